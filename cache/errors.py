@@ -1,0 +1,57 @@
+"""Errors of the feature store; each also is the builtin a caller would expect."""
+
+from pathlib import Path
+
+
+class CacheError(Exception):
+    """Base of all errors of the store."""
+
+    exit_code = 1
+
+
+class WriteFailedError(CacheError, OSError):
+    """The disk refused a write; nothing that was already committed is affected."""
+
+    def __init__(self, path: Path, cause: OSError, *, needed: int, free: int | None) -> None:
+        """Say which file, why, and how much room there was."""
+        room = "unknown" if free is None else f"{free:,}"
+        super().__init__(
+            f"cannot write {path}: {cause.strerror or cause} (errno {cause.errno}); "
+            f"needed {needed:,} bytes, {room} free. What was committed before is safe: "
+            "make room or choose another folder (HEADRACE_FEATURES), then run again"
+        )
+        self.errno = cause.errno
+
+    def __str__(self) -> str:
+        """Show the sentence: OSError would put the errno in front of it."""
+        return str(self.args[0])
+
+
+class DamagedPartError(CacheError, ValueError):
+    """The bytes of a part are not what its name and its format promise."""
+
+
+class BadFeaturesError(CacheError, ValueError):
+    """Rows that must never be stored: not finite, or of the wrong shape."""
+
+
+class MissingRowsError(CacheError, KeyError):
+    """Some keys are not in the store."""
+
+    def __init__(self, store: Path, missing: int, asked: int) -> None:
+        """Count what is missing: keys themselves tell a reader nothing."""
+        super().__init__(f"{missing} of {asked} images have no features in {store}")
+
+    def __str__(self) -> str:
+        """Show the message plainly: KeyError would put it in quotes."""
+        return str(self.args[0])
+
+
+class StoreFormatError(CacheError, ValueError):
+    """The store was written by a newer headrace, or belongs to another recipe."""
+
+
+class CanaryError(CacheError, ValueError):
+    """The network in hand does not give the features this store was made with."""
+
+    exit_code = 3

@@ -1,0 +1,180 @@
+"""One immutable HDF5 part: rows to bytes, bytes back to rows.
+
+A part holds exactly ``features`` (n, ...) float32 and ``key`` (n, 32) uint8, and the
+root attributes ``format``, ``fingerprint``, ``n`` and ``provenance``. It is built in
+memory, because HDF5's own file writing swallows failed writes, and its name is the
+SHA-256 of its bytes, because HDF5's checksums miss damage that this catches. Bytes
+are parsed only after that check, and by a schema that accepts nothing else: no link
+but a hard one, no external or virtual data, no filter, no shape beyond the bytes.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.errors import BadFeaturesError, DamagedPartError
+from cache.recipe import FORMAT, canonical
+
+KEY_BYTES = 32
+NAME = re.compile(r"part-[0-9a-f]{64}\.h5")
+_ATTRIBUTES = frozenset({"format", "fingerprint", "n", "provenance"})
+#: Readable by HDF5 1.10 tools, and the same bytes for the same rows every time.
+_LIBVER = ("earliest", "v108")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The rows of one part.
+
+    Attributes:
+        key: Shape ``(n, 32)``, uint8; SHA-256 of each image's content.
+        features: Shape ``(n, ...)``, float32, finite; row ``i`` belongs to ``key[i]``.
+        fingerprint: Of the recipe that made them.
+        provenance: JSON text: device, engine, batch size, versions.
+    """
+
+    key: NDArray[np.uint8]
+    features: NDArray[np.float32]
+    fingerprint: str
+    provenance: str = "{}"
+
+
+def name_of(data: bytes) -> str:
+    """File name of a part with these bytes."""
+    return f"part-{hashlib.sha256(data).hexdigest()}.h5"
+
+
+def check_rows(key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
+    """Refuse rows that must never be stored.
+
+    Raises:
+        BadFeaturesError: Not float32, not finite, no rows, another number of keys than
+            rows, or a key that is not 32 bytes.
+    """
+    if features.dtype != np.float32 or features.ndim < 2 or not features.size:  # noqa: PLR2004 - rows by at least one feature axis
+        raise BadFeaturesError(
+            f"features must be float32 of shape (n, ...) with n > 0, got {features.dtype} "
+            f"of shape {features.shape}"
+        )
+    if key.dtype != np.uint8 or key.shape != (len(features), KEY_BYTES):
+        raise BadFeaturesError(
+            f"{len(features)} rows need keys of shape ({len(features)}, {KEY_BYTES}) uint8, "
+            f"got {key.dtype} of shape {key.shape}"
+        )
+    finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
+    if not finite.all():
+        raise BadFeaturesError(f"{int((~finite).sum())} of {len(features)} rows are not finite")
+
+
+def to_bytes(part: Part) -> bytes:
+    """Build the HDF5 image of a part.
+
+    Raises:
+        BadFeaturesError: See :func:`check_rows`.
+    """
+    check_rows(part.key, part.features)
+    with h5py.File.in_memory(libver=_LIBVER) as file:
+        file.create_dataset("features", data=part.features.astype("<f4", copy=False))
+        file.create_dataset("key", data=part.key)
+        file.attrs["format"] = FORMAT
+        file.attrs["fingerprint"] = part.fingerprint
+        file.attrs["n"] = len(part.key)
+        file.attrs["provenance"] = part.provenance
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def from_bytes(data: bytes, *, name: str, fingerprint: str) -> Part:
+    """Read a part back from bytes that were read once.
+
+    Args:
+        data: The file's bytes.
+        name: The file's name, which must be their SHA-256.
+        fingerprint: Of the recipe the part must belong to.
+
+    Returns:
+        The rows; both arrays are views into ``data``, so nothing is copied.
+
+    Raises:
+        DamagedPartError: Name, schema, recipe or values are not what they must be.
+    """
+    if name_of(data) != name:
+        raise DamagedPartError(f"{name}: its SHA-256 is not its name: the file was damaged")
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            _check_schema(file, name, fingerprint)
+            key = _view(file["key"], data)
+            features = _view(file["features"], data)
+            provenance = str(file.attrs["provenance"])
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as cause:
+        if isinstance(cause, DamagedPartError):
+            raise
+        raise DamagedPartError(f"{name}: not a readable part: {cause}") from cause
+    _check_values(name, key, features)
+    return Part(key=key, features=features, fingerprint=fingerprint, provenance=provenance)
+
+
+def provenance_text(values: Mapping[str, Any]) -> str:
+    """Provenance as the one JSON spelling that equal values share."""
+    return canonical(dict(values))
+
+
+def _check_schema(file: h5py.File, name: str, fingerprint: str) -> None:
+    if set(file) != {"features", "key"} or set(file.attrs) != _ATTRIBUTES:
+        raise DamagedPartError(
+            f"{name}: has {sorted(file)} with attributes {sorted(file.attrs)}, "
+            f"a part has ['features', 'key'] with {sorted(_ATTRIBUTES)}"
+        )
+    if file.attrs["format"] != FORMAT:
+        raise DamagedPartError(f"{name}: format {file.attrs['format']}, this reads {FORMAT}")
+    if file.attrs["fingerprint"] != fingerprint:
+        raise DamagedPartError(f"{name}: made by another recipe ({file.attrs['fingerprint']})")
+    rows = int(file.attrs["n"])
+    for dataset, dtype in (("features", "<f4"), ("key", "|u1")):
+        _check_dataset(file, name, dataset, np.dtype(dtype))
+        if file[dataset].shape[0] != rows:
+            raise DamagedPartError(f"{name}: n = {rows}, {dataset} has {file[dataset].shape}")
+    if file["key"].shape != (rows, KEY_BYTES):
+        raise DamagedPartError(f"{name}: key has shape {file['key'].shape}")
+
+
+def _check_dataset(file: h5py.File, name: str, dataset: str, dtype: np.dtype[Any]) -> None:
+    """Accept only plain numbers that lie in this very file, unfiltered, in one piece."""
+    link = file.get(dataset, getlink=True)
+    found = file[dataset] if isinstance(link, h5py.HardLink) else None
+    plain = (
+        isinstance(found, h5py.Dataset)
+        and found.dtype == dtype
+        and found.ndim >= 2  # noqa: PLR2004 - rows by at least one axis
+        and not found.external
+        and not found.is_virtual
+        and found.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+        and found.id.get_create_plist().get_nfilters() == 0
+        and found.id.get_offset() is not None
+        and found.id.get_storage_size() == found.size * dtype.itemsize
+    )
+    if not plain:
+        raise DamagedPartError(f"{name}: {dataset} is not a plain contiguous {dtype} dataset")
+
+
+def _view(dataset: h5py.Dataset, data: bytes) -> NDArray[Any]:
+    """The dataset's numbers where they already are: contiguous data has one offset."""
+    flat = np.frombuffer(data, dataset.dtype, dataset.size, dataset.id.get_offset())
+    return flat.reshape(dataset.shape)
+
+
+def _check_values(name: str, key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
+    try:
+        check_rows(key, features)
+    except BadFeaturesError as cause:
+        raise DamagedPartError(f"{name}: {cause}") from cause
+    if len(np.unique(key, axis=0)) != len(key):
+        raise DamagedPartError(f"{name}: a key stands in it twice")

@@ -1,0 +1,96 @@
+"""Keep a store small: merge its parts, clear what dead processes left behind."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import disk
+from cache.part import from_bytes
+from cache.store import FeatureStore, PartInfo
+
+_LOG = logging.getLogger(__name__)
+#: A merged part stays below this, so that memory is bounded whatever the number of images.
+MAX_PART_BYTES = 256 << 20
+
+
+def compact(store: FeatureStore) -> int:
+    """Merge small parts of the same provenance; each key is kept once.
+
+    The merged part is put in place first and the old ones are removed after, so a
+    kill in between leaves the same rows twice, which is harmless.
+
+    Returns:
+        How many parts fewer there are.
+
+    Raises:
+        WriteFailedError: The disk refused; all rows are still there.
+    """
+    store.scan()
+    before = len(store.parts)
+    for group in list(_groups(store)):
+        _merge(store, group)
+    store.scan()
+    return before - len(store.parts)
+
+
+def gc(store: FeatureStore) -> list[str]:
+    """Remove temporary files whose writer is dead on this host, or that are a day old.
+
+    Returns:
+        Names of what was removed. Files in ``quarantine/`` are left for a person.
+    """
+    removed = []
+    for folder in (store.path, store.path / "parts"):
+        for name in disk.listdir(folder):
+            if name.startswith(disk.TEMPORARY) and disk.is_abandoned(folder / name):
+                disk.unlink(folder / name)
+                removed.append(name)
+    return removed
+
+
+def quarantined(store: FeatureStore) -> list[str]:
+    """Names of the parts that were found damaged and set aside."""
+    return disk.listdir(store.path / "quarantine")
+
+
+def _groups(store: FeatureStore) -> Iterator[list[PartInfo]]:
+    """Runs of two or more small parts of one provenance that fit into one part."""
+    by_provenance: dict[str, list[PartInfo]] = {}
+    for info in sorted(store.parts.values(), key=lambda p: p.name):
+        if info.size <= MAX_PART_BYTES // 2:
+            by_provenance.setdefault(info.provenance, []).append(info)
+    for infos in by_provenance.values():
+        group: list[PartInfo] = []
+        for info in infos:
+            if group and sum(p.size for p in group) + info.size > MAX_PART_BYTES:
+                yield group
+                group = []
+            group.append(info)
+        yield group
+
+
+def _merge(store: FeatureStore, group: list[PartInfo]) -> None:
+    if len(group) < 2:  # noqa: PLR2004 - a part alone is compact
+        return
+    rows: dict[bytes, NDArray[np.float32]] = {}
+    for info in group:
+        try:
+            data = disk.read_all(store.path / "parts" / info.name)
+        except FileNotFoundError:
+            return  # another process is compacting the same parts: leave it to that one
+        part = from_bytes(data, name=info.name, fingerprint=store.recipe.fingerprint)
+        for key, features in zip(part.key, part.features, strict=True):
+            # Parts come by name, and the smallest name is the one that readers believe.
+            rows.setdefault(key.tobytes(), features)
+    keys = sorted(rows)
+    merged = store.commit(
+        np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1),
+        np.stack([rows[key] for key in keys]),
+        provenance=group[0].provenance,
+    )
+    for info in group:
+        if info.name != merged:
+            disk.unlink(store.path / "parts" / info.name)
+    disk.fsync_dir(store.path / "parts")

@@ -1,0 +1,61 @@
+"""Errors that a person can act on.
+
+Each says what was got, what is allowed and what to do next, and derives from the
+builtin that a Python caller would expect. The command line turns them into one
+line and an exit code; nothing else catches them.
+"""
+
+
+class PipelineError(Exception):
+    """Base of all errors that headrace raises on purpose."""
+
+    exit_code = 1
+
+
+class StudyError(PipelineError, ValueError):
+    """The study file, or the data it points at, is not what it should be."""
+
+
+class NoImagesError(PipelineError, ValueError):
+    """There is nothing to work on: an empty data set, or every image was skipped."""
+
+    exit_code = 2
+
+
+class ImageError(PipelineError, ValueError):
+    """One image cannot be used; the message is the reason, fit to be listed."""
+
+
+class SkippedImagesError(PipelineError, ValueError):
+    """Images were skipped and the caller asked for strictness."""
+
+
+class WeightsError(PipelineError, OSError):
+    """Weights cannot be had, or do not fit the network."""
+
+
+class EngineError(PipelineError, RuntimeError):
+    """The asked-for engine or device is not there, or failed."""
+
+
+class MissingFeaturesError(PipelineError, LookupError):
+    """Features are asked for that no run has computed yet."""
+
+
+class CheckFailedError(PipelineError, ValueError):
+    """A check found a leak or a disagreement; the numbers must not be trusted."""
+
+    exit_code = 3
+
+
+class UnknownNameError(PipelineError, KeyError):
+    """A name is in none of our tables; the message lists the allowed ones."""
+
+    def __init__(self, kind: str, got: str, allowed: object) -> None:
+        """Build the message from the table itself, so that it cannot go stale."""
+        names = ", ".join(map(str, allowed))  # type: ignore[call-overload]
+        super().__init__(f"unknown {kind} {got!r}; known: {names}")
+
+    def __str__(self) -> str:
+        """Show the message plainly: KeyError would put it in quotes."""
+        return str(self.args[0])
