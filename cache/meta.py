@@ -90,7 +90,8 @@ def relative_l2_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[
     difference = (a.astype(float) - b).reshape(len(a), -1)
     scale = np.linalg.norm(b.reshape(len(b), -1).astype(float), axis=1)
     distance = np.linalg.norm(difference, axis=1) / np.maximum(scale, np.finfo(float).tiny)
-    return np.nan_to_num(distance, nan=np.inf)
+    finite: NDArray[np.float64] = np.nan_to_num(distance, nan=np.inf)
+    return finite
 
 
 def _read(path: Path) -> dict[str, Any] | None:
