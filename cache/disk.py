@@ -142,6 +142,22 @@ def probe(folder: Path) -> None:
         raise WriteFailedError(folder, cause, needed=1, free=free) from cause
 
 
+def remove(folder: Path, names: list[str]) -> None:
+    """Remove files of a folder, durably.
+
+    Raises:
+        WriteFailedError: A file could not be removed; those after it are still there.
+    """
+    path = folder
+    try:
+        for name in names:
+            path = folder / name
+            unlink(path)
+        fsync_dir(folder)
+    except OSError as cause:
+        raise WriteFailedError(path, cause, needed=0, free=free_bytes(folder)) from cause
+
+
 def _write_durably(path: Path, data: bytes) -> None:
     descriptor = open_new(path)
     try:
@@ -174,7 +190,8 @@ def is_abandoned(path: Path) -> bool:
     host, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
     own_host = temporary_name().removeprefix(TEMPORARY).partition("-")[0]
     pid = rest.partition("-")[0]
-    if host == own_host and pid.isdigit():
+    # On Windows os.kill would not ask but send Ctrl-C: there only the age tells.
+    if host == own_host and pid.isdecimal() and os.name != "nt":
         return not _is_alive(int(pid))
     try:
         return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
@@ -185,7 +202,7 @@ def is_abandoned(path: Path) -> bool:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -62,9 +62,7 @@ def check_canaries(
     if meta is None:
         _write(path, recipe, features, provenance)
         return 0.0
-    canaries = meta["canaries"]
-    stored = np.asarray(canaries["features"], np.float32).reshape(canaries["shape"])
-    distance = relative_l2(features, stored)
+    distance = relative_l2(features, meta["canaries"])
     if distance > CANARY_TOLERANCE:
         raise CanaryError(
             f"{path}: the network in hand gives features {distance:.1e} away from those of "
@@ -87,11 +85,11 @@ def relative_l2(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 def relative_l2_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     """``|a - b| / |b|`` of each row; infinite where a value is not finite."""
-    difference = (a.astype(float) - b).reshape(len(a), -1)
-    scale = np.linalg.norm(b.reshape(len(b), -1).astype(float), axis=1)
-    distance = np.linalg.norm(difference, axis=1) / np.maximum(scale, np.finfo(float).tiny)
-    finite: NDArray[np.float64] = np.nan_to_num(distance, nan=np.inf)
-    return finite
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = (a.astype(float) - b).reshape(len(a), -1)
+        scale = np.linalg.norm(b.reshape(len(b), -1).astype(float), axis=1)
+        distance = np.linalg.norm(difference, axis=1) / np.maximum(scale, np.finfo(float).tiny)
+    return np.where(np.isnan(distance), np.inf, distance)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -100,14 +98,16 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     try:
-        meta: dict[str, Any] = json.loads(data)
-        meta["canaries"]["shape"], meta["canaries"]["features"], meta["provenance"]
-    except (ValueError, KeyError, TypeError) as cause:
+        meta = json.loads(data)
+        canaries = np.asarray(meta["canaries"]["features"], np.float32)
+        canaries = canaries.reshape(meta["canaries"]["shape"])
+        provenance = dict(meta["provenance"])
+    except (ValueError, KeyError, TypeError, OverflowError) as cause:
         raise StoreFormatError(
             f"{path / NAME} is damaged ({cause}). Remove it to take the network in hand as "
             "the new reference, then compare: headrace cache verify STUDY --sample 300"
         ) from cause
-    return meta
+    return {"canaries": canaries, "provenance": provenance}
 
 
 def _write(

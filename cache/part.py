@@ -56,7 +56,7 @@ def check_rows(key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
 
     Raises:
         BadFeaturesError: Not float32, not finite, no rows, another number of keys than
-            rows, or a key that is not 32 bytes.
+            rows, a key that is not 32 bytes, or one that stands there twice.
     """
     if features.dtype != np.float32 or features.ndim < 2 or not features.size:  # noqa: PLR2004 - rows by at least one feature axis
         raise BadFeaturesError(
@@ -71,6 +71,8 @@ def check_rows(key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
     finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
     if not finite.all():
         raise BadFeaturesError(f"{int((~finite).sum())} of {len(features)} rows are not finite")
+    if len({row.tobytes() for row in key}) != len(key):
+        raise BadFeaturesError(f"a key stands twice among {len(key)} rows")
 
 
 def to_bytes(part: Part) -> bytes:
@@ -114,7 +116,7 @@ def from_bytes(data: bytes, *, name: str, fingerprint: str) -> Part:
             key = _view(file["key"], data)
             features = _view(file["features"], data)
             provenance = str(file.attrs["provenance"])
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as cause:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, OverflowError) as cause:
         if isinstance(cause, DamagedPartError):
             raise
         raise DamagedPartError(f"{name}: not a readable part: {cause}") from cause
@@ -154,6 +156,7 @@ def _check_dataset(file: h5py.File, name: str, dataset: str, dtype: np.dtype[Any
         isinstance(found, h5py.Dataset)
         and found.dtype == dtype
         and found.ndim >= 2  # noqa: PLR2004 - rows by at least one axis
+        and not found.attrs
         and not found.external
         and not found.is_virtual
         and found.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
@@ -176,5 +179,3 @@ def _check_values(name: str, key: NDArray[np.uint8], features: NDArray[np.float3
         check_rows(key, features)
     except BadFeaturesError as cause:
         raise DamagedPartError(f"{name}: {cause}") from cause
-    if len(np.unique(key, axis=0)) != len(key):
-        raise DamagedPartError(f"{name}: a key stands in it twice")

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, get_origin
 
 from cache.errors import StoreFormatError
 
@@ -60,16 +60,23 @@ class Recipe:
         Raises:
             StoreFormatError: It was written by a newer version, or is not a recipe.
         """
+        if not isinstance(values, Mapping):
+            raise StoreFormatError(f"not a recipe: {values!r}")
         written = values.get("format")
         if isinstance(written, int) and written > FORMAT:
             raise StoreFormatError(
                 f"the store has format {written}, this headrace reads up to {FORMAT}: "
                 "upgrade it (pip install --upgrade headrace)"
             )
-        expected = {field.name for field in fields(cls)}
-        if set(values) != expected:
+        types: dict[str, Any] = {
+            field.name: get_origin(field.type) or field.type for field in fields(cls)
+        }
+        wrong = values.keys() ^ types.keys()
+        wrong |= {n for n in values.keys() & types.keys() if not isinstance(values[n], types[n])}
+        if wrong:
             raise StoreFormatError(
-                f"not a recipe: it has {sorted(values)}, a recipe has {sorted(expected)}"
+                f"not a recipe: it has {sorted(values)}, a recipe has {sorted(types)}; "
+                f"not as they must be: {sorted(wrong)}"
             )
         return cls(**values)
 
@@ -77,16 +84,21 @@ class Recipe:
         """Fields that differ, each with (here, there); nested preprocessing by its key."""
         here, there = _flat(self.to_json()), _flat(other.to_json())
         names = sorted(here.keys() | there.keys())
+        # Compared as the fingerprint sees them: 1, 1.0 and true differ, absent is not null.
         return {
             name: (here.get(name), there.get(name))
             for name in names
-            if here.get(name) != there.get(name)
+            if _spelling(here, name) != _spelling(there, name)
         }
 
 
 def canonical(values: Any) -> str:
     """JSON with one spelling for one value: sorted keys, no spaces, no NaN."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _spelling(values: Mapping[str, Any], name: str) -> str | None:
+    return canonical(values[name]) if name in values else None
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cache import disk, meta
 from cache.errors import (
+    BadFeaturesError,
     DamagedPartError,
     MissingRowsError,
     StoreFormatError,
@@ -38,6 +39,7 @@ class PartInfo:
     name: str
     rows: int
     size: int
+    row_shape: tuple[int, ...]
     provenance: str
 
 
@@ -92,18 +94,21 @@ class FeatureStore:
     def row_shape(self) -> tuple[int, ...] | None:
         """Shape of one row; None while the store is empty."""
         self._scan_once()
-        for key in self._row_of:
-            return self.read([key]).shape[1:]
-        return None
+        return next((part.row_shape for part in self.parts.values()), None)
 
     def scan(self) -> None:
-        """Read every part anew, checking all of it; this is also a full verification."""
+        """Read every part anew, checking all of it; this is also a full verification.
+
+        Raises:
+            StoreFormatError: Two parts have rows of different shapes.
+        """
         self.parts, self.damaged, self._row_of = {}, {}, {}
-        for name in disk.listdir(self.path / "parts"):
-            if NAME.fullmatch(name):
-                self._scan_part(name)
-            elif not name.startswith(disk.TEMPORARY):
-                _LOG.warning("%s: not a part, ignored", self.path / "parts" / name)
+        for _ in range(_RESCANS):
+            unread = [name for name in self._part_names() if name not in self.damaged]
+            vanished = [n for n in unread if n not in self.parts and not self._scan_part(n)]
+            if not vanished:
+                break
+            # Compacted away since the listing: their rows are in a part newer than that.
         self._scanned = True
 
     def read(self, keys: Iterable[bytes]) -> NDArray[np.float32]:
@@ -122,11 +127,12 @@ class FeatureStore:
         self._scan_once()
         for _ in range(_RESCANS):
             self._require(wanted)
-            try:
-                return self._gather(wanted)
-            except FileNotFoundError:
-                # Another process has compacted: the rows are in a new part.
-                self.scan()
+            found = self._gather(wanted)
+            if found is not None:
+                return found
+            # Another process has compacted, so the rows are in a new part; or a part has
+            # gone bad, and the scan tells whether another one has its rows too.
+            self.scan()
         raise MissingRowsError(self.path, len(wanted), len(wanted))
 
     def commit(
@@ -150,7 +156,11 @@ class FeatureStore:
             BadFeaturesError: The rows are not fit to be stored.
             WriteFailedError: The disk refused; nothing else is affected.
         """
-        self._scan_once()
+        if self.row_shape() not in (None, features.shape[1:]):
+            raise BadFeaturesError(
+                f"rows of shape {features.shape[1:]} cannot join {self.path}, "
+                f"whose rows have shape {self.row_shape()}"
+            )
         part = Part(
             key=key,
             features=features,
@@ -171,6 +181,9 @@ class FeatureStore:
         """
         try:
             disk.make_dir(self.path / "parts")
+            # Whoever made a folder or renamed a part may have been killed before the sync.
+            for folder in (self.path / "parts", self.path, self.path.parent):
+                disk.fsync_dir(folder)
         except OSError as cause:
             free = disk.free_bytes(self.path)
             raise WriteFailedError(self.path, cause, needed=1, free=free) from cause
@@ -180,18 +193,27 @@ class FeatureStore:
         if not self._scanned:
             self.scan()
 
-    def _scan_part(self, name: str) -> None:
+    def _part_names(self) -> list[str]:
+        names = disk.listdir(self.path / "parts")
+        for name in names:
+            if not NAME.fullmatch(name) and not name.startswith(disk.TEMPORARY):
+                _LOG.warning("%s: not a part, ignored", self.path / "parts" / name)
+        return [name for name in names if NAME.fullmatch(name)]
+
+    def _scan_part(self, name: str) -> bool:
+        """Learn what a part holds; False when there is no such file any more."""
         try:
             data = disk.read_all(self.path / "parts" / name)
         except FileNotFoundError:
-            return  # compacted away since the listing
+            return False
         except OSError as cause:
-            self.damaged[name] = f"cannot be read: {cause}"
+            self.damaged[name] = f"{name}: cannot be read: {cause}"
             _LOG.warning("%s: cannot be read (%s); its rows count as missing", name, cause)
-            return
+            return True
         part = self._parse(name, data)
         if part is not None:
             self._remember(name, part, len(data))
+        return True
 
     def _parse(self, name: str, data: bytes) -> Part | None:
         try:
@@ -211,6 +233,12 @@ class FeatureStore:
 
     def _remember(self, name: str, part: Part, size: int) -> None:
         """Index a part; of two parts with one key the smaller name wins, for everyone."""
+        shape = part.features.shape[1:]
+        if self.parts and shape != (first := next(iter(self.parts.values()))).row_shape:
+            raise StoreFormatError(
+                f"{self.path}: rows have shape {first.row_shape} in {first.name} and {shape} in "
+                f"{name}, but one recipe gives one shape: move the wrong part away"
+            )
         rows = part.key.tobytes()
         for row in range(len(part.key)):
             key = rows[32 * row : 32 * row + 32]
@@ -218,7 +246,11 @@ class FeatureStore:
             if known is None or name < known[0]:
                 self._row_of[key] = (name, row)
         self.parts[name] = PartInfo(
-            name=name, rows=len(part.key), size=size, provenance=part.provenance
+            name=name,
+            rows=len(part.key),
+            size=size,
+            row_shape=shape,
+            provenance=part.provenance,
         )
 
     def _require(self, wanted: list[bytes]) -> None:
@@ -226,23 +258,23 @@ class FeatureStore:
         if missing:
             raise MissingRowsError(self.path, missing, len(wanted))
 
-    def _gather(self, wanted: list[bytes]) -> NDArray[np.float32]:
-        """Rows by position, one part in memory at a time."""
+    def _gather(self, wanted: list[bytes]) -> NDArray[np.float32] | None:
+        """Rows by position, one part in memory at a time; None when a part proves unusable."""
         places: dict[str, list[tuple[int, int]]] = {}
         for position, key in enumerate(wanted):
             name, row = self._row_of[key]
             places.setdefault(name, []).append((position, row))
-        found: NDArray[np.float32] | None = None
+        found = np.full((len(wanted), *(self.row_shape() or (0,))), np.nan, np.float32)
         for name, pairs in places.items():
-            part = self._parse(name, disk.read_all(self.path / "parts" / name))
+            try:
+                part = self._parse(name, disk.read_all(self.path / "parts" / name))
+            except OSError:
+                return None
             if part is None:
-                self.scan()
-                raise MissingRowsError(self.path, len(pairs), len(wanted))
-            if found is None:
-                found = np.full((len(wanted), *part.features.shape[1:]), np.nan, np.float32)
+                return None
             positions, rows = map(list, zip(*pairs, strict=True))
             found[positions] = part.features[rows]
-        return np.empty((0, 0), np.float32) if found is None else found
+        return found
 
 
 def stores_in(root: Path) -> list[FeatureStore]:

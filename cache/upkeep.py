@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
+from cache.errors import DamagedPartError
 from cache.part import from_bytes
 from cache.store import FeatureStore, PartInfo
 
@@ -40,13 +41,17 @@ def gc(store: FeatureStore) -> list[str]:
 
     Returns:
         Names of what was removed. Files in ``quarantine/`` are left for a person.
+
+    Raises:
+        WriteFailedError: One could not be removed.
     """
     removed = []
     for folder in (store.path, store.path / "parts"):
-        for name in disk.listdir(folder):
-            if name.startswith(disk.TEMPORARY) and disk.is_abandoned(folder / name):
-                disk.unlink(folder / name)
-                removed.append(name)
+        temporary = [n for n in disk.listdir(folder) if n.startswith(disk.TEMPORARY)]
+        abandoned = [name for name in temporary if disk.is_abandoned(folder / name)]
+        if abandoned:
+            disk.remove(folder, abandoned)
+        removed += abandoned
     return removed
 
 
@@ -78,9 +83,11 @@ def _merge(store: FeatureStore, group: list[PartInfo]) -> None:
     for info in group:
         try:
             data = disk.read_all(store.path / "parts" / info.name)
-        except FileNotFoundError:
-            return  # another process is compacting the same parts: leave it to that one
-        part = from_bytes(data, name=info.name, fingerprint=store.recipe.fingerprint)
+            part = from_bytes(data, name=info.name, fingerprint=store.recipe.fingerprint)
+        except (OSError, DamagedPartError):
+            # Another process is compacting the same parts: leave it to that one. Or the
+            # part went bad since the scan: the next scan says so.
+            return
         for key, features in zip(part.key, part.features, strict=True):
             # Parts come by name, and the smallest name is the one that readers believe.
             rows.setdefault(key.tobytes(), features)
@@ -90,7 +97,4 @@ def _merge(store: FeatureStore, group: list[PartInfo]) -> None:
         np.stack([rows[key] for key in keys]),
         provenance=group[0].provenance,
     )
-    for info in group:
-        if info.name != merged:
-            disk.unlink(store.path / "parts" / info.name)
-    disk.fsync_dir(store.path / "parts")
+    disk.remove(store.path / "parts", [info.name for info in group if info.name != merged])

@@ -8,7 +8,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import CacheError
+from cache.errors import BadFeaturesError, CacheError, WriteFailedError
+from cache.part import check_rows
 from cache.store import FeatureStore
 
 ROWS_PER_COMMIT = 1024
@@ -26,7 +27,7 @@ class Writer:
         clock: Seconds that only grow.
 
     Rows whose key is already in the store or in the buffer are dropped: the first
-    one stands. On leaving, the rest is committed, unless the store itself failed.
+    one stands. On leaving, the rest is committed, unless the disk has refused a write.
     """
 
     def __init__(
@@ -51,16 +52,29 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not isinstance(error, CacheError):
+        if not isinstance(error, WriteFailedError):
             self.commit()
 
     def add(self, key: bytes, features: NDArray[np.float32]) -> None:
-        """Buffer one row of any shape, and commit when it is time."""
+        """Buffer one row of any shape, and commit when it is time.
+
+        Args:
+            key: 32 bytes.
+            features: Shape ``(...)``, float32, finite; copied, so the caller may reuse it.
+
+        Raises:
+            BadFeaturesError: This row is not fit to be stored; those before it are kept.
+            WriteFailedError: It was time, and the disk refused.
+        """
         if key in self._rows or key in self._store:
             return
+        shape = next((row.shape for row in self._rows.values()), self._store.row_shape())
+        if shape not in (None, features.shape):
+            raise BadFeaturesError(f"a row of shape {features.shape} among rows of shape {shape}")
+        check_rows(np.frombuffer(key, np.uint8)[None], features[None])
         if not self._rows:
             self._since = self._clock()
-        self._rows[key] = features
+        self._rows[key] = features.copy()
         size = len(self._rows)
         if (
             size >= ROWS_PER_COMMIT
@@ -75,6 +89,10 @@ class Writer:
             return
         key = np.frombuffer(b"".join(self._rows), np.uint8).reshape(len(self._rows), -1)
         features = np.stack(list(self._rows.values()))
-        # Rows that the disk refuses stay out of the next try: the run ends with the error.
+        try:
+            self._store.commit(key, features, provenance=self._provenance)
+        except CacheError:
+            # What the store refuses stays out of the next try: the run ends with the error.
+            self._rows = {}
+            raise
         self._rows = {}
-        self._store.commit(key, features, provenance=self._provenance)

@@ -1,0 +1,61 @@
+# Everything runs in .venv, which is made when it is missing or pyproject.toml changed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STUDY  ?= demo/study.toml
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo init features heads finetune shift report test test-slow lint bench-features bench-heads clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 18
+
+setup: $(READY)  ## Make .venv and install headrace with all it needs here
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headrace needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,zoo,dev]'
+	@touch $@
+
+demo: demo/study.toml features heads  ## Generated X-rays of two hospitals: write them, then features and heads
+
+demo/study.toml: $(READY)
+	$(BIN)/headrace demo demo
+
+init: $(READY)  ## Write study.toml for own images: make init DATA="hospital_a hospital_b"
+	$(BIN)/headrace init $(DATA)
+
+features: $(READY) $(STUDY)  ## Run the frozen backbones once over what the store lacks [STUDY=study.toml]
+	$(BIN)/headrace features $(STUDY)
+
+heads: $(READY) $(STUDY)  ## Train and compare heads from the store [STUDY=study.toml]
+	$(BIN)/headrace heads $(STUDY)
+
+finetune shift report: $(READY)
+	@echo "make $@: this stage is not there yet"; exit 1
+
+finetune:  ## (not there yet) End-to-end fine-tuning, for comparison
+shift:  ## (not there yet) Take the gap between the hospitals apart
+report:  ## (not there yet) One HTML page of everything
+
+test: $(READY)  ## The tests that CI runs
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## All tests, also the ones that take minutes
+	$(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: $(READY)  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-features: $(READY)  ## Images/s against a plain DataLoader loop and the bare network
+	$(BIN)/python -m tests.bench.features
+
+bench-heads: $(READY)  ## Heads trained together against one at a time
+	$(BIN)/python -m tests.bench.heads
+
+clean:  ## Remove what was generated here, but no features and no results
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,98 @@
+"""Progress of long work: a bar with rate and ETA on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Context manager; writes to stderr, so that stdout stays clean for results.
+
+    Args:
+        title: What is being worked on.
+        total: Number of images, as far as it is known; see :meth:`expect`.
+
+    Nothing is shown as long as nothing is expected.
+    """
+
+    def __init__(self, title: str, total: int = 0) -> None:
+        self._title = title
+        self._total = 0
+        self._done = 0
+        self._start = self._last_line = time.monotonic()
+        console = Console(stderr=True)
+        self._bar = _bar(console) if console.is_terminal else None
+        self._task = None if self._bar is None else self._bar.add_task(title, total=None)
+        self.expect(total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif self._done:
+            self._line()
+
+    def expect(self, images: int) -> None:
+        """Take note of more work to come."""
+        self._total += images
+        if self._bar and self._task is not None and self._total:
+            self._bar.update(self._task, total=self._total)
+            self._bar.start()
+
+    def advance(self, images: int = 1) -> None:
+        """Take note of images that are done."""
+        self._done += images
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, advance=images)
+        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._line()
+
+    def _line(self) -> None:
+        self._last_line = time.monotonic()
+        rate = self._done / max(self._last_line - self._start, 1e-9)
+        left = (self._total - self._done) / rate if rate else float("inf")
+        eta = f", {left:.0f} s to go" if self._done < self._total else ""
+        print(  # noqa: T201 - the plain form of the bar
+            f"{self._title}: {self._done}/{self._total}, {rate:.1f} images/s{eta}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:.1f} images/s", style="progress.data.speed")
+
+
+def _bar(console: Console) -> RichProgress:
+    return RichProgress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,104 @@
+"""The kinds of input there are: which images a folder holds, and the content of each.
+
+To add a kind: a module with ``scan`` and ``read``, and one entry in ``KINDS``.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from pipeline.errors import StudyError
+from pipeline.sources import class_folders, npy_stacks
+from pipeline.sources.items import Content, FileStat, Item, Listing, system_reason
+
+__all__ = ["KINDS", "Content", "FileStat", "Item", "Kind", "Listing", "read", "scan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of input.
+
+    Attributes:
+        is_mark: Whether a visible entry of the root shows that it is of this kind.
+        scan: Lists the images below the root.
+        read: Reads one of them.
+        has_rows: Whether its items have a row.
+    """
+
+    is_mark: Callable[["os.DirEntry[str]"], bool]
+    scan: Callable[[Path], Listing]
+    read: Callable[[Item], Content]
+    has_rows: bool
+
+
+def scan(root: Path) -> Listing:
+    """List the images of one domain, by the kind of input that its folder holds.
+
+    Args:
+        root: Folder of class folders, or of ``.npy`` stacks.
+
+    Raises:
+        StudyError: No such folder; no kind of input or several in it; a class without
+            an image; a stack that cannot be used.
+    """
+    entries = _visible_entries(root)
+    kinds = [name for name, kind in KINDS.items() if any(map(kind.is_mark, entries))]
+    if len(kinds) != 1:
+        raise StudyError(
+            f"{root} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "
+            "a folder for each class with .jpg, .jpeg or .png files at any depth, or .npy "
+            "stacks (n, H, W) or (n, H, W, 3), uint8, one class a file"
+        )
+    return KINDS[kinds[0]].scan(root)
+
+
+def read(item: Item) -> Content:
+    """Read an image, once: its key and its pixels come from the same bytes.
+
+    Raises:
+        ImageError: It cannot be read; an input/output error only after three more tries.
+    """
+    kind = next(k for k in KINDS.values() if k.has_rows == (item.row is not None))
+    return kind.read(item)
+
+
+def _visible_entries(root: Path) -> list["os.DirEntry[str]"]:
+    try:
+        with os.scandir(root) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as cause:
+        raise StudyError(f"{root} cannot be listed: {system_reason(cause)}") from cause
+
+
+def _described(entries: list["os.DirEntry[str]"]) -> str:
+    endings = Counter(Path(entry.name).suffix.lower() or "other" for entry in entries)
+    return ", ".join(f"{n} {ending} files" for ending, n in endings.most_common(4)) or "nothing"
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    return os.path.isdir(entry.path)  # noqa: PTH112 - False, and no error, for a link to itself
+
+
+def _is_stack(entry: "os.DirEntry[str]") -> bool:
+    return entry.name.lower().endswith(npy_stacks.SUFFIXES) and not _is_folder(entry)
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "class folders": Kind(
+            is_mark=_is_folder,
+            scan=class_folders.scan,
+            read=class_folders.read,
+            has_rows=False,
+        ),
+        ".npy stacks": Kind(
+            is_mark=_is_stack,
+            scan=npy_stacks.scan,
+            read=npy_stacks.read,
+            has_rows=True,
+        ),
+    }
+)

@@ -1,0 +1,96 @@
+"""Class folders: each folder in the root is a class, its images are at any depth below."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.errors import ImageError, StudyError
+from pipeline.images import Pixels, PixelPolicy, decode
+from pipeline.sources.items import Item, Listing, read_from
+from pipeline.sources.walk import File, Walk
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+#: An uncompressed image of the largest size allowed is smaller, at 8 bytes a pixel.
+_MAX_BYTES = 500_000_000
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """An image file in memory; see :class:`pipeline.sources.Content`."""
+
+    data: bytes
+
+    @property
+    def key(self) -> bytes:
+        """SHA-256 of the file's bytes."""
+        return hashlib.sha256(self.data).digest()
+
+    def pixels(self, policy: PixelPolicy) -> Pixels:
+        """See :func:`pipeline.images.decode`."""
+        return decode(self.data, policy)
+
+
+def scan(root: Path) -> Listing:
+    """Find the images of each class.
+
+    Files are known by their ending, whatever its case. Links are followed to what is
+    inside the root; a folder that is reached twice within a class is walked once.
+
+    Raises:
+        StudyError: A class without an image, or a folder that cannot be listed.
+    """
+    walk = Walk(os.path.realpath(root), SUFFIXES)
+    loose, classes = walk.look()
+    if loose:
+        walk.ignored["not in a class folder"] += len(loose)
+    if not classes:
+        raise StudyError(f"{root} holds no class folder ({walk.ignored_text()})")
+    items = [
+        Item(path, label, file, None, stat)
+        for label in classes
+        for path, file, stat in _images_of_class(walk, label)
+    ]
+    items.sort(key=lambda item: item.path)
+    return Listing(items=tuple(items), ignored=dict(walk.ignored))
+
+
+def read(item: Item) -> FileContent:
+    """Read the file, once.
+
+    Raises:
+        ImageError: It cannot be read, or no image is that large.
+    """
+    if item.stat.size > _MAX_BYTES:
+        raise ImageError(f"too large ({item.stat.size} bytes, limit {_MAX_BYTES})")
+    return FileContent(read_from(item.file, lambda stream: stream.read()))
+
+
+def _images_of_class(walk: Walk, label: str) -> list[File]:
+    below = replace(walk, ignored=Counter())
+    found = list(_images_below(below, label))
+    if not found:
+        raise StudyError(
+            f"{walk.root}/{label}: the class folder holds no image ({below.ignored_text()}). "
+            "Put its images there, or remove the folder"
+        )
+    walk.ignored.update(below.ignored)
+    return found
+
+
+def _images_below(walk: Walk, label: str) -> Iterator[File]:
+    """Depth first; the root counts as walked, or a link to it would mix the classes."""
+    walked = {walk.identity()}
+    waiting = [label]
+    while waiting:
+        folder = waiting.pop()
+        identity = walk.identity(folder)
+        if identity in walked:
+            walk.ignored["folder reached twice"] += 1
+            continue
+        walked.add(identity)
+        files, folders = walk.look(folder)
+        yield from files
+        waiting.extend(reversed(folders))

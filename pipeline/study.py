@@ -1,0 +1,265 @@
+"""The study file: one TOML file to frozen settings, checked where it enters.
+
+Every default of a study is a field below and is written nowhere else.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline.backbones import check_backbone_name
+from pipeline.errors import StudyError, UnknownNameError
+
+SOURCE = "source"
+PRECISIONS = ("fp32", "tf32", "bf16")
+RESIZES = ("stretch", "crop")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """One hospital or data set.
+
+    Attributes:
+        path: Folder of class folders, or of ``.npy`` stacks.
+        group: Regular expression for the patient id in a file's name; its first group,
+            or else the whole match, is the id. None: every image is its own patient.
+        name: How the domain is called in tables; the source is called ``source``.
+    """
+
+    path: Path
+    group: str | None = None
+    name: str = SOURCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Domain):
+    """The labelled hospital; ``validation`` is the share held out by patient."""
+
+    validation: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneChoice:
+    """A frozen network as the study asks for it.
+
+    Attributes:
+        name: An entry of ``BACKBONES``, or ``timm:NAME``.
+        weights: ``imagenet``, or the path of a file with the network's state dict.
+        resize: ``stretch`` (whole picture to the network's square) or ``crop``
+            (ImageNet's habit: shorter side, then the centre).
+        precision: ``fp32``, ``tf32`` or ``bf16``.
+    """
+
+    name: str
+    weights: str = "imagenet"
+    resize: str = "stretch"
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One study: data, backbones, seed.
+
+    Attributes:
+        name: Results go to ``results/<name>/``.
+        source: The labelled domain that heads are fitted on.
+        targets: The other domains, in the file's order.
+        backbones: In the file's order.
+        classes: Class names in label order; None means the sorted names found.
+        seed: From which every random choice is derived.
+        store: Folder of the feature stores; see :func:`store_root`.
+    """
+
+    name: str
+    source: Source
+    targets: tuple[Domain, ...] = ()
+    backbones: tuple[BackboneChoice, ...]
+    classes: tuple[str, ...] | None = None
+    seed: int = 0
+    store: Path | None = None
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """The source, then the targets."""
+        return (self.source, *self.targets)
+
+    @property
+    def results(self) -> Path:
+        """Folder that all stages write to."""
+        return Path("results") / self.name
+
+    @property
+    def store_root(self) -> Path:
+        """Where the feature stores live: the study's word, the environment's, the default."""
+        return self.store or Path(os.environ.get("HEADRACE_FEATURES") or "features")
+
+    def with_precision(self, precision: str | None) -> "Study":
+        """The same study with every backbone at another precision; None changes nothing."""
+        if precision is None:
+            return self
+        chosen = tuple(replace(b, precision=precision) for b in self.backbones)
+        return replace(self, backbones=chosen)
+
+
+def load_study(file: Path) -> Study:
+    """Read and check a study file; relative paths start at the file's own folder.
+
+    Raises:
+        StudyError: It cannot be read, is not TOML, has an unknown or missing key, or
+            points at a path that is not there.
+    """
+    return _Reader(file).study(_parse(file))
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as cause:
+        raise StudyError(
+            f"no study file {file}: write one with `headrace init DATA...`, or try `headrace demo`"
+        ) from cause
+    except OSError as cause:
+        raise StudyError(f"cannot read {file}: {cause.strerror}") from cause
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+        raise StudyError(f"{file} is not a TOML file: {cause}") from cause
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Turns tables of one file into settings; knows the file for its messages."""
+
+    file: Path
+    _top: tuple[str, ...] = field(
+        default=("name", "classes", "seed", "source", "target", "backbone", "store")
+    )
+
+    def study(self, table: Mapping[str, Any]) -> Study:
+        self._known(table, self._top, "the study")
+        store = self._table(table, "store")
+        self._known(store, ("path",), "[store]")
+        path = self._typed(store, "path", str, "[store]")
+        optional = {"seed": self._typed(table, "seed", int, "the study")}
+        return Study(
+            name=self._name(table.get("name", self.file.stem), "name"),
+            classes=self._classes(table.get("classes")),
+            source=self._source(table),
+            targets=tuple(self._target(n, t) for n, t in self._tables(table, "target").items()),
+            backbones=self._backbones(table),
+            store=None if path is None else self.file.parent / path,
+            **{k: v for k, v in optional.items() if v is not None},
+        )
+
+    def _source(self, table: Mapping[str, Any]) -> Source:
+        if "source" not in table:
+            self._fail('it has no [source]; a study needs [source] with path = "FOLDER"')
+        source = self._table(table, "source")
+        self._known(source, ("path", "group", "validation"), "[source]")
+        share = self._typed(source, "validation", (int, float), "[source]")
+        settings = self._domain(source, "[source]")
+        if share is None:
+            return Source(**settings)
+        if not 0 < share < 1:
+            self._fail(f"[source] validation = {share}: allowed is a share between 0 and 1")
+        return Source(validation=float(share), **settings)
+
+    def _target(self, name: str, table: Mapping[str, Any]) -> Domain:
+        where = f"[target.{name}]"
+        if name == SOURCE:
+            self._fail(f"{where}: the name {SOURCE!r} is taken by [source]; choose another")
+        self._known(table, ("path", "group"), where)
+        return Domain(name=self._name(name, where), **self._domain(table, where))
+
+    def _domain(self, table: Mapping[str, Any], where: str) -> dict[str, Any]:
+        path = self._typed(table, "path", str, where)
+        if path is None:
+            self._fail(f'{where} has no path; write path = "FOLDER"')
+        folder = self.file.parent / str(path)
+        if not folder.is_dir():
+            self._fail(f"{where} path: there is no folder {folder}")
+        return {"path": folder, "group": self._pattern(table, where)}
+
+    def _pattern(self, table: Mapping[str, Any], where: str) -> str | None:
+        pattern = self._typed(table, "group", str, where)
+        try:
+            re.compile(pattern or "")
+        except re.error as cause:
+            self._fail(f"{where} group = {pattern!r} is not a regular expression: {cause}")
+        return None if pattern is None else str(pattern)
+
+    def _backbones(self, table: Mapping[str, Any]) -> tuple[BackboneChoice, ...]:
+        tables = self._tables(table, "backbone")
+        if not tables:
+            self._fail("it names no backbone; write for example [backbone.densenet121]")
+        return tuple(self._backbone(name, values) for name, values in tables.items())
+
+    def _backbone(self, name: str, table: Mapping[str, Any]) -> BackboneChoice:
+        where = f"[backbone.{name}]"
+        try:
+            check_backbone_name(name)
+        except UnknownNameError as cause:
+            self._fail(f"{where}: {cause}")
+        known = [f.name for f in fields(BackboneChoice) if f.name != "name"]
+        self._known(table, known, where)
+        given = {k: str(self._typed(table, k, str, where)) for k in table}
+        self._one_of(given.get("precision"), PRECISIONS, f"{where} precision")
+        self._one_of(given.get("resize"), RESIZES, f"{where} resize")
+        if given.get("weights", "imagenet") != "imagenet":
+            weights = self.file.parent / given["weights"]
+            if not weights.is_file():
+                self._fail(f'{where} weights: no file {weights}; allowed: "imagenet" or a file')
+            given["weights"] = str(weights)
+        return BackboneChoice(name=name, **given)
+
+    def _classes(self, classes: Any) -> tuple[str, ...] | None:
+        if classes is None:
+            return None
+        names = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+        if not names or len(set(classes)) != len(classes) or len(classes) < 2:  # noqa: PLR2004 - a choice needs two
+            self._fail(f"classes = {classes!r}: allowed is a list of two or more different names")
+        return tuple(classes)
+
+    def _name(self, name: Any, where: str) -> str:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            self._fail(
+                f"{where} {name!r}: allowed are letters, digits, '.', '_' and '-', "
+                "because it names a folder or a column"
+            )
+        return str(name)
+
+    def _tables(self, table: Mapping[str, Any], key: str) -> Mapping[str, Mapping[str, Any]]:
+        tables = self._table(table, key)
+        for name, value in tables.items():
+            if not isinstance(value, dict):
+                self._fail(f"[{key}] {name} = {value!r}: write a table [{key}.{name}]")
+        return tables
+
+    def _table(self, table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        value = table.get(key, {})
+        if not isinstance(value, dict):
+            self._fail(f"{key} = {value!r}: write a table [{key}]")
+        return dict(value)
+
+    def _typed(self, table: Mapping[str, Any], key: str, kind: Any, where: str) -> Any:
+        value = table.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            wanted = getattr(kind, "__name__", "number").replace("str", "text")
+            self._fail(f"{where} {key} = {value!r}: allowed is {wanted}")
+        return value
+
+    def _one_of(self, value: str | None, allowed: tuple[str, ...], where: str) -> None:
+        if value is not None and value not in allowed:
+            self._fail(f"{where} = {value!r}: allowed are {', '.join(allowed)}")
+
+    def _known(self, table: Mapping[str, Any], allowed: Any, where: str) -> None:
+        if unknown := sorted(set(table) - set(allowed)):
+            self._fail(
+                f"unknown key {unknown[0]!r} in {where}; allowed: {', '.join(sorted(allowed))}"
+            )
+
+    def _fail(self, message: str) -> NoReturn:
+        raise StudyError(f"{self.file}: {message}")

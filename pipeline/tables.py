@@ -1,0 +1,103 @@
+"""Results as text for a terminal: small tables, numbers to the right."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.compare import CompareReport
+from pipeline.extract import BackboneReport, ExtractReport
+from pipeline.samples import Skip
+from pipeline.splits import VALIDATION
+from pipeline.study import SOURCE
+
+_SHOWN = 10
+_WIDTH = 120
+
+
+def features_text(report: ExtractReport) -> str:
+    """What stage 1 did, a line for each backbone, then the skipped images."""
+    lines = [_backbone_line(row) for row in report.backbones]
+    return "\n".join(lines + _skipped_lines(report.skipped))
+
+
+def _backbone_line(row: BackboneReport) -> str:
+    if not row.computed:
+        done = "nothing to do"
+    else:
+        done = f"{row.computed} computed in {row.seconds:.1f} s ({row.images_per_second:.1f}/s)"
+    return (
+        f"{row.backbone}: {done}, {row.reused} reused, {row.skipped} skipped "
+        f"of {row.images_in} images -> {row.store} ({row.dim}-d)"
+    )
+
+
+def _skipped_lines(skipped: Sequence[Skip]) -> list[str]:
+    lines = [f"  skipped {_legible(s.domain + '/' + s.path)}: {s.reason}" for s in skipped[:_SHOWN]]
+    if len(skipped) > _SHOWN:
+        lines.append(f"  and {len(skipped) - _SHOWN} more; all are in features.json")
+    return lines
+
+
+def heads_text(report: CompareReport) -> str:
+    """Accuracy and AUROC of each head on each domain, best validation first."""
+    columns = list(dict.fromkeys((row.domain, row.role) for row in report.rows))
+    titles = [role if domain == SOURCE else domain for domain, role in columns]
+    cells: dict[tuple[str, str], dict[Any, float]] = {}
+    for row in report.rows:
+        values = cells.setdefault((row.backbone, row.head), {"seconds": row.seconds})
+        values[row.domain, row.role, row.metric] = row.value
+    order = sorted(cells, key=lambda k: -cells[k].get((SOURCE, VALIDATION, "accuracy"), 0.0))
+    table = _table(["backbone", "head", *titles, "fit s"], left=2)
+    for backbone, head in order:
+        values = cells[backbone, head]
+        scores = [_score(values, domain, role) for domain, role in columns]
+        table.add_row(backbone, head, *scores, f"{values['seconds']:.2f}")
+    title = f"{report.study}: accuracy / AUROC; positive class: {report.classes[-1]}"
+    failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
+    return "\n".join([title, _render(table), *failures])
+
+
+def _score(values: Mapping[Any, float], domain: str, role: str) -> str:
+    accuracy = values.get((domain, role, "accuracy"))
+    auroc = values.get((domain, role, "auroc"))
+    return f"{_number(accuracy)} / {_number(auroc)}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def stores_text(stores: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each store."""
+    table = _table(["store", "precision", "rows", "parts", "MB", "set aside"], left=2)
+    for row in stores:
+        table.add_row(
+            row["store"],
+            row["precision"],
+            str(row["rows"]),
+            str(row["parts"]),
+            f"{row['size'] / 1e6:.1f}",
+            str(row["quarantined"]),
+        )
+    return _render(table)
+
+
+def _table(columns: Sequence[str], *, left: int) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", no_wrap=True)
+    return table
+
+
+def _render(table: Table) -> str:
+    console = Console(width=_WIDTH, no_color=True)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())
+
+
+def _legible(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,130 @@
+"""What ``headrace cache ls`` and ``verify`` find out about the stores."""
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cache import FeatureStore, check_canaries, stores_in
+from cache.meta import relative_l2_rows
+from cache.upkeep import quarantined
+from pipeline.backbones import policy_of
+from pipeline.engines import BATCH_SIZE, EngineChoice, start_engine
+from pipeline.errors import CheckFailedError, MissingFeaturesError
+from pipeline.extract import canary_features
+from pipeline.recipes import frozen_network, store_for
+from pipeline.samples import load_samples
+from pipeline.stream import decoded, features_of
+from pipeline.study import BackboneChoice, Study
+
+#: Rounding of one network in one engine with another batch size stays below 2e-6.
+SAMPLE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """One line of ``headrace cache ls``; ``size`` in bytes."""
+
+    store: str
+    backbone: str
+    precision: str
+    rows: int
+    parts: int
+    size: int
+    quarantined: int
+
+
+def describe(root: Path) -> list[StoreInfo]:
+    """Read every store under a folder and say what is in it."""
+    return [_describe(store) for store in stores_in(root)]
+
+
+def _describe(store: FeatureStore) -> StoreInfo:
+    store.scan()
+    return StoreInfo(
+        store=store.path.name,
+        backbone=store.recipe.backbone,
+        precision=store.recipe.precision,
+        rows=len(store),
+        parts=len(store.parts),
+        size=sum(part.size for part in store.parts.values()),
+        quarantined=len(quarantined(store)),
+    )
+
+
+def verify_stores(root: Path) -> list[str]:
+    """Check every byte of every store.
+
+    Returns:
+        A line for each store.
+
+    Raises:
+        CheckFailedError: Parts are damaged; they have been set aside.
+    """
+    lines = [_verified(store) for store in stores_in(root)]
+    return lines or [f"no stores in {root}"]
+
+
+def verify_study(study: Study, sample: int | None, choice: EngineChoice) -> list[str]:
+    """Check the stores of a study and recompute some of its images.
+
+    Args:
+        study: Knows where the images are.
+        sample: How many stored images to recompute for each backbone; None: none.
+        choice: Engine for that; its batch size is changed on purpose.
+
+    Returns:
+        Lines that say what was compared and how far apart it was.
+
+    Raises:
+        CheckFailedError: A part is damaged, or a feature differs by more than 1e-5.
+    """
+    lines = []
+    for backbone in study.backbones:
+        lines.append(_verified(store_for(study, backbone)))
+        if sample:
+            lines.append(_recomputed(study, backbone, sample, choice))
+    return lines
+
+
+def _verified(store: FeatureStore) -> str:
+    store.scan()
+    if store.damaged:
+        reasons = "; ".join(store.damaged.values())
+        raise CheckFailedError(
+            f"{store.path}: {len(store.damaged)} damaged parts were set aside ({reasons}). "
+            "Run headrace features to compute their rows again"
+        )
+    return f"{store.path.name}: {len(store)} rows in {len(store.parts)} parts, every byte checked"
+
+
+def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: EngineChoice) -> str:
+    store = store_for(study, backbone)
+    samples, _ = load_samples(study)
+    stored = {k: i for k, i in zip(samples.key, samples.items, strict=True) if k in store}
+    if not stored:
+        raise MissingFeaturesError(f"{store.path} holds no image of the study: run features first")
+    keys = list(stored)
+    rng = np.random.default_rng(study.seed)
+    picked = [keys[i] for i in rng.permutation(len(keys))[:sample]]
+    policy = policy_of(backbone.name, backbone.resize)
+    other = replace(choice, batch_size=choice.batch_size or BATCH_SIZE["cpu"] * 2 - 1)
+    with closing(start_engine(frozen_network(backbone), other, backbone.precision)) as engine:
+        canaries = canary_features(engine, policy)
+        check_canaries(store.path, store.recipe, canaries, provenance=engine.provenance())
+        images = decoded({key: stored[key] for key in picked}, policy, _ignore)
+        pairs = dict(features_of(images, engine))
+    distance = relative_l2_rows(np.stack(list(pairs.values())), store.read(pairs))
+    line = (
+        f"{store.path.name}: {len(pairs)} images recomputed ({engine.description}): relative L2 "
+        f"median {np.median(distance):.1e}, largest {distance.max():.1e}"
+    )
+    if distance.max() > SAMPLE_TOLERANCE:
+        worst = stored[list(pairs)[int(distance.argmax())]].path
+        raise CheckFailedError(f"{line}, allowed {SAMPLE_TOLERANCE:.0e}; worst: {worst}")
+    return line
+
+
+def _ignore(key: bytes, reason: str) -> None:
+    """An image that has become unreadable cannot be compared; features reports it."""

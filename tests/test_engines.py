@@ -1,0 +1,149 @@
+"""Engines and the stream: overlapped, padded, in order, loud when something is wrong."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pipeline.engines as engines
+from pipeline.engines import ENGINES, EngineChoice, TorchEngine, start_engine
+from pipeline.errors import EngineError, UnknownNameError
+from pipeline.frozen import Frozen
+from pipeline.images import PixelPolicy
+from pipeline.stream import FeatureGuard, features_of
+
+POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+class Tiny(nn.Module):
+    """Three features: the mean of each channel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))
+
+
+def images(count: int) -> list[tuple[bytes, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [(bytes([i]), rng.integers(0, 256, (8, 8, 3), np.uint8)) for i in range(count)]
+
+
+def tiny(engine: str, *, batch_size: int = 4):
+    choice = EngineChoice(engine=engine, device="cpu", batch_size=batch_size)
+    return start_engine(Frozen(Tiny(), POLICY), choice, "fp32")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 41])
+def test_each_image_gets_its_own_row_whatever_the_batch(engine, count):
+    """Padding never leaks into rows, and order is kept over many batches under way."""
+    given = images(count)
+    started = tiny(engine)
+    found = list(features_of(given, started))
+    started.close()
+    assert [key for key, _ in found] == [key for key, _ in given]
+    for (_, row), (_, pixels) in zip(found, given, strict=True):
+        np.testing.assert_allclose(row, pixels.mean((0, 1)) / 127.5 - 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_batch_has_one_size(engine, monkeypatch):
+    """Ragged batches would round differently and compile twice."""
+    started = tiny(engine)
+    sizes = []
+    submit = started.submit
+    monkeypatch.setattr(started, "submit", lambda p: sizes.append(len(p)) or submit(p))
+    list(features_of(images(10), started))
+    assert sizes == [4, 4, 4]
+
+
+def test_several_batches_are_under_way_at_once():
+    """The next batch is handed over before the last one is asked for."""
+
+    class Recorder:
+        batch_size, depth, log = 2, 3, []
+
+        def submit(self, pixels):
+            self.log.append("submit")
+            return lambda: self.log.append("wait") or np.zeros((2, 3), np.float32)
+
+    recorder = Recorder()
+    list(features_of(images(12), recorder))
+    assert recorder.log[:4] == ["submit"] * 3 + ["wait"]
+
+
+def test_auto_takes_openvino_on_a_cpu():
+    """The fast engine is the default where it is installed."""
+    started = tiny("auto")
+    assert started.description.startswith("OpenVINO")
+    assert engines.fallback_note(started) is None
+    started.close()
+
+
+def test_auto_falls_back_to_torch_and_says_so(monkeypatch):
+    """Without OpenVINO a user hears what would make it faster."""
+    monkeypatch.setattr(engines, "_has_openvino", lambda: False)
+    started = tiny("auto")
+    assert isinstance(started, TorchEngine)
+    assert 'pip install "headrace[cpu]"' in engines.fallback_note(started)
+    started.close()
+    with pytest.raises(EngineError, match="OpenVINO is not installed"):
+        tiny("openvino")
+
+
+def test_bf16_runs_in_torch_and_is_really_less_precise():
+    """Another precision is another recipe because its features differ."""
+    network = Frozen(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(1)), POLICY)
+    choice = EngineChoice(engine="auto", device="cpu", batch_size=4)
+    rows = {}
+    for precision in ("fp32", "bf16"):
+        started = start_engine(network, choice, precision)
+        rows[precision] = np.stack([row for _, row in features_of(images(4), started)])
+        started.close()
+    distance = np.linalg.norm(rows["fp32"] - rows["bf16"]) / np.linalg.norm(rows["fp32"])
+    assert 1e-4 < distance < 5e-2
+    with pytest.raises(EngineError, match="use --engine torch"):
+        start_engine(network, EngineChoice(engine="openvino", device="cpu"), "bf16")
+
+
+def test_unknown_engines_and_absent_devices_are_refused():
+    """With the table's names, and before any work."""
+    with pytest.raises(UnknownNameError, match="known: auto, openvino, torch"):
+        tiny("onnx")
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match="no CUDA device is here"):
+            start_engine(Frozen(Tiny(), POLICY), EngineChoice(device="cuda"), "fp32")
+
+
+def test_running_out_of_memory_names_the_option():
+    """The engine's own words, then what to try."""
+
+    class Full:
+        batch_size, depth = 2, 1
+
+        def submit(self, pixels):
+            def wait():
+                raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+            return wait
+
+    with pytest.raises(EngineError, match="out of memory.*--batch-size with a smaller number"):
+        list(features_of(images(2), Full()))
+
+
+def test_the_guard_objects_to_rows_that_cannot_be_features():
+    """NaN, infinity and all zeros never reach a store; one of them stops no run."""
+    guard = FeatureGuard()
+    for value in (np.nan, np.inf, 0.0):
+        assert "feature" in guard.objection(np.full(4, value, np.float32))
+    assert guard.objection(np.ones(4, np.float32)) is None
+
+
+def test_a_dead_backbone_stops_the_run():
+    """More than one row in a hundred equal to another image's: not these weights."""
+    guard = FeatureGuard()
+    with pytest.raises(EngineError, match="the backbone looks dead"):
+        for _ in range(50):
+            guard.objection(np.ones(4, np.float32))
+    with pytest.raises(EngineError, match="not finite or all zero"):
+        for _ in range(50):
+            guard.objection(np.zeros(4, np.float32))

@@ -1,0 +1,270 @@
+"""Stage 1: what is missing is computed once, bad images are counted, a kill costs a commit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pipeline.extract as extract_module
+from cache import CanaryError, FeatureStore, WriteFailedError, disk
+from pipeline.engines import EngineChoice
+from pipeline.errors import SkippedImagesError
+from pipeline.extract import ExtractOptions, extract
+from pipeline.recipes import store_for
+from pipeline.study import load_study
+from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+
+TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
+OPTIONS = ExtractOptions(engine=TORCH)
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, monkeypatch) -> Path:
+    """A tiny study; the current folder is its folder."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return write_tiny_study(tmp_path)
+
+
+@pytest.fixture
+def builds(monkeypatch) -> list[str]:
+    """Names of the networks that are built to be run."""
+    made = []
+    real = extract_module.frozen_network
+    monkeypatch.setattr(
+        extract_module, "frozen_network", lambda choice: made.append(choice.name) or real(choice)
+    )
+    return made
+
+
+def counts(report) -> tuple[int, int, int, int]:
+    row = report.backbones[0]
+    assert row.images_in == row.computed + row.reused + row.skipped
+    return row.images_in, row.computed, row.reused, row.skipped
+
+
+def test_the_first_run_computes_all_and_the_second_builds_no_model(study_file, builds):
+    """Nothing new: nothing is built, nothing is computed."""
+    study = load_study(study_file)
+    assert counts(extract(study, OPTIONS)) == (60, 60, 0, 0)
+    assert counts(extract(study, OPTIONS)) == (60, 0, 60, 0)
+    assert builds == ["tiny"]
+
+
+def test_ten_new_images_cost_ten(study_file):
+    """Only what the store lacks is computed."""
+    study = load_study(study_file)
+    extract(study, OPTIONS)
+    write_images(study_file.parent / "there", 10, seed=7)
+    assert counts(extract(study, OPTIONS)) == (70, 10, 60, 0)
+
+
+def test_moving_renaming_and_relabelling_cost_nothing(study_file, builds):
+    """The key is the content; labels are not in the store."""
+    study = load_study(study_file)
+    extract(study, OPTIONS)
+    here = study_file.parent / "here"
+    moved = sorted((here / "a").iterdir())[0]
+    moved.rename(here / "b" / "p1000_moved.png")
+    assert counts(extract(study, OPTIONS)) == (60, 0, 60, 0)
+    assert builds == ["tiny"]
+
+
+def test_copies_are_computed_once_and_counted_twice(study_file):
+    """Both rows of the table are kept, one row of features is."""
+    first = sorted((study_file.parent / "here" / "a").iterdir())[0]
+    shutil.copy(first, first.with_name("p1000_copy.png"))
+    study = load_study(study_file)
+    assert counts(extract(study, OPTIONS)) == (61, 61, 0, 0)
+    assert len(store_for(study, study.backbones[0])) == 60
+
+
+def test_the_features_are_those_of_the_image(study_file):
+    """The row under a file's key is what the network says of its pixels."""
+    study = load_study(study_file)
+    extract(study, OPTIONS)
+    file = sorted((study_file.parent / "here" / "a").iterdir())[0]
+    pixels = np.asarray(Image.open(file).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
+    network = extract_module.frozen_network(study.backbones[0])
+    import hashlib
+
+    import torch
+
+    expected = network(torch.from_numpy(pixels.copy())[None]).numpy()
+    key = hashlib.sha256(file.read_bytes()).digest()
+    found = store_for(study, study.backbones[0]).read([key])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_bad_images_are_counted_with_their_reason(study_file, builds):
+    """Three bad files among good ones: three reasons, and the next run builds no model."""
+    folder = study_file.parent / "here" / "a"
+    good = sorted(folder.iterdir())[0].read_bytes()
+    (folder / "p1_text.png").write_text("<html>not found</html>")
+    (folder / "p1_short.png").write_bytes(good[: len(good) // 2])
+    (folder / "p1_empty.png").write_bytes(b"")
+    study = load_study(study_file)
+    report = extract(study, OPTIONS)
+    assert counts(report) == (63, 60, 0, 3)
+    reasons = {skip.path: skip.reason for skip in report.skipped}
+    assert "empty" in reasons["a/p1_empty.png"]
+    assert set(reasons) == {"a/p1_text.png", "a/p1_short.png", "a/p1_empty.png"}
+    written = json.loads((study.results / "features.json").read_text())
+    assert {skip["path"] for skip in written["skipped"]} == set(reasons)
+    assert counts(extract(study, OPTIONS)) == (63, 0, 60, 3)
+    assert builds == ["tiny"]
+
+
+def test_strict_makes_a_skip_an_error_after_the_rest_is_safe(study_file):
+    """Nothing that was computed is thrown away for it."""
+    (study_file.parent / "here" / "a" / "p1_text.png").write_text("no image")
+    study = load_study(study_file)
+    with pytest.raises(SkippedImagesError, match="1 images were skipped and --strict"):
+        extract(study, ExtractOptions(engine=TORCH, strict=True))
+    assert counts(extract(study, OPTIONS)) == (61, 0, 60, 1)
+
+
+def test_an_image_that_changes_under_way_is_never_filed_under_the_old_key(study_file, monkeypatch):
+    """What is decoded is hashed again; a mismatch is a skip."""
+    study = load_study(study_file)
+    victim = sorted((study_file.parent / "here" / "a").iterdir())[0]
+    load = extract_module.load_samples
+
+    def then_change(*arguments):
+        result = load(*arguments)
+        Image.fromarray(np.full((40, 40), 7, np.uint8)).save(victim)
+        return result
+
+    monkeypatch.setattr(extract_module, "load_samples", then_change)
+    report = extract(study, OPTIONS)
+    assert counts(report) == (60, 59, 0, 1)
+    assert "changed while the run was under way" in report.skipped[0].reason
+
+
+def test_other_weights_are_another_store(study_file):
+    """The old features stay where they are; nothing is mixed."""
+    study = load_study(study_file)
+    extract(study, OPTIONS)
+    import torch
+
+    state = torch.load(study_file.parent / "tiny.pth", weights_only=True)
+    state["0.bias"] += 0.5
+    torch.save(state, study_file.parent / "tiny.pth")
+    assert counts(extract(study, OPTIONS)) == (60, 60, 0, 0)
+    stores = [p for p in (study_file.parent / "features").iterdir() if p.name != "index"]
+    assert len(stores) == 2
+
+
+def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypatch):
+    """The canaries catch what the recipe cannot see."""
+    study = load_study(study_file)
+    extract(study, OPTIONS)
+    write_images(study_file.parent / "there", 4, seed=9)
+    real = extract_module.canary_features
+    monkeypatch.setattr(
+        extract_module, "canary_features", lambda *a: real(*a) * np.float32(1.001)
+    )
+    with pytest.raises(CanaryError, match="relative L2, allowed 1e-04") as error:
+        extract(study, OPTIONS)
+    assert error.value.exit_code == 3
+
+
+def test_a_full_disk_is_one_error_and_the_next_run_goes_on(study_file, monkeypatch):
+    """What was committed before stays; the message says what to do."""
+    study = load_study(study_file)
+    real = disk.write
+    calls = []
+
+    def full(descriptor, data):
+        calls.append(len(data))
+        if len(data) > 2000 and len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data)
+
+    monkeypatch.setattr(disk, "write", full)
+    with pytest.raises(WriteFailedError, match=r"No space left.*make room or choose another"):
+        extract(study, OPTIONS)
+    monkeypatch.setattr(disk, "write", real)
+    assert counts(extract(study, OPTIONS))[1] == 60
+
+
+def test_a_store_that_cannot_be_written_is_said_at_the_start(study_file, monkeypatch, builds):
+    """Before an hour of work, not after; reading goes on working."""
+    study = load_study(study_file)
+    extract(study, OPTIONS)
+    write_images(study_file.parent / "there", 4, seed=9)
+
+    def read_only(_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(disk, "open_new", read_only)
+    with pytest.raises(WriteFailedError, match="Read-only file system"):
+        extract(study, OPTIONS)
+    assert builds == ["tiny"]
+    assert len(store_for(study, study.backbones[0])) == 60
+
+
+def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
+    """Ctrl-C commits the buffer; the next run computes only the rest."""
+    study = load_study(study_file)
+    real = extract_module.features_of
+
+    def interrupted(images, engine):
+        for number, pair in enumerate(real(images, engine)):
+            if number == 24:
+                raise KeyboardInterrupt
+            yield pair
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_module, "features_of", interrupted)
+        # The canaries go through the same function and are fewer.
+        with pytest.raises(KeyboardInterrupt):
+            extract(study, OPTIONS)
+    assert counts(extract(study, OPTIONS)) == (60, 36, 24, 0)
+
+
+def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
+    """A killed process leaves whole parts; the next run goes on from them."""
+    write_images(tmp_path / "here", 1500, seed=1)
+    study = tmp_path / "study.toml"
+    study.write_text(
+        f'name = "killed"\n[source]\npath = "here"\n[store]\npath = "{tmp_path}/features"\n'
+        "[backbone.tiny]\n"
+    )
+    script = (
+        "import sys, pytest; from pathlib import Path;"
+        "from tests.tiny import install_tiny_backbone; from pipeline.study import load_study;"
+        "import pipeline.extract as e; from pipeline.engines import EngineChoice;"
+        "import cache.disk as d;"
+        "folder = Path(sys.argv[1]); m = pytest.MonkeyPatch();"
+        "install_tiny_backbone(m, folder); real = d.replace;"
+        "m.setattr(d, 'replace', lambda a, b: (real(a, b), print(b.name, flush=True)));"
+        "e.extract(load_study(folder / 'study.toml'), e.ExtractOptions("
+        "engine=EngineChoice(engine='torch', device='cpu', batch_size=4)))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, env=environment)
+    for line in child.stdout:
+        if line.startswith(b"part-"):
+            break
+    time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    folder = next(p for p in (tmp_path / "features").iterdir() if p.name.startswith("tiny"))
+    assert len(FeatureStore.open(folder)) >= 1024
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    store = FeatureStore.open(folder)
+    assert len(store) == 1500
+    report = json.loads((tmp_path / "results" / "killed" / "features.json").read_text())
+    assert report["backbones"][0]["computed"] <= 1500 - 1024
+    assert not [n for n in disk.listdir(folder) if n.startswith(disk.TEMPORARY)]

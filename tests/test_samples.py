@@ -1,0 +1,198 @@
+"""The table of samples: classes, patients, copies, leaks, and the index of known files."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline.samples as samples_module
+from pipeline.errors import CheckFailedError, NoImagesError, StudyError
+from pipeline.samples import SampleOptions, load_samples
+from pipeline.splits import FIT, TARGET, VALIDATION
+from pipeline.study import load_study
+from tests.tiny import install_tiny_backbone, write_tiny_study
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, monkeypatch) -> Path:
+    """A tiny study; the current folder is its folder."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return write_tiny_study(tmp_path)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """Paths of the files that are read."""
+    seen = []
+    read = samples_module.read
+    monkeypatch.setattr(samples_module, "read", lambda item: seen.append(item.path) or read(item))
+    return seen
+
+
+def test_every_image_is_in_the_table_once(study_file):
+    """Domain, split, class and patient of each image are known."""
+    table, skipped = load_samples(load_study(study_file))
+    assert len(table) == 60
+    assert not skipped
+    assert table.classes == ("a", "b")
+    assert set(table.split[table.domain == "source"]) == {FIT, VALIDATION}
+    assert set(table.split[table.domain == "there"]) == {TARGET}
+    assert table.group[0] == "p1000"
+    paths = [item.path for item in table.items if item.path.startswith("a/")]
+    assert (table.label[[item.path in paths for item in table.items]] == 0).all()
+
+
+def test_the_classes_can_be_put_in_another_order(study_file):
+    """The study's order is the order of the labels."""
+    text = study_file.read_text()
+    study_file.write_text('classes = ["b", "a"]\n' + text)
+    table, _ = load_samples(load_study(study_file))
+    assert table.classes == ("b", "a")
+    assert {item.label for item in table.items if item.path[0] == "b"} == {"b"}
+    assert (table.label == [item.path[0] == "a" for item in table.items]).all()
+
+
+def test_a_second_look_reads_no_file(study_file, reads):
+    """Unchanged files are known by their stat."""
+    time.sleep(0.05)  # files written within the clock tick of the look are not remembered
+    first, _ = load_samples(load_study(study_file))
+    assert len(reads) == 60
+    reads.clear()
+    again, _ = load_samples(load_study(study_file))
+    assert reads == []
+    assert again.key == first.key
+
+
+def test_an_edit_that_keeps_size_and_mtime_is_seen(study_file):
+    """ctime gives it away: a stale key would serve another image's features."""
+    time.sleep(0.05)
+    load_samples(load_study(study_file))
+    file = next((study_file.parent / "here" / "a").iterdir())
+    stat = file.stat()
+    data = bytearray(file.read_bytes())
+    before, _ = load_samples(load_study(study_file))
+    data[-20] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after, _ = load_samples(load_study(study_file))
+    assert sum(a != b for a, b in zip(before.key, after.key, strict=True)) == 1
+
+
+def test_rehash_believes_nothing(study_file, reads):
+    """With --rehash each file is read again."""
+    study = load_study(study_file)
+    load_samples(study)
+    load_samples(study)
+    reads.clear()
+    load_samples(study, SampleOptions(rehash=True))
+    assert len(reads) == 60
+
+
+def test_the_index_holds_no_file_name(study_file):
+    """Names of medical images can name people."""
+    load_samples(load_study(study_file))
+    indexes = list((study_file.parent / "features" / "index").iterdir())
+    assert indexes
+    assert not any(b"p1000" in file.read_bytes() for file in indexes)
+
+
+def test_a_damaged_index_only_costs_time(study_file, reads):
+    """It is derived, so it is thrown away."""
+    load_samples(load_study(study_file))
+    for file in (study_file.parent / "features" / "index").iterdir():
+        file.write_text("{")
+    reads.clear()
+    load_samples(load_study(study_file))
+    assert len(reads) == 60
+
+
+def test_copies_keep_their_rows_and_stay_on_one_side(study_file):
+    """Two names of one image are two samples, never one in fit and one in validation."""
+    folder = study_file.parent / "here" / "a"
+    first = sorted(folder.iterdir())[0]
+    for i in range(12):
+        shutil.copy(first, folder / f"q{i:03}_copy.png")
+    text = study_file.read_text().replace("^(p", "^([pq]")
+    study_file.write_text(text)
+    table, _ = load_samples(load_study(study_file))
+    assert len(table) == 72
+    same = np.array([key == table.key[0] for key in table.key])
+    assert same.sum() == 13
+    assert len(set(table.split[same])) == 1
+
+
+def test_an_identical_image_of_two_classes_is_an_error_that_lists_the_pair(study_file):
+    """One of the two labels is wrong; --allow-conflicts lets it pass."""
+    folder = study_file.parent / "here"
+    first = sorted((folder / "a").iterdir())[0]
+    shutil.copy(first, folder / "b" / "p1000_twin.png")
+    with pytest.raises(StudyError, match=r"1 pairs .*a/p1000_0.png and source/b/p1000_twin.png"):
+        load_samples(load_study(study_file))
+    table, _ = load_samples(load_study(study_file), SampleOptions(allow_conflicts=True))
+    assert len(table) == 61
+
+
+def test_an_image_in_source_and_target_is_a_leak(study_file):
+    """Exit code 3: the target's number would be a lie."""
+    first = sorted((study_file.parent / "here" / "a").iterdir())[0]
+    shutil.copy(first, study_file.parent / "there" / "a" / "p9_9.png")
+    with pytest.raises(CheckFailedError, match="1 images of a target are also in the source") as e:
+        load_samples(load_study(study_file))
+    assert e.value.exit_code == 3
+
+
+def test_a_class_of_a_target_must_be_a_class_of_the_source(study_file):
+    """The message lists the source's classes."""
+    shutil.copytree(study_file.parent / "there" / "a", study_file.parent / "there" / "c")
+    with pytest.raises(StudyError, match=r"class 'c'; the study's classes are a, b"):
+        load_samples(load_study(study_file))
+
+
+def test_one_class_alone_is_refused(study_file):
+    """A head needs a choice."""
+    shutil.rmtree(study_file.parent / "here" / "b")
+    shutil.rmtree(study_file.parent / "there" / "b")
+    with pytest.raises(StudyError, match="one class only"):
+        load_samples(load_study(study_file))
+
+
+def test_an_empty_class_folder_is_refused(study_file):
+    """It is a mistake, not a class without images."""
+    (study_file.parent / "here" / "c").mkdir()
+    with pytest.raises(StudyError, match="c"):
+        load_samples(load_study(study_file))
+
+
+def test_unreadable_images_are_listed_with_their_reason(study_file):
+    """One bad file neither stops the run nor vanishes."""
+    (study_file.parent / "here" / "a" / "p1_x.png").write_bytes(b"")
+    table, skipped = load_samples(load_study(study_file))
+    total = len(table) + len(skipped)
+    assert total == 61
+
+
+def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch):
+    """Exit code 2, with the first reason."""
+
+    def broken(_):
+        raise samples_module.ImageError("permission denied")
+
+    monkeypatch.setattr(samples_module, "read", broken)
+    with pytest.raises(NoImagesError, match="none of its 40 images.*permission denied") as e:
+        load_samples(load_study(study_file), SampleOptions(rehash=True))
+    assert e.value.exit_code == 2
+
+
+def test_missing_patients_are_said(study_file, caplog):
+    """Without a pattern, and with one that does not fit, a user hears it."""
+    text = study_file.read_text()
+    study_file.write_text(text.replace("group = '^(p\\d+)'\n[target", "[target"))
+    load_samples(load_study(study_file))
+    assert "source: no `group` pattern" in caplog.text
+    study_file.write_text(text.replace("^(p\\d+)", "^(q\\d+)"))
+    load_samples(load_study(study_file))
+    assert "source: 40 of 40 names do not match" in caplog.text

@@ -1,0 +1,101 @@
+"""Patients and the split by patient."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import StudyError
+from pipeline.splits import VALIDATION, join_duplicates, patient_of, split_by_patient
+
+cohorts = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 30)), min_size=8, max_size=120
+).filter(lambda rows: all(len({p for k, p in rows if k == c}) > 1 for c in (0, 1)))
+
+
+def arrays(rows):
+    label = np.array([k for k, _ in rows])
+    return label, [f"{k}-{p}" for k, p in rows]
+
+
+def test_patients_with_images_of_both_classes_are_split_too():
+    """When every patient has both, they are one stratum, not an error."""
+    group = [f"p{i // 2}" for i in range(40)]
+    label = np.arange(40) % 2
+    split = split_by_patient(label, group, share=0.2, seed=0)
+    assert (split == VALIDATION).sum() == 8
+    assert set(label[split == VALIDATION]) == {0, 1}
+
+
+@given(cohorts, st.integers(0, 5))
+def test_no_patient_stands_on_both_sides(rows, seed):
+    """Whatever the cohort, a patient is in fit or in validation."""
+    label, group = arrays(rows)
+    split = split_by_patient(label, group, share=0.2, seed=seed)
+    sides = {g: {s for h, s in zip(group, split, strict=True) if h == g} for g in group}
+    assert all(len(s) == 1 for s in sides.values())
+
+
+@given(cohorts)
+def test_every_class_is_on_both_sides(rows):
+    """Stratified: no class is missing from fit or validation."""
+    label, group = arrays(rows)
+    split = split_by_patient(label, group, share=0.2, seed=0)
+    assert len({*zip(label.tolist(), split, strict=True)}) == 4
+
+
+@given(cohorts, st.randoms())
+def test_the_order_of_images_changes_nothing(rows, random):
+    """Seeded by patient, not by position."""
+    shuffled = random.sample(rows, len(rows))
+    one = dict(zip(arrays(rows)[1], split_by_patient(*arrays(rows), share=0.3, seed=1), strict=True))
+    two = split_by_patient(*arrays(shuffled), share=0.3, seed=1)
+    assert one == dict(zip(arrays(shuffled)[1], two, strict=True))
+
+
+def test_the_share_is_met_in_each_class():
+    """With many small patients each class holds out the share asked for."""
+    rng = np.random.default_rng(0)
+    group = [f"p{i}" for i in rng.integers(0, 600, 2000)]
+    label = np.array([int(g[1:]) % 2 for g in group])
+    held_out = split_by_patient(label, group, share=0.2, seed=0) == VALIDATION
+    for k in (0, 1):
+        assert held_out[label == k].mean() == pytest.approx(0.2, abs=0.005)
+
+
+def test_another_seed_holds_out_other_patients():
+    """The seed matters."""
+    label = np.arange(100) % 2
+    group = [f"p{i}" for i in range(100)]
+    splits = [split_by_patient(label, group, share=0.2, seed=s) for s in (0, 1)]
+    assert (splits[0] != splits[1]).any()
+
+
+def test_a_class_with_one_patient_cannot_be_split():
+    """The message asks about the pattern, the usual cause."""
+    with pytest.raises(StudyError, match=r"1 patient\(s\), too few.*group pattern too wide"):
+        split_by_patient(np.array([0, 0, 1, 1]), ["a", "b", "c", "c"], share=0.2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "patient"),
+    [
+        ("normal/IM-0115-0001.jpeg", r"^(person\d+|(?:NORMAL2-)?IM-\d+)", "IM-0115"),
+        ("pneumonia/sub/person12_virus_3.jpeg", r"^(person\d+)", "person12"),
+        ("x/00000061_012.png", r"^\d{8}", "00000061"),
+        ("x/other.png", r"^\d{8}", None),
+        ("x/other.png", None, None),
+    ],
+)
+def test_the_patient_is_read_from_the_files_name(path, pattern, patient):
+    """First group, else the whole match; the folder plays no part."""
+    assert patient_of(path, pattern) == patient
+
+
+def test_patients_that_share_an_image_become_one_transitively():
+    """a and b share a picture, b and c another: none of the three may be parted."""
+    group = ["a", "b", "b", "c", "d"]
+    key = [b"1", b"1", b"2", b"2", b"3"]
+    joined = join_duplicates(group, key)
+    assert len(set(joined[:4])) == 1
+    assert joined[4] == "d"

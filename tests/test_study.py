@@ -1,0 +1,118 @@
+"""The study file: what it may say, and how it is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StudyError
+from pipeline.study import BackboneChoice, Domain, Source, load_study
+
+GOOD = """
+name = "chest"
+[source]
+path = "a"
+group = '^(p\\d+)'
+[target.far]
+path = "b"
+[backbone.densenet121]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two data folders beside the study file."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "study.toml"
+    file.write_text(text)
+    return file
+
+
+def test_a_good_file_becomes_settings_with_the_documented_defaults(folder):
+    """What is not written has the default of the dataclass, paths start at the file."""
+    study = load_study(write(folder, GOOD))
+    assert study.source == Source(path=folder / "a", group=r"^(p\d+)", validation=0.2)
+    assert study.targets == (Domain(path=folder / "b", group=None, name="far"),)
+    assert study.backbones == (BackboneChoice(name="densenet121", weights="imagenet"),)
+    assert (study.seed, study.classes, study.store) == (0, None, None)
+    assert study.results == Path("results/chest")
+
+
+def test_paths_are_relative_to_the_file_and_not_to_the_current_folder(folder, monkeypatch):
+    """A study can be run from anywhere."""
+    file = write(folder, GOOD + '\n[store]\npath = "elsewhere"\n')
+    monkeypatch.chdir("/")
+    assert load_study(file).store_root == folder / "elsewhere"
+
+
+def test_the_store_is_the_studys_then_the_environments_then_features(folder, monkeypatch):
+    """Three places, in that order."""
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+    study = load_study(write(folder, GOOD))
+    assert study.store_root == Path("features")
+    monkeypatch.setenv("HEADRACE_FEATURES", "/big/disk")
+    assert study.store_root == Path("/big/disk")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("name =", "nmae ="), r"unknown key 'nmae' in the study; allowed: backbone, classes"),
+        (("group =", "grop ="), r"unknown key 'grop' in \[source\]; allowed: group, path, valid"),
+        (("path = \"b\"", "path = \"c\""), r"\[target.far\] path: there is no folder .*/c"),
+        (("path = \"a\"", ""), r"\[source\] has no path"),
+        (("[source]", "[sauce]"), r"unknown key 'sauce'"),
+        (("^(p", "^((p"), r"group = .* is not a regular expression"),
+        (("far", "source"), r"the name 'source' is taken"),
+        (("densenet121", "densenet999"), r"unknown backbone 'densenet999'; known: densenet121, go"),
+        (("[backbone.densenet121]", ""), r"names no backbone"),
+        (("[backbone.densenet121]", "[backbone]\ndensenet121 = 3"), r"write a table"),
+        (('"chest"', '"a/b"'), r"name 'a/b': allowed are letters"),
+        (('"chest"', "3"), r"name 3: allowed are letters"),
+        (("[target", "seed = 'x'\n[target"), r"unknown key 'seed' in \[source\]"),
+        (("[source]", "seed = 'x'\n[source]"), r"seed = 'x': allowed is int"),
+        (("[source]", "seed = true\n[source]"), r"seed = True: allowed is int"),
+        (("[source]", "classes = ['a']\n[source]"), r"classes = \['a'\]: allowed is a list of two"),
+        (("[source]", "[source]\nvalidation = 1.5"), r"validation = 1.5: allowed is a share"),
+        (("121]", "121]\nweights = 'no.pth'"), r"weights: no file .*no.pth; allowed: \"imagenet\""),
+        (("121]", "121]\nresize = 'zoom'"), r"resize = 'zoom': allowed are stretch, crop"),
+        (("121]", "121]\nprecision = 'fp8'"), r"precision = 'fp8': allowed are fp32, tf32, bf16"),
+    ],
+)
+def test_a_mistake_is_refused_with_what_is_allowed(folder, change, sentence):
+    """The message names the file, what was found and what may stand there."""
+    text = GOOD.replace(*change)
+    assert text != GOOD
+    with pytest.raises(StudyError, match=rf"study.toml: .*{sentence}"):
+        load_study(write(folder, text))
+
+
+def test_a_missing_file_says_how_to_get_one(tmp_path):
+    """Somebody without a study file is told the command that writes one."""
+    with pytest.raises(StudyError, match="no study file .*headrace init"):
+        load_study(tmp_path / "none.toml")
+
+
+def test_broken_toml_names_the_line(folder):
+    """The parser's own position is passed on."""
+    with pytest.raises(StudyError, match=r"is not a TOML file: .*line 2"):
+        load_study(write(folder, 'name = "x"\nseed = \n'))
+
+
+def test_binary_rubbish_is_not_a_traceback(folder):
+    """A file that is no text is refused like any other."""
+    file = folder / "study.toml"
+    file.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(StudyError, match="not a TOML file"):
+        load_study(file)
+
+
+def test_precision_can_be_set_for_all_backbones_at_once(folder):
+    """The command line's --precision replaces the study's."""
+    study = load_study(write(folder, GOOD))
+    assert study.with_precision("bf16").backbones[0].precision == "bf16"
+    assert study.with_precision(None) == study

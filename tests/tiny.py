@@ -1,0 +1,80 @@
+"""A study small enough for every test: generated images and an eight-feature backbone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from PIL import Image
+
+import pipeline.backbones as backbones
+from pipeline.images import PixelPolicy
+
+
+@dataclass(frozen=True)
+class FileWeights:
+    """Weights that simply lie in a file."""
+
+    file: Path
+
+    def path(self) -> Path:
+        return self.file
+
+    def fetch(self) -> Path:
+        return self.file
+
+
+def tiny_network(state):
+    """One convolution, pooled: built in no time."""
+    import torch
+    from torch import nn
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1)
+    )
+    network.load_state_dict({k: torch.as_tensor(v) for k, v in state.items()})
+    return network
+
+
+def install_tiny_backbone(monkeypatch, folder: Path) -> Path:
+    """Put a backbone ``tiny`` into the table; returns its weights file."""
+    import torch
+
+    file = folder / "tiny.pth"
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 3, 8, 8, generator=rng)
+    torch.save({"0.weight": weight, "0.bias": torch.ones(8)}, file)
+    spec = backbones.Spec(
+        dim=8,
+        policy=PixelPolicy(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        network=tiny_network,
+        pretrained=FileWeights(file),
+    )
+    table = MappingProxyType({**backbones.BACKBONES, "tiny": spec})
+    monkeypatch.setattr(backbones, "BACKBONES", table)
+    return file
+
+
+def write_images(folder: Path, count: int, *, seed: int = 0, shift: int = 0) -> Path:
+    """Class folders ``a`` (dark) and ``b`` (bright) of 40 x 40 PNGs, two per patient."""
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        kind = "ab"[i % 2]
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        level = 90 + 60 * (i % 2) + shift
+        pixels = np.clip(rng.normal(level, 25, (40, 40)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / kind / f"p{seed}{i // 4:03}_{i}.png")
+    return folder
+
+
+def write_tiny_study(folder: Path, *, source: int = 40, target: int = 20) -> Path:
+    """Images of two hospitals and a study file that uses the backbone ``tiny``."""
+    write_images(folder / "here", source, seed=1)
+    write_images(folder / "there", target, seed=2, shift=20)
+    file = folder / "study.toml"
+    file.write_text(
+        'name = "tiny"\n[source]\npath = "here"\ngroup = \'^(p\\d+)\'\n'
+        "[target.there]\npath = \"there\"\ngroup = '^(p\\d+)'\n"
+        '[store]\npath = "features"\n[backbone.tiny]\n'
+    )
+    return file
