@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 TIMM = "timm:"
 NO_DOWNLOAD = "efficientnet_lite0"
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,19 +237,19 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
     {
         "densenet121": Spec(
             dim=1024,
-            policy=PixelPolicy(**_IMAGENET),
+            policy=PixelPolicy(),
             network=_densenet121,
             pretrained=HubWeights("DenseNet121_Weights.IMAGENET1K_V1", "densenet121-a639ec97.pth"),
         ),
         "googlenet": Spec(
             dim=1024,
-            policy=PixelPolicy(**_IMAGENET),
+            policy=PixelPolicy(),
             network=_googlenet,
             pretrained=HubWeights("GoogLeNet_Weights.IMAGENET1K_V1", "googlenet-1378be20.pth"),
         ),
         "resnet50": Spec(
             dim=2048,
-            policy=PixelPolicy(**_IMAGENET),
+            policy=PixelPolicy(),
             network=_resnet50,
             # V1: the weights that published comparisons of frozen features use.
             pretrained=HubWeights("ResNet50_Weights.IMAGENET1K_V1", "resnet50-0676ba61.pth"),

@@ -119,7 +119,7 @@ class TorchEngine:
                 return lambda: features
             batch = host.pin_memory().to(self._device, non_blocking=True)
             out = self._network(batch).float().to("cpu", non_blocking=True)
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         return lambda: _after(done, out)
 

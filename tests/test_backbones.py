@@ -243,7 +243,7 @@ def test_weights_that_cannot_be_fetched_name_the_way_out(monkeypatch, tmp_path):
 
 
 def test_a_cached_hub_file_is_found_and_its_hash_is_checked(monkeypatch, tmp_path):
-    """torch trusts a cached file; here its SHA-256 must begin as its name says."""
+    """Torch trusts a cached file; here its SHA-256 must begin as its name says."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     file = tmp_path / "hub" / "checkpoints" / "densenet121-a639ec97.pth"
     file.parent.mkdir(parents=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import pipeline.engines as engines
+from pipeline import engines
 from pipeline.engines import ENGINES, EngineChoice, TorchEngine, start_engine
 from pipeline.errors import EngineError, UnknownNameError
 from pipeline.frozen import Frozen

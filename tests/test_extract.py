@@ -169,9 +169,7 @@ def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypa
     extract(study, OPTIONS)
     write_images(study_file.parent / "there", 4, seed=9)
     real = extract_module.canary_features
-    monkeypatch.setattr(
-        extract_module, "canary_features", lambda *a: real(*a) * np.float32(1.001)
-    )
+    monkeypatch.setattr(extract_module, "canary_features", lambda *a: real(*a) * np.float32(1.001))
     with pytest.raises(CanaryError, match="relative L2, allowed 1e-04") as error:
         extract(study, OPTIONS)
     assert error.value.exit_code == 3

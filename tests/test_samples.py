@@ -68,7 +68,7 @@ def test_a_second_look_reads_no_file(study_file, reads):
 
 
 def test_an_edit_that_keeps_size_and_mtime_is_seen(study_file):
-    """ctime gives it away: a stale key would serve another image's features."""
+    """Ctime gives it away: a stale key would serve another image's features."""
     time.sleep(0.05)
     load_samples(load_study(study_file))
     file = next((study_file.parent / "here" / "a").iterdir())

@@ -48,7 +48,9 @@ def test_every_class_is_on_both_sides(rows):
 def test_the_order_of_images_changes_nothing(rows, random):
     """Seeded by patient, not by position."""
     shuffled = random.sample(rows, len(rows))
-    one = dict(zip(arrays(rows)[1], split_by_patient(*arrays(rows), share=0.3, seed=1), strict=True))
+    one = dict(
+        zip(arrays(rows)[1], split_by_patient(*arrays(rows), share=0.3, seed=1), strict=True)
+    )
     two = split_by_patient(*arrays(shuffled), share=0.3, seed=1)
     assert one == dict(zip(arrays(shuffled)[1], two, strict=True))
 
@@ -93,7 +95,7 @@ def test_the_patient_is_read_from_the_files_name(path, pattern, patient):
 
 
 def test_patients_that_share_an_image_become_one_transitively():
-    """a and b share a picture, b and c another: none of the three may be parted."""
+    """A and b share a picture, b and c another: none of the three may be parted."""
     group = ["a", "b", "b", "c", "d"]
     key = [b"1", b"1", b"2", b"2", b"3"]
     joined = join_duplicates(group, key)

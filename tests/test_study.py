@@ -63,8 +63,8 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
     [
         (("name =", "nmae ="), r"unknown key 'nmae' in the study; allowed: backbone, classes"),
         (("group =", "grop ="), r"unknown key 'grop' in \[source\]; allowed: group, path, valid"),
-        (("path = \"b\"", "path = \"c\""), r"\[target.far\] path: there is no folder .*/c"),
-        (("path = \"a\"", ""), r"\[source\] has no path"),
+        (('path = "b"', 'path = "c"'), r"\[target.far\] path: there is no folder .*/c"),
+        (('path = "a"', ""), r"\[source\] has no path"),
         (("[source]", "[sauce]"), r"unknown key 'sauce'"),
         (("^(p", "^((p"), r"group = .* is not a regular expression"),
         (("far", "source"), r"the name 'source' is taken"),

@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
-import pipeline.backbones as backbones
+from pipeline import backbones
 from pipeline.images import PixelPolicy
 
 

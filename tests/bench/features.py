@@ -24,7 +24,7 @@ import numpy as np
 
 BACKBONES = ("densenet121", "googlenet", "efficientnet_lite0")
 GOALS = {"densenet121": 2.0, "googlenet": 2.2, "efficientnet_lite0": 4.5}
-LOOP = '''
+LOOP = """
 import sys, time, numpy as np, torch, torchvision
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
@@ -37,7 +37,8 @@ else:
         if name == "googlenet" else getattr(torchvision.models, name)(weights=None)
     setattr(model, "fc" if name == "googlenet" else "classifier", torch.nn.Identity())
 model.eval()
-t = T.Compose([T.Resize((224, 224)), T.ToTensor(), T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+normalise = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+t = T.Compose([T.Resize((224, 224)), T.ToTensor(), normalise])
 data = torchvision.datasets.ImageFolder(folder, t)
 data.samples = data.samples[: int(limit)]
 start = time.perf_counter()
@@ -47,8 +48,8 @@ with torch.no_grad():
         rows.append(model(images).numpy())
 np.save(sys.argv[5], np.concatenate(rows))
 print(len(data) / (time.perf_counter() - start))
-'''
-BARE = '''
+"""
+BARE = """
 import sys, time, numpy as np
 from collections import deque
 from pathlib import Path
@@ -71,7 +72,7 @@ batches = int(sys.argv[2]) // engine.batch_size
 start = time.perf_counter()
 run(batches)
 print(batches * engine.batch_size / (time.perf_counter() - start))
-'''
+"""
 
 
 def main() -> None:
@@ -233,9 +234,7 @@ def _rate(*arguments: str) -> float:
 
 
 def _run(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{arguments[-3:]} failed:\n{done.stderr}")
     return done.stdout

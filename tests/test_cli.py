@@ -1,0 +1,289 @@
+"""The command line: exit codes, one-line errors, JSON, and a quick start."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import pipeline.extract as extract_module
+from cache import disk
+from pipeline.cli import main
+from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+
+ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, monkeypatch) -> Path:
+    """A tiny study; the current folder is its folder."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+    return write_tiny_study(tmp_path)
+
+
+def run(*arguments, code=0):
+    """Result of a command; an error of ours must be one line and never a traceback."""
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output + result.stderr
+    if code not in (0, 2):
+        assert isinstance(result.exception, SystemExit)
+        assert len(re.findall(r"^Error: ", result.stderr, re.MULTILINE)) == 1
+    assert "Traceback" not in result.output
+    return result
+
+
+def test_help_is_quick_and_does_not_import_torch():
+    """Under 0.3 s is promised; what makes it so is that nothing heavy is imported."""
+    code = (
+        "import sys; from click.testing import CliRunner; from pipeline.cli import main;"
+        "assert CliRunner().invoke(main, ['--help']).exit_code == 0;"
+        "heavy = {'torch', 'numpy', 'h5py', 'sklearn', 'PIL', 'rich'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_existing_store_needs_no_torch(study_file):
+    """The second run, and heads without a torch head, do not import torch."""
+    run("features", study_file, *ENGINE)
+    code = (
+        "import sys; from pathlib import Path; import pytest; import cache, pipeline.samples;"
+        "import pipeline.joined, pipeline.extract, pipeline.export, pipeline.compare;"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("command", [[], ["cache"], ["features"], ["heads"], ["cache", "export"]])
+def test_every_help_text_has_an_example_or_a_list(command):
+    """A user sees how a command is called."""
+    text = run(*command, "--help").output
+    assert "Example:" in text or "Commands:" in text
+
+
+def test_features_prints_what_it_did_and_then_nothing_to_do(study_file):
+    """One line for each backbone."""
+    first = run("features", study_file, *ENGINE).stdout
+    assert re.search(
+        r"tiny: 60 computed in .* 0 reused, 0 skipped of 60 images -> .*\(8-d\)", first
+    )
+    assert "tiny: nothing to do, 60 reused" in run("features", study_file, *ENGINE).stdout
+
+
+def test_features_json_has_the_promised_fields(study_file):
+    """Stdout is the JSON document and nothing else."""
+    result = json.loads(run("features", study_file, *ENGINE, "--json").stdout)
+    assert set(result) == {"study", "backbones"}
+    assert set(result["backbones"][0]) == {
+        "backbone", "fingerprint", "store", "dim", "images_in", "computed", "reused", "skipped",
+        "seconds", "images_per_second",
+    }  # fmt: skip
+
+
+def test_skipped_images_are_shown_with_their_reason(study_file):
+    """A user sees which file and why, and that the others went on."""
+    (study_file.parent / "here" / "a" / "p1_x.png").write_text("<html>")
+    out = run("features", study_file, *ENGINE).stdout
+    assert "1 skipped of 61" in out
+    assert "skipped source/a/p1_x.png: not an image" in out
+    result = run("features", study_file, *ENGINE, "--strict", code=1)
+    assert "1 images were skipped and --strict is set" in result.stderr
+
+
+def test_errors_of_the_study_are_one_line(study_file):
+    """Missing, broken, unknown: exit code 1 and a sentence."""
+    assert "no study file" in run("features", "none.toml", code=1).stderr
+    study_file.write_text("name = ")
+    assert "is not a TOML file" in run("features", study_file, code=1).stderr
+    study_file.write_text("nmae = 'x'")
+    assert "unknown key 'nmae'" in run("heads", study_file, code=1).stderr
+
+
+def test_wrong_usage_is_exit_code_two(study_file):
+    """As every command line has it."""
+    assert "No such option" in run("features", study_file, "--fast", code=2).stderr
+    run("features", code=2)
+
+
+def test_debug_shows_the_traceback(study_file):
+    """For a report."""
+    result = CliRunner().invoke(main, ["features", "none.toml", "--debug"])
+    assert type(result.exception).__name__ == "StudyError"
+
+
+def test_a_mistake_of_ours_is_one_line_too(study_file, monkeypatch):
+    """Even then a user sees a sentence that says what to do."""
+
+    def broken(*_):
+        raise AssertionError("row 3")
+
+    monkeypatch.setattr(extract_module, "extract", broken)
+    result = run("features", study_file, code=1)
+    assert "a mistake in headrace: AssertionError: row 3. Run again with --debug" in result.stderr
+
+
+def test_a_full_disk_is_one_line(study_file, monkeypatch):
+    """With file, errno, bytes needed and bytes free."""
+
+    def full(descriptor, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "write", full)
+    text = run("features", study_file, *ENGINE, code=1).stderr
+    assert re.search(r"cannot write .*No space left on device \(errno 28\); needed .* bytes", text)
+
+
+def test_ctrl_c_says_that_the_work_is_safe(study_file, monkeypatch):
+    """Exit code 130, as shells expect."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(extract_module, "extract", interrupted)
+    result = CliRunner().invoke(main, ["features", str(study_file)])
+    assert result.exit_code == 130
+    assert "run again to go on" in result.stderr
+
+
+def test_heads_before_features_says_what_to_run_first(study_file):
+    """The next command is in the message."""
+    result = run("heads", study_file, "--only", "prior", code=1)
+    assert "60 of 60 images have no features of tiny yet; first run: headrace features" in (
+        result.stderr
+    )
+
+
+def test_images_added_since_are_not_quietly_left_out(study_file):
+    """Heads refuses until they have features; images that cannot be used are left out."""
+    (study_file.parent / "here" / "a" / "p1_x.png").write_text("<html>")
+    run("features", study_file, *ENGINE)
+    assert "1 unusable images are left out" in run("heads", study_file, "--only", "prior").stderr
+    write_images(study_file.parent / "there", 4, seed=9)
+    assert "4 of 65 images" in run("heads", study_file, "--only", "prior", code=1).stderr
+
+
+def test_cache_ls_verify_compact_gc(study_file):
+    """Each says what it found, also as JSON."""
+    run("features", study_file, *ENGINE)
+    root = ("--store", study_file.parent / "features")
+    assert "60" in run("cache", "ls", *root).stdout
+    row = json.loads(run("cache", "ls", *root, "--json").stdout)["stores"][0]
+    assert (row["rows"], row["parts"], row["backbone"]) == (60, 1, "tiny")
+    assert "60 rows in 1 parts, every byte checked" in run("cache", "verify", *root).stdout
+    assert "parts_fewer" in run("cache", "compact", *root).stdout
+    assert "removed" in run("cache", "gc", *root).stdout
+    assert "no stores in nowhere" in run("cache", "ls", "--store", "nowhere").stdout
+
+
+def test_verify_recomputes_a_sample_and_finds_a_wrong_row(study_file, monkeypatch):
+    """Exit code 3 when what is stored is not what the network says."""
+    run("features", study_file, *ENGINE)
+    text = run("cache", "verify", study_file, "--sample", "20", "--engine", "torch").stdout
+    assert re.search(r"20 images recomputed .* largest \d\.\de[+-]\d\d", text)
+    from pipeline import upkeep
+
+    real = upkeep.features_of
+    monkeypatch.setattr(
+        upkeep, "features_of", lambda *a: [(k, row * np.float32(1.0001)) for k, row in real(*a)]
+    )
+    result = run("cache", "verify", study_file, "--sample", "20", "--engine", "torch", code=3)
+    assert "allowed 1e-05; worst: " in result.stderr
+    assert "--sample needs a STUDY" in run("cache", "verify", "--sample", "3", code=2).stderr
+
+
+def test_verify_finds_damage(study_file):
+    """A flipped bit: exit code 3, the part is set aside, features computes it again."""
+    run("features", study_file, *ENGINE)
+    store = next(p for p in (study_file.parent / "features").iterdir() if p.name != "index")
+    part = next((store / "parts").iterdir())
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    text = run("cache", "verify", study_file, code=3).stderr
+    assert "1 damaged parts were set aside" in text
+    assert (store / "quarantine" / part.name).exists()
+    assert "60 computed" in run("features", study_file, *ENGINE).stdout
+
+
+def test_export_is_one_file_that_plain_h5py_reads(study_file):
+    """Features, labels, patients, splits and the recipe, nothing else needed."""
+    run("features", study_file, *ENGINE)
+    out = study_file.parent / "sub" / "out.h5"
+    assert "60 rows" in run("cache", "export", study_file, out).stdout
+    with h5py.File(out) as file:
+        assert set(file) == {
+            "features", "label", "class_names", "key", "path", "group", "domain", "split"
+        }  # fmt: skip
+        assert (file["features"].shape, file["features"].dtype) == ((60, 8), np.float32)
+        assert file["key"].shape == (60, 32)
+        assert list(file["class_names"].asstr()) == ["a", "b"]
+        assert set(file["split"].asstr()) == {"fit", "validation", "target"}
+        assert file["path"].asstr()[0] == "a/p1000_0.png"
+        assert file["group"].asstr()[0] == "p1000"
+        assert file.attrs["backbone"] == "tiny"
+        assert json.loads(file.attrs["preprocessing"])["size"] == 32
+        assert len(file.attrs["fingerprint"]) == 64
+    assert (
+        "known: tiny" in run("cache", "export", study_file, out, "--backbone", "x", code=1).stderr
+    )
+
+
+def test_init_writes_a_study_that_runs(study_file, monkeypatch):
+    """Folders to study file to features, with the patient pattern guessed from the names."""
+    monkeypatch.chdir(study_file.parent)
+    for folder in ("here", "there"):
+        for file in (study_file.parent / folder).rglob("*.png"):
+            file.rename(file.with_name(f"patient{file.name[1:]}"))
+    out = run("init", "here", "there", "--output", "own.toml", "--backbone", "tiny").stdout
+    assert "[source] 40 images, classes: a, b" in out
+    text = (study_file.parent / "own.toml").read_text()
+    assert "group = '^(patient\\d+)'" in text
+    assert "60 computed" in run("features", "own.toml", *ENGINE).stdout
+    assert "already there" in run("init", "here", "--output", "own.toml", code=1).stderr
+    assert (
+        "known: densenet121"
+        in run("init", "here", "--output", "o", "--backbone", "x", code=1).stderr
+    )
+
+
+def test_init_says_when_it_cannot_guess_the_patient(study_file):
+    """A line to be filled in, and the reason why it matters."""
+    out = run("init", "here", "--output", "own.toml", "--backbone", "tiny").stdout
+    assert "two images of one patient may stand on both sides" in out
+    assert "# group = " in (study_file.parent / "own.toml").read_text()
+
+
+def test_doctor_says_what_is_here(study_file):
+    """Versions, engine, weights."""
+    found = json.loads(run("doctor", "--json").stdout)
+    assert {"python", "torch", "cuda", "engine", "weights of densenet121"} <= set(found)
+    assert "efficientnet-lite0" in found["weights of efficientnet_lite0"]
+
+
+def test_the_environment_says_where_stores_are(study_file, monkeypatch, tmp_path):
+    """HEADRACE_FEATURES moves the stores of all studies that do not say otherwise."""
+    text = study_file.read_text().replace('[store]\npath = "features"\n', "")
+    study_file.write_text(text)
+    monkeypatch.setenv("HEADRACE_FEATURES", str(tmp_path / "elsewhere"))
+    run("features", study_file, *ENGINE)
+    assert [p.name[:4] for p in (tmp_path / "elsewhere").iterdir() if p.name != "index"] == ["tiny"]
+    assert not (study_file.parent / "features").exists()
+
+
+def test_a_name_that_is_not_utf8_goes_through_everything(study_file):
+    """Shown with backslashes, stored, exported."""
+    folder = os.fsencode(study_file.parent / "here" / "a")
+    first = sorted((study_file.parent / "here" / "a").iterdir())[0]
+    os.rename(first, folder + b"/p1000_\xff.png")
+    (study_file.parent / "here" / "a" / "p1_bad\udcfe.png").write_text("no image")
+    out = run("features", study_file, *ENGINE).stdout
+    assert "p1_bad\\udcfe.png" in out
+    run("cache", "export", study_file, study_file.parent / "out.h5")
