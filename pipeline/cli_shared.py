@@ -23,7 +23,7 @@ class _Reported(click.ClickException):
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error) or type(error).__name__)
-        self.exit_code = getattr(error, "exit_code", 1)  # type: ignore[misc] - as click does it
+        self.exit_code = getattr(error, "exit_code", 1)  # type: ignore[misc]
 
 
 def command(function: Callable[..., Any]) -> Callable[..., None]:

@@ -14,7 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.pipeline import make_pipeline
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from cache import disk
@@ -28,6 +29,7 @@ from pipeline.study import Study
 _LOG = logging.getLogger(__name__)
 HEADS_REPORT = "heads.json"
 PROBABILITIES = "probabilities.h5"
+_FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +127,26 @@ def compare(
 
 
 def _fit(joined: JoinedFeatures, name: str, seed: int) -> _Fitted:
-    fit = joined.samples.split == FIT
-    head = make_pipeline(StandardScaler(), make_head(name, seed=seed))
+    fit = joined.samples.where(joined.samples.split == FIT)
+    X = joined.X[joined.samples.split == FIT]
     start = time.perf_counter()
-    head.fit(joined.X[fit], joined.samples.label[fit])
+    head = _selected(name, seed, X, fit).fit(X, fit.label)
     seconds = time.perf_counter() - start
     return _Fitted(head=name, seed=seed, seconds=seconds, proba=head.predict_proba(joined.X))
+
+
+def _selected(name: str, seed: int, X: NDArray[np.float32], fit: Samples) -> Any:
+    """Scaler and head; its parameters are chosen by folds of patients of the fit split."""
+    steps = Pipeline([("scale", StandardScaler()), ("head", make_head(name, seed=seed))])
+    if not HEADS[name].grid:
+        return steps
+    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
+    return GridSearchCV(
+        steps,
+        {f"head__{parameter}": list(values) for parameter, values in HEADS[name].grid.items()},
+        cv=list(folds.split(X, fit.label, fit.group)),
+        scoring="neg_log_loss",
+    )
 
 
 def _rows(joined: JoinedFeatures, fitted: _Fitted) -> Iterator[Row]:

@@ -1,0 +1,116 @@
+"""Scores of class probabilities against labels: one table, pure functions.
+
+With two classes the second is the positive one. A score that the labels at hand do
+not define (AUROC where one class is absent) is None, never a number.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+
+Labels = NDArray[np.int64]
+Probabilities = NDArray[np.float64]
+Metric = Callable[[Labels, Probabilities], float | None]
+
+_BINARY = 2
+_BINS = 15
+
+
+def accuracy(y: Labels, proba: Probabilities) -> float:
+    """Share of images whose most probable class is theirs."""
+    return float((proba.argmax(axis=1) == y).mean())
+
+
+def balanced_accuracy(y: Labels, proba: Probabilities) -> float:
+    """Mean over the classes present of the share found."""
+    hit = proba.argmax(axis=1) == y
+    return float(np.mean([hit[y == k].mean() for k in np.unique(y)]))
+
+
+def auroc(y: Labels, proba: Probabilities) -> float | None:
+    """Area under the ROC curve; macro one-vs-rest for more than two classes."""
+    if not _all_present(y, proba):
+        return None
+    columns = [1] if proba.shape[1] == _BINARY else range(proba.shape[1])
+    return float(np.mean([sk.roc_auc_score(y == k, proba[:, k]) for k in columns]))
+
+
+def average_precision(y: Labels, proba: Probabilities) -> float | None:
+    """Area under the precision-recall curve; macro one-vs-rest for more than two."""
+    if not _all_present(y, proba):
+        return None
+    columns = [1] if proba.shape[1] == _BINARY else range(proba.shape[1])
+    return float(np.mean([sk.average_precision_score(y == k, proba[:, k]) for k in columns]))
+
+
+def sensitivity(y: Labels, proba: Probabilities) -> float | None:
+    """Share of the positive images called positive; two classes only."""
+    return _share_found(y, proba, 1)
+
+
+def specificity(y: Labels, proba: Probabilities) -> float | None:
+    """Share of the negative images called negative; two classes only."""
+    return _share_found(y, proba, 0)
+
+
+def f1(y: Labels, proba: Probabilities) -> float:
+    """F1 of the positive class; macro for more than two classes."""
+    average = "binary" if proba.shape[1] == _BINARY else "macro"
+    return float(sk.f1_score(y, proba.argmax(axis=1), average=average, zero_division=0.0))
+
+
+def brier(y: Labels, proba: Probabilities) -> float:
+    """Mean squared distance to the truth, 0 to 1: half the sum over classes (Brier 1950)."""
+    truth = np.eye(proba.shape[1])[y]
+    return float(((proba - truth) ** 2).sum(axis=1).mean() / 2)
+
+
+def log_loss(y: Labels, proba: Probabilities) -> float:
+    """Mean negative log probability of the true class, nats; probabilities >= 1e-15."""
+    return float(-np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, 1.0)).mean())
+
+
+def ece(y: Labels, proba: Probabilities) -> float:
+    """Expected calibration error of the top class, 15 bins of equal mass (Naeini 2015)."""
+    confidence = proba.max(axis=1)
+    hit = proba.argmax(axis=1) == y
+    bins = np.array_split(np.argsort(confidence, kind="stable"), _BINS)
+    gaps = [len(b) * abs(hit[b].mean() - confidence[b].mean()) for b in bins if len(b)]
+    return float(sum(gaps) / len(y))
+
+
+def confusion(y: Labels, proba: Probabilities) -> NDArray[np.int64]:
+    """Counts of shape ``(K, K)``: true class by row, called class by column."""
+    classes = proba.shape[1]
+    counts = np.bincount(y * classes + proba.argmax(axis=1), minlength=classes**2)
+    return counts.reshape(classes, classes)
+
+
+def _all_present(y: Labels, proba: Probabilities) -> bool:
+    return bool(np.unique(y).size == proba.shape[1])
+
+
+def _share_found(y: Labels, proba: Probabilities, k: int) -> float | None:
+    if proba.shape[1] != _BINARY or not (y == k).any():
+        return None
+    return float((proba.argmax(axis=1)[y == k] == k).mean())
+
+
+#: To add a metric: a function above and one line here; the tests run over the table.
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "accuracy": accuracy,
+        "balanced_accuracy": balanced_accuracy,
+        "auroc": auroc,
+        "average_precision": average_precision,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "f1": f1,
+        "brier": brier,
+        "log_loss": log_loss,
+        "ece": ece,
+    }
+)

@@ -1,0 +1,73 @@
+"""Scores against scikit-learn, a naive loop, and their own promises."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from pipeline.metrics import METRICS, confusion, ece
+
+ORACLES = {
+    "accuracy": lambda y, p: sk.accuracy_score(y, p.argmax(1)),
+    "balanced_accuracy": lambda y, p: sk.balanced_accuracy_score(y, p.argmax(1)),
+    "auroc": lambda y, p: (
+        sk.roc_auc_score(y, p[:, 1])
+        if p.shape[1] == 2
+        else sk.roc_auc_score(y, p, multi_class="ovr", average="macro")
+    ),
+    "average_precision": lambda y, p: sk.average_precision_score(
+        np.eye(p.shape[1])[y][:, 1:] if p.shape[1] == 2 else np.eye(p.shape[1])[y],
+        p[:, 1:] if p.shape[1] == 2 else p,
+        average="macro",
+    ),
+    "f1": lambda y, p: sk.f1_score(
+        y, p.argmax(1), average="binary" if p.shape[1] == 2 else "macro"
+    ),
+    "log_loss": sk.log_loss,
+    "brier": lambda y, p: np.mean([np.sum((np.eye(p.shape[1])[k] - q) ** 2) / 2
+                                   for k, q in zip(y, p, strict=True)]),
+    "sensitivity": lambda y, p: sk.recall_score(y, p.argmax(1)) if p.shape[1] == 2 else None,
+    "specificity": lambda y, p: (
+        sk.recall_score(y, p.argmax(1), pos_label=0) if p.shape[1] == 2 else None
+    ),
+}  # fmt: skip
+
+
+def example(classes: int, n: int = 200):
+    rng = np.random.default_rng(classes)
+    y = rng.integers(0, classes, n)
+    scores = rng.normal(size=(n, classes)) + 1.2 * np.eye(classes)[y]
+    p = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    return y, p
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", [n for n in METRICS if n != "ece"])
+def test_a_score_equals_an_independent_one(name, classes):
+    """Over the whole table: adding a metric without an oracle fails here."""
+    y, p = example(classes)
+    expected = ORACLES[name](y, p)
+    assert METRICS[name](y, p) == (expected if expected is None else pytest.approx(expected))
+
+
+def test_calibration_error_equals_a_loop_over_sorted_bins():
+    """Fifteen bins of equal mass, weighted by their size."""
+    y, p = example(2, 150)
+    rows = sorted(zip(p.max(1), p.argmax(1) == y, strict=True))
+    total = 0.0
+    for b in range(15):
+        chunk = rows[b * 10 : b * 10 + 10]
+        total += 10 * abs(np.mean([h for _, h in chunk]) - np.mean([c for c, _ in chunk]))
+    assert ece(y, p) == pytest.approx(total / 150)
+
+
+@pytest.mark.parametrize("name", ["auroc", "average_precision", "sensitivity"])
+def test_what_the_labels_do_not_define_is_none(name):
+    """A domain with one class has no AUROC; a number would be made up."""
+    _, p = example(2, 20)
+    assert METRICS[name](np.zeros(20, int), p) is None
+
+
+def test_the_confusion_matrix_counts_truth_by_row():
+    """True class by row, called class by column."""
+    y, p = example(3)
+    np.testing.assert_array_equal(confusion(y, p), sk.confusion_matrix(y, p.argmax(1)))
