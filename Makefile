@@ -4,8 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STUDY  ?= demo/study.toml
 READY  := $(VENV)/.ready
+# Without STUDY the demo is used, and written when it is not there.
+DEMO   := $(filter demo/study.toml,$(STUDY))
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help setup demo init features heads finetune shift report test test-slow lint bench-features bench-heads clean
 
 help:  ## Show this list
@@ -27,10 +30,10 @@ demo/study.toml: $(READY)
 init: $(READY)  ## Write study.toml for own images: make init DATA="hospital_a hospital_b"
 	$(BIN)/headrace init $(DATA)
 
-features: $(READY) $(STUDY)  ## Run the frozen backbones once over what the store lacks [STUDY=study.toml]
+features: $(READY) $(DEMO)  ## Run the frozen backbones once over what the store lacks [STUDY=study.toml]
 	$(BIN)/headrace features $(STUDY)
 
-heads: $(READY) $(STUDY)  ## Train and compare heads from the store [STUDY=study.toml]
+heads: $(READY) $(DEMO)  ## Train and compare heads from the store [STUDY=study.toml]
 	$(BIN)/headrace heads $(STUDY)
 
 finetune shift report: $(READY)

@@ -10,8 +10,9 @@ import json
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -110,7 +111,7 @@ class HubWeights:
         if self.path() is None:
             from torchvision.models import get_weight
 
-            with _timeout():
+            with _patient_download():
                 get_weight(self.enum).get_state_dict(progress=True, check_hash=True)
         file = self.path()
         if file is None:
@@ -164,12 +165,16 @@ class TimmWeights:
 
 
 @contextmanager
-def _timeout() -> Iterator[None]:
-    """A host that never answers must not hold a run for ever; torch sets no limit."""
+def _patient_download() -> Iterator[None]:
+    """A host that never answers must not hold a run for ever, and stdout is for results.
+
+    torch sets no limit and prints what it downloads.
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SECONDS_TO_ANSWER)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         socket.setdefaulttimeout(before)
 

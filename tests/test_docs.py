@@ -1,0 +1,85 @@
+"""The README does what it says: its commands run, and print what stands there."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced blocks of a language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def sessions() -> list[tuple[str, str]]:
+    """Command and printed output of each console block."""
+    found = []
+    for block in blocks("console"):
+        for part in block.split("$ ")[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output))
+    return found
+
+
+def shape(text: str) -> list[str]:
+    """Output without what differs from run to run: numbers, widths, rank."""
+    masked = re.sub(r"\d+(\.\d+)?", "0", text)
+    return sorted(re.sub(r"[\s─]+", " ", line).strip() for line in masked.splitlines() if line)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The sixty seconds, run once in an empty folder, with what each command printed."""
+    path = tmp_path_factory.mktemp("sixty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.delenv("HEADRACE_FEATURES", raising=False)
+        # Without weights of its own and without a network, whatever this machine has.
+        patch.setenv("TORCH_HOME", str(path / "torch"))
+        patch.setattr("torchvision.models._api.load_state_dict_from_url", _no_network)
+        yield path, [
+            CliRunner().invoke(main, command.split()[1:]) for command, _ in sessions()
+        ]
+
+
+def _no_network(*_, **__):
+    raise OSError("no network in this test")
+
+
+def test_each_command_prints_what_the_readme_shows(folder):
+    """Same lines, whatever the numbers."""
+    for (command, shown), result in zip(sessions(), folder[1], strict=True):
+        assert result.exit_code == 0, command + result.stderr
+        assert shape(result.stdout) == shape(shown), command
+
+
+def test_the_python_example_runs(folder, monkeypatch):
+    """On the demo that the commands above have made."""
+    monkeypatch.chdir(folder[0])
+    (code,) = blocks("python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README", "exec"), {})  # noqa: S102 - our own text
+    assert 0.5 < float(printed.getvalue()) <= 1
+
+
+def test_files_and_tests_that_the_readme_names_are_there():
+    """A stranger who follows section 8 finds what is promised."""
+    root = Path(__file__).parents[1]
+    names = re.findall(r"`((?:pipeline|cache|tests)/[\w/]+(?:\.py|/))`", README)
+    assert len(names) > 10
+    assert not [name for name in names if not (root / name).exists()]
+
+
+def test_the_readme_shows_the_makefiles_help():
+    """Every target with its line."""
+    for target, line in re.findall(r"^([a-z-]+):[^#\n]*## (.*)$", MAKEFILE, re.MULTILINE):
+        assert re.search(rf"^{target}\s+{re.escape(line)}$", README, re.MULTILINE), target
