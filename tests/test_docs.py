@@ -45,9 +45,7 @@ def folder(tmp_path_factory):
         # Without weights of its own and without a network, whatever this machine has.
         patch.setenv("TORCH_HOME", str(path / "torch"))
         patch.setattr("torchvision.models._api.load_state_dict_from_url", _no_network)
-        yield path, [
-            CliRunner().invoke(main, command.split()[1:]) for command, _ in sessions()
-        ]
+        yield path, [CliRunner().invoke(main, command.split()[1:]) for command, _ in sessions()]
 
 
 def _no_network(*_, **__):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import ImageError, StudyError
-from pipeline.images import Pixels, PixelPolicy, decode
+from pipeline.images import PixelPolicy, Pixels, decode
 from pipeline.sources.items import Item, Listing, read_from
 from pipeline.sources.walk import File, Walk
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from pipeline.errors import ImageError
-from pipeline.images import Pixels, PixelPolicy
+from pipeline.images import PixelPolicy, Pixels
 
 #: Errors that a network file system gives once and not again.
 _TRANSIENT = (errno.EIO, errno.ESTALE)

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.lib import format as npy
 
 from pipeline.errors import ImageError, StudyError
-from pipeline.images import Pixels, PixelPolicy, check_size, resize_pixels
+from pipeline.formats import check_size
+from pipeline.images import PixelPolicy, Pixels, resize_pixels
 from pipeline.sources.items import FileStat, Item, Listing, read_from, stat_of
 from pipeline.sources.walk import File, Walk
 

@@ -1,0 +1,1 @@
+"""Why accuracy falls between two hospitals: tests, decompositions and fixes on features."""

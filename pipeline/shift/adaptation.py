@@ -1,0 +1,172 @@
+"""What every fix starts from (the labelled source) and what it returns (a predictor).
+
+A fix is ``adapt(source, target_features, rng) -> Predictor``. It has no argument through
+which a label of the target could reach it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from pipeline.errors import StudyError
+from pipeline.shift.bcts import Calibration, fit_calibration
+
+Rows = NDArray[np.floating]
+"""Shape (n, d): rows of features."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixSettings:
+    """Default hyper-parameters of all fixes; part of the plan that is hashed."""
+
+    inverse_penalty: float = 0.01
+    """C of the logistic head on standardised features."""
+    pseudo_count: float = 16.0
+    """F1: how many source rows the target's own statistics are mixed with."""
+    components: int = 128
+    """F2, F3: principal components in which covariances are aligned."""
+    ratio_exponent: float = 0.5
+    """F6: power of the density ratio; 0 is no weighting, 1 the full ratio."""
+    ratio_clip: float = 0.95
+    """F6: quantile at which the weights are clipped."""
+    calibration_folds: int = 5
+    """F1b, F7: folds, by patient, of the out-of-fold scores that calibrate the head."""
+    prototypes: int = 20
+    """F8: most confident rows kept per class."""
+    bags: int = 5
+    """F11: heads of the ensemble."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """An adapted model: raw target features in, class probabilities out."""
+
+    transform: Callable[[Rows], Rows]
+    """Raw features (n, d) -> features in the head's space (n, e)."""
+    score: Callable[[Rows], NDArray[np.float64]]
+    """Features in the head's space -> probabilities (n, K)."""
+    class_weights: NDArray[np.float64] | None = None
+    """Shape (K,): target prior over source prior; None for no correction."""
+    notes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Numbers to print beside the row, such as the effective sample size."""
+
+    def __call__(self, features: Rows) -> NDArray[np.float64]:
+        """Return class probabilities, shape (n, K), for raw features of shape (n, d)."""
+        probabilities = self.score(self.transform(features))
+        if self.class_weights is None:
+            return probabilities
+        weighted = probabilities * self.class_weights
+        return np.asarray(weighted / weighted.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The labelled domain. What several fixes need of it is computed once, when asked for."""
+
+    features: Rows
+    """Shape (n, d), raw."""
+    labels: NDArray[np.integer]
+    """Shape (n,), 0 to K - 1, every class present."""
+    groups: NDArray[Any]
+    """Shape (n,), patient ids."""
+    settings: FixSettings = field(default_factory=FixSettings)
+    """Hyper-parameters."""
+
+    def __post_init__(self) -> None:
+        """Refuse labels that do not number the classes.
+
+        Raises:
+            StudyError: Lengths differ, fewer than two classes, or a class has no row.
+        """
+        if not len(self.features) == len(self.labels) == len(self.groups):
+            raise StudyError("features, labels and groups of the source differ in length")
+        counts = np.bincount(self.labels)
+        if counts.size < 2 or not counts.all():  # noqa: PLR2004 - two classes make a task
+            raise StudyError(
+                f"source labels must use every number from 0 to K - 1, counts are {counts.tolist()}"
+            )
+
+    @cached_property
+    def mean(self) -> NDArray[np.float64]:
+        """Shape (d,)."""
+        return np.asarray(self.features.mean(axis=0, dtype=np.float64))
+
+    @cached_property
+    def scale(self) -> NDArray[np.float64]:
+        """Shape (d,): standard deviations, 1 where a feature does not vary."""
+        deviation = self.features.std(axis=0, dtype=np.float64)
+        return np.where(deviation > 0, deviation, 1.0)
+
+    @cached_property
+    def prior(self) -> NDArray[np.float64]:
+        """Shape (K,): share of each class."""
+        return np.asarray(np.bincount(self.labels) / len(self.labels))
+
+    def standardise(self, features: Rows) -> NDArray[np.float64]:
+        """Scale raw features by the source's mean and standard deviation, shape (n, d)."""
+        return np.asarray((features - self.mean) / self.scale, dtype=np.float64)
+
+    @cached_property
+    def standard(self) -> NDArray[np.float64]:
+        """Shape (n, d): the source's own rows, standardised."""
+        return self.standardise(self.features)
+
+    @cached_property
+    def axes(self) -> NDArray[np.float64]:
+        """Shape (d, c): principal axes of the standardised source, orthonormal columns."""
+        count = min(self.settings.components, *self.features.shape)
+        solver = PCA(count, svd_solver="randomized", random_state=0)
+        return np.asarray(solver.fit(self.standard).components_.T, dtype=np.float64)
+
+    @cached_property
+    def head(self) -> LogisticRegression:
+        """The head that knows only the source, on standardised features."""
+        return self.fit(self.standard)
+
+    def fit(
+        self,
+        rows: Rows,
+        *,
+        labels: NDArray[np.integer] | None = None,
+        weights: NDArray[np.floating] | None = None,
+    ) -> LogisticRegression:
+        """Fit a logistic head.
+
+        Args:
+            rows: Shape (m, e), scaled to about unit variance.
+            labels: Shape (m,); the source's own when left out.
+            weights: Shape (m,), weight of each row; 1 when left out.
+        """
+        head = LogisticRegression(C=self.settings.inverse_penalty, max_iter=2000)
+        return head.fit(rows, self.labels if labels is None else labels, sample_weight=weights)
+
+    @cached_property
+    def out_of_fold(self) -> NDArray[np.float64]:
+        """Shape (n, K): probabilities of heads that did not see the row's patient."""
+        n_folds = min(self.settings.calibration_folds, np.unique(self.groups).size)
+        probabilities = np.zeros((len(self.labels), self.prior.size))
+        for fit, held in GroupKFold(n_folds).split(self.standard, groups=self.groups):
+            head = self.fit(self.standard[fit], labels=self.labels[fit])
+            probabilities[np.ix_(held, head.classes_)] = head.predict_proba(self.standard[held])
+        return probabilities
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What makes the head's probabilities honest on the source."""
+        return fit_calibration(self.out_of_fold, self.labels)
+
+    def calibrated(self, rows: Rows) -> NDArray[np.float64]:
+        """Return the head's calibrated probabilities, shape (m, K), for standardised rows."""
+        return self.calibration(self.head.predict_proba(rows))
+
+
+Fix = Callable[[Source, Rows, np.random.Generator], Predictor]
+"""Source, raw target features (m, d), randomness -> predictor. No target labels."""

@@ -1,0 +1,295 @@
+"""Compare the fixes on a target whose labels are opened once, after all predictions.
+
+Two steps that cannot be exchanged: ``predict_target`` has no labels to look at, and
+``score`` opens them under the digest of the plan that made the predictions. The target
+is halved by patient; each half is predicted by a model adapted to the other.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import CheckFailedError, StudyError
+from pipeline.shift.adaptation import FixSettings, Rows, Source
+from pipeline.shift.cohorts import split_by_patient
+from pipeline.shift.fixes import FIXES, fix_named
+from pipeline.shift.paired import PairedDifference, paired_difference
+from pipeline.shift.permute import holm
+from pipeline.shift.ridge import auc_columns
+from pipeline.shift.sealed import SealedLabels
+
+BASELINE = "source_only"
+_TWO = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixPlan:
+    """Everything that could be chosen, written down before any target label is read."""
+
+    fixes: tuple[str, ...] = tuple(FIXES)
+    """Names of the fixes; the baseline ``source_only`` must be among them."""
+    seeds: tuple[int, ...] = tuple(range(10))
+    """One cut of the target into halves per seed."""
+    shots: tuple[int, ...] = (5, 10, 25, 50)
+    """Labelled target images per class of the rows that do use labels."""
+    draws: int = 2000
+    """Bootstrap draws and sign flips per row."""
+    confidence: float = 0.95
+    """Of the intervals."""
+    settings: FixSettings = field(default_factory=FixSettings)
+    """Hyper-parameters of the fixes."""
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the plan as canonical JSON, 64 hex digits."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The domain to be predicted, without its labels."""
+
+    features: Rows
+    """Shape (n, d), raw."""
+    groups: NDArray[Any]
+    """Shape (n,), patient ids; at least two patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Cross-fitted probabilities of every fix, made without target labels."""
+
+    probabilities: Mapping[str, NDArray[np.float64]]
+    """By fix, shape (seeds, n, K)."""
+    notes: Mapping[str, Mapping[str, float]]
+    """By fix, its numbers averaged over seeds and halves."""
+    plan_hash: str
+    """Digest of the plan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the leaderboard."""
+
+    name: str
+    """Fix, or ``k_shot(k)``."""
+    accuracy: float
+    """Mean over seeds, in [0, 1]."""
+    accuracy_sd: float
+    """Standard deviation over seeds."""
+    auroc: float | None
+    """Mean over seeds; None unless there are two classes, both present."""
+    difference: PairedDifference
+    """Accuracy against the baseline, paired, by patient."""
+    p_holm: float
+    """Sign-flip p-value, Holm-adjusted within its block; 1 for the baseline."""
+    uses_target_labels: bool
+    """True for k-shot rows, which stand in a block of their own."""
+    notes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Numbers of the fix itself."""
+
+    @property
+    def negative_transfer(self) -> bool:
+        """Whether the whole interval of the difference lies below 0."""
+        return self.difference.high < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaderboard:
+    """All rows, and the proof that the labels were read once under the plan."""
+
+    rows: tuple[Row, ...]
+    """One per fix, in the plan's order."""
+    k_shot: tuple[Row, ...]
+    """One per k for which each half holds k labelled images of every class."""
+    plan_hash: str
+    """Digest of the plan."""
+    reads: int
+    """How often the target labels were read."""
+
+
+def predict_target(source: Source, target: Target, plan: FixPlan) -> Predictions:
+    """Adapt every fix to one half of the target and predict the other, for each seed.
+
+    Args:
+        source: The labelled domain; its settings are replaced by the plan's.
+        target: The other one.
+        plan: Fixes and seeds.
+
+    Returns:
+        Probabilities of every fix for every row.
+
+    Raises:
+        UnknownNameError: The plan names a fix that is not there.
+        StudyError: The plan lacks the baseline, or the target has one patient.
+    """
+    if BASELINE not in plan.fixes:
+        raise StudyError(f"the plan's fixes lack the baseline {BASELINE!r}: add it")
+    source = _under(source, plan)
+    n_classes = source.prior.size
+    probabilities, notes = {}, {}
+    for name in plan.fixes:
+        fix = fix_named(name)
+        table = np.empty((len(plan.seeds), len(target.groups), n_classes))
+        collected: list[Mapping[str, float]] = []
+        for cut in _cuts(target.groups, plan.seeds):
+            rng = np.random.default_rng([cut.seed, zlib.crc32(name.encode())])
+            predictor = fix(source, target.features[cut.adapt], rng)
+            table[cut.index, cut.score] = predictor(target.features[cut.score])
+            collected.append(predictor.notes)
+        probabilities[name] = table
+        notes[name] = {key: float(np.mean([n[key] for n in collected])) for key in collected[0]}
+    return Predictions(probabilities=probabilities, notes=notes, plan_hash=plan.digest())
+
+
+def score(
+    predictions: Predictions, sealed: SealedLabels, source: Source, target: Target, plan: FixPlan
+) -> Leaderboard:
+    """Open the labels and compare every fix with the baseline.
+
+    Args:
+        predictions: From :func:`predict_target`.
+        sealed: Labels of the target, numbered like the source's.
+        source: The labelled domain, for the scale of the k-shot rows.
+        target: The domain that was predicted.
+        plan: The plan of the predictions.
+
+    Returns:
+        The leaderboard.
+
+    Raises:
+        CheckFailedError: The labels were sealed, or the predictions made, under another plan.
+        StudyError: The target has no labels.
+    """
+    if predictions.plan_hash != plan.digest():
+        raise CheckFailedError(
+            "these predictions were made under another plan: predict again under this one"
+        )
+    labels = sealed.unseal(plan.digest())
+    shots = _k_shot(_under(source, plan), target, labels, plan)
+    baseline = predictions.probabilities[BASELINE]
+    truth = Truth(labels=labels, groups=target.groups, baseline=baseline)
+    rows = _rows(predictions.probabilities, truth, plan, predictions.notes)
+    return Leaderboard(
+        rows=rows,
+        k_shot=_rows(shots, truth, plan, None),
+        plan_hash=plan.digest(),
+        reads=sealed.reads,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What the predictions of a block are measured against."""
+
+    labels: NDArray[np.integer]
+    """Shape (n,)."""
+    groups: NDArray[Any]
+    """Shape (n,), patient ids."""
+    baseline: NDArray[np.float64]
+    """Shape (seeds, n, K): the baseline's probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """One half of the target to adapt to, and the other to predict."""
+
+    index: int
+    """Position of the seed in the plan."""
+    seed: int
+    """The seed."""
+    adapt: NDArray[np.intp]
+    """Rows to adapt to."""
+    score: NDArray[np.intp]
+    """Rows to predict: of other patients."""
+
+
+def _cuts(groups: NDArray[Any], seeds: tuple[int, ...]) -> Iterator[Cut]:
+    """Yield both halves of every seed; the cut depends on the seed alone."""
+    if np.unique(groups).size < _TWO:
+        raise StudyError("a target of one patient cannot be halved by patient")
+    for index, seed in enumerate(seeds):
+        first = split_by_patient(groups, np.random.default_rng([seed, 4]))
+        for half in (first, ~first):
+            adapt, rest = np.flatnonzero(half), np.flatnonzero(~half)
+            yield Cut(index=index, seed=seed, adapt=adapt, score=rest)
+
+
+def _under(source: Source, plan: FixPlan) -> Source:
+    return source if source.settings == plan.settings else replace(source, settings=plan.settings)
+
+
+def _k_shot(
+    source: Source, target: Target, labels: NDArray[np.integer], plan: FixPlan
+) -> dict[str, NDArray[np.float64]]:
+    """Refit the head to k labelled images per class of one half, predict the other.
+
+    Only the scale of the features comes from the source: what a few labels are worth by
+    themselves. A k that some half cannot provide is left out.
+    """
+    tables: dict[str, NDArray[np.float64]] = {}
+    n_classes = source.prior.size
+    cuts = list(_cuts(target.groups, plan.seeds))
+    available = min(np.bincount(labels[c.adapt], minlength=n_classes).min() for c in cuts)
+    for k in (k for k in plan.shots if k <= available):
+        table = np.empty((len(plan.seeds), len(labels), n_classes))
+        for cut in cuts:
+            rng = np.random.default_rng([cut.seed, 5, k])
+            order = rng.permutation(cut.adapt)
+            shown = np.concatenate([order[labels[order] == c][:k] for c in range(n_classes)])
+            rows = source.standardise(target.features[shown])
+            head = source.fit(rows, labels=labels[shown])
+            table[cut.index, cut.score] = head.predict_proba(
+                source.standardise(target.features[cut.score])
+            )
+        tables[f"k_shot({k})"] = table
+    return tables
+
+
+def _rows(
+    tables: Mapping[str, NDArray[np.float64]],
+    truth: Truth,
+    plan: FixPlan,
+    notes: Mapping[str, Mapping[str, float]] | None,
+) -> tuple[Row, ...]:
+    """Score one block; Holm runs over its rows, the baseline aside."""
+    base = (truth.baseline.argmax(axis=2) == truth.labels).mean(axis=0)
+    scored = []
+    for name, table in tables.items():
+        correct = table.argmax(axis=2) == truth.labels
+        rng = np.random.default_rng([zlib.crc32(name.encode()), 6])
+        change = paired_difference(
+            correct.mean(axis=0) - base, truth.groups, rng, plan.draws, plan.confidence
+        )
+        scored.append((name, correct.mean(axis=1), _auroc(table, truth.labels), change))
+    compared = [name for name in tables if name != BASELINE]
+    raw = {name: change.p for name, _, _, change in scored}
+    adjusted = dict(zip(compared, holm(np.array([raw[n] for n in compared])), strict=True))
+    return tuple(
+        Row(
+            name=name,
+            accuracy=float(accuracies.mean()),
+            accuracy_sd=float(accuracies.std()),
+            auroc=auroc,
+            difference=change,
+            p_holm=float(adjusted.get(name, 1.0)),
+            uses_target_labels=notes is None,
+            notes={} if notes is None else notes[name],
+        )
+        for name, accuracies, auroc, change in scored
+    )
+
+
+def _auroc(table: NDArray[np.float64], labels: NDArray[np.integer]) -> float | None:
+    """Mean over seeds of the area under the ROC curve; None where it is not defined."""
+    if table.shape[2] != _TWO or np.unique(labels).size != _TWO:
+        return None
+    positive = np.repeat(labels[:, None] == 1, len(table), axis=1)
+    return float(auc_columns(table[:, :, 1].T, positive).mean())

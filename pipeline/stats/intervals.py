@@ -1,0 +1,159 @@
+"""Intervals: for plain rates in closed form, for the rest by resampling patients.
+
+Images of one patient are not independent, so whole patients are drawn. A draw is a
+row of weights (how often each image is in it), made once and shared by all heads and
+metrics, which keeps comparisons paired.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+Weights = NDArray[np.float64]
+#: Weights ``(B, n)`` to one statistic for each draw, ``(B,)``; NaN where undefined.
+WeightedStatistic = Callable[[Weights], NDArray[np.float64]]
+
+DRAWS = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its interval.
+
+    Attributes:
+        low: Lower bound; NaN where no interval can be given.
+        high: Upper bound.
+        n: Images.
+        groups: Patients.
+        method: How the interval was made.
+        level: Its nominal coverage.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    groups: int
+    method: str
+    level: float = LEVEL
+
+
+def wilson(hits: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
+    """Score interval of a rate of ``n`` independent trials (Wilson 1927).
+
+    Raises:
+        ValueError: ``hits`` is not in 0 to ``n``, or ``n`` is 0.
+    """
+    if not 0 <= hits <= n or n == 0:
+        raise ValueError(f"{hits} hits of {n}: allowed are 0 to n hits of at least 1 trial")
+    z = norm.isf((1 - level) / 2)
+    rate, centre = hits / n, (hits + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * np.sqrt(n * rate * (1 - rate) + z * z / 4)
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def newcombe_paired(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    """95 % interval of the difference of two paired rates (Newcombe 1998, method 10).
+
+    Args:
+        both: Images that both heads have right.
+        first: Only the first.
+        second: Only the second.
+        neither: Neither of them.
+
+    Returns:
+        Bounds of rate(first) - rate(second).
+    """
+    n = both + first + second + neither
+    p1, p2 = (both + first) / n, (both + second) / n
+    (l1, u1), (l2, u2) = wilson(both + first, n), wilson(both + second, n)
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    cross: float = both * neither - first * second
+    if cross > 0:  # the continuity correction of the phi coefficient
+        cross = max(cross - n / 2, 0)
+    phi = cross / np.sqrt(margins) if margins else 0.0
+    d = p1 - p2
+    low = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2
+    high = (u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2
+    return float(d - np.sqrt(low)), float(d + np.sqrt(high))
+
+
+def patient_draws(
+    group: Sequence[object] | NDArray[np.generic], rng: np.random.Generator, *, draws: int = DRAWS
+) -> Weights:
+    """Bootstrap draws of whole patients.
+
+    Args:
+        group: ``n`` patient ids.
+        rng: Source of randomness.
+        draws: Number of draws, ``B``.
+
+    Returns:
+        Weights ``(B, n)``: how often each image is in each draw.
+    """
+    _, member = np.unique(np.asarray(group), return_inverse=True)
+    patients = int(member.max()) + 1
+    counts = rng.multinomial(patients, np.full(patients, 1 / patients), size=draws)
+    weights: Weights = counts[:, member].astype(np.float64)
+    return weights
+
+
+def percentile_interval(
+    values: NDArray[np.float64], *, level: float = LEVEL
+) -> tuple[float, float]:
+    """Percentile bounds of bootstrap values; undefined draws (NaN) are left out."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def weighted_mean(values: NDArray[np.floating] | NDArray[np.bool_]) -> WeightedStatistic:
+    """The statistic "mean of ``values``", for weights of any number of draws."""
+    numbers = np.asarray(values, np.float64)
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            means: NDArray[np.float64] = weights @ numbers / weights.sum(axis=1)
+        return means
+
+    return statistic
+
+
+def weighted_ratio(
+    numerator: NDArray[np.bool_], denominator: NDArray[np.bool_]
+) -> WeightedStatistic:
+    """The statistic "share of ``denominator`` that is ``numerator``" (sensitivity)."""
+    over, under = numerator.astype(np.float64), denominator.astype(np.float64)
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shares: NDArray[np.float64] = (weights @ over) / (weights @ under)
+        return shares
+
+    return statistic
+
+
+def weighted_auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> WeightedStatistic:
+    """The statistic "area under the ROC curve", ties counted half."""
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
+    sign = positive[order]
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        w = weights[:, order]
+        up = np.add.reduceat(w * sign, starts, axis=1)
+        down = np.add.reduceat(w * ~sign, starts, axis=1)
+        below = np.cumsum(down, axis=1) - down
+        with np.errstate(invalid="ignore", divide="ignore"):
+            area: NDArray[np.float64] = (up * (below + down / 2)).sum(axis=1) / (
+                up.sum(axis=1) * down.sum(axis=1)
+            )
+        return area
+
+    return statistic

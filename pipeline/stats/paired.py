@@ -1,0 +1,144 @@
+"""Which of two heads is better: tests that keep the pairing of the images.
+
+Two questions, never mixed: whether one *trained* head is better on this population
+(fixed predictions, :func:`mcnemar`, :func:`sign_flip`), and whether one *procedure*
+is better for data like this (training varies, :func:`nadeau_bengio`,
+:func:`correlated_t`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom, binomtest
+from scipy.stats import t as student
+
+#: Region of practical equivalence: one point of a rate.
+ROPE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """Images that only one of two heads has right, and the two-sided p values."""
+
+    only_first: int
+    only_second: int
+    p: float
+    p_mid: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Posterior:
+    """Probability that the first is worse, practically equal, better; sums to 1."""
+
+    worse: float
+    equal: float
+    better: float
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
+    """Exact test on paired right and wrong answers (McNemar 1947; mid-p: Fagerland 2013).
+
+    Args:
+        first: Shape ``(n,)``: whether the first head is right.
+        second: The same for the second, on the same images.
+    """
+    b, c = int((first & ~second).sum()), int((second & ~first).sum())
+    if b + c == 0:
+        return McNemar(only_first=0, only_second=0, p=1.0, p_mid=1.0)
+    n, least = b + c, min(b, c)
+    p_mid = min(1.0, float(2 * binom.cdf(least, n, 0.5) - binom.pmf(least, n, 0.5)))
+    p = float(binomtest(least, n).pvalue)
+    return McNemar(only_first=b, only_second=c, p=p, p_mid=p_mid)
+
+
+def sign_flip(
+    difference: NDArray[np.floating],
+    group: NDArray[np.generic],
+    rng: np.random.Generator,
+    *,
+    draws: int = 9999,
+) -> float:
+    """Two-sided permutation p of a mean paired difference, patients flipped whole.
+
+    Args:
+        difference: Shape ``(n,)``: score of the first head minus that of the second.
+        group: Patient of each image.
+        rng: Source of randomness.
+        draws: Random flips; the observed one counts too.
+    """
+    _, member = np.unique(group, return_inverse=True)
+    sums = np.bincount(member, weights=difference)
+    signs = rng.integers(0, 2, (draws, len(sums)), dtype=np.int8) * 2 - 1
+    observed = abs(sums.sum())
+    reached = np.abs(signs @ sums) >= observed - 1e-12 * max(1.0, observed)
+    return float((1 + reached.sum()) / (draws + 1))
+
+
+def holm(p: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+    """Adjusted p values that control the family-wise error (Holm 1979)."""
+    values = np.asarray(p, np.float64)
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(len(values), 0, -1)
+    stepped = np.maximum.accumulate(values[order] * factors)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
+def nadeau_bengio(difference: NDArray[np.floating], *, test_share: float) -> float:
+    """Two-sided p of a mean difference over resampled splits (Nadeau and Bengio 2003).
+
+    Args:
+        difference: Shape ``(J,)``: one for each split.
+        test_share: Test rows by training rows; 1/4 for five folds.
+    """
+    scale = _corrected_scale(difference, 1 / len(difference) + test_share)
+    mean = float(np.mean(difference))
+    if scale == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * student.sf(abs(mean) / scale, len(difference) - 1))
+
+
+def correlated_t(
+    difference: NDArray[np.floating], *, correlation: float, rope: float = ROPE
+) -> Posterior:
+    """Bayesian correlated t-test (Corani and Benavoli 2015).
+
+    Args:
+        difference: Shape ``(J,)``: first minus second on each split.
+        correlation: Of two splits' differences: test rows by all rows.
+        rope: Half width of the region of practical equivalence.
+    """
+    count = len(difference)
+    scale = _corrected_scale(difference, 1 / count + correlation / (1 - correlation))
+    mean = float(np.mean(difference))
+    if scale == 0:
+        return Posterior(
+            worse=float(mean < -rope), equal=float(abs(mean) <= rope), better=float(mean > rope)
+        )
+    worse = float(student.cdf((-rope - mean) / scale, count - 1))
+    better = float(student.sf((rope - mean) / scale, count - 1))
+    return Posterior(worse=worse, equal=1 - worse - better, better=better)
+
+
+def verdict(low: float, high: float, *, rope: float = ROPE) -> str:
+    """What an interval of a difference allows to be said.
+
+    Returns:
+        ``better`` or ``worse`` where 0 is outside; ``equivalent`` where all of it is
+        within the region of practical equivalence; otherwise ``inconclusive``, because
+        not finding a difference is not finding that there is none.
+    """
+    if not np.isfinite([low, high]).all():
+        return "inconclusive"
+    if -rope <= low and high <= rope:
+        return "equivalent"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else "inconclusive"
+
+
+def _corrected_scale(difference: NDArray[np.floating], factor: float) -> float:
+    return float(np.sqrt(np.var(difference, ddof=1) * factor))

@@ -1,0 +1,32 @@
+"""What all tests share: counts of what was tried on the store, shown at the very end."""
+
+from collections import Counter
+
+import pytest
+
+_COUNTS = pytest.StashKey[Counter[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin with nothing counted."""
+    config.stash[_COUNTS] = Counter()
+
+
+@pytest.fixture(scope="session")
+def counts(pytestconfig: pytest.Config) -> Counter[str]:
+    """Counts for the line in the terminal summary."""
+    return pytestconfig.stash[_COUNTS]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the counts: how much was tried is part of the result."""
+    counts = config.stash[_COUNTS]
+    if counts:
+        terminalreporter.write_line(
+            f"store: {counts['faults']:,} faults injected ({counts['kills']:,} kills), "
+            f"{counts['wrong rows']} wrong rows, {counts['lost rows']} acknowledged rows lost; "
+            f"{counts['damaged files']:,} damaged files, {counts['served']} served; "
+            f"{counts['bugs caught']}/{counts['bugs planted']} planted bugs caught"
+        )

@@ -1,0 +1,84 @@
+"""Checks of the store's promises that a planted bug must fail; see the mutation test."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests import cache_jobs as jobs
+from cache import BadFeaturesError, FeatureStore
+from cache.part import Part, name_of, to_bytes
+from tests.power_loss import rows_at_risk
+
+
+def check_power_loss(folder: Path, without: str | None = None) -> None:
+    """At no moment of a job would a power cut take an acknowledged row."""
+    jobs.run(folder, folder / "log", without=without)
+    notes = jobs.notes_in(folder / "log")
+    assert notes[-1]["what"] == "done"
+    assert rows_at_risk(notes, folder) == []
+
+
+def check_damage(folder: Path) -> None:
+    """A part with one flipped bit is set aside, and none of its rows is served."""
+    keys = jobs.all_keys()
+    part = Part(
+        **dict(zip(("key", "features"), jobs.rows_of(keys), strict=True)),
+        fingerprint=jobs.RECIPE.fingerprint,
+    )
+    data = bytearray(to_bytes(part))
+    place = bytes(data).index(part.features.tobytes())
+    name = name_of(bytes(data))
+    data[place + 3] ^= 1 << 2
+    assert_never_served(folder, name, bytes(data), keys)
+
+
+def check_finite(folder: Path) -> None:
+    """A row that is not finite is refused, whichever way it comes."""
+    store = FeatureStore(folder, jobs.RECIPE)
+    store.prepare()
+    for bad in (np.nan, np.inf, -np.inf):
+        key, features = jobs.rows_of(jobs.all_keys())
+        features[3, 1] = bad
+        with pytest.raises(BadFeaturesError, match="1 of 12 rows are not finite"):
+            store.commit(key, features)
+    assert not list((store.path / "parts").iterdir())
+
+
+def assert_never_served(folder: Path, name: str, data: bytes | None, keys: list[bytes]) -> None:
+    """Put a file (a folder, for None) among the parts: no key of it may be found.
+
+    It is named in a warning, and a file is moved to ``quarantine/`` as it is.
+    """
+    store = FeatureStore(folder, jobs.RECIPE)
+    place = store.path / "parts" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.mkdir() if data is None else place.write_bytes(data)
+    with _warnings() as warned:
+        store.scan()
+    served = [key for key in keys if key in store]
+    assert not served, f"{len(served)} rows of a damaged part are served"
+    assert set(store.damaged) == {name}
+    assert any(name in text for text in warned)
+    if data is None:
+        place.rmdir()
+    else:
+        assert not place.exists()
+        assert (store.path / "quarantine" / name).read_bytes() == data
+
+
+class _warnings(logging.Handler):
+    """Collects the warnings of the store while it is entered."""
+
+    def __enter__(self) -> list[str]:
+        self.texts: list[str] = []
+        logging.getLogger("cache").addHandler(self)
+        return self.texts
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger("cache").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            self.texts.append(record.getMessage())

@@ -1,0 +1,242 @@
+"""Leaks and confounders are found where they were planted; clean data stay clean."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter, shift
+from sklearn.metrics import roc_auc_score
+
+from pipeline.errors import StudyError
+from pipeline.shift.cohorts import Cohort, compare
+from pipeline.shift.leaks import (
+    Gallery,
+    NearDuplicateRule,
+    hamming,
+    label_conflicts,
+    near_duplicates,
+    shared_ids,
+)
+from pipeline.shift.measures import FAST
+from pipeline.shift.permute import PermutationPlan, p_value
+from pipeline.shift.probes import label_probe, source_prediction, weighted_auc
+from pipeline.shift.products import place
+
+SIZE = 96
+
+
+def pictures(rng, n):
+    """Draw smooth random images of independent patients, shape (n, 96, 96)."""
+    noise = rng.normal(size=(n, SIZE, SIZE))
+    return np.stack([gaussian_filter(image, 12) for image in noise])
+
+
+def looks(images):
+    """Reduce images to a coarse grid of 12 x 12 means, much as pooled features do."""
+    return images.reshape(len(images), 12, 8, 12, 8).mean(axis=(2, 4)).reshape(len(images), -1)
+
+
+def difference_hash(images):
+    """Return the 64-bit dHash: is each of 8 x 8 cells brighter than its left neighbour?"""
+    columns = np.linspace(0, SIZE, 10).astype(int)
+    rows = np.linspace(0, SIZE, 9).astype(int)
+    cells = np.stack(
+        [
+            [
+                image[rows[i] : rows[i + 1], columns[j] : columns[j + 1]].mean()
+                for i in range(8)
+                for j in range(9)
+            ]
+            for image in images
+        ]
+    ).reshape(-1, 8, 9)
+    bits = np.diff(cells, axis=2) > 0
+    return np.packbits(bits.reshape(len(images), 64), axis=1).view(np.uint64).ravel()
+
+
+def gallery_of(images, n_fit):
+    """Give each image its own patient; the first are for fitting, the rest are target."""
+    return Gallery(
+        features=looks(images),
+        hashes=difference_hash(images),
+        roles=np.where(np.arange(len(images)) < n_fit, "fit", "target"),
+        groups=np.arange(len(images)),
+    )
+
+
+def test_planted_copies_are_found_and_independent_images_are_not():
+    """E-T1: a pixel copy and a copy shifted by one pixel, across roles; nothing else."""
+    rng = np.random.default_rng(0)
+    images = pictures(rng, 400)
+    clean = near_duplicates(gallery_of(images, 300))
+    assert clean == ()
+    images[310] = images[17]
+    images[320] = shift(images[42], (0, 1), mode="nearest")
+    found = near_duplicates(gallery_of(images, 300))
+    assert [pair.rows for pair in found] == [(17, 310), (42, 320)]
+    assert found[0].cosine == pytest.approx(1)
+    assert found[0].bits == 0
+    assert 0 <= found[1].bits <= 4
+
+
+def test_copies_inside_one_role_are_not_across_roles():
+    """Two views of one patient in one role are no leak, nor do they hide one."""
+    images = pictures(np.random.default_rng(1), 300)
+    images[5] = images[4]
+    images[250] = images[9]
+    gallery = gallery_of(images, 200)
+    gallery.groups[5] = 4
+    assert [pair.rows for pair in near_duplicates(gallery)] == [(9, 250)]
+
+
+def test_alike_in_features_alone_is_no_copy():
+    """Both signs must agree: the same features with another hash are not a duplicate."""
+    images = pictures(np.random.default_rng(2), 300)
+    images[250] = images[9]
+    gallery = gallery_of(images, 200)
+    gallery.hashes[250] ^= np.uint64(0b11111)
+    assert near_duplicates(gallery) == ()
+    assert len(near_duplicates(gallery, NearDuplicateRule(bits=5))) == 1
+
+
+def test_hamming_counts_bits():
+    """From no bit to all 64."""
+    a = np.array([0, 0, 5], dtype=np.uint64)
+    b = np.array([0, 2**64 - 1, 6], dtype=np.uint64)
+    assert hamming(a, b).tolist() == [0, 64, 2]
+
+
+def test_galleries_refuse_what_they_cannot_compare():
+    """Ragged arrays and hashes that are not 64 bits are named."""
+    arrays = {"features": np.zeros((2, 3)), "roles": np.array(["a", "b"]), "groups": np.arange(2)}
+    with pytest.raises(StudyError, match="needed uint64"):
+        Gallery(**arrays, hashes=np.zeros(2, dtype=np.int64))
+    with pytest.raises(StudyError, match="'hashes': 3"):
+        Gallery(**arrays, hashes=np.zeros(3, dtype=np.uint64))
+
+
+def test_patients_and_pictures_in_two_roles_are_listed():
+    """E-T1: the overlap of each pair of roles, by id; roles without one are silent."""
+    found = shared_ids(
+        {
+            "fit": np.array(["p1", "p2", "p3", "p2"]),
+            "validation": np.array(["p4", "p2"]),
+            "target": np.array(["p5", "p3", "p1"]),
+        }
+    )
+    assert [(shared.roles, shared.ids) for shared in found] == [
+        (("fit", "validation"), ("p2",)),
+        (("fit", "target"), ("p1", "p3")),
+    ]
+
+
+def test_one_picture_under_two_labels_is_a_conflict():
+    """Copies that agree are not listed, copies that differ are, with their rows."""
+    keys = np.array(["x", "y", "x", "z", "y", "x"])
+    (conflict,) = label_conflicts(keys, np.array([0, 1, 0, 0, 1, 1]))
+    assert (conflict.key, conflict.labels, conflict.rows) == ("x", (0, 1), (0, 2, 5))
+
+
+def test_a_leaky_split_is_found_by_the_leak_checks_and_not_by_the_tests():
+    """B-T8: duplicated patients make two roles look alike; only their ids and copies tell."""
+    rng = np.random.default_rng(3)
+    images = pictures(rng, 160)
+    images[100:140] = images[:40]
+    patients = np.r_[np.arange(100), np.arange(40), np.arange(100, 120)]
+    features = looks(images)
+    positive = 1 / (1 + np.exp(-30 * features[:, 0]))
+    probabilities = np.stack([1 - positive, positive], axis=1)
+    fit, held = (
+        Cohort(features=features[r], probabilities=probabilities[r], groups=patients[r])
+        for r in (slice(100), slice(100, 160))
+    )
+    pair = compare(fit, held, PermutationPlan(draws=99))
+    draws = FAST["scores"](pair) | FAST["ridge"](pair) | FAST["kernels"](pair)
+    for name in ("bbsd_ks", "ridge_c2st", "mmd_aggregated"):
+        assert p_value(draws[name]) > 0.05, name
+    (overlap,) = shared_ids({"fit": fit.groups, "held": held.groups})
+    assert overlap.ids == tuple(range(40))
+    assert len(near_duplicates(gallery_of(images, 100))) == 40
+
+
+def test_another_scanner_is_predicted_inside_each_class():
+    """Source prediction is high overall and in both classes when the images differ."""
+    rng = np.random.default_rng(4)
+    target, classes = np.arange(300) >= 200, rng.integers(0, 2, 300)
+    features = rng.normal(size=(300, 10)) + 2 * target[:, None]
+    found = source_prediction(features, target, np.arange(300), classes, place())
+    assert found.overall > 0.9
+    assert min(found.by_class) > 0.9
+
+
+def test_another_class_mix_is_predicted_overall_only():
+    """Inside a class there is nothing to tell, so the AUC stays near one half."""
+    rng = np.random.default_rng(5)
+    target = np.arange(600) >= 300
+    classes = (rng.random(600) < np.where(target, 0.9, 0.2)).astype(int)
+    features = rng.normal(size=(600, 4)) + 3 * classes[:, None]
+    found = source_prediction(features, target, np.arange(600), classes, place())
+    assert found.overall > 0.75
+    assert all(abs(auc - 0.5) < 0.12 for auc in found.by_class)
+
+
+def test_a_class_missing_from_a_domain_has_no_source_prediction():
+    """None, not a number from one patient."""
+    rng = np.random.default_rng(6)
+    target = np.arange(80) >= 40
+    classes = np.where(target, 0, np.arange(80) % 2)
+    found = source_prediction(rng.normal(size=(80, 3)), target, np.arange(80), classes, place())
+    assert found.by_class[0] is not None
+    assert found.by_class[1] is None
+
+
+def test_a_planted_marker_is_found_by_the_probe_and_noise_is_not():
+    """E-T2, E-T3: facts that give the label away score high; others cover one half."""
+    rng = np.random.default_rng(7)
+    labels, groups = rng.integers(0, 2, 240), np.arange(240) // 2
+    noise = rng.normal(size=(240, 4))
+    marked = noise.copy()
+    marked[:, 2] += 4 * labels
+    found, nothing = (label_probe(facts, labels, groups) for facts in (marked, noise))
+    assert found.auc > 0.95
+    assert found.low > 0.9
+    assert nothing.low < 0.5 < nothing.high
+
+
+def test_the_probe_does_not_learn_patients_by_heart():
+    """Patients whose images are alike and share a label tell nothing about other patients."""
+    rng = np.random.default_rng(8)
+    groups = np.repeat(np.arange(60), 5)
+    labels = rng.integers(0, 2, 60)[groups]
+    facts = rng.normal(size=(60, 30))[groups] + 0.01 * rng.normal(size=(300, 30))
+    found = label_probe(facts, labels, groups)
+    assert found.low < 0.5 < found.high
+
+
+def test_probes_of_three_classes_average_one_against_the_rest():
+    """A fact that tells one of three classes scores between chance and 1."""
+    rng = np.random.default_rng(9)
+    labels = rng.integers(0, 3, 300)
+    facts = rng.normal(size=(300, 2)) + 5 * (labels == 2)[:, None]
+    found = label_probe(facts, labels, np.arange(300))
+    assert 0.75 < found.auc < 0.9
+
+
+def test_probes_refuse_what_they_cannot_judge():
+    """NaN and a class of one patient are named."""
+    facts, labels = np.ones((6, 1)), np.array([0, 0, 0, 1, 1, 1])
+    with pytest.raises(StudyError, match="NaN or infinity"):
+        label_probe(facts * np.nan, labels, np.arange(6))
+    with pytest.raises(StudyError, match="two patients each"):
+        label_probe(facts, labels, np.array([0, 1, 2, 3, 3, 3]))
+    with pytest.raises(StudyError, match="two patients in each"):
+        source_prediction(facts, labels == 1, np.zeros(6), labels, place())
+
+
+def test_weighted_auc_equals_repeating_the_rows():
+    """A row that counts three times is three rows; ties count one half."""
+    rng = np.random.default_rng(10)
+    scores, positive = rng.normal(size=40).round(1), rng.random(40) < 0.5
+    weights = rng.integers(0, 4, (40, 200))
+    for column, area in zip(weights.T, weighted_auc(scores, positive, weights), strict=True):
+        expected = roc_auc_score(np.repeat(positive, column), np.repeat(scores, column))
+        assert area == pytest.approx(expected)
+    assert np.isnan(weighted_auc(scores, positive, positive[:, None].astype(int))).all()

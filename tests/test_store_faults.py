@@ -1,0 +1,198 @@
+"""Every call to the disk fails, or kills the process, once: nothing acknowledged is lost."""
+
+import multiprocessing
+import os
+import re
+import signal
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache import FeatureStore, MissingRowsError, part
+from cache.part import name_of
+from tests import cache_jobs as jobs
+from tests import store_checks as checks
+from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault
+from tests.power_loss import rows_at_risk
+
+
+@pytest.fixture(scope="module")
+def children():
+    """Starts child processes in milliseconds: what they import is there already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cache", "tests.cache_jobs"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return context
+
+
+SWEEPS = [
+    *((kind, False) for kind in KILLS),
+    *((kind, persistent) for kind in (*ERRORS, SHORT) for persistent in (False, True)),
+]
+
+
+@pytest.mark.parametrize(("kind", "persistent"), SWEEPS)
+def test_whatever_call_goes_wrong_no_acknowledged_row_is_lost(
+    tmp_path, children, counts, kind, persistent
+):
+    """A job whose n-th call fails or kills it leaves right rows only, and can be run again."""
+    met = 0
+    for call in range(1, 1000):
+        root = tmp_path / str(call)
+        root.mkdir()
+        fault = Fault(call=call, kind=kind, persistent=persistent)
+        child = children.Process(target=jobs.run, args=(root, root / "log", fault))
+        child.start()
+        child.join()
+        notes = jobs.notes_in(root / "log")
+        if notes and notes[-1]["what"] == "calls" and notes[-1]["number"] < call:
+            break
+        if kind in KILLS or any(note["what"] == "fault" for note in notes):
+            met += 1
+            killed = -signal.SIGKILL if kind in KILLS else 0
+            assert child.exitcode == killed, f"call {call}: exit {child.exitcode}"
+            _check_error(notes, kind, persistent=persistent)
+            _check_rows(root, notes, counts)
+            _check_resumed(root)
+    counts["faults"] += met
+    counts["kills"] += met * (kind in KILLS)
+    assert met >= (8 if kind == SHORT and not persistent else 5)
+
+
+def _check_error(notes, kind, *, persistent):
+    """One error, which names file, cause and room; none where the fault is harmless."""
+    errors = [note for note in notes if note["what"] == "error"]
+    changes = any(n["call"] in jobs.CHANGES for n in notes if n["what"] == "fault")
+    if kind in KILLS or (kind == SHORT and not persistent):
+        assert errors == []
+    elif changes:
+        number = ERRORS[kind][0] if kind in ERRORS else ERRORS["EIO"][0]
+        (error,) = errors
+        assert (error["kind"], error["errno"]) == ("WriteFailedError", number)
+        message = rf"cannot write /.*tiny-.*\(errno {number}\); needed [\d,]+ bytes, [\d,]+ free"
+        assert re.match(message, error["text"]), error["text"]
+    else:
+        assert all(re.search(r"tiny-|parts", error["text"]) for error in errors)
+
+
+def _check_rows(root, notes, counts):
+    """I1 to I5: right rows, all acknowledged ones, little to do again, only whole parts."""
+    store = FeatureStore(root, jobs.RECIPE)
+    keys = sorted(store.keys())
+    acknowledged = {key for note in notes if note["what"] == "ack" for key in note["keys"]}
+    computed = {key for note in notes if note["what"] == "computed" for key in note["keys"]}
+    wrong = sum(
+        (row != jobs.row_of(k)).any() for k, row in zip(keys, store.read(keys), strict=True)
+    )
+    lost = acknowledged - {key.hex() for key in keys}
+    counts["wrong rows"] += wrong
+    counts["lost rows"] += len(lost)
+    assert not wrong
+    assert not lost
+    assert len(computed) - len(keys) <= jobs.ROWS_PER_CHUNK
+    for file in (store.path / "parts").glob("*"):
+        assert file.name == name_of(file.read_bytes())
+    assert not store.damaged
+
+
+def _check_resumed(root):
+    """Run again, the job ends with what a job without a fault has; a third run does nothing."""
+    jobs.run(root, root / "log")
+    store = FeatureStore(root, jobs.RECIPE)
+    keys = jobs.all_keys()
+    assert store.keys() == set(keys)
+    assert np.array_equal(store.read(keys), jobs.rows_of(keys)[1])
+    assert sorted(p.name for p in store.path.iterdir()) == ["parts"]
+    parts = os.listdir(store.path / "parts")
+    assert len(parts) == 1
+    jobs.run(root, root / "again")
+    again = [note["what"] for note in jobs.notes_in(root / "again")]
+    assert not {"computed", "error", "replace"} & set(again)
+    assert os.listdir(store.path / "parts") == parts
+    assert rows_at_risk(jobs.notes_in(root / "log"), root) == []
+
+
+def test_a_power_cut_takes_no_acknowledged_row(tmp_path):
+    """Bytes are synced before they get their name, and the name before it is acknowledged."""
+    checks.check_power_loss(tmp_path)
+
+
+def test_a_row_that_is_not_finite_is_never_stored(tmp_path):
+    """NaN and infinities are refused with their number, and no file appears."""
+    checks.check_finite(tmp_path)
+
+
+def _any_name(data):
+    class Anything(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __ne__(self, other):
+            return False
+
+    return Anything(name_of(data))
+
+
+def _without_sha(folder, monkeypatch):
+    monkeypatch.setattr(part, "name_of", _any_name)
+    checks.check_damage(folder)
+
+
+def _without_finite(folder, monkeypatch):
+    whole = part.check_rows
+    monkeypatch.setattr(part, "check_rows", lambda key, rows: whole(key, np.nan_to_num(rows)))
+    checks.check_finite(folder)
+
+
+#: A protection taken away, and the check that must then fail.
+PLANTED = {
+    "no fsync of a file": lambda folder, _: checks.check_power_loss(folder, without="fsync"),
+    "no fsync of the folder": lambda folder, _: checks.check_power_loss(
+        folder, without="fsync_dir"
+    ),
+    "no SHA-256 against the name": _without_sha,
+    "no check of finiteness": _without_finite,
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_the_checks_catch_a_planted_bug(tmp_path, monkeypatch, counts, bug):
+    """With one protection taken away, the check of its promise fails."""
+    counts["bugs planted"] += 1
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        PLANTED[bug](tmp_path, monkeypatch)
+    counts["bugs caught"] += 1
+
+
+SECONDS = 2.5
+
+
+def test_processes_that_write_compact_and_read_at_once_do_not_disturb_each_other(
+    tmp_path, children
+):
+    """Two writers, a compactor and a reader: no wrong row, and no acknowledged row lost."""
+    store = FeatureStore(tmp_path, jobs.RECIPE)
+    store.prepare()
+    logs = [tmp_path / f"log-{writer}" for writer in range(2)]
+    end = time.time() + SECONDS
+    workers = [
+        *(children.Process(target=jobs.write_until, args=(tmp_path, log, end)) for log in logs),
+        children.Process(target=jobs.compact_until, args=(tmp_path, end)),
+        children.Process(target=jobs.read_until, args=(tmp_path, logs, end)),
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0, 0, 0]
+    keys = jobs.acknowledged(logs)
+    assert len(keys) > 100
+    assert np.array_equal(store.read(keys), jobs.rows_of(keys)[1])
+    with pytest.raises(MissingRowsError, match="1 of 2 images"):
+        store.read([keys[0], jobs.key_of(-1)])
