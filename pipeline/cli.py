@@ -101,31 +101,28 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
 @main.command()
 @study_argument
 @click.option("--only", help="Some heads, separated by commas.")
+@click.option("--seeds", default=10, show_default=True, help="Seeds of the heads that draw.")
+@click.option("--baseline", default="linear", show_default=True, help="The head to compare with.")
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
 @command
-def heads(
-    study: Path,
-    *,
-    only: str | None,
-    precision: str | None,
-    allow_conflicts: bool,
-    quiet: bool,
-) -> dict[str, Any]:
+def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
     """Train and compare heads from the store.
 
     Example: headrace heads study.toml --only linear,mlp
     """
-    from pipeline.compare import compare
+    from pipeline.compare import CompareOptions, compare
     from pipeline.samples import SampleOptions
     from pipeline.study import load_study
 
-    names = None if only is None else tuple(name.strip() for name in only.split(","))
-    report = compare(
-        load_study(study).with_precision(precision),
-        heads=names,
-        options=SampleOptions(allow_conflicts=allow_conflicts),
+    only = flags["only"]
+    options = CompareOptions(
+        heads=None if only is None else tuple(name.strip() for name in only.split(",")),
+        seeds=flags["seeds"],
+        baseline=flags["baseline"],
+        samples=SampleOptions(allow_conflicts=flags["allow_conflicts"]),
     )
+    report = compare(load_study(study).with_precision(precision), options)
     if not quiet:
         from pipeline.tables import heads_text
 

@@ -42,22 +42,43 @@ def _skipped_lines(skipped: Sequence[Skip]) -> list[str]:
 
 
 def heads_text(report: CompareReport) -> str:
-    """Accuracy and AUROC of each head on each domain, best validation first."""
+    """Accuracy and AUROC of each head on each domain, best validation first.
+
+    A head that was trained with several seeds has their mean in its row.
+    """
     columns = list(dict.fromkeys((row.domain, row.role) for row in report.rows))
     titles = [role if domain == SOURCE else domain for domain, role in columns]
-    cells: dict[tuple[str, str], dict[Any, float]] = {}
+    cells: dict[tuple[str, str], dict[Any, list[float]]] = {}
     for row in report.rows:
-        values = cells.setdefault((row.backbone, row.head), {"seconds": row.seconds})
-        values[row.domain, row.role, row.metric] = row.value
-    order = sorted(cells, key=lambda k: -cells[k].get((SOURCE, VALIDATION, "accuracy"), 0.0))
+        values = cells.setdefault((row.backbone, row.head), {"seconds": [row.seconds]})
+        values.setdefault((row.domain, row.role, row.metric), []).append(row.value)
+    means = {key: {k: sum(v) / len(v) for k, v in found.items()} for key, found in cells.items()}
+    order = sorted(means, key=lambda k: -means[k].get((SOURCE, VALIDATION, "accuracy"), 0.0))
     table = _table(["backbone", "head", *titles, "fit s"], left=2)
     for backbone, head in order:
-        values = cells[backbone, head]
-        scores = [_score(values, domain, role) for domain, role in columns]
-        table.add_row(backbone, head, *scores, f"{values['seconds']:.2f}")
+        values_of = means[backbone, head]
+        scores = [_score(values_of, domain, role) for domain, role in columns]
+        table.add_row(backbone, head, *scores, f"{values_of['seconds']:.2f}")
     title = f"{report.study}: accuracy / AUROC; positive class: {report.classes[-1]}"
     failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
-    return "\n".join([title, _render(table), *failures])
+    return "\n".join([title, _render(table), *failures, *_pair_lines(report)])
+
+
+def _pair_lines(report: CompareReport) -> list[str]:
+    """What the intervals allow to be said about accuracy against the baseline."""
+    lines = []
+    for backbone, pairs in report.pairs.items():
+        for place in dict.fromkeys(p.domain for p in pairs):
+            where = "validation" if place == SOURCE else place
+            table = _table(["head", "points", "95 % interval", "p (Holm)", "so it is"], left=1)
+            for p in pairs:
+                if p.domain == place and p.metric == "accuracy":
+                    interval = f"{100 * p.low:+.1f} to {100 * p.high:+.1f}"
+                    difference = f"{100 * p.difference:+.1f}"
+                    table.add_row(p.head, difference, interval, f"{p.p_holm:.3f}", p.verdict)
+            title = f"accuracy against {pairs[0].baseline} on {where}, {backbone}"
+            lines += ["", title, _render(table)]
+    return lines
 
 
 def _score(values: Mapping[Any, float], domain: str, role: str) -> str:

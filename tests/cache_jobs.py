@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cache import CacheError, FeatureStore, Recipe, Writer, disk
+from cache.part import Part
 from cache.upkeep import compact, gc
 
 RECIPE = Recipe(
@@ -46,6 +47,11 @@ KILLS = ("kill before", "kill after")
 SHORT = "short write"
 
 
+def recipe_with(**changes: Any) -> Recipe:
+    """The job's recipe, but for these fields."""
+    return replace(RECIPE, **changes)
+
+
 def key_of(number: object) -> bytes:
     """Key of an image that does not exist."""
     return hashlib.sha256(str(number).encode()).digest()
@@ -60,6 +66,12 @@ def rows_of(keys: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Keys and right rows as :meth:`FeatureStore.commit` takes them."""
     stacked = np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), 32)
     return stacked, np.stack([row_of(key) for key in keys])
+
+
+def part_of(keys: list[bytes]) -> Part:
+    """A part with these rows."""
+    key, features = rows_of(keys)
+    return Part(key=key, features=features, fingerprint=RECIPE.fingerprint)
 
 
 def all_keys() -> list[bytes]:

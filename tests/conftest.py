@@ -3,6 +3,10 @@
 from collections import Counter
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("seeded", derandomize=True, deadline=None)  # a busy machine is no bug
+settings.load_profile("seeded")
 
 _COUNTS = pytest.StashKey[Counter[str]]()
 

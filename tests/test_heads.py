@@ -91,7 +91,7 @@ def test_the_mlp_is_the_exercises_head():
     ours = MLPHead(random_state=0, epochs=10).fit(X[:400], y[:400]).score(X[400:], y[400:])
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(20, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 2))
-    optimiser = torch.optim.Adam(network.parameters())
+    optimiser = torch.optim.AdamW(network.parameters())
     rows = torch.utils.data.TensorDataset(torch.tensor(X[:400]), torch.tensor(y[:400]))
     for _ in range(10):
         for a, b in torch.utils.data.DataLoader(rows, batch_size=32, shuffle=True):
@@ -107,8 +107,9 @@ def test_the_mlp_drops_nothing_when_it_predicts():
     X, y = problem()
     head = MLPHead(random_state=0, epochs=2).fit(X, y)
     network = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 2))
-    for parameter, weights in zip(network.parameters(), head.weights_, strict=True):
-        parameter.data = torch.tensor(weights)
+    tensors = [t for weights, bias in head.trained_.layers for t in (weights.T, bias)]
+    for parameter, values in zip(network.parameters(), tensors, strict=True):
+        parameter.data = torch.tensor(values)
     expected = network(torch.tensor(X)).softmax(1).detach().numpy()
     np.testing.assert_allclose(head.predict_proba(X), expected, atol=1e-6)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cache.meta import relative_l2
-from pipeline.compare import compare
+from pipeline.compare import CompareOptions, compare
 from pipeline.engines import EngineChoice
 from pipeline.extract import ExtractOptions, extract
 from pipeline.images import PixelPolicy
@@ -50,7 +50,7 @@ def test_the_three_stories_of_the_chest_x_rays(in_folder):
     report = extract(study)
     assert report.backbones[0].images_in == 2800
     assert not report.skipped
-    rows = compare(study, heads=["linear"]).rows
+    rows = compare(study, CompareOptions(heads=("linear",))).rows
     score = {(r.domain, r.role, r.metric): r.value for r in rows}
     assert 0.95 <= score["source", "validation", "accuracy"] <= 0.98
     assert 0.80 <= score["kermany_test", "target", "accuracy"] <= 0.86

@@ -38,31 +38,44 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize(("kind", "persistent"), SWEEPS)
-def test_whatever_call_goes_wrong_no_acknowledged_row_is_lost(
-    tmp_path, children, counts, kind, persistent
+def test_whatever_call_goes_wrong_no_acknowledged_row_is_lost(  # noqa: PLR0917 - fixtures
+    tmp_path, children, counts, whole, kind, persistent
 ):
     """A job whose n-th call fails or kills it leaves right rows only, and can be run again."""
     met = 0
-    for call in range(1, 1000):
-        root = tmp_path / str(call)
+    for root, notes, exit_code in _faulted_jobs(tmp_path, children, kind, persistent=persistent):
+        if kind in KILLS or any(note["what"] == "fault" for note in notes):
+            met += 1
+            assert exit_code == (-signal.SIGKILL if kind in KILLS else 0), root
+            _check_error(notes, kind, persistent=persistent)
+            _check_rows(root, notes, counts)
+            _check_resumed(root, whole)
+    counts["faults"] += met
+    counts["kills"] += met * (kind in KILLS)
+    assert met >= (5 if kind == SHORT else 40)  # a write for each commit, the merge, the probe
+
+
+def _faulted_jobs(folder, children, kind, *, persistent):
+    """Jobs whose call 1, 2, ... goes wrong, until one ends before its turn comes."""
+
+    def start(call):
+        root = folder / str(call)
         root.mkdir()
         fault = Fault(call=call, kind=kind, persistent=persistent)
         child = children.Process(target=jobs.run, args=(root, root / "log", fault))
         child.start()
+        return root, child
+
+    following = start(1)
+    for call in range(1, 1000):
+        (root, child), following = following, start(call + 1)  # which runs while this is judged
         child.join()
         notes = jobs.notes_in(root / "log")
         if notes and notes[-1]["what"] == "calls" and notes[-1]["number"] < call:
-            break
-        if kind in KILLS or any(note["what"] == "fault" for note in notes):
-            met += 1
-            killed = -signal.SIGKILL if kind in KILLS else 0
-            assert child.exitcode == killed, f"call {call}: exit {child.exitcode}"
-            _check_error(notes, kind, persistent=persistent)
-            _check_rows(root, notes, counts)
-            _check_resumed(root)
-    counts["faults"] += met
-    counts["kills"] += met * (kind in KILLS)
-    assert met >= (8 if kind == SHORT and not persistent else 5)
+            following[1].join()
+            return
+        yield root, notes, child.exitcode
+    raise AssertionError("the job never ends")
 
 
 def _check_error(notes, kind, *, persistent):
@@ -101,21 +114,36 @@ def _check_rows(root, notes, counts):
     assert not store.damaged
 
 
-def _check_resumed(root):
-    """Run again, the job ends with what a job without a fault has; a third run does nothing."""
+def _check_resumed(root, whole):
+    """Run again, the job ends with the very bytes of a job that met no fault."""
     jobs.run(root, root / "log")
     store = FeatureStore(root, jobs.RECIPE)
-    keys = jobs.all_keys()
-    assert store.keys() == set(keys)
-    assert np.array_equal(store.read(keys), jobs.rows_of(keys)[1])
-    assert sorted(p.name for p in store.path.iterdir()) == ["parts"]
-    parts = os.listdir(store.path / "parts")
-    assert len(parts) == 1
-    jobs.run(root, root / "again")
-    again = [note["what"] for note in jobs.notes_in(root / "again")]
-    assert not {"computed", "error", "replace"} & set(again)
-    assert os.listdir(store.path / "parts") == parts
+    assert os.listdir(store.path) == ["parts"]
+    assert os.listdir(store.path / "parts") == [whole]
+    assert store.keys() == set(jobs.all_keys())  # which also compares the name with the bytes
     assert rows_at_risk(jobs.notes_in(root / "log"), root) == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Name, and so content, of the one part that a job without a fault leaves."""
+    root = tmp_path_factory.mktemp("whole")
+    jobs.run(root, root / "log")
+    (name,) = os.listdir(root / jobs.RECIPE.folder / "parts")
+    return name
+
+
+def test_a_second_run_does_nothing(tmp_path, whole):
+    """All rows are there and right, so nothing is computed, written or moved."""
+    jobs.run(tmp_path, tmp_path / "log")
+    jobs.run(tmp_path, tmp_path / "again")
+    again = {note["what"] for note in jobs.notes_in(tmp_path / "again")}
+    assert "done" in again
+    assert not {"computed", "error", "replace"} & again
+    store = FeatureStore(tmp_path, jobs.RECIPE)
+    keys = jobs.all_keys()
+    assert np.array_equal(store.read(keys), jobs.rows_of(keys)[1])
+    assert list(store.parts) == [whole]
 
 
 def test_a_power_cut_takes_no_acknowledged_row(tmp_path):
@@ -150,23 +178,28 @@ def _without_finite(folder, monkeypatch):
     checks.check_finite(folder)
 
 
-#: A protection taken away, and the check that must then fail.
+#: A protection taken away, and the words in which its check must then fail.
 PLANTED = {
-    "no fsync of a file": lambda folder, _: checks.check_power_loss(folder, without="fsync"),
-    "no fsync of the folder": lambda folder, _: checks.check_power_loss(
-        folder, without="fsync_dir"
+    "no fsync of a file": (
+        lambda folder, _: checks.check_power_loss(folder, without="fsync"),
+        "got its name before its bytes were synced",
     ),
-    "no SHA-256 against the name": _without_sha,
-    "no check of finiteness": _without_finite,
+    "no fsync of the folder": (
+        lambda folder, _: checks.check_power_loss(folder, without="fsync_dir"),
+        "acknowledged rows at ack of part-",
+    ),
+    "no SHA-256 against the name": (_without_sha, "12 rows of a damaged part are served"),
+    "no check of finiteness": (_without_finite, "DID NOT RAISE"),
 }
 
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_checks_catch_a_planted_bug(tmp_path, monkeypatch, counts, bug):
     """With one protection taken away, the check of its promise fails."""
+    check, words = PLANTED[bug]
     counts["bugs planted"] += 1
-    with pytest.raises((AssertionError, pytest.fail.Exception)):
-        PLANTED[bug](tmp_path, monkeypatch)
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=words):
+        check(tmp_path, monkeypatch)
     counts["bugs caught"] += 1
 
 

@@ -54,9 +54,9 @@ def _mlp(seed: int) -> Any:
 
 
 def _linear(_: int) -> Any:
-    from sklearn.linear_model import LogisticRegression
+    from pipeline.heads.logistic import LogisticHead
 
-    return LogisticRegression(max_iter=2000)
+    return LogisticHead()
 
 
 def _lda(_: int) -> Any:
@@ -102,7 +102,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         "linear": HeadSpec(
             make=_linear,
             about="logistic regression, its L2 penalty chosen by inner cross-validation",
-            grid={"C": (1e-4, 1e-3, 1e-2, 1e-1, 1.0)},
+            grid={"C": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)},
         ),
         "lda": HeadSpec(make=_lda, about="linear discriminant, Ledoit-Wolf shrinkage"),
         "svm": HeadSpec(make=_svm, about="RBF support vectors, sigmoid-calibrated"),

@@ -1,0 +1,168 @@
+"""Gaps between error rates, each with an interval from resampled patients.
+
+Source and target are resampled independently of each other. Within a domain all
+statistics share one set of draws, which keeps in-sample and held-out errors of the same
+patients paired.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.stats import Interval, percentile_interval, wilson
+from pipeline.stats.intervals import DRAWS, WeightedStatistic
+
+#: A term is named as the cause only if it is the largest in this share of the draws.
+DOMINANT = 0.95
+_BLOCK_CELLS = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """One term of a decomposition."""
+
+    estimate: float
+    """Difference of rates, in [-1, 1]; > 0 is a loss on the target."""
+    low: float
+    """Lower end of the 95 % patient-bootstrap interval."""
+    high: float
+    """Upper end."""
+    p_largest: float | None = None
+    """Share of draws in which this term is the largest of its family; None if alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientDraws:
+    """Bootstrap draws of the patients of one domain."""
+
+    patients: NDArray[Any]
+    """Shape (P,), sorted ids."""
+    counts: NDArray[np.float64]
+    """Shape (B, P): how often each patient is in each draw."""
+
+    def mean(self, values: NDArray[Any], groups: NDArray[Any]) -> NDArray[np.float64]:
+        """Mean of a number per row in each draw, shape (B,); NaN for a draw of no rows.
+
+        Args:
+            values: Shape (n,).
+            groups: Shape (n,), patients; all must be known.
+        """
+        ones = np.ones(len(groups))
+        return _ratio(self.sums(values, groups), self.sums(ones, groups))
+
+    def sums(self, values: NDArray[Any], groups: NDArray[Any]) -> NDArray[np.float64]:
+        """Sum of a number per row in each draw, shape (B,).
+
+        Args:
+            values: Shape (n,).
+            groups: Shape (n,).
+        """
+        member = np.searchsorted(self.patients, groups)
+        own = np.bincount(member, weights=values, minlength=len(self.patients))
+        return np.asarray(self.counts @ own, dtype=np.float64)
+
+    def weights(self, groups: NDArray[Any], which: slice) -> NDArray[np.float64]:
+        """How often each row is in each of some draws, shape (b, n).
+
+        Args:
+            groups: Shape (n,).
+            which: The draws.
+        """
+        return self.counts[which][:, np.searchsorted(self.patients, groups)]
+
+    def apply(self, statistic: WeightedStatistic, groups: NDArray[Any]) -> NDArray[np.float64]:
+        """Evaluate a statistic of row weights in every draw, shape (B,), block by block."""
+        parts = [
+            statistic(self.weights(groups, which))
+            for which in draw_blocks(len(self.counts), len(groups))
+        ]
+        return np.concatenate(parts)
+
+
+def draw_patients(
+    groups: NDArray[Any], rng: np.random.Generator, draws: int = DRAWS
+) -> PatientDraws:
+    """Draw whole patients of one domain with replacement.
+
+    Args:
+        groups: Shape (n,), patient ids of all rows that any statistic will use.
+        rng: Source of randomness.
+        draws: Number of draws, ``B``.
+    """
+    patients = np.unique(groups)
+    share = np.full(patients.size, 1 / patients.size)
+    counts = rng.multinomial(patients.size, share, size=draws).astype(np.float64)
+    return PatientDraws(patients=patients, counts=counts)
+
+
+def draw_blocks(draws: int, rows: int) -> Iterator[slice]:
+    """Cut the draws so that a block of (draws, rows) stays at about 32 MB."""
+    step = max(1, _BLOCK_CELLS // max(1, rows))
+    return (slice(start, min(draws, start + step)) for start in range(0, draws, step))
+
+
+def single_gap(estimate: float, draws: NDArray[np.float64]) -> Gap:
+    """A gap that stands alone.
+
+    Args:
+        estimate: On the data themselves.
+        draws: Shape (B,), the same in each draw; NaN where it is undefined.
+    """
+    low, high = percentile_interval(draws)
+    return Gap(estimate=estimate, low=low, high=high)
+
+
+def family(
+    estimates: Mapping[str, float], draws: Mapping[str, NDArray[np.float64]]
+) -> dict[str, Gap]:
+    """Gaps that add up to one loss, with how surely each is the largest of them.
+
+    Args:
+        estimates: By name.
+        draws: By the same names, shape (B,) each.
+    """
+    table = np.stack([draws[name] for name in estimates])
+    known = table[:, np.isfinite(table).all(axis=0)]
+    wins = np.bincount(known.argmax(axis=0), minlength=len(estimates)) / max(1, known.shape[1])
+    gaps = {}
+    for name, share in zip(estimates, wins, strict=True):
+        low, high = percentile_interval(draws[name])
+        gaps[name] = Gap(estimate=estimates[name], low=low, high=high, p_largest=float(share))
+    return gaps
+
+
+def dominant(gaps: Mapping[str, Gap]) -> str | None:
+    """Name of the term that is surely a loss and surely the largest; None if none is."""
+    for name, gap in gaps.items():
+        if gap.p_largest is not None and gap.p_largest >= DOMINANT and gap.low > 0:
+            return name
+    return None
+
+
+def rate(hits: NDArray[np.bool_], draws: PatientDraws, groups: NDArray[Any]) -> Interval:
+    """A rate with its interval: Wilson where each patient has one row, else by patients.
+
+    Args:
+        hits: Shape (n,), n >= 1.
+        draws: Draws of these patients.
+        groups: Shape (n,).
+    """
+    n, patients = len(hits), np.unique(groups).size
+    if n == patients:
+        low, high = wilson(int(hits.sum()), n)
+        method = "Wilson"
+    else:
+        low, high = percentile_interval(draws.mean(hits, groups))
+        method = "patient bootstrap"
+    return Interval(
+        estimate=float(hits.mean()), low=low, high=high, n=n, groups=patients, method=method
+    )
+
+
+def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.full(over.shape, np.nan)
+    np.divide(over, under, out=shares, where=under > 0)
+    return shares

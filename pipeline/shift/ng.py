@@ -1,0 +1,157 @@
+"""Ng's table: error by role and domain, and what the steps between the cells mean.
+
+Two columns (source, target) and not one: the error of a head trained on the target
+separates "the target is harder" from "the head does not transfer" (A. Ng, Machine
+Learning Yearning, ch. 40-43).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import StudyError
+from pipeline.shift.gaps import Gap, PatientDraws, draw_patients, family, rate
+from pipeline.stats import Interval
+from pipeline.stats.intervals import DRAWS
+
+#: Step: (to, from). The chain leads from the human error to that on the target.
+CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "avoidable_bias": ("s_fit", "human"),
+        "variance": ("s_traindev", "s_fit"),
+        "mismatch": ("t_dev", "s_traindev"),
+        "dev_overfit": ("t_test", "t_dev"),
+    }
+)
+#: The two parts of error(t_test) - error(s_traindev).
+TRANSFER: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"target_hardness": ("t_oracle_cv", "s_traindev"), "transfer_gap": ("t_test", "t_oracle_cv")}
+)
+_SOURCE = ("s_fit", "s_traindev")
+_ABSENT: Mapping[str, str] = MappingProxyType(
+    {
+        "human": "no human error is given",
+        "t_dev": "no labelled part of the target is apart from the test part",
+        "t_oracle_cv": "no head was trained on the target",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a head got wrong in one role; row i of each is the same image."""
+
+    wrong: NDArray[np.bool_]
+    """Shape (n,), n >= 1."""
+    groups: NDArray[Any]
+    """Shape (n,), patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgRoles:
+    """The filled cells of the table."""
+
+    s_fit: Outcome
+    """Source, rows the head was fitted on."""
+    s_traindev: Outcome
+    """Source, out of fold by patient; nothing was selected on it."""
+    t_test: Outcome
+    """Target, read once at the end."""
+    t_dev: Outcome | None = None
+    """Target, labelled rows that were looked at on the way; other patients than t_test."""
+    t_oracle_cv: Outcome | None = None
+    """Target, out of fold of a head trained on the target: a diagnosis, not a result."""
+    human: float | None = None
+    """Error of a person on the source, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgTable:
+    """Errors by role, the steps between them, and the steps that cannot be known."""
+
+    errors: Mapping[str, Interval]
+    """By role."""
+    chain: Mapping[str, Gap]
+    """Steps that add up from the first known error to that of ``t_test``."""
+    transfer: Mapping[str, Gap]
+    """``target_hardness`` and ``transfer_gap``; empty without an oracle."""
+    not_identifiable: Mapping[str, str]
+    """Step: why there is no number."""
+
+
+def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> NgTable:
+    """Fill Ng's table.
+
+    Without ``t_dev`` the mismatch leads to ``t_test`` and contains whatever overfit to a
+    target development set there may be.
+
+    Args:
+        roles: The cells.
+        rng: Source of the draws.
+        draws: Patient-bootstrap draws.
+
+    Raises:
+        StudyError: A role has no rows, or the human error is not a rate.
+    """
+    given = {name: value for name, value in vars(roles).items() if isinstance(value, Outcome)}
+    _refuse_nonsense(roles, given)
+    drawn = _draws_by_domain(given, rng, draws)
+    level = {name: float(one.wrong.mean()) for name, one in given.items()}
+    curves = {name: drawn[name].mean(one.wrong, one.groups) for name, one in given.items()}
+    if roles.human is not None:
+        level["human"], curves["human"] = roles.human, np.full(draws, roles.human)
+    chain = dict(CHAIN)
+    if roles.t_dev is None:
+        chain["mismatch"] = ("t_test", "s_traindev")
+    missing = {
+        step: _ABSENT[end]
+        for step, ends in {**chain, **TRANSFER}.items()
+        for end in ends
+        if end not in level
+    }
+    known = {step: ends for step, ends in chain.items() if step not in missing}
+    parts = {step: ends for step, ends in TRANSFER.items() if step not in missing}
+    return NgTable(
+        errors={name: rate(one.wrong, drawn[name], one.groups) for name, one in given.items()},
+        chain=_steps(known, level, curves),
+        transfer=_steps(parts, level, curves) if parts else {},
+        not_identifiable=missing,
+    )
+
+
+def _draws_by_domain(
+    given: Mapping[str, Outcome], rng: np.random.Generator, draws: int
+) -> dict[str, PatientDraws]:
+    """Roles of one domain share its draws: their errors are of the same patients."""
+    by_role: dict[str, PatientDraws] = {}
+    for side in (True, False):
+        roles = [name for name in given if (name in _SOURCE) == side]
+        everyone = np.concatenate([given[name].groups for name in roles])
+        by_role |= dict.fromkeys(roles, draw_patients(everyone, rng, draws))
+    return by_role
+
+
+def _steps(
+    ends: Mapping[str, tuple[str, str]],
+    level: Mapping[str, float],
+    curves: Mapping[str, NDArray[np.float64]],
+) -> dict[str, Gap]:
+    return family(
+        {step: level[to] - level[start] for step, (to, start) in ends.items()},
+        {step: curves[to] - curves[start] for step, (to, start) in ends.items()},
+    )
+
+
+def _refuse_nonsense(roles: NgRoles, given: Mapping[str, Outcome]) -> None:
+    if roles.human is not None and not 0 <= roles.human <= 1:
+        raise StudyError(f"the human error is {roles.human}; it must be a rate from 0 to 1")
+    for name, one in given.items():
+        if len(one.wrong) != len(one.groups) or not len(one.wrong):
+            raise StudyError(
+                f"role {name} has {len(one.wrong)} outcomes and {len(one.groups)} patients: "
+                "both are needed for each image; leave an empty role out"
+            )

@@ -1,0 +1,161 @@
+"""Class folders: which files are images of which class, and what is never opened."""
+
+import hashlib
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import StudyError
+from pipeline.sources import read, scan
+from tests.image_files import jpeg, with_files
+
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links, FIFOs, sockets of POSIX")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A domain of two classes with one image each."""
+    return with_files(tmp_path / "domain", "normal/a.jpg", "pneumonia/b.png")
+
+
+def paths(listing):
+    return [item.path for item in listing.items]
+
+
+def test_every_image_below_a_class_folder_is_found(root):
+    """At any depth, whatever the case of its ending, sorted by path, labelled by class."""
+    with_files(root, "normal/x/y/Z.JPEG", "normal/x/c.JPG", "pneumonia/0/d.Png")
+    listing = scan(root)
+    assert [(i.label, i.path) for i in listing.items] == [
+        ("normal", "normal/a.jpg"),
+        ("normal", "normal/x/c.JPG"),
+        ("normal", "normal/x/y/Z.JPEG"),
+        ("pneumonia", "pneumonia/0/d.Png"),
+        ("pneumonia", "pneumonia/b.png"),
+    ]
+    assert listing.ignored == {}
+
+
+def test_an_item_says_where_its_file_is_and_how_it_looked(root):
+    """Absolute path, no row, and the stat that tells a change without reading."""
+    item = scan(root).items[0]
+    stat = (root / "normal/a.jpg").stat()
+    assert Path(item.file).is_absolute()
+    assert Path(item.file).samefile(root / "normal/a.jpg")
+    assert item.row is None
+    assert item.stat == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+@posix_only
+def test_what_is_not_taken_is_counted_and_never_opened(root, tmp_path, monkeypatch):
+    """Nothing vanishes without a word, and a FIFO cannot hold up the run."""
+    with_files(root, "loose.jpg", "normal/.hidden.jpg", "normal/.cache/x.jpg")
+    with_files(tmp_path / "elsewhere", "x.jpg")
+    (root / "normal/notes.txt").write_text("x")
+    (root / "pneumonia/old.tif").write_text("x")
+    os.mkfifo(root / "normal/fifo.jpg")
+    (root / "normal/broken.jpg").symlink_to(root / "normal/nowhere.jpg")
+    (root / "normal/out.jpg").symlink_to(tmp_path / "elsewhere/x.jpg")
+    (root / "normal/out").symlink_to(tmp_path / "elsewhere")
+    (root / "normal/null.png").symlink_to("/dev/null")
+    monkeypatch.chdir(root)  # the address of a socket holds about 100 bytes
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("pneumonia/socket.jpg")
+        listing = scan(root)
+    assert paths(listing) == ["normal/a.jpg", "pneumonia/b.png"]
+    assert listing.ignored == {
+        "not in a class folder": 1,
+        "hidden": 2,
+        "not a .jpg/.jpeg/.png file": 2,
+        "not a regular file": 3,
+        "link out of the folder": 3,
+    }
+
+
+@posix_only
+def test_links_inside_the_folder_are_followed(root):
+    """To a file, to a folder, and to a hidden place where some tools keep the content."""
+    with_files(root, ".store/1.jpg", "pneumonia/deep/c.jpg")
+    (root / "normal/file.jpg").symlink_to("../.store/1.jpg")
+    (root / "normal/folder").symlink_to("../pneumonia/deep")
+    assert paths(scan(root)) == [
+        "normal/a.jpg",
+        "normal/file.jpg",
+        "normal/folder/c.jpg",
+        "pneumonia/b.png",
+        "pneumonia/deep/c.jpg",
+    ]
+
+
+@posix_only
+@pytest.mark.parametrize("target", [".", "..", "../normal", "x", "x/y"])
+def test_a_loop_of_links_ends(root, target):
+    """Each folder is walked once a class, and a link to the root mixes no classes."""
+    with_files(root, "normal/x/y/c.jpg")
+    (root / "normal/x/y/loop").symlink_to(root / "normal" / target)
+    (root / "normal/self").symlink_to("self")
+    listing = scan(root)
+    assert paths(listing) == ["normal/a.jpg", "normal/x/y/c.jpg", "pneumonia/b.png"]
+    assert listing.ignored["folder reached twice"] == 1
+
+
+@posix_only
+def test_doubling_links_do_not_multiply_the_work(root):
+    """Thirty levels of two links each would be a billion folders."""
+    folder = root / "normal"
+    for level in range(30):
+        (folder / f"level{level}").mkdir()
+        for name in "ab":
+            (folder / f"level{level}" / name).symlink_to(root / f"normal/level{level + 1}")
+    (folder / "level30").mkdir()
+    assert paths(scan(root)) == ["normal/a.jpg", "pneumonia/b.png"]
+
+
+@posix_only
+def test_a_root_that_is_a_link_is_the_folder_it_names(root, tmp_path):
+    """The user's own choice of path is no way out of the folder."""
+    (tmp_path / "alias").symlink_to(root)
+    (root / "normal/file.jpg").symlink_to("a.jpg")
+    assert paths(scan(tmp_path / "alias")) == ["normal/a.jpg", "normal/file.jpg", "pneumonia/b.png"]
+
+
+def test_a_folder_called_like_an_image_is_a_folder(root):
+    """The file system decides what is a folder, not the name."""
+    with_files(root, "normal/x.jpg/c.jpg")
+    assert paths(scan(root)) == ["normal/a.jpg", "normal/x.jpg/c.jpg", "pneumonia/b.png"]
+
+
+@pytest.mark.parametrize("name", ["stack.npy", "x.png"])
+def test_a_class_may_be_called_like_a_file(root, name):
+    """A folder in the root is a class, not a stack."""
+    with_files(root, f"{name}/c.jpg")
+    assert [item.label for item in scan(root).items if item.path.endswith("c.jpg")] == [name]
+
+
+@posix_only
+@pytest.mark.parametrize(
+    "name", [b"\xff\xfe.jpg", b"new\nline.jpg", b"\xc3\xa9.jpg", b"n" * 251 + b".jpg"]
+)
+def test_a_strange_name_survives(root, name):
+    """Bytes that are no UTF-8, a newline, 255 bytes: the path leads back to the file."""
+    try:
+        Path(os.fsdecode(os.fsencode(root / "normal") + b"/" + name)).write_bytes(jpeg())
+    except OSError as cause:
+        pytest.skip(f"this file system refuses the name: {cause}")
+    item = next(i for i in scan(root).items if os.fsencode(i.path) == b"normal/" + name)
+    assert read(item).key == hashlib.sha256(jpeg()).digest()
+
+
+def test_a_class_without_an_image_is_named_with_what_it_holds(root):
+    """An empty class is a mistake to be mended before any work."""
+    (root / "tuberculosis").mkdir()
+    with pytest.raises(
+        StudyError, match=r"tuberculosis: the class folder holds no image \(it is e"
+    ):
+        scan(root)
+    (root / "tuberculosis/scan.tif").write_text("x")
+    with pytest.raises(StudyError, match=r"ignored: 1 x not a \.jpg/\.jpeg/\.png file"):
+        scan(root)

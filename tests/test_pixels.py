@@ -1,0 +1,251 @@
+"""The pixels of a good file are those of an independent reader, in the declared geometry."""
+
+import struct
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import io as torchvision_io
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from pipeline.errors import ImageError
+from pipeline.images import INTERPOLATIONS, PixelPolicy, decode, resize_pixels
+from tests.image_files import (
+    SIZE,
+    grey16,
+    jpeg,
+    picture,
+    png,
+    raw_png,
+    rows_of,
+    turned,
+)
+
+AS_IS = PixelPolicy(size=SIZE)  # pictures of this size are not resampled
+CROP = PixelPolicy(resize="crop")
+
+
+def same(left, right, tolerance=0):
+    assert left.shape == right.shape
+    assert np.abs(left.astype(int) - right.astype(int)).max() <= tolerance
+
+
+# --- colour and depth
+
+
+def test_a_picture_of_the_right_size_is_not_resampled():
+    """Stretch changes nothing where nothing needs to change."""
+    same(decode(png(), AS_IS), picture())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_has_the_pixels_of_another_decoder(mode):
+    """Torchvision brings a JPEG library of its own."""
+    data = jpeg(Image.fromarray(picture()).convert(mode), quality=90, subsampling=0)
+    same(decode(data, AS_IS), by_torchvision(data), tolerance=2)
+
+
+def by_torchvision(data):
+    """Deprecated there since 0.29; the formula of flat inks stays when it is gone."""
+    if not hasattr(torchvision_io, "decode_jpeg"):
+        pytest.skip("this torchvision decodes no JPEG")
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        tensor = torchvision_io.decode_jpeg(encoded, torchvision_io.ImageReadMode.RGB)
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def adobe_transform(data, value):
+    """Set the transform byte of the Adobe marker: 0 is CMYK, 2 is YCCK."""
+    at = data.index(b"Adobe") + 11
+    return data[:at] + bytes([value]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("transform", [0, 2], ids=["CMYK", "YCCK"])
+def test_an_inverted_cmyk_jpeg_has_the_pixels_of_another_decoder(transform):
+    """Adobe stores CMYK inverted; a reader that forgets it gives the negative."""
+    inks = np.dstack([picture(), picture(seed=1)[..., 0] // 3])
+    data = adobe_transform(jpeg(Image.fromarray(inks, "CMYK"), quality=95), transform)
+    same(decode(data, AS_IS), by_torchvision(data), tolerance=3)
+
+
+@pytest.mark.parametrize("inks", [(0, 0, 0, 0), (255, 0, 0, 0), (30, 90, 200, 60), (0, 0, 0, 255)])
+def test_flat_inks_have_the_colour_of_the_formula(inks):
+    """Red is (255 - c)(255 - k) / 255, and so on: no ink is white."""
+    data = jpeg(Image.new("CMYK", (SIZE, SIZE), inks), quality=100, subsampling=0)
+    expected = [(255 - c) * (255 - inks[3]) / 255 for c in inks[:3]]
+    assert np.abs(decode(data, AS_IS).mean((0, 1)) - expected).max() < 2
+
+
+@pytest.mark.parametrize("stored", [(200, 128, 128, 255), (90, 100, 180, 200)])
+def test_flat_ycck_inks_have_the_colour_of_the_formula(stored):
+    """Adobe's other form: luma and chroma of the inks' negative, and black, all inverted."""
+    inverted = tuple(255 - x for x in stored)  # Pillow inverts once more when it writes
+    data = jpeg(Image.new("CMYK", (SIZE, SIZE), inverted), quality=100, subsampling=0)
+    luma, blue, red, black = stored
+    negative = [
+        luma + 1.402 * (red - 128),
+        luma - 0.344136 * (blue - 128) - 0.714136 * (red - 128),
+        luma + 1.772 * (blue - 128),
+    ]
+    expected = [(255 - min(max(x, 0), 255)) * black / 255 for x in negative]
+    pixels = decode(adobe_transform(data, 2), AS_IS)
+    assert np.abs(pixels.mean((0, 1)) - expected).max() < 2.5
+
+
+@pytest.mark.parametrize("policy", [AS_IS, PixelPolicy(size=32), replace(AS_IS, resize="crop")])
+def test_grey_is_replicated_to_three_equal_channels(policy):
+    """And has the pixels that the same image has when it is stored as colour."""
+    grey = picture()[..., 0]
+    pixels = decode(png(grey), policy)
+    same(pixels, decode(png(np.dstack([grey] * 3)), policy))
+    assert (pixels == pixels[..., :1]).all()
+
+
+def composited(colours, alpha):
+    return np.rint(colours * (alpha[..., None] / 255.0)).astype(np.uint8)
+
+
+def test_transparency_is_composited_on_black():
+    """A plain conversion would bring hidden colours to light."""
+    alpha = picture(seed=3)[..., 1].copy()
+    alpha[:8] = 0
+    pixels = decode(png(np.dstack([picture(), alpha])), AS_IS)
+    same(pixels, composited(picture(), alpha), tolerance=1)
+    assert not pixels[:8].any()
+
+
+def test_grey_with_transparency_is_composited_on_black():
+    """The two-channel form of the same."""
+    grey, alpha = picture()[..., 0], picture(seed=3)[..., 1]
+    pixels = decode(png(np.dstack([grey, alpha])), AS_IS)
+    same(pixels, composited(np.dstack([grey] * 3), alpha), tolerance=1)
+
+
+def test_a_transparent_palette_entry_is_black():
+    """The colour of a clear entry is hidden too; the others keep theirs."""
+    palette = bytes([200, 10, 10, 10, 200, 10])
+    index = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 2
+    data = raw_png(SIZE, SIZE, 8, 3, PLTE=palette, tRNS=b"\xff\x00", IDAT=rows_of(np.uint8(index)))
+    expected = np.where(index[..., None] == 0, np.uint8([200, 10, 10]), np.uint8(0))
+    same(decode(data, AS_IS), expected)
+
+
+@pytest.mark.parametrize(("colour", "key"), [(0, (40,)), (2, (40, 50, 60))], ids=["grey", "colour"])
+def test_a_transparent_colour_is_black(colour, key):
+    """PNG can name one grey or one colour as clear, without an alpha channel."""
+    samples = np.full((SIZE, SIZE, len(key)), 90, np.uint8)
+    samples[5] = key
+    clear = struct.pack(f">{len(key)}H", *key)
+    pixels = decode(raw_png(SIZE, SIZE, 8, colour, tRNS=clear, IDAT=rows_of(samples)), AS_IS)
+    assert not pixels[5].any()
+    assert (np.delete(pixels, 5, axis=0) == 90).all()
+
+
+def test_sixteen_bit_grey_is_scaled_and_never_clipped():
+    """Every one of the 65,536 values is x / 257, rounded; Pillow alone gives a white image."""
+    values = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    pixels = decode(grey16(values), PixelPolicy(size=256))
+    same(pixels[..., 0], np.rint(values / 257))
+
+
+def test_a_clear_value_in_sixteen_bits_is_black():
+    """Transparency of the 16-bit form."""
+    values = np.full((SIZE, SIZE), 40_000, np.uint16)
+    values[5] = 50_000
+    pixels = decode(grey16(values, tRNS=struct.pack(">H", 50_000)), AS_IS)
+    assert not pixels[5].any()
+    assert (np.delete(pixels, 5, axis=0) == 156).all()
+
+
+def test_black_in_sixteen_bits_is_not_mistaken_for_twelve():
+    """Zero is zero in any number of bits."""
+    assert not decode(grey16(np.zeros((SIZE, SIZE), np.uint16)), AS_IS).any()
+
+
+def test_sixteen_bit_colour_keeps_the_high_byte():
+    """As the policy declares it."""
+    values = (picture().astype(np.uint16) << 8) + 77
+    same(decode(raw_png(SIZE, SIZE, 16, 2, IDAT=rows_of(values)), AS_IS), picture())
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_is_followed(orientation):
+    """All eight, in PNG exactly and in JPEG as the same file without the tag."""
+    upright = UPRIGHT[orientation]
+    same(decode(turned(orientation, "PNG", picture()), AS_IS), upright(picture()))
+    data = turned(orientation, "JPEG", picture())
+    same(decode(data, AS_IS), upright(decode(jpeg(), AS_IS)))
+
+
+# --- geometry
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("shape", [(224, 224), (300, 400), (513, 200), (100, 90)])
+def test_crop_is_what_torchvision_does(shape, interpolation):
+    """Resize(256) and CenterCrop(224): the pixels that ImageNet weights were trained on."""
+    pixels = picture(*shape)
+    reference = transforms.Compose(
+        [transforms.Resize(256, InterpolationMode(interpolation)), transforms.CenterCrop(224)]
+    )
+    policy = replace(CROP, interpolation=interpolation)
+    same(decode(png(pixels), policy), np.asarray(reference(Image.fromarray(pixels))))
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("shape", [(300, 400), (1000, 230), (90, 100)])
+def test_stretch_is_antialiased_interpolation(shape, interpolation):
+    """Torch's own implementation of it, within rounding.
+
+    Of middling noise: Pillow clips between its two passes where bicubic overshoots.
+    """
+    pixels = np.random.default_rng(0).integers(64, 192, (*shape, 3), np.uint8)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].double()
+    reference = torch.nn.functional.interpolate(
+        images, (224, 224), mode=interpolation, antialias=True, align_corners=False
+    )
+    expected = reference[0].permute(1, 2, 0).round().clamp(0, 255).numpy()
+    same(decode(png(pixels), PixelPolicy(interpolation=interpolation)), expected, tolerance=2)
+
+
+@pytest.mark.parametrize("policy", [PixelPolicy(), CROP, AS_IS], ids=["stretch", "crop", "as is"])
+@pytest.mark.parametrize("shape", [(SIZE, SIZE), (300, 400)])
+def test_an_array_is_resized_as_a_file_is(shape, policy):
+    """One geometry for stacks and for files, for grey and for colour."""
+    pixels = picture(*shape)
+    same(resize_pixels(pixels, policy), decode(png(pixels), policy))
+    same(resize_pixels(pixels[..., 0], policy), decode(png(pixels[..., 0]), policy))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((64, 64), np.float32), r"shape \(64, 64\), float32: allowed are \(H, W\)"),
+        (np.zeros((3, 64, 64), np.uint8), r"shape \(3, 64, 64\), uint8: allowed are"),
+        (np.zeros((2, 64, 64, 3), np.uint8), r"shape \(2, 64, 64, 3\), uint8"),
+        (np.zeros((64, 4), np.uint8), r"too small \(4 x 64,"),
+        (np.zeros((9000, 9000), np.uint8), r"too large \(9000 x 9000, limit 50 Mpx\)"),
+    ],
+)
+def test_an_array_that_is_no_image_is_refused(pixels, message):
+    """Shape and dtype are shown, with what is allowed."""
+    with pytest.raises(ImageError, match=message):
+        resize_pixels(pixels, PixelPolicy())

@@ -1,0 +1,219 @@
+"""The store in ordinary use: what goes in comes out, once and in the order asked for."""
+
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import cache
+from cache import (
+    BadFeaturesError,
+    FeatureStore,
+    MissingRowsError,
+    StoreFormatError,
+    WriteFailedError,
+    disk,
+    stores_in,
+)
+from cache.part import Part, from_bytes, name_of, to_bytes
+from cache.upkeep import compact
+from tests import cache_jobs as jobs
+from tests.store_checks import StoreWarnings
+
+KEYS = jobs.all_keys()
+
+
+@pytest.fixture
+def store(tmp_path):
+    ready = FeatureStore(tmp_path, jobs.RECIPE)
+    ready.prepare()
+    return ready
+
+
+def reopened(store):
+    return FeatureStore(store.path.parent, store.recipe)
+
+
+def test_the_public_names_are_these():
+    """What is public is the list in ``cache/__init__.py``: no more and no less."""
+    public = {name for name in vars(cache) if not name.startswith("_")}
+    modules = {name.split(".")[1] for name in sys.modules if name.startswith("cache.")}
+    assert public - modules == set(cache.__all__)
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+row_shapes = st.sampled_from([(1,), (6,), (1024,), (2, 3), (512, 7, 7)])
+
+
+@settings(max_examples=25)
+@given(data=st.data(), shape=row_shapes, rows=st.integers(1, 5))
+def test_a_part_gives_back_the_very_bits(data, shape, rows):
+    """Features of any shape, any finite value, and any keys survive the round trip."""
+    features = data.draw(hnp.arrays(np.float32, (rows, *shape), elements=finite, fill=finite))
+    key = np.stack([np.frombuffer(jobs.key_of(i), np.uint8) for i in range(rows)])
+    part = Part(key=key, features=features, fingerprint="f", provenance='{"device":"cpu"}')
+    image = to_bytes(part)
+    back = from_bytes(image, name=name_of(image), fingerprint="f")
+    assert back.features.tobytes() == features.tobytes()
+    assert back.features.shape == features.shape
+    assert np.array_equal(back.key, key)
+    assert back.provenance == part.provenance
+
+
+def test_the_same_rows_give_the_same_bytes_at_any_time():
+    """The image holds no time and no other accident: one content, one name."""
+    first = to_bytes(jobs.part_of(KEYS))
+    time.sleep(1.1)
+    assert to_bytes(jobs.part_of(KEYS)) == first
+
+
+def test_rows_come_in_the_order_asked_for(store):
+    """A key may repeat, and rows of several parts may mix."""
+    store.commit(*jobs.rows_of(KEYS[:5]))
+    store.commit(*jobs.rows_of(KEYS[5:]))
+    wanted = [KEYS[i] for i in np.random.default_rng(0).integers(0, len(KEYS), 40)]
+    for opened in (store, reopened(store)):
+        assert np.array_equal(opened.read(iter(wanted)), jobs.rows_of(wanted)[1])
+        assert opened.read([]).shape == (0, jobs.WIDTH)
+
+
+def test_an_empty_store_answers(tmp_path):
+    """Before anything is written, nothing is there, and reading makes no folder."""
+    store = FeatureStore(tmp_path, jobs.RECIPE)
+    assert (len(store), store.keys(), store.row_shape()) == (0, set(), None)
+    assert KEYS[0] not in store
+    assert store.read([]).size == 0
+    with pytest.raises(MissingRowsError, match=r"^1 of 1 images have no features in .*tiny-"):
+        store.read(KEYS[:1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_two_rows_with_one_key_the_smaller_part_name_wins(store):
+    """Whoever reads, and in whatever order the parts came, believes the same row."""
+    row = {}
+    for shift in range(4):
+        key, features = jobs.rows_of(KEYS[:2])
+        row[store.commit(key, features + shift)] = features + shift
+    expected = row[min(row)]
+    assert np.array_equal(store.read(KEYS[:2]), expected)
+    assert np.array_equal(reopened(store).read(KEYS[:2]), expected)
+    assert len(store) == 2
+
+
+def test_committing_the_same_rows_again_changes_nothing(store):
+    """Two writers with the same rows make one part."""
+    assert store.commit(*jobs.rows_of(KEYS)) == reopened(store).commit(*jobs.rows_of(KEYS))
+    assert len(os.listdir(store.path / "parts")) == 1
+
+
+def test_stores_of_two_recipes_share_a_root_and_no_row(store):
+    """Another recipe is another folder: its rows are misses here."""
+    other = FeatureStore(store.path.parent, jobs.recipe_with(weights="1" * 64))
+    other.prepare()
+    store.commit(*jobs.rows_of(KEYS[:3]))
+    assert not len(other)
+    other.commit(*jobs.rows_of(KEYS[3:4]))
+    assert reopened(store).keys() == set(KEYS[:3])
+    assert reopened(other).keys() == set(KEYS[3:4])
+
+
+def test_the_stores_of_a_root_are_those_with_a_recipe(store):
+    """A folder without ``meta.json`` is no store, and a renamed one is refused by name."""
+    assert stores_in(store.path.parent) == []
+    cache.check_canaries(store.path, store.recipe, np.ones((1, 2), np.float32), provenance={})
+    (found,) = stores_in(store.path.parent)
+    assert (found.path, found.recipe) == (store.path, store.recipe)
+    store.path.rename(store.path.with_name("old"))
+    with pytest.raises(StoreFormatError, match=r"old holds the recipe of tiny-.*renamed\?"):
+        stores_in(store.path.parent)
+
+
+UNFIT = {
+    "float64": (jobs.rows_of(KEYS)[0], np.zeros((12, 6)), "must be float32"),
+    "no rows": (np.zeros((0, 32), np.uint8), np.zeros((0, 6), np.float32), "n > 0"),
+    "one axis": (jobs.rows_of(KEYS)[0], np.zeros(12, np.float32), "shape"),
+    "too few keys": (jobs.rows_of(KEYS[:3])[0], np.zeros((4, 6), np.float32), "4 rows need keys"),
+    "short keys": (np.zeros((1, 31), np.uint8), np.zeros((1, 6), np.float32), r"\(1, 32\)"),
+    "key twice": (*jobs.rows_of([*KEYS, KEYS[5]]), "a key stands twice among 13 rows"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_rows_unfit_to_be_stored_are_refused(store, case):
+    """Nothing is acknowledged that a later scan would not accept."""
+    key, features, message = UNFIT[case]
+    with pytest.raises(BadFeaturesError, match=message):
+        store.commit(key, features)
+    assert not os.listdir(store.path / "parts")
+
+
+def test_rows_of_another_shape_never_mix(store):
+    """One value a row must not be spread over rows of six; two shapes on disk are an error."""
+    store.commit(*jobs.rows_of(KEYS[:4]))
+    key, features = jobs.rows_of(KEYS[4:])
+    with pytest.raises(BadFeaturesError, match=r"shape \(1,\) cannot join .*shape \(6,\)"):
+        store.commit(key, features[:, :1])
+    image = to_bytes(Part(key=key, features=features[:, :1], fingerprint=store.recipe.fingerprint))
+    (store.path / "parts" / name_of(image)).write_bytes(image)
+    with pytest.raises(StoreFormatError, match="one recipe gives one shape"):
+        reopened(store).read(KEYS[:5])
+
+
+def test_a_reader_finds_rows_that_another_process_has_compacted(store):
+    """Parts may go at any time, because their rows are in a newer one before."""
+    for start in range(0, 12, 4):
+        store.commit(*jobs.rows_of(KEYS[start : start + 4]))
+    reader = reopened(store)
+    assert len(reader) == 12
+    compact(store)
+    assert np.array_equal(reader.read(KEYS), jobs.rows_of(KEYS)[1])
+
+
+def test_a_scan_during_a_compaction_misses_nothing(store, monkeypatch):
+    """Parts that go between the listing and their turn are looked for in newer ones."""
+    for start in range(0, 12, 4):
+        store.commit(*jobs.rows_of(KEYS[start : start + 4]))
+    whole = disk.listdir
+
+    def listing_then_compaction(folder):
+        names = whole(folder)
+        monkeypatch.setattr(disk, "listdir", whole)
+        compact(store)
+        return names
+
+    monkeypatch.setattr(disk, "listdir", listing_then_compaction)
+    assert reopened(store).keys() == set(KEYS)
+
+
+def test_a_store_that_cannot_be_written_can_be_read(store, monkeypatch):
+    """Reads work, and ``prepare`` says at once which folder refuses, and why."""
+    store.commit(*jobs.rows_of(KEYS))
+    damaged = store.path / "parts" / f"part-{'0' * 64}.h5"
+    damaged.write_bytes(b"")
+
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    for name in jobs.CHANGES:
+        monkeypatch.setattr(disk, name, refuse)
+    reader = reopened(store)
+    with StoreWarnings() as warned:
+        assert np.array_equal(reader.read(KEYS), jobs.rows_of(KEYS)[1])
+    assert "cannot be moved to quarantine" in warned[-1]
+    with pytest.raises(WriteFailedError, match=r"cannot write .*tiny-.*Read-only file system") as e:
+        reader.prepare()
+    assert e.value.errno == 30
+    assert e.value.exit_code == 1
+
+
+def test_a_file_where_a_folder_must_be_is_a_failed_write(tmp_path):
+    """The root may be anything; the message names it."""
+    (tmp_path / "features").write_text("")
+    store = FeatureStore(tmp_path / "features", jobs.RECIPE)
+    with pytest.raises(WriteFailedError, match="features/tiny-"):
+        store.prepare()

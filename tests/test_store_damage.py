@@ -1,0 +1,238 @@
+"""Whatever lies among the parts: only whole parts of this recipe are ever served."""
+
+import io
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from cache import FeatureStore
+from cache.part import name_of, to_bytes
+from cache.upkeep import quarantined
+from tests import cache_jobs as jobs
+from tests.store_checks import StoreWarnings, assert_never_served
+
+KEYS = jobs.all_keys()
+FEATURES = jobs.rows_of(KEYS)[1]
+
+
+WHOLE = to_bytes(jobs.part_of(KEYS))
+NAME = name_of(WHOLE)
+
+
+def _damage_each(folder, counts, versions):
+    for damaged in versions:
+        assert_never_served(folder, NAME, damaged, KEYS)
+        counts["damaged files"] += 1
+
+
+def test_one_flipped_bit_anywhere_is_seen(tmp_path, counts):
+    """Each byte of the metadata and of some rows, one bit at a time, is covered."""
+    rows = range(WHOLE.index(FEATURES.tobytes()), WHOLE.index(FEATURES.tobytes()) + FEATURES.nbytes)
+    places = [i for i in range(len(WHOLE)) if i not in rows or i % 5 == 0]
+    assert len(places) > 2000
+
+    def flipped(place):
+        data = bytearray(WHOLE)
+        data[place] ^= 1 << place % 8
+        return bytes(data)
+
+    _damage_each(tmp_path, counts, map(flipped, places))
+
+
+def test_a_cut_file_is_seen(tmp_path, counts):
+    """A part cut at any 512 bytes, to nothing, by one byte, or grown by one."""
+    cuts = [*range(0, len(WHOLE), 512), len(WHOLE) - 1]
+    _damage_each(tmp_path, counts, [*(WHOLE[:cut] for cut in cuts), WHOLE + b"\0"])
+
+
+def test_a_lost_page_is_seen(tmp_path, counts):
+    """4 KiB of zeros, wherever the page lies; or nothing but zeros."""
+    keys = [jobs.key_of(number) for number in range(600)]
+    whole = to_bytes(jobs.part_of(keys))
+    pages = range(0, 600 * jobs.WIDTH * 4, 4096)
+    lost = [whole[:at] + bytes(4096) + whole[at + 4096 :] for at in pages]
+    for damaged in (*lost, bytes(len(whole))):
+        assert_never_served(tmp_path, name_of(whole), damaged, keys)
+        counts["damaged files"] += 1
+
+
+def test_a_folder_with_a_parts_name_is_left_alone(tmp_path, counts):
+    """It cannot be read, is named in a warning, and does not stop the store."""
+    _damage_each(tmp_path, counts, [None])
+
+
+def test_a_renamed_part_is_set_aside(tmp_path, counts):
+    """The bytes are whole, but the name promises others."""
+    other = name_of(to_bytes(replace(jobs.part_of(KEYS), features=FEATURES + 1)))
+    assert_never_served(tmp_path, other, WHOLE, KEYS)
+    counts["damaged files"] += 1
+
+
+def test_a_file_with_another_name_is_ignored(tmp_path):
+    """It is no part: never opened, named in a warning, left where it is."""
+    store = FeatureStore(tmp_path, jobs.RECIPE)
+    store.prepare()
+    store.commit(*jobs.rows_of(KEYS[:4]))
+    foreign = store.path / "parts" / "notes.txt"
+    foreign.write_text("mine")
+    with StoreWarnings() as warned:
+        store.scan()
+    assert warned == [f"{foreign}: not a part, ignored"]
+    assert foreign.read_text() == "mine"
+    assert len(store) == 4
+
+
+def test_damage_after_the_scan_is_seen_at_the_read(tmp_path):
+    """A part is checked each time its rows are read, and a whole copy of them is found."""
+    store = FeatureStore(tmp_path, jobs.RECIPE)
+    store.prepare()
+    first = store.commit(*jobs.rows_of(KEYS[:4]))
+    store.commit(*jobs.rows_of(KEYS))
+    names = sorted(store.parts)
+    place = store.path / "parts" / min(names)
+    place.write_bytes(place.read_bytes()[:-1] + b"x")
+    kept = KEYS if min(names) == first else KEYS[:4]
+    assert np.array_equal(store.read(kept), jobs.rows_of(kept)[1])
+    assert quarantined(store) == [min(names)]
+
+
+def _with(build):
+    """A part's image, then changed by a function of the open file."""
+    buffer = io.BytesIO(WHOLE)
+    with h5py.File(buffer, "r+") as file:
+        build(file)
+    return buffer.getvalue()
+
+
+def _features(**options):
+    def build(file):
+        del file["features"]
+        file.create_dataset("features", **options)
+
+    return build
+
+
+def _external_data(file):
+    del file["features"]
+    file.create_dataset("features", FEATURES.shape, "<f4", external=[("secret", 0, 4096)])
+
+
+def _virtual(file):
+    del file["features"]
+    layout = h5py.VirtualLayout(FEATURES.shape, "<f4")
+    layout[:] = h5py.VirtualSource("secret", "features", FEATURES.shape)
+    file.create_virtual_dataset("features", layout)
+
+
+def _linked(link):
+    def build(file):
+        file.move("features", "elsewhere")
+        file["features"] = link
+
+    return build
+
+
+def _not_allocated(file):
+    del file["features"]
+    file.create_dataset("features", FEATURES.shape, "<f4")
+
+
+def _folder(file):
+    del file["features"]
+    file.create_group("features")
+
+
+def _attribute(name, value):
+    return lambda file: file.attrs.__setitem__(name, value)
+
+
+def _value(row, value):
+    return lambda file: file["features"].__setitem__(row, value)
+
+
+def _key_twice(file):
+    file["key"][3] = file["key"][2]
+
+
+def _extra(file):
+    file["label"] = [0]
+
+
+def _dataset_attribute(file):
+    file["features"].attrs["patient"] = "a name"
+
+
+#: Files that are named by their own SHA-256, so that only the schema can refuse them.
+CRAFTED = {
+    "external data": _external_data,
+    "virtual": _virtual,
+    "soft link": _linked(h5py.SoftLink("/elsewhere")),
+    "external link": _linked(h5py.ExternalLink("other.h5", "features")),
+    "gzip": _features(data=FEATURES, compression="gzip"),
+    "checksummed": _features(data=FEATURES, fletcher32=True),
+    "chunked": _features(data=FEATURES, chunks=(2, jobs.WIDTH)),
+    "no bytes behind the shape": _not_allocated,
+    "group": _folder,
+    "extra member": _extra,
+    "extra attribute": _attribute("patient", "a name"),
+    "attribute on a dataset": _dataset_attribute,
+    "float64": _features(data=FEATURES.astype("<f8")),
+    "big-endian": _features(data=FEATURES.astype(">f4")),
+    "strings": _features(data=["x"] * len(FEATURES)),
+    "one axis": _features(data=FEATURES[:, 0]),
+    "no value": _features(data=h5py.Empty("<f4")),
+    "too few rows": _features(data=FEATURES[:-1]),
+    "NaN": _value((2, 3), np.nan),
+    "infinite": _value((0, 0), np.inf),
+    "key twice": _key_twice,
+    "n wrong": _attribute("n", len(FEATURES) + 1),
+    "n infinite": _attribute("n", np.inf),
+    "n missing": lambda file: file.attrs.__delitem__("n"),
+    "newer format": _attribute("format", 2),
+    "format no number": _attribute("format", "1"),
+    "another recipe": _attribute("fingerprint", "0" * 64),
+}
+
+
+@pytest.mark.parametrize("trick", CRAFTED)
+def test_a_crafted_file_is_set_aside(tmp_path, monkeypatch, counts, trick):
+    """No link, foreign data, filter or odd shape is followed, even under a right name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret").write_bytes(bytes(4096))  # what a part must not be able to show
+    data = _with(CRAFTED[trick])
+    assert_never_served(tmp_path, name_of(data), data, KEYS)
+    counts["damaged files"] += 1
+
+
+def test_a_part_of_another_recipe_is_set_aside(tmp_path, counts):
+    """Also when it is whole and has its right name: its rows are not comparable."""
+    other = replace(jobs.RECIPE, weights="1" * 64)
+    data = to_bytes(replace(jobs.part_of(KEYS), fingerprint=other.fingerprint))
+    assert_never_served(tmp_path, name_of(data), data, KEYS)
+    counts["damaged files"] += 1
+
+
+def _number(value):
+    return np.uint64(value).tobytes()
+
+
+_PLACE = WHOLE.index(FEATURES.tobytes())
+#: What the file says of its numbers, and the lie that takes its place.
+LIES = {
+    "a million rows": (_number(len(FEATURES)) + _number(jobs.WIDTH), _number(10**6) + _number(6)),
+    "wide rows": (_number(jobs.WIDTH), _number(10**6)),
+    "far away": (_number(_PLACE), _number(_PLACE + 2**62)),
+    "farther than any number": (_number(_PLACE), _number(_PLACE + 2**63)),
+    "at the end": (_number(_PLACE), _number(len(WHOLE) - 8)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_shape_or_place_beyond_the_bytes_is_set_aside(tmp_path, counts, lie):
+    """What the bytes cannot hold is refused, and no memory is asked for it."""
+    assert LIES[lie][0] in WHOLE
+    data = WHOLE.replace(*LIES[lie])
+    assert_never_served(tmp_path, name_of(data), data, KEYS)
+    counts["damaged files"] += 1
