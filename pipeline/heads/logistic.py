@@ -170,14 +170,18 @@ class _Solver:
         d, rq = q, (r * q).sum((0, 2))
         enough = _FORCING * _norm(r)
         for _ in range(_CG_STEPS):
-            h = penalty * d + self._transposed(self.A32, cs * self._curved(d, p))
-            a = (rq / (d * h).sum((0, 2)).clamp_min(1e-30))[:, None]
-            x, r = x + a * d, r - a * h
-            if (_norm(r) <= enough).all():
+            going = _norm(r) > enough
+            if not going.any():
                 break
+            h = penalty * d + self._transposed(self.A32, cs * self._curved(d, p))
+            curvature = (d * h).sum((0, 2))
+            # A solved problem rests. Adding a constant to all intercepts of a softmax changes
+            # nothing: along that line there is no curvature, and no step.
+            a = torch.where(going & (curvature > 0), rq / curvature.clamp_min(1e-30), 0.0)[:, None]
+            x, r = x + a * d, r - a * h
             q = r / diagonal
             rq, before = (r * q).sum((0, 2)), rq
-            d = q + (rq / before.clamp_min(1e-30))[:, None] * d
+            d = q + torch.where(going, rq / before.clamp_min(1e-30), 0.0)[:, None] * d
         return x.to(g.dtype)
 
     def _curved(self, d: "Tensor", p: "Tensor") -> "Tensor":
