@@ -36,11 +36,13 @@ features: $(READY) $(DEMO)  ## Run the frozen backbones once over what the store
 heads: $(READY) $(DEMO)  ## Train and compare heads from the store [STUDY=study.toml]
 	$(BIN)/headrace heads $(STUDY)
 
-finetune shift report: $(READY)
+shift: $(READY) $(DEMO)  ## Compare the source with each target; fixes that see no label [STUDY=study.toml]
+	$(BIN)/headrace shift $(STUDY)
+
+finetune report: $(READY)
 	@echo "make $@: this stage is not there yet"; exit 1
 
 finetune:  ## (not there yet) End-to-end fine-tuning, for comparison
-shift:  ## (not there yet) Take the gap between the hospitals apart
 report:  ## (not there yet) One HTML page of everything
 
 test: $(READY)  ## The tests that CI runs

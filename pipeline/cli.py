@@ -131,6 +131,37 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 
 
 @main.command()
+@study_argument
+@click.option("--draws", default=999, show_default=True, help="Relabellings of each test.")
+@click.option("--seeds", default=10, show_default=True, help="Cuts of the target for the fixes.")
+@precision_option
+@click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
+@command
+def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
+    """Compare the source with each target: tests with controls, and fixes without labels.
+
+    Example: headrace shift study.toml
+    """
+    from pipeline.samples import SampleOptions
+    from pipeline.shift.stage import ShiftOptions, analyse, to_json
+    from pipeline.study import load_study
+
+    report = analyse(
+        load_study(study).with_precision(precision),
+        ShiftOptions(
+            draws=flags["draws"],
+            seeds=flags["seeds"],
+            samples=SampleOptions(allow_conflicts=flags["allow_conflicts"]),
+        ),
+    )
+    if not quiet:
+        from pipeline.tables import shift_text
+
+        click.echo(shift_text(report))
+    return to_json(report)
+
+
+@main.command()
 @command
 def doctor(*, quiet: bool) -> dict[str, Any]:
     """Say which versions, devices and engines are here, and which weights can be had.

@@ -10,6 +10,8 @@ from rich.table import Table
 from pipeline.compare import CompareReport
 from pipeline.extract import BackboneReport, ExtractReport
 from pipeline.samples import Skip
+from pipeline.shift.leaderboard import Row as LeaderboardRow
+from pipeline.shift.stage import ShiftReport, TargetReport
 from pipeline.splits import VALIDATION
 from pipeline.study import SOURCE
 
@@ -89,6 +91,61 @@ def _score(values: Mapping[Any, float], domain: str, role: str) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def shift_text(report: ShiftReport) -> str:
+    """For each target: how far apart the hospitals are, then what the fixes do."""
+    return "\n\n".join(_target_text(target) for target in report.targets)
+
+
+def _target_text(target: TargetReport) -> str:
+    told = target.source_prediction
+    lines = [
+        f"{target.target}, {target.backbone}",
+        f"the hospital can be told from the features with AUC {told.overall:.2f}",
+        f"{target.shared_patients} patient ids are in both (the numbering may restart)",
+        "",
+        "tests, permuted by patient; controls: two halves of the source, and those with a shift",
+        _detection_table(target),
+        *target.detection.observed.notes,
+        "",
+        "fixes that see no label of the target, adapted on one half and scored on the other",
+        _fixes_table(target.fixes.rows),
+        "",
+        "with some labels of the target",
+        _fixes_table(target.fixes.k_shot),
+    ]
+    return "\n".join(lines)
+
+
+def _detection_table(target: TargetReport) -> str:
+    table = _table(["test", "statistic", "p", "p (Holm)", "p halves", "p planted"], left=1)
+    for finding, null, positive in target.detection.rows():
+        if finding.primary:
+            table.add_row(
+                finding.name,
+                _number(finding.statistic),
+                _number(finding.p),
+                _number(finding.p_holm),
+                _number(null.p if null else None),
+                _number(positive.p if positive else None),
+            )
+    return _render(table)
+
+
+def _fixes_table(rows: Sequence[LeaderboardRow]) -> str:
+    table = _table(["fix", "accuracy", "AUROC", "points", "95 % interval", "p (Holm)"], left=1)
+    for row in rows:
+        d = row.difference
+        table.add_row(
+            row.name,
+            _number(row.accuracy),
+            _number(row.auroc),
+            f"{100 * d.estimate:+.1f}",
+            f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
+            _number(row.p_holm),
+        )
+    return _render(table)
 
 
 def stores_text(stores: Sequence[Mapping[str, Any]]) -> str:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -185,6 +186,17 @@ def run(root: Path, log: Path, fault: Fault | None = None, without: str | None =
             notes.note("error", kind=type(error).__name__, text=str(error), errno=error.errno)
         else:
             notes.note("done")
+
+
+def commit_below(limit: int, root: Path, answer: Path) -> None:
+    """Commit where the system allows no file above ``limit`` bytes; the error is the answer."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    store = FeatureStore(root, RECIPE)
+    store.prepare()
+    try:
+        store.commit(*rows_of(all_keys()))
+    except CacheError as error:
+        answer.write_text(str(error))
 
 
 def _fill(root: Path, notes: Seam) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,16 +94,31 @@ def test_an_empty_store_answers(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_of_two_rows_with_one_key_the_smaller_part_name_wins(store):
+@pytest.mark.parametrize("descending", [False, True])
+def test_of_two_rows_with_one_key_the_smaller_part_name_wins(store, descending):
     """Whoever reads, and in whatever order the parts came, believes the same row."""
-    row = {}
-    for shift in range(4):
-        key, features = jobs.rows_of(KEYS[:2])
-        row[store.commit(key, features + shift)] = features + shift
-    expected = row[min(row)]
-    assert np.array_equal(store.read(KEYS[:2]), expected)
-    assert np.array_equal(reopened(store).read(KEYS[:2]), expected)
-    assert len(store) == 2
+    key, features = jobs.rows_of(KEYS[:2])
+    part = jobs.part_of(KEYS[:2])
+    named = {
+        name_of(to_bytes(replace(part, features=shifted))): shifted
+        for shifted in (features, features + 1, features + 2)
+    }
+    for name in sorted(named, reverse=descending):
+        assert store.commit(key, named[name]) == name
+    for opened in (store, reopened(store)):
+        assert np.array_equal(opened.read(KEYS[:2]), named[min(named)])
+        assert len(opened) == 2
+
+
+def test_a_new_file_never_takes_the_place_of_another(tmp_path):
+    """Nor does it follow a link that somebody put there."""
+    (tmp_path / "there").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for name in ("there", "link"):
+        with pytest.raises(FileExistsError):
+            disk.open_new(tmp_path / name)
+    assert (tmp_path / "there").read_text() == "mine"
+    assert not (tmp_path / "target").exists()
 
 
 def test_committing_the_same_rows_again_changes_nothing(store):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -24,6 +25,15 @@ from tests import cache_jobs as jobs
 KEYS = [jobs.key_of(number) for number in range(10)]
 keys = st.lists(st.sampled_from(KEYS), min_size=1, max_size=4, unique=True)
 provenances = st.sampled_from(['{"device":"cpu"}', '{"device":"cuda"}'])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_power_cuts():
+    """Nothing is forced to the device, which takes most of the time; see ``power_loss``."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "fsync_dir"):
+            patch.setattr(disk, name, lambda _: None)
+        yield
 
 
 class _Killed(BaseException):
@@ -175,4 +185,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=40, stateful_step_count=20)
+TestStore.settings = settings(max_examples=20, stateful_step_count=25)

@@ -218,24 +218,33 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.C = C
         self.tol = tol
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit features ``(n, d)`` to labels ``(n,)``.
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Fit features ``(n, d)`` to labels ``(n,)``, each row counted with its weight.
 
         Raises:
             ValueError: Not finite, shapes that do not fit, or one class only.
         """
         rows, y = validate_data(self, X, y, dtype=np.float32)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        weights = np.ones((1, len(rows)))
-        path = solve_path(rows, labels, C=np.array([self.C]), weights=weights, tol=self.tol)
+        weights = np.ones(len(rows)) if sample_weight is None else np.asarray(sample_weight)
+        path = solve_path(rows, labels, C=np.array([self.C]), weights=weights[None], tol=self.tol)
         self.coef_, self.intercept_ = path.coef[0], path.intercept[0]
         return self
 
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Scores of features ``(n, d)``: ``(n,)`` for two classes, else ``(n, K)``."""
+        scores = self._scores(X)
+        return scores[:, 0] if scores.shape[1] == 1 else scores
+
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
+        return _probabilities(self._scores(X))
+
+    def _scores(self, X: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)
         rows: NDArray[np.float32] = validate_data(self, X, dtype=np.float32, reset=False)
-        return _probabilities(rows @ self.coef_.T + self.intercept_)
+        scores: NDArray[np.float64] = rows @ self.coef_.T + self.intercept_
+        return scores
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Most probable class of each row, shape ``(n,)``."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from pipeline.errors import StudyError
+from pipeline.heads.logistic import LogisticHead
 from pipeline.shift.bcts import Calibration, fit_calibration
 
 Rows = NDArray[np.floating]
@@ -127,7 +127,7 @@ class Source:
         return np.asarray(solver.fit(self.standard).components_.T, dtype=np.float64)
 
     @cached_property
-    def head(self) -> LogisticRegression:
+    def head(self) -> LogisticHead:
         """The head that knows only the source, on standardised features."""
         return self.fit(self.standard)
 
@@ -137,7 +137,7 @@ class Source:
         *,
         labels: NDArray[np.integer] | None = None,
         weights: NDArray[np.floating] | None = None,
-    ) -> LogisticRegression:
+    ) -> LogisticHead:
         """Fit a logistic head.
 
         Args:
@@ -145,7 +145,7 @@ class Source:
             labels: Shape (m,); the source's own when left out.
             weights: Shape (m,), weight of each row; 1 when left out.
         """
-        head = LogisticRegression(C=self.settings.inverse_penalty, max_iter=2000)
+        head = LogisticHead(C=self.settings.inverse_penalty)
         return head.fit(rows, self.labels if labels is None else labels, sample_weight=weights)
 
     @cached_property

@@ -1,6 +1,7 @@
 """How low could the error be? Bounds on the Bayes error from the nearest neighbour."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ def bayes_floor(
     return BayesFloor(
         low=float(most * (1 - np.sqrt(1 - high / most))),
         high=high,
-        neighbour_error=rate(wrong, draw_patients(groups, rng), groups),
+        neighbour_error=rate(wrong, groups, partial(draw_patients, groups, rng)),
     )
 
 

@@ -5,7 +5,7 @@ statistics share one set of draws, which keeps in-sample and held-out errors of 
 patients paired.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,20 +142,22 @@ def dominant(gaps: Mapping[str, Gap]) -> str | None:
     return None
 
 
-def rate(hits: NDArray[np.bool_], draws: PatientDraws, groups: NDArray[Any]) -> Interval:
+def rate(
+    hits: NDArray[np.bool_], groups: NDArray[Any], draw: Callable[[], PatientDraws]
+) -> Interval:
     """A rate with its interval: Wilson where each patient has one row, else by patients.
 
     Args:
         hits: Shape (n,), n >= 1.
-        draws: Draws of these patients.
-        groups: Shape (n,).
+        groups: Shape (n,), patients.
+        draw: Gives draws of these patients; called only if they are needed.
     """
     n, patients = len(hits), np.unique(groups).size
     if n == patients:
         low, high = wilson(int(hits.sum()), n)
         method = "Wilson"
     else:
-        low, high = percentile_interval(draws.mean(hits, groups))
+        low, high = percentile_interval(draw().mean(hits, groups))
         method = "patient bootstrap"
     return Interval(
         estimate=float(hits.mean()), low=low, high=high, n=n, groups=patients, method=method

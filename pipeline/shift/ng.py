@@ -116,11 +116,15 @@ def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> Ng
     known = {step: ends for step, ends in chain.items() if step not in missing}
     parts = {step: ends for step, ends in TRANSFER.items() if step not in missing}
     return NgTable(
-        errors={name: rate(one.wrong, drawn[name], one.groups) for name, one in given.items()},
+        errors={name: _error(one, drawn[name]) for name, one in given.items()},
         chain=_steps(known, level, curves),
         transfer=_steps(parts, level, curves) if parts else {},
         not_identifiable=missing,
     )
+
+
+def _error(one: Outcome, draws: PatientDraws) -> Interval:
+    return rate(one.wrong, one.groups, lambda: draws)
 
 
 def _draws_by_domain(

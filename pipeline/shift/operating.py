@@ -6,6 +6,7 @@ out-of-fold scores; the target's labels judge and choose nothing.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -15,10 +16,6 @@ from numpy.typing import NDArray
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.shift.gaps import draw_patients, rate
 from pipeline.stats import Interval
-
-_TINY = 1e-12
-#: Each of two rates at 97.5 % makes a box that holds both in at least 95 %.
-_BOX_LEVEL = 0.975
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +181,13 @@ def operate(
     called, ill = scores.probability >= threshold, scores.positive
     if ill.all() or not ill.any():
         raise StudyError("sensitivity and specificity need images of both classes")
-    found = rate(called[ill], draw_patients(scores.groups[ill], rng), scores.groups[ill])
-    spared = rate(~called[~ill], draw_patients(scores.groups[~ill], rng), scores.groups[~ill])
+    found, spared = (
+        rate(hits, groups, partial(draw_patients, groups, rng))
+        for hits, groups in (
+            (called[ill], scores.groups[ill]),
+            (~called[~ill], scores.groups[~ill]),
+        )
+    )
     wanted = (settings or OperatingSettings()).prevalences
     return OperatingPoint(
         threshold=threshold,
@@ -203,8 +205,10 @@ def predictive_values(
 ) -> PredictiveValues:
     """Predictive values at a prevalence, by Bayes' rule.
 
-    Both grow with sensitivity and specificity alike, so the corners of the box of their
-    intervals bound them. The box counts patients as trials and is at 97.5 % each.
+    Both grow with sensitivity and specificity alike, so the bounds are their values at
+    the lower and at the upper ends of these. The log odds are then a sum of two
+    independent errors bounded by the sum of their widths, which is more than the root of
+    the sum of squares: coverage is not below that of the two intervals.
 
     Args:
         sensitivity: Of the operating point.
@@ -216,10 +220,18 @@ def predictive_values(
     """
     if not 0 <= prevalence <= 1:
         raise StudyError(f"a prevalence of {prevalence} is none; give a share from 0 to 1")
-    boxes = [_box(sensitivity), _box(specificity)]
-    corners = [(se, sp) for se, sp in zip(*boxes, strict=True)]
+    pairs = [
+        (sensitivity.estimate, specificity.estimate),
+        (sensitivity.low, specificity.low),
+        (sensitivity.high, specificity.high),
+    ]
+    ppv = [_bayes(found, 1 - spared, prevalence) for found, spared in pairs]
+    npv = [_bayes(spared, 1 - found, 1 - prevalence) for found, spared in pairs]
     return PredictiveValues(
-        prevalence=prevalence,
-        ppv=_triple([_bayes(se, 1 - sp, prevalence) for se, sp in corners]),
-        npv=_triple([_bayes(sp, 1 - se, 1 - prevalence) for se, sp in corners]),
+        prevalence=prevalence, ppv=(ppv[0], ppv[1], ppv[2]), npv=(npv[0], npv[1], npv[2])
     )
+
+
+def _bayes(true_rate: float, false_rate: float, share: float) -> float:
+    called = true_rate * share + false_rate * (1 - share)
+    return true_rate * share / called if called > 0 else float("nan")

@@ -1,0 +1,232 @@
+"""A loss is taken apart into terms that add up, and no term claims more than it may."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import expit
+from scipy.stats import norm
+from sklearn.isotonic import IsotonicRegression
+from sklearn.metrics import roc_auc_score
+
+from pipeline.errors import StudyError
+from pipeline.shift import floor
+from pipeline.shift.cohorts import Cohort
+from pipeline.shift.decompose import DecomposeSettings, decompose, kitagawa, principal_space
+from pipeline.shift.floor import bayes_floor
+from pipeline.shift.gaps import dominant
+from pipeline.shift.isotonic import fit_monotone
+from pipeline.shift.labelled import labelled
+from pipeline.shift.score_identity import score_identity
+
+FAST = DecomposeSettings(draws=300)
+
+
+def cohort(rng, n, *, prevalence=0.5, reach=1.5, move=0.0, first=0):
+    """Draw two classes with exact posteriors at prevalence 0.5; ``move`` adds to the logit."""
+    labels = (rng.random(n) < prevalence).astype(int)
+    signal = rng.normal(size=n) + reach * (2 * labels - 1)
+    positive = expit(2 * reach * signal + move)
+    return Cohort(
+        features=np.column_stack([signal, rng.normal(size=(n, 3))]),
+        probabilities=np.column_stack([1 - positive, positive]),
+        groups=np.arange(n) + first,
+        labels=labels,
+    )
+
+
+def known(rng, labels, wrong, first=0, draws=50):
+    """Build a labelled domain with given outcomes."""
+    n, classes = len(labels), 3
+    called = np.where(wrong, (labels + 1) % classes, labels)
+    return labelled(
+        Cohort(
+            features=np.zeros((n, 1)),
+            probabilities=np.eye(classes)[called],
+            groups=np.arange(n) + first,
+            labels=labels,
+        ),
+        rng,
+        draws,
+    )
+
+
+outcomes = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=3, max_size=40)
+
+
+@given(outcomes, outcomes)
+def test_kitagawa_terms_add_up_to_the_gap(source, target):
+    """A-T1: mix + rate = e_T - e_S to 1e-12, whatever classes a domain lacks."""
+    rng = np.random.default_rng(0)
+    s, t = (known(rng, *map(np.array, zip(*rows, strict=True))) for rows in (source, target))
+    terms = kitagawa(s, t)
+    total = sum(gap.estimate for gap in terms.values())
+    assert total == pytest.approx(t.error() - s.error(), abs=1e-12)
+
+
+def test_kitagawa_is_the_formula():
+    """Both terms equal the sums over classes, written out with plain loops."""
+    rng = np.random.default_rng(1)
+    sides = [
+        known(rng, rng.choice(3, n, p=p), rng.random(n) < e)
+        for n, p, e in ((200, (0.2, 0.3, 0.5), 0.1), (150, (0.5, 0.3, 0.2), 0.3))
+    ]
+    mix = rates = 0.0
+    for k in range(3):
+        p, q = (np.mean(side.labels == k) for side in sides)
+        e_p, e_q = (side.wrong[side.labels == k].mean() for side in sides)
+        mix += (q - p) * (e_p + e_q) / 2
+        rates += (e_q - e_p) * (p + q) / 2
+    terms = kitagawa(*sides)
+    assert terms["mix"].estimate == pytest.approx(mix, abs=1e-12)
+    assert terms["rate"].estimate == pytest.approx(rates, abs=1e-12)
+
+
+def test_kitagawa_mix_is_nothing_when_the_mix_is_equal():
+    """A-T1: equal class shares leave no mix term."""
+    rng = np.random.default_rng(2)
+    labels = np.repeat([0, 1, 2], [30, 20, 10])
+    terms = kitagawa(known(rng, labels, rng.random(60) < 0.1), known(rng, labels, labels == 1))
+    assert terms["mix"].estimate == pytest.approx(0, abs=1e-15)
+
+
+def test_kitagawa_rate_is_nothing_when_the_rates_are_equal():
+    """A-T1: equal errors within the classes leave no rate term."""
+    rng = np.random.default_rng(3)
+    wrong = np.tile([True, False, False, False, False], 12)
+    source, target = np.repeat([0, 1, 2], [30, 20, 10]), np.repeat([0, 1, 2], [10, 15, 35])
+    hard = (source == 0) & wrong, (target == 0) & wrong
+    terms = kitagawa(known(rng, source, hard[0]), known(rng, target, hard[1]))
+    assert terms["rate"].estimate == pytest.approx(0, abs=1e-15)
+    assert terms["mix"].estimate < 0
+
+
+def test_score_identity_is_exact():
+    """A-T5: what importance mapping misses is the Y|score term, to 1e-12."""
+    rng = np.random.default_rng(7)
+    s = labelled(cohort(rng, 300), rng, 50)
+    t = labelled(cohort(rng, 200, prevalence=0.8, move=2), rng, 50)
+    split = score_identity(s, t)
+    missed = t.error() - split.expected_error
+    assert split.terms["y_given_score"].estimate == pytest.approx(missed, abs=1e-12)
+    total = sum(gap.estimate for gap in split.terms.values())
+    assert total == pytest.approx(t.error() - s.error(), abs=1e-12)
+
+
+def test_cover_hart_bounds_hold_the_bayes_error():
+    """A-T6 floor: two Gaussians with a Bayes error of 15.9 % lie between the bounds."""
+    rng = np.random.default_rng(14)
+    labels = rng.integers(0, 2, 1500)
+    rows = np.column_stack([rng.normal(2.0 * labels, 1.0), np.zeros(1500)])
+    found = bayes_floor(rows, labels, np.arange(1500), rng)
+    assert found.low < norm.cdf(-1) < found.high
+    error = found.neighbour_error.estimate
+    assert found.low == pytest.approx((1 - np.sqrt(1 - 2 * error)) / 2)
+
+
+def test_nearest_neighbour_is_another_patient(monkeypatch):
+    """A copy of an image under the same patient is no neighbour, in blocks of any size."""
+    rng = np.random.default_rng(15)
+    rows = np.repeat(rng.normal(size=(60, 5)), 2, axis=0)
+    groups = np.repeat(np.arange(60), 2)
+    whole = floor._nearest(rows, groups)
+    assert np.all(groups[whole] != groups)
+    scaled = (rows - rows.mean(0)) / rows.std(0)
+    for i in range(120):
+        distances = [np.sum((scaled[i] - other) ** 2) for other in scaled]
+        allowed = np.where(groups == groups[i], np.inf, distances)
+        assert allowed[whole[i]] == pytest.approx(allowed.min())
+    monkeypatch.setattr(floor, "_BLOCK_ROWS", 7)
+    assert np.array_equal(groups[floor._nearest(rows, groups)], groups[whole])
+
+
+def test_decompose_names_a_moved_threshold():
+    """Scores that all rise: the threshold carries the loss and the AUROC none of it."""
+    rng = np.random.default_rng(19)
+    found = decompose(cohort(rng, 800), cohort(rng, 400, move=4, first=1000), FAST)
+    assert dominant(found.threshold.terms) == "transfer"
+    assert abs(found.threshold.auroc_loss.estimate) < 0.02
+    assert dominant(found.kitagawa) == "rate"
+    assert set(found.disde) == {"score", "pca"}
+
+
+def test_decompose_names_the_class_mix():
+    """More of the class that the head gets wrong: the mix carries the loss."""
+    rng = np.random.default_rng(20)
+    source = cohort(rng, 1500, move=-3, prevalence=0.2)
+    target = cohort(rng, 800, move=-3, prevalence=0.8, first=2000)
+    found = decompose(source, target, FAST)
+    assert dominant(found.kitagawa) == "mix"
+
+
+def test_decompose_is_silent_when_nothing_shifted():
+    """Two samples of one population: the loss contains 0 and no term of it is a cause."""
+    rng = np.random.default_rng(21)
+    found = decompose(cohort(rng, 800), cohort(rng, 400, first=1000), FAST)
+    assert found.total.low <= 0 <= found.total.high
+    families = [found.kitagawa, found.score.terms, found.threshold.terms]
+    families += [one.terms for one in found.disde.values()]
+    assert [dominant(terms) for terms in families] == [None] * 5
+
+
+def test_decompose_gives_the_same_numbers_twice():
+    """The seed decides all draws."""
+    rng = np.random.default_rng(22)
+    pair = cohort(rng, 200), cohort(rng, 150, move=1, first=1000)
+    assert decompose(*pair, FAST) == decompose(*pair, FAST)
+
+
+def test_decompose_has_no_threshold_for_three_classes():
+    """More than two classes: everything but the threshold."""
+    rng = np.random.default_rng(23)
+
+    def domain(first):
+        labels = rng.integers(0, 3, 200)
+        features = rng.normal(size=(200, 4)) + np.eye(3, 4)[labels]
+        odds = np.exp(features[:, :3])
+        return Cohort(
+            features=features,
+            probabilities=odds / odds.sum(axis=1, keepdims=True),
+            groups=np.arange(200) + first,
+            labels=labels,
+        )
+
+    found = decompose(domain(0), domain(1000), FAST)
+    assert found.threshold is None
+    assert found.disde["score"].refused is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"labels": None}, "labels of both"), ({"groups": np.zeros(200, int)}, "of one patient")],
+)
+def test_decompose_refuses_what_it_cannot_answer(change, message):
+    """Sealed labels and a single patient are named."""
+    rng = np.random.default_rng(24)
+    whole = cohort(rng, 200)
+    broken = Cohort(**{**vars(whole), **change})
+    with pytest.raises(StudyError, match=message):
+        decompose(whole, broken, FAST)
+
+
+def test_principal_space_sees_the_shift():
+    """A shift in a direction that the source does not use is among the components."""
+    rng = np.random.default_rng(25)
+    source, target = rng.normal(size=(200, 30)), rng.normal(size=(200, 30))
+    target += 3 * rng.normal(size=30)
+    a, b = principal_space(source, target, 8)
+    assert a.shape == b.shape == (200, 8)
+    assert abs(roc_auc_score(np.repeat([0, 1], 200), np.r_[a[:, 0], b[:, 0]]) - 0.5) > 0.49
+
+
+def test_monotone_fit_is_the_pooled_one():
+    """Heights equal those of scikit-learn's isotonic regression, ties and weights included."""
+    rng = np.random.default_rng(26)
+    x, y = rng.integers(0, 20, 100).astype(float), rng.random(100)
+    weights = rng.integers(0, 3, 100).astype(float)
+    for increasing in (True, False):
+        curve = fit_monotone(x, y, increasing=increasing, weights=weights)
+        used = weights > 0
+        oracle = IsotonicRegression(increasing=increasing, out_of_bounds="clip")
+        oracle.fit(x[used], y[used], sample_weight=weights[used])
+        assert curve(x) == pytest.approx(oracle.predict(x))

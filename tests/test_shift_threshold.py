@@ -1,0 +1,83 @@
+"""The loss at the target's own best threshold is found without flattering it."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pipeline.errors import StudyError
+from pipeline.shift.gaps import draw_patients
+from pipeline.shift.threshold import Scored, threshold_split
+
+
+def scored(rng, n, *, move=0.0, first=0, draws=100, decimals=8):
+    """Draw scores of two classes; ``move`` shifts all of them."""
+    groups = np.arange(n) + first
+    positive = rng.random(n) < 0.5
+    score = np.round(rng.normal(size=n) + 2 * positive - 1 + move, decimals)
+    return Scored(
+        score=score, positive=positive, groups=groups, draws=draw_patients(groups, rng, draws)
+    )
+
+
+@pytest.mark.parametrize("decimals", [8, 0])
+def test_threshold_split_is_that_of_a_plain_search(decimals):
+    """Cross-fitted errors equal those of trying every threshold on the other half, ties too."""
+    rng = np.random.default_rng(12)
+    source = scored(rng, 200, decimals=decimals)
+    target = scored(rng, 101, move=1.0, first=500, decimals=decimals)
+    split = threshold_split(source, target, np.random.default_rng(1), 0.0)
+    half = np.zeros(101, dtype=bool)
+    half[np.random.default_rng(1).permutation(101)[:50]] = True
+
+    def errors(rows, threshold):
+        return np.sum((target.score[rows] >= threshold) != target.positive[rows])
+
+    def fewest(rows):
+        values = np.unique(target.score[rows])
+        tried = [-np.inf, *((values[1:] + values[:-1]) / 2), np.inf]
+        return tried[int(np.argmin([errors(rows, one) for one in tried]))]
+
+    tuned = (errors(~half, fewest(half)) + errors(half, fewest(~half))) / 101
+    e_s = np.mean((source.score >= 0) != source.positive)
+    e_t = errors(np.ones(101, dtype=bool), 0.0) / 101
+    assert split.terms["transfer"].estimate == pytest.approx(e_t - tuned)
+    assert split.terms["discrimination"].estimate == pytest.approx(tuned - e_s)
+    areas = [roc_auc_score(side.positive, side.score) for side in (source, target)]
+    assert split.auroc_loss.estimate == pytest.approx(areas[0] - areas[1])
+
+
+def test_threshold_draws_choose_anew():
+    """A draw's terms are those of a data set in which each image is there as often as drawn."""
+    rng = np.random.default_rng(13)
+    source, target = scored(rng, 80, draws=1), scored(rng, 60, move=1.0, first=500, draws=1)
+
+    def repeated(side):
+        times = side.draws.counts[0].astype(int)
+        rows = np.repeat(np.arange(len(times)), times)
+        return side.take(rows)
+
+    drawn = threshold_split(source, target, np.random.default_rng(2), 0.0).terms
+    halved = np.zeros(60, dtype=bool)
+    halved[np.random.default_rng(2).permutation(60)[:30]] = True
+    copy = repeated(target)
+    first = np.isin(copy.groups, target.groups[halved])
+
+    def errors(rows, threshold):
+        return np.sum((copy.score[rows] >= threshold) != copy.positive[rows])
+
+    def fewest(rows, mine):
+        values = np.unique(target.score[mine])
+        tried = [-np.inf, *((values[1:] + values[:-1]) / 2), np.inf]
+        return tried[int(np.argmin([errors(rows, one) for one in tried]))]
+
+    tuned = errors(~first, fewest(first, halved)) + errors(first, fewest(~first, ~halved))
+    e_t = np.mean((copy.score >= 0) != copy.positive)
+    assert drawn["transfer"].low == pytest.approx(e_t - tuned / len(copy.score))
+
+
+def test_threshold_split_refuses_one_class():
+    """A domain of one class has no threshold, and the message says which domain."""
+    rng = np.random.default_rng(14)
+    source, target = scored(rng, 50), scored(rng, 50, first=100)
+    with pytest.raises(StudyError, match="the target shows one class only"):
+        threshold_split(source, target.take(target.positive), rng)
