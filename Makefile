@@ -28,16 +28,17 @@ demo/study.toml: $(READY)
 	$(BIN)/headrace demo demo
 
 init: $(READY)  ## Write study.toml for own images: make init DATA="hospital_a hospital_b"
+	@test -n "$(DATA)" || { echo 'make init DATA="FOLDER FOLDER ...": the first is the source'; exit 2; }
 	$(BIN)/headrace init $(DATA)
 
 features: $(READY) $(DEMO)  ## Run the frozen backbones once over what the store lacks [STUDY=study.toml]
-	$(BIN)/headrace features $(STUDY)
+	$(BIN)/headrace features "$(STUDY)"
 
 heads: $(READY) $(DEMO)  ## Train and compare heads from the store [STUDY=study.toml]
-	$(BIN)/headrace heads $(STUDY)
+	$(BIN)/headrace heads "$(STUDY)"
 
 shift: $(READY) $(DEMO)  ## Compare the source with each target; fixes that see no label [STUDY=study.toml]
-	$(BIN)/headrace shift $(STUDY)
+	$(BIN)/headrace shift "$(STUDY)"
 
 finetune report: $(READY)
 	@echo "make $@: this stage is not there yet"; exit 1

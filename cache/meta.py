@@ -58,10 +58,16 @@ def check_canaries(
         CanaryError: The distance is above ``CANARY_TOLERANCE``.
         StoreFormatError: ``meta.json`` is damaged.
     """
+    if not np.isfinite(features).all():
+        raise CanaryError(
+            f"{path}: the network gives features that are not finite: broken weights?"
+        )
     meta = _read(path)
     if meta is None:
         _write(path, recipe, features, provenance)
         return 0.0
+    if meta["fingerprint"] != recipe.fingerprint:
+        raise StoreFormatError(f"{path / NAME} holds another recipe than its folder's name says")
     distance = relative_l2(features, meta["canaries"])
     if distance > CANARY_TOLERANCE:
         raise CanaryError(
@@ -102,12 +108,13 @@ def _read(path: Path) -> dict[str, Any] | None:
         canaries = np.asarray(meta["canaries"]["features"], np.float32)
         canaries = canaries.reshape(meta["canaries"]["shape"])
         provenance = dict(meta["provenance"])
-    except (ValueError, KeyError, TypeError, OverflowError) as cause:
+        fingerprint = str(meta["fingerprint"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as cause:
         raise StoreFormatError(
             f"{path / NAME} is damaged ({cause}). Remove it to take the network in hand as "
             "the new reference, then compare: headrace cache verify STUDY --sample 300"
         ) from cause
-    return {"canaries": canaries, "provenance": provenance}
+    return {"canaries": canaries, "provenance": provenance, "fingerprint": fingerprint}
 
 
 def _write(
@@ -122,7 +129,7 @@ def _write(
             "features": features.astype(float).ravel().tolist(),
         },
     }
-    disk.publish(path / NAME, json.dumps(meta, indent=1).encode())
+    disk.publish(path / NAME, json.dumps(meta, indent=1, allow_nan=False).encode())
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -277,7 +277,16 @@ class FeatureStore:
         return found
 
 
-def stores_in(root: Path) -> list[FeatureStore]:
-    """All stores under a folder, by name; folders without ``meta.json`` are none."""
-    names = [name for name in disk.listdir(root) if (root / name / "meta.json").is_file()]
-    return [FeatureStore.open(root / name) for name in names]
+def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
+    """All stores under a folder, by name, or why one cannot be opened.
+
+    Folders without ``meta.json`` are none.
+    """
+    found: dict[str, FeatureStore | StoreFormatError] = {}
+    for name in disk.listdir(root):
+        if (root / name / "meta.json").is_file():
+            try:
+                found[name] = FeatureStore.open(root / name)
+            except StoreFormatError as reason:
+                found[name] = reason
+    return found

@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -81,7 +81,7 @@ def weights_file(name: str, weights: str) -> Path:
         return Path(weights)
     try:
         return spec_of(name).pretrained.fetch()
-    except WeightsError:
+    except (WeightsError, UnknownNameError):
         raise
     except Exception as cause:  # hub clients raise whatever their transport raises
         raise WeightsError(
@@ -104,6 +104,8 @@ def build(name: str, file: Path) -> "torch.nn.Module":
         raise WeightsError(
             f"{file} does not fit {name}: {' '.join(line.strip() for line in first)[:300]}"
         ) from cause
+    if bad := [name for name, t in network.state_dict().items() if not t.isfinite().all()]:
+        raise WeightsError(f"{file}: {bad[0]} is not finite: these weights are broken")
     return network.eval().requires_grad_(requires_grad=False)
 
 
@@ -199,14 +201,23 @@ def _timm_spec(name: str) -> Spec:
         mean=tuple(config.mean),
         std=tuple(config.std),
     )
-    dim = timm.create_model(name, pretrained=False, num_classes=0).num_features
     return Spec(
-        dim=dim,
+        dim=_timm_width(name),
         policy=policy,
         network=partial(_timm_network, name),
         pretrained=TimmWeights(name, config.hf_hub_id),
         pooling="as timm pools it",
     )
+
+
+@lru_cache
+def _timm_width(name: str) -> int:
+    """Asked of a model without weights: some pool into more features than they convolve."""
+    import torch
+
+    with torch.device("meta"):
+        network = _require_timm().create_model(name, pretrained=False, num_classes=0)
+    return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
 def _timm_network(name: str, state: State) -> "torch.nn.Module":

@@ -126,9 +126,12 @@ def export(study: Path, output: Path, *, quiet: bool, **options: Any) -> dict[st
 def _each_store(
     root: Path, action: Callable[[Any], dict[str, Any]], *, quiet: bool
 ) -> dict[str, Any]:
-    from cache import stores_in
+    from cache import CacheError, stores_in
 
-    done = {store.path.name: action(store) for store in stores_in(root)}
+    done = {
+        name: {"error": str(store)} if isinstance(store, CacheError) else action(store)
+        for name, store in stores_in(root).items()
+    }
     if not quiet:
         lines = [f"{name}: {values}" for name, values in done.items()]
         click.echo("\n".join(lines) or f"no stores in {root}")

@@ -40,6 +40,10 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
         _log_to_stderr()
         try:
             result = function(quiet=as_json, **arguments)
+            if as_json:
+                click.echo(json_module.dumps(result, indent=1))
+        except BrokenPipeError:
+            sys.exit(1)
         except click.ClickException:
             raise
         except KeyboardInterrupt:
@@ -49,8 +53,6 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             if debug:
                 raise
             raise _reported(error) from error
-        if as_json:
-            click.echo(json_module.dumps(result, indent=1))
 
     return run
 

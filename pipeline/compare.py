@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from cache import disk
-from pipeline.errors import UnknownNameError
+from pipeline.errors import MissingFeaturesError, UnknownNameError
 from pipeline.heads import HEADS
 from pipeline.heads.training import Problem, train_head
 from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.names import legible
 from pipeline.samples import SampleOptions, Samples
 from pipeline.scoring import Pair, Place, ensemble, pairs, places_of, scores
 from pipeline.splits import FIT
@@ -127,6 +128,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
     """
     options = options or CompareOptions()
     names = _known(options)
+    disk.probe(study.results)
     rows: list[Row] = []
     failures: list[Failure] = []
     fitted: dict[str, tuple[Samples, list[_Fitted]]] = {}
@@ -140,6 +142,10 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
         failures += failed
         paired[choice.name] = _paired(places, done, options.baseline)
         fitted[choice.name] = (joined.samples, done)
+    if not rows:
+        raise MissingFeaturesError(
+            "no head could be fitted: " + "; ".join(f"{f.head}: {f.reason}" for f in failures)
+        )
     report = CompareReport(
         study=study.name,
         classes=joined.samples.classes,
@@ -153,7 +159,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
 
 def _known(options: CompareOptions) -> tuple[str, ...]:
     """The heads asked for; an unknown name must show before any work."""
-    names = tuple(HEADS) if options.heads is None else options.heads
+    names = tuple(HEADS) if options.heads is None else tuple(dict.fromkeys(options.heads))
     for name in (*names, options.baseline):
         if name not in HEADS:
             raise UnknownNameError("head", name, HEADS)
@@ -240,18 +246,17 @@ def _paired(places: list[Place], done: list[_Fitted], baseline: str) -> tuple[Pa
 def _write(
     study: Study, report: CompareReport, fitted: dict[str, tuple[Samples, list[_Fitted]]]
 ) -> None:
-    disk.make_dir(study.results)
-    disk.publish(study.results / HEADS_REPORT, json.dumps(asdict(report), indent=1).encode())
     with h5py.File.in_memory(libver=("earliest", "v108")) as file:
         for backbone, (samples, done) in fitted.items():
             _write_probabilities(file.create_group(backbone), samples, done)
         file.flush()
         disk.publish(study.results / PROBABILITIES, file.id.get_file_image())
+    disk.publish(study.results / HEADS_REPORT, json.dumps(asdict(report), indent=1).encode())
 
 
 def _write_probabilities(group: Any, samples: Samples, done: list[_Fitted]) -> None:
     """Rows of every dataset of a backbone's group describe the same image."""
-    group.attrs["classes"] = list(samples.classes)
+    group.attrs["classes"] = [legible(name) for name in samples.classes]
     group["key"] = np.frombuffer(b"".join(samples.key), np.uint8).reshape(len(samples), -1)
     group["label"] = samples.label
     for name, values in (("domain", samples.domain), ("split", samples.split)):

@@ -7,6 +7,7 @@ commits the last one. To add an engine: one class and one line in ``ENGINES``.
 
 import importlib.util
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -143,9 +144,6 @@ class OpenVINOEngine:
     """
 
     def __init__(self, network: "Frozen", device: str, batch_size: int, precision: str) -> None:
-        import openvino
-        import torch
-
         if device != "cpu" or precision != "fp32":
             raise EngineError(
                 f"OpenVINO runs here in fp32 on the CPU, not in {precision} on {device}: "
@@ -153,9 +151,21 @@ class OpenVINOEngine:
             )
         self.batch_size = batch_size
         self.description = f"OpenVINO on {_device_name('cpu')}, batch {batch_size}"
+        import torch
+
+        openvino = _openvino()
         example = torch.zeros(batch_size, network.size, network.size, 3, dtype=torch.uint8)
         # Exported, not traced: a third of the time, and the traced way is going out of torch.
-        model = openvino.convert_model(torch.export.export(network, (example,)))
+        try:
+            model = openvino.convert_model(torch.export.export(network, (example,)))
+        except RuntimeError as cause:
+            # A Ctrl-C inside the converter comes out as its own error.
+            if "KeyboardInterrupt" in str(cause):
+                raise KeyboardInterrupt from cause
+            raise EngineError(
+                f"OpenVINO cannot convert this network ({str(cause).splitlines()[0]}): "
+                "use --engine torch"
+            ) from cause
         # Without the precision hint a CPU with bfloat16 units would use them.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         self._model = openvino.compile_model(model, "CPU", settings)
@@ -202,6 +212,8 @@ def check_choice(choice: EngineChoice) -> None:
     """
     if choice.engine not in ("auto", *ENGINES):
         raise UnknownNameError("engine", choice.engine, ["auto", *ENGINES])
+    if choice.device not in ("auto", *BATCH_SIZE):
+        raise UnknownNameError("device", choice.device, ["auto", *BATCH_SIZE])
     if choice.engine == "openvino" and not _has_openvino():
         raise EngineError('OpenVINO is not installed: pip install "headrace[cpu]"')
     if choice.batch_size is not None and choice.batch_size < 1:
@@ -221,6 +233,8 @@ def start_engine(network: "Frozen", choice: EngineChoice, precision: str) -> Eng
     device = choice.device
     if device == "auto":
         device = "cuda" if choice.engine != "openvino" and _has_cuda() else "cpu"
+    if precision == "tf32" and device != "cuda":
+        raise EngineError(f"tf32 is a precision of CUDA devices, not of {device}: use fp32")
     name = choice.engine
     if name == "auto":
         fast = device == "cpu" and precision == "fp32" and _has_openvino()
@@ -240,6 +254,18 @@ def fallback_note(engine: Engine) -> str | None:
             )
         )
     return None
+
+
+def _openvino() -> Any:
+    """OpenVINO without its telemetry, which would report each conversion by the network.
+
+    A tool for patient images makes no call that its user did not ask for. With its
+    telemetry package marked as absent, OpenVINO takes a stub of its own.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
 
 
 def _has_openvino() -> bool:

@@ -10,6 +10,7 @@ from cache import disk
 from cache.recipe import canonical
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.names import legible
 from pipeline.samples import SampleOptions
 from pipeline.study import BackboneChoice, Study
 
@@ -30,14 +31,26 @@ def export_study(
         Number of rows.
 
     Raises:
-        StudyError: The study has several backbones and none is named.
+        StudyError: The study has several backbones and none is named; or the output is
+            something else than an older export.
         MissingFeaturesError: Stage 1 has not been run.
         WriteFailedError: The disk refused.
     """
+    _check_output(output)
     joined = load_joined(study, _chosen(study, backbone), options)
     output.parent.mkdir(parents=True, exist_ok=True)
     disk.publish(output, _to_bytes(study, joined))
     return len(joined.samples)
+
+
+def _check_output(output: Path) -> None:
+    """Only an older export may be written over."""
+    if output.is_file() and h5py.is_hdf5(output):
+        with h5py.File(output) as file:
+            if "export_format" in file.attrs:
+                return
+    if output.exists():
+        raise StudyError(f"{output} is there and is no export of headrace: choose another name")
 
 
 def _chosen(study: Study, backbone: str | None) -> BackboneChoice:
@@ -65,7 +78,9 @@ def _to_bytes(study: Study, joined: JoinedFeatures) -> bytes:
         file["label"] = samples.label
         file["key"] = np.frombuffer(b"".join(samples.key), np.uint8).reshape(len(samples), -1)
         for name, values in text.items():
-            file.create_dataset(name, data=[_utf8(v) for v in values], dtype=h5py.string_dtype())
+            file.create_dataset(
+                name, data=[legible(str(v)) for v in values], dtype=h5py.string_dtype()
+            )
         for name, value in joined.store.recipe.to_json().items():
             file.attrs[name] = canonical(value) if name == "preprocessing" else value
         file.attrs["fingerprint"] = joined.store.recipe.fingerprint
@@ -74,8 +89,3 @@ def _to_bytes(study: Study, joined: JoinedFeatures) -> bytes:
         file.flush()
         image: bytes = file.id.get_file_image()
     return image
-
-
-def _utf8(text: str) -> str:
-    """A name that is not UTF-8 on disk, made legible."""
-    return str(text).encode("utf-8", "backslashreplace").decode()

@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -15,7 +15,7 @@ import numpy as np
 from cache import FeatureStore, Writer, check_canaries, disk
 from cache.part import provenance_text
 from cache.upkeep import compact, gc
-from pipeline.backbones import policy_of, spec_of
+from pipeline.backbones import policy_of, spec_of, state_digest
 from pipeline.engines import (
     Engine,
     EngineChoice,
@@ -24,14 +24,14 @@ from pipeline.engines import (
     fallback_note,
     start_engine,
 )
-from pipeline.errors import SkippedImagesError
+from pipeline.errors import NoImagesError, SkippedImagesError, WeightsError
 from pipeline.images import PixelPolicy, decode
 from pipeline.joined import FEATURES_REPORT
 from pipeline.progress import Progress
 from pipeline.recipes import frozen_network, store_for
 from pipeline.samples import SampleOptions, Samples, Skip, load_samples
 from pipeline.sources import Item
-from pipeline.stream import FeatureGuard, decoded, features_of
+from pipeline.stream import TRANSIENT, FeatureGuard, decoded, features_of
 from pipeline.study import BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
@@ -92,11 +92,18 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     with Progress("reading files") as progress:
         samples, unreadable = load_samples(study, options.samples, progress)
     _say_duplicates(samples)
-    runs = [_Run(study, choice, samples, options) for choice in study.backbones]
-    reports = tuple(run.go(unreadable) for run in runs)
+    disk.probe(study.results)
+    # Weights that cannot be had must show before the first backbone has run for an hour.
+    stores = [store_for(study, choice) for choice in study.backbones]
+    runs = [
+        _Run(choice, store, samples, options)
+        for choice, store in zip(study.backbones, stores, strict=True)
+    ]
+    reports = tuple(run.go(len(unreadable)) for run in runs)
     skipped = (*unreadable, *dict.fromkeys(skip for run in runs for skip in run.skipped))
     report = ExtractReport(study=study.name, backbones=reports, skipped=skipped)
     _write(study, report)
+    _check_nothing_is_empty(samples, skipped)
     if options.strict and skipped:
         first = f"{skipped[0].domain}/{skipped[0].path}: {skipped[0].reason}"
         raise SkippedImagesError(
@@ -110,32 +117,41 @@ class _Run:
     """One backbone of one run."""
 
     def __init__(
-        self, study: Study, choice: BackboneChoice, samples: Samples, options: ExtractOptions
+        self,
+        choice: BackboneChoice,
+        store: FeatureStore,
+        samples: Samples,
+        options: ExtractOptions,
     ) -> None:
-        self._study = study
         self._choice = choice
+        self._store = store
         self._samples = samples
         self._options = options
         self._bad: dict[bytes, str] = {}
+        self._advance: Callable[[], None] = lambda: None
 
-    def go(self, unreadable: tuple[Skip, ...]) -> BackboneReport:
+    def go(self, unreadable: int) -> BackboneReport:
         """Compute what is missing and count what happened."""
         start = time.monotonic()
-        self._store = store_for(self._study, self._choice)
         before = self._store.keys()
         pairs = zip(self._samples.key, self._samples.items, strict=True)
         missing = {key: item for key, item in pairs if key not in before}
         if missing:
             self._fill(missing)
         reused = sum(key in before for key in self._samples.key)
-        return self._report(len(unreadable), reused, time.monotonic() - start)
+        return self._report(unreadable, reused, time.monotonic() - start)
 
     @property
     def skipped(self) -> list[Skip]:
         """Samples whose image proved unusable in this run."""
         table = self._samples
         return [
-            Skip(domain=str(table.domain[i]), path=table.items[i].path, reason=self._bad[key])
+            Skip(
+                domain=str(table.domain[i]),
+                path=table.items[i].path,
+                reason=self._bad[key],
+                key="" if self._bad[key] in TRANSIENT else key.hex(),
+            )
             for i, key in enumerate(table.key)
             if key in self._bad
         ]
@@ -175,16 +191,29 @@ class _Run:
             Progress(self._choice.name, total) as progress,
             Writer(self._store, provenance=provenance) as writer,
         ):
+            self._advance = progress.advance
             for key, row in features_of(images, engine):
                 objection = guard.objection(row)
                 if objection:
-                    self._skip(key, objection)
+                    self._bad[key] = objection
                 else:
                     writer.add(key, row)
                 progress.advance()
+        if guard.same:
+            _LOG.warning(
+                "%s: %d images have the features of another image: the same pixels in other bytes",
+                self._choice.name,
+                guard.same,
+            )
 
     def _start_engine(self, policy: PixelPolicy) -> Engine:
         network = frozen_network(self._choice)
+        if state_digest(network.network) != self._store.recipe.weights:
+            raise WeightsError(
+                f"the weights of {self._choice.name} changed while the run was under way, or "
+                "their remembered digest is damaged: delete index/weights.json beside the "
+                "stores and run again"
+            )
         engine = start_engine(network, self._options.engine, self._choice.precision)
         _LOG.info("%s: %s", self._choice.name, engine.description)
         if note := fallback_note(engine):
@@ -199,6 +228,7 @@ class _Run:
 
     def _skip(self, key: bytes, reason: str) -> None:
         self._bad[key] = reason
+        self._advance()
 
 
 def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
@@ -207,6 +237,17 @@ def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
     files = sorted((f for f in folder.iterdir() if f.name[0] != "."), key=lambda f: f.name)
     images = [(f.name.encode(), decode(f.read_bytes(), policy)) for f in files]
     return np.stack([row for _, row in features_of(images, engine)])
+
+
+def _check_nothing_is_empty(samples: Samples, skipped: tuple[Skip, ...]) -> None:
+    lost = {(skip.domain, skip.path) for skip in skipped}
+    for domain in dict.fromkeys(samples.domain.tolist()):
+        rows = np.flatnonzero(samples.domain == domain)
+        if all((domain, samples.items[i].path) in lost for i in rows):
+            first = next(skip for skip in skipped if skip.domain == domain)
+            raise NoImagesError(
+                f"{domain}: none of its images can be used; first: {first.path}: {first.reason}"
+            )
 
 
 def _say_duplicates(samples: Samples) -> None:

@@ -36,9 +36,9 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     for name in backbones:
         check_backbone_name(name)
     lines = [f"name = {_text(_study_name(output))}", "seed = 0", ""]
-    for number, folder in enumerate(data):
-        lines += _domain(folder, output, notes, is_source=number == 0)
-    lines += [f"[backbone.{name if name.isidentifier() else _text(name)}]" for name in backbones]
+    for folder, role in zip(data, _roles(data), strict=True):
+        lines += _domain(folder, output, notes, role)
+    lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return notes
 
@@ -69,15 +69,28 @@ def _folder_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "study"
 
 
-def _domain(folder: Path, output: Path, notes: list[str], *, is_source: bool) -> list[str]:
+def _roles(data: Sequence[Path]) -> list[str]:
+    """``source``, then ``target.NAME``; equal folder names get a number."""
+    names: list[str] = ["source"]
+    for folder in data[1:]:
+        name = wanted = _folder_name(folder.resolve().name)
+        while name in names:
+            name = f"{wanted}_{len(names)}"
+        names.append(name)
+    return ["source", *(f"target.{_key(name)}" for name in names[1:])]
+
+
+def _key(name: str) -> str:
+    return name if name.isidentifier() else _text(name)
+
+
+def _domain(folder: Path, output: Path, notes: list[str], role: str) -> list[str]:
     listing = scan(folder)
     classes = sorted({item.label for item in listing.items})
-    name = _folder_name(folder.resolve().name)
-    role = "source" if is_source else f"target.{name if name.isidentifier() else _text(name)}"
     notes.append(f"[{role}] {len(listing.items)} images, classes: {', '.join(classes)}")
     path = _relative(folder, output)
     lines = [f"[{role}]", f"path = {_text(path)}", _group_line(listing.items, role, notes)]
-    if is_source:
+    if role == "source":
         lines.append("validation = 0.2              # held out by patient, stratified by class")
     return [*lines, ""]
 

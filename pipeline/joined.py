@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import FeatureStore
-from pipeline.errors import MissingFeaturesError
+from pipeline.errors import MissingFeaturesError, NoImagesError
 from pipeline.recipes import store_for
 from pipeline.samples import SampleOptions, Samples, load_samples
+from pipeline.splits import FIT
 from pipeline.study import BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
@@ -49,27 +50,39 @@ def load_joined(
     store = store_for(study, choice)
     here = np.array([key in store for key in samples.key])
     unusable = _reported_unusable(study)
-    lost = [
-        i
-        for i in np.flatnonzero(~here)
-        if (str(samples.domain[i]), samples.items[i].path) not in unusable
-    ]
+    lost = sum(samples.key[i].hex() not in unusable for i in np.flatnonzero(~here))
     if lost:
         raise MissingFeaturesError(
-            f"{len(lost)} of {len(samples)} images have no features of {choice.name} yet; "
+            f"{lost} of {len(samples)} images have no features of {choice.name} yet; "
             "first run: headrace features STUDY"
         )
     if not here.all():
         _LOG.warning("%d unusable images are left out", int((~here).sum()))
     samples = samples.where(here)
+    _check_nothing_is_empty(study, samples)
     return JoinedFeatures(
         backbone=choice.name, store=store, samples=samples, X=store.read(samples.key)
     )
 
 
-def _reported_unusable(study: Study) -> set[tuple[str, str]]:
+def _check_nothing_is_empty(study: Study, samples: Samples) -> None:
+    """A domain that lost all its images must not vanish from the table."""
+    for domain in study.domains:
+        if not (samples.domain == domain.name).any():
+            raise NoImagesError(
+                f"{domain.name}: none of the images in {domain.path} can be used; "
+                "headrace features lists the reasons"
+            )
+    fit = samples.label[samples.split == FIT]
+    for k, name in enumerate(samples.classes):
+        if not (fit == k).any():
+            raise NoImagesError(f"no usable image of class {name!r} is left to learn from")
+
+
+def _reported_unusable(study: Study) -> set[str]:
+    """Content keys, in hex, of the images that no run can use."""
     try:
         report = json.loads((study.results / FEATURES_REPORT).read_bytes())
-        return {(skip["domain"], skip["path"]) for skip in report["skipped"]}
+        return {skip["key"] for skip in report["skipped"] if skip["key"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()

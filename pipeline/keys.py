@@ -15,7 +15,7 @@ from typing import Any
 from cache import WriteFailedError, disk
 from pipeline.sources import Item
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class KeyIndex:
@@ -66,19 +66,24 @@ class KeyIndex:
             return
         safe = {k: v for k, v in self._new.items() if max(int(v[1]), int(v[2])) < stamp}
         entries = self._known | safe
-        data = json.dumps({"format": _FORMAT, "entries": entries}, separators=(",", ":"))
+        text = json.dumps(entries, separators=(",", ":"), sort_keys=True)
+        head = f'{{"format":{_FORMAT},"sha256":"{_sha256(text)}","entries":'
+        data = f"{head}{text}}}"
         try:
             disk.publish(self._file, data.encode())
         except WriteFailedError:
             return
 
     def _load(self) -> dict[str, Any]:
+        """What was saved, if every byte of it is as it was written."""
         try:
             index = json.loads(disk.read_all(self._file))
-            entries = index["entries"] if index["format"] == _FORMAT else {}
-        except (OSError, ValueError, KeyError, TypeError):
+            entries: dict[str, Any] = index["entries"]
+            text = json.dumps(entries, separators=(",", ":"), sort_keys=True)
+            whole = index["format"] == _FORMAT and index["sha256"] == _sha256(text)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
-        return entries if isinstance(entries, dict) else {}
+        return entries if whole else {}
 
 
 def _facts(item: Item) -> list[int]:
@@ -90,3 +95,7 @@ def _facts(item: Item) -> list[int]:
 def _short_hash(path: str) -> str:
     data = path.encode("utf-8", "surrogateescape")
     return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.keys import KeyIndex
+from pipeline.names import legible
 from pipeline.progress import Progress
 from pipeline.sources import Item, read, scan
 from pipeline.splits import TARGET, join_duplicates, patient_of, split_by_patient
@@ -27,11 +28,12 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Skip:
-    """An image that is not used, and why."""
+    """An image that is not used, and why; ``key`` in hex where its content was read."""
 
     domain: str
     path: str
     reason: str
+    key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,8 @@ def load_samples(
         NoImagesError: No image of a domain could be read.
     """
     options = options or SampleOptions()
-    found = [_key_domain(study, d, options, progress or Progress("")) for d in study.domains]
+    with progress or Progress("reading files") as shown:
+        found = [_key_domain(study, d, options, shown) for d in study.domains]
     classes = _classes(study, found)
     samples = _table(study, found, classes)
     _check_conflicts(samples, allowed=options.allow_conflicts)
@@ -279,5 +282,4 @@ def _check_leaks(samples: Samples) -> None:
 
 
 def _shown(samples: Samples, row: int) -> str:
-    name = samples.items[row].path.encode("utf-8", "backslashreplace").decode()
-    return f"{samples.domain[row]}/{name}"
+    return f"{samples.domain[row]}/{legible(samples.items[row].path)}"

@@ -160,6 +160,8 @@ def pairs(place: Place, proba: Mapping[str, Proba], baseline: str) -> list[Pair]
 def _difference(
     place: Place, first: Proba, second: Proba, metric: str
 ) -> tuple[float | None, float, float, float]:
+    if metric == "auroc" and np.bincount(place.label, minlength=2).min() < 2:  # noqa: PLR2004
+        return None, 0.0, 0.0, 1.0  # DeLong's variance needs two images of each class
     a, b = METRICS[metric](place.label, first), METRICS[metric](place.label, second)
     one, two = (_STATISTICS[metric](place.label, p) for p in (first, second))
     if a is None or b is None or one is None or two is None:

@@ -26,7 +26,7 @@ def patient_of(path: str, pattern: str | None) -> str | None:
     found = pattern and re.search(pattern, PurePosixPath(path).name)
     if not found:
         return None
-    return found[1] if found.re.groups and found[1] is not None else found[0]
+    return (found[1] if found.re.groups and found[1] is not None else found[0]) or None
 
 
 def join_duplicates(group: Sequence[str], key: Sequence[bytes]) -> list[str]:

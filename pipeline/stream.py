@@ -22,8 +22,13 @@ from pipeline.sources import Item, read
 
 #: Decoded images that may wait: a few batches on a GPU, 40 MB at 224 x 224.
 WINDOW = 256
-_SUSPICIOUS_SHARE = 0.01
-_SUSPICIOUS_COUNT = 10
+#: From this many rows on, this share of them is suspicious.
+_FEW, _SHARE_OF_FEW = 20, 0.5
+_MANY, _SHARE_OF_MANY = 1000, 0.01
+
+CHANGED = "changed while the run was under way; run again"
+#: Reasons that need not hold at the next run.
+TRANSIENT = frozenset({CHANGED})
 
 Image = tuple[bytes, Pixels]
 OnSkip = Callable[[bytes, str], None]
@@ -64,7 +69,7 @@ def _decode(key: bytes, item: Item, policy: PixelPolicy) -> Pixels:
     content = read(item)
     if content.key != key:
         # The bytes that are hashed are the bytes that are decoded: no wrong row is possible.
-        raise ImageError("changed while the run was under way; run again")
+        raise ImageError(CHANGED)
     return content.pixels(policy)
 
 
@@ -113,14 +118,15 @@ class FeatureGuard:
         self._seen: set[bytes] = set()
         self._rows = 0
         self._bad = 0
-        self._same = 0
+        #: Rows equal to an earlier image's: the same pixels in other bytes, or a dead network.
+        self.same = 0
 
     def objection(self, row: NDArray[np.float32]) -> str | None:
         """Why a feature row must not be stored; None when it may.
 
         Raises:
-            EngineError: More than 1 % of the rows are bad, or equal to that of another
-                image: the network or its weights are broken.
+            EngineError: Most rows so far, or more than 1 % of many, are bad or equal to
+                that of another image: the network or its weights are broken.
         """
         self._rows += 1
         if not np.isfinite(row).all() or not row.any():
@@ -128,13 +134,15 @@ class FeatureGuard:
             self._stop_if_many(self._bad, "give features that are not finite or all zero")
             return "non-finite or all-zero feature"
         digest = hashlib.blake2b(row.tobytes(), digest_size=12).digest()
-        self._same += digest in self._seen
+        self.same += digest in self._seen
         self._seen.add(digest)
-        self._stop_if_many(self._same, "give the same features as another image")
+        self._stop_if_many(self.same, "give the same features as another image")
         return None
 
     def _stop_if_many(self, count: int, what: str) -> None:
-        if count >= _SUSPICIOUS_COUNT and count > _SUSPICIOUS_SHARE * self._rows:
+        """A few copies of one picture in a small set are no sign of a dead network."""
+        allowed = _SHARE_OF_MANY if self._rows >= _MANY else _SHARE_OF_FEW
+        if self._rows >= _FEW and count > allowed * self._rows:
             raise EngineError(
                 f"{count} of {self._rows} images {what}: the backbone looks dead. "
                 "Are these its weights?"

@@ -17,6 +17,7 @@ from pipeline.errors import StudyError, UnknownNameError
 SOURCE = "source"
 PRECISIONS = ("fp32", "tf32", "bf16")
 RESIZES = ("stretch", "crop")
+_SEEDS = 2**31  # room for further seeds above the study's
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -117,6 +118,8 @@ def load_study(file: Path) -> Study:
 
 
 def _parse(file: Path) -> dict[str, Any]:
+    if file.exists() and not file.is_file():
+        raise StudyError(f"{file} is not a file: give the study file, such as study.toml")
     try:
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as cause:
@@ -125,7 +128,7 @@ def _parse(file: Path) -> dict[str, Any]:
         ) from cause
     except OSError as cause:
         raise StudyError(f"cannot read {file}: {cause.strerror}") from cause
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+    except (ValueError, RecursionError) as cause:  # of tomllib, of the encoding, of huge numbers
         raise StudyError(f"{file} is not a TOML file: {cause}") from cause
 
 
@@ -144,6 +147,8 @@ class _Reader:
         self._known(store, ("path",), "[store]")
         path = self._typed(store, "path", str, "[store]")
         optional = {"seed": self._typed(table, "seed", int, "the study")}
+        if not 0 <= (optional["seed"] or 0) < _SEEDS:
+            self._fail(f"seed = {optional['seed']}: allowed is 0 to {_SEEDS - 1}")
         return Study(
             name=self._name(table.get("name", self.file.stem), "name"),
             classes=self._classes(table.get("classes")),

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipeline.compare import CompareReport
 from pipeline.extract import BackboneReport, ExtractReport
+from pipeline.names import legible
 from pipeline.samples import Skip
 from pipeline.shift.leaderboard import Row as LeaderboardRow
 from pipeline.shift.stage import ShiftReport, TargetReport
@@ -37,7 +38,7 @@ def _backbone_line(row: BackboneReport) -> str:
 
 
 def _skipped_lines(skipped: Sequence[Skip]) -> list[str]:
-    lines = [f"  skipped {_legible(s.domain + '/' + s.path)}: {s.reason}" for s in skipped[:_SHOWN]]
+    lines = [f"  skipped {legible(s.domain + '/' + s.path)}: {s.reason}" for s in skipped[:_SHOWN]]
     if len(skipped) > _SHOWN:
         lines.append(f"  and {len(skipped) - _SHOWN} more; all are in features.json")
     return lines
@@ -61,7 +62,8 @@ def heads_text(report: CompareReport) -> str:
         values_of = means[backbone, head]
         scores = [_score(values_of, domain, role) for domain, role in columns]
         table.add_row(backbone, head, *scores, f"{values_of['seconds']:.2f}")
-    title = f"{report.study}: accuracy / AUROC; positive class: {report.classes[-1]}"
+    positive = f"; positive class: {legible(report.classes[1])}" if len(report.classes) == 2 else ""  # noqa: PLR2004
+    title = f"{report.study}: accuracy / AUROC{positive}"
     failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
     return "\n".join([title, _render(table), *failures, *_pair_lines(report)])
 
@@ -160,7 +162,8 @@ def stores_text(stores: Sequence[Mapping[str, Any]]) -> str:
             f"{row['size'] / 1e6:.1f}",
             str(row["quarantined"]),
         )
-    return _render(table)
+    broken = [f"{row['store']}: {row['error']}" for row in stores if row["error"]]
+    return "\n".join([_render(table), *broken])
 
 
 def _table(columns: Sequence[str], *, left: int) -> Table:
@@ -175,7 +178,3 @@ def _render(table: Table) -> str:
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())
-
-
-def _legible(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()

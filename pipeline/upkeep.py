@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import FeatureStore, check_canaries, stores_in
+from cache import FeatureStore, StoreFormatError, check_canaries, stores_in
 from cache.meta import relative_l2_rows
 from cache.upkeep import quarantined
 from pipeline.backbones import policy_of
@@ -24,7 +24,7 @@ SAMPLE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
-    """One line of ``headrace cache ls``; ``size`` in bytes."""
+    """One line of ``headrace cache ls``; ``size`` in bytes, ``error`` why it is unreadable."""
 
     store: str
     backbone: str
@@ -33,14 +33,26 @@ class StoreInfo:
     parts: int
     size: int
     quarantined: int
+    error: str = ""
 
 
 def describe(root: Path) -> list[StoreInfo]:
     """Read every store under a folder and say what is in it."""
-    return [_describe(store) for store in stores_in(root)]
+    return [_describe(name, store) for name, store in stores_in(root).items()]
 
 
-def _describe(store: FeatureStore) -> StoreInfo:
+def _describe(name: str, store: FeatureStore | StoreFormatError) -> StoreInfo:
+    if isinstance(store, StoreFormatError):
+        return StoreInfo(
+            store=name,
+            backbone="",
+            precision="",
+            rows=0,
+            parts=0,
+            size=0,
+            quarantined=0,
+            error=str(store),
+        )
     store.scan()
     return StoreInfo(
         store=store.path.name,
@@ -62,7 +74,17 @@ def verify_stores(root: Path) -> list[str]:
     Raises:
         CheckFailedError: Parts are damaged; they have been set aside.
     """
-    lines = [_verified(store) for store in stores_in(root)]
+    lines, faults = [], []
+    for name, store in stores_in(root).items():
+        if isinstance(store, StoreFormatError):
+            faults.append(f"{name}: {store}")
+            continue
+        try:
+            lines.append(_verified(store))
+        except CheckFailedError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise CheckFailedError("; ".join([*faults, *lines]))
     return lines or [f"no stores in {root}"]
 
 
@@ -96,7 +118,12 @@ def _verified(store: FeatureStore) -> str:
             f"{store.path}: {len(store.damaged)} damaged parts were set aside ({reasons}). "
             "Run headrace features to compute their rows again"
         )
-    return f"{store.path.name}: {len(store)} rows in {len(store.parts)} parts, every byte checked"
+    aside = len(quarantined(store))
+    earlier = f"; {aside} damaged ones were set aside earlier" if aside else ""
+    return (
+        f"{store.path.name}: {len(store)} rows in {len(store.parts)} parts, "
+        f"every byte checked{earlier}"
+    )
 
 
 def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: EngineChoice) -> str:
@@ -113,8 +140,18 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
     with closing(start_engine(frozen_network(backbone), other, backbone.precision)) as engine:
         canaries = canary_features(engine, policy)
         check_canaries(store.path, store.recipe, canaries, provenance=engine.provenance())
-        images = decoded({key: stored[key] for key in picked}, policy, _ignore)
+        left_out: list[str] = []
+        images = decoded(
+            {key: stored[key] for key in picked},
+            policy,
+            lambda key, reason: left_out.append(f"{stored[key].path}: {reason}"),
+        )
         pairs = dict(features_of(images, engine))
+    if left_out:
+        raise CheckFailedError(
+            f"{store.path.name}: {len(left_out)} of {len(picked)} images could not be compared; "
+            f"first: {left_out[0]}"
+        )
     distance = relative_l2_rows(np.stack(list(pairs.values())), store.read(pairs))
     line = (
         f"{store.path.name}: {len(pairs)} images recomputed ({engine.description}): relative L2 "
@@ -124,7 +161,3 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
         worst = stored[list(pairs)[int(distance.argmax())]].path
         raise CheckFailedError(f"{line}, allowed {SAMPLE_TOLERANCE:.0e}; worst: {worst}")
     return line
-
-
-def _ignore(key: bytes, reason: str) -> None:
-    """An image that has become unreadable cannot be compared; features reports it."""

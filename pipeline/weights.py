@@ -68,7 +68,9 @@ def read_state(file: Path) -> State:
             f"{file} is not a plain state dict ({_first_line(cause)}); save it with "
             "torch.save(model.state_dict(), FILE) or as safetensors"
         ) from cause
-    if not isinstance(state, dict) or not all(hasattr(t, "shape") for t in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in state.items()
+    ):
         raise WeightsError(
             f"{file} is not a state dict (a {type(state).__name__}); save it with "
             "torch.save(model.state_dict(), FILE)"

@@ -35,9 +35,7 @@ class _Device:
         elif what == "unlink":
             self._forget(path)
         elif what == "replace":
-            (self.lasting_bytes.add if path in self.lasting_bytes else self.lasting_bytes.discard)(
-                target
-            )
+            (self.lasting_bytes.discard, self.lasting_bytes.add)[path in self.lasting_bytes](target)
             self._forget(path)
             self.names.add(target)
 
@@ -65,9 +63,8 @@ def rows_at_risk(notes: list[dict[str, Any]], root: Path) -> list[str]:
         if note["what"] in ("ack", "unlink"):
             safe = {k for part, keys in held.items() if device.lasts(part, root) for k in keys}
             lost = set().union(*held.values()) - safe
-            risks += [f"{len(lost)} acknowledged rows at {note['what']} of {path.name}"] * bool(
-                lost
-            )
+            if lost:
+                risks.append(f"{len(lost)} acknowledged rows at {note['what']} of {path.name}")
         if note["what"] == "done":
             parts = {name for name in device.names if name.parent.name == "parts"}
             risks += [f"{p.name} counts as stored" for p in parts if not device.lasts(p, root)]

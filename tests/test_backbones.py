@@ -193,6 +193,15 @@ def test_a_classifier_of_any_width_is_left_out(networks, tmp_path):
     assert state_digest(build("resnet50", tmp_path / "two.pth")) == expected
 
 
+def test_weights_that_are_not_finite_are_refused(networks, tmp_path):
+    """One engine would turn NaN into zero without a word."""
+    state = {k: t.clone() for k, t in networks["resnet50"][0].state_dict().items()}
+    state["conv1.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(WeightsError, match="conv1.weight is not finite"):
+        build("resnet50", tmp_path / "nan.pth")
+
+
 class Payload:
     """Runs code when it is unpickled carelessly."""
 

@@ -287,3 +287,111 @@ def test_a_name_that_is_not_utf8_goes_through_everything(study_file):
     out = run("features", study_file, *ENGINE).stdout
     assert "p1_bad\\udcfe.png" in out
     run("cache", "export", study_file, study_file.parent / "out.h5")
+
+
+def test_nothing_usable_is_exit_code_two(study_file):
+    """A domain whose every image is bad must not vanish from the table."""
+    for file in (study_file.parent / "there").rglob("*.png"):
+        file.write_text(f"no image {file}")
+    result = run("features", study_file, *ENGINE, code=2)
+    assert "there: none of its images can be used; first: " in result.stderr
+    result = run("heads", study_file, "--only", "prior", code=2)
+    assert "there: none of the images" in result.stderr
+
+
+def test_a_bad_image_that_was_replaced_is_not_left_out(study_file):
+    """It is known by its content, so the new file has no features yet."""
+    bad = study_file.parent / "here" / "a" / "p1_x.png"
+    bad.write_text("<html>")
+    run("features", study_file, *ENGINE)
+    bad.write_bytes(min((study_file.parent / "there" / "a").iterdir()).read_bytes() + b"x")
+    assert "1 of 61 images have no features" in run("heads", study_file, code=1).stderr
+
+
+def test_a_damaged_index_is_never_believed(study_file):
+    """One changed digit: the index is thrown away, not the images."""
+    run("features", study_file, *ENGINE)
+    for file in (study_file.parent / "features" / "index").iterdir():
+        if file.name != "weights.json":
+            text = file.read_text()
+            at = text.rindex('"]') - 3
+            file.write_text(text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :])
+    assert "nothing to do, 60 reused, 0 skipped" in run("features", study_file, *ENGINE).stdout
+
+
+def test_a_damaged_memory_of_weights_founds_no_store(study_file):
+    """The network in hand must be the one that the recipe names."""
+    run("features", study_file, *ENGINE)
+    memory = study_file.parent / "features" / "index" / "weights.json"
+    entries = dict.fromkeys(json.loads(memory.read_text()), "0" * 64)
+    memory.write_text(json.dumps(entries))
+    result = run("features", study_file, *ENGINE, code=1)
+    assert "delete index/weights.json" in result.stderr
+
+
+def test_weights_of_every_backbone_are_looked_for_first(study_file, monkeypatch, tmp_path):
+    """An hour of the first backbone must not come before the error of the second."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", _no_network)
+    study_file.write_text(study_file.read_text() + "[backbone.googlenet]\n")
+    assert "googlenet are not here" in run("features", study_file, *ENGINE, code=1).stderr
+    assert not [p for p in (study_file.parent / "features").iterdir() if p.name != "index"]
+
+
+def _no_network(*_, **__):
+    raise OSError("no route to host")
+
+
+def test_export_writes_over_nothing_but_an_export(study_file):
+    """A slip of the hand must not cost the study file."""
+    run("features", study_file, *ENGINE)
+    text = study_file.read_text()
+    result = run("cache", "export", study_file, study_file, code=1)
+    assert "is no export of headrace" in result.stderr
+    assert study_file.read_text() == text
+    out = study_file.parent / "out.h5"
+    for _ in range(2):
+        run("cache", "export", study_file, out)
+
+
+def test_one_bad_store_does_not_hide_the_others(study_file):
+    """Ls shows it in its place, verify checks the rest and exits with 3."""
+    run("features", study_file, *ENGINE)
+    broken = study_file.parent / "features" / "broken-0"
+    broken.mkdir()
+    (broken / "meta.json").write_text("{")
+    root = ("--store", study_file.parent / "features")
+    out = run("cache", "ls", *root).stdout
+    assert "60" in out
+    assert "broken-0" in out
+    result = run("cache", "verify", *root, code=3)
+    assert "broken-0" in result.stderr
+    assert "60 rows in 1 parts, every byte checked" in result.stderr
+
+
+def test_unknown_devices_and_precisions_that_are_not_there_are_refused(study_file):
+    """Before anything is computed, and never filed under a name that is not true."""
+    result = run("features", study_file, "--device", "tpu", code=1)
+    assert "unknown device 'tpu'; known: auto, cpu, cuda" in result.stderr
+    result = run("features", study_file, "--device", "cpu", "--precision", "tf32", code=1)
+    assert "tf32 is a precision of CUDA devices" in result.stderr
+
+
+def test_a_name_cannot_drive_the_terminal(study_file):
+    """Control characters are shown as escapes."""
+    (study_file.parent / "here" / "a" / "p1_\x1b[31m.png").write_text("no image")
+    out = run("features", study_file, *ENGINE).stdout
+    assert "\x1b" not in out
+    assert "p1_\\x1b[31m.png" in out
+
+
+def test_init_gives_equal_folder_names_a_number(study_file, monkeypatch):
+    """What it writes can be loaded."""
+    monkeypatch.chdir(study_file.parent)
+    for number in (1, 2):
+        write_images(study_file.parent / f"h{number}" / "xray", 8, seed=number + 20)
+    run("init", "here", "h1/xray", "h2/xray", "--output", "own.toml", "--backbone", "tiny")
+    text = (study_file.parent / "own.toml").read_text()
+    assert "[target.xray]" in text
+    assert "[target.xray_2]" in text
+    assert "56 computed" in run("features", "own.toml", *ENGINE).stdout

@@ -190,3 +190,22 @@ def test_two_runs_give_the_same_table(study):
     """Seeded by purpose: same study, same numbers."""
     values = [[row.value for row in compare(study, only(*HEADS)).rows] for _ in range(2)]
     assert values[0] == values[1]
+
+
+def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
+    """No variance, so no comparison by AUROC; everything else is there."""
+    load = compare_module.load_joined
+
+    def rare(*arguments):
+        joined = load(*arguments)
+        label = joined.samples.label.copy()
+        far = np.flatnonzero(joined.samples.domain == "there")
+        label[far] = 0
+        label[far[0]] = 1
+        return replace(joined, samples=replace(joined.samples, label=label))
+
+    monkeypatch.setattr(compare_module, "load_joined", rare)
+    report = compare(study, only("linear", "prior"))
+    pairs = {(p.domain, p.metric) for p in report.pairs["tiny"]}
+    assert ("there", "accuracy") in pairs
+    assert ("there", "auroc") not in pairs

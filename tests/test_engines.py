@@ -1,5 +1,8 @@
 """Engines and the stream: overlapped, padded, in order, loud when something is wrong."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -147,3 +150,27 @@ def test_a_dead_backbone_stops_the_run():
     with pytest.raises(EngineError, match="not finite or all zero"):
         for _ in range(50):
             guard.objection(np.zeros(4, np.float32))
+
+
+def test_a_few_copies_in_a_small_set_are_no_dead_backbone():
+    """Ten re-saved copies of one picture among thirty are said, not refused."""
+    guard = FeatureGuard()
+    for i in range(30):
+        row = np.full(4, 1.0 if i % 3 == 0 else i + 2.0, np.float32)
+        assert guard.objection(row) is None
+    assert guard.same == 9
+
+
+def test_openvino_reports_nothing_to_anybody():
+    """Converting a network makes no call that the user did not ask for."""
+    code = (
+        "import socket, sys\n"
+        "def refuse(*a, **k): raise SystemExit('a connection was tried')\n"
+        "socket.socket.connect = refuse\n"
+        "socket.getaddrinfo = refuse\n"
+        "from pipeline.engines import _openvino\n"
+        "_openvino()\n"
+        "from openvino.tools import ovc\n"
+        "assert sys.modules.get('openvino_telemetry') is None\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

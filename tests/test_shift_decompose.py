@@ -101,6 +101,15 @@ def test_kitagawa_rate_is_nothing_when_the_rates_are_equal():
     assert terms["mix"].estimate < 0
 
 
+def test_kitagawa_counts_a_lacking_class_as_mix():
+    """A class that the target lacks takes its errors along: all of that is mix, none is rate."""
+    rng = np.random.default_rng(4)
+    source, target = np.repeat([0, 1], 20), np.repeat([0], 20)
+    terms = kitagawa(known(rng, source, source == 1), known(rng, target, target == 1))
+    assert terms["mix"].estimate == pytest.approx(-0.5)
+    assert terms["rate"].estimate == pytest.approx(0)
+
+
 def test_score_identity_is_exact():
     """A-T5: what importance mapping misses is the Y|score term, to 1e-12."""
     rng = np.random.default_rng(7)

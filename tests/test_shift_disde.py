@@ -59,11 +59,11 @@ def test_disde_finds_the_terms_of_two_gaussians(repeats):
 
 @pytest.mark.parametrize("repeats", [60, pytest.param(300, marks=pytest.mark.slow)])
 def test_disde_intervals_cover(repeats):
-    """The 95 % intervals hold the true terms about as often as they say."""
+    """The 95 % intervals hold the true terms about as often as they say, for unequal sizes."""
     hits = np.zeros(3)
     for seed in range(repeats):
         rng = np.random.default_rng([3, seed])
-        sides = gaussian_side(rng, 300, 0, 0, 200), gaussian_side(rng, 300, 1.5, 0.1, 200)
+        sides = gaussian_side(rng, 600, 0, 0, 200), gaussian_side(rng, 200, 1.5, 0.1, 200)
         terms = disde(*sides, rng).terms.values()
         hits += [g.low <= true <= g.high for g, true in zip(terms, quadrature_terms(), strict=True)]
     assert np.all(hits >= binom.ppf(0.001, repeats, 0.93))
@@ -108,13 +108,13 @@ def test_disde_of_separate_domains_is_refused(spread):
 def test_disde_draws_are_those_of_refitted_ratios():
     """One Newton step per draw gives the log ratios that a full refit would give."""
     rng = np.random.default_rng(6)
-    source, target = gaussian_side(rng, 300, 0, 0), gaussian_side(rng, 300, 1.5, 0.1)
+    source, target = gaussian_side(rng, 1600, 0, 0), gaussian_side(rng, 800, 1.5, 0.1)
     ratios = disde_module._fit(source, target, rng)
-    weights = rng.multinomial(600, np.full(600, 1 / 600), size=5).astype(float)
+    weights = rng.multinomial(2400, np.full(2400, 1 / 2400), size=5).astype(float)
     moved = ratios.redrawn(weights)
-    assert ratios.redrawn(np.ones((1, 600)))[0] == pytest.approx(ratios.fitted(), abs=1e-2)
+    assert ratios.redrawn(np.ones((1, 2400)))[0] == pytest.approx(ratios.fitted(), abs=1e-2)
     for row, found in zip(weights, moved, strict=True):
-        full = np.empty(600)
+        full = np.empty(2400)
         for fold in range(5):
             fit = ratios.folds != fold
             model = LogisticRegression(C=10, max_iter=5000)

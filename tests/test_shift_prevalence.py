@@ -67,7 +67,12 @@ def test_rlls_believes_less_than_bbse():
     rng = np.random.default_rng(11)
     source, labels = draw_scores(rng, 300)
     evidence = exact_evidence(source, labels, draw_scores(rng, 100, 0.9)[0])
-    assert evidence.prior()[1] < PRIORS["rlls"](evidence)[1] < PRIORS["bbse"](evidence)[1]
+    source_share, held, free = (
+        evidence.prior()[1],
+        PRIORS["rlls"](evidence)[1],
+        PRIORS["bbse"](evidence)[1],
+    )
+    assert source_share < held < free - 1e-3
 
 
 @pytest.mark.parametrize("repeats", [25, pytest.param(200, marks=pytest.mark.slow)])

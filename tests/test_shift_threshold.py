@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import StudyError
 from pipeline.shift.gaps import draw_patients
-from pipeline.shift.threshold import Scored, threshold_split
+from pipeline.shift.threshold import Scored, _Half, threshold_split
 
 
 def scored(rng, n, *, move=0.0, first=0, draws=100, decimals=8):
@@ -44,6 +44,19 @@ def test_threshold_split_is_that_of_a_plain_search(decimals):
     assert split.terms["discrimination"].estimate == pytest.approx(tuned - e_s)
     areas = [roc_auc_score(side.positive, side.score) for side in (source, target)]
     assert split.auroc_loss.estimate == pytest.approx(areas[0] - areas[1])
+
+
+def test_a_score_at_the_threshold_is_called_positive():
+    """A threshold found on one half may be a score of the other: it calls that image."""
+    groups = np.arange(4)
+    side = Scored(
+        score=np.array([0.0, 1.0, 1.0, 2.0]),
+        positive=np.array([False, True, False, True]),
+        groups=groups,
+        draws=draw_patients(groups, np.random.default_rng(0), 1),
+    )
+    found = _Half(side).errors_at(np.array([1.0, 1.5]), np.array([[1, 1, 0, 1], [1, 1, 0, 1]]))
+    assert found.tolist() == [0, 1]
 
 
 def test_threshold_draws_choose_anew():

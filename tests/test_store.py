@@ -1,9 +1,11 @@
 """The store in ordinary use: what goes in comes out, once and in the order asked for."""
 
 import os
+import re
 import sys
 import time
 from dataclasses import replace
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -139,14 +141,17 @@ def test_stores_of_two_recipes_share_a_root_and_no_row(store):
 
 
 def test_the_stores_of_a_root_are_those_with_a_recipe(store):
-    """A folder without ``meta.json`` is no store, and a renamed one is refused by name."""
-    assert stores_in(store.path.parent) == []
+    """No ``meta.json``, no store; one that cannot be opened says why and hides no other."""
+    root = store.path.parent
+    assert stores_in(root) == {}
     cache.check_canaries(store.path, store.recipe, np.ones((1, 2), np.float32), provenance={})
-    (found,) = stores_in(store.path.parent)
-    assert (found.path, found.recipe) == (store.path, store.recipe)
-    store.path.rename(store.path.with_name("old"))
-    with pytest.raises(StoreFormatError, match=r"old holds the recipe of tiny-.*renamed\?"):
-        stores_in(store.path.parent)
+    copytree(store.path, root / "old")
+    found = stores_in(root)
+    assert set(found) == {"old", store.path.name}
+    opened = found[store.path.name]
+    assert (opened.path, opened.recipe) == (store.path, store.recipe)
+    assert isinstance(found["old"], StoreFormatError)
+    assert re.search(r"old holds the recipe of tiny-.*renamed\?", str(found["old"]))
 
 
 UNFIT = {

@@ -185,4 +185,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStore = StoreMachine.TestCase
-TestStore.settings = settings(max_examples=20, stateful_step_count=25)
+TestStore.settings = settings(max_examples=20, stateful_step_count=20)

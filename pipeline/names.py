@@ -1,0 +1,7 @@
+"""Names of files and classes, which may be any bytes, made fit to be shown and stored."""
+
+
+def legible(name: str) -> str:
+    """A name with what is not UTF-8, or would drive a terminal, as backslash escapes."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
