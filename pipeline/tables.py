@@ -1,5 +1,6 @@
 """Results as text for a terminal: small tables, numbers to the right."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,9 +102,11 @@ def shift_text(report: ShiftReport) -> str:
 
 
 def _target_text(target: TargetReport) -> str:
-    told = target.source_prediction
+    told, verdict = target.source_prediction, target.story.verdict
     lines = [
         f"{target.target}, {target.backbone}",
+        *textwrap.wrap(" ".join([verdict.text, *verdict.advice]), _WIDTH - 20),
+        "",
         f"the hospital can be told from the features with AUC {told.overall:.2f}",
         f"{target.shared_patients} patient ids are in both (the numbering may restart)",
         "",

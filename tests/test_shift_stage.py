@@ -40,7 +40,12 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert {row["p_holm"] for row in primary if row["p_holm"] is not None}
     assert min(row["p"] for row in primary if row["p"] is not None) <= 0.05
     assert {row["name"] for row in target["fixes"]} >= {"source_only"}
+    assert target["verdict"]["text"].startswith("there: ")
+    total = target["decomposition"]["total"]["estimate"]
+    terms = target["decomposition"]["kitagawa"].values()
+    assert sum(term["estimate"] for term in terms) == pytest.approx(total)
     text = shift_text(report)
+    assert "there: " in text
     assert "the hospital can be told from the features with AUC" in text
     assert "fixes that see no label of the target" in text
 
@@ -61,7 +66,8 @@ def test_labels_of_the_target_move_no_prediction(study, monkeypatch):
     after = stage.to_json(analyse(study, SHORT))["targets"][0]
     for name in ("detect", "source_prediction", "shared_patients"):
         assert after[name] == before[name]
-    assert after["lookups_of_target_labels"] == before["lookups_of_target_labels"] == 1
+    assert after["lookups_of_target_labels"] == before["lookups_of_target_labels"] == 2
+    assert after["forecast"] == before["forecast"]
 
 
 def test_a_study_without_a_target_has_no_shift(study):

@@ -1,14 +1,15 @@
 """Stage 4: take the gap between the source and each target apart, from the store.
 
-First version: how far the domains are apart (tests with controls), how well the
-hospital can be told from the features, and which fixes that never see a target label
-mend the loss. Nothing here reads an image.
+How far the domains are apart (tests with controls), how well the hospital can be told
+from the features, what the scores foretell without labels, which fixes that never see a
+target label mend the loss, and then, with labels, what the loss is made of and what may
+be said of it. Nothing here reads an image.
 """
 
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from pipeline.shift.permute import PermutationPlan
 from pipeline.shift.probes import SourcePrediction, source_prediction
 from pipeline.shift.products import place
 from pipeline.shift.sealed import SealedLabels
+from pipeline.shift.story import Story, foretell, tell
 from pipeline.study import SOURCE, BackboneChoice, Study
 
 SHIFT_REPORT = "shift.json"
@@ -41,11 +43,13 @@ class ShiftOptions:
     Attributes:
         draws: Relabellings of each test.
         seeds: Cuts of the target into halves for the fixes.
+        seed: Of the draws of the forecast.
         samples: See :class:`pipeline.samples.SampleOptions`.
     """
 
     draws: int = 999
     seeds: int = 10
+    seed: int = 0
     samples: SampleOptions = field(default_factory=SampleOptions)
 
 
@@ -58,6 +62,7 @@ class TargetReport:
         source_prediction: How well the hospital can be told from the features.
         detection: Tests with their null and positive controls.
         fixes: Leaderboard of the fixes that see no label of the target.
+        story: The loss taken apart, what was foretold, the verdict.
     """
 
     backbone: str
@@ -66,6 +71,7 @@ class TargetReport:
     source_prediction: SourcePrediction
     detection: ControlledDetection
     fixes: Leaderboard
+    story: Story
     seconds: float
 
 
@@ -91,13 +97,17 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     options = options or ShiftOptions()
     if not study.targets:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
+    disk.probe(study.results)
     found = []
     for choice in study.backbones:
         joined = load_joined(study, choice, options.samples)
         found += _targets(study, choice, joined, options)
     report = ShiftReport(study=study.name, classes=joined.samples.classes, targets=tuple(found))
     disk.make_dir(study.results)
-    disk.publish(study.results / SHIFT_REPORT, json.dumps(to_json(report), indent=1).encode())
+    disk.publish(
+        study.results / SHIFT_REPORT,
+        json.dumps(plain(to_json(report)), indent=1, allow_nan=False).encode(),
+    )
     return report
 
 
@@ -129,18 +139,23 @@ def _target(
     sealed = SealedLabels(joined.samples.label[rows], plan.digest())
     target = Target(features=X, groups=group)
     settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
+    here = Cohort(
+        features=source.features,
+        probabilities=source.out_of_fold,
+        groups=source.groups,
+        labels=source.labels,
+    )
+    there = Cohort(features=X, probabilities=_head_proba(source, X), groups=group)
     detection = detect_with_controls(
-        Cohort(
-            features=source.features,
-            probabilities=source.out_of_fold,
-            groups=source.groups,
-            labels=source.labels,
-        ),
-        Cohort(features=X, probabilities=_head_proba(source, X), groups=group),
+        here,
+        there,
         lambda features: _head_proba(source, features),
         settings,
     )
+    before = foretell(here, there, options.seed)
     fixes = score(predict_target(source, target, plan), sealed, source, target, plan)
+    # From here on the labels are open: nothing that is fitted comes after.
+    opened = replace(there, labels=sealed.unseal(plan.digest()))
     return TargetReport(
         backbone=choice.name,
         target=name,
@@ -148,6 +163,7 @@ def _target(
         source_prediction=_told_apart(source, X, group),
         detection=detection,
         fixes=fixes,
+        story=tell(name, here, opened, before, fixes),
         seconds=round(time.perf_counter() - start, 2),
     )
 
@@ -207,9 +223,26 @@ def _target_json(t: TargetReport) -> dict[str, Any]:
         "notes": list(t.detection.observed.notes),
         "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
         "plan_hash": t.fixes.plan_hash,
-        "lookups_of_target_labels": t.fixes.reads,
+        # Once to score the fixes, once to take the loss apart.
+        "lookups_of_target_labels": t.fixes.reads + 1,
+        "decomposition": plain(t.story.decomposition),
+        "forecast": plain(t.story.forecast),
+        "verdict": plain(t.story.verdict),
         "seconds": t.seconds,
     }
+
+
+def plain(value: Any) -> Any:
+    """Nested dataclasses, mappings and arrays as JSON values; what is not finite is null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _fix_json(row: Any) -> Mapping[str, Any]:
