@@ -16,17 +16,37 @@ Probabilities = NDArray[np.float64]
 Metric = Callable[[Labels, Probabilities], float | None]
 
 _BINARY = 2
-_BINS = 15
+#: Bins of the calibration error, of equal mass.
+ECE_BINS = 15
+
+
+def is_right(y: Labels, proba: Probabilities) -> NDArray[np.bool_]:
+    """Whether each image's most probable class is its own, shape ``(n,)``."""
+    right: NDArray[np.bool_] = proba.argmax(axis=1) == y
+    return right
+
+
+def squared_distance(y: Labels, proba: Probabilities) -> NDArray[np.float64]:
+    """Half the squared distance to the truth of each image, shape ``(n,)``, 0 to 1."""
+    truth = np.eye(proba.shape[1])[y]
+    distance: NDArray[np.float64] = ((proba - truth) ** 2).sum(axis=1) / 2
+    return distance
+
+
+def surprise(y: Labels, proba: Probabilities) -> NDArray[np.float64]:
+    """Negative log probability of each image's class, ``(n,)``, nats, 0 to 34.5 (1e-15)."""
+    nats: NDArray[np.float64] = -np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, 1.0))
+    return nats
 
 
 def accuracy(y: Labels, proba: Probabilities) -> float:
     """Share of images whose most probable class is theirs."""
-    return float((proba.argmax(axis=1) == y).mean())
+    return float(is_right(y, proba).mean())
 
 
 def balanced_accuracy(y: Labels, proba: Probabilities) -> float:
     """Mean over the classes present of the share found."""
-    hit = proba.argmax(axis=1) == y
+    hit = is_right(y, proba)
     return float(np.mean([hit[y == k].mean() for k in np.unique(y)]))
 
 
@@ -64,20 +84,19 @@ def f1(y: Labels, proba: Probabilities) -> float:
 
 def brier(y: Labels, proba: Probabilities) -> float:
     """Mean squared distance to the truth, 0 to 1: half the sum over classes (Brier 1950)."""
-    truth = np.eye(proba.shape[1])[y]
-    return float(((proba - truth) ** 2).sum(axis=1).mean() / 2)
+    return float(squared_distance(y, proba).mean())
 
 
 def log_loss(y: Labels, proba: Probabilities) -> float:
     """Mean negative log probability of the true class, nats; probabilities >= 1e-15."""
-    return float(-np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, 1.0)).mean())
+    return float(surprise(y, proba).mean())
 
 
 def ece(y: Labels, proba: Probabilities) -> float:
     """Expected calibration error of the top class, 15 bins of equal mass (Naeini 2015)."""
     confidence = proba.max(axis=1)
-    hit = proba.argmax(axis=1) == y
-    bins = np.array_split(np.argsort(confidence, kind="stable"), _BINS)
+    hit = is_right(y, proba)
+    bins = np.array_split(np.argsort(confidence, kind="stable"), ECE_BINS)
     gaps = [len(b) * abs(hit[b].mean() - confidence[b].mean()) for b in bins if len(b)]
     return float(sum(gaps) / len(y))
 

@@ -170,7 +170,7 @@ def _difference(
     if metric == "accuracy":
         p = mcnemar(_right(place.label, first), _right(place.label, second)).p
     else:
-        p = paired_delong(place.label, first[:, 1], second[:, 1]).p
+        p = paired_delong(place.label, first[:, 1], second[:, 1], group=place.group).p
     return a - b, low, high, p
 
 

@@ -31,7 +31,8 @@ def sessions() -> list[tuple[str, str]]:
 
 def shape(text: str) -> list[str]:
     """Output without what differs from run to run: numbers, widths, rank."""
-    masked = re.sub(r"\d+(\.\d+)?", "0", text)
+    masked = re.sub(r"better|worse|equivalent|inconclusive", "word", text)
+    masked = re.sub(r"[-+]?\d+(\.\d+)?", "0", masked)
     return sorted(re.sub(r"[\s─]+", " ", line).strip() for line in masked.splitlines() if line)
 
 

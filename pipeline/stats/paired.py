@@ -16,6 +16,7 @@ from scipy.stats import t as student
 
 #: Region of practical equivalence: one point of a rate.
 ROPE = 0.01
+_BLOCK_CELLS = 1 << 22  # 32 MB of signs at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +71,14 @@ def sign_flip(
     """
     _, member = np.unique(group, return_inverse=True)
     sums = np.bincount(member, weights=difference)
-    signs = rng.integers(0, 2, (draws, len(sums)), dtype=np.int8) * 2 - 1
     observed = abs(sums.sum())
-    reached = np.abs(signs @ sums) >= observed - 1e-12 * max(1.0, observed)
-    return float((1 + reached.sum()) / (draws + 1))
+    least, reached = observed - 1e-12 * max(1.0, observed), 0
+    step = max(1, _BLOCK_CELLS // len(sums))
+    for start in range(0, draws, step):
+        size = (min(step, draws - start), len(sums))
+        signs = rng.integers(0, 2, size, dtype=np.int8) * 2.0 - 1
+        reached += int((np.abs(signs @ sums) >= least).sum())
+    return (1 + reached) / (draws + 1)
 
 
 def holm(p: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
@@ -93,6 +98,9 @@ def nadeau_bengio(difference: NDArray[np.floating], *, test_share: float) -> flo
     Args:
         difference: Shape ``(J,)``: one for each split.
         test_share: Test rows by training rows; 1/4 for five folds.
+
+    Raises:
+        ValueError: One split only.
     """
     scale = _corrected_scale(difference, 1 / len(difference) + test_share)
     mean = float(np.mean(difference))
@@ -110,6 +118,9 @@ def correlated_t(
         difference: Shape ``(J,)``: first minus second on each split.
         correlation: Of two splits' differences: test rows by all rows.
         rope: Half width of the region of practical equivalence.
+
+    Raises:
+        ValueError: One split only.
     """
     count = len(difference)
     scale = _corrected_scale(difference, 1 / count + correlation / (1 - correlation))
@@ -141,4 +152,8 @@ def verdict(low: float, high: float, *, rope: float = ROPE) -> str:
 
 
 def _corrected_scale(difference: NDArray[np.floating], factor: float) -> float:
+    if len(difference) < 2:  # noqa: PLR2004 - a variance
+        raise ValueError(
+            f"a test over splits needs the differences of 2 or more splits; got {len(difference)}"
+        )
     return float(np.sqrt(np.var(difference, ddof=1) * factor))

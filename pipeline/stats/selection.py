@@ -1,11 +1,18 @@
 """The honest value of "the best of M": the choice itself is resampled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.stats.intervals import patient_draws, percentile_interval
+from pipeline.stats.bootstrap import on_all_rows, patient_blocks
+from pipeline.stats.intervals import (
+    WeightedStatistic,
+    Weights,
+    percentile_interval,
+    weighted_mean,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +46,7 @@ def honest_best(
     *,
     draws: int = 500,
 ) -> HonestBest:
-    """Bootstrap bias corrected cross-validation (Tsamardinos et al. 2018).
+    """Bootstrap bias corrected cross-validation (Tsamardinos et al. 2018) of mean scores.
 
     Args:
         score: Out-of-fold scores, shape ``(n, M)``: of each image under each head,
@@ -51,21 +58,57 @@ def honest_best(
     Raises:
         ValueError: Fewer than two patients, so nothing is ever out of bag.
     """
+    return honest_best_by([weighted_mean(column) for column in score.T], group, rng, draws=draws)
+
+
+def honest_best_by(
+    statistics: Sequence[WeightedStatistic],
+    group: NDArray[np.generic],
+    rng: np.random.Generator,
+    *,
+    draws: int = 500,
+) -> HonestBest:
+    """The same for any statistic: the AUROC that the head of the best AUROC really has.
+
+    Args:
+        statistics: Of ``M`` heads' out-of-fold predictions, larger is better.
+        group: Patient of each image.
+        rng: Source of randomness.
+        draws: Bootstrap draws of patients; those that define no score in or out of bag
+            are left out.
+
+    Raises:
+        ValueError: Fewer than two patients, so nothing is ever out of bag; or no draw
+            defines the score on both sides.
+    """
     if len(np.unique(group)) < 2:  # noqa: PLR2004 - in bag and out of bag
         raise ValueError("the honest best needs images of two patients or more")
-    weights = patient_draws(group, rng, draws=draws)
-    out = (weights == 0).astype(np.float64)
-    usable = out.sum(axis=1) > 0
-    weights, out = weights[usable], out[usable]
-    best = (weights @ score).argmax(axis=1)
-    outside = (out @ score)[np.arange(len(best)), best] / out.sum(axis=1)
+    blocks = patient_blocks(group, rng, draws=draws)
+    outside = np.concatenate([_best_out_of_bag(statistics, weights) for weights in blocks])
+    if not len(outside):
+        raise ValueError(
+            f"none of {draws} draws defines the score in and out of bag: too few patients, or "
+            "a class in one patient only; use a metric that one class defines, as accuracy"
+        )
     low, high = percentile_interval(outside)
-    mean = score.mean(axis=0)
-    chosen = int(mean.argmax())
+    apparent = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
+    chosen = int(apparent.argmax())
     return HonestBest(
-        apparent=float(mean[chosen]),
+        apparent=float(apparent[chosen]),
         honest=float(outside.mean()),
         low=low,
         high=high,
         chosen=chosen,
     )
+
+
+def _best_out_of_bag(
+    statistics: Sequence[WeightedStatistic], weights: Weights
+) -> NDArray[np.float64]:
+    """Score out of bag of the best in bag, for each draw that defines both."""
+    inside = np.stack([statistic(weights) for statistic in statistics])
+    outside = np.stack([statistic((weights == 0) * 1.0) for statistic in statistics])
+    known = (np.isfinite(inside) & np.isfinite(outside)).all(axis=0)
+    best = inside[:, known].argmax(axis=0)
+    found: NDArray[np.float64] = outside[:, known][best, np.arange(best.size)]
+    return found

@@ -1,0 +1,182 @@
+"""Every metric as a statistic of row weights, for thousands of bootstrap draws at once.
+
+A row of weight 3 counts as three equal rows and one of weight 0 is not there, so each
+entry of :data:`WEIGHTED` equals the metric of the same name in ``pipeline.metrics`` on
+the repeated rows, and is NaN for a draw in which that metric is undefined.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.metrics import (
+    ECE_BINS,
+    Labels,
+    Probabilities,
+    is_right,
+    squared_distance,
+    surprise,
+)
+from pipeline.stats.intervals import (
+    WeightedStatistic,
+    Weights,
+    weighted_auroc,
+    weighted_mean,
+    weighted_ratio,
+)
+
+_BINARY = 2
+
+
+def weighted_difference(first: WeightedStatistic, second: WeightedStatistic) -> WeightedStatistic:
+    """The statistic "first minus second", both on the same draws."""
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        return first(weights) - second(weights)
+
+    return statistic
+
+
+def weighted_average_precision(
+    positive: NDArray[np.bool_], score: NDArray[np.floating]
+) -> WeightedStatistic:
+    """The statistic "average precision", tied scores called together."""
+    order = np.argsort(-score, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) != 0])
+    sign = positive[order]
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        w = weights[:, order]
+        found = np.add.reduceat(w * sign, starts, axis=1)
+        called = np.cumsum(np.add.reduceat(w, starts, axis=1), axis=1)
+        # Before the first row that is in the draw nothing is called and nothing found.
+        precision = np.cumsum(found, axis=1) / np.where(called > 0, called, 1)
+        area = (found * precision).sum(axis=1)
+        positives = found.sum(axis=1)
+        return _share(area, positives, known=(positives > 0) & (positives < called[:, -1]))
+
+    return statistic
+
+
+def weighted_ece(
+    confidence: NDArray[np.floating], hit: NDArray[np.bool_], *, bins: int = ECE_BINS
+) -> WeightedStatistic:
+    """The statistic "calibration error in bins of equal mass"; weights are whole numbers."""
+    order = np.argsort(confidence, kind="stable")
+    gap = (hit - confidence)[order]
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        w = np.pad(weights[:, order], ((0, 0), (1, 0)))
+        rows, drift = np.cumsum(w, axis=1), np.cumsum(w * np.r_[0.0, gap], axis=1)
+        # The sum of the gaps over the first t repeated rows is linear in t between two
+        # rows, so a bin that ends among the copies of a row is cut there exactly.
+        cuts = [_bin_edges(int(n), bins) for n in rows[:, -1]]
+        at = [np.interp(*both) for both in zip(cuts, rows, drift, strict=True)]
+        error: NDArray[np.float64] = np.abs(np.diff(at, axis=1)).sum(axis=1) / rows[:, -1]
+        return error
+
+    return statistic
+
+
+def _bin_edges(n: int, bins: int) -> NDArray[np.intp]:
+    """Where ``numpy.array_split`` cuts ``n`` rows: the first ``n % bins`` hold one more."""
+    number = np.arange(bins + 1)
+    edges: NDArray[np.intp] = number * (n // bins) + np.minimum(number, n % bins)
+    return edges
+
+
+def _accuracy(y: Labels, proba: Probabilities) -> WeightedStatistic:
+    return weighted_mean(is_right(y, proba))
+
+
+def _balanced_accuracy(y: Labels, proba: Probabilities) -> WeightedStatistic:
+    truth = _one_hot(y, proba.shape[1])
+    hit = truth * is_right(y, proba)[:, None]
+
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        return _mean_of_shares(weights @ hit, weights @ truth)
+
+    return statistic
+
+
+def _f1(y: Labels, proba: Probabilities) -> WeightedStatistic:
+    truth, call = _one_hot(y, proba.shape[1]), _one_hot(proba.argmax(axis=1), proba.shape[1])
+    twice_hit, size = 2 * truth * call, truth + call
+
+    def binary(weights: Weights) -> NDArray[np.float64]:
+        n = weights @ size[:, 1]
+        return (weights @ twice_hit[:, 1]) / np.where(n > 0, n, 1)  # nothing there or called: 0
+
+    def macro(weights: Weights) -> NDArray[np.float64]:
+        return _mean_of_shares(weights @ twice_hit, weights @ size)
+
+    return binary if proba.shape[1] == _BINARY else macro
+
+
+def _share_found(k: int) -> Callable[[Labels, Probabilities], WeightedStatistic]:
+    def build(y: Labels, proba: Probabilities) -> WeightedStatistic:
+        of = (y == k) & (proba.shape[1] == _BINARY)  # undefined for more classes: nothing of it
+        return weighted_ratio(is_right(y, proba) & of, of)
+
+    return build
+
+
+def _one_against_rest(
+    one: Callable[[NDArray[np.bool_], NDArray[np.floating]], WeightedStatistic],
+) -> Callable[[Labels, Probabilities], WeightedStatistic]:
+    """The positive class against the other, or the mean over all classes, each against the rest."""
+
+    def build(y: Labels, proba: Probabilities) -> WeightedStatistic:
+        columns = [1] if proba.shape[1] == _BINARY else range(proba.shape[1])
+        return _mean_statistic([one(y == k, proba[:, k]) for k in columns])
+
+    return build
+
+
+def _mean_statistic(parts: Sequence[WeightedStatistic]) -> WeightedStatistic:
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        mean: NDArray[np.float64] = np.mean([part(weights) for part in parts], axis=0)
+        return mean
+
+    return statistic
+
+
+def _one_hot(y: NDArray[np.integer], classes: int) -> NDArray[np.float64]:
+    hot: NDArray[np.float64] = np.eye(classes)[y]
+    return hot
+
+
+def _mean_of_shares(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the classes ``(B, K)`` that a draw has of ``over / under``."""
+    present = under > 0
+    shares = np.where(present, over / np.where(present, under, 1), 0.0)
+    mean: NDArray[np.float64] = shares.sum(axis=1) / present.sum(axis=1)
+    return mean
+
+
+def _share(
+    over: NDArray[np.float64], under: NDArray[np.float64], *, known: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = np.full(over.shape, np.nan)
+    np.divide(over, under, out=shares, where=known)
+    return shares
+
+
+#: Metric name, the same as in ``METRICS``, to its statistic for labels ``(n,)`` and
+#: probabilities ``(n, K)``. A metric added there needs a line here; a test compares both.
+WEIGHTED: Mapping[str, Callable[[Labels, Probabilities], WeightedStatistic]] = MappingProxyType(
+    {
+        "accuracy": _accuracy,
+        "balanced_accuracy": _balanced_accuracy,
+        "auroc": _one_against_rest(weighted_auroc),
+        "average_precision": _one_against_rest(weighted_average_precision),
+        "sensitivity": _share_found(1),
+        "specificity": _share_found(0),
+        "f1": _f1,
+        "brier": lambda y, p: weighted_mean(squared_distance(y, p)),
+        "log_loss": lambda y, p: weighted_mean(surprise(y, p)),
+        "ece": lambda y, p: weighted_ece(p.max(axis=1), is_right(y, p)),
+    }
+)

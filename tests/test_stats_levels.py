@@ -1,0 +1,188 @@
+"""Tests reject as often as they say where nothing is there, and intervals cover.
+
+The slow ones are the full promise (500 repeats, 2.2 % to 8.4 %); the fast ones see the
+same on fewer repeats, inside the binomial band of their number.
+"""
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+from scipy.stats import t as student
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+
+from pipeline.stats import (
+    auroc_interval,
+    mcnemar,
+    nadeau_bengio,
+    paired_bootstrap,
+    paired_delong,
+    sign_flip,
+    weighted_auroc,
+    weighted_mean,
+)
+
+FULL = 500
+ALPHA = 0.05
+
+
+def band(repeats: int, rate: float = ALPHA) -> tuple[float, float]:
+    """Where 99.9 % of the rejection rates of a test of that level lie."""
+    low, high = binom.interval(0.999, repeats, rate)
+    return low / repeats, high / repeats
+
+
+def two_equal_heads(rng, patients: int = 80, size: int = 3):
+    """Scores of equally good heads on patients whose images resemble each other (ICC 1/2)."""
+    group = np.repeat(np.arange(patients), size)
+    y = (np.arange(patients) % 2)[group]
+    own = rng.normal(size=(2, patients))[:, group]
+    return y, own + rng.normal(size=(2, len(y))) + y, group
+
+
+def right(y, scores):
+    return (scores > 0.5) == (y == 1)
+
+
+def of_mcnemar(rng) -> float:
+    a, b = rng.random((2, 400)) < 0.8
+    return mcnemar(a, b).p
+
+
+def of_mcnemar_mid(rng) -> float:
+    a, b = rng.random((2, 400)) < 0.8
+    return mcnemar(a, b).p_mid
+
+
+def of_delong(rng) -> float:
+    y = np.arange(150) % 2
+    return paired_delong(y, *(rng.normal(size=(2, 150)) + y)).p
+
+
+def of_clustered_delong(rng) -> float:
+    y, scores, group = two_equal_heads(rng)
+    return paired_delong(y, *scores, group=group).p
+
+
+def of_sign_flip(rng) -> float:
+    y, scores, group = two_equal_heads(rng)
+    a, b = right(y, scores).astype(float)
+    return sign_flip(a - b, group, rng, draws=199)
+
+
+def of_bootstrap_accuracy(rng) -> float:
+    y, scores, group = two_equal_heads(rng)
+    a, b = right(y, scores)
+    return _outside(paired_bootstrap(weighted_mean(a), weighted_mean(b), group, rng, draws=400))
+
+
+def of_bootstrap_area(rng) -> float:
+    y, scores, group = two_equal_heads(rng)
+    a, b = (weighted_auroc(y == 1, s) for s in scores)
+    return _outside(paired_bootstrap(a, b, group, rng, draws=400))
+
+
+def _outside(interval) -> float:
+    """0 where the interval excludes no difference, so that it counts as a rejection."""
+    return float(interval.low <= 0 <= interval.high)
+
+
+def of_mcnemar_blind_to_patients(rng) -> float:
+    y, scores, _ = two_equal_heads(rng, size=6)
+    return mcnemar(*right(y, scores)).p
+
+
+def of_delong_blind_to_patients(rng) -> float:
+    y, scores, _ = two_equal_heads(rng, size=6)
+    return paired_delong(y, *scores).p
+
+
+def rejected(test, repeats: int, seed: int = 11) -> float:
+    rng = np.random.default_rng(seed)
+    return np.mean([test(rng) < ALPHA for _ in range(repeats)])
+
+
+HONEST = [of_mcnemar_mid, of_delong, of_clustered_delong, of_sign_flip,
+          of_bootstrap_accuracy, of_bootstrap_area]  # fmt: skip
+BLIND = [of_mcnemar_blind_to_patients, of_delong_blind_to_patients]
+
+
+@pytest.mark.parametrize("test", HONEST)
+def test_a_test_rejects_as_often_as_it_says(test):
+    """H-T1 on a hundred repeats."""
+    low, high = band(100)
+    assert low <= rejected(test, 100) <= high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test", HONEST)
+def test_a_test_rejects_as_often_as_it_says_over_five_hundred_repeats(test):
+    """H-T1 in full."""
+    low, high = band(FULL)
+    assert (low, high) == (0.022, 0.084)
+    assert low <= rejected(test, FULL) <= high
+
+
+@pytest.mark.slow
+def test_the_exact_mcnemar_never_rejects_more_often_than_it_says():
+    """Exact on a discrete statistic is conservative by nature."""
+    assert rejected(of_mcnemar, FULL) <= band(FULL)[1]
+
+
+@pytest.mark.parametrize("test", BLIND)
+def test_a_test_blind_to_patients_rejects_too_often(test):
+    """What shows that the patients matter: the same null, and every image taken as a patient."""
+    assert rejected(test, 120) > band(120)[1]
+
+
+def cross_validated_difference(rng, n: int = 200, runs: int = 5):
+    """Accuracy of two equally good heads over 5 x 5 folds: each sees half of the features."""
+    y = rng.integers(0, 2, n)
+    X = rng.normal(size=(n, 10)) + 0.4 * y[:, None]
+    differences = []
+    for run in range(runs):
+        for fit, out in StratifiedKFold(5, shuffle=True, random_state=run).split(X, y):
+            halves = (X[:, :5], X[:, 5:])
+            a, b = (LogisticRegression().fit(h[fit], y[fit]).score(h[out], y[out]) for h in halves)
+            differences.append(a - b)
+    return np.array(differences)
+
+
+@pytest.mark.slow
+def test_the_corrected_resampled_t_test_is_honest_where_the_naive_one_is_not():
+    """H-T1: Nadeau-Bengio may be below the level; the t-test over 25 folds rejects far too often.
+
+    The difference on one data set is real for that data set's training, so the null is
+    that over data sets neither wins.
+    """
+    rng, corrected, naive, repeats = np.random.default_rng(12), 0, 0, 150
+    for _ in range(repeats):
+        d = cross_validated_difference(rng)
+        corrected += nadeau_bengio(d, test_share=1 / 4) < ALPHA
+        t = abs(d.mean()) / (d.std(ddof=1) / np.sqrt(d.size))
+        naive += 2 * student.sf(t, d.size - 1) < ALPHA
+    assert corrected / repeats <= band(repeats)[1]
+    assert naive / repeats > 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_patient", [True, False])
+def test_intervals_of_areas_cover_only_by_patient(by_patient):
+    """D-T2 and H-T3: one head's interval and the difference's, 500 samples each."""
+    truth = 0.6914625  # Phi(1 / sqrt(2 * 2)): both classes have variance 2
+    rng, one, difference = np.random.default_rng(13), 0, 0
+    for _ in range(FULL):
+        y, scores, group = two_equal_heads(rng, size=5)
+        known = group if by_patient else None
+        low, high = auroc_interval(y, scores[0], group=known)
+        pair = paired_delong(y, *scores, group=known)
+        one += low <= truth <= high
+        difference += pair.low <= 0 <= pair.high
+    least = 1 - band(FULL)[1]
+    assert (one / FULL >= least, difference / FULL >= least) == (by_patient, by_patient)
+
+
+def test_one_split_gives_no_test():
+    """A variance needs two."""
+    with pytest.raises(ValueError, match="2 or more splits; got 1"):
+        nadeau_bengio(np.array([0.1]), test_share=0.25)

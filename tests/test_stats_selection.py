@@ -1,0 +1,125 @@
+"""The best of many: its honest value by any metric, and who cannot be told from it."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pipeline.stats import (
+    confidence_set,
+    honest_best,
+    honest_best_by,
+    weighted_auroc,
+    weighted_mean,
+)
+
+
+def test_the_honest_best_equals_a_loop():
+    """Tsamardinos 2018: choose in bag, score out of bag, average."""
+    rng = np.random.default_rng(0)
+    score, group = (rng.random((60, 5)) < 0.7) * 1.0, np.repeat(np.arange(20), 3)
+    found = honest_best(score, group, np.random.default_rng(1), draws=200)
+    values, again = [], np.random.default_rng(1)
+    for counts in again.multinomial(20, np.full(20, 1 / 20), size=200):
+        rows = np.repeat(np.arange(60), counts[group])
+        best = score[rows].mean(axis=0).argmax()
+        values.append(score[counts[group] == 0, best].mean())
+    assert found.honest == pytest.approx(np.mean(values))
+    assert (found.low, found.high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
+    assert found.apparent == pytest.approx(score.mean(axis=0).max())
+
+
+def test_the_honest_best_of_fifty_equal_heads_by_area_is_their_common_area():
+    """H-T4 for a metric that is no mean of images: the largest AUROC is too good."""
+    rng, apparent, honest = np.random.default_rng(1), [], []
+    y = np.arange(100) % 2
+    for _ in range(15):
+        heads = [weighted_auroc(y == 1, rng.normal(size=100) + y) for _ in range(50)]
+        best = honest_best_by(heads, np.arange(100), rng, draws=60)
+        apparent.append(best.apparent)
+        honest.append(best.honest)
+    truth = 0.7602  # Phi(1 / sqrt(2))
+    assert np.mean(apparent) > truth + 3 * np.std(apparent) / np.sqrt(15) + 0.05
+    assert abs(np.mean(honest) - truth) < np.std(honest)
+
+
+def test_a_score_that_no_draw_defines_is_refused():
+    """Both positives in one patient: never a positive in bag and out of bag."""
+    y, group = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 4, 4])
+    with pytest.raises(ValueError, match="none of 50 draws defines the score in and out of bag"):
+        honest_best_by(
+            [weighted_auroc(y == 1, np.arange(6.0))], group, np.random.default_rng(0), draws=50
+        )
+
+
+def test_the_best_is_named_by_its_place():
+    """`chosen` is the column, and the apparent value its own."""
+    rng = np.random.default_rng(2)
+    y = np.arange(80) % 2
+    scores = [rng.normal(size=80) + k * y for k in (0.2, 3.0, 0.5)]
+    found = honest_best_by([weighted_auroc(y == 1, s) for s in scores], np.arange(80), rng)
+    assert found.chosen == 1
+    assert found.apparent == pytest.approx(roc_auc_score(y, scores[1]))
+
+
+def heads(rng, gain, n: int = 150):
+    """Heads that share the difficulty of the images and differ by `gain`."""
+    hard = rng.normal(size=n)
+    return [weighted_mean(hard + rng.normal(size=n) * 0.5 + g) for g in gain]
+
+
+def test_the_confidence_set_keeps_the_best_and_drops_the_surely_worse():
+    """And p of the best is 1."""
+    rng = np.random.default_rng(3)
+    found = confidence_set(heads(rng, [0.0, 0.0, -2.0, 1.5, 1.5]), np.arange(150), rng)
+    assert found.members == (3, 4)
+    assert found.p.max() == 1
+    assert found.alpha == 0.1
+
+
+def plain_confidence_set(score, often):
+    """Hansen's elimination by T_max, head by head and draw by draw."""
+    heads, p = list(range(score.shape[1])), {}
+    while len(heads) > 1:
+        lag = {h: np.mean(score[:, heads]) - np.mean(score[:, h]) for h in heads}
+        drawn = {h: [np.average(score[:, heads].mean(axis=1) - score[:, h], weights=w)
+                     for w in often] for h in heads}  # fmt: skip
+        sd = {h: np.sqrt(np.mean((np.array(drawn[h]) - lag[h]) ** 2)) for h in heads}
+        top = max(lag[h] / sd[h] for h in heads)
+        null = [max((drawn[h][b] - lag[h]) / sd[h] for h in heads) for b in range(len(often))]
+        worst = max(heads, key=lambda h: lag[h] / sd[h])
+        p[worst] = max([*p.values(), np.mean(np.array(null) >= top)])
+        heads.remove(worst)
+    return [p.get(h, 1.0) for h in range(score.shape[1])]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_confidence_set_equals_a_plain_elimination(seed):
+    """All p, which never fall from one dropped head to the next."""
+    rng = np.random.default_rng(seed)
+    score = rng.normal(size=(40, 1)) + rng.normal(size=(40, 5)) + [0, 0.3, 0.35, 0.4, 0.4]
+    group = np.arange(40) // 2
+    found = confidence_set([weighted_mean(s) for s in score.T], group, rng, draws=60)
+    again = np.random.default_rng(seed)
+    again.normal(size=(40, 1))
+    again.normal(size=(40, 5))
+    often = again.multinomial(20, np.full(20, 1 / 20), size=60)[:, group]
+    np.testing.assert_allclose(found.p, plain_confidence_set(score, often))
+
+
+def test_the_confidence_set_keeps_equal_heads_as_often_as_it_says():
+    """All of four equally good heads in at least 90 % of samples, less binomial noise."""
+    rng, kept, repeats = np.random.default_rng(4), 0, 100
+    for _ in range(repeats):
+        found = confidence_set(heads(rng, [0.0] * 4, 80), np.arange(80), rng, draws=300)
+        kept += len(found.members) == 4
+    assert 0.8 <= kept / repeats < 1
+
+
+def test_the_same_head_twice_stays_or_goes_twice():
+    """Equal predictions have no spread between them, which must not divide by zero."""
+    rng = np.random.default_rng(5)
+    one, two = heads(rng, [0.0, -2.0])
+    group = np.arange(150)
+    assert confidence_set([one, one], group, rng).members == (0, 1)
+    assert confidence_set([one, one, two, two], group, rng).members == (0, 1)
+    assert confidence_set([one], group, rng).members == (0,)
