@@ -5,33 +5,23 @@ the source only; validation and targets are looked at, never learned from.
 """
 
 import json
-import logging
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.preprocessing import StandardScaler
 
 from cache import disk
 from pipeline.errors import MissingFeaturesError, UnknownNameError
+from pipeline.fitting import ENSEMBLE, Failure, Fitted, fit_all
 from pipeline.heads import HEADS
-from pipeline.heads.training import Problem, train_head
-from pipeline.joined import JoinedFeatures, load_joined
-from pipeline.names import legible
+from pipeline.joined import load_joined
+from pipeline.predictions import predictions_of, write_predictions
 from pipeline.samples import SampleOptions, Samples
-from pipeline.scoring import Pair, Place, ensemble, pairs, places_of, scores
+from pipeline.scoring import Pair, Place, pairs, places_of, scores
 from pipeline.splits import FIT
 from pipeline.study import Study
 
-_LOG = logging.getLogger(__name__)
 HEADS_REPORT = "heads.json"
 PROBABILITIES = "probabilities.h5"
-#: Row of the mean probability of a head's seeds.
-ENSEMBLE = "_ensemble"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +71,6 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
-    """A head that could not be fitted, and why."""
-
-    backbone: str
-    head: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class CompareReport:
     """All numbers of one comparison, tidy.
 
@@ -103,16 +84,6 @@ class CompareReport:
     rows: tuple[Row, ...]
     pairs: dict[str, tuple[Pair, ...]]
     failures: tuple[Failure, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fitted:
-    """One fitted head on one backbone, with its probabilities ``(n, K)`` for all samples."""
-
-    head: str
-    seed: int
-    seconds: float
-    proba: NDArray[np.float64]
 
 
 def compare(study: Study, options: CompareOptions | None = None) -> CompareReport:
@@ -131,11 +102,12 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
     disk.probe(study.results)
     rows: list[Row] = []
     failures: list[Failure] = []
-    fitted: dict[str, tuple[Samples, list[_Fitted]]] = {}
+    fitted: dict[str, tuple[Samples, list[Fitted]]] = {}
     paired: dict[str, tuple[Pair, ...]] = {}
+    seeds = tuple(range(study.seed, study.seed + max(1, options.seeds)))
     for choice in study.backbones:
         joined = load_joined(study, choice, options.samples)
-        done, failed = _fit_all(joined, names, _seeds(study.seed, options.seeds))
+        done, failed = fit_all(joined, names, seeds)
         s = joined.samples
         places = places_of(s.domain, s.split, s.label, s.group, study.seed)
         rows += [row for place in places for one in done for row in _rows(choice.name, place, one)]
@@ -166,48 +138,7 @@ def _known(options: CompareOptions) -> tuple[str, ...]:
     return names
 
 
-def _seeds(first: int, count: int) -> tuple[int, ...]:
-    return tuple(range(first, first + max(1, count)))
-
-
-def _fit_all(
-    joined: JoinedFeatures, names: Sequence[str], seeds: tuple[int, ...]
-) -> tuple[list[_Fitted], list[Failure]]:
-    fit = joined.samples.split == FIT
-    scaler = StandardScaler().fit(joined.X[fit])
-    X = scaler.transform(joined.X)
-    s = joined.samples
-    problem = Problem(X=X[fit], y=s.label[fit], group=s.group[fit], seeds=seeds)
-    done: list[_Fitted] = []
-    failures = []
-    for name in names:
-        try:
-            done += _fit(name, problem, X)
-        except (ValueError, np.linalg.LinAlgError) as cause:
-            _LOG.warning("%s on %s failed: %s", name, joined.backbone, cause)
-            failures.append(Failure(backbone=joined.backbone, head=name, reason=str(cause)))
-    return done, failures
-
-
-def _fit(name: str, problem: Problem, X: NDArray[np.float32]) -> list[_Fitted]:
-    """A head for each seed and, where there are several, their ensemble."""
-    start = time.perf_counter()
-    heads = train_head(name, problem)
-    each = (time.perf_counter() - start) / len(heads)
-    fitted = [
-        _Fitted(head=name, seed=seed, seconds=each, proba=head.predict_proba(X))
-        for seed, head in zip(problem.seeds, heads, strict=False)
-    ]
-    if len(fitted) == 1:
-        return fitted
-    mean = ensemble([one.proba for one in fitted])
-    whole = _Fitted(
-        head=name + ENSEMBLE, seed=problem.seeds[0], seconds=each * len(heads), proba=mean
-    )
-    return [*fitted, whole]
-
-
-def _rows(backbone: str, place: Place, fitted: _Fitted) -> list[Row]:
+def _rows(backbone: str, place: Place, fitted: Fitted) -> list[Row]:
     return [
         Row(
             backbone=backbone,
@@ -228,7 +159,7 @@ def _rows(backbone: str, place: Place, fitted: _Fitted) -> list[Row]:
     ]
 
 
-def _paired(places: list[Place], done: list[_Fitted], baseline: str) -> tuple[Pair, ...]:
+def _paired(places: list[Place], done: list[Fitted], baseline: str) -> tuple[Pair, ...]:
     """Each head (the ensemble where it has seeds) against the baseline, off the fit split."""
     last = {one.head.removesuffix(ENSEMBLE): one for one in done}
     if baseline not in last:
@@ -244,22 +175,11 @@ def _paired(places: list[Place], done: list[_Fitted], baseline: str) -> tuple[Pa
 
 
 def _write(
-    study: Study, report: CompareReport, fitted: dict[str, tuple[Samples, list[_Fitted]]]
+    study: Study, report: CompareReport, fitted: dict[str, tuple[Samples, list[Fitted]]]
 ) -> None:
-    with h5py.File.in_memory(libver=("earliest", "v108")) as file:
-        for backbone, (samples, done) in fitted.items():
-            _write_probabilities(file.create_group(backbone), samples, done)
-        file.flush()
-        disk.publish(study.results / PROBABILITIES, file.id.get_file_image())
+    kept = {
+        backbone: predictions_of(samples, {(one.head, one.seed): one.proba for one in done})
+        for backbone, (samples, done) in fitted.items()
+    }
+    write_predictions(study.results / PROBABILITIES, kept)
     disk.publish(study.results / HEADS_REPORT, json.dumps(asdict(report), indent=1).encode())
-
-
-def _write_probabilities(group: Any, samples: Samples, done: list[_Fitted]) -> None:
-    """Rows of every dataset of a backbone's group describe the same image."""
-    group.attrs["classes"] = [legible(name) for name in samples.classes]
-    group["key"] = np.frombuffer(b"".join(samples.key), np.uint8).reshape(len(samples), -1)
-    group["label"] = samples.label
-    for name, values in (("domain", samples.domain), ("split", samples.split)):
-        group.create_dataset(name, data=[str(v) for v in values], dtype=h5py.string_dtype())
-    for one in done:
-        group[f"heads/{one.head}/{one.seed}"] = one.proba.astype(np.float32)

@@ -42,6 +42,10 @@ class MissingFeaturesError(PipelineError, LookupError):
     """Features are asked for that no run has computed yet."""
 
 
+class MissingPredictionsError(PipelineError, LookupError):
+    """Predictions of a stage are asked for that has not been run."""
+
+
 class CheckFailedError(PipelineError, ValueError):
     """A check found a leak or a disagreement; the numbers must not be trusted."""
 

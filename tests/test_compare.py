@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import pipeline.compare as compare_module
+import pipeline.fitting as fitting_module
 from cache import FeatureStore
 from pipeline.compare import CompareOptions, compare
 from pipeline.engines import EngineChoice
@@ -122,14 +123,14 @@ def _proba(study, head):
 
 def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
     """One singular matrix does not cost the table."""
-    train = compare_module.train_head
+    train = fitting_module.train_head
 
     def singular(name, problem):
         if name == "knn":
             raise ValueError("singular")
         return train(name, problem)
 
-    monkeypatch.setattr(compare_module, "train_head", singular)
+    monkeypatch.setattr(fitting_module, "train_head", singular)
     report = compare(study, only("knn", "prior"))
     assert [(f.head, f.reason) for f in report.failures] == [("knn", "singular")]
     assert {row.head for row in report.rows} == {"prior"}

@@ -1,0 +1,53 @@
+"""Per-image probabilities: what was written is read, and nobody is named."""
+
+import numpy as np
+import pytest
+
+from pipeline.errors import MissingPredictionsError
+from pipeline.predictions import predictions_of, read_predictions, write_predictions
+from pipeline.samples import Samples
+from pipeline.sources.items import Item
+
+
+@pytest.fixture
+def samples():
+    """Three images of two patients."""
+    return Samples(
+        key=tuple(bytes([i]) * 32 for i in range(3)),
+        label=np.array([0, 1, 1]),
+        group=np.array(["mrs-a", "mr-b", "mrs-a"]),
+        domain=np.array(["source", "source", "there"]),
+        split=np.array(["fit", "validation", "target"]),
+        items=tuple(Item(f"{name}.png", "normal", f"/{name}.png", None, None) for name in "abc"),
+        classes=("normal", "pneumonia"),
+    )
+
+
+def test_what_was_written_is_read(tmp_path, samples):
+    """Every field, for every backbone and predictor."""
+    proba = np.random.default_rng(0).dirichlet(np.ones(2), 3)
+    kept = predictions_of(samples, {("linear", 0): proba, ("mlp", 3): proba[::-1]})
+    write_predictions(tmp_path / "p.h5", {"net": kept, "other": kept})
+    read = read_predictions(tmp_path / "p.h5")
+    assert set(read) == {"net", "other"}
+    found = read["net"]
+    assert found.classes == ("normal", "pneumonia")
+    for name in ("key", "label", "patient", "domain", "split"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(kept, name))
+    assert set(found.proba) == {("linear", 0), ("mlp", 3)}
+    np.testing.assert_array_equal(found.proba["linear", 0], proba.astype(np.float32))
+    assert found.patient[0] == found.patient[2] != found.patient[1]
+
+
+def test_no_patient_and_no_path_is_in_the_file(tmp_path, samples):
+    """Results are passed on more freely than images."""
+    write_predictions(tmp_path / "p.h5", {"net": predictions_of(samples, {})})
+    content = (tmp_path / "p.h5").read_bytes()
+    assert b"mrs-a" not in content
+    assert b"a.png" not in content
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    """The stage that writes it has not been run."""
+    with pytest.raises(MissingPredictionsError, match="run the stage"):
+        read_predictions(tmp_path / "no.h5")
