@@ -13,7 +13,7 @@ from cache import FeatureStore, disk
 from pipeline.backbones import policy_of, spec_of
 from pipeline.engines import EngineChoice, check_choice
 from pipeline.errors import NoImagesError, SkippedImagesError
-from pipeline.filling import Filling, check_weights, warn_if_full
+from pipeline.filling import Filling, check_weights
 from pipeline.joined import FEATURES_REPORT
 from pipeline.progress import Progress
 from pipeline.recipes import frozen_network, store_for
@@ -163,7 +163,6 @@ class _Run:
         )
 
     def _fill(self, missing: Mapping[bytes, Item]) -> None:
-        warn_if_full(self._store, len(missing), spec_of(self._choice.name).dim)
         Filling(
             store=self._store,
             network=self._network,

@@ -66,11 +66,11 @@ class Filling:
         images = decoded(dict(missing), self.policy, self._skip)
         first = list(islice(images, 1))
         if first:  # no network is built for images that are all unusable
-            with closing(self._start()) as engine:
+            with closing(self._start(len(missing))) as engine:
                 self._rows(engine, chain(first, images), len(missing))
             compact(self.store)
 
-    def _start(self) -> Engine:
+    def _start(self, images: int) -> Engine:
         engine = start_engine(self.network(), self.engine, self.store.recipe.precision)
         _LOG.info("%s: %s", self.title, engine.description)
         if note := fallback_note(engine):
@@ -128,9 +128,8 @@ def check_weights(network: "torch.nn.Module", store: FeatureStore) -> None:
         )
 
 
-def warn_if_full(store: FeatureStore, rows: int, values: int) -> None:
-    """Say beforehand that the disk will not hold ``rows`` rows of ``values`` float32."""
-    needed = int(rows * values * 4 * 1.1)
+def _warn_if_full(store: FeatureStore, size: int) -> None:
+    needed = int(size * 1.1)
     free = disk.free_bytes(store.path)
     if free is not None and free < needed:
         _LOG.warning(
