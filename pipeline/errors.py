@@ -50,6 +50,10 @@ class MissingPredictionsError(PipelineError, LookupError):
     """Predictions of a stage are asked for that has not been run."""
 
 
+class CheckpointError(PipelineError, ValueError):
+    """A checkpoint belongs to another training, or none is whole."""
+
+
 class CheckFailedError(PipelineError, ValueError):
     """A check found a leak or a disagreement; the numbers must not be trusted."""
 
