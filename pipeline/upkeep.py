@@ -12,7 +12,7 @@ from cache.upkeep import quarantined
 from pipeline.backbones import policy_of
 from pipeline.engines import BATCH_SIZE, EngineChoice, start_engine
 from pipeline.errors import CheckFailedError, MissingFeaturesError
-from pipeline.extract import canary_features
+from pipeline.filling import canary_features
 from pipeline.recipes import frozen_network, store_for
 from pipeline.samples import load_samples
 from pipeline.stream import decoded, features_of
