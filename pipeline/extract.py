@@ -45,11 +45,13 @@ class ExtractOptions:
         engine: See :class:`pipeline.engines.EngineChoice`.
         samples: See :class:`pipeline.samples.SampleOptions`.
         strict: Whether a skipped image is an error once all good ones are safe.
+        report: Name of the report below the study's results.
     """
 
     engine: EngineChoice = field(default_factory=EngineChoice)
     samples: SampleOptions = field(default_factory=SampleOptions)
     strict: bool = False
+    report: str = FEATURES_REPORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     reports = tuple(run.go(len(unreadable)) for run in runs)
     skipped = (*unreadable, *dict.fromkeys(skip for run in runs for skip in run.skipped))
     report = ExtractReport(study=study.name, backbones=reports, skipped=skipped)
-    _write(study, report)
+    _write(study, report, options.report)
     _check_nothing_is_empty(samples, skipped)
     if options.strict and skipped:
         first = f"{skipped[0].domain}/{skipped[0].path}: {skipped[0].reason}"
@@ -156,6 +158,11 @@ class _Run:
             if key in self._bad
         ]
 
+    @property
+    def _title(self) -> str:
+        masked = self._choice.mask != "none"
+        return f"{self._choice.name}, {self._choice.mask}" if masked else self._choice.name
+
     def _report(self, unreadable: int, reused: int, seconds: float) -> BackboneReport:
         bad = len(self.skipped)
         computed = len(self._samples) - reused - bad
@@ -176,7 +183,7 @@ class _Run:
         self._store.prepare()
         gc(self._store)
         _warn_if_full(self._store, len(missing), spec_of(self._choice.name).dim)
-        policy = policy_of(self._choice.name, self._choice.resize)
+        policy = policy_of(self._choice.name, self._choice.resize, self._choice.mask)
         images = decoded(dict(missing), policy, self._skip)
         first = list(islice(images, 1))
         if first:  # no network is built for images that are all unusable
@@ -185,10 +192,11 @@ class _Run:
             compact(self._store)
 
     def _run(self, engine: Engine, images: Any, total: int) -> None:
-        guard = FeatureGuard()
+        # Masked pictures may well be equal: many have four black corners.
+        guard = FeatureGuard(copies=self._choice.mask != "none")
         provenance = provenance_text(engine.provenance())
         with (
-            Progress(self._choice.name, total) as progress,
+            Progress(self._title, total) as progress,
             Writer(self._store, provenance=provenance) as writer,
         ):
             self._advance = progress.advance
@@ -199,7 +207,7 @@ class _Run:
                 else:
                     writer.add(key, row)
                 progress.advance()
-        if guard.same:
+        if guard.same and self._choice.mask == "none":
             _LOG.warning(
                 "%s: %d images have the features of another image: the same pixels in other bytes",
                 self._choice.name,
@@ -270,7 +278,7 @@ def _warn_if_full(store: FeatureStore, rows: int, dim: int) -> None:
         )
 
 
-def _write(study: Study, report: ExtractReport) -> None:
+def _write(study: Study, report: ExtractReport, name: str) -> None:
     disk.make_dir(study.results)
     text = json.dumps(asdict(report), indent=1)
-    disk.publish(study.results / FEATURES_REPORT, text.encode())
+    disk.publish(study.results / name, text.encode())
