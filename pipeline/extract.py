@@ -36,11 +36,13 @@ class ExtractOptions:
         engine: See :class:`pipeline.engines.EngineChoice`.
         samples: See :class:`pipeline.samples.SampleOptions`.
         strict: Whether a skipped image is an error once all good ones are safe.
+        report: Name of the report below the study's results.
     """
 
     engine: EngineChoice = field(default_factory=EngineChoice)
     samples: SampleOptions = field(default_factory=SampleOptions)
     strict: bool = False
+    report: str = FEATURES_REPORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     reports = tuple(run.go(len(unreadable)) for run in runs)
     skipped = (*unreadable, *dict.fromkeys(skip for run in runs for skip in run.skipped))
     report = ExtractReport(study=study.name, backbones=reports, skipped=skipped)
-    _write(study, report)
+    _write(study, report, options.report)
     _check_nothing_is_empty(samples, skipped)
     if options.strict and skipped:
         first = f"{skipped[0].domain}/{skipped[0].path}: {skipped[0].reason}"
@@ -146,6 +148,11 @@ class _Run:
             if key in self._bad
         ]
 
+    @property
+    def _title(self) -> str:
+        masked = self._choice.mask != "none"
+        return f"{self._choice.name}, {self._choice.mask}" if masked else self._choice.name
+
     def _report(self, unreadable: int, reused: int, seconds: float) -> BackboneReport:
         bad = len(self.skipped)
         computed = len(self._samples) - reused - bad
@@ -166,10 +173,11 @@ class _Run:
         Filling(
             store=self._store,
             network=self._network,
-            policy=policy_of(self._choice.name, self._choice.resize),
+            policy=policy_of(self._choice.name, self._choice.resize, self._choice.mask),
             engine=self._options.engine,
-            title=self._choice.name,
+            title=self._title,
             bad=self._bad,
+            copies=self._choice.mask != "none",
         ).run(missing)
 
     def _network(self) -> "Frozen":
@@ -197,7 +205,7 @@ def _say_duplicates(samples: Samples) -> None:
         )
 
 
-def _write(study: Study, report: ExtractReport) -> None:
+def _write(study: Study, report: ExtractReport, name: str) -> None:
     disk.make_dir(study.results)
     text = json.dumps(asdict(report), indent=1)
-    disk.publish(study.results / FEATURES_REPORT, text.encode())
+    disk.publish(study.results / name, text.encode())

@@ -44,6 +44,8 @@ class Filling:
         policy: From bytes to the pixels that the network takes.
         engine: What the user asks for.
         title: Of the progress bar and the messages.
+        copies: Whether many images may have the row of another: masked pictures often do,
+            since many have four black corners.
         bad: Why images could not be used, by key; grows while :meth:`run` runs.
     """
 
@@ -52,6 +54,7 @@ class Filling:
     policy: PixelPolicy
     engine: EngineChoice
     title: str
+    copies: bool = False
     bad: dict[bytes, str] = field(default_factory=dict)
     _advance: Callable[[], None] = lambda: None
 
@@ -76,11 +79,12 @@ class Filling:
         if note := fallback_note(engine):
             _LOG.warning("%s", note)
         canaries = canary_features(engine, self.policy)
+        _warn_if_full(self.store, images * canaries[0].nbytes)
         check_canaries(self.store.path, self.store.recipe, canaries, provenance=engine.provenance())
         return engine
 
     def _rows(self, engine: Engine, images: Iterator[Image], total: int) -> None:
-        guard = FeatureGuard()
+        guard = FeatureGuard(copies=self.copies)
         provenance = provenance_text(engine.provenance())
         with (
             Progress(self.title, total) as progress,
@@ -94,7 +98,7 @@ class Filling:
                 else:
                     writer.add(key, row)
                 progress.advance()
-        if guard.same:
+        if guard.same and not self.copies:
             _LOG.warning(
                 "%s: %d images have the features of another image: the same pixels in other bytes",
                 self.title,

@@ -135,7 +135,7 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
     keys = list(stored)
     rng = np.random.default_rng(study.seed)
     picked = [keys[i] for i in rng.permutation(len(keys))[:sample]]
-    policy = policy_of(backbone.name, backbone.resize)
+    policy = policy_of(backbone.name, backbone.resize, backbone.mask)
     other = replace(choice, batch_size=choice.batch_size or BATCH_SIZE["cpu"] * 2 - 1)
     with closing(start_engine(frozen_network(backbone), other, backbone.precision)) as engine:
         canaries = canary_features(engine, policy)
