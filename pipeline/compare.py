@@ -6,13 +6,14 @@ the source only; validation and targets are looked at, never learned from.
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from cache import disk
 from pipeline.errors import MissingFeaturesError, UnknownNameError
 from pipeline.fitting import Failure, Fitted, fit_all
 from pipeline.head_report import CompareReport, Table, write_report
 from pipeline.heads import HEADS
-from pipeline.heads.out_of_fold import OutOfFold, out_of_fold
-from pipeline.heads.training import Problem
+from pipeline.heads.out_of_fold import FitSplit, OutOfFold, out_of_fold
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.predictions import predictions_of, write_predictions
 from pipeline.procedures import honest_bests, procedures
@@ -132,10 +133,10 @@ def _out_of_fold(
     if not repeats:
         return None
     models = {one.head: one.model for one in reversed(done) if one.model is not None}
-    fit, s = joined.samples.split == FIT, joined.samples
-    problem = Problem(X=joined.X[fit], y=s.label[fit], group=s.group[fit], seeds=(done[0].seed,))
+    s, rows = joined.samples, np.flatnonzero(joined.samples.split == FIT)
+    fit = FitSplit(X=joined.X, rows=rows, y=s.label[rows], group=s.group[rows], seed=done[0].seed)
     try:
-        found = out_of_fold(dict(reversed(models.items())), problem, repeats=repeats)
+        found = out_of_fold(dict(reversed(models.items())), fit, repeats=repeats)
     except ValueError as cause:
         failures.append(Failure(backbone=joined.backbone, head="out of fold", reason=str(cause)))
         return None

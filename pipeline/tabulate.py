@@ -124,12 +124,13 @@ def _confusion(place: Place, one: Fitted) -> Confusion:
 
 def _detail(one: Fitted) -> HeadDetail:
     head = one.model[-1] if hasattr(one.model, "steps") else one.model
+    curves = getattr(head, "curves_", None)
     return HeadDetail(
         head=one.head,
         seed=one.seed,
         seconds=round(one.seconds, 4),
         chosen=_chosen(one, head),
-        curves=getattr(head, "curves_", None),
+        curves=None if curves is None else dict(curves),
         path=getattr(head, "path_", None),
     )
 

@@ -16,6 +16,8 @@ from sklearn.base import clone
 
 from pipeline.heads.training import Problem
 
+Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class OutOfFold:
@@ -37,36 +39,60 @@ class OutOfFold:
         return int(self.fold.max()) + 1
 
 
-def out_of_fold(models: Mapping[str, Any], problem: Problem, *, repeats: int) -> OutOfFold:
+@dataclass(frozen=True, kw_only=True)
+class FitSplit:
+    """The rows that heads may see, in the features of everything: no copy is made of them.
+
+    Attributes:
+        X: Features as the backbone gave them, shape ``(N, d)``.
+        rows: Which of them are the fit split, shape ``(n,)``.
+        y: Labels 0 to K - 1 of these, shape ``(n,)``.
+        group: Their patients.
+        seed: Of the first repeat, for its folds and its heads; it rises by one.
+    """
+
+    X: NDArray[np.float32]
+    rows: NDArray[np.intp]
+    y: NDArray[np.int64]
+    group: NDArray[np.str_]
+    seed: int
+
+    def folds(self, repeat: int) -> list[Fold]:
+        """Row numbers (in, out), of ``n``, of each fold; labels and patients alone decide."""
+        nothing = np.empty((len(self.y), 0), np.float32)
+        seeds = (self.seed + repeat,)
+        return Problem(X=nothing, y=self.y, group=self.group, seeds=seeds).folds()
+
+
+def out_of_fold(models: Mapping[str, Any], fit: FitSplit, *, repeats: int) -> OutOfFold:
     """Fit every head again on each fold, and ask it about the rest.
 
     Args:
         models: By name, a fitted classifier from features as the backbone gave them.
-        problem: The fit split, features not scaled. Its first seed and those that follow
-            it make the folds and the heads of the repeats.
+        fit: What may be seen.
         repeats: How often all rows are divided anew, 1 or more.
 
     Raises:
         ValueError: A class has fewer patients than two.
     """
-    first = problem.seeds[0]
-    divisions = [_folds(problem, first + repeat) for repeat in range(repeats)]
+    divisions = [fit.folds(repeat) for repeat in range(repeats)]
     proba, failures = {}, {}
     for name, model in models.items():
         try:
             proba[name] = np.stack(
-                [
-                    _divided(model, problem, folds, first + repeat)
-                    for repeat, folds in enumerate(divisions)
-                ]
+                [_divided(model, fit, folds, fit.seed + i) for i, folds in enumerate(divisions)]
             )
         except (ValueError, np.linalg.LinAlgError) as cause:
             failures[name] = str(cause)
-    fold = np.zeros((repeats, len(problem.y)), np.intp)
+    return OutOfFold(fold=_numbers(divisions, len(fit.y)), proba=proba, failures=failures)
+
+
+def _numbers(divisions: list[list[Fold]], n: int) -> NDArray[np.intp]:
+    fold = np.zeros((len(divisions), n), np.intp)
     for repeat, folds in enumerate(divisions):
         for number, (_, out) in enumerate(folds):
             fold[repeat, out] = number
-    return OutOfFold(fold=fold, proba=proba, failures=failures)
+    return fold
 
 
 def at_chosen(model: Any) -> Any:
@@ -86,19 +112,13 @@ def with_seed(model: Any, seed: int) -> Any:
     return model.set_params(**drawing)
 
 
-def _folds(problem: Problem, seed: int) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    again = Problem(X=problem.X, y=problem.y, group=problem.group, seeds=(seed,))
-    return again.folds()
-
-
-def _divided(
-    model: Any,
-    problem: Problem,
-    folds: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
-    seed: int,
-) -> NDArray[np.float64]:
-    proba = np.zeros((len(problem.y), int(problem.y.max()) + 1))
+def _divided(model: Any, fit: FitSplit, folds: list[Fold], seed: int) -> NDArray[np.float64]:
+    classes = int(fit.y.max()) + 1
+    proba = np.zeros((len(fit.y), classes))
     for inside, outside in folds:
-        head = with_seed(at_chosen(model), seed).fit(problem.X[inside], problem.y[inside])
-        proba[outside] = head.predict_proba(problem.X[outside])
+        y = fit.y[inside]
+        if len(np.unique(y)) < classes:
+            raise ValueError("a fold leaves no patient of some class to learn from")
+        head = with_seed(at_chosen(model), seed).fit(fit.X[fit.rows[inside]], y)
+        proba[outside] = head.predict_proba(fit.X[fit.rows[outside]])
     return proba
