@@ -46,9 +46,10 @@ def _backbone(report: CompareReport, name: str, table: Table) -> Iterator[str]:
 
 
 def _question_of_trained(report: CompareReport, table: Table) -> str:
-    if any(p.reference == BASELINE for p in table.pairs):
+    if report.baseline in {row.head.removesuffix(ENSEMBLE) for row in table.rows}:
         against = (
-            f"points: accuracy against the baseline {report.baseline}; p: Holm's over the heads"
+            f"points: accuracy against the baseline {report.baseline}; p: after Holm; "
+            "better and worse need p < 0.05, equivalent: within 1 point"
         )
     else:
         against = f"the baseline {report.baseline} is not among the heads that were fitted"

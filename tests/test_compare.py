@@ -1,5 +1,6 @@
 """Stage 2: fitted on the fit split alone, scored everywhere, kept for later stages."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from sklearn.dummy import DummyClassifier
 
 import pipeline.compare as compare_module
 import pipeline.fitting as fitting_module
+import pipeline.heads.out_of_fold as out_of_fold_module
 from cache import FeatureStore
-from pipeline.compare import CompareOptions, compare
+from pipeline.compare import QUICK, CompareOptions, compare
 from pipeline.engines import EngineChoice
 from pipeline.errors import UnknownNameError
 from pipeline.extract import ExtractOptions, extract
@@ -61,6 +64,52 @@ def test_the_file_is_tidy_and_says_what_the_report_says(study):
         "low", "high", "n", "groups", "ci_method",
     }  # fmt: skip
     assert len(written["rows"]) == len(report.rows)
+    with (study.results / "heads.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [list(row) for row in table[:1]] == [list(written["rows"][0])]
+    assert [float(row["value"]) for row in table] == [row["value"] for row in written["rows"]]
+    assert {row["low"] for row in table if row["role"] == "fit"} == {""}
+
+
+def test_the_file_tells_of_each_head_how_it_came_to_be(study):
+    """What was chosen, confusion matrices that add up, and every comparison by backbone."""
+    compare(study, only("linear", "mlp"))
+    written = json.loads((study.results / "heads.json").read_text())
+    chosen = {(one["head"], one["seed"]): one["chosen"] for one in written["details"]}
+    assert chosen["linear", 0]["C"] in HEADS["linear"].grid["C"]
+    assert set(chosen) == {("linear", 0), ("mlp", 0), ("mlp", 1)}
+    counts = {(c["head"], c["role"]): c["counts"] for c in written["confusion"]}
+    assert np.sum(counts["mlp_ensemble", "target"]) == 40
+    rows = {(r["head"], r["role"], r["metric"]): r["value"] for r in written["rows"]}
+    right = np.trace(counts["linear", "target"]) / 40
+    assert rows["linear", "target", "accuracy"] == pytest.approx(right)
+    lists = ("pairs", "best_sets", "seed_spread", "confusion", "honest", "procedures")
+    assert {one["backbone"] for name in lists for one in written[name]} == {"tiny"}
+    assert {one["among"] for one in written["honest"]} == {2}
+
+
+def test_without_repeats_nothing_is_fitted_again(study, monkeypatch):
+    """What --quick leaves out is left out, not made cheaper."""
+    monkeypatch.setattr(compare_module, "out_of_fold", lambda *_, **__: pytest.fail("fitted"))
+    report = compare(study, replace(QUICK, heads=("linear", "prior")))
+    assert (report.tables["tiny"].honest, report.tables["tiny"].procedures) == ((), ())
+    assert "WHICH KIND OF HEAD" not in heads_text(report)
+
+
+def test_a_head_that_fails_out_of_fold_keeps_its_scores(study, monkeypatch):
+    """It has its row with a reason, and is no candidate for the honest best."""
+    again = out_of_fold_module.at_chosen
+
+    def failing(model):
+        if isinstance(model, DummyClassifier):
+            raise np.linalg.LinAlgError("singular")
+        return again(model)
+
+    monkeypatch.setattr(out_of_fold_module, "at_chosen", failing)
+    report = compare(study, only("linear", "lda", "prior"))
+    assert [(f.head, f.reason) for f in report.failures] == [("prior", "out of fold: singular")]
+    assert {one.among for one in report.tables["tiny"].honest} == {2}
+    assert "prior" in {row.head for row in report.rows}
 
 
 def test_probabilities_are_kept_for_each_image_under_its_key(study):
