@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.figures.album import FOLDER, draw_album
@@ -21,6 +22,7 @@ from pipeline.figures.style import (
     SMALL,
     VERMILION,
     NothingToDrawError,
+    arrangement,
     colour,
     grid,
     new_figure,
@@ -28,7 +30,6 @@ from pipeline.figures.style import (
 )
 
 _ROW = 0.2
-_COLUMNS = 3
 _CURVES = ("loss", "accuracy")
 _SEEDS: Mapping[str, Any] = MappingProxyType(
     {"linestyle": "", "marker": "o", "color": SKY, "markersize": 2.6, "alpha": 0.8, "mew": 0}
@@ -55,8 +56,7 @@ def draw(results: Path) -> list[Path]:
 def forest(data: HeadsData) -> Figure:
     """Accuracy of every head with its interval at each place, in one order for all."""
     places = _places(data)
-    columns = min(len(places), _COLUMNS)
-    rows = -(-len(places) // columns)
+    rows, columns = arrangement(len(places))
     figure = new_figure(0.75 + rows * (0.45 + _ROW * len(data.entries)))
     grid_of = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, where in zip(grid_of.flat, places, strict=False):
@@ -74,6 +74,7 @@ def _forest_panel(axes: Axes, entries: tuple[Entry, ...], where: Where) -> None:
     axes.set_ylim(-0.6, len(entries) - 0.4)
     axes.tick_params(axis="y", length=0)
     axes.set_title(place_name(where))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     grid(axes)
     # The heads that learn set the scale: the prior, far off, would press them together.
     for height, entry in sorted(zip(heights, entries, strict=True), key=lambda x: is_prior(x[1])):
@@ -197,8 +198,7 @@ def regularisation_path(data: HeadsData) -> Figure:
     paths = {d["head"]: d["path"] for d in data.details if d.get("path")}
     if not paths:
         raise NothingToDrawError("heads.json has no regularisation path")
-    columns = min(len(paths), _COLUMNS)
-    rows = -(-len(paths) // columns)
+    rows, columns = arrangement(len(paths))
     figure = new_figure(0.4 + 2.2 * rows, max(3.4, 2.4 * columns))
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(paths) :]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.compare import HEADS_REPORT, PROBABILITIES
@@ -18,7 +17,6 @@ from pipeline.predictions import Predictions, read_predictions
 from pipeline.splits import FIT
 from pipeline.study import SOURCE
 
-_BINARY = 2
 #: Where a head was judged: domain and role.
 Where = tuple[str, str]
 
@@ -152,15 +150,3 @@ def is_prior(entry: Entry) -> bool:
 def place_name(where: Where) -> str:
     """``source, validation`` for the source, else the target's name."""
     return f"{where[0]}, {where[1]}" if where[0] == SOURCE else where[0]
-
-
-def event_of(label: NDArray[Any], proba: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[Any]]:
-    """What is foretold and with which probability: the second of two classes, else "right".
-
-    Args:
-        label: Shape (n,).
-        proba: Shape (n, K).
-    """
-    if proba.shape[1] == _BINARY:
-        return label == 1, proba[:, 1]
-    return proba.argmax(axis=1) == label, proba.max(axis=1)

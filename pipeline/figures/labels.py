@@ -64,7 +64,9 @@ def name_ends(axes: Axes, labels: Sequence[Label], *, room: float = 0.3) -> None
     gap = (high - low) * (SMALL * 1.25) / max(height, 1.0)
     places = spread(np.array([label.y for label in labels]), gap)
     width = right - left
+    axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= right])
     axes.set_xlim(left, right + room * width)
+    axes.spines["bottom"].set_bounds(left, right)
     for label, y in zip(labels, places, strict=True):
         axes.plot(
             [label.x, right + 0.04 * width],
@@ -138,7 +140,7 @@ def _best_offset(
             box = Bbox([low, high])
             outside = np.maximum(0, [frame.x0 - low[0], frame.y0 - low[1]]).sum()
             outside += np.maximum(0, [high[0] - frame.x1, high[1] - frame.y1]).sum()
-            cost = sum(_overlap(box, other) for other in taken) + outside * size[1]
+            cost = sum(_overlap(box, other) for other in taken) + outside * 10 * size[1]
             if cost < least:
                 best, least = offset, cost
         if least == 0:

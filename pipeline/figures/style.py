@@ -100,6 +100,12 @@ def image_bytes(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def arrangement(panels: int) -> tuple[int, int]:
+    """Rows and columns for a number of panels: three abreast, four as two and two."""
+    columns = 2 if panels == 4 else min(panels, 3)  # noqa: PLR2004 - see the sentence above
+    return -(-panels // columns), columns
+
+
 def colour(number: int) -> str:
     """Of series ``number``; they repeat after six."""
     return COLOURS[number % len(COLOURS)]
