@@ -4,12 +4,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from pipeline.compare import CompareReport
 from pipeline.extract import BackboneReport, ExtractReport
+from pipeline.grids import WIDTH as _WIDTH
+from pipeline.grids import number as _number
+from pipeline.grids import rendered as _render
+from pipeline.grids import table as _table
 from pipeline.names import legible
 from pipeline.samples import Skip
 from pipeline.shift.leaderboard import Row as LeaderboardRow
@@ -18,7 +18,6 @@ from pipeline.splits import VALIDATION
 from pipeline.study import SOURCE
 
 _SHOWN = 10
-_WIDTH = 120
 
 
 def features_text(report: ExtractReport) -> str:
@@ -92,10 +91,6 @@ def _score(values: Mapping[Any, float], domain: str, role: str) -> str:
     return f"{_number(accuracy)} / {_number(auroc)}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def shift_text(report: ShiftReport) -> str:
     """For each target: how far apart the hospitals are, then what the fixes do."""
     return "\n\n".join(_target_text(target) for target in report.targets)
@@ -167,17 +162,3 @@ def stores_text(stores: Sequence[Mapping[str, Any]]) -> str:
         )
     broken = [f"{row['store']}: {row['error']}" for row in stores if row["error"]]
     return "\n".join([_render(table), *broken])
-
-
-def _table(columns: Sequence[str], *, left: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", no_wrap=True)
-    return table
-
-
-def _render(table: Table) -> str:
-    console = Console(width=_WIDTH, no_color=True)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())

@@ -1,14 +1,11 @@
 """Small trainings that tests run here, in child processes, and under ``torchrun``."""
 
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.finetune import parallel
 from pipeline.finetune.checkpoints import Checkpoints
 from pipeline.finetune.loop import LoopSettings, train
 
