@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pipeline.cli_cache import cache_group
+from pipeline.cli_finetune import finetune_command
 from pipeline.cli_shared import command, engine_options, precision_option, study_argument
 
 
@@ -189,6 +190,7 @@ def doctor(*, quiet: bool) -> dict[str, Any]:
 
 
 main.add_command(cache_group)
+main.add_command(finetune_command)
 
 if __name__ == "__main__":
     main()

@@ -11,6 +11,7 @@ from pipeline.shift.leaderboard import Row as LeaderboardRow
 from pipeline.shift.stage import ShiftReport, TargetReport
 from pipeline.text_table import WIDTH as _WIDTH
 from pipeline.text_table import new_table as _table
+from pipeline.text_table import number as _number
 from pipeline.text_table import render as _render
 
 _SHOWN = 10
@@ -38,10 +39,6 @@ def _skipped_lines(skipped: Sequence[Skip]) -> list[str]:
     if len(skipped) > _SHOWN:
         lines.append(f"  and {len(skipped) - _SHOWN} more; all are in features.json")
     return lines
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def shift_text(report: ShiftReport) -> str:

@@ -24,3 +24,8 @@ def render(table: Table) -> str:
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())
+
+
+def number(value: float | None) -> str:
+    """Three digits; a dash for what is not known."""
+    return "-" if value is None else f"{value:.3f}"
