@@ -22,7 +22,8 @@ from pipeline.fitting import ENSEMBLE
 from pipeline.metrics import accuracy
 from pipeline.predictions import Predictions, read_predictions
 from pipeline.samples import Samples
-from pipeline.scoring import Pair, Place, pairs, places_of, scores
+from pipeline.pairing import Pair, pairs
+from pipeline.scoring import Place, places_of, scores
 from pipeline.splits import FIT, VALIDATION
 from pipeline.stats import Interval
 
@@ -101,11 +102,17 @@ class Model:
 def rows_of(samples: Samples, models: Sequence[Model], results: Path, seed: int) -> list[Row]:
     """Score every model on every domain."""
     places = places_of(samples.domain, samples.split, samples.label, samples.group, seed)
-    return [_row(model, places, results) for model in models]
+    numbered = dict(enumerate(models))
+    found = [scores(p, {i: m.proba[p.rows] for i, m in numbered.items()}) for p in places]
+    return [
+        _row(model.record, places, [at_place[i] for at_place in found], results)
+        for i, model in numbered.items()
+    ]
 
 
-def _row(model: Model, places: Sequence[Place], results: Path) -> Row:
-    r = model.record
+def _row(
+    r: Record, places: Sequence[Place], found: Sequence[Mapping[str, Interval]], results: Path
+) -> Row:
     return Row(
         record=r,
         seconds_per_epoch=r.seconds / r.epochs if r.epochs else None,
@@ -115,9 +122,9 @@ def _row(model: Model, places: Sequence[Place], results: Path) -> Row:
                 role=place.role,
                 n=len(place.label),
                 groups=place.patients,
-                metrics={m: _score(found) for m, found in scores(place, model.proba[place.rows])},
+                metrics={m: _score(interval) for m, interval in metrics.items()},
             )
-            for place in places
+            for place, metrics in zip(places, found, strict=True)
         ),
         break_even=_break_even(r, results),
     )
