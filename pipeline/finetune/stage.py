@@ -30,6 +30,7 @@ from pipeline.finetune.methods import (
 )
 from pipeline.finetune.mixing import mix_method
 from pipeline.finetune.pixels import limited
+from pipeline.finetune.settings import LoopSettings
 from pipeline.finetune.training import (
     OWN,
     TrainingOptions,
@@ -130,7 +131,9 @@ def _check(study: Study, names: Sequence[str], options: FinetuneOptions) -> None
     for what, value in (("limit", options.limit), ("image size", options.training.image_size)):
         if value is not None and value < 1:
             raise StudyError(f"{what} {value}: allowed is 1 or more")
-    for name in names:  # settings refuse what is in no table or out of range
+    # Settings refuse what is in no table or out of range, also where no method uses it.
+    LoopSettings(augmentation=options.training.augmentation)
+    for name in names:
         settings_of(METHODS[name], options.training, seed=study.seed)
 
 

@@ -2,9 +2,9 @@
 
 from pipeline.finetune.comparison import Domain, PairRow, Row
 from pipeline.finetune.stage import ComparisonReport
+from pipeline.text_table import new_table, number, render
 from pipeline.names import legible
 from pipeline.study import SOURCE
-from pipeline.text_table import new_table, number, render
 
 
 def comparison_text(report: ComparisonReport) -> str:
@@ -15,8 +15,11 @@ def comparison_text(report: ComparisonReport) -> str:
             f"{report.study}: accuracy / AUROC{positive}",
             _scores(report),
             "",
-            "what it cost",
+            "what it cost to train",
             _costs(report),
+            "",
+            "what moved, and how the validation loss ended",
+            _endings(report),
             *_pairs(report),
             f"-> {report.file}",
         ]
@@ -47,23 +50,42 @@ def _name(row: Row) -> str:
 
 
 def _costs(report: ComparisonReport) -> str:
-    columns = ["method", "moved", "s", "epochs", "s/epoch", "images/s", "trained", "GFLOP"]
-    found = new_table(["backbone", *columns, "best", "at the end", "heads"], left=3)
+    """Heads: how many could have been trained from the store in the same time."""
+    columns = ["s", "epochs", "s/epoch", "images/s", "GFLOP/image", "heads"]
+    found = new_table(["backbone", "method", *columns], left=2)
     for row in report.rows:
         r = row.record
+        more = (
+            ""
+            if r.extrapolated is None
+            else (f" ({r.extrapolated['epochs']} epochs: about {r.extrapolated['seconds']:.0f} s)")
+        )
         found.add_row(
             r.backbone,
-            r.method,
-            r.moved,
+            r.method + more,
             f"{r.seconds:.1f}",
             str(r.epochs),
             "-" if row.seconds_per_epoch is None else f"{row.seconds_per_epoch:.2f}",
             "-" if r.images_per_second is None else f"{r.images_per_second:.1f}",
-            f"{r.trainable_parameters:,}",
             f"{r.gflop_per_trained_image:.3f}",
-            "-" if r.best_epoch is None else str(r.best_epoch + 1),
-            r.convergence.trend or "-",
             "-" if row.break_even is None else str(row.break_even["heads"]),
+        )
+    return render(found)
+
+
+def _endings(report: ComparisonReport) -> str:
+    """Epochs are counted from 1 here; the trend is that of the validation loss."""
+    found = new_table(["backbone", "method", "moved", "parameters", "best", "trend"], left=3)
+    for row in report.rows:
+        r = row.record
+        best = "-" if r.best_epoch is None else f"{r.best_epoch + 1} of {r.epochs}"
+        found.add_row(
+            r.backbone,
+            r.method,
+            r.moved,
+            f"{r.trainable_parameters:,}",
+            best,
+            r.convergence.trend or "-",
         )
     return render(found)
 

@@ -40,7 +40,7 @@ from pipeline.finetune.settings import LoopSettings
 from pipeline.samples import Samples
 from pipeline.splits import FIT
 from pipeline.splits import VALIDATION as VALIDATION_SPLIT
-from pipeline.study import BackboneChoice, Study
+from pipeline.study import SOURCE, BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
 #: In the place of a backbone's name for networks that have none.
@@ -172,7 +172,7 @@ class Workbench:
             "backbone": self.backbone(name),
             "weights": self.weights if method.pretrained else None,
             "preprocessing": self.place(at_cut=False).policy.to_json(),
-            "images": digest_of(self.samples.where(self.samples.domain == self.samples.domain[0])),
+            "images": digest_of(self.samples.where(self.samples.domain == SOURCE)),
             "starts from": [self.model(one).weights_sha256() for one in method.starts_from],
             **({f"settings.{k}": v for k, v in settings.items()} if method.trains else {}),
         }
