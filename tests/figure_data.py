@@ -177,3 +177,62 @@ _NG = {
     "transfer": {"target_hardness": _gap(0.1), "transfer_gap": _gap(0.05)},
     "not_identifiable": {"avoidable_bias": "no human error is given"},
 }
+
+
+def write_comparison(folder: Path, *, methods=("lp", "full", "wise_ft"), targets=("far",)):
+    """Write ``comparison.json``; returns the JSON."""
+    rng = np.random.default_rng(2)
+    places = [("source", "fit"), ("source", "validation"), *((t, "target") for t in targets)]
+    report = {
+        "schema": 1,
+        "study": "made up",
+        "classes": ["a", "b"],
+        "rows": [_model(m, i, places, rng) for i, m in enumerate(methods)],
+        "pairs": [],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "comparison.json").write_text(json.dumps(report))
+    return report
+
+
+def _model(method, number, places, rng):
+    epochs = range(12)
+    curves = [
+        {
+            "epoch": e, "fit_loss": 0.1 + 0.5**e, "fit_accuracy": 1 - 0.5 ** (e + 1),
+            "validation_loss": 0.2 + 0.5**e, "validation_accuracy": 0.95 - 0.5 ** (e + 1),
+        }
+        for e in epochs
+    ]  # fmt: skip
+    mixed = {
+        "from": "lp", "to": "full", "alpha": 0.3, "rule": "lowest validation log loss",
+        "curve": [
+            {
+                "alpha": a / 10,
+                "domains": [
+                    {"domain": d, "role": r, "accuracy": float(0.9 - 0.1 * k - (a / 10 - 0.4) ** 2)}
+                    for k, (d, r) in enumerate(places[1:])
+                ],
+            }
+            for a in range(11)
+        ],
+    }  # fmt: skip
+    return {
+        "method": method,
+        "backbone": "pixels" if method.startswith("scratch") else "tiny",
+        "seed": 0,
+        "seconds": 3.0 * 4**number,
+        "curves": [] if method == "wise_ft" else curves,
+        "mixed": mixed if method == "wise_ft" else None,
+        "domains": [
+            {
+                "domain": d, "role": r, "n": 50, "groups": 50,
+                "metrics": {"accuracy": _score(float(rng.uniform(0.7, 0.95)))},
+            }
+            for d, r in places
+        ],
+    }  # fmt: skip
+
+
+def _score(value):
+    return {"value": value, "low": value - 0.04, "high": value + 0.03, "ci_method": "Wilson"}

@@ -29,6 +29,7 @@ from pipeline.figures.style import (
     MARKERS,
     SMALL,
     VERMILION,
+    WIDTH,
     NothingToDrawError,
     arrangement,
     new_figure,
@@ -96,7 +97,7 @@ def feature_map(data: ShiftData) -> Figure:
     """Images on two principal components: colour by domain, shade and marker by class."""
     targets = data.having("map", "shift.json has no map")
     rows, columns = arrangement(len(targets))
-    figure = new_figure(0.4 + 3.0 * rows, 0.3 + 3.4 * columns if columns > 1 else 4.4)
+    figure = new_figure(0.4 + 3.0 * rows, WIDTH if columns > 1 else 4.4)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(targets) :]:
         axes.set_visible(False)
@@ -153,7 +154,7 @@ def densities(data: ShiftData) -> Figure:
     """Densities of the score by class: the source upwards, the target downwards."""
     sides = data.sides()
     rows, columns = arrangement(len(sides))
-    figure = new_figure(0.55 + 2.3 * rows, 0.3 + 3.4 * columns if columns > 1 else 4.4)
+    figure = new_figure(0.55 + 2.3 * rows, WIDTH if columns > 1 else 4.4)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(sides) :]:
         axes.set_visible(False)
@@ -178,7 +179,7 @@ def _density_panel(axes: Axes, here: Side, there: Side, classes: tuple[str, ...]
     axes.axhline(0, color=GREY, linewidth=0.8)
     largest = max(abs(limit) for limit in axes.get_ylim())
     axes.set_ylim(-1.25 * largest, 1.25 * largest)
-    ticks = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]
+    ticks = [0.001, 0.02, 0.5, 0.98, 0.999]
     axes.set_xticks([float(logit(t)) for t in ticks], [f"{t:g}" for t in ticks])
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -234,12 +235,8 @@ def roc(data: ShiftData) -> Figure:
         for name, here, there in data.sides()
     ]
     figure = squares(panels, ("1 - specificity", "sensitivity"))
-    figure.suptitle(
-        "ROC with AUROC; thresholds chosen on the source: sens/spec, source → target",
-        x=0.01,
-        ha="left",
-        fontsize=8.5,
-    )
+    figure.suptitle("ROC, with thresholds of the source carried over", x=0.01, ha="left")
+    figure.supxlabel("marks: sensitivity/specificity, source → target", fontsize=7)
     return figure
 
 

@@ -125,7 +125,8 @@ def squares(panels: Sequence[Square], names: tuple[str, str]) -> Figure:
     lines = max(len(panel.curves) + len(panel.marks) for panel in panels)
     text = _LINE * lines + 0.05
     figure = new_figure(0.45 + rows * (_SIDE + text), 0.2 + 2.35 * max(columns, 2))
-    cells = figure.add_gridspec(2 * rows, columns, height_ratios=[_SIDE, text] * rows)
+    # One panel alone stands left of an empty one: the title needs the width.
+    cells = figure.add_gridspec(2 * rows, max(columns, 2), height_ratios=[_SIDE, text] * rows)
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
         axes = figure.add_subplot(cells[2 * row, column])
