@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipeline.figures.heads_data import Entry, HeadsData, Where, place_name
+from pipeline.figures.heads_data import HeadsData
+from pipeline.figures.ranked import Entry, Where, place_name
 from pipeline.figures.squares import (
     Curve,
     Square,

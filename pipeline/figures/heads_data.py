@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.compare import PROBABILITIES
 from pipeline.errors import MissingPredictionsError
+from pipeline.figures.ranked import Entry, Where, is_prior
 from pipeline.figures.style import NothingToDrawError
 from pipeline.fitting import ENSEMBLE
 from pipeline.head_report import HEADS_REPORT
@@ -17,29 +18,6 @@ from pipeline.names import legible
 from pipeline.predictions import Predictions, read_predictions
 from pipeline.splits import FIT
 from pipeline.study import SOURCE
-
-#: Where a head was judged: domain and role.
-Where = tuple[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One kind of head; with several seeds, their ensemble.
-
-    Attributes:
-        head: Its name in the files (``..._ensemble`` for an ensemble).
-        name: To print.
-        seconds: To fit it, all seeds together.
-        scores: (value, low, high) by place and metric; a bound may be None.
-        seeds: Values of the single seeds by place and metric; empty where there is one.
-    """
-
-    head: str
-    name: str
-    seed: int
-    seconds: float
-    scores: Mapping[tuple[Where, str], tuple[float, float | None, float | None]]
-    seeds: Mapping[tuple[Where, str], tuple[float, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +119,3 @@ def _entry(name: str, rows: list[Mapping[str, Any]]) -> Entry:
         },
         seeds=many,
     )
-
-
-def is_prior(entry: Entry) -> bool:
-    """Whether the head learned no more than how frequent the classes are."""
-    return entry.head == "prior"
-
-
-def place_name(where: Where) -> str:
-    """``source, validation`` for the source, else the target's name."""
-    return f"{where[0]}, {where[1]}" if where[0] == SOURCE else where[0]

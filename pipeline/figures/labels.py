@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
@@ -14,6 +15,8 @@ from pipeline.figures.style import INK, SMALL
 
 #: Directions to try, the nearest first: right, left, above, below, then the corners.
 _WAYS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+#: Keeps a name readable over points.
+HALO = withStroke(linewidth=2.0, foreground="white", alpha=0.85)
 _REACHES = (4.0, 10.0, 18.0, 28.0)
 
 
@@ -104,6 +107,7 @@ def name_points(axes: Axes, labels: Sequence[Label]) -> None:
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": label.colour, "shrinkB": 3},
         )
         text.set_in_layout(False)
+        text.set_path_effects([HALO])
         size = text.get_window_extent()
         offset = _best_offset(point, (size.width, size.height), scale, (taken, frame))
         text.set_position(tuple(offset / scale))

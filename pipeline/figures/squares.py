@@ -125,7 +125,8 @@ def squares(panels: Sequence[Square], names: tuple[str, str]) -> Figure:
     lines = max(len(panel.curves) + len(panel.marks) for panel in panels)
     text = _LINE * lines + 0.05
     figure = new_figure(0.45 + rows * (_SIDE + text), 0.2 + 2.35 * max(columns, 2))
-    cells = figure.add_gridspec(2 * rows, columns, height_ratios=[_SIDE, text] * rows)
+    # One panel alone stands left of an empty one: the title needs the width.
+    cells = figure.add_gridspec(2 * rows, max(columns, 2), height_ratios=[_SIDE, text] * rows)
     for number, panel in enumerate(panels):
         row, column = divmod(number, columns)
         axes = figure.add_subplot(cells[2 * row, column])
@@ -144,7 +145,7 @@ def _draw_curves(axes: Axes, below: Axes, curves: Sequence[Curve]) -> None:
         look: Mapping[str, Any] = {"color": colour(number), "linestyle": dash(number)}
         axes.plot(curve.x, curve.y, linewidth=1.1, **look)
         below.plot([0.0, 0.09], [number + 0.5] * 2, linewidth=1.6, **look)
-        below.text(0.12, number + 0.5, curve.text, color=INK, va="center", fontsize=SMALL)
+        _write(below, number + 0.5, curve.text)
 
 
 def _draw_marks(axes: Axes, below: Axes, panel: Square) -> None:
@@ -152,6 +153,11 @@ def _draw_marks(axes: Axes, below: Axes, panel: Square) -> None:
         height = len(panel.curves) + number + 0.5
         for series, (x, y) in enumerate(mark.points):
             look: Mapping[str, Any] = {"color": colour(series), "marker": mark.marker}
-            axes.plot([x], [y], linestyle="", markersize=5.5, mec="white", mew=0.6, **look)
+            axes.plot([x], [y], linestyle="", markersize=5, mec="white", mew=0.6, **look)
         below.plot([0.045], [height], mark.marker, color=INK, markersize=4.5)
-        below.text(0.12, height, mark.text, color=INK, va="center", fontsize=SMALL)
+        _write(below, height, mark.text)
+
+
+def _write(below: Axes, height: float, text: str) -> None:
+    # Out of the layout: a long name must not shrink the panel above it.
+    below.text(0.12, height, text, color=INK, va="center", fontsize=SMALL).set_in_layout(False)

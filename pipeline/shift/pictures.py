@@ -17,6 +17,9 @@ _BINS = 24
 #: Of each domain; more points would hide one another.
 _POINTS = 500
 _DECIMALS = 3
+#: A feature that hardly varies on the source can be hundreds of its standard deviations off
+#: on a target: one such image would be a component of its own.
+_CLIP = 5.0
 #: Name of the stage's own head among kept predictions.
 HEAD = ("linear", 0)
 
@@ -26,7 +29,8 @@ class FeatureMap:
     """Images of two domains on the first two principal components of both.
 
     Attributes:
-        x: First component, source standard deviations of the features, 3 decimals.
+        x: First component, of features in the source's standard deviations, at most
+            5 of them; 3 decimals.
         y: Second component.
         target: Whether the point belongs to the target.
         label: Its class.
@@ -51,6 +55,7 @@ def feature_map(source: Source, target: Cohort) -> FeatureMap:
     sides = [(source.features, source.labels), (target.features, target.classes())]
     kept = [_sample(len(labels), rng) for _, labels in sides]
     X = np.vstack([source.standardise(X[rows]) for (X, _), rows in zip(sides, kept, strict=True)])
+    X = np.clip(X, -_CLIP, _CLIP)
     pca = PCA(n_components=2, svd_solver="randomized", random_state=0)
     places = pca.fit_transform(X).round(_DECIMALS)
     labels = np.concatenate([y[rows] for (_, y), rows in zip(sides, kept, strict=True)])
