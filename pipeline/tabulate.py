@@ -124,7 +124,8 @@ def _confusion(place: Place, one: Fitted) -> Confusion:
 
 def _detail(one: Fitted) -> HeadDetail:
     head = one.model[-1] if hasattr(one.model, "steps") else one.model
-    curves = getattr(head, "curves_", None)
+    trained = getattr(head, "trained_", None)
+    curves = getattr(head, "curves_", getattr(trained, "curves", None))
     return HeadDetail(
         head=one.head,
         seed=one.seed,

@@ -78,6 +78,9 @@ def test_the_file_tells_of_each_head_how_it_came_to_be(study):
     chosen = {(one["head"], one["seed"]): one["chosen"] for one in written["details"]}
     assert chosen["linear", 0]["C"] in HEADS["linear"].grid["C"]
     assert set(chosen) == {("linear", 0), ("mlp", 0), ("mlp", 1)}
+    curves = {one["head"]: one["curves"] for one in written["details"]}
+    assert len(curves["mlp"]["fit_loss"]) == 30
+    assert curves["linear"] is None
     counts = {(c["head"], c["role"]): c["counts"] for c in written["confusion"]}
     assert np.sum(counts["mlp_ensemble", "target"]) == 40
     rows = {(r["head"], r["role"], r["metric"]): r["value"] for r in written["rows"]}

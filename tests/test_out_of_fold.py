@@ -51,7 +51,10 @@ def test_a_repeat_has_other_folds_and_another_seed(fit):
     forest = fitted(RandomForestClassifier(5, random_state=99), fit)
     found = out_of_fold({"f": forest}, fit, repeats=2)
     assert (found.fold[0] != found.fold[1]).any()
-    assert with_seed(at_chosen(forest), 4)[-1].random_state == 4
+    X, (inside, outside) = fit.X[fit.rows], fit.folds(1)[0]
+    again = make_pipeline(StandardScaler(), RandomForestClassifier(5, random_state=3 + 1))
+    expected = again.fit(X[inside], fit.y[inside]).predict_proba(X[outside])
+    np.testing.assert_array_equal(found.proba["f"][1, outside], expected)
     alone = out_of_fold({"nb": fitted(GaussianNB(), fit), "f": forest}, fit, repeats=1)
     np.testing.assert_array_equal(alone.proba["f"][0], found.proba["f"][0])
 

@@ -1,5 +1,7 @@
 """Trained heads in pairs: which test, which interval, which word."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from MLstatkit import Delong_test
@@ -30,6 +32,7 @@ def test_independent_images_are_compared_exactly():
         assert (pair.only_head, pair.only_baseline) == (b, c)
         assert pair.p == pytest.approx(mcnemar([[0, b], [c, 0]], exact=True).pvalue)
         assert pair.difference == pytest.approx((b - c) / 200)
+        assert pair.low <= pair.difference <= pair.high
         assert (pair.p_method, pair.ci_method) == ("McNemar exact", "paired patient bootstrap")
     for name, pair in by(found, "auroc").items():
         assert pair.p == pytest.approx(Delong_test(where.label, p[name][:, 1], p["h0"][:, 1])[1])
@@ -38,6 +41,14 @@ def test_independent_images_are_compared_exactly():
         rows = by(found, metric).values()
         expected = multipletests([pair.p for pair in rows], method="holm")[1]
         assert [pair.p_holm for pair in rows] == pytest.approx(list(expected))
+
+
+def test_a_much_better_head_is_better_and_a_worse_one_worse():
+    """The interval lies on the side of the difference."""
+    where = place(n=200, each=2)
+    found = by(pairs(where, heads(where.label), "h0", draws=300), "accuracy")
+    assert (found["h3"].verdict, found["h2"].verdict) == ("better", "worse")
+    assert found["h3"].low > 0 > found["h2"].high
 
 
 def test_images_of_one_patient_are_compared_by_patient():
@@ -84,6 +95,20 @@ def test_dropping_a_head_changes_no_other_pair(each):
             all_of[name].high,
         )
         assert pair.p_holm <= all_of[name].p_holm
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_the_order_of_the_images_changes_nothing(each):
+    """H-T5: patients are drawn, not places in a list."""
+    where = place(n=90, each=each)
+    p, order = heads(where.label), np.random.default_rng(0).permutation(90)
+    turned = replace(where, label=where.label[order], group=where.group[order])
+    there = pairs(where, p, "h0", draws=100)
+    again = pairs(turned, {name: one[order] for name, one in p.items()}, "h0", draws=100)
+    for one, two in zip(there, again, strict=True):
+        numbers = [(q.difference, q.low, q.high, q.p) for q in (one, two)]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1e-12)
+        assert one.verdict == two.verdict
 
 
 def test_a_head_against_its_own_copy_is_equivalent():
