@@ -20,9 +20,9 @@ from pipeline.finetune.kept import Proba, Record
 from pipeline.finetune.methods import BASELINE, METHODS
 from pipeline.fitting import ENSEMBLE
 from pipeline.metrics import accuracy
+from pipeline.pairing import Pair, pairs
 from pipeline.predictions import Predictions, read_predictions
 from pipeline.samples import Samples
-from pipeline.pairing import Pair, pairs
 from pipeline.scoring import Place, places_of, scores
 from pipeline.splits import FIT, VALIDATION
 from pipeline.stats import Interval

@@ -2,9 +2,9 @@
 
 from pipeline.finetune.comparison import Domain, PairRow, Row
 from pipeline.finetune.stage import ComparisonReport
-from pipeline.text_table import new_table, number, render
 from pipeline.names import legible
 from pipeline.study import SOURCE
+from pipeline.text_table import new_table, number, render
 
 
 def comparison_text(report: ComparisonReport) -> str:
