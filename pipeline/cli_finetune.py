@@ -52,8 +52,8 @@ _HELP = f"""Train heads, parts and whole networks, and compare them on the same 
 @command
 def finetune_command(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """See ``_HELP``."""
+    from pipeline.finetune.options import TrainingOptions
     from pipeline.finetune.stage import FinetuneOptions, finetune, report_json
-    from pipeline.finetune.training import TrainingOptions
     from pipeline.samples import SampleOptions
     from pipeline.study import load_study
 

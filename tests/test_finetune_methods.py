@@ -18,9 +18,10 @@ from pipeline.finetune.loop import LoopSettings, train
 from pipeline.finetune.methods import METHODS, QUICK, chosen, end_of_line
 from pipeline.finetune.mixing import between
 from pipeline.finetune.networks import Classifier
+from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.pixels import pixels_of
 from pipeline.finetune.prefix import Place, take
-from pipeline.finetune.training import TrainingOptions, Workbench, train_method
+from pipeline.finetune.training import Workbench, train_method
 from pipeline.samples import load_samples
 from pipeline.splits import FIT
 from pipeline.study import load_study

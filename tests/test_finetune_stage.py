@@ -24,10 +24,10 @@ from pipeline.errors import (
 )
 from pipeline.extract import ExtractOptions, extract
 from pipeline.finetune.methods import ALPHAS, METHODS
+from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.settings import LoopSettings
 from pipeline.finetune.stage import FinetuneOptions, finetune
 from pipeline.finetune.text import comparison_text
-from pipeline.finetune.training import TrainingOptions
 from pipeline.metrics import METRICS
 from pipeline.predictions import read_predictions
 from pipeline.stats import mcnemar

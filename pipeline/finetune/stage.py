@@ -29,14 +29,13 @@ from pipeline.finetune.methods import (
     end_of_line,
 )
 from pipeline.finetune.mixing import mix_method
+from pipeline.finetune.options import TrainingOptions, settings_of
 from pipeline.finetune.pixels import limited
 from pipeline.finetune.settings import LoopSettings
 from pipeline.finetune.training import (
     OWN,
-    TrainingOptions,
     Workbench,
     digest_of,
-    settings_of,
     train_method,
 )
 from pipeline.joined import load_joined
@@ -55,7 +54,7 @@ class FinetuneOptions:
     Attributes:
         methods: Entries of ``METHODS``, or ``all``; none takes ``QUICK``.
         limit: At most so many images of each split of each domain; None takes all.
-        training: See :class:`pipeline.finetune.training.TrainingOptions`.
+        training: See :class:`pipeline.finetune.options.TrainingOptions`.
         samples: See :class:`pipeline.samples.SampleOptions`.
     """
 

@@ -34,6 +34,7 @@ from pipeline.finetune.methods import (
     Method,
 )
 from pipeline.finetune.networks import count_parameters, cross_entropy, forward_gflop
+from pipeline.finetune.options import TrainingOptions, settings_of
 from pipeline.finetune.pixels import pixels_of
 from pipeline.finetune.prefix import Place, Taken, store_at, take
 from pipeline.finetune.settings import LoopSettings
@@ -45,31 +46,6 @@ from pipeline.study import SOURCE, BackboneChoice, Study
 _LOG = logging.getLogger(__name__)
 #: In the place of a backbone's name for networks that have none.
 OWN = "pixels"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """What the user may change for all methods at once; None takes the method's own.
-
-    Attributes:
-        epochs: Passes over the images.
-        learning_rate: The highest.
-        batch_size: Images a step.
-        image_size: Side of the images, pixels; None takes the backbone's.
-        augmentation: For methods that read pixels; stored activations have none.
-        patience: Epochs without a better validation loss; 0: train to the end.
-        seed: None takes the study's.
-        device: ``auto``, ``cpu`` or ``cuda``.
-    """
-
-    epochs: int | None = None
-    learning_rate: float | None = None
-    batch_size: int = LoopSettings.batch_size
-    image_size: int | None = None
-    augmentation: str = LoopSettings.augmentation
-    patience: int = LoopSettings.patience
-    seed: int | None = None
-    device: str = "auto"
 
 
 @dataclass(kw_only=True)
@@ -176,24 +152,6 @@ class Workbench:
             "starts from": [self.model(one).weights_sha256() for one in method.starts_from],
             **({f"settings.{k}": v for k, v in settings.items()} if method.trains else {}),
         }
-
-
-def settings_of(method: Method, options: TrainingOptions, *, seed: int) -> LoopSettings:
-    """The loop's settings: the user's word before the method's, on the CPU.
-
-    Raises:
-        UnknownNameError: A name is in no table.
-        StudyError: A number is out of its range.
-    """
-    o = options
-    return LoopSettings(
-        epochs=method.epochs if o.epochs is None else o.epochs,
-        learning_rate=method.learning_rate if o.learning_rate is None else o.learning_rate,
-        batch_size=o.batch_size,
-        augmentation=o.augmentation if method.reads == PIXELS else "none",
-        patience=o.patience,
-        seed=seed if o.seed is None else o.seed,
-    )
 
 
 def train_method(bench: Workbench, name: str) -> Record:
