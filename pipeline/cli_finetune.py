@@ -25,8 +25,8 @@ _HELP = f"""Train heads, parts and whole networks, and compare them on the same 
 @click.command(name="finetune", help=_HELP)
 @study_argument
 @click.option("--method", "methods", multiple=True, help="A method, or all; may be repeated.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Instead of each method's own.")
-@click.option("--learning-rate", type=float, help="Instead of each method's own.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Of the methods asked for.")
+@click.option("--learning-rate", type=float, help="Of the methods asked for.")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),

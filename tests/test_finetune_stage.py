@@ -351,3 +351,10 @@ def test_help_lists_the_methods_and_every_default_is_the_loops():
     options, loop = TrainingOptions(), LoopSettings()
     for name in ("batch_size", "augmentation", "patience"):
         assert getattr(options, name) == getattr(loop, name)
+
+
+def test_epochs_are_those_of_the_methods_asked_for(study):
+    """The head that full fine-tuning starts from is trained as it always is."""
+    rows = finetune(study, only("lp_ft", epochs=1)).rows
+    epochs = {row.record.method: row.record.epochs for row in rows}
+    assert epochs == {"lp": METHODS["lp"].epochs, "lp_ft": 1}

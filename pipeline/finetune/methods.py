@@ -125,11 +125,8 @@ BASELINE = "lp"
 ALPHAS = tuple(step / 10 for step in range(11))
 
 
-def chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """The methods to run, those that others start from among them, in the table's order.
-
-    Args:
-        names: Entries of ``METHODS``, or ``all``; none means ``QUICK``.
+def asked(names: Sequence[str]) -> set[str]:
+    """The methods that names stand for, without those that they start from.
 
     Raises:
         UnknownNameError: A name is in no table.
@@ -139,6 +136,19 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
         if name not in (*METHODS, EVERY):
             raise UnknownNameError("method", name, [*METHODS, EVERY])
         wanted |= set(METHODS) if name == EVERY else {name}
+    return wanted
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """The methods to run, those that others start from among them, in the table's order.
+
+    Args:
+        names: Entries of ``METHODS``, or ``all``; none means ``QUICK``.
+
+    Raises:
+        UnknownNameError: A name is in no table.
+    """
+    wanted = asked(names)
     for name in reversed(list(METHODS)):  # a method starts from earlier ones only
         if name in wanted:
             # The line of wise_ft may as well end at full, where that is trained anyway.

@@ -1,6 +1,6 @@
 """What the user may say of all methods at once, and how it meets each method's own word."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.finetune.methods import PIXELS, Method
 from pipeline.finetune.settings import LoopSettings
@@ -11,14 +11,16 @@ class TrainingOptions:
     """What the user may change for all methods at once; None takes the method's own.
 
     Attributes:
-        epochs: Passes over the images.
-        learning_rate: The highest.
+        epochs: Passes over the images, of the methods in ``asked``.
+        learning_rate: The highest, of the methods in ``asked``.
         batch_size: Images a step.
         image_size: Side of the images, pixels; None takes the backbone's.
         augmentation: For methods that read pixels; stored activations have none.
         patience: Epochs without a better validation loss; 0: train to the end.
         seed: None takes the study's.
         device: ``auto``, ``cpu`` or ``cuda``.
+        asked: The methods that were named; those that they start from keep their own
+            epochs and rate. None: all.
     """
 
     epochs: int | None = None
@@ -29,6 +31,13 @@ class TrainingOptions:
     patience: int = LoopSettings.patience
     seed: int | None = None
     device: str = "auto"
+    asked: frozenset[str] | None = None
+
+    def of(self, name: str) -> "TrainingOptions":
+        """As they hold for one method."""
+        if self.asked is None or name in self.asked:
+            return self
+        return replace(self, epochs=None, learning_rate=None)
 
 
 def settings_of(method: Method, options: TrainingOptions, *, seed: int) -> LoopSettings:

@@ -9,7 +9,7 @@ those of others in the comparison.
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.finetune.methods import (
     FIRST_BLOCK,
     METHODS,
     TAIL,
+    asked,
     chosen,
     end_of_line,
 )
@@ -153,7 +154,7 @@ def _bench(
         study=study,
         choice=choice,
         samples=limited(samples, options.limit, study.seed),
-        options=options.training,
+        options=replace(options.training, asked=frozenset(asked(options.methods))),
         device=device,
         folder=study.results / f"finetune{options.tag}",
     )

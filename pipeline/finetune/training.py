@@ -129,9 +129,9 @@ class Workbench:
         )
         return assemble(name, METHODS[name], material)
 
-    def settings(self, method: Method) -> LoopSettings:
+    def settings(self, name: str) -> LoopSettings:
         """Of the loop."""
-        found = settings_of(method, self.options, seed=self.seed)
+        found = settings_of(METHODS[name], self.options.of(name), seed=self.seed)
         on_cuda = self.device.startswith("cuda")
         precision = self.choice.precision if on_cuda else "fp32"
         return replace(found, device=self.device, precision=precision)
@@ -139,7 +139,7 @@ class Workbench:
     def identity(self, name: str) -> dict[str, Any]:
         """All that determines a model, beside the libraries and the device."""
         method = METHODS[name]
-        settings = asdict(self.settings(method))
+        settings = asdict(self.settings(name))
         del settings["device"]
         return {
             "study": self.study.name,
@@ -178,7 +178,7 @@ def train_method(bench: Workbench, name: str) -> Record:
         assembly.trained,
         source.take(bench.rows(FIT)),
         {VALIDATION: source.take(bench.rows(VALIDATION_SPLIT))},
-        bench.settings(method),
+        bench.settings(name),
         criterion=cross_entropy(),
         checkpoints=Checkpoints(model.checkpoints, identity),
     )
