@@ -358,3 +358,12 @@ def test_epochs_are_those_of_the_methods_asked_for(study):
     rows = finetune(study, only("lp_ft", epochs=1)).rows
     epochs = {row.record.method: row.record.epochs for row in rows}
     assert epochs == {"lp": METHODS["lp"].epochs, "lp_ft": 1}
+
+
+def test_a_model_that_others_start_from_is_taken_as_it_is_there(study):
+    """A line from lp to a short lp_ft trains neither of them again."""
+    before = {r.record.method: r.record for r in finetune(study, only("lp_ft", epochs=1)).rows}
+    rows = finetune(study, FinetuneOptions(methods=("wise_ft",), training=TrainingOptions())).rows
+    after = {row.record.method: row.record for row in rows}
+    assert after.keys() == {"lp", "lp_ft", "wise_ft"}
+    assert {name: after[name] for name in before} == before

@@ -35,9 +35,11 @@ class TrainingOptions:
 
     def of(self, name: str) -> "TrainingOptions":
         """As they hold for one method."""
-        if self.asked is None or name in self.asked:
-            return self
-        return replace(self, epochs=None, learning_rate=None)
+        return self if self.asks_for(name) else replace(self, epochs=None, learning_rate=None)
+
+    def asks_for(self, name: str) -> bool:
+        """Whether a method was named, and is not only what another starts from."""
+        return self.asked is None or name in self.asked
 
 
 def settings_of(method: Method, options: TrainingOptions, *, seed: int) -> LoopSettings:

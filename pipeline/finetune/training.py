@@ -157,6 +157,9 @@ class Workbench:
 def train_method(bench: Workbench, name: str) -> Record:
     """Train a method, unless its model is there already, and keep it with what it predicts.
 
+    A method that was not asked for, but that others start from, is taken as it is there,
+    however it was trained: whoever wants another asks for it by name.
+
     Raises:
         CheckpointError: A training of another identity was cut off in its folder.
         PipelineError: See the modules this calls.
@@ -164,7 +167,11 @@ def train_method(bench: Workbench, name: str) -> Record:
     model, method = bench.model(name), METHODS[name]
     identity, samples = bench.identity(name), digest_of(bench.samples)
     record = model.record()
-    if record and record.identity == identity and record.samples == samples:
+    if (
+        record
+        and record.samples == samples
+        and (record.identity == identity or not bench.options.asks_for(name))
+    ):
         _LOG.info("%s on %s: trained already", name, bench.backbone(name))
         return record
     assembly, source = bench.assemble(name), bench.source(method)
