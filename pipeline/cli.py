@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from pipeline.cli_cache import cache_group
-from pipeline.cli_shared import command, engine_options, precision_option, study_argument
+from pipeline.cli_shared import (
+    command,
+    draw_figures,
+    engine_options,
+    figures_option,
+    precision_option,
+    study_argument,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -105,6 +112,7 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
 @click.option("--baseline", default="linear", show_default=True, help="The head to compare with.")
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
+@figures_option
 @command
 def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
     """Train and compare heads from the store.
@@ -122,11 +130,14 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         baseline=flags["baseline"],
         samples=SampleOptions(allow_conflicts=flags["allow_conflicts"]),
     )
-    report = compare(load_study(study).with_precision(precision), options)
+    loaded = load_study(study).with_precision(precision)
+    report = compare(loaded, options)
     if not quiet:
         from pipeline.tables import heads_text
 
         click.echo(heads_text(report))
+    if flags["figures"]:
+        draw_figures("heads", loaded.results, quiet=quiet)
     return {"study": report.study, "rows": [asdict(row) for row in report.rows]}
 
 
@@ -136,6 +147,7 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 @click.option("--seeds", default=10, show_default=True, help="Cuts of the target for the fixes.")
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
+@figures_option
 @command
 def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target: tests with controls, and fixes without labels.
@@ -146,8 +158,9 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     from pipeline.shift.stage import ShiftOptions, analyse, to_json
     from pipeline.study import load_study
 
+    loaded = load_study(study).with_precision(precision)
     report = analyse(
-        load_study(study).with_precision(precision),
+        loaded,
         ShiftOptions(
             draws=flags["draws"],
             seeds=flags["seeds"],
@@ -158,6 +171,8 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         from pipeline.tables import shift_text
 
         click.echo(shift_text(report))
+    if flags["figures"]:
+        draw_figures("shift", loaded.results, quiet=quiet)
     return to_json(report)
 
 

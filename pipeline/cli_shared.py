@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 _INTERRUPTED = 130
+_LOG = logging.getLogger(__name__)
 
 study_argument = click.argument("study", type=click.Path(path_type=Path))
 
@@ -101,3 +102,26 @@ precision_option = click.option(
     type=click.Choice(["fp32", "tf32", "bf16"]),
     help="Instead of the study's; other precisions have stores of their own.",
 )
+
+figures_option = click.option(
+    "--figures/--no-figures", default=True, show_default=True, help="Draw what was found."
+)
+
+
+def draw_figures(stage: str, results: Path, *, quiet: bool) -> None:
+    """Draw the figures of a stage whose files are written, and say where they are.
+
+    Args:
+        stage: A module of ``pipeline.figures``.
+        results: Folder of the study's results.
+        quiet: Print nothing.
+    """
+    from importlib import import_module
+
+    try:
+        written = import_module(f"pipeline.figures.{stage}").draw(results)
+    except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
+        _LOG.warning("no figures of %s: %s: %s", stage, type(error).__name__, error)
+        return
+    if written and not quiet:
+        click.echo(f"figures: {written[0].parent} ({len(written)} files)")
