@@ -12,9 +12,8 @@ import click
 from pipeline.cli_cache import cache_group
 from pipeline.cli_shared import (
     command,
-    draw_figures,
+    draws_figures,
     engine_options,
-    figures_option,
     precision_option,
     study_argument,
 )
@@ -112,8 +111,8 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
 @click.option("--baseline", default="linear", show_default=True, help="The head to compare with.")
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
-@figures_option
 @command
+@draws_figures("heads")
 def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
     """Train and compare heads from the store.
 
@@ -130,14 +129,11 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         baseline=flags["baseline"],
         samples=SampleOptions(allow_conflicts=flags["allow_conflicts"]),
     )
-    loaded = load_study(study).with_precision(precision)
-    report = compare(loaded, options)
+    report = compare(load_study(study).with_precision(precision), options)
     if not quiet:
         from pipeline.tables import heads_text
 
         click.echo(heads_text(report))
-    if flags["figures"]:
-        draw_figures("heads", loaded.results, quiet=quiet)
     return {"study": report.study, "rows": [asdict(row) for row in report.rows]}
 
 
@@ -147,8 +143,8 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 @click.option("--seeds", default=10, show_default=True, help="Cuts of the target for the fixes.")
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
-@figures_option
 @command
+@draws_figures("shift")
 def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target: tests with controls, and fixes without labels.
 
@@ -158,9 +154,8 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     from pipeline.shift.stage import ShiftOptions, analyse, to_json
     from pipeline.study import load_study
 
-    loaded = load_study(study).with_precision(precision)
     report = analyse(
-        loaded,
+        load_study(study).with_precision(precision),
         ShiftOptions(
             draws=flags["draws"],
             seeds=flags["seeds"],
@@ -171,8 +166,6 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         from pipeline.tables import shift_text
 
         click.echo(shift_text(report))
-    if flags["figures"]:
-        draw_figures("shift", loaded.results, quiet=quiet)
     return to_json(report)
 
 

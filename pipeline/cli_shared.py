@@ -103,23 +103,37 @@ precision_option = click.option(
     help="Instead of the study's; other precisions have stores of their own.",
 )
 
-figures_option = click.option(
-    "--figures/--no-figures", default=True, show_default=True, help="Draw what was found."
-)
 
-
-def draw_figures(stage: str, results: Path, *, quiet: bool) -> None:
-    """Draw the figures of a stage whose files are written, and say where they are.
+def draws_figures(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command of a stage ``--figures``, and draw them once its files are written.
 
     Args:
         stage: A module of ``pipeline.figures``.
-        results: Folder of the study's results.
-        quiet: Print nothing.
     """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @click.option(
+            "--figures/--no-figures", default=True, show_default=True, help="Draw what was found."
+        )
+        @wraps(function)
+        def run(study: Path, *, quiet: bool, figures: bool, **arguments: Any) -> Any:
+            result = function(study, quiet=quiet, **arguments)
+            if figures:
+                _draw(stage, study, quiet=quiet)
+            return result
+
+        return run
+
+    return decorate
+
+
+def _draw(stage: str, study: Path, *, quiet: bool) -> None:
     from importlib import import_module
 
+    from pipeline.study import load_study
+
     try:
-        written = import_module(f"pipeline.figures.{stage}").draw(results)
+        written = import_module(f"pipeline.figures.{stage}").draw(load_study(study).results)
     except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
         _LOG.warning("no figures of %s: %s: %s", stage, type(error).__name__, error)
         return

@@ -2,13 +2,18 @@
 
 import json
 import logging
+import re
 from types import MappingProxyType
 
 import matplotlib as mpl
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
+from pipeline.engines import EngineChoice
 from pipeline.errors import MissingPredictionsError
+from pipeline.extract import ExtractOptions, extract
 from pipeline.figures import finetune, heads, shift
 from pipeline.figures.album import draw_album
 from pipeline.figures.finetune import read_comparison
@@ -16,8 +21,9 @@ from pipeline.figures.heads_data import read_heads
 from pipeline.figures.labels import Label, name_points, spread
 from pipeline.figures.shift_data import read_shift
 from pipeline.figures.style import NothingToDrawError, image_bytes, new_figure, styled
-from pipeline.predictions import read_predictions
+from pipeline.study import load_study
 from tests.figure_data import write_comparison, write_heads, write_shift
+from tests.tiny import install_tiny_backbone, write_tiny_study
 
 #: Stage, with the writer of a made-up result and the reader of what is drawn.
 STAGES = {
@@ -32,18 +38,20 @@ STAGES = {
 EVERY = [(stage, name) for stage, (module, *_) in STAGES.items() for name in module.FIGURES]
 
 
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What is logged, also after a test that ran the command line, which keeps it to itself."""
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="pipeline")
+    return caplog
+
+
 def data_of(stage, folder, **how):
     """The figures' data of a made-up result."""
     _, write, read = STAGES[stage]
     write(folder, **how)
     (data,) = read(folder)
     return data
-
-
-def line_with(axes, colour, marker="o"):
-    """The one point of each line of a colour and a marker, top to bottom."""
-    found = [x for x in axes.lines if (x.get_color(), x.get_marker()) == (colour, marker)]
-    return [float(line.get_xdata()[0]) for line in found]
 
 
 @pytest.mark.parametrize(("stage", "name"), EVERY)
@@ -79,12 +87,12 @@ def test_a_folder_is_filled_with_both_kinds(stage, tmp_path):
         ("finetune", {"methods": ("lp", "full", "lp_ft", "wise_ft", "scratch_cnn", "bn_only")}),
     ],
 )
-def test_few_and_many_fit(stage, how, tmp_path, caplog):
+def test_few_and_many_fit(stage, how, tmp_path, said):
     """One head or twenty, two classes or three, one target or three: nothing fails."""
     module, write, _ = STAGES[stage]
     write(tmp_path, **how)
     assert module.draw(tmp_path)
-    assert "could not be drawn" not in caplog.text
+    assert "could not be drawn" not in said.text
 
 
 def test_a_users_settings_are_left_alone_and_change_nothing(tmp_path):
@@ -105,142 +113,23 @@ def test_names_of_users_are_no_formulas(tmp_path):
     assert len(names) == 2 * len(heads.FIGURES)
 
 
-def test_the_forest_shows_the_accuracies_of_the_file(tmp_path):
-    """Points are the ensembles' or single values, whiskers their bounds, dots the seeds."""
-    report = write_heads(tmp_path, heads=("linear", "mlp"))
-    (data,) = read_heads(tmp_path)
-    axes = heads.forest(data).axes[1]
-    far = {(row["head"], row["seed"]): row for row in report["rows"] if row["domain"] == "far"}
-    expected = [far[entry.head, 0] for entry in data.entries]
-    assert {row["head"] for row in expected} == {"linear", "mlp_ensemble"}
-    assert line_with(axes, "#0072B2") == [row["value"] for row in expected]
-    whiskers = [tuple(x.get_xdata()) for x in axes.lines if x.get_marker() == "None"]
-    assert whiskers == [(row["low"], row["high"]) for row in expected]
-    (dots,) = [x for x in axes.lines if x.get_color() == "#56B4E9" and len(x.get_xdata())]
-    assert list(dots.get_xdata()) == [far["mlp", seed]["value"] for seed in (0, 1)]
-
-
-def test_heads_are_ranked_by_validation(tmp_path):
-    """The order is the validation's at every place: targets rank nothing."""
-    report = write_heads(tmp_path, heads=("linear", "a", "b", "c"))
-    (data,) = read_heads(tmp_path)
-    value = {r["head"]: r["value"] for r in report["rows"] if r["role"] == "validation"}
-    assert [entry.head for entry in data.entries] == sorted(value, key=lambda head: -value[head])
-
-
-def test_confusions_count_the_images_of_the_file(tmp_path):
-    """Each cell is the number of images of one true and one called class."""
-    write_heads(tmp_path, heads=("linear",), K=3)
-    (data,) = read_heads(tmp_path)
-    kept = read_predictions(tmp_path / "probabilities.h5")["tiny"]
-    rows = kept.domain == "far"
-    called = kept.proba["linear", 0][rows].argmax(axis=1)
-    texts = [int(t.get_text()) for t in heads.confusions(data).axes[1].texts]
-    wanted = [((kept.label[rows] == i) & (called == j)).sum() for i in range(3) for j in range(3)]
-    assert texts == wanted
-
-
-def test_curves_and_path_are_those_of_the_file(tmp_path):
-    """The strong line is the mean of the seeds; the chosen penalty has the lowest loss."""
+def test_what_is_not_in_the_files_is_left_out_with_the_reason(tmp_path, said):
+    """No empty figure and none of an earlier run: a line says which is missing and why."""
     report = write_heads(tmp_path)
-    (data,) = read_heads(tmp_path)
-    curves = [d["curves"] for d in report["details"] if d["curves"]]
-    axes = heads.learning_curves(data).axes[0]
-    strong = [line for line in axes.lines if line.get_linewidth() > 1]
-    for line, side in zip(strong, ("fit", "validation"), strict=True):
-        np.testing.assert_allclose(
-            line.get_ydata(), np.mean([c[f"{side}_loss"] for c in curves], axis=0)
-        )
-    path = next(d["path"] for d in report["details"] if d["path"])
-    axes = heads.regularisation_path(data).axes[0]
-    assert list(axes.lines[0].get_ydata()) == [step["log_loss"] for step in path]
-    assert axes.texts[0].get_text() == "C = 0.1"
-
-
-def test_steps_lead_from_fitted_images_to_the_target(tmp_path):
-    """The waterfall's bars are the errors and the gaps of Ng's table, in percent."""
-    report = write_shift(tmp_path)
-    (data,) = read_shift(tmp_path)
-    axes = styled(shift.waterfall)(data).axes[0]
-    ng = report["targets"][0]["ng"]
-    bars = {
-        text.get_text(): (bar.get_x(), bar.get_width())
-        for text, bar in zip(axes.get_yticklabels(), axes.patches, strict=True)
-    }
-    wanted = {
-        "variance": (ng["errors"]["s_fit"], ng["chain"]["variance"]),
-        "mismatch": (ng["errors"]["s_traindev"], ng["chain"]["mismatch"]),
-    }
-    for name, (start, gap) in wanted.items():
-        assert bars[name] == pytest.approx((100 * start["estimate"], 100 * gap["estimate"]))
-    assert bars["target"] == pytest.approx((0, 20))
-
-
-def test_stacked_terms_add_up_to_the_loss(tmp_path):
-    """Each row's bars have the estimates as widths and end where the loss does."""
-    write_shift(tmp_path)
-    (data,) = read_shift(tmp_path)
-    bars = styled(shift.stacks)(data).axes[0].patches
-    widths = [bar.get_width() for bar in bars]
-    assert widths[:4] == pytest.approx([-2, 12, 6, 4])
-    assert sum(widths[4:6]) == sum(widths[6:]) == pytest.approx(10)
-
-
-def test_fixes_that_saw_labels_stand_apart(tmp_path):
-    """Gains in points; k-shot rows below a heading that says what they use."""
-    report = write_shift(tmp_path)
-    (data,) = read_shift(tmp_path)
-    axes = styled(shift.fixes)(data).axes[0]
-    rows = {
-        row["name"]: 100 * row["difference"]["estimate"] for row in report["targets"][0]["fixes"]
-    }
-    blind = line_with(axes, "#0072B2")
-    assert blind == pytest.approx([rows["standardisation"], rows["coral"]])
-    seeing = line_with(axes, "#E69F00", "s")
-    assert seeing == pytest.approx([rows["k_shot(5)"], rows["k_shot(50)"]])
-    assert "uses target labels" in [text.get_text() for text in axes.texts]
-
-
-def test_the_truth_beside_the_forecast_is_the_targets_accuracy(tmp_path):
-    """The line stands at the accuracy of the kept probabilities."""
-    write_shift(tmp_path)
-    (data,) = read_shift(tmp_path)
-    kept = read_predictions(tmp_path / "shift.h5")["tiny"]
-    rows = kept.domain == "far"
-    true = (kept.proba["linear", 0][rows].argmax(axis=1) == kept.label[rows]).mean()
-    axes = styled(shift.forecast)(data).axes[0]
-    assert true in line_with(axes, "#D55E00", "None")
-
-
-def test_the_line_between_two_networks_is_the_files(tmp_path):
-    """Accuracy at every alpha for each place, and the alpha that validation chose."""
-    report = write_comparison(tmp_path)
-    (data,) = read_comparison(tmp_path / "comparison.json")
-    axes = styled(finetune.along_alpha)(data).axes[0]
-    mixed = report["rows"][2]["mixed"]
-    assert list(axes.lines[1].get_ydata()) == [
-        step["domains"][1]["accuracy"] for step in mixed["curve"]
-    ]
-    assert line_with(axes, "#777777", "None") == [mixed["alpha"]]
-
-
-def test_what_is_not_in_the_files_is_left_out_with_the_reason(tmp_path, caplog):
-    """No empty figure: a line says which one is missing and why."""
-    report = write_heads(tmp_path)
+    heads.draw(tmp_path)
     del report["details"]
     (tmp_path / "heads.json").write_text(json.dumps(report))
-    with caplog.at_level(logging.INFO, logger="pipeline"):
-        names = {path.stem for path in heads.draw(tmp_path)}
+    names = {path.stem for path in heads.draw(tmp_path)}
     assert names.isdisjoint({"heads-curves-tiny", "heads-path-tiny"})
-    assert "figure heads-path of tiny is not drawn: heads.json has no reg" in caplog.text
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == names
+    assert "figure heads-path of tiny is not drawn: heads.json has no reg" in said.text
     write_shift(tmp_path / "s", ng=False, K=3)
-    with caplog.at_level(logging.INFO, logger="pipeline"):
-        names = {path.stem for path in shift.draw(tmp_path / "s")}
+    names = {path.stem for path in shift.draw(tmp_path / "s")}
     assert names.isdisjoint({"shift-waterfall-tiny", "shift-roc-tiny"})
-    assert "operating points need two classes" in caplog.text
+    assert "operating points need two classes" in said.text
 
 
-def test_a_figure_that_fails_is_named_and_costs_no_other(tmp_path, caplog):
+def test_a_figure_that_fails_is_named_and_costs_no_other(tmp_path, said):
     """An error in one figure is a warning with its name; the next one is drawn."""
 
     def broken(_data):
@@ -252,13 +141,13 @@ def test_a_figure_that_fails_is_named_and_costs_no_other(tmp_path, caplog):
     figures = MappingProxyType({"bad": broken, "none": empty, "good": lambda _: new_figure(1.0)})
     written = draw_album(tmp_path / "figures", figures, None, "x/y")
     assert [path.name for path in written] == ["good-x_y.png", "good-x_y.svg"]
-    assert "figure bad of x/y could not be drawn: ZeroDivisionError: by hand" in caplog.text
+    assert "figure bad of x/y could not be drawn: ZeroDivisionError: by hand" in said.text
 
 
-@pytest.mark.parametrize(("stage", "command"), [("heads", "heads"), ("shift", "shift")])
-def test_without_results_the_message_names_the_command(stage, command, tmp_path):
+@pytest.mark.parametrize("stage", STAGES)
+def test_without_results_the_message_names_the_command(stage, tmp_path):
     """Figures are drawn after their stage, never instead of it."""
-    with pytest.raises(MissingPredictionsError, match=f"headrace {command} STUDY"):
+    with pytest.raises(MissingPredictionsError, match=f"headrace {stage} STUDY"):
         STAGES[stage][0].draw(tmp_path)
 
 
@@ -284,3 +173,49 @@ def test_names_of_points_do_not_cover_each_other():
     bare = [type(text).__mro__[1].get_window_extent(text) for text in axes.texts]
     assert len(boxes) == 15
     assert not [(i, j) for i in range(15) for j in range(i) if bare[i].overlaps(bare[j])]
+
+
+def test_a_trial_has_figures_of_its_own(tmp_path):
+    """Those of a comparison of fewer images stand beside those of all."""
+    write_comparison(tmp_path)
+    (tmp_path / "comparison.json").rename(tmp_path / "comparison-limit8.json")
+    write_comparison(tmp_path)
+    names = {path.stem for path in finetune.draw(tmp_path)}
+    assert {"finetune-forest-tiny", "finetune-forest-tiny-limit8"} <= names
+
+
+@pytest.fixture
+def study_file(tmp_path, monkeypatch):
+    """A tiny study whose features are stored; the current folder is its folder."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+    file = write_tiny_study(tmp_path)
+    engine = EngineChoice(engine="torch", device="cpu", batch_size=4)
+    extract(load_study(file), ExtractOptions(engine=engine))
+    return file
+
+
+def test_the_command_draws_unless_told_not_to(study_file):
+    """One line says where the figures are; with --no-figures there are none."""
+    arguments = ["heads", str(study_file), "--only", "prior,linear"]
+    assert CliRunner().invoke(main, [*arguments, "--no-figures"]).exit_code == 0
+    folder = study_file.parent / "results" / "tiny" / "figures"
+    assert not folder.exists()
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0
+    assert re.search(r"^figures: results/tiny/figures \(\d+ files\)$", result.stdout, re.MULTILINE)
+    assert (folder / "heads-forest-tiny.svg").is_file()
+
+
+def test_figures_that_fail_do_not_fail_the_stage(study_file, monkeypatch):
+    """A warning on stderr, the result as JSON on stdout, exit code 0."""
+
+    def broken(_results):
+        raise OSError("no space")
+
+    monkeypatch.setattr(heads, "draw", broken)
+    result = CliRunner().invoke(main, ["heads", str(study_file), "--only", "prior", "--json"])
+    assert result.exit_code == 0
+    assert "warning: no figures of heads: OSError: no space" in result.stderr
+    assert json.loads(result.stdout)["rows"]
