@@ -5,6 +5,7 @@ Errors of ours become one line and an exit code here and nowhere else.
 
 import json as json_module
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -118,7 +119,8 @@ def draws_figures(stage: str) -> Callable[[Callable[..., Any]], Callable[..., An
         @wraps(function)
         def run(study: Path, *, quiet: bool, figures: bool, **arguments: Any) -> Any:
             result = function(study, quiet=quiet, **arguments)
-            if figures:
+            # Of several processes of one training, the first writes and draws.
+            if figures and os.environ.get("RANK", "0") == "0":
                 _draw(stage, study, quiet=quiet)
             return result
 
