@@ -11,7 +11,13 @@ import click
 
 from pipeline.cli_cache import cache_group
 from pipeline.cli_finetune import finetune_command
-from pipeline.cli_shared import command, engine_options, precision_option, study_argument
+from pipeline.cli_shared import (
+    command,
+    draws_figures,
+    engine_options,
+    precision_option,
+    study_argument,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -114,6 +120,7 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
 @command
+@draws_figures("heads")
 def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
     """Train and compare heads from the store.
 
@@ -149,6 +156,7 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
 @command
+@draws_figures("shift")
 def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target: tests with controls, and fixes without labels.
 

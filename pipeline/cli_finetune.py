@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli_shared import command, study_argument
+from pipeline.cli_shared import command, draws_figures, study_argument
 from pipeline.finetune.methods import METHODS, QUICK
 from pipeline.finetune.settings import LoopSettings
 
@@ -50,6 +50,7 @@ _HELP = f"""Train heads, parts and whole networks, and compare them on the same 
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
 @command
+@draws_figures("finetune")
 def finetune_command(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """See ``_HELP``."""
     from pipeline.finetune.options import TrainingOptions

@@ -5,6 +5,7 @@ Errors of ours become one line and an exit code here and nowhere else.
 
 import json as json_module
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 _INTERRUPTED = 130
+_LOG = logging.getLogger(__name__)
 
 study_argument = click.argument("study", type=click.Path(path_type=Path))
 
@@ -101,3 +103,41 @@ precision_option = click.option(
     type=click.Choice(["fp32", "tf32", "bf16"]),
     help="Instead of the study's; other precisions have stores of their own.",
 )
+
+
+def draws_figures(stage: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command of a stage ``--figures``, and draw them once its files are written.
+
+    Args:
+        stage: A module of ``pipeline.figures``.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @click.option(
+            "--figures/--no-figures", default=True, show_default=True, help="Draw what was found."
+        )
+        @wraps(function)
+        def run(study: Path, *, quiet: bool, figures: bool, **arguments: Any) -> Any:
+            result = function(study, quiet=quiet, **arguments)
+            # Of several processes of one training, the first writes and draws.
+            if figures and os.environ.get("RANK", "0") == "0":
+                _draw(stage, study, quiet=quiet)
+            return result
+
+        return run
+
+    return decorate
+
+
+def _draw(stage: str, study: Path, *, quiet: bool) -> None:
+    from importlib import import_module
+
+    from pipeline.study import load_study
+
+    try:
+        written = import_module(f"pipeline.figures.{stage}").draw(load_study(study).results)
+    except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
+        _LOG.warning("no figures of %s: %s: %s", stage, type(error).__name__, error)
+        return
+    if written and not quiet:
+        click.echo(f"figures: {written[0].parent} ({len(written)} files)")

@@ -168,13 +168,32 @@ def _target(name, K, rng, *, ng):
             "label": [i % K for i in range(40)],
             "explained": [0.3, 0.1],
         },
-    } | ({"ng": _NG} if ng else {})  # fmt: skip
+    } | (_NG if ng else {})  # fmt: skip
+
+
+def _step(estimate, width=0.03, retrain=None):
+    return {
+        "est": estimate,
+        "ci_sampling": [estimate - width, estimate + width],
+        "ci_retrain": retrain,
+    }
 
 
 _NG = {
-    "errors": {"s_fit": _gap(0.01, 0.005), "s_traindev": _gap(0.05, 0.01), "t_test": _gap(0.2)},
-    "chain": {"variance": _gap(0.04, 0.01), "mismatch": _gap(0.15)},
-    "transfer": {"target_hardness": _gap(0.1), "transfer_gap": _gap(0.05)},
+    "ng": {
+        "human": None,
+        "s_fit": _gap(0.01, 0.005),
+        "s_traindev": _gap(0.05, 0.01),
+        "t_test": _gap(0.2),
+        "t_oracle_cv": _gap(0.15),
+        "bayes_floor": {"low": 0.01, "high": 0.02},
+    },
+    "gaps": {
+        "variance": _step(0.04, 0.01),
+        "mismatch": _step(0.15, retrain=[0.1, 0.19]),
+        "target_hardness": _step(0.1),
+        "transfer_gap": _step(0.05),
+    },
     "not_identifiable": {"avoidable_bias": "no human error is given"},
 }
 

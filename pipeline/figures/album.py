@@ -31,28 +31,36 @@ def draw_album(
         suffix: Of the file names, such as the backbone.
 
     Returns:
-        The files that were written.
+        The files that were written; older ones of figures that are not drawn now are gone.
     """
     disk.make_dir(folder)
     written: list[Path] = []
     for name, make in figures.items():
-        try:
-            figure = styled(make)(data)
-            images = {kind: image_bytes(figure, kind) for kind in KINDS}
-        except NothingToDrawError as reason:
-            _LOG.info("figure %s of %s is not drawn: %s", name, suffix, reason)
+        paths = {kind: folder / f"{name}-{_as_file_name(suffix)}.{kind}" for kind in KINDS}
+        images = _images(name, make, data, suffix)
+        if images is None:
+            # A figure of an earlier run would be taken for one of these numbers.
+            disk.remove(folder, [path.name for path in paths.values() if path.exists()])
             continue
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is told and costs one figure
-            _LOG.warning(
-                "figure %s of %s could not be drawn: %s: %s",
-                name, suffix, type(error).__name__, error,
-            )  # fmt: skip
-            continue
-        for kind, data_of_kind in images.items():
-            path = folder / f"{name}-{_as_file_name(suffix)}.{kind}"
-            disk.publish(path, data_of_kind)
+        for kind, path in paths.items():
+            disk.publish(path, images[kind])
             written.append(path)
     return written
+
+
+def _images(
+    name: str, make: Callable[[D], Figure], data: D, suffix: str
+) -> Mapping[str, bytes] | None:
+    """By kind; None where the figure cannot be drawn, which is logged."""
+    try:
+        figure = styled(make)(data)
+        return {kind: image_bytes(figure, kind) for kind in KINDS}
+    except NothingToDrawError as reason:
+        _LOG.info("figure %s of %s is not drawn: %s", name, suffix, reason)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told and costs one figure
+        what = type(error).__name__
+        _LOG.warning("figure %s of %s could not be drawn: %s: %s", name, suffix, what, error)
+    return None
 
 
 def _as_file_name(text: str) -> str:

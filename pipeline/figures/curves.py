@@ -55,7 +55,8 @@ def _curve_panel(axes: Axes, runs: Sequence[Run], kind: str) -> list[Label]:
             # Runs that stopped early are shorter: the mean goes as far as all of them go.
             shortest = min(map(len, found))
             mean = np.mean([values[:shortest] for values in found], axis=0)
-            axes.plot(_epochs(mean), mean, color=shade)
+            # One epoch alone is a point, and no line would show.
+            axes.plot(_epochs(mean), mean, "o-" if shortest == 1 else "-", color=shade)
             labels.append(Label(text=side, x=shortest, y=float(mean[-1]), colour=shade))
     axes.set_ylabel(kind)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

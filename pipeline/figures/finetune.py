@@ -29,7 +29,8 @@ from pipeline.figures.style import (
 from pipeline.splits import FIT
 from pipeline.study import SOURCE
 
-COMPARISON = "comparison.json"
+#: Begins the names of the stage's files; a trial's goes on with what it left out.
+COMPARISON = "comparison"
 #: Stands for the backbone of networks that are trained from nothing.
 _OWN = "pixels"
 
@@ -103,12 +104,10 @@ def read_comparison(file: Path) -> list[FinetuneData]:
     ]
 
 
-def draw(results: Path, file: str = COMPARISON) -> list[Path]:
-    """Draw all figures of ``results/<study>/comparison.json``.
+def draw(results: Path) -> list[Path]:
+    """Draw all figures of every ``comparison*.json`` of a study.
 
-    Args:
-        results: Folder of the study's results.
-        file: Name of the comparison; a trial with fewer images has one of its own.
+    A trial with fewer or smaller images has a file of its own, and figures of its own.
 
     Returns:
         The files written, in ``results/<study>/figures``.
@@ -116,11 +115,14 @@ def draw(results: Path, file: str = COMPARISON) -> list[Path]:
     Raises:
         MissingPredictionsError: Stage 3 has not been run.
     """
-    trial = Path(file).stem.removeprefix(Path(COMPARISON).stem)
+    files = sorted(results.glob(f"{COMPARISON}*.json")) or [results / f"{COMPARISON}.json"]
     return [
         path
-        for data in read_comparison(results / file)
-        for path in draw_album(results / FOLDER, FIGURES, data, data.backbone + trial)
+        for file in files
+        for data in read_comparison(file)
+        for path in draw_album(
+            results / FOLDER, FIGURES, data, data.backbone + file.stem.removeprefix(COMPARISON)
+        )
     ]
 
 

@@ -1,6 +1,7 @@
 """Figures of what a loss is made of: Ng's table as steps, and stacks of terms."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,73 +62,127 @@ _TERMS = (BLUE, ORANGE, GREEN)
 def waterfall(data: ShiftData) -> Figure:
     """Ng's table as steps from the error on fitted images to that on the target."""
     targets = data.having("ng", "shift.json has no Ng table")
-    rows = max(len(_steps(target["ng"])) for target in targets)
-    figure = new_figure(0.75 + rows * _ROW + 0.3, 1.7 + 2.75 * min(len(targets), 2))
-    count = -(-len(targets) // 2)
-    if count > 1:
-        figure.set_figheight(0.5 + count * (0.55 + rows * _ROW))
-    panels = list(figure.subplots(count, min(len(targets), 2), squeeze=False).flat)
+    lines = max(len(_steps(t)) + len(t.get("not_identifiable", ())) for t in targets)
+    rows, columns = -(-len(targets) // 2), min(len(targets), 2)
+    figure = new_figure(0.6 + rows * (0.5 + lines * _ROW), 1.7 + 2.75 * columns)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(targets) :]:
         axes.set_visible(False)
     for number, (axes, target) in enumerate(zip(panels, targets, strict=False)):
-        _waterfall_panel(axes, target["ng"], named=number % 2 == 0)
+        _waterfall_panel(axes, target, named=number % columns == 0)
         axes.set_title(target["target"])
     figure.suptitle("Error by role, and the steps between (Ng's table)", x=0.01, ha="left")
-    figure.supxlabel("error, % of images; whiskers: 95 % intervals", fontsize=8)
+    again = any(gap.get("ci_retrain") for target in targets for gap in target["gaps"].values())
+    dotted = " of patients, dotted: of refitted heads" if again else ""
+    figure.supxlabel(f"error, % of images; lines: 95 % intervals{dotted}", fontsize=8)
     return figure
 
 
-def _steps(ng: Mapping[str, Any]) -> list[tuple[str, float, float, Mapping[str, Any], str]]:
-    """(name, from, to, value with its interval, colour) of each bar, top to bottom."""
-    errors, chain = ng["errors"], ng["chain"]
-    steps: list[tuple[str, float, float, Mapping[str, Any], str]] = []
-    known = [role for role in _ROLES if role in errors]
-    for role, name in zip(known, [*known[1:], None], strict=True):
-        value = errors[role]
-        steps.append((role, 0.0, value["estimate"], value, GREY))
-        for step, (_, start) in CHAIN.items():
-            if start == role and step in chain and name is not None:
-                gap = chain[step]
-                level = value["estimate"]
-                shade = VERMILION if gap["estimate"] >= 0 else GREEN
-                steps.append((step, level, level + gap["estimate"], gap, shade))
-    level = errors["s_traindev"]["estimate"]
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """One bar: a role's error from 0, or a step from one error to the next; in percent."""
+
+    name: str
+    start: float
+    width: float
+    low: float
+    high: float
+    colour: str
+    retrain: tuple[float, float] | None = None
+
+    @property
+    def end(self) -> float:
+        return self.start + self.width
+
+    @property
+    def is_role(self) -> bool:
+        return self.name in _ROLES
+
+
+def _steps(target: Mapping[str, Any]) -> list[_Step]:
+    """Bars from above: each known error with the step that leads to the next, then the parts."""
+    errors = {role: target["ng"][role] for role in _ROLES if target["ng"].get(role) is not None}
+    gaps = target["gaps"]
+    steps: list[_Step] = []
+    for role, value in errors.items():
+        steps.append(_of_role(role, value))
+        steps += [
+            _of_gap(step, steps[-1].end, gaps[step])
+            for step, (_, start) in CHAIN.items()
+            if start == role and step in gaps
+        ]
+    level = 100 * errors["s_traindev"]["estimate"]
     for step in TRANSFER:
-        if step in ng["transfer"]:
-            gap = ng["transfer"][step]
-            steps.append((step, level, level + gap["estimate"], gap, PURPLE))
-            level += gap["estimate"]
+        if step in gaps:
+            steps.append(_of_gap(step, level, gaps[step], PURPLE))
+            level = steps[-1].end
     return steps
 
 
-def _waterfall_panel(axes: Axes, ng: Mapping[str, Any], *, named: bool) -> None:
-    steps = _steps(ng)
-    heights = np.arange(len(steps))[::-1]
-    for height, (name, start, end, value, shade) in zip(heights, steps, strict=True):
-        axes.barh(height, 100 * (end - start), left=100 * start, height=0.62, color=shade)
-        offset = start if name in {*CHAIN, *TRANSFER} else 0.0
-        low, high = (100 * (offset + value[bound]) for bound in ("low", "high"))
-        axes.plot([low, high], [height, height], color=INK, linewidth=0.9)
-        sign = "+" if name in {*CHAIN, *TRANSFER} else ""
+def _of_role(name: str, value: Any) -> _Step:
+    # A person's error is given as a number, without an interval.
+    known = (
+        value if isinstance(value, Mapping) else dict.fromkeys(("estimate", "low", "high"), value)
+    )
+    width, low, high = (100 * known[key] for key in ("estimate", "low", "high"))
+    return _Step(name=name, start=0.0, width=width, low=low, high=high, colour=GREY)
+
+
+def _of_gap(name: str, start: float, gap: Mapping[str, Any], shade: str | None = None) -> _Step:
+    low, high = (start + 100 * bound for bound in gap["ci_sampling"])
+    retrain = gap.get("ci_retrain")
+    return _Step(
+        name=name,
+        start=start,
+        width=100 * gap["est"],
+        low=low,
+        high=high,
+        colour=shade or (VERMILION if gap["est"] >= 0 else GREEN),
+        retrain=retrain and (start + 100 * retrain[0], start + 100 * retrain[1]),
+    )
+
+
+def _waterfall_panel(axes: Axes, target: Mapping[str, Any], *, named: bool) -> None:
+    steps, unknown = _steps(target), list(target.get("not_identifiable", ()))
+    heights = np.arange(len(steps) + len(unknown))[::-1]
+    for height, step in zip(heights, steps, strict=False):
+        _draw_step(axes, height, step)
+    for above, step, after in zip(heights, steps, steps[1:], strict=False):
+        if after.name not in TRANSFER:
+            axes.plot([step.end] * 2, [above - 0.31, above - 0.69], color=GREY, linewidth=0.5)
+    for height in heights[len(steps) :]:
         axes.annotate(
-            f"{100 * value['estimate']:{sign}.1f}",
-            (max(low, high, 100 * end, 100 * start), height),
-            xytext=(4, 0),
+            "not identifiable",
+            (0, height),
+            xytext=(3, 0),
             textcoords="offset points",
             va="center",
+            color=GREY,
             fontsize=SMALL,
         )
-    for above, below in zip(range(len(steps)), range(1, len(steps)), strict=False):
-        edge = 100 * steps[above][2]
-        if steps[below][0] not in TRANSFER:
-            axes.plot(
-                [edge] * 2, [heights[above] - 0.31, heights[below] + 0.31], color=GREY, lw=0.5
-            )
-    axes.set_yticks(heights, [_WORDS[step[0]] for step in steps] if named else [])
+    names = [*(step.name for step in steps), *unknown]
+    axes.set_yticks(heights, [_WORDS.get(name, name) for name in names] if named else [])
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.16)
     axes.axvline(0, color=GREY, linewidth=0.6)
     grid(axes)
+
+
+def _draw_step(axes: Axes, height: float, step: _Step) -> None:
+    axes.barh(height, step.width, left=step.start, height=0.62, color=step.colour)
+    axes.plot([step.low, step.high], [height + 0.08] * 2, color=INK, linewidth=0.9)
+    ends = [step.low, step.high, step.start, step.end]
+    if step.retrain:
+        axes.plot(step.retrain, [height - 0.14] * 2, color=INK, linewidth=0.9, linestyle=":")
+        ends += step.retrain
+    axes.annotate(
+        f"{step.width:.1f}" if step.is_role else f"{step.width:+.1f}",
+        (max(ends), height),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=SMALL,
+    )
 
 
 def stacks(data: ShiftData) -> Figure:
