@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pipeline.cli_audit import audit_command
 from pipeline.cli_cache import cache_group
 from pipeline.cli_shared import command, engine_options, precision_option, study_argument
 
@@ -136,6 +137,7 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 @click.option("--seeds", default=10, show_default=True, help="Cuts of the target for the fixes.")
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
+@click.option("--allow-leaks", is_flag=True, help="Go on although a role holds another's images.")
 @command
 def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target: tests with controls, and fixes without labels.
@@ -151,7 +153,9 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         ShiftOptions(
             draws=flags["draws"],
             seeds=flags["seeds"],
-            samples=SampleOptions(allow_conflicts=flags["allow_conflicts"]),
+            samples=SampleOptions(
+                allow_conflicts=flags["allow_conflicts"], allow_leaks=flags["allow_leaks"]
+            ),
         ),
     )
     if not quiet:
@@ -177,6 +181,7 @@ def doctor(*, quiet: bool) -> dict[str, Any]:
     return dict(found)
 
 
+main.add_command(audit_command)
 main.add_command(cache_group)
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ from pipeline.errors import MissingFeaturesError, UnknownNameError
 from pipeline.fitting import ENSEMBLE, Failure, Fitted, fit_all
 from pipeline.heads import HEADS
 from pipeline.joined import load_joined
-from pipeline.predictions import predictions_of, write_predictions
+from pipeline.predictions import PROBABILITIES, predictions_of, write_predictions
 from pipeline.samples import SampleOptions, Samples
 from pipeline.scoring import Pair, Place, pairs, places_of, scores
 from pipeline.splits import FIT
 from pipeline.study import Study
 
 HEADS_REPORT = "heads.json"
-PROBABILITIES = "probabilities.h5"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from cache import disk
 from pipeline.errors import StudyError
+from pipeline.facts_index import known_facts
+from pipeline.finding import refuse_leaks
 from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.leak_checks import check_leaks
 from pipeline.samples import SampleOptions
 from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
@@ -93,6 +96,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     Raises:
         StudyError: The study has no target, or a domain has too few patients.
         MissingFeaturesError: Stage 1 has not been run.
+        CheckFailedError: A patient or a picture is in two roles.
     """
     options = options or ShiftOptions()
     if not study.targets:
@@ -101,6 +105,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     found = []
     for choice in study.backbones:
         joined = load_joined(study, choice, options.samples)
+        if not options.samples.allow_leaks:
+            facts = known_facts(study.store_root, joined.samples.key)
+            refuse_leaks(check_leaks(study, joined.samples, facts))
         found += _targets(study, choice, joined, options)
     report = ShiftReport(study=study.name, classes=joined.samples.classes, targets=tuple(found))
     disk.make_dir(study.results)
