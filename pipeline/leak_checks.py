@@ -57,11 +57,8 @@ def check_leaks(study: Study, samples: Samples, facts: NDArray[Any] | None = Non
         facts: Records of dtype ``FACTS``, shape ``(n,)``; see :func:`picture_ids`.
     """
     ids = picture_ids(samples, facts)
-    return [
-        *check_patients(study, samples),
-        *check_copies(samples, ids),
-        *check_conflicts(samples, ids),
-    ]
+    copies = check_copies(samples, ids)
+    return [*check_patients(study, samples), *copies, *check_conflicts(samples, ids)]
 
 
 def check_patients(study: Study, samples: Samples) -> list[Finding]:
@@ -157,10 +154,8 @@ def check_near_copies(
         roles=roles[each],
         groups=people(samples)[each],
     )
-    found = (
-        replace(pair, rows=(int(each[pair.rows[0]]), int(each[pair.rows[1]])))
-        for pair in near_duplicates(gallery, rule)
-    )
+    alike = near_duplicates(gallery, rule)
+    found = (replace(p, rows=(int(each[p.rows[0]]), int(each[p.rows[1]]))) for p in alike)
     pairs = tuple(pair for pair in found if ids[pair.rows[0]] != ids[pair.rows[1]])
     counts = Counter(tuple(sorted(roles[list(pair.rows)].tolist())) for pair in pairs)
     findings = [_nearly_copied(both, count) for both, count in sorted(counts.items())]

@@ -13,15 +13,18 @@ from PIL import Image
 from pipeline import backbones
 from pipeline.audit import AuditOptions, audit, probed
 from pipeline.audit_text import audit_text
+from pipeline.confounders import check_masked
 from pipeline.contact_sheet import SIDE, SheetPair, draw
-from pipeline.demo import Hospital, Patient, render
 from pipeline.engines import EngineChoice
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
 from pipeline.extract import ExtractOptions, extract
 from pipeline.facts_index import FactsIndex, measure_missing
 from pipeline.finding import LEAK, NOTE, OK, WARNING, Finding, refuse_leaks
+from pipeline.hospital import Hospital, Shot, expose
 from pipeline.images import PixelPolicy
+from pipeline.joined import load_joined
 from pipeline.leak_checks import check_leaks, check_near_copies, check_patients, near_rows, roles_of
+from pipeline.phantom import Patient, chest
 from pipeline.progress import Progress
 from pipeline.samples import SampleOptions, load_samples
 from pipeline.sources import read
@@ -258,42 +261,62 @@ def marker_backbone(tmp_path, monkeypatch):
     monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
 
 
-def audited_phantoms(name, marker):
-    """Audit of healthy phantoms with drawn labels; ``marker`` is how often class b has one.
+@pytest.fixture(scope="module")
+def films():
+    """Films of 100 healthy phantoms, each without and with a marker.
 
     Healthy, because an opacity low in the lung does reach the corners of a film.
     """
+    patients = [Patient(name=f"p{i}", label="normal") for i in range(100)]
+    chests = [(patient, chest(patient)) for patient in patients]
+    return [
+        [expose(drawn, Shot(p, Hospital(marker_normal=m), 1, 112)) for m in (0.0, 1.0)]
+        for p, drawn in chests
+    ]
+
+
+def audited_phantoms(name, films, *, marker):
+    """Audit of films with drawn labels; with ``marker`` all of class b have one."""
     rng, folder = np.random.default_rng(0), Path(name)
-    for i, label in enumerate(rng.permutation(np.repeat(["a", "b"], 80))):
-        hospital = Hospital(marker_normal=marker if label == "b" else 0.0)
+    for i, label in enumerate(rng.permutation(np.repeat(["a", "b"], 50))):
         file = folder / "here" / label / f"p{i:03}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        patient = Patient(name=f"p{i}", label="normal")
-        Image.fromarray(render(patient, hospital, size=112)).save(file)
+        Image.fromarray(films[i][marker and label == "b"]).save(file)
     text = "[source]\npath = 'here'\ngroup = 'p...'\n[backbone.marks]\n[store]\npath = 'features'\n"
     (folder / "study.toml").write_text(f"name = '{name}'\n{text}")
     study = load_study(folder / "study.toml")
     extract(study, TORCH)
     extract(probed(study), TORCH)
     report = audit(study)
-    return report, {f.check: f for f in report.findings if f.where == "source"}
+    return study, report, {f.check: f for f in report.findings if f.where == "source"}
 
 
-def test_a_planted_marker_is_found_in_the_corners_and_at_the_border(marker_backbone):
+def test_a_planted_marker_is_found_in_the_corners_and_at_the_border(marker_backbone, films):
     """E-T2: the corners alone tell the label, and so does the picture without its centre."""
-    _, found = audited_phantoms("marked", marker=1.0)
+    _, report, found = audited_phantoms("marked", films, marker=True)
     for check in ("corners", "border"):
         assert found[check].values["auc"] > 0.95, check
         assert found[check].severity == WARNING
+    assert "can be told from the four corners alone" in " ".join(audit_text(report).split())
 
 
-def test_without_a_marker_corners_and_border_tell_nothing(marker_backbone):
-    """E-T3: with the same films and labels, both intervals cover one half."""
-    report, found = audited_phantoms("unmarked", marker=0.0)
-    for check in ("corners", "border"):
-        assert found[check].values["low"] < 0.5 < found[check].values["high"], check
-        assert found[check].severity == OK
-    assert "hardly be told from the four corners alone" in audit_text(report)
+def test_without_a_marker_corners_and_border_tell_nothing(marker_backbone, films):
+    """E-T3: of ten drawings of labels, most intervals cover one half and hardly one warns.
+
+    Not all: an interval is that of the scores at hand, and on noise covers in about 83 %.
+    """
+    study, _, _ = audited_phantoms("unmarked", films, marker=False)
+    rng = np.random.default_rng(3)
+    for choice in probed(study).backbones:
+        joined = load_joined(study, choice)
+        found = []
+        for _ in range(10):
+            drawn = replace(joined.samples, label=rng.permutation(joined.samples.label))
+            found += check_masked(drawn, joined.X, choice.mask)
+        covered = sum(f.values["low"] < 0.5 < f.values["high"] for f in found)
+        assert covered >= 6, (choice.mask, covered)
+        assert abs(np.mean([f.values["auc"] for f in found]) - 0.5) < 0.05
+        assert sum(f.severity == OK for f in found) >= 9
 
 
 def test_the_probes_need_features_of_their_own(study_file):
