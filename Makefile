@@ -9,7 +9,7 @@ DEMO   := $(filter demo/study.toml,$(STUDY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo init features heads finetune shift report test test-slow lint bench-features bench-heads clean
+.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-heads clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 18
@@ -36,6 +36,9 @@ features: $(READY) $(DEMO)  ## Run the frozen backbones once over what the store
 
 heads: $(READY) $(DEMO)  ## Train and compare heads from the store [STUDY=study.toml]
 	$(BIN)/headrace heads "$(STUDY)"
+
+audit: $(READY) $(DEMO)  ## Look for leaks and confounders before any number [STUDY=study.toml]
+	$(BIN)/headrace audit "$(STUDY)"
 
 shift: $(READY) $(DEMO)  ## Compare the source with each target; fixes that see no label [STUDY=study.toml]
 	$(BIN)/headrace shift "$(STUDY)"

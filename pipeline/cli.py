@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pipeline.cli_audit import audit_command
 from pipeline.cli_cache import cache_group
 from pipeline.cli_finetune import finetune_command
 from pipeline.cli_shared import (
@@ -155,6 +156,7 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 @click.option("--seeds", default=10, show_default=True, help="Cuts of the target for the fixes.")
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
+@click.option("--allow-leaks", is_flag=True, help="Go on although a role holds another's images.")
 @command
 @draws_figures("shift")
 def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
@@ -171,7 +173,9 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         ShiftOptions(
             draws=flags["draws"],
             seeds=flags["seeds"],
-            samples=SampleOptions(allow_conflicts=flags["allow_conflicts"]),
+            samples=SampleOptions(
+                allow_conflicts=flags["allow_conflicts"], allow_leaks=flags["allow_leaks"]
+            ),
         ),
     )
     if not quiet:
@@ -197,6 +201,7 @@ def doctor(*, quiet: bool) -> dict[str, Any]:
     return dict(found)
 
 
+main.add_command(audit_command)
 main.add_command(cache_group)
 main.add_command(finetune_command)
 

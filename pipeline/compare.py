@@ -15,7 +15,7 @@ from pipeline.head_report import CompareReport, Table, write_report
 from pipeline.heads import HEADS
 from pipeline.heads.out_of_fold import FitSplit, OutOfFold, out_of_fold
 from pipeline.joined import JoinedFeatures, load_joined
-from pipeline.predictions import predictions_of, write_predictions
+from pipeline.predictions import PROBABILITIES, predictions_of, write_predictions
 from pipeline.procedures import honest_bests, procedures
 from pipeline.samples import SampleOptions, Samples
 from pipeline.scoring import places_of
@@ -23,8 +23,6 @@ from pipeline.splits import FIT
 from pipeline.stats.intervals import DRAWS
 from pipeline.study import Study
 from pipeline.tabulate import Draws, tabulate
-
-PROBABILITIES = "probabilities.h5"
 
 
 @dataclass(frozen=True, kw_only=True)

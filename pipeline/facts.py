@@ -146,11 +146,6 @@ def _border_mean(values: Pixels) -> float:
 _LIBJPEG = _libjpeg_tables()
 
 
-def aspect(facts: NDArray[Any]) -> NDArray[np.float64]:
-    """Width over height, shape ``(n,)``."""
-    return np.asarray(facts["width"] / facts["height"], np.float64)
-
-
 def columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
     """The facts that a probe may learn from, each of shape ``(n,)`` and finite.
 
@@ -160,17 +155,15 @@ def columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
     is_jpeg = np.isfinite(facts["jpeg_quality"])
     quality = facts["jpeg_quality"].astype(np.float64)
     usual = quality[is_jpeg].mean() if is_jpeg.any() else 0.0
-    pixels = facts["height"].astype(np.float64) * facts["width"]
     found = {
-        "log_height": np.log(facts["height"]),
-        "log_width": np.log(facts["width"]),
-        "log_aspect": np.log(aspect(facts)),
-        "mean": facts["mean"].astype(np.float64),
-        "std": facts["std"].astype(np.float64),
-        "border": facts["border"].astype(np.float64),
-        "log_bytes": np.log(facts["file_bytes"]),
-        "log_bytes_per_pixel": np.log(facts["file_bytes"] / pixels),
-        "jpeg_quality": np.where(is_jpeg, quality, usual),
-        "is_jpeg": is_jpeg.astype(np.float64),
+        "height": np.log(facts["height"]),
+        "width": np.log(facts["width"]),
+        "aspect": np.log(facts["width"] / facts["height"]),
+        "mean grey": facts["mean"].astype(np.float64),
+        "deviation of grey": facts["std"].astype(np.float64),
+        "border grey": facts["border"].astype(np.float64),
+        "file size": np.log(facts["file_bytes"]),
+        "JPEG quality": np.where(is_jpeg, quality, usual),
+        "is JPEG": is_jpeg.astype(np.float64),
     }
     return MappingProxyType({name: v for name, v in found.items() if np.ptp(v) > 0})

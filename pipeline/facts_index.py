@@ -72,6 +72,12 @@ class FactsIndex:
             _LOG.warning("the facts of the images cannot be kept: %s", cause)
 
 
+def known_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None:
+    """Records of all keys, where an audit has measured them all; else None."""
+    index = FactsIndex(store_root)
+    return index.facts(keys) if all(key in index for key in keys) else None
+
+
 def measure_missing(
     index: FactsIndex, keys: Sequence[bytes], items: Sequence[Item], progress: Progress
 ) -> dict[bytes, str]:

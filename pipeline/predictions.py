@@ -19,6 +19,8 @@ from pipeline.errors import MissingPredictionsError
 from pipeline.names import legible
 from pipeline.samples import Samples
 
+#: Stage 2 keeps them under this name, below the study's results.
+PROBABILITIES = "probabilities.h5"
 #: Name of a predictor, and the seed that it was trained with.
 Trained = tuple[str, int]
 

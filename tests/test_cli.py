@@ -62,7 +62,9 @@ def test_an_existing_store_needs_no_torch(study_file):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("command", [[], ["cache"], ["features"], ["heads"], ["cache", "export"]])
+@pytest.mark.parametrize(
+    "command", [[], ["cache"], ["features"], ["heads"], ["audit"], ["cache", "export"]]
+)
 def test_every_help_text_has_an_example_or_a_list(command):
     """A user sees how a command is called."""
     text = run(*command, "--help").output

@@ -98,8 +98,8 @@ def test_columns_are_finite_and_vary():
     """What every image shares tells nothing and is left out; NaN never reaches a probe."""
     some = [facts_of_file(encoded(GREY)), facts_of_file(encoded(GREY[:30], "JPEG", quality=80))]
     found = columns(np.array(some, FACTS))
-    assert "log_width" not in found
-    assert {"log_height", "log_aspect", "mean", "log_bytes", "is_jpeg"} <= found.keys()
+    assert "width" not in found
+    assert {"height", "aspect", "mean grey", "file size", "is JPEG"} <= found.keys()
     assert all(np.isfinite(values).all() for values in found.values())
 
 

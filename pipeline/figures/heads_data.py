@@ -8,14 +8,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.compare import PROBABILITIES
 from pipeline.errors import MissingPredictionsError
 from pipeline.figures.ranked import Entry, Where, is_prior
 from pipeline.figures.style import NothingToDrawError
 from pipeline.fitting import ENSEMBLE
 from pipeline.head_report import HEADS_REPORT
 from pipeline.names import legible
-from pipeline.predictions import Predictions, read_predictions
+from pipeline.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.splits import FIT
 from pipeline.study import SOURCE
 

@@ -148,7 +148,10 @@ def near_duplicates(
         directions,
         lambda rows: (roles[rows, None] == roles[None]) & (patients[rows, None] != patients[None]),
     )
-    usual = strangers.cosine[np.isfinite(strangers.cosine)]
+    # Pairs that the hash takes for copies are no measure of what chance resembles: with a
+    # few of them in one role, the threshold would be theirs and hide those across roles.
+    apart = hamming(gallery.hashes, gallery.hashes[strangers.row]) > rule.bits
+    usual = strangers.cosine[np.isfinite(strangers.cosine) & apart]
     threshold = np.quantile(usual, rule.quantile) if usual.size else -1.0
     bits = hamming(gallery.hashes, gallery.hashes[across.row])
     alike = np.flatnonzero((across.cosine > threshold) & (bits <= rule.bits))

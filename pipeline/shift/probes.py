@@ -25,7 +25,12 @@ _DRAW_COLUMNS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """How well a label can be told, by the area under the ROC curve."""
+    """How well a label can be told, by the area under the ROC curve.
+
+    The interval is that of the scores at hand: it leaves out that another sample would
+    also fit another head. On noise it covers one half in about 83 % of samples of 160
+    patients, so an end near one half proves nothing.
+    """
 
     auc: float
     """Out of fold; of more than two classes each against the rest, averaged."""

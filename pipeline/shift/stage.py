@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 
 from cache import disk
 from pipeline.errors import StudyError
+from pipeline.facts_index import known_facts
+from pipeline.finding import refuse_leaks
 from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.leak_checks import check_leaks
 from pipeline.predictions import write_predictions
 from pipeline.samples import SampleOptions
 from pipeline.shift.adaptation import Source as SourceRows
@@ -99,6 +102,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     Raises:
         StudyError: The study has no target, or a domain has too few patients.
         MissingFeaturesError: Stage 1 has not been run.
+        CheckFailedError: A patient or a picture is in two roles.
     """
     options = options or ShiftOptions()
     if not study.targets:
@@ -107,6 +111,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     found, kept = [], {}
     for choice in study.backbones:
         joined = load_joined(study, choice, options.samples)
+        if not options.samples.allow_leaks:
+            facts = known_facts(study.store_root, joined.samples.key)
+            refuse_leaks(check_leaks(study, joined.samples, facts))
         source = _source(joined)
         found += [_target(choice, joined, source, t.name, options) for t in study.targets]
         kept[choice.name] = head_predictions(joined, source)

@@ -1,0 +1,66 @@
+"""An audit as text for a terminal: the worst first, what to do below it."""
+
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+
+from pipeline.audit import AUDIT_REPORT, CONTACT_SHEET, AuditReport, Score
+from pipeline.finding import SEVERITIES, Finding
+
+_WIDTH = 110
+_NEAR_SHOWN = 5
+
+
+def audit_text(report: AuditReport) -> str:
+    """Findings by severity, then the near copies and what they are worth."""
+    lines = []
+    for severity, found in groupby(report.findings, key=lambda finding: finding.severity):
+        lines += [severity.upper(), *(line for f in found for line in _finding(f)), ""]
+    lines += [*_near_copies(report), _summary(report)]
+    return "\n".join(lines)
+
+
+def _finding(finding: Finding) -> Iterator[str]:
+    yield from _wrapped(f"{finding.check} ({finding.where}): {finding.found}", "  ", "    ")
+    if finding.advice:
+        yield from _wrapped(f"-> {finding.advice}", "    ", "       ")
+
+
+def _near_copies(report: AuditReport) -> list[str]:
+    if not report.near_copies:
+        return []
+    lines = ["NEAR COPIES, the most alike first"]
+    for pair in report.near_copies[:_NEAR_SHOWN]:
+        one, other = (f"{image['path']} ({image['label']})" for image in pair["images"])
+        lines.append(
+            f"  {pair['number']}. {one} ~ {other}: cosine {pair['cosine']:.3f}, {pair['bits']} bits"
+        )
+    if len(report.near_copies) > _NEAR_SHOWN:
+        lines.append(f"  and {len(report.near_copies) - _NEAR_SHOWN} more in {AUDIT_REPORT}")
+    lines.append(f"  side by side in results/{report.study}/{CONTACT_SHEET}")
+    lines += [
+        f"  linear head, {row.backbone}, {row.everything.role}: accuracy {_score(row.everything)}, "
+        f"without near copies of fit {_score(row.without_near_copies)}"
+        for row in report.accuracy
+    ]
+    return [*lines, ""]
+
+
+def _summary(report: AuditReport) -> str:
+    counts = Counter(finding.severity for finding in report.findings)
+    found = ", ".join(f"{counts[s]} {s}" for s in SEVERITIES if counts[s])
+    return (
+        f"{report.images} images, {report.measured} measured now, {report.seconds:.1f} s: {found}; "
+        f"all of it is in results/{report.study}/{AUDIT_REPORT}"
+    )
+
+
+def _score(score: Score) -> str:
+    return f"{score.accuracy:.3f} ({score.low:.3f} to {score.high:.3f}, {score.n} images)"
+
+
+def _wrapped(text: str, first: str, later: str) -> list[str]:
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=first, subsequent_indent=later, break_long_words=False
+    )

@@ -1,0 +1,58 @@
+"""What one check of a study found, and how bad it is."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.errors import CheckFailedError, UnknownNameError
+
+#: The worst first. A leak makes numbers wrong; a warning says what may explain them; a
+#: note is worth knowing; ok is a check that found nothing.
+LEAK, WARNING, NOTE, OK = SEVERITIES = ("leak", "warning", "note", "ok")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of an audit.
+
+    Attributes:
+        check: Which check; one of its module's.
+        severity: One of ``SEVERITIES``.
+        where: The roles or the domain that it is about.
+        found: What was found, a sentence with its numbers.
+        advice: What to do next; empty where there is nothing to do.
+        values: The numbers and lists behind the sentence, JSON values.
+
+    Raises:
+        UnknownNameError: The severity is in no table.
+    """
+
+    check: str
+    severity: str
+    where: str
+    found: str
+    advice: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.severity not in SEVERITIES:
+            raise UnknownNameError("severity", self.severity, SEVERITIES)
+
+    @property
+    def text(self) -> str:
+        """One line for a message."""
+        return f"{self.where}: {self.found}"
+
+
+def refuse_leaks(findings: Iterable[Finding]) -> None:
+    """Stop where a leak was found.
+
+    Raises:
+        CheckFailedError: With every leak and what to do about the first.
+    """
+    leaks = [finding for finding in findings if finding.severity == LEAK]
+    if leaks:
+        raise CheckFailedError(
+            f"{'; '.join(leak.text for leak in leaks)}. {leaks[0].advice}. "
+            "headrace audit lists them all"
+        )
