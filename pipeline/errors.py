@@ -34,6 +34,10 @@ class WeightsError(PipelineError, OSError):
     """Weights cannot be had, or do not fit the network."""
 
 
+class NoCutError(PipelineError, LookupError):
+    """A part of a backbone is asked for, and nothing says where it could be cut."""
+
+
 class EngineError(PipelineError, RuntimeError):
     """The asked-for engine or device is not there, or failed."""
 
@@ -44,6 +48,10 @@ class MissingFeaturesError(PipelineError, LookupError):
 
 class MissingPredictionsError(PipelineError, LookupError):
     """Predictions of a stage are asked for that has not been run."""
+
+
+class CheckpointError(PipelineError, ValueError):
+    """A checkpoint belongs to another training, or none is whole."""
 
 
 class CheckFailedError(PipelineError, ValueError):
