@@ -23,6 +23,7 @@ from pipeline.samples import SampleOptions
 from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.detect import detect_with_controls
+from pipeline.shift.errors_by_role import Refits, RoleReport, refit
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
 from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
 from pipeline.shift.leaks import shared_ids
@@ -31,12 +32,12 @@ from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions, n
 from pipeline.shift.probes import SourcePrediction, source_prediction
 from pipeline.shift.products import place
 from pipeline.shift.sealed import SealedLabels
-from pipeline.shift.story import Story, foretell, tell
-from pipeline.study import SOURCE, BackboneChoice, Study
+from pipeline.shift.story import Story, Telling, foretell, tell
+from pipeline.study import SOURCE, Study
 
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,11 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     for choice in study.backbones:
         joined = load_joined(study, choice, options.samples)
         source = _source(joined)
-        found += [_target(choice, joined, source, t.name, options) for t in study.targets]
+        # The head, and what it is when fitted to other patients, serve every target.
+        known = Known(
+            source=source, refits=refit(source, np.random.default_rng([options.seed, 13]))
+        )
+        found += [_target(joined, known, t.name, options) for t in study.targets]
         kept[choice.name] = head_predictions(joined, source)
     report = ShiftReport(study=study.name, classes=joined.samples.classes, targets=tuple(found))
     disk.make_dir(study.results)
@@ -130,14 +135,16 @@ def _source(joined: JoinedFeatures) -> SourceRows:
     )
 
 
-def _target(
-    choice: BackboneChoice,
-    joined: JoinedFeatures,
-    source: SourceRows,
-    name: str,
-    options: ShiftOptions,
-) -> TargetReport:
-    start = time.perf_counter()
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the source alone says."""
+
+    source: SourceRows
+    refits: Refits
+
+
+def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions) -> TargetReport:
+    start, source = time.perf_counter(), known.source
     rows = joined.samples.domain == name
     X, group = joined.X[rows], joined.samples.group[rows]
     plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
@@ -162,14 +169,17 @@ def _target(
     fixes = score(predict_target(source, target, plan), sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
+    telling = Telling(
+        source=source, refits=known.refits, before=before, fixes=fixes, seed=options.seed
+    )
     return TargetReport(
-        backbone=choice.name,
+        backbone=joined.backbone,
         target=name,
         shared_patients=_shared(source.groups, group),
         source_prediction=_told_apart(source, X, group),
         detection=detection,
         fixes=fixes,
-        story=tell(name, here, opened, before, fixes),
+        story=tell(name, here, opened, telling),
         map=feature_map(source, opened),
         seconds=round(time.perf_counter() - start, 2),
     )
@@ -233,11 +243,35 @@ def _target_json(t: TargetReport) -> dict[str, Any]:
         "plan_hash": t.fixes.plan_hash,
         # Once to score the fixes, once to take the loss apart.
         "lookups_of_target_labels": t.fixes.reads + 1,
+        **_ng_json(t.story.roles),
+        "calib": plain(t.story.soundness.calibration),
+        "calib_event": t.story.soundness.event,
+        "operating_points": plain(t.story.soundness.operating),
         "decomposition": plain(t.story.decomposition),
         "forecast": plain(t.story.forecast),
         "verdict": plain(t.story.verdict),
         "map": plain(t.map),
         "seconds": t.seconds,
+    }
+
+
+def _ng_json(roles: RoleReport) -> dict[str, Any]:
+    """Errors by role under ``ng``, the steps between them under ``gaps``."""
+    steps = {**roles.table.chain, **roles.table.transfer}
+    return {
+        "ng": {"human": None, **plain(roles.table.errors), "bayes_floor": plain(roles.floor)},
+        "gaps": {
+            name: {
+                "est": gap.estimate,
+                "ci_sampling": [gap.low, gap.high],
+                "ci_retrain": plain(roles.ci_retrain.get(name)),
+                "p_largest": gap.p_largest,
+            }
+            for name, gap in steps.items()
+        },
+        "not_identifiable": dict(roles.table.not_identifiable),
+        "dominant": roles.dominant,
+        "refits": roles.refits,
     }
 
 
