@@ -155,7 +155,8 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     Example: headrace shift study.toml
     """
     from pipeline.samples import SampleOptions
-    from pipeline.shift.stage import ShiftOptions, analyse, to_json
+    from pipeline.shift.record import to_json
+    from pipeline.shift.stage import ShiftOptions, analyse
     from pipeline.study import load_study
 
     report = analyse(

@@ -8,8 +8,7 @@ be said of it. Nothing here reads an image.
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,24 +19,25 @@ from pipeline.errors import StudyError
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.predictions import write_predictions
 from pipeline.samples import SampleOptions
+from pipeline.shift import paper
 from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.detect import detect_with_controls
-from pipeline.shift.errors_by_role import Refits, RoleReport, refit
+from pipeline.shift.errors_by_role import Refits, refit
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
 from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.permute import PermutationPlan
-from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions, null_histogram
+from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions
 from pipeline.shift.probes import SourcePrediction, source_prediction
 from pipeline.shift.products import place
+from pipeline.shift.record import plain, to_json
 from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
 from pipeline.study import SOURCE, Study
 
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
-SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     """Compare the source with each target on every backbone.
 
     Returns:
-        The report; also written to ``results/<study>/shift.json``, and the probabilities
-        of the head that it is about to ``shift.h5`` beside it.
+        The report; also written to ``results/<study>/``: ``shift.json`` (see
+        :mod:`pipeline.shift.record`), ``shift.md``, one ``shift_*.csv`` for each table, and
+        the probabilities of the head that it is about in ``shift.h5``.
 
     Raises:
         StudyError: The study has no target, or a domain has too few patients.
@@ -118,10 +119,14 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     report = ShiftReport(study=study.name, classes=joined.samples.classes, targets=tuple(found))
     disk.make_dir(study.results)
     write_predictions(study.results / SHIFT_PROBABILITIES, kept)
-    disk.publish(
-        study.results / SHIFT_REPORT,
-        json.dumps(plain(to_json(report)), indent=1, allow_nan=False).encode(),
-    )
+    record = plain(to_json(report))
+    files = {f"shift_{name}.csv": table for name, table in paper.tables(record).items()}
+    files |= {
+        "shift.md": paper.report(record).encode(),
+        SHIFT_REPORT: json.dumps(record, indent=1, allow_nan=False).encode(),
+    }
+    for name, content in files.items():
+        disk.publish(study.results / name, content)
     return report
 
 
@@ -206,97 +211,3 @@ def _told_apart(
 
 def _shared(source: NDArray[Any], target: NDArray[Any]) -> int:
     return sum(len(shared.ids) for shared in shared_ids({"source": source, "target": target}))
-
-
-def to_json(report: ShiftReport) -> dict[str, Any]:
-    """The report as JSON values; the schema's version is in it."""
-    return {
-        "schema": SCHEMA,
-        "study": report.study,
-        "classes": list(report.classes),
-        "targets": [_target_json(t) for t in report.targets],
-    }
-
-
-def _target_json(t: TargetReport) -> dict[str, Any]:
-    names = ("name", "primary", "statistic", "effect", "p", "p_holm", "refused")
-    detect = [
-        {
-            **{name: getattr(finding, name) for name in names},
-            "p_null_control": None if null is None else null.p,
-            "p_positive_control": None if positive is None else positive.p,
-            "null": null_histogram(finding.null),
-        }
-        for finding, null, positive in t.detection.rows()
-    ]
-    return {
-        "backbone": t.backbone,
-        "target": t.target,
-        "shared_patients": t.shared_patients,
-        "source_prediction": {
-            "overall": t.source_prediction.overall,
-            "by_class": list(t.source_prediction.by_class),
-        },
-        "detect": detect,
-        "notes": list(t.detection.observed.notes),
-        "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
-        "plan_hash": t.fixes.plan_hash,
-        # Once to score the fixes, once to take the loss apart.
-        "lookups_of_target_labels": t.fixes.reads + 1,
-        **_ng_json(t.story.roles),
-        "calib": plain(t.story.soundness.calibration),
-        "calib_event": t.story.soundness.event,
-        "operating_points": plain(t.story.soundness.operating),
-        "decomposition": plain(t.story.decomposition),
-        "forecast": plain(t.story.forecast),
-        "verdict": plain(t.story.verdict),
-        "map": plain(t.map),
-        "seconds": t.seconds,
-    }
-
-
-def _ng_json(roles: RoleReport) -> dict[str, Any]:
-    """Errors by role under ``ng``, the steps between them under ``gaps``."""
-    steps = {**roles.table.chain, **roles.table.transfer}
-    return {
-        "ng": {"human": None, **plain(roles.table.errors), "bayes_floor": plain(roles.floor)},
-        "gaps": {
-            name: {
-                "est": gap.estimate,
-                "ci_sampling": [gap.low, gap.high],
-                "ci_retrain": plain(roles.ci_retrain.get(name)),
-                "p_largest": gap.p_largest,
-            }
-            for name, gap in steps.items()
-        },
-        "not_identifiable": dict(roles.table.not_identifiable),
-        "dominant": roles.dominant,
-        "refits": roles.refits,
-    }
-
-
-def plain(value: Any) -> Any:
-    """Nested dataclasses, mappings and arrays as JSON values; what is not finite is null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _fix_json(row: Any) -> Mapping[str, Any]:
-    return {
-        "name": row.name,
-        "accuracy": row.accuracy,
-        "accuracy_sd": row.accuracy_sd,
-        "auroc": row.auroc,
-        "difference": vars(row.difference),
-        "p_holm": row.p_holm,
-        "negative_transfer": row.negative_transfer,
-        "uses_target_labels": row.uses_target_labels,
-        "notes": dict(row.notes),
-    }
