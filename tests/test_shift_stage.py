@@ -5,12 +5,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.engines import EngineChoice
 from pipeline.errors import StudyError
 from pipeline.extract import ExtractOptions, extract
 from pipeline.shift import stage
+from pipeline.shift.fixes import FIXES
 from pipeline.shift.paper import TABLES
 from pipeline.shift.record import SCHEMA, to_json
 from pipeline.shift.stage import ShiftOptions, analyse
@@ -79,12 +81,28 @@ def test_report_and_tables_say_what_the_record_says(study):
         assert rows
         assert {row["target"] for row in rows} == {"there"}
         if name == "fixes":
-            accuracies = [float(row["accuracy"]) for row in rows]
-            assert accuracies == [row["accuracy"] for row in target["fixes"]]
+            scored = [*target["fixes"], *target["fixes_control"]]
+            assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in scored]
+            assert len(target["fixes_control"]) == len(FIXES)
 
 
 def test_labels_of_the_target_move_no_prediction(study, monkeypatch):
     """Metamorphic: with the target's labels permuted, all but the scores stays the same."""
+    made = []
+    predict = stage.predict_target
+
+    def watched(*arguments):
+        made.append(predict(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(stage, "predict_target", watched)
+    score = stage.score
+
+    def sealed_until_here(predictions, sealed, *rest):
+        assert sealed.reads == 0
+        return score(predictions, sealed, *rest)
+
+    monkeypatch.setattr(stage, "score", sealed_until_here)
     before = to_json(analyse(study, SHORT))["targets"][0]
     load = stage.load_joined
 
@@ -97,7 +115,9 @@ def test_labels_of_the_target_move_no_prediction(study, monkeypatch):
 
     monkeypatch.setattr(stage, "load_joined", permuted)
     after = to_json(analyse(study, SHORT))["targets"][0]
-    for name in ("detect", "source_prediction", "shared_patients"):
+    for name, table in made[0].probabilities.items():
+        np.testing.assert_array_equal(table, made[1].probabilities[name])
+    for name in ("detect", "source_prediction", "shared_patients", "fixes_control"):
         assert after[name] == before[name]
     assert after["lookups_of_target_labels"] == before["lookups_of_target_labels"] == 2
     assert after["forecast"] == before["forecast"]

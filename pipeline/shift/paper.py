@@ -41,9 +41,14 @@ def _detect_rows(target: Record) -> Iterable[Row]:
 
 
 def _fix_rows(target: Record) -> Iterable[Row]:
-    for row in target["fixes"]:
+    blocks = {"target": target["fixes"], "source halves": target["fixes_control"]}
+    for scored_on, row in ((place, row) for place, rows in blocks.items() for row in rows):
         flat = {name: value for name, value in row.items() if name not in {"difference", "notes"}}
-        yield {**flat, **{f"difference_{name}": v for name, v in row["difference"].items()}}
+        yield {
+            "scored_on": scored_on,
+            **flat,
+            **{f"difference_{name}": v for name, v in row["difference"].items()},
+        }
 
 
 def _forecast_rows(target: Record) -> Iterable[Row]:

@@ -22,6 +22,8 @@ for each backbone and target:
 - ``forecast``: made without target labels: ``accuracy`` by formula, range ``low`` to
   ``high``, ``prevalence``, ``confusion``, ``auroc``, ``warning``.
 - ``fixes``: one entry for each, the k-shot rows with ``uses_target_labels`` true.
+  ``fixes_control``: the same from one half of the source to the other, where there is
+  nothing to mend; empty where a half lacks a class.
 - ``plan_hash``, ``lookups_of_target_labels``, ``verdict``, ``notes``, ``map``, ``seconds``.
 """
 
@@ -72,6 +74,7 @@ def _target_json(t: "TargetReport") -> dict[str, Any]:
         "detect": detect,
         "notes": list(t.detection.observed.notes),
         "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
+        "fixes_control": [] if t.control is None else [_fix_json(row) for row in t.control.rows],
         "plan_hash": t.fixes.plan_hash,
         # Once to score the fixes, once to take the loss apart.
         "lookups_of_target_labels": t.fixes.reads + 1,

@@ -25,6 +25,7 @@ from pipeline.shift.cohorts import Cohort
 from pipeline.shift.detect import detect_with_controls
 from pipeline.shift.errors_by_role import Refits, refit
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
+from pipeline.shift.fix_control import fixes_on_source
 from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.permute import PermutationPlan
@@ -66,6 +67,8 @@ class TargetReport:
         source_prediction: How well the hospital can be told from the features.
         detection: Tests with their null and positive controls.
         fixes: Leaderboard of the fixes that see no label of the target.
+        control: The same fixes from one half of the source to the other; None where a
+            half lacks a class.
         story: The loss taken apart, what was foretold, the verdict.
         map: Both domains in two dimensions.
     """
@@ -76,6 +79,7 @@ class TargetReport:
     source_prediction: SourcePrediction
     detection: ControlledDetection
     fixes: Leaderboard
+    control: Leaderboard | None
     story: Story
     map: FeatureMap
     seconds: float
@@ -109,13 +113,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     found, kept = [], {}
     for choice in study.backbones:
         joined = load_joined(study, choice, options.samples)
-        source = _source(joined)
-        # The head, and what it is when fitted to other patients, serve every target.
-        known = Known(
-            source=source, refits=refit(source, np.random.default_rng([options.seed, 13]))
-        )
+        known = _known(joined, options)
         found += [_target(joined, known, t.name, options) for t in study.targets]
-        kept[choice.name] = head_predictions(joined, source)
+        kept[choice.name] = head_predictions(joined, known.source)
     report = ShiftReport(study=study.name, classes=joined.samples.classes, targets=tuple(found))
     disk.make_dir(study.results)
     write_predictions(study.results / SHIFT_PROBABILITIES, kept)
@@ -146,13 +146,27 @@ class Known:
 
     source: SourceRows
     refits: Refits
+    plan: FixPlan
+    control: Leaderboard | None
+
+
+def _known(joined: JoinedFeatures, options: ShiftOptions) -> Known:
+    """The head, and what it is when fitted to other patients, serve every target."""
+    source = _source(joined)
+    plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
+    return Known(
+        source=source,
+        refits=refit(source, np.random.default_rng([options.seed, 13])),
+        plan=plan,
+        control=fixes_on_source(source, plan, options.seed),
+    )
 
 
 def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions) -> TargetReport:
     start, source = time.perf_counter(), known.source
     rows = joined.samples.domain == name
     X, group = joined.X[rows], joined.samples.group[rows]
-    plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
+    plan = known.plan
     # Until the fixes are scored, the labels of the target are under seal.
     sealed = SealedLabels(joined.samples.label[rows], plan.digest())
     target = Target(features=X, groups=group)
@@ -184,6 +198,7 @@ def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptio
         source_prediction=_told_apart(source, X, group),
         detection=detection,
         fixes=fixes,
+        control=known.control,
         story=tell(name, here, opened, telling),
         map=feature_map(source, opened),
         seconds=round(time.perf_counter() - start, 2),
