@@ -168,7 +168,7 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         ),
     )
     if not quiet:
-        from pipeline.tables import shift_text
+        from pipeline.shift.text import shift_text
 
         click.echo(shift_text(report))
     return to_json(report)

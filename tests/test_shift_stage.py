@@ -16,8 +16,8 @@ from pipeline.shift.fixes import FIXES
 from pipeline.shift.paper import TABLES
 from pipeline.shift.record import SCHEMA, to_json
 from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.shift.text import shift_text
 from pipeline.study import load_study
-from pipeline.tables import shift_text
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
@@ -65,6 +65,8 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert "there: " in text
     assert "the hospital can be told from the features with AUC" in text
     assert "fixes that see no label of the target" in text
+    assert "dev_overfit: not identifiable" in text
+    assert "Youden's threshold" in text
 
 
 def test_report_and_tables_say_what_the_record_says(study):
