@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StudyError
+from pipeline.predictions import Predictions, write_predictions
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.errors_by_role import errors_by_role, refit
 from pipeline.shift.fixes import fix_named
+from pipeline.shift.trained import TRAINED_PROBABILITIES, trained_losses
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,35 @@ def test_sealed_labels_fill_no_table(source, target):
     refits = refit(source, np.random.default_rng(0), 2)
     with pytest.raises(StudyError, match="forecast"):
         errors_by_role(source, replace(target, labels=None), refits, np.random.default_rng(1))
+
+
+def test_trained_networks_are_judged_by_their_kept_probabilities(tmp_path):
+    """Validation against target: the terms add up, and rows that were fitted do not count."""
+    rng = np.random.default_rng(2)
+    n = 300
+    domain = np.repeat(["source", "there"], [200, 100])
+    split = np.repeat(["fit", "validation", "target"], 100)
+    label = rng.permutation(np.arange(n) % 2)
+    # Right on every row that was fitted, on 90 % of validation, on 60 % of the target.
+    right = rng.random(n) < np.repeat([1.0, 0.9, 0.6], 100)
+    called = np.where(right, label, 1 - label)
+    proba = np.where(np.arange(2) == called[:, None], 0.8, 0.2).astype(np.float32)
+    kept = Predictions(
+        classes=("a", "b"),
+        key=np.zeros((n, 32), np.uint8),
+        label=label,
+        patient=np.arange(n),
+        domain=domain,
+        split=split,
+        proba={("full", 3): proba},
+    )
+    assert trained_losses(tmp_path, ["there"], 0) == ()
+    write_predictions(tmp_path / TRAINED_PROBABILITIES, {"tiny": kept})
+    (found,) = trained_losses(tmp_path, ["there", "elsewhere"], 0)
+    assert (found.backbone, found.method, found.seed) == ("tiny", "full", 3)
+    assert found.source_accuracy == pytest.approx(right[100:200].mean())
+    assert found.target_accuracy == pytest.approx(right[200:].mean())
+    assert found.total.low > 0
+    terms = sum(term.estimate for term in found.kitagawa.values())
+    assert terms == pytest.approx(found.total.estimate)
+    assert found.threshold is not None

@@ -25,6 +25,9 @@ for each backbone and target:
   ``fixes_control``: the same from one half of the source to the other, where there is
   nothing to mend; empty where a half lacks a class.
 - ``plan_hash``, ``lookups_of_target_labels``, ``verdict``, ``notes``, ``map``, ``seconds``.
+
+``trained``: one entry for each fine-tuned network and target, by its kept probabilities,
+the source being its validation split: accuracies, ``total``, ``kitagawa``, ``threshold``.
 """
 
 from collections.abc import Mapping
@@ -49,6 +52,7 @@ def to_json(report: "ShiftReport") -> dict[str, Any]:
         "study": report.study,
         "classes": list(report.classes),
         "targets": [_target_json(t) for t in report.targets],
+        "trained": plain(report.trained),
     }
 
 

@@ -35,6 +35,7 @@ from pipeline.shift.products import place
 from pipeline.shift.record import plain, to_json
 from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
+from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.study import SOURCE, Study
 
 SHIFT_REPORT = "shift.json"
@@ -87,11 +88,12 @@ class TargetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftReport:
-    """All targets of a study."""
+    """All targets of a study, and the networks that were trained on its images."""
 
     study: str
     classes: tuple[str, ...]
     targets: tuple[TargetReport, ...]
+    trained: tuple[TrainedLoss, ...] = ()
 
 
 def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
@@ -116,7 +118,12 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         known = _known(joined, options)
         found += [_target(joined, known, t.name, options) for t in study.targets]
         kept[choice.name] = head_predictions(joined, known.source)
-    report = ShiftReport(study=study.name, classes=joined.samples.classes, targets=tuple(found))
+    report = ShiftReport(
+        study=study.name,
+        classes=joined.samples.classes,
+        targets=tuple(found),
+        trained=trained_losses(study.results, [t.name for t in study.targets], options.seed),
+    )
     disk.make_dir(study.results)
     write_predictions(study.results / SHIFT_PROBABILITIES, kept)
     record = plain(to_json(report))
