@@ -165,7 +165,8 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     Example: headrace shift study.toml
     """
     from pipeline.samples import SampleOptions
-    from pipeline.shift.stage import ShiftOptions, analyse, to_json
+    from pipeline.shift.record import to_json
+    from pipeline.shift.stage import ShiftOptions, analyse
     from pipeline.study import load_study
 
     report = analyse(
@@ -179,7 +180,7 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         ),
     )
     if not quiet:
-        from pipeline.tables import shift_text
+        from pipeline.shift.text import shift_text
 
         click.echo(shift_text(report))
     return to_json(report)

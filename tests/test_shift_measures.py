@@ -27,7 +27,7 @@ from pipeline.shift.marginals import (
     wasserstein,
     westfall_young,
 )
-from pipeline.shift.permute import holm, p_value
+from pipeline.shift.permute import p_value
 from pipeline.shift.products import place
 from pipeline.shift.ridge import (
     auc_columns,
@@ -263,9 +263,3 @@ def test_p_values_count_the_observed_labelling_and_ties():
     """The p-value is (1 + #{T_b >= T_0}) / (B + 1); a tie up to rounding is a tie."""
     assert p_value(np.array([3.0, 1, 2, 2.5])) == 1 / 4
     assert p_value(np.array([3.0, 3 - 1e-12, 4, 2])) == 3 / 4
-
-
-def test_holm_equals_its_definition():
-    """Adjusted values keep the order given and never fall below a smaller one."""
-    found = holm(np.array([0.01, 0.04, 0.03]))
-    np.testing.assert_allclose(found, [0.03, 0.06, 0.06])

@@ -1,18 +1,23 @@
 """Stage 4 from the store: what it writes, that labels stay sealed, and its refusals."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.engines import EngineChoice
 from pipeline.errors import StudyError
 from pipeline.extract import ExtractOptions, extract
 from pipeline.shift import stage
+from pipeline.shift.fixes import FIXES
+from pipeline.shift.paper import TABLES
+from pipeline.shift.record import SCHEMA, to_json
 from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.shift.text import shift_text
 from pipeline.study import load_study
-from pipeline.tables import shift_text
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
@@ -33,7 +38,7 @@ def test_a_brighter_hospital_is_found_and_said(study):
     """Tests, the prediction of the hospital and the fixes are in the file and in the text."""
     report = analyse(study, SHORT)
     written = json.loads((study.results / "shift.json").read_text())
-    assert written["schema"] == stage.SCHEMA
+    assert written["schema"] == SCHEMA
     (target,) = written["targets"]
     assert target["source_prediction"]["overall"] > 0.6
     primary = [row for row in target["detect"] if row["primary"]]
@@ -44,15 +49,63 @@ def test_a_brighter_hospital_is_found_and_said(study):
     total = target["decomposition"]["total"]["estimate"]
     terms = target["decomposition"]["kitagawa"].values()
     assert sum(term["estimate"] for term in terms) == pytest.approx(total)
+    steps = target["gaps"]
+    there, here = target["ng"]["t_test"]["estimate"], target["ng"]["s_traindev"]["estimate"]
+    assert steps["mismatch"]["est"] == pytest.approx(there - here) == pytest.approx(total)
+    parts = steps["target_hardness"]["est"] + steps["transfer_gap"]["est"]
+    assert parts == pytest.approx(total)
+    assert set(target["not_identifiable"]) == {"avoidable_bias", "dev_overfit"}
+    low, high = steps["mismatch"]["ci_retrain"]
+    assert low <= steps["mismatch"]["est"] <= high
+    assert {*target["calib"]} == {"source", "target"}
+    ways = {(use["domain"], use["way"]) for use in target["operating_points"]}
+    moved = {("target", way) for way in ("carried", "prior", "quantile")}
+    assert ways == {("source", "chosen"), *moved}
     text = shift_text(report)
     assert "there: " in text
     assert "the hospital can be told from the features with AUC" in text
     assert "fixes that see no label of the target" in text
+    assert "dev_overfit: not identifiable" in text
+    assert "Youden's threshold" in text
+
+
+def test_report_and_tables_say_what_the_record_says(study):
+    """shift.md and a CSV for each table are made from the values of shift.json."""
+    analyse(study, SHORT)
+    (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
+    page = (study.results / "shift.md").read_text()
+    assert target["verdict"]["text"] in page
+    assert "dev_overfit: not identifiable" in page
+    assert target["forecast"]["warning"] in page
+    for name in TABLES:
+        with (study.results / f"shift_{name}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert rows
+        assert {row["target"] for row in rows} == {"there"}
+        if name == "fixes":
+            scored = [*target["fixes"], *target["fixes_control"]]
+            assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in scored]
+            assert len(target["fixes_control"]) == len(FIXES)
 
 
 def test_labels_of_the_target_move_no_prediction(study, monkeypatch):
     """Metamorphic: with the target's labels permuted, all but the scores stays the same."""
-    before = stage.to_json(analyse(study, SHORT))["targets"][0]
+    made = []
+    predict = stage.predict_target
+
+    def watched(*arguments):
+        made.append(predict(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(stage, "predict_target", watched)
+    score = stage.score
+
+    def sealed_until_here(predictions, sealed, *rest):
+        assert sealed.reads == 0
+        return score(predictions, sealed, *rest)
+
+    monkeypatch.setattr(stage, "score", sealed_until_here)
+    before = to_json(analyse(study, SHORT))["targets"][0]
     load = stage.load_joined
 
     def permuted(*arguments):
@@ -63,8 +116,10 @@ def test_labels_of_the_target_move_no_prediction(study, monkeypatch):
         return replace(joined, samples=replace(joined.samples, label=label))
 
     monkeypatch.setattr(stage, "load_joined", permuted)
-    after = stage.to_json(analyse(study, SHORT))["targets"][0]
-    for name in ("detect", "source_prediction", "shared_patients"):
+    after = to_json(analyse(study, SHORT))["targets"][0]
+    for name, table in made[0].probabilities.items():
+        np.testing.assert_array_equal(table, made[1].probabilities[name])
+    for name in ("detect", "source_prediction", "shared_patients", "fixes_control"):
         assert after[name] == before[name]
     assert after["lookups_of_target_labels"] == before["lookups_of_target_labels"] == 2
     assert after["forecast"] == before["forecast"]

@@ -4,6 +4,7 @@ A fix is ``adapt(source, target_features, rng) -> Predictor``. It has no argumen
 which a label of the target could reach it.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import GroupKFold
 
 from pipeline.errors import StudyError
-from pipeline.heads.logistic import LogisticHead
+from pipeline.heads.logistic import LogisticHead, Path, solve_path
 from pipeline.shift.bcts import Calibration, fit_calibration
 
 Rows = NDArray[np.floating]
@@ -147,6 +148,30 @@ class Source:
         """
         head = LogisticHead(C=self.settings.inverse_penalty)
         return head.fit(rows, self.labels if labels is None else labels, sample_weight=weights)
+
+    def weighted_heads(self, weights: NDArray[np.number]) -> Path:
+        """Fit several heads to the source's own rows at once; the same weights only once.
+
+        Args:
+            weights: Shape (V, n), >= 0: how much each row counts for each head.
+
+        Returns:
+            The heads, by :meth:`~pipeline.heads.logistic.Path.proba` on standardised rows.
+        """
+        key = hashlib.sha256(np.ascontiguousarray(weights).tobytes()).hexdigest()
+        if key not in self._fitted:
+            self._fitted[key] = solve_path(
+                self.standard.astype(np.float32),
+                self.labels,
+                C=np.full(len(weights), self.settings.inverse_penalty),
+                weights=weights.astype(np.float64),
+            )
+        return self._fitted[key]
+
+    @cached_property
+    def _fitted(self) -> dict[str, Path]:
+        """What :meth:`weighted_heads` has fitted: a fix that looks at no target asks again."""
+        return {}
 
     @cached_property
     def out_of_fold(self) -> NDArray[np.float64]:

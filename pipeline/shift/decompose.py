@@ -77,7 +77,7 @@ def decompose(
         kitagawa=kitagawa(s, t),
         score=score_identity(s, t),
         disde=_disde_views(s, t, how),
-        threshold=_threshold(s, t, how),
+        threshold=threshold_terms(s, t, how),
     )
 
 
@@ -163,7 +163,17 @@ def _side(side: Labelled, phi: NDArray[np.float64]) -> Side:
     )
 
 
-def _threshold(s: Labelled, t: Labelled, how: DecomposeSettings) -> ThresholdSplit | None:
+def threshold_terms(s: Labelled, t: Labelled, how: DecomposeSettings) -> ThresholdSplit | None:
+    """Split the loss at the target's own best threshold.
+
+    Args:
+        s: The source, out of fold.
+        t: The target.
+        how: Threshold and seed.
+
+    Returns:
+        None unless there are two classes and both domains show both.
+    """
     both = all(np.unique(side.labels).size == _BINARY for side in (s, t))
     if s.cohort.probabilities.shape[1] != _BINARY or not both:
         return None

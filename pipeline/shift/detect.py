@@ -23,7 +23,8 @@ from pipeline.shift.findings import (
 )
 from pipeline.shift.marginals import FeatureDraws, feature_draws, westfall_young
 from pipeline.shift.measures import CONDITIONAL, FAST, NEEDS_PATIENTS, SLOW, Measure
-from pipeline.shift.permute import holm, p_value, standard_score
+from pipeline.shift.permute import p_value, standard_score
+from pipeline.stats import holm
 
 #: The family over which Holm's correction runs.
 PRIMARY = ("bbsd_ks", "ridge_c2st", "mmd_aggregated")

@@ -94,10 +94,9 @@ def bagging(source: Source, _target: Rows, rng: np.random.Generator) -> Predicto
     patients = np.unique(source.groups, return_inverse=True)[1]
     n = int(patients.max()) + 1
     counts = rng.multinomial(n, np.full(n, 1 / n), size=source.settings.bags)
-    heads = [source.fit(source.standard, weights=count[patients]) for count in counts]
+    heads = source.weighted_heads(counts[:, patients])
     return Predictor(
-        transform=source.standardise,
-        score=lambda rows: np.mean([head.predict_proba(rows) for head in heads], axis=0),
+        transform=source.standardise, score=lambda rows: np.mean(heads.proba(rows), axis=0)
     )
 
 

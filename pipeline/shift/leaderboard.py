@@ -21,9 +21,9 @@ from pipeline.shift.adaptation import FixSettings, Rows, Source
 from pipeline.shift.cohorts import split_by_patient
 from pipeline.shift.fixes import FIXES, fix_named
 from pipeline.shift.paired import PairedDifference, paired_difference
-from pipeline.shift.permute import holm
 from pipeline.shift.ridge import auc_columns
 from pipeline.shift.sealed import SealedLabels
+from pipeline.stats import holm
 
 BASELINE = "source_only"
 _TWO = 2

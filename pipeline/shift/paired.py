@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.stats import bootstrap_interval, sign_flip, weighted_mean
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDifference:
@@ -40,19 +42,12 @@ def paired_difference(
         draws: Bootstrap draws, and as many sign flips.
         confidence: Of the interval, in (0, 1).
     """
-    patients = np.unique(groups, return_inverse=True)[1]
-    sizes = np.bincount(patients).astype(np.float64)
-    sums = np.bincount(patients, weights=differences)
-    counts = rng.multinomial(sizes.size, np.full(sizes.size, 1 / sizes.size), size=draws)
-    resampled = (counts @ sums) / (counts @ sizes)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    flipped = np.abs(rng.choice([-1.0, 1.0], size=(draws, sums.size)) @ sums)
-    # The tolerance counts equal sums as equal, whatever the order they were added in.
-    as_large = np.count_nonzero(flipped >= abs(sums.sum()) * (1 - 1e-9) - 1e-12)
+    interval = bootstrap_interval(
+        weighted_mean(differences), groups, rng, draws=draws, level=confidence
+    )
     return PairedDifference(
-        estimate=float(sums.sum() / sizes.sum()),
-        low=float(low),
-        high=float(high),
-        p=float((1 + as_large) / (draws + 1)),
+        estimate=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        p=sign_flip(differences, groups, rng, draws=draws),
     )

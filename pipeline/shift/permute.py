@@ -142,19 +142,3 @@ def standard_score(statistics: NDArray[np.float64]) -> float:
     """
     spread = statistics[1:].std()
     return float((statistics[0] - statistics[1:].mean()) / spread) if spread > 0 else 0.0
-
-
-def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Adjust p-values for their number by Holm's step-down rule (Holm 1979).
-
-    Args:
-        p_values: Shape (m,).
-
-    Returns:
-        Shape (m,), in the order given, each at least its raw value and at most 1.
-    """
-    order = np.argsort(p_values, kind="stable")
-    stepped = p_values[order] * np.arange(p_values.size, 0, -1)
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
-    return adjusted

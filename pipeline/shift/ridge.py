@@ -97,7 +97,7 @@ def cross_validated(
     Y = Y - Y.mean(0)
     penalised = X.T @ X + where.put(np.eye(X.shape[1]))
     # One factorisation for the labels and for H's blocks.
-    solved = where.xp.linalg.solve(penalised, where.xp.concatenate([X.T @ Y, X.T], 1))
+    solved = where.solve_positive(penalised, where.xp.concatenate([X.T @ Y, X.T], 1))
     fitted = X @ solved[:, : Y.shape[1]]
     inverse_X = solved[:, Y.shape[1] :]
     predictions = np.empty(targets.shape)
@@ -105,7 +105,8 @@ def cross_validated(
         rows = np.flatnonzero(folds == fold)
         X_fold, Y_fold = X[rows], Y[rows]
         inner = where.put(np.eye(rows.size)) - X_fold @ inverse_X[:, rows]
-        predictions[rows] = where.get(Y_fold - where.xp.linalg.solve(inner, Y_fold - fitted[rows]))
+        residual = where.solve_positive(inner, Y_fold - fitted[rows])
+        predictions[rows] = where.get(Y_fold - residual)
     return predictions
 
 

@@ -8,8 +8,7 @@ be said of it. Nothing here reads an image.
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,23 +22,27 @@ from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.leak_checks import check_leaks
 from pipeline.predictions import write_predictions
 from pipeline.samples import SampleOptions
+from pipeline.shift import paper
 from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.detect import detect_with_controls
+from pipeline.shift.errors_by_role import Refits, refit
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
+from pipeline.shift.fix_control import fixes_on_source
 from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.permute import PermutationPlan
-from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions, null_histogram
+from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions
 from pipeline.shift.probes import SourcePrediction, source_prediction
 from pipeline.shift.products import place
+from pipeline.shift.record import plain, to_json
 from pipeline.shift.sealed import SealedLabels
-from pipeline.shift.story import Story, foretell, tell
-from pipeline.study import SOURCE, BackboneChoice, Study
+from pipeline.shift.story import Story, Telling, foretell, tell
+from pipeline.shift.trained import TrainedLoss, trained_losses
+from pipeline.study import SOURCE, Study
 
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
-SCHEMA = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,8 @@ class TargetReport:
         source_prediction: How well the hospital can be told from the features.
         detection: Tests with their null and positive controls.
         fixes: Leaderboard of the fixes that see no label of the target.
+        control: The same fixes from one half of the source to the other; None where a
+            half lacks a class.
         story: The loss taken apart, what was foretold, the verdict.
         map: Both domains in two dimensions.
     """
@@ -78,6 +83,7 @@ class TargetReport:
     source_prediction: SourcePrediction
     detection: ControlledDetection
     fixes: Leaderboard
+    control: Leaderboard | None
     story: Story
     map: FeatureMap
     seconds: float
@@ -85,19 +91,21 @@ class TargetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftReport:
-    """All targets of a study."""
+    """All targets of a study, and the networks that were trained on its images."""
 
     study: str
     classes: tuple[str, ...]
     targets: tuple[TargetReport, ...]
+    trained: tuple[TrainedLoss, ...] = ()
 
 
 def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     """Compare the source with each target on every backbone.
 
     Returns:
-        The report; also written to ``results/<study>/shift.json``, and the probabilities
-        of the head that it is about to ``shift.h5`` beside it.
+        The report; also written to ``results/<study>/``: ``shift.json`` (see
+        :mod:`pipeline.shift.record`), ``shift.md``, one ``shift_*.csv`` for each table, and
+        the probabilities of the head that it is about in ``shift.h5``.
 
     Raises:
         StudyError: The study has no target, or a domain has too few patients.
@@ -114,16 +122,25 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         if not options.samples.allow_leaks:
             facts = known_facts(study.store_root, joined.samples.key)
             refuse_leaks(check_leaks(study, joined.samples, facts))
-        source = _source(joined)
-        found += [_target(choice, joined, source, t.name, options) for t in study.targets]
-        kept[choice.name] = head_predictions(joined, source)
-    report = ShiftReport(study=study.name, classes=joined.samples.classes, targets=tuple(found))
+        known = _known(joined, options)
+        found += [_target(joined, known, t.name, options) for t in study.targets]
+        kept[choice.name] = head_predictions(joined, known.source)
+    report = ShiftReport(
+        study=study.name,
+        classes=joined.samples.classes,
+        targets=tuple(found),
+        trained=trained_losses(study.results, [t.name for t in study.targets], options.seed),
+    )
     disk.make_dir(study.results)
     write_predictions(study.results / SHIFT_PROBABILITIES, kept)
-    disk.publish(
-        study.results / SHIFT_REPORT,
-        json.dumps(plain(to_json(report)), indent=1, allow_nan=False).encode(),
-    )
+    record = plain(to_json(report))
+    files = {f"shift_{name}.csv": table for name, table in paper.tables(record).items()}
+    files |= {
+        "shift.md": paper.report(record).encode(),
+        SHIFT_REPORT: json.dumps(record, indent=1, allow_nan=False).encode(),
+    }
+    for name, content in files.items():
+        disk.publish(study.results / name, content)
     return report
 
 
@@ -137,17 +154,33 @@ def _source(joined: JoinedFeatures) -> SourceRows:
     )
 
 
-def _target(
-    choice: BackboneChoice,
-    joined: JoinedFeatures,
-    source: SourceRows,
-    name: str,
-    options: ShiftOptions,
-) -> TargetReport:
-    start = time.perf_counter()
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the source alone says."""
+
+    source: SourceRows
+    refits: Refits
+    plan: FixPlan
+    control: Leaderboard | None
+
+
+def _known(joined: JoinedFeatures, options: ShiftOptions) -> Known:
+    """The head, and what it is when fitted to other patients, serve every target."""
+    source = _source(joined)
+    plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
+    return Known(
+        source=source,
+        refits=refit(source, np.random.default_rng([options.seed, 13])),
+        plan=plan,
+        control=fixes_on_source(source, plan, options.seed),
+    )
+
+
+def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions) -> TargetReport:
+    start, source = time.perf_counter(), known.source
     rows = joined.samples.domain == name
     X, group = joined.X[rows], joined.samples.group[rows]
-    plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
+    plan = known.plan
     # Until the fixes are scored, the labels of the target are under seal.
     sealed = SealedLabels(joined.samples.label[rows], plan.digest())
     target = Target(features=X, groups=group)
@@ -169,14 +202,18 @@ def _target(
     fixes = score(predict_target(source, target, plan), sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
+    telling = Telling(
+        source=source, refits=known.refits, before=before, fixes=fixes, seed=options.seed
+    )
     return TargetReport(
-        backbone=choice.name,
+        backbone=joined.backbone,
         target=name,
         shared_patients=_shared(source.groups, group),
         source_prediction=_told_apart(source, X, group),
         detection=detection,
         fixes=fixes,
-        story=tell(name, here, opened, before, fixes),
+        control=known.control,
+        story=tell(name, here, opened, telling),
         map=feature_map(source, opened),
         seconds=round(time.perf_counter() - start, 2),
     )
@@ -203,73 +240,3 @@ def _told_apart(
 
 def _shared(source: NDArray[Any], target: NDArray[Any]) -> int:
     return sum(len(shared.ids) for shared in shared_ids({"source": source, "target": target}))
-
-
-def to_json(report: ShiftReport) -> dict[str, Any]:
-    """The report as JSON values; the schema's version is in it."""
-    return {
-        "schema": SCHEMA,
-        "study": report.study,
-        "classes": list(report.classes),
-        "targets": [_target_json(t) for t in report.targets],
-    }
-
-
-def _target_json(t: TargetReport) -> dict[str, Any]:
-    names = ("name", "primary", "statistic", "effect", "p", "p_holm", "refused")
-    detect = [
-        {
-            **{name: getattr(finding, name) for name in names},
-            "p_null_control": None if null is None else null.p,
-            "p_positive_control": None if positive is None else positive.p,
-            "null": null_histogram(finding.null),
-        }
-        for finding, null, positive in t.detection.rows()
-    ]
-    return {
-        "backbone": t.backbone,
-        "target": t.target,
-        "shared_patients": t.shared_patients,
-        "source_prediction": {
-            "overall": t.source_prediction.overall,
-            "by_class": list(t.source_prediction.by_class),
-        },
-        "detect": detect,
-        "notes": list(t.detection.observed.notes),
-        "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
-        "plan_hash": t.fixes.plan_hash,
-        # Once to score the fixes, once to take the loss apart.
-        "lookups_of_target_labels": t.fixes.reads + 1,
-        "decomposition": plain(t.story.decomposition),
-        "forecast": plain(t.story.forecast),
-        "verdict": plain(t.story.verdict),
-        "map": plain(t.map),
-        "seconds": t.seconds,
-    }
-
-
-def plain(value: Any) -> Any:
-    """Nested dataclasses, mappings and arrays as JSON values; what is not finite is null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _fix_json(row: Any) -> Mapping[str, Any]:
-    return {
-        "name": row.name,
-        "accuracy": row.accuracy,
-        "accuracy_sd": row.accuracy_sd,
-        "auroc": row.auroc,
-        "difference": vars(row.difference),
-        "p_holm": row.p_holm,
-        "negative_transfer": row.negative_transfer,
-        "uses_target_labels": row.uses_target_labels,
-        "notes": dict(row.notes),
-    }

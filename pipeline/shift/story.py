@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.decompose import DecomposeSettings, Decomposition, decompose
+from pipeline.shift.errors_by_role import Refits, RoleReport, errors_by_role
 from pipeline.shift.gaps import Gap
 from pipeline.shift.leaderboard import BASELINE, Leaderboard
 from pipeline.shift.predict import Forecast, SourceScores, TargetScores, forecast
+from pipeline.shift.soundness import Soundness, soundness
 from pipeline.shift.verdict import Auroc, Called, FixGain, Numbers, Verdict, judge
 
 _BINARY = 2
@@ -20,12 +23,16 @@ class Story:
     """What may be said of one target.
 
     Attributes:
+        roles: Ng's table; needs target labels.
         decomposition: The loss, taken apart in several ways; needs target labels.
+        soundness: Calibration and operating points; needs target labels.
         forecast: Accuracy and prevalence as they look without target labels.
         verdict: Sentences, made from the numbers by stated rules.
     """
 
+    roles: RoleReport
     decomposition: Decomposition
+    soundness: Soundness
     forecast: Forecast
     verdict: Verdict
 
@@ -41,16 +48,37 @@ def foretell(source: Cohort, target: Cohort, seed: int) -> Forecast:
     )
 
 
-def tell(name: str, source: Cohort, target: Cohort, before: Forecast, fixes: Leaderboard) -> Story:
+@dataclass(frozen=True, kw_only=True)
+class Telling:
+    """What is known of the source, and what was found before the labels were open.
+
+    Attributes:
+        source: The labelled domain.
+        refits: Its head, fitted to drawn patients.
+        before: From :func:`foretell`.
+        fixes: Scored leaderboard.
+        seed: Of the draws.
+    """
+
+    source: Source
+    refits: Refits
+    before: Forecast
+    fixes: Leaderboard
+    seed: int
+
+
+def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
     """Put all numbers of one target together.
 
     Args:
         name: Of the target.
         source: Out-of-fold probabilities and labels.
         target: Probabilities of the same head, and labels.
-        before: From :func:`foretell`.
-        fixes: Scored leaderboard.
+        known: All else.
     """
+    before, fixes = known.before, known.fixes
+    rng = np.random.default_rng([known.seed, 12])
+    roles = errors_by_role(known.source, target, known.refits, rng)
     parts = decompose(source, target, DecomposeSettings())
     numbers = Numbers(
         target=name,
@@ -60,6 +88,7 @@ def tell(name: str, source: Cohort, target: Cohort, before: Forecast, fixes: Lea
         kitagawa=parts.kitagawa,
         score=parts.score.terms,
         threshold=parts.threshold.terms if parts.threshold else {},
+        transfer=roles.table.transfer,
         auroc=_auroc(source, target, parts),
         called=_called(target),
         foretold=(before.low, before.high),
@@ -81,7 +110,13 @@ def tell(name: str, source: Cohort, target: Cohort, before: Forecast, fixes: Lea
             if view.refused
         ),
     )
-    return Story(decomposition=parts, forecast=before, verdict=judge(numbers))
+    return Story(
+        roles=roles,
+        decomposition=parts,
+        soundness=soundness(source, target, before, rng),
+        forecast=before,
+        verdict=judge(numbers),
+    )
 
 
 def _error(cohort: Cohort) -> float:

@@ -1,0 +1,208 @@
+"""The stage's record as a report to read and as tables for a spreadsheet.
+
+Everything is made from the values of ``shift.json``, so the three cannot disagree.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pipeline.names import legible
+
+Record = Mapping[str, Any]
+Row = dict[str, Any]
+
+
+def _ng_rows(target: Record) -> Iterable[Row]:
+    for role, cell in target["ng"].items():
+        if cell is not None and role != "bayes_floor":
+            yield {"kind": "error", "name": role, **cell}
+    floor = target["ng"]["bayes_floor"]
+    yield {"kind": "bayes floor", "name": "s", "low": floor["low"], "high": floor["high"]}
+    for step, gap in target["gaps"].items():
+        retrain = gap["ci_retrain"] or [None, None]
+        yield {
+            "kind": "gap",
+            "name": step,
+            "estimate": gap["est"],
+            "low": gap["ci_sampling"][0],
+            "high": gap["ci_sampling"][1],
+            "retrain_low": retrain[0],
+            "retrain_high": retrain[1],
+            "p_largest": gap["p_largest"],
+        }
+
+
+def _detect_rows(target: Record) -> Iterable[Row]:
+    for row in target["detect"]:
+        yield {name: value for name, value in row.items() if name != "null"}
+
+
+def _fix_rows(target: Record) -> Iterable[Row]:
+    blocks = {"target": target["fixes"], "source halves": target["fixes_control"]}
+    for scored_on, row in ((place, row) for place, rows in blocks.items() for row in rows):
+        flat = {name: value for name, value in row.items() if name not in {"difference", "notes"}}
+        yield {
+            "scored_on": scored_on,
+            **flat,
+            **{f"difference_{name}": v for name, v in row["difference"].items()},
+        }
+
+
+def _forecast_rows(target: Record) -> Iterable[Row]:
+    for name, estimate in target["forecast"]["accuracy"].items():
+        yield {"kind": "accuracy", "name": name, **estimate}
+    for name, shares in target["forecast"]["prevalence"].items():
+        for k, estimate in enumerate(shares):
+            yield {"kind": f"prevalence of class {k}", "name": name, **estimate}
+
+
+def _calibration_rows(target: Record) -> Iterable[Row]:
+    for domain, found in target["calib"].items():
+        yield {
+            "domain": domain,
+            "event": target["calib_event"],
+            "brier": found["brier"]["score"],
+            "miscalibration": found["brier"]["miscalibration"],
+            "discrimination": found["brier"]["discrimination"],
+            "uncertainty": found["brier"]["uncertainty"],
+            "ece": found["ece"]["plug_in"],
+            "ece_debiased": found["ece"]["debiased"],
+            "ece_if_calibrated": found["ece"]["if_calibrated"],
+            "slope": found["line"]["slope"],
+            "intercept": found["line"]["intercept"],
+        }
+
+
+def _operating_rows(target: Record) -> Iterable[Row]:
+    for use in target["operating_points"]:
+        point = use["point"]
+        row = {name: use[name] for name in ("rule", "domain", "way")}
+        row |= {"threshold": point["threshold"], "called": point["called"]}
+        for name in ("sensitivity", "specificity"):
+            row |= {
+                name: point[name]["estimate"],
+                f"{name}_low": point[name]["low"],
+                f"{name}_high": point[name]["high"],
+            }
+        for share, values in point["predictive"].items():
+            row |= {f"{name}_at_{share}": values[name][0] for name in ("ppv", "npv")}
+        yield row
+
+
+#: Tables by the end of their file's name: to add one, a function above and one line here.
+TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
+    {
+        "ng": _ng_rows,
+        "detect": _detect_rows,
+        "forecast": _forecast_rows,
+        "calibration": _calibration_rows,
+        "operating": _operating_rows,
+        "fixes": _fix_rows,
+    }
+)
+_TITLES: Mapping[str, str] = MappingProxyType(
+    {
+        "ng": "Errors by role, and the steps between them",
+        "detect": "Tests of a difference, with their controls",
+        "forecast": "What the scores foretell without labels",
+        "calibration": "Calibration",
+        "operating": "Thresholds chosen on the source, at work in both domains",
+        "fixes": "Fixes",
+    }
+)
+
+
+def tables(record: Record) -> dict[str, bytes]:
+    """Every table as CSV, rows of all targets below one another.
+
+    Args:
+        record: The values of ``shift.json``.
+
+    Returns:
+        File contents, UTF-8, by the end of the file's name.
+    """
+    return {
+        name: _csv(
+            {"backbone": t["backbone"], "target": t["target"], **row}
+            for t in record["targets"]
+            for row in rows(t)
+        )
+        for name, rows in TABLES.items()
+    }
+
+
+def _csv(rows: Iterable[Row]) -> bytes:
+    kept = list(rows)
+    columns = list(dict.fromkeys(name for row in kept for name in row))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(kept)
+    return text.getvalue().encode()
+
+
+def report(record: Record) -> str:
+    """The report in Markdown: for each target the verdict, then the tables.
+
+    Args:
+        record: The values of ``shift.json``.
+    """
+    lines = [f"# Domain shift: {legible(record['study'])}"]
+    for target in record["targets"]:
+        lines += _chapter(target)
+    return "\n".join(lines) + "\n"
+
+
+def _chapter(target: Record) -> list[str]:
+    verdict, told = target["verdict"], target["source_prediction"]["overall"]
+    lines = [
+        "",
+        f"## {legible(target['target'])}, {legible(target['backbone'])}",
+        "",
+        verdict["text"],
+        *(f"- {advice}" for advice in verdict["advice"]),
+        "",
+        f"The hospital can be told from the features with AUC {told:.2f}.",
+        _lookups(target),
+    ]
+    for name, rows in TABLES.items():
+        lines += ["", f"### {_TITLES[name]}", "", *_markdown(list(rows(target)))]
+        if name == "ng":
+            lines += ["", *(f"- {s}: not identifiable, {why}" for s, why in _unknown(target))]
+        if name == "forecast":
+            lines += ["", target["forecast"]["warning"]]
+    return lines
+
+
+def _lookups(target: Record) -> str:
+    return (
+        f"Labels of the target were read {target['lookups_of_target_labels']} times, all after "
+        f"the plan {target['plan_hash'][:12]} was fixed."
+    )
+
+
+def _unknown(target: Record) -> Iterable[tuple[str, str]]:
+    unknown: Mapping[str, str] = target["not_identifiable"]
+    return unknown.items()
+
+
+def _markdown(rows: list[Row]) -> list[str]:
+    """A table; columns that are empty in every row are left out."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if any(row.get(name) is not None for row in rows)]
+    if not columns:
+        return ["none"]
+    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    return head + [f"| {' | '.join(_cell(row.get(name)) for name in columns)} |" for row in rows]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = f"{value:.4g}" if isinstance(value, float) else legible(str(value))
+    return text.replace("|", "\\|")

@@ -1,0 +1,141 @@
+"""``shift.json``: the report of the shift stage as JSON values. This is its schema, version 2.
+
+Rates are in [0, 1], differences in [-1, 1]; an interval is 95 %, by patient; what is not
+defined is null. At the top: ``schema``, ``study``, ``classes``, and ``targets``, one entry
+for each backbone and target:
+
+- ``shared_patients``: ids that both domains have.
+- ``source_prediction``: AUC of telling the domain, ``overall`` and ``by_class``.
+- ``detect``: one entry for each test: ``statistic``, ``effect`` (in sd of the null), ``p``,
+  ``p_holm`` (primary family), ``refused``, the p-values of both controls, and ``null``
+  (histogram under relabelling).
+- ``ng``: error by role (``estimate``, ``low``, ``high``, ``n``, ``groups``, ``method``):
+  ``s_fit``, ``s_traindev`` (out of fold), ``t_test``, ``t_oracle_cv`` (a head of the target,
+  by cross-validation); ``human`` (null unless given) and ``bayes_floor``, the bounds of
+  Cover and Hart on the source.
+- ``gaps``: the steps between them: ``est``, ``ci_sampling``, ``ci_retrain`` (heads refitted
+  to drawn patients; null where the source's head is not the only one in the step),
+  ``p_largest``. ``not_identifiable``: step to reason. ``dominant``: a step or null.
+- ``calib``: by domain Brier score and log loss with their parts, ``ece``, ``line``; of the
+  event ``calib_event``. ``operating_points``: ``rule``, ``domain``, ``way``, ``point``.
+- ``decomposition``: ``total``, ``kitagawa``, ``score``, ``disde``, ``threshold``.
+- ``forecast``: made without target labels: ``accuracy`` by formula, range ``low`` to
+  ``high``, ``prevalence``, ``confusion``, ``auroc``, ``warning``.
+- ``fixes``: one entry for each, the k-shot rows with ``uses_target_labels`` true.
+  ``fixes_control``: the same from one half of the source to the other, where there is
+  nothing to mend; empty where a half lacks a class.
+- ``plan_hash``, ``lookups_of_target_labels``, ``verdict``, ``notes``, ``map``, ``seconds``.
+
+``trained``: one entry for each fine-tuned network and target, by its kept probabilities,
+the source being its validation split: accuracies, ``total``, ``kitagawa``, ``threshold``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.shift.errors_by_role import RoleReport
+from pipeline.shift.pictures import null_histogram
+
+if TYPE_CHECKING:
+    from pipeline.shift.stage import ShiftReport, TargetReport
+
+SCHEMA = 2
+
+
+def to_json(report: "ShiftReport") -> dict[str, Any]:
+    """The report as JSON values; the schema's version is in it."""
+    return {
+        "schema": SCHEMA,
+        "study": report.study,
+        "classes": list(report.classes),
+        "targets": [_target_json(t) for t in report.targets],
+        "trained": plain(report.trained),
+    }
+
+
+def _target_json(t: "TargetReport") -> dict[str, Any]:
+    names = ("name", "primary", "statistic", "effect", "p", "p_holm", "refused")
+    detect = [
+        {
+            **{name: getattr(finding, name) for name in names},
+            "p_null_control": None if null is None else null.p,
+            "p_positive_control": None if positive is None else positive.p,
+            "null": null_histogram(finding.null),
+        }
+        for finding, null, positive in t.detection.rows()
+    ]
+    return {
+        "backbone": t.backbone,
+        "target": t.target,
+        "shared_patients": t.shared_patients,
+        "source_prediction": {
+            "overall": t.source_prediction.overall,
+            "by_class": list(t.source_prediction.by_class),
+        },
+        "detect": detect,
+        "notes": list(t.detection.observed.notes),
+        "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
+        "fixes_control": [] if t.control is None else [_fix_json(row) for row in t.control.rows],
+        "plan_hash": t.fixes.plan_hash,
+        # Once to score the fixes, once to take the loss apart.
+        "lookups_of_target_labels": t.fixes.reads + 1,
+        **_ng_json(t.story.roles),
+        "calib": plain(t.story.soundness.calibration),
+        "calib_event": t.story.soundness.event,
+        "operating_points": plain(t.story.soundness.operating),
+        "decomposition": plain(t.story.decomposition),
+        "forecast": plain(t.story.forecast),
+        "verdict": plain(t.story.verdict),
+        "map": plain(t.map),
+        "seconds": t.seconds,
+    }
+
+
+def _ng_json(roles: RoleReport) -> dict[str, Any]:
+    """Errors by role under ``ng``, the steps between them under ``gaps``."""
+    steps = {**roles.table.chain, **roles.table.transfer}
+    return {
+        "ng": {"human": None, **plain(roles.table.errors), "bayes_floor": plain(roles.floor)},
+        "gaps": {
+            name: {
+                "est": gap.estimate,
+                "ci_sampling": [gap.low, gap.high],
+                "ci_retrain": plain(roles.ci_retrain.get(name)),
+                "p_largest": gap.p_largest,
+            }
+            for name, gap in steps.items()
+        },
+        "not_identifiable": dict(roles.table.not_identifiable),
+        "dominant": roles.dominant,
+        "refits": roles.refits,
+    }
+
+
+def plain(value: Any) -> Any:
+    """Nested dataclasses, mappings and arrays as JSON values; what is not finite is null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _fix_json(row: Any) -> Mapping[str, Any]:
+    return {
+        "name": row.name,
+        "accuracy": row.accuracy,
+        "accuracy_sd": row.accuracy_sd,
+        "auroc": row.auroc,
+        "difference": vars(row.difference),
+        "p_holm": row.p_holm,
+        "negative_transfer": row.negative_transfer,
+        "uses_target_labels": row.uses_target_labels,
+        "notes": dict(row.notes),
+    }

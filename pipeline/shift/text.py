@@ -1,0 +1,119 @@
+"""The shift stage's report for a terminal; everything else is in its files."""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from pipeline.shift.errors_by_role import RoleReport
+from pipeline.shift.leaderboard import Row as LeaderboardRow
+from pipeline.shift.soundness import Soundness
+from pipeline.shift.stage import ShiftReport, TargetReport
+from pipeline.text_table import WIDTH, new_table, number, render
+
+
+def shift_text(report: ShiftReport) -> str:
+    """For each target: how far apart the hospitals are, then what the fixes do."""
+    return "\n\n".join(_target_text(target) for target in report.targets)
+
+
+def _target_text(target: TargetReport) -> str:
+    told, verdict = target.source_prediction, target.story.verdict
+    lines = [
+        f"{target.target}, {target.backbone}",
+        *textwrap.wrap(" ".join([verdict.text, *verdict.advice]), WIDTH - 20),
+        "",
+        f"the hospital can be told from the features with AUC {told.overall:.2f}",
+        f"{target.shared_patients} patient ids are in both (the numbering may restart)",
+        "",
+        "tests, permuted by patient; controls: two halves of the source, and those with a shift",
+        _detection_table(target),
+        *target.detection.observed.notes,
+        "",
+        "errors by role; what a step is when the head is fitted to other patients: refitted",
+        _roles_table(target.story.roles),
+        *(f"{step}: not identifiable, {why}" for step, why in _unknown(target)),
+        "",
+        *_operating_lines(target.story.soundness),
+        "fixes that see no label of the target, adapted on one half and scored on the other",
+        _fixes_table(target.fixes.rows),
+        "",
+        "with some labels of the target",
+        _fixes_table(target.fixes.k_shot),
+    ]
+    return "\n".join(lines)
+
+
+def _detection_table(target: TargetReport) -> str:
+    table = new_table(["test", "statistic", "p", "p (Holm)", "p halves", "p planted"], left=1)
+    for finding, null, positive in target.detection.rows():
+        if finding.primary:
+            table.add_row(
+                finding.name,
+                number(finding.statistic),
+                number(finding.p),
+                number(finding.p_holm),
+                number(null.p if null else None),
+                number(positive.p if positive else None),
+            )
+    return render(table)
+
+
+def _roles_table(roles: RoleReport) -> str:
+    table = new_table(["", "points", "95 % interval", "refitted", "largest in"], left=1)
+    for role, error in roles.table.errors.items():
+        table.add_row(f"error {role}", _points(error.estimate), _span(error.low, error.high))
+    for step, gap in {**roles.table.chain, **roles.table.transfer}.items():
+        again = roles.ci_retrain.get(step)
+        share = "-" if gap.p_largest is None else f"{100 * gap.p_largest:.0f} %"
+        refitted = "-" if again is None else _span(*again)
+        table.add_row(step, _points(gap.estimate), _span(gap.low, gap.high), refitted, share)
+    return render(table)
+
+
+def _unknown(target: TargetReport) -> Iterable[tuple[str, str]]:
+    return target.story.roles.table.not_identifiable.items()
+
+
+def _operating_lines(found: Soundness) -> list[str]:
+    """Calibration of both domains, and the rule of Youden carried over; all are in the files."""
+    rows = [use for use in found.operating if use.rule == "youden"]
+    briers = {name: report.brier.score for name, report in found.calibration.items()}
+    lines = [
+        f"Brier score {briers['source']:.3f} on the source, {briers['target']:.3f} on the target"
+    ]
+    if not rows:
+        return [*lines, ""]
+    table = new_table(["Youden's threshold", "", "sensitivity", "", "specificity", ""], left=2)
+    for use in rows:
+        point = use.point
+        table.add_row(
+            f"{use.way} on the {use.domain}" if use.domain == "source" else use.way,
+            number(point.threshold),
+            number(point.sensitivity.estimate),
+            _span(point.sensitivity.low, point.sensitivity.high),
+            number(point.specificity.estimate),
+            _span(point.specificity.low, point.specificity.high),
+        )
+    return [*lines, render(table), ""]
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _span(low: float, high: float) -> str:
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _fixes_table(rows: Sequence[LeaderboardRow]) -> str:
+    table = new_table(["fix", "accuracy", "AUROC", "points", "95 % interval", "p (Holm)"], left=1)
+    for row in rows:
+        d = row.difference
+        table.add_row(
+            row.name,
+            number(row.accuracy),
+            number(row.auroc),
+            f"{100 * d.estimate:+.1f}",
+            f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
+            number(row.p_holm),
+        )
+    return render(table)

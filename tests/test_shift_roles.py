@@ -1,0 +1,108 @@
+"""Refitted heads and the cells of Ng's table, against the single fits they stand for."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.errors import StudyError
+from pipeline.predictions import Predictions, write_predictions
+from pipeline.shift.adaptation import Source
+from pipeline.shift.cohorts import Cohort
+from pipeline.shift.errors_by_role import errors_by_role, refit
+from pipeline.shift.fixes import fix_named
+from pipeline.shift.trained import TRAINED_PROBABILITIES, trained_losses
+
+
+@pytest.fixture(scope="module")
+def source():
+    """Two classes apart in 2 of 12 features; patients of two images."""
+    rng = np.random.default_rng(5)
+    labels = np.arange(240) % 2
+    features = rng.normal(size=(240, 12)) + labels[:, None] * (np.arange(12) < 2)
+    return Source(features=features, labels=labels, groups=np.arange(240) // 4)
+
+
+@pytest.fixture(scope="module")
+def target(source):
+    """The same world with the first feature turned round."""
+    rng = np.random.default_rng(6)
+    labels = np.arange(160) % 2
+    features = rng.normal(size=(160, 12)) + labels[:, None] * (np.arange(12) < 2)
+    features[:, 0] *= -1
+    proba = source.head.predict_proba(source.standardise(features))
+    return Cohort(features=features, probabilities=proba, groups=np.arange(160), labels=labels)
+
+
+def test_refitted_heads_equal_single_fits(source):
+    """A head of the batch is the head fitted alone with the same weights of the rows."""
+    refits = refit(source, np.random.default_rng(0), 5)
+    wrong = refits.wrong(source.standard, source.labels)
+    for weights, errs in zip(refits.weights, wrong, strict=True):
+        assert weights.reshape(-1, 4).std(axis=1).max() == 0  # whole patients
+        alone = source.fit(source.standard, weights=weights).predict(source.standard)
+        np.testing.assert_array_equal(errs, alone != source.labels)
+
+
+def test_bags_are_fitted_once_for_all_targets(source, target):
+    """Bagging looks at no target: for another one the same heads are used again."""
+    bag = fix_named("bagging")
+    first = bag(source, target.features[:50], np.random.default_rng(3))
+    known = len(source._fitted)
+    second = bag(source, target.features[50:], np.random.default_rng(3))
+    assert len(source._fitted) == known
+    np.testing.assert_array_equal(first(target.features), second(target.features))
+
+
+def test_a_reversed_feature_is_a_gap_of_transfer(source, target):
+    """A head of the target does as well as ever: the loss is transfer, not hardness."""
+    found = errors_by_role(
+        source, target, refit(source, np.random.default_rng(0), 60), np.random.default_rng(1)
+    )
+    assert found.table.transfer["transfer_gap"].low > 0
+    assert found.table.transfer["target_hardness"].low < 0
+    assert found.dominant == "mismatch"
+    low, high = found.ci_retrain["mismatch"]
+    sampling = found.table.chain["mismatch"]
+    assert low < sampling.estimate < high
+    assert set(found.ci_retrain) == {"variance", "mismatch"}
+    assert 0 <= found.floor.low <= found.floor.high <= 0.5
+
+
+def test_sealed_labels_fill_no_table(source, target):
+    """The message points at what can be said without labels."""
+    refits = refit(source, np.random.default_rng(0), 2)
+    with pytest.raises(StudyError, match="forecast"):
+        errors_by_role(source, replace(target, labels=None), refits, np.random.default_rng(1))
+
+
+def test_trained_networks_are_judged_by_their_kept_probabilities(tmp_path):
+    """Validation against target: the terms add up, and rows that were fitted do not count."""
+    rng = np.random.default_rng(2)
+    n = 300
+    domain = np.repeat(["source", "there"], [200, 100])
+    split = np.repeat(["fit", "validation", "target"], 100)
+    label = rng.permutation(np.arange(n) % 2)
+    # Right on every row that was fitted, on 90 % of validation, on 60 % of the target.
+    right = rng.random(n) < np.repeat([1.0, 0.9, 0.6], 100)
+    called = np.where(right, label, 1 - label)
+    proba = np.where(np.arange(2) == called[:, None], 0.8, 0.2).astype(np.float32)
+    kept = Predictions(
+        classes=("a", "b"),
+        key=np.zeros((n, 32), np.uint8),
+        label=label,
+        patient=np.arange(n),
+        domain=domain,
+        split=split,
+        proba={("full", 3): proba},
+    )
+    assert trained_losses(tmp_path, ["there"], 0) == ()
+    write_predictions(tmp_path / TRAINED_PROBABILITIES, {"tiny": kept})
+    (found,) = trained_losses(tmp_path, ["there", "elsewhere"], 0)
+    assert (found.backbone, found.method, found.seed) == ("tiny", "full", 3)
+    assert found.source_accuracy == pytest.approx(right[100:200].mean())
+    assert found.target_accuracy == pytest.approx(right[200:].mean())
+    assert found.total.low > 0
+    terms = sum(term.estimate for term in found.kitagawa.values())
+    assert terms == pytest.approx(found.total.estimate)
+    assert found.threshold is not None
