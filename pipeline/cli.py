@@ -103,6 +103,14 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
 @click.option("--only", help="Some heads, separated by commas.")
 @click.option("--seeds", default=10, show_default=True, help="Seeds of the heads that draw.")
 @click.option("--baseline", default="linear", show_default=True, help="The head to compare with.")
+@click.option(
+    "--treatment",
+    "treatments",
+    multiple=True,
+    default=("standardise",),
+    show_default=True,
+    help="What is done to the features: none, standardise, l2, pca_whiten; may repeat.",
+)
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
 @command
@@ -120,6 +128,7 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         heads=None if only is None else tuple(name.strip() for name in only.split(",")),
         seeds=flags["seeds"],
         baseline=flags["baseline"],
+        treatments=flags["treatments"],
         samples=SampleOptions(allow_conflicts=flags["allow_conflicts"]),
     )
     report = compare(load_study(study).with_precision(precision), options)

@@ -11,8 +11,9 @@ import numpy as np
 
 from cache import disk
 from pipeline.errors import MissingFeaturesError, UnknownNameError
-from pipeline.fitting import ENSEMBLE, Failure, Fitted, fit_all
-from pipeline.heads import HEADS
+from pipeline.fitting import ENSEMBLE, Failure, Fitted, Plan, fit_all
+from pipeline.heads.named import heads_with
+from pipeline.heads.treatments import DEFAULT, TREATMENTS, label_of
 from pipeline.joined import load_joined
 from pipeline.predictions import predictions_of, write_predictions
 from pipeline.samples import SampleOptions, Samples
@@ -29,15 +30,17 @@ class CompareOptions:
     """How stage 2 runs.
 
     Attributes:
-        heads: Names from ``HEADS``; None takes all.
+        heads: Names from ``HEADS`` or of the study; None takes all.
         seeds: How many seeds of each seeded head.
-        baseline: The head that the others are compared with.
+        baseline: The head that the others are compared with, under the first treatment.
+        treatments: Names from ``TREATMENTS``; every head is fitted under each.
         samples: See :class:`pipeline.samples.SampleOptions`.
     """
 
     heads: tuple[str, ...] | None = None
     seeds: int = 10
     baseline: str = "linear"
+    treatments: tuple[str, ...] = (DEFAULT,)
     samples: SampleOptions = field(default_factory=SampleOptions)
 
 
@@ -98,21 +101,28 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
         MissingFeaturesError: Stage 1 has not been run.
     """
     options = options or CompareOptions()
-    names = _known(options)
+    names = _known(study, options)
     disk.probe(study.results)
     rows: list[Row] = []
     failures: list[Failure] = []
     fitted: dict[str, tuple[Samples, list[Fitted]]] = {}
     paired: dict[str, tuple[Pair, ...]] = {}
     seeds = tuple(range(study.seed, study.seed + max(1, options.seeds)))
-    for choice in study.backbones:
+    plan = Plan(
+        heads=names,
+        seeds=seeds,
+        treatments=tuple(dict.fromkeys(options.treatments)),
+        table=heads_with(study.heads),
+    )
+    baseline = label_of(options.baseline, plan.treatments[0])
+    for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
-        done, failed = fit_all(joined, names, seeds)
+        done, failed = fit_all(joined, plan)
         s = joined.samples
         places = places_of(s.domain, s.split, s.label, s.group, study.seed)
         rows += [row for place in places for one in done for row in _rows(choice.name, place, one)]
         failures += failed
-        paired[choice.name] = _paired(places, done, options.baseline)
+        paired[choice.name] = _paired(places, done, baseline)
         fitted[choice.name] = (joined.samples, done)
     if not rows:
         raise MissingFeaturesError(
@@ -129,12 +139,16 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
     return report
 
 
-def _known(options: CompareOptions) -> tuple[str, ...]:
+def _known(study: Study, options: CompareOptions) -> tuple[str, ...]:
     """The heads asked for; an unknown name must show before any work."""
-    names = tuple(HEADS) if options.heads is None else tuple(dict.fromkeys(options.heads))
+    table = heads_with(study.heads)
+    names = tuple(table) if options.heads is None else tuple(dict.fromkeys(options.heads))
     for name in (*names, options.baseline):
-        if name not in HEADS:
-            raise UnknownNameError("head", name, HEADS)
+        if name not in table:
+            raise UnknownNameError("head", name, table)
+    for name in options.treatments:
+        if name not in TREATMENTS:
+            raise UnknownNameError("treatment", name, TREATMENTS)
     return names
 
 

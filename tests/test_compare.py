@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+import pipeline.backbones as backbones_module
 import pipeline.compare as compare_module
 import pipeline.fitting as fitting_module
 from cache import FeatureStore
@@ -18,7 +19,7 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
 from pipeline.metrics import METRICS
 from pipeline.splits import FIT
-from pipeline.study import load_study
+from pipeline.study import Concatenation, load_study
 from pipeline.tables import heads_text
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
@@ -34,6 +35,8 @@ def only(*heads, seeds=2):
 def study(tmp_path: Path, monkeypatch):
     """A tiny study whose features are stored."""
     install_tiny_backbone(monkeypatch, tmp_path)
+    table = backbones_module.BACKBONES
+    monkeypatch.setattr(backbones_module, "BACKBONES", {**table, "tiny2": table["tiny"]})
     monkeypatch.chdir(tmp_path)
     loaded = load_study(write_tiny_study(tmp_path, source=80, target=40))
     extract(loaded, OPTIONS)
@@ -148,6 +151,53 @@ def test_seeds_have_their_rows_and_an_ensemble_of_its_own(study):
         heads = file["tiny/heads"]
         members = [heads[f"mlp/{seed}"][:] for seed in range(3)]
         np.testing.assert_allclose(heads["mlp_ensemble/0"][:], np.mean(members, 0), atol=1e-6)
+
+
+def test_every_treatment_has_rows_of_its_own(study):
+    """Named where it is not the default, and never the baseline's doing."""
+    options = CompareOptions(heads=("linear", "mlp"), seeds=2, treatments=("standardise", "l2"))
+    report = compare(study, options)
+    heads = {"linear", "mlp", "mlp_ensemble"}
+    assert {row.head for row in report.rows} == heads | {
+        "linear@l2", "mlp@l2", "mlp@l2_ensemble"
+    }  # fmt: skip
+    assert {p.baseline for p in report.pairs["tiny"]} == {"linear"}
+    with pytest.raises(UnknownNameError, match="unknown treatment 'l3'; known: standardise, none"):
+        compare(study, CompareOptions(treatments=("l3",)))
+
+
+def test_backbones_side_by_side_are_a_variant_like_any_other(study):
+    """Twice the columns, the same images, rows of its own; stage 1 knows nothing of it."""
+    tiny = study.backbones[0]
+    both = replace(
+        study,
+        backbones=(tiny, replace(tiny, name="tiny2")),
+        concatenations=(Concatenation(name="tiny+tiny2"),),
+    )
+    extract(both, OPTIONS)
+    report = compare(both, only("linear", "prior"))
+    assert {row.backbone for row in report.rows} == {"tiny", "tiny2", "tiny+tiny2"}
+    joined = compare_module.load_joined(both, both.variants[-1])
+    width = joined.X.shape[1] // 2
+    assert joined.widths == (width, width)
+    np.testing.assert_array_equal(joined.X[:, :width], joined.X[:, width:])
+
+
+def test_curves_of_validation_are_kept_and_change_nothing(study):
+    """An mlp remembers how it learned; the watched rows are in no weight."""
+    joined = compare_module.load_joined(study, study.backbones[0])
+    plan = fitting_module.Plan(heads=("mlp",), seeds=(0,))
+    head = fitting_module.fit_all(joined, plan)[0][0].model[-1]
+    assert set(head.curves_) == {
+        "fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"
+    }  # fmt: skip
+    assert {len(curve) for curve in head.curves_.values()} == {head.epochs}
+    rows = joined.samples.split != "target"
+    unseen = replace(joined, X=joined.X[rows], samples=joined.samples.where(rows))
+    fit = np.where(unseen.samples.split == "validation", "target", unseen.samples.split)
+    blind = replace(unseen, samples=replace(unseen.samples, split=fit))
+    other = fitting_module.fit_all(blind, plan)[0][0].model[-1]
+    np.testing.assert_array_equal(other.trained_.layers[0][0], head.trained_.layers[0][0])
 
 
 def test_rows_have_intervals_by_patient(study):

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.folds import patient_folds
-from pipeline.heads.sigmoid import fit_sigmoid
+from pipeline.heads.sigmoid import Sigmoid, fit_sigmoid
 
 
 class CalibratedHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -49,7 +49,7 @@ class CalibratedHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, labels = np.unique(y, return_inverse=True)
         patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
         folds = patient_folds(labels, patients, self.random_state)
-        tried = []
+        tried: list[tuple[float, int, Any, dict[str, Any], Any]] = []
         for candidate in self.candidates or ({},):
             head = clone(self.estimator).set_params(**candidate)
             held_out = np.empty((len(rows), len(self.classes_)))
@@ -65,7 +65,8 @@ class CalibratedHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=np.float32, reset=False)
-        return self.sigmoid_.proba(_scores(self.estimator_, rows))
+        rule: Sigmoid = self.sigmoid_
+        return rule.proba(_scores(self.estimator_, rows))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Most probable class of each row, shape ``(n,)``."""

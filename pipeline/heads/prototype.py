@@ -85,7 +85,7 @@ def _held_out_cosines(
 
 def _norms(rows: NDArray[np.float32]) -> NDArray[np.float64]:
     squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
-    return np.maximum(np.sqrt(squares), _TINY)
+    return np.asarray(np.maximum(np.sqrt(squares), _TINY))
 
 
 def _numbers(groups: ArrayLike) -> NDArray[np.intp]:

@@ -30,7 +30,7 @@ from pipeline.shift.probes import SourcePrediction, source_prediction
 from pipeline.shift.products import place
 from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, foretell, tell
-from pipeline.study import SOURCE, BackboneChoice, Study
+from pipeline.study import SOURCE, BackboneChoice, Concatenation, Study
 
 SHIFT_REPORT = "shift.json"
 SCHEMA = 1
@@ -99,7 +99,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
     disk.probe(study.results)
     found = []
-    for choice in study.backbones:
+    for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
         found += _targets(study, choice, joined, options)
     report = ShiftReport(study=study.name, classes=joined.samples.classes, targets=tuple(found))
@@ -112,7 +112,10 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
 
 
 def _targets(
-    study: Study, choice: BackboneChoice, joined: JoinedFeatures, options: ShiftOptions
+    study: Study,
+    choice: BackboneChoice | Concatenation,
+    joined: JoinedFeatures,
+    options: ShiftOptions,
 ) -> list[TargetReport]:
     """The head and its penalty know the source alone, so they serve every target."""
     rows = joined.samples.domain == SOURCE
@@ -125,7 +128,7 @@ def _targets(
 
 
 def _target(
-    choice: BackboneChoice,
+    choice: BackboneChoice | Concatenation,
     joined: JoinedFeatures,
     source: SourceRows,
     name: str,
