@@ -118,6 +118,14 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
     "better and what the best is honestly worth (default: 1; a firm answer takes 10).",
 )
 @click.option("--quick", is_flag=True, help="3 seeds, 500 draws for an interval, no repeats.")
+@click.option(
+    "--treatment",
+    "treatments",
+    multiple=True,
+    default=("standardise",),
+    show_default=True,
+    help="What is done to the features: none, standardise, l2, pca_whiten; may repeat.",
+)
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
 @command
@@ -139,6 +147,7 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     options = replace(
         QUICK if flags["quick"] else CompareOptions(),
         heads=None if only is None else tuple(name.strip() for name in only.split(",")),
+        treatments=flags["treatments"],
         samples=SampleOptions(allow_conflicts=flags["allow_conflicts"]),
         **{name: value for name, value in given.items() if value is not None},
     )

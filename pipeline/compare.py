@@ -4,16 +4,17 @@ Everything that is fitted or chosen (scaler, parameters, heads) sees the fit spl
 the source only; validation and targets are looked at, never learned from.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from cache import disk
 from pipeline.errors import MissingFeaturesError, UnknownNameError
-from pipeline.fitting import Failure, Fitted, fit_all
+from pipeline.fitting import Failure, Fitted, Plan, fit_all
 from pipeline.head_report import CompareReport, Table, write_report
-from pipeline.heads import HEADS
+from pipeline.heads.named import heads_with
 from pipeline.heads.out_of_fold import FitSplit, OutOfFold, out_of_fold
+from pipeline.heads.treatments import DEFAULT, TREATMENTS, label_of
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.predictions import PROBABILITIES, predictions_of, write_predictions
 from pipeline.procedures import honest_bests, procedures
@@ -30,9 +31,10 @@ class CompareOptions:
     """How stage 2 runs.
 
     Attributes:
-        heads: Names from ``HEADS``; None takes all.
+        heads: Names from ``HEADS`` or of the study; None takes all.
         seeds: How many seeds of each seeded head.
-        baseline: The head that the others are compared with.
+        baseline: The head that the others are compared with, under the first treatment.
+        treatments: Names from ``TREATMENTS``; every head is fitted under each.
         repeats: How often the fit split is divided in folds to ask which procedure is
             better and what the best is honestly worth; each time every head is fitted
             again on every fold. 0 leaves both out.
@@ -44,6 +46,7 @@ class CompareOptions:
     heads: tuple[str, ...] | None = None
     seeds: int = 10
     baseline: str = "linear"
+    treatments: tuple[str, ...] = (DEFAULT,)
     repeats: int = 1
     draws: int = DRAWS
     samples: SampleOptions = field(default_factory=SampleOptions)
@@ -65,18 +68,25 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
         MissingFeaturesError: Stage 1 has not been run.
     """
     options = options or CompareOptions()
-    names = _known(options)
+    names = _known(study, options)
     disk.probe(study.results)
     tables: dict[str, Table] = {}
     failures: list[Failure] = []
     fitted: dict[str, tuple[Samples, list[Fitted]]] = {}
     seeds = tuple(range(study.seed, study.seed + max(1, options.seeds)))
-    for choice in study.backbones:
+    plan = Plan(
+        heads=names,
+        seeds=seeds,
+        treatments=tuple(dict.fromkeys(options.treatments)),
+        table=heads_with(study.heads),
+    )
+    options = replace(options, baseline=label_of(options.baseline, plan.treatments[0]))
+    for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
-        done, failed = fit_all(joined, names, seeds)
+        done, failed = fit_all(joined, plan)
         failures += failed
         if done:
-            tables[choice.name] = _table(joined, done, options, seeds[0], failures)
+            tables[choice.name] = _table(joined, done, options, failures)
             fitted[choice.name] = (joined.samples, done)
     if not tables:
         raise MissingFeaturesError(
@@ -94,12 +104,16 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
     return report
 
 
-def _known(options: CompareOptions) -> tuple[str, ...]:
+def _known(study: Study, options: CompareOptions) -> tuple[str, ...]:
     """The heads asked for; an unknown name must show before any work."""
-    names = tuple(HEADS) if options.heads is None else tuple(dict.fromkeys(options.heads))
+    table = heads_with(study.heads)
+    names = tuple(table) if options.heads is None else tuple(dict.fromkeys(options.heads))
     for name in (*names, options.baseline):
-        if name not in HEADS:
-            raise UnknownNameError("head", name, HEADS)
+        if name not in table:
+            raise UnknownNameError("head", name, table)
+    for name in options.treatments:
+        if name not in TREATMENTS:
+            raise UnknownNameError("treatment", name, TREATMENTS)
     return names
 
 
@@ -107,11 +121,10 @@ def _table(
     joined: JoinedFeatures,
     done: list[Fitted],
     options: CompareOptions,
-    seed: int,
     failures: list[Failure],
 ) -> Table:
     """All numbers of one backbone; heads that fail on a fold are added to ``failures``."""
-    s = joined.samples
+    s, seed = joined.samples, done[0].seed
     places = places_of(s.domain, s.split, s.label, s.group, seed)
     table = tabulate(joined.backbone, places, done, options.baseline, Draws(single=options.draws))
     again = _out_of_fold(joined, done, options.repeats, failures)

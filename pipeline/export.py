@@ -81,9 +81,9 @@ def _to_bytes(study: Study, joined: JoinedFeatures) -> bytes:
             file.create_dataset(
                 name, data=[legible(str(v)) for v in values], dtype=h5py.string_dtype()
             )
-        for name, value in joined.store.recipe.to_json().items():
+        for name, value in joined.stores[0].recipe.to_json().items():
             file.attrs[name] = canonical(value) if name == "preprocessing" else value
-        file.attrs["fingerprint"] = joined.store.recipe.fingerprint
+        file.attrs["fingerprint"] = joined.stores[0].recipe.fingerprint
         file.attrs["study"] = study.name
         file.attrs["export_format"] = EXPORT_FORMAT
         file.flush()

@@ -12,7 +12,7 @@ from pipeline.errors import MissingFeaturesError, NoImagesError
 from pipeline.recipes import store_for
 from pipeline.samples import SampleOptions, Samples, load_samples
 from pipeline.splits import FIT
-from pipeline.study import BackboneChoice, Study
+from pipeline.study import BackboneChoice, Concatenation, Study
 
 _LOG = logging.getLogger(__name__)
 #: Stage 1 reports here, below the study's results; later stages read it.
@@ -25,30 +25,34 @@ class JoinedFeatures:
 
     Attributes:
         backbone: Name of the backbone.
-        store: Where the features came from.
+        stores: Where the features came from, one for each backbone that is joined.
+        widths: Columns of each backbone; their sum is ``d``.
         samples: ``n`` samples, all with features.
         X: Float32 features of shape ``(n, d)``, as the backbone gave them.
     """
 
     backbone: str
-    store: FeatureStore
+    stores: tuple[FeatureStore, ...]
+    widths: tuple[int, ...]
     samples: Samples
     X: NDArray[np.float32]
 
 
 def load_joined(
-    study: Study, choice: BackboneChoice, options: SampleOptions | None = None
+    study: Study, choice: BackboneChoice | Concatenation, options: SampleOptions | None = None
 ) -> JoinedFeatures:
     """Read the features of all usable samples of a study.
 
-    Images that stage 1 reported as unusable are left out.
+    Images that stage 1 reported as unusable are left out. The features of several
+    backbones are put side by side.
 
     Raises:
         MissingFeaturesError: Stage 1 has not been run, or not since images were added.
     """
     samples, _ = load_samples(study, options)
-    store = store_for(study, choice)
-    here = np.array([key in store for key in samples.key])
+    parts = [choice] if isinstance(choice, BackboneChoice) else study.parts_of(choice)
+    stores = tuple(store_for(study, part) for part in parts)
+    here = np.array([all(key in store for store in stores) for key in samples.key])
     unusable = _reported_unusable(study)
     lost = sum(samples.key[i].hex() not in unusable for i in np.flatnonzero(~here))
     if lost:
@@ -60,8 +64,13 @@ def load_joined(
         _LOG.warning("%d unusable images are left out", int((~here).sum()))
     samples = samples.where(here)
     _check_nothing_is_empty(study, samples)
+    blocks = [store.read(samples.key) for store in stores]
     return JoinedFeatures(
-        backbone=choice.name, store=store, samples=samples, X=store.read(samples.key)
+        backbone=choice.name,
+        stores=stores,
+        widths=tuple(block.shape[1] for block in blocks),
+        samples=samples,
+        X=blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1),
     )
 
 

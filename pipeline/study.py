@@ -9,10 +9,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipeline.backbones import check_backbone_name
 from pipeline.errors import StudyError, UnknownNameError
+
+if TYPE_CHECKING:
+    from pipeline.heads.named import NamedHead
 
 SOURCE = "source"
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -65,6 +68,22 @@ class BackboneChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Concatenation:
+    """Features of several backbones side by side, as ``[backbone."a+b"]`` asks for.
+
+    Attributes:
+        name: The names of the parts with ``+`` between them.
+    """
+
+    name: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Backbones of the study, in order of their columns."""
+        return tuple(self.name.split("+"))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """One study: data, backbones, seed.
 
@@ -72,7 +91,9 @@ class Study:
         name: Results go to ``results/<name>/``.
         source: The labelled domain that heads are fitted on.
         targets: The other domains, in the file's order.
-        backbones: In the file's order.
+        backbones: The networks, in the file's order; stage 1 runs these.
+        concatenations: Of backbones; they have no features of their own.
+        heads: What the study adds to the table of heads.
         classes: Class names in label order; None means the sorted names found.
         seed: From which every random choice is derived.
         store: Folder of the feature stores; see :func:`store_root`.
@@ -82,6 +103,8 @@ class Study:
     source: Source
     targets: tuple[Domain, ...] = ()
     backbones: tuple[BackboneChoice, ...]
+    concatenations: tuple[Concatenation, ...] = ()
+    heads: tuple["NamedHead", ...] = ()
     classes: tuple[str, ...] | None = None
     seed: int = 0
     store: Path | None = None
@@ -90,6 +113,16 @@ class Study:
     def domains(self) -> tuple[Domain, ...]:
         """The source, then the targets."""
         return (self.source, *self.targets)
+
+    @property
+    def variants(self) -> tuple[BackboneChoice | Concatenation, ...]:
+        """Whatever later stages compare: each backbone, then the concatenations."""
+        return (*self.backbones, *self.concatenations)
+
+    def parts_of(self, joined: Concatenation) -> list[BackboneChoice]:
+        """The backbones of a concatenation, in the order of their columns."""
+        by_name = {choice.name: choice for choice in self.backbones}
+        return [by_name[name] for name in joined.parts]
 
     @property
     def results(self) -> Path:
@@ -140,7 +173,7 @@ class _Reader:
 
     file: Path
     _top: tuple[str, ...] = field(
-        default=("name", "classes", "seed", "source", "target", "backbone", "store")
+        default=("name", "classes", "seed", "source", "target", "backbone", "head", "store")
     )
 
     def study(self, table: Mapping[str, Any]) -> Study:
@@ -157,6 +190,8 @@ class _Reader:
             source=self._source(table),
             targets=tuple(self._target(n, t) for n, t in self._tables(table, "target").items()),
             backbones=self._backbones(table),
+            concatenations=self._concatenations(table),
+            heads=self._heads(table),
             store=None if path is None else self.file.parent / path,
             **{k: v for k, v in optional.items() if v is not None},
         )
@@ -202,7 +237,42 @@ class _Reader:
         tables = self._tables(table, "backbone")
         if not tables:
             self._fail("it names no backbone; write for example [backbone.densenet121]")
-        return tuple(self._backbone(name, values) for name, values in tables.items())
+        return tuple(self._backbone(name, t) for name, t in tables.items() if "+" not in name)
+
+    def _concatenations(self, table: Mapping[str, Any]) -> tuple[Concatenation, ...]:
+        tables = self._tables(table, "backbone")
+        alone = [name for name in tables if "+" not in name]
+        found = tuple(Concatenation(name=name) for name in tables if "+" in name)
+        for one in found:
+            where = f'[backbone."{one.name}"]'
+            self._known(tables[one.name], (), where)
+            for part in one.parts:
+                if part not in alone or one.parts.count(part) > 1:
+                    self._fail(
+                        f"{where}: {part!r} must stand once in it and have a table "
+                        f"[backbone.{part}] of its own; known: {', '.join(alone)}"
+                    )
+        return found
+
+    def _heads(self, table: Mapping[str, Any]) -> tuple["NamedHead", ...]:
+        tables = self._tables(table, "head")
+        if not tables:
+            return ()
+        from pipeline.heads.named import NamedHead, heads_with
+
+        found = []
+        for name, values in tables.items():
+            where, given = f"[head.{name}]", dict(values)
+            texts = {
+                key: self._typed(given, key, str, where) or "" for key in ("estimator", "base")
+            }
+            parameters = {k: v for k, v in given.items() if k not in texts}
+            found.append(NamedHead(name=self._name(name, where), parameters=parameters, **texts))
+        try:
+            heads_with(tuple(found))
+        except StudyError as cause:
+            self._fail(str(cause))
+        return tuple(found)
 
     def _backbone(self, name: str, table: Mapping[str, Any]) -> BackboneChoice:
         where = f"[backbone.{name}]"

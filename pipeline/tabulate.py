@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pipeline.fitting import ENSEMBLE, Fitted
 from pipeline.head_report import Confusion, HeadDetail, Row, Table
-from pipeline.heads import HEADS
 from pipeline.metrics import confusion
 from pipeline.pairing import BASELINE, BEST, BestSet, Pair, best_by_validation, best_sets, pairs
 from pipeline.scoring import Place, scores
@@ -130,16 +128,7 @@ def _detail(one: Fitted) -> HeadDetail:
         head=one.head,
         seed=one.seed,
         seconds=round(one.seconds, 4),
-        chosen=_chosen(one, head),
+        chosen=dict(one.chosen),
         curves=None if curves is None else dict(curves),
         path=getattr(head, "path_", None),
     )
-
-
-def _chosen(one: Fitted, head: Any) -> dict[str, Any]:
-    """Values of the parameters that the inner folds chose between."""
-    told = getattr(one, "chosen", None) or getattr(head, "best_params_", None)
-    if told is not None:
-        return dict(told)
-    grid = HEADS[one.head].grid if one.head in HEADS else {}
-    return {name: head.get_params().get(name) for name in grid}

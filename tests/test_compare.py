@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 
+import pipeline.backbones as backbones_module
 import pipeline.compare as compare_module
 import pipeline.fitting as fitting_module
 import pipeline.heads.out_of_fold as out_of_fold_module
@@ -21,7 +22,7 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
 from pipeline.heads_text import heads_text
 from pipeline.metrics import METRICS
-from pipeline.study import load_study
+from pipeline.study import Concatenation, load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
@@ -36,6 +37,8 @@ def only(*heads, seeds=2):
 def study(tmp_path: Path, monkeypatch):
     """A tiny study whose features are stored."""
     install_tiny_backbone(monkeypatch, tmp_path)
+    table = backbones_module.BACKBONES
+    monkeypatch.setattr(backbones_module, "BACKBONES", {**table, "tiny2": table["tiny"]})
     monkeypatch.chdir(tmp_path)
     loaded = load_study(write_tiny_study(tmp_path, source=80, target=40))
     extract(loaded, OPTIONS)
@@ -47,7 +50,7 @@ def test_every_head_is_scored_on_every_domain_by_every_metric(study):
     report = compare(study, CompareOptions(seeds=2))
     found = {(row.head, row.domain, row.role, row.metric) for row in report.rows}
     places = [("source", "fit"), ("source", "validation"), ("there", "target")]
-    heads = [*HEADS, "mlp_ensemble", "forest_ensemble"]
+    heads = [*HEADS, "mlp_ensemble", "forest_ensemble", "boosting_ensemble"]
     assert found == {(h, d, r, m) for h in heads for d, r in places for m in METRICS}
     assert not report.failures
     linear = [r for r in report.rows if (r.head, r.metric) == ("linear", "accuracy")]
@@ -134,10 +137,10 @@ def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
     """One singular matrix does not cost the table."""
     train = fitting_module.train_head
 
-    def singular(name, problem):
+    def singular(name, problem, *rest):
         if name == "knn":
             raise ValueError("singular")
-        return train(name, problem)
+        return train(name, problem, *rest)
 
     monkeypatch.setattr(fitting_module, "train_head", singular)
     report = compare(study, only("knn", "prior"))
@@ -157,6 +160,53 @@ def test_seeds_have_their_rows_and_an_ensemble_of_its_own(study):
         heads = file["tiny/heads"]
         members = [heads[f"mlp/{seed}"][:] for seed in range(3)]
         np.testing.assert_allclose(heads["mlp_ensemble/0"][:], np.mean(members, 0), atol=1e-6)
+
+
+def test_every_treatment_has_rows_of_its_own(study):
+    """Named where it is not the default, and never the baseline's doing."""
+    options = CompareOptions(heads=("linear", "mlp"), seeds=2, treatments=("standardise", "l2"))
+    report = compare(study, options)
+    heads = {"linear", "mlp", "mlp_ensemble"}
+    assert {row.head for row in report.rows} == heads | {
+        "linear@l2", "mlp@l2", "mlp@l2_ensemble"
+    }  # fmt: skip
+    assert {p.baseline for p in report.tables["tiny"].pairs} == {"linear"}
+    with pytest.raises(UnknownNameError, match="unknown treatment 'l3'; known: standardise, none"):
+        compare(study, CompareOptions(treatments=("l3",)))
+
+
+def test_backbones_side_by_side_are_a_variant_like_any_other(study):
+    """Twice the columns, the same images, rows of its own; stage 1 knows nothing of it."""
+    tiny = study.backbones[0]
+    both = replace(
+        study,
+        backbones=(tiny, replace(tiny, name="tiny2")),
+        concatenations=(Concatenation(name="tiny+tiny2"),),
+    )
+    extract(both, OPTIONS)
+    report = compare(both, only("linear", "prior"))
+    assert {row.backbone for row in report.rows} == {"tiny", "tiny2", "tiny+tiny2"}
+    joined = compare_module.load_joined(both, both.variants[-1])
+    width = joined.X.shape[1] // 2
+    assert joined.widths == (width, width)
+    np.testing.assert_array_equal(joined.X[:, :width], joined.X[:, width:])
+
+
+def test_curves_of_validation_are_kept_and_change_nothing(study):
+    """An mlp remembers how it learned; the watched rows are in no weight."""
+    joined = compare_module.load_joined(study, study.backbones[0])
+    plan = fitting_module.Plan(heads=("mlp",), seeds=(0,))
+    head = fitting_module.fit_all(joined, plan)[0][0].model[-1]
+    assert set(head.curves_) == {
+        "fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"
+    }  # fmt: skip
+    assert {len(curve) for curve in head.curves_.values()} == {head.epochs}
+    rows = joined.samples.split != "target"
+    unseen = replace(joined, X=joined.X[rows], samples=joined.samples.where(rows))
+    fit = np.where(unseen.samples.split == "validation", "target", unseen.samples.split)
+    blind = replace(unseen, samples=replace(unseen.samples, split=fit))
+    other = fitting_module.fit_all(blind, plan)[0][0].model[-1]
+    np.testing.assert_array_equal(other.trained_.layers[0][0], head.trained_.layers[0][0])
 
 
 def test_rows_have_intervals_by_patient(study):

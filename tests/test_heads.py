@@ -53,6 +53,25 @@ def test_the_same_seed_gives_the_same_head(name, data):
     np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_rows_keep_their_order_and_the_input_is_not_touched(name):
+    """Float32 in, answered row by row whatever stands beside them."""
+    X, y = problem()
+    before = X.copy()
+    head = make_head(name, seed=0).fit(X, y)
+    p = head.predict_proba(X)
+    np.testing.assert_array_equal(X, before)
+    np.testing.assert_allclose(head.predict_proba(X[::-1].copy())[::-1], p, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n, spec in HEADS.items() if spec.grouped])
+def test_a_head_that_holds_rows_out_takes_the_patients(name):
+    """``grouped`` says the truth, and patients are accepted as text."""
+    X, y = problem()
+    groups = np.array([f"p{i // 3}" for i in range(len(X))])
+    assert make_head(name, seed=0).fit(X, y, groups=groups).score(X, y) > 0.9
+
+
 @pytest.mark.parametrize("name", [n for n, spec in HEADS.items() if spec.seeded])
 def test_another_seed_gives_another_head(name):
     """``seeded`` says the truth."""
@@ -79,7 +98,9 @@ def test_the_grid_names_real_parameters(name):
 
 def test_an_unknown_head_lists_the_table():
     """The message is built from HEADS."""
-    with pytest.raises(UnknownNameError, match="unknown head 'lstm'; known: mlp, linear, lda"):
+    with pytest.raises(
+        UnknownNameError, match="unknown head 'lstm'; known: mlp, linear, ridge, lda"
+    ):
         make_head("lstm", seed=0)
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
+from sklearn.utils.validation import has_fit_parameter
 
-from pipeline.heads.training import Problem
-
-Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
+from pipeline.heads.blocks import predict_in_blocks
+from pipeline.heads.folds import Fold, patient_folds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,7 @@ class FitSplit:
 
     def folds(self, repeat: int) -> list[Fold]:
         """Row numbers (in, out), of ``n``, of each fold; labels and patients alone decide."""
-        nothing = np.empty((len(self.y), 0), np.float32)
-        seeds = (self.seed + repeat,)
-        return Problem(X=nothing, y=self.y, group=self.group, seeds=seeds).folds()
+        return patient_folds(self.y, self.group, self.seed + repeat)
 
 
 def out_of_fold(models: Mapping[str, Any], fit: FitSplit, *, repeats: int) -> OutOfFold:
@@ -119,6 +117,15 @@ def _divided(model: Any, fit: FitSplit, folds: list[Fold], seed: int) -> NDArray
         y = fit.y[inside]
         if len(np.unique(y)) < classes:
             raise ValueError("a fold leaves no patient of some class to learn from")
-        head = with_seed(at_chosen(model), seed).fit(fit.X[fit.rows[inside]], y)
-        proba[outside] = head.predict_proba(fit.X[fit.rows[outside]])
+        head = with_seed(at_chosen(model), seed)
+        head.fit(fit.X[fit.rows[inside]], y, **_groups(head, fit.group[inside]))
+        proba[outside] = predict_in_blocks(head, fit.X[fit.rows[outside]])
     return proba
+
+
+def _groups(model: Any, group: NDArray[np.str_]) -> dict[str, NDArray[np.str_]]:
+    """The patients, for a classifier that makes folds of its own."""
+    name, head = model.steps[-1] if hasattr(model, "steps") else ("", model)
+    if not has_fit_parameter(head, "groups"):
+        return {}
+    return {f"{name}__groups" if name else "groups": group}

@@ -117,7 +117,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
     disk.probe(study.results)
     found, kept = [], {}
-    for choice in study.backbones:
+    for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
         if not options.samples.allow_leaks:
             facts = known_facts(study.store_root, joined.samples.key)
