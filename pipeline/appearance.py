@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 Grey = NDArray[np.float64]
@@ -20,6 +21,10 @@ _MIDTONES = (0.15, 0.85)
 #: The second difference of the second difference: zero on planes (Immerkaer 1996).
 _GRAIN = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)
 _NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
+#: Pictures are averaged down by whole numbers until the longer side is below twice this.
+_LONG_SIDE = 256
+#: How much brighter than its surroundings a stroke is.
+_STROKE = 0.3
 _FLOOR = 1e-3  # logarithms of shares and of noise start here
 
 
@@ -61,19 +66,21 @@ def corner_marks(grey: Grey) -> float:
     surrounds it (white top-hat): letters that are burnt in, no anatomy.
     """
     size = max(3, round(min(grey.shape) / 25))
-    strokes = ndimage.white_tophat(grey, size=size) > 0.3  # noqa: PLR2004 - see above
     down, across = (max(1, length // 4) for length in grey.shape)
     rows, columns = (slice(down), slice(-down, None)), (slice(across), slice(-across, None))
-    return float(np.log(max(strokes[r, c].mean() for r in rows for c in columns) + _FLOOR))
+    strokes = (ndimage.white_tophat(grey[r, c], size=size) for r in rows for c in columns)
+    return float(np.log(max((s > _STROKE).mean() for s in strokes) + _FLOOR))
 
 
 def appearance(pixels: NDArray[np.uint8]) -> dict[str, float]:
     """All of :data:`APPEARANCE` for one picture.
 
     Args:
-        pixels: Grey, uint8 of shape ``(height, width)``, both 8 or more.
+        pixels: Grey, uint8 of shape ``(height, width)``. What is twice as large as a
+            network's input, or larger, is averaged down first: finer grain does not count.
     """
-    grey = pixels / 255
+    factor = max(1, max(pixels.shape) // _LONG_SIDE)
+    grey = np.asarray(Image.fromarray(pixels).reduce(factor)) / 255
     return {name: measure(grey) for name, measure in APPEARANCE.items()}
 
 
@@ -89,6 +96,6 @@ APPEARANCE: Mapping[str, Callable[[Grey], float]] = MappingProxyType(
         "contrast": contrast,
         "noise": noise,
         "sharpness": sharpness,
-        "corner marks": corner_marks,
+        "corner_marks": corner_marks,
     }
 )

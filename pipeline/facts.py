@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.appearance import APPEARANCE, appearance
 from pipeline.errors import ImageError
 from pipeline.formats import open_image
 from pipeline.images import Pixels, measured
 
 #: One image a row. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the file is
-#: no JPEG; ``dhash`` is the 64-bit difference hash; ``pixels`` the digest of the pixels.
+#: no JPEG; ``dhash`` is the 64-bit difference hash; ``pixels`` the digest of the pixels. The
+#: last are those of :data:`pipeline.appearance.APPEARANCE`.
 FACTS = np.dtype(
     [
         ("key", np.uint8, (32,)),
@@ -31,6 +33,7 @@ FACTS = np.dtype(
         ("border", np.float32),
         ("file_bytes", np.int64),
         ("jpeg_quality", np.float32),
+        *((name, np.float32) for name in APPEARANCE),
     ]
 )
 #: Share of each side that counts as border, on each end.
@@ -83,6 +86,8 @@ def facts_of_picture(picture: Image.Image) -> NDArray[Any]:
     facts["height"], facts["width"] = values.shape
     facts["mean"], facts["std"] = values.mean(), values.std()
     facts["border"] = _border_mean(values)
+    for name, value in appearance(values).items():
+        facts[name] = value
     return facts
 
 

@@ -79,8 +79,9 @@ class Filling:
         if note := fallback_note(engine):
             _LOG.warning("%s", note)
         canaries = canary_features(engine, self.policy)
+        provenance = engine.provenance()
+        check_canaries(self.store.path, self.store.recipe, canaries, provenance=provenance)
         _warn_if_full(self.store, images * canaries[0].nbytes)
-        check_canaries(self.store.path, self.store.recipe, canaries, provenance=engine.provenance())
         return engine
 
     def _rows(self, engine: Engine, images: Iterator[Image], total: int) -> None:

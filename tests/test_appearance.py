@@ -34,7 +34,7 @@ def moved(name, **changes):
         ("exposure", {"gain": 1.25}),
         ("contrast", {"gain": 1.5}),
         ("noise", {"grain": 0.04}),
-        ("corner marks", {"mark": True}),
+        ("corner_marks", {"mark": True}),
     ],
 )
 def test_a_measure_follows_its_cause(name, changes):
@@ -55,8 +55,8 @@ def test_blur_lowers_the_sharpness():
         ("exposure", {"mark": True}),
         ("noise", {"mark": True}),
         ("noise", {"gain": 1.25}),
-        ("corner marks", {"grain": 0.04}),
-        ("corner marks", {"gain": 1.25}),
+        ("corner_marks", {"grain": 0.04}),
+        ("corner_marks", {"gain": 1.25}),
     ],
 )
 def test_a_measure_ignores_the_causes_of_others(name, changes):
@@ -78,3 +78,9 @@ def test_every_picture_has_every_measure():
     assert set(found) == set(APPEARANCE)
     assert np.isnan(found["noise"])
     assert np.isfinite([v for k, v in found.items() if k != "noise"]).all()
+
+
+def test_a_large_picture_is_averaged_down_first():
+    """Doubling every pixel of a picture of 300 changes nothing: 600 is halved again."""
+    pixels = np.kron(scene(), np.ones((4, 4), np.uint8))[:300, :300]
+    assert appearance(np.kron(pixels, np.ones((2, 2), np.uint8))) == appearance(pixels)

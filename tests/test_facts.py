@@ -8,6 +8,7 @@ from PIL import Image
 
 from cache import disk
 from pipeline import facts_index
+from pipeline.appearance import appearance
 from pipeline.errors import ImageError
 from pipeline.facts import (
     FACTS,
@@ -46,6 +47,8 @@ def test_the_facts_are_those_of_the_picture():
     assert facts["std"] == pytest.approx(pixels.std())
     assert facts["border"] == pytest.approx(7)
     assert np.isnan(facts["jpeg_quality"])
+    for name, value in appearance(pixels).items():
+        assert facts[name] == pytest.approx(value)
 
 
 @pytest.mark.parametrize("quality", [1, 25, 50, 75, 87, 95, 100])

@@ -71,6 +71,19 @@ class Assembly:
         remove_auxiliary(self.whole.backbone)
         return dict(self.whole.state_dict())
 
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` gave; auxiliary classifiers stay as they are.
+
+        Raises:
+            RuntimeError: It is of another network.
+        """
+        auxiliary = {
+            name: tensor
+            for name, tensor in self.whole.state_dict().items()
+            if name.startswith("backbone.aux")
+        }
+        self.whole.load_state_dict({**auxiliary, **state})
+
 
 def assemble(name: str, method: Method, material: Material) -> Assembly:
     """Build the network of a method; nothing has been trained in it yet.
@@ -83,7 +96,7 @@ def assemble(name: str, method: Method, material: Material) -> Assembly:
     whole = _whole(name, method, material)
     whole.requires_grad_(requires_grad=False)
     for parameter in [*whole.head.parameters(), *MOVES[method.moves](whole, material.backbone)]:
-        parameter.requires_grad_(requires_grad=True)
+        parameter.requires_grad = True
     return Assembly(whole=whole, trained=_view(whole, method, material.backbone))
 
 

@@ -55,6 +55,17 @@ def _no_memory(settings: LoopSettings) -> str:
     return f"{settings.device} is out of memory with {size} images a step; try {hint}"
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a step on the device draws from, and no others.
+
+    ``torch.manual_seed`` would note a stack trace for each device that is not there,
+    which takes longer than the seeding.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def autocast(settings: LoopSettings) -> torch.autocast:
     """Mixed precision where it was asked for."""
     kind = torch.device(settings.device).type

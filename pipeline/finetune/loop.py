@@ -23,7 +23,7 @@ from pipeline.errors import EngineError
 from pipeline.finetune import parallel
 from pipeline.finetune.batches import Examples, dropout_seed, fit_batches, order, plain_batches
 from pipeline.finetune.checkpoints import Checkpoints
-from pipeline.finetune.device import autocast, peak_memory, surroundings
+from pipeline.finetune.device import autocast, peak_memory, seed_generators, surroundings
 from pipeline.finetune.history import EpochRow, History, Score, Standing, best_epoch
 from pipeline.finetune.optimise import OPTIMISERS, decay_groups, share_of_rate
 from pipeline.finetune.resume import restore, run_of, tensors_of
@@ -124,7 +124,7 @@ def train(  # noqa: C901, PLR0913, PLR0915
                 now.rate = share * settings.learning_rate
                 for parameters in optimiser.param_groups:
                     parameters["lr"] = now.rate
-                torch.manual_seed(dropout_seed(settings.seed, epoch, now.step, group.rank))
+                seed_generators(dropout_seed(settings.seed, epoch, now.step, group.rank), device)
                 inputs, labels = batch.to(device)
                 with autocast(settings):
                     output = network(inputs)

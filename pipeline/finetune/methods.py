@@ -29,7 +29,7 @@ class Method:
         reads: ``features`` and ``activations`` come from the store, ``pixels`` do not.
         epochs: Passes over the images, unless the user says otherwise.
         learning_rate: The highest, unless the user says otherwise.
-        starts_from: Method whose trained model this one begins with; None: the
+        starts_from: Methods whose trained models this one is made of; with none, the
             backbone's pretrained weights and a new head.
         pretrained: False for a network of its own, trained from nothing.
         trains: False where models of others are only mixed.
@@ -41,7 +41,7 @@ class Method:
     reads: str = PIXELS
     epochs: int = 10
     learning_rate: float = _GENTLE
-    starts_from: str | None = None
+    starts_from: tuple[str, ...] = ()
     pretrained: bool = True
     trains: bool = True
 
@@ -89,13 +89,13 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             about="all weights, beginning with the head of lp (Kumar et al. 2022)",
             moved="all",
             moves=ALL,
-            starts_from="lp",
+            starts_from=("lp",),
         ),
         "wise_ft": Method(
             about="the straight line from lp to lp_ft, or to full (Wortsman et al. 2022)",
             moved="all, by mixing",
             moves=ALL,
-            starts_from="lp_ft",
+            starts_from=("lp", "lp_ft"),
             trains=False,
         ),
         "scratch_cnn": Method(
@@ -139,6 +139,14 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
         if name not in (*METHODS, EVERY):
             raise UnknownNameError("method", name, [*METHODS, EVERY])
         wanted |= set(METHODS) if name == EVERY else {name}
-    while missing := {METHODS[name].starts_from or name for name in wanted} - wanted:
-        wanted |= missing
+    for name in reversed(list(METHODS)):  # a method starts from earlier ones only
+        if name in wanted:
+            # The line of wise_ft may as well end at full, where that is trained anyway.
+            spared = {"lp_ft"} if name == "wise_ft" and "full" in wanted else set()
+            wanted |= set(METHODS[name].starts_from) - spared
     return tuple(name for name in METHODS if name in wanted)
+
+
+def end_of_line(names: Sequence[str]) -> str:
+    """Where the line of ``wise_ft`` ends, of the methods to run."""
+    return "lp_ft" if "lp_ft" in names else "full"

@@ -196,7 +196,7 @@ def forward_gflop(network: nn.Module, example: Tensor) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(example)
     network.train(was_training)
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
 
 
 @contextmanager

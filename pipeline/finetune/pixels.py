@@ -38,8 +38,8 @@ def pixels_of(samples: Samples, policy: PixelPolicy, held_bytes: int | None = No
 
     def refuse(key: bytes, reason: str) -> None:
         raise ImageError(
-            f"{legible(first[key].path)}: {reason}; run headrace features STUDY again, which "
-            "lists the images that cannot be used"
+            f"{legible(first[key].path)} cannot be used ({reason}); run headrace features STUDY "
+            "again, which lists such images"
         )
 
     with Progress("decoding", len(keys)) as progress:

@@ -125,7 +125,8 @@ def take(study: Study, place: Place, samples: Samples, engine: EngineChoice | No
         filling.run(missing)
         for key, reason in filling.bad.items():
             raise NoImagesError(
-                f"{legible(missing[key].path)}: {reason}; run headrace features STUDY again"
+                f"{legible(missing[key].path)} cannot be used ({reason}); run headrace features "
+                "STUDY again, which lists such images"
             )
     seconds = time.perf_counter() - start if missing else 0.0
     shape = store.row_shape() or ()

@@ -6,8 +6,6 @@ Nothing here imports torch, so the command line can show the defaults at once.
 from dataclasses import dataclass
 
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.finetune.augment import AUGMENTATIONS
-from pipeline.finetune.optimise import OPTIMISERS
 
 #: What may be computed in; ``bf16`` and ``tf32`` need CUDA. Weights are as the model has them.
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -56,6 +54,10 @@ class LoopSettings:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
+        # Here, because they need numpy, and the command line shows defaults without it.
+        from pipeline.finetune.augment import AUGMENTATIONS
+        from pipeline.finetune.optimise import OPTIMISERS
+
         for kind, table in (
             ("optimiser", OPTIMISERS),
             ("augmentation", AUGMENTATIONS),
