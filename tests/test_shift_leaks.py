@@ -87,6 +87,14 @@ def test_copies_inside_one_role_are_not_across_roles():
     assert [pair.rows for pair in near_duplicates(gallery)] == [(9, 250)]
 
 
+def test_copies_under_two_patients_of_one_role_set_no_threshold():
+    """What the hash takes for a copy is not chance: a moved copy across roles is still found."""
+    images = pictures(np.random.default_rng(1), 300)
+    images[20:26] = images[30:36]
+    images[250] = shift(images[9], (0, 1), mode="nearest")
+    assert (9, 250) in [pair.rows for pair in near_duplicates(gallery_of(images, 200))]
+
+
 def test_alike_in_features_alone_is_no_copy():
     """Both signs must agree: the same features with another hash are not a duplicate."""
     images = pictures(np.random.default_rng(2), 300)
