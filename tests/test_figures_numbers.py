@@ -99,6 +99,8 @@ def test_stacked_terms_add_up_to_the_loss(tmp_path):
     bars = styled(shift.stacks)(data).axes[0].patches
     widths = [bar.get_width() for bar in bars]
     assert widths[:4] == pytest.approx([-2, 12, 6, 4])
+    starts = [bars[i].get_x() for i in (2, 3, 5, 7, 8)]
+    assert starts == pytest.approx([0, 6, 4, 1, 8])
     assert sum(widths[4:6]) == sum(widths[6:]) == pytest.approx(10)
 
 

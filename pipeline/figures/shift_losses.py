@@ -164,6 +164,7 @@ def _waterfall_panel(axes: Axes, target: Mapping[str, Any], *, named: bool) -> N
     axes.set_yticks(heights, [_WORDS.get(name, name) for name in names] if named else [])
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.16)
+    axes.set_ylim(-0.6, len(heights) - 0.4)
     axes.axvline(0, color=GREY, linewidth=0.6)
     grid(axes)
 
