@@ -94,7 +94,7 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _lay_out(optimiser: Optimizer) -> None:
-    """Files hold tensors row by row; moments must lie in memory as their parameters do."""
+    """Files hold tensors row by row; torch's fast path wants moments laid out as parameters."""
     for parameter, values in optimiser.state.items():
         for key, value in values.items():
             if value.shape == parameter.shape:

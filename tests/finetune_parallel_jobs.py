@@ -1,0 +1,108 @@
+"""What ``torchrun`` starts in tests: one process of a group of two, on gloo.
+
+Usage: ``finetune_parallel_jobs.py JOB FOLDER``; each rank leaves ``JOB-<rank>.json`` there.
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import EngineError
+from pipeline.finetune import parallel
+from pipeline.finetune.checkpoints import Checkpoints
+from pipeline.finetune.loop import LoopSettings, train
+from tests.finetune_jobs import IDENTITY, Pictures, small_net, tensors
+
+#: Shares of 3 and 2 rows; of the last batch of one row, one share is empty.
+SETTINGS = LoopSettings(epochs=3, batch_size=5, learning_rate=0.01, augmentation="light", seed=2)
+
+
+def curves(*, norm=False, dropout=0.0, settings=SETTINGS, **options):
+    """Train on 11 images; losses and scores, and every final value, as JSON."""
+    model = small_net(norm=norm, dropout=dropout)
+    watched = {"validation": Pictures(7, seed=1), "elsewhere": Pictures(3, seed=2)}
+    history = train(model, Pictures(11), watched, settings, **options)
+    rows = [[r.fit_loss, r.fit_accuracy, r.validation_loss] for r in history.rows]
+    final = {name: asdict(score) for name, score in history.final.items()}
+    weights = {name: value.double().tolist() for name, value in tensors(model).items()}
+    return {"rows": rows, "final": final, "weights": weights}
+
+
+class CutOff(Checkpoints):
+    """Ends its process, or raises, after the third save."""
+
+    saves = 0
+
+    def save(self, *args):
+        super().save(*args)
+        self.saves += 1
+        if self.saves == 3:
+            self.end()
+
+    def end(self):
+        raise KeyboardInterrupt
+
+
+class _Deadly(CutOff):
+    """Dies as hard as can be."""
+
+    def end(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Counted(CutOff):
+    """Only counts its saves."""
+
+    def end(self):
+        pass
+
+
+def _compared(folder):
+    """Trainings that one process does too; the test left checkpoints of two that were cut off."""
+    found = {"plain": curves()}
+    found["norm and dropout"] = curves(
+        norm=True, dropout=0.5, settings=replace(SETTINGS, patience=1)
+    )
+    found["taken over"] = curves(checkpoints=Checkpoints(folder / "taken over", IDENTITY))
+    own = folder / f"own-{parallel.group().rank}"
+    try:
+        curves(checkpoints=Checkpoints(own, IDENTITY))
+    except EngineError as error:
+        found["error"] = str(error)
+    return found
+
+
+def _resumable(folder, kind):
+    options = {"norm": True, "dropout": 0.5, "settings": replace(SETTINGS, patience=3)}
+    checkpoints = kind(folder / "shared", IDENTITY, seconds=0)
+    found = curves(**options, checkpoints=checkpoints)
+    return {"resumed": found, "whole": curves(**options), "saves": checkpoints.saves}
+
+
+def _killed(folder):
+    """Rank 0 kills itself after its third save."""
+    return _resumable(folder, _Deadly)
+
+
+def _again(folder):
+    """The same, run again; this time nobody dies."""
+    return _resumable(folder, _Counted)
+
+
+#: By the name on the command line.
+JOBS = {"compared": _compared, "killed": _killed, "again": _again}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    name, where = sys.argv[1], Path(sys.argv[2])
+    with parallel.joined("cpu") as device:
+        assert device == "cpu"
+        answer = JOBS[name](where)
+        answer["group"] = asdict(parallel.group())
+    rank_ = os.environ["RANK"]
+    (where / f"{name}-{rank_}.json").write_text(json.dumps(answer))
