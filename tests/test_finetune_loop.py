@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
 
 import numpy as np
@@ -337,6 +338,14 @@ def test_the_history_tells_what_happened():
     loss = -np.log(proba[np.arange(7), target.label]).mean()
     assert history.final["elsewhere"].loss == pytest.approx(loss)
     assert history.final["elsewhere"].accuracy == (proba.argmax(1) == target.label).mean()
+
+
+def test_the_seconds_of_an_epoch_are_its_own():
+    """All epochs together took no longer than the whole training."""
+    start = time.perf_counter()
+    _, history = _trained(small_net(), replace(SETTINGS, epochs=8), fit=Pictures(10, pause=0.005))
+    whole = time.perf_counter() - start
+    assert 0 < sum(row.seconds + row.validation_seconds for row in history.rows) < whole
 
 
 def test_without_validation_examples_there_are_no_such_numbers():
