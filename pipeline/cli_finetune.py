@@ -1,5 +1,6 @@
 """``headrace finetune``: parse, run stage 3, print."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def finetune_command(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any
         training=TrainingOptions(**flags),
     )
     report = finetune(load_study(study), options)
-    if not quiet:
+    if not quiet and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes prints
         from pipeline.finetune.text import comparison_text
 
         click.echo(comparison_text(report))

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 #: Largest rotation either way, degrees.
@@ -21,14 +20,14 @@ _DEGREES = 10.0
 _SIDE = 0.85
 
 #: Pixels uint8 ``(n, s, s, 3)``, seed, epoch, sample rows ``(n,)`` -> pixels of that kind.
-Augmentation = Callable[["Tensor", int, int, NDArray[np.intp]], "Tensor"]
+Augmentation = Callable[["Tensor", int, int, "NDArray[np.intp]"], "Tensor"]
 
 
-def _none(pixels: "Tensor", seed: int, epoch: int, rows: NDArray[np.intp]) -> "Tensor":  # noqa: ARG001 - the table's signature
+def _none(pixels: "Tensor", seed: int, epoch: int, rows: "NDArray[np.intp]") -> "Tensor":  # noqa: ARG001 - the table's signature
     return pixels
 
 
-def _light(pixels: "Tensor", seed: int, epoch: int, rows: NDArray[np.intp]) -> "Tensor":
+def _light(pixels: "Tensor", seed: int, epoch: int, rows: "NDArray[np.intp]") -> "Tensor":
     """Mirror left and right, rotate and crop in one bilinear resampling.
 
     What a rotation brings in from outside repeats the edge. A mirrored chest has its
@@ -37,6 +36,7 @@ def _light(pixels: "Tensor", seed: int, epoch: int, rows: NDArray[np.intp]) -> "
     Raises:
         ValueError: Stored activations instead of pixels.
     """
+    import numpy as np
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 
@@ -52,8 +52,10 @@ def _light(pixels: "Tensor", seed: int, epoch: int, rows: NDArray[np.intp]) -> "
     return moved.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _light_map(seed: int, epoch: int, row: int) -> NDArray[np.float32]:
+def _light_map(seed: int, epoch: int, row: int) -> "NDArray[np.float32]":
     """From places in the result to places in the image, both -1 to 1; shape ``(2, 3)``."""
+    import numpy as np
+
     draw = np.random.default_rng([seed, *b"augmentation", epoch, row])
     mirror = -1.0 if draw.random() < 0.5 else 1.0  # noqa: PLR2004 - a fair coin
     angle = math.radians(draw.uniform(-_DEGREES, _DEGREES))
