@@ -57,6 +57,8 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert set(target["not_identifiable"]) == {"avoidable_bias", "dev_overfit"}
     low, high = steps["mismatch"]["ci_retrain"]
     assert low <= steps["mismatch"]["est"] <= high
+    assert 0 <= target["alignment"]["cosine"] <= 1 + 1e-9
+    assert target["features"][0]["ks"] == max(one["ks"] for one in target["features"])
     assert {*target["calib"]} == {"source", "target"}
     ways = {(use["domain"], use["way"]) for use in target["operating_points"]}
     moved = {("target", way) for way in ("carried", "prior", "quantile")}

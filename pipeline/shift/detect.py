@@ -60,7 +60,7 @@ def detect(source: Cohort, target: Cohort, settings: DetectionSettings | None = 
     return Detection(
         findings=_with_holm(found),
         features=_top_features(per_feature),
-        alignment=_alignment(source, target, pair),
+        alignment=_alignment(source, target, pair) if settings.aligned else None,
         n_source=pair.relabelings.n_source,
         n_target=pair.relabelings.n_target,
         notes=_notes(pair, target, settings),
@@ -101,13 +101,14 @@ def detect_with_controls(
     held_out = split_by_patient(source.groups, rng, share)
     kept, other = source.take(~held_out), source.take(held_out)
     planted = _planted(other.features, rng, settings)
+    alone = replace(settings, aligned=False)
     return ControlledDetection(
         observed=detect(source, target, settings),
-        null_control=detect(kept, other, settings),
+        null_control=detect(kept, other, alone),
         positive_control=detect(
             replace(kept, probabilities=predict(kept.features)),
             replace(other, features=planted, probabilities=predict(planted)),
-            settings,
+            alone,
         ),
     )
 

@@ -26,6 +26,8 @@ class DetectionSettings:
     """Planted shift of the positive control, in sd of the feature."""
     control_share: float = 0.05
     """Share of features that the positive control shifts."""
+    aligned: bool = True
+    """Whether to compare the domain's direction with the task's; the controls need not."""
     device: str | None = None
     """torch device of heavy products; None for numpy."""
 
@@ -74,8 +76,8 @@ class Detection:
     """By name, primary family first."""
     features: tuple[FeatureShift, ...]
     """The 20 features that differ most, largest KS distance first."""
-    alignment: Alignment
-    """Whether the domains differ along the task."""
+    alignment: Alignment | None
+    """Whether the domains differ along the task; None if not asked for."""
     n_source: int
     """Patients in the source."""
     n_target: int

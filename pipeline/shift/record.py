@@ -9,6 +9,8 @@ for each backbone and target:
 - ``detect``: one entry for each test: ``statistic``, ``effect`` (in sd of the null), ``p``,
   ``p_holm`` (primary family), ``refused``, the p-values of both controls, and ``null``
   (histogram under relabelling).
+- ``alignment``: cosine of the domain's direction with the task's, and the task's AUC on the
+  source before and after erasing the domain. ``features``: the 20 that differ most.
 - ``ng``: error by role (``estimate``, ``low``, ``high``, ``n``, ``groups``, ``method``):
   ``s_fit``, ``s_traindev`` (out of fold), ``t_test``, ``t_oracle_cv`` (a head of the target,
   by cross-validation); ``human`` (null unless given) and ``bayes_floor``, the bounds of
@@ -76,6 +78,8 @@ def _target_json(t: "TargetReport") -> dict[str, Any]:
             "by_class": list(t.source_prediction.by_class),
         },
         "detect": detect,
+        "alignment": plain(t.detection.observed.alignment),
+        "features": plain(t.detection.observed.features),
         "notes": list(t.detection.observed.notes),
         "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
         "fixes_control": [] if t.control is None else [_fix_json(row) for row in t.control.rows],

@@ -60,7 +60,7 @@ def _detection_table(target: TargetReport) -> str:
 def _roles_table(roles: RoleReport) -> str:
     table = new_table(["", "points", "95 % interval", "refitted", "largest in"], left=1)
     for role, error in roles.table.errors.items():
-        table.add_row(f"error {role}", _points(error.estimate), _span(error.low, error.high))
+        table.add_row(f"error {role}", _percent(error.estimate), _span(error.low, error.high))
     for step, gap in {**roles.table.chain, **roles.table.transfer}.items():
         again = roles.ci_retrain.get(step)
         share = "-" if gap.p_largest is None else f"{100 * gap.p_largest:.0f} %"
@@ -82,18 +82,24 @@ def _operating_lines(found: Soundness) -> list[str]:
     ]
     if not rows:
         return [*lines, ""]
-    table = new_table(["Youden's threshold", "", "sensitivity", "", "specificity", ""], left=2)
+    table = new_table(
+        ["Youden's threshold", "", "sensitivity, %", "", "specificity, %", ""], left=2
+    )
     for use in rows:
         point = use.point
         table.add_row(
             f"{use.way} on the {use.domain}" if use.domain == "source" else use.way,
             number(point.threshold),
-            number(point.sensitivity.estimate),
+            _percent(point.sensitivity.estimate),
             _span(point.sensitivity.low, point.sensitivity.high),
-            number(point.specificity.estimate),
+            _percent(point.specificity.estimate),
             _span(point.specificity.low, point.specificity.high),
         )
     return [*lines, render(table), ""]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def _points(share: float) -> str:
