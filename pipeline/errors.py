@@ -46,6 +46,10 @@ class MissingPredictionsError(PipelineError, LookupError):
     """Predictions of a stage are asked for that has not been run."""
 
 
+class ModelError(PipelineError, ValueError):
+    """A saved head cannot be used: damaged, of another version, or not for these images."""
+
+
 class CheckFailedError(PipelineError, ValueError):
     """A check found a leak or a disagreement; the numbers must not be trusted."""
 
