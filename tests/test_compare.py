@@ -45,7 +45,7 @@ def test_every_head_is_scored_on_every_domain_by_every_metric(study):
     report = compare(study, CompareOptions(seeds=2))
     found = {(row.head, row.domain, row.role, row.metric) for row in report.rows}
     places = [("source", "fit"), ("source", "validation"), ("there", "target")]
-    heads = [*HEADS, "mlp_ensemble", "forest_ensemble"]
+    heads = [*HEADS, "mlp_ensemble", "forest_ensemble", "boosting_ensemble"]
     assert found == {(h, d, r, m) for h in heads for d, r in places for m in METRICS}
     assert not report.failures
     linear = [r for r in report.rows if (r.head, r.metric) == ("linear", "accuracy")]
@@ -125,10 +125,10 @@ def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
     """One singular matrix does not cost the table."""
     train = fitting_module.train_head
 
-    def singular(name, problem):
+    def singular(name, problem, *rest):
         if name == "knn":
             raise ValueError("singular")
-        return train(name, problem)
+        return train(name, problem, *rest)
 
     monkeypatch.setattr(fitting_module, "train_head", singular)
     report = compare(study, only("knn", "prior"))

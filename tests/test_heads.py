@@ -79,7 +79,9 @@ def test_the_grid_names_real_parameters(name):
 
 def test_an_unknown_head_lists_the_table():
     """The message is built from HEADS."""
-    with pytest.raises(UnknownNameError, match="unknown head 'lstm'; known: mlp, linear, lda"):
+    with pytest.raises(
+        UnknownNameError, match="unknown head 'lstm'; known: mlp, linear, ridge, lda"
+    ):
         make_head("lstm", seed=0)
 
 

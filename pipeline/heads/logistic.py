@@ -14,6 +14,7 @@ in float32, which is twice as fast; gradients are float64, which makes the answe
 exact. The same code runs on a CPU and on CUDA.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
+
+from pipeline.heads.blocks import row_blocks, times
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,8 @@ _NEWTON_STEPS = 100
 _CG_STEPS = 40
 _HALVINGS = 30
 _FORCING = 0.1
+#: Features up to so many numbers have a float64 copy: 128 MB.
+_HELD = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +51,15 @@ class Path:
     intercept: NDArray[np.float64]
     steps: int
 
+    def some(self, which: slice) -> "Path":
+        """Some of the problems."""
+        return Path(coef=self.coef[which], intercept=self.intercept[which], steps=self.steps)
+
     def proba(self, X: NDArray[np.floating]) -> NDArray[np.float64]:
         """Class probabilities ``(V, n, K)`` of features ``(n, d)``."""
-        scores = np.einsum("nd,vkd->vnk", X, self.coef, optimize=True) + self.intercept[:, None]
-        return _probabilities(scores)
+        V, K, d = self.coef.shape
+        scores = times(X, self.coef.reshape(-1, d).T).reshape(len(X), V, K)
+        return _probabilities(scores.swapaxes(0, 1) + self.intercept[:, None])
 
 
 def solve_path(  # noqa: PLR0913 - one problem is five arrays and a tolerance
@@ -78,10 +88,11 @@ def solve_path(  # noqa: PLR0913 - one problem is five arrays and a tolerance
 
     _check_classes(y, weights)
     solver = _Solver(
-        A=torch.as_tensor(np.column_stack([X, np.ones(len(X))]), dtype=torch.float64).to(device),
+        A=_Rows(torch.as_tensor(X).to(device)),
         y=torch.as_tensor(y).long().to(device),
         C=torch.as_tensor(C, dtype=torch.float64).to(device),
-        s=torch.as_tensor(weights, dtype=torch.float64).T.contiguous().to(device),
+        # Weights are few different numbers: as float32 they are exact and half as large.
+        s=torch.as_tensor(weights).T.contiguous().to(device),
         classes=int(y.max()) + 1,
         tol=tol,
     )
@@ -91,27 +102,68 @@ def solve_path(  # noqa: PLR0913 - one problem is five arrays and a tolerance
     return Path(coef=found[:, :, :-1], intercept=found[:, :, -1], steps=steps)
 
 
+class _Rows:
+    """Features and a last column of ones, multiplied in float64 or float32.
+
+    A float64 copy is held only where it is small; otherwise blocks of rows are converted as
+    they are needed, so that the solver takes no more memory than the features themselves.
+    """
+
+    def __init__(self, X: "Tensor") -> None:
+        self.shape, self.device = (X.shape[0], X.shape[1] + 1), X.device
+        self.kept = X if X.numel() > _HELD else X.double()
+        self.single = X.float()
+        self.blocks = list(row_blocks(X.shape)) if X.numel() > _HELD else [slice(0, len(X))]
+
+    def times(self, w: "Tensor") -> "Tensor":
+        """Scores ``(n, V, K')`` of columns ``(d + 1, V, K')``, in the dtype of ``w``."""
+        import torch
+
+        columns = w.reshape(len(w), -1)
+        found = torch.empty((self.shape[0], columns.shape[1]), dtype=w.dtype, device=self.device)
+        for rows, block in self._as(w.dtype):
+            torch.addmm(columns[-1:], block, columns[:-1], out=found[rows])
+        return found.reshape(-1, *w.shape[1:])
+
+    def transposed(self, v: "Tensor", *, squared: bool = False) -> "Tensor":
+        """Columns ``(d + 1, V, K')`` of ``(n, V, K')``; of the squares where asked for."""
+        import torch
+
+        values = v.reshape(len(v), -1)
+        found = torch.zeros((self.shape[1], values.shape[1]), dtype=v.dtype, device=self.device)
+        for rows, block in self._as(v.dtype, small=squared):
+            left = block.square() if squared else block
+            found[:-1].addmm_(left.T, values[rows])
+        found[-1] = values.sum(0)
+        return found.reshape(-1, *v.shape[1:])
+
+    def _as(self, dtype: Any, *, small: bool = False) -> Iterator[tuple[slice, "Tensor"]]:
+        """Blocks of rows in a dtype; what has it already is one block, unless small is asked."""
+        whole = self.kept if self.kept.dtype == dtype else self.single
+        blocks = self.blocks if small or whole.dtype != dtype else [slice(0, len(whole))]
+        for rows in blocks:
+            yield rows, whole[rows].to(dtype)
+
+
 class _Solver:
     """Newton-CG on columns ``(d + 1, V, K')``; ``K'`` is 1 for two classes."""
 
-    def __init__(self, *, A: "Tensor", y: "Tensor", C: "Tensor", s: "Tensor", **rest: Any) -> None:
+    def __init__(self, *, A: _Rows, y: "Tensor", C: "Tensor", s: "Tensor", **rest: Any) -> None:
         import torch
 
         self.A, self.C, self.s, self.tol = A, C, s, rest["tol"]
-        self.A32 = A.float()
-        self.squares32 = self.A32.square()
         classes = rest["classes"]
         self.binary = classes == 2  # noqa: PLR2004 - a sigmoid instead of a softmax
-        one_hot = torch.nn.functional.one_hot(y, classes).to(A.dtype)
+        one_hot = torch.nn.functional.one_hot(y, classes).to(C.dtype)
         self.target = one_hot[:, None, 1:] if self.binary else one_hot[:, None, :]
-        self.penalty = torch.ones(A.shape[1], 1, 1, dtype=A.dtype, device=A.device)
+        self.penalty = torch.ones(A.shape[1], 1, 1, dtype=C.dtype, device=A.device)
         self.penalty[-1] = 0.0
 
     def solve(self) -> tuple["Tensor", int]:
         import torch
 
         width = self.A.shape[1], len(self.C), self.target.shape[2]
-        w = torch.zeros(width, dtype=self.A.dtype, device=self.A.device)
+        w = torch.zeros(width, dtype=self.C.dtype, device=self.A.device)
         open_ = torch.arange(len(self.C), device=self.A.device)
         steps = 0
         while len(open_) and steps < _NEWTON_STEPS:
@@ -123,12 +175,12 @@ class _Solver:
     def _newton(self, w: "Tensor", at: "Tensor") -> tuple["Tensor", "Tensor"]:
         """One step for the problems ``at``; also whether each was already solved."""
         C, s = self.C[at][:, None], self.s[:, at, None]
-        z = self._times(self.A, w)
+        z = self.A.times(w)
         p = self._link(z)
-        g = self.penalty * w + self._transposed(self.A, C * s * (p - self.target))
+        g = self.penalty * w + self.A.transposed(C * s * (p - self.target))
         done = _norm(g) <= self.tol * _norm(w * self.penalty).clamp_min(1e-12)
         step = self._direction(g, (C * s).float(), p.float())
-        dz = self._times(self.A, step)
+        dz = self.A.times(step)
         t = self._step_length(w, step, z, dz, C * s, (g * step).sum((0, 2)))
         return w + (~done * t)[:, None] * step, done
 
@@ -163,7 +215,7 @@ class _Solver:
         import torch
 
         penalty = self.penalty.float()
-        diagonal = penalty + self._transposed(self.squares32, cs * p * (1 - p)) + 1e-8
+        diagonal = penalty + self.A.transposed(cs * p * (1 - p), squared=True) + 1e-8
         r = -g.float()
         x = torch.zeros_like(r)
         q = r / diagonal
@@ -173,7 +225,7 @@ class _Solver:
             going = _norm(r) > enough
             if not going.any():
                 break
-            h = penalty * d + self._transposed(self.A32, cs * self._curved(d, p))
+            h = penalty * d + self.A.transposed(cs * self._curved(d, p))
             curvature = (d * h).sum((0, 2))
             # A solved problem rests. Adding a constant to all intercepts of a softmax changes
             # nothing: along that line there is no curvature, and no step.
@@ -186,19 +238,11 @@ class _Solver:
 
     def _curved(self, d: "Tensor", p: "Tensor") -> "Tensor":
         """Second derivative of the loss at the scores, times the change of the scores."""
-        u = p * self._times(self.A32, d)
+        u = p * self.A.times(d)
         return u * (1 - p) if self.binary else u - p * u.sum(2, keepdim=True)
 
     def _link(self, z: "Tensor") -> "Tensor":
         return z.sigmoid() if self.binary else z.softmax(2)
-
-    @staticmethod
-    def _times(A: "Tensor", w: "Tensor") -> "Tensor":
-        return (A @ w.reshape(len(w), -1)).reshape(len(A), *w.shape[1:])
-
-    @staticmethod
-    def _transposed(A: "Tensor", v: "Tensor") -> "Tensor":
-        return (A.T @ v.reshape(len(v), -1)).reshape(A.shape[1], *v.shape[1:])
 
 
 class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -243,7 +287,7 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _scores(self, X: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)
         rows: NDArray[np.float32] = validate_data(self, X, dtype=np.float32, reset=False)
-        scores: NDArray[np.float64] = rows @ self.coef_.T + self.intercept_
+        scores: NDArray[np.float64] = times(rows, self.coef_.T) + self.intercept_
         return scores
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:

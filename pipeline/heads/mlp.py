@@ -1,5 +1,6 @@
 """The exercise's head as a classifier: Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K)."""
 
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -7,7 +8,24 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.heads.folds import patient_folds
 from pipeline.heads.stack import MLPSettings, Rows, TrainedMLP, train_mlps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """Rows that curves are drawn of and nothing is learned from.
+
+    After each epoch they are shown to a copy of the weights, whose answers go to the curves
+    and nowhere else.
+
+    Attributes:
+        X: Features ``(n, d)``, treated as those that are learned from.
+        y: Labels 0 to K - 1, shape ``(n,)``.
+    """
+
+    X: NDArray[np.float32]
+    y: NDArray[np.integer]
 
 
 class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -22,11 +40,15 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: AdamW's.
         weight_decay: AdamW's, decoupled.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        patience: Epochs without a better loss on a fifth of the patients, held out of the
+            rows given, before it stops with the best weights; 0: all epochs on all rows.
         random_state: Seed of the initial weights, the order of rows and the dropout.
 
     Attributes:
         classes_: Class labels, shape ``(K,)``.
-        trained_: See :class:`pipeline.heads.stack.TrainedMLP`; has the curves.
+        trained_: See :class:`pipeline.heads.stack.TrainedMLP`.
+        curves_: By name (``fit_loss``, ``fit_accuracy``; ``inner_*`` of what early stopping
+            looks at, ``validation_*`` of watched rows), a value for each epoch.
     """
 
     def __init__(  # noqa: PLR0913 - scikit-learn's contract: one argument per parameter
@@ -40,6 +62,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         label_smoothing: float = 0.0,
+        patience: int = 0,
         random_state: int = 0,
     ) -> None:
         self.hidden = hidden
@@ -50,30 +73,49 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.label_smoothing = label_smoothing
+        self.patience = patience
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Train on features ``(n, d)`` and labels ``(n,)``.
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Train on features ``(n, d)``, labels ``(n,)`` and, to stop early, patients ``(n,)``.
 
         Raises:
             ValueError: Not finite, shapes that do not fit, or one class only.
         """
-        return self.fit_all([self], X, y)[0]
+        return self.fit_all([self], X, y, groups)[0]
 
     @classmethod
-    def fit_all(cls, heads: "list[Self]", X: ArrayLike, y: ArrayLike) -> "list[Self]":
+    def fit_all(
+        cls,
+        heads: "list[Self]",
+        X: ArrayLike,
+        y: ArrayLike,
+        groups: ArrayLike | None = None,
+        *,
+        watched: Watched | None = None,
+    ) -> "list[Self]":
         """Train several heads on the same rows together; each as :meth:`fit` would."""
-        fit = None
         for head in heads:
             rows, labels = validate_data(head, X, y, dtype=np.float32)
             head.classes_, numbers = np.unique(labels, return_inverse=True)
             if len(head.classes_) < 2:  # noqa: PLR2004 - a choice needs two
                 raise ValueError(f"one class only ({head.classes_[0]!r}); a head needs two or more")
-            fit = Rows(X=rows, y=numbers)
-        if fit is not None:
-            trained = train_mlps(fit, [head.settings() for head in heads])
-            for head, result in zip(heads, trained, strict=True):
-                head.trained_ = result
+        patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
+        seen = None if watched is None else Rows(X=watched.X, y=watched.y)
+        # Each seed holds out patients of its own; heads that never stop share all rows.
+        together: dict[int, list[Self]] = {}
+        for head in heads:
+            together.setdefault(head.random_state if head.patience else -1, []).append(head)
+        for seed, some in together.items():
+            fit, inner = Rows(X=rows, y=numbers), None
+            if seed >= 0:
+                in_, out = patient_folds(numbers, patients, seed)[0]
+                fit = Rows(X=rows[in_], y=numbers[in_])
+                inner = Rows(X=rows[out], y=numbers[out])
+            settings = [head.settings() for head in some]
+            trained = train_mlps(fit, settings, validation=inner, watched=seen)
+            for head, result in zip(some, trained, strict=True):
+                head.trained_, head.curves_ = result, result.curves
         return heads
 
     def settings(self) -> MLPSettings:

@@ -67,8 +67,8 @@ class TrainedMLP:
 
     Attributes:
         layers: Weights ``(d_in, d_out)`` and bias ``(d_out,)`` of each layer.
-        curves: By name (``fit_loss``, ``fit_accuracy``, ``validation_loss``,
-            ``validation_accuracy``), a value for each epoch; losses in nats. Those of
+        curves: By name (``fit_loss``, ``fit_accuracy``; ``inner_*`` and ``validation_*``
+            where there were such rows), a value for each epoch; losses in nats. Those of
             the fit rows are running means with dropout.
         best_epoch: Epoch, from 0, whose weights these are.
     """
@@ -101,6 +101,7 @@ def train_mlps(
     settings: Sequence[MLPSettings],
     *,
     validation: Rows | None = None,
+    watched: Rows | None = None,
     device: str = "cpu",
 ) -> list[TrainedMLP]:
     """Train heads on the same rows, those of one shape together.
@@ -108,7 +109,10 @@ def train_mlps(
     Args:
         fit: Rows to learn from; their dtype (float32 or float64) is computed in.
         settings: One for each head.
-        validation: Rows that early stopping looks at; needed when ``patience`` is set.
+        validation: Rows that early stopping looks at (curves ``inner_*``); needed when
+            ``patience`` is set.
+        watched: Rows that only have curves drawn of them (``validation_*``): finished
+            heads are asked about them, after each epoch, from copies of the weights.
         device: Where torch computes.
 
     Returns:
@@ -129,6 +133,7 @@ def train_mlps(
         for start in range(0, len(numbers), GROUP):
             part = numbers[start : start + GROUP]
             stack = _Stack([settings[i] for i in part], fit, validation, device)
+            stack.watched = watched
             with _one_thread(device):
                 trained |= dict(zip(part, stack.train(), strict=True))
     return [trained[i] for i in range(len(settings))]
@@ -146,6 +151,7 @@ class _Stack:
         self.X = torch.as_tensor(fit.X).to(device)
         self.y = torch.as_tensor(fit.y).long().to(device)
         self.validation = validation
+        self.watched: Rows | None = None
         self.classes = int(fit.y.max()) + 1
         widths = [fit.X.shape[1], *[self.shape.hidden] * self.shape.depth, self.classes]
         self.init = [_stream(s.seed, "init") for s in settings]
@@ -165,8 +171,9 @@ class _Stack:
         for epoch in range(self.shape.epochs):
             loss, hits = self._epoch()
             values = {"fit_loss": loss, "fit_accuracy": hits}
-            if self.validation is not None:
-                values |= self._validate()
+            for name, rows in (("inner", self.validation), ("validation", self.watched)):
+                if rows is not None:
+                    values |= self._look(name, rows)
             keep.note(epoch, values, [self._layers(k) for k in range(len(self.settings))])
             if keep.all_stopped:
                 break
@@ -183,7 +190,9 @@ class _Stack:
         for start in range(0, n, size):
             rows = order[:, start : start + size].to(self.X.device)
             step_loss, step_hits = self._step(
-                self.X[rows], self.y[rows], [m[:, start : start + size] for m in masks]
+                self.X[rows],
+                self.y[rows],
+                [self._scaled(m[:, start : start + size]) for m in masks],
             )
             loss += step_loss
             hits += step_hits
@@ -213,30 +222,35 @@ class _Stack:
         return -(target * log_p).sum((1, 2)), (z.argmax(2) == y).sum(1).to(z.dtype)
 
     def _draw_masks(self, n: int) -> list["Tensor"]:
-        """For each hidden layer, 0 or 1 / keep, shape ``(K, n, hidden)``, in order of use."""
+        """For each hidden layer, a random byte a unit, ``(K, n, hidden)``, in order of use.
+
+        Bytes, because as numbers the masks of 200,000 rows would be larger than the rows.
+        """
         import torch
 
-        masks = []
-        for _ in range(self.shape.depth):
-            drawn = np.stack(
-                [r.integers(0, 256, (n, self.shape.hidden), np.uint8) for r in self.masks]
+        return [
+            torch.as_tensor(
+                np.stack([r.integers(0, 256, (n, self.shape.hidden), np.uint8) for r in self.masks])
             )
-            kept = torch.as_tensor(drawn).to(self.X.device) >= self.threshold
-            masks.append(kept * self.scale.to(self.X.dtype))
-        return masks
+            for _ in range(self.shape.depth)
+        ]
 
-    def _validate(self) -> dict[str, "Tensor"]:
+    def _scaled(self, drawn: "Tensor") -> "Tensor":
+        """0 for what is dropped and 1 / keep for the rest, of one batch's bytes."""
+        kept = drawn.to(self.X.device) >= self.threshold
+        return kept * self.scale.to(self.X.dtype)
+
+    def _look(self, name: str, rows: Rows) -> dict[str, "Tensor"]:
+        """Loss and accuracy of each head on rows that it does not learn from."""
         import torch
 
-        rows = self.validation
-        assert rows is not None  # noqa: S101 - the caller looked
         y = np.asarray(rows.y)
         p = np.stack([_trained(self._layers(k)).proba(rows.X) for k in range(len(self.settings))])
         loss = -np.log(np.maximum(p[:, np.arange(len(y)), y], 1e-15)).mean(1)
         hits = (p.argmax(2) == y).mean(1)
         return {
-            "validation_loss": torch.as_tensor(loss),
-            "validation_accuracy": torch.as_tensor(hits),
+            f"{name}_loss": torch.as_tensor(loss),
+            f"{name}_accuracy": torch.as_tensor(hits),
         }
 
     def _adamw(self) -> Any:
@@ -302,7 +316,7 @@ class _Best:
                 continue
             for name, column in values.items():
                 self.curves[k].setdefault(name, []).append(float(column[k]))
-            loss = float(values["validation_loss"][k]) if one.patience else -epoch
+            loss = float(values["inner_loss"][k]) if one.patience else -epoch
             if loss < self.best[k] or not one.patience:
                 self.best[k], self.epoch[k] = loss, epoch
                 last = epoch == one.epochs - 1

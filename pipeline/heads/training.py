@@ -1,24 +1,29 @@
 """Train one kind of head for a whole comparison: parameters chosen, all seeds fitted.
 
 Parameters are chosen by folds of patients of the rows given, by log loss. ``linear``
-and ``mlp`` have engines that do all their fits together; every other head is fitted
-one at a time, as scikit-learn does it.
+and ``mlp`` have engines that do all their fits together; ``ridge``, ``prototype`` and
+``svm`` choose as they are fitted; every other head is fitted one at a time.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.base import clone
+from sklearn.model_selection import ParameterGrid
 
-from pipeline.heads import HEADS, make_head
+from pipeline.errors import UnknownNameError
+from pipeline.heads import HEADS, HeadSpec
+from pipeline.heads.blocks import predict_in_blocks
+from pipeline.heads.folds import Fold, patient_folds
 from pipeline.heads.logistic import LogisticHead, solve_path
-from pipeline.heads.mlp import MLPHead
+from pipeline.heads.mlp import MLPHead, Watched
 
-FOLDS = 5
+_TINY = 1e-15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,57 +31,80 @@ class Problem:
     """What heads are trained on: the fit split, nothing else.
 
     Attributes:
-        X: Standardised features, shape ``(n, d)``, float32.
+        X: Treated features, shape ``(n, d)``, float32.
         y: Labels 0 to K - 1, shape ``(n,)``.
         group: Patients, shape ``(n,)``.
         seeds: One head of each seeded kind is trained for each; the first also
             makes the folds.
+        watched: Rows that curves are drawn of; see :class:`pipeline.heads.mlp.Watched`,
+            which cannot reach a weight.
     """
 
     X: NDArray[np.float32]
     y: NDArray[np.int64]
     group: NDArray[np.str_]
     seeds: tuple[int, ...]
+    watched: Watched | None = field(default=None)
 
-    def folds(self) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    @cached_property
+    def _folds(self) -> list[Fold]:
+        return patient_folds(self.y, self.group, self.seeds[0])
+
+    def folds(self) -> list[Fold]:
         """Row numbers (in, out) of each fold; no patient is in two.
 
         Raises:
             ValueError: A class has fewer patients than two.
         """
-        patients = min(len(np.unique(self.group[self.y == k])) for k in np.unique(self.y))
-        if patients < 2:  # noqa: PLR2004 - in the fold and out of it
-            raise ValueError("a class has fewer than two patients: no folds can be made")
-        folds = StratifiedGroupKFold(min(FOLDS, patients), shuffle=True, random_state=self.seeds[0])
-        return list(folds.split(self.X, self.y, self.group))
+        return self._folds
 
 
-def train_head(name: str, problem: Problem) -> list[Any]:
+def train_head(name: str, problem: Problem, heads: Mapping[str, HeadSpec] = HEADS) -> list[Any]:
     """Fitted classifiers: one for each seed where the head is seeded, else one.
 
     Raises:
         UnknownNameError: No such head.
         ValueError: The head cannot be fitted to these rows.
     """
-    return _TOGETHER.get(name, _one_by_one)(name, problem)
+    if name not in heads:
+        raise UnknownNameError("head", name, heads)
+    return ENGINES[heads[name].engine](heads[name], problem)
 
 
-def _one_by_one(name: str, problem: Problem) -> list[Any]:
-    seeds = problem.seeds if HEADS[name].seeded else problem.seeds[:1]
-    heads = []
-    for seed in seeds:
-        head = make_head(name, seed=seed)
-        if grid := HEADS[name].grid:
-            head = GridSearchCV(head, dict(grid), cv=problem.folds(), scoring="neg_log_loss")
-        heads.append(head.fit(problem.X, problem.y))
-    return heads
+def _alone(spec: HeadSpec, problem: Problem) -> list[Any]:
+    """One fit after the other; what the first seed chooses serves all."""
+    choices = list(ParameterGrid(dict(spec.grid)))
+    losses = [0.0] if len(choices) == 1 else [_loss(spec, c, problem) for c in choices]
+    chosen = choices[int(np.argmin(losses))]
+    extra = {"groups": problem.group} if spec.grouped else {}
+    return [
+        spec.make(seed).set_params(**chosen).fit(problem.X, problem.y, **extra)
+        for seed in _seeds(spec, problem)
+    ]
 
 
-def _linear(name: str, problem: Problem) -> list[Any]:
+def _loss(spec: HeadSpec, parameters: Mapping[str, Any], problem: Problem) -> float:
+    """Log loss of rows held out by patient, summed."""
+    head = spec.make(problem.seeds[0]).set_params(**parameters)
+    loss = 0.0
+    for in_, out in problem.folds():
+        extra = {"groups": problem.group[in_]} if spec.grouped else {}
+        fitted = clone(head).fit(problem.X[in_], problem.y[in_], **extra)
+        loss += _log_loss(predict_in_blocks(fitted, problem.X[out]), problem.y[out])
+    return loss
+
+
+def _log_loss(proba: NDArray[np.float64], y: NDArray[np.int64]) -> float:
+    return -float(np.log(np.maximum(proba[np.arange(len(y)), y], _TINY)).sum())
+
+
+def _path(spec: HeadSpec, problem: Problem) -> list[Any]:
     """All penalties on all folds at once, then the best penalty on all rows."""
-    C = np.asarray(HEADS[name].grid["C"])
+    if set(spec.grid) != {"C"}:
+        return _alone(spec, problem)
+    C = np.asarray(spec.grid["C"])
     folds = problem.folds()
-    weights = np.ones((len(folds), len(C), len(problem.X)))
+    weights = np.ones((len(folds), len(C), len(problem.X)), np.float32)
     for fold, (_, out) in enumerate(folds):
         weights[fold][:, out] = 0.0
     path = solve_path(
@@ -87,18 +115,37 @@ def _linear(name: str, problem: Problem) -> list[Any]:
         tol=1e-3,
     )
     loss = np.zeros(len(C))
-    proba = path.proba(problem.X).reshape(len(folds), len(C), len(problem.X), -1)
     for fold, (_, out) in enumerate(folds):
-        sure = proba[fold][:, out, problem.y[out]]
-        loss -= np.log(np.maximum(sure, 1e-15)).sum(axis=1)
-    return [LogisticHead(C=float(C[loss.argmin()])).fit(problem.X, problem.y)]
+        part = path.some(slice(fold * len(C), (fold + 1) * len(C)))
+        proba = part.proba(problem.X[out])
+        loss += [_log_loss(p, problem.y[out]) for p in proba]
+    head: LogisticHead = spec.make(problem.seeds[0])
+    return [head.set_params(C=float(C[loss.argmin()])).fit(problem.X, problem.y)]
 
 
-def _mlp(name: str, problem: Problem) -> list[Any]:
-    heads: list[MLPHead] = [make_head(name, seed=seed) for seed in problem.seeds]
-    return list(MLPHead.fit_all(heads, problem.X, problem.y))
+def _stacked(spec: HeadSpec, problem: Problem) -> list[Any]:
+    """All choices of a fold side by side, then all seeds of the best choice."""
+    choices = list(ParameterGrid(dict(spec.grid)))
+    losses = np.zeros(len(choices))
+    for in_, out in problem.folds() if len(choices) > 1 else ():
+        tried: list[MLPHead] = [
+            spec.make(problem.seeds[0]).set_params(**choice) for choice in choices
+        ]
+        MLPHead.fit_all(tried, problem.X[in_], problem.y[in_], problem.group[in_])
+        X, y = problem.X[out], problem.y[out]
+        losses += [_log_loss(predict_in_blocks(head, X), y) for head in tried]
+    chosen = choices[int(losses.argmin())]
+    heads: list[MLPHead] = [spec.make(seed).set_params(**chosen) for seed in _seeds(spec, problem)]
+    return list(
+        MLPHead.fit_all(heads, problem.X, problem.y, problem.group, watched=problem.watched)
+    )
 
 
-_TOGETHER: Mapping[str, Callable[[str, Problem], list[Any]]] = MappingProxyType(
-    {"linear": _linear, "mlp": _mlp}
+def _seeds(spec: HeadSpec, problem: Problem) -> tuple[int, ...]:
+    return problem.seeds if spec.seeded else problem.seeds[:1]
+
+
+#: How heads are trained, by ``HeadSpec.engine``.
+ENGINES: Mapping[str, Callable[[HeadSpec, Problem], list[Any]]] = MappingProxyType(
+    {"alone": _alone, "path": _path, "stacked": _stacked}
 )
