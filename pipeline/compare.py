@@ -14,6 +14,7 @@ from pipeline.errors import MissingFeaturesError, UnknownNameError
 from pipeline.fitting import ENSEMBLE, Failure, Fitted, fit_all
 from pipeline.heads import HEADS
 from pipeline.joined import load_joined
+from pipeline.models.saving import save_heads
 from pipeline.predictions import predictions_of, write_predictions
 from pipeline.samples import SampleOptions, Samples
 from pipeline.scoring import Pair, Place, pairs, places_of, scores
@@ -182,4 +183,5 @@ def _write(
         for backbone, (samples, done) in fitted.items()
     }
     write_predictions(study.results / PROBABILITIES, kept)
-    disk.publish(study.results / HEADS_REPORT, json.dumps(asdict(report), indent=1).encode())
+    values = asdict(report) | {"unsaved": save_heads(study, fitted)}
+    disk.publish(study.results / HEADS_REPORT, json.dumps(values, indent=1).encode())

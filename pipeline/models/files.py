@@ -233,7 +233,7 @@ def _model(values: Mapping[str, Any], arrays: dict[str, NDArray[Any]]) -> Model:
         raise ModelError(f"classes = {classes!r}: needed are two or more different names")
     part = _part(values.get("part"), arrays, 0)
     if arrays:
-        raise ModelError(f"{ARRAYS} holds {sorted(arrays)[0]!r}, which no part uses")
+        raise ModelError(f"{ARRAYS} holds {min(arrays)!r}, which no part uses")
     return Model(
         head=_typed(values, "head", str),
         study=_typed(values, "study", str),

@@ -22,6 +22,7 @@ _MANY = (1, 100_000)
 _CHUNK = 256
 #: How far from 1 the probabilities of a row may sum, in whatever precision.
 _SUM = 1e-3
+_TINY = 1e-12
 
 
 def predict_proba(part: Part, X: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -61,7 +62,7 @@ def _standardise(part: Part, X: Array) -> Array:
 
 def _l2(_: Part, X: Array) -> Array:
     norm = np.sqrt(np.einsum("ij,ij->i", X, X))[:, None]
-    return X / np.where(norm == 0, 1, norm).astype(X.dtype)
+    return np.asarray(X / np.where(norm == 0, 1, norm).astype(X.dtype))
 
 
 def _project(part: Part, X: Array) -> Array:
@@ -83,6 +84,27 @@ def _softmax(_: Part, scores: Array) -> Array:
     return np.asarray(softmax(scores, axis=1))
 
 
+def _scaled_softmax(part: Part, scores: Array) -> Array:
+    scaled = float(part.settings["scale"]) * scores + part.arrays["offset"]
+    return np.asarray(softmax(scaled, axis=1))
+
+
+def _against_zero(_: Part, scores: Array) -> Array:
+    return np.column_stack([np.zeros(len(scores)), scores])
+
+
+def _cosine(part: Part, X: Array) -> Array:
+    """With each class mean, in float64; a row or mean of length zero has cosine 0."""
+    means, rows = part.arrays["means"], X.astype(np.float64)
+    length = np.maximum(np.linalg.norm(means, axis=1), _TINY)
+    norm = np.maximum(np.linalg.norm(rows, axis=1), _TINY)
+    return np.asarray(rows @ means.T / length / norm[:, None])
+
+
+def _same(_: Part, X: Array) -> Array:
+    return X
+
+
 def _relu(_: Part, X: Array) -> Array:
     return np.maximum(X, 0)
 
@@ -97,7 +119,7 @@ def _calibrated(part: Part, scores: Array) -> Array:
     if p.shape[1] == 1:
         return np.hstack([1 - p, p])
     total = p.sum(axis=1, keepdims=True)
-    return np.divide(p, total, out=np.full_like(p, 1 / p.shape[1]), where=total != 0)
+    return np.asarray(np.divide(p, total, out=np.full_like(p, 1 / p.shape[1]), where=total != 0))
 
 
 def _support_vectors(part: Part, X: Array) -> Array:
@@ -128,7 +150,7 @@ def _support_vectors(part: Part, X: Array) -> Array:
         votes[:, j] += against
         sums[:, i] += decision[:, number]
         sums[:, j] -= decision[:, number]
-    return votes + sums / (3 * (np.abs(sums) + 1))
+    return np.asarray(votes + sums / (3 * (np.abs(sums) + 1)))
 
 
 def _kernel(part: Part, X: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -141,7 +163,7 @@ def _kernel(part: Part, X: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _squared_distances(X: NDArray[np.float64], Y: NDArray[np.float64]) -> NDArray[np.float64]:
     xx, yy = np.einsum("ij,ij->i", X, X), np.einsum("ij,ij->i", Y, Y)
-    return np.maximum(xx[:, None] + yy - 2 * (X @ Y.T), 0)
+    return np.asarray(np.maximum(xx[:, None] + yy - 2 * (X @ Y.T), 0))
 
 
 def _check_vectors(part: Part, sizes: Mapping[str, int]) -> str | None:
@@ -179,7 +201,9 @@ def _neighbours(part: Part, X: Array) -> Array:
 def _inverse(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     """1 / distance; where a row meets kept rows exactly, only these count."""
     meets = distance == 0
-    return np.where(meets.any(axis=1, keepdims=True), meets, 1 / np.where(meets, 1, distance))
+    return np.asarray(
+        np.where(meets.any(axis=1, keepdims=True), meets, 1 / np.where(meets, 1, distance))
+    )
 
 
 def _check_neighbours(part: Part, sizes: Mapping[str, int]) -> str | None:
@@ -194,7 +218,7 @@ def _check_neighbours(part: Part, sizes: Mapping[str, int]) -> str | None:
 def _forest(part: Part, X: Array) -> Array:
     """Mean of the leaves' class shares; the trees compare in float32."""
     total = leaf_values(part, X.astype(np.float32))[:, 0]
-    return total / total.sum(axis=1, keepdims=True)
+    return np.asarray(total / total.sum(axis=1, keepdims=True))
 
 
 def _boosting(part: Part, X: Array) -> Array:
@@ -252,6 +276,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             gives="d",
             check=_above_zero("scale"),
         ),
+        "same": Kind(apply=_same, gives="d"),
         "l2": Kind(apply=_l2, gives="d"),
         "double": Kind(apply=_double, gives="d"),
         "relu": Kind(apply=_relu, gives="d"),
@@ -272,6 +297,14 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "sigmoid": Kind(apply=_sigmoid, gives="2", check=lambda _, s: _not(s["d"] == 1)),
         "softmax": Kind(apply=_softmax, gives="d"),
+        "scaled softmax": Kind(
+            apply=_scaled_softmax,
+            arrays={"offset": ("float", "d")},
+            settings={"scale": (0.0, 1e300)},
+            gives="d",
+        ),
+        "against zero": Kind(apply=_against_zero, gives="2", check=lambda _, s: _not(s["d"] == 1)),
+        "cosine": Kind(apply=_cosine, arrays={"means": ("float", "ed")}, gives="e"),
         "calibrated": Kind(
             apply=_calibrated,
             arrays={"a": ("float", "d"), "b": ("float", "d")},

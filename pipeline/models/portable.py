@@ -91,8 +91,52 @@ def _linear(estimator: Any) -> Part:
     return chain(Part(kind="linear", arrays=arrays), Part(kind=link))
 
 
+def _ridge(estimator: Any) -> Part:
+    arrays = {"coef": np.ascontiguousarray(estimator.coef_.T), "intercept": estimator.intercept_}
+    return chain(Part(kind="double"), Part(kind="linear", arrays=arrays), _rule(estimator.sigmoid_))
+
+
+def _prototype(estimator: Any) -> Part:
+    return chain(Part(kind="cosine", arrays={"means": estimator.means_}), _rule(estimator.sigmoid_))
+
+
+def _calibrated_head(estimator: Any) -> Part:
+    """Support vectors, or a linear model's scores; of two classes the first has zero."""
+    scorer = estimator.estimator_
+    name = name_of(scorer)
+    if name not in _SCORERS:
+        raise NotPortableError(
+            f"{name} with a sigmoid has no portable form; known: {', '.join(_SCORERS)}"
+        )
+    parts = [_SCORERS[name](scorer)]
+    if len(estimator.classes_) == 2:  # noqa: PLR2004 - such scorers have one score for two
+        parts.append(Part(kind="against zero"))
+    return chain(*parts, _rule(estimator.sigmoid_))
+
+
+def _rule(rule: Any) -> Part:
+    """See :class:`pipeline.heads.sigmoid.Sigmoid`."""
+    offset = np.asarray(rule.offset, np.float64)
+    return Part(kind="scaled softmax", arrays={"offset": offset}, settings={"scale": rule.scale})
+
+
+def _scores(estimator: Any) -> Part:
+    arrays = {"coef": estimator.coef_, "intercept": np.atleast_1d(estimator.intercept_)}
+    return Part(kind="linear", arrays=arrays)
+
+
+def _identity(estimator: Any) -> Part:
+    _require(estimator, func=(None,))
+    return Part(kind="same")
+
+
+def _blocks(estimator: Any) -> Part:
+    scale = estimator.scale_
+    return Part(kind="standardise", arrays={"mean": np.zeros_like(scale), "scale": scale})
+
+
 def _mlp(estimator: Any) -> Part:
-    parts = []
+    parts: list[Part] = []
     for weights, bias in estimator.trained_.layers:
         parts += [Part(kind="relu")] if parts else []
         arrays = {"coef": np.ascontiguousarray(weights.T), "intercept": bias}
@@ -138,7 +182,7 @@ def _knn(estimator: Any) -> Part:
     if estimator.metric == "minkowski":
         _require(estimator, p=(2,))
     arrays = {"rows": _short(estimator._fit_X), "label": estimator._y.astype(np.int32)}  # noqa: SLF001
-    settings = {
+    settings: dict[str, int | float | str] = {
         "k": int(estimator.n_neighbors),
         "weights": str(estimator.weights),
         "classes": len(estimator.classes_),
@@ -220,6 +264,16 @@ def _short(rows: Array) -> Array:
     return near if (near == rows).all() else np.asarray(rows, np.float64)
 
 
+#: What may stand before the sigmoid of a ``CalibratedHead``.
+_SCORERS: Mapping[str, Callable[[Any], Part]] = MappingProxyType(
+    {
+        "sklearn.SVC": _svc,
+        "sklearn.LinearSVC": _scores,
+        "sklearn.RidgeClassifier": _scores,
+        "sklearn.SGDClassifier": _scores,
+        "sklearn.Perceptron": _scores,
+    }
+)
 #: By library and class.
 PORTABLE: Mapping[str, Callable[[Any], Part]] = MappingProxyType(
     {
@@ -228,10 +282,15 @@ PORTABLE: Mapping[str, Callable[[Any], Part]] = MappingProxyType(
         "sklearn.StandardScaler": _scaler,
         "sklearn.Normalizer": _normalizer,
         "sklearn.PCA": _pca,
+        "sklearn.FunctionTransformer": _identity,
+        "pipeline.BlockScaler": _blocks,
         "pipeline.LogisticHead": _linear,
         "sklearn.LogisticRegression": _linear,
         "sklearn.LinearDiscriminantAnalysis": _linear,
         "pipeline.MLPHead": _mlp,
+        "pipeline.RidgeHead": _ridge,
+        "pipeline.PrototypeHead": _prototype,
+        "pipeline.CalibratedHead": _calibrated_head,
         "sklearn.CalibratedClassifierCV": _calibrated,
         "sklearn.KNeighborsClassifier": _knn,
         "sklearn.RandomForestClassifier": _forest,
