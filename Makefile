@@ -40,10 +40,12 @@ heads: $(READY) $(DEMO)  ## Train and compare heads from the store [STUDY=study.
 shift: $(READY) $(DEMO)  ## Compare the source with each target; fixes that see no label [STUDY=study.toml]
 	$(BIN)/headrace shift "$(STUDY)"
 
-finetune report: $(READY)
+finetune: $(READY) $(DEMO)  ## End-to-end and partial fine-tuning, for comparison [STUDY=study.toml]
+	$(BIN)/headrace finetune "$(STUDY)"
+
+report: $(READY)
 	@echo "make $@: this stage is not there yet"; exit 1
 
-finetune:  ## (not there yet) End-to-end fine-tuning, for comparison
 report:  ## (not there yet) One HTML page of everything
 
 test: $(READY)  ## The tests that CI runs

@@ -66,9 +66,9 @@ def check_backbone_name(name: str) -> None:
         raise UnknownNameError("backbone", name, [*BACKBONES, "timm:NAME"])
 
 
-def policy_of(name: str, resize: str) -> PixelPolicy:
-    """Pixel policy of a backbone with the study's way of resizing."""
-    return replace(spec_of(name).policy, resize=resize)
+def policy_of(name: str, resize: str, mask: str = "none") -> PixelPolicy:
+    """Pixel policy of a backbone with the study's way of resizing, and a probe's mask."""
+    return replace(spec_of(name).policy, resize=resize, mask=mask)
 
 
 def weights_file(name: str, weights: str) -> Path:

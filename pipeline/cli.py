@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from pipeline.cli_cache import cache_group
+from pipeline.cli_finetune import finetune_command
+from pipeline.cli_predict import predict_command
 from pipeline.cli_shared import command, engine_options, precision_option, study_argument
 
 
@@ -101,33 +103,44 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
 @main.command()
 @study_argument
 @click.option("--only", help="Some heads, separated by commas.")
-@click.option("--seeds", default=10, show_default=True, help="Seeds of the heads that draw.")
-@click.option("--baseline", default="linear", show_default=True, help="The head to compare with.")
+@click.option("--baseline", help="The head to compare with (default: linear).")
+@click.option("--seeds", type=click.IntRange(min=1), help="Of the heads that draw (default: 10).")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=0),
+    help="Times that every head is fitted again on five folds, to ask which kind of head is "
+    "better and what the best is honestly worth (default: 1; a firm answer takes 10).",
+)
+@click.option("--quick", is_flag=True, help="3 seeds, 500 draws for an interval, no repeats.")
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
 @command
 def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
     """Train and compare heads from the store.
 
-    Example: headrace heads study.toml --only linear,mlp
+    Example: headrace heads study.toml --only linear,mlp --seeds 3 --quick
     """
-    from pipeline.compare import CompareOptions, compare
+    from dataclasses import replace
+
+    from pipeline.compare import QUICK, CompareOptions, compare
+    from pipeline.head_report import to_json
     from pipeline.samples import SampleOptions
     from pipeline.study import load_study
 
     only = flags["only"]
-    options = CompareOptions(
+    given = {name: flags[name] for name in ("baseline", "seeds", "repeats")}
+    options = replace(
+        QUICK if flags["quick"] else CompareOptions(),
         heads=None if only is None else tuple(name.strip() for name in only.split(",")),
-        seeds=flags["seeds"],
-        baseline=flags["baseline"],
         samples=SampleOptions(allow_conflicts=flags["allow_conflicts"]),
+        **{name: value for name, value in given.items() if value is not None},
     )
     report = compare(load_study(study).with_precision(precision), options)
     if not quiet:
-        from pipeline.tables import heads_text
+        from pipeline.heads_text import heads_text
 
         click.echo(heads_text(report))
-    return {"study": report.study, "rows": [asdict(row) for row in report.rows]}
+    return to_json(report)
 
 
 @main.command()
@@ -178,6 +191,8 @@ def doctor(*, quiet: bool) -> dict[str, Any]:
 
 
 main.add_command(cache_group)
+main.add_command(predict_command)
+main.add_command(finetune_command)
 
 if __name__ == "__main__":
     main()

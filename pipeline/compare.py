@@ -4,24 +4,27 @@ Everything that is fitted or chosen (scaler, parameters, heads) sees the fit spl
 the source only; validation and targets are looked at, never learned from.
 """
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cache import disk
 from pipeline.errors import MissingFeaturesError, UnknownNameError
-from pipeline.fitting import ENSEMBLE, Failure, Fitted, fit_all
+from pipeline.fitting import Failure, Fitted, fit_all
+from pipeline.head_report import CompareReport, Table, write_report
 from pipeline.heads import HEADS
-from pipeline.joined import load_joined
+from pipeline.heads.out_of_fold import FitSplit, OutOfFold, out_of_fold
+from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.models.saving import save_heads
 from pipeline.predictions import predictions_of, write_predictions
+from pipeline.procedures import honest_bests, procedures
 from pipeline.samples import SampleOptions, Samples
-from pipeline.scoring import Pair, Place, pairs, places_of, scores
+from pipeline.scoring import places_of
 from pipeline.splits import FIT
+from pipeline.stats.intervals import DRAWS
 from pipeline.study import Study
+from pipeline.tabulate import Draws, tabulate
 
-HEADS_REPORT = "heads.json"
 PROBABILITIES = "probabilities.h5"
 
 
@@ -33,66 +36,32 @@ class CompareOptions:
         heads: Names from ``HEADS``; None takes all.
         seeds: How many seeds of each seeded head.
         baseline: The head that the others are compared with.
+        repeats: How often the fit split is divided in folds to ask which procedure is
+            better and what the best is honestly worth; each time every head is fitted
+            again on every fold. 0 leaves both out.
+        draws: Bootstrap draws of an interval; a comparison of two heads has five times
+            as many.
         samples: See :class:`pipeline.samples.SampleOptions`.
     """
 
     heads: tuple[str, ...] | None = None
     seeds: int = 10
     baseline: str = "linear"
+    repeats: int = 1
+    draws: int = DRAWS
     samples: SampleOptions = field(default_factory=SampleOptions)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One number: how one head does by one metric on one domain.
-
-    Attributes:
-        role: ``fit``, ``validation`` or ``target``.
-        seconds: Time to fit the head, its share of what was fitted together.
-        low: Lower bound of the 95 % interval; None where there is none.
-        high: Upper bound.
-        n: Images.
-        groups: Patients.
-        ci_method: How the interval was made.
-    """
-
-    backbone: str
-    head: str
-    seed: int
-    domain: str
-    role: str
-    metric: str
-    value: float
-    seconds: float
-    low: float | None
-    high: float | None
-    n: int
-    groups: int
-    ci_method: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareReport:
-    """All numbers of one comparison, tidy.
-
-    Attributes:
-        classes: In label order; with two classes the second is the positive one.
-        pairs: By backbone, every head against the baseline on the same images.
-    """
-
-    study: str
-    classes: tuple[str, ...]
-    rows: tuple[Row, ...]
-    pairs: dict[str, tuple[Pair, ...]]
-    failures: tuple[Failure, ...]
+#: Fewer seeds and draws, and no second look at the fit split: minutes become seconds.
+QUICK = CompareOptions(seeds=3, repeats=0, draws=500)
 
 
 def compare(study: Study, options: CompareOptions | None = None) -> CompareReport:
     """Fit heads on every backbone of a study and score them on every domain.
 
     Returns:
-        The report; also written to ``results/<study>/heads.json``, and the probability
-        of each class for each image to ``probabilities.h5`` beside it.
+        The report; also written to ``results/<study>/heads.json`` and ``heads.csv``, and
+        the probability of each class for each image to ``probabilities.h5`` beside them.
 
     Raises:
         UnknownNameError: A head is in no table.
@@ -101,29 +70,27 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
     options = options or CompareOptions()
     names = _known(options)
     disk.probe(study.results)
-    rows: list[Row] = []
+    tables: dict[str, Table] = {}
     failures: list[Failure] = []
     fitted: dict[str, tuple[Samples, list[Fitted]]] = {}
-    paired: dict[str, tuple[Pair, ...]] = {}
     seeds = tuple(range(study.seed, study.seed + max(1, options.seeds)))
     for choice in study.backbones:
         joined = load_joined(study, choice, options.samples)
         done, failed = fit_all(joined, names, seeds)
-        s = joined.samples
-        places = places_of(s.domain, s.split, s.label, s.group, study.seed)
-        rows += [row for place in places for one in done for row in _rows(choice.name, place, one)]
         failures += failed
-        paired[choice.name] = _paired(places, done, options.baseline)
-        fitted[choice.name] = (joined.samples, done)
-    if not rows:
+        if done:
+            tables[choice.name] = _table(joined, done, options, seeds[0], failures)
+            fitted[choice.name] = (joined.samples, done)
+    if not tables:
         raise MissingFeaturesError(
             "no head could be fitted: " + "; ".join(f"{f.head}: {f.reason}" for f in failures)
         )
     report = CompareReport(
         study=study.name,
         classes=joined.samples.classes,
-        rows=tuple(rows),
-        pairs=paired,
+        baseline=options.baseline,
+        seeds=seeds,
+        tables=tables,
         failures=tuple(failures),
     )
     _write(study, report, fitted)
@@ -139,40 +106,46 @@ def _known(options: CompareOptions) -> tuple[str, ...]:
     return names
 
 
-def _rows(backbone: str, place: Place, fitted: Fitted) -> list[Row]:
-    return [
-        Row(
-            backbone=backbone,
-            head=fitted.head,
-            seed=fitted.seed,
-            domain=place.domain,
-            role=place.role,
-            metric=metric,
-            value=found.estimate,
-            seconds=round(fitted.seconds, 4),
-            low=found.low if np.isfinite(found.low) else None,
-            high=found.high if np.isfinite(found.high) else None,
-            n=found.n,
-            groups=found.groups,
-            ci_method=found.method,
-        )
-        for metric, found in scores(place, fitted.proba[place.rows])
-    ]
-
-
-def _paired(places: list[Place], done: list[Fitted], baseline: str) -> tuple[Pair, ...]:
-    """Each head (the ensemble where it has seeds) against the baseline, off the fit split."""
-    last = {one.head.removesuffix(ENSEMBLE): one for one in done}
-    if baseline not in last:
-        return ()
-    return tuple(
-        pair
-        for place in places
-        if place.role != FIT
-        for pair in pairs(
-            place, {one.head: one.proba[place.rows] for one in last.values()}, last[baseline].head
-        )
+def _table(
+    joined: JoinedFeatures,
+    done: list[Fitted],
+    options: CompareOptions,
+    seed: int,
+    failures: list[Failure],
+) -> Table:
+    """All numbers of one backbone; heads that fail on a fold are added to ``failures``."""
+    s = joined.samples
+    places = places_of(s.domain, s.split, s.label, s.group, seed)
+    table = tabulate(joined.backbone, places, done, options.baseline, Draws(single=options.draws))
+    again = _out_of_fold(joined, done, options.repeats, failures)
+    if again is None:
+        return table
+    fit = s.split == FIT
+    return table.with_procedures(
+        honest_bests(again, s.label[fit], s.group[fit], seed),
+        procedures(again, s.label[fit], options.baseline),
     )
+
+
+def _out_of_fold(
+    joined: JoinedFeatures, done: list[Fitted], repeats: int, failures: list[Failure]
+) -> OutOfFold | None:
+    """The first of each kind of head again on folds of the fit split: nothing else is given."""
+    if not repeats:
+        return None
+    models = {one.head: one.model for one in reversed(done) if one.model is not None}
+    s, rows = joined.samples, np.flatnonzero(joined.samples.split == FIT)
+    fit = FitSplit(X=joined.X, rows=rows, y=s.label[rows], group=s.group[rows], seed=done[0].seed)
+    try:
+        found = out_of_fold(dict(reversed(models.items())), fit, repeats=repeats)
+    except ValueError as cause:
+        failures.append(Failure(backbone=joined.backbone, head="out of fold", reason=str(cause)))
+        return None
+    failures += [
+        Failure(backbone=joined.backbone, head=head, reason=f"out of fold: {reason}")
+        for head, reason in found.failures.items()
+    ]
+    return found
 
 
 def _write(
@@ -183,5 +156,4 @@ def _write(
         for backbone, (samples, done) in fitted.items()
     }
     write_predictions(study.results / PROBABILITIES, kept)
-    values = asdict(report) | {"unsaved": save_heads(study, fitted)}
-    disk.publish(study.results / HEADS_REPORT, json.dumps(values, indent=1).encode())
+    write_report(study.results, report, save_heads(study, fitted))

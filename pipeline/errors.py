@@ -34,6 +34,10 @@ class WeightsError(PipelineError, OSError):
     """Weights cannot be had, or do not fit the network."""
 
 
+class NoCutError(PipelineError, LookupError):
+    """A part of a backbone is asked for, and nothing says where it could be cut."""
+
+
 class EngineError(PipelineError, RuntimeError):
     """The asked-for engine or device is not there, or failed."""
 
@@ -48,6 +52,10 @@ class MissingPredictionsError(PipelineError, LookupError):
 
 class ModelError(PipelineError, ValueError):
     """A saved head cannot be used: damaged, of another version, or not for these images."""
+
+
+class CheckpointError(PipelineError, ValueError):
+    """A checkpoint belongs to another training, or none is whole."""
 
 
 class CheckFailedError(PipelineError, ValueError):

@@ -3,36 +3,27 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import resources
-from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cache import FeatureStore, Writer, check_canaries, disk
-from cache.part import provenance_text
-from cache.upkeep import compact, gc
-from pipeline.backbones import policy_of, spec_of, state_digest
-from pipeline.engines import (
-    Engine,
-    EngineChoice,
-    Features,
-    check_choice,
-    fallback_note,
-    start_engine,
-)
-from pipeline.errors import NoImagesError, SkippedImagesError, WeightsError
-from pipeline.images import PixelPolicy, decode
+from cache import FeatureStore, disk
+from pipeline.backbones import policy_of, spec_of
+from pipeline.engines import EngineChoice, check_choice
+from pipeline.errors import NoImagesError, SkippedImagesError
+from pipeline.filling import Filling, check_weights
 from pipeline.joined import FEATURES_REPORT
 from pipeline.progress import Progress
 from pipeline.recipes import frozen_network, store_for
 from pipeline.samples import SampleOptions, Samples, Skip, load_samples
 from pipeline.sources import Item
-from pipeline.stream import TRANSIENT, FeatureGuard, decoded, features_of
+from pipeline.stream import TRANSIENT
 from pipeline.study import BackboneChoice, Study
+
+if TYPE_CHECKING:
+    from pipeline.frozen import Frozen
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,11 +36,13 @@ class ExtractOptions:
         engine: See :class:`pipeline.engines.EngineChoice`.
         samples: See :class:`pipeline.samples.SampleOptions`.
         strict: Whether a skipped image is an error once all good ones are safe.
+        report: Name of the report below the study's results.
     """
 
     engine: EngineChoice = field(default_factory=EngineChoice)
     samples: SampleOptions = field(default_factory=SampleOptions)
     strict: bool = False
+    report: str = FEATURES_REPORT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +95,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     reports = tuple(run.go(len(unreadable)) for run in runs)
     skipped = (*unreadable, *dict.fromkeys(skip for run in runs for skip in run.skipped))
     report = ExtractReport(study=study.name, backbones=reports, skipped=skipped)
-    _write(study, report)
+    _write(study, report, options.report)
     _check_nothing_is_empty(samples, skipped)
     if options.strict and skipped:
         first = f"{skipped[0].domain}/{skipped[0].path}: {skipped[0].reason}"
@@ -128,7 +121,6 @@ class _Run:
         self._samples = samples
         self._options = options
         self._bad: dict[bytes, str] = {}
-        self._advance: Callable[[], None] = lambda: None
 
     def go(self, unreadable: int) -> BackboneReport:
         """Compute what is missing and count what happened."""
@@ -156,6 +148,11 @@ class _Run:
             if key in self._bad
         ]
 
+    @property
+    def _title(self) -> str:
+        masked = self._choice.mask != "none"
+        return f"{self._choice.name}, {self._choice.mask}" if masked else self._choice.name
+
     def _report(self, unreadable: int, reused: int, seconds: float) -> BackboneReport:
         bad = len(self.skipped)
         computed = len(self._samples) - reused - bad
@@ -173,70 +170,20 @@ class _Run:
         )
 
     def _fill(self, missing: Mapping[bytes, Item]) -> None:
-        self._store.prepare()
-        gc(self._store)
-        _warn_if_full(self._store, len(missing), spec_of(self._choice.name).dim)
-        policy = policy_of(self._choice.name, self._choice.resize)
-        images = decoded(dict(missing), policy, self._skip)
-        first = list(islice(images, 1))
-        if first:  # no network is built for images that are all unusable
-            with closing(self._start_engine(policy)) as engine:
-                self._run(engine, chain(first, images), len(missing))
-            compact(self._store)
+        Filling(
+            store=self._store,
+            network=self._network,
+            policy=policy_of(self._choice.name, self._choice.resize, self._choice.mask),
+            engine=self._options.engine,
+            title=self._title,
+            bad=self._bad,
+            copies=self._choice.mask != "none",
+        ).run(missing)
 
-    def _run(self, engine: Engine, images: Any, total: int) -> None:
-        guard = FeatureGuard()
-        provenance = provenance_text(engine.provenance())
-        with (
-            Progress(self._choice.name, total) as progress,
-            Writer(self._store, provenance=provenance) as writer,
-        ):
-            self._advance = progress.advance
-            for key, row in features_of(images, engine):
-                objection = guard.objection(row)
-                if objection:
-                    self._bad[key] = objection
-                else:
-                    writer.add(key, row)
-                progress.advance()
-        if guard.same:
-            _LOG.warning(
-                "%s: %d images have the features of another image: the same pixels in other bytes",
-                self._choice.name,
-                guard.same,
-            )
-
-    def _start_engine(self, policy: PixelPolicy) -> Engine:
+    def _network(self) -> "Frozen":
         network = frozen_network(self._choice)
-        if state_digest(network.network) != self._store.recipe.weights:
-            raise WeightsError(
-                f"the weights of {self._choice.name} changed while the run was under way, or "
-                "their remembered digest is damaged: delete index/weights.json beside the "
-                "stores and run again"
-            )
-        engine = start_engine(network, self._options.engine, self._choice.precision)
-        _LOG.info("%s: %s", self._choice.name, engine.description)
-        if note := fallback_note(engine):
-            _LOG.warning("%s", note)
-        check_canaries(
-            self._store.path,
-            self._store.recipe,
-            canary_features(engine, policy),
-            provenance=engine.provenance(),
-        )
-        return engine
-
-    def _skip(self, key: bytes, reason: str) -> None:
-        self._bad[key] = reason
-        self._advance()
-
-
-def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
-    """Features of the four images shipped with the package, shape ``(4, ...)``."""
-    folder = resources.files("pipeline") / "canaries"
-    files = sorted((f for f in folder.iterdir() if f.name[0] != "."), key=lambda f: f.name)
-    images = [(f.name.encode(), decode(f.read_bytes(), policy)) for f in files]
-    return np.stack([row for _, row in features_of(images, engine)])
+        check_weights(network.network, self._store)
+        return network
 
 
 def _check_nothing_is_empty(samples: Samples, skipped: tuple[Skip, ...]) -> None:
@@ -258,19 +205,7 @@ def _say_duplicates(samples: Samples) -> None:
         )
 
 
-def _warn_if_full(store: FeatureStore, rows: int, dim: int) -> None:
-    needed = int(rows * dim * 4 * 1.1)
-    free = disk.free_bytes(store.path)
-    if free is not None and free < needed:
-        _LOG.warning(
-            "%s: about %d MB are needed and %d MB are free; what fits will be kept",
-            store.path,
-            needed >> 20,
-            free >> 20,
-        )
-
-
-def _write(study: Study, report: ExtractReport) -> None:
+def _write(study: Study, report: ExtractReport, name: str) -> None:
     disk.make_dir(study.results)
     text = json.dumps(asdict(report), indent=1)
-    disk.publish(study.results / FEATURES_REPORT, text.encode())
+    disk.publish(study.results / name, text.encode())

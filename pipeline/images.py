@@ -9,6 +9,7 @@ state: no warning filter, no ``Image.MAX_IMAGE_PIXELS``, no ``LOAD_TRUNCATED_IMA
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,12 @@ from pipeline.errors import ImageError, StudyError, UnknownNameError
 from pipeline.formats import check_size, open_image, what_is_wrong
 
 _TWELVE_BITS = 1 << 12
+#: Shares of each side: hidden in the middle, and shown in a corner.
+_CENTRE = 0.7
+_CORNER = 0.2
 
 Pixels = NDArray[np.uint8]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,9 +43,12 @@ class PixelPolicy:
         interpolation: ``bilinear`` or ``bicubic``: Pillow's, always antialiased.
         mean: Of each channel, red first, on the scale 0 to 1.
         std: Of each channel, red first, on the scale 0 to 1.
+        mask: What is hidden of the whole picture before it is resized, to ask what the
+            rest tells alone: ``none``; ``centre``: the middle 70 % of each side is black;
+            ``corners``: only the four corners, 20 % of each side, put together.
 
     Raises:
-        UnknownNameError: ``resize`` or ``interpolation`` is in no table.
+        UnknownNameError: ``resize``, ``interpolation`` or ``mask`` is in no table.
         StudyError: ``size`` or ``crop_ratio`` is out of range.
     """
 
@@ -50,12 +58,15 @@ class PixelPolicy:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mask: str = "none"
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
             raise UnknownNameError("resize", self.resize, RESIZES)
         if self.interpolation not in INTERPOLATIONS:
             raise UnknownNameError("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.mask not in MASKS:
+            raise UnknownNameError("mask", self.mask, MASKS)
         if self.size < 1 or not 0 < self.crop_ratio <= 1:
             raise StudyError(
                 f"size {self.size} and crop_ratio {self.crop_ratio}: a size is at least 1 pixel, "
@@ -66,15 +77,18 @@ class PixelPolicy:
         return isinstance(other, PixelPolicy) and self.to_json() == other.to_json()
 
     def __hash__(self) -> int:
-        return hash((self.size, self.resize, self.interpolation, *self.mean, *self.std))
+        return hash((self.size, self.resize, self.interpolation, self.mask, *self.mean, *self.std))
 
     def to_json(self) -> dict[str, object]:
         """The whole declaration, for the recipe of the features; JSON types only."""
         crop = {"crop_ratio": float(self.crop_ratio)} if self.resize == "crop" else {}
+        # Said only where there is one: stores without a mask keep their fingerprint.
+        mask = {} if self.mask == "none" else {"mask": self.mask}
         return {
             "size": int(self.size),
             "resize": self.resize,
             **crop,
+            **mask,
             "interpolation": self.interpolation,
             "antialias": True,
             "mean": [float(x) for x in self.mean],
@@ -107,10 +121,23 @@ def decode(data: bytes, policy: PixelPolicy) -> Pixels:
             truncated, damaged, too large, too small, too long, several frames, 12 bits
             stored in 16.
     """
+    return measured(data, lambda image: _fitted(image, policy))
+
+
+def measured(data: bytes, measure: Callable[[Image.Image], T]) -> T:
+    """Decode a file at its own size and measure something of the picture.
+
+    Args:
+        data: The whole file.
+        measure: Gets the picture upright, of mode L or RGB, as it is before resizing.
+
+    Raises:
+        ImageError: As :func:`decode`.
+    """
     try:
         image = open_image(data)
         ImageOps.exif_transpose(image, in_place=True)
-        return _fitted(_in_eight_bits(image), policy)
+        return measure(_in_eight_bits(image))
     except ImageError:
         raise
     except MemoryError as cause:
@@ -142,8 +169,32 @@ def resize_pixels(pixels: Pixels, policy: PixelPolicy) -> Pixels:
 
 def _fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
     """From mode L or RGB; grey is resized as one channel and replicated afterwards."""
-    square = RESIZES[policy.resize](image, policy)
+    square = RESIZES[policy.resize](MASKS[policy.mask](image), policy)
     return np.asarray(square if square.mode == "RGB" else square.convert("RGB"))
+
+
+def _whole(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _without_centre(image: Image.Image) -> Image.Image:
+    """Only the border is left: 15 % of the width and height on each side."""
+    margin = (1 - _CENTRE) / 2
+    left, top = (round(margin * side) for side in image.size)
+    masked = image.copy()
+    masked.paste(0, (left, top, image.width - left, image.height - top))
+    return masked
+
+
+def _corners_alone(image: Image.Image) -> Image.Image:
+    """Put together at their own resolution, so that a marker can still be read."""
+    width, height = (max(1, round(_CORNER * side)) for side in image.size)
+    together = Image.new(image.mode, (2 * width, 2 * height))
+    for x, left in enumerate((0, image.width - width)):
+        for y, top in enumerate((0, image.height - height)):
+            corner = image.crop((left, top, left + width, top + height))
+            together.paste(corner, (x * width, y * height))
+    return together
 
 
 def _stretch(image: Image.Image, policy: PixelPolicy) -> Image.Image:
@@ -193,6 +244,10 @@ def _from_sixteen_bits(image: Image.Image) -> Image.Image:
 
 RESIZES: Mapping[str, Callable[[Image.Image, PixelPolicy], Image.Image]] = MappingProxyType(
     {"stretch": _stretch, "crop": _crop}
+)
+#: To add a mask: one function above and one line here; each has a store of its own.
+MASKS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
+    {"none": _whole, "centre": _without_centre, "corners": _corners_alone}
 )
 INTERPOLATIONS: Mapping[str, Image.Resampling] = MappingProxyType(
     {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -36,7 +36,7 @@ def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:
         cut=spec.cut,
         pooling=spec.pooling,
         weights=weights_digest,
-        preprocessing=policy_of(choice.name, choice.resize).to_json(),
+        preprocessing=policy_of(choice.name, choice.resize, choice.mask).to_json(),
         precision=choice.precision,
     )
 
@@ -50,4 +50,4 @@ def frozen_network(choice: BackboneChoice) -> "Frozen":
     from pipeline.frozen import Frozen
 
     network = build(choice.name, weights_file(choice.name, choice.weights))
-    return Frozen(network, policy_of(choice.name, choice.resize))
+    return Frozen(network, policy_of(choice.name, choice.resize, choice.mask))

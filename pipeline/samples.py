@@ -92,10 +92,12 @@ class SampleOptions:
     Attributes:
         rehash: Read every file again instead of believing the index of known files.
         allow_conflicts: Accept that identical images carry different labels.
+        allow_leaks: Accept that an image of a target is also in the source.
     """
 
     rehash: bool = False
     allow_conflicts: bool = False
+    allow_leaks: bool = False
 
 
 def load_samples(
@@ -124,7 +126,7 @@ def load_samples(
     classes = _classes(study, found)
     samples = _table(study, found, classes)
     _check_conflicts(samples, allowed=options.allow_conflicts)
-    _check_leaks(samples)
+    _check_leaks(samples, allowed=options.allow_leaks)
     return samples, tuple(skip for part in found for skip in part.skipped)
 
 
@@ -266,7 +268,7 @@ def _check_conflicts(samples: Samples, *, allowed: bool) -> None:
     _LOG.warning("%s", message)
 
 
-def _check_leaks(samples: Samples) -> None:
+def _check_leaks(samples: Samples, *, allowed: bool) -> None:
     """An identical image in source and target makes the target's number a lie."""
     of_source = {key: i for i, key in enumerate(samples.key) if samples.domain[i] == SOURCE}
     leaks = [
@@ -274,11 +276,15 @@ def _check_leaks(samples: Samples) -> None:
         for i, key in enumerate(samples.key)
         if samples.domain[i] != SOURCE and key in of_source
     ]
-    if leaks:
-        raise CheckFailedError(
-            f"{len(leaks)} images of a target are also in the source: "
-            f"{'; '.join(leaks[:_SHOWN])}. Remove them from one of the two"
-        )
+    if not leaks:
+        return
+    message = (
+        f"{len(leaks)} images of a target are also in the source: "
+        f"{'; '.join(leaks[:_SHOWN])}. Remove them from one of the two"
+    )
+    if not allowed:
+        raise CheckFailedError(message)
+    _LOG.warning("%s", message)
 
 
 def _shown(samples: Samples, row: int) -> str:

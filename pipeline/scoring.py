@@ -1,31 +1,32 @@
-"""Numbers with intervals for probabilities on one domain, and heads compared in pairs."""
+"""Every metric of every head on the images of one domain, each with its interval."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics import METRICS
+from pipeline.metrics import METRICS, is_right
+from pipeline.splits import FIT
 from pipeline.stats import (
+    WEIGHTED,
     Interval,
-    holm,
-    mcnemar,
-    paired_delong,
-    patient_draws,
+    auroc_interval,
+    bootstrap_values,
     percentile_interval,
-    verdict,
-    weighted_auroc,
-    weighted_mean,
-    weighted_ratio,
     wilson,
 )
-from pipeline.stats.intervals import WeightedStatistic, Weights
+from pipeline.stats.intervals import DRAWS, WeightedStatistic
 
-_DRAWS = 2000
 Proba = NDArray[np.float64]
 Labels = NDArray[np.int64]
+Key = TypeVar("Key", bound=Hashable)
+
+#: ``ci_method`` where no interval can be given, or where it would mean nothing.
+NO_INTERVAL = "none"
+_BINARY = 2
+_UNKNOWN = (float("nan"), float("nan"), NO_INTERVAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Place:
         rows: Which samples, shape ``(n,)``, bool over all samples.
         label: Of these rows.
         group: Patients of these rows.
-        draws: Bootstrap draws of its patients, ``(B, n)``, shared by all heads.
+        seed: Start of all randomness that belongs to this place.
     """
 
     domain: str
@@ -46,37 +47,21 @@ class Place:
     rows: NDArray[np.bool_]
     label: Labels
     group: NDArray[np.str_]
-    draws: Weights
+    seed: tuple[int, ...]
 
     @property
     def patients(self) -> int:
         """Number of patients."""
         return len(np.unique(self.group))
 
+    @property
+    def independent(self) -> bool:
+        """Whether each image is of a patient of its own."""
+        return self.patients == len(self.label)
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """One head against the baseline on the same images.
-
-    Attributes:
-        difference: Head minus baseline; ``low`` and ``high`` are its 95 % interval by
-            patients.
-        p: McNemar's exact (accuracy) or paired DeLong's (auroc).
-        p_holm: Adjusted over the heads of this table.
-        verdict: ``better``, ``worse``, ``equivalent`` (within one point) or
-            ``inconclusive``.
-    """
-
-    head: str
-    baseline: str
-    domain: str
-    metric: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-    verdict: str
+    def rng(self, purpose: str) -> np.random.Generator:
+        """Randomness for one purpose: draws for another move none of these."""
+        return np.random.default_rng([*self.seed, *purpose.encode()])
 
 
 def places_of(
@@ -90,7 +75,6 @@ def places_of(
     found = []
     for number, (d, s) in enumerate(dict.fromkeys(zip(domain, split, strict=True))):
         rows = (domain == d) & (split == s)
-        rng = np.random.default_rng([seed, number])
         found.append(
             Place(
                 domain=str(d),
@@ -98,129 +82,119 @@ def places_of(
                 rows=rows,
                 label=label[rows],
                 group=group[rows],
-                draws=patient_draws(group[rows], rng, draws=_DRAWS),
+                seed=(seed, number),
             )
         )
     return found
 
 
-def scores(place: Place, proba: Proba) -> Iterator[tuple[str, Interval]]:
-    """Every metric that the place defines, with its interval where there is one.
+def scores(
+    place: Place, proba: Mapping[Key, Proba], *, draws: int = DRAWS
+) -> dict[Key, dict[str, Interval]]:
+    """Every metric that the place defines, with its interval.
+
+    Plain rates of independent images have Wilson's interval, the AUROC of two classes has
+    DeLong's (by patient where patients have several images), everything else the
+    percentiles of draws of whole patients, the same draws for all heads. On the fit split
+    no interval is given: what a head says of rows that it was trained on is not a sample
+    of what it says of others.
 
     Args:
         place: Where.
-        proba: Of its rows, shape ``(n, K)``.
+        proba: Of its rows, shape ``(n, K)``, for each head.
+        draws: Bootstrap draws of patients.
+
+    Returns:
+        For each head, by metric.
     """
+    points = {key: dict(_points(place, p)) for key, p in proba.items()}
+    closed = {
+        (key, metric): _closed_form(place, proba[key], metric, value)
+        for key, values in points.items()
+        for metric, value in values.items()
+    }
+    open_ = [at for at, found in closed.items() if found is None]
+    statistics = [WEIGHTED[metric](place.label, proba[key]) for key, metric in open_]
+    bounds = dict(zip(open_, _percentiles(place, statistics, draws), strict=True))
+    return {
+        key: {
+            metric: _interval(place, value, closed[key, metric] or bounds[key, metric])
+            for metric, value in values.items()
+        }
+        for key, values in points.items()
+    }
+
+
+def _points(place: Place, proba: Proba) -> Iterator[tuple[str, float]]:
     for metric, score in METRICS.items():
         value = score(place.label, proba)
         if value is not None:
-            yield metric, _interval(place, proba, metric, float(value))
+            yield metric, float(value)
 
 
-def _interval(place: Place, proba: Proba, metric: str, value: float) -> Interval:
-    n, patients = len(place.label), place.patients
-    low, high, method = float("nan"), float("nan"), "none"
-    if metric == "accuracy" and patients == n:
-        low, high, method = *wilson(round(value * n), n), "Wilson"
-    elif metric in _STATISTICS and (statistic := _STATISTICS[metric](place.label, proba)):
-        low, high = percentile_interval(statistic(place.draws))
-        method = "patient bootstrap"
-    return Interval(estimate=value, low=low, high=high, n=n, groups=patients, method=method)
+def _closed_form(
+    place: Place, proba: Proba, metric: str, value: float
+) -> tuple[float, float, str] | None:
+    """Bounds and their method where a formula gives them; None asks for the bootstrap."""
+    if place.role == FIT:
+        return _UNKNOWN
+    if metric == "auroc" and proba.shape[1] == _BINARY:
+        return _delong(place, proba)
+    of = _trials(place, proba, metric)
+    if of is None:
+        return None
+    if place.independent:
+        return *wilson(int(is_right(place.label, proba)[of].sum()), int(of.sum())), "Wilson"
+    if value in (0.0, 1.0):
+        # All draws agree, which is not certainty: as many trials as there are patients.
+        patients = len(np.unique(place.group[of]))
+        return *wilson(round(value * patients), patients), "Wilson, patients as trials"
+    return None
 
 
-def pairs(place: Place, proba: Mapping[str, Proba], baseline: str) -> list[Pair]:
-    """Every head against the baseline: the same images, Holm over the heads."""
-    found: list[Pair] = []
-    for metric in ("accuracy", "auroc"):
-        rows = [
-            (head, *_difference(place, proba[head], proba[baseline], metric))
-            for head in proba
-            if head != baseline
-        ]
-        known = [row for row in rows if row[1] is not None]
-        for row, p_holm in zip(known, holm([row[4] for row in known]), strict=True):
-            head, difference, low, high, p = row
-            found.append(
-                Pair(
-                    head=head,
-                    baseline=baseline,
-                    domain=place.domain,
-                    metric=metric,
-                    difference=float(difference or 0.0),
-                    low=low,
-                    high=high,
-                    p=p,
-                    p_holm=float(p_holm),
-                    verdict=verdict(low, high),
-                )
-            )
-    return found
-
-
-def _difference(
-    place: Place, first: Proba, second: Proba, metric: str
-) -> tuple[float | None, float, float, float]:
-    if metric == "auroc" and np.bincount(place.label, minlength=2).min() < 2:  # noqa: PLR2004
-        return None, 0.0, 0.0, 1.0  # DeLong's variance needs two images of each class
-    a, b = METRICS[metric](place.label, first), METRICS[metric](place.label, second)
-    one, two = (_STATISTICS[metric](place.label, p) for p in (first, second))
-    if a is None or b is None or one is None or two is None:
-        return None, 0.0, 0.0, 1.0
-    low, high = percentile_interval(one(place.draws) - two(place.draws))
+def _trials(place: Place, proba: Proba, metric: str) -> NDArray[np.bool_] | None:
+    """The images of which a metric is the share that is right; None if it is no such rate."""
     if metric == "accuracy":
-        p = mcnemar(_right(place.label, first), _right(place.label, second)).p
-    else:
-        p = paired_delong(place.label, first[:, 1], second[:, 1], group=place.group).p
-    return a - b, low, high, p
+        return np.ones(len(place.label), dtype=bool)
+    if proba.shape[1] == _BINARY and metric in ("sensitivity", "specificity"):
+        trials: NDArray[np.bool_] = place.label == (metric == "sensitivity")
+        return trials
+    return None
 
 
-def _right(y: Labels, proba: Proba) -> NDArray[np.bool_]:
-    right: NDArray[np.bool_] = proba.argmax(axis=1) == y
-    return right
+def _delong(place: Place, proba: Proba) -> tuple[float, float, str]:
+    if not has_variance(place):
+        return _UNKNOWN
+    low, high = auroc_interval(place.label, proba[:, 1], group=place.group)
+    return low, high, "DeLong" if place.independent else "DeLong by patient"
 
 
-def _sensitivity(k: int) -> Callable[[Labels, Proba], WeightedStatistic | None]:
-    def statistic(y: Labels, proba: Proba) -> WeightedStatistic | None:
-        return weighted_ratio(_right(y, proba) & (y == k), y == k)
-
-    return statistic
+def has_variance(place: Place) -> bool:
+    """Whether DeLong's variance exists: two classes, each in two patients or more."""
+    return all(len(np.unique(place.group[place.label == k])) >= _BINARY for k in (0, 1))
 
 
-def _balanced(y: Labels, proba: Proba) -> WeightedStatistic | None:
-    parts = [_sensitivity(int(k))(y, proba) for k in np.unique(y)]
-
-    def statistic(weights: Weights) -> NDArray[np.float64]:
-        values: NDArray[np.float64] = np.mean([part(weights) for part in parts if part], axis=0)
-        return values
-
-    return statistic
-
-
-def _auroc(y: Labels, proba: Proba) -> WeightedStatistic | None:
-    """Two classes only: the macro area has its point value and no interval."""
-    return weighted_auroc(y == 1, proba[:, 1]) if proba.shape[1] == 2 else None  # noqa: PLR2004
+def _percentiles(
+    place: Place, statistics: Sequence[WeightedStatistic], draws: int
+) -> list[tuple[float, float, str]]:
+    if not statistics:
+        return []
+    values = bootstrap_values(statistics, place.group, place.rng("scores"), draws=draws)
+    return [(*percentile_interval(row), "patient bootstrap") for row in values]
 
 
-def _brier(y: Labels, proba: Proba) -> WeightedStatistic | None:
-    return weighted_mean(((proba - np.eye(proba.shape[1])[y]) ** 2).sum(axis=1) / 2)
-
-
-def _log_loss(y: Labels, proba: Proba) -> WeightedStatistic | None:
-    return weighted_mean(-np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, 1.0)))
-
-
-#: Metrics that can be computed for thousands of weighted draws at once.
-_STATISTICS: Mapping[str, Callable[[Labels, Proba], WeightedStatistic | None]] = MappingProxyType(
-    {
-        "accuracy": lambda y, p: weighted_mean(_right(y, p)),
-        "balanced_accuracy": _balanced,
-        "auroc": _auroc,
-        "sensitivity": _sensitivity(1),
-        "specificity": _sensitivity(0),
-        "brier": _brier,
-        "log_loss": _log_loss,
-    }
-)
+def _interval(place: Place, value: float, bounds: tuple[float, float, str]) -> Interval:
+    low, high, method = bounds
+    if not np.isfinite([low, high]).all():
+        low, high, method = _UNKNOWN
+    return Interval(
+        estimate=value,
+        low=low,
+        high=high,
+        n=len(place.label),
+        groups=place.patients,
+        method=method,
+    )
 
 
 def ensemble(members: Sequence[Proba]) -> Proba:

@@ -112,9 +112,14 @@ def _padded(images: Iterable[Image], size: int) -> Iterator[tuple[list[bytes], P
 
 
 class FeatureGuard:
-    """Finds features that cannot be right before they reach the store."""
+    """Finds features that cannot be right before they reach the store.
 
-    def __init__(self) -> None:
+    Args:
+        copies: Whether many images may have the features of another.
+    """
+
+    def __init__(self, *, copies: bool = False) -> None:
+        self._copies = copies
         self._seen: set[bytes] = set()
         self._rows = 0
         self._bad = 0
@@ -136,7 +141,8 @@ class FeatureGuard:
         digest = hashlib.blake2b(row.tobytes(), digest_size=12).digest()
         self.same += digest in self._seen
         self._seen.add(digest)
-        self._stop_if_many(self.same, "give the same features as another image")
+        if not self._copies:
+            self._stop_if_many(self.same, "give the same features as another image")
         return None
 
     def _stop_if_many(self, count: int, what: str) -> None:

@@ -54,12 +54,14 @@ class BackboneChoice:
         resize: ``stretch`` (whole picture to the network's square) or ``crop``
             (ImageNet's habit: shorter side, then the centre).
         precision: ``fp32``, ``tf32`` or ``bf16``.
+        mask: What a probe hides of each picture; no setting of the study file.
     """
 
     name: str
     weights: str = "imagenet"
     resize: str = "stretch"
     precision: str = "fp32"
+    mask: str = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +210,7 @@ class _Reader:
             check_backbone_name(name)
         except UnknownNameError as cause:
             self._fail(f"{where}: {cause}")
-        known = [f.name for f in fields(BackboneChoice) if f.name != "name"]
+        known = [f.name for f in fields(BackboneChoice) if f.name not in ("name", "mask")]
         self._known(table, known, where)
         given = {k: str(self._typed(table, k, str, where)) for k in table}
         self._one_of(given.get("precision"), PRECISIONS, f"{where} precision")

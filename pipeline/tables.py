@@ -4,21 +4,17 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from pipeline.compare import CompareReport
 from pipeline.extract import BackboneReport, ExtractReport
 from pipeline.names import legible
 from pipeline.samples import Skip
 from pipeline.shift.leaderboard import Row as LeaderboardRow
 from pipeline.shift.stage import ShiftReport, TargetReport
-from pipeline.splits import VALIDATION
-from pipeline.study import SOURCE
+from pipeline.text_table import WIDTH as _WIDTH
+from pipeline.text_table import new_table as _table
+from pipeline.text_table import number as _number
+from pipeline.text_table import render as _render
 
 _SHOWN = 10
-_WIDTH = 120
 
 
 def features_text(report: ExtractReport) -> str:
@@ -43,57 +39,6 @@ def _skipped_lines(skipped: Sequence[Skip]) -> list[str]:
     if len(skipped) > _SHOWN:
         lines.append(f"  and {len(skipped) - _SHOWN} more; all are in features.json")
     return lines
-
-
-def heads_text(report: CompareReport) -> str:
-    """Accuracy and AUROC of each head on each domain, best validation first.
-
-    A head that was trained with several seeds has their mean in its row.
-    """
-    columns = list(dict.fromkeys((row.domain, row.role) for row in report.rows))
-    titles = [role if domain == SOURCE else domain for domain, role in columns]
-    cells: dict[tuple[str, str], dict[Any, list[float]]] = {}
-    for row in report.rows:
-        values = cells.setdefault((row.backbone, row.head), {"seconds": [row.seconds]})
-        values.setdefault((row.domain, row.role, row.metric), []).append(row.value)
-    means = {key: {k: sum(v) / len(v) for k, v in found.items()} for key, found in cells.items()}
-    order = sorted(means, key=lambda k: -means[k].get((SOURCE, VALIDATION, "accuracy"), 0.0))
-    table = _table(["backbone", "head", *titles, "fit s"], left=2)
-    for backbone, head in order:
-        values_of = means[backbone, head]
-        scores = [_score(values_of, domain, role) for domain, role in columns]
-        table.add_row(backbone, head, *scores, f"{values_of['seconds']:.2f}")
-    positive = f"; positive class: {legible(report.classes[1])}" if len(report.classes) == 2 else ""  # noqa: PLR2004
-    title = f"{report.study}: accuracy / AUROC{positive}"
-    failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
-    return "\n".join([title, _render(table), *failures, *_pair_lines(report)])
-
-
-def _pair_lines(report: CompareReport) -> list[str]:
-    """What the intervals allow to be said about accuracy against the baseline."""
-    lines = []
-    for backbone, pairs in report.pairs.items():
-        for place in dict.fromkeys(p.domain for p in pairs):
-            where = "validation" if place == SOURCE else place
-            table = _table(["head", "points", "95 % interval", "p (Holm)", "so it is"], left=1)
-            for p in pairs:
-                if p.domain == place and p.metric == "accuracy":
-                    interval = f"{100 * p.low:+.1f} to {100 * p.high:+.1f}"
-                    difference = f"{100 * p.difference:+.1f}"
-                    table.add_row(p.head, difference, interval, f"{p.p_holm:.3f}", p.verdict)
-            title = f"accuracy against {pairs[0].baseline} on {where}, {backbone}"
-            lines += ["", title, _render(table)]
-    return lines
-
-
-def _score(values: Mapping[Any, float], domain: str, role: str) -> str:
-    accuracy = values.get((domain, role, "accuracy"))
-    auroc = values.get((domain, role, "auroc"))
-    return f"{_number(accuracy)} / {_number(auroc)}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def shift_text(report: ShiftReport) -> str:
@@ -167,17 +112,3 @@ def stores_text(stores: Sequence[Mapping[str, Any]]) -> str:
         )
     broken = [f"{row['store']}: {row['error']}" for row in stores if row["error"]]
     return "\n".join([_render(table), *broken])
-
-
-def _table(columns: Sequence[str], *, left: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", no_wrap=True)
-    return table
-
-
-def _render(table: Table) -> str:
-    console = Console(width=_WIDTH, no_color=True)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())

@@ -12,7 +12,7 @@ from cache.upkeep import quarantined
 from pipeline.backbones import policy_of
 from pipeline.engines import BATCH_SIZE, EngineChoice, start_engine
 from pipeline.errors import CheckFailedError, MissingFeaturesError
-from pipeline.extract import canary_features
+from pipeline.filling import canary_features
 from pipeline.recipes import frozen_network, store_for
 from pipeline.samples import load_samples
 from pipeline.stream import decoded, features_of
@@ -135,7 +135,7 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
     keys = list(stored)
     rng = np.random.default_rng(study.seed)
     picked = [keys[i] for i in rng.permutation(len(keys))[:sample]]
-    policy = policy_of(backbone.name, backbone.resize)
+    policy = policy_of(backbone.name, backbone.resize, backbone.mask)
     other = replace(choice, batch_size=choice.batch_size or BATCH_SIZE["cpu"] * 2 - 1)
     with closing(start_engine(frozen_network(backbone), other, backbone.precision)) as engine:
         canaries = canary_features(engine, policy)

@@ -395,3 +395,32 @@ def test_init_gives_equal_folder_names_a_number(study_file, monkeypatch):
     assert "[target.xray]" in text
     assert "[target.xray_2]" in text
     assert "56 computed" in run("features", "own.toml", *ENGINE).stdout
+
+
+def test_heads_quick_and_its_exceptions(study_file, monkeypatch):
+    """Three seeds, fewer draws, no repeats; what is given beside it counts."""
+    asked = []
+    monkeypatch.setattr("pipeline.compare.compare", lambda _, options: asked.append(options))
+    for more in ([], ["--quick"], ["--quick", "--seeds", "5", "--repeats", "2"]):
+        CliRunner().invoke(main, ["heads", str(study_file), "--only", "linear, mlp", *more])
+    assert [(o.seeds, o.repeats, o.draws) for o in asked] == [
+        (10, 1, 2000),
+        (3, 0, 500),
+        (5, 2, 500),
+    ]
+    assert {o.heads for o in asked} == {("linear", "mlp")}
+
+
+def test_an_unknown_head_lists_the_table(study_file):
+    """Also as the baseline."""
+    assert "unknown head 'lienar'; known: mlp, linear" in run(
+        "heads", study_file, "--only", "lienar", code=1
+    ).stderr  # fmt: skip
+    assert "unknown head 'x'; known: " in run("heads", study_file, "--baseline", "x", code=1).stderr
+
+
+def test_heads_as_json_say_what_the_file_says(study_file):
+    """One document for both."""
+    run("features", study_file, *ENGINE)
+    printed = json.loads(run("heads", study_file, "--only", "prior", "--quick", "--json").stdout)
+    assert printed == json.loads((Path("results/tiny") / "heads.json").read_text())

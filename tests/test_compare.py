@@ -1,5 +1,6 @@
 """Stage 2: fitted on the fit split alone, scored everywhere, kept for later stages."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,19 +8,20 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from sklearn.dummy import DummyClassifier
 
 import pipeline.compare as compare_module
 import pipeline.fitting as fitting_module
+import pipeline.heads.out_of_fold as out_of_fold_module
 from cache import FeatureStore
-from pipeline.compare import CompareOptions, compare
+from pipeline.compare import QUICK, CompareOptions, compare
 from pipeline.engines import EngineChoice
 from pipeline.errors import UnknownNameError
 from pipeline.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
+from pipeline.heads_text import heads_text
 from pipeline.metrics import METRICS
-from pipeline.splits import FIT
 from pipeline.study import load_study
-from pipeline.tables import heads_text
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
@@ -56,12 +58,61 @@ def test_the_file_is_tidy_and_says_what_the_report_says(study):
     """results/<name>/heads.json for whoever reads it next."""
     report = compare(study, only("prior", "linear"))
     written = json.loads((study.results / "heads.json").read_text())
-    assert written["study"] == "tiny"
+    assert (written["schema"], written["study"], written["positive"]) == (2, "tiny", "b")
     assert set(written["rows"][0]) == {
         "backbone", "head", "seed", "domain", "role", "metric", "value", "seconds",
         "low", "high", "n", "groups", "ci_method",
     }  # fmt: skip
     assert len(written["rows"]) == len(report.rows)
+    with (study.results / "heads.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [list(row) for row in table[:1]] == [list(written["rows"][0])]
+    assert [float(row["value"]) for row in table] == [row["value"] for row in written["rows"]]
+    assert {row["low"] for row in table if row["role"] == "fit"} == {""}
+
+
+def test_the_file_tells_of_each_head_how_it_came_to_be(study):
+    """What was chosen, confusion matrices that add up, and every comparison by backbone."""
+    compare(study, only("linear", "mlp"))
+    written = json.loads((study.results / "heads.json").read_text())
+    chosen = {(one["head"], one["seed"]): one["chosen"] for one in written["details"]}
+    assert chosen["linear", 0]["C"] in HEADS["linear"].grid["C"]
+    assert set(chosen) == {("linear", 0), ("mlp", 0), ("mlp", 1)}
+    curves = {one["head"]: one["curves"] for one in written["details"]}
+    assert len(curves["mlp"]["fit_loss"]) == 30
+    assert curves["linear"] is None
+    counts = {(c["head"], c["role"]): c["counts"] for c in written["confusion"]}
+    assert np.sum(counts["mlp_ensemble", "target"]) == 40
+    rows = {(r["head"], r["role"], r["metric"]): r["value"] for r in written["rows"]}
+    right = np.trace(counts["linear", "target"]) / 40
+    assert rows["linear", "target", "accuracy"] == pytest.approx(right)
+    lists = ("pairs", "best_sets", "seed_spread", "confusion", "honest", "procedures")
+    assert {one["backbone"] for name in lists for one in written[name]} == {"tiny"}
+    assert {one["among"] for one in written["honest"]} == {2}
+
+
+def test_without_repeats_nothing_is_fitted_again(study, monkeypatch):
+    """What --quick leaves out is left out, not made cheaper."""
+    monkeypatch.setattr(compare_module, "out_of_fold", lambda *_, **__: pytest.fail("fitted"))
+    report = compare(study, replace(QUICK, heads=("linear", "prior")))
+    assert (report.tables["tiny"].honest, report.tables["tiny"].procedures) == ((), ())
+    assert "WHICH KIND OF HEAD" not in heads_text(report)
+
+
+def test_a_head_that_fails_out_of_fold_keeps_its_scores(study, monkeypatch):
+    """It has its row with a reason, and is no candidate for the honest best."""
+    again = out_of_fold_module.at_chosen
+
+    def failing(model):
+        if isinstance(model, DummyClassifier):
+            raise np.linalg.LinAlgError("singular")
+        return again(model)
+
+    monkeypatch.setattr(out_of_fold_module, "at_chosen", failing)
+    report = compare(study, only("linear", "lda", "prior"))
+    assert [(f.head, f.reason) for f in report.failures] == [("prior", "out of fold: singular")]
+    assert {one.among for one in report.tables["tiny"].honest} == {2}
+    assert "prior" in {row.head for row in report.rows}
 
 
 def test_probabilities_are_kept_for_each_image_under_its_key(study):
@@ -77,48 +128,6 @@ def test_probabilities_are_kept_for_each_image_under_its_key(study):
     accuracy = (proba.argmax(1) == label)[split == "target"].mean()
     row = next(r for r in report["rows"] if (r["role"], r["metric"]) == ("target", "accuracy"))
     assert row["value"] == pytest.approx(accuracy)
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_labels_of_validation_and_target_select_nothing(study, monkeypatch, head):
-    """With those labels permuted, every probability stays the same bit for bit."""
-    compare(study, only(head))
-    before = _proba(study, head)
-    load = compare_module.load_joined
-
-    def permuted(*arguments):
-        joined = load(*arguments)
-        label = joined.samples.label.copy()
-        other = joined.samples.split != FIT
-        label[other] = 1 - label[other]
-        return replace(joined, samples=replace(joined.samples, label=label))
-
-    monkeypatch.setattr(compare_module, "load_joined", permuted)
-    compare(study, only(head))
-    np.testing.assert_array_equal(_proba(study, head), before)
-
-
-@pytest.mark.parametrize("head", [h for h in HEADS if h != "prior"])
-def test_features_of_validation_and_target_select_nothing(study, monkeypatch, head):
-    """Neither scaler nor head sees them: what is fitted does not move with them."""
-    compare(study, only(head))
-    before = _proba(study, head)
-    load = compare_module.load_joined
-
-    def moved(*arguments):
-        joined = load(*arguments)
-        X = joined.X.copy()
-        X[joined.samples.split == "target"] *= 100
-        return replace(joined, X=X)
-
-    monkeypatch.setattr(compare_module, "load_joined", moved)
-    compare(study, only(head))
-    np.testing.assert_array_equal(_proba(study, head)[:80], before[:80])
-
-
-def _proba(study, head):
-    with h5py.File(study.results / "probabilities.h5") as file:
-        return file[f"tiny/heads/{head}/0"][:]
 
 
 def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
@@ -161,14 +170,14 @@ def test_rows_have_intervals_by_patient(study):
 def test_heads_are_compared_with_the_baseline_on_the_same_images(study):
     """Difference, interval, Holm-adjusted p and a word, never on the fit split."""
     report = compare(study, only("linear", "prior", "lda"))
-    pairs = report.pairs["tiny"]
+    pairs = [p for p in report.tables["tiny"].pairs if p.reference == "baseline"]
     assert {p.head for p in pairs} == {"prior", "lda"}
-    assert {p.domain for p in pairs} == {"source", "there"}
+    assert {(p.domain, p.role) for p in pairs} == {("source", "validation"), ("there", "target")}
     prior = next(p for p in pairs if (p.head, p.domain, p.metric) == ("prior", "there", "accuracy"))
     assert prior.verdict == "worse"
     assert prior.low <= prior.difference <= prior.high < 0
     assert prior.p <= prior.p_holm < 0.05
-    assert "accuracy against linear on there, tiny" in heads_text(report)
+    assert "accuracy against the baseline linear" in heads_text(report)
 
 
 def test_an_unknown_head_shows_before_any_work(study, monkeypatch):
@@ -176,15 +185,6 @@ def test_an_unknown_head_shows_before_any_work(study, monkeypatch):
     monkeypatch.setattr(FeatureStore, "read", lambda *_: pytest.fail("read before the check"))
     with pytest.raises(UnknownNameError, match="known: mlp, linear"):
         compare(study, only("linear", "lienar"))
-
-
-def test_the_table_ranks_by_validation_and_names_the_positive_class(study):
-    """For people: best first."""
-    text = heads_text(compare(study, only("prior", "linear")))
-    lines = text.splitlines()
-    assert lines[0] == "tiny: accuracy / AUROC; positive class: b"
-    ranked = [line.split()[1] for line in lines if line.startswith(" tiny")]
-    assert ranked == ["linear", "prior"]
 
 
 def test_two_runs_give_the_same_table(study):
@@ -207,6 +207,6 @@ def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
 
     monkeypatch.setattr(compare_module, "load_joined", rare)
     report = compare(study, only("linear", "prior"))
-    pairs = {(p.domain, p.metric) for p in report.pairs["tiny"]}
+    pairs = {(p.domain, p.metric) for p in report.tables["tiny"].pairs}
     assert ("there", "accuracy") in pairs
     assert ("there", "auroc") not in pairs

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import pipeline.extract as extract_module
+import pipeline.filling as filling_module
 from cache import CanaryError, FeatureStore, WriteFailedError, disk
 from pipeline.engines import EngineChoice
 from pipeline.errors import SkippedImagesError
@@ -168,8 +169,8 @@ def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypa
     study = load_study(study_file)
     extract(study, OPTIONS)
     write_images(study_file.parent / "there", 4, seed=9)
-    real = extract_module.canary_features
-    monkeypatch.setattr(extract_module, "canary_features", lambda *a: real(*a) * np.float32(1.001))
+    real = filling_module.canary_features
+    monkeypatch.setattr(filling_module, "canary_features", lambda *a: real(*a) * np.float32(1.001))
     with pytest.raises(CanaryError, match="relative L2, allowed 1e-04") as error:
         extract(study, OPTIONS)
     assert error.value.exit_code == 3
@@ -213,7 +214,7 @@ def test_a_store_that_cannot_be_written_is_said_at_the_start(study_file, monkeyp
 def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
     """Ctrl-C commits the buffer; the next run computes only the rest."""
     study = load_study(study_file)
-    real = extract_module.features_of
+    real = filling_module.features_of
 
     def interrupted(images, engine):
         for number, pair in enumerate(real(images, engine)):
@@ -222,7 +223,7 @@ def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
             yield pair
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "features_of", interrupted)
+        patch.setattr(filling_module, "features_of", interrupted)
         # The canaries go through the same function and are fewer.
         with pytest.raises(KeyboardInterrupt):
             extract(study, OPTIONS)

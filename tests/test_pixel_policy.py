@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.images import INTERPOLATIONS, RESIZES, PixelPolicy
+from pipeline.images import INTERPOLATIONS, MASKS, RESIZES, PixelPolicy
 
 CROP = PixelPolicy(resize="crop")
 
@@ -20,6 +20,7 @@ POLICIES = st.builds(
     interpolation=st.sampled_from(sorted(INTERPOLATIONS)),
     mean=st.sampled_from([(0.485, 0.456, 0.406), (0.5, 0.5, 0.5)]),
     std=st.sampled_from([(0.229, 0.224, 0.225), (1.0, 1.0, 1.0), (1, 1, 1)]),
+    mask=st.sampled_from(sorted(MASKS)),
 )
 
 
@@ -40,8 +41,10 @@ def test_policies_are_equal_exactly_when_their_declarations_are(one, other):
         {"interpolation": "bicubic"},
         {"mean": (0.5, 0.5, 0.5)},
         {"std": (0.5, 0.5, 0.5)},
+        {"mask": "centre"},
+        {"mask": "corners"},
     ],
-    ids=lambda changed: next(iter(changed)),
+    ids=lambda changed: "-".join(map(str, next(iter(changed.items())))),
 )
 def test_each_field_changes_the_declaration(changed):
     """No field that moves a pixel can be forgotten."""
@@ -68,6 +71,7 @@ def test_the_declaration_names_every_decision():
     [
         ({"resize": "zoom"}, UnknownNameError, "unknown resize 'zoom'; known: stretch, crop"),
         ({"interpolation": "nearest"}, UnknownNameError, "known: bilinear, bicubic"),
+        ({"mask": "left"}, UnknownNameError, "unknown mask 'left'; known: none, centre, corners"),
         ({"size": 0}, StudyError, "a size is at least 1 pixel"),
         ({"crop_ratio": 1.5}, StudyError, "at most 1"),
     ],

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cache import disk
 from pipeline.errors import StudyError
 from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.predictions import write_predictions
 from pipeline.samples import SampleOptions
 from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
@@ -26,6 +27,7 @@ from pipeline.shift.findings import ControlledDetection, DetectionSettings
 from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.permute import PermutationPlan
+from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions, null_histogram
 from pipeline.shift.probes import SourcePrediction, source_prediction
 from pipeline.shift.products import place
 from pipeline.shift.sealed import SealedLabels
@@ -33,6 +35,7 @@ from pipeline.shift.story import Story, foretell, tell
 from pipeline.study import SOURCE, BackboneChoice, Study
 
 SHIFT_REPORT = "shift.json"
+SHIFT_PROBABILITIES = "shift.h5"
 SCHEMA = 1
 
 
@@ -63,6 +66,7 @@ class TargetReport:
         detection: Tests with their null and positive controls.
         fixes: Leaderboard of the fixes that see no label of the target.
         story: The loss taken apart, what was foretold, the verdict.
+        map: Both domains in two dimensions.
     """
 
     backbone: str
@@ -72,6 +76,7 @@ class TargetReport:
     detection: ControlledDetection
     fixes: Leaderboard
     story: Story
+    map: FeatureMap
     seconds: float
 
 
@@ -88,7 +93,8 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     """Compare the source with each target on every backbone.
 
     Returns:
-        The report; also written to ``results/<study>/shift.json``.
+        The report; also written to ``results/<study>/shift.json``, and the probabilities
+        of the head that it is about to ``shift.h5`` beside it.
 
     Raises:
         StudyError: The study has no target, or a domain has too few patients.
@@ -98,12 +104,15 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     if not study.targets:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
     disk.probe(study.results)
-    found = []
+    found, kept = [], {}
     for choice in study.backbones:
         joined = load_joined(study, choice, options.samples)
-        found += _targets(study, choice, joined, options)
+        source = _source(joined)
+        found += [_target(choice, joined, source, t.name, options) for t in study.targets]
+        kept[choice.name] = head_predictions(joined, source)
     report = ShiftReport(study=study.name, classes=joined.samples.classes, targets=tuple(found))
     disk.make_dir(study.results)
+    write_predictions(study.results / SHIFT_PROBABILITIES, kept)
     disk.publish(
         study.results / SHIFT_REPORT,
         json.dumps(plain(to_json(report)), indent=1, allow_nan=False).encode(),
@@ -111,17 +120,14 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     return report
 
 
-def _targets(
-    study: Study, choice: BackboneChoice, joined: JoinedFeatures, options: ShiftOptions
-) -> list[TargetReport]:
+def _source(joined: JoinedFeatures) -> SourceRows:
     """The head and its penalty know the source alone, so they serve every target."""
     rows = joined.samples.domain == SOURCE
-    source = SourceRows(
+    return SourceRows(
         features=joined.X[rows],
         labels=joined.samples.label[rows],
         groups=joined.samples.group[rows],
     )
-    return [_target(choice, joined, source, t.name, options) for t in study.targets]
 
 
 def _target(
@@ -164,6 +170,7 @@ def _target(
         detection=detection,
         fixes=fixes,
         story=tell(name, here, opened, before, fixes),
+        map=feature_map(source, opened),
         seconds=round(time.perf_counter() - start, 2),
     )
 
@@ -208,6 +215,7 @@ def _target_json(t: TargetReport) -> dict[str, Any]:
             **{name: getattr(finding, name) for name in names},
             "p_null_control": None if null is None else null.p,
             "p_positive_control": None if positive is None else positive.p,
+            "null": null_histogram(finding.null),
         }
         for finding, null, positive in t.detection.rows()
     ]
@@ -228,6 +236,7 @@ def _target_json(t: TargetReport) -> dict[str, Any]:
         "decomposition": plain(t.story.decomposition),
         "forecast": plain(t.story.forecast),
         "verdict": plain(t.story.verdict),
+        "map": plain(t.map),
         "seconds": t.seconds,
     }
 

@@ -6,8 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, StudyError
+from pipeline.facts import facts_of_file
 from pipeline.images import PixelPolicy, Pixels, decode
 from pipeline.sources.items import Item, Listing, read_from
 from pipeline.sources.walk import File, Walk
@@ -31,6 +35,10 @@ class FileContent:
     def pixels(self, policy: PixelPolicy) -> Pixels:
         """See :func:`pipeline.images.decode`."""
         return decode(self.data, policy)
+
+    def facts(self) -> NDArray[Any]:
+        """See :func:`pipeline.facts.facts_of_file`."""
+        return facts_of_file(self.data)
 
 
 def scan(root: Path) -> Listing:

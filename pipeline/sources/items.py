@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
 from pipeline.images import PixelPolicy, Pixels
@@ -70,6 +72,13 @@ class Content(Protocol):
 
     def pixels(self, policy: PixelPolicy) -> Pixels:
         """Shape ``(size, size, 3)``, uint8; see :func:`pipeline.images.decode`.
+
+        Raises:
+            ImageError: The image cannot be used.
+        """
+
+    def facts(self) -> NDArray[Any]:
+        """A record of :data:`pipeline.facts.FACTS`, but for its key.
 
         Raises:
             ImageError: The image cannot be used.

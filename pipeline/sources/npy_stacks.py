@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, StudyError
+from pipeline.facts import facts_of_array
 from pipeline.formats import check_size
 from pipeline.images import PixelPolicy, Pixels, resize_pixels
 from pipeline.sources.items import FileStat, Item, Listing, read_from, stat_of
@@ -51,6 +53,10 @@ class RowContent:
     def pixels(self, policy: PixelPolicy) -> Pixels:
         """See :func:`pipeline.images.resize_pixels`."""
         return resize_pixels(self.row, policy)
+
+    def facts(self) -> NDArray[Any]:
+        """See :func:`pipeline.facts.facts_of_array`."""
+        return facts_of_array(self.row)
 
 
 @dataclass(frozen=True)

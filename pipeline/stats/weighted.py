@@ -72,9 +72,12 @@ def weighted_ece(
         rows, drift = np.cumsum(w, axis=1), np.cumsum(w * np.r_[0.0, gap], axis=1)
         # The sum of the gaps over the first t repeated rows is linear in t between two
         # rows, so a bin that ends among the copies of a row is cut there exactly.
-        cuts = [_bin_edges(int(n), bins) for n in rows[:, -1]]
-        at = [np.interp(*both) for both in zip(cuts, rows, drift, strict=True)]
-        error: NDArray[np.float64] = np.abs(np.diff(at, axis=1)).sum(axis=1) / rows[:, -1]
+        cuts = np.stack([_bin_edges(int(n), bins) for n in rows[:, -1]])
+        # One search for all draws: each has its own stretch of the axis, whole numbers too.
+        stretch = np.arange(len(rows))[:, None] * (rows.max() + 1)
+        at = np.interp((cuts + stretch).ravel(), (rows + stretch).ravel(), drift.ravel())
+        parts = np.abs(np.diff(at.reshape(cuts.shape), axis=1))
+        error: NDArray[np.float64] = parts.sum(axis=1) / rows[:, -1]
         return error
 
     return statistic

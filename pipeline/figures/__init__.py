@@ -1,0 +1,1 @@
+"""Figures of the stages, drawn from the files that the stages wrote."""

@@ -1,0 +1,104 @@
+"""What stage 4's files say, put together for its figures."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import MissingPredictionsError
+from pipeline.figures.style import NothingToDrawError
+from pipeline.names import legible
+from pipeline.predictions import Predictions, read_predictions
+from pipeline.shift.pictures import HEAD
+from pipeline.shift.stage import SHIFT_PROBABILITIES, SHIFT_REPORT
+from pipeline.study import SOURCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One domain as the stage's head sees it.
+
+    Attributes:
+        label: Shape (n,).
+        proba: Shape (n, K); out of fold on the source.
+        patient: Shape (n,).
+    """
+
+    label: NDArray[np.int64]
+    proba: NDArray[np.float32]
+    patient: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftData:
+    """All that stage 4 found on one backbone.
+
+    Attributes:
+        targets: Values of ``shift.json``, one for each target.
+        predictions: None where the file is not there.
+    """
+
+    backbone: str
+    classes: tuple[str, ...]
+    targets: tuple[Mapping[str, Any], ...]
+    predictions: Predictions | None
+
+    def having(self, key: str, why: str) -> list[Mapping[str, Any]]:
+        """Targets that have a value under ``key``.
+
+        Raises:
+            NothingToDrawError: None has.
+        """
+        found = [target for target in self.targets if target.get(key)]
+        if not found:
+            raise NothingToDrawError(why)
+        return found
+
+    def side(self, domain: str) -> Side:
+        """The source or a target.
+
+        Raises:
+            NothingToDrawError: Its probabilities were not kept.
+        """
+        kept = self.predictions
+        if kept is None or not (kept.domain == domain).any():
+            raise NothingToDrawError(f"{SHIFT_PROBABILITIES} holds no probabilities of {domain}")
+        rows = kept.domain == domain
+        return Side(
+            label=kept.label[rows], proba=kept.proba[HEAD][rows], patient=kept.patient[rows]
+        )
+
+    def sides(self) -> list[tuple[str, Side, Side]]:
+        """Each target's name, the source, and the target."""
+        source = self.side(SOURCE)
+        return [(t["target"], source, self.side(t["target"])) for t in self.targets]
+
+
+def read_shift(results: Path) -> list[ShiftData]:
+    """By backbone, in the order of the file.
+
+    Raises:
+        MissingPredictionsError: Stage 4 has not been run.
+    """
+    path = results / SHIFT_REPORT
+    try:
+        report = json.loads(path.read_bytes())
+    except (OSError, ValueError) as cause:
+        raise MissingPredictionsError(
+            f"{path} cannot be read ({cause}); first run: headrace shift STUDY"
+        ) from cause
+    kept = read_predictions(results / SHIFT_PROBABILITIES)
+    names = dict.fromkeys(target["backbone"] for target in report["targets"])
+    return [
+        ShiftData(
+            backbone=name,
+            classes=tuple(legible(one) for one in report["classes"]),
+            targets=tuple(t for t in report["targets"] if t["backbone"] == name),
+            predictions=kept.get(name),
+        )
+        for name in names
+    ]

@@ -1,0 +1,193 @@
+"""Where a training stands, on disk: a training that is cut off goes on, bit for bit.
+
+A checkpoint is two files, each named by the SHA-256 of its content: the tensors
+(safetensors), and a JSON state that names them, so a pair can never be mixed and damage is
+seen. Tensors are put in place first, the state after them, and only then older checkpoints
+but the last are removed: at any moment the newest whole state has its tensors.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache import disk
+from cache.errors import WriteFailedError
+from pipeline.errors import CheckpointError
+
+_LOG = logging.getLogger(__name__)
+_FORMAT = 1
+_STATE = re.compile(r"state-(\d{8})-([0-9a-f]{64})\.json")
+
+Json = str | int | float | bool | None | list["Json"] | Mapping[str, "Json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One whole checkpoint.
+
+    Attributes:
+        state: What the training noted of itself; JSON types.
+        tensors: By name, on the CPU, contiguous.
+        sha256: Of the state file, which names the tensors: it stands for all of it.
+    """
+
+    state: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    sha256: str
+
+
+class Checkpoints:
+    """The checkpoints of one training, in a folder of its own.
+
+    Args:
+        folder: Is created when needed; nothing else may be kept in it.
+        identity: What makes this training the one it is: study, method, weights, data.
+        seconds: Time between checkpoints within an epoch.
+    """
+
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Json], *, seconds: float = 60.0
+    ) -> None:
+        self.folder = folder
+        self._identity = identity
+        self._seconds = seconds
+        self._last = time.monotonic()
+        self._newest: tuple[str, str] | None = None  # state and tensors, known to be whole
+
+    def due(self) -> bool:
+        """Whether the time between checkpoints has passed."""
+        return time.monotonic() - self._last >= self._seconds
+
+    def load(self, run: Mapping[str, Json] | None = None) -> Checkpoint | None:
+        """The newest whole checkpoint; None when there is none at all.
+
+        A damaged one is passed over with a warning.
+
+        Args:
+            run: What is asked for besides the identity, as :meth:`save` was given it.
+
+        Raises:
+            CheckpointError: It belongs to another training (the message names the field),
+                or there are checkpoints and none of them is whole.
+        """
+        names = [name for name in disk.listdir(self.folder) if _STATE.fullmatch(name)]
+        for name in reversed(names):
+            try:
+                content, found = self._read(name)
+            except (OSError, ValueError, KeyError) as cause:
+                _LOG.warning(
+                    "%s is damaged (%s); going on from the checkpoint before it",
+                    self.folder / name,
+                    cause,
+                )
+                continue
+            self._check(content["identity"], {**self._identity, **(run or {})})
+            self._newest = (name, content["tensors"])
+            self._last = time.monotonic()
+            return found
+        if names:
+            raise CheckpointError(
+                f"none of the {len(names)} checkpoints in {self.folder} is whole; delete the "
+                "folder to train from the start"
+            )
+        return None
+
+    def save(
+        self,
+        state: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        run: Mapping[str, Json] | None = None,
+    ) -> None:
+        """Put a checkpoint in place and keep the one before it.
+
+        Args:
+            state: JSON types.
+            tensors: On any device; equal storage under two names is written twice.
+            run: Kept beside the identity; :meth:`load` compares it.
+
+        Raises:
+            CacheError: The disk refused; the checkpoints that were there still are.
+        """
+        from safetensors.torch import save
+
+        try:
+            disk.make_dir(self.folder)
+        except OSError as cause:
+            free = disk.free_bytes(self.folder)
+            raise WriteFailedError(self.folder, cause, needed=1, free=free) from cause
+        data = save({name: _plain(tensor) for name, tensor in tensors.items()})
+        weights = f"tensors-{hashlib.sha256(data).hexdigest()}.safetensors"
+        content = {
+            "format": _FORMAT,
+            "identity": {**self._identity, **(run or {})},
+            "tensors": weights,
+            "state": state,
+        }
+        text = json.dumps(content, indent=1).encode()
+        name = f"state-{self._next_number():08d}-{hashlib.sha256(text).hexdigest()}.json"
+        disk.publish(self.folder / weights, data)
+        disk.publish(self.folder / name, text)
+        self._remove_all_but(name, weights)
+        self._newest = (name, weights)
+        self._last = time.monotonic()
+
+    def _read(self, name: str) -> tuple[dict[str, Any], Checkpoint]:
+        """One checkpoint, every byte checked."""
+        from safetensors.torch import load
+
+        text = disk.read_all(self.folder / name)
+        sha256 = name[-69:-5]
+        _check_bytes(text, sha256)
+        content: dict[str, Any] = json.loads(text)
+        if content["format"] != _FORMAT:
+            raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
+        data = disk.read_all(self.folder / content["tensors"])
+        _check_bytes(data, content["tensors"][8:72])
+        return content, Checkpoint(state=content["state"], tensors=load(data), sha256=sha256)
+
+    def _check(self, has: Mapping[str, Json], asked: Mapping[str, Json]) -> None:
+        plain: Mapping[str, Json] = json.loads(json.dumps(asked))  # tuples are lists there
+        for field in [*plain, *(field for field in has if field not in plain)]:
+            if has.get(field) != plain.get(field):
+                raise CheckpointError(
+                    f"{self.folder} holds another training: {field} is {has.get(field)!r} there, "
+                    f"asked for is {plain.get(field)!r}. Take another --name, ask for what it has, "
+                    "or delete the folder"
+                )
+
+    def _next_number(self) -> int:
+        found = [_STATE.fullmatch(name) for name in disk.listdir(self.folder)]
+        return 1 + max((int(match[1]) for match in found if match), default=0)
+
+    def _remove_all_but(self, *names: str) -> None:
+        """What is neither the new checkpoint nor the whole one before it, nor being written."""
+        kept = {*names, *(self._newest or ())}
+        stale = [
+            name
+            for name in disk.listdir(self.folder)
+            if name not in kept
+            and (not name.startswith(disk.TEMPORARY) or disk.is_abandoned(self.folder / name))
+        ]
+        # States first: one without its tensors would be reported as damaged.
+        stale.sort(key=lambda name: _STATE.fullmatch(name) is None)
+        if stale:
+            disk.remove(self.folder, stale)
+
+
+def _check_bytes(data: bytes, sha256: str) -> None:
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ValueError("its bytes are not those that were written")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """As safetensors takes it: on the CPU, dense, row by row, with storage of its own."""
+    return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)

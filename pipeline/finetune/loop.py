@@ -1,0 +1,283 @@
+"""The training loop of every fine-tuning method, read from top to bottom.
+
+What is random is drawn for its purpose alone: the order of images from (seed, epoch),
+augmentation from (seed, epoch, row), dropout from (seed, epoch, step, process). So neither
+a checkpoint nor a kill moves any of it, and on a CPU a training that was cut off ends with
+the very bits of one that was not.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pipeline.errors import EngineError
+from pipeline.finetune import parallel
+from pipeline.finetune.batches import Examples, dropout_seed, fit_batches, order, plain_batches
+from pipeline.finetune.checkpoints import Checkpoints
+from pipeline.finetune.device import autocast, peak_memory, seed_generators, surroundings
+from pipeline.finetune.history import EpochRow, History, Score, Standing, best_epoch
+from pipeline.finetune.optimise import OPTIMISERS, decay_groups, share_of_rate
+from pipeline.finetune.resume import restore, run_of, tensors_of
+from pipeline.finetune.settings import LoopSettings
+from pipeline.progress import Progress
+
+__all__ = [
+    "VALIDATION",
+    "Criterion",
+    "EpochRow",
+    "Examples",
+    "History",
+    "LoopSettings",
+    "Score",
+    "logits_of",
+    "order",
+    "predict",
+    "train",
+    "train_mode",
+]
+
+_LOG = logging.getLogger(__name__)
+#: Name of the watched examples that every epoch, and early stopping, looks at.
+VALIDATION = "validation"
+
+#: Output of the model and labels ``(n,)`` -> mean loss of the ``n`` rows, nats.
+Criterion = Callable[[Any, Tensor], Tensor]
+
+
+# One loop, read from top to bottom, is easier to trust than its pieces would be.
+def train(  # noqa: C901, PLR0913, PLR0915
+    model: nn.Module,
+    fit: Examples,
+    watched: Mapping[str, Examples],
+    settings: LoopSettings,
+    *,
+    criterion: Criterion | None = None,
+    checkpoints: Checkpoints | None = None,
+    progress: Progress | None = None,
+) -> History:
+    """Train what is trainable of a model, in place; go on where a checkpoint stands.
+
+    In a group of processes (:mod:`pipeline.finetune.parallel`) all of them call this with
+    the same arguments, and end with the same weights and numbers.
+
+    Args:
+        model: Takes a batch of the examples; parameters without ``requires_grad`` and the
+            running statistics beside them stay as they are (:func:`train_mode`). It is
+            moved to the device, and its images are laid out channels_last.
+        fit: To learn from.
+        watched: ``validation`` is scored after each epoch, every one of them at the end.
+        settings: See :class:`LoopSettings`.
+        criterion: Default: cross-entropy of :func:`logits_of` with the label smoothing.
+        checkpoints: Where to keep and find them; a finished training is not run again.
+        progress: Is told of every image that was trained on.
+
+    Returns:
+        What happened; of a training that was cut off, over all its runs.
+
+    Raises:
+        EngineError: No such device; a precision it does not have; out of memory (the
+            message names a batch size to try); a loss that is not finite.
+        CheckpointError: The checkpoint is of another training; see :class:`Checkpoints`.
+        ValueError: Nothing to train, or ``patience`` without validation examples.
+    """
+    _check(model, fit, watched, settings)
+    device, group = torch.device(settings.device), parallel.group()
+    criterion = criterion or partial(_cross_entropy, label_smoothing=settings.label_smoothing)
+    run = run_of(model, fit, watched, settings)
+    steps = math.ceil(len(fit) / settings.batch_size)
+    with surroundings(settings), progress or Progress("training") as shown:
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        groups = decay_groups(model, settings.weight_decay)
+        optimiser = OPTIMISERS[settings.optimiser](groups, settings.learning_rate)
+        moved = [p for group_ in groups for p in group_["params"]]
+        found = checkpoints.load(run) if checkpoints else None
+        parallel.check_same(int(found.sha256[:15], 16) if found else 0, device, "checkpoints")
+        now, best = restore(found, model, optimiser)
+        if now.history:
+            return now.history
+        network = parallel.wrapped(model, device)
+
+        def save() -> None:
+            if checkpoints and group.rank == 0:
+                tensors = tensors_of(model, best, None if now.history else optimiser)
+                checkpoints.save(now.to_json(), tensors, run)
+
+        if group.rank == 0:
+            done = now.epoch * len(fit) + now.step * settings.batch_size
+            shown.expect(settings.epochs * len(fit) - done)
+        for epoch in range(now.epoch, settings.epochs):
+            train_mode(model)
+            totals = torch.tensor(now.totals, dtype=torch.float64, device=device)
+            before, start = now.seconds, time.perf_counter()
+            for batch in fit_batches(fit, settings, group, epoch=epoch, first=now.step):
+                at = epoch * steps + now.step
+                share = share_of_rate(at, settings.epochs * steps, settings.warmup)
+                now.rate = share * settings.learning_rate
+                for parameters in optimiser.param_groups:
+                    parameters["lr"] = now.rate
+                seed_generators(dropout_seed(settings.seed, epoch, now.step, group.rank), device)
+                inputs, labels = batch.to(device)
+                with autocast(settings):
+                    output = network(inputs)
+                    loss = criterion(output, labels)
+                optimiser.zero_grad()
+                (loss * batch.factor).backward()  # type: ignore[no-untyped-call]
+                if settings.clip:
+                    nn.utils.clip_grad_norm_(moved, settings.clip)
+                optimiser.step()
+                hits = (logits_of(output).argmax(1) == labels).double().mean()
+                tally = torch.stack([loss.detach().double(), hits, torch.ones_like(hits)])
+                totals += parallel.summed(tally * batch.images)
+                now.step += 1
+                now.seconds = before + time.perf_counter() - start
+                if group.rank == 0:
+                    shown.advance(batch.images_of_all)
+                if checkpoints and checkpoints.due() and now.step < steps:
+                    now.totals = _finite(totals, epoch)
+                    save()
+            now.totals = _finite(totals, epoch)  # waits for the device: its work is timed too
+            now.seconds = before + time.perf_counter() - start
+            parallel.take_buffers_of_first(model)
+            row = _row(model, now, watched, settings)
+            _LOG.info("%s", row)
+            now.rows.append(row)
+            now.peak = _larger(now.peak, peak_memory(settings.device))
+            now.begin_epoch()
+            if settings.patience and best_epoch(now.rows) == epoch:
+                best = {name: value.clone() for name, value in model.state_dict().items()}
+            if settings.patience and epoch - best_epoch(now.rows) >= settings.patience:
+                break
+            if now.epoch < settings.epochs:
+                save()
+
+        if settings.patience:
+            model.load_state_dict(best)
+        now.history = History(
+            rows=tuple(now.rows),
+            best_epoch=best_epoch(now.rows),
+            kept_epoch=best_epoch(now.rows) if settings.patience else len(now.rows) - 1,
+            stopped_early=len(now.rows) < settings.epochs,
+            peak_memory_bytes=now.peak,
+            final={name: _score(model, one, settings) for name, one in watched.items()},
+        )
+        best = {}
+        save()
+    return now.history
+
+
+def predict(
+    model: nn.Module, examples: Examples, *, batch_size: int, device: str
+) -> NDArray[np.float64]:
+    """Class probabilities ``(n, K)``, nothing dropped, in float32 whatever it was trained in.
+
+    The model is moved to the device and left in eval mode. Every process of a group that
+    calls this computes all rows.
+
+    Raises:
+        EngineError: No such device, or out of memory.
+    """
+    settings = LoopSettings(batch_size=batch_size, device=device)
+    with surroundings(settings), torch.no_grad():
+        model.to(device).eval()
+        rows = []
+        for batch in plain_batches(examples, batch_size, device):
+            inputs, _ = batch.to(torch.device(device))
+            rows.append(logits_of(model(inputs)).double().softmax(1).cpu().numpy())
+        found: NDArray[np.float64] = np.concatenate(rows)
+        return found
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for what is frozen.
+
+    A module that has parameters, its own or of modules within it, none of which is
+    trained, is in eval mode with all that it contains: its BatchNorm keeps its running
+    statistics, and its dropout drops nothing. A module without any parameter (ReLU,
+    dropout, a norm without weights) is as the module around it.
+    """
+    model.train()
+    for module in model.modules():
+        trained = [p.requires_grad for p in module.parameters()]
+        if trained and not any(trained):
+            module.eval()
+
+
+def logits_of(output: Any) -> Tensor:
+    """Main logits ``(n, K)``: the first of a tuple (auxiliary classifiers follow), else all."""
+    logits: Tensor = output[0] if isinstance(output, tuple) else output
+    return logits
+
+
+def _cross_entropy(output: Any, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    return cross_entropy(logits_of(output), labels, label_smoothing=label_smoothing)
+
+
+def _check(
+    model: nn.Module, fit: Examples, watched: Mapping[str, Examples], settings: LoopSettings
+) -> None:
+    if settings.patience and VALIDATION not in watched:
+        raise ValueError(f"patience looks at {VALIDATION!r} examples: give them, or patience 0")
+    if empty := [name for name, one in {"fit": fit, **watched}.items() if not len(one)]:
+        raise ValueError(f"no examples in {', '.join(empty)}: a training needs at least one each")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("every parameter is frozen: nothing to train")
+
+
+def _row(
+    model: nn.Module, now: Standing, watched: Mapping[str, Examples], settings: LoopSettings
+) -> EpochRow:
+    """The epoch that has just been trained, and its validation."""
+    start = time.perf_counter()
+    score = _score(model, watched[VALIDATION], settings) if VALIDATION in watched else None
+    loss, hits, images = now.totals
+    return EpochRow(
+        epoch=now.epoch,
+        fit_loss=loss / images,
+        fit_accuracy=hits / images,
+        validation_loss=score.loss if score else None,
+        validation_accuracy=score.accuracy if score else None,
+        seconds=now.seconds,
+        validation_seconds=time.perf_counter() - start,
+        images_per_second=images / now.seconds,
+        learning_rate=now.rate,
+    )
+
+
+def _score(model: nn.Module, examples: Examples, settings: LoopSettings) -> Score:
+    """Each process computes its share of the batches; all get the same sums."""
+    device, group = torch.device(settings.device), parallel.group()
+    totals = torch.zeros(2, dtype=torch.float64, device=device)
+    model.eval()
+    with torch.no_grad():
+        for batch in plain_batches(examples, settings.batch_size, settings.device, group):
+            inputs, labels = batch.to(device)
+            with autocast(settings):
+                logits = logits_of(model(inputs))
+            losses = cross_entropy(logits.double(), labels, reduction="sum")
+            totals += torch.stack([losses, (logits.argmax(1) == labels).double().sum()])
+    loss, hits = parallel.summed(totals).tolist()
+    return Score(loss=loss / len(examples), accuracy=hits / len(examples))
+
+
+def _finite(totals: Tensor, epoch: int) -> list[float]:
+    """The sums as numbers; a training that diverged stops before it is kept."""
+    values: list[float] = totals.tolist()
+    if not all(map(math.isfinite, values)):
+        raise EngineError(
+            f"the loss of epoch {epoch} is not finite: try a smaller --learning-rate, or a longer "
+            "warm-up"
+        )
+    return values
+
+
+def _larger(before: int | None, now: int | None) -> int | None:
+    return now if before is None or now is None else max(before, now)

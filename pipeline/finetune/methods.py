@@ -1,0 +1,152 @@
+"""The ways to train, from a head on frozen features to all weights: one table.
+
+Which weights move, where a method starts, what it reads and how fast it learns stand
+here and nowhere else. Nothing here imports torch, so the command line can list them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from pipeline.errors import UnknownNameError
+
+#: What a method reads in every epoch.
+FEATURES, ACTIVATIONS, PIXELS = "features", "activations", "pixels"
+#: What moves besides the head.
+NOTHING, ALL, TAIL, BATCH_NORM, FIRST_BLOCK = "nothing", "all", "tail", "batch_norm", "first_block"
+#: Fine-tuning moves pretrained weights a little; a new head or network learns faster.
+_GENTLE, _NEW = 1e-4, 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to train.
+
+    Attributes:
+        about: A line for people, with the paper.
+        moved: Which weights move, in words.
+        moves: What moves besides the head.
+        reads: ``features`` and ``activations`` come from the store, ``pixels`` do not.
+        epochs: Passes over the images, unless the user says otherwise.
+        learning_rate: The highest, unless the user says otherwise.
+        starts_from: Methods whose trained models this one is made of; with none, the
+            backbone's pretrained weights and a new head.
+        pretrained: False for a network of its own, trained from nothing.
+        trains: False where models of others are only mixed.
+    """
+
+    about: str
+    moved: str
+    moves: str = NOTHING
+    reads: str = PIXELS
+    epochs: int = 10
+    learning_rate: float = _GENTLE
+    starts_from: tuple[str, ...] = ()
+    pretrained: bool = True
+    trains: bool = True
+
+
+#: In the order in which they run. To add one: a line here; if it moves something new, a
+#: line in ``pipeline.finetune.assembly``.
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "lp": Method(
+            about="linear probe: the head alone, from the stored features",
+            moved="head",
+            reads=FEATURES,
+            epochs=30,
+            learning_rate=_NEW,
+        ),
+        "frozen_online": Method(
+            about="the same head, the frozen backbone run in every epoch; exists to be timed",
+            moved="head",
+            epochs=1,
+            learning_rate=_NEW,
+        ),
+        "last_block": Method(
+            about="the last stage, from stored activations of the frozen prefix",
+            moved="last stage, head",
+            moves=TAIL,
+            reads=ACTIVATIONS,
+        ),
+        "bn_only": Method(
+            about="BatchNorm alone, surgical fine-tuning (Lee et al. 2023)",
+            moved="scale, shift and statistics of every BatchNorm; head",
+            moves=BATCH_NORM,
+            learning_rate=_NEW,
+        ),
+        "first_block": Method(
+            about="stem and first stage alone, surgical fine-tuning (Lee et al. 2023)",
+            moved="stem, first stage, head",
+            moves=FIRST_BLOCK,
+        ),
+        "full": Method(
+            about="all weights, end to end, with a new head",
+            moved="all",
+            moves=ALL,
+        ),
+        "lp_ft": Method(
+            about="all weights, beginning with the head of lp (Kumar et al. 2022)",
+            moved="all",
+            moves=ALL,
+            starts_from=("lp",),
+        ),
+        "wise_ft": Method(
+            about="the straight line from lp to lp_ft, or to full (Wortsman et al. 2022)",
+            moved="all, by mixing",
+            moves=ALL,
+            starts_from=("lp", "lp_ft"),
+            trains=False,
+        ),
+        "scratch_cnn": Method(
+            about="a small convolutional network, from nothing",
+            moved="all of a network of its own",
+            moves=ALL,
+            epochs=30,
+            learning_rate=_NEW,
+            pretrained=False,
+        ),
+        "scratch_ann": Method(
+            about="a fully connected network on small pixels, from nothing",
+            moved="all of a network of its own",
+            moves=ALL,
+            epochs=30,
+            learning_rate=_NEW,
+            pretrained=False,
+        ),
+    }
+)
+#: What runs when no method is asked for: minutes, also without a GPU.
+QUICK = ("lp", "last_block", "scratch_cnn")
+EVERY = "all"
+#: Method that the others are compared with.
+BASELINE = "lp"
+#: Share of the way from the first model to the second.
+ALPHAS = tuple(step / 10 for step in range(11))
+
+
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+    """The methods to run, those that others start from among them, in the table's order.
+
+    Args:
+        names: Entries of ``METHODS``, or ``all``; none means ``QUICK``.
+
+    Raises:
+        UnknownNameError: A name is in no table.
+    """
+    wanted: set[str] = set()
+    for name in names or QUICK:
+        if name not in (*METHODS, EVERY):
+            raise UnknownNameError("method", name, [*METHODS, EVERY])
+        wanted |= set(METHODS) if name == EVERY else {name}
+    for name in reversed(list(METHODS)):  # a method starts from earlier ones only
+        if name in wanted:
+            # The line of wise_ft may as well end at full, where that is trained anyway.
+            spared = {"lp_ft"} if name == "wise_ft" and "full" in wanted else set()
+            wanted |= set(METHODS[name].starts_from) - spared
+    return tuple(name for name in METHODS if name in wanted)
+
+
+def end_of_line(names: Sequence[str]) -> str:
+    """Where the line of ``wise_ft`` ends, of the methods to run."""
+    return "lp_ft" if "lp_ft" in names else "full"

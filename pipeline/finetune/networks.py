@@ -1,0 +1,208 @@
+"""Networks that can be trained: normalisation, backbone and head in one module.
+
+Weights come through ``pipeline.backbones``, by the same reading of the same files, so a
+network that is about to be trained gives the features that the store holds. Initial
+weights of what is new are drawn from the seed and the purpose.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.images import PixelPolicy
+from pipeline.weights import State, read_state
+
+HIDDEN = 256
+DROPOUT = 0.5
+#: Share of each auxiliary classifier in GoogLeNet's loss (Szegedy et al. 2015).
+AUXILIARY_WEIGHT = 0.3
+#: Side to which the fully connected network averages its pixels: 64 x 64 x 3 inputs.
+ANN_SIDE = 64
+#: Channels of the small CNN's four stages; each halves the side.
+CNN_WIDTHS = (16, 32, 64, 128)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class Normalise(nn.Module):
+    """Uint8 pixels ``(n, size, size, 3)`` to the backbone's images ``(n, 3, size, size)``.
+
+    The same operations in the same order as :class:`pipeline.frozen.Frozen`, in the
+    precision that the module was moved to.
+
+    Args:
+        policy: Mean and standard deviation are taken from it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, policy: PixelPolicy) -> None:
+        super().__init__()
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(policy.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(policy.std).view(shape), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised images, channels last in memory."""
+        images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype).div(255)
+        return (images - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """What is trained: ``entry`` to ``backbone`` to ``head``.
+
+    In train mode a backbone with auxiliary classifiers gives their outputs too; the
+    result is then a tuple of logits, the head's first.
+
+    Args:
+        entry: From what a batch holds to the backbone's input.
+        backbone: To pooled features ``(n, d)``.
+        head: To logits ``(n, K)``.
+    """
+
+    def __init__(self, entry: nn.Module, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.entry = entry
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, batch: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Logits of shape ``(n, K)``."""
+        features = self.backbone(self.entry(batch))
+        if isinstance(features, tuple):
+            main, *others = features
+            return (self.head(main), *(logits for logits in others if logits is not None))
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def new_head(dim: int, classes: int, seed: int) -> nn.Module:
+    """The exercise's head: Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K)."""
+    with drawn_from(seed, "head"):
+        return nn.Sequential(
+            nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, classes)
+        )
+
+
+def add_auxiliary(name: str, backbone: Any, file: Path, *, classes: int, seed: int) -> bool:
+    """Give GoogLeNet the auxiliary classifiers that its weights file holds.
+
+    Args:
+        name: Of the backbone; any but ``googlenet`` stays as it is.
+        backbone: Changed in place.
+        file: Its weights; the last layer of each auxiliary classifier is new.
+        classes: Number of classes.
+        seed: Of the new layers.
+
+    Returns:
+        Whether there are any now.
+    """
+    state = read_state(file) if name == "googlenet" else {}
+    if not any(key.startswith("aux") for key in state):
+        return False
+    with drawn_from(seed, "auxiliary"):
+        backbone.aux1 = _auxiliary(state, "aux1.", 512, classes)
+        backbone.aux2 = _auxiliary(state, "aux2.", 528, classes)
+    backbone.aux_logits = True
+    return True
+
+
+def remove_auxiliary(backbone: Any) -> None:
+    """Take them away again: they help to train and never predict."""
+    if getattr(backbone, "aux_logits", False):
+        backbone.aux1 = backbone.aux2 = None
+        backbone.aux_logits = False
+
+
+def _auxiliary(state: State, prefix: str, channels: int, classes: int) -> nn.Module:
+    from torchvision.models.googlenet import InceptionAux
+
+    auxiliary = InceptionAux(channels, classes)
+    own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    new = {k: t for k, t in auxiliary.state_dict().items() if k.startswith("fc2.")}
+    auxiliary.load_state_dict(own | new)
+    return auxiliary  # type: ignore[no-any-return]
+
+
+def small_cnn(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
+    """Four stages of 3 x 3 convolution, BatchNorm, ReLU and pooling; then the head."""
+    layers: list[nn.Module] = []
+    with drawn_from(seed, "scratch_cnn"):
+        for before, width in zip((3, *CNN_WIDTHS), CNN_WIDTHS, strict=False):
+            layers += [
+                nn.Conv2d(before, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            ]
+    backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    return Classifier(Normalise(policy), backbone, new_head(CNN_WIDTHS[-1], classes, seed))
+
+
+def small_ann(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
+    """The head alone, on pixels averaged to 64 x 64 at most."""
+    side = min(ANN_SIDE, policy.size)
+    backbone = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(1))
+    return Classifier(Normalise(policy), backbone, new_head(3 * side * side, classes, seed))
+
+
+def cross_entropy(smoothing: float = 0.0) -> Any:
+    """Loss of a network's output, ``(logits or tuple of them, labels) -> scalar``.
+
+    Auxiliary logits count 0.3 each.
+    """
+
+    def loss(output: Any, labels: Tensor) -> Tensor:
+        main, *others = output if isinstance(output, tuple) else (output,)
+        total = nn.functional.cross_entropy(main, labels, label_smoothing=smoothing)
+        for logits in others:
+            share = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+            total = total + AUXILIARY_WEIGHT * share
+        return total
+
+    return loss
+
+
+def batch_norm_parameters(network: nn.Module) -> list[nn.Parameter]:
+    """Scale and shift of every BatchNorm of a network."""
+    found = [m for m in network.modules() if isinstance(m, _BATCH_NORMS)]
+    return [parameter for m in found for parameter in m.parameters()]
+
+
+def parameters_of(network: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    """All parameters of the modules with these names."""
+    return [p for name in names for p in network.get_submodule(name).parameters()]
+
+
+def count_parameters(network: nn.Module) -> tuple[int, int]:
+    """Number of trainable parameters, and of all."""
+    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
+    return sum(n for n, moves in sizes if moves), sum(n for n, _ in sizes)
+
+
+def forward_gflop(network: nn.Module, example: Tensor) -> float:
+    """Of one forward pass of a batch of one, 1e9 operations; a multiply-add is two.
+
+    Counted are matrix products and convolutions, as torch's counter has them.
+    """
+    was_training = network.training
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(example)
+    network.train(was_training)
+    return float(counter.get_total_flops()) / 1e9
+
+
+@contextmanager
+def drawn_from(seed: int, purpose: str) -> Iterator[None]:
+    """Initial weights made inside depend on seed and purpose alone."""
+    digest = hashlib.sha256(f"{seed}|{purpose}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:7]))
+        yield

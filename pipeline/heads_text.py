@@ -1,0 +1,200 @@
+"""What stage 2 found, for a terminal: a ranked table for each domain, then what it allows to say.
+
+Each table stands under the question that it answers, because "which trained head is better
+here" and "which kind of head is better for data like this" have different answers.
+"""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from rich.table import Table as RichTable
+
+from pipeline.fitting import ENSEMBLE
+from pipeline.head_report import CompareReport, Row, Table
+from pipeline.names import legible
+from pipeline.pairing import BASELINE, BEST, Pair
+from pipeline.splits import FIT
+from pipeline.study import SOURCE
+from pipeline.text_table import WIDTH, new_table, render
+
+_METRICS = {"accuracy": "accuracy", "auroc": "AUROC"}
+_WORDS = ("better", "worse", "equivalent", "inconclusive")
+#: Splits from which on more would hardly change the answer: ten times five folds.
+_FIRM = 50
+
+
+def heads_text(report: CompareReport) -> str:
+    """All tables of a comparison, backbone by backbone."""
+    parts = [
+        part for name, table in report.tables.items() for part in _backbone(report, name, table)
+    ]
+    failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
+    return "\n\n".join([*parts, *(["\n".join(failures)] if failures else [])])
+
+
+def _backbone(report: CompareReport, name: str, table: Table) -> Iterator[str]:
+    positive = f"; positive class: {legible(report.positive)}" if report.positive else ""
+    title = f"{report.study} on {name}; classes: {', '.join(map(legible, report.classes))}"
+    yield f"{title}{positive}"
+    yield _question_of_trained(report, table)
+    places = list(dict.fromkeys((r.domain, r.role) for r in table.rows if r.role != FIT))
+    for domain, role in places:
+        yield _place(table, domain, role)
+    yield from _of_seeds(table, places)
+    yield from _of_procedures(table)
+    yield from _of_the_best(table)
+
+
+def _question_of_trained(report: CompareReport, table: Table) -> str:
+    if report.baseline in {row.head.removesuffix(ENSEMBLE) for row in table.rows}:
+        against = (
+            f"points: accuracy against the baseline {report.baseline}; p: after Holm; "
+            "better and worse need p < 0.05, equivalent: within 1 point"
+        )
+    else:
+        against = f"the baseline {report.baseline} is not among the heads that were fitted"
+    lines = [
+        "WHICH TRAINED HEAD IS BETTER ON THESE IMAGES? The same images for all, 95 % intervals",
+        against,
+        "~ cannot be told from the best of its table (model confidence set, 90 %)",
+    ]
+    if table.best:
+        lines.append(f"* best by validation: {_name(table.best)}")
+    return "\n".join(lines)
+
+
+def _place(table: Table, domain: str, role: str) -> str:
+    """The heads of one domain, the most accurate first."""
+    rows = {
+        (r.head, r.metric): r for r in reversed(table.rows) if (r.domain, r.role) == (domain, role)
+    }
+    heads = _final([head for head, _ in reversed(rows)])
+    heads.sort(key=lambda head: -rows[head, "accuracy"].value)
+    against = {
+        p.head: p
+        for p in table.pairs
+        if (p.domain, p.role, p.metric, p.reference) == (domain, role, "accuracy", BASELINE)
+    }
+    best = next(
+        (s.members for s in table.best_sets
+         if (s.domain, s.role, s.metric) == (domain, role, "accuracy")), ()
+    )  # fmt: skip
+    grid = new_table(["head", "", "accuracy", "AUROC", "points", "p", "it is", "fit s"], left=2)
+    for head in heads:
+        marks = ("*" if head == table.best else "") + ("~" if head in best else "")
+        grid.add_row(
+            _name(head),
+            marks,
+            _with_interval(rows.get((head, "accuracy"))),
+            _with_interval(rows.get((head, "auroc"))),
+            *_against(against.get(head)),
+            f"{rows[head, 'accuracy'].seconds:.2f}",
+        )
+    one = rows[heads[0], "accuracy"]
+    where = "validation" if domain == SOURCE else domain
+    lines = [_titled(f"{where}: {one.n} images of {one.groups} patients", grid)]
+    here = [p for p in table.pairs if (p.domain, p.role) == (domain, role)]
+    lines += _verdicts("AUROC", [p for p in here if _is(p, "auroc", BASELINE)], "")
+    lines += _verdicts("accuracy", [p for p in here if _is(p, "accuracy", BEST)], " *")
+    return "\n".join(lines)
+
+
+def _is(pair: Pair, metric: str, reference: str) -> bool:
+    return (pair.metric, pair.reference) == (metric, reference)
+
+
+def _verdicts(what: str, pairs: Sequence[Pair], mark: str) -> list[str]:
+    """Who is better, worse, equivalent or inconclusive against one head, in a sentence."""
+    if not pairs:
+        return []
+    words: dict[str, list[str]] = {}
+    for pair in pairs:
+        words.setdefault(pair.verdict, []).append(_name(pair.head))
+    order = [word for word in _WORDS if word in words]
+    told = "; ".join(f"{word}: {', '.join(words[word])}" for word in order)
+    text = f"{what} against {_name(pairs[0].baseline)}{mark}: {told}"
+    return textwrap.wrap(text, WIDTH, initial_indent=" ", subsequent_indent="   ")
+
+
+def _titled(title: str, grid: RichTable) -> str:
+    return title + "\n" + render(grid).strip("\n")
+
+
+def _final(heads: Sequence[str]) -> list[str]:
+    """The ensemble in place of the seeds, where there are several."""
+    return list({head.removesuffix(ENSEMBLE): head for head in heads}.values())
+
+
+def _name(head: str) -> str:
+    kind = head.removesuffix(ENSEMBLE)
+    return kind if kind == head else f"{kind} ensemble"
+
+
+def _with_interval(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    if row.low is None or row.high is None:
+        return f"{row.value:.3f}"
+    return f"{row.value:.3f} {_bounds(row.low, row.high)}"
+
+
+def _bounds(low: float, high: float) -> str:
+    """Of a share: the leading zero says nothing."""
+    return f"[{low:.3f}, {high:.3f}]".replace("0.", ".")
+
+
+def _against(pair: Pair | None) -> tuple[str, str, str]:
+    if pair is None:
+        return "", "", ""
+    points = f"{100 * pair.difference:+.1f} [{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
+    return points, p_text(pair.p_holm), pair.verdict
+
+
+def p_text(p: float) -> str:
+    """Three digits, and never the claim that it is zero."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"  # noqa: PLR2004
+
+
+def _of_seeds(table: Table, places: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """How far trainings of one kind of head lie apart."""
+    rows = [s for s in table.seed_spread if s.metric == "accuracy"]
+    if not rows:
+        return
+    grid = new_table(["head", "on", "mean", "sd", "beats the baseline"], left=2)
+    for s in sorted(rows, key=lambda s: places.index((s.domain, s.role))):
+        wins = "" if s.wins is None else f"{s.wins:.2f} [{s.wins_low:.2f}, {s.wins_high:.2f}]"
+        where = "validation" if s.domain == SOURCE else s.domain
+        grid.add_row(s.head, where, f"{s.mean:.3f} {_bounds(s.low, s.high)}", f"{s.sd:.3f}", wins)
+    title = f"HOW MUCH DOES THE SEED MATTER? Accuracy over {rows[0].seeds} trainings"
+    yield _titled(f"{title}, intervals over seeds and patients", grid)
+
+
+def _of_procedures(table: Table) -> Iterator[str]:
+    rows = [p for p in table.procedures if p.metric == "accuracy"]
+    if not rows:
+        return
+    grid = new_table(["head", "points", "P(worse)", "P(equal)", "P(better)", "p"], left=1)
+    for p in sorted(rows, key=lambda p: -p.difference):
+        chances = (f"{one:.2f}" for one in (p.worse, p.equal, p.better))
+        grid.add_row(p.head, f"{100 * p.difference:+.1f}", *chances, p_text(p.p_holm))
+    few = "" if rows[0].splits >= _FIRM else "; --repeats 10 makes it firmer"
+    title = (
+        "WHICH KIND OF HEAD IS BETTER FOR DATA LIKE THIS? Trained again on each of "
+        f"{rows[0].splits} folds of the fit split\n"
+        f"points: accuracy against {rows[0].baseline}; equal: within {100 * rows[0].rope:.0f} "
+        f"point; p: Nadeau and Bengio's, after Holm{few}"
+    )
+    yield _titled(title, grid)
+
+
+def _of_the_best(table: Table) -> Iterator[str]:
+    if not table.honest:
+        return
+    lines = ["WHAT IS THE BEST OF THEM WORTH ON NEW PATIENTS? Out of fold on the fit split, BBC-CV"]
+    for h in table.honest:
+        text = (
+            f"{_METRICS[h.metric]}: honestly {h.honest:.3f} {_bounds(h.low, h.high)}; {h.head} "
+            f"looks best of {h.among} with {h.apparent:.3f}, optimism {h.optimism:+.4f}"
+        )
+        lines += textwrap.wrap(text, WIDTH - 2, subsequent_indent="  ")
+    yield "\n".join(lines)

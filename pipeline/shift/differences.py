@@ -1,0 +1,146 @@
+"""Which habits of the hospitals differ: measures of the pictures, and the class mix.
+
+Measures are compared within each class, so that a hospital with more ill patients does
+not seem to expose its films differently. A difference is named only where its whole
+simultaneous interval lies beyond half a standard deviation: in large data sets
+everything differs a little.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.stats import patient_draws, percentile_interval
+from pipeline.stats.intervals import DRAWS, Weights
+
+#: A medium difference, in standard deviations (Cohen 1988): what lies inside is not named.
+MEDIUM = 0.5
+#: A difference of the class mix that is named: the interval lies beyond it.
+MIX = 0.05
+CLASS_MIX = "class mix"
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Pictures of one domain.
+
+    Attributes:
+        measures: By name, shape ``(n,)``; what could not be measured is NaN.
+        labels: Shape ``(n,)``, 0 to K - 1.
+        groups: Patients, shape ``(n,)``.
+    """
+
+    measures: Mapping[str, NDArray[np.float64]]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.str_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One habit, target against source.
+
+    Attributes:
+        name: Of the measure, or ``class mix``.
+        effect: Mean over the classes of (target - source) in pooled standard deviations;
+            for the class mix, the largest difference of a class's share.
+        low: Lower bound of the interval, simultaneous over all differences (Bonferroni).
+        high: Upper bound.
+        named: Whether the interval lies beyond what is never named.
+    """
+
+    name: str
+    effect: float
+    low: float
+    high: float
+    named: bool
+
+
+def differences(
+    source: Pictures, target: Pictures, rng: np.random.Generator, draws: int = DRAWS
+) -> tuple[Difference, ...]:
+    """Compare two domains; the named ones come first, the largest before the others.
+
+    Args:
+        source: Pictures of the source.
+        target: Pictures of the target, with the same measures.
+        rng: Draws patients.
+        draws: Bootstrap draws.
+    """
+    weights = tuple(patient_draws(p.groups, rng, draws=draws) for p in (source, target))
+    level = 1 - (1 - _LEVEL) / (len(source.measures) + 1)
+    found = [_class_mix(source, target, weights, level)]
+    for name in source.measures:
+        values = _effect(name, source, target, weights)
+        whole = tuple(np.ones((1, len(p.labels))) for p in (source, target))
+        effect = float(_effect(name, source, target, whole)[0])
+        low, high = percentile_interval(values, level=level)
+        found.append(_difference(name, effect, (low, high), MEDIUM))
+    return tuple(sorted(found, key=lambda d: (not d.named, -_rank(d))))
+
+
+def _effect(
+    name: str, source: Pictures, target: Pictures, weights: tuple[Weights, ...]
+) -> NDArray[np.float64]:
+    """Cohen's d within classes for each draw, shape ``(B,)``."""
+    parts = []
+    for k in np.intersect1d(source.labels, target.labels):
+        mean_s, var_s = _moments(source, name, weights[0], int(k))
+        mean_t, var_t = _moments(target, name, weights[1], int(k))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            # The floor lets a mark that all films of one hospital have, and none elsewhere, count.
+            parts.append((mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12))
+    # A draw without one of the classes is judged by the others.
+    known = np.isfinite(parts)
+    total = np.where(known, parts, 0.0).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        effects: NDArray[np.float64] = total / known.sum(axis=0)
+    return effects
+
+
+def _moments(
+    pictures: Pictures, name: str, weights: Weights, k: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weighted mean and variance of a class, each of shape ``(B,)``."""
+    values = pictures.measures[name]
+    rows = (pictures.labels == k) & np.isfinite(values)
+    w, x = weights[:, rows], values[rows]
+    x = x - (x.mean() if len(x) else 0.0)  # variances as differences of squares need this
+    shift = values[rows].mean() if len(x) else np.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = w @ x / w.sum(axis=1)
+        variance = w @ x**2 / w.sum(axis=1) - mean**2
+    return mean + shift, variance
+
+
+def _class_mix(
+    source: Pictures, target: Pictures, weights: tuple[Weights, ...], level: float
+) -> Difference:
+    """The class whose share differs most; its sign is the target's minus the source's."""
+    classes = range(int(max(source.labels.max(), target.labels.max())) + 1)
+    shares = [np.mean(target.labels == k) - np.mean(source.labels == k) for k in classes]
+    # With two classes both differ equally: the second, the positive one, is told.
+    k = len(shares) - 1 - int(np.argmax(np.abs(shares[::-1]).round(12)))
+    drawn = [
+        w @ (p.labels == k) / w.sum(axis=1) for w, p in zip(weights, (source, target), strict=True)
+    ]
+    interval = percentile_interval(drawn[1] - drawn[0], level=level)
+    return _difference(CLASS_MIX, float(shares[k]), interval, MIX)
+
+
+def _difference(
+    name: str, effect: float, interval: tuple[float, float], margin: float
+) -> Difference:
+    low, high = interval
+    return Difference(
+        name=name, effect=effect, low=low, high=high, named=low > margin or high < -margin
+    )
+
+
+def _rank(difference: Difference) -> float:
+    """How many times what is never named."""
+    if not np.isfinite(difference.effect):
+        return 0.0
+    return abs(difference.effect) / (MIX if difference.name == CLASS_MIX else MEDIUM)

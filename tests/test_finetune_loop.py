@@ -1,0 +1,505 @@
+"""The loop trains what it says it trains, by the formulas it names, and by its seed alone."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from pipeline.errors import EngineError, PipelineError, UnknownNameError
+from pipeline.finetune.augment import AUGMENTATIONS
+from pipeline.finetune.device import peak_memory
+from pipeline.finetune.loop import LoopSettings, logits_of, order, predict, train, train_mode
+from pipeline.finetune.optimise import OPTIMISERS, share_of_rate
+from pipeline.progress import Progress
+from tests.finetune_jobs import Pictures, Rows, same, small_net, tensors
+
+SETTINGS = LoopSettings(epochs=2, batch_size=4, seed=3)
+VALIDATION = {"validation": Pictures(6, seed=1)}
+
+
+def _trained(model, settings=SETTINGS, fit=None, watched=VALIDATION, **options):
+    history = train(model, Pictures(10) if fit is None else fit, watched, settings, **options)
+    return tensors(model), history
+
+
+# The rate and the steps
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 0.1), (40, 0.25), (7, 0.5), (9, 0.0), (1, 0.1)])
+def test_the_rate_rises_and_falls_as_torchs_own_schedules(steps, warmup):
+    """A straight line to the highest, then a half cosine: as LinearLR and CosineAnnealingLR."""
+    rise = math.ceil(steps * warmup)
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps - rise, 1))
+    falling = []
+    for _ in range(steps - rise):
+        falling.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        fall.step()
+    expected = [*np.linspace(0, 1, rise + 1)[1:], *falling]
+    found = [share_of_rate(step, steps, warmup) for step in range(steps)]
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert max(found) == 1
+    assert min(found) > 0
+
+
+def _activations(count=10):
+    """Float64, so that a gradient of exactly zero (a bias before a BatchNorm) stays near it."""
+    rng = np.random.default_rng(0)
+    return Rows(rng.normal(size=(count, 3, 5, 5)), np.arange(count) % 2)
+
+
+def _small_float64_net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2))
+    return net.double()
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_the_steps_are_those_of_a_plain_torch_loop(name):
+    """Order, batches, rate, decay, clipping and optimiser: as written out by hand."""
+    settings = LoopSettings(epochs=3, batch_size=4, optimiser=name, weight_decay=0.1, clip=0.3)
+    fit, plain = _activations(), _small_float64_net()
+    groups = [
+        {"params": [plain[0].weight, plain[3].weight], "weight_decay": 0.1},
+        {"params": [plain[0].bias, *plain[1].parameters(), plain[3].bias], "weight_decay": 0},
+    ]
+    optimiser = {
+        "adamw": lambda: torch.optim.AdamW(groups, lr=1e-3),
+        "sgd": lambda: torch.optim.SGD(groups, lr=1e-3, momentum=0.9, nesterov=True),
+    }[name]()
+    losses, step = [], 0
+    for epoch in range(3):
+        rows = order(settings.seed, epoch, 10)
+        losses.append(0.0)
+        for batch in (rows[:4], rows[4:8], rows[8:]):
+            for group in optimiser.param_groups:
+                group["lr"] = 1e-3 * share_of_rate(step, 9, 0.1)
+            optimiser.zero_grad()
+            loss = cross_entropy(plain(fit.batch(batch)), torch.from_numpy(fit.label[batch]))
+            loss.backward()
+            nn.utils.clip_grad_norm_(plain.parameters(), 0.3)
+            optimiser.step()
+            losses[-1] += loss.item() * len(batch) / 10
+            step += 1
+    found, history = _trained(_small_float64_net(), settings, fit, {})
+    for key, value in tensors(plain).items():
+        torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9)
+    assert [row.fit_loss for row in history.rows] == pytest.approx(losses, rel=1e-7)
+
+
+def test_the_gradient_is_clipped_to_its_norm():
+    """One step of SGD moves all parameters together by rate x clip x (1 + momentum)."""
+    model = small_net(dropout=0.0)
+    before = tensors(model)
+    settings = LoopSettings(
+        epochs=1, batch_size=10, optimiser="sgd", clip=1e-3, weight_decay=0.0, warmup=0.0
+    )
+    _trained(model, settings)
+    moved = [(p - before[name]).detach().flatten() for name, p in model.named_parameters()]
+    assert torch.cat(moved).norm().item() == pytest.approx(1e-3 * 1e-3 * 1.9, rel=1e-2)
+
+
+def test_the_criterion_may_be_the_callers():
+    """It gets the whole output of the model, and its mean over all rows is the fit loss."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, pixels):
+            logits = self.net(pixels)
+            return logits, 0 * logits
+
+    def of_both(output, labels):
+        return sum(cross_entropy(one, labels) for one in output) * 0 + 3
+
+    _, history = _trained(Twice(), criterion=of_both)
+    assert [row.fit_loss for row in history.rows] == [3, 3]
+    assert history.rows[0].validation_loss != 3
+
+
+def test_labels_are_smoothed_for_the_fit_alone():
+    """An untrained loss with smoothing is that of torch; the validation's has none."""
+    settings = LoopSettings(epochs=1, batch_size=10, learning_rate=1e-12, label_smoothing=0.4)
+    model, fit = small_net(norm=False, dropout=0.0), Pictures(10)
+    logits, labels = model(torch.from_numpy(fit.pixels)), torch.from_numpy(fit.label)
+    _, history = _trained(model, settings, fit, {"validation": fit})
+    smoothed = cross_entropy(logits, labels, label_smoothing=0.4).item()
+    assert history.rows[0].fit_loss == pytest.approx(smoothed, rel=1e-5)
+    assert history.rows[0].validation_loss == pytest.approx(cross_entropy(logits, labels).item())
+
+
+# Frozen is frozen
+
+
+def test_what_is_frozen_keeps_every_bit():
+    """Parameters without a gradient and the BatchNorm statistics beside them do not move."""
+    model = small_net()
+    model.body.requires_grad_(requires_grad=False)
+    before = tensors(model)
+    after, _ = _trained(model)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias"}
+
+
+def test_what_is_trained_moves():
+    """BatchNorm that is trained learns, and takes new statistics."""
+    model = small_net()
+    before = tensors(model)
+    after, _ = _trained(model)
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_training_mode_stops_at_what_is_frozen():
+    """Frozen modules evaluate with all within them; without parameters, as what is around."""
+    block = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.Dropout())
+    half = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    half[0].requires_grad_(requires_grad=False)
+    model = nn.Sequential(block.requires_grad_(requires_grad=False), half, nn.ReLU())
+    train_mode(model)
+    assert [m.training for m in block.modules()] == [False] * 4
+    assert [m.training for m in half.modules()] == [True, False, True, True]
+    assert model.training
+    assert model[2].training
+
+
+def test_a_head_on_a_frozen_body_equals_the_head_on_its_stored_output():
+    """Same seed, same order, same dropout: the store changes nothing."""
+    online, fit = small_net(), Pictures(10)
+    online.body.eval().requires_grad_(requires_grad=False)
+    from_store = small_net().head
+    stored = online.body(torch.from_numpy(fit.pixels).permute(0, 3, 1, 2).float().div(255))
+    _trained(online, fit=fit, watched={})
+    _trained(from_store, fit=Rows(stored.numpy(), fit.label), watched={})
+    for name, value in from_store.state_dict().items():
+        torch.testing.assert_close(online.head.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_stored_activations_keep_their_type():
+    """Float64 in, float64 through: what a test of 20 steps within 1e-5 needs."""
+    rng = np.random.default_rng(0)
+    fit = Rows(rng.normal(size=(6, 2, 3, 3)), np.arange(6) % 2)
+    model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten()).double()
+    _trained(model, fit=fit, watched={})
+    assert model[0].weight.dtype == torch.float64
+
+
+# By the seed alone
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others():
+    """Bit for bit, whatever the caller drew before."""
+    torch.manual_seed(1)
+    first, _ = _trained(small_net())
+    torch.manual_seed(2)
+    again, _ = _trained(small_net())
+    other, _ = _trained(small_net(), replace(SETTINGS, seed=4))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_dropout_alone_differs_by_seed():
+    """With all images in one batch the order is no matter, and the masks still are."""
+    settings = LoopSettings(epochs=1, batch_size=10, seed=0)
+    some, _ = _trained(small_net(norm=False), settings)
+    others, _ = _trained(small_net(norm=False), replace(settings, seed=1))
+    assert (some["head.3.weight"] - others["head.3.weight"]).abs().max() > 1e-5
+
+
+def test_the_callers_generators_are_left_alone():
+    """Training and predicting draw nothing from them."""
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    _trained(small_net(seed=0))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_order_is_a_permutation_by_seed_and_epoch():
+    """All rows once, and another order for another seed or epoch."""
+    assert sorted(order(0, 0, 50)) == list(range(50))
+    assert np.array_equal(order(0, 1, 50), order(0, 1, 50))
+    different = {order(seed, epoch, 50).tobytes() for seed in range(3) for epoch in range(3)}
+    assert len(different) == 9
+
+
+# Augmentation
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.from_numpy(Pictures(12, side=20).pixels)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation_keeps_shape_and_type(pixels, name):
+    """Uint8 pixels in, uint8 pixels of that shape out, the originals untouched."""
+    before = pixels.clone()
+    found = AUGMENTATIONS[name](pixels, 0, 0, np.arange(12))
+    assert (found.dtype, found.shape) == (torch.uint8, pixels.shape)
+    assert torch.equal(pixels, before)
+
+
+def test_augmentation_depends_on_seed_epoch_and_row_alone(pixels):
+    """Alone, in another batch, in another order: the same change of the same row."""
+    light, rows = AUGMENTATIONS["light"], np.arange(12)
+    together = light(pixels, 5, 2, rows)
+    turned = light(pixels.flip(0), 5, 2, rows[::-1]).flip(0)
+    alone = torch.cat([light(pixels[[row]], 5, 2, rows[[row]]) for row in rows])
+    assert torch.equal(together, turned)
+    assert torch.equal(together, alone)
+    for other in (light(pixels, 6, 2, rows), light(pixels, 5, 3, rows)):
+        assert all(not torch.equal(a, b) for a, b in zip(together, other, strict=True))
+
+
+def test_light_is_small():
+    """Half are mirrored; what is bright on the left and below stays below, and mostly whole."""
+    image = torch.zeros(1, 40, 40, 3, dtype=torch.uint8)
+    image[:, 24:36, 4:16] = 200
+    found = AUGMENTATIONS["light"](image.expand(400, -1, -1, -1), 0, 0, np.arange(400)).float()
+    left, right = found[:, :, :20].sum((1, 2, 3)), found[:, :, 20:].sum((1, 2, 3))
+    mirrored = (right > left).float().mean().item()
+    assert 0.4 < mirrored < 0.6
+    assert (found[:, 20:].sum((1, 2, 3)) > 4 * found[:, :20].sum((1, 2, 3))).all()
+    size = found.sum((1, 2, 3)) / image.float().sum()
+    assert 0.75 < size.min() < size.max() < 1.5
+    assert found.max() == 200
+
+
+def test_one_grey_stays_that_grey():
+    """Nothing dark comes in at the edges."""
+    image = torch.full((5, 16, 16, 3), 77, dtype=torch.uint8)
+    assert torch.equal(AUGMENTATIONS["light"](image, 0, 0, np.arange(5)), image)
+
+
+def test_stored_activations_cannot_be_augmented():
+    """The error says so, and what to take."""
+    fit = Rows(np.zeros((4, 8), np.float32), np.arange(4) % 2)
+    with pytest.raises(ValueError, match=r"works on pixels.*float32 of shape \(4, 8\).*use none"):
+        _trained(nn.Linear(8, 2), replace(SETTINGS, augmentation="light"), fit, {})
+
+
+# Early stopping and the history
+
+
+def _against():
+    """Validation examples that every step of training makes worse."""
+    validation = Pictures(10)
+    validation.label = 1 - validation.label
+    return {"validation": validation}
+
+
+def test_patience_stops_and_goes_back_to_the_best_weights():
+    """Two epochs after the best it stops; the model then scores as it did at the best."""
+    settings = LoopSettings(epochs=30, batch_size=2, learning_rate=0.02, patience=2)
+    _, history = _trained(small_net(dropout=0.0), settings, watched=_against())
+    losses = [row.validation_loss for row in history.rows]
+    assert history.best_epoch == int(np.argmin(losses))
+    assert len(losses) == history.best_epoch + 3 < 30
+    assert history.stopped_early
+    assert history.kept_epoch == history.best_epoch
+    assert history.final["validation"].loss == pytest.approx(min(losses))
+    assert losses[-1] > min(losses)
+
+
+def test_without_patience_the_last_weights_are_kept():
+    """The best epoch is told, and no more."""
+    settings = LoopSettings(epochs=6, batch_size=2, learning_rate=0.02)
+    _, history = _trained(small_net(dropout=0.0), settings, watched=_against())
+    assert len(history.rows) == 6
+    assert not history.stopped_early
+    assert history.best_epoch < history.kept_epoch == 5
+    assert history.final["validation"].loss == pytest.approx(history.rows[-1].validation_loss)
+
+
+def test_the_history_tells_what_happened():
+    """Numbers of each epoch, right answers as predict gives them, time, rate and memory."""
+    model, target = small_net(), Pictures(7, seed=2)
+    _, history = _trained(model, watched={**VALIDATION, "elsewhere": target})
+    assert [row.epoch for row in history.rows] == [0, 1]
+    for row in history.rows:
+        assert row.images_per_second == pytest.approx(10 / row.seconds)
+        assert 0 <= row.fit_accuracy <= 1
+        assert row.validation_seconds > 0
+    assert history.rows[-1].learning_rate == pytest.approx(1e-3 * share_of_rate(5, 6, 0.1))
+    assert history.peak_memory_bytes > 50e6
+    proba = predict(model, target, batch_size=3, device="cpu")
+    loss = -np.log(proba[np.arange(7), target.label]).mean()
+    assert history.final["elsewhere"].loss == pytest.approx(loss)
+    assert history.final["elsewhere"].accuracy == (proba.argmax(1) == target.label).mean()
+
+
+def test_without_validation_examples_there_are_no_such_numbers():
+    """None, and not a number that was never measured."""
+    _, history = _trained(small_net(), watched={})
+    assert {row.validation_loss for row in history.rows} == {None}
+    assert history.best_epoch == history.kept_epoch == 1
+
+
+def test_progress_is_told_of_every_image():
+    """As many as are expected, over all epochs."""
+
+    class Told(Progress):
+        expected = done = 0
+
+        def expect(self, images):
+            self.expected += images
+
+        def advance(self, images=1):
+            self.done += images
+
+    told = Told("training")
+    _trained(small_net(), progress=told)
+    assert told.expected == told.done == 20
+
+
+# Predictions
+
+
+def test_probabilities_do_not_depend_on_the_batch():
+    """Rows of float64 that sum to one; no dropout, no statistics of the batch."""
+    model, examples = small_net().train(), Pictures(10)
+    whole = predict(model, examples, batch_size=10, device="cpu")
+    assert (whole.shape, whole.dtype) == ((10, 2), np.float64)
+    assert whole.sum(1) == pytest.approx(1)
+    assert predict(model, examples, batch_size=3, device="cpu") == pytest.approx(whole, abs=1e-6)
+    assert not model.training
+
+
+def test_the_main_logits_come_first():
+    """Auxiliary classifiers follow in a tuple."""
+    main = torch.zeros(1, 2)
+    assert logits_of(main) is main
+    assert logits_of((main, None)) is main
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "allowed"),
+    [
+        ({"optimiser": "lion"}, "adamw, sgd"),
+        ({"augmentation": "heavy"}, "none, light"),
+        ({"precision": "fp8"}, "fp32, tf32, bf16"),
+    ],
+)
+def test_an_unknown_name_lists_the_known_ones(change, allowed):
+    """The message prints the table."""
+    with pytest.raises(UnknownNameError, match=allowed):
+        LoopSettings(**change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"weight_decay": -1.0},
+        {"warmup": 1.0},
+        {"clip": -1.0},
+        {"patience": -1},
+        {"label_smoothing": 1.0},
+        {"seed": -1},
+    ],
+)
+def test_a_number_out_of_its_range_is_named(change):
+    """Field, value and what is allowed."""
+    (name,) = change
+    with pytest.raises(PipelineError, match=rf"{name} .*: allowed is"):
+        LoopSettings(**change)
+
+
+def test_every_setting_is_documented():
+    """A field without a line in the docstring would be a setting nobody finds."""
+    for field in fields(LoopSettings):
+        assert f"\n        {field.name}: " in LoopSettings.__doc__
+
+
+def test_what_cannot_be_trained_is_refused():
+    """No validation to be patient about, no parameter to train, no examples."""
+    with pytest.raises(ValueError, match="patience looks at 'validation'"):
+        _trained(small_net(), replace(SETTINGS, patience=1), watched={})
+    with pytest.raises(ValueError, match="every parameter is frozen"):
+        _trained(small_net().requires_grad_(requires_grad=False))
+    with pytest.raises(ValueError, match="no examples in fit"):
+        _trained(small_net(), fit=Pictures(0))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_mixed_precision_is_for_cuda(precision):
+    """Asked for on a CPU it is an error, not a surprise."""
+    with pytest.raises(EngineError, match=f"{precision} is a precision of CUDA.*use fp32"):
+        _trained(small_net(), replace(SETTINGS, precision=precision))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_device_is_named():
+    """With what to take instead."""
+    with pytest.raises(EngineError, match="no CUDA device here; use --device cpu"):
+        _trained(small_net(), replace(SETTINGS, device="cuda"))
+
+
+@pytest.mark.parametrize(("size", "hint"), [(9, "--batch-size 4"), (1, "smaller --image-size")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_out_of_memory_names_a_batch_size_to_try(size, hint, error):
+    """Half of the one that was too large."""
+
+    def too_large(output, labels):
+        raise error
+
+    with pytest.raises(
+        EngineError, match=f"out of memory with {size} images a step; try {hint}|{hint}"
+    ):
+        _trained(small_net(norm=False), replace(SETTINGS, batch_size=size), criterion=too_large)
+
+
+def test_another_error_of_torch_is_passed_on():
+    """A wrong shape is no lack of memory."""
+    with pytest.raises(RuntimeError, match="shape"):
+        _trained(
+            nn.Linear(3, 2), fit=Rows(np.zeros((4, 8), np.float32), np.zeros(4, int)), watched={}
+        )
+
+
+def test_a_loss_that_is_not_finite_stops_the_training():
+    """Before such weights are kept; the message says what to try."""
+    fit = Rows(np.full((4, 8), np.inf, np.float32), np.arange(4) % 2)
+    with pytest.raises(
+        EngineError, match="loss of epoch 0 is not finite: try a smaller --learning"
+    ):
+        _trained(nn.Linear(8, 2), fit=fit, watched={})
+
+
+def test_the_settings_need_no_torch():
+    """The command line shows defaults without it."""
+    code = "import sys, pipeline.finetune.settings; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False)
+    assert done.returncode == 0
+
+
+def test_memory_is_that_of_the_process():
+    """As the system counts it, in bytes."""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("no /proc here")
+    with open("/proc/self/status") as status:
+        (line,) = [line for line in status if line.startswith("VmHWM")]
+    assert peak_memory("cpu") == pytest.approx(int(line.split()[1]) * 1024, rel=0.05)

@@ -1,0 +1,260 @@
+"""Networks that can be trained: the same features as the frozen ones, parts that fit together."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline import backbones
+from pipeline.backbones import BACKBONES, build, spec_of
+from pipeline.errors import EngineError, NoCutError
+from pipeline.finetune.assembly import Material, assemble
+from pipeline.finetune.cuts import CUTS, cut_of
+from pipeline.finetune.loop import train_mode
+from pipeline.finetune.methods import METHODS
+from pipeline.finetune.networks import (
+    Normalise,
+    add_auxiliary,
+    count_parameters,
+    cross_entropy,
+    forward_gflop,
+    new_head,
+    remove_auxiliary,
+)
+from pipeline.frozen import Frozen
+from tests.tiny_trainable import deep_tiny, install_trainable_tiny
+
+#: Of one image of 224 x 224 at the cut.
+SHAPES = {
+    "densenet121": (512, 7, 7),
+    "googlenet": (832, 7, 7),
+    "resnet50": (1024, 14, 14),
+    "efficientnet_lite0": (192, 7, 7),
+}
+#: Small enough to be quick, large enough for every stage to have pixels.
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def weights_of(tmp_path_factory):
+    """Random weights of a backbone in a file, with what only its training form has."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    def save(name):
+        file = folder / f"{name}.pth"
+        if not file.exists():
+            torch.save(_random_state(name), file)
+        return file
+
+    return save
+
+
+def _random_state(name):
+    import timm
+    from torchvision import models
+
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        torch.manual_seed(1)
+        if name == "efficientnet_lite0":
+            network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        elif name == "googlenet":
+            network = models.googlenet(weights=None, aux_logits=True, init_weights=False)
+        else:
+            network = getattr(models, name)(weights=None)
+    return network.state_dict()
+
+
+def images(count, size=SIZE, seed=0):
+    """Uint8 pixels."""
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+    )
+
+
+def material(name, file, **changes):
+    """What a network of two classes is made of."""
+    return Material(
+        **{
+            "backbone": name,
+            "file": file,
+            "policy": replace(spec_of(name).policy, size=SIZE),
+            "classes": 2,
+            "seed": 0,
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in BACKBONES if n in CUTS])
+def test_prefix_and_tail_together_are_the_network(name, weights_of):
+    """Nothing is lost or done twice at the cut; GoogLeNet's own input step included."""
+    network = build(name, weights_of(name))
+    prefix, tail = cut_of(name).split(network)
+    batch = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(tail(prefix.eval()(batch)), network(batch), rtol=0, atol=0)
+        assert tuple(prefix(torch.zeros(1, 3, 224, 224)).shape[1:]) == SHAPES[name]
+
+
+@pytest.mark.parametrize("name", list(CUTS))
+def test_the_tail_is_a_view_of_the_network(name, weights_of):
+    """What is trained in the tail is trained in the network."""
+    network = build(name, weights_of(name))
+    _, tail = cut_of(name).split(network)
+    own = {id(p) for p in network.parameters()}
+    assert list(tail.parameters())
+    assert all(id(p) in own for p in tail.parameters())
+    for part in cut_of(name).first_block:
+        assert list(network.get_submodule(part).parameters())
+
+
+@pytest.mark.parametrize("name", list(CUTS))
+def test_before_training_the_features_are_those_that_the_store_holds(name, weights_of):
+    """Same weights, same normalisation, to the last bit; GoogLeNet's input step is kept."""
+    made = assemble("full", METHODS["full"], material(name, weights_of(name)))
+    frozen = Frozen(build(name, weights_of(name)), made_policy(name))
+    with torch.no_grad():
+        whole = made.whole.eval()
+        found = whole.backbone(whole.entry(images(2)))
+        torch.testing.assert_close(found, frozen(images(2)), rtol=0, atol=0)
+
+
+def made_policy(name):
+    return replace(spec_of(name).policy, size=SIZE)
+
+
+def test_normalisation_follows_the_module_into_double_precision():
+    """A test that trains in float64 is float64 from the pixels on."""
+    assert Normalise(spec_of("densenet121").policy).double()(images(1)).dtype == torch.float64
+
+
+def test_a_backbone_without_a_cut_says_which_have_one():
+    """The error lists the table and what can be done instead."""
+    with pytest.raises(NoCutError, match=r"timm:vit has no cut.*densenet121.*full needs none"):
+        cut_of("timm:vit")
+
+
+def test_googlenet_trains_with_its_auxiliary_classifiers(weights_of):
+    """0.3 of each is added to the loss while it trains; they never predict."""
+    made = assemble("full", METHODS["full"], material("googlenet", weights_of("googlenet")))
+    train_mode(made.trained)
+    output = made.trained(images(2))
+    assert [tuple(logits.shape) for logits in output] == [(2, 2)] * 3
+    labels = torch.tensor([0, 1])
+    each = [nn.functional.cross_entropy(logits, labels) for logits in output]
+    expected = each[0] + 0.3 * (each[1] + each[2])
+    torch.testing.assert_close(cross_entropy()(output, labels), expected)
+    assert made.trained.eval()(images(2)).shape == (2, 2)
+    assert not [name for name in made.state() if "aux" in name]
+
+
+def test_auxiliary_classifiers_begin_with_their_weights_and_a_new_last_layer(weights_of):
+    """All but the layer that names ImageNet's classes comes from the file."""
+    file = weights_of("googlenet")
+    network = build("googlenet", file)
+    assert add_auxiliary("googlenet", network, file, classes=3, seed=0)
+    state = torch.load(file, weights_only=True)
+    torch.testing.assert_close(network.aux1.fc1.weight.data, state["aux1.fc1.weight"])
+    assert network.aux2.fc2.out_features == 3
+    remove_auxiliary(network)
+    assert not network.aux_logits
+
+
+def test_weights_without_auxiliary_classifiers_train_without(tmp_path, weights_of):
+    """When they do not exist, there is one output and one loss."""
+    state = torch.load(weights_of("googlenet"), weights_only=True)
+    file = tmp_path / "plain.pth"
+    torch.save({k: t for k, t in state.items() if not k.startswith("aux")}, file)
+    made = assemble("full", METHODS["full"], material("googlenet", file))
+    train_mode(made.trained)
+    assert made.trained(images(2)).shape == (2, 2)
+
+
+def test_a_model_is_loaded_back_whole(weights_of):
+    """What state gave, load takes, also where auxiliary classifiers help to train."""
+    file = weights_of("googlenet")
+    first = assemble("full", METHODS["full"], material("googlenet", file))
+    state = {k: t + 1 if t.is_floating_point() else t for k, t in first.state().items()}
+    second = assemble("lp_ft", METHODS["lp_ft"], material("googlenet", file))
+    second.load(state)
+    assert second.whole.backbone.aux_logits
+    torch.testing.assert_close(second.state(), state)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        second.load({k: t for k, t in state.items() if k != "head.0.weight"})
+
+
+MOVED = {
+    "lp": {"head"},
+    "frozen_online": {"head"},
+    "last_block": {"3", "4", "head"},
+    "bn_only": {"1", "4", "head"},
+    "first_block": {"0", "1", "head"},
+    "full": {"0", "1", "3", "4", "head"},
+    "lp_ft": {"0", "1", "3", "4", "head"},
+    "wise_ft": {"0", "1", "3", "4", "head"},
+}
+
+
+@pytest.mark.parametrize("name", list(MOVED))
+def test_each_method_moves_what_its_row_says(name, tmp_path, monkeypatch):
+    """By name of the module, of a backbone with two convolutions and two BatchNorms."""
+    file = install_trainable_tiny(monkeypatch, tmp_path)
+    made = assemble(name, METHODS[name], material("tiny", file))
+    moving = {n for n, p in made.whole.named_parameters() if p.requires_grad}
+    assert {n.removeprefix("backbone.").split(".")[0] for n in moving} == MOVED[name]
+    trainable, _ = count_parameters(made.trained)
+    assert trainable == sum(p.numel() for p in made.whole.parameters() if p.requires_grad)
+
+
+def test_batch_norm_alone_needs_batch_norm(tmp_path, monkeypatch):
+    """A network without any has nothing to move."""
+    file = install_trainable_tiny(monkeypatch, tmp_path)
+    bare = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
+    spec = replace(backbones.BACKBONES["tiny"], network=lambda _: bare, dim=3)
+    monkeypatch.setattr(backbones, "BACKBONES", {"tiny": spec})
+    with pytest.raises(EngineError, match="tiny has no BatchNorm"):
+        assemble("bn_only", METHODS["bn_only"], material("tiny", file))
+
+
+@pytest.mark.parametrize("name", ["scratch_cnn", "scratch_ann"])
+def test_networks_of_their_own_start_from_the_seed_alone(name, tmp_path, monkeypatch):
+    """Same seed, same weights, whatever was drawn before; another seed, others."""
+    file = install_trainable_tiny(monkeypatch, tmp_path)
+
+    def weights(seed):
+        torch.rand(3)
+        made = assemble(name, METHODS[name], material("tiny", file, seed=seed))
+        assert made.whole.eval()(images(2)).shape == (2, 2)
+        return made.state()["head.0.weight"]
+
+    torch.testing.assert_close(weights(0), weights(0), rtol=0, atol=0)
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_a_new_head_leaves_other_random_numbers_where_they_were():
+    """Drawn for its purpose: adding one moves no other draw."""
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    new_head(8, 2, 0)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_forward_cost_counts_a_multiply_add_as_two():
+    """A linear layer of 10 by 20 on one row is 400 operations."""
+    network = nn.Linear(10, 20).train()
+    assert forward_gflop(network, torch.zeros(1, 10)) == pytest.approx(400e-9)
+    assert network.training
+
+
+def test_the_tiny_backbone_of_these_tests_has_statistics_of_its_own(tmp_path, monkeypatch):
+    """Else a BatchNorm in train mode could not be told from one in eval mode."""
+    file = install_trainable_tiny(monkeypatch, tmp_path)
+    network = deep_tiny()
+    network.load_state_dict(torch.load(file, weights_only=True))
+    batch = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert not torch.allclose(network.eval()(batch), network.train()(batch), atol=1e-3)
