@@ -307,9 +307,10 @@ JSON = st.recursive(
 def places(value, path=()):
     """Every place in JSON values."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, inner in items if isinstance(value, dict | list) else ():
-        yield from places(inner, (*path, key))
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in list(items):
+            yield from places(inner, (*path, key))
 
 
 @settings(
