@@ -92,6 +92,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
         seeds=seeds,
         tables=tables,
         failures=tuple(failures),
+        unsaved=tuple(save_heads(study, fitted)),
     )
     _write(study, report, fitted)
     return report
@@ -156,4 +157,4 @@ def _write(
         for backbone, (samples, done) in fitted.items()
     }
     write_predictions(study.results / PROBABILITIES, kept)
-    write_report(study.results, report, save_heads(study, fitted))
+    write_report(study.results, report)

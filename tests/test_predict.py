@@ -124,6 +124,8 @@ def test_a_description_names_no_patient_and_no_image(compared):
 
 def test_the_command_prints_a_table_and_writes_a_csv(compared):
     """With what it is not, and for knn with what is in its file."""
+    first = min(Path("here/a").iterdir())
+    first.replace(first.with_name("[bold]1.png"))
     arguments = ["--model", folder("knn"), "--csv", "out/rows.csv", "here/a", "nowhere.png"]
     engine = ["--engine", "torch", "--device", "cpu"]
     result = CliRunner().invoke(main, ["predict", *map(str, arguments), *engine])
@@ -131,6 +133,7 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
     assert "not a medical device" in result.output
     assert "treat it as patient data" in result.output.replace("\n", " ")
     assert "skipped nowhere.png" in result.output
+    assert "here/a/[bold]1.png" in result.output  # a name is no markup
     lines = Path("out/rows.csv").read_text().splitlines()
     assert lines[0] == "path,key,called,a,b"
     assert len(lines) == 61
