@@ -37,6 +37,7 @@ from pipeline.models import (
 )
 from pipeline.models.files import Network
 from pipeline.models.part import check_part
+from pipeline.models.portable import _rounded_down
 
 #: Heads that a study may name, beside those of the table.
 OTHERS = {
@@ -379,3 +380,16 @@ def test_a_head_that_does_not_fit_its_classes_is_never_written(tmp_path):
     with pytest.raises(ModelError, match="3 numbers for 2 classes"):
         save_model(tmp_path / "m", replace(model, classes=("a", "b")))
     assert not (tmp_path / "m").exists()
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_a_threshold_in_float32_sends_every_float32_the_same_way(threshold, x):
+    """It is rounded down, never to the nearest."""
+    x = np.float32(x)
+    for value in (
+        x,
+        np.nextafter(np.float32(threshold), np.float32(np.inf)),
+        np.float32(threshold),
+    ):
+        short = _rounded_down(np.array([threshold]))[0]
+        assert (value <= short) == (np.float64(value) <= threshold)
