@@ -12,6 +12,7 @@ import click
 from pipeline.cli_audit import audit_command
 from pipeline.cli_cache import cache_group
 from pipeline.cli_finetune import finetune_command
+from pipeline.cli_predict import predict_command
 from pipeline.cli_shared import (
     command,
     draws_figures,
@@ -213,6 +214,7 @@ def doctor(*, quiet: bool) -> dict[str, Any]:
 
 main.add_command(audit_command)
 main.add_command(cache_group)
+main.add_command(predict_command)
 main.add_command(finetune_command)
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pipeline.heads.named import heads_with
 from pipeline.heads.out_of_fold import FitSplit, OutOfFold, out_of_fold
 from pipeline.heads.treatments import DEFAULT, TREATMENTS, label_of
 from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.models.saving import save_heads
 from pipeline.predictions import PROBABILITIES, predictions_of, write_predictions
 from pipeline.procedures import honest_bests, procedures
 from pipeline.samples import SampleOptions, Samples
@@ -99,6 +100,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
         seeds=seeds,
         tables=tables,
         failures=tuple(failures),
+        unsaved=tuple(save_heads(study, fitted)),
     )
     _write(study, report, fitted)
     return report

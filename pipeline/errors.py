@@ -50,6 +50,10 @@ class MissingPredictionsError(PipelineError, LookupError):
     """Predictions of a stage are asked for that has not been run."""
 
 
+class ModelError(PipelineError, ValueError):
+    """A saved head cannot be used: damaged, of another version, or not for these images."""
+
+
 class CheckpointError(PipelineError, ValueError):
     """A checkpoint belongs to another training, or none is whole."""
 

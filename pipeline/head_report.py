@@ -116,6 +116,7 @@ class CompareReport:
         baseline: The declared one, whether it was among the heads or not.
         seeds: Of the heads that draw.
         tables: By backbone.
+        unsaved: Backbone, head and reason of each head that has no model file.
     """
 
     study: str
@@ -124,6 +125,7 @@ class CompareReport:
     seeds: tuple[int, ...]
     tables: Mapping[str, Table]
     failures: tuple[Failure, ...]
+    unsaved: tuple[Mapping[str, str], ...] = ()
     schema: int = field(default=SCHEMA)
 
     @property
@@ -157,6 +159,7 @@ def to_json(report: CompareReport) -> dict[str, Any]:
             for one in getattr(table, kind)
         ]
     values["failures"] = [asdict(failure) for failure in report.failures]
+    values["unsaved"] = list(report.unsaved)
     found: dict[str, Any] = _plain(values)
     return found
 

@@ -1,0 +1,157 @@
+"""New images through backbone, store and a saved head."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import pipeline.predict as predict_module
+from pipeline.cli import main
+from pipeline.compare import CompareOptions, compare
+from pipeline.engines import EngineChoice
+from pipeline.errors import ModelError, NoImagesError, SkippedImagesError
+from pipeline.extract import ExtractOptions, extract
+from pipeline.predict import PredictOptions, predict
+from pipeline.predictions import read_predictions
+from pipeline.study import load_study
+from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+
+TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
+HEADS = ("linear", "forest", "prior", "knn")
+
+
+@pytest.fixture
+def compared(tmp_path: Path, monkeypatch):
+    """A tiny study whose heads are kept."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study = load_study(write_tiny_study(tmp_path, source=120, target=24))
+    extract(study, ExtractOptions(engine=TORCH))
+    compare(study, CompareOptions(heads=HEADS, seeds=2))
+    return study
+
+
+def options(**more):
+    return PredictOptions(store=Path("features"), engine=TORCH, **more)
+
+
+def folder(head):
+    return Path("results/tiny/heads/tiny") / head
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_images_of_the_study_get_the_probabilities_of_the_comparison(compared, head, monkeypatch):
+    """From the store, without a network; seeds as the row of their ensemble."""
+    monkeypatch.delattr(predict_module, "frozen_network")
+    kept = read_predictions(Path("results/tiny/probabilities.h5"))["tiny"]
+    name = "forest_ensemble" if head == "forest" else head
+    found = predict(folder(head), [Path("here"), Path("there")], options())
+    assert found.computed == 0
+    assert len(found.rows) == 144
+    row_of = {key.tobytes().hex(): i for i, key in enumerate(kept.key)}
+    expected = kept.proba[name, 0][[row_of[row.key] for row in found.rows]]
+    np.testing.assert_allclose([row.probability for row in found.rows], expected, atol=1e-6)
+    assert all(row.called == "ab"[int(np.argmax(row.probability))] for row in found.rows)
+
+
+def test_new_images_are_computed_once_and_kept(compared):
+    """The second time they come from the store."""
+    write_images(Path("new"), 6, seed=9)
+    first = predict(folder("linear"), [Path("new")], options())
+    assert (first.computed, len(first.rows)) == (6, 6)
+    second = predict(folder("linear"), [Path("new/a"), Path("new/b")], options())
+    assert second.computed == 0
+    assert second.rows == first.rows
+    assert [row.called for row in first.rows] == ["a"] * 3 + ["b"] * 3
+
+
+def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
+    """A text, a FIFO, nothing at all, an empty folder; each with its reason."""
+    write_images(Path("new"), 2, seed=9)
+    Path("new/a/text.png").write_text("Name: somebody")
+    os.mkfifo("fifo.png")
+    Path("empty").mkdir()
+    given = [Path("new"), Path("fifo.png"), Path("nowhere.png"), Path("empty")]
+    found = predict(folder("linear"), given, options())
+    assert len(found.rows) == 2
+    reasons = {one.path: one.reason for one in found.skipped}
+    assert reasons["fifo.png"] == "not a regular file"
+    assert "No such file" in reasons["nowhere.png"]
+    assert "holds no" in reasons["empty"]
+    assert reasons["new/a/text.png"] == "not an image (found text)"
+    with pytest.raises(SkippedImagesError, match="4 images cannot be used and --strict"):
+        predict(folder("linear"), given, options(strict=True))
+    with pytest.raises(NoImagesError, match=r"no image to classify.*not an image"):
+        predict(folder("linear"), [Path("new/a/text.png")], options())
+
+
+def test_other_weights_are_refused_and_the_right_ones_may_lie_elsewhere(compared, monkeypatch):
+    """The digest decides, never the path."""
+    import torch
+
+    write_images(Path("new"), 2, seed=9)
+    state = torch.load("tiny.pth", weights_only=True)
+    Path("tiny.pth").replace("moved.pth")
+    torch.save(state | {"0.bias": state["0.bias"] + 1}, "tiny.pth")
+    with pytest.raises(ModelError, match=r"are not those that the head was fitted with.*--weights"):
+        predict(folder("linear"), [Path("new")], options())
+    found = predict(folder("linear"), [Path("new")], options(weights=Path("moved.pth")))
+    assert found.computed == 2
+
+
+def test_another_recipe_is_refused_and_the_field_named(compared):
+    """A head never sees features that were made in another way."""
+    file = folder("linear") / "model.json"
+    values = json.loads(file.read_text())
+    values["networks"][0]["recipe"]["preprocessing"]["icc"] = "applied"
+    file.write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=r"preprocessing.icc was 'applied', and is 'ignored'"):
+        predict(folder("linear"), [Path("here")], options())
+
+
+def test_a_description_names_no_patient_and_no_image(compared):
+    """A file to be passed on."""
+    text = (folder("forest") / "model.json").read_text()
+    assert "p1" not in text
+    assert ".png" not in text
+    values = json.loads(text)
+    assert values["seeds"] == [0, 1]
+    assert values["images"] < 120
+
+
+def test_the_command_prints_a_table_and_writes_a_csv(compared):
+    """With what it is not, and for knn with what is in its file."""
+    first = min(Path("here/a").iterdir())
+    first.replace(first.with_name("[bold]1.png"))
+    arguments = ["--model", folder("knn"), "--csv", "out/rows.csv", "here/a", "nowhere.png"]
+    engine = ["--engine", "torch", "--device", "cpu"]
+    result = CliRunner().invoke(main, ["predict", *map(str, arguments), *engine])
+    assert result.exit_code == 0, result.output
+    assert "not a medical device" in result.output
+    assert "treat it as patient data" in result.output.replace("\n", " ")
+    assert "skipped nowhere.png" in result.output
+    assert "here/a/[bold]1.png" in result.output  # a name is no markup
+    lines = Path("out/rows.csv").read_text().splitlines()
+    assert lines[0] == "path,key,called,a,b"
+    assert len(lines) == 61
+    result = CliRunner().invoke(main, ["predict", *map(str, arguments), *engine, "--json"])
+    found = json.loads(result.stdout)
+    assert len(found["rows"]) == 60
+    assert found["skipped"][0]["path"] == "nowhere.png"
+
+
+def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, monkeypatch):
+    """In heads.json, with the reason."""
+    from pipeline.models import portable
+
+    table = {k: v for k, v in portable.PORTABLE.items() if k != "pipeline.LogisticHead"}
+    monkeypatch.setattr(portable, "PORTABLE", table)
+    compare(compared, CompareOptions(heads=("linear", "prior"), seeds=2))
+    (unsaved,) = json.loads(Path("results/tiny/heads.json").read_text())["unsaved"]
+    assert unsaved["head"] == "linear"
+    assert "pipeline.LogisticHead has no portable form" in unsaved["reason"]
+    with pytest.raises(ModelError, match=r"there is no model.json"):
+        predict(folder("linear"), [Path("here")], options())
