@@ -9,6 +9,7 @@ from torch import nn
 from pipeline.errors import UnknownNameError
 from pipeline.heads import HEADS, make_head
 from pipeline.heads.mlp import MLPHead
+from pipeline.heads.training import Problem, train_head
 
 
 def problem(classes: int = 2, n: int = 120, d: int = 8):
@@ -151,3 +152,17 @@ def test_one_class_cannot_be_learnt():
     """The message says which one was got."""
     with pytest.raises(ValueError, match="one class only"):
         MLPHead().fit(np.zeros((4, 2), np.float32), np.ones(4, int))
+
+
+def test_a_choice_that_the_rows_cannot_bear_is_not_chosen():
+    """Forty rows have no 45 neighbours in a fold; the head is fitted with fewer."""
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    problem = Problem(
+        X=(rng.normal(size=(40, 5)) + y[:, None]).astype(np.float32),
+        y=y,
+        group=np.arange(40).astype(str),
+        seeds=(0,),
+    )
+    (head,) = train_head("knn", problem)
+    assert head.n_neighbors in {5, 15}

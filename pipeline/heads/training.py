@@ -5,7 +5,7 @@ and ``mlp`` have engines that do all their fits together; ``ridge``, ``prototype
 ``svm`` choose as they are fitted; every other head is fitted one at a time.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -74,13 +74,31 @@ def train_head(name: str, problem: Problem, heads: Mapping[str, HeadSpec] = HEAD
 def _alone(spec: HeadSpec, problem: Problem) -> list[Any]:
     """One fit after the other; what the first seed chooses serves all."""
     choices = list(ParameterGrid(dict(spec.grid)))
-    losses = [0.0] if len(choices) == 1 else [_loss(spec, c, problem) for c in choices]
+    losses = [0.0] if len(choices) == 1 else _losses(spec, choices, problem)
     chosen = choices[int(np.argmin(losses))]
     extra = {"groups": problem.group} if spec.grouped else {}
     return [
         spec.make(seed).set_params(**chosen).fit(problem.X, problem.y, **extra)
         for seed in _seeds(spec, problem)
     ]
+
+
+def _losses(spec: HeadSpec, choices: Sequence[Mapping[str, Any]], problem: Problem) -> list[float]:
+    """Of each choice; one that the rows of a fold cannot bear (more neighbours than rows) loses.
+
+    Raises:
+        ValueError: They can bear none.
+    """
+    losses, refused = [], ValueError("no choice")
+    for choice in choices:
+        try:
+            losses.append(_loss(spec, choice, problem))
+        except ValueError as cause:
+            losses.append(float("inf"))
+            refused = cause
+    if not np.isfinite(losses).any():
+        raise refused
+    return losses
 
 
 def _loss(spec: HeadSpec, parameters: Mapping[str, Any], problem: Problem) -> float:
