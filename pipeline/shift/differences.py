@@ -6,7 +6,7 @@ simultaneous interval lies beyond half a standard deviation: in large data sets
 everything differs a little.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,6 +79,33 @@ def differences(
         low, high = percentile_interval(values, level=level)
         found.append(_difference(name, effect, (low, high), MEDIUM))
     return tuple(sorted(found, key=lambda d: (not d.named, -_rank(d))))
+
+
+def said(found: Sequence[Difference] | None) -> str:
+    """One sentence on what differs; None stands for pictures that were never measured."""
+    if found is None:
+        return "How the pictures differ is not known: `headrace audit STUDY` measures them."
+    named = [_phrase(one) for one in found if one.named]
+    if not named:
+        names = ", ".join(_word(one.name) for one in sorted(found, key=lambda one: one.name))
+        return f"None of these is shown to differ by a medium step or more: {names}."
+    first, *others = named
+    return f"What differs most is {first}" + "".join(f"; then {one}" for one in others) + "."
+
+
+def _phrase(one: Difference) -> str:
+    if one.name == CLASS_MIX:
+        return f"the {CLASS_MIX} ({_span(one, 100)} points in the share of a class)"
+    return f"{_word(one.name)} ({_span(one, 1)} sd within classes)"
+
+
+def _span(one: Difference, factor: float) -> str:
+    low, effect, high = (f"{factor * v:+.1f}" for v in (one.low, one.effect, one.high))
+    return f"{effect}, {low} to {high}"
+
+
+def _word(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _effect(

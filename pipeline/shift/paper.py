@@ -97,6 +97,7 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
     {
         "ng": _ng_rows,
         "detect": _detect_rows,
+        "differences": lambda target: target["differences"]["rows"],
         "forecast": _forecast_rows,
         "calibration": _calibration_rows,
         "operating": _operating_rows,
@@ -107,6 +108,7 @@ _TITLES: Mapping[str, str] = MappingProxyType(
     {
         "ng": "Errors by role, and the steps between them",
         "detect": "Tests of a difference, with their controls",
+        "differences": "Habits of the hospitals",
         "forecast": "What the scores foretell without labels",
         "calibration": "Calibration",
         "operating": "Thresholds chosen on the source, at work in both domains",
@@ -165,6 +167,7 @@ def _chapter(target: Record) -> list[str]:
         verdict["text"],
         *(f"- {advice}" for advice in verdict["advice"]),
         "",
+        target["differences"]["said"],
         f"The hospital can be told from the features with AUC {told:.2f}.",
         _lookups(target),
     ]

@@ -18,6 +18,9 @@ for each backbone and target:
 - ``gaps``: the steps between them: ``est``, ``ci_sampling``, ``ci_retrain`` (heads refitted
   to drawn patients; null where the source's head is not the only one in the step),
   ``p_largest``. ``not_identifiable``: step to reason. ``dominant``: a step or null.
+- ``differences``: of the hospitals' habits, ``said`` in a sentence; ``rows``, empty where no
+  audit has measured the pictures: ``name``, ``effect`` within classes in sd (for the class
+  mix, of a share), its simultaneous interval, whether it is ``named``.
 - ``calib``: by domain Brier score and log loss with their parts, ``ece``, ``line``; of the
   event ``calib_event``. ``operating_points``: ``rule``, ``domain``, ``way``, ``point``.
 - ``decomposition``: ``total``, ``kitagawa``, ``score``, ``disde``, ``threshold``.
@@ -38,6 +41,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.pictures import null_histogram
 
@@ -94,6 +98,7 @@ def _target_json(t: "TargetReport") -> dict[str, Any]:
         "forecast": plain(t.story.forecast),
         "verdict": plain(t.story.verdict),
         "map": plain(t.map),
+        "differences": {"said": said(t.differences), "rows": plain(t.differences or ())},
         "seconds": t.seconds,
     }
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
+from pipeline.appearance import APPEARANCE
 from pipeline.errors import StudyError
 from pipeline.facts_index import known_facts
 from pipeline.finding import refuse_leaks
@@ -26,6 +27,7 @@ from pipeline.shift import paper
 from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.detect import detect_with_controls
+from pipeline.shift.differences import Difference, Pictures, differences
 from pipeline.shift.errors_by_role import Refits, refit
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
 from pipeline.shift.fix_control import fixes_on_source
@@ -41,6 +43,7 @@ from pipeline.shift.story import Story, Telling, foretell, tell
 from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.study import SOURCE, Study
 
+Facts = NDArray[Any]
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
 
@@ -75,6 +78,7 @@ class TargetReport:
             half lacks a class.
         story: The loss taken apart, what was foretold, the verdict.
         map: Both domains in two dimensions.
+        differences: Habits of the hospitals; None where no audit has measured the pictures.
     """
 
     backbone: str
@@ -86,6 +90,7 @@ class TargetReport:
     control: Leaderboard | None
     story: Story
     map: FeatureMap
+    differences: tuple[Difference, ...] | None
     seconds: float
 
 
@@ -119,11 +124,11 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     found, kept = [], {}
     for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
+        facts = known_facts(study.store_root, joined.samples.key)
         if not options.samples.allow_leaks:
-            facts = known_facts(study.store_root, joined.samples.key)
             refuse_leaks(check_leaks(study, joined.samples, facts))
         known = _known(joined, options)
-        found += [_target(joined, known, t.name, options) for t in study.targets]
+        found += [_target(joined, known, t.name, options, facts) for t in study.targets]
         kept[choice.name] = head_predictions(joined, known.source)
     report = ShiftReport(
         study=study.name,
@@ -176,7 +181,9 @@ def _known(joined: JoinedFeatures, options: ShiftOptions) -> Known:
     )
 
 
-def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions) -> TargetReport:
+def _target(
+    joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions, facts: Facts | None
+) -> TargetReport:
     start, source = time.perf_counter(), known.source
     rows = joined.samples.domain == name
     X, group = joined.X[rows], joined.samples.group[rows]
@@ -215,8 +222,27 @@ def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptio
         control=known.control,
         story=tell(name, here, opened, telling),
         map=feature_map(source, opened),
+        differences=_differences(joined, name, facts, options.seed),
         seconds=round(time.perf_counter() - start, 2),
     )
+
+
+def _differences(
+    joined: JoinedFeatures, name: str, facts: Facts | None, seed: int
+) -> tuple[Difference, ...] | None:
+    """Habits of the hospitals; looks at labels of the target, which are open by now."""
+    if facts is None:
+        return None
+    s = joined.samples
+    here, there = (
+        Pictures(
+            measures={m: facts[m][s.domain == d].astype(np.float64) for m in APPEARANCE},
+            labels=s.label[s.domain == d],
+            groups=s.group[s.domain == d],
+        )
+        for d in (SOURCE, name)
+    )
+    return differences(here, there, np.random.default_rng([seed, 17]))
 
 
 def _head_proba(source: SourceRows, features: NDArray[np.floating]) -> NDArray[np.float64]:

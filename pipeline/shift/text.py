@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.leaderboard import Row as LeaderboardRow
 from pipeline.shift.soundness import Soundness
@@ -20,6 +21,7 @@ def _target_text(target: TargetReport) -> str:
     lines = [
         f"{target.target}, {target.backbone}",
         *textwrap.wrap(" ".join([verdict.text, *verdict.advice]), WIDTH - 20),
+        *textwrap.wrap(said(target.differences), WIDTH - 20),
         "",
         f"the hospital can be told from the features with AUC {told.overall:.2f}",
         f"{target.shared_patients} patient ids are in both (the numbering may restart)",

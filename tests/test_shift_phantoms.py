@@ -1,0 +1,79 @@
+"""The whole of stage 4 on generated hospitals: it names what was made to differ, and no more."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.audit import AuditOptions, audit
+from pipeline.demo import SITES, SOURCE, DemoSpec, write_demo
+from pipeline.extract import extract
+from pipeline.shift.differences import CLASS_MIX
+from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.study import load_study
+
+pytest.importorskip("timm", reason="the backbone with weights at hand is timm's")
+
+#: By target what its hospital does otherwise, and the name that must come first.
+HOSPITALS = {
+    "same": ({}, None),
+    "bright": ({"exposure": 1.25}, "exposure"),
+    "grainy": ({"noise": 0.04}, "noise"),
+    "marking": ({"marker_normal": 0.7, "marker_pneumonia": 0.7}, "corner_marks"),
+    "sicker": ({"prevalence": 0.85}, CLASS_MIX),
+}
+PATIENTS = r"group = '^(patient\d+)'"
+
+
+def write_hospitals(folder, n_source, n_target):
+    """One source and a target for each habit; patients of a target are in no other role."""
+    lines = ['name = "phantoms"', "[source]", f'path = "same/{SITES[0]}"', PATIENTS]
+    for name, (habit, _) in HOSPITALS.items():
+        target = replace(SOURCE, **habit)
+        images = n_source if name == "same" else 1
+        spec = DemoSpec(seed=3, n_source=images, n_target=n_target, target=target)
+        write_demo(folder / name, spec)
+        lines += [f"[target.{name}]", f'path = "{name}/{SITES[1]}"', PATIENTS]
+    (folder / "study.toml").write_text("\n".join([*lines, "[backbone.efficientnet_lite0]", ""]))
+    return load_study(folder / "study.toml")
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory):
+    """What the stage says of each target."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        study = write_hospitals(folder, n_source=200, n_target=140)
+        extract(study)
+        audit(study, AuditOptions(probes=False))
+        report = analyse(study, ShiftOptions(draws=199, seeds=1))
+    return {target.target: target for target in report.targets}
+
+
+@pytest.mark.parametrize("name", [n for n, (_, cause) in HOSPITALS.items() if cause])
+def test_what_was_made_to_differ_is_named_first(targets, name):
+    """Exposure, noise, markers and prevalence, each by its own name."""
+    first = targets[name].differences[0]
+    assert first.named
+    assert first.name == HOSPITALS[name][1]
+
+
+def test_between_equal_hospitals_nothing_is_named(targets):
+    """No habit, no test of the primary family, no loss and so no cause."""
+    same = targets["same"]
+    assert not [one.name for one in same.differences if one.named]
+    primary = [f for f, _, _ in same.detection.rows() if f.primary]
+    assert min(f.p_holm for f in primary) > 0.05
+    assert not same.story.verdict.causes
+
+
+def test_the_class_mix_alone_changes_no_habit(targets):
+    """More ill patients make other pictures, but not other habits."""
+    assert [one.name for one in targets["sicker"].differences if one.named] == [CLASS_MIX]
+
+
+def test_the_hospital_is_told_from_features_where_pictures_differ(targets):
+    """Nearly always for grain and exposure; hardly where nothing differs."""
+    auc = {name: target.source_prediction.overall for name, target in targets.items()}
+    assert min(auc["bright"], auc["grainy"]) > 0.95
+    assert auc["same"] < 0.65
