@@ -79,16 +79,15 @@ def _place(table: Table, domain: str, role: str) -> str:
         (s.members for s in table.best_sets
          if (s.domain, s.role, s.metric) == (domain, role, "accuracy")), ()
     )  # fmt: skip
-    grid = new_table(["head", "", "accuracy", "AUROC", "points", "p", "it is", "fit s"], left=2)
+    grid = new_table(["head", "accuracy", "AUROC", "points", "p", "it is", "fit s"], left=1)
     for head in heads:
         marks = ("*" if head == table.best else "") + ("~" if head in best else "")
         grid.add_row(
-            _name(head),
-            marks,
+            f"{_name(head)} {marks}".rstrip(),
             _with_interval(rows.get((head, "accuracy"))),
             _with_interval(rows.get((head, "auroc"))),
             *_against(against.get(head)),
-            f"{rows[head, 'accuracy'].seconds:.2f}",
+            f"{rows[head, 'accuracy'].seconds:.1f}",
         )
     one = rows[heads[0], "accuracy"]
     where = "validation" if domain == SOURCE else domain
@@ -139,8 +138,13 @@ def _with_interval(row: Row | None) -> str:
 
 
 def _bounds(low: float, high: float) -> str:
-    """Of a share: the leading zero says nothing."""
-    return f"[{low:.3f}, {high:.3f}]".replace("0.", ".")
+    """Of shares, four characters each: the leading zero says nothing, nor does 1's last."""
+    return f"[{_short(low)}, {_short(high)}]"
+
+
+def _short(share: float) -> str:
+    text = f"{share:.3f}"
+    return text.removeprefix("0") if text.startswith("0.") else text[:4]
 
 
 def _against(pair: Pair | None) -> tuple[str, str, str]:
@@ -152,7 +156,7 @@ def _against(pair: Pair | None) -> tuple[str, str, str]:
 
 def p_text(p: float) -> str:
     """Three digits, and never the claim that it is zero."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"  # noqa: PLR2004
+    return "<.001" if p < 0.001 else f"{p:.3f}"  # noqa: PLR2004
 
 
 def _of_seeds(table: Table, places: Sequence[tuple[str, str]]) -> Iterator[str]:

@@ -87,7 +87,7 @@ def test_the_line_of_a_head_says_all_about_it():
     lines = lines_of(rows=rows, pairs=(pair("lda", -0.05),), best="lda", best_sets=(members,))
     (line,) = [line for line in lines if line.startswith(" lda")]
     assert " ".join(line.split()) == (
-        "lda *~ 0.750 [.700, .800] 0.850 [.800, .900] -5.0 [-7.0, -3.0] <0.001 worse 0.25"
+        "lda *~ 0.750 [.700, .800] 0.850 [.800, .900] -5.0 [-7.0, -3.0] <.001 worse 0.2"
     )
     assert "* best by validation: lda" in lines
 

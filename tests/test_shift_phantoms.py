@@ -43,7 +43,7 @@ def targets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantoms")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        study = write_hospitals(folder, n_source=200, n_target=140)
+        study = write_hospitals(folder, n_source=160, n_target=120)
         extract(study)
         audit(study, AuditOptions(probes=False))
         report = analyse(study, ShiftOptions(draws=199, seeds=1))
