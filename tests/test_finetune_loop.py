@@ -352,6 +352,7 @@ def test_without_validation_examples_there_are_no_such_numbers():
     """None, and not a number that was never measured."""
     _, history = _trained(small_net(), watched={})
     assert {row.validation_loss for row in history.rows} == {None}
+    assert "validation" not in history.rows[0].line(2)
     assert history.best_epoch == history.kept_epoch == 1
 
 

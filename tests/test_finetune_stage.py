@@ -1,6 +1,7 @@
 """Stage 3: methods on one study, compared on the same images, kept as soon as trained."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,8 +262,22 @@ def test_a_training_of_other_settings_that_was_cut_off_is_refused(study, monkeyp
         patch.setattr(loop_module, "fit_batches", dies)
         with pytest.raises(KeyboardInterrupt):
             finetune(study, only("full"))
-    with pytest.raises(CheckpointError, match="batch_size is 8 there, asked for is 4"):
+    with pytest.raises(CheckpointError, match=r"batch_size 8, asked for is 4; .* delete the"):
         finetune(study, only("full", batch_size=4))
+
+
+def test_a_run_says_what_it_trains_and_how_it_goes(study, capsys, caplog):
+    """Method and backbone head the progress, and a line tells of each epoch."""
+    with caplog.at_level("INFO", logger="pipeline.finetune"):
+        finetune(study, only("full"))
+    assert "full, tiny: 96/96" in capsys.readouterr().err
+    number = r"\d\.\d{3}"
+    shape = (
+        rf"epoch (\d)/3: loss {number}, accuracy {number}, validation {number} / {number}, "
+        r"[\d.]+ images/s"
+    )
+    lines = [re.fullmatch(shape, text) for text in caplog.messages if text.startswith("epoch")]
+    assert [line and line[1] for line in lines] == ["1", "2", "3"]
 
 
 def test_models_of_other_images_are_set_aside(study, tmp_path, caplog):

@@ -38,6 +38,7 @@ from pipeline.finetune.options import TrainingOptions, settings_of
 from pipeline.finetune.pixels import pixels_of
 from pipeline.finetune.prefix import Place, Taken, store_at, take
 from pipeline.finetune.settings import LoopSettings
+from pipeline.progress import Progress
 from pipeline.samples import Samples
 from pipeline.splits import FIT
 from pipeline.splits import VALIDATION as VALIDATION_SPLIT
@@ -188,6 +189,7 @@ def train_method(bench: Workbench, name: str) -> Record:
         bench.settings(name),
         criterion=cross_entropy(),
         checkpoints=Checkpoints(model.checkpoints, identity),
+        progress=Progress(f"{name}, {bench.backbone(name)}"),
     )
     record = Record(
         method=name,
