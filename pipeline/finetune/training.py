@@ -168,6 +168,7 @@ def train_method(bench: Workbench, name: str) -> Record:
     model, method = bench.model(name), METHODS[name]
     identity, samples = bench.identity(name), digest_of(bench.samples)
     record = model.record()
+    wait_for_all(bench.device)  # or a late process would see what the first is about to write
     if (
         record
         and record.samples == samples
