@@ -33,6 +33,7 @@ from pipeline.metrics import METRICS
 from pipeline.predictions import read_predictions
 from pipeline.stats import mcnemar
 from pipeline.study import load_study
+from pipeline.text_table import WIDTH
 from tests.tiny import write_images, write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 
@@ -97,6 +98,7 @@ def test_every_method_has_its_row_with_every_number(study):
     assert backbones["full"] == "tiny"
     assert backbones["scratch_cnn"] == backbones["scratch_ann"] == "pixels"
     text = comparison_text(report)
+    assert text.count("too few epochs") == len(rows) - 1  # of wise_ft there are none
     assert all(name in text for name in METHODS)
     assert max(map(len, text.splitlines())) <= 120
 
@@ -264,6 +266,16 @@ def test_a_training_of_other_settings_that_was_cut_off_is_refused(study, monkeyp
             finetune(study, only("full"))
     with pytest.raises(CheckpointError, match=r"batch_size 8, asked for is 4; .* delete the"):
         finetune(study, only("full", batch_size=4))
+
+
+def test_no_table_is_wider_than_a_terminal(study):
+    """Nor is a word cut off, with the longest name of a backbone."""
+    report = finetune(study, only(*METHODS))
+    long = [replace(row.record, backbone="efficientnet_lite0") for row in report.rows]
+    rows = [replace(row, record=record) for row, record in zip(report.rows, long, strict=True)]
+    text = comparison_text(replace(report, rows=tuple(rows)))
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= WIDTH
 
 
 def test_a_run_says_what_it_trains_and_how_it_goes(study, capsys, caplog):
