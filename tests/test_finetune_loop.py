@@ -482,6 +482,13 @@ def test_out_of_memory_names_a_batch_size_to_try(size, hint, error):
         _trained(small_net(norm=False), replace(SETTINGS, batch_size=size), criterion=too_large)
 
 
+def test_one_image_alone_for_a_norm_names_the_batch_size():
+    """Five images in steps of four, and a BatchNorm behind the pooling."""
+    fit = Rows(np.ones((5, 8), np.float32), np.arange(5) % 2)
+    with pytest.raises(EngineError, match="with another --batch-size than 4"):
+        _trained(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2)), fit=fit, watched={})
+
+
 def test_another_error_of_torch_is_passed_on():
     """A wrong shape is no lack of memory."""
     with pytest.raises(RuntimeError, match="shape"):

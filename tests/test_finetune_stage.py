@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from torch import nn
 
 import pipeline.finetune.training as training_module
 from pipeline.cli import main
@@ -346,6 +347,25 @@ def test_what_cannot_work_shows_before_any_work(study, trainings):
     with pytest.raises(NoCutError, match=r"timm:resnet18 has no cut.*tiny"):
         finetune(replace(study, backbones=(study.backbones[0], other)), only("lp", "last_block"))
     assert trainings == []
+
+
+@pytest.mark.parametrize("method", ["lp", "full", "scratch_cnn"])
+def test_a_size_that_a_network_cannot_take_is_refused(study, trainings, monkeypatch, method):
+    """Before anything is taken or trained; the message has the network's own size."""
+
+    def refuse(_, images):
+        raise AssertionError(f"height {images.shape[-1]} does not match 32")
+
+    monkeypatch.setattr(nn.Conv2d, "forward", refuse)
+    message = (
+        r"cannot take images of 8 x 8 pixels \(height 8 does not match 32\); try another "
+        "--image-size, or leave it out for its own 32 x 32"
+    )
+    stores = len(list(study.store_root.iterdir()))
+    with pytest.raises(EngineError, match=message):
+        finetune(study, only(method, image_size=8))
+    assert trainings == []
+    assert len(list(study.store_root.iterdir())) == stores
 
 
 def test_stage_1_must_have_run(tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ def surroundings(settings: LoopSettings) -> Iterator[None]:
     algorithms, and TF32 only where it was asked for (it would use it unasked).
 
     Raises:
-        EngineError: No such device, a precision it does not have, or out of memory.
+        EngineError: No such device, a precision it does not have, out of memory, or one
+            image alone in a step, for a BatchNorm that needs more.
     """
     device = torch.device(settings.device)
     on_cuda = device.type == "cuda"
@@ -41,6 +42,13 @@ def surroundings(settings: LoopSettings) -> Iterator[None]:
             yield
     except torch.OutOfMemoryError as cause:
         raise EngineError(_no_memory(settings)) from cause
+    except ValueError as cause:
+        if "more than 1 value per channel" not in str(cause):
+            raise
+        raise EngineError(
+            "a step had one image alone for a BatchNorm that needs more: with another --batch-size "
+            f"than {settings.batch_size}, or fewer processes, the last step of an epoch has more"
+        ) from cause
     except RuntimeError as cause:
         if "allocate memory" not in str(cause):
             raise

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.backbones import weights_file
+from pipeline.backbones import spec_of, weights_file
 from pipeline.engines import EngineChoice
 from pipeline.finetune import parallel
 from pipeline.finetune.assembly import Assembly, Material, assemble
@@ -33,7 +33,12 @@ from pipeline.finetune.methods import (
     PIXELS,
     Method,
 )
-from pipeline.finetune.networks import count_parameters, cross_entropy, forward_gflop
+from pipeline.finetune.networks import (
+    check_takes,
+    count_parameters,
+    cross_entropy,
+    forward_gflop,
+)
 from pipeline.finetune.options import TrainingOptions, settings_of
 from pipeline.finetune.pixels import pixels_of
 from pipeline.finetune.prefix import Place, Taken, store_at, take
@@ -176,7 +181,10 @@ def train_method(bench: Workbench, name: str) -> Record:
     ):
         _LOG.info("%s on %s: trained already", name, bench.backbone(name))
         return record
-    assembly, source = bench.assemble(name), bench.source(method)
+    assembly = bench.assemble(name)
+    if size := bench.options.image_size:
+        check_takes(assembly.whole, size, spec_of(bench.choice.name).policy.size)
+    source = bench.source(method)
     if record and record.identity == identity:  # trained, but images were added since
         assembly.load(model.state())
         return _keep(bench, model, replace(record, samples=samples), assembly, source)
