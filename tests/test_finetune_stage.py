@@ -349,6 +349,17 @@ def test_what_cannot_work_shows_before_any_work(study, trainings):
     assert trainings == []
 
 
+def test_out_of_memory_for_the_activations_names_a_batch_size(study, monkeypatch):
+    """The frozen part runs before the loop, and its error is as clear."""
+
+    def too_large(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(training_module, "take", too_large)
+    with pytest.raises(EngineError, match="out of memory with 8 images a step; try --batch-size 4"):
+        finetune(study, only("last_block"))
+
+
 @pytest.mark.parametrize("method", ["lp", "full", "scratch_cnn"])
 def test_a_size_that_a_network_cannot_take_is_refused(study, trainings, monkeypatch, method):
     """Before anything is taken or trained; the message has the network's own size."""

@@ -22,6 +22,7 @@ from pipeline.finetune import parallel
 from pipeline.finetune.assembly import Assembly, Material, assemble
 from pipeline.finetune.checkpoints import Checkpoints
 from pipeline.finetune.convergence import convergence
+from pipeline.finetune.device import named_errors
 from pipeline.finetune.examples import Source
 from pipeline.finetune.history import History
 from pipeline.finetune.kept import ModelFolder, Proba, Record
@@ -98,9 +99,11 @@ class Workbench:
         """Stored rows of all samples; rank 0 computes what is missing, the others wait."""
         if at_cut not in self._taken:
             place = self.place(at_cut=at_cut)
-            engine = EngineChoice(device=self.device.split(":")[0])
+            kind, size = self.device.split(":")[0], self.options.batch_size
+            engine = EngineChoice(device=kind, batch_size=size if kind == "cuda" else None)
             if parallel.group().rank == 0:
-                self._taken[at_cut] = take(self.study, place, self.samples, engine)
+                with named_errors(self.device, size):
+                    self._taken[at_cut] = take(self.study, place, self.samples, engine)
             wait_for_all(self.device)
             if parallel.group().rank:
                 self._taken[at_cut] = take(self.study, place, self.samples, engine)
