@@ -1,12 +1,11 @@
 """``headrace finetune``: parse, run stage 3, print."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.cli_shared import command, draws_figures, study_argument
+from pipeline.cli_shared import command, draws_figures, first_of_group, study_argument
 from pipeline.finetune.methods import METHODS, QUICK
 from pipeline.finetune.settings import LoopSettings
 
@@ -66,7 +65,7 @@ def finetune_command(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any
         training=TrainingOptions(**flags),
     )
     report = finetune(load_study(study), options)
-    if not quiet and os.environ.get("RANK", "0") == "0":  # one of torchrun's processes prints
+    if not quiet and first_of_group():
         from pipeline.finetune.text import comparison_text
 
         click.echo(comparison_text(report))

@@ -28,6 +28,11 @@ class _Reported(click.ClickException):
         self.exit_code = getattr(error, "exit_code", 1)  # type: ignore[misc]
 
 
+def first_of_group() -> bool:
+    """Whether this is the one of ``torchrun``'s processes that speaks, or no such process."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def command(function: Callable[..., Any]) -> Callable[..., None]:
     """Options and error handling that every command has: ``--json`` and ``--debug``.
 
@@ -42,7 +47,7 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
         _log_to_stderr()
         try:
             result = function(quiet=as_json, **arguments)
-            if as_json:
+            if as_json and first_of_group():
                 click.echo(json_module.dumps(result, indent=1))
         except BrokenPipeError:
             sys.exit(1)
@@ -80,7 +85,7 @@ def _log_to_stderr() -> None:
 
     for name in ("cache", "pipeline"):
         logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if first_of_group() else logging.WARNING)
         logger.handlers = [_Handler()]
         logger.propagate = False
 
@@ -120,7 +125,7 @@ def draws_figures(stage: str) -> Callable[[Callable[..., Any]], Callable[..., An
         def run(study: Path, *, quiet: bool, figures: bool, **arguments: Any) -> Any:
             result = function(study, quiet=quiet, **arguments)
             # Of several processes of one training, the first writes and draws.
-            if figures and os.environ.get("RANK", "0") == "0":
+            if figures and first_of_group():
                 _draw(stage, study, quiet=quiet)
             return result
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.figures import finetune, heads, shift
+from pipeline.figures.curves import learning_curves
 from pipeline.figures.finetune import read_comparison
 from pipeline.figures.heads_data import read_heads
 from pipeline.figures.shift_data import read_shift
@@ -68,6 +69,16 @@ def test_curves_and_path_are_those_of_the_file(tmp_path):
     axes = heads.regularisation_path(data).axes[0]
     assert list(axes.lines[0].get_ydata()) == [step["log_loss"] for step in path]
     assert axes.texts[0].get_text() == "C = 0.1"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "ticks"), [(1, {1}), (3, {1, 2, 3}), (30, {5, 10, 15, 20, 25, 30})]
+)
+def test_epochs_are_whole_and_counted_from_one(epochs, ticks):
+    """There is no epoch 0, and nothing between two of them."""
+    run = {"fit_loss": [0.5] * epochs, "fit_accuracy": [0.5] * epochs}
+    axes = styled(learning_curves)({"full": [run]}).axes[0]
+    assert set(axes.get_xticks()) == ticks
 
 
 def test_steps_lead_from_fitted_images_to_the_target(tmp_path):

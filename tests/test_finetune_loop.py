@@ -352,6 +352,7 @@ def test_without_validation_examples_there_are_no_such_numbers():
     """None, and not a number that was never measured."""
     _, history = _trained(small_net(), watched={})
     assert {row.validation_loss for row in history.rows} == {None}
+    assert "validation" not in history.rows[0].line(2)
     assert history.best_epoch == history.kept_epoch == 1
 
 
@@ -479,6 +480,13 @@ def test_out_of_memory_names_a_batch_size_to_try(size, hint, error):
         EngineError, match=f"out of memory with {size} images a step; try {hint}|{hint}"
     ):
         _trained(small_net(norm=False), replace(SETTINGS, batch_size=size), criterion=too_large)
+
+
+def test_one_image_alone_for_a_norm_names_the_batch_size():
+    """Five images in steps of four, and a BatchNorm behind the pooling."""
+    fit = Rows(np.ones((5, 8), np.float32), np.arange(5) % 2)
+    with pytest.raises(EngineError, match="with another --batch-size than 4"):
+        _trained(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2)), fit=fit, watched={})
 
 
 def test_another_error_of_torch_is_passed_on():

@@ -1,11 +1,13 @@
 """The methods: what the store saves changes nothing, lines are straight, names are checked."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import linregress
 from torch import nn
 
 from pipeline.engines import EngineChoice
@@ -231,10 +233,14 @@ def test_an_unknown_method_lists_the_table():
 @pytest.mark.parametrize(
     ("losses", "converged", "trend"),
     [
-        ([1.0, 0.9], None, None),
+        ([1.0, 0.9, 0.8], None, None),
+        ([1.0, 0.9, 0.8, 0.7], None, None),
         ([1.0, 0.9, 0.8, 0.7, 0.6], False, "falling"),
+        ([1.0, 0.9, 0.7, 0.8, 0.6], False, "falling"),
         ([9.0, 8.0, 0.5, 0.5, 0.501, 0.499, 0.5], True, "flat"),
-        ([0.3, 0.4, 0.5], True, "rising"),
+        ([0.3, 0.35, 0.42, 0.45, 0.5], True, "rising"),
+        ([0.5, 0.9, 0.5, 0.9, 0.5], None, "noisy"),  # no slope, but which one is not known
+        ([0.9, 0.5, 0.8, 0.6, 0.7], None, "noisy"),
     ],
 )
 def test_convergence_is_judged_by_the_last_epochs(losses, converged, trend):
@@ -244,8 +250,20 @@ def test_convergence_is_judged_by_the_last_epochs(losses, converged, trend):
     assert "last 5 epochs" in found.rule
 
 
-def test_the_slope_is_that_of_least_squares():
-    """Against the closed form on the last five."""
-    losses = np.array([5.0, 0.9, 0.7, 0.75, 0.6, 0.5])
-    x, y = np.arange(5) - 2, losses[1:]
-    assert convergence(losses).slope == pytest.approx((x * y).sum() / (x * x).sum())
+def test_the_slope_and_its_error_are_those_of_least_squares():
+    """Against scipy on the last five."""
+    losses = [5.0, 0.9, 0.7, 0.75, 0.6, 0.5]
+    found, line = convergence(losses), linregress(range(5), losses[1:])
+    assert found.slope == pytest.approx(line.slope)
+    assert found.slope_error == pytest.approx(line.stderr)
+
+
+def test_a_kept_model_is_judged_by_the_rule_of_today(bench):
+    """Of a rule that was another when it was trained nothing is left in a table."""
+    train_method(bench, "lp")
+    file = bench.model("lp").path / "model.json"
+    content = json.loads(file.read_text())
+    content["record"]["convergence"] = {"converged": True, "trend": "flat", "slope": 0.0}
+    file.write_text(json.dumps(content))
+    record = bench.model("lp").record()
+    assert record.convergence == convergence([row["validation_loss"] for row in record.curves])

@@ -1,6 +1,7 @@
 """Stage 3: methods on one study, compared on the same images, kept as soon as trained."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from torch import nn
 
 import pipeline.finetune.training as training_module
 from pipeline.cli import main
@@ -32,6 +34,7 @@ from pipeline.metrics import METRICS
 from pipeline.predictions import read_predictions
 from pipeline.stats import mcnemar
 from pipeline.study import load_study
+from pipeline.text_table import WIDTH
 from tests.tiny import write_images, write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 
@@ -96,6 +99,7 @@ def test_every_method_has_its_row_with_every_number(study):
     assert backbones["full"] == "tiny"
     assert backbones["scratch_cnn"] == backbones["scratch_ann"] == "pixels"
     text = comparison_text(report)
+    assert text.count("too few epochs") == len(rows) - 1  # of wise_ft there are none
     assert all(name in text for name in METHODS)
     assert max(map(len, text.splitlines())) <= 120
 
@@ -261,8 +265,32 @@ def test_a_training_of_other_settings_that_was_cut_off_is_refused(study, monkeyp
         patch.setattr(loop_module, "fit_batches", dies)
         with pytest.raises(KeyboardInterrupt):
             finetune(study, only("full"))
-    with pytest.raises(CheckpointError, match="batch_size is 8 there, asked for is 4"):
+    with pytest.raises(CheckpointError, match=r"batch_size 8, asked for is 4; .* delete the"):
         finetune(study, only("full", batch_size=4))
+
+
+def test_no_table_is_wider_than_a_terminal(study):
+    """Nor is a word cut off, with the longest name of a backbone."""
+    report = finetune(study, only(*METHODS))
+    long = [replace(row.record, backbone="efficientnet_lite0") for row in report.rows]
+    rows = [replace(row, record=record) for row, record in zip(report.rows, long, strict=True)]
+    text = comparison_text(replace(report, rows=tuple(rows)))
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_a_run_says_what_it_trains_and_how_it_goes(study, capsys, caplog):
+    """Method and backbone head the progress, and a line tells of each epoch."""
+    with caplog.at_level("INFO", logger="pipeline.finetune"):
+        finetune(study, only("full"))
+    assert "full, tiny: 96/96" in capsys.readouterr().err
+    number = r"\d\.\d{3}"
+    shape = (
+        rf"epoch (\d)/3: loss {number}, accuracy {number}, validation {number} / {number}, "
+        r"[\d.]+ images/s"
+    )
+    lines = [re.fullmatch(shape, text) for text in caplog.messages if text.startswith("epoch")]
+    assert [line and line[1] for line in lines] == ["1", "2", "3"]
 
 
 def test_models_of_other_images_are_set_aside(study, tmp_path, caplog):
@@ -319,6 +347,36 @@ def test_what_cannot_work_shows_before_any_work(study, trainings):
     with pytest.raises(NoCutError, match=r"timm:resnet18 has no cut.*tiny"):
         finetune(replace(study, backbones=(study.backbones[0], other)), only("lp", "last_block"))
     assert trainings == []
+
+
+def test_out_of_memory_for_the_activations_names_a_batch_size(study, monkeypatch):
+    """The frozen part runs before the loop, and its error is as clear."""
+
+    def too_large(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(training_module, "take", too_large)
+    with pytest.raises(EngineError, match="out of memory with 8 images a step; try --batch-size 4"):
+        finetune(study, only("last_block"))
+
+
+@pytest.mark.parametrize("method", ["lp", "full", "scratch_cnn"])
+def test_a_size_that_a_network_cannot_take_is_refused(study, trainings, monkeypatch, method):
+    """Before anything is taken or trained; the message has the network's own size."""
+
+    def refuse(_, images):
+        raise AssertionError(f"height {images.shape[-1]} does not match 32")
+
+    monkeypatch.setattr(nn.Conv2d, "forward", refuse)
+    message = (
+        r"cannot take images of 8 x 8 pixels \(height 8 does not match 32\); try another "
+        "--image-size, or leave it out for its own 32 x 32"
+    )
+    stores = len(list(study.store_root.iterdir()))
+    with pytest.raises(EngineError, match=message):
+        finetune(study, only(method, image_size=8))
+    assert trainings == []
+    assert len(list(study.store_root.iterdir())) == stores
 
 
 def test_stage_1_must_have_run(tmp_path, monkeypatch):

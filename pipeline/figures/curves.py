@@ -19,24 +19,25 @@ _SIDES = (("fit", SKY), ("validation", VERMILION))
 Run = Mapping[str, Sequence[float]]
 
 
-def learning_curves(runs: Mapping[str, Sequence[Run]]) -> Figure:
+def learning_curves(runs: Mapping[str, Sequence[Run]], title: str = "Learning curves") -> Figure:
     """A row for each model: each seed pale, their mean strong.
 
     Args:
         runs: By title, one for each seed.
+        title: Of the figure.
     """
     if not runs:
         raise NothingToDrawError("there are no curves by epoch")
     figure = new_figure(0.4 + (2.3 if len(runs) < 3 else 1.5) * len(runs))  # noqa: PLR2004 - many
     panels = figure.subplots(len(runs), len(_KINDS), squeeze=False)
-    figure.suptitle("Learning curves", x=0.01, ha="left")
+    figure.suptitle(title, x=0.01, ha="left")
     named = [
         (axes, _curve_panel(axes, of_one, kind))
         for row, of_one in zip(panels, runs.values(), strict=True)
         for axes, kind in zip(row, _KINDS, strict=True)
     ]
-    for row, title in zip(panels, runs, strict=True):
-        row[0].set_title(title)
+    for row, name in zip(panels, runs, strict=True):
+        row[0].set_title(name)
     for axes in panels[-1]:
         axes.set_xlabel("epoch")
     figure.draw_without_rendering()
@@ -59,7 +60,10 @@ def _curve_panel(axes: Axes, runs: Sequence[Run], kind: str) -> list[Label]:
             axes.plot(_epochs(mean), mean, "o-" if shortest == 1 else "-", color=shade)
             labels.append(Label(text=side, x=shortest, y=float(mean[-1]), colour=shade))
     axes.set_ylabel(kind)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    last = max((label.x for label in labels), default=1)
+    ticks = MaxNLocator(6, integer=True, min_n_ticks=1).tick_values(1, last)
+    # Epochs are whole and counted from 1, also where there is one alone.
+    axes.set_xticks([tick for tick in ticks if 1 <= tick <= last and tick % 1 == 0])
     grid(axes, "y")
     return labels
 

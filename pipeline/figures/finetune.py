@@ -129,7 +129,8 @@ def draw(results: Path) -> list[Path]:
 def learning_curves(data: FinetuneData) -> Figure:
     """Loss and accuracy by epoch of each method that trains."""
     return curves.learning_curves(
-        {name: [_run(rows)] for name, rows in data.by_name("curves").items()}
+        {name: [_run(rows)] for name, rows in data.by_name("curves").items()},
+        "Learning curves (fit: as it trained, with dropout)",
     )
 
 
@@ -146,7 +147,7 @@ def _run(rows: list[Mapping[str, Any]]) -> Run:
 def accuracy_against_time(data: FinetuneData) -> Figure:
     """What the time to train buys at each place."""
     timed = [entry for entry in data.entries if entry.seconds > 0]
-    title = "Accuracy against time to train"
+    title = "Accuracy against time to train (lp and last_block from the store)"
     return ranked.accuracy_against_time(timed, data.places, title)
 
 

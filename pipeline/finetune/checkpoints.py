@@ -159,9 +159,9 @@ class Checkpoints:
         for field in [*plain, *(field for field in has if field not in plain)]:
             if has.get(field) != plain.get(field):
                 raise CheckpointError(
-                    f"{self.folder} holds another training: {field} is {has.get(field)!r} there, "
-                    f"asked for is {plain.get(field)!r}. Take another --name, ask for what it has, "
-                    "or delete the folder"
+                    f"an unfinished training has {field} {has.get(field)!r}, asked for is "
+                    f"{plain.get(field)!r}; finish it with the settings it has, or delete the "
+                    f"folder {self.folder}"
                 )
 
     def _next_number(self) -> int:

@@ -18,7 +18,8 @@ def surroundings(settings: LoopSettings) -> Iterator[None]:
     algorithms, and TF32 only where it was asked for (it would use it unasked).
 
     Raises:
-        EngineError: No such device, a precision it does not have, or out of memory.
+        EngineError: No such device, a precision it does not have, out of memory, or one
+            image alone in a step, for a BatchNorm that needs more.
     """
     device = torch.device(settings.device)
     on_cuda = device.type == "cuda"
@@ -33,26 +34,45 @@ def surroundings(settings: LoopSettings) -> Iterator[None]:
     before, matmul.allow_tf32 = matmul.allow_tf32, tf32
     try:
         with (
+            named_errors(settings.device, settings.batch_size),
             torch.random.fork_rng([device] if on_cuda else []),
             torch.backends.cudnn.flags(
                 enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
             ),
         ):
             yield
-    except torch.OutOfMemoryError as cause:
-        raise EngineError(_no_memory(settings)) from cause
-    except RuntimeError as cause:
-        if "allocate memory" not in str(cause):
-            raise
-        raise EngineError(_no_memory(settings)) from cause  # how torch says it of a CPU
     finally:
         matmul.allow_tf32 = before
 
 
-def _no_memory(settings: LoopSettings) -> str:
-    size = settings.batch_size
+@contextmanager
+def named_errors(device: str, batch_size: int) -> Iterator[None]:
+    """Turn what torch says of a batch that does not fit into what can be done about it.
+
+    Raises:
+        EngineError: Out of memory, or one image alone in a step, for a BatchNorm that
+            needs more.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as cause:
+        raise EngineError(_no_memory(device, batch_size)) from cause
+    except ValueError as cause:
+        if "more than 1 value per channel" not in str(cause):
+            raise
+        raise EngineError(
+            "a step had one image alone for a BatchNorm that needs more: with another --batch-size "
+            f"than {batch_size}, or fewer processes, the last step of an epoch has more"
+        ) from cause
+    except RuntimeError as cause:
+        if "allocate memory" not in str(cause):
+            raise
+        raise EngineError(_no_memory(device, batch_size)) from cause  # how torch says it of a CPU
+
+
+def _no_memory(device: str, size: int) -> str:
     hint = f"--batch-size {size // 2}" if size > 1 else "a smaller --image-size"
-    return f"{settings.device} is out of memory with {size} images a step; try {hint}"
+    return f"{device} is out of memory with {size} images a step; try {hint}"
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

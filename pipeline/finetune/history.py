@@ -33,6 +33,18 @@ class EpochRow:
     images_per_second: float
     learning_rate: float
 
+    def line(self, epochs: int) -> str:
+        """For people, of so many epochs: ``epoch 3/10: loss 0.213, accuracy 0.931, ...``."""
+        validation = (
+            ""
+            if self.validation_loss is None
+            else f", validation {self.validation_loss:.3f} / {self.validation_accuracy:.3f}"
+        )
+        return (
+            f"epoch {self.epoch + 1}/{epochs}: loss {self.fit_loss:.3f}, accuracy "
+            f"{self.fit_accuracy:.3f}{validation}, {self.images_per_second:.1f} images/s"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:

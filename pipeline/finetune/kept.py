@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import disk
-from pipeline.finetune.convergence import Convergence
+from pipeline.finetune.convergence import Convergence, convergence
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 1
@@ -165,9 +165,10 @@ class ModelFolder:
 
 
 def _record(values: Mapping[str, Any]) -> Record:
-    convergence = Convergence(**values["convergence"])
     curves = tuple(values["curves"])
-    return Record(**{**values, "convergence": convergence, "curves": curves})
+    # Judged anew, so that one table holds one rule, whenever its models were trained.
+    losses = [row["validation_loss"] for row in curves if row["validation_loss"] is not None]
+    return Record(**{**values, "convergence": convergence(losses), "curves": curves})
 
 
 def models_in(folder: Path) -> list[ModelFolder]:

@@ -148,7 +148,7 @@ def train(  # noqa: C901, PLR0913, PLR0915
             now.seconds = before + time.perf_counter() - start
             parallel.take_buffers_of_first(model)
             row = _row(model, now, watched, settings)
-            _LOG.info("%s", row)
+            _LOG.info("%s", row.line(settings.epochs))
             now.rows.append(row)
             now.peak = _larger(now.peak, peak_memory(settings.device))
             now.begin_epoch()

@@ -71,7 +71,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "bn_only": Method(
             about="BatchNorm alone, surgical fine-tuning (Lee et al. 2023)",
-            moved="scale, shift and statistics of every BatchNorm; head",
+            moved="BatchNorm and its statistics, head",
             moves=BATCH_NORM,
             learning_rate=_NEW,
         ),

@@ -40,6 +40,7 @@ def mix_method(bench: Workbench, name: str, end: str) -> Record:
     }
     samples = digest_of(bench.samples)
     record = model.record()
+    wait_for_all(bench.device)  # or a late process would see what the first is about to write
     if record and record.identity == identity and record.samples == samples:
         return record
     if parallel.group().rank == 0:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.errors import EngineError
 from pipeline.images import PixelPolicy
 from pipeline.weights import State, read_state
 
@@ -197,6 +198,32 @@ def forward_gflop(network: nn.Module, example: Tensor) -> float:
         network(example)
     network.train(was_training)
     return float(counter.get_total_flops()) / 1e9
+
+
+def check_takes(network: nn.Module, size: int, own: int) -> None:
+    """Refuse an image size that a network was not made for, before anything is computed.
+
+    Args:
+        network: From uint8 pixels to logits.
+        size: Side of the images, pixels.
+        own: The side that it has by default.
+
+    Raises:
+        EngineError: It cannot take them: a transformer takes its own size alone, and of
+            tiny images the pooling leaves nothing.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros((1, size, size, 3), dtype=torch.uint8))
+    except (AssertionError, RuntimeError, ValueError) as cause:  # how networks say it
+        said = str(cause).splitlines()[0].rstrip(".")
+        raise EngineError(
+            f"the network cannot take images of {size} x {size} pixels ({said}); try another "
+            f"--image-size, or leave it out for its own {own} x {own}"
+        ) from cause
+    network.train(was_training)
 
 
 @contextmanager

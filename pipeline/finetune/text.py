@@ -85,7 +85,7 @@ def _endings(report: ComparisonReport) -> str:
             r.moved,
             f"{r.trainable_parameters:,}",
             best,
-            r.convergence.trend or "-",
+            r.convergence.trend or ("too few epochs" if r.epochs else "-"),
         )
     return render(found)
 

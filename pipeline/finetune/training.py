@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.backbones import weights_file
+from pipeline.backbones import spec_of, weights_file
 from pipeline.engines import EngineChoice
 from pipeline.finetune import parallel
 from pipeline.finetune.assembly import Assembly, Material, assemble
 from pipeline.finetune.checkpoints import Checkpoints
 from pipeline.finetune.convergence import convergence
+from pipeline.finetune.device import named_errors
 from pipeline.finetune.examples import Source
 from pipeline.finetune.history import History
 from pipeline.finetune.kept import ModelFolder, Proba, Record
@@ -33,11 +34,17 @@ from pipeline.finetune.methods import (
     PIXELS,
     Method,
 )
-from pipeline.finetune.networks import count_parameters, cross_entropy, forward_gflop
+from pipeline.finetune.networks import (
+    check_takes,
+    count_parameters,
+    cross_entropy,
+    forward_gflop,
+)
 from pipeline.finetune.options import TrainingOptions, settings_of
 from pipeline.finetune.pixels import pixels_of
 from pipeline.finetune.prefix import Place, Taken, store_at, take
 from pipeline.finetune.settings import LoopSettings
+from pipeline.progress import Progress
 from pipeline.samples import Samples
 from pipeline.splits import FIT
 from pipeline.splits import VALIDATION as VALIDATION_SPLIT
@@ -92,9 +99,11 @@ class Workbench:
         """Stored rows of all samples; rank 0 computes what is missing, the others wait."""
         if at_cut not in self._taken:
             place = self.place(at_cut=at_cut)
-            engine = EngineChoice(device=self.device.split(":")[0])
+            kind, size = self.device.split(":")[0], self.options.batch_size
+            engine = EngineChoice(device=kind, batch_size=size if kind == "cuda" else None)
             if parallel.group().rank == 0:
-                self._taken[at_cut] = take(self.study, place, self.samples, engine)
+                with named_errors(self.device, size):
+                    self._taken[at_cut] = take(self.study, place, self.samples, engine)
             wait_for_all(self.device)
             if parallel.group().rank:
                 self._taken[at_cut] = take(self.study, place, self.samples, engine)
@@ -167,6 +176,7 @@ def train_method(bench: Workbench, name: str) -> Record:
     model, method = bench.model(name), METHODS[name]
     identity, samples = bench.identity(name), digest_of(bench.samples)
     record = model.record()
+    wait_for_all(bench.device)  # or a late process would see what the first is about to write
     if (
         record
         and record.samples == samples
@@ -174,7 +184,10 @@ def train_method(bench: Workbench, name: str) -> Record:
     ):
         _LOG.info("%s on %s: trained already", name, bench.backbone(name))
         return record
-    assembly, source = bench.assemble(name), bench.source(method)
+    assembly = bench.assemble(name)
+    if size := bench.options.image_size:
+        check_takes(assembly.whole, size, spec_of(bench.choice.name).policy.size)
+    source = bench.source(method)
     if record and record.identity == identity:  # trained, but images were added since
         assembly.load(model.state())
         return _keep(bench, model, replace(record, samples=samples), assembly, source)
@@ -188,6 +201,7 @@ def train_method(bench: Workbench, name: str) -> Record:
         bench.settings(name),
         criterion=cross_entropy(),
         checkpoints=Checkpoints(model.checkpoints, identity),
+        progress=Progress(f"{name}, {bench.backbone(name)}"),
     )
     record = Record(
         method=name,

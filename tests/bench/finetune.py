@@ -1,0 +1,147 @@
+"""Measure partial fine-tuning from the store against fine-tuning end to end, in one run.
+
+    python -m tests.bench.finetune [--images 128] [--steps 3] [--epochs 5] [--size 224]
+
+For each backbone, by the stage's own loop on the same generated images: (a) ``full`` for a
+few steps; (b) what it takes to have the activations at the cut, once; (c) ``last_block``
+from these, for several epochs. The fastest pass over the images counts, because everything
+else is other work. Random weights serve: the rate does not depend on them.
+"""
+
+import argparse
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.finetune.loop import train
+from pipeline.finetune.methods import METHODS
+from pipeline.finetune.networks import cross_entropy
+from pipeline.finetune.options import TrainingOptions
+from pipeline.finetune.training import Workbench
+from pipeline.progress import Progress
+from pipeline.samples import load_samples
+from pipeline.study import Study, load_study
+from pipeline.text_table import new_table, render
+
+#: How many times the images/s of ``full`` those of ``last_block`` should be.
+GOALS = {"densenet121": 20.0, "googlenet": None}
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one backbone: images/s of both methods; images and seconds of the activations."""
+
+    full: float
+    last_block: float
+    taken: int
+    seconds: float
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run all measurements and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=128, help="generated phantoms")
+    parser.add_argument("--steps", type=int, default=3, help="of full, in each of two passes")
+    parser.add_argument("--epochs", type=int, default=5, help="of last_block")
+    parser.add_argument("--size", type=int, default=224, help="side of the images, pixels")
+    options = parser.parse_args(arguments)
+    titles = ["full", "last_block", "times", "goal", "activations, once"]
+    table = new_table(["backbone", *titles], left=1)
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
+        images = _phantoms(Path(name), options.images)
+        for backbone, goal in GOALS.items():
+            bench = _bench(_study(Path(name), images, backbone), options.size)
+            found = _measure(bench, options.steps, options.epochs)
+            table.add_row(
+                backbone,
+                f"{found.full:.1f}/s",
+                f"{found.last_block:.1f}/s",
+                f"{found.last_block / found.full:.1f}",
+                "-" if goal is None else f"{goal:.0f}",
+                f"{found.taken} in {found.seconds:.1f} s",
+            )
+    print(
+        f"{os.cpu_count()} cores; images/s of training, batches of {BATCH}, "
+        f"{options.size} x {options.size} pixels"
+    )
+    print(render(table))
+
+
+def _phantoms(work: Path, count: int) -> Path:
+    from pipeline.demo import DemoSpec, write_demo
+
+    write_demo(work / "demo", DemoSpec(n_source=count, n_target=1))
+    return work / "demo" / "hospital_a"
+
+
+def _study(work: Path, images: Path, backbone: str) -> Study:
+    weights = _random_weights(work, backbone)
+    file = work / f"{backbone}.toml"
+    file.write_text(
+        f'name = "bench"\n[source]\npath = "{images}"\ngroup = \'^(patient\\d+)\'\n'
+        f'[store]\npath = "store"\n'
+        f'[backbone.{backbone}]\nweights = "{weights}"\n'
+    )
+    return load_study(file)
+
+
+def _random_weights(work: Path, backbone: str) -> Path:
+    """Also of GoogLeNet's auxiliary classifiers, which full fine-tuning trains."""
+    import torch
+    import torchvision
+
+    file = work / f"{backbone}.pth"
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of GoogLeNet's initial weights, which are slow
+        network = getattr(torchvision.models, backbone)(weights=None)
+    torch.save(network.state_dict(), file)
+    return file
+
+
+def _bench(study: Study, size: int) -> Workbench:
+    samples, _ = load_samples(study)
+    return Workbench(
+        study=study,
+        choice=study.backbones[0],
+        samples=samples,
+        options=TrainingOptions(batch_size=BATCH, image_size=size),
+        device="cpu",
+        folder=study.store_root,
+    )
+
+
+def _measure(bench: Workbench, steps: int, epochs: int) -> Rates:
+    everything = len(bench.samples)
+    full = _rate(bench, "full", images=min(everything, steps * BATCH), epochs=2)
+    taken = bench.taken(at_cut=True)
+    return Rates(
+        full=full,
+        last_block=_rate(bench, "last_block", images=everything, epochs=epochs),
+        taken=taken.computed,
+        seconds=taken.seconds,
+    )
+
+
+def _rate(bench: Workbench, name: str, *, images: int, epochs: int) -> float:
+    """Images/s of the fastest pass."""
+    fit = bench.source(METHODS[name]).take(np.arange(images))
+    history = train(
+        bench.assemble(name).trained,
+        fit,
+        {},
+        replace(bench.settings(name), epochs=epochs),
+        criterion=cross_entropy(),
+        progress=Progress(f"{name}, {bench.choice.name}"),
+    )
+    return max(row.images_per_second for row in history.rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The command itself under ``torchrun``: two processes leave the results of one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+from pipeline.engines import EngineChoice
+from pipeline.extract import ExtractOptions, extract
+from pipeline.study import load_study
+from tests.finetune_command import install_repeatable_tiny
+from tests.tiny import write_tiny_study
+
+ROOT = Path(__file__).parents[1]
+#: Of 32 images, seven steps: shares of 3 and 2 images, and one of one image each.
+OPTIONS = ["--method", "full", "--epochs", "2", "--batch-size", "5", "--learning-rate", "0.01"]
+OPTIONS += ["--device", "cpu", "--no-figures", "--json"]
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """What one process finds; the features are there for the group too."""
+    install_repeatable_tiny(monkeypatch, tmp_path / "weights")
+    monkeypatch.chdir(tmp_path)
+    study = write_tiny_study(tmp_path)
+    engine = EngineChoice(engine="torch", device="cpu", batch_size=4)
+    extract(load_study(study), ExtractOptions(engine=engine))
+    done = CliRunner().invoke(main, ["finetune", str(study), *OPTIONS])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def _torchrun(folder, *arguments):
+    """The command in two processes, with a folder of results of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.finetune_command", str(folder), *arguments]
+    command += ["finetune", str(folder.parent / "study.toml"), *OPTIONS]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def _check_same_curve(found, alone):
+    """Loss and accuracy of every epoch, within 1e-5."""
+    names = ["fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"]
+    curves = [
+        np.array([[epoch[name] for name in names] for epoch in report["rows"][0]["curves"]])
+        for report in (found, alone)
+    ]
+    assert curves[0].shape == (2, 4)
+    assert np.abs(curves[0] - curves[1]).max() < 1e-5
+    assert abs(curves[1][0, 0] - curves[1][1, 0]) > 1e-3  # or it would say nothing
+
+
+def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
+    """Same loss curve; the first process alone prints, tells of epochs, and writes, once."""
+    done = _torchrun(tmp_path / "group")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    _check_same_curve(found, alone)
+    kept = tmp_path / "group" / "results" / "tiny" / "comparison.json"
+    assert json.loads(kept.read_bytes()) == found
+    assert done.stderr.count("epoch 1/2: ") == done.stderr.count("full on tiny") == 1
+    published = [
+        json.loads((tmp_path / "group" / f"published-{rank}.json").read_text()) for rank in (0, 1)
+    ]
+    assert published[1] == []
+    once = [name for name in published[0] if not name.startswith(("state-", "tensors-"))]
+    assert sorted(once) == [
+        "comparison.json",
+        "finetune.h5",
+        "model.json",
+        "model.safetensors",
+        "probabilities.safetensors",
+    ]
+
+
+@pytest.mark.slow  # two starts of torchrun
+def test_the_command_killed_in_two_processes_goes_on(alone, tmp_path):
+    """Run again, it trains the second epoch alone, and the curve is that of one process."""
+    killed = _torchrun(tmp_path / "group", "--die")
+    assert "exitcode  : -9" in killed.stderr
+    assert "epoch 1/2: " in killed.stderr
+    again = _torchrun(tmp_path / "group")
+    assert again.returncode == 0, again.stderr
+    assert "epoch 1/2: " not in again.stderr
+    assert "epoch 2/2: " in again.stderr
+    _check_same_curve(json.loads(again.stdout), alone)
