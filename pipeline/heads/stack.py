@@ -11,15 +11,17 @@ With one hidden layer, for head k and a batch X (B, d):
     dz = (softmax(z) - target) / B,     dW2 = h' dz,    dh = dz W2' * mask / keep * (h > 0)
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.heads.side_by_side import one_thread, side_by_side
 from pipeline.heads.trained import Best, MLPSettings, TrainedMLP
 
 if TYPE_CHECKING:
@@ -70,14 +72,26 @@ def train_mlps(
             raise ValueError(f"depth {one.depth}: allowed are 1 and 2 hidden layers")
         groups.setdefault(one.shape, []).append(number)
     trained: dict[int, TrainedMLP] = {}
-    for numbers in groups.values():
-        for start in range(0, len(numbers), GROUP):
-            part = numbers[start : start + GROUP]
-            stack = _Stack([settings[i] for i in part], fit, validation, device)
-            stack.watched = watched
-            with _one_thread(device):
-                trained |= dict(zip(part, stack.train(), strict=True))
+    parts = [part for numbers in groups.values() for part in _parts(numbers)]
+
+    def train(part: list[int]) -> list[TrainedMLP]:
+        stack = _Stack([settings[i] for i in part], fit, validation, device)
+        stack.watched = watched
+        return stack.train()
+
+    jobs = [partial(train, part) for part in parts]
+    found = side_by_side(jobs) if device == "cpu" else [job() for job in jobs]
+    for part, heads in zip(parts, found, strict=True):
+        trained |= dict(zip(part, heads, strict=True))
     return [trained[i] for i in range(len(settings))]
+
+
+def _parts(numbers: list[int]) -> list[list[int]]:
+    """Heads of one shape in stacks: an even number of them, which two cores share equally."""
+    stacks = -(-len(numbers) // GROUP)
+    if stacks > 1:
+        stacks += stacks % 2
+    return [part.tolist() for part in np.array_split(numbers, stacks)]
 
 
 class _Stack:
@@ -108,6 +122,13 @@ class _Stack:
         self.optimiser = self._adamw()
 
     def train(self) -> list[TrainedMLP]:
+        import torch
+
+        # A thread of its own starts with gradients on, whatever its maker had set.
+        with torch.no_grad(), one_thread() if self.X.device.type == "cpu" else nullcontext():
+            return self._train()
+
+    def _train(self) -> list[TrainedMLP]:
         keep = Best(self.settings)
         for epoch in range(self.shape.epochs):
             loss, hits = self._epoch()
@@ -243,18 +264,3 @@ def _trained(layers: tuple[tuple[NDArray[Any], NDArray[Any]], ...]) -> TrainedML
 def _stream(seed: int, purpose: str) -> np.random.Generator:
     """Randomness of one purpose of one head: another draw elsewhere moves nothing here."""
     return np.random.default_rng([seed, *purpose.encode()])
-
-
-@contextmanager
-def _one_thread(device: str) -> Iterator[None]:
-    """Products this small do not share well: two threads cost more than they give."""
-    import torch
-
-    before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_num_threads(before)
