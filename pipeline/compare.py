@@ -148,8 +148,9 @@ def _out_of_fold(
     models = {one.head: one.model for one in reversed(done) if one.model is not None}
     s, rows = joined.samples, np.flatnonzero(joined.samples.split == FIT)
     fit = FitSplit(X=joined.X, rows=rows, y=s.label[rows], group=s.group[rows], seed=done[0].seed)
+    together = {one.head for one in done if one.together}
     try:
-        found = out_of_fold(dict(reversed(models.items())), fit, repeats=repeats)
+        found = out_of_fold(dict(reversed(models.items())), fit, repeats=repeats, together=together)
     except ValueError as cause:
         failures.append(Failure(backbone=joined.backbone, head="out of fold", reason=str(cause)))
         return None

@@ -6,7 +6,6 @@ commits the last one. To add an engine: one class and one line in ``ENGINES``.
 """
 
 import importlib.util
-import platform
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.devices import after, device_name, provenance, set_precision
 from pipeline.errors import EngineError, UnknownNameError
 
 if TYPE_CHECKING:
-    import torch
-
     from pipeline.frozen import Frozen
 
 Pixels = NDArray[np.uint8]
@@ -86,13 +84,13 @@ class TorchEngine:
         import torch
 
         self.batch_size = batch_size
-        self.description = f"torch on {_device_name(device)}, batch {batch_size}"
+        self.description = f"torch on {device_name(device)}, batch {batch_size}"
         self._precision = precision
         self._device = torch.device(device)
         self._network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # One thread keeps the order; the caller's thread stays free to commit.
         self._thread = ThreadPoolExecutor(1, "forward")
-        self._thread.submit(_set_precision, precision).result()
+        self._thread.submit(set_precision, precision).result()
 
     def submit(self, pixels: Pixels) -> Wait:
         """See :class:`Engine`."""
@@ -122,11 +120,11 @@ class TorchEngine:
             out = self._network(batch).float().to("cpu", non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-        return lambda: _after(done, out)
+        return lambda: after(done, out)
 
     def provenance(self) -> dict[str, str]:
         """See :class:`Engine`."""
-        return _provenance("torch", _device_name(self._device.type), self.batch_size)
+        return provenance("torch", device_name(self._device.type), self.batch_size)
 
     def close(self) -> None:
         """See :class:`Engine`."""
@@ -150,7 +148,7 @@ class OpenVINOEngine:
                 "use --engine torch"
             )
         self.batch_size = batch_size
-        self.description = f"OpenVINO on {_device_name('cpu')}, batch {batch_size}"
+        self.description = f"OpenVINO on {device_name('cpu')}, batch {batch_size}"
         import torch
 
         openvino = _openvino()
@@ -189,7 +187,7 @@ class OpenVINOEngine:
     def provenance(self) -> dict[str, str]:
         """See :class:`Engine`."""
         own = {"openvino": version("openvino")}
-        return _provenance("openvino", _device_name("cpu"), self.batch_size) | own
+        return provenance("openvino", device_name("cpu"), self.batch_size) | own
 
     def close(self) -> None:
         """See :class:`Engine`."""
@@ -276,40 +274,3 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _set_precision(precision: str) -> None:
-    """Say explicitly what torch leaves to defaults: cuDNN would use TF32 unasked."""
-    import torch
-
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-
-
-def _after(done: Any, out: "torch.Tensor") -> Features:
-    """Wait for the copy of one batch; later batches go on meanwhile."""
-    done.synchronize()
-    features: Features = out.numpy()
-    return features
-
-
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return f"cuda ({torch.cuda.get_device_name()})"
-    return f"cpu ({platform.machine()})"
-
-
-def _provenance(engine: str, device: str, batch_size: int) -> dict[str, str]:
-    import PIL
-
-    return {
-        "engine": engine,
-        "device": device,
-        "batch_size": str(batch_size),
-        "torch": version("torch"),
-        "pillow": PIL.__version__,
-    }

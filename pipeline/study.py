@@ -9,9 +9,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones import check_backbone_name
+from pipeline.checked_tables import CheckedTables
 from pipeline.errors import StudyError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ SOURCE = "source"
 PRECISIONS = ("fp32", "tf32", "bf16")
 RESIZES = ("stretch", "crop")
 _SEEDS = 2**31  # room for further seeds above the study's
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,27 +168,26 @@ def _parse(file: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Turns tables of one file into settings; knows the file for its messages."""
+class _Reader(CheckedTables):
+    """Turns tables of one file into settings."""
 
-    file: Path
     _top: tuple[str, ...] = field(
         default=("name", "classes", "seed", "source", "target", "backbone", "head", "store")
     )
 
     def study(self, table: Mapping[str, Any]) -> Study:
-        self._known(table, self._top, "the study")
-        store = self._table(table, "store")
-        self._known(store, ("path",), "[store]")
-        path = self._typed(store, "path", str, "[store]")
-        optional = {"seed": self._typed(table, "seed", int, "the study")}
+        self.known(table, self._top, "the study")
+        store = self.table(table, "store")
+        self.known(store, ("path",), "[store]")
+        path = self.typed(store, "path", str, "[store]")
+        optional = {"seed": self.typed(table, "seed", int, "the study")}
         if not 0 <= (optional["seed"] or 0) < _SEEDS:
-            self._fail(f"seed = {optional['seed']}: allowed is 0 to {_SEEDS - 1}")
+            self.fail(f"seed = {optional['seed']}: allowed is 0 to {_SEEDS - 1}")
         return Study(
-            name=self._name(table.get("name", self.file.stem), "name"),
+            name=self.name(table.get("name", self.file.stem), "name"),
             classes=self._classes(table.get("classes")),
             source=self._source(table),
-            targets=tuple(self._target(n, t) for n, t in self._tables(table, "target").items()),
+            targets=tuple(self._target(n, t) for n, t in self.tables(table, "target").items()),
             backbones=self._backbones(table),
             concatenations=self._concatenations(table),
             heads=self._heads(table),
@@ -198,64 +197,64 @@ class _Reader:
 
     def _source(self, table: Mapping[str, Any]) -> Source:
         if "source" not in table:
-            self._fail('it has no [source]; a study needs [source] with path = "FOLDER"')
-        source = self._table(table, "source")
-        self._known(source, ("path", "group", "validation"), "[source]")
-        share = self._typed(source, "validation", (int, float), "[source]")
+            self.fail('it has no [source]; a study needs [source] with path = "FOLDER"')
+        source = self.table(table, "source")
+        self.known(source, ("path", "group", "validation"), "[source]")
+        share = self.typed(source, "validation", (int, float), "[source]")
         settings = self._domain(source, "[source]")
         if share is None:
             return Source(**settings)
         if not 0 < share < 1:
-            self._fail(f"[source] validation = {share}: allowed is a share between 0 and 1")
+            self.fail(f"[source] validation = {share}: allowed is a share between 0 and 1")
         return Source(validation=float(share), **settings)
 
     def _target(self, name: str, table: Mapping[str, Any]) -> Domain:
         where = f"[target.{name}]"
         if name == SOURCE:
-            self._fail(f"{where}: the name {SOURCE!r} is taken by [source]; choose another")
-        self._known(table, ("path", "group"), where)
-        return Domain(name=self._name(name, where), **self._domain(table, where))
+            self.fail(f"{where}: the name {SOURCE!r} is taken by [source]; choose another")
+        self.known(table, ("path", "group"), where)
+        return Domain(name=self.name(name, where), **self._domain(table, where))
 
     def _domain(self, table: Mapping[str, Any], where: str) -> dict[str, Any]:
-        path = self._typed(table, "path", str, where)
+        path = self.typed(table, "path", str, where)
         if path is None:
-            self._fail(f'{where} has no path; write path = "FOLDER"')
+            self.fail(f'{where} has no path; write path = "FOLDER"')
         folder = self.file.parent / str(path)
         if not folder.is_dir():
-            self._fail(f"{where} path: there is no folder {folder}")
+            self.fail(f"{where} path: there is no folder {folder}")
         return {"path": folder, "group": self._pattern(table, where)}
 
     def _pattern(self, table: Mapping[str, Any], where: str) -> str | None:
-        pattern = self._typed(table, "group", str, where)
+        pattern = self.typed(table, "group", str, where)
         try:
             re.compile(pattern or "")
         except re.error as cause:
-            self._fail(f"{where} group = {pattern!r} is not a regular expression: {cause}")
+            self.fail(f"{where} group = {pattern!r} is not a regular expression: {cause}")
         return None if pattern is None else str(pattern)
 
     def _backbones(self, table: Mapping[str, Any]) -> tuple[BackboneChoice, ...]:
-        tables = self._tables(table, "backbone")
+        tables = self.tables(table, "backbone")
         if not tables:
-            self._fail("it names no backbone; write for example [backbone.densenet121]")
+            self.fail("it names no backbone; write for example [backbone.densenet121]")
         return tuple(self._backbone(name, t) for name, t in tables.items() if "+" not in name)
 
     def _concatenations(self, table: Mapping[str, Any]) -> tuple[Concatenation, ...]:
-        tables = self._tables(table, "backbone")
+        tables = self.tables(table, "backbone")
         alone = [name for name in tables if "+" not in name]
         found = tuple(Concatenation(name=name) for name in tables if "+" in name)
         for one in found:
             where = f'[backbone."{one.name}"]'
-            self._known(tables[one.name], (), where)
+            self.known(tables[one.name], (), where)
             for part in one.parts:
                 if part not in alone or one.parts.count(part) > 1:
-                    self._fail(
+                    self.fail(
                         f"{where}: {part!r} must stand once in it and have a table "
                         f"[backbone.{part}] of its own; known: {', '.join(alone)}"
                     )
         return found
 
     def _heads(self, table: Mapping[str, Any]) -> tuple["NamedHead", ...]:
-        tables = self._tables(table, "head")
+        tables = self.tables(table, "head")
         if not tables:
             return ()
         from pipeline.heads.named import NamedHead, heads_with
@@ -263,15 +262,13 @@ class _Reader:
         found = []
         for name, values in tables.items():
             where, given = f"[head.{name}]", dict(values)
-            texts = {
-                key: self._typed(given, key, str, where) or "" for key in ("estimator", "base")
-            }
+            texts = {key: self.typed(given, key, str, where) or "" for key in ("estimator", "base")}
             parameters = {k: v for k, v in given.items() if k not in texts}
-            found.append(NamedHead(name=self._name(name, where), parameters=parameters, **texts))
+            found.append(NamedHead(name=self.name(name, where), parameters=parameters, **texts))
         try:
             heads_with(tuple(found))
         except StudyError as cause:
-            self._fail(str(cause))
+            self.fail(str(cause))
         return tuple(found)
 
     def _backbone(self, name: str, table: Mapping[str, Any]) -> BackboneChoice:
@@ -279,16 +276,16 @@ class _Reader:
         try:
             check_backbone_name(name)
         except UnknownNameError as cause:
-            self._fail(f"{where}: {cause}")
+            self.fail(f"{where}: {cause}")
         known = [f.name for f in fields(BackboneChoice) if f.name not in ("name", "mask")]
-        self._known(table, known, where)
-        given = {k: str(self._typed(table, k, str, where)) for k in table}
-        self._one_of(given.get("precision"), PRECISIONS, f"{where} precision")
-        self._one_of(given.get("resize"), RESIZES, f"{where} resize")
+        self.known(table, known, where)
+        given = {k: str(self.typed(table, k, str, where)) for k in table}
+        self.one_of(given.get("precision"), PRECISIONS, f"{where} precision")
+        self.one_of(given.get("resize"), RESIZES, f"{where} resize")
         if given.get("weights", "imagenet") != "imagenet":
             weights = self.file.parent / given["weights"]
             if not weights.is_file():
-                self._fail(f'{where} weights: no file {weights}; allowed: "imagenet" or a file')
+                self.fail(f'{where} weights: no file {weights}; allowed: "imagenet" or a file')
             given["weights"] = str(weights)
         return BackboneChoice(name=name, **given)
 
@@ -297,46 +294,5 @@ class _Reader:
             return None
         names = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
         if not names or len(set(classes)) != len(classes) or len(classes) < 2:  # noqa: PLR2004 - a choice needs two
-            self._fail(f"classes = {classes!r}: allowed is a list of two or more different names")
+            self.fail(f"classes = {classes!r}: allowed is a list of two or more different names")
         return tuple(classes)
-
-    def _name(self, name: Any, where: str) -> str:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            self._fail(
-                f"{where} {name!r}: allowed are letters, digits, '.', '_' and '-', "
-                "because it names a folder or a column"
-            )
-        return str(name)
-
-    def _tables(self, table: Mapping[str, Any], key: str) -> Mapping[str, Mapping[str, Any]]:
-        tables = self._table(table, key)
-        for name, value in tables.items():
-            if not isinstance(value, dict):
-                self._fail(f"[{key}] {name} = {value!r}: write a table [{key}.{name}]")
-        return tables
-
-    def _table(self, table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-        value = table.get(key, {})
-        if not isinstance(value, dict):
-            self._fail(f"{key} = {value!r}: write a table [{key}]")
-        return dict(value)
-
-    def _typed(self, table: Mapping[str, Any], key: str, kind: Any, where: str) -> Any:
-        value = table.get(key)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            wanted = getattr(kind, "__name__", "number").replace("str", "text")
-            self._fail(f"{where} {key} = {value!r}: allowed is {wanted}")
-        return value
-
-    def _one_of(self, value: str | None, allowed: tuple[str, ...], where: str) -> None:
-        if value is not None and value not in allowed:
-            self._fail(f"{where} = {value!r}: allowed are {', '.join(allowed)}")
-
-    def _known(self, table: Mapping[str, Any], allowed: Any, where: str) -> None:
-        if unknown := sorted(set(table) - set(allowed)):
-            self._fail(
-                f"unknown key {unknown[0]!r} in {where}; allowed: {', '.join(sorted(allowed))}"
-            )
-
-    def _fail(self, message: str) -> NoReturn:
-        raise StudyError(f"{self.file}: {message}")

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from pipeline.fitting import ENSEMBLE, Fitted
 from pipeline.head_report import Confusion, HeadDetail, Row, Table
+from pipeline.heads.side_by_side import side_by_side
 from pipeline.metrics import confusion
 from pipeline.pairing import BASELINE, BEST, BestSet, Pair, best_by_validation, best_sets, pairs
-from pipeline.scoring import Place, scores
+from pipeline.scoring import Place, Proba, scores
 from pipeline.seed_spread import SeedSpread, seed_spread
 from pipeline.splits import FIT, VALIDATION
 from pipeline.stats.intervals import DRAWS
@@ -41,30 +43,42 @@ def tabulate(
     """
     final = _final(done)
     best = _best(places, final)
-    new = [place for place in places if place.role != FIT]
     kinds = [one.head.removesuffix(ENSEMBLE) for one in final]
     declared = final[kinds.index(baseline)].head if baseline in kinds else None
-    compared: list[Pair] = []
-    sets: list[BestSet] = []
-    spread: list[SeedSpread] = []
-    for place in new:
-        proba = {one.head: one.proba[place.rows] for one in final}
-        for name, reference in _references(declared, best):
-            compared += pairs(place, proba, name, reference=reference, draws=draws.paired)
-        sets += best_sets(place, proba, draws=draws.single)
-        members = {
-            kind: [one.proba[place.rows] for one in done if one.head == kind] for kind in kinds
-        }
-        spread += seed_spread(place, members, baseline, draws=draws.single)
+    references = _references(declared, best)
+    asked = [place for place in places if place.role != FIT]
+    rows = side_by_side([partial(_rows, backbone, at, done, draws.single) for at in places])
+    compared = side_by_side([partial(_compare, at, final, references, draws) for at in asked])
+    spread = side_by_side([partial(_spread, at, done, baseline, draws.single) for at in asked])
     return Table(
-        rows=tuple(row for place in places for row in _rows(backbone, place, done, draws.single)),
+        rows=tuple(row for some in rows for row in some),
         best=best,
-        pairs=tuple(compared),
-        best_sets=tuple(sets),
-        seed_spread=tuple(spread),
+        pairs=tuple(pair for some, _ in compared for pair in some),
+        best_sets=tuple(one for _, some in compared for one in some),
+        seed_spread=tuple(one for some in spread for one in some),
         confusion=tuple(_confusion(place, one) for place in places for one in done),
         details=tuple(_detail(one) for one in done if one.model is not None),
     )
+
+
+def _compare(
+    place: Place, final: Sequence[Fitted], references: Sequence[tuple[str, str]], draws: Draws
+) -> tuple[list[Pair], list[BestSet]]:
+    proba = {one.head: one.proba[place.rows] for one in final}
+    compared = [
+        pair
+        for name, reference in references
+        for pair in pairs(place, proba, name, reference=reference, draws=draws.paired)
+    ]
+    return compared, best_sets(place, proba, draws=draws.single)
+
+
+def _spread(place: Place, done: Sequence[Fitted], baseline: str, draws: int) -> list[SeedSpread]:
+    members: dict[str, list[Proba]] = {}
+    for one in done:
+        if not one.head.endswith(ENSEMBLE):
+            members.setdefault(one.head, []).append(one.proba[place.rows])
+    return seed_spread(place, members, baseline, draws=draws)
 
 
 def _references(declared: str | None, best: str | None) -> list[tuple[str, str]]:

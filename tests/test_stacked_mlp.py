@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import pipeline.heads.stack as stack_module
-from pipeline.heads.stack import MLPSettings, Rows, train_mlps
+from pipeline.heads.stack import Rows, train_mlps
+from pipeline.heads.trained import MLPSettings
 
 SHORT = MLPSettings(hidden=8, epochs=3, batch_size=16)
 COMPANY = [

@@ -14,27 +14,16 @@ in float32, which is twice as fast; gradients are float64, which makes the answe
 exact. The same code runs on a CPU and on CUDA.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.heads.blocks import row_blocks, times
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-_NEWTON_STEPS = 100
-_CG_STEPS = 40
-_HALVINGS = 30
-_FORCING = 0.1
-#: Features up to so many numbers have a float64 copy: 128 MB.
-_HELD = 16 << 20
+from pipeline.heads.blocks import times
+from pipeline.heads.newton import FeatureRows, NewtonSolver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +76,8 @@ def solve_path(  # noqa: PLR0913 - one problem is five arrays and a tolerance
     import torch
 
     _check_classes(y, weights)
-    solver = _Solver(
-        A=_Rows(torch.as_tensor(X).to(device)),
+    solver = NewtonSolver(
+        A=FeatureRows(torch.as_tensor(X).to(device)),
         y=torch.as_tensor(y).long().to(device),
         C=torch.as_tensor(C, dtype=torch.float64).to(device),
         # Weights are few different numbers: as float32 they are exact and half as large.
@@ -100,149 +89,6 @@ def solve_path(  # noqa: PLR0913 - one problem is five arrays and a tolerance
         w, steps = solver.solve()
     found = w.permute(1, 2, 0).cpu().numpy()
     return Path(coef=found[:, :, :-1], intercept=found[:, :, -1], steps=steps)
-
-
-class _Rows:
-    """Features and a last column of ones, multiplied in float64 or float32.
-
-    A float64 copy is held only where it is small; otherwise blocks of rows are converted as
-    they are needed, so that the solver takes no more memory than the features themselves.
-    """
-
-    def __init__(self, X: "Tensor") -> None:
-        self.shape, self.device = (X.shape[0], X.shape[1] + 1), X.device
-        self.kept = X if X.numel() > _HELD else X.double()
-        self.single = X.float()
-        self.blocks = list(row_blocks(X.shape)) if X.numel() > _HELD else [slice(0, len(X))]
-
-    def times(self, w: "Tensor") -> "Tensor":
-        """Scores ``(n, V, K')`` of columns ``(d + 1, V, K')``, in the dtype of ``w``."""
-        import torch
-
-        columns = w.reshape(len(w), -1)
-        found = torch.empty((self.shape[0], columns.shape[1]), dtype=w.dtype, device=self.device)
-        for rows, block in self._as(w.dtype):
-            torch.addmm(columns[-1:], block, columns[:-1], out=found[rows])
-        return found.reshape(-1, *w.shape[1:])
-
-    def transposed(self, v: "Tensor", *, squared: bool = False) -> "Tensor":
-        """Columns ``(d + 1, V, K')`` of ``(n, V, K')``; of the squares where asked for."""
-        import torch
-
-        values = v.reshape(len(v), -1)
-        found = torch.zeros((self.shape[1], values.shape[1]), dtype=v.dtype, device=self.device)
-        for rows, block in self._as(v.dtype, small=squared):
-            left = block.square() if squared else block
-            found[:-1].addmm_(left.T, values[rows])
-        found[-1] = values.sum(0)
-        return found.reshape(-1, *v.shape[1:])
-
-    def _as(self, dtype: Any, *, small: bool = False) -> Iterator[tuple[slice, "Tensor"]]:
-        """Blocks of rows in a dtype; what has it already is one block, unless small is asked."""
-        whole = self.kept if self.kept.dtype == dtype else self.single
-        blocks = self.blocks if small or whole.dtype != dtype else [slice(0, len(whole))]
-        for rows in blocks:
-            yield rows, whole[rows].to(dtype)
-
-
-class _Solver:
-    """Newton-CG on columns ``(d + 1, V, K')``; ``K'`` is 1 for two classes."""
-
-    def __init__(self, *, A: _Rows, y: "Tensor", C: "Tensor", s: "Tensor", **rest: Any) -> None:
-        import torch
-
-        self.A, self.C, self.s, self.tol = A, C, s, rest["tol"]
-        classes = rest["classes"]
-        self.binary = classes == 2  # noqa: PLR2004 - a sigmoid instead of a softmax
-        one_hot = torch.nn.functional.one_hot(y, classes).to(C.dtype)
-        self.target = one_hot[:, None, 1:] if self.binary else one_hot[:, None, :]
-        self.penalty = torch.ones(A.shape[1], 1, 1, dtype=C.dtype, device=A.device)
-        self.penalty[-1] = 0.0
-
-    def solve(self) -> tuple["Tensor", int]:
-        import torch
-
-        width = self.A.shape[1], len(self.C), self.target.shape[2]
-        w = torch.zeros(width, dtype=self.C.dtype, device=self.A.device)
-        open_ = torch.arange(len(self.C), device=self.A.device)
-        steps = 0
-        while len(open_) and steps < _NEWTON_STEPS:
-            steps += 1
-            w[:, open_], done = self._newton(w[:, open_], open_)
-            open_ = open_[~done]
-        return w, steps
-
-    def _newton(self, w: "Tensor", at: "Tensor") -> tuple["Tensor", "Tensor"]:
-        """One step for the problems ``at``; also whether each was already solved."""
-        C, s = self.C[at][:, None], self.s[:, at, None]
-        z = self.A.times(w)
-        p = self._link(z)
-        g = self.penalty * w + self.A.transposed(C * s * (p - self.target))
-        done = _norm(g) <= self.tol * _norm(w * self.penalty).clamp_min(1e-12)
-        step = self._direction(g, (C * s).float(), p.float())
-        dz = self.A.times(step)
-        t = self._step_length(w, step, z, dz, C * s, (g * step).sum((0, 2)))
-        return w + (~done * t)[:, None] * step, done
-
-    def _step_length(  # noqa: PLR0913, PLR0917 - the line through one point of all problems
-        self, w: "Tensor", step: "Tensor", z: "Tensor", dz: "Tensor", cs: "Tensor", slope: "Tensor"
-    ) -> "Tensor":
-        """Halve each problem's step until its objective falls enough (Armijo)."""
-        import torch
-
-        start = self._objective(w, z, cs)
-        t = torch.ones_like(slope)
-        for _ in range(_HALVINGS):
-            now = self._objective(w + t[:, None] * step, z + t[:, None] * dz, cs)
-            # A last step at the limit of rounding must not be halved for ever.
-            bad = now > start + 1e-4 * t * slope + 1e-12 * start.abs()
-            if not bad.any():
-                break
-            t = torch.where(bad, t / 2, t)
-        return t
-
-    def _objective(self, w: "Tensor", z: "Tensor", cs: "Tensor") -> "Tensor":
-        import torch
-
-        if self.binary:
-            loss = torch.nn.functional.softplus(z) - self.target * z
-        else:
-            loss = torch.logsumexp(z, dim=2, keepdim=True) - (self.target * z).sum(2, keepdim=True)
-        return (self.penalty * w.square()).sum((0, 2)) / 2 + (cs * loss).sum((0, 2))
-
-    def _direction(self, g: "Tensor", cs: "Tensor", p: "Tensor") -> "Tensor":
-        """Solve ``H step = -g`` roughly, by conjugate gradients scaled by H's diagonal."""
-        import torch
-
-        penalty = self.penalty.float()
-        diagonal = penalty + self.A.transposed(cs * p * (1 - p), squared=True) + 1e-8
-        r = -g.float()
-        x = torch.zeros_like(r)
-        q = r / diagonal
-        d, rq = q, (r * q).sum((0, 2))
-        enough = _FORCING * _norm(r)
-        for _ in range(_CG_STEPS):
-            going = _norm(r) > enough
-            if not going.any():
-                break
-            h = penalty * d + self.A.transposed(cs * self._curved(d, p))
-            curvature = (d * h).sum((0, 2))
-            # A solved problem rests. Adding a constant to all intercepts of a softmax changes
-            # nothing: along that line there is no curvature, and no step.
-            a = torch.where(going & (curvature > 0), rq / curvature.clamp_min(1e-30), 0.0)[:, None]
-            x, r = x + a * d, r - a * h
-            q = r / diagonal
-            rq, before = (r * q).sum((0, 2)), rq
-            d = q + torch.where(going, rq / before.clamp_min(1e-30), 0.0)[:, None] * d
-        return x.to(g.dtype)
-
-    def _curved(self, d: "Tensor", p: "Tensor") -> "Tensor":
-        """Second derivative of the loss at the scores, times the change of the scores."""
-        u = p * self.A.times(d)
-        return u * (1 - p) if self.binary else u - p * u.sum(2, keepdim=True)
-
-    def _link(self, z: "Tensor") -> "Tensor":
-        return z.sigmoid() if self.binary else z.softmax(2)
 
 
 class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -306,10 +152,6 @@ def _probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
     probabilities: NDArray[np.float64] = scores / scores.sum(axis=-1, keepdims=True)
     return probabilities
-
-
-def _norm(columns: "torch.Tensor") -> "torch.Tensor":
-    return columns.square().sum((0, 2)).sqrt()
 
 
 def _check_classes(y: NDArray[np.integer], weights: NDArray[np.floating]) -> None:

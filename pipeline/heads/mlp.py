@@ -9,7 +9,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.folds import patient_folds
-from pipeline.heads.stack import MLPSettings, Rows, TrainedMLP, train_mlps
+from pipeline.heads.stack import Rows, train_mlps
+from pipeline.heads.trained import MLPSettings, TrainedMLP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Attributes:
         classes_: Class labels, shape ``(K,)``.
-        trained_: See :class:`pipeline.heads.stack.TrainedMLP`.
+        trained_: See :class:`pipeline.heads.trained.TrainedMLP`.
         curves_: By name (``fit_loss``, ``fit_accuracy``; ``inner_*`` of what early stopping
             looks at, ``validation_*`` of watched rows), a value for each epoch.
     """

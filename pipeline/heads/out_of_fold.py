@@ -6,7 +6,7 @@ fold's rows alone, the scaler too. The parameters are those that were chosen on 
 fit split; that choice is not repeated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 
 from pipeline.heads.blocks import predict_in_blocks
+from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.folds import Fold, patient_folds
+from pipeline.heads.side_by_side import folded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,17 @@ class FitSplit:
         return patient_folds(self.y, self.group, self.seed + repeat)
 
 
-def out_of_fold(models: Mapping[str, Any], fit: FitSplit, *, repeats: int) -> OutOfFold:
+def out_of_fold(
+    models: Mapping[str, Any], fit: FitSplit, *, repeats: int, together: Container[str] = ()
+) -> OutOfFold:
     """Fit every head again on each fold, and ask it about the rest.
 
     Args:
         models: By name, a fitted classifier from features as the backbone gave them.
         fit: What may be seen.
         repeats: How often all rows are divided anew, 1 or more.
+        together: Names of those whose folds may be fitted at the same time; see
+            :class:`pipeline.heads.HeadSpec`.
 
     Raises:
         ValueError: A class has fewer patients than two.
@@ -77,8 +83,12 @@ def out_of_fold(models: Mapping[str, Any], fit: FitSplit, *, repeats: int) -> Ou
     proba, failures = {}, {}
     for name, model in models.items():
         try:
+            same = name in together
             proba[name] = np.stack(
-                [_divided(model, fit, folds, fit.seed + i) for i, folds in enumerate(divisions)]
+                [
+                    _divided(model, fit, folds, fit.seed + i, together=same)
+                    for i, folds in enumerate(divisions)
+                ]
             )
         except (ValueError, np.linalg.LinAlgError) as cause:
             failures[name] = str(cause)
@@ -98,7 +108,10 @@ def at_chosen(model: Any) -> Any:
     found = clone(model)
     steps = getattr(model, "steps", None)
     if steps is None:
-        return clone(getattr(model, "best_estimator_", model))
+        found = clone(getattr(model, "best_estimator_", model))
+        if isinstance(model, CalibratedHead):
+            found.set_params(candidates=(model.best_params_,))
+        return found
     found.steps = [(name, at_chosen(step)) for name, step in steps]
     return found
 
@@ -110,16 +123,21 @@ def with_seed(model: Any, seed: int) -> Any:
     return model.set_params(**drawing)
 
 
-def _divided(model: Any, fit: FitSplit, folds: list[Fold], seed: int) -> NDArray[np.float64]:
+def _divided(
+    model: Any, fit: FitSplit, folds: list[Fold], seed: int, *, together: bool
+) -> NDArray[np.float64]:
     classes = int(fit.y.max()) + 1
     proba = np.zeros((len(fit.y), classes))
-    for inside, outside in folds:
+
+    def ask(inside: NDArray[np.intp], outside: NDArray[np.intp]) -> None:
         y = fit.y[inside]
         if len(np.unique(y)) < classes:
             raise ValueError("a fold leaves no patient of some class to learn from")
         head = with_seed(at_chosen(model), seed)
         head.fit(fit.X[fit.rows[inside]], y, **_groups(head, fit.group[inside]))
         proba[outside] = predict_in_blocks(head, fit.X[fit.rows[outside]])
+
+    folded(ask, folds, len(fit.y) * fit.X.shape[1] if together else None)
     return proba
 
 

@@ -11,81 +11,24 @@ With one hidden layer, for head k and a batch X (B, d):
     dz = (softmax(z) - target) / B,     dW2 = h' dz,    dh = dz W2' * mask / keep * (h > 0)
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.heads.side_by_side import one_thread, side_by_side
+from pipeline.heads.trained import Best, MLPSettings, TrainedMLP
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: Heads trained together: more do not fit the cache of a core, and go slower each.
 GROUP = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class MLPSettings:
-    """One head.
-
-    Attributes:
-        hidden: Width of each hidden layer.
-        depth: Hidden layers, 1 or 2.
-        dropout: Share of hidden units dropped while training, in [0, 1).
-        epochs: Passes over the rows, at most.
-        batch_size: Rows a step.
-        learning_rate: AdamW's.
-        weight_decay: AdamW's, decoupled.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
-        patience: Epochs without a better validation loss before it stops; 0: never.
-        seed: Of initial weights, order and masks.
-    """
-
-    hidden: int = 256
-    depth: int = 1
-    dropout: float = 0.5
-    epochs: int = 30
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    patience: int = 0
-    seed: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Heads with equal shapes can be trained in one stack."""
-        return self.hidden, self.depth, self.epochs, self.batch_size, self.patience
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedMLP:
-    """A trained head.
-
-    Attributes:
-        layers: Weights ``(d_in, d_out)`` and bias ``(d_out,)`` of each layer.
-        curves: By name (``fit_loss``, ``fit_accuracy``; ``inner_*`` and ``validation_*``
-            where there were such rows), a value for each epoch; losses in nats. Those of
-            the fit rows are running means with dropout.
-        best_epoch: Epoch, from 0, whose weights these are.
-    """
-
-    layers: tuple[tuple[NDArray[Any], NDArray[Any]], ...]
-    curves: dict[str, list[float]]
-    best_epoch: int
-
-    def proba(self, X: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Class probabilities ``(n, K)`` of features ``(n, d)``; nothing is dropped."""
-        rows = np.asarray(X)
-        for number, (weights, bias) in enumerate(self.layers):
-            rows = (np.maximum(rows, 0) if number else rows) @ weights + bias
-        scores = rows.astype(np.float64)
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float64] = scores / scores.sum(axis=1, keepdims=True)
-        return probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +72,26 @@ def train_mlps(
             raise ValueError(f"depth {one.depth}: allowed are 1 and 2 hidden layers")
         groups.setdefault(one.shape, []).append(number)
     trained: dict[int, TrainedMLP] = {}
-    for numbers in groups.values():
-        for start in range(0, len(numbers), GROUP):
-            part = numbers[start : start + GROUP]
-            stack = _Stack([settings[i] for i in part], fit, validation, device)
-            stack.watched = watched
-            with _one_thread(device):
-                trained |= dict(zip(part, stack.train(), strict=True))
+    parts = [part for numbers in groups.values() for part in _parts(numbers)]
+
+    def train(part: list[int]) -> list[TrainedMLP]:
+        stack = _Stack([settings[i] for i in part], fit, validation, device)
+        stack.watched = watched
+        return stack.train()
+
+    jobs = [partial(train, part) for part in parts]
+    found = side_by_side(jobs) if device == "cpu" else [job() for job in jobs]
+    for part, heads in zip(parts, found, strict=True):
+        trained |= dict(zip(part, heads, strict=True))
     return [trained[i] for i in range(len(settings))]
+
+
+def _parts(numbers: list[int]) -> list[list[int]]:
+    """Heads of one shape in stacks: an even number of them, which two cores share equally."""
+    stacks = -(-len(numbers) // GROUP)
+    if stacks > 1:
+        stacks += stacks % 2
+    return [part.tolist() for part in np.array_split(numbers, stacks)]
 
 
 class _Stack:
@@ -167,7 +122,14 @@ class _Stack:
         self.optimiser = self._adamw()
 
     def train(self) -> list[TrainedMLP]:
-        keep = _Best(self.settings)
+        import torch
+
+        # A thread of its own starts with gradients on, whatever its maker had set.
+        with torch.no_grad(), one_thread() if self.X.device.type == "cpu" else nullcontext():
+            return self._train()
+
+    def _train(self) -> list[TrainedMLP]:
+        keep = Best(self.settings)
         for epoch in range(self.shape.epochs):
             loss, hits = self._epoch()
             values = {"fit_loss": loss, "fit_accuracy": hits}
@@ -295,43 +257,6 @@ class _Stack:
         )
 
 
-class _Best:
-    """Curves of each head, and the weights that it ends with."""
-
-    def __init__(self, settings: Sequence[MLPSettings]) -> None:
-        self.settings = settings
-        self.curves: list[dict[str, list[float]]] = [{} for _ in settings]
-        self.layers: list[Any] = [None] * len(settings)
-        self.best = [float("inf")] * len(settings)
-        self.epoch = [0] * len(settings)
-        self.stopped = [False] * len(settings)
-
-    @property
-    def all_stopped(self) -> bool:
-        return all(self.stopped)
-
-    def note(self, epoch: int, values: dict[str, "Tensor"], layers: list[Any]) -> None:
-        for k, one in enumerate(self.settings):
-            if self.stopped[k]:
-                continue
-            for name, column in values.items():
-                self.curves[k].setdefault(name, []).append(float(column[k]))
-            loss = float(values["inner_loss"][k]) if one.patience else -epoch
-            if loss < self.best[k] or not one.patience:
-                self.best[k], self.epoch[k] = loss, epoch
-                last = epoch == one.epochs - 1
-                # Without early stopping only the last weights count, and need no copies.
-                if one.patience or last:
-                    self.layers[k] = tuple((w.copy(), b.copy()) for w, b in layers[k])
-            self.stopped[k] = bool(one.patience) and epoch - self.epoch[k] >= one.patience
-
-    def trained(self) -> list[TrainedMLP]:
-        return [
-            TrainedMLP(layers=layers, curves=curves, best_epoch=epoch)
-            for layers, curves, epoch in zip(self.layers, self.curves, self.epoch, strict=True)
-        ]
-
-
 def _trained(layers: tuple[tuple[NDArray[Any], NDArray[Any]], ...]) -> TrainedMLP:
     return TrainedMLP(layers=layers, curves={}, best_epoch=0)
 
@@ -339,18 +264,3 @@ def _trained(layers: tuple[tuple[NDArray[Any], NDArray[Any]], ...]) -> TrainedML
 def _stream(seed: int, purpose: str) -> np.random.Generator:
     """Randomness of one purpose of one head: another draw elsewhere moves nothing here."""
     return np.random.default_rng([seed, *purpose.encode()])
-
-
-@contextmanager
-def _one_thread(device: str) -> Iterator[None]:
-    """Products this small do not share well: two threads cost more than they give."""
-    import torch
-
-    before = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_num_threads(before)

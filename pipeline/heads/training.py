@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from pipeline.heads.blocks import predict_in_blocks
 from pipeline.heads.folds import Fold, patient_folds
 from pipeline.heads.logistic import LogisticHead, solve_path
 from pipeline.heads.mlp import MLPHead, Watched
+from pipeline.heads.side_by_side import folded
 
+T = TypeVar("T")
 _TINY = 1e-15
 
 
@@ -77,10 +79,11 @@ def _alone(spec: HeadSpec, problem: Problem) -> list[Any]:
     losses = [0.0] if len(choices) == 1 else _losses(spec, choices, problem)
     chosen = choices[int(np.argmin(losses))]
     extra = {"groups": problem.group} if spec.grouped else {}
-    return [
-        spec.make(seed).set_params(**chosen).fit(problem.X, problem.y, **extra)
-        for seed in _seeds(spec, problem)
-    ]
+
+    def fit(seed: int) -> Any:
+        return spec.make(seed).set_params(**chosen).fit(problem.X, problem.y, **extra)
+
+    return _folded(spec, fit, [(seed,) for seed in _seeds(spec, problem)], problem)
 
 
 def _losses(spec: HeadSpec, choices: Sequence[Mapping[str, Any]], problem: Problem) -> list[float]:
@@ -104,12 +107,19 @@ def _losses(spec: HeadSpec, choices: Sequence[Mapping[str, Any]], problem: Probl
 def _loss(spec: HeadSpec, parameters: Mapping[str, Any], problem: Problem) -> float:
     """Log loss of rows held out by patient, summed."""
     head = spec.make(problem.seeds[0]).set_params(**parameters)
-    loss = 0.0
-    for in_, out in problem.folds():
+
+    def one(in_: NDArray[np.intp], out: NDArray[np.intp]) -> float:
         extra = {"groups": problem.group[in_]} if spec.grouped else {}
         fitted = clone(head).fit(problem.X[in_], problem.y[in_], **extra)
-        loss += _log_loss(predict_in_blocks(fitted, problem.X[out]), problem.y[out])
-    return loss
+        return _log_loss(predict_in_blocks(fitted, problem.X[out]), problem.y[out])
+
+    return sum(_folded(spec, one, problem.folds(), problem))
+
+
+def _folded(
+    spec: HeadSpec, fit: Callable[..., T], folds: Sequence[tuple[Any, ...]], problem: Problem
+) -> list[T]:
+    return folded(fit, folds, problem.X.size if spec.together else None)
 
 
 def _log_loss(proba: NDArray[np.float64], y: NDArray[np.int64]) -> float:
@@ -147,15 +157,18 @@ def _path(spec: HeadSpec, problem: Problem) -> list[Any]:
 def _stacked(spec: HeadSpec, problem: Problem) -> list[Any]:
     """All choices of a fold side by side, then all seeds of the best choice."""
     choices = list(ParameterGrid(dict(spec.grid)))
-    losses = np.zeros(len(choices))
-    for in_, out in problem.folds() if len(choices) > 1 else ():
+
+    def losses(in_: NDArray[np.intp], out: NDArray[np.intp]) -> list[float]:
         tried: list[MLPHead] = [
             spec.make(problem.seeds[0]).set_params(**choice) for choice in choices
         ]
         MLPHead.fit_all(tried, problem.X[in_], problem.y[in_], problem.group[in_])
         X, y = problem.X[out], problem.y[out]
-        losses += [_log_loss(predict_in_blocks(head, X), y) for head in tried]
-    chosen = choices[int(losses.argmin())]
+        return [_log_loss(predict_in_blocks(head, X), y) for head in tried]
+
+    folds = problem.folds() if len(choices) > 1 else []
+    each = folded(losses, folds, problem.X.size) or [[0.0]]
+    chosen = choices[int(np.sum(each, axis=0).argmin())]
     heads: list[MLPHead] = [spec.make(seed).set_params(**chosen) for seed in _seeds(spec, problem)]
     return list(
         MLPHead.fit_all(heads, problem.X, problem.y, problem.group, watched=problem.watched)

@@ -23,8 +23,8 @@ from pipeline.stats.weighted import weighted_difference
 
 #: Draws for an interval that decides between two heads: its ends must hardly move.
 PAIRED_DRAWS = 10_000
-# 32 MB of weights: 10,000 draws of 400 images at once; 20 draws of 200,000.
-_BLOCK_CELLS = 1 << 22
+# 2 MB of weights, which stay in a core's cache from one statistic to the next.
+_BLOCK_CELLS = 1 << 18
 
 
 def patient_blocks(
@@ -38,7 +38,7 @@ def patient_blocks(
         draws: Number of draws, ``B``.
 
     Yields:
-        Weights ``(b, n)`` of about 32 MB; together ``B`` draws.
+        Weights ``(b, n)`` of about 2 MB; together ``B`` draws.
     """
     step = max(1, _BLOCK_CELLS // max(1, len(group)))
     for start in range(0, draws, step):

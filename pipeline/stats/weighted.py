@@ -72,7 +72,7 @@ def weighted_ece(
         rows, drift = np.cumsum(w, axis=1), np.cumsum(w * np.r_[0.0, gap], axis=1)
         # The sum of the gaps over the first t repeated rows is linear in t between two
         # rows, so a bin that ends among the copies of a row is cut there exactly.
-        cuts = np.stack([_bin_edges(int(n), bins) for n in rows[:, -1]])
+        cuts = _bin_edges(rows[:, -1], bins)
         # One search for all draws: each has its own stretch of the axis, whole numbers too.
         stretch = np.arange(len(rows))[:, None] * (rows.max() + 1)
         at = np.interp((cuts + stretch).ravel(), (rows + stretch).ravel(), drift.ravel())
@@ -83,10 +83,14 @@ def weighted_ece(
     return statistic
 
 
-def _bin_edges(n: int, bins: int) -> NDArray[np.intp]:
-    """Where ``numpy.array_split`` cuts ``n`` rows: the first ``n % bins`` hold one more."""
+def _bin_edges(n: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """Where ``numpy.array_split`` cuts ``n`` rows: the first ``n % bins`` hold one more.
+
+    Shape ``(B, bins + 1)`` for ``n`` of shape ``(B,)``.
+    """
     number = np.arange(bins + 1)
-    edges: NDArray[np.intp] = number * (n // bins) + np.minimum(number, n % bins)
+    size, more = n[:, None] // bins, n[:, None] % bins
+    edges: NDArray[np.float64] = number * size + np.minimum(number, more)
     return edges
 
 

@@ -19,7 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from pipeline.heads.logistic import solve_path
-from pipeline.heads.stack import MLPSettings, Rows, train_mlps
+from pipeline.heads.stack import Rows, train_mlps
+from pipeline.heads.trained import MLPSettings
 
 EPOCHS = 30
 
