@@ -18,7 +18,7 @@ from pipeline.finetune.convergence import convergence
 from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.loop import LoopSettings, train
 from pipeline.finetune.methods import METHODS, QUICK, chosen, end_of_line
-from pipeline.finetune.mixing import between
+from pipeline.finetune.mixing import between, folded
 from pipeline.finetune.networks import Classifier
 from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.pixels import pixels_of
@@ -189,6 +189,39 @@ def test_stored_rows_are_never_augmented(bench):
     bench.options = replace(bench.options, augmentation="light")
     assert bench.identity("lp")["settings.augmentation"] == "none"
     assert bench.identity("full")["settings.augmentation"] == "light"
+
+
+def normed(seed):
+    """A network whose BatchNorm has seen something."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    with torch.no_grad():
+        network[1].running_mean.normal_()
+        network[1].running_var.uniform_(1e-4, 2)
+        network[1].weight.normal_()
+        network[1].bias.normal_()
+    return network.eval()
+
+
+def test_folding_a_norm_changes_no_output():
+    """Statistics become scale and shift, and the network says what it said."""
+    images, network, other = torch.randn(2, 3, 8, 8), normed(0), normed(1)
+    expected = network(images)
+    other.load_state_dict(folded(network.state_dict(), network))
+    torch.testing.assert_close(other(images), expected)
+
+
+def test_a_norm_between_two_models_is_between_them():
+    """Also where variances differ a thousandfold: halfway is the mean of the two outputs."""
+    first, second = normed(0), normed(0)
+    with torch.no_grad():
+        second[1].running_var.mul_(1e-3)
+    norms = [nn.Sequential(network[1]) for network in (first, second)]
+    states = [folded(norm.state_dict(), norm) for norm in norms]
+    x = torch.randn(2, 4, 5, 5)
+    expected = sum(norm(x) for norm in norms) / 2
+    norms[0].load_state_dict(between(*states, 0.5))
+    torch.testing.assert_close(norms[0](x), expected)
 
 
 def test_the_line_between_two_models_is_straight():

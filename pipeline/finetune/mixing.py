@@ -1,15 +1,19 @@
 """WiSE-FT: models on the straight line between a linear probe and a fine-tuned network.
 
-Wortsman et al. 2022. Every floating-point tensor is mixed, running statistics of
-BatchNorm among them; with alpha 0 the result is the first model, with 1 the second. The
-one that is kept has the lowest validation loss; targets choose nothing.
+Wortsman et al. 2022, whose networks have no BatchNorm. Where there is one it is mixed as
+the scale and shift that it comes to, not as weights and statistics apart: variances of
+radiographs can be a thousandth of those of ImageNet, and a tenth of the latter in the mean
+switches channels off (on chest X-rays a network nine tenths of the way then fell from 94 to
+61 % on validation). With alpha 0 the result is the first model, with 1 the second. The one
+that is kept has the lowest validation loss; targets choose nothing.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from pipeline.finetune import parallel
 from pipeline.finetune.convergence import convergence
@@ -37,6 +41,7 @@ def mix_method(bench: Workbench, name: str, end: str) -> Record:
         **bench.identity(name),
         "starts from": [bench.model(one).weights_sha256() for one in (BASELINE, end)],
         "alphas": list(ALPHAS),
+        "BatchNorm": "mixed as scale and shift",
     }
     samples = digest_of(bench.samples)
     record = model.record()
@@ -54,9 +59,9 @@ def mix_method(bench: Workbench, name: str, end: str) -> Record:
 
 def _mix(bench: Workbench, name: str, end: str, known: Mapping[str, Any]) -> None:
     first, second = bench.model(BASELINE), bench.model(end)
-    states = first.state(), second.state()
     ends: dict[float, Proba] = {0.0: first.probabilities(), 1.0: second.probabilities()}
     assembly = bench.assemble(name)
+    states = folded(first.state(), assembly.whole), folded(second.state(), assembly.whole)
     elsewhere = np.flatnonzero(bench.samples.split != FIT)
     curve, losses = [], []
     for alpha in ALPHAS:
@@ -102,6 +107,25 @@ def _record(bench: Workbench, name: str, end: ModelFolder, known: Mapping[str, A
         stopped_early=False,
         convergence=convergence(()),
     )
+
+
+def folded(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The same function, with every BatchNorm's statistics taken into its scale and shift.
+
+    Args:
+        state: Of the network.
+        network: Says which modules are BatchNorms, and their epsilon.
+    """
+    found = dict(state)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:  # noqa: SLF001 - the public classes' only common one
+            weight, bias = found[f"{name}.weight"], found[f"{name}.bias"]
+            mean, variance = found[f"{name}.running_mean"], found[f"{name}.running_var"]
+            scale = weight / (variance + module.eps).sqrt()
+            found[f"{name}.weight"], found[f"{name}.bias"] = scale, bias - mean * scale
+            found[f"{name}.running_mean"] = torch.zeros_like(mean)
+            found[f"{name}.running_var"] = torch.full_like(variance, 1 - module.eps)
+    return found
 
 
 def between(
