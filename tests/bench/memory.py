@@ -3,7 +3,9 @@
     python -m tests.bench.memory [--rows 200000] [--width 1024] [--epochs 3] [--seeds 1]
 
 Inner selection and all, as in a comparison; but the perceptrons are trained for few epochs,
-since each costs the same again and no memory. The store is written into a temporary folder first; a child process reads it and fits, so
+since each costs the same again and no memory.
+
+The store is written into a temporary folder first; a child process reads it and fits, so
 that the peak is the comparison's own.
 """
 
