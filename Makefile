@@ -9,7 +9,7 @@ DEMO   := $(filter demo/study.toml,$(STUDY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-heads bench-finetune clean
+.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-heads bench-finetune bench-memory clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 18
@@ -70,6 +70,9 @@ bench-heads: $(READY)  ## Heads trained together against one at a time
 
 bench-finetune: $(READY)  ## The last block trained from the store against the whole network
 	$(BIN)/python -m tests.bench.finetune
+
+bench-memory: $(READY)  ## Peak memory and time of four heads on 200,000 x 1024 features
+	$(BIN)/python -m tests.bench.memory
 
 clean:  ## Remove what was generated here, but no features and no results
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,9 +7,13 @@ from sklearn.base import clone
 from torch import nn
 
 from pipeline.errors import UnknownNameError
+from pipeline.fitting import Plan, fit_all
 from pipeline.heads import HEADS, make_head
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.training import Problem, train_head
+from pipeline.heads.treatments import TREATMENTS, label_of
+from pipeline.joined import JoinedFeatures
+from pipeline.samples import Samples
 
 
 def problem(classes: int = 2, n: int = 120, d: int = 8):
@@ -166,3 +170,44 @@ def test_a_choice_that_the_rows_cannot_bear_is_not_chosen():
     )
     (head,) = train_head("knn", problem)
     assert head.n_neighbors in {5, 15}
+
+
+def three_classes(widths):
+    """150 samples of 50 patients: fit, validation and target; the last column never varies."""
+    rng = np.random.default_rng(0)
+    n, d = 150, sum(widths)
+    patient = np.arange(n) // 3
+    y = patient % 3
+    X = rng.normal(size=(n, d)) + 3 * np.eye(3, d)[y]
+    X[:, -1] = 1.0
+    split = np.array(["fit", "fit", "fit", "validation", "target"])[patient // 3 % 5]
+    samples = Samples(
+        items=(None,) * n,
+        key=tuple(i.to_bytes(32, "big") for i in range(n)),
+        label=y,
+        group=patient.astype(str),
+        domain=np.where(split == "target", "there", "source"),
+        split=split,
+        classes=("a", "b", "c"),
+    )
+    return JoinedFeatures(
+        backbone="x", stores=(), widths=widths, samples=samples, X=X.astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("widths", [(8,), (5, 3)], ids=["one backbone", "two backbones"])
+@pytest.mark.parametrize("treatment", TREATMENTS)
+def test_every_head_learns_three_classes_under_every_treatment(treatment, widths):
+    """Chosen by inner folds, with answers for every sample, and named after both."""
+    joined = three_classes(widths)
+    plan = Plan(heads=tuple(HEADS), seeds=(0,), treatments=(treatment,))
+    done, failed = fit_all(joined, plan)
+    assert not failed
+    assert [one.head for one in done] == [label_of(name, treatment) for name in HEADS]
+    unseen = joined.samples.split != "fit"
+    for one in done:
+        assert one.proba.shape == (150, 3)
+        np.testing.assert_allclose(one.proba.sum(1), 1, atol=1e-6)
+        right = (one.proba.argmax(1) == joined.samples.label)[unseen].mean()
+        assert right > (0.3 if one.head.startswith("prior") else 0.8), one.head
+        np.testing.assert_allclose(one.model.predict_proba(joined.X), one.proba, atol=1e-6)

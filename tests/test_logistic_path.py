@@ -104,3 +104,14 @@ def test_the_penalty_is_chosen_by_patients_held_out():
         p = Problem(X=X.astype(np.float32), y=np.repeat(label, 4), group=groups, seeds=(0,))
         fitted[name] = train_head("linear", p)[0].C
     assert fitted["patients"] < fitted["images"] / 10
+
+
+def test_many_rows_are_solved_as_exactly_as_asked_and_no_further():
+    """A large gradient of many rows is not a large distance from the optimum."""
+    X, y = problem(2, n=4000, d=8)
+    penalties, weights = np.array([1e-3, 1.0, 100.0]), np.ones((3, len(X)))
+    exact = solve_path(X, y, C=penalties, weights=weights, tol=1e-9)
+    rough = solve_path(X, y, C=penalties, weights=weights, tol=1e-3)
+    error = np.linalg.norm(rough.coef - exact.coef, axis=(1, 2))
+    assert (error <= 1e-3 * np.linalg.norm(exact.coef, axis=(1, 2))).all()
+    assert rough.steps <= 6  # by the gradient alone 7

@@ -2,13 +2,16 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import pipeline.predict as predict_module
+from pipeline import backbones
 from pipeline.cli import main
 from pipeline.compare import CompareOptions, compare
 from pipeline.engines import EngineChoice
@@ -17,7 +20,7 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.predict import PredictOptions, predict
 from pipeline.predictions import read_predictions
 from pipeline.study import load_study
-from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+from tests.tiny import FileWeights, install_tiny_backbone, write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 HEADS = ("linear", "forest", "prior", "knn")
@@ -155,3 +158,65 @@ def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, m
     assert "pipeline.LogisticHead has no portable form" in unsaved["reason"]
     with pytest.raises(ModelError, match=r"there is no model.json"):
         predict(folder("linear"), [Path("here")], options())
+
+
+@pytest.fixture
+def two_networks(tmp_path: Path, monkeypatch):
+    """A tiny study with heads on two networks, and on both side by side."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    spec = backbones.BACKBONES["tiny"]
+    state = torch.load(spec.pretrained.path(), weights_only=True)
+    torch.save({"0.weight": -state["0.weight"], "0.bias": state["0.bias"]}, tmp_path / "two.pth")
+    other = replace(spec, pretrained=FileWeights(tmp_path / "two.pth"))
+    monkeypatch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES, "tiny2": other})
+    monkeypatch.chdir(tmp_path)
+    file = write_tiny_study(tmp_path, source=80, target=24)
+    file.write_text(
+        file.read_text() + '[backbone.tiny2]\n[backbone."tiny+tiny2"]\n'
+        '[head.bayes]\nestimator = "sklearn.naive_bayes.GaussianNB"\n'
+        '[head.strict]\nbase = "linear"\nC = 0.001\n'
+        '[head.process]\nestimator = "sklearn.gaussian_process.GaussianProcessClassifier"\n'
+    )
+    study = load_study(file)
+    extract(study, ExtractOptions(engine=TORCH))
+    heads = ("linear", "bayes", "strict", "process", "mlp")
+    compare(study, CompareOptions(heads=heads, seeds=2, repeats=0, draws=20))
+    return study
+
+
+@pytest.mark.parametrize("head", ["linear", "bayes", "strict", "mlp"])
+def test_a_head_on_two_networks_says_what_the_comparison_said(two_networks, head):
+    """Columns in the study's order; a head of the study's own like any other."""
+    kept = read_predictions(Path("results/tiny/probabilities.h5"))["tiny+tiny2"]
+    place = Path("results/tiny/heads/tiny+tiny2") / head
+    found = predict(place, [Path("there")], options())
+    assert (found.computed, len(found.rows)) == (0, 24)
+    row_of = {key.tobytes().hex(): i for i, key in enumerate(kept.key)}
+    name = "mlp_ensemble" if head == "mlp" else head
+    expected = kept.proba[name, 0][[row_of[row.key] for row in found.rows]]
+    np.testing.assert_allclose([row.probability for row in found.rows], expected, atol=1e-6)
+
+
+def test_a_new_image_goes_through_both_networks(two_networks):
+    """Each keeps its own features of it."""
+    write_images(Path("new"), 6, seed=9)
+    place = Path("results/tiny/heads/tiny+tiny2/linear")
+    first = predict(place, [Path("new")], options())
+    assert first.computed == 6
+    assert [row.called for row in first.rows] == ["a"] * 3 + ["b"] * 3
+    again = predict(place, [Path("new")], options())
+    assert (again.computed, again.rows) == (0, first.rows)
+    alone = predict(Path("results/tiny/heads/tiny2/linear"), [Path("new")], options())
+    assert alone.computed == 0
+
+
+def test_a_head_of_the_study_is_saved_or_listed_with_its_reason(two_networks):
+    """One line for each variant that it was fitted on."""
+    report = json.loads((two_networks.results / "heads.json").read_text())
+    assert {(one["backbone"], one["head"]) for one in report["unsaved"]} == {
+        (variant, "process") for variant in ("tiny", "tiny2", "tiny+tiny2")
+    }
+    assert all("GaussianProcessClassifier" in one["reason"] for one in report["unsaved"])
+    assert "process" in {row["head"] for row in report["rows"]}
+    kept = {p.parent.name for p in Path("results/tiny/heads/tiny+tiny2").glob("*/model.json")}
+    assert kept == {"linear", "bayes", "strict", "mlp"}

@@ -9,7 +9,8 @@ with as many columns as there are unfinished problems:
 
 which is scikit-learn's convention, with the intercept ``b`` not penalised. The
 objective is 1-strongly convex in ``w``, so ``|g| <= tol * |w|`` bounds the relative
-error of the coefficients by ``tol``: this is the stopping rule. Directions are found
+error of the coefficients by ``tol``: this is the stopping rule, for the gradient ``g`` or,
+where many rows make ``g`` large, for Newton's decrement ``sqrt(g' H^-1 g)``. Directions are found
 in float32, which is twice as fast; gradients are float64, which makes the answer
 exact. The same code runs on a CPU and on CUDA.
 """

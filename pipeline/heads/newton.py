@@ -52,7 +52,7 @@ class FeatureRows:
         found = torch.zeros((self.shape[1], values.shape[1]), dtype=v.dtype, device=self.device)
         for rows, block in self._as(v.dtype, small=squared):
             left = block.square() if squared else block
-            found[:-1].addmm_(left.T, values[rows])
+            found[:-1] += (values[rows].T @ left).T  # a quarter faster than left.T @ values
         found[-1] = values.sum(0)
         return found.reshape(-1, *v.shape[1:])
 
@@ -100,11 +100,16 @@ class NewtonSolver:
         z = self.A.times(w)
         p = self._link(z)
         g = self.penalty * w + self.A.transposed(C * s * (p - self.target))
-        done = _norm(g) <= self.tol * _norm(w * self.penalty).clamp_min(1e-12)
+        near = self.tol * _norm(w * self.penalty).clamp_min(1e-12)
+        there = _norm(g) <= near
         step = self._direction(g, (C * s).float(), p.float())
+        slope = (g * step).sum((0, 2))
         dz = self.A.times(step)
-        t = self._step_length(w, step, z, dz, C * s, (g * step).sum((0, 2)))
-        return w + (~done * t)[:, None] * step, done
+        t = self._step_length(w, step, z, dz, C * s, slope)
+        # The decrement is the distance in the norm of H, which is 1 or more in all directions;
+        # twice, because the direction is rough; and this last step is still taken.
+        last = 2 * slope.clamp_max(0).neg().sqrt() <= near
+        return w + (~there * t)[:, None] * step, there | last
 
     def _step_length(  # noqa: PLR0913, PLR0917 - the line through one point of all problems
         self, w: "Tensor", step: "Tensor", z: "Tensor", dz: "Tensor", cs: "Tensor", slope: "Tensor"
