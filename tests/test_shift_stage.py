@@ -63,6 +63,8 @@ def test_a_brighter_hospital_is_found_and_said(study):
     ways = {(use["domain"], use["way"]) for use in target["operating_points"]}
     moved = {("target", way) for way in ("carried", "prior", "quantile")}
     assert ways == {("source", "chosen"), *moved}
+    unreliable = {use["way"] for use in target["operating_points"] if not use["reliable"]}
+    assert unreliable == ({"prior", "quantile"} if target["verdict"]["labels_needed"] else set())
     text = shift_text(report)
     assert "there: " in text
     assert "the hospital can be told from the features with AUC" in text

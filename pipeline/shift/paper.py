@@ -79,7 +79,7 @@ def _calibration_rows(target: Record) -> Iterable[Row]:
 def _operating_rows(target: Record) -> Iterable[Row]:
     for use in target["operating_points"]:
         point = use["point"]
-        row = {name: use[name] for name in ("rule", "domain", "way")}
+        row = {name: use[name] for name in ("rule", "domain", "way", "reliable")}
         row |= {"threshold": point["threshold"], "called": point["called"]}
         for name in ("sensitivity", "specificity"):
             row |= {

@@ -19,7 +19,8 @@ for each backbone and target:
   to drawn patients; null where the source's head is not the only one in the step),
   ``p_largest``. ``not_identifiable``: step to reason. ``dominant``: a step or null.
 - ``calib``: by domain Brier score and log loss with their parts, ``ece``, ``line``; of the
-  event ``calib_event``. ``operating_points``: ``rule``, ``domain``, ``way``, ``point``.
+  event ``calib_event``. ``operating_points``: ``rule``, ``domain``, ``way``, ``point``,
+  ``reliable`` (false: moved without labels where Y given the score changed).
 - ``decomposition``: ``total``, ``kitagawa``, ``score``, ``disde``, ``threshold``.
 - ``forecast``: made without target labels: ``accuracy`` by formula, range ``low`` to
   ``high``, ``prevalence``, ``confusion``, ``auroc``, ``warning``.

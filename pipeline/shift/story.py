@@ -110,12 +110,13 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
             if view.refused
         ),
     )
+    verdict = judge(numbers)
     return Story(
         roles=roles,
         decomposition=parts,
-        soundness=soundness(source, target, before, rng),
+        soundness=soundness(source, target, before, rng, score_changed=verdict.labels_needed),
         forecast=before,
-        verdict=judge(numbers),
+        verdict=verdict,
     )
 
 
