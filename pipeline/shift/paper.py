@@ -16,8 +16,10 @@ Row = dict[str, Any]
 
 
 def _ng_rows(target: Record) -> Iterable[Row]:
+    if target["ng"]["human"] is not None:
+        yield {"kind": "error", "name": "human, as given", "estimate": target["ng"]["human"]}
     for role, cell in target["ng"].items():
-        if cell is not None and role != "bayes_floor":
+        if cell is not None and role not in {"bayes_floor", "human"}:
             yield {"kind": "error", "name": role, **cell}
     floor = target["ng"]["bayes_floor"]
     yield {"kind": "bayes floor", "name": "s", "low": floor["low"], "high": floor["high"]}
@@ -167,6 +169,7 @@ def _chapter(target: Record) -> list[str]:
         "",
         f"The hospital can be told from the features with AUC {told:.2f}.",
         _lookups(target),
+        *(f"- {caveat}" for caveat in target["caveats"]),
     ]
     for name, rows in TABLES.items():
         lines += ["", f"### {_TITLES[name]}", "", *_markdown(list(rows(target)))]

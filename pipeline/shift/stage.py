@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cache import disk
 from pipeline.errors import StudyError
 from pipeline.facts_index import known_facts
-from pipeline.finding import refuse_leaks
+from pipeline.finding import Finding, refuse_leaks
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.leak_checks import check_leaks
 from pipeline.predictions import write_predictions
@@ -35,6 +35,13 @@ from pipeline.shift.permute import PermutationPlan
 from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions
 from pipeline.shift.probes import SourcePrediction, source_prediction
 from pipeline.shift.products import place
+from pipeline.shift.provenance import (
+    Circumstances,
+    Provenance,
+    caveats,
+    digest_rows,
+    roles_of,
+)
 from pipeline.shift.record import plain, to_json
 from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
@@ -75,6 +82,8 @@ class TargetReport:
             half lacks a class.
         story: The loss taken apart, what was foretold, the verdict.
         map: Both domains in two dimensions.
+        level: Of the tests.
+        provenance: Roles, seeds, inputs, leaks and caveats.
     """
 
     backbone: str
@@ -86,6 +95,8 @@ class TargetReport:
     control: Leaderboard | None
     story: Story
     map: FeatureMap
+    level: float
+    provenance: Provenance
     seconds: float
 
 
@@ -119,10 +130,12 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     found, kept = [], {}
     for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
+        leak = tuple(
+            check_leaks(study, joined.samples, known_facts(study.store_root, joined.samples.key))
+        )
         if not options.samples.allow_leaks:
-            facts = known_facts(study.store_root, joined.samples.key)
-            refuse_leaks(check_leaks(study, joined.samples, facts))
-        known = _known(joined, options)
+            refuse_leaks(leak)
+        known = _known(joined, options, study, leak)
         found += [_target(joined, known, t.name, options) for t in study.targets]
         kept[choice.name] = head_predictions(joined, known.source)
     report = ShiftReport(
@@ -162,9 +175,13 @@ class Known:
     refits: Refits
     plan: FixPlan
     control: Leaderboard | None
+    human: float | None
+    leak: tuple[Finding, ...]
 
 
-def _known(joined: JoinedFeatures, options: ShiftOptions) -> Known:
+def _known(
+    joined: JoinedFeatures, options: ShiftOptions, study: Study, leak: tuple[Finding, ...]
+) -> Known:
     """The head, and what it is when fitted to other patients, serve every target."""
     source = _source(joined)
     plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
@@ -173,6 +190,8 @@ def _known(joined: JoinedFeatures, options: ShiftOptions) -> Known:
         refits=refit(source, np.random.default_rng([options.seed, 13])),
         plan=plan,
         control=fixes_on_source(source, plan, options.seed),
+        human=study.human_error,
+        leak=leak,
     )
 
 
@@ -203,19 +222,67 @@ def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptio
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
     telling = Telling(
-        source=source, refits=known.refits, before=before, fixes=fixes, seed=options.seed
+        source=source,
+        refits=known.refits,
+        before=before,
+        fixes=fixes,
+        seed=options.seed,
+        human=known.human,
     )
+    story = tell(name, here, opened, telling)
+    shared = _shared(source.groups, group)
     return TargetReport(
         backbone=joined.backbone,
         target=name,
-        shared_patients=_shared(source.groups, group),
+        shared_patients=shared,
         source_prediction=_told_apart(source, X, group),
         detection=detection,
         fixes=fixes,
         control=known.control,
-        story=tell(name, here, opened, telling),
+        story=story,
         map=feature_map(source, opened),
+        level=settings.plan.alpha,
+        provenance=Provenance(
+            roles=roles_of(here, opened),
+            seeds={
+                "forecast, decomposition": options.seed,
+                "relabellings": settings.plan.seed,
+                "halves of the target": list(plan.seeds),
+            },
+            inputs=_inputs(joined, opened, name, plan),
+            caveats=_caveats(known, shared, opened, story),
+            leak=known.leak,
+        ),
         seconds=round(time.perf_counter() - start, 2),
+    )
+
+
+def _inputs(joined: JoinedFeatures, opened: Cohort, name: str, plan: FixPlan) -> dict[str, Any]:
+    """Digests of everything the numbers are made from; the target's labels are open by now."""
+    samples = joined.samples
+    here = samples.where(samples.domain == SOURCE)
+    there = samples.where(samples.domain == name)
+    return {
+        "source": digest_rows(here.key, here.label),
+        "target": digest_rows(there.key, opened.classes()),
+        "recipes": [store.recipe.fingerprint for store in joined.stores],
+        "plan": plan.digest(),
+    }
+
+
+def _caveats(known: Known, shared: int, opened: Cohort, story: Story) -> tuple[str, ...]:
+    control = () if known.control is None else known.control.rows
+    return caveats(
+        Circumstances(
+            shared_patients=shared,
+            patients={
+                "source": np.unique(known.source.groups).size,
+                "target": np.unique(opened.groups).size,
+            },
+            score_changed=story.verdict.labels_needed,
+            harmful=[row.name for row in control if row.negative_transfer],
+        ),
+        known.leak,
     )
 
 

@@ -58,6 +58,7 @@ class Telling:
         before: From :func:`foretell`.
         fixes: Scored leaderboard.
         seed: Of the draws.
+        human: Error of a person on the source, if known.
     """
 
     source: Source
@@ -65,6 +66,7 @@ class Telling:
     before: Forecast
     fixes: Leaderboard
     seed: int
+    human: float | None = None
 
 
 def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
@@ -78,7 +80,7 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
     """
     before, fixes = known.before, known.fixes
     rng = np.random.default_rng([known.seed, 12])
-    roles = errors_by_role(known.source, target, known.refits, rng)
+    roles = errors_by_role(known.source, target, known.refits, rng, known.human)
     parts = decompose(source, target, DecomposeSettings())
     numbers = Numbers(
         target=name,

@@ -59,6 +59,8 @@ def _detection_table(target: TargetReport) -> str:
 
 def _roles_table(roles: RoleReport) -> str:
     table = new_table(["", "points", "95 % interval", "refitted", "largest in"], left=1)
+    if roles.human is not None:
+        table.add_row("error human, as given", _percent(roles.human))
     for role, error in roles.table.errors.items():
         table.add_row(f"error {role}", _percent(error.estimate), _span(error.low, error.high))
     for step, gap in {**roles.table.chain, **roles.table.transfer}.items():

@@ -223,23 +223,24 @@ def _stable_score_refuted(numbers: Numbers) -> bool:
 
 
 #: The interpretation table. Views of one loss do not add up, so each sentence opens with
-#: the view it is of; two of them may both call a term the most. To add a line, give its rule, its sentence and its advice.
+#: the view it is of; two of them may both call a term the most. To add a line, give its
+#: rule, its sentence and its advice.
 CAUSES: Mapping[str, Cause] = MappingProxyType(
     {
         "hard_target": Cause(
             holds=_hard_target,
             sentence=lambda n: (
                 "By transfer: this is not shown to be a shift problem, even a head trained on the "
-                f"target is worse there than on the source, by {_points(n.transfer['target_hardness'])}."
+                "target is worse there than on the source, by "
+                f"{_points(n.transfer['target_hardness'])}."
             ),
             advice="Better images, features or labels of the target; adaptation cannot win this.",
         ),
         "transfer_gap": Cause(
             holds=_names("transfer", "transfer_gap"),
             sentence=lambda n: (
-                "By transfer: most of the loss goes where a head is trained on the target, which does "
-                "better by "
-                f"{_points(n.transfer['transfer_gap'])}."
+                "By transfer: most of the loss goes where a head is trained on the target, which "
+                f"does better by {_points(n.transfer['transfer_gap'])}."
             ),
             advice="Adapt the head, or train it with labels of the target.",
         ),
@@ -247,8 +248,7 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
             holds=_names("score", "y_given_score"),
             sentence=lambda n: (
                 "By score: most of the loss is that a score no longer means what it meant on the "
-                "source: "
-                f"{_points(n.score['y_given_score'])}."
+                f"source: {_points(n.score['y_given_score'])}."
             ),
             advice=(
                 "Label-free estimates are invalid. Look for another definition of the label, for a "
@@ -258,7 +258,8 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         "threshold": Cause(
             holds=_names("threshold", "transfer"),
             sentence=lambda n: (
-                f"By threshold: most of the loss is that it was chosen elsewhere: {_points(n.threshold['transfer'])}."
+                "By threshold: most of the loss is that it was chosen elsewhere: "
+                f"{_points(n.threshold['transfer'])}."
             ),
             advice="Choose the threshold anew, or recalibrate.",
         ),
