@@ -4,7 +4,7 @@ To add one: write ``adapt(source, target, rng) -> Predictor`` and one line in ``
 The contract tests run over the table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import entr, softmax
 
 from pipeline.errors import UnknownNameError
+from pipeline.heads.blocks import times
+from pipeline.heads.logistic import Path, solve_path
 from pipeline.shift.adaptation import Fix, Predictor, Rows, Source
 from pipeline.shift.alignment import coral, erased_domain, linear_transport, standardisation
 from pipeline.shift.label_shift import balanced_standardisation, prior_shift
@@ -41,21 +43,57 @@ def importance_weighting(source: Source, target: Rows, _rng: np.random.Generator
     Returns:
         The predictor; its notes hold the effective number of source rows.
     """
-    rows_t = source.standardise(target)
-    domain = np.repeat([0, 1], [len(source.standard), len(rows_t)])
-    balance = len(domain) / (2 * np.bincount(domain))
-    classifier = source.fit(
-        np.vstack([source.standard, rows_t]), labels=domain, weights=balance[domain]
+    return importance_weightings(source, target, [np.arange(len(target))])[0]
+
+
+def importance_weightings(
+    source: Source, target: Rows, parts: Sequence[NDArray[np.intp]]
+) -> list[Predictor]:
+    """Adapt :func:`importance_weighting` to several parts of a target at once.
+
+    The parts differ in the weights of rows alone, so their domain classifiers are one
+    batch and their heads another. Results equal those of one part at a time up to the
+    solver's tolerance, 1e-5 of the coefficients.
+
+    Args:
+        source: The labelled domain.
+        target: Shape (m, d), raw.
+        parts: V sets of rows of the target.
+
+    Returns:
+        One predictor for each part.
+    """
+    rows = np.vstack([source.standard, source.standardise(target)]).astype(np.float32)
+    n = len(source.standard)
+    balance = np.zeros((len(parts), len(rows)))
+    for weights, part in zip(balance, parts, strict=True):
+        weights[:n] = (n + len(part)) / (2 * n)
+        weights[n + part] = (n + len(part)) / (2 * len(part))
+    classifiers = solve_path(
+        rows,
+        np.repeat([0, 1], [n, len(rows) - n]),
+        C=np.full(len(parts), source.settings.inverse_penalty),
+        weights=balance,
     )
-    odds = np.exp(classifier.decision_function(source.standard))
-    weights = odds**source.settings.ratio_exponent
-    weights = np.minimum(weights, np.quantile(weights, source.settings.ratio_clip))
-    weights /= weights.mean()
-    return Predictor(
-        transform=source.standardise,
-        score=source.fit(source.standard, weights=weights).predict_proba,
-        notes={"effective_rows": float(weights.sum() ** 2 / (weights**2).sum())},
-    )
+    scores = times(rows[:n], classifiers.coef[:, 0].T) + classifiers.intercept[:, 0]
+    ratios = np.exp(scores.T) ** source.settings.ratio_exponent
+    limit = np.quantile(ratios, source.settings.ratio_clip, axis=1, keepdims=True)
+    ratios = np.minimum(ratios, limit)
+    ratios /= ratios.mean(axis=1, keepdims=True)
+    heads = source.weighted_heads(ratios)
+    return [
+        Predictor(
+            transform=source.standardise,
+            score=_only(heads, v),
+            notes={"effective_rows": float(ratio.sum() ** 2 / (ratio**2).sum())},
+        )
+        for v, ratio in enumerate(ratios)
+    ]
+
+
+def _only(heads: Path, v: int) -> Callable[[Rows], NDArray[np.float64]]:
+    head = heads.some(slice(v, v + 1))
+    return lambda rows: head.proba(rows)[0]
 
 
 def prototypes(source: Source, target: Rows, _rng: np.random.Generator) -> Predictor:
@@ -114,6 +152,12 @@ FIXES: Mapping[str, Fix] = MappingProxyType(
         "erased_domain": erased_domain,
         "bagging": bagging,
     }
+)
+
+
+#: Fixes that adapt to several parts of a target at once, which is faster than one by one.
+TOGETHER: Mapping[str, Callable[[Source, Rows, Sequence[NDArray[np.intp]]], list[Predictor]]] = (
+    MappingProxyType({"importance_weighting": importance_weightings})
 )
 
 
