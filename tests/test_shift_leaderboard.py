@@ -10,10 +10,10 @@ import pytest
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
 from pipeline.shift.adaptation import FixSettings, Source
 from pipeline.shift.fixes import FIXES, fix_named
+from pipeline.shift.halves import halves
 from pipeline.shift.leaderboard import (
     FixPlan,
     Target,
-    _cuts,
     _k_shot,
     predict_target,
     score,
@@ -124,7 +124,7 @@ def test_heads_fitted_together_equal_heads_fitted_alone():
     source, target, labels = small_world()
     made = predict_target(source, target, PLAN).probabilities["importance_weighting"]
     shots = _k_shot(source, target, labels, PLAN)
-    for cut in _cuts(target.groups, PLAN.seeds):
+    for cut in halves(target.groups, PLAN.seeds):
         rows = source.standardise(target.features[cut.score])
         alone = {
             "weighted": (weighted_alone(source, target.features[cut.adapt]), made),

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pipeline.errors import CheckFailedError, StudyError
 from pipeline.heads.logistic import solve_path
 from pipeline.shift.adaptation import FixSettings, Predictor, Rows, Source
-from pipeline.shift.cohorts import split_by_patient
 from pipeline.shift.fixes import FIXES, TOGETHER, fix_named
+from pipeline.shift.halves import Cut, halves
 from pipeline.shift.paired import PairedDifference, paired_difference
 from pipeline.shift.ridge import auc_columns
 from pipeline.shift.sealed import SealedLabels
@@ -195,36 +195,11 @@ class Truth:
     """Shape (seeds, n, K): the baseline's probabilities."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """One half of the target to adapt to, and the other to predict."""
-
-    index: int
-    """Position of the seed in the plan."""
-    seed: int
-    """The seed."""
-    adapt: NDArray[np.intp]
-    """Rows to adapt to."""
-    score: NDArray[np.intp]
-    """Rows to predict: of other patients."""
-
-
-def _cuts(groups: NDArray[Any], seeds: tuple[int, ...]) -> Iterator[Cut]:
-    """Yield both halves of every seed; the cut depends on the seed alone."""
-    if np.unique(groups).size < _TWO:
-        raise StudyError("a target of one patient cannot be halved by patient")
-    for index, seed in enumerate(seeds):
-        first = split_by_patient(groups, np.random.default_rng([seed, 4]))
-        for half in (first, ~first):
-            adapt, rest = np.flatnonzero(half), np.flatnonzero(~half)
-            yield Cut(index=index, seed=seed, adapt=adapt, score=rest)
-
-
 def _adapted(
     name: str, source: Source, target: Target, plan: FixPlan
 ) -> Iterator[tuple[Cut, Predictor]]:
     """Adapt a fix to each half of each seed: at once where it can, else one by one."""
-    cuts = list(_cuts(target.groups, plan.seeds))
+    cuts = list(halves(target.groups, plan.seeds))
     if name in TOGETHER:
         made = TOGETHER[name](source, target.features, [cut.adapt for cut in cuts])
         yield from zip(cuts, made, strict=True)
@@ -248,7 +223,7 @@ def _k_shot(
     themselves. A k that some half cannot provide is left out.
     """
     n_classes = source.prior.size
-    cuts = list(_cuts(target.groups, plan.seeds))
+    cuts = list(halves(target.groups, plan.seeds))
     available = min(np.bincount(labels[c.adapt], minlength=n_classes).min() for c in cuts)
     asked = [(k, cut) for k in plan.shots if k <= available for cut in cuts]
     if not asked:
