@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.finding import OK, Finding
+from pipeline.joined import JoinedFeatures
 from pipeline.shift.cohorts import Cohort
+from pipeline.study import SOURCE
 
 #: Patients below which an interval by patient is called rough.
 FEW_PATIENTS = 100
@@ -125,6 +127,27 @@ def digest_rows(keys: Iterable[bytes], labels: NDArray[np.integer]) -> str:
     """
     lines = sorted(f"{key.hex()} {label}" for key, label in zip(keys, labels, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def inputs_of(
+    joined: JoinedFeatures, target: str, labels: NDArray[np.integer], plan: str
+) -> dict[str, Any]:
+    """Digests of everything the numbers of one target are made from.
+
+    Args:
+        joined: Samples with features.
+        target: Its name.
+        labels: Shape (m,), of the target, open by now.
+        plan: Digest of the fixes' plan.
+    """
+    samples = joined.samples
+    here, there = (samples.where(samples.domain == name) for name in (SOURCE, target))
+    return {
+        "source": digest_rows(here.key, here.label),
+        "target": digest_rows(there.key, labels),
+        "recipes": [store.recipe.fingerprint for store in joined.stores],
+        "plan": plan,
+    }
 
 
 def caveats(found: Circumstances, leak: Iterable[Finding]) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
     caveats,
-    digest_rows,
+    inputs_of,
     roles_of,
 )
 from pipeline.shift.record import plain, to_json
@@ -249,25 +249,12 @@ def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptio
                 "relabellings": settings.plan.seed,
                 "halves of the target": list(plan.seeds),
             },
-            inputs=_inputs(joined, opened, name, plan),
+            inputs=inputs_of(joined, name, opened.classes(), plan.digest()),
             caveats=_caveats(known, shared, opened, story),
             leak=known.leak,
         ),
         seconds=round(time.perf_counter() - start, 2),
     )
-
-
-def _inputs(joined: JoinedFeatures, opened: Cohort, name: str, plan: FixPlan) -> dict[str, Any]:
-    """Digests of everything the numbers are made from; the target's labels are open by now."""
-    samples = joined.samples
-    here = samples.where(samples.domain == SOURCE)
-    there = samples.where(samples.domain == name)
-    return {
-        "source": digest_rows(here.key, here.label),
-        "target": digest_rows(there.key, opened.classes()),
-        "recipes": [store.recipe.fingerprint for store in joined.stores],
-        "plan": plan.digest(),
-    }
 
 
 def _caveats(known: Known, shared: int, opened: Cohort, story: Story) -> tuple[str, ...]:
