@@ -62,7 +62,11 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert not roles["T_adapt"]["labels"]
     assert roles["S_sel"]["images"] == 0
     assert target["seeds"]["halves of the target"] == [0, 1]
-    assert target["inputs"]["plan"] == target["plan_hash"]
+    inputs = target["inputs"]
+    assert inputs["plan"] == target["plan_hash"]
+    assert inputs["source"] != inputs["target"]
+    assert [len(inputs[name]) for name in ("source", "target")] == [64, 64]
+    assert len(inputs["recipes"]) == 1
     assert any("30 patients" in caveat for caveat in target["caveats"])
     assert {row["severity"] for row in target["leak"]} <= {"note", "ok", "warning"}
     for row in target["detect"]:
