@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import zlib
 from dataclasses import fields, replace
 
 import numpy as np
@@ -112,6 +113,20 @@ def weighted_alone(source, rows):
     return source.fit(source.standard, weights=ratio / ratio.mean())
 
 
+class BaggedAlone:
+    """Heads of bootstraps of the source's patients, fitted one by one."""
+
+    def __init__(self, source, seed):
+        rng = np.random.default_rng([seed, zlib.crc32(b"bagging")])
+        patients = np.unique(source.groups, return_inverse=True)[1]
+        n = patients.max() + 1
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=source.settings.bags)
+        self.heads = [source.fit(source.standard, weights=row[patients]) for row in counts]
+
+    def predict_proba(self, rows):
+        return np.mean([head.predict_proba(rows) for head in self.heads], axis=0)
+
+
 def shot_alone(source, target, labels, k, cut):
     """One k-shot head, fitted to the rows that are shown and to no others."""
     order = np.random.default_rng([cut.seed, 5, k]).permutation(cut.adapt)
@@ -120,14 +135,16 @@ def shot_alone(source, target, labels, k, cut):
 
 
 def test_heads_fitted_together_equal_heads_fitted_alone():
-    """Batches of weighted and of k-shot heads change nothing beyond the solver's tolerance."""
+    """Batches of weighted, bagged and k-shot heads change nothing beyond the solver's tolerance."""
     source, target, labels = small_world()
-    made = predict_target(source, target, PLAN).probabilities["importance_weighting"]
+    together = predict_target(source, target, PLAN).probabilities
+    made = together["importance_weighting"]
     shots = _k_shot(source, target, labels, PLAN)
     for cut in halves(target.groups, PLAN.seeds):
         rows = source.standardise(target.features[cut.score])
         alone = {
             "weighted": (weighted_alone(source, target.features[cut.adapt]), made),
+            "bagged": (BaggedAlone(source, cut.seed), together["bagging"]),
             **{
                 str(k): (shot_alone(source, target, labels, k, cut), shots[f"k_shot({k})"])
                 for k in PLAN.shots

@@ -56,6 +56,28 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert parts == pytest.approx(total)
     assert set(target["not_identifiable"]) == {"avoidable_bias", "dev_overfit"}
     assert target["ng"]["human"] is None
+    low, high = steps["mismatch"]["ci_retrain"]
+    assert low <= steps["mismatch"]["est"] <= high
+    assert 0 <= target["alignment"]["cosine"] <= 1 + 1e-9
+    assert target["features"][0]["ks"] == max(one["ks"] for one in target["features"])
+    assert {*target["calib"]} == {"source", "target"}
+    ways = {(use["domain"], use["way"]) for use in target["operating_points"]}
+    moved = {("target", way) for way in ("carried", "prior", "quantile")}
+    assert ways == {("source", "chosen"), *moved}
+    unreliable = {use["way"] for use in target["operating_points"] if not use["reliable"]}
+    assert unreliable == ({"prior", "quantile"} if target["verdict"]["labels_needed"] else set())
+    text = shift_text(report)
+    assert "there: " in text
+    assert "the hospital can be told from the features with AUC" in text
+    assert "fixes that see no label of the target" in text
+    assert "dev_overfit: not identifiable" in text
+    assert "Youden's threshold" in text
+
+
+def test_the_record_says_what_it_rests_on(study):
+    """Roles with their counts, seeds, digests of the inputs, caveats, checks, family of tests."""
+    analyse(study, SHORT)
+    (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
     roles = target["roles"]
     assert {*roles} == {"S_fit", "S_sel", "S_traindev", "T_adapt", "T_dev", "T_test"}
     assert (roles["T_test"]["images"], roles["T_test"]["patients"]) == (120, 30)
@@ -73,22 +95,6 @@ def test_a_brighter_hospital_is_found_and_said(study):
         assert (row["level"], row["unit"]) == (0.05, "patient")
         assert row["B"] == (99 if row["refused"] is None else None)
         assert (row["family"] == "primary") == row["primary"]
-    low, high = steps["mismatch"]["ci_retrain"]
-    assert low <= steps["mismatch"]["est"] <= high
-    assert 0 <= target["alignment"]["cosine"] <= 1 + 1e-9
-    assert target["features"][0]["ks"] == max(one["ks"] for one in target["features"])
-    assert {*target["calib"]} == {"source", "target"}
-    ways = {(use["domain"], use["way"]) for use in target["operating_points"]}
-    moved = {("target", way) for way in ("carried", "prior", "quantile")}
-    assert ways == {("source", "chosen"), *moved}
-    unreliable = {use["way"] for use in target["operating_points"] if not use["reliable"]}
-    assert unreliable == ({"prior", "quantile"} if target["verdict"]["labels_needed"] else set())
-    text = shift_text(report)
-    assert "there: " in text
-    assert "the hospital can be told from the features with AUC" in text
-    assert "fixes that see no label of the target" in text
-    assert "dev_overfit: not identifiable" in text
-    assert "Youden's threshold" in text
 
 
 def test_report_and_tables_say_what_the_record_says(study):

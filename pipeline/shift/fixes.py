@@ -19,6 +19,9 @@ from pipeline.shift.alignment import coral, erased_domain, linear_transport, sta
 from pipeline.shift.label_shift import balanced_standardisation, prior_shift
 from pipeline.shift.transport import optional_fixes
 
+Parts = Sequence[NDArray[np.intp]]
+"""Sets of rows of a target, each to be adapted to by itself."""
+
 
 def source_only(source: Source, _target: Rows, _rng: np.random.Generator) -> Predictor:
     """F0: the head as it left the source, the baseline of every other row.
@@ -29,7 +32,7 @@ def source_only(source: Source, _target: Rows, _rng: np.random.Generator) -> Pre
     return Predictor(transform=source.standardise, score=source.head.predict_proba)
 
 
-def importance_weighting(source: Source, target: Rows, _rng: np.random.Generator) -> Predictor:
+def importance_weighting(source: Source, target: Rows, rng: np.random.Generator) -> Predictor:
     """F6: weight source rows by how much they look like the target (Shimodaira 2000).
 
     The density ratio is a logistic domain classifier's odds, flattened by an exponent and
@@ -39,15 +42,16 @@ def importance_weighting(source: Source, target: Rows, _rng: np.random.Generator
     Args:
         source: The labelled domain.
         target: Shape (m, d), raw.
+        rng: Not used.
 
     Returns:
         The predictor; its notes hold the effective number of source rows.
     """
-    return importance_weightings(source, target, [np.arange(len(target))])[0]
+    return importance_weightings(source, target, [np.arange(len(target))], [rng])[0]
 
 
 def importance_weightings(
-    source: Source, target: Rows, parts: Sequence[NDArray[np.intp]]
+    source: Source, target: Rows, parts: Parts, _rngs: Sequence[np.random.Generator]
 ) -> list[Predictor]:
     """Adapt :func:`importance_weighting` to several parts of a target at once.
 
@@ -122,20 +126,46 @@ def prototypes(source: Source, target: Rows, _rng: np.random.Generator) -> Predi
     )
 
 
-def bagging(source: Source, _target: Rows, rng: np.random.Generator) -> Predictor:
+def bagging(source: Source, target: Rows, rng: np.random.Generator) -> Predictor:
     """F11: average heads that were each fitted to a bootstrap of the source's patients.
 
     Args:
         source: The labelled domain.
+        target: Shape (m, d), raw; not looked at.
         rng: Source of the bootstraps.
+    """
+    return baggings(source, target, [np.arange(len(target))], [rng])[0]
+
+
+def baggings(
+    source: Source, _target: Rows, _parts: Parts, rngs: Sequence[np.random.Generator]
+) -> list[Predictor]:
+    """Draw all bootstraps of several calls of :func:`bagging`, and fit their heads at once.
+
+    Equal draws, such as those of both halves of a seed, are fitted once.
+
+    Args:
+        source: The labelled domain.
+        rngs: Source of the bootstraps, one for each predictor.
+
+    Returns:
+        One predictor for each generator.
     """
     patients = np.unique(source.groups, return_inverse=True)[1]
     n = int(patients.max()) + 1
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=source.settings.bags)
-    heads = source.weighted_heads(counts[:, patients])
-    return Predictor(
-        transform=source.standardise, score=lambda rows: np.mean(heads.proba(rows), axis=0)
-    )
+    bags = source.settings.bags
+    counts = [rng.multinomial(n, np.full(n, 1 / n), size=bags) for rng in rngs]
+    drawn, place = np.unique(np.concatenate(counts), axis=0, return_inverse=True)
+    heads = source.weighted_heads(drawn[:, patients])
+    return [
+        Predictor(transform=source.standardise, score=_mean_of(heads, own))
+        for own in place.reshape(len(rngs), bags)
+    ]
+
+
+def _mean_of(heads: Path, which: NDArray[np.intp]) -> Callable[[Rows], NDArray[np.float64]]:
+    own = Path(coef=heads.coef[which], intercept=heads.intercept[which], steps=heads.steps)
+    return lambda rows: np.mean(own.proba(rows), axis=0)
 
 
 #: Every fix that needs nothing beyond headrace's own dependencies.
@@ -156,9 +186,9 @@ FIXES: Mapping[str, Fix] = MappingProxyType(
 
 
 #: Fixes that adapt to several parts of a target at once, which is faster than one by one.
-TOGETHER: Mapping[str, Callable[[Source, Rows, Sequence[NDArray[np.intp]]], list[Predictor]]] = (
-    MappingProxyType({"importance_weighting": importance_weightings})
-)
+TOGETHER: Mapping[
+    str, Callable[[Source, Rows, Parts, Sequence[np.random.Generator]], list[Predictor]]
+] = MappingProxyType({"importance_weighting": importance_weightings, "bagging": baggings})
 
 
 def fix_named(name: str) -> Fix:

@@ -200,13 +200,13 @@ def _adapted(
 ) -> Iterator[tuple[Cut, Predictor]]:
     """Adapt a fix to each half of each seed: at once where it can, else one by one."""
     cuts = list(halves(target.groups, plan.seeds))
+    rngs = [np.random.default_rng([cut.seed, zlib.crc32(name.encode())]) for cut in cuts]
     if name in TOGETHER:
-        made = TOGETHER[name](source, target.features, [cut.adapt for cut in cuts])
+        made = TOGETHER[name](source, target.features, [cut.adapt for cut in cuts], rngs)
         yield from zip(cuts, made, strict=True)
         return
     fix = fix_named(name)
-    for cut in cuts:
-        rng = np.random.default_rng([cut.seed, zlib.crc32(name.encode())])
+    for cut, rng in zip(cuts, rngs, strict=True):
         yield cut, fix(source, target.features[cut.adapt], rng)
 
 
