@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SOURCE = "source"
 PRECISIONS = ("fp32", "tf32", "bf16")
 RESIZES = ("stretch", "crop")
+_CHANCE = 0.5  # a person who errs more often is worse than a coin
 _SEEDS = 2**31  # room for further seeds above the study's
 
 
@@ -97,6 +98,8 @@ class Study:
         classes: Class names in label order; None means the sorted names found.
         seed: From which every random choice is derived.
         store: Folder of the feature stores; see :func:`store_root`.
+        human_error: Share of the source's images that a person gets wrong, 0 to 0.5, known
+            from elsewhere; where Ng's table starts.
     """
 
     name: str
@@ -108,6 +111,7 @@ class Study:
     classes: tuple[str, ...] | None = None
     seed: int = 0
     store: Path | None = None
+    human_error: float | None = None
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -172,7 +176,17 @@ class _Reader(CheckedTables):
     """Turns tables of one file into settings."""
 
     _top: tuple[str, ...] = field(
-        default=("name", "classes", "seed", "source", "target", "backbone", "head", "store")
+        default=(
+            "name",
+            "classes",
+            "seed",
+            "human_error",
+            "source",
+            "target",
+            "backbone",
+            "head",
+            "store",
+        )
     )
 
     def study(self, table: Mapping[str, Any]) -> Study:
@@ -180,9 +194,10 @@ class _Reader(CheckedTables):
         store = self.table(table, "store")
         self.known(store, ("path",), "[store]")
         path = self.typed(store, "path", str, "[store]")
-        optional = {"seed": self.typed(table, "seed", int, "the study")}
+        optional: dict[str, Any] = {"seed": self.typed(table, "seed", int, "the study")}
         if not 0 <= (optional["seed"] or 0) < _SEEDS:
             self.fail(f"seed = {optional['seed']}: allowed is 0 to {_SEEDS - 1}")
+        optional["human_error"] = self._human_error(table)
         return Study(
             name=self.name(table.get("name", self.file.stem), "name"),
             classes=self._classes(table.get("classes")),
@@ -194,6 +209,15 @@ class _Reader(CheckedTables):
             store=None if path is None else self.file.parent / path,
             **{k: v for k, v in optional.items() if v is not None},
         )
+
+    def _human_error(self, table: Mapping[str, Any]) -> float | None:
+        error = self.typed(table, "human_error", (int, float), "the study")
+        if error is not None and not 0 <= error <= _CHANCE:
+            self.fail(
+                f"human_error = {error}: allowed is the share of images that a person gets "
+                f"wrong, 0 to {_CHANCE}, such as 0.03"
+            )
+        return None if error is None else float(error)
 
     def _source(self, table: Mapping[str, Any]) -> Source:
         if "source" not in table:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import zlib
 from dataclasses import fields, replace
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
 from pipeline.shift.adaptation import FixSettings, Source
 from pipeline.shift.fixes import FIXES, fix_named
-from pipeline.shift.leaderboard import FixPlan, Target, predict_target, score
+from pipeline.shift.halves import halves
+from pipeline.shift.leaderboard import (
+    FixPlan,
+    Target,
+    _k_shot,
+    predict_target,
+    score,
+)
 from pipeline.shift.paired import paired_difference
 from pipeline.shift.sealed import SealedLabels
 from tests import shifted_worlds as worlds
@@ -91,6 +99,60 @@ def test_leaderboard_reads_the_labels_once_and_keeps_k_shot_rows_apart():
     assert 0.5 < better.auroc <= 1
     assert {"prior0", "prior1"} == set(by_name["prior_shift"].notes)
     assert 0 < by_name["importance_weighting"].notes["effective_rows"] <= 300
+
+
+def weighted_alone(source, rows):
+    """Importance weighting of one half as its docstring has it, head by head."""
+    z = source.standardise(rows)
+    domain = np.repeat([0, 1], [len(source.standard), len(z)])
+    balance = len(domain) / (2 * np.bincount(domain))
+    both = np.vstack([source.standard, z])
+    classifier = source.fit(both, labels=domain, weights=balance[domain])
+    ratio = np.exp(classifier.decision_function(source.standard)) ** source.settings.ratio_exponent
+    ratio = np.minimum(ratio, np.quantile(ratio, source.settings.ratio_clip))
+    return source.fit(source.standard, weights=ratio / ratio.mean())
+
+
+class BaggedAlone:
+    """Heads of bootstraps of the source's patients, fitted one by one."""
+
+    def __init__(self, source, seed):
+        rng = np.random.default_rng([seed, zlib.crc32(b"bagging")])
+        patients = np.unique(source.groups, return_inverse=True)[1]
+        n = patients.max() + 1
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=source.settings.bags)
+        self.heads = [source.fit(source.standard, weights=row[patients]) for row in counts]
+
+    def predict_proba(self, rows):
+        return np.mean([head.predict_proba(rows) for head in self.heads], axis=0)
+
+
+def shot_alone(source, target, labels, k, cut):
+    """One k-shot head, fitted to the rows that are shown and to no others."""
+    order = np.random.default_rng([cut.seed, 5, k]).permutation(cut.adapt)
+    shown = np.concatenate([order[labels[order] == c][:k] for c in (0, 1)])
+    return source.fit(source.standardise(target.features[shown]), labels=labels[shown])
+
+
+def test_heads_fitted_together_equal_heads_fitted_alone():
+    """Batches of weighted, bagged and k-shot heads change nothing beyond the solver's tolerance."""
+    source, target, labels = small_world()
+    together = predict_target(source, target, PLAN).probabilities
+    made = together["importance_weighting"]
+    shots = _k_shot(source, target, labels, PLAN)
+    for cut in halves(target.groups, PLAN.seeds):
+        rows = source.standardise(target.features[cut.score])
+        alone = {
+            "weighted": (weighted_alone(source, target.features[cut.adapt]), made),
+            "bagged": (BaggedAlone(source, cut.seed), together["bagging"]),
+            **{
+                str(k): (shot_alone(source, target, labels, k, cut), shots[f"k_shot({k})"])
+                for k in PLAN.shots
+            },
+        }
+        for head, table in alone.values():
+            found = table[cut.index, cut.score]
+            np.testing.assert_allclose(found, head.predict_proba(rows), atol=1e-5)
 
 
 def test_the_leaderboard_is_the_same_twice():

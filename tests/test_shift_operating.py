@@ -5,6 +5,7 @@ import pytest
 from scipy.special import expit, logit
 
 from pipeline.errors import StudyError, UnknownNameError
+from pipeline.shift.cohorts import Cohort
 from pipeline.shift.label_shift import estimate_prior, posterior
 from pipeline.shift.operating import (
     RULES,
@@ -16,6 +17,9 @@ from pipeline.shift.operating import (
     roc_of,
 )
 from pipeline.shift.rethreshold import corrected_threshold, quantile_threshold, rethresholds
+from pipeline.shift.soundness import soundness
+from pipeline.shift.story import foretell
+from pipeline.shift.text import operating_lines
 from pipeline.stats import Interval, wilson
 
 
@@ -199,6 +203,29 @@ def test_quantile_threshold_keeps_the_extremes(tau):
     source, target = rng.random(50), rng.random(30)
     found = quantile_threshold(tau, source, target)
     assert np.all((target >= found) == (tau == 0))
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_thresholds_moved_without_labels_are_flagged_where_y_given_score_changed(changed):
+    """D-T3: the flag is on ``prior`` and ``quantile`` alone, and only after such a change."""
+    rng = np.random.default_rng(7)
+    sides = []
+    for start in (0, 1000):
+        scores = domain(rng, 300)
+        sides.append(
+            Cohort(
+                features=scores.probability[:, None],
+                probabilities=np.stack([1 - scores.probability, scores.probability], axis=1),
+                groups=scores.groups + start,
+                labels=scores.positive.astype(np.intp),
+            )
+        )
+    found = soundness(*sides, foretell(*sides, 0), rng, score_changed=changed)
+    flagged = {use.way for use in found.operating if not use.reliable}
+    assert flagged == ({"prior", "quantile"} if changed else set())
+    assert {use.way for use in found.operating} == {"chosen", "carried", "prior", "quantile"}
+    lines = "\n".join(operating_lines(found))
+    assert ("* not to be relied on" in lines) == ("quantile *" in lines) == changed
 
 
 def test_operating_refuses_what_it_cannot_answer():

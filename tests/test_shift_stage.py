@@ -14,7 +14,7 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.shift import stage
 from pipeline.shift.fixes import FIXES
 from pipeline.shift.paper import TABLES
-from pipeline.shift.record import SCHEMA, to_json
+from pipeline.shift.record import SCHEMA, plain, to_json
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.text import shift_text
 from pipeline.study import load_study
@@ -55,6 +55,7 @@ def test_a_brighter_hospital_is_found_and_said(study):
     parts = steps["target_hardness"]["est"] + steps["transfer_gap"]["est"]
     assert parts == pytest.approx(total)
     assert set(target["not_identifiable"]) == {"avoidable_bias", "dev_overfit"}
+    assert target["ng"]["human"] is None
     low, high = steps["mismatch"]["ci_retrain"]
     assert low <= steps["mismatch"]["est"] <= high
     assert 0 <= target["alignment"]["cosine"] <= 1 + 1e-9
@@ -63,12 +64,37 @@ def test_a_brighter_hospital_is_found_and_said(study):
     ways = {(use["domain"], use["way"]) for use in target["operating_points"]}
     moved = {("target", way) for way in ("carried", "prior", "quantile")}
     assert ways == {("source", "chosen"), *moved}
+    unreliable = {use["way"] for use in target["operating_points"] if not use["reliable"]}
+    assert unreliable == ({"prior", "quantile"} if target["verdict"]["labels_needed"] else set())
     text = shift_text(report)
     assert "there: " in text
     assert "the hospital can be told from the features with AUC" in text
     assert "fixes that see no label of the target" in text
     assert "dev_overfit: not identifiable" in text
     assert "Youden's threshold" in text
+
+
+def test_the_record_says_what_it_rests_on(study):
+    """Roles with their counts, seeds, digests of the inputs, caveats, checks, family of tests."""
+    analyse(study, SHORT)
+    (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
+    roles = target["roles"]
+    assert {*roles} == {"S_fit", "S_sel", "S_traindev", "T_adapt", "T_dev", "T_test"}
+    assert (roles["T_test"]["images"], roles["T_test"]["patients"]) == (120, 30)
+    assert not roles["T_adapt"]["labels"]
+    assert roles["S_sel"]["images"] == 0
+    assert target["seeds"]["halves of the target"] == [0, 1]
+    inputs = target["inputs"]
+    assert inputs["plan"] == target["plan_hash"]
+    assert inputs["source"] != inputs["target"]
+    assert [len(inputs[name]) for name in ("source", "target")] == [64, 64]
+    assert len(inputs["recipes"]) == 1
+    assert any("30 patients" in caveat for caveat in target["caveats"])
+    assert {row["severity"] for row in target["leak"]} <= {"note", "ok", "warning"}
+    for row in target["detect"]:
+        assert (row["level"], row["unit"]) == (0.05, "patient")
+        assert row["B"] == (99 if row["refused"] is None else None)
+        assert (row["family"] == "primary") == row["primary"]
 
 
 def test_report_and_tables_say_what_the_record_says(study):
@@ -88,6 +114,65 @@ def test_report_and_tables_say_what_the_record_says(study):
             scored = [*target["fixes"], *target["fixes_control"]]
             assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in scored]
             assert len(target["fixes_control"]) == len(FIXES)
+
+
+def test_a_known_human_error_starts_the_table(study):
+    """``human_error`` fills the first row, and the step from there is no longer unknown."""
+    analyse(replace(study, human_error=0.03), SHORT)
+    (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
+    bias = target["ng"]["s_fit"]["estimate"] - 0.03
+    assert target["ng"]["human"] == 0.03
+    assert target["gaps"]["avoidable_bias"]["est"] == pytest.approx(bias)
+    assert set(target["not_identifiable"]) == {"dev_overfit"}
+    with (study.results / "shift_ng.csv").open() as file:
+        first = next(csv.DictReader(file))
+    assert (first["name"], float(first["estimate"])) == ("human, as given", 0.03)
+
+
+class StillSealedError(Exception):
+    """Raised by a test where the labels are about to be opened."""
+
+
+@pytest.mark.parametrize("deleted", ["constant", "reversed"])
+def test_deleted_labels_of_the_target_move_no_prediction(study, monkeypatch, deleted):
+    """Metamorphic: before the seal breaks, a target without its labels gives the same bits."""
+    made = []
+
+    def stop(predictions, sealed, *_):
+        assert sealed.reads == 0
+        made.append(predictions)
+        raise StillSealedError
+
+    load = stage.load_joined
+
+    def without(*arguments):
+        joined = load(*arguments)
+        label, far = joined.samples.label.copy(), joined.samples.domain == "there"
+        label[far] = 0 if deleted == "constant" else label[far][::-1]
+        return replace(joined, samples=replace(joined.samples, label=label))
+
+    for name in ("foretell", "detect_with_controls"):
+        monkeypatch.setattr(stage, name, _keeping(getattr(stage, name), made))
+    monkeypatch.setattr(stage, "score", stop)
+    with pytest.raises(StillSealedError):
+        analyse(study, SHORT)
+    monkeypatch.setattr(stage, "load_joined", without)
+    with pytest.raises(StillSealedError):
+        analyse(study, SHORT)
+    half = len(made) // 2
+    assert half == 3
+    for before, after in zip(made[:half], made[half:], strict=True):
+        np.testing.assert_equal(plain(before), plain(after))
+
+
+def _keeping(function, made):
+    """Wrap a function so that what it returns is also kept."""
+
+    def kept(*arguments):
+        made.append(function(*arguments))
+        return made[-1]
+
+    return kept
 
 
 def test_labels_of_the_target_move_no_prediction(study, monkeypatch):

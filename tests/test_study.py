@@ -42,6 +42,13 @@ def test_a_good_file_becomes_settings_with_the_documented_defaults(folder):
     assert study.results == Path("results/chest")
 
 
+def test_a_human_error_is_read_and_absent_otherwise(folder):
+    """Nobody's error is invented."""
+    assert load_study(write(folder, GOOD)).human_error is None
+    file = write(folder, GOOD.replace("[source]", "human_error = 0.03\n[source]"))
+    assert load_study(file).human_error == 0.03
+
+
 def test_paths_are_relative_to_the_file_and_not_to_the_current_folder(folder, monkeypatch):
     """A study can be run from anywhere."""
     file = write(folder, GOOD + '\n[store]\npath = "elsewhere"\n')
@@ -75,6 +82,9 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
         (('"chest"', "3"), r"name 3: allowed are letters"),
         (("[target", "seed = 'x'\n[target"), r"unknown key 'seed' in \[source\]"),
         (("[source]", "seed = 'x'\n[source]"), r"seed = 'x': allowed is int"),
+        (("[source]", "human_error = 0.7\n[source]"), r"human_error = 0.7: allowed is the share"),
+        (("[source]", "human_error = nan\n[source]"), r"human_error = nan: allowed is the share"),
+        (("[source]", "human_error = 'x'\n[source]"), r"human_error = 'x': allowed is number"),
         (("[source]", "seed = true\n[source]"), r"seed = True: allowed is int"),
         (("[source]", "classes = ['a']\n[source]"), r"classes = \['a'\]: allowed is a list of two"),
         (("[source]", "[source]\nvalidation = 1.5"), r"validation = 1.5: allowed is a share"),

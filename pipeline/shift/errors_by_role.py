@@ -61,6 +61,7 @@ class RoleReport:
         floor: Bounds of the Bayes error on the source's features: what stands where no
             human error is given. With few images it is too high.
         dominant: Step that is surely the largest; None if none is.
+        human: Error of a person on the source, as the study gives it.
     """
 
     table: NgTable
@@ -68,6 +69,7 @@ class RoleReport:
     refits: int
     floor: BayesFloor
     dominant: str | None
+    human: float | None = None
 
 
 def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refits:
@@ -94,7 +96,11 @@ def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refi
 
 
 def errors_by_role(
-    source: Source, target: Cohort, refits: Refits, rng: np.random.Generator
+    source: Source,
+    target: Cohort,
+    refits: Refits,
+    rng: np.random.Generator,
+    human: float | None = None,
 ) -> RoleReport:
     """Fill the table for one target whose labels are open.
 
@@ -103,6 +109,7 @@ def errors_by_role(
         target: Features, probabilities of the source's head, labels.
         refits: From :func:`refit`.
         rng: Source of the draws.
+        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
 
     Raises:
         StudyError: The target's labels are absent.
@@ -119,6 +126,7 @@ def errors_by_role(
             wrong=target.probabilities.argmax(axis=1) != target.labels, groups=target.groups
         ),
         t_oracle_cv=_oracle(source, target, target.labels),
+        human=human,
     )
     table = ng_table(roles, rng)
     return RoleReport(
@@ -127,6 +135,7 @@ def errors_by_role(
         refits=len(refits.weights),
         floor=bayes_floor(source.features, source.labels, source.groups, rng),
         dominant=dominant(table.chain),
+        human=human,
     )
 
 

@@ -4,7 +4,7 @@ To add one: write ``adapt(source, target, rng) -> Predictor`` and one line in ``
 The contract tests run over the table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from scipy.special import entr, softmax
 
 from pipeline.errors import UnknownNameError
+from pipeline.heads.blocks import times
+from pipeline.heads.logistic import Path, solve_path
 from pipeline.shift.adaptation import Fix, Predictor, Rows, Source
 from pipeline.shift.alignment import coral, erased_domain, linear_transport, standardisation
 from pipeline.shift.label_shift import balanced_standardisation, prior_shift
 from pipeline.shift.transport import optional_fixes
+
+Parts = Sequence[NDArray[np.intp]]
+"""Sets of rows of a target, each to be adapted to by itself."""
 
 
 def source_only(source: Source, _target: Rows, _rng: np.random.Generator) -> Predictor:
@@ -27,7 +32,7 @@ def source_only(source: Source, _target: Rows, _rng: np.random.Generator) -> Pre
     return Predictor(transform=source.standardise, score=source.head.predict_proba)
 
 
-def importance_weighting(source: Source, target: Rows, _rng: np.random.Generator) -> Predictor:
+def importance_weighting(source: Source, target: Rows, rng: np.random.Generator) -> Predictor:
     """F6: weight source rows by how much they look like the target (Shimodaira 2000).
 
     The density ratio is a logistic domain classifier's odds, flattened by an exponent and
@@ -37,25 +42,62 @@ def importance_weighting(source: Source, target: Rows, _rng: np.random.Generator
     Args:
         source: The labelled domain.
         target: Shape (m, d), raw.
+        rng: Not used.
 
     Returns:
         The predictor; its notes hold the effective number of source rows.
     """
-    rows_t = source.standardise(target)
-    domain = np.repeat([0, 1], [len(source.standard), len(rows_t)])
-    balance = len(domain) / (2 * np.bincount(domain))
-    classifier = source.fit(
-        np.vstack([source.standard, rows_t]), labels=domain, weights=balance[domain]
+    return importance_weightings(source, target, [np.arange(len(target))], [rng])[0]
+
+
+def importance_weightings(
+    source: Source, target: Rows, parts: Parts, _rngs: Sequence[np.random.Generator]
+) -> list[Predictor]:
+    """Adapt :func:`importance_weighting` to several parts of a target at once.
+
+    The parts differ in the weights of rows alone, so their domain classifiers are one
+    batch and their heads another. Results equal those of one part at a time up to the
+    solver's tolerance, 1e-5 of the coefficients.
+
+    Args:
+        source: The labelled domain.
+        target: Shape (m, d), raw.
+        parts: V sets of rows of the target.
+
+    Returns:
+        One predictor for each part.
+    """
+    rows = np.vstack([source.standard, source.standardise(target)]).astype(np.float32)
+    n = len(source.standard)
+    balance = np.zeros((len(parts), len(rows)))
+    for weights, part in zip(balance, parts, strict=True):
+        weights[:n] = (n + len(part)) / (2 * n)
+        weights[n + part] = (n + len(part)) / (2 * len(part))
+    classifiers = solve_path(
+        rows,
+        np.repeat([0, 1], [n, len(rows) - n]),
+        C=np.full(len(parts), source.settings.inverse_penalty),
+        weights=balance,
     )
-    odds = np.exp(classifier.decision_function(source.standard))
-    weights = odds**source.settings.ratio_exponent
-    weights = np.minimum(weights, np.quantile(weights, source.settings.ratio_clip))
-    weights /= weights.mean()
-    return Predictor(
-        transform=source.standardise,
-        score=source.fit(source.standard, weights=weights).predict_proba,
-        notes={"effective_rows": float(weights.sum() ** 2 / (weights**2).sum())},
-    )
+    scores = times(rows[:n], classifiers.coef[:, 0].T) + classifiers.intercept[:, 0]
+    ratios = np.exp(scores.T) ** source.settings.ratio_exponent
+    limit = np.quantile(ratios, source.settings.ratio_clip, axis=1, keepdims=True)
+    ratios = np.minimum(ratios, limit)
+    ratios /= ratios.mean(axis=1, keepdims=True)
+    heads = source.weighted_heads(ratios)
+    return [
+        Predictor(
+            transform=source.standardise,
+            score=_only(heads, v),
+            notes={"effective_rows": float(ratio.sum() ** 2 / (ratio**2).sum())},
+        )
+        for v, ratio in enumerate(ratios)
+    ]
+
+
+def _only(heads: Path, v: int) -> Callable[[Rows], NDArray[np.float64]]:
+    head = heads.some(slice(v, v + 1))
+    return lambda rows: head.proba(rows)[0]
 
 
 def prototypes(source: Source, target: Rows, _rng: np.random.Generator) -> Predictor:
@@ -84,20 +126,46 @@ def prototypes(source: Source, target: Rows, _rng: np.random.Generator) -> Predi
     )
 
 
-def bagging(source: Source, _target: Rows, rng: np.random.Generator) -> Predictor:
+def bagging(source: Source, target: Rows, rng: np.random.Generator) -> Predictor:
     """F11: average heads that were each fitted to a bootstrap of the source's patients.
 
     Args:
         source: The labelled domain.
+        target: Shape (m, d), raw; not looked at.
         rng: Source of the bootstraps.
+    """
+    return baggings(source, target, [np.arange(len(target))], [rng])[0]
+
+
+def baggings(
+    source: Source, _target: Rows, _parts: Parts, rngs: Sequence[np.random.Generator]
+) -> list[Predictor]:
+    """Draw all bootstraps of several calls of :func:`bagging`, and fit their heads at once.
+
+    Equal draws, such as those of both halves of a seed, are fitted once.
+
+    Args:
+        source: The labelled domain.
+        rngs: Source of the bootstraps, one for each predictor.
+
+    Returns:
+        One predictor for each generator.
     """
     patients = np.unique(source.groups, return_inverse=True)[1]
     n = int(patients.max()) + 1
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=source.settings.bags)
-    heads = source.weighted_heads(counts[:, patients])
-    return Predictor(
-        transform=source.standardise, score=lambda rows: np.mean(heads.proba(rows), axis=0)
-    )
+    bags = source.settings.bags
+    counts = [rng.multinomial(n, np.full(n, 1 / n), size=bags) for rng in rngs]
+    drawn, place = np.unique(np.concatenate(counts), axis=0, return_inverse=True)
+    heads = source.weighted_heads(drawn[:, patients])
+    return [
+        Predictor(transform=source.standardise, score=_mean_of(heads, own))
+        for own in place.reshape(len(rngs), bags)
+    ]
+
+
+def _mean_of(heads: Path, which: NDArray[np.intp]) -> Callable[[Rows], NDArray[np.float64]]:
+    own = Path(coef=heads.coef[which], intercept=heads.intercept[which], steps=heads.steps)
+    return lambda rows: np.mean(own.proba(rows), axis=0)
 
 
 #: Every fix that needs nothing beyond headrace's own dependencies.
@@ -115,6 +183,12 @@ FIXES: Mapping[str, Fix] = MappingProxyType(
         "bagging": bagging,
     }
 )
+
+
+#: Fixes that adapt to several parts of a target at once, which is faster than one by one.
+TOGETHER: Mapping[
+    str, Callable[[Source, Rows, Parts, Sequence[np.random.Generator]], list[Predictor]]
+] = MappingProxyType({"importance_weighting": importance_weightings, "bagging": baggings})
 
 
 def fix_named(name: str) -> Fix:

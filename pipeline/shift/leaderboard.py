@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import CheckFailedError, StudyError
-from pipeline.shift.adaptation import FixSettings, Rows, Source
-from pipeline.shift.cohorts import split_by_patient
-from pipeline.shift.fixes import FIXES, fix_named
+from pipeline.heads.logistic import solve_path
+from pipeline.shift.adaptation import FixSettings, Predictor, Rows, Source
+from pipeline.shift.fixes import FIXES, TOGETHER, fix_named
+from pipeline.shift.halves import Cut, halves
 from pipeline.shift.paired import PairedDifference, paired_difference
 from pipeline.shift.ridge import auc_columns
 from pipeline.shift.sealed import SealedLabels
@@ -136,12 +137,9 @@ def predict_target(source: Source, target: Target, plan: FixPlan) -> Predictions
     n_classes = source.prior.size
     probabilities, notes = {}, {}
     for name in plan.fixes:
-        fix = fix_named(name)
         table = np.empty((len(plan.seeds), len(target.groups), n_classes))
         collected: list[Mapping[str, float]] = []
-        for cut in _cuts(target.groups, plan.seeds):
-            rng = np.random.default_rng([cut.seed, zlib.crc32(name.encode())])
-            predictor = fix(source, target.features[cut.adapt], rng)
+        for cut, predictor in _adapted(name, source, target, plan):
             table[cut.index, cut.score] = predictor(target.features[cut.score])
             collected.append(predictor.notes)
         probabilities[name] = table
@@ -197,29 +195,19 @@ class Truth:
     """Shape (seeds, n, K): the baseline's probabilities."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """One half of the target to adapt to, and the other to predict."""
-
-    index: int
-    """Position of the seed in the plan."""
-    seed: int
-    """The seed."""
-    adapt: NDArray[np.intp]
-    """Rows to adapt to."""
-    score: NDArray[np.intp]
-    """Rows to predict: of other patients."""
-
-
-def _cuts(groups: NDArray[Any], seeds: tuple[int, ...]) -> Iterator[Cut]:
-    """Yield both halves of every seed; the cut depends on the seed alone."""
-    if np.unique(groups).size < _TWO:
-        raise StudyError("a target of one patient cannot be halved by patient")
-    for index, seed in enumerate(seeds):
-        first = split_by_patient(groups, np.random.default_rng([seed, 4]))
-        for half in (first, ~first):
-            adapt, rest = np.flatnonzero(half), np.flatnonzero(~half)
-            yield Cut(index=index, seed=seed, adapt=adapt, score=rest)
+def _adapted(
+    name: str, source: Source, target: Target, plan: FixPlan
+) -> Iterator[tuple[Cut, Predictor]]:
+    """Adapt a fix to each half of each seed: at once where it can, else one by one."""
+    cuts = list(halves(target.groups, plan.seeds))
+    rngs = [np.random.default_rng([cut.seed, zlib.crc32(name.encode())]) for cut in cuts]
+    if name in TOGETHER:
+        made = TOGETHER[name](source, target.features, [cut.adapt for cut in cuts], rngs)
+        yield from zip(cuts, made, strict=True)
+        return
+    fix = fix_named(name)
+    for cut, rng in zip(cuts, rngs, strict=True):
+        yield cut, fix(source, target.features[cut.adapt], rng)
 
 
 def _under(source: Source, plan: FixPlan) -> Source:
@@ -234,22 +222,26 @@ def _k_shot(
     Only the scale of the features comes from the source: what a few labels are worth by
     themselves. A k that some half cannot provide is left out.
     """
-    tables: dict[str, NDArray[np.float64]] = {}
     n_classes = source.prior.size
-    cuts = list(_cuts(target.groups, plan.seeds))
+    cuts = list(halves(target.groups, plan.seeds))
     available = min(np.bincount(labels[c.adapt], minlength=n_classes).min() for c in cuts)
-    for k in (k for k in plan.shots if k <= available):
-        table = np.empty((len(plan.seeds), len(labels), n_classes))
-        for cut in cuts:
-            rng = np.random.default_rng([cut.seed, 5, k])
-            order = rng.permutation(cut.adapt)
-            shown = np.concatenate([order[labels[order] == c][:k] for c in range(n_classes)])
-            rows = source.standardise(target.features[shown])
-            head = source.fit(rows, labels=labels[shown])
-            table[cut.index, cut.score] = head.predict_proba(
-                source.standardise(target.features[cut.score])
-            )
-        tables[f"k_shot({k})"] = table
+    asked = [(k, cut) for k in plan.shots if k <= available for cut in cuts]
+    if not asked:
+        return {}
+    shown = np.zeros((len(asked), len(labels)))
+    for row, (k, cut) in zip(shown, asked, strict=True):
+        order = np.random.default_rng([cut.seed, 5, k]).permutation(cut.adapt)
+        for c in range(n_classes):
+            row[order[labels[order] == c][:k]] = 1
+    rows = source.standardise(target.features).astype(np.float32)
+    # One head for each k and half: they share the rows, and which are shown is a weight.
+    penalty = np.full(len(asked), source.settings.inverse_penalty)
+    heads = solve_path(rows, labels, C=penalty, weights=shown)
+    tables: dict[str, NDArray[np.float64]] = {}
+    empty = np.empty((len(plan.seeds), len(labels), n_classes))
+    for v, (k, cut) in enumerate(asked):
+        table = tables.setdefault(f"k_shot({k})", empty.copy())
+        table[cut.index, cut.score] = heads.some(slice(v, v + 1)).proba(rows[cut.score])[0]
     return tables
 
 

@@ -16,8 +16,10 @@ Row = dict[str, Any]
 
 
 def _ng_rows(target: Record) -> Iterable[Row]:
+    if target["ng"]["human"] is not None:
+        yield {"kind": "error", "name": "human, as given", "estimate": target["ng"]["human"]}
     for role, cell in target["ng"].items():
-        if cell is not None and role != "bayes_floor":
+        if cell is not None and role not in {"bayes_floor", "human"}:
             yield {"kind": "error", "name": role, **cell}
     floor = target["ng"]["bayes_floor"]
     yield {"kind": "bayes floor", "name": "s", "low": floor["low"], "high": floor["high"]}
@@ -79,7 +81,7 @@ def _calibration_rows(target: Record) -> Iterable[Row]:
 def _operating_rows(target: Record) -> Iterable[Row]:
     for use in target["operating_points"]:
         point = use["point"]
-        row = {name: use[name] for name in ("rule", "domain", "way")}
+        row = {name: use[name] for name in ("rule", "domain", "way", "reliable")}
         row |= {"threshold": point["threshold"], "called": point["called"]}
         for name in ("sensitivity", "specificity"):
             row |= {
@@ -170,6 +172,7 @@ def _chapter(target: Record) -> list[str]:
         target["differences"]["said"],
         f"The hospital can be told from the features with AUC {told:.2f}.",
         _lookups(target),
+        *(f"- {caveat}" for caveat in target["caveats"]),
     ]
     for name, rows in TABLES.items():
         lines += ["", f"### {_TITLES[name]}", "", *_markdown(list(rows(target)))]

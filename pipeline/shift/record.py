@@ -1,4 +1,4 @@
-"""``shift.json``: the report of the shift stage as JSON values. This is its schema, version 2.
+"""``shift.json``: the report of the shift stage as JSON values. This is its schema, version 3.
 
 Rates are in [0, 1], differences in [-1, 1]; an interval is 95 %, by patient; what is not
 defined is null. At the top: ``schema``, ``study``, ``classes``, and ``targets``, one entry
@@ -8,12 +8,18 @@ for each backbone and target:
 - ``source_prediction``: AUC of telling the domain, ``overall`` and ``by_class``.
 - ``detect``: one entry for each test: ``statistic``, ``effect`` (in sd of the null), ``p``,
   ``p_holm`` (primary family), ``refused``, the p-values of both controls, and ``null``
-  (histogram under relabelling).
+  (histogram under relabelling), ``B`` relabellings, ``level`` of the test, ``unit`` that is
+  relabelled, ``family``: ``primary`` (Holm runs over it), ``inside a class``, ``descriptive``.
+- ``roles``: by name which ``rows`` were ``used_for`` what, whether their ``labels`` were
+  read, ``images`` and ``patients``. ``seeds`` by purpose. ``inputs``: digests of the keys
+  and labels of ``source`` and ``target``, ``recipes`` (fingerprints of the features),
+  ``plan``. ``caveats``: sentences. ``leak``: findings of the checks that run before.
 - ``alignment``: cosine of the domain's direction with the task's, and the task's AUC on the
   source before and after erasing the domain. ``features``: the 20 that differ most.
 - ``ng``: error by role (``estimate``, ``low``, ``high``, ``n``, ``groups``, ``method``):
   ``s_fit``, ``s_traindev`` (out of fold), ``t_test``, ``t_oracle_cv`` (a head of the target,
-  by cross-validation); ``human`` (null unless given) and ``bayes_floor``, the bounds of
+  by cross-validation); ``human`` (a number, null
+  unless the study has ``human_error``) and ``bayes_floor``, the bounds of
   Cover and Hart on the source.
 - ``gaps``: the steps between them: ``est``, ``ci_sampling``, ``ci_retrain`` (heads refitted
   to drawn patients; null where the source's head is not the only one in the step),
@@ -22,7 +28,8 @@ for each backbone and target:
   audit has measured the pictures: ``name``, ``effect`` within classes in sd (for the class
   mix, of a share), its simultaneous interval, whether it is ``named``.
 - ``calib``: by domain Brier score and log loss with their parts, ``ece``, ``line``; of the
-  event ``calib_event``. ``operating_points``: ``rule``, ``domain``, ``way``, ``point``.
+  event ``calib_event``. ``operating_points``: ``rule``, ``domain``, ``way``, ``point``,
+  ``reliable`` (false: moved without labels where Y given the score changed).
 - ``decomposition``: ``total``, ``kitagawa``, ``score``, ``disde``, ``threshold``.
 - ``forecast``: made without target labels: ``accuracy`` by formula, range ``low`` to
   ``high``, ``prevalence``, ``confusion``, ``auroc``, ``warning``.
@@ -43,12 +50,13 @@ import numpy as np
 
 from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
+from pipeline.shift.findings import Finding
 from pipeline.shift.pictures import null_histogram
 
 if TYPE_CHECKING:
     from pipeline.shift.stage import ShiftReport, TargetReport
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 def to_json(report: "ShiftReport") -> dict[str, Any]:
@@ -70,6 +78,10 @@ def _target_json(t: "TargetReport") -> dict[str, Any]:
             "p_null_control": None if null is None else null.p,
             "p_positive_control": None if positive is None else positive.p,
             "null": null_histogram(finding.null),
+            "B": None if finding.refused else len(finding.null),
+            "level": t.level,
+            "unit": "patient",
+            "family": _family(finding),
         }
         for finding, null, positive in t.detection.rows()
     ]
@@ -90,6 +102,7 @@ def _target_json(t: "TargetReport") -> dict[str, Any]:
         "plan_hash": t.fixes.plan_hash,
         # Once to score the fixes, once to take the loss apart.
         "lookups_of_target_labels": t.fixes.reads + 1,
+        **plain(t.provenance),
         **_ng_json(t.story.roles),
         "calib": plain(t.story.soundness.calibration),
         "calib_event": t.story.soundness.event,
@@ -103,11 +116,22 @@ def _target_json(t: "TargetReport") -> dict[str, Any]:
     }
 
 
+def _family(finding: Finding) -> str:
+    """Over which tests Holm's correction runs: the primary ones; none over the others."""
+    if finding.primary:
+        return "primary"
+    return "inside a class" if "|class=" in finding.name else "descriptive"
+
+
 def _ng_json(roles: RoleReport) -> dict[str, Any]:
     """Errors by role under ``ng``, the steps between them under ``gaps``."""
     steps = {**roles.table.chain, **roles.table.transfer}
     return {
-        "ng": {"human": None, **plain(roles.table.errors), "bayes_floor": plain(roles.floor)},
+        "ng": {
+            "human": roles.human,
+            **plain(roles.table.errors),
+            "bayes_floor": plain(roles.floor),
+        },
         "gaps": {
             name: {
                 "est": gap.estimate,

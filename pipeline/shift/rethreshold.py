@@ -7,6 +7,8 @@ from scipy.special import expit, logit
 from pipeline.shift.operating import Scores
 
 _TINY = 1e-12
+#: Ways to move a threshold that hold only while Y given the score is stable.
+LABEL_FREE = ("prior", "quantile")
 
 
 def corrected_threshold(threshold: float, source_prevalence: float, prevalence: float) -> float:

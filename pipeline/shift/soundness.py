@@ -1,7 +1,7 @@
 """Do probabilities and thresholds of the source still serve on the target?"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from pipeline.shift.operating import (
     operate,
 )
 from pipeline.shift.predict import Forecast
-from pipeline.shift.rethreshold import rethresholds
+from pipeline.shift.rethreshold import LABEL_FREE, rethresholds
 
 _BINARY = 2
 
@@ -32,12 +32,15 @@ class Carried:
         way: ``chosen`` on the source; on the target ``carried`` as it is, ``prior`` and
             ``quantile``, which are moved without labels.
         point: What it does there.
+        reliable: False where it was moved without labels and Y given the score has changed:
+            the labels show what it does, but nobody could have known.
     """
 
     rule: str
     domain: str
     way: str
     point: OperatingPoint
+    reliable: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,12 @@ class Soundness:
 
 
 def soundness(
-    source: Cohort, target: Cohort, before: Forecast, rng: np.random.Generator
+    source: Cohort,
+    target: Cohort,
+    before: Forecast,
+    rng: np.random.Generator,
+    *,
+    score_changed: bool,
 ) -> Soundness:
     """Judge probabilities and thresholds on a target whose labels are open.
 
@@ -66,6 +74,7 @@ def soundness(
         target: Probabilities of the same head, and labels.
         before: The label-free forecast; its MLLS prevalence moves a threshold.
         rng: Source of the draws.
+        score_changed: Whether Y given the score is shown to have changed.
     """
     binary = source.probabilities.shape[1] == _BINARY
     sides = {"source": source, "target": target}
@@ -75,7 +84,10 @@ def soundness(
             name: calibration_report(*_event(cohort, binary=binary), rng)
             for name, cohort in sides.items()
         },
-        operating=_operating(source, target, before, rng) if binary else (),
+        operating=tuple(
+            replace(use, reliable=not (score_changed and use.way in LABEL_FREE))
+            for use in (_operating(source, target, before, rng) if binary else ())
+        ),
     )
 
 
@@ -102,7 +114,13 @@ def _operating(
         uses = [("source", "chosen", here, chosen)]
         uses += [("target", way, there, value) for way, value in moved.items()]
         found += [
-            Carried(rule=rule, domain=name, way=way, point=operate(side, value, rng, settings))
+            Carried(
+                rule=rule,
+                domain=name,
+                way=way,
+                point=operate(side, value, rng, settings),
+                reliable=True,
+            )
             for name, way, side, value in uses
         ]
     return tuple(found)

@@ -18,7 +18,7 @@ from cache import disk
 from pipeline.appearance import APPEARANCE
 from pipeline.errors import StudyError
 from pipeline.facts_index import known_facts
-from pipeline.finding import refuse_leaks
+from pipeline.finding import Finding, refuse_leaks
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.leak_checks import check_leaks
 from pipeline.predictions import write_predictions
@@ -37,6 +37,13 @@ from pipeline.shift.permute import PermutationPlan
 from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions
 from pipeline.shift.probes import SourcePrediction, source_prediction
 from pipeline.shift.products import place
+from pipeline.shift.provenance import (
+    Circumstances,
+    Provenance,
+    caveats,
+    inputs_of,
+    roles_of,
+)
 from pipeline.shift.record import plain, to_json
 from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
@@ -79,6 +86,8 @@ class TargetReport:
         story: The loss taken apart, what was foretold, the verdict.
         map: Both domains in two dimensions.
         differences: Habits of the hospitals; None where no audit has measured the pictures.
+        level: Of the tests.
+        provenance: Roles, seeds, inputs, leaks and caveats.
     """
 
     backbone: str
@@ -91,6 +100,8 @@ class TargetReport:
     story: Story
     map: FeatureMap
     differences: tuple[Difference, ...] | None
+    level: float
+    provenance: Provenance
     seconds: float
 
 
@@ -125,9 +136,10 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
         facts = known_facts(study.store_root, joined.samples.key)
+        leak = tuple(check_leaks(study, joined.samples, facts))
         if not options.samples.allow_leaks:
-            refuse_leaks(check_leaks(study, joined.samples, facts))
-        known = _known(joined, options)
+            refuse_leaks(leak)
+        known = _known(joined, options, study, leak)
         found += [_target(joined, known, t.name, options, facts) for t in study.targets]
         kept[choice.name] = head_predictions(joined, known.source)
     report = ShiftReport(
@@ -167,9 +179,13 @@ class Known:
     refits: Refits
     plan: FixPlan
     control: Leaderboard | None
+    human: float | None
+    leak: tuple[Finding, ...]
 
 
-def _known(joined: JoinedFeatures, options: ShiftOptions) -> Known:
+def _known(
+    joined: JoinedFeatures, options: ShiftOptions, study: Study, leak: tuple[Finding, ...]
+) -> Known:
     """The head, and what it is when fitted to other patients, serve every target."""
     source = _source(joined)
     plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
@@ -178,6 +194,8 @@ def _known(joined: JoinedFeatures, options: ShiftOptions) -> Known:
         refits=refit(source, np.random.default_rng([options.seed, 13])),
         plan=plan,
         control=fixes_on_source(source, plan, options.seed),
+        human=study.human_error,
+        leak=leak,
     )
 
 
@@ -210,19 +228,38 @@ def _target(
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
     telling = Telling(
-        source=source, refits=known.refits, before=before, fixes=fixes, seed=options.seed
+        source=source,
+        refits=known.refits,
+        before=before,
+        fixes=fixes,
+        seed=options.seed,
+        human=known.human,
     )
+    story = tell(name, here, opened, telling)
+    shared = _shared(source.groups, group)
     return TargetReport(
         backbone=joined.backbone,
         target=name,
-        shared_patients=_shared(source.groups, group),
+        shared_patients=shared,
         source_prediction=_told_apart(source, X, group),
         detection=detection,
         fixes=fixes,
         control=known.control,
-        story=tell(name, here, opened, telling),
+        story=story,
         map=feature_map(source, opened),
         differences=_differences(joined, name, facts, options.seed),
+        level=settings.plan.alpha,
+        provenance=Provenance(
+            roles=roles_of(here, opened),
+            seeds={
+                "forecast, decomposition": options.seed,
+                "relabellings": settings.plan.seed,
+                "halves of the target": list(plan.seeds),
+            },
+            inputs=inputs_of(joined, name, opened.classes(), plan.digest()),
+            caveats=_caveats(known, shared, opened, story),
+            leak=known.leak,
+        ),
         seconds=round(time.perf_counter() - start, 2),
     )
 
@@ -243,6 +280,22 @@ def _differences(
         for d in (SOURCE, name)
     )
     return differences(here, there, np.random.default_rng([seed, 17]))
+
+
+def _caveats(known: Known, shared: int, opened: Cohort, story: Story) -> tuple[str, ...]:
+    control = () if known.control is None else known.control.rows
+    return caveats(
+        Circumstances(
+            shared_patients=shared,
+            patients={
+                "source": np.unique(known.source.groups).size,
+                "target": np.unique(opened.groups).size,
+            },
+            score_changed=story.verdict.labels_needed,
+            harmful=[row.name for row in control if row.negative_transfer],
+        ),
+        known.leak,
+    )
 
 
 def _head_proba(source: SourceRows, features: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -58,6 +58,7 @@ class Telling:
         before: From :func:`foretell`.
         fixes: Scored leaderboard.
         seed: Of the draws.
+        human: Error of a person on the source, if known.
     """
 
     source: Source
@@ -65,6 +66,7 @@ class Telling:
     before: Forecast
     fixes: Leaderboard
     seed: int
+    human: float | None = None
 
 
 def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
@@ -78,7 +80,7 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
     """
     before, fixes = known.before, known.fixes
     rng = np.random.default_rng([known.seed, 12])
-    roles = errors_by_role(known.source, target, known.refits, rng)
+    roles = errors_by_role(known.source, target, known.refits, rng, known.human)
     parts = decompose(source, target, DecomposeSettings())
     numbers = Numbers(
         target=name,
@@ -110,12 +112,13 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
             if view.refused
         ),
     )
+    verdict = judge(numbers)
     return Story(
         roles=roles,
         decomposition=parts,
-        soundness=soundness(source, target, before, rng),
+        soundness=soundness(source, target, before, rng, score_changed=verdict.labels_needed),
         forecast=before,
-        verdict=judge(numbers),
+        verdict=verdict,
     )
 
 

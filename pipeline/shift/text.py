@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.leaderboard import Row as LeaderboardRow
-from pipeline.shift.soundness import Soundness
+from pipeline.shift.soundness import Carried, Soundness
 from pipeline.shift.stage import ShiftReport, TargetReport
 from pipeline.text_table import WIDTH, new_table, number, render
 
@@ -34,7 +34,7 @@ def _target_text(target: TargetReport) -> str:
         _roles_table(target.story.roles),
         *(f"{step}: not identifiable, {why}" for step, why in _unknown(target)),
         "",
-        *_operating_lines(target.story.soundness),
+        *operating_lines(target.story.soundness),
         "fixes that see no label of the target, adapted on one half and scored on the other",
         _fixes_table(target.fixes.rows),
         "",
@@ -61,6 +61,8 @@ def _detection_table(target: TargetReport) -> str:
 
 def _roles_table(roles: RoleReport) -> str:
     table = new_table(["", "points", "95 % interval", "refitted", "largest in"], left=1)
+    if roles.human is not None:
+        table.add_row("error human, as given", _percent(roles.human))
     for role, error in roles.table.errors.items():
         table.add_row(f"error {role}", _percent(error.estimate), _span(error.low, error.high))
     for step, gap in {**roles.table.chain, **roles.table.transfer}.items():
@@ -75,7 +77,7 @@ def _unknown(target: TargetReport) -> Iterable[tuple[str, str]]:
     return target.story.roles.table.not_identifiable.items()
 
 
-def _operating_lines(found: Soundness) -> list[str]:
+def operating_lines(found: Soundness) -> list[str]:
     """Calibration of both domains, and the rule of Youden carried over; all are in the files."""
     rows = [use for use in found.operating if use.rule == "youden"]
     briers = {name: report.brier.score for name, report in found.calibration.items()}
@@ -90,14 +92,22 @@ def _operating_lines(found: Soundness) -> list[str]:
     for use in rows:
         point = use.point
         table.add_row(
-            f"{use.way} on the {use.domain}" if use.domain == "source" else use.way,
+            _way(use),
             number(point.threshold),
             _percent(point.sensitivity.estimate),
             _span(point.sensitivity.low, point.sensitivity.high),
             _percent(point.specificity.estimate),
             _span(point.specificity.low, point.specificity.high),
         )
+    if not all(use.reliable for use in rows):
+        lines.append("* not to be relied on: moved without labels, and Y given the score changed")
     return [*lines, render(table), ""]
+
+
+def _way(use: Carried) -> str:
+    if use.domain == "source":
+        return f"{use.way} on the {use.domain}"
+    return use.way if use.reliable else f"{use.way} *"
 
 
 def _percent(share: float) -> str:

@@ -222,30 +222,33 @@ def _stable_score_refuted(numbers: Numbers) -> bool:
     return gap.low > 0 or gap.high < 0
 
 
-#: The interpretation table. To add a line, give its rule, its sentence and its advice.
+#: The interpretation table. Views of one loss do not add up, so each sentence opens with
+#: the view it is of; two of them may both call a term the most. To add a line, give its
+#: rule, its sentence and its advice.
 CAUSES: Mapping[str, Cause] = MappingProxyType(
     {
         "hard_target": Cause(
             holds=_hard_target,
             sentence=lambda n: (
-                "This is not shown to be a shift problem: even a head trained on the target is "
-                f"worse there than on the source, by {_points(n.transfer['target_hardness'])}."
+                "By transfer: this is not shown to be a shift problem, even a head trained on the "
+                "target is worse there than on the source, by "
+                f"{_points(n.transfer['target_hardness'])}."
             ),
             advice="Better images, features or labels of the target; adaptation cannot win this.",
         ),
         "transfer_gap": Cause(
             holds=_names("transfer", "transfer_gap"),
             sentence=lambda n: (
-                "Most of the loss is transfer: a head trained on the target does better by "
-                f"{_points(n.transfer['transfer_gap'])}."
+                "By transfer: most of the loss goes where a head is trained on the target, which "
+                f"does better by {_points(n.transfer['transfer_gap'])}."
             ),
             advice="Adapt the head, or train it with labels of the target.",
         ),
         "y_given_score": Cause(
             holds=_names("score", "y_given_score"),
             sentence=lambda n: (
-                "Most of the loss is that a score no longer means what it meant on the source: "
-                f"{_points(n.score['y_given_score'])}."
+                "By score: most of the loss is that a score no longer means what it meant on the "
+                f"source: {_points(n.score['y_given_score'])}."
             ),
             advice=(
                 "Label-free estimates are invalid. Look for another definition of the label, for a "
@@ -255,21 +258,24 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         "threshold": Cause(
             holds=_names("threshold", "transfer"),
             sentence=lambda n: (
-                f"Most of the loss is the threshold: {_points(n.threshold['transfer'])}."
+                "By threshold: most of the loss is that it was chosen elsewhere: "
+                f"{_points(n.threshold['transfer'])}."
             ),
             advice="Choose the threshold anew, or recalibrate.",
         ),
         "discrimination": Cause(
             holds=_names("threshold", "discrimination"),
             sentence=lambda n: (
-                "Most of the loss stays at the target's own best threshold: "
+                "By threshold: most of the loss stays at the target's own best one: "
                 f"{_points(n.threshold['discrimination'])}."
             ),
             advice="Another threshold will not mend this.",
         ),
         "mix": Cause(
             holds=_names("kitagawa", "mix"),
-            sentence=lambda n: f"Most of the loss is the class mix: {_points(n.kitagawa['mix'])}.",
+            sentence=lambda n: (
+                f"By class: most of the loss is the class mix: {_points(n.kitagawa['mix'])}."
+            ),
             advice="Correct the probabilities for the target's class mix.",
         ),
     }

@@ -1,0 +1,183 @@
+"""What a report rests on: rows by role, seeds, digests of the inputs, leaks, caveats."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.finding import OK, Finding
+from pipeline.joined import JoinedFeatures
+from pipeline.shift.cohorts import Cohort
+from pipeline.study import SOURCE
+
+#: Patients below which an interval by patient is called rough.
+FEW_PATIENTS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Role:
+    """Rows that served one purpose.
+
+    Attributes:
+        rows: Which rows, in words.
+        used_for: What they were used for, and nothing else.
+        labels: Whether their labels were read.
+        images: How many; of a half, of the whole domain, because halves swap.
+        patients: Whose.
+    """
+
+    rows: str
+    used_for: str
+    labels: bool
+    images: int
+    patients: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What the numbers of one target rest on.
+
+    Attributes:
+        roles: By name.
+        seeds: By purpose.
+        inputs: ``source`` and ``target``, digests of keys with labels (:func:`digest_rows`),
+            ``recipes``, fingerprints of the features, ``plan``, digest of the fixes' plan.
+        caveats: Sentences that must be read with the numbers.
+        leak: What the checks before any number found.
+    """
+
+    roles: Mapping[str, Role]
+    seeds: Mapping[str, Any]
+    inputs: Mapping[str, Any]
+    caveats: tuple[str, ...]
+    leak: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What decides which caveats apply.
+
+    Attributes:
+        shared_patients: Ids that both domains have.
+        patients: By domain, how many.
+        score_changed: Whether Y given the score is shown to have changed.
+        harmful: Fixes that are shown to lose where there is nothing to mend.
+    """
+
+    shared_patients: int
+    patients: Mapping[str, int]
+    score_changed: bool
+    harmful: Sequence[str]
+
+
+def roles_of(source: Cohort, target: Cohort) -> dict[str, Role]:
+    """Which rows served what in this stage.
+
+    The head's penalty is a constant of the plan, so no row selects it: ``S_sel`` is empty.
+    All labelled rows of the target judge, and none is apart from them: ``T_dev`` is empty
+    but for the k-shot rows, which stand in a block of their own.
+
+    Args:
+        source: The labelled domain.
+        target: The other one.
+    """
+    return {
+        "S_fit": _role(source, "source, all", "fit the head and its scale", labels=True),
+        "S_sel": Role(
+            rows="none",
+            used_for="the head's penalty is fixed beforehand",
+            labels=False,
+            images=0,
+            patients=0,
+        ),
+        "S_traindev": _role(
+            source, "source, out of fold by patient", "error, calibration, thresholds", labels=True
+        ),
+        "T_adapt": _role(
+            target, "target, each half by patient in turn", "fit the fixes", labels=False
+        ),
+        "T_dev": _role(
+            target, "target, some images of each half", "the k-shot rows alone", labels=True
+        ),
+        "T_test": _role(
+            target, "target, the other half in turn", "judge; opened at the end", labels=True
+        ),
+    }
+
+
+def _role(cohort: Cohort, rows: str, used_for: str, *, labels: bool) -> Role:
+    return Role(
+        rows=rows,
+        used_for=used_for,
+        labels=labels,
+        images=len(cohort.groups),
+        patients=int(np.unique(cohort.groups).size),
+    )
+
+
+def digest_rows(keys: Iterable[bytes], labels: NDArray[np.integer]) -> str:
+    """SHA-256 of the images of a domain with their labels, in any order, 64 hex digits.
+
+    Args:
+        keys: Content key of each image.
+        labels: Shape (n,).
+    """
+    lines = sorted(f"{key.hex()} {label}" for key, label in zip(keys, labels, strict=True))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def inputs_of(
+    joined: JoinedFeatures, target: str, labels: NDArray[np.integer], plan: str
+) -> dict[str, Any]:
+    """Digests of everything the numbers of one target are made from.
+
+    Args:
+        joined: Samples with features.
+        target: Its name.
+        labels: Shape (m,), of the target, open by now.
+        plan: Digest of the fixes' plan.
+    """
+    samples = joined.samples
+    here, there = (samples.where(samples.domain == name) for name in (SOURCE, target))
+    return {
+        "source": digest_rows(here.key, here.label),
+        "target": digest_rows(there.key, labels),
+        "recipes": [store.recipe.fingerprint for store in joined.stores],
+        "plan": plan,
+    }
+
+
+def caveats(found: Circumstances, leak: Iterable[Finding]) -> tuple[str, ...]:
+    """Say in sentences what limits the numbers.
+
+    Args:
+        found: Of one target.
+        leak: Findings of the checks.
+    """
+    said = []
+    if found.shared_patients:
+        said.append(
+            f"{found.shared_patients} patient ids are in both domains: the numbering may restart, "
+            "or the domains share patients, and then the loss is too small."
+        )
+    said += [
+        f"The {domain} has {count} patients: intervals by patient are rough, and a test that "
+        "finds nothing shows nothing."
+        for domain, count in found.patients.items()
+        if count < FEW_PATIENTS
+    ]
+    if found.score_changed:
+        said.append(
+            "Y given the score has changed: estimates of the accuracy without labels and "
+            "thresholds moved without labels must not be used."
+        )
+    if found.harmful:
+        said.append(
+            f"{', '.join(found.harmful)}: shown to lose accuracy from one half of the source to "
+            "the other, where there is nothing to mend."
+        )
+    said += [f"{one.text}." for one in leak if one.severity != OK]
+    return tuple(said)

@@ -1,0 +1,52 @@
+"""What a report rests on is said, and only what applies."""
+
+import numpy as np
+
+from pipeline.finding import OK, WARNING, Finding
+from pipeline.shift.provenance import Circumstances, caveats, digest_rows
+
+QUIET = Circumstances(
+    shared_patients=0,
+    patients={"source": 500, "target": 100},
+    score_changed=False,
+    harmful=(),
+)
+
+
+def test_a_study_without_trouble_has_no_caveat():
+    """A check that found nothing is none either."""
+    fine = Finding(check="copies", severity=OK, where="source", found="no copy")
+    assert caveats(QUIET, [fine]) == ()
+
+
+def test_each_trouble_has_its_sentence():
+    """Shared ids, few patients, a changed score, harmful fixes, and what the checks found."""
+    found = Finding(check="copies", severity=WARNING, where="there", found="2 copies in it")
+    said = caveats(
+        Circumstances(
+            shared_patients=3,
+            patients={"source": 500, "target": 99},
+            score_changed=True,
+            harmful=("prototypes", "coral"),
+        ),
+        [found],
+    )
+    pieces = (
+        "3 patient ids are in both",
+        "The target has 99 patients",
+        "must not be used",
+        "prototypes, coral: shown to lose",
+        "there: 2 copies in it.",
+    )
+    assert len(said) == len(pieces)
+    for sentence, piece in zip(said, pieces, strict=True):
+        assert piece in sentence
+
+
+def test_the_digest_is_of_images_with_labels_in_any_order():
+    """Another order is the same input; another label or image is another."""
+    keys, labels = [b"a", b"b", b"c"], np.array([0, 1, 1])
+    first = digest_rows(keys, labels)
+    assert digest_rows(keys[::-1], labels[::-1]) == first
+    assert digest_rows(keys, labels[::-1]) != first
+    assert digest_rows([b"a", b"b", b"d"], labels) != first
