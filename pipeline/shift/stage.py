@@ -9,6 +9,7 @@ be said of it. Nothing here reads an image.
 import json
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.appearance import APPEARANCE
 from pipeline.errors import StudyError
 from pipeline.facts_index import known_facts
 from pipeline.finding import Finding, refuse_leaks
+from pipeline.heads.side_by_side import side_by_side
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.leak_checks import check_leaks
 from pipeline.predictions import write_predictions
@@ -140,7 +142,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         if not options.samples.allow_leaks:
             refuse_leaks(leak)
         known = _known(joined, options, study, leak)
-        found += [_target(joined, known, t.name, options, facts) for t in study.targets]
+        found += side_by_side(
+            [partial(_target, joined, known, t.name, options, facts) for t in study.targets]
+        )
         kept[choice.name] = head_predictions(joined, known.source)
     report = ShiftReport(
         study=study.name,
