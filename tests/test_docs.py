@@ -30,10 +30,11 @@ def sessions() -> list[tuple[str, str]]:
 
 
 def shape(text: str) -> list[str]:
-    """Output without what differs from run to run: numbers, widths, rank."""
-    masked = re.sub(r"better|worse|equivalent|inconclusive", "word", text)
-    masked = re.sub(r"[-+]?\d+(\.\d+)?", "0", masked)
-    return sorted(re.sub(r"[\s─]+", " ", line).strip() for line in masked.splitlines() if line)
+    """Output without what differs from machine to machine: numbers, widths, ranks, verdicts."""
+    masked = re.sub(r"((?:against|best by) [^:\n]+:).*", r"\1", text)
+    masked = re.sub(r"better|worse|equivalent|inconclusive", "word", masked)
+    masked = re.sub(r"[-+<]?(\d+(\.\d+)?|\.\d+)", "0", masked)
+    return sorted(re.sub(r"[\s─*~]+", " ", line).strip() for line in masked.splitlines() if line)
 
 
 @pytest.fixture(scope="module")

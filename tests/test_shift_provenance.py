@@ -1,5 +1,7 @@
 """What a report rests on is said, and only what applies."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from pipeline.finding import OK, WARNING, Finding
@@ -50,3 +52,13 @@ def test_the_digest_is_of_images_with_labels_in_any_order():
     assert digest_rows(keys[::-1], labels[::-1]) == first
     assert digest_rows(keys, labels[::-1]) != first
     assert digest_rows([b"a", b"b", b"d"], labels) != first
+
+
+def test_what_was_found_of_another_target_is_no_caveat_of_this_one():
+    """A patient shared by the source and `far` says nothing of `near`."""
+    shared = Finding(
+        check="patients", severity="warning", where="source and far", found="1 patient id"
+    )
+    here = Circumstances(shared_patients=0, patients={}, score_changed=False, harmful=[])
+    assert any("1 patient id" in one for one in caveats(here, [shared]))
+    assert not caveats(replace(here, elsewhere=frozenset({"far"})), [shared])

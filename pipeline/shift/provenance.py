@@ -65,12 +65,14 @@ class Circumstances:
         patients: By domain, how many.
         score_changed: Whether Y given the score is shown to have changed.
         harmful: Fixes that are shown to lose where there is nothing to mend.
+        elsewhere: The other targets, whose findings are not of this one.
     """
 
     shared_patients: int
     patients: Mapping[str, int]
     score_changed: bool
     harmful: Sequence[str]
+    elsewhere: frozenset[str] = frozenset()
 
 
 def roles_of(source: Cohort, target: Cohort) -> dict[str, Role]:
@@ -179,5 +181,9 @@ def caveats(found: Circumstances, leak: Iterable[Finding]) -> tuple[str, ...]:
             f"{', '.join(found.harmful)}: shown to lose accuracy from one half of the source to "
             "the other, where there is nothing to mend."
         )
-    said += [f"{one.text}." for one in leak if one.severity != OK]
+    said += [
+        f"{one.text}."
+        for one in leak
+        if one.severity != OK and not found.elsewhere & set(one.where.split(" and "))
+    ]
     return tuple(said)

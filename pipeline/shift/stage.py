@@ -261,7 +261,7 @@ def _target(
                 "halves of the target": list(plan.seeds),
             },
             inputs=inputs_of(joined, name, opened.classes(), plan.digest()),
-            caveats=_caveats(known, shared, opened, story),
+            caveats=_caveats(known, shared, opened, story, _others(joined, name)),
             leak=known.leak,
         ),
         seconds=round(time.perf_counter() - start, 2),
@@ -286,7 +286,13 @@ def _differences(
     return differences(here, there, np.random.default_rng([seed, 17]))
 
 
-def _caveats(known: Known, shared: int, opened: Cohort, story: Story) -> tuple[str, ...]:
+def _others(joined: JoinedFeatures, name: str) -> frozenset[str]:
+    return frozenset(joined.samples.domain.tolist()) - {SOURCE, name}
+
+
+def _caveats(
+    known: Known, shared: int, opened: Cohort, story: Story, others: frozenset[str]
+) -> tuple[str, ...]:
     control = () if known.control is None else known.control.rows
     return caveats(
         Circumstances(
@@ -297,6 +303,7 @@ def _caveats(known: Known, shared: int, opened: Cohort, story: Story) -> tuple[s
             },
             score_changed=story.verdict.labels_needed,
             harmful=[row.name for row in control if row.negative_transfer],
+            elsewhere=others,
         ),
         known.leak,
     )
