@@ -79,6 +79,10 @@ def regularisation_path(data: HeadsData) -> Figure:
     return figure
 
 
+#: Powers of ten that stand beside one another on one panel.
+_DECADES = 5
+
+
 def _path_panel(axes: Axes, head: str, path: list[Mapping[str, Any]]) -> None:
     parameter = next(name for name in path[0] if name != "log_loss")
     steps = sorted(path, key=lambda step: step[parameter])
@@ -90,14 +94,17 @@ def _path_panel(axes: Axes, head: str, path: list[Mapping[str, Any]]) -> None:
     axes.annotate(
         f"{parameter} = {x[best]:g}",
         (x[best], y[best]),
-        xytext=(0, 10),
+        xytext=(0, -8),
         textcoords="offset points",
         ha="center",
+        va="top",
         color=VERMILION,
         fontsize=SMALL,
     )
     axes.set_xscale("log")
-    axes.set_xticks(x, [f"{value:g}" for value in x], rotation=45)
+    first, last = np.ceil(np.log10(x[0])), np.floor(np.log10(x[-1]))
+    decades = np.arange(first, last + 1, 1 if last - first < _DECADES else 2)
+    axes.set_xticks(10**decades, [f"{10**power:g}" for power in decades])
     axes.minorticks_off()
     axes.margins(y=0.25)
     axes.set(xlabel=parameter, ylabel="log loss, inner folds", title=head)
