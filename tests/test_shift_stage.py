@@ -108,8 +108,9 @@ def test_report_and_tables_say_what_the_record_says(study):
     for name in TABLES:
         with (study.results / f"shift_{name}.csv").open() as file:
             rows = list(csv.DictReader(file))
-        assert rows
-        assert {row["target"] for row in rows} == {"there"}
+        # Habits are known only where an audit has measured the pictures.
+        assert rows or name == "differences"
+        assert {row["target"] for row in rows} <= {"there"}
         if name == "fixes":
             scored = [*target["fixes"], *target["fixes_control"]]
             assert [float(row["accuracy"]) for row in rows] == [row["accuracy"] for row in scored]

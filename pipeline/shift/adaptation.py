@@ -6,7 +6,7 @@ which a label of the target could reach it.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -110,6 +110,19 @@ class Source:
     def prior(self) -> NDArray[np.float64]:
         """Shape (K,): share of each class."""
         return np.asarray(np.bincount(self.labels) / len(self.labels))
+
+    def with_settings(self, settings: FixSettings) -> "Source":
+        """The same rows under other settings; what does not depend on them is kept.
+
+        The penalty must stay: the head is kept too.
+        """
+        if settings.inverse_penalty != self.settings.inverse_penalty:
+            raise StudyError("another penalty is another head: make another source")
+        other = replace(self, settings=settings)
+        for name in ("mean", "scale", "prior", "standard", "head", "_fitted"):
+            if name in vars(self):
+                vars(other)[name] = vars(self)[name]
+        return other
 
     def standardise(self, features: Rows) -> NDArray[np.float64]:
         """Scale raw features by the source's mean and standard deviation, shape (n, d)."""

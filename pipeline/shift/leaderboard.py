@@ -24,6 +24,7 @@ from pipeline.shift.halves import Cut, halves
 from pipeline.shift.paired import PairedDifference, paired_difference
 from pipeline.shift.ridge import auc_columns
 from pipeline.shift.sealed import SealedLabels
+from pipeline.shift.validators import DEFAULT, GRIDS
 from pipeline.stats import holm
 
 BASELINE = "source_only"
@@ -46,6 +47,12 @@ class FixPlan:
     """Of the intervals."""
     settings: FixSettings = field(default_factory=FixSettings)
     """Hyper-parameters of the fixes."""
+    grids: tuple[tuple[str, str, tuple[float, ...]], ...] = tuple(
+        (name, *grid) for name, grid in GRIDS.items()
+    )
+    """Fix, setting and values of the rows that are tuned."""
+    validator: str = DEFAULT
+    """Entry of ``VALIDATORS`` that chooses among them."""
 
     def digest(self) -> str:
         """Return the SHA-256 of the plan as canonical JSON, 64 hex digits."""
@@ -139,7 +146,7 @@ def predict_target(source: Source, target: Target, plan: FixPlan) -> Predictions
     for name in plan.fixes:
         table = np.empty((len(plan.seeds), len(target.groups), n_classes))
         collected: list[Mapping[str, float]] = []
-        for cut, predictor in _adapted(name, source, target, plan):
+        for cut, predictor in adapted(name, source, target, plan):
             table[cut.index, cut.score] = predictor(target.features[cut.score])
             collected.append(predictor.notes)
         probabilities[name] = table
@@ -195,7 +202,7 @@ class Truth:
     """Shape (seeds, n, K): the baseline's probabilities."""
 
 
-def _adapted(
+def adapted(
     name: str, source: Source, target: Target, plan: FixPlan
 ) -> Iterator[tuple[Cut, Predictor]]:
     """Adapt a fix to each half of each seed: at once where it can, else one by one."""

@@ -53,6 +53,19 @@ def _fix_rows(target: Record) -> Iterable[Row]:
         }
 
 
+def _tuned_rows(target: Record) -> Iterable[Row]:
+    tuned = target["fixes_tuned"]
+    for row in tuned["rows"]:
+        values = {k: " and ".join(f"{v:g}" for v in row[k]) for k in ("chosen", "oracle")}
+        flat = {name: value for name, value in row.items() if name != "difference"}
+        yield {
+            "validator": tuned["validator"],
+            **flat,
+            **values,
+            **{f"difference_{name}": v for name, v in row["difference"].items()},
+        }
+
+
 def _forecast_rows(target: Record) -> Iterable[Row]:
     for name, estimate in target["forecast"]["accuracy"].items():
         yield {"kind": "accuracy", "name": name, **estimate}
@@ -104,6 +117,7 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
         "calibration": _calibration_rows,
         "operating": _operating_rows,
         "fixes": _fix_rows,
+        "tuned": _tuned_rows,
     }
 )
 _TITLES: Mapping[str, str] = MappingProxyType(
@@ -115,6 +129,7 @@ _TITLES: Mapping[str, str] = MappingProxyType(
         "calibration": "Calibration",
         "operating": "Thresholds chosen on the source, at work in both domains",
         "fixes": "Fixes",
+        "tuned": "Fixes tuned without labels; the oracle saw them and is no result",
     }
 )
 

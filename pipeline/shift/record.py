@@ -36,6 +36,9 @@ for each backbone and target:
 - ``fixes``: one entry for each, the k-shot rows with ``uses_target_labels`` true.
   ``fixes_control``: the same from one half of the source to the other, where there is
   nothing to mend; empty where a half lacks a class.
+- ``fixes_tuned``: ``validator`` and ``rows``: fixes at the values that it ``chosen`` without
+  labels for each half of the target, against the same baseline; ``oracle`` and
+  ``oracle_accuracy`` are what the labels would have chosen, ``regret`` the difference.
 - ``plan_hash``, ``lookups_of_target_labels``, ``verdict``, ``notes``, ``map``, ``seconds``.
 
 ``trained``: one entry for each fine-tuned network and target, by its kept probabilities,
@@ -99,6 +102,10 @@ def _target_json(t: "TargetReport") -> dict[str, Any]:
         "notes": list(t.detection.observed.notes),
         "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
         "fixes_control": [] if t.control is None else [_fix_json(row) for row in t.control.rows],
+        "fixes_tuned": {
+            "validator": t.validator,
+            "rows": [{**plain(row), "regret": row.regret} for row in t.tuned],
+        },
         "plan_hash": t.fixes.plan_hash,
         # Once to score the fixes, once to take the loss apart.
         "lookups_of_target_labels": t.fixes.reads + 1,

@@ -50,6 +50,7 @@ from pipeline.shift.record import plain, to_json
 from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
 from pipeline.shift.trained import TrainedLoss, trained_losses
+from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
 from pipeline.study import SOURCE, Study
 
 Facts = NDArray[Any]
@@ -83,6 +84,8 @@ class TargetReport:
         source_prediction: How well the hospital can be told from the features.
         detection: Tests with their null and positive controls.
         fixes: Leaderboard of the fixes that see no label of the target.
+        tuned: Fixes at values that a validator without labels chose, and an oracle.
+        validator: Which.
         control: The same fixes from one half of the source to the other; None where a
             half lacks a class.
         story: The loss taken apart, what was foretold, the verdict.
@@ -98,6 +101,8 @@ class TargetReport:
     source_prediction: SourcePrediction
     detection: ControlledDetection
     fixes: Leaderboard
+    tuned: tuple[TunedRow, ...]
+    validator: str
     control: Leaderboard | None
     story: Story
     map: FeatureMap
@@ -228,7 +233,8 @@ def _target(
         settings,
     )
     before = foretell(here, there, options.seed)
-    fixes = score(predict_target(source, target, plan), sealed, source, target, plan)
+    predictions, tried = predict_target(source, target, plan), try_values(source, target, plan)
+    fixes = score(predictions, sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
     telling = Telling(
@@ -248,6 +254,8 @@ def _target(
         source_prediction=_told_apart(source, X, group),
         detection=detection,
         fixes=fixes,
+        tuned=tuned_rows(tried, predictions, opened.classes(), group, plan),
+        validator=plan.validator,
         control=known.control,
         story=story,
         map=feature_map(source, opened),

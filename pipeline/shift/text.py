@@ -8,6 +8,7 @@ from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.leaderboard import Row as LeaderboardRow
 from pipeline.shift.soundness import Carried, Soundness
 from pipeline.shift.stage import ShiftReport, TargetReport
+from pipeline.shift.tuning import TunedRow
 from pipeline.text_table import WIDTH, new_table, number, render
 
 
@@ -37,6 +38,9 @@ def _target_text(target: TargetReport) -> str:
         *operating_lines(target.story.soundness),
         "fixes that see no label of the target, adapted on one half and scored on the other",
         _fixes_table(target.fixes.rows),
+        "",
+        f"the same, tuned by {target.validator} without labels, one cut; the oracle saw labels",
+        _tuned_table(target.tuned),
         "",
         "with some labels of the target",
         _fixes_table(target.fixes.k_shot),
@@ -120,6 +124,25 @@ def _points(share: float) -> str:
 
 def _span(low: float, high: float) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _tuned_table(rows: Sequence[TunedRow]) -> str:
+    names = ["fix", "tuned", "chosen", "accuracy", "points", "95 % interval", "p (Holm)"]
+    table = new_table([*names, "oracle", "regret"], left=3)
+    for row in rows:
+        d = row.difference
+        table.add_row(
+            row.name,
+            row.setting,
+            " and ".join(f"{value:g}" for value in row.chosen),
+            number(row.accuracy),
+            _points(d.estimate),
+            f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
+            number(row.p_holm),
+            number(row.oracle_accuracy),
+            number(row.regret),
+        )
+    return render(table)
 
 
 def _fixes_table(rows: Sequence[LeaderboardRow]) -> str:
