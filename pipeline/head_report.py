@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from cache import disk
 from pipeline.fitting import Failure
+from pipeline.json_values import plain
 from pipeline.pairing import BestSet, Pair
 from pipeline.procedures import Honest, Procedure
 from pipeline.seed_spread import SeedSpread
@@ -160,7 +160,7 @@ def to_json(report: CompareReport) -> dict[str, Any]:
         ]
     values["failures"] = [asdict(failure) for failure in report.failures]
     values["unsaved"] = list(report.unsaved)
-    found: dict[str, Any] = _plain(values)
+    found: dict[str, Any] = plain(values)
     return found
 
 
@@ -178,14 +178,3 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)
     return file.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN, and numpy's numbers are not JSON's."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -16,7 +16,6 @@ from pipeline.finetune.cuts import CUTS, cut_of
 from pipeline.finetune.loop import train_mode
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import (
-    Normalise,
     add_auxiliary,
     count_parameters,
     cross_entropy,
@@ -24,7 +23,7 @@ from pipeline.finetune.networks import (
     new_head,
     remove_auxiliary,
 )
-from pipeline.frozen import Frozen
+from pipeline.frozen import Frozen, Normalise
 from tests.tiny_trainable import deep_tiny, install_trainable_tiny
 
 #: Of one image of 224 x 224 at the cut.

@@ -11,10 +11,11 @@ import pytest
 from pipeline.engines import EngineChoice
 from pipeline.errors import StudyError
 from pipeline.extract import ExtractOptions, extract
+from pipeline.json_values import plain
 from pipeline.shift import stage
 from pipeline.shift.fixes import FIXES
 from pipeline.shift.paper import TABLES
-from pipeline.shift.record import SCHEMA, plain, to_json
+from pipeline.shift.record import SCHEMA, to_json
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.text import shift_text
 from pipeline.study import load_study

@@ -1,6 +1,5 @@
 """Figures of stage 3: how methods of fine-tuning learned, what they cost, how they do."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.errors import MissingPredictionsError
 from pipeline.figures import curves, ranked
 from pipeline.figures.album import FOLDER, draw_album
 from pipeline.figures.curves import Run
 from pipeline.figures.labels import Label, name_ends
 from pipeline.figures.ranked import Entry, Where, place_name
+from pipeline.figures.reports import read_report
 from pipeline.figures.style import (
     GREY,
     INK,
@@ -87,12 +86,7 @@ def read_comparison(file: Path) -> list[FinetuneData]:
     Raises:
         MissingPredictionsError: Stage 3 has not been run.
     """
-    try:
-        report = json.loads(file.read_bytes())
-    except (OSError, ValueError) as cause:
-        raise MissingPredictionsError(
-            f"{file} cannot be read ({cause}); first run: headrace finetune STUDY"
-        ) from cause
+    report = read_report(file, "finetune")
     names = dict.fromkeys(row["backbone"] for row in report["rows"])
     pretrained = [name for name in names if name != _OWN]
     return [

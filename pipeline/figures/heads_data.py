@@ -1,6 +1,5 @@
 """What stage 2's files say, put together for its figures: a head is one entry."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.errors import MissingPredictionsError
 from pipeline.figures.ranked import Entry, Where, is_prior
+from pipeline.figures.reports import read_report
 from pipeline.figures.style import NothingToDrawError
 from pipeline.fitting import ENSEMBLE
 from pipeline.head_report import HEADS_REPORT
@@ -60,13 +59,7 @@ def read_heads(results: Path) -> list[HeadsData]:
     Raises:
         MissingPredictionsError: Stage 2 has not been run.
     """
-    path = results / HEADS_REPORT
-    try:
-        report = json.loads(path.read_bytes())
-    except (OSError, ValueError) as cause:
-        raise MissingPredictionsError(
-            f"{path} cannot be read ({cause}); first run: headrace heads STUDY"
-        ) from cause
+    report = read_report(results / HEADS_REPORT, "heads")
     kept = read_predictions(results / PROBABILITIES)
     names = dict.fromkeys(row["backbone"] for row in report["rows"])
     return [heads_data(report, name, kept.get(name)) for name in names]

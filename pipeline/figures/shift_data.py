@@ -1,6 +1,5 @@
 """What stage 4's files say, put together for its figures."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import MissingPredictionsError
+from pipeline.figures.reports import read_report
 from pipeline.figures.style import NothingToDrawError
 from pipeline.names import legible
 from pipeline.predictions import Predictions, read_predictions
@@ -84,13 +83,7 @@ def read_shift(results: Path) -> list[ShiftData]:
     Raises:
         MissingPredictionsError: Stage 4 has not been run.
     """
-    path = results / SHIFT_REPORT
-    try:
-        report = json.loads(path.read_bytes())
-    except (OSError, ValueError) as cause:
-        raise MissingPredictionsError(
-            f"{path} cannot be read ({cause}); first run: headrace shift STUDY"
-        ) from cause
+    report = read_report(results / SHIFT_REPORT, "shift")
     kept = read_predictions(results / SHIFT_PROBABILITIES)
     names = dict.fromkeys(target["backbone"] for target in report["targets"])
     return [

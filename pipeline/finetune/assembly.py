@@ -22,7 +22,6 @@ from pipeline.finetune.methods import (
 )
 from pipeline.finetune.networks import (
     Classifier,
-    Normalise,
     add_auxiliary,
     batch_norm_parameters,
     new_head,
@@ -31,6 +30,7 @@ from pipeline.finetune.networks import (
     small_ann,
     small_cnn,
 )
+from pipeline.frozen import Normalise
 from pipeline.images import PixelPolicy
 
 

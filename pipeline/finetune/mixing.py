@@ -19,6 +19,7 @@ from pipeline.finetune import parallel
 from pipeline.finetune.convergence import convergence
 from pipeline.finetune.kept import ModelFolder, Proba, Record
 from pipeline.finetune.methods import ALPHAS, BASELINE, METHODS
+from pipeline.finetune.networks import BATCH_NORMS
 from pipeline.finetune.training import Workbench, digest_of, predict_all, wait_for_all
 from pipeline.metrics import METRICS
 from pipeline.samples import Samples
@@ -118,7 +119,7 @@ def folded(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]
     """
     found = dict(state)
     for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:  # noqa: SLF001 - the public classes' only common one
+        if isinstance(module, BATCH_NORMS) and module.affine:
             weight, bias = found[f"{name}.weight"], found[f"{name}.bias"]
             mean, variance = found[f"{name}.running_mean"], found[f"{name}.running_var"]
             scale = weight / (variance + module.eps).sqrt()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.errors import EngineError
+from pipeline.frozen import Normalise
 from pipeline.images import PixelPolicy
 from pipeline.weights import State, read_state
 
@@ -27,32 +28,7 @@ AUXILIARY_WEIGHT = 0.3
 ANN_SIDE = 64
 #: Channels of the small CNN's four stages; each halves the side.
 CNN_WIDTHS = (16, 32, 64, 128)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-class Normalise(nn.Module):
-    """Uint8 pixels ``(n, size, size, 3)`` to the backbone's images ``(n, 3, size, size)``.
-
-    The same operations in the same order as :class:`pipeline.frozen.Frozen`, in the
-    precision that the module was moved to.
-
-    Args:
-        policy: Mean and standard deviation are taken from it.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, policy: PixelPolicy) -> None:
-        super().__init__()
-        shape = (1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(policy.mean).view(shape), persistent=False)
-        self.register_buffer("std", torch.tensor(policy.std).view(shape), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalised images, channels last in memory."""
-        images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype).div(255)
-        return (images - self.mean) / self.std
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Classifier(nn.Module):
@@ -172,7 +148,7 @@ def cross_entropy(smoothing: float = 0.0) -> Any:
 
 def batch_norm_parameters(network: nn.Module) -> list[nn.Parameter]:
     """Scale and shift of every BatchNorm of a network."""
-    found = [m for m in network.modules() if isinstance(m, _BATCH_NORMS)]
+    found = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
     return [parameter for m in found for parameter in m.parameters()]
 
 

@@ -116,9 +116,10 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> Comparison
             for name in names:
                 if METHODS[name].pretrained or not number:
                     _run(bench, name, names)
-        report = _report(study, options, tables)
+        models = _models(study, options, tables)
+        report = _report(study, options, tables, models)
         if parallel.group().rank == 0:
-            _write(study, options, report, tables)
+            _write(study, options, report, tables, models)
     return report
 
 
@@ -167,9 +168,10 @@ def _run(bench: Workbench, name: str, names: Sequence[str]) -> Record:
     return mix_method(bench, name, end_of_line(names))
 
 
-def _report(study: Study, options: FinetuneOptions, tables: dict[str, Samples]) -> ComparisonReport:
+def _report(
+    study: Study, options: FinetuneOptions, tables: dict[str, Samples], models: Sequence[Model]
+) -> ComparisonReport:
     rows: list[Row] = []
-    models = _models(study, options, tables)
     for backbone in dict.fromkeys(m.record.backbone for m in models):
         own = [m for m in models if m.record.backbone == backbone]
         rows += rows_of(tables[backbone], own, study.results, study.seed)
@@ -207,9 +209,12 @@ def _models(study: Study, options: FinetuneOptions, tables: dict[str, Samples]) 
 
 
 def _write(
-    study: Study, options: FinetuneOptions, report: ComparisonReport, tables: dict[str, Samples]
+    study: Study,
+    options: FinetuneOptions,
+    report: ComparisonReport,
+    tables: dict[str, Samples],
+    models: Sequence[Model],
 ) -> None:
-    models = _models(study, options, tables)
     kept = {}
     for backbone in dict.fromkeys(m.record.backbone for m in models):
         own = [m for m in models if m.record.backbone == backbone]

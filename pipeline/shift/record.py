@@ -46,11 +46,9 @@ the source being its validation split: accuracies, ``total``, ``kitagawa``, ``th
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from pipeline.json_values import plain
 from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.findings import Finding
@@ -152,19 +150,6 @@ def _ng_json(roles: RoleReport) -> dict[str, Any]:
         "dominant": roles.dominant,
         "refits": roles.refits,
     }
-
-
-def plain(value: Any) -> Any:
-    """Nested dataclasses, mappings and arrays as JSON values; what is not finite is null."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _fix_json(row: Any) -> Mapping[str, Any]:

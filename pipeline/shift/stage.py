@@ -22,6 +22,7 @@ from pipeline.facts_index import known_facts
 from pipeline.finding import Finding, refuse_leaks
 from pipeline.heads.side_by_side import side_by_side
 from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.json_values import plain
 from pipeline.leak_checks import check_leaks
 from pipeline.predictions import write_predictions
 from pipeline.samples import SampleOptions
@@ -46,7 +47,7 @@ from pipeline.shift.provenance import (
     inputs_of,
     roles_of,
 )
-from pipeline.shift.record import plain, to_json
+from pipeline.shift.record import to_json
 from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
 from pipeline.shift.trained import TrainedLoss, trained_losses
