@@ -18,6 +18,7 @@ from pipeline.heads import HEADS, HeadSpec
 from pipeline.heads.blocks import predict_in_blocks
 from pipeline.heads.mlp import Watched
 from pipeline.heads.training import Problem, train_head
+from pipeline.heads.treated import TreatedRows, fit_treatment
 from pipeline.heads.treatments import DEFAULT, label_of, make_treatment
 from pipeline.joined import JoinedFeatures
 from pipeline.scoring import ensemble
@@ -113,27 +114,20 @@ def _failure(joined: JoinedFeatures, head: str, cause: BaseException) -> Failure
 
 
 class _Fit:
-    """Heads on the features of one backbone under one treatment.
-
-    Of the treated features only the rows of the source are held; all others are treated in
-    blocks when they are asked about.
-    """
+    """Heads on the features of one backbone under one treatment."""
 
     def __init__(self, joined: JoinedFeatures, plan: Plan, name: str) -> None:
         s, self.plan, self.name = joined.samples, plan, name
         self.raw = joined.X
-        fit, seen = s.split == FIT, s.split == VALIDATION
-        rows = joined.X[fit]
-        self.treatment = make_treatment(name, joined.widths).fit(rows)
+        fit, seen = (np.flatnonzero(s.split == split) for split in (FIT, VALIDATION))
+        self.treatment = fit_treatment(make_treatment(name, joined.widths), joined.X, fit)
         self.problem = Problem(
-            X=np.asarray(self.treatment.transform(rows), np.float32),
+            X=TreatedRows(joined.X, fit, self.treatment),
             y=s.label[fit],
             group=s.group[fit],
             seeds=plan.seeds,
-            watched=Watched(
-                X=np.asarray(self.treatment.transform(joined.X[seen]), np.float32), y=s.label[seen]
-            )
-            if seen.any()
+            watched=Watched(X=TreatedRows(joined.X, seen, self.treatment), y=s.label[seen])
+            if len(seen)
             else None,
         )
 

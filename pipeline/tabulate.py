@@ -136,8 +136,7 @@ def _confusion(place: Place, one: Fitted) -> Confusion:
 
 def _detail(one: Fitted) -> HeadDetail:
     head = one.model[-1] if hasattr(one.model, "steps") else one.model
-    trained = getattr(head, "trained_", None)
-    curves = getattr(head, "curves_", getattr(trained, "curves", None))
+    curves = getattr(head, "curves_", None)
     return HeadDetail(
         head=one.head,
         seed=one.seed,

@@ -14,6 +14,7 @@ from pipeline.heads.training import Problem, train_head
 from pipeline.heads.treatments import TREATMENTS, label_of
 from pipeline.joined import JoinedFeatures
 from pipeline.samples import Samples
+from tests.features import untreated
 
 
 def problem(classes: int = 2, n: int = 120, d: int = 8):
@@ -163,7 +164,7 @@ def test_a_choice_that_the_rows_cannot_bear_is_not_chosen():
     rng = np.random.default_rng(0)
     y = np.arange(40) % 2
     problem = Problem(
-        X=(rng.normal(size=(40, 5)) + y[:, None]).astype(np.float32),
+        X=untreated((rng.normal(size=(40, 5)) + y[:, None]).astype(np.float32)),
         y=y,
         group=np.arange(40).astype(str),
         seeds=(0,),

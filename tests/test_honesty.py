@@ -83,8 +83,7 @@ def test_validation_and_target_select_nothing(study, monkeypatch, change):
 
 def learnt(model) -> list[dict[str, str]]:
     """A digest of all that a model has learnt and chosen; of nothing for an ensemble's mean."""
-    steps = [getattr(step, "best_estimator_", step) for step in model or []]
-    return [{name: digest(value) for name, value in vars(step).items()} for step in steps]
+    return [{name: digest(value) for name, value in vars(step).items()} for step in model or []]
 
 
 def looked_past(curves):

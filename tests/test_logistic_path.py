@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pipeline.heads.logistic import LogisticHead, solve_path
 from pipeline.heads.training import Problem, train_head
+from tests.features import untreated
 
 
 def problem(classes: int, n: int = 150, d: int = 40, seed: int = 0):
@@ -101,7 +102,9 @@ def test_the_penalty_is_chosen_by_patients_held_out():
     group = np.repeat([f"p{i}" for i in range(patients)], 4)
     fitted = {}
     for name, groups in (("patients", group), ("images", np.array([str(i) for i in range(160)]))):
-        p = Problem(X=X.astype(np.float32), y=np.repeat(label, 4), group=groups, seeds=(0,))
+        p = Problem(
+            X=untreated(X.astype(np.float32)), y=np.repeat(label, 4), group=groups, seeds=(0,)
+        )
         fitted[name] = train_head("linear", p)[0].C
     assert fitted["patients"] < fitted["images"] / 10
 

@@ -8,6 +8,7 @@ from pipeline.heads.named import NamedHead, heads_with
 from pipeline.heads.training import Problem, train_head
 from pipeline.heads.treatments import TREATMENTS, make_treatment
 from pipeline.study import load_study
+from tests.features import untreated
 
 GOOD = """
 [source]
@@ -34,7 +35,9 @@ def data(n=60):
     rng = np.random.default_rng(0)
     y = np.arange(n) % 2
     X = (rng.normal(size=(n, 5)) + 2 * np.eye(2, 5)[y]).astype(np.float32)
-    return Problem(X=X, y=y, group=np.array([str(i // 2) for i in range(n)]), seeds=(0, 1))
+    return Problem(
+        X=untreated(X), y=y, group=np.array([str(i // 2) for i in range(n)]), seeds=(0, 1)
+    )
 
 
 def test_a_study_adds_heads_and_concatenations(tmp_path):
@@ -46,7 +49,7 @@ def test_a_study_adds_heads_and_concatenations(tmp_path):
     table = heads_with(study.heads)
     svm = train_head("my_svm", data(), table)[0]
     assert svm.estimator_.nu == 0.3
-    np.testing.assert_allclose(svm.predict_proba(data().X).sum(1), 1)
+    np.testing.assert_allclose(svm.predict_proba(data().X[:]).sum(1), 1)
     assert [head.hidden for head in train_head("small", data(), table)] == [8, 8]
 
 

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
+from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.out_of_fold import FitSplit, OutOfFold, at_chosen, out_of_fold, with_seed
 from pipeline.procedures import honest_bests, procedures
 from pipeline.stats import WEIGHTED, honest_best_by, nadeau_bengio
@@ -66,13 +68,12 @@ def test_a_head_that_draws_nothing_stays_so(fit):
 
 
 def test_the_chosen_parameters_are_kept_and_not_chosen_again(fit):
-    """A search becomes what it found."""
-    search = GridSearchCV(LogisticRegression(), {"C": [0.01, 10.0]}, cv=2)
-    model = fitted(search, fit)
+    """Of several candidates only the one that was taken is left."""
+    head = CalibratedHead(LinearSVC(), candidates=({"C": 1e-6}, {"C": 1.0}))
+    model = fitted(head, fit)
     again = at_chosen(model)
-    assert isinstance(again[-1], LogisticRegression)
-    assert model[-1].best_params_["C"] == again[-1].C
-    assert not hasattr(again[-1], "coef_")
+    assert again[-1].candidates == (model[-1].best_params_,)
+    assert not hasattr(again[-1], "estimator_")
 
 
 def test_a_head_that_fails_on_a_fold_is_named_and_the_others_go_on(fit):

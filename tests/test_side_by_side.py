@@ -14,6 +14,7 @@ from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.out_of_fold import FitSplit, at_chosen, out_of_fold
 from pipeline.heads.side_by_side import folded
 from pipeline.heads.training import Problem, train_head
+from tests.features import untreated
 
 TOGETHER = [name for name, spec in HEADS.items() if spec.together]
 
@@ -91,9 +92,13 @@ def test_a_head_is_the_same_at_the_same_time_as_others(name, rows, monkeypatch):
     found = []
     for cores in (1, 2):
         monkeypatch.setattr(side_by_side, "_cores", lambda cores=cores: cores)
-        heads = train_head(name, Problem(X=X, y=y, group=group, seeds=(0, 1, 2, 3, 4, 5)))
+        heads = train_head(
+            name, Problem(X=untreated(X), y=y, group=group, seeds=(0, 1, 2, 3, 4, 5))
+        )
         fit = FitSplit(X=X, rows=np.arange(60), y=y, group=group, seed=0)
-        again = out_of_fold({name: heads[0]}, fit, repeats=1, together={name})
+        again = out_of_fold(
+            {name: make_pipeline(StandardScaler(), heads[0])}, fit, repeats=1, together={name}
+        )
         found.append([head.predict_proba(X) for head in heads] + [again.proba[name][0]])
     np.testing.assert_array_equal(np.stack(found[0]), np.stack(found[1]))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import UnknownNameError
 
 
@@ -26,6 +28,7 @@ class HeadSpec:
             the defaults are taken where it is empty.
         grouped: Whether ``fit`` takes the patients of the rows, because it holds some out.
         engine: How it is trained, an entry of ``ENGINES`` in ``pipeline.heads.training``.
+        dtype: What its fit makes of the features: taken so, they are not copied once more.
         together: Whether fits of it may run at the same time: it keeps all to itself, and one
             core each serves it best. Some of scikit-learn's share a random generator.
     """
@@ -36,6 +39,7 @@ class HeadSpec:
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     grouped: bool = False
     engine: str = "alone"
+    dtype: type[np.floating[Any]] = np.float32
     together: bool = False
 
 
@@ -186,6 +190,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             about="gradient boosting of small trees on histograms",
             seeded=True,
             grid={"learning_rate": (0.05, 0.2)},
+            dtype=np.float64,
             together=True,
         ),
         # The smoothing decides how sure it is: with features that repeat each other, far too sure.

@@ -33,6 +33,16 @@ def transposed_times(X: NDArray[np.floating], v: NDArray[Any]) -> NDArray[np.flo
     return found
 
 
-def predict_in_blocks(head: Any, X: NDArray[np.floating]) -> NDArray[np.float64]:
-    """A classifier's probabilities ``(n, K)`` of rows ``(n, d)``."""
-    return np.concatenate([head.predict_proba(X[rows]) for rows in row_blocks(X.shape)])
+def predict_in_blocks(
+    head: Any, X: Any, rows: NDArray[np.intp] | None = None
+) -> NDArray[np.float64]:
+    """A classifier's probabilities ``(n, K)``.
+
+    Args:
+        head: Fitted.
+        X: Features, shape ``(N, d)``; whatever gives rows as an array does.
+        rows: Row numbers, shape ``(n,)``; None: all.
+    """
+    blocks = row_blocks(X.shape if rows is None else (len(rows), X.shape[1]))
+    which = blocks if rows is None else (rows[block] for block in blocks)
+    return np.concatenate([head.predict_proba(X[some]) for some in which])

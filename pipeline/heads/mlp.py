@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pipeline.heads.folds import patient_folds
 from pipeline.heads.stack import Rows, train_mlps
 from pipeline.heads.trained import MLPSettings, TrainedMLP
+from pipeline.heads.treated import TreatedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +22,11 @@ class Watched:
     and nowhere else.
 
     Attributes:
-        X: Features ``(n, d)``, treated as those that are learned from.
+        X: Features ``(n, d)``, treated as those that are learned from, as they are taken.
         y: Labels 0 to K - 1, shape ``(n,)``.
     """
 
-    X: NDArray[np.float32]
+    X: TreatedRows
     y: NDArray[np.integer]
 
 
@@ -102,7 +103,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if len(head.classes_) < 2:  # noqa: PLR2004 - a choice needs two
                 raise ValueError(f"one class only ({head.classes_[0]!r}); a head needs two or more")
         patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
-        seen = None if watched is None else Rows(X=watched.X, y=watched.y)
+        seen = None if watched is None else Rows(X=watched.X[:], y=watched.y)
         # Each seed holds out patients of its own; heads that never stop share all rows.
         together: dict[int, list[Self]] = {}
         for head in heads:

@@ -19,6 +19,7 @@ from pipeline.heads.blocks import predict_in_blocks
 from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.folds import Fold, patient_folds
 from pipeline.heads.side_by_side import folded
+from pipeline.heads.treated import TreatedRows, fit_treatment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def out_of_fold(
     """Fit every head again on each fold, and ask it about the rest.
 
     Args:
-        models: By name, a fitted classifier from features as the backbone gave them.
+        models: By name, a fitted pipeline of a treatment and a head.
         fit: What may be seen.
         repeats: How often all rows are divided anew, 1 or more.
         together: Names of those whose folds may be fitted at the same time; see
@@ -108,7 +109,6 @@ def at_chosen(model: Any) -> Any:
     found = clone(model)
     steps = getattr(model, "steps", None)
     if steps is None:
-        found = clone(getattr(model, "best_estimator_", model))
         if isinstance(model, CalibratedHead):
             found.set_params(candidates=(model.best_params_,))
         return found
@@ -133,17 +133,18 @@ def _divided(
         y = fit.y[inside]
         if len(np.unique(y)) < classes:
             raise ValueError("a fold leaves no patient of some class to learn from")
-        head = with_seed(at_chosen(model), seed)
-        head.fit(fit.X[fit.rows[inside]], y, **_groups(head, fit.group[inside]))
-        proba[outside] = predict_in_blocks(head, fit.X[fit.rows[outside]])
+        again = with_seed(at_chosen(model), seed)
+        treatment, head = again[0], again[-1]
+        rows = fit.rows[inside]
+        fit_treatment(treatment, fit.X, rows)
+        X = TreatedRows(fit.X, rows, treatment)[:]
+        head.fit(X, y, **_groups(head, fit.group[inside]))
+        proba[outside] = predict_in_blocks(again, fit.X, fit.rows[outside])
 
     folded(ask, folds, len(fit.y) * fit.X.shape[1] if together else None)
     return proba
 
 
-def _groups(model: Any, group: NDArray[np.str_]) -> dict[str, NDArray[np.str_]]:
+def _groups(head: Any, group: NDArray[np.str_]) -> dict[str, NDArray[np.str_]]:
     """The patients, for a classifier that makes folds of its own."""
-    name, head = model.steps[-1] if hasattr(model, "steps") else ("", model)
-    if not has_fit_parameter(head, "groups"):
-        return {}
-    return {f"{name}__groups" if name else "groups": group}
+    return {"groups": group} if has_fit_parameter(head, "groups") else {}

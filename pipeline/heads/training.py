@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
 from sklearn.model_selection import ParameterGrid
 
 from pipeline.errors import UnknownNameError
@@ -23,6 +22,7 @@ from pipeline.heads.folds import Fold, patient_folds
 from pipeline.heads.logistic import LogisticHead, solve_path
 from pipeline.heads.mlp import MLPHead, Watched
 from pipeline.heads.side_by_side import folded
+from pipeline.heads.treated import TreatedRows
 
 T = TypeVar("T")
 _TINY = 1e-15
@@ -33,7 +33,7 @@ class Problem:
     """What heads are trained on: the fit split, nothing else.
 
     Attributes:
-        X: Treated features, shape ``(n, d)``, float32.
+        X: Features, shape ``(n, d)``, treated as they are taken.
         y: Labels 0 to K - 1, shape ``(n,)``.
         group: Patients, shape ``(n,)``.
         seeds: One head of each seeded kind is trained for each; the first also
@@ -42,7 +42,7 @@ class Problem:
             which cannot reach a weight.
     """
 
-    X: NDArray[np.float32]
+    X: TreatedRows
     y: NDArray[np.int64]
     group: NDArray[np.str_]
     seeds: tuple[int, ...]
@@ -78,42 +78,46 @@ def _alone(spec: HeadSpec, problem: Problem) -> list[Any]:
     choices = list(ParameterGrid(dict(spec.grid)))
     losses = [0.0] if len(choices) == 1 else _losses(spec, choices, problem)
     chosen = choices[int(np.argmin(losses))]
+    X = problem.X.take(slice(None), spec.dtype)
     extra = {"groups": problem.group} if spec.grouped else {}
 
     def fit(seed: int) -> Any:
-        return spec.make(seed).set_params(**chosen).fit(problem.X, problem.y, **extra)
+        return spec.make(seed).set_params(**chosen).fit(X, problem.y, **extra)
 
     return _folded(spec, fit, [(seed,) for seed in _seeds(spec, problem)], problem)
 
 
-def _losses(spec: HeadSpec, choices: Sequence[Mapping[str, Any]], problem: Problem) -> list[float]:
-    """Of each choice; one that the rows of a fold cannot bear (more neighbours than rows) loses.
+def _losses(
+    spec: HeadSpec, choices: Sequence[Mapping[str, Any]], problem: Problem
+) -> NDArray[np.float64]:
+    """Log loss of rows held out by patient, summed, of each choice.
+
+    A choice that the rows of a fold cannot bear (more neighbours than rows) loses.
 
     Raises:
         ValueError: They can bear none.
     """
-    losses, refused = [], ValueError("no choice")
-    for choice in choices:
-        try:
-            losses.append(_loss(spec, choice, problem))
-        except ValueError as cause:
-            losses.append(float("inf"))
-            refused = cause
-    if not np.isfinite(losses).any():
-        raise refused
-    return losses
+    refused: list[ValueError] = []
 
-
-def _loss(spec: HeadSpec, parameters: Mapping[str, Any], problem: Problem) -> float:
-    """Log loss of rows held out by patient, summed."""
-    head = spec.make(problem.seeds[0]).set_params(**parameters)
-
-    def one(in_: NDArray[np.intp], out: NDArray[np.intp]) -> float:
+    def one(in_: NDArray[np.intp], out: NDArray[np.intp]) -> list[float]:
+        X, y = problem.X.take(in_, spec.dtype), problem.y[in_]
         extra = {"groups": problem.group[in_]} if spec.grouped else {}
-        fitted = clone(head).fit(problem.X[in_], problem.y[in_], **extra)
-        return _log_loss(predict_in_blocks(fitted, problem.X[out]), problem.y[out])
+        losses = []
+        for choice in choices:
+            head = spec.make(problem.seeds[0]).set_params(**choice)
+            try:
+                fitted = head.fit(X, y, **extra)
+                proba = predict_in_blocks(fitted, problem.X, out)
+                losses.append(_log_loss(proba, problem.y[out]))
+            except ValueError as cause:
+                refused.append(cause)
+                losses.append(float("inf"))
+        return losses
 
-    return sum(_folded(spec, one, problem.folds(), problem))
+    total: NDArray[np.float64] = np.sum(_folded(spec, one, problem.folds(), problem), axis=0)
+    if not np.isfinite(total).any():
+        raise refused[-1]
+    return total
 
 
 def _folded(
@@ -132,23 +136,24 @@ def _path(spec: HeadSpec, problem: Problem) -> list[Any]:
         return _alone(spec, problem)
     C = np.asarray(spec.grid["C"])
     folds = problem.folds()
-    weights = np.ones((len(folds), len(C), len(problem.X)), np.float32)
+    X = problem.X[:]
+    weights = np.ones((len(folds), len(C), len(X)), np.float32)
     for fold, (_, out) in enumerate(folds):
         weights[fold][:, out] = 0.0
     path = solve_path(
-        problem.X,
+        X,
         problem.y,
         C=np.tile(C, len(folds)),
-        weights=weights.reshape(-1, len(problem.X)),
+        weights=weights.reshape(-1, len(X)),
         tol=1e-3,
     )
     loss = np.zeros(len(C))
     for fold, (_, out) in enumerate(folds):
         part = path.some(slice(fold * len(C), (fold + 1) * len(C)))
-        proba = part.proba(problem.X[out])
+        proba = part.proba(X[out])
         loss += [_log_loss(p, problem.y[out]) for p in proba]
     head: LogisticHead = spec.make(problem.seeds[0])
-    head.set_params(C=float(C[loss.argmin()])).fit(problem.X, problem.y)
+    head.set_params(C=float(C[loss.argmin()])).fit(X, problem.y)
     mean = loss / len(problem.y)
     head.path_ = [{"C": c, "log_loss": m} for c, m in zip(C.tolist(), mean.tolist(), strict=True)]
     return [head]
@@ -163,15 +168,16 @@ def _stacked(spec: HeadSpec, problem: Problem) -> list[Any]:
             spec.make(problem.seeds[0]).set_params(**choice) for choice in choices
         ]
         MLPHead.fit_all(tried, problem.X[in_], problem.y[in_], problem.group[in_])
-        X, y = problem.X[out], problem.y[out]
-        return [_log_loss(predict_in_blocks(head, X), y) for head in tried]
+        return [
+            _log_loss(predict_in_blocks(head, problem.X, out), problem.y[out]) for head in tried
+        ]
 
     folds = problem.folds() if len(choices) > 1 else []
     each = folded(losses, folds, problem.X.size) or [[0.0]]
     chosen = choices[int(np.sum(each, axis=0).argmin())]
     heads: list[MLPHead] = [spec.make(seed).set_params(**chosen) for seed in _seeds(spec, problem)]
     return list(
-        MLPHead.fit_all(heads, problem.X, problem.y, problem.group, watched=problem.watched)
+        MLPHead.fit_all(heads, problem.X[:], problem.y, problem.group, watched=problem.watched)
     )
 
 

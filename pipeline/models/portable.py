@@ -58,10 +58,6 @@ def _pipeline(estimator: Any) -> Part:
     return chain(*map(to_part, steps))
 
 
-def _search(estimator: Any) -> Part:
-    return to_part(estimator.best_estimator_)
-
-
 def _scaler(estimator: Any) -> Part:
     zeros, ones = np.zeros(estimator.n_features_in_), np.ones(estimator.n_features_in_)
     mean = estimator.mean_ if estimator.with_mean else zeros
@@ -278,7 +274,6 @@ _SCORERS: Mapping[str, Callable[[Any], Part]] = MappingProxyType(
 PORTABLE: Mapping[str, Callable[[Any], Part]] = MappingProxyType(
     {
         "sklearn.Pipeline": _pipeline,
-        "sklearn.GridSearchCV": _search,
         "sklearn.StandardScaler": _scaler,
         "sklearn.Normalizer": _normalizer,
         "sklearn.PCA": _pca,

@@ -116,13 +116,11 @@ def _model(
 
 def _parameters(estimator: Any) -> dict[str, Any]:
     """What was set or chosen, as far as it is a number, a word or a list of such."""
-    estimator = getattr(estimator, "best_estimator_", estimator)
     steps = getattr(estimator, "steps", None)
     if steps is not None:
         return {name: _parameters(step) for name, step in steps}
     found = {n: v for n, v in estimator.get_params(deep=False).items() if _is_plain(v)}
-    chosen = {n: getattr(estimator, n) for n in ("penalty_", "chosen_") if hasattr(estimator, n)}
-    return found | {n: v for n, v in chosen.items() if _is_plain(v) or isinstance(v, dict)}
+    return found | getattr(estimator, "best_params_", {})
 
 
 def _is_plain(value: Any) -> bool:

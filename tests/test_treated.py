@@ -1,0 +1,48 @@
+"""Rows that are treated as they are taken, a block at a time."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from pipeline.heads import blocks
+from pipeline.heads.treated import TreatedRows, fit_treatment
+from pipeline.heads.treatments import TREATMENTS, make_treatment
+
+ROWS = np.arange(70, 10, -1)
+
+
+@pytest.fixture
+def X():
+    return np.random.default_rng(0).normal(3, 2, size=(80, 6)).astype(np.float32)
+
+
+@pytest.fixture(params=TREATMENTS)
+def treatment(request):
+    return make_treatment(request.param, (4, 2))
+
+
+def test_rows_are_what_the_treatment_makes_of_them_all(X, treatment, monkeypatch):
+    """Blocks of nine rows give what one fit and one transform of a copy give."""
+    monkeypatch.setattr(blocks, "_BLOCK", 54)
+    expected = clone(treatment).fit(X[ROWS]).transform(X[ROWS])
+    treated = TreatedRows(X, ROWS, fit_treatment(treatment, X, ROWS))
+    assert treated.shape == expected.shape
+    assert (len(treated), treated.size) == (60, expected.size)
+    assert treated[:].dtype == np.float32
+    np.testing.assert_allclose(treated[:], expected, rtol=1e-5, atol=1e-5)
+    some = np.array([5, 0, 59])
+    np.testing.assert_array_equal(treated[some], treated[:][some])
+    np.testing.assert_array_equal(treated.take(some, np.float64), treated[some])
+
+
+def test_other_rows_have_no_say(X, treatment):
+    """Not even if they cannot be computed with."""
+    X[:10] = X[75:] = np.nan
+    assert np.isfinite(TreatedRows(X, ROWS, fit_treatment(treatment, X, ROWS))[:]).all()
+
+
+def test_one_block_is_treated_to_the_same_bits(X, treatment):
+    """What fits one block, as most studies do, is treated as scikit-learn alone would."""
+    expected = clone(treatment).fit(X[ROWS]).transform(X[ROWS])
+    treated = TreatedRows(X, ROWS, fit_treatment(treatment, X, ROWS))
+    np.testing.assert_array_equal(treated[:], expected.astype(np.float32))
