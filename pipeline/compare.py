@@ -87,7 +87,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
         done, failed = fit_all(joined, plan)
         failures += failed
         if done:
-            tables[choice.name] = _table(joined, done, options, failures)
+            tables[choice.name] = table_of(joined, done, options, failures)
             fitted[choice.name] = (joined.samples, done)
     if not tables:
         raise MissingFeaturesError(
@@ -119,13 +119,20 @@ def _known(study: Study, options: CompareOptions) -> tuple[str, ...]:
     return names
 
 
-def _table(
+def table_of(
     joined: JoinedFeatures,
     done: list[Fitted],
     options: CompareOptions,
     failures: list[Failure],
 ) -> Table:
-    """All numbers of one backbone; heads that fail on a fold are added to ``failures``."""
+    """All numbers of one backbone.
+
+    Args:
+        joined: Its features.
+        done: What was fitted on them.
+        options: Baseline, repeats and draws.
+        failures: Heads that fail on a fold are added.
+    """
     s, seed = joined.samples, done[0].seed
     places = places_of(s.domain, s.split, s.label, s.group, seed)
     table = tabulate(joined.backbone, places, done, options.baseline, Draws(single=options.draws))

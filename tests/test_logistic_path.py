@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.heads import newton
 from pipeline.heads.logistic import LogisticHead, solve_path
 from pipeline.heads.training import Problem, train_head
 from tests.features import untreated
@@ -51,6 +52,16 @@ def test_weights_count_as_repeated_rows():
     one = solve_path(X, y, C=np.array([0.1]), weights=weights)
     two = solve_path(X[twice], y[twice], C=np.array([0.1]), weights=np.ones((1, len(twice))))
     np.testing.assert_allclose(one.coef, two.coef, rtol=1e-4, atol=1e-7)
+
+
+def test_many_rows_are_solved_for_few_problems_at_a_time(monkeypatch):
+    """A dozen arrays of scores would otherwise be larger than the features; the answer stays."""
+    X, y = problem(3)
+    C, weights = np.logspace(-3, 1, 7), np.ones((7, len(X)))
+    together = solve_path(X, y, C=C, weights=weights)
+    monkeypatch.setattr(newton, "_SCORES", 2 * 3 * len(X))
+    parts = solve_path(X, y, C=C, weights=weights)
+    np.testing.assert_allclose(parts.coef, together.coef, rtol=1e-4, atol=1e-6)
 
 
 def test_a_problem_is_the_same_alone_and_in_company():

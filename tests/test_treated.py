@@ -12,7 +12,7 @@ ROWS = np.arange(70, 10, -1)
 
 
 @pytest.fixture
-def X():
+def features():
     return np.random.default_rng(0).normal(3, 2, size=(80, 6)).astype(np.float32)
 
 
@@ -21,11 +21,11 @@ def treatment(request):
     return make_treatment(request.param, (4, 2))
 
 
-def test_rows_are_what_the_treatment_makes_of_them_all(X, treatment, monkeypatch):
+def test_rows_are_what_the_treatment_makes_of_them_all(features, treatment, monkeypatch):
     """Blocks of nine rows give what one fit and one transform of a copy give."""
     monkeypatch.setattr(blocks, "_BLOCK", 54)
-    expected = clone(treatment).fit(X[ROWS]).transform(X[ROWS])
-    treated = TreatedRows(X, ROWS, fit_treatment(treatment, X, ROWS))
+    expected = clone(treatment).fit(features[ROWS]).transform(features[ROWS])
+    treated = TreatedRows(features, ROWS, fit_treatment(treatment, features, ROWS))
     assert treated.shape == expected.shape
     assert (len(treated), treated.size) == (60, expected.size)
     assert treated[:].dtype == np.float32
@@ -35,14 +35,16 @@ def test_rows_are_what_the_treatment_makes_of_them_all(X, treatment, monkeypatch
     np.testing.assert_array_equal(treated.take(some, np.float64), treated[some])
 
 
-def test_other_rows_have_no_say(X, treatment):
+def test_other_rows_have_no_say(features, treatment):
     """Not even if they cannot be computed with."""
-    X[:10] = X[75:] = np.nan
-    assert np.isfinite(TreatedRows(X, ROWS, fit_treatment(treatment, X, ROWS))[:]).all()
+    features[:10] = features[75:] = np.nan
+    assert np.isfinite(
+        TreatedRows(features, ROWS, fit_treatment(treatment, features, ROWS))[:]
+    ).all()
 
 
-def test_one_block_is_treated_to_the_same_bits(X, treatment):
+def test_one_block_is_treated_to_the_same_bits(features, treatment):
     """What fits one block, as most studies do, is treated as scikit-learn alone would."""
-    expected = clone(treatment).fit(X[ROWS]).transform(X[ROWS])
-    treated = TreatedRows(X, ROWS, fit_treatment(treatment, X, ROWS))
+    expected = clone(treatment).fit(features[ROWS]).transform(features[ROWS])
+    treated = TreatedRows(features, ROWS, fit_treatment(treatment, features, ROWS))
     np.testing.assert_array_equal(treated[:], expected.astype(np.float32))

@@ -78,9 +78,9 @@ def _ridge(_: int) -> Any:
 
 
 def _lda(_: int) -> Any:
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from pipeline.heads.discriminant import DiscriminantHead
 
-    return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    return DiscriminantHead()
 
 
 def _prototype(_: int) -> Any:

@@ -19,6 +19,8 @@ _HALVINGS = 30
 _FORCING = 0.1
 #: Features up to so many numbers have a float64 copy: 128 MB.
 _HELD = 16 << 20
+#: A step holds a dozen arrays of the scores of its problems: 32 MB each.
+_SCORES = 4 << 20
 
 
 class FeatureRows:
@@ -87,11 +89,15 @@ class NewtonSolver:
         width = self.A.shape[1], len(self.C), self.target.shape[2]
         w = torch.zeros(width, dtype=self.C.dtype, device=self.A.device)
         open_ = torch.arange(len(self.C), device=self.A.device)
+        together = max(1, _SCORES // (self.A.shape[0] * width[2]))
         steps = 0
         while len(open_) and steps < _NEWTON_STEPS:
             steps += 1
-            w[:, open_], done = self._newton(w[:, open_], open_)
-            open_ = open_[~done]
+            solved = []
+            for part in torch.split(open_, together):
+                w[:, part], done = self._newton(w[:, part], part)
+                solved.append(done)
+            open_ = open_[~torch.cat(solved)]
         return w, steps
 
     def _newton(self, w: "Tensor", at: "Tensor") -> tuple["Tensor", "Tensor"]:

@@ -282,6 +282,7 @@ PORTABLE: Mapping[str, Callable[[Any], Part]] = MappingProxyType(
         "pipeline.LogisticHead": _linear,
         "sklearn.LogisticRegression": _linear,
         "sklearn.LinearDiscriminantAnalysis": _linear,
+        "pipeline.DiscriminantHead": _linear,
         "pipeline.MLPHead": _mlp,
         "pipeline.RidgeHead": _ridge,
         "pipeline.PrototypeHead": _prototype,

@@ -1,33 +1,39 @@
-"""Peak memory of stage 2's heads on many rows, read from a real store.
+"""Peak memory of stage 2 on many rows, read from a real store; on Linux.
 
     python -m tests.bench.memory [--rows 200000] [--width 1024] [--epochs 3] [--seeds 1]
+                                 [--heads linear,ridge,prototype,small_mlp]
 
-Inner selection and all, as in a comparison; but the perceptrons are trained for few epochs,
-since each costs the same again and no memory.
+Inner selection, folds, intervals and comparisons, as ``headrace heads`` has them; but the
+perceptrons are trained for few epochs, since each costs the same again and no memory.
 
 The store is written into a temporary folder first; a child process reads it and fits, so
-that the peak is the comparison's own.
+that the peak is the comparison's own. Multiples of the features leave out what the process
+holds before it reads any: interpreter and libraries.
 """
 
 import argparse
-import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cache import FeatureStore, Recipe, Writer
-from pipeline.fitting import Plan, fit_all
+from pipeline.compare import CompareOptions, table_of
+from pipeline.fitting import Failure, Fitted, Plan, fit_all
 from pipeline.heads.named import NamedHead, heads_with
 from pipeline.joined import JoinedFeatures
 from pipeline.samples import Samples
 from pipeline.sources import Item
+from pipeline.splits import VALIDATION
 
-HEADS = ("linear", "ridge", "prototype")
+HEADS = "linear,ridge,prototype,small_mlp"
 RECIPE = Recipe(
     backbone="generated", cut="none", pooling="none", weights="0" * 64,
     preprocessing={}, precision="fp32",
@@ -39,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("rows", 200_000), ("width", 1024), ("epochs", 3), ("seeds", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--heads", default=HEADS)
     parser.add_argument("--child", type=Path)
     options = parser.parse_args()
     if options.child:
@@ -63,7 +70,9 @@ def _write(root: Path, rows: int, width: int) -> None:
 
 
 def _fit(root: Path, options: argparse.Namespace) -> None:
-    n = options.rows
+    import torch  # noqa: F401 - of the libraries that are there before any feature
+
+    n, base = options.rows, _memory("VmRSS")
     store = FeatureStore(root, RECIPE)
     key = tuple(i.to_bytes(32, "big") for i in range(n))
     split = np.array(["fit", "fit", "fit", "fit", "validation"])[np.arange(n) // 8 % 5]
@@ -80,25 +89,49 @@ def _fit(root: Path, options: argparse.Namespace) -> None:
     joined = JoinedFeatures(
         backbone="generated", stores=(store,), widths=(options.width,), samples=samples, X=X
     )
-    print(f"features {X.shape}, {X.nbytes / 1e9:.2f} GB; peak after reading {_peak():.2f} GB")
+    print(
+        f"interpreter and libraries {base:.2f} GB; features {X.shape}, {X.nbytes / 1e9:.2f} GB; "
+        f"peak of reading {_memory('VmHWM'):.2f} GB"
+    )
+    measured = partial(_measured, base=base, features=X.nbytes / 1e9)
     table = heads_with(
         (NamedHead(name="small_mlp", base="mlp", parameters={"epochs": options.epochs}),)
     )
-    for head in (*HEADS, "small_mlp"):
-        start, cpu = time.perf_counter(), time.process_time()
-        plan = Plan(heads=(head,), seeds=tuple(range(options.seeds)), table=table)
-        done, failed = fit_all(joined, plan)
-        hits = [round(float((d.proba.argmax(1) == samples.label).mean()), 4) for d in done]
-        said = json.dumps([f.reason for f in failed] or hits)
-        print(
-            f"{head}: {time.perf_counter() - start:.0f} s, "
-            f"{time.process_time() - cpu:.0f} s of all cores, {said}, peak {_peak():.2f} GB",
-            flush=True,
-        )
+    done: list[Fitted] = []
+    failures: list[Failure] = []
+    for head in options.heads.split(","):
+        with measured(head):
+            plan = Plan(heads=(head,), seeds=tuple(range(options.seeds)), table=table)
+            fitted, failed = fit_all(joined, plan)
+        done += fitted
+        failures += failed
+    with measured("all of them again on folds, and compared"):
+        compared = table_of(joined, done, CompareOptions(), failures)
+    for row in compared.rows:
+        if (row.role, row.metric) == (VALIDATION, "accuracy"):
+            print(f"{row.head}: accuracy {row.value:.4f} [{row.low:.4f}, {row.high:.4f}]")
+    for failure in failures:
+        print(f"{failure.head}: {failure.reason}")
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+@contextmanager
+def _measured(what: str, *, base: float, features: float) -> Iterator[None]:
+    """Time, and the highest memory of the process while it ran."""
+    start = time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now
+    yield
+    peak = _memory("VmHWM")
+    print(
+        f"{what}: {time.perf_counter() - start:.0f} s, peak {peak:.2f} GB, "
+        f"{(peak - base) / features:.2f} x the features",
+        flush=True,
+    )
+
+
+def _memory(name: str) -> float:
+    """A line of what Linux says of this process, in GB."""
+    status = Path("/proc/self/status").read_text()
+    return float(re.search(rf"{name}:\s+(\d+)", status)[1]) * 1024 / 1e9
 
 
 if __name__ == "__main__":
