@@ -91,7 +91,7 @@ def _question_of_trained(report: CompareReport, table: Table) -> Section:
         "~ cannot be told from the best of its table (model confidence set, 90 %)",
     ]
     if table.best:
-        lines.append(f"* best by validation: {_name(table.best)}")
+        lines.append(f"* best by validation: {head_name(table.best)}")
     return Section(question="Which trained head is better on these images?", lines=tuple(lines))
 
 
@@ -115,7 +115,7 @@ def _place(table: Table, domain: str, role: str) -> Section:
     for head in heads:
         marks = ("*" if head == table.best else "") + ("~" if head in best else "")
         grid.add_row(
-            f"{_name(head)} {marks}".rstrip(),
+            f"{head_name(head)} {marks}".rstrip(),
             _with_interval(rows.get((head, "accuracy"))),
             _with_interval(rows.get((head, "auroc"))),
             *_against(against.get(head)),
@@ -149,10 +149,10 @@ def verdicts(what: str, pairs: Sequence[Pair], mark: str = "") -> str:
         return ""
     words: dict[str, list[str]] = {}
     for pair in pairs:
-        words.setdefault(pair.verdict, []).append(_name(pair.head))
+        words.setdefault(pair.verdict, []).append(head_name(pair.head))
     order = [word for word in _WORDS if word in words]
     told = "; ".join(f"{word}: {', '.join(words[word])}" for word in order)
-    return f"{what} against {_name(pairs[0].baseline)}{mark}: {told}"
+    return f"{what} against {head_name(pairs[0].baseline)}{mark}: {told}"
 
 
 def _final(heads: Sequence[str]) -> list[str]:
@@ -160,7 +160,8 @@ def _final(heads: Sequence[str]) -> list[str]:
     return list({head.removesuffix(ENSEMBLE): head for head in heads}.values())
 
 
-def _name(head: str) -> str:
+def head_name(head: str) -> str:
+    """Of a head as tables call it."""
     kind = head.removesuffix(ENSEMBLE)
     return kind if kind == head else f"{kind} ensemble"
 

@@ -11,15 +11,16 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a part of a chapter."""
+    """Of a part of a chapter; ``level`` is 3, or 4 for a part of a part."""
 
     text: str
+    level: int = 3
     kind: ClassVar[str] = "heading"
 
 
 @dataclass(frozen=True)
 class Words:
-    """A paragraph; ``tone`` is ``plain``, ``note`` (small) or ``warning``."""
+    """A paragraph; ``tone`` is ``plain``, ``lead``, ``note`` (small) or ``warning``."""
 
     text: str
     tone: str = "plain"
@@ -52,9 +53,17 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure: ``source`` is a ``data:`` address, ``alt`` says what it shows."""
+    """A figure.
+
+    Attributes:
+        source: A ``data:`` address.
+        width: In pixels of a screen, 96 to the inch of what was drawn for print and larger.
+        alt: What it shows.
+        caption: The same, and how it is to be read.
+    """
 
     source: str
+    width: int
     alt: str
     caption: str
     kind: ClassVar[str] = "picture"
@@ -95,3 +104,8 @@ def grid_of_text(caption: str, table: RichTable) -> Grid:
     columns = tuple((str(c.header), c.justify == "right") for c in table.columns)
     cells: Sequence[list[str]] = [[str(cell) for cell in c.cells] for c in table.columns]
     return Grid(caption=caption, columns=columns, rows=tuple(zip(*cells, strict=True)))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,12 +1,15 @@
 """A chapter of the page for each of the stages audit, heads and finetune."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from pipeline.finding import OK
 from pipeline.finetune.methods import METHODS
+from pipeline.fitting import ENSEMBLE
 from pipeline.head_report import CompareReport, Row
-from pipeline.heads_text import p_text, points_text, sections, with_interval
+from pipeline.heads_text import points_text, sections, with_interval
 from pipeline.report.blocks import (
     Block,
     Chapter,
@@ -16,6 +19,7 @@ from pipeline.report.blocks import (
     Words,
     grid_of,
     grid_of_text,
+    listed,
 )
 from pipeline.report.figures import pictures
 from pipeline.report.findings import nameless
@@ -32,28 +36,20 @@ def place_name(domain: str, role: str) -> str:
     return role if domain == SOURCE else domain
 
 
-def _listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 def audit_chapter(records: Records) -> Chapter:
     """All findings, the worst first; what is in order is only counted."""
     audit = records.values["audit"]
-    grid = grid_of(
-        "Findings, the worst first",
-        [f for f in audit["findings"] if f["severity"] != OK],
-        {
-            "check": lambda f: f["check"],
-            "severity": lambda f: f["severity"],
-            "where": lambda f: f["where"],
-            "found": nameless,
-            "what to do": lambda f: f["advice"],
-        },
-        left=5,
-    )
     fine = audit["counts"][OK]
-    blocks: list[Block] = [grid] if grid.rows else []
+    blocks: list[Block] = []
+    # One advice for a check in several places stands once, below them.
+    kind = itemgetter("severity", "check", "advice")
+    for (severity, check, advice), found in groupby(audit["findings"], kind):
+        if severity != OK:
+            blocks += [
+                Heading(f"{severity}: {check}", 4),
+                Items(tuple(f"{f['where']}: {nameless(f)}" for f in found)),
+                *([Words(f"{advice}.", "note")] if advice else []),
+            ]
     blocks.append(
         Words(f"{fine} checks found nothing. Images and values are in audit.json.", "note")
     )
@@ -87,7 +83,7 @@ def heads_chapter(records: Records, report: CompareReport) -> Chapter:
         blocks.append(Heading(f"Heads on {name}"))
         for section in sections(report, table):
             if section.question:
-                blocks.append(Words(section.question, "question"))
+                blocks.append(Heading(section.question, 4))
             if section.grid is None:
                 blocks.append(Items(section.lines))
                 continue
@@ -106,7 +102,8 @@ def heads_chapter(records: Records, report: CompareReport) -> Chapter:
 
 def _of_heads(rows: Sequence[Row]) -> dict[str, str]:
     where = dict.fromkeys(place_name(r.domain, r.role) for r in rows if r.role != FIT)
-    return {"what": f"{len({r.head for r in rows})} heads", "where": _listed(list(where))}
+    heads = {row.head.removesuffix(ENSEMBLE) for row in rows}
+    return {"what": f"{len(heads)} heads", "where": listed(list(where))}
 
 
 def finetune_chapter(records: Records) -> Chapter:
@@ -123,7 +120,7 @@ def finetune_chapter(records: Records) -> Chapter:
     names = dict.fromkeys(row["backbone"] for row in rows)
     for name in [n for n in names if n != _OWN] or names:
         methods = dict.fromkeys(r["method"] for r in rows if r["backbone"] in (name, _OWN))
-        fields = {"what": _listed(list(methods)), "where": _listed(_places(rows))}
+        fields = {"what": listed(list(methods)), "where": listed(_places(rows))}
         blocks += pictures(records.results, "finetune", name, fields)
     blocks.append(Words("Curves by epoch and all other metrics: comparison.json.", "note"))
     shown = tuple(b for b in blocks if not isinstance(b, Grid) or b.rows)
@@ -178,22 +175,26 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 def _pairs(pairs: Sequence[Mapping[str, Any]]) -> Iterator[Grid]:
+    """A table for each baseline, backbone and seed: a row for each method."""
     shown = [pair for pair in pairs if pair["metric"] == "accuracy"]
-    for baseline in dict.fromkeys(pair["baseline"] for pair in shown):
-        yield grid_of(
-            f"Accuracy against {baseline} on the same images",
-            [pair for pair in shown if pair["baseline"] == baseline],
-            {
-                "method": lambda p: p["head"],
-                "backbone": lambda p: p["backbone"],
-                "seed": lambda p: p["seed"],
-                "on": lambda p: place_name(p["domain"], p["role"]),
-                "points": lambda p: points_text(p["difference"], p["low"], p["high"]),
-                "p (Holm)": lambda p: p_text(p["p_holm"]),
-                "it is": lambda p: p["verdict"],
-            },
-            left=4,
+    for group in dict.fromkeys((p["baseline"], p["backbone"], p["seed"]) for p in shown):
+        here = [p for p in shown if (p["baseline"], p["backbone"], p["seed"]) == group]
+        cells = {(p["head"], place_name(p["domain"], p["role"])): _compared(p) for p in here}
+        where = list(dict.fromkeys(place for _, place in cells))
+        yield Grid(
+            caption=f"Points of accuracy against {group[0]} on the same images, with 95 % "
+            f"intervals ({group[1]}, seed {group[2]})",
+            columns=(("method", False), *((place, True) for place in where)),
+            rows=tuple(
+                (head, *(cells.get((head, place), "-") for place in where))
+                for head in dict.fromkeys(head for head, _ in cells)
+            ),
         )
+
+
+def _compared(pair: Mapping[str, Any]) -> str:
+    points = points_text(pair["difference"], pair["low"], pair["high"])
+    return f"{points} {pair['verdict']}"
 
 
 def _caveats(rows: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
@@ -202,7 +203,7 @@ def _caveats(rows: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
         said.append("One seed: a difference between methods may be one between seeds.")
     short = [r["method"] for r in rows if r["epochs"] and r["convergence"]["trend"] is None]
     if short:
-        said.append(f"Too few epochs to tell whether the loss had settled: {_listed(short)}.")
+        said.append(f"Too few epochs to tell whether the loss had settled: {listed(short)}.")
     said += [
         f"{row['method']}: alpha {row['mixed']['alpha']:g} was chosen on validation, from "
         f"{row['mixed']['from']} to {row['mixed']['to']}."

@@ -1,14 +1,22 @@
 """The figures that stages have drawn, with what each shows in words."""
 
 import base64
+import io
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+
+from PIL import Image
 
 from pipeline.names import as_file_name
 from pipeline.report.blocks import Picture
 
 FOLDER = "figures"
+#: Figures are drawn for a page of paper; on a screen an inch takes a little more room.
+_PIXELS_PER_INCH = 115
+_POINTS_PER_INCH = 72
+_PAGE = 7.2
 _KINDS = MappingProxyType({".svg": "image/svg+xml", ".png": "image/png"})
 
 #: By name: what it shows, and how it is to be read. ``{what}`` stands for what is compared,
@@ -89,7 +97,7 @@ FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "shift-forecast": (
             "Accuracy on {where} as foretold without its labels, and the truth",
-            "The blue band is the range of the estimates; compare the caveats below.",
+            "The blue band is the range of the estimates; read the caveats before believing it.",
         ),
         "shift-fixes": (
             "Points of accuracy that each fix gains on {where}, with 95 % intervals",
@@ -113,8 +121,10 @@ def pictures(
     for name, file in drawn(results, stage, backbone):
         shows, reading = FIGURES[name]
         text = shows.format(**fields)
+        data = file.read_bytes()
         yield Picture(
-            source=f"data:{_KINDS[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}",
+            source=f"data:{_KINDS[file.suffix]};base64,{base64.b64encode(data).decode()}",
+            width=round(_inches(data, file.suffix) * _PIXELS_PER_INCH),
             alt=f"{text} ({backbone}).",
             caption=f"{text}. {reading}",
         )
@@ -128,3 +138,13 @@ def drawn(results: Path, stage: str, backbone: str) -> Iterator[tuple[str, Path]
         here = [file for file in files if file.is_file()]
         if name.startswith(f"{stage}-") and here:
             yield name, min(here, key=lambda file: file.stat().st_size)
+
+
+def _inches(data: bytes, kind: str) -> float:
+    """Width of what matplotlib has written; where it does not say, that of a page's text."""
+    if kind == ".svg":
+        points = re.search(rb'<svg[^>]* width="([\d.]+)pt"', data[:4096])
+        return float(points[1]) / _POINTS_PER_INCH if points else _PAGE
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        dots = image.info.get("dpi", (0, 0))[0]
+        return float(image.width / dots) if dots else _PAGE

@@ -1,5 +1,6 @@
 """How a page begins: what was studied, and the answer in short."""
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 from pipeline.finding import LEAK, SEVERITIES, WARNING
 from pipeline.finetune.methods import BASELINE
 from pipeline.head_report import CompareReport
-from pipeline.heads_text import honest_lines, verdicts, with_interval
+from pipeline.heads_text import head_name, honest_lines, verdicts, with_interval
 from pipeline.pairing import Pair
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of
 from pipeline.report.findings import told
 from pipeline.report.records import STAGES, Records, places
 from pipeline.splits import FIT
 from pipeline.study import SOURCE
+
+#: A verdict has a sentence for each of its rules.
+_SENTENCE_ENDS = re.compile(r"(?<=\.) (?=[A-Z0-9])")
 
 
 def study_chapter(records: Records) -> Chapter:
@@ -76,7 +80,7 @@ def _files(records: Records) -> Grid:
             "written": written,
             "layout": lambda row: STAGES[row[0]].layout or "-",
         },
-        left=3,
+        left=2,
     )
 
 
@@ -85,34 +89,42 @@ def answer_chapter(records: Records, heads: CompareReport | None) -> Chapter:
     values = records.values
     blocks: list[Block] = []
     if "audit" in values:
-        blocks += [Heading("Can the numbers be believed?"), *_audit(values["audit"])]
+        blocks += _leaks(values["audit"])
+    if "shift" in values:
+        blocks.append(Heading("Does a head hold in another hospital?"))
+        blocks += _shift(values["shift"])
     if heads is not None:
         blocks += [Heading("What is the best head worth?"), *_heads(heads)]
     if "finetune" in values:
         blocks += [Heading("Frozen or fine-tuned?"), *_finetune(values["finetune"])]
-    if "shift" in values:
-        blocks.append(Heading("Why does accuracy change from one hospital to the next?"))
-        blocks += _shift(values["shift"])
+    if "audit" in values:
+        blocks += [Heading("Can the numbers be believed?"), _audit(values["audit"])]
     if not blocks:
         blocks.append(Words("Nothing yet: features alone answer no question."))
     return Chapter(name="answer", title="The answer in short", blocks=tuple(blocks))
 
 
-def _audit(audit: dict[str, Any]) -> Iterator[Block]:
-    found, counts = audit["findings"], audit["counts"]
-    summary = ", ".join(f"{counts[s]} {s}" for s in SEVERITIES if counts[s])
-    leaks = [f"{told(f)}. {f['advice']}" for f in found if f["severity"] == LEAK]
+def _leaks(audit: dict[str, Any]) -> Iterator[Block]:
+    """First of all, where there are any."""
+    leaks = [f"{told(f)}. {f['advice']}." for f in audit["findings"] if f["severity"] == LEAK]
     if leaks:
-        yield Words("The audit found leaks: numbers below are too good.", "warning")
+        yield Words(
+            "The audit found leaks: the numbers on this page are not to be believed.", "warning"
+        )
         yield Items(tuple(leaks))
+
+
+def _audit(audit: dict[str, Any]) -> Words:
+    counts = audit["counts"]
     where: dict[str, list[str]] = {}
-    for finding in found:
+    for finding in audit["findings"]:
         if finding["severity"] == WARNING:
             where.setdefault(finding["check"], []).append(finding["where"])
     warnings = "; ".join(f"{check} ({', '.join(names)})" for check, names in where.items())
-    none = "" if leaks else "No leak. "
+    summary = ", ".join(f"{counts[s]} {s}" for s in SEVERITIES if counts[s])
+    none = "" if counts[LEAK] else "No leak. "
     more = f" Warnings: {warnings}." if warnings else ""
-    yield Words(f"{none}The audit of {audit['images']} images: {summary}.{more}")
+    return Words(f"{none}The audit of {audit['images']} images: {summary}.{more}")
 
 
 def _heads(report: CompareReport) -> Iterator[Block]:
@@ -153,7 +165,10 @@ def _best(report: CompareReport) -> Iterator[Grid]:
                 ("head", False),
                 *((role if domain == SOURCE else domain, True) for domain, role in domains),
             ),
-            rows=tuple((n, h, *(cell(n, p) for p in domains)) for n, h in chosen.items()),
+            rows=tuple(
+                (name, head_name(head), *(cell(name, place) for place in domains))
+                for name, head in chosen.items()
+            ),
         )
 
 
@@ -179,8 +194,10 @@ def _finetune(values: dict[str, Any]) -> Iterator[Block]:
 
 
 def _shift(values: dict[str, Any]) -> Iterator[Block]:
+    """The verdict, sentence by sentence, and what to do."""
     many = len({target["backbone"] for target in values["targets"]}) > 1
     for target in values["targets"]:
         verdict = target["verdict"]
-        text = " ".join([verdict["text"], *verdict["advice"], target["differences"]["said"]])
-        yield Words(f"{target['backbone']}, {text}" if many else text)
+        first, *others = _SENTENCE_ENDS.split(verdict["text"])
+        yield Words(f"{target['backbone']}, {first}" if many else first, "lead")
+        yield Items((*others, target["differences"]["said"], *verdict["advice"]))

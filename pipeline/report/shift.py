@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.heads_text import p_text
-from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of
+from pipeline.heads_text import p_text, points_text
+from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of, listed
 from pipeline.report.figures import pictures
 from pipeline.report.findings import nameless
 from pipeline.report.records import Records
@@ -13,106 +13,105 @@ from pipeline.shift.paper import TABLES, TITLES
 from pipeline.text_table import number
 
 Row = Mapping[str, Any]
+Cell = Callable[[Row], str]
 
 
-def _percent(name: str) -> Callable[[Row], str]:
-    return lambda row: "-" if row.get(name) is None else f"{100 * row[name]:.1f}"
+def _plain(name: str) -> Cell:
+    return lambda row: str(row[name])
 
 
-def _signed(name: str) -> Callable[[Row], str]:
-    return lambda row: f"{100 * row[name]:+.1f}"
+def _number(name: str) -> Cell:
+    return lambda row: number(row.get(name))
 
 
-def _span(low: str, high: str) -> Callable[[Row], str]:
+def _p(name: str) -> Cell:
+    return lambda row: "-" if row.get(name) is None else p_text(row[name])
+
+
+def _word(name: str) -> Cell:
+    return lambda row: "yes" if row[name] else "no"
+
+
+def _percent(value: str, low: str, high: str) -> Cell:
+    """A share in per cent, with its interval."""
+
     def cell(row: Row) -> str:
-        if row.get(low) is None:
-            return "-"
-        return f"{100 * row[low]:.1f} to {100 * row[high]:.1f}"
+        bounds = "" if row.get(low) is None else f" [{100 * row[low]:.1f}, {100 * row[high]:.1f}]"
+        known = row.get(value) is not None
+        return f"{100 * row[value]:.1f}{bounds}" if known else bounds.strip() or "-"
 
     return cell
 
 
-def _plain(name: str) -> Callable[[Row], str]:
-    return lambda row: str(row[name])
+def _every(_: Row) -> bool:
+    return True
 
 
-def _number(name: str) -> Callable[[Row], str]:
-    return lambda row: number(row.get(name))
-
-
-def _p(name: str) -> Callable[[Row], str]:
-    return lambda row: "-" if row.get(name) is None else p_text(row[name])
-
-
-_POINTS = "difference_low", "difference_high"
 #: Tables of the stage that are shown: which rows of theirs, and which columns. The other
 #: tables and columns are in the CSV files.
-_SHOWN: Mapping[str, tuple[Callable[[Row], bool], Mapping[str, Callable[[Row], str]]]] = (
-    MappingProxyType(
-        {
-            "ng": (
-                lambda _: True,
-                {
-                    "": lambda row: f"{row['kind']}: {row['name']}",
-                    "% of images": _percent("estimate"),
-                    "95 % interval": _span("low", "high"),
-                    "head refitted": _span("retrain_low", "retrain_high"),
-                },
-            ),
-            "detect": (
-                lambda row: row["primary"],
-                {
-                    "test": _plain("name"),
-                    "statistic": _number("statistic"),
-                    "p (Holm)": _p("p_holm"),
-                    "p, halves of the source": _p("p_null_control"),
-                    "p, planted shift": _p("p_positive_control"),
-                },
-            ),
-            "differences": (
-                lambda _: True,
-                {
-                    "habit": _plain("name"),
-                    "sd within classes": lambda row: f"{row['effect']:+.2f}",
-                    "interval": lambda row: f"{row['low']:+.2f} to {row['high']:+.2f}",
-                    "named": lambda row: "yes" if row["named"] else "no",
-                },
-            ),
-            "calibration": (
-                lambda _: True,
-                {
-                    "domain": _plain("domain"),
-                    "Brier score": _number("brier"),
-                    "of it miscalibration": _number("miscalibration"),
-                    "ECE, debiased": _number("ece_debiased"),
-                },
-            ),
-            "operating": (
-                lambda row: row["rule"] == "youden",
-                {
-                    "Youden's threshold": lambda row: f"{row['way']} on the {row['domain']}",
-                    "threshold": _number("threshold"),
-                    "sensitivity, %": _percent("sensitivity"),
-                    "its interval": _span("sensitivity_low", "sensitivity_high"),
-                    "specificity, %": _percent("specificity"),
-                    "interval": _span("specificity_low", "specificity_high"),
-                    "reliable": lambda row: "yes" if row["reliable"] else "no",
-                },
-            ),
-            "fixes": (
-                lambda row: row["scored_on"] == "target",
-                {
-                    "fix": _plain("name"),
-                    "accuracy": _number("accuracy"),
-                    "AUROC": _number("auroc"),
-                    "points": _signed("difference_estimate"),
-                    "95 % interval": _span(*_POINTS),
-                    "p (Holm)": _p("p_holm"),
-                    "target labels": lambda row: "yes" if row["uses_target_labels"] else "no",
-                },
-            ),
-        }
-    )
+_SHOWN: Mapping[str, tuple[Callable[[Row], bool], Mapping[str, Cell]]] = MappingProxyType(
+    {
+        "ng": (
+            lambda row: row["kind"] in ("error", "gap"),
+            {
+                "error or step": lambda row: f"{row['kind']} {row['name']}",
+                "% of images, 95 % interval": _percent("estimate", "low", "high"),
+                "head refitted": _percent("", "retrain_low", "retrain_high"),
+            },
+        ),
+        "detect": (
+            lambda row: row["primary"],
+            {
+                "test": _plain("name"),
+                "statistic": _number("statistic"),
+                "p (Holm)": _p("p_holm"),
+                "p, halves of the source": _p("p_null_control"),
+                "p, planted shift": _p("p_positive_control"),
+            },
+        ),
+        "differences": (
+            _every,
+            {
+                "habit": _plain("name"),
+                "sd within classes": lambda row: (
+                    f"{row['effect']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+                ),
+                "named": _word("named"),
+            },
+        ),
+        "calibration": (
+            _every,
+            {
+                "domain": _plain("domain"),
+                "Brier score": _number("brier"),
+                "of it miscalibration": _number("miscalibration"),
+                "ECE, debiased": _number("ece_debiased"),
+            },
+        ),
+        "operating": (
+            lambda row: row["rule"] == "youden",
+            {
+                "Youden's rule": lambda row: f"{row['way']} on the {row['domain']}",
+                "threshold": _number("threshold"),
+                "sensitivity, %": _percent("sensitivity", "sensitivity_low", "sensitivity_high"),
+                "specificity, %": _percent("specificity", "specificity_low", "specificity_high"),
+                "reliable": _word("reliable"),
+            },
+        ),
+        "fixes": (
+            lambda row: row["scored_on"] == "target",
+            {
+                "fix": _plain("name"),
+                "accuracy": _number("accuracy"),
+                "AUROC": _number("auroc"),
+                "points": lambda row: points_text(
+                    *(row[f"difference_{name}"] for name in ("estimate", "low", "high"))
+                ),
+                "p (Holm)": _p("p_holm"),
+                "sees target labels": _word("uses_target_labels"),
+            },
+        ),
+    }
 )
 _NAMES = (
     "s_fit: source, fitted images; s_traindev: source, other patients; t_test: target; "
@@ -131,7 +130,7 @@ def shift_chapter(records: Records) -> Chapter:
     blocks += _trained(values["trained"])
     for backbone in dict.fromkeys(target["backbone"] for target in targets):
         names = [t["target"] for t in targets if t["backbone"] == backbone]
-        fields = {"what": "heads", "where": " and ".join(names)}
+        fields = {"what": "heads", "where": listed(names)}
         blocks += pictures(records.results, "shift", backbone, fields)
     files = ", ".join(f"shift_{name}.csv" for name in TABLES)
     blocks.append(Words(f"All tables in full: shift.md, {files}.", "note"))
@@ -141,13 +140,7 @@ def shift_chapter(records: Records) -> Chapter:
 def _target(target: Row) -> Iterator[Block]:
     told = target["source_prediction"]["overall"]
     yield Heading(f"{target['target']} ({target['backbone']})")
-    yield Words(target["verdict"]["text"])
-    if target["verdict"]["advice"]:
-        yield Items(tuple(target["verdict"]["advice"]))
-    yield Words(
-        f"{target['differences']['said']} The hospital can be told from the features with AUC "
-        f"{told:.2f}."
-    )
+    yield Words(f"The hospital can be told from the features with AUC {told:.2f}.")
     for name, (wanted, columns) in _SHOWN.items():
         rows = [row for row in TABLES[name](target) if wanted(row)]
         if rows:
@@ -157,7 +150,7 @@ def _target(target: Row) -> Iterator[Block]:
     unknown = tuple(
         f"{s}: not identifiable, {why}" for s, why in target["not_identifiable"].items()
     )
-    yield Words("Caveats", "question")
+    yield Heading("Caveats", 4)
     yield Items((*unknown, *_caveats(target), target["forecast"]["warning"]))
 
 
@@ -182,8 +175,7 @@ def _trained(rows: list[Row]) -> Iterator[Grid]:
                 "target": _plain("target"),
                 "source": _number("source_accuracy"),
                 "on the target": _number("target_accuracy"),
-                "points lost": _percent("estimate"),
-                "95 % interval": _span("low", "high"),
+                "points lost": _percent("estimate", "low", "high"),
             },
             left=3,
         )
