@@ -1,6 +1,6 @@
 """A chapter of the page for each of the stages audit, heads and finetune."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -46,7 +46,7 @@ def audit_chapter(records: Records) -> Chapter:
     for (severity, check, advice), found in groupby(audit["findings"], kind):
         if severity != OK:
             blocks += [
-                Heading(f"{severity}: {check}", 4),
+                Heading(f"{severity}: {check}"),
                 Items(tuple(f"{f['where']}: {nameless(f)}" for f in found)),
                 *([Words(f"{advice}.", "note")] if advice else []),
             ]
@@ -140,15 +140,15 @@ def _scores(rows: Sequence[Mapping[str, Any]], metric: str, caption: str) -> Gri
 
     there = [r for r in rows if any(metric in d["metrics"] for d in r["domains"])]
     cells = {w: lambda row, w=w: score(row, w) for w in _places(there)}
-    return grid_of(caption, there, {**_NAMES, **cells}, left=3)
+    names = _names(rows)
+    return grid_of(caption, there, {**names, **cells}, left=len(names))
 
 
-#: Columns that begin every table of trained models.
-_NAMES = {
-    "method": lambda row: row["method"],
-    "backbone": lambda row: row["backbone"],
-    "seed": lambda row: row["seed"],
-}
+def _names(rows: Sequence[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    """Columns that begin a table of trained models; the seed where there are several."""
+    names = {"method": lambda row: row["method"], "backbone": lambda row: row["backbone"]}
+    many = len({row["seed"] for row in rows}) > 1
+    return names | ({"seed": lambda row: row["seed"]} if many else {})
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> Grid:
@@ -156,12 +156,13 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> Grid:
         rate = row.get("images_per_second")
         return "-" if rate is None else f"{rate:.1f}"
 
+    names = _names(rows)
     return grid_of(
         "What moved and what it cost; heads: how many could have been trained from the store "
         "in the same time",
         rows,
         {
-            **_NAMES,
+            **names,
             "moved": lambda row: row["moved"],
             "parameters": lambda row: f"{row['trainable_parameters']:,}",
             "epochs": lambda row: row["epochs"],
@@ -170,7 +171,7 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> Grid:
             "heads": lambda row: (row["break_even"] or {}).get("heads", "-"),
             "loss at the end": lambda row: row["convergence"]["trend"] or "-",
         },
-        left=4,
+        left=len(names) + 1,
     )
 
 
