@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +32,7 @@ from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.stage import SCHEMA as FINETUNE_SCHEMA
 from pipeline.finetune.stage import FinetuneOptions, finetune
 from pipeline.head_report import SCHEMA as HEADS_SCHEMA
-from pipeline.head_report import from_json, to_json
+from pipeline.head_report import Table, from_json, to_json
 from pipeline.names import legible
 from pipeline.report.figures import FIGURES
 from pipeline.report.findings import nameless
@@ -173,7 +174,9 @@ def test_numbers_are_those_of_the_records(study):
         assert finding["severity"] == "ok" or legible(nameless(finding)) in text
     for pair in record(study, "finetune")["pairs"]:
         if pair["metric"] == "accuracy":
-            assert f"{100 * pair['difference']:+.1f} [{100 * pair['low']:+.1f}, " in text
+            low, high = 100 * pair["low"], 100 * pair["high"]
+            points = f"{100 * pair['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
+            assert f"{points} {pair['verdict']}" in text
     for row in target["fixes"]:
         assert f"{row['name']} {row['accuracy']:.3f}" in text
 
@@ -266,13 +269,17 @@ def test_a_record_that_cannot_be_read_is_named(study):
     (study.results / "heads.json").write_text('{"schema": 2, "rows"')
     change(study, "shift", record(study, "shift") | {"schema": 99})
     change(study, "audit", [])
+    change(study, "features", {})
     text = page_of(study).text
     assert "heads.json cannot be read; run again: headrace heads STUDY" in text
     assert "shift.json has layout 99, this page reads 3; run again: headrace shift STUDY" in text
     assert "audit.json has layout none" in text
+    assert "features.json has layout none" in text
 
 
-@pytest.mark.parametrize(("stage", "key"), [("heads", "pairs"), ("shift", "trained")])
+@pytest.mark.parametrize(
+    ("stage", "key"), [("heads", "pairs"), ("shift", "trained"), ("heads", "rows")]
+)
 def test_a_record_that_lacks_something_is_an_error(study, stage, key):
     """Half a chapter would pass for a whole one."""
     values = record(study, stage)
@@ -407,6 +414,9 @@ def test_heads_json_is_read_back_as_it_was_written(study):
     """Every list, with its backbone."""
     values = record(study, "heads")
     assert to_json(from_json(values)) == values
+    lists = {f.name for f in fields(Table)} - {"rows", "best"}
+    assert lists <= values.keys()
+    assert all(values[name] for name in lists)
 
 
 def test_the_command_says_where_the_page_is(study, original):

@@ -78,7 +78,8 @@ def read_records(results: Path) -> Records:
         except MissingPredictionsError:
             missing.append(f"{stage.file} cannot be read; run again: {again}")
             continue
-        layout = found.get("schema") if isinstance(found, dict) else "none"
+        ours = isinstance(found, dict) and "study" in found
+        layout = found.get("schema") if ours else "none"
         if layout == stage.layout:
             values[name] = found
         else:
