@@ -46,10 +46,8 @@ shift: $(READY) $(DEMO)  ## Compare the source with each target; fixes that see 
 finetune: $(READY) $(DEMO)  ## End-to-end and partial fine-tuning, for comparison [STUDY=study.toml]
 	$(BIN)/headrace finetune "$(STUDY)"
 
-report: $(READY)
-	@echo "make $@: this stage is not there yet"; exit 1
-
-report:  ## (not there yet) One HTML page of everything
+report: $(READY) $(DEMO)  ## One HTML page of everything that the stages found [STUDY=study.toml]
+	$(BIN)/headrace report "$(STUDY)"
 
 test: $(READY)  ## The tests that CI runs
 	$(BIN)/python -m pytest

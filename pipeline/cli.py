@@ -13,6 +13,7 @@ from pipeline.cli_audit import audit_command
 from pipeline.cli_cache import cache_group
 from pipeline.cli_finetune import finetune_command
 from pipeline.cli_predict import predict_command
+from pipeline.cli_report import report_command
 from pipeline.cli_shared import (
     command,
     draws_figures,
@@ -216,6 +217,7 @@ main.add_command(audit_command)
 main.add_command(cache_group)
 main.add_command(predict_command)
 main.add_command(finetune_command)
+main.add_command(report_command)
 
 if __name__ == "__main__":
     main()

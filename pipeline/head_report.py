@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cache import disk
@@ -151,8 +152,7 @@ def to_json(report: CompareReport) -> dict[str, Any]:
         "best_by_validation": {name: table.best for name, table in report.tables.items()},
         "rows": [asdict(row) for row in report.rows],
     }
-    kinds = [f.name for f in fields(Table) if f.name not in ("rows", "best")]
-    for kind in kinds:
+    for kind in _KINDS:
         values[kind] = [
             {"backbone": name, **asdict(one)}
             for name, table in report.tables.items()
@@ -162,6 +162,52 @@ def to_json(report: CompareReport) -> dict[str, Any]:
     values["unsaved"] = list(report.unsaved)
     found: dict[str, Any] = plain(values)
     return found
+
+
+#: What the lists of ``heads.json`` are made of, ``rows`` apart: they name their backbone.
+_KINDS: Mapping[str, Any] = MappingProxyType(
+    {
+        "pairs": Pair,
+        "best_sets": BestSet,
+        "seed_spread": SeedSpread,
+        "confusion": Confusion,
+        "details": HeadDetail,
+        "honest": Honest,
+        "procedures": Procedure,
+    }
+)
+
+
+def from_json(values: Mapping[str, Any]) -> CompareReport:
+    """The report that :func:`to_json` turned into these values.
+
+    Raises:
+        KeyError: A list is missing.
+        TypeError: An entry has other fields than ours.
+    """
+
+    def table(backbone: str) -> Table:
+        parts = {
+            kind: tuple(
+                make(**{name: v for name, v in one.items() if name != "backbone"})
+                for one in values[kind]
+                if one["backbone"] == backbone
+            )
+            for kind, make in _KINDS.items()
+        }
+        rows = tuple(Row(**row) for row in values["rows"] if row["backbone"] == backbone)
+        return Table(rows=rows, best=values["best_by_validation"][backbone], **parts)
+
+    return CompareReport(
+        study=values["study"],
+        classes=tuple(values["classes"]),
+        baseline=values["baseline"],
+        seeds=tuple(values["seeds"]),
+        tables={name: table(name) for name in values["best_by_validation"]},
+        failures=tuple(Failure(**one) for one in values["failures"]),
+        unsaved=tuple(values["unsaved"]),
+        schema=values["schema"],
+    )
 
 
 def write_report(folder: Path, report: CompareReport) -> None:

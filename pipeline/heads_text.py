@@ -6,6 +6,7 @@ here" and "which kind of head is better for data like this" have different answe
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.table import Table as RichTable
 
@@ -23,19 +24,36 @@ _WORDS = ("better", "worse", "equivalent", "inconclusive")
 _FIRM = 50
 
 
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A table, or lines that need none, under the question that it answers.
+
+    Attributes:
+        question: Empty where the question of the section before goes on.
+        lines: Before the table; the first is its title.
+        grid: None where the lines say all.
+        after: Sentences after the table.
+    """
+
+    question: str = ""
+    lines: tuple[str, ...]
+    grid: RichTable | None = None
+    after: tuple[str, ...] = ()
+
+
 def heads_text(report: CompareReport) -> str:
     """All tables of a comparison, backbone by backbone."""
-    parts = [
-        part for name, table in report.tables.items() for part in _backbone(report, name, table)
-    ]
+    parts = []
+    for name, table in report.tables.items():
+        positive = f"; positive class: {legible(report.positive)}" if report.positive else ""
+        title = f"{report.study} on {name}; classes: {', '.join(map(legible, report.classes))}"
+        parts += [f"{title}{positive}", *map(_text, sections(report, table))]
     failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
     return "\n\n".join([*parts, *(["\n".join(failures)] if failures else [])])
 
 
-def _backbone(report: CompareReport, name: str, table: Table) -> Iterator[str]:
-    positive = f"; positive class: {legible(report.positive)}" if report.positive else ""
-    title = f"{report.study} on {name}; classes: {', '.join(map(legible, report.classes))}"
-    yield f"{title}{positive}"
+def sections(report: CompareReport, table: Table) -> Iterator[Section]:
+    """All that is said of one backbone, in the order of the questions."""
     yield _question_of_trained(report, table)
     places = list(dict.fromkeys((r.domain, r.role) for r in table.rows if r.role != FIT))
     for domain, role in places:
@@ -45,7 +63,21 @@ def _backbone(report: CompareReport, name: str, table: Table) -> Iterator[str]:
     yield from _of_the_best(table)
 
 
-def _question_of_trained(report: CompareReport, table: Table) -> str:
+def _text(section: Section) -> str:
+    first = f"{section.question.upper()} {section.lines[0]}".strip()
+    found = [
+        line
+        for text in (first, *section.lines[1:])
+        for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    ]
+    if section.grid is not None:
+        found.append(render(section.grid).strip("\n"))
+    for text in section.after:
+        found += textwrap.wrap(text, WIDTH, initial_indent=" ", subsequent_indent="   ")
+    return "\n".join(found)
+
+
+def _question_of_trained(report: CompareReport, table: Table) -> Section:
     if report.baseline in {row.head.removesuffix(ENSEMBLE) for row in table.rows}:
         against = (
             f"points: accuracy against the baseline {report.baseline}; p: after Holm; "
@@ -54,16 +86,16 @@ def _question_of_trained(report: CompareReport, table: Table) -> str:
     else:
         against = f"the baseline {report.baseline} is not among the heads that were fitted"
     lines = [
-        "WHICH TRAINED HEAD IS BETTER ON THESE IMAGES? The same images for all, 95 % intervals",
+        "The same images for all, 95 % intervals",
         against,
         "~ cannot be told from the best of its table (model confidence set, 90 %)",
     ]
     if table.best:
-        lines.append(f"* best by validation: {_name(table.best)}")
-    return "\n".join(lines)
+        lines.append(f"* best by validation: {head_name(table.best)}")
+    return Section(question="Which trained head is better on these images?", lines=tuple(lines))
 
 
-def _place(table: Table, domain: str, role: str) -> str:
+def _place(table: Table, domain: str, role: str) -> Section:
     """The heads of one domain, the most accurate first."""
     rows = {
         (r.head, r.metric): r for r in reversed(table.rows) if (r.domain, r.role) == (domain, role)
@@ -83,7 +115,7 @@ def _place(table: Table, domain: str, role: str) -> str:
     for head in heads:
         marks = ("*" if head == table.best else "") + ("~" if head in best else "")
         grid.add_row(
-            f"{_name(head)} {marks}".rstrip(),
+            f"{head_name(head)} {marks}".rstrip(),
             _with_interval(rows.get((head, "accuracy"))),
             _with_interval(rows.get((head, "auroc"))),
             *_against(against.get(head)),
@@ -91,32 +123,36 @@ def _place(table: Table, domain: str, role: str) -> str:
         )
     one = rows[heads[0], "accuracy"]
     where = "validation" if domain == SOURCE else domain
-    lines = [_titled(f"{where}: {one.n} images of {one.groups} patients", grid)]
     here = [p for p in table.pairs if (p.domain, p.role) == (domain, role)]
-    lines += _verdicts("AUROC", [p for p in here if _is(p, "auroc", BASELINE)], "")
-    lines += _verdicts("accuracy", [p for p in here if _is(p, "accuracy", BEST)], " *")
-    return "\n".join(lines)
+    by_auroc = verdicts("AUROC", [p for p in here if _is(p, "auroc", BASELINE)])
+    against_best = verdicts("accuracy", [p for p in here if _is(p, "accuracy", BEST)], " *")
+    return Section(
+        lines=(f"{where}: {one.n} images of {one.groups} patients",),
+        grid=grid,
+        after=tuple(line for line in (by_auroc, against_best) if line),
+    )
 
 
 def _is(pair: Pair, metric: str, reference: str) -> bool:
     return (pair.metric, pair.reference) == (metric, reference)
 
 
-def _verdicts(what: str, pairs: Sequence[Pair], mark: str) -> list[str]:
-    """Who is better, worse, equivalent or inconclusive against one head, in a sentence."""
+def verdicts(what: str, pairs: Sequence[Pair], mark: str = "") -> str:
+    """Who is better, worse, equivalent or inconclusive against one head; empty without pairs.
+
+    Args:
+        what: They are compared by.
+        pairs: All against the same head.
+        mark: Stands after that head's name.
+    """
     if not pairs:
-        return []
+        return ""
     words: dict[str, list[str]] = {}
     for pair in pairs:
-        words.setdefault(pair.verdict, []).append(_name(pair.head))
+        words.setdefault(pair.verdict, []).append(head_name(pair.head))
     order = [word for word in _WORDS if word in words]
     told = "; ".join(f"{word}: {', '.join(words[word])}" for word in order)
-    text = f"{what} against {_name(pairs[0].baseline)}{mark}: {told}"
-    return textwrap.wrap(text, WIDTH, initial_indent=" ", subsequent_indent="   ")
-
-
-def _titled(title: str, grid: RichTable) -> str:
-    return title + "\n" + render(grid).strip("\n")
+    return f"{what} against {head_name(pairs[0].baseline)}{mark}: {told}"
 
 
 def _final(heads: Sequence[str]) -> list[str]:
@@ -124,17 +160,21 @@ def _final(heads: Sequence[str]) -> list[str]:
     return list({head.removesuffix(ENSEMBLE): head for head in heads}.values())
 
 
-def _name(head: str) -> str:
+def head_name(head: str) -> str:
+    """Of a head as tables call it."""
     kind = head.removesuffix(ENSEMBLE)
     return kind if kind == head else f"{kind} ensemble"
 
 
 def _with_interval(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    if row.low is None or row.high is None:
-        return f"{row.value:.3f}"
-    return f"{row.value:.3f} {_bounds(row.low, row.high)}"
+    return "-" if row is None else with_interval(row.value, row.low, row.high)
+
+
+def with_interval(value: float, low: float | None, high: float | None) -> str:
+    """A share with its bounds, where it has them."""
+    if low is None or high is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} {_bounds(low, high)}"
 
 
 def _bounds(low: float, high: float) -> str:
@@ -150,8 +190,12 @@ def _short(share: float) -> str:
 def _against(pair: Pair | None) -> tuple[str, str, str]:
     if pair is None:
         return "", "", ""
-    points = f"{100 * pair.difference:+.1f} [{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
-    return points, p_text(pair.p_holm), pair.verdict
+    return points_text(pair.difference, pair.low, pair.high), p_text(pair.p_holm), pair.verdict
+
+
+def points_text(difference: float, low: float, high: float) -> str:
+    """A difference of shares in points, with its interval."""
+    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def p_text(p: float) -> str:
@@ -159,7 +203,7 @@ def p_text(p: float) -> str:
     return "<.001" if p < 0.001 else f"{p:.3f}"  # noqa: PLR2004
 
 
-def _of_seeds(table: Table, places: Sequence[tuple[str, str]]) -> Iterator[str]:
+def _of_seeds(table: Table, places: Sequence[tuple[str, str]]) -> Iterator[Section]:
     """How far trainings of one kind of head lie apart."""
     rows = [s for s in table.seed_spread if s.metric == "accuracy"]
     if not rows:
@@ -169,11 +213,11 @@ def _of_seeds(table: Table, places: Sequence[tuple[str, str]]) -> Iterator[str]:
         wins = "" if s.wins is None else f"{s.wins:.2f} [{s.wins_low:.2f}, {s.wins_high:.2f}]"
         where = "validation" if s.domain == SOURCE else s.domain
         grid.add_row(s.head, where, f"{s.mean:.3f} {_bounds(s.low, s.high)}", f"{s.sd:.3f}", wins)
-    title = f"HOW MUCH DOES THE SEED MATTER? Accuracy over {rows[0].seeds} trainings"
-    yield _titled(f"{title}, intervals over seeds and patients", grid)
+    title = f"Accuracy over {rows[0].seeds} trainings, intervals over seeds and patients"
+    yield Section(question="How much does the seed matter?", lines=(title,), grid=grid)
 
 
-def _of_procedures(table: Table) -> Iterator[str]:
+def _of_procedures(table: Table) -> Iterator[Section]:
     rows = [p for p in table.procedures if p.metric == "accuracy"]
     if not rows:
         return
@@ -182,23 +226,29 @@ def _of_procedures(table: Table) -> Iterator[str]:
         chances = (f"{one:.2f}" for one in (p.worse, p.equal, p.better))
         grid.add_row(p.head, f"{100 * p.difference:+.1f}", *chances, p_text(p.p_holm))
     few = "" if rows[0].splits >= _FIRM else "; --repeats 10 makes it firmer"
-    title = (
-        "WHICH KIND OF HEAD IS BETTER FOR DATA LIKE THIS? Trained again on each of "
-        f"{rows[0].splits} folds of the fit split\n"
+    legend = (
         f"points: accuracy against {rows[0].baseline}; equal: within {100 * rows[0].rope:.0f} "
         f"point; p: Nadeau and Bengio's, after Holm{few}"
     )
-    yield _titled(title, grid)
+    yield Section(
+        question="Which kind of head is better for data like this?",
+        lines=(f"Trained again on each of {rows[0].splits} folds of the fit split", legend),
+        grid=grid,
+    )
 
 
-def _of_the_best(table: Table) -> Iterator[str]:
-    if not table.honest:
-        return
-    lines = ["WHAT IS THE BEST OF THEM WORTH ON NEW PATIENTS? Out of fold on the fit split, BBC-CV"]
-    for h in table.honest:
-        text = (
-            f"{_METRICS[h.metric]}: honestly {h.honest:.3f} {_bounds(h.low, h.high)}; {h.head} "
-            f"looks best of {h.among} with {h.apparent:.3f}, optimism {h.optimism:+.4f}"
+def _of_the_best(table: Table) -> Iterator[Section]:
+    if table.honest:
+        yield Section(
+            question="What is the best of them worth on new patients?",
+            lines=("Out of fold on the fit split, BBC-CV", *honest_lines(table)),
         )
-        lines += textwrap.wrap(text, WIDTH - 2, subsequent_indent="  ")
-    yield "\n".join(lines)
+
+
+def honest_lines(table: Table) -> list[str]:
+    """What the best of the heads is worth where it was not chosen, a line for each metric."""
+    return [
+        f"{_METRICS[h.metric]}: honestly {h.honest:.3f} {_bounds(h.low, h.high)}; {h.head} "
+        f"looks best of {h.among} with {h.apparent:.3f}, optimism {h.optimism:+.4f}"
+        for h in table.honest
+    ]

@@ -63,7 +63,8 @@ def test_an_existing_store_needs_no_torch(study_file):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["cache"], ["features"], ["heads"], ["audit"], ["cache", "export"]]
+    "command",
+    [[], ["cache"], ["features"], ["heads"], ["audit"], ["report"], ["cache", "export"]],
 )
 def test_every_help_text_has_an_example_or_a_list(command):
     """A user sees how a command is called."""

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from cache import disk
 from pipeline.figures.style import NothingToDrawError, image_bytes, styled
+from pipeline.names import as_file_name
 
 _LOG = logging.getLogger(__name__)
 KINDS = ("png", "svg")
@@ -36,7 +37,7 @@ def draw_album(
     disk.make_dir(folder)
     written: list[Path] = []
     for name, make in figures.items():
-        paths = {kind: folder / f"{name}-{_as_file_name(suffix)}.{kind}" for kind in KINDS}
+        paths = {kind: folder / f"{name}-{as_file_name(suffix)}.{kind}" for kind in KINDS}
         images = _images(name, make, data, suffix)
         if images is None:
             # A figure of an earlier run would be taken for one of these numbers.
@@ -61,7 +62,3 @@ def _images(
         what = type(error).__name__
         _LOG.warning("figure %s of %s could not be drawn: %s: %s", name, suffix, what, error)
     return None
-
-
-def _as_file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "._+-" else "_" for c in text)

@@ -120,7 +120,8 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
         "tuned": _tuned_rows,
     }
 )
-_TITLES: Mapping[str, str] = MappingProxyType(
+#: Of the tables, for people.
+TITLES: Mapping[str, str] = MappingProxyType(
     {
         "ng": "Errors by role, and the steps between them",
         "detect": "Tests of a difference, with their controls",
@@ -190,7 +191,7 @@ def _chapter(target: Record) -> list[str]:
         *(f"- {caveat}" for caveat in target["caveats"]),
     ]
     for name, rows in TABLES.items():
-        lines += ["", f"### {_TITLES[name]}", "", *_markdown(list(rows(target)))]
+        lines += ["", f"### {TITLES[name]}", "", *_markdown(list(rows(target)))]
         if name == "ng":
             lines += ["", *(f"- {s}: not identifiable, {why}" for s, why in _unknown(target))]
         if name == "forecast":

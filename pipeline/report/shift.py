@@ -1,0 +1,181 @@
+"""The chapter of the shift stage: for each target the headline tables and the caveats."""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pipeline.heads_text import p_text, points_text
+from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of, listed
+from pipeline.report.figures import pictures
+from pipeline.report.findings import nameless
+from pipeline.report.records import Records
+from pipeline.shift.paper import TABLES, TITLES
+from pipeline.text_table import number
+
+Row = Mapping[str, Any]
+Cell = Callable[[Row], str]
+
+
+def _plain(name: str) -> Cell:
+    return lambda row: str(row[name])
+
+
+def _number(name: str) -> Cell:
+    return lambda row: number(row.get(name))
+
+
+def _p(name: str) -> Cell:
+    return lambda row: "-" if row.get(name) is None else p_text(row[name])
+
+
+def _word(name: str) -> Cell:
+    return lambda row: "yes" if row[name] else "no"
+
+
+def _percent(value: str, low: str, high: str) -> Cell:
+    """A share in per cent, with its interval."""
+
+    def cell(row: Row) -> str:
+        bounds = "" if row.get(low) is None else f" [{100 * row[low]:.1f}, {100 * row[high]:.1f}]"
+        known = row.get(value) is not None
+        return f"{100 * row[value]:.1f}{bounds}" if known else bounds.strip() or "-"
+
+    return cell
+
+
+def _every(_: Row) -> bool:
+    return True
+
+
+#: Tables of the stage that are shown: which rows of theirs, and which columns. The other
+#: tables and columns are in the CSV files.
+_SHOWN: Mapping[str, tuple[Callable[[Row], bool], Mapping[str, Cell]]] = MappingProxyType(
+    {
+        "ng": (
+            lambda row: row["kind"] in ("error", "gap"),
+            {
+                "error or step": lambda row: f"{row['kind']} {row['name']}",
+                "% of images, 95 % interval": _percent("estimate", "low", "high"),
+                "head refitted": _percent("", "retrain_low", "retrain_high"),
+            },
+        ),
+        "detect": (
+            lambda row: row["primary"],
+            {
+                "test": _plain("name"),
+                "statistic": _number("statistic"),
+                "p (Holm)": _p("p_holm"),
+                "p, halves of the source": _p("p_null_control"),
+                "p, planted shift": _p("p_positive_control"),
+            },
+        ),
+        "differences": (
+            _every,
+            {
+                "habit": _plain("name"),
+                "sd within classes": lambda row: (
+                    f"{row['effect']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
+                ),
+                "named": _word("named"),
+            },
+        ),
+        "calibration": (
+            _every,
+            {
+                "domain": _plain("domain"),
+                "Brier score": _number("brier"),
+                "of it miscalibration": _number("miscalibration"),
+                "ECE, debiased": _number("ece_debiased"),
+            },
+        ),
+        "operating": (
+            lambda row: row["rule"] == "youden",
+            {
+                "Youden's rule": lambda row: f"{row['way']} on the {row['domain']}",
+                "threshold": _number("threshold"),
+                "sensitivity, %": _percent("sensitivity", "sensitivity_low", "sensitivity_high"),
+                "specificity, %": _percent("specificity", "specificity_low", "specificity_high"),
+                "reliable": _word("reliable"),
+            },
+        ),
+        "fixes": (
+            lambda row: row["scored_on"] == "target",
+            {
+                "fix": _plain("name"),
+                "accuracy": _number("accuracy"),
+                "AUROC": _number("auroc"),
+                "points": lambda row: points_text(
+                    *(row[f"difference_{name}"] for name in ("estimate", "low", "high"))
+                ),
+                "p (Holm)": _p("p_holm"),
+                "sees target labels": _word("uses_target_labels"),
+            },
+        ),
+    }
+)
+_NAMES = (
+    "s_fit: source, fitted images; s_traindev: source, other patients; t_test: target; "
+    "t_oracle_cv: target, by a head trained on it. variance, mismatch, target_hardness and "
+    "transfer_gap are the steps between them."
+)
+
+
+def shift_chapter(records: Records) -> Chapter:
+    """All targets, then the figures of each backbone."""
+    values = records.values["shift"]
+    targets = values["targets"]
+    blocks: list[Block] = []
+    for target in targets:
+        blocks += _target(target)
+    blocks += _trained(values["trained"])
+    for backbone in dict.fromkeys(target["backbone"] for target in targets):
+        names = [t["target"] for t in targets if t["backbone"] == backbone]
+        fields = {"what": "heads", "where": listed(names)}
+        blocks += pictures(records.results, "shift", backbone, fields)
+    files = ", ".join(f"shift_{name}.csv" for name in TABLES)
+    blocks.append(Words(f"All tables in full: shift.md, {files}.", "note"))
+    return Chapter(name="shift", title="From one hospital to the next", blocks=tuple(blocks))
+
+
+def _target(target: Row) -> Iterator[Block]:
+    told = target["source_prediction"]["overall"]
+    yield Heading(f"{target['target']} ({target['backbone']})")
+    yield Words(f"The hospital can be told from the features with AUC {told:.2f}.")
+    for name, (wanted, columns) in _SHOWN.items():
+        rows = [row for row in TABLES[name](target) if wanted(row)]
+        if rows:
+            yield grid_of(f"{TITLES[name]}: {target['target']}", rows, columns)
+        if rows and name == "ng":
+            yield Words(_NAMES, "note")
+    unknown = tuple(
+        f"{s}: not identifiable, {why}" for s, why in target["not_identifiable"].items()
+    )
+    yield Heading("Caveats", 4)
+    yield Items((*unknown, *_caveats(target), target["forecast"]["warning"]))
+
+
+def _caveats(target: Row) -> Iterator[str]:
+    """As the record has them, without the files that leaks name."""
+    names = {one["found"]: nameless(one) for one in target["leak"]}
+    for caveat in target["caveats"]:
+        text = str(caveat)
+        for found, short in names.items():
+            text = text.replace(found, short)
+        yield text
+
+
+def _trained(rows: list[Row]) -> Iterator[Grid]:
+    if rows:
+        yield grid_of(
+            "The same loss of networks that were trained on these images",
+            [{**row, **row["total"]} for row in rows],
+            {
+                "method": _plain("method"),
+                "backbone": _plain("backbone"),
+                "target": _plain("target"),
+                "source": _number("source_accuracy"),
+                "on the target": _number("target_accuracy"),
+                "points lost": _percent("estimate", "low", "high"),
+            },
+            left=3,
+        )
