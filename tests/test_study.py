@@ -69,7 +69,7 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
     ("change", "sentence"),
     [
         (("name =", "nmae ="), r"unknown key 'nmae' in the study; allowed: backbone, classes"),
-        (("group =", "grop ="), r"unknown key 'grop' in \[source\]; allowed: group, path, valid"),
+        (("group =", "grop ="), r"unknown key 'grop' in \[source\]; allowed: attributes, group, path, v"),
         (('path = "b"', 'path = "c"'), r"\[target.far\] path: there is no folder .*/c"),
         (('path = "a"', ""), r"\[source\] has no path"),
         (("[source]", "[sauce]"), r"unknown key 'sauce'"),
