@@ -71,6 +71,10 @@ class NothingToDrawError(Exception):
     """The stage's files do not hold what this figure shows; the message says what."""
 
 
+class NotAskedForError(NothingToDrawError):
+    """The study does not ask for what this figure shows, so nobody misses it."""
+
+
 def styled(function: Callable[P, R]) -> Callable[P, R]:
     """Run with our settings, whatever the user's are, and give those back."""
 

@@ -52,7 +52,8 @@ from pipeline.shift.provenance import (
 from pipeline.shift.record import to_json
 from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
-from pipeline.shift.subgroups import Subgroups, Terms, subgroups, terms_of
+from pipeline.shift.subgroup_values import Subgroups
+from pipeline.shift.subgroups import Terms, subgroups, terms_of
 from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
 from pipeline.study import SOURCE, Study

@@ -4,6 +4,7 @@ Everything is made from the values of ``shift.json``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.names import legible
@@ -11,7 +12,15 @@ from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS
 from pipeline.text_table import new_table, number, render
 
 Record = Mapping[str, Any]
-WORDS = {"auroc": "AUROC"}
+#: Metrics in the order of columns, as they are printed.
+METRICS: Mapping[str, str] = MappingProxyType(
+    {
+        "accuracy": "accuracy",
+        "auroc": "AUROC",
+        "sensitivity": "sensitivity",
+        "specificity": "specificity",
+    }
+)
 
 
 def subgroup_rows(target: Record) -> Iterable[dict[str, Any]]:
@@ -69,15 +78,14 @@ def subgroup_chapter(target: Record) -> list[str]:
         else "With more than two classes there are accuracy and macro AUROC alone."
     )
     judged = sum(len(table["worst"]) for table in tables)
-    lines = [
-        "",
-        "### Subgroups",
-        "",
-        f"Intervals are 95 %, by patient; in tables of each group alone, in sentences of all groups "
-        f"at once, so that the worst may be picked. {at} Groups with fewer than {FEW_IMAGES} images "
-        f"or {FEW_PATIENTS} patients have no numbers. Each attribute and metric is judged by "
-        f"itself: of these {judged} judgements one in twenty may be wrong by chance.",
-    ]
+    how = (
+        "Intervals are 95 %, by patient: in a table those of each group alone, in a sentence those "
+        "that hold for all groups at once, so that the worst may be picked. "
+        f"{at} Groups with fewer than {FEW_IMAGES} images or {FEW_PATIENTS} patients have no "
+        "numbers. Each attribute and metric is judged by itself: of these "
+        f"{judged} judgements one in twenty may be wrong."
+    )
+    lines = ["", "### Subgroups", "", how]
     for table in tables:
         lines += ["", f"#### {legible(table['attribute'])}, {table['domain']}", ""]
         lines += _table(table)
@@ -86,16 +94,16 @@ def subgroup_chapter(target: Record) -> list[str]:
 
 
 def _table(table: Record) -> list[str]:
-    found = [name for group in table["groups"] for name in group["metrics"]]
-    metrics = list(dict.fromkeys(found))
-    shares = ["prevalence"] if any(group["prevalence"] for group in table["groups"]) else []
-    names = ["group", "images", "patients", *shares, *(WORDS.get(m, m) for m in metrics)]
+    groups = [group for group in table["groups"] if group["images"]]
+    metrics = [name for name in METRICS if any(name in group["metrics"] for group in groups)]
+    shares = ["prevalence"] if any(group["prevalence"] for group in groups) else []
+    names = ["group", "images", "patients", *shares, *(METRICS[name] for name in metrics)]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
-    for group in table["groups"]:
+    for group in groups:
         values = [group["prevalence"]] if shares else []
         values += [group["metrics"].get(name) for name in metrics]
         cells = [_cell(value) for value in values]
-        name = legible(group["name"]).replace("|", "\\|").replace("<", "&lt;")
+        name = _shown(group["name"])
         lines.append(f"| {name} | {group['images']} | {group['patients']} | {' | '.join(cells)} |")
     return lines if metrics else [*lines, "", "no group is large enough"]
 
@@ -112,15 +120,20 @@ def _sentences(table: Record) -> Iterable[str]:
         value = by_name[worst][metric]
         low, high = value["simultaneous"]
         yield (
-            f"{WORDS.get(metric, metric)}: worst in {legible(worst).replace('<', '&lt;')} with "
+            f"{METRICS[metric]}: worst in {_shown(worst)} with "
             f"{value['estimate']:.3f} ({low:.3f} to {high:.3f}); {_against(value['rest'])}"
         )
         if others := [
-            legible(name).replace("<", "&lt;")
+            _shown(name)
             for name, values in by_name.items()
             if name != worst and metric in values and (values[metric]["rest"] or {}).get("below")
         ]:
-            yield f"{WORDS.get(metric, metric)}: also below the rest: {', '.join(others)}"
+            yield f"{METRICS[metric]}: also below the rest: {', '.join(others)}"
+
+
+def _shown(name: str) -> str:
+    """A group's name as Markdown shows it plainly."""
+    return legible(name).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _against(rest: Record | None) -> str:
@@ -149,14 +162,15 @@ def subgroup_lines(target: Record) -> list[str]:
     )
     few = []
     for table in (one for one in tables if one["domain"] == domain):
-        few += [f"{table['attribute']} {g['name']}" for g in table["groups"] if g["few"]]
+        present = [group for group in table["groups"] if group["images"]]
+        few += [f"{table['attribute']} {group['name']}" for group in present if group["few"]]
         by_name = {group["name"]: group["metrics"] for group in table["groups"]}
         for metric, worst in table["worst"].items():
             value = by_name[worst][metric]
             once, rest = value["simultaneous"], value["rest"]
             shown.add_row(
                 legible(table["attribute"]),
-                WORDS.get(metric, metric),
+                METRICS[metric],
                 legible(worst),
                 str(value["n"]),
                 number(value["estimate"]),
