@@ -21,6 +21,7 @@ from pipeline.figures.style import (
     colour,
     grid,
     new_figure,
+    settle,
 )
 from pipeline.names import legible
 from pipeline.shift.subgroups_paper import METRICS
@@ -58,7 +59,7 @@ def subgroups(data: ShiftData) -> Figure:
         1,
         1 + len(metrics),
         sharey=True,
-        width_ratios=[0.09 + 0.19 * len(domains), *[1.0] * len(metrics)],
+        width_ratios=[0.3, *[1.0] * len(metrics)],
     )
     _counts(panels[0], rows, domains)
     panels[0].set_ylim(lines, 0)
@@ -78,20 +79,24 @@ def subgroups(data: ShiftData) -> Figure:
     ]
     figure.legend(
         handles=handles,
+        # The title of the figure: beside a legend outside, a suptitle has no room of its own.
+        title="Subgroups: the source's head in each of them",
+        title_fontproperties={"weight": "bold", "size": 9.5},
+        alignment="left",
         loc="outside upper left",
         ncols=len(domains),
         frameon=False,
         labelcolor="linecolor",
         fontsize=8,
+        borderpad=0.2,
     )
-    figure.suptitle("Subgroups: the source's head in each of them", x=0.01, ha="left")
     figure.supxlabel(
-        "95 % intervals by patient: thick, of the group alone; thin, of all groups of its attribute "
-        "at once\na number: points against all other images, where shown to be below these; no "
-        "mark: too few",
+        "95 % intervals by patient: thick, of the group alone; thin, of all groups of its "
+        "attribute at once\na number: points against all other images, where shown to be below "
+        "these; grey: too few images",
         fontsize=SMALL,
     )
-    return figure
+    return settle(figure)
 
 
 def _by_domain(data: ShiftData) -> dict[str, list[Table]]:
@@ -158,7 +163,8 @@ def _counts(axes: Axes, rows: Sequence[_Row], domains: Sequence[str]) -> None:
         side.set_visible(False)
     for row in rows:
         for i, domain in enumerate(domains):
-            if group := row.groups.get(domain):
+            group = row.groups.get(domain)
+            if group and group["images"]:
                 axes.text(
                     0.95,
                     row.top + i,
@@ -180,6 +186,9 @@ def _panel(axes: Axes, rows: Sequence[_Row], domains: Sequence[str], metric: str
             value = row.groups.get(domain, _NOTHING).get("metrics", _NOTHING).get(metric)
             if value:
                 _mark(axes, value, row.top + i, i)
+    # Room for the numbers that stand left of an interval.
+    low, high = axes.get_xlim()
+    axes.set_xlim(low - 0.22 * (high - low), high)
 
 
 def _mark(axes: Axes, value: Mapping[str, Any], height: float, series: int) -> None:

@@ -95,6 +95,20 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
+def settle(figure: Figure) -> Figure:
+    """Lay the figure out once, in places that are the same in every run.
+
+    The solver of the layout may end in other last bits each time, depending on where its
+    variables lie in memory; many panels make that likely, and an SVG shows it.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(float(x), 6) for x in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))
+    return figure
+
+
 @styled
 def image_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as ``png`` (200 dots an inch) or ``svg``; equal figures, equal bytes."""
