@@ -14,6 +14,7 @@ from pipeline.figures.shift_data import read_shift
 from pipeline.figures.style import styled
 from pipeline.shift import stage
 from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.shift.subgroups_paper import subgroup_lines
 from pipeline.shift.text import shift_text
 from pipeline.study import load_study
 from tests.figure_data import write_shift
@@ -106,6 +107,14 @@ def test_nothing_of_a_patient_is_written(study_file):
     written = [path.read_bytes() for path in study.results.iterdir() if path.is_file()]
     for secret in (b"p1003", b"20.0625", b"26.0625", b"here.csv"):
         assert not any(secret in content for content in written)
+
+
+def test_a_metric_without_enough_of_a_class_is_named():
+    """Nobody takes its silence for a good sign."""
+    group = {"name": "old", "images": 60, "patients": 60, "few": None, "prevalence": None}
+    group |= {"metrics": {}, "missing": {"auroc": "too few", "sensitivity": "too few"}}
+    table = {"domain": "target", "attribute": "age", "groups": [group], "worst": {}}
+    assert "too few to say: age old (AUROC, sensitivity)" in subgroup_lines({"subgroups": [table]})
 
 
 def the_target(study):

@@ -93,7 +93,7 @@ def subgroups(data: ShiftData) -> Figure:
     figure.supxlabel(
         "95 % intervals by patient: thick, of the group alone; thin, of all groups of its "
         "attribute at once\na number: points against all other images, where shown to be below "
-        "these; grey: too few images",
+        "these; grey or no mark: too few",
         fontsize=SMALL,
     )
     return settle(figure)

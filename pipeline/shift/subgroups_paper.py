@@ -163,7 +163,7 @@ def subgroup_lines(target: Record) -> list[str]:
     few = []
     for table in (one for one in tables if one["domain"] == domain):
         present = [group for group in table["groups"] if group["images"]]
-        few += [f"{table['attribute']} {group['name']}" for group in present if group["few"]]
+        few += [f"{legible(table['attribute'])} {one}" for one in map(_few, present) if one]
         by_name = {group["name"]: group["metrics"] for group in table["groups"]}
         for metric, worst in table["worst"].items():
             value = by_name[worst][metric]
@@ -182,6 +182,14 @@ def subgroup_lines(target: Record) -> list[str]:
     ]
     lines += [render(shown)] if shown.row_count else ["too few images in all groups but one"]
     return [*lines, *([f"too few to say: {', '.join(few)}"] if few else []), ""]
+
+
+def _few(group: Record) -> str:
+    """The group's name if it has no numbers, with metrics if it lacks some; else nothing."""
+    lacking = ", ".join(METRICS[name] for name in group["missing"])
+    if group["few"] or not lacking:
+        return legible(group["name"]) if group["few"] else ""
+    return f"{legible(group['name'])} ({lacking})"
 
 
 def _points(rest: Record) -> tuple[str, str, str]:
