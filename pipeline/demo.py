@@ -7,6 +7,7 @@ are phantoms: nothing in them says anything about patients.
 
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +35,8 @@ _PARTIAL = "study.toml.partial"
 _TITLE = "# Generated chest radiographs of two hospitals; written by `headrace demo`."
 #: What a demo may have written: anything else in the folder is somebody's own.
 _OWN = re.compile(
-    rf"study\.toml(\.partial)?|({'|'.join(SITES)})(/({'|'.join(CLASSES)})(/patient\d+_\d+\.png)?)?"
+    rf"study\.toml(\.partial)?|({'|'.join(SITES)})\.csv|"
+    rf"({'|'.join(SITES)})(/({'|'.join(CLASSES)})(/patient\d+_\d+\.png)?)?"
 )
 
 SOURCE = Hospital()
@@ -130,7 +132,8 @@ def write_demo(
 
     Args:
         folder: Becomes ``hospital_a/{normal,pneumonia}/patient0001_1.png`` and so on
-            (8-bit grey), ``hospital_b/...`` and ``study.toml``. Made when missing.
+            (8-bit grey), ``hospital_a.csv`` (sex and age of its patients), ``hospital_b/...``
+            and ``study.toml``. Made when missing.
         spec: What to write. The same spec gives the same bytes.
         backbone: Name of the study's one backbone.
 
@@ -150,6 +153,8 @@ def write_demo(
         path.unlink(missing_ok=True)
     for site in SITES:
         _write_site(folder / site, spec, site)
+        attributes = _attributes_text(patient for patient, _ in cohort(spec, site))
+        (folder / f"{site}.csv").write_text(attributes, encoding="utf-8", newline="\n")
     return partial.replace(folder / STUDY)
 
 
@@ -185,6 +190,15 @@ def _write_site(folder: Path, spec: DemoSpec, site: str) -> None:
             Image.fromarray(image).save(path, compress_level=1)
 
 
+def _attributes_text(patients: Iterable[Patient]) -> str:
+    """Sex and age, drawn apart from all that is in the pictures: no group is worse in truth."""
+    lines = ["patient,sex,age"]
+    for patient in patients:
+        rng = patient.stream("attributes")
+        lines.append(f"{patient.name},{'FM'[rng.integers(2)]},{rng.integers(18, 91)}")
+    return "\n".join(lines) + "\n"
+
+
 def _study_text(spec: DemoSpec, backbone: str) -> str:
     group = r"group = '^(patient\d+)'"
     return f"""\
@@ -195,11 +209,17 @@ seed = {spec.seed}
 [source]
 path = "{SITES[0]}"
 {group}
+attributes = "{SITES[0]}.csv"
 validation = 0.2
 
 [target.{SITES[1]}]
 path = "{SITES[1]}"
 {group}
+attributes = "{SITES[1]}.csv"
+
+[subgroups]
+sex = true
+age = [40, 65]
 
 [backbone.{backbone}]
 """

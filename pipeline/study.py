@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.attributes import Attribute, attribute_settings
 from pipeline.backbones import check_backbone_name
 from pipeline.checked_tables import CheckedTables
 from pipeline.errors import StudyError, UnknownNameError
@@ -33,11 +34,14 @@ class Domain:
         path: Folder of class folders, or of ``.npy`` stacks.
         group: Regular expression for the patient id in a file's name; its first group,
             or else the whole match, is the id. None: every image is its own patient.
+        attributes: CSV file with attributes of images or patients; see
+            :mod:`pipeline.attributes`.
         name: How the domain is called in tables; the source is called ``source``.
     """
 
     path: Path
     group: str | None = None
+    attributes: Path | None = None
     name: str = SOURCE
 
 
@@ -100,6 +104,7 @@ class Study:
         store: Folder of the feature stores; see :func:`store_root`.
         human_error: Share of the source's images that a person gets wrong, 0 to 0.5, known
             from elsewhere; where Ng's table starts.
+        subgroups: Attributes by which stage 4 divides the images.
     """
 
     name: str
@@ -112,6 +117,7 @@ class Study:
     seed: int = 0
     store: Path | None = None
     human_error: float | None = None
+    subgroups: tuple[Attribute, ...] = ()
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -186,6 +192,7 @@ class _Reader(CheckedTables):
             "backbone",
             "head",
             "store",
+            "subgroups",
         )
     )
 
@@ -198,7 +205,7 @@ class _Reader(CheckedTables):
         if not 0 <= (optional["seed"] or 0) < _SEEDS:
             self.fail(f"seed = {optional['seed']}: allowed is 0 to {_SEEDS - 1}")
         optional["human_error"] = self._human_error(table)
-        return Study(
+        found = Study(
             name=self.name(table.get("name", self.file.stem), "name"),
             classes=self._classes(table.get("classes")),
             source=self._source(table),
@@ -207,8 +214,15 @@ class _Reader(CheckedTables):
             concatenations=self._concatenations(table),
             heads=self._heads(table),
             store=None if path is None else self.file.parent / path,
+            subgroups=attribute_settings(self, self.table(table, "subgroups")),
             **{k: v for k, v in optional.items() if v is not None},
         )
+        if found.subgroups and all(domain.attributes is None for domain in found.domains):
+            self.fail(
+                "[subgroups] needs attributes of the images: write attributes = "
+                '"patients.csv" below [source] or a target'
+            )
+        return found
 
     def _human_error(self, table: Mapping[str, Any]) -> float | None:
         error = self.typed(table, "human_error", (int, float), "the study")
@@ -223,7 +237,7 @@ class _Reader(CheckedTables):
         if "source" not in table:
             self.fail('it has no [source]; a study needs [source] with path = "FOLDER"')
         source = self.table(table, "source")
-        self.known(source, ("path", "group", "validation"), "[source]")
+        self.known(source, ("path", "group", "attributes", "validation"), "[source]")
         share = self.typed(source, "validation", (int, float), "[source]")
         settings = self._domain(source, "[source]")
         if share is None:
@@ -236,7 +250,7 @@ class _Reader(CheckedTables):
         where = f"[target.{name}]"
         if name == SOURCE:
             self.fail(f"{where}: the name {SOURCE!r} is taken by [source]; choose another")
-        self.known(table, ("path", "group"), where)
+        self.known(table, ("path", "group", "attributes"), where)
         return Domain(name=self.name(name, where), **self._domain(table, where))
 
     def _domain(self, table: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -246,7 +260,23 @@ class _Reader(CheckedTables):
         folder = self.file.parent / str(path)
         if not folder.is_dir():
             self.fail(f"{where} path: there is no folder {folder}")
-        return {"path": folder, "group": self._pattern(table, where)}
+        return {
+            "path": folder,
+            "group": self._pattern(table, where),
+            "attributes": self._attributes(table, where),
+        }
+
+    def _attributes(self, table: Mapping[str, Any], where: str) -> Path | None:
+        name = self.typed(table, "attributes", str, where)
+        if name is None:
+            return None
+        file = self.file.parent / str(name)
+        if not file.is_file():
+            self.fail(
+                f"{where} attributes: no file {file}; allowed is a CSV file whose first column is "
+                "path or patient"
+            )
+        return file
 
     def _pattern(self, table: Mapping[str, Any], where: str) -> str | None:
         pattern = self.typed(table, "group", str, where)

@@ -161,6 +161,7 @@ def _target(name, K, rng, *, ng):
             "low": 0.85,
             "high": 0.87,
         },
+        "subgroups": _subgroups(K, np.random.default_rng(2)),
         "map": {
             "x": rng.normal(0, 1, 40).round(3).tolist(),
             "y": rng.normal(0, 1, 40).round(3).tolist(),
@@ -255,3 +256,34 @@ def _model(method, number, places, rng):
 
 def _score(value):
     return {"value": value, "low": value - 0.04, "high": value + 0.03, "ci_method": "Wilson"}
+
+
+def _subgroups(K, rng):
+    """Two attributes in both domains; one group is too few, one is below the rest."""
+    metrics = ("accuracy", "auroc", "sensitivity", "specificity")[: 4 if K == 2 else 2]
+    return [
+        {
+            "domain": domain, "attribute": attribute, "threshold": 0.4 if K == 2 else None,
+            "groups": [
+                {
+                    "name": name, "images": 60 - 25 * k, "patients": 40 - 15 * k, "few": few,
+                    "prevalence": None,
+                    "metrics": {} if few else {m: _subgroup_value(rng, k) for m in metrics},
+                    "missing": {},
+                }
+                for k, (name, few) in enumerate((("$F$", None), ("M", None), ("unknown", "few")))
+            ],
+            "worst": dict.fromkeys(metrics, "M"),
+        }
+        for domain in ("source", "target")
+        for attribute in ("sex", "view")
+    ]  # fmt: skip
+
+
+def _subgroup_value(rng, k):
+    value = float(0.85 - 0.1 * k + 0.05 * rng.random())
+    rest = {"estimate": -0.1, "low": -0.18, "high": -0.02, "below": k == 1}
+    return {
+        "estimate": value, "low": value - 0.05, "high": value + 0.04, "n": 50,
+        "simultaneous": [value - 0.07, value + 0.05], "rest": rest,
+    }  # fmt: skip

@@ -10,7 +10,17 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.demo import SITES, SOURCE, DemoSpec, Hospital, cohort, render, write_demo
+from pipeline.attributes import read_attributes
+from pipeline.demo import (
+    SITES,
+    SOURCE,
+    DemoSpec,
+    Hospital,
+    _attributes_text,
+    cohort,
+    render,
+    write_demo,
+)
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.hospital import RANGES, Shot, expose
 from pipeline.phantom import CANVAS, CLASSES, REACH, Patient, chest
@@ -57,6 +67,22 @@ def test_study_file_is_one_that_headrace_reads(demo):
     assert [b.name for b in study.backbones] == ["efficientnet_lite0"]
 
 
+def test_sex_and_age_of_every_patient_are_known_and_say_nothing(tmp_path):
+    """Drawn apart from the pictures: as frequent among the ill as among the healthy."""
+    study = load_study(write_demo(tmp_path, SMALL))
+    assert [(one.name, one.edges) for one in study.subgroups] == [("sex", None), ("age", (40, 65))]
+    for domain, site in zip(study.domains, SITES, strict=True):
+        groups = read_attributes(domain.attributes, study.subgroups).groups
+        assert set(groups) == {patient.name for patient, _ in cohort(SMALL, site)}
+    many = [replace(PATIENT, name=f"patient{i:04}") for i in range(2000)]
+    rows = [line.split(",") for line in _attributes_text(many).splitlines()[1:]]
+    ages = np.array([int(age) for _, _, age in rows])
+    assert np.mean([sex == "F" for _, sex, _ in rows]) == pytest.approx(0.5, abs=0.04)
+    assert (ages.min(), ages.max()) == (18, 90)
+    sick = [replace(patient, label="pneumonia") for patient in many]
+    assert _attributes_text(sick) == _attributes_text(many)
+
+
 def test_backbone_of_the_study_is_an_argument(tmp_path):
     """The caller's backbone is the study's only one."""
     study = load_study(write_demo(tmp_path, SMALL, backbone="densenet121"))
@@ -89,7 +115,9 @@ def test_smaller_demo_leaves_nothing_of_a_larger_one(tmp_path):
     write_demo(tmp_path, replace(SMALL, n_source=3, n_target=2))
     assert Counter(p.parts[0] for p in files(tmp_path)) == {
         "hospital_a": 3,
+        "hospital_a.csv": 1,
         "hospital_b": 2,
+        "hospital_b.csv": 1,
         "study.toml": 1,
     }
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.attributes import Attribute
 from pipeline.errors import StudyError
 from pipeline.study import BackboneChoice, Domain, Source, load_study
 
@@ -49,6 +50,17 @@ def test_a_human_error_is_read_and_absent_otherwise(folder):
     assert load_study(file).human_error == 0.03
 
 
+def test_attributes_and_what_to_look_at_are_read(folder):
+    """``true`` makes groups of texts, numbers make bins, ``false`` looks at nothing."""
+    (folder / "a.csv").write_text("patient,sex\n")
+    text = GOOD.replace("[target", 'attributes = "a.csv"\n[target')
+    study = load_study(write(folder, text + "[subgroups]\nsex = true\nage = [18, 65.5]\nx = false"))
+    assert study.source.attributes == folder / "a.csv"
+    assert study.targets[0].attributes is None
+    assert study.subgroups == (Attribute(name="sex"), Attribute(name="age", edges=(18, 65.5)))
+    assert load_study(write(folder, text)).subgroups == ()
+
+
 def test_paths_are_relative_to_the_file_and_not_to_the_current_folder(folder, monkeypatch):
     """A study can be run from anywhere."""
     file = write(folder, GOOD + '\n[store]\npath = "elsewhere"\n')
@@ -69,7 +81,7 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
     ("change", "sentence"),
     [
         (("name =", "nmae ="), r"unknown key 'nmae' in the study; allowed: backbone, classes"),
-        (("group =", "grop ="), r"unknown key 'grop' in \[source\]; allowed: group, path, valid"),
+        (("group =", "grop ="), r"unknown key 'grop' in \[source\]; allowed: attributes, group"),
         (('path = "b"', 'path = "c"'), r"\[target.far\] path: there is no folder .*/c"),
         (('path = "a"', ""), r"\[source\] has no path"),
         (("[source]", "[sauce]"), r"unknown key 'sauce'"),
@@ -91,6 +103,14 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
         (("121]", "121]\nweights = 'no.pth'"), r"weights: no file .*no.pth; allowed: \"imagenet\""),
         (("121]", "121]\nresize = 'zoom'"), r"resize = 'zoom': allowed are stretch, crop"),
         (("121]", "121]\nprecision = 'fp8'"), r"precision = 'fp8': allowed are fp32, tf32, bf16"),
+        (("[target", "attributes = 3\n[target"), r"attributes = 3: allowed is text"),
+        (("[target", "attributes = 'x.csv'\n[target"), r"no file .*/x.csv; allowed is a CSV file"),
+        (("121]", "121]\n[subgroups]\nsex = true"), r"\[subgroups\] needs attributes of the im"),
+        (("121]", "121]\n[subgroups]\nsex = 'F'"), r"sex = 'F': allowed is true, .* or increasing"),
+        (("121]", "121]\n[subgroups]\nage = [4, 4]"), r"age = \[4, 4\]: allowed is true, for one"),
+        (("121]", "121]\n[subgroups]\nage = []"), r"age = \[\]: allowed is true"),
+        (("121]", "121]\n[subgroups]\nage = [nan]"), r"age = \[nan\]: allowed is true"),
+        (("121]", "121]\n[subgroups]\nage = [true]"), r"age = \[True\]: allowed is true"),
     ],
 )
 def test_a_mistake_is_refused_with_what_is_allowed(folder, change, sentence):

@@ -8,7 +8,7 @@ from typing import TypeVar
 from matplotlib.figure import Figure
 
 from cache import disk
-from pipeline.figures.style import NothingToDrawError, image_bytes, styled
+from pipeline.figures.style import NotAskedForError, NothingToDrawError, image_bytes, styled
 from pipeline.names import as_file_name
 
 _LOG = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ def _images(
     try:
         figure = styled(make)(data)
         return {kind: image_bytes(figure, kind) for kind in KINDS}
+    except NotAskedForError:
+        return None
     except NothingToDrawError as reason:
         _LOG.info("figure %s of %s is not drawn: %s", name, suffix, reason)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is told and costs one figure

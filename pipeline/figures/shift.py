@@ -11,6 +11,7 @@ from pipeline.figures.shift_data import ShiftData, read_shift
 from pipeline.figures.shift_gains import fixes, forecast
 from pipeline.figures.shift_losses import stacks, waterfall
 from pipeline.figures.shift_scores import densities, feature_map, nulls, reliability, roc
+from pipeline.figures.shift_subgroups import subgroups
 
 #: To add a figure of stage 4: a function of its data, and one line here.
 FIGURES: Mapping[str, Callable[[ShiftData], Figure]] = MappingProxyType(
@@ -24,6 +25,7 @@ FIGURES: Mapping[str, Callable[[ShiftData], Figure]] = MappingProxyType(
         "shift-roc": roc,
         "shift-forecast": forecast,
         "shift-fixes": fixes,
+        "shift-subgroups": subgroups,
     }
 )
 

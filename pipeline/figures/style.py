@@ -71,6 +71,10 @@ class NothingToDrawError(Exception):
     """The stage's files do not hold what this figure shows; the message says what."""
 
 
+class NotAskedForError(NothingToDrawError):
+    """The study does not ask for what this figure shows, so nobody misses it."""
+
+
 def styled(function: Callable[P, R]) -> Callable[P, R]:
     """Run with our settings, whatever the user's are, and give those back."""
 
@@ -88,6 +92,20 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     engine: Any = figure.get_layout_engine()
     engine.set(w_pad=0.06, h_pad=0.05, wspace=0.03, hspace=0.03)
+    return figure
+
+
+def settle(figure: Figure) -> Figure:
+    """Lay the figure out once, in places that are the same in every run.
+
+    The solver of the layout may end in other last bits each time, depending on where its
+    variables lie in memory; many panels make that likely, and an SVG shows it.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(float(x), 6) for x in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))
     return figure
 
 

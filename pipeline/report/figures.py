@@ -103,6 +103,10 @@ FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Points of accuracy that each fix gains on {where}, with 95 % intervals",
             "Shaded: fixes that use labels of the target.",
         ),
+        "shift-subgroups": (
+            "How well the head does in each subgroup of the source and of {where}",
+            "The intervals hold for all groups of an attribute at once.",
+        ),
     }
 )
 

@@ -9,7 +9,7 @@ from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, 
 from pipeline.report.figures import pictures
 from pipeline.report.findings import nameless
 from pipeline.report.records import Records
-from pipeline.shift.paper import TABLES, TITLES
+from pipeline.shift.paper import OPTIONAL, TABLES, TITLES
 from pipeline.text_table import number
 
 Row = Mapping[str, Any]
@@ -132,7 +132,8 @@ def shift_chapter(records: Records) -> Chapter:
         names = [t["target"] for t in targets if t["backbone"] == backbone]
         fields = {"what": "heads", "where": listed(names)}
         blocks += pictures(records.results, "shift", backbone, fields)
-    files = ", ".join(f"shift_{name}.csv" for name in TABLES)
+    asked = [name for name, rows in OPTIONAL.items() if any(list(rows(t)) for t in targets)]
+    files = ", ".join(f"shift_{name}.csv" for name in (*TABLES, *asked))
     blocks.append(Words(f"All tables in full: shift.md, {files}.", "note"))
     return Chapter(name="shift", title="From one hospital to the next", blocks=tuple(blocks))
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.names import legible
+from pipeline.shift.subgroups_paper import subgroup_chapter, subgroup_rows
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]
@@ -120,6 +121,10 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
         "tuned": _tuned_rows,
     }
 )
+#: Tables that are there only where the study asks for them.
+OPTIONAL: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
+    {"subgroups": subgroup_rows}
+)
 #: Of the tables, for people.
 TITLES: Mapping[str, str] = MappingProxyType(
     {
@@ -144,18 +149,18 @@ def tables(record: Record) -> dict[str, bytes]:
     Returns:
         File contents, UTF-8, by the end of the file's name.
     """
-    return {
-        name: _csv(
+    found = {
+        name: [
             {"backbone": t["backbone"], "target": t["target"], **row}
             for t in record["targets"]
             for row in rows(t)
-        )
-        for name, rows in TABLES.items()
+        ]
+        for name, rows in {**TABLES, **OPTIONAL}.items()
     }
+    return {name: _csv(rows) for name, rows in found.items() if rows or name in TABLES}
 
 
-def _csv(rows: Iterable[Row]) -> bytes:
-    kept = list(rows)
+def _csv(kept: list[Row]) -> bytes:
     columns = list(dict.fromkeys(name for row in kept for name in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -196,6 +201,8 @@ def _chapter(target: Record) -> list[str]:
             lines += ["", *(f"- {s}: not identifiable, {why}" for s, why in _unknown(target))]
         if name == "forecast":
             lines += ["", target["forecast"]["warning"]]
+        if name == "operating":
+            lines += subgroup_chapter(target)
     return lines
 
 

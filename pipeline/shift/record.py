@@ -39,6 +39,13 @@ for each backbone and target:
 - ``fixes_tuned``: ``validator`` and ``rows``: fixes at the values that it ``chosen`` without
   labels for each half of the target, against the same baseline; ``oracle`` and
   ``oracle_accuracy`` are what the labels would have chosen, ``regret`` the difference.
+- ``subgroups``, only where the study asks for them: one entry for each ``domain`` (``source``,
+  out of fold, and ``target``) and ``attribute``; ``threshold`` (Youden's, of the source);
+  ``groups``: ``name``, ``images``, ``patients``, ``few`` (why there are no numbers),
+  ``prevalence``, ``metrics`` (``estimate`` of ``n`` images, ``low`` and ``high`` of this group
+  alone, ``simultaneous`` interval over the groups, ``rest``: difference to all other images
+  with its simultaneous interval, ``below`` where that lies below 0), ``missing`` (metric to
+  reason); ``worst``: metric to group. ``unknown`` are images without a row or a value.
 - ``plan_hash``, ``lookups_of_target_labels``, ``verdict``, ``notes``, ``map``, ``seconds``.
 
 ``trained``: one entry for each fine-tuned network and target, by its kept probabilities,
@@ -117,6 +124,7 @@ def _target_json(t: "TargetReport") -> dict[str, Any]:
         "verdict": plain(t.story.verdict),
         "map": plain(t.map),
         "differences": {"said": said(t.differences), "rows": plain(t.differences or ())},
+        **({"subgroups": plain(t.subgroups)} if t.subgroups else {}),
         "seconds": t.seconds,
     }
 

@@ -8,6 +8,7 @@ be said of it. Nothing here reads an image.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.appearance import APPEARANCE
 from pipeline.errors import StudyError
 from pipeline.facts_index import known_facts
 from pipeline.finding import Finding, refuse_leaks
+from pipeline.groupings import Grouping, groupings
 from pipeline.heads.side_by_side import side_by_side
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.json_values import plain
@@ -50,6 +52,8 @@ from pipeline.shift.provenance import (
 from pipeline.shift.record import to_json
 from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
+from pipeline.shift.subgroup_values import Subgroups
+from pipeline.shift.subgroups import Terms, subgroups, terms_of
 from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
 from pipeline.study import SOURCE, Study
@@ -93,6 +97,7 @@ class TargetReport:
         map: Both domains in two dimensions.
         differences: Habits of the hospitals; None where no audit has measured the pictures.
         level: Of the tests.
+        subgroups: Of the source, then of the target; empty unless the study asks for them.
         provenance: Roles, seeds, inputs, leaks and caveats.
     """
 
@@ -109,6 +114,7 @@ class TargetReport:
     map: FeatureMap
     differences: tuple[Difference, ...] | None
     level: float
+    subgroups: tuple[Subgroups, ...]
     provenance: Provenance
     seconds: float
 
@@ -168,6 +174,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     }
     for name, content in files.items():
         disk.publish(study.results / name, content)
+    # A table of an earlier run would be taken for one of these numbers.
+    stale = {f"shift_{name}.csv" for name in paper.OPTIONAL} - set(files)
+    disk.remove(study.results, [name for name in stale if (study.results / name).exists()])
     return report
 
 
@@ -191,13 +200,19 @@ class Known:
     control: Leaderboard | None
     human: float | None
     leak: tuple[Finding, ...]
+    groupings: Mapping[str, tuple[Grouping, ...]]
+    terms: Terms
+    subgroups: tuple[Subgroups, ...]
 
 
 def _known(
     joined: JoinedFeatures, options: ShiftOptions, study: Study, leak: tuple[Finding, ...]
 ) -> Known:
     """The head, and what it is when fitted to other patients, serve every target."""
+    divided = groupings(study, joined.samples)  # first: it may refuse a file of the user's
     source = _source(joined)
+    here = _scored(source)
+    terms = terms_of(here, joined.samples.classes, options.seed)
     plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
     return Known(
         source=source,
@@ -206,6 +221,18 @@ def _known(
         control=fixes_on_source(source, plan, options.seed),
         human=study.human_error,
         leak=leak,
+        groupings=divided,
+        terms=terms,
+        subgroups=subgroups(SOURCE, here, divided.get(SOURCE, ()), terms),
+    )
+
+
+def _scored(source: SourceRows) -> Cohort:
+    return Cohort(
+        features=source.features,
+        probabilities=source.out_of_fold,
+        groups=source.groups,
+        labels=source.labels,
     )
 
 
@@ -220,12 +247,7 @@ def _target(
     sealed = SealedLabels(joined.samples.label[rows], plan.digest())
     target = Target(features=X, groups=group)
     settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
-    here = Cohort(
-        features=source.features,
-        probabilities=source.out_of_fold,
-        groups=source.groups,
-        labels=source.labels,
-    )
+    here = _scored(source)
     there = Cohort(features=X, probabilities=_head_proba(source, X), groups=group)
     detection = detect_with_controls(
         here,
@@ -262,6 +284,10 @@ def _target(
         map=feature_map(source, opened),
         differences=_differences(joined, name, facts, options.seed),
         level=settings.plan.alpha,
+        subgroups=(
+            *known.subgroups,
+            *subgroups("target", opened, known.groupings.get(name, ()), known.terms),
+        ),
         provenance=Provenance(
             roles=roles_of(here, opened),
             seeds={

@@ -3,11 +3,13 @@
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from pipeline.json_values import plain
 from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.leaderboard import Row as LeaderboardRow
 from pipeline.shift.soundness import Carried, Soundness
 from pipeline.shift.stage import ShiftReport, TargetReport
+from pipeline.shift.subgroups_paper import subgroup_lines
 from pipeline.shift.tuning import TunedRow
 from pipeline.text_table import WIDTH, new_table, number, render
 
@@ -36,6 +38,7 @@ def _target_text(target: TargetReport) -> str:
         *(f"{step}: not identifiable, {why}" for step, why in _unknown(target)),
         "",
         *operating_lines(target.story.soundness),
+        *subgroup_lines({"subgroups": plain(target.subgroups)}),
         "fixes that see no label of the target, adapted on one half and scored on the other",
         _fixes_table(target.fixes.rows),
         "",

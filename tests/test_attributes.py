@@ -1,0 +1,182 @@
+"""Attributes of patients: what a CSV file may say, how it is refused, whose group is whose."""
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.attributes import UNKNOWN, Attribute, read_attributes
+from pipeline.errors import StudyError
+from pipeline.groupings import MOST_GROUPS, groupings
+from pipeline.samples import load_samples
+from pipeline.study import load_study
+from tests.tiny import install_tiny_backbone, write_tiny_study
+
+SEX = Attribute(name="sex")
+AGE = Attribute(name="age", edges=(18.0, 40.0, 65.5))
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("17.9", "< 18"),
+        ("18", "18 to < 40"),
+        ("39.99", "18 to < 40"),
+        ("40", "40 to < 65.5"),
+        ("65.5", "65.5 or more"),
+        ("1e3", "65.5 or more"),
+        ("-1", "< 18"),
+        ("", UNKNOWN),
+        ("  ", UNKNOWN),
+    ],
+)
+def test_a_number_falls_into_its_bin(tmp_path, value, name):
+    """An edge belongs to the bin above it; an empty cell is unknown."""
+    (tmp_path / "a.csv").write_text(f"patient,age\np1,{value}\n")
+    assert read_attributes(tmp_path / "a.csv", [AGE]).groups == {"p1": (name,)}
+    assert name in {*AGE.bins(), UNKNOWN}
+
+
+def test_one_edge_makes_two_bins():
+    """Below it, and from it on."""
+    assert Attribute(name="age", edges=(18.0,)).bins() == ("< 18", "18 or more")
+
+
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_what_spreadsheets_write_is_read(tmp_path, line):
+    """A byte order mark, CRLF, quotes, outer spaces, blank lines, columns of no interest."""
+    text = line.join(
+        ["\ufeffpath, sex ,note", '"a/x, 1.png", F ,"two\nlines"', "", "a/y.png,NA,", ",,", "b,F,"]
+    )
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    read = read_attributes(tmp_path / "a.csv", [SEX])
+    assert read.key == "path"
+    # NA is a text like others: nobody says that it means nothing.
+    assert read.groups == {"a/x, 1.png": ("F",), "a/y.png": ("NA",), "b": ("F",)}
+
+
+def test_a_row_may_stand_twice_if_it_says_the_same(tmp_path):
+    """A patient has a line for each visit; what nobody asks for may differ."""
+    (tmp_path / "a.csv").write_text("patient,visit,sex\np1,1,F\np1,2,F\n")
+    assert read_attributes(tmp_path / "a.csv", [SEX]).groups == {"p1": ("F",)}
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", r"line 1: the columns are nothing; allowed as the first is path or patient"),
+        (b"id,sex\np1,F", r"line 1: the columns are id, sex; allowed as the first is path or pat"),
+        (b"patient;sex\np1;F", r"the columns are patient;sex; .* separated by commas"),
+        (b"sex,patient\nF,p1", r"allowed as the first is path or patient"),
+        (b"patient,age\np1,3", r"no column 'sex' for \[subgroups\]; the columns are patient, age"),
+        (b"patient,sex,age,sex\n", r"two columns are called 'sex': rename one"),
+        (b"patient,sex,age\np1,F\n", r"line 2: 2 cells, but the header has 3"),
+        (b"patient,sex,age\n,F,3\n", r"line 2: the patient is empty: give it, or remove"),
+        (b"patient,sex,age\np1,F,old\n", r"line 2: age is 'old', .* allowed are numbers, and an"),
+        (b"patient,sex,age\np1,F,NA\n", r"line 2: age is 'NA', but \[subgroups\] age has bins"),
+        (b"patient,sex,age\np1,F,inf\n", r"line 2: age is 'inf'"),
+        (b"patient,sex,age\np1,F,nan\n", r"line 2: age is 'nan'"),
+        (
+            b"patient,sex,age\np1,F,3\n\np1,M,3\n",
+            r"line 4: the same patient as in line 2 with another sex: keep one, or give a row f",
+        ),
+        (b"path,sex,age\nx,F,3\nx,F,4\n", r"same path as in line 2 with another age: keep one$"),
+        (b"patient,sex,age\np1,\xe9,3\n", r"line 2 is not UTF-8 \(byte 0xe9\): save .*CSV UTF-8"),
+        (b'patient,sex,age\np1,"F,3\n', r"not CSV .*put quotes around cells with commas"),
+    ],
+)
+def test_a_mistake_is_refused_with_file_line_and_remedy(tmp_path, content, sentence):
+    """What was got, what is allowed, what to do next."""
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(StudyError, match=sentence) as error:
+        read_attributes(tmp_path / "a.csv", [SEX, AGE])
+    assert str(error.value).startswith(str(tmp_path / "a.csv"))
+
+
+def test_a_file_that_cannot_be_read_gives_the_systems_reason(tmp_path):
+    """A folder in its place, for example."""
+    with pytest.raises(StudyError, match=r"cannot be read: Is a directory \(EISDIR\)"):
+        read_attributes(tmp_path, [SEX])
+
+
+@pytest.fixture
+def divided(tmp_path: Path, monkeypatch):
+    """Write files of attributes beside a tiny study; gives what its images are divided into."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("pipeline"), "propagate", True)
+    file = write_tiny_study(tmp_path, source=24, target=12)
+
+    def divide(here: str | None, there: str | None = None, look="sex = true", *, group=True):
+        text = file.read_text() if group else file.read_text().replace("group", "# group")
+        for name, content in (("here", here), ("there", there)):
+            if content is not None:
+                (tmp_path / f"{name}.csv").write_text(content)
+                path = f'path = "{name}"'
+                text = text.replace(path, f'{path}\nattributes = "{name}.csv"')
+        file.write_text(text.replace("[store]", f"[subgroups]\n{look}\n[store]"))
+        study = load_study(file)
+        samples, _ = load_samples(study)
+        return groupings(study, samples), samples
+
+    return divide
+
+
+def test_patients_and_paths_find_their_images(divided):
+    """A patient's row counts for each image; a path for one; both domains share the groups."""
+    found, samples = divided("patient,sex\np1000,M\np1001,F\n", "path,sex\na/p2000_0.png,X\n")
+    (here,), (there,) = found["source"], found["there"]
+    assert here.names == there.names == ("F", "M", "X", UNKNOWN)
+    paths = {d: [item.path for item in samples.where(samples.domain == d).items] for d in found}
+    for path, member in zip(paths["source"], here.member, strict=True):
+        patient = re.search(r"p\d+", path)[0]
+        assert here.names[member] == {"p1000": "M", "p1001": "F"}.get(patient, UNKNOWN)
+    assert [there.names[m] for m in there.member].count("X") == 1
+    assert there.names[there.member[paths["there"].index("a/p2000_0.png")]] == "X"
+
+
+def test_images_without_a_row_are_counted_and_said(divided, caplog):
+    """They are a group of their own and not left out."""
+    found, _ = divided("patient,sex\np1000,M\n")
+    assert np.bincount(found["source"][0].member).tolist() == [4, 20]
+    assert "there" not in found
+    assert "source: 20 of 24 images have no row in " in caplog.text
+
+
+def test_bins_are_all_there_in_their_order(divided):
+    """From below, though no image be in one."""
+    rows = "".join(f"p10{i:02},{50 - i}\n" for i in range(6))
+    found, _ = divided(f"patient,age\n{rows}", look="age = [18, 48]")
+    assert found["source"][0].names == ("< 18", "18 to < 48", "48 or more")
+    assert np.bincount(found["source"][0].member).tolist() == [0, 12, 12]
+
+
+def test_rows_that_name_no_image_are_an_error_with_both_spellings(divided):
+    """Silently, everybody would be unknown."""
+    with pytest.raises(
+        StudyError,
+        match="none of its 1 rows names an image of source; its first path is here/a/x.png, the "
+        r"first in .*/here is a/p1000_0.png: write them alike",
+    ):
+        divided("path,sex\nhere/a/x.png,F\n")
+
+
+def test_rows_by_patient_need_a_pattern_that_finds_patients(divided):
+    """Without one there are no ids to compare with."""
+    with pytest.raises(StudyError, match=r"source has no `group` pattern .*, or rows by path"):
+        divided("patient,sex\np1000,F\n", group=False)
+
+
+def test_more_texts_than_groups_ask_for_bins(divided):
+    """Ages taken as texts are the usual case; exactly as many as allowed pass."""
+    rows = [f"a/p1{i // 4:03}_{i}.png,{i}\n" for i in range(0, 24, 2)]
+    rows += [f"b/p1{i // 4:03}_{i}.png,{i}\n" for i in range(1, 24, 2)]
+    allowed = "path,age\n" + "".join(rows[:MOST_GROUPS])
+    found, _ = divided(allowed, look="age = true")
+    assert len(found["source"][0].names) == MOST_GROUPS + 1
+    Path("here.csv").write_text("path,age\n" + "".join(rows[: MOST_GROUPS + 1]))
+    study = load_study(Path("study.toml"))
+    with pytest.raises(StudyError, match=r"age has 13 .*give bins .*age = \[18, 40, 65\]"):
+        groupings(study, load_samples(study)[0])

@@ -1,0 +1,182 @@
+"""Subgroups through stage 4: from the study file to JSON, Markdown, CSV, lines and figure."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.engines import EngineChoice
+from pipeline.errors import StudyError
+from pipeline.extract import ExtractOptions, extract
+from pipeline.figures import shift
+from pipeline.figures.shift_data import read_shift
+from pipeline.figures.style import styled
+from pipeline.shift import stage
+from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.shift.subgroups_paper import subgroup_lines
+from pipeline.shift.text import shift_text
+from pipeline.study import load_study
+from tests.figure_data import write_shift
+from tests.tiny import install_tiny_backbone, write_tiny_study
+
+OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
+SHORT = ShiftOptions(draws=49, seeds=1)
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, monkeypatch):
+    """A tiny study with features stored and, beside it, attributes of its patients."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    file = write_tiny_study(tmp_path, source=120, target=120)
+    extract(load_study(file), OPTIONS)
+    for number, site in enumerate(("here", "there"), start=1):
+        rows = [f"p{number}{i:03},{'FM'[i % 2]},{20.0625 + 2 * i}" for i in range(29)]
+        Path(f"{site}.csv").write_text("\n".join(["patient,sex,age", *rows]))
+    return file
+
+
+def asking(file, *, source=True):
+    """The study with ``[subgroups]``."""
+    text = file.read_text()
+    for site in ("here", "there") if source else ("there",):
+        text = text.replace(f'path = "{site}"', f'path = "{site}"\nattributes = "{site}.csv"')
+    look = "[subgroups]\nsex = true\nage = [50]\n"
+    file.write_text(text.replace("[store]", f"{look}[store]"))
+    return load_study(file)
+
+
+def test_groups_are_in_every_file_with_the_same_numbers(study_file):
+    """JSON, CSV, Markdown and the lines say the same of the same groups."""
+    study = asking(study_file)
+    report = analyse(study, SHORT)
+    (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
+    tables = target["subgroups"]
+    assert [(t["domain"], t["attribute"]) for t in tables] == [
+        ("source", "sex"), ("source", "age"), ("target", "sex"), ("target", "age")
+    ]  # fmt: skip
+    sizes = [[(g["name"], g["images"]) for g in table["groups"]] for table in tables]
+    assert sizes[0] == sizes[2] == [("F", 60), ("M", 56), ("unknown", 4)]
+    assert sizes[1] == [("< 50", 60), ("50 or more", 56), ("unknown", 4)]
+    carried = next(
+        use["point"]
+        for use in target["operating_points"]
+        if (use["rule"], use["domain"], use["way"]) == ("youden", "target", "carried")
+    )
+    assert {table["threshold"] for table in tables} == {carried["threshold"]}
+    hits = sum(
+        round(v["estimate"] * v["n"])
+        for v in (g["metrics"].get("sensitivity") for g in tables[2]["groups"])
+        if v
+    )
+    assert (
+        hits <= round(carried["sensitivity"]["estimate"] * carried["sensitivity"]["n"]) <= hits + 2
+    )
+    with (study.results / "shift_subgroups.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = {
+        (t["domain"], t["attribute"], g["name"], metric): value["estimate"]
+        for t in tables
+        for g in t["groups"]
+        for metric, value in g["metrics"].items()
+    }
+    kept = {
+        (row["domain"], row["attribute"], row["group"], row["metric"]): float(row["estimate"])
+        for row in rows
+        if row["metric"] not in ("", "prevalence")
+    }
+    assert kept == found
+    assert [row["reason"][:7] for row in rows if row["group"] == "unknown"] == ["too few"] * 4
+    page = (study.results / "shift.md").read_text()
+    worst = tables[2]["worst"]["accuracy"]
+    value = found["target", "sex", worst, "accuracy"]
+    assert f"- accuracy: worst in {worst} with {value:.3f}" in page
+    assert "| &lt; 50 | 60 | 15 |" in page
+    assert "| unknown | 4 | 1 | too few |" in page
+    text = shift_text(report)
+    assert "subgroups of the target: the worst by each metric" in text
+    assert "too few to say: sex unknown, age unknown" in text
+    assert f"{value:.3f}" in text
+
+
+def test_nothing_of_a_patient_is_written(study_file):
+    """Names of groups and counts are; values, ids and how the file is called are not."""
+    study = asking(study_file)
+    analyse(study, SHORT)
+    written = [path.read_bytes() for path in study.results.iterdir() if path.is_file()]
+    for secret in (b"p1003", b"20.0625", b"26.0625", b"here.csv"):
+        assert not any(secret in content for content in written)
+
+
+def test_a_metric_without_enough_of_a_class_is_named():
+    """Nobody takes its silence for a good sign."""
+    group = {"name": "old", "images": 60, "patients": 60, "few": None, "prevalence": None}
+    group |= {"metrics": {}, "missing": {"auroc": "too few", "sensitivity": "too few"}}
+    table = {"domain": "target", "attribute": "age", "groups": [group], "worst": {}}
+    assert "too few to say: age old (AUROC, sensitivity)" in subgroup_lines({"subgroups": [table]})
+
+
+def the_target(study):
+    """What ``shift.json`` says of the target, but for the time it took."""
+    (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
+    return {name: value for name, value in target.items() if name != "seconds"}
+
+
+def test_a_study_that_does_not_ask_gets_nothing(study_file, caplog, monkeypatch):
+    """No key, table, chapter, figure or word; what an earlier run left is gone."""
+    monkeypatch.setattr(shift, "FIGURES", {"shift-subgroups": shift.subgroups})
+    text, without = study_file.read_text(), load_study(study_file)
+    results = without.results
+    analyse(asking(study_file), SHORT)
+    shift.draw(results)
+    asked = the_target(without)
+    assert (results / "shift_subgroups.csv").exists()
+    assert (results / "figures" / "shift-subgroups-tiny.png").exists()
+    study_file.write_text(text)
+    report = analyse(without, SHORT)
+    shift.draw(results)
+    # What is not about subgroups is the same to the last digit.
+    assert asked.pop("subgroups")
+    assert the_target(without) == asked
+    assert not (results / "shift_subgroups.csv").exists()
+    assert "ubgroup" not in (results / "shift.md").read_text() + shift_text(report)
+    assert "ubgroup" not in caplog.text
+    assert not list((results / "figures").iterdir())
+
+
+def test_only_the_target_may_have_attributes(study_file):
+    """A source without a file has no table."""
+    report = analyse(asking(study_file, source=False), SHORT)
+    assert {table.domain for table in report.targets[0].subgroups} == {"target"}
+
+
+def test_a_wrong_file_stops_before_any_work(study_file, monkeypatch):
+    """The head is not fitted for an hour to learn of a slip of the pen."""
+    study = asking(study_file)
+    Path("there.csv").write_text("patient,age\np2000,3\n")
+    monkeypatch.setattr(stage, "_source", None)
+    with pytest.raises(StudyError, match="no column 'sex'"):
+        analyse(study, SHORT)
+
+
+def test_the_figure_shows_the_files_numbers(tmp_path):
+    """A mark for each group that has a value, at its value; points where it is below."""
+    report = write_shift(tmp_path, targets=("x", "y"))
+    (data,) = read_shift(tmp_path)
+    figure = styled(shift.subgroups)(data)
+    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert list(panels) == ["images", "accuracy", "AUROC", "sensitivity", "specificity"]
+    shown = sorted(
+        float(line.get_xdata()[0])
+        for line in panels["AUROC"].lines
+        if line.get_marker() in ("o", "s", "^")
+    )
+    tables = [*report["targets"][0]["subgroups"], *report["targets"][1]["subgroups"][2:]]
+    wanted = [
+        g["metrics"]["auroc"]["estimate"] for t in tables for g in t["groups"] if not g["few"]
+    ]
+    assert shown == pytest.approx(sorted(wanted))
+    assert [text.get_text() for text in panels["AUROC"].texts] == ["\N{MINUS SIGN}10.0"] * 6
+    names = [tick.get_text() for tick in panels["images"].get_yticklabels()]
+    assert names == ["$F$", "M", "unknown"] * 2 + ["sex", "view"]
