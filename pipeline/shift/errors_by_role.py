@@ -28,7 +28,7 @@ _TOGETHER = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Refits:
-    """Heads of the source, each fitted to patients drawn with replacement.
+    """Heads of one domain, each fitted to patients drawn with replacement.
 
     Attributes:
         weights: Shape (B, n): how often each row was drawn.
@@ -48,6 +48,23 @@ class Refits:
         parts = [part.proba(rows).argmax(axis=2) != labels for part in self.heads]
         return np.concatenate(parts)
 
+    def inside(self, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Error of each head on the rows it was fitted to, shape (B,).
+
+        Args:
+            wrong: Shape (B, n), of the rows that the heads were drawn from.
+        """
+        return np.asarray((wrong * self.weights).sum(axis=1) / self.weights.sum(axis=1))
+
+    def left_out(self, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Error of each head on the patients it was not fitted to, shape (B,).
+
+        Args:
+            wrong: Shape (B, n), of the rows that the heads were drawn from.
+        """
+        unseen = self.weights == 0
+        return np.asarray((wrong * unseen).sum(axis=1) / np.maximum(unseen.sum(axis=1), 1))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoleReport:
@@ -56,8 +73,9 @@ class RoleReport:
     Attributes:
         table: Errors by role and the steps between them.
         ci_retrain: By step, (low, high) over heads refitted to drawn patients, centred on
-            the step's estimate; only steps in which the source's head alone takes part.
-        refits: How many.
+            the step's estimate. The source's heads and those of the target itself are
+            drawn independently.
+        refits: How many of each.
         floor: Bounds of the Bayes error on the source's features: what stands where no
             human error is given. With few images it is too high.
         dominant: Step that is surely the largest; None if none is.
@@ -117,6 +135,7 @@ def errors_by_role(
     if target.labels is None:
         raise StudyError("Ng's table needs the target's labels; without them see the forecast")
     fitted = source.head.predict_proba(source.standard)
+    own = _oracle(source, target, target.labels)
     roles = NgRoles(
         s_fit=Outcome(wrong=fitted.argmax(axis=1) != source.labels, groups=source.groups),
         s_traindev=Outcome(
@@ -125,13 +144,19 @@ def errors_by_role(
         t_test=Outcome(
             wrong=target.probabilities.argmax(axis=1) != target.labels, groups=target.groups
         ),
-        t_oracle_cv=_oracle(source, target, target.labels),
+        t_oracle_cv=None if own is None else _out_of_fold(own),
         human=human,
     )
+    errors = _of_refits(source, target, refits)
+    if human is not None:
+        errors["human"] = np.full(len(refits.weights), human)
+    if own is not None:
+        # Draws of their own: heads of the target move no other number.
+        errors["t_oracle_cv"] = _left_out(own, refit(own, rng.spawn(1)[0], len(refits.weights)))
     table = ng_table(roles, rng)
     return RoleReport(
         table=table,
-        ci_retrain=_retrained(source, target, refits, table),
+        ci_retrain=_retrained(table, errors),
         refits=len(refits.weights),
         floor=bayes_floor(source.features, source.labels, source.groups, rng),
         dominant=dominant(table.chain),
@@ -139,8 +164,8 @@ def errors_by_role(
     )
 
 
-def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Outcome | None:
-    """A head of the target itself, out of fold by patient; None where a fold lacks a class."""
+def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Source | None:
+    """The target as a source of heads; None where it, or a fold of it, lacks a class."""
     try:
         own = Source(
             features=target.features, labels=labels, groups=target.groups, settings=source.settings
@@ -148,28 +173,40 @@ def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Outc
         proba = own.out_of_fold
     except (StudyError, ValueError):
         return None
-    if proba.shape[1] != source.prior.size:
-        return None
-    return Outcome(wrong=proba.argmax(axis=1) != labels, groups=target.groups)
+    return own if proba.shape[1] == source.prior.size else None
+
+
+def _out_of_fold(domain: Source) -> Outcome:
+    return Outcome(wrong=domain.out_of_fold.argmax(axis=1) != domain.labels, groups=domain.groups)
+
+
+def _of_refits(source: Source, target: Cohort, refits: Refits) -> dict[str, NDArray[np.float64]]:
+    """Error of each refitted head of the source by role, shape (B,)."""
+    here = refits.wrong(source.standard, source.labels)
+    there = refits.wrong(source.standardise(target.features), target.classes())
+    return {
+        "s_fit": refits.inside(here),
+        "s_traindev": refits.left_out(here),
+        "t_test": np.asarray(there.mean(axis=1)),
+    }
+
+
+def _left_out(own: Source, refits: Refits) -> NDArray[np.float64]:
+    return refits.left_out(refits.wrong(own.standard, own.labels))
 
 
 def _retrained(
-    source: Source, target: Cohort, refits: Refits, table: NgTable
+    table: NgTable, errors: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, tuple[float, float]]:
-    """How far a step moves when the head is fitted to other patients of the source.
+    """How far a step moves when the heads are fitted to other patients.
 
     A refitted head has seen fewer patients and so errs a little more; only the spread of
     its steps is taken, not their level.
     """
-    here = refits.wrong(source.standard, source.labels)
-    there = refits.wrong(source.standardise(target.features), target.classes())
-    seen = refits.weights
-    left_out = (here * (seen == 0)).sum(axis=1) / np.maximum((seen == 0).sum(axis=1), 1)
-    inside = (here * seen).sum(axis=1) / seen.sum(axis=1)
-    steps = {"variance": left_out - inside, "mismatch": there.mean(axis=1) - left_out}
     found = {}
-    for name, values in steps.items():
+    for name, gap in table.steps.items():
+        to, start = table.ends[name]
+        values = errors[to] - errors[start]
         low, high = percentile_interval(values - values.mean())
-        estimate = table.chain[name].estimate
-        found[name] = (estimate + low, estimate + high)
+        found[name] = (gap.estimate + low, gap.estimate + high)
     return found

@@ -81,6 +81,13 @@ class NgTable:
     """``target_hardness`` and ``transfer_gap``; empty without an oracle."""
     not_identifiable: Mapping[str, str]
     """Step: why there is no number."""
+    ends: Mapping[str, tuple[str, str]]
+    """Of each step, the role it leads to and the one it starts from."""
+
+    @property
+    def steps(self) -> dict[str, Gap]:
+        """Those of the chain, then those of the transfer."""
+        return {**self.chain, **self.transfer}
 
 
 def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> NgTable:
@@ -120,6 +127,7 @@ def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> Ng
         chain=_steps(known, level, curves),
         transfer=_steps(parts, level, curves) if parts else {},
         not_identifiable=missing,
+        ends={**known, **parts},
     )
 
 

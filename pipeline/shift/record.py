@@ -22,8 +22,8 @@ for each backbone and target:
   unless the study has ``human_error``) and ``bayes_floor``, the bounds of
   Cover and Hart on the source.
 - ``gaps``: the steps between them: ``est``, ``ci_sampling``, ``ci_retrain`` (heads refitted
-  to drawn patients; null where the source's head is not the only one in the step),
-  ``p_largest``. ``not_identifiable``: step to reason. ``dominant``: a step or null.
+  to drawn patients of the source and, for ``t_oracle_cv``, of the target), ``p_largest``.
+  ``not_identifiable``: step to reason. ``dominant``: a step or null.
 - ``differences``: of the hospitals' habits, ``said`` in a sentence; ``rows``, empty where no
   audit has measured the pictures: ``name``, ``effect`` within classes in sd (for the class
   mix, of a share), its simultaneous interval, whether it is ``named``.
