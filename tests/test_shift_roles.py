@@ -10,7 +10,7 @@ from pipeline.errors import StudyError
 from pipeline.predictions import Predictions, write_predictions
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.errors_by_role import errors_by_role, refit
+from pipeline.shift.errors_by_role import Given, errors_by_role, refit
 from pipeline.shift.fixes import fix_named
 from pipeline.shift.trained import TRAINED_PROBABILITIES, trained_losses
 
@@ -135,6 +135,30 @@ def transfer_of(seed):
     target = Cohort(features=there, probabilities=proba, groups=groups, labels=labels)
     found = errors_by_role(source, target, refit(source, rng, 60), rng)
     return found.table.transfer, found.ci_retrain
+
+
+def test_open_labels_give_a_development_half(source, target):
+    """Half A is t_dev, half B t_test; the steps lead over it, and the transfer is of both."""
+    dev = np.arange(160) < 70
+    refits = refit(source, np.random.default_rng(0), 40)
+    given = Given(dev=dev, human=0.02)
+    found = errors_by_role(source, target, refits, np.random.default_rng(1), given)
+    wrong = target.probabilities.argmax(axis=1) != target.labels
+    e = {role: cell.estimate for role, cell in found.table.errors.items()}
+    parts = (e["t_dev"], e["t_test"], e["t_all"])
+    assert parts == pytest.approx((wrong[dev].mean(), wrong[~dev].mean(), wrong.mean()))
+    steps = found.table.steps
+    assert steps["mismatch"].estimate == pytest.approx(e["t_dev"] - e["s_traindev"])
+    assert steps["dev_overfit"].estimate == pytest.approx(e["t_test"] - e["t_dev"])
+    assert steps["transfer_gap"].estimate == pytest.approx(e["t_all"] - e["t_oracle_cv"])
+    assert not found.table.not_identifiable
+    assert set(found.ci_retrain) == set(steps)
+    there = refits.wrong(source.standardise(target.features), target.labels)
+    again = there[:, ~dev].mean(axis=1) - there[:, dev].mean(axis=1)
+    ends = np.percentile(again - again.mean(), [2.5, 97.5]) + steps["dev_overfit"].estimate
+    np.testing.assert_allclose(found.ci_retrain["dev_overfit"], ends, atol=1e-12)
+    (note,) = found.notes
+    assert "Nothing here is chosen on t_dev" in note
 
 
 def test_sealed_labels_fill_no_table(source, target):

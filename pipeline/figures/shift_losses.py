@@ -25,13 +25,14 @@ from pipeline.shift.ng import CHAIN, TRANSFER
 
 _ROW = 0.24
 #: Errors in the order in which a step leads from one to the next.
-_ROLES = ("human", "s_fit", "s_traindev", "t_dev", "t_test")
+_ROLES = ("human", "s_fit", "s_traindev", "t_dev", "t_test", "t_all")
 _WORDS: Mapping[str, str] = {
     "human": "a person, source",
     "s_fit": "source, fitted images",
     "s_traindev": "source, other patients",
     "t_dev": "target, looked at",
     "t_test": "target",
+    "t_all": "target, both halves",
     "avoidable_bias": "avoidable bias",
     "variance": "variance",
     "mismatch": "mismatch",
@@ -148,7 +149,7 @@ def _waterfall_panel(axes: Axes, target: Mapping[str, Any], *, named: bool) -> N
     for height, step in zip(heights, steps, strict=False):
         _draw_step(axes, height, step)
     for above, step, after in zip(heights, steps, steps[1:], strict=False):
-        if after.name not in TRANSFER:
+        if after.name not in {*TRANSFER, "t_all"}:
             axes.plot([step.end] * 2, [above - 0.31, above - 0.69], color=GREY, linewidth=0.5)
     for height in heights[len(steps) :]:
         axes.annotate(

@@ -17,7 +17,7 @@ from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.floor import BayesFloor, bayes_floor
 from pipeline.shift.gaps import dominant
-from pipeline.shift.ng import NgRoles, NgTable, Outcome, ng_table
+from pipeline.shift.ng import DEV_MEANS, NgRoles, NgTable, Outcome, ng_table
 from pipeline.stats import percentile_interval
 
 #: Heads refitted to drawn patients: the quantiles of 200 settle to about a tenth of their width.
@@ -67,6 +67,20 @@ class Refits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the study itself says of the table.
+
+    Attributes:
+        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
+        dev: Shape (m,), rows of the target that are a development set, whole patients;
+            None where the labels were sealed.
+    """
+
+    human: float | None = None
+    dev: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoleReport:
     """Ng's table with what else is needed to read it.
 
@@ -80,6 +94,7 @@ class RoleReport:
             human error is given. With few images it is too high.
         dominant: Step that is surely the largest; None if none is.
         human: Error of a person on the source, as the study gives it.
+        notes: Sentences that must be read with the table.
     """
 
     table: NgTable
@@ -88,6 +103,7 @@ class RoleReport:
     floor: BayesFloor
     dominant: str | None
     human: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refits:
@@ -118,7 +134,7 @@ def errors_by_role(
     target: Cohort,
     refits: Refits,
     rng: np.random.Generator,
-    human: float | None = None,
+    given: Given | None = None,
 ) -> RoleReport:
     """Fill the table for one target whose labels are open.
 
@@ -127,13 +143,14 @@ def errors_by_role(
         target: Features, probabilities of the source's head, labels.
         refits: From :func:`refit`.
         rng: Source of the draws.
-        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
+        given: What else is known.
 
     Raises:
         StudyError: The target's labels are absent.
     """
     if target.labels is None:
         raise StudyError("Ng's table needs the target's labels; without them see the forecast")
+    given = given or Given()
     fitted = source.head.predict_proba(source.standard)
     own = _oracle(source, target, target.labels)
     roles = NgRoles(
@@ -141,15 +158,11 @@ def errors_by_role(
         s_traindev=Outcome(
             wrong=source.out_of_fold.argmax(axis=1) != source.labels, groups=source.groups
         ),
-        t_test=Outcome(
-            wrong=target.probabilities.argmax(axis=1) != target.labels, groups=target.groups
-        ),
+        **_of_target(target, target.labels, given.dev),
         t_oracle_cv=None if own is None else _out_of_fold(own),
-        human=human,
+        human=given.human,
     )
-    errors = _of_refits(source, target, refits)
-    if human is not None:
-        errors["human"] = np.full(len(refits.weights), human)
+    errors = _of_refits(source, target, refits, given)
     if own is not None:
         # Draws of their own: heads of the target move no other number.
         errors["t_oracle_cv"] = _left_out(own, refit(own, rng.spawn(1)[0], len(refits.weights)))
@@ -160,8 +173,24 @@ def errors_by_role(
         refits=len(refits.weights),
         floor=bayes_floor(source.features, source.labels, source.groups, rng),
         dominant=dominant(table.chain),
-        human=human,
+        human=given.human,
+        notes=() if given.dev is None else (DEV_MEANS,),
     )
+
+
+def _of_target(
+    target: Cohort, labels: NDArray[np.integer], dev: NDArray[np.bool_] | None
+) -> dict[str, Outcome]:
+    """The cells of the source's head on the target."""
+    wrong = target.probabilities.argmax(axis=1) != labels
+    rows = {"t_test": np.ones(len(wrong), np.bool_)} if dev is None else _halves(dev)
+    return {
+        role: Outcome(wrong=wrong[mine], groups=target.groups[mine]) for role, mine in rows.items()
+    }
+
+
+def _halves(dev: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
+    return {"t_dev": dev, "t_test": ~dev}
 
 
 def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Source | None:
@@ -180,15 +209,20 @@ def _out_of_fold(domain: Source) -> Outcome:
     return Outcome(wrong=domain.out_of_fold.argmax(axis=1) != domain.labels, groups=domain.groups)
 
 
-def _of_refits(source: Source, target: Cohort, refits: Refits) -> dict[str, NDArray[np.float64]]:
-    """Error of each refitted head of the source by role, shape (B,)."""
+def _of_refits(
+    source: Source, target: Cohort, refits: Refits, given: Given
+) -> dict[str, NDArray[np.float64]]:
+    """Error of each refitted head of the source by role, shape (B,); a person's stays."""
     here = refits.wrong(source.standard, source.labels)
     there = refits.wrong(source.standardise(target.features), target.classes())
-    return {
-        "s_fit": refits.inside(here),
-        "s_traindev": refits.left_out(here),
-        "t_test": np.asarray(there.mean(axis=1)),
-    }
+    rows = {"t_test" if given.dev is None else "t_all": np.ones(there.shape[1], np.bool_)}
+    if given.dev is not None:
+        rows |= _halves(given.dev)
+    errors = {role: np.asarray(there[:, mine].mean(axis=1)) for role, mine in rows.items()}
+    errors |= {"s_fit": refits.inside(here), "s_traindev": refits.left_out(here)}
+    if given.human is not None:
+        errors["human"] = np.full(len(refits.weights), given.human)
+    return errors
 
 
 def _left_out(own: Source, refits: Refits) -> NDArray[np.float64]:

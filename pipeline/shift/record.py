@@ -18,8 +18,9 @@ for each backbone and target:
   source before and after erasing the domain. ``features``: the 20 that differ most.
 - ``ng``: error by role (``estimate``, ``low``, ``high``, ``n``, ``groups``, ``method``):
   ``s_fit``, ``s_traindev`` (out of fold), ``t_test``, ``t_oracle_cv`` (a head of the target,
-  by cross-validation); ``human`` (a number, null
-  unless the study has ``human_error``) and ``bayes_floor``, the bounds of
+  by cross-validation); where the target's labels are open ``t_dev`` (half A), ``t_test``
+  (half B), ``t_all`` (both) and ``ng_notes``, sentences on what that means; ``human`` (a
+  number, null unless the study has ``human_error``) and ``bayes_floor``, the bounds of
   Cover and Hart on the source.
 - ``gaps``: the steps between them: ``est``, ``ci_sampling``, ``ci_retrain`` (heads refitted
   to drawn patients of the source and, for ``t_oracle_cv``, of the target), ``p_largest``.
@@ -146,6 +147,7 @@ def _ng_json(roles: RoleReport) -> dict[str, Any]:
             }
             for name, gap in steps.items()
         },
+        "ng_notes": list(roles.notes),
         "not_identifiable": dict(roles.table.not_identifiable),
         "dominant": roles.dominant,
         "refits": roles.refits,

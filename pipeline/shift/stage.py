@@ -8,6 +8,7 @@ be said of it. Nothing here reads an image.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -31,9 +32,10 @@ from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.detect import detect_with_controls
 from pipeline.shift.differences import Difference, Pictures, differences
-from pipeline.shift.errors_by_role import Refits, refit
+from pipeline.shift.errors_by_role import Given, Refits, refit
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
 from pipeline.shift.fix_control import fixes_on_source
+from pipeline.shift.halves import first_half
 from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.permute import PermutationPlan
@@ -52,7 +54,7 @@ from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
 from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
-from pipeline.study import SOURCE, Study
+from pipeline.study import OPEN, SOURCE, Study
 
 Facts = NDArray[Any]
 SHIFT_REPORT = "shift.json"
@@ -151,7 +153,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         found += side_by_side(
             [partial(_target, joined, known, t.name, options, facts) for t in study.targets]
         )
-        kept[choice.name] = head_predictions(joined, known.source)
+        kept[choice.name] = head_predictions(joined, known.source, known.dev)
     report = ShiftReport(
         study=study.name,
         classes=joined.samples.classes,
@@ -183,13 +185,14 @@ def _source(joined: JoinedFeatures) -> SourceRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the source alone says."""
+    """What the source alone says, and which rows of a target are a development set."""
 
     source: SourceRows
     refits: Refits
     plan: FixPlan
     control: Leaderboard | None
     human: float | None
+    dev: Mapping[str, NDArray[np.bool_]]
     leak: tuple[Finding, ...]
 
 
@@ -197,7 +200,7 @@ def _known(
     joined: JoinedFeatures, options: ShiftOptions, study: Study, leak: tuple[Finding, ...]
 ) -> Known:
     """The head, and what it is when fitted to other patients, serve every target."""
-    source = _source(joined)
+    source, samples = _source(joined), joined.samples
     plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
     return Known(
         source=source,
@@ -205,12 +208,21 @@ def _known(
         plan=plan,
         control=fixes_on_source(source, plan, options.seed),
         human=study.human_error,
+        dev={
+            t.name: first_half(samples.group[samples.domain == t.name], plan.seeds)
+            for t in study.targets
+            if t.labels == OPEN
+        },
         leak=leak,
     )
 
 
 def _target(
-    joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions, facts: Facts | None
+    joined: JoinedFeatures,
+    known: Known,
+    name: str,
+    options: ShiftOptions,
+    facts: Facts | None,
 ) -> TargetReport:
     start, source = time.perf_counter(), known.source
     rows = joined.samples.domain == name
@@ -238,13 +250,14 @@ def _target(
     fixes = score(predictions, sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
+    dev = known.dev.get(name)
     telling = Telling(
         source=source,
         refits=known.refits,
         before=before,
         fixes=fixes,
         seed=options.seed,
-        human=known.human,
+        given=Given(human=known.human, dev=dev),
     )
     story = tell(name, here, opened, telling)
     shared = _shared(source.groups, group)
@@ -263,7 +276,7 @@ def _target(
         differences=_differences(joined, name, facts, options.seed),
         level=settings.plan.alpha,
         provenance=Provenance(
-            roles=roles_of(here, opened),
+            roles=roles_of(here, opened, dev),
             seeds={
                 "forecast, decomposition": options.seed,
                 "relabellings": settings.plan.seed,
