@@ -21,13 +21,19 @@ ECE_BINS = 15
 
 
 def is_right(y: Labels, proba: Probabilities) -> NDArray[np.bool_]:
-    """Whether each image's most probable class is its own, shape ``(n,)``."""
+    """Whether each image's most probable class is its own, shape ``(n,)``.
+
+    Raises:
+        ValueError: An image has no label.
+    """
+    _refuse_unlabelled(y)
     right: NDArray[np.bool_] = proba.argmax(axis=1) == y
     return right
 
 
 def squared_distance(y: Labels, proba: Probabilities) -> NDArray[np.float64]:
     """Half the squared distance to the truth of each image, shape ``(n,)``, 0 to 1."""
+    _refuse_unlabelled(y)
     truth = np.eye(proba.shape[1])[y]
     distance: NDArray[np.float64] = ((proba - truth) ** 2).sum(axis=1) / 2
     return distance
@@ -35,6 +41,7 @@ def squared_distance(y: Labels, proba: Probabilities) -> NDArray[np.float64]:
 
 def surprise(y: Labels, proba: Probabilities) -> NDArray[np.float64]:
     """Negative log probability of each image's class, ``(n,)``, nats, 0 to 34.5 (1e-15)."""
+    _refuse_unlabelled(y)
     nats: NDArray[np.float64] = -np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, 1.0))
     return nats
 
@@ -106,6 +113,12 @@ def confusion(y: Labels, proba: Probabilities) -> NDArray[np.int64]:
     classes = proba.shape[1]
     counts = np.bincount(y * classes + proba.argmax(axis=1), minlength=classes**2)
     return counts.reshape(classes, classes)
+
+
+def _refuse_unlabelled(y: Labels) -> None:
+    """A missing label would count as a wrong one, or as the last class."""
+    if len(y) and y.min() < 0:
+        raise ValueError("an image without a label has no right and no wrong: leave it out")
 
 
 def _all_present(y: Labels, proba: Probabilities) -> bool:

@@ -42,6 +42,11 @@ class Domain:
     group: str | None = None
     name: str = SOURCE
 
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have classes that are known."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Domain):
@@ -61,6 +66,11 @@ class TargetDomain(Domain):
     """
 
     labels: str = SEALED
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have classes that are known."""
+        return self.labels != ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,7 +114,9 @@ def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> Ng
     given = {name: value for name, value in vars(roles).items() if isinstance(value, Outcome)}
     _refuse_nonsense(roles, given)
     if roles.t_dev is not None:
+        oracle = given.pop("t_oracle_cv", None)
         given["t_all"] = _together(roles.t_dev, roles.t_test)
+        given |= {} if oracle is None else {"t_oracle_cv": oracle}
     drawn = _draws_by_domain(given, rng, draws)
     level = {name: float(one.wrong.mean()) for name, one in given.items()}
     curves = {name: drawn[name].mean(one.wrong, one.groups) for name, one in given.items()}

@@ -120,6 +120,8 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
         "tuned": _tuned_rows,
     }
 )
+#: Tables that a target without labels has too.
+LABEL_FREE = ("detect", "forecast")
 _TITLES: Mapping[str, str] = MappingProxyType(
     {
         "ng": "Errors by role, and the steps between them",
@@ -146,7 +148,7 @@ def tables(record: Record) -> dict[str, bytes]:
     return {
         name: _csv(
             {"backbone": t["backbone"], "target": t["target"], **row}
-            for t in record["targets"]
+            for t in [*record["targets"], *(record["unlabelled"] if name in LABEL_FREE else ())]
             for row in rows(t)
         )
         for name, rows in TABLES.items()
@@ -172,6 +174,8 @@ def report(record: Record) -> str:
     lines = [f"# Domain shift: {legible(record['study'])}"]
     for target in record["targets"]:
         lines += _chapter(target)
+    for target in record["unlabelled"]:
+        lines += _unlabelled_chapter(target)
     return "\n".join(lines) + "\n"
 
 
@@ -196,6 +200,26 @@ def _chapter(target: Record) -> list[str]:
             lines += target["ng_notes"]
         if name == "forecast":
             lines += ["", target["forecast"]["warning"]]
+    return lines
+
+
+def _unlabelled_chapter(target: Record) -> list[str]:
+    told = target["source_prediction"]["overall"]
+    lines = [
+        "",
+        f"## {legible(target['target'])}, {legible(target['backbone'])}",
+        "",
+        target["said"],
+        "",
+        f"The hospital can be told from the features with AUC {told:.2f}.",
+        *(f"- {caveat}" for caveat in target["caveats"]),
+        "",
+        "Not given, because it needs labels:",
+        *(f"- {what}" for what in target["needs_labels"]),
+    ]
+    for name in LABEL_FREE:
+        rows = _markdown(list(TABLES[name](target)))
+        lines += ["", f"### {_TITLES[name]}", "", *rows]
     return lines
 
 

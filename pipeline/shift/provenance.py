@@ -109,6 +109,21 @@ def roles_of(
     }
 
 
+def roles_without_labels(source: Cohort, target: Cohort) -> dict[str, Role]:
+    """Which rows served what where the target has no labels: none can judge.
+
+    Args:
+        source: The labelled domain.
+        target: The other one.
+    """
+    roles = roles_of(source, target)
+    roles["T_adapt"] = _role(
+        target, "target, all", "tests, forecast of the accuracy and of the class mix", labels=False
+    )
+    none = Role(rows="none", used_for="needs labels", labels=False, images=0, patients=0)
+    return roles | {"T_dev": none, "T_test": none}
+
+
 def _judges(target: Cohort, dev: NDArray[np.bool_] | None) -> dict[str, Role]:
     if dev is None:
         return {
@@ -157,15 +172,15 @@ def digest_rows(keys: Iterable[bytes], labels: NDArray[np.integer]) -> str:
 
 
 def inputs_of(
-    joined: JoinedFeatures, target: str, labels: NDArray[np.integer], plan: str
+    joined: JoinedFeatures, target: str, labels: NDArray[np.integer], plan: str | None
 ) -> dict[str, Any]:
     """Digests of everything the numbers of one target are made from.
 
     Args:
         joined: Samples with features.
         target: Its name.
-        labels: Shape (m,), of the target, open by now.
-        plan: Digest of the fixes' plan.
+        labels: Shape (m,), of the target, open by now; -1 where it has none.
+        plan: Digest of the fixes' plan; None where no fix is scored.
     """
     samples = joined.samples
     here, there = (samples.where(samples.domain == name) for name in (SOURCE, target))

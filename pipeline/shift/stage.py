@@ -54,6 +54,7 @@ from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.story import Story, Telling, foretell, tell
 from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
+from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
 from pipeline.study import OPEN, SOURCE, Study
 
 Facts = NDArray[Any]
@@ -117,12 +118,13 @@ class TargetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftReport:
-    """All targets of a study, and the networks that were trained on its images."""
+    """All targets of a study, those without labels apart, and the networks trained on images."""
 
     study: str
     classes: tuple[str, ...]
     targets: tuple[TargetReport, ...]
     trained: tuple[TrainedLoss, ...] = ()
+    unlabelled: tuple[UnlabelledReport, ...] = ()
 
 
 def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
@@ -142,7 +144,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     if not study.targets:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
     disk.probe(study.results)
-    found, kept = [], {}
+    found: list[TargetReport] = []
+    blind: list[UnlabelledReport] = []
+    kept = {}
     for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
         facts = known_facts(study.store_root, joined.samples.key)
@@ -150,15 +154,24 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         if not options.samples.allow_leaks:
             refuse_leaks(leak)
         known = _known(joined, options, study, leak)
+        labelled = [t.name for t in study.targets if t.labelled]
         found += side_by_side(
-            [partial(_target, joined, known, t.name, options, facts) for t in study.targets]
+            [partial(_target, joined, known, name, options, facts) for name in labelled]
+        )
+        blind += side_by_side(
+            [
+                partial(look, joined, _basis(known, options), t.name)
+                for t in study.targets
+                if not t.labelled
+            ]
         )
         kept[choice.name] = head_predictions(joined, known.source, known.dev)
     report = ShiftReport(
         study=study.name,
         classes=joined.samples.classes,
         targets=tuple(found),
-        trained=trained_losses(study.results, [t.name for t in study.targets], options.seed),
+        trained=trained_losses(study.results, labelled, options.seed),
+        unlabelled=tuple(blind),
     )
     disk.make_dir(study.results)
     write_predictions(study.results / SHIFT_PROBABILITIES, kept)
@@ -288,6 +301,11 @@ def _target(
         ),
         seconds=round(time.perf_counter() - start, 2),
     )
+
+
+def _basis(known: Known, options: ShiftOptions) -> Basis:
+    settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
+    return Basis(source=known.source, settings=settings, seed=options.seed, leak=known.leak)
 
 
 def _differences(
