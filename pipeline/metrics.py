@@ -85,6 +85,7 @@ def specificity(y: Labels, proba: Probabilities) -> float | None:
 
 def f1(y: Labels, proba: Probabilities) -> float:
     """F1 of the positive class; macro for more than two classes."""
+    _refuse_unlabelled(y)
     average = "binary" if proba.shape[1] == _BINARY else "macro"
     return float(sk.f1_score(y, proba.argmax(axis=1), average=average, zero_division=0.0))
 
@@ -110,6 +111,7 @@ def ece(y: Labels, proba: Probabilities) -> float:
 
 def confusion(y: Labels, proba: Probabilities) -> NDArray[np.int64]:
     """Counts of shape ``(K, K)``: true class by row, called class by column."""
+    _refuse_unlabelled(y)
     classes = proba.shape[1]
     counts = np.bincount(y * classes + proba.argmax(axis=1), minlength=classes**2)
     return counts.reshape(classes, classes)
@@ -122,10 +124,12 @@ def _refuse_unlabelled(y: Labels) -> None:
 
 
 def _all_present(y: Labels, proba: Probabilities) -> bool:
+    _refuse_unlabelled(y)
     return bool(np.unique(y).size == proba.shape[1])
 
 
 def _share_found(y: Labels, proba: Probabilities, k: int) -> float | None:
+    _refuse_unlabelled(y)
     if proba.shape[1] != _BINARY or not (y == k).any():
         return None
     return float((proba.argmax(axis=1)[y == k] == k).mean())

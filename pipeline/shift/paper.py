@@ -197,7 +197,7 @@ def _chapter(target: Record) -> list[str]:
         lines += ["", f"### {_TITLES[name]}", "", *_markdown(list(rows(target)))]
         if name == "ng":
             lines += ["", *(f"- {s}: not identifiable, {why}" for s, why in _unknown(target))]
-            lines += target["ng_notes"]
+            lines += [f"- {note}" for note in target["ng_notes"]]
         if name == "forecast":
             lines += ["", target["forecast"]["warning"]]
     return lines

@@ -132,7 +132,7 @@ def look(joined: JoinedFeatures, basis: Basis, name: str) -> UnlabelledReport:
 
 
 def said(found: UnlabelledReport) -> str:
-    """The forecast in sentences; its warning stands with it."""
+    """The forecast in sentences; its warning stands with it, and what speaks against it."""
     known = [found.forecast.accuracy[name] for name in RANGED]
     low, high = min(one.low for one in known), max(one.high for one in known)
     return (
@@ -141,6 +141,21 @@ def said(found: UnlabelledReport) -> str:
         f"{_percent(found.forecast.high)} (range of {len(RANGED)} estimates; their 95 % intervals "
         f"reach from {_percent(low)} to {_percent(high)}); on the source it is "
         f"{_percent(found.source_accuracy)}, out of fold. {found.forecast.warning}"
+        f"{_doubt(found)}"
+    )
+
+
+def _doubt(found: UnlabelledReport) -> str:
+    shown = [
+        name
+        for name, one in found.detection.observed.findings.items()
+        if one.p_holm is not None and one.p_holm <= found.level
+    ]
+    if not shown:
+        return ""
+    return (
+        f" The hospitals are shown to differ ({', '.join(shown)}), so the assumption is in doubt: "
+        "have some images labelled before the number is relied on."
     )
 
 
