@@ -186,7 +186,7 @@ def _listed(samples: Samples, pairs: Sequence[NearPair]) -> tuple[Mapping[str, A
         return {
             "path": shown(samples, row),
             "role": str(roles[row]),
-            "label": samples.classes[samples.label[row]],
+            "label": samples.class_of(row),
         }
 
     return tuple(
@@ -204,7 +204,7 @@ def _with_and_without(
     study: Study, samples: Samples, pairs: Sequence[NearPair]
 ) -> tuple[WithAndWithout, ...]:
     """Accuracy with and without the images that have a near copy in fit."""
-    marked = near_rows(samples, pairs)
+    marked = near_rows(samples, pairs) & samples.labelled
     if not marked.any():
         return ()
     try:
@@ -220,7 +220,10 @@ def _with_and_without(
         row_of = {bytes(key): row for row, key in enumerate(kept.key)}
         known = np.array([key in row_of for key in samples.key])
         rows = [row_of.get(key, 0) for key in samples.key]
-        right = is_right(samples.label, np.asarray(proba[rows], np.float64))
+        right = np.zeros(len(samples), np.bool_)
+        labelled = samples.labelled
+        asked = np.asarray(proba[rows], np.float64)[labelled]
+        right[labelled] = is_right(samples.label[labelled], asked)
         for role in dict.fromkeys(roles[marked].tolist()):
             here = known & (roles == role)
             if (here & ~marked).any():
@@ -252,7 +255,7 @@ def _sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
             return empty()
 
     def caption(row: int) -> str:
-        return f"{roles[row]}: {samples.classes[samples.label[row]]}"
+        return f"{roles[row]}: {samples.class_of(row)}"
 
     return draw(
         [

@@ -75,6 +75,8 @@ def _told_apart(
         return
     by_class = dict(zip(samples.classes, told.by_class, strict=False))
     classes = ", ".join(f"{name} {auc:.2f}" for name, auc in by_class.items() if auc is not None)
+    if not samples.labelled[rows].all():
+        classes = f"{target} has no labels, so not by class"
     worst = max([told.overall, *(auc for auc in told.by_class if auc is not None)])
     warn = worst > _TOLD
     yield Finding(
@@ -100,6 +102,9 @@ def check_facts(samples: Samples, facts: NDArray[Any]) -> list[Finding]:
     findings: list[Finding] = []
     for domain in _domains(samples):
         rows = samples.domain == domain
+        if not samples.labelled[rows].all():
+            findings.append(_needs_labels(FACTS_PROBE, domain))
+            continue
         strongest = _strongest(facts[rows], samples.label[rows])
         findings += _label_told(
             samples.where(rows),
@@ -125,6 +130,9 @@ def check_masked(samples: Samples, features: NDArray[np.floating], mask: str) ->
     findings: list[Finding] = []
     for domain in _domains(samples):
         rows = samples.domain == domain
+        if not samples.labelled[rows].all():
+            findings.append(_needs_labels(check, domain))
+            continue
         findings += _label_told(
             samples.where(rows), features[rows], check=check, what=what, limit=_by_mask
         )
@@ -215,6 +223,10 @@ def _auc(probe: Probe) -> str:
 
 def _impossible(check: str, where: str, reason: StudyError) -> Finding:
     return Finding(check=check, severity=NOTE, where=where, found=f"cannot be asked: {reason}")
+
+
+def _needs_labels(check: str, where: str) -> Finding:
+    return Finding(check=check, severity=NOTE, where=where, found="not asked: it has no labels")
 
 
 def _domains(samples: Samples) -> list[str]:

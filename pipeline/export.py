@@ -24,7 +24,8 @@ def export_study(
 
     The file has ``features`` (n, d) float32, ``label`` (n,) int64, ``class_names`` (K,),
     ``key`` (n, 32) uint8, ``path``, ``group``, ``domain`` and ``split`` (n,) UTF-8 text,
-    and the recipe's fields as root attributes. It is built in memory and put in place
+    and the recipe's fields as root attributes. The label of a target without labels is -1.
+    It is built in memory and put in place
     whole; HDF5 1.10 tools read it.
 
     Returns:

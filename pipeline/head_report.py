@@ -118,6 +118,8 @@ class CompareReport:
         seeds: Of the heads that draw.
         tables: By backbone.
         unsaved: Backbone, head and reason of each head that has no model file.
+        unlabelled: Images of each target without labels: its probabilities are kept, and
+            nothing can be said of how right they are.
     """
 
     study: str
@@ -127,6 +129,7 @@ class CompareReport:
     tables: Mapping[str, Table]
     failures: tuple[Failure, ...]
     unsaved: tuple[Mapping[str, str], ...] = ()
+    unlabelled: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     schema: int = field(default=SCHEMA)
 
     @property
@@ -149,6 +152,7 @@ def to_json(report: CompareReport) -> dict[str, Any]:
         "positive": report.positive,
         "baseline": report.baseline,
         "seeds": list(report.seeds),
+        "unlabelled": dict(report.unlabelled),
         "best_by_validation": {name: table.best for name, table in report.tables.items()},
         "rows": [asdict(row) for row in report.rows],
     }

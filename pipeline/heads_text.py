@@ -14,6 +14,7 @@ from pipeline.fitting import ENSEMBLE
 from pipeline.head_report import CompareReport, Row, Table
 from pipeline.names import legible
 from pipeline.pairing import BASELINE, BEST, Pair
+from pipeline.predictions import PROBABILITIES
 from pipeline.splits import FIT
 from pipeline.study import SOURCE
 from pipeline.text_table import WIDTH, new_table, render
@@ -49,7 +50,16 @@ def heads_text(report: CompareReport) -> str:
         title = f"{report.study} on {name}; classes: {', '.join(map(legible, report.classes))}"
         parts += [f"{title}{positive}", *map(_text, sections(report, table))]
     failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
-    return "\n\n".join([*parts, *(["\n".join(failures)] if failures else [])])
+    return "\n\n".join([*parts, *_unlabelled(report), *(["\n".join(failures)] if failures else [])])
+
+
+def _unlabelled(report: CompareReport) -> Iterator[str]:
+    for name, count in report.unlabelled.items():
+        text = (
+            f"{name}: {count} images without labels. Their probabilities are in {PROBABILITIES}; "
+            "no score can be given. headrace shift says what the scores foretell"
+        )
+        yield textwrap.fill(text, WIDTH)
 
 
 def sections(report: CompareReport, table: Table) -> Iterator[Section]:

@@ -105,10 +105,11 @@ def check_copies(samples: Samples, ids: NDArray[np.str_]) -> list[Finding]:
 
 def check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> list[Finding]:
     """The same picture under two labels: one of them is wrong."""
-    conflicts = label_conflicts(ids, samples.label)
+    known = np.flatnonzero(samples.labelled)
+    conflicts = label_conflicts(ids[known], samples.label[known])
     if not conflicts:
         return [_nothing(CONFLICTS, "copies of one picture have one label")]
-    listed = [[shown(samples, row) for row in conflict.rows] for conflict in conflicts]
+    listed = [[shown(samples, known[row]) for row in one.rows] for one in conflicts]
     return [
         Finding(
             check=CONFLICTS,

@@ -21,13 +21,19 @@ ECE_BINS = 15
 
 
 def is_right(y: Labels, proba: Probabilities) -> NDArray[np.bool_]:
-    """Whether each image's most probable class is its own, shape ``(n,)``."""
+    """Whether each image's most probable class is its own, shape ``(n,)``.
+
+    Raises:
+        ValueError: An image has no label.
+    """
+    _refuse_unlabelled(y)
     right: NDArray[np.bool_] = proba.argmax(axis=1) == y
     return right
 
 
 def squared_distance(y: Labels, proba: Probabilities) -> NDArray[np.float64]:
     """Half the squared distance to the truth of each image, shape ``(n,)``, 0 to 1."""
+    _refuse_unlabelled(y)
     truth = np.eye(proba.shape[1])[y]
     distance: NDArray[np.float64] = ((proba - truth) ** 2).sum(axis=1) / 2
     return distance
@@ -35,6 +41,7 @@ def squared_distance(y: Labels, proba: Probabilities) -> NDArray[np.float64]:
 
 def surprise(y: Labels, proba: Probabilities) -> NDArray[np.float64]:
     """Negative log probability of each image's class, ``(n,)``, nats, 0 to 34.5 (1e-15)."""
+    _refuse_unlabelled(y)
     nats: NDArray[np.float64] = -np.log(np.clip(proba[np.arange(len(y)), y], 1e-15, 1.0))
     return nats
 
@@ -78,6 +85,7 @@ def specificity(y: Labels, proba: Probabilities) -> float | None:
 
 def f1(y: Labels, proba: Probabilities) -> float:
     """F1 of the positive class; macro for more than two classes."""
+    _refuse_unlabelled(y)
     average = "binary" if proba.shape[1] == _BINARY else "macro"
     return float(sk.f1_score(y, proba.argmax(axis=1), average=average, zero_division=0.0))
 
@@ -103,16 +111,25 @@ def ece(y: Labels, proba: Probabilities) -> float:
 
 def confusion(y: Labels, proba: Probabilities) -> NDArray[np.int64]:
     """Counts of shape ``(K, K)``: true class by row, called class by column."""
+    _refuse_unlabelled(y)
     classes = proba.shape[1]
     counts = np.bincount(y * classes + proba.argmax(axis=1), minlength=classes**2)
     return counts.reshape(classes, classes)
 
 
+def _refuse_unlabelled(y: Labels) -> None:
+    """A missing label would count as a wrong one, or as the last class."""
+    if len(y) and y.min() < 0:
+        raise ValueError("an image without a label has no right and no wrong: leave it out")
+
+
 def _all_present(y: Labels, proba: Probabilities) -> bool:
+    _refuse_unlabelled(y)
     return bool(np.unique(y).size == proba.shape[1])
 
 
 def _share_found(y: Labels, proba: Probabilities, k: int) -> float | None:
+    _refuse_unlabelled(y)
     if proba.shape[1] != _BINARY or not (y == k).any():
         return None
     return float((proba.argmax(axis=1)[y == k] == k).mean())

@@ -32,7 +32,7 @@ class Predictions:
     Attributes:
         classes: In label order.
         key: Content keys, uint8 of shape ``(n, 32)``.
-        label: Shape ``(n,)``, 0 to K - 1.
+        label: Shape ``(n,)``, 0 to K - 1; -1 for images of a target without labels.
         patient: Numbers, shape ``(n,)``; within a domain, equal numbers are one patient.
         domain: Shape ``(n,)``.
         split: ``fit``, ``validation`` or ``target``, shape ``(n,)``.

@@ -18,12 +18,15 @@ from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyEr
 from pipeline.keys import KeyIndex
 from pipeline.names import legible
 from pipeline.progress import Progress
-from pipeline.sources import Item, read, scan
+from pipeline.sources import Item, read, scan, scan_unlabelled
 from pipeline.splits import TARGET, join_duplicates, patient_of, split_by_patient
 from pipeline.study import SOURCE, Domain, Study
 
 _LOG = logging.getLogger(__name__)
 _SHOWN = 5
+#: Label of an image of a target without labels. It is no class and no metric may meet it:
+#: what counts right and wrong refuses it, and stages leave such domains out where they begin.
+UNLABELLED = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,8 @@ class Samples:
     Attributes:
         items: Where each image is.
         key: Content key of each image, 32 bytes.
-        label: Shape ``(n,)``, int64: index into ``classes``.
+        label: Shape ``(n,)``, int64: index into ``classes``; ``UNLABELLED`` throughout a
+            target without labels.
         group: Shape ``(n,)``: patient id; unique within a domain only.
         domain: Shape ``(n,)``: ``source`` or the target's name.
         split: Shape ``(n,)``: ``fit``, ``validation`` or ``target``.
@@ -60,6 +64,16 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Which samples have a label, shape ``(n,)``."""
+        return np.asarray(self.label != UNLABELLED)
+
+    def class_of(self, row: int) -> str:
+        """Name of the class of a sample, in words if it has none."""
+        k = int(self.label[row])
+        return "no label" if k == UNLABELLED else self.classes[k]
 
     def where(self, mask: NDArray[np.bool_]) -> Self:
         """The samples where ``mask``, of shape ``(n,)``, is true."""
@@ -131,7 +145,7 @@ def load_samples(
 
 
 def _key_domain(study: Study, domain: Domain, options: SampleOptions, progress: Progress) -> _Keyed:
-    listing = scan(domain.path)
+    listing = scan(domain.path) if domain.labelled else scan_unlabelled(domain.path)
     for reason, count in listing.ignored.items():
         _LOG.info("%s: %d files ignored: %s", domain.name, count, reason)
     index = KeyIndex(study.store_root, domain.path, rehash=options.rehash)
@@ -186,7 +200,7 @@ def _classes(study: Study, found: list[_Keyed]) -> tuple[str, ...]:
     classes = study.classes or tuple(in_source)
     if missing := sorted(set(classes) - set(in_source)):
         raise StudyError(f"[source] {study.source.path} has no image of class {missing[0]!r}")
-    for part in found:
+    for part in (one for one in found if one.domain.labelled):
         if extra := sorted({item.label for item in part.items} - set(classes)):
             raise StudyError(
                 f"{part.domain.path} has class {extra[0]!r}; the study's classes are "
@@ -218,7 +232,7 @@ def _domain_columns(
     study: Study, found: list[_Keyed], number: Mapping[str, int]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.str_], NDArray[np.str_]]]:
     for part in found:
-        label = np.array([number[item.label] for item in part.items], np.int64)
+        label = _labels(part, number)
         group = _patients(part)
         if part.domain.name != SOURCE:
             yield label, np.array(group), np.full(len(group), TARGET)
@@ -226,6 +240,12 @@ def _domain_columns(
         joined = join_duplicates(group, part.key)
         share = study.source.validation
         yield label, np.array(joined), split_by_patient(label, joined, share=share, seed=study.seed)
+
+
+def _labels(part: _Keyed, number: Mapping[str, int]) -> NDArray[np.int64]:
+    if not part.domain.labelled:
+        return np.full(len(part.items), UNLABELLED, np.int64)
+    return np.array([number[item.label] for item in part.items], np.int64)
 
 
 def _patients(part: _Keyed) -> list[str]:
@@ -254,6 +274,8 @@ def _check_conflicts(samples: Samples, *, allowed: bool) -> None:
     first: dict[bytes, int] = {}
     pairs = []
     for i, key in enumerate(samples.key):
+        if samples.label[i] == UNLABELLED:
+            continue
         j = first.setdefault(key, i)
         if samples.label[i] != samples.label[j]:
             pairs.append(f"{_shown(samples, j)} and {_shown(samples, i)}")

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics import METRICS, is_right
+from pipeline.samples import UNLABELLED
 from pipeline.splits import FIT
 from pipeline.stats import (
     WEIGHTED,
@@ -49,6 +50,15 @@ class Place:
     group: NDArray[np.str_]
     seed: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        """Refuse images that nothing can be counted of.
+
+        Raises:
+            ValueError: An image has no label.
+        """
+        if (self.label < 0).any():
+            raise ValueError(f"{self.domain} has images without labels: they have no scores")
+
     @property
     def patients(self) -> int:
         """Number of patients."""
@@ -71,10 +81,12 @@ def places_of(
     group: NDArray[np.str_],
     seed: int,
 ) -> list[Place]:
-    """Each domain in each role, in order of appearance."""
+    """Each domain in each role, in order of appearance; a domain without labels is none."""
     found = []
     for number, (d, s) in enumerate(dict.fromkeys(zip(domain, split, strict=True))):
         rows = (domain == d) & (split == s)
+        if (label[rows] == UNLABELLED).all():
+            continue
         found.append(
             Place(
                 domain=str(d),

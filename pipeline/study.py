@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.heads.named import NamedHead
 
 SOURCE = "source"
+SEALED, OPEN, ABSENT = "sealed", "open", "absent"
+LABELS = (SEALED, OPEN, ABSENT)
 PRECISIONS = ("fp32", "tf32", "bf16")
 RESIZES = ("stretch", "crop")
 _CHANCE = 0.5  # a person who errs more often is worse than a coin
@@ -44,12 +46,35 @@ class Domain:
     attributes: Path | None = None
     name: str = SOURCE
 
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have classes that are known."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Domain):
     """The labelled hospital; ``validation`` is the share held out by patient."""
 
     validation: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetDomain(Domain):
+    """Another hospital.
+
+    Attributes:
+        labels: ``sealed`` (read once, at the end), ``open`` (somebody has looked at them
+            or tuned on them: one half by patient counts as a development set), or
+            ``absent`` (nobody has them: whatever folders there are name no class).
+    """
+
+    labels: str = SEALED
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its images have classes that are known."""
+        return self.labels != ABSENT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +134,7 @@ class Study:
 
     name: str
     source: Source
-    targets: tuple[Domain, ...] = ()
+    targets: tuple[TargetDomain, ...] = ()
     backbones: tuple[BackboneChoice, ...]
     concatenations: tuple[Concatenation, ...] = ()
     heads: tuple["NamedHead", ...] = ()
@@ -237,6 +262,11 @@ class _Reader(CheckedTables):
         if "source" not in table:
             self.fail('it has no [source]; a study needs [source] with path = "FOLDER"')
         source = self.table(table, "source")
+        if "labels" in source:
+            self.fail(
+                "[source] labels: heads are fitted to the labels of the source, so they are "
+                "always read; `labels` says what is known of a [target.NAME]"
+            )
         self.known(source, ("path", "group", "attributes", "validation"), "[source]")
         share = self.typed(source, "validation", (int, float), "[source]")
         settings = self._domain(source, "[source]")
@@ -246,12 +276,16 @@ class _Reader(CheckedTables):
             self.fail(f"[source] validation = {share}: allowed is a share between 0 and 1")
         return Source(validation=float(share), **settings)
 
-    def _target(self, name: str, table: Mapping[str, Any]) -> Domain:
+    def _target(self, name: str, table: Mapping[str, Any]) -> TargetDomain:
         where = f"[target.{name}]"
         if name == SOURCE:
             self.fail(f"{where}: the name {SOURCE!r} is taken by [source]; choose another")
-        self.known(table, ("path", "group", "attributes"), where)
-        return Domain(name=self.name(name, where), **self._domain(table, where))
+        self.known(table, ("path", "group", "attributes", "labels"), where)
+        labels = self.typed(table, "labels", str, where) or SEALED
+        self.one_of(labels, LABELS, f"{where} labels")
+        return TargetDomain(
+            name=self.name(name, where), labels=labels, **self._domain(table, where)
+        )
 
     def _domain(self, table: Mapping[str, Any], where: str) -> dict[str, Any]:
         path = self.typed(table, "path", str, where)

@@ -425,3 +425,18 @@ def test_a_model_that_others_start_from_is_taken_as_it_is_there(study):
     after = {row.record.method: row.record for row in rows}
     assert after.keys() == {"lp", "lp_ft", "wise_ft"}
     assert {name: after[name] for name in before} == before
+
+
+def test_a_target_without_labels_is_predicted_and_not_scored(study):
+    """Every network is asked about it, none is judged by it, and the labelled ones go on."""
+    (there,) = study.targets
+    blind = replace(study, targets=(replace(there, labels="absent"),))
+    finetune(blind, only("lp", "full", "wise_ft"))
+    kept = read_predictions(study.results / "finetune.h5")["tiny"]
+    far = kept.domain == "there"
+    assert far.any()
+    assert set(kept.label[far]) == {-1}
+    for proba in kept.proba.values():
+        assert proba[far].sum(axis=1) == pytest.approx(1, abs=1e-5)
+    for row in written(study)["rows"]:
+        assert {one["domain"] for one in row["domains"]} == {"source"}

@@ -71,9 +71,12 @@ def test_ng_table_has_every_step():
             "mismatch": 0.10,
             "dev_overfit": 0.05,
             "target_hardness": 0.06,
-            "transfer_gap": 0.09,
+            # Of the whole target, of which the test part is a half.
+            "transfer_gap": 0.065,
         }
     )
+    assert table.errors["t_all"].estimate == pytest.approx(70 / 400)
+    assert table.ends["transfer_gap"] == ("t_all", "t_oracle_cv")
     assert not table.not_identifiable
     assert sum(gap.p_largest for gap in table.chain.values()) == pytest.approx(1)
     low, high = wilson(20, 400)
@@ -101,6 +104,21 @@ def test_roles_of_one_domain_stay_paired():
     roles = NgRoles(s_fit=outcome(90, 20), s_traindev=outcome(90, 20), t_test=outcome(50, 10))
     gap = ng_table(roles, np.random.default_rng(11), 200).chain["variance"]
     assert (gap.estimate, gap.low, gap.high) == (0, 0, 0)
+
+
+def test_interval_of_dev_overfit_is_that_of_two_groups_of_patients():
+    """Patients of the halves are apart, so the gap's variance is the sum of both rates'."""
+    roles = NgRoles(
+        s_fit=outcome(400, 8),
+        s_traindev=outcome(400, 20),
+        t_dev=outcome(300, 30),
+        t_test=outcome(300, 60, first=300),
+    )
+    gap = ng_table(roles, np.random.default_rng(12), 4000).chain["dev_overfit"]
+    spread = np.sqrt(0.1 * 0.9 / 300 + 0.2 * 0.8 / 300)
+    assert gap.estimate == pytest.approx(0.1)
+    assert gap.low == pytest.approx(0.1 - 1.96 * spread, abs=0.006)
+    assert gap.high == pytest.approx(0.1 + 1.96 * spread, abs=0.006)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from pipeline.errors import StudyError
 from pipeline.predictions import Predictions, write_predictions
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.errors_by_role import errors_by_role, refit
+from pipeline.shift.errors_by_role import Given, errors_by_role, refit
 from pipeline.shift.fixes import fix_named
 from pipeline.shift.trained import TRAINED_PROBABILITIES, trained_losses
 
@@ -65,8 +66,99 @@ def test_a_reversed_feature_is_a_gap_of_transfer(source, target):
     low, high = found.ci_retrain["mismatch"]
     sampling = found.table.chain["mismatch"]
     assert low < sampling.estimate < high
-    assert set(found.ci_retrain) == {"variance", "mismatch"}
+    assert set(found.ci_retrain) == {"variance", "mismatch", "target_hardness", "transfer_gap"}
     assert 0 <= found.floor.low <= found.floor.high <= 0.5
+
+
+def one_by_one(domain, refits, rows, labels):
+    """Whether scikit-learn's head, fitted to each draw's repeated rows, errs on some rows."""
+    wrong = []
+    for weights in refits.weights:
+        drawn = np.repeat(np.arange(len(weights)), weights)
+        alone = LogisticRegression(C=domain.settings.inverse_penalty, tol=1e-8, max_iter=1000)
+        alone.fit(domain.standard[drawn], domain.labels[drawn])
+        wrong.append(alone.predict(rows) != labels)
+    return np.array(wrong)
+
+
+def test_refitted_steps_of_transfer_equal_a_loop_over_single_heads(source, target):
+    """Heads of both domains, each scored on the patients left out, by the slow way round."""
+    refits = refit(source, np.random.default_rng(0), 25)
+    found = errors_by_role(source, target, refits, np.random.default_rng(1))
+    own = Source(features=target.features, labels=target.labels, groups=target.groups)
+    again = refit(own, np.random.default_rng(1).spawn(1)[0], 25)
+    assert not np.array_equal(again.weights.sum(axis=1), refits.weights.sum(axis=1))
+    left_out = {}
+    for name, domain, drawn in (("here", source, refits), ("there", own, again)):
+        wrong = one_by_one(domain, drawn, domain.standard, domain.labels)
+        pairs = zip(wrong, drawn.weights, strict=True)
+        left_out[name] = np.array([errs[counts == 0].mean() for errs, counts in pairs])
+    carried = one_by_one(source, refits, source.standardise(target.features), target.labels)
+    steps = {
+        "target_hardness": left_out["there"] - left_out["here"],
+        "transfer_gap": carried.mean(axis=1) - left_out["there"],
+    }
+    for name, values in steps.items():
+        ends = np.percentile(values - values.mean(), [2.5, 97.5])
+        expected = found.table.transfer[name].estimate + ends
+        np.testing.assert_allclose(found.ci_retrain[name], expected, atol=1e-12)
+
+
+def test_heads_of_the_target_move_no_other_number(source, target):
+    """The draws of its patients are apart from those of the table."""
+    refits = refit(source, np.random.default_rng(0), 5)
+    rng, other = np.random.default_rng(1), np.random.default_rng(1)
+    errors_by_role(source, target, refits, rng)
+    errors_by_role(source, target, refit(source, np.random.default_rng(0), 9), other)
+    assert rng.random() == other.random()
+
+
+def test_refitted_intervals_of_the_transfer_hold_what_other_patients_give():
+    """Over many pairs of hospitals each holds the mean step, and is no wider than it must be."""
+    found = [transfer_of(seed) for seed in range(40)]
+    for name in ("target_hardness", "transfer_gap"):
+        estimates = np.array([steps[name].estimate for steps, _ in found])
+        low, high = np.array([again[name] for _, again in found]).T
+        mean = estimates.mean()
+        assert ((low <= mean) & (mean <= high)).mean() >= 0.85
+        assert 0.7 < (high - low).mean() / (2 * 1.96 * estimates.std()) < 2
+
+
+def transfer_of(seed):
+    """Steps of one pair of hospitals, and their refitted intervals: a feature is turned round."""
+    rng = np.random.default_rng([41, seed])
+    labels, groups = np.arange(120) % 2, np.arange(120) // 2
+    here, there = rng.normal(size=(2, 120, 8)) + 1.2 * labels[:, None] * (np.arange(8) < 2)
+    there[:, 0] *= -1
+    source = Source(features=here, labels=labels, groups=groups)
+    proba = source.head.predict_proba(source.standardise(there))
+    target = Cohort(features=there, probabilities=proba, groups=groups, labels=labels)
+    found = errors_by_role(source, target, refit(source, rng, 60), rng)
+    return found.table.transfer, found.ci_retrain
+
+
+def test_open_labels_give_a_development_half(source, target):
+    """Half A is t_dev, half B t_test; the steps lead over it, and the transfer is of both."""
+    dev = np.arange(160) < 70
+    refits = refit(source, np.random.default_rng(0), 40)
+    given = Given(dev=dev, human=0.02)
+    found = errors_by_role(source, target, refits, np.random.default_rng(1), given)
+    wrong = target.probabilities.argmax(axis=1) != target.labels
+    e = {role: cell.estimate for role, cell in found.table.errors.items()}
+    parts = (e["t_dev"], e["t_test"], e["t_all"])
+    assert parts == pytest.approx((wrong[dev].mean(), wrong[~dev].mean(), wrong.mean()))
+    steps = found.table.steps
+    assert steps["mismatch"].estimate == pytest.approx(e["t_dev"] - e["s_traindev"])
+    assert steps["dev_overfit"].estimate == pytest.approx(e["t_test"] - e["t_dev"])
+    assert steps["transfer_gap"].estimate == pytest.approx(e["t_all"] - e["t_oracle_cv"])
+    assert not found.table.not_identifiable
+    assert set(found.ci_retrain) == set(steps)
+    there = refits.wrong(source.standardise(target.features), target.labels)
+    again = there[:, ~dev].mean(axis=1) - there[:, dev].mean(axis=1)
+    ends = np.percentile(again - again.mean(), [2.5, 97.5]) + steps["dev_overfit"].estimate
+    np.testing.assert_allclose(found.ci_retrain["dev_overfit"], ends, atol=1e-12)
+    (note,) = found.notes
+    assert "Nothing here is chosen on t_dev" in note
 
 
 def test_sealed_labels_fill_no_table(source, target):

@@ -12,6 +12,7 @@ from pipeline.engines import EngineChoice
 from pipeline.errors import StudyError
 from pipeline.extract import ExtractOptions, extract
 from pipeline.json_values import plain
+from pipeline.predictions import read_predictions
 from pipeline.shift import stage
 from pipeline.shift.fixes import FIXES
 from pipeline.shift.paper import TABLES
@@ -129,6 +130,32 @@ def test_a_known_human_error_starts_the_table(study):
     with (study.results / "shift_ng.csv").open() as file:
         first = next(csv.DictReader(file))
     assert (first["name"], float(first["estimate"])) == ("human, as given", 0.03)
+
+
+def test_open_labels_make_a_development_half_of_whole_patients(study):
+    """Ng's table has every step of the target, and shift.h5 says which images are half A."""
+    (domain,) = study.targets
+    report = analyse(replace(study, targets=(replace(domain, labels="open"),)), SHORT)
+    (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
+    ng, gaps = target["ng"], target["gaps"]
+    assert gaps["mismatch"]["est"] == pytest.approx(
+        ng["t_dev"]["estimate"] - ng["s_traindev"]["estimate"]
+    )
+    assert gaps["dev_overfit"]["est"] == pytest.approx(
+        ng["t_test"]["estimate"] - ng["t_dev"]["estimate"]
+    )
+    assert set(target["not_identifiable"]) == {"avoidable_bias"}
+    roles = target["roles"]
+    assert roles["T_dev"]["images"] + roles["T_test"]["images"] == 120
+    assert "nothing here is chosen on it" in roles["T_dev"]["used_for"]
+    kept = read_predictions(study.results / "shift.h5")["tiny"]
+    dev = kept.split == "dev"
+    there = kept.domain == "there"
+    assert dev.sum() == ng["t_dev"]["n"]
+    assert not set(kept.patient[dev]) & set(kept.patient[there & ~dev])
+    for text in (shift_text(report).replace("\n", " "), (study.results / "shift.md").read_text()):
+        assert "Nothing here is chosen on t_dev" in text
+        assert "dev_overfit: not identifiable" not in text
 
 
 class StillSealedError(Exception):

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.attributes import Attribute
 from pipeline.errors import StudyError
-from pipeline.study import BackboneChoice, Domain, Source, load_study
+from pipeline.study import BackboneChoice, Source, TargetDomain, load_study
 
 GOOD = """
 name = "chest"
@@ -37,7 +37,7 @@ def test_a_good_file_becomes_settings_with_the_documented_defaults(folder):
     """What is not written has the default of the dataclass, paths start at the file."""
     study = load_study(write(folder, GOOD))
     assert study.source == Source(path=folder / "a", group=r"^(p\d+)", validation=0.2)
-    assert study.targets == (Domain(path=folder / "b", group=None, name="far"),)
+    assert study.targets == (TargetDomain(path=folder / "b", name="far", labels="sealed"),)
     assert study.backbones == (BackboneChoice(name="densenet121", weights="imagenet"),)
     assert (study.seed, study.classes, study.store) == (0, None, None)
     assert study.results == Path("results/chest")
@@ -59,6 +59,13 @@ def test_attributes_and_what_to_look_at_are_read(folder):
     assert study.targets[0].attributes is None
     assert study.subgroups == (Attribute(name="sex"), Attribute(name="age", edges=(18, 65.5)))
     assert load_study(write(folder, text)).subgroups == ()
+
+
+@pytest.mark.parametrize("labels", ["sealed", "open", "absent"])
+def test_what_is_known_of_a_targets_labels_is_read(folder, labels):
+    """All three words of the specification are taken."""
+    file = write(folder, GOOD.replace('"b"', f'"b"\nlabels = "{labels}"'))
+    assert load_study(file).targets[0].labels == labels
 
 
 def test_paths_are_relative_to_the_file_and_not_to_the_current_folder(folder, monkeypatch):
@@ -102,6 +109,12 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
         (("[source]", "[source]\nvalidation = 1.5"), r"validation = 1.5: allowed is a share"),
         (("121]", "121]\nweights = 'no.pth'"), r"weights: no file .*no.pth; allowed: \"imagenet\""),
         (("121]", "121]\nresize = 'zoom'"), r"resize = 'zoom': allowed are stretch, crop"),
+        (
+            ('"b"', '"b"\nlabels = "secret"'),
+            r"\[target.far\] labels = 'secret': allowed are sealed, open, absent",
+        ),
+        (('"b"', '"b"\nlabels = false'), r"\[target.far\] labels = False: allowed is text"),
+        (("[source]", "[source]\nlabels = 'open'"), r"\[source\] labels: heads are fitted to the"),
         (("121]", "121]\nprecision = 'fp8'"), r"precision = 'fp8': allowed are fp32, tf32, bf16"),
         (("[target", "attributes = 3\n[target"), r"attributes = 3: allowed is text"),
         (("[target", "attributes = 'x.csv'\n[target"), r"no file .*/x.csv; allowed is a CSV file"),

@@ -39,20 +39,28 @@ class ShiftData:
     Attributes:
         targets: Values of ``shift.json``, one for each target.
         predictions: None where the file is not there.
+        unlabelled: The same for targets without labels: what needs none.
     """
 
     backbone: str
     classes: tuple[str, ...]
     targets: tuple[Mapping[str, Any], ...]
     predictions: Predictions | None
+    unlabelled: tuple[Mapping[str, Any], ...] = ()
 
-    def having(self, key: str, why: str) -> list[Mapping[str, Any]]:
+    def having(self, key: str, why: str, *, blind: bool = False) -> list[Mapping[str, Any]]:
         """Targets that have a value under ``key``.
+
+        Args:
+            key: In ``shift.json``.
+            why: Why nothing is drawn if none has.
+            blind: Whether those without labels are meant too.
 
         Raises:
             NothingToDrawError: None has.
         """
-        found = [target for target in self.targets if target.get(key)]
+        everyone = [*self.targets, *(self.unlabelled if blind else ())]
+        found = [target for target in everyone if target.get(key)]
         if not found:
             raise NothingToDrawError(why)
         return found
@@ -72,7 +80,13 @@ class ShiftData:
         )
 
     def sides(self) -> list[tuple[str, Side, Side]]:
-        """Each target's name, the source, and the target."""
+        """Each labelled target's name, the source, and the target.
+
+        Raises:
+            NothingToDrawError: No target has labels, or probabilities were not kept.
+        """
+        if not self.targets:
+            raise NothingToDrawError("no target has labels")
         source = self.side(SOURCE)
         return [(t["target"], source, self.side(t["target"])) for t in self.targets]
 
@@ -85,13 +99,15 @@ def read_shift(results: Path) -> list[ShiftData]:
     """
     report = read_report(results / SHIFT_REPORT, "shift")
     kept = read_predictions(results / SHIFT_PROBABILITIES)
-    names = dict.fromkeys(target["backbone"] for target in report["targets"])
+    blind = report.get("unlabelled", ())
+    names = dict.fromkeys(target["backbone"] for target in [*report["targets"], *blind])
     return [
         ShiftData(
             backbone=name,
             classes=tuple(legible(one) for one in report["classes"]),
             targets=tuple(t for t in report["targets"] if t["backbone"] == name),
             predictions=kept.get(name),
+            unlabelled=tuple(t for t in blind if t["backbone"] == name),
         )
         for name in names
     ]

@@ -101,8 +101,8 @@ def _fix_panel(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def forecast(data: ShiftData) -> Figure:
     """Accuracy foretold without labels, beside the accuracy that the labels show."""
-    targets = data.having("forecast", "shift.json has no forecast")
-    truth = {name: there for name, _, there in data.sides()}
+    targets = data.having("forecast", "shift.json has no forecast", blind=True)
+    truth = {t["target"]: data.side(t["target"]) for t in data.targets}
     rows = max(len(target["forecast"]["accuracy"]) for target in targets)
     count, columns = -(-len(targets) // 2), min(len(targets), 2)
     figure = new_figure(0.6 + count * (0.6 + _ROW * rows), 1.6 + 2.8 * columns)
@@ -110,9 +110,11 @@ def forecast(data: ShiftData) -> Figure:
     for axes in panels[len(targets) :]:
         axes.set_visible(False)
     for axes, target in zip(panels, targets, strict=False):
-        _forecast_panel(axes, target["forecast"], truth[target["target"]])
+        _forecast_panel(axes, target["forecast"], truth.get(target["target"]))
         axes.set_title(target["target"], pad=14)
-    figure.suptitle("Accuracy foretold without labels, and the truth", x=0.01, ha="left")
+    figure.suptitle(
+        "Accuracy foretold without labels, and the truth where it is known", x=0.01, ha="left"
+    )
     figure.supxlabel(
         "accuracy with 95 % intervals; blue band: range of the estimates",
         fontsize=8,
@@ -120,12 +122,11 @@ def forecast(data: ShiftData) -> Figure:
     return figure
 
 
-def _forecast_panel(axes: Axes, found: Mapping[str, Any], there: Side) -> None:
+def _draw_truth(axes: Axes, there: Side) -> None:
     right = there.proba.argmax(axis=1) == there.label
     true = rate(
         right, there.patient, partial(draw_patients, there.patient, np.random.default_rng(0))
     )
-    axes.axvspan(found["low"], found["high"], color=SKY, alpha=0.18, linewidth=0)
     axes.axvspan(true.low, true.high, color=PALE, alpha=0.7, linewidth=0)
     axes.axvline(true.estimate, color=VERMILION, linewidth=1.3)
     axes.annotate(
@@ -138,6 +139,13 @@ def _forecast_panel(axes: Axes, found: Mapping[str, Any], there: Side) -> None:
         color=VERMILION,
         fontsize=SMALL,
     )
+
+
+def _forecast_panel(axes: Axes, found: Mapping[str, Any], there: Side | None) -> None:
+    """There is no truth to draw of a target without labels."""
+    axes.axvspan(found["low"], found["high"], color=SKY, alpha=0.18, linewidth=0)
+    if there is not None:
+        _draw_truth(axes, there)
     heights = np.arange(len(found["accuracy"]))
     for height, value in zip(heights, found["accuracy"].values(), strict=True):
         if value["low"] is not None and value["high"] is not None:

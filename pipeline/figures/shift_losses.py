@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,14 @@ from pipeline.shift.ng import CHAIN, TRANSFER
 
 _ROW = 0.24
 #: Errors in the order in which a step leads from one to the next.
-_ROLES = ("human", "s_fit", "s_traindev", "t_dev", "t_test")
+_ROLES = ("human", "s_fit", "s_traindev", "t_dev", "t_test", "t_all")
 _WORDS: Mapping[str, str] = {
     "human": "a person, source",
     "s_fit": "source, fitted images",
     "s_traindev": "source, other patients",
     "t_dev": "target, looked at",
     "t_test": "target",
+    "t_all": "target, both halves",
     "avoidable_bias": "avoidable bias",
     "variance": "variance",
     "mismatch": "mismatch",
@@ -62,14 +64,14 @@ _TERMS = (BLUE, ORANGE, GREEN)
 def waterfall(data: ShiftData) -> Figure:
     """Ng's table as steps from the error on fitted images to that on the target."""
     targets = data.having("ng", "shift.json has no Ng table")
-    lines = max(len(_steps(t)) + len(t.get("not_identifiable", ())) for t in targets)
+    names = _lines(targets)
     rows, columns = -(-len(targets) // 2), min(len(targets), 2)
-    figure = new_figure(0.6 + rows * (0.5 + lines * _ROW), 1.7 + 2.75 * columns)
+    figure = new_figure(0.6 + rows * (0.5 + len(names) * _ROW), 1.7 + 2.75 * columns)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels[len(targets) :]:
         axes.set_visible(False)
     for number, (axes, target) in enumerate(zip(panels, targets, strict=False)):
-        _waterfall_panel(axes, target, named=number % columns == 0)
+        _waterfall_panel(axes, target, names, named=number % columns == 0)
         axes.set_title(target["target"])
     figure.suptitle("Error by role, and the steps between (Ng's table)", x=0.01, ha="left")
     again = any(gap.get("ci_retrain") for target in targets for gap in target["gaps"].values())
@@ -99,6 +101,19 @@ class _Step:
         return self.name in _ROLES
 
 
+def _lines(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the lines from above, the same for all panels; what nobody knows comes last."""
+    known = {step.name for target in targets for step in _steps(target)}
+    chain = [name for role in _ROLES for name in (role, *_from(role))]
+    unknown = [name for target in targets for name in target.get("not_identifiable", ())]
+    listed = [name for name in (*chain, *TRANSFER) if name in known]
+    return list(dict.fromkeys([*listed, *unknown]))
+
+
+def _from(role: str) -> list[str]:
+    return [step for step, (_, start) in CHAIN.items() if start == role]
+
+
 def _steps(target: Mapping[str, Any]) -> list[_Step]:
     """Bars from above: each known error with the step that leads to the next, then the parts."""
     errors = {role: target["ng"][role] for role in _ROLES if target["ng"].get(role) is not None}
@@ -106,11 +121,7 @@ def _steps(target: Mapping[str, Any]) -> list[_Step]:
     steps: list[_Step] = []
     for role, value in errors.items():
         steps.append(_of_role(role, value))
-        steps += [
-            _of_gap(step, steps[-1].end, gaps[step])
-            for step, (_, start) in CHAIN.items()
-            if start == role and step in gaps
-        ]
+        steps += [_of_gap(step, steps[-1].end, gaps[step]) for step in _from(role) if step in gaps]
     level = 100 * errors["s_traindev"]["estimate"]
     for step in TRANSFER:
         if step in gaps:
@@ -142,26 +153,30 @@ def _of_gap(name: str, start: float, gap: Mapping[str, Any], shade: str | None =
     )
 
 
-def _waterfall_panel(axes: Axes, target: Mapping[str, Any], *, named: bool) -> None:
-    steps, unknown = _steps(target), list(target.get("not_identifiable", ()))
-    heights = np.arange(len(steps) + len(unknown))[::-1]
-    for height, step in zip(heights, steps, strict=False):
-        _draw_step(axes, height, step)
-    for above, step, after in zip(heights, steps, steps[1:], strict=False):
-        if after.name not in TRANSFER:
-            axes.plot([step.end] * 2, [above - 0.31, above - 0.69], color=GREY, linewidth=0.5)
-    for height in heights[len(steps) :]:
+def _waterfall_panel(
+    axes: Axes, target: Mapping[str, Any], names: Sequence[str], *, named: bool
+) -> None:
+    steps = _steps(target)
+    heights = dict(zip(names, range(len(names) - 1, -1, -1), strict=True))
+    for step in steps:
+        _draw_step(axes, heights[step.name], step)
+    for step, after in pairwise(steps):
+        if after.name not in {*TRANSFER, "t_all"}:
+            ends = [heights[step.name] - 0.31, heights[after.name] + 0.31]
+            axes.plot([step.end] * 2, ends, color=GREY, linewidth=0.5)
+    for name in target.get("not_identifiable", ()):
         axes.annotate(
             "not identifiable",
-            (0, height),
+            (0, heights[name]),
             xytext=(3, 0),
             textcoords="offset points",
             va="center",
             color=GREY,
             fontsize=SMALL,
         )
-    names = [*(step.name for step in steps), *unknown]
-    axes.set_yticks(heights, [_WORDS.get(name, name) for name in names] if named else [])
+    axes.set_yticks(
+        list(heights.values()), [_WORDS.get(name, name) for name in names] if named else []
+    )
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.16)
     axes.set_ylim(-0.6, len(heights) - 0.4)

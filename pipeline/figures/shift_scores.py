@@ -54,7 +54,7 @@ def nulls(data: ShiftData) -> Figure:
     """Each test's values under relabelled patients, and the value observed."""
     shown = [
         (t["target"], [row for row in t["detect"] if row.get("null") and "|" not in row["name"]])
-        for t in data.having("detect", "shift.json has no tests")
+        for t in data.having("detect", "shift.json has no tests", blind=True)
     ]
     shown = [(name, rows) for name, rows in shown if rows]
     if not shown:

@@ -142,10 +142,12 @@ def between(
 
 
 def scored(samples: Samples, proba: Proba) -> list[dict[str, Any]]:
-    """Accuracy, AUROC and log loss of each domain in each role, without intervals."""
+    """Accuracy, AUROC and log loss of each labelled domain in each role, without intervals."""
     found = []
     for domain, role in dict.fromkeys(zip(samples.domain, samples.split, strict=True)):
         rows = (samples.domain == domain) & (samples.split == role)
+        if not samples.labelled[rows].all():
+            continue
         values = {name: METRICS[name](samples.label[rows], proba[rows]) for name in _SHOWN}
         found.append({"domain": str(domain), "role": str(role), **values})
     return found

@@ -24,17 +24,20 @@ class Cohort:
     groups: NDArray[Any]
     """Shape (n,), patient ids, text or integers."""
     labels: NDArray[np.integer] | None = None
-    """Shape (n,), 0 to K - 1; None while the labels are sealed."""
+    """Shape (n,), 0 to K - 1; None while the labels are sealed, or where there are none."""
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not describe the same images.
 
         Raises:
-            StudyError: Lengths differ, there are no rows, or a number is not finite.
+            StudyError: Lengths differ, there are no rows, a number is not finite, or a label
+                is no class.
         """
         lengths = {name: len(value) for name, value in vars(self).items() if value is not None}
         if len(set(lengths.values())) != 1 or not len(self.features):
             raise StudyError(f"a cohort needs one row per image in every array, got {lengths}")
+        if self.labels is not None and self.labels.min() < 0:
+            raise StudyError("images without labels are a cohort whose labels are None")
         for name in ("features", "probabilities"):
             if not np.isfinite(getattr(self, name)).all():
                 raise StudyError(

@@ -223,5 +223,5 @@ def _notes(pair: Comparison, target: Cohort, settings: DetectionSettings) -> tup
             "not evidence of absence"
         )
     if target.labels is None:
-        notes.append("rows inside a class use the head's predictions, the labels being sealed")
+        notes.append("rows inside a class use the head's predictions: labels are sealed or absent")
     return tuple(notes)

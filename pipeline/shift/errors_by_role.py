@@ -17,7 +17,7 @@ from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.floor import BayesFloor, bayes_floor
 from pipeline.shift.gaps import dominant
-from pipeline.shift.ng import NgRoles, NgTable, Outcome, ng_table
+from pipeline.shift.ng import DEV_MEANS, NgRoles, NgTable, Outcome, ng_table
 from pipeline.stats import percentile_interval
 
 #: Heads refitted to drawn patients: the quantiles of 200 settle to about a tenth of their width.
@@ -28,7 +28,7 @@ _TOGETHER = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Refits:
-    """Heads of the source, each fitted to patients drawn with replacement.
+    """Heads of one domain, each fitted to patients drawn with replacement.
 
     Attributes:
         weights: Shape (B, n): how often each row was drawn.
@@ -48,6 +48,37 @@ class Refits:
         parts = [part.proba(rows).argmax(axis=2) != labels for part in self.heads]
         return np.concatenate(parts)
 
+    def inside(self, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Error of each head on the rows it was fitted to, shape (B,).
+
+        Args:
+            wrong: Shape (B, n), of the rows that the heads were drawn from.
+        """
+        return np.asarray((wrong * self.weights).sum(axis=1) / self.weights.sum(axis=1))
+
+    def left_out(self, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Error of each head on the patients it was not fitted to, shape (B,).
+
+        Args:
+            wrong: Shape (B, n), of the rows that the heads were drawn from.
+        """
+        unseen = self.weights == 0
+        return np.asarray((wrong * unseen).sum(axis=1) / np.maximum(unseen.sum(axis=1), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the study itself says of the table.
+
+    Attributes:
+        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
+        dev: Shape (m,), rows of the target that are a development set, whole patients;
+            None where the labels were sealed.
+    """
+
+    human: float | None = None
+    dev: NDArray[np.bool_] | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoleReport:
@@ -56,12 +87,14 @@ class RoleReport:
     Attributes:
         table: Errors by role and the steps between them.
         ci_retrain: By step, (low, high) over heads refitted to drawn patients, centred on
-            the step's estimate; only steps in which the source's head alone takes part.
-        refits: How many.
+            the step's estimate. The source's heads and those of the target itself are
+            drawn independently.
+        refits: How many of each.
         floor: Bounds of the Bayes error on the source's features: what stands where no
             human error is given. With few images it is too high.
         dominant: Step that is surely the largest; None if none is.
         human: Error of a person on the source, as the study gives it.
+        notes: Sentences that must be read with the table.
     """
 
     table: NgTable
@@ -70,6 +103,7 @@ class RoleReport:
     floor: BayesFloor
     dominant: str | None
     human: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refits:
@@ -100,7 +134,7 @@ def errors_by_role(
     target: Cohort,
     refits: Refits,
     rng: np.random.Generator,
-    human: float | None = None,
+    given: Given | None = None,
 ) -> RoleReport:
     """Fill the table for one target whose labels are open.
 
@@ -109,38 +143,58 @@ def errors_by_role(
         target: Features, probabilities of the source's head, labels.
         refits: From :func:`refit`.
         rng: Source of the draws.
-        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
+        given: What else is known.
 
     Raises:
         StudyError: The target's labels are absent.
     """
     if target.labels is None:
         raise StudyError("Ng's table needs the target's labels; without them see the forecast")
+    given = given or Given()
     fitted = source.head.predict_proba(source.standard)
+    own = _oracle(source, target, target.labels)
     roles = NgRoles(
         s_fit=Outcome(wrong=fitted.argmax(axis=1) != source.labels, groups=source.groups),
         s_traindev=Outcome(
             wrong=source.out_of_fold.argmax(axis=1) != source.labels, groups=source.groups
         ),
-        t_test=Outcome(
-            wrong=target.probabilities.argmax(axis=1) != target.labels, groups=target.groups
-        ),
-        t_oracle_cv=_oracle(source, target, target.labels),
-        human=human,
+        **_of_target(target, target.labels, given.dev),
+        t_oracle_cv=None if own is None else _out_of_fold(own),
+        human=given.human,
     )
+    errors = _of_refits(source, target, refits, given)
+    if own is not None:
+        # Draws of their own: heads of the target move no other number.
+        errors["t_oracle_cv"] = _left_out(own, refit(own, rng.spawn(1)[0], len(refits.weights)))
     table = ng_table(roles, rng)
     return RoleReport(
         table=table,
-        ci_retrain=_retrained(source, target, refits, table),
+        ci_retrain=_retrained(table, errors),
         refits=len(refits.weights),
         floor=bayes_floor(source.features, source.labels, source.groups, rng),
         dominant=dominant(table.chain),
-        human=human,
+        human=given.human,
+        notes=() if given.dev is None else (DEV_MEANS,),
     )
 
 
-def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Outcome | None:
-    """A head of the target itself, out of fold by patient; None where a fold lacks a class."""
+def _of_target(
+    target: Cohort, labels: NDArray[np.integer], dev: NDArray[np.bool_] | None
+) -> dict[str, Outcome]:
+    """The cells of the source's head on the target."""
+    wrong = target.probabilities.argmax(axis=1) != labels
+    rows = {"t_test": np.ones(len(wrong), np.bool_)} if dev is None else _halves(dev)
+    return {
+        role: Outcome(wrong=wrong[mine], groups=target.groups[mine]) for role, mine in rows.items()
+    }
+
+
+def _halves(dev: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
+    return {"t_dev": dev, "t_test": ~dev}
+
+
+def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Source | None:
+    """The target as a source of heads; None where it, or a fold of it, lacks a class."""
     try:
         own = Source(
             features=target.features, labels=labels, groups=target.groups, settings=source.settings
@@ -148,28 +202,45 @@ def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Outc
         proba = own.out_of_fold
     except (StudyError, ValueError):
         return None
-    if proba.shape[1] != source.prior.size:
-        return None
-    return Outcome(wrong=proba.argmax(axis=1) != labels, groups=target.groups)
+    return own if proba.shape[1] == source.prior.size else None
+
+
+def _out_of_fold(domain: Source) -> Outcome:
+    return Outcome(wrong=domain.out_of_fold.argmax(axis=1) != domain.labels, groups=domain.groups)
+
+
+def _of_refits(
+    source: Source, target: Cohort, refits: Refits, given: Given
+) -> dict[str, NDArray[np.float64]]:
+    """Error of each refitted head of the source by role, shape (B,); a person's stays."""
+    here = refits.wrong(source.standard, source.labels)
+    there = refits.wrong(source.standardise(target.features), target.classes())
+    rows = {"t_test" if given.dev is None else "t_all": np.ones(there.shape[1], np.bool_)}
+    if given.dev is not None:
+        rows |= _halves(given.dev)
+    errors = {role: np.asarray(there[:, mine].mean(axis=1)) for role, mine in rows.items()}
+    errors |= {"s_fit": refits.inside(here), "s_traindev": refits.left_out(here)}
+    if given.human is not None:
+        errors["human"] = np.full(len(refits.weights), given.human)
+    return errors
+
+
+def _left_out(own: Source, refits: Refits) -> NDArray[np.float64]:
+    return refits.left_out(refits.wrong(own.standard, own.labels))
 
 
 def _retrained(
-    source: Source, target: Cohort, refits: Refits, table: NgTable
+    table: NgTable, errors: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, tuple[float, float]]:
-    """How far a step moves when the head is fitted to other patients of the source.
+    """How far a step moves when the heads are fitted to other patients.
 
     A refitted head has seen fewer patients and so errs a little more; only the spread of
     its steps is taken, not their level.
     """
-    here = refits.wrong(source.standard, source.labels)
-    there = refits.wrong(source.standardise(target.features), target.classes())
-    seen = refits.weights
-    left_out = (here * (seen == 0)).sum(axis=1) / np.maximum((seen == 0).sum(axis=1), 1)
-    inside = (here * seen).sum(axis=1) / seen.sum(axis=1)
-    steps = {"variance": left_out - inside, "mismatch": there.mean(axis=1) - left_out}
     found = {}
-    for name, values in steps.items():
+    for name, gap in table.steps.items():
+        to, start = table.ends[name]
+        values = errors[to] - errors[start]
         low, high = percentile_interval(values - values.mean())
-        estimate = table.chain[name].estimate
-        found[name] = (estimate + low, estimate + high)
+        found[name] = (gap.estimate + low, gap.estimate + high)
     return found

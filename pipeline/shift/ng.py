@@ -27,9 +27,16 @@ CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
         "dev_overfit": ("t_test", "t_dev"),
     }
 )
-#: The two parts of error(t_test) - error(s_traindev).
+#: The two parts of error(target) - error(s_traindev); the target is all of it, ``t_all``,
+#: where a part of it is ``t_dev``.
 TRANSFER: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"target_hardness": ("t_oracle_cv", "s_traindev"), "transfer_gap": ("t_test", "t_oracle_cv")}
+)
+#: To be read with a table that has ``t_dev``.
+DEV_MEANS = (
+    "t_dev is half A of the target by patient, whose labels the study calls open; t_test is half "
+    "B, t_all both. Nothing here is chosen on t_dev: dev_overfit is what whoever tuned on the "
+    "labels of half A overfitted, and it cannot show what was tuned on both halves."
 )
 _SOURCE = ("s_fit", "s_traindev")
 _ABSENT: Mapping[str, str] = MappingProxyType(
@@ -59,10 +66,10 @@ class NgRoles:
     """Source, rows the head was fitted on."""
     s_traindev: Outcome
     """Source, out of fold by patient; nothing was selected on it."""
-    t_test: Outcome
-    """Target, read once at the end."""
     t_dev: Outcome | None = None
     """Target, labelled rows that were looked at on the way; other patients than t_test."""
+    t_test: Outcome
+    """Target, read once at the end."""
     t_oracle_cv: Outcome | None = None
     """Target, out of fold of a head trained on the target: a diagnosis, not a result."""
     human: float | None = None
@@ -81,13 +88,20 @@ class NgTable:
     """``target_hardness`` and ``transfer_gap``; empty without an oracle."""
     not_identifiable: Mapping[str, str]
     """Step: why there is no number."""
+    ends: Mapping[str, tuple[str, str]]
+    """Of each step, the role it leads to and the one it starts from."""
+
+    @property
+    def steps(self) -> dict[str, Gap]:
+        """Those of the chain, then those of the transfer."""
+        return {**self.chain, **self.transfer}
 
 
 def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> NgTable:
     """Fill Ng's table.
 
     Without ``t_dev`` the mismatch leads to ``t_test`` and contains whatever overfit to a
-    target development set there may be.
+    target development set there may be. With it the table gets a cell ``t_all``, of both.
 
     Args:
         roles: The cells.
@@ -99,27 +113,41 @@ def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> Ng
     """
     given = {name: value for name, value in vars(roles).items() if isinstance(value, Outcome)}
     _refuse_nonsense(roles, given)
+    if roles.t_dev is not None:
+        oracle = given.pop("t_oracle_cv", None)
+        given["t_all"] = _together(roles.t_dev, roles.t_test)
+        given |= {} if oracle is None else {"t_oracle_cv": oracle}
     drawn = _draws_by_domain(given, rng, draws)
     level = {name: float(one.wrong.mean()) for name, one in given.items()}
     curves = {name: drawn[name].mean(one.wrong, one.groups) for name, one in given.items()}
     if roles.human is not None:
         level["human"], curves["human"] = roles.human, np.full(draws, roles.human)
-    chain = dict(CHAIN)
+    chain, transfer = dict(CHAIN), dict(TRANSFER)
     if roles.t_dev is None:
         chain["mismatch"] = ("t_test", "s_traindev")
+    else:
+        transfer["transfer_gap"] = ("t_all", "t_oracle_cv")
     missing = {
         step: _ABSENT[end]
-        for step, ends in {**chain, **TRANSFER}.items()
+        for step, ends in {**chain, **transfer}.items()
         for end in ends
         if end not in level
     }
     known = {step: ends for step, ends in chain.items() if step not in missing}
-    parts = {step: ends for step, ends in TRANSFER.items() if step not in missing}
+    parts = {step: ends for step, ends in transfer.items() if step not in missing}
     return NgTable(
         errors={name: _error(one, drawn[name]) for name, one in given.items()},
         chain=_steps(known, level, curves),
         transfer=_steps(parts, level, curves) if parts else {},
         not_identifiable=missing,
+        ends={**known, **parts},
+    )
+
+
+def _together(*parts: Outcome) -> Outcome:
+    return Outcome(
+        wrong=np.concatenate([one.wrong for one in parts]),
+        groups=np.concatenate([one.groups for one in parts]),
     )
 
 

@@ -121,6 +121,8 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
         "tuned": _tuned_rows,
     }
 )
+#: Tables that a target without labels has too.
+LABEL_FREE = ("detect", "forecast")
 #: Tables that are there only where the study asks for them.
 OPTIONAL: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
     {"subgroups": subgroup_rows}
@@ -152,7 +154,7 @@ def tables(record: Record) -> dict[str, bytes]:
     found = {
         name: [
             {"backbone": t["backbone"], "target": t["target"], **row}
-            for t in record["targets"]
+            for t in [*record["targets"], *(record["unlabelled"] if name in LABEL_FREE else ())]
             for row in rows(t)
         ]
         for name, rows in {**TABLES, **OPTIONAL}.items()
@@ -178,6 +180,8 @@ def report(record: Record) -> str:
     lines = [f"# Domain shift: {legible(record['study'])}"]
     for target in record["targets"]:
         lines += _chapter(target)
+    for target in record["unlabelled"]:
+        lines += _unlabelled_chapter(target)
     return "\n".join(lines) + "\n"
 
 
@@ -199,10 +203,31 @@ def _chapter(target: Record) -> list[str]:
         lines += ["", f"### {TITLES[name]}", "", *_markdown(list(rows(target)))]
         if name == "ng":
             lines += ["", *(f"- {s}: not identifiable, {why}" for s, why in _unknown(target))]
+            lines += [f"- {note}" for note in target["ng_notes"]]
         if name == "forecast":
             lines += ["", target["forecast"]["warning"]]
         if name == "operating":
             lines += subgroup_chapter(target)
+    return lines
+
+
+def _unlabelled_chapter(target: Record) -> list[str]:
+    told = target["source_prediction"]["overall"]
+    lines = [
+        "",
+        f"## {legible(target['target'])}, {legible(target['backbone'])}",
+        "",
+        target["said"],
+        "",
+        f"The hospital can be told from the features with AUC {told:.2f}.",
+        *(f"- {caveat}" for caveat in target["caveats"]),
+        "",
+        "Not given, because it needs labels:",
+        *(f"- {what}" for what in target["needs_labels"]),
+    ]
+    for name in LABEL_FREE:
+        rows = _markdown(list(TABLES[name](target)))
+        lines += ["", f"### {TITLES[name]}", "", *rows]
     return lines
 
 

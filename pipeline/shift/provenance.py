@@ -75,16 +75,20 @@ class Circumstances:
     elsewhere: frozenset[str] = frozenset()
 
 
-def roles_of(source: Cohort, target: Cohort) -> dict[str, Role]:
+def roles_of(
+    source: Cohort, target: Cohort, dev: NDArray[np.bool_] | None = None
+) -> dict[str, Role]:
     """Which rows served what in this stage.
 
     The head's penalty is a constant of the plan, so no row selects it: ``S_sel`` is empty.
-    All labelled rows of the target judge, and none is apart from them: ``T_dev`` is empty
-    but for the k-shot rows, which stand in a block of their own.
+    All labelled rows of the target judge. While they are sealed none is apart from them:
+    ``T_dev`` is empty but for the k-shot rows, which stand in a block of their own. Where
+    they are open Ng's table takes one half for ``T_dev`` and the other for ``T_test``.
 
     Args:
         source: The labelled domain.
         target: The other one.
+        dev: Shape (m,), the half that is a development set; None where labels are sealed.
     """
     return {
         "S_fit": _role(source, "source, all", "fit the head and its scale", labels=True),
@@ -101,11 +105,47 @@ def roles_of(source: Cohort, target: Cohort) -> dict[str, Role]:
         "T_adapt": _role(
             target, "target, each half by patient in turn", "fit the fixes", labels=False
         ),
+        **_judges(target, dev),
+    }
+
+
+def roles_without_labels(source: Cohort, target: Cohort) -> dict[str, Role]:
+    """Which rows served what where the target has no labels: none can judge.
+
+    Args:
+        source: The labelled domain.
+        target: The other one.
+    """
+    roles = roles_of(source, target)
+    roles["T_adapt"] = _role(
+        target, "target, all", "tests, forecast of the accuracy and of the class mix", labels=False
+    )
+    none = Role(rows="none", used_for="needs labels", labels=False, images=0, patients=0)
+    return roles | {"T_dev": none, "T_test": none}
+
+
+def _judges(target: Cohort, dev: NDArray[np.bool_] | None) -> dict[str, Role]:
+    if dev is None:
+        return {
+            "T_dev": _role(
+                target, "target, some images of each half", "the k-shot rows alone", labels=True
+            ),
+            "T_test": _role(
+                target, "target, the other half in turn", "judge; opened at the end", labels=True
+            ),
+        }
+    return {
         "T_dev": _role(
-            target, "target, some images of each half", "the k-shot rows alone", labels=True
+            target.take(dev),
+            "target, half A of the first cut by patient",
+            "error of Ng's table on labels that were open before; nothing here is chosen on it",
+            labels=True,
         ),
         "T_test": _role(
-            target, "target, the other half in turn", "judge; opened at the end", labels=True
+            target.take(~dev),
+            "target, half B of the first cut by patient",
+            "error of Ng's table; all else is judged on both halves, in turn",
+            labels=True,
         ),
     }
 
@@ -132,15 +172,15 @@ def digest_rows(keys: Iterable[bytes], labels: NDArray[np.integer]) -> str:
 
 
 def inputs_of(
-    joined: JoinedFeatures, target: str, labels: NDArray[np.integer], plan: str
+    joined: JoinedFeatures, target: str, labels: NDArray[np.integer], plan: str | None
 ) -> dict[str, Any]:
     """Digests of everything the numbers of one target are made from.
 
     Args:
         joined: Samples with features.
         target: Its name.
-        labels: Shape (m,), of the target, open by now.
-        plan: Digest of the fixes' plan.
+        labels: Shape (m,), of the target, open by now; -1 where it has none.
+        plan: Digest of the fixes' plan; None where no fix is scored.
     """
     samples = joined.samples
     here, there = (samples.where(samples.domain == name) for name in (SOURCE, target))

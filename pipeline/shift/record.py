@@ -18,12 +18,13 @@ for each backbone and target:
   source before and after erasing the domain. ``features``: the 20 that differ most.
 - ``ng``: error by role (``estimate``, ``low``, ``high``, ``n``, ``groups``, ``method``):
   ``s_fit``, ``s_traindev`` (out of fold), ``t_test``, ``t_oracle_cv`` (a head of the target,
-  by cross-validation); ``human`` (a number, null
-  unless the study has ``human_error``) and ``bayes_floor``, the bounds of
+  by cross-validation); where the target's labels are open ``t_dev`` (half A), ``t_test``
+  (half B), ``t_all`` (both) and ``ng_notes``, sentences on what that means; ``human`` (a
+  number, null unless the study has ``human_error``) and ``bayes_floor``, the bounds of
   Cover and Hart on the source.
 - ``gaps``: the steps between them: ``est``, ``ci_sampling``, ``ci_retrain`` (heads refitted
-  to drawn patients; null where the source's head is not the only one in the step),
-  ``p_largest``. ``not_identifiable``: step to reason. ``dominant``: a step or null.
+  to drawn patients of the source and, for ``t_oracle_cv``, of the target), ``p_largest``.
+  ``not_identifiable``: step to reason. ``dominant``: a step or null.
 - ``differences``: of the hospitals' habits, ``said`` in a sentence; ``rows``, empty where no
   audit has measured the pictures: ``name``, ``effect`` within classes in sd (for the class
   mix, of a share), its simultaneous interval, whether it is ``named``.
@@ -48,6 +49,10 @@ for each backbone and target:
   reason); ``worst``: metric to group. ``unknown`` are images without a row or a value.
 - ``plan_hash``, ``lookups_of_target_labels``, ``verdict``, ``notes``, ``map``, ``seconds``.
 
+``unlabelled``: one entry for each backbone and target whose labels are absent, with those of
+the above that need none (``shared_patients`` to ``notes``, ``forecast``, ``roles`` and what
+goes with them); ``images``, ``said`` in sentences, ``source_accuracy`` (out of fold),
+``called`` (share of images called each class), ``needs_labels``: what is left out.
 ``trained``: one entry for each fine-tuned network and target, by its kept probabilities,
 the source being its validation split: accuracies, ``total``, ``kitagawa``, ``threshold``.
 """
@@ -60,6 +65,8 @@ from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.findings import Finding
 from pipeline.shift.pictures import null_histogram
+from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
+from pipeline.shift.unlabelled import said as foretold
 
 if TYPE_CHECKING:
     from pipeline.shift.stage import ShiftReport, TargetReport
@@ -74,37 +81,14 @@ def to_json(report: "ShiftReport") -> dict[str, Any]:
         "study": report.study,
         "classes": list(report.classes),
         "targets": [_target_json(t) for t in report.targets],
+        "unlabelled": [_unlabelled_json(t) for t in report.unlabelled],
         "trained": plain(report.trained),
     }
 
 
 def _target_json(t: "TargetReport") -> dict[str, Any]:
-    names = ("name", "primary", "statistic", "effect", "p", "p_holm", "refused")
-    detect = [
-        {
-            **{name: getattr(finding, name) for name in names},
-            "p_null_control": None if null is None else null.p,
-            "p_positive_control": None if positive is None else positive.p,
-            "null": null_histogram(finding.null),
-            "B": None if finding.refused else len(finding.null),
-            "level": t.level,
-            "unit": "patient",
-            "family": _family(finding),
-        }
-        for finding, null, positive in t.detection.rows()
-    ]
     return {
-        "backbone": t.backbone,
-        "target": t.target,
-        "shared_patients": t.shared_patients,
-        "source_prediction": {
-            "overall": t.source_prediction.overall,
-            "by_class": list(t.source_prediction.by_class),
-        },
-        "detect": detect,
-        "alignment": plain(t.detection.observed.alignment),
-        "features": plain(t.detection.observed.features),
-        "notes": list(t.detection.observed.notes),
+        **_seen_json(t),
         "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
         "fixes_control": [] if t.control is None else [_fix_json(row) for row in t.control.rows],
         "fixes_tuned": {
@@ -127,6 +111,54 @@ def _target_json(t: "TargetReport") -> dict[str, Any]:
         **({"subgroups": plain(t.subgroups)} if t.subgroups else {}),
         "seconds": t.seconds,
     }
+
+
+def _unlabelled_json(t: UnlabelledReport) -> dict[str, Any]:
+    return {
+        **_seen_json(t),
+        "images": t.images,
+        "said": foretold(t),
+        "source_accuracy": t.source_accuracy,
+        "called": list(t.called),
+        "forecast": plain(t.forecast),
+        "needs_labels": list(NEEDS_LABELS),
+        **plain(t.provenance),
+        "seconds": t.seconds,
+    }
+
+
+def _seen_json(t: "TargetReport | UnlabelledReport") -> dict[str, Any]:
+    """What no label is needed for."""
+    return {
+        "backbone": t.backbone,
+        "target": t.target,
+        "shared_patients": t.shared_patients,
+        "source_prediction": {
+            "overall": t.source_prediction.overall,
+            "by_class": list(t.source_prediction.by_class),
+        },
+        "detect": _detect_json(t),
+        "alignment": plain(t.detection.observed.alignment),
+        "features": plain(t.detection.observed.features),
+        "notes": list(t.detection.observed.notes),
+    }
+
+
+def _detect_json(t: "TargetReport | UnlabelledReport") -> list[dict[str, Any]]:
+    names = ("name", "primary", "statistic", "effect", "p", "p_holm", "refused")
+    return [
+        {
+            **{name: getattr(finding, name) for name in names},
+            "p_null_control": None if null is None else null.p,
+            "p_positive_control": None if positive is None else positive.p,
+            "null": null_histogram(finding.null),
+            "B": None if finding.refused else len(finding.null),
+            "level": t.level,
+            "unit": "patient",
+            "family": _family(finding),
+        }
+        for finding, null, positive in t.detection.rows()
+    ]
 
 
 def _family(finding: Finding) -> str:
@@ -154,6 +186,7 @@ def _ng_json(roles: RoleReport) -> dict[str, Any]:
             }
             for name, gap in steps.items()
         },
+        "ng_notes": list(roles.notes),
         "not_identifiable": dict(roles.table.not_identifiable),
         "dominant": roles.dominant,
         "refits": roles.refits,

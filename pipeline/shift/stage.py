@@ -33,9 +33,10 @@ from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.detect import detect_with_controls
 from pipeline.shift.differences import Difference, Pictures, differences
-from pipeline.shift.errors_by_role import Refits, refit
+from pipeline.shift.errors_by_role import Given, Refits, refit
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
 from pipeline.shift.fix_control import fixes_on_source
+from pipeline.shift.halves import first_half
 from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.permute import PermutationPlan
@@ -56,7 +57,8 @@ from pipeline.shift.subgroup_values import Subgroups
 from pipeline.shift.subgroups import Terms, subgroups, terms_of
 from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
-from pipeline.study import SOURCE, Study
+from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
+from pipeline.study import OPEN, SOURCE, Study
 
 Facts = NDArray[Any]
 SHIFT_REPORT = "shift.json"
@@ -121,12 +123,13 @@ class TargetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftReport:
-    """All targets of a study, and the networks that were trained on its images."""
+    """All targets of a study, those without labels apart, and the networks trained on images."""
 
     study: str
     classes: tuple[str, ...]
     targets: tuple[TargetReport, ...]
     trained: tuple[TrainedLoss, ...] = ()
+    unlabelled: tuple[UnlabelledReport, ...] = ()
 
 
 def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
@@ -146,7 +149,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     if not study.targets:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
     disk.probe(study.results)
-    found, kept = [], {}
+    found: list[TargetReport] = []
+    blind: list[UnlabelledReport] = []
+    kept = {}
     for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
         facts = known_facts(study.store_root, joined.samples.key)
@@ -154,15 +159,24 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         if not options.samples.allow_leaks:
             refuse_leaks(leak)
         known = _known(joined, options, study, leak)
+        labelled = [t.name for t in study.targets if t.labelled]
         found += side_by_side(
-            [partial(_target, joined, known, t.name, options, facts) for t in study.targets]
+            [partial(_target, joined, known, name, options, facts) for name in labelled]
         )
-        kept[choice.name] = head_predictions(joined, known.source)
+        blind += side_by_side(
+            [
+                partial(look, joined, _basis(known, options), t.name)
+                for t in study.targets
+                if not t.labelled
+            ]
+        )
+        kept[choice.name] = head_predictions(joined, known.source, known.dev)
     report = ShiftReport(
         study=study.name,
         classes=joined.samples.classes,
         targets=tuple(found),
-        trained=trained_losses(study.results, [t.name for t in study.targets], options.seed),
+        trained=trained_losses(study.results, labelled, options.seed),
+        unlabelled=tuple(blind),
     )
     disk.make_dir(study.results)
     write_predictions(study.results / SHIFT_PROBABILITIES, kept)
@@ -192,13 +206,14 @@ def _source(joined: JoinedFeatures) -> SourceRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the source alone says."""
+    """What the source alone says, and which rows of a target are a development set."""
 
     source: SourceRows
     refits: Refits
     plan: FixPlan
     control: Leaderboard | None
     human: float | None
+    dev: Mapping[str, NDArray[np.bool_]]
     leak: tuple[Finding, ...]
     groupings: Mapping[str, tuple[Grouping, ...]]
     terms: Terms
@@ -210,9 +225,9 @@ def _known(
 ) -> Known:
     """The head, and what it is when fitted to other patients, serve every target."""
     divided = groupings(study, joined.samples)  # first: it may refuse a file of the user's
-    source = _source(joined)
+    source, samples = _source(joined), joined.samples
     here = _scored(source)
-    terms = terms_of(here, joined.samples.classes, options.seed)
+    terms = terms_of(here, samples.classes, options.seed)
     plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
     return Known(
         source=source,
@@ -220,6 +235,11 @@ def _known(
         plan=plan,
         control=fixes_on_source(source, plan, options.seed),
         human=study.human_error,
+        dev={
+            t.name: first_half(samples.group[samples.domain == t.name], plan.seeds)
+            for t in study.targets
+            if t.labels == OPEN
+        },
         leak=leak,
         groupings=divided,
         terms=terms,
@@ -237,7 +257,11 @@ def _scored(source: SourceRows) -> Cohort:
 
 
 def _target(
-    joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions, facts: Facts | None
+    joined: JoinedFeatures,
+    known: Known,
+    name: str,
+    options: ShiftOptions,
+    facts: Facts | None,
 ) -> TargetReport:
     start, source = time.perf_counter(), known.source
     rows = joined.samples.domain == name
@@ -260,13 +284,14 @@ def _target(
     fixes = score(predictions, sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
+    dev = known.dev.get(name)
     telling = Telling(
         source=source,
         refits=known.refits,
         before=before,
         fixes=fixes,
         seed=options.seed,
-        human=known.human,
+        given=Given(human=known.human, dev=dev),
     )
     story = tell(name, here, opened, telling)
     shared = _shared(source.groups, group)
@@ -289,7 +314,7 @@ def _target(
             *subgroups("target", opened, known.groupings.get(name, ()), known.terms),
         ),
         provenance=Provenance(
-            roles=roles_of(here, opened),
+            roles=roles_of(here, opened, dev),
             seeds={
                 "forecast, decomposition": options.seed,
                 "relabellings": settings.plan.seed,
@@ -301,6 +326,11 @@ def _target(
         ),
         seconds=round(time.perf_counter() - start, 2),
     )
+
+
+def _basis(known: Known, options: ShiftOptions) -> Basis:
+    settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
+    return Basis(source=known.source, settings=settings, seed=options.seed, leak=known.leak)
 
 
 def _differences(

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.decompose import DecomposeSettings, Decomposition, decompose
-from pipeline.shift.errors_by_role import Refits, RoleReport, errors_by_role
+from pipeline.shift.errors_by_role import Given, Refits, RoleReport, errors_by_role
 from pipeline.shift.gaps import Gap
 from pipeline.shift.leaderboard import BASELINE, Leaderboard
 from pipeline.shift.predict import Forecast, SourceScores, TargetScores, forecast
@@ -58,7 +58,7 @@ class Telling:
         before: From :func:`foretell`.
         fixes: Scored leaderboard.
         seed: Of the draws.
-        human: Error of a person on the source, if known.
+        given: What the study says of Ng's table.
     """
 
     source: Source
@@ -66,7 +66,7 @@ class Telling:
     before: Forecast
     fixes: Leaderboard
     seed: int
-    human: float | None = None
+    given: Given
 
 
 def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
@@ -80,7 +80,7 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
     """
     before, fixes = known.before, known.fixes
     rng = np.random.default_rng([known.seed, 12])
-    roles = errors_by_role(known.source, target, known.refits, rng, known.human)
+    roles = errors_by_role(known.source, target, known.refits, rng, known.given)
     parts = decompose(source, target, DecomposeSettings())
     numbers = Numbers(
         target=name,

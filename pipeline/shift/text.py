@@ -4,19 +4,70 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from pipeline.json_values import plain
+from pipeline.names import legible
 from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
+from pipeline.shift.findings import ControlledDetection
 from pipeline.shift.leaderboard import Row as LeaderboardRow
+from pipeline.shift.predict import RANGED
 from pipeline.shift.soundness import Carried, Soundness
 from pipeline.shift.stage import ShiftReport, TargetReport
 from pipeline.shift.subgroups_paper import subgroup_lines
 from pipeline.shift.tuning import TunedRow
+from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
+from pipeline.shift.unlabelled import said as foretold
 from pipeline.text_table import WIDTH, new_table, number, render
 
 
 def shift_text(report: ShiftReport) -> str:
     """For each target: how far apart the hospitals are, then what the fixes do."""
-    return "\n\n".join(_target_text(target) for target in report.targets)
+    blind = (_unlabelled_text(target, report.classes) for target in report.unlabelled)
+    return "\n\n".join([*(_target_text(target) for target in report.targets), *blind])
+
+
+def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
+    told = target.source_prediction.overall
+    lines = [
+        f"{target.target}, {target.backbone}",
+        *textwrap.wrap(foretold(target), WIDTH - 20),
+        "",
+        f"the hospital can be told from the features with AUC {told:.2f}",
+        f"{target.shared_patients} patient ids are in both (the numbering may restart)",
+        "",
+        "tests, permuted by patient; controls: two halves of the source, and those with a shift",
+        _detection_table(target.detection),
+        *target.detection.observed.notes,
+        "",
+        "accuracy as the scores foretell it, sampling alone in the intervals",
+        _forecast_table(target),
+        "",
+        "share of each class, if a class looks the same in both; what the head calls in front",
+        _prevalence_table(target, classes),
+        "",
+        *textwrap.wrap(f"needs labels, not given: {'; '.join(NEEDS_LABELS)}", WIDTH - 20),
+    ]
+    return "\n".join(lines)
+
+
+def _forecast_table(target: UnlabelledReport) -> str:
+    table = new_table(["estimate", "accuracy, %", "95 % interval", "in the range"], left=1)
+    for name, one in target.forecast.accuracy.items():
+        ranged = "yes" if name in RANGED else "no"
+        table.add_row(name, _percent(one.estimate), _span(one.low, one.high), ranged)
+    return render(table)
+
+
+def _prevalence_table(target: UnlabelledReport, classes: Sequence[str]) -> str:
+    methods = target.forecast.prevalence
+    table = new_table(["class", "called, %", *(f"{name}, %" for name in methods)], left=1)
+    for k, (name, share) in enumerate(zip(classes, target.called, strict=True)):
+        found = (shares[k] for shares in methods.values())
+        table.add_row(
+            legible(name),
+            _percent(share),
+            *(f"{_percent(one.estimate)} ({_span(one.low, one.high)})" for one in found),
+        )
+    return render(table)
 
 
 def _target_text(target: TargetReport) -> str:
@@ -30,12 +81,13 @@ def _target_text(target: TargetReport) -> str:
         f"{target.shared_patients} patient ids are in both (the numbering may restart)",
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
-        _detection_table(target),
+        _detection_table(target.detection),
         *target.detection.observed.notes,
         "",
         "errors by role; what a step is when the head is fitted to other patients: refitted",
         _roles_table(target.story.roles),
         *(f"{step}: not identifiable, {why}" for step, why in _unknown(target)),
+        *(line for note in target.story.roles.notes for line in textwrap.wrap(note, WIDTH - 20)),
         "",
         *operating_lines(target.story.soundness),
         *subgroup_lines({"subgroups": plain(target.subgroups)}),
@@ -51,9 +103,9 @@ def _target_text(target: TargetReport) -> str:
     return "\n".join(lines)
 
 
-def _detection_table(target: TargetReport) -> str:
+def _detection_table(detection: ControlledDetection) -> str:
     table = new_table(["test", "statistic", "p", "p (Holm)", "p halves", "p planted"], left=1)
-    for finding, null, positive in target.detection.rows():
+    for finding, null, positive in detection.rows():
         if finding.primary:
             table.add_row(
                 finding.name,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, StudyError
 from pipeline.facts import facts_of_file
 from pipeline.images import PixelPolicy, Pixels, decode
-from pipeline.sources.items import Item, Listing, read_from
+from pipeline.sources.items import NO_CLASS, Item, Listing, read_from
 from pipeline.sources.walk import File, Walk
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -65,6 +65,20 @@ def scan(root: Path) -> Listing:
     return Listing(items=tuple(items), ignored=dict(walk.ignored))
 
 
+def scan_loose(root: Path) -> Listing:
+    """Find all images below a folder, directly in it too; its folders are no classes.
+
+    Raises:
+        StudyError: No image, or a folder that cannot be listed.
+    """
+    walk = Walk(os.path.realpath(root), SUFFIXES)
+    items = [Item(path, NO_CLASS, file, None, stat) for path, file, stat in _images_below(walk)]
+    if not items:
+        raise StudyError(f"{root} holds no image ({walk.ignored_text()})")
+    items.sort(key=lambda item: item.path)
+    return Listing(items=tuple(items), ignored=dict(walk.ignored))
+
+
 def read(item: Item) -> FileContent:
     """Read the file, once.
 
@@ -88,10 +102,13 @@ def _images_of_class(walk: Walk, label: str) -> list[File]:
     return found
 
 
-def _images_below(walk: Walk, label: str) -> Iterator[File]:
-    """Depth first; the root counts as walked, or a link to it would mix the classes."""
-    walked = {walk.identity()}
-    waiting = [label]
+def _images_below(walk: Walk, label: str | None = None) -> Iterator[File]:
+    """Depth first; the root counts as walked, or a link to it would mix the classes.
+
+    Without a label the root is where it starts.
+    """
+    walked = set() if label is None else {walk.identity()}
+    waiting = [label or ""]
     while waiting:
         folder = waiting.pop()
         identity = walk.identity(folder)

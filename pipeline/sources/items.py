@@ -18,6 +18,8 @@ from pipeline.images import PixelPolicy, Pixels
 _TRANSIENT = (errno.EIO, errno.ESTALE)
 _RETRIES = 3
 _PAUSE_SECONDS = 0.1
+#: Name of no class.
+NO_CLASS = ""
 _T = TypeVar("_T")
 
 
@@ -37,7 +39,7 @@ class Item:
     Attributes:
         path: Relative to the domain's root, with ``/``; ``test_normal.npy#17`` is a row
             of a stack. Bytes that are no UTF-8 are kept as ``os.fsdecode`` has them.
-        label: Name of its class.
+        label: Name of its class; empty where no class was asked for.
         file: Absolute path of the file.
         row: Index in a stack; None where the file is the image.
         stat: The file's, when it was found.

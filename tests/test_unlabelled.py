@@ -1,0 +1,288 @@
+"""Targets without labels: read as images of no class, looked at by every stage, scored by none."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pipeline.audit as audit_module
+from pipeline.audit import AuditOptions, audit
+from pipeline.compare import CompareOptions, compare
+from pipeline.engines import EngineChoice
+from pipeline.errors import CheckFailedError, StudyError
+from pipeline.extract import ExtractOptions, extract
+from pipeline.figures import shift as shift_figures
+from pipeline.figures.shift_data import read_shift
+from pipeline.figures.style import NothingToDrawError
+from pipeline.finetune.mixing import scored
+from pipeline.heads_text import heads_text
+from pipeline.json_values import plain
+from pipeline.leak_checks import NearCopies, check_conflicts, picture_ids
+from pipeline.metrics import METRICS, confusion
+from pipeline.predictions import PROBABILITIES, read_predictions
+from pipeline.samples import UNLABELLED, load_samples
+from pipeline.scoring import Place, places_of
+from pipeline.shift.cohorts import Cohort
+from pipeline.shift.leaks import NearPair
+from pipeline.shift.record import to_json
+from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.shift.text import shift_text
+from pipeline.shift.unlabelled import NEEDS_LABELS
+from pipeline.sources import scan_unlabelled
+from pipeline.study import load_study
+from tests.image_files import pictures, with_files, with_stack
+from tests.test_audit import copy_pixels
+from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+
+OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
+SHORT = ShiftOptions(draws=99, seeds=2)
+ABSENT = '[target.far]\npath = "far"\nlabels = "absent"\ngroup = \'^(p\\d+)\'\n'
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, monkeypatch) -> Path:
+    """A source, a labelled target, and one whose images lie loosely in their folder."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+    file = write_tiny_study(tmp_path, source=120, target=80)
+    write_images(tmp_path / "sorted", 100, seed=3, shift=30)
+    (tmp_path / "far").mkdir()
+    for image in (tmp_path / "sorted").rglob("*.png"):
+        image.rename(tmp_path / "far" / image.name)
+    shutil.rmtree(tmp_path / "sorted")
+    file.write_text(file.read_text().replace("[store]", f"{ABSENT}[store]"))
+    return file
+
+
+@pytest.fixture
+def study(study_file):
+    """The same with its features stored."""
+    loaded = load_study(study_file)
+    extract(loaded, OPTIONS)
+    return loaded
+
+
+# --- how the images enter
+
+
+def paths(root):
+    listing = scan_unlabelled(root)
+    assert {item.label for item in listing.items} == {""}
+    return [item.path for item in listing.items]
+
+
+def test_images_are_taken_flat_and_from_folders_of_any_meaning(tmp_path):
+    """What lies directly in the folder counts; a folder's name is no class."""
+    root = with_files(tmp_path / "x", "b.jpg", "a.PNG", "ward 3/c.jpeg", "ward 3/deep/d.png")
+    (root / ".hidden.png").write_bytes(b"")
+    (root / "notes.txt").write_text("x")
+    (root / "again").symlink_to(root / "ward 3")
+    # A folder that is reached twice is walked once.
+    assert paths(root) == ["a.PNG", "again/c.jpeg", "again/deep/d.png", "b.jpg"]
+
+
+def test_stacks_are_taken_whatever_they_are_called(tmp_path):
+    """The name of a stack is no class either."""
+    with_stack(tmp_path / "x", "normal.npy", pictures())
+    with_stack(tmp_path / "x", "test_ill.npy", pictures(2, seed=5))
+    assert len(paths(tmp_path / "x")) == 5
+
+
+def test_a_folder_of_nothing_or_of_both_kinds_is_refused(tmp_path):
+    """The message says what may be there."""
+    (tmp_path / "x").mkdir()
+    with pytest.raises(StudyError, match=r"holds nothing; allowed for a target without labels"):
+        scan_unlabelled(tmp_path / "x")
+    (tmp_path / "x" / "empty").mkdir()
+    with pytest.raises(StudyError, match=r"x holds no image \(it is empty\)"):
+        scan_unlabelled(tmp_path / "x")
+    with_files(tmp_path / "x", "a.png")
+    with_stack(tmp_path / "x", "normal.npy", pictures())
+    with pytest.raises(StudyError, match=r"holds images and \.npy stacks; allowed"):
+        scan_unlabelled(tmp_path / "x")
+
+
+def test_a_loose_folder_without_the_word_is_told_of_it(study_file):
+    """Who forgets the key is told that there is one."""
+    study_file.write_text(study_file.read_text().replace('labels = "absent"\n', ""))
+    with pytest.raises(StudyError, match='labels = "absent"'):
+        load_samples(load_study(study_file))
+
+
+def test_samples_without_labels_have_no_class(study_file):
+    """Neither a number of a class nor a name; patients and split are as ever."""
+    samples, _ = load_samples(load_study(study_file))
+    far = samples.domain == "far"
+    assert far.sum() == 100
+    assert set(samples.label[far]) == {UNLABELLED}
+    assert (samples.labelled == ~far).all()
+    assert samples.class_of(int(np.flatnonzero(far)[0])) == "no label"
+    assert samples.class_of(0) == "a"
+    assert len(set(samples.group[far])) == 25
+    assert samples.classes == ("a", "b")
+
+
+def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
+    """A missing label is not another label; a picture of the source is one all the same."""
+    folder = study_file.parent
+    of_target = next((folder / "there" / "a").iterdir())
+    shutil.copy(of_target, folder / "far" / of_target.name)
+    samples, _ = load_samples(load_study(study_file))
+    (found,) = check_conflicts(samples, picture_ids(samples, None))
+    assert found.severity == "ok"
+    of_source = next((folder / "here" / "a").iterdir())
+    shutil.copy(of_source, folder / "far" / of_source.name)
+    with pytest.raises(CheckFailedError, match="1 images of a target are also in the source"):
+        load_samples(load_study(study_file))
+
+
+# --- nothing counts a missing label
+
+
+@pytest.mark.parametrize("metric", [*METRICS.values(), confusion])
+def test_no_metric_takes_a_missing_label(metric):
+    """It would count as wrong, or as the last class."""
+    with pytest.raises(ValueError, match="without a label"):
+        metric(np.array([0, 1, UNLABELLED]), np.full((3, 2), 0.5))
+
+
+def test_places_and_cohorts_take_no_missing_label():
+    """Stages leave such domains out where they begin; what slips through is refused."""
+    domain, split = np.repeat(["source", "far"], 2), np.repeat(["fit", "target"], 2)
+    label, group = np.array([0, 1, UNLABELLED, UNLABELLED]), np.array(list("abcd"))
+    assert [place.domain for place in places_of(domain, split, label, group, 0)] == ["source"]
+    with pytest.raises(ValueError, match="far has images without labels"):
+        Place(
+            domain="far", role="target", rows=domain == "far", label=label[2:], group=group[2:],
+            seed=(0,),
+        )  # fmt: skip
+    with pytest.raises(StudyError, match="labels are None"):
+        Cohort(
+            features=np.zeros((2, 3)), probabilities=np.full((2, 2), 0.5), groups=group[2:],
+            labels=label[2:],
+        )  # fmt: skip
+
+
+# --- stages
+
+
+def test_heads_predict_and_do_not_score(study):
+    """Probabilities are kept, no row is about the target, and the text says so."""
+    report = compare(study, CompareOptions(heads=("linear",), seeds=1))
+    assert {row.domain for row in report.rows} == {"source", "there"}
+    assert {c.domain for c in report.tables["tiny"].confusion} == {"source", "there"}
+    assert report.unlabelled == {"far": 100}
+    assert json.loads((study.results / "heads.json").read_text())["unlabelled"] == {"far": 100}
+    kept = read_predictions(study.results / PROBABILITIES)["tiny"]
+    far = kept.domain == "far"
+    assert set(kept.label[far]) == {UNLABELLED}
+    assert kept.proba["linear", 0][far].sum(axis=1) == pytest.approx(1)
+    assert "far: 100 images without labels" in heads_text(report)
+
+
+def test_scores_of_fine_tuned_networks_leave_the_target_out(study):
+    """The same samples, the other way of counting."""
+    samples, _ = load_samples(study)
+    rows = scored(samples, np.full((len(samples), 2), 0.5))
+    assert {row["domain"] for row in rows} == {"source", "there"}
+
+
+def test_the_audit_asks_what_needs_no_label_and_says_what_it_did_not_ask(study):
+    """Leaks are found, the hospital is told apart; what would ask for its label is named."""
+    folder = study.source.path.parent
+    image = next((folder / "here" / "b").iterdir())
+    copy_pixels(image, folder / "far" / "copy.png")
+    extract(study, OPTIONS)
+    report = audit(study, AuditOptions(probes=False))
+    about = {f.check: f for f in report.findings if f.where == "far"}
+    assert about["facts"].found == "not asked: it has no labels"
+    (told,) = [f for f in report.findings if f.check == "hospital" and "far" in f.where]
+    assert "far has no labels, so not by class" in told.found
+    (leak,) = [f for f in report.findings if f.severity == "leak"]
+    assert "far/copy.png" in leak.found
+
+
+def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatch):
+    """No class is made up for them, and what they cost is told of labelled roles alone."""
+    compare(study, CompareOptions(heads=("linear",), seeds=1))
+
+    def one_pair(samples, *_):
+        rows = (int(np.flatnonzero(samples.split == "fit")[0]), len(samples) - 1)
+        return NearCopies(pairs=(NearPair(rows=rows, cosine=1.0, bits=0),), findings=())
+
+    monkeypatch.setattr(audit_module, "check_near_copies", one_pair)
+    report = audit(study, AuditOptions(probes=False))
+    (pair,) = report.near_copies
+    assert [image["label"] for image in pair["images"]] == ["a", "no label"]
+    assert report.accuracy == ()
+
+
+def test_shift_foretells_and_names_what_needs_labels(study):
+    """The forecast is an interval with its warning; the labelled target is told as ever."""
+    report = analyse(study, SHORT)
+    written = json.loads((study.results / "shift.json").read_text())
+    assert [t["target"] for t in written["targets"]] == ["there"]
+    (far,) = written["unlabelled"]
+    assert (far["target"], far["images"]) == ("far", 100)
+    assert far["needs_labels"] == list(NEEDS_LABELS)
+    low, high = far["forecast"]["low"], far["forecast"]["high"]
+    assert 0 <= low <= high <= 1
+    assert sum(far["called"]) == pytest.approx(1)
+    assert {"ng", "gaps", "fixes", "decomposition", "verdict"}.isdisjoint(far)
+    assert far["roles"]["T_test"]["used_for"] == "needs labels"
+    assert not any(role["labels"] for name, role in far["roles"].items() if name[0] == "T")
+    assert {row["name"] for row in far["detect"]} >= {"bbsd_ks", "ridge_c2st", "mmd_aggregated"}
+    text, page = shift_text(report), (study.results / "shift.md").read_text()
+    for told in (" ".join(text.split()), page):
+        assert f"{100 * low:.1f} % to {100 * high:.1f} %" in told
+        assert far["forecast"]["warning"] in told
+        assert "so the assumption is in doubt" in told
+    assert "needs labels, not given" in text
+    assert "Not given, because it needs labels:" in page
+    rows = {}
+    for name in ("forecast", "detect", "ng", "fixes"):
+        with (study.results / f"shift_{name}.csv").open() as file:
+            rows[name] = {row["target"] for row in csv.DictReader(file)}
+    assert rows["forecast"] == rows["detect"] == {"there", "far"}
+    assert rows["ng"] == rows["fixes"] == {"there"}
+
+
+def test_a_target_without_labels_changes_nothing_of_one_with_them(study):
+    """The labelled target's entry is the same with and without the other."""
+    both = to_json(analyse(study, SHORT))["targets"][0]
+    alone = to_json(analyse(replace(study, targets=study.targets[:1]), SHORT))["targets"][0]
+    for one in (both, alone):
+        # The checks of leaks are of the whole study.
+        del one["seconds"], one["leak"]
+    np.testing.assert_equal(both, alone)
+
+
+def test_labels_that_are_there_and_called_absent_are_not_read(study):
+    """The forecast of a labelled folder is that of its sealed twin, and its names do not count."""
+    (there, _) = study.targets
+    sealed = to_json(analyse(replace(study, targets=(there,)), SHORT))["targets"][0]
+    blind = replace(study, targets=(replace(there, labels="absent"),))
+    absent = to_json(analyse(blind, SHORT))
+    assert absent["targets"] == []
+    (found,) = absent["unlabelled"]
+    for name in ("forecast", "detect", "source_prediction", "alignment", "shared_patients"):
+        np.testing.assert_equal(plain(found[name]), plain(sealed[name]))
+
+
+def test_figures_cope_with_targets_of_every_kind(study):
+    """What needs no label shows all targets; what needs one shows the others, or nothing."""
+    analyse(study, SHORT)
+    (data,) = read_shift(study.results)
+    assert [axes.get_title() for axes in shift_figures.forecast(data).axes] == ["there", "far"]
+    assert [axes.get_title() for axes in shift_figures.waterfall(data).axes] == ["there"]
+    blind = replace(data, targets=())
+    assert [axes.get_title() for axes in shift_figures.forecast(blind).axes] == ["far"]
+    assert shift_figures.nulls(blind) is not None
+    for name in set(shift_figures.FIGURES) - {"shift-forecast", "shift-null"}:
+        with pytest.raises(NothingToDrawError):
+            shift_figures.FIGURES[name](blind)
