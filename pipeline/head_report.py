@@ -210,6 +210,7 @@ def from_json(values: Mapping[str, Any]) -> CompareReport:
         tables={name: table(name) for name in values["best_by_validation"]},
         failures=tuple(Failure(**one) for one in values["failures"]),
         unsaved=tuple(values["unsaved"]),
+        unlabelled=dict(values["unlabelled"]),
         schema=values["schema"],
     )
 

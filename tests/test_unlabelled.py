@@ -1,6 +1,7 @@
 """Targets without labels: read as images of no class, looked at by every stage, scored by none."""
 
 import csv
+import html
 import json
 import shutil
 from dataclasses import replace
@@ -24,6 +25,8 @@ from pipeline.json_values import plain
 from pipeline.leak_checks import NearCopies, check_conflicts, picture_ids
 from pipeline.metrics import METRICS, confusion
 from pipeline.predictions import PROBABILITIES, read_predictions
+from pipeline.report.records import contradictions, read_records
+from pipeline.report.stage import write_page
 from pipeline.samples import UNLABELLED, load_samples
 from pipeline.scoring import Place, places_of
 from pipeline.shift.cohorts import Cohort
@@ -286,3 +289,14 @@ def test_figures_cope_with_targets_of_every_kind(study):
     for name in set(shift_figures.FIGURES) - {"shift-forecast", "shift-null"}:
         with pytest.raises(NothingToDrawError):
             shift_figures.FIGURES[name](blind)
+
+
+def test_the_report_page_tells_what_is_foretold_and_sees_no_contradiction(study):
+    """A target that no table of scores can hold is none that a record lacks."""
+    compare(study, CompareOptions(heads=("linear",), repeats=0))
+    report = analyse(study, SHORT)
+    page = html.unescape(write_page(study).file.read_text())
+    (blind,) = plain(to_json(report))["unlabelled"]
+    assert blind["said"] in page
+    assert all(what in page for what in NEEDS_LABELS)
+    assert not list(contradictions(study, read_records(study.results)))

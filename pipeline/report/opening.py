@@ -201,3 +201,5 @@ def _shift(values: dict[str, Any]) -> Iterator[Block]:
         first, *others = _SENTENCE_ENDS.split(verdict["text"])
         yield Words(f"{target['backbone']}, {first}" if many else first, "lead")
         yield Items((*others, target["differences"]["said"], *verdict["advice"]))
+    for target in values["unlabelled"]:
+        yield Words(target["said"])

@@ -114,8 +114,8 @@ def places(records: Records) -> dict[tuple[str, str], tuple[int, int]]:
         rows = (d for row in finetune["rows"] for d in row["domains"])
         return {(d["domain"], d["role"]): (d["n"], d["groups"]) for d in rows}
     found = {}
-    for target in values.get("shift", {}).get("targets", ()):
-        for name, role in ((SOURCE, "S_fit"), (target["target"], "T_test")):
+    for target in _shifted(records):
+        for name, role in ((SOURCE, "S_fit"), (target["target"], "T_adapt")):
             one = target["roles"][role]
             found[name, "all" if name == SOURCE else "target"] = (one["images"], one["patients"])
     return found
@@ -130,7 +130,8 @@ def contradictions(study: Study, records: Records) -> Iterator[str]:
     yield from _domains(study, records)
     yield from _images(records)
     yield from _recipes(records)
-    yield from _counts(records)
+    if "heads" in records.values or all(domain.labelled for domain in study.domains):
+        yield from _counts(records)  # the other tables do not count images without labels
 
 
 def _classes(study: Study, records: Records) -> Iterator[str]:
@@ -148,8 +149,10 @@ def _classes(study: Study, records: Records) -> Iterator[str]:
 
 def _domains(study: Study, records: Records) -> Iterator[str]:
     wanted = {domain.name for domain in study.domains}
+    blind = {domain.name for domain in study.domains if not domain.labelled}
     for name, known in _domains_of(records).items():
-        for domain in sorted(wanted ^ known):
+        # A table of scores has no rows of a domain without labels.
+        for domain in sorted((wanted - blind if name == "finetune" else wanted) ^ known):
             has, lacks = ("the study file", STAGES[name].file)
             if domain in known:
                 has, lacks = lacks, has
@@ -161,11 +164,12 @@ def _domains_of(records: Records) -> dict[str, set[str]]:
     found = {}
     if "heads" in values:
         found["heads"] = {row["domain"] for row in values["heads"]["rows"]}
+        found["heads"] |= values["heads"]["unlabelled"].keys()
     if "finetune" in values:
         rows = (d for row in values["finetune"]["rows"] for d in row["domains"])
         found["finetune"] = {d["domain"] for d in rows}
     if "shift" in values:
-        found["shift"] = {SOURCE, *(t["target"] for t in values["shift"]["targets"])}
+        found["shift"] = {SOURCE, *(target["target"] for target in _shifted(records))}
     return {name: domains for name, domains in found.items() if domains}
 
 
@@ -189,7 +193,7 @@ def _digests(records: Records, name: str) -> _Digests:
     """Of a stage; empty where it keeps nothing to make them of."""
     found: _Digests = {}
     if name == "shift":
-        for target in records.values[name]["targets"]:
+        for target in _shifted(records):
             found[target["backbone"], SOURCE] = target["inputs"]["source"]
             found[target["backbone"], target["target"]] = target["inputs"]["target"]
     file = STAGES[name].probabilities
@@ -209,7 +213,7 @@ def _recipes(records: Records) -> Iterator[str]:
     last = {row["backbone"]: row["fingerprint"] for row in stored}
     pairs = {
         part: fingerprint
-        for target in records.values.get("shift", {}).get("targets", ())
+        for target in _shifted(records)
         for part, fingerprint in zip(
             target["backbone"].split("+"), target["inputs"]["recipes"], strict=False
         )
@@ -219,10 +223,18 @@ def _recipes(records: Records) -> Iterator[str]:
             yield f"shift.json was made from other features of {backbone} than features.json names"
 
 
+def _shifted(records: Records) -> list[Any]:
+    """The targets that shift has looked at, with labels and without."""
+    shift = records.values.get("shift")
+    return [] if shift is None else [*shift["targets"], *shift["unlabelled"]]
+
+
 def _counts(records: Records) -> Iterator[str]:
     """Images, where there is no digest to compare."""
     values, found = records.values, {}
-    if total := sum(n for n, _ in places(records).values()):
+    total = sum(n for n, _ in places(records).values())
+    total += sum(values.get("heads", {}).get("unlabelled", {}).values())
+    if total:
         told = next(name for name in ("heads", "finetune", "shift") if name in values)
         found[STAGES[told].file] = total
     if "audit" in values:

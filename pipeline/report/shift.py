@@ -1,6 +1,6 @@
 """The chapter of the shift stage: for each target the headline tables and the caveats."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -9,7 +9,7 @@ from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, 
 from pipeline.report.figures import pictures
 from pipeline.report.findings import nameless
 from pipeline.report.records import Records
-from pipeline.shift.paper import OPTIONAL, TABLES, TITLES
+from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES
 from pipeline.text_table import number
 
 Row = Mapping[str, Any]
@@ -127,9 +127,12 @@ def shift_chapter(records: Records) -> Chapter:
     blocks: list[Block] = []
     for target in targets:
         blocks += _target(target)
+    for target in values["unlabelled"]:
+        blocks += _unlabelled(target)
     blocks += _trained(values["trained"])
-    for backbone in dict.fromkeys(target["backbone"] for target in targets):
-        names = [t["target"] for t in targets if t["backbone"] == backbone]
+    everyone = [*targets, *values["unlabelled"]]
+    for backbone in dict.fromkeys(target["backbone"] for target in everyone):
+        names = [t["target"] for t in everyone if t["backbone"] == backbone]
         fields = {"what": "heads", "where": listed(names)}
         blocks += pictures(records.results, "shift", backbone, fields)
     asked = [name for name, rows in OPTIONAL.items() if any(list(rows(t)) for t in targets)]
@@ -139,20 +142,33 @@ def shift_chapter(records: Records) -> Chapter:
 
 
 def _target(target: Row) -> Iterator[Block]:
-    told = target["source_prediction"]["overall"]
-    yield Heading(f"{target['target']} ({target['backbone']})")
-    yield Words(f"The hospital can be told from the features with AUC {told:.2f}.")
-    for name, (wanted, columns) in _SHOWN.items():
-        rows = [row for row in TABLES[name](target) if wanted(row)]
-        if rows:
-            yield grid_of(f"{TITLES[name]}: {target['target']}", rows, columns)
-        if rows and name == "ng":
-            yield Words(_NAMES, "note")
+    yield from _seen(target, tuple(_SHOWN))
     unknown = tuple(
         f"{s}: not identifiable, {why}" for s, why in target["not_identifiable"].items()
     )
     yield Heading("Caveats", 4)
     yield Items((*unknown, *_caveats(target), target["forecast"]["warning"]))
+
+
+def _unlabelled(target: Row) -> Iterator[Block]:
+    yield from _seen(target, [name for name in LABEL_FREE if name in _SHOWN])
+    yield Words(f"Not given, because it needs labels: {listed(target['needs_labels'])}.")
+    yield Heading("Caveats", 4)
+    yield Items((*_caveats(target), target["forecast"]["warning"]))
+
+
+def _seen(target: Row, tables: Sequence[str]) -> Iterator[Block]:
+    """What can be told from the features, and those of the tables that are shown."""
+    told = target["source_prediction"]["overall"]
+    yield Heading(f"{target['target']} ({target['backbone']})")
+    yield Words(f"The hospital can be told from the features with AUC {told:.2f}.")
+    for name in tables:
+        wanted, columns = _SHOWN[name]
+        rows = [row for row in TABLES[name](target) if wanted(row)]
+        if rows:
+            yield grid_of(f"{TITLES[name]}: {target['target']}", rows, columns)
+        if rows and name == "ng":
+            yield Words(_NAMES, "note")
 
 
 def _caveats(target: Row) -> Iterator[str]:
