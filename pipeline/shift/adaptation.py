@@ -5,7 +5,7 @@ which a label of the target could reach it.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -17,11 +17,15 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import GroupKFold
 
 from pipeline.errors import StudyError
+from pipeline.heads import HEADS
 from pipeline.heads.logistic import LogisticHead, Path, solve_path
+from pipeline.heads.training import Problem, train_head
 from pipeline.shift.bcts import Calibration, fit_calibration
 
 Rows = NDArray[np.floating]
 """Shape (n, d): rows of features."""
+Parts = Sequence[NDArray[np.intp]]
+"""Sets of rows of a target, each to be adapted to by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,11 @@ class FixSettings:
     prototypes: int = 20
     """F8: most confident rows kept per class."""
     bags: int = 5
-    """F11: heads of the ensemble."""
+    """F11: heads of the ensemble over bootstraps of the source's patients."""
+    ensemble_seeds: int = 10
+    """F11: perceptrons of the ensemble over seeds, which are 0 and up."""
+    ensemble_heads: tuple[str, ...] = ("ridge", "prototype", "boosting", "mlp")
+    """F11: entries of ``HEADS`` that the ensemble over kinds puts beside the logistic head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +127,7 @@ class Source:
         if settings.inverse_penalty != self.settings.inverse_penalty:
             raise StudyError("another penalty is another head: make another source")
         other = replace(self, settings=settings)
-        for name in ("mean", "scale", "prior", "standard", "head", "_fitted"):
+        for name in ("mean", "scale", "prior", "standard", "head", "_fitted", "_trained"):
             if name in vars(self):
                 vars(other)[name] = vars(self)[name]
         return other
@@ -184,6 +192,36 @@ class Source:
     @cached_property
     def _fitted(self) -> dict[str, Path]:
         """What :meth:`weighted_heads` has fitted: a fix that looks at no target asks again."""
+        return {}
+
+    def trained(self, name: str, count: int = 1) -> list[Any]:
+        """Train heads of another kind on the source's own rows; each of them only once.
+
+        Args:
+            name: Entry of ``HEADS``, taken with its defaults.
+            count: Heads, of seeds 0 and up; a kind without seeds has one.
+
+        Raises:
+            UnknownNameError: No such kind.
+            StudyError: It cannot be fitted to these rows.
+        """
+        if len(self._trained.get(name, ())) < count:
+            problem = Problem(
+                X=self.standard.astype(np.float32),
+                y=self.labels.astype(np.int64),
+                group=self.groups,
+                seeds=tuple(range(count)),
+            )
+            kinds = {kind: replace(spec, grid={}) for kind, spec in HEADS.items()}
+            try:
+                self._trained[name] = train_head(name, problem, kinds)
+            except ValueError as error:
+                raise StudyError(f"the head {name!r} cannot be fitted here: {error}") from error
+        return self._trained[name][:count]
+
+    @cached_property
+    def _trained(self) -> dict[str, list[Any]]:
+        """What :meth:`trained` has trained: every target, half and seed asks again."""
         return {}
 
     @cached_property

@@ -29,12 +29,14 @@ from pipeline.samples import SampleOptions
 from pipeline.shift import paper
 from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
+from pipeline.shift.cross_fitting import Target, predict_target
 from pipeline.shift.detect import detect_with_controls
 from pipeline.shift.differences import Difference, Pictures, differences
 from pipeline.shift.errors_by_role import Refits, refit
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
 from pipeline.shift.fix_control import fixes_on_source
-from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
+from pipeline.shift.fix_plan import FixPlan
+from pipeline.shift.leaderboard import Leaderboard, score
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.permute import PermutationPlan
 from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions
@@ -234,7 +236,8 @@ def _target(
         settings,
     )
     before = foretell(here, there, options.seed)
-    predictions, tried = predict_target(source, target, plan), try_values(source, target, plan)
+    predictions = predict_target(source, target, plan)
+    tried = try_values(source, target, plan, predictions)
     fixes = score(predictions, sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
