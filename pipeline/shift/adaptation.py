@@ -21,6 +21,7 @@ from pipeline.heads import HEADS
 from pipeline.heads.logistic import LogisticHead, Path, solve_path
 from pipeline.heads.training import Problem, train_head
 from pipeline.shift.bcts import Calibration, fit_calibration
+from pipeline.shift.gaussians import shrunk_covariance
 
 Rows = NDArray[np.floating]
 """Shape (n, d): rows of features."""
@@ -77,6 +78,22 @@ class Predictor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Axes:
+    """The standardised source in its own principal axes."""
+
+    directions: NDArray[np.float64]
+    """Shape (d, c), orthonormal columns."""
+    rows: NDArray[np.float64]
+    """Shape (n, c)."""
+    covariance: NDArray[np.float64]
+    """Shape (c, c), of the rows, shrunk."""
+
+
+#: What a source has computed and keeps under other settings.
+_KEPT = ("mean", "scale", "prior", "standard", "head", "_fitted", "_trained", "_axes")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """The labelled domain. What several fixes need of it is computed once, when asked for."""
 
@@ -127,7 +144,7 @@ class Source:
         if settings.inverse_penalty != self.settings.inverse_penalty:
             raise StudyError("another penalty is another head: make another source")
         other = replace(self, settings=settings)
-        for name in ("mean", "scale", "prior", "standard", "head", "_fitted", "_trained"):
+        for name in _KEPT:
             if name in vars(self):
                 vars(other)[name] = vars(self)[name]
         return other
@@ -141,12 +158,23 @@ class Source:
         """Shape (n, d): the source's own rows, standardised."""
         return self.standardise(self.features)
 
-    @cached_property
-    def axes(self) -> NDArray[np.float64]:
-        """Shape (d, c): principal axes of the standardised source, orthonormal columns."""
+    @property
+    def axes(self) -> "Axes":
+        """Principal axes of the standardised source, for as many components as are set."""
         count = min(self.settings.components, *self.features.shape)
-        solver = PCA(count, svd_solver="randomized", random_state=0)
-        return np.asarray(solver.fit(self.standard).components_.T, dtype=np.float64)
+        if count not in self._axes:
+            solver = PCA(count, svd_solver="randomized", random_state=0)
+            directions = np.asarray(solver.fit(self.standard).components_.T, dtype=np.float64)
+            rows = self.standard @ directions
+            self._axes[count] = Axes(
+                directions=directions, rows=rows, covariance=shrunk_covariance(rows)
+            )
+        return self._axes[count]
+
+    @cached_property
+    def _axes(self) -> dict[int, "Axes"]:
+        """By their number: several fixes and values of settings ask for the same."""
+        return {}
 
     @cached_property
     def head(self) -> LogisticHead:

@@ -81,7 +81,7 @@ class _Predicted:
 
 def _fix(name: str, source: Source, target: Target, plan: FixPlan) -> _Predicted:
     if name in UNADAPTED:
-        return _unadapted(name, source, target, plan)
+        return _predicted_once(name, source, target, plan)
     table = np.empty((len(plan.seeds), len(target.groups), source.prior.size))
     own = np.empty(table.shape[1:]) if any(name == tuned for tuned, _, _ in plan.grids) else None
     collected: list[Mapping[str, float]] = []
@@ -94,9 +94,23 @@ def _fix(name: str, source: Source, target: Target, plan: FixPlan) -> _Predicted
     return _Predicted(table=table, own=own, notes=notes)
 
 
-def _unadapted(name: str, source: Source, target: Target, plan: FixPlan) -> _Predicted:
+def fit_unadapted(source: Source, plan: FixPlan) -> dict[str, Predictor]:
+    """Fit the fixes that look at no row of the target, by name; the source keeps their heads.
+
+    Args:
+        source: The labelled domain.
+        plan: Its fixes.
+    """
+    return {name: _unadapted(name, source) for name in plan.fixes if name in UNADAPTED}
+
+
+def _unadapted(name: str, source: Source) -> Predictor:
+    return fix_named(name)(source, source.features[:0], np.random.default_rng(0))
+
+
+def _predicted_once(name: str, source: Source, target: Target, plan: FixPlan) -> _Predicted:
     """One predictor, which is shown no row of the target, predicts all of it for every seed."""
-    predictor = fix_named(name)(source, target.features[:0], np.random.default_rng(0))
+    predictor = _unadapted(name, source)
     once = predictor(target.features)
     return _Predicted(table=np.stack([once] * len(plan.seeds)), own=None, notes=predictor.notes)
 

@@ -18,12 +18,9 @@ from numpy.typing import NDArray
 from cache import disk
 from pipeline.appearance import APPEARANCE
 from pipeline.errors import StudyError
-from pipeline.facts_index import known_facts
-from pipeline.finding import Finding, refuse_leaks
 from pipeline.heads.side_by_side import side_by_side
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.json_values import plain
-from pipeline.leak_checks import check_leaks
 from pipeline.predictions import write_predictions
 from pipeline.samples import SampleOptions
 from pipeline.shift import paper
@@ -32,10 +29,9 @@ from pipeline.shift.cohorts import Cohort
 from pipeline.shift.cross_fitting import Target, predict_target
 from pipeline.shift.detect import detect_with_controls
 from pipeline.shift.differences import Difference, Pictures, differences
-from pipeline.shift.errors_by_role import Refits, refit
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
-from pipeline.shift.fix_control import fixes_on_source
 from pipeline.shift.fix_plan import FixPlan
+from pipeline.shift.known import Facts, Known, check, known_of, source_of
 from pipeline.shift.leaderboard import Leaderboard, score
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.permute import PermutationPlan
@@ -56,7 +52,6 @@ from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
 from pipeline.study import SOURCE, Study
 
-Facts = NDArray[Any]
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
 
@@ -142,16 +137,16 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     if not study.targets:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
     disk.probe(study.results)
-    found, kept = [], {}
+    found, kept, checked = [], {}, None
     for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
-        facts = known_facts(study.store_root, joined.samples.key)
-        leak = tuple(check_leaks(study, joined.samples, facts))
-        if not options.samples.allow_leaks:
-            refuse_leaks(leak)
-        known = _known(joined, options, study, leak)
+        if checked is None or checked.keys != joined.samples.key:
+            checked = check(study, joined.samples, allow_leaks=options.samples.allow_leaks)
+        source = source_of(joined)
+        plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
+        known = known_of(source, plan, checked, seed=options.seed, human=study.human_error)
         found += side_by_side(
-            [partial(_target, joined, known, t.name, options, facts) for t in study.targets]
+            [partial(_target, joined, known, t.name, options) for t in study.targets]
         )
         kept[choice.name] = head_predictions(joined, known.source)
     report = ShiftReport(
@@ -173,47 +168,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     return report
 
 
-def _source(joined: JoinedFeatures) -> SourceRows:
-    """The head and its penalty know the source alone, so they serve every target."""
-    rows = joined.samples.domain == SOURCE
-    return SourceRows(
-        features=joined.X[rows],
-        labels=joined.samples.label[rows],
-        groups=joined.samples.group[rows],
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What the source alone says."""
-
-    source: SourceRows
-    refits: Refits
-    plan: FixPlan
-    control: Leaderboard | None
-    human: float | None
-    leak: tuple[Finding, ...]
-
-
-def _known(
-    joined: JoinedFeatures, options: ShiftOptions, study: Study, leak: tuple[Finding, ...]
-) -> Known:
-    """The head, and what it is when fitted to other patients, serve every target."""
-    source = _source(joined)
-    plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
-    return Known(
-        source=source,
-        refits=refit(source, np.random.default_rng([options.seed, 13])),
-        plan=plan,
-        control=fixes_on_source(source, plan, options.seed),
-        human=study.human_error,
-        leak=leak,
-    )
-
-
-def _target(
-    joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions, facts: Facts | None
-) -> TargetReport:
+def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions) -> TargetReport:
     start, source = time.perf_counter(), known.source
     rows = joined.samples.domain == name
     X, group = joined.X[rows], joined.samples.group[rows]
@@ -263,7 +218,7 @@ def _target(
         control=known.control,
         story=story,
         map=feature_map(source, opened),
-        differences=_differences(joined, name, facts, options.seed),
+        differences=_differences(joined, name, known.checked.facts, options.seed),
         level=settings.plan.alpha,
         provenance=Provenance(
             roles=roles_of(here, opened),
@@ -274,7 +229,7 @@ def _target(
             },
             inputs=inputs_of(joined, name, opened.classes(), plan.digest()),
             caveats=_caveats(known, shared, opened, story, _others(joined, name)),
-            leak=known.leak,
+            leak=known.checked.leak,
         ),
         seconds=round(time.perf_counter() - start, 2),
     )
@@ -317,7 +272,7 @@ def _caveats(
             harmful=[row.name for row in control if row.negative_transfer],
             elsewhere=others,
         ),
-        known.leak,
+        known.checked.leak,
     )
 
 
