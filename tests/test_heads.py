@@ -11,10 +11,10 @@ from pipeline.fitting import Plan, fit_all
 from pipeline.heads import HEADS, make_head
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.training import Problem, train_head
+from pipeline.heads.treated import untreated
 from pipeline.heads.treatments import TREATMENTS, label_of
 from pipeline.joined import JoinedFeatures
 from pipeline.samples import Samples
-from tests.features import untreated
 
 
 def problem(classes: int = 2, n: int = 120, d: int = 8):

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline.heads import newton
 from pipeline.heads.logistic import LogisticHead, solve_path
 from pipeline.heads.training import Problem, train_head
-from tests.features import untreated
+from pipeline.heads.treated import untreated
 
 
 def problem(classes: int, n: int = 150, d: int = 40, seed: int = 0):

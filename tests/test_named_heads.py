@@ -6,9 +6,9 @@ import pytest
 from pipeline.errors import StudyError
 from pipeline.heads.named import NamedHead, heads_with
 from pipeline.heads.training import Problem, train_head
+from pipeline.heads.treated import untreated
 from pipeline.heads.treatments import TREATMENTS, make_treatment
 from pipeline.study import load_study
-from tests.features import untreated
 
 GOOD = """
 [source]

@@ -10,14 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 from pipeline.errors import StudyError
-from pipeline.shift.bcts import fit_calibration
 from pipeline.shift.calibration import (
     SCORES,
     calibration_error,
     calibration_line,
     calibration_report,
     corp,
-    fit_temperature,
 )
 
 
@@ -117,35 +115,6 @@ def test_calibration_line_of_separable_rows_is_finite(p):
     line = calibration_line(np.array([False, False, True, True]), p)
     assert np.isfinite([line.slope, line.intercept]).all()
     assert np.sign(line.slope) == np.sign(p[-1] - p[0])
-
-
-def test_temperature_undoes_overconfidence():
-    """Logits that were doubled are halved again, and BCTS finds no better slope."""
-    rng = np.random.default_rng(7)
-    event, p = foretold(rng, 20_000, slope=0.5)
-    two = np.column_stack([1 - p, p])
-    fitted = fit_temperature(two, event.astype(int))
-    assert fitted.slope == pytest.approx(0.5, abs=0.03)
-    assert not fitted.bias.any()
-    assert fitted.slope == pytest.approx(fit_calibration(two, event.astype(int)).slope, abs=0.01)
-    scaled = two**fitted.slope
-    assert fitted(two) == pytest.approx(scaled / scaled.sum(axis=1, keepdims=True))
-
-
-def test_temperature_is_the_most_likely_one():
-    """No temperature on a fine grid has a smaller log loss, for three classes."""
-    rng = np.random.default_rng(8)
-    logits = rng.normal(size=(400, 3))
-    labels = np.array([rng.choice(3, p=np.exp(r) / np.exp(r).sum()) for r in logits])
-    given_logits = np.exp(3 * logits)
-    p = given_logits / given_logits.sum(axis=1, keepdims=True)
-
-    def loss(slope):
-        scaled = p**slope / (p**slope).sum(axis=1, keepdims=True)
-        return -np.log(scaled[np.arange(400), labels]).mean()
-
-    best = loss(fit_temperature(p, labels).slope)
-    assert best <= min(loss(slope) for slope in np.linspace(0.05, 2, 400)) + 1e-9
 
 
 def test_report_refuses_what_is_no_probability():

@@ -10,15 +10,11 @@ import pytest
 
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
 from pipeline.shift.adaptation import FixSettings, Source
+from pipeline.shift.cross_fitting import Target, predict_target
+from pipeline.shift.fix_plan import FixPlan
 from pipeline.shift.fixes import FIXES, fix_named
 from pipeline.shift.halves import halves
-from pipeline.shift.leaderboard import (
-    FixPlan,
-    Target,
-    _k_shot,
-    predict_target,
-    score,
-)
+from pipeline.shift.leaderboard import _k_shot, score
 from pipeline.shift.paired import paired_difference
 from pipeline.shift.sealed import SealedLabels
 from tests import shifted_worlds as worlds
@@ -72,10 +68,11 @@ def test_no_half_is_predicted_by_a_model_that_saw_it():
         return replace(predictor, transform=check)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.shift.leaderboard.fix_named", lambda _: spy)
-        made = predict_target(source, target, replace(plan, fixes=("source_only",)))
+        spied = {"source_only": FIXES["source_only"], "erased_domain": spy}
+        patch.setattr("pipeline.shift.cross_fitting.fix_named", spied.get)
+        made = predict_target(source, target, replace(plan, fixes=tuple(spied)))
     assert sum(len(rows) for rows in seen) == len(target.features)
-    assert np.isfinite(made.probabilities["source_only"]).all()
+    assert np.isfinite(made.probabilities["erased_domain"]).all()
 
 
 def test_leaderboard_reads_the_labels_once_and_keeps_k_shot_rows_apart():

@@ -13,7 +13,6 @@ from pipeline.shift.accuracy import (
     ESTIMATES,
     expected_auroc,
     importance_mapping,
-    rates_of,
     thresholded_confidence,
     thresholded_entropy,
     transport,
@@ -188,15 +187,6 @@ def test_confusions_handle_three_classes_and_one_never_called():
         assert found.sum() == pytest.approx(1)
         assert found[:, 2].sum() == pytest.approx(np.mean(target.argmax(axis=1) == 2))
     assert all(0 <= one(case) <= 1 for one in ESTIMATES.values())
-
-
-def test_rates_are_read_off_a_confusion():
-    """Sensitivity, specificity, PPV and F1 of counts that can be checked by hand."""
-    rates = rates_of(np.array([[0.4, 0.1], [0.2, 0.3]]))
-    assert rates == pytest.approx(
-        {"sensitivity": 0.6, "specificity": 0.8, "ppv": 0.75, "f1": 2 * 0.75 * 0.6 / 1.35}
-    )
-    assert np.isnan(rates_of(np.array([[1.0, 0.0], [0.0, 0.0]]))["sensitivity"])
 
 
 def test_importance_mapping_misses_exactly_what_the_score_identity_says():

@@ -14,7 +14,7 @@ from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.out_of_fold import FitSplit, at_chosen, out_of_fold
 from pipeline.heads.side_by_side import folded
 from pipeline.heads.training import Problem, train_head
-from tests.features import untreated
+from pipeline.heads.treated import untreated
 
 TOGETHER = [name for name, spec in HEADS.items() if spec.together]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from sklearn.preprocessing import FunctionTransformer
 
 from pipeline.heads.blocks import row_blocks
 
@@ -48,6 +49,11 @@ class TreatedRows:
         for block in row_blocks((len(rows), self.X.shape[1])):
             found[block] = self.treatment.transform(self.X[rows[block]])
         return found
+
+
+def untreated(X: NDArray[np.float32]) -> TreatedRows:
+    """All rows of ``(n, d)`` as they are."""
+    return TreatedRows(X, np.arange(len(X)), FunctionTransformer())
 
 
 def fit_treatment(treatment: Any, X: NDArray[np.float32], rows: NDArray[np.intp]) -> Any:

@@ -101,24 +101,6 @@ def expected_confusion(case: Case) -> Shares:
     return np.asarray(case.evidence.target.T @ called / len(called), dtype=np.float64)
 
 
-def rates_of(confusion: Shares) -> dict[str, float]:
-    """Read the usual rates off a confusion of two classes.
-
-    Args:
-        confusion: Share of images by (true, called) class, shape (2, 2).
-
-    Returns:
-        ``sensitivity``, ``specificity``, ``ppv`` and ``f1``; NaN where nothing is counted.
-    """
-    (spared, alarms), (missed, found) = confusion.tolist()
-    return {
-        "sensitivity": _share(found, found + missed),
-        "specificity": _share(spared, spared + alarms),
-        "ppv": _share(found, found + alarms),
-        "f1": _share(2 * found, 2 * found + missed + alarms),
-    }
-
-
 def transport(probabilities: NDArray[np.floating], prior: NDArray[np.floating]) -> Shares:
     """Cost of each row in the cheapest match of rows to labels drawn from a prior.
 
@@ -280,10 +262,6 @@ def _matched_labels(
         bounds=(0, None),
     )
     return np.asarray(solved.x.reshape(m, classes).argmax(axis=1))
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else float("nan")
 
 
 def _rate(value: float) -> float:

@@ -5,7 +5,7 @@ which a label of the target could reach it.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -17,11 +17,17 @@ from sklearn.decomposition import PCA
 from sklearn.model_selection import GroupKFold
 
 from pipeline.errors import StudyError
+from pipeline.heads import HEADS
 from pipeline.heads.logistic import LogisticHead, Path, solve_path
+from pipeline.heads.training import Problem, train_head
+from pipeline.heads.treated import untreated
 from pipeline.shift.bcts import Calibration, fit_calibration
+from pipeline.shift.gaussians import shrunk_covariance
 
 Rows = NDArray[np.floating]
 """Shape (n, d): rows of features."""
+Parts = Sequence[NDArray[np.intp]]
+"""Sets of rows of a target, each to be adapted to by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,11 @@ class FixSettings:
     prototypes: int = 20
     """F8: most confident rows kept per class."""
     bags: int = 5
-    """F11: heads of the ensemble."""
+    """F11: heads of the ensemble over bootstraps of the source's patients."""
+    ensemble_seeds: int = 10
+    """F11: perceptrons of the ensemble over seeds, which are 0 and up."""
+    ensemble_heads: tuple[str, ...] = ("ridge", "prototype", "boosting", "mlp")
+    """F11: entries of ``HEADS`` that the ensemble over kinds puts beside the logistic head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +76,22 @@ class Predictor:
             return probabilities
         weighted = probabilities * self.class_weights
         return np.asarray(weighted / weighted.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """The standardised source in its own principal axes."""
+
+    directions: NDArray[np.float64]
+    """Shape (d, c), orthonormal columns."""
+    rows: NDArray[np.float64]
+    """Shape (n, c)."""
+    covariance: NDArray[np.float64]
+    """Shape (c, c), of the rows, shrunk."""
+
+
+#: What a source has computed and keeps under other settings.
+_KEPT = ("mean", "scale", "prior", "standard", "head", "_fitted", "_trained", "_axes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +145,7 @@ class Source:
         if settings.inverse_penalty != self.settings.inverse_penalty:
             raise StudyError("another penalty is another head: make another source")
         other = replace(self, settings=settings)
-        for name in ("mean", "scale", "prior", "standard", "head", "_fitted"):
+        for name in _KEPT:
             if name in vars(self):
                 vars(other)[name] = vars(self)[name]
         return other
@@ -133,12 +159,23 @@ class Source:
         """Shape (n, d): the source's own rows, standardised."""
         return self.standardise(self.features)
 
-    @cached_property
-    def axes(self) -> NDArray[np.float64]:
-        """Shape (d, c): principal axes of the standardised source, orthonormal columns."""
+    @property
+    def axes(self) -> "Axes":
+        """Principal axes of the standardised source, for as many components as are set."""
         count = min(self.settings.components, *self.features.shape)
-        solver = PCA(count, svd_solver="randomized", random_state=0)
-        return np.asarray(solver.fit(self.standard).components_.T, dtype=np.float64)
+        if count not in self._axes:
+            solver = PCA(count, svd_solver="randomized", random_state=0)
+            directions = np.asarray(solver.fit(self.standard).components_.T, dtype=np.float64)
+            rows = self.standard @ directions
+            self._axes[count] = Axes(
+                directions=directions, rows=rows, covariance=shrunk_covariance(rows)
+            )
+        return self._axes[count]
+
+    @cached_property
+    def _axes(self) -> dict[int, "Axes"]:
+        """By their number: several fixes and values of settings ask for the same."""
+        return {}
 
     @cached_property
     def head(self) -> LogisticHead:
@@ -184,6 +221,36 @@ class Source:
     @cached_property
     def _fitted(self) -> dict[str, Path]:
         """What :meth:`weighted_heads` has fitted: a fix that looks at no target asks again."""
+        return {}
+
+    def trained(self, name: str, count: int = 1) -> list[Any]:
+        """Train heads of another kind on the source's own rows; each of them only once.
+
+        Args:
+            name: Entry of ``HEADS``, taken with its defaults.
+            count: Heads, of seeds 0 and up; a kind without seeds has one.
+
+        Raises:
+            UnknownNameError: No such kind.
+            StudyError: It cannot be fitted to these rows.
+        """
+        if len(self._trained.get(name, ())) < count:
+            problem = Problem(
+                X=untreated(self.standard.astype(np.float32)),
+                y=self.labels.astype(np.int64),
+                group=self.groups,
+                seeds=tuple(range(count)),
+            )
+            kinds = {kind: replace(spec, grid={}) for kind, spec in HEADS.items()}
+            try:
+                self._trained[name] = train_head(name, problem, kinds)
+            except ValueError as error:
+                raise StudyError(f"the head {name!r} cannot be fitted here: {error}") from error
+        return self._trained[name][:count]
+
+    @cached_property
+    def _trained(self) -> dict[str, list[Any]]:
+        """What :meth:`trained` has trained: every target, half and seed asks again."""
         return {}
 
     @cached_property

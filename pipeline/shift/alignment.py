@@ -110,11 +110,11 @@ def erased_domain(source: Source, target: Rows, _rng: np.random.Generator) -> Pr
 
 def _moved(source: Source, target: Rows, map_between: CovarianceMap) -> Predictor:
     """Carry the source's rows over by a map made from the two shrunk covariances."""
-    rows_s = source.standard @ source.axes
-    rows_t = source.standardise(target) @ source.axes
-    carry = map_between(shrunk_covariance(rows_s), shrunk_covariance(rows_t))
-    moved = (rows_s - rows_s.mean(axis=0)) @ carry + rows_t.mean(axis=0)
+    axes = source.axes
+    rows_t = source.standardise(target) @ axes.directions
+    carry = map_between(axes.covariance, shrunk_covariance(rows_t))
+    moved = (axes.rows - axes.rows.mean(axis=0)) @ carry + rows_t.mean(axis=0)
     return Predictor(
-        transform=lambda features: source.standardise(features) @ source.axes,
+        transform=lambda features: source.standardise(features) @ axes.directions,
         score=source.fit(moved).predict_proba,
     )

@@ -1,4 +1,4 @@
-"""Do the probabilities mean what they say? Scores, their parts, and simple repairs.
+"""Do the probabilities mean what they say? Scores, their parts, and the calibration line.
 
 All of it is about one event with a foretold probability: the second class of two, or
 "the most probable class is right" of more.
@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, logit
+from scipy.special import expit, logit
 from scipy.stats import norm
 
 from pipeline.errors import StudyError
-from pipeline.shift.bcts import Calibration
 from pipeline.shift.isotonic import fit_monotone
 
 _TINY = 1e-12
@@ -25,7 +23,6 @@ _NEWTON_STEPS = 50
 _SMALL_STEP = 1e-10
 #: Weak enough not to show, strong enough that separable data have an answer.
 _RIDGE = 1e-6
-_TEMPERATURES = (1e-2, 1e2)
 
 Probability = NDArray[np.floating]
 Event = NDArray[np.bool_]
@@ -200,29 +197,6 @@ def calibration_line(event: Event, p: Probability) -> CalibrationLine:
         if np.abs(step).max() < _SMALL_STEP:
             break
     return CalibrationLine(intercept=float(beta[0]), slope=float(beta[1]))
-
-
-def fit_temperature(probabilities: Probability, labels: NDArray[np.integer]) -> Calibration:
-    """Fit one temperature by maximum likelihood (Guo et al. 2017).
-
-    With a bias per class as well, it is :func:`pipeline.shift.bcts.fit_calibration`.
-
-    Args:
-        probabilities: Shape (n, K), out of fold.
-        labels: Shape (n,), 0 to K - 1.
-
-    Returns:
-        A calibration without bias; its slope is 1 / temperature.
-    """
-    logs = np.log(np.clip(probabilities, _TINY, None))
-    rows = np.arange(len(labels))
-
-    def loss(log_slope: float) -> float:
-        return -float(log_softmax(np.exp(log_slope) * logs, axis=1)[rows, labels].mean())
-
-    low, high = np.log(_TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8})
-    return Calibration(slope=float(np.exp(found.x)), bias=np.zeros(logs.shape[1]))
 
 
 def _folded_mean(mean: NDArray[np.float64], sd: NDArray[np.float64]) -> NDArray[np.float64]:

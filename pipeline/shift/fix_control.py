@@ -10,7 +10,9 @@ import numpy as np
 from pipeline.errors import StudyError
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import split_by_patient
-from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
+from pipeline.shift.cross_fitting import Target, predict_target
+from pipeline.shift.fix_plan import FixPlan
+from pipeline.shift.leaderboard import Leaderboard, score
 from pipeline.shift.sealed import SealedLabels
 
 #: Cuts of the second half: a control need not be as sharp as what it stands beside.

@@ -14,13 +14,11 @@ from scipy.special import entr, softmax
 from pipeline.errors import UnknownNameError
 from pipeline.heads.blocks import times
 from pipeline.heads.logistic import Path, solve_path
-from pipeline.shift.adaptation import Fix, Predictor, Rows, Source
+from pipeline.shift.adaptation import Fix, Parts, Predictor, Rows, Source
 from pipeline.shift.alignment import coral, erased_domain, linear_transport, standardisation
+from pipeline.shift.ensembles import bagging, baggings, head_ensemble, seed_ensemble
 from pipeline.shift.label_shift import balanced_standardisation, prior_shift
 from pipeline.shift.transport import optional_fixes
-
-Parts = Sequence[NDArray[np.intp]]
-"""Sets of rows of a target, each to be adapted to by itself."""
 
 
 def source_only(source: Source, _target: Rows, _rng: np.random.Generator) -> Predictor:
@@ -126,48 +124,6 @@ def prototypes(source: Source, target: Rows, _rng: np.random.Generator) -> Predi
     )
 
 
-def bagging(source: Source, target: Rows, rng: np.random.Generator) -> Predictor:
-    """F11: average heads that were each fitted to a bootstrap of the source's patients.
-
-    Args:
-        source: The labelled domain.
-        target: Shape (m, d), raw; not looked at.
-        rng: Source of the bootstraps.
-    """
-    return baggings(source, target, [np.arange(len(target))], [rng])[0]
-
-
-def baggings(
-    source: Source, _target: Rows, _parts: Parts, rngs: Sequence[np.random.Generator]
-) -> list[Predictor]:
-    """Draw all bootstraps of several calls of :func:`bagging`, and fit their heads at once.
-
-    Equal draws, such as those of both halves of a seed, are fitted once.
-
-    Args:
-        source: The labelled domain.
-        rngs: Source of the bootstraps, one for each predictor.
-
-    Returns:
-        One predictor for each generator.
-    """
-    patients = np.unique(source.groups, return_inverse=True)[1]
-    n = int(patients.max()) + 1
-    bags = source.settings.bags
-    counts = [rng.multinomial(n, np.full(n, 1 / n), size=bags) for rng in rngs]
-    drawn, place = np.unique(np.concatenate(counts), axis=0, return_inverse=True)
-    heads = source.weighted_heads(drawn[:, patients])
-    return [
-        Predictor(transform=source.standardise, score=_mean_of(heads, own))
-        for own in place.reshape(len(rngs), bags)
-    ]
-
-
-def _mean_of(heads: Path, which: NDArray[np.intp]) -> Callable[[Rows], NDArray[np.float64]]:
-    own = Path(coef=heads.coef[which], intercept=heads.intercept[which], steps=heads.steps)
-    return lambda rows: np.mean(own.proba(rows), axis=0)
-
-
 #: Every fix that needs nothing beyond headrace's own dependencies.
 FIXES: Mapping[str, Fix] = MappingProxyType(
     {
@@ -181,9 +137,13 @@ FIXES: Mapping[str, Fix] = MappingProxyType(
         "prototypes": prototypes,
         "erased_domain": erased_domain,
         "bagging": bagging,
+        "seed_ensemble": seed_ensemble,
+        "head_ensemble": head_ensemble,
     }
 )
 
+#: Fixes that look at no row of the target: one predictor serves every half and seed.
+UNADAPTED = frozenset({"source_only", "seed_ensemble", "head_ensemble"})
 
 #: Fixes that adapt to several parts of a target at once, which is faster than one by one.
 TOGETHER: Mapping[

@@ -1,85 +1,30 @@
 """Compare the fixes on a target whose labels are opened once, after all predictions.
 
-Two steps that cannot be exchanged: ``predict_target`` has no labels to look at, and
-``score`` opens them under the digest of the plan that made the predictions. The target
-is halved by patient; each half is predicted by a model adapted to the other.
+Two steps that cannot be exchanged: ``predict_target`` of ``cross_fitting`` has no labels to
+look at, and ``score`` opens them under the digest of the plan that made the predictions.
 """
 
-import hashlib
-import json
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import CheckFailedError, StudyError
+from pipeline.errors import CheckFailedError
 from pipeline.heads.logistic import solve_path
-from pipeline.shift.adaptation import FixSettings, Predictor, Rows, Source
-from pipeline.shift.fixes import FIXES, TOGETHER, fix_named
-from pipeline.shift.halves import Cut, halves
+from pipeline.shift.adaptation import Source
+from pipeline.shift.cross_fitting import Predictions, Target, under
+from pipeline.shift.fix_plan import BASELINE, FixPlan
+from pipeline.shift.halves import halves
 from pipeline.shift.paired import PairedDifference, paired_difference
 from pipeline.shift.ridge import auc_columns
 from pipeline.shift.sealed import SealedLabels
-from pipeline.shift.validators import DEFAULT, GRIDS
 from pipeline.stats import holm
 
-BASELINE = "source_only"
 _TWO = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixPlan:
-    """Everything that could be chosen, written down before any target label is read."""
-
-    fixes: tuple[str, ...] = tuple(FIXES)
-    """Names of the fixes; the baseline ``source_only`` must be among them."""
-    seeds: tuple[int, ...] = tuple(range(10))
-    """One cut of the target into halves per seed."""
-    shots: tuple[int, ...] = (5, 10, 25, 50)
-    """Labelled target images per class of the rows that do use labels."""
-    draws: int = 2000
-    """Bootstrap draws and sign flips per row."""
-    confidence: float = 0.95
-    """Of the intervals."""
-    settings: FixSettings = field(default_factory=FixSettings)
-    """Hyper-parameters of the fixes."""
-    grids: tuple[tuple[str, str, tuple[float, ...]], ...] = tuple(
-        (name, *grid) for name, grid in GRIDS.items()
-    )
-    """Fix, setting and values of the rows that are tuned."""
-    validator: str = DEFAULT
-    """Entry of ``VALIDATORS`` that chooses among them."""
-
-    def digest(self) -> str:
-        """Return the SHA-256 of the plan as canonical JSON, 64 hex digits."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """The domain to be predicted, without its labels."""
-
-    features: Rows
-    """Shape (n, d), raw."""
-    groups: NDArray[Any]
-    """Shape (n,), patient ids; at least two patients."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """Cross-fitted probabilities of every fix, made without target labels."""
-
-    probabilities: Mapping[str, NDArray[np.float64]]
-    """By fix, shape (seeds, n, K)."""
-    notes: Mapping[str, Mapping[str, float]]
-    """By fix, its numbers averaged over seeds and halves."""
-    plan_hash: str
-    """Digest of the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,44 +68,13 @@ class Leaderboard:
     """How often the target labels were read."""
 
 
-def predict_target(source: Source, target: Target, plan: FixPlan) -> Predictions:
-    """Adapt every fix to one half of the target and predict the other, for each seed.
-
-    Args:
-        source: The labelled domain; its settings are replaced by the plan's.
-        target: The other one.
-        plan: Fixes and seeds.
-
-    Returns:
-        Probabilities of every fix for every row.
-
-    Raises:
-        UnknownNameError: The plan names a fix that is not there.
-        StudyError: The plan lacks the baseline, or the target has one patient.
-    """
-    if BASELINE not in plan.fixes:
-        raise StudyError(f"the plan's fixes lack the baseline {BASELINE!r}: add it")
-    source = _under(source, plan)
-    n_classes = source.prior.size
-    probabilities, notes = {}, {}
-    for name in plan.fixes:
-        table = np.empty((len(plan.seeds), len(target.groups), n_classes))
-        collected: list[Mapping[str, float]] = []
-        for cut, predictor in adapted(name, source, target, plan):
-            table[cut.index, cut.score] = predictor(target.features[cut.score])
-            collected.append(predictor.notes)
-        probabilities[name] = table
-        notes[name] = {key: float(np.mean([n[key] for n in collected])) for key in collected[0]}
-    return Predictions(probabilities=probabilities, notes=notes, plan_hash=plan.digest())
-
-
 def score(
     predictions: Predictions, sealed: SealedLabels, source: Source, target: Target, plan: FixPlan
 ) -> Leaderboard:
     """Open the labels and compare every fix with the baseline.
 
     Args:
-        predictions: From :func:`predict_target`.
+        predictions: From :func:`pipeline.shift.cross_fitting.predict_target`.
         sealed: Labels of the target, numbered like the source's.
         source: The labelled domain, for the scale of the k-shot rows.
         target: The domain that was predicted.
@@ -178,7 +92,7 @@ def score(
             "these predictions were made under another plan: predict again under this one"
         )
     labels = sealed.unseal(plan.digest())
-    shots = _k_shot(_under(source, plan), target, labels, plan)
+    shots = _k_shot(under(source, plan), target, labels, plan)
     baseline = predictions.probabilities[BASELINE]
     truth = Truth(labels=labels, groups=target.groups, baseline=baseline)
     rows = _rows(predictions.probabilities, truth, plan, predictions.notes)
@@ -200,25 +114,6 @@ class Truth:
     """Shape (n,), patient ids."""
     baseline: NDArray[np.float64]
     """Shape (seeds, n, K): the baseline's probabilities."""
-
-
-def adapted(
-    name: str, source: Source, target: Target, plan: FixPlan
-) -> Iterator[tuple[Cut, Predictor]]:
-    """Adapt a fix to each half of each seed: at once where it can, else one by one."""
-    cuts = list(halves(target.groups, plan.seeds))
-    rngs = [np.random.default_rng([cut.seed, zlib.crc32(name.encode())]) for cut in cuts]
-    if name in TOGETHER:
-        made = TOGETHER[name](source, target.features, [cut.adapt for cut in cuts], rngs)
-        yield from zip(cuts, made, strict=True)
-        return
-    fix = fix_named(name)
-    for cut, rng in zip(cuts, rngs, strict=True):
-        yield cut, fix(source, target.features[cut.adapt], rng)
-
-
-def _under(source: Source, plan: FixPlan) -> Source:
-    return source if source.settings == plan.settings else replace(source, settings=plan.settings)
 
 
 def _k_shot(

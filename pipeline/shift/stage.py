@@ -8,41 +8,31 @@ be said of it. Nothing here reads an image.
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache import disk
 from pipeline.appearance import APPEARANCE
 from pipeline.errors import StudyError
-from pipeline.facts_index import known_facts
-from pipeline.finding import Finding, refuse_leaks
-from pipeline.groupings import Grouping, groupings
 from pipeline.heads.side_by_side import side_by_side
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.json_values import plain
-from pipeline.leak_checks import check_leaks
 from pipeline.predictions import write_predictions
 from pipeline.samples import SampleOptions
 from pipeline.shift import paper
-from pipeline.shift.adaptation import Source as SourceRows
 from pipeline.shift.cohorts import Cohort
+from pipeline.shift.cross_fitting import Target, predict_target
 from pipeline.shift.detect import detect_with_controls
 from pipeline.shift.differences import Difference, Pictures, differences
-from pipeline.shift.errors_by_role import Given, Refits, refit
+from pipeline.shift.errors_by_role import Given
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
-from pipeline.shift.fix_control import fixes_on_source
-from pipeline.shift.halves import first_half
-from pipeline.shift.leaderboard import FixPlan, Leaderboard, Target, predict_target, score
-from pipeline.shift.leaks import shared_ids
+from pipeline.shift.known import Facts, Known, check, known_of
+from pipeline.shift.leaderboard import Leaderboard, score
 from pipeline.shift.permute import PermutationPlan
 from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions
-from pipeline.shift.probes import SourcePrediction, source_prediction
-from pipeline.shift.products import place
+from pipeline.shift.probes import SourcePrediction
 from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
@@ -52,15 +42,15 @@ from pipeline.shift.provenance import (
 )
 from pipeline.shift.record import to_json
 from pipeline.shift.sealed import SealedLabels
+from pipeline.shift.sides import ask, here_of, shared_patients, there_of, told_apart
 from pipeline.shift.story import Story, Telling, foretell, tell
 from pipeline.shift.subgroup_values import Subgroups
-from pipeline.shift.subgroups import Terms, subgroups, terms_of
+from pipeline.shift.subgroups import subgroups
 from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
 from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
-from pipeline.study import OPEN, SOURCE, Study
+from pipeline.study import SOURCE, Study
 
-Facts = NDArray[Any]
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
 
@@ -151,25 +141,17 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     disk.probe(study.results)
     found: list[TargetReport] = []
     blind: list[UnlabelledReport] = []
-    kept = {}
+    kept, checked = {}, None
+    labelled = [t.name for t in study.targets if t.labelled]
+    unlabelled = [t.name for t in study.targets if not t.labelled]
     for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
-        facts = known_facts(study.store_root, joined.samples.key)
-        leak = tuple(check_leaks(study, joined.samples, facts))
-        if not options.samples.allow_leaks:
-            refuse_leaks(leak)
-        known = _known(joined, options, study, leak)
-        labelled = [t.name for t in study.targets if t.labelled]
-        found += side_by_side(
-            [partial(_target, joined, known, name, options, facts) for name in labelled]
-        )
-        blind += side_by_side(
-            [
-                partial(look, joined, _basis(known, options), t.name)
-                for t in study.targets
-                if not t.labelled
-            ]
-        )
+        if checked is None or checked.keys != joined.samples.key:
+            checked = check(study, joined.samples, allow_leaks=options.samples.allow_leaks)
+        known = known_of(study, joined, checked, seeds=options.seeds, seed=options.seed)
+        found += side_by_side([partial(_target, joined, known, name, options) for name in labelled])
+        basis = _basis(known, options)
+        blind += side_by_side([partial(look, joined, basis, name) for name in unlabelled])
         kept[choice.name] = head_predictions(joined, known.source, known.dev)
     report = ShiftReport(
         study=study.name,
@@ -194,75 +176,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     return report
 
 
-def _source(joined: JoinedFeatures) -> SourceRows:
-    """The head and its penalty know the source alone, so they serve every target."""
-    rows = joined.samples.domain == SOURCE
-    return SourceRows(
-        features=joined.X[rows],
-        labels=joined.samples.label[rows],
-        groups=joined.samples.group[rows],
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known:
-    """What the source alone says, and which rows of a target are a development set."""
-
-    source: SourceRows
-    refits: Refits
-    plan: FixPlan
-    control: Leaderboard | None
-    human: float | None
-    dev: Mapping[str, NDArray[np.bool_]]
-    leak: tuple[Finding, ...]
-    groupings: Mapping[str, tuple[Grouping, ...]]
-    terms: Terms
-    subgroups: tuple[Subgroups, ...]
-
-
-def _known(
-    joined: JoinedFeatures, options: ShiftOptions, study: Study, leak: tuple[Finding, ...]
-) -> Known:
-    """The head, and what it is when fitted to other patients, serve every target."""
-    divided = groupings(study, joined.samples)  # first: it may refuse a file of the user's
-    source, samples = _source(joined), joined.samples
-    here = _scored(source)
-    terms = terms_of(here, samples.classes, options.seed)
-    plan = FixPlan(seeds=tuple(range(options.seeds)), settings=source.settings)
-    return Known(
-        source=source,
-        refits=refit(source, np.random.default_rng([options.seed, 13])),
-        plan=plan,
-        control=fixes_on_source(source, plan, options.seed),
-        human=study.human_error,
-        dev={
-            t.name: first_half(samples.group[samples.domain == t.name], plan.seeds)
-            for t in study.targets
-            if t.labels == OPEN
-        },
-        leak=leak,
-        groupings=divided,
-        terms=terms,
-        subgroups=subgroups(SOURCE, here, divided.get(SOURCE, ()), terms),
-    )
-
-
-def _scored(source: SourceRows) -> Cohort:
-    return Cohort(
-        features=source.features,
-        probabilities=source.out_of_fold,
-        groups=source.groups,
-        labels=source.labels,
-    )
-
-
-def _target(
-    joined: JoinedFeatures,
-    known: Known,
-    name: str,
-    options: ShiftOptions,
-    facts: Facts | None,
-) -> TargetReport:
+def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions) -> TargetReport:
     start, source = time.perf_counter(), known.source
     rows = joined.samples.domain == name
     X, group = joined.X[rows], joined.samples.group[rows]
@@ -271,16 +185,11 @@ def _target(
     sealed = SealedLabels(joined.samples.label[rows], plan.digest())
     target = Target(features=X, groups=group)
     settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
-    here = _scored(source)
-    there = Cohort(features=X, probabilities=_head_proba(source, X), groups=group)
-    detection = detect_with_controls(
-        here,
-        there,
-        lambda features: _head_proba(source, features),
-        settings,
-    )
+    here, there = here_of(source), there_of(source, X, group)
+    detection = detect_with_controls(here, there, partial(ask, source), settings)
     before = foretell(here, there, options.seed)
-    predictions, tried = predict_target(source, target, plan), try_values(source, target, plan)
+    predictions = predict_target(source, target, plan)
+    tried = try_values(source, target, plan, predictions)
     fixes = score(predictions, sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
@@ -294,12 +203,12 @@ def _target(
         given=Given(human=known.human, dev=dev),
     )
     story = tell(name, here, opened, telling)
-    shared = _shared(source.groups, group)
+    shared = shared_patients(here, there)
     return TargetReport(
         backbone=joined.backbone,
         target=name,
         shared_patients=shared,
-        source_prediction=_told_apart(source, X, group),
+        source_prediction=told_apart(here, there),
         detection=detection,
         fixes=fixes,
         tuned=tuned_rows(tried, predictions, opened.classes(), group, plan),
@@ -307,7 +216,7 @@ def _target(
         control=known.control,
         story=story,
         map=feature_map(source, opened),
-        differences=_differences(joined, name, facts, options.seed),
+        differences=_differences(joined, name, known.checked.facts, options.seed),
         level=settings.plan.alpha,
         subgroups=(
             *known.subgroups,
@@ -322,7 +231,7 @@ def _target(
             },
             inputs=inputs_of(joined, name, opened.classes(), plan.digest()),
             caveats=_caveats(known, shared, opened, story, _others(joined, name)),
-            leak=known.leak,
+            leak=known.checked.leak,
         ),
         seconds=round(time.perf_counter() - start, 2),
     )
@@ -330,7 +239,7 @@ def _target(
 
 def _basis(known: Known, options: ShiftOptions) -> Basis:
     settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
-    return Basis(source=known.source, settings=settings, seed=options.seed, leak=known.leak)
+    return Basis(source=known.source, settings=settings, seed=options.seed, leak=known.checked.leak)
 
 
 def _differences(
@@ -370,28 +279,5 @@ def _caveats(
             harmful=[row.name for row in control if row.negative_transfer],
             elsewhere=others,
         ),
-        known.leak,
+        known.checked.leak,
     )
-
-
-def _head_proba(source: SourceRows, features: NDArray[np.floating]) -> NDArray[np.float64]:
-    proba: NDArray[np.float64] = source.head.predict_proba(source.standardise(features))
-    return proba
-
-
-def _told_apart(
-    source: SourceRows, X: NDArray[np.floating], group: NDArray[Any]
-) -> SourcePrediction:
-    """By predicted class in the target: its labels are still sealed."""
-    called = _head_proba(source, X).argmax(axis=1)
-    return source_prediction(
-        np.concatenate([source.features, X]),
-        np.repeat([False, True], [len(source.features), len(X)]),
-        np.concatenate([source.groups, group]),
-        np.concatenate([source.labels, called]),
-        place(None),
-    )
-
-
-def _shared(source: NDArray[Any], target: NDArray[Any]) -> int:
-    return sum(len(shared.ids) for shared in shared_ids({"source": source, "target": target}))

@@ -9,8 +9,9 @@ from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.decompose import DecomposeSettings, Decomposition, decompose
 from pipeline.shift.errors_by_role import Given, Refits, RoleReport, errors_by_role
+from pipeline.shift.fix_plan import BASELINE
 from pipeline.shift.gaps import Gap
-from pipeline.shift.leaderboard import BASELINE, Leaderboard
+from pipeline.shift.leaderboard import Leaderboard
 from pipeline.shift.predict import Forecast, SourceScores, TargetScores, forecast
 from pipeline.shift.soundness import Soundness, soundness
 from pipeline.shift.verdict import Auroc, Called, FixGain, Numbers, Verdict, judge

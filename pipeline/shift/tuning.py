@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shift.adaptation import Source
-from pipeline.shift.leaderboard import BASELINE, FixPlan, Predictions, Target, adapted
+from pipeline.shift.cross_fitting import Predictions, Target, adapted
+from pipeline.shift.fix_plan import BASELINE, FixPlan
+from pipeline.shift.halves import Cut, halves
 from pipeline.shift.paired import PairedDifference, paired_difference
 from pipeline.shift.validators import VALIDATORS
 from pipeline.stats import holm
@@ -66,39 +68,52 @@ class TunedRow:
         return self.oracle_accuracy - self.accuracy
 
 
-def try_values(source: Source, target: Target, plan: FixPlan) -> tuple[Tried, ...]:
+def try_values(
+    source: Source, target: Target, plan: FixPlan, headline: Predictions
+) -> tuple[Tried, ...]:
     """Predict the target at every value of the plan's grids; no label is there to be seen.
 
     Args:
         source: The labelled domain.
         target: The other one, without labels.
         plan: Grids, validator and first seed.
+        headline: Predictions under the same plan, from which those at the defaults are taken.
     """
     first = replace(plan, seeds=plan.seeds[:1])
+    cuts = list(halves(target.groups, first.seeds))
+    half = np.zeros(len(target.groups), np.intp)
+    half[cuts[1].score] = 1
     found = []
     for name, setting, values in plan.grids:
-        table = np.empty((len(values), len(target.groups), source.prior.size))
-        criterion = np.empty((len(values), 2))
-        half = np.zeros(len(target.groups), np.intp)
+        tables, own = np.empty((2, len(values), len(target.groups), source.prior.size))
         for v, value in enumerate(values):
             change: dict[str, Any] = {setting: value}
-            setup = source.with_settings(replace(plan.settings, **change))
-            for h, (cut, predictor) in enumerate(adapted(name, setup, target, first)):
-                table[v, cut.score] = predictor(target.features[cut.score])
-                half[cut.score] = h
-                seen = predictor(target.features[cut.adapt])
-                criterion[v, h] = VALIDATORS[plan.validator](seen)
+            settings = replace(plan.settings, **change)
+            if settings == plan.settings and name in headline.own_half:
+                tables[v], own[v] = headline.probabilities[name][0], headline.own_half[name]
+                continue
+            for cut, predictor in adapted(name, source.with_settings(settings), target, first):
+                tables[v, cut.score] = predictor(target.features[cut.score])
+                own[v, cut.adapt] = predictor(target.features[cut.adapt])
         found.append(
             Tried(
                 name=name,
                 setting=setting,
                 values=values,
-                probabilities=table,
+                probabilities=tables,
                 half=half,
-                criterion=criterion,
+                criterion=_criterion(own, cuts, plan.validator),
             )
         )
     return tuple(found)
+
+
+def _criterion(
+    own: NDArray[np.float64], cuts: Sequence[Cut], validator: str
+) -> NDArray[np.float64]:
+    """The validator, shape (V, 2), on each half, as predicted by the model adapted to it."""
+    judge = VALIDATORS[validator]
+    return np.array([[judge(table[cut.adapt]) for cut in cuts] for table in own])
 
 
 def tuned_rows(

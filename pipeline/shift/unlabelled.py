@@ -6,6 +6,7 @@ target cannot reach anything here, because there are none in what this is made f
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +18,8 @@ from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.detect import detect_with_controls
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
-from pipeline.shift.leaks import shared_ids
 from pipeline.shift.predict import RANGED, Forecast
-from pipeline.shift.probes import SourcePrediction, source_prediction
-from pipeline.shift.products import place
+from pipeline.shift.probes import SourcePrediction
 from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
@@ -28,6 +27,7 @@ from pipeline.shift.provenance import (
     inputs_of,
     roles_without_labels,
 )
+from pipeline.shift.sides import ask, here_of, shared_patients, there_of, told_apart
 from pipeline.shift.story import foretell
 from pipeline.study import SOURCE
 
@@ -102,26 +102,15 @@ def look(joined: JoinedFeatures, basis: Basis, name: str) -> UnlabelledReport:
     """
     start, source = time.perf_counter(), basis.source
     rows = joined.samples.domain == name
-    here = Cohort(
-        features=source.features,
-        probabilities=source.out_of_fold,
-        groups=source.groups,
-        labels=source.labels,
-    )
-    there = Cohort(
-        features=joined.X[rows],
-        probabilities=_ask(source, joined.X[rows]),
-        groups=joined.samples.group[rows],
-    )
+    here = here_of(source)
+    there = there_of(source, joined.X[rows], joined.samples.group[rows])
     return UnlabelledReport(
         backbone=joined.backbone,
         target=name,
         images=len(there.groups),
-        shared_patients=_shared(here, there),
-        source_prediction=_told_apart(here, there),
-        detection=detect_with_controls(
-            here, there, lambda features: _ask(source, features), basis.settings
-        ),
+        shared_patients=shared_patients(here, there),
+        source_prediction=told_apart(here, there),
+        detection=detect_with_controls(here, there, partial(ask, source), basis.settings),
         forecast=foretell(here, there, basis.seed),
         source_accuracy=float((here.probabilities.argmax(axis=1) == source.labels).mean()),
         called=tuple(np.bincount(_calls(there), minlength=source.prior.size) / len(there.groups)),
@@ -159,29 +148,8 @@ def _doubt(found: UnlabelledReport) -> str:
     )
 
 
-def _ask(source: Source, features: NDArray[np.floating]) -> NDArray[np.float64]:
-    proba: NDArray[np.float64] = source.head.predict_proba(source.standardise(features))
-    return proba
-
-
 def _calls(cohort: Cohort) -> NDArray[np.intp]:
     return np.asarray(cohort.probabilities.argmax(axis=1))
-
-
-def _told_apart(here: Cohort, there: Cohort) -> SourcePrediction:
-    return source_prediction(
-        np.concatenate([here.features, there.features]),
-        np.repeat([False, True], [len(here.groups), len(there.groups)]),
-        np.concatenate([here.groups, there.groups]),
-        np.concatenate([here.classes(), _calls(there)]),
-        place(None),
-    )
-
-
-def _shared(here: Cohort, there: Cohort) -> int:
-    return sum(
-        len(found.ids) for found in shared_ids({"source": here.groups, "target": there.groups})
-    )
 
 
 def _provenance(
@@ -195,7 +163,7 @@ def _provenance(
         inputs=inputs_of(joined, name, np.full(len(there.groups), UNLABELLED), None),
         caveats=caveats(
             Circumstances(
-                shared_patients=_shared(here, there),
+                shared_patients=shared_patients(here, there),
                 patients={
                     "source": np.unique(here.groups).size,
                     "target": np.unique(there.groups).size,

@@ -1,0 +1,87 @@
+"""F11: heads of the source whose probabilities are averaged; no row of the target is looked at.
+
+They differ by the patients that they were shown, by their seed, or by their kind.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.heads.blocks import predict_in_blocks
+from pipeline.heads.logistic import Path
+from pipeline.shift.adaptation import Parts, Predictor, Rows, Source
+
+
+def bagging(source: Source, target: Rows, rng: np.random.Generator) -> Predictor:
+    """F11: average heads that were each fitted to a bootstrap of the source's patients.
+
+    Args:
+        source: The labelled domain.
+        target: Shape (m, d), raw; not looked at.
+        rng: Source of the bootstraps.
+    """
+    return baggings(source, target, [np.arange(len(target))], [rng])[0]
+
+
+def baggings(
+    source: Source, _target: Rows, _parts: Parts, rngs: Sequence[np.random.Generator]
+) -> list[Predictor]:
+    """Draw all bootstraps of several calls of :func:`bagging`, and fit their heads at once.
+
+    Equal draws, such as those of both halves of a seed, are fitted once.
+
+    Args:
+        source: The labelled domain.
+        rngs: Source of the bootstraps, one for each predictor.
+
+    Returns:
+        One predictor for each generator.
+    """
+    patients = np.unique(source.groups, return_inverse=True)[1]
+    n = int(patients.max()) + 1
+    bags = source.settings.bags
+    counts = [rng.multinomial(n, np.full(n, 1 / n), size=bags) for rng in rngs]
+    drawn, place = np.unique(np.concatenate(counts), axis=0, return_inverse=True)
+    heads = source.weighted_heads(drawn[:, patients])
+    return [
+        Predictor(transform=source.standardise, score=_mean_of(heads, own))
+        for own in place.reshape(len(rngs), bags)
+    ]
+
+
+def _mean_of(heads: Path, which: NDArray[np.intp]) -> Callable[[Rows], NDArray[np.float64]]:
+    own = Path(coef=heads.coef[which], intercept=heads.intercept[which], steps=heads.steps)
+    return lambda rows: np.mean(own.proba(rows), axis=0)
+
+
+def seed_ensemble(source: Source, _target: Rows, _rng: np.random.Generator) -> Predictor:
+    """F11: average perceptrons that differ in their seed alone (Lakshminarayanan et al. 2017).
+
+    Args:
+        source: The labelled domain.
+    """
+    return _mean_of_heads(source, source.trained("mlp", source.settings.ensemble_seeds))
+
+
+def head_ensemble(source: Source, _target: Rows, _rng: np.random.Generator) -> Predictor:
+    """F11: average the logistic head and heads of other kinds.
+
+    By default one for each way of seeing a class: by likelihood (the logistic head), by least
+    squares (``ridge``), by distance to a mean (``prototype``), by thresholds of single features
+    (``boosting``), by hidden units (``mlp``). Each is taken with its defaults, and needs no
+    folds of patients, which a small source might not give.
+
+    Args:
+        source: The labelled domain.
+    """
+    others = [source.trained(name)[0] for name in source.settings.ensemble_heads]
+    return _mean_of_heads(source, [source.head, *others])
+
+
+def _mean_of_heads(source: Source, heads: Sequence[Any]) -> Predictor:
+    def score(rows: Rows) -> NDArray[np.float64]:
+        return np.asarray(np.mean([predict_in_blocks(head, rows) for head in heads], axis=0))
+
+    return Predictor(transform=source.standardise, score=score)

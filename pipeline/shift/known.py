@@ -1,0 +1,136 @@
+"""What is known before any target is looked at: the checks, and the source alone.
+
+All of it serves every target of a backbone, and the checks serve every backbone with the
+same images.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.facts_index import known_facts
+from pipeline.finding import Finding, refuse_leaks
+from pipeline.groupings import Grouping, groupings
+from pipeline.joined import JoinedFeatures
+from pipeline.leak_checks import check_leaks
+from pipeline.samples import Samples
+from pipeline.shift.adaptation import Source
+from pipeline.shift.cross_fitting import fit_unadapted
+from pipeline.shift.errors_by_role import Refits, refit
+from pipeline.shift.fix_control import fixes_on_source
+from pipeline.shift.fix_plan import FixPlan
+from pipeline.shift.halves import first_half
+from pipeline.shift.leaderboard import Leaderboard
+from pipeline.shift.sides import here_of
+from pipeline.shift.subgroup_values import Subgroups
+from pipeline.shift.subgroups import Terms, subgroups, terms_of
+from pipeline.study import OPEN, SOURCE, Study
+
+Facts = NDArray[Any]
+"""Shape (n,), records of what was measured in each picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What the checks say of a set of images."""
+
+    keys: tuple[bytes, ...]
+    """Of the ``n`` images."""
+    facts: Facts | None
+    """None where no audit has measured them all."""
+    leak: tuple[Finding, ...]
+    """What is in two roles at once."""
+
+
+def check(study: Study, samples: Samples, *, allow_leaks: bool) -> Checked:
+    """Look for images and patients in two roles.
+
+    Args:
+        study: Where the facts and the patient patterns are.
+        samples: All images.
+        allow_leaks: Go on with what is found.
+
+    Raises:
+        CheckFailedError: A patient or a picture is in two roles.
+    """
+    facts = known_facts(study.store_root, samples.key)
+    leak = tuple(check_leaks(study, samples, facts))
+    if not allow_leaks:
+        refuse_leaks(leak)
+    return Checked(keys=samples.key, facts=facts, leak=leak)
+
+
+def source_of(joined: JoinedFeatures) -> Source:
+    """The head and its penalty know the source alone, so they serve every target."""
+    rows = joined.samples.domain == SOURCE
+    return Source(
+        features=joined.X[rows],
+        labels=joined.samples.label[rows],
+        groups=joined.samples.group[rows],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What the source alone says, and how the rows of the targets are divided."""
+
+    source: Source
+    """The labelled domain, with all of its heads fitted."""
+    refits: Refits
+    """Its head, fitted to drawn patients."""
+    plan: FixPlan
+    """Of the fixes on every target."""
+    control: Leaderboard | None
+    """The fixes from one half of the source to the other."""
+    human: float | None
+    """Error of a person on the source."""
+    dev: Mapping[str, NDArray[np.bool_]]
+    """By target whose labels are open, which of its rows are a development set."""
+    groupings: Mapping[str, tuple[Grouping, ...]]
+    """By domain, its subgroups."""
+    terms: Terms
+    """On which subgroups are scored."""
+    subgroups: tuple[Subgroups, ...]
+    """Of the source."""
+    checked: Checked
+    """What the checks say."""
+
+
+def known_of(
+    study: Study, joined: JoinedFeatures, checked: Checked, *, seeds: int, seed: int
+) -> Known:
+    """The head, and what it is when fitted to other patients, serve every target.
+
+    Args:
+        study: What is known from elsewhere: human error, attributes, which labels are open.
+        joined: All samples with features.
+        checked: What the checks say.
+        seeds: Cuts of a target into halves for the fixes.
+        seed: Of the draws and of the control.
+    """
+    groups = groupings(study, joined.samples)  # first: it may refuse a file of the user's
+    source = source_of(joined)
+    plan = FixPlan(seeds=tuple(range(seeds)), settings=source.settings)
+    # Here, because targets that are looked at side by side would each train them.
+    fit_unadapted(source, plan)
+    here = here_of(source)
+    terms = terms_of(here, joined.samples.classes, seed)
+    return Known(
+        source=source,
+        refits=refit(source, np.random.default_rng([seed, 13])),
+        plan=plan,
+        control=fixes_on_source(source, plan, seed),
+        human=study.human_error,
+        dev={
+            t.name: first_half(joined.samples.group[joined.samples.domain == t.name], plan.seeds)
+            for t in study.targets
+            if t.labels == OPEN
+        },
+        groupings=groups,
+        terms=terms,
+        subgroups=subgroups(SOURCE, here, groups.get(SOURCE, ()), terms),
+        checked=checked,
+    )

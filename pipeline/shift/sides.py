@@ -1,0 +1,51 @@
+"""The source and a target side by side, as every comparison of the two takes them."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.shift.adaptation import Source
+from pipeline.shift.cohorts import Cohort
+from pipeline.shift.leaks import shared_ids
+from pipeline.shift.probes import SourcePrediction, source_prediction
+from pipeline.shift.products import place
+
+
+def ask(source: Source, features: NDArray[np.floating]) -> NDArray[np.float64]:
+    """What the source's head says of rows ``(n, d)`` of any domain, shape ``(n, K)``."""
+    proba: NDArray[np.float64] = source.head.predict_proba(source.standardise(features))
+    return proba
+
+
+def here_of(source: Source) -> Cohort:
+    """The source, its probabilities out of fold."""
+    return Cohort(
+        features=source.features,
+        probabilities=source.out_of_fold,
+        groups=source.groups,
+        labels=source.labels,
+    )
+
+
+def there_of(source: Source, features: NDArray[np.floating], groups: NDArray[Any]) -> Cohort:
+    """A target whose labels are not known, or not yet."""
+    return Cohort(features=features, probabilities=ask(source, features), groups=groups)
+
+
+def told_apart(here: Cohort, there: Cohort) -> SourcePrediction:
+    """How well they can be told apart; inside a class, by what is called it in the target."""
+    called = there.probabilities.argmax(axis=1)
+    return source_prediction(
+        np.concatenate([here.features, there.features]),
+        np.repeat([False, True], [len(here.groups), len(there.groups)]),
+        np.concatenate([here.groups, there.groups]),
+        np.concatenate([here.classes(), called]),
+        place(None),
+    )
+
+
+def shared_patients(here: Cohort, there: Cohort) -> int:
+    """Ids that both have."""
+    shared = shared_ids({"source": here.groups, "target": there.groups})
+    return sum(len(found.ids) for found in shared)
