@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline import backbones
 from pipeline.audit import AuditOptions, audit, probed
 from pipeline.audit_text import audit_text
-from pipeline.confounders import check_masked
+from pipeline.confounders import MASKED, check_masked
 from pipeline.contact_sheet import SIDE, SheetPair, draw
 from pipeline.engines import EngineChoice
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
@@ -301,22 +301,21 @@ def test_a_planted_marker_is_found_in_the_corners_and_at_the_border(marker_backb
 
 
 def test_without_a_marker_corners_and_border_tell_nothing(marker_backbone, films):
-    """E-T3: of ten drawings of labels, most intervals cover one half and hardly one warns.
-
-    Not all: an interval is that of the scores at hand, and on noise covers in about 83 %.
-    """
-    study, _, _ = audited_phantoms("unmarked", films, marker=False)
+    """E-T3: the intervals cover one half, and no warning; so do those of most other labels."""
+    study, _, seen = audited_phantoms("unmarked", films, marker=False)
     rng = np.random.default_rng(3)
     for choice in probed(study).backbones:
-        joined = load_joined(study, choice)
+        check, joined = MASKED[choice.mask][0], load_joined(study, choice)
+        assert seen[check].severity == OK
+        assert seen[check].values["low"] < 0.5 < seen[check].values["high"]
         found = []
-        for _ in range(10):
+        for _ in range(20):
             drawn = replace(joined.samples, label=rng.permutation(joined.samples.label))
             found += check_masked(drawn, joined.X, choice.mask)
+        # Fewer than 17 of 20 would be seen in 0.3 % of runs if 95 % cover.
         covered = sum(f.values["low"] < 0.5 < f.values["high"] for f in found)
-        assert covered >= 6, (choice.mask, covered)
+        assert covered >= 17, (choice.mask, covered)
         assert abs(np.mean([f.values["auc"] for f in found]) - 0.5) < 0.05
-        assert sum(f.severity == OK for f in found) >= 9
 
 
 def test_the_probes_need_features_of_their_own(study_file):

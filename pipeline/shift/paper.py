@@ -42,6 +42,13 @@ def _detect_rows(target: Record) -> Iterable[Row]:
         yield {name: value for name, value in row.items() if name != "null"}
 
 
+def _told_rows(target: Record) -> Iterable[Row]:
+    told = target["source_prediction"]
+    inside = {f"class {k}": probe for k, probe in enumerate(told["by_class"]) if probe}
+    for among, probe in {"all images": told["overall"], **inside}.items():
+        yield {"among": among, **probe}
+
+
 def _fix_rows(target: Record) -> Iterable[Row]:
     blocks = {"target": target["fixes"], "source halves": target["fixes_control"]}
     for scored_on, row in ((place, row) for place, rows in blocks.items() for row in rows):
@@ -112,6 +119,7 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
     {
         "ng": _ng_rows,
         "detect": _detect_rows,
+        "told": _told_rows,
         "differences": lambda target: target["differences"]["rows"],
         "forecast": _forecast_rows,
         "calibration": _calibration_rows,
@@ -124,6 +132,7 @@ _TITLES: Mapping[str, str] = MappingProxyType(
     {
         "ng": "Errors by role, and the steps between them",
         "detect": "Tests of a difference, with their controls",
+        "told": "How well the hospital can be told from the features (AUC)",
         "differences": "Habits of the hospitals",
         "forecast": "What the scores foretell without labels",
         "calibration": "Calibration",
@@ -185,7 +194,10 @@ def _chapter(target: Record) -> list[str]:
         *(f"- {advice}" for advice in verdict["advice"]),
         "",
         target["differences"]["said"],
-        f"The hospital can be told from the features with AUC {told:.2f}.",
+        (
+            f"The hospital can be told from the features with AUC {told['auc']:.2f} "
+            f"({told['low']:.2f} to {told['high']:.2f})."
+        ),
         _lookups(target),
         *(f"- {caveat}" for caveat in target["caveats"]),
     ]

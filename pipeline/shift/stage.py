@@ -39,7 +39,6 @@ from pipeline.shift.leaks import shared_ids
 from pipeline.shift.permute import PermutationPlan
 from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions
 from pipeline.shift.probes import SourcePrediction, source_prediction
-from pipeline.shift.products import place
 from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
@@ -333,7 +332,6 @@ def _told_apart(
         np.repeat([False, True], [len(source.features), len(X)]),
         np.concatenate([source.groups, group]),
         np.concatenate([source.labels, called]),
-        place(None),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.leaderboard import Row as LeaderboardRow
+from pipeline.shift.probes import Probe, SourcePrediction
 from pipeline.shift.soundness import Carried, Soundness
 from pipeline.shift.stage import ShiftReport, TargetReport
 from pipeline.shift.tuning import TunedRow
@@ -18,13 +19,13 @@ def shift_text(report: ShiftReport) -> str:
 
 
 def _target_text(target: TargetReport) -> str:
-    told, verdict = target.source_prediction, target.story.verdict
+    verdict = target.story.verdict
     lines = [
         f"{target.target}, {target.backbone}",
         *textwrap.wrap(" ".join([verdict.text, *verdict.advice]), WIDTH - 20),
         *textwrap.wrap(said(target.differences), WIDTH - 20),
         "",
-        f"the hospital can be told from the features with AUC {told.overall:.2f}",
+        _told(target.source_prediction),
         f"{target.shared_patients} patient ids are in both (the numbering may restart)",
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
@@ -46,6 +47,16 @@ def _target_text(target: TargetReport) -> str:
         _fixes_table(target.fixes.k_shot),
     ]
     return "\n".join(lines)
+
+
+def _told(found: SourcePrediction) -> str:
+    inside = [_auc(probe) for probe in found.by_class if probe is not None]
+    text = f"the hospital can be told from the features with AUC {_auc(found.overall)}"
+    return f"{text}; inside the classes {', '.join(inside)}" if inside else text
+
+
+def _auc(probe: Probe) -> str:
+    return f"{probe.auc:.2f} ({probe.low:.2f} to {probe.high:.2f})"
 
 
 def _detection_table(target: TargetReport) -> str:
