@@ -100,6 +100,7 @@ class Study:
         store: Folder of the feature stores; see :func:`store_root`.
         human_error: Share of the source's images that a person gets wrong, 0 to 0.5, known
             from elsewhere; where Ng's table starts.
+        exclude: Text file of images that no stage uses; see :mod:`pipeline.exclusions`.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Study:
     seed: int = 0
     store: Path | None = None
     human_error: float | None = None
+    exclude: Path | None = None
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -181,6 +183,7 @@ class _Reader(CheckedTables):
             "classes",
             "seed",
             "human_error",
+            "exclude",
             "source",
             "target",
             "backbone",
@@ -198,6 +201,7 @@ class _Reader(CheckedTables):
         if not 0 <= (optional["seed"] or 0) < _SEEDS:
             self.fail(f"seed = {optional['seed']}: allowed is 0 to {_SEEDS - 1}")
         optional["human_error"] = self._human_error(table)
+        optional["exclude"] = self._exclude(table)
         return Study(
             name=self.name(table.get("name", self.file.stem), "name"),
             classes=self._classes(table.get("classes")),
@@ -218,6 +222,15 @@ class _Reader(CheckedTables):
                 f"wrong, 0 to {_CHANCE}, such as 0.03"
             )
         return None if error is None else float(error)
+
+    def _exclude(self, table: Mapping[str, Any]) -> Path | None:
+        name = self.typed(table, "exclude", str, "the study")
+        if name is None:
+            return None
+        file = self.file.parent / str(name)
+        if not file.is_file():
+            self.fail(f"exclude: there is no file {file}; headrace audit writes one")
+        return file
 
     def _source(self, table: Mapping[str, Any]) -> Source:
         if "source" not in table:
