@@ -1,7 +1,7 @@
 """The audit: all checks of a study that must come before any of its numbers.
 
-Leaks between roles, labels that contradict each other, hospitals and labels that can be
-told from what should not tell them. Each image is read once, for its facts, and those of
+Leaks between roles, labels that contradict each other or are doubtful, hospitals and
+labels that can be told from what should not tell them. Each image is read once, for its facts, and those of
 the contact sheet once more; all else comes from the store.
 """
 

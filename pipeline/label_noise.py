@@ -22,6 +22,8 @@ from pipeline.shift.probes import label_probe
 
 LABELS = "labels"
 _SHOWN = 3
+#: Enough to see that a head knows anything at all.
+_DRAWS = 199
 #: Path, label, the class that it seems, and the probability of that.
 Image = dict[str, str | float]
 
@@ -91,7 +93,7 @@ def _out_of_fold(
         StudyError: They know nothing, and would be sure of the wrong class as often as of
             the right one; or there are too few patients to see.
     """
-    able = label_probe(features, labels, groups)
+    able = label_probe(features, labels, groups, draws=_DRAWS)
     if able.low <= 1 / 2:
         raise StudyError(
             f"the features tell the label no better than chance, AUC {able.auc:.2f} "

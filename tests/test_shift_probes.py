@@ -62,10 +62,11 @@ def test_the_interval_of_noise_covers_one_half(patients, width, classes, cluster
 @pytest.mark.slow
 @pytest.mark.parametrize(("patients", "width", "classes", "clustered"), MORE_NOISE)
 def test_the_interval_of_noise_covers_one_half_in_many_samples(patients, width, classes, clustered):
-    """E-T3: 92 to 98.5 % of 1000 samples, and p-values reject at their level."""
-    found = noise_probes(1000, 399, patients, width, classes, clustered=clustered)
+    """E-T3: 92 to 98.5 % of 500 samples, and p-values reject at their level."""
+    found = noise_probes(500, 399, patients, width, classes, clustered=clustered)
     assert 0.92 <= np.mean([covers(probe) for probe in found]) <= 0.985
-    assert 0.03 <= np.mean([probe.p <= 0.05 for probe in found]) <= 0.073
+    # The 99.9 % band of a binomial, as for every test of level 5 %.
+    assert 0.022 <= np.mean([probe.p <= 0.05 for probe in found]) <= 0.084
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_perfect_probe_has_a_bound_that_grows_with_the_patients():
     assert few.auc == few.high == many.auc == 1
     assert 0.5 < few.low < 0.8
     assert 0.95 < many.low < 1
-    assert many.p == pytest.approx(0.001)
+    assert many.p == pytest.approx(1 / 500)
 
 
 def test_four_patients_prove_nothing():

@@ -17,7 +17,7 @@ from pipeline.shift.products import place
 from pipeline.shift.ridge import auc_columns, cross_validated, folds_of
 from pipeline.stats.auroc import bound_of_one
 
-_DRAWS = 999
+_DRAWS = 499
 _ENDS = (0.025, 0.975)
 #: Rows times relabellings that are held at once: 128 MB an array. Beyond, draws are fewer.
 _CELLS = 1 << 24
@@ -86,7 +86,8 @@ def label_probe(
         facts: Shape (n, p), finite.
         labels: Shape (n,), 0 to K - 1.
         groups: Shape (n,), patient ids; folds, bootstrap and relabelling are by patient. A
-            patient under several labels is relabelled as several, but told as one.
+            patient under several labels is relabelled as several, but told as one; where
+            most are, the interval is too wide rather than too short.
         seed: Seed of folds, bootstrap and relabellings.
         draws: Draws of the bootstrap, and relabellings.
 
