@@ -1,8 +1,8 @@
 """The audit: all checks of a study that must come before any of its numbers.
 
 Leaks between roles, labels that contradict each other or are doubtful, hospitals and
-labels that can be told from what should not tell them. Each image is read once, for its facts, and those of
-the contact sheet once more; all else comes from the store.
+labels that can be told from what should not tell them. Each image is read once, for its
+facts, and those of the contact sheet once more; all else comes from the store.
 """
 
 import json

@@ -71,6 +71,8 @@ def test_a_brighter_hospital_is_found_and_said(study):
     unreliable = {use["way"] for use in target["operating_points"] if not use["reliable"]}
     assert unreliable == ({"prior", "quantile"} if target["verdict"]["labels_needed"] else set())
     text = shift_text(report)
+    assert f"told from the features with AUC {told['auc']:.2f} ({told['low']:.2f}" in text
+    assert "inside the classes: a " in text
     assert "there: " in text
     assert "the hospital can be told from the features with AUC" in text
     assert "fixes that see no label of the target" in text

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from pipeline.names import legible
 from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.leaderboard import Row as LeaderboardRow
@@ -15,17 +16,17 @@ from pipeline.text_table import WIDTH, new_table, number, render
 
 def shift_text(report: ShiftReport) -> str:
     """For each target: how far apart the hospitals are, then what the fixes do."""
-    return "\n\n".join(_target_text(target) for target in report.targets)
+    return "\n\n".join(_target_text(target, report.classes) for target in report.targets)
 
 
-def _target_text(target: TargetReport) -> str:
+def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
     verdict = target.story.verdict
     lines = [
         f"{target.target}, {target.backbone}",
         *textwrap.wrap(" ".join([verdict.text, *verdict.advice]), WIDTH - 20),
         *textwrap.wrap(said(target.differences), WIDTH - 20),
         "",
-        _told(target.source_prediction),
+        *textwrap.wrap(_told(target.source_prediction, classes), WIDTH - 20),
         f"{target.shared_patients} patient ids are in both (the numbering may restart)",
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
@@ -49,10 +50,14 @@ def _target_text(target: TargetReport) -> str:
     return "\n".join(lines)
 
 
-def _told(found: SourcePrediction) -> str:
-    inside = [_auc(probe) for probe in found.by_class if probe is not None]
+def _told(found: SourcePrediction, classes: Sequence[str]) -> str:
+    inside = [
+        f"{legible(name)} {_auc(probe)}"
+        for name, probe in zip(classes, found.by_class, strict=False)
+        if probe is not None
+    ]
     text = f"the hospital can be told from the features with AUC {_auc(found.overall)}"
-    return f"{text}; inside the classes {', '.join(inside)}" if inside else text
+    return f"{text}; inside the classes: {', '.join(inside)}" if inside else text
 
 
 def _auc(probe: Probe) -> str:
