@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
+from scipy.stats import norm
 
 from pipeline.errors import StudyError
 from pipeline.shift.permute import p_value, shuffled, units_of
@@ -18,7 +19,7 @@ from pipeline.shift.ridge import auc_columns, cross_validated, folds_of
 from pipeline.stats.auroc import bound_of_one
 
 _DRAWS = 499
-_ENDS = (0.025, 0.975)
+_TAIL = 0.025
 #: Rows times relabellings that are held at once: 128 MB an array. Beyond, draws are fewer.
 _CELLS = 1 << 24
 _FEWEST_DRAWS = 199
@@ -35,16 +36,22 @@ class Probe:
     within one sample shows it (Bengio and Grandvalet 2004). What both come to where there
     is nothing to tell is known exactly: it is the spread under relabelling of the patients.
 
-    So each end of the 95 % interval is the farther of two:
+    So each end of the 95 % interval lies as far from the estimate, in log odds, as the
+    larger of two spreads goes:
 
-    - The 2.5 and 97.5 % quantiles of a bootstrap of patients, scores held fixed. This is
-      the spread of a strong signal, which any sample's heads find alike (LeDell, Petersen
-      and van der Laan 2015).
-    - Those quantiles of the AUC under relabelling, shifted to the estimate on the log-odds
-      scale: logit(auc) - logit(q_97.5) to logit(auc) - logit(q_2.5). It inverts the
-      permutation test, so it holds one half whenever that test does not reject at 5 %,
-      both sides together: in 95 % of samples in which labels say nothing, if patients are
-      exchangeable, whatever their number and that of the features.
+    - 1.96 standard deviations of a bootstrap of patients with the scores held fixed, over
+      auc (1 - auc), the delta method of :func:`pipeline.stats.auroc.auroc_interval`. It is
+      the spread of a strong signal, which the heads of any sample find alike (LeDell,
+      Petersen and van der Laan 2015).
+    - From the 97.5 % quantile q of the AUC under relabelling down to one half, as log odds:
+      the lower end is logit(auc) - logit(q), the upper one the same with the 2.5 %
+      quantile. This inverts the permutation test, so the interval holds one half whenever
+      that test does not reject at 5 %, both sides together: in 95 % of samples in which
+      labels say nothing, if patients are exchangeable, however few they are and however
+      many the features. It makes no claim of its own about a signal.
+
+    In simulations (``tests/test_shift_probes.py``) 93 to 96 % of the intervals of noise hold
+    one half, and 93 to 97 % of those of a signal its mean AUC over samples of that size.
     """
 
     auc: float
@@ -112,8 +119,9 @@ def label_probe(
         null += auc_columns(scores, is_k) / asked.size
         resampled += weighted_auc(scores[:, 0], is_k[:, 0], weights) / asked.size
     low, high = _interval(null, resampled)
-    if null[0] == 1:  # no draw of scores that are perfect is less than perfect
-        low = min(low, *(bound_of_one((labels == k).astype(np.int64), patients) for k in present))
+    if null[0] in {0.0, 1.0}:  # no draw of scores without an error has one
+        sure = min(bound_of_one((labels == k).astype(np.int64), patients) for k in present)
+        low, high = (min(low, sure), high) if null[0] == 1 else (low, max(high, 1 - sure))
     return Probe(auc=float(null[0]), low=low, high=high, p=p_value(null))
 
 
@@ -126,13 +134,14 @@ def _bootstrapped(patients: NDArray[np.intp], draws: int, seed: int) -> NDArray[
 
 def _interval(null: NDArray[np.float64], resampled: NDArray[np.float64]) -> tuple[float, float]:
     """See :class:`Probe`; ``null`` starts with the AUC that was seen."""
-    # A draw without one of the classes has no AUC.
-    low, high = np.nanquantile(resampled, _ENDS)
-    chance_low, chance_high = np.quantile(null, _ENDS)
-    return (
-        float(min(low, _shifted(null[0], chance_high))),
-        float(max(high, _shifted(null[0], chance_low))),
-    )
+    auc = null[0]
+    chance_low, chance_high = np.quantile(null, [_TAIL, 1 - _TAIL])
+    low, high = _shifted(auc, chance_high), _shifted(auc, chance_low)
+    if 0 < auc < 1:
+        # A draw without one of the classes has no AUC.
+        half = norm.isf(_TAIL) * np.nanstd(resampled) / (auc * (1 - auc))
+        low, high = min(low, expit(logit(auc) - half)), max(high, expit(logit(auc) + half))
+    return float(low), float(high)
 
 
 def _shifted(auc: float, chance: float) -> float:
