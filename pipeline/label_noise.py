@@ -24,6 +24,7 @@ LABELS = "labels"
 _SHOWN = 3
 #: Enough to see that a head knows anything at all.
 _DRAWS = 199
+_LEVEL = 0.025
 #: Path, label, the class that it seems, and the probability of that.
 Image = dict[str, str | float]
 
@@ -94,10 +95,10 @@ def _out_of_fold(
             the right one; or there are too few patients to see.
     """
     able = label_probe(features, labels, groups, draws=_DRAWS)
-    if able.low <= 1 / 2:
+    if able.p > _LEVEL:
         raise StudyError(
             f"the features tell the label no better than chance, AUC {able.auc:.2f} "
-            f"({able.low:.2f} to {able.high:.2f})"
+            f"(p {able.p:.3f} by relabelling patients)"
         )
     return Source(features=features, labels=labels, groups=groups).out_of_fold
 

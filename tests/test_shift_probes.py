@@ -74,7 +74,7 @@ def test_the_interval_of_noise_covers_one_half_in_many_samples(patients, width, 
     [(60, 2.0, 0.21), (160, 0.5, 0.26), (160, 2.0, 0.11), (160, 3.0, 0.05)],
 )
 @pytest.mark.parametrize(
-    ("repeats", "least"), [(60, 0.85), pytest.param(500, 0.92, marks=pytest.mark.slow)]
+    ("repeats", "least"), [(60, 0.85), pytest.param(500, 0.9, marks=pytest.mark.slow)]
 )
 def test_the_interval_of_a_signal_covers_it_and_is_narrow(patients, effect, widest, repeats, least):
     """The mean AUC of all samples is covered, by intervals that say something."""

@@ -51,7 +51,7 @@ class Probe:
       many the features. It makes no claim of its own about a signal.
 
     In simulations (``tests/test_shift_probes.py``) 93 to 96 % of the intervals of noise hold
-    one half, and 93 to 97 % of those of a signal its mean AUC over samples of that size.
+    one half, and 91 to 97 % of those of a signal its mean AUC over samples of that size.
     """
 
     auc: float
