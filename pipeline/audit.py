@@ -1,8 +1,8 @@
 """The audit: all checks of a study that must come before any of its numbers.
 
-Leaks between roles, labels that contradict each other, hospitals and labels that can be
-told from what should not tell them. Each image is read once, for its facts, and those of
-the contact sheet once more; all else comes from the store.
+Leaks between roles, labels that contradict each other or are doubtful, hospitals and
+labels that can be told from what should not tell them. Each image is read once, for its
+facts, and those of the contact sheet once more; all else comes from the store.
 """
 
 import json
@@ -19,29 +19,29 @@ from numpy.typing import NDArray
 from cache import disk
 from pipeline.confounders import MASKED, check_facts, check_hospital, check_masked
 from pipeline.contact_sheet import SIDE, SheetPair, draw, empty
-from pipeline.errors import ImageError, MissingFeaturesError, MissingPredictionsError
+from pipeline.errors import ImageError, MissingFeaturesError
+from pipeline.exclusions import as_file, read_exclusions
 from pipeline.facts_index import FactsIndex, measure_missing
 from pipeline.finding import NOTE, SEVERITIES, Finding
 from pipeline.images import PixelPolicy
 from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.label_noise import check_labels
 from pipeline.leak_checks import check_leaks, check_near_copies, near_rows, roles_of, shown
-from pipeline.metrics import is_right
-from pipeline.predictions import PROBABILITIES, read_predictions
+from pipeline.near_copy_scores import WithAndWithout, with_and_without
 from pipeline.progress import Progress
 from pipeline.samples import SampleOptions, Samples
 from pipeline.shift.leaks import NearPair
 from pipeline.sources import read
-from pipeline.stats import wilson
 from pipeline.study import BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
 AUDIT_REPORT = "audit.json"
 CONTACT_SHEET = "near_copies.png"
-SCHEMA = 1
+#: Names of near copies outside fit, for the study's ``exclude``.
+LEAVE_OUT = "leave_out.txt"
+SCHEMA = 2
 #: Pairs on the contact sheet; the report has all.
 _PAIRS = 20
-#: Whose accuracy is given with and without near copies.
-_HEAD = ("linear", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,32 +61,13 @@ class AuditOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """Accuracy of a head on one role, of ``n`` images, with its Wilson interval."""
-
-    role: str
-    n: int
-    accuracy: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithAndWithout:
-    """What near copies are worth on one role."""
-
-    backbone: str
-    everything: Score
-    without_near_copies: Score
-
-
-@dataclass(frozen=True, kw_only=True)
 class AuditReport:
     """What all checks found, the worst first.
 
     Attributes:
         near_copies: Number, and both images, of each pair; JSON values.
-        accuracy: Of the linear head, where stage 2 has been run and near copies were found.
+        scores: Of the linear head, where stage 2 has been run and near copies were found.
+        leave_out: Near copies outside fit, and what the study excludes already.
         measured: Images whose facts were not known before.
     """
 
@@ -94,7 +75,8 @@ class AuditReport:
     images: int
     findings: tuple[Finding, ...]
     near_copies: tuple[Mapping[str, Any], ...]
-    accuracy: tuple[WithAndWithout, ...]
+    scores: tuple[WithAndWithout, ...]
+    leave_out: tuple[str, ...]
     measured: int
     seconds: float
 
@@ -112,8 +94,8 @@ def audit(study: Study, options: AuditOptions | None = None) -> AuditReport:
     """Run all checks of a study.
 
     Returns:
-        The report; also written to ``results/<study>/audit.json``, with a contact sheet
-        of the first near copies beside it.
+        The report; also written to ``results/<study>/audit.json``. Beside it, where there are
+        near copies, a contact sheet of the first, and a list for the study's ``exclude``.
 
     Raises:
         MissingFeaturesError: Stage 1 has not been run.
@@ -129,6 +111,7 @@ def audit(study: Study, options: AuditOptions | None = None) -> AuditReport:
         *near.findings,
         *(f for j in joined for f in check_hospital(j.samples, j.X, j.backbone)),
         *check_facts(first.samples, facts),
+        *check_labels(first.samples, first.X),
     ]
     if options.probes:
         for choice in probed(study).backbones:
@@ -138,7 +121,8 @@ def audit(study: Study, options: AuditOptions | None = None) -> AuditReport:
         images=len(first.samples),
         findings=tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity))),
         near_copies=_listed(first.samples, near.pairs),
-        accuracy=_with_and_without(study, first.samples, near.pairs),
+        scores=with_and_without(study, first.samples, near.pairs),
+        leave_out=_leave_out(study, first.samples, near.pairs),
         measured=measured,
         seconds=round(time.perf_counter() - start, 2),
     )
@@ -200,46 +184,11 @@ def _listed(samples: Samples, pairs: Sequence[NearPair]) -> tuple[Mapping[str, A
     )
 
 
-def _with_and_without(
-    study: Study, samples: Samples, pairs: Sequence[NearPair]
-) -> tuple[WithAndWithout, ...]:
-    """Accuracy with and without the images that have a near copy in fit."""
-    marked = near_rows(samples, pairs) & samples.labelled
-    if not marked.any():
-        return ()
-    try:
-        predictions = read_predictions(study.results / PROBABILITIES)
-    except MissingPredictionsError:
-        return ()
-    roles = roles_of(samples)
-    found = []
-    for backbone, kept in predictions.items():
-        proba = kept.proba.get(_HEAD)
-        if proba is None:
-            continue
-        row_of = {bytes(key): row for row, key in enumerate(kept.key)}
-        known = np.array([key in row_of for key in samples.key])
-        rows = [row_of.get(key, 0) for key in samples.key]
-        right = np.zeros(len(samples), np.bool_)
-        labelled = samples.labelled
-        asked = np.asarray(proba[rows], np.float64)[labelled]
-        right[labelled] = is_right(samples.label[labelled], asked)
-        for role in dict.fromkeys(roles[marked].tolist()):
-            here = known & (roles == role)
-            if (here & ~marked).any():
-                found.append(
-                    WithAndWithout(
-                        backbone=backbone,
-                        everything=_score(role, right[here]),
-                        without_near_copies=_score(role, right[here & ~marked]),
-                    )
-                )
-    return tuple(found)
-
-
-def _score(role: str, right: NDArray[np.bool_]) -> Score:
-    low, high = wilson(int(right.sum()), len(right))
-    return Score(role=role, n=len(right), accuracy=float(right.mean()), low=low, high=high)
+def _leave_out(study: Study, samples: Samples, pairs: Sequence[NearPair]) -> tuple[str, ...]:
+    """A study may exclude this very list, so what it excludes already stays in it."""
+    near = [shown(samples, row) for row in np.flatnonzero(near_rows(samples, pairs)).tolist()]
+    before = () if study.exclude is None else read_exclusions(study.exclude)
+    return tuple(sorted({*before, *near}))
 
 
 def _sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
@@ -273,10 +222,12 @@ def _sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
 
 def _write(study: Study, report: AuditReport, sheet: bytes | None) -> None:
     disk.make_dir(study.results)
-    if sheet is None:
-        disk.unlink(study.results / CONTACT_SHEET)  # an older one would show what is no more
-    else:
-        disk.publish(study.results / CONTACT_SHEET, sheet)
+    names = as_file(report.leave_out) if report.leave_out or study.exclude else None
+    for name, content in ((CONTACT_SHEET, sheet), (LEAVE_OUT, names)):
+        if content is None:
+            disk.unlink(study.results / name)  # an older one would show what is no more
+        else:
+            disk.publish(study.results / name, content)
     text = json.dumps(to_json(report), indent=1, allow_nan=False)
     disk.publish(study.results / AUDIT_REPORT, text.encode())
 

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 
-from pipeline.audit import AUDIT_REPORT, CONTACT_SHEET, AuditReport, Score
+from pipeline.audit import AUDIT_REPORT, CONTACT_SHEET, LEAVE_OUT, AuditReport
 from pipeline.finding import SEVERITIES, Finding
+from pipeline.near_copy_scores import Score
 
 _WIDTH = 110
 _NEAR_SHOWN = 5
@@ -39,11 +40,17 @@ def _near_copies(report: AuditReport) -> list[str]:
     if len(report.near_copies) > _NEAR_SHOWN:
         lines.append(f"  and {len(report.near_copies) - _NEAR_SHOWN} more in {AUDIT_REPORT}")
     lines.append(f"  side by side in results/{report.study}/{CONTACT_SHEET}")
-    lines += [
-        f"  linear head, {row.backbone}, {row.everything.role}: accuracy {_score(row.everything)}, "
-        f"without near copies of fit {_score(row.without_near_copies)}"
-        for row in report.accuracy
-    ]
+    if report.leave_out:
+        file = f"results/{report.study}/{LEAVE_OUT}"
+        lines.append(
+            f"  those outside fit are in {file}; a study leaves them out by exclude = FILE"
+        )
+    for row in report.scores:
+        for said, score in (
+            ("with", row.everything),
+            ("without near copies of fit", row.without_near_copies),
+        ):
+            lines.append(f"  linear head, {row.backbone}, {score.role}, {said}: {_score(score)}")
     return [*lines, ""]
 
 
@@ -57,7 +64,9 @@ def _summary(report: AuditReport) -> str:
 
 
 def _score(score: Score) -> str:
-    return f"{score.accuracy:.3f} ({score.low:.3f} to {score.high:.3f}, {score.n} images)"
+    area = "" if score.auroc is None else f", AUROC {score.auroc:.3f}"
+    accuracy = f"accuracy {score.accuracy:.3f} ({score.low:.3f} to {score.high:.3f})"
+    return f"{accuracy}{area}, {score.n} images"
 
 
 def _wrapped(text: str, first: str, later: str) -> list[str]:

@@ -25,9 +25,9 @@ def audit_command(
 ) -> dict[str, Any]:
     """Look for leaks and confounders before any number is believed; 3 is a leak's exit code.
 
-    Patients and pictures in two roles, nearly equal pictures, contradicting labels; how well
-    the hospital can be told from the features, and the label from size, greys, border and
-    corners.
+    Patients and pictures in two roles, nearly equal pictures, contradicting and doubtful
+    labels; how well the hospital can be told from the features, and the label from size,
+    greys, border and corners. Near copies are listed for the study's `exclude`.
 
     Example: headrace audit study.toml --no-probes
     """

@@ -5,7 +5,8 @@ and from the corners which label it has. What can be told is not yet what a head
 but nothing in the features keeps it from using it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -14,11 +15,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.facts import columns
-from pipeline.finding import NOTE, OK, WARNING, Finding
+from pipeline.finding import OK, WARNING, Finding, cannot_ask, no_labels
 from pipeline.leak_checks import people
 from pipeline.samples import Samples
 from pipeline.shift.probes import Probe, label_probe, source_prediction, weighted_auc
-from pipeline.shift.products import place
 from pipeline.study import SOURCE
 
 HOSPITAL, FACTS_PROBE, FACTS_HOSPITAL = "hospital", "facts", "hospital from facts"
@@ -28,6 +28,7 @@ _TOLD = 0.9
 _FACTS_TELL = 0.55
 #: A label that a masked picture tells: the AUC, if its interval excludes one half.
 _MASK_TELLS = 0.6
+_FACTS = "size, greys, file size and quality"
 #: Single facts that are named.
 _STRONGEST = 2
 
@@ -50,45 +51,41 @@ def check_hospital(
         features: Shape ``(n, d)``.
         backbone: Whose features they are.
     """
-    return [
-        finding
-        for target in _targets(samples)
-        for finding in _told_apart(samples, features, target, backbone)
-    ]
+    return [_told_apart(samples, features, target, backbone) for target in _targets(samples)]
 
 
 def _told_apart(
     samples: Samples, features: NDArray[np.floating], target: str, backbone: str
-) -> Iterator[Finding]:
+) -> Finding:
     rows = np.isin(samples.domain, [SOURCE, target])
     where = f"{SOURCE} and {target}"
     try:
         told = source_prediction(
-            features[rows],
-            samples.domain[rows] == target,
-            people(samples)[rows],
-            samples.label[rows],
-            place(None),
+            features[rows], samples.domain[rows] == target, samples.group[rows], samples.label[rows]
         )
     except StudyError as reason:
-        yield _impossible(HOSPITAL, where, reason)
-        return
+        return cannot_ask(HOSPITAL, where, reason)
     by_class = dict(zip(samples.classes, told.by_class, strict=False))
-    classes = ", ".join(f"{name} {auc:.2f}" for name, auc in by_class.items() if auc is not None)
+    inside = {name: probe for name, probe in by_class.items() if probe is not None}
+    classes = "; ".join(f"{name} {_auc(probe)}" for name, probe in inside.items())
     if not samples.labelled[rows].all():
         classes = f"{target} has no labels, so not by class"
-    worst = max([told.overall, *(auc for auc in told.by_class if auc is not None)])
-    warn = worst > _TOLD
-    yield Finding(
+    warn = any(_well(probe) for probe in (told.overall, *inside.values()))
+    return Finding(
         check=HOSPITAL,
         severity=WARNING if warn else OK,
         where=where,
-        found=f"the features of {backbone} tell them apart with AUC {told.overall:.2f} ({classes})",
+        found=f"the features of {backbone} tell them apart with AUC {_auc(told.overall)}; inside "
+        f"the classes: {classes or 'too few patients'}",
         advice="The hospitals look different to the network; what a head learned may be about "
         "the hospital. headrace shift says what it costs"
         if warn
         else "",
-        values={"backbone": backbone, "auc": told.overall, "auc_by_class": by_class},
+        values={
+            "backbone": backbone,
+            **vars(told.overall),
+            "by_class": {name: probe and vars(probe) for name, probe in by_class.items()},
+        },
     )
 
 
@@ -99,22 +96,31 @@ def check_facts(samples: Samples, facts: NDArray[Any]) -> list[Finding]:
         samples: ``n`` samples.
         facts: Records of dtype ``FACTS``, shape ``(n,)``.
     """
-    findings: list[Finding] = []
+    findings = []
     for domain in _domains(samples):
         rows = samples.domain == domain
         if not samples.labelled[rows].all():
-            findings.append(_needs_labels(FACTS_PROBE, domain))
+            findings.append(no_labels(FACTS_PROBE, domain))
             continue
         strongest = _strongest(facts[rows], samples.label[rows])
-        findings += _label_told(
-            samples.where(rows),
-            _matrix(facts[rows]),
-            check=FACTS_PROBE,
-            what=f"size, greys, file size and quality{strongest}",
-            limit=_by_facts,
+        question = Question(
+            check=FACTS_PROBE, where=domain, evidence=f"{_FACTS}{strongest}", too_well=_by_facts
         )
+        evidence = _matrix(facts[rows])
+        findings.append(_answer(question, evidence, samples.label[rows], samples.group[rows]))
     for target in _targets(samples):
-        findings += _hospital_by_facts(samples, facts, target)
+        rows = np.isin(samples.domain, [SOURCE, target])
+        question = Question(
+            check=FACTS_HOSPITAL,
+            where=f"{SOURCE} and {target}",
+            told="the hospital",
+            evidence=_FACTS,
+            too_well=_well,
+            advice="The pictures were made or stored differently; store them alike before "
+            "comparing",
+        )
+        evidence, is_target = _matrix(facts[rows]), (samples.domain[rows] == target).astype(int)
+        findings.append(_answer(question, evidence, is_target, people(samples)[rows]))
     return findings
 
 
@@ -126,64 +132,20 @@ def check_masked(samples: Samples, features: NDArray[np.floating], mask: str) ->
         features: Of the masked pictures, shape ``(n, d)``.
         mask: An entry of ``MASKED``.
     """
-    check, what = MASKED[mask]
-    findings: list[Finding] = []
+    check, evidence = MASKED[mask]
+    findings = []
     for domain in _domains(samples):
         rows = samples.domain == domain
         if not samples.labelled[rows].all():
-            findings.append(_needs_labels(check, domain))
+            findings.append(no_labels(check, domain))
             continue
-        findings += _label_told(
-            samples.where(rows), features[rows], check=check, what=what, limit=_by_mask
-        )
+        question = Question(check=check, where=domain, evidence=evidence, too_well=_by_mask)
+        findings.append(_answer(question, features[rows], samples.label[rows], samples.group[rows]))
     return findings
 
 
-def _label_told(
-    samples: Samples, evidence: NDArray[np.floating], *, check: str, what: str, limit: Any
-) -> Iterator[Finding]:
-    """One line about one domain; ``limit`` says of a probe whether it is too good."""
-    where = str(samples.domain[0])
-    present: NDArray[np.int64] = np.unique(samples.label, return_inverse=True)[1]
-    try:
-        probe = label_probe(evidence, present, samples.group)
-    except StudyError as reason:
-        yield _impossible(check, where, reason)
-        return
-    warn = limit(probe)
-    yield Finding(
-        check=check,
-        severity=WARNING if warn else OK,
-        where=where,
-        found=f"the label can {'' if warn else 'hardly '}be told from {what}: {_auc(probe)}",
-        advice="A head may be right without looking at the disease. See how the classes were "
-        "collected, and whether the disease itself could show there (as in the mean grey)"
-        if warn
-        else "",
-        values=vars(probe),
-    )
-
-
-def _hospital_by_facts(samples: Samples, facts: NDArray[Any], target: str) -> Iterator[Finding]:
-    rows = np.isin(samples.domain, [SOURCE, target])
-    where = f"{SOURCE} and {target}"
-    is_target = (samples.domain[rows] == target).astype(np.int64)
-    try:
-        probe = label_probe(_matrix(facts[rows]), is_target, people(samples)[rows])
-    except StudyError as reason:
-        yield _impossible(FACTS_HOSPITAL, where, reason)
-        return
-    warn = probe.auc > _TOLD
-    yield Finding(
-        check=FACTS_HOSPITAL,
-        severity=WARNING if warn else OK,
-        where=where,
-        found=f"told from size, greys, file size and quality: {_auc(probe)}",
-        advice="The pictures were made or stored differently; store them alike before comparing"
-        if warn
-        else "",
-        values=vars(probe),
-    )
+def _well(probe: Probe) -> bool:
+    return probe.auc > _TOLD
 
 
 def _by_facts(probe: Probe) -> bool:
@@ -192,6 +154,44 @@ def _by_facts(probe: Probe) -> bool:
 
 def _by_mask(probe: Probe) -> bool:
     return probe.auc > _MASK_TELLS and probe.low > 1 / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Whether something can be told from what should not tell it, and what to say then."""
+
+    check: str
+    where: str
+    evidence: str
+    too_well: Callable[[Probe], bool]
+    told: str = "the label"
+    advice: str = (
+        "A head may be right without looking at the disease. See how the classes were "
+        "collected, and whether the disease itself could show there (as in the mean grey)"
+    )
+
+
+def _answer(
+    question: Question,
+    evidence: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    groups: NDArray[np.str_],
+) -> Finding:
+    """Probe; what cannot be asked is a note."""
+    try:
+        probe = label_probe(evidence, labels, groups)
+    except StudyError as reason:
+        return cannot_ask(question.check, question.where, reason)
+    warn = question.too_well(probe)
+    return Finding(
+        check=question.check,
+        severity=WARNING if warn else OK,
+        where=question.where,
+        found=f"{question.told} can {'' if warn else 'hardly '}be told from {question.evidence}: "
+        f"AUC {_auc(probe)}",
+        advice=question.advice if warn else "",
+        values=vars(probe),
+    )
 
 
 def _strongest(facts: NDArray[Any], labels: NDArray[np.int64]) -> str:
@@ -218,15 +218,7 @@ def _matrix(facts: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _auc(probe: Probe) -> str:
-    return f"AUC {probe.auc:.2f} ({probe.low:.2f} to {probe.high:.2f})"
-
-
-def _impossible(check: str, where: str, reason: StudyError) -> Finding:
-    return Finding(check=check, severity=NOTE, where=where, found=f"cannot be asked: {reason}")
-
-
-def _needs_labels(check: str, where: str) -> Finding:
-    return Finding(check=check, severity=NOTE, where=where, found="not asked: it has no labels")
+    return f"{probe.auc:.2f} ({probe.low:.2f} to {probe.high:.2f})"
 
 
 def _domains(samples: Samples) -> list[str]:

@@ -44,6 +44,16 @@ class Finding:
         return f"{self.where}: {self.found}"
 
 
+def cannot_ask(check: str, where: str, reason: Exception) -> Finding:
+    """A note that a check was not possible, and why."""
+    return Finding(check=check, severity=NOTE, where=where, found=f"cannot be asked: {reason}")
+
+
+def no_labels(check: str, where: str) -> Finding:
+    """A note that a check needs labels that nobody has given."""
+    return Finding(check=check, severity=NOTE, where=where, found="not asked: it has no labels")
+
+
 def refuse_leaks(findings: Iterable[Finding]) -> None:
     """Stop where a leak was found.
 

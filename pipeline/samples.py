@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
+from pipeline.exclusions import kept
 from pipeline.keys import KeyIndex
 from pipeline.names import legible
 from pipeline.progress import Progress
@@ -138,7 +139,7 @@ def load_samples(
     with progress or Progress("reading files") as shown:
         found = [_key_domain(study, d, options, shown) for d in study.domains]
     classes = _classes(study, found)
-    samples = _table(study, found, classes)
+    samples = _left_over(study, _table(study, found, classes))
     _check_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
     return samples, tuple(skip for part in found for skip in part.skipped)
@@ -226,6 +227,15 @@ def _table(study: Study, found: list[_Keyed], classes: tuple[str, ...]) -> Sampl
         domain=np.concatenate([np.full(len(p.items), p.domain.name) for p in found]),
         classes=classes,
     )
+
+
+def _left_over(study: Study, samples: Samples) -> Samples:
+    """Without what the study excludes; after the split, so that the others stay in theirs."""
+    if study.exclude is None:
+        return samples
+    stay = kept([_shown(samples, row) for row in range(len(samples))], study.exclude)
+    _LOG.warning("%d images are left out, as %s says", int((~stay).sum()), study.exclude)
+    return samples.where(stay)
 
 
 def _domain_columns(

@@ -130,6 +130,7 @@ class Study:
         human_error: Share of the source's images that a person gets wrong, 0 to 0.5, known
             from elsewhere; where Ng's table starts.
         subgroups: Attributes by which stage 4 divides the images.
+        exclude: Text file of images that no stage uses; see :mod:`pipeline.exclusions`.
     """
 
     name: str
@@ -143,6 +144,7 @@ class Study:
     store: Path | None = None
     human_error: float | None = None
     subgroups: tuple[Attribute, ...] = ()
+    exclude: Path | None = None
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -212,6 +214,7 @@ class _Reader(CheckedTables):
             "classes",
             "seed",
             "human_error",
+            "exclude",
             "source",
             "target",
             "backbone",
@@ -230,6 +233,7 @@ class _Reader(CheckedTables):
         if not 0 <= (optional["seed"] or 0) < _SEEDS:
             self.fail(f"seed = {optional['seed']}: allowed is 0 to {_SEEDS - 1}")
         optional["human_error"] = self._human_error(table)
+        optional["exclude"] = self._exclude(table)
         found = Study(
             name=self.name(table.get("name", self.file.stem), "name"),
             classes=self._classes(table.get("classes")),
@@ -257,6 +261,15 @@ class _Reader(CheckedTables):
                 f"wrong, 0 to {_CHANCE}, such as 0.03"
             )
         return None if error is None else float(error)
+
+    def _exclude(self, table: Mapping[str, Any]) -> Path | None:
+        name = self.typed(table, "exclude", str, "the study")
+        if name is None:
+            return None
+        file = self.file.parent / str(name)
+        if not file.is_file():
+            self.fail(f"exclude: there is no file {file}; headrace audit writes one")
+        return file
 
     def _source(self, table: Mapping[str, Any]) -> Source:
         if "source" not in table:

@@ -9,14 +9,16 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from pipeline import backbones
 from pipeline.audit import AuditOptions, audit, probed
 from pipeline.audit_text import audit_text
-from pipeline.confounders import check_masked
+from pipeline.confounders import MASKED, check_masked
 from pipeline.contact_sheet import SIDE, SheetPair, draw
 from pipeline.engines import EngineChoice
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
+from pipeline.exclusions import read_exclusions
 from pipeline.extract import ExtractOptions, extract
 from pipeline.facts_index import FactsIndex, measure_missing
 from pipeline.finding import LEAK, NOTE, OK, WARNING, Finding, refuse_leaks
@@ -25,6 +27,7 @@ from pipeline.images import PixelPolicy
 from pipeline.joined import load_joined
 from pipeline.leak_checks import check_leaks, check_near_copies, check_patients, near_rows, roles_of
 from pipeline.phantom import Patient, chest
+from pipeline.predictions import PROBABILITIES, read_predictions
 from pipeline.progress import Progress
 from pipeline.samples import SampleOptions, load_samples
 from pipeline.sources import read
@@ -301,22 +304,21 @@ def test_a_planted_marker_is_found_in_the_corners_and_at_the_border(marker_backb
 
 
 def test_without_a_marker_corners_and_border_tell_nothing(marker_backbone, films):
-    """E-T3: of ten drawings of labels, most intervals cover one half and hardly one warns.
-
-    Not all: an interval is that of the scores at hand, and on noise covers in about 83 %.
-    """
-    study, _, _ = audited_phantoms("unmarked", films, marker=False)
+    """E-T3: the intervals cover one half, and no warning; so do those of most other labels."""
+    study, _, seen = audited_phantoms("unmarked", films, marker=False)
     rng = np.random.default_rng(3)
     for choice in probed(study).backbones:
-        joined = load_joined(study, choice)
+        check, joined = MASKED[choice.mask][0], load_joined(study, choice)
+        assert seen[check].severity == OK
+        assert seen[check].values["low"] < 0.5 < seen[check].values["high"]
         found = []
-        for _ in range(10):
+        for _ in range(20):
             drawn = replace(joined.samples, label=rng.permutation(joined.samples.label))
             found += check_masked(drawn, joined.X, choice.mask)
+        # Fewer than 17 of 20 would be seen in 0.3 % of runs if 95 % cover.
         covered = sum(f.values["low"] < 0.5 < f.values["high"] for f in found)
-        assert covered >= 6, (choice.mask, covered)
+        assert covered >= 17, (choice.mask, covered)
         assert abs(np.mean([f.values["auc"] for f in found]) - 0.5) < 0.05
-        assert sum(f.severity == OK for f in found) >= 9
 
 
 def test_the_probes_need_features_of_their_own(study_file):
@@ -335,29 +337,57 @@ def test_the_probes_need_features_of_their_own(study_file):
     assert "auc" in found["border"].values
 
 
-def test_accuracy_is_given_with_and_without_near_copies(tmp_path, monkeypatch):
-    """From stage 2's probabilities; the sheet and the list name the same pairs."""
+@pytest.fixture
+def copied_study(tmp_path, monkeypatch):
+    """Two moved copies of fit in the target, with stage 2's probabilities; and the two pairs."""
     install_tiny_backbone(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     study = load_study(smooth_study(tmp_path, [(4, 8, 1), (6, 10, 1)]))
     extract(study, TORCH)
     run("heads", tmp_path / "study.toml", "--only", "linear")
-    pairs = near_copies(tmp_path, [(4, 8, 1), (6, 10, 1)])[1]
-    monkeypatch.setattr("pipeline.audit.check_near_copies", lambda *_: pairs)
+    found = near_copies(tmp_path, [(4, 8, 1), (6, 10, 1)])[1]
+    monkeypatch.setattr("pipeline.audit.check_near_copies", lambda *_: found)
+    return study, found
+
+
+def test_scores_are_given_with_and_without_near_copies(copied_study):
+    """From stage 2's probabilities: the scores of scikit-learn on the rows that stay."""
+    study, _ = copied_study
     report = audit(study, AuditOptions(probes=False))
-    (row,) = [r for r in report.accuracy if r.everything.role == "there"]
+    (row,) = [r for r in report.scores if r.everything.role == "there"]
     assert (row.everything.n, row.without_near_copies.n) == (160, 158)
     assert row.everything.low < row.everything.accuracy < row.everything.high
+    kept = read_predictions(study.results / PROBABILITIES)["tiny"]
+    far = kept.domain == "there"
+    names = [i.path for i in load_joined(study, study.backbones[0]).samples.items]
+    stay = far & ~np.isin(names, ["a/pt008.png", "a/pt010.png"])
+    for rows, score in ((far, row.everything), (stay, row.without_near_copies)):
+        proba, label = kept.proba["linear", 0][rows], kept.label[rows]
+        assert score.auroc == pytest.approx(roc_auc_score(label, proba[:, 1]))
+        assert score.accuracy == (proba.argmax(axis=1) == label).mean()
+    text = audit_text(report)
+    assert "there, with: accuracy" in text
+    assert "there, without near copies of fit: accuracy" in text
+
+
+def test_near_copies_can_be_left_out_by_the_list_that_the_audit_writes(copied_study, monkeypatch):
+    """The study names the file; a second audit, which finds none, keeps its lines."""
+    study, found = copied_study
+    report = audit(study, AuditOptions(probes=False))
     assert [pair["number"] for pair in report.near_copies] == [1, 2]
     with Image.open(study.results / "near_copies.png") as sheet:
         assert sheet.width > 2 * (2 * SIDE)
-    assert "without near copies of fit" in audit_text(report)
-    monkeypatch.undo()
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pipeline.audit.check_near_copies", lambda *_: replace(pairs, pairs=()))
-    audit(study, AuditOptions(probes=False))
+    listed = study.results / "leave_out.txt"
+    assert read_exclusions(listed) == ("there/a/pt008.png", "there/a/pt010.png")
+    assert str(listed) in audit_text(report)
+    nothing = replace(found, pairs=())
+    monkeypatch.setattr("pipeline.audit.check_near_copies", lambda *_: nothing)
+    again = audit(replace(study, exclude=listed), AuditOptions(probes=False))
+    assert again.images == report.images - 2
     assert not (study.results / "near_copies.png").exists()
+    assert read_exclusions(listed) == report.leave_out == again.leave_out
+    audit(study, AuditOptions(probes=False))
+    assert not listed.exists()
 
 
 def test_a_sheet_without_pairs_and_an_unknown_severity_are_refused():

@@ -42,7 +42,10 @@ def test_a_brighter_hospital_is_found_and_said(study):
     written = json.loads((study.results / "shift.json").read_text())
     assert written["schema"] == SCHEMA
     (target,) = written["targets"]
-    assert target["source_prediction"]["overall"] > 0.6
+    told = target["source_prediction"]["overall"]
+    assert told["low"] > 0.5
+    assert told["low"] < told["auc"] <= told["high"]
+    assert told["p"] <= 0.005
     primary = [row for row in target["detect"] if row["primary"]]
     assert {row["p_holm"] for row in primary if row["p_holm"] is not None}
     assert min(row["p"] for row in primary if row["p"] is not None) <= 0.05
@@ -69,6 +72,8 @@ def test_a_brighter_hospital_is_found_and_said(study):
     unreliable = {use["way"] for use in target["operating_points"] if not use["reliable"]}
     assert unreliable == ({"prior", "quantile"} if target["verdict"]["labels_needed"] else set())
     text = shift_text(report)
+    assert f"told from the features with AUC {told['auc']:.2f} ({told['low']:.2f}" in text
+    assert "inside the classes: a " in text
     assert "there: " in text
     assert "the hospital can be told from the features with AUC" in text
     assert "fixes that see no label of the target" in text

@@ -55,11 +55,11 @@ def audit_chapter(records: Records) -> Chapter:
     )
     if near := audit["near_copies"]:
         blocks.append(Words(f"{len(near)} pairs of near copies: look at near_copies.png."))
-    if audit["accuracy"]:
+    if audit["scores"]:
         blocks.append(
             grid_of(
                 "Accuracy of the linear head with and without near copies of fit",
-                audit["accuracy"],
+                audit["scores"],
                 {
                     "backbone": lambda row: row["backbone"],
                     "role": lambda row: row["everything"]["role"],

@@ -33,10 +33,10 @@ class Stage:
 STAGES: Mapping[str, Stage] = MappingProxyType(
     {
         "features": Stage(file="features.json", layout=None),
-        "audit": Stage(file="audit.json", layout=1),
+        "audit": Stage(file="audit.json", layout=2),
         "heads": Stage(file="heads.json", layout=2, probabilities="probabilities.h5"),
         "finetune": Stage(file="comparison.json", layout=1, probabilities="finetune.h5"),
-        "shift": Stage(file="shift.json", layout=3),
+        "shift": Stage(file="shift.json", layout=4),
     }
 )
 #: (backbone, domain): digest of its images and labels.

@@ -9,7 +9,7 @@ from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, 
 from pipeline.report.figures import pictures
 from pipeline.report.findings import nameless
 from pipeline.report.records import Records
-from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES
+from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES, told_apart
 from pipeline.text_table import number
 
 Row = Mapping[str, Any]
@@ -159,9 +159,8 @@ def _unlabelled(target: Row) -> Iterator[Block]:
 
 def _seen(target: Row, tables: Sequence[str]) -> Iterator[Block]:
     """What can be told from the features, and those of the tables that are shown."""
-    told = target["source_prediction"]["overall"]
     yield Heading(f"{target['target']} ({target['backbone']})")
-    yield Words(f"The hospital can be told from the features with AUC {told:.2f}.")
+    yield Words(told_apart(target))
     for name in tables:
         wanted, columns = _SHOWN[name]
         rows = [row for row in TABLES[name](target) if wanted(row)]

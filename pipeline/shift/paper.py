@@ -43,6 +43,13 @@ def _detect_rows(target: Record) -> Iterable[Row]:
         yield {name: value for name, value in row.items() if name != "null"}
 
 
+def _told_rows(target: Record) -> Iterable[Row]:
+    told = target["source_prediction"]
+    inside = {f"class {k}": probe for k, probe in enumerate(told["by_class"]) if probe}
+    for among, probe in {"all images": told["overall"], **inside}.items():
+        yield {"among": among, **probe}
+
+
 def _fix_rows(target: Record) -> Iterable[Row]:
     blocks = {"target": target["fixes"], "source halves": target["fixes_control"]}
     for scored_on, row in ((place, row) for place, rows in blocks.items() for row in rows):
@@ -113,6 +120,7 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
     {
         "ng": _ng_rows,
         "detect": _detect_rows,
+        "told": _told_rows,
         "differences": lambda target: target["differences"]["rows"],
         "forecast": _forecast_rows,
         "calibration": _calibration_rows,
@@ -122,7 +130,7 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
     }
 )
 #: Tables that a target without labels has too.
-LABEL_FREE = ("detect", "forecast")
+LABEL_FREE = ("told", "detect", "forecast")
 #: Tables that are there only where the study asks for them.
 OPTIONAL: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
     {"subgroups": subgroup_rows}
@@ -132,6 +140,7 @@ TITLES: Mapping[str, str] = MappingProxyType(
     {
         "ng": "Errors by role, and the steps between them",
         "detect": "Tests of a difference, with their controls",
+        "told": "How well the hospital can be told from the features (AUC)",
         "differences": "Habits of the hospitals",
         "forecast": "What the scores foretell without labels",
         "calibration": "Calibration",
@@ -186,7 +195,7 @@ def report(record: Record) -> str:
 
 
 def _chapter(target: Record) -> list[str]:
-    verdict, told = target["verdict"], target["source_prediction"]["overall"]
+    verdict = target["verdict"]
     lines = [
         "",
         f"## {legible(target['target'])}, {legible(target['backbone'])}",
@@ -195,7 +204,7 @@ def _chapter(target: Record) -> list[str]:
         *(f"- {advice}" for advice in verdict["advice"]),
         "",
         target["differences"]["said"],
-        f"The hospital can be told from the features with AUC {told:.2f}.",
+        told_apart(target),
         _lookups(target),
         *(f"- {caveat}" for caveat in target["caveats"]),
     ]
@@ -211,15 +220,22 @@ def _chapter(target: Record) -> list[str]:
     return lines
 
 
+def told_apart(target: Record) -> str:
+    """How well the hospital can be told, a sentence."""
+    auc, low, high = (target["source_prediction"]["overall"][key] for key in ("auc", "low", "high"))
+    return (
+        f"The hospital can be told from the features with AUC {auc:.2f} ({low:.2f} to {high:.2f})."
+    )
+
+
 def _unlabelled_chapter(target: Record) -> list[str]:
-    told = target["source_prediction"]["overall"]
     lines = [
         "",
         f"## {legible(target['target'])}, {legible(target['backbone'])}",
         "",
         target["said"],
         "",
-        f"The hospital can be told from the features with AUC {told:.2f}.",
+        told_apart(target),
         *(f"- {caveat}" for caveat in target["caveats"]),
         "",
         "Not given, because it needs labels:",

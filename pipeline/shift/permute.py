@@ -42,21 +42,40 @@ class Relabelings:
     """Patients in the target."""
 
 
-def units_of(target: NDArray[np.bool_], groups: NDArray[Any]) -> NDArray[np.intp]:
+def units_of(labels: NDArray[Any], groups: NDArray[Any]) -> NDArray[np.intp]:
     """Number the patients 0, 1, ... in an order that does not depend on the rows'.
 
-    A patient found in both domains counts once in each: the test then still runs,
-    and ``pipeline.shift.leaks`` is what reports the overlap.
+    A patient under two labels (found in both domains) counts once under each: the test then
+    still runs, and ``pipeline.shift.leaks`` is what reports the overlap of domains.
 
     Args:
-        target: Shape (n,), True for rows of the target.
+        labels: Shape (n,), what is to be permuted: True for rows of the target, or 0 to K - 1.
         groups: Shape (n,), patient ids, text or integers.
 
     Returns:
         Shape (n,), the unit of each row.
     """
     codes = np.unique(groups, return_inverse=True)[1]
-    return np.unique(2 * codes + target, return_inverse=True)[1]
+    return np.unique((int(labels.max()) + 1) * codes + labels, return_inverse=True)[1]
+
+
+def shuffled(labels: NDArray[Any], units: NDArray[np.intp], draws: int, seed: int) -> NDArray[Any]:
+    """Deal the labels of whole units again and again.
+
+    Args:
+        labels: Shape (n,), equal within a unit.
+        units: Shape (n,), from :func:`units_of`.
+        draws: Number B of relabellings.
+        seed: Seed of the relabellings.
+
+    Returns:
+        Shape (n, B + 1), of the labels' dtype. Column 0 is what was observed.
+    """
+    of_unit = np.zeros(units.max() + 1, dtype=labels.dtype)
+    of_unit[units] = labels
+    rng = np.random.default_rng([seed, 0])
+    dealt = rng.permuted(np.tile(of_unit, (draws, 1)), axis=1)
+    return np.ascontiguousarray(np.vstack([of_unit, dealt])[:, units].T)
 
 
 def relabel(target: NDArray[np.bool_], groups: NDArray[Any], plan: PermutationPlan) -> Relabelings:
@@ -74,16 +93,14 @@ def relabel(target: NDArray[np.bool_], groups: NDArray[Any], plan: PermutationPl
         StudyError: No relabelling could ever give p <= ``plan.alpha``.
     """
     units = units_of(target, groups)
-    unit_target = np.zeros(units.max() + 1, dtype=np.bool_)
-    unit_target[units] = target
-    n_target = int(unit_target.sum())
-    n_source = unit_target.size - n_target
+    n_target = np.unique(units[target]).size
+    n_source = int(units.max()) + 1 - n_target
     refuse_hopeless(n_source, n_target, plan)
-    rng = np.random.default_rng([plan.seed, 0])
-    shuffled = rng.permuted(np.tile(unit_target, (plan.draws, 1)), axis=1)
-    labels = np.vstack([unit_target, shuffled])[:, units].T
     return Relabelings(
-        labels=np.ascontiguousarray(labels), units=units, n_source=n_source, n_target=n_target
+        labels=shuffled(target, units, plan.draws, plan.seed),
+        units=units,
+        n_source=n_source,
+        n_target=n_target,
     )
 
 

@@ -1,11 +1,13 @@
-"""``shift.json``: the report of the shift stage as JSON values. This is its schema, version 3.
+"""``shift.json``: the report of the shift stage as JSON values. This is its schema, version 4.
 
 Rates are in [0, 1], differences in [-1, 1]; an interval is 95 %, by patient; what is not
 defined is null. At the top: ``schema``, ``study``, ``classes``, and ``targets``, one entry
 for each backbone and target:
 
 - ``shared_patients``: ids that both domains have.
-- ``source_prediction``: AUC of telling the domain, ``overall`` and ``by_class``.
+- ``source_prediction``: how well the domain can be told, ``overall`` and ``by_class`` (by
+  label in the source, by prediction in the target; null: too few patients): ``auc`` with
+  ``low`` and ``high``, ``p`` by relabelling, see :class:`pipeline.shift.probes.Probe`.
 - ``detect``: one entry for each test: ``statistic``, ``effect`` (in sd of the null), ``p``,
   ``p_holm`` (primary family), ``refused``, the p-values of both controls, and ``null``
   (histogram under relabelling), ``B`` relabellings, ``level`` of the test, ``unit`` that is
@@ -71,7 +73,7 @@ from pipeline.shift.unlabelled import said as foretold
 if TYPE_CHECKING:
     from pipeline.shift.stage import ShiftReport, TargetReport
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 def to_json(report: "ShiftReport") -> dict[str, Any]:
@@ -133,10 +135,7 @@ def _seen_json(t: "TargetReport | UnlabelledReport") -> dict[str, Any]:
         "backbone": t.backbone,
         "target": t.target,
         "shared_patients": t.shared_patients,
-        "source_prediction": {
-            "overall": t.source_prediction.overall,
-            "by_class": list(t.source_prediction.by_class),
-        },
+        "source_prediction": plain(t.source_prediction),
         "detect": _detect_json(t),
         "alignment": plain(t.detection.observed.alignment),
         "features": plain(t.detection.observed.features),

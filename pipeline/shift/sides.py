@@ -9,7 +9,6 @@ from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.probes import SourcePrediction, source_prediction
-from pipeline.shift.products import place
 
 
 def ask(source: Source, features: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -41,7 +40,6 @@ def told_apart(here: Cohort, there: Cohort) -> SourcePrediction:
         np.repeat([False, True], [len(here.groups), len(there.groups)]),
         np.concatenate([here.groups, there.groups]),
         np.concatenate([here.classes(), called]),
-        place(None),
     )
 
 

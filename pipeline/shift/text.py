@@ -10,6 +10,7 @@ from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.findings import ControlledDetection
 from pipeline.shift.leaderboard import Row as LeaderboardRow
 from pipeline.shift.predict import RANGED
+from pipeline.shift.probes import Probe, SourcePrediction
 from pipeline.shift.soundness import Carried, Soundness
 from pipeline.shift.stage import ShiftReport, TargetReport
 from pipeline.shift.subgroups_paper import subgroup_lines
@@ -22,16 +23,17 @@ from pipeline.text_table import WIDTH, new_table, number, render
 def shift_text(report: ShiftReport) -> str:
     """For each target: how far apart the hospitals are, then what the fixes do."""
     blind = (_unlabelled_text(target, report.classes) for target in report.unlabelled)
-    return "\n\n".join([*(_target_text(target) for target in report.targets), *blind])
+    return "\n\n".join(
+        [*(_target_text(target, report.classes) for target in report.targets), *blind]
+    )
 
 
 def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
-    told = target.source_prediction.overall
     lines = [
         f"{target.target}, {target.backbone}",
         *textwrap.wrap(foretold(target), WIDTH - 20),
         "",
-        f"the hospital can be told from the features with AUC {told:.2f}",
+        _told(target.source_prediction, classes),
         f"{target.shared_patients} patient ids are in both (the numbering may restart)",
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
@@ -70,14 +72,14 @@ def _prevalence_table(target: UnlabelledReport, classes: Sequence[str]) -> str:
     return render(table)
 
 
-def _target_text(target: TargetReport) -> str:
-    told, verdict = target.source_prediction, target.story.verdict
+def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
+    verdict = target.story.verdict
     lines = [
         f"{target.target}, {target.backbone}",
         *textwrap.wrap(" ".join([verdict.text, *verdict.advice]), WIDTH - 20),
         *textwrap.wrap(said(target.differences), WIDTH - 20),
         "",
-        f"the hospital can be told from the features with AUC {told.overall:.2f}",
+        *textwrap.wrap(_told(target.source_prediction, classes), WIDTH - 20),
         f"{target.shared_patients} patient ids are in both (the numbering may restart)",
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
@@ -101,6 +103,20 @@ def _target_text(target: TargetReport) -> str:
         _fixes_table(target.fixes.k_shot),
     ]
     return "\n".join(lines)
+
+
+def _told(found: SourcePrediction, classes: Sequence[str]) -> str:
+    inside = [
+        f"{legible(name)} {_auc(probe)}"
+        for name, probe in zip(classes, found.by_class, strict=False)
+        if probe is not None
+    ]
+    text = f"the hospital can be told from the features with AUC {_auc(found.overall)}"
+    return f"{text}; inside the classes: {', '.join(inside)}" if inside else text
+
+
+def _auc(probe: Probe) -> str:
+    return f"{probe.auc:.2f} ({probe.low:.2f} to {probe.high:.2f})"
 
 
 def _detection_table(detection: ControlledDetection) -> str:

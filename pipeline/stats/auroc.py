@@ -92,7 +92,7 @@ def auroc_interval(
     found = delong(label, np.asarray(score)[None], group=group)
     area, variance = float(found.auroc[0]), float(found.covariance[0, 0])
     if area in (0.0, 1.0):
-        low = _bound_of_one(np.asarray(label), _numbered(group, len(label)), level)
+        low = bound_of_one(np.asarray(label), _numbered(group, len(label)), level)
         return (low, 1.0) if area else (0.0, 1 - low)
     if variance <= 0:  # all scores are equal
         return area, area
@@ -166,7 +166,9 @@ def _unbiased(patient: NDArray[np.intp]) -> float:
     return count / (count - 1)
 
 
-def _bound_of_one(label: NDArray[np.integer], patient: NDArray[np.intp], level: float) -> float:
+def bound_of_one(
+    label: NDArray[np.integer], patient: NDArray[np.intp], level: float = LEVEL
+) -> float:
     """Lower bound where every positive lies above every negative: exact, and wide.
 
     Match positive with negative images into k pairs that share no patient. A head of area
