@@ -12,7 +12,7 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.figures import shift
 from pipeline.figures.shift_data import read_shift
 from pipeline.figures.style import styled
-from pipeline.shift import stage
+from pipeline.shift import known
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.subgroups_paper import subgroup_lines
 from pipeline.shift.text import shift_text
@@ -155,7 +155,7 @@ def test_a_wrong_file_stops_before_any_work(study_file, monkeypatch):
     """The head is not fitted for an hour to learn of a slip of the pen."""
     study = asking(study_file)
     Path("there.csv").write_text("patient,age\np2000,3\n")
-    monkeypatch.setattr(stage, "_source", None)
+    monkeypatch.setattr(known, "source_of", None)
     with pytest.raises(StudyError, match="no column 'sex'"):
         analyse(study, SHORT)
 

@@ -222,7 +222,7 @@ def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatc
     report = audit(study, AuditOptions(probes=False))
     (pair,) = report.near_copies
     assert [image["label"] for image in pair["images"]] == ["a", "no label"]
-    assert report.accuracy == ()
+    assert report.scores == ()
 
 
 def test_shift_foretells_and_names_what_needs_labels(study):
