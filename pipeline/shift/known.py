@@ -4,8 +4,9 @@ All of it serves every target of a backbone, and the checks serve every backbone
 same images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.facts_index import known_facts
 from pipeline.finding import Finding, refuse_leaks
 from pipeline.groupings import Grouping, groupings
+from pipeline.heads.side_by_side import side_by_side
 from pipeline.joined import JoinedFeatures
 from pipeline.leak_checks import check_leaks
 from pipeline.samples import Samples
@@ -114,15 +116,20 @@ def known_of(
     groups = groupings(study, joined.samples)  # first: it may refuse a file of the user's
     source = source_of(joined)
     plan = FixPlan(seeds=tuple(range(seeds)), settings=source.settings)
-    # Here, because targets that are looked at side by side would each train them.
-    fit_unadapted(source, plan)
     here = here_of(source)
+    # Here, because targets that are looked at side by side would each train them.
+    jobs: list[Callable[[], Any]] = [
+        partial(fit_unadapted, source, plan),
+        partial(refit, source, np.random.default_rng([seed, 13])),
+        partial(fixes_on_source, source, plan, seed),
+    ]
+    _, refits, control = side_by_side(jobs)
     terms = terms_of(here, joined.samples.classes, seed)
     return Known(
         source=source,
-        refits=refit(source, np.random.default_rng([seed, 13])),
+        refits=refits,
         plan=plan,
-        control=fixes_on_source(source, plan, seed),
+        control=control,
         human=study.human_error,
         dev={
             t.name: first_half(joined.samples.group[joined.samples.domain == t.name], plan.seeds)
