@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.decomposition import PCA
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -25,6 +24,7 @@ from cache import Recipe
 from pipeline.errors import ModelError
 from pipeline.heads import HEADS, make_head
 from pipeline.heads.calibrated import CalibratedHead
+from pipeline.heads.treatments import Whitener
 from pipeline.models import (
     KINDS,
     Model,
@@ -52,7 +52,7 @@ TREATMENTS = {
     "standardise": StandardScaler(),
     "none": FunctionTransformer(),
     "l2": Normalizer(),
-    "pca_whiten": PCA(5, whiten=True),
+    "pca_whiten": Whitener(),
 }
 RECIPE = Recipe(
     backbone="tiny", cut="end", pooling="mean", weights="0" * 64, preprocessing={"size": 32}

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 
 from pipeline.heads import blocks
 from pipeline.heads.treated import TreatedRows, fit_treatment
-from pipeline.heads.treatments import TREATMENTS, make_treatment
+from pipeline.heads.treatments import TREATMENTS, Whitener, make_treatment
 
 ROWS = np.arange(70, 10, -1)
 
@@ -48,3 +49,23 @@ def test_one_block_is_treated_to_the_same_bits(features, treatment):
     expected = clone(treatment).fit(features[ROWS]).transform(features[ROWS])
     treated = TreatedRows(features, ROWS, fit_treatment(treatment, features, ROWS))
     np.testing.assert_array_equal(treated[:], expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("n", [60, 8])
+def test_whitening_equals_scikit_learns(n, monkeypatch):
+    """The same directions, up to their sign, with more and with fewer rows than features."""
+    monkeypatch.setattr(blocks, "_BLOCK", 50)
+    rng = np.random.default_rng(1)
+    rows = (rng.normal(size=(n, 12)) @ rng.normal(size=(12, 12)) + 30).astype(np.float32)
+    ours = Whitener(0.95).fit(rows)
+    theirs = PCA(0.95, whiten=True, svd_solver="full").fit(rows.astype(np.float64))
+    assert ours.components_.shape == theirs.components_.shape
+    signs = np.sign((ours.components_ * theirs.components_).sum(axis=1))
+    expected = theirs.transform(rows.astype(np.float64)) * signs
+    np.testing.assert_allclose(ours.transform(rows), expected, atol=2e-4)
+
+
+def test_equal_rows_cannot_be_whitened():
+    """There is no direction; the message says so."""
+    with pytest.raises(ValueError, match="5 rows without variance"):
+        Whitener().fit(np.ones((5, 3), np.float32))

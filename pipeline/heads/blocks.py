@@ -33,6 +33,23 @@ def transposed_times(X: NDArray[np.floating], v: NDArray[Any]) -> NDArray[np.flo
     return found
 
 
+def scatter(
+    X: NDArray[np.floating], middle: NDArray[np.float64], rows: NDArray[np.intp] | None = None
+) -> NDArray[np.float64]:
+    """Sum of the outer products of rows less ``middle``, shape ``(d, d)``.
+
+    Args:
+        X: Features, shape ``(N, d)``.
+        middle: Shape ``(d,)``.
+        rows: Row numbers, shape ``(n,)``; None: all.
+    """
+    found = np.zeros((X.shape[1], X.shape[1]))
+    for some in _which(X, rows):
+        centred = X[some] - middle
+        found += centred.T @ centred
+    return found
+
+
 def predict_in_blocks(
     head: Any, X: Any, rows: NDArray[np.intp] | None = None
 ) -> NDArray[np.float64]:
@@ -43,6 +60,11 @@ def predict_in_blocks(
         X: Features, shape ``(N, d)``; whatever gives rows as an array does.
         rows: Row numbers, shape ``(n,)``; None: all.
     """
-    blocks = row_blocks(X.shape if rows is None else (len(rows), X.shape[1]))
-    which = blocks if rows is None else (rows[block] for block in blocks)
-    return np.concatenate([head.predict_proba(X[some]) for some in which])
+    return np.concatenate([head.predict_proba(X[some]) for some in _which(X, rows)])
+
+
+def _which(X: Any, rows: NDArray[np.intp] | None) -> Iterator[slice | NDArray[np.intp]]:
+    if rows is None:
+        yield from row_blocks(X.shape)
+    else:
+        yield from (rows[block] for block in row_blocks((len(rows), X.shape[1])))

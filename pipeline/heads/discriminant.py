@@ -13,7 +13,7 @@ from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.heads.blocks import row_blocks, times
+from pipeline.heads.blocks import row_blocks, scatter, times
 
 LEDOIT_WOLF = "auto"
 
@@ -88,10 +88,7 @@ class _Class:
         self.mean = np.zeros(X.shape[1])
         for rows in self._blocks():
             self.mean += X[rows].sum(axis=0, dtype=np.float64) / len(at)
-        self.empirical = np.zeros((X.shape[1], X.shape[1]))
-        for rows in self._blocks():
-            centred = X[rows] - self.mean
-            self.empirical += centred.T @ centred / len(at)
+        self.empirical = scatter(X, self.mean, at) / len(at)
 
     def _blocks(self) -> list[NDArray[np.intp]]:
         return [self.at[block] for block in row_blocks((len(self.at), self.X.shape[1]))]

@@ -24,7 +24,7 @@ from scipy.linalg import eigh
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.heads.blocks import row_blocks, times, transposed_times
+from pipeline.heads.blocks import scatter, times, transposed_times
 from pipeline.heads.sigmoid import fit_sigmoid
 
 PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
@@ -87,11 +87,7 @@ class _Tall:
     def __init__(self, X: NDArray[np.floating], middle: NDArray[np.float64]) -> None:
         self.X, self.middle = X, middle
         self.width = X.shape[1]
-        covariance = np.zeros((self.width, self.width))
-        for rows in row_blocks(X.shape):
-            block = X[rows] - middle
-            covariance += block.T @ block
-        self.values, self.vectors = eigh(covariance, overwrite_a=True)
+        self.values, self.vectors = eigh(scatter(X, middle), overwrite_a=True)
         self.values = np.maximum(self.values, 0)
 
     def against(self, Y: NDArray[np.float64]) -> NDArray[np.float64]:

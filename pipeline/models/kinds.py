@@ -66,7 +66,7 @@ def _l2(_: Part, X: Array) -> Array:
 
 
 def _project(part: Part, X: Array) -> Array:
-    """Principal components; centred after the projection, as scikit-learn does it."""
+    """Principal components; centred after the projection, as the treatment does it."""
     a = part.arrays
     return np.asarray((X @ a["components"].T - a["mean"] @ a["components"].T) / a["scale"])
 

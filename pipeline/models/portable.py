@@ -70,13 +70,8 @@ def _normalizer(estimator: Any) -> Part:
     return Part(kind="l2")
 
 
-def _pca(estimator: Any) -> Part:
-    components = estimator.components_
-    scale = np.ones(len(components), components.dtype)
-    if estimator.whiten:
-        least = np.finfo(components.dtype).eps
-        scale = np.maximum(np.sqrt(estimator.explained_variance_), least)
-    arrays = {"mean": estimator.mean_, "components": components, "scale": scale}
+def _whitener(estimator: Any) -> Part:
+    arrays = {name: getattr(estimator, f"{name}_") for name in ("mean", "components", "scale")}
     return Part(kind="project", arrays=arrays)
 
 
@@ -276,9 +271,9 @@ PORTABLE: Mapping[str, Callable[[Any], Part]] = MappingProxyType(
         "sklearn.Pipeline": _pipeline,
         "sklearn.StandardScaler": _scaler,
         "sklearn.Normalizer": _normalizer,
-        "sklearn.PCA": _pca,
         "sklearn.FunctionTransformer": _identity,
         "pipeline.BlockScaler": _blocks,
+        "pipeline.Whitener": _whitener,
         "pipeline.LogisticHead": _linear,
         "sklearn.LogisticRegression": _linear,
         "sklearn.LinearDiscriminantAnalysis": _linear,
