@@ -23,7 +23,7 @@ def audit_text(report: AuditReport) -> str:
 
 
 def _finding(finding: Finding) -> Iterator[str]:
-    yield from _wrapped(f"{finding.check} ({finding.where}): {finding.found}", "  ", "    ")
+    yield from _wrapped(f"{finding.check} ({finding.where}): {finding.told}", "  ", "    ")
     if finding.advice:
         yield from _wrapped(f"-> {finding.advice}", "    ", "       ")
 

@@ -19,7 +19,9 @@ class Finding:
         check: Which check; one of its module's.
         severity: One of ``SEVERITIES``.
         where: The roles or the domain that it is about.
-        found: What was found, a sentence with its numbers.
+        found: What was found, a sentence with its numbers and no name of an image.
+        named: The first few images that it is about, to stand behind the sentence; a name can
+            be a patient's.
         advice: What to do next; empty where there is nothing to do.
         values: The numbers and lists behind the sentence, JSON values.
 
@@ -31,6 +33,7 @@ class Finding:
     severity: str
     where: str
     found: str
+    named: str = ""
     advice: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
 
@@ -41,7 +44,12 @@ class Finding:
     @property
     def text(self) -> str:
         """One line for a message."""
-        return f"{self.where}: {self.found}"
+        return f"{self.where}: {self.told}"
+
+    @property
+    def told(self) -> str:
+        """What was found, and in which images."""
+        return f"{self.found}{self.named and ': '}{self.named}"
 
 
 def cannot_ask(check: str, where: str, reason: Exception) -> Finding:

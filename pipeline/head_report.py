@@ -19,7 +19,7 @@ from pipeline.seed_spread import SeedSpread
 HEADS_REPORT = "heads.json"
 HEADS_ROWS = "heads.csv"
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True)

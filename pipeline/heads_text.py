@@ -50,16 +50,17 @@ def heads_text(report: CompareReport) -> str:
         title = f"{report.study} on {name}; classes: {', '.join(map(legible, report.classes))}"
         parts += [f"{title}{positive}", *map(_text, sections(report, table))]
     failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
-    return "\n\n".join([*parts, *_unlabelled(report), *(["\n".join(failures)] if failures else [])])
+    parts += [textwrap.fill(text, WIDTH) for text in unscored(report)]
+    return "\n\n".join([*parts, *(["\n".join(failures)] if failures else [])])
 
 
-def _unlabelled(report: CompareReport) -> Iterator[str]:
+def unscored(report: CompareReport) -> Iterator[str]:
+    """A sentence for each target without labels."""
     for name, count in report.unlabelled.items():
-        text = (
+        yield (
             f"{name}: {count} images without labels. Their probabilities are in {PROBABILITIES}; "
             "no score can be given. headrace shift says what the scores foretell"
         )
-        yield textwrap.fill(text, WIDTH)
 
 
 def sections(report: CompareReport, table: Table) -> Iterator[Section]:

@@ -119,7 +119,8 @@ def _finding(domain: str, n: int, images: list[Image]) -> Finding:
         severity=NOTE,
         where=domain,
         found=f"{len(images)} of {n} images {'is' if len(images) == 1 else 'are'} probably "
-        f"labelled wrongly, as heads of the other patients see them: {first}{more}",
+        "labelled wrongly, as heads of the other patients see them",
+        named=f"{first}{more}",
         advice="Have them read again. To drop them unread would drop what the head gets wrong, "
         "and flatter it",
         values={"images_of_domain": n, "counts": dict(changes), "images": images},

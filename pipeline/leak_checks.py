@@ -115,8 +115,8 @@ def check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> list[Finding]:
             check=CONFLICTS,
             severity=WARNING,
             where="all roles",
-            found=f"{_count(len(listed), 'picture')} with several labels: "
-            + _some([" and ".join(paths) for paths in listed]),
+            found=f"{_count(len(listed), 'picture')} with several labels",
+            named=_some([" and ".join(paths) for paths in listed]),
             advice="Remove what is labelled wrongly, or all of them",
             values={"pictures": listed},
         )
@@ -234,8 +234,8 @@ def _copied_within(
         check=COPIES,
         severity=NOTE,
         where=role,
-        found=f"{_count(extra, 'image')} {_are(extra)} a copy of another, to the pixel: "
-        + _some([" = ".join(paths) for paths in listed]),
+        found=f"{_count(extra, 'image')} {_are(extra)} a copy of another, to the pixel",
+        named=_some([" = ".join(paths) for paths in listed]),
         advice="Each counts on its own; remove copies if that is not meant",
         values={"copies": extra, "pictures": listed},
     )
@@ -258,8 +258,8 @@ def _copied(
         check=COPIES,
         severity=LEAK if learns else WARNING,
         where=" and ".join(both),
-        found=f"{_count(len(rows), 'image')} in both, to the pixel: "
-        + _some([" = ".join(pair) for pair in listed]),
+        found=f"{_count(len(rows), 'image')} in both, to the pixel",
+        named=_some([" = ".join(pair) for pair in listed]),
         advice="Remove them from one of the two",
         values={"images": len(rows), "pairs": listed},
     )

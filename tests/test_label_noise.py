@@ -88,7 +88,7 @@ def test_flipped_labels_are_listed_and_no_other(classes, distance, least):
     assert least <= len(images) == sum(found.values["counts"].values())
     assert found.severity == NOTE
     assert f"{len(images)} of 240 images are probably labelled wrongly" in found.found
-    assert found.found.endswith(f"and {len(images) - 3} more")
+    assert found.named.endswith(f"and {len(images) - 3} more")
     certain = [image["probability"] for image in images]
     assert certain[0] >= certain[-1]
 

@@ -35,7 +35,6 @@ from pipeline.head_report import SCHEMA as HEADS_SCHEMA
 from pipeline.head_report import Table, from_json, to_json
 from pipeline.names import legible
 from pipeline.report.figures import FIGURES
-from pipeline.report.findings import nameless
 from pipeline.report.records import STAGES
 from pipeline.report.stage import write_page
 from pipeline.shift.record import SCHEMA as SHIFT_SCHEMA
@@ -171,7 +170,7 @@ def test_numbers_are_those_of_the_records(study):
         assert sentence.rstrip(".") in text
     assert target["forecast"]["warning"] in text
     for finding in record(study, "audit")["findings"]:
-        assert finding["severity"] == "ok" or legible(nameless(finding)) in text
+        assert finding["severity"] == "ok" or legible(finding["found"]) in text
     for pair in record(study, "finetune")["pairs"]:
         if pair["metric"] == "accuracy":
             low, high = 100 * pair["low"], 100 * pair["high"]
@@ -203,10 +202,20 @@ def test_names_cannot_become_markup(study):
 
 def test_no_file_and_no_patient_is_named(study, original):
     """Findings of copies are told, the copies are not."""
-    assert any("_0.png" in f["found"] for f in record(study, "audit")["findings"])
-    assert any("_0.png" in c for t in record(study, "shift")["targets"] for c in t["caveats"])
+    values = record(study, "audit")
+    assert any("_0.png" in finding["named"] for finding in values["findings"])
+    doubt = {
+        "check": "labels",
+        "severity": "note",
+        "where": "there",
+        "found": "1 image is doubtful",
+    }
+    named = min(path.name for path in (original / "there").rglob("*.png"))
+    doubt |= {"named": f"there/{named} (seems b, 0.99)", "advice": "", "values": {}}
+    change(study, "audit", values | {"findings": [*values["findings"], doubt]})
     text = write_page(study).file.read_text()
     assert "1 image is a copy of another, to the pixel" in text
+    assert "1 image is doubtful" in text
     names = {path.name for path in original.rglob("*.png") if "figures" not in path.parts}
     assert len(names) > 50
     assert not [name for name in names if name in text or name.split("_")[0] in text]

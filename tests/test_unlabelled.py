@@ -207,7 +207,7 @@ def test_the_audit_asks_what_needs_no_label_and_says_what_it_did_not_ask(study):
     (told,) = [f for f in report.findings if f.check == "hospital" and "far" in f.where]
     assert "far has no labels, so not by class" in told.found
     (leak,) = [f for f in report.findings if f.severity == "leak"]
-    assert "far/copy.png" in leak.found
+    assert "far/copy.png" in leak.named
 
 
 def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatch):
@@ -299,4 +299,5 @@ def test_the_report_page_tells_what_is_foretold_and_sees_no_contradiction(study)
     (blind,) = plain(to_json(report))["unlabelled"]
     assert blind["said"] in page
     assert all(what in page for what in NEEDS_LABELS)
+    assert "far: 100 images without labels" in page
     assert not list(contradictions(study, read_records(study.results)))

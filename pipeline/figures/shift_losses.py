@@ -174,9 +174,9 @@ def _waterfall_panel(
             color=GREY,
             fontsize=SMALL,
         )
-    axes.set_yticks(
-        list(heights.values()), [_WORDS.get(name, name) for name in names] if named else []
-    )
+    open_ = {"t_test": "target, other half"} if "t_dev" in names else {}
+    words = [{**_WORDS, **open_}.get(name, name) for name in names]
+    axes.set_yticks(list(heights.values()), words if named else [])
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.16)
     axes.set_ylim(-0.6, len(heights) - 0.4)

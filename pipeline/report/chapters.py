@@ -9,7 +9,7 @@ from pipeline.finding import OK
 from pipeline.finetune.methods import METHODS
 from pipeline.fitting import ENSEMBLE
 from pipeline.head_report import CompareReport, Row
-from pipeline.heads_text import points_text, sections, with_interval
+from pipeline.heads_text import points_text, sections, unscored, with_interval
 from pipeline.report.blocks import (
     Block,
     Chapter,
@@ -22,7 +22,6 @@ from pipeline.report.blocks import (
     listed,
 )
 from pipeline.report.figures import pictures
-from pipeline.report.findings import nameless
 from pipeline.report.records import Records
 from pipeline.splits import FIT
 from pipeline.study import SOURCE
@@ -47,7 +46,7 @@ def audit_chapter(records: Records) -> Chapter:
         if severity != OK:
             blocks += [
                 Heading(f"{severity}: {check}"),
-                Items(tuple(f"{f['where']}: {nameless(f)}" for f in found)),
+                Items(tuple(f"{f['where']}: {f['found']}" for f in found)),
                 *([Words(f"{advice}.", "note")] if advice else []),
             ]
     blocks.append(
@@ -91,6 +90,7 @@ def heads_chapter(records: Records, report: CompareReport) -> Chapter:
             blocks.append(grid_of_text(section.lines[0], section.grid))
             blocks += [Words(line, "note") for line in section.after]
         blocks += pictures(records.results, "heads", name, _of_heads(table.rows))
+    blocks += [Words(text) for text in unscored(report)]
     blocks += [Words(f"{f.head} on {f.backbone} failed: {f.reason}") for f in report.failures]
     blocks += [
         Words(f"{one['head']} on {one['backbone']} has no model file: {one['reason']}", "note")

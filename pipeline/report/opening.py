@@ -11,7 +11,6 @@ from pipeline.head_report import CompareReport
 from pipeline.heads_text import head_name, honest_lines, verdicts, with_interval
 from pipeline.pairing import Pair
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of
-from pipeline.report.findings import told
 from pipeline.report.records import STAGES, Records, places
 from pipeline.splits import FIT
 from pipeline.study import SOURCE
@@ -38,7 +37,7 @@ def study_chapter(records: Records) -> Chapter:
     return Chapter(name="study", title="What was studied", blocks=tuple(blocks))
 
 
-def _domains(found: dict[tuple[str, str], tuple[int, int]]) -> Grid:
+def _domains(found: dict[tuple[str, str], tuple[int, int | str]]) -> Grid:
     return grid_of(
         "Domains; patients are counted within each",
         found.items(),
@@ -106,7 +105,11 @@ def answer_chapter(records: Records, heads: CompareReport | None) -> Chapter:
 
 def _leaks(audit: dict[str, Any]) -> Iterator[Block]:
     """First of all, where there are any."""
-    leaks = [f"{told(f)}. {f['advice']}." for f in audit["findings"] if f["severity"] == LEAK]
+    leaks = [
+        f"{f['check']} ({f['where']}): {f['found']}. {f['advice']}."
+        for f in audit["findings"]
+        if f["severity"] == LEAK
+    ]
     if leaks:
         yield Words(
             "The audit found leaks: the numbers on this page are not to be believed.", "warning"
@@ -195,11 +198,12 @@ def _finetune(values: dict[str, Any]) -> Iterator[Block]:
 
 def _shift(values: dict[str, Any]) -> Iterator[Block]:
     """The verdict, sentence by sentence, and what to do."""
-    many = len({target["backbone"] for target in values["targets"]}) > 1
+    everyone = [*values["targets"], *values["unlabelled"]]
+    many = len({target["backbone"] for target in everyone}) > 1
     for target in values["targets"]:
         verdict = target["verdict"]
         first, *others = _SENTENCE_ENDS.split(verdict["text"])
         yield Words(f"{target['backbone']}, {first}" if many else first, "lead")
         yield Items((*others, target["differences"]["said"], *verdict["advice"]))
     for target in values["unlabelled"]:
-        yield Words(target["said"])
+        yield Words(f"{target['backbone']}, {target['said']}" if many else target["said"])

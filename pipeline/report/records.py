@@ -34,7 +34,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
     {
         "features": Stage(file="features.json", layout=None),
         "audit": Stage(file="audit.json", layout=2),
-        "heads": Stage(file="heads.json", layout=2, probabilities="probabilities.h5"),
+        "heads": Stage(file="heads.json", layout=3, probabilities="probabilities.h5"),
         "finetune": Stage(file="comparison.json", layout=1, probabilities="finetune.h5"),
         "shift": Stage(file="shift.json", layout=4),
     }
@@ -105,11 +105,12 @@ def file_time(file: Path) -> datetime:
     return datetime.fromtimestamp(file.stat().st_mtime, UTC)
 
 
-def places(records: Records) -> dict[tuple[str, str], tuple[int, int]]:
+def places(records: Records) -> dict[tuple[str, str], tuple[int, int | str]]:
     """Images and patients by domain and role, from the first record that has them."""
     values = records.values
     if heads := values.get("heads"):
-        return {(r["domain"], r["role"]): (r["n"], r["groups"]) for r in heads["rows"]}
+        blind = {(d, "without labels"): (n, "-") for d, n in heads["unlabelled"].items()}
+        return {(r["domain"], r["role"]): (r["n"], r["groups"]) for r in heads["rows"]} | blind
     if finetune := values.get("finetune"):
         rows = (d for row in finetune["rows"] for d in row["domains"])
         return {(d["domain"], d["role"]): (d["n"], d["groups"]) for d in rows}
@@ -151,12 +152,16 @@ def _domains(study: Study, records: Records) -> Iterator[str]:
     wanted = {domain.name for domain in study.domains}
     blind = {domain.name for domain in study.domains if not domain.labelled}
     for name, known in _domains_of(records).items():
+        file = STAGES[name].file
         # A table of scores has no rows of a domain without labels.
-        for domain in sorted((wanted - blind if name == "finetune" else wanted) ^ known):
-            has, lacks = ("the study file", STAGES[name].file)
-            if domain in known:
-                has, lacks = lacks, has
-            yield f"{domain} is in {has} but not in {lacks}"
+        scored = wanted - blind if name == "finetune" else wanted
+        yield from (f"{d} is in the study file but not in {file}" for d in sorted(scored - known))
+        yield from (f"{d} is in {file} but not in the study file" for d in sorted(known - wanted))
+        if name == "finetune":
+            yield from (
+                f"{d} has no labels in the study file, but scores in {file}"
+                for d in sorted(known & blind)
+            )
 
 
 def _domains_of(records: Records) -> dict[str, set[str]]:
@@ -232,9 +237,7 @@ def _shifted(records: Records) -> list[Any]:
 def _counts(records: Records) -> Iterator[str]:
     """Images, where there is no digest to compare."""
     values, found = records.values, {}
-    total = sum(n for n, _ in places(records).values())
-    total += sum(values.get("heads", {}).get("unlabelled", {}).values())
-    if total:
+    if total := sum(n for n, _ in places(records).values()):
         told = next(name for name in ("heads", "finetune", "shift") if name in values)
         found[STAGES[told].file] = total
     if "audit" in values:

@@ -7,7 +7,6 @@ from typing import Any
 from pipeline.heads_text import p_text, points_text
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of, listed
 from pipeline.report.figures import pictures
-from pipeline.report.findings import nameless
 from pipeline.report.records import Records
 from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES, told_apart
 from pipeline.text_table import number
@@ -114,7 +113,8 @@ _SHOWN: Mapping[str, tuple[Callable[[Row], bool], Mapping[str, Cell]]] = Mapping
     }
 )
 _NAMES = (
-    "s_fit: source, fitted images; s_traindev: source, other patients; t_test: target; "
+    "s_fit: source, fitted images; s_traindev: source, other patients; t_test: target (where a "
+    "half of it is t_dev, the other half; t_all: both); "
     "t_oracle_cv: target, by a head trained on it. variance, mismatch, target_hardness and "
     "transfer_gap are the steps between them."
 )
@@ -147,14 +147,14 @@ def _target(target: Row) -> Iterator[Block]:
         f"{s}: not identifiable, {why}" for s, why in target["not_identifiable"].items()
     )
     yield Heading("Caveats", 4)
-    yield Items((*unknown, *_caveats(target), target["forecast"]["warning"]))
+    yield Items((*unknown, *target["caveats"], target["forecast"]["warning"]))
 
 
 def _unlabelled(target: Row) -> Iterator[Block]:
     yield from _seen(target, [name for name in LABEL_FREE if name in _SHOWN])
     yield Words(f"Not given, because it needs labels: {listed(target['needs_labels'])}.")
     yield Heading("Caveats", 4)
-    yield Items((*_caveats(target), target["forecast"]["warning"]))
+    yield Items((*target["caveats"], target["forecast"]["warning"]))
 
 
 def _seen(target: Row, tables: Sequence[str]) -> Iterator[Block]:
@@ -168,16 +168,7 @@ def _seen(target: Row, tables: Sequence[str]) -> Iterator[Block]:
             yield grid_of(f"{TITLES[name]}: {target['target']}", rows, columns)
         if rows and name == "ng":
             yield Words(_NAMES, "note")
-
-
-def _caveats(target: Row) -> Iterator[str]:
-    """As the record has them, without the files that leaks name."""
-    names = {one["found"]: nameless(one) for one in target["leak"]}
-    for caveat in target["caveats"]:
-        text = str(caveat)
-        for found, short in names.items():
-            text = text.replace(found, short)
-        yield text
+            yield from (Words(note, "note") for note in target["ng_notes"])
 
 
 def _trained(rows: list[Row]) -> Iterator[Grid]:

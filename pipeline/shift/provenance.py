@@ -222,7 +222,7 @@ def caveats(found: Circumstances, leak: Iterable[Finding]) -> tuple[str, ...]:
             "the other, where there is nothing to mend."
         )
     said += [
-        f"{one.text}."
+        f"{one.where}: {one.found}."  # which images, the audit says
         for one in leak
         if one.severity != OK and not found.elsewhere & set(one.where.split(" and "))
     ]
