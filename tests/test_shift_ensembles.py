@@ -158,3 +158,22 @@ def test_a_kind_that_cannot_be_fitted_says_which_and_why(source):
         few.trained("svm")
     probabilities = seed_ensemble(few, few.features, np.random.default_rng(0))(few.features)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+
+
+def test_a_kind_that_cannot_be_fitted_is_left_out_and_counted(source, target, monkeypatch):
+    """One head that the source cannot bear costs no other row of the leaderboard."""
+    train = adaptation.train_head
+
+    def refuses(name, problem, kinds):
+        if name == "ridge":
+            raise ValueError("singular")
+        return train(name, problem, kinds)
+
+    fresh = replace(source, settings=replace(SETTINGS, ensemble_heads=("ridge", "prototype")))
+    monkeypatch.setattr(adaptation, "train_head", refuses)
+    predictor = head_ensemble(fresh, target.features, np.random.default_rng(0))
+    assert predictor.notes == {"heads": 2}
+    rows = fresh.standardise(target.features)
+    pair = [fresh.head, fresh.trained("prototype")[0]]
+    expected = np.mean([head.predict_proba(rows) for head in pair], axis=0)
+    np.testing.assert_allclose(predictor(target.features), expected)

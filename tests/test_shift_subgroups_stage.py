@@ -155,7 +155,7 @@ def test_a_wrong_file_stops_before_any_work(study_file, monkeypatch):
     """The head is not fitted for an hour to learn of a slip of the pen."""
     study = asking(study_file)
     Path("there.csv").write_text("patient,age\np2000,3\n")
-    monkeypatch.setattr(known, "source_of", None)
+    monkeypatch.setattr(known, "here_of", None)
     with pytest.raises(StudyError, match="no column 'sex'"):
         analyse(study, SHORT)
 

@@ -3,15 +3,20 @@
 They differ by the patients that they were shown, by their seed, or by their kind.
 """
 
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import StudyError
 from pipeline.heads.blocks import predict_in_blocks
 from pipeline.heads.logistic import Path
 from pipeline.shift.adaptation import Parts, Predictor, Rows, Source
+
+_LOG = logging.getLogger(__name__)
 
 
 def bagging(source: Source, target: Rows, rng: np.random.Generator) -> Predictor:
@@ -75,9 +80,18 @@ def head_ensemble(source: Source, _target: Rows, _rng: np.random.Generator) -> P
 
     Args:
         source: The labelled domain.
+
+    Returns:
+        The predictor; its notes hold the number of heads: a kind that cannot be fitted to the
+        source is left out.
     """
-    others = [source.trained(name)[0] for name in source.settings.ensemble_heads]
-    return _mean_of_heads(source, [source.head, *others])
+    heads = [source.head]
+    for name in source.settings.ensemble_heads:
+        try:
+            heads += source.trained(name)[:1]
+        except StudyError as reason:
+            _LOG.warning("head_ensemble: without %s, %s", name, reason)
+    return replace(_mean_of_heads(source, heads), notes={"heads": float(len(heads))})
 
 
 def _mean_of_heads(source: Source, heads: Sequence[Any]) -> Predictor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.facts_index import known_facts
 from pipeline.finding import Finding, refuse_leaks
 from pipeline.groupings import Grouping, groupings
-from pipeline.heads.side_by_side import side_by_side
+from pipeline.heads.side_by_side import MOST, side_by_side
 from pipeline.joined import JoinedFeatures
 from pipeline.leak_checks import check_leaks
 from pipeline.samples import Samples
@@ -101,20 +101,29 @@ class Known:
     """What the checks say."""
 
 
-def known_of(
-    study: Study, joined: JoinedFeatures, checked: Checked, *, seeds: int, seed: int
+def known_of(  # noqa: PLR0913 - three things of the study, and what they were made from
+    study: Study,
+    joined: JoinedFeatures,
+    source: Source,
+    checked: Checked,
+    *,
+    seeds: int,
+    seed: int,
 ) -> Known:
-    """The head, and what it is when fitted to other patients, serve every target.
+    """The head, and what it is when fitted to other patients, serve every labelled target.
 
     Args:
         study: What is known from elsewhere: human error, attributes, which labels are open.
         joined: All samples with features.
+        source: The labelled domain, from :func:`source_of`.
         checked: What the checks say.
         seeds: Cuts of a target into halves for the fixes.
         seed: Of the draws and of the control.
+
+    Raises:
+        StudyError: Attributes that do not fit, or a head that the source cannot bear.
     """
     groups = groupings(study, joined.samples)  # first: it may refuse a file of the user's
-    source = source_of(joined)
     plan = FixPlan(seeds=tuple(range(seeds)), settings=source.settings)
     here = here_of(source)
     # Here, because targets that are looked at side by side would each train them.
@@ -123,7 +132,8 @@ def known_of(
         partial(refit, source, np.random.default_rng([seed, 13])),
         partial(fixes_on_source, source, plan, seed),
     ]
-    _, refits, control = side_by_side(jobs)
+    large = source.features.size > MOST  # each job has its own copies of the features
+    _, refits, control = [job() for job in jobs] if large else side_by_side(jobs)
     terms = terms_of(here, joined.samples.classes, seed)
     return Known(
         source=source,

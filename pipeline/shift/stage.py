@@ -8,10 +8,12 @@ be said of it. Nothing here reads an image.
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cache import disk
 from pipeline.appearance import APPEARANCE
@@ -28,7 +30,7 @@ from pipeline.shift.detect import detect_with_controls
 from pipeline.shift.differences import Difference, Pictures, differences
 from pipeline.shift.errors_by_role import Given
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
-from pipeline.shift.known import Facts, Known, check, known_of
+from pipeline.shift.known import Facts, Known, check, known_of, source_of
 from pipeline.shift.leaderboard import Leaderboard, score
 from pipeline.shift.permute import PermutationPlan
 from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions
@@ -148,11 +150,19 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         joined = load_joined(study, choice, options.samples)
         if checked is None or checked.keys != joined.samples.key:
             checked = check(study, joined.samples, allow_leaks=options.samples.allow_leaks)
-        known = known_of(study, joined, checked, seeds=options.seeds, seed=options.seed)
-        found += side_by_side([partial(_target, joined, known, name, options) for name in labelled])
-        basis = _basis(known, options)
+        source = source_of(joined)
+        dev: Mapping[str, NDArray[np.bool_]] = {}
+        if labelled:
+            known = known_of(study, joined, source, checked, seeds=options.seeds, seed=options.seed)
+            found += side_by_side(
+                [partial(_target, joined, known, name, options) for name in labelled]
+            )
+            dev = known.dev
+        basis = Basis(
+            source=source, settings=_settings(options), seed=options.seed, leak=checked.leak
+        )
         blind += side_by_side([partial(look, joined, basis, name) for name in unlabelled])
-        kept[choice.name] = head_predictions(joined, known.source, known.dev)
+        kept[choice.name] = head_predictions(joined, source, dev)
     report = ShiftReport(
         study=study.name,
         classes=joined.samples.classes,
@@ -184,7 +194,7 @@ def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptio
     # Until the fixes are scored, the labels of the target are under seal.
     sealed = SealedLabels(joined.samples.label[rows], plan.digest())
     target = Target(features=X, groups=group)
-    settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
+    settings = _settings(options)
     here, there = here_of(source), there_of(source, X, group)
     detection = detect_with_controls(here, there, partial(ask, source), settings)
     before = foretell(here, there, options.seed)
@@ -237,9 +247,8 @@ def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptio
     )
 
 
-def _basis(known: Known, options: ShiftOptions) -> Basis:
-    settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
-    return Basis(source=known.source, settings=settings, seed=options.seed, leak=known.checked.leak)
+def _settings(options: ShiftOptions) -> DetectionSettings:
+    return DetectionSettings(plan=PermutationPlan(draws=options.draws))
 
 
 def _differences(

@@ -34,6 +34,7 @@ from pipeline.study import SOURCE
 #: What is left out, each for this one reason.
 NEEDS_LABELS = (
     "errors by role (Ng's table)",
+    "scores of subgroups",
     "the parts of the loss and the verdict",
     "calibration and operating points on the target",
     "scores of the fixes",
