@@ -116,8 +116,10 @@ def label_probe(
     for k in asked:
         is_k = relabelled == k
         scores = cross_validated(facts, is_k, folds, place())
-        null += auc_columns(scores, is_k) / asked.size
-        resampled += weighted_auc(scores[:, 0], is_k[:, 0], weights) / asked.size
+        null += auc_columns(scores, is_k)
+        resampled += weighted_auc(scores[:, 0], is_k[:, 0], weights)
+    # Divided once: six times a sixth is not 1, and a perfect probe would not be seen as one.
+    null, resampled = null / asked.size, resampled / asked.size
     low, high = _interval(null, resampled)
     if null[0] in {0.0, 1.0}:  # no draw of scores without an error has one
         sure = min(bound_of_one((labels == k).astype(np.int64), patients) for k in present)
