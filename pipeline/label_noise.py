@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pipeline.errors import StudyError
 from pipeline.finding import NOTE, OK, Finding, cannot_ask, no_labels
 from pipeline.heads.folds import patient_folds
-from pipeline.leak_checks import shown
 from pipeline.samples import Samples
 from pipeline.shift.adaptation import Source
 from pipeline.shift.probes import label_probe
@@ -77,7 +76,7 @@ def _read_again(domain: str, samples: Samples, features: NDArray[np.floating]) -
     names = [samples.classes[k] for k in present]
     images: list[Image] = [
         {
-            "path": shown(samples, row),
+            "path": samples.name_of(row),
             "label": names[labels[row]],
             "seems": names[sure[row]],
             "probability": round(float(proba[row, sure[row]]), 4),

@@ -41,6 +41,19 @@ def test_named_images_are_left_out_and_the_others_keep_their_split(study_file):
         np.testing.assert_array_equal(getattr(after, field), getattr(before, field)[rows])
 
 
+def test_the_name_that_is_printed_is_the_line_that_leaves_an_image_out(study_file):
+    """Whatever is in it: the audit, messages and the list have one form of a name."""
+    for name in ("p2001_é [1].png", "p2001_new\nline.png", "p2001_\udcff.png"):
+        copy = Path("there/a") / name
+        copy.write_bytes(Path("there/a/p2000_0.png").read_bytes())
+    before, _ = load_samples(load_study(study_file))
+    odd = [row for row, item in enumerate(before.items) if "p2001_" in item.path]
+    gone = [before.name_of(row) for row in odd]
+    after, _ = load_samples(excluding(study_file, as_file(gone).decode()))
+    assert len(after) == len(before) - len(odd)
+    assert not {after.name_of(row) for row in range(len(after))} & set(gone)
+
+
 def test_a_contradicting_copy_can_be_left_out(study_file):
     """Before the checks, so that a study need not move files to pass them."""
     copy = Path("there/b/p2000_98.png")
