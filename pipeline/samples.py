@@ -147,10 +147,11 @@ def load_samples(
     with progress or Progress("reading files") as shown:
         found = [_key_domain(study, d, options, shown) for d in study.domains]
     classes = _classes(study, found)
-    samples = _left_over(study, _table(study, found, classes))
+    skipped = tuple(skip for part in found for skip in part.skipped)
+    samples = _left_over(study, _table(study, found, classes), skipped)
     _check_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
-    return samples, tuple(skip for part in found for skip in part.skipped)
+    return samples, skipped
 
 
 def _key_domain(study: Study, domain: Domain, options: SampleOptions, progress: Progress) -> _Keyed:
@@ -237,11 +238,12 @@ def _table(study: Study, found: list[_Keyed], classes: tuple[str, ...]) -> Sampl
     )
 
 
-def _left_over(study: Study, samples: Samples) -> Samples:
+def _left_over(study: Study, samples: Samples, skipped: Sequence[Skip]) -> Samples:
     """Without what the study excludes; after the split, so that the others stay in theirs."""
     if study.exclude is None:
         return samples
-    stay = kept([samples.name_of(row) for row in range(len(samples))], study.exclude)
+    names = [samples.name_of(row) for row in range(len(samples))]
+    stay = kept(names, study.exclude, {_name(skip.domain, skip.path) for skip in skipped})
     _LOG.warning("%d images are left out, as %s says", int((~stay).sum()), study.exclude)
     return samples.where(stay)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import StudyError
+from pipeline.errors import ImageError, StudyError
 from pipeline.exclusions import as_file, kept, read_exclusions
 from pipeline.samples import load_samples
+from pipeline.sources import read
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
@@ -68,8 +69,26 @@ def test_a_contradicting_copy_can_be_left_out(study_file):
 def test_a_line_that_names_no_image_is_refused(study_file):
     """The message names the line and shows how one looks."""
     study = excluding(study_file, "source/a/p1000_0.jpg\n")
-    with pytest.raises(StudyError, match=r"not.txt names 'source/a/p1000_0.jpg' \(1 such.*source/"):
+    with pytest.raises(
+        StudyError,
+        match=r"not.txt names 'source/a/p1000_0.jpg' \(1 such.*or no longer there.*source/",
+    ):
         load_samples(study)
+
+
+def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):
+    """It is left out either way, and still listed among the skipped."""
+
+    def reading(item):
+        if item.path == "a/p2000_0.png":
+            raise ImageError("permission denied")
+        return read(item)
+
+    monkeypatch.setattr("pipeline.samples.read", reading)
+    study = excluding(study_file, "there/a/p2000_0.png\nthere/a/p2000_2.png\n")
+    samples, skipped = load_samples(study)
+    assert len(samples) == 58
+    assert [skip.path for skip in skipped] == ["a/p2000_0.png"]
 
 
 def test_a_list_that_is_not_there_or_not_text_is_refused(study_file):
