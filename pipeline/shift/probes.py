@@ -65,6 +65,11 @@ class Probe:
     """Share of relabellings of the patients that give as large an AUC, the seen one among
     them: one-sided, at least 1 / (draws + 1)."""
 
+    @property
+    def text(self) -> str:
+        """The AUC with its interval."""
+        return f"{self.auc:.2f} ({self.low:.2f} to {self.high:.2f})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourcePrediction:
