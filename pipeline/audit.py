@@ -26,7 +26,7 @@ from pipeline.finding import NOTE, SEVERITIES, Finding
 from pipeline.images import PixelPolicy
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.label_noise import check_labels
-from pipeline.leak_checks import check_leaks, check_near_copies, near_rows, roles_of, shown
+from pipeline.leak_checks import check_leaks, check_near_copies, near_rows, roles_of
 from pipeline.near_copy_scores import WithAndWithout, with_and_without
 from pipeline.progress import Progress
 from pipeline.samples import SampleOptions, Samples
@@ -168,7 +168,7 @@ def _listed(samples: Samples, pairs: Sequence[NearPair]) -> tuple[Mapping[str, A
 
     def image(row: int) -> Mapping[str, Any]:
         return {
-            "path": shown(samples, row),
+            "path": samples.name_of(row),
             "role": str(roles[row]),
             "label": samples.class_of(row),
         }
@@ -186,7 +186,7 @@ def _listed(samples: Samples, pairs: Sequence[NearPair]) -> tuple[Mapping[str, A
 
 def _leave_out(study: Study, samples: Samples, pairs: Sequence[NearPair]) -> tuple[str, ...]:
     """A study may exclude this very list, so what it excludes already stays in it."""
-    near = [shown(samples, row) for row in np.flatnonzero(near_rows(samples, pairs)).tolist()]
+    near = [samples.name_of(row) for row in np.flatnonzero(near_rows(samples, pairs)).tolist()]
     before = () if study.exclude is None else read_exclusions(study.exclude)
     return tuple(sorted({*before, *near}))
 

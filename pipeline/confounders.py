@@ -67,7 +67,7 @@ def _told_apart(
         return cannot_ask(HOSPITAL, where, reason)
     by_class = dict(zip(samples.classes, told.by_class, strict=False))
     inside = {name: probe for name, probe in by_class.items() if probe is not None}
-    classes = "; ".join(f"{name} {_auc(probe)}" for name, probe in inside.items())
+    classes = "; ".join(f"{name} {probe.text}" for name, probe in inside.items())
     if not samples.labelled[rows].all():
         classes = f"{target} has no labels, so not by class"
     warn = any(_well(probe) for probe in (told.overall, *inside.values()))
@@ -75,7 +75,7 @@ def _told_apart(
         check=HOSPITAL,
         severity=WARNING if warn else OK,
         where=where,
-        found=f"the features of {backbone} tell them apart with AUC {_auc(told.overall)}; inside "
+        found=f"the features of {backbone} tell them apart with AUC {told.overall.text}; inside "
         f"the classes: {classes or 'too few patients'}",
         advice="The hospitals look different to the network; what a head learned may be about "
         "the hospital. headrace shift says what it costs"
@@ -188,7 +188,7 @@ def _answer(
         severity=WARNING if warn else OK,
         where=question.where,
         found=f"{question.told} can {'' if warn else 'hardly '}be told from {question.evidence}: "
-        f"AUC {_auc(probe)}",
+        f"AUC {probe.text}",
         advice=question.advice if warn else "",
         values=vars(probe),
     )
@@ -215,10 +215,6 @@ def _matrix(facts: NDArray[Any]) -> NDArray[np.float64]:
     if not found:
         return np.zeros((len(facts), 1))
     return np.stack(list(found.values()), axis=1)
-
-
-def _auc(probe: Probe) -> str:
-    return f"{probe.auc:.2f} ({probe.low:.2f} to {probe.high:.2f})"
 
 
 def _domains(samples: Samples) -> list[str]:

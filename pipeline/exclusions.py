@@ -5,7 +5,7 @@ the domain's folder. Empty lines and those that start with ``#`` say nothing. Th
 keep their split, so that numbers with and without these images compare.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +37,24 @@ def as_file(names: Iterable[str]) -> bytes:
     return (_HEAD + "".join(f"{name}\n" for name in sorted(set(names)))).encode()
 
 
-def kept(names: Sequence[str], file: Path) -> NDArray[np.bool_]:
+def kept(names: Sequence[str], file: Path, skipped: Collection[str] = ()) -> NDArray[np.bool_]:
     """Which images stay.
 
     Args:
         names: ``n`` images, as the audit prints them.
         file: See :func:`read_exclusions`.
+        skipped: Images that cannot be read, and may be listed all the same.
 
     Returns:
         Shape ``(n,)``.
 
     Raises:
-        StudyError: A line names no image: it is a slip of the pen, or another study's.
+        StudyError: A line names no image: it is a slip of the pen, another study's, or gone.
     """
     left_out = read_exclusions(file)
-    if unknown := sorted(set(left_out) - set(names)):
+    if unknown := sorted(set(left_out) - set(names) - set(skipped)):
         raise StudyError(
             f"exclude: {file} names {unknown[0]!r} ({len(unknown)} such lines), which is no image "
-            f"of the study; allowed are lines such as {names[0]}"
+            f"of the study, or no longer there; allowed are lines such as {names[0]}"
         )
     return ~np.isin(names, left_out)

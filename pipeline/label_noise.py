@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.finding import NOTE, OK, Finding, cannot_ask, no_labels
-from pipeline.leak_checks import shown
+from pipeline.heads.folds import patient_folds
 from pipeline.samples import Samples
 from pipeline.shift.adaptation import Source
 from pipeline.shift.probes import label_probe
@@ -68,7 +68,7 @@ def _read_again(domain: str, samples: Samples, features: NDArray[np.floating]) -
     present, labels = np.unique(samples.label, return_inverse=True)
     try:
         proba = _out_of_fold(features, labels, samples.group)
-    except StudyError as reason:
+    except ValueError as reason:  # StudyError is one
         return cannot_ask(LABELS, domain, reason)
     sure = sure_class(labels, proba)
     doubtful = np.flatnonzero((sure != labels) & (sure >= 0))
@@ -76,7 +76,7 @@ def _read_again(domain: str, samples: Samples, features: NDArray[np.floating]) -
     names = [samples.classes[k] for k in present]
     images: list[Image] = [
         {
-            "path": shown(samples, row),
+            "path": samples.name_of(row),
             "label": names[labels[row]],
             "seems": names[sure[row]],
             "probability": round(float(proba[row, sure[row]]), 4),
@@ -101,7 +101,13 @@ def _out_of_fold(
             f"the features tell the label no better than chance, AUC {able.auc:.2f} "
             f"(p {able.p:.3f} by relabelling patients)"
         )
-    return Source(features=features, labels=labels, groups=groups).out_of_fold
+    source = Source(features=features, labels=labels, groups=groups)
+    proba = np.zeros((len(labels), source.prior.size))
+    # Stratified: a head that saw no patient of a class would be sure of the others.
+    for seen, held in patient_folds(labels, groups, seed=0):
+        head = source.fit(source.standard[seen], labels=labels[seen])
+        proba[np.ix_(held, head.classes_)] = head.predict_proba(source.standard[held])
+    return proba
 
 
 def _finding(domain: str, n: int, images: list[Image]) -> Finding:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.finding import LEAK, NOTE, OK, WARNING, Finding
-from pipeline.names import legible
 from pipeline.samples import Samples
 from pipeline.shift.leaks import (
     Gallery,
@@ -109,7 +108,7 @@ def check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> list[Finding]:
     conflicts = label_conflicts(ids[known], samples.label[known])
     if not conflicts:
         return [_nothing(CONFLICTS, "copies of one picture have one label")]
-    listed = [[shown(samples, known[row]) for row in one.rows] for one in conflicts]
+    listed = [[samples.name_of(known[row]) for row in one.rows] for one in conflicts]
     return [
         Finding(
             check=CONFLICTS,
@@ -179,11 +178,6 @@ def near_rows(samples: Samples, pairs: Sequence[NearPair]) -> NDArray[np.bool_]:
     return np.asarray(marked & ~fit)
 
 
-def shown(samples: Samples, row: int) -> str:
-    """Domain and path of an image, fit to be printed."""
-    return legible(f"{samples.domain[row]}/{samples.items[row].path}")
-
-
 def _known_patients(domain: Domain, samples: Samples) -> list[str | None]:
     rows = np.flatnonzero(samples.domain == domain.name)
     return [patient_of(samples.items[row].path, domain.group) for row in rows]
@@ -229,7 +223,7 @@ def _copied_within(
     if not copied:
         return
     extra = sum(len(found) - 1 for found in copied)
-    listed = [[shown(samples, row) for row in found] for found in copied]
+    listed = [[samples.name_of(row) for row in found] for found in copied]
     yield Finding(
         check=COPIES,
         severity=NOTE,
@@ -251,7 +245,7 @@ def _copied(
 ) -> Finding:
     first = {ids[row]: int(row) for row in np.flatnonzero(roles == both[0])}
     rows = [int(row) for row in np.flatnonzero(roles == both[1]) if ids[row] in first]
-    listed = [[shown(samples, first[ids[row]]), shown(samples, row)] for row in rows]
+    listed = [[samples.name_of(first[ids[row]]), samples.name_of(row)] for row in rows]
     # Two targets that share a picture are each scored rightly; they are only not independent.
     learns = any(role.startswith(_OF_SOURCE) for role in both)
     return Finding(

@@ -76,6 +76,10 @@ class Samples:
         k = int(self.label[row])
         return "no label" if k == UNLABELLED else self.classes[k]
 
+    def name_of(self, row: int) -> str:
+        """Domain and path of a sample, as it is printed and as a study's ``exclude`` lists it."""
+        return _name(str(self.domain[row]), self.items[row].path)
+
     def where(self, mask: NDArray[np.bool_]) -> Self:
         """The samples where ``mask``, of shape ``(n,)``, is true."""
         rows = np.flatnonzero(mask)
@@ -88,6 +92,10 @@ class Samples:
             split=self.split[rows],
             classes=self.classes,
         )
+
+
+def _name(domain: str, path: str) -> str:
+    return legible(f"{domain}/{path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +147,11 @@ def load_samples(
     with progress or Progress("reading files") as shown:
         found = [_key_domain(study, d, options, shown) for d in study.domains]
     classes = _classes(study, found)
-    samples = _left_over(study, _table(study, found, classes))
+    skipped = tuple(skip for part in found for skip in part.skipped)
+    samples = _left_over(study, _table(study, found, classes), skipped)
     _check_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
-    return samples, tuple(skip for part in found for skip in part.skipped)
+    return samples, skipped
 
 
 def _key_domain(study: Study, domain: Domain, options: SampleOptions, progress: Progress) -> _Keyed:
@@ -229,11 +238,12 @@ def _table(study: Study, found: list[_Keyed], classes: tuple[str, ...]) -> Sampl
     )
 
 
-def _left_over(study: Study, samples: Samples) -> Samples:
+def _left_over(study: Study, samples: Samples, skipped: Sequence[Skip]) -> Samples:
     """Without what the study excludes; after the split, so that the others stay in theirs."""
     if study.exclude is None:
         return samples
-    stay = kept([_shown(samples, row) for row in range(len(samples))], study.exclude)
+    names = [samples.name_of(row) for row in range(len(samples))]
+    stay = kept(names, study.exclude, {_name(skip.domain, skip.path) for skip in skipped})
     _LOG.warning("%d images are left out, as %s says", int((~stay).sum()), study.exclude)
     return samples.where(stay)
 
@@ -288,7 +298,7 @@ def _check_conflicts(samples: Samples, *, allowed: bool) -> None:
             continue
         j = first.setdefault(key, i)
         if samples.label[i] != samples.label[j]:
-            pairs.append(f"{_shown(samples, j)} and {_shown(samples, i)}")
+            pairs.append(f"{samples.name_of(j)} and {samples.name_of(i)}")
     if not pairs:
         return
     message = (
@@ -304,7 +314,7 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
     """An identical image in source and target makes the target's number a lie."""
     of_source = {key: i for i, key in enumerate(samples.key) if samples.domain[i] == SOURCE}
     leaks = [
-        f"{_shown(samples, of_source[key])} and {_shown(samples, i)}"
+        f"{samples.name_of(of_source[key])} and {samples.name_of(i)}"
         for i, key in enumerate(samples.key)
         if samples.domain[i] != SOURCE and key in of_source
     ]
@@ -317,7 +327,3 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
     if not allowed:
         raise CheckFailedError(message)
     _LOG.warning("%s", message)
-
-
-def _shown(samples: Samples, row: int) -> str:
-    return f"{samples.domain[row]}/{legible(samples.items[row].path)}"

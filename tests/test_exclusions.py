@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import StudyError
+from pipeline.errors import ImageError, StudyError
 from pipeline.exclusions import as_file, kept, read_exclusions
 from pipeline.samples import load_samples
+from pipeline.sources import read
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
@@ -41,6 +42,19 @@ def test_named_images_are_left_out_and_the_others_keep_their_split(study_file):
         np.testing.assert_array_equal(getattr(after, field), getattr(before, field)[rows])
 
 
+def test_the_name_that_is_printed_is_the_line_that_leaves_an_image_out(study_file):
+    """Whatever is in it: the audit, messages and the list have one form of a name."""
+    for name in ("p2001_é [1].png", "p2001_new\nline.png", "p2001_\udcff.png"):
+        copy = Path("there/a") / name
+        copy.write_bytes(Path("there/a/p2000_0.png").read_bytes())
+    before, _ = load_samples(load_study(study_file))
+    odd = [row for row, item in enumerate(before.items) if "p2001_" in item.path]
+    gone = [before.name_of(row) for row in odd]
+    after, _ = load_samples(excluding(study_file, as_file(gone).decode()))
+    assert len(after) == len(before) - len(odd)
+    assert not {after.name_of(row) for row in range(len(after))} & set(gone)
+
+
 def test_a_contradicting_copy_can_be_left_out(study_file):
     """Before the checks, so that a study need not move files to pass them."""
     copy = Path("there/b/p2000_98.png")
@@ -55,8 +69,26 @@ def test_a_contradicting_copy_can_be_left_out(study_file):
 def test_a_line_that_names_no_image_is_refused(study_file):
     """The message names the line and shows how one looks."""
     study = excluding(study_file, "source/a/p1000_0.jpg\n")
-    with pytest.raises(StudyError, match=r"not.txt names 'source/a/p1000_0.jpg' \(1 such.*source/"):
+    with pytest.raises(
+        StudyError,
+        match=r"not.txt names 'source/a/p1000_0.jpg' \(1 such.*or no longer there.*source/",
+    ):
         load_samples(study)
+
+
+def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):
+    """It is left out either way, and still listed among the skipped."""
+
+    def reading(item):
+        if item.path == "a/p2000_0.png":
+            raise ImageError("permission denied")
+        return read(item)
+
+    monkeypatch.setattr("pipeline.samples.read", reading)
+    study = excluding(study_file, "there/a/p2000_0.png\nthere/a/p2000_2.png\n")
+    samples, skipped = load_samples(study)
+    assert len(samples) == 58
+    assert [skip.path for skip in skipped] == ["a/p2000_0.png"]
 
 
 def test_a_list_that_is_not_there_or_not_text_is_refused(study_file):

@@ -99,6 +99,15 @@ def test_a_perfect_probe_has_a_bound_that_grows_with_the_patients():
     assert many.p == pytest.approx(1 / 500)
 
 
+@pytest.mark.parametrize("classes", [6, 10])
+def test_a_perfect_probe_of_many_classes_has_a_bound_too(classes):
+    """Rounding of a mean over the classes hides it from no count of them."""
+    labels = np.repeat(np.arange(classes), 10)
+    found = label_probe(np.eye(classes)[labels], labels, np.arange(labels.size))
+    assert found.auc == found.high == 1
+    assert 0.5 < found.low < 0.8
+
+
 def test_a_probe_that_is_always_wrong_mirrors_one_that_is_always_right():
     """Of the interval too."""
     rng = np.random.default_rng(12)

@@ -1,6 +1,7 @@
 """Refitted heads and the cells of Ng's table, against the single fits they stand for."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ from sklearn.linear_model import LogisticRegression
 
 from pipeline.errors import StudyError
 from pipeline.predictions import Predictions, write_predictions
+from pipeline.samples import Samples
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.errors_by_role import Given, errors_by_role, refit
 from pipeline.shift.fixes import fix_named
 from pipeline.shift.trained import TRAINED_PROBABILITIES, trained_losses
+from pipeline.sources import Item
 
 
 @pytest.fixture(scope="module")
@@ -168,29 +171,47 @@ def test_sealed_labels_fill_no_table(source, target):
         errors_by_role(source, replace(target, labels=None), refits, np.random.default_rng(1))
 
 
-def test_trained_networks_are_judged_by_their_kept_probabilities(tmp_path):
-    """Validation against target: the terms add up, and rows that were fitted do not count."""
+@pytest.fixture
+def kept():
+    """A network right on all rows of fit, on 90 % of validation, on 60 % of the target."""
     rng = np.random.default_rng(2)
     n = 300
-    domain = np.repeat(["source", "there"], [200, 100])
-    split = np.repeat(["fit", "validation", "target"], 100)
     label = rng.permutation(np.arange(n) % 2)
-    # Right on every row that was fitted, on 90 % of validation, on 60 % of the target.
     right = rng.random(n) < np.repeat([1.0, 0.9, 0.6], 100)
     called = np.where(right, label, 1 - label)
     proba = np.where(np.arange(2) == called[:, None], 0.8, 0.2).astype(np.float32)
-    kept = Predictions(
+    return Predictions(
         classes=("a", "b"),
-        key=np.zeros((n, 32), np.uint8),
+        key=rng.integers(0, 256, (n, 32), np.uint8),
         label=label,
         patient=np.arange(n),
-        domain=domain,
-        split=split,
+        domain=np.repeat(["source", "there"], [200, 100]),
+        split=np.repeat(["fit", "validation", "target"], 100),
         proba={("full", 3): proba},
     )
-    assert trained_losses(tmp_path, ["there"], 0) == ()
+
+
+def samples_of(kept):
+    """The images that the kept probabilities are of."""
+    n = len(kept.label)
+    return Samples(
+        items=tuple(Item(f"p{i}.png", "x", Path("no.png"), None, (0, 0)) for i in range(n)),
+        key=tuple(bytes(key) for key in kept.key),
+        label=kept.label,
+        group=kept.patient.astype(str),
+        domain=kept.domain,
+        split=kept.split,
+        classes=kept.classes,
+    )
+
+
+def test_trained_networks_are_judged_by_their_kept_probabilities(tmp_path, kept, caplog):
+    """Validation against target: the terms add up, and rows that were fitted do not count."""
+    samples = samples_of(kept)
+    assert trained_losses(tmp_path, samples, ["there"], 0) == ()
     write_predictions(tmp_path / TRAINED_PROBABILITIES, {"tiny": kept})
-    (found,) = trained_losses(tmp_path, ["there", "elsewhere"], 0)
+    (found,) = trained_losses(tmp_path, samples, ["there", "elsewhere"], 0)
+    right = kept.proba["full", 3].argmax(axis=1) == kept.label
     assert (found.backbone, found.method, found.seed) == ("tiny", "full", 3)
     assert found.source_accuracy == pytest.approx(right[100:200].mean())
     assert found.target_accuracy == pytest.approx(right[200:].mean())
@@ -198,3 +219,23 @@ def test_trained_networks_are_judged_by_their_kept_probabilities(tmp_path):
     terms = sum(term.estimate for term in found.kitagawa.values())
     assert terms == pytest.approx(found.total.estimate)
     assert found.threshold is not None
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("was", ["without labels", "labelled otherwise", "with one more", "source"])
+def test_networks_of_other_images_or_labels_are_left_out_and_said(tmp_path, kept, caplog, was):
+    """A target that had no labels then, was relabelled, or lost an image; or the source was."""
+    there, stays = kept.domain == "there", np.ones(300, bool)
+    samples = samples_of(kept)
+    if was == "without labels":
+        kept = replace(kept, label=np.where(there, -1, kept.label))
+    elif was == "labelled otherwise":
+        kept = replace(kept, label=np.where(np.arange(300) == 299, 1 - kept.label, kept.label))
+    else:
+        stays[0 if was == "source" else 299] = False
+    write_predictions(tmp_path / TRAINED_PROBABILITIES, {"tiny": kept, "too": kept})
+    assert trained_losses(tmp_path, samples.where(stays), ["there"], 0) == ()
+    (said,) = caplog.messages
+    assert "finetune.h5" in said
+    assert "headrace finetune STUDY" in said
+    assert ("(source)" if was == "source" else "(there)") in said

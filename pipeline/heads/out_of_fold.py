@@ -91,7 +91,7 @@ def out_of_fold(
                     for i, folds in enumerate(divisions)
                 ]
             )
-        except (ValueError, np.linalg.LinAlgError) as cause:
+        except ValueError as cause:
             failures[name] = str(cause)
     return OutOfFold(fold=_numbers(divisions, len(fit.y)), proba=proba, failures=failures)
 

@@ -142,7 +142,8 @@ FIXES: Mapping[str, Fix] = MappingProxyType(
     }
 )
 
-#: Fixes that look at no row of the target: one predictor serves every half and seed.
+#: Fixes that look at no row of the target and, unlike bagging, draw nothing by the seed of the
+#: cut: one predictor serves every half and seed.
 UNADAPTED = frozenset({"source_only", "seed_ensemble", "head_ensemble"})
 
 #: Fixes that adapt to several parts of a target at once, which is faster than one by one.

@@ -20,7 +20,8 @@ from pipeline.stats.auroc import bound_of_one
 
 _DRAWS = 499
 _TAIL = 0.025
-#: Rows times relabellings that are held at once: 128 MB an array. Beyond, draws are fewer.
+#: Rows times relabellings that are held at once, 128 MB an array: beyond, draws are fewer, down
+#: to the fewest that tell 2.5 %. With those, arrays grow past that from 84,000 rows on.
 _CELLS = 1 << 24
 _FEWEST_DRAWS = 199
 _DRAW_COLUMNS = 128
@@ -63,6 +64,11 @@ class Probe:
     p: float
     """Share of relabellings of the patients that give as large an AUC, the seen one among
     them: one-sided, at least 1 / (draws + 1)."""
+
+    @property
+    def text(self) -> str:
+        """The AUC with its interval."""
+        return f"{self.auc:.2f} ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +122,10 @@ def label_probe(
     for k in asked:
         is_k = relabelled == k
         scores = cross_validated(facts, is_k, folds, place())
-        null += auc_columns(scores, is_k) / asked.size
-        resampled += weighted_auc(scores[:, 0], is_k[:, 0], weights) / asked.size
+        null += auc_columns(scores, is_k)
+        resampled += weighted_auc(scores[:, 0], is_k[:, 0], weights)
+    # Divided once: six times a sixth is not 1, and a perfect probe would not be seen as one.
+    null, resampled = null / asked.size, resampled / asked.size
     low, high = _interval(null, resampled)
     if null[0] in {0.0, 1.0}:  # no draw of scores without an error has one
         sure = min(bound_of_one((labels == k).astype(np.int64), patients) for k in present)

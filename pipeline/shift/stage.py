@@ -167,7 +167,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         study=study.name,
         classes=joined.samples.classes,
         targets=tuple(found),
-        trained=trained_losses(study.results, labelled, options.seed),
+        trained=trained_losses(study.results, joined.samples, labelled, options.seed),
         unlabelled=tuple(blind),
     )
     disk.make_dir(study.results)

@@ -10,7 +10,7 @@ from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.findings import ControlledDetection
 from pipeline.shift.leaderboard import Row as LeaderboardRow
 from pipeline.shift.predict import RANGED
-from pipeline.shift.probes import Probe, SourcePrediction
+from pipeline.shift.probes import SourcePrediction
 from pipeline.shift.soundness import Carried, Soundness
 from pipeline.shift.stage import ShiftReport, TargetReport
 from pipeline.shift.subgroups_paper import subgroup_lines
@@ -107,16 +107,12 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
 
 def _told(found: SourcePrediction, classes: Sequence[str]) -> str:
     inside = [
-        f"{legible(name)} {_auc(probe)}"
+        f"{legible(name)} {probe.text}"
         for name, probe in zip(classes, found.by_class, strict=False)
         if probe is not None
     ]
-    text = f"the hospital can be told from the features with AUC {_auc(found.overall)}"
+    text = f"the hospital can be told from the features with AUC {found.overall.text}"
     return f"{text}; inside the classes: {', '.join(inside)}" if inside else text
-
-
-def _auc(probe: Probe) -> str:
-    return f"{probe.auc:.2f} ({probe.low:.2f} to {probe.high:.2f})"
 
 
 def _detection_table(detection: ControlledDetection) -> str:

@@ -4,6 +4,7 @@ They have no features in the store, so only what needs probabilities alone is sa
 them. Their source column is the validation split: patients that they were not fitted to.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.predictions import Predictions, read_predictions
+from pipeline.samples import Samples
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.decompose import DecomposeSettings, kitagawa, threshold_terms
 from pipeline.shift.gaps import Gap, single_gap
 from pipeline.shift.labelled import labelled
+from pipeline.shift.provenance import digest_rows
 from pipeline.shift.threshold import ThresholdSplit
 from pipeline.splits import VALIDATION
 from pipeline.study import SOURCE
 
+_LOG = logging.getLogger(__name__)
 #: Where the fine-tuning stage keeps probabilities, below the study's results.
 TRAINED_PROBABILITIES = "finetune.h5"
 
@@ -51,17 +55,21 @@ class TrainedLoss:
     threshold: ThresholdSplit | None
 
 
-def trained_losses(results: Path, targets: Sequence[str], seed: int) -> tuple[TrainedLoss, ...]:
+def trained_losses(
+    results: Path, samples: Samples, targets: Sequence[str], seed: int
+) -> tuple[TrainedLoss, ...]:
     """Take the losses of all kept networks apart.
 
     Args:
         results: Results of the study.
+        samples: As the study has them now.
         targets: Names of the targets.
         seed: Of the draws.
 
     Returns:
         Nothing where no network has been trained; a target that a network has not seen, or a
-        source without a validation split, gives no row.
+        source without a validation split, gives no row. Nor does a domain whose images or
+        labels are others than the network was trained and asked with, which is logged.
 
     Raises:
         MissingPredictionsError: The file is there and is not one of ours.
@@ -69,13 +77,33 @@ def trained_losses(results: Path, targets: Sequence[str], seed: int) -> tuple[Tr
     path = results / TRAINED_PROBABILITIES
     if not path.exists():
         return ()
-    return tuple(
-        _loss(kept, (backbone, target, *trained), seed)
-        for backbone, kept in read_predictions(path).items()
-        for target in targets
-        for trained in kept.proba
-        if _validation(kept).any() and (kept.domain == target).any()
-    )
+    losses: list[TrainedLoss] = []
+    changed: set[str] = set()
+    for backbone, kept in read_predictions(path).items():
+        others = {d for d in (SOURCE, *targets) if (kept.domain == d).any()}
+        others = {d for d in others if _digest(kept, d) != _digest(samples, d)}
+        changed |= others
+        losses += [
+            _loss(kept, (backbone, target, *trained), seed)
+            for target in targets
+            for trained in kept.proba
+            if not others & {SOURCE, target}
+            and _validation(kept).any()
+            and (kept.domain == target).any()
+        ]
+    if changed:
+        _LOG.warning(
+            "%s is of other images or labels than the study has now (%s), so networks trained "
+            "on images are left out there: run headrace finetune STUDY again",
+            path,
+            ", ".join(sorted(changed)),
+        )
+    return tuple(losses)
+
+
+def _digest(of: Predictions | Samples, domain: str) -> str:
+    rows = np.flatnonzero(of.domain == domain)
+    return digest_rows((bytes(of.key[row]) for row in rows), of.label[rows])
 
 
 def _validation(kept: Predictions) -> NDArray[np.bool_]:
