@@ -61,7 +61,7 @@ def test_the_file_is_tidy_and_says_what_the_report_says(study):
     """results/<name>/heads.json for whoever reads it next."""
     report = compare(study, only("prior", "linear"))
     written = json.loads((study.results / "heads.json").read_text())
-    assert (written["schema"], written["study"], written["positive"]) == (2, "tiny", "b")
+    assert (written["schema"], written["study"], written["positive"]) == (3, "tiny", "b")
     assert set(written["rows"][0]) == {
         "backbone", "head", "seed", "domain", "role", "metric", "value", "seconds",
         "low", "high", "n", "groups", "ci_method",

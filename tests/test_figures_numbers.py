@@ -123,8 +123,9 @@ def test_panels_of_the_waterfall_share_their_lines(tmp_path):
     names = [text.get_text() for text in panels[0].get_yticklabels()]
     places = dict(zip(names, panels[0].get_yticks(), strict=True))
     assert list(panels[1].get_yticks()) == list(panels[0].get_yticks())
-    of_open = {"target, looked at": 18, "target": 22, "target, both halves": 20}
-    for axes, wanted in zip(panels, ({"target": 20}, of_open), strict=True):
+    judged = "target; open: other half"
+    of_open = {"target, looked at": 18, judged: 22, "target, both halves": 20}
+    for axes, wanted in zip(panels, ({judged: 20}, of_open), strict=True):
         bars = {bar.get_y() + bar.get_height() / 2: bar.get_width() for bar in axes.patches}
         for name, width in wanted.items():
             assert bars[places[name]] == pytest.approx(width)

@@ -174,7 +174,7 @@ def _waterfall_panel(
             color=GREY,
             fontsize=SMALL,
         )
-    open_ = {"t_test": "target, other half"} if "t_dev" in names else {}
+    open_ = {"t_test": "target; open: other half"} if "t_dev" in names else {}
     words = [{**_WORDS, **open_}.get(name, name) for name in names]
     axes.set_yticks(list(heights.values()), words if named else [])
     axes.tick_params(axis="y", length=0)
