@@ -17,6 +17,21 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(shape[0], start + step))
 
 
+def rows_in_blocks(
+    X: Any, rows: NDArray[np.intp] | None = None
+) -> Iterator[slice | NDArray[np.intp]]:
+    """What ``X`` is to be indexed with to get a block of its rows after the other.
+
+    Args:
+        X: Shape ``(N, d)``.
+        rows: Row numbers, shape ``(n,)``; None: all.
+    """
+    if rows is None:
+        yield from row_blocks(X.shape)
+    else:
+        yield from (rows[block] for block in row_blocks((len(rows), X.shape[1])))
+
+
 def times(X: NDArray[np.floating], w: NDArray[np.floating]) -> NDArray[np.float64]:
     """``X @ w`` in float64; shapes ``(n, d)`` and ``(d, k)``."""
     found = np.empty((len(X), w.shape[1]))
@@ -44,7 +59,7 @@ def scatter(
         rows: Row numbers, shape ``(n,)``; None: all.
     """
     found = np.zeros((X.shape[1], X.shape[1]))
-    for some in _which(X, rows):
+    for some in rows_in_blocks(X, rows):
         centred = X[some] - middle
         found += centred.T @ centred
     return found
@@ -60,11 +75,4 @@ def predict_in_blocks(
         X: Features, shape ``(N, d)``; whatever gives rows as an array does.
         rows: Row numbers, shape ``(n,)``; None: all.
     """
-    return np.concatenate([head.predict_proba(X[some]) for some in _which(X, rows)])
-
-
-def _which(X: Any, rows: NDArray[np.intp] | None) -> Iterator[slice | NDArray[np.intp]]:
-    if rows is None:
-        yield from row_blocks(X.shape)
-    else:
-        yield from (rows[block] for block in row_blocks((len(rows), X.shape[1])))
+    return np.concatenate([head.predict_proba(X[some]) for some in rows_in_blocks(X, rows)])

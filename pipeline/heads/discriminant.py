@@ -4,21 +4,20 @@ The same answer as scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr")``,
 several copies of the rows of each class, and decomposes a matrix that need only be solved.
 """
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve
-from scipy.special import softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
-from pipeline.heads.blocks import row_blocks, scatter, times
+from pipeline.heads.blocks import rows_in_blocks, scatter
+from pipeline.heads.linear_scores import LinearScores, numbered_classes
 
 LEDOIT_WOLF = "auto"
 
 
-class DiscriminantHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class DiscriminantHead(LinearScores):
     """Gaussian classes with one covariance.
 
     Args:
@@ -47,9 +46,7 @@ class DiscriminantHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         allowed = self.shrinkage == LEDOIT_WOLF
         if not (allowed or (not isinstance(self.shrinkage, str) and 0 < self.shrinkage <= 1)):
             raise ValueError(f"shrinkage {self.shrinkage!r}: allowed are above 0 to 1, or 'auto'")
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:  # noqa: PLR2004 - a choice needs two
-            raise ValueError(f"one class only ({self.classes_[0]!r}); a head needs two or more")
+        self.classes_, labels = numbered_classes(y)
         prior = np.bincount(labels) / len(labels)
         means = np.empty((len(prior), rows.shape[1]))
         covariance = np.zeros((rows.shape[1], rows.shape[1]))
@@ -64,21 +61,6 @@ class DiscriminantHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.coef_, self.intercept_ = coef, intercept
         return self
 
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, dtype=np.float32, reset=False)
-        scores = times(rows, self.coef_.T) + self.intercept_
-        if scores.shape[1] == 1:
-            scores = np.hstack([np.zeros_like(scores), scores])
-        found: NDArray[np.float64] = softmax(scores, axis=1)
-        return found
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Most probable class of each row, shape ``(n,)``."""
-        found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return found
-
 
 class _Class:
     """Mean and scatter of the rows ``at`` of ``X``, in float64."""
@@ -86,12 +68,9 @@ class _Class:
     def __init__(self, X: NDArray[np.float32], at: NDArray[np.intp]) -> None:
         self.X, self.at = X, at
         self.mean = np.zeros(X.shape[1])
-        for rows in self._blocks():
+        for rows in rows_in_blocks(X, at):
             self.mean += X[rows].sum(axis=0, dtype=np.float64) / len(at)
         self.empirical = scatter(X, self.mean, at) / len(at)
-
-    def _blocks(self) -> list[NDArray[np.intp]]:
-        return [self.at[block] for block in row_blocks((len(self.at), self.X.shape[1]))]
 
     def covariance(self, shrinkage: float | str) -> NDArray[np.float64]:
         """Shrunk towards a multiple of the identity; with Ledoit and Wolf, of equal scales."""
@@ -110,7 +89,7 @@ class _Class:
         """The share with the least expected squared error (Ledoit and Wolf 2004, lemma 3.3)."""
         n, d = len(self.at), len(correlation)
         fourth = 0.0
-        for rows in self._blocks():
+        for rows in rows_in_blocks(self.X, self.at):
             squares = np.square((self.X[rows] - self.mean) / scale).sum(axis=1)
             fourth += float(np.square(squares).sum()) / n
         total, trace = float(np.square(correlation).sum()), float(correlation.trace())

@@ -16,14 +16,14 @@ exact. The same code runs on a CPU and on CUDA.
 """
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from pipeline.heads.blocks import times
+from pipeline.heads.linear_scores import LinearScores, probabilities
 from pipeline.heads.newton import FeatureRows, NewtonSolver
 
 
@@ -49,7 +49,7 @@ class Path:
         """Class probabilities ``(V, n, K)`` of features ``(n, d)``."""
         V, K, d = self.coef.shape
         scores = times(X, self.coef.reshape(-1, d).T).reshape(len(X), V, K)
-        return _probabilities(scores.swapaxes(0, 1) + self.intercept[:, None])
+        return probabilities(scores.swapaxes(0, 1) + self.intercept[:, None])
 
 
 def solve_path(  # noqa: PLR0913 - one problem is five arrays and a tolerance
@@ -92,7 +92,7 @@ def solve_path(  # noqa: PLR0913 - one problem is five arrays and a tolerance
     return Path(coef=found[:, :, :-1], intercept=found[:, :, -1], steps=steps)
 
 
-class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LogisticHead(LinearScores):
     """Logistic regression with an L2 penalty: scikit-learn's, by the batched solver.
 
     Args:
@@ -127,32 +127,8 @@ class LogisticHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Scores of features ``(n, d)``: ``(n,)`` for two classes, else ``(n, K)``."""
-        scores = self._scores(X)
+        scores = self.scores(X)
         return scores[:, 0] if scores.shape[1] == 1 else scores
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
-        return _probabilities(self._scores(X))
-
-    def _scores(self, X: ArrayLike) -> NDArray[np.float64]:
-        check_is_fitted(self)
-        rows: NDArray[np.float32] = validate_data(self, X, dtype=np.float32, reset=False)
-        scores: NDArray[np.float64] = times(rows, self.coef_.T) + self.intercept_
-        return scores
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Most probable class of each row, shape ``(n,)``."""
-        found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return found
-
-
-def _probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sigmoid of one score or softmax of several, along the last axis."""
-    if scores.shape[-1] == 1:
-        scores = np.concatenate([np.zeros_like(scores), scores], axis=-1)
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    probabilities: NDArray[np.float64] = scores / scores.sum(axis=-1, keepdims=True)
-    return probabilities
 
 
 def _check_classes(y: NDArray[np.integer], weights: NDArray[np.floating]) -> None:

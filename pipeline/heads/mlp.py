@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.folds import patient_folds
+from pipeline.heads.linear_scores import numbered_classes
 from pipeline.heads.stack import Rows, train_mlps
 from pipeline.heads.trained import MLPSettings, TrainedMLP
 from pipeline.heads.treated import TreatedRows
@@ -99,9 +100,7 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train several heads on the same rows together; each as :meth:`fit` would."""
         for head in heads:
             rows, labels = validate_data(head, X, y, dtype=np.float32)
-            head.classes_, numbers = np.unique(labels, return_inverse=True)
-            if len(head.classes_) < 2:  # noqa: PLR2004 - a choice needs two
-                raise ValueError(f"one class only ({head.classes_[0]!r}); a head needs two or more")
+            head.classes_, numbers = numbered_classes(labels)
         patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
         seen = None if watched is None else Rows(X=watched.X[:], y=watched.y)
         # Each seed holds out patients of its own; heads that never stop share all rows.

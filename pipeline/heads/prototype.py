@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.blocks import times, transposed_times
+from pipeline.heads.linear_scores import numbered_classes
 from pipeline.heads.sigmoid import fit_sigmoid
 
 _TINY = 1e-12
@@ -32,9 +33,7 @@ class PrototypeHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: Not finite, shapes that do not fit, or one class only.
         """
         rows, y = validate_data(self, X, y, dtype=np.float32)
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:  # noqa: PLR2004 - a choice needs two
-            raise ValueError(f"one class only ({self.classes_[0]!r}); a head needs two or more")
+        self.classes_, labels = numbered_classes(y)
         of_class = np.eye(len(self.classes_))[labels]
         share = of_class / _norms(rows)[:, None]
         sums = transposed_times(rows, share).T

@@ -25,6 +25,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.blocks import scatter, times, transposed_times
+from pipeline.heads.linear_scores import numbered_classes
 from pipeline.heads.sigmoid import fit_sigmoid
 
 PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
@@ -171,9 +172,7 @@ class RidgeHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows, y = validate_data(self, X, y, dtype=np.float32)
         if min(self.penalties, default=0) <= 0:
             raise ValueError(f"penalties {self.penalties}: allowed are positive numbers")
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:  # noqa: PLR2004 - a choice needs two
-            raise ValueError(f"one class only ({self.classes_[0]!r}); a head needs two or more")
+        self.classes_, labels = numbered_classes(y)
         targets = np.eye(len(self.classes_))[labels]
         held = None if groups is None else np.asarray(groups)
         path = ridge_path(rows, targets, np.asarray(self.penalties), held)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from sklearn.preprocessing import FunctionTransformer
 
-from pipeline.heads.blocks import row_blocks
+from pipeline.heads.blocks import row_blocks, rows_in_blocks
 
 Which = slice | NDArray[np.intp]
 
@@ -66,6 +66,6 @@ def fit_treatment(treatment: Any, X: NDArray[np.float32], rows: NDArray[np.intp]
     """
     if not hasattr(treatment, "partial_fit"):
         return treatment.fit(X[rows])
-    for block in row_blocks((len(rows), X.shape[1])):
-        treatment.partial_fit(X[rows[block]])
+    for some in rows_in_blocks(X, rows):
+        treatment.partial_fit(X[some])
     return treatment

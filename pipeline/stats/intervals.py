@@ -18,6 +18,8 @@ WeightedStatistic = Callable[[Weights], NDArray[np.float64]]
 
 DRAWS = 2000
 LEVEL = 0.95
+#: Spreads to either side of an estimate, at that level.
+Z = float(norm.isf((1 - LEVEL) / 2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,18 @@ def wilson(hits: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
     """
     if not 0 <= hits <= n or n == 0:
         raise ValueError(f"{hits} hits of {n}: allowed are 0 to n hits of at least 1 trial")
-    z = norm.isf((1 - level) / 2)
-    rate, centre = hits / n, (hits + z * z / 2) / (n + z * z)
+    return score_interval(hits / n, n, norm.isf((1 - level) / 2))
+
+
+def score_interval(rate: float, n: float, z: float = Z) -> tuple[float, float]:
+    """Wilson's interval of a rate, or of another share whose variance is like a rate's.
+
+    Args:
+        rate: In [0, 1].
+        n: Effective number of trials, above 0; need not be whole.
+        z: Half its width in spreads.
+    """
+    centre = (n * rate + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * rate * (1 - rate) + z * z / 4)
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 

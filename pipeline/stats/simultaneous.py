@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from pipeline.stats.intervals import LEVEL
+from pipeline.stats.intervals import LEVEL, Z, score_interval
 
-Z = float(norm.isf((1 - LEVEL) / 2))
 _ALIKE = 1e-12  # a spread that is nothing but rounding
 
 
@@ -67,19 +66,6 @@ class Share:
             return least
         odd = self.estimate * (1 - self.estimate)
         return float(np.clip(odd / spread**2, least, min(size.sum() for size in sizes)))
-
-
-def score_interval(estimate: float, n: float, z: float = Z) -> tuple[float, float]:
-    """Wilson's interval of a rate, or of another share whose variance is like a rate's.
-
-    Args:
-        estimate: In [0, 1].
-        n: Effective number of images, above 0; need not be whole.
-        z: Half its width in spreads.
-    """
-    centre = (estimate + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(estimate * (1 - estimate) / n + (z / (2 * n)) ** 2)
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
 def critical_value(
