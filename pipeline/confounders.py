@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.facts import columns
-from pipeline.finding import OK, WARNING, Finding, cannot_ask, no_labels
+from pipeline.finding import OK, WARNING, Finding, cannot_ask, in_each_domain
 from pipeline.leak_checks import people
 from pipeline.samples import Samples
 from pipeline.shift.probes import Probe, label_probe, source_prediction, weighted_auc
@@ -96,18 +96,15 @@ def check_facts(samples: Samples, facts: NDArray[Any]) -> list[Finding]:
         samples: ``n`` samples.
         facts: Records of dtype ``FACTS``, shape ``(n,)``.
     """
-    findings = []
-    for domain in _domains(samples):
-        rows = samples.domain == domain
-        if not samples.labelled[rows].all():
-            findings.append(no_labels(FACTS_PROBE, domain))
-            continue
+
+    def label_told(domain: str, rows: NDArray[np.bool_]) -> Finding:
         strongest = _strongest(facts[rows], samples.label[rows])
         question = Question(
             check=FACTS_PROBE, where=domain, evidence=f"{_FACTS}{strongest}", too_well=_by_facts
         )
-        evidence = _matrix(facts[rows])
-        findings.append(_answer(question, evidence, samples.label[rows], samples.group[rows]))
+        return _answer(question, _matrix(facts[rows]), samples.label[rows], samples.group[rows])
+
+    findings = in_each_domain(samples, FACTS_PROBE, label_told)
     for target in _targets(samples):
         rows = np.isin(samples.domain, [SOURCE, target])
         question = Question(
@@ -133,15 +130,12 @@ def check_masked(samples: Samples, features: NDArray[np.floating], mask: str) ->
         mask: An entry of ``MASKED``.
     """
     check, evidence = MASKED[mask]
-    findings = []
-    for domain in _domains(samples):
-        rows = samples.domain == domain
-        if not samples.labelled[rows].all():
-            findings.append(no_labels(check, domain))
-            continue
+
+    def label_told(domain: str, rows: NDArray[np.bool_]) -> Finding:
         question = Question(check=check, where=domain, evidence=evidence, too_well=_by_mask)
-        findings.append(_answer(question, features[rows], samples.label[rows], samples.group[rows]))
-    return findings
+        return _answer(question, features[rows], samples.label[rows], samples.group[rows])
+
+    return in_each_domain(samples, check, label_told)
 
 
 def _well(probe: Probe) -> bool:
@@ -217,9 +211,5 @@ def _matrix(facts: NDArray[Any]) -> NDArray[np.float64]:
     return np.stack(list(found.values()), axis=1)
 
 
-def _domains(samples: Samples) -> list[str]:
-    return list(dict.fromkeys(samples.domain.tolist()))
-
-
 def _targets(samples: Samples) -> list[str]:
-    return [name for name in _domains(samples) if name != SOURCE]
+    return [name for name in dict.fromkeys(samples.domain.tolist()) if name != SOURCE]

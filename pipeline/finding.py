@@ -1,10 +1,14 @@
 """What one check of a study found, and how bad it is."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import CheckFailedError, UnknownNameError
+from pipeline.samples import Samples
 
 #: The worst first. A leak makes numbers wrong; a warning says what may explain them; a
 #: note is worth knowing; ok is a check that found nothing.
@@ -57,9 +61,23 @@ def cannot_ask(check: str, where: str, reason: Exception) -> Finding:
     return Finding(check=check, severity=NOTE, where=where, found=f"cannot be asked: {reason}")
 
 
-def no_labels(check: str, where: str) -> Finding:
-    """A note that a check needs labels that nobody has given."""
-    return Finding(check=check, severity=NOTE, where=where, found="not asked: it has no labels")
+def in_each_domain(
+    samples: Samples, check: str, ask: Callable[[str, NDArray[np.bool_]], Finding]
+) -> list[Finding]:
+    """What a check that needs labels finds in each domain; a note where nobody has given any.
+
+    Args:
+        samples: ``n`` samples.
+        check: Which.
+        ask: Of a domain's name and rows, shape ``(n,)``.
+    """
+    rows = {domain: samples.domain == domain for domain in dict.fromkeys(samples.domain.tolist())}
+    return [
+        ask(domain, here)
+        if samples.labelled[here].all()
+        else Finding(check=check, severity=NOTE, where=domain, found="not asked: it has no labels")
+        for domain, here in rows.items()
+    ]
 
 
 def refuse_leaks(findings: Iterable[Finding]) -> None:

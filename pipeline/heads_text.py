@@ -15,8 +15,8 @@ from pipeline.head_report import CompareReport, Row, Table
 from pipeline.names import legible
 from pipeline.pairing import BASELINE, BEST, Pair
 from pipeline.predictions import PROBABILITIES
+from pipeline.scoring import place_in_words
 from pipeline.splits import FIT
-from pipeline.study import SOURCE
 from pipeline.text_table import WIDTH, new_table, render
 
 _METRICS = {"accuracy": "accuracy", "auroc": "AUROC"}
@@ -133,7 +133,7 @@ def _place(table: Table, domain: str, role: str) -> Section:
             f"{rows[head, 'accuracy'].seconds:.1f}",
         )
     one = rows[heads[0], "accuracy"]
-    where = "validation" if domain == SOURCE else domain
+    where = place_in_words(domain, role)
     here = [p for p in table.pairs if (p.domain, p.role) == (domain, role)]
     by_auroc = verdicts("AUROC", [p for p in here if _is(p, "auroc", BASELINE)])
     against_best = verdicts("accuracy", [p for p in here if _is(p, "accuracy", BEST)], " *")
@@ -222,7 +222,7 @@ def _of_seeds(table: Table, places: Sequence[tuple[str, str]]) -> Iterator[Secti
     grid = new_table(["head", "on", "mean", "sd", "beats the baseline"], left=2)
     for s in sorted(rows, key=lambda s: places.index((s.domain, s.role))):
         wins = "" if s.wins is None else f"{s.wins:.2f} [{s.wins_low:.2f}, {s.wins_high:.2f}]"
-        where = "validation" if s.domain == SOURCE else s.domain
+        where = place_in_words(s.domain, s.role)
         grid.add_row(s.head, where, f"{s.mean:.3f} {_bounds(s.low, s.high)}", f"{s.sd:.3f}", wins)
     title = f"Accuracy over {rows[0].seeds} trainings, intervals over seeds and patients"
     yield Section(question="How much does the seed matter?", lines=(title,), grid=grid)

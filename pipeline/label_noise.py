@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
-from pipeline.finding import NOTE, OK, Finding, cannot_ask, no_labels
+from pipeline.finding import NOTE, OK, Finding, cannot_ask, in_each_domain
 from pipeline.heads.folds import patient_folds
 from pipeline.samples import Samples
 from pipeline.shift.adaptation import Source
@@ -54,14 +54,11 @@ def check_labels(samples: Samples, features: NDArray[np.floating]) -> list[Findi
         samples: ``n`` samples.
         features: Shape ``(n, d)``.
     """
-    found = []
-    for domain in dict.fromkeys(samples.domain.tolist()):
-        rows = samples.domain == domain
-        if not samples.labelled[rows].all():
-            found.append(no_labels(LABELS, domain))
-            continue
-        found.append(_read_again(domain, samples.where(rows), features[rows]))
-    return found
+    return in_each_domain(
+        samples,
+        LABELS,
+        lambda domain, rows: _read_again(domain, samples.where(rows), features[rows]),
+    )
 
 
 def _read_again(domain: str, samples: Samples, features: NDArray[np.floating]) -> Finding:
@@ -102,12 +99,8 @@ def _out_of_fold(
             f"(p {able.p:.3f} by relabelling patients)"
         )
     source = Source(features=features, labels=labels, groups=groups)
-    proba = np.zeros((len(labels), source.prior.size))
     # Stratified: a head that saw no patient of a class would be sure of the others.
-    for seen, held in patient_folds(labels, groups, seed=0):
-        head = source.fit(source.standard[seen], labels=labels[seen])
-        proba[np.ix_(held, head.classes_)] = head.predict_proba(source.standard[held])
-    return proba
+    return source.held_out(patient_folds(labels, groups, seed=0))
 
 
 def _finding(domain: str, n: int, images: list[Image]) -> Finding:

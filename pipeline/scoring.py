@@ -19,6 +19,7 @@ from pipeline.stats import (
     wilson,
 )
 from pipeline.stats.intervals import DRAWS, WeightedStatistic
+from pipeline.study import SOURCE
 
 Proba = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -28,6 +29,11 @@ Key = TypeVar("Key", bound=Hashable)
 NO_INTERVAL = "none"
 _BINARY = 2
 _UNKNOWN = (float("nan"), float("nan"), NO_INTERVAL)
+
+
+def place_in_words(domain: str, role: str) -> str:
+    """A place where something was judged, as tables call it: the role, or the target."""
+    return role if domain == SOURCE else domain
 
 
 @dataclass(frozen=True, kw_only=True)

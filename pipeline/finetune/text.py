@@ -3,6 +3,7 @@
 from pipeline.finetune.comparison import Domain, PairRow, Row
 from pipeline.finetune.stage import ComparisonReport
 from pipeline.names import legible
+from pipeline.scoring import place_in_words
 from pipeline.study import SOURCE
 from pipeline.text_table import new_table, number, render
 
@@ -28,7 +29,7 @@ def comparison_text(report: ComparisonReport) -> str:
 
 def _scores(report: ComparisonReport) -> str:
     domains = dict.fromkeys((d.domain, d.role) for row in report.rows for d in row.domains)
-    titles = [role if domain == SOURCE else domain for domain, role in domains]
+    titles = [place_in_words(*place) for place in domains]
     found = new_table(["backbone", "method", *titles], left=2)
     for row in report.rows:
         by_place = {(d.domain, d.role): d for d in row.domains}

@@ -23,16 +23,11 @@ from pipeline.report.blocks import (
 )
 from pipeline.report.figures import pictures
 from pipeline.report.records import Records
+from pipeline.scoring import place_in_words
 from pipeline.splits import FIT
-from pipeline.study import SOURCE
 
 #: Stands for the backbone of networks that are trained from nothing.
 _OWN = "pixels"
-
-
-def place_name(domain: str, role: str) -> str:
-    """A place where something was judged, as tables call it."""
-    return role if domain == SOURCE else domain
 
 
 def audit_chapter(records: Records) -> Chapter:
@@ -101,7 +96,7 @@ def heads_chapter(records: Records, report: CompareReport) -> Chapter:
 
 
 def _of_heads(rows: Sequence[Row]) -> dict[str, str]:
-    where = dict.fromkeys(place_name(r.domain, r.role) for r in rows if r.role != FIT)
+    where = dict.fromkeys(place_in_words(r.domain, r.role) for r in rows if r.role != FIT)
     heads = {row.head.removesuffix(ENSEMBLE) for row in rows}
     return {"what": f"{len(heads)} heads", "where": listed(list(where))}
 
@@ -129,12 +124,12 @@ def finetune_chapter(records: Records) -> Chapter:
 
 def _places(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = ((d["domain"], d["role"]) for row in rows for d in row["domains"] if d["role"] != FIT)
-    return list(dict.fromkeys(place_name(*where) for where in found))
+    return list(dict.fromkeys(place_in_words(*where) for where in found))
 
 
 def _scores(rows: Sequence[Mapping[str, Any]], metric: str, caption: str) -> Grid:
     def score(row: Mapping[str, Any], where: str) -> str:
-        found = {place_name(d["domain"], d["role"]): d["metrics"] for d in row["domains"]}
+        found = {place_in_words(d["domain"], d["role"]): d["metrics"] for d in row["domains"]}
         one = found.get(where, {}).get(metric)
         return "-" if one is None else with_interval(one["value"], one["low"], one["high"])
 
@@ -180,7 +175,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]]) -> Iterator[Grid]:
     shown = [pair for pair in pairs if pair["metric"] == "accuracy"]
     for group in dict.fromkeys((p["baseline"], p["backbone"], p["seed"]) for p in shown):
         here = [p for p in shown if (p["baseline"], p["backbone"], p["seed"]) == group]
-        cells = {(p["head"], place_name(p["domain"], p["role"])): _compared(p) for p in here}
+        cells = {(p["head"], place_in_words(p["domain"], p["role"])): _compared(p) for p in here}
         where = list(dict.fromkeys(place for _, place in cells))
         yield Grid(
             caption=f"Points of accuracy against {group[0]} on the same images, with 95 % "

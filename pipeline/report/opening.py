@@ -12,8 +12,8 @@ from pipeline.heads_text import head_name, honest_lines, verdicts, with_interval
 from pipeline.pairing import Pair
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of
 from pipeline.report.records import STAGES, Records, places
+from pipeline.scoring import place_in_words
 from pipeline.splits import FIT
-from pipeline.study import SOURCE
 
 #: A verdict has a sentence for each of its rules.
 _SENTENCE_ENDS = re.compile(r"(?<=\.) (?=[A-Z0-9])")
@@ -166,7 +166,7 @@ def _best(report: CompareReport) -> Iterator[Grid]:
             columns=(
                 ("backbone", False),
                 ("head", False),
-                *((role if domain == SOURCE else domain, True) for domain, role in domains),
+                *((place_in_words(*place), True) for place in domains),
             ),
             rows=tuple(
                 (name, head_name(head), *(cell(name, place) for place in domains))
@@ -179,7 +179,7 @@ def _finetune(values: dict[str, Any]) -> Iterator[Block]:
     """Each place against the frozen probe, in words."""
     by_place: dict[tuple[str, str, str], list[Pair]] = {}
     for one in values["pairs"]:
-        where = "validation" if one["domain"] == SOURCE else one["domain"]
+        where = place_in_words(one["domain"], one["role"])
         if one["baseline"] == BASELINE and one["metric"] == "accuracy":
             place = (one["backbone"], f"seed {one['seed']}", where)
             fields = {k: v for k, v in one.items() if k not in ("backbone", "seed")}

@@ -11,7 +11,7 @@ from pipeline.errors import MissingPredictionsError
 from pipeline.figures.reports import read_report
 from pipeline.predictions import read_predictions
 from pipeline.report.figures import drawn
-from pipeline.shift.provenance import digest_rows
+from pipeline.shift.provenance import digest_of_domain
 from pipeline.study import SOURCE, Study
 
 
@@ -206,9 +206,7 @@ def _digests(records: Records, name: str) -> _Digests:
         return found
     for backbone, kept in read_predictions(records.results / file).items():
         for domain in dict.fromkeys(kept.domain.tolist()):
-            rows = kept.domain == domain
-            keys = (key.tobytes() for key in kept.key[rows])
-            found[backbone, domain] = digest_rows(keys, kept.label[rows])
+            found[backbone, domain] = digest_of_domain(kept, domain)
     return found
 
 

@@ -5,7 +5,7 @@ which a label of the target could reach it.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -258,8 +258,18 @@ class Source:
     def out_of_fold(self) -> NDArray[np.float64]:
         """Shape (n, K): probabilities of heads that did not see the row's patient."""
         n_folds = min(self.settings.calibration_folds, np.unique(self.groups).size)
+        return self.held_out(GroupKFold(n_folds).split(self.standard, groups=self.groups))
+
+    def held_out(
+        self, folds: Iterable[tuple[NDArray[np.intp], NDArray[np.intp]]]
+    ) -> NDArray[np.float64]:
+        """Shape (n, K): probabilities of each row by a head that was fitted without its fold.
+
+        Args:
+            folds: Row numbers (in, out); each row is out once.
+        """
         probabilities = np.zeros((len(self.labels), self.prior.size))
-        for fit, held in GroupKFold(n_folds).split(self.standard, groups=self.groups):
+        for fit, held in folds:
             head = self.fit(self.standard[fit], labels=self.labels[fit])
             probabilities[np.ix_(held, head.classes_)] = head.predict_proba(self.standard[held])
         return probabilities

@@ -12,6 +12,7 @@ from pipeline.joined import JoinedFeatures
 from pipeline.predictions import Predictions, predictions_of
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
+from pipeline.shift.sides import ask
 from pipeline.study import SOURCE
 
 _BINS = 24
@@ -96,7 +97,7 @@ def head_predictions(
             their split is called ``dev``, so that it can be seen which images they are.
     """
     here = joined.samples.domain == SOURCE
-    proba = np.asarray(source.head.predict_proba(source.standardise(joined.X)), np.float64)
+    proba = ask(source, joined.X)
     proba[here] = source.out_of_fold
     split = joined.samples.split.copy()
     for name, mine in dev.items():

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.finding import OK, Finding
 from pipeline.joined import JoinedFeatures
+from pipeline.predictions import Predictions
+from pipeline.samples import Samples
 from pipeline.shift.cohorts import Cohort
 from pipeline.study import SOURCE
 
@@ -171,6 +173,17 @@ def digest_rows(keys: Iterable[bytes], labels: NDArray[np.integer]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def digest_of_domain(images: Samples | Predictions, domain: str) -> str:
+    """The same of a domain, by the keys and labels that samples and kept predictions have.
+
+    Args:
+        images: Of a study.
+        domain: Its name.
+    """
+    rows = np.flatnonzero(images.domain == domain)
+    return digest_rows((bytes(images.key[row]) for row in rows), images.label[rows])
+
+
 def inputs_of(
     joined: JoinedFeatures, target: str, labels: NDArray[np.integer], plan: str | None
 ) -> dict[str, Any]:
@@ -183,10 +196,10 @@ def inputs_of(
         plan: Digest of the fixes' plan; None where no fix is scored.
     """
     samples = joined.samples
-    here, there = (samples.where(samples.domain == name) for name in (SOURCE, target))
+    there = np.flatnonzero(samples.domain == target)
     return {
-        "source": digest_rows(here.key, here.label),
-        "target": digest_rows(there.key, labels),
+        "source": digest_of_domain(samples, SOURCE),
+        "target": digest_rows((samples.key[row] for row in there), labels),
         "recipes": [store.recipe.fingerprint for store in joined.stores],
         "plan": plan,
     }

@@ -169,7 +169,6 @@ def _family(finding: Finding) -> str:
 
 def _ng_json(roles: RoleReport) -> dict[str, Any]:
     """Errors by role under ``ng``, the steps between them under ``gaps``."""
-    steps = {**roles.table.chain, **roles.table.transfer}
     return {
         "ng": {
             "human": roles.human,
@@ -183,7 +182,7 @@ def _ng_json(roles: RoleReport) -> dict[str, Any]:
                 "ci_retrain": plain(roles.ci_retrain.get(name)),
                 "p_largest": gap.p_largest,
             }
-            for name, gap in steps.items()
+            for name, gap in roles.table.steps.items()
         },
         "ng_notes": list(roles.notes),
         "not_identifiable": dict(roles.table.not_identifiable),

@@ -115,7 +115,7 @@ def _cell(value: Record | None) -> str:
 
 
 def _sentences(table: Record) -> Iterable[str]:
-    by_name = {group["name"]: group["metrics"] for group in table["groups"]}
+    by_name = _metrics(table)
     for metric, worst in table["worst"].items():
         value = by_name[worst][metric]
         low, high = value["simultaneous"]
@@ -129,6 +129,11 @@ def _sentences(table: Record) -> Iterable[str]:
             if name != worst and metric in values and (values[metric]["rest"] or {}).get("below")
         ]:
             yield f"{METRICS[metric]}: also below the rest: {', '.join(others)}"
+
+
+def _metrics(table: Record) -> dict[str, Record]:
+    """By group."""
+    return {group["name"]: group["metrics"] for group in table["groups"]}
 
 
 def _shown(name: str) -> str:
@@ -164,7 +169,7 @@ def subgroup_lines(target: Record) -> list[str]:
     for table in (one for one in tables if one["domain"] == domain):
         present = [group for group in table["groups"] if group["images"]]
         few += [f"{legible(table['attribute'])} {one}" for one in map(_few, present) if one]
-        by_name = {group["name"]: group["metrics"] for group in table["groups"]}
+        by_name = _metrics(table)
         for metric, worst in table["worst"].items():
             value = by_name[worst][metric]
             once, rest = value["simultaneous"], value["rest"]

@@ -136,7 +136,7 @@ def _roles_table(roles: RoleReport) -> str:
         table.add_row("error human, as given", _percent(roles.human))
     for role, error in roles.table.errors.items():
         table.add_row(f"error {role}", _percent(error.estimate), _span(error.low, error.high))
-    for step, gap in {**roles.table.chain, **roles.table.transfer}.items():
+    for step, gap in roles.table.steps.items():
         again = roles.ci_retrain.get(step)
         share = "-" if gap.p_largest is None else f"{100 * gap.p_largest:.0f} %"
         refitted = "-" if again is None else _span(*again)

@@ -19,7 +19,7 @@ from pipeline.shift.cohorts import Cohort
 from pipeline.shift.decompose import DecomposeSettings, kitagawa, threshold_terms
 from pipeline.shift.gaps import Gap, single_gap
 from pipeline.shift.labelled import labelled
-from pipeline.shift.provenance import digest_rows
+from pipeline.shift.provenance import digest_of_domain
 from pipeline.shift.threshold import ThresholdSplit
 from pipeline.splits import VALIDATION
 from pipeline.study import SOURCE
@@ -77,11 +77,12 @@ def trained_losses(
     path = results / TRAINED_PROBABILITIES
     if not path.exists():
         return ()
+    now = {domain: digest_of_domain(samples, domain) for domain in (SOURCE, *targets)}
     losses: list[TrainedLoss] = []
     changed: set[str] = set()
     for backbone, kept in read_predictions(path).items():
-        others = {d for d in (SOURCE, *targets) if (kept.domain == d).any()}
-        others = {d for d in others if _digest(kept, d) != _digest(samples, d)}
+        there = [domain for domain in now if (kept.domain == domain).any()]
+        others = {domain for domain in there if digest_of_domain(kept, domain) != now[domain]}
         changed |= others
         losses += [
             _loss(kept, (backbone, target, *trained), seed)
@@ -99,11 +100,6 @@ def trained_losses(
             ", ".join(sorted(changed)),
         )
     return tuple(losses)
-
-
-def _digest(of: Predictions | Samples, domain: str) -> str:
-    rows = np.flatnonzero(of.domain == domain)
-    return digest_rows((bytes(of.key[row]) for row in rows), of.label[rows])
 
 
 def _validation(kept: Predictions) -> NDArray[np.bool_]:
