@@ -78,10 +78,15 @@ def _reported(error: Exception) -> _Reported:
 
 
 def _log_to_stderr() -> None:
+    said = set()  # a stage gathers its samples for each backbone, and would say all again
+
     class _Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             prefix = "warning: " if record.levelno >= logging.WARNING else ""
-            click.echo(prefix + record.getMessage(), err=True)
+            line = prefix + record.getMessage()
+            if line not in said:
+                click.echo(line, err=True)
+            said.add(line)
 
     for name in ("cache", "pipeline"):
         logger = logging.getLogger(name)

@@ -15,15 +15,17 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.facts import columns
-from pipeline.finding import OK, WARNING, Finding, cannot_ask, in_each_domain
+from pipeline.finding import NOTE, OK, WARNING, Finding, cannot_ask, in_each_domain
 from pipeline.leak_checks import people
 from pipeline.samples import Samples
 from pipeline.shift.probes import Probe, label_probe, source_prediction, weighted_auc
 from pipeline.study import SOURCE
 
 HOSPITAL, FACTS_PROBE, FACTS_HOSPITAL = "hospital", "facts", "hospital from facts"
-#: Above this AUC a hospital can be told so well that features may stand for it.
+#: Above this AUC, if its interval excludes one half, a hospital can be told so well that
+#: features may stand for it.
 _TOLD = 0.9
+_TOO_FEW = "; too few patients to say"
 #: A label that the facts tell: lower end of the AUC's interval.
 _FACTS_TELL = 0.55
 #: A label that a masked picture tells: the AUC, if its interval excludes one half.
@@ -70,13 +72,15 @@ def _told_apart(
     classes = "; ".join(f"{name} {probe.text}" for name, probe in inside.items())
     if not samples.labelled[rows].all():
         classes = f"{target} has no labels, so not by class"
-    warn = any(_well(probe) for probe in (told.overall, *inside.values()))
+    probes = (told.overall, *inside.values())
+    warn = any(_well(probe) for probe in probes)
+    unsure = not warn and any(_open(probe) for probe in probes)
     return Finding(
         check=HOSPITAL,
-        severity=WARNING if warn else OK,
+        severity=_severity(warn=warn, unsure=unsure),
         where=where,
         found=f"the features of {backbone} tell them apart with AUC {told.overall.text}; inside "
-        f"the classes: {classes or 'too few patients'}",
+        f"the classes: {classes or 'too few patients'}{_TOO_FEW if unsure else ''}",
         advice="The hospitals look different to the network; what a head learned may be about "
         "the hospital. headrace shift says what it costs"
         if warn
@@ -139,7 +143,16 @@ def check_masked(samples: Samples, features: NDArray[np.floating], mask: str) ->
 
 
 def _well(probe: Probe) -> bool:
-    return probe.auc > _TOLD
+    return probe.auc > _TOLD and probe.low > 1 / 2
+
+
+def _open(probe: Probe) -> bool:
+    """Both that nothing is told and that it is told well are within the interval."""
+    return probe.low <= 1 / 2 and probe.high > _TOLD
+
+
+def _severity(*, warn: bool, unsure: bool) -> str:
+    return WARNING if warn else NOTE if unsure else OK
 
 
 def _by_facts(probe: Probe) -> bool:
@@ -177,12 +190,14 @@ def _answer(
     except StudyError as reason:
         return cannot_ask(question.check, question.where, reason)
     warn = question.too_well(probe)
+    unsure = not warn and _open(probe)
+    can = "can" if warn else "may or may not" if unsure else "can hardly"
     return Finding(
         check=question.check,
-        severity=WARNING if warn else OK,
+        severity=_severity(warn=warn, unsure=unsure),
         where=question.where,
-        found=f"{question.told} can {'' if warn else 'hardly '}be told from {question.evidence}: "
-        f"AUC {probe.text}",
+        found=f"{question.told} {can} be told from {question.evidence}: AUC {probe.text}"
+        f"{_TOO_FEW if unsure else ''}",
         advice=question.advice if warn else "",
         values=vars(probe),
     )

@@ -17,7 +17,7 @@ from pipeline.pairing import BASELINE, BEST, Pair
 from pipeline.predictions import PROBABILITIES
 from pipeline.scoring import place_in_words
 from pipeline.splits import FIT
-from pipeline.text_table import WIDTH, new_table, render
+from pipeline.text_table import WIDTH, new_table, p_text, render
 
 _METRICS = {"accuracy": "accuracy", "auroc": "AUROC"}
 _WORDS = ("better", "worse", "equivalent", "inconclusive")
@@ -209,11 +209,6 @@ def points_text(difference: float, low: float, high: float) -> str:
     return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def p_text(p: float) -> str:
-    """Three digits, and never the claim that it is zero."""
-    return "<.001" if p < 0.001 else f"{p:.3f}"  # noqa: PLR2004
-
-
 def _of_seeds(table: Table, places: Sequence[tuple[str, str]]) -> Iterator[Section]:
     """How far trainings of one kind of head lie apart."""
     rows = [s for s in table.seed_spread if s.metric == "accuracy"]
@@ -224,7 +219,10 @@ def _of_seeds(table: Table, places: Sequence[tuple[str, str]]) -> Iterator[Secti
         wins = "" if s.wins is None else f"{s.wins:.2f} [{s.wins_low:.2f}, {s.wins_high:.2f}]"
         where = place_in_words(s.domain, s.role)
         grid.add_row(s.head, where, f"{s.mean:.3f} {_bounds(s.low, s.high)}", f"{s.sd:.3f}", wins)
-    title = f"Accuracy over {rows[0].seeds} trainings, intervals over seeds and patients"
+    title = (
+        f"Accuracy over {rows[0].seeds} trainings; intervals over seeds and patients, "
+        "of wins over seeds"
+    )
     yield Section(question="How much does the seed matter?", lines=(title,), grid=grid)
 
 

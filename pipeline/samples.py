@@ -20,7 +20,7 @@ from pipeline.keys import KeyIndex
 from pipeline.names import legible
 from pipeline.progress import Progress
 from pipeline.sources import Item, read, scan, scan_unlabelled
-from pipeline.splits import TARGET, join_duplicates, patient_of, split_by_patient
+from pipeline.splits import FIT, TARGET, join_duplicates, patient_of, split_by_patient
 from pipeline.study import SOURCE, Domain, Study
 
 _LOG = logging.getLogger(__name__)
@@ -245,7 +245,23 @@ def _left_over(study: Study, samples: Samples, skipped: Sequence[Skip]) -> Sampl
     names = [samples.name_of(row) for row in range(len(samples))]
     stay = kept(names, study.exclude, {_name(skip.domain, skip.path) for skip in skipped})
     _LOG.warning("%d images are left out, as %s says", int((~stay).sum()), study.exclude)
+    _check_some_stay(study, samples, stay)
     return samples.where(stay)
+
+
+def _check_some_stay(study: Study, samples: Samples, stay: NDArray[np.bool_]) -> None:
+    parts = {f"image of {name}": samples.domain == name for name in np.unique(samples.domain)}
+    fit = samples.split == FIT
+    parts |= {
+        f"image of class {legible(name)} that heads are fitted to": fit & (samples.label == k)
+        for k, name in enumerate(samples.classes)
+    }
+    for what, rows in parts.items():
+        if rows.any() and not stay[rows].any():
+            raise NoImagesError(
+                f"exclude: {study.exclude} leaves out all {int(rows.sum())} and so every {what}; "
+                "take some of its lines out, or the domain or class out of the study"
+            )
 
 
 def _domain_columns(

@@ -32,7 +32,8 @@ class SeedSpread:
         ci_method: How that interval was made.
         baseline: What it is compared with; None if that is not among the heads.
         wins: P(A > B): share of the trainings that beat the baseline's of the same
-            seed (a tie is half); ``wins_low`` and ``wins_high`` its 95 % interval.
+            seed (a tie is half); ``wins_low`` and ``wins_high`` its 95 % interval over
+            seeds, on these patients.
     """
 
     head: str
@@ -78,7 +79,7 @@ def seed_spread(
             if len(each) > 1 and np.isfinite(values[head]).all():
                 rng = place.rng("seeds")
                 mean = two_way_interval(each, place.group, rng, draws=draws)
-                wins = _wins(values, head, baseline, place)
+                wins = _wins(values, head, baseline)
                 found.append(_row(place, (head, metric, baseline), values[head], mean, wins))
     return found
 
@@ -87,11 +88,11 @@ def _values(place: Place, each: Sequence[WeightedStatistic]) -> Values:
     return np.array([on_all_rows(statistic, len(place.label)) for statistic in each])
 
 
-def _wins(values: Mapping[str, Values], head: str, baseline: str, place: Place) -> Interval | None:
+def _wins(values: Mapping[str, Values], head: str, baseline: str) -> Interval | None:
     if head == baseline or baseline not in values:
         return None
     against = np.resize(values[baseline], len(values[head]))  # one value serves every seed
-    return probability_better(values[head], against, place.rng("wins"))
+    return probability_better(values[head], against)
 
 
 def _row(

@@ -11,10 +11,17 @@ WIDTH = 120
 
 
 def new_table(columns: Sequence[str], *, left: int) -> Table:
-    """An empty table; the first ``left`` columns hold words, the others numbers."""
+    """An empty table; the first ``left`` columns hold words, the others numbers.
+
+    Where the terminal is too narrow words are broken into lines, for a number that lacks
+    digits is another number.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", no_wrap=True)
+        if number < left:
+            table.add_column(column, justify="left", overflow="fold")
+        else:
+            table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
@@ -29,3 +36,8 @@ def render(table: Table) -> str:
 def number(value: float | None) -> str:
     """Three digits; a dash for what is not known."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def p_text(p: float | None) -> str:
+    """Three digits, and never the claim that it is zero; a dash for what is not known."""
+    return "<.001" if p is not None and p < 0.001 else number(p)  # noqa: PLR2004

@@ -14,12 +14,13 @@ from sklearn.metrics import roc_auc_score
 from pipeline import backbones
 from pipeline.audit import AuditOptions, audit, probed
 from pipeline.audit_text import audit_text
-from pipeline.confounders import MASKED, check_masked
+from pipeline.confounders import MASKED, check_facts, check_hospital, check_masked
 from pipeline.contact_sheet import SIDE, SheetPair, draw
 from pipeline.engines import EngineChoice
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
 from pipeline.exclusions import read_exclusions
 from pipeline.extract import ExtractOptions, extract
+from pipeline.facts import FACTS
 from pipeline.facts_index import FactsIndex, measure_missing
 from pipeline.finding import LEAK, NOTE, OK, WARNING, Finding, refuse_leaks
 from pipeline.hospital import Hospital, Shot, expose
@@ -301,6 +302,39 @@ def test_a_planted_marker_is_found_in_the_corners_and_at_the_border(marker_backb
         assert found[check].values["auc"] > 0.95, check
         assert found[check].severity == WARNING
     assert "can be told from the four corners alone" in " ".join(audit_text(report).split())
+
+
+def test_what_few_patients_cannot_show_is_no_warning(study_file):
+    """Three images can always be told from 80 by something: a note, and that they are few."""
+    for kind, keep in (("a", 2), ("b", 1)):
+        for image in sorted(Path("there", kind).iterdir())[keep:]:
+            image.unlink()
+    study = load_study(study_file)
+    study = replace(study, targets=(replace(study.targets[0], group=None),))
+    samples, _ = load_samples(study)
+    there = samples.domain == "there"
+    apart = np.random.default_rng(0).normal(size=(len(samples), 2)) + 4 * there[:, None]
+    (hospital,) = check_hospital(samples, apart, "tiny")
+    facts = np.zeros(len(samples), FACTS)
+    facts["height"] = facts["width"] = facts["file_bytes"] = 40
+    facts["mean"] = apart[:, 0]
+    *_, stored = check_facts(samples, facts)
+    for found in (hospital, stored):
+        assert found.where == "source and there"
+        assert found.values["auc"] > 0.9
+        assert (found.severity, found.advice) == (NOTE, "")
+        assert found.found.endswith("too few patients to say")
+    assert "may or may not be told" in stored.found
+
+
+def test_warnings_are_said_once(study_file):
+    """Each backbone gathers the samples anew, and each would say it of each domain."""
+    text = study_file.read_text().replace("group = '^(p\\d+)'\n", "")
+    study_file.write_text(text)
+    run("features", study_file, *ENGINE)
+    said = run("audit", study_file, "--probes", *ENGINE).stderr.splitlines()
+    about = [line for line in said if "no `group` pattern" in line]
+    assert [line.split(":")[1].strip() for line in about] == ["source", "there"]
 
 
 def test_without_a_marker_corners_and_border_tell_nothing(marker_backbone, films):

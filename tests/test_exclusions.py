@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import ImageError, StudyError
+from pipeline.errors import ImageError, NoImagesError, StudyError
 from pipeline.exclusions import as_file, kept, read_exclusions
 from pipeline.samples import load_samples
 from pipeline.sources import read
@@ -53,6 +53,27 @@ def test_the_name_that_is_printed_is_the_line_that_leaves_an_image_out(study_fil
     after, _ = load_samples(excluding(study_file, as_file(gone).decode()))
     assert len(after) == len(before) - len(odd)
     assert not {after.name_of(row) for row in range(len(after))} & set(gone)
+
+
+@pytest.mark.parametrize(
+    ("gone", "what"),
+    [
+        (lambda s: s.domain == "there", "leaves out all 20 and so every image of there"),
+        (
+            lambda s: (s.split == "fit") & (s.label == 1),
+            "every image of class b that heads are fitted to",
+        ),
+    ],
+)
+def test_a_list_that_empties_a_domain_or_a_class_is_refused_and_named(study_file, gone, what):
+    """Not the stage that would miss the images."""
+    before, _ = load_samples(load_study(study_file))
+    names = [before.name_of(row) for row in np.flatnonzero(gone(before))]
+    study = excluding(study_file, as_file(names).decode())
+    with pytest.raises(
+        NoImagesError, match=rf"exclude: .*not\.txt .*{what}.*take some of its lines"
+    ):
+        load_samples(study)
 
 
 def test_a_contradicting_copy_can_be_left_out(study_file):

@@ -106,6 +106,15 @@ def test_verdicts_by_auroc_and_against_the_best_take_a_line():
     assert " accuracy against lda *: worse: knn" in lines
 
 
+def test_long_names_are_broken_before_a_number_is():
+    """A p-value without its last digit is another one."""
+    name = "standardised_features_then_gradient_boosting_with_many_small_trees"
+    lines = lines_of(rows=(row(name, 0.8), row("linear", 0.9)), pairs=(pair(name, -0.1),))
+    assert any("-10.0 [-12.0, -8.0]   <.001   worse" in line for line in lines)
+    firsts = [line.split()[0] for line in lines if line.strip()]
+    assert "".join(word for word in firsts if word in name).endswith(name)
+
+
 def test_a_baseline_that_was_not_fitted_is_said():
     """Rather than columns that are empty for no reason."""
     without = lines_of(rows=(row("lda", 0.8),))
@@ -123,6 +132,7 @@ def test_what_the_seeds_do_is_shown_with_the_chance_to_win():
     alone = replace(one, head="forest", baseline=None, wins=None)
     text = "\n".join(lines_of(seed_spread=(one, alone)))
     assert "over 10 trainings" in text
+    assert "of wins over seeds" in text
     assert "0.900 [.850, .950]   0.012    0.70 [0.40, 1.00]" in text
 
 

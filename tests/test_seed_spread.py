@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.seed_spread import seed_spread
 from pipeline.stats import WEIGHTED, two_way_interval
+from pipeline.stats.intervals import wilson
 from tests.score_heads import head, place
 
 
@@ -38,7 +39,8 @@ def test_a_training_wins_against_that_of_the_same_seed():
     assert wins["good", "accuracy"] == wins["good", "auroc"] == 1
     assert wins["bad", "accuracy"] is None
     against = seed_spread(where, {"good": good, "one": bad[:1]}, "one", draws=100)
-    assert {(r.wins, r.wins_low, r.wins_high, r.baseline) for r in against} == {(1, 1, 1, "one")}
+    assert {(r.wins, r.wins_high, r.baseline) for r in against} == {(1, 1, "one")}
+    assert [r.wins_low for r in against] == pytest.approx([wilson(3, 3)[0]] * len(against))
 
 
 def test_without_the_baseline_nothing_is_won():

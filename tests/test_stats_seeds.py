@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from pipeline.stats import (
     bootstrap_interval,
@@ -17,27 +17,40 @@ def test_the_share_of_seeds_won_counts_a_tie_half():
     """Three wins, one tie, one loss of five."""
     a = np.array([0.9, 0.8, 0.7, 0.6, 0.5])
     b = np.array([0.8, 0.7, 0.6, 0.6, 0.6])
-    found = probability_better(a, b, np.random.default_rng(0))
+    found = probability_better(a, b)
     assert found.estimate == pytest.approx(0.7)
-    assert (found.n, found.groups, found.method) == (5, 5, "seed bootstrap")
-    there = probability_better(b, a, np.random.default_rng(0))
+    assert (found.n, found.groups, found.method) == (5, 5, "Wilson, over seeds")
+    there = probability_better(b, a)
     assert there.estimate == pytest.approx(0.3)
     assert (there.low, there.high) == pytest.approx((1 - found.high, 1 - found.low))
 
 
-def test_winning_always_or_never_is_certain_as_far_as_these_seeds_go():
-    """All draws agree."""
-    a = np.linspace(0.8, 0.9, 10)
-    found = probability_better(a, a - 0.01, np.random.default_rng(0))
-    assert (found.low, found.estimate, found.high) == (1, 1, 1)
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_winning_under_every_seed_is_not_certainty(seeds):
+    """As sure as so many hits in a row, the more seeds the surer."""
+    a = np.linspace(0.8, 0.9, seeds)
+    found = probability_better(a, a - 0.01)
+    hits = binomtest(seeds, seeds).proportion_ci(method="wilson")
+    assert (found.low, found.estimate, found.high) == pytest.approx((hits.low, 1, 1))
+
+
+@pytest.mark.parametrize(("better", "tie"), [(0.9, 0.0), (0.5, 0.0), (0.6, 0.3)])
+def test_the_interval_covers_the_share_of_all_trainings(better, tie):
+    """In 95 % of samples of ten seeds or more, however seldom A loses."""
+    rng, true = np.random.default_rng(3), better + tie / 2
+    drawn = rng.random((2000, 10))
+    a = np.where(drawn < better, 1.0, np.where(drawn < better + tie, 0.0, -1.0))
+    bounds = [(f.low, f.high) for f in (probability_better(one, np.zeros(10)) for one in a)]
+    low, high = np.transpose(bounds)
+    assert np.mean((low <= true) & (true <= high)) > 0.92
 
 
 def test_unpaired_seeds_are_refused():
     """Ten seeds of one head and nine of the other compare different things."""
     with pytest.raises(ValueError, match=r"same seeds for both; got shapes \(10,\) and \(9,\)"):
-        probability_better(np.ones(10), np.ones(9), np.random.default_rng(0))
+        probability_better(np.ones(10), np.ones(9))
     with pytest.raises(ValueError, match="one score of each head"):
-        probability_better(np.ones(0), np.ones(0), np.random.default_rng(0))
+        probability_better(np.ones(0), np.ones(0))
 
 
 def world(rng, seeds: int = 20, patients: int = 50, between: float = 0.5):

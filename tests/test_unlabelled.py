@@ -255,6 +255,33 @@ def test_shift_foretells_and_names_what_needs_labels(study):
     assert rows["ng"] == rows["fixes"] == {"there"}
 
 
+@pytest.mark.parametrize("few", ["there", "far"])
+def test_a_target_of_one_patient_is_left_out_and_said(study, few):
+    """With labels or without; the other is compared, and nothing else hides it."""
+    one = [replace(t, group="^(p)") if t.name == few else t for t in study.targets]
+    report = analyse(replace(study, targets=tuple(one)), SHORT)
+    written = json.loads((study.results / "shift.json").read_text())
+    assert [t["target"] for t in written["targets"] + written["unlabelled"]] == [
+        t.name for t in one if t.name != few
+    ]
+    (left,) = written["not_compared"]
+    assert (left["target"], left["backbone"]) == (few, "tiny")
+    compare(study, CompareOptions(heads=("linear",), repeats=0))
+    page = html.unescape(write_page(study).file.read_text())
+    for told in (shift_text(report), (study.results / "shift.md").read_text(), page):
+        assert f"{few}, tiny: not compared." in told
+        assert f"the group pattern of [target.{few}]" in " ".join(told.split())
+    assert not list(contradictions(study, read_records(study.results)))
+
+
+def test_where_no_target_can_be_compared_the_stage_says_why(study):
+    """Rather than write a report of nothing."""
+    one = tuple(replace(t, group="^(p)") for t in study.targets)
+    with pytest.raises(StudyError, match=r"no target can be compared\. there: Images: 80, all of"):
+        analyse(replace(study, targets=one), SHORT)
+    assert not (study.results / "shift.json").exists()
+
+
 def test_a_target_without_labels_changes_nothing_of_one_with_them(study):
     """The labelled target's entry is the same with and without the other."""
     both = to_json(analyse(study, SHORT))["targets"][0]

@@ -5,7 +5,7 @@ from pipeline.finetune.stage import ComparisonReport
 from pipeline.names import legible
 from pipeline.scoring import place_in_words
 from pipeline.study import SOURCE
-from pipeline.text_table import new_table, number, render
+from pipeline.text_table import new_table, number, p_text, render
 
 
 def comparison_text(report: ComparisonReport) -> str:
@@ -103,7 +103,7 @@ def _pairs(report: ComparisonReport) -> list[str]:
                 pair.head,
                 f"{100 * pair.difference:+.1f}",
                 f"{100 * pair.low:+.1f} to {100 * pair.high:+.1f}",
-                f"{pair.p_holm:.3f}",
+                p_text(pair.p_holm),
                 pair.verdict,
             )
         where = "validation" if domain == SOURCE else domain

@@ -198,7 +198,10 @@ def _none_here(folder: Path) -> str:
     models = [name for name in below if (Path(name) / DESCRIPTION).is_file()]
     if models:
         return f"several heads are here; name one: {', '.join(models[:20])}"
-    return f"there is no {DESCRIPTION}; `headrace heads` writes results/STUDY/heads/BACKBONE/HEAD"
+    return (
+        f"there is no {DESCRIPTION}; `headrace heads` writes results/STUDY/heads/BACKBONE/HEAD, "
+        "and says under `unsaved` in heads.json which heads have no form that can be kept"
+    )
 
 
 def _no_constant(word: str) -> float:

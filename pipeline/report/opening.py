@@ -13,6 +13,7 @@ from pipeline.pairing import Pair
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of
 from pipeline.report.records import STAGES, Records, places
 from pipeline.scoring import place_in_words
+from pipeline.shift.paper import left_out
 from pipeline.splits import FIT
 
 #: A verdict has a sentence for each of its rules.
@@ -207,3 +208,4 @@ def _shift(values: dict[str, Any]) -> Iterator[Block]:
         yield Items((*others, target["differences"]["said"], *verdict["advice"]))
     for target in values["unlabelled"]:
         yield Words(f"{target['backbone']}, {target['said']}" if many else target["said"])
+    yield from (Words(sentence) for sentence in left_out(values))

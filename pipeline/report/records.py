@@ -36,7 +36,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
         "audit": Stage(file="audit.json", layout=2),
         "heads": Stage(file="heads.json", layout=3, probabilities="probabilities.h5"),
         "finetune": Stage(file="comparison.json", layout=1, probabilities="finetune.h5"),
-        "shift": Stage(file="shift.json", layout=4),
+        "shift": Stage(file="shift.json", layout=5),
     }
 )
 #: (backbone, domain): digest of its images and labels.
@@ -174,7 +174,8 @@ def _domains_of(records: Records) -> dict[str, set[str]]:
         rows = (d for row in values["finetune"]["rows"] for d in row["domains"])
         found["finetune"] = {d["domain"] for d in rows}
     if "shift" in values:
-        found["shift"] = {SOURCE, *(target["target"] for target in _shifted(records))}
+        everyone = [*_shifted(records), *values["shift"]["not_compared"]]
+        found["shift"] = {SOURCE, *(target["target"] for target in everyone)}
     return {name: domains for name, domains in found.items() if domains}
 
 

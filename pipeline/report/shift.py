@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.heads_text import p_text, points_text
+from pipeline.heads_text import points_text
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of, listed
 from pipeline.report.figures import pictures
 from pipeline.report.records import Records
-from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES, told_apart
-from pipeline.text_table import number
+from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES, left_out, told_apart
+from pipeline.text_table import number, p_text
 
 Row = Mapping[str, Any]
 Cell = Callable[[Row], str]
@@ -24,7 +24,7 @@ def _number(name: str) -> Cell:
 
 
 def _p(name: str) -> Cell:
-    return lambda row: "-" if row.get(name) is None else p_text(row[name])
+    return lambda row: p_text(row.get(name))
 
 
 def _word(name: str) -> Cell:
@@ -129,6 +129,7 @@ def shift_chapter(records: Records) -> Chapter:
         blocks += _target(target)
     for target in values["unlabelled"]:
         blocks += _unlabelled(target)
+    blocks += [Words(sentence) for sentence in left_out(values)]
     blocks += _trained(values["trained"])
     everyone = [*targets, *values["unlabelled"]]
     for backbone in dict.fromkeys(target["backbone"] for target in everyone):

@@ -5,7 +5,7 @@ Everything is made from the values of ``shift.json``, so the three cannot disagr
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -191,7 +191,15 @@ def report(record: Record) -> str:
         lines += _chapter(target)
     for target in record["unlabelled"]:
         lines += _unlabelled_chapter(target)
+    lines += [f"\n{sentence}" for sentence in left_out(record)]
     return "\n".join(lines) + "\n"
+
+
+def left_out(record: Record) -> Iterator[str]:
+    """A sentence for each target that was not compared."""
+    for one in record["not_compared"]:
+        where = f"{legible(one['target'])}, {legible(one['backbone'])}"
+        yield f"{where}: not compared. {one['reason']}"
 
 
 def _chapter(target: Record) -> list[str]:

@@ -1,4 +1,4 @@
-"""``shift.json``: the report of the shift stage as JSON values. This is its schema, version 4.
+"""``shift.json``: the report of the shift stage as JSON values. This is its schema, version 5.
 
 Rates are in [0, 1], differences in [-1, 1]; an interval is 95 %, by patient; what is not
 defined is null. At the top: ``schema``, ``study``, ``classes``, and ``targets``, one entry
@@ -55,6 +55,7 @@ for each backbone and target:
 the above that need none (``shared_patients`` to ``notes``, ``forecast``, ``roles`` and what
 goes with them); ``images``, ``said`` in sentences, ``source_accuracy`` (out of fold),
 ``called`` (share of images called each class), ``needs_labels``: what is left out.
+``not_compared``: one entry for each backbone and target of one patient: ``images``, ``reason``.
 ``trained``: one entry for each fine-tuned network and target, by its kept probabilities,
 the source being its validation split: accuracies, ``total``, ``kitagawa``, ``threshold``.
 """
@@ -73,7 +74,7 @@ from pipeline.shift.unlabelled import said as foretold
 if TYPE_CHECKING:
     from pipeline.shift.stage import ShiftReport, TargetReport
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 def to_json(report: "ShiftReport") -> dict[str, Any]:
@@ -84,6 +85,7 @@ def to_json(report: "ShiftReport") -> dict[str, Any]:
         "classes": list(report.classes),
         "targets": [_target_json(t) for t in report.targets],
         "unlabelled": [_unlabelled_json(t) for t in report.unlabelled],
+        "not_compared": plain(report.not_compared),
         "trained": plain(report.trained),
     }
 

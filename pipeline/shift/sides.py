@@ -1,14 +1,43 @@
 """The source and a target side by side, as every comparison of the two takes them."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.joined import JoinedFeatures
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.probes import SourcePrediction, source_prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotCompared:
+    """A target that is not compared with the source, though its features are there."""
+
+    backbone: str
+    target: str
+    images: int
+    reason: str
+    """What it lacks and what to do, in sentences."""
+
+
+def not_compared(joined: JoinedFeatures, target: str) -> NotCompared | None:
+    """None where there are two patients or more: without another there are no intervals."""
+    group = joined.samples.group[joined.samples.domain == target]
+    patients = np.unique(group)
+    if patients.size > 1:
+        return None
+    return NotCompared(
+        backbone=joined.backbone,
+        target=target,
+        images=group.size,
+        reason=f"Images: {group.size}, all of one patient; a comparison by patient needs two, "
+        "better 20 or more. Add images of others; if these are of several patients, "
+        f"the group pattern of [target.{target}] takes them for one.",
+    )
 
 
 def ask(source: Source, features: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ from pipeline.errors import StudyError
 from pipeline.heads.side_by_side import side_by_side
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.json_values import plain
-from pipeline.predictions import write_predictions
+from pipeline.predictions import Predictions, write_predictions
 from pipeline.samples import SampleOptions
 from pipeline.shift import paper
 from pipeline.shift.cohorts import Cohort
@@ -30,7 +31,7 @@ from pipeline.shift.detect import detect_with_controls
 from pipeline.shift.differences import Difference, Pictures, differences
 from pipeline.shift.errors_by_role import Given
 from pipeline.shift.findings import ControlledDetection, DetectionSettings
-from pipeline.shift.known import Facts, Known, check, known_of, source_of
+from pipeline.shift.known import Checked, Facts, Known, check, known_of, source_of
 from pipeline.shift.leaderboard import Leaderboard, score
 from pipeline.shift.permute import PermutationPlan
 from pipeline.shift.pictures import FeatureMap, feature_map, head_predictions
@@ -44,7 +45,15 @@ from pipeline.shift.provenance import (
 )
 from pipeline.shift.record import to_json
 from pipeline.shift.sealed import SealedLabels
-from pipeline.shift.sides import ask, here_of, shared_patients, there_of, told_apart
+from pipeline.shift.sides import (
+    NotCompared,
+    ask,
+    here_of,
+    not_compared,
+    shared_patients,
+    there_of,
+    told_apart,
+)
 from pipeline.shift.story import Story, Telling, foretell, tell
 from pipeline.shift.subgroup_values import Subgroups
 from pipeline.shift.subgroups import subgroups
@@ -115,13 +124,18 @@ class TargetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftReport:
-    """All targets of a study, those without labels apart, and the networks trained on images."""
+    """All targets of a study, those without labels apart, and the networks trained on images.
+
+    Attributes:
+        not_compared: Targets that could not be, by backbone; no other entry has them.
+    """
 
     study: str
     classes: tuple[str, ...]
     targets: tuple[TargetReport, ...]
     trained: tuple[TrainedLoss, ...] = ()
     unlabelled: tuple[UnlabelledReport, ...] = ()
+    not_compared: tuple[NotCompared, ...] = ()
 
 
 def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
@@ -133,7 +147,8 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         the probabilities of the head that it is about in ``shift.h5``.
 
     Raises:
-        StudyError: The study has no target, or a domain has too few patients.
+        StudyError: The study has no target that could be compared, or the source has too
+            few patients.
         MissingFeaturesError: Stage 1 has not been run.
         CheckFailedError: A patient or a picture is in two roles.
     """
@@ -143,35 +158,68 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     disk.probe(study.results)
     found: list[TargetReport] = []
     blind: list[UnlabelledReport] = []
+    left: list[NotCompared] = []
     kept, checked = {}, None
-    labelled = [t.name for t in study.targets if t.labelled]
-    unlabelled = [t.name for t in study.targets if not t.labelled]
     for choice in study.variants:
         joined = load_joined(study, choice, options.samples)
         if checked is None or checked.keys != joined.samples.key:
             checked = check(study, joined.samples, allow_leaks=options.samples.allow_leaks)
-        source = source_of(joined)
-        dev: Mapping[str, NDArray[np.bool_]] = {}
-        if labelled:
-            known = known_of(study, joined, source, checked, seeds=options.seeds, seed=options.seed)
-            found += side_by_side(
-                [partial(_target, joined, known, name, options) for name in labelled]
-            )
-            dev = known.dev
-        basis = Basis(
-            source=source, settings=_settings(options), seed=options.seed, leak=checked.leak
-        )
-        blind += side_by_side([partial(look, joined, basis, name) for name in unlabelled])
-        kept[choice.name] = head_predictions(joined, source, dev)
+        lacking = {t.name: not_compared(joined, t.name) for t in study.targets}
+        left += filter(None, lacking.values())
+        others = tuple(t for t in study.targets if lacking[t.name] is None)
+        if others:
+            seen = _look(replace(study, targets=others), joined, checked, options)
+            found += seen.targets
+            blind += seen.unlabelled
+            kept[choice.name] = seen.predictions
+    if not kept:
+        reasons = dict.fromkeys(f"{one.target}: {one.reason}" for one in left)
+        raise StudyError(" ".join(["no target can be compared.", *reasons]))
+    labelled = list(dict.fromkeys(one.target for one in found))
     report = ShiftReport(
         study=study.name,
         classes=joined.samples.classes,
         targets=tuple(found),
         trained=trained_losses(study.results, joined.samples, labelled, options.seed),
         unlabelled=tuple(blind),
+        not_compared=tuple(left),
     )
-    disk.make_dir(study.results)
-    write_predictions(study.results / SHIFT_PROBABILITIES, kept)
+    _write(study.results, report, kept)
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What one backbone shows of all targets, and its head's probabilities."""
+
+    targets: list[TargetReport]
+    unlabelled: list[UnlabelledReport]
+    predictions: Predictions
+
+
+def _look(study: Study, joined: JoinedFeatures, checked: Checked, options: ShiftOptions) -> _Seen:
+    labelled = [t.name for t in study.targets if t.labelled]
+    unlabelled = [t.name for t in study.targets if not t.labelled]
+    source = source_of(joined)
+    targets: list[TargetReport] = []
+    dev: Mapping[str, NDArray[np.bool_]] = {}
+    if labelled:
+        known = known_of(study, joined, source, checked, seeds=options.seeds, seed=options.seed)
+        targets = side_by_side(
+            [partial(_target, joined, known, name, options) for name in labelled]
+        )
+        dev = known.dev
+    basis = Basis(source=source, settings=_settings(options), seed=options.seed, leak=checked.leak)
+    return _Seen(
+        targets=targets,
+        unlabelled=side_by_side([partial(look, joined, basis, name) for name in unlabelled]),
+        predictions=head_predictions(joined, source, dev),
+    )
+
+
+def _write(results: Path, report: ShiftReport, kept: Mapping[str, Predictions]) -> None:
+    disk.make_dir(results)
+    write_predictions(results / SHIFT_PROBABILITIES, kept)
     record = plain(to_json(report))
     files = {f"shift_{name}.csv": table for name, table in paper.tables(record).items()}
     files |= {
@@ -179,11 +227,10 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         SHIFT_REPORT: json.dumps(record, indent=1, allow_nan=False).encode(),
     }
     for name, content in files.items():
-        disk.publish(study.results / name, content)
+        disk.publish(results / name, content)
     # A table of an earlier run would be taken for one of these numbers.
     stale = {f"shift_{name}.csv" for name in paper.OPTIONAL} - set(files)
-    disk.remove(study.results, [name for name in stale if (study.results / name).exists()])
-    return report
+    disk.remove(results, [name for name in stale if (results / name).exists()])
 
 
 def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptions) -> TargetReport:

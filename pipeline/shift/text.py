@@ -9,6 +9,7 @@ from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.findings import ControlledDetection
 from pipeline.shift.leaderboard import Row as LeaderboardRow
+from pipeline.shift.paper import left_out
 from pipeline.shift.predict import RANGED
 from pipeline.shift.probes import SourcePrediction
 from pipeline.shift.soundness import Carried, Soundness
@@ -17,14 +18,19 @@ from pipeline.shift.subgroups_paper import subgroup_lines
 from pipeline.shift.tuning import TunedRow
 from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
 from pipeline.shift.unlabelled import said as foretold
-from pipeline.text_table import WIDTH, new_table, number, render
+from pipeline.text_table import WIDTH, new_table, number, p_text, render
 
 
 def shift_text(report: ShiftReport) -> str:
     """For each target: how far apart the hospitals are, then what the fixes do."""
     blind = (_unlabelled_text(target, report.classes) for target in report.unlabelled)
+    left = left_out({"not_compared": plain(report.not_compared)})
     return "\n\n".join(
-        [*(_target_text(target, report.classes) for target in report.targets), *blind]
+        [
+            *(_target_text(target, report.classes) for target in report.targets),
+            *blind,
+            *(textwrap.fill(sentence, WIDTH - 20) for sentence in left),
+        ]
     )
 
 
@@ -122,10 +128,10 @@ def _detection_table(detection: ControlledDetection) -> str:
             table.add_row(
                 finding.name,
                 number(finding.statistic),
-                number(finding.p),
-                number(finding.p_holm),
-                number(null.p if null else None),
-                number(positive.p if positive else None),
+                p_text(finding.p),
+                p_text(finding.p_holm),
+                p_text(null.p if null else None),
+                p_text(positive.p if positive else None),
             )
     return render(table)
 
@@ -205,7 +211,7 @@ def _tuned_table(rows: Sequence[TunedRow]) -> str:
             number(row.accuracy),
             _points(d.estimate),
             f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
-            number(row.p_holm),
+            p_text(row.p_holm),
             number(row.oracle_accuracy),
             number(row.regret),
         )
@@ -222,6 +228,6 @@ def _fixes_table(rows: Sequence[LeaderboardRow]) -> str:
             number(row.auroc),
             f"{100 * d.estimate:+.1f}",
             f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
-            number(row.p_holm),
+            p_text(row.p_holm),
         )
     return render(table)
