@@ -157,9 +157,9 @@ def _out_of_fold(
     models = {one.head: one.model for one in reversed(done) if one.model is not None}
     s, rows = joined.samples, np.flatnonzero(joined.samples.split == FIT)
     fit = FitSplit(X=joined.X, rows=rows, y=s.label[rows], group=s.group[rows], seed=done[0].seed)
-    together = {one.head for one in done if one.together}
+    specs = {one.head: one.spec for one in done if one.spec is not None}
     try:
-        found = out_of_fold(dict(reversed(models.items())), fit, repeats=repeats, together=together)
+        found = out_of_fold(dict(reversed(models.items())), fit, repeats=repeats, specs=specs)
     except ValueError as cause:
         failures.append(Failure(backbone=joined.backbone, head="out of fold", reason=str(cause)))
         return None

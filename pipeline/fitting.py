@@ -52,7 +52,7 @@ class Fitted:
         model: From features as the backbone gave them to ``predict_proba``; None for an
             ensemble, whose members are rows of their own.
         chosen: Parameters that inner folds chose, with their values.
-        together: See :class:`pipeline.heads.HeadSpec`.
+        spec: How it was fitted, and how it can be again; None for an ensemble.
     """
 
     head: str
@@ -62,7 +62,7 @@ class Fitted:
     treatment: str = DEFAULT
     model: Any = None
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    together: bool = False
+    spec: HeadSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,5 +162,5 @@ class _Fit:
             treatment=self.name,
             model=model,
             chosen=getattr(head, "best_params_", of_grid),
-            together=self.plan.table[name].together,
+            spec=self.plan.table[name],
         )

@@ -11,10 +11,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from pipeline.heads import HeadSpec
 from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.out_of_fold import FitSplit, OutOfFold, at_chosen, out_of_fold, with_seed
 from pipeline.procedures import honest_bests, procedures
 from pipeline.stats import WEIGHTED, honest_best_by, nadeau_bengio
+
+#: Heads of these tests are made elsewhere; nothing else is special about them.
+ANY = dict.fromkeys(("lr", "f", "nb", "bad"), HeadSpec(make=GaussianNB, about=""))
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def fitted(estimator, fit):
 
 def test_each_row_is_asked_of_a_head_that_has_not_seen_its_patient(fit):
     """The same as doing it by hand, scaler and all, on scikit-learn's folds."""
-    found = out_of_fold({"lr": fitted(LogisticRegression(C=0.1), fit)}, fit, repeats=2)
+    found = out_of_fold({"lr": fitted(LogisticRegression(C=0.1), fit)}, fit, repeats=2, specs=ANY)
     X = fit.X[fit.rows]
     for repeat in range(2):
         folds = StratifiedGroupKFold(5, shuffle=True, random_state=3 + repeat)
@@ -51,13 +55,13 @@ def test_each_row_is_asked_of_a_head_that_has_not_seen_its_patient(fit):
 def test_a_repeat_has_other_folds_and_another_seed(fit):
     """Everything that can vary does, and the same for all heads."""
     forest = fitted(RandomForestClassifier(5, random_state=99), fit)
-    found = out_of_fold({"f": forest}, fit, repeats=2)
+    found = out_of_fold({"f": forest}, fit, repeats=2, specs=ANY)
     assert (found.fold[0] != found.fold[1]).any()
     X, (inside, outside) = fit.X[fit.rows], fit.folds(1)[0]
     again = make_pipeline(StandardScaler(), RandomForestClassifier(5, random_state=3 + 1))
     expected = again.fit(X[inside], fit.y[inside]).predict_proba(X[outside])
     np.testing.assert_array_equal(found.proba["f"][1, outside], expected)
-    alone = out_of_fold({"nb": fitted(GaussianNB(), fit), "f": forest}, fit, repeats=1)
+    alone = out_of_fold({"nb": fitted(GaussianNB(), fit), "f": forest}, fit, repeats=1, specs=ANY)
     np.testing.assert_array_equal(alone.proba["f"][0], found.proba["f"][0])
 
 
@@ -86,9 +90,32 @@ def test_a_head_that_fails_on_a_fold_is_named_and_the_others_go_on(fit):
             return super().fit(X, y)
 
     models = {"bad": fitted(Fails(), fit), "nb": fitted(GaussianNB(), fit)}
-    found = out_of_fold(models, fit, repeats=1)
+    found = out_of_fold(models, fit, repeats=1, specs=ANY)
     assert set(found.proba) == {"nb"}
     assert found.failures == {"bad": "singular"}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, None])
+def test_a_head_is_given_rows_as_its_spec_says(fit, dtype):
+    """In a dtype, so that no copy in another is made, or to be taken part by part."""
+    seen = []
+
+    class Watches(GaussianNB):
+        def fit(self, X, y, groups):
+            seen.append((X, groups))
+            return super().fit(X[:], y)
+
+    model = make_pipeline(StandardScaler(), Watches())
+    model.fit(fit.X[fit.rows], fit.y, watches__groups=fit.group)
+    seen.clear()
+    spec = HeadSpec(make=Watches, about="", dtype=dtype, grouped=True)
+    found = out_of_fold({"w": model}, fit, repeats=1, specs={"w": spec})
+    assert {getattr(X, "dtype", None) for X, _ in seen} == {dtype and np.dtype(dtype)}
+    for (X, groups), (inside, _) in zip(seen, fit.folds(0), strict=True):
+        assert len(X) == len(inside)
+        np.testing.assert_array_equal(groups, fit.group[inside])
+    expected = out_of_fold({"nb": fitted(GaussianNB(), fit)}, fit, repeats=1, specs=ANY)
+    np.testing.assert_allclose(found.proba["w"], expected.proba["nb"], rtol=1e-4)
 
 
 def made_up(heads=("a", "b", "c"), repeats=2, n=100):

@@ -97,10 +97,25 @@ def test_a_head_is_the_same_at_the_same_time_as_others(name, rows, monkeypatch):
         )
         fit = FitSplit(X=X, rows=np.arange(60), y=y, group=group, seed=0)
         again = out_of_fold(
-            {name: make_pipeline(StandardScaler(), heads[0])}, fit, repeats=1, together={name}
+            {name: make_pipeline(StandardScaler(), heads[0])},
+            fit,
+            repeats=1,
+            specs={name: HEADS[name]},
         )
         found.append([head.predict_proba(X) for head in heads] + [again.proba[name][0]])
     np.testing.assert_array_equal(np.stack(found[0]), np.stack(found[1]))
+
+
+def test_support_vectors_are_the_same_of_rows_taken_in_parts(rows):
+    """As of the array of them all: patients, choice and sigmoid too."""
+    X, y, group = rows
+    heads = [
+        CalibratedHead(SVC(), candidates=[{"C": 1e-6}, {"C": 1.0}]).fit(given, y, groups=group)
+        for given in (X, untreated(X))
+    ]
+    assert heads[0].n_features_in_ == heads[1].n_features_in_ == X.shape[1]
+    assert heads[0].best_params_ == heads[1].best_params_
+    np.testing.assert_array_equal(heads[0].predict_proba(X), heads[1].predict_proba(X))
 
 
 def test_what_support_vectors_chose_is_not_chosen_again(rows):

@@ -9,11 +9,14 @@ take the patients as ``groups``. Heads that need torch import it only when they 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from pipeline.heads.treated import TreatedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class HeadSpec:
         grouped: Whether ``fit`` takes the patients of the rows, because it holds some out.
         engine: How it is trained, an entry of ``ENGINES`` in ``pipeline.heads.training``.
         dtype: What its fit makes of the features: taken so, they are not copied once more.
+            None: its fit takes from :class:`pipeline.heads.treated.TreatedRows` itself.
         together: Whether fits of it may run at the same time: it keeps all to itself, and one
             core each serves it best. Some of scikit-learn's share a random generator.
     """
@@ -39,8 +43,12 @@ class HeadSpec:
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     grouped: bool = False
     engine: str = "alone"
-    dtype: type[np.floating[Any]] = np.float32
+    dtype: type[np.floating[Any]] | None = np.float32
     together: bool = False
+
+    def given(self, X: "TreatedRows") -> Any:
+        """What its ``fit`` is called with."""
+        return X if self.dtype is None else X.take(slice(None), self.dtype)
 
 
 def make_head(name: str, *, seed: int, **parameters: Any) -> Any:
@@ -176,7 +184,10 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         ),
         "prototype": HeadSpec(make=_prototype, about="nearest class mean by cosine", grouped=True),
         "svm": HeadSpec(
-            make=_svm, about="support vectors, linear or RBF, sigmoid-calibrated", grouped=True
+            make=_svm,
+            about="support vectors, linear or RBF, sigmoid-calibrated",
+            grouped=True,
+            dtype=None,
         ),
         "knn": HeadSpec(
             make=_knn,

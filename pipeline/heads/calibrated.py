@@ -2,6 +2,8 @@
 
 The scores that the sigmoid is fitted on are of rows held out by patient. Parameters that
 are compared share those folds: the score of each fold serves the choice and the sigmoid.
+
+What is fitted here computes in float64, so rows are taken in it, those of one fit at a time.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.folds import patient_folds
 from pipeline.heads.sigmoid import Sigmoid, fit_sigmoid
+from pipeline.heads.treated import TreatedRows, untreated
 
 
 class CalibratedHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -39,13 +42,21 @@ class CalibratedHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.candidates = candidates
         self.random_state = random_state
 
-    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: "ArrayLike | TreatedRows", y: ArrayLike, groups: ArrayLike | None = None
+    ) -> Self:
         """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
+
+        Features may also be :class:`pipeline.heads.treated.TreatedRows`.
 
         Raises:
             ValueError: A class has fewer than two patients, or what the estimator says.
         """
-        rows, y = validate_data(self, X, y, dtype=np.float32)
+        if isinstance(X, TreatedRows):
+            rows, self.n_features_in_ = X, X.shape[1]
+        else:
+            given, y = validate_data(self, X, y, dtype=np.float32)
+            rows = untreated(given)
         self.classes_, labels = np.unique(y, return_inverse=True)
         patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
         folds = patient_folds(labels, patients, self.random_state)
@@ -54,11 +65,12 @@ class CalibratedHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             head = clone(self.estimator).set_params(**candidate)
             held_out = np.empty((len(rows), len(self.classes_)))
             for in_, out in folds:
-                held_out[out] = _scores(clone(head).fit(rows[in_], labels[in_]), rows[out])
+                fitted = clone(head).fit(rows.take(in_, np.float64), labels[in_])
+                held_out[out] = _scores(fitted, rows[out])
             rule = fit_sigmoid(held_out, labels)
             tried.append((rule.loss, len(tried), rule, candidate, head))
         _, _, self.sigmoid_, self.best_params_, best = min(tried, key=lambda one: one[:2])
-        self.estimator_ = best.fit(rows, labels)
+        self.estimator_ = best.fit(rows.take(slice(None), np.float64), labels)
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:

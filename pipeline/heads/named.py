@@ -7,6 +7,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.heads import HEADS, HeadSpec
 
@@ -75,7 +77,13 @@ def _estimator(head: NamedHead, where: str) -> HeadSpec:
         estimator = kind(**given, **({"random_state": seed} if seeded else {}))
         return estimator if plain else CalibratedHead(estimator, random_state=seed)
 
-    return HeadSpec(make=make, about=head.estimator, seeded=seeded, grouped=not plain)
+    return HeadSpec(
+        make=make,
+        about=head.estimator,
+        seeded=seeded,
+        grouped=not plain,
+        dtype=np.float32 if plain else None,
+    )
 
 
 def _class_of(path: str, where: str) -> Any:

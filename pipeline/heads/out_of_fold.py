@@ -6,15 +6,15 @@ fold's rows alone, the scaler too. The parameters are those that were chosen on 
 fit split; that choice is not repeated.
 """
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
-from sklearn.utils.validation import has_fit_parameter
 
+from pipeline.heads import HeadSpec
 from pipeline.heads.blocks import predict_in_blocks
 from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.folds import Fold, patient_folds
@@ -66,7 +66,7 @@ class FitSplit:
 
 
 def out_of_fold(
-    models: Mapping[str, Any], fit: FitSplit, *, repeats: int, together: Container[str] = ()
+    models: Mapping[str, Any], fit: FitSplit, *, repeats: int, specs: Mapping[str, HeadSpec]
 ) -> OutOfFold:
     """Fit every head again on each fold, and ask it about the rest.
 
@@ -74,8 +74,7 @@ def out_of_fold(
         models: By name, a fitted pipeline of a treatment and a head.
         fit: What may be seen.
         repeats: How often all rows are divided anew, 1 or more.
-        together: Names of those whose folds may be fitted at the same time; see
-            :class:`pipeline.heads.HeadSpec`.
+        specs: By the same name, how its head is fitted.
 
     Raises:
         ValueError: A class has fewer patients than two.
@@ -84,10 +83,9 @@ def out_of_fold(
     proba, failures = {}, {}
     for name, model in models.items():
         try:
-            same = name in together
             proba[name] = np.stack(
                 [
-                    _divided(model, fit, folds, fit.seed + i, together=same)
+                    _divided(model, specs[name], fit, folds, fit.seed + i)
                     for i, folds in enumerate(divisions)
                 ]
             )
@@ -124,7 +122,7 @@ def with_seed(model: Any, seed: int) -> Any:
 
 
 def _divided(
-    model: Any, fit: FitSplit, folds: list[Fold], seed: int, *, together: bool
+    model: Any, spec: HeadSpec, fit: FitSplit, folds: list[Fold], seed: int
 ) -> NDArray[np.float64]:
     classes = int(fit.y.max()) + 1
     proba = np.zeros((len(fit.y), classes))
@@ -137,14 +135,9 @@ def _divided(
         treatment, head = again[0], again[-1]
         rows = fit.rows[inside]
         fit_treatment(treatment, fit.X, rows)
-        X = TreatedRows(fit.X, rows, treatment)[:]
-        head.fit(X, y, **_groups(head, fit.group[inside]))
+        groups = {"groups": fit.group[inside]} if spec.grouped else {}
+        head.fit(spec.given(TreatedRows(fit.X, rows, treatment)), y, **groups)
         proba[outside] = predict_in_blocks(again, fit.X, fit.rows[outside])
 
-    folded(ask, folds, len(fit.y) * fit.X.shape[1] if together else None)
+    folded(ask, folds, len(fit.y) * fit.X.shape[1] if spec.together else None)
     return proba
-
-
-def _groups(head: Any, group: NDArray[np.str_]) -> dict[str, NDArray[np.str_]]:
-    """The patients, for a classifier that makes folds of its own."""
-    return {"groups": group} if has_fit_parameter(head, "groups") else {}

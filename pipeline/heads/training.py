@@ -78,7 +78,7 @@ def _alone(spec: HeadSpec, problem: Problem) -> list[Any]:
     choices = list(ParameterGrid(dict(spec.grid)))
     losses = [0.0] if len(choices) == 1 else _losses(spec, choices, problem)
     chosen = choices[int(np.argmin(losses))]
-    X = problem.X.take(slice(None), spec.dtype)
+    X = spec.given(problem.X)
     extra = {"groups": problem.group} if spec.grouped else {}
 
     def fit(seed: int) -> Any:
@@ -100,7 +100,7 @@ def _losses(
     refused: list[ValueError] = []
 
     def one(in_: NDArray[np.intp], out: NDArray[np.intp]) -> list[float]:
-        X, y = problem.X.take(in_, spec.dtype), problem.y[in_]
+        X, y = spec.given(problem.X.of(in_)), problem.y[in_]
         extra = {"groups": problem.group[in_]} if spec.grouped else {}
         losses = []
         for choice in choices:

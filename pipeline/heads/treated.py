@@ -42,6 +42,10 @@ class TreatedRows:
         found: NDArray[np.float32] = self.take(at, np.float32)
         return found
 
+    def of(self, at: Which) -> "TreatedRows":
+        """The rows ``at``, not yet taken."""
+        return TreatedRows(self.X, self.rows[at], self.treatment)
+
     def take(self, at: Which, dtype: DTypeLike) -> NDArray[Any]:
         """The rows ``at`` in a dtype, shape ``(len(at), d')``."""
         rows = self.rows[at]
