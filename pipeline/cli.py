@@ -90,7 +90,7 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
     from pipeline.engines import EngineChoice
     from pipeline.extract import ExtractOptions, extract
     from pipeline.samples import SampleOptions
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     strict = flags.pop("strict")
     samples = SampleOptions(
@@ -142,7 +142,7 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     from pipeline.compare import QUICK, CompareOptions, compare
     from pipeline.head_report import to_json
     from pipeline.samples import SampleOptions
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     only = flags["only"]
     given = {name: flags[name] for name in ("baseline", "seeds", "repeats")}
@@ -178,7 +178,7 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     from pipeline.samples import SampleOptions
     from pipeline.shift.record import to_json
     from pipeline.shift.stage import ShiftOptions, analyse
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     report = analyse(
         load_study(study).with_precision(precision),

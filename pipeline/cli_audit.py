@@ -35,7 +35,7 @@ def audit_command(
     from pipeline.engines import EngineChoice
     from pipeline.extract import ExtractOptions, extract
     from pipeline.finding import refuse_leaks
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     loaded = load_study(study).with_precision(precision)
     options = AuditOptions(probes=probes)

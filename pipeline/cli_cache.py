@@ -56,7 +56,7 @@ def verify(
     Example: headrace cache verify study.toml --sample 300
     """
     from pipeline.engines import EngineChoice
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
     from pipeline.upkeep import verify_stores, verify_study
 
     if sample and not study:
@@ -110,7 +110,7 @@ def export(study: Path, output: Path, *, quiet: bool, **options: Any) -> dict[st
     """
     from pipeline.export import export_study
     from pipeline.samples import SampleOptions
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     rows = export_study(
         load_study(study).with_precision(options["precision"]),

@@ -56,7 +56,7 @@ def finetune_command(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any
     from pipeline.finetune.options import TrainingOptions
     from pipeline.finetune.stage import FinetuneOptions, finetune, report_json
     from pipeline.samples import SampleOptions
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     options = FinetuneOptions(
         methods=flags.pop("methods"),

@@ -22,7 +22,7 @@ def report_command(study: Path, *, quiet: bool) -> dict[str, Any]:
     from dataclasses import asdict
 
     from pipeline.report.stage import write_page
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     page = write_page(load_study(study))
     if not quiet:

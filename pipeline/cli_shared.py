@@ -142,7 +142,7 @@ def draws_figures(stage: str) -> Callable[[Callable[..., Any]], Callable[..., An
 def _draw(stage: str, study: Path, *, quiet: bool) -> None:
     from importlib import import_module
 
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     try:
         written = import_module(f"pipeline.figures.{stage}").draw(load_study(study).results)

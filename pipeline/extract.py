@@ -14,10 +14,11 @@ from pipeline.backbones import policy_of, spec_of
 from pipeline.engines import EngineChoice, check_choice
 from pipeline.errors import NoImagesError, SkippedImagesError
 from pipeline.filling import Filling, check_weights
+from pipeline.gather import load_samples
 from pipeline.joined import FEATURES_REPORT
 from pipeline.progress import Progress
 from pipeline.recipes import frozen_network, store_for
-from pipeline.samples import SampleOptions, Samples, Skip, load_samples
+from pipeline.samples import SampleOptions, Samples, Skip
 from pipeline.sources import Item
 from pipeline.stream import TRANSIENT
 from pipeline.study import BackboneChoice, Study

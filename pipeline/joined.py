@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from cache import FeatureStore
 from pipeline.errors import MissingFeaturesError, NoImagesError
+from pipeline.gather import load_samples
 from pipeline.recipes import store_for
-from pipeline.samples import SampleOptions, Samples, load_samples
+from pipeline.samples import SampleOptions, Samples
 from pipeline.splits import FIT
 from pipeline.study import BackboneChoice, Concatenation, Study
 

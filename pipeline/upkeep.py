@@ -13,8 +13,8 @@ from pipeline.backbones import policy_of
 from pipeline.engines import BATCH_SIZE, EngineChoice, start_engine
 from pipeline.errors import CheckFailedError, MissingFeaturesError
 from pipeline.filling import canary_features
+from pipeline.gather import load_samples
 from pipeline.recipes import frozen_network, store_for
-from pipeline.samples import load_samples
 from pipeline.stream import decoded, features_of
 from pipeline.study import BackboneChoice, Study
 

@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.attributes import UNKNOWN, Attribute, read_attributes
 from pipeline.errors import StudyError
+from pipeline.gather import load_samples
 from pipeline.groupings import MOST_GROUPS, groupings
-from pipeline.samples import load_samples
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 SEX = Attribute(name="sex")

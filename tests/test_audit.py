@@ -23,6 +23,7 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.facts import FACTS
 from pipeline.facts_index import FactsIndex, measure_missing
 from pipeline.finding import LEAK, NOTE, OK, WARNING, Finding, refuse_leaks
+from pipeline.gather import load_samples
 from pipeline.hospital import Hospital, Shot, expose
 from pipeline.images import PixelPolicy
 from pipeline.joined import load_joined
@@ -30,9 +31,9 @@ from pipeline.leak_checks import check_leaks, check_near_copies, check_patients,
 from pipeline.phantom import Patient, chest
 from pipeline.predictions import PROBABILITIES, read_predictions
 from pipeline.progress import Progress
-from pipeline.samples import SampleOptions, load_samples
+from pipeline.samples import SampleOptions
 from pipeline.sources import read
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.test_cli import ENGINE, run
 from tests.tiny import FileWeights, install_tiny_backbone, write_tiny_study
 

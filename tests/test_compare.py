@@ -22,7 +22,8 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
 from pipeline.heads_text import heads_text
 from pipeline.metrics import METRICS
-from pipeline.study import Concatenation, load_study
+from pipeline.study import Concatenation
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))

@@ -24,7 +24,7 @@ from pipeline.demo import (
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.hospital import RANGES, Shot, expose
 from pipeline.phantom import CANVAS, CLASSES, REACH, Patient, chest
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 
 SMALL = DemoSpec(n_source=12, n_target=8, size=48)
 QUIET = Hospital(noise=0.0)

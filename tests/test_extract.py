@@ -20,7 +20,7 @@ from pipeline.engines import EngineChoice
 from pipeline.errors import SkippedImagesError
 from pipeline.extract import ExtractOptions, extract
 from pipeline.recipes import store_for
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -240,7 +240,7 @@ def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
     )
     script = (
         "import sys, pytest; from pathlib import Path;"
-        "from tests.tiny import install_tiny_backbone; from pipeline.study import load_study;"
+        "from tests.tiny import install_tiny_backbone; from pipeline.study_file import load_study;"
         "import pipeline.extract as e; from pipeline.engines import EngineChoice;"
         "import cache.disk as d;"
         "folder = Path(sys.argv[1]); m = pytest.MonkeyPatch();"

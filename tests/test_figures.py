@@ -21,7 +21,7 @@ from pipeline.figures.heads_data import read_heads
 from pipeline.figures.labels import Label, name_points, spread
 from pipeline.figures.shift_data import read_shift
 from pipeline.figures.style import NothingToDrawError, image_bytes, new_figure, styled
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.figure_data import write_comparison, write_heads, write_shift
 from tests.tiny import install_tiny_backbone, write_tiny_study
 

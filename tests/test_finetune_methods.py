@@ -24,9 +24,9 @@ from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.pixels import pixels_of
 from pipeline.finetune.prefix import Place, take
 from pipeline.finetune.training import Workbench, train_method
-from pipeline.samples import load_samples
+from pipeline.gather import load_samples
 from pipeline.splits import FIT
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 

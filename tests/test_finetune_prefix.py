@@ -18,9 +18,9 @@ from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.pixels import limited, pixels_of
 from pipeline.finetune.prefix import Place, store_at, take
 from pipeline.frozen import Frozen
+from pipeline.gather import load_samples
 from pipeline.recipes import store_for
-from pipeline.samples import load_samples
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 

@@ -33,7 +33,7 @@ from pipeline.finetune.text import comparison_text
 from pipeline.metrics import METRICS
 from pipeline.predictions import read_predictions
 from pipeline.stats import mcnemar
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from pipeline.text_table import WIDTH
 from tests.tiny import write_images, write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.engines import EngineChoice
 from pipeline.extract import ExtractOptions, extract
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.finetune_command import install_repeatable_tiny
 from tests.tiny import write_tiny_study
 

@@ -13,7 +13,7 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
 from pipeline.heads.trained import TrainedMLP
 from pipeline.splits import FIT
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))

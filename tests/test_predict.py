@@ -19,7 +19,7 @@ from pipeline.errors import ModelError, NoImagesError, SkippedImagesError
 from pipeline.extract import ExtractOptions, extract
 from pipeline.predict import PredictOptions, predict
 from pipeline.predictions import read_predictions
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import FileWeights, install_tiny_backbone, write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)

@@ -39,7 +39,7 @@ from pipeline.report.records import STAGES
 from pipeline.report.stage import write_page
 from pipeline.shift.record import SCHEMA as SHIFT_SCHEMA
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 
@@ -453,7 +453,7 @@ def test_the_page_needs_no_torch(study, original):
     code = (
         "import sys; from pathlib import Path; import pipeline.backbones as b;"
         "b.BACKBONES = {**b.BACKBONES, 'tiny': None};"
-        "from pipeline.study import load_study; from pipeline.report.stage import write_page;"
+        "from pipeline.study_file import load_study; from pipeline.report.stage import write_page;"
         f"write_page(load_study(Path({str(original / 'study.toml')!r})));"
         "assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )

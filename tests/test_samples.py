@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline.samples as samples_module
+import pipeline.gather as gather_module
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError
-from pipeline.samples import SampleOptions, load_samples
+from pipeline.gather import load_samples
+from pipeline.samples import SampleOptions
 from pipeline.splits import FIT, TARGET, VALIDATION
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 
@@ -28,8 +29,8 @@ def study_file(tmp_path: Path, monkeypatch) -> Path:
 def reads(monkeypatch) -> list[str]:
     """Paths of the files that are read."""
     seen = []
-    read = samples_module.read
-    monkeypatch.setattr(samples_module, "read", lambda item: seen.append(item.path) or read(item))
+    read = gather_module.read
+    monkeypatch.setattr(gather_module, "read", lambda item: seen.append(item.path) or read(item))
     return seen
 
 
@@ -179,9 +180,9 @@ def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch
     """Exit code 2, with the first reason."""
 
     def broken(_):
-        raise samples_module.ImageError("permission denied")
+        raise gather_module.ImageError("permission denied")
 
-    monkeypatch.setattr(samples_module, "read", broken)
+    monkeypatch.setattr(gather_module, "read", broken)
     with pytest.raises(NoImagesError, match="none of its 40 images.*permission denied") as e:
         load_samples(load_study(study_file), SampleOptions(rehash=True))
     assert e.value.exit_code == 2

@@ -16,7 +16,7 @@ from pipeline.shift import known
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.subgroups_paper import subgroup_lines
 from pipeline.shift.text import shift_text
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.figure_data import write_shift
 from tests.tiny import install_tiny_backbone, write_tiny_study
 

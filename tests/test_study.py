@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.attributes import Attribute
 from pipeline.errors import StudyError
-from pipeline.study import BackboneChoice, Source, TargetDomain, load_study
+from pipeline.study import BackboneChoice, Source, TargetDomain
+from pipeline.study_file import load_study
 
 GOOD = """
 name = "chest"

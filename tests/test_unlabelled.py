@@ -20,6 +20,7 @@ from pipeline.figures import shift as shift_figures
 from pipeline.figures.shift_data import read_shift
 from pipeline.figures.style import NothingToDrawError
 from pipeline.finetune.mixing import scored
+from pipeline.gather import load_samples
 from pipeline.heads_text import heads_text
 from pipeline.json_values import plain
 from pipeline.leak_checks import NearCopies, check_conflicts, picture_ids
@@ -27,7 +28,7 @@ from pipeline.metrics import METRICS, confusion
 from pipeline.predictions import PROBABILITIES, read_predictions
 from pipeline.report.records import contradictions, read_records
 from pipeline.report.stage import write_page
-from pipeline.samples import UNLABELLED, load_samples
+from pipeline.samples import UNLABELLED
 from pipeline.scoring import Place, places_of
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.leaks import NearPair
@@ -36,7 +37,7 @@ from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.text import shift_text
 from pipeline.shift.unlabelled import NEEDS_LABELS
 from pipeline.sources import scan_unlabelled
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.image_files import pictures, with_files, with_stack
 from tests.test_audit import copy_pixels
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study

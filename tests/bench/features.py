@@ -57,7 +57,7 @@ from collections import deque
 from pathlib import Path
 from pipeline.engines import EngineChoice, start_engine
 from pipeline.recipes import frozen_network
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 choice = load_study(Path(sys.argv[1])).backbones[0]
 engine = start_engine(frozen_network(choice), EngineChoice(), "fp32")
 batch = np.random.default_rng(0).integers(0, 256, (engine.batch_size, 224, 224, 3), np.uint8)
@@ -214,7 +214,7 @@ def _second_run(work: Path, count: int) -> None:
 
     from cache import Writer
     from pipeline.recipes import store_for
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     folder = work / "small"
     rng = np.random.default_rng(0)
