@@ -38,6 +38,11 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def percent(share: float) -> str:
+    """A share in per cent, to a tenth."""
+    return f"{100 * share:.1f} %"
+
+
 def p_text(p: float | None) -> str:
     """Three digits, and never the claim that it is zero; a dash for what is not known."""
     return "<.001" if p is not None and p < 0.001 else number(p)  # noqa: PLR2004

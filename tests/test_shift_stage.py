@@ -75,7 +75,7 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert f"told from the features with AUC {told['auc']:.2f} ({told['low']:.2f}" in text
     assert "inside the classes: a " in text
     assert "there: " in text
-    assert "the hospital can be told from the features with AUC" in text
+    assert "The hospital can be told from the features with AUC" in text
     assert "fixes that see no label of the target" in text
     assert "dev_overfit: not identifiable" in text
     assert "Youden's threshold" in text

@@ -11,15 +11,16 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.heads.base import Head
 from pipeline.heads.folds import patient_folds
 from pipeline.heads.sigmoid import Sigmoid, fit_sigmoid
 from pipeline.heads.treated import TreatedRows, untreated
 
 
-class CalibratedHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class CalibratedHead(Head):
     """A classifier with ``decision_function``, its scores made probabilities by a sigmoid.
 
     Args:
@@ -79,11 +80,6 @@ class CalibratedHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         rows = validate_data(self, X, dtype=np.float32, reset=False)
         rule: Sigmoid = self.sigmoid_
         return rule.proba(_scores(self.estimator_, rows))
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Most probable class of each row, shape ``(n,)``."""
-        found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return found
 
 
 def _scores(head: Any, rows: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve
 from sklearn.utils.validation import validate_data
 
+from pipeline.heads.base import LinearScores, numbered_classes
 from pipeline.heads.blocks import rows_in_blocks, scatter
-from pipeline.heads.linear_scores import LinearScores, numbered_classes
 
 LEDOIT_WOLF = "auto"
 

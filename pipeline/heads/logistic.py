@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import validate_data
 
+from pipeline.heads.base import LinearScores, probabilities
 from pipeline.heads.blocks import times
-from pipeline.heads.linear_scores import LinearScores, probabilities
 from pipeline.heads.newton import FeatureRows, NewtonSolver
 
 

@@ -1,15 +1,14 @@
 """The exercise's head as a classifier: Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K)."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.heads.base import Head, numbered_classes
 from pipeline.heads.folds import patient_folds
-from pipeline.heads.linear_scores import numbered_classes
 from pipeline.heads.stack import Rows, train_mlps
 from pipeline.heads.trained import MLPSettings, TrainedMLP
 from pipeline.heads.treated import TreatedRows
@@ -31,7 +30,7 @@ class Watched:
     y: NDArray[np.integer]
 
 
-class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class MLPHead(Head):
     """A perceptron trained by AdamW on cross-entropy; one head of a stack of one.
 
     Args:
@@ -130,8 +129,3 @@ class MLPHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         trained: TrainedMLP = self.trained_
         return trained.proba(validate_data(self, X, dtype=np.float32, reset=False))
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Most probable class of each row, shape ``(n,)``."""
-        found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return found

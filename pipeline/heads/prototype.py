@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.heads.base import numbered_classes
 from pipeline.heads.blocks import times, transposed_times
-from pipeline.heads.linear_scores import numbered_classes
 from pipeline.heads.sigmoid import fit_sigmoid
 
 _TINY = 1e-12

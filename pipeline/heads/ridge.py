@@ -21,11 +21,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.heads.base import Head, numbered_classes
 from pipeline.heads.blocks import scatter, times, transposed_times
-from pipeline.heads.linear_scores import numbered_classes
 from pipeline.heads.sigmoid import fit_sigmoid
 
 PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
@@ -141,7 +140,7 @@ def _same_sized_groups(
             yield at[start : start + step]
 
 
-class RidgeHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class RidgeHead(Head):
     """Ridge regression on the classes; chooses its penalty among several as it is fitted.
 
     The choice is by the log loss of rows held out with their group, after the sigmoid that is
@@ -193,8 +192,3 @@ class RidgeHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=np.float32, reset=False)
         return self.sigmoid_.proba(times(rows, self.coef_) + self.intercept_)
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Most probable class of each row, shape ``(n,)``."""
-        found: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return found

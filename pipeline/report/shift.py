@@ -126,9 +126,9 @@ def shift_chapter(records: Records) -> Chapter:
     targets = values["targets"]
     blocks: list[Block] = []
     for target in targets:
-        blocks += _target(target)
+        blocks += _target(target, values["classes"])
     for target in values["unlabelled"]:
-        blocks += _unlabelled(target)
+        blocks += _unlabelled(target, values["classes"])
     blocks += [Words(sentence) for sentence in left_out(values)]
     blocks += _trained(values["trained"])
     everyone = [*targets, *values["unlabelled"]]
@@ -142,8 +142,8 @@ def shift_chapter(records: Records) -> Chapter:
     return Chapter(name="shift", title="From one hospital to the next", blocks=tuple(blocks))
 
 
-def _target(target: Row) -> Iterator[Block]:
-    yield from _seen(target, tuple(_SHOWN))
+def _target(target: Row, classes: Sequence[str]) -> Iterator[Block]:
+    yield from _seen(target, classes, tuple(_SHOWN))
     unknown = tuple(
         f"{s}: not identifiable, {why}" for s, why in target["not_identifiable"].items()
     )
@@ -151,17 +151,17 @@ def _target(target: Row) -> Iterator[Block]:
     yield Items((*unknown, *target["caveats"], target["forecast"]["warning"]))
 
 
-def _unlabelled(target: Row) -> Iterator[Block]:
-    yield from _seen(target, [name for name in LABEL_FREE if name in _SHOWN])
+def _unlabelled(target: Row, classes: Sequence[str]) -> Iterator[Block]:
+    yield from _seen(target, classes, [name for name in LABEL_FREE if name in _SHOWN])
     yield Words(f"Not given, because it needs labels: {listed(target['needs_labels'])}.")
     yield Heading("Caveats", 4)
     yield Items((*target["caveats"], target["forecast"]["warning"]))
 
 
-def _seen(target: Row, tables: Sequence[str]) -> Iterator[Block]:
+def _seen(target: Row, classes: Sequence[str], tables: Sequence[str]) -> Iterator[Block]:
     """What can be told from the features, and those of the tables that are shown."""
     yield Heading(f"{target['target']} ({target['backbone']})")
-    yield Words(told_apart(target))
+    yield Words(told_apart(target["source_prediction"], classes))
     for name in tables:
         wanted, columns = _SHOWN[name]
         rows = [row for row in TABLES[name](target) if wanted(row)]

@@ -5,11 +5,12 @@ Everything is made from the values of ``shift.json``, so the three cannot disagr
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from pipeline.names import legible
+from pipeline.shift.probes import Probe
 from pipeline.shift.subgroups_paper import subgroup_chapter, subgroup_rows
 
 Record = Mapping[str, Any]
@@ -188,9 +189,9 @@ def report(record: Record) -> str:
     """
     lines = [f"# Domain shift: {legible(record['study'])}"]
     for target in record["targets"]:
-        lines += _chapter(target)
+        lines += _chapter(target, record["classes"])
     for target in record["unlabelled"]:
-        lines += _unlabelled_chapter(target)
+        lines += _unlabelled_chapter(target, record["classes"])
     lines += [f"\n{sentence}" for sentence in left_out(record)]
     return "\n".join(lines) + "\n"
 
@@ -202,7 +203,7 @@ def left_out(record: Record) -> Iterator[str]:
         yield f"{where}: not compared. {one['reason']}"
 
 
-def _chapter(target: Record) -> list[str]:
+def _chapter(target: Record, classes: Sequence[str]) -> list[str]:
     verdict = target["verdict"]
     lines = [
         "",
@@ -212,7 +213,7 @@ def _chapter(target: Record) -> list[str]:
         *(f"- {advice}" for advice in verdict["advice"]),
         "",
         target["differences"]["said"],
-        told_apart(target),
+        told_apart(target["source_prediction"], classes),
         _lookups(target),
         *(f"- {caveat}" for caveat in target["caveats"]),
     ]
@@ -228,22 +229,31 @@ def _chapter(target: Record) -> list[str]:
     return lines
 
 
-def told_apart(target: Record) -> str:
-    """How well the hospital can be told, a sentence."""
-    auc, low, high = (target["source_prediction"]["overall"][key] for key in ("auc", "low", "high"))
-    return (
-        f"The hospital can be told from the features with AUC {auc:.2f} ({low:.2f} to {high:.2f})."
-    )
+def told_apart(found: Record, classes: Sequence[str]) -> str:
+    """How well the hospital can be told, overall and in each class, a sentence.
+
+    Args:
+        found: ``source_prediction`` of a target.
+        classes: In label order.
+    """
+    overall = Probe(**found["overall"]).text
+    inside = [
+        f"{legible(name)} {Probe(**probe).text}"
+        for name, probe in zip(classes, found["by_class"], strict=False)
+        if probe is not None
+    ]
+    classes_too = f"; inside the classes: {', '.join(inside)}" if inside else ""
+    return f"The hospital can be told from the features with AUC {overall}{classes_too}."
 
 
-def _unlabelled_chapter(target: Record) -> list[str]:
+def _unlabelled_chapter(target: Record, classes: Sequence[str]) -> list[str]:
     lines = [
         "",
         f"## {legible(target['target'])}, {legible(target['backbone'])}",
         "",
         target["said"],
         "",
-        told_apart(target),
+        told_apart(target["source_prediction"], classes),
         *(f"- {caveat}" for caveat in target["caveats"]),
         "",
         "Not given, because it needs labels:",

@@ -77,7 +77,7 @@ class Circumstances:
     elsewhere: frozenset[str] = frozenset()
 
 
-def roles_of(
+def roles_with_labels(
     source: Cohort, target: Cohort, dev: NDArray[np.bool_] | None = None
 ) -> dict[str, Role]:
     """Which rows served what in this stage.
@@ -118,7 +118,7 @@ def roles_without_labels(source: Cohort, target: Cohort) -> dict[str, Role]:
         source: The labelled domain.
         target: The other one.
     """
-    roles = roles_of(source, target)
+    roles = roles_with_labels(source, target)
     roles["T_adapt"] = _role(
         target, "target, all", "tests, forecast of the accuracy and of the class mix", labels=False
     )

@@ -41,7 +41,7 @@ from pipeline.shift.provenance import (
     Provenance,
     caveats,
     inputs_of,
-    roles_of,
+    roles_with_labels,
 )
 from pipeline.shift.record import to_json
 from pipeline.shift.sealed import SealedLabels
@@ -280,7 +280,7 @@ def _target(joined: JoinedFeatures, known: Known, name: str, options: ShiftOptio
             *subgroups("target", opened, known.groupings.get(name, ()), known.terms),
         ),
         provenance=Provenance(
-            roles=roles_of(here, opened, dev),
+            roles=roles_with_labels(here, opened, dev),
             seeds={
                 "forecast, decomposition": options.seed,
                 "relabellings": settings.plan.seed,

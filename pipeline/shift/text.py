@@ -9,9 +9,8 @@ from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.findings import ControlledDetection
 from pipeline.shift.leaderboard import Row as LeaderboardRow
-from pipeline.shift.paper import left_out
+from pipeline.shift.paper import left_out, told_apart
 from pipeline.shift.predict import RANGED
-from pipeline.shift.probes import SourcePrediction
 from pipeline.shift.soundness import Carried, Soundness
 from pipeline.shift.stage import ShiftReport, TargetReport
 from pipeline.shift.subgroups_paper import subgroup_lines
@@ -39,7 +38,7 @@ def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
         f"{target.target}, {target.backbone}",
         *textwrap.wrap(foretold(target), WIDTH - 20),
         "",
-        _told(target.source_prediction, classes),
+        *textwrap.wrap(told_apart(plain(target.source_prediction), classes), WIDTH - 20),
         f"{target.shared_patients} patient ids are in both (the numbering may restart)",
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
@@ -85,7 +84,7 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         *textwrap.wrap(" ".join([verdict.text, *verdict.advice]), WIDTH - 20),
         *textwrap.wrap(said(target.differences), WIDTH - 20),
         "",
-        *textwrap.wrap(_told(target.source_prediction, classes), WIDTH - 20),
+        *textwrap.wrap(told_apart(plain(target.source_prediction), classes), WIDTH - 20),
         f"{target.shared_patients} patient ids are in both (the numbering may restart)",
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
@@ -109,16 +108,6 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         _fixes_table(target.fixes.k_shot),
     ]
     return "\n".join(lines)
-
-
-def _told(found: SourcePrediction, classes: Sequence[str]) -> str:
-    inside = [
-        f"{legible(name)} {probe.text}"
-        for name, probe in zip(classes, found.by_class, strict=False)
-        if probe is not None
-    ]
-    text = f"the hospital can be told from the features with AUC {found.overall.text}"
-    return f"{text}; inside the classes: {', '.join(inside)}" if inside else text
 
 
 def _detection_table(detection: ControlledDetection) -> str:

@@ -30,6 +30,7 @@ from pipeline.shift.provenance import (
 from pipeline.shift.sides import ask, here_of, shared_patients, there_of, told_apart
 from pipeline.shift.story import foretell
 from pipeline.study import SOURCE
+from pipeline.text_table import percent
 
 #: What is left out, each for this one reason.
 NEEDS_LABELS = (
@@ -127,10 +128,10 @@ def said(found: UnlabelledReport) -> str:
     low, high = min(one.low for one in known), max(one.high for one in known)
     return (
         f"{found.target}: nobody has labelled it, so how often the head is right there cannot be "
-        f"measured. Without labels the accuracy is put at {_percent(found.forecast.low)} to "
-        f"{_percent(found.forecast.high)} (range of {len(RANGED)} estimates; their 95 % intervals "
-        f"reach from {_percent(low)} to {_percent(high)}); on the source it is "
-        f"{_percent(found.source_accuracy)}, out of fold. {found.forecast.warning}"
+        f"measured. Without labels the accuracy is put at {percent(found.forecast.low)} to "
+        f"{percent(found.forecast.high)} (range of {len(RANGED)} estimates; their 95 % intervals "
+        f"reach from {percent(low)} to {percent(high)}); on the source it is "
+        f"{percent(found.source_accuracy)}, out of fold. {found.forecast.warning}"
         f"{_doubt(found)}"
     )
 
@@ -177,7 +178,3 @@ def _provenance(
         ),
         leak=basis.leak,
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from pipeline.shift.gaps import Gap, dominant
+from pipeline.text_table import percent
 
 #: An interval of a difference of AUROCs inside +- this is called holding.
 AUROC_MARGIN = 0.02
@@ -136,7 +137,7 @@ def judge(numbers: Numbers) -> Verdict:
 
 def _loss(numbers: Numbers) -> str:
     total = numbers.total
-    levels = f"{_percent(1 - numbers.source_error)} to {_percent(1 - numbers.target_error)}"
+    levels = f"{percent(1 - numbers.source_error)} to {percent(1 - numbers.target_error)}"
     if total.low > 0:
         return f"{numbers.target}: accuracy falls from {levels}, by {_points(total)}."
     if total.high < 0:
@@ -173,8 +174,8 @@ def _calls(numbers: Numbers) -> str:
     if numbers.called is None:
         return ""
     return (
-        f"{_percent(numbers.called.called)} are called positive, "
-        f"{_percent(numbers.called.positive)} are."
+        f"{percent(numbers.called.called)} are called positive, "
+        f"{percent(numbers.called.positive)} are."
     )
 
 
@@ -182,7 +183,7 @@ def _foretold(numbers: Numbers) -> str:
     if numbers.foretold is None:
         return ""
     low, high = numbers.foretold
-    text = f"Without labels the accuracy would be put at {_percent(low)} to {_percent(high)}"
+    text = f"Without labels the accuracy would be put at {percent(low)} to {percent(high)}"
     if _stable_score_refuted(numbers):
         return f"{text}; those estimates are invalid here, because Y given the score has changed."
     return f"{text}, assuming stable Y|score."
@@ -286,10 +287,6 @@ _LABELS_FIRST = (
     "Choose the threshold anew with labelled images of the target: Y given the score has "
     "changed, so a threshold or a class mix found without labels is not to be relied on."
 )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _points(gap: Gap) -> str:

@@ -1,4 +1,4 @@
-"""What heads with linear scores have in common, and all heads: classes told from labels."""
+"""What heads have in common: classes told from labels, and the class that is most probable."""
 
 from typing import Any
 
@@ -31,8 +31,18 @@ def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-class LinearScores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A classifier whose fit leaves ``classes_``, ``coef_`` and ``intercept_``.
+class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier with ``predict_proba`` whose fit leaves ``classes_``."""
+
+    classes_: NDArray[Any]
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Most probable class of each row, shape ``(n,)``."""
+        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
+
+
+class LinearScores(Head):
+    """A head whose fit leaves ``classes_``, ``coef_`` and ``intercept_``.
 
     Attributes:
         classes_: Class labels, shape ``(K,)``.
@@ -40,7 +50,6 @@ class LinearScores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         intercept_: Shape ``(1,)`` or ``(K,)``.
     """
 
-    classes_: NDArray[Any]
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
 
@@ -53,7 +62,3 @@ class LinearScores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
         return probabilities(self.scores(X))
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Most probable class of each row, shape ``(n,)``."""
-        return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
