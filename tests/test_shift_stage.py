@@ -13,7 +13,7 @@ from pipeline.errors import StudyError
 from pipeline.extract import ExtractOptions, extract
 from pipeline.json_values import plain
 from pipeline.predictions import read_predictions
-from pipeline.shift import stage
+from pipeline.shift import stage, target
 from pipeline.shift.fixes import FIXES
 from pipeline.shift.paper import TABLES
 from pipeline.shift.record import SCHEMA, to_json
@@ -186,8 +186,8 @@ def test_deleted_labels_of_the_target_move_no_prediction(study, monkeypatch, del
         return replace(joined, samples=replace(joined.samples, label=label))
 
     for name in ("foretell", "detect_with_controls"):
-        monkeypatch.setattr(stage, name, _keeping(getattr(stage, name), made))
-    monkeypatch.setattr(stage, "score", stop)
+        monkeypatch.setattr(target, name, _keeping(getattr(target, name), made))
+    monkeypatch.setattr(target, "score", stop)
     with pytest.raises(StillSealedError):
         analyse(study, SHORT)
     monkeypatch.setattr(stage, "load_joined", without)
@@ -212,20 +212,20 @@ def _keeping(function, made):
 def test_labels_of_the_target_move_no_prediction(study, monkeypatch):
     """Metamorphic: with the target's labels permuted, all but the scores stays the same."""
     made = []
-    predict = stage.predict_target
+    predict = target.predict_target
 
     def watched(*arguments):
         made.append(predict(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(stage, "predict_target", watched)
-    score = stage.score
+    monkeypatch.setattr(target, "predict_target", watched)
+    score = target.score
 
     def sealed_until_here(predictions, sealed, *rest):
         assert sealed.reads == 0
         return score(predictions, sealed, *rest)
 
-    monkeypatch.setattr(stage, "score", sealed_until_here)
+    monkeypatch.setattr(target, "score", sealed_until_here)
     before = to_json(analyse(study, SHORT))["targets"][0]
     load = stage.load_joined
 

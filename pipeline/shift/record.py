@@ -72,7 +72,8 @@ from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
 from pipeline.shift.unlabelled import said as foretold
 
 if TYPE_CHECKING:
-    from pipeline.shift.stage import ShiftReport, TargetReport
+    from pipeline.shift.stage import ShiftReport
+    from pipeline.shift.target import TargetReport
 
 SCHEMA = 5
 

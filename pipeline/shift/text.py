@@ -12,8 +12,9 @@ from pipeline.shift.leaderboard import Row as LeaderboardRow
 from pipeline.shift.paper import left_out, told_apart
 from pipeline.shift.predict import RANGED
 from pipeline.shift.soundness import Carried, Soundness
-from pipeline.shift.stage import ShiftReport, TargetReport
+from pipeline.shift.stage import ShiftReport
 from pipeline.shift.subgroups_paper import subgroup_lines
+from pipeline.shift.target import TargetReport
 from pipeline.shift.tuning import TunedRow
 from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
 from pipeline.shift.unlabelled import said as foretold

@@ -1,0 +1,188 @@
+"""A target with labels: what is seen while they are sealed, then what the loss is made of."""
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from pipeline.appearance import APPEARANCE
+from pipeline.joined import JoinedFeatures
+from pipeline.shift.cohorts import Cohort
+from pipeline.shift.cross_fitting import Target, predict_target
+from pipeline.shift.detect import detect_with_controls
+from pipeline.shift.differences import Difference, Pictures, differences
+from pipeline.shift.errors_by_role import Given
+from pipeline.shift.findings import ControlledDetection, DetectionSettings
+from pipeline.shift.known import Facts, Known
+from pipeline.shift.leaderboard import Leaderboard, score
+from pipeline.shift.pictures import FeatureMap, feature_map
+from pipeline.shift.probes import SourcePrediction
+from pipeline.shift.provenance import (
+    Circumstances,
+    Provenance,
+    caveats,
+    inputs_of,
+    roles_with_labels,
+)
+from pipeline.shift.sealed import SealedLabels
+from pipeline.shift.sides import ask, here_of, shared_patients, there_of, told_apart
+from pipeline.shift.story import Story, Telling, foretell, tell
+from pipeline.shift.subgroup_values import Subgroups
+from pipeline.shift.subgroups import subgroups
+from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
+from pipeline.study import SOURCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetReport:
+    """What was found between the source and one target, on one backbone.
+
+    Attributes:
+        shared_patients: Ids that both domains have; numbering may simply restart.
+        source_prediction: How well the hospital can be told from the features.
+        detection: Tests with their null and positive controls.
+        fixes: Leaderboard of the fixes that see no label of the target.
+        tuned: Fixes at values that a validator without labels chose, and an oracle.
+        validator: Which.
+        control: The same fixes from one half of the source to the other; None where a
+            half lacks a class.
+        story: The loss taken apart, what was foretold, the verdict.
+        map: Both domains in two dimensions.
+        differences: Habits of the hospitals; None where no audit has measured the pictures.
+        level: Of the tests.
+        subgroups: Of the source, then of the target; empty unless the study asks for them.
+        provenance: Roles, seeds, inputs, leaks and caveats.
+    """
+
+    backbone: str
+    target: str
+    shared_patients: int
+    source_prediction: SourcePrediction
+    detection: ControlledDetection
+    fixes: Leaderboard
+    tuned: tuple[TunedRow, ...]
+    validator: str
+    control: Leaderboard | None
+    story: Story
+    map: FeatureMap
+    differences: tuple[Difference, ...] | None
+    level: float
+    subgroups: tuple[Subgroups, ...]
+    provenance: Provenance
+    seconds: float
+
+
+def examine(
+    joined: JoinedFeatures, known: Known, name: str, settings: DetectionSettings, seed: int
+) -> TargetReport:
+    """Say of a target with labels all that can be said.
+
+    Args:
+        joined: Samples with features.
+        known: What is known before any target is looked at.
+        name: Of the target.
+        settings: Of the tests.
+        seed: Of the draws of the forecast and of the parts of the loss.
+
+    Raises:
+        StudyError: Too few patients.
+    """
+    start, source = time.perf_counter(), known.source
+    rows = joined.samples.domain == name
+    X, group = joined.X[rows], joined.samples.group[rows]
+    plan = known.plan
+    # Until the fixes are scored, the labels of the target are under seal.
+    sealed = SealedLabels(joined.samples.label[rows], plan.digest())
+    target = Target(features=X, groups=group)
+    here, there = here_of(source), there_of(source, X, group)
+    detection = detect_with_controls(here, there, partial(ask, source), settings)
+    before = foretell(here, there, seed)
+    predictions = predict_target(source, target, plan)
+    tried = try_values(source, target, plan, predictions)
+    fixes = score(predictions, sealed, source, target, plan)
+    # From here on the labels are open: nothing that is fitted comes after.
+    opened = replace(there, labels=sealed.unseal(plan.digest()))
+    dev = known.dev.get(name)
+    telling = Telling(
+        source=source,
+        refits=known.refits,
+        before=before,
+        fixes=fixes,
+        seed=seed,
+        given=Given(human=known.human, dev=dev),
+    )
+    story = tell(name, here, opened, telling)
+    shared = shared_patients(here, there)
+    return TargetReport(
+        backbone=joined.backbone,
+        target=name,
+        shared_patients=shared,
+        source_prediction=told_apart(here, there),
+        detection=detection,
+        fixes=fixes,
+        tuned=tuned_rows(tried, predictions, opened.classes(), group, plan),
+        validator=plan.validator,
+        control=known.control,
+        story=story,
+        map=feature_map(source, opened),
+        differences=_differences(joined, name, known.checked.facts, seed),
+        level=settings.plan.alpha,
+        subgroups=(
+            *known.subgroups,
+            *subgroups("target", opened, known.groupings.get(name, ()), known.terms),
+        ),
+        provenance=Provenance(
+            roles=roles_with_labels(here, opened, dev),
+            seeds={
+                "forecast, decomposition": seed,
+                "relabellings": settings.plan.seed,
+                "halves of the target": list(plan.seeds),
+            },
+            inputs=inputs_of(joined, name, opened.classes(), plan.digest()),
+            caveats=_caveats(known, shared, opened, story, _others(joined, name)),
+            leak=known.checked.leak,
+        ),
+        seconds=round(time.perf_counter() - start, 2),
+    )
+
+
+def _differences(
+    joined: JoinedFeatures, name: str, facts: Facts | None, seed: int
+) -> tuple[Difference, ...] | None:
+    """Habits of the hospitals; looks at labels of the target, which are open by now."""
+    if facts is None:
+        return None
+    s = joined.samples
+    here, there = (
+        Pictures(
+            measures={m: facts[m][s.domain == d].astype(np.float64) for m in APPEARANCE},
+            labels=s.label[s.domain == d],
+            groups=s.group[s.domain == d],
+        )
+        for d in (SOURCE, name)
+    )
+    return differences(here, there, np.random.default_rng([seed, 17]))
+
+
+def _others(joined: JoinedFeatures, name: str) -> frozenset[str]:
+    return frozenset(joined.samples.domain.tolist()) - {SOURCE, name}
+
+
+def _caveats(
+    known: Known, shared: int, opened: Cohort, story: Story, others: frozenset[str]
+) -> tuple[str, ...]:
+    control = () if known.control is None else known.control.rows
+    return caveats(
+        Circumstances(
+            shared_patients=shared,
+            patients={
+                "source": np.unique(known.source.groups).size,
+                "target": np.unique(opened.groups).size,
+            },
+            score_changed=story.verdict.labels_needed,
+            harmful=[row.name for row in control if row.negative_transfer],
+            elsewhere=others,
+        ),
+        known.checked.leak,
+    )
