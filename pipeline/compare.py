@@ -4,7 +4,6 @@ Everything that is fitted or chosen (scaler, parameters, heads) sees the fit spl
 the source only; validation and targets are looked at, never learned from.
 """
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -102,7 +101,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
         tables=tables,
         failures=tuple(failures),
         unsaved=tuple(save_heads(study, fitted)),
-        unlabelled=dict(Counter(joined.samples.domain[~joined.samples.labelled].tolist())),
+        unlabelled=joined.samples.unlabelled,
     )
     _write(study, report, fitted)
     return report

@@ -15,7 +15,7 @@ from pipeline.head_report import CompareReport, Row, Table
 from pipeline.names import legible
 from pipeline.pairing import BASELINE, BEST, Pair
 from pipeline.predictions import PROBABILITIES
-from pipeline.scoring import place_in_words
+from pipeline.scoring import place_in_words, unscored
 from pipeline.splits import FIT
 from pipeline.text_table import WIDTH, new_table, p_text, render
 
@@ -50,17 +50,8 @@ def heads_text(report: CompareReport) -> str:
         title = f"{report.study} on {name}; classes: {', '.join(map(legible, report.classes))}"
         parts += [f"{title}{positive}", *map(_text, sections(report, table))]
     failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
-    parts += [textwrap.fill(text, WIDTH) for text in unscored(report)]
+    parts += [textwrap.fill(text, WIDTH) for text in unscored(report.unlabelled, PROBABILITIES)]
     return "\n\n".join([*parts, *(["\n".join(failures)] if failures else [])])
-
-
-def unscored(report: CompareReport) -> Iterator[str]:
-    """A sentence for each target without labels."""
-    for name, count in report.unlabelled.items():
-        yield (
-            f"{name}: {count} images without labels. Their probabilities are in {PROBABILITIES}; "
-            "no score can be given. headrace shift says what the scores foretell"
-        )
 
 
 def sections(report: CompareReport, table: Table) -> Iterator[Section]:

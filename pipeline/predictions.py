@@ -21,6 +21,8 @@ from pipeline.samples import Samples
 
 #: Stage 2 keeps them under this name, below the study's results.
 PROBABILITIES = "probabilities.h5"
+#: Stage 3 keeps those of networks trained on images here.
+TRAINED_PROBABILITIES = "finetune.h5"
 #: Name of a predictor, and the seed that it was trained with.
 Trained = tuple[str, int]
 

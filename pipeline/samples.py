@@ -4,6 +4,7 @@ Labels, patients and splits live here and never in the feature store, so relabel
 renaming or moving an image costs nothing.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Self
 
@@ -58,6 +59,11 @@ class Samples:
     def labelled(self) -> NDArray[np.bool_]:
         """Which samples have a label, shape ``(n,)``."""
         return np.asarray(self.label != UNLABELLED)
+
+    @property
+    def unlabelled(self) -> dict[str, int]:
+        """Images of each target without labels."""
+        return dict(Counter(self.domain[~self.labelled].tolist()))
 
     def class_of(self, row: int) -> str:
         """Name of the class of a sample, in words if it has none."""

@@ -36,6 +36,20 @@ def place_in_words(domain: str, role: str) -> str:
     return role if domain == SOURCE else domain
 
 
+def unscored(unlabelled: Mapping[str, int], file: str) -> Iterator[str]:
+    """A sentence for each target without labels, which no table of scores can hold.
+
+    Args:
+        unlabelled: Images of each.
+        file: Has the probabilities.
+    """
+    for name, count in unlabelled.items():
+        yield (
+            f"{name}: {count} images without labels. Their probabilities are in {file}; "
+            "no score can be given. headrace shift says what the scores foretell"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """The images of one domain in one role.

@@ -32,6 +32,8 @@ from pipeline.finetune.stage import FinetuneOptions, finetune
 from pipeline.finetune.text import comparison_text
 from pipeline.metrics import METRICS
 from pipeline.predictions import read_predictions
+from pipeline.report.records import contradictions, read_records
+from pipeline.report.stage import write_page
 from pipeline.stats import mcnemar
 from pipeline.study_file import load_study
 from pipeline.text_table import WIDTH
@@ -118,6 +120,21 @@ def test_numbers_are_those_of_the_kept_probabilities(study):
         metrics = rows[method]["domains"][2]["metrics"]
         assert metrics["accuracy"]["value"] == pytest.approx(right[target].mean())
         assert metrics["accuracy"]["low"] <= metrics["accuracy"]["value"]
+
+
+def test_a_target_without_labels_is_predicted_and_said_to_have_no_scores(study):
+    """In the file of probabilities, in no row; the page sees no contradiction in that."""
+    blind = replace(study, targets=(replace(study.targets[0], labels="absent"),))
+    report = finetune(blind, only("lp"))
+    assert written(study)["unlabelled"] == {"there": 20}
+    assert {d["domain"] for d in written(study)["rows"][0]["domains"]} == {"source"}
+    assert set(read_predictions(report.probabilities)["tiny"].domain) == {"source", "there"}
+    said = "there: 20 images without labels. Their probabilities are in finetune.h5"
+    assert said in comparison_text(report)
+    assert said in write_page(blind).file.read_text()
+    assert not list(contradictions(blind, read_records(study.results)))
+    (found,) = contradictions(study, read_records(study.results))
+    assert found == "there has labels in the study file, but none in comparison.json"
 
 
 def test_methods_are_compared_with_the_probe_on_the_same_images(study):

@@ -194,6 +194,7 @@ def test_scores_of_fine_tuned_networks_leave_the_target_out(study):
     samples, _ = load_samples(study)
     rows = scored(samples, np.full((len(samples), 2), 0.5))
     assert {row["domain"] for row in rows} == {"source", "there"}
+    assert samples.unlabelled == {"far": 100}
 
 
 def test_the_audit_asks_what_needs_no_label_and_says_what_it_did_not_ask(study):

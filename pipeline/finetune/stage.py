@@ -8,7 +8,7 @@ those of others in the comparison.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ from pipeline.samples import SampleOptions, Samples
 from pipeline.study import BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +79,18 @@ class ComparisonReport:
         classes: In label order; with two classes the second is the positive one.
         rows: By backbone in the study's order, then in the order of ``METHODS``.
         pairs: Frozen against trained on the same images.
+        unlabelled: Images of each target without labels: no row scores them.
         file: Where it is written.
+        probabilities: Where those of each image are.
     """
 
     study: str
     classes: tuple[str, ...]
     rows: tuple[Row, ...]
     pairs: tuple[PairRow, ...]
+    unlabelled: Mapping[str, int]
     file: Path
+    probabilities: Path
 
 
 def finetune(study: Study, options: FinetuneOptions | None = None) -> ComparisonReport:
@@ -119,7 +123,7 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> Comparison
         models = _models(study, options, tables)
         report = _report(study, options, tables, models)
         if parallel.group().rank == 0:
-            _write(study, options, report, tables, models)
+            _write(report, tables, models)
     return report
 
 
@@ -180,7 +184,9 @@ def _report(
         classes=tables[OWN].classes,
         rows=tuple(rows),
         pairs=tuple(pairs_of(tables, models, study.results, study.seed)),
+        unlabelled=tables[OWN].unlabelled,
         file=study.results / f"comparison{options.tag}.json",
+        probabilities=study.results / f"finetune{options.tag}.h5",
     )
 
 
@@ -208,19 +214,13 @@ def _models(study: Study, options: FinetuneOptions, tables: dict[str, Samples]) 
     return found
 
 
-def _write(
-    study: Study,
-    options: FinetuneOptions,
-    report: ComparisonReport,
-    tables: dict[str, Samples],
-    models: Sequence[Model],
-) -> None:
+def _write(report: ComparisonReport, tables: dict[str, Samples], models: Sequence[Model]) -> None:
     kept = {}
     for backbone in dict.fromkeys(m.record.backbone for m in models):
         own = [m for m in models if m.record.backbone == backbone]
         proba = {(m.record.method, m.record.seed): m.proba for m in own}
         kept[backbone] = predictions_of(tables[backbone], proba)
-    write_predictions(study.results / f"finetune{options.tag}.h5", kept)
+    write_predictions(report.probabilities, kept)
     text = json.dumps(report_json(report), indent=1, allow_nan=False)
     disk.publish(report.file, text.encode())
 
@@ -235,4 +235,5 @@ def report_json(report: ComparisonReport) -> dict[str, Any]:
         "pairs": [
             {"backbone": row.backbone, "seed": row.seed, **asdict(row.pair)} for row in report.pairs
         ],
+        "unlabelled": dict(report.unlabelled),
     }

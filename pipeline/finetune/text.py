@@ -1,11 +1,14 @@
 """The comparison as text for a terminal: what each method can, and what it costs."""
 
+import textwrap
+from collections.abc import Iterator
+
 from pipeline.finetune.comparison import Domain, PairRow, Row
 from pipeline.finetune.stage import ComparisonReport
 from pipeline.names import legible
-from pipeline.scoring import place_in_words
+from pipeline.scoring import place_in_words, unscored
 from pipeline.study import SOURCE
-from pipeline.text_table import new_table, number, p_text, render
+from pipeline.text_table import WIDTH, new_table, number, p_text, render
 
 
 def comparison_text(report: ComparisonReport) -> str:
@@ -22,9 +25,15 @@ def comparison_text(report: ComparisonReport) -> str:
             "what moved, and how the validation loss ended",
             _endings(report),
             *_pairs(report),
+            *_unscored(report),
             f"-> {report.file}",
         ]
     )
+
+
+def _unscored(report: ComparisonReport) -> Iterator[str]:
+    for text in unscored(report.unlabelled, report.probabilities.name):
+        yield f"\n{textwrap.fill(text, WIDTH)}"
 
 
 def _scores(report: ComparisonReport) -> str:

@@ -9,7 +9,8 @@ from pipeline.finding import OK
 from pipeline.finetune.methods import METHODS
 from pipeline.fitting import ENSEMBLE
 from pipeline.head_report import CompareReport, Row
-from pipeline.heads_text import points_text, sections, unscored, with_interval
+from pipeline.heads_text import points_text, sections, with_interval
+from pipeline.predictions import PROBABILITIES, TRAINED_PROBABILITIES
 from pipeline.report.blocks import (
     Block,
     Chapter,
@@ -23,7 +24,7 @@ from pipeline.report.blocks import (
 )
 from pipeline.report.figures import pictures
 from pipeline.report.records import Records
-from pipeline.scoring import place_in_words
+from pipeline.scoring import place_in_words, unscored
 from pipeline.splits import FIT
 
 #: Stands for the backbone of networks that are trained from nothing.
@@ -85,7 +86,7 @@ def heads_chapter(records: Records, report: CompareReport) -> Chapter:
             blocks.append(grid_of_text(section.lines[0], section.grid))
             blocks += [Words(line, "note") for line in section.after]
         blocks += pictures(records.results, "heads", name, _of_heads(table.rows))
-    blocks += [Words(text) for text in unscored(report)]
+    blocks += [Words(text) for text in unscored(report.unlabelled, PROBABILITIES)]
     blocks += [Words(f"{f.head} on {f.backbone} failed: {f.reason}") for f in report.failures]
     blocks += [
         Words(f"{one['head']} on {one['backbone']} has no model file: {one['reason']}", "note")
@@ -108,6 +109,7 @@ def finetune_chapter(records: Records) -> Chapter:
     blocks: list[Block] = [
         _scores(rows, "accuracy", "Accuracy, 95 % intervals"),
         _scores(rows, "auroc", "AUROC, 95 % intervals"),
+        *(Words(text) for text in unscored(values["unlabelled"], TRAINED_PROBABILITIES)),
         *_pairs(values["pairs"]),
         _costs(rows),
         *_caveats(rows),

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.errors import MissingPredictionsError
 from pipeline.figures.reports import read_report
-from pipeline.predictions import read_predictions
+from pipeline.predictions import PROBABILITIES, TRAINED_PROBABILITIES, read_predictions
 from pipeline.report.figures import drawn
 from pipeline.shift.provenance import digest_of_domain
 from pipeline.study import SOURCE, Study
@@ -34,8 +34,8 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
     {
         "features": Stage(file="features.json", layout=None),
         "audit": Stage(file="audit.json", layout=2),
-        "heads": Stage(file="heads.json", layout=3, probabilities="probabilities.h5"),
-        "finetune": Stage(file="comparison.json", layout=1, probabilities="finetune.h5"),
+        "heads": Stage(file="heads.json", layout=3, probabilities=PROBABILITIES),
+        "finetune": Stage(file="comparison.json", layout=2, probabilities=TRAINED_PROBABILITIES),
         "shift": Stage(file="shift.json", layout=5),
     }
 )
@@ -109,17 +109,25 @@ def places(records: Records) -> dict[tuple[str, str], tuple[int, int | str]]:
     """Images and patients by domain and role, from the first record that has them."""
     values = records.values
     if heads := values.get("heads"):
-        blind = {(d, "without labels"): (n, "-") for d, n in heads["unlabelled"].items()}
-        return {(r["domain"], r["role"]): (r["n"], r["groups"]) for r in heads["rows"]} | blind
+        rows = heads["rows"]
+        return {(r["domain"], r["role"]): (r["n"], r["groups"]) for r in rows} | _blind(heads)
     if finetune := values.get("finetune"):
         rows = (d for row in finetune["rows"] for d in row["domains"])
-        return {(d["domain"], d["role"]): (d["n"], d["groups"]) for d in rows}
-    found = {}
+        scored = {(d["domain"], d["role"]): (d["n"], d["groups"]) for d in rows}
+        return scored | _blind(finetune)
+    found: dict[tuple[str, str], tuple[int, int | str]] = {}
     for target in _shifted(records):
         for name, role in ((SOURCE, "S_fit"), (target["target"], "T_adapt")):
             one = target["roles"][role]
             found[name, "all" if name == SOURCE else "target"] = (one["images"], one["patients"])
+    for left in values["shift"]["not_compared"] if "shift" in values else ():
+        found[left["target"], "target"] = (left["images"], 1)
     return found
+
+
+def _blind(scores: Mapping[str, Any]) -> dict[tuple[str, str], tuple[int, int | str]]:
+    """Of the targets that a table of scores cannot hold."""
+    return {(d, "without labels"): (n, "-") for d, n in scores["unlabelled"].items()}
 
 
 def contradictions(study: Study, records: Records) -> Iterator[str]:
@@ -131,8 +139,7 @@ def contradictions(study: Study, records: Records) -> Iterator[str]:
     yield from _domains(study, records)
     yield from _images(records)
     yield from _recipes(records)
-    if "heads" in records.values or all(domain.labelled for domain in study.domains):
-        yield from _counts(records)  # the other tables do not count images without labels
+    yield from _counts(records)
 
 
 def _classes(study: Study, records: Records) -> Iterator[str]:
@@ -149,34 +156,37 @@ def _classes(study: Study, records: Records) -> Iterator[str]:
 
 
 def _domains(study: Study, records: Records) -> Iterator[str]:
-    wanted = {domain.name for domain in study.domains}
-    blind = {domain.name for domain in study.domains if not domain.labelled}
+    wanted = {domain.name: domain.labelled for domain in study.domains}
     for name, known in _domains_of(records).items():
-        file = STAGES[name].file
-        # A table of scores has no rows of a domain without labels.
-        scored = wanted - blind if name == "finetune" else wanted
-        yield from (f"{d} is in the study file but not in {file}" for d in sorted(scored - known))
-        yield from (f"{d} is in {file} but not in the study file" for d in sorted(known - wanted))
-        if name == "finetune":
-            yield from (
-                f"{d} has no labels in the study file, but scores in {file}"
-                for d in sorted(known & blind)
-            )
+        file, both = STAGES[name].file, sorted(known.keys() & wanted.keys())
+        lost, more = wanted.keys() - known.keys(), known.keys() - wanted.keys()
+        yield from (f"{d} is in the study file but not in {file}" for d in sorted(lost))
+        yield from (f"{d} is in {file} but not in the study file" for d in sorted(more))
+        yield from (
+            f"{d} has {'' if wanted[d] else 'no '}labels in the study file, but "
+            f"{'none' if wanted[d] else 'some'} in {file}"
+            for d in both
+            if known[d] not in (None, wanted[d])
+        )
 
 
-def _domains_of(records: Records) -> dict[str, set[str]]:
-    values = records.values
-    found = {}
+def _domains_of(records: Records) -> dict[str, dict[str, bool | None]]:
+    """By stage, its domains, and whether they had labels; None where that is not said."""
+    values, found = records.values, {}
     if "heads" in values:
-        found["heads"] = {row["domain"] for row in values["heads"]["rows"]}
-        found["heads"] |= values["heads"]["unlabelled"].keys()
+        found["heads"] = {row["domain"]: True for row in values["heads"]["rows"]}
     if "finetune" in values:
         rows = (d for row in values["finetune"]["rows"] for d in row["domains"])
-        found["finetune"] = {d["domain"] for d in rows}
+        found["finetune"] = {d["domain"]: True for d in rows}
+    domains: dict[str, dict[str, bool | None]] = {
+        name: {**scored, **dict.fromkeys(values[name]["unlabelled"], False)}
+        for name, scored in found.items()
+    }
     if "shift" in values:
-        everyone = [*_shifted(records), *values["shift"]["not_compared"]]
-        found["shift"] = {SOURCE, *(target["target"] for target in everyone)}
-    return {name: domains for name, domains in found.items() if domains}
+        kinds = (("targets", True), ("unlabelled", False), ("not_compared", None))
+        told = {t["target"]: kind for name, kind in kinds for t in values["shift"][name]}
+        domains["shift"] = {**told, SOURCE: True}
+    return {name: of_stage for name, of_stage in domains.items() if of_stage}
 
 
 def _images(records: Records) -> Iterator[str]:

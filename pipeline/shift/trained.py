@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.predictions import Predictions, read_predictions
+from pipeline.predictions import TRAINED_PROBABILITIES, Predictions, read_predictions
 from pipeline.samples import Samples
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.decompose import DecomposeSettings, kitagawa, threshold_terms
@@ -25,8 +25,6 @@ from pipeline.splits import VALIDATION
 from pipeline.study import SOURCE
 
 _LOG = logging.getLogger(__name__)
-#: Where the fine-tuning stage keeps probabilities, below the study's results.
-TRAINED_PROBABILITIES = "finetune.h5"
 
 
 @dataclass(frozen=True, kw_only=True)
