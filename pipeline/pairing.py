@@ -23,7 +23,7 @@ from pipeline.stats import (
     verdict,
 )
 from pipeline.stats.bootstrap import PAIRED_DRAWS
-from pipeline.stats.intervals import DRAWS
+from pipeline.stats.intervals import DRAWS, lengthened, unseen
 
 #: What heads are compared by.
 METRICS = ("accuracy", "auroc")
@@ -112,8 +112,10 @@ def pairs(
 ) -> list[Pair]:
     """Every head against one of them: the same images, Holm over the heads.
 
-    Accuracy: interval by a paired bootstrap of patients; p by McNemar's exact test where
-    each image is of a patient of its own, else by flipping the signs of whole patients.
+    Accuracy: interval by a paired bootstrap of patients, made longer on a side on which no
+    image is seen to differ, for a few images without a difference show no equivalence; p by
+    McNemar's exact test where each image is of a patient of its own, else by flipping the
+    signs of whole patients.
     AUROC of two classes: paired DeLong, by patient. It is left out where a class is in
     fewer than two patients.
 
@@ -196,8 +198,14 @@ def _by_accuracy(
     values = bootstrap_values(statistics, place.group, place.rng("pairs"), draws=draws)
     found = []
     for head, drawn in zip(right[:-1], values[:-1], strict=True):
-        low, high = percentile_interval(drawn - values[-1])
         counts, step = mcnemar(head, right[-1]), head.astype(float) - right[-1]
+        low, high = lengthened(
+            float(step.mean()),
+            *percentile_interval(drawn - values[-1]),
+            # Images that one alone has right and no draw can show, because none was seen.
+            below=0.0 if counts.only_second else unseen(place.patients),
+            above=0.0 if counts.only_first else unseen(place.patients),
+        )
         by_patient = not place.independent
         found.append(
             _Difference(

@@ -9,7 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from pipeline.pairing import adjusted_verdict, best_by_validation, best_sets, pairs
-from pipeline.stats import sign_flip
+from pipeline.stats import sign_flip, wilson
 from tests.score_heads import head, place
 
 
@@ -111,12 +111,41 @@ def test_the_order_of_the_images_changes_nothing(each):
         assert one.verdict == two.verdict
 
 
-def test_a_head_against_its_own_copy_is_equivalent():
-    """No image differs: p is 1, and the word is not "no difference"."""
-    where = place()
+@pytest.mark.parametrize(("n", "word"), [(60, "inconclusive"), (1000, "equivalent")])
+def test_no_difference_in_few_images_is_no_equivalence(n, word):
+    """Where no image of 60 differs, one of 20 may; of 1000 that is ruled out."""
+    where = place(n=n)
     p = head(where.label, 1.0)
     for pair in pairs(where, {"a": p, "b": p}, "a", draws=100):
-        assert (pair.difference, pair.p, pair.verdict) == (0, 1, "equivalent")
+        assert (pair.difference, pair.p, pair.verdict) == (0, 1, word)
+        assert pair.low == -pair.high < 0
+
+
+def test_a_side_on_which_nothing_was_seen_is_not_closed():
+    """One head is right wherever the other is: it may yet be wrong where the other is right."""
+    where = place(n=100)
+    right = np.eye(2)[where.label]
+    other = right.copy()
+    other[:4] = 1 - other[:4]
+    (pair,) = by(pairs(where, {"a": right, "b": other}, "a"), "accuracy").values()
+    assert (pair.only_head, pair.only_baseline) == (0, 4)
+    none = wilson(0, 100)[1]
+    assert pair.high > 0 > pair.low
+    assert none - 0.04 < pair.high < none
+    assert pair.low == pytest.approx(-0.08, abs=0.011)
+
+
+def test_pairs_cover_a_difference_that_few_images_show():
+    """A difference of half a point, often unseen in 60 images, is within 95 % of intervals."""
+    rng, held = np.random.default_rng(0), 0
+    for seed in range(200):
+        where = place(seed=seed)
+        right = rng.random((2, 60)) < [[0.995], [0.99]]
+        proba = {f"h{k}": np.eye(2)[np.where(hit, where.label, 1 - where.label)]
+                 for k, hit in enumerate(right)}  # fmt: skip
+        (pair,) = by(pairs(where, proba, "h1", draws=200), "accuracy").values()
+        held += pair.low <= 0.005 <= pair.high
+    assert held >= 186
 
 
 @pytest.mark.parametrize(

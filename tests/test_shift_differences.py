@@ -65,8 +65,17 @@ def test_what_cannot_be_measured_is_left_out():
 
 
 def test_a_mark_that_all_of_one_hospital_have_is_named():
-    """It varies nowhere within a hospital, which must not make it nothing."""
+    """It varies nowhere within a hospital, which must make it neither nothing nor endless."""
     one, two = hospital(0), hospital(1)
     for pictures, value in ((one, 0.0), (two, 1.0)):
         pictures.measures["calm"][:] = value
     assert named(one, two) == ["calm"]
+    (calm, *_) = differences(one, two, np.random.default_rng(0))
+    assert (calm.low, calm.effect, calm.high) == (10, 10, 10)
+
+
+@pytest.mark.parametrize("patients", [3, 9, 10])
+def test_a_handful_of_patients_names_nothing(patients):
+    """Draws of a few patients are too much alike to say how far the next ones may be."""
+    found = named(hospital(0), hospital(1, n=patients, shift=5.0))
+    assert found == (["loud"] if patients == 10 else [])

@@ -31,7 +31,9 @@ def mismatch_coverage(repeats, *, by_patient):
                 Outcome(wrong=one.wrong, groups=np.arange(len(one.wrong)))
                 for one in (source, target)
             )
-        table = ng_table(NgRoles(s_fit=source, s_traindev=source, t_test=target), rng, 300)
+        table = ng_table(
+            NgRoles(s_fit=source, s_traindev=source, t_test=target), int(rng.integers(1 << 30)), 300
+        )
         gap = table.chain["mismatch"]
         hits += gap.low <= 0.15 <= gap.high
     return hits / repeats
@@ -62,7 +64,7 @@ def test_ng_table_has_every_step():
         t_test=outcome(200, 40, first=200),
         t_oracle_cv=outcome(400, 44),
     )
-    table = ng_table(roles, np.random.default_rng(9), 300)
+    table = ng_table(roles, 9, 300)
     steps = {name: gap.estimate for name, gap in {**table.chain, **table.transfer}.items()}
     assert steps == pytest.approx(
         {
@@ -87,7 +89,7 @@ def test_ng_table_has_every_step():
 def test_ng_table_says_what_it_cannot_know():
     """Without human, dev set and oracle, those steps have a reason and not a 0."""
     roles = NgRoles(s_fit=outcome(400, 8), s_traindev=outcome(400, 20), t_test=outcome(200, 40))
-    table = ng_table(roles, np.random.default_rng(10), 300)
+    table = ng_table(roles, 10, 300)
     assert table.chain["mismatch"].estimate == pytest.approx(0.15)
     assert dominant(table.chain) == "mismatch"
     assert set(table.not_identifiable) == {
@@ -102,7 +104,7 @@ def test_ng_table_says_what_it_cannot_know():
 def test_roles_of_one_domain_stay_paired():
     """Two roles with the same errors differ by 0 in every draw."""
     roles = NgRoles(s_fit=outcome(90, 20), s_traindev=outcome(90, 20), t_test=outcome(50, 10))
-    gap = ng_table(roles, np.random.default_rng(11), 200).chain["variance"]
+    gap = ng_table(roles, 11, 200).chain["variance"]
     assert (gap.estimate, gap.low, gap.high) == (0, 0, 0)
 
 
@@ -114,7 +116,7 @@ def test_interval_of_dev_overfit_is_that_of_two_groups_of_patients():
         t_dev=outcome(300, 30),
         t_test=outcome(300, 60, first=300),
     )
-    gap = ng_table(roles, np.random.default_rng(12), 4000).chain["dev_overfit"]
+    gap = ng_table(roles, 12, 4000).chain["dev_overfit"]
     spread = np.sqrt(0.1 * 0.9 / 300 + 0.2 * 0.8 / 300)
     assert gap.estimate == pytest.approx(0.1)
     assert gap.low == pytest.approx(0.1 - 1.96 * spread, abs=0.006)
@@ -129,7 +131,7 @@ def test_ng_table_refuses_nonsense(change, message):
     """An empty role or an impossible human level is named."""
     roles = {name: outcome(10, 2) for name in ("s_fit", "s_traindev", "t_test")} | change
     with pytest.raises(StudyError, match=message):
-        ng_table(NgRoles(**roles), np.random.default_rng(0), 10)
+        ng_table(NgRoles(**roles), 0, 10)
 
 
 def test_patient_draws_repeat_whole_patients():
@@ -160,6 +162,40 @@ def test_rate_is_by_patient_where_patients_repeat():
     low, high = wilson(int(one.wrong.sum()), len(one.wrong))
     assert found.method == "patient bootstrap"
     assert found.high - found.low > high - low
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_rate_on_which_all_draws_agree_has_wilsons_interval_of_its_patients(wrong):
+    """Three images of each of ten patients, all right: that is ten hits, not certainty."""
+    hits, groups = np.full(30, wrong), np.repeat(np.arange(10), 3)
+    found = rate(hits, groups, lambda: draw_patients(groups, np.random.default_rng(0)))
+    assert (found.low, found.high) == wilson(10 * wrong, 10)
+    assert found.method == "Wilson, patients as trials"
+
+
+def test_few_patients_without_an_error_show_no_gain():
+    """Of three right images little is known; the loss may lie on either side of 0."""
+    source = clustered_errors(np.random.default_rng(20), 100, 0.2)
+    target = Outcome(wrong=np.zeros(3, bool), groups=np.arange(3) + 1000)
+    table = ng_table(NgRoles(s_fit=source, s_traindev=source, t_test=target), 0, 500)
+    mismatch = table.chain["mismatch"]
+    assert mismatch.estimate == pytest.approx(-source.wrong.mean())
+    assert mismatch.high > 0
+    assert mismatch.high == pytest.approx(mismatch.estimate + wilson(0, 3)[1], abs=0.02)
+
+
+@pytest.mark.parametrize("error", [0.02, 0.3])
+def test_a_gap_to_few_patients_covers(error):
+    """Ten patients of the target: most often none errs, and the interval holds the truth."""
+    rng, held = np.random.default_rng(21), 0
+    for seed in range(300):
+        s, t = (
+            Outcome(wrong=rng.random(n) < error, groups=np.arange(n) + first)
+            for n, first in ((200, 0), (10, 1000))
+        )
+        gap = ng_table(NgRoles(s_fit=s, s_traindev=s, t_test=t), seed, 200).chain["mismatch"]
+        held += gap.low <= 0 <= gap.high
+    assert held >= 270
 
 
 def test_a_cause_is_dominant_only_if_sure():

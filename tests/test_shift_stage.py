@@ -61,6 +61,9 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert parts == pytest.approx(total)
     assert set(target["not_identifiable"]) == {"avoidable_bias", "dev_overfit"}
     assert target["ng"]["human"] is None
+    # One number, one interval: the table and the verdict draw the same patients.
+    whole = target["decomposition"]["total"]
+    assert steps["mismatch"]["ci_sampling"] == [whole["low"], whole["high"]]
     low, high = steps["mismatch"]["ci_retrain"]
     assert low <= steps["mismatch"]["est"] <= high
     assert 0 <= target["alignment"]["cosine"] <= 1 + 1e-9

@@ -1,5 +1,7 @@
 """The loss at the target's own best threshold is found without flattering it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -7,6 +9,7 @@ from sklearn.metrics import roc_auc_score
 from pipeline.errors import StudyError
 from pipeline.shift.gaps import draw_patients
 from pipeline.shift.threshold import Scored, _Half, threshold_split
+from pipeline.stats.auroc import bound_of_one
 
 
 def scored(rng, n, *, move=0.0, first=0, draws=100, decimals=8):
@@ -86,6 +89,22 @@ def test_threshold_draws_choose_anew():
     tuned = errors(~first, fewest(first, halved)) + errors(first, fewest(~first, ~halved))
     e_t = np.mean((copy.score >= 0) != copy.positive)
     assert drawn["transfer"].low == pytest.approx(e_t - tuned / len(copy.score))
+
+
+@pytest.mark.parametrize("patients", [4, 200])
+def test_a_perfect_target_is_as_sure_as_it_is_large(patients):
+    """All draws of it agree on an AUROC of 1; four patients do not show that it rises."""
+    rng = np.random.default_rng(15)
+    source, target = scored(rng, 200), scored(rng, patients, first=1000)
+    target = replace(
+        target, positive=np.arange(patients) % 2 > 0, score=np.arange(patients) % 2 + 0.0
+    )
+    loss = threshold_split(source, target, rng).auroc_loss
+    area = roc_auc_score(source.positive, source.score)
+    assert loss.estimate == pytest.approx(area - 1)
+    room = 1 - bound_of_one(target.positive.astype(int), np.arange(patients))
+    assert loss.high > loss.estimate + room
+    assert (loss.high < 0) == (patients == 200)
 
 
 def test_threshold_split_refuses_one_class():

@@ -135,6 +135,7 @@ def test_label_free_advice_is_withheld_where_y_given_score_changed(cause, change
         (Gap(estimate=0.00, low=-0.010, high=0.015), "AUROC holds"),
         (Gap(estimate=0.00, low=-0.010, high=0.030), "A change of AUROC is not shown"),
         (Gap(estimate=0.10, low=0.050, high=0.150), "AUROC falls"),
+        (Gap(estimate=-0.10, low=-0.150, high=-0.050), "AUROC rises"),
     ],
 )
 def test_auroc_holds_only_if_the_interval_is_small(loss, words):

@@ -6,6 +6,7 @@ from MLstatkit import Delong_test
 from scipy.stats import norm
 
 from pipeline.stats import auroc_interval, bootstrap_interval, delong, paired_delong, weighted_auroc
+from pipeline.stats.auroc import bound_of_one
 
 
 def clustered(seed: int = 0, patients: int = 30):
@@ -117,12 +118,17 @@ def test_the_bound_of_a_perfect_head_is_seldom_too_high():
     assert perfect <= 0.025
 
 
-def test_opposite_heads_without_spread_differ_for_certain():
-    """Perfect against always wrong: no variance, and p is 0 rather than 1."""
-    y = np.repeat([0, 1], 10)
+@pytest.mark.parametrize("n", [2, 10])
+def test_heads_without_spread_are_as_sure_as_so_many_pairs(n):
+    """Perfect against always wrong: a coin is perfect on n pairs once in 2 to the n."""
+    y = np.repeat([0, 1], n)
     found = paired_delong(y, y * 1.0, -1.0 * y)
-    assert (found.difference, found.p) == (1.0, 0.0)
-    assert paired_delong(y, y * 1.0, y * 2.0).p == 1.0
+    assert (found.difference, found.high, found.p) == (1.0, 1.0, 2 * 0.5**n)
+    least = bound_of_one(y, np.arange(2 * n))
+    assert found.low == pytest.approx(least)
+    alike = paired_delong(y, y * 1.0, y * 2.0)
+    assert (alike.p, alike.difference) == (1.0, 0.0)
+    assert (alike.low, alike.high) == pytest.approx((least - 1, 1 - least))
 
 
 @pytest.mark.parametrize("seed", range(5))

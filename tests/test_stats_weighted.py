@@ -42,6 +42,8 @@ def test_a_weight_counts_as_so_many_equal_rows(name, classes):
     found = WEIGHTED[name](y, p)(weights)
     for w, value in zip(weights.astype(int), found, strict=True):
         expected = METRICS[name](np.repeat(y, w), np.repeat(p, w, axis=0))
+        if name == "balanced_accuracy" and np.unique(y[w > 0]).size < classes:
+            expected = None  # over the classes that are there, which are not those of y
         assert value == pytest.approx(np.nan if expected is None else expected, nan_ok=True)
 
 

@@ -14,8 +14,8 @@ from sklearn.decomposition import PCA
 
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.disde import MIN_ESS, Disde, Side, disde
-from pipeline.shift.gaps import Gap, family, single_gap
-from pipeline.shift.labelled import Labelled, labelled
+from pipeline.shift.gaps import Gap, family, stream
+from pipeline.shift.labelled import Labelled, labelled, loss
 from pipeline.shift.score_identity import ScoreIdentity, score_identity
 from pipeline.shift.threshold import Scored, ThresholdSplit, threshold_split
 from pipeline.stats.intervals import DRAWS
@@ -70,10 +70,10 @@ def decompose(
         StudyError: Labels are absent, or a domain has fewer than two patients.
     """
     how = settings or DecomposeSettings()
-    s = labelled(source, _stream(how, "source"), how.draws)
-    t = labelled(target, _stream(how, "target"), how.draws)
+    s = labelled(source, stream(how.seed, "source"), how.draws)
+    t = labelled(target, stream(how.seed, "target"), how.draws)
     return Decomposition(
-        total=single_gap(t.error() - s.error(), t.drawn_error() - s.drawn_error()),
+        total=loss(s, t),
         kitagawa=kitagawa(s, t),
         score=score_identity(s, t),
         disde=_disde_views(s, t, how),
@@ -149,7 +149,7 @@ def _disde_views(s: Labelled, t: Labelled, how: DecomposeSettings) -> dict[str, 
         "pca": principal_space(s.cohort.features, t.cohort.features, how.components),
     }
     return {
-        name: disde(_side(s, phi[0]), _side(t, phi[1]), _stream(how, name), how.min_ess)
+        name: disde(_side(s, phi[0]), _side(t, phi[1]), stream(how.seed, name), how.min_ess)
         for name, phi in spaces.items()
     }
 
@@ -177,7 +177,7 @@ def threshold_terms(s: Labelled, t: Labelled, how: DecomposeSettings) -> Thresho
     both = all(np.unique(side.labels).size == _BINARY for side in (s, t))
     if s.cohort.probabilities.shape[1] != _BINARY or not both:
         return None
-    return threshold_split(_scored(s), _scored(t), _stream(how, "halves"), how.threshold)
+    return threshold_split(_scored(s), _scored(t), stream(how.seed, "halves"), how.threshold)
 
 
 def _scored(side: Labelled) -> Scored:
@@ -207,8 +207,3 @@ def _counts(side: Labelled, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def _within(wrong: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(wrong, share, out=np.zeros_like(wrong), where=share > 0)
-
-
-def _stream(how: DecomposeSettings, purpose: str) -> np.random.Generator:
-    """Randomness by purpose: another view would not move the numbers of these."""
-    return np.random.default_rng([how.seed, *purpose.encode()])

@@ -7,7 +7,7 @@ everything differs a little.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ MEDIUM = 0.5
 #: A difference of the class mix that is named: the interval lies beyond it.
 MIX = 0.05
 CLASS_MIX = "class mix"
+#: Beyond so many standard deviations nothing overlaps, and the number would say no more.
+_MOST = 10.0
+#: Patients of a domain below which draws of them are too much alike for anything to be named.
+_FEWEST = 10
 _LEVEL = 0.95
 
 
@@ -44,11 +48,12 @@ class Difference:
 
     Attributes:
         name: Of the measure, or ``class mix``.
-        effect: Mean over the classes of (target - source) in pooled standard deviations;
-            for the class mix, the largest difference of a class's share.
+        effect: Mean over the classes of (target - source) in pooled standard deviations, 10
+            of them at most; for the class mix, the largest difference of a class's share.
         low: Lower bound of the interval, simultaneous over all differences (Bonferroni).
         high: Upper bound.
-        named: Whether the interval lies beyond what is never named.
+        named: Whether the interval lies beyond what is never named, and both domains have 10
+            patients.
     """
 
     name: str
@@ -70,6 +75,7 @@ def differences(
         draws: Bootstrap draws.
     """
     weights = tuple(patient_draws(p.groups, rng, draws=draws) for p in (source, target))
+    few = min(np.unique(p.groups).size for p in (source, target)) < _FEWEST
     level = 1 - (1 - _LEVEL) / (len(source.measures) + 1)
     found = [_class_mix(source, target, weights, level)]
     for name in source.measures:
@@ -78,6 +84,7 @@ def differences(
         effect = float(_effect(name, source, target, whole)[0])
         low, high = percentile_interval(values, level=level)
         found.append(_difference(name, effect, (low, high), MEDIUM))
+    found = [replace(one, named=one.named and not few) for one in found]
     return tuple(sorted(found, key=lambda d: (not d.named, -_rank(d))))
 
 
@@ -118,7 +125,8 @@ def _effect(
         mean_t, var_t = _moments(target, name, weights[1], int(k))
         with np.errstate(invalid="ignore", divide="ignore"):
             # The floor lets a mark that all films of one hospital have, and none elsewhere, count.
-            parts.append((mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12))
+            step = (mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12)
+            parts.append(np.clip(step, -_MOST, _MOST))
     # A draw without one of the classes is judged by the others.
     known = np.isfinite(parts)
     total = np.where(known, parts, 0.0).sum(axis=0)

@@ -16,7 +16,7 @@ from pipeline.heads.logistic import Path
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.floor import BayesFloor, bayes_floor
-from pipeline.shift.gaps import dominant
+from pipeline.shift.gaps import dominant, stream
 from pipeline.shift.ng import DEV_MEANS, NgRoles, NgTable, Outcome, ng_table
 from pipeline.stats import percentile_interval
 
@@ -133,7 +133,7 @@ def errors_by_role(
     source: Source,
     target: Cohort,
     refits: Refits,
-    rng: np.random.Generator,
+    seed: int,
     given: Given | None = None,
 ) -> RoleReport:
     """Fill the table for one target whose labels are open.
@@ -142,7 +142,7 @@ def errors_by_role(
         source: The labelled domain.
         target: Features, probabilities of the source's head, labels.
         refits: From :func:`refit`.
-        rng: Source of the draws.
+        seed: Of the draws.
         given: What else is known.
 
     Raises:
@@ -164,14 +164,14 @@ def errors_by_role(
     )
     errors = _of_refits(source, target, refits, given)
     if own is not None:
-        # Draws of their own: heads of the target move no other number.
-        errors["t_oracle_cv"] = _left_out(own, refit(own, rng.spawn(1)[0], len(refits.weights)))
-    table = ng_table(roles, rng)
+        refitted = refit(own, stream(seed, "heads of the target"), len(refits.weights))
+        errors["t_oracle_cv"] = _left_out(own, refitted)
+    table = ng_table(roles, seed)
     return RoleReport(
         table=table,
         ci_retrain=_retrained(table, errors),
         refits=len(refits.weights),
-        floor=bayes_floor(source.features, source.labels, source.groups, rng),
+        floor=bayes_floor(source.features, source.labels, source.groups, stream(seed, "floor")),
         dominant=dominant(table.chain),
         human=given.human,
         notes=() if given.dev is None else (DEV_MEANS,),

@@ -6,14 +6,14 @@ patients paired.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.stats import Interval, percentile_interval, wilson
-from pipeline.stats.intervals import DRAWS, WeightedStatistic
+from pipeline.stats.intervals import DRAWS, WeightedStatistic, lengthened, unseen
 
 #: A term is named as the cause only if it is the largest in this share of the draws.
 DOMINANT = 0.95
@@ -82,6 +82,11 @@ class PatientDraws:
         return np.concatenate(parts)
 
 
+def stream(seed: int, purpose: str) -> np.random.Generator:
+    """Randomness by purpose: what is drawn for another moves no number of this one."""
+    return np.random.default_rng([seed, *purpose.encode()])
+
+
 def draw_patients(
     groups: NDArray[Any], rng: np.random.Generator, draws: int = DRAWS
 ) -> PatientDraws:
@@ -113,6 +118,35 @@ def single_gap(estimate: float, draws: NDArray[np.float64]) -> Gap:
     """
     low, high = percentile_interval(draws)
     return Gap(estimate=estimate, low=low, high=high)
+
+
+def lengthen(gap: Gap, *, below: float, above: float) -> Gap:
+    """A gap whose interval holds what resampling cannot show; see :func:`lengthened`."""
+    low, high = lengthened(gap.estimate, gap.low, gap.high, below=below, above=above)
+    return replace(gap, low=low, high=high)
+
+
+def loss_between(
+    source: tuple[float, int] | None, target: tuple[float, int] | None, gap: Gap
+) -> Gap:
+    """Lengthen the gap from one rate to another where one is 0 or 1, on which all draws agree.
+
+    Args:
+        source: Rate that the gap starts from, and in how many patients it was seen; None for
+            one that is given.
+        target: Rate that it leads to.
+        gap: Target minus source, from draws.
+    """
+    (s_below, s_above), (t_below, t_above) = _room(source), _room(target)
+    return lengthen(gap, below=np.hypot(t_below, s_above), above=np.hypot(t_above, s_below))
+
+
+def _room(seen: tuple[float, int] | None) -> tuple[float, float]:
+    """How far below and above itself a rate may be; (0, 0) where draws have a spread."""
+    if seen is None or seen[0] not in (0, 1):
+        return 0.0, 0.0
+    rate, patients = seen
+    return (unseen(patients), 0.0) if rate else (0.0, unseen(patients))
 
 
 def family(
@@ -147,6 +181,8 @@ def rate(
 ) -> Interval:
     """A rate with its interval: Wilson where each patient has one row, else by patients.
 
+    Where all rows agree, patients are the trials.
+
     Args:
         hits: Shape (n,), n >= 1.
         groups: Shape (n,), patients.
@@ -156,6 +192,10 @@ def rate(
     if n == patients:
         low, high = wilson(int(hits.sum()), n)
         method = "Wilson"
+    elif hits.all() or not hits.any():
+        # All draws agree, which is not certainty: as many trials as there are patients.
+        low, high = wilson(patients if hits.any() else 0, patients)
+        method = "Wilson, patients as trials"
     else:
         low, high = percentile_interval(draw().mean(hits, groups))
         method = "patient bootstrap"

@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.gaps import PatientDraws, draw_blocks, draw_patients
+from pipeline.shift.gaps import (
+    Gap,
+    PatientDraws,
+    draw_blocks,
+    draw_patients,
+    loss_between,
+    single_gap,
+)
 from pipeline.stats.intervals import DRAWS
 
 
@@ -62,6 +69,13 @@ def labelled(cohort: Cohort, rng: np.random.Generator, draws: int = DRAWS) -> La
         wrong=cohort.probabilities.argmax(axis=1) != cohort.labels,
         draws=draw_patients(cohort.groups, rng, draws),
     )
+
+
+def loss(source: Labelled, target: Labelled) -> Gap:
+    """e_T - e_S, with draws of the patients of both."""
+    gap = single_gap(target.error() - source.error(), target.drawn_error() - source.drawn_error())
+    at, to = ((side.error(), side.draws.patients.size) for side in (source, target))
+    return loss_between(at, to, gap)
 
 
 def paired_weights(

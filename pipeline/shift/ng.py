@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
-from pipeline.shift.gaps import Gap, PatientDraws, draw_patients, family, rate
+from pipeline.shift.gaps import (
+    Gap,
+    PatientDraws,
+    draw_patients,
+    family,
+    loss_between,
+    rate,
+    stream,
+)
 from pipeline.stats import Interval
 from pipeline.stats.intervals import DRAWS
 
@@ -97,7 +105,7 @@ class NgTable:
         return {**self.chain, **self.transfer}
 
 
-def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> NgTable:
+def ng_table(roles: NgRoles, seed: int, draws: int = DRAWS) -> NgTable:
     """Fill Ng's table.
 
     Without ``t_dev`` the mismatch leads to ``t_test`` and contains whatever overfit to a
@@ -105,7 +113,7 @@ def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> Ng
 
     Args:
         roles: The cells.
-        rng: Source of the draws.
+        seed: Of the draws, which are those of :func:`pipeline.shift.decompose.decompose`.
         draws: Patient-bootstrap draws.
 
     Raises:
@@ -117,11 +125,13 @@ def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> Ng
         oracle = given.pop("t_oracle_cv", None)
         given["t_all"] = _together(roles.t_dev, roles.t_test)
         given |= {} if oracle is None else {"t_oracle_cv": oracle}
-    drawn = _draws_by_domain(given, rng, draws)
+    drawn = _draws_by_domain(given, seed, draws)
     level = {name: float(one.wrong.mean()) for name, one in given.items()}
+    of = {name: np.unique(one.groups).size for name, one in given.items()}
     curves = {name: drawn[name].mean(one.wrong, one.groups) for name, one in given.items()}
     if roles.human is not None:
         level["human"], curves["human"] = roles.human, np.full(draws, roles.human)
+    cells = _Cells(level=level, curves=curves, patients=of)
     chain, transfer = dict(CHAIN), dict(TRANSFER)
     if roles.t_dev is None:
         chain["mismatch"] = ("t_test", "s_traindev")
@@ -137,8 +147,8 @@ def ng_table(roles: NgRoles, rng: np.random.Generator, draws: int = DRAWS) -> Ng
     parts = {step: ends for step, ends in transfer.items() if step not in missing}
     return NgTable(
         errors={name: _error(one, drawn[name]) for name, one in given.items()},
-        chain=_steps(known, level, curves),
-        transfer=_steps(parts, level, curves) if parts else {},
+        chain=_steps(known, cells),
+        transfer=_steps(parts, cells) if parts else {},
         not_identifiable=missing,
         ends={**known, **parts},
     )
@@ -156,26 +166,40 @@ def _error(one: Outcome, draws: PatientDraws) -> Interval:
 
 
 def _draws_by_domain(
-    given: Mapping[str, Outcome], rng: np.random.Generator, draws: int
+    given: Mapping[str, Outcome], seed: int, draws: int
 ) -> dict[str, PatientDraws]:
     """Roles of one domain share its draws: their errors are of the same patients."""
     by_role: dict[str, PatientDraws] = {}
-    for side in (True, False):
-        roles = [name for name in given if (name in _SOURCE) == side]
+    for side in ("source", "target"):
+        roles = [name for name in given if (name in _SOURCE) == (side == "source")]
         everyone = np.concatenate([given[name].groups for name in roles])
-        by_role |= dict.fromkeys(roles, draw_patients(everyone, rng, draws))
+        by_role |= dict.fromkeys(roles, draw_patients(everyone, stream(seed, side), draws))
     return by_role
 
 
-def _steps(
-    ends: Mapping[str, tuple[str, str]],
-    level: Mapping[str, float],
-    curves: Mapping[str, NDArray[np.float64]],
-) -> dict[str, Gap]:
-    return family(
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """By role, error, the same in each draw (B,), and patients; a person's has none."""
+
+    level: Mapping[str, float]
+    curves: Mapping[str, NDArray[np.float64]]
+    patients: Mapping[str, int]
+
+    def edge(self, role: str) -> tuple[float, int] | None:
+        """Error and patients, of what is drawn at all."""
+        return (self.level[role], self.patients[role]) if role in self.patients else None
+
+
+def _steps(ends: Mapping[str, tuple[str, str]], cells: _Cells) -> dict[str, Gap]:
+    level, curves = cells.level, cells.curves
+    gaps = family(
         {step: level[to] - level[start] for step, (to, start) in ends.items()},
         {step: curves[to] - curves[start] for step, (to, start) in ends.items()},
     )
+    return {
+        step: loss_between(cells.edge(ends[step][1]), cells.edge(ends[step][0]), gap)
+        for step, gap in gaps.items()
+    }
 
 
 def _refuse_nonsense(roles: NgRoles, given: Mapping[str, Outcome]) -> None:

@@ -80,9 +80,8 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
         known: All else.
     """
     before, fixes = known.before, known.fixes
-    rng = np.random.default_rng([known.seed, 12])
-    roles = errors_by_role(known.source, target, known.refits, rng, known.given)
-    parts = decompose(source, target, DecomposeSettings())
+    roles = errors_by_role(known.source, target, known.refits, known.seed, known.given)
+    parts = decompose(source, target, DecomposeSettings(seed=known.seed))
     numbers = Numbers(
         target=name,
         source_error=_error(source),
@@ -117,7 +116,13 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
     return Story(
         roles=roles,
         decomposition=parts,
-        soundness=soundness(source, target, before, rng, score_changed=verdict.labels_needed),
+        soundness=soundness(
+            source,
+            target,
+            before,
+            np.random.default_rng([known.seed, 12]),
+            score_changed=verdict.labels_needed,
+        ),
         forecast=before,
         verdict=verdict,
     )

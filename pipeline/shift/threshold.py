@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.shift.cohorts import split_by_patient
-from pipeline.shift.gaps import Gap, PatientDraws, family, single_gap
+from pipeline.shift.gaps import Gap, PatientDraws, family, lengthen, single_gap
 from pipeline.stats import weighted_auroc
+from pipeline.stats.auroc import bound_of_one
 
 Weights = NDArray[np.float64]
 
@@ -154,7 +155,22 @@ def _auroc_loss(source: Scored, target: Scored) -> Gap:
         side.draws.apply(area, side.groups)
         for area, side in zip(areas, (source, target), strict=True)
     ]
-    return single_gap(points[0] - points[1], drawn[0] - drawn[1])
+    gap = single_gap(points[0] - points[1], drawn[0] - drawn[1])
+    s_room, t_room = (
+        1 - bound_of_one(side.positive.astype(np.int64), _numbers(side.groups))
+        if point in (0, 1)
+        else 0.0
+        for side, point in zip((source, target), points, strict=True)
+    )
+    return lengthen(
+        gap,
+        below=np.hypot(s_room * (points[0] == 1), t_room * (points[1] == 0)),
+        above=np.hypot(t_room * (points[1] == 1), s_room * (points[0] == 0)),
+    )
+
+
+def _numbers(groups: NDArray[Any]) -> NDArray[np.intp]:
+    return np.asarray(np.unique(groups, return_inverse=True)[1])
 
 
 def _wrong(side: Scored, threshold: float) -> NDArray[np.bool_]:

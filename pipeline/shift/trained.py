@@ -17,8 +17,8 @@ from pipeline.predictions import TRAINED_PROBABILITIES, Predictions, read_predic
 from pipeline.samples import Samples
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.decompose import DecomposeSettings, kitagawa, threshold_terms
-from pipeline.shift.gaps import Gap, single_gap
-from pipeline.shift.labelled import labelled
+from pipeline.shift.gaps import Gap
+from pipeline.shift.labelled import labelled, loss
 from pipeline.shift.provenance import digest_of_domain
 from pipeline.shift.threshold import ThresholdSplit
 from pipeline.splits import VALIDATION
@@ -119,7 +119,7 @@ def _loss(kept: Predictions, name: tuple[str, str, str, int], seed: int) -> Trai
         seed=trained_with,
         source_accuracy=1 - s.error(),
         target_accuracy=1 - t.error(),
-        total=single_gap(t.error() - s.error(), t.drawn_error() - s.drawn_error()),
+        total=loss(s, t),
         kitagawa=kitagawa(s, t),
         threshold=threshold_terms(s, t, how),
     )

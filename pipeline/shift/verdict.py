@@ -162,6 +162,8 @@ def _auroc(numbers: Numbers) -> str:
         word = "AUROC falls"
     elif max(abs(loss.low), abs(loss.high)) <= AUROC_MARGIN:
         word = "AUROC holds"
+    elif loss.high < 0:
+        word = "AUROC rises"
     else:
         word = "A change of AUROC is not shown"
     return (

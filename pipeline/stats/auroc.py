@@ -111,6 +111,9 @@ def paired_delong(
 ) -> PairedAUROC:
     """Compare two scores on the same images.
 
+    Scores that order all images alike (or one perfectly and the other not at all) have no
+    variance to go by; the interval is then exact and wide, as that of one perfect score.
+
     Args:
         label: Shape ``(n,)``, 0 or 1.
         first: Shape ``(n,)``; larger means class 1.
@@ -125,8 +128,15 @@ def paired_delong(
     difference = float(found.auroc[0] - found.auroc[1])
     spread = float(np.sqrt(max(c[0, 0] + c[1, 1] - 2 * c[0, 1], 0.0)))
     if spread == 0:
-        p = 1.0 if difference == 0 else 0.0
-        return PairedAUROC(difference=difference, low=difference, high=difference, p=p)
+        pairs = _strangers(np.asarray(label), _numbered(group, len(label)))
+        room = 1 - _least(pairs, LEVEL)
+        return PairedAUROC(
+            difference=difference,
+            low=max(-1.0, difference - room),
+            high=min(1.0, difference + room),
+            # One that orders by chance is perfect on all those pairs as often as this.
+            p=1.0 if difference == 0 else min(1.0, 2 * 0.5**pairs),
+        )
     half = norm.isf((1 - LEVEL) / 2) * spread
     return PairedAUROC(
         difference=difference,
@@ -175,6 +185,14 @@ def bound_of_one(
     A orders all of them rightly with probability A^k, and being perfect on all images is
     no likelier. Below the root of (1 - level) / 2 that would be too great a chance.
     """
-    up, down = np.unique(patient[label == 1]), np.unique(patient[label == 0])
-    pairs = min(up.size, down.size, np.union1d(up, down).size // 2)
+    return _least(_strangers(label, patient), level)
+
+
+def _least(pairs: int, level: float) -> float:
     return float(((1 - level) / 2) ** (1 / pairs))
+
+
+def _strangers(label: NDArray[np.integer], patient: NDArray[np.intp]) -> int:
+    """How many pairs of a positive and a negative image there are that share no patient."""
+    up, down = np.unique(patient[label == 1]), np.unique(patient[label == 0])
+    return int(min(up.size, down.size, np.union1d(up, down).size // 2))

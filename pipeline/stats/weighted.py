@@ -99,11 +99,13 @@ def _accuracy(y: Labels, proba: Probabilities) -> WeightedStatistic:
 
 
 def _balanced_accuracy(y: Labels, proba: Probabilities) -> WeightedStatistic:
-    truth = _one_hot(y, proba.shape[1])
+    truth = _one_hot(y, proba.shape[1])[:, np.unique(y)]
     hit = truth * is_right(y, proba)[:, None]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
-        return _mean_of_shares(weights @ hit, weights @ truth)
+        found, there = weights @ hit, weights @ truth
+        # A mean over fewer classes is another number: a draw that lost one has none.
+        return np.where((there > 0).all(axis=1), _mean_of_shares(found, there), np.nan)
 
     return statistic
 
