@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.disde import MIN_ESS, Disde, Side, disde
-from pipeline.shift.gaps import Gap, family, stream
+from pipeline.shift.gaps import Gap, family, loss_between, stream
 from pipeline.shift.labelled import Labelled, labelled, loss
 from pipeline.shift.score_identity import ScoreIdentity, score_identity
 from pipeline.shift.threshold import Scored, ThresholdSplit, threshold_split
@@ -103,10 +103,11 @@ def kitagawa(source: Labelled, target: Labelled) -> dict[str, Gap]:
         "mix": ((q - p) * (e_p + e_q) / 2).sum(axis=0),
         "rate": ((e_q - e_p) * (p + q) / 2).sum(axis=0),
     }
-    return family(
+    found = family(
         {name: float(values[0]) for name, values in terms.items()},
         {name: values[1:] for name, values in terms.items()},
     )
+    return {**found, "rate": loss_between(source.seen, target.seen, found["rate"])}
 
 
 def score_space(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -36,6 +36,11 @@ class Labelled:
         """Share of images that are wrong."""
         return float(self.wrong.mean())
 
+    @property
+    def seen(self) -> tuple[float, int]:
+        """That share, and in how many patients; see :func:`pipeline.shift.gaps.loss_between`."""
+        return self.error(), self.draws.patients.size
+
     def drawn_error(self) -> NDArray[np.float64]:
         """The same in each draw, shape (B,)."""
         return self.draws.mean(self.wrong, self.cohort.groups)
@@ -74,8 +79,7 @@ def labelled(cohort: Cohort, rng: np.random.Generator, draws: int = DRAWS) -> La
 def loss(source: Labelled, target: Labelled) -> Gap:
     """e_T - e_S, with draws of the patients of both."""
     gap = single_gap(target.error() - source.error(), target.drawn_error() - source.drawn_error())
-    at, to = ((side.error(), side.draws.patients.size) for side in (source, target))
-    return loss_between(at, to, gap)
+    return loss_between(source.seen, target.seen, gap)
 
 
 def paired_weights(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.shift.gaps import Gap, family
+from pipeline.shift.gaps import Gap, family, loss_between
 from pipeline.shift.isotonic import fit_monotone
 from pipeline.shift.labelled import Labelled, paired_weights
 
@@ -38,16 +38,15 @@ def score_identity(source: Labelled, target: Labelled) -> ScoreIdentity:
         curve = fit_monotone(confident_s, source.wrong, increasing=False, weights=w_s)
         expected.append(w_t @ curve(confident_t) / w_t.sum())
     drawn = np.array(expected)
-    return ScoreIdentity(
-        terms=family(
-            {
-                "confidence_shift": float(r_s.mean()) - source.error(),
-                "y_given_score": float((r_t - r_s).mean()),
-            },
-            {
-                "confidence_shift": drawn - source.drawn_error(),
-                "y_given_score": target.drawn_error() - drawn,
-            },
-        ),
-        expected_error=float(r_s.mean()),
+    terms = family(
+        {
+            "confidence_shift": float(r_s.mean()) - source.error(),
+            "y_given_score": float((r_t - r_s).mean()),
+        },
+        {
+            "confidence_shift": drawn - source.drawn_error(),
+            "y_given_score": target.drawn_error() - drawn,
+        },
     )
+    terms["y_given_score"] = loss_between(None, target.seen, terms["y_given_score"])
+    return ScoreIdentity(terms=terms, expected_error=float(r_s.mean()))
