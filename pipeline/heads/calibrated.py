@@ -15,7 +15,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.base import Head
-from pipeline.heads.folds import patient_folds
+from pipeline.heads.folds import Fold, patient_folds
 from pipeline.heads.sigmoid import Sigmoid, fit_sigmoid
 from pipeline.heads.treated import TreatedRows, untreated
 
@@ -66,8 +66,7 @@ class CalibratedHead(Head):
             head = clone(self.estimator).set_params(**candidate)
             held_out = np.empty((len(rows), len(self.classes_)))
             for in_, out in folds:
-                fitted = clone(head).fit(rows.take(in_, np.float64), labels[in_])
-                held_out[out] = _scores(fitted, rows[out])
+                held_out[out] = _held_out(clone(head), rows, labels, (in_, out))
             rule = fit_sigmoid(held_out, labels)
             tried.append((rule.loss, len(tried), rule, candidate, head))
         _, _, self.sigmoid_, self.best_params_, best = min(tried, key=lambda one: one[:2])
@@ -80,6 +79,14 @@ class CalibratedHead(Head):
         rows = validate_data(self, X, dtype=np.float32, reset=False)
         rule: Sigmoid = self.sigmoid_
         return rule.proba(_scores(self.estimator_, rows))
+
+
+def _held_out(
+    head: Any, rows: TreatedRows, labels: NDArray[np.intp], fold: Fold
+) -> NDArray[np.float64]:
+    """Scores of the fold's outside; what was fitted, with rows of its own, ends here."""
+    in_, out = fold
+    return _scores(head.fit(rows.take(in_, np.float64), labels[in_]), rows[out])
 
 
 def _scores(head: Any, rows: NDArray[np.float32]) -> NDArray[np.float64]:
