@@ -18,6 +18,7 @@ from pipeline.figures.style import (
     MARKERS,
     SMALL,
     NotAskedForError,
+    NothingToDrawError,
     colour,
     grid,
     new_figure,
@@ -51,9 +52,11 @@ def subgroups(data: ShiftData) -> Figure:
     tables = _by_domain(data)
     if not tables:
         raise NotAskedForError("the study looks at no [subgroups]")
+    metrics = [name for name in METRICS if _has(tables, name)]
+    if not metrics:
+        raise NothingToDrawError("no subgroup is large enough to have numbers")
     domains = list(tables)
     headings, rows, lines = _rows(tables)
-    metrics = [name for name in METRICS if _has(tables, name)]
     figure = new_figure(1.25 + _LINE * lines, 1.9 + 1.6 * len(metrics))
     panels = figure.subplots(
         1,
