@@ -2,9 +2,9 @@
 
 import re
 
-#: What Markdown may take for more than a character. An underscore inside a word and a
-#: backslash before a letter are themselves already.
-_MARKUP = re.compile(r"[\[\]|`*~$]|\\(?=[!-/:-@\[-`{-~])|(?<!\w)_|_(?!\w)")
+#: What Markdown may take for more than a character. A bracket that no address follows, an
+#: underscore inside a word and a backslash before a letter are themselves already.
+_MARKUP = re.compile(r"\](?=[(\[:])|[`*~$]|\\(?=[!-/:-@\[-`{-~])|(?<!\w)_|_(?!\w)")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
@@ -17,10 +17,15 @@ def legible(name: str) -> str:
 def in_markdown(text: str) -> str:
     """A text with names in it, so that Markdown shows it as it stands.
 
-    Links, code, emphasis, formulas, tags and cells of a table are what a name could become.
+    Links, code, emphasis, formulas and tags are what a name could become.
     """
     plain = _ENTITY.sub("&amp;", legible(text)).replace("<", "&lt;")
     return _MARKUP.sub(r"\\\g<0>", plain)
+
+
+def in_cell(text: str) -> str:
+    """The same in a table of Markdown, where a bar would begin another cell."""
+    return in_markdown(text).replace("|", "\\|")
 
 
 def as_file_name(text: str) -> str:

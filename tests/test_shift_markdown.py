@@ -21,9 +21,9 @@ def test_classes_have_their_names():
         ("well", "[ill]"),
     )
     assert found[2:] == [
-        "| class \\[ill\\] |",
+        "| class [ill] |",
         "| mmd in class well |",
-        "| prevalence of class \\[ill\\] |",
+        "| prevalence of class [ill] |",
         "| class mix |",
     ]
 

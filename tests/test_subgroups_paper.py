@@ -80,7 +80,20 @@ def test_a_worst_group_above_the_rest_is_explained():
 
 
 @pytest.mark.parametrize(
-    "name", ["[x](http://y)", "a|b", "`c` *d* _e_", "<b>bold</b>", "&lt;", "~~f~~", "g\\*", "h_i"]
+    "name",
+    [
+        "[x](http://y)",
+        "[x][y]",
+        "![x](y)",
+        "[x]: /y",
+        "a|b",
+        "`c` *d* _e_",
+        "<b>bold</b>",
+        "&lt;",
+        "~~f~~",
+        "g\\*",
+        "h_i",
+    ],
 )
 def test_a_name_is_itself_in_markdown(name):
     """In a cell, in a sentence and in a heading; an independent reader of Markdown shows it."""

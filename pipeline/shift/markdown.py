@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.names import in_markdown
+from pipeline.names import in_cell, in_markdown
 
 #: Commands that sentences of ours name.
 _COMMAND = re.compile(r"(`headrace [^`]*`)")
@@ -43,7 +43,7 @@ def _cell(value: Any, classes: Sequence[str]) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{0.0 if abs(value) < _ROUNDING else value:.4g}"
-    return in_markdown(_CLASS.sub(lambda found: _class_of(found, classes), str(value)))
+    return in_cell(_CLASS.sub(lambda found: _class_of(found, classes), str(value)))
 
 
 def _class_of(found: re.Match[str], classes: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.attributes import UNKNOWN
-from pipeline.names import in_markdown, legible
+from pipeline.names import in_cell, in_markdown, legible
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS
 from pipeline.text_table import WIDTH, new_table, number, render
 
@@ -125,7 +125,7 @@ def subgroup_chapter(target: Record) -> list[str]:
     lines = ["", "### Subgroups", "", how_judged(target)] if parts else []
     for part in parts:
         head = [f"| {' | '.join(part.columns)} |", f"|{'---|' * len(part.columns)}"]
-        cells = [" | ".join(map(in_markdown, row)) for row in part.rows]
+        cells = [" | ".join(map(in_cell, row)) for row in part.rows]
         lines += ["", f"#### {in_markdown(part.title)}", "", *head]
         lines += [f"| {row} |" for row in cells]
         lines += ["", *(f"- {in_markdown(said)}" for said in part.sentences)]
