@@ -70,13 +70,15 @@ class Part:
     """One attribute in one domain, as a table and what follows from it; names are as they are.
 
     Attributes:
-        title: The attribute and the domain.
+        attribute: What the groups are of.
+        domain: ``source`` or ``target``.
         columns: Of the table; the first names the group.
         rows: A cell for each column.
         sentences: The worst group by each metric, or why there is none.
     """
 
-    title: str
+    attribute: str
+    domain: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     sentences: tuple[str, ...]
@@ -126,7 +128,7 @@ def subgroup_chapter(target: Record) -> list[str]:
     for part in parts:
         head = [f"| {' | '.join(part.columns)} |", f"|{'---|' * len(part.columns)}"]
         cells = [" | ".join(map(in_cell, row)) for row in part.rows]
-        lines += ["", f"#### {in_markdown(part.title)}", "", *head]
+        lines += ["", f"#### {in_markdown(part.attribute)}, {part.domain}", "", *head]
         lines += [f"| {row} |" for row in cells]
         lines += ["", *(f"- {in_markdown(said)}" for said in part.sentences)]
     return lines
@@ -137,7 +139,8 @@ def _part(table: Record) -> Part:
     metrics = [name for name in METRICS if any(name in group["metrics"] for group in groups)]
     shares = ["prevalence"] if any(group["prevalence"] for group in groups) else []
     return Part(
-        title=f"{legible(table['attribute'])}, {table['domain']}",
+        attribute=legible(table["attribute"]),
+        domain=table["domain"],
         columns=("group", "images", "patients", *shares, *(METRICS[name] for name in metrics)),
         rows=tuple(
             (
