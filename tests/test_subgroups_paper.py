@@ -1,12 +1,16 @@
 """What is said of subgroups: true where groups are few, unknown or oddly named."""
 
+import json
+from itertools import pairwise
+
 import pytest
 from markdown_it import MarkdownIt
 
 from pipeline.figures import shift
-from pipeline.figures.shift_data import ShiftData
+from pipeline.figures.shift_data import ShiftData, read_shift
 from pipeline.figures.style import NotAskedForError, NothingToDrawError, styled
 from pipeline.shift.subgroups_paper import subgroup_chapter, subgroup_lines, subgroup_parts
+from tests.figure_data import write_shift
 
 FEW = "too few: 9 images, 30 needed"
 
@@ -117,3 +121,40 @@ def test_a_figure_without_a_single_number_says_why_it_is_not_drawn():
     with pytest.raises(NothingToDrawError, match="no subgroup is large enough") as caught:
         styled(shift.subgroups)(data)
     assert not isinstance(caught.value, NotAskedForError)
+
+
+def drawn(folder, *, name="F", low=None):
+    """The figure of a report, one of whose groups has another name or lies elsewhere."""
+    report = write_shift(folder)
+    for table in report["targets"][0]["subgroups"]:
+        table["groups"][0]["name"] = name
+        for value in table["groups"][1]["metrics"].values() if low is not None else ():
+            value["simultaneous"][0] = value["low"] = low
+    (folder / "shift.json").write_text(json.dumps(report))
+    (data,) = read_shift(folder)
+    figure = styled(shift.subgroups)(data)
+    styled(figure.draw_without_rendering)()
+    return figure
+
+
+@pytest.mark.parametrize("length", [1, 40, 70, 300])
+def test_long_names_of_groups_leave_room_for_the_rest(tmp_path, length):
+    """No title runs into another, and the name is inside the figure, both its ends to be read."""
+    name = "a" + "n" * length + "z"
+    figure = drawn(tmp_path, name=name)
+    titles = [axes._left_title.get_window_extent() for axes in figure.axes]
+    assert all(one.x1 < other.x0 for one, other in pairwise(titles))
+    labels = figure.axes[0].get_yticklabels()
+    assert min(label.get_window_extent().x0 for label in labels) > 0
+    assert (labels[0].get_text()[0], labels[0].get_text()[-1]) == ("a", "z")
+
+
+@pytest.mark.parametrize("low", [0.05, 0.6, 0.8])
+def test_numbers_of_the_figure_stay_inside_their_panel(tmp_path, low):
+    """Points against the rest stand between the axis and the interval, however far left."""
+    figure = drawn(tmp_path, name="n" * 50, low=low)
+    for axes in figure.axes[1:]:
+        frame = axes.get_window_extent()
+        assert axes.texts
+        assert min(text.get_window_extent().x0 for text in axes.texts) > frame.x0
+        assert max(line.get_xdata().max() for line in axes.lines) <= axes.get_xlim()[1]

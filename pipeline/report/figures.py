@@ -98,7 +98,7 @@ FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "shift-forecast": (
             "Accuracy on {everywhere} as foretold without labels, and the truth where it is known",
-            "The blue band is the range of the estimates; read the caveats before believing it.",
+            "Its bands are named at the foot; read the caveats before believing any estimate.",
         ),
         "shift-fixes": (
             "Points of accuracy that each fix gains on {where}, with 95 % intervals",
