@@ -310,6 +310,20 @@ def test_a_stage_that_was_not_run_is_one_line(study, stage):
     assert chapters == {"study", "answer", "audit", "heads", "finetune", "shift"} - {stage}
 
 
+def test_a_trial_of_finetune_is_not_called_nothing(study):
+    """Its file is named, with the command for the whole; beside a whole run it is no matter."""
+    file = study.results / STAGES["finetune"].file
+    shutil.copy(file, file.with_name("comparison-limit40.json"))
+    assert "trial" not in page_of(study).text
+    file.unlink()
+    said = (
+        "of finetune only a trial was run, which is not on this page (comparison-limit40.json); "
+        "for the whole run: headrace finetune STUDY"
+    )
+    assert said in page_of(study).text
+    assert "finetune has not been run" not in page_of(study).text
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_stage_alone_makes_a_page(study, stage):
     """Whichever it is."""
