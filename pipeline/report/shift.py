@@ -8,6 +8,7 @@ from pipeline.heads_text import points_text
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of, listed
 from pipeline.report.figures import pictures
 from pipeline.report.records import Records
+from pipeline.rounding import settled
 from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES, left_out, told_apart
 from pipeline.shift.subgroups_paper import how_judged, subgroup_parts
 from pipeline.study import SOURCE
@@ -37,9 +38,10 @@ def _percent(value: str, low: str, high: str) -> Cell:
     """A share in per cent, with its interval."""
 
     def cell(row: Row) -> str:
-        bounds = "" if row.get(low) is None else f" [{100 * row[low]:.1f}, {100 * row[high]:.1f}]"
-        known = row.get(value) is not None
-        return f"{100 * row[value]:.1f}{bounds}" if known else bounds.strip() or "-"
+        found = (row.get(name) for name in (value, low, high))
+        share, *ends = ("" if one is None else f"{100 * settled(one):.1f}" for one in found)
+        bounds = f"[{', '.join(ends)}]" if ends[0] else ""
+        return f"{share} {bounds}".strip() or "-"
 
     return cell
 

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.names import in_cell, in_markdown
+from pipeline.rounding import settled
 
 #: Commands that sentences of ours name.
 _COMMAND = re.compile(r"(`headrace [^`]*`)")
 #: How rows and tests name a class that they are about.
 _CLASS = re.compile(r"(\|class=|\bclass )(\d+)$")
-#: Below this a number that should be 0 is the rounding of a sum's terms.
-_ROUNDING = 1e-12
 
 
 def prose(sentence: str) -> str:
@@ -42,7 +41,7 @@ def _cell(value: Any, classes: Sequence[str]) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{0.0 if abs(value) < _ROUNDING else value:.4g}"
+        return f"{settled(value):.4g}"
     return in_cell(_CLASS.sub(lambda found: _class_of(found, classes), str(value)))
 
 
