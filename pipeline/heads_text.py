@@ -15,6 +15,7 @@ from pipeline.head_report import CompareReport, Row, Table
 from pipeline.names import legible
 from pipeline.pairing import BASELINE, BEST, Pair
 from pipeline.predictions import PROBABILITIES
+from pipeline.rounding import settled
 from pipeline.scoring import place_in_words, unscored
 from pipeline.splits import FIT
 from pipeline.text_table import WIDTH, new_table, p_text, render
@@ -197,7 +198,8 @@ def _against(pair: Pair | None) -> tuple[str, str, str]:
 
 def points_text(difference: float, low: float, high: float) -> str:
     """A difference of shares in points, with its interval."""
-    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    points, low, high = (100 * settled(share) for share in (difference, low, high))
+    return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _of_seeds(table: Table, places: Sequence[tuple[str, str]]) -> Iterator[Section]:

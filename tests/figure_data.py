@@ -161,7 +161,7 @@ def _target(name, K, rng, *, ng):
             "low": 0.85,
             "high": 0.87,
         },
-        "subgroups": _subgroups(K, np.random.default_rng(2)),
+        "subgroups": some_subgroups(K, np.random.default_rng(2)),
         "map": {
             "x": rng.normal(0, 1, 40).round(3).tolist(),
             "y": rng.normal(0, 1, 40).round(3).tolist(),
@@ -258,7 +258,7 @@ def _score(value):
     return {"value": value, "low": value - 0.04, "high": value + 0.03, "ci_method": "Wilson"}
 
 
-def _subgroups(K, rng):
+def some_subgroups(K, rng):
     """Two attributes in both domains; one group is too few, one is below the rest."""
     metrics = ("accuracy", "auroc", "sensitivity", "specificity")[: 4 if K == 2 else 2]
     return [

@@ -171,6 +171,32 @@ def test_the_truth_beside_the_forecast_is_the_targets_accuracy(tmp_path):
     assert true in line_with(axes, "#D55E00", "None")
 
 
+def test_forecasts_of_several_targets_share_a_scale_and_name_their_bands(tmp_path):
+    """Panels can be compared by eye; who sees a band reads what it is, inside the panel."""
+    report = write_shift(tmp_path, targets=("x", "y", "z"))
+    first, second, _ = report["targets"]
+    first["forecast"] |= {"low": 0.05, "high": 0.1}
+    second["forecast"] |= {"low": 0.97, "high": 0.99}
+    (tmp_path / "shift.json").write_text(json.dumps(report))
+    (data,) = read_shift(tmp_path)
+    figure = styled(shift.forecast)(data)
+    styled(figure.draw_without_rendering)()
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert len({axes.get_xlim() for axes in panels}) == 1
+    for axes in panels:
+        assert [tick.get_text() for tick in axes.get_xticklabels() if tick.get_visible()]
+        bands = [text for text in axes.texts if ":" in text.get_text()]
+        assert [text.get_text() for text in bands] == [
+            "blue: range of the estimates",
+            "grey: 95 % interval of the truth",
+        ]
+        frame = axes.get_window_extent()
+        for text in bands:
+            extent = text.get_window_extent()
+            assert frame.x0 < extent.x0
+            assert extent.x1 < frame.x1
+
+
 def test_the_line_between_two_networks_is_the_files(tmp_path):
     """Accuracy at every alpha for each place, and the alpha that validation chose."""
     report = write_comparison(tmp_path)

@@ -176,6 +176,20 @@ def test_methods_are_compared_with_the_best_head_of_stage_2(study):
     assert full["break_even"]["heads"] == int(full["seconds"] / np.mean(seconds))
 
 
+def test_a_trial_with_fewer_images_is_not_judged_by_heads_that_saw_all(study):
+    """The text says why; the comparison with the probe of the same trial stays."""
+    compare(study, CompareOptions(heads=("prior", "mlp")))
+    report = finetune(study, only("lp", "full", limit=4))
+    assert {p["baseline"] for p in written(study, "-limit4")["pairs"]} == {"lp"}
+    why = "heads of stage 2 on tiny were fitted to other images than these methods: not compared"
+    assert why in comparison_text(report)
+    # Smaller images are the same images, and a limit above their number leaves none out.
+    for whole in (only("lp", "full", image_size=16), only("lp", "full", limit=999)):
+        report = finetune(study, whole)
+        assert {row.pair.baseline for row in report.pairs} == {"lp", "heads/mlp_ensemble"}
+        assert "fitted to other images" not in comparison_text(report)
+
+
 def test_a_run_of_one_method_keeps_the_results_of_others(study, trainings):
     """The comparison is made of all models that are kept; none is trained twice."""
     finetune(study, only("lp"))

@@ -11,8 +11,10 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.text import Text
 from PIL import Image
 
 from cache import disk
@@ -27,7 +29,8 @@ from pipeline.extract import ExtractOptions, extract
 from pipeline.figures import finetune as finetune_figures
 from pipeline.figures import heads as heads_figures
 from pipeline.figures import shift as shift_figures
-from pipeline.figures.style import image_bytes, new_figure
+from pipeline.figures.shift_data import read_shift
+from pipeline.figures.style import image_bytes, new_figure, styled
 from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.stage import SCHEMA as FINETUNE_SCHEMA
 from pipeline.finetune.stage import FinetuneOptions, finetune
@@ -39,10 +42,14 @@ from pipeline.report.records import STAGES
 from pipeline.report.stage import write_page
 from pipeline.shift.record import SCHEMA as SHIFT_SCHEMA
 from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.shift.subgroups_paper import subgroup_parts
 from pipeline.study_file import load_study
+from tests.figure_data import some_subgroups, write_shift
 from tests.tiny import write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 
+#: Figures of stage 4 that show targets without labels too.
+EVERYWHERE = {name for name, (shows, _) in FIGURES.items() if "{everywhere}" in shows}
 #: Class names that try to become markup, to leave an attribute, and to turn the text round.
 HOSTILE = ("<script>alert(1)", 'b" onmouseover="x\u202e{{7*7}}')
 ENDLESS = {"br", "meta", "img", "link", "hr", "input"}
@@ -180,6 +187,54 @@ def test_numbers_are_those_of_the_records(study):
         assert f"{row['name']} {row['accuracy']:.3f}" in text
 
 
+def test_subgroups_are_on_the_page_without_a_figure(study):
+    """The groups as a table and what follows from them as sentences, as in shift.md."""
+    values = record(study, "shift")
+    values["targets"][0]["subgroups"] = some_subgroups(2, np.random.default_rng(0))
+    change(study, "shift", values)
+    shutil.rmtree(study.results / "figures")
+    page = page_of(study)
+    assert not page.all("img")
+    (first, *_, last) = subgroup_parts(values["targets"][0])
+    assert "Subgroups by sex: source" in page.text
+    assert "Subgroups by view: there" in page.text
+    for part in (first, last):
+        assert " ".join(cell for row in part.rows for cell in row) in page.text
+        assert all(said in page.text for said in part.sentences)
+    assert "worst in M with" in page.text
+
+
+def test_captions_name_the_targets_that_are_drawn(study):
+    """No figure that needs labels is said to show a target without; nor one not compared."""
+    values = record(study, "shift")
+    (one,) = values["targets"]
+    one["subgroups"] = some_subgroups(2, np.random.default_rng(0))[2:]
+    blind = one | {"target": "blind", "said": "?", "needs_labels": ["x"]}
+    left = {"backbone": "tiny", "target": "gone", "images": 3, "reason": "one patient"}
+    change(study, "shift", values | {"unlabelled": [blind], "not_compared": [left]})
+    alts = {name: a["alt"] for name, a in zip(FIGURES, page_of(study).all("img"), strict=True)}
+    of_shift = {name: alt for name, alt in alts.items() if name.startswith("shift-")}
+    assert {name for name, alt in of_shift.items() if "there and blind" in alt} == EVERYWHERE
+    assert all("blind" not in alt for name, alt in of_shift.items() if name not in EVERYWHERE)
+    assert all("there" in alt and "gone" not in alt for alt in of_shift.values())
+    assert "in each subgroup of there (tiny)" in of_shift["shift-subgroups"]
+
+
+def test_figures_draw_the_targets_that_captions_name(tmp_path):
+    """Those that show a target without labels, and no other, are captioned so."""
+    report = write_shift(tmp_path, targets=("open",))
+    kept = ("backbone", "detect", "forecast")
+    blind = {name: report["targets"][0][name] for name in kept} | {"target": "blind"}
+    (tmp_path / "shift.json").write_text(json.dumps(report | {"unlabelled": [blind]}))
+    (data,) = read_shift(tmp_path)
+    found = set()
+    for name, draw in shift_figures.FIGURES.items():
+        figure = styled(draw)(data)
+        if any("blind" in text.get_text() for text in figure.findobj(Text)):
+            found.add(name)
+    assert found == EVERYWHERE
+
+
 def test_names_cannot_become_markup(study):
     """No script, no handler, nothing loaded from elsewhere, and the name still to be read."""
     text = write_page(study).file.read_text()
@@ -253,6 +308,20 @@ def test_a_stage_that_was_not_run_is_one_line(study, stage):
     assert f"{stage} has not been run; run: headrace {stage} STUDY" in page.text
     chapters = {attributes["id"] for attributes in page.all("section")}
     assert chapters == {"study", "answer", "audit", "heads", "finetune", "shift"} - {stage}
+
+
+def test_a_trial_of_finetune_is_not_called_nothing(study):
+    """Its file is named, with the command for the whole; beside a whole run it is no matter."""
+    file = study.results / STAGES["finetune"].file
+    shutil.copy(file, file.with_name("comparison-limit40.json"))
+    assert "trial" not in page_of(study).text
+    file.unlink()
+    said = (
+        "of finetune only a trial was run, which is not on this page (comparison-limit40.json); "
+        "for the whole run: headrace finetune STUDY"
+    )
+    assert said in page_of(study).text
+    assert "finetune has not been run" not in page_of(study).text
 
 
 @pytest.mark.parametrize("stage", STAGES)

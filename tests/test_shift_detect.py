@@ -221,7 +221,8 @@ def test_detection_finds_a_planted_shift_and_its_controls_behave():
         assert len(finding.null) == 99
     assert {"ridge_c2st|class=0", "mmd_aggregated|class=1", "per_feature"} <= set(rows)
     assert found.observed.alignment.pseudo_labels
-    assert "sealed" in found.observed.notes[-1]
+    # True of labels that are open as well: the tests are not given them.
+    assert found.observed.notes[-1].endswith("predictions: tests see no label of the target")
 
 
 def test_small_domains_are_refused_by_name_and_noted():

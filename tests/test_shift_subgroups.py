@@ -167,6 +167,21 @@ def test_one_group_alone_is_no_worst():
     assert (table.groups[1].images, table.groups[1].few[:7]) == (0, "too few")
 
 
+def test_images_without_a_value_are_never_the_worst_group():
+    """Nobody can be sent to look at patients of whom nothing is known; the rest are ranked."""
+    label = np.tile(np.repeat([0, 1], 20), 3)
+    wrong = np.concatenate([np.arange(40) % 20 < bad for bad in (2, 4, 10)])
+    data = cohort(np.where(wrong, 0.8 - 0.6 * label, 0.2 + 0.6 * label), label, np.arange(120))
+    member, terms = np.repeat([0, 1, 2], 40), Terms(classes=CLASSES, threshold=0.5)
+    (table,) = subgroups("target", *_one(data, divided(member, ("F", "M", "unknown"))), terms)
+    assert [group.metrics["accuracy"].estimate for group in table.groups] == [0.9, 0.8, 0.5]
+    assert dict(table.worst) == dict.fromkeys(METRICS, "M")
+    assert table.groups[1].metrics["accuracy"].rest.estimate > 0
+    (table,) = subgroups("target", *_one(data, divided(member // 2, ("F", "unknown"))), terms)
+    assert all(group.metrics for group in table.groups)
+    assert not table.worst
+
+
 def test_no_grouping_needs_no_draws():
     """Nothing is asked, nothing is done."""
     data, _ = by_hand()

@@ -1,6 +1,7 @@
 """Figures of what mends a loss, and what could be known of it without labels."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,8 @@ from pipeline.figures.style import (
 from pipeline.shift.gaps import draw_patients, rate
 
 _ROW = 0.24
+#: Share of a panel from its edge, in which a name in its middle might run out of it.
+_NEAR = 0.25
 _WORDS: Mapping[str, str] = MappingProxyType(
     {
         "ac": "AC (mean confidence)",
@@ -105,24 +108,60 @@ def forecast(data: ShiftData) -> Figure:
     truth = {t["target"]: data.side(t["target"]) for t in data.targets}
     rows = max(len(target["forecast"]["accuracy"]) for target in targets)
     count, columns = -(-len(targets) // 2), min(len(targets), 2)
-    figure = new_figure(0.6 + count * (0.6 + _ROW * rows), 1.6 + 2.8 * columns)
-    panels = list(figure.subplots(count, columns, squeeze=False, sharey=True).flat)
+    figure = new_figure(0.6 + count * (0.6 + _ROW * (rows + 2)), 1.6 + 2.8 * columns)
+    panels = list(figure.subplots(count, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axes in panels[len(targets) :]:
         axes.set_visible(False)
-    for axes, target in zip(panels, targets, strict=False):
-        _forecast_panel(axes, target["forecast"], truth.get(target["target"]))
+    drawn = list(zip(panels, targets, strict=False))
+    bands = [_forecast_panel(axes, t["forecast"], truth.get(t["target"])) for axes, t in drawn]
+    for (axes, target), of_panel in zip(drawn, bands, strict=True):
+        # Below each band: once all panels are there, and the limits that they share.
+        for row, band in enumerate(of_panel):
+            _name_band(axes, len(target["forecast"]["accuracy"]) + row, band)
         axes.set_title(target["target"], pad=14)
+        axes.tick_params(axis="x", labelbottom=True)
     figure.suptitle(
         "Accuracy foretold without labels, and the truth where it is known", x=0.01, ha="left"
     )
     figure.supxlabel(
-        "accuracy with 95 % intervals; blue band: range of the estimates",
+        "accuracy with 95 % intervals",
         fontsize=8,
     )
     return figure
 
 
-def _draw_truth(axes: Axes, there: Side) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Band:
+    """A band that is drawn: what it is, and a place in it; ``lined`` if a line stands there."""
+
+    text: str
+    x: float
+    colour: str
+    lined: bool = False
+
+
+def _name_band(axes: Axes, height: float, band: _Band) -> None:
+    """Write what a band is into it, beside its line, inwards where it lies near an edge."""
+    left, right = axes.get_xlim()
+    share = (band.x - left) / (right - left)
+    if _NEAR < share < 1 - _NEAR and not band.lined:
+        side, offset = "center", 0
+    else:
+        side, offset = ("left", 4) if share < 1 / 2 else ("right", -4)
+    axes.annotate(
+        band.text,
+        (band.x, height),
+        xytext=(offset, 0),
+        textcoords="offset points",
+        ha=side,
+        va="center",
+        color=band.colour,
+        fontsize=SMALL,
+        path_effects=[HALO],
+    )
+
+
+def _draw_truth(axes: Axes, there: Side) -> _Band:
     right = there.proba.argmax(axis=1) == there.label
     true = rate(
         right, there.patient, partial(draw_patients, there.patient, np.random.default_rng(0))
@@ -139,22 +178,26 @@ def _draw_truth(axes: Axes, there: Side) -> None:
         color=VERMILION,
         fontsize=SMALL,
     )
+    return _Band(text="grey: 95 % interval of the truth", x=true.estimate, colour=INK, lined=True)
 
 
-def _forecast_panel(axes: Axes, found: Mapping[str, Any], there: Side | None) -> None:
-    """There is no truth to draw of a target without labels."""
+def _forecast_panel(axes: Axes, found: Mapping[str, Any], there: Side | None) -> tuple[_Band, ...]:
+    """Draw, and return the bands; there is no truth to draw of a target without labels."""
     axes.axvspan(found["low"], found["high"], color=SKY, alpha=0.18, linewidth=0)
+    middle = (found["low"] + found["high"]) / 2
+    bands = [_Band(text="blue: range of the estimates", x=middle, colour=BLUE)]
     if there is not None:
-        _draw_truth(axes, there)
+        bands.append(_draw_truth(axes, there))
     heights = np.arange(len(found["accuracy"]))
     for height, value in zip(heights, found["accuracy"].values(), strict=True):
         if value["low"] is not None and value["high"] is not None:
             axes.plot([value["low"], value["high"]], [height, height], color=BLUE, linewidth=1.2)
         axes.plot([value["estimate"]], [height], "o", color=BLUE, markersize=4)
     axes.set_yticks(heights, [_words(name) for name in found["accuracy"]])
-    axes.set_ylim(len(heights) - 0.4, -0.6)
+    axes.set_ylim(len(heights) + 1.6, -0.6)
     axes.tick_params(axis="y", length=0)
     grid(axes)
+    return tuple(bands)
 
 
 def _words(name: str) -> str:

@@ -18,6 +18,7 @@ from pipeline.figures.style import (
     MARKERS,
     SMALL,
     NotAskedForError,
+    NothingToDrawError,
     colour,
     grid,
     new_figure,
@@ -28,6 +29,9 @@ from pipeline.shift.subgroups_paper import METRICS
 from pipeline.study import SOURCE
 
 _LINE, _GAP = 0.13, 0.12  # inches: of one domain in a group, and between two groups
+#: Characters of a name: what is more than the first is left out of its middle, each that is
+#: more than the second widens the figure by so many inches.
+_LONG, _SHORT, _CHARACTER = 56, 26, 0.055
 
 Table = Mapping[str, Any]
 
@@ -51,10 +55,14 @@ def subgroups(data: ShiftData) -> Figure:
     tables = _by_domain(data)
     if not tables:
         raise NotAskedForError("the study looks at no [subgroups]")
+    metrics = [name for name in METRICS if _has(tables, name)]
+    if not metrics:
+        raise NothingToDrawError("no subgroup is large enough to have numbers")
     domains = list(tables)
     headings, rows, lines = _rows(tables)
-    metrics = [name for name in METRICS if _has(tables, name)]
-    figure = new_figure(1.25 + _LINE * lines, 1.9 + 1.6 * len(metrics))
+    longest = max(len(name) for name in (*(t for _, t in headings), *(r.name for r in rows)))
+    names = 1.9 + _CHARACTER * max(0, longest - _SHORT)
+    figure = new_figure(1.25 + _LINE * lines, names + 1.6 * len(metrics))
     panels = figure.subplots(
         1,
         1 + len(metrics),
@@ -96,7 +104,10 @@ def subgroups(data: ShiftData) -> Figure:
         "these; grey or no mark: too few",
         fontsize=SMALL,
     )
-    return settle(figure)
+    settle(figure)
+    for axes in panels[1:]:
+        _make_room(axes)
+    return figure
 
 
 def _by_domain(data: ShiftData) -> dict[str, list[Table]]:
@@ -126,7 +137,7 @@ def _rows(
     headings, rows, at = [], [], 0.0
     first = next(iter(tables.values()))
     for attribute in (table["attribute"] for table in first):
-        headings.append((at + 0.6, legible(attribute)))
+        headings.append((at + 0.6, _name_of(attribute)))
         at += 1.5
         named = {
             domain: {group["name"]: group for group in table["groups"]}
@@ -137,7 +148,7 @@ def _rows(
         for name in next(iter(named.values())):
             groups = {domain: found[name] for domain, found in named.items()}
             if any(group["images"] for group in groups.values()):
-                rows.append(_Row(name=legible(name), top=at + 0.5, groups=groups))
+                rows.append(_Row(name=_name_of(name), top=at + 0.5, groups=groups))
                 at += len(tables) + _GAP / _LINE
     return headings, rows, at
 
@@ -156,7 +167,8 @@ def _name(axes: Axes, headings: Sequence[tuple[float, str]], rows: Sequence[_Row
 
 def _counts(axes: Axes, rows: Sequence[_Row], domains: Sequence[str]) -> None:
     """Images of each group and domain, grey where they are too few."""
-    axes.set_title("images")
+    # To the right, above its numbers: it is wider than these, and would run into the next.
+    axes.set_title("images").set(x=0.95, horizontalalignment="right")
     axes.set(xlim=(0, 1), xticks=[])
     axes.tick_params(axis="y", length=0)
     for side in axes.spines.values():
@@ -186,9 +198,20 @@ def _panel(axes: Axes, rows: Sequence[_Row], domains: Sequence[str], metric: str
             value = row.groups.get(domain, _NOTHING).get("metrics", _NOTHING).get(metric)
             if value:
                 _mark(axes, value, row.top + i, i)
-    # Room for the numbers that stand left of an interval.
-    low, high = axes.get_xlim()
-    axes.set_xlim(low - 0.22 * (high - low), high)
+
+
+def _make_room(axes: Axes) -> None:
+    """Widen to the left until no number that stands left of an interval crosses the axis.
+
+    The layout must be settled: a number is as wide as it is, whatever the axis says.
+    """
+    frame, (low, high) = axes.get_window_extent(), axes.get_xlim()
+    for text in axes.texts:
+        anchor = axes.transData.transform(text.xy)[0]  # type: ignore[attr-defined]
+        share = (anchor - text.get_window_extent().x0 + 3) / frame.width
+        at = text.xy[0]  # type: ignore[attr-defined]
+        low = min(low, round((at - share * high) / (1 - share), 6))
+    axes.set_xlim(low, high)
 
 
 def _mark(axes: Axes, value: Mapping[str, Any], height: float, series: int) -> None:
@@ -211,7 +234,14 @@ def _mark(axes: Axes, value: Mapping[str, Any], height: float, series: int) -> N
             fontweight="bold",
             color=INK,
             path_effects=[HALO],
-        )
+        ).set_in_layout(False)
+
+
+def _name_of(group: str) -> str:
+    """Ends of a long name: what tells names apart stands there, and all of it in the tables."""
+    name, half = legible(group), _LONG // 2
+    short = len(name) <= _LONG
+    return name if short else f"{name[:half].rstrip()} \u2026 {name[-half:].lstrip()}"
 
 
 def _said(domain: str) -> str:

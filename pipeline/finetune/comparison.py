@@ -21,7 +21,7 @@ from pipeline.finetune.methods import BASELINE, METHODS
 from pipeline.fitting import ENSEMBLE
 from pipeline.metrics import accuracy
 from pipeline.pairing import Pair, pairs
-from pipeline.predictions import Predictions, read_predictions
+from pipeline.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.samples import Samples
 from pipeline.scoring import Place, places_of, scores
 from pipeline.splits import FIT, VALIDATION
@@ -204,11 +204,12 @@ def best_head(results: Path, backbone: str, samples: Samples) -> dict[str, Proba
     """The head of stage 2 with the best validation accuracy, asked about these samples.
 
     Rows are joined by content key. A head that was trained with several seeds stands
-    there as their ensemble. Empty where stage 2 has not run on all of these images.
+    there as their ensemble. Empty where stage 2 has not run on all of these images, or has
+    fitted its heads to others: a network that saw 40 images is not to be judged by a head
+    that saw 400.
     """
-    try:
-        predictions = read_predictions(results / "probabilities.h5")[backbone]
-    except (MissingPredictionsError, KeyError):
+    predictions = _of_stage_2(results, backbone)
+    if predictions is None or _fitted_to_others(predictions, samples):
         return {}
     row_of = {key.tobytes(): row for row, key in enumerate(predictions.key)}
     if not all(key in row_of for key in samples.key):
@@ -217,6 +218,33 @@ def best_head(results: Path, backbone: str, samples: Samples) -> dict[str, Proba
     name, proba = _best(predictions)
     rows = [row_of[key] for key in samples.key]
     return {STAGE_2 + name: proba[rows].astype(np.float64)}
+
+
+def heads_of_other_images(results: Path, tables: Mapping[str, Samples]) -> tuple[str, ...]:
+    """Backbones whose heads of stage 2 were fitted to other images than these.
+
+    Args:
+        results: Of the study.
+        tables: Samples that methods are trained on, by backbone.
+    """
+    kept = {name: _of_stage_2(results, name) for name in tables}
+    return tuple(
+        name for name, found in kept.items() if found and _fitted_to_others(found, tables[name])
+    )
+
+
+def _of_stage_2(results: Path, backbone: str) -> Predictions | None:
+    """None where it has not run."""
+    try:
+        return read_predictions(results / PROBABILITIES).get(backbone)
+    except MissingPredictionsError:
+        return None
+
+
+def _fitted_to_others(predictions: Predictions, samples: Samples) -> bool:
+    theirs = {key.tobytes() for key in predictions.key[predictions.split == FIT]}
+    ours = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}
+    return theirs != ours
 
 
 def _best(predictions: Predictions) -> tuple[str, NDArray[np.float32]]:

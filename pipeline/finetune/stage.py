@@ -18,7 +18,15 @@ import torch
 from cache import disk
 from pipeline.errors import EngineError, StudyError
 from pipeline.finetune import parallel
-from pipeline.finetune.comparison import Model, PairRow, Row, pairs_of, rows_of, to_json
+from pipeline.finetune.comparison import (
+    Model,
+    PairRow,
+    Row,
+    heads_of_other_images,
+    pairs_of,
+    rows_of,
+    to_json,
+)
 from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.kept import Record, models_in
 from pipeline.finetune.methods import (
@@ -79,6 +87,8 @@ class ComparisonReport:
         classes: In label order; with two classes the second is the positive one.
         rows: By backbone in the study's order, then in the order of ``METHODS``.
         pairs: Frozen against trained on the same images.
+        other_heads: Backbones whose heads of stage 2 were fitted to other images, as all are
+            beside a trial with fewer: they are in no pair.
         unlabelled: Images of each target without labels: no row scores them.
         file: Where it is written.
         probabilities: Where those of each image are.
@@ -88,6 +98,7 @@ class ComparisonReport:
     classes: tuple[str, ...]
     rows: tuple[Row, ...]
     pairs: tuple[PairRow, ...]
+    other_heads: tuple[str, ...]
     unlabelled: Mapping[str, int]
     file: Path
     probabilities: Path
@@ -184,6 +195,9 @@ def _report(
         classes=tables[OWN].classes,
         rows=tuple(rows),
         pairs=tuple(pairs_of(tables, models, study.results, study.seed)),
+        other_heads=heads_of_other_images(
+            study.results, {name: s for name, s in tables.items() if name != OWN}
+        ),
         unlabelled=tables[OWN].unlabelled,
         file=study.results / f"comparison{options.tag}.json",
         probabilities=study.results / f"finetune{options.tag}.h5",

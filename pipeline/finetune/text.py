@@ -25,10 +25,20 @@ def comparison_text(report: ComparisonReport) -> str:
             "what moved, and how the validation loss ended",
             _endings(report),
             *_pairs(report),
+            *_other_heads(report),
             *_unscored(report),
             f"-> {report.file}",
         ]
     )
+
+
+def _other_heads(report: ComparisonReport) -> Iterator[str]:
+    for backbone in report.other_heads:
+        text = (
+            f"heads of stage 2 on {backbone} were fitted to other images than these methods: "
+            "not compared"
+        )
+        yield f"\n{textwrap.fill(text, WIDTH)}"
 
 
 def _unscored(report: ComparisonReport) -> Iterator[str]:

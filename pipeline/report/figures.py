@@ -20,7 +20,8 @@ _PAGE = 7.2
 _KINDS = MappingProxyType({".svg": "image/svg+xml", ".png": "image/png"})
 
 #: By name: what it shows, and how it is to be read. ``{what}`` stands for what is compared,
-#: ``{where}`` for the places; a figure that is not here is not on the page.
+#: ``{where}`` for the places, ``{everywhere}`` for those and the targets without labels,
+#: ``{divided}`` for those that have subgroups; a figure that is not here is not on the page.
 FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "heads-forest": (
@@ -76,7 +77,7 @@ FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Each bar is the same loss, in points of error.",
         ),
         "shift-null": (
-            "Statistics of tests between the source and {where} against relabelled patients",
+            "Statistics of tests between the source and {everywhere} against relabelled patients",
             "Orange: observed; grey: what relabelling patients gives. Bold: primary tests.",
         ),
         "shift-map": (
@@ -96,15 +97,15 @@ FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
             "Marks: thresholds chosen on the source, and where they end on the target.",
         ),
         "shift-forecast": (
-            "Accuracy on {where} as foretold without its labels, and the truth",
-            "The blue band is the range of the estimates; read the caveats before believing it.",
+            "Accuracy on {everywhere} as foretold without labels, and the truth where it is known",
+            "Its bands are named at the foot; read the caveats before believing any estimate.",
         ),
         "shift-fixes": (
             "Points of accuracy that each fix gains on {where}, with 95 % intervals",
             "Shaded: fixes that use labels of the target.",
         ),
         "shift-subgroups": (
-            "How well the head does in each subgroup of the source and of {where}",
+            "How well the head does in each subgroup of {divided}",
             "The intervals hold for all groups of an attribute at once.",
         ),
     }
@@ -120,7 +121,7 @@ def pictures(
         results: Of the study.
         stage: Begins the figures' names.
         backbone: Ends them.
-        fields: Values of ``what`` and ``where``.
+        fields: Values of what stands in braces above, for this stage.
     """
     for name, file in drawn(results, stage, backbone):
         shows, reading = FIGURES[name]

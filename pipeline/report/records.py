@@ -22,11 +22,13 @@ class Stage:
     Attributes:
         layout: The version of the file that the page understands; None has no number.
         probabilities: The file of probabilities beside it, if it keeps one.
+        trials: Pattern of the files that runs with fewer or smaller images write instead.
     """
 
     file: str
     layout: int | None
     probabilities: str | None = None
+    trials: str | None = None
 
 
 #: By command, in the order in which they are run.
@@ -35,7 +37,12 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
         "features": Stage(file="features.json", layout=None),
         "audit": Stage(file="audit.json", layout=2),
         "heads": Stage(file="heads.json", layout=3, probabilities=PROBABILITIES),
-        "finetune": Stage(file="comparison.json", layout=2, probabilities=TRAINED_PROBABILITIES),
+        "finetune": Stage(
+            file="comparison.json",
+            layout=2,
+            probabilities=TRAINED_PROBABILITIES,
+            trials="comparison-*.json",
+        ),
         "shift": Stage(file="shift.json", layout=5),
     }
 )
@@ -71,7 +78,7 @@ def read_records(results: Path) -> Records:
         file = results / stage.file
         again = f"headrace {name} STUDY"
         if not file.exists():
-            missing.append(f"{name} has not been run; run: {again}")
+            missing.append(_not_run(results, name, again))
             continue
         try:
             found = read_report(file, name)
@@ -98,6 +105,16 @@ def read_records(results: Path) -> Records:
         written={name: file_time(results / STAGES[name].file) for name in values},
         missing=tuple(missing),
     )
+
+
+def _not_run(results: Path, name: str, again: str) -> str:
+    pattern = STAGES[name].trials
+    if pattern and (trials := sorted(file.name for file in results.glob(pattern))):
+        return (
+            f"of {name} only a trial was run, which is not on this page ({', '.join(trials)}); "
+            f"for the whole run: {again}"
+        )
+    return f"{name} has not been run; run: {again}"
 
 
 def file_time(file: Path) -> datetime:

@@ -8,7 +8,10 @@ from pipeline.heads_text import points_text
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of, listed
 from pipeline.report.figures import pictures
 from pipeline.report.records import Records
+from pipeline.rounding import settled
 from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES, left_out, told_apart
+from pipeline.shift.subgroups_paper import how_judged, subgroup_parts
+from pipeline.study import SOURCE
 from pipeline.text_table import number, p_text
 
 Row = Mapping[str, Any]
@@ -35,9 +38,10 @@ def _percent(value: str, low: str, high: str) -> Cell:
     """A share in per cent, with its interval."""
 
     def cell(row: Row) -> str:
-        bounds = "" if row.get(low) is None else f" [{100 * row[low]:.1f}, {100 * row[high]:.1f}]"
-        known = row.get(value) is not None
-        return f"{100 * row[value]:.1f}{bounds}" if known else bounds.strip() or "-"
+        found = (row.get(name) for name in (value, low, high))
+        share, *ends = ("" if one is None else f"{100 * settled(one):.1f}" for one in found)
+        bounds = f"[{', '.join(ends)}]" if ends[0] else ""
+        return f"{share} {bounds}".strip() or "-"
 
     return cell
 
@@ -133,17 +137,32 @@ def shift_chapter(records: Records) -> Chapter:
     blocks += _trained(values["trained"])
     everyone = [*targets, *values["unlabelled"]]
     for backbone in dict.fromkeys(target["backbone"] for target in everyone):
-        names = [t["target"] for t in everyone if t["backbone"] == backbone]
-        fields = {"what": "heads", "where": listed(names)}
-        blocks += pictures(records.results, "shift", backbone, fields)
+        blocks += pictures(records.results, "shift", backbone, _places(values, backbone))
     asked = [name for name, rows in OPTIONAL.items() if any(list(rows(t)) for t in targets)]
     files = ", ".join(f"shift_{name}.csv" for name in (*TABLES, *asked))
     blocks.append(Words(f"All tables in full: shift.md, {files}.", "note"))
     return Chapter(name="shift", title="From one hospital to the next", blocks=tuple(blocks))
 
 
+def _places(values: Row, backbone: str) -> dict[str, str]:
+    """What captions of figures call the places that they show."""
+    here = [t for t in values["targets"] if t["backbone"] == backbone]
+    blind = [t["target"] for t in values["unlabelled"] if t["backbone"] == backbone]
+    names = [t["target"] for t in here]
+    # Not every domain has a file of attributes.
+    domains = {(t["target"], one["domain"]) for t in here for one in t.get("subgroups", ())}
+    divided = ["the source"] if any(domain == SOURCE for _, domain in domains) else []
+    divided += [name for name in names if (name, "target") in domains]
+    return {
+        "where": listed(names),
+        "everywhere": listed([*names, *blind]),
+        "divided": listed(divided),
+    }
+
+
 def _target(target: Row, classes: Sequence[str]) -> Iterator[Block]:
     yield from _seen(target, classes, tuple(_SHOWN))
+    yield from _subgroups(target)
     unknown = tuple(
         f"{s}: not identifiable, {why}" for s, why in target["not_identifiable"].items()
     )
@@ -170,6 +189,22 @@ def _seen(target: Row, classes: Sequence[str], tables: Sequence[str]) -> Iterato
         if rows and name == "ng":
             yield Words(_NAMES, "note")
             yield from (Words(note, "note") for note in target["ng_notes"])
+
+
+def _subgroups(target: Row) -> Iterator[Block]:
+    """A table for each attribute and domain, and what follows from it."""
+    parts = subgroup_parts(target)
+    if parts:
+        yield Heading(f"Subgroups: {target['target']}", 4)
+        yield Words(how_judged(target), "note")
+    for part in parts:
+        domain = SOURCE if part.domain == SOURCE else target["target"]
+        yield Grid(
+            caption=f"Subgroups by {part.attribute}: {domain}",
+            columns=tuple((name, number > 0) for number, name in enumerate(part.columns)),
+            rows=part.rows,
+        )
+        yield Items(part.sentences)
 
 
 def _trained(rows: list[Row]) -> Iterator[Grid]:

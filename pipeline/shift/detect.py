@@ -223,5 +223,7 @@ def _notes(pair: Comparison, target: Cohort, settings: DetectionSettings) -> tup
             "not evidence of absence"
         )
     if target.labels is None:
-        notes.append("rows inside a class use the head's predictions: labels are sealed or absent")
+        notes.append(
+            "rows inside a class use the head's predictions: tests see no label of the target"
+        )
     return tuple(notes)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.names import legible
+from pipeline.names import in_markdown, legible
+from pipeline.shift.markdown import prose, table
 from pipeline.shift.probes import Probe
 from pipeline.shift.subgroups_paper import subgroup_chapter, subgroup_rows
 
@@ -187,12 +188,12 @@ def report(record: Record) -> str:
     Args:
         record: The values of ``shift.json``.
     """
-    lines = [f"# Domain shift: {legible(record['study'])}"]
+    lines = [f"# Domain shift: {in_markdown(record['study'])}"]
     for target in record["targets"]:
         lines += _chapter(target, record["classes"])
     for target in record["unlabelled"]:
         lines += _unlabelled_chapter(target, record["classes"])
-    lines += [f"\n{sentence}" for sentence in left_out(record)]
+    lines += [f"\n{prose(sentence)}" for sentence in left_out(record)]
     return "\n".join(lines) + "\n"
 
 
@@ -207,21 +208,21 @@ def _chapter(target: Record, classes: Sequence[str]) -> list[str]:
     verdict = target["verdict"]
     lines = [
         "",
-        f"## {legible(target['target'])}, {legible(target['backbone'])}",
+        f"## {in_markdown(target['target'])}, {in_markdown(target['backbone'])}",
         "",
-        verdict["text"],
-        *(f"- {advice}" for advice in verdict["advice"]),
+        prose(verdict["text"]),
+        *(f"- {prose(advice)}" for advice in verdict["advice"]),
         "",
-        target["differences"]["said"],
-        told_apart(target["source_prediction"], classes),
+        prose(target["differences"]["said"]),
+        prose(told_apart(target["source_prediction"], classes)),
         _lookups(target),
-        *(f"- {caveat}" for caveat in target["caveats"]),
+        *(f"- {prose(caveat)}" for caveat in target["caveats"]),
     ]
     for name, rows in TABLES.items():
-        lines += ["", f"### {TITLES[name]}", "", *_markdown(list(rows(target)))]
+        lines += ["", f"### {TITLES[name]}", "", *table(list(rows(target)), classes)]
         if name == "ng":
             lines += ["", *(f"- {s}: not identifiable, {why}" for s, why in _unknown(target))]
-            lines += [f"- {note}" for note in target["ng_notes"]]
+            lines += [f"- {prose(note)}" for note in target["ng_notes"]]
         if name == "forecast":
             lines += ["", target["forecast"]["warning"]]
         if name == "operating":
@@ -249,18 +250,18 @@ def told_apart(found: Record, classes: Sequence[str]) -> str:
 def _unlabelled_chapter(target: Record, classes: Sequence[str]) -> list[str]:
     lines = [
         "",
-        f"## {legible(target['target'])}, {legible(target['backbone'])}",
+        f"## {in_markdown(target['target'])}, {in_markdown(target['backbone'])}",
         "",
-        target["said"],
+        prose(target["said"]),
         "",
-        told_apart(target["source_prediction"], classes),
-        *(f"- {caveat}" for caveat in target["caveats"]),
+        prose(told_apart(target["source_prediction"], classes)),
+        *(f"- {prose(caveat)}" for caveat in target["caveats"]),
         "",
         "Not given, because it needs labels:",
         *(f"- {what}" for what in target["needs_labels"]),
     ]
     for name in LABEL_FREE:
-        rows = _markdown(list(TABLES[name](target)))
+        rows = table(list(TABLES[name](target)), classes)
         lines += ["", f"### {TITLES[name]}", "", *rows]
     return lines
 
@@ -275,22 +276,3 @@ def _lookups(target: Record) -> str:
 def _unknown(target: Record) -> Iterable[tuple[str, str]]:
     unknown: Mapping[str, str] = target["not_identifiable"]
     return unknown.items()
-
-
-def _markdown(rows: list[Row]) -> list[str]:
-    """A table; columns that are empty in every row are left out."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = [name for name in names if any(row.get(name) is not None for row in rows)]
-    if not columns:
-        return ["none"]
-    head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    return head + [f"| {' | '.join(_cell(row.get(name)) for name in columns)} |" for row in rows]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    text = f"{value:.4g}" if isinstance(value, float) else legible(str(value))
-    return text.replace("|", "\\|")

@@ -75,7 +75,7 @@ class Subgroups:
             two classes, which have neither.
         groups: In the order of the attribute.
         worst: Metric to the group with the lowest value; a metric that fewer than two
-            groups have is missing.
+            groups have is missing. ``unknown`` is never it.
     """
 
     domain: str

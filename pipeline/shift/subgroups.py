@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.attributes import UNKNOWN
 from pipeline.groupings import Grouping
 from pipeline.metrics import is_right
 from pipeline.shift.cohorts import Cohort
@@ -117,11 +118,16 @@ class _Domain:
             threshold=self.terms.threshold,
             groups=tuple(self.group(k, metrics, values) for k in range(len(names))),
             worst={
-                name: names[min(found, key=lambda k, found=found: found[k].estimate)]  # type: ignore[misc]
+                name: names[worst]
                 for name, found in values.items()
-                if len(found) > 1
+                if (worst := self.worst(found)) is not None
             },
         )
+
+    def worst(self, found: Mapping[int, Value]) -> int | None:
+        """The lowest of the known groups; images without a value are no group to be ranked."""
+        known = [k for k in found if self.grouping.names[k] != UNKNOWN]
+        return min(known, key=lambda k: found[k].estimate) if len(known) > 1 else None
 
     def group(
         self,

@@ -3,13 +3,16 @@
 Everything is made from the values of ``shift.json``.
 """
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.names import legible
+from pipeline.attributes import UNKNOWN
+from pipeline.names import in_cell, in_markdown, legible
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS
-from pipeline.text_table import new_table, number, render
+from pipeline.text_table import WIDTH, new_table, number, render
 
 Record = Mapping[str, Any]
 #: Metrics in the order of columns, as they are printed.
@@ -62,15 +65,37 @@ def _numbers(value: Record) -> dict[str, Any]:
     }
 
 
-def subgroup_chapter(target: Record) -> list[str]:
-    """Lines of Markdown; none where the study looks at no subgroups.
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One attribute in one domain, as a table and what follows from it; names are as they are.
+
+    Attributes:
+        attribute: What the groups are of.
+        domain: ``source`` or ``target``.
+        columns: Of the table; the first names the group.
+        rows: A cell for each column.
+        sentences: The worst group by each metric, or why there is none.
+    """
+
+    attribute: str
+    domain: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    sentences: tuple[str, ...]
+
+
+def subgroup_parts(target: Record) -> list[Part]:
+    """What a reader is shown, on whatever page; none where the study looks at no subgroups.
 
     Args:
         target: An entry of ``targets``.
     """
-    tables: Sequence[Record] = target.get("subgroups", ())
-    if not tables:
-        return []
+    return [_part(table) for table in target.get("subgroups", ())]
+
+
+def how_judged(target: Record) -> str:
+    """How the numbers of the subgroups are to be read; the target must have some."""
+    tables: Sequence[Record] = target["subgroups"]
     threshold = tables[0]["threshold"]
     at = (
         f"Sensitivity and specificity are at the source's threshold {threshold:.3f} (Youden)."
@@ -78,34 +103,57 @@ def subgroup_chapter(target: Record) -> list[str]:
         else "With more than two classes there are accuracy and macro AUROC alone."
     )
     judged = sum(len(table["worst"]) for table in tables)
-    how = (
+    wrong = (
+        f" Each attribute and metric is judged by itself: of these {judged} judgements one in "
+        "twenty may be wrong."
+    )
+    return (
         "Intervals are 95 %, by patient: in a table those of each group alone, in a sentence those "
         "that hold for all groups at once, so that the worst may be picked. "
         f"{at} Groups with fewer than {FEW_IMAGES} images or {FEW_PATIENTS} patients have no "
-        "numbers. Each attribute and metric is judged by itself: of these "
-        f"{judged} judgements one in twenty may be wrong."
+        f"numbers; images without a value are {UNKNOWN} and are never the worst group. The rest "
+        "is all other images of the domain, those of groups without numbers too."
+        f"{wrong if judged else ''}"
     )
-    lines = ["", "### Subgroups", "", how]
-    for table in tables:
-        lines += ["", f"#### {legible(table['attribute'])}, {table['domain']}", ""]
-        lines += _table(table)
-        lines += ["", *(f"- {said}" for said in _sentences(table))]
+
+
+def subgroup_chapter(target: Record) -> list[str]:
+    """Lines of Markdown; none where the study looks at no subgroups.
+
+    Args:
+        target: An entry of ``targets``.
+    """
+    parts = subgroup_parts(target)
+    lines = ["", "### Subgroups", "", how_judged(target)] if parts else []
+    for part in parts:
+        head = [f"| {' | '.join(part.columns)} |", f"|{'---|' * len(part.columns)}"]
+        cells = [" | ".join(map(in_cell, row)) for row in part.rows]
+        lines += ["", f"#### {in_markdown(part.attribute)}, {part.domain}", "", *head]
+        lines += [f"| {row} |" for row in cells]
+        lines += ["", *(f"- {in_markdown(said)}" for said in part.sentences)]
     return lines
 
 
-def _table(table: Record) -> list[str]:
+def _part(table: Record) -> Part:
     groups = [group for group in table["groups"] if group["images"]]
     metrics = [name for name in METRICS if any(name in group["metrics"] for group in groups)]
     shares = ["prevalence"] if any(group["prevalence"] for group in groups) else []
-    names = ["group", "images", "patients", *shares, *(METRICS[name] for name in metrics)]
-    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
-    for group in groups:
-        values = [group["prevalence"]] if shares else []
-        values += [group["metrics"].get(name) for name in metrics]
-        cells = [_cell(value) for value in values]
-        name = _shown(group["name"])
-        lines.append(f"| {name} | {group['images']} | {group['patients']} | {' | '.join(cells)} |")
-    return lines if metrics else [*lines, "", "no group is large enough"]
+    return Part(
+        attribute=legible(table["attribute"]),
+        domain=table["domain"],
+        columns=("group", "images", "patients", *shares, *(METRICS[name] for name in metrics)),
+        rows=tuple(
+            (
+                legible(group["name"]),
+                str(group["images"]),
+                str(group["patients"]),
+                *(_cell(group[name]) for name in shares),
+                *(_cell(group["metrics"].get(name)) for name in metrics),
+            )
+            for group in groups
+        ),
+        sentences=tuple(_sentences(table)),
+    )
 
 
 def _cell(value: Record | None) -> str:
@@ -116,15 +164,18 @@ def _cell(value: Record | None) -> str:
 
 def _sentences(table: Record) -> Iterable[str]:
     by_name = _metrics(table)
+    if not table["worst"]:
+        yield _unranked(table)
     for metric, worst in table["worst"].items():
         value = by_name[worst][metric]
         low, high = value["simultaneous"]
+        against = "; ".join(filter(None, [_against(value["rest"]), _above(table, metric)]))
         yield (
-            f"{METRICS[metric]}: worst in {_shown(worst)} with "
-            f"{value['estimate']:.3f} ({low:.3f} to {high:.3f}); {_against(value['rest'])}"
+            f"{METRICS[metric]}: worst in {legible(worst)} with "
+            f"{value['estimate']:.3f} ({low:.3f} to {high:.3f}); {against}"
         )
         if others := [
-            _shown(name)
+            legible(name)
             for name, values in by_name.items()
             if name != worst and metric in values and (values[metric]["rest"] or {}).get("below")
         ]:
@@ -136,9 +187,16 @@ def _metrics(table: Record) -> dict[str, Record]:
     return {group["name"]: group["metrics"] for group in table["groups"]}
 
 
-def _shown(name: str) -> str:
-    """A group's name as Markdown shows it plainly."""
-    return legible(name).replace("|", "\\|").replace("<", "&lt;")
+def _unranked(table: Record) -> str:
+    """Why an attribute has no worst group, by any metric."""
+    known = [group for group in table["groups"] if group["images"] and group["name"] != UNKNOWN]
+    large = [group for group in known if not group["few"]]
+    if not large:
+        return "no group is large enough to have numbers"
+    name = legible(large[0]["name"])
+    if len(known) == 1:
+        return f"there is only one group, {name}: nothing to compare it with"
+    return f"all groups but {name} are too few: nothing to compare it with"
 
 
 def _against(rest: Record | None) -> str:
@@ -149,6 +207,21 @@ def _against(rest: Record | None) -> str:
         f"{verdict} ({100 * rest['estimate']:+.1f} points, {100 * rest['low']:+.1f} to "
         f"{100 * rest['high']:+.1f})"
     )
+
+
+def _above(table: Record, metric: str) -> str:
+    """How the worst group can lie above all other images, where it does; else nothing."""
+    rest = _metrics(table)[table["worst"][metric]][metric]["rest"]
+    if rest is None or rest["estimate"] <= 0:
+        return ""
+    unranked = [
+        legible(group["name"])
+        for group in table["groups"]
+        if group["images"] and (group["name"] == UNKNOWN or metric not in group["metrics"])
+    ]
+    if unranked:
+        return f"the rest includes images that are in no ranked group ({', '.join(unranked)})"
+    return f"the {METRICS[metric]} of several groups together can be below that of each"
 
 
 def subgroup_lines(target: Record) -> list[str]:
@@ -165,16 +238,19 @@ def subgroup_lines(target: Record) -> list[str]:
         ["attribute", "metric", "worst group", "images", "", "95 % at once", "points", "", "below"],
         left=3,
     )
-    few = []
+    few, notes = [], []
     for table in (one for one in tables if one["domain"] == domain):
         present = [group for group in table["groups"] if group["images"]]
-        few += [f"{legible(table['attribute'])} {one}" for one in map(_few, present) if one]
+        attribute = legible(table["attribute"])
+        few += [f"{attribute} {one}" for one in map(_few, present) if one]
+        notes += [] if table["worst"] else [f"{attribute}: {_unranked(table)}"]
+        notes += _notes_above(table)
         by_name = _metrics(table)
         for metric, worst in table["worst"].items():
             value = by_name[worst][metric]
             once, rest = value["simultaneous"], value["rest"]
             shown.add_row(
-                legible(table["attribute"]),
+                attribute,
                 METRICS[metric],
                 legible(worst),
                 str(value["n"]),
@@ -185,8 +261,21 @@ def subgroup_lines(target: Record) -> list[str]:
     lines = [
         f"subgroups of the {domain}: the worst by each metric, and its points against the rest"
     ]
-    lines += [render(shown)] if shown.row_count else ["too few images in all groups but one"]
-    return [*lines, *([f"too few to say: {', '.join(few)}"] if few else []), ""]
+    lines += [render(shown)] if shown.row_count else []
+    notes += [f"too few to say: {', '.join(few)}"] if few else []
+    return [*lines, *(line for note in notes for line in textwrap.wrap(note, WIDTH - 20)), ""]
+
+
+def _notes_above(table: Record) -> list[str]:
+    """A line for each reason why a worst group lies above the rest."""
+    reasons: dict[str, list[str]] = {}
+    for metric in table["worst"]:
+        if why := _above(table, metric):
+            reasons.setdefault(why, []).append(METRICS[metric])
+    return [
+        f"{legible(table['attribute'])}, {', '.join(metrics)}: {why}"
+        for why, metrics in reasons.items()
+    ]
 
 
 def _few(group: Record) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.json_values import plain
 from pipeline.names import legible
+from pipeline.rounding import settled
 from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.findings import ControlledDetection
@@ -178,15 +179,15 @@ def _way(use: Carried) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return f"{100 * settled(share):.1f}"
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
+    return f"{100 * settled(share):+.1f}"
 
 
 def _span(low: float, high: float) -> str:
-    return f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"{_percent(low)} to {_percent(high)}"
 
 
 def _tuned_table(rows: Sequence[TunedRow]) -> str:
@@ -200,10 +201,10 @@ def _tuned_table(rows: Sequence[TunedRow]) -> str:
             " and ".join(f"{value:g}" for value in row.chosen),
             number(row.accuracy),
             _points(d.estimate),
-            f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
+            f"{_points(d.low)} to {_points(d.high)}",
             p_text(row.p_holm),
             number(row.oracle_accuracy),
-            number(row.regret),
+            number(settled(row.regret)),
         )
     return render(table)
 
@@ -216,8 +217,8 @@ def _fixes_table(rows: Sequence[LeaderboardRow]) -> str:
             row.name,
             number(row.accuracy),
             number(row.auroc),
-            f"{100 * d.estimate:+.1f}",
-            f"{100 * d.low:+.1f} to {100 * d.high:+.1f}",
+            _points(d.estimate),
+            f"{_points(d.low)} to {_points(d.high)}",
             p_text(row.p_holm),
         )
     return render(table)
