@@ -188,8 +188,10 @@ def _domain_columns(
             yield label, np.array(group), np.full(len(group), TARGET)
             continue
         joined = join_duplicates(group, part.key)
-        share = study.source.validation
-        yield label, np.array(joined), split_by_patient(label, joined, share=share, seed=study.seed)
+        split = split_by_patient(
+            label, joined, share=study.source.validation, seed=study.seed, names=tuple(number)
+        )
+        yield label, np.array(joined), split
 
 
 def _labels(part: _Keyed, number: Mapping[str, int]) -> NDArray[np.int64]:

@@ -161,6 +161,14 @@ def test_one_class_alone_is_refused(study_file):
         load_samples(load_study(study_file))
 
 
+def test_a_class_of_one_patient_is_named(study_file):
+    """The class by its folder, not by a number."""
+    for image in sorted((study_file.parent / "here" / "b").iterdir())[2:]:
+        image.unlink()
+    with pytest.raises(StudyError, match=r"class 'b' of \[source\] has images of 1 patient, "):
+        load_samples(load_study(study_file))
+
+
 def test_an_empty_class_folder_is_refused(study_file):
     """It is a mistake, not a class without images."""
     (study_file.parent / "here" / "c").mkdir()
