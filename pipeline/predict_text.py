@@ -1,7 +1,5 @@
 """What a saved head says of images, as text for a terminal."""
 
-from rich.markup import escape
-
 from pipeline.names import legible
 from pipeline.predict import Predictions
 from pipeline.text_table import new_table, number, render
@@ -14,8 +12,7 @@ def predict_text(found: Predictions) -> str:
     """A line for each image, then what could not be used, then what the head is."""
     table = new_table(["image", "called", "probability"], left=2)
     for row in found.rows:
-        called = escape(legible(row.called))
-        table.add_row(escape(_end_of(row.path)), called, number(max(row.probability)))
+        table.add_row(_end_of(row.path), legible(row.called), number(max(row.probability)))
     lines = [render(table)]
     lines += [f"  skipped {one.path}: {one.reason}" for one in found.skipped[:_SHOWN]]
     if len(found.skipped) > _SHOWN:
