@@ -5,8 +5,6 @@ is not computed again, and new features are committed. Nothing is learned here, 
 label is looked at.
 """
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from cache import FeatureStore, disk
 from pipeline.backbones import policy_of, state_digest
+from pipeline.csv_text import csv_text
 from pipeline.engines import EngineChoice, check_choice
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError
 from pipeline.filling import Filling
@@ -148,11 +147,10 @@ def write_csv(file: Path, found: Predictions) -> None:
 
 def as_csv(found: Predictions) -> str:
     """The rows as comma-separated values with a header: one column for each class."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", "key", "called", *found.model.classes])
-    writer.writerows([row.path, row.key, row.called, *row.probability] for row in found.rows)
-    return file.getvalue()
+    return csv_text(
+        ["path", "key", "called", *found.model.classes],
+        [[row.path, row.key, row.called, *row.probability] for row in found.rows],
+    )
 
 
 def _rows(

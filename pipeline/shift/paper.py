@@ -3,12 +3,11 @@
 Everything is made from the values of ``shift.json``, so the three cannot disagree.
 """
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.csv_text import csv_text
 from pipeline.names import legible
 from pipeline.shift.probes import Probe
 from pipeline.shift.subgroups_paper import subgroup_chapter, subgroup_rows
@@ -130,6 +129,8 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
         "tuned": _tuned_rows,
     }
 )
+#: Columns that say of what a row is; their values are a target's.
+_EVERY_ROW = ("backbone", "target")
 #: Tables that a target without labels has too.
 LABEL_FREE = ("told", "detect", "forecast")
 #: Tables that are there only where the study asks for them.
@@ -155,6 +156,8 @@ TITLES: Mapping[str, str] = MappingProxyType(
 def tables(record: Record) -> dict[str, bytes]:
     """Every table as CSV, rows of all targets below one another.
 
+    A table without rows has a header of two columns: which backbone, which target.
+
     Args:
         record: The values of ``shift.json``.
 
@@ -163,7 +166,7 @@ def tables(record: Record) -> dict[str, bytes]:
     """
     found = {
         name: [
-            {"backbone": t["backbone"], "target": t["target"], **row}
+            {name: t[name] for name in _EVERY_ROW} | row
             for t in [*record["targets"], *(record["unlabelled"] if name in LABEL_FREE else ())]
             for row in rows(t)
         ]
@@ -173,12 +176,8 @@ def tables(record: Record) -> dict[str, bytes]:
 
 
 def _csv(kept: list[Row]) -> bytes:
-    columns = list(dict.fromkeys(name for row in kept for name in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(kept)
-    return text.getvalue().encode()
+    columns = list(dict.fromkeys([*_EVERY_ROW, *(name for row in kept for name in row)]))
+    return csv_text(columns, [[row.get(name) for name in columns] for row in kept]).encode()
 
 
 def report(record: Record) -> str:
