@@ -15,3 +15,8 @@ def counted(n: int, noun: str, plural: str = "") -> str:
 def are(n: int) -> str:
     """``is`` for one, else ``are``."""
     return "is" if n == 1 else "are"
+
+
+def have(n: int) -> str:
+    """``has`` for one, else ``have``."""
+    return "has" if n == 1 else "have"

@@ -84,12 +84,13 @@ def check_patients(study: Study, samples: Samples) -> list[Finding]:
     findings += [f for domain in study.domains for f in _unknown(domain, known[domain.name])]
     ids = {name: np.array([p for p in found if p is not None]) for name, found in known.items()}
     findings += [_met_again(shared.roles, len(shared.ids)) for shared in shared_ids(ids)]
+    seen = np.unique(samples.group).size
     return findings or [
         Finding(
             check=PATIENTS,
             severity=OK,
             where="all roles",
-            found=f"no patient is in two roles ({len(np.unique(samples.group))} patients)",
+            found=f"no patient is in two roles ({counted(seen, 'patient')})",
         )
     ]
 

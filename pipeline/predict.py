@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cache import FeatureStore, disk
 from pipeline.backbones import policy_of, state_digest
+from pipeline.counts import counted
 from pipeline.csv_text import csv_text
 from pipeline.engines import EngineChoice, check_choice
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError
@@ -129,7 +130,7 @@ def predict(model: Path, images: Sequence[Path], options: PredictOptions) -> Pre
     rows = _rows(head, good, head.predict_proba(X))
     if options.strict and skipped:
         raise SkippedImagesError(
-            f"{len(skipped)} images cannot be used and --strict is set; first: "
+            f"{counted(len(skipped), 'image')} cannot be used and --strict is set; first: "
             f"{skipped[0].path}: {skipped[0].reason}. The features of all others are stored"
         )
     return Predictions(model=head, rows=rows, skipped=tuple(skipped), computed=len(new))

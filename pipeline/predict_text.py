@@ -1,5 +1,6 @@
 """What a saved head says of images, as text for a terminal."""
 
+from pipeline.counts import counted
 from pipeline.names import legible
 from pipeline.predict import Predictions
 from pipeline.text_table import new_table, number, render
@@ -21,8 +22,9 @@ def predict_text(found: Predictions) -> str:
     members = f", mean of {len(model.seeds)} seeds" if len(model.seeds) > 1 else ""
     networks = "+".join(network.recipe.backbone for network in model.networks)
     lines.append(
-        f"{legible(model.head)} on {networks}{members}, fitted on {model.images} images of "
-        f"{legible(model.study)}; {found.computed} images computed, {max(stored, 0)} from the store"
+        f"{legible(model.head)} on {networks}{members}, fitted on "
+        f"{counted(model.images, 'image')} of {legible(model.study)}; "
+        f"{counted(found.computed, 'image')} computed, {max(stored, 0)} from the store"
     )
     if model.contains_training_features:
         lines.append(

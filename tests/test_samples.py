@@ -131,7 +131,7 @@ def test_an_identical_image_of_two_classes_is_an_error_that_lists_the_pair(study
     folder = study_file.parent / "here"
     first = sorted((folder / "a").iterdir())[0]
     shutil.copy(first, folder / "b" / "p1000_twin.png")
-    with pytest.raises(StudyError, match=r"1 pairs .*a/p1000_0.png and source/b/p1000_twin.png"):
+    with pytest.raises(StudyError, match=r"1 pair .*a/p1000_0.png and source/b/p1000_twin.png"):
         load_samples(load_study(study_file))
     table, _ = load_samples(load_study(study_file), SampleOptions(allow_conflicts=True))
     assert len(table) == 61
@@ -141,7 +141,7 @@ def test_an_image_in_source_and_target_is_a_leak(study_file):
     """Exit code 3: the target's number would be a lie."""
     first = sorted((study_file.parent / "here" / "a").iterdir())[0]
     shutil.copy(first, study_file.parent / "there" / "a" / "p9_9.png")
-    with pytest.raises(CheckFailedError, match="1 images of a target are also in the source") as e:
+    with pytest.raises(CheckFailedError, match="1 image of a target is also in the source") as e:
         load_samples(load_study(study_file))
     assert e.value.exit_code == 3
 

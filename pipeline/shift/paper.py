@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.counts import counted
 from pipeline.csv_text import csv_text
 from pipeline.names import legible
 from pipeline.shift.probes import Probe
@@ -266,8 +267,8 @@ def _unlabelled_chapter(target: Record, classes: Sequence[str]) -> list[str]:
 
 def _lookups(target: Record) -> str:
     return (
-        f"Labels of the target were read {target['lookups_of_target_labels']} times, all after "
-        f"the plan {target['plan_hash'][:12]} was fixed."
+        f"Labels of the target were read {counted(target['lookups_of_target_labels'], 'time')}, "
+        f"all after the plan {target['plan_hash'][:12]} was fixed."
     )
 
 

@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from pipeline.counts import are, counted
 from pipeline.json_values import plain
 from pipeline.names import legible
 from pipeline.shift.differences import said
@@ -40,7 +41,7 @@ def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
         *textwrap.wrap(foretold(target), WIDTH - 20),
         "",
         *textwrap.wrap(told_apart(plain(target.source_prediction), classes), WIDTH - 20),
-        f"{target.shared_patients} patient ids are in both (the numbering may restart)",
+        _shared(target.shared_patients),
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
         _detection_table(target.detection),
@@ -55,6 +56,10 @@ def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
         *textwrap.wrap(f"needs labels, not given: {'; '.join(NEEDS_LABELS)}", WIDTH - 20),
     ]
     return "\n".join(lines)
+
+
+def _shared(patients: int) -> str:
+    return f"{counted(patients, 'patient id')} {are(patients)} in both (the numbering may restart)"
 
 
 def _forecast_table(target: UnlabelledReport) -> str:
@@ -86,7 +91,7 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         *textwrap.wrap(said(target.differences), WIDTH - 20),
         "",
         *textwrap.wrap(told_apart(plain(target.source_prediction), classes), WIDTH - 20),
-        f"{target.shared_patients} patient ids are in both (the numbering may restart)",
+        _shared(target.shared_patients),
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
         _detection_table(target.detection),
