@@ -16,6 +16,7 @@ from pipeline.shift.class_mix import posterior
 from pipeline.shift.known import source_of
 from pipeline.shift.patients import drawn_patients, teaching_folds
 from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.shift.text import shift_text
 from pipeline.study_file import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
@@ -66,6 +67,12 @@ def test_a_target_of_a_few_patients_goes_through(study, monkeypatch, patients, l
     report = analyse_few(asked, monkeypatch, "there", counts)
     assert len(report.unlabelled if labels == "absent" else report.targets) == 1
     assert not report.not_compared
+    if report.targets:  # of so few there are none to learn from
+        assert not report.targets[0].fixes.k_shot
+        assert shift_text(report).endswith(
+            "with some labels of the target: not given, a half of it has too few images of a "
+            "class to learn from"
+        )
 
 
 @pytest.mark.parametrize("patients", [2, 3])

@@ -110,8 +110,7 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         f"the same, tuned by {target.validator} without labels, one cut; the oracle saw labels",
         _tuned_table(target.tuned),
         "",
-        "with some labels of the target",
-        _fixes_table(target.fixes.k_shot),
+        *_with_labels(target.fixes.k_shot),
     ]
     return "\n".join(lines)
 
@@ -211,6 +210,13 @@ def _tuned_table(rows: Sequence[TunedRow]) -> str:
             number(row.regret),
         )
     return render(table)
+
+
+def _with_labels(rows: Sequence[LeaderboardRow]) -> list[str]:
+    title = "with some labels of the target"
+    if not rows:
+        return [f"{title}: not given, a half of it has too few images of a class to learn from"]
+    return [title, _fixes_table(rows)]
 
 
 def _fixes_table(rows: Sequence[LeaderboardRow]) -> str:
