@@ -40,7 +40,8 @@ class MissingRowsError(CacheError, KeyError):
 
     def __init__(self, store: Path, missing: int, asked: int) -> None:
         """Count what is missing: keys themselves tell a reader nothing."""
-        super().__init__(f"{missing} of {asked} images have no features in {store}")
+        images = f"image{'' if asked == 1 else 's'} {'has' if missing == 1 else 'have'}"
+        super().__init__(f"{missing} of {asked} {images} no features in {store}")
 
     def __str__(self) -> str:
         """Show the message plainly: KeyError would put it in quotes."""

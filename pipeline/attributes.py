@@ -42,13 +42,19 @@ class Attribute:
         """``< 18``, ``18 to < 40``, ``40 or more``: names of the bins, lowest first."""
         if self.edges is None:
             return ()
-        middle = (f"{low:g} to < {high:g}" for low, high in pairwise(self.edges))
-        return (f"< {self.edges[0]:g}", *middle, f"{self.edges[-1]:g} or more")
+        edges = [_digits(edge) for edge in self.edges]
+        middle = (f"{low} to < {high}" for low, high in pairwise(edges))
+        return (f"< {edges[0]}", *middle, f"{edges[-1]} or more")
 
     def bin_of(self, value: float) -> str:
         """Name of the bin that holds a finite number."""
         edges = self.edges or ()
         return self.bins()[sum(value >= edge for edge in edges)]
+
+
+def _digits(edge: float) -> str:
+    """As many as tell it from every other number: a date such as 20200101 has eight."""
+    return repr(edge).removesuffix(".0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,7 @@ def _edges(tables: CheckedTables, name: str, value: Any) -> tuple[float, ...]:
         isinstance(edge, int | float) and not isinstance(edge, bool) and math.isfinite(edge)
         for edge in value
     )
-    if not numbers or not value or any(a >= b for a, b in pairwise(value)):
+    if not numbers or not value or any(a >= b for a, b in pairwise(map(float, value))):
         tables.fail(
             f"[subgroups] {name} = {value!r}: allowed is true, for one group for each text, or "
             "increasing numbers between which bins lie, such as [18, 40, 65]"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from cache import disk
 from pipeline.confounders import MASKED, check_facts, check_hospital, check_masked
 from pipeline.contact_sheet import SIDE, SheetPair, draw, empty
+from pipeline.counts import are, counted
 from pipeline.errors import ImageError, MissingFeaturesError
 from pipeline.exclusions import as_file, read_exclusions
 from pipeline.facts_index import FactsIndex, measure_missing
@@ -138,9 +139,8 @@ def _with_facts(study: Study, joined: JoinedFeatures) -> tuple[JoinedFeatures, N
         reasons = measure_missing(index, samples.key, samples.items, progress)
     if reasons:
         _LOG.warning(
-            "%d images are left out, their facts cannot be had; first: %s",
-            len(reasons),
-            next(iter(reasons.values())),
+            "%s %s left out, as facts cannot be had; first: %s",
+            *(counted(len(reasons), "image"), are(len(reasons)), next(iter(reasons.values()))),
         )
     here = np.array([key not in reasons for key in samples.key])
     usable = replace(joined, samples=samples.where(here), X=joined.X[here])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from pipeline.audit import AUDIT_REPORT, CONTACT_SHEET, LEAVE_OUT, AuditReport
+from pipeline.counts import counted
 from pipeline.finding import SEVERITIES, Finding
 from pipeline.near_copy_scores import Score
 
@@ -58,15 +59,15 @@ def _summary(report: AuditReport) -> str:
     counts = Counter(finding.severity for finding in report.findings)
     found = ", ".join(f"{counts[s]} {s}" for s in SEVERITIES if counts[s])
     return (
-        f"{report.images} images, {report.measured} measured now, {report.seconds:.1f} s: {found}; "
-        f"all of it is in results/{report.study}/{AUDIT_REPORT}"
+        f"{counted(report.images, 'image')}, {report.measured} measured now, "
+        f"{report.seconds:.1f} s: {found}; all of it is in results/{report.study}/{AUDIT_REPORT}"
     )
 
 
 def _score(score: Score) -> str:
     area = "" if score.auroc is None else f", AUROC {score.auroc:.3f}"
     accuracy = f"accuracy {score.accuracy:.3f} ({score.low:.3f} to {score.high:.3f})"
-    return f"{accuracy}{area}, {score.n} images"
+    return f"{accuracy}{area}, {counted(score.n, 'image')}"
 
 
 def _wrapped(text: str, first: str, later: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pipeline.cli_shared import command, engine_options, precision_option, study_argument
+from pipeline.counts import counted
 
 _ROOT = click.option(
     "--store",
@@ -119,7 +120,9 @@ def export(study: Path, output: Path, *, quiet: bool, **options: Any) -> dict[st
         SampleOptions(allow_conflicts=options["allow_conflicts"]),
     )
     if not quiet:
-        click.echo(f"wrote {output}: {rows} rows; it names files and patients, treat it so")
+        click.echo(
+            f"wrote {output}: {counted(rows, 'row')}; it names files and patients, treat it so"
+        )
     return {"output": str(output), "rows": rows}
 
 

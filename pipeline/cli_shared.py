@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from pipeline.counts import counted
+
 _INTERRUPTED = 130
 _LOG = logging.getLogger(__name__)
 
@@ -150,4 +152,4 @@ def _draw(stage: str, study: Path, *, quiet: bool) -> None:
         _LOG.warning("no figures of %s: %s: %s", stage, type(error).__name__, error)
         return
     if written and not quiet:
-        click.echo(f"figures: {written[0].parent} ({len(written)} files)")
+        click.echo(f"figures: {written[0].parent} ({counted(len(written), 'file')})")

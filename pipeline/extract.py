@@ -11,6 +11,7 @@ import numpy as np
 
 from cache import FeatureStore, disk
 from pipeline.backbones import policy_of, spec_of
+from pipeline.counts import are, counted
 from pipeline.engines import EngineChoice, check_choice
 from pipeline.errors import NoImagesError, SkippedImagesError
 from pipeline.filling import Filling, check_weights
@@ -101,8 +102,8 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     if options.strict and skipped:
         first = f"{skipped[0].domain}/{skipped[0].path}: {skipped[0].reason}"
         raise SkippedImagesError(
-            f"{len(skipped)} images were skipped and --strict is set; first: {first}. "
-            "The features of all others are stored"
+            f"{counted(len(skipped), 'image')} {'was' if len(skipped) == 1 else 'were'} skipped "
+            f"and --strict is set; first: {first}. The features of all others are stored"
         )
     return report
 
@@ -202,7 +203,8 @@ def _say_duplicates(samples: Samples) -> None:
     copies = len(samples) - len(set(samples.key))
     if copies:
         _LOG.info(
-            "%d images are byte-identical copies of another; each shares its feature row", copies
+            "%s byte-identical to another; each shares its feature row",
+            f"{counted(copies, 'image')} {are(copies)}",
         )
 
 

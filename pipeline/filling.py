@@ -19,6 +19,7 @@ from cache import FeatureStore, Writer, check_canaries, disk
 from cache.part import provenance_text
 from cache.upkeep import compact, gc
 from pipeline.backbones import state_digest
+from pipeline.counts import counted, have
 from pipeline.engines import Engine, EngineChoice, Features, fallback_note, start_engine
 from pipeline.errors import WeightsError
 from pipeline.images import PixelPolicy, decode
@@ -101,9 +102,8 @@ class Filling:
                 progress.advance()
         if guard.same and not self.copies:
             _LOG.warning(
-                "%s: %d images have the features of another image: the same pixels in other bytes",
-                self.title,
-                guard.same,
+                "%s: %s %s the features of another image: the same pixels in other bytes",
+                *(self.title, counted(guard.same, "image"), have(guard.same)),
             )
 
     def _skip(self, key: bytes, reason: str) -> None:

@@ -13,6 +13,7 @@ from os import cpu_count
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counts import are, counted
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.exclusions import kept
 from pipeline.keys import KeyIndex
@@ -71,7 +72,7 @@ def load_samples(
 def _key_domain(study: Study, domain: Domain, options: SampleOptions, progress: Progress) -> _Keyed:
     listing = scan(domain.path) if domain.labelled else scan_unlabelled(domain.path)
     for reason, count in listing.ignored.items():
-        _LOG.info("%s: %d files ignored: %s", domain.name, count, reason)
+        _LOG.info("%s: %s ignored: %s", domain.name, counted(count, "file"), reason)
     index = KeyIndex(study.store_root, domain.path, rehash=options.rehash)
     keys: list[bytes | str | None] = [index.key(item) for item in listing.items]
     unknown = [i for i, key in enumerate(keys) if key is None]
@@ -158,7 +159,8 @@ def _left_over(study: Study, samples: Samples, skipped: Sequence[Skip]) -> Sampl
         return samples
     names = [samples.name_of(row) for row in range(len(samples))]
     stay = kept(names, study.exclude, {name_of(skip.domain, skip.path) for skip in skipped})
-    _LOG.warning("%d images are left out, as %s says", int((~stay).sum()), study.exclude)
+    out = int((~stay).sum())
+    _LOG.warning("%s %s left out, as %s says", counted(out, "image"), are(out), study.exclude)
     _check_some_stay(study, samples, stay)
     return samples.where(stay)
 
@@ -188,8 +190,10 @@ def _domain_columns(
             yield label, np.array(group), np.full(len(group), TARGET)
             continue
         joined = join_duplicates(group, part.key)
-        share = study.source.validation
-        yield label, np.array(joined), split_by_patient(label, joined, share=share, seed=study.seed)
+        split = split_by_patient(
+            label, joined, share=study.source.validation, seed=study.seed, names=tuple(number)
+        )
+        yield label, np.array(joined), split
 
 
 def _labels(part: _Keyed, number: Mapping[str, int]) -> NDArray[np.int64]:
@@ -232,7 +236,8 @@ def _check_conflicts(samples: Samples, *, allowed: bool) -> None:
     if not pairs:
         return
     message = (
-        f"{len(pairs)} pairs of identical images carry different labels: "
+        f"{counted(len(pairs), 'pair')} of identical images "
+        f"{'carries' if len(pairs) == 1 else 'carry'} different labels: "
         f"{'; '.join(pairs[:_SHOWN])}. Remove one of each"
     )
     if not allowed:
@@ -251,7 +256,7 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
     if not leaks:
         return
     message = (
-        f"{len(leaks)} images of a target are also in the source: "
+        f"{counted(len(leaks), 'image')} of a target {are(len(leaks))} also in the source: "
         f"{'; '.join(leaks[:_SHOWN])}. Remove them from one of the two"
     )
     if not allowed:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.attributes import UNKNOWN, Attribute, AttributeFile, read_attributes
+from pipeline.counts import counted, have
 from pipeline.errors import StudyError
 from pipeline.names import legible
 from pipeline.samples import Samples
@@ -100,14 +101,14 @@ def _groups_of_images(
     without = sum(key not in read.groups for key in keys)
     if without == len(keys):
         raise StudyError(
-            f"{file}: none of its {len(read.groups)} rows names an image of {domain.name}; its "
-            f"first {read.key} is {_first(list(read.groups))}, the first in {domain.path} is "
-            f"{_first(keys)}: write them alike"
+            f"{file}: none of its {len(read.groups)} rows names an image of "
+            f"{domain.name}; its first {read.key} is {_first(list(read.groups))}, the first in "
+            f"{domain.path} is {_first(keys)}: write them alike"
         )
     if without:
         _LOG.warning(
-            "%s: %d of %d images have no row in %s and count as %s",
-            *(domain.name, without, len(keys), file, UNKNOWN),
+            "%s: %d of %s %s no row in %s and count as %s",
+            *(domain.name, without, counted(len(keys), "image"), have(without), file, UNKNOWN),
         )
     nothing = (UNKNOWN,) * len(wanted)
     return [read.groups.get(key, nothing) for key in keys]

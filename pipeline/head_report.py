@@ -1,7 +1,5 @@
 """What stage 2 found, as records and as files: ``heads.json``, and its rows as ``heads.csv``."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -10,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cache import disk
+from pipeline.csv_text import csv_text
 from pipeline.fitting import Failure
 from pipeline.json_values import plain
 from pipeline.pairing import BestSet, Pair
@@ -224,8 +223,4 @@ def write_report(folder: Path, report: CompareReport) -> None:
 
 def rows_as_csv(rows: Sequence[Row]) -> str:
     """The rows as comma-separated values with a header; a missing bound is empty."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return file.getvalue()
+    return csv_text([f.name for f in fields(Row)], [[*asdict(row).values()] for row in rows])

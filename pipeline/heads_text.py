@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rich.table import Table as RichTable
 
+from pipeline.counts import counted
 from pipeline.fitting import ENSEMBLE
 from pipeline.head_report import CompareReport, Row, Table
 from pipeline.names import legible
@@ -130,7 +131,7 @@ def _place(table: Table, domain: str, role: str) -> Section:
     by_auroc = verdicts("AUROC", [p for p in here if _is(p, "auroc", BASELINE)])
     against_best = verdicts("accuracy", [p for p in here if _is(p, "accuracy", BEST)], " *")
     return Section(
-        lines=(f"{where}: {one.n} images of {one.groups} patients",),
+        lines=(f"{where}: {counted(one.n, 'image')} of {counted(one.groups, 'patient')}",),
         grid=grid,
         after=tuple(line for line in (by_auroc, against_best) if line),
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
+from pipeline.counts import counted
 from pipeline.errors import StudyError, WeightsError
 from pipeline.sources import Item, scan
 
@@ -87,7 +88,7 @@ def _key(name: str) -> str:
 def _domain(folder: Path, output: Path, notes: list[str], role: str) -> list[str]:
     listing = scan(folder)
     classes = sorted({item.label for item in listing.items})
-    notes.append(f"[{role}] {len(listing.items)} images, classes: {', '.join(classes)}")
+    notes.append(f"[{role}] {counted(len(listing.items), 'image')}, classes: {', '.join(classes)}")
     path = _relative(folder, output)
     lines = [f"[{role}]", f"path = {_text(path)}", _group_line(listing.items, role, notes)]
     if role == "source":

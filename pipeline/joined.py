@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import FeatureStore
+from pipeline.counts import are, counted, have
 from pipeline.errors import MissingFeaturesError, NoImagesError
 from pipeline.gather import load_samples
 from pipeline.recipes import store_for
@@ -58,11 +59,12 @@ def load_joined(
     lost = sum(samples.key[i].hex() not in unusable for i in np.flatnonzero(~here))
     if lost:
         raise MissingFeaturesError(
-            f"{lost} of {len(samples)} images have no features of {choice.name} yet; "
-            "first run: headrace features STUDY"
+            f"{lost} of {counted(len(samples), 'image')} {have(lost)} no features of "
+            f"{choice.name} yet; first run: headrace features STUDY"
         )
     if not here.all():
-        _LOG.warning("%d unusable images are left out", int((~here).sum()))
+        out = int((~here).sum())
+        _LOG.warning("%s %s left out", counted(out, "unusable image"), are(out))
     samples = samples.where(here)
     _check_nothing_is_empty(study, samples)
     blocks = [store.read(samples.key) for store in stores]

@@ -13,6 +13,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counts import are, counted
 from pipeline.errors import StudyError
 from pipeline.finding import NOTE, OK, Finding, cannot_ask, in_each_domain
 from pipeline.heads.folds import patient_folds
@@ -117,7 +118,7 @@ def _finding(domain: str, n: int, images: list[Image]) -> Finding:
         check=LABELS,
         severity=NOTE,
         where=domain,
-        found=f"{len(images)} of {n} images {'is' if len(images) == 1 else 'are'} probably "
+        found=f"{len(images)} of {counted(n, 'image')} {are(len(images))} probably "
         "labelled wrongly, as heads of the other patients see them",
         named=f"{first}{more}",
         advice="Have them read again. To drop them unread would drop what the head gets wrong, "

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counts import are, counted
 from pipeline.finding import LEAK, NOTE, OK, WARNING, Finding
 from pipeline.samples import Samples
 from pipeline.shift.leaks import (
@@ -73,7 +74,7 @@ def check_patients(study: Study, samples: Samples) -> list[Finding]:
             check=PATIENTS,
             severity=LEAK,
             where=" and ".join(shared.roles),
-            found=f"{_count(len(shared.ids), 'patient')} {_are(len(shared.ids))} in both",
+            found=f"{counted(len(shared.ids), 'patient')} {are(len(shared.ids))} in both",
             advice="Split again by patient: these images are known to the heads already",
             values={"patients": len(shared.ids)},
         )
@@ -83,12 +84,13 @@ def check_patients(study: Study, samples: Samples) -> list[Finding]:
     findings += [f for domain in study.domains for f in _unknown(domain, known[domain.name])]
     ids = {name: np.array([p for p in found if p is not None]) for name, found in known.items()}
     findings += [_met_again(shared.roles, len(shared.ids)) for shared in shared_ids(ids)]
+    seen = np.unique(samples.group).size
     return findings or [
         Finding(
             check=PATIENTS,
             severity=OK,
             where="all roles",
-            found=f"no patient is in two roles ({len(np.unique(samples.group))} patients)",
+            found=f"no patient is in two roles ({counted(seen, 'patient')})",
         )
     ]
 
@@ -114,7 +116,7 @@ def check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> list[Finding]:
             check=CONFLICTS,
             severity=WARNING,
             where="all roles",
-            found=f"{_count(len(listed), 'picture')} with several labels",
+            found=f"{counted(len(listed), 'picture')} with several labels",
             named=_some([" and ".join(paths) for paths in listed]),
             advice="Remove what is labelled wrongly, or all of them",
             values={"pictures": listed},
@@ -207,7 +209,7 @@ def _met_again(domains: tuple[str, str], count: int) -> Finding:
         check=PATIENTS,
         severity=WARNING,
         where=" and ".join(domains),
-        found=f"{_count(count, 'patient id')} {_are(count)} in both",
+        found=f"{counted(count, 'patient id')} {are(count)} in both",
         advice="Two hospitals may number alike. If these are the same people, remove them from one",
         values={"ids": count},
     )
@@ -228,7 +230,7 @@ def _copied_within(
         check=COPIES,
         severity=NOTE,
         where=role,
-        found=f"{_count(extra, 'image')} {_are(extra)} a copy of another, to the pixel",
+        found=f"{counted(extra, 'image')} {are(extra)} a copy of another, to the pixel",
         named=_some([" = ".join(paths) for paths in listed]),
         advice="Each counts on its own; remove copies if that is not meant",
         values={"copies": extra, "pictures": listed},
@@ -252,7 +254,7 @@ def _copied(
         check=COPIES,
         severity=LEAK if learns else WARNING,
         where=" and ".join(both),
-        found=f"{_count(len(rows), 'image')} in both, to the pixel",
+        found=f"{counted(len(rows), 'image')} in both, to the pixel",
         named=_some([" = ".join(pair) for pair in listed]),
         advice="Remove them from one of the two",
         values={"images": len(rows), "pairs": listed},
@@ -264,7 +266,7 @@ def _nearly_copied(both: tuple[str, ...], count: int) -> Finding:
         check=NEAR,
         severity=WARNING,
         where=" and ".join(both),
-        found=f"{_count(count, 'pair')} {'looks' if count == 1 else 'look'} like copies",
+        found=f"{counted(count, 'pair')} {'looks' if count == 1 else 'look'} like copies",
         advice="Look at the contact sheet; if they show one patient, remove them from one role",
         values={"pairs": count},
     )
@@ -284,11 +286,3 @@ def _in_order(roles: NDArray[np.str_]) -> list[str]:
 def _some(texts: Sequence[str]) -> str:
     more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
     return "; ".join(texts[:_SHOWN]) + more
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _are(n: int) -> str:
-    return "is" if n == 1 else "are"

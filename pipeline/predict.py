@@ -5,8 +5,6 @@ is not computed again, and new features are committed. Nothing is learned here, 
 label is looked at.
 """
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,8 @@ from numpy.typing import NDArray
 
 from cache import FeatureStore, disk
 from pipeline.backbones import policy_of, state_digest
+from pipeline.counts import counted
+from pipeline.csv_text import csv_text
 from pipeline.engines import EngineChoice, check_choice
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError
 from pipeline.filling import Filling
@@ -130,7 +130,7 @@ def predict(model: Path, images: Sequence[Path], options: PredictOptions) -> Pre
     rows = _rows(head, good, head.predict_proba(X))
     if options.strict and skipped:
         raise SkippedImagesError(
-            f"{len(skipped)} images cannot be used and --strict is set; first: "
+            f"{counted(len(skipped), 'image')} cannot be used and --strict is set; first: "
             f"{skipped[0].path}: {skipped[0].reason}. The features of all others are stored"
         )
     return Predictions(model=head, rows=rows, skipped=tuple(skipped), computed=len(new))
@@ -148,11 +148,10 @@ def write_csv(file: Path, found: Predictions) -> None:
 
 def as_csv(found: Predictions) -> str:
     """The rows as comma-separated values with a header: one column for each class."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", "key", "called", *found.model.classes])
-    writer.writerows([row.path, row.key, row.called, *row.probability] for row in found.rows)
-    return file.getvalue()
+    return csv_text(
+        ["path", "key", "called", *found.model.classes],
+        [[row.path, row.key, row.called, *row.probability] for row in found.rows],
+    )
 
 
 def _rows(

@@ -1,7 +1,6 @@
 """What a saved head says of images, as text for a terminal."""
 
-from rich.markup import escape
-
+from pipeline.counts import counted
 from pipeline.names import legible
 from pipeline.predict import Predictions
 from pipeline.text_table import new_table, number, render
@@ -14,8 +13,7 @@ def predict_text(found: Predictions) -> str:
     """A line for each image, then what could not be used, then what the head is."""
     table = new_table(["image", "called", "probability"], left=2)
     for row in found.rows:
-        called = escape(legible(row.called))
-        table.add_row(escape(_end_of(row.path)), called, number(max(row.probability)))
+        table.add_row(_end_of(row.path), legible(row.called), number(max(row.probability)))
     lines = [render(table)]
     lines += [f"  skipped {one.path}: {one.reason}" for one in found.skipped[:_SHOWN]]
     if len(found.skipped) > _SHOWN:
@@ -24,8 +22,9 @@ def predict_text(found: Predictions) -> str:
     members = f", mean of {len(model.seeds)} seeds" if len(model.seeds) > 1 else ""
     networks = "+".join(network.recipe.backbone for network in model.networks)
     lines.append(
-        f"{legible(model.head)} on {networks}{members}, fitted on {model.images} images of "
-        f"{legible(model.study)}; {found.computed} images computed, {max(stored, 0)} from the store"
+        f"{legible(model.head)} on {networks}{members}, fitted on "
+        f"{counted(model.images, 'image')} of {legible(model.study)}; "
+        f"{counted(found.computed, 'image')} computed, {max(stored, 0)} from the store"
     )
     if model.contains_training_features:
         lines.append(

@@ -89,7 +89,7 @@ class _Rate(ProgressColumn):
 
 def _bar(console: Console) -> RichProgress:
     return RichProgress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a store's name is no markup
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),

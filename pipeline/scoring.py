@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counts import counted
 from pipeline.metrics import METRICS, is_right
 from pipeline.samples import UNLABELLED
 from pipeline.splits import FIT
@@ -45,7 +46,7 @@ def unscored(unlabelled: Mapping[str, int], file: str) -> Iterator[str]:
     """
     for name, count in unlabelled.items():
         yield (
-            f"{name}: {count} images without labels. Their probabilities are in {file}; "
+            f"{name}: {counted(count, 'image')} without labels. Their probabilities are in {file}; "
             "no score can be given. headrace shift says what the scores foretell"
         )
 

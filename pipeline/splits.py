@@ -13,7 +13,9 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counts import counted
 from pipeline.errors import StudyError
+from pipeline.names import legible
 
 FIT, VALIDATION, TARGET = "fit", "validation", "target"
 
@@ -49,7 +51,12 @@ def join_duplicates(group: Sequence[str], key: Sequence[bytes]) -> list[str]:
 
 
 def split_by_patient(
-    label: NDArray[np.int64], group: Sequence[str], *, share: float, seed: int
+    label: NDArray[np.int64],
+    group: Sequence[str],
+    *,
+    share: float,
+    seed: int,
+    names: Sequence[str] = (),
 ) -> NDArray[np.str_]:
     """Hold out whole patients, stratified by the classes that a patient's images have.
 
@@ -58,6 +65,7 @@ def split_by_patient(
         group: ``n`` patient ids.
         share: Share of the images that validation should have in each stratum, in (0, 1).
         seed: Of the study.
+        names: Of the classes in label order, for the message; their numbers where left out.
 
     Returns:
         ``fit`` or ``validation``, shape ``(n,)``.
@@ -77,7 +85,7 @@ def split_by_patient(
         patients.sort(key=lambda patient: _draw(seed, patient))
         held_out.update(patients[: _cut([images[p] for p in patients], share)])
     split = np.array([VALIDATION if patient in held_out else FIT for patient in group])
-    _check_both_sides(label, group, split)
+    _check_both_sides(label, group, split, names)
     return split
 
 
@@ -89,14 +97,19 @@ def _cut(sizes: list[int], share: float) -> int:
 
 
 def _check_both_sides(
-    label: NDArray[np.int64], group: Sequence[str], split: NDArray[np.str_]
+    label: NDArray[np.int64],
+    group: Sequence[str],
+    split: NDArray[np.str_],
+    names: Sequence[str],
 ) -> None:
     for k in np.unique(label).tolist():
         if len(set(split[label == k])) < 2:  # noqa: PLR2004 - fit and validation
             patients = len({p for p, own in zip(group, label, strict=True) if own == k})
+            name = repr(legible(names[k])) if names else f"number {k}"
             raise StudyError(
-                f"class number {k} has images of {patients} patient(s), too few to stand on both "
-                "sides of a split by patient. Is the group pattern too wide?"
+                f"class {name} of [source] has images of {counted(patients, 'patient')}, too few "
+                "to stand on both sides of a split by patient. Add images of others; if these "
+                "are of several patients, the group pattern of [source] takes them for one"
             )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.counts import counted
 from pipeline.extract import BackboneReport, ExtractReport
 from pipeline.names import legible
 from pipeline.samples import Skip
@@ -25,7 +26,7 @@ def _backbone_line(row: BackboneReport) -> str:
         done = f"{row.computed} computed in {row.seconds:.1f} s ({row.images_per_second:.1f}/s)"
     return (
         f"{row.backbone}: {done}, {row.reused} reused, {row.skipped} skipped "
-        f"of {row.images_in} images -> {row.store} ({row.dim}-d)"
+        f"of {counted(row.images_in, 'image')} -> {row.store} ({row.dim}-d)"
     )
 
 

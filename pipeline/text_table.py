@@ -26,8 +26,8 @@ def new_table(columns: Sequence[str], *, left: int) -> Table:
 
 
 def render(table: Table) -> str:
-    """The table as lines, without colour."""
-    console = Console(width=WIDTH, no_color=True)
+    """The table as lines, without colour; ``[bold]`` and ``:smile:`` are names like others."""
+    console = Console(width=WIDTH, no_color=True, markup=False, emoji=False, highlight=False)
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())

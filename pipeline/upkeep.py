@@ -10,6 +10,7 @@ from cache import FeatureStore, StoreFormatError, check_canaries, stores_in
 from cache.meta import relative_l2_rows
 from cache.upkeep import quarantined
 from pipeline.backbones import policy_of
+from pipeline.counts import counted
 from pipeline.engines import BATCH_SIZE, EngineChoice, start_engine
 from pipeline.errors import CheckFailedError, MissingFeaturesError
 from pipeline.filling import canary_features
@@ -115,13 +116,14 @@ def _verified(store: FeatureStore) -> str:
     if store.damaged:
         reasons = "; ".join(store.damaged.values())
         raise CheckFailedError(
-            f"{store.path}: {len(store.damaged)} damaged parts were set aside ({reasons}). "
+            f"{store.path}: {counted(len(store.damaged), 'damaged part')} "
+            f"{'was' if len(store.damaged) == 1 else 'were'} set aside ({reasons}). "
             "Run headrace features to compute their rows again"
         )
     aside = len(quarantined(store))
     earlier = f"; {aside} damaged ones were set aside earlier" if aside else ""
     return (
-        f"{store.path.name}: {len(store)} rows in {len(store.parts)} parts, "
+        f"{store.path.name}: {counted(len(store), 'row')} in {counted(len(store.parts), 'part')}, "
         f"every byte checked{earlier}"
     )
 
@@ -149,13 +151,13 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
         pairs = dict(features_of(images, engine))
     if left_out:
         raise CheckFailedError(
-            f"{store.path.name}: {len(left_out)} of {len(picked)} images could not be compared; "
-            f"first: {left_out[0]}"
+            f"{store.path.name}: {len(left_out)} of {counted(len(picked), 'image')} could not be "
+            f"compared; first: {left_out[0]}"
         )
     distance = relative_l2_rows(np.stack(list(pairs.values())), store.read(pairs))
     line = (
-        f"{store.path.name}: {len(pairs)} images recomputed ({engine.description}): relative L2 "
-        f"median {np.median(distance):.1e}, largest {distance.max():.1e}"
+        f"{store.path.name}: {counted(len(pairs), 'image')} recomputed ({engine.description}): "
+        f"relative L2 median {np.median(distance):.1e}, largest {distance.max():.1e}"
     )
     if distance.max() > SAMPLE_TOLERANCE:
         worst = stored[list(pairs)[int(distance.argmax())]].path

@@ -39,6 +39,22 @@ def test_a_number_falls_into_its_bin(tmp_path, value, name):
     assert name in {*AGE.bins(), UNKNOWN}
 
 
+@pytest.mark.parametrize(
+    ("edges", "names"),
+    [
+        ((20200101.0, 20200109.0), ["20200101", "20200109"]),
+        ((1.0000001, 1.0000002), ["1.0000001", "1.0000002"]),
+        ((-0.5, 0.0), ["-0.5", "0"]),
+        ((0.1, 1e20), ["0.1", "1e+20"]),
+    ],
+)
+def test_bins_of_close_edges_have_different_names(edges, names):
+    """As many digits as tell an edge from every other number, and no more."""
+    low, high = names
+    bins = Attribute(name="date", edges=edges).bins()
+    assert bins == (f"< {low}", f"{low} to < {high}", f"{high} or more")
+
+
 def test_one_edge_makes_two_bins():
     """Below it, and from it on."""
     assert Attribute(name="age", edges=(18.0,)).bins() == ("< 18", "18 or more")

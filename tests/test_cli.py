@@ -98,7 +98,7 @@ def test_skipped_images_are_shown_with_their_reason(study_file):
     assert "1 skipped of 61" in out
     assert "skipped source/a/p1_x.png: not an image" in out
     result = run("features", study_file, *ENGINE, "--strict", code=1)
-    assert "1 images were skipped and --strict is set" in result.stderr
+    assert "1 image was skipped and --strict is set" in result.stderr
 
 
 def test_errors_of_the_study_are_one_line(study_file):
@@ -168,7 +168,7 @@ def test_images_added_since_are_not_quietly_left_out(study_file):
     """Heads refuses until they have features; images that cannot be used are left out."""
     (study_file.parent / "here" / "a" / "p1_x.png").write_text("<html>")
     run("features", study_file, *ENGINE)
-    assert "1 unusable images are left out" in run("heads", study_file, "--only", "prior").stderr
+    assert "1 unusable image is left out" in run("heads", study_file, "--only", "prior").stderr
     write_images(study_file.parent / "there", 4, seed=9)
     assert "4 of 65 images" in run("heads", study_file, "--only", "prior", code=1).stderr
 
@@ -180,7 +180,7 @@ def test_cache_ls_verify_compact_gc(study_file):
     assert "60" in run("cache", "ls", *root).stdout
     row = json.loads(run("cache", "ls", *root, "--json").stdout)["stores"][0]
     assert (row["rows"], row["parts"], row["backbone"]) == (60, 1, "tiny")
-    assert "60 rows in 1 parts, every byte checked" in run("cache", "verify", *root).stdout
+    assert "60 rows in 1 part, every byte checked" in run("cache", "verify", *root).stdout
     assert "parts_fewer" in run("cache", "compact", *root).stdout
     assert "removed" in run("cache", "gc", *root).stdout
     assert "no stores in nowhere" in run("cache", "ls", "--store", "nowhere").stdout
@@ -211,7 +211,7 @@ def test_verify_finds_damage(study_file):
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     text = run("cache", "verify", study_file, code=3).stderr
-    assert "1 damaged parts were set aside" in text
+    assert "1 damaged part was set aside" in text
     assert (store / "quarantine" / part.name).exists()
     assert "60 computed" in run("features", study_file, *ENGINE).stdout
 
@@ -308,7 +308,7 @@ def test_a_bad_image_that_was_replaced_is_not_left_out(study_file):
     bad.write_text("<html>")
     run("features", study_file, *ENGINE)
     bad.write_bytes(min((study_file.parent / "there" / "a").iterdir()).read_bytes() + b"x")
-    assert "1 of 61 images have no features" in run("heads", study_file, code=1).stderr
+    assert "1 of 61 images has no features" in run("heads", study_file, code=1).stderr
 
 
 def test_a_damaged_index_is_never_believed(study_file):
@@ -369,7 +369,7 @@ def test_one_bad_store_does_not_hide_the_others(study_file):
     assert "broken-0" in out
     result = run("cache", "verify", *root, code=3)
     assert "broken-0" in result.stderr
-    assert "60 rows in 1 parts, every byte checked" in result.stderr
+    assert "60 rows in 1 part, every byte checked" in result.stderr
 
 
 def test_unknown_devices_and_precisions_that_are_not_there_are_refused(study_file):

@@ -128,7 +128,7 @@ def test_strict_makes_a_skip_an_error_after_the_rest_is_safe(study_file):
     """Nothing that was computed is thrown away for it."""
     (study_file.parent / "here" / "a" / "p1_text.png").write_text("no image")
     study = load_study(study_file)
-    with pytest.raises(SkippedImagesError, match="1 images were skipped and --strict"):
+    with pytest.raises(SkippedImagesError, match="1 image was skipped and --strict"):
         extract(study, ExtractOptions(engine=TORCH, strict=True))
     assert counts(extract(study, OPTIONS)) == (61, 0, 60, 1)
 

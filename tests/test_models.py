@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import ExtraTreesClassifier, RandomForestClassifier
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
@@ -47,6 +47,8 @@ OTHERS = {
     "calibrated on each fold": CalibratedClassifierCV(SVC(kernel="linear"), cv=3),
     "neighbours by distance": KNeighborsClassifier(5, weights="distance"),
     "linear support vectors": CalibratedHead(LinearSVC()),
+    # Of two classes its coefficients are (d,), where others have (1, d).
+    "least squares by scikit-learn": CalibratedHead(RidgeClassifier()),
 }
 TREATMENTS = {
     "standardise": StandardScaler(),

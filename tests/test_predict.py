@@ -160,6 +160,20 @@ def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, m
         predict(folder("linear"), [Path("here")], options())
 
 
+def test_a_head_whose_form_is_faulty_is_named_and_the_others_are_kept(compared, monkeypatch):
+    """A form that the file would refuse costs one head, not the comparison."""
+    from pipeline.models import portable
+
+    wrong = {"pipeline.LogisticHead": lambda _: portable.Part(kind="linear", arrays={})}
+    monkeypatch.setattr(portable, "PORTABLE", {**portable.PORTABLE, **wrong})
+    compare(compared, CompareOptions(heads=("linear", "prior"), seeds=2))
+    (unsaved,) = json.loads(Path("results/tiny/heads.json").read_text())["unsaved"]
+    assert unsaved["head"] == "linear"
+    assert "linear" in unsaved["reason"]
+    assert (folder("prior") / "model.json").exists()
+    assert not (folder("linear") / "model.json").exists()
+
+
 @pytest.fixture
 def two_networks(tmp_path: Path, monkeypatch):
     """A tiny study with heads on two networks, and on both side by side."""

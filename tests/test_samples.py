@@ -131,7 +131,7 @@ def test_an_identical_image_of_two_classes_is_an_error_that_lists_the_pair(study
     folder = study_file.parent / "here"
     first = sorted((folder / "a").iterdir())[0]
     shutil.copy(first, folder / "b" / "p1000_twin.png")
-    with pytest.raises(StudyError, match=r"1 pairs .*a/p1000_0.png and source/b/p1000_twin.png"):
+    with pytest.raises(StudyError, match=r"1 pair .*a/p1000_0.png and source/b/p1000_twin.png"):
         load_samples(load_study(study_file))
     table, _ = load_samples(load_study(study_file), SampleOptions(allow_conflicts=True))
     assert len(table) == 61
@@ -141,7 +141,7 @@ def test_an_image_in_source_and_target_is_a_leak(study_file):
     """Exit code 3: the target's number would be a lie."""
     first = sorted((study_file.parent / "here" / "a").iterdir())[0]
     shutil.copy(first, study_file.parent / "there" / "a" / "p9_9.png")
-    with pytest.raises(CheckFailedError, match="1 images of a target are also in the source") as e:
+    with pytest.raises(CheckFailedError, match="1 image of a target is also in the source") as e:
         load_samples(load_study(study_file))
     assert e.value.exit_code == 3
 
@@ -158,6 +158,14 @@ def test_one_class_alone_is_refused(study_file):
     shutil.rmtree(study_file.parent / "here" / "b")
     shutil.rmtree(study_file.parent / "there" / "b")
     with pytest.raises(StudyError, match="one class only"):
+        load_samples(load_study(study_file))
+
+
+def test_a_class_of_one_patient_is_named(study_file):
+    """The class by its folder, not by a number."""
+    for image in sorted((study_file.parent / "here" / "b").iterdir())[2:]:
+        image.unlink()
+    with pytest.raises(StudyError, match=r"class 'b' of \[source\] has images of 1 patient, "):
         load_samples(load_study(study_file))
 
 

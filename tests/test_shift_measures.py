@@ -131,6 +131,27 @@ def test_frechet_distance_of_gaussians_equals_its_closed_form():
     assert frechet(moments(a), moments(b)) == pytest.approx(truth, rel=0.02)
 
 
+def test_frechet_distance_bears_a_sample_of_two():
+    """Two rows have a covariance of rank one, uu': the cross term of two such is |u.v|."""
+    rng = np.random.default_rng(7)
+    a, b = rng.normal(size=(2, 2, 5))
+    u, v = (a[0] - a[1]) / 2, (b[0] - b[1]) / 2
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    truth = shift @ shift + u @ u + v @ v - 2 * abs(u @ v)
+    assert frechet(moments(a), moments(b)) == pytest.approx(truth, rel=1e-6)
+
+
+def test_frechet_distance_is_that_by_a_cholesky_factor_where_there_is_one():
+    """The root of a singular covariance moves no distance of definite ones."""
+    rng = np.random.default_rng(8)
+    a, b = (moments(rows) for rows in rng.normal(size=(2, 40, 20)) * rng.uniform(0.1, 9, 20))
+    factor = np.linalg.cholesky(a.covariance)
+    cross = np.sqrt(np.linalg.eigvalsh(factor.T @ b.covariance @ factor)).sum()
+    shift = a.mean - b.mean
+    expected = shift @ shift + np.trace(a.covariance + b.covariance) - 2 * cross
+    assert frechet(a, b) == pytest.approx(expected, rel=1e-12)
+
+
 def test_tiles_and_devices_change_nothing():
     """B-T6: one block or many, numpy or torch, the statistics are the same."""
     rng = np.random.default_rng(6)

@@ -5,8 +5,9 @@ import pytest
 from scipy.special import expit, logit
 
 from pipeline.errors import StudyError, UnknownNameError
+from pipeline.shift.class_mix import posterior
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.label_shift import estimate_prior, posterior
+from pipeline.shift.label_shift import estimate_prior
 from pipeline.shift.operating import (
     RULES,
     OperatingSettings,

@@ -80,6 +80,7 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert "there: " in text
     assert "The hospital can be told from the features with AUC" in text
     assert "fixes that see no label of the target" in text
+    assert "with some labels of the target\n" in text
     assert "dev_overfit: not identifiable" in text
     assert "Youden's threshold" in text
 

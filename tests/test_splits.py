@@ -74,9 +74,13 @@ def test_another_seed_holds_out_other_patients():
 
 
 def test_a_class_with_one_patient_cannot_be_split():
-    """The message asks about the pattern, the usual cause."""
-    with pytest.raises(StudyError, match=r"1 patient\(s\), too few.*group pattern too wide"):
-        split_by_patient(np.array([0, 0, 1, 1]), ["a", "b", "c", "c"], share=0.2, seed=0)
+    """The message names the class, counts in words, and speaks of the pattern, the usual cause."""
+    label, group = np.array([0, 0, 1, 1]), ["a", "b", "c", "c"]
+    with pytest.raises(
+        StudyError,
+        match=r"class 'ill' of \[source\] has images of 1 patient, too few.*the group pattern",
+    ):
+        split_by_patient(label, group, share=0.2, seed=0, names=("well", "ill"))
 
 
 @pytest.mark.parametrize(

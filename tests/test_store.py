@@ -91,7 +91,7 @@ def test_an_empty_store_answers(tmp_path):
     assert (len(store), store.keys(), store.row_shape()) == (0, set(), None)
     assert KEYS[0] not in store
     assert store.read([]).size == 0
-    with pytest.raises(MissingRowsError, match=r"^1 of 1 images have no features in .*tiny-"):
+    with pytest.raises(MissingRowsError, match=r"^1 of 1 image has no features in .*tiny-"):
         store.read(KEYS[:1])
     assert not list(tmp_path.iterdir())
 

@@ -141,7 +141,7 @@ def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
     assert found.severity == "ok"
     of_source = next((folder / "here" / "a").iterdir())
     shutil.copy(of_source, folder / "far" / of_source.name)
-    with pytest.raises(CheckFailedError, match="1 images of a target are also in the source"):
+    with pytest.raises(CheckFailedError, match="1 image of a target is also in the source"):
         load_samples(load_study(study_file))
 
 

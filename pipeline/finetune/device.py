@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from pipeline.counts import counted
 from pipeline.errors import EngineError
 from pipeline.finetune.settings import LoopSettings
 
@@ -72,7 +73,7 @@ def named_errors(device: str, batch_size: int) -> Iterator[None]:
 
 def _no_memory(device: str, size: int) -> str:
     hint = f"--batch-size {size // 2}" if size > 1 else "a smaller --image-size"
-    return f"{device} is out of memory with {size} images a step; try {hint}"
+    return f"{device} is out of memory with {counted(size, 'image')} a step; try {hint}"
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

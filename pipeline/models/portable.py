@@ -77,9 +77,9 @@ def _whitener(estimator: Any) -> Part:
 
 def _linear(estimator: Any) -> Part:
     """Scores to a sigmoid for two classes, a softmax for more."""
-    arrays = {"coef": estimator.coef_, "intercept": np.atleast_1d(estimator.intercept_)}
-    link = "sigmoid" if len(estimator.coef_) == 1 else "softmax"
-    return chain(Part(kind="linear", arrays=arrays), Part(kind=link))
+    scores = _scores(estimator)
+    link = "sigmoid" if len(scores.arrays["coef"]) == 1 else "softmax"
+    return chain(scores, Part(kind=link))
 
 
 def _ridge(estimator: Any) -> Part:
@@ -112,7 +112,11 @@ def _rule(rule: Any) -> Part:
 
 
 def _scores(estimator: Any) -> Part:
-    arrays = {"coef": estimator.coef_, "intercept": np.atleast_1d(estimator.intercept_)}
+    """One row of coefficients for each score; some estimators drop that axis for one score."""
+    arrays = {
+        "coef": np.atleast_2d(estimator.coef_),
+        "intercept": np.atleast_1d(estimator.intercept_),
+    }
     return Part(kind="linear", arrays=arrays)
 
 

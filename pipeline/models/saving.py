@@ -14,6 +14,7 @@ import numpy as np
 
 from cache import disk
 from pipeline.backbones import spec_of
+from pipeline.errors import ModelError
 from pipeline.models.files import DESCRIPTION, Model, Network, save_model
 from pipeline.models.part import Part
 from pipeline.models.portable import NotPortableError, to_part
@@ -67,7 +68,7 @@ def save_heads(
             folder = folder_of(study.results, backbone, name)
             try:
                 save_model(folder, _model(study, samples, networks, members))
-            except NotPortableError as reason:
+            except (NotPortableError, ModelError) as reason:
                 _LOG.warning("%s on %s is not saved: %s", name, backbone, reason)
                 unsaved.append({"backbone": backbone, "head": name, "reason": str(reason)})
                 if (folder / DESCRIPTION).exists():

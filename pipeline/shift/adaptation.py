@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
-from sklearn.model_selection import GroupKFold
 
 from pipeline.errors import StudyError
 from pipeline.heads import HEADS
@@ -22,7 +21,9 @@ from pipeline.heads.logistic import LogisticHead, Path, solve_path
 from pipeline.heads.training import Problem, train_head
 from pipeline.heads.treated import untreated
 from pipeline.shift.bcts import Calibration, fit_calibration
+from pipeline.shift.class_mix import posterior
 from pipeline.shift.gaussians import shrunk_covariance
+from pipeline.shift.patients import teaching_folds
 
 Rows = NDArray[np.floating]
 """Shape (n, d): rows of features."""
@@ -75,8 +76,7 @@ class Predictor:
         probabilities = self.score(self.transform(features))
         if self.class_weights is None:
             return probabilities
-        weighted = probabilities * self.class_weights
-        return np.asarray(weighted / weighted.sum(axis=1, keepdims=True))
+        return posterior(probabilities, self.class_weights)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,9 +256,13 @@ class Source:
 
     @cached_property
     def out_of_fold(self) -> NDArray[np.float64]:
-        """Shape (n, K): probabilities of heads that did not see the row's patient."""
-        n_folds = min(self.settings.calibration_folds, np.unique(self.groups).size)
-        return self.held_out(GroupKFold(n_folds).split(self.standard, groups=self.groups))
+        """Shape (n, K): probabilities of heads that did not see the row's patient.
+
+        Raises:
+            StudyError: A class has too few patients for folds.
+        """
+        most = self.settings.calibration_folds
+        return self.held_out(teaching_folds(self.labels, self.groups, most))
 
     def held_out(
         self, folds: Iterable[tuple[NDArray[np.intp], NDArray[np.intp]]]

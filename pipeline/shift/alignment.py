@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shift.adaptation import Predictor, Rows, Source
+from pipeline.shift.class_mix import posterior
 from pipeline.shift.erasure import class_means, fit_eraser
 from pipeline.shift.gaussians import shrunk_covariance
-from pipeline.shift.label_shift import estimate_prior, posterior
+from pipeline.shift.label_shift import estimate_prior
 
 CovarianceMap = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counts import counted
 from pipeline.errors import StudyError
 from pipeline.shift.cohorts import Cohort, Comparison, compare, split_by_patient
 from pipeline.shift.erasure import Alignment, TwoDomains, alignment
@@ -149,7 +150,7 @@ def _measured(
     smallest = min(pair.relabelings.n_source, pair.relabelings.n_target)
     for kind, measure in measures.items():
         if kind in NEEDS_PATIENTS and smallest < settings.min_patients:
-            reason = f"{smallest} patients in a domain, needs {settings.min_patients}"
+            reason = f"{counted(smallest, 'patient')} in a domain, needs {settings.min_patients}"
             found |= {name: _refusal(name, reason) for name in NEEDS_PATIENTS[kind]}
         else:
             found |= {name: _finding(name, draws) for name, draws in measure(pair).items()}
@@ -219,8 +220,8 @@ def _notes(pair: Comparison, target: Cohort, settings: DetectionSettings) -> tup
     smallest = min(pair.relabelings.n_source, pair.relabelings.n_target)
     if smallest < settings.few_patients:
         notes.append(
-            f"only {smallest} patients in a domain: a large p-value is absence of evidence, "
-            "not evidence of absence"
+            f"only {counted(smallest, 'patient')} in a domain: a large p-value is absence of "
+            "evidence, not evidence of absence"
         )
     if target.labels is None:
         notes.append(

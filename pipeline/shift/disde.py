@@ -15,6 +15,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from pipeline.counts import are, counted
 from pipeline.shift.gaps import Gap, PatientDraws, draw_blocks, family
 
 #: Below this many effective images on either side, nothing is said.
@@ -122,7 +123,8 @@ def disde(source: Side, target: Side, rng: np.random.Generator, min_ess: float =
     size = min(*ess, overlap * n, overlap * len(target.loss))
     refused = None
     if size < min_ess:
-        refused = f"{size:.0f} effective images are shared by the domains, {min_ess:.0f} needed"
+        shared = f"{counted(round(size), 'effective image')} {are(round(size))} shared"
+        refused = f"{shared} by the domains, {min_ess:.0f} needed"
     return Disde(
         terms={} if refused else _terms(source, target, ratios),
         ess_source=ess[0],

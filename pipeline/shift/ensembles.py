@@ -15,6 +15,7 @@ from pipeline.errors import StudyError
 from pipeline.heads.blocks import predict_in_blocks
 from pipeline.heads.logistic import Path
 from pipeline.shift.adaptation import Parts, Predictor, Rows, Source
+from pipeline.shift.patients import drawn_patients
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def baggings(
 ) -> list[Predictor]:
     """Draw all bootstraps of several calls of :func:`bagging`, and fit their heads at once.
 
-    Equal draws, such as those of both halves of a seed, are fitted once.
+    Equal draws, such as those of both halves of a seed, are fitted once; a draw that lacks a
+    class is drawn anew.
 
     Args:
         source: The labelled domain.
@@ -44,12 +46,10 @@ def baggings(
     Returns:
         One predictor for each generator.
     """
-    patients = np.unique(source.groups, return_inverse=True)[1]
-    n = int(patients.max()) + 1
     bags = source.settings.bags
-    counts = [rng.multinomial(n, np.full(n, 1 / n), size=bags) for rng in rngs]
+    counts = [drawn_patients(source.labels, source.groups, rng, bags) for rng in rngs]
     drawn, place = np.unique(np.concatenate(counts), axis=0, return_inverse=True)
-    heads = source.weighted_heads(drawn[:, patients])
+    heads = source.weighted_heads(drawn)
     return [
         Predictor(transform=source.standardise, score=_mean_of(heads, own))
         for own in place.reshape(len(rngs), bags)

@@ -18,6 +18,7 @@ from pipeline.shift.cohorts import Cohort
 from pipeline.shift.floor import BayesFloor, bayes_floor
 from pipeline.shift.gaps import dominant, stream
 from pipeline.shift.ng import DEV_MEANS, NgRoles, NgTable, Outcome, ng_table
+from pipeline.shift.patients import drawn_patients
 from pipeline.stats import percentile_interval
 
 #: Heads refitted to drawn patients: the quantiles of 200 settle to about a tenth of their width.
@@ -116,15 +117,7 @@ def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refi
         rng: Source of the draws.
         count: Number of heads.
     """
-    patients = np.unique(source.groups, return_inverse=True)[1]
-    n = int(patients.max()) + 1
-    classes = np.eye(source.prior.size, dtype=np.int64)[source.labels]
-    drawn: list[NDArray[np.int64]] = []
-    while len(drawn) < count:
-        weights = rng.multinomial(n, np.full(n, 1 / n))[patients]
-        if (weights @ classes > 0).all():
-            drawn.append(weights)
-    table = np.stack(drawn)
+    table = drawn_patients(source.labels, source.groups, rng, count)
     heads = [source.weighted_heads(table[i : i + _TOGETHER]) for i in range(0, count, _TOGETHER)]
     return Refits(weights=table, heads=tuple(heads))
 

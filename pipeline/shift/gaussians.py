@@ -24,7 +24,8 @@ def shrunk_covariance(rows: NDArray[np.floating]) -> NDArray[np.float64]:
         rows: Shape (n, d), n > 1.
 
     Returns:
-        Shape (d, d), positive definite unless the rows coincide.
+        Shape (d, d), positive definite unless nothing shrinks it: rows that coincide, or
+        two of them.
     """
     centred = np.asarray(rows - rows.mean(axis=0, dtype=np.float64), dtype=np.float64)
     n, d = centred.shape
@@ -46,7 +47,7 @@ class Moments:
     mean: NDArray[np.float64]
     """Shape (d,)."""
     covariance: NDArray[np.float64]
-    """Shape (d, d), positive definite (Ledoit-Wolf shrunk)."""
+    """Shape (d, d), Ledoit-Wolf shrunk: positive definite unless the rows hardly differ."""
 
 
 def moments(rows: NDArray[np.floating]) -> Moments:
@@ -62,7 +63,9 @@ def moments(rows: NDArray[np.floating]) -> Moments:
 def frechet(a: Moments, b: Moments) -> float:
     """Return |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Dowson and Landau 1982).
 
-    The trace of the root is the sum of the roots of the eigenvalues of L'BL, A = LL'.
+    The trace of the root is the sum of the roots of the eigenvalues of RBR, A = RR with R
+    symmetric. R exists where A is singular too, as when the rows of a few patients
+    coincide; a Cholesky factor does not.
 
     Args:
         a: Moments of one sample.
@@ -71,11 +74,17 @@ def frechet(a: Moments, b: Moments) -> float:
     Returns:
         Squared distance, >= 0 up to rounding.
     """
-    root = np.linalg.cholesky(a.covariance)
-    eigenvalues = np.linalg.eigvalsh(root.T @ b.covariance @ root)
+    root = _root(a.covariance)
+    eigenvalues = np.linalg.eigvalsh(root @ b.covariance @ root)
     cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
     shift = a.mean - b.mean
     return float(shift @ shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
+
+
+def _root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The symmetric root; eigenvalues that rounding made negative count as 0."""
+    eigenvalues, axes = np.linalg.eigh(covariance)
+    return np.asarray((axes * np.sqrt(np.clip(eigenvalues, 0, None))) @ axes.T)
 
 
 def frechet_draws(rows: NDArray[np.float64], labels: NDArray[np.bool_]) -> NDArray[np.float64]:

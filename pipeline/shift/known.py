@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counts import counted
+from pipeline.errors import StudyError
 from pipeline.facts_index import known_facts
 from pipeline.finding import Finding, refuse_leaks
 from pipeline.groupings import Grouping, groupings
 from pipeline.heads.side_by_side import MOST, side_by_side
 from pipeline.joined import JoinedFeatures
 from pipeline.leak_checks import check_leaks
+from pipeline.names import legible
 from pipeline.samples import Samples
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cross_fitting import fit_unadapted
@@ -31,6 +34,8 @@ from pipeline.shift.subgroup_values import Subgroups
 from pipeline.shift.subgroups import Terms, subgroups, terms_of
 from pipeline.study import OPEN, SOURCE, Study
 
+#: In a fold and out of it; nothing else needs more, for a draw without a class is drawn anew.
+_PATIENTS_OF_A_CLASS = 2
 Facts = NDArray[Any]
 """Shape (n,), records of what was measured in each picture."""
 
@@ -66,13 +71,31 @@ def check(study: Study, samples: Samples, *, allow_leaks: bool) -> Checked:
 
 
 def source_of(joined: JoinedFeatures) -> Source:
-    """The head and its penalty know the source alone, so they serve every target."""
+    """The head and its penalty know the source alone, so they serve every target.
+
+    Raises:
+        StudyError: A class has images of too few patients; said before any head is fitted.
+    """
     rows = joined.samples.domain == SOURCE
+    _refuse_few_patients(joined.samples.where(rows))
     return Source(
         features=joined.X[rows],
         labels=joined.samples.label[rows],
         groups=joined.samples.group[rows],
     )
+
+
+def _refuse_few_patients(source: Samples) -> None:
+    for k, name in enumerate(source.classes):
+        patients = np.unique(source.group[source.label == k]).size
+        if patients < _PATIENTS_OF_A_CLASS:
+            raise StudyError(
+                f"class {legible(name)!r} of [source] has images of "
+                f"{counted(patients, 'patient')}, and {_PATIENTS_OF_A_CLASS} are needed: a head "
+                "is tested on patients that it was not fitted to. Add images of others, or leave "
+                "out fewer; if these are of several patients, the group pattern of [source] "
+                "takes them for one"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.shift.adaptation import Predictor, Rows, Source
+from pipeline.shift.class_mix import posterior
 
 _TINY = 1e-12
 _EM_STEPS = 1000
@@ -37,19 +38,6 @@ def estimate_prior(
             break
         prior = updated
     return np.asarray(updated, dtype=np.float64)
-
-
-def posterior(
-    probabilities: NDArray[np.floating], class_weights: NDArray[np.floating]
-) -> NDArray[np.float64]:
-    """Reweight the classes of each row and renormalise, shape (m, K).
-
-    Args:
-        probabilities: Shape (m, K).
-        class_weights: Shape (K,), target prior over source prior.
-    """
-    weighted = probabilities * class_weights
-    return np.asarray(weighted / weighted.sum(axis=1, keepdims=True))
 
 
 def prior_shift(source: Source, target: Rows, _rng: np.random.Generator) -> Predictor:

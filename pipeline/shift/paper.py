@@ -3,12 +3,12 @@
 Everything is made from the values of ``shift.json``, so the three cannot disagree.
 """
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from pipeline.counts import counted
+from pipeline.csv_text import csv_text
 from pipeline.names import in_markdown, legible
 from pipeline.shift.markdown import prose, table
 from pipeline.shift.probes import Probe
@@ -131,6 +131,8 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
         "tuned": _tuned_rows,
     }
 )
+#: Columns that say of what a row is; their values are a target's.
+_EVERY_ROW = ("backbone", "target")
 #: Tables that a target without labels has too.
 LABEL_FREE = ("told", "detect", "forecast")
 #: Tables that are there only where the study asks for them.
@@ -156,6 +158,8 @@ TITLES: Mapping[str, str] = MappingProxyType(
 def tables(record: Record) -> dict[str, bytes]:
     """Every table as CSV, rows of all targets below one another.
 
+    A table without rows has a header of two columns: which backbone, which target.
+
     Args:
         record: The values of ``shift.json``.
 
@@ -164,7 +168,7 @@ def tables(record: Record) -> dict[str, bytes]:
     """
     found = {
         name: [
-            {"backbone": t["backbone"], "target": t["target"], **row}
+            {name: t[name] for name in _EVERY_ROW} | row
             for t in [*record["targets"], *(record["unlabelled"] if name in LABEL_FREE else ())]
             for row in rows(t)
         ]
@@ -174,12 +178,8 @@ def tables(record: Record) -> dict[str, bytes]:
 
 
 def _csv(kept: list[Row]) -> bytes:
-    columns = list(dict.fromkeys(name for row in kept for name in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(kept)
-    return text.getvalue().encode()
+    columns = list(dict.fromkeys([*_EVERY_ROW, *(name for row in kept for name in row)]))
+    return csv_text(columns, [[row.get(name) for name in columns] for row in kept]).encode()
 
 
 def report(record: Record) -> str:
@@ -268,8 +268,8 @@ def _unlabelled_chapter(target: Record, classes: Sequence[str]) -> list[str]:
 
 def _lookups(target: Record) -> str:
     return (
-        f"Labels of the target were read {target['lookups_of_target_labels']} times, all after "
-        f"the plan {target['plan_hash'][:12]} was fixed."
+        f"Labels of the target were read {counted(target['lookups_of_target_labels'], 'time')}, "
+        f"all after the plan {target['plan_hash'][:12]} was fixed."
     )
 
 

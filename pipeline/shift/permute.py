@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counts import counted
 from pipeline.errors import StudyError
 
 
@@ -118,9 +119,10 @@ def refuse_hopeless(n_source: int, n_target: int, plan: PermutationPlan) -> None
     distinct = math.comb(n_source + n_target, n_target)
     if 1 / distinct > plan.alpha:
         raise StudyError(
-            f"{n_source} source and {n_target} target patients can be relabelled in {distinct} "
-            f"ways, so no p-value can fall below {1 / distinct:.3g} (level {plan.alpha:g}): "
-            "add patients, or give patient ids if images were taken for one patient"
+            f"{n_source} source and {counted(n_target, 'target patient')} can be relabelled in "
+            f"{counted(distinct, 'way')}, so no p-value can fall below {1 / distinct:.3g} "
+            f"(level {plan.alpha:g}): add patients, or give patient ids if images were "
+            "taken for one patient"
         )
     if 1 / (plan.draws + 1) > plan.alpha:
         raise StudyError(

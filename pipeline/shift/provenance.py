@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.counts import are, counted
 from pipeline.finding import OK, Finding
 from pipeline.joined import JoinedFeatures
 from pipeline.predictions import Predictions
@@ -215,12 +216,13 @@ def caveats(found: Circumstances, leak: Iterable[Finding]) -> tuple[str, ...]:
     said = []
     if found.shared_patients:
         said.append(
-            f"{found.shared_patients} patient ids are in both domains: the numbering may restart, "
-            "or the domains share patients, and then the loss is too small."
+            f"{counted(found.shared_patients, 'patient id')} {are(found.shared_patients)} in both "
+            "domains: the numbering may restart, or the domains share patients, and then the loss "
+            "is too small."
         )
     said += [
-        f"The {domain} has {count} patients: intervals by patient are rough, and a test that "
-        "finds nothing shows nothing."
+        f"The {domain} has {counted(count, 'patient')}: intervals by patient are rough, and a test "
+        "that finds nothing shows nothing."
         for domain, count in found.patients.items()
         if count < FEW_PATIENTS
     ]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.attributes import UNKNOWN
+from pipeline.counts import counted
 from pipeline.groupings import Grouping
 from pipeline.metrics import is_right
 from pipeline.shift.cohorts import Cohort
@@ -193,16 +194,17 @@ class _Domain:
     def too_few(self, rows: NDArray[np.bool_]) -> str | None:
         images, patients = int(rows.sum()), np.unique(self.cohort.groups[rows]).size
         if images < FEW_IMAGES:
-            return f"too few: {images} images, {FEW_IMAGES} needed"
+            return f"too few: {counted(images, 'image')}, {FEW_IMAGES} needed"
         if patients < FEW_PATIENTS:
-            return f"too few: {patients} patients, {FEW_PATIENTS} needed"
+            return f"too few: {counted(patients, 'patient')}, {FEW_PATIENTS} needed"
         return None
 
     def too_few_of_class(self, metric: _Metric, rows: NDArray[np.bool_]) -> str | None:
         for name, base in metric.bases.items():
             patients = np.unique(self.cohort.groups[rows & base]).size
             if patients < FEW_PATIENTS:
-                return f"too few: {patients} patients of {name}, {FEW_PATIENTS} needed"
+                found = counted(patients, "patient")
+                return f"too few: {found} of {name}, {FEW_PATIENTS} needed"
         return None
 
 

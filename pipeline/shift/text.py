@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from pipeline.counts import are, counted
 from pipeline.json_values import plain
 from pipeline.names import legible
 from pipeline.rounding import settled
@@ -41,7 +42,7 @@ def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
         *textwrap.wrap(foretold(target), WIDTH - 20),
         "",
         *textwrap.wrap(told_apart(plain(target.source_prediction), classes), WIDTH - 20),
-        f"{target.shared_patients} patient ids are in both (the numbering may restart)",
+        _shared(target.shared_patients),
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
         _detection_table(target.detection),
@@ -56,6 +57,10 @@ def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
         *textwrap.wrap(f"needs labels, not given: {'; '.join(NEEDS_LABELS)}", WIDTH - 20),
     ]
     return "\n".join(lines)
+
+
+def _shared(patients: int) -> str:
+    return f"{counted(patients, 'patient id')} {are(patients)} in both (the numbering may restart)"
 
 
 def _forecast_table(target: UnlabelledReport) -> str:
@@ -87,7 +92,7 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         *textwrap.wrap(said(target.differences), WIDTH - 20),
         "",
         *textwrap.wrap(told_apart(plain(target.source_prediction), classes), WIDTH - 20),
-        f"{target.shared_patients} patient ids are in both (the numbering may restart)",
+        _shared(target.shared_patients),
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
         _detection_table(target.detection),
@@ -106,8 +111,7 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         f"the same, tuned by {target.validator} without labels, one cut; the oracle saw labels",
         _tuned_table(target.tuned),
         "",
-        "with some labels of the target",
-        _fixes_table(target.fixes.k_shot),
+        *_with_labels(target.fixes.k_shot),
     ]
     return "\n".join(lines)
 
@@ -207,6 +211,13 @@ def _tuned_table(rows: Sequence[TunedRow]) -> str:
             number(settled(row.regret)),
         )
     return render(table)
+
+
+def _with_labels(rows: Sequence[LeaderboardRow]) -> list[str]:
+    title = "with some labels of the target"
+    if not rows:
+        return [f"{title}: not given, a half of it has too few images of a class to learn from"]
+    return [title, _fixes_table(rows)]
 
 
 def _fixes_table(rows: Sequence[LeaderboardRow]) -> str:

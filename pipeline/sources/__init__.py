@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from pipeline.counts import counted
 from pipeline.errors import StudyError
 from pipeline.sources import class_folders, npy_stacks
 from pipeline.sources.items import NO_CLASS, Content, FileStat, Item, Listing, system_reason
@@ -111,7 +112,9 @@ def _visible_entries(root: Path) -> list["os.DirEntry[str]"]:
 
 def _described(entries: list["os.DirEntry[str]"]) -> str:
     endings = Counter(Path(entry.name).suffix.lower() or "other" for entry in entries)
-    return ", ".join(f"{n} {ending} files" for ending, n in endings.most_common(4)) or "nothing"
+    return (
+        ", ".join(counted(n, f"{ending} file") for ending, n in endings.most_common(4)) or "nothing"
+    )
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -1,0 +1,34 @@
+"""Sentences with counts are grammatical for one, none and several."""
+
+import pytest
+
+from pipeline.counts import are, counted, have
+from pipeline.errors import StudyError
+from pipeline.scoring import unscored
+from pipeline.shift.permute import PermutationPlan, refuse_hopeless
+
+
+@pytest.mark.parametrize(
+    ("n", "said"), [(0, "0 images are"), (1, "1 image is"), (2, "2 images are")]
+)
+def test_a_count_and_its_verb_go_together(n, said):
+    """Only one is singular."""
+    assert f"{counted(n, 'image')} {are(n)}" == said
+    assert have(n) == ("has" if n == 1 else "have")
+
+
+def test_an_irregular_plural_is_given():
+    """English has some."""
+    assert [counted(n, "copy", "copies") for n in (1, 2)] == ["1 copy", "2 copies"]
+
+
+def test_one_image_without_labels_is_one_image():
+    """The sentence of a target of one image."""
+    (said,) = unscored({"there": 1}, "probabilities.h5")
+    assert said.startswith("there: 1 image without labels. ")
+
+
+def test_one_patient_that_cannot_be_relabelled_is_one_patient():
+    """Source patients first, then those of the target."""
+    with pytest.raises(StudyError, match="^3 source and 1 target patient can be relabelled in 4 "):
+        refuse_hopeless(3, 1, PermutationPlan())

@@ -1,0 +1,137 @@
+"""Stage 4 with few patients: what goes through, and what is refused in words."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.model_selection import GroupKFold
+
+from pipeline.engines import EngineChoice
+from pipeline.errors import StudyError
+from pipeline.extract import ExtractOptions, extract
+from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.shift import stage
+from pipeline.shift.class_mix import posterior
+from pipeline.shift.known import source_of
+from pipeline.shift.patients import drawn_patients, teaching_folds
+from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.shift.text import shift_text
+from pipeline.study_file import load_study
+from tests.tiny import install_tiny_backbone, write_tiny_study
+
+OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
+SHORT = ShiftOptions(draws=99, seeds=2)
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch):
+    """Eighty images a domain, features stored."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    loaded = load_study(write_tiny_study(tmp_path, source=80, target=80))
+    extract(loaded, OPTIONS)
+    return loaded
+
+
+def few_in(domain: str, patients: dict[int, int], joined: JoinedFeatures) -> JoinedFeatures:
+    """Of a domain, one image of each of so many patients by class; all of the other domain."""
+    samples = joined.samples
+    kinds = np.array([int(item.path.startswith("b")) for item in samples.items])
+    stay = samples.domain != domain
+    for k, count in patients.items():
+        stay[np.flatnonzero((samples.domain == domain) & (kinds == k))[:count]] = True
+    alone = np.array([item.path for item in samples.items])
+    group = np.where(samples.domain == domain, alone, samples.group)
+    kept = replace(samples, group=group).where(stay)
+    return replace(joined, samples=kept, X=joined.X[stay])
+
+
+def analyse_few(study, monkeypatch, domain: str, patients: dict[int, int]):
+    """Stage 4 on what :func:`few_in` leaves."""
+    monkeypatch.setattr(
+        stage, "load_joined", lambda *given: few_in(domain, patients, load_joined(*given))
+    )
+    return analyse(study, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("patients", "labels"),
+    [(2, "sealed"), (2, "open"), (2, "absent"), (3, "open"), (3, "absent"), (4, "sealed")],
+)
+def test_a_target_of_a_few_patients_goes_through(study, monkeypatch, patients, labels):
+    """Two patients are enough for every step, whether their labels are known or not."""
+    (there,) = study.targets
+    asked = replace(study, targets=(replace(there, labels=labels),))
+    counts = {0: patients - patients // 2, 1: patients // 2}
+    report = analyse_few(asked, monkeypatch, "there", counts)
+    assert len(report.unlabelled if labels == "absent" else report.targets) == 1
+    assert not report.not_compared
+    if report.targets:  # of so few there are none to learn from
+        assert not report.targets[0].fixes.k_shot
+        assert shift_text(report).endswith(
+            "with some labels of the target: not given, a half of it has too few images of a "
+            "class to learn from"
+        )
+
+
+@pytest.mark.parametrize("patients", [2, 3])
+def test_a_source_class_of_a_few_patients_goes_through(study, monkeypatch, patients):
+    """Two patients of a class are enough: folds, bootstraps and controls keep the class."""
+    report = analyse_few(study, monkeypatch, "source", {0: 30, 1: patients})
+    (target,) = report.targets
+    for row in target.fixes.rows:
+        assert 0 <= row.accuracy <= 1
+
+
+def test_a_source_class_of_one_patient_is_named_before_any_fit(study):
+    """The class by its name, its patients, how many are needed, what to do."""
+    (choice,) = study.variants
+    few = few_in("source", {0: 30, 1: 1}, load_joined(study, choice))
+    with pytest.raises(
+        StudyError,
+        match=r"class 'b' of \[source\] has images of 1 patient, and 2 are needed: .* Add images",
+    ):
+        source_of(few)
+
+
+def test_folds_are_stratified_where_plain_ones_leave_a_head_without_a_class():
+    """No class lies whole in one fold; where plain folds serve, they stay what they were."""
+    # Two patients of class 1, both in the lightest fold of a plain deal.
+    sizes = [4, 4, 4, 4, 2, 1, 1]
+    groups = np.repeat(np.arange(7), sizes)
+    labels = np.repeat([0, 0, 0, 0, 0, 1, 1], sizes)
+    plain = GroupKFold(5).split(labels, groups=groups)
+    assert any(np.unique(labels[fit]).size == 1 for fit, _ in plain)
+    folds = teaching_folds(labels, groups, 5)
+    assert all(np.unique(labels[fit]).size == 2 for fit, _ in folds)
+    assert sorted(np.concatenate([held for _, held in folds])) == list(range(labels.size))
+    for fit, held in folds:
+        assert not set(groups[fit]) & set(groups[held])
+    many = np.arange(40)
+    for one, other in zip(
+        teaching_folds(many % 2, many, 5), GroupKFold(5).split(many, groups=many), strict=True
+    ):
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_a_class_of_one_patient_makes_no_folds():
+    """A head that is fitted to the others would never have seen it."""
+    with pytest.raises(StudyError, match="fewer than two patients"):
+        teaching_folds(np.array([0, 0, 1]), np.arange(3), 5)
+
+
+def test_every_draw_of_patients_has_every_class():
+    """A class of one patient in twenty is missed by a third of the draws; those are redrawn."""
+    groups = np.repeat(np.arange(20), 2)
+    labels = (groups == 7).astype(int)
+    drawn = drawn_patients(labels, groups, np.random.default_rng(0), 50)
+    assert drawn.shape == (50, 40)
+    assert (drawn[:, labels == 1] > 0).all()
+    assert (drawn.sum(axis=1) == 40).all()
+
+
+def test_a_row_that_is_surely_of_a_class_without_weight_keeps_its_probability():
+    """0 / 0 is no probability: every row still sums to one."""
+    rows = np.array([[1.0, 0.0], [0.5, 0.5]])
+    np.testing.assert_array_equal(posterior(rows, np.array([0.0, 2.0])), [[1, 0], [0, 1]])
