@@ -220,7 +220,10 @@ def _above(table: Record, metric: str) -> str:
         if group["images"] and (group["name"] == UNKNOWN or metric not in group["metrics"])
     ]
     if unranked:
-        return f"the rest includes images that are in no ranked group ({', '.join(unranked)})"
+        return (
+            f"the rest includes images that are in no ranked group ({', '.join(unranked)}), so "
+            "the worst of the ranked can lie above it"
+        )
     return f"the {METRICS[metric]} of several groups together can be below that of each"
 
 
