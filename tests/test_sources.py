@@ -48,7 +48,7 @@ def test_a_folder_of_neither_kind_says_what_was_found(tmp_path):
     with pytest.raises(StudyError, match=r"holds nothing; allowed is one of: a folder for each"):
         scan(tmp_path)
     with_files(tmp_path, "a.jpg", "b.jpg", "c.PNG")
-    with pytest.raises(StudyError, match=r"holds 2 \.jpg files, 1 \.png files; allowed is"):
+    with pytest.raises(StudyError, match=r"holds 2 \.jpg files, 1 \.png file; allowed is"):
         scan(tmp_path)
 
 
