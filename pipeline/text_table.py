@@ -6,6 +6,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.rounding import settled
+
 #: Columns of a terminal that every table fits.
 WIDTH = 120
 
@@ -35,7 +37,7 @@ def render(table: Table) -> str:
 
 def number(value: float | None) -> str:
     """Three digits; a dash for what is not known."""
-    return "-" if value is None else f"{value:.3f}"
+    return "-" if value is None else f"{settled(value):.3f}"
 
 
 def percent(share: float) -> str:
