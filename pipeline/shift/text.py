@@ -208,7 +208,7 @@ def _tuned_table(rows: Sequence[TunedRow]) -> str:
             f"{_points(d.low)} to {_points(d.high)}",
             p_text(row.p_holm),
             number(row.oracle_accuracy),
-            number(settled(row.regret)),
+            number(row.regret),
         )
     return render(table)
 
