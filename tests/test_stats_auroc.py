@@ -125,10 +125,22 @@ def test_heads_without_spread_are_as_sure_as_so_many_pairs(n):
     found = paired_delong(y, y * 1.0, -1.0 * y)
     assert (found.difference, found.high, found.p) == (1.0, 1.0, 2 * 0.5**n)
     least = bound_of_one(y, np.arange(2 * n))
-    assert found.low == pytest.approx(least)
+    assert found.low == pytest.approx(least)  # beside the perfect one nothing was seen to lack
     alike = paired_delong(y, y * 1.0, y * 2.0)
     assert (alike.p, alike.difference) == (1.0, 0.0)
     assert (alike.low, alike.high) == pytest.approx((least - 1, 1 - least))
+
+
+def test_a_side_on_which_no_image_is_ordered_better_is_not_closed():
+    """One head errs on a pair, the other nowhere: DeLong's variance, and what was not seen."""
+    y = np.repeat([0, 1], 20)
+    perfect = y + np.linspace(0, 0.5, 40)
+    other = np.where(np.arange(40) == 20, 0.1, perfect)
+    found = paired_delong(y, perfect, other)
+    half = norm.isf(0.025) * found.difference / norm.isf(found.p / 2)
+    assert found.high == pytest.approx(found.difference + half)
+    room = 1 - bound_of_one(y, np.arange(40))
+    assert found.low == pytest.approx(found.difference - np.hypot(half, room))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
-from pipeline.stats.intervals import LEVEL
+from pipeline.stats.intervals import LEVEL, lengthened
+
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +53,8 @@ def delong(
     label, patient = np.asarray(label), _numbered(group, len(label))
     is_positive = label == 1
     _check(label, patient)
-    positive, negative = scores[:, is_positive], scores[:, ~is_positive]
-    m, n = positive.shape[1], negative.shape[1]
-    joint = rankdata(np.hstack([positive, negative]), axis=1)
-    # Midranks within and across the classes give each image's share of the area.
-    v10 = (joint[:, :m] - rankdata(positive, axis=1)) / n
-    v01 = 1 - (joint[:, m:] - rankdata(negative, axis=1)) / m
+    v10, v01 = _shares(is_positive, scores)
+    m, n = v10.shape[1], v01.shape[1]
     area = v10.mean(axis=1)
     up = _patient_sums(v10 - area[:, None], patient[is_positive], patient) / m
     down = _patient_sums(v01 - area[:, None], patient[~is_positive], patient) / n
@@ -67,6 +65,23 @@ def delong(
         + _unbiased(patient) * (cross + cross.T)
     )
     return DeLong(auroc=area, covariance=covariance)
+
+
+def _shares(
+    is_positive: NDArray[np.bool_], scores: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each image, how many of the other class it is ordered rightly against.
+
+    Returns:
+        Shares of the positive images, and of the negative ones, in [0, 1].
+    """
+    positive, negative = scores[:, is_positive], scores[:, ~is_positive]
+    m, n = positive.shape[1], negative.shape[1]
+    joint = rankdata(np.hstack([positive, negative]), axis=1)
+    # Midranks within and across the classes.
+    v10 = (joint[:, :m] - rankdata(positive, axis=1)) / n
+    v01 = 1 - (joint[:, m:] - rankdata(negative, axis=1)) / m
+    return v10, v01
 
 
 def auroc_interval(
@@ -111,8 +126,8 @@ def paired_delong(
 ) -> PairedAUROC:
     """Compare two scores on the same images.
 
-    Scores that order all images alike (or one perfectly and the other not at all) have no
-    variance to go by; the interval is then exact and wide, as that of one perfect score.
+    Where no image is ordered better by one of them, the variance knows nothing of images
+    that may be; the interval is then longer on that side by what a perfect score may lack.
 
     Args:
         label: Shape ``(n,)``, 0 or 1.
@@ -123,27 +138,27 @@ def paired_delong(
     Raises:
         ValueError: See :func:`delong`.
     """
-    found = delong(label, np.stack([first, second]), group=group)
+    label, scores = np.asarray(label), np.stack([first, second])
+    found = delong(label, scores, group=group)
     c = found.covariance
     difference = float(found.auroc[0] - found.auroc[1])
     spread = float(np.sqrt(max(c[0, 0] + c[1, 1] - 2 * c[0, 1], 0.0)))
-    if spread == 0:
-        pairs = _strangers(np.asarray(label), _numbered(group, len(label)))
-        room = 1 - _least(pairs, LEVEL)
-        return PairedAUROC(
-            difference=difference,
-            low=max(-1.0, difference - room),
-            high=min(1.0, difference + room),
-            # One that orders by chance is perfect on all those pairs as often as this.
-            p=1.0 if difference == 0 else min(1.0, 2 * 0.5**pairs),
-        )
     half = norm.isf((1 - LEVEL) / 2) * spread
-    return PairedAUROC(
-        difference=difference,
-        low=difference - half,
-        high=difference + half,
-        p=float(2 * norm.sf(abs(difference) / spread)),
+    pairs = _strangers(label, _numbered(group, len(label)))
+    room = 1 - _least(pairs, LEVEL)
+    steps = np.concatenate([one[0] - one[1] for one in _shares(label == 1, scores)])
+    low, high = lengthened(
+        difference,
+        difference - half,
+        difference + half,
+        below=0.0 if (steps < -_ROUNDING).any() else room,
+        above=0.0 if (steps > _ROUNDING).any() else room,
     )
+    if spread:
+        p = float(2 * norm.sf(abs(difference) / spread))
+    else:  # one that orders by chance is perfect on all those pairs as often as this
+        p = min(1.0, 2 * 0.5**pairs) if difference else 1.0
+    return PairedAUROC(difference=difference, low=low, high=high, p=p)
 
 
 def _check(label: NDArray[np.integer], patient: NDArray[np.intp]) -> None:
