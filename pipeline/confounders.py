@@ -74,7 +74,7 @@ def _told_apart(
         classes = f"{target} has no labels, so not by class"
     probes = (told.overall, *inside.values())
     warn = any(_well(probe) for probe in probes)
-    unsure = not warn and any(_open(probe) for probe in probes)
+    unsure = not warn and _open(told.overall)
     return Finding(
         check=HOSPITAL,
         severity=_severity(warn=warn, unsure=unsure),
@@ -191,7 +191,7 @@ def _answer(
         return cannot_ask(question.check, question.where, reason)
     warn = question.too_well(probe)
     unsure = not warn and _open(probe)
-    can = "can" if warn else "may or may not" if unsure else "can hardly"
+    can = "can" if warn else "may or may not" if unsure else "is not shown to"
     return Finding(
         check=question.check,
         severity=_severity(warn=warn, unsure=unsure),

@@ -4,7 +4,7 @@ import re
 
 #: What Markdown may take for more than a character. A bracket that no address follows, an
 #: underscore inside a word and a backslash before a letter are themselves already.
-_MARKUP = re.compile(r"\](?=[(\[:])|[`*~$]|\\(?=[!-/:-@\[-`{-~])|(?<!\w)_|_(?!\w)")
+_MARKUP = re.compile(r"\](?=[(\[:])|[`*~$]|\\(?=[!-/:-@\[-`{-~])|(?<![^\W_])_|_(?=_*(?:\W|$))")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 

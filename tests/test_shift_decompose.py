@@ -76,6 +76,21 @@ def test_a_handful_of_images_without_an_error_refutes_nothing():
         assert gap.low < 0 < gap.high
 
 
+def test_of_terms_that_are_nothing_none_is_the_largest():
+    """No head errs: ties are shared, and every view allows for errors that nobody saw."""
+    rng = np.random.default_rng(5)
+    sides = [replace(cohort(rng, 20, first=first), labels=None) for first in (0, 100)]
+    source, target = (replace(s, labels=s.probabilities.argmax(axis=1)) for s in sides)
+    found = decompose(source, target, FAST)
+    for family in (found.kitagawa, found.score.terms):
+        assert [gap.p_largest for gap in family.values()] == [0.5, 0.5]
+        assert dominant(family) is None
+    shift, changed = found.score.terms["confidence_shift"], found.score.terms["y_given_score"]
+    assert shift.low < 0 == shift.high
+    assert changed.low == 0 < changed.high
+    assert found.threshold.terms["discrimination"].low < 0
+
+
 def test_kitagawa_is_the_formula():
     """Both terms equal the sums over classes, written out with plain loops."""
     rng = np.random.default_rng(1)

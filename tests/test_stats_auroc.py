@@ -131,6 +131,11 @@ def test_heads_without_spread_are_as_sure_as_so_many_pairs(n):
     assert (alike.low, alike.high) == pytest.approx((least - 1, 1 - least))
 
 
+def test_one_patient_of_both_classes_bounds_nothing():
+    """Its images may be alike for reasons of its own."""
+    assert bound_of_one(np.array([0, 1]), np.array(["p", "p"])) == 0
+
+
 def test_a_side_on_which_no_image_is_ordered_better_is_not_closed():
     """One head errs on a pair, the other nowhere: DeLong's variance, and what was not seen."""
     y = np.repeat([0, 1], 20)

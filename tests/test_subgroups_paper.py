@@ -100,6 +100,8 @@ def test_a_worst_group_above_the_rest_is_explained():
         "~~f~~",
         "g\\*",
         "h_i",
+        "__init__",
+        "_j__k_ l__",
     ],
 )
 def test_a_name_is_itself_in_markdown(name):

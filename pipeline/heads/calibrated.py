@@ -44,7 +44,7 @@ class CalibratedHead(Head):
         self.random_state = random_state
 
     def fit(
-        self, X: "ArrayLike | TreatedRows", y: ArrayLike, groups: ArrayLike | None = None
+        self, X: ArrayLike | TreatedRows, y: ArrayLike, groups: ArrayLike | None = None
     ) -> Self:
         """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
 

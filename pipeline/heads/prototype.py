@@ -4,17 +4,16 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.heads.base import numbered_classes
+from pipeline.heads.base import Head, numbered_classes
 from pipeline.heads.blocks import times, transposed_times
 from pipeline.heads.sigmoid import fit_sigmoid
 
 _TINY = 1e-12
 
 
-class PrototypeHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class PrototypeHead(Head):
     """Cosine of a row with the mean of each class's unit rows.
 
     Probabilities are ``softmax(scale * cosine)``; the scale (one over a temperature) is fitted
@@ -56,7 +55,7 @@ class PrototypeHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(times(rows, self.means_.T) / length / _norms(rows)[:, None])
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Class with the nearest mean, shape ``(n,)``."""
+        """Class with the nearest mean, shape ``(n,)``, whatever the scale."""
         found: NDArray[Any] = self.classes_[self.cosines(X).argmax(axis=1)]
         return found
 

@@ -208,16 +208,14 @@ def _domains_of(records: Records) -> dict[str, dict[str, bool | None]]:
 
 def _images(records: Records) -> Iterator[str]:
     """Digests of images and labels, compared with those of the first stage that has them."""
-    known = {name: d for name in records.values if (d := _digests(records, name))}
-    if not known:
-        return
-    first, *others = known
-    for name in others:
-        for where in sorted(known[first].keys() & known[name].keys()):
-            if known[first][where] != known[name][where]:
+    first: dict[tuple[str, str], tuple[str, str]] = {}
+    for name in records.values:
+        for where, digest in sorted(_digests(records, name).items()):
+            stage, known = first.setdefault(where, (name, digest))
+            if known != digest:
                 backbone, domain = where
                 yield (
-                    f"{STAGES[first].file} and {STAGES[name].file} are about different images "
+                    f"{STAGES[stage].file} and {STAGES[name].file} are about different images "
                     f"or labels of {domain} ({backbone})"
                 )
 
@@ -278,7 +276,7 @@ def _counts(records: Records) -> Iterator[str]:
 def older_figures(records: Records) -> Iterator[str]:
     """A sentence for each stage whose figures were drawn before its record."""
     for name, values in records.values.items():
-        rows = values.get("rows") or values.get("targets") or ()
+        rows = _shifted(records) if name == "shift" else values.get("rows", ())
         backbones = dict.fromkeys(row["backbone"] for row in rows)
         files = [f for b in backbones for _, f in drawn(records.results, name, b)]
         if any(file_time(file) < records.written[name] for file in files):

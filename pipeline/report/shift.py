@@ -9,7 +9,7 @@ from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, 
 from pipeline.report.figures import pictures
 from pipeline.report.records import Records
 from pipeline.rounding import settled
-from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES, left_out, told_apart
+from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES, left_out, told_apart_in_words
 from pipeline.shift.subgroups_paper import how_judged, subgroup_parts
 from pipeline.study import SOURCE
 from pipeline.text_table import number, p_text
@@ -180,7 +180,7 @@ def _unlabelled(target: Row, classes: Sequence[str]) -> Iterator[Block]:
 def _seen(target: Row, classes: Sequence[str], tables: Sequence[str]) -> Iterator[Block]:
     """What can be told from the features, and those of the tables that are shown."""
     yield Heading(f"{target['target']} ({target['backbone']})")
-    yield Words(told_apart(target["source_prediction"], classes))
+    yield Words(told_apart_in_words(target["source_prediction"], classes))
     for name in tables:
         wanted, columns = _SHOWN[name]
         rows = [row for row in TABLES[name](target) if wanted(row)]

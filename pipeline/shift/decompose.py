@@ -107,6 +107,7 @@ def kitagawa(source: Labelled, target: Labelled) -> dict[str, Gap]:
         {name: float(values[0]) for name, values in terms.items()},
         {name: values[1:] for name, values in terms.items()},
     )
+    # What a class without an error may yet hold is in the rate; the mix weighs errors seen.
     return {**found, "rate": loss_between(source.seen, target.seen, found["rate"])}
 
 

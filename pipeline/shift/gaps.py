@@ -27,7 +27,8 @@ class Gap:
     estimate: float
     """Difference of rates, in [-1, 1]; > 0 is a loss on the target."""
     low: float
-    """Lower end of the 95 % patient-bootstrap interval."""
+    """Lower end of the 95 % interval: of draws of patients, and longer (:func:`loss_between`)
+    where a rate that it is made of is 0 or 1."""
     high: float
     """Upper end."""
     p_largest: float | None = None
@@ -160,7 +161,9 @@ def family(
     """
     table = np.stack([draws[name] for name in estimates])
     known = table[:, np.isfinite(table).all(axis=0)]
-    wins = np.bincount(known.argmax(axis=0), minlength=len(estimates)) / max(1, known.shape[1])
+    largest = known == known.max(axis=0, initial=-np.inf)
+    # Terms that are equal share a draw: of nothing but zeros none is the largest.
+    wins = (largest / largest.sum(axis=0)).sum(axis=1) / max(1, known.shape[1])
     gaps = {}
     for name, share in zip(estimates, wins, strict=True):
         low, high = percentile_interval(draws[name])

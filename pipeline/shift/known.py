@@ -124,14 +124,13 @@ class Known:
     """What the checks say."""
 
 
-def known_of(  # noqa: PLR0913 - three things of the study, and what they were made from
+def known_of(
     study: Study,
     joined: JoinedFeatures,
     source: Source,
     checked: Checked,
     *,
     seeds: int,
-    seed: int,
 ) -> Known:
     """The head, and what it is when fitted to other patients, serve every labelled target.
 
@@ -141,11 +140,11 @@ def known_of(  # noqa: PLR0913 - three things of the study, and what they were m
         source: The labelled domain, from :func:`source_of`.
         checked: What the checks say.
         seeds: Cuts of a target into halves for the fixes.
-        seed: Of the draws and of the control.
 
     Raises:
         StudyError: Attributes that do not fit, or a head that the source cannot bear.
     """
+    seed = study.seed
     groups = groupings(study, joined.samples)  # first: it may refuse a file of the user's
     plan = FixPlan(seeds=tuple(range(seeds)), settings=source.settings)
     here = here_of(source)

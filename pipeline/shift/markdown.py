@@ -47,4 +47,6 @@ def _cell(value: Any, classes: Sequence[str]) -> str:
 
 def _class_of(found: re.Match[str], classes: Sequence[str]) -> str:
     before, number = found.groups()
+    if int(number) >= len(classes):
+        return found[0]
     return f"{' in ' if before.startswith('|') else ''}class {classes[int(number)]}"

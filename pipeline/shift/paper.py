@@ -214,7 +214,7 @@ def _chapter(target: Record, classes: Sequence[str]) -> list[str]:
         *(f"- {prose(advice)}" for advice in verdict["advice"]),
         "",
         prose(target["differences"]["said"]),
-        prose(told_apart(target["source_prediction"], classes)),
+        prose(told_apart_in_words(target["source_prediction"], classes)),
         _lookups(target),
         *(f"- {prose(caveat)}" for caveat in target["caveats"]),
     ]
@@ -230,7 +230,7 @@ def _chapter(target: Record, classes: Sequence[str]) -> list[str]:
     return lines
 
 
-def told_apart(found: Record, classes: Sequence[str]) -> str:
+def told_apart_in_words(found: Record, classes: Sequence[str]) -> str:
     """How well the hospital can be told, overall and in each class, a sentence.
 
     Args:
@@ -254,7 +254,7 @@ def _unlabelled_chapter(target: Record, classes: Sequence[str]) -> list[str]:
         "",
         prose(target["said"]),
         "",
-        prose(told_apart(target["source_prediction"], classes)),
+        prose(told_apart_in_words(target["source_prediction"], classes)),
         *(f"- {prose(caveat)}" for caveat in target["caveats"]),
         "",
         "Not given, because it needs labels:",

@@ -48,5 +48,8 @@ def score_identity(source: Labelled, target: Labelled) -> ScoreIdentity:
             "y_given_score": target.drawn_error() - drawn,
         },
     )
-    terms["y_given_score"] = loss_between(None, target.seen, terms["y_given_score"])
+    terms = {
+        "confidence_shift": loss_between(source.seen, None, terms["confidence_shift"]),
+        "y_given_score": loss_between(None, target.seen, terms["y_given_score"]),
+    }
     return ScoreIdentity(terms=terms, expected_error=float(r_s.mean()))

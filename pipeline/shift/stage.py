@@ -45,13 +45,11 @@ class ShiftOptions:
     Attributes:
         draws: Relabellings of each test.
         seeds: Cuts of the target into halves for the fixes.
-        seed: Of the draws of the forecast.
         samples: See :class:`pipeline.samples.SampleOptions`.
     """
 
     draws: int = 999
     seeds: int = 10
-    seed: int = 0
     samples: SampleOptions = field(default_factory=SampleOptions)
 
 
@@ -113,7 +111,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
         study=study.name,
         classes=joined.samples.classes,
         targets=tuple(found),
-        trained=trained_losses(study.results, joined.samples, labelled, options.seed),
+        trained=trained_losses(study.results, joined.samples, labelled, study.seed),
         unlabelled=tuple(blind),
         not_compared=tuple(left),
     )
@@ -138,12 +136,12 @@ def _look(study: Study, joined: JoinedFeatures, checked: Checked, options: Shift
     targets: list[TargetReport] = []
     dev: Mapping[str, NDArray[np.bool_]] = {}
     if labelled:
-        known = known_of(study, joined, source, checked, seeds=options.seeds, seed=options.seed)
+        known = known_of(study, joined, source, checked, seeds=options.seeds)
         targets = side_by_side(
-            [partial(examine, joined, known, name, settings, options.seed) for name in labelled]
+            [partial(examine, joined, known, name, settings, study.seed) for name in labelled]
         )
         dev = known.dev
-    basis = Basis(source=source, settings=settings, seed=options.seed, leak=checked.leak)
+    basis = Basis(source=source, settings=settings, seed=study.seed, leak=checked.leak)
     return _Seen(
         targets=targets,
         unlabelled=side_by_side([partial(look, joined, basis, name) for name in unlabelled]),

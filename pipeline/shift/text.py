@@ -11,7 +11,7 @@ from pipeline.shift.differences import said
 from pipeline.shift.errors_by_role import RoleReport
 from pipeline.shift.findings import ControlledDetection
 from pipeline.shift.leaderboard import Row as LeaderboardRow
-from pipeline.shift.paper import left_out, told_apart
+from pipeline.shift.paper import left_out, told_apart_in_words
 from pipeline.shift.predict import RANGED
 from pipeline.shift.soundness import Carried, Soundness
 from pipeline.shift.stage import ShiftReport
@@ -41,7 +41,7 @@ def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
         f"{target.target}, {target.backbone}",
         *textwrap.wrap(foretold(target), WIDTH - 20),
         "",
-        *textwrap.wrap(told_apart(plain(target.source_prediction), classes), WIDTH - 20),
+        *textwrap.wrap(told_apart_in_words(plain(target.source_prediction), classes), WIDTH - 20),
         _shared(target.shared_patients),
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
@@ -91,7 +91,7 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         *textwrap.wrap(" ".join([verdict.text, *verdict.advice]), WIDTH - 20),
         *textwrap.wrap(said(target.differences), WIDTH - 20),
         "",
-        *textwrap.wrap(told_apart(plain(target.source_prediction), classes), WIDTH - 20),
+        *textwrap.wrap(told_apart_in_words(plain(target.source_prediction), classes), WIDTH - 20),
         _shared(target.shared_patients),
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",

@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.shift.cohorts import split_by_patient
-from pipeline.shift.gaps import Gap, PatientDraws, family, lengthen, single_gap
+from pipeline.shift.gaps import (
+    Gap,
+    PatientDraws,
+    family,
+    lengthen,
+    loss_between,
+    single_gap,
+)
 from pipeline.stats import weighted_auroc
 from pipeline.stats.auroc import bound_of_one
 
@@ -112,14 +119,15 @@ def threshold_split(
     levels = [float(_wrong(side, threshold).mean()) for side in (source, target)]
     drawn = [side.draws.mean(_wrong(side, threshold), side.groups) for side in (source, target)]
     drawn_tuned = _drawn_cross_fitted(halves, target)
+    best = float(tuned[0])
+    terms = family(
+        {"transfer": levels[1] - best, "discrimination": best - levels[0]},
+        {"transfer": drawn[1] - drawn_tuned, "discrimination": drawn_tuned - drawn[0]},
+    )
+    here, there = (np.unique(side.groups).size for side in (source, target))
+    apart = loss_between((levels[0], here), (best, there), terms["discrimination"])
     return ThresholdSplit(
-        terms=family(
-            {
-                "transfer": levels[1] - float(tuned[0]),
-                "discrimination": float(tuned[0]) - levels[0],
-            },
-            {"transfer": drawn[1] - drawn_tuned, "discrimination": drawn_tuned - drawn[0]},
-        ),
+        terms={**terms, "discrimination": apart},
         auroc_loss=_auroc_loss(source, target),
         source_threshold=threshold,
         target_thresholds=(float(halves[0].best(ones[0])[0]), float(halves[1].best(ones[1])[0])),
@@ -157,9 +165,7 @@ def _auroc_loss(source: Scored, target: Scored) -> Gap:
     ]
     gap = single_gap(points[0] - points[1], drawn[0] - drawn[1])
     s_room, t_room = (
-        1 - bound_of_one(side.positive.astype(np.int64), _numbers(side.groups))
-        if point in (0, 1)
-        else 0.0
+        1 - bound_of_one(side.positive.astype(np.int64), side.groups) if point in (0, 1) else 0.0
         for side, point in zip((source, target), points, strict=True)
     )
     return lengthen(
@@ -167,10 +173,6 @@ def _auroc_loss(source: Scored, target: Scored) -> Gap:
         below=np.hypot(s_room * (points[0] == 1), t_room * (points[1] == 0)),
         above=np.hypot(t_room * (points[1] == 1), s_room * (points[0] == 0)),
     )
-
-
-def _numbers(groups: NDArray[Any]) -> NDArray[np.intp]:
-    return np.asarray(np.unique(groups, return_inverse=True)[1])
 
 
 def _wrong(side: Scored, threshold: float) -> NDArray[np.bool_]:

@@ -192,7 +192,7 @@ def _unbiased(patient: NDArray[np.intp]) -> float:
 
 
 def bound_of_one(
-    label: NDArray[np.integer], patient: NDArray[np.intp], level: float = LEVEL
+    label: NDArray[np.integer], patient: NDArray[np.generic], level: float = LEVEL
 ) -> float:
     """Lower bound where every positive lies above every negative: exact, and wide.
 
@@ -204,10 +204,10 @@ def bound_of_one(
 
 
 def _least(pairs: int, level: float) -> float:
-    return float(((1 - level) / 2) ** (1 / pairs))
+    return float(((1 - level) / 2) ** (1 / pairs)) if pairs else 0.0
 
 
-def _strangers(label: NDArray[np.integer], patient: NDArray[np.intp]) -> int:
+def _strangers(label: NDArray[np.integer], patient: NDArray[np.generic]) -> int:
     """How many pairs of a positive and a negative image there are that share no patient."""
     up, down = np.unique(patient[label == 1]), np.unique(patient[label == 0])
     return int(min(up.size, down.size, np.union1d(up, down).size // 2))
