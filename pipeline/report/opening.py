@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from pipeline.finding import LEAK, SEVERITIES, WARNING
+from pipeline.counts import counted
+from pipeline.finding import LEAK, OK, SEVERITIES, WARNING
 from pipeline.finetune.methods import BASELINE
 from pipeline.head_report import CompareReport
 from pipeline.heads_text import head_name, honest_lines, verdicts, with_interval
@@ -125,10 +126,12 @@ def _audit(audit: dict[str, Any]) -> Words:
         if finding["severity"] == WARNING:
             where.setdefault(finding["check"], []).append(finding["where"])
     warnings = "; ".join(f"{check} ({', '.join(names)})" for check, names in where.items())
-    summary = ", ".join(f"{counts[s]} {s}" for s in SEVERITIES if counts[s])
+    summary = ", ".join(
+        counted(counts[s], s, OK if s == OK else "") for s in SEVERITIES if counts[s]
+    )
     none = "" if counts[LEAK] else "No leak. "
     more = f" Warnings: {warnings}." if warnings else ""
-    return Words(f"{none}The audit of {audit['images']} images: {summary}.{more}")
+    return Words(f"{none}The audit of {counted(audit['images'], 'image')}: {summary}.{more}")
 
 
 def _heads(report: CompareReport) -> Iterator[Block]:
