@@ -22,6 +22,7 @@ from pipeline.stats import (
     honest_best_by,
     nadeau_bengio,
 )
+from pipeline.streams import stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def honest_bests(
         best = honest_best_by(
             [WEIGHTED[metric](y, p) for p in proba.values()],
             group,
-            np.random.default_rng([seed, *b"honest best"]),
+            stream("honest best", seed),
         )
         bests.append(
             Honest(

@@ -20,6 +20,7 @@ from pipeline.stats import (
     wilson,
 )
 from pipeline.stats.intervals import DRAWS, WeightedStatistic
+from pipeline.streams import stream
 from pipeline.study import SOURCE
 
 Proba = NDArray[np.float64]
@@ -92,7 +93,7 @@ class Place:
 
     def rng(self, purpose: str) -> np.random.Generator:
         """Randomness for one purpose: draws for another move none of these."""
-        return np.random.default_rng([*self.seed, *purpose.encode()])
+        return stream(purpose, *self.seed)
 
 
 def places_of(

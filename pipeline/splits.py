@@ -108,9 +108,18 @@ def _check_both_sides(
             name = repr(legible(names[k])) if names else f"number {k}"
             raise StudyError(
                 f"class {name} of [source] has images of {counted(patients, 'patient')}, too few "
-                "to stand on both sides of a split by patient. Add images of others; if these "
-                "are of several patients, the group pattern of [source] takes them for one"
+                "to stand on both sides of a split by patient. Add images of others; "
+                f"{taken_for_one('source')}"
             )
+
+
+def taken_for_one(table: str) -> str:
+    """What else may be amiss where images are of too few patients.
+
+    Args:
+        table: Of the study file: ``source`` or ``target.NAME``.
+    """
+    return f"if these are of several patients, the group pattern of [{table}] takes them for one"
 
 
 def _draw(seed: int, patient: str) -> bytes:

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from sklearn.model_selection import GroupKFold
 
-from pipeline.engines import EngineChoice
 from pipeline.errors import StudyError
-from pipeline.extract import ExtractOptions, extract
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.shift import stage
 from pipeline.shift.class_mix import posterior
@@ -18,20 +16,15 @@ from pipeline.shift.patients import drawn_patients, teaching_folds
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.text import shift_text
 from pipeline.study_file import load_study
-from tests.tiny import install_tiny_backbone, write_tiny_study
+from tests.tiny import stored_tiny_study
 
-OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
 SHORT = ShiftOptions(draws=99, seeds=2)
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch):
     """Eighty images a domain, features stored."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    loaded = load_study(write_tiny_study(tmp_path, source=80, target=80))
-    extract(loaded, OPTIONS)
-    return loaded
+    return load_study(stored_tiny_study(tmp_path, monkeypatch, source=80, target=80))
 
 
 def few_in(domain: str, patients: dict[int, int], joined: JoinedFeatures) -> JoinedFeatures:

@@ -14,9 +14,9 @@ from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.errors_by_role import Given, errors_by_role, refit
 from pipeline.shift.fixes import fix_named
-from pipeline.shift.gaps import stream
 from pipeline.shift.trained import TRAINED_PROBABILITIES, trained_losses
 from pipeline.sources import Item
+from pipeline.streams import stream
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_refitted_steps_of_transfer_equal_a_loop_over_single_heads(source, targe
     refits = refit(source, np.random.default_rng(0), 25)
     found = errors_by_role(source, target, refits, 1)
     own = Source(features=target.features, labels=target.labels, groups=target.groups)
-    again = refit(own, stream(1, "heads of the target"), 25)
+    again = refit(own, stream("heads of the target", 1), 25)
     assert not np.array_equal(again.weights.sum(axis=1), refits.weights.sum(axis=1))
     left_out = {}
     for name, domain, drawn in (("here", source, refits), ("there", own, again)):

@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.engines import EngineChoice
 from pipeline.errors import StudyError
-from pipeline.extract import ExtractOptions, extract
 from pipeline.json_values import plain
 from pipeline.predictions import read_predictions
 from pipeline.shift import stage, target
@@ -20,20 +18,15 @@ from pipeline.shift.record import SCHEMA, to_json
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.text import shift_text
 from pipeline.study_file import load_study
-from tests.tiny import install_tiny_backbone, write_tiny_study
+from tests.tiny import stored_tiny_study
 
-OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
 SHORT = ShiftOptions(draws=99, seeds=2)
 
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch):
     """A tiny study with thirty patients a domain, the target brighter, features stored."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    loaded = load_study(write_tiny_study(tmp_path, source=120, target=120))
-    extract(loaded, OPTIONS)
-    return loaded
+    return load_study(stored_tiny_study(tmp_path, monkeypatch, source=120, target=120))
 
 
 def test_a_brighter_hospital_is_found_and_said(study):

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engines import EngineChoice
 from pipeline.errors import StudyError
-from pipeline.extract import ExtractOptions, extract
 from pipeline.figures import shift
 from pipeline.figures.shift_data import read_shift
 from pipeline.figures.style import styled
@@ -18,19 +16,15 @@ from pipeline.shift.subgroups_paper import subgroup_lines
 from pipeline.shift.text import shift_text
 from pipeline.study_file import load_study
 from tests.figure_data import write_shift
-from tests.tiny import install_tiny_backbone, write_tiny_study
+from tests.tiny import stored_tiny_study
 
-OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
 SHORT = ShiftOptions(draws=49, seeds=1)
 
 
 @pytest.fixture
 def study_file(tmp_path: Path, monkeypatch):
     """A tiny study with features stored and, beside it, attributes of its patients."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    file = write_tiny_study(tmp_path, source=120, target=120)
-    extract(load_study(file), OPTIONS)
+    file = stored_tiny_study(tmp_path, monkeypatch, source=120, target=120)
     for number, site in enumerate(("here", "there"), start=1):
         rows = [f"p{number}{i:03},{'FM'[i % 2]},{20.0625 + 2 * i}" for i in range(29)]
         Path(f"{site}.csv").write_text("\n".join(["patient,sex,age", *rows]))

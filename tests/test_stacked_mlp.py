@@ -66,9 +66,9 @@ def test_training_equals_torch_with_the_same_draws(depth, classes):
 def _torch_training(one: MLPSettings, fit: Rows, classes: int) -> list[nn.Linear]:
     widths = [fit.X.shape[1], *[one.hidden] * one.depth, classes]
     layers = [nn.Linear(i, o).double() for i, o in pairwise(widths)]
-    init = stack_module._stream(one.seed, "init")
-    order = stack_module._stream(one.seed, "order")
-    masks = stack_module._stream(one.seed, "masks")
+    init = stack_module.stream("init", one.seed)
+    order = stack_module.stream("order", one.seed)
+    masks = stack_module.stream("masks", one.seed)
     for layer in layers:
         bound = layer.in_features**-0.5
         layer.weight.data = torch.tensor(

@@ -67,6 +67,20 @@ def write_images(folder: Path, count: int, *, seed: int = 0, shift: int = 0) -> 
     return folder
 
 
+def stored_tiny_study(folder: Path, monkeypatch, *, source: int, target: int) -> Path:
+    """A study file with the features of its images stored; its folder is the current one."""
+    from pipeline.engines import EngineChoice
+    from pipeline.extract import ExtractOptions, extract
+    from pipeline.study_file import load_study
+
+    install_tiny_backbone(monkeypatch, folder)
+    monkeypatch.chdir(folder)
+    file = write_tiny_study(folder, source=source, target=target)
+    engine = EngineChoice(engine="torch", device="cpu", batch_size=4)
+    extract(load_study(file), ExtractOptions(engine=engine))
+    return file
+
+
 def write_tiny_study(folder: Path, *, source: int = 40, target: int = 20) -> Path:
     """Images of two hospitals and a study file that uses the backbone ``tiny``."""
     write_images(folder / "here", source, seed=1)

@@ -208,7 +208,7 @@ def best_head(results: Path, backbone: str, samples: Samples) -> dict[str, Proba
     fitted its heads to others: a network that saw 40 images is not to be judged by a head
     that saw 400.
     """
-    predictions = _of_stage_2(results, backbone)
+    predictions = _of_stage_2(results).get(backbone)
     if predictions is None or _fitted_to_others(predictions, samples):
         return {}
     row_of = {key.tobytes(): row for row, key in enumerate(predictions.key)}
@@ -227,18 +227,20 @@ def heads_of_other_images(results: Path, tables: Mapping[str, Samples]) -> tuple
         results: Of the study.
         tables: Samples that methods are trained on, by backbone.
     """
-    kept = {name: _of_stage_2(results, name) for name in tables}
+    kept = _of_stage_2(results)
     return tuple(
-        name for name, found in kept.items() if found and _fitted_to_others(found, tables[name])
+        name
+        for name, samples in tables.items()
+        if name in kept and _fitted_to_others(kept[name], samples)
     )
 
 
-def _of_stage_2(results: Path, backbone: str) -> Predictions | None:
-    """None where it has not run."""
+def _of_stage_2(results: Path) -> Mapping[str, Predictions]:
+    """By backbone; empty where it has not run."""
     try:
-        return read_predictions(results / PROBABILITIES).get(backbone)
+        return read_predictions(results / PROBABILITIES)
     except MissingPredictionsError:
-        return None
+        return {}
 
 
 def _fitted_to_others(predictions: Predictions, samples: Samples) -> bool:

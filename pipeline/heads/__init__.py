@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import UnknownNameError
 
@@ -49,6 +50,10 @@ class HeadSpec:
     def given(self, X: "TreatedRows") -> Any:
         """What its ``fit`` is called with."""
         return X if self.dtype is None else X.take(slice(None), self.dtype)
+
+    def patients(self, group: NDArray[np.str_]) -> dict[str, NDArray[np.str_]]:
+        """What its ``fit`` is called with beside: the patients, if it holds some out."""
+        return {"groups": group} if self.grouped else {}
 
 
 def make_head(name: str, *, seed: int, **parameters: Any) -> Any:

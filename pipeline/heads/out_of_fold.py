@@ -135,8 +135,8 @@ def _divided(
         treatment, head = again[0], again[-1]
         rows = fit.rows[inside]
         fit_treatment(treatment, fit.X, rows)
-        groups = {"groups": fit.group[inside]} if spec.grouped else {}
-        head.fit(spec.given(TreatedRows(fit.X, rows, treatment)), y, **groups)
+        X = spec.given(TreatedRows(fit.X, rows, treatment))
+        head.fit(X, y, **spec.patients(fit.group[inside]))
         proba[outside] = predict_in_blocks(again, fit.X, fit.rows[outside])
 
     folded(ask, folds, len(fit.y) * fit.X.shape[1] if spec.together else None)

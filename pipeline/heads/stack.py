@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.heads.side_by_side import one_thread, side_by_side
 from pipeline.heads.trained import Best, MLPSettings, TrainedMLP
+from pipeline.streams import stream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,9 +110,9 @@ class _Stack:
         self.watched: Rows | None = None
         self.classes = int(fit.y.max()) + 1
         widths = [fit.X.shape[1], *[self.shape.hidden] * self.shape.depth, self.classes]
-        self.init = [_stream(s.seed, "init") for s in settings]
-        self.order = [_stream(s.seed, "order") for s in settings]
-        self.masks = [_stream(s.seed, "masks") for s in settings]
+        self.init = [stream("init", s.seed) for s in settings]
+        self.order = [stream("order", s.seed) for s in settings]
+        self.masks = [stream("masks", s.seed) for s in settings]
         self.weights = [self._uniform((i, o), i) for i, o in pairwise(widths)]
         self.biases = [self._uniform((o,), i) for i, o in pairwise(widths)]
         # Dropout in steps of 1/256: one random byte a unit. What is kept is scaled by the
@@ -259,8 +260,3 @@ class _Stack:
 
 def _trained(layers: tuple[tuple[NDArray[Any], NDArray[Any]], ...]) -> TrainedMLP:
     return TrainedMLP(layers=layers, curves={}, best_epoch=0)
-
-
-def _stream(seed: int, purpose: str) -> np.random.Generator:
-    """Randomness of one purpose of one head: another draw elsewhere moves nothing here."""
-    return np.random.default_rng([seed, *purpose.encode()])

@@ -79,7 +79,7 @@ def _alone(spec: HeadSpec, problem: Problem) -> list[Any]:
     losses = [0.0] if len(choices) == 1 else _losses(spec, choices, problem)
     chosen = choices[int(np.argmin(losses))]
     X = spec.given(problem.X)
-    extra = {"groups": problem.group} if spec.grouped else {}
+    extra = spec.patients(problem.group)
 
     def fit(seed: int) -> Any:
         return spec.make(seed).set_params(**chosen).fit(X, problem.y, **extra)
@@ -101,7 +101,7 @@ def _losses(
 
     def one(in_: NDArray[np.intp], out: NDArray[np.intp]) -> list[float]:
         X, y = spec.given(problem.X.of(in_)), problem.y[in_]
-        extra = {"groups": problem.group[in_]} if spec.grouped else {}
+        extra = spec.patients(problem.group[in_])
         losses = []
         for choice in choices:
             head = spec.make(problem.seeds[0]).set_params(**choice)

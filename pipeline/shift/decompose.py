@@ -14,11 +14,12 @@ from sklearn.decomposition import PCA
 
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.disde import MIN_ESS, Disde, Side, disde
-from pipeline.shift.gaps import Gap, family, loss_between, stream
+from pipeline.shift.gaps import Gap, family, loss_between
 from pipeline.shift.labelled import Labelled, labelled, loss
 from pipeline.shift.score_identity import ScoreIdentity, score_identity
 from pipeline.shift.threshold import Scored, ThresholdSplit, threshold_split
 from pipeline.stats.intervals import DRAWS
+from pipeline.streams import stream
 
 _TINY = 1e-12
 _BINARY = 2
@@ -70,8 +71,8 @@ def decompose(
         StudyError: Labels are absent, or a domain has fewer than two patients.
     """
     how = settings or DecomposeSettings()
-    s = labelled(source, stream(how.seed, "source"), how.draws)
-    t = labelled(target, stream(how.seed, "target"), how.draws)
+    s = labelled(source, stream("source", how.seed), how.draws)
+    t = labelled(target, stream("target", how.seed), how.draws)
     return Decomposition(
         total=loss(s, t),
         kitagawa=kitagawa(s, t),
@@ -151,7 +152,7 @@ def _disde_views(s: Labelled, t: Labelled, how: DecomposeSettings) -> dict[str, 
         "pca": principal_space(s.cohort.features, t.cohort.features, how.components),
     }
     return {
-        name: disde(_side(s, phi[0]), _side(t, phi[1]), stream(how.seed, name), how.min_ess)
+        name: disde(_side(s, phi[0]), _side(t, phi[1]), stream(name, how.seed), how.min_ess)
         for name, phi in spaces.items()
     }
 
@@ -179,7 +180,7 @@ def threshold_terms(s: Labelled, t: Labelled, how: DecomposeSettings) -> Thresho
     both = all(np.unique(side.labels).size == _BINARY for side in (s, t))
     if s.cohort.probabilities.shape[1] != _BINARY or not both:
         return None
-    return threshold_split(_scored(s), _scored(t), stream(how.seed, "halves"), how.threshold)
+    return threshold_split(_scored(s), _scored(t), stream("halves", how.seed), how.threshold)
 
 
 def _scored(side: Labelled) -> Scored:

@@ -16,10 +16,11 @@ from pipeline.heads.logistic import Path
 from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.floor import BayesFloor, bayes_floor
-from pipeline.shift.gaps import dominant, stream
+from pipeline.shift.gaps import dominant
 from pipeline.shift.ng import DEV_MEANS, NgRoles, NgTable, Outcome, ng_table
 from pipeline.shift.patients import drawn_patients
 from pipeline.stats import percentile_interval
+from pipeline.streams import stream
 
 #: Heads refitted to drawn patients: the quantiles of 200 settle to about a tenth of their width.
 REFITS = 200
@@ -157,14 +158,14 @@ def errors_by_role(
     )
     errors = _of_refits(source, target, refits, given)
     if own is not None:
-        refitted = refit(own, stream(seed, "heads of the target"), len(refits.weights))
+        refitted = refit(own, stream("heads of the target", seed), len(refits.weights))
         errors["t_oracle_cv"] = _left_out(own, refitted)
     table = ng_table(roles, seed)
     return RoleReport(
         table=table,
         ci_retrain=_retrained(table, errors),
         refits=len(refits.weights),
-        floor=bayes_floor(source.features, source.labels, source.groups, stream(seed, "floor")),
+        floor=bayes_floor(source.features, source.labels, source.groups, stream("floor", seed)),
         dominant=dominant(table.chain),
         human=given.human,
         notes=() if given.dev is None else (DEV_MEANS,),

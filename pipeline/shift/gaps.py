@@ -83,11 +83,6 @@ class PatientDraws:
         return np.concatenate(parts)
 
 
-def stream(seed: int, purpose: str) -> np.random.Generator:
-    """Randomness by purpose: what is drawn for another moves no number of this one."""
-    return np.random.default_rng([seed, *purpose.encode()])
-
-
 def draw_patients(
     groups: NDArray[Any], rng: np.random.Generator, draws: int = DRAWS
 ) -> PatientDraws:
@@ -121,9 +116,21 @@ def single_gap(estimate: float, draws: NDArray[np.float64]) -> Gap:
     return Gap(estimate=estimate, low=low, high=high)
 
 
-def lengthen(gap: Gap, *, below: float, above: float) -> Gap:
-    """A gap whose interval holds what resampling cannot show; see :func:`lengthened`."""
-    low, high = lengthened(gap.estimate, gap.low, gap.high, below=below, above=above)
+def lengthen(gap: Gap, start: tuple[float, float], end: tuple[float, float]) -> Gap:
+    """A gap whose interval holds what resampling cannot show; see :func:`lengthened`.
+
+    Args:
+        gap: End minus start.
+        start: How far below and above itself the start may be, where draws show nothing.
+        end: The same of the end.
+    """
+    low, high = lengthened(
+        gap.estimate,
+        gap.low,
+        gap.high,
+        below=float(np.hypot(end[0], start[1])),
+        above=float(np.hypot(end[1], start[0])),
+    )
     return replace(gap, low=low, high=high)
 
 
@@ -138,8 +145,7 @@ def loss_between(
         target: Rate that it leads to.
         gap: Target minus source, from draws.
     """
-    (s_below, s_above), (t_below, t_above) = _room(source), _room(target)
-    return lengthen(gap, below=np.hypot(t_below, s_above), above=np.hypot(t_above, s_below))
+    return lengthen(gap, _room(source), _room(target))
 
 
 def _room(seen: tuple[float, int] | None) -> tuple[float, float]:

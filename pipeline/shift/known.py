@@ -32,6 +32,7 @@ from pipeline.shift.leaderboard import Leaderboard
 from pipeline.shift.sides import here_of
 from pipeline.shift.subgroup_values import Subgroups
 from pipeline.shift.subgroups import Terms, subgroups, terms_of
+from pipeline.splits import taken_for_one
 from pipeline.study import OPEN, SOURCE, Study
 
 #: In a fold and out of it; nothing else needs more, for a draw without a class is drawn anew.
@@ -93,8 +94,7 @@ def _refuse_few_patients(source: Samples) -> None:
                 f"class {legible(name)!r} of [source] has images of "
                 f"{counted(patients, 'patient')}, and {_PATIENTS_OF_A_CLASS} are needed: a head "
                 "is tested on patients that it was not fitted to. Add images of others, or leave "
-                "out fewer; if these are of several patients, the group pattern of [source] "
-                "takes them for one"
+                f"out fewer; {taken_for_one(SOURCE)}"
             )
 
 

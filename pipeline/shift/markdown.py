@@ -1,7 +1,7 @@
 """Sentences and tables of the stage's report as Markdown, with names shown as they stand."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.names import in_cell, in_markdown
@@ -30,9 +30,13 @@ def table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str
     columns = [name for name in names if any(row.get(name) is not None for row in rows)]
     if not columns:
         return ["none"]
+    return grid(columns, [[_cell(row.get(name), classes) for name in columns] for row in rows])
+
+
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table whose cells are Markdown already."""
     head = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    cells = ([_cell(row.get(name), classes) for name in columns] for row in rows)
-    return head + [f"| {' | '.join(row)} |" for row in cells]
+    return head + [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _cell(value: Any, classes: Sequence[str]) -> str:

@@ -21,10 +21,10 @@ from pipeline.shift.gaps import (
     family,
     loss_between,
     rate,
-    stream,
 )
 from pipeline.stats import Interval
 from pipeline.stats.intervals import DRAWS
+from pipeline.streams import stream
 
 #: Step: (to, from). The chain leads from the human error to that on the target.
 CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -173,7 +173,7 @@ def _draws_by_domain(
     for side in ("source", "target"):
         roles = [name for name in given if (name in _SOURCE) == (side == "source")]
         everyone = np.concatenate([given[name].groups for name in roles])
-        by_role |= dict.fromkeys(roles, draw_patients(everyone, stream(seed, side), draws))
+        by_role |= dict.fromkeys(roles, draw_patients(everyone, stream(side, seed), draws))
     return by_role
 
 

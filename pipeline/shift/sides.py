@@ -11,6 +11,7 @@ from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.leaks import shared_ids
 from pipeline.shift.probes import SourcePrediction, source_prediction
+from pipeline.splits import taken_for_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,7 @@ def not_compared(joined: JoinedFeatures, target: str) -> NotCompared | None:
         target=target,
         images=group.size,
         reason=f"Images: {group.size}, all of one patient; a comparison by patient needs two, "
-        "better 20 or more. Add images of others; if these are of several patients, "
-        f"the group pattern of [target.{target}] takes them for one.",
+        f"better 20 or more. Add images of others; {taken_for_one(f'target.{target}')}.",
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.attributes import UNKNOWN
 from pipeline.names import in_cell, in_markdown, legible
+from pipeline.shift.markdown import grid
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS
 from pipeline.text_table import WIDTH, new_table, number, render
 
@@ -126,10 +127,8 @@ def subgroup_chapter(target: Record) -> list[str]:
     parts = subgroup_parts(target)
     lines = ["", "### Subgroups", "", how_judged(target)] if parts else []
     for part in parts:
-        head = [f"| {' | '.join(part.columns)} |", f"|{'---|' * len(part.columns)}"]
-        cells = [" | ".join(map(in_cell, row)) for row in part.rows]
-        lines += ["", f"#### {in_markdown(part.attribute)}, {part.domain}", "", *head]
-        lines += [f"| {row} |" for row in cells]
+        lines += ["", f"#### {in_markdown(part.attribute)}, {part.domain}", ""]
+        lines += grid(part.columns, [[in_cell(cell) for cell in row] for row in part.rows])
         lines += ["", *(f"- {in_markdown(said)}" for said in part.sentences)]
     return lines
 

@@ -164,15 +164,18 @@ def _auroc_loss(source: Scored, target: Scored) -> Gap:
         for area, side in zip(areas, (source, target), strict=True)
     ]
     gap = single_gap(points[0] - points[1], drawn[0] - drawn[1])
-    s_room, t_room = (
-        1 - bound_of_one(side.positive.astype(np.int64), side.groups) if point in (0, 1) else 0.0
-        for side, point in zip((source, target), points, strict=True)
+    start, end = (
+        _room(side, point) for side, point in zip((target, source), reversed(points), strict=True)
     )
-    return lengthen(
-        gap,
-        below=np.hypot(s_room * (points[0] == 1), t_room * (points[1] == 0)),
-        above=np.hypot(t_room * (points[1] == 1), s_room * (points[0] == 0)),
-    )
+    return lengthen(gap, start, end)
+
+
+def _room(side: Scored, area: float) -> tuple[float, float]:
+    """How far below and above itself an area may be; (0, 0) where draws have a spread."""
+    if area not in (0, 1):
+        return 0.0, 0.0
+    room = 1 - bound_of_one(side.positive.astype(np.int64), side.groups)
+    return (room, 0.0) if area else (0.0, room)
 
 
 def _wrong(side: Scored, threshold: float) -> NDArray[np.bool_]:
