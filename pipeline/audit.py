@@ -24,6 +24,7 @@ from pipeline.errors import ImageError, MissingFeaturesError
 from pipeline.exclusions import as_file, read_exclusions
 from pipeline.facts_index import FactsIndex, measure_missing
 from pipeline.finding import NOTE, SEVERITIES, Finding
+from pipeline.gather import load_samples
 from pipeline.images import PixelPolicy
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.label_noise import check_labels
@@ -104,7 +105,8 @@ def audit(study: Study, options: AuditOptions | None = None) -> AuditReport:
     options = options or AuditOptions()
     start = time.perf_counter()
     disk.probe(study.results)
-    joined = [load_joined(study, choice, options.samples) for choice in study.backbones]
+    samples, _ = load_samples(study, options.samples)
+    joined = [load_joined(study, choice, samples) for choice in study.backbones]
     first, facts, measured = _with_facts(study, joined[0])
     near = check_near_copies(first.samples, first.X, facts)
     findings = [
@@ -116,7 +118,7 @@ def audit(study: Study, options: AuditOptions | None = None) -> AuditReport:
     ]
     if options.probes:
         for choice in probed(study).backbones:
-            findings += _masked(study, choice, options)
+            findings += _masked(study, choice, samples)
     report = AuditReport(
         study=study.name,
         images=len(first.samples),
@@ -147,9 +149,9 @@ def _with_facts(study: Study, joined: JoinedFeatures) -> tuple[JoinedFeatures, N
     return usable, index.facts(usable.samples.key), missing - len(reasons)
 
 
-def _masked(study: Study, choice: BackboneChoice, options: AuditOptions) -> list[Finding]:
+def _masked(study: Study, choice: BackboneChoice, samples: Samples) -> list[Finding]:
     try:
-        joined = load_joined(study, choice, options.samples)
+        joined = load_joined(study, choice, samples)
     except MissingFeaturesError:
         return [
             Finding(

@@ -80,7 +80,7 @@ def _reported(error: Exception) -> _Reported:
 
 
 def _log_to_stderr() -> None:
-    said = set()  # a stage gathers its samples for each backbone, and would say all again
+    said = set()  # a stage reads the features of each backbone, and would say all again
 
     class _Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from cache import disk
 from pipeline.errors import MissingFeaturesError, UnknownNameError
 from pipeline.fitting import Failure, Fitted, Plan, fit_all
+from pipeline.gather import load_samples
 from pipeline.head_report import CompareReport, Table, write_report
 from pipeline.heads.named import heads_with
 from pipeline.heads.out_of_fold import FitSplit, OutOfFold, out_of_fold
@@ -82,8 +83,9 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
         table=heads_with(study.heads),
     )
     options = replace(options, baseline=label_of(options.baseline, plan.treatments[0]))
+    samples, _ = load_samples(study, options.samples)
     for choice in study.variants:
-        joined = load_joined(study, choice, options.samples)
+        joined = load_joined(study, choice, samples)
         done, failed = fit_all(joined, plan)
         failures += failed
         if done:

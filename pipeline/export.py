@@ -9,6 +9,7 @@ import numpy as np
 from cache import disk
 from cache.recipe import canonical
 from pipeline.errors import StudyError, UnknownNameError
+from pipeline.gather import load_samples
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.names import legible
 from pipeline.samples import SampleOptions
@@ -38,7 +39,9 @@ def export_study(
         WriteFailedError: The disk refused.
     """
     _check_output(output)
-    joined = load_joined(study, _chosen(study, backbone), options)
+    choice = _chosen(study, backbone)
+    samples, _ = load_samples(study, options)
+    joined = load_joined(study, choice, samples)
     output.parent.mkdir(parents=True, exist_ok=True)
     disk.publish(output, _to_bytes(study, joined))
     return len(joined.samples)

@@ -12,7 +12,7 @@ from pipeline.counts import are, counted, have
 from pipeline.errors import MissingFeaturesError, NoImagesError
 from pipeline.gather import load_samples
 from pipeline.recipes import store_for
-from pipeline.samples import SampleOptions, Samples
+from pipeline.samples import Samples
 from pipeline.splits import FIT
 from pipeline.study import BackboneChoice, Concatenation, Study
 
@@ -41,17 +41,23 @@ class JoinedFeatures:
 
 
 def load_joined(
-    study: Study, choice: BackboneChoice | Concatenation, options: SampleOptions | None = None
+    study: Study, choice: BackboneChoice | Concatenation, samples: Samples | None = None
 ) -> JoinedFeatures:
     """Read the features of all usable samples of a study.
 
     Images that stage 1 reported as unusable are left out. The features of several
     backbones are put side by side.
 
+    Args:
+        study: Where images and stores are.
+        choice: Whose features.
+        samples: Of the study, where they are gathered for several backbones; None: now.
+
     Raises:
         MissingFeaturesError: Stage 1 has not been run, or not since images were added.
     """
-    samples, _ = load_samples(study, options)
+    if samples is None:
+        samples, _ = load_samples(study)
     parts = [choice] if isinstance(choice, BackboneChoice) else study.parts_of(choice)
     stores = tuple(store_for(study, part) for part in parts)
     here = np.array([all(key in store for store in stores) for key in samples.key])

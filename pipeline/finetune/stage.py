@@ -47,6 +47,7 @@ from pipeline.finetune.training import (
     digest_of,
     train_method,
 )
+from pipeline.gather import load_samples
 from pipeline.joined import load_joined
 from pipeline.predictions import predictions_of, write_predictions
 from pipeline.samples import SampleOptions, Samples
@@ -123,8 +124,10 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> Comparison
     disk.probe(study.results)
     with parallel.joined(_device(options.training.device)) as device:
         tables: dict[str, Samples] = {}
+        samples, _ = load_samples(study, options.samples)
         for number, choice in enumerate(study.backbones):
-            bench = _bench(study, choice, options, device)
+            usable = load_joined(study, choice, samples).samples
+            bench = _bench(study, choice, usable, options, device)
             tables[choice.name] = bench.samples
             if not number:
                 tables[OWN] = bench.samples
@@ -163,9 +166,8 @@ def _device(asked: str) -> str:
 
 
 def _bench(
-    study: Study, choice: BackboneChoice, options: FinetuneOptions, device: str
+    study: Study, choice: BackboneChoice, samples: Samples, options: FinetuneOptions, device: str
 ) -> Workbench:
-    samples = load_joined(study, choice, options.samples).samples
     return Workbench(
         study=study,
         choice=choice,

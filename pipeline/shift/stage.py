@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cache import disk
 from pipeline.errors import StudyError
+from pipeline.gather import load_samples
 from pipeline.heads.side_by_side import side_by_side
 from pipeline.joined import JoinedFeatures, load_joined
 from pipeline.json_values import plain
@@ -91,8 +92,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     blind: list[UnlabelledReport] = []
     left: list[NotCompared] = []
     kept, checked = {}, None
+    samples, _ = load_samples(study, options.samples)
     for choice in study.variants:
-        joined = load_joined(study, choice, options.samples)
+        joined = load_joined(study, choice, samples)
         if checked is None or checked.keys != joined.samples.key:
             checked = check(study, joined.samples, allow_leaks=options.samples.allow_leaks)
         lacking = {t.name: not_compared(joined, t.name) for t in study.targets}
