@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.attributes import UNKNOWN, Attribute, read_attributes
 from pipeline.errors import StudyError
-from pipeline.gather import load_samples
-from pipeline.groupings import MOST_GROUPS, groupings
-from pipeline.study_file import load_study
+from pipeline.samples.gather import load_samples
+from pipeline.samples.groupings import MOST_GROUPS, groupings
+from pipeline.study.attributes import UNKNOWN, Attribute, read_attributes
+from pipeline.study.file import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 SEX = Attribute(name="sex")

@@ -12,28 +12,34 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from pipeline import backbones
-from pipeline.audit import AuditOptions, audit, probed
-from pipeline.audit_text import audit_text
-from pipeline.confounders import MASKED, check_facts, check_hospital, check_masked
-from pipeline.contact_sheet import SIDE, SheetPair, draw
-from pipeline.engines import EngineChoice
+from pipeline.audit.confounders import MASKED, check_facts, check_hospital, check_masked
+from pipeline.audit.contact_sheet import SIDE, SheetPair, draw
+from pipeline.audit.stage import AuditOptions, audit, probed
+from pipeline.audit.text import audit_text
+from pipeline.checks.facts_index import FactsIndex, measure_missing
+from pipeline.checks.finding import LEAK, NOTE, OK, WARNING, Finding, refuse_leaks
+from pipeline.checks.leak_checks import (
+    check_leaks,
+    check_near_copies,
+    check_patients,
+    near_rows,
+    roles_of,
+)
+from pipeline.demo.hospital import Hospital, Shot, expose
+from pipeline.demo.phantom import Patient, chest
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
-from pipeline.exclusions import read_exclusions
-from pipeline.extract import ExtractOptions, extract
-from pipeline.facts import FACTS
-from pipeline.facts_index import FactsIndex, measure_missing
-from pipeline.finding import LEAK, NOTE, OK, WARNING, Finding, refuse_leaks
-from pipeline.gather import load_samples
-from pipeline.hospital import Hospital, Shot, expose
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.joined import load_joined
 from pipeline.images import PixelPolicy
-from pipeline.joined import load_joined
-from pipeline.leak_checks import check_leaks, check_near_copies, check_patients, near_rows, roles_of
-from pipeline.phantom import Patient, chest
-from pipeline.predictions import PROBABILITIES, read_predictions
+from pipeline.images.facts import FACTS
 from pipeline.progress import Progress
 from pipeline.samples import SampleOptions
+from pipeline.samples.exclusions import read_exclusions
+from pipeline.samples.gather import load_samples
+from pipeline.scores.predictions import PROBABILITIES, read_predictions
 from pipeline.sources import read
-from pipeline.study_file import load_study
+from pipeline.study.file import load_study
 from tests.test_cli import ENGINE, run
 from tests.tiny import FileWeights, install_tiny_backbone, write_tiny_study
 
@@ -381,7 +387,7 @@ def copied_study(tmp_path, monkeypatch):
     extract(study, TORCH)
     run("heads", tmp_path / "study.toml", "--only", "linear")
     found = near_copies(tmp_path, [(4, 8, 1), (6, 10, 1)])[1]
-    monkeypatch.setattr("pipeline.audit.check_near_copies", lambda *_: found)
+    monkeypatch.setattr("pipeline.audit.stage.check_near_copies", lambda *_: found)
     return study, found
 
 
@@ -416,7 +422,7 @@ def test_near_copies_can_be_left_out_by_the_list_that_the_audit_writes(copied_st
     assert read_exclusions(listed) == ("there/a/pt008.png", "there/a/pt010.png")
     assert str(listed) in audit_text(report)
     nothing = replace(found, pairs=())
-    monkeypatch.setattr("pipeline.audit.check_near_copies", lambda *_: nothing)
+    monkeypatch.setattr("pipeline.audit.stage.check_near_copies", lambda *_: nothing)
     again = audit(replace(study, exclude=listed), AuditOptions(probes=False))
     assert again.images == report.images - 2
     assert not (study.results / "near_copies.png").exists()

@@ -12,11 +12,11 @@ from torch import nn
 
 from cache.meta import relative_l2
 from pipeline.backbones import BACKBONES, build, spec_of, state_digest, weights_file
-from pipeline.engines import EngineChoice, start_engine
+from pipeline.backbones.frozen import Frozen
+from pipeline.backbones.weights import HubWeights, file_digest
 from pipeline.errors import UnknownNameError, WeightsError
-from pipeline.frozen import Frozen
-from pipeline.stream import features_of
-from pipeline.weights import HubWeights, file_digest
+from pipeline.features.engines import EngineChoice, start_engine
+from pipeline.features.stream import features_of
 
 NAMES = [*BACKBONES, "timm:resnet18"]
 TOLERANCE = 1e-5  # relative L2; float32 engines differ by up to 2e-6

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import pipeline.extract as extract_module
+import pipeline.features.extract as extract_module
 from cache import disk
-from pipeline.cli import main
+from pipeline.cli.commands import main
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
@@ -43,7 +43,7 @@ def run(*arguments, code=0):
 def test_help_is_quick_and_does_not_import_torch():
     """Under 0.3 s is promised; what makes it so is that nothing heavy is imported."""
     code = (
-        "import sys; from click.testing import CliRunner; from pipeline.cli import main;"
+        "import sys; from click.testing import CliRunner; from pipeline.cli.commands import main;"
         "assert CliRunner().invoke(main, ['--help']).exit_code == 0;"
         "heavy = {'torch', 'numpy', 'h5py', 'sklearn', 'PIL', 'rich'} & set(sys.modules);"
         "assert not heavy, heavy"
@@ -56,7 +56,7 @@ def test_an_existing_store_needs_no_torch(study_file):
     run("features", study_file, *ENGINE)
     code = (
         "import sys; from pathlib import Path; import pytest; import cache, pipeline.samples;"
-        "import pipeline.joined, pipeline.extract, pipeline.export, pipeline.compare;"
+        "from pipeline.features import export, extract, joined; import pipeline.compare.stage;"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -191,7 +191,7 @@ def test_verify_recomputes_a_sample_and_finds_a_wrong_row(study_file, monkeypatc
     run("features", study_file, *ENGINE)
     text = run("cache", "verify", study_file, "--sample", "20", "--engine", "torch").stdout
     assert re.search(r"20 images recomputed .* largest \d\.\de[+-]\d\d", text)
-    from pipeline import upkeep
+    from pipeline.features import upkeep
 
     real = upkeep.features_of
     monkeypatch.setattr(
@@ -403,7 +403,7 @@ def test_init_gives_equal_folder_names_a_number(study_file, monkeypatch):
 def test_heads_quick_and_its_exceptions(study_file, monkeypatch):
     """Three seeds, fewer draws, no repeats; what is given beside it counts."""
     asked = []
-    monkeypatch.setattr("pipeline.compare.compare", lambda _, options: asked.append(options))
+    monkeypatch.setattr("pipeline.compare.stage.compare", lambda _, options: asked.append(options))
     for more in ([], ["--quick"], ["--quick", "--seeds", "5", "--repeats", "2"]):
         CliRunner().invoke(main, ["heads", str(study_file), "--only", "linear, mlp", *more])
     assert [(o.seeds, o.repeats, o.draws) for o in asked] == [

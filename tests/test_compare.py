@@ -11,19 +11,19 @@ import pytest
 from sklearn.dummy import DummyClassifier
 
 import pipeline.backbones as backbones_module
-import pipeline.compare as compare_module
-import pipeline.fitting as fitting_module
+import pipeline.compare.fitting as fitting_module
+import pipeline.compare.stage as compare_module
 import pipeline.heads.out_of_fold as out_of_fold_module
 from cache import FeatureStore
-from pipeline.compare import QUICK, CompareOptions, compare
-from pipeline.engines import EngineChoice
+from pipeline.compare.stage import QUICK, CompareOptions, compare
+from pipeline.compare.text import heads_text
 from pipeline.errors import UnknownNameError
-from pipeline.extract import ExtractOptions, extract
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
-from pipeline.heads_text import heads_text
-from pipeline.metrics import METRICS
+from pipeline.stats.metrics import METRICS
 from pipeline.study import Concatenation
-from pipeline.study_file import load_study
+from pipeline.study.file import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))

@@ -2,10 +2,10 @@
 
 import pytest
 
-from pipeline.counts import are, counted, have
 from pipeline.errors import StudyError
-from pipeline.scoring import unscored
-from pipeline.shift.permute import PermutationPlan, refuse_hopeless
+from pipeline.scores.scoring import unscored
+from pipeline.text.counts import are, counted, have
+from pipeline.two_samples.permute import PermutationPlan, refuse_hopeless
 
 
 @pytest.mark.parametrize(

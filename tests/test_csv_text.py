@@ -5,9 +5,9 @@ import io
 
 import pytest
 
-from pipeline.csv_text import csv_text
-from pipeline.head_report import Row, rows_as_csv
-from pipeline.shift.paper import TABLES, tables
+from pipeline.compare.report import Row, rows_as_csv
+from pipeline.shift.paper.chapters import TABLES, tables
+from pipeline.text.csv import csv_text
 
 #: What a target without labels has besides, as little as may be.
 EMPTY = {

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.attributes import read_attributes
 from pipeline.demo import (
     SITES,
     SOURCE,
@@ -21,10 +20,11 @@ from pipeline.demo import (
     render,
     write_demo,
 )
+from pipeline.demo.hospital import RANGES, Shot, expose
+from pipeline.demo.phantom import CANVAS, CLASSES, REACH, Patient, chest
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.hospital import RANGES, Shot, expose
-from pipeline.phantom import CANVAS, CLASSES, REACH, Patient, chest
-from pipeline.study_file import load_study
+from pipeline.study.attributes import read_attributes
+from pipeline.study.file import load_study
 
 SMALL = DemoSpec(n_source=12, n_target=8, size=48)
 QUIET = Hospital(noise=0.0)

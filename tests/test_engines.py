@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import engines
-from pipeline.engines import ENGINES, EngineChoice, TorchEngine, start_engine
+from pipeline.backbones.frozen import Frozen
 from pipeline.errors import EngineError, UnknownNameError
-from pipeline.frozen import Frozen
+from pipeline.features import engines
+from pipeline.features.engines import ENGINES, EngineChoice, TorchEngine, start_engine
+from pipeline.features.stream import FeatureGuard, features_of
 from pipeline.images import PixelPolicy
-from pipeline.stream import FeatureGuard, features_of
 
 POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -168,7 +168,7 @@ def test_openvino_reports_nothing_to_anybody():
         "def refuse(*a, **k): raise SystemExit('a connection was tried')\n"
         "socket.socket.connect = refuse\n"
         "socket.getaddrinfo = refuse\n"
-        "from pipeline.engines import _openvino\n"
+        "from pipeline.features.engines import _openvino\n"
         "_openvino()\n"
         "from openvino.tools import ovc\n"
         "assert sys.modules.get('openvino_telemetry') is None\n"

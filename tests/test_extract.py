@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pipeline.extract as extract_module
-import pipeline.filling as filling_module
+import pipeline.features.extract as extract_module
+import pipeline.features.filling as filling_module
 from cache import CanaryError, FeatureStore, WriteFailedError, disk
-from pipeline.engines import EngineChoice
 from pipeline.errors import SkippedImagesError
-from pipeline.extract import ExtractOptions, extract
-from pipeline.recipes import store_for
-from pipeline.study_file import load_study
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.recipes import store_for
+from pipeline.study.file import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -240,8 +240,8 @@ def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
     )
     script = (
         "import sys, pytest; from pathlib import Path;"
-        "from tests.tiny import install_tiny_backbone; from pipeline.study_file import load_study;"
-        "import pipeline.extract as e; from pipeline.engines import EngineChoice;"
+        "from tests.tiny import install_tiny_backbone; from pipeline.study.file import load_study;"
+        "import pipeline.features.extract as e; from pipeline.features.engines import EngineChoice;"
         "import cache.disk as d;"
         "folder = Path(sys.argv[1]); m = pytest.MonkeyPatch();"
         "install_tiny_backbone(m, folder); real = d.replace;"

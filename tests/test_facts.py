@@ -7,10 +7,13 @@ import pytest
 from PIL import Image
 
 from cache import disk
-from pipeline import facts_index
-from pipeline.appearance import appearance
+from pipeline.checks import facts_index
+from pipeline.checks.facts_index import FactsIndex, measure_missing
+from pipeline.checks.leaks import hamming
 from pipeline.errors import ImageError
-from pipeline.facts import (
+from pipeline.images import PixelPolicy, decode
+from pipeline.images.appearance import appearance
+from pipeline.images.facts import (
     FACTS,
     columns,
     difference_hash,
@@ -18,10 +21,7 @@ from pipeline.facts import (
     facts_of_file,
     jpeg_quality,
 )
-from pipeline.facts_index import FactsIndex, measure_missing
-from pipeline.images import PixelPolicy, decode
 from pipeline.progress import Progress
-from pipeline.shift.leaks import hamming
 from pipeline.sources import read, scan
 from tests.tiny import write_images
 

@@ -11,7 +11,7 @@ from pipeline.figures.finetune import read_comparison
 from pipeline.figures.heads_data import read_heads
 from pipeline.figures.shift_data import read_shift
 from pipeline.figures.style import styled
-from pipeline.predictions import read_predictions
+from pipeline.scores.predictions import read_predictions
 from tests.figure_data import write_comparison, write_heads, write_shift
 
 

@@ -10,9 +10,9 @@ import torch
 from scipy.stats import linregress
 from torch import nn
 
-from pipeline.engines import EngineChoice
 from pipeline.errors import UnknownNameError
-from pipeline.extract import ExtractOptions, extract
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
 from pipeline.finetune.assembly import Material, assemble
 from pipeline.finetune.convergence import convergence
 from pipeline.finetune.cuts import cut_of
@@ -24,9 +24,9 @@ from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.pixels import pixels_of
 from pipeline.finetune.prefix import Place, take
 from pipeline.finetune.training import Workbench, train_method
-from pipeline.gather import load_samples
-from pipeline.splits import FIT
-from pipeline.study_file import load_study
+from pipeline.samples.gather import load_samples
+from pipeline.samples.splits import FIT
+from pipeline.study.file import load_study
 from tests.tiny import write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from pipeline import backbones
 from pipeline.backbones import BACKBONES, build, spec_of
+from pipeline.backbones.frozen import Frozen, Normalise
 from pipeline.errors import EngineError, NoCutError
 from pipeline.finetune.assembly import Material, assemble
 from pipeline.finetune.cuts import CUTS, cut_of
@@ -23,7 +24,6 @@ from pipeline.finetune.networks import (
     new_head,
     remove_auxiliary,
 )
-from pipeline.frozen import Frozen, Normalise
 from tests.tiny_trainable import deep_tiny, install_trainable_tiny
 
 #: Of one image of 224 x 224 at the cut.

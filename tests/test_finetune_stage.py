@@ -13,9 +13,8 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import pipeline.finetune.training as training_module
-from pipeline.cli import main
-from pipeline.compare import CompareOptions, compare
-from pipeline.engines import EngineChoice
+from pipeline.cli.commands import main
+from pipeline.compare.stage import CompareOptions, compare
 from pipeline.errors import (
     CheckpointError,
     EngineError,
@@ -24,19 +23,20 @@ from pipeline.errors import (
     StudyError,
     UnknownNameError,
 )
-from pipeline.extract import ExtractOptions, extract
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
 from pipeline.finetune.methods import ALPHAS, METHODS
 from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.settings import LoopSettings
 from pipeline.finetune.stage import FinetuneOptions, finetune
 from pipeline.finetune.text import comparison_text
-from pipeline.metrics import METRICS
-from pipeline.predictions import read_predictions
 from pipeline.report.records import contradictions, read_records
 from pipeline.report.stage import write_page
+from pipeline.scores.predictions import read_predictions
 from pipeline.stats import mcnemar
-from pipeline.study_file import load_study
-from pipeline.text_table import WIDTH
+from pipeline.stats.metrics import METRICS
+from pipeline.study.file import load_study
+from pipeline.text.table import WIDTH
 from tests.tiny import write_images, write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 

@@ -6,14 +6,14 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
+from pipeline.compare.fitting import Plan, fit_all
 from pipeline.errors import UnknownNameError
-from pipeline.fitting import Plan, fit_all
+from pipeline.features.joined import JoinedFeatures
 from pipeline.heads import HEADS, make_head
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.training import Problem, train_head
 from pipeline.heads.treated import untreated
 from pipeline.heads.treatments import TREATMENTS, label_of
-from pipeline.joined import JoinedFeatures
 from pipeline.samples import Samples
 
 

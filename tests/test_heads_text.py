@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.head_report import CompareReport, Row, Table
-from pipeline.heads_text import heads_text
-from pipeline.pairing import BestSet, Pair
-from pipeline.procedures import Honest, Procedure
-from pipeline.seed_spread import SeedSpread
-from pipeline.text_table import WIDTH
+from pipeline.compare.procedures import Honest, Procedure
+from pipeline.compare.report import CompareReport, Row, Table
+from pipeline.compare.seed_spread import SeedSpread
+from pipeline.compare.text import heads_text
+from pipeline.scores.pairing import BestSet, Pair
+from pipeline.text.table import WIDTH
 
 
 def row(head: str, value: float, **other):

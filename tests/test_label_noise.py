@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.finding import NOTE, OK
-from pipeline.label_noise import check_labels, sure_class
+from pipeline.audit.label_noise import check_labels, sure_class
+from pipeline.checks.finding import NOTE, OK
 from pipeline.samples import Samples
 from pipeline.sources import Item
 

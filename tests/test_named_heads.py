@@ -8,7 +8,7 @@ from pipeline.heads.named import NamedHead, heads_with
 from pipeline.heads.training import Problem, train_head
 from pipeline.heads.treated import untreated
 from pipeline.heads.treatments import TREATMENTS, make_treatment
-from pipeline.study_file import load_study
+from pipeline.study.file import load_study
 
 GOOD = """
 [source]

@@ -8,7 +8,7 @@ from MLstatkit import Delong_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from pipeline.pairing import adjusted_verdict, best_by_validation, best_sets, pairs
+from pipeline.scores.pairing import adjusted_verdict, best_by_validation, best_sets, pairs
 from pipeline.stats import sign_flip, wilson
 from tests.score_heads import head, place
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import pipeline.predict as predict_module
+import pipeline.predict.stage as predict_module
 from pipeline import backbones
-from pipeline.cli import main
-from pipeline.compare import CompareOptions, compare
-from pipeline.engines import EngineChoice
+from pipeline.cli.commands import main
+from pipeline.compare.stage import CompareOptions, compare
 from pipeline.errors import ModelError, NoImagesError, SkippedImagesError
-from pipeline.extract import ExtractOptions, extract
-from pipeline.predict import PredictOptions, predict
-from pipeline.predictions import read_predictions
-from pipeline.study_file import load_study
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.predict.stage import PredictOptions, predict
+from pipeline.scores.predictions import read_predictions
+from pipeline.study.file import load_study
 from tests.tiny import FileWeights, install_tiny_backbone, write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import MissingPredictionsError
-from pipeline.predictions import predictions_of, read_predictions, write_predictions
 from pipeline.samples import Samples
+from pipeline.scores.predictions import predictions_of, read_predictions, write_predictions
 from pipeline.sources.items import Item
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from cache.meta import relative_l2
-from pipeline.compare import CompareOptions, compare
-from pipeline.engines import EngineChoice
-from pipeline.extract import ExtractOptions, extract
-from pipeline.gather import load_samples
+from pipeline.compare.stage import CompareOptions, compare
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.recipes import frozen_network, store_for
 from pipeline.images import PixelPolicy
-from pipeline.recipes import frozen_network, store_for
+from pipeline.samples.gather import load_samples
 from pipeline.sources import read, scan
-from pipeline.study_file import load_study
+from pipeline.study.file import load_study
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cxr"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real X-rays in {DATA}")

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.heads_text import points_text
+from pipeline.compare.text import points_text
 from pipeline.report.shift import _SHOWN
-from pipeline.rounding import settled
-from pipeline.shift.text import _fixes_table
+from pipeline.shift.paper.text import _fixes_table
+from pipeline.text.rounding import settled
 
 LEFT = -4.441e-18
 

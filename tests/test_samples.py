@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline.gather as gather_module
+import pipeline.samples.gather as gather_module
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError
-from pipeline.gather import load_samples
 from pipeline.samples import SampleOptions
-from pipeline.splits import FIT, TARGET, VALIDATION
-from pipeline.study_file import load_study
+from pipeline.samples.gather import load_samples
+from pipeline.samples.splits import FIT, TARGET, VALIDATION
+from pipeline.study.file import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 

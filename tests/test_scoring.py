@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pipeline.metrics import METRICS
-from pipeline.scoring import places_of, scores
+from pipeline.scores.scoring import places_of, scores
 from pipeline.stats import WEIGHTED, auroc_interval, bootstrap_interval, wilson
+from pipeline.stats.metrics import METRICS
 from tests.score_heads import head, place
 
 RATES = {"accuracy", "sensitivity", "specificity"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.seed_spread import seed_spread
+from pipeline.compare.seed_spread import seed_spread
 from pipeline.stats import WEIGHTED, two_way_interval
 from pipeline.stats.intervals import wilson
 from tests.score_heads import head, place

@@ -10,16 +10,16 @@ from scipy import stats
 
 from pipeline.errors import StudyError
 from pipeline.shift.cohorts import Cohort, compare, split_by_patient
-from pipeline.shift.detect import PRIMARY, detect, detect_with_controls
-from pipeline.shift.findings import DetectionSettings
-from pipeline.shift.marginals import (
+from pipeline.shift.detection.detect import PRIMARY, detect, detect_with_controls
+from pipeline.shift.detection.findings import DetectionSettings
+from pipeline.shift.detection.measures import FAST, SLOW
+from pipeline.two_samples.marginals import (
     feature_draws,
     westfall_young,
 )
-from pipeline.shift.measures import FAST, SLOW
-from pipeline.shift.permute import PermutationPlan, p_value, relabel, standard_score
-from pipeline.shift.products import place
-from pipeline.shift.ridge import (
+from pipeline.two_samples.permute import PermutationPlan, p_value, relabel, standard_score
+from pipeline.two_samples.products import place
+from pipeline.two_samples.ridge import (
     folds_of,
     ridge_draws,
 )

@@ -8,14 +8,14 @@ import pytest
 from sklearn.model_selection import GroupKFold
 
 from pipeline.errors import StudyError
-from pipeline.joined import JoinedFeatures, load_joined
+from pipeline.features.joined import JoinedFeatures, load_joined
 from pipeline.shift import stage
-from pipeline.shift.class_mix import posterior
+from pipeline.shift.fixes.class_mix import posterior
+from pipeline.shift.fixes.patients import drawn_patients, teaching_folds
 from pipeline.shift.known import source_of
-from pipeline.shift.patients import drawn_patients, teaching_folds
+from pipeline.shift.paper.text import shift_text
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.shift.text import shift_text
-from pipeline.study_file import load_study
+from pipeline.study.file import load_study
 from tests.tiny import stored_tiny_study
 
 SHORT = ShiftOptions(draws=99, seeds=2)

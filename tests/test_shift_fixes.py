@@ -8,12 +8,12 @@ import sklearn
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import StudyError
-from pipeline.shift.adaptation import FixSettings, Source
-from pipeline.shift.alignment import monge, recolouring
-from pipeline.shift.bcts import fit_calibration
 from pipeline.shift.fixes import FIXES, fix_named
-from pipeline.shift.label_shift import balanced_statistics, estimate_prior
-from pipeline.shift.transport import optional_fixes, skada_routing
+from pipeline.shift.fixes.adaptation import FixSettings, Source
+from pipeline.shift.fixes.alignment import monge, recolouring
+from pipeline.shift.fixes.bcts import fit_calibration
+from pipeline.shift.fixes.label_shift import balanced_statistics, estimate_prior
+from pipeline.shift.fixes.transport import optional_fixes, skada_routing
 from tests import shifted_worlds as worlds
 
 SEEDS = [6, pytest.param(30, marks=pytest.mark.slow)]

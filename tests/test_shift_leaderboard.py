@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
-from pipeline.shift.adaptation import FixSettings, Source
-from pipeline.shift.cross_fitting import Target, predict_target
-from pipeline.shift.fix_plan import FixPlan
 from pipeline.shift.fixes import FIXES, fix_named
-from pipeline.shift.halves import halves
-from pipeline.shift.leaderboard import _k_shot, score
-from pipeline.shift.paired import paired_difference
-from pipeline.shift.sealed import SealedLabels
+from pipeline.shift.fixes.adaptation import FixSettings, Source
+from pipeline.shift.fixes.cross_fitting import Target, predict_target
+from pipeline.shift.fixes.halves import halves
+from pipeline.shift.fixes.leaderboard import _k_shot, score
+from pipeline.shift.fixes.paired import paired_difference
+from pipeline.shift.fixes.plan import FixPlan
+from pipeline.shift.fixes.sealed import SealedLabels
 from tests import shifted_worlds as worlds
 
 PLAN = FixPlan(seeds=(0, 1), shots=(5, 25), draws=200)
@@ -69,7 +69,7 @@ def test_no_half_is_predicted_by_a_model_that_saw_it():
 
     with pytest.MonkeyPatch.context() as patch:
         spied = {"source_only": FIXES["source_only"], "erased_domain": spy}
-        patch.setattr("pipeline.shift.cross_fitting.fix_named", spied.get)
+        patch.setattr("pipeline.shift.fixes.cross_fitting.fix_named", spied.get)
         made = predict_target(source, target, replace(plan, fixes=tuple(spied)))
     assert sum(len(rows) for rows in seen) == len(target.features)
     assert np.isfinite(made.probabilities["erased_domain"]).all()

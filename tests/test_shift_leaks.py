@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, shift
 
-from pipeline.errors import StudyError
-from pipeline.shift.cohorts import Cohort, compare
-from pipeline.shift.leaks import (
+from pipeline.checks.leaks import (
     Gallery,
     NearDuplicateRule,
     hamming,
@@ -14,8 +12,10 @@ from pipeline.shift.leaks import (
     near_duplicates,
     shared_ids,
 )
-from pipeline.shift.measures import FAST
-from pipeline.shift.permute import PermutationPlan, p_value
+from pipeline.errors import StudyError
+from pipeline.shift.cohorts import Cohort, compare
+from pipeline.shift.detection.measures import FAST
+from pipeline.two_samples.permute import PermutationPlan, p_value
 
 SIZE = 96
 

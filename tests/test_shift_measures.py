@@ -9,9 +9,9 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import EngineError
-from pipeline.shift.erasure import TwoDomains, alignment, fit_eraser
-from pipeline.shift.gaussians import frechet, moments, shrunk_covariance
-from pipeline.shift.kernels import (
+from pipeline.two_samples.erasure import TwoDomains, alignment, fit_eraser
+from pipeline.two_samples.gaussians import frechet, moments, shrunk_covariance
+from pipeline.two_samples.kernels import (
     BANDWIDTHS,
     aggregate,
     global_scale,
@@ -19,7 +19,7 @@ from pipeline.shift.kernels import (
     median_distance,
     neighbour_draws,
 )
-from pipeline.shift.marginals import (
+from pipeline.two_samples.marginals import (
     cdf_gaps,
     chi2_of_classes,
     ks_distance,
@@ -28,9 +28,9 @@ from pipeline.shift.marginals import (
     wasserstein,
     westfall_young,
 )
-from pipeline.shift.permute import p_value
-from pipeline.shift.products import place
-from pipeline.shift.ridge import (
+from pipeline.two_samples.permute import p_value
+from pipeline.two_samples.products import place
+from pipeline.two_samples.ridge import (
     auc_columns,
     cross_validated,
     folds_of,

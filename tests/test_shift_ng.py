@@ -5,8 +5,15 @@ import pytest
 from scipy.stats import binom
 
 from pipeline.errors import StudyError
-from pipeline.shift.gaps import dominant, draw_blocks, draw_patients, family, rate, single_gap
-from pipeline.shift.ng import NgRoles, Outcome, ng_table
+from pipeline.shift.losses.gaps import (
+    dominant,
+    draw_blocks,
+    draw_patients,
+    family,
+    rate,
+    single_gap,
+)
+from pipeline.shift.losses.ng import NgRoles, Outcome, ng_table
 from pipeline.stats import wilson
 
 

@@ -5,10 +5,11 @@ import pytest
 from scipy.special import expit, logit
 
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.shift.class_mix import posterior
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.label_shift import estimate_prior
-from pipeline.shift.operating import (
+from pipeline.shift.fixes.class_mix import posterior
+from pipeline.shift.fixes.label_shift import estimate_prior
+from pipeline.shift.paper.text import operating_lines
+from pipeline.shift.probabilities.operating import (
     RULES,
     OperatingSettings,
     Scores,
@@ -17,10 +18,13 @@ from pipeline.shift.operating import (
     predictive_values,
     roc_of,
 )
-from pipeline.shift.rethreshold import corrected_threshold, quantile_threshold, rethresholds
-from pipeline.shift.soundness import soundness
+from pipeline.shift.probabilities.rethreshold import (
+    corrected_threshold,
+    quantile_threshold,
+    rethresholds,
+)
+from pipeline.shift.probabilities.soundness import soundness
 from pipeline.shift.story import foretell
-from pipeline.shift.text import operating_lines
 from pipeline.stats import Interval, wilson
 
 

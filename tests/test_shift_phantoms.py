@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.audit import AuditOptions, audit
+from pipeline.audit.stage import AuditOptions, audit
 from pipeline.demo import SITES, SOURCE, DemoSpec, write_demo
-from pipeline.extract import extract
+from pipeline.features.extract import extract
 from pipeline.shift.differences import CLASS_MIX
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study_file import load_study
+from pipeline.study.file import load_study
 
 pytest.importorskip("timm", reason="the backbone with weights at hand is timm's")
 

@@ -8,7 +8,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import StudyError
-from pipeline.shift.accuracy import (
+from pipeline.shift.cohorts import Cohort
+from pipeline.shift.foretell.accuracy import (
     CONFUSIONS,
     ESTIMATES,
     expected_auroc,
@@ -17,10 +18,16 @@ from pipeline.shift.accuracy import (
     thresholded_entropy,
     transport,
 )
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.labelled import labelled
-from pipeline.shift.predict import RANGED, WARNING, SourceScores, TargetScores, _case, forecast
-from pipeline.shift.score_identity import score_identity
+from pipeline.shift.foretell.predict import (
+    RANGED,
+    WARNING,
+    SourceScores,
+    TargetScores,
+    _case,
+    forecast,
+)
+from pipeline.shift.losses.labelled import labelled
+from pipeline.shift.losses.score_identity import score_identity
 from tests.score_worlds import draw_scores
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.finding import OK, WARNING, Finding
+from pipeline.checks.finding import OK, WARNING, Finding
 from pipeline.shift.provenance import Circumstances, caveats, digest_rows
 
 QUIET = Circumstances(

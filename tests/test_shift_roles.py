@@ -8,15 +8,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.errors import StudyError
-from pipeline.predictions import Predictions, write_predictions
+from pipeline.randomness import stream
 from pipeline.samples import Samples
-from pipeline.shift.adaptation import Source
+from pipeline.scores.predictions import Predictions, write_predictions
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.errors_by_role import Given, errors_by_role, refit
 from pipeline.shift.fixes import fix_named
+from pipeline.shift.fixes.adaptation import Source
+from pipeline.shift.losses.errors_by_role import Given, errors_by_role, refit
 from pipeline.shift.trained import TRAINED_PROBABILITIES, trained_losses
 from pipeline.sources import Item
-from pipeline.streams import stream
 
 
 @pytest.fixture(scope="module")

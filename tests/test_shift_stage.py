@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.json_values import plain
-from pipeline.predictions import read_predictions
+from pipeline.scores.predictions import read_predictions
 from pipeline.shift import stage, target
 from pipeline.shift.fixes import FIXES
-from pipeline.shift.paper import TABLES
-from pipeline.shift.record import SCHEMA, to_json
+from pipeline.shift.paper.chapters import TABLES
+from pipeline.shift.paper.record import SCHEMA, to_json
+from pipeline.shift.paper.text import shift_text
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.shift.text import shift_text
-from pipeline.study_file import load_study
+from pipeline.study.file import load_study
+from pipeline.text.json_values import plain
 from tests.tiny import stored_tiny_study
 
 SHORT = ShiftOptions(draws=99, seeds=2)

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from pipeline.groupings import Grouping
+from pipeline.samples.groupings import Grouping
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS, Terms, subgroups, terms_of
 from pipeline.stats import wilson

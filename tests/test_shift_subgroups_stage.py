@@ -11,10 +11,10 @@ from pipeline.figures import shift
 from pipeline.figures.shift_data import read_shift
 from pipeline.figures.style import styled
 from pipeline.shift import known
+from pipeline.shift.paper.subgroups import subgroup_lines
+from pipeline.shift.paper.text import shift_text
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.shift.subgroups_paper import subgroup_lines
-from pipeline.shift.text import shift_text
-from pipeline.study_file import load_study
+from pipeline.study.file import load_study
 from tests.figure_data import write_shift
 from tests.tiny import stored_tiny_study
 

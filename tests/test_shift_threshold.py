@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import StudyError
-from pipeline.shift.gaps import draw_patients
-from pipeline.shift.threshold import Scored, _Half, threshold_split
+from pipeline.shift.losses.gaps import draw_patients
+from pipeline.shift.losses.threshold import Scored, _Half, threshold_split
 from pipeline.stats.auroc import bound_of_one
 
 

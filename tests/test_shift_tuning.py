@@ -7,11 +7,11 @@ import pytest
 from scipy.stats import entropy
 
 from pipeline.errors import StudyError
-from pipeline.shift.adaptation import FixSettings, Source
-from pipeline.shift.cross_fitting import Target, predict_target
-from pipeline.shift.fix_plan import FixPlan
-from pipeline.shift.tuning import try_values, tuned_rows
-from pipeline.shift.validators import GRIDS, VALIDATORS
+from pipeline.shift.fixes.adaptation import FixSettings, Source
+from pipeline.shift.fixes.cross_fitting import Target, predict_target
+from pipeline.shift.fixes.plan import FixPlan
+from pipeline.shift.fixes.tuning import try_values, tuned_rows
+from pipeline.shift.fixes.validators import GRIDS, VALIDATORS
 from tests.shifted_worlds import draw
 
 PLAN = FixPlan(seeds=(0, 1), draws=99)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import StudyError
-from pipeline.splits import VALIDATION, join_duplicates, patient_of, split_by_patient
+from pipeline.samples.splits import VALIDATION, join_duplicates, patient_of, split_by_patient
 
 cohorts = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 30)), min_size=8, max_size=120

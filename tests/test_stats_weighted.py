@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import pipeline.stats
-from pipeline.metrics import METRICS
 from pipeline.stats import WEIGHTED, patient_draws
+from pipeline.stats.metrics import METRICS
 
 
 def predictions(classes: int, n: int = 90):

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from pipeline.figures import shift
 from pipeline.figures.shift_data import ShiftData, read_shift
 from pipeline.figures.style import NotAskedForError, NothingToDrawError, styled
-from pipeline.shift.subgroups_paper import subgroup_chapter, subgroup_lines, subgroup_parts
+from pipeline.shift.paper.subgroups import subgroup_chapter, subgroup_lines, subgroup_parts
 from tests.figure_data import write_shift
 
 FEW = "too few: 9 images, 30 needed"

@@ -10,34 +10,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline.audit as audit_module
-from pipeline.audit import AuditOptions, audit
-from pipeline.compare import CompareOptions, compare
-from pipeline.engines import EngineChoice
+import pipeline.audit.stage as audit_module
+from pipeline.audit.stage import AuditOptions, audit
+from pipeline.checks.leak_checks import NearCopies, check_conflicts, picture_ids
+from pipeline.checks.leaks import NearPair
+from pipeline.compare.stage import CompareOptions, compare
+from pipeline.compare.text import heads_text
 from pipeline.errors import CheckFailedError, StudyError
-from pipeline.extract import ExtractOptions, extract
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
 from pipeline.figures import shift as shift_figures
 from pipeline.figures.shift_data import read_shift
 from pipeline.figures.style import NothingToDrawError
 from pipeline.finetune.mixing import scored
-from pipeline.gather import load_samples
-from pipeline.heads_text import heads_text
-from pipeline.json_values import plain
-from pipeline.leak_checks import NearCopies, check_conflicts, picture_ids
-from pipeline.metrics import METRICS, confusion
-from pipeline.predictions import PROBABILITIES, read_predictions
 from pipeline.report.records import contradictions, read_records
 from pipeline.report.stage import write_page
 from pipeline.samples import UNLABELLED
-from pipeline.scoring import Place, places_of
+from pipeline.samples.gather import load_samples
+from pipeline.scores.predictions import PROBABILITIES, read_predictions
+from pipeline.scores.scoring import Place, places_of
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.leaks import NearPair
-from pipeline.shift.record import to_json
+from pipeline.shift.paper.record import to_json
+from pipeline.shift.paper.text import shift_text
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.shift.text import shift_text
 from pipeline.shift.unlabelled import NEEDS_LABELS
 from pipeline.sources import scan_unlabelled
-from pipeline.study_file import load_study
+from pipeline.stats.metrics import METRICS, confusion
+from pipeline.study.file import load_study
+from pipeline.text.json_values import plain
 from tests.image_files import pictures, with_files, with_stack
 from tests.test_audit import copy_pixels
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study

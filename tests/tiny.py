@@ -69,9 +69,9 @@ def write_images(folder: Path, count: int, *, seed: int = 0, shift: int = 0) -> 
 
 def stored_tiny_study(folder: Path, monkeypatch, *, source: int, target: int) -> Path:
     """A study file with the features of its images stored; its folder is the current one."""
-    from pipeline.engines import EngineChoice
-    from pipeline.extract import ExtractOptions, extract
-    from pipeline.study_file import load_study
+    from pipeline.features.engines import EngineChoice
+    from pipeline.features.extract import ExtractOptions, extract
+    from pipeline.study.file import load_study
 
     install_tiny_backbone(monkeypatch, folder)
     monkeypatch.chdir(folder)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from cache import disk
 from pipeline.figures.style import NotAskedForError, NothingToDrawError, image_bytes, styled
-from pipeline.names import as_file_name
+from pipeline.text.names import as_file_name
 
 _LOG = logging.getLogger(__name__)
 KINDS = ("png", "svg")

@@ -25,7 +25,7 @@ from pipeline.figures.style import (
     grid,
     new_figure,
 )
-from pipeline.splits import FIT
+from pipeline.samples.splits import FIT
 from pipeline.study import SOURCE
 
 #: Begins the names of the stage's files; a trial's goes on with what it left out.

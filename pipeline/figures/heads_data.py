@@ -7,15 +7,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from pipeline.compare.fitting import ENSEMBLE
+from pipeline.compare.report import HEADS_REPORT
 from pipeline.figures.ranked import Entry, Where, is_prior
 from pipeline.figures.reports import read_report
 from pipeline.figures.style import NothingToDrawError
-from pipeline.fitting import ENSEMBLE
-from pipeline.head_report import HEADS_REPORT
-from pipeline.names import legible
-from pipeline.predictions import PROBABILITIES, Predictions, read_predictions
-from pipeline.splits import FIT
+from pipeline.samples.splits import FIT
+from pipeline.scores.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.study import SOURCE
+from pipeline.text.names import legible
 
 
 @dataclass(frozen=True, kw_only=True)

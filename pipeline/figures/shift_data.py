@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from pipeline.figures.reports import read_report
 from pipeline.figures.style import NothingToDrawError
-from pipeline.names import legible
-from pipeline.predictions import Predictions, read_predictions
+from pipeline.scores.predictions import Predictions, read_predictions
 from pipeline.shift.pictures import HEAD
 from pipeline.shift.stage import SHIFT_PROBABILITIES, SHIFT_REPORT
 from pipeline.study import SOURCE
+from pipeline.text.names import legible
 
 
 @dataclass(frozen=True, kw_only=True)

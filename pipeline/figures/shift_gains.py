@@ -25,7 +25,7 @@ from pipeline.figures.style import (
     grid,
     new_figure,
 )
-from pipeline.shift.gaps import draw_patients, rate
+from pipeline.shift.losses.gaps import draw_patients, rate
 
 _ROW = 0.24
 #: Share of a panel from its edge, in which a name in its middle might run out of it.

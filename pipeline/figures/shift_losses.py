@@ -22,7 +22,7 @@ from pipeline.figures.style import (
     grid,
     new_figure,
 )
-from pipeline.shift.ng import CHAIN, TRANSFER
+from pipeline.shift.losses.ng import CHAIN, TRANSFER
 
 _ROW = 0.24
 #: Errors in the order in which a step leads from one to the next.

@@ -34,7 +34,7 @@ from pipeline.figures.style import (
     arrangement,
     new_figure,
 )
-from pipeline.shift.operating import Scores, choose_threshold
+from pipeline.shift.probabilities.operating import Scores, choose_threshold
 
 _BINARY = 2
 _NULL_COLUMNS = 6

@@ -24,9 +24,9 @@ from pipeline.figures.style import (
     new_figure,
     settle,
 )
-from pipeline.names import legible
-from pipeline.shift.subgroups_paper import METRICS
+from pipeline.shift.paper.subgroups import METRICS
 from pipeline.study import SOURCE
+from pipeline.text.names import legible
 
 _LINE, _GAP = 0.13, 0.12  # inches: of one domain in a group, and between two groups
 #: Characters of a name: what is more than the first is left out of its middle, each that is

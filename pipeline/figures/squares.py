@@ -21,8 +21,8 @@ from pipeline.figures.style import (
     new_figure,
     square_of_shares,
 )
-from pipeline.shift.calibration import SCORES, corp
-from pipeline.shift.isotonic import fit_monotone
+from pipeline.shift.probabilities.calibration import SCORES, corp
+from pipeline.stats.isotonic import fit_monotone
 
 _BINARY = 2
 _SIDE = 2.55

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from pipeline.backbones import build, spec_of
+from pipeline.backbones.frozen import Normalise
 from pipeline.errors import EngineError
 from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.methods import (
@@ -30,7 +31,6 @@ from pipeline.finetune.networks import (
     small_ann,
     small_cnn,
 )
-from pipeline.frozen import Normalise
 from pipeline.images import PixelPolicy
 
 

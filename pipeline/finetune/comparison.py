@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
+from pipeline.compare.fitting import ENSEMBLE
 from pipeline.errors import MissingPredictionsError
 from pipeline.finetune.kept import Proba, Record
 from pipeline.finetune.methods import BASELINE, METHODS
-from pipeline.fitting import ENSEMBLE
-from pipeline.metrics import accuracy
-from pipeline.pairing import Pair, pairs
-from pipeline.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.samples import Samples
-from pipeline.scoring import Place, places_of, scores
-from pipeline.splits import FIT, VALIDATION
+from pipeline.samples.splits import FIT, VALIDATION
+from pipeline.scores.pairing import Pair, pairs
+from pipeline.scores.predictions import PROBABILITIES, Predictions, read_predictions
+from pipeline.scores.scoring import Place, places_of, scores
 from pipeline.stats import Interval
+from pipeline.stats.metrics import accuracy
 
 _LOG = logging.getLogger(__name__)
 #: Head of stage 2 that has the form of the heads here; break-even counts these.
@@ -53,7 +53,7 @@ class Domain:
         role: ``fit``, ``validation`` or ``target``.
         n: Images.
         groups: Patients.
-        metrics: By the names of ``pipeline.metrics.METRICS``.
+        metrics: By the names of ``pipeline.stats.metrics.METRICS``.
     """
 
     domain: str

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-from pipeline.counts import counted
 from pipeline.errors import EngineError
 from pipeline.finetune.settings import LoopSettings
+from pipeline.text.counts import counted
 
 
 @contextmanager

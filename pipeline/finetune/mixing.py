@@ -21,9 +21,9 @@ from pipeline.finetune.kept import ModelFolder, Proba, Record
 from pipeline.finetune.methods import ALPHAS, BASELINE, METHODS
 from pipeline.finetune.networks import BATCH_NORMS
 from pipeline.finetune.training import Workbench, digest_of, predict_all, wait_for_all
-from pipeline.metrics import METRICS
 from pipeline.samples import Samples
-from pipeline.splits import FIT, VALIDATION
+from pipeline.samples.splits import FIT, VALIDATION
+from pipeline.stats.metrics import METRICS
 
 RULE = "lowest validation log loss among the alphas"
 _SHOWN = ("accuracy", "auroc", "log_loss")

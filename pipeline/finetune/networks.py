@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.backbones.frozen import Normalise
+from pipeline.backbones.weights import State, read_state
 from pipeline.errors import EngineError
-from pipeline.frozen import Normalise
 from pipeline.images import PixelPolicy
-from pipeline.weights import State, read_state
 
 HIDDEN = 256
 DROPOUT = 0.5

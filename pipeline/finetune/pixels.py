@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError
+from pipeline.features.stream import decoded
 from pipeline.finetune.examples import Decoding, Held, Source, numbered
 from pipeline.images import PixelPolicy
-from pipeline.names import legible
 from pipeline.progress import Progress
 from pipeline.samples import Samples
-from pipeline.stream import decoded
+from pipeline.text.names import legible
 
 #: Pixels up to this size are kept in memory: 28,000 images of 224 x 224. Above it, every
 #: epoch decodes them again.
@@ -22,7 +22,7 @@ def pixels_of(samples: Samples, policy: PixelPolicy, held_bytes: int | None = No
     """The pixels of all samples, held in memory where they fit.
 
     Args:
-        samples: Of which each is usable; see :func:`pipeline.joined.load_joined`.
+        samples: Of which each is usable; see :func:`pipeline.features.joined.load_joined`.
         policy: From bytes to pixels.
         held_bytes: How many bytes may be held; default ``HELD_BYTES``.
 

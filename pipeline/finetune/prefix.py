@@ -14,19 +14,19 @@ import numpy as np
 
 from cache import FeatureStore
 from pipeline.backbones import build, policy_of, weights_file
-from pipeline.engines import EngineChoice
 from pipeline.errors import NoImagesError
-from pipeline.filling import Filling, check_weights
+from pipeline.features.engines import EngineChoice
+from pipeline.features.filling import Filling, check_weights
+from pipeline.features.recipes import store_for
 from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.examples import Held, numbered
 from pipeline.images import PixelPolicy
-from pipeline.names import legible
-from pipeline.recipes import store_for
 from pipeline.samples import Samples
 from pipeline.study import BackboneChoice, Study
+from pipeline.text.names import legible
 
 if TYPE_CHECKING:
-    from pipeline.frozen import Frozen
+    from pipeline.backbones.frozen import Frozen
 
 #: Pooling of a row that is a map.
 UNPOOLED = "none"
@@ -92,7 +92,7 @@ def frozen_part(place: Place, store: FeatureStore) -> "Frozen":
     Raises:
         WeightsError: The weights are not those of the store.
     """
-    from pipeline.frozen import Frozen
+    from pipeline.backbones.frozen import Frozen
 
     name = place.choice.name
     network = build(name, weights_file(name, place.choice.weights))
@@ -106,7 +106,7 @@ def take(study: Study, place: Place, samples: Samples, engine: EngineChoice | No
     Raises:
         NoImagesError: They need more memory than ``HELD_BYTES``, or an image cannot be
             used any more.
-        PipelineError: See ``pipeline.filling``.
+        PipelineError: See ``pipeline.features.filling``.
     """
     store = store_at(study, place)
     keys, at = numbered(samples)

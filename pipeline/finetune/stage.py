@@ -17,6 +17,7 @@ import torch
 
 from cache import disk
 from pipeline.errors import EngineError, StudyError
+from pipeline.features.joined import load_joined
 from pipeline.finetune import parallel
 from pipeline.finetune.comparison import (
     Model,
@@ -47,10 +48,9 @@ from pipeline.finetune.training import (
     digest_of,
     train_method,
 )
-from pipeline.gather import load_samples
-from pipeline.joined import load_joined
-from pipeline.predictions import predictions_of, write_predictions
 from pipeline.samples import SampleOptions, Samples
+from pipeline.samples.gather import load_samples
+from pipeline.scores.predictions import predictions_of, write_predictions
 from pipeline.study import BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)

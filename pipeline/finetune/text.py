@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from pipeline.finetune.comparison import Domain, PairRow, Row
 from pipeline.finetune.stage import ComparisonReport
-from pipeline.names import legible
-from pipeline.scoring import place_in_words, unscored
+from pipeline.scores.scoring import place_in_words, unscored
 from pipeline.study import SOURCE
-from pipeline.text_table import WIDTH, new_table, number, p_text, render
+from pipeline.text.names import legible
+from pipeline.text.table import WIDTH, new_table, number, p_text, render
 
 
 def comparison_text(report: ComparisonReport) -> str:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.backbones import spec_of, weights_file
-from pipeline.engines import EngineChoice
+from pipeline.features.engines import EngineChoice
 from pipeline.finetune import parallel
 from pipeline.finetune.assembly import Assembly, Material, assemble
 from pipeline.finetune.checkpoints import Checkpoints
@@ -46,8 +46,8 @@ from pipeline.finetune.prefix import Place, Taken, store_at, take
 from pipeline.finetune.settings import LoopSettings
 from pipeline.progress import Progress
 from pipeline.samples import Samples
-from pipeline.splits import FIT
-from pipeline.splits import VALIDATION as VALIDATION_SPLIT
+from pipeline.samples.splits import FIT
+from pipeline.samples.splits import VALIDATION as VALIDATION_SPLIT
 from pipeline.study import SOURCE, BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)

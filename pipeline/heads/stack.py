@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.heads.side_by_side import one_thread, side_by_side
 from pipeline.heads.trained import Best, MLPSettings, TrainedMLP
-from pipeline.streams import stream
+from pipeline.randomness import stream
 
 if TYPE_CHECKING:
     from torch import Tensor

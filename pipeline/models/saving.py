@@ -15,21 +15,21 @@ import numpy as np
 from cache import disk
 from pipeline.backbones import spec_of
 from pipeline.errors import ModelError
+from pipeline.features.recipes import store_for
 from pipeline.models.files import DESCRIPTION, Model, Network, save_model
 from pipeline.models.part import Part
 from pipeline.models.portable import NotPortableError, to_part
-from pipeline.names import legible
-from pipeline.recipes import store_for
 from pipeline.samples import Samples
-from pipeline.splits import FIT
+from pipeline.samples.splits import FIT
 from pipeline.study import Study
+from pipeline.text.names import legible
 
 _LOG = logging.getLogger(__name__)
 FOLDER = "heads"
 
 
 class FittedHead(Protocol):
-    """What is needed of :class:`pipeline.fitting.Fitted`."""
+    """What is needed of :class:`pipeline.compare.fitting.Fitted`."""
 
     @property
     def head(self) -> str:

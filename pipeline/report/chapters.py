@@ -5,12 +5,11 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from pipeline.finding import OK
+from pipeline.checks.finding import OK
+from pipeline.compare.fitting import ENSEMBLE
+from pipeline.compare.report import CompareReport, Row
+from pipeline.compare.text import points_text, sections, with_interval
 from pipeline.finetune.methods import METHODS
-from pipeline.fitting import ENSEMBLE
-from pipeline.head_report import CompareReport, Row
-from pipeline.heads_text import points_text, sections, with_interval
-from pipeline.predictions import PROBABILITIES, TRAINED_PROBABILITIES
 from pipeline.report.blocks import (
     Block,
     Chapter,
@@ -24,8 +23,9 @@ from pipeline.report.blocks import (
 )
 from pipeline.report.figures import pictures
 from pipeline.report.records import Records
-from pipeline.scoring import place_in_words, unscored
-from pipeline.splits import FIT
+from pipeline.samples.splits import FIT
+from pipeline.scores.predictions import PROBABILITIES, TRAINED_PROBABILITIES
+from pipeline.scores.scoring import place_in_words, unscored
 
 #: Stands for the backbone of networks that are trained from nothing.
 _OWN = "pixels"

@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 from PIL import Image
 
-from pipeline.names import as_file_name
 from pipeline.report.blocks import Picture
+from pipeline.text.names import as_file_name
 
 FOLDER = "figures"
 #: Figures are drawn for a page of paper; on a screen an inch takes a little more room.

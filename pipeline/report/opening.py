@@ -5,17 +5,17 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from pipeline.counts import counted
-from pipeline.finding import LEAK, OK, SEVERITIES, WARNING
+from pipeline.checks.finding import LEAK, OK, SEVERITIES, WARNING
+from pipeline.compare.report import CompareReport
+from pipeline.compare.text import head_name, honest_lines, verdicts, with_interval
 from pipeline.finetune.methods import BASELINE
-from pipeline.head_report import CompareReport
-from pipeline.heads_text import head_name, honest_lines, verdicts, with_interval
-from pipeline.pairing import Pair
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of
 from pipeline.report.records import STAGES, Records, places
-from pipeline.scoring import place_in_words
-from pipeline.shift.paper import left_out
-from pipeline.splits import FIT
+from pipeline.samples.splits import FIT
+from pipeline.scores.pairing import Pair
+from pipeline.scores.scoring import place_in_words
+from pipeline.shift.paper.chapters import left_out
+from pipeline.text.counts import counted
 
 #: A verdict has a sentence for each of its rules.
 _SENTENCE_ENDS = re.compile(r"(?<=\.) (?=[A-Z0-9])")

@@ -4,15 +4,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.heads_text import points_text
+from pipeline.compare.text import points_text
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of, listed
 from pipeline.report.figures import pictures
 from pipeline.report.records import Records
-from pipeline.rounding import settled
-from pipeline.shift.paper import LABEL_FREE, OPTIONAL, TABLES, TITLES, left_out, told_apart_in_words
-from pipeline.shift.subgroups_paper import how_judged, subgroup_parts
+from pipeline.shift.paper.chapters import (
+    LABEL_FREE,
+    OPTIONAL,
+    TABLES,
+    TITLES,
+    left_out,
+    told_apart_in_words,
+)
+from pipeline.shift.paper.subgroups import how_judged, subgroup_parts
 from pipeline.study import SOURCE
-from pipeline.text_table import number, p_text
+from pipeline.text.rounding import settled
+from pipeline.text.table import number, p_text
 
 Row = Mapping[str, Any]
 Cell = Callable[[Row], str]

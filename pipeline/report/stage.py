@@ -13,9 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cache import disk
+from pipeline.compare.report import from_json
 from pipeline.errors import MissingPredictionsError
-from pipeline.head_report import from_json
-from pipeline.names import legible
 from pipeline.report.blocks import Chapter
 from pipeline.report.chapters import audit_chapter, finetune_chapter, heads_chapter
 from pipeline.report.opening import answer_chapter, study_chapter
@@ -28,6 +27,7 @@ from pipeline.report.records import (
 )
 from pipeline.report.shift import shift_chapter
 from pipeline.study import Study
+from pipeline.text.names import legible
 
 PAGE = "report.html"
 

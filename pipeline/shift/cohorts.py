@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
-from pipeline.shift.permute import PermutationPlan, Relabelings, relabel
-from pipeline.shift.products import Place, place
-from pipeline.shift.ridge import folds_of
+from pipeline.two_samples.permute import PermutationPlan, Relabelings, relabel
+from pipeline.two_samples.products import Place, place
+from pipeline.two_samples.ridge import folds_of
 
 
 @dataclass(frozen=True, kw_only=True)

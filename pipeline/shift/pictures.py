@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from pipeline.joined import JoinedFeatures
-from pipeline.predictions import Predictions, predictions_of
-from pipeline.shift.adaptation import Source
+from pipeline.features.joined import JoinedFeatures
+from pipeline.scores.predictions import Predictions, predictions_of
 from pipeline.shift.cohorts import Cohort
+from pipeline.shift.fixes.adaptation import Source
 from pipeline.shift.sides import ask
 from pipeline.study import SOURCE
 

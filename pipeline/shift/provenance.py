@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.counts import are, counted
-from pipeline.finding import OK, Finding
-from pipeline.joined import JoinedFeatures
-from pipeline.predictions import Predictions
+from pipeline.checks.finding import OK, Finding
+from pipeline.features.joined import JoinedFeatures
 from pipeline.samples import Samples
+from pipeline.scores.predictions import Predictions
 from pipeline.shift.cohorts import Cohort
 from pipeline.study import SOURCE
+from pipeline.text.counts import are, counted
 
 #: Patients below which an interval by patient is called rough.
 FEW_PATIENTS = 100

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.joined import JoinedFeatures
-from pipeline.shift.adaptation import Source
+from pipeline.checks.leaks import shared_ids
+from pipeline.features.joined import JoinedFeatures
+from pipeline.samples.splits import taken_for_one
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.leaks import shared_ids
-from pipeline.shift.probes import SourcePrediction, source_prediction
-from pipeline.splits import taken_for_one
+from pipeline.shift.fixes.adaptation import Source
+from pipeline.two_samples.probes import SourcePrediction, source_prediction
 
 
 @dataclass(frozen=True, kw_only=True)

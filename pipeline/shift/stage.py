@@ -17,23 +17,23 @@ from numpy.typing import NDArray
 
 from cache import disk
 from pipeline.errors import StudyError
-from pipeline.gather import load_samples
+from pipeline.features.joined import JoinedFeatures, load_joined
 from pipeline.heads.side_by_side import side_by_side
-from pipeline.joined import JoinedFeatures, load_joined
-from pipeline.json_values import plain
-from pipeline.predictions import Predictions, write_predictions
 from pipeline.samples import SampleOptions
-from pipeline.shift import paper
-from pipeline.shift.findings import DetectionSettings
+from pipeline.samples.gather import load_samples
+from pipeline.scores.predictions import Predictions, write_predictions
+from pipeline.shift.detection.findings import DetectionSettings
 from pipeline.shift.known import Checked, check, known_of, source_of
-from pipeline.shift.permute import PermutationPlan
+from pipeline.shift.paper import chapters
+from pipeline.shift.paper.record import to_json
 from pipeline.shift.pictures import head_predictions
-from pipeline.shift.record import to_json
 from pipeline.shift.sides import NotCompared, not_compared
 from pipeline.shift.target import TargetReport, examine
 from pipeline.shift.trained import TrainedLoss, trained_losses
 from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
 from pipeline.study import Study
+from pipeline.text.json_values import plain
+from pipeline.two_samples.permute import PermutationPlan
 
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
@@ -75,7 +75,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
 
     Returns:
         The report; also written to ``results/<study>/``: ``shift.json`` (see
-        :mod:`pipeline.shift.record`), ``shift.md``, one ``shift_*.csv`` for each table, and
+        :mod:`pipeline.shift.paper.record`), ``shift.md``, one ``shift_*.csv`` for each table, and
         the probabilities of the head that it is about in ``shift.h5``.
 
     Raises:
@@ -155,13 +155,13 @@ def _write(results: Path, report: ShiftReport, kept: Mapping[str, Predictions]) 
     disk.make_dir(results)
     write_predictions(results / SHIFT_PROBABILITIES, kept)
     record = plain(to_json(report))
-    files = {f"shift_{name}.csv": table for name, table in paper.tables(record).items()}
+    files = {f"shift_{name}.csv": table for name, table in chapters.tables(record).items()}
     files |= {
-        "shift.md": paper.report(record).encode(),
+        "shift.md": chapters.report(record).encode(),
         SHIFT_REPORT: json.dumps(record, indent=1, allow_nan=False).encode(),
     }
     for name, content in files.items():
         disk.publish(results / name, content)
     # A table of an earlier run would be taken for one of these numbers.
-    stale = {f"shift_{name}.csv" for name in paper.OPTIONAL} - set(files)
+    stale = {f"shift_{name}.csv" for name in chapters.OPTIONAL} - set(files)
     disk.remove(results, [name for name in stale if (results / name).exists()])

@@ -6,18 +6,19 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.appearance import APPEARANCE
-from pipeline.joined import JoinedFeatures
+from pipeline.features.joined import JoinedFeatures
+from pipeline.images.appearance import APPEARANCE
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.cross_fitting import Target, predict_target
-from pipeline.shift.detect import detect_with_controls
+from pipeline.shift.detection.detect import detect_with_controls
+from pipeline.shift.detection.findings import ControlledDetection, DetectionSettings
 from pipeline.shift.differences import Difference, Pictures, differences
-from pipeline.shift.errors_by_role import Given
-from pipeline.shift.findings import ControlledDetection, DetectionSettings
+from pipeline.shift.fixes.cross_fitting import Target, predict_target
+from pipeline.shift.fixes.leaderboard import Leaderboard, score
+from pipeline.shift.fixes.sealed import SealedLabels
+from pipeline.shift.fixes.tuning import TunedRow, try_values, tuned_rows
 from pipeline.shift.known import Facts, Known
-from pipeline.shift.leaderboard import Leaderboard, score
+from pipeline.shift.losses.errors_by_role import Given
 from pipeline.shift.pictures import FeatureMap, feature_map
-from pipeline.shift.probes import SourcePrediction
 from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
@@ -25,13 +26,12 @@ from pipeline.shift.provenance import (
     inputs_of,
     roles_with_labels,
 )
-from pipeline.shift.sealed import SealedLabels
 from pipeline.shift.sides import ask, here_of, shared_patients, there_of, told_apart
 from pipeline.shift.story import Story, Telling, foretell, tell
-from pipeline.shift.subgroup_values import Subgroups
 from pipeline.shift.subgroups import subgroups
-from pipeline.shift.tuning import TunedRow, try_values, tuned_rows
+from pipeline.shift.subgroups.values import Subgroups
 from pipeline.study import SOURCE
+from pipeline.two_samples.probes import SourcePrediction
 
 
 @dataclass(frozen=True, kw_only=True)

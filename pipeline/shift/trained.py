@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.predictions import TRAINED_PROBABILITIES, Predictions, read_predictions
 from pipeline.samples import Samples
+from pipeline.samples.splits import VALIDATION
+from pipeline.scores.predictions import TRAINED_PROBABILITIES, Predictions, read_predictions
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.decompose import DecomposeSettings, kitagawa, threshold_terms
-from pipeline.shift.gaps import Gap
-from pipeline.shift.labelled import labelled, loss
+from pipeline.shift.losses.decompose import DecomposeSettings, kitagawa, threshold_terms
+from pipeline.shift.losses.gaps import Gap
+from pipeline.shift.losses.labelled import labelled, loss
+from pipeline.shift.losses.threshold import ThresholdSplit
 from pipeline.shift.provenance import digest_of_domain
-from pipeline.shift.threshold import ThresholdSplit
-from pipeline.splits import VALIDATION
 from pipeline.study import SOURCE
 
 _LOG = logging.getLogger(__name__)

@@ -11,15 +11,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.finding import Finding
-from pipeline.joined import JoinedFeatures
+from pipeline.checks.finding import Finding
+from pipeline.features.joined import JoinedFeatures
 from pipeline.samples import UNLABELLED
-from pipeline.shift.adaptation import Source
 from pipeline.shift.cohorts import Cohort
-from pipeline.shift.detect import detect_with_controls
-from pipeline.shift.findings import ControlledDetection, DetectionSettings
-from pipeline.shift.predict import RANGED, Forecast
-from pipeline.shift.probes import SourcePrediction
+from pipeline.shift.detection.detect import detect_with_controls
+from pipeline.shift.detection.findings import ControlledDetection, DetectionSettings
+from pipeline.shift.fixes.adaptation import Source
+from pipeline.shift.foretell.predict import RANGED, Forecast
 from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
@@ -30,7 +29,8 @@ from pipeline.shift.provenance import (
 from pipeline.shift.sides import ask, here_of, shared_patients, there_of, told_apart
 from pipeline.shift.story import foretell
 from pipeline.study import SOURCE
-from pipeline.text_table import percent
+from pipeline.text.table import percent
+from pipeline.two_samples.probes import SourcePrediction
 
 #: What is left out, each for this one reason.
 NEEDS_LABELS = (

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from pipeline.counts import counted
 from pipeline.errors import StudyError
 from pipeline.sources import class_folders, npy_stacks
 from pipeline.sources.items import NO_CLASS, Content, FileStat, Item, Listing, system_reason
+from pipeline.text.counts import counted
 
 __all__ = [
     "KINDS",

@@ -11,8 +11,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, StudyError
-from pipeline.facts import facts_of_file
 from pipeline.images import PixelPolicy, Pixels, decode
+from pipeline.images.facts import facts_of_file
 from pipeline.sources.items import NO_CLASS, Item, Listing, read_from
 from pipeline.sources.walk import File, Walk
 
@@ -37,7 +37,7 @@ class FileContent:
         return decode(self.data, policy)
 
     def facts(self) -> NDArray[Any]:
-        """See :func:`pipeline.facts.facts_of_file`."""
+        """See :func:`pipeline.images.facts.facts_of_file`."""
         return facts_of_file(self.data)
 
 

@@ -80,7 +80,7 @@ class Content(Protocol):
         """
 
     def facts(self) -> NDArray[Any]:
-        """A record of :data:`pipeline.facts.FACTS`, but for its key.
+        """A record of :data:`pipeline.images.facts.FACTS`, but for its key.
 
         Raises:
             ImageError: The image cannot be used.

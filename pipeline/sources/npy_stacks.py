@@ -20,9 +20,9 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, StudyError
-from pipeline.facts import facts_of_array
-from pipeline.formats import check_size
 from pipeline.images import PixelPolicy, Pixels, resize_pixels
+from pipeline.images.facts import facts_of_array
+from pipeline.images.formats import check_size
 from pipeline.sources.items import FileStat, Item, Listing, read_from, stat_of
 from pipeline.sources.walk import File, Walk
 
@@ -55,7 +55,7 @@ class RowContent:
         return resize_pixels(self.row, policy)
 
     def facts(self) -> NDArray[Any]:
-        """See :func:`pipeline.facts.facts_of_array`."""
+        """See :func:`pipeline.images.facts.facts_of_array`."""
         return facts_of_array(self.row)
 
 

@@ -1,7 +1,7 @@
 """Every metric as a statistic of row weights, for thousands of bootstrap draws at once.
 
 A row of weight 3 counts as three equal rows and one of weight 0 is not there, so each
-entry of :data:`WEIGHTED` equals the metric of the same name in ``pipeline.metrics`` on
+entry of :data:`WEIGHTED` equals the metric of the same name in ``pipeline.stats.metrics`` on
 the repeated rows, and is NaN for a draw in which that metric is undefined.
 """
 
@@ -11,20 +11,20 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics import (
-    ECE_BINS,
-    Labels,
-    Probabilities,
-    is_right,
-    squared_distance,
-    surprise,
-)
 from pipeline.stats.intervals import (
     WeightedStatistic,
     Weights,
     weighted_auroc,
     weighted_mean,
     weighted_ratio,
+)
+from pipeline.stats.metrics import (
+    ECE_BINS,
+    Labels,
+    Probabilities,
+    is_right,
+    squared_distance,
+    surprise,
 )
 
 _BINARY = 2

@@ -55,9 +55,9 @@ BARE = """
 import sys, time, numpy as np
 from collections import deque
 from pathlib import Path
-from pipeline.engines import EngineChoice, start_engine
-from pipeline.recipes import frozen_network
-from pipeline.study_file import load_study
+from pipeline.features.engines import EngineChoice, start_engine
+from pipeline.features.recipes import frozen_network
+from pipeline.study.file import load_study
 choice = load_study(Path(sys.argv[1])).backbones[0]
 engine = start_engine(frozen_network(choice), EngineChoice(), "fp32")
 batch = np.random.default_rng(0).integers(0, 256, (engine.batch_size, 224, 224, 3), np.uint8)
@@ -189,7 +189,7 @@ def _memory(work: Path, images: Path) -> None:
         own.write_text(study.read_text().replace(str(images), str(few)))
         shutil.rmtree(work / "store", ignore_errors=True)
         code = (
-            "import resource, sys; from pipeline.cli import main; main(standalone_mode=False);"
+            "import resource; from pipeline.cli.commands import main; main(standalone_mode=False);"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
         out = _run("-c", code, "features", str(own))
@@ -213,8 +213,8 @@ def _second_run(work: Path, count: int) -> None:
     import hashlib
 
     from cache import Writer
-    from pipeline.recipes import store_for
-    from pipeline.study_file import load_study
+    from pipeline.features.recipes import store_for
+    from pipeline.study.file import load_study
 
     folder = work / "small"
     rng = np.random.default_rng(0)

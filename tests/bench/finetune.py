@@ -23,11 +23,11 @@ from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import cross_entropy
 from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.training import Workbench
-from pipeline.gather import load_samples
 from pipeline.progress import Progress
+from pipeline.samples.gather import load_samples
 from pipeline.study import Study
-from pipeline.study_file import load_study
-from pipeline.text_table import new_table, render
+from pipeline.study.file import load_study
+from pipeline.text.table import new_table, render
 
 #: How many times the images/s of ``full`` those of ``last_block`` should be.
 GOALS = {"densenet121": 20.0, "googlenet": None}

@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 
 from cache import FeatureStore, Recipe, Writer
-from pipeline.compare import CompareOptions, table_of
-from pipeline.fitting import Failure, Fitted, Plan, fit_all
+from pipeline.compare.fitting import Failure, Fitted, Plan, fit_all
+from pipeline.compare.stage import CompareOptions, table_of
+from pipeline.features.joined import JoinedFeatures
 from pipeline.heads.named import NamedHead, heads_with
-from pipeline.joined import JoinedFeatures
 from pipeline.samples import Samples
+from pipeline.samples.splits import VALIDATION
 from pipeline.sources import Item
-from pipeline.splits import VALIDATION
 
 HEADS = "linear,ridge,prototype,small_mlp"
 RECIPE = Recipe(

@@ -1,0 +1,1 @@
+"""The audit: leaks, near copies, confounders and doubtful labels."""

@@ -1,0 +1,1 @@
+"""Stage 2: heads on stored features, fitted, scored and compared."""

@@ -1,0 +1,225 @@
+"""Write the demo: generated chest radiographs of two hospitals, and their study file.
+
+The two differ in what :class:`pipeline.demo.hospital.Hospital` declares and in nothing
+else, so what a stage says about the gap can be compared with the truth. The pictures
+are phantoms: nothing in them says anything about patients.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+
+from pipeline.demo.hospital import Hospital, Shot, expose, render
+from pipeline.demo.phantom import CLASSES, Patient, chest
+from pipeline.errors import StudyError, UnknownNameError
+
+__all__ = [
+    "SITES",
+    "SOURCE",
+    "TARGET",
+    "DemoSpec",
+    "Hospital",
+    "Patient",
+    "cohort",
+    "render",
+    "write_demo",
+]
+
+SITES = ("hospital_a", "hospital_b")
+STUDY = "study.toml"
+_PARTIAL = "study.toml.partial"
+_TITLE = "# Generated chest radiographs of two hospitals; written by `headrace demo`."
+#: What a demo may have written: anything else in the folder is somebody's own.
+_OWN = re.compile(
+    rf"study\.toml(\.partial)?|({'|'.join(SITES)})\.csv|"
+    rf"({'|'.join(SITES)})(/({'|'.join(CLASSES)})(/patient\d+_\d+\.png)?)?"
+)
+
+SOURCE = Hospital()
+#: The default target: brighter, noisier, softer, closer, with a marker on half of the
+#: images of either class, and with fewer ill patients.
+TARGET = Hospital(
+    exposure=1.1,
+    gamma=0.85,
+    noise=0.022,
+    blur=0.6,
+    field_of_view=1.1,
+    marker_normal=0.5,
+    marker_pneumonia=0.5,
+    prevalence=0.35,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSpec:
+    """All that determines the demo, to the byte.
+
+    Attributes:
+        seed: Seed of everything random, 0 or more; also the study's seed.
+        source: The hospital with the training images, ``hospital_a``.
+        target: The hospital the model is taken to, ``hospital_b``.
+        n_source: Images of the source, 1 or more; a patient has 1 to 3 of them.
+        n_target: Images of the target, 1 or more.
+        size: Edge of an image in pixels, 32 or more.
+
+    Raises:
+        StudyError: A number lies outside its range.
+    """
+
+    seed: int = 0
+    source: Hospital = SOURCE
+    target: Hospital = TARGET
+    n_source: int = 400
+    n_target: int = 200
+    size: int = 224
+
+    def __post_init__(self) -> None:
+        for name, least in {"seed": 0, "n_source": 1, "n_target": 1, "size": 32}.items():
+            if getattr(self, name) < least:
+                raise StudyError(
+                    f"demo has {name} = {getattr(self, name)}; allowed is {least} or more"
+                )
+
+
+def cohort(spec: DemoSpec, site: str) -> list[tuple[Patient, int]]:
+    """List the patients of one hospital.
+
+    Args:
+        spec: The demo.
+        site: One of :data:`SITES`.
+
+    Returns:
+        Patients with their number of images, 1 to 3, which add up to the hospital's.
+        No patient is at both hospitals: the source has the odd numbers.
+
+    Raises:
+        UnknownNameError: There is no such site.
+    """
+    if site not in SITES:
+        raise UnknownNameError("site", site, SITES)
+    first = 1 + SITES.index(site)
+    hospital, images = ((spec.source, spec.n_source), (spec.target, spec.n_target))[first - 1]
+    counts = _image_counts(spec.seed, first, images)
+    # Who falls ill first is drawn once: another prevalence moves the line, not the order.
+    wanted, ill = round(hospital.prevalence * images), set()
+    for patient in sorted(counts, key=lambda patient: patient.stream("risk").random()):
+        if counts[patient] <= wanted:
+            wanted -= counts[patient]
+            ill.add(patient)
+    return [(replace(p, label=CLASSES[p in ill]), count) for p, count in counts.items()]
+
+
+def _image_counts(seed: int, first: int, images: int) -> dict[Patient, int]:
+    """Number of images per patient, for every second patient number from ``first``."""
+    counts: dict[Patient, int] = {}
+    for number in itertools.count(first, 2):
+        if images == 0:
+            break
+        patient = Patient(name=f"patient{number:04d}", label=CLASSES[0], seed=seed)
+        counts[patient] = min(images, int(patient.stream("visits").integers(1, 4)))
+        images -= counts[patient]
+    return counts
+
+
+def write_demo(
+    folder: Path, spec: DemoSpec = DemoSpec(), *, backbone: str = "efficientnet_lite0"
+) -> Path:
+    """Write both hospitals' images and their study file; an older demo there is replaced.
+
+    Args:
+        folder: Becomes ``hospital_a/{normal,pneumonia}/patient0001_1.png`` and so on
+            (8-bit grey), ``hospital_a.csv`` (sex and age of its patients), ``hospital_b/...``
+            and ``study.toml``. Made when missing.
+        spec: What to write. The same spec gives the same bytes.
+        backbone: Name of the study's one backbone.
+
+    Returns:
+        Path of the study file.
+
+    Raises:
+        StudyError: The folder holds something that no demo wrote; nothing is changed.
+    """
+    stale = _own_files(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The study comes last: where it exists, its images are complete. Until then its
+    # text says to the next run that what it finds is a demo, cut short.
+    partial = folder / _PARTIAL
+    partial.write_text(_study_text(spec, backbone), encoding="utf-8", newline="\n")
+    for path in stale:
+        path.unlink(missing_ok=True)
+    for site in SITES:
+        _write_site(folder / site, spec, site)
+        attributes = _attributes_text(patient for patient, _ in cohort(spec, site))
+        (folder / f"{site}.csv").write_text(attributes, encoding="utf-8", newline="\n")
+    return partial.replace(folder / STUDY)
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """List the files of an older demo; refuse a folder that holds anything else."""
+    if folder.exists() and not folder.is_dir():
+        raise StudyError(f"{folder} is a file; the demo needs a folder: choose another name")
+    found = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
+    is_demo = any(_has_title(folder / name) for name in (STUDY, _PARTIAL))
+    for path in found:
+        if not (is_demo and _OWN.fullmatch(path.as_posix())):
+            raise StudyError(
+                f"{folder} holds {path}, which no demo wrote; allowed is a new or empty folder, "
+                "or an older demo alone: choose another folder"
+            )
+    return [folder / path for path in found if (folder / path).is_file() and path.name != _PARTIAL]
+
+
+def _has_title(study: Path) -> bool:
+    return study.is_file() and study.read_bytes().startswith(_TITLE.encode())
+
+
+def _write_site(folder: Path, spec: DemoSpec, site: str) -> None:
+    hospital = (spec.source, spec.target)[SITES.index(site)]
+    for label in CLASSES:
+        (folder / label).mkdir(parents=True, exist_ok=True)
+    for patient, images in cohort(spec, site):
+        drawn = chest(patient)
+        for visit in range(1, images + 1):
+            image = expose(drawn, Shot(patient, hospital, visit, spec.size))
+            path = folder / patient.label / f"{patient.name}_{visit}.png"
+            # Level 1: grain hardly compresses, and the default level takes 3 x as long.
+            Image.fromarray(image).save(path, compress_level=1)
+
+
+def _attributes_text(patients: Iterable[Patient]) -> str:
+    """Sex and age, drawn apart from all that is in the pictures: no group is worse in truth."""
+    lines = ["patient,sex,age"]
+    for patient in patients:
+        rng = patient.stream("attributes")
+        lines.append(f"{patient.name},{'FM'[rng.integers(2)]},{rng.integers(18, 91)}")
+    return "\n".join(lines) + "\n"
+
+
+def _study_text(spec: DemoSpec, backbone: str) -> str:
+    group = r"group = '^(patient\d+)'"
+    return f"""\
+{_TITLE}
+name = "demo"
+seed = {spec.seed}
+
+[source]
+path = "{SITES[0]}"
+{group}
+attributes = "{SITES[0]}.csv"
+validation = 0.2
+
+[target.{SITES[1]}]
+path = "{SITES[1]}"
+{group}
+attributes = "{SITES[1]}.csv"
+
+[subgroups]
+sex = true
+age = [40, 65]
+
+[backbone.{backbone}]
+"""

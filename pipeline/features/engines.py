@@ -1,0 +1,276 @@
+"""How a frozen network is run: torch on CPU or CUDA, OpenVINO on a CPU.
+
+An engine takes a batch of pixels without waiting for it and hands back a function
+that waits for the features. While it works, the caller decodes the next batch and
+commits the last one. To add an engine: one class and one line in ``ENGINES``.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import EngineError, UnknownNameError
+from pipeline.features.devices import after, device_name, provenance, set_precision
+
+if TYPE_CHECKING:
+    from pipeline.backbones.frozen import Frozen
+
+Pixels = NDArray[np.uint8]
+Features = NDArray[np.float32]
+Wait = Callable[[], Features]
+#: Large enough for full speed, small enough that 2 GB of memory hold all batches under way.
+BATCH_SIZE: Mapping[str, int] = MappingProxyType({"cpu": 8, "cuda": 128})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineChoice:
+    """What the user asks for.
+
+    Attributes:
+        engine: ``auto``, or an entry of ``ENGINES``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        batch_size: Images per batch; None takes ``BATCH_SIZE`` of the device.
+    """
+
+    engine: str = "auto"
+    device: str = "auto"
+    batch_size: int | None = None
+
+
+class Engine(Protocol):
+    """Runs one frozen network.
+
+    Attributes:
+        batch_size: Every batch has exactly this many images; the caller pads.
+        depth: Batches that may be under way at once.
+        description: For people: engine, device, batch size.
+    """
+
+    batch_size: int
+    depth: int
+    description: str
+
+    def submit(self, pixels: Pixels) -> Wait:
+        """Start on uint8 pixels ``(batch_size, size, size, 3)``; do not wait."""
+
+    def provenance(self) -> dict[str, str]:
+        """Engine, device, batch size and versions, for the parts and the canaries."""
+
+    def close(self) -> None:
+        """Let go of threads and device memory."""
+
+
+class TorchEngine:
+    """torch: channels_last float32 on a CPU, the same code on CUDA.
+
+    Args:
+        network: See :class:`pipeline.backbones.frozen.Frozen`.
+        device: ``cpu`` or ``cuda``.
+        batch_size: Images per batch.
+        precision: ``fp32``, ``tf32`` or ``bf16``.
+    """
+
+    depth = 2
+
+    def __init__(self, network: "Frozen", device: str, batch_size: int, precision: str) -> None:
+        import torch
+
+        self.batch_size = batch_size
+        self.description = f"torch on {device_name(device)}, batch {batch_size}"
+        self._precision = precision
+        self._device = torch.device(device)
+        self._network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # One thread keeps the order; the caller's thread stays free to commit.
+        self._thread = ThreadPoolExecutor(1, "forward")
+        self._thread.submit(set_precision, precision).result()
+
+    def submit(self, pixels: Pixels) -> Wait:
+        """See :class:`Engine`."""
+        future = self._thread.submit(self._enqueue, pixels)
+
+        def wait() -> Features:
+            return future.result()()
+
+        return wait
+
+    def _enqueue(self, pixels: Pixels) -> Wait:
+        """Queue copy, forward and copy back; on CUDA nothing here waits for the device."""
+        import torch
+
+        on_cuda = self._device.type == "cuda"
+        host = torch.from_numpy(pixels)
+        with (
+            torch.inference_mode(),
+            torch.autocast(
+                self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
+            ),
+        ):
+            if not on_cuda:
+                features = self._network(host).float().numpy()
+                return lambda: features
+            batch = host.pin_memory().to(self._device, non_blocking=True)
+            out = self._network(batch).float().to("cpu", non_blocking=True)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record()
+        return lambda: after(done, out)
+
+    def provenance(self) -> dict[str, str]:
+        """See :class:`Engine`."""
+        return provenance("torch", device_name(self._device.type), self.batch_size)
+
+    def close(self) -> None:
+        """See :class:`Engine`."""
+        self._thread.shutdown()
+
+
+class OpenVINOEngine:
+    """OpenVINO on a CPU, in float32: 1.6 to 5 times torch's rate.
+
+    Args:
+        network: See :class:`pipeline.backbones.frozen.Frozen`.
+        device: ``cpu``.
+        batch_size: Images per batch.
+        precision: ``fp32``; anything else is torch's.
+    """
+
+    def __init__(self, network: "Frozen", device: str, batch_size: int, precision: str) -> None:
+        if device != "cpu" or precision != "fp32":
+            raise EngineError(
+                f"OpenVINO runs here in fp32 on the CPU, not in {precision} on {device}: "
+                "use --engine torch"
+            )
+        self.batch_size = batch_size
+        self.description = f"OpenVINO on {device_name('cpu')}, batch {batch_size}"
+        import torch
+
+        openvino = _openvino()
+        example = torch.zeros(batch_size, network.size, network.size, 3, dtype=torch.uint8)
+        # Exported, not traced: a third of the time, and the traced way is going out of torch.
+        try:
+            model = openvino.convert_model(torch.export.export(network, (example,)))
+        except RuntimeError as cause:
+            # A Ctrl-C inside the converter comes out as its own error.
+            if "KeyboardInterrupt" in str(cause):
+                raise KeyboardInterrupt from cause
+            raise EngineError(
+                f"OpenVINO cannot convert this network ({str(cause).splitlines()[0]}): "
+                "use --engine torch"
+            ) from cause
+        # Without the precision hint a CPU with bfloat16 units would use them.
+        settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+        self._model = openvino.compile_model(model, "CPU", settings)
+        parallel = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        self.depth = parallel + 1
+        self._free = [self._model.create_infer_request() for _ in range(self.depth + 1)]
+
+    def submit(self, pixels: Pixels) -> Wait:
+        """See :class:`Engine`."""
+        request = self._free.pop()
+        request.start_async([pixels], share_inputs=False)
+
+        def wait() -> Features:
+            request.wait()
+            features = np.array(request.get_output_tensor(0).data, np.float32)
+            self._free.append(request)
+            return features
+
+        return wait
+
+    def provenance(self) -> dict[str, str]:
+        """See :class:`Engine`."""
+        own = {"openvino": version("openvino")}
+        return provenance("openvino", device_name("cpu"), self.batch_size) | own
+
+    def close(self) -> None:
+        """See :class:`Engine`."""
+        self._free.clear()
+
+
+EngineFactory = Callable[["Frozen", str, int, str], Engine]
+#: In the order in which ``auto`` prefers them on a CPU.
+ENGINES: Mapping[str, EngineFactory] = MappingProxyType(
+    {"openvino": OpenVINOEngine, "torch": TorchEngine}
+)
+
+
+def check_choice(choice: EngineChoice) -> None:
+    """Refuse an engine or device that is not there, before any work.
+
+    Raises:
+        UnknownNameError: The engine is in no table.
+        EngineError: It is not installed, or the device is not here.
+    """
+    if choice.engine not in ("auto", *ENGINES):
+        raise UnknownNameError("engine", choice.engine, ["auto", *ENGINES])
+    if choice.device not in ("auto", *BATCH_SIZE):
+        raise UnknownNameError("device", choice.device, ["auto", *BATCH_SIZE])
+    if choice.engine == "openvino" and not _has_openvino():
+        raise EngineError('OpenVINO is not installed: pip install "headrace[cpu]"')
+    if choice.batch_size is not None and choice.batch_size < 1:
+        raise EngineError(f"batch size {choice.batch_size}: allowed is 1 or more")
+    if choice.device == "cuda" and not _has_cuda():
+        raise EngineError("no CUDA device is here: use --device cpu, or leave it at auto")
+
+
+def start_engine(network: "Frozen", choice: EngineChoice, precision: str) -> Engine:
+    """The engine that the choice comes to on this machine, ready to run.
+
+    Raises:
+        UnknownNameError: See :func:`check_choice`.
+        EngineError: See :func:`check_choice`; or the engine cannot do this precision.
+    """
+    check_choice(choice)
+    device = choice.device
+    if device == "auto":
+        device = "cuda" if choice.engine != "openvino" and _has_cuda() else "cpu"
+    if precision == "tf32" and device != "cuda":
+        raise EngineError(f"tf32 is a precision of CUDA devices, not of {device}: use fp32")
+    name = choice.engine
+    if name == "auto":
+        fast = device == "cpu" and precision == "fp32" and _has_openvino()
+        name = "openvino" if fast else "torch"
+    return ENGINES[name](network, device, choice.batch_size or BATCH_SIZE[device], precision)
+
+
+def fallback_note(engine: Engine) -> str | None:
+    """What a user should hear when ``auto`` had to take the slower engine."""
+    if isinstance(engine, TorchEngine) and "cuda" not in engine.description:
+        return (
+            None
+            if _has_openvino()
+            else (
+                "OpenVINO is not installed, so torch runs the network, at a half to a fifth of "
+                'the rate; pip install "headrace[cpu]" mends it'
+            )
+        )
+    return None
+
+
+def _openvino() -> Any:
+    """OpenVINO without its telemetry, which would report each conversion by the network.
+
+    A tool for patient images makes no call that its user did not ask for. With its
+    telemetry package marked as absent, OpenVINO takes a stub of its own.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def _has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,95 @@
+"""One self-contained HDF5 file of a study's features, to be shared or opened elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cache import disk
+from cache.recipe import canonical
+from pipeline.errors import StudyError, UnknownNameError
+from pipeline.features.joined import JoinedFeatures, load_joined
+from pipeline.samples import SampleOptions
+from pipeline.samples.gather import load_samples
+from pipeline.study import BackboneChoice, Study
+from pipeline.text.names import legible
+
+EXPORT_FORMAT = 1
+
+
+def export_study(
+    study: Study, backbone: str | None, output: Path, options: SampleOptions | None = None
+) -> int:
+    """Write features, labels, patients, splits and the recipe of one backbone.
+
+    The file has ``features`` (n, d) float32, ``label`` (n,) int64, ``class_names`` (K,),
+    ``key`` (n, 32) uint8, ``path``, ``group``, ``domain`` and ``split`` (n,) UTF-8 text,
+    and the recipe's fields as root attributes. The label of a target without labels is -1.
+    It is built in memory and put in place
+    whole; HDF5 1.10 tools read it.
+
+    Returns:
+        Number of rows.
+
+    Raises:
+        StudyError: The study has several backbones and none is named; or the output is
+            something else than an older export.
+        MissingFeaturesError: Stage 1 has not been run.
+        WriteFailedError: The disk refused.
+    """
+    _check_output(output)
+    choice = _chosen(study, backbone)
+    samples, _ = load_samples(study, options)
+    joined = load_joined(study, choice, samples)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    disk.publish(output, _to_bytes(study, joined))
+    return len(joined.samples)
+
+
+def _check_output(output: Path) -> None:
+    """Only an older export may be written over."""
+    if output.is_file() and h5py.is_hdf5(output):
+        with h5py.File(output) as file:
+            if "export_format" in file.attrs:
+                return
+    if output.exists():
+        raise StudyError(f"{output} is there and is no export of headrace: choose another name")
+
+
+def _chosen(study: Study, backbone: str | None) -> BackboneChoice:
+    by_name = {choice.name: choice for choice in study.backbones}
+    if backbone is None:
+        if len(by_name) > 1:
+            raise StudyError(f"the study has several backbones; name one of {', '.join(by_name)}")
+        return study.backbones[0]
+    if backbone not in by_name:
+        raise UnknownNameError("backbone of the study", backbone, by_name)
+    return by_name[backbone]
+
+
+def _to_bytes(study: Study, joined: JoinedFeatures) -> bytes:
+    samples = joined.samples
+    text: dict[str, Any] = {
+        "class_names": samples.classes,
+        "path": [item.path for item in samples.items],
+        "group": samples.group,
+        "domain": samples.domain,
+        "split": samples.split,
+    }
+    with h5py.File.in_memory(libver=("earliest", "v108")) as file:
+        file["features"] = joined.X
+        file["label"] = samples.label
+        file["key"] = np.frombuffer(b"".join(samples.key), np.uint8).reshape(len(samples), -1)
+        for name, values in text.items():
+            file.create_dataset(
+                name, data=[legible(str(v)) for v in values], dtype=h5py.string_dtype()
+            )
+        for name, value in joined.stores[0].recipe.to_json().items():
+            file.attrs[name] = canonical(value) if name == "preprocessing" else value
+        file.attrs["fingerprint"] = joined.stores[0].recipe.fingerprint
+        file.attrs["study"] = study.name
+        file.attrs["export_format"] = EXPORT_FORMAT
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image

@@ -1,0 +1,1 @@
+"""Saved heads asked about new images."""

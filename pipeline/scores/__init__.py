@@ -1,0 +1,1 @@
+"""Scores of probabilities by domain, with intervals, and heads paired on the same images."""

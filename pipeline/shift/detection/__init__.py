@@ -1,0 +1,1 @@
+"""How far two domains are apart, and how sure that is."""

@@ -1,0 +1,1 @@
+"""Whether probabilities and thresholds of the source serve on the target."""

@@ -1,0 +1,1 @@
+"""How numbers, names and tables are put into words, CSV, Markdown and JSON."""

@@ -1,0 +1,1 @@
+"""Two samples compared: statistics, relabelled by patient, probes, the direction between them."""
