@@ -22,11 +22,9 @@ from pipeline.heads.training import Problem, train_head
 from pipeline.heads.treated import TreatedRows, fit_treatment
 from pipeline.heads.treatments import DEFAULT, label_of, make_treatment
 from pipeline.samples.splits import FIT, VALIDATION
-from pipeline.scores.scoring import ensemble
+from pipeline.scores.scoring import ENSEMBLE, ensemble
 
 _LOG = logging.getLogger(__name__)
-#: Row of the mean probability of a head's seeds.
-ENSEMBLE = "_ensemble"
 
 
 @dataclass(frozen=True, kw_only=True)

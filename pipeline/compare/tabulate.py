@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.compare.fitting import ENSEMBLE, Fitted
+from pipeline.compare.fitting import Fitted
 from pipeline.compare.report import Confusion, HeadDetail, Row, Table
 from pipeline.compare.seed_spread import SeedSpread, seed_spread
 from pipeline.heads.side_by_side import side_by_side
@@ -20,7 +20,7 @@ from pipeline.scores.pairing import (
     best_sets,
     pairs,
 )
-from pipeline.scores.scoring import Place, Proba, scores
+from pipeline.scores.scoring import ENSEMBLE, Place, Proba, scores
 from pipeline.stats.intervals import DRAWS
 from pipeline.stats.metrics import confusion
 

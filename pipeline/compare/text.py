@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from rich.table import Table as RichTable
 
-from pipeline.compare.fitting import ENSEMBLE
 from pipeline.compare.report import CompareReport, Row, Table
 from pipeline.samples.splits import FIT
 from pipeline.scores.pairing import BASELINE, BEST, Pair
 from pipeline.scores.predictions import PROBABILITIES
-from pipeline.scores.scoring import place_in_words, unscored
+from pipeline.scores.scoring import ENSEMBLE, place_in_words, unscored
 from pipeline.text.counts import counted
 from pipeline.text.names import legible
 from pipeline.text.rounding import settled

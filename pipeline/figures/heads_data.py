@@ -7,13 +7,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.compare.fitting import ENSEMBLE
 from pipeline.compare.report import HEADS_REPORT
 from pipeline.figures.ranked import Entry, Where, is_prior
 from pipeline.figures.reports import read_report
 from pipeline.figures.style import NothingToDrawError
 from pipeline.samples.splits import FIT
 from pipeline.scores.predictions import PROBABILITIES, Predictions, read_predictions
+from pipeline.scores.scoring import ENSEMBLE
 from pipeline.study import SOURCE
 from pipeline.text.names import legible
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
-from pipeline.compare.fitting import ENSEMBLE
 from pipeline.errors import MissingPredictionsError
 from pipeline.finetune.kept import Proba, Record
 from pipeline.finetune.methods import BASELINE, METHODS
@@ -23,7 +22,7 @@ from pipeline.samples import Samples
 from pipeline.samples.splits import FIT, VALIDATION
 from pipeline.scores.pairing import Pair, pairs
 from pipeline.scores.predictions import PROBABILITIES, Predictions, read_predictions
-from pipeline.scores.scoring import Place, places_of, scores
+from pipeline.scores.scoring import ENSEMBLE, Place, places_of, scores
 from pipeline.stats import Interval
 from pipeline.stats.metrics import accuracy
 

@@ -6,7 +6,6 @@ from operator import itemgetter
 from typing import Any
 
 from pipeline.checks.finding import OK
-from pipeline.compare.fitting import ENSEMBLE
 from pipeline.compare.report import CompareReport, Row
 from pipeline.compare.text import points_text, sections, with_interval
 from pipeline.finetune.methods import METHODS
@@ -25,7 +24,7 @@ from pipeline.report.figures import pictures
 from pipeline.report.records import Records
 from pipeline.samples.splits import FIT
 from pipeline.scores.predictions import PROBABILITIES, TRAINED_PROBABILITIES
-from pipeline.scores.scoring import place_in_words, unscored
+from pipeline.scores.scoring import ENSEMBLE, place_in_words, unscored
 
 #: Stands for the backbone of networks that are trained from nothing.
 _OWN = "pixels"

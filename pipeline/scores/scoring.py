@@ -27,6 +27,8 @@ Proba = NDArray[np.float64]
 Labels = NDArray[np.int64]
 Key = TypeVar("Key", bound=Hashable)
 
+#: Ends the name of a row that is the mean probability of a head's seeds.
+ENSEMBLE = "_ensemble"
 #: ``ci_method`` where no interval can be given, or where it would mean nothing.
 NO_INTERVAL = "none"
 _BINARY = 2

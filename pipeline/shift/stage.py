@@ -27,9 +27,10 @@ from pipeline.shift.known import Checked, check, known_of, source_of
 from pipeline.shift.paper import chapters
 from pipeline.shift.paper.record import to_json
 from pipeline.shift.pictures import head_predictions
+from pipeline.shift.report import ShiftReport
 from pipeline.shift.sides import NotCompared, not_compared
 from pipeline.shift.target import TargetReport, examine
-from pipeline.shift.trained import TrainedLoss, trained_losses
+from pipeline.shift.trained import trained_losses
 from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
 from pipeline.study import Study
 from pipeline.text.json_values import plain
@@ -52,22 +53,6 @@ class ShiftOptions:
     draws: int = 999
     seeds: int = 10
     samples: SampleOptions = field(default_factory=SampleOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShiftReport:
-    """All targets of a study, those without labels apart, and the networks trained on images.
-
-    Attributes:
-        not_compared: Targets that could not be, by backbone; no other entry has them.
-    """
-
-    study: str
-    classes: tuple[str, ...]
-    targets: tuple[TargetReport, ...]
-    trained: tuple[TrainedLoss, ...] = ()
-    unlabelled: tuple[UnlabelledReport, ...] = ()
-    not_compared: tuple[NotCompared, ...] = ()
 
 
 def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:

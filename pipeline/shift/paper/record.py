@@ -61,24 +61,22 @@ the source being its validation split: accuracies, ``total``, ``kitagawa``, ``th
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.shift.detection.findings import Finding
 from pipeline.shift.differences import said
 from pipeline.shift.losses.errors_by_role import RoleReport
 from pipeline.shift.pictures import null_histogram
+from pipeline.shift.report import ShiftReport
+from pipeline.shift.target import TargetReport
 from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
 from pipeline.shift.unlabelled import said as foretold
 from pipeline.text.json_values import plain
 
-if TYPE_CHECKING:
-    from pipeline.shift.stage import ShiftReport
-    from pipeline.shift.target import TargetReport
-
 SCHEMA = 5
 
 
-def to_json(report: "ShiftReport") -> dict[str, Any]:
+def to_json(report: ShiftReport) -> dict[str, Any]:
     """The report as JSON values; the schema's version is in it."""
     return {
         "schema": SCHEMA,
@@ -91,7 +89,7 @@ def to_json(report: "ShiftReport") -> dict[str, Any]:
     }
 
 
-def _target_json(t: "TargetReport") -> dict[str, Any]:
+def _target_json(t: TargetReport) -> dict[str, Any]:
     return {
         **_seen_json(t),
         "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],

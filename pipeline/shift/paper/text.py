@@ -12,7 +12,7 @@ from pipeline.shift.losses.errors_by_role import RoleReport
 from pipeline.shift.paper.chapters import left_out, told_apart_in_words
 from pipeline.shift.paper.subgroups import subgroup_lines
 from pipeline.shift.probabilities.soundness import Carried, Soundness
-from pipeline.shift.stage import ShiftReport
+from pipeline.shift.report import ShiftReport
 from pipeline.shift.target import TargetReport
 from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
 from pipeline.shift.unlabelled import said as foretold
