@@ -174,6 +174,15 @@ def test_training_mode_stops_at_what_is_frozen():
     assert model[2].training
 
 
+def test_statistics_can_be_kept_while_scale_and_shift_are_trained():
+    """BatchNorm alone is in eval mode; what is around it drops out and learns."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
+    train_mode(model, keep_statistics=True)
+    assert [m.training for m in model] == [True, False, True]
+    train_mode(model)
+    assert [m.training for m in model] == [True, True, True]
+
+
 def test_a_head_on_a_frozen_body_equals_the_head_on_its_stored_output():
     """Same seed, same order, same dropout: the store changes nothing."""
     online, fit = small_net(), Pictures(10)

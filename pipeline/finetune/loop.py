@@ -25,6 +25,7 @@ from pipeline.finetune.batches import Examples, dropout_seed, fit_batches, order
 from pipeline.finetune.checkpoints import Checkpoints
 from pipeline.finetune.device import autocast, peak_memory, seed_generators, surroundings
 from pipeline.finetune.history import EpochRow, History, Score, Standing, best_epoch
+from pipeline.finetune.networks import BATCH_NORMS
 from pipeline.finetune.optimise import OPTIMISERS, decay_groups, share_of_rate
 from pipeline.finetune.resume import restore, run_of, tensors_of
 from pipeline.finetune.settings import LoopSettings
@@ -115,7 +116,7 @@ def train(  # noqa: C901, PLR0913, PLR0915
             done = now.epoch * len(fit) + now.step * settings.batch_size
             shown.expect(settings.epochs * len(fit) - done)
         for epoch in range(now.epoch, settings.epochs):
-            train_mode(model)
+            train_mode(model, keep_statistics=settings.keep_statistics)
             totals = torch.tensor(now.totals, dtype=torch.float64, device=device)
             before, start = now.seconds, time.perf_counter()
             for batch in fit_batches(fit, settings, group, epoch=epoch, first=now.step):
@@ -196,18 +197,20 @@ def predict(
         return found
 
 
-def train_mode(model: nn.Module) -> None:
+def train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
     """Training mode, but for what is frozen.
 
     A module that has parameters, its own or of modules within it, none of which is
     trained, is in eval mode with all that it contains: its BatchNorm keeps its running
     statistics, and its dropout drops nothing. A module without any parameter (ReLU,
-    dropout, a norm without weights) is as the module around it.
+    dropout, a norm without weights) is as the module around it. See
+    :class:`LoopSettings` for ``keep_statistics``.
     """
     model.train()
     for module in model.modules():
         trained = [p.requires_grad for p in module.parameters()]
-        if trained and not any(trained):
+        frozen = trained and not any(trained)
+        if frozen or (keep_statistics and isinstance(module, BATCH_NORMS)):
             module.eval()
 
 

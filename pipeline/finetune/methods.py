@@ -31,6 +31,7 @@ class Method:
         learning_rate: The highest, unless the user says otherwise.
         starts_from: Methods whose trained models this one is made of; with none, the
             backbone's pretrained weights and a new head.
+        keeps_statistics: BatchNorm keeps the running statistics that it comes with.
         pretrained: False for a network of its own, trained from nothing.
         trains: False where models of others are only mixed.
     """
@@ -42,6 +43,7 @@ class Method:
     epochs: int = 10
     learning_rate: float = _GENTLE
     starts_from: tuple[str, ...] = ()
+    keeps_statistics: bool = False
     pretrained: bool = True
     trains: bool = True
 
@@ -85,11 +87,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             moved="all",
             moves=ALL,
         ),
+        # The head of lp knows features under the running statistics. Under those of a batch of
+        # radiographs the features are others: the start would be lost at the first step.
         "lp_ft": Method(
             about="all weights, beginning with the head of lp (Kumar et al. 2022)",
-            moved="all",
+            moved="all but the statistics of BatchNorm",
             moves=ALL,
             starts_from=("lp",),
+            keeps_statistics=True,
         ),
         "wise_ft": Method(
             about="the straight line from lp to lp_ft, or to full (Wortsman et al. 2022)",

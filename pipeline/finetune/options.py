@@ -56,5 +56,6 @@ def settings_of(method: Method, options: TrainingOptions, *, seed: int) -> LoopS
         batch_size=o.batch_size,
         augmentation=o.augmentation if method.reads == PIXELS else "none",
         patience=o.patience,
+        keep_statistics=method.keeps_statistics,
         seed=seed if o.seed is None else o.seed,
     )

@@ -29,6 +29,8 @@ class LoopSettings:
             goes back to the best; 0: never, and it keeps the last weights.
         augmentation: Entry of ``AUGMENTATIONS``.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        keep_statistics: BatchNorm uses its running statistics and leaves them as they are,
+            while its scale and shift are trained.
         seed: Of order, augmentation and dropout; 0 or more. Not of the initial weights,
             which the model brings along.
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
@@ -49,6 +51,7 @@ class LoopSettings:
     patience: int = 0
     augmentation: str = "none"
     label_smoothing: float = 0.0
+    keep_statistics: bool = False
     seed: int = 0
     device: str = "cpu"
     precision: str = "fp32"
