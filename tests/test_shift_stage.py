@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli.commands import main
 from pipeline.errors import StudyError
 from pipeline.scores.predictions import read_predictions
 from pipeline.shift import stage, target
@@ -247,3 +249,17 @@ def test_a_study_without_a_target_has_no_shift(study):
     """The message names the table that is missing."""
     with pytest.raises(StudyError, match=r"no \[target.NAME\]"):
         analyse(replace(study, targets=()), SHORT)
+
+
+@pytest.mark.parametrize(
+    ("option", "got", "least"),
+    [("draws", 18, 19), ("draws", -5, 19), ("seeds", 0, 1)],
+)
+def test_too_few_draws_or_cuts_are_refused_with_what_is_allowed(option, got, least):
+    """On the command line and in Python, before anything is computed."""
+    with pytest.raises(StudyError, match=rf"{option} = {got}: ask for {least} or more; "):
+        ShiftOptions(**{option: got})
+    ShiftOptions(**{option: least})
+    told = CliRunner().invoke(main, ["shift", "study.toml", f"--{option}", str(got)])
+    assert told.exit_code == 2
+    assert f"{got} is not in the range x>={least}" in told.output

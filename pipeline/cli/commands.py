@@ -163,8 +163,20 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 
 @main.command()
 @study_argument
-@click.option("--draws", default=999, show_default=True, help="Relabellings of each test.")
-@click.option("--seeds", default=10, show_default=True, help="Cuts of the target for the fixes.")
+@click.option(
+    "--draws",
+    type=click.IntRange(min=19),  # of fewer none gives p <= 0.05; ShiftOptions says the same
+    default=999,
+    show_default=True,
+    help="Relabellings of each test.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Cuts of the target for the fixes.",
+)
 @precision_option
 @click.option("--allow-conflicts", is_flag=True, help="Accept identical images of two classes.")
 @click.option("--allow-leaks", is_flag=True, help="Go on although a role holds another's images.")

@@ -34,7 +34,7 @@ from pipeline.shift.trained import trained_losses
 from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
 from pipeline.study import Study
 from pipeline.text.json_values import plain
-from pipeline.two_samples.permute import PermutationPlan
+from pipeline.two_samples.permute import PermutationPlan, fewest_draws
 
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
@@ -45,14 +45,27 @@ class ShiftOptions:
     """How stage 4 runs.
 
     Attributes:
-        draws: Relabellings of each test.
-        seeds: Cuts of the target into halves for the fixes.
+        draws: Relabellings of each test, 19 at least: of fewer none gives p <= 0.05.
+        seeds: Cuts of the target into halves for the fixes, 1 at least.
         samples: See :class:`pipeline.samples.SampleOptions`.
     """
 
     draws: int = 999
     seeds: int = 10
     samples: SampleOptions = field(default_factory=SampleOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers of draws and cuts with which nothing can be said.
+
+        Raises:
+            StudyError: There are too few.
+        """
+        for name, least, why in (
+            ("draws", fewest_draws(PermutationPlan().alpha), "of fewer no test could reject"),
+            ("seeds", 1, "a fix is adapted to one half of the target and scored on the other"),
+        ):
+            if (got := getattr(self, name)) < least:
+                raise StudyError(f"{name} = {got}: ask for {least} or more; {why}")
 
 
 def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:

@@ -127,8 +127,13 @@ def refuse_hopeless(n_source: int, n_target: int, plan: PermutationPlan) -> None
     if 1 / (plan.draws + 1) > plan.alpha:
         raise StudyError(
             f"{plan.draws} permutations cannot give p <= {plan.alpha:g}: "
-            f"ask for at least {math.ceil(1 / plan.alpha) - 1}"
+            f"ask for at least {fewest_draws(plan.alpha)}"
         )
+
+
+def fewest_draws(alpha: float) -> int:
+    """Relabellings below which no p-value, 1 / (B + 1) at least, reaches a level in (0, 1)."""
+    return math.ceil(1 / alpha) - 1
 
 
 def p_value(statistics: NDArray[np.float64]) -> float:
