@@ -60,6 +60,27 @@ def test_calibration_error_equals_a_loop_over_sorted_bins():
     assert ece(y, p) == pytest.approx(total / 150)
 
 
+def test_calibration_error_of_a_constant_is_the_gap_itself():
+    """All images share one confidence, so no bin may hold one class."""
+    y = np.repeat([0, 1], 50)
+    assert ece(y, np.full((100, 2), 0.5)) == pytest.approx(0)
+    assert ece(y, np.tile([0.3, 0.7], (100, 1))) == pytest.approx(0.2)
+
+
+def test_calibration_error_does_not_depend_on_the_order_of_images():
+    """Equal confidences that an edge cuts are as the mean over all their orders."""
+    rng = np.random.default_rng(0)
+    y, p = example(2, 100)
+    p = np.round(p, 1)
+    order = rng.permutation(100)
+    assert ece(y[order], p[order]) == pytest.approx(ece(y, p), abs=1e-12)
+    confidence, hit = p.max(1), p.argmax(1) == y
+    sorts = [np.lexsort((rng.random(100), confidence)) for _ in range(4000)]
+    gap = np.mean([(hit - confidence)[s] for s in sorts], axis=0)
+    loop = sum(abs(b.sum()) for b in np.array_split(gap, 15)) / 100
+    assert ece(y, p) == pytest.approx(loop, abs=5e-3)
+
+
 @pytest.mark.parametrize("name", ["auroc", "average_precision", "sensitivity"])
 def test_what_the_labels_do_not_define_is_none(name):
     """A domain with one class has no AUROC; a number would be made up."""

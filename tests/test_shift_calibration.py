@@ -71,6 +71,21 @@ def test_plug_in_calibration_error_is_the_formula():
     assert found.plug_in == pytest.approx(total / 307)
 
 
+def test_calibration_error_does_not_depend_on_the_order_of_rows():
+    """Rows of one probability share their rate, so none of them is the first of a bin."""
+    event, p = np.repeat([0, 1], 50), np.full(100, 0.5)
+    found = calibration_error(event, p, np.random.default_rng(0), draws=99)
+    assert found.plug_in == pytest.approx(0)
+    assert found.p == 1
+    rng = np.random.default_rng(1)
+    event, p = foretold(rng, 300)
+    p, order = np.round(p, 1), rng.permutation(300)
+    one, other = (
+        calibration_error(e, q, rng, 9) for e, q in ((event, p), (event[order], p[order]))
+    )
+    assert one.plug_in == pytest.approx(other.plug_in)
+
+
 def test_calibrated_probabilities_show_no_calibration_error():
     """Debiasing takes off what the plug-in value shows of perfect probabilities, mostly."""
     found = []

@@ -6,6 +6,7 @@ not define (AUROC where one class is absent) is None, never a number.
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,12 +102,28 @@ def log_loss(y: Labels, proba: Probabilities) -> float:
 
 
 def ece(y: Labels, proba: Probabilities) -> float:
-    """Expected calibration error of the top class, 15 bins of equal mass (Naeini 2015)."""
+    """Expected calibration error of the top class, 15 bins of equal mass (Naeini 2015).
+
+    Images of one confidence that two bins share stand in each with their mean.
+    """
     confidence = proba.max(axis=1)
-    hit = is_right(y, proba)
-    bins = np.array_split(np.argsort(confidence, kind="stable"), ECE_BINS)
-    gaps = [len(b) * abs(hit[b].mean() - confidence[b].mean()) for b in bins if len(b)]
+    order = np.argsort(confidence, kind="stable")
+    gap = mean_of_ties(confidence[order], (is_right(y, proba) - confidence)[order])
+    gaps = [abs(b.sum()) for b in np.array_split(gap, ECE_BINS)]
     return float(sum(gaps) / len(y))
+
+
+def mean_of_ties(key: NDArray[np.floating], rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Each number replaced by the mean of those of the same key, so that none comes first.
+
+    Args:
+        key: Ascending, shape ``(n,)``, not empty.
+        rows: Shape ``(..., n)``.
+    """
+    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+    sizes = np.diff(np.r_[starts, len(key)])
+    means = np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes
+    return np.asarray(np.repeat(means, sizes, axis=-1))
 
 
 def confusion(y: Labels, proba: Probabilities) -> NDArray[np.int64]:

@@ -66,12 +66,16 @@ def weighted_ece(
     """The statistic "calibration error in bins of equal mass"; weights are whole numbers."""
     order = np.argsort(confidence, kind="stable")
     gap = (hit - confidence)[order]
+    steps = confidence[order]
+    # Rows of one confidence stand in a bin with their mean, in whatever order they come.
+    ends = np.r_[0, 1 + np.flatnonzero(np.r_[steps[1:] != steps[:-1], True])]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         w = np.pad(weights[:, order], ((0, 0), (1, 0)))
-        rows, drift = np.cumsum(w, axis=1), np.cumsum(w * np.r_[0.0, gap], axis=1)
+        rows = np.cumsum(w, axis=1)[:, ends]
+        drift = np.cumsum(w * np.r_[0.0, gap], axis=1)[:, ends]
         # The sum of the gaps over the first t repeated rows is linear in t between two
-        # rows, so a bin that ends among the copies of a row is cut there exactly.
+        # ends, so a bin that ends among the copies of a row is cut there exactly.
         cuts = _bin_edges(rows[:, -1], bins)
         # One search for all draws: each has its own stretch of the axis, whole numbers too.
         stretch = np.arange(len(rows))[:, None] * (rows.max() + 1)

@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 from pipeline.errors import StudyError
 from pipeline.stats.isotonic import fit_monotone
+from pipeline.stats.metrics import mean_of_ties
 
 _TINY = 1e-12
 _BINS = 15
@@ -142,7 +143,7 @@ def corp(event: Event, p: Probability, score: Score) -> Corp:
 def calibration_error(
     event: Event, p: Probability, rng: np.random.Generator, draws: int = 1000
 ) -> CalibrationError:
-    """Expected calibration error in bins of equal mass.
+    """Expected calibration error in bins of equal mass; rows of one p share their rate.
 
     A bin's |rate - mean p| is the absolute value of a number with noise and so too large
     on average: its expected excess, for normal noise, is taken off (Kumar, Liang and Ma
@@ -162,12 +163,15 @@ def calibration_error(
     def per_bin(rows: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes)
 
-    foretold, rates = per_bin(p[order]), per_bin(event[order])
+    def rates_of(rows: NDArray[Any]) -> NDArray[np.float64]:
+        return per_bin(mean_of_ties(p[order], rows))
+
+    foretold, rates = per_bin(p[order]), rates_of(event[order])
     gaps = np.abs(rates - foretold)
     noise = np.sqrt(rates * (1 - rates) / sizes)
     plug_in = float(mass @ gaps)
     excess = float(mass @ (_folded_mean(gaps, noise) - gaps))
-    drawn = per_bin(rng.random((draws, len(p))) < p[order])
+    drawn = rates_of(rng.random((draws, len(p))) < p[order])
     null = np.abs(drawn - foretold) @ mass
     reached = np.count_nonzero(null >= plug_in - _TINY)
     return CalibrationError(
