@@ -158,3 +158,30 @@ def test_the_honest_best_stands_beside_the_apparent_one():
     text = " ".join(" ".join(lines_of(honest=(one,))).split())
     assert "AUROC: honestly 0.900 [.850, .940]; lda looks best of 7 with 0.910" in text
     assert "optimism +0.0100" in text
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"rows": (row("linear", 0.8, groups=99),)}, "intervals by patient are rough: 99 patients"),
+        ({"pairs": (pair("mlp", 0.1, only_baseline=0),)}, "no image is seen to differ"),
+        (
+            {
+                "rows": (row("linear", 0.8), row("linear", 0.9, metric="auroc")),
+                "pairs": (pair("mlp", 0.1),),
+            },
+            "AUROC is not compared: that takes 10 patients of each of two classes",
+        ),
+    ],
+)
+def test_what_the_images_are_too_few_for_stands_below_the_table(parts, said):
+    """Each is said where it holds, and not elsewhere."""
+    assert any(said in line for line in lines_of(**parts))
+    enough = {
+        "rows": (
+            row("linear", 0.8, groups=100),
+            row("linear", 0.9, metric="auroc", groups=100),
+        ),
+        "pairs": (pair("mlp", 0.1), pair("mlp", 0.1, metric="auroc", only_head=None)),
+    }
+    assert not any(said in line for line in lines_of(**enough))

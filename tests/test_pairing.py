@@ -170,6 +170,16 @@ def test_areas_are_compared_only_where_delong_can(classes):
     assert {one.metric for one in best_sets(where, p, draws=100)} == {"accuracy"}
 
 
+@pytest.mark.parametrize(("patients", "compared"), [(9, False), (10, True)])
+def test_areas_of_a_handful_of_patients_are_not_compared(patients, compared):
+    """A normal law for three positive patients gives p of 1e-25."""
+    y = np.repeat([0, 1], [200, patients])
+    where = replace(place(n=len(y)), label=y, group=np.arange(len(y)).astype(str))
+    found = pairs(where, heads(y), "h0", draws=50)
+    assert bool(by(found, "auroc")) == compared
+    assert len(by(found, "accuracy")) == 3
+
+
 def test_the_best_set_holds_the_best_and_not_the_surely_worse():
     """By name, with p of each head."""
     where = place(n=200)

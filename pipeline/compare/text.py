@@ -12,9 +12,10 @@ from rich.table import Table as RichTable
 
 from pipeline.compare.report import CompareReport, Row, Table
 from pipeline.samples.splits import FIT
-from pipeline.scores.pairing import BASELINE, BEST, Pair
+from pipeline.scores.pairing import AREA_PATIENTS, BASELINE, BEST, Pair
 from pipeline.scores.predictions import PROBABILITIES
 from pipeline.scores.scoring import ENSEMBLE, place_in_words, unscored
+from pipeline.stats.intervals import ROUGH_BELOW
 from pipeline.text.counts import counted
 from pipeline.text.names import legible
 from pipeline.text.rounding import settled
@@ -132,8 +133,24 @@ def _place(table: Table, domain: str, role: str) -> Section:
     return Section(
         lines=(f"{where}: {counted(one.n, 'image')} of {counted(one.groups, 'patient')}",),
         grid=grid,
-        after=tuple(line for line in (by_auroc, against_best) if line),
+        after=(
+            *(line for line in (by_auroc, against_best) if line),
+            *_reservations(one, here, area=any(metric == "auroc" for _, metric in rows)),
+        ),
     )
+
+
+def _reservations(one: Row, pairs: Sequence[Pair], *, area: bool) -> Iterator[str]:
+    """What these images are too few for."""
+    if one.groups < ROUGH_BELOW:
+        yield f"intervals by patient are rough: {counted(one.groups, 'patient')}"
+    if any(0 in (p.only_head, p.only_baseline) for p in pairs):
+        yield (
+            "an interval is long on a side on which no image is seen to differ: so few patients "
+            "cannot show that none would"
+        )
+    if area and pairs and not any(p.metric == "auroc" for p in pairs):
+        yield f"AUROC is not compared: that takes {AREA_PATIENTS} patients of each of two classes"
 
 
 def _is(pair: Pair, metric: str, reference: str) -> bool:

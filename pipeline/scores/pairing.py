@@ -27,6 +27,9 @@ from pipeline.stats.metrics import is_right
 
 #: What heads are compared by.
 METRICS = ("accuracy", "auroc")
+#: Patients of each class that a comparison by AUROC needs: of fewer the normal law of DeLong's
+#: test is not to be believed, and p may be 1e-25 for three patients.
+AREA_PATIENTS = 10
 #: A difference is called one below this p, adjusted over the heads.
 ALPHA = 0.05
 #: What heads are compared with.
@@ -117,7 +120,7 @@ def pairs(
     McNemar's exact test where each image is of a patient of its own, else by flipping the
     signs of whole patients.
     AUROC of two classes: paired DeLong, by patient. It is left out where a class is in
-    fewer than two patients.
+    fewer than ``AREA_PATIENTS`` patients.
 
     Args:
         place: Where.
@@ -187,7 +190,7 @@ def best_sets(
 
 
 def _has_area(place: Place, proba: Proba) -> bool:
-    return proba.shape[1] == _BINARY and has_variance(place)
+    return proba.shape[1] == _BINARY and has_variance(place, AREA_PATIENTS)
 
 
 def _by_accuracy(

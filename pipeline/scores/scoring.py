@@ -205,9 +205,9 @@ def _delong(place: Place, proba: Proba) -> tuple[float, float, str]:
     return low, high, "DeLong" if place.independent else "DeLong by patient"
 
 
-def has_variance(place: Place) -> bool:
-    """Whether DeLong's variance exists: two classes, each in two patients or more."""
-    return all(len(np.unique(place.group[place.label == k])) >= _BINARY for k in (0, 1))
+def has_variance(place: Place, patients: int = 2) -> bool:
+    """Whether two classes are each in so many patients; DeLong's variance needs two."""
+    return all(len(np.unique(place.group[place.label == k])) >= patients for k in (0, 1))
 
 
 def _percentiles(

@@ -13,11 +13,9 @@ from pipeline.features.joined import JoinedFeatures
 from pipeline.samples import Samples
 from pipeline.scores.predictions import Predictions
 from pipeline.shift.cohorts import Cohort
+from pipeline.stats.intervals import ROUGH_BELOW
 from pipeline.study import SOURCE
 from pipeline.text.counts import are, counted
-
-#: Patients below which an interval by patient is called rough.
-FEW_PATIENTS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +222,7 @@ def caveats(found: Circumstances, leak: Iterable[Finding]) -> tuple[str, ...]:
         f"The {domain} has {counted(count, 'patient')}: intervals by patient are rough, and a test "
         "that finds nothing shows nothing."
         for domain, count in found.patients.items()
-        if count < FEW_PATIENTS
+        if count < ROUGH_BELOW
     ]
     if found.score_changed:
         said.append(

@@ -18,6 +18,8 @@ WeightedStatistic = Callable[[Weights], NDArray[np.float64]]
 
 DRAWS = 2000
 LEVEL = 0.95
+#: Patients below which an interval by patient is called rough.
+ROUGH_BELOW = 100
 #: Spreads to either side of an estimate, at that level.
 Z = float(norm.isf((1 - LEVEL) / 2))
 
