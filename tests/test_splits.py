@@ -65,6 +65,18 @@ def test_the_share_is_met_in_each_class():
         assert held_out[label == k].mean() == pytest.approx(0.2, abs=0.005)
 
 
+@given(st.integers(0, 10**6), st.sampled_from([(6, 30, 150), (8, 30, 240), (9, 40, 360)]))
+def test_patients_with_mixtures_of_many_classes_are_split(seed, size):
+    """Nearly every patient has a mixture of their own; each class still stands on both sides."""
+    classes, patients, images = size
+    rng = np.random.default_rng(seed)
+    label = rng.integers(classes, size=images)
+    group = [f"p{i}" for i in rng.integers(patients, size=images)]
+    held_out = split_by_patient(label, group, share=0.2, seed=seed) == VALIDATION
+    assert set(label[held_out]) == set(label[~held_out]) == set(range(classes))
+    assert 0.1 < held_out.mean() < 0.4
+
+
 def test_another_seed_holds_out_other_patients():
     """The seed matters."""
     label = np.arange(100) % 2

@@ -7,7 +7,7 @@ number of the others' images, so it stays (nearly) the same when images are adde
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -60,6 +60,9 @@ def split_by_patient(
 ) -> NDArray[np.str_]:
     """Hold out whole patients, stratified by the classes that a patient's images have.
 
+    Patients whose mixture of classes is rare, so that its share would be less than one of
+    them, are divided class by class instead, see :func:`_by_rarest_class`.
+
     Args:
         label: Shape ``(n,)``.
         group: ``n`` patient ids.
@@ -81,9 +84,15 @@ def split_by_patient(
     for patient, found in classes.items():
         strata[tuple(sorted(found))].append(patient)
     held_out: set[str] = set()
-    for patients in strata.values():
+    rare: list[str] = []
+    for mixture, patients in strata.items():
         patients.sort(key=lambda patient: _draw(seed, patient))
-        held_out.update(patients[: _cut([images[p] for p in patients], share)])
+        if len(mixture) > 1 and share * len(patients) < 1:
+            rare += patients
+        else:
+            held_out.update(patients[: _cut([images[p] for p in patients], share)])
+    rare.sort(key=lambda patient: _draw(seed, patient))
+    held_out |= _by_rarest_class(rare, classes, held_out, share)
     split = np.array([VALIDATION if patient in held_out else FIT for patient in group])
     _check_both_sides(label, group, split, names)
     return split
@@ -96,6 +105,49 @@ def _cut(sizes: list[int], share: float) -> int:
     return min(best, len(sizes) - 1)
 
 
+def _by_rarest_class(
+    rare: list[str], classes: Mapping[str, set[int]], held_out: set[str], share: float
+) -> set[str]:
+    """Who is held out of patients with rare mixtures (iterative stratification).
+
+    The class with the fewest patients left is divided first, so that none is used up by
+    more frequent ones (Sechidis, Tsoumakas and Vlahavas 2011).
+
+    Args:
+        rare: In the order in which they are drawn.
+        classes: Of every patient.
+        held_out: Patients that are held out already.
+        share: Share of the patients of each class that validation should have.
+    """
+    total = Counter(k for found in classes.values() for k in found)
+    held = Counter(k for patient in held_out for k in classes[patient])
+    chosen: set[str] = set()
+
+    def hold_out(patients: list[str]) -> None:
+        chosen.update(patients)
+        held.update(k for patient in patients for k in classes[patient])
+
+    waiting = rare
+    while waiting:
+        left = Counter(k for patient in waiting for k in classes[patient])
+        k = min(left, key=lambda k: (left[k], k))
+        those = [patient for patient in waiting if k in classes[patient]]
+        stays = left[k] + held[k] == total[k]  # one at least has to learn from
+        wanted = min(max(1, round(share * total[k])) - held[k], len(those) - stays)
+        hold_out(those[: max(0, wanted)])
+        waiting = [patient for patient in waiting if k not in classes[patient]]
+    for k in sorted(total):
+        if not held[k]:  # rarer classes have used all its patients
+            spare = [p for p in rare if k in classes[p] and _spares(classes[p], total - held)]
+            hold_out(spare[:1])
+    return chosen
+
+
+def _spares(mixture: set[int], fit: Counter[int]) -> bool:
+    """Whether each of these classes keeps a patient to learn from when it loses one."""
+    return all(fit[k] > 1 for k in mixture)
+
+
 def _check_both_sides(
     label: NDArray[np.int64],
     group: Sequence[str],
@@ -106,9 +158,11 @@ def _check_both_sides(
         if len(set(split[label == k])) < 2:  # noqa: PLR2004 - fit and validation
             patients = len({p for p, own in zip(group, label, strict=True) if own == k})
             name = repr(legible(names[k])) if names else f"number {k}"
+            why = "too few to" if patients == 1 else "and with this seed they do not"
+            seed = "" if patients == 1 else ", or take another seed"
             raise StudyError(
-                f"class {name} of [source] has images of {counted(patients, 'patient')}, too few "
-                "to stand on both sides of a split by patient. Add images of others; "
+                f"class {name} of [source] has images of {counted(patients, 'patient')}, {why} "
+                f"stand on both sides of a split by patient. Add images of others{seed}; "
                 f"{taken_for_one('source')}"
             )
 
