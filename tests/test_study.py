@@ -94,6 +94,7 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
         (('path = "a"', ""), r"\[source\] has no path"),
         (("[source]", "[sauce]"), r"unknown key 'sauce'"),
         (("^(p", "^((p"), r"group = .* is not a regular expression"),
+        (("^(p", "^(x)?(p"), r"group = .* captures 2 parts; one is allowed"),
         (("far", "source"), r"the name 'source' is taken"),
         (("densenet121", "densenet999"), r"unknown backbone 'densenet999'; known: densenet121, go"),
         (("[backbone.densenet121]", ""), r"names no backbone"),

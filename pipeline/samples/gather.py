@@ -16,9 +16,16 @@ from numpy.typing import NDArray
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
 from pipeline.samples import UNLABELLED, SampleOptions, Samples, Skip, name_of
+from pipeline.samples.doubts import doubt_classes, doubt_patients, doubt_share
 from pipeline.samples.exclusions import kept
 from pipeline.samples.keys import KeyIndex
-from pipeline.samples.splits import FIT, TARGET, join_duplicates, patient_of, split_by_patient
+from pipeline.samples.splits import (
+    FIT,
+    TARGET,
+    join_duplicates,
+    patient_of,
+    split_by_patient,
+)
 from pipeline.sources import Item, read, scan, scan_unlabelled
 from pipeline.study import SOURCE, Domain, Study
 from pipeline.text.counts import are, counted
@@ -193,6 +200,8 @@ def _domain_columns(
         split = split_by_patient(
             label, joined, share=study.source.validation, seed=study.seed, names=tuple(number)
         )
+        doubt_classes(tuple(number))
+        doubt_share(study.source.validation, split)
         yield label, np.array(joined), split
 
 
@@ -203,24 +212,9 @@ def _labels(part: _Keyed, number: Mapping[str, int]) -> NDArray[np.int64]:
 
 
 def _patients(part: _Keyed) -> list[str]:
-    """Patient ids; an image without one is its own patient, which is said once."""
+    """Patient ids; an image without one is its own patient."""
     found = [patient_of(item.path, part.domain.group) for item in part.items]
-    alone = [item.path for item, patient in zip(part.items, found, strict=True) if patient is None]
-    if part.domain.group is None:
-        _LOG.warning(
-            "%s: no `group` pattern, so every image counts as its own patient; two images of one "
-            "patient may stand on both sides of the split",
-            part.domain.name,
-        )
-    elif alone:
-        _LOG.warning(
-            "%s: %d of %d names do not match the group pattern, each counts as its own patient; "
-            "first: %s",
-            part.domain.name,
-            len(alone),
-            len(found),
-            alone[0],
-        )
+    doubt_patients(part.domain, [item.path for item in part.items], found)
     return [patient or item.path for item, patient in zip(part.items, found, strict=True)]
 
 

@@ -27,7 +27,7 @@ class Domain:
 
     Attributes:
         path: Folder of class folders, or of ``.npy`` stacks.
-        group: Regular expression for the patient id in a file's name; its first group,
+        group: Regular expression for the patient id in a file's name; its one group,
             or else the whole match, is the id. None: every image is its own patient.
         attributes: CSV file with attributes of images or patients; see
             :mod:`pipeline.study.attributes`.

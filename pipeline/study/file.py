@@ -180,9 +180,14 @@ class _Reader(CheckedTables):
     def _pattern(self, table: Mapping[str, Any], where: str) -> str | None:
         pattern = self.typed(table, "group", str, where)
         try:
-            re.compile(pattern or "")
+            captured = re.compile(pattern or "").groups
         except re.error as cause:
             self.fail(f"{where} group = {pattern!r} is not a regular expression: {cause}")
+        if captured > 1:
+            self.fail(
+                f"{where} group = {pattern!r} captures {captured} parts; one is allowed, the "
+                "patient: put it in one pair of brackets and write the others as (?:...)"
+            )
         return None if pattern is None else str(pattern)
 
     def _backbones(self, table: Mapping[str, Any]) -> tuple[BackboneChoice, ...]:
