@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.samples.doubts import doubt_classes, doubt_patients, doubt_share
+from pipeline.samples.doubts import doubt_classes, doubt_folds, doubt_patients, doubt_share
 from pipeline.samples.splits import FIT, VALIDATION
 from pipeline.study import Domain
 
@@ -24,6 +24,16 @@ def test_classes_that_are_called_like_splits_are_doubted(classes, said, caplog):
     """All of them: a class may well be called test."""
     doubt_classes(classes)
     assert ("names of splits" in caplog.text) == said
+
+
+def test_a_class_of_one_patient_to_learn_from_is_named(caplog):
+    """Two patients, of whom one is held out, leave one."""
+    split = np.array([FIT, FIT, FIT, VALIDATION])
+    doubt_folds(("ill", "well"), np.array([0, 0, 1, 1]), ["a", "b", "c", "d"], split)
+    assert "has all images of well: heads" in caplog.text
+    caplog.clear()
+    doubt_folds(("ill", "well"), np.array([0, 0, 0, 1]), ["a", "b", "c", "d"], split)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(("held_out", "said"), [(13, True), (14, False), (30, False), (31, True)])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.samples.splits import VALIDATION
+from pipeline.samples.splits import FIT, VALIDATION
 from pipeline.study import Domain
 from pipeline.text.names import legible
 
@@ -66,6 +66,29 @@ def doubt_classes(classes: Sequence[str]) -> None:
             "the classes are %s, which are names of splits: let the path of [source] be one of "
             "these folders if the classes lie within them",
             ", ".join(map(legible, classes)),
+        )
+
+
+def doubt_folds(
+    classes: Sequence[str], label: NDArray[np.int64], group: Sequence[str], split: NDArray[np.str_]
+) -> None:
+    """Say which classes have one patient in the fit split, so that no fold can leave one out.
+
+    Args:
+        classes: Names.
+        label: Shape ``(n,)``.
+        group: ``n`` patients.
+        split: Of each.
+    """
+    fit = split == FIT
+    pairs = {*zip(label[fit].tolist(), np.asarray(group)[fit].tolist(), strict=True)}
+    patients = Counter(k for k, _ in pairs)
+    lone = [legible(name) for k, name in enumerate(classes) if patients[k] == 1]
+    if lone:
+        _LOG.warning(
+            "one patient in the fit split has all images of %s: heads whose parameters are chosen "
+            "by folds of patients need two, so most will fail; add images of other patients",
+            ", ".join(lone),
         )
 
 

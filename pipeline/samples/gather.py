@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
 from pipeline.samples import UNLABELLED, SampleOptions, Samples, Skip, name_of
-from pipeline.samples.doubts import doubt_classes, doubt_patients, doubt_share
+from pipeline.samples.doubts import doubt_classes, doubt_folds, doubt_patients, doubt_share
 from pipeline.samples.exclusions import kept
 from pipeline.samples.keys import KeyIndex
 from pipeline.samples.splits import (
@@ -201,6 +201,7 @@ def _domain_columns(
             label, joined, share=study.source.validation, seed=study.seed, names=tuple(number)
         )
         doubt_classes(tuple(number))
+        doubt_folds(tuple(number), label, joined, split)
         doubt_share(study.source.validation, split)
         yield label, np.array(joined), split
 
