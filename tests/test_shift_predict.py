@@ -228,6 +228,23 @@ def test_forecast_has_intervals_range_and_warning():
     assert sum(one.estimate for one in found.prevalence["mlls_em"]) == pytest.approx(1)
 
 
+def test_an_interval_holds_its_estimate_where_classes_are_as_frequent_as_they_can_be():
+    """Redrawn classes are less even than these, which transport alone takes for errors."""
+    rng = np.random.default_rng(17)
+
+    def even(per_class):
+        truth = np.repeat(np.arange(5), per_class)
+        scores = rng.normal(size=(len(truth), 5)) + 9 * np.eye(5)[truth]
+        return np.exp(scores) / np.exp(scores).sum(1, keepdims=True), truth
+
+    (source, labels), (target, _) = even(60), even(40)
+    known = SourceScores(probabilities=source, labels=labels, groups=np.arange(300))
+    found = forecast(known, TargetScores(probabilities=target, groups=np.arange(200)), rng, 60)
+    assert all(one.low <= one.estimate <= one.high for one in found.accuracy.values())
+    transported = found.accuracy["cot_source_prior"]
+    assert transported.high - transported.low > 0.01
+
+
 def test_forecast_refuses_what_does_not_fit():
     """Other classes on the target, or a class without a source image, are named."""
     rng = np.random.default_rng(17)

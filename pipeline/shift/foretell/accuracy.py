@@ -190,6 +190,9 @@ ESTIMATES: Mapping[str, Callable[[Case], float]] = MappingProxyType(
         **{name: _accuracy_of(confusion) for name, confusion in CONFUSIONS.items()},
     }
 )
+#: Estimates whose cost counts every chance difference of class counts, whatever its sign: a
+#: redrawn sample has more of them than the data, so its value is lower on average.
+LOWERED_BY_DRAWING = frozenset({"cot_source_prior", "cot_mlls_prior"})
 
 
 def _of_class(probabilities: Shares, classes: NDArray[np.intp]) -> Shares:

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.shift.fixes.bcts import fit_calibration
-from pipeline.shift.foretell.accuracy import CONFUSIONS, ESTIMATES, Case, expected_auroc
+from pipeline.shift.foretell.accuracy import (
+    CONFUSIONS,
+    ESTIMATES,
+    LOWERED_BY_DRAWING,
+    Case,
+    expected_auroc,
+)
 from pipeline.shift.foretell.prevalence import PRIORS, Evidence
 from pipeline.stats import percentile_interval
 
@@ -106,9 +112,8 @@ def forecast(
     values = _numbers(case)
     drawn = [_numbers(_case(*pair)) for pair in _redrawn(source, target, rng, draws)]
     known = {
-        name: Estimate(estimate=value, low=low, high=high)
+        name: _estimate(name, value, np.array([one[name] for one in drawn]))
         for name, value in values.items()
-        for low, high in [percentile_interval(np.array([one[name] for one in drawn]))]
     }
     ranged = [known[name].estimate for name in RANGED]
     classes = source.probabilities.shape[1]
@@ -120,6 +125,13 @@ def forecast(
         confusion={name: confusion(case) for name, confusion in CONFUSIONS.items()},
         auroc=known.get(_AUROC),
     )
+
+
+def _estimate(name: str, value: float, drawn: NDArray[np.float64]) -> Estimate:
+    if name in LOWERED_BY_DRAWING and drawn.size:
+        drawn = np.clip(drawn + value - drawn.mean(), 0, 1)
+    low, high = percentile_interval(drawn)
+    return Estimate(estimate=value, low=low, high=high)
 
 
 def _case(source: SourceScores, target: TargetScores) -> Case:
