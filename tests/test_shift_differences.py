@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.shift.differences import CLASS_MIX, Pictures, differences
+from pipeline.shift.differences import CLASS_MIX, Pictures, differences, said
 
 
 def hospital(seed, *, n=150, ill=0.5, shift=0.0, effect_of_illness=2.0):
@@ -72,6 +72,7 @@ def test_a_mark_that_all_of_one_hospital_have_is_named():
     assert named(one, two) == ["calm"]
     (calm, *_) = differences(one, two, np.random.default_rng(0))
     assert (calm.low, calm.effect, calm.high) == (10, 10, 10)
+    assert "calm (+10 sd within classes, or beyond)" in said([calm])
 
 
 @pytest.mark.parametrize("patients", [3, 9, 10])

@@ -1,11 +1,14 @@
 """What a report rests on is said, and only what applies."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 
 from pipeline.checks.finding import OK, WARNING, Finding
+from pipeline.shift.cohorts import Cohort
 from pipeline.shift.provenance import Circumstances, caveats, digest_rows
+from pipeline.shift.sides import shared_patients
 
 QUIET = Circumstances(
     shared_patients=0,
@@ -62,3 +65,17 @@ def test_what_was_found_of_another_target_is_no_caveat_of_this_one():
     here = Circumstances(shared_patients=0, patients={}, score_changed=False, harmful=[])
     assert any("1 patient id" in one for one in caveats(here, [shared]))
     assert not caveats(replace(here, elsewhere=frozenset({"far"})), [shared])
+
+
+def test_the_name_of_a_file_is_no_shared_patient():
+    """Where no pattern tells the patients, two hospitals that number alike share nobody."""
+
+    def cohort(*groups):
+        n = len(groups)
+        return Cohort(
+            features=np.zeros((n, 1)), probabilities=np.ones((n, 1)), groups=np.array(groups)
+        )
+
+    samples = SimpleNamespace(items=[SimpleNamespace(path="ill/img_0.png")])
+    here, there = cohort("ill/img_0.png", "p1"), cohort("ill/img_0.png", "p1", "p2")
+    assert shared_patients(samples, here, there) == 1

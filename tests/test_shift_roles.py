@@ -15,6 +15,7 @@ from pipeline.shift.cohorts import Cohort
 from pipeline.shift.fixes import fix_named
 from pipeline.shift.fixes.adaptation import Source
 from pipeline.shift.losses.errors_by_role import Given, errors_by_role, refit
+from pipeline.shift.losses.ng import FLOOR_FAILS
 from pipeline.shift.trained import TRAINED_PROBABILITIES, trained_losses
 from pipeline.sources import Item
 
@@ -239,3 +240,17 @@ def test_networks_of_other_images_or_labels_are_left_out_and_said(tmp_path, kept
     assert "finetune.h5" in said
     assert "headrace finetune STUDY" in said
     assert ("(source)" if was == "source" else "(there)") in said
+
+
+def test_a_floor_above_the_error_that_was_reached_is_said_to_fail():
+    """One feature in a hundred tells the class: a head finds it, the nearest neighbour does not."""
+    rng = np.random.default_rng(8)
+    labels = np.arange(120) % 2
+    features = rng.normal(size=(120, 100))
+    features[:, 0] += 6 * labels
+    source = Source(features=features, labels=labels, groups=np.arange(120))
+    proba = source.head.predict_proba(source.standardise(features))
+    target = Cohort(features=features, probabilities=proba, groups=np.arange(120), labels=labels)
+    found = errors_by_role(source, target, refit(source, rng, 10), 0)
+    assert found.floor.low > found.table.errors["s_traindev"].estimate
+    assert found.notes == (FLOOR_FAILS,)

@@ -34,7 +34,9 @@ class Cohort:
                 is no class.
         """
         lengths = {name: len(value) for name, value in vars(self).items() if value is not None}
-        if len(set(lengths.values())) != 1 or not len(self.features):
+        if not any(lengths.values()):
+            raise StudyError("no image to compare")
+        if len(set(lengths.values())) != 1:
             raise StudyError(f"a cohort needs one row per image in every array, got {lengths}")
         if self.labels is not None and self.labels.min() < 0:
             raise StudyError("images without labels are a cohort whose labels are None")

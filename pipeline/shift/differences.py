@@ -103,6 +103,8 @@ def said(found: Sequence[Difference] | None) -> str:
 def _phrase(one: Difference) -> str:
     if one.name == CLASS_MIX:
         return f"the {CLASS_MIX} ({_span(one, 100)} points in the share of a class)"
+    if abs(one.effect) >= _MOST:  # in every class, and cut there
+        return f"{_word(one.name)} ({one.effect:+.0f} sd within classes, or beyond)"
     return f"{_word(one.name)} ({_span(one, 1)} sd within classes)"
 
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.checks.leaks import shared_ids
 from pipeline.features.joined import JoinedFeatures
+from pipeline.samples import Samples
 from pipeline.samples.splits import taken_for_one
 from pipeline.shift.cohorts import Cohort
 from pipeline.shift.fixes.adaptation import Source
@@ -72,7 +73,8 @@ def told_apart(here: Cohort, there: Cohort) -> SourcePrediction:
     )
 
 
-def shared_patients(here: Cohort, there: Cohort) -> int:
-    """Ids that both have."""
+def shared_patients(samples: Samples, here: Cohort, there: Cohort) -> int:
+    """Patient ids that both have; a file's name, of a patient who is not known, is none."""
+    files = [item.path for item in samples.items]
     shared = shared_ids({"source": here.groups, "target": there.groups})
-    return sum(len(found.ids) for found in shared)
+    return sum(len(np.setdiff1d(found.ids, files)) for found in shared)

@@ -113,7 +113,7 @@ def examine(
         given=Given(human=known.human, dev=dev),
     )
     story = tell(name, here, opened, telling)
-    shared = shared_patients(here, there)
+    shared = shared_patients(joined.samples, here, there)
     return TargetReport(
         backbone=joined.backbone,
         target=name,

@@ -110,7 +110,7 @@ def look(joined: JoinedFeatures, basis: Basis, name: str) -> UnlabelledReport:
         backbone=joined.backbone,
         target=name,
         images=len(there.groups),
-        shared_patients=shared_patients(here, there),
+        shared_patients=shared_patients(joined.samples, here, there),
         source_prediction=told_apart(here, there),
         detection=detect_with_controls(here, there, partial(ask, source), basis.settings),
         forecast=foretell(here, there, basis.seed),
@@ -165,7 +165,7 @@ def _provenance(
         inputs=inputs_of(joined, name, np.full(len(there.groups), UNLABELLED), None),
         caveats=caveats(
             Circumstances(
-                shared_patients=shared_patients(here, there),
+                shared_patients=shared_patients(joined.samples, here, there),
                 patients={
                     "source": np.unique(here.groups).size,
                     "target": np.unique(there.groups).size,

@@ -19,7 +19,7 @@ from pipeline.shift.fixes.adaptation import Source
 from pipeline.shift.fixes.patients import drawn_patients
 from pipeline.shift.losses.floor import BayesFloor, bayes_floor
 from pipeline.shift.losses.gaps import dominant
-from pipeline.shift.losses.ng import DEV_MEANS, NgRoles, NgTable, Outcome, ng_table
+from pipeline.shift.losses.ng import DEV_MEANS, FLOOR_FAILS, NgRoles, NgTable, Outcome, ng_table
 from pipeline.stats import percentile_interval
 
 #: Heads refitted to drawn patients: the quantiles of 200 settle to about a tenth of their width.
@@ -161,14 +161,18 @@ def errors_by_role(
         refitted = refit(own, stream("heads of the target", seed), len(refits.weights))
         errors["t_oracle_cv"] = _left_out(own, refitted)
     table = ng_table(roles, seed)
+    floor = bayes_floor(source.features, source.labels, source.groups, stream("floor", seed))
     return RoleReport(
         table=table,
         ci_retrain=_retrained(table, errors),
         refits=len(refits.weights),
-        floor=bayes_floor(source.features, source.labels, source.groups, stream("floor", seed)),
+        floor=floor,
         dominant=dominant(table.chain),
         human=given.human,
-        notes=() if given.dev is None else (DEV_MEANS,),
+        notes=(
+            *(() if given.dev is None else (DEV_MEANS,)),
+            *((FLOOR_FAILS,) if floor.low > roles.s_traindev.wrong.mean() else ()),
+        ),
     )
 
 

@@ -41,6 +41,10 @@ TRANSFER: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"target_hardness": ("t_oracle_cv", "s_traindev"), "transfer_gap": ("t_test", "t_oracle_cv")}
 )
 #: To be read with a table that has ``t_dev``.
+FLOOR_FAILS = (
+    "The Bayes floor lies above the error that was reached out of fold: of so few images the "
+    "nearest neighbours are far away, and it bounds nothing here."
+)
 DEV_MEANS = (
     "t_dev is half A of the target by patient, whose labels the study calls open; t_test is half "
     "B, t_all both. Nothing here is chosen on t_dev: dev_overfit is what whoever tuned on the "
