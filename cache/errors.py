@@ -18,7 +18,7 @@ class WriteFailedError(CacheError, OSError):
         super().__init__(
             f"cannot write {path}: {cause.strerror or cause} (errno {cause.errno}); "
             f"needed {needed:,} bytes, {room} free. What was committed before is safe: "
-            "make room or choose another folder (HEADRACE_FEATURES), then run again"
+            "make room, or choose another place (for features HEADRACE_FEATURES), then run again"
         )
         self.errno = cause.errno
 

@@ -35,7 +35,7 @@ def test_what_was_written_is_read(tmp_path, samples):
     for name in ("key", "label", "patient", "domain", "split"):
         np.testing.assert_array_equal(getattr(found, name), getattr(kept, name))
     assert set(found.proba) == {("linear", 0), ("mlp", 3)}
-    np.testing.assert_array_equal(found.proba["linear", 0], proba.astype(np.float32))
+    np.testing.assert_array_equal(found.proba["linear", 0], proba)
     assert found.patient[0] == found.patient[2] != found.patient[1]
 
 

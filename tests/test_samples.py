@@ -196,6 +196,15 @@ def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch
     assert e.value.exit_code == 2
 
 
+def test_images_of_other_formats_are_said(study_file, caplog):
+    """A folder of slides or films must not lose half of them in silence."""
+    folder = next(p for p in load_study(study_file).source.path.iterdir() if p.is_dir())
+    for name in ("a.TIF", "b.tif", "c.dcm", "notes.csv"):
+        (folder / name).write_bytes(b"")
+    load_samples(load_study(study_file))
+    assert "source: 1 .dcm image, 2 .tif images are not read: convert to .png" in caplog.text
+
+
 def test_missing_patients_are_said(study_file, caplog):
     """Without a pattern, and with one that does not fit, a user hears it."""
     text = study_file.read_text()

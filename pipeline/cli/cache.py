@@ -81,7 +81,12 @@ def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
     """
     from cache.upkeep import compact
 
-    return _each_store(root, lambda store: {"parts_fewer": compact(store)}, quiet=quiet)
+    return _each_store(
+        root,
+        lambda store: {"parts_fewer": compact(store)},
+        lambda found: f"{counted(found['parts_fewer'], 'part')} fewer",
+        quiet=quiet,
+    )
 
 
 @cache_group.command("gc")
@@ -94,7 +99,12 @@ def clear_temporaries(root: Path, *, quiet: bool) -> dict[str, Any]:
     """
     from cache.upkeep import gc
 
-    return _each_store(root, lambda store: {"removed": gc(store)}, quiet=quiet)
+    return _each_store(
+        root,
+        lambda store: {"removed": gc(store)},
+        lambda found: f"{counted(len(found['removed']), 'temporary file')} removed",
+        quiet=quiet,
+    )
 
 
 @cache_group.command()
@@ -127,7 +137,11 @@ def export(study: Path, output: Path, *, quiet: bool, **options: Any) -> dict[st
 
 
 def _each_store(
-    root: Path, action: Callable[[Any], dict[str, Any]], *, quiet: bool
+    root: Path,
+    action: Callable[[Any], dict[str, Any]],
+    said: Callable[[dict[str, Any]], str],
+    *,
+    quiet: bool,
 ) -> dict[str, Any]:
     from cache import CacheError, stores_in
 
@@ -136,6 +150,6 @@ def _each_store(
         for name, store in stores_in(root).items()
     }
     if not quiet:
-        lines = [f"{name}: {values}" for name, values in done.items()]
+        lines = [f"{name}: {one.get('error') or said(one)}" for name, one in done.items()]
         click.echo("\n".join(lines) or f"no stores in {root}")
     return {"root": str(root), "stores": done}

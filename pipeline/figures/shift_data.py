@@ -28,7 +28,7 @@ class Side:
     """
 
     label: NDArray[np.int64]
-    proba: NDArray[np.float32]
+    proba: NDArray[np.float64]
     patient: NDArray[np.int64]
 
 

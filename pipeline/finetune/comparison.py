@@ -248,7 +248,7 @@ def _fitted_to_others(predictions: Predictions, samples: Samples) -> bool:
     return theirs != ours
 
 
-def _best(predictions: Predictions) -> tuple[str, NDArray[np.float32]]:
+def _best(predictions: Predictions) -> tuple[str, NDArray[np.float64]]:
     names = {name for name, _ in predictions.proba}
     singles = {
         name: proba

@@ -182,9 +182,8 @@ def _found(images: Sequence[Path]) -> tuple[list[tuple[Item, bytes]], list[Unusa
     found, skipped = [], []
     seen: set[str] = set()
     for given in images:
-        items, reason = _items(given)
-        if reason:
-            skipped.append(Unusable(path=legible(str(given)), reason=reason))
+        items, bad = _items(given)
+        skipped += bad
         for item in items:
             if item.file in seen:
                 continue
@@ -196,22 +195,30 @@ def _found(images: Sequence[Path]) -> tuple[list[tuple[Item, bytes]], list[Unusa
     return found, skipped
 
 
-def _items(given: Path) -> tuple[list[Item], str]:
-    """What a path stands for, or why it stands for nothing; a FIFO is never opened."""
+def _items(given: Path) -> tuple[list[Item], list[Unusable]]:
+    """What a path stands for, and what it does not; a FIFO is never opened."""
     try:
         stat = given.stat()
     except (OSError, ValueError) as cause:
         reason = system_reason(cause) if isinstance(cause, OSError) else str(cause)
-        return [], f"cannot be read: {reason}"
+        return [], [_unusable(given, f"cannot be read: {reason}")]
     if given.is_dir():
-        items = _below(given)
-        return items, "" if items else "the folder holds no .jpg, .jpeg or .png file"
+        items, unread = _below(given)
+        bad = [_unusable(path, "of a format that is not read: convert to .png") for path in unread]
+        if not items and not bad:
+            bad = [_unusable(given, "the folder holds no .jpg, .jpeg or .png file")]
+        return items, bad
     if not given.is_file():
-        return [], "not a regular file"
-    return [Item(str(given), "", os.path.realpath(given), None, stat_of(stat))], ""
+        return [], [_unusable(given, "not a regular file")]
+    return [Item(str(given), "", os.path.realpath(given), None, stat_of(stat))], []
 
 
-def _below(folder: Path) -> list[Item]:
+def _unusable(path: Path, reason: str) -> Unusable:
+    return Unusable(path=legible(str(path)), reason=reason)
+
+
+def _below(folder: Path) -> tuple[list[Item], list[Path]]:
+    """Images that may be read, sorted by path, and those of other formats."""
     walk = Walk(os.path.realpath(folder), class_folders.SUFFIXES)
     items, waiting, walked = [], [""], set()
     while waiting:
@@ -222,7 +229,8 @@ def _below(folder: Path) -> list[Item]:
         files, folders = walk.look(at)
         items += [Item(str(folder / f.path), "", f.file, None, f.stat) for f in files]
         waiting += folders
-    return sorted(items, key=lambda item: item.path)
+    items.sort(key=lambda item: item.path)
+    return items, sorted(folder / path for path in walk.unread)
 
 
 def _fill(

@@ -27,6 +27,7 @@ from pipeline.samples.splits import (
     split_by_patient,
 )
 from pipeline.sources import Item, read, scan, scan_unlabelled
+from pipeline.sources.walk import not_read
 from pipeline.study import SOURCE, Domain, Study
 from pipeline.text.counts import are, counted
 from pipeline.text.names import legible
@@ -80,6 +81,8 @@ def _key_domain(study: Study, domain: Domain, options: SampleOptions, progress: 
     listing = scan(domain.path) if domain.labelled else scan_unlabelled(domain.path)
     for reason, count in listing.ignored.items():
         _LOG.info("%s: %s ignored: %s", domain.name, counted(count, "file"), reason)
+    if listing.unread:
+        _LOG.warning("%s: %s", domain.name, not_read(listing.unread))
     index = KeyIndex(study.store_root, domain.path, rehash=options.rehash)
     keys: list[bytes | str | None] = [index.key(item) for item in listing.items]
     unknown = [i for i, key in enumerate(keys) if key is None]

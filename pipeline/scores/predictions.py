@@ -38,7 +38,7 @@ class Predictions:
         patient: Numbers, shape ``(n,)``; within a domain, equal numbers are one patient.
         domain: Shape ``(n,)``.
         split: ``fit``, ``validation`` or ``target``, shape ``(n,)``.
-        proba: Float32 of shape ``(n, K)`` for each (name, seed).
+        proba: Float64 (scores near 0 and 1 stay apart), ``(n, K)`` for each (name, seed).
     """
 
     classes: tuple[str, ...]
@@ -47,7 +47,7 @@ class Predictions:
     patient: NDArray[np.int64]
     domain: NDArray[np.str_]
     split: NDArray[np.str_]
-    proba: Mapping[Trained, NDArray[np.float32]]
+    proba: Mapping[Trained, NDArray[np.float64]]
 
 
 def predictions_of(samples: Samples, proba: Mapping[Trained, NDArray[np.floating]]) -> Predictions:
@@ -60,7 +60,7 @@ def predictions_of(samples: Samples, proba: Mapping[Trained, NDArray[np.floating
         patient=patient,
         domain=samples.domain,
         split=samples.split,
-        proba={name: values.astype(np.float32) for name, values in proba.items()},
+        proba={name: values.astype(np.float64) for name, values in proba.items()},
     )
 
 

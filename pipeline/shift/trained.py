@@ -125,7 +125,7 @@ def _loss(kept: Predictions, name: tuple[str, str, str, int], seed: int) -> Trai
     )
 
 
-def _cohort(kept: Predictions, proba: NDArray[np.float32], rows: NDArray[Any]) -> Cohort:
+def _cohort(kept: Predictions, proba: NDArray[np.float64], rows: NDArray[Any]) -> Cohort:
     # No measure of features is taken of it: the probabilities stand in their place.
     return Cohort(
         features=proba[rows],

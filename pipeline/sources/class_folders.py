@@ -62,7 +62,7 @@ def scan(root: Path) -> Listing:
         for path, file, stat in _images_of_class(walk, label)
     ]
     items.sort(key=lambda item: item.path)
-    return Listing(items=tuple(items), ignored=dict(walk.ignored))
+    return Listing(items=tuple(items), ignored=dict(walk.ignored), unread=tuple(walk.unread))
 
 
 def scan_loose(root: Path) -> Listing:
@@ -76,7 +76,7 @@ def scan_loose(root: Path) -> Listing:
     if not items:
         raise StudyError(f"{root} holds no image ({walk.ignored_text()})")
     items.sort(key=lambda item: item.path)
-    return Listing(items=tuple(items), ignored=dict(walk.ignored))
+    return Listing(items=tuple(items), ignored=dict(walk.ignored), unread=tuple(walk.unread))
 
 
 def read(item: Item) -> FileContent:

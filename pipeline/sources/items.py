@@ -59,10 +59,12 @@ class Listing:
     Attributes:
         items: Sorted by path.
         ignored: Number of entries that were not taken, by reason.
+        unread: Paths of images in formats that are not read.
     """
 
     items: tuple[Item, ...]
     ignored: Mapping[str, int]
+    unread: tuple[str, ...] = ()
 
 
 class Content(Protocol):

@@ -79,7 +79,7 @@ def scan(root: Path) -> Listing:
     if not stacks:
         raise StudyError(f"{root} holds no .npy stack ({walk.ignored_text()})")
     items = sorted((item for stack in stacks for item in _rows(stack)), key=lambda i: i.path)
-    return Listing(items=tuple(items), ignored=dict(walk.ignored))
+    return Listing(items=tuple(items), ignored=dict(walk.ignored), unread=tuple(walk.unread))
 
 
 def read(item: Item) -> RowContent:

@@ -6,12 +6,20 @@ must be listed in about a second, so there is one ``stat`` a file and no ``Path`
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import StudyError
 from pipeline.sources.items import FileStat, stat_of, system_reason
+from pipeline.text.counts import are, counted
+
+#: Endings of images that are not read here: whoever has them in a folder must hear of it.
+OTHER_IMAGES = (
+    ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".heic", ".dcm", ".dicom", ".nii", ".nii.gz",
+    ".svs", ".ndpi",
+)  # fmt: skip
 
 
 class File(NamedTuple):
@@ -30,11 +38,13 @@ class Walk:
         root: Absolute, without links.
         suffixes: Lower-case endings of the files to take, such as ``.jpg``.
         ignored: Number of entries left out so far, by reason.
+        unread: Paths of images that are not read, see ``OTHER_IMAGES``; not in ``ignored``.
     """
 
     root: str
     suffixes: tuple[str, ...]
     ignored: Counter[str] = field(default_factory=Counter)
+    unread: list[str] = field(default_factory=list)
 
     def look(self, folder: str = "") -> tuple[list[File], list[str]]:
         """Files and sub-folders directly in a folder; paths are relative to the root.
@@ -52,6 +62,8 @@ class Walk:
                 self.ignored["link out of the folder"] += 1
             elif _is_folder(entry):
                 folders.append(path)
+            elif entry.name.lower().endswith(OTHER_IMAGES):
+                self.unread.append(path)
             elif not entry.name.lower().endswith(self.suffixes):
                 self.ignored[f"not a {'/'.join(self.suffixes)} file"] += 1
             elif stat := _stat_of_regular(entry):
@@ -75,10 +87,19 @@ class Walk:
     def ignored_text(self) -> str:
         """What was left out, for a message."""
         parts = [f"{count} x {reason}" for reason, count in sorted(self.ignored.items())]
+        if self.unread:
+            parts.insert(0, not_read(self.unread))
         return f"ignored: {', '.join(parts)}" if parts else "it is empty"
 
     def _holds(self, path: str) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self.root)
+
+
+def not_read(paths: Sequence[str]) -> str:
+    """How many images of which formats are not read, and what to do."""
+    endings = Counter(Path(path).suffix.lower() for path in paths)
+    found = ", ".join(counted(n, f"{ending} image") for ending, n in sorted(endings.items()))
+    return f"{found} {are(len(paths))} not read: convert to .png"
 
 
 def _entries(folder: str) -> list["os.DirEntry[str]"]:
