@@ -72,8 +72,9 @@ def weighted_ece(
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         w = np.pad(weights[:, order], ((0, 0), (1, 0)))
-        rows = np.cumsum(w, axis=1)[:, ends]
-        drift = np.cumsum(w * np.r_[0.0, gap], axis=1)[:, ends]
+        rows, drift = np.cumsum(w, axis=1), np.cumsum(w * np.r_[0.0, gap], axis=1)
+        if ends.size <= gap.size:  # a copy of both that is not needed without ties
+            rows, drift = rows[:, ends], drift[:, ends]
         # The sum of the gaps over the first t repeated rows is linear in t between two
         # ends, so a bin that ends among the copies of a row is cut there exactly.
         cuts = _bin_edges(rows[:, -1], bins)
