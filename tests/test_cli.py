@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 import pipeline.features.extract as extract_module
-from cache import disk
+from cache import FeatureStore, Recipe, check_canaries, disk
 from pipeline.cli.commands import main
+from pipeline.features.upkeep import describe
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
@@ -180,6 +181,7 @@ def test_cache_ls_verify_compact_gc(study_file):
     assert "60" in run("cache", "ls", *root).stdout
     row = json.loads(run("cache", "ls", *root, "--json").stdout)["stores"][0]
     assert (row["rows"], row["parts"], row["backbone"]) == (60, 1, "tiny")
+    assert row["holds"] == "features"
     assert "60 rows in 1 part, every byte checked" in run("cache", "verify", *root).stdout
     assert ": 0 parts fewer" in run("cache", "compact", *root).stdout
     assert ": 0 temporary files removed" in run("cache", "gc", *root).stdout
@@ -427,3 +429,23 @@ def test_heads_as_json_say_what_the_file_says(study_file):
     run("features", study_file, *ENGINE)
     printed = json.loads(run("heads", study_file, "--only", "prior", "--quick", "--json").stdout)
     assert printed == json.loads((Path("results/tiny") / "heads.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("cut", "pooling", "mask", "holds"),
+    [
+        ("before the classifier", "global average", {}, "features"),
+        ("before the classifier", "global average", {"mask": "centre"}, "features, mask centre"),
+        ("before the last stage", "none", {}, "activations before the last stage"),
+    ],
+)
+def test_stores_of_one_backbone_are_told_apart(tmp_path, cut, pooling, mask, holds):
+    """Features, those of masked images, and activations differ in their recipe alone."""
+    recipe = Recipe(
+        backbone="tiny", cut=cut, pooling=pooling, weights="0" * 64, preprocessing=mask,
+        precision="fp32",
+    )  # fmt: skip
+    store = FeatureStore(tmp_path, recipe)
+    store.prepare()
+    check_canaries(store.path, recipe, np.ones((4, 3), np.float32), provenance={})
+    assert [one.holds for one in describe(tmp_path)] == [holds]

@@ -39,10 +39,11 @@ def _skipped_lines(skipped: Sequence[Skip]) -> list[str]:
 
 def stores_text(stores: Sequence[Mapping[str, Any]]) -> str:
     """One line for each store."""
-    table = _table(["store", "precision", "rows", "parts", "MB", "set aside"], left=2)
+    table = _table(["store", "holds", "precision", "rows", "parts", "MB", "set aside"], left=3)
     for row in stores:
         table.add_row(
             row["store"],
+            row["holds"],
             row["precision"],
             str(row["rows"]),
             str(row["parts"]),

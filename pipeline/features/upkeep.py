@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import FeatureStore, StoreFormatError, check_canaries, stores_in
+from cache import FeatureStore, Recipe, StoreFormatError, check_canaries, stores_in
 from cache.meta import relative_l2_rows
 from cache.upkeep import quarantined
 from pipeline.backbones import policy_of
@@ -25,10 +25,15 @@ SAMPLE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
-    """One line of ``headrace cache ls``; ``size`` in bytes, ``error`` why it is unreadable."""
+    """One line of ``headrace cache ls``; ``size`` in bytes, ``error`` why it is unreadable.
+
+    ``holds`` tells features of whole images from those of masked ones, which the audit asks,
+    and from activations within a network, which fine-tuning trains on.
+    """
 
     store: str
     backbone: str
+    holds: str
     precision: str
     rows: int
     parts: int
@@ -47,6 +52,7 @@ def _describe(name: str, store: FeatureStore | StoreFormatError) -> StoreInfo:
         return StoreInfo(
             store=name,
             backbone="",
+            holds="",
             precision="",
             rows=0,
             parts=0,
@@ -58,6 +64,7 @@ def _describe(name: str, store: FeatureStore | StoreFormatError) -> StoreInfo:
     return StoreInfo(
         store=store.path.name,
         backbone=store.recipe.backbone,
+        holds=_holds(store.recipe),
         precision=store.recipe.precision,
         rows=len(store),
         parts=len(store.parts),
@@ -109,6 +116,13 @@ def verify_study(study: Study, sample: int | None, choice: EngineChoice) -> list
         if sample:
             lines.append(_recomputed(study, backbone, sample, choice))
     return lines
+
+
+def _holds(recipe: Recipe) -> str:
+    if recipe.pooling == "none":
+        return f"activations {recipe.cut}"
+    mask = recipe.preprocessing.get("mask")
+    return f"features, mask {mask}" if mask else "features"
 
 
 def _verified(store: FeatureStore) -> str:
