@@ -69,10 +69,11 @@ def test_what_is_not_taken_is_counted_and_never_opened(root, tmp_path, monkeypat
     assert listing.ignored == {
         "not in a class folder": 1,
         "hidden": 2,
-        "not a .jpg/.jpeg/.png file": 2,
+        "not a .jpg/.jpeg/.png file": 1,
         "not a regular file": 3,
         "link out of the folder": 3,
     }
+    assert listing.unread == ("pneumonia/old.tif",)
 
 
 @posix_only
@@ -157,5 +158,5 @@ def test_a_class_without_an_image_is_named_with_what_it_holds(root):
     ):
         scan(root)
     (root / "tuberculosis/scan.tif").write_text("x")
-    with pytest.raises(StudyError, match=r"ignored: 1 x not a \.jpg/\.jpeg/\.png file"):
+    with pytest.raises(StudyError, match=r"ignored: 1 \.tif image is not read: convert"):
         scan(root)

@@ -189,7 +189,7 @@ def test_a_full_disk_is_one_error_and_the_next_run_goes_on(study_file, monkeypat
         return real(descriptor, data)
 
     monkeypatch.setattr(disk, "write", full)
-    with pytest.raises(WriteFailedError, match=r"No space left.*make room or choose another"):
+    with pytest.raises(WriteFailedError, match=r"No space left.*make room, or choose another"):
         extract(study, OPTIONS)
     monkeypatch.setattr(disk, "write", real)
     assert counts(extract(study, OPTIONS))[1] == 60

@@ -7,13 +7,14 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
 from pipeline.shift.fixes import FIXES, fix_named
 from pipeline.shift.fixes.adaptation import FixSettings, Source
 from pipeline.shift.fixes.cross_fitting import Target, predict_target
 from pipeline.shift.fixes.halves import halves
-from pipeline.shift.fixes.leaderboard import _k_shot, score
+from pipeline.shift.fixes.leaderboard import _auroc, _k_shot, score
 from pipeline.shift.fixes.paired import paired_difference
 from pipeline.shift.fixes.plan import FixPlan
 from pipeline.shift.fixes.sealed import SealedLabels
@@ -249,3 +250,12 @@ def test_paired_differences_respect_patients():
     assert copied.p == pytest.approx(alone.p)
     assert paired_difference(np.zeros(9), np.arange(9), rng).p == 1
     assert paired_difference(once + 1, groups, rng).p == pytest.approx(1 / 2001)
+
+
+def test_areas_of_many_classes_are_macro_one_against_rest():
+    """As scikit-learn has them, over the seeds; nothing where the target lacks a class."""
+    rng = np.random.default_rng(0)
+    labels, table = np.arange(90) % 3, rng.dirichlet(np.ones(3), size=(2, 90))
+    expected = [roc_auc_score(labels, one, multi_class="ovr") for one in table]
+    assert _auroc(table, labels) == pytest.approx(np.mean(expected))
+    assert _auroc(table, np.minimum(labels, 1)) is None

@@ -216,7 +216,9 @@ def _strongest(facts: NDArray[Any], labels: NDArray[np.int64]) -> str:
     }
     best = sorted(alone, key=lambda name: -alone[name])[:_STRONGEST]
     told = ", ".join(f"{name} {1 / 2 + alone[name]:.2f}" for name in best)
-    return f" (alone: {told})" if told else ""
+    # A fact alone is judged by the class that it tells best, all together by all classes.
+    of_one = "of one class, alone" if np.unique(labels).size > 2 else "alone"  # noqa: PLR2004
+    return f" ({of_one}: {told})" if told else ""
 
 
 def _matrix(facts: NDArray[Any]) -> NDArray[np.float64]:

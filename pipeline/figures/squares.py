@@ -77,7 +77,8 @@ def roc_of(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> Curve
         name: Printed after the area.
     """
     if positive.all() or not positive.any():
-        return Curve(x=np.empty(0), y=np.empty(0), text=f"{name}: one class only")
+        which = "no other here" if positive.any() else "none here"
+        return Curve(x=np.empty(0), y=np.empty(0), text=f"{name}: {which}")
     false, true, _ = roc_curve(positive, score)
     return Curve(x=false, y=true, text=f"{roc_auc_score(positive, score):.3f}  {name}")
 

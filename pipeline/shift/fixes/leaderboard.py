@@ -182,8 +182,14 @@ def _rows(
 
 
 def _auroc(table: NDArray[np.float64], labels: NDArray[np.integer]) -> float | None:
-    """Mean over seeds of the area under the ROC curve; None where it is not defined."""
-    if table.shape[2] != _TWO or np.unique(labels).size != _TWO:
+    """Mean over seeds of the area under the ROC curve; None where a class is absent.
+
+    Macro one-vs-rest for more than two classes.
+    """
+    if np.unique(labels).size != table.shape[2]:
         return None
-    positive = np.repeat(labels[:, None] == 1, len(table), axis=1)
-    return float(auc_columns(table[:, :, 1].T, positive).mean())
+    areas = [
+        auc_columns(table[:, :, k].T, np.repeat(labels[:, None] == k, len(table), axis=1)).mean()
+        for k in ([1] if table.shape[2] == _TWO else range(table.shape[2]))
+    ]
+    return float(np.mean(areas))
