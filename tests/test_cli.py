@@ -160,9 +160,8 @@ def test_ctrl_c_says_that_the_work_is_safe(study_file, monkeypatch):
 def test_heads_before_features_says_what_to_run_first(study_file):
     """The next command is in the message."""
     result = run("heads", study_file, "--only", "prior", code=1)
-    assert "60 of 60 images have no features of tiny yet; first run: headrace features" in (
-        result.stderr
-    )
+    assert "60 of 60 images have no features of tiny yet in /" in result.stderr
+    assert "; first run: headrace features STUDY, or go to" in result.stderr
 
 
 def test_images_added_since_are_not_quietly_left_out(study_file):

@@ -66,7 +66,8 @@ def load_joined(
     if lost:
         raise MissingFeaturesError(
             f"{lost} of {counted(len(samples), 'image')} {have(lost)} no features of "
-            f"{choice.name} yet; first run: headrace features STUDY"
+            f"{choice.name} yet in {study.store_root.resolve()}; first run: headrace features "
+            "STUDY, or go to the folder in which it was run"
         )
     if not here.all():
         out = int((~here).sum())
