@@ -110,7 +110,7 @@ def test_folds_are_stratified_where_plain_ones_leave_a_head_without_a_class():
 
 def test_a_class_of_one_patient_makes_no_folds():
     """A head that is fitted to the others would never have seen it."""
-    with pytest.raises(StudyError, match="fewer than two patients"):
+    with pytest.raises(StudyError, match="one patient alone"):
         teaching_folds(np.array([0, 0, 1]), np.arange(3), 5)
 
 

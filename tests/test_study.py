@@ -142,6 +142,13 @@ def test_a_missing_file_says_how_to_get_one(tmp_path):
         load_study(tmp_path / "none.toml")
 
 
+def test_a_file_whose_name_is_no_name_asks_for_one(folder):
+    """Results lie in a folder of the study's name, which is the file's where none is given."""
+    file = write(folder, GOOD.replace('name = "chest"', "")).rename(folder / "my study (1).toml")
+    with pytest.raises(StudyError, match=r'it has no name = "...", and its own name .my study'):
+        load_study(file)
+
+
 def test_broken_toml_names_the_line(folder):
     """The parser's own position is passed on."""
     with pytest.raises(StudyError, match=r"is not a TOML file: .*line 2"):

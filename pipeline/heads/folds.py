@@ -23,8 +23,6 @@ def patient_folds(y: NDArray[np.integer], group: NDArray[Any], seed: int) -> lis
     """
     patients = min(len(np.unique(group[y == k])) for k in np.unique(y))
     if patients < 2:  # noqa: PLR2004 - in the fold and out of it
-        raise ValueError(
-            "one patient alone has a class in the fit split: folds of patients need two"
-        )
+        raise ValueError("a class has images of one patient alone: folds of patients need two")
     folds = StratifiedGroupKFold(min(FOLDS, patients), shuffle=True, random_state=seed)
     return list(folds.split(np.zeros((len(y), 1)), y, group))

@@ -87,7 +87,10 @@ class _Reader(CheckedTables):
         optional["human_error"] = self._human_error(table)
         optional["exclude"] = self._exclude(table)
         found = Study(
-            name=self.name(table.get("name", self.file.stem), "name"),
+            name=self.name(
+                table.get("name", self.file.stem),
+                "name" if "name" in table else 'it has no name = "...", and its own name',
+            ),
             classes=self._classes(table.get("classes")),
             source=self._source(table),
             targets=tuple(self._target(n, t) for n, t in self.tables(table, "target").items()),
