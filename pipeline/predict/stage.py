@@ -220,15 +220,10 @@ def _unusable(path: Path, reason: str) -> Unusable:
 def _below(folder: Path) -> tuple[list[Item], list[Path]]:
     """Images that may be read, sorted by path, and those of other formats."""
     walk = Walk(os.path.realpath(folder), class_folders.SUFFIXES)
-    items, waiting, walked = [], [""], set()
-    while waiting:
-        at = waiting.pop()
-        if (identity := walk.identity(at)) in walked:
-            continue
-        walked.add(identity)
-        files, folders = walk.look(at)
-        items += [Item(str(folder / f.path), "", f.file, None, f.stat) for f in files]
-        waiting += folders
+    items = [
+        Item(str(folder / path), "", file, None, stat)
+        for path, file, stat in class_folders.images_below(walk)
+    ]
     items.sort(key=lambda item: item.path)
     return items, sorted(folder / path for path in walk.unread)
 

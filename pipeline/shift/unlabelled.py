@@ -106,18 +106,19 @@ def look(joined: JoinedFeatures, basis: Basis, name: str) -> UnlabelledReport:
     rows = joined.samples.domain == name
     here = here_of(source)
     there = there_of(source, joined.X[rows], joined.samples.group[rows])
+    shared = shared_patients(joined.samples, here, there)
     return UnlabelledReport(
         backbone=joined.backbone,
         target=name,
         images=len(there.groups),
-        shared_patients=shared_patients(joined.samples, here, there),
+        shared_patients=shared,
         source_prediction=told_apart(here, there),
         detection=detect_with_controls(here, there, partial(ask, source), basis.settings),
         forecast=foretell(here, there, basis.seed),
         source_accuracy=float((here.probabilities.argmax(axis=1) == source.labels).mean()),
         called=tuple(np.bincount(_calls(there), minlength=source.prior.size) / len(there.groups)),
         level=basis.settings.plan.alpha,
-        provenance=_provenance(joined, basis, name, (here, there)),
+        provenance=_provenance(joined, basis, name, (here, there), shared),
         seconds=round(time.perf_counter() - start, 2),
     )
 
@@ -155,7 +156,7 @@ def _calls(cohort: Cohort) -> NDArray[np.intp]:
 
 
 def _provenance(
-    joined: JoinedFeatures, basis: Basis, name: str, sides: tuple[Cohort, Cohort]
+    joined: JoinedFeatures, basis: Basis, name: str, sides: tuple[Cohort, Cohort], shared: int
 ) -> Provenance:
     (here, there), domains = sides, frozenset(joined.samples.domain.tolist())
     return Provenance(
@@ -165,7 +166,7 @@ def _provenance(
         inputs=inputs_of(joined, name, np.full(len(there.groups), UNLABELLED), None),
         caveats=caveats(
             Circumstances(
-                shared_patients=shared_patients(joined.samples, here, there),
+                shared_patients=shared,
                 patients={
                     "source": np.unique(here.groups).size,
                     "target": np.unique(there.groups).size,

@@ -61,8 +61,7 @@ def scan(root: Path) -> Listing:
         for label in classes
         for path, file, stat in _images_of_class(walk, label)
     ]
-    items.sort(key=lambda item: item.path)
-    return Listing(items=tuple(items), ignored=dict(walk.ignored), unread=tuple(walk.unread))
+    return walk.listing(items)
 
 
 def scan_loose(root: Path) -> Listing:
@@ -72,11 +71,10 @@ def scan_loose(root: Path) -> Listing:
         StudyError: No image, or a folder that cannot be listed.
     """
     walk = Walk(os.path.realpath(root), SUFFIXES)
-    items = [Item(path, NO_CLASS, file, None, stat) for path, file, stat in _images_below(walk)]
+    items = [Item(path, NO_CLASS, file, None, stat) for path, file, stat in images_below(walk)]
     if not items:
         raise StudyError(f"{root} holds no image ({walk.ignored_text()})")
-    items.sort(key=lambda item: item.path)
-    return Listing(items=tuple(items), ignored=dict(walk.ignored), unread=tuple(walk.unread))
+    return walk.listing(items)
 
 
 def read(item: Item) -> FileContent:
@@ -92,7 +90,7 @@ def read(item: Item) -> FileContent:
 
 def _images_of_class(walk: Walk, label: str) -> list[File]:
     below = replace(walk, ignored=Counter())
-    found = list(_images_below(below, label))
+    found = list(images_below(below, label))
     if not found:
         raise StudyError(
             f"{walk.root}/{label}: the class folder holds no image ({below.ignored_text()}). "
@@ -102,7 +100,7 @@ def _images_of_class(walk: Walk, label: str) -> list[File]:
     return found
 
 
-def _images_below(walk: Walk, label: str | None = None) -> Iterator[File]:
+def images_below(walk: Walk, label: str | None = None) -> Iterator[File]:
     """Depth first; the root counts as walked, or a link to it would mix the classes.
 
     Without a label the root is where it starts.

@@ -78,8 +78,7 @@ def scan(root: Path) -> Listing:
     stacks, _ = walk.look()
     if not stacks:
         raise StudyError(f"{root} holds no .npy stack ({walk.ignored_text()})")
-    items = sorted((item for stack in stacks for item in _rows(stack)), key=lambda i: i.path)
-    return Listing(items=tuple(items), ignored=dict(walk.ignored), unread=tuple(walk.unread))
+    return walk.listing(item for stack in stacks for item in _rows(stack))
 
 
 def read(item: Item) -> RowContent:

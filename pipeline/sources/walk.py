@@ -6,13 +6,13 @@ must be listed in about a second, so there is one ``stat`` a file and no ``Path`
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.errors import StudyError
-from pipeline.sources.items import FileStat, stat_of, system_reason
+from pipeline.sources.items import FileStat, Item, Listing, stat_of, system_reason
 from pipeline.text.counts import are, counted
 
 #: Endings of images that are not read here: whoever has them in a folder must hear of it.
@@ -83,6 +83,11 @@ class Walk:
         except OSError as cause:
             raise StudyError(f"{self.root}/{folder}: {system_reason(cause)}") from cause
         return stat.st_dev, stat.st_ino
+
+    def listing(self, items: Iterable[Item]) -> Listing:
+        """These items, in the order of their paths, beside what was left out."""
+        found = sorted(items, key=lambda item: item.path)
+        return Listing(items=tuple(found), ignored=dict(self.ignored), unread=tuple(self.unread))
 
     def ignored_text(self) -> str:
         """What was left out, for a message."""

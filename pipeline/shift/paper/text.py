@@ -41,12 +41,7 @@ def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
         f"{target.target}, {target.backbone}",
         *textwrap.wrap(foretold(target), WIDTH - 20),
         "",
-        *textwrap.wrap(told_apart_in_words(plain(target.source_prediction), classes), WIDTH - 20),
-        _shared(target.shared_patients),
-        "",
-        "tests, permuted by patient; controls: two halves of the source, and those with a shift",
-        _detection_table(target.detection),
-        *target.detection.observed.notes,
+        *_distance(target, classes),
         "",
         "accuracy as the scores foretell it, sampling alone in the intervals",
         _forecast_table(target),
@@ -59,8 +54,17 @@ def _unlabelled_text(target: UnlabelledReport, classes: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _shared(patients: int) -> str:
-    return f"{counted(patients, 'patient id')} {are(patients)} in both (the numbering may restart)"
+def _distance(target: TargetReport | UnlabelledReport, classes: Sequence[str]) -> list[str]:
+    """How far the target is away, whether its labels are known or not."""
+    shared = target.shared_patients
+    return [
+        *textwrap.wrap(told_apart_in_words(plain(target.source_prediction), classes), WIDTH - 20),
+        f"{counted(shared, 'patient id')} {are(shared)} in both (the numbering may restart)",
+        "",
+        "tests, permuted by patient; controls: two halves of the source, and those with a shift",
+        _detection_table(target.detection),
+        *target.detection.observed.notes,
+    ]
 
 
 def _forecast_table(target: UnlabelledReport) -> str:
@@ -91,12 +95,7 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         *textwrap.wrap(" ".join([verdict.text, *verdict.advice]), WIDTH - 20),
         *textwrap.wrap(said(target.differences), WIDTH - 20),
         "",
-        *textwrap.wrap(told_apart_in_words(plain(target.source_prediction), classes), WIDTH - 20),
-        _shared(target.shared_patients),
-        "",
-        "tests, permuted by patient; controls: two halves of the source, and those with a shift",
-        _detection_table(target.detection),
-        *target.detection.observed.notes,
+        *_distance(target, classes),
         "",
         "errors by role; what a step is when the head is fitted to other patients: refitted",
         _roles_table(target.story.roles),
