@@ -153,6 +153,7 @@ def test_a_strange_name_survives(root, name):
 def test_a_class_without_an_image_is_named_with_what_it_holds(root):
     """An empty class is a mistake to be mended before any work."""
     (root / "tuberculosis").mkdir()
+    (root / "normal/of_another_class.tif").write_text("x")
     with pytest.raises(
         StudyError, match=r"tuberculosis: the class folder holds no image \(it is e"
     ):

@@ -89,7 +89,7 @@ def read(item: Item) -> FileContent:
 
 
 def _images_of_class(walk: Walk, label: str) -> list[File]:
-    below = replace(walk, ignored=Counter())
+    below = replace(walk, ignored=Counter(), unread=[])
     found = list(images_below(below, label))
     if not found:
         raise StudyError(
@@ -97,6 +97,7 @@ def _images_of_class(walk: Walk, label: str) -> list[File]:
             "Put its images there, or remove the folder"
         )
     walk.ignored.update(below.ignored)
+    walk.unread.extend(below.unread)
     return found
 
 
