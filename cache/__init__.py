@@ -12,10 +12,8 @@ from cache.errors import (
     StoreFormatError,
     WriteFailedError,
 )
-from cache.meta import check_canaries, relative_l2
-from cache.recipe import Recipe
-from cache.store import FeatureStore, stores_in
-from cache.writer import Writer
+from cache.recipe import Recipe, check_canaries, relative_l2
+from cache.store import FeatureStore, Writer, stores_in
 
 __all__ = [
     "BadFeaturesError",

@@ -58,7 +58,7 @@ def check_rows(key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
         BadFeaturesError: Not float32, not finite, no rows, another number of keys than
             rows, a key that is not 32 bytes, or one that stands there twice.
     """
-    if features.dtype != np.float32 or features.ndim < 2 or not features.size:  # noqa: PLR2004 - rows by at least one feature axis
+    if features.dtype != np.float32 or features.ndim < 2 or not features.size:
         raise BadFeaturesError(
             f"features must be float32 of shape (n, ...) with n > 0, got {features.dtype} "
             f"of shape {features.shape}"
@@ -155,7 +155,7 @@ def _check_dataset(file: h5py.File, name: str, dataset: str, dtype: np.dtype[Any
     plain = (
         isinstance(found, h5py.Dataset)
         and found.dtype == dtype
-        and found.ndim >= 2  # noqa: PLR2004 - rows by at least one axis
+        and found.ndim >= 2
         and not found.attrs
         and not found.external
         and not found.is_virtual

@@ -5,27 +5,31 @@ can be thrown away at any time. No file is ever changed, so there are no locks: 
 number of processes may read and write the same store. A lookup gives the right row
 or says that it is missing; a part that is not what it promises is moved to
 ``quarantine/`` and its rows count as missing. Upkeep (compaction, clearing of what
-dead processes left) is in ``cache.upkeep``.
+dead processes left) is in ``cache.store``.
 """
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import disk, meta
+from cache import disk
+from cache import recipe as meta
 from cache.errors import (
     BadFeaturesError,
+    CacheError,
     DamagedPartError,
     MissingRowsError,
     StoreFormatError,
     WriteFailedError,
 )
-from cache.part import NAME, Part, from_bytes, name_of, to_bytes
+from cache.part import NAME, Part, check_rows, from_bytes, name_of, to_bytes
 from cache.recipe import Recipe
 
 _LOG = logging.getLogger(__name__)
@@ -290,3 +294,183 @@ def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
             except StoreFormatError as reason:
                 found[name] = reason
     return found
+
+
+# Buffer rows and commit them often enough: 1024 rows or 30 s, whichever comes first.
+
+
+ROWS_PER_COMMIT = 1024
+SECONDS_PER_COMMIT = 30.0
+#: Activations are wider than pooled features: 1024 rows of 512 x 7 x 7 are 100 MB.
+BYTES_PER_COMMIT = 64 << 20
+
+
+class Writer:
+    """Context manager that commits what it is given, also when it is interrupted.
+
+    Args:
+        store: Where the rows go; :meth:`FeatureStore.prepare` must have been called.
+        provenance: JSON text kept with each part.
+        clock: Seconds that only grow.
+
+    Rows whose key is already in the store or in the buffer are dropped: the first
+    one stands. On leaving, the rest is committed, unless the disk has refused a write.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        *,
+        provenance: str = "{}",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._provenance = provenance
+        self._clock = clock
+        self._rows: dict[bytes, NDArray[np.float32]] = {}
+        self._since = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not isinstance(error, WriteFailedError):
+            self.commit()
+
+    def add(self, key: bytes, features: NDArray[np.float32]) -> None:
+        """Buffer one row of any shape, and commit when it is time.
+
+        Args:
+            key: 32 bytes.
+            features: Shape ``(...)``, float32, finite; copied, so the caller may reuse it.
+
+        Raises:
+            BadFeaturesError: This row is not fit to be stored; those before it are kept.
+            WriteFailedError: It was time, and the disk refused.
+        """
+        if key in self._rows or key in self._store:
+            return
+        shape = next((row.shape for row in self._rows.values()), self._store.row_shape())
+        if shape not in (None, features.shape):
+            raise BadFeaturesError(f"a row of shape {features.shape} among rows of shape {shape}")
+        check_rows(np.frombuffer(key, np.uint8)[None], features[None])
+        if not self._rows:
+            self._since = self._clock()
+        self._rows[key] = features.copy()
+        size = len(self._rows)
+        if (
+            size >= ROWS_PER_COMMIT
+            or size * features.nbytes >= BYTES_PER_COMMIT
+            or self._clock() - self._since >= SECONDS_PER_COMMIT
+        ):
+            self.commit()
+
+    def commit(self) -> None:
+        """Make everything buffered durable."""
+        if not self._rows:
+            return
+        key = np.frombuffer(b"".join(self._rows), np.uint8).reshape(len(self._rows), -1)
+        features = np.stack(list(self._rows.values()))
+        try:
+            self._store.commit(key, features, provenance=self._provenance)
+        except CacheError:
+            # What the store refuses stays out of the next try: the run ends with the error.
+            self._rows = {}
+            raise
+        self._rows = {}
+
+
+# Keep a store small: merge its parts, clear what dead processes left behind.
+
+
+#: A merged part stays below this, so that memory is bounded whatever the number of images.
+MAX_PART_BYTES = 256 << 20
+
+
+def compact(store: FeatureStore) -> int:
+    """Merge small parts of the same provenance; each key is kept once.
+
+    The merged part is put in place first and the old ones are removed after, so a
+    kill in between leaves the same rows twice, which is harmless.
+
+    Returns:
+        How many parts fewer there are.
+
+    Raises:
+        WriteFailedError: The disk refused; all rows are still there.
+    """
+    store.scan()
+    before = len(store.parts)
+    for group in list(_groups(store)):
+        _merge(store, group)
+    store.scan()
+    return before - len(store.parts)
+
+
+def gc(store: FeatureStore) -> list[str]:
+    """Remove temporary files whose writer is dead on this host, or that are a day old.
+
+    Returns:
+        Names of what was removed. Files in ``quarantine/`` are left for a person.
+
+    Raises:
+        WriteFailedError: One could not be removed.
+    """
+    removed = []
+    for folder in (store.path, store.path / "parts"):
+        temporary = [n for n in disk.listdir(folder) if n.startswith(disk.TEMPORARY)]
+        abandoned = [name for name in temporary if disk.is_abandoned(folder / name)]
+        if abandoned:
+            disk.remove(folder, abandoned)
+        removed += abandoned
+    return removed
+
+
+def quarantined(store: FeatureStore) -> list[str]:
+    """Names of the parts that were found damaged and set aside."""
+    return disk.listdir(store.path / "quarantine")
+
+
+def _groups(store: FeatureStore) -> Iterator[list[PartInfo]]:
+    """Runs of two or more small parts of one provenance that fit into one part."""
+    by_provenance: dict[str, list[PartInfo]] = {}
+    for info in sorted(store.parts.values(), key=lambda p: p.name):
+        if info.size <= MAX_PART_BYTES // 2:
+            by_provenance.setdefault(info.provenance, []).append(info)
+    for infos in by_provenance.values():
+        group: list[PartInfo] = []
+        for info in infos:
+            if group and sum(p.size for p in group) + info.size > MAX_PART_BYTES:
+                yield group
+                group = []
+            group.append(info)
+        yield group
+
+
+def _merge(store: FeatureStore, group: list[PartInfo]) -> None:
+    if len(group) < 2:
+        return
+    rows: dict[bytes, NDArray[np.float32]] = {}
+    for info in group:
+        try:
+            data = disk.read_all(store.path / "parts" / info.name)
+            part = from_bytes(data, name=info.name, fingerprint=store.recipe.fingerprint)
+        except (OSError, DamagedPartError):
+            # Another process is compacting the same parts: leave it to that one. Or the
+            # part went bad since the scan: the next scan says so.
+            return
+        for key, features in zip(part.key, part.features, strict=True):
+            # Parts come by name, and the smallest name is the one that readers believe.
+            rows.setdefault(key.tobytes(), features)
+    keys = sorted(rows)
+    merged = store.commit(
+        np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1),
+        np.stack([rows[key] for key in keys]),
+        provenance=group[0].provenance,
+    )
+    disk.remove(store.path / "parts", [info.name for info in group if info.name != merged])

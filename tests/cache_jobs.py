@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from cache import CacheError, FeatureStore, Recipe, Writer, disk
+from cache import disk
+from cache.errors import CacheError
 from cache.part import Part
-from cache.upkeep import compact, gc
+from cache.recipe import Recipe
+from cache.store import FeatureStore, Writer, compact, gc
 
 RECIPE = Recipe(
     backbone="tiny",

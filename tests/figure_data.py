@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.scores.predictions import Predictions, write_predictions
+from pipeline.evaluation.predictions import Predictions, write_predictions
 
 SEEDED = ("mlp", "forest")
 

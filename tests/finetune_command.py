@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 from cache import disk
-from pipeline.cli.commands import main
+from pipeline.cli import main
 from pipeline.finetune import networks, training
 from tests.tiny_trainable import install_trainable_tiny
 

@@ -19,9 +19,10 @@ import torch
 import torch._dynamo  # the first optimiser would import it in every child
 from torch import nn
 
-from cache import CacheError
-from pipeline.finetune.checkpoints import Checkpoints
-from pipeline.finetune.loop import LoopSettings, train
+from cache.errors import CacheError
+from pipeline.finetune.checkpoint import Checkpoints
+from pipeline.finetune.loop import train
+from pipeline.finetune.settings import LoopSettings
 from tests.cache_jobs import Fault, seam
 
 IDENTITY = {"study": "tiny", "method": "full", "data": [1, 2]}

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import EngineError
-from pipeline.finetune import parallel
-from pipeline.finetune.checkpoints import Checkpoints
-from pipeline.finetune.loop import LoopSettings, train
+from pipeline.finetune import distributed as parallel
+from pipeline.finetune.checkpoint import Checkpoints
+from pipeline.finetune.loop import train
+from pipeline.finetune.settings import LoopSettings
 from tests.finetune_jobs import IDENTITY, Pictures, small_net, tensors
 
 #: Shares of 3 and 2 rows; of the last batch of one row, one share is empty.

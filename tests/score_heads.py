@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.scores.scoring import Place
+from pipeline.evaluation.scores import Place
 
 
 def place(*, n: int = 60, each: int = 1, role: str = "target", classes: int = 2, seed: int = 0):

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import BadFeaturesError, FeatureStore
+from cache.errors import BadFeaturesError
 from cache.part import name_of, to_bytes
+from cache.store import FeatureStore
 from tests import cache_jobs as jobs
 from tests.power_loss import rows_at_risk
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pipeline.images.appearance import APPEARANCE, appearance, noise
+from pipeline.data.facts import APPEARANCE, appearance, noise
 
 SIZE = 96
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.data.attributes import UNKNOWN, Attribute, read_attributes
+from pipeline.data.groupings import MOST_GROUPS, groupings
+from pipeline.data.samples import load_samples
 from pipeline.errors import StudyError
-from pipeline.samples.gather import load_samples
-from pipeline.samples.groupings import MOST_GROUPS, groupings
-from pipeline.study.attributes import UNKNOWN, Attribute, read_attributes
-from pipeline.study.file import load_study
+from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 SEX = Attribute(name="sex")

@@ -11,35 +11,38 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from pipeline import backbones
-from pipeline.audit.confounders import MASKED, check_facts, check_hospital, check_masked
 from pipeline.audit.contact_sheet import SIDE, SheetPair, draw
+from pipeline.audit.shortcuts import MASKED, check_facts, check_hospital, check_masked
 from pipeline.audit.stage import AuditOptions, audit, probed
-from pipeline.audit.text import audit_text
-from pipeline.checks.facts_index import FactsIndex, measure_missing
-from pipeline.checks.finding import LEAK, NOTE, OK, WARNING, Finding, refuse_leaks
-from pipeline.checks.leak_checks import (
+from pipeline.data.facts import FACTS
+from pipeline.data.facts_index import FactsIndex, measure_missing
+from pipeline.data.images import PixelPolicy
+from pipeline.data.leaks import (
+    LEAK,
+    NOTE,
+    OK,
+    WARNING,
+    Finding,
     check_leaks,
     check_near_copies,
     check_patients,
     near_rows,
+    refuse_leaks,
     roles_of,
 )
+from pipeline.data.samples import SampleOptions, load_samples, read_exclusions
+from pipeline.data.sources import read
 from pipeline.demo.hospital import Hospital, Shot, expose
 from pipeline.demo.phantom import Patient, chest
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
+from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
+from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.features.joined import load_joined
-from pipeline.images import PixelPolicy
-from pipeline.images.facts import FACTS
+from pipeline.features.load import load_joined
 from pipeline.progress import Progress
-from pipeline.samples import SampleOptions
-from pipeline.samples.exclusions import read_exclusions
-from pipeline.samples.gather import load_samples
-from pipeline.scores.predictions import PROBABILITIES, read_predictions
-from pipeline.sources import read
-from pipeline.study.file import load_study
+from pipeline.report.audit_text import audit_text
+from pipeline.study import load_study
 from tests.test_cli import ENGINE, run
 from tests.tiny import FileWeights, install_tiny_backbone, write_tiny_study
 

@@ -10,13 +10,19 @@ import torch
 import torchvision
 from torch import nn
 
-from cache.meta import relative_l2
-from pipeline.backbones import BACKBONES, build, spec_of, state_digest, weights_file
-from pipeline.backbones.frozen import Frozen
-from pipeline.backbones.weights import HubWeights, file_digest
+from cache.recipe import relative_l2
 from pipeline.errors import UnknownNameError, WeightsError
+from pipeline.features.backbones import (
+    BACKBONES,
+    Frozen,
+    build,
+    spec_of,
+    state_digest,
+    weights_file,
+)
 from pipeline.features.engines import EngineChoice, start_engine
-from pipeline.features.stream import features_of
+from pipeline.features.extract import features_of
+from pipeline.features.weights import HubWeights, file_digest
 
 NAMES = [*BACKBONES, "timm:resnet18"]
 TOLERANCE = 1e-5  # relative L2; float32 engines differ by up to 2e-6

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.sources import read, scan
 from pipeline.errors import StudyError
-from pipeline.sources import read, scan
 from tests.image_files import jpeg, with_files
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links, FIFOs, sockets of POSIX")

@@ -13,9 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 import pipeline.features.extract as extract_module
-from cache import FeatureStore, Recipe, check_canaries, disk
-from pipeline.cli.commands import main
-from pipeline.features.upkeep import describe
+from cache import disk
+from cache.recipe import Recipe, check_canaries
+from cache.store import FeatureStore
+from pipeline.cli import main
+from pipeline.features.maintain import describe
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
@@ -44,7 +46,7 @@ def run(*arguments, code=0):
 def test_help_is_quick_and_does_not_import_torch():
     """Under 0.3 s is promised; what makes it so is that nothing heavy is imported."""
     code = (
-        "import sys; from click.testing import CliRunner; from pipeline.cli.commands import main;"
+        "import sys; from click.testing import CliRunner; from pipeline.cli import main;"
         "assert CliRunner().invoke(main, ['--help']).exit_code == 0;"
         "heavy = {'torch', 'numpy', 'h5py', 'sklearn', 'PIL', 'rich'} & set(sys.modules);"
         "assert not heavy, heavy"
@@ -56,8 +58,8 @@ def test_an_existing_store_needs_no_torch(study_file):
     """The second run, and heads without a torch head, do not import torch."""
     run("features", study_file, *ENGINE)
     code = (
-        "import sys; from pathlib import Path; import pytest; import cache, pipeline.samples;"
-        "from pipeline.features import export, extract, joined; import pipeline.compare.stage;"
+        "import sys; from pathlib import Path; import pytest; import cache, pipeline.data.samples;"
+        "from pipeline.features import export, extract, joined; import pipeline.compare;"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -192,7 +194,7 @@ def test_verify_recomputes_a_sample_and_finds_a_wrong_row(study_file, monkeypatc
     run("features", study_file, *ENGINE)
     text = run("cache", "verify", study_file, "--sample", "20", "--engine", "torch").stdout
     assert re.search(r"20 images recomputed .* largest \d\.\de[+-]\d\d", text)
-    from pipeline.features import upkeep
+    from pipeline.features import maintain as upkeep
 
     real = upkeep.features_of
     monkeypatch.setattr(
@@ -404,7 +406,7 @@ def test_init_gives_equal_folder_names_a_number(study_file, monkeypatch):
 def test_heads_quick_and_its_exceptions(study_file, monkeypatch):
     """Three seeds, fewer draws, no repeats; what is given beside it counts."""
     asked = []
-    monkeypatch.setattr("pipeline.compare.stage.compare", lambda _, options: asked.append(options))
+    monkeypatch.setattr("pipeline.compare.compare", lambda _, options: asked.append(options))
     for more in ([], ["--quick"], ["--quick", "--seeds", "5", "--repeats", "2"]):
         CliRunner().invoke(main, ["heads", str(study_file), "--only", "linear, mlp", *more])
     assert [(o.seeds, o.repeats, o.draws) for o in asked] == [

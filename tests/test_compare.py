@@ -10,20 +10,19 @@ import numpy as np
 import pytest
 from sklearn.dummy import DummyClassifier
 
-import pipeline.backbones as backbones_module
-import pipeline.compare.fitting as fitting_module
-import pipeline.compare.stage as compare_module
+import pipeline.compare as compare_module
+import pipeline.compare as fitting_module
+import pipeline.features.backbones as backbones_module
 import pipeline.heads.out_of_fold as out_of_fold_module
-from cache import FeatureStore
-from pipeline.compare.stage import QUICK, CompareOptions, compare
-from pipeline.compare.text import heads_text
+from cache.store import FeatureStore
+from pipeline.compare import QUICK, CompareOptions, compare
 from pipeline.errors import UnknownNameError
+from pipeline.evaluation.metrics import METRICS
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
-from pipeline.stats.metrics import METRICS
-from pipeline.study import Concatenation
-from pipeline.study.file import load_study
+from pipeline.report.compare_text import heads_text
+from pipeline.study import Concatenation, load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))

@@ -3,9 +3,9 @@
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.scores.scoring import unscored
-from pipeline.text.counts import are, counted, have
-from pipeline.two_samples.permute import PermutationPlan, refuse_hopeless
+from pipeline.evaluation.scores import unscored
+from pipeline.shift.permute import PermutationPlan, refuse_hopeless
+from pipeline.words import are, counted, have
 
 
 @pytest.mark.parametrize(

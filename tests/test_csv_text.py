@@ -5,9 +5,9 @@ import io
 
 import pytest
 
-from pipeline.compare.report import Row, rows_as_csv
-from pipeline.shift.paper.chapters import TABLES, tables
-from pipeline.text.csv import csv_text
+from pipeline.compare import Row, rows_as_csv
+from pipeline.report.shift_chapters import TABLES, tables
+from pipeline.report.table import csv_text
 
 #: What a target without labels has besides, as little as may be.
 EMPTY = {

@@ -10,21 +10,12 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.demo import (
-    SITES,
-    SOURCE,
-    DemoSpec,
-    Hospital,
-    _attributes_text,
-    cohort,
-    render,
-    write_demo,
-)
-from pipeline.demo.hospital import RANGES, Shot, expose
+from pipeline.data.attributes import read_attributes
+from pipeline.demo import SITES, SOURCE, DemoSpec, _attributes_text, cohort, write_demo
+from pipeline.demo.hospital import RANGES, Hospital, Shot, expose, render
 from pipeline.demo.phantom import CANVAS, CLASSES, REACH, Patient, chest
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.study.attributes import read_attributes
-from pipeline.study.file import load_study
+from pipeline.study import load_study
 
 SMALL = DemoSpec(n_source=12, n_target=8, size=48)
 QUIET = Hospital(noise=0.0)

@@ -6,7 +6,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.heads import blocks
+from pipeline.heads import preprocessing as blocks
 from pipeline.heads.discriminant import DiscriminantHead, _Class
 
 

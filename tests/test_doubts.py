@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.samples.doubts import doubt_classes, doubt_folds, doubt_patients, doubt_share
-from pipeline.samples.splits import FIT, VALIDATION
+from pipeline.data.patients import FIT, VALIDATION
+from pipeline.data.validate import doubt_classes, doubt_folds, doubt_patients, doubt_share
 from pipeline.study import Domain
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.backbones.frozen import Frozen
+from pipeline.data.images import PixelPolicy
 from pipeline.errors import EngineError, UnknownNameError
 from pipeline.features import engines
+from pipeline.features.backbones import Frozen
 from pipeline.features.engines import ENGINES, EngineChoice, TorchEngine, start_engine
-from pipeline.features.stream import FeatureGuard, features_of
-from pipeline.images import PixelPolicy
+from pipeline.features.extract import FeatureGuard, features_of
 
 POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

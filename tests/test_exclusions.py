@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.data.samples import as_file, kept, load_samples, read_exclusions
+from pipeline.data.sources import read
 from pipeline.errors import ImageError, NoImagesError, StudyError
-from pipeline.samples.exclusions import as_file, kept, read_exclusions
-from pipeline.samples.gather import load_samples
-from pipeline.sources import read
-from pipeline.study.file import load_study
+from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 
@@ -105,7 +104,7 @@ def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):
             raise ImageError("permission denied")
         return read(item)
 
-    monkeypatch.setattr("pipeline.samples.gather.read", reading)
+    monkeypatch.setattr("pipeline.data.samples.read", reading)
     study = excluding(study_file, "there/a/p2000_0.png\nthere/a/p2000_2.png\n")
     samples, skipped = load_samples(study)
     assert len(samples) == 58

@@ -14,13 +14,15 @@ import pytest
 from PIL import Image
 
 import pipeline.features.extract as extract_module
-import pipeline.features.filling as filling_module
-from cache import CanaryError, FeatureStore, WriteFailedError, disk
+import pipeline.features.extract as filling_module
+from cache import disk
+from cache.errors import CanaryError, WriteFailedError
+from cache.store import FeatureStore
 from pipeline.errors import SkippedImagesError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.features.recipes import store_for
-from pipeline.study.file import load_study
+from pipeline.features.load import store_for
+from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -240,7 +242,7 @@ def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
     )
     script = (
         "import sys, pytest; from pathlib import Path;"
-        "from tests.tiny import install_tiny_backbone; from pipeline.study.file import load_study;"
+        "from tests.tiny import install_tiny_backbone; from pipeline.study import load_study;"
         "import pipeline.features.extract as e; from pipeline.features.engines import EngineChoice;"
         "import cache.disk as d;"
         "folder = Path(sys.argv[1]); m = pytest.MonkeyPatch();"

@@ -7,22 +7,22 @@ import pytest
 from PIL import Image
 
 from cache import disk
-from pipeline.checks import facts_index
-from pipeline.checks.facts_index import FactsIndex, measure_missing
-from pipeline.checks.leaks import hamming
-from pipeline.errors import ImageError
-from pipeline.images import PixelPolicy, decode
-from pipeline.images.appearance import appearance
-from pipeline.images.facts import (
+from pipeline.data import facts_index
+from pipeline.data.facts import (
     FACTS,
+    appearance,
     columns,
     difference_hash,
     facts_of_array,
     facts_of_file,
     jpeg_quality,
 )
+from pipeline.data.facts_index import FactsIndex, measure_missing
+from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.leaks import hamming
+from pipeline.data.sources import read, scan
+from pipeline.errors import ImageError
 from pipeline.progress import Progress
-from pipeline.sources import read, scan
 from tests.tiny import write_images
 
 RNG = np.random.default_rng(0)

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli.commands import main
+from pipeline.cli import main
 from pipeline.errors import MissingPredictionsError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.figures import finetune, heads, shift
-from pipeline.figures.album import draw_album
-from pipeline.figures.finetune import read_comparison
-from pipeline.figures.heads_data import read_heads
-from pipeline.figures.labels import Label, name_points, spread
-from pipeline.figures.shift_data import read_shift
-from pipeline.figures.style import NothingToDrawError, image_bytes, new_figure, styled
-from pipeline.study.file import load_study
+from pipeline.report.figures import finetune, heads, shift
+from pipeline.report.figures.album import draw_album
+from pipeline.report.figures.finetune import read_comparison
+from pipeline.report.figures.heads_data import read_heads
+from pipeline.report.figures.labels import Label, name_points, spread
+from pipeline.report.figures.shift_data import read_shift
+from pipeline.report.figures.style import NothingToDrawError, image_bytes, new_figure, styled
+from pipeline.study import load_study
 from tests.figure_data import write_comparison, write_heads, write_shift
 from tests.tiny import install_tiny_backbone, write_tiny_study
 

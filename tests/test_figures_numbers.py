@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from pipeline.figures import finetune, heads, shift
-from pipeline.figures.curves import learning_curves
-from pipeline.figures.finetune import read_comparison
-from pipeline.figures.heads_data import read_heads
-from pipeline.figures.shift_data import read_shift
-from pipeline.figures.style import styled
-from pipeline.scores.predictions import read_predictions
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.report.figures import finetune, heads, shift
+from pipeline.report.figures.curves import learning_curves
+from pipeline.report.figures.finetune import read_comparison
+from pipeline.report.figures.heads_data import read_heads
+from pipeline.report.figures.shift_data import read_shift
+from pipeline.report.figures.style import styled
 from tests.figure_data import write_comparison, write_heads, write_shift
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.errors import CheckpointError, PipelineError
-from pipeline.finetune.checkpoints import Checkpoints
+from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
 from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault, notes_in
 from tests.finetune_jobs import (
@@ -344,7 +344,7 @@ def test_a_tensor_comes_back_bit_for_bit(tmp_path, tensor):
 def test_a_checkpoint_is_due_after_its_time(tmp_path, monkeypatch):
     """Not before, and again only after the next save."""
     clock = [100.0]
-    monkeypatch.setattr("pipeline.finetune.checkpoints.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("pipeline.finetune.checkpoint.time.monotonic", lambda: clock[0])
     checkpoints = Checkpoints(tmp_path, {}, seconds=60)
     clock[0] += 59
     assert not checkpoints.due()

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline.errors import EngineError, PipelineError, UnknownNameError
-from pipeline.finetune.augment import AUGMENTATIONS
-from pipeline.finetune.device import peak_memory
-from pipeline.finetune.loop import LoopSettings, logits_of, order, predict, train, train_mode
-from pipeline.finetune.optimise import OPTIMISERS, share_of_rate
+from pipeline.finetune.data import AUGMENTATIONS, order
+from pipeline.finetune.distributed import peak_memory
+from pipeline.finetune.loop import OPTIMISERS, logits_of, predict, share_of_rate, train, train_mode
+from pipeline.finetune.settings import LoopSettings
 from pipeline.progress import Progress
 from tests.finetune_jobs import Pictures, Rows, same, small_net, tensors
 

@@ -10,23 +10,21 @@ import torch
 from scipy.stats import linregress
 from torch import nn
 
+from pipeline.data.patients import FIT
+from pipeline.data.samples import load_samples
 from pipeline.errors import UnknownNameError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.finetune.assembly import Material, assemble
-from pipeline.finetune.convergence import convergence
-from pipeline.finetune.cuts import cut_of
-from pipeline.finetune.loop import LoopSettings, train
-from pipeline.finetune.methods import METHODS, QUICK, chosen, end_of_line
-from pipeline.finetune.mixing import between, folded
-from pipeline.finetune.networks import Classifier
-from pipeline.finetune.options import TrainingOptions
-from pipeline.finetune.pixels import pixels_of
-from pipeline.finetune.prefix import Place, take
+from pipeline.finetune.cuts import Place, cut_of, take
+from pipeline.finetune.data import pixels_of
+from pipeline.finetune.history import convergence
+from pipeline.finetune.interpolate import between, folded
+from pipeline.finetune.loop import train
+from pipeline.finetune.methods import METHODS, QUICK, TrainingOptions, chosen, end_of_line
+from pipeline.finetune.networks import Classifier, Material, assemble
+from pipeline.finetune.settings import LoopSettings
 from pipeline.finetune.training import Workbench, train_method
-from pipeline.samples.gather import load_samples
-from pipeline.samples.splits import FIT
-from pipeline.study.file import load_study
+from pipeline.study import load_study
 from tests.tiny import write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 

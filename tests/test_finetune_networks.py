@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import backbones
-from pipeline.backbones import BACKBONES, build, spec_of
-from pipeline.backbones.frozen import Frozen, Normalise
 from pipeline.errors import EngineError, NoCutError
-from pipeline.finetune.assembly import Material, assemble
+from pipeline.features import backbones
+from pipeline.features.backbones import BACKBONES, Frozen, Normalise, build, spec_of
 from pipeline.finetune.cuts import CUTS, cut_of
 from pipeline.finetune.loop import train_mode
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import (
+    Material,
     add_auxiliary,
+    assemble,
     count_parameters,
     cross_entropy,
     forward_gflop,

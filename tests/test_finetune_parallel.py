@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import EngineError
-from pipeline.finetune import parallel
-from pipeline.finetune.parallel import Group, joined
+from pipeline.finetune import distributed as parallel
+from pipeline.finetune.distributed import Group, joined
 from tests.finetune_jobs import IDENTITY
 from tests.finetune_parallel_jobs import CutOff, curves
 

@@ -8,19 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-import pipeline.finetune.prefix as prefix_module
-from cache import FeatureStore
-from pipeline.backbones import build
-from pipeline.backbones.frozen import Frozen
+import pipeline.finetune.cuts as prefix_module
+from cache.store import FeatureStore
+from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, NoImagesError
+from pipeline.features.backbones import Frozen, build
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.features.recipes import store_for
-from pipeline.finetune.cuts import cut_of
-from pipeline.finetune.pixels import limited, pixels_of
-from pipeline.finetune.prefix import Place, store_at, take
-from pipeline.samples.gather import load_samples
-from pipeline.study.file import load_study
+from pipeline.features.load import store_for
+from pipeline.finetune.cuts import Place, cut_of, store_at, take
+from pipeline.finetune.data import limited, pixels_of
+from pipeline.study import load_study
 from tests.tiny import write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 
@@ -112,7 +110,7 @@ def test_pooled_features_are_those_of_stage_1(study, builds):
 
 def test_an_interrupt_keeps_what_was_computed(study, monkeypatch):
     """The rules of stage 1 hold: what was committed stands, the next run computes the rest."""
-    import pipeline.features.filling as filling_module
+    import pipeline.features.extract as filling_module
 
     samples, _ = load_samples(study)
     real = filling_module.features_of

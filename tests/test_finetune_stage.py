@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import pipeline.finetune.training as training_module
-from pipeline.cli.commands import main
-from pipeline.compare.stage import CompareOptions, compare
+from pipeline.cli import main
+from pipeline.compare import CompareOptions, compare
 from pipeline.errors import (
     CheckpointError,
     EngineError,
@@ -23,20 +23,19 @@ from pipeline.errors import (
     StudyError,
     UnknownNameError,
 )
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.paired_tests import mcnemar
+from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.finetune.methods import ALPHAS, METHODS
-from pipeline.finetune.options import TrainingOptions
+from pipeline.finetune.methods import ALPHAS, METHODS, TrainingOptions
 from pipeline.finetune.settings import LoopSettings
 from pipeline.finetune.stage import FinetuneOptions, finetune
-from pipeline.finetune.text import comparison_text
+from pipeline.report.finetune_text import comparison_text
 from pipeline.report.records import contradictions, read_records
 from pipeline.report.stage import write_page
-from pipeline.scores.predictions import read_predictions
-from pipeline.stats import mcnemar
-from pipeline.stats.metrics import METRICS
-from pipeline.study.file import load_study
-from pipeline.text.table import WIDTH
+from pipeline.report.table import WIDTH
+from pipeline.study import load_study
 from tests.tiny import write_images, write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
 

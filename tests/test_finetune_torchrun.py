@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli.commands import main
+from pipeline.cli import main
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study.file import load_study
+from pipeline.study import load_study
 from tests.finetune_command import install_repeatable_tiny
 from tests.tiny import write_tiny_study
 

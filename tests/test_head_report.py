@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from pipeline.compare.report import CompareReport, HeadDetail, Table, to_json
+from pipeline.compare import CompareReport, HeadDetail, Table, to_json
 
 
 def test_what_heads_tell_becomes_plain_json():

@@ -6,15 +6,14 @@ import torch
 from sklearn.base import clone
 from torch import nn
 
-from pipeline.compare.fitting import Plan, fit_all
+from pipeline.compare import Plan, fit_all
+from pipeline.data.samples import Samples
 from pipeline.errors import UnknownNameError
-from pipeline.features.joined import JoinedFeatures
+from pipeline.features.load import JoinedFeatures
 from pipeline.heads import HEADS, make_head
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.training import Problem, train_head
-from pipeline.heads.treated import untreated
-from pipeline.heads.treatments import TREATMENTS, label_of
-from pipeline.samples import Samples
+from pipeline.heads.preprocessing import TREATMENTS, label_of, untreated
+from pipeline.heads.search import Problem, train_head
 
 
 def problem(classes: int = 2, n: int = 120, d: int = 8):

@@ -4,12 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.compare.procedures import Honest, Procedure
-from pipeline.compare.report import CompareReport, Row, Table
-from pipeline.compare.seed_spread import SeedSpread
-from pipeline.compare.text import heads_text
-from pipeline.scores.pairing import BestSet, Pair
-from pipeline.text.table import WIDTH
+from pipeline.compare import CompareReport, Honest, Procedure, Row, SeedSpread, Table
+from pipeline.evaluation.compare_heads import BestSet, Pair
+from pipeline.report.compare_text import heads_text
+from pipeline.report.table import WIDTH
 
 
 def row(head: str, value: float, **other):

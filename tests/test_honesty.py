@@ -6,14 +6,14 @@ import joblib
 import numpy as np
 import pytest
 
-import pipeline.compare.stage as compare_module
-from pipeline.compare.stage import CompareOptions, compare
+import pipeline.compare as compare_module
+from pipeline.compare import CompareOptions, compare
+from pipeline.data.patients import FIT
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
-from pipeline.heads.trained import TrainedMLP
-from pipeline.samples.splits import FIT
-from pipeline.study.file import load_study
+from pipeline.heads.mlp import TrainedMLP
+from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))

@@ -14,18 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from pipeline.data.images import PixelPolicy, decode
 from pipeline.errors import ImageError
-from pipeline.images import PixelPolicy, decode
-from tests.image_files import (
-    PNG_MAGIC,
-    SIZE,
-    bad_files,
-    flipped,
-    good_files,
-    jpeg,
-    picture,
-    png,
-)
+from tests.image_files import PNG_MAGIC, SIZE, bad_files, flipped, good_files, jpeg, picture, png
 
 AS_IS = PixelPolicy(size=SIZE)  # pictures of this size are not resampled
 CROP = PixelPolicy(resize="crop")
@@ -168,5 +159,7 @@ def test_a_side_of_16_and_an_aspect_of_50_are_taken():
 
 def test_starting_needs_no_torch():
     """Reading images and folders must not cost the seconds that torch needs."""
-    code = "import sys, pipeline.images, pipeline.sources; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, pipeline.data.images, pipeline.data.sources; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

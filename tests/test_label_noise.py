@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.audit.label_noise import check_labels, sure_class
-from pipeline.checks.finding import NOTE, OK
-from pipeline.samples import Samples
-from pipeline.sources import Item
+from pipeline.data.items import Item
+from pipeline.data.leaks import NOTE, OK
+from pipeline.data.samples import Samples
 
 #: sd between the means of two classes. CLOUDS do not touch, but images differ in how sure a
 #: head is of them; of POINTS they hardly do.

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.heads import newton
+from pipeline.heads import logistic as newton
 from pipeline.heads.logistic import LogisticHead, solve_path
-from pipeline.heads.training import Problem, train_head
-from pipeline.heads.treated import untreated
+from pipeline.heads.preprocessing import untreated
+from pipeline.heads.search import Problem, train_head
 
 
 def problem(classes: int, n: int = 150, d: int = 40, seed: int = 0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pipeline.stats.metrics import METRICS, confusion, ece
+from pipeline.evaluation.metrics import METRICS, confusion, ece
 
 ORACLES = {
     "accuracy": lambda y, p: sk.accuracy_score(y, p.argmax(1)),

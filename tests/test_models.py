@@ -20,24 +20,15 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
-from cache import Recipe
+from cache.recipe import Recipe
 from pipeline.errors import ModelError
 from pipeline.heads import HEADS, make_head
 from pipeline.heads.calibrated import CalibratedHead
-from pipeline.heads.treatments import Whitener
-from pipeline.models import (
-    KINDS,
-    Model,
-    NotPortableError,
-    Part,
-    load_model,
-    predict_proba,
-    save_model,
-    to_part,
-)
-from pipeline.models.files import Network
-from pipeline.models.part import check_part
-from pipeline.models.portable import _rounded_down
+from pipeline.heads.preprocessing import Whitener
+from pipeline.heads.save_files import Model, Network, load_model, save_model
+from pipeline.heads.save_kinds import KINDS, predict_proba
+from pipeline.heads.save_part import Part, check_part
+from pipeline.heads.save_portable import NotPortableError, _rounded_down, to_part
 
 #: Heads that a study may name, beside those of the table.
 OTHERS = {

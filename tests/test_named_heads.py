@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.heads.named import NamedHead, heads_with
-from pipeline.heads.training import Problem, train_head
-from pipeline.heads.treated import untreated
-from pipeline.heads.treatments import TREATMENTS, make_treatment
-from pipeline.study.file import load_study
+from pipeline.heads.custom import NamedHead, heads_with
+from pipeline.heads.preprocessing import TREATMENTS, make_treatment, untreated
+from pipeline.heads.search import Problem, train_head
+from pipeline.study import load_study
 
 GOOD = """
 [source]

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.lib import format as npy
 
+from pipeline.data.images import PixelPolicy, resize_pixels
+from pipeline.data.sources import read, scan
 from pipeline.errors import ImageError, StudyError
-from pipeline.images import PixelPolicy, resize_pixels
-from pipeline.sources import read, scan
 from tests.image_files import picture, pictures, with_stack
 
 

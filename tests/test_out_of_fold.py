@@ -11,11 +11,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from pipeline.compare.procedures import honest_bests, procedures
+from pipeline.compare import honest_bests, procedures
+from pipeline.evaluation.metrics import WEIGHTED
+from pipeline.evaluation.paired_tests import nadeau_bengio
+from pipeline.evaluation.selection import honest_best_by
 from pipeline.heads import HeadSpec
 from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.out_of_fold import FitSplit, OutOfFold, at_chosen, out_of_fold, with_seed
-from pipeline.stats import WEIGHTED, honest_best_by, nadeau_bengio
 
 #: Heads of these tests are made elsewhere; nothing else is special about them.
 ANY = dict.fromkeys(("lr", "f", "nb", "bad"), HeadSpec(make=GaussianNB, about=""))

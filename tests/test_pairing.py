@@ -8,8 +8,9 @@ from MLstatkit import Delong_test
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from pipeline.scores.pairing import adjusted_verdict, best_by_validation, best_sets, pairs
-from pipeline.stats import sign_flip, wilson
+from pipeline.evaluation.compare_heads import adjusted_verdict, best_by_validation, best_sets, pairs
+from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.paired_tests import sign_flip
 from tests.score_heads import head, place
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data.images import INTERPOLATIONS, MASKS, RESIZES, PixelPolicy
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.images import INTERPOLATIONS, MASKS, RESIZES, PixelPolicy
 
 CROP = PixelPolicy(resize="crop")
 

@@ -12,18 +12,9 @@ from torchvision import io as torchvision_io
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from pipeline.data.images import INTERPOLATIONS, PixelPolicy, decode, resize_pixels
 from pipeline.errors import ImageError
-from pipeline.images import INTERPOLATIONS, PixelPolicy, decode, resize_pixels
-from tests.image_files import (
-    SIZE,
-    grey16,
-    jpeg,
-    picture,
-    png,
-    raw_png,
-    rows_of,
-    turned,
-)
+from tests.image_files import SIZE, grey16, jpeg, picture, png, raw_png, rows_of, turned
 
 AS_IS = PixelPolicy(size=SIZE)  # pictures of this size are not resampled
 CROP = PixelPolicy(resize="crop")

@@ -10,16 +10,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import pipeline.predict.stage as predict_module
-from pipeline import backbones
-from pipeline.cli.commands import main
-from pipeline.compare.stage import CompareOptions, compare
+import pipeline.predict as predict_module
+from pipeline.cli import main
+from pipeline.compare import CompareOptions, compare
 from pipeline.errors import ModelError, NoImagesError, SkippedImagesError
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.predict.stage import PredictOptions, predict
-from pipeline.scores.predictions import read_predictions
-from pipeline.study.file import load_study
+from pipeline.predict import PredictOptions, predict
+from pipeline.study import load_study
 from tests.tiny import FileWeights, install_tiny_backbone, write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -152,7 +152,7 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
 
 def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, monkeypatch):
     """In heads.json, with the reason."""
-    from pipeline.models import portable
+    from pipeline.heads import save_portable as portable
 
     table = {k: v for k, v in portable.PORTABLE.items() if k != "pipeline.LogisticHead"}
     monkeypatch.setattr(portable, "PORTABLE", table)
@@ -166,7 +166,7 @@ def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, m
 
 def test_a_head_whose_form_is_faulty_is_named_and_the_others_are_kept(compared, monkeypatch):
     """A form that the file would refuse costs one head, not the comparison."""
-    from pipeline.models import portable
+    from pipeline.heads import save_portable as portable
 
     wrong = {"pipeline.LogisticHead": lambda _: portable.Part(kind="linear", arrays={})}
     monkeypatch.setattr(portable, "PORTABLE", {**portable.PORTABLE, **wrong})

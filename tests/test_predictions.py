@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from pipeline.data.items import Item
+from pipeline.data.samples import Samples
 from pipeline.errors import MissingPredictionsError
-from pipeline.samples import Samples
-from pipeline.scores.predictions import predictions_of, read_predictions, write_predictions
-from pipeline.sources.items import Item
+from pipeline.evaluation.predictions import predictions_of, read_predictions, write_predictions
 
 
 @pytest.fixture

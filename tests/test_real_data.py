@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from cache.meta import relative_l2
-from pipeline.compare.stage import CompareOptions, compare
+from cache.recipe import relative_l2
+from pipeline.compare import CompareOptions, compare
+from pipeline.data.images import PixelPolicy
+from pipeline.data.samples import load_samples
+from pipeline.data.sources import read, scan
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.features.recipes import frozen_network, store_for
-from pipeline.images import PixelPolicy
-from pipeline.samples.gather import load_samples
-from pipeline.sources import read, scan
-from pipeline.study.file import load_study
+from pipeline.features.load import frozen_network, store_for
+from pipeline.study import load_study
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cxr"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real X-rays in {DATA}")

@@ -21,29 +21,28 @@ from cache import disk
 from cache.errors import WriteFailedError
 from pipeline.audit.stage import SCHEMA as AUDIT_SCHEMA
 from pipeline.audit.stage import AuditOptions, audit
-from pipeline.cli.commands import main
-from pipeline.compare.report import SCHEMA as HEADS_SCHEMA
-from pipeline.compare.report import Table, from_json, to_json
-from pipeline.compare.stage import CompareOptions, compare
+from pipeline.cli import main
+from pipeline.compare import SCHEMA as HEADS_SCHEMA
+from pipeline.compare import CompareOptions, Table, compare, from_json, to_json
 from pipeline.errors import MissingPredictionsError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.figures import finetune as finetune_figures
-from pipeline.figures import heads as heads_figures
-from pipeline.figures import shift as shift_figures
-from pipeline.figures.shift_data import read_shift
-from pipeline.figures.style import image_bytes, new_figure, styled
-from pipeline.finetune.options import TrainingOptions
+from pipeline.finetune.methods import TrainingOptions
 from pipeline.finetune.stage import SCHEMA as FINETUNE_SCHEMA
 from pipeline.finetune.stage import FinetuneOptions, finetune
-from pipeline.report.figures import FIGURES
+from pipeline.report.figures import finetune as finetune_figures
+from pipeline.report.figures import heads as heads_figures
+from pipeline.report.figures import shift as shift_figures
+from pipeline.report.figures.shift_data import read_shift
+from pipeline.report.figures.style import image_bytes, new_figure, styled
+from pipeline.report.page_figures import FIGURES
 from pipeline.report.records import STAGES
+from pipeline.report.shift_subgroups import subgroup_parts
 from pipeline.report.stage import write_page
-from pipeline.shift.paper.record import SCHEMA as SHIFT_SCHEMA
-from pipeline.shift.paper.subgroups import subgroup_parts
+from pipeline.shift.record import SCHEMA as SHIFT_SCHEMA
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study.file import load_study
-from pipeline.text.names import legible
+from pipeline.study import load_study
+from pipeline.words import legible
 from tests.figure_data import some_subgroups, write_shift
 from tests.tiny import write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
@@ -520,9 +519,9 @@ def test_the_command_says_where_the_page_is(study, original):
 def test_the_page_needs_no_torch(study, original):
     """Nor matplotlib: it only puts together what is there."""
     code = (
-        "import sys; from pathlib import Path; import pipeline.backbones as b;"
+        "import sys; from pathlib import Path; import pipeline.features.backbones as b;"
         "b.BACKBONES = {**b.BACKBONES, 'tiny': None};"
-        "from pipeline.study.file import load_study; from pipeline.report.stage import write_page;"
+        "from pipeline.study import load_study; from pipeline.report.stage import write_page;"
         f"write_page(load_study(Path({str(original / 'study.toml')!r})));"
         "assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )

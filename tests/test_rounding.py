@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.compare.text import points_text
-from pipeline.report.shift import _SHOWN
-from pipeline.shift.paper.text import _fixes_table
-from pipeline.text.rounding import settled
+from pipeline.report.compare_text import points_text
+from pipeline.report.page_shift import _SHOWN
+from pipeline.report.shift_text import _fixes_table
+from pipeline.words import settled
 
 LEFT = -4.441e-18
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline.samples.gather as gather_module
+import pipeline.data.samples as gather_module
+from pipeline.data.patients import FIT, TARGET, VALIDATION
+from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError
-from pipeline.samples import SampleOptions
-from pipeline.samples.gather import load_samples
-from pipeline.samples.splits import FIT, TARGET, VALIDATION
-from pipeline.study.file import load_study
+from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from pipeline.scores.scoring import places_of, scores
-from pipeline.stats import WEIGHTED, auroc_interval, bootstrap_interval, wilson
-from pipeline.stats.metrics import METRICS
+from pipeline.evaluation.auroc import auroc_interval
+from pipeline.evaluation.bootstrap import bootstrap_interval
+from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.metrics import METRICS, WEIGHTED
+from pipeline.evaluation.scores import places_of, scores
 from tests.score_heads import head, place
 
 RATES = {"accuracy", "sensitivity", "specificity"}

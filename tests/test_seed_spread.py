@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.compare.seed_spread import seed_spread
-from pipeline.stats import WEIGHTED, two_way_interval
-from pipeline.stats.intervals import wilson
+from pipeline.compare import seed_spread
+from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.metrics import WEIGHTED
+from pipeline.evaluation.paired_tests import two_way_interval
 from tests.score_heads import head, place
 
 

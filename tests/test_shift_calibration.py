@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
 from pipeline.errors import StudyError
-from pipeline.shift.probabilities.calibration import (
+from pipeline.shift.calibrate import (
     SCORES,
     calibration_error,
     calibration_line,

@@ -12,14 +12,18 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import StudyError
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.losses import floor
-from pipeline.shift.losses.decompose import DecomposeSettings, decompose, kitagawa, principal_space
-from pipeline.shift.losses.floor import bayes_floor
-from pipeline.shift.losses.gaps import dominant
-from pipeline.shift.losses.labelled import labelled
-from pipeline.shift.losses.score_identity import score_identity
-from pipeline.stats.isotonic import fit_monotone
+from pipeline.evaluation.isotonic import fit_monotone
+from pipeline.shift import floor
+from pipeline.shift.decompose import (
+    DecomposeSettings,
+    decompose,
+    kitagawa,
+    principal_space,
+    score_identity,
+)
+from pipeline.shift.domains import Cohort
+from pipeline.shift.effects import dominant, labelled
+from pipeline.shift.floor import bayes_floor
 
 FAST = DecomposeSettings(draws=300)
 

@@ -9,20 +9,19 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import StudyError
-from pipeline.shift.cohorts import Cohort, compare, split_by_patient
-from pipeline.shift.detection.detect import PRIMARY, detect, detect_with_controls
-from pipeline.shift.detection.findings import DetectionSettings
-from pipeline.shift.detection.measures import FAST, SLOW
-from pipeline.two_samples.marginals import (
-    feature_draws,
-    westfall_young,
+from pipeline.shift.detect import (
+    FAST,
+    PRIMARY,
+    SLOW,
+    DetectionSettings,
+    detect,
+    detect_with_controls,
 )
-from pipeline.two_samples.permute import PermutationPlan, p_value, relabel, standard_score
-from pipeline.two_samples.products import place
-from pipeline.two_samples.ridge import (
-    folds_of,
-    ridge_draws,
-)
+from pipeline.shift.domains import Cohort, compare, split_by_patient
+from pipeline.shift.kernels import place
+from pipeline.shift.marginals import feature_draws, westfall_young
+from pipeline.shift.permute import PermutationPlan, p_value, relabel, standard_score
+from pipeline.shift.ridge_test import folds_of, ridge_draws
 
 ALPHA = 0.05
 REPEATS = [100, pytest.param(500, marks=pytest.mark.slow)]

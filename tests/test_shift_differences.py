@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.shift.differences import CLASS_MIX, Pictures, differences, said
+from pipeline.shift.covariates import CLASS_MIX, Pictures, differences, said
 
 
 def hospital(seed, *, n=150, ill=0.5, shift=0.0, effect_of_illness=2.0):

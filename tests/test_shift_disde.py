@@ -9,9 +9,9 @@ from scipy.special import expit, logit
 from scipy.stats import binom, norm
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.shift.losses import disde as disde_module
-from pipeline.shift.losses.disde import Side, disde
-from pipeline.shift.losses.gaps import draw_patients
+from pipeline.shift import disde as disde_module
+from pipeline.shift.disde import Side, disde
+from pipeline.shift.effects import draw_patients
 
 
 def mean_sigmoid_loss(density, add):

@@ -11,12 +11,16 @@ from pipeline.heads.logistic import LogisticHead
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.prototype import PrototypeHead
 from pipeline.heads.ridge import RidgeHead
-from pipeline.shift.fixes import UNADAPTED, adaptation, fix_named
-from pipeline.shift.fixes.adaptation import FixSettings, Source
-from pipeline.shift.fixes.control import fixes_on_source
-from pipeline.shift.fixes.cross_fitting import Target, predict_target
-from pipeline.shift.fixes.ensembles import head_ensemble, seed_ensemble
-from pipeline.shift.fixes.plan import FixPlan
+from pipeline.shift import adapt as adaptation
+from pipeline.shift.adapt import (
+    UNADAPTED,
+    FixSettings,
+    Source,
+    fix_named,
+    head_ensemble,
+    seed_ensemble,
+)
+from pipeline.shift.adapt_eval import FixPlan, Target, fixes_on_source, predict_target
 from tests import shifted_worlds as worlds
 
 SETTINGS = FixSettings(ensemble_seeds=3)

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from sklearn.model_selection import GroupKFold
 
+from pipeline.data.patients import drawn_patients, teaching_folds
 from pipeline.errors import StudyError
-from pipeline.features.joined import JoinedFeatures, load_joined
+from pipeline.features.load import JoinedFeatures, load_joined
+from pipeline.report.shift_text import shift_text
 from pipeline.shift import stage
-from pipeline.shift.fixes.class_mix import posterior
-from pipeline.shift.fixes.patients import drawn_patients, teaching_folds
+from pipeline.shift.adapt import posterior
 from pipeline.shift.known import source_of
-from pipeline.shift.paper.text import shift_text
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study.file import load_study
+from pipeline.study import load_study
 from tests.tiny import stored_tiny_study
 
 SHORT = ShiftOptions(draws=99, seeds=2)

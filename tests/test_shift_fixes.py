@@ -8,12 +8,19 @@ import sklearn
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import StudyError
-from pipeline.shift.fixes import FIXES, fix_named
-from pipeline.shift.fixes.adaptation import FixSettings, Source
-from pipeline.shift.fixes.alignment import monge, recolouring
-from pipeline.shift.fixes.bcts import fit_calibration
-from pipeline.shift.fixes.label_shift import balanced_statistics, estimate_prior
-from pipeline.shift.fixes.transport import optional_fixes, skada_routing
+from pipeline.shift.adapt import (
+    FIXES,
+    FixSettings,
+    Source,
+    balanced_statistics,
+    estimate_prior,
+    fit_calibration,
+    fix_named,
+    monge,
+    optional_fixes,
+    recolouring,
+    skada_routing,
+)
 from tests import shifted_worlds as worlds
 
 SEEDS = [6, pytest.param(30, marks=pytest.mark.slow)]

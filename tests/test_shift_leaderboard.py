@@ -10,14 +10,18 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
-from pipeline.shift.fixes import FIXES, fix_named
-from pipeline.shift.fixes.adaptation import FixSettings, Source
-from pipeline.shift.fixes.cross_fitting import Target, predict_target
-from pipeline.shift.fixes.halves import halves
-from pipeline.shift.fixes.leaderboard import _auroc, _k_shot, score
-from pipeline.shift.fixes.paired import paired_difference
-from pipeline.shift.fixes.plan import FixPlan
-from pipeline.shift.fixes.sealed import SealedLabels
+from pipeline.shift.adapt import FIXES, FixSettings, Source, fix_named
+from pipeline.shift.adapt_eval import (
+    FixPlan,
+    SealedLabels,
+    Target,
+    _auroc,
+    _k_shot,
+    halves,
+    paired_difference,
+    predict_target,
+    score,
+)
 from tests import shifted_worlds as worlds
 
 PLAN = FixPlan(seeds=(0, 1), shots=(5, 25), draws=200)
@@ -70,7 +74,7 @@ def test_no_half_is_predicted_by_a_model_that_saw_it():
 
     with pytest.MonkeyPatch.context() as patch:
         spied = {"source_only": FIXES["source_only"], "erased_domain": spy}
-        patch.setattr("pipeline.shift.fixes.cross_fitting.fix_named", spied.get)
+        patch.setattr("pipeline.shift.adapt_eval.fix_named", spied.get)
         made = predict_target(source, target, replace(plan, fixes=tuple(spied)))
     assert sum(len(rows) for rows in seen) == len(target.features)
     assert np.isfinite(made.probabilities["erased_domain"]).all()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, shift
 
-from pipeline.checks.leaks import (
+from pipeline.data.leaks import (
     Gallery,
     NearDuplicateRule,
     hamming,
@@ -13,9 +13,9 @@ from pipeline.checks.leaks import (
     shared_ids,
 )
 from pipeline.errors import StudyError
-from pipeline.shift.cohorts import Cohort, compare
-from pipeline.shift.detection.measures import FAST
-from pipeline.two_samples.permute import PermutationPlan, p_value
+from pipeline.shift.detect import FAST
+from pipeline.shift.domains import Cohort, compare
+from pipeline.shift.permute import PermutationPlan, p_value
 
 SIZE = 96
 

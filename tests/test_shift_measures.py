@@ -9,17 +9,18 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import EngineError
-from pipeline.two_samples.erasure import TwoDomains, alignment, fit_eraser
-from pipeline.two_samples.gaussians import frechet, moments, shrunk_covariance
-from pipeline.two_samples.kernels import (
+from pipeline.shift.erasure import TwoDomains, alignment, fit_eraser
+from pipeline.shift.gaussians import frechet, moments, shrunk_covariance
+from pipeline.shift.kernels import (
     BANDWIDTHS,
     aggregate,
     global_scale,
     kernel_draws,
     median_distance,
     neighbour_draws,
+    place,
 )
-from pipeline.two_samples.marginals import (
+from pipeline.shift.marginals import (
     cdf_gaps,
     chi2_of_classes,
     ks_distance,
@@ -28,9 +29,8 @@ from pipeline.two_samples.marginals import (
     wasserstein,
     westfall_young,
 )
-from pipeline.two_samples.permute import p_value
-from pipeline.two_samples.products import place
-from pipeline.two_samples.ridge import (
+from pipeline.shift.permute import p_value
+from pipeline.shift.ridge_test import (
     auc_columns,
     cross_validated,
     folds_of,

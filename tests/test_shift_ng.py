@@ -5,16 +5,9 @@ import pytest
 from scipy.stats import binom
 
 from pipeline.errors import StudyError
-from pipeline.shift.losses.gaps import (
-    dominant,
-    draw_blocks,
-    draw_patients,
-    family,
-    rate,
-    single_gap,
-)
-from pipeline.shift.losses.ng import NgRoles, Outcome, ng_table
-from pipeline.stats import wilson
+from pipeline.evaluation.intervals import wilson
+from pipeline.shift.effects import dominant, draw_blocks, draw_patients, family, rate, single_gap
+from pipeline.shift.error_table import NgRoles, Outcome, ng_table
 
 
 def clustered_errors(rng, patients, rate):

@@ -5,11 +5,17 @@ import pytest
 from scipy.special import expit, logit
 
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.fixes.class_mix import posterior
-from pipeline.shift.fixes.label_shift import estimate_prior
-from pipeline.shift.paper.text import operating_lines
-from pipeline.shift.probabilities.operating import (
+from pipeline.evaluation.intervals import Interval, wilson
+from pipeline.report.shift_text import operating_lines
+from pipeline.shift.adapt import estimate_prior, posterior
+from pipeline.shift.calibrate import (
+    corrected_threshold,
+    quantile_threshold,
+    rethresholds,
+    soundness,
+)
+from pipeline.shift.domains import Cohort
+from pipeline.shift.operating import (
     RULES,
     OperatingSettings,
     Scores,
@@ -18,14 +24,7 @@ from pipeline.shift.probabilities.operating import (
     predictive_values,
     roc_of,
 )
-from pipeline.shift.probabilities.rethreshold import (
-    corrected_threshold,
-    quantile_threshold,
-    rethresholds,
-)
-from pipeline.shift.probabilities.soundness import soundness
 from pipeline.shift.story import foretell
-from pipeline.stats import Interval, wilson
 
 
 def domain(rng, n, *, prevalence=0.5, reach=1.2, decimals=12):

@@ -7,9 +7,9 @@ import pytest
 from pipeline.audit.stage import AuditOptions, audit
 from pipeline.demo import SITES, SOURCE, DemoSpec, write_demo
 from pipeline.features.extract import extract
-from pipeline.shift.differences import CLASS_MIX
+from pipeline.shift.covariates import CLASS_MIX
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study.file import load_study
+from pipeline.study import load_study
 
 pytest.importorskip("timm", reason="the backbone with weights at hand is timm's")
 

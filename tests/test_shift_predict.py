@@ -8,26 +8,24 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import StudyError
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.foretell.accuracy import (
+from pipeline.shift.decompose import score_identity
+from pipeline.shift.domains import Cohort
+from pipeline.shift.effects import labelled
+from pipeline.shift.label_free import (
     CONFUSIONS,
     ESTIMATES,
-    expected_auroc,
-    importance_mapping,
-    thresholded_confidence,
-    thresholded_entropy,
-    transport,
-)
-from pipeline.shift.foretell.predict import (
     RANGED,
     WARNING,
     SourceScores,
     TargetScores,
     _case,
+    expected_auroc,
     forecast,
+    importance_mapping,
+    thresholded_confidence,
+    thresholded_entropy,
+    transport,
 )
-from pipeline.shift.losses.labelled import labelled
-from pipeline.shift.losses.score_identity import score_identity
 from tests.score_worlds import draw_scores
 
 

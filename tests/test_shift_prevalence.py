@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from pipeline.shift.foretell.predict import SourceScores, TargetScores, forecast
-from pipeline.shift.foretell.prevalence import PRIORS, Evidence
+from pipeline.shift.label_free import SourceScores, TargetScores, forecast
+from pipeline.shift.prevalence import PRIORS, Evidence
 from tests.score_worlds import draw_scores
 
 

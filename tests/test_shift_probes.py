@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import StudyError
-from pipeline.two_samples.probes import _interval, label_probe, source_prediction, weighted_auc
+from pipeline.shift.probes import _interval, label_probe, source_prediction, weighted_auc
 
 #: Patients, features, classes, whether a patient has one to five images that are alike.
 NOISE = [

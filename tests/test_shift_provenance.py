@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.checks.finding import OK, WARNING, Finding
-from pipeline.shift.cohorts import Cohort
+from pipeline.data.leaks import OK, WARNING, Finding
+from pipeline.shift.domains import Cohort, shared_patients
 from pipeline.shift.provenance import Circumstances, caveats, digest_rows
-from pipeline.shift.sides import shared_patients
 
 QUIET = Circumstances(
     shared_patients=0,

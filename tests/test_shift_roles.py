@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.data.items import Item
+from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
+from pipeline.evaluation.predictions import TRAINED_PROBABILITIES, Predictions, write_predictions
 from pipeline.randomness import stream
-from pipeline.samples import Samples
-from pipeline.scores.predictions import Predictions, write_predictions
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.fixes import fix_named
-from pipeline.shift.fixes.adaptation import Source
-from pipeline.shift.losses.errors_by_role import Given, errors_by_role, refit
-from pipeline.shift.losses.ng import FLOOR_FAILS
-from pipeline.shift.trained import TRAINED_PROBABILITIES, trained_losses
-from pipeline.sources import Item
+from pipeline.shift.adapt import Source, fix_named
+from pipeline.shift.domains import Cohort
+from pipeline.shift.error_table import FLOOR_FAILS, Given, errors_by_role, refit
+from pipeline.shift.fine_tuned import trained_losses
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from pipeline.cli.commands import main
+from pipeline.cli import main
 from pipeline.errors import StudyError
-from pipeline.scores.predictions import read_predictions
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.report.shift_chapters import TABLES
+from pipeline.report.shift_text import shift_text
 from pipeline.shift import stage, target
-from pipeline.shift.fixes import FIXES
-from pipeline.shift.paper.chapters import TABLES
-from pipeline.shift.paper.record import SCHEMA, to_json
-from pipeline.shift.paper.text import shift_text
+from pipeline.shift.adapt import FIXES
+from pipeline.shift.record import SCHEMA, to_json
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study.file import load_study
-from pipeline.text.json_values import plain
+from pipeline.study import load_study
+from pipeline.words import plain
 from tests.tiny import stored_tiny_study
 
 SHORT = ShiftOptions(draws=99, seeds=2)

@@ -5,10 +5,10 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from pipeline.samples.groupings import Grouping
-from pipeline.shift.cohorts import Cohort
+from pipeline.data.groupings import Grouping
+from pipeline.evaluation.intervals import wilson
+from pipeline.shift.domains import Cohort
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS, Terms, subgroups, terms_of
-from pipeline.stats import wilson
 
 CLASSES = ("well", "ill")
 METRICS = ("accuracy", "auroc", "sensitivity", "specificity")

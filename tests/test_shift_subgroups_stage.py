@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.figures import shift
-from pipeline.figures.shift_data import read_shift
-from pipeline.figures.style import styled
+from pipeline.report.figures import shift
+from pipeline.report.figures.shift_data import read_shift
+from pipeline.report.figures.style import styled
+from pipeline.report.shift_subgroups import subgroup_lines
+from pipeline.report.shift_text import shift_text
 from pipeline.shift import known
-from pipeline.shift.paper.subgroups import subgroup_lines
-from pipeline.shift.paper.text import shift_text
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study.file import load_study
+from pipeline.study import load_study
 from tests.figure_data import write_shift
 from tests.tiny import stored_tiny_study
 

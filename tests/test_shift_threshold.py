@@ -7,9 +7,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import StudyError
-from pipeline.shift.losses.gaps import draw_patients
-from pipeline.shift.losses.threshold import Scored, _Half, threshold_split
-from pipeline.stats.auroc import bound_of_one
+from pipeline.evaluation.auroc import bound_of_one
+from pipeline.shift.effects import draw_patients
+from pipeline.shift.threshold import Scored, _Half, threshold_split
 
 
 def scored(rng, n, *, move=0.0, first=0, draws=100, decimals=8):

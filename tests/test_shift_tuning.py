@@ -7,11 +7,9 @@ import pytest
 from scipy.stats import entropy
 
 from pipeline.errors import StudyError
-from pipeline.shift.fixes.adaptation import FixSettings, Source
-from pipeline.shift.fixes.cross_fitting import Target, predict_target
-from pipeline.shift.fixes.plan import FixPlan
-from pipeline.shift.fixes.tuning import try_values, tuned_rows
-from pipeline.shift.fixes.validators import GRIDS, VALIDATORS
+from pipeline.shift.adapt import FixSettings, Source
+from pipeline.shift.adapt_eval import GRIDS, VALIDATORS, FixPlan, Target, predict_target
+from pipeline.shift.adapt_tuning import try_values, tuned_rows
 from tests.shifted_worlds import draw
 
 PLAN = FixPlan(seeds=(0, 1), draws=99)

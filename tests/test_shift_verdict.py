@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.fixes.adaptation import Source
-from pipeline.shift.losses.decompose import DecomposeSettings, decompose
-from pipeline.shift.losses.gaps import Gap
+from pipeline.shift.adapt import Source
+from pipeline.shift.decompose import DecomposeSettings, decompose
+from pipeline.shift.domains import Cohort
+from pipeline.shift.effects import Gap
 from pipeline.shift.verdict import CAUSES, Auroc, Called, FixGain, Numbers, judge
 from tests.shifted_worlds import draw
 

@@ -9,12 +9,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from pipeline.heads import HEADS, side_by_side
+from pipeline.heads import HEADS
+from pipeline.heads import parallel as side_by_side
 from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.out_of_fold import FitSplit, at_chosen, out_of_fold
-from pipeline.heads.side_by_side import folded
-from pipeline.heads.training import Problem, train_head
-from pipeline.heads.treated import untreated
+from pipeline.heads.parallel import folded
+from pipeline.heads.preprocessing import untreated
+from pipeline.heads.search import Problem, train_head
 
 TOGETHER = [name for name, spec in HEADS.items() if spec.together]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.data import items as items_module
+from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.sources import KINDS, read, scan
 from pipeline.errors import ImageError, StudyError
-from pipeline.images import PixelPolicy, decode
-from pipeline.sources import KINDS, read, scan
-from pipeline.sources import items as items_module
 from tests.image_files import jpeg, picture, pictures, png, with_files, with_stack
 
 REAL = Path(__file__).parents[2] / "shared/data/cxr"

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data.patients import VALIDATION, join_duplicates, patient_of, split_by_patient
 from pipeline.errors import StudyError
-from pipeline.samples.splits import VALIDATION, join_duplicates, patient_of, split_by_patient
 
 cohorts = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 30)), min_size=8, max_size=120

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-import pipeline.heads.stack as stack_module
-from pipeline.heads.stack import Rows, train_mlps
-from pipeline.heads.trained import MLPSettings
+import pipeline.heads.mlp as stack_module
+from pipeline.heads.mlp import MLPSettings, Rows, train_mlps
 
 SHORT = MLPSettings(hidden=8, epochs=3, batch_size=16)
 COMPANY = [

@@ -9,25 +9,25 @@ from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from pipeline.stats import (
-    auroc_interval,
-    correlated_t,
-    delong,
-    holm,
-    honest_best,
-    mcnemar,
-    nadeau_bengio,
+from pipeline.evaluation.auroc import auroc_interval, delong, paired_delong
+from pipeline.evaluation.intervals import (
     newcombe_paired,
-    paired_delong,
     patient_draws,
     percentile_interval,
-    sign_flip,
-    verdict,
     weighted_auroc,
     weighted_mean,
     weighted_ratio,
     wilson,
 )
+from pipeline.evaluation.paired_tests import (
+    correlated_t,
+    holm,
+    mcnemar,
+    nadeau_bengio,
+    sign_flip,
+    verdict,
+)
+from pipeline.evaluation.selection import honest_best
 
 
 def band(repeats: int, rate: float = 0.05) -> tuple[float, float]:

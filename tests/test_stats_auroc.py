@@ -5,8 +5,9 @@ import pytest
 from MLstatkit import Delong_test
 from scipy.stats import norm
 
-from pipeline.stats import auroc_interval, bootstrap_interval, delong, paired_delong, weighted_auroc
-from pipeline.stats.auroc import bound_of_one
+from pipeline.evaluation.auroc import auroc_interval, bound_of_one, delong, paired_delong
+from pipeline.evaluation.bootstrap import bootstrap_interval
+from pipeline.evaluation.intervals import weighted_auroc
 
 
 def clustered(seed: int = 0, patients: int = 30):

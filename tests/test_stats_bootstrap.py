@@ -3,19 +3,16 @@
 import numpy as np
 import pytest
 
-from pipeline.stats import (
-    WEIGHTED,
+from pipeline.evaluation import bootstrap as bootstrap_module
+from pipeline.evaluation.bootstrap import (
     bootstrap_interval,
     bootstrap_values,
     paired_bootstrap,
     patient_blocks,
-    patient_draws,
-    verdict,
-    weighted_auroc,
-    weighted_difference,
-    weighted_mean,
 )
-from pipeline.stats import bootstrap as bootstrap_module
+from pipeline.evaluation.intervals import patient_draws, weighted_auroc, weighted_mean
+from pipeline.evaluation.metrics import WEIGHTED, weighted_difference
+from pipeline.evaluation.paired_tests import verdict
 
 
 def two_heads(seed: int = 0, patients: int = 40, size: int = 3):

@@ -11,16 +11,10 @@ from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from pipeline.stats import (
-    auroc_interval,
-    mcnemar,
-    nadeau_bengio,
-    paired_bootstrap,
-    paired_delong,
-    sign_flip,
-    weighted_auroc,
-    weighted_mean,
-)
+from pipeline.evaluation.auroc import auroc_interval, paired_delong
+from pipeline.evaluation.bootstrap import paired_bootstrap
+from pipeline.evaluation.intervals import weighted_auroc, weighted_mean
+from pipeline.evaluation.paired_tests import mcnemar, nadeau_bengio, sign_flip
 
 FULL = 500
 ALPHA = 0.05

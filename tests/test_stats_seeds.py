@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from pipeline.stats import (
-    bootstrap_interval,
-    probability_better,
-    two_way_interval,
-    weighted_difference,
-    weighted_mean,
-)
+from pipeline.evaluation.bootstrap import bootstrap_interval
+from pipeline.evaluation.intervals import weighted_mean
+from pipeline.evaluation.metrics import weighted_difference
+from pipeline.evaluation.paired_tests import probability_better, two_way_interval
 
 
 def test_the_share_of_seeds_won_counts_a_tie_half():

@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline.stats import (
-    confidence_set,
-    honest_best,
-    honest_best_by,
-    weighted_auroc,
-    weighted_mean,
-)
+from pipeline.evaluation.intervals import weighted_auroc, weighted_mean
+from pipeline.evaluation.selection import confidence_set, honest_best, honest_best_by
 
 
 def test_the_honest_best_equals_a_loop():

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from pipeline.stats import wilson
-from pipeline.stats.simultaneous import (
+from pipeline.evaluation.intervals import (
     Share,
     critical_value,
     difference_interval,
     differences_at_once,
     intervals_at_once,
     score_interval,
+    wilson,
 )
 
 

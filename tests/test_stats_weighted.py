@@ -6,9 +6,9 @@ from inspect import ismodule
 import numpy as np
 import pytest
 
-import pipeline.stats
-from pipeline.stats import WEIGHTED, patient_draws
-from pipeline.stats.metrics import METRICS
+import pipeline.evaluation
+from pipeline.evaluation.intervals import patient_draws
+from pipeline.evaluation.metrics import METRICS, WEIGHTED
 
 
 def predictions(classes: int, n: int = 90):
@@ -59,9 +59,9 @@ def test_two_thousand_draws_of_four_hundred_images_take_less_than_a_second(name)
 
 def test_the_public_list_is_what_there_is():
     """Each name once, sorted as the linter wants it, and importable."""
-    names = pipeline.stats.__all__
+    names = pipeline.evaluation.__all__
     assert len(set(names)) == len(names)
-    assert all(hasattr(pipeline.stats, name) for name in names)
-    here = vars(pipeline.stats).items()
+    assert all(hasattr(pipeline.evaluation, name) for name in names)
+    here = vars(pipeline.evaluation).items()
     public = {n for n, value in here if not n.startswith("_") and not ismodule(value)}
     assert public == set(names)

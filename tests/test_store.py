@@ -14,17 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import cache
-from cache import (
-    BadFeaturesError,
-    FeatureStore,
-    MissingRowsError,
-    StoreFormatError,
-    WriteFailedError,
-    disk,
-    stores_in,
-)
+from cache import disk
+from cache.errors import BadFeaturesError, MissingRowsError, StoreFormatError, WriteFailedError
 from cache.part import Part, from_bytes, name_of, to_bytes
-from cache.upkeep import compact
+from cache.store import FeatureStore, compact, stores_in
 from tests import cache_jobs as jobs
 from tests.store_checks import StoreWarnings
 
@@ -144,7 +137,9 @@ def test_the_stores_of_a_root_are_those_with_a_recipe(store):
     """No ``meta.json``, no store; one that cannot be opened says why and hides no other."""
     root = store.path.parent
     assert stores_in(root) == {}
-    cache.check_canaries(store.path, store.recipe, np.ones((1, 2), np.float32), provenance={})
+    cache.recipe.check_canaries(
+        store.path, store.recipe, np.ones((1, 2), np.float32), provenance={}
+    )
     copytree(store.path, root / "old")
     found = stores_in(root)
     assert set(found) == {"old", store.path.name}

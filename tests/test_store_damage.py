@@ -7,9 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from cache import FeatureStore
 from cache.part import name_of, to_bytes
-from cache.upkeep import quarantined
+from cache.store import FeatureStore, quarantined
 from tests import cache_jobs as jobs
 from tests.store_checks import StoreWarnings, assert_never_served
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cache import FeatureStore, MissingRowsError, part
+from cache import part
+from cache.errors import MissingRowsError
 from cache.part import name_of
+from cache.store import FeatureStore
 from tests import cache_jobs as jobs
 from tests import store_checks as checks
 from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault
@@ -39,7 +41,7 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize(("kind", "persistent"), SWEEPS)
-def test_whatever_call_goes_wrong_no_acknowledged_row_is_lost(  # noqa: PLR0917 - fixtures
+def test_whatever_call_goes_wrong_no_acknowledged_row_is_lost(
     tmp_path, children, counts, whole, kind, persistent
 ):
     """A job whose n-th call fails or kills it leaves right rows only, and can be run again."""

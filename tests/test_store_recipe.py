@@ -9,16 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache import (
-    CanaryError,
-    FeatureStore,
-    Recipe,
-    StoreFormatError,
-    check_canaries,
-    relative_l2,
-)
-from cache.meta import relative_l2_rows
-from cache.recipe import FORMAT
+from cache.errors import CanaryError, StoreFormatError
+from cache.recipe import FORMAT, Recipe, check_canaries, relative_l2, relative_l2_rows
+from cache.store import FeatureStore
 from tests import cache_jobs as jobs
 
 CANARIES = np.linspace(1, 2, 12, dtype=np.float32).reshape(4, 3)

@@ -18,8 +18,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cache import FeatureStore, MissingRowsError, Writer, disk
-from cache.upkeep import compact, gc
+from cache import disk
+from cache.errors import MissingRowsError
+from cache.store import FeatureStore, Writer, compact, gc
 from tests import cache_jobs as jobs
 
 KEYS = [jobs.key_of(number) for number in range(10)]

@@ -7,8 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from cache import FeatureStore, WriteFailedError, disk, upkeep
-from cache.upkeep import compact, gc, quarantined
+from cache import disk
+from cache import store as upkeep
+from cache.errors import WriteFailedError
+from cache.store import FeatureStore, compact, gc, quarantined
 from tests import cache_jobs as jobs
 
 KEYS = jobs.all_keys()

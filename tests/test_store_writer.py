@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from cache import BadFeaturesError, FeatureStore, WriteFailedError, Writer, disk
-from cache import writer as writer_module
+from cache import disk
+from cache import store as writer_module
+from cache.errors import BadFeaturesError, WriteFailedError
+from cache.store import FeatureStore, Writer
 from tests import cache_jobs as jobs
 
 KEYS = [jobs.key_of(number) for number in range(2500)]

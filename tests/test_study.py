@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.attributes import Attribute
 from pipeline.errors import StudyError
-from pipeline.study import BackboneChoice, Source, TargetDomain
-from pipeline.study.attributes import Attribute
-from pipeline.study.file import load_study
+from pipeline.study import BackboneChoice, Source, TargetDomain, load_study
 
 GOOD = """
 name = "chest"

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 from markdown_it import MarkdownIt
 
-from pipeline.figures import shift
-from pipeline.figures.shift_data import ShiftData, read_shift
-from pipeline.figures.style import NotAskedForError, NothingToDrawError, styled
-from pipeline.shift.paper.subgroups import subgroup_chapter, subgroup_lines, subgroup_parts
+from pipeline.report.figures import shift
+from pipeline.report.figures.shift_data import ShiftData, read_shift
+from pipeline.report.figures.style import NotAskedForError, NothingToDrawError, styled
+from pipeline.report.shift_subgroups import subgroup_chapter, subgroup_lines, subgroup_parts
 from tests.figure_data import write_shift
 
 FEW = "too few: 9 images, 30 needed"

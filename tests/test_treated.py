@@ -5,9 +5,14 @@ import pytest
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 
-from pipeline.heads import blocks
-from pipeline.heads.treated import TreatedRows, fit_treatment
-from pipeline.heads.treatments import TREATMENTS, Whitener, make_treatment
+from pipeline.heads import preprocessing as blocks
+from pipeline.heads.preprocessing import (
+    TREATMENTS,
+    TreatedRows,
+    Whitener,
+    fit_treatment,
+    make_treatment,
+)
 
 ROWS = np.arange(70, 10, -1)
 

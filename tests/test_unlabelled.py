@@ -12,32 +12,30 @@ import pytest
 
 import pipeline.audit.stage as audit_module
 from pipeline.audit.stage import AuditOptions, audit
-from pipeline.checks.leak_checks import NearCopies, check_conflicts, picture_ids
-from pipeline.checks.leaks import NearPair
-from pipeline.compare.stage import CompareOptions, compare
-from pipeline.compare.text import heads_text
+from pipeline.compare import CompareOptions, compare
+from pipeline.data.leaks import NearCopies, NearPair, check_conflicts, picture_ids
+from pipeline.data.samples import UNLABELLED, load_samples
+from pipeline.data.sources import scan_unlabelled
 from pipeline.errors import CheckFailedError, StudyError
+from pipeline.evaluation.metrics import METRICS, confusion
+from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
+from pipeline.evaluation.scores import Place, places_of
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.figures import shift as shift_figures
-from pipeline.figures.shift_data import read_shift
-from pipeline.figures.style import NothingToDrawError
-from pipeline.finetune.mixing import scored
+from pipeline.finetune.interpolate import scored
+from pipeline.report.compare_text import heads_text
+from pipeline.report.figures import shift as shift_figures
+from pipeline.report.figures.shift_data import read_shift
+from pipeline.report.figures.style import NothingToDrawError
 from pipeline.report.records import contradictions, read_records
+from pipeline.report.shift_text import shift_text
 from pipeline.report.stage import write_page
-from pipeline.samples import UNLABELLED
-from pipeline.samples.gather import load_samples
-from pipeline.scores.predictions import PROBABILITIES, read_predictions
-from pipeline.scores.scoring import Place, places_of
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.paper.record import to_json
-from pipeline.shift.paper.text import shift_text
+from pipeline.shift.domains import Cohort
+from pipeline.shift.record import to_json
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.unlabelled import NEEDS_LABELS
-from pipeline.sources import scan_unlabelled
-from pipeline.stats.metrics import METRICS, confusion
-from pipeline.study.file import load_study
-from pipeline.text.json_values import plain
+from pipeline.study import load_study
+from pipeline.words import plain
 from tests.image_files import pictures, with_files, with_stack
 from tests.test_audit import copy_pixels
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study

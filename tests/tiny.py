@@ -7,8 +7,8 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
-from pipeline import backbones
-from pipeline.images import PixelPolicy
+from pipeline.data.images import PixelPolicy
+from pipeline.features import backbones
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def stored_tiny_study(folder: Path, monkeypatch, *, source: int, target: int) ->
     """A study file with the features of its images stored; its folder is the current one."""
     from pipeline.features.engines import EngineChoice
     from pipeline.features.extract import ExtractOptions, extract
-    from pipeline.study.file import load_study
+    from pipeline.study import load_study
 
     install_tiny_backbone(monkeypatch, folder)
     monkeypatch.chdir(folder)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from types import MappingProxyType
 
-from pipeline import backbones
+from pipeline.data.images import PixelPolicy
+from pipeline.features import backbones
 from pipeline.finetune import cuts
-from pipeline.images import PixelPolicy
 from tests.tiny import FileWeights
 
 

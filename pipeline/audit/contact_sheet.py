@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline.data.images import Pixels
 from pipeline.errors import StudyError
-from pipeline.images import Pixels
 
 SIDE = 160
 _COLUMNS = 3

@@ -13,13 +13,13 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checks.finding import NOTE, OK, Finding, cannot_ask, in_each_domain
+from pipeline.data.leaks import NOTE, OK, Finding, cannot_ask, in_each_domain
+from pipeline.data.patients import patient_folds
+from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
-from pipeline.heads.folds import patient_folds
-from pipeline.samples import Samples
-from pipeline.shift.fixes.adaptation import Source
-from pipeline.text.counts import are, counted
-from pipeline.two_samples.probes import label_probe
+from pipeline.shift.adapt import Source
+from pipeline.shift.probes import label_probe
+from pipeline.words import are, counted
 
 LABELS = "labels"
 _SHOWN = 3

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checks.leak_checks import near_rows, roles_of
-from pipeline.checks.leaks import NearPair
+from pipeline.data.leaks import NearPair, near_rows, roles_of
+from pipeline.data.samples import Samples
 from pipeline.errors import MissingPredictionsError
-from pipeline.samples import Samples
-from pipeline.scores.predictions import PROBABILITIES, Predictions, read_predictions
-from pipeline.stats import wilson
-from pipeline.stats.metrics import auroc, is_right
+from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.metrics import auroc, is_right
+from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.study import Study
 
 #: Whose scores are given.

@@ -17,24 +17,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
-from pipeline.audit.confounders import MASKED, check_facts, check_hospital, check_masked
 from pipeline.audit.contact_sheet import SIDE, SheetPair, draw, empty
 from pipeline.audit.label_noise import check_labels
 from pipeline.audit.near_copy_scores import WithAndWithout, with_and_without
-from pipeline.checks.facts_index import FactsIndex, measure_missing
-from pipeline.checks.finding import NOTE, SEVERITIES, Finding
-from pipeline.checks.leak_checks import check_leaks, check_near_copies, near_rows, roles_of
-from pipeline.checks.leaks import NearPair
+from pipeline.audit.shortcuts import MASKED, check_facts, check_hospital, check_masked
+from pipeline.data.facts_index import FactsIndex, measure_missing
+from pipeline.data.images import PixelPolicy
+from pipeline.data.leaks import (
+    NOTE,
+    SEVERITIES,
+    Finding,
+    NearPair,
+    check_leaks,
+    check_near_copies,
+    near_rows,
+    roles_of,
+)
+from pipeline.data.samples import SampleOptions, Samples, as_file, load_samples, read_exclusions
+from pipeline.data.sources import read
 from pipeline.errors import ImageError, MissingFeaturesError
-from pipeline.features.joined import JoinedFeatures, load_joined
-from pipeline.images import PixelPolicy
+from pipeline.features.load import JoinedFeatures, load_joined
 from pipeline.progress import Progress
-from pipeline.samples import SampleOptions, Samples
-from pipeline.samples.exclusions import as_file, read_exclusions
-from pipeline.samples.gather import load_samples
-from pipeline.sources import read
 from pipeline.study import BackboneChoice, Study
-from pipeline.text.counts import are, counted
+from pipeline.words import are, counted
 
 _LOG = logging.getLogger(__name__)
 AUDIT_REPORT = "audit.json"

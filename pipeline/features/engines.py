@@ -1,27 +1,69 @@
-"""How a frozen network is run: torch on CPU or CUDA, OpenVINO on a CPU.
+"""What torch is told before a network runs on a device, and what is written down of both."""
 
-An engine takes a batch of pixels without waiting for it and hands back a function
-that waits for the features. While it works, the caller decodes the next batch and
-commits the last one. To add an engine: one class and one line in ``ENGINES``.
-"""
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import EngineError, UnknownNameError
-from pipeline.features.devices import after, device_name, provenance, set_precision
 
 if TYPE_CHECKING:
-    from pipeline.backbones.frozen import Frozen
+    from pipeline.features.backbones import Frozen
+
+
+def set_precision(precision: str) -> None:
+    """Say explicitly what torch leaves to defaults: cuDNN would use TF32 unasked."""
+    import torch
+
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+def after(done: Any, out: "torch.Tensor") -> NDArray[np.float32]:
+    """Wait for the copy of one batch; later batches go on meanwhile."""
+    done.synchronize()
+    features: NDArray[np.float32] = out.numpy()
+    return features
+
+
+def device_name(device: str) -> str:
+    """How the device is called in provenances and messages."""
+    if device == "cuda":
+        import torch
+
+        return f"cuda ({torch.cuda.get_device_name()})"
+    return f"cpu ({platform.machine()})"
+
+
+def provenance(engine: str, device: str, batch_size: int) -> dict[str, str]:
+    """What every engine says of itself; versions of what has a say in the numbers."""
+    import PIL
+
+    return {
+        "engine": engine,
+        "device": device,
+        "batch_size": str(batch_size),
+        "torch": version("torch"),
+        "pillow": PIL.__version__,
+    }
+
+
+# How a frozen network is run: torch on CPU or CUDA, OpenVINO on a CPU.
+
 
 Pixels = NDArray[np.uint8]
 Features = NDArray[np.float32]
@@ -72,7 +114,7 @@ class TorchEngine:
     """torch: channels_last float32 on a CPU, the same code on CUDA.
 
     Args:
-        network: See :class:`pipeline.backbones.frozen.Frozen`.
+        network: See :class:`pipeline.features.backbones.Frozen`.
         device: ``cpu`` or ``cuda``.
         batch_size: Images per batch.
         precision: ``fp32``, ``tf32`` or ``bf16``.
@@ -135,7 +177,7 @@ class OpenVINOEngine:
     """OpenVINO on a CPU, in float32: 1.6 to 5 times torch's rate.
 
     Args:
-        network: See :class:`pipeline.backbones.frozen.Frozen`.
+        network: See :class:`pipeline.features.backbones.Frozen`.
         device: ``cpu``.
         batch_size: Images per batch.
         precision: ``fp32``; anything else is torch's.

@@ -8,12 +8,11 @@ import numpy as np
 
 from cache import disk
 from cache.recipe import canonical
+from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.features.joined import JoinedFeatures, load_joined
-from pipeline.samples import SampleOptions
-from pipeline.samples.gather import load_samples
+from pipeline.features.load import JoinedFeatures, load_joined
 from pipeline.study import BackboneChoice, Study
-from pipeline.text.names import legible
+from pipeline.words import legible
 
 EXPORT_FORMAT = 1
 

@@ -1,35 +1,181 @@
-"""The training loop of every fine-tuning method, read from top to bottom.
+"""How weights move: the optimisers, their parameter groups, and the rate at each step."""
 
-What is random is drawn for its purpose alone: the order of images from (seed, epoch),
-augmentation from (seed, epoch, row), dropout from (seed, epoch, step, process). So neither
-a checkpoint nor a kill moves any of it, and on a CPU a training that was cut off ends with
-the very bits of one that was not.
-"""
-
-import logging
 import math
-import time
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+import logging
+import time
+from dataclasses import asdict
 from functools import partial
-from typing import Any
+from hashlib import sha256
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
 from pipeline.errors import EngineError
-from pipeline.finetune import parallel
-from pipeline.finetune.batches import Examples, dropout_seed, fit_batches, order, plain_batches
-from pipeline.finetune.checkpoints import Checkpoints
-from pipeline.finetune.device import autocast, peak_memory, seed_generators, surroundings
+from pipeline.finetune import distributed as parallel
+from pipeline.finetune.checkpoint import Checkpoint, Checkpoints, Json
+from pipeline.finetune.data import Examples, dropout_seed, fit_batches, order, plain_batches
+from pipeline.finetune.distributed import autocast, peak_memory, seed_generators, surroundings
 from pipeline.finetune.history import EpochRow, History, Score, Standing, best_epoch
 from pipeline.finetune.networks import BATCH_NORMS
-from pipeline.finetune.optimise import OPTIMISERS, decay_groups, share_of_rate
-from pipeline.finetune.resume import restore, run_of, tensors_of
 from pipeline.finetune.settings import LoopSettings
 from pipeline.progress import Progress
+
+_MOMENTUM = 0.9
+
+
+def share_of_rate(step: int, steps: int, warmup: float) -> float:
+    """Share of the highest learning rate at a step: a straight rise, then a half cosine.
+
+    Args:
+        step: From 0.
+        steps: Of the whole training.
+        warmup: Share of ``steps`` in which it rises, rounded up to whole steps.
+
+    Returns:
+        More than 0 and at most 1; 1 at the last step of the rise, or the first of all.
+        The cosine would reach 0 at step ``steps``, the first that is not taken (Loshchilov
+        and Hutter 2017, without restarts).
+    """
+    rise = math.ceil(warmup * steps)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
+
+
+def decay_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: with weight decay and without.
+
+    A parameter with one axis is a bias or belongs to a norm; pulling either to zero
+    shrinks no function that could overfit, it moves the network's scale.
+    """
+    moved = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in moved if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in moved if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _adamw(groups: list[dict[str, Any]], learning_rate: float) -> "Optimizer":
+    import torch
+
+    return torch.optim.AdamW(groups, lr=learning_rate)
+
+
+def _sgd(groups: list[dict[str, Any]], learning_rate: float) -> "Optimizer":
+    import torch
+
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=_MOMENTUM, nesterov=True)
+
+
+#: To add an optimiser: a factory above and a line here. SGD has Nesterov momentum of 0.9.
+OPTIMISERS: Mapping[str, Callable[[list[dict[str, Any]], float], "Optimizer"]] = MappingProxyType(
+    {"adamw": _adamw, "sgd": _sgd}
+)
+
+
+# From a training under way to what a checkpoint keeps of it, and back, bit for bit.
+
+
+_MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
+
+
+def run_of(
+    model: nn.Module, fit: Examples, watched: Mapping[str, Examples], settings: LoopSettings
+) -> dict[str, Json]:
+    """What a checkpoint must agree with beside the caller's identity.
+
+    The number of processes is not in it: with another one a training goes on, as near as
+    two such trainings are to each other.
+    """
+    shapes = [[name, list(t.shape), str(t.dtype)] for name, t in model.state_dict().items()]
+    named = dict(model.named_parameters())
+    trained = [name for name, parameter in named.items() if parameter.requires_grad]
+    return {
+        **{f"settings.{name}": value for name, value in asdict(settings).items()},
+        "settings.device": torch.device(settings.device).type,
+        "network": _short(repr(shapes).encode()),
+        "parameters": sum(p.numel() for p in named.values()),
+        "trained parameters": sum(named[name].numel() for name in trained),
+        "trained layers": _short(repr(trained).encode()),
+        "fit labels": _labels(fit),
+        **{f"{name} labels": _labels(one) for name, one in watched.items()},
+    }
+
+
+def _labels(examples: Examples) -> str:
+    return f"{len(examples)} labels, SHA-256 {_short(examples.label.tobytes())}"
+
+
+def _short(data: bytes) -> str:
+    return sha256(data).hexdigest()[:16]
+
+
+def tensors_of(
+    model: nn.Module, best: Mapping[str, Tensor], optimiser: Optimizer | None
+) -> dict[str, Tensor]:
+    """All that a training goes on from, by name; of a finished one there is no optimiser."""
+    tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
+    tensors |= {_BEST + name: value for name, value in best.items()}
+    if optimiser:
+        for number, values in optimiser.state_dict()["state"].items():
+            tensors |= {f"{_OPTIMISER}{number}.{key}": value for key, value in values.items()}
+    return tensors
+
+
+def restore(
+    found: Checkpoint | None, model: nn.Module, optimiser: Optimizer
+) -> tuple[Standing, dict[str, Tensor]]:
+    """Bring model and optimiser to a checkpoint.
+
+    Returns:
+        Where the training stands, and the best weights so far, if they are looked for.
+    """
+    if found is None:
+        return Standing(), {}
+    device = next(model.parameters()).device
+    model.load_state_dict(_under(found.tensors, _MODEL))
+    best = {name: value.to(device) for name, value in _under(found.tensors, _BEST).items()}
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in _under(found.tensors, _OPTIMISER).items():
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = value
+    if state:
+        optimiser.load_state_dict(
+            {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+        )
+        _lay_out(optimiser)
+    return Standing.from_json(found.state), best
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _lay_out(optimiser: Optimizer) -> None:
+    """Files hold tensors row by row; torch's fast path wants moments laid out as parameters."""
+    for parameter, values in optimiser.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)
+
+
+# The training loop of every fine-tuning method, read from top to bottom.
+
 
 __all__ = [
     "VALIDATION",
@@ -55,7 +201,7 @@ Criterion = Callable[[Any, Tensor], Tensor]
 
 
 # One loop, read from top to bottom, is easier to trust than its pieces would be.
-def train(  # noqa: C901, PLR0913, PLR0915
+def train(  # noqa: C901, PLR0915
     model: nn.Module,
     fit: Examples,
     watched: Mapping[str, Examples],
@@ -67,7 +213,7 @@ def train(  # noqa: C901, PLR0913, PLR0915
 ) -> History:
     """Train what is trainable of a model, in place; go on where a checkpoint stands.
 
-    In a group of processes (:mod:`pipeline.finetune.parallel`) all of them call this with
+    In a group of processes (:mod:`pipeline.finetune.distributed`) all of them call this with
     the same arguments, and end with the same weights and numbers.
 
     Args:

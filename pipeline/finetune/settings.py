@@ -58,8 +58,8 @@ class LoopSettings:
 
     def __post_init__(self) -> None:
         # Here, because they need numpy, and the command line shows defaults without it.
-        from pipeline.finetune.augment import AUGMENTATIONS
-        from pipeline.finetune.optimise import OPTIMISERS
+        from pipeline.finetune.data import AUGMENTATIONS
+        from pipeline.finetune.loop import OPTIMISERS
 
         for kind, table in (
             ("optimiser", OPTIMISERS),

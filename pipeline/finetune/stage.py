@@ -16,10 +16,14 @@ from typing import Any
 import torch
 
 from cache import disk
+from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import EngineError, StudyError
-from pipeline.features.joined import load_joined
-from pipeline.finetune import parallel
-from pipeline.finetune.comparison import (
+from pipeline.evaluation.predictions import predictions_of, write_predictions
+from pipeline.features.load import load_joined
+from pipeline.finetune import distributed as parallel
+from pipeline.finetune.cuts import cut_of
+from pipeline.finetune.data import limited
+from pipeline.finetune.evaluate import (
     Model,
     PairRow,
     Row,
@@ -28,29 +32,20 @@ from pipeline.finetune.comparison import (
     rows_of,
     to_json,
 )
-from pipeline.finetune.cuts import cut_of
-from pipeline.finetune.kept import Record, models_in
+from pipeline.finetune.interpolate import mix_method
 from pipeline.finetune.methods import (
     FIRST_BLOCK,
     METHODS,
     TAIL,
+    TrainingOptions,
     asked,
     chosen,
     end_of_line,
+    settings_of,
 )
-from pipeline.finetune.mixing import mix_method
-from pipeline.finetune.options import TrainingOptions, settings_of
-from pipeline.finetune.pixels import limited
+from pipeline.finetune.runs import Record, models_in
 from pipeline.finetune.settings import LoopSettings
-from pipeline.finetune.training import (
-    OWN,
-    Workbench,
-    digest_of,
-    train_method,
-)
-from pipeline.samples import SampleOptions, Samples
-from pipeline.samples.gather import load_samples
-from pipeline.scores.predictions import predictions_of, write_predictions
+from pipeline.finetune.training import OWN, Workbench, digest_of, train_method
 from pipeline.study import BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
@@ -64,8 +59,8 @@ class FinetuneOptions:
     Attributes:
         methods: Entries of ``METHODS``, or ``all``; none takes ``QUICK``.
         limit: At most so many images of each split of each domain; None takes all.
-        training: See :class:`pipeline.finetune.options.TrainingOptions`.
-        samples: See :class:`pipeline.samples.SampleOptions`.
+        training: See :class:`pipeline.finetune.methods.TrainingOptions`.
+        samples: See :class:`pipeline.data.samples.SampleOptions`.
     """
 
     methods: tuple[str, ...] = ()

@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.backbones import spec_of, weights_file
+from pipeline.data.patients import FIT
+from pipeline.data.patients import VALIDATION as VALIDATION_SPLIT
+from pipeline.data.samples import Samples
+from pipeline.features.backbones import spec_of, weights_file
 from pipeline.features.engines import EngineChoice
-from pipeline.finetune import parallel
-from pipeline.finetune.assembly import Assembly, Material, assemble
-from pipeline.finetune.checkpoints import Checkpoints
-from pipeline.finetune.convergence import convergence
-from pipeline.finetune.device import named_errors
-from pipeline.finetune.examples import Source
-from pipeline.finetune.history import History
-from pipeline.finetune.kept import ModelFolder, Proba, Record
+from pipeline.finetune import distributed as parallel
+from pipeline.finetune.checkpoint import Checkpoints
+from pipeline.finetune.cuts import Place, Taken, store_at, take
+from pipeline.finetune.data import Source, pixels_of
+from pipeline.finetune.distributed import named_errors
+from pipeline.finetune.history import History, convergence
 from pipeline.finetune.loop import VALIDATION, predict, train
 from pipeline.finetune.methods import (
     ACTIVATIONS,
@@ -33,21 +34,21 @@ from pipeline.finetune.methods import (
     METHODS,
     PIXELS,
     Method,
+    TrainingOptions,
+    settings_of,
 )
 from pipeline.finetune.networks import (
+    Assembly,
+    Material,
+    assemble,
     check_takes,
     count_parameters,
     cross_entropy,
     forward_gflop,
 )
-from pipeline.finetune.options import TrainingOptions, settings_of
-from pipeline.finetune.pixels import pixels_of
-from pipeline.finetune.prefix import Place, Taken, store_at, take
+from pipeline.finetune.runs import ModelFolder, Proba, Record
 from pipeline.finetune.settings import LoopSettings
 from pipeline.progress import Progress
-from pipeline.samples import Samples
-from pipeline.samples.splits import FIT
-from pipeline.samples.splits import VALIDATION as VALIDATION_SPLIT
 from pipeline.study import SOURCE, BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 Every head keeps scikit-learn's contract: the constructor stores, ``fit`` learns
 ``name_``, ``clone`` works, ``predict_proba`` gives ``(n, K)``. Features arrive
-treated (see ``pipeline.heads.treatments``). Heads that hold rows out while they are fitted
+treated (see ``pipeline.heads.preprocessing``). Heads that hold rows out while they are fitted
 take the patients as ``groups``. Heads that need torch import it only when they are fitted.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from pipeline.heads.treated import TreatedRows
+    from pipeline.heads.preprocessing import TreatedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class HeadSpec:
         grid: Parameters to choose between by inner cross-validation, with their values;
             the defaults are taken where it is empty.
         grouped: Whether ``fit`` takes the patients of the rows, because it holds some out.
-        engine: How it is trained, an entry of ``ENGINES`` in ``pipeline.heads.training``.
+        engine: How it is trained, an entry of ``ENGINES`` in ``pipeline.heads.search``.
         dtype: What its fit makes of the features: taken so, they are not copied once more.
-            None: its fit takes from :class:`pipeline.heads.treated.TreatedRows` itself.
+            None: its fit takes from :class:`pipeline.heads.preprocessing.TreatedRows` itself.
         together: Whether fits of it may run at the same time: it keeps all to itself, and one
             core each serves it best. Some of scikit-learn's share a random generator.
     """

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.heads.blocks import times
+from pipeline.heads.preprocessing import times
 
 
 def numbered_classes(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.intp]]:
@@ -17,7 +17,7 @@ def numbered_classes(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.intp]]:
         ValueError: One class only.
     """
     classes, numbers = np.unique(y, return_inverse=True)
-    if len(classes) < 2:  # noqa: PLR2004 - a choice needs two
+    if len(classes) < 2:
         raise ValueError(f"one class only ({classes[0]!r}); a head needs two or more")
     return classes, numbers
 

@@ -1,23 +1,87 @@
-"""Scorers without probabilities of their own (support vectors) as heads.
+"""Scores to probabilities, by a rule fitted on scores of rows that were held out.
 
-The scores that the sigmoid is fitted on are of rows held out by patient. Parameters that
-are compared share those folds: the score of each fold serves the choice and the sigmoid.
-
-What is fitted here computes in float64, so rows are taken in it, those of one fit at a time.
+``p = softmax(a * s + b)`` with one scale ``a >= 0`` for all classes and, where asked for,
+one offset for each: with two classes this is Platt's sigmoid. Targets are smoothed as Platt
+(1999) does, so that separated classes have a finite answer.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.data.patients import Fold, patient_folds
 from pipeline.heads.base import Head
-from pipeline.heads.folds import Fold, patient_folds
-from pipeline.heads.sigmoid import Sigmoid, fit_sigmoid
-from pipeline.heads.treated import TreatedRows, untreated
+from pipeline.heads.preprocessing import TreatedRows, untreated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sigmoid:
+    """The fitted rule.
+
+    Attributes:
+        scale: Not negative: a higher score never means a lower probability.
+        offset: Shape ``(K,)``.
+        loss: Mean log loss of the rows that it was fitted on, in nats.
+    """
+
+    scale: float
+    offset: NDArray[np.float64]
+    loss: float
+
+    def proba(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Probabilities ``(n, K)`` of scores ``(n, K)``."""
+        found: NDArray[np.float64] = softmax(self.scale * scores + self.offset, axis=1)
+        return found
+
+
+def fit_sigmoid(
+    scores: NDArray[np.floating], y: NDArray[np.integer], *, offsets: bool = True
+) -> Sigmoid:
+    """Fit the rule by maximum likelihood.
+
+    Args:
+        scores: Of rows that the scorer did not see, shape ``(n, K)``; rows that are not
+            finite are left out.
+        y: Labels 0 to K - 1, shape ``(n,)``.
+        offsets: Whether each class has an offset; without them only the scale is fitted.
+
+    Raises:
+        ValueError: No row is left, or one class only.
+    """
+    good = np.isfinite(scores).all(axis=1)
+    scores, y = np.asarray(scores, np.float64)[good], y[good]
+    counts = np.bincount(y, minlength=scores.shape[1])
+    if (counts > 0).sum() < 2:
+        raise ValueError("the held-out rows are of one class only: no probability can be fitted")
+    # A common unit: the optimiser must not care whether scores are margins or cosines.
+    unit = float((scores - scores.mean(axis=1, keepdims=True)).std()) or 1.0
+    scores = scores / unit
+    targets = np.repeat((1 / (counts + len(counts)))[y][:, None], len(counts), axis=1)
+    targets[np.arange(len(y)), y] *= counts[y] + 1
+
+    def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        log_p = log_softmax(x[0] * scores + x[1:], axis=1)
+        gradient = (np.exp(log_p) - targets) / len(y)
+        slope = np.r_[(gradient * scores).sum(), gradient.sum(axis=0) * offsets]
+        return float(-(targets * log_p).sum() / len(y)), slope
+
+    start = np.r_[1.0, np.zeros(len(counts))]
+    bounds = [(0, None), *[(None, None)] * len(counts)]
+    options = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}
+    x = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    log_p = log_softmax(x[0] * scores + x[1:], axis=1)
+    loss = -float(log_p[np.arange(len(y)), y].mean())
+    return Sigmoid(scale=float(x[0] / unit), offset=x[1:], loss=loss)
+
+
+# Scorers without probabilities of their own (support vectors) as heads.
 
 
 class CalibratedHead(Head):
@@ -32,7 +96,7 @@ class CalibratedHead(Head):
     Attributes:
         classes_: Class labels, shape ``(K,)``.
         estimator_: Fitted on all rows.
-        sigmoid_: See :class:`pipeline.heads.sigmoid.Sigmoid`.
+        sigmoid_: See :class:`pipeline.heads.calibrated.Sigmoid`.
         best_params_: The candidate taken.
     """
 
@@ -48,7 +112,7 @@ class CalibratedHead(Head):
     ) -> Self:
         """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
 
-        Features may also be :class:`pipeline.heads.treated.TreatedRows`.
+        Features may also be :class:`pipeline.heads.preprocessing.TreatedRows`.
 
         Raises:
             ValueError: A class has fewer than two patients, or what the estimator says.

@@ -12,7 +12,7 @@ from scipy.linalg import solve
 from sklearn.utils.validation import validate_data
 
 from pipeline.heads.base import LinearScores, numbered_classes
-from pipeline.heads.blocks import rows_in_blocks, scatter
+from pipeline.heads.preprocessing import rows_in_blocks, scatter
 
 LEDOIT_WOLF = "auto"
 
@@ -56,7 +56,7 @@ class DiscriminantHead(LinearScores):
             covariance += share * of_class.covariance(self.shrinkage)
         coef = solve(covariance, means.T, assume_a="pos", overwrite_a=True).T
         intercept = np.log(prior) - (means * coef).sum(axis=1) / 2
-        if len(prior) == 2:  # noqa: PLR2004 - one score, for the second class
+        if len(prior) == 2:
             coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
         self.coef_, self.intercept_ = coef, intercept
         return self

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from pipeline.data.patients import Fold, patient_folds
 from pipeline.heads import HeadSpec
-from pipeline.heads.blocks import predict_in_blocks
 from pipeline.heads.calibrated import CalibratedHead
-from pipeline.heads.folds import Fold, patient_folds
-from pipeline.heads.side_by_side import folded
-from pipeline.heads.treated import TreatedRows, fit_treatment
+from pipeline.heads.parallel import folded
+from pipeline.heads.preprocessing import TreatedRows, fit_treatment, predict_in_blocks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.base import Head, numbered_classes
-from pipeline.heads.blocks import times, transposed_times
-from pipeline.heads.sigmoid import fit_sigmoid
+from pipeline.heads.calibrated import fit_sigmoid
+from pipeline.heads.preprocessing import times, transposed_times
 
 _TINY = 1e-12
 
@@ -22,7 +22,7 @@ class PrototypeHead(Head):
     Attributes:
         classes_: Class labels, shape ``(K,)``.
         means_: Mean of the unit rows of each class, shape ``(K, d)``.
-        sigmoid_: See :class:`pipeline.heads.sigmoid.Sigmoid`; its offsets are zero.
+        sigmoid_: See :class:`pipeline.heads.calibrated.Sigmoid`; its offsets are zero.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:

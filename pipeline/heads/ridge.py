@@ -24,8 +24,8 @@ from scipy.linalg import eigh
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.base import Head, numbered_classes
-from pipeline.heads.blocks import scatter, times, transposed_times
-from pipeline.heads.sigmoid import fit_sigmoid
+from pipeline.heads.calibrated import fit_sigmoid
+from pipeline.heads.preprocessing import scatter, times, transposed_times
 
 PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
 #: Patients of one size are solved together, so many at a time that this many numbers are held.
@@ -154,7 +154,7 @@ class RidgeHead(Head):
         best_params_: The chosen penalty.
         coef_: Shape ``(d, K)``.
         intercept_: Shape ``(K,)``.
-        sigmoid_: See :class:`pipeline.heads.sigmoid.Sigmoid`.
+        sigmoid_: See :class:`pipeline.heads.calibrated.Sigmoid`.
         path_: Held-out log loss of every penalty.
     """
 

@@ -5,9 +5,11 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from pipeline.checks.finding import OK
-from pipeline.compare.report import CompareReport, Row
-from pipeline.compare.text import points_text, sections, with_interval
+from pipeline.compare import CompareReport, Row
+from pipeline.data.leaks import OK
+from pipeline.data.patients import FIT
+from pipeline.evaluation.predictions import PROBABILITIES, TRAINED_PROBABILITIES
+from pipeline.evaluation.scores import ENSEMBLE, place_in_words, unscored
 from pipeline.finetune.methods import METHODS
 from pipeline.report.blocks import (
     Block,
@@ -20,11 +22,9 @@ from pipeline.report.blocks import (
     grid_of_text,
     listed,
 )
-from pipeline.report.figures import pictures
+from pipeline.report.compare_text import points_text, sections, with_interval
+from pipeline.report.page_figures import pictures
 from pipeline.report.records import Records
-from pipeline.samples.splits import FIT
-from pipeline.scores.predictions import PROBABILITIES, TRAINED_PROBABILITIES
-from pipeline.scores.scoring import ENSEMBLE, place_in_words, unscored
 
 #: Stands for the backbone of networks that are trained from nothing.
 _OWN = "pixels"

@@ -5,17 +5,17 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from pipeline.checks.finding import LEAK, OK, SEVERITIES, WARNING
-from pipeline.compare.report import CompareReport
-from pipeline.compare.text import head_name, honest_lines, verdicts, with_interval
+from pipeline.compare import CompareReport
+from pipeline.data.leaks import LEAK, OK, SEVERITIES, WARNING
+from pipeline.data.patients import FIT
+from pipeline.evaluation.compare_heads import Pair
+from pipeline.evaluation.scores import place_in_words
 from pipeline.finetune.methods import BASELINE
 from pipeline.report.blocks import Block, Chapter, Grid, Heading, Items, Words, grid_of
+from pipeline.report.compare_text import head_name, honest_lines, verdicts, with_interval
 from pipeline.report.records import STAGES, Records, places
-from pipeline.samples.splits import FIT
-from pipeline.scores.pairing import Pair
-from pipeline.scores.scoring import place_in_words
-from pipeline.shift.paper.chapters import left_out
-from pipeline.text.counts import counted
+from pipeline.report.shift_chapters import left_out
+from pipeline.words import counted
 
 #: A verdict has a sentence for each of its rules.
 _SENTENCE_ENDS = re.compile(r"(?<=\.) (?=[A-Z0-9])")
@@ -25,7 +25,7 @@ def study_chapter(records: Records) -> Chapter:
     """Domains, backbones, and which record says what of them since when."""
     values = records.values
     classes: list[str] = next((v["classes"] for v in values.values() if "classes" in v), [])
-    positive = f"; positive class: {classes[1]}" if len(classes) == 2 else ""  # noqa: PLR2004
+    positive = f"; positive class: {classes[1]}" if len(classes) == 2 else ""
     blocks: list[Block] = []
     if classes:
         blocks.append(Words(f"Classes: {', '.join(classes)}{positive}."))

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.errors import MissingPredictionsError
-from pipeline.figures.reports import read_report
-from pipeline.report.figures import drawn
-from pipeline.scores.predictions import PROBABILITIES, TRAINED_PROBABILITIES, read_predictions
+from pipeline.evaluation.predictions import PROBABILITIES, TRAINED_PROBABILITIES, read_predictions
+from pipeline.report.figures.reports import read_report
+from pipeline.report.page_figures import drawn
 from pipeline.shift.provenance import digest_of_domain
 from pipeline.study import SOURCE, Study
 

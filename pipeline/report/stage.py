@@ -13,21 +13,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cache import disk
-from pipeline.compare.report import from_json
+from pipeline.compare import from_json
 from pipeline.errors import MissingPredictionsError
 from pipeline.report.blocks import Chapter
 from pipeline.report.chapters import audit_chapter, finetune_chapter, heads_chapter
 from pipeline.report.opening import answer_chapter, study_chapter
-from pipeline.report.records import (
-    STAGES,
-    Records,
-    contradictions,
-    older_figures,
-    read_records,
-)
-from pipeline.report.shift import shift_chapter
+from pipeline.report.page_shift import shift_chapter
+from pipeline.report.records import STAGES, Records, contradictions, older_figures, read_records
 from pipeline.study import Study
-from pipeline.text.names import legible
+from pipeline.words import legible
 
 PAGE = "report.html"
 

@@ -12,28 +12,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checks.facts_index import known_facts
-from pipeline.checks.finding import Finding, refuse_leaks
-from pipeline.checks.leak_checks import check_leaks
+from pipeline.data.facts_index import known_facts
+from pipeline.data.groupings import Grouping, groupings
+from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
+from pipeline.data.patients import taken_for_one
+from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
-from pipeline.features.joined import JoinedFeatures
-from pipeline.heads.side_by_side import MOST, side_by_side
-from pipeline.samples import Samples
-from pipeline.samples.groupings import Grouping, groupings
-from pipeline.samples.splits import taken_for_one
-from pipeline.shift.fixes.adaptation import Source
-from pipeline.shift.fixes.control import fixes_on_source
-from pipeline.shift.fixes.cross_fitting import fit_unadapted
-from pipeline.shift.fixes.halves import first_half
-from pipeline.shift.fixes.leaderboard import Leaderboard
-from pipeline.shift.fixes.plan import FixPlan
-from pipeline.shift.losses.errors_by_role import Refits, refit
-from pipeline.shift.sides import here_of
-from pipeline.shift.subgroups import Terms, subgroups, terms_of
-from pipeline.shift.subgroups.values import Subgroups
+from pipeline.features.load import JoinedFeatures
+from pipeline.heads.parallel import MOST, side_by_side
+from pipeline.shift.adapt import Source
+from pipeline.shift.adapt_eval import (
+    FixPlan,
+    Leaderboard,
+    first_half,
+    fit_unadapted,
+    fixes_on_source,
+)
+from pipeline.shift.domains import here_of
+from pipeline.shift.error_table import Refits, refit
+from pipeline.shift.subgroups import Subgroups, Terms, subgroups, terms_of
 from pipeline.study import OPEN, SOURCE, Study
-from pipeline.text.counts import counted
-from pipeline.text.names import legible
+from pipeline.words import counted, legible
 
 #: In a fold and out of it; nothing else needs more, for a draw without a class is drawn anew.
 _PATIENTS_OF_A_CLASS = 2

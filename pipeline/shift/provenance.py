@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checks.finding import OK, Finding
-from pipeline.features.joined import JoinedFeatures
-from pipeline.samples import Samples
-from pipeline.scores.predictions import Predictions
-from pipeline.shift.cohorts import Cohort
-from pipeline.stats.intervals import ROUGH_BELOW
+from pipeline.data.leaks import OK, Finding
+from pipeline.data.samples import Samples
+from pipeline.evaluation.intervals import ROUGH_BELOW
+from pipeline.evaluation.predictions import Predictions
+from pipeline.features.load import JoinedFeatures
+from pipeline.shift.domains import Cohort
 from pipeline.study import SOURCE
-from pipeline.text.counts import are, counted
+from pipeline.words import are, counted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,25 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
+from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError
-from pipeline.features.joined import JoinedFeatures, load_joined
-from pipeline.heads.side_by_side import side_by_side
-from pipeline.samples import SampleOptions
-from pipeline.samples.gather import load_samples
-from pipeline.scores.predictions import Predictions, write_predictions
-from pipeline.shift.detection.findings import DetectionSettings
+from pipeline.evaluation.predictions import Predictions, write_predictions
+from pipeline.features.load import JoinedFeatures, load_joined
+from pipeline.heads.parallel import side_by_side
+from pipeline.report import shift_chapters as chapters
+from pipeline.report.shift_files import ShiftReport
+from pipeline.shift.detect import DetectionSettings
+from pipeline.shift.domains import NotCompared, not_compared
+from pipeline.shift.figure_data import head_predictions
+from pipeline.shift.fine_tuned import trained_losses
 from pipeline.shift.known import Checked, check, known_of, source_of
-from pipeline.shift.paper import chapters
-from pipeline.shift.paper.record import to_json
-from pipeline.shift.pictures import head_predictions
-from pipeline.shift.report import ShiftReport
-from pipeline.shift.sides import NotCompared, not_compared
+from pipeline.shift.permute import PermutationPlan, fewest_draws
+from pipeline.shift.record import to_json
 from pipeline.shift.target import TargetReport, examine
-from pipeline.shift.trained import trained_losses
 from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
 from pipeline.study import Study
-from pipeline.text.json_values import plain
-from pipeline.two_samples.permute import PermutationPlan, fewest_draws
+from pipeline.words import plain
 
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
@@ -47,7 +46,7 @@ class ShiftOptions:
     Attributes:
         draws: Relabellings of each test, 19 at least: of fewer none gives p <= 0.05.
         seeds: Cuts of the target into halves for the fixes, 1 at least.
-        samples: See :class:`pipeline.samples.SampleOptions`.
+        samples: See :class:`pipeline.data.samples.SampleOptions`.
     """
 
     draws: int = 999
@@ -73,7 +72,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
 
     Returns:
         The report; also written to ``results/<study>/``: ``shift.json`` (see
-        :mod:`pipeline.shift.paper.record`), ``shift.md``, one ``shift_*.csv`` for each table, and
+        :mod:`pipeline.shift.record`), ``shift.md``, one ``shift_*.csv`` for each table, and
         the probabilities of the head that it is about in ``shift.h5``.
 
     Raises:

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.fixes.adaptation import Source
-from pipeline.shift.fixes.leaderboard import Leaderboard
-from pipeline.shift.fixes.plan import BASELINE
-from pipeline.shift.foretell.predict import Forecast, SourceScores, TargetScores, forecast
-from pipeline.shift.losses.decompose import DecomposeSettings, Decomposition, decompose
-from pipeline.shift.losses.errors_by_role import Given, Refits, RoleReport, errors_by_role
-from pipeline.shift.losses.gaps import Gap
-from pipeline.shift.probabilities.soundness import Soundness, soundness
+from pipeline.shift.adapt import Source
+from pipeline.shift.adapt_eval import BASELINE, Leaderboard
+from pipeline.shift.calibrate import Soundness, soundness
+from pipeline.shift.decompose import DecomposeSettings, Decomposition, decompose
+from pipeline.shift.domains import Cohort
+from pipeline.shift.effects import Gap
+from pipeline.shift.error_table import Given, Refits, RoleReport, errors_by_role
+from pipeline.shift.label_free import Forecast, SourceScores, TargetScores, forecast
 from pipeline.shift.verdict import Auroc, Called, FixGain, Numbers, Verdict, judge
 
 _BINARY = 2

@@ -6,19 +6,17 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.features.joined import JoinedFeatures
-from pipeline.images.appearance import APPEARANCE
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.detection.detect import detect_with_controls
-from pipeline.shift.detection.findings import ControlledDetection, DetectionSettings
-from pipeline.shift.differences import Difference, Pictures, differences
-from pipeline.shift.fixes.cross_fitting import Target, predict_target
-from pipeline.shift.fixes.leaderboard import Leaderboard, score
-from pipeline.shift.fixes.sealed import SealedLabels
-from pipeline.shift.fixes.tuning import TunedRow, try_values, tuned_rows
+from pipeline.data.facts import APPEARANCE
+from pipeline.features.load import JoinedFeatures
+from pipeline.shift.adapt_eval import Leaderboard, SealedLabels, Target, predict_target, score
+from pipeline.shift.adapt_tuning import TunedRow, try_values, tuned_rows
+from pipeline.shift.covariates import Difference, Pictures, differences
+from pipeline.shift.detect import ControlledDetection, DetectionSettings, detect_with_controls
+from pipeline.shift.domains import Cohort, ask, here_of, shared_patients, there_of, told_apart
+from pipeline.shift.error_table import Given
+from pipeline.shift.figure_data import FeatureMap, feature_map
 from pipeline.shift.known import Facts, Known
-from pipeline.shift.losses.errors_by_role import Given
-from pipeline.shift.pictures import FeatureMap, feature_map
+from pipeline.shift.probes import SourcePrediction
 from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
@@ -26,12 +24,9 @@ from pipeline.shift.provenance import (
     inputs_of,
     roles_with_labels,
 )
-from pipeline.shift.sides import ask, here_of, shared_patients, there_of, told_apart
 from pipeline.shift.story import Story, Telling, foretell, tell
-from pipeline.shift.subgroups import subgroups
-from pipeline.shift.subgroups.values import Subgroups
+from pipeline.shift.subgroups import Subgroups, subgroups
 from pipeline.study import SOURCE
-from pipeline.two_samples.probes import SourcePrediction
 
 
 @dataclass(frozen=True, kw_only=True)

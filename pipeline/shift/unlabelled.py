@@ -11,14 +11,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.checks.finding import Finding
-from pipeline.features.joined import JoinedFeatures
-from pipeline.samples import UNLABELLED
-from pipeline.shift.cohorts import Cohort
-from pipeline.shift.detection.detect import detect_with_controls
-from pipeline.shift.detection.findings import ControlledDetection, DetectionSettings
-from pipeline.shift.fixes.adaptation import Source
-from pipeline.shift.foretell.predict import RANGED, Forecast
+from pipeline.data.leaks import Finding
+from pipeline.data.samples import UNLABELLED
+from pipeline.features.load import JoinedFeatures
+from pipeline.report.table import percent
+from pipeline.shift.adapt import Source
+from pipeline.shift.detect import ControlledDetection, DetectionSettings, detect_with_controls
+from pipeline.shift.domains import Cohort, ask, here_of, shared_patients, there_of, told_apart
+from pipeline.shift.label_free import RANGED, Forecast
+from pipeline.shift.probes import SourcePrediction
 from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
@@ -26,11 +27,8 @@ from pipeline.shift.provenance import (
     inputs_of,
     roles_without_labels,
 )
-from pipeline.shift.sides import ask, here_of, shared_patients, there_of, told_apart
 from pipeline.shift.story import foretell
 from pipeline.study import SOURCE
-from pipeline.text.table import percent
-from pipeline.two_samples.probes import SourcePrediction
 
 #: What is left out, each for this one reason.
 NEEDS_LABELS = (

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pipeline.shift.losses.gaps import Gap, dominant
-from pipeline.text.table import percent
+from pipeline.report.table import percent
+from pipeline.shift.effects import Gap, dominant
 
 #: An interval of a difference of AUROCs inside +- this is called holding.
 AUROC_MARGIN = 0.02

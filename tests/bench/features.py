@@ -189,7 +189,7 @@ def _memory(work: Path, images: Path) -> None:
         own.write_text(study.read_text().replace(str(images), str(few)))
         shutil.rmtree(work / "store", ignore_errors=True)
         code = (
-            "import resource; from pipeline.cli.commands import main; main(standalone_mode=False);"
+            "import resource; from pipeline.cli import main; main(standalone_mode=False);"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
         )
         out = _run("-c", code, "features", str(own))
@@ -212,9 +212,9 @@ def _second_run(work: Path, count: int) -> None:
     """The store is filled with made-up rows: only finding that nothing is new is timed."""
     import hashlib
 
-    from cache import Writer
-    from pipeline.features.recipes import store_for
-    from pipeline.study.file import load_study
+    from cache.store import Writer
+    from pipeline.features.load import store_for
+    from pipeline.study import load_study
 
     folder = work / "small"
     rng = np.random.default_rng(0)

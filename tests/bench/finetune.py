@@ -18,16 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.samples import load_samples
 from pipeline.finetune.loop import train
-from pipeline.finetune.methods import METHODS
+from pipeline.finetune.methods import METHODS, TrainingOptions
 from pipeline.finetune.networks import cross_entropy
-from pipeline.finetune.options import TrainingOptions
 from pipeline.finetune.training import Workbench
 from pipeline.progress import Progress
-from pipeline.samples.gather import load_samples
-from pipeline.study import Study
-from pipeline.study.file import load_study
-from pipeline.text.table import new_table, render
+from pipeline.report.table import new_table, render
+from pipeline.study import Study, load_study
 
 #: How many times the images/s of ``full`` those of ``last_block`` should be.
 GOALS = {"densenet121": 20.0, "googlenet": None}

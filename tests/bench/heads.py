@@ -19,8 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from pipeline.heads.logistic import solve_path
-from pipeline.heads.stack import Rows, train_mlps
-from pipeline.heads.trained import MLPSettings
+from pipeline.heads.mlp import MLPSettings, Rows, train_mlps
 
 EPOCHS = 30
 

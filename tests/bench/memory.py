@@ -24,14 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import FeatureStore, Recipe, Writer
-from pipeline.compare.fitting import Failure, Fitted, Plan, fit_all
-from pipeline.compare.stage import CompareOptions, table_of
-from pipeline.features.joined import JoinedFeatures
-from pipeline.heads.named import NamedHead, heads_with
-from pipeline.samples import Samples
-from pipeline.samples.splits import VALIDATION
-from pipeline.sources import Item
+from cache.recipe import Recipe
+from cache.store import FeatureStore, Writer
+from pipeline.compare import CompareOptions, Failure, Fitted, Plan, fit_all, table_of
+from pipeline.data.items import Item
+from pipeline.data.patients import VALIDATION
+from pipeline.data.samples import Samples
+from pipeline.features.load import JoinedFeatures
+from pipeline.heads.custom import NamedHead, heads_with
 
 HEADS = "linear,ridge,prototype,small_mlp"
 RECIPE = Recipe(

@@ -1,1 +1,0 @@
-"""Stage 2: heads on stored features, fitted, scored and compared."""

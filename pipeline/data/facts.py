@@ -1,0 +1,261 @@
+"""How one picture looks: a few numbers, each moved by one habit of a hospital.
+
+They are what a technician would name (exposure, contrast, noise, sharpness, marks in the
+corners), so that a difference between hospitals can be told in words. Each is made to
+ignore what the others measure: grain is judged where nothing is cut off at black or
+white, brightness away from the border.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from pipeline.data.formats import open_image
+from pipeline.data.images import Pixels, measured
+from pipeline.errors import ImageError
+
+Grey = NDArray[np.float64]
+
+#: Grey values between which no pixel is near the ends of the scale.
+_MIDTONES = (0.15, 0.85)
+#: The second difference of the second difference: zero on planes (Immerkaer 1996).
+_GRAIN = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)
+_NORMAL_MEDIAN = 0.6745  # median of |z| for a standard normal z
+#: Pictures are averaged down by whole numbers until the longer side is below twice this.
+_LONG_SIDE = 256
+#: How much brighter than its surroundings a stroke is.
+_STROKE = 0.3
+_FLOOR = 1e-3  # logarithms of shares and of noise start here
+
+
+def exposure(grey: Grey) -> float:
+    """Mean grey of the middle two thirds, 0 to 1."""
+    return float(_middle(grey).mean())
+
+
+def contrast(grey: Grey) -> float:
+    """Standard deviation of grey in the middle two thirds, 0 to 0.5."""
+    return float(_middle(grey).std())
+
+
+def noise(grey: Grey) -> float:
+    """Log of the grain's standard deviation plus 0.001, from mid-grey pixels.
+
+    The median of the response to Immerkaer's mask (Computer Vision and Image
+    Understanding 64, 1996), which edges hardly move. NaN where no pixel is mid-grey.
+    """
+    response = ndimage.convolve(grey, _GRAIN)[1:-1, 1:-1]
+    inside = grey[1:-1, 1:-1]
+    flat = np.abs(response[(inside > _MIDTONES[0]) & (inside < _MIDTONES[1])])
+    if not flat.size:
+        return float("nan")
+    sigma = np.median(flat) / _NORMAL_MEDIAN / np.linalg.norm(_GRAIN)
+    return float(np.log(sigma + _FLOOR))
+
+
+def sharpness(grey: Grey) -> float:
+    """Log of the mean absolute Laplacian at a scale of one pixel."""
+    edges = ndimage.gaussian_laplace(grey, 1.0)
+    return float(np.log(np.abs(edges).mean() + 1e-6))
+
+
+def corner_marks(grey: Grey) -> float:
+    """Log of the share (plus 0.001) of thin bright strokes in the corner that has most.
+
+    A stroke is thinner than a 25th of the picture and brighter by 0.3 than what
+    surrounds it (white top-hat): letters that are burnt in, no anatomy.
+    """
+    size = max(3, round(min(grey.shape) / 25))
+    down, across = (max(1, length // 4) for length in grey.shape)
+    rows, columns = (slice(down), slice(-down, None)), (slice(across), slice(-across, None))
+    strokes = (ndimage.white_tophat(grey[r, c], size=size) for r in rows for c in columns)
+    return float(np.log(max((s > _STROKE).mean() for s in strokes) + _FLOOR))
+
+
+def appearance(pixels: NDArray[np.uint8]) -> dict[str, float]:
+    """All of :data:`APPEARANCE` for one picture.
+
+    Args:
+        pixels: Grey, uint8 of shape ``(height, width)``. What is twice as large as a
+            network's input, or larger, is averaged down first: finer grain does not count.
+    """
+    factor = max(1, max(pixels.shape) // _LONG_SIDE)
+    grey = np.asarray(Image.fromarray(pixels).reduce(factor)) / 255
+    return {name: measure(grey) for name, measure in APPEARANCE.items()}
+
+
+def _middle(grey: Grey) -> Grey:
+    down, across = (length // 6 for length in grey.shape)
+    return grey[down : grey.shape[0] - down, across : grey.shape[1] - across]
+
+
+#: To add a measure: a function of grey values 0 to 1 above and one line here.
+APPEARANCE: Mapping[str, Callable[[Grey], float]] = MappingProxyType(
+    {
+        "exposure": exposure,
+        "contrast": contrast,
+        "noise": noise,
+        "sharpness": sharpness,
+        "corner_marks": corner_marks,
+    }
+)
+
+
+# Cheap facts of one image that say nothing of illness, and should not tell it.
+
+
+#: One image a row. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the file is
+#: no JPEG; ``dhash`` is the 64-bit difference hash; ``pixels`` the digest of the pixels. The
+#: last are those of :data:`pipeline.data.facts.APPEARANCE`.
+FACTS = np.dtype(
+    [
+        ("key", np.uint8, (32,)),
+        ("pixels", np.uint8, (32,)),
+        ("dhash", np.uint64),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("mean", np.float32),
+        ("std", np.float32),
+        ("border", np.float32),
+        ("file_bytes", np.int64),
+        ("jpeg_quality", np.float32),
+        *((name, np.float32) for name in APPEARANCE),
+    ]
+)
+#: Share of each side that counts as border, on each end.
+_BORDER = 0.05
+_HASH_SIZE = (9, 8)
+#: Luminance table of ITU-T T.81, annex K.1, row by row: what libjpeg scales by quality.
+_ANNEX_K = np.array(
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    ]
+)
+
+
+def facts_of_file(data: bytes) -> NDArray[Any]:
+    """Facts of a JPEG or PNG file, without its key.
+
+    Args:
+        data: The whole file.
+
+    Returns:
+        One record of dtype ``FACTS``, shape ``()``.
+
+    Raises:
+        ImageError: See :func:`pipeline.data.images.decode`.
+    """
+    facts = measured(data, facts_of_picture)
+    facts["file_bytes"] = len(data)
+    facts["jpeg_quality"] = jpeg_quality(data)
+    return facts
+
+
+def facts_of_array(pixels: Pixels) -> NDArray[Any]:
+    """Facts of a row of a stack, ``(H, W)`` or ``(H, W, 3)``; its bytes are the file's share."""
+    facts = facts_of_picture(Image.fromarray(pixels))
+    facts["file_bytes"] = pixels.nbytes
+    facts["jpeg_quality"] = np.nan
+    return facts
+
+
+def facts_of_picture(picture: Image.Image) -> NDArray[Any]:
+    """Facts of a picture at its own size, mode L or RGB; file size and quality stay 0."""
+    facts = np.zeros((), FACTS)
+    greys = picture.convert("L")
+    values = np.asarray(greys)
+    facts["pixels"] = np.frombuffer(_digest(picture), np.uint8)
+    facts["dhash"] = difference_hash(greys)
+    facts["height"], facts["width"] = values.shape
+    facts["mean"], facts["std"] = values.mean(), values.std()
+    facts["border"] = _border_mean(values)
+    for name, value in appearance(values).items():
+        facts[name] = value
+    return facts
+
+
+def difference_hash(greys: Image.Image) -> np.uint64:
+    """dHash: for each of 8 x 8 cells, whether it is brighter than its left neighbour.
+
+    Shrunk by averaging whole cells, so that noise and a shift by one pixel hardly count.
+    """
+    cells = np.asarray(greys.resize(_HASH_SIZE, Image.Resampling.BOX)).astype(np.int16)
+    bits = np.diff(cells, axis=1) > 0
+    return np.uint64(np.packbits(bits.ravel()).view(">u8")[0])
+
+
+def jpeg_quality(data: bytes) -> float:
+    """The libjpeg quality, 1 to 100, whose luminance table is nearest to the file's.
+
+    Exact for files of libjpeg; NaN for what is no JPEG.
+
+    Raises:
+        ImageError: The file cannot be opened.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return float("nan")
+    tables: Mapping[int, Any] = getattr(open_image(data), "quantization", {})
+    table = np.array(tables.get(0, ()))
+    if table.size != _ANNEX_K.size:
+        raise ImageError("damaged (no quantisation table)")
+    return float(1 + np.abs(_LIBJPEG - table).sum(axis=1).argmin())
+
+
+def _libjpeg_tables() -> NDArray[np.int64]:
+    """Tables of qualities 1 to 100, as libjpeg scales them, shape ``(100, 64)``."""
+    quality = np.arange(1, 101)[:, None]
+    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    return np.asarray(np.clip((_ANNEX_K * scale + 50) // 100, 1, 255), np.int64)
+
+
+def _digest(picture: Image.Image) -> bytes:
+    """SHA-256 of the pixels; grey stored as three equal channels is grey."""
+    values = np.asarray(picture)
+    if values.ndim > 2 and (values == values[..., :1]).all():
+        values = np.ascontiguousarray(values[..., 0])
+    digest = hashlib.sha256(f"{values.shape}|".encode())
+    digest.update(values.data)
+    return digest.digest()
+
+
+def _border_mean(values: Pixels) -> float:
+    """Mean grey of the outer frame."""
+    rows, columns = (max(1, round(_BORDER * side)) for side in values.shape)
+    inside = values[rows:-rows, columns:-columns]
+    total = values.sum(dtype=np.int64) - inside.sum(dtype=np.int64)
+    return float(total / (values.size - inside.size))
+
+
+_LIBJPEG = _libjpeg_tables()
+
+
+def columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
+    """The facts that a probe may learn from, each of shape ``(n,)`` and finite.
+
+    Sizes are logarithms, because a doubling means the same at any size. What does not
+    vary is left out; a picture that is no JPEG has the mean quality of those that are.
+    """
+    is_jpeg = np.isfinite(facts["jpeg_quality"])
+    quality = facts["jpeg_quality"].astype(np.float64)
+    usual = quality[is_jpeg].mean() if is_jpeg.any() else 0.0
+    found = {
+        "height": np.log(facts["height"]),
+        "width": np.log(facts["width"]),
+        "aspect": np.log(facts["width"] / facts["height"]),
+        "mean grey": facts["mean"].astype(np.float64),
+        "deviation of grey": facts["std"].astype(np.float64),
+        "border grey": facts["border"].astype(np.float64),
+        "file size": np.log(facts["file_bytes"]),
+        "JPEG quality": np.where(is_jpeg, quality, usual),
+        "is JPEG": is_jpeg.astype(np.float64),
+    }
+    return MappingProxyType({name: v for name, v in found.items() if np.ptp(v) > 0})

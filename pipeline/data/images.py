@@ -1,0 +1,254 @@
+"""From the bytes of an image file to pixels, by a declared policy.
+
+Only JPEG and PNG are opened, whatever the file is called, and everything about a file
+that cannot be trusted ends in one exception: ``ImageError``, whose message is the
+reason to list. Decoding runs in many threads, so nothing here touches process-wide
+state: no warning filter, no ``Image.MAX_IMAGE_PIXELS``, no ``LOAD_TRUNCATED_IMAGES``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pipeline.data.formats import check_size, open_image, what_is_wrong
+from pipeline.errors import ImageError, StudyError, UnknownNameError
+
+_TWELVE_BITS = 1 << 12
+#: Shares of each side: hidden in the middle, and shown in a corner.
+_CENTRE = 0.7
+_CORNER = 0.2
+
+Pixels = NDArray[np.uint8]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PixelPolicy:
+    """Everything that decides which pixels a network sees.
+
+    Two policies are equal exactly when they make the same input of every image.
+
+    Attributes:
+        size: Side of the square result, pixels.
+        resize: ``stretch``: straight to the square; the aspect is not kept, so that the
+            whole field of view is seen, and an image of that size is not resampled at
+            all. ``crop``: ImageNet's habit, the shorter side to ``size / crop_ratio``,
+            then the centre.
+        crop_ratio: Share of the shorter side that is kept, in (0, 1]; ``crop`` only.
+        interpolation: ``bilinear`` or ``bicubic``: Pillow's, always antialiased.
+        mean: Of each channel, red first, on the scale 0 to 1.
+        std: Of each channel, red first, on the scale 0 to 1.
+        mask: What is hidden of the whole picture before it is resized, to ask what the
+            rest tells alone: ``none``; ``centre``: the middle 70 % of each side is black;
+            ``corners``: only the four corners, 20 % of each side, put together.
+
+    Raises:
+        UnknownNameError: ``resize``, ``interpolation`` or ``mask`` is in no table.
+        StudyError: ``size`` or ``crop_ratio`` is out of range.
+    """
+
+    size: int = 224
+    resize: str = "stretch"
+    crop_ratio: float = 0.875
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mask: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise UnknownNameError("resize", self.resize, RESIZES)
+        if self.interpolation not in INTERPOLATIONS:
+            raise UnknownNameError("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.mask not in MASKS:
+            raise UnknownNameError("mask", self.mask, MASKS)
+        if self.size < 1 or not 0 < self.crop_ratio <= 1:
+            raise StudyError(
+                f"size {self.size} and crop_ratio {self.crop_ratio}: a size is at least 1 pixel, "
+                "a crop_ratio is more than 0 and at most 1"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PixelPolicy) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.size, self.resize, self.interpolation, self.mask, *self.mean, *self.std))
+
+    def to_json(self) -> dict[str, object]:
+        """The whole declaration, for the recipe of the features; JSON types only."""
+        crop = {"crop_ratio": float(self.crop_ratio)} if self.resize == "crop" else {}
+        # Said only where there is one: stores without a mask keep their fingerprint.
+        mask = {} if self.mask == "none" else {"mask": self.mask}
+        return {
+            "size": int(self.size),
+            "resize": self.resize,
+            **crop,
+            **mask,
+            "interpolation": self.interpolation,
+            "antialias": True,
+            "mean": [float(x) for x in self.mean],
+            "std": [float(x) for x in self.std],
+            "colour": "grey replicated to RGB / RGB",
+            "palette": "looked up",
+            "alpha": "composited on black",
+            "cmyk": "Adobe-inverted, (255 - c)(255 - k) / 255",
+            "bit_depth": "16-bit grey: x/257, rounded; 16-bit colour: the high byte",
+            "exif": "transpose",
+            "icc": "ignored",
+        }
+
+
+def decode(data: bytes, policy: PixelPolicy) -> Pixels:
+    """Turn the content of a JPEG or PNG file into pixels.
+
+    Damage in a PNG file is always found. Damage inside the scan of a JPEG file cannot be
+    told from image content, because the format has no checksum.
+
+    Args:
+        data: The whole file.
+        policy: See :class:`PixelPolicy`.
+
+    Returns:
+        Shape ``(size, size, 3)``, 0 to 255, red first, read-only.
+
+    Raises:
+        ImageError: With the reason: empty, no image, a format that is not allowed,
+            truncated, damaged, too large, too small, too long, several frames, 12 bits
+            stored in 16.
+    """
+    return measured(data, lambda image: _fitted(image, policy))
+
+
+def measured(data: bytes, measure: Callable[[Image.Image], T]) -> T:
+    """Decode a file at its own size and measure something of the picture.
+
+    Args:
+        data: The whole file.
+        measure: Gets the picture upright, of mode L or RGB, as it is before resizing.
+
+    Raises:
+        ImageError: As :func:`decode`.
+    """
+    try:
+        image = open_image(data)
+        ImageOps.exif_transpose(image, in_place=True)
+        return measure(_in_eight_bits(image))
+    except ImageError:
+        raise
+    except MemoryError as cause:
+        raise ImageError("not enough memory to decode it") from cause
+    except Exception as cause:  # hostile bytes make Pillow raise anything at all
+        raise ImageError(what_is_wrong(data, cause)) from cause
+
+
+def resize_pixels(pixels: Pixels, policy: PixelPolicy) -> Pixels:
+    """Bring pixels that were never a file to the size of the network.
+
+    Args:
+        pixels: Shape ``(H, W)`` or ``(H, W, 3)``, uint8.
+        policy: See :class:`PixelPolicy`.
+
+    Returns:
+        Shape ``(size, size, 3)``, 0 to 255, read-only.
+
+    Raises:
+        ImageError: Another shape or dtype, or too large, too small or too long.
+    """
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or pixels.shape[2:] == (3,)):
+        raise ImageError(
+            f"shape {pixels.shape}, {pixels.dtype}: allowed are (H, W) and (H, W, 3), uint8"
+        )
+    check_size(pixels.shape[1], pixels.shape[0])
+    return _fitted(Image.fromarray(pixels), policy)
+
+
+def _fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
+    """From mode L or RGB; grey is resized as one channel and replicated afterwards."""
+    square = RESIZES[policy.resize](MASKS[policy.mask](image), policy)
+    return np.asarray(square if square.mode == "RGB" else square.convert("RGB"))
+
+
+def _whole(image: Image.Image) -> Image.Image:
+    return image
+
+
+def _without_centre(image: Image.Image) -> Image.Image:
+    """Only the border is left: 15 % of the width and height on each side."""
+    margin = (1 - _CENTRE) / 2
+    left, top = (round(margin * side) for side in image.size)
+    masked = image.copy()
+    masked.paste(0, (left, top, image.width - left, image.height - top))
+    return masked
+
+
+def _corners_alone(image: Image.Image) -> Image.Image:
+    """Put together at their own resolution, so that a marker can still be read."""
+    width, height = (max(1, round(_CORNER * side)) for side in image.size)
+    together = Image.new(image.mode, (2 * width, 2 * height))
+    for x, left in enumerate((0, image.width - width)):
+        for y, top in enumerate((0, image.height - height)):
+            corner = image.crop((left, top, left + width, top + height))
+            together.paste(corner, (x * width, y * height))
+    return together
+
+
+def _stretch(image: Image.Image, policy: PixelPolicy) -> Image.Image:
+    return _resized(image, (policy.size, policy.size), policy)
+
+
+def _crop(image: Image.Image, policy: PixelPolicy) -> Image.Image:
+    """The same integers as torchvision's Resize and CenterCrop."""
+    target = round(policy.size / policy.crop_ratio)
+    short = min(image.size)
+    width, height = (target * side // short for side in image.size)
+    left, top = round((width - policy.size) / 2), round((height - policy.size) / 2)
+    resized = _resized(image, (width, height), policy)
+    return resized.crop((left, top, left + policy.size, top + policy.size))
+
+
+def _resized(image: Image.Image, size: tuple[int, int], policy: PixelPolicy) -> Image.Image:
+    """Pillow copies an image that has the size already; this does not."""
+    return image if image.size == size else image.resize(size, INTERPOLATIONS[policy.interpolation])
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """An opaque image of mode L or RGB, whatever the file stores."""
+    if image.mode.startswith("I"):
+        return _from_sixteen_bits(image)
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        black = Image.new("RGB", image.size)
+        black.paste(colours, mask=colours)
+        return black
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Scale by 257, so that 65535 is white; Pillow's own conversion clips at 255."""
+    values = np.asarray(image).astype(np.uint32)
+    top = int(values.max())
+    if 0 < top < _TWELVE_BITS:
+        raise ImageError(
+            f"12 bits stored in 16 (largest value {top} of 65535): it would be all but black; "
+            "rescale the values to the whole range"
+        )
+    if (clear := image.info.get("transparency")) is not None:
+        values[values == clear] = 0
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+RESIZES: Mapping[str, Callable[[Image.Image, PixelPolicy], Image.Image]] = MappingProxyType(
+    {"stretch": _stretch, "crop": _crop}
+)
+#: To add a mask: one function above and one line here; each has a store of its own.
+MASKS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
+    {"none": _whole, "centre": _without_centre, "corners": _corners_alone}
+)
+INTERPOLATIONS: Mapping[str, Image.Resampling] = MappingProxyType(
+    {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+)

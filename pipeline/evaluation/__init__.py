@@ -1,0 +1,85 @@
+"""Intervals, paired tests and honest selection: pure functions on arrays."""
+
+from pipeline.evaluation.auroc import DeLong, PairedAUROC, auroc_interval, delong, paired_delong
+from pipeline.evaluation.bootstrap import (
+    bootstrap_interval,
+    bootstrap_values,
+    paired_bootstrap,
+    patient_blocks,
+)
+from pipeline.evaluation.intervals import (
+    Interval,
+    newcombe_paired,
+    patient_draws,
+    percentile_interval,
+    weighted_auroc,
+    weighted_mean,
+    weighted_ratio,
+    wilson,
+)
+from pipeline.evaluation.metrics import (
+    WEIGHTED,
+    weighted_average_precision,
+    weighted_difference,
+    weighted_ece,
+)
+from pipeline.evaluation.paired_tests import (
+    ROPE,
+    McNemar,
+    Posterior,
+    correlated_t,
+    holm,
+    mcnemar,
+    nadeau_bengio,
+    probability_better,
+    sign_flip,
+    two_way_interval,
+    verdict,
+)
+from pipeline.evaluation.selection import (
+    ConfidenceSet,
+    HonestBest,
+    confidence_set,
+    honest_best,
+    honest_best_by,
+)
+
+__all__ = [
+    "ROPE",
+    "WEIGHTED",
+    "ConfidenceSet",
+    "DeLong",
+    "HonestBest",
+    "Interval",
+    "McNemar",
+    "PairedAUROC",
+    "Posterior",
+    "auroc_interval",
+    "bootstrap_interval",
+    "bootstrap_values",
+    "confidence_set",
+    "correlated_t",
+    "delong",
+    "holm",
+    "honest_best",
+    "honest_best_by",
+    "mcnemar",
+    "nadeau_bengio",
+    "newcombe_paired",
+    "paired_bootstrap",
+    "paired_delong",
+    "patient_blocks",
+    "patient_draws",
+    "percentile_interval",
+    "probability_better",
+    "sign_flip",
+    "two_way_interval",
+    "verdict",
+    "weighted_auroc",
+    "weighted_average_precision",
+    "weighted_difference",
+    "weighted_ece",
+    "weighted_mean",
+    "weighted_ratio",
+    "wilson",
+]

@@ -1,0 +1,116 @@
+"""Per-image probabilities of a stage, as every stage that predicts keeps them.
+
+One file holds a group for each backbone. All datasets of a group share their first
+axis: row ``i`` of each describes the same image. No path and no name of a person is in
+it; a patient is a number that holds within the file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import disk
+from pipeline.data.samples import Samples
+from pipeline.errors import MissingPredictionsError
+from pipeline.words import legible
+
+#: Stage 2 keeps them under this name, below the study's results.
+PROBABILITIES = "probabilities.h5"
+#: Stage 3 keeps those of networks trained on images here.
+TRAINED_PROBABILITIES = "finetune.h5"
+#: Name of a predictor, and the seed that it was trained with.
+Trained = tuple[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What predictors on one backbone say of the same ``n`` images.
+
+    Attributes:
+        classes: In label order.
+        key: Content keys, uint8 of shape ``(n, 32)``.
+        label: Shape ``(n,)``, 0 to K - 1; -1 for images of a target without labels.
+        patient: Numbers, shape ``(n,)``; within a domain, equal numbers are one patient.
+        domain: Shape ``(n,)``.
+        split: ``fit``, ``validation`` or ``target``, shape ``(n,)``.
+        proba: Float64 (scores near 0 and 1 stay apart), ``(n, K)`` for each (name, seed).
+    """
+
+    classes: tuple[str, ...]
+    key: NDArray[np.uint8]
+    label: NDArray[np.int64]
+    patient: NDArray[np.int64]
+    domain: NDArray[np.str_]
+    split: NDArray[np.str_]
+    proba: Mapping[Trained, NDArray[np.float64]]
+
+
+def predictions_of(samples: Samples, proba: Mapping[Trained, NDArray[np.floating]]) -> Predictions:
+    """Probabilities of all samples of a study, ready to be kept."""
+    patient: NDArray[np.int64] = np.unique(samples.group, return_inverse=True)[1]
+    return Predictions(
+        classes=tuple(legible(name) for name in samples.classes),
+        key=np.frombuffer(b"".join(samples.key), np.uint8).reshape(len(samples), -1),
+        label=samples.label,
+        patient=patient,
+        domain=samples.domain,
+        split=samples.split,
+        proba={name: values.astype(np.float64) for name, values in proba.items()},
+    )
+
+
+def write_predictions(path: Path, by_backbone: Mapping[str, Predictions]) -> None:
+    """Put the file in place whole."""
+    with h5py.File.in_memory(libver=("earliest", "v108")) as file:
+        for backbone, found in by_backbone.items():
+            _write(file.create_group(backbone), found)
+        file.flush()
+        disk.publish(path, file.id.get_file_image())
+
+
+def read_predictions(path: Path) -> dict[str, Predictions]:
+    """By backbone.
+
+    Raises:
+        MissingPredictionsError: There is no such file, or it is not one of ours.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            return {backbone: _read(file[backbone]) for backbone in file}
+    except (OSError, KeyError) as cause:
+        raise MissingPredictionsError(
+            f"{path} holds no predictions ({cause}); run the stage that writes it first"
+        ) from cause
+
+
+def _write(group: Any, found: Predictions) -> None:
+    group.attrs["classes"] = list(found.classes)
+    for name in ("key", "label", "patient"):
+        group[name] = getattr(found, name)
+    for name in ("domain", "split"):
+        texts = [str(value) for value in getattr(found, name)]
+        group.create_dataset(name, data=texts, dtype=h5py.string_dtype())
+    for (name, seed), proba in found.proba.items():
+        group[f"heads/{name}/{seed}"] = proba
+
+
+def _read(group: Any) -> Predictions:
+    proba = {
+        (name, int(seed)): group["heads"][name][seed][:]
+        for name in group["heads"]
+        for seed in group["heads"][name]
+    }
+    return Predictions(
+        classes=tuple(str(name) for name in group.attrs["classes"]),
+        key=group["key"][:],
+        label=group["label"][:],
+        patient=group["patient"][:],
+        domain=group["domain"].asstr()[:].astype(str),
+        split=group["split"].asstr()[:].astype(str),
+        proba=proba,
+    )

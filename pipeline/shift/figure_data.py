@@ -1,0 +1,104 @@
+"""What the figures of a shift need beside its numbers, in a form small enough to keep."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from pipeline.evaluation.predictions import Predictions, predictions_of
+from pipeline.features.load import JoinedFeatures
+from pipeline.shift.adapt import Source
+from pipeline.shift.domains import Cohort, ask
+from pipeline.study import SOURCE
+
+_BINS = 24
+#: Of each domain; more points would hide one another.
+_POINTS = 500
+_DECIMALS = 3
+#: A feature that hardly varies on the source can be hundreds of its standard deviations off
+#: on a target: one such image would be a component of its own.
+_CLIP = 5.0
+#: Name of the stage's own head among kept predictions.
+HEAD = ("linear", 0)
+#: Split of the half of a target that is a development set; the other half is ``target``.
+DEV = "dev"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureMap:
+    """Images of two domains on the first two principal components of both.
+
+    Attributes:
+        x: First component, of features in the source's standard deviations, at most
+            5 of them; 3 decimals.
+        y: Second component.
+        target: Whether the point belongs to the target.
+        label: Its class.
+        explained: Share of the variance that each component has.
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    target: tuple[bool, ...]
+    label: tuple[int, ...]
+    explained: tuple[float, float]
+
+
+def feature_map(source: Source, target: Cohort) -> FeatureMap:
+    """Project a sample of both domains, of equal weight, on two dimensions.
+
+    Args:
+        source: The labelled domain.
+        target: The other, its labels open.
+    """
+    rng = np.random.default_rng(0)
+    sides = [(source.features, source.labels), (target.features, target.classes())]
+    kept = [_sample(len(labels), rng) for _, labels in sides]
+    X = np.vstack([source.standardise(X[rows]) for (X, _), rows in zip(sides, kept, strict=True)])
+    X = np.clip(X, -_CLIP, _CLIP)
+    pca = PCA(n_components=2, svd_solver="randomized", random_state=0)
+    places = pca.fit_transform(X).round(_DECIMALS)
+    labels = np.concatenate([y[rows] for (_, y), rows in zip(sides, kept, strict=True)])
+    first, second = pca.explained_variance_ratio_
+    return FeatureMap(
+        x=tuple(places[:, 0].tolist()),
+        y=tuple(places[:, 1].tolist()),
+        target=tuple(np.repeat([False, True], [len(rows) for rows in kept]).tolist()),
+        label=tuple(labels.tolist()),
+        explained=(float(first), float(second)),
+    )
+
+
+def _sample(n: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    return np.sort(rng.permutation(n)[:_POINTS])
+
+
+def null_histogram(null: NDArray[np.float64]) -> dict[str, Any] | None:
+    """Counts of the values under relabelling: ``edges`` (b + 1,) and ``counts`` (b,)."""
+    if not len(null):
+        return None
+    counts, edges = np.histogram(null, bins=_BINS)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def head_predictions(
+    joined: JoinedFeatures, source: Source, dev: Mapping[str, NDArray[np.bool_]]
+) -> Predictions:
+    """Probabilities of the stage's head: out of fold on the source, as it is elsewhere.
+
+    Args:
+        joined: Samples with features.
+        source: The labelled domain.
+        dev: By target whose labels are open, which of its rows are a development set;
+            their split is called ``dev``, so that it can be seen which images they are.
+    """
+    here = joined.samples.domain == SOURCE
+    proba = ask(source, joined.X)
+    proba[here] = source.out_of_fold
+    split = joined.samples.split.copy()
+    for name, mine in dev.items():
+        split[np.flatnonzero(joined.samples.domain == name)[mine]] = DEV
+    return predictions_of(replace(joined.samples, split=split), {HEAD: proba})

@@ -1,1 +1,0 @@
-"""Whether probabilities and thresholds of the source serve on the target."""

@@ -1,0 +1,206 @@
+"""``shift.json``: the report of the shift stage as JSON values. This is its schema, version 5.
+
+Rates are in [0, 1], differences in [-1, 1]; an interval is 95 %, by patient; what is not
+defined is null. At the top: ``schema``, ``study``, ``classes``, and ``targets``, one entry
+for each backbone and target:
+
+- ``shared_patients``: ids that both domains have.
+- ``source_prediction``: how well the domain can be told, ``overall`` and ``by_class`` (by
+  label in the source, by prediction in the target; null: too few patients): ``auc`` with
+  ``low`` and ``high``, ``p`` by relabelling, see :class:`pipeline.shift.probes.Probe`.
+- ``detect``: one entry for each test: ``statistic``, ``effect`` (in sd of the null), ``p``,
+  ``p_holm`` (primary family), ``refused``, the p-values of both controls, and ``null``
+  (histogram under relabelling), ``B`` relabellings, ``level`` of the test, ``unit`` that is
+  relabelled, ``family``: ``primary`` (Holm runs over it), ``inside a class``, ``descriptive``.
+- ``roles``: by name which ``rows`` were ``used_for`` what, whether their ``labels`` were
+  read, ``images`` and ``patients``. ``seeds`` by purpose. ``inputs``: digests of the keys
+  and labels of ``source`` and ``target``, ``recipes`` (fingerprints of the features),
+  ``plan``. ``caveats``: sentences. ``leak``: findings of the checks that run before.
+- ``alignment``: cosine of the domain's direction with the task's, and the task's AUC on the
+  source before and after erasing the domain. ``features``: the 20 that differ most.
+- ``ng``: error by role (``estimate``, ``low``, ``high``, ``n``, ``groups``, ``method``):
+  ``s_fit``, ``s_traindev`` (out of fold), ``t_test``, ``t_oracle_cv`` (a head of the target,
+  by cross-validation); where the target's labels are open ``t_dev`` (half A), ``t_test``
+  (half B), ``t_all`` (both) and ``ng_notes``, sentences on what that means; ``human`` (a
+  number, null unless the study has ``human_error``) and ``bayes_floor``, the bounds of
+  Cover and Hart on the source.
+- ``gaps``: the steps between them: ``est``, ``ci_sampling``, ``ci_retrain`` (heads refitted
+  to drawn patients of the source and, for ``t_oracle_cv``, of the target), ``p_largest``.
+  ``not_identifiable``: step to reason. ``dominant``: a step or null.
+- ``differences``: of the hospitals' habits, ``said`` in a sentence; ``rows``, empty where no
+  audit has measured the pictures: ``name``, ``effect`` within classes in sd (for the class
+  mix, of a share), its simultaneous interval, whether it is ``named``.
+- ``calib``: by domain Brier score and log loss with their parts, ``ece``, ``line``; of the
+  event ``calib_event``. ``operating_points``: ``rule``, ``domain``, ``way``, ``point``,
+  ``reliable`` (false: moved without labels where Y given the score changed).
+- ``decomposition``: ``total``, ``kitagawa``, ``score``, ``disde``, ``threshold``.
+- ``forecast``: made without target labels: ``accuracy`` by formula, range ``low`` to
+  ``high``, ``prevalence``, ``confusion``, ``auroc``, ``warning``.
+- ``fixes``: one entry for each, the k-shot rows with ``uses_target_labels`` true.
+  ``fixes_control``: the same from one half of the source to the other, where there is
+  nothing to mend; empty where a half lacks a class.
+- ``fixes_tuned``: ``validator`` and ``rows``: fixes at the values that it ``chosen`` without
+  labels for each half of the target, against the same baseline; ``oracle`` and
+  ``oracle_accuracy`` are what the labels would have chosen, ``regret`` the difference.
+- ``subgroups``, only where the study asks for them: one entry for each ``domain`` (``source``,
+  out of fold, and ``target``) and ``attribute``; ``threshold`` (Youden's, of the source);
+  ``groups``: ``name``, ``images``, ``patients``, ``few`` (why there are no numbers),
+  ``prevalence``, ``metrics`` (``estimate`` of ``n`` images, ``low`` and ``high`` of this group
+  alone, ``simultaneous`` interval over the groups, ``rest``: difference to all other images
+  with its simultaneous interval, ``below`` where that lies below 0), ``missing`` (metric to
+  reason); ``worst``: metric to group. ``unknown`` are images without a row or a value.
+- ``plan_hash``, ``lookups_of_target_labels``, ``verdict``, ``notes``, ``map``, ``seconds``.
+
+``unlabelled``: one entry for each backbone and target whose labels are absent, with those of
+the above that need none (``shared_patients`` to ``notes``, ``forecast``, ``roles`` and what
+goes with them); ``images``, ``said`` in sentences, ``source_accuracy`` (out of fold),
+``called`` (share of images called each class), ``needs_labels``: what is left out.
+``not_compared``: one entry for each backbone and target of one patient: ``images``, ``reason``.
+``trained``: one entry for each fine-tuned network and target, by its kept probabilities,
+the source being its validation split: accuracies, ``total``, ``kitagawa``, ``threshold``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.report.shift_files import ShiftReport
+from pipeline.shift.covariates import said
+from pipeline.shift.detect import Finding
+from pipeline.shift.error_table import RoleReport
+from pipeline.shift.figure_data import null_histogram
+from pipeline.shift.target import TargetReport
+from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
+from pipeline.shift.unlabelled import said as foretold
+from pipeline.words import plain
+
+SCHEMA = 5
+
+
+def to_json(report: ShiftReport) -> dict[str, Any]:
+    """The report as JSON values; the schema's version is in it."""
+    return {
+        "schema": SCHEMA,
+        "study": report.study,
+        "classes": list(report.classes),
+        "targets": [_target_json(t) for t in report.targets],
+        "unlabelled": [_unlabelled_json(t) for t in report.unlabelled],
+        "not_compared": plain(report.not_compared),
+        "trained": plain(report.trained),
+    }
+
+
+def _target_json(t: TargetReport) -> dict[str, Any]:
+    return {
+        **_seen_json(t),
+        "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
+        "fixes_control": [] if t.control is None else [_fix_json(row) for row in t.control.rows],
+        "fixes_tuned": {
+            "validator": t.validator,
+            "rows": [{**plain(row), "regret": row.regret} for row in t.tuned],
+        },
+        "plan_hash": t.fixes.plan_hash,
+        # Once to score the fixes, once to take the loss apart.
+        "lookups_of_target_labels": t.fixes.reads + 1,
+        **plain(t.provenance),
+        **_ng_json(t.story.roles),
+        "calib": plain(t.story.soundness.calibration),
+        "calib_event": t.story.soundness.event,
+        "operating_points": plain(t.story.soundness.operating),
+        "decomposition": plain(t.story.decomposition),
+        "forecast": plain(t.story.forecast),
+        "verdict": plain(t.story.verdict),
+        "map": plain(t.map),
+        "differences": {"said": said(t.differences), "rows": plain(t.differences or ())},
+        **({"subgroups": plain(t.subgroups)} if t.subgroups else {}),
+        "seconds": t.seconds,
+    }
+
+
+def _unlabelled_json(t: UnlabelledReport) -> dict[str, Any]:
+    return {
+        **_seen_json(t),
+        "images": t.images,
+        "said": foretold(t),
+        "source_accuracy": t.source_accuracy,
+        "called": list(t.called),
+        "forecast": plain(t.forecast),
+        "needs_labels": list(NEEDS_LABELS),
+        **plain(t.provenance),
+        "seconds": t.seconds,
+    }
+
+
+def _seen_json(t: "TargetReport | UnlabelledReport") -> dict[str, Any]:
+    """What no label is needed for."""
+    return {
+        "backbone": t.backbone,
+        "target": t.target,
+        "shared_patients": t.shared_patients,
+        "source_prediction": plain(t.source_prediction),
+        "detect": _detect_json(t),
+        "alignment": plain(t.detection.observed.alignment),
+        "features": plain(t.detection.observed.features),
+        "notes": list(t.detection.observed.notes),
+    }
+
+
+def _detect_json(t: "TargetReport | UnlabelledReport") -> list[dict[str, Any]]:
+    names = ("name", "primary", "statistic", "effect", "p", "p_holm", "refused")
+    return [
+        {
+            **{name: getattr(finding, name) for name in names},
+            "p_null_control": None if null is None else null.p,
+            "p_positive_control": None if positive is None else positive.p,
+            "null": null_histogram(finding.null),
+            "B": None if finding.refused else len(finding.null),
+            "level": t.level,
+            "unit": "patient",
+            "family": _family(finding),
+        }
+        for finding, null, positive in t.detection.rows()
+    ]
+
+
+def _family(finding: Finding) -> str:
+    """Over which tests Holm's correction runs: the primary ones; none over the others."""
+    if finding.primary:
+        return "primary"
+    return "inside a class" if "|class=" in finding.name else "descriptive"
+
+
+def _ng_json(roles: RoleReport) -> dict[str, Any]:
+    """Errors by role under ``ng``, the steps between them under ``gaps``."""
+    return {
+        "ng": {
+            "human": roles.human,
+            **plain(roles.table.errors),
+            "bayes_floor": plain(roles.floor),
+        },
+        "gaps": {
+            name: {
+                "est": gap.estimate,
+                "ci_sampling": [gap.low, gap.high],
+                "ci_retrain": plain(roles.ci_retrain.get(name)),
+                "p_largest": gap.p_largest,
+            }
+            for name, gap in roles.table.steps.items()
+        },
+        "ng_notes": list(roles.notes),
+        "not_identifiable": dict(roles.table.not_identifiable),
+        "dominant": roles.dominant,
+        "refits": roles.refits,
+    }
+
+
+def _fix_json(row: Any) -> Mapping[str, Any]:
+    return {
+        "name": row.name,
+        "accuracy": row.accuracy,
+        "accuracy_sd": row.accuracy_sd,
+        "auroc": row.auroc,
+        "difference": vars(row.difference),
+        "p_holm": row.p_holm,
+        "negative_transfer": row.negative_transfer,
+        "uses_target_labels": row.uses_target_labels,
+        "notes": dict(row.notes),
+    }

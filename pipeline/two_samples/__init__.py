@@ -1,1 +1,0 @@
-"""Two samples compared: statistics, relabelled by patient, probes, the direction between them."""
