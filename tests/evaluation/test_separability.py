@@ -1,0 +1,234 @@
+"""How well a label can be predicted from other patients' rows, and how sure that is."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from pipeline.errors import StudyError
+from pipeline.evaluation.separability import (
+    auc_columns,
+    domain_auc,
+    patient_fold,
+    ridge_scores,
+    separability,
+)
+
+#: Patients, features, classes, whether a patient has one to five images that are alike.
+NOISE = [
+    pytest.param(60, 8, 2, False, id="60"),
+    pytest.param(60, 8, 2, True, id="60 clustered"),
+    pytest.param(60, 400, 2, False, id="60, wide"),
+]
+#: More of them, for the slow run.
+MORE_NOISE = [
+    *NOISE,
+    pytest.param(60, 8, 3, False, id="60, three classes"),
+    pytest.param(60, 1280, 2, False, id="60, wider"),
+    pytest.param(160, 8, 2, False, id="160"),
+    pytest.param(160, 8, 2, True, id="160 clustered"),
+    pytest.param(400, 8, 2, False, id="400"),
+    pytest.param(400, 8, 2, True, id="400 clustered"),
+    pytest.param(160, 8, 3, True, id="160 clustered, three classes"),
+    pytest.param(160, 1280, 2, False, id="160, wide"),
+    pytest.param(160, 1280, 2, True, id="160 clustered, wide"),
+    pytest.param(400, 1280, 2, False, id="400, wide"),
+]
+
+
+def drawn(rng, patients, width, classes=2, *, clustered=False, effect=0.0):
+    """Features, labels, patients; ``effect`` sd in one feature is all that shows the last class."""
+    sizes = rng.integers(1, 6, patients) if clustered else np.ones(patients, int)
+    group = np.repeat(np.arange(patients), sizes)
+    label = rng.integers(0, classes, patients)[group]
+    own, shared = rng.normal(size=(group.size, width)), rng.normal(size=(patients, width))
+    features = np.sqrt(0.5) * (own + shared[group]) if clustered else own
+    features[:, 0] += effect * (label == classes - 1)
+    return features, label, group
+
+
+def covers(result, truth=0.5):
+    """Whether the interval holds the truth."""
+    return result.auc.low <= truth <= result.auc.high
+
+
+def of_noise(repeats, draws, *size, clustered):
+    """Results of samples in which labels say nothing."""
+    rng = np.random.default_rng(sum(size))
+    return [
+        separability(*drawn(rng, *size, clustered=clustered), draws=draws) for _ in range(repeats)
+    ]
+
+
+@pytest.mark.parametrize(("patients", "width", "classes", "clustered"), NOISE)
+def test_the_interval_of_noise_covers_one_half(patients, width, classes, clustered):
+    """In 95 % of samples, to within the luck of 200 of them (99.9 % band)."""
+    results = of_noise(200, 199, patients, width, classes, clustered=clustered)
+    assert 0.885 <= np.mean([covers(result) for result in results]) <= 0.99
+    assert abs(np.mean([result.auc.estimate for result in results]) - 0.5) < 0.025
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("patients", "width", "classes", "clustered"), MORE_NOISE)
+def test_the_interval_of_noise_covers_one_half_in_many_samples(patients, width, classes, clustered):
+    """92 to 98.5 % of 500 samples, and p-values reject at their level."""
+    results = of_noise(500, 399, patients, width, classes, clustered=clustered)
+    assert 0.92 <= np.mean([covers(result) for result in results]) <= 0.985
+    # The 99.9 % band of a binomial, as for every test of level 5 %.
+    assert 0.022 <= np.mean([result.p <= 0.05 for result in results]) <= 0.084
+
+
+@pytest.mark.parametrize(
+    ("patients", "effect", "widest"),
+    [(60, 2.0, 0.21), (160, 0.5, 0.26), (160, 2.0, 0.11), (160, 3.0, 0.05)],
+)
+@pytest.mark.parametrize(
+    ("repeats", "least"), [(60, 0.85), pytest.param(500, 0.9, marks=pytest.mark.slow)]
+)
+def test_the_interval_of_a_signal_covers_it_and_is_narrow(patients, effect, widest, repeats, least):
+    """The mean AUC of all samples is covered, by intervals that say something."""
+    rng = np.random.default_rng(11)
+    results = [
+        separability(*drawn(rng, patients, 8, effect=effect), draws=199) for _ in range(repeats)
+    ]
+    truth = np.mean([result.auc.estimate for result in results])
+    assert np.mean([covers(result, truth) for result in results]) >= least
+    assert np.mean([result.auc.high - result.auc.low for result in results]) <= widest
+
+
+def test_a_perfect_auc_has_a_bound_that_grows_with_the_patients():
+    """No error seen in 10 patients of a class allows for some; in 200, for hardly any."""
+    few, many = (
+        separability(np.repeat([[0.0], [1.0]], n, axis=0), np.repeat([0, 1], n), np.arange(2 * n))
+        for n in (10, 200)
+    )
+    assert few.auc.estimate == few.auc.high == many.auc.estimate == 1
+    assert 0.5 < few.auc.low < 0.8
+    assert 0.95 < many.auc.low < 1
+    assert many.p == pytest.approx(1 / 500)
+
+
+@pytest.mark.parametrize("classes", [6, 10])
+def test_a_perfect_auc_of_many_classes_has_a_bound_too(classes):
+    """Rounding of a mean over the classes hides it for no number of them."""
+    label = np.repeat(np.arange(classes), 10)
+    auc = separability(np.eye(classes)[label], label, np.arange(label.size)).auc
+    assert auc.estimate == auc.high == 1
+    assert 0.5 < auc.low < 0.8
+
+
+def test_four_patients_prove_nothing():
+    """Chance separates two and two patients too often: the interval reaches down."""
+    rows = np.array([[0.0], [0.0], [1.0], [1.0]])
+    auc = separability(rows, np.array([0, 0, 1, 1]), np.arange(4)).auc
+    assert auc.low < 0.5 < auc.high
+
+
+def test_another_scanner_shows_inside_each_class():
+    """The domain AUC is high overall and in both classes when the images differ."""
+    rng = np.random.default_rng(4)
+    is_target, label = np.arange(300) >= 200, rng.integers(0, 2, 300)
+    features = rng.normal(size=(300, 10)) + 2 * is_target[:, None]
+    result = domain_auc(features, is_target, np.arange(300), label=label)
+    assert result.overall.auc.estimate > 0.9
+    assert min(inside.auc.estimate for inside in result.by_class) > 0.9
+
+
+def test_another_class_mix_shows_overall_only():
+    """Inside a class the domains are alike, so the AUC stays near one half."""
+    rng = np.random.default_rng(5)
+    is_target = np.arange(600) >= 300
+    label = (rng.random(600) < np.where(is_target, 0.9, 0.2)).astype(int)
+    features = rng.normal(size=(600, 4)) + 3 * label[:, None]
+    result = domain_auc(features, is_target, np.arange(600), label=label)
+    assert result.overall.auc.estimate > 0.75
+    assert all(covers(inside) for inside in result.by_class)
+
+
+def test_a_class_missing_from_a_domain_has_no_auc():
+    """None, not a number from one patient."""
+    rng = np.random.default_rng(6)
+    is_target = np.arange(80) >= 40
+    label = np.where(is_target, 0, np.arange(80) % 2)
+    result = domain_auc(rng.normal(size=(80, 3)), is_target, np.arange(80), label=label)
+    assert result.by_class[0] is not None
+    assert result.by_class[1] is None
+
+
+def test_a_planted_marker_is_found_and_noise_is_not():
+    """Columns that give the label away score high; others cover one half."""
+    rng = np.random.default_rng(7)
+    label, group = rng.integers(0, 2, 240), np.arange(240) // 2
+    noise = rng.normal(size=(240, 4))
+    marked = noise.copy()
+    marked[:, 2] += 4 * label
+    planted, nothing = (separability(rows, label, group) for rows in (marked, noise))
+    assert planted.auc.estimate > 0.95
+    assert planted.auc.low > 0.9
+    assert covers(nothing)
+
+
+def test_patients_are_not_learned_by_heart():
+    """Patients whose images are alike and share a label say nothing about other patients."""
+    rng = np.random.default_rng(8)
+    group = np.repeat(np.arange(60), 5)
+    label = rng.integers(0, 2, 60)[group]
+    features = rng.normal(size=(60, 30))[group] + 0.01 * rng.normal(size=(300, 30))
+    auc = separability(features, label, group).auc
+    assert auc.low < 0.5
+    assert auc.estimate < 0.6  # of images it would be 1
+
+
+def test_three_classes_average_one_against_the_rest():
+    """A feature that shows one of three classes scores between chance and 1."""
+    rng = np.random.default_rng(9)
+    label = rng.integers(0, 3, 300)
+    features = rng.normal(size=(300, 2)) + 5 * (label == 2)[:, None]
+    assert 0.75 < separability(features, label, np.arange(300)).auc.estimate < 0.9
+
+
+def test_what_cannot_be_predicted_is_refused():
+    """NaN and a class of one patient are named."""
+    features, label = np.ones((6, 1)), np.array([0, 0, 0, 1, 1, 1])
+    with pytest.raises(StudyError, match="NaN or infinity"):
+        separability(features * np.nan, label, np.arange(6))
+    with pytest.raises(StudyError, match="two patients each"):
+        separability(features, label, np.array([0, 1, 2, 3, 3, 3]))
+    with pytest.raises(StudyError, match="two patients each"):
+        domain_auc(features, label == 1, np.zeros(6), label=label)
+
+
+@pytest.mark.parametrize("width", [7, 120], ids=["n>d", "n<d"])
+def test_ridge_scores_equal_refitting_every_fold_of_every_labelling(width):
+    """The closed form is the ridge fitted anew without the fold, to 1e-10."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, width)) * rng.uniform(0.1, 10, width) + 5
+    labels = rng.random((60, 4)) < 0.4
+    folds = patient_fold(np.arange(60) // 2, seed=3)
+    X = (features - features.mean(0)) / features.std(0) / np.sqrt(width)
+    refitted = np.empty(labels.shape)
+    for fold in range(5):
+        out, fit = folds == fold, folds != fold
+        refitted[out] = X[out] @ Ridge(alpha=1).fit(X[fit], labels[fit]).coef_.T
+    np.testing.assert_allclose(ridge_scores(features, labels, folds), refitted, atol=1e-10)
+
+
+@pytest.mark.parametrize("width", [8, 300])
+def test_the_ridge_separates_noise_from_noise_at_one_half(width):
+    """The mean AUC of 500 labellings of 20 samples is 0.5, with few features and with many."""
+    rng = np.random.default_rng(1)
+    areas = []
+    for _ in range(20):
+        labels = rng.random((60, 25)) < 0.5
+        scores = ridge_scores(
+            rng.normal(size=(60, width)), labels, patient_fold(np.arange(60), seed=0)
+        )
+        areas.append(auc_columns(scores, labels))
+    assert abs(np.mean(areas) - 0.5) < 0.015  # an error of 0.11 / sqrt(500) is 0.005
+
+
+def test_folds_keep_patients_whole_and_are_of_equal_size():
+    """No patient is predicted from their own other images."""
+    unit = np.repeat(np.arange(30), 3)
+    fold = patient_fold(unit, seed=0)
+    assert all(np.unique(fold[unit == u]).size == 1 for u in range(30))
+    assert np.bincount(fold).tolist() == [18] * 5
