@@ -143,16 +143,6 @@ def _target(name, K, rng, *, ng):
             "total": _gap(0.1),
             "kitagawa": {"mix": _gap(-0.02), "rate": _gap(0.12)},
             "score": {"terms": {"confidence_shift": _gap(0.04), "y_given_score": _gap(0.06)}},
-            "disde": {
-                "score": {
-                    "terms": {
-                        "x_to_shared": _gap(0.01), "y_given_x": _gap(0.07),
-                        "shared_to_target": _gap(0.02),
-                    },
-                    "refused": None,
-                },
-                "pca": {"terms": {}, "refused": "12 effective images are shared, 50 needed"},
-            },
             "threshold": {"terms": {"transfer": _gap(0.06), "discrimination": _gap(0.04)}}
             if K == 2 else None,
         },
@@ -187,7 +177,6 @@ _NG = {
         "s_traindev": _gap(0.05, 0.01),
         "t_test": _gap(0.2),
         "t_oracle_cv": _gap(0.15),
-        "bayes_floor": {"low": 0.01, "high": 0.02},
     },
     "gaps": {
         "variance": _step(0.04, 0.01),

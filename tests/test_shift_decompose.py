@@ -7,23 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
-from scipy.stats import norm
 from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import roc_auc_score
 
 from pipeline.errors import StudyError
 from pipeline.evaluation.isotonic import fit_monotone
-from pipeline.shift import floor
 from pipeline.shift.decompose import (
     DecomposeSettings,
     decompose,
     kitagawa,
-    principal_space,
     score_identity,
 )
 from pipeline.shift.domains import Cohort
 from pipeline.shift.effects import dominant, labelled
-from pipeline.shift.floor import bayes_floor
 
 FAST = DecomposeSettings(draws=300)
 
@@ -153,33 +148,6 @@ def test_score_identity_is_exact():
     assert total == pytest.approx(t.error() - s.error(), abs=1e-12)
 
 
-def test_cover_hart_bounds_hold_the_bayes_error():
-    """A-T6 floor: two Gaussians with a Bayes error of 15.9 % lie between the bounds."""
-    rng = np.random.default_rng(14)
-    labels = rng.integers(0, 2, 1500)
-    rows = np.column_stack([rng.normal(2.0 * labels, 1.0), np.zeros(1500)])
-    found = bayes_floor(rows, labels, np.arange(1500), rng)
-    assert found.low < norm.cdf(-1) < found.high
-    error = found.neighbour_error.estimate
-    assert found.low == pytest.approx((1 - np.sqrt(1 - 2 * error)) / 2)
-
-
-def test_nearest_neighbour_is_another_patient(monkeypatch):
-    """A copy of an image under the same patient is no neighbour, in blocks of any size."""
-    rng = np.random.default_rng(15)
-    rows = np.repeat(rng.normal(size=(60, 5)), 2, axis=0)
-    groups = np.repeat(np.arange(60), 2)
-    whole = floor._nearest(rows, groups)
-    assert np.all(groups[whole] != groups)
-    scaled = (rows - rows.mean(0)) / rows.std(0)
-    for i in range(120):
-        distances = [np.sum((scaled[i] - other) ** 2) for other in scaled]
-        allowed = np.where(groups == groups[i], np.inf, distances)
-        assert allowed[whole[i]] == pytest.approx(allowed.min())
-    monkeypatch.setattr(floor, "_BLOCK_ROWS", 7)
-    assert np.array_equal(groups[floor._nearest(rows, groups)], groups[whole])
-
-
 def test_decompose_names_a_moved_threshold():
     """Scores that all rise: the threshold carries the loss and the AUROC none of it."""
     rng = np.random.default_rng(19)
@@ -187,7 +155,6 @@ def test_decompose_names_a_moved_threshold():
     assert dominant(found.threshold.terms) == "transfer"
     assert abs(found.threshold.auroc_loss.estimate) < 0.02
     assert dominant(found.kitagawa) == "rate"
-    assert set(found.disde) == {"score", "pca"}
 
 
 def test_decompose_names_the_class_mix():
@@ -205,8 +172,7 @@ def test_decompose_is_silent_when_nothing_shifted():
     found = decompose(cohort(rng, 800), cohort(rng, 400, first=1000), FAST)
     assert found.total.low <= 0 <= found.total.high
     families = [found.kitagawa, found.score.terms, found.threshold.terms]
-    families += [one.terms for one in found.disde.values()]
-    assert [dominant(terms) for terms in families] == [None] * 5
+    assert [dominant(terms) for terms in families] == [None] * 3
 
 
 def test_decompose_gives_the_same_numbers_twice():
@@ -233,7 +199,6 @@ def test_decompose_has_no_threshold_for_three_classes():
 
     found = decompose(domain(0), domain(1000), FAST)
     assert found.threshold is None
-    assert found.disde["score"].refused is None
 
 
 @pytest.mark.parametrize(
@@ -247,16 +212,6 @@ def test_decompose_refuses_what_it_cannot_answer(change, message):
     broken = Cohort(**{**vars(whole), **change})
     with pytest.raises(StudyError, match=message):
         decompose(whole, broken, FAST)
-
-
-def test_principal_space_sees_the_shift():
-    """A shift in a direction that the source does not use is among the components."""
-    rng = np.random.default_rng(25)
-    source, target = rng.normal(size=(200, 30)), rng.normal(size=(200, 30))
-    target += 3 * rng.normal(size=30)
-    a, b = principal_space(source, target, 8)
-    assert a.shape == b.shape == (200, 8)
-    assert abs(roc_auc_score(np.repeat([0, 1], 200), np.r_[a[:, 0], b[:, 0]]) - 0.5) > 0.49
 
 
 def test_monotone_fit_is_the_pooled_one():

@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.errors import StudyError
-from pipeline.evaluation.predictions import read_predictions
 from pipeline.report.shift_chapters import TABLES
 from pipeline.report.shift_text import shift_text
 from pipeline.shift import stage, target
@@ -54,7 +53,7 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert steps["mismatch"]["est"] == pytest.approx(there - here) == pytest.approx(total)
     parts = steps["target_hardness"]["est"] + steps["transfer_gap"]["est"]
     assert parts == pytest.approx(total)
-    assert set(target["not_identifiable"]) == {"avoidable_bias", "dev_overfit"}
+    assert set(target["not_identifiable"]) == {"avoidable_bias"}
     assert target["ng"]["human"] is None
     # One number, one interval: the table and the verdict draw the same patients.
     whole = target["decomposition"]["total"]
@@ -76,7 +75,6 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert "The hospital can be told from the features with AUC" in text
     assert "fixes that see no label of the target" in text
     assert "with some labels of the target\n" in text
-    assert "dev_overfit: not identifiable" in text
     assert "Youden's threshold" in text
 
 
@@ -109,7 +107,6 @@ def test_report_and_tables_say_what_the_record_says(study):
     (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
     page = (study.results / "shift.md").read_text()
     assert target["verdict"]["text"] in page
-    assert "dev_overfit: not identifiable" in page
     assert target["forecast"]["warning"] in page
     for name in TABLES:
         with (study.results / f"shift_{name}.csv").open() as file:
@@ -130,36 +127,10 @@ def test_a_known_human_error_starts_the_table(study):
     bias = target["ng"]["s_fit"]["estimate"] - 0.03
     assert target["ng"]["human"] == 0.03
     assert target["gaps"]["avoidable_bias"]["est"] == pytest.approx(bias)
-    assert set(target["not_identifiable"]) == {"dev_overfit"}
+    assert not target["not_identifiable"]
     with (study.results / "shift_ng.csv").open() as file:
         first = next(csv.DictReader(file))
     assert (first["name"], float(first["estimate"])) == ("human, as given", 0.03)
-
-
-def test_open_labels_make_a_development_half_of_whole_patients(study):
-    """Ng's table has every step of the target, and shift.h5 says which images are half A."""
-    (domain,) = study.targets
-    report = analyse(replace(study, targets=(replace(domain, labels="open"),)), SHORT)
-    (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
-    ng, gaps = target["ng"], target["gaps"]
-    assert gaps["mismatch"]["est"] == pytest.approx(
-        ng["t_dev"]["estimate"] - ng["s_traindev"]["estimate"]
-    )
-    assert gaps["dev_overfit"]["est"] == pytest.approx(
-        ng["t_test"]["estimate"] - ng["t_dev"]["estimate"]
-    )
-    assert set(target["not_identifiable"]) == {"avoidable_bias"}
-    roles = target["roles"]
-    assert roles["T_dev"]["images"] + roles["T_test"]["images"] == 120
-    assert "nothing here is chosen on it" in roles["T_dev"]["used_for"]
-    kept = read_predictions(study.results / "shift.h5")["tiny"]
-    dev = kept.split == "dev"
-    there = kept.domain == "there"
-    assert dev.sum() == ng["t_dev"]["n"]
-    assert not set(kept.patient[dev]) & set(kept.patient[there & ~dev])
-    for text in (shift_text(report).replace("\n", " "), (study.results / "shift.md").read_text()):
-        assert "Nothing here is chosen on t_dev" in text
-        assert "dev_overfit: not identifiable" not in text
 
 
 class StillSealedError(Exception):

@@ -175,12 +175,6 @@ def test_foretold_accuracy_carries_its_assumption():
     assert "those estimates are invalid here" in refuted.text
 
 
-def test_refusals_are_told():
-    """What gave no number is said, with the reason."""
-    text = judge(numbers(refused=("DISDE on pca: 10 effective images",))).text
-    assert text.endswith("Not given: DISDE on pca: 10 effective images.")
-
-
 def from_world(kind, push=0.0):
     """Decompose a generated pair of hospitals; ``push`` moves the target towards "ill"."""
     world = draw(kind, 0)

@@ -124,8 +124,7 @@ _SHOWN: Mapping[str, tuple[Callable[[Row], bool], Mapping[str, Cell]]] = Mapping
     }
 )
 _NAMES = (
-    "s_fit: source, fitted images; s_traindev: source, other patients; t_test: target (where a "
-    "half of it is t_dev, the other half; t_all: both); "
+    "s_fit: source, fitted images; s_traindev: source, other patients; t_test: target; "
     "t_oracle_cv: target, by a head trained on it. variance, mismatch, target_hardness and "
     "transfer_gap are the steps between them."
 )
@@ -195,7 +194,6 @@ def _seen(target: Row, classes: Sequence[str], tables: Sequence[str]) -> Iterato
             yield grid_of(f"{TITLES[name]}: {target['target']}", rows, columns)
         if rows and name == "ng":
             yield Words(_NAMES, "note")
-            yield from (Words(note, "note") for note in target["ng_notes"])
 
 
 def _subgroups(target: Row) -> Iterator[Block]:

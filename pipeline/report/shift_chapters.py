@@ -20,10 +20,8 @@ def _ng_rows(target: Record) -> Iterable[Row]:
     if target["ng"]["human"] is not None:
         yield {"kind": "error", "name": "human, as given", "estimate": target["ng"]["human"]}
     for role, cell in target["ng"].items():
-        if cell is not None and role not in {"bayes_floor", "human"}:
+        if cell is not None and role != "human":
             yield {"kind": "error", "name": role, **cell}
-    floor = target["ng"]["bayes_floor"]
-    yield {"kind": "bayes floor", "name": "s", "low": floor["low"], "high": floor["high"]}
     for step, gap in target["gaps"].items():
         retrain = gap["ci_retrain"] or [None, None]
         yield {
@@ -220,7 +218,6 @@ def _chapter(target: Record, classes: Sequence[str]) -> list[str]:
         lines += ["", f"### {TITLES[name]}", "", *table(list(rows(target)), classes)]
         if name == "ng":
             lines += ["", *(f"- {s}: not identifiable, {why}" for s, why in _unknown(target))]
-            lines += [f"- {prose(note)}" for note in target["ng_notes"]]
         if name == "forecast":
             lines += ["", target["forecast"]["warning"]]
         if name == "operating":

@@ -97,7 +97,6 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         "errors by role; what a step is when the head is fitted to other patients: refitted",
         _roles_table(target.story.roles),
         *(f"{step}: not identifiable, {why}" for step, why in _unknown(target)),
-        *(line for note in target.story.roles.notes for line in textwrap.wrap(note, WIDTH - 20)),
         "",
         *operating_lines(target.story.soundness),
         *subgroup_lines({"subgroups": plain(target.subgroups)}),

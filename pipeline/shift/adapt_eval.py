@@ -122,21 +122,6 @@ class Cut:
     """Rows to predict: of other patients."""
 
 
-def first_half(groups: NDArray[Any], seeds: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Half A of the first cut, shape (n,): a development set, where labels are open.
-
-    Args:
-        groups: Shape (n,), patient ids.
-        seeds: Of the plan.
-
-    Raises:
-        StudyError: There is one patient only.
-    """
-    chosen = np.zeros(len(groups), np.bool_)
-    chosen[next(halves(groups, seeds)).adapt] = True
-    return chosen
-
-
 def halves(groups: NDArray[Any], seeds: tuple[int, ...]) -> Iterator[Cut]:
     """Yield both halves of every seed; the cut depends on the seed alone.
 

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from pipeline.evaluation.intervals import DRAWS
 from pipeline.evaluation.isotonic import fit_monotone
 from pipeline.randomness import stream
-from pipeline.shift.disde import MIN_ESS, Disde, Side, disde
 from pipeline.shift.domains import Cohort
 from pipeline.shift.effects import (
     Gap,
@@ -72,7 +70,6 @@ def score_identity(source: Labelled, target: Labelled) -> ScoreIdentity:
 # Take the loss between two domains apart in several ways that need the target's labels.
 
 
-_TINY = 1e-12
 _BINARY = 2
 
 
@@ -86,10 +83,6 @@ class DecomposeSettings:
     """Seed of draws, halves and folds."""
     threshold: float = 0.5
     """Threshold on the second class's probability that is brought from the source."""
-    components: int = 8
-    """Principal components in which DISDE compares the features."""
-    min_ess: float = MIN_ESS
-    """Effective images below which DISDE is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +95,6 @@ class Decomposition:
     """``mix``: other class shares; ``rate``: other errors within the classes."""
     score: ScoreIdentity
     """By confidence."""
-    disde: Mapping[str, Disde]
-    """By space in which the domains are compared: ``score`` and ``pca``."""
     threshold: ThresholdSplit | None
     """None unless there are two classes and both domains show both."""
 
@@ -128,7 +119,6 @@ def decompose(
         total=loss(s, t),
         kitagawa=kitagawa(s, t),
         score=score_identity(s, t),
-        disde=_disde_views(s, t, how),
         threshold=threshold_terms(s, t, how),
     )
 
@@ -161,60 +151,6 @@ def kitagawa(source: Labelled, target: Labelled) -> dict[str, Gap]:
     )
     # What a class without an error may yet hold is in the rate; the mix weighs errors seen.
     return {**found, "rate": loss_between(source.seen, target.seen, found["rate"])}
-
-
-def score_space(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Log odds of each class against the first, shape (n, K - 1).
-
-    Args:
-        probabilities: Shape (n, K).
-    """
-    logs = np.log(np.clip(probabilities, _TINY, None))
-    return np.asarray(logs[:, 1:] - logs[:, :1], dtype=np.float64)
-
-
-def principal_space(
-    source: NDArray[np.floating], target: NDArray[np.floating], components: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Principal components of both domains together.
-
-    Of the pooled rows: axes of the source alone could miss the direction of the shift and
-    make domains look alike that are not.
-
-    Args:
-        source: Shape (n, d).
-        target: Shape (m, d).
-        components: Number of columns, at most d.
-
-    Returns:
-        Shapes (n, c) and (m, c).
-    """
-    rows = np.concatenate([source, target]).astype(np.float64)
-    spread = rows.std(axis=0)
-    rows = (rows - rows.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
-    count = min(components, *rows.shape)
-    reduced = PCA(count, svd_solver="randomized", random_state=0).fit_transform(rows)
-    return reduced[: len(source)], reduced[len(source) :]
-
-
-def _disde_views(s: Labelled, t: Labelled, how: DecomposeSettings) -> dict[str, Disde]:
-    spaces = {
-        "score": (score_space(s.cohort.probabilities), score_space(t.cohort.probabilities)),
-        "pca": principal_space(s.cohort.features, t.cohort.features, how.components),
-    }
-    return {
-        name: disde(_side(s, phi[0]), _side(t, phi[1]), stream(name, how.seed), how.min_ess)
-        for name, phi in spaces.items()
-    }
-
-
-def _side(side: Labelled, phi: NDArray[np.float64]) -> Side:
-    return Side(
-        phi=phi,
-        loss=side.wrong.astype(np.float64),
-        groups=side.cohort.groups,
-        draws=side.draws,
-    )
 
 
 def threshold_terms(s: Labelled, t: Labelled, how: DecomposeSettings) -> ThresholdSplit | None:

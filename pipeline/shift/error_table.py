@@ -29,37 +29,23 @@ from pipeline.shift.effects import (
     loss_between,
     rate,
 )
-from pipeline.shift.floor import BayesFloor, bayes_floor
 
 #: Step: (to, from). The chain leads from the human error to that on the target.
 CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "avoidable_bias": ("s_fit", "human"),
         "variance": ("s_traindev", "s_fit"),
-        "mismatch": ("t_dev", "s_traindev"),
-        "dev_overfit": ("t_test", "t_dev"),
+        "mismatch": ("t_test", "s_traindev"),
     }
 )
-#: The two parts of error(target) - error(s_traindev); the target is all of it, ``t_all``,
-#: where a part of it is ``t_dev``.
+#: The two parts of error(t_test) - error(s_traindev).
 TRANSFER: Mapping[str, tuple[str, str]] = MappingProxyType(
     {"target_hardness": ("t_oracle_cv", "s_traindev"), "transfer_gap": ("t_test", "t_oracle_cv")}
-)
-#: To be read with a table that has ``t_dev``.
-FLOOR_FAILS = (
-    "The Bayes floor lies above the error that was reached out of fold: of so few images the "
-    "nearest neighbours are far away, and it bounds nothing here."
-)
-DEV_MEANS = (
-    "t_dev is half A of the target by patient, whose labels the study calls open; t_test is half "
-    "B, t_all both. Nothing here is chosen on t_dev: dev_overfit is what whoever tuned on the "
-    "labels of half A overfitted, and it cannot show what was tuned on both halves."
 )
 _SOURCE = ("s_fit", "s_traindev")
 _ABSENT: Mapping[str, str] = MappingProxyType(
     {
         "human": "no human error is given",
-        "t_dev": "no labelled part of the target is apart from the test part",
         "t_oracle_cv": "no head was trained on the target",
     }
 )
@@ -83,8 +69,6 @@ class NgRoles:
     """Source, rows the head was fitted on."""
     s_traindev: Outcome
     """Source, out of fold by patient; nothing was selected on it."""
-    t_dev: Outcome | None = None
-    """Target, labelled rows that were looked at on the way; other patients than t_test."""
     t_test: Outcome
     """Target, read once at the end."""
     t_oracle_cv: Outcome | None = None
@@ -117,9 +101,6 @@ class NgTable:
 def ng_table(roles: NgRoles, seed: int, draws: int = DRAWS) -> NgTable:
     """Fill Ng's table.
 
-    Without ``t_dev`` the mismatch leads to ``t_test`` and contains whatever overfit to a
-    target development set there may be. With it the table gets a cell ``t_all``, of both.
-
     Args:
         roles: The cells.
         seed: Of the draws, which are those of :func:`pipeline.shift.decompose.decompose`.
@@ -130,10 +111,6 @@ def ng_table(roles: NgRoles, seed: int, draws: int = DRAWS) -> NgTable:
     """
     given = {name: value for name, value in vars(roles).items() if isinstance(value, Outcome)}
     _refuse_nonsense(roles, given)
-    if roles.t_dev is not None:
-        oracle = given.pop("t_oracle_cv", None)
-        given["t_all"] = _together(roles.t_dev, roles.t_test)
-        given |= {} if oracle is None else {"t_oracle_cv": oracle}
     drawn = _draws_by_domain(given, seed, draws)
     level = {name: float(one.wrong.mean()) for name, one in given.items()}
     of = {name: np.unique(one.groups).size for name, one in given.items()}
@@ -141,32 +118,20 @@ def ng_table(roles: NgRoles, seed: int, draws: int = DRAWS) -> NgTable:
     if roles.human is not None:
         level["human"], curves["human"] = roles.human, np.full(draws, roles.human)
     cells = _Cells(level=level, curves=curves, patients=of)
-    chain, transfer = dict(CHAIN), dict(TRANSFER)
-    if roles.t_dev is None:
-        chain["mismatch"] = ("t_test", "s_traindev")
-    else:
-        transfer["transfer_gap"] = ("t_all", "t_oracle_cv")
     missing = {
         step: _ABSENT[end]
-        for step, ends in {**chain, **transfer}.items()
+        for step, ends in {**CHAIN, **TRANSFER}.items()
         for end in ends
         if end not in level
     }
-    known = {step: ends for step, ends in chain.items() if step not in missing}
-    parts = {step: ends for step, ends in transfer.items() if step not in missing}
+    known = {step: ends for step, ends in CHAIN.items() if step not in missing}
+    parts = {step: ends for step, ends in TRANSFER.items() if step not in missing}
     return NgTable(
         errors={name: _error(one, drawn[name]) for name, one in given.items()},
         chain=_steps(known, cells),
         transfer=_steps(parts, cells) if parts else {},
         not_identifiable=missing,
         ends={**known, **parts},
-    )
-
-
-def _together(*parts: Outcome) -> Outcome:
-    return Outcome(
-        wrong=np.concatenate([one.wrong for one in parts]),
-        groups=np.concatenate([one.groups for one in parts]),
     )
 
 
@@ -272,20 +237,6 @@ class Refits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """What the study itself says of the table.
-
-    Attributes:
-        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
-        dev: Shape (m,), rows of the target that are a development set, whole patients;
-            None where the labels were sealed.
-    """
-
-    human: float | None = None
-    dev: NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class RoleReport:
     """Ng's table with what else is needed to read it.
 
@@ -295,20 +246,15 @@ class RoleReport:
             the step's estimate. The source's heads and those of the target itself are
             drawn independently.
         refits: How many of each.
-        floor: Bounds of the Bayes error on the source's features: what stands where no
-            human error is given. With few images it is too high.
         dominant: Step that is surely the largest; None if none is.
         human: Error of a person on the source, as the study gives it.
-        notes: Sentences that must be read with the table.
     """
 
     table: NgTable
     ci_retrain: Mapping[str, tuple[float, float]]
     refits: int
-    floor: BayesFloor
     dominant: str | None
     human: float | None = None
-    notes: tuple[str, ...] = ()
 
 
 def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refits:
@@ -331,7 +277,7 @@ def errors_by_role(
     target: Cohort,
     refits: Refits,
     seed: int,
-    given: Given | None = None,
+    human: float | None = None,
 ) -> RoleReport:
     """Fill the table for one target whose labels are open.
 
@@ -340,14 +286,13 @@ def errors_by_role(
         target: Features, probabilities of the source's head, labels.
         refits: From :func:`refit`.
         seed: Of the draws.
-        given: What else is known.
+        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
 
     Raises:
         StudyError: The target's labels are absent.
     """
     if target.labels is None:
         raise StudyError("Ng's table needs the target's labels; without them see the forecast")
-    given = given or Given()
     fitted = source.head.predict_proba(source.standard)
     own = _oracle(source, target, target.labels)
     roles = NgRoles(
@@ -355,43 +300,24 @@ def errors_by_role(
         s_traindev=Outcome(
             wrong=source.out_of_fold.argmax(axis=1) != source.labels, groups=source.groups
         ),
-        **_of_target(target, target.labels, given.dev),
+        t_test=Outcome(
+            wrong=target.probabilities.argmax(axis=1) != target.labels, groups=target.groups
+        ),
         t_oracle_cv=None if own is None else _out_of_fold(own),
-        human=given.human,
+        human=human,
     )
-    errors = _of_refits(source, target, refits, given)
+    errors = _of_refits(source, target, refits, human)
     if own is not None:
         refitted = refit(own, stream("heads of the target", seed), len(refits.weights))
         errors["t_oracle_cv"] = _left_out(own, refitted)
     table = ng_table(roles, seed)
-    floor = bayes_floor(source.features, source.labels, source.groups, stream("floor", seed))
     return RoleReport(
         table=table,
         ci_retrain=_retrained(table, errors),
         refits=len(refits.weights),
-        floor=floor,
         dominant=dominant(table.chain),
-        human=given.human,
-        notes=(
-            *(() if given.dev is None else (DEV_MEANS,)),
-            *((FLOOR_FAILS,) if floor.low > roles.s_traindev.wrong.mean() else ()),
-        ),
+        human=human,
     )
-
-
-def _of_target(
-    target: Cohort, labels: NDArray[np.integer], dev: NDArray[np.bool_] | None
-) -> dict[str, Outcome]:
-    """The cells of the source's head on the target."""
-    wrong = target.probabilities.argmax(axis=1) != labels
-    rows = {"t_test": np.ones(len(wrong), np.bool_)} if dev is None else _halves(dev)
-    return {
-        role: Outcome(wrong=wrong[mine], groups=target.groups[mine]) for role, mine in rows.items()
-    }
-
-
-def _halves(dev: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
-    return {"t_dev": dev, "t_test": ~dev}
 
 
 def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Source | None:
@@ -411,18 +337,18 @@ def _out_of_fold(domain: Source) -> Outcome:
 
 
 def _of_refits(
-    source: Source, target: Cohort, refits: Refits, given: Given
+    source: Source, target: Cohort, refits: Refits, human: float | None
 ) -> dict[str, NDArray[np.float64]]:
     """Error of each refitted head of the source by role, shape (B,); a person's stays."""
     here = refits.wrong(source.standard, source.labels)
     there = refits.wrong(source.standardise(target.features), target.classes())
-    rows = {"t_test" if given.dev is None else "t_all": np.ones(there.shape[1], np.bool_)}
-    if given.dev is not None:
-        rows |= _halves(given.dev)
-    errors = {role: np.asarray(there[:, mine].mean(axis=1)) for role, mine in rows.items()}
-    errors |= {"s_fit": refits.inside(here), "s_traindev": refits.left_out(here)}
-    if given.human is not None:
-        errors["human"] = np.full(len(refits.weights), given.human)
+    errors = {
+        "t_test": np.asarray(there.mean(axis=1)),
+        "s_fit": refits.inside(here),
+        "s_traindev": refits.left_out(here),
+    }
+    if human is not None:
+        errors["human"] = np.full(len(refits.weights), human)
     return errors
 
 

@@ -1,7 +1,6 @@
 """What the figures of a shift need beside its numbers, in a form small enough to keep."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,6 @@ _DECIMALS = 3
 _CLIP = 5.0
 #: Name of the stage's own head among kept predictions.
 HEAD = ("linear", 0)
-#: Split of the half of a target that is a development set; the other half is ``target``.
-DEV = "dev"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,21 +81,14 @@ def null_histogram(null: NDArray[np.float64]) -> dict[str, Any] | None:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def head_predictions(
-    joined: JoinedFeatures, source: Source, dev: Mapping[str, NDArray[np.bool_]]
-) -> Predictions:
+def head_predictions(joined: JoinedFeatures, source: Source) -> Predictions:
     """Probabilities of the stage's head: out of fold on the source, as it is elsewhere.
 
     Args:
         joined: Samples with features.
         source: The labelled domain.
-        dev: By target whose labels are open, which of its rows are a development set;
-            their split is called ``dev``, so that it can be seen which images they are.
     """
     here = joined.samples.domain == SOURCE
     proba = ask(source, joined.X)
     proba[here] = source.out_of_fold
-    split = joined.samples.split.copy()
-    for name, mine in dev.items():
-        split[np.flatnonzero(joined.samples.domain == name)[mine]] = DEV
-    return predictions_of(replace(joined.samples, split=split), {HEAD: proba})
+    return predictions_of(joined.samples, {HEAD: proba})

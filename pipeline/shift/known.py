@@ -24,14 +24,13 @@ from pipeline.shift.adapt import Source
 from pipeline.shift.adapt_eval import (
     FixPlan,
     Leaderboard,
-    first_half,
     fit_unadapted,
     fixes_on_source,
 )
 from pipeline.shift.domains import here_of
 from pipeline.shift.error_table import Refits, refit
 from pipeline.shift.subgroups import Subgroups, Terms, subgroups, terms_of
-from pipeline.study import OPEN, SOURCE, Study
+from pipeline.study import SOURCE, Study
 from pipeline.words import counted, legible
 
 #: In a fold and out of it; nothing else needs more, for a draw without a class is drawn anew.
@@ -111,8 +110,6 @@ class Known:
     """The fixes from one half of the source to the other."""
     human: float | None
     """Error of a person on the source."""
-    dev: Mapping[str, NDArray[np.bool_]]
-    """By target whose labels are open, which of its rows are a development set."""
     groupings: Mapping[str, tuple[Grouping, ...]]
     """By domain, its subgroups."""
     terms: Terms
@@ -134,7 +131,7 @@ def known_of(
     """The head, and what it is when fitted to other patients, serve every labelled target.
 
     Args:
-        study: What is known from elsewhere: human error, attributes, which labels are open.
+        study: What is known from elsewhere: human error, attributes.
         joined: All samples with features.
         source: The labelled domain, from :func:`source_of`.
         checked: What the checks say.
@@ -162,11 +159,6 @@ def known_of(
         plan=plan,
         control=control,
         human=study.human_error,
-        dev={
-            t.name: first_half(joined.samples.group[joined.samples.domain == t.name], plan.seeds)
-            for t in study.targets
-            if t.labels == OPEN
-        },
         groupings=groups,
         terms=terms,
         subgroups=subgroups(SOURCE, here, groups.get(SOURCE, ()), terms),

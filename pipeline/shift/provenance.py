@@ -76,20 +76,16 @@ class Circumstances:
     elsewhere: frozenset[str] = frozenset()
 
 
-def roles_with_labels(
-    source: Cohort, target: Cohort, dev: NDArray[np.bool_] | None = None
-) -> dict[str, Role]:
+def roles_with_labels(source: Cohort, target: Cohort) -> dict[str, Role]:
     """Which rows served what in this stage.
 
     The head's penalty is a constant of the plan, so no row selects it: ``S_sel`` is empty.
-    All labelled rows of the target judge. While they are sealed none is apart from them:
-    ``T_dev`` is empty but for the k-shot rows, which stand in a block of their own. Where
-    they are open Ng's table takes one half for ``T_dev`` and the other for ``T_test``.
+    All labelled rows of the target judge, and none is apart from them: ``T_dev`` is empty
+    but for the k-shot rows, which stand in a block of their own.
 
     Args:
         source: The labelled domain.
         target: The other one.
-        dev: Shape (m,), the half that is a development set; None where labels are sealed.
     """
     return {
         "S_fit": _role(source, "source, all", "fit the head and its scale", labels=True),
@@ -106,7 +102,12 @@ def roles_with_labels(
         "T_adapt": _role(
             target, "target, each half by patient in turn", "fit the fixes", labels=False
         ),
-        **_judges(target, dev),
+        "T_dev": _role(
+            target, "target, some images of each half", "the k-shot rows alone", labels=True
+        ),
+        "T_test": _role(
+            target, "target, the other half in turn", "judge; opened at the end", labels=True
+        ),
     }
 
 
@@ -123,32 +124,6 @@ def roles_without_labels(source: Cohort, target: Cohort) -> dict[str, Role]:
     )
     none = Role(rows="none", used_for="needs labels", labels=False, images=0, patients=0)
     return roles | {"T_dev": none, "T_test": none}
-
-
-def _judges(target: Cohort, dev: NDArray[np.bool_] | None) -> dict[str, Role]:
-    if dev is None:
-        return {
-            "T_dev": _role(
-                target, "target, some images of each half", "the k-shot rows alone", labels=True
-            ),
-            "T_test": _role(
-                target, "target, the other half in turn", "judge; opened at the end", labels=True
-            ),
-        }
-    return {
-        "T_dev": _role(
-            target.take(dev),
-            "target, half A of the first cut by patient",
-            "error of Ng's table on labels that were open before; nothing here is chosen on it",
-            labels=True,
-        ),
-        "T_test": _role(
-            target.take(~dev),
-            "target, half B of the first cut by patient",
-            "error of Ng's table; all else is judged on both halves, in turn",
-            labels=True,
-        ),
-    }
 
 
 def _role(cohort: Cohort, rows: str, used_for: str, *, labels: bool) -> Role:

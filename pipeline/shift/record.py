@@ -20,10 +20,7 @@ for each backbone and target:
   source before and after erasing the domain. ``features``: the 20 that differ most.
 - ``ng``: error by role (``estimate``, ``low``, ``high``, ``n``, ``groups``, ``method``):
   ``s_fit``, ``s_traindev`` (out of fold), ``t_test``, ``t_oracle_cv`` (a head of the target,
-  by cross-validation); where the target's labels are open ``t_dev`` (half A), ``t_test``
-  (half B), ``t_all`` (both) and ``ng_notes``, sentences on what that means; ``human`` (a
-  number, null unless the study has ``human_error``) and ``bayes_floor``, the bounds of
-  Cover and Hart on the source.
+  by cross-validation); ``human`` (a number, null unless the study has ``human_error``).
 - ``gaps``: the steps between them: ``est``, ``ci_sampling``, ``ci_retrain`` (heads refitted
   to drawn patients of the source and, for ``t_oracle_cv``, of the target), ``p_largest``.
   ``not_identifiable``: step to reason. ``dominant``: a step or null.
@@ -33,7 +30,7 @@ for each backbone and target:
 - ``calib``: by domain Brier score and log loss with their parts, ``ece``, ``line``; of the
   event ``calib_event``. ``operating_points``: ``rule``, ``domain``, ``way``, ``point``,
   ``reliable`` (false: moved without labels where Y given the score changed).
-- ``decomposition``: ``total``, ``kitagawa``, ``score``, ``disde``, ``threshold``.
+- ``decomposition``: ``total``, ``kitagawa``, ``score``, ``threshold``.
 - ``forecast``: made without target labels: ``accuracy`` by formula, range ``low`` to
   ``high``, ``prevalence``, ``confusion``, ``auroc``, ``warning``.
 - ``fixes``: one entry for each, the k-shot rows with ``uses_target_labels`` true.
@@ -174,7 +171,6 @@ def _ng_json(roles: RoleReport) -> dict[str, Any]:
         "ng": {
             "human": roles.human,
             **plain(roles.table.errors),
-            "bayes_floor": plain(roles.floor),
         },
         "gaps": {
             name: {
@@ -185,7 +181,6 @@ def _ng_json(roles: RoleReport) -> dict[str, Any]:
             }
             for name, gap in roles.table.steps.items()
         },
-        "ng_notes": list(roles.notes),
         "not_identifiable": dict(roles.table.not_identifiable),
         "dominant": roles.dominant,
         "refits": roles.refits,

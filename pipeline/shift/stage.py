@@ -12,9 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cache import disk
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError
@@ -133,18 +130,16 @@ def _look(study: Study, joined: JoinedFeatures, checked: Checked, options: Shift
     source = source_of(joined)
     settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
     targets: list[TargetReport] = []
-    dev: Mapping[str, NDArray[np.bool_]] = {}
     if labelled:
         known = known_of(study, joined, source, checked, seeds=options.seeds)
         targets = side_by_side(
             [partial(examine, joined, known, name, settings, study.seed) for name in labelled]
         )
-        dev = known.dev
     basis = Basis(source=source, settings=settings, seed=study.seed, leak=checked.leak)
     return _Seen(
         targets=targets,
         unlabelled=side_by_side([partial(look, joined, basis, name) for name in unlabelled]),
-        predictions=head_predictions(joined, source, dev),
+        predictions=head_predictions(joined, source),
     )
 
 

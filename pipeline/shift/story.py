@@ -11,7 +11,7 @@ from pipeline.shift.calibrate import Soundness, soundness
 from pipeline.shift.decompose import DecomposeSettings, Decomposition, decompose
 from pipeline.shift.domains import Cohort
 from pipeline.shift.effects import Gap
-from pipeline.shift.error_table import Given, Refits, RoleReport, errors_by_role
+from pipeline.shift.error_table import Refits, RoleReport, errors_by_role
 from pipeline.shift.label_free import Forecast, SourceScores, TargetScores, forecast
 from pipeline.shift.verdict import Auroc, Called, FixGain, Numbers, Verdict, judge
 
@@ -58,7 +58,7 @@ class Telling:
         before: From :func:`foretell`.
         fixes: Scored leaderboard.
         seed: Of the draws.
-        given: What the study says of Ng's table.
+        human: Error of a person on the source; None where nobody measured it.
     """
 
     source: Source
@@ -66,7 +66,7 @@ class Telling:
     before: Forecast
     fixes: Leaderboard
     seed: int
-    given: Given
+    human: float | None
 
 
 def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
@@ -79,7 +79,7 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
         known: All else.
     """
     before, fixes = known.before, known.fixes
-    roles = errors_by_role(known.source, target, known.refits, known.seed, known.given)
+    roles = errors_by_role(known.source, target, known.refits, known.seed, known.human)
     parts = decompose(source, target, DecomposeSettings(seed=known.seed))
     numbers = Numbers(
         target=name,
@@ -105,11 +105,6 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
             for row in fixes.rows
             if row.name != BASELINE
         },
-        refused=tuple(
-            f"DISDE on the {space} ({view.refused})"
-            for space, view in parts.disde.items()
-            if view.refused
-        ),
     )
     verdict = judge(numbers)
     return Story(

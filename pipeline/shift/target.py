@@ -13,7 +13,6 @@ from pipeline.shift.adapt_tuning import TunedRow, try_values, tuned_rows
 from pipeline.shift.covariates import Difference, Pictures, differences
 from pipeline.shift.detect import ControlledDetection, DetectionSettings, detect_with_controls
 from pipeline.shift.domains import Cohort, ask, here_of, shared_patients, there_of, told_apart
-from pipeline.shift.error_table import Given
 from pipeline.shift.figure_data import FeatureMap, feature_map
 from pipeline.shift.known import Facts, Known
 from pipeline.shift.probes import SourcePrediction
@@ -98,14 +97,13 @@ def examine(
     fixes = score(predictions, sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
-    dev = known.dev.get(name)
     telling = Telling(
         source=source,
         refits=known.refits,
         before=before,
         fixes=fixes,
         seed=seed,
-        given=Given(human=known.human, dev=dev),
+        human=known.human,
     )
     story = tell(name, here, opened, telling)
     shared = shared_patients(joined.samples, here, there)
@@ -128,7 +126,7 @@ def examine(
             *subgroups("target", opened, known.groupings.get(name, ()), known.terms),
         ),
         provenance=Provenance(
-            roles=roles_with_labels(here, opened, dev),
+            roles=roles_with_labels(here, opened),
             seeds={
                 "forecast, decomposition": seed,
                 "relabellings": settings.plan.seed,

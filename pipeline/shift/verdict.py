@@ -79,8 +79,6 @@ class Numbers:
     """Lowest and highest label-free estimate of the accuracy."""
     fixes: Mapping[str, FixGain] = field(default_factory=lambda: MappingProxyType({}))
     """By name, all that were tried."""
-    refused: tuple[str, ...] = ()
-    """Analyses that gave no number, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +148,7 @@ def _loss(numbers: Numbers) -> str:
 
 def _beside(numbers: Numbers) -> list[str]:
     """Sentences that are no causes."""
-    rules = (_auroc, _calls, _foretold, _fixes, _refusals)
+    rules = (_auroc, _calls, _foretold, _fixes)
     return [sentence for rule in rules if (sentence := rule(numbers))]
 
 
@@ -201,10 +199,6 @@ def _fixes(numbers: Numbers) -> str:
         name = max(shown, key=lambda one: shown[one].low)
         return f"Without target labels, {name} gives {_points(shown[name])}."
     return "No fix without target labels is shown to help." if numbers.fixes else ""
-
-
-def _refusals(numbers: Numbers) -> str:
-    return f"Not given: {'; '.join(numbers.refused)}." if numbers.refused else ""
 
 
 def _names(family: str, term: str) -> Callable[[Numbers], bool]:

@@ -26,18 +26,15 @@ from pipeline.shift.error_table import CHAIN, TRANSFER
 
 _ROW = 0.24
 #: Errors in the order in which a step leads from one to the next.
-_ROLES = ("human", "s_fit", "s_traindev", "t_dev", "t_test", "t_all")
+_ROLES = ("human", "s_fit", "s_traindev", "t_test")
 _WORDS: Mapping[str, str] = {
     "human": "a person, source",
     "s_fit": "source, fitted images",
     "s_traindev": "source, other patients",
-    "t_dev": "target, looked at",
     "t_test": "target",
-    "t_all": "target, both halves",
     "avoidable_bias": "avoidable bias",
     "variance": "variance",
     "mismatch": "mismatch",
-    "dev_overfit": "overfit to target dev",
     "target_hardness": "target is harder",
     "transfer_gap": "does not transfer",
     "mix": "class mix",
@@ -46,17 +43,12 @@ _WORDS: Mapping[str, str] = {
     "y_given_score": "a score means less",
     "transfer": "threshold",
     "discrimination": "discrimination",
-    "x_to_shared": "source outside the overlap",
-    "y_given_x": "Y given X",
-    "shared_to_target": "target outside the overlap",
 }
 #: (title, where in the decomposition its terms are).
 _VIEWS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("by class (Kitagawa)", ("kitagawa",)),
     ("by threshold", ("threshold", "terms")),
     ("by score", ("score", "terms")),
-    ("DISDE on the score", ("disde", "score", "terms")),
-    ("DISDE on 8 components", ("disde", "pca", "terms")),
 )
 _TERMS = (BLUE, ORANGE, GREEN)
 
@@ -161,7 +153,7 @@ def _waterfall_panel(
     for step in steps:
         _draw_step(axes, heights[step.name], step)
     for step, after in pairwise(steps):
-        if after.name not in {*TRANSFER, "t_all"}:
+        if after.name not in TRANSFER:
             ends = [heights[step.name] - 0.31, heights[after.name] + 0.31]
             axes.plot([step.end] * 2, ends, color=GREY, linewidth=0.5)
     for name in target.get("not_identifiable", ()):
@@ -174,8 +166,7 @@ def _waterfall_panel(
             color=GREY,
             fontsize=SMALL,
         )
-    open_ = {"t_test": "target; open: other half"} if "t_dev" in names else {}
-    words = [{**_WORDS, **open_}.get(name, name) for name in names]
+    words = [_WORDS.get(name, name) for name in names]
     axes.set_yticks(list(heights.values()), words if named else [])
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.16)
