@@ -47,7 +47,7 @@ from pipeline.evaluation.paired_tests import (
 from pipeline.evaluation.predictions import PROBABILITIES, predictions_of, write_predictions
 from pipeline.evaluation.scores import ENSEMBLE, Labels, Place, Proba, ensemble, places_of, scores
 from pipeline.evaluation.selection import honest_best_by
-from pipeline.features.load import JoinedFeatures, load_joined
+from pipeline.features.load import FeatureTable, load_features
 from pipeline.heads import HEADS, HeadSpec
 from pipeline.heads.custom import heads_with
 from pipeline.heads.mlp import Watched
@@ -125,7 +125,7 @@ class Plan:
     table: Mapping[str, HeadSpec] = field(default_factory=lambda: HEADS)
 
 
-def fit_all(joined: JoinedFeatures, plan: Plan) -> tuple[list[Fitted], list[Failure]]:
+def fit_all(joined: FeatureTable, plan: Plan) -> tuple[list[Fitted], list[Failure]]:
     """Fit every head that can be fitted; a head that cannot is a failure with its reason.
 
     Memory that cannot be had is such a reason too.
@@ -150,7 +150,7 @@ def fit_all(joined: JoinedFeatures, plan: Plan) -> tuple[list[Fitted], list[Fail
     return done, failures
 
 
-def _failure(joined: JoinedFeatures, head: str, cause: BaseException) -> Failure:
+def _failure(joined: FeatureTable, head: str, cause: BaseException) -> Failure:
     reason = str(cause) or type(cause).__name__
     _LOG.warning("%s on %s failed: %s", head, joined.backbone, reason)
     return Failure(backbone=joined.backbone, head=head, reason=reason)
@@ -159,7 +159,7 @@ def _failure(joined: JoinedFeatures, head: str, cause: BaseException) -> Failure
 class _Fit:
     """Heads on the features of one backbone under one treatment."""
 
-    def __init__(self, joined: JoinedFeatures, plan: Plan, name: str) -> None:
+    def __init__(self, joined: FeatureTable, plan: Plan, name: str) -> None:
         s, self.plan, self.name = joined.samples, plan, name
         self.raw = joined.X
         fit, seen = (np.flatnonzero(s.split == split) for split in (FIT, VALIDATION))
@@ -882,7 +882,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
     options = replace(options, baseline=label_of(options.baseline, plan.treatments[0]))
     samples, _ = load_samples(study, options.samples)
     for choice in study.variants:
-        joined = load_joined(study, choice, samples)
+        joined = load_features(study, choice, samples)
         done, failed = fit_all(joined, plan)
         failures += failed
         if done:
@@ -920,7 +920,7 @@ def _known(study: Study, options: CompareOptions) -> tuple[str, ...]:
 
 
 def table_of(
-    joined: JoinedFeatures,
+    joined: FeatureTable,
     done: list[Fitted],
     options: CompareOptions,
     failures: list[Failure],
@@ -947,7 +947,7 @@ def table_of(
 
 
 def _out_of_fold(
-    joined: JoinedFeatures, done: list[Fitted], repeats: int, failures: list[Failure]
+    joined: FeatureTable, done: list[Fitted], repeats: int, failures: list[Failure]
 ) -> OutOfFold | None:
     """The first of each kind of head again on folds of the fit split: nothing else is given."""
     if not repeats:

@@ -39,7 +39,7 @@ from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.features.load import load_joined
+from pipeline.features.load import load_features
 from pipeline.progress import Progress
 from pipeline.report.audit_text import audit_text
 from pipeline.study import load_study
@@ -352,7 +352,7 @@ def test_without_a_marker_corners_and_border_tell_nothing(marker_backbone, films
     study, _, seen = audited_phantoms("unmarked", films, marker=False)
     rng = np.random.default_rng(3)
     for choice in probed(study).backbones:
-        check, joined = MASKED[choice.mask][0], load_joined(study, choice)
+        check, joined = MASKED[choice.mask][0], load_features(study, choice)
         assert seen[check].severity == OK
         assert seen[check].values["low"] < 0.5 < seen[check].values["high"]
         found = []
@@ -403,7 +403,7 @@ def test_scores_are_given_with_and_without_near_copies(copied_study):
     assert row.everything.low < row.everything.accuracy < row.everything.high
     kept = read_predictions(study.results / PROBABILITIES)["tiny"]
     far = kept.domain == "there"
-    names = [i.path for i in load_joined(study, study.backbones[0]).samples.items]
+    names = [i.path for i in load_features(study, study.backbones[0]).samples.items]
     stay = far & ~np.isin(names, ["a/pt008.png", "a/pt010.png"])
     for rows, score in ((far, row.everything), (stay, row.without_near_copies)):
         proba, label = kept.proba["linear", 0][rows], kept.label[rows]

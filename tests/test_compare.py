@@ -186,7 +186,7 @@ def test_backbones_side_by_side_are_a_variant_like_any_other(study):
     extract(both, OPTIONS)
     report = compare(both, only("linear", "prior"))
     assert {row.backbone for row in report.rows} == {"tiny", "tiny2", "tiny+tiny2"}
-    joined = compare_module.load_joined(both, both.variants[-1])
+    joined = compare_module.load_features(both, both.variants[-1])
     width = joined.X.shape[1] // 2
     assert joined.widths == (width, width)
     np.testing.assert_array_equal(joined.X[:, :width], joined.X[:, width:])
@@ -194,7 +194,7 @@ def test_backbones_side_by_side_are_a_variant_like_any_other(study):
 
 def test_curves_of_validation_are_kept_and_change_nothing(study):
     """An mlp remembers how it learned; the watched rows are in no weight."""
-    joined = compare_module.load_joined(study, study.backbones[0])
+    joined = compare_module.load_features(study, study.backbones[0])
     plan = fitting_module.Plan(heads=("mlp",), seeds=(0,))
     head = fitting_module.fit_all(joined, plan)[0][0].model[-1]
     assert set(head.curves_) == {
@@ -245,7 +245,7 @@ def test_two_runs_give_the_same_table(study):
 
 def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
     """No variance, so no comparison by AUROC; everything else is there."""
-    load = compare_module.load_joined
+    load = compare_module.load_features
 
     def rare(*arguments):
         joined = load(*arguments)
@@ -255,7 +255,7 @@ def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
         label[far[0]] = 1
         return replace(joined, samples=replace(joined.samples, label=label))
 
-    monkeypatch.setattr(compare_module, "load_joined", rare)
+    monkeypatch.setattr(compare_module, "load_features", rare)
     report = compare(study, only("linear", "prior"))
     pairs = {(p.domain, p.metric) for p in report.tables["tiny"].pairs}
     assert ("there", "accuracy") in pairs

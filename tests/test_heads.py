@@ -9,7 +9,7 @@ from torch import nn
 from pipeline.compare import Plan, fit_all
 from pipeline.data.samples import Samples
 from pipeline.errors import UnknownNameError
-from pipeline.features.load import JoinedFeatures
+from pipeline.features.load import FeatureTable
 from pipeline.heads import HEADS, make_head
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.preprocessing import TREATMENTS, label_of, untreated
@@ -190,7 +190,7 @@ def three_classes(widths):
         split=split,
         classes=("a", "b", "c"),
     )
-    return JoinedFeatures(
+    return FeatureTable(
         backbone="x", stores=(), widths=widths, samples=samples, X=X.astype(np.float32)
     )
 

@@ -47,7 +47,7 @@ def other_features(joined):
 
 def what_is_fitted(study, monkeypatch, change=lambda joined: joined):
     """Every model, and whatever a run says that rests on the fit split alone."""
-    load, fit_all, kept = compare_module.load_joined, compare_module.fit_all, []
+    load, fit_all, kept = compare_module.load_features, compare_module.fit_all, []
 
     def fitting(joined, *rest):
         done, failed = fit_all(joined, *rest)
@@ -55,7 +55,7 @@ def what_is_fitted(study, monkeypatch, change=lambda joined: joined):
         return done, failed
 
     with monkeypatch.context() as patched:
-        patched.setattr(compare_module, "load_joined", lambda *given: change(load(*given)))
+        patched.setattr(compare_module, "load_features", lambda *given: change(load(*given)))
         patched.setattr(compare_module, "fit_all", fitting)
         report = compare(study, CompareOptions(seeds=2, draws=50))
     table = report.tables["tiny"]

@@ -9,7 +9,7 @@ from sklearn.model_selection import GroupKFold
 
 from pipeline.data.patients import drawn_patients, teaching_folds
 from pipeline.errors import StudyError
-from pipeline.features.load import JoinedFeatures, load_joined
+from pipeline.features.load import FeatureTable, load_features
 from pipeline.report.shift_text import shift_text
 from pipeline.shift import stage
 from pipeline.shift.adapt import posterior
@@ -27,7 +27,7 @@ def study(tmp_path: Path, monkeypatch):
     return load_study(stored_tiny_study(tmp_path, monkeypatch, source=80, target=80))
 
 
-def few_in(domain: str, patients: dict[int, int], joined: JoinedFeatures) -> JoinedFeatures:
+def few_in(domain: str, patients: dict[int, int], joined: FeatureTable) -> FeatureTable:
     """Of a domain, one image of each of so many patients by class; all of the other domain."""
     samples = joined.samples
     kinds = np.array([int(item.path.startswith("b")) for item in samples.items])
@@ -43,7 +43,7 @@ def few_in(domain: str, patients: dict[int, int], joined: JoinedFeatures) -> Joi
 def analyse_few(study, monkeypatch, domain: str, patients: dict[int, int]):
     """Stage 4 on what :func:`few_in` leaves."""
     monkeypatch.setattr(
-        stage, "load_joined", lambda *given: few_in(domain, patients, load_joined(*given))
+        stage, "load_features", lambda *given: few_in(domain, patients, load_features(*given))
     )
     return analyse(study, SHORT)
 
@@ -80,7 +80,7 @@ def test_a_source_class_of_a_few_patients_goes_through(study, monkeypatch, patie
 def test_a_source_class_of_one_patient_is_named_before_any_fit(study):
     """The class by its name, its patients, how many are needed, what to do."""
     (choice,) = study.variants
-    few = few_in("source", {0: 30, 1: 1}, load_joined(study, choice))
+    few = few_in("source", {0: 30, 1: 1}, load_features(study, choice))
     with pytest.raises(
         StudyError,
         match=r"class 'b' of \[source\] has images of 1 patient, and 2 are needed: .* Add images",

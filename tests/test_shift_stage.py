@@ -147,7 +147,7 @@ def test_deleted_labels_of_the_target_move_no_prediction(study, monkeypatch, del
         made.append(predictions)
         raise StillSealedError
 
-    load = stage.load_joined
+    load = stage.load_features
 
     def without(*arguments):
         joined = load(*arguments)
@@ -160,7 +160,7 @@ def test_deleted_labels_of_the_target_move_no_prediction(study, monkeypatch, del
     monkeypatch.setattr(target, "score", stop)
     with pytest.raises(StillSealedError):
         analyse(study, SHORT)
-    monkeypatch.setattr(stage, "load_joined", without)
+    monkeypatch.setattr(stage, "load_features", without)
     with pytest.raises(StillSealedError):
         analyse(study, SHORT)
     half = len(made) // 2
@@ -197,7 +197,7 @@ def test_labels_of_the_target_move_no_prediction(study, monkeypatch):
 
     monkeypatch.setattr(target, "score", sealed_until_here)
     before = to_json(analyse(study, SHORT))["targets"][0]
-    load = stage.load_joined
+    load = stage.load_features
 
     def permuted(*arguments):
         joined = load(*arguments)
@@ -206,7 +206,7 @@ def test_labels_of_the_target_move_no_prediction(study, monkeypatch):
         label[far] = label[far][::-1]
         return replace(joined, samples=replace(joined.samples, label=label))
 
-    monkeypatch.setattr(stage, "load_joined", permuted)
+    monkeypatch.setattr(stage, "load_features", permuted)
     after = to_json(analyse(study, SHORT))["targets"][0]
     for name, table in made[0].probabilities.items():
         np.testing.assert_array_equal(table, made[1].probabilities[name])

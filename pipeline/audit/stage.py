@@ -36,7 +36,7 @@ from pipeline.data.leaks import (
 from pipeline.data.samples import SampleOptions, Samples, as_file, load_samples, read_exclusions
 from pipeline.data.sources import read
 from pipeline.errors import ImageError, MissingFeaturesError
-from pipeline.features.load import JoinedFeatures, load_joined
+from pipeline.features.load import FeatureTable, load_features
 from pipeline.progress import Progress
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import are, counted
@@ -111,7 +111,7 @@ def audit(study: Study, options: AuditOptions | None = None) -> AuditReport:
     start = time.perf_counter()
     disk.probe(study.results)
     samples, _ = load_samples(study, options.samples)
-    joined = [load_joined(study, choice, samples) for choice in study.backbones]
+    joined = [load_features(study, choice, samples) for choice in study.backbones]
     first, facts, measured = _with_facts(study, joined[0])
     near = check_near_copies(first.samples, first.X, facts)
     findings = [
@@ -138,7 +138,7 @@ def audit(study: Study, options: AuditOptions | None = None) -> AuditReport:
     return report
 
 
-def _with_facts(study: Study, joined: JoinedFeatures) -> tuple[JoinedFeatures, NDArray[Any], int]:
+def _with_facts(study: Study, joined: FeatureTable) -> tuple[FeatureTable, NDArray[Any], int]:
     """The samples whose facts can be had, those facts, and how many were measured now."""
     samples, index = joined.samples, FactsIndex(study.store_root)
     missing = sum(key not in index for key in set(samples.key))
@@ -156,7 +156,7 @@ def _with_facts(study: Study, joined: JoinedFeatures) -> tuple[JoinedFeatures, N
 
 def _masked(study: Study, choice: BackboneChoice, samples: Samples) -> list[Finding]:
     try:
-        joined = load_joined(study, choice, samples)
+        joined = load_features(study, choice, samples)
     except MissingFeaturesError:
         return [
             Finding(

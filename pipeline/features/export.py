@@ -10,7 +10,7 @@ from cache import disk
 from cache.recipe import canonical
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.features.load import JoinedFeatures, load_joined
+from pipeline.features.load import FeatureTable, load_features
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import legible
 
@@ -40,7 +40,7 @@ def export_study(
     _check_output(output)
     choice = _chosen(study, backbone)
     samples, _ = load_samples(study, options)
-    joined = load_joined(study, choice, samples)
+    joined = load_features(study, choice, samples)
     output.parent.mkdir(parents=True, exist_ok=True)
     disk.publish(output, _to_bytes(study, joined))
     return len(joined.samples)
@@ -67,7 +67,7 @@ def _chosen(study: Study, backbone: str | None) -> BackboneChoice:
     return by_name[backbone]
 
 
-def _to_bytes(study: Study, joined: JoinedFeatures) -> bytes:
+def _to_bytes(study: Study, joined: FeatureTable) -> bytes:
     samples = joined.samples
     text: dict[str, Any] = {
         "class_names": samples.classes,

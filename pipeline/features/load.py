@@ -75,7 +75,7 @@ FEATURES_REPORT = "features.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class JoinedFeatures:
+class FeatureTable:
     """Samples of a study with the features of one backbone.
 
     Attributes:
@@ -93,9 +93,9 @@ class JoinedFeatures:
     X: NDArray[np.float32]
 
 
-def load_joined(
+def load_features(
     study: Study, choice: BackboneChoice | Concatenation, samples: Samples | None = None
-) -> JoinedFeatures:
+) -> FeatureTable:
     """Read the features of all usable samples of a study.
 
     Images that stage 1 reported as unusable are left out. The features of several
@@ -128,7 +128,7 @@ def load_joined(
     samples = samples.where(here)
     _check_nothing_is_empty(study, samples)
     blocks = [store.read(samples.key) for store in stores]
-    return JoinedFeatures(
+    return FeatureTable(
         backbone=choice.name,
         stores=stores,
         widths=tuple(block.shape[1] for block in blocks),

@@ -130,7 +130,7 @@ def pixels_of(samples: Samples, policy: PixelPolicy, held_bytes: int | None = No
     """The pixels of all samples, held in memory where they fit.
 
     Args:
-        samples: Of which each is usable; see :func:`pipeline.features.load.load_joined`.
+        samples: Of which each is usable; see :func:`pipeline.features.load.load_features`.
         policy: From bytes to pixels.
         held_bytes: How many bytes may be held; default ``HELD_BYTES``.
 

@@ -19,7 +19,7 @@ from cache import disk
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import EngineError, StudyError
 from pipeline.evaluation.predictions import predictions_of, write_predictions
-from pipeline.features.load import load_joined
+from pipeline.features.load import load_features
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.data import limited
@@ -121,7 +121,7 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> Comparison
         tables: dict[str, Samples] = {}
         samples, _ = load_samples(study, options.samples)
         for number, choice in enumerate(study.backbones):
-            usable = load_joined(study, choice, samples).samples
+            usable = load_features(study, choice, samples).samples
             bench = _bench(study, choice, usable, options, device)
             tables[choice.name] = bench.samples
             if not number:

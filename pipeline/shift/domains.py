@@ -10,7 +10,7 @@ from pipeline.data.leaks import shared_ids
 from pipeline.data.patients import taken_for_one
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
-from pipeline.features.load import JoinedFeatures
+from pipeline.features.load import FeatureTable
 from pipeline.shift.adapt import Source
 from pipeline.shift.kernels import Place, place
 from pipeline.shift.permute import PermutationPlan, Relabelings, relabel
@@ -158,7 +158,7 @@ class NotCompared:
     """What it lacks and what to do, in sentences."""
 
 
-def not_compared(joined: JoinedFeatures, target: str) -> NotCompared | None:
+def not_compared(joined: FeatureTable, target: str) -> NotCompared | None:
     """None where there are two patients or more: without another there are no intervals."""
     group = joined.samples.group[joined.samples.domain == target]
     patients = np.unique(group)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from pipeline.evaluation.predictions import Predictions, predictions_of
-from pipeline.features.load import JoinedFeatures
+from pipeline.features.load import FeatureTable
 from pipeline.shift.adapt import Source
 from pipeline.shift.domains import Cohort, ask
 from pipeline.study import SOURCE
@@ -81,7 +81,7 @@ def null_histogram(null: NDArray[np.float64]) -> dict[str, Any] | None:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def head_predictions(joined: JoinedFeatures, source: Source) -> Predictions:
+def head_predictions(joined: FeatureTable, source: Source) -> Predictions:
     """Probabilities of the stage's head: out of fold on the source, as it is elsewhere.
 
     Args:

@@ -18,7 +18,7 @@ from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
 from pipeline.data.patients import taken_for_one
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
-from pipeline.features.load import JoinedFeatures
+from pipeline.features.load import FeatureTable
 from pipeline.heads.parallel import MOST, side_by_side
 from pipeline.shift.adapt import Source
 from pipeline.shift.adapt_eval import (
@@ -69,7 +69,7 @@ def check(study: Study, samples: Samples, *, allow_leaks: bool) -> Checked:
     return Checked(keys=samples.key, facts=facts, leak=leak)
 
 
-def source_of(joined: JoinedFeatures) -> Source:
+def source_of(joined: FeatureTable) -> Source:
     """The head and its penalty know the source alone, so they serve every target.
 
     Raises:
@@ -122,7 +122,7 @@ class Known:
 
 def known_of(
     study: Study,
-    joined: JoinedFeatures,
+    joined: FeatureTable,
     source: Source,
     checked: Checked,
     *,

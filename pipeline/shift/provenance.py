@@ -12,7 +12,7 @@ from pipeline.data.leaks import OK, Finding
 from pipeline.data.samples import Samples
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.evaluation.predictions import Predictions
-from pipeline.features.load import JoinedFeatures
+from pipeline.features.load import FeatureTable
 from pipeline.shift.domains import Cohort
 from pipeline.study import SOURCE
 from pipeline.words import are, counted
@@ -159,7 +159,7 @@ def digest_of_domain(images: Samples | Predictions, domain: str) -> str:
 
 
 def inputs_of(
-    joined: JoinedFeatures, target: str, labels: NDArray[np.integer], plan: str | None
+    joined: FeatureTable, target: str, labels: NDArray[np.integer], plan: str | None
 ) -> dict[str, Any]:
     """Digests of everything the numbers of one target are made from.
 

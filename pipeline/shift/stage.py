@@ -16,7 +16,7 @@ from cache import disk
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import Predictions, write_predictions
-from pipeline.features.load import JoinedFeatures, load_joined
+from pipeline.features.load import FeatureTable, load_features
 from pipeline.heads.parallel import side_by_side
 from pipeline.report import shift_chapters as chapters
 from pipeline.report.shift_files import ShiftReport
@@ -88,7 +88,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     kept, checked = {}, None
     samples, _ = load_samples(study, options.samples)
     for choice in study.variants:
-        joined = load_joined(study, choice, samples)
+        joined = load_features(study, choice, samples)
         if checked is None or checked.keys != joined.samples.key:
             checked = check(study, joined.samples, allow_leaks=options.samples.allow_leaks)
         lacking = {t.name: not_compared(joined, t.name) for t in study.targets}
@@ -124,7 +124,7 @@ class _Seen:
     predictions: Predictions
 
 
-def _look(study: Study, joined: JoinedFeatures, checked: Checked, options: ShiftOptions) -> _Seen:
+def _look(study: Study, joined: FeatureTable, checked: Checked, options: ShiftOptions) -> _Seen:
     labelled = [t.name for t in study.targets if t.labelled]
     unlabelled = [t.name for t in study.targets if not t.labelled]
     source = source_of(joined)

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.data.facts import APPEARANCE
-from pipeline.features.load import JoinedFeatures
+from pipeline.features.load import FeatureTable
 from pipeline.shift.adapt_eval import Leaderboard, SealedLabels, Target, predict_target, score
 from pipeline.shift.adapt_tuning import TunedRow, try_values, tuned_rows
 from pipeline.shift.covariates import Difference, Pictures, differences
@@ -68,7 +68,7 @@ class TargetReport:
 
 
 def examine(
-    joined: JoinedFeatures, known: Known, name: str, settings: DetectionSettings, seed: int
+    joined: FeatureTable, known: Known, name: str, settings: DetectionSettings, seed: int
 ) -> TargetReport:
     """Say of a target with labels all that can be said.
 
@@ -141,7 +141,7 @@ def examine(
 
 
 def _differences(
-    joined: JoinedFeatures, name: str, facts: Facts | None, seed: int
+    joined: FeatureTable, name: str, facts: Facts | None, seed: int
 ) -> tuple[Difference, ...] | None:
     """Habits of the hospitals; looks at labels of the target, which are open by now."""
     if facts is None:
@@ -158,7 +158,7 @@ def _differences(
     return differences(here, there, np.random.default_rng([seed, 17]))
 
 
-def _others(joined: JoinedFeatures, name: str) -> frozenset[str]:
+def _others(joined: FeatureTable, name: str) -> frozenset[str]:
     return frozenset(joined.samples.domain.tolist()) - {SOURCE, name}
 
 

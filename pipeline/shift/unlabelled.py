@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.leaks import Finding
 from pipeline.data.samples import UNLABELLED
-from pipeline.features.load import JoinedFeatures
+from pipeline.features.load import FeatureTable
 from pipeline.report.table import percent
 from pipeline.shift.adapt import Source
 from pipeline.shift.detect import ControlledDetection, DetectionSettings, detect_with_controls
@@ -89,7 +89,7 @@ class Basis:
     leak: tuple[Finding, ...]
 
 
-def look(joined: JoinedFeatures, basis: Basis, name: str) -> UnlabelledReport:
+def look(joined: FeatureTable, basis: Basis, name: str) -> UnlabelledReport:
     """Say of a target without labels what can be said.
 
     Args:
@@ -154,7 +154,7 @@ def _calls(cohort: Cohort) -> NDArray[np.intp]:
 
 
 def _provenance(
-    joined: JoinedFeatures, basis: Basis, name: str, sides: tuple[Cohort, Cohort], shared: int
+    joined: FeatureTable, basis: Basis, name: str, sides: tuple[Cohort, Cohort], shared: int
 ) -> Provenance:
     (here, there), domains = sides, frozenset(joined.samples.domain.tolist())
     return Provenance(

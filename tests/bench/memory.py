@@ -30,7 +30,7 @@ from pipeline.compare import CompareOptions, Failure, Fitted, Plan, fit_all, tab
 from pipeline.data.items import Item
 from pipeline.data.patients import VALIDATION
 from pipeline.data.samples import Samples
-from pipeline.features.load import JoinedFeatures
+from pipeline.features.load import FeatureTable
 from pipeline.heads.custom import NamedHead, heads_with
 
 HEADS = "linear,ridge,prototype,small_mlp"
@@ -86,7 +86,7 @@ def _fit(root: Path, options: argparse.Namespace) -> None:
         classes=("a", "b"),
     )
     X = store.read(key)
-    joined = JoinedFeatures(
+    joined = FeatureTable(
         backbone="generated", stores=(store,), widths=(options.width,), samples=samples, X=X
     )
     print(
