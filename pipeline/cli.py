@@ -26,7 +26,7 @@ from pipeline.finetune.methods import METHODS, QUICK
 from pipeline.finetune.settings import LoopSettings
 from pipeline.report.table import new_table as _table
 from pipeline.report.table import render as _render
-from pipeline.words import counted, legible
+from pipeline.words import counted, printable
 
 _INTERRUPTED = 130
 _LOG = logging.getLogger(__name__)
@@ -191,7 +191,9 @@ def _backbone_line(row: BackboneReport) -> str:
 
 
 def _skipped_lines(skipped: Sequence[Skip]) -> list[str]:
-    lines = [f"  skipped {legible(s.domain + '/' + s.path)}: {s.reason}" for s in skipped[:_SHOWN]]
+    lines = [
+        f"  skipped {printable(s.domain + '/' + s.path)}: {s.reason}" for s in skipped[:_SHOWN]
+    ]
     if len(skipped) > _SHOWN:
         lines.append(f"  and {len(skipped) - _SHOWN} more; all are in features.json")
     return lines

@@ -67,7 +67,7 @@ from pipeline.heads.search import Problem, train_head
 from pipeline.randomness import stream
 from pipeline.report.table import csv_text
 from pipeline.study import Study
-from pipeline.words import plain
+from pipeline.words import to_jsonable
 
 _LOG = logging.getLogger(__name__)
 
@@ -626,7 +626,7 @@ def to_json(report: CompareReport) -> dict[str, Any]:
         ]
     values["failures"] = [asdict(failure) for failure in report.failures]
     values["unsaved"] = list(report.unsaved)
-    found: dict[str, Any] = plain(values)
+    found: dict[str, Any] = to_jsonable(values)
     return found
 
 

@@ -26,7 +26,7 @@ from pipeline.features.load import frozen_network, recipe_of
 from pipeline.heads.save_files import Model, Network, load_model
 from pipeline.report.table import csv_text
 from pipeline.study import BackboneChoice
-from pipeline.words import counted, legible
+from pipeline.words import counted, printable
 
 if TYPE_CHECKING:
     from pipeline.features.backbones import Frozen
@@ -121,7 +121,7 @@ def predict(model: Path, images: Sequence[Path], options: PredictOptions) -> Pre
         blocks.append(store)
     good = [(item, key) for item, key in found if key not in bad]
     skipped += [
-        Unusable(path=legible(item.path), reason=bad[key]) for item, key in found if key in bad
+        Unusable(path=printable(item.path), reason=bad[key]) for item, key in found if key in bad
     ]
     _check_some(good, skipped)
     X = np.concatenate([store.read([key for _, key in good]) for store in blocks], axis=1)
@@ -157,7 +157,7 @@ def _rows(
 ) -> tuple[Row, ...]:
     return tuple(
         Row(
-            path=legible(item.path),
+            path=printable(item.path),
             key=key.hex(),
             called=head.classes[int(p.argmax())],
             probability=tuple(float(value) for value in p),
@@ -189,7 +189,7 @@ def _found(images: Sequence[Path]) -> tuple[list[tuple[Item, bytes]], list[Unusa
             try:
                 found.append((item, class_folders.read(item).key))
             except ImageError as cause:
-                skipped.append(Unusable(path=legible(item.path), reason=str(cause)))
+                skipped.append(Unusable(path=printable(item.path), reason=str(cause)))
     return found, skipped
 
 
@@ -212,7 +212,7 @@ def _items(given: Path) -> tuple[list[Item], list[Unusable]]:
 
 
 def _unusable(path: Path, reason: str) -> Unusable:
-    return Unusable(path=legible(str(path)), reason=reason)
+    return Unusable(path=printable(str(path)), reason=reason)
 
 
 def _below(folder: Path) -> tuple[list[Item], list[Path]]:

@@ -13,7 +13,7 @@ _MARKUP = re.compile(r"\](?=[(\[:])|[`*~$]|\\(?=[!-/:-@\[-`{-~])|(?<![^\W_])_|_(
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
-def legible(name: str) -> str:
+def printable(name: str) -> str:
     """A name with what is not UTF-8, or would drive a terminal, as backslash escapes."""
     text = name.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -24,7 +24,7 @@ def in_markdown(text: str) -> str:
 
     Links, code, emphasis, formulas and tags are what a name could become.
     """
-    plain = _ENTITY.sub("&amp;", legible(text)).replace("<", "&lt;")
+    plain = _ENTITY.sub("&amp;", printable(text)).replace("<", "&lt;")
     return _MARKUP.sub(r"\\\g<0>", plain)
 
 
@@ -70,7 +70,7 @@ def have(n: int) -> str:
 _NOTHING = 1e-9
 
 
-def settled(value: float) -> float:
+def zero_noise(value: float) -> float:
     """The value, or 0 for what rounding has left of it: -4e-18 is neither below 0 nor -0.0."""
     return 0.0 if abs(value) < _NOTHING else value
 
@@ -78,14 +78,14 @@ def settled(value: float) -> float:
 # What a report holds, as JSON values.
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """Nested dataclasses, mappings and arrays as JSON values; what is not finite is null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_jsonable(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_jsonable(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
+        return to_jsonable(value.tolist())
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_jsonable(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -42,7 +42,7 @@ from pipeline.report.stage import write_page
 from pipeline.shift.record import SCHEMA as SHIFT_SCHEMA
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study import load_study
-from pipeline.words import legible
+from pipeline.words import printable
 from tests.figure_data import some_subgroups, write_shift
 from tests.tiny import write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny
@@ -176,7 +176,7 @@ def test_numbers_are_those_of_the_records(study):
         assert sentence.rstrip(".") in text
     assert target["forecast"]["warning"] in text
     for finding in record(study, "audit")["findings"]:
-        assert finding["severity"] == "ok" or legible(finding["found"]) in text
+        assert finding["severity"] == "ok" or printable(finding["found"]) in text
     for pair in record(study, "finetune")["pairs"]:
         if pair["metric"] == "accuracy":
             low, high = 100 * pair["low"], 100 * pair["high"]

@@ -7,7 +7,7 @@ import pytest
 from pipeline.report.compare_text import points_text
 from pipeline.report.page_shift import _SHOWN
 from pipeline.report.shift_text import _fixes_table
-from pipeline.words import settled
+from pipeline.words import zero_noise
 
 LEFT = -4.441e-18
 
@@ -17,8 +17,8 @@ LEFT = -4.441e-18
 )
 def test_only_what_rounding_leaves_is_nothing(value, shown):
     """Small values stay, with their sign: an interval that ends at -0.0 points ends below 0."""
-    assert settled(value) == shown
-    assert str(settled(value)) == str(shown)
+    assert zero_noise(value) == shown
+    assert str(zero_noise(value)) == str(shown)
 
 
 def test_tables_show_no_sign_of_nothing():

@@ -18,7 +18,7 @@ from pipeline.shift.adapt import FIXES
 from pipeline.shift.record import SCHEMA, to_json
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study import load_study
-from pipeline.words import plain
+from pipeline.words import to_jsonable
 from tests.tiny import stored_tiny_study
 
 SHORT = ShiftOptions(draws=99, seeds=2)
@@ -166,7 +166,7 @@ def test_deleted_labels_of_the_target_move_no_prediction(study, monkeypatch, del
     half = len(made) // 2
     assert half == 3
     for before, after in zip(made[:half], made[half:], strict=True):
-        np.testing.assert_equal(plain(before), plain(after))
+        np.testing.assert_equal(to_jsonable(before), to_jsonable(after))
 
 
 def _keeping(function, made):

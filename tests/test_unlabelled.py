@@ -35,7 +35,7 @@ from pipeline.shift.record import to_json
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.unlabelled import NEEDS_LABELS
 from pipeline.study import load_study
-from pipeline.words import plain
+from pipeline.words import to_jsonable
 from tests.image_files import pictures, with_files, with_stack
 from tests.test_audit import copy_pixels
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
@@ -301,7 +301,7 @@ def test_labels_that_are_there_and_called_absent_are_not_read(study):
     assert absent["targets"] == []
     (found,) = absent["unlabelled"]
     for name in ("forecast", "detect", "source_prediction", "alignment", "shared_patients"):
-        np.testing.assert_equal(plain(found[name]), plain(sealed[name]))
+        np.testing.assert_equal(to_jsonable(found[name]), to_jsonable(sealed[name]))
 
 
 def test_figures_cope_with_targets_of_every_kind(study):
@@ -323,7 +323,7 @@ def test_the_report_page_tells_what_is_foretold_and_sees_no_contradiction(study)
     compare(study, CompareOptions(heads=("linear",), repeats=0))
     report = analyse(study, SHORT)
     page = html.unescape(write_page(study).file.read_text())
-    (blind,) = plain(to_json(report))["unlabelled"]
+    (blind,) = to_jsonable(to_json(report))["unlabelled"]
     assert blind["said"] in page
     assert all(what in page for what in NEEDS_LABELS)
     assert "far: 100 images without labels" in page

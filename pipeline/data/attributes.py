@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from pipeline.checked_tables import CheckedTables
 from pipeline.data.items import system_reason
 from pipeline.errors import StudyError
-from pipeline.words import legible
+from pipeline.words import printable
 
 #: What the first column may hold: an image's path below its domain's folder, or the
 #: patient's id as the domain's ``group`` pattern finds it.
@@ -174,7 +174,7 @@ class _Reading:
 
     def columns(self, header: list[str], line: int) -> list[int]:
         """Where the wanted attributes stand."""
-        shown = ", ".join(map(legible, header)) or "nothing"
+        shown = ", ".join(map(printable, header)) or "nothing"
         if not header or header[0] not in KEYS:
             self.fail(
                 line,
@@ -182,7 +182,7 @@ class _Reading:
                 "columns are separated by commas: name the column that says whose the row is",
             )
         if twice := [name for name in header if header.count(name) > 1]:
-            self.fail(line, f"two columns are called {legible(twice[0])!r}: rename one")
+            self.fail(line, f"two columns are called {printable(twice[0])!r}: rename one")
         for attribute in self.wanted:
             if attribute.name not in header[1:]:
                 self.fail(
@@ -211,7 +211,7 @@ class _Reading:
         if not value:
             return UNKNOWN
         if attribute.edges is None:
-            return legible(value)
+            return printable(value)
         try:
             number = float(value)
         except ValueError:
@@ -219,7 +219,7 @@ class _Reading:
         if not math.isfinite(number):
             self.fail(
                 line,
-                f"{attribute.name} is {legible(value)!r}, but [subgroups] {attribute.name} has "
+                f"{attribute.name} is {printable(value)!r}, but [subgroups] {attribute.name} has "
                 "bins: allowed are numbers, and an empty cell for what is not known",
             )
         return attribute.bin_of(number)

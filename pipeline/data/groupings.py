@@ -12,7 +12,7 @@ from pipeline.data.patients import patient_of
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.study import Domain, Study
-from pipeline.words import counted, have, legible
+from pipeline.words import counted, have, printable
 
 _LOG = logging.getLogger(__name__)
 #: More groups than these are names or numbers, not groups.
@@ -128,4 +128,4 @@ def _keys(domain: Domain, read: AttributeFile, samples: Samples) -> list[str]:
 
 
 def _first(keys: Sequence[str]) -> str:
-    return legible(keys[0]) if keys else "missing"
+    return printable(keys[0]) if keys else "missing"

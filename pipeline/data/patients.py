@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from pipeline.errors import StudyError
-from pipeline.words import counted, legible
+from pipeline.words import counted, printable
 
 FIT, VALIDATION, TARGET = "fit", "validation", "target"
 
@@ -158,7 +158,7 @@ def _check_both_sides(
     for k in np.unique(label).tolist():
         if len(set(split[label == k])) < 2:
             patients = len({p for p, own in zip(group, label, strict=True) if own == k})
-            name = repr(legible(names[k])) if names else f"number {k}"
+            name = repr(printable(names[k])) if names else f"number {k}"
             why = "too few to" if patients == 1 else "and with this seed they do not"
             seed = "" if patients == 1 else ", or take another seed"
             raise StudyError(

@@ -24,7 +24,7 @@ from pipeline.data.validate import doubt_classes, doubt_folds, doubt_patients, d
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
 from pipeline.study import SOURCE, Domain, Study
-from pipeline.words import are, counted, legible
+from pipeline.words import are, counted, printable
 
 #: Label of an image of a target without labels. It is no class and no metric may meet it:
 #: what counts right and wrong refuses it, and stages leave such domains out where they begin.
@@ -102,7 +102,7 @@ class Samples:
 
 def name_of(domain: str, path: str) -> str:
     """An image as it is printed and listed; see :meth:`Samples.name_of`."""
-    return legible(f"{domain}/{path}")
+    return printable(f"{domain}/{path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +320,7 @@ def _check_some_stay(study: Study, samples: Samples, stay: NDArray[np.bool_]) ->
     parts = {f"image of {name}": samples.domain == name for name in np.unique(samples.domain)}
     fit = samples.split == FIT
     parts |= {
-        f"image of class {legible(name)} that heads are fitted to": fit & (samples.label == k)
+        f"image of class {printable(name)} that heads are fitted to": fit & (samples.label == k)
         for k, name in enumerate(samples.classes)
     }
     for what, rows in parts.items():

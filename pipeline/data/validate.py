@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.study import Domain
-from pipeline.words import legible
+from pipeline.words import printable
 
 _LOG = logging.getLogger(__name__)
 #: Images from which on one patient with half of them is suspicious.
@@ -55,7 +55,7 @@ def doubt_patients(domain: Domain, paths: Sequence[str], found: Sequence[str | N
                 domain.name,
                 images,
                 len(found),
-                legible(patient),
+                printable(patient),
             )
 
 
@@ -65,7 +65,7 @@ def doubt_classes(classes: Sequence[str]) -> None:
         _LOG.warning(
             "the classes are %s, which are names of splits: let the path of [source] be one of "
             "these folders if the classes lie within them",
-            ", ".join(map(legible, classes)),
+            ", ".join(map(printable, classes)),
         )
 
 
@@ -83,7 +83,7 @@ def doubt_folds(
     fit = split == FIT
     pairs = {*zip(label[fit].tolist(), np.asarray(group)[fit].tolist(), strict=True)}
     patients = Counter(k for k, _ in pairs)
-    lone = [legible(name) for k, name in enumerate(classes) if patients[k] == 1]
+    lone = [printable(name) for k, name in enumerate(classes) if patients[k] == 1]
     if lone:
         _LOG.warning(
             "one patient in the fit split has all images of %s: heads whose parameters are chosen "

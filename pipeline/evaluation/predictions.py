@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cache import disk
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingPredictionsError
-from pipeline.words import legible
+from pipeline.words import printable
 
 #: Stage 2 keeps them under this name, below the study's results.
 PROBABILITIES = "probabilities.h5"
@@ -54,7 +54,7 @@ def predictions_of(samples: Samples, proba: Mapping[Trained, NDArray[np.floating
     """Probabilities of all samples of a study, ready to be kept."""
     patient: NDArray[np.int64] = np.unique(samples.group, return_inverse=True)[1]
     return Predictions(
-        classes=tuple(legible(name) for name in samples.classes),
+        classes=tuple(printable(name) for name in samples.classes),
         key=np.frombuffer(b"".join(samples.key), np.uint8).reshape(len(samples), -1),
         label=samples.label,
         patient=patient,

@@ -12,7 +12,7 @@ from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.study import BackboneChoice, Study
-from pipeline.words import legible
+from pipeline.words import printable
 
 EXPORT_FORMAT = 1
 
@@ -82,7 +82,7 @@ def _to_bytes(study: Study, joined: FeatureTable) -> bytes:
         file["key"] = np.frombuffer(b"".join(samples.key), np.uint8).reshape(len(samples), -1)
         for name, values in text.items():
             file.create_dataset(
-                name, data=[legible(str(v)) for v in values], dtype=h5py.string_dtype()
+                name, data=[printable(str(v)) for v in values], dtype=h5py.string_dtype()
             )
         for name, value in joined.stores[0].recipe.to_json().items():
             file.attrs[name] = canonical(value) if name == "preprocessing" else value

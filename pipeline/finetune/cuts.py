@@ -29,7 +29,7 @@ from pipeline.features.extract import Filling, check_weights
 from pipeline.features.load import store_for
 from pipeline.finetune.data import Held, numbered
 from pipeline.study import BackboneChoice, Study
-from pipeline.words import legible
+from pipeline.words import printable
 
 if TYPE_CHECKING:
     from pipeline.features.backbones import Frozen
@@ -247,7 +247,7 @@ def take(study: Study, place: Place, samples: Samples, engine: EngineChoice | No
         filling.run(missing)
         for key, reason in filling.bad.items():
             raise NoImagesError(
-                f"{legible(missing[key].path)} cannot be used ({reason}); run headrace features "
+                f"{printable(missing[key].path)} cannot be used ({reason}); run headrace features "
                 "STUDY again, which lists such images"
             )
     seconds = time.perf_counter() - start if missing else 0.0

@@ -28,7 +28,7 @@ from pipeline.features.extract import decoded
 from pipeline.finetune.distributed import Group
 from pipeline.finetune.settings import LoopSettings
 from pipeline.progress import Progress
-from pipeline.words import legible
+from pipeline.words import printable
 
 Rows = NDArray[np.intp]
 Labels = NDArray[np.int64]
@@ -146,7 +146,7 @@ def pixels_of(samples: Samples, policy: PixelPolicy, held_bytes: int | None = No
 
     def refuse(key: bytes, reason: str) -> None:
         raise ImageError(
-            f"{legible(first[key].path)} cannot be used ({reason}); run headrace features STUDY "
+            f"{printable(first[key].path)} cannot be used ({reason}); run headrace features STUDY "
             "again, which lists such images"
         )
 

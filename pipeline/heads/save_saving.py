@@ -22,7 +22,7 @@ from pipeline.heads.save_files import DESCRIPTION, Model, Network, save_model
 from pipeline.heads.save_part import Part
 from pipeline.heads.save_portable import NotPortableError, to_part
 from pipeline.study import Study
-from pipeline.words import legible
+from pipeline.words import printable
 
 _LOG = logging.getLogger(__name__)
 FOLDER = "heads"
@@ -105,7 +105,7 @@ def _model(
     return Model(
         head=members[0].head,
         study=study.name,
-        classes=tuple(legible(name) for name in samples.classes),
+        classes=tuple(printable(name) for name in samples.classes),
         networks=networks,
         part=parts[0] if len(parts) == 1 else Part(kind="mean", parts=parts),
         seeds=tuple(one.seed for one in members),

@@ -17,7 +17,7 @@ from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.evaluation.predictions import PROBABILITIES
 from pipeline.evaluation.scores import ENSEMBLE, place_in_words, unscored
 from pipeline.report.table import WIDTH, new_table, p_text, render
-from pipeline.words import counted, legible, settled
+from pipeline.words import counted, printable, zero_noise
 
 _METRICS = {"accuracy": "accuracy", "auroc": "AUROC"}
 _WORDS = ("better", "worse", "equivalent", "inconclusive")
@@ -46,8 +46,8 @@ def heads_text(report: CompareReport) -> str:
     """All tables of a comparison, backbone by backbone."""
     parts = []
     for name, table in report.tables.items():
-        positive = f"; positive class: {legible(report.positive)}" if report.positive else ""
-        title = f"{report.study} on {name}; classes: {', '.join(map(legible, report.classes))}"
+        positive = f"; positive class: {printable(report.positive)}" if report.positive else ""
+        title = f"{report.study} on {name}; classes: {', '.join(map(printable, report.classes))}"
         parts += [f"{title}{positive}", *map(_text, sections(report, table))]
     failures = [f"{f.head} on {f.backbone} failed: {f.reason}" for f in report.failures]
     parts += [textwrap.fill(text, WIDTH) for text in unscored(report.unlabelled, PROBABILITIES)]
@@ -213,7 +213,7 @@ def _against(pair: Pair | None) -> tuple[str, str, str]:
 
 def points_text(difference: float, low: float, high: float) -> str:
     """A difference of shares in points, with its interval."""
-    points, low, high = (100 * settled(share) for share in (difference, low, high))
+    points, low, high = (100 * zero_noise(share) for share in (difference, low, high))
     return f"{points:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 

@@ -8,12 +8,14 @@ from pipeline.finetune.evaluate import Domain, PairRow, Row
 from pipeline.finetune.stage import ComparisonReport
 from pipeline.report.table import WIDTH, new_table, number, p_text, render
 from pipeline.study import SOURCE
-from pipeline.words import legible
+from pipeline.words import printable
 
 
 def comparison_text(report: ComparisonReport) -> str:
     """Scores, then costs, then frozen against trained on the same images."""
-    positive = f"; positive class: {legible(report.classes[1])}" if len(report.classes) == 2 else ""
+    positive = (
+        f"; positive class: {printable(report.classes[1])}" if len(report.classes) == 2 else ""
+    )
     return "\n".join(
         [
             f"{report.study}: accuracy / AUROC{positive}",

@@ -19,7 +19,7 @@ from pipeline.report.shift_chapters import (
 from pipeline.report.shift_subgroups import how_judged, subgroup_parts
 from pipeline.report.table import number, p_text
 from pipeline.study import SOURCE
-from pipeline.words import settled
+from pipeline.words import zero_noise
 
 Row = Mapping[str, Any]
 Cell = Callable[[Row], str]
@@ -46,7 +46,7 @@ def _percent(value: str, low: str, high: str) -> Cell:
 
     def cell(row: Row) -> str:
         found = (row.get(name) for name in (value, low, high))
-        share, *ends = ("" if one is None else f"{100 * settled(one):.1f}" for one in found)
+        share, *ends = ("" if one is None else f"{100 * zero_noise(one):.1f}" for one in found)
         bounds = f"[{', '.join(ends)}]" if ends[0] else ""
         return f"{share} {bounds}".strip() or "-"
 

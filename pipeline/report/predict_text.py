@@ -2,7 +2,7 @@
 
 from pipeline.predict import Predictions
 from pipeline.report.table import new_table, number, render
-from pipeline.words import counted, legible
+from pipeline.words import counted, printable
 
 _PATH_WIDTH = 60
 _SHOWN = 10
@@ -12,7 +12,7 @@ def predict_text(found: Predictions) -> str:
     """A line for each image, then what could not be used, then what the head is."""
     table = new_table(["image", "called", "probability"], left=2)
     for row in found.rows:
-        table.add_row(_end_of(row.path), legible(row.called), number(max(row.probability)))
+        table.add_row(_end_of(row.path), printable(row.called), number(max(row.probability)))
     lines = [render(table)]
     lines += [f"  skipped {one.path}: {one.reason}" for one in found.skipped[:_SHOWN]]
     if len(found.skipped) > _SHOWN:
@@ -21,8 +21,8 @@ def predict_text(found: Predictions) -> str:
     members = f", mean of {len(model.seeds)} seeds" if len(model.seeds) > 1 else ""
     networks = "+".join(network.recipe.backbone for network in model.networks)
     lines.append(
-        f"{legible(model.head)} on {networks}{members}, fitted on "
-        f"{counted(model.images, 'image')} of {legible(model.study)}; "
+        f"{printable(model.head)} on {networks}{members}, fitted on "
+        f"{counted(model.images, 'image')} of {printable(model.study)}; "
         f"{counted(found.computed, 'image')} computed, {max(stored, 0)} from the store"
     )
     if model.contains_training_features:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.report.shift_subgroups import subgroup_chapter, subgroup_rows
 from pipeline.report.table import csv_text, prose, table
 from pipeline.shift.probes import Probe
-from pipeline.words import counted, in_markdown, legible
+from pipeline.words import counted, in_markdown, printable
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]
@@ -196,7 +196,7 @@ def report(record: Record) -> str:
 def left_out(record: Record) -> Iterator[str]:
     """A sentence for each target that was not compared."""
     for one in record["not_compared"]:
-        where = f"{legible(one['target'])}, {legible(one['backbone'])}"
+        where = f"{printable(one['target'])}, {printable(one['backbone'])}"
         yield f"{where}: not compared. {one['reason']}"
 
 
@@ -234,7 +234,7 @@ def told_apart_in_words(found: Record, classes: Sequence[str]) -> str:
     """
     overall = Probe(**found["overall"]).text
     inside = [
-        f"{legible(name)} {Probe(**probe).text}"
+        f"{printable(name)} {Probe(**probe).text}"
         for name, probe in zip(classes, found["by_class"], strict=False)
         if probe is not None
     ]

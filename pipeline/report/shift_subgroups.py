@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.data.attributes import UNKNOWN
 from pipeline.report.table import WIDTH, grid, new_table, number, render
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS
-from pipeline.words import in_cell, in_markdown, legible
+from pipeline.words import in_cell, in_markdown, printable
 
 Record = Mapping[str, Any]
 #: Metrics in the order of columns, as they are printed.
@@ -137,12 +137,12 @@ def _part(table: Record) -> Part:
     metrics = [name for name in METRICS if any(name in group["metrics"] for group in groups)]
     shares = ["prevalence"] if any(group["prevalence"] for group in groups) else []
     return Part(
-        attribute=legible(table["attribute"]),
+        attribute=printable(table["attribute"]),
         domain=table["domain"],
         columns=("group", "images", "patients", *shares, *(METRICS[name] for name in metrics)),
         rows=tuple(
             (
-                legible(group["name"]),
+                printable(group["name"]),
                 str(group["images"]),
                 str(group["patients"]),
                 *(_cell(group[name]) for name in shares),
@@ -169,11 +169,11 @@ def _sentences(table: Record) -> Iterable[str]:
         low, high = value["simultaneous"]
         against = "; ".join(filter(None, [_against(value["rest"]), _above(table, metric)]))
         yield (
-            f"{METRICS[metric]}: worst in {legible(worst)} with "
+            f"{METRICS[metric]}: worst in {printable(worst)} with "
             f"{value['estimate']:.3f} ({low:.3f} to {high:.3f}); {against}"
         )
         if others := [
-            legible(name)
+            printable(name)
             for name, values in by_name.items()
             if name != worst and metric in values and (values[metric]["rest"] or {}).get("below")
         ]:
@@ -191,7 +191,7 @@ def _unranked(table: Record) -> str:
     large = [group for group in known if not group["few"]]
     if not large:
         return "no group is large enough to have numbers"
-    name = legible(large[0]["name"])
+    name = printable(large[0]["name"])
     if len(known) == 1:
         return f"there is only one group, {name}: nothing to compare it with"
     return f"all groups but {name} are too few: nothing to compare it with"
@@ -213,7 +213,7 @@ def _above(table: Record, metric: str) -> str:
     if rest is None or rest["estimate"] <= 0:
         return ""
     unranked = [
-        legible(group["name"])
+        printable(group["name"])
         for group in table["groups"]
         if group["images"] and (group["name"] == UNKNOWN or metric not in group["metrics"])
     ]
@@ -242,7 +242,7 @@ def subgroup_lines(target: Record) -> list[str]:
     few, notes = [], []
     for table in (one for one in tables if one["domain"] == domain):
         present = [group for group in table["groups"] if group["images"]]
-        attribute = legible(table["attribute"])
+        attribute = printable(table["attribute"])
         few += [f"{attribute} {one}" for one in map(_few, present) if one]
         notes += [] if table["worst"] else [f"{attribute}: {_unranked(table)}"]
         notes += _notes_above(table)
@@ -253,7 +253,7 @@ def subgroup_lines(target: Record) -> list[str]:
             shown.add_row(
                 attribute,
                 METRICS[metric],
-                legible(worst),
+                printable(worst),
                 str(value["n"]),
                 number(value["estimate"]),
                 f"{once[0]:.3f} to {once[1]:.3f}",
@@ -274,7 +274,7 @@ def _notes_above(table: Record) -> list[str]:
         if why := _above(table, metric):
             reasons.setdefault(why, []).append(METRICS[metric])
     return [
-        f"{legible(table['attribute'])}, {', '.join(metrics)}: {why}"
+        f"{printable(table['attribute'])}, {', '.join(metrics)}: {why}"
         for why, metrics in reasons.items()
     ]
 
@@ -283,8 +283,8 @@ def _few(group: Record) -> str:
     """The group's name if it has no numbers, with metrics if it lacks some; else nothing."""
     lacking = ", ".join(METRICS[name] for name in group["missing"])
     if group["few"] or not lacking:
-        return legible(group["name"]) if group["few"] else ""
-    return f"{legible(group['name'])} ({lacking})"
+        return printable(group["name"]) if group["few"] else ""
+    return f"{printable(group['name'])} ({lacking})"
 
 
 def _points(rest: Record) -> tuple[str, str, str]:

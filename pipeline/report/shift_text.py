@@ -17,13 +17,13 @@ from pipeline.shift.label_free import RANGED
 from pipeline.shift.target import TargetReport
 from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
 from pipeline.shift.unlabelled import said as foretold
-from pipeline.words import are, counted, legible, plain, settled
+from pipeline.words import are, counted, printable, to_jsonable, zero_noise
 
 
 def shift_text(report: ShiftReport) -> str:
     """For each target: how far apart the hospitals are, then what the fixes do."""
     blind = (_unlabelled_text(target, report.classes) for target in report.unlabelled)
-    left = left_out({"not_compared": plain(report.not_compared)})
+    left = left_out({"not_compared": to_jsonable(report.not_compared)})
     return "\n\n".join(
         [
             *(_target_text(target, report.classes) for target in report.targets),
@@ -55,7 +55,9 @@ def _distance(target: TargetReport | UnlabelledReport, classes: Sequence[str]) -
     """How far the target is away, whether its labels are known or not."""
     shared = target.shared_patients
     return [
-        *textwrap.wrap(told_apart_in_words(plain(target.source_prediction), classes), WIDTH - 20),
+        *textwrap.wrap(
+            told_apart_in_words(to_jsonable(target.source_prediction), classes), WIDTH - 20
+        ),
         f"{counted(shared, 'patient id')} {are(shared)} in both (the numbering may restart)",
         "",
         "tests, permuted by patient; controls: two halves of the source, and those with a shift",
@@ -78,7 +80,7 @@ def _prevalence_table(target: UnlabelledReport, classes: Sequence[str]) -> str:
     for k, (name, share) in enumerate(zip(classes, target.called, strict=True)):
         found = (shares[k] for shares in methods.values())
         table.add_row(
-            legible(name),
+            printable(name),
             _percent(share),
             *(f"{_percent(one.estimate)} ({_span(one.low, one.high)})" for one in found),
         )
@@ -99,7 +101,7 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         *(f"{step}: not identifiable, {why}" for step, why in _unknown(target)),
         "",
         *operating_lines(target.story.soundness),
-        *subgroup_lines({"subgroups": plain(target.subgroups)}),
+        *subgroup_lines({"subgroups": to_jsonable(target.subgroups)}),
         "fixes that see no label of the target, adapted on one half and scored on the other",
         _fixes_table(target.fixes.rows),
         "",
@@ -178,11 +180,11 @@ def _way(use: Carried) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * settled(share):.1f}"
+    return f"{100 * zero_noise(share):.1f}"
 
 
 def _points(share: float) -> str:
-    return f"{100 * settled(share):+.1f}"
+    return f"{100 * zero_noise(share):+.1f}"
 
 
 def _span(low: float, high: float) -> str:

@@ -21,7 +21,7 @@ from pipeline.report.opening import answer_chapter, study_chapter
 from pipeline.report.page_shift import shift_chapter
 from pipeline.report.records import STAGES, Records, contradictions, older_figures, read_records
 from pipeline.study import Study
-from pipeline.words import legible
+from pipeline.words import printable
 
 PAGE = "report.html"
 
@@ -108,7 +108,7 @@ def _render(study: Study, chapters: list[Chapter], stale: tuple[str, ...]) -> st
 def _shown(value: Any) -> Any:
     """Names may hold what is no text, or turns it round; markup of ours is printable."""
     if isinstance(value, str) and type(value) is str and not value.isprintable():
-        return legible(value)
+        return printable(value)
     return value
 
 

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.words import in_cell, in_markdown, settled
+from pipeline.words import in_cell, in_markdown, zero_noise
 
 #: Columns of a terminal that every table fits.
 WIDTH = 120
@@ -41,7 +41,7 @@ def render(table: Table) -> str:
 
 def number(value: float | None) -> str:
     """Three digits; a dash for what is not known."""
-    return "-" if value is None else f"{settled(value):.3f}"
+    return "-" if value is None else f"{zero_noise(value):.3f}"
 
 
 def percent(share: float) -> str:
@@ -95,7 +95,7 @@ def _cell(value: Any, classes: Sequence[str]) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{settled(value):.4g}"
+        return f"{zero_noise(value):.4g}"
     return in_cell(_CLASS.sub(lambda found: _class_of(found, classes), str(value)))
 
 

@@ -31,7 +31,7 @@ from pipeline.shift.domains import here_of
 from pipeline.shift.error_table import Refits, refit
 from pipeline.shift.subgroups import Subgroups, Terms, subgroups, terms_of
 from pipeline.study import SOURCE, Study
-from pipeline.words import counted, legible
+from pipeline.words import counted, printable
 
 #: In a fold and out of it; nothing else needs more, for a draw without a class is drawn anew.
 _PATIENTS_OF_A_CLASS = 2
@@ -89,7 +89,7 @@ def _refuse_few_patients(source: Samples) -> None:
         patients = np.unique(source.group[source.label == k]).size
         if patients < _PATIENTS_OF_A_CLASS:
             raise StudyError(
-                f"class {legible(name)!r} of [source] has images of "
+                f"class {printable(name)!r} of [source] has images of "
                 f"{counted(patients, 'patient')}, and {_PATIENTS_OF_A_CLASS} are needed: a head "
                 "is tested on patients that it was not fitted to. Add images of others, or leave "
                 f"out fewer; {taken_for_one(SOURCE)}"

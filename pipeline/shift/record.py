@@ -68,7 +68,7 @@ from pipeline.shift.figure_data import null_histogram
 from pipeline.shift.target import TargetReport
 from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
 from pipeline.shift.unlabelled import said as foretold
-from pipeline.words import plain
+from pipeline.words import to_jsonable
 
 SCHEMA = 5
 
@@ -81,8 +81,8 @@ def to_json(report: ShiftReport) -> dict[str, Any]:
         "classes": list(report.classes),
         "targets": [_target_json(t) for t in report.targets],
         "unlabelled": [_unlabelled_json(t) for t in report.unlabelled],
-        "not_compared": plain(report.not_compared),
-        "trained": plain(report.trained),
+        "not_compared": to_jsonable(report.not_compared),
+        "trained": to_jsonable(report.trained),
     }
 
 
@@ -93,22 +93,22 @@ def _target_json(t: TargetReport) -> dict[str, Any]:
         "fixes_control": [] if t.control is None else [_fix_json(row) for row in t.control.rows],
         "fixes_tuned": {
             "validator": t.validator,
-            "rows": [{**plain(row), "regret": row.regret} for row in t.tuned],
+            "rows": [{**to_jsonable(row), "regret": row.regret} for row in t.tuned],
         },
         "plan_hash": t.fixes.plan_hash,
         # Once to score the fixes, once to take the loss apart.
         "lookups_of_target_labels": t.fixes.reads + 1,
-        **plain(t.provenance),
+        **to_jsonable(t.provenance),
         **_ng_json(t.story.roles),
-        "calib": plain(t.story.soundness.calibration),
+        "calib": to_jsonable(t.story.soundness.calibration),
         "calib_event": t.story.soundness.event,
-        "operating_points": plain(t.story.soundness.operating),
-        "decomposition": plain(t.story.decomposition),
-        "forecast": plain(t.story.forecast),
-        "verdict": plain(t.story.verdict),
-        "map": plain(t.map),
-        "differences": {"said": said(t.differences), "rows": plain(t.differences or ())},
-        **({"subgroups": plain(t.subgroups)} if t.subgroups else {}),
+        "operating_points": to_jsonable(t.story.soundness.operating),
+        "decomposition": to_jsonable(t.story.decomposition),
+        "forecast": to_jsonable(t.story.forecast),
+        "verdict": to_jsonable(t.story.verdict),
+        "map": to_jsonable(t.map),
+        "differences": {"said": said(t.differences), "rows": to_jsonable(t.differences or ())},
+        **({"subgroups": to_jsonable(t.subgroups)} if t.subgroups else {}),
         "seconds": t.seconds,
     }
 
@@ -120,9 +120,9 @@ def _unlabelled_json(t: UnlabelledReport) -> dict[str, Any]:
         "said": foretold(t),
         "source_accuracy": t.source_accuracy,
         "called": list(t.called),
-        "forecast": plain(t.forecast),
+        "forecast": to_jsonable(t.forecast),
         "needs_labels": list(NEEDS_LABELS),
-        **plain(t.provenance),
+        **to_jsonable(t.provenance),
         "seconds": t.seconds,
     }
 
@@ -133,10 +133,10 @@ def _seen_json(t: "TargetReport | UnlabelledReport") -> dict[str, Any]:
         "backbone": t.backbone,
         "target": t.target,
         "shared_patients": t.shared_patients,
-        "source_prediction": plain(t.source_prediction),
+        "source_prediction": to_jsonable(t.source_prediction),
         "detect": _detect_json(t),
-        "alignment": plain(t.detection.observed.alignment),
-        "features": plain(t.detection.observed.features),
+        "alignment": to_jsonable(t.detection.observed.alignment),
+        "features": to_jsonable(t.detection.observed.features),
         "notes": list(t.detection.observed.notes),
     }
 
@@ -170,13 +170,13 @@ def _ng_json(roles: RoleReport) -> dict[str, Any]:
     return {
         "ng": {
             "human": roles.human,
-            **plain(roles.table.errors),
+            **to_jsonable(roles.table.errors),
         },
         "gaps": {
             name: {
                 "est": gap.estimate,
                 "ci_sampling": [gap.low, gap.high],
-                "ci_retrain": plain(roles.ci_retrain.get(name)),
+                "ci_retrain": to_jsonable(roles.ci_retrain.get(name)),
                 "p_largest": gap.p_largest,
             }
             for name, gap in roles.table.steps.items()

@@ -30,7 +30,7 @@ from pipeline.shift.record import to_json
 from pipeline.shift.target import TargetReport, examine
 from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
 from pipeline.study import Study
-from pipeline.words import plain
+from pipeline.words import to_jsonable
 
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
@@ -146,7 +146,7 @@ def _look(study: Study, joined: FeatureTable, checked: Checked, options: ShiftOp
 def _write(results: Path, report: ShiftReport, kept: Mapping[str, Predictions]) -> None:
     disk.make_dir(results)
     write_predictions(results / SHIFT_PROBABILITIES, kept)
-    record = plain(to_json(report))
+    record = to_jsonable(to_json(report))
     files = {f"shift_{name}.csv": table for name, table in chapters.tables(record).items()}
     files |= {
         "shift.md": chapters.report(record).encode(),

@@ -15,7 +15,7 @@ from pipeline.report.figures.ranked import Entry, Where, is_prior
 from pipeline.report.figures.reports import read_report
 from pipeline.report.figures.style import NothingToDrawError
 from pipeline.study import SOURCE
-from pipeline.words import legible
+from pipeline.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def heads_data(
     entries = [_entry(name, of_head) for name, of_head in by_head.items()]
     return HeadsData(
         backbone=backbone,
-        classes=tuple(legible(name) for name in report["classes"]),
+        classes=tuple(printable(name) for name in report["classes"]),
         entries=tuple(sorted(entries, key=lambda e: -_rank_value(e, next(iter(places), None)))),
         places=tuple(sorted(places, key=lambda place: place[0] != SOURCE)),
         details=tuple(d for d in report.get("details", ()) if d["backbone"] == backbone),

@@ -14,7 +14,7 @@ from pipeline.report.figures.style import NothingToDrawError
 from pipeline.shift.figure_data import HEAD
 from pipeline.shift.stage import SHIFT_PROBABILITIES, SHIFT_REPORT
 from pipeline.study import SOURCE
-from pipeline.words import legible
+from pipeline.words import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def read_shift(results: Path) -> list[ShiftData]:
     return [
         ShiftData(
             backbone=name,
-            classes=tuple(legible(one) for one in report["classes"]),
+            classes=tuple(printable(one) for one in report["classes"]),
             targets=tuple(t for t in report["targets"] if t["backbone"] == name),
             predictions=kept.get(name),
             unlabelled=tuple(t for t in blind if t["backbone"] == name),

@@ -26,7 +26,7 @@ from pipeline.report.figures.style import (
 )
 from pipeline.report.shift_subgroups import METRICS
 from pipeline.study import SOURCE
-from pipeline.words import legible
+from pipeline.words import printable
 
 _LINE, _GAP = 0.13, 0.12  # inches: of one domain in a group, and between two groups
 #: Characters of a name: what is more than the first is left out of its middle, each that is
@@ -239,13 +239,13 @@ def _mark(axes: Axes, value: Mapping[str, Any], height: float, series: int) -> N
 
 def _name_of(group: str) -> str:
     """Ends of a long name: what tells names apart stands there, and all of it in the tables."""
-    name, half = legible(group), _LONG // 2
+    name, half = printable(group), _LONG // 2
     short = len(name) <= _LONG
     return name if short else f"{name[:half].rstrip()} \u2026 {name[-half:].lstrip()}"
 
 
 def _said(domain: str) -> str:
-    return f"{domain}, out of fold" if domain == SOURCE else legible(domain)
+    return f"{domain}, out of fold" if domain == SOURCE else printable(domain)
 
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
