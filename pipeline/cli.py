@@ -24,8 +24,8 @@ from pipeline.features.backbones import BACKBONES
 from pipeline.features.extract import BackboneReport, ExtractReport
 from pipeline.finetune.methods import METHODS, QUICK
 from pipeline.finetune.settings import LoopSettings
-from pipeline.report.table import new_table as _table
-from pipeline.report.table import render as _render
+from pipeline.report.text_tables import new_table as _table
+from pipeline.report.text_tables import render as _render
 from pipeline.words import counted, printable
 
 _INTERRUPTED = 130

@@ -65,7 +65,7 @@ from pipeline.heads.preprocessing import (
 from pipeline.heads.save_saving import save_heads
 from pipeline.heads.search import Problem, train_head
 from pipeline.randomness import stream
-from pipeline.report.table import csv_text
+from pipeline.report.text_tables import csv_text
 from pipeline.study import Study
 from pipeline.words import to_jsonable
 

@@ -24,7 +24,7 @@ from pipeline.features.engines import EngineChoice, check_choice
 from pipeline.features.extract import Filling
 from pipeline.features.load import frozen_network, recipe_of
 from pipeline.heads.save_files import Model, Network, load_model
-from pipeline.report.table import csv_text
+from pipeline.report.text_tables import csv_text
 from pipeline.study import BackboneChoice
 from pipeline.words import counted, printable
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.compare import Row, rows_as_csv
 from pipeline.report.shift_chapters import TABLES, tables
-from pipeline.report.table import csv_text
+from pipeline.report.text_tables import csv_text
 
 #: What a target without labels has besides, as little as may be.
 EMPTY = {

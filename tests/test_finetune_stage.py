@@ -34,7 +34,7 @@ from pipeline.finetune.stage import FinetuneOptions, finetune
 from pipeline.report.finetune_text import comparison_text
 from pipeline.report.records import contradictions, read_records
 from pipeline.report.stage import write_page
-from pipeline.report.table import WIDTH
+from pipeline.report.text_tables import WIDTH
 from pipeline.study import load_study
 from tests.tiny import write_images, write_tiny_study
 from tests.tiny_trainable import install_trainable_tiny

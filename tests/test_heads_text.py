@@ -7,7 +7,7 @@ import pytest
 from pipeline.compare import CompareReport, Honest, Procedure, Row, SeedSpread, Table
 from pipeline.evaluation.compare_heads import BestSet, Pair
 from pipeline.report.compare_text import heads_text
-from pipeline.report.table import WIDTH
+from pipeline.report.text_tables import WIDTH
 
 
 def row(head: str, value: float, **other):

@@ -1,6 +1,6 @@
 """The report of stage 4 in Markdown: names, numbers and classes as a reader wants them."""
 
-from pipeline.report.table import prose, table
+from pipeline.report.text_tables import prose, table
 
 
 def test_what_is_zero_but_for_rounding_is_zero():

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from pipeline import progress
-from pipeline.report.table import new_table, render
+from pipeline.report.text_tables import new_table, render
 
 #: Names that rich would take for markup: an end without a start is an error there.
 NAMES = ["[/old]", "[bold]", "[red]ill[/red]", ":smile:", "a\\[b]", "[link=http://x]y"]

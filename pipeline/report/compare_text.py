@@ -16,7 +16,7 @@ from pipeline.evaluation.compare_heads import AREA_PATIENTS, BASELINE, BEST, Pai
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.evaluation.predictions import PROBABILITIES
 from pipeline.evaluation.scores import ENSEMBLE, place_in_words, unscored
-from pipeline.report.table import WIDTH, new_table, p_text, render
+from pipeline.report.text_tables import WIDTH, new_table, p_text, render
 from pipeline.words import counted, printable, zero_noise
 
 _METRICS = {"accuracy": "accuracy", "auroc": "AUROC"}

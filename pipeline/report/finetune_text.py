@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pipeline.evaluation.scores import place_in_words, unscored
 from pipeline.finetune.evaluate import Domain, PairRow, Row
 from pipeline.finetune.stage import ComparisonReport
-from pipeline.report.table import WIDTH, new_table, number, p_text, render
+from pipeline.report.text_tables import WIDTH, new_table, number, p_text, render
 from pipeline.study import SOURCE
 from pipeline.words import printable
 

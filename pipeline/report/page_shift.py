@@ -17,7 +17,7 @@ from pipeline.report.shift_chapters import (
     told_apart_in_words,
 )
 from pipeline.report.shift_subgroups import how_judged, subgroup_parts
-from pipeline.report.table import number, p_text
+from pipeline.report.text_tables import number, p_text
 from pipeline.study import SOURCE
 from pipeline.words import zero_noise
 

@@ -1,7 +1,7 @@
 """What a saved head says of images, as text for a terminal."""
 
 from pipeline.predict import Predictions
-from pipeline.report.table import new_table, number, render
+from pipeline.report.text_tables import new_table, number, render
 from pipeline.words import counted, printable
 
 _PATH_WIDTH = 60

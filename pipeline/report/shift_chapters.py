@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.report.shift_subgroups import subgroup_chapter, subgroup_rows
-from pipeline.report.table import csv_text, prose, table
+from pipeline.report.text_tables import csv_text, prose, table
 from pipeline.shift.probes import Probe
 from pipeline.words import counted, in_markdown, printable
 

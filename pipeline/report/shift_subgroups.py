@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.data.attributes import UNKNOWN
-from pipeline.report.table import WIDTH, grid, new_table, number, render
+from pipeline.report.text_tables import WIDTH, grid, new_table, number, render
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS
 from pipeline.words import in_cell, in_markdown, printable
 

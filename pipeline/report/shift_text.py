@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pipeline.report.shift_chapters import left_out, told_apart_in_words
 from pipeline.report.shift_files import ShiftReport
 from pipeline.report.shift_subgroups import subgroup_lines
-from pipeline.report.table import WIDTH, new_table, number, p_text, render
+from pipeline.report.text_tables import WIDTH, new_table, number, p_text, render
 from pipeline.shift.adapt_eval import Row as LeaderboardRow
 from pipeline.shift.adapt_tuning import TunedRow
 from pipeline.shift.calibrate import Carried, Soundness

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pipeline.report.table import percent
+from pipeline.report.text_tables import percent
 from pipeline.shift.effects import Gap, dominant
 
 #: An interval of a difference of AUROCs inside +- this is called holding.

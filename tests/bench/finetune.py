@@ -24,7 +24,7 @@ from pipeline.finetune.methods import METHODS, TrainingOptions
 from pipeline.finetune.networks import cross_entropy
 from pipeline.finetune.training import Workbench
 from pipeline.progress import Progress
-from pipeline.report.table import new_table, render
+from pipeline.report.text_tables import new_table, render
 from pipeline.study import Study, load_study
 
 #: How many times the images/s of ``full`` those of ``last_block`` should be.
