@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.data.leaks import Finding
 from pipeline.data.samples import UNLABELLED
 from pipeline.features.load import FeatureTable
-from pipeline.report.table import percent
+from pipeline.report.text_tables import percent
 from pipeline.shift.adapt import Source
 from pipeline.shift.detect import ControlledDetection, DetectionSettings, detect_with_controls
 from pipeline.shift.domains import Cohort, ask, here_of, shared_patients, there_of, told_apart
