@@ -19,7 +19,7 @@ from cache.store import FeatureStore
 from pipeline.data import class_folders
 from pipeline.data.items import Item, Walk, stat_of, system_reason
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError
-from pipeline.features.backbones import policy_of, state_digest
+from pipeline.features.backbones import policy_of
 from pipeline.features.engines import EngineChoice, check_choice
 from pipeline.features.extract import Filling
 from pipeline.features.load import frozen_network, recipe_of
@@ -29,7 +29,7 @@ from pipeline.study import BackboneChoice
 from pipeline.words import counted, printable
 
 if TYPE_CHECKING:
-    from pipeline.features.backbones import Frozen
+    from pipeline.features.frozen import Frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +280,8 @@ def _choice(network: Network, weights: Path | None) -> BackboneChoice:
 
 
 def _check_same(choice: BackboneChoice, made: "Frozen", store: FeatureStore) -> None:
+    from pipeline.features.frozen import state_digest
+
     if state_digest(made.network) != store.recipe.weights:
         raise ModelError(
             f"the weights of {choice.name} ({choice.weights}) are not those that the head was "

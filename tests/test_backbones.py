@@ -14,14 +14,12 @@ from cache.recipe import relative_l2
 from pipeline.errors import UnknownNameError, WeightsError
 from pipeline.features.backbones import (
     BACKBONES,
-    Frozen,
-    build,
     spec_of,
-    state_digest,
     weights_file,
 )
 from pipeline.features.engines import EngineChoice, start_engine
 from pipeline.features.extract import features_of
+from pipeline.features.frozen import Frozen, build, state_digest
 from pipeline.features.weights import HubWeights, file_digest
 
 NAMES = [*BACKBONES, "timm:resnet18"]

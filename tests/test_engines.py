@@ -11,9 +11,9 @@ from torch import nn
 from pipeline.data.images import PixelPolicy
 from pipeline.errors import EngineError, UnknownNameError
 from pipeline.features import engines
-from pipeline.features.backbones import Frozen
 from pipeline.features.engines import ENGINES, EngineChoice, TorchEngine, start_engine
 from pipeline.features.extract import FeatureGuard, features_of
+from pipeline.features.frozen import Frozen
 
 POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from pipeline.errors import EngineError, NoCutError
 from pipeline.features import backbones
-from pipeline.features.backbones import BACKBONES, Frozen, Normalise, build, spec_of
+from pipeline.features.backbones import BACKBONES, spec_of
+from pipeline.features.frozen import Frozen, Normalise, build
 from pipeline.finetune.cuts import CUTS, cut_of
 from pipeline.finetune.loop import train_mode
 from pipeline.finetune.methods import METHODS

@@ -12,9 +12,9 @@ import pipeline.finetune.cuts as prefix_module
 from cache.store import FeatureStore
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, NoImagesError
-from pipeline.features.backbones import Frozen, build
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import store_for
 from pipeline.finetune.cuts import Place, cut_of, store_at, take
 from pipeline.finetune.data import limited, pixels_of

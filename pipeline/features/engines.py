@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline.errors import EngineError, UnknownNameError
 
 if TYPE_CHECKING:
-    from pipeline.features.backbones import Frozen
+    from pipeline.features.frozen import Frozen
 
 
 def set_precision(precision: str) -> None:
@@ -114,7 +114,7 @@ class TorchEngine:
     """torch: channels_last float32 on a CPU, the same code on CUDA.
 
     Args:
-        network: See :class:`pipeline.features.backbones.Frozen`.
+        network: See :class:`pipeline.features.frozen.Frozen`.
         device: ``cpu`` or ``cuda``.
         batch_size: Images per batch.
         precision: ``fp32``, ``tf32`` or ``bf16``.
@@ -177,7 +177,7 @@ class OpenVINOEngine:
     """OpenVINO on a CPU, in float32: 1.6 to 5 times torch's rate.
 
     Args:
-        network: See :class:`pipeline.features.backbones.Frozen`.
+        network: See :class:`pipeline.features.frozen.Frozen`.
         device: ``cpu``.
         batch_size: Images per batch.
         precision: ``fp32``; anything else is torch's.

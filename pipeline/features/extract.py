@@ -28,7 +28,6 @@ from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.items import Item
 from pipeline.data.sources import read
 from pipeline.errors import EngineError, ImageError, WeightsError
-from pipeline.features.backbones import state_digest
 from pipeline.features.engines import (
     Engine,
     EngineChoice,
@@ -44,7 +43,7 @@ from pipeline.words import counted, have
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.features.backbones import Frozen
+    from pipeline.features.frozen import Frozen
 import json
 import time
 from dataclasses import asdict
@@ -58,7 +57,7 @@ from pipeline.study import BackboneChoice, Study
 from pipeline.words import are
 
 if TYPE_CHECKING:
-    from pipeline.features.backbones import Frozen
+    from pipeline.features.frozen import Frozen
 
 #: Decoded images that may wait: a few batches on a GPU, 40 MB at 224 x 224.
 WINDOW = 256
@@ -291,6 +290,8 @@ def check_weights(network: "torch.nn.Module", store: FeatureStore) -> None:
     Raises:
         WeightsError: The weights file changed, or its remembered digest is damaged.
     """
+    from pipeline.features.frozen import state_digest
+
     if state_digest(network) != store.recipe.weights:
         raise WeightsError(
             f"the weights of {store.recipe.backbone} changed while the run was under way, or "

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 from cache.recipe import Recipe
 from cache.store import FeatureStore
-from pipeline.features.backbones import build, policy_of, spec_of, state_digest, weights_file
+from pipeline.features.backbones import policy_of, spec_of, weights_file
 from pipeline.features.weights import DigestMemory, file_digest
 from pipeline.study import BackboneChoice, Study
 
 if TYPE_CHECKING:
-    from pipeline.features.backbones import Frozen
+    from pipeline.features.frozen import Frozen
 import json
 import logging
 from dataclasses import dataclass
@@ -36,6 +36,8 @@ def store_for(study: Study, choice: BackboneChoice) -> FeatureStore:
     memory = DigestMemory(study.store_root, choice.name, file_digest(file))
     digest = memory.get()
     if digest is None:
+        from pipeline.features.frozen import build, state_digest
+
         digest = state_digest(build(choice.name, file))
         memory.put(digest)
     return FeatureStore(study.store_root, recipe_of(choice, digest))
@@ -60,7 +62,7 @@ def frozen_network(choice: BackboneChoice) -> "Frozen":
     Raises:
         WeightsError: See :func:`store_for`.
     """
-    from pipeline.features.backbones import Frozen
+    from pipeline.features.frozen import Frozen, build
 
     network = build(choice.name, weights_file(choice.name, choice.weights))
     return Frozen(network, policy_of(choice.name, choice.resize, choice.mask))

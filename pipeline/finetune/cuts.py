@@ -23,7 +23,7 @@ from cache.store import FeatureStore
 from pipeline.data.images import PixelPolicy
 from pipeline.data.samples import Samples
 from pipeline.errors import NoImagesError
-from pipeline.features.backbones import build, policy_of, weights_file
+from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import Filling, check_weights
 from pipeline.features.load import store_for
@@ -32,7 +32,7 @@ from pipeline.study import BackboneChoice, Study
 from pipeline.words import printable
 
 if TYPE_CHECKING:
-    from pipeline.features.backbones import Frozen
+    from pipeline.features.frozen import Frozen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Cut:
 
     Attributes:
         where: The cut in words, as the recipe of the stored activations names it.
-        split: The pooled network of :func:`pipeline.features.backbones.build` to prefix and
+        split: The pooled network of :func:`pipeline.features.frozen.build` to prefix and
             tail; ``tail(prefix(images))`` are the network's features.
         first_block: Names of the modules of the stem and the first stage.
     """
@@ -214,7 +214,7 @@ def frozen_part(place: Place, store: FeatureStore) -> "Frozen":
     Raises:
         WeightsError: The weights are not those of the store.
     """
-    from pipeline.features.backbones import Frozen
+    from pipeline.features.frozen import Frozen, build
 
     name = place.choice.name
     network = build(name, weights_file(name, place.choice.weights))

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.images import PixelPolicy
 from pipeline.errors import EngineError
-from pipeline.features.backbones import Normalise, build, spec_of
+from pipeline.features.backbones import spec_of
+from pipeline.features.frozen import Normalise, build
 from pipeline.features.weights import State, read_state
 from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.methods import (
@@ -284,7 +285,7 @@ def assemble(name: str, method: Method, material: Material) -> Assembly:
     Raises:
         NoCutError: The backbone has no cut, and the method trains a part of it.
         EngineError: The method moves BatchNorm and the backbone has none.
-        WeightsError: See :func:`pipeline.features.backbones.build`.
+        WeightsError: See :func:`pipeline.features.frozen.build`.
     """
     whole = _whole(name, method, material)
     whole.requires_grad_(requires_grad=False)
