@@ -19,23 +19,21 @@ from numpy.typing import NDArray
 from sklearn.pipeline import make_pipeline
 
 from cache import disk
-from pipeline.data.patients import FIT, VALIDATION
+from pipeline.data.patients import DRAWS, FIT, VALIDATION, WeightedStatistic
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingFeaturesError, UnknownNameError
-from pipeline.evaluation.bootstrap import on_all_rows
 from pipeline.evaluation.compare_heads import (
     BASELINE,
     BEST,
-    METRICS,
+    COMPARED_BY,
     BestSet,
     Pair,
     best_by_validation,
     best_sets,
     pairs,
 )
-from pipeline.evaluation.intervals import DRAWS, Interval, WeightedStatistic
-from pipeline.evaluation.metrics import METRICS as SCORES
-from pipeline.evaluation.metrics import WEIGHTED, confusion
+from pipeline.evaluation.intervals import Interval
+from pipeline.evaluation.metrics import METRICS, confusion, on_all_rows, score
 from pipeline.evaluation.paired_tests import (
     ROPE,
     correlated_t,
@@ -282,7 +280,7 @@ def honest_bests(
     bests = []
     for metric in _defined(y, proba):
         best = honest_best_by(
-            [WEIGHTED[metric](y, p) for p in proba.values()],
+            [METRICS[metric](y, p) for p in proba.values()],
             group,
             stream("honest best", seed),
         )
@@ -354,15 +352,15 @@ def _by_split(found: OutOfFold, y: Labels, head: str, metric: str) -> NDArray[np
     values = []
     for fold, proba in zip(found.fold, found.proba[head], strict=True):
         for number in range(found.folds):
-            score = SCORES[metric](y[fold == number], proba[fold == number])
-            values.append(np.nan if score is None else score)
+            value = score(metric, y[fold == number], proba[fold == number])
+            values.append(np.nan if value is None else value)
     return np.array(values, np.float64)
 
 
 def _defined(y: Labels, proba: Mapping[str, Proba]) -> list[str]:
     """Metrics of comparison that these rows define; none without heads."""
     one = next(iter(proba.values()), None)
-    return [] if one is None else [m for m in METRICS if SCORES[m](y, one) is not None]
+    return [] if one is None else [m for m in COMPARED_BY if score(m, y, one) is not None]
 
 
 # Heads that draw: how much their scores move with the seed, and how often they win.
@@ -422,9 +420,9 @@ def seed_spread(
         draws: Bootstrap draws.
     """
     found = []
-    for metric in METRICS:
+    for metric in COMPARED_BY:
         statistics = {
-            head: [WEIGHTED[metric](place.label, p) for p in each] for head, each in members.items()
+            head: [METRICS[metric](place.label, p) for p in each] for head, each in members.items()
         }
         values = {head: _values(place, each) for head, each in statistics.items()}
         for head, each in statistics.items():
@@ -466,8 +464,8 @@ def _row(
         low=mean.low,
         high=mean.high,
         ci_method=mean.method,
-        n=mean.n,
-        groups=mean.groups,
+        n=mean.images,
+        groups=mean.patients,
         baseline=baseline if wins else None,
         wins=wins.estimate if wins else None,
         wins_low=wins.low if wins else None,
@@ -789,8 +787,8 @@ def _rows(backbone: str, place: Place, done: Sequence[Fitted], draws: int) -> li
             seconds=round(one.seconds, 4),
             low=interval.low if np.isfinite(interval.low) else None,
             high=interval.high if np.isfinite(interval.high) else None,
-            n=interval.n,
-            groups=interval.groups,
+            n=interval.images,
+            groups=interval.patients,
             ci_method=interval.method,
         )
         for one in done

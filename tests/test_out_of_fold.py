@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
 from pipeline.compare import honest_bests, procedures
-from pipeline.evaluation.metrics import WEIGHTED
+from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import nadeau_bengio
 from pipeline.evaluation.selection import honest_best_by
 from pipeline.heads import HeadSpec
@@ -177,7 +177,7 @@ def test_the_honest_best_is_that_of_the_first_repeat():
     group = np.arange(100)
     for one in honest_bests(found, y, group, seed=7):
         expected = honest_best_by(
-            [WEIGHTED[one.metric](y, p[0]) for p in found.proba.values()],
+            [METRICS[one.metric](y, p[0]) for p in found.proba.values()],
             group,
             np.random.default_rng([7, *b"honest best"]),
         )

@@ -6,7 +6,7 @@ import pytest
 from pipeline.evaluation.auroc import auroc_interval
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.intervals import wilson
-from pipeline.evaluation.metrics import METRICS, WEIGHTED
+from pipeline.evaluation.metrics import METRICS, score
 from pipeline.evaluation.scores import places_of, scores
 from tests.score_heads import head, place
 
@@ -42,9 +42,9 @@ def test_several_images_of_a_patient_are_drawn_together():
     assert methods == {
         m: "DeLong by patient" if m == "auroc" else "patient bootstrap" for m in METRICS
     }
-    assert all((i.n, i.groups) == (60, 20) for i in found.values())
+    assert all((i.images, i.patients) == (60, 20) for i in found.values())
     alone = bootstrap_interval(
-        WEIGHTED["accuracy"](where.label, p), where.group, where.rng("scores")
+        METRICS["accuracy"](where.label, p), where.group, where.rng("scores")
     )
     assert (found["accuracy"].low, found["accuracy"].high) == (alone.low, alone.high)
     low, high = auroc_interval(where.label, p[:, 1], group=where.group)
@@ -71,7 +71,7 @@ def test_more_classes_have_macro_scores_with_bootstrap_intervals():
     assert set(found) == set(METRICS) - {"sensitivity", "specificity"}
     assert found["accuracy"].method == "Wilson"
     assert found["auroc"].method == "patient bootstrap"
-    assert found["auroc"].estimate == pytest.approx(METRICS["auroc"](where.label, p))
+    assert found["auroc"].estimate == pytest.approx(score("auroc", where.label, p))
 
 
 def test_all_right_is_not_certainty():

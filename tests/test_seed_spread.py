@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.compare import seed_spread
 from pipeline.evaluation.intervals import wilson
-from pipeline.evaluation.metrics import WEIGHTED
+from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import two_way_interval
 from tests.score_heads import head, place
 
@@ -23,7 +23,7 @@ def test_the_spread_is_over_trainings_and_the_interval_over_patients_too():
     assert (row.metric, row.seeds) == ("accuracy", 4)
     assert (row.mean, row.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
     expected = two_way_interval(
-        [WEIGHTED["accuracy"](where.label, p) for p in members["mlp"]],
+        [METRICS["accuracy"](where.label, p) for p in members["mlp"]],
         where.group, where.rng("seeds"), draws=300,
     )  # fmt: skip
     assert (row.low, row.high, row.ci_method) == (

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.model_selection import GroupKFold
 
-from pipeline.data.patients import drawn_patients, teaching_folds
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.report.shift_text import shift_text
@@ -86,42 +84,6 @@ def test_a_source_class_of_one_patient_is_named_before_any_fit(study):
         match=r"class 'b' of \[source\] has images of 1 patient, and 2 are needed: .* Add images",
     ):
         source_of(few)
-
-
-def test_folds_are_stratified_where_plain_ones_leave_a_head_without_a_class():
-    """No class lies whole in one fold; where plain folds serve, they stay what they were."""
-    # Two patients of class 1, both in the lightest fold of a plain deal.
-    sizes = [4, 4, 4, 4, 2, 1, 1]
-    groups = np.repeat(np.arange(7), sizes)
-    labels = np.repeat([0, 0, 0, 0, 0, 1, 1], sizes)
-    plain = GroupKFold(5).split(labels, groups=groups)
-    assert any(np.unique(labels[fit]).size == 1 for fit, _ in plain)
-    folds = teaching_folds(labels, groups, 5)
-    assert all(np.unique(labels[fit]).size == 2 for fit, _ in folds)
-    assert sorted(np.concatenate([held for _, held in folds])) == list(range(labels.size))
-    for fit, held in folds:
-        assert not set(groups[fit]) & set(groups[held])
-    many = np.arange(40)
-    for one, other in zip(
-        teaching_folds(many % 2, many, 5), GroupKFold(5).split(many, groups=many), strict=True
-    ):
-        np.testing.assert_array_equal(one[1], other[1])
-
-
-def test_a_class_of_one_patient_makes_no_folds():
-    """A head that is fitted to the others would never have seen it."""
-    with pytest.raises(StudyError, match="one patient alone"):
-        teaching_folds(np.array([0, 0, 1]), np.arange(3), 5)
-
-
-def test_every_draw_of_patients_has_every_class():
-    """A class of one patient in twenty is missed by a third of the draws; those are redrawn."""
-    groups = np.repeat(np.arange(20), 2)
-    labels = (groups == 7).astype(int)
-    drawn = drawn_patients(labels, groups, np.random.default_rng(0), 50)
-    assert drawn.shape == (50, 40)
-    assert (drawn[:, labels == 1] > 0).all()
-    assert (drawn.sum(axis=1) == 40).all()
 
 
 def test_a_row_that_is_surely_of_a_class_without_weight_keeps_its_probability():

@@ -14,11 +14,9 @@ from pipeline.evaluation.intervals import (
     newcombe_paired,
     patient_draws,
     percentile_interval,
-    weighted_auroc,
-    weighted_mean,
-    weighted_ratio,
     wilson,
 )
+from pipeline.evaluation.metrics import weighted_auroc, weighted_mean, weighted_ratio
 from pipeline.evaluation.paired_tests import (
     correlated_t,
     holm,

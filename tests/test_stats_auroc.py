@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from pipeline.evaluation.auroc import auroc_interval, bound_of_one, delong, paired_delong
 from pipeline.evaluation.bootstrap import bootstrap_interval
-from pipeline.evaluation.intervals import weighted_auroc
+from pipeline.evaluation.metrics import weighted_auroc
 
 
 def clustered(seed: int = 0, patients: int = 30):

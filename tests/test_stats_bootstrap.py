@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import bootstrap as bootstrap_module
 from pipeline.evaluation.bootstrap import (
     bootstrap_interval,
     bootstrap_values,
     paired_bootstrap,
-    patient_blocks,
 )
-from pipeline.evaluation.intervals import patient_draws, weighted_auroc, weighted_mean
-from pipeline.evaluation.metrics import WEIGHTED, weighted_difference
+from pipeline.evaluation.metrics import METRICS, weighted_auroc, weighted_difference, weighted_mean
 from pipeline.evaluation.paired_tests import verdict
 
 
@@ -27,27 +24,17 @@ def rng(seed: int = 1):
     return np.random.default_rng(seed)
 
 
-def test_blocks_are_the_draws_cut_in_pieces(monkeypatch):
-    """However many rows fit in a block, the draws are the same."""
-    _, _, group = two_heads()
-    whole = patient_draws(group, rng(), draws=50)
-    monkeypatch.setattr(bootstrap_module, "_BLOCK_CELLS", 7 * len(group))
-    blocks = list(patient_blocks(group, rng(), draws=50))
-    assert [len(b) for b in blocks] == [7] * 7 + [1]
-    np.testing.assert_array_equal(np.vstack(blocks), whole)
-
-
 def test_an_interval_is_that_of_a_plain_loop_over_resampled_patients():
     """Whole patients by hand, the metric on the rows they bring."""
     y, (p, _), group = two_heads()
-    found = bootstrap_interval(WEIGHTED["f1"](y, p), group, rng(), draws=4000)
+    found = bootstrap_interval(METRICS["f1"](y, p), group, rng(), draws=4000)
     patients, values, by_hand = np.unique(group), [], rng(9)
     for _ in range(4000):
         rows = np.concatenate([np.flatnonzero(group == g) for g in by_hand.choice(patients, 40)])
         tp = np.sum((p[rows, 1] > 0.5) & (y[rows] == 1))
         values.append(2 * tp / (np.sum(p[rows, 1] > 0.5) + np.sum(y[rows] == 1)))
     assert (found.low, found.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.01)
-    assert (found.n, found.groups, found.method) == (120, 40, "patient bootstrap")
+    assert (found.images, found.patients, found.method) == (120, 40, "patient bootstrap")
     tp = np.sum((p[:, 1] > 0.5) & (y == 1))
     assert found.estimate == pytest.approx(2 * tp / (np.sum(p[:, 1] > 0.5) + y.sum()))
 
@@ -56,7 +43,7 @@ def test_an_interval_is_that_of_a_plain_loop_over_resampled_patients():
 def test_swapping_the_heads_flips_the_signs(metric):
     """H-T5, exactly: the estimate, and each end becomes the other."""
     y, (a, b), group = two_heads()
-    one, two = (WEIGHTED[metric](y, p) for p in (a, b))
+    one, two = (METRICS[metric](y, p) for p in (a, b))
     here = paired_bootstrap(one, two, group, rng(), draws=999)
     there = paired_bootstrap(two, one, group, rng(), draws=999)
     assert here.estimate == -there.estimate
@@ -69,9 +56,9 @@ def test_the_order_of_the_images_changes_nothing(metric):
     """H-T5."""
     y, (a, b), group = two_heads()
     order = rng(3).permutation(len(y))
-    here = paired_bootstrap(WEIGHTED[metric](y, a), WEIGHTED[metric](y, b), group, rng())
+    here = paired_bootstrap(METRICS[metric](y, a), METRICS[metric](y, b), group, rng())
     there = paired_bootstrap(
-        WEIGHTED[metric](y[order], a[order]), WEIGHTED[metric](y[order], b[order]),
+        METRICS[metric](y[order], a[order]), METRICS[metric](y[order], b[order]),
         group[order], rng(),
     )  # fmt: skip
     assert (there.low, there.high) == pytest.approx((here.low, here.high), abs=1e-12)
@@ -91,7 +78,7 @@ def test_another_head_beside_it_changes_no_value():
 def test_a_head_against_itself_is_equivalent():
     """No spread, no difference: and the word for it is `equivalent`."""
     y, (a, _), group = two_heads()
-    statistic = WEIGHTED["accuracy"](y, a)
+    statistic = METRICS["accuracy"](y, a)
     found = paired_bootstrap(statistic, statistic, group, rng(), draws=99)
     assert (found.low, found.estimate, found.high) == (0, 0, 0)
     assert verdict(found.low, found.high) == "equivalent"

@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from pipeline.evaluation.auroc import auroc_interval, paired_delong
 from pipeline.evaluation.bootstrap import paired_bootstrap
-from pipeline.evaluation.intervals import weighted_auroc, weighted_mean
+from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.evaluation.paired_tests import mcnemar, nadeau_bengio, sign_flip
 
 FULL = 500

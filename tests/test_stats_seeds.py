@@ -5,8 +5,7 @@ import pytest
 from scipy.stats import binom, binomtest
 
 from pipeline.evaluation.bootstrap import bootstrap_interval
-from pipeline.evaluation.intervals import weighted_mean
-from pipeline.evaluation.metrics import weighted_difference
+from pipeline.evaluation.metrics import weighted_difference, weighted_mean
 from pipeline.evaluation.paired_tests import probability_better, two_way_interval
 
 
@@ -16,7 +15,7 @@ def test_the_share_of_seeds_won_counts_a_tie_half():
     b = np.array([0.8, 0.7, 0.6, 0.6, 0.6])
     found = probability_better(a, b)
     assert found.estimate == pytest.approx(0.7)
-    assert (found.n, found.groups, found.method) == (5, 5, "Wilson, over seeds")
+    assert (found.images, found.patients, found.method) == (5, 5, "Wilson, over seeds")
     there = probability_better(b, a)
     assert there.estimate == pytest.approx(0.3)
     assert (there.low, there.high) == pytest.approx((1 - found.high, 1 - found.low))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline.evaluation.intervals import weighted_auroc, weighted_mean
+from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.evaluation.selection import confidence_set, honest_best, honest_best_by
 
 

@@ -17,7 +17,6 @@ from pipeline.data.leaks import NearCopies, NearPair, check_conflicts, picture_i
 from pipeline.data.samples import UNLABELLED, load_samples
 from pipeline.data.sources import scan_unlabelled
 from pipeline.errors import CheckFailedError, StudyError
-from pipeline.evaluation.metrics import METRICS, confusion
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.evaluation.scores import Place, places_of
 from pipeline.features.engines import EngineChoice
@@ -144,13 +143,6 @@ def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
 
 
 # --- nothing counts a missing label
-
-
-@pytest.mark.parametrize("metric", [*METRICS.values(), confusion])
-def test_no_metric_takes_a_missing_label(metric):
-    """It would count as wrong, or as the last class."""
-    with pytest.raises(ValueError, match="without a label"):
-        metric(np.array([0, 1, UNLABELLED]), np.full((3, 2), 0.5))
 
 
 def test_places_and_cohorts_take_no_missing_label():

@@ -10,7 +10,7 @@ from pipeline.data.leaks import NearPair, near_rows, roles_of
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingPredictionsError
 from pipeline.evaluation.intervals import wilson
-from pipeline.evaluation.metrics import auroc, is_right
+from pipeline.evaluation.metrics import is_right, score
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.study import Study
 
@@ -77,14 +77,14 @@ def _rows(
         here = known & (roles == role)
         if (here & ~marked).any():
             everything, without = (
-                _score(role, samples.label[rows], proba[rows]) for rows in (here, here & ~marked)
+                _score_of(role, samples.label[rows], proba[rows]) for rows in (here, here & ~marked)
             )
             yield WithAndWithout(
                 backbone=backbone, everything=everything, without_near_copies=without
             )
 
 
-def _score(role: str, y: NDArray[np.int64], proba: NDArray[np.float64]) -> Score:
+def _score_of(role: str, y: NDArray[np.int64], proba: NDArray[np.float64]) -> Score:
     right = is_right(y, proba)
     low, high = wilson(int(right.sum()), len(right))
     return Score(
@@ -93,5 +93,5 @@ def _score(role: str, y: NDArray[np.int64], proba: NDArray[np.float64]) -> Score
         accuracy=float(right.mean()),
         low=low,
         high=high,
-        auroc=auroc(y, proba),
+        auroc=score("auroc", y, proba),
     )

@@ -7,7 +7,8 @@ number of the others' images, so it stays (nearly) the same when images are adde
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -183,86 +184,166 @@ def _draw(seed: int, patient: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-# Inner folds by patient, for everything that is chosen or calibrated.
+# Folds by patient: for everything that is chosen, calibrated or estimated out of fold.
 
 
+#: Folds of a division by patient, where nothing else is asked for.
 FOLDS = 5
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
-def patient_folds(y: NDArray[np.integer], group: NDArray[Any], seed: int) -> list[Fold]:
+def patient_folds(
+    label: NDArray[np.integer] | None, group: NDArray[Any], *, folds: int = FOLDS, seed: int
+) -> list[Fold]:
     """Row numbers (in, out) of each fold; no patient is in two, and all rows are out once.
 
+    Halves are two folds: the rows out of the first, and those out of the second. Folds are
+    fewer where a class has fewer patients than that.
+
     Args:
-        y: Labels, shape ``(n,)``.
+        label: Shape ``(n,)``: the folds are stratified by it, and each class is in every
+            ``in``. None: patients are dealt without regard to classes.
         group: Patients, shape ``(n,)``.
+        folds: How many at most, two or more.
         seed: Of the deal.
 
     Raises:
-        ValueError: A class has fewer patients than two.
+        StudyError: A class has fewer than two patients, or lies in one fold however it is
+            dealt; there are fewer than two patients.
     """
-    patients = min(len(np.unique(group[y == k])) for k in np.unique(y))
-    if patients < 2:
-        raise ValueError("a class has images of one patient alone: folds of patients need two")
-    folds = StratifiedGroupKFold(min(FOLDS, patients), shuffle=True, random_state=seed)
-    return list(folds.split(np.zeros((len(y), 1)), y, group))
+    classes = [] if label is None else np.unique(label).tolist()
+    patients = [len(np.unique(group[label == k])) for k in classes] or [len(np.unique(group))]
+    if min(patients) < 2:
+        what = "a class has images" if classes else "all images are"
+        raise StudyError(f"{what} of one patient alone: folds of patients need two")
+    count = min(folds, *patients)
+    rows = np.zeros((len(group), 1))
+    if label is None:
+        dealt = GroupKFold(count, shuffle=True, random_state=seed).split(rows, groups=group)
+    else:
+        dealt = StratifiedGroupKFold(count, shuffle=True, random_state=seed).split(
+            rows, label, group
+        )
+    found = list(dealt)
+    if label is not None and any(np.unique(label[in_]).size < len(classes) for in_, _ in found):
+        raise StudyError("a class has too few patients of its own: a fold has them all")
+    return found
 
 
-# Divide and draw the patients of a labelled domain so that every head is taught every class.
+# Draws of patients with replacement: the bootstrap, and every fit that is repeated on it.
+
+
+#: Draws of an interval.
+DRAWS = 2000
+#: 2 MB of weights, which stay in a core's cache from one statistic to the next.
+_BLOCK_CELLS = 1 << 18
+
+Weights = NDArray[np.float64]
+#: Weights ``(b, n)`` of rows to one number for each draw, ``(b,)``; NaN where undefined.
+WeightedStatistic = Callable[[Weights], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientDraws:
+    """Draws with replacement of the patients that some rows belong to.
+
+    Images of one patient are not independent, so whole patients are drawn. All statistics
+    that are evaluated on the same draws are paired.
+
+    Attributes:
+        patients: Sorted ids, shape ``(P,)``.
+        counts: How often each patient is in each draw, uint8 of shape ``(B, P)``.
+        member: Number of each row's patient, shape ``(n,)``.
+    """
+
+    patients: NDArray[Any]
+    counts: NDArray[np.uint8]
+    member: NDArray[np.intp]
+
+    def __len__(self) -> int:
+        """Number of draws."""
+        return len(self.counts)
+
+    def of(self, group: NDArray[Any]) -> "PatientDraws":
+        """The same draws for other rows of these patients.
+
+        Args:
+            group: Shape ``(m,)``; every patient must be among ``patients``.
+        """
+        return replace(self, member=np.searchsorted(self.patients, group))
+
+    def weights(self, which: slice = slice(None)) -> Weights:
+        """How often each row is in each of some draws, shape ``(b, n)``."""
+        return self.counts[which].astype(np.float64)[:, self.member]
+
+    def blocks(self) -> Iterator[slice]:
+        """The draws in order, so many at a time that their weights take about 2 MB."""
+        step = max(1, _BLOCK_CELLS // max(1, len(self.member)))
+        return (slice(start, start + step) for start in range(0, len(self), step))
+
+    def apply(self, statistic: WeightedStatistic) -> NDArray[np.float64]:
+        """A statistic of row weights in every draw, shape ``(B,)``; NaN where undefined."""
+        return np.concatenate([statistic(self.weights(which)) for which in self.blocks()])
+
+    def mean(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Mean in each draw of a number per row, shape ``(B,)``; NaN for a draw of no rows.
+
+        Args:
+            values: Shape ``(n,)``.
+        """
+        sums, rows = (
+            np.bincount(self.member, weights=each, minlength=len(self.patients))
+            for each in (values, None)
+        )
+        drawn = np.concatenate(
+            [self.counts[which].astype(np.float64) @ np.c_[sums, rows] for which in self.blocks()]
+        )
+        means = np.full(len(self), np.nan)
+        np.divide(drawn[:, 0], drawn[:, 1], out=means, where=drawn[:, 1] > 0)
+        return means
+
+
+def draw_patients(
+    group: Sequence[object] | NDArray[Any],
+    rng: np.random.Generator,
+    *,
+    draws: int = DRAWS,
+    label: NDArray[np.integer] | None = None,
+) -> PatientDraws:
+    """Draw as many patients as there are, with replacement.
+
+    Args:
+        group: ``n`` patient ids.
+        rng: Source of randomness; the same state gives the same draws.
+        draws: Number of draws, ``B``.
+        label: Shape ``(n,)``: a draw that lacks one of these classes is drawn anew, so that
+            a head can be fitted to each.
+    """
+    patients, member = np.unique(np.asarray(group), return_inverse=True)
+    share = np.full(patients.size, 1 / patients.size)
+    classes = [] if label is None else np.unique(label).tolist()
+    with_class = [np.unique(member[label == k]) for k in classes]
+    kept: list[NDArray[np.uint8]] = []
+    while missing := draws - sum(map(len, kept)):
+        # One byte will do: of more than 255 patients none is ever drawn so often.
+        counts = rng.multinomial(patients.size, share, size=missing).astype(np.uint8)
+        for those in with_class:
+            counts = counts[counts[:, those].any(axis=1)]
+        kept.append(counts)
+    return PatientDraws(patients=patients, counts=np.concatenate(kept), member=member)
+
+
+# Old forms, until their callers take the new ones.
 
 
 def teaching_folds(labels: NDArray[np.integer], groups: NDArray[Any], most: int) -> list[Fold]:
-    """Row numbers (in, out) of folds by patient, each class in every ``in``.
-
-    Folds of equal size where they serve, else stratified ones.
-
-    Args:
-        labels: Shape (n,), classes.
-        groups: Shape (n,), patient ids.
-        most: How many folds where there are patients enough.
-
-    Raises:
-        StudyError: A class lies in one fold however it is dealt.
-    """
-    n_folds = min(most, np.unique(groups).size)
-    if n_folds > 1:
-        plain = list(GroupKFold(n_folds).split(labels, groups=groups))
-        if _all_taught(labels, plain):
-            return plain
-    try:
-        stratified = patient_folds(labels, groups, seed=0)
-    except ValueError as error:
-        raise StudyError(str(error)) from error
-    if not _all_taught(labels, stratified):
-        raise StudyError("a class has too few patients of its own: a fold has them all")
-    return stratified
-
-
-def _all_taught(labels: NDArray[np.integer], folds: list[Fold]) -> bool:
-    classes = np.unique(labels).size
-    return all(np.unique(labels[rows]).size == classes for rows, _ in folds)
+    """Row numbers (in, out) of folds by patient, each class in every ``in``."""
+    return patient_folds(labels, groups, folds=most, seed=0)
 
 
 def drawn_patients(
     labels: NDArray[np.integer], groups: NDArray[Any], rng: np.random.Generator, count: int
 ) -> NDArray[np.int64]:
-    """Draw as many patients as there are, with replacement; without a class, draw anew.
-
-    Args:
-        labels: Shape (n,), 0 to K - 1, every class present.
-        groups: Shape (n,), patient ids.
-        rng: Source of the draws.
-        count: Number of draws.
-
-    Returns:
-        Shape (count, n): how often each row was drawn.
-    """
-    patients = np.unique(groups, return_inverse=True)[1]
-    n = int(patients.max()) + 1
-    classes = np.eye(int(labels.max()) + 1, dtype=np.int64)[labels]
-    drawn: list[NDArray[np.int64]] = []
-    while len(drawn) < count:
-        weights = rng.multinomial(n, np.full(n, 1 / n))[patients]
-        if (weights @ classes > 0).all():
-            drawn.append(weights)
-    return np.stack(drawn)
+    """Draws of rows, shape ``(count, n)``: how often each row was drawn."""
+    drawn = draw_patients(groups, rng, draws=count, label=labels)
+    return drawn.counts[:, drawn.member].astype(np.int64)

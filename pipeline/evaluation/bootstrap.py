@@ -10,39 +10,24 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.patients import DRAWS, WeightedStatistic, Weights, draw_patients
 from pipeline.evaluation.intervals import (
-    DRAWS,
     LEVEL,
     Interval,
-    WeightedStatistic,
-    Weights,
-    patient_draws,
     percentile_interval,
 )
-from pipeline.evaluation.metrics import weighted_difference
+from pipeline.evaluation.metrics import on_all_rows, weighted_difference
 
 #: Draws for an interval that decides between two heads: its ends must hardly move.
 PAIRED_DRAWS = 10_000
-# 2 MB of weights, which stay in a core's cache from one statistic to the next.
-_BLOCK_CELLS = 1 << 18
 
 
 def patient_blocks(
     group: Sequence[object] | NDArray[np.generic], rng: np.random.Generator, *, draws: int = DRAWS
 ) -> Iterator[Weights]:
-    """The draws of :func:`patient_draws`, some at a time, so that n may be large.
-
-    Args:
-        group: ``n`` patient ids.
-        rng: Source of randomness; the same state gives the same draws.
-        draws: Number of draws, ``B``.
-
-    Yields:
-        Weights ``(b, n)`` of about 2 MB; together ``B`` draws.
-    """
-    step = max(1, _BLOCK_CELLS // max(1, len(group)))
-    for start in range(0, draws, step):
-        yield patient_draws(group, rng, draws=min(step, draws - start))
+    """Old form of :class:`pipeline.data.patients.PatientDraws`: its weights in blocks."""
+    drawn = draw_patients(group, rng, draws=draws)
+    return (drawn.weights(which) for which in drawn.blocks())
 
 
 def bootstrap_values(
@@ -93,8 +78,8 @@ def bootstrap_interval(
         estimate=on_all_rows(statistic, len(group)),
         low=low,
         high=high,
-        n=len(group),
-        groups=len(np.unique(np.asarray(group))),
+        images=len(group),
+        patients=len(np.unique(np.asarray(group))),
         method="patient bootstrap",
         level=level,
     )
@@ -121,8 +106,3 @@ def paired_bootstrap(
         First minus second; :func:`pipeline.evaluation.paired_tests.verdict` reads it.
     """
     return bootstrap_interval(weighted_difference(first, second), group, rng, draws=draws)
-
-
-def on_all_rows(statistic: WeightedStatistic, n: int) -> float:
-    """The statistic on the data themselves, every row once; NaN where undefined."""
-    return float(statistic(np.ones((1, n)))[0])

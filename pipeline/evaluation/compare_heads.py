@@ -7,18 +7,17 @@ for data like this is another question, see ``pipeline.compare``.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from pipeline.data.patients import DRAWS
 from pipeline.evaluation.auroc import paired_delong
 from pipeline.evaluation.bootstrap import PAIRED_DRAWS, bootstrap_values
-from pipeline.evaluation.intervals import DRAWS, lengthened, percentile_interval, unseen
-from pipeline.evaluation.metrics import WEIGHTED, is_right
+from pipeline.evaluation.intervals import lengthened, percentile_interval, unseen
+from pipeline.evaluation.metrics import METRICS, is_right, score
 from pipeline.evaluation.paired_tests import holm, mcnemar, sign_flip, verdict
 from pipeline.evaluation.scores import Place, Proba, has_variance
 from pipeline.evaluation.selection import confidence_set
 
 #: What heads are compared by.
-METRICS = ("accuracy", "auroc")
+COMPARED_BY = ("accuracy", "auroc")
 #: Patients of each class that a comparison by AUROC needs: of fewer the normal law of DeLong's
 #: test is not to be believed, and p may be 1e-25 for three patients.
 AREA_PATIENTS = 10
@@ -123,7 +122,7 @@ def pairs(
     """
     others = [head for head in proba if head != baseline]
     found: list[Pair] = []
-    for metric in METRICS:
+    for metric in COMPARED_BY:
         if metric == "auroc" and not _has_area(place, proba[baseline]):
             continue
         compare = _by_accuracy if metric == "accuracy" else _by_area
@@ -157,11 +156,11 @@ def best_sets(
 ) -> list[BestSet]:
     """The model confidence set by each metric of comparison that the place defines."""
     found = []
-    for metric in METRICS:
+    for metric in COMPARED_BY:
         if metric == "auroc" and not _has_area(place, next(iter(proba.values()))):
             continue
         result = confidence_set(
-            [WEIGHTED[metric](place.label, p) for p in proba.values()],
+            [METRICS[metric](place.label, p) for p in proba.values()],
             place.group,
             place.rng("best set"),
             draws=draws,
@@ -189,7 +188,7 @@ def _by_accuracy(
     place: Place, heads: Sequence[Proba], baseline: Proba, draws: int
 ) -> list[_Difference]:
     right = [is_right(place.label, p) for p in (*heads, baseline)]
-    statistics = [WEIGHTED["accuracy"](place.label, p) for p in (*heads, baseline)]
+    statistics = [METRICS["accuracy"](place.label, p) for p in (*heads, baseline)]
     values = bootstrap_values(statistics, place.group, place.rng("pairs"), draws=draws)
     found = []
     for head, drawn in zip(right[:-1], values[:-1], strict=True):
@@ -233,12 +232,9 @@ def best_by_validation(place: Place, proba: Mapping[str, Proba]) -> str:
     It is looked at, never fitted: the name says which row of a table to read, and its own
     score on these rows is too good by what the choice among many is worth.
     """
-    ones = np.ones((1, len(place.label)))
 
     def rank(head: str) -> tuple[float, float]:
-        accuracy, loss = (
-            WEIGHTED[m](place.label, proba[head])(ones)[0] for m in ("accuracy", "log_loss")
-        )
-        return float(accuracy), -float(loss)
+        accuracy, loss = (score(m, place.label, proba[head]) for m in ("accuracy", "log_loss"))
+        return accuracy or 0.0, -(loss or 0.0)
 
     return max(proba, key=rank)

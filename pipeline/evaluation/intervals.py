@@ -14,11 +14,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-Weights = NDArray[np.float64]
-#: Weights ``(B, n)`` to one statistic for each draw, ``(B,)``; NaN where undefined.
-WeightedStatistic = Callable[[Weights], NDArray[np.float64]]
+from pipeline.data.patients import DRAWS, Weights, draw_patients
 
-DRAWS = 2000
 LEVEL = 0.95
 #: Patients below which an interval by patient is called rough.
 ROUGH_BELOW = 100
@@ -33,8 +30,8 @@ class Interval:
     Attributes:
         low: Lower bound; NaN where no interval can be given.
         high: Upper bound.
-        n: Images.
-        groups: Patients.
+        images: How many it rests on.
+        patients: How many they are of.
         method: How the interval was made.
         level: Its nominal coverage.
     """
@@ -42,8 +39,8 @@ class Interval:
     estimate: float
     low: float
     high: float
-    n: int
-    groups: int
+    images: int
+    patients: int
     method: str
     level: float = LEVEL
 
@@ -130,21 +127,8 @@ def newcombe_paired(both: int, first: int, second: int, neither: int) -> tuple[f
 def patient_draws(
     group: Sequence[object] | NDArray[np.generic], rng: np.random.Generator, *, draws: int = DRAWS
 ) -> Weights:
-    """Bootstrap draws of whole patients.
-
-    Args:
-        group: ``n`` patient ids.
-        rng: Source of randomness.
-        draws: Number of draws, ``B``.
-
-    Returns:
-        Weights ``(B, n)``: how often each image is in each draw.
-    """
-    _, member = np.unique(np.asarray(group), return_inverse=True)
-    patients = int(member.max()) + 1
-    counts = rng.multinomial(patients, np.full(patients, 1 / patients), size=draws)
-    weights: Weights = counts[:, member].astype(np.float64)
-    return weights
+    """Old form of :func:`pipeline.data.patients.draw_patients`: the weights of all draws."""
+    return draw_patients(group, rng, draws=draws).weights()
 
 
 def percentile_interval(
@@ -156,52 +140,6 @@ def percentile_interval(
         return float("nan"), float("nan")
     low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def weighted_mean(values: NDArray[np.floating] | NDArray[np.bool_]) -> WeightedStatistic:
-    """The statistic "mean of ``values``", for weights of any number of draws."""
-    numbers = np.asarray(values, np.float64)
-
-    def statistic(weights: Weights) -> NDArray[np.float64]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means: NDArray[np.float64] = weights @ numbers / weights.sum(axis=1)
-        return means
-
-    return statistic
-
-
-def weighted_ratio(
-    numerator: NDArray[np.bool_], denominator: NDArray[np.bool_]
-) -> WeightedStatistic:
-    """The statistic "share of ``denominator`` that is ``numerator``" (sensitivity)."""
-    over, under = numerator.astype(np.float64), denominator.astype(np.float64)
-
-    def statistic(weights: Weights) -> NDArray[np.float64]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            shares: NDArray[np.float64] = (weights @ over) / (weights @ under)
-        return shares
-
-    return statistic
-
-
-def weighted_auroc(positive: NDArray[np.bool_], score: NDArray[np.floating]) -> WeightedStatistic:
-    """The statistic "area under the ROC curve", ties counted half."""
-    order = np.argsort(score, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
-    sign = positive[order]
-
-    def statistic(weights: Weights) -> NDArray[np.float64]:
-        w = weights[:, order]
-        up = np.add.reduceat(w * sign, starts, axis=1)
-        down = np.add.reduceat(w * ~sign, starts, axis=1)
-        below = np.cumsum(down, axis=1) - down
-        with np.errstate(invalid="ignore", divide="ignore"):
-            area: NDArray[np.float64] = (up * (below + down / 2)).sum(axis=1) / (
-                up.sum(axis=1) * down.sum(axis=1)
-            )
-        return area
-
-    return statistic
 
 
 # Intervals of several shares that hold at once, so that one may be picked after looking.

@@ -14,15 +14,35 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
 
-from pipeline.evaluation.bootstrap import bootstrap_values, on_all_rows
+from pipeline.data.patients import DRAWS, WeightedStatistic
+from pipeline.evaluation.bootstrap import bootstrap_values
 from pipeline.evaluation.intervals import (
-    DRAWS,
     LEVEL,
     Interval,
-    WeightedStatistic,
     percentile_interval,
     score_interval,
 )
+from pipeline.evaluation.metrics import on_all_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A paired comparison: first minus second on the same images.
+
+    Attributes:
+        interval: The difference with its 95 % interval.
+        p: Two-sided, of "no difference".
+        p_adjusted: The same, adjusted over all comparisons of one table (Holm).
+        method: How ``p`` was computed.
+        verdict: ``better``, ``worse``, ``equivalent`` or ``inconclusive``; see :func:`verdict`.
+    """
+
+    interval: Interval
+    p: float
+    p_adjusted: float
+    method: str
+    verdict: str
+
 
 #: Region of practical equivalence: one point of a rate.
 ROPE = 0.01
@@ -186,7 +206,7 @@ def probability_better(
         level: Nominal coverage, 0 to 1.
 
     Returns:
-        0 to 1; a tie counts half. ``n`` and ``groups`` are the number of seeds. The patients
+        0 to 1; a tie counts half. ``images`` and ``patients`` are the number of seeds. The patients
         are those of the scores: it says nothing of others.
 
     Raises:
@@ -204,8 +224,8 @@ def probability_better(
         estimate=wins,
         low=low,
         high=high,
-        n=a.size,
-        groups=a.size,
+        images=a.size,
+        patients=a.size,
         method="Wilson, over seeds",
         level=level,
     )
@@ -240,8 +260,8 @@ def two_way_interval(
         estimate=float(np.mean([on_all_rows(statistic, n) for statistic in statistics])),
         low=low,
         high=high,
-        n=n,
-        groups=len(np.unique(np.asarray(group))),
+        images=n,
+        patients=len(np.unique(np.asarray(group))),
         method="seeds x patients bootstrap",
         level=level,
     )

@@ -7,18 +7,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.patients import FIT
+from pipeline.data.patients import DRAWS, FIT, WeightedStatistic
 from pipeline.data.samples import UNLABELLED
 from pipeline.evaluation.auroc import auroc_interval
 from pipeline.evaluation.bootstrap import bootstrap_values
-from pipeline.evaluation.intervals import (
-    DRAWS,
-    Interval,
-    WeightedStatistic,
-    percentile_interval,
-    wilson,
-)
-from pipeline.evaluation.metrics import METRICS, WEIGHTED, is_right
+from pipeline.evaluation.intervals import Interval, percentile_interval, wilson
+from pipeline.evaluation.metrics import METRICS, is_right, score
 from pipeline.randomness import stream
 from pipeline.study import SOURCE
 from pipeline.words import counted
@@ -150,7 +144,7 @@ def scores(
         for metric, value in values.items()
     }
     open_ = [at for at, found in closed.items() if found is None]
-    statistics = [WEIGHTED[metric](place.label, proba[key]) for key, metric in open_]
+    statistics = [METRICS[metric](place.label, proba[key]) for key, metric in open_]
     bounds = dict(zip(open_, _percentiles(place, statistics, draws), strict=True))
     return {
         key: {
@@ -162,10 +156,10 @@ def scores(
 
 
 def _points(place: Place, proba: Proba) -> Iterator[tuple[str, float]]:
-    for metric, score in METRICS.items():
-        value = score(place.label, proba)
+    for metric in METRICS:
+        value = score(metric, place.label, proba)
         if value is not None:
-            yield metric, float(value)
+            yield metric, value
 
 
 def _closed_form(
@@ -227,8 +221,8 @@ def _interval(place: Place, value: float, bounds: tuple[float, float, str]) -> I
         estimate=value,
         low=low,
         high=high,
-        n=len(place.label),
-        groups=place.patients,
+        images=len(place.label),
+        patients=place.patients,
         method=method,
     )
 

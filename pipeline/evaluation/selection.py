@@ -6,14 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.bootstrap import bootstrap_values, on_all_rows, patient_blocks
-from pipeline.evaluation.intervals import (
-    DRAWS,
-    WeightedStatistic,
-    Weights,
-    percentile_interval,
-    weighted_mean,
-)
+from pipeline.data.patients import DRAWS, WeightedStatistic, Weights
+from pipeline.evaluation.bootstrap import bootstrap_values, patient_blocks
+from pipeline.evaluation.intervals import percentile_interval
+from pipeline.evaluation.metrics import on_all_rows, weighted_mean
 
 
 @dataclass(frozen=True, kw_only=True)

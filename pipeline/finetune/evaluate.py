@@ -20,7 +20,7 @@ from pipeline.data.samples import Samples
 from pipeline.errors import MissingPredictionsError
 from pipeline.evaluation.compare_heads import Pair, pairs
 from pipeline.evaluation.intervals import Interval
-from pipeline.evaluation.metrics import accuracy
+from pipeline.evaluation.metrics import score
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.evaluation.scores import ENSEMBLE, Place, places_of, scores
 from pipeline.finetune.methods import BASELINE, METHODS
@@ -257,7 +257,7 @@ def _best(predictions: Predictions) -> tuple[str, NDArray[np.float64]]:
     }
     looked = predictions.split == VALIDATION
     label = predictions.label[looked]
-    best = max(singles, key=lambda name: accuracy(label, singles[name][looked]))
+    best = max(singles, key=lambda name: score("accuracy", label, singles[name][looked]) or 0.0)
     return best, singles[best]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples
-from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.metrics import score
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.history import convergence
 from pipeline.finetune.methods import ALPHAS, BASELINE, METHODS
@@ -148,6 +148,6 @@ def scored(samples: Samples, proba: Proba) -> list[dict[str, Any]]:
         rows = (samples.domain == domain) & (samples.split == role)
         if not samples.labelled[rows].all():
             continue
-        values = {name: METRICS[name](samples.label[rows], proba[rows]) for name in _SHOWN}
+        values = {name: score(name, samples.label[rows], proba[rows]) for name in _SHOWN}
         found.append({"domain": str(domain), "role": str(role), **values})
     return found

@@ -124,7 +124,7 @@ class CalibratedHead(Head):
             rows = untreated(given)
         self.classes_, labels = np.unique(y, return_inverse=True)
         patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
-        folds = patient_folds(labels, patients, self.random_state)
+        folds = patient_folds(labels, patients, seed=self.random_state)
         tried: list[tuple[float, int, Any, dict[str, Any], Any]] = []
         for candidate in self.candidates or ({},):
             head = clone(self.estimator).set_params(**candidate)

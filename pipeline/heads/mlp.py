@@ -460,7 +460,7 @@ class MLPHead(Head):
         for seed, some in together.items():
             fit, inner = Rows(X=rows, y=numbers), None
             if seed >= 0:
-                in_, out = patient_folds(numbers, patients, seed)[0]
+                in_, out = patient_folds(numbers, patients, seed=seed)[0]
                 fit = Rows(X=rows[in_], y=numbers[in_])
                 inner = Rows(X=rows[out], y=numbers[out])
             settings = [head.settings() for head in some]

@@ -61,7 +61,7 @@ class FitSplit:
 
     def folds(self, repeat: int) -> list[Fold]:
         """Row numbers (in, out), of ``n``, of each fold; labels and patients alone decide."""
-        return patient_folds(self.y, self.group, self.seed + repeat)
+        return patient_folds(self.y, self.group, seed=self.seed + repeat)
 
 
 def out_of_fold(

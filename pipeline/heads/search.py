@@ -49,7 +49,7 @@ class Problem:
 
     @cached_property
     def _folds(self) -> list[Fold]:
-        return patient_folds(self.y, self.group, self.seeds[0])
+        return patient_folds(self.y, self.group, seed=self.seeds[0])
 
     def folds(self) -> list[Fold]:
         """Row numbers (in, out) of each fold; no patient is in two.

@@ -18,7 +18,7 @@ from scipy.special import entr
 
 from pipeline.errors import CheckFailedError, StudyError
 from pipeline.evaluation.bootstrap import bootstrap_interval
-from pipeline.evaluation.intervals import weighted_mean
+from pipeline.evaluation.metrics import weighted_mean
 from pipeline.evaluation.paired_tests import holm, sign_flip
 from pipeline.heads.logistic import solve_path
 from pipeline.shift.adapt import (

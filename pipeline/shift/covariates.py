@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.intervals import DRAWS, Weights, patient_draws, percentile_interval
+from pipeline.data.patients import DRAWS, Weights
+from pipeline.evaluation.intervals import patient_draws, percentile_interval
 
 #: A medium difference, in standard deviations (Cohen 1988): what lies inside is not named.
 MEDIUM = 0.5

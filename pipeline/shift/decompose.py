@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.intervals import DRAWS
+from pipeline.data.patients import DRAWS
 from pipeline.evaluation.isotonic import fit_monotone
 from pipeline.randomness import stream
 from pipeline.shift.domains import Cohort

@@ -12,16 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.patients import DRAWS, WeightedStatistic
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import (
-    DRAWS,
-    Interval,
-    WeightedStatistic,
-    lengthened,
-    percentile_interval,
-    unseen,
-    wilson,
-)
+from pipeline.evaluation.intervals import Interval, lengthened, percentile_interval, unseen, wilson
 from pipeline.shift.domains import Cohort
 
 #: A term is named as the cause only if it is the largest in this share of the draws.
@@ -218,7 +211,7 @@ def rate(
         low, high = percentile_interval(draw().mean(hits, groups))
         method = "patient bootstrap"
     return Interval(
-        estimate=float(hits.mean()), low=low, high=high, n=n, groups=patients, method=method
+        estimate=float(hits.mean()), low=low, high=high, images=n, patients=patients, method=method
     )
 
 

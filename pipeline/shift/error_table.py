@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.patients import drawn_patients
+from pipeline.data.patients import DRAWS, drawn_patients
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import DRAWS, Interval, percentile_interval
+from pipeline.evaluation.intervals import Interval, percentile_interval
 from pipeline.heads.logistic import Path
 from pipeline.randomness import stream
 from pipeline.shift.adapt import Source

@@ -11,15 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.data.attributes import UNKNOWN
 from pipeline.data.groupings import Grouping
-from pipeline.evaluation.intervals import (
-    DRAWS,
-    Share,
-    WeightedStatistic,
-    differences_at_once,
-    intervals_at_once,
-    weighted_ratio,
-)
-from pipeline.evaluation.metrics import WEIGHTED, is_right
+from pipeline.data.patients import DRAWS, WeightedStatistic
+from pipeline.evaluation.intervals import Share, differences_at_once, intervals_at_once
+from pipeline.evaluation.metrics import METRICS, is_right, weighted_ratio
 from pipeline.shift.domains import Cohort
 from pipeline.shift.effects import PatientDraws, draw_patients
 from pipeline.shift.operating import Scores, choose_threshold
@@ -308,7 +302,7 @@ def _metrics(cohort: Cohort, terms: Terms) -> dict[str, _Metric]:
     found = {
         "accuracy": _rate(is_right(labels, proba), everyone, "all"),
         "auroc": _Metric(
-            statistic=lambda rows: WEIGHTED["auroc"](labels[rows], proba[rows]),
+            statistic=lambda rows: METRICS["auroc"](labels[rows], proba[rows]),
             bases={name: labels == k for k, name in enumerate(terms.classes)},
         ),
     }

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
 from pipeline.evaluation.auroc import bound_of_one
-from pipeline.evaluation.intervals import weighted_auroc
+from pipeline.evaluation.metrics import weighted_auroc
 from pipeline.shift.domains import split_by_patient
 from pipeline.shift.effects import Gap, PatientDraws, family, lengthen, loss_between, single_gap
 

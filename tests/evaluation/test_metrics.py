@@ -1,10 +1,13 @@
 """Scores against scikit-learn, a naive loop, and their own promises."""
 
+import time
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from pipeline.evaluation.metrics import METRICS, confusion, ece
+from pipeline.data.patients import draw_patients
+from pipeline.evaluation.metrics import METRICS, confusion, score
 
 ORACLES = {
     "accuracy": lambda y, p: sk.accuracy_score(y, p.argmax(1)),
@@ -46,7 +49,7 @@ def test_a_score_equals_an_independent_one(name, classes):
     """Over the whole table: adding a metric without an oracle fails here."""
     y, p = example(classes)
     expected = ORACLES[name](y, p)
-    assert METRICS[name](y, p) == (expected if expected is None else pytest.approx(expected))
+    assert score(name, y, p) == (expected if expected is None else pytest.approx(expected))
 
 
 def test_calibration_error_equals_a_loop_over_sorted_bins():
@@ -57,14 +60,14 @@ def test_calibration_error_equals_a_loop_over_sorted_bins():
     for b in range(15):
         chunk = rows[b * 10 : b * 10 + 10]
         total += 10 * abs(np.mean([h for _, h in chunk]) - np.mean([c for c, _ in chunk]))
-    assert ece(y, p) == pytest.approx(total / 150)
+    assert score("ece", y, p) == pytest.approx(total / 150)
 
 
 def test_calibration_error_of_a_constant_is_the_gap_itself():
     """All images share one confidence, so no bin may hold one class."""
     y = np.repeat([0, 1], 50)
-    assert ece(y, np.full((100, 2), 0.5)) == pytest.approx(0)
-    assert ece(y, np.tile([0.3, 0.7], (100, 1))) == pytest.approx(0.2)
+    assert score("ece", y, np.full((100, 2), 0.5)) == pytest.approx(0)
+    assert score("ece", y, np.tile([0.3, 0.7], (100, 1))) == pytest.approx(0.2)
 
 
 def test_calibration_error_does_not_depend_on_the_order_of_images():
@@ -73,22 +76,64 @@ def test_calibration_error_does_not_depend_on_the_order_of_images():
     y, p = example(2, 100)
     p = np.round(p, 1)
     order = rng.permutation(100)
-    assert ece(y[order], p[order]) == pytest.approx(ece(y, p), abs=1e-12)
+    assert score("ece", y[order], p[order]) == pytest.approx(score("ece", y, p), abs=1e-12)
     confidence, hit = p.max(1), p.argmax(1) == y
     sorts = [np.lexsort((rng.random(100), confidence)) for _ in range(4000)]
     gap = np.mean([(hit - confidence)[s] for s in sorts], axis=0)
     loop = sum(abs(b.sum()) for b in np.array_split(gap, 15)) / 100
-    assert ece(y, p) == pytest.approx(loop, abs=5e-3)
+    assert score("ece", y, p) == pytest.approx(loop, abs=5e-3)
 
 
 @pytest.mark.parametrize("name", ["auroc", "average_precision", "sensitivity"])
 def test_what_the_labels_do_not_define_is_none(name):
     """A domain with one class has no AUROC; a number would be made up."""
     _, p = example(2, 20)
-    assert METRICS[name](np.zeros(20, int), p) is None
+    assert score(name, np.zeros(20, int), p) is None
 
 
 def test_the_confusion_matrix_counts_truth_by_row():
     """True class by row, called class by column."""
     y, p = example(3)
     np.testing.assert_array_equal(confusion(y, p), sk.confusion_matrix(y, p.argmax(1)))
+
+
+def rounded(classes: int, n: int = 90):
+    """Labels, and probabilities with many ties."""
+    rng = np.random.default_rng(classes)
+    y = rng.integers(0, classes, n)
+    scores = rng.normal(size=(n, classes)) + 1.2 * np.eye(classes)[y]
+    p = np.round(np.exp(scores) / np.exp(scores).sum(1, keepdims=True), 2) + 0.01
+    return y, p / p.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("name", METRICS)
+def test_a_weight_counts_as_so_many_equal_rows(name, classes):
+    """In every draw, also in small ones that lack a class: then both are undefined."""
+    y, p = rounded(classes)
+    rng = np.random.default_rng(7)
+    few = (rng.random((20, len(y))) < 0.04) * rng.integers(1, 4, (20, len(y))) + np.eye(len(y))[0]
+    by_patient = draw_patients(rng.integers(0, 30, len(y)), rng, draws=20).weights()
+    weights = np.vstack([by_patient, np.eye(len(y))[:3], few])
+    for w, value in zip(weights.astype(int), METRICS[name](y, p)(weights), strict=True):
+        expected = score(name, np.repeat(y, w), np.repeat(p, w, axis=0))
+        if name == "balanced_accuracy" and np.unique(y[w > 0]).size < classes:
+            expected = None  # over the classes that are there, which are not those of y
+        assert value == pytest.approx(np.nan if expected is None else expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_two_thousand_draws_of_four_hundred_images_take_less_than_a_second(name):
+    """Processor time, so that a busy machine does not decide."""
+    y, p = rounded(2, 400)
+    weights = draw_patients(np.arange(400) // 2, np.random.default_rng(0)).weights()
+    start = time.process_time()
+    METRICS[name](y, p)(weights)
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("metric", [*METRICS.values(), confusion])
+def test_no_metric_takes_a_missing_label(metric):
+    """It would count as wrong, or as the last class."""
+    with pytest.raises(ValueError, match="without a label"):
+        metric(np.array([0, 1, -1]), np.full((3, 2), 0.5))

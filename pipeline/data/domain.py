@@ -1,0 +1,146 @@
+"""The rows of one domain, or of one split of it: patients, labels, features, probabilities.
+
+Every stage passes these rows on in this one form. Row ``i`` of each array is the same
+image. What a stage does not know, or must not see (the labels of a sealed target), is None.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import StudyError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainData:
+    """Images of one domain; row ``i`` of each array is the same image.
+
+    Attributes:
+        name: ``source`` or the target's name.
+        role: ``fit``, ``validation``, ``source`` (both of them) or ``target``.
+        group: Patient ids, shape ``(n,)``.
+        label: Shape ``(n,)``, 0 to K - 1; None where labels are sealed or absent.
+        features: Shape ``(n, d)``, finite.
+        proba: Class probabilities of the head in question, ``(n, K)``, rows sum to 1.
+        key: Content keys, uint8 of shape ``(n, 32)``.
+        row: Number of each image among the samples of the study, shape ``(n,)``.
+    """
+
+    name: str
+    role: str
+    group: NDArray[Any]
+    label: NDArray[np.int64] | None = None
+    features: NDArray[np.floating] | None = None
+    proba: NDArray[np.float64] | None = None
+    key: NDArray[np.uint8] | None = None
+    row: NDArray[np.intp] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not describe the same images.
+
+        Raises:
+            StudyError: Lengths differ, there are no rows, a number is not finite, or a label
+                is no class.
+        """
+        lengths = {name: len(array) for name, array in self._arrays()}
+        if set(lengths.values()) != {len(self.group)}:
+            raise StudyError(f"{self.name}: every array needs one row per image, got {lengths}")
+        if not len(self.group):
+            raise StudyError(f"{self.name} ({self.role}) has no images")
+        if self.label is not None and self.label.min() < 0:
+            raise StudyError(
+                f"{self.name}: some images have no label; leave them out, or all labels"
+            )
+        for name, array in self._arrays():
+            if name in ("features", "proba") and not np.isfinite(array).all():
+                raise StudyError(
+                    f"{self.name}: {name} hold NaN or infinity; run `headrace cache verify`"
+                )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.group)
+
+    @cached_property
+    def patients(self) -> int:
+        """Number of patients."""
+        return len(np.unique(self.group))
+
+    @property
+    def one_image_per_patient(self) -> bool:
+        """Whether each image is of a patient of its own."""
+        return self.patients == len(self)
+
+    def take(self, rows: NDArray[Any]) -> "DomainData":
+        """The chosen rows.
+
+        Args:
+            rows: Row numbers or a mask.
+        """
+        return replace(self, **{name: array[rows] for name, array in self._arrays()})
+
+    def with_(
+        self,
+        *,
+        label: NDArray[np.int64] | None = None,
+        features: NDArray[np.floating] | None = None,
+        proba: NDArray[np.float64] | None = None,
+    ) -> "DomainData":
+        """The same images with other labels, features or probabilities; None keeps what was."""
+        return replace(
+            self,
+            label=self.label if label is None else label,
+            features=self.features if features is None else features,
+            proba=self.proba if proba is None else proba,
+        )
+
+    def sealed(self) -> "DomainData":
+        """The same images without their labels."""
+        return replace(self, label=None)
+
+    def labelled(self) -> NDArray[np.int64]:
+        """The labels, shape ``(n,)``.
+
+        Raises:
+            StudyError: They are sealed or absent.
+        """
+        if self.label is None:
+            raise StudyError(f"this step needs the labels of {self.name}, which has none")
+        return self.label
+
+    def scored(self) -> NDArray[np.float64]:
+        """The probabilities, shape ``(n, K)``.
+
+        Raises:
+            ValueError: No head has been applied to these rows yet.
+        """
+        if self.proba is None:
+            raise ValueError(f"no head has been applied to {self.name} yet")
+        return self.proba
+
+    def embedded(self) -> NDArray[np.floating]:
+        """The features, shape ``(n, d)``.
+
+        Raises:
+            ValueError: These rows were made without features.
+        """
+        if self.features is None:
+            raise ValueError(f"the rows of {self.name} were made without features")
+        return self.features
+
+    def predicted(self) -> NDArray[np.int64]:
+        """The most probable class of each image, shape ``(n,)``."""
+        return np.asarray(self.scored().argmax(axis=1), np.int64)
+
+    def wrong(self) -> NDArray[np.bool_]:
+        """Whether another class than the label is the most probable, shape ``(n,)``."""
+        return np.asarray(self.predicted() != self.labelled())
+
+    def _arrays(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        for field in fields(self):
+            if field.name not in ("name", "role") and getattr(self, field.name) is not None:
+                yield field.name, getattr(self, field.name)

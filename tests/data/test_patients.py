@@ -1,0 +1,227 @@
+"""Patients: the split, the folds and the draws by patient."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data import patients as patients_module
+from pipeline.data.patients import (
+    VALIDATION,
+    draw_patients,
+    join_duplicates,
+    patient_folds,
+    patient_of,
+    split_by_patient,
+)
+from pipeline.errors import StudyError
+
+cohorts = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 30)), min_size=8, max_size=120
+).filter(lambda rows: all(len({p for k, p in rows if k == c}) > 1 for c in (0, 1)))
+
+
+def arrays(rows):
+    label = np.array([k for k, _ in rows])
+    return label, [f"{k}-{p}" for k, p in rows]
+
+
+def test_patients_with_images_of_both_classes_are_split_too():
+    """When every patient has both, they are one stratum, not an error."""
+    group = [f"p{i // 2}" for i in range(40)]
+    label = np.arange(40) % 2
+    split = split_by_patient(label, group, share=0.2, seed=0)
+    assert (split == VALIDATION).sum() == 8
+    assert set(label[split == VALIDATION]) == {0, 1}
+
+
+@given(cohorts, st.integers(0, 5))
+def test_no_patient_stands_on_both_sides(rows, seed):
+    """Whatever the cohort, a patient is in fit or in validation."""
+    label, group = arrays(rows)
+    split = split_by_patient(label, group, share=0.2, seed=seed)
+    sides = {g: {s for h, s in zip(group, split, strict=True) if h == g} for g in group}
+    assert all(len(s) == 1 for s in sides.values())
+
+
+@given(cohorts)
+def test_every_class_is_on_both_sides(rows):
+    """Stratified: no class is missing from fit or validation."""
+    label, group = arrays(rows)
+    split = split_by_patient(label, group, share=0.2, seed=0)
+    assert len({*zip(label.tolist(), split, strict=True)}) == 4
+
+
+@given(cohorts, st.randoms())
+def test_the_order_of_images_changes_nothing(rows, random):
+    """Seeded by patient, not by position."""
+    shuffled = random.sample(rows, len(rows))
+    one = dict(
+        zip(arrays(rows)[1], split_by_patient(*arrays(rows), share=0.3, seed=1), strict=True)
+    )
+    two = split_by_patient(*arrays(shuffled), share=0.3, seed=1)
+    assert one == dict(zip(arrays(shuffled)[1], two, strict=True))
+
+
+def test_the_share_is_met_in_each_class():
+    """With many small patients each class holds out the share asked for."""
+    rng = np.random.default_rng(0)
+    group = [f"p{i}" for i in rng.integers(0, 600, 2000)]
+    label = np.array([int(g[1:]) % 2 for g in group])
+    held_out = split_by_patient(label, group, share=0.2, seed=0) == VALIDATION
+    for k in (0, 1):
+        assert held_out[label == k].mean() == pytest.approx(0.2, abs=0.005)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([(6, 30, 150), (8, 30, 240), (9, 40, 360)]))
+def test_patients_with_mixtures_of_many_classes_are_split(seed, size):
+    """Nearly every patient has a mixture of their own; each class still stands on both sides."""
+    classes, patients, images = size
+    rng = np.random.default_rng(seed)
+    label = rng.integers(classes, size=images)
+    group = [f"p{i}" for i in rng.integers(patients, size=images)]
+    held_out = split_by_patient(label, group, share=0.2, seed=seed) == VALIDATION
+    assert set(label[held_out]) == set(label[~held_out]) == set(range(classes))
+    assert 0.1 < held_out.mean() < 0.4
+
+
+def test_another_seed_holds_out_other_patients():
+    """The seed matters."""
+    label = np.arange(100) % 2
+    group = [f"p{i}" for i in range(100)]
+    splits = [split_by_patient(label, group, share=0.2, seed=s) for s in (0, 1)]
+    assert (splits[0] != splits[1]).any()
+
+
+def test_a_class_with_one_patient_cannot_be_split():
+    """The message names the class, counts in words, and speaks of the pattern, the usual cause."""
+    label, group = np.array([0, 0, 1, 1]), ["a", "b", "c", "c"]
+    with pytest.raises(
+        StudyError,
+        match=r"class 'ill' of \[source\] has images of 1 patient, too few.*the group pattern",
+    ):
+        split_by_patient(label, group, share=0.2, seed=0, names=("well", "ill"))
+
+
+@pytest.mark.parametrize(
+    ("path", "pattern", "patient"),
+    [
+        ("normal/IM-0115-0001.jpeg", r"^(person\d+|(?:NORMAL2-)?IM-\d+)", "IM-0115"),
+        ("pneumonia/sub/person12_virus_3.jpeg", r"^(person\d+)", "person12"),
+        ("x/00000061_012.png", r"^\d{8}", "00000061"),
+        ("x/other.png", r"^\d{8}", None),
+        ("x/other.png", None, None),
+    ],
+)
+def test_the_patient_is_read_from_the_files_name(path, pattern, patient):
+    """First group, else the whole match; the folder plays no part."""
+    assert patient_of(path, pattern) == patient
+
+
+def test_patients_that_share_an_image_become_one_transitively():
+    """A and b share a picture, b and c another: none of the three may be parted."""
+    group = ["a", "b", "b", "c", "d"]
+    key = [b"1", b"1", b"2", b"2", b"3"]
+    joined = join_duplicates(group, key)
+    assert len(set(joined[:4])) == 1
+    assert joined[4] == "d"
+
+
+def apart(folds, group) -> bool:
+    """No patient in and out of a fold, every row out once."""
+    return all(not set(group[in_]) & set(group[out]) for in_, out in folds) and sorted(
+        np.concatenate([out for _, out in folds]).tolist()
+    ) == list(range(len(group)))
+
+
+@given(cohorts, st.integers(0, 5), st.sampled_from([2, 5]))
+def test_folds_keep_patients_apart_and_show_every_class(rows, seed, most):
+    """Stratified folds: what is fitted on one has seen every class."""
+    label, group = arrays(rows)
+    folds = patient_folds(label, np.array(group), folds=most, seed=seed)
+    assert apart(folds, np.array(group))
+    assert 2 <= len(folds) <= most
+    assert all(set(label[in_]) == {0, 1} for in_, _ in folds)
+
+
+def test_halves_without_labels_are_of_as_many_patients():
+    """Labels play no part, so sealed targets have halves too; the seed does."""
+    group = np.repeat(np.arange(30), 3)
+    (a, b), (c, d) = patient_folds(None, group, folds=2, seed=0)
+    assert apart([(a, b), (c, d)], group)
+    assert len(set(group[b])) == len(set(group[d])) == 15
+    assert not np.array_equal(b, patient_folds(None, group, folds=2, seed=1)[0][1])
+
+
+def test_no_class_lies_whole_in_one_fold():
+    """Folds of equal size would do so here: two patients of class 1 are the lightest."""
+    group = np.repeat(np.arange(7), [4, 4, 4, 4, 2, 1, 1])
+    label = np.repeat([0, 0, 0, 0, 0, 1, 1], [4, 4, 4, 4, 2, 1, 1])
+    folds = patient_folds(label, group, seed=0)
+    assert apart(folds, group)
+    assert all(set(label[in_]) == {0, 1} for in_, _ in folds)
+
+
+@pytest.mark.parametrize(
+    ("label", "group", "message"),
+    [
+        (np.array([0, 0, 1]), np.arange(3), "a class has images of one patient alone"),
+        (None, np.zeros(4), "all images are of one patient alone"),
+        (np.array([0, 1, 0, 1, 0]), np.array([0, 0, 1, 1, 2]), None),
+    ],
+)
+def test_too_few_patients_for_folds_are_refused(label, group, message):
+    """A head that is fitted to the others would never have seen the class."""
+    if message is None:
+        assert len(patient_folds(label, group, seed=0)) == 2
+        return
+    with pytest.raises(StudyError, match=message):
+        patient_folds(label, group, seed=0)
+
+
+def test_draws_take_patients_whole():
+    """All images of a patient are drawn equally often, and each draw has as many patients."""
+    draws = draw_patients(["a", "b", "a", "c", "b"], np.random.default_rng(0), draws=50)
+    weights = draws.weights()
+    assert weights.shape == (50, 5)
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert (weights[:, 1] == weights[:, 4]).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
+
+
+def test_every_draw_has_every_class_where_labels_are_given():
+    """A class of one patient in twenty is missed by a third of the draws; those are redrawn."""
+    groups = np.repeat(np.arange(20), 2)
+    label = (groups == 7).astype(int)
+    plain = draw_patients(groups, np.random.default_rng(0), draws=50)
+    assert (plain.weights()[:, label == 1] == 0).any()
+    draws = draw_patients(groups, np.random.default_rng(0), draws=50, label=label)
+    assert len(draws) == 50
+    assert (draws.weights()[:, label == 1] > 0).all()
+    assert (draws.weights().sum(axis=1) == 40).all()
+
+
+def test_a_statistic_does_not_depend_on_the_blocks(monkeypatch):
+    """However many rows fit in a block, each draw is evaluated once."""
+    rng = np.random.default_rng(0)
+    group, values = rng.integers(0, 40, 120), rng.normal(size=120)
+    draws = draw_patients(group, rng, draws=50)
+    whole, means = draws.apply(lambda w: w @ values / w.sum(axis=1)), draws.mean(values)
+    np.testing.assert_allclose(means, whole)
+    monkeypatch.setattr(patients_module, "_BLOCK_CELLS", 7 * 120)
+    assert len(list(draws.blocks())) == 8
+    np.testing.assert_allclose(draws.apply(lambda w: w @ values / w.sum(axis=1)), whole)
+    np.testing.assert_allclose(draws.mean(values), means)
+
+
+def test_some_rows_of_the_same_patients_share_the_draws():
+    """Pairing across subsets of rows; a draw without any of them has no mean."""
+    group = np.array([3, 1, 1, 2])
+    draws = draw_patients(group, np.random.default_rng(0), draws=40)
+    some = draws.of(group[2:])
+    np.testing.assert_array_equal(some.weights(), draws.weights()[:, 2:])
+    means = some.mean(np.array([1.0, 0.0]))
+    missed = (some.weights() == 0).all(axis=1)
+    assert missed.any()
+    assert np.isnan(means[missed]).all()
+    assert np.isfinite(means[~missed]).all()
