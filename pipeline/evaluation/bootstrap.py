@@ -66,7 +66,7 @@ def bootstrap_interval(
     """A statistic with its percentile interval over draws of whole patients.
 
     Args:
-        statistic: For example an entry of ``WEIGHTED``, for one head's probabilities.
+        statistic: For example an entry of ``METRICS``, for one head's probabilities.
         group: ``n`` patient ids.
         rng: Source of randomness.
         draws: Number of draws.

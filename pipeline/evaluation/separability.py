@@ -24,9 +24,11 @@ from scipy.linalg import solve
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
+from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError
 from pipeline.evaluation.auroc import bound_of_one
-from pipeline.evaluation.intervals import Interval, patient_draws, weighted_auroc
+from pipeline.evaluation.intervals import Interval
+from pipeline.evaluation.metrics import weighted_auroc
 
 DRAWS = 499
 _TAIL = 0.025
@@ -37,7 +39,7 @@ _FEWEST_DRAWS = 199
 _FOLDS = 5
 #: A fold's own block of H is held at once; more folds keep it small for many rows.
 _FOLD_ROWS = 4096
-#: Columns that are ranked or weighted at once.
+#: Columns that are ranked at once.
 _COLUMNS = 128
 
 
@@ -120,7 +122,7 @@ def separability(
     draws = min(draws, max(_FEWEST_DRAWS, _CELLS // len(label)))
     permuted = permuted_labels(label, patient_units(label, patient), draws=draws, seed=seed)
     fold = patient_fold(patient, seed=seed)
-    weights = patient_draws(patient, np.random.default_rng([seed, 7]), draws=draws)
+    drawn = draw_patients(patient, np.random.default_rng([seed, 7]), draws=draws)
     present = np.unique(label)
     # Two classes mirror each other, so the second alone says it all.
     positives = present[1:] if present.size == 2 else present
@@ -129,7 +131,7 @@ def separability(
         is_k = permuted == k
         scores = ridge_scores(features, is_k, fold)
         null += auc_columns(scores, is_k)
-        resampled += _weighted_auc(is_k[:, 0], scores[:, 0], weights)
+        resampled += drawn.apply(weighted_auroc(is_k[:, 0], scores[:, 0]))
     # Divided once: six times a sixth is not 1, and a perfect AUC would not be seen as one.
     null, resampled = null / positives.size, resampled / positives.size
     low, high = _interval(null, resampled)
@@ -140,8 +142,8 @@ def separability(
         estimate=float(null[0]),
         low=low,
         high=high,
-        n=len(label),
-        groups=int(patient.max()) + 1,
+        images=len(label),
+        patients=int(patient.max()) + 1,
         method="bootstrap and permutation of patients",
     )
     return Separability(auc=auc, p=permutation_p(null))
@@ -337,15 +339,6 @@ def _solve_positive(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> 
     """For a symmetric positive definite matrix: half the work of a general one."""
     solved: NDArray[np.float64] = solve(matrix, right, assume_a="pos", check_finite=False)
     return solved
-
-
-def _weighted_auc(
-    positive: NDArray[np.bool_], score: NDArray[np.float64], weights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Shape (B,) for weights (B, n); NaN where a draw leaves only one class."""
-    statistic = weighted_auroc(positive, score)
-    starts = range(0, len(weights), _COLUMNS)
-    return np.concatenate([statistic(weights[start : start + _COLUMNS]) for start in starts])
 
 
 def _interval(null: NDArray[np.float64], resampled: NDArray[np.float64]) -> tuple[float, float]:
