@@ -57,12 +57,14 @@ class Column:
         kind: A key of :data:`NUMBERS`, ``text``, or ``mark`` (a star where the value is true).
         help: One sentence for readers; Markdown and the page show it below the table.
         interval: Whether the values are (estimate, low, high). CSV files have three columns.
+        csv_only: Whether people are not shown it.
     """
 
     name: str
     kind: str = "text"
     help: str = ""
     interval: bool = False
+    csv_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +133,12 @@ def format_value(value: Any, kind: str) -> str:
 
 
 def _shown(table: Table) -> tuple[list[Column], list[list[str]]]:
-    """Columns that hold a value in some row, and the texts of each row."""
+    """Columns for people that hold a value in some row, and the texts of each row."""
     kept = [
         (position, column)
         for position, column in enumerate(table.columns)
-        if position == 0 or any(row[position] not in (None, "", False) for row in table.rows)
+        if not column.csv_only
+        and (position == 0 or any(row[position] not in (None, "", False) for row in table.rows))
     ]
     rows = [[format_value(row[at], column.kind) for at, column in kept] for row in table.rows]
     return [column for _, column in kept], rows

@@ -1,0 +1,101 @@
+"""What the audit found: the worst first, what to do about it below."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.report.table import Column, Part, Table
+from pipeline.words import counted
+
+Record = Mapping[str, Any]
+_OK = "ok"
+_PAIRS = 5
+
+
+def tables(record: Record) -> list[Part]:
+    """The parts of a report on ``audit.json``."""
+    found = record["findings"]
+    severities = [s for s in record["counts"] if record["counts"][s]]
+    parts: list[Part] = [_severity(record, severity) for severity in severities if severity != _OK]
+    if fine := [f"{f['check']} ({f['where']})" for f in found if f["severity"] == _OK]:
+        parts.append(f"These checks found nothing: {'; '.join(fine)}.")
+    parts += _near_copies(record)
+    parts.append(summary(record))
+    return parts
+
+
+def summary(record: Record) -> str:
+    """How many checks of each severity, in a sentence."""
+    counts = record["counts"]
+    kinds = [
+        counted(n, "check passed" if s == _OK else s, "checks passed" if s == _OK else "")
+        for s, n in counts.items()
+        if n
+    ]
+    leaks = "" if counts["leak"] else "No leak was found. "
+    return f"{leaks}{counted(record['images'], 'image')}: {', '.join(kinds)}."
+
+
+def _severity(record: Record, severity: str) -> Table:
+    found = [f for f in record["findings"] if f["severity"] == severity]
+    advice: dict[str, list[str]] = {}
+    for f in found:
+        if f["advice"] and f["check"] not in advice.setdefault(f["advice"], []):
+            advice[f["advice"]].append(f["check"])
+    return Table(
+        title=counted(len(found), severity),
+        columns=(Column(name="check"), Column(name="where"), Column(name="found")),
+        rows=tuple((f["check"], f["where"], f["found"]) for f in found),
+        notes=tuple(f"{', '.join(checks)}: {text}." for text, checks in advice.items()),
+    )
+
+
+def _near_copies(record: Record) -> Iterator[Part]:
+    pairs = record["near_copies"]
+    if not pairs:
+        return
+    more = len(pairs) - _PAIRS
+    files = f"near_copies.png in results/{record['study']} shows them side by side."
+    if record["leave_out"]:
+        files += " leave_out.txt lists those outside fit: exclude = FILE in the study omits them."
+    yield Table(
+        title="Pairs of nearly equal images in different roles, most alike first",
+        columns=(
+            Column(name="image"),
+            Column(name="other image"),
+            Column(name="cosine", kind="number"),
+            Column(name="bits that differ", kind="count"),
+        ),
+        rows=tuple(
+            (*(f"{image['path']} ({image['label']})" for image in p["images"]), p["cosine"], p["bits"])
+            for p in pairs[:_PAIRS]
+        ),
+        notes=(*([f"{more} more pairs are in audit.json."] if more > 0 else []), files),
+    )
+    if record["scores"]:
+        yield _scores(record["scores"])
+
+
+def _scores(rows: list[Record]) -> Table:
+    """The linear head with and without near copies."""
+
+    def accuracy(score: Record) -> tuple[Any, ...]:
+        return score["accuracy"], score["low"], score["high"]
+
+    return Table(
+        title="Accuracy of the linear head with and without images that nearly equal one of fit",
+        columns=(
+            Column(name="backbone"),
+            Column(name="role"),
+            Column(name="all images", kind="share", interval=True),
+            Column(name="without near copies", kind="share", interval=True),
+        ),
+        rows=tuple(
+            (
+                row["backbone"],
+                row["everything"]["role"],
+                accuracy(row["everything"]),
+                accuracy(row["without_near_copies"]),
+            )
+            for row in rows
+        ),
+    )

@@ -1,0 +1,57 @@
+"""What stage 1 did: one row for each backbone, then the images that it skipped."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.report.table import Column, Part, Table
+
+_SHOWN = 10
+
+
+def tables(record: Mapping[str, Any]) -> list[Part]:
+    """The parts of a report on ``features.json``."""
+    columns = {"images": "images_in", "computed": "computed", "reused": "reused"}
+    table = Table(
+        title="",
+        columns=(
+            Column(name="backbone"),
+            *(Column(name=name, kind="count") for name in (*columns, "skipped")),
+            Column(name="features", kind="count"),
+            Column(name="seconds", kind="seconds"),
+            Column(name="images/s", kind="seconds"),
+            Column(name="store"),
+        ),
+        rows=tuple(
+            (
+                row["backbone"],
+                *(row[field] for field in (*columns.values(), "skipped", "dim")),
+                *((row["seconds"], row["images_per_second"]) if row["computed"] else (None, None)),
+                row["store"],
+            )
+            for row in record["backbones"]
+        ),
+    )
+    return [table, *skipped(record["skipped"], "features.json")]
+
+
+def skipped(images: list[Mapping[str, Any]], file: str) -> list[Part]:
+    """The first images that could not be used, with their reasons.
+
+    Args:
+        images: With ``path``, ``reason`` and maybe ``domain``.
+        file: Where all of them are listed.
+    """
+    if not images:
+        return []
+    more = len(images) - _SHOWN
+    return [
+        Table(
+            title="Skipped images",
+            columns=(Column(name="image"), Column(name="reason")),
+            rows=tuple(
+                (f"{one['domain']}/{one['path']}" if "domain" in one else one["path"], one["reason"])
+                for one in images[:_SHOWN]
+            ),
+            notes=(f"{more} more are in {file}.",) if more > 0 else (),
+        )
+    ]

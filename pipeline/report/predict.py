@@ -1,0 +1,60 @@
+"""What a saved head predicts for new images."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.report.features import skipped
+from pipeline.report.table import Column, Part, Table
+from pipeline.words import counted
+
+_PATH_WIDTH = 60
+
+
+def tables(record: Mapping[str, Any]) -> list[Part]:
+    """The parts of a report on what ``headrace predict --json`` prints."""
+    rows = record["rows"]
+    table = Table(
+        title="",
+        columns=(
+            Column(name="image"),
+            Column(name="predicted"),
+            Column(name="probability", kind="share"),
+        ),
+        rows=tuple((_end(r["path"]), r["called"], max(r["probability"])) for r in rows),
+    )
+    return [table, *skipped(record["skipped"], "the output of --json"), *_sentences(record)]
+
+
+def predictions(record: Mapping[str, Any]) -> Table:
+    """Every image with the probability of each class, for ``--csv``."""
+    return Table(
+        title="",
+        columns=(
+            *(Column(name=name) for name in ("path", "key", "called")),
+            *(Column(name=name, kind="share") for name in record["classes"]),
+        ),
+        rows=tuple((r["path"], r["key"], r["called"], *r["probability"]) for r in record["rows"]),
+        key="predictions",
+    )
+
+
+def _sentences(record: Mapping[str, Any]) -> list[str]:
+    stored = max(len(record["rows"]) - record["computed"], 0)
+    sentences = [
+        f"Head {record['head']} on {record['backbone']}, fitted on "
+        f"{counted(record['images'], 'image')} of {record['study']}. "
+        f"{counted(record['computed'], 'image')} computed, {stored} from the store."
+    ]
+    if record["contains_training_features"]:
+        sentences.append(
+            "The model file holds features of its training images: treat it as patient data."
+        )
+    return [
+        *sentences,
+        "Research software, not a medical device: no diagnosis may rest on this.",
+    ]
+
+
+def _end(path: str) -> str:
+    """The end of a long path tells two images apart."""
+    return path if len(path) <= _PATH_WIDTH else "..." + path[3 - _PATH_WIDTH :]
