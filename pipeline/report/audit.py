@@ -66,7 +66,11 @@ def _near_copies(record: Record) -> Iterator[Part]:
             Column(name="bits that differ", kind="count"),
         ),
         rows=tuple(
-            (*(f"{image['path']} ({image['label']})" for image in p["images"]), p["cosine"], p["bits"])
+            (
+                *(f"{image['path']} ({image['label']})" for image in p["images"]),
+                p["cosine"],
+                p["bits"],
+            )
             for p in pairs[:_PAIRS]
         ),
         notes=(*([f"{more} more pairs are in audit.json."] if more > 0 else []), files),

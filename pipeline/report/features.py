@@ -49,7 +49,10 @@ def skipped(images: list[Mapping[str, Any]], file: str) -> list[Part]:
             title="Skipped images",
             columns=(Column(name="image"), Column(name="reason")),
             rows=tuple(
-                (f"{one['domain']}/{one['path']}" if "domain" in one else one["path"], one["reason"])
+                (
+                    f"{one['domain']}/{one['path']}" if "domain" in one else one["path"],
+                    one["reason"],
+                )
                 for one in images[:_SHOWN]
             ),
             notes=(f"{more} more are in {file}.",) if more > 0 else (),

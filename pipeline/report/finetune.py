@@ -18,19 +18,20 @@ def tables(record: Record) -> list[Part]:
         return ["No method has been trained yet."]
     classes = ", ".join(record["classes"])
     baseline = next((p["baseline"] for p in record["pairs"] if p["reference"] == "baseline"), "lp")
-    parts: list[Part] = [
-        Heading(f"{record['study']}: frozen and fine-tuned networks, classes {classes}"),
+    legend = (
         f"Points are differences of accuracy from {baseline}, the head on frozen features; p is "
-        "adjusted for the number of methods (Holm). Intervals are 95 %, by patient.",
+        "adjusted for the number of methods (Holm). Intervals are 95 %, by patient."
+    )
+    domains = dict.fromkeys((d["domain"], d["role"]) for row in rows for d in row["domains"])
+    return [
+        Heading(f"{record['study']}: frozen and fine-tuned networks, classes {classes}"),
+        legend,
+        *(_domain(record, domain, role) for domain, role in domains if role != "fit"),
+        *_against_heads(record),
+        _costs(rows),
+        *_caveats(rows),
+        *(not_scored(name, images) for name, images in record["unlabelled"].items()),
     ]
-    for domain in dict.fromkeys((d["domain"], d["role"]) for row in rows for d in row["domains"]):
-        if domain[1] != "fit":
-            parts.append(_domain(record, *domain))
-    parts += _against_heads(record)
-    parts.append(_costs(rows))
-    parts += _caveats(rows)
-    parts += [not_scored(name, images) for name, images in record["unlabelled"].items()]
-    return parts
 
 
 def _domain(record: Record, domain: str, role: str) -> Table:

@@ -173,9 +173,7 @@ def _algorithms(found: Sequence[Row]) -> Iterator[Table]:
             Column(name="head"),
             Column(name="points", kind="points"),
             Column(name="P(worse)", kind="share"),
-            Column(
-                name="P(equal)", kind="share", help=f"Within {100 * first['rope']:.0f} point."
-            ),
+            Column(name="P(equal)", kind="share", help=f"Within {100 * first['rope']:.0f} point."),
             Column(name="P(better)", kind="share"),
             Column(name="p", kind="p", help="Corrected resampled t-test, after Holm."),
         ),

@@ -40,17 +40,15 @@ def predictions(record: Mapping[str, Any]) -> Table:
 
 def _sentences(record: Mapping[str, Any]) -> list[str]:
     stored = max(len(record["rows"]) - record["computed"], 0)
-    sentences = [
+    head = (
         f"Head {record['head']} on {record['backbone']}, fitted on "
         f"{counted(record['images'], 'image')} of {record['study']}. "
         f"{counted(record['computed'], 'image')} computed, {stored} from the store."
-    ]
-    if record["contains_training_features"]:
-        sentences.append(
-            "The model file holds features of its training images: treat it as patient data."
-        )
+    )
+    private = "The model file holds features of its training images: treat it as patient data."
     return [
-        *sentences,
+        head,
+        *([private] if record["contains_training_features"] else []),
         "Research software, not a medical device: no diagnosis may rest on this.",
     ]
 
