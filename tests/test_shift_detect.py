@@ -12,14 +12,12 @@ from pipeline.errors import StudyError
 from pipeline.shift.detect import (
     FAST,
     PRIMARY,
-    SLOW,
     DetectionSettings,
     detect,
     detect_with_controls,
 )
 from pipeline.shift.domains import Cohort, compare, split_by_patient
 from pipeline.shift.kernels import place
-from pipeline.shift.marginals import feature_draws, westfall_young
 from pipeline.shift.permute import PermutationPlan, p_value, relabel, standard_score
 from pipeline.shift.ridge_test import folds_of, ridge_draws
 
@@ -115,8 +113,7 @@ def test_power_grows_with_the_shift_and_with_the_patients():
 def every_draw(source, target, kinds):
     """Return all statistics of some measures, by name."""
     pair = compare(source, target, PermutationPlan(draws=49))
-    tables = {**FAST, **SLOW}
-    return {name: draws for kind in kinds for name, draws in tables[kind](pair).items()}
+    return {name: draws for kind in kinds for name, draws in FAST[kind](pair).items()}
 
 
 def mapped(pair, change):
@@ -129,7 +126,7 @@ def test_rotating_the_features_changes_no_distance_measure():
     rng = np.random.default_rng(3)
     pair = two_cohorts(rng, shift=0.3)
     rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0]
-    kinds = ("kernels", "neighbours", "frechet")
+    kinds = ("kernels",)
     before = every_draw(*pair, kinds)
     after = every_draw(*mapped(pair, lambda rows: rows @ rotation), kinds)
     for name, draws in before.items():
@@ -152,23 +149,10 @@ def test_the_order_of_rows_changes_nothing():
     rng = np.random.default_rng(5)
     pair = two_cohorts(rng, shift=0.3, clustered=True)
     shuffled = [c.take(rng.permutation(len(c.groups))) for c in pair]
-    kinds = (*FAST, *SLOW)
+    kinds = tuple(FAST)
     before, after = every_draw(*pair, kinds), every_draw(*shuffled, kinds)
     for name, draws in before.items():
         np.testing.assert_allclose(after[name], draws, rtol=1e-6, atol=1e-9, err_msg=name)
-
-
-def test_per_feature_list_names_the_shifted_feature():
-    """B10: the planted feature is first, with its effect size, and nothing else is significant."""
-    rng = np.random.default_rng(15)
-    source, target = two_cohorts(rng, 150, 150, width=12)
-    target.features[:, 4] += 1.0
-    pair = compare(source, target, PermutationPlan(draws=99))
-    draws = feature_draws(pair.pooled.features, pair.labels)
-    adjusted = westfall_young(draws.distance)
-    assert draws.distance[:, 0].argmax() == 4
-    assert draws.cohen_d[4] == pytest.approx(1.0, abs=0.3)
-    assert np.flatnonzero(adjusted <= ALPHA).tolist() == [4]
 
 
 def test_too_few_patients_to_reject_are_refused():
@@ -218,10 +202,6 @@ def test_detection_finds_a_planted_shift_and_its_controls_behave():
         assert null.p > ALPHA
         assert positive.p == 0.01
         assert len(finding.null) == 99
-    assert {"ridge_c2st|class=0", "mmd_aggregated|class=1", "per_feature"} <= set(rows)
-    assert found.observed.alignment.pseudo_labels
-    # True of labels that are open as well: the tests are not given them.
-    assert found.observed.notes[-1].endswith("predictions: tests see no label of the target")
 
 
 def test_small_domains_are_refused_by_name_and_noted():
@@ -232,26 +212,6 @@ def test_small_domains_are_refused_by_name_and_noted():
     assert found.findings["mmd_aggregated"].p is None
     assert found.findings["bbsd_ks"].p_holm == found.findings["bbsd_ks"].p
     assert "absence of evidence" in found.notes[0]
-
-
-def test_a_label_shift_alone_leaves_the_classes_alike():
-    """B11: another class mix moves the marginal tests, not those inside each class."""
-    rng = np.random.default_rng(18)
-    parts = []
-    for share, first in ((0.3, 0), (0.8, 1000)):
-        labels = (rng.random(200) < share).astype(int)
-        features = rng.normal(size=(200, 5)) + 2 * labels[:, None]
-        parts.append(
-            Cohort(
-                features=features,
-                probabilities=np.eye(2)[labels],
-                groups=np.arange(200) + first,
-                labels=labels,
-            )
-        )
-    found = detect(*parts, DetectionSettings(plan=PermutationPlan(draws=99))).findings
-    assert found["ridge_c2st"].p == 0.01
-    assert all(found[f"ridge_c2st|class={k}"].p > ALPHA for k in (0, 1))
 
 
 def test_cohorts_refuse_what_cannot_be_compared():
@@ -280,7 +240,7 @@ def test_twenty_thousand_rows_need_no_square_matrix():
     rng = np.random.default_rng(21)
     pair = two_cohorts(rng, 16_000, 4_000, shift=0.05, width=64)
     tracemalloc.start()
-    found = every_draw(*pair, ("ridge", "kernels", "neighbours"))
+    found = every_draw(*pair, ("ridge", "kernels"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 600e6

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import zlib
 from dataclasses import fields, replace
 
 import numpy as np
@@ -73,11 +72,11 @@ def test_no_half_is_predicted_by_a_model_that_saw_it():
         return replace(predictor, transform=check)
 
     with pytest.MonkeyPatch.context() as patch:
-        spied = {"source_only": FIXES["source_only"], "erased_domain": spy}
+        spied = {"source_only": FIXES["source_only"], "coral": spy}
         patch.setattr("pipeline.shift.adapt_eval.fix_named", spied.get)
         made = predict_target(source, target, replace(plan, fixes=tuple(spied)))
     assert sum(len(rows) for rows in seen) == len(target.features)
-    assert np.isfinite(made.probabilities["erased_domain"]).all()
+    assert np.isfinite(made.probabilities["coral"]).all()
 
 
 def test_leaderboard_reads_the_labels_once_and_keeps_k_shot_rows_apart():
@@ -115,20 +114,6 @@ def weighted_alone(source, rows):
     return source.fit(source.standard, weights=ratio / ratio.mean())
 
 
-class BaggedAlone:
-    """Heads of bootstraps of the source's patients, fitted one by one."""
-
-    def __init__(self, source, seed):
-        rng = np.random.default_rng([seed, zlib.crc32(b"bagging")])
-        patients = np.unique(source.groups, return_inverse=True)[1]
-        n = patients.max() + 1
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=source.settings.bags)
-        self.heads = [source.fit(source.standard, weights=row[patients]) for row in counts]
-
-    def predict_proba(self, rows):
-        return np.mean([head.predict_proba(rows) for head in self.heads], axis=0)
-
-
 def shot_alone(source, target, labels, k, cut):
     """One k-shot head, fitted to the rows that are shown and to no others."""
     order = np.random.default_rng([cut.seed, 5, k]).permutation(cut.adapt)
@@ -146,7 +131,6 @@ def test_heads_fitted_together_equal_heads_fitted_alone():
         rows = source.standardise(target.features[cut.score])
         alone = {
             "weighted": (weighted_alone(source, target.features[cut.adapt]), made),
-            "bagged": (BaggedAlone(source, cut.seed), together["bagging"]),
             **{
                 str(k): (shot_alone(source, target, labels, k, cut), shots[f"k_shot({k})"])
                 for k in PLAN.shots

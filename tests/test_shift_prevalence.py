@@ -48,33 +48,6 @@ def test_em_finds_the_most_likely_prevalence(seed):
     assert PRIORS["mlls_em"](evidence)[1] == pytest.approx(best, abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_bbse_is_the_adjusted_count(seed):
-    """C-T8: for two classes BBSE is (called - fpr) / (tpr - fpr), kept inside 0 to 1."""
-    rng = np.random.default_rng([10, seed])
-    source, labels = draw_scores(rng, 600)
-    target = draw_scores(rng, 300, [0.75, 0.3, 0.99, 0.02, 0.5][seed])[0]
-    called = source.argmax(axis=1)
-    tpr, fpr = called[labels == 1].mean(), called[labels == 0].mean()
-    count = (target.argmax(axis=1).mean() - fpr) / (tpr - fpr)
-    found = PRIORS["bbse"](exact_evidence(source, labels, target))
-    # Setting a negative share to 0 and scaling is the same as clipping.
-    assert found[1] == pytest.approx(min(1, max(0, count)), abs=1e-6)
-
-
-def test_rlls_believes_less_than_bbse():
-    """The ridge keeps the estimate between the source's prevalence and BBSE's."""
-    rng = np.random.default_rng(11)
-    source, labels = draw_scores(rng, 300)
-    evidence = exact_evidence(source, labels, draw_scores(rng, 100, 0.9)[0])
-    source_share, held, free = (
-        evidence.prior()[1],
-        PRIORS["rlls"](evidence)[1],
-        PRIORS["bbse"](evidence)[1],
-    )
-    assert source_share < held < free - 1e-3
-
-
 @pytest.mark.parametrize("repeats", [25, pytest.param(200, marks=pytest.mark.slow)])
 def test_prevalence_interval_covers(repeats):
     """C11: the bootstrap interval of MLLS holds the population's prevalence."""

@@ -49,25 +49,10 @@ def _told_rows(target: Record) -> Iterable[Row]:
 
 
 def _fix_rows(target: Record) -> Iterable[Row]:
-    blocks = {"target": target["fixes"], "source halves": target["fixes_control"]}
-    for scored_on, row in ((place, row) for place, rows in blocks.items() for row in rows):
+    for row in target["fixes"]:
         flat = {name: value for name, value in row.items() if name not in {"difference", "notes"}}
         yield {
-            "scored_on": scored_on,
             **flat,
-            **{f"difference_{name}": v for name, v in row["difference"].items()},
-        }
-
-
-def _tuned_rows(target: Record) -> Iterable[Row]:
-    tuned = target["fixes_tuned"]
-    for row in tuned["rows"]:
-        values = {k: " and ".join(f"{v:g}" for v in row[k]) for k in ("chosen", "oracle")}
-        flat = {name: value for name, value in row.items() if name != "difference"}
-        yield {
-            "validator": tuned["validator"],
-            **flat,
-            **values,
             **{f"difference_{name}": v for name, v in row["difference"].items()},
         }
 
@@ -124,7 +109,6 @@ TABLES: Mapping[str, Callable[[Record], Iterable[Row]]] = MappingProxyType(
         "calibration": _calibration_rows,
         "operating": _operating_rows,
         "fixes": _fix_rows,
-        "tuned": _tuned_rows,
     }
 )
 #: Columns that say of what a row is; their values are a target's.
@@ -146,7 +130,6 @@ TITLES: Mapping[str, str] = MappingProxyType(
         "calibration": "Calibration",
         "operating": "Thresholds chosen on the source, at work in both domains",
         "fixes": "Fixes",
-        "tuned": "Fixes tuned without labels; the oracle saw them and is no result",
     }
 )
 

@@ -8,7 +8,6 @@ from pipeline.report.shift_files import ShiftReport
 from pipeline.report.shift_subgroups import subgroup_lines
 from pipeline.report.text_tables import WIDTH, new_table, number, p_text, render
 from pipeline.shift.adapt_eval import Row as LeaderboardRow
-from pipeline.shift.adapt_tuning import TunedRow
 from pipeline.shift.calibrate import Carried, Soundness
 from pipeline.shift.covariates import said
 from pipeline.shift.detect import ControlledDetection
@@ -105,9 +104,6 @@ def _target_text(target: TargetReport, classes: Sequence[str]) -> str:
         "fixes that see no label of the target, adapted on one half and scored on the other",
         _fixes_table(target.fixes.rows),
         "",
-        f"the same, tuned by {target.validator} without labels, one cut; the oracle saw labels",
-        _tuned_table(target.tuned),
-        "",
         *_with_labels(target.fixes.k_shot),
     ]
     return "\n".join(lines)
@@ -189,25 +185,6 @@ def _points(share: float) -> str:
 
 def _span(low: float, high: float) -> str:
     return f"{_percent(low)} to {_percent(high)}"
-
-
-def _tuned_table(rows: Sequence[TunedRow]) -> str:
-    names = ["fix", "tuned", "chosen", "accuracy", "points", "95 % interval", "p (Holm)"]
-    table = new_table([*names, "oracle", "regret"], left=3)
-    for row in rows:
-        d = row.difference
-        table.add_row(
-            row.name,
-            row.setting,
-            " and ".join(f"{value:g}" for value in row.chosen),
-            number(row.accuracy),
-            _points(d.estimate),
-            f"{_points(d.low)} to {_points(d.high)}",
-            p_text(row.p_holm),
-            number(row.oracle_accuracy),
-            number(row.regret),
-        )
-    return render(table)
 
 
 def _with_labels(rows: Sequence[LeaderboardRow]) -> list[str]:

@@ -1,32 +1,23 @@
 """Calibrate class probabilities by bias-corrected temperature scaling (BCTS)."""
 
 import hashlib
-import importlib
-import importlib.util
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import sklearn
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import entr, log_softmax, softmax
+from scipy.special import log_softmax, softmax
+from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
 
-from pipeline.data.patients import drawn_patients, teaching_folds
+from pipeline.data.patients import teaching_folds
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.heads import HEADS
 from pipeline.heads.logistic import LogisticHead, Path, solve_path
-from pipeline.heads.preprocessing import predict_in_blocks, times, untreated
-from pipeline.heads.search import Problem, train_head
-from pipeline.shift.erasure import class_means, fit_eraser
-from pipeline.shift.gaussians import shrunk_covariance
+from pipeline.heads.preprocessing import times
 
 _TINY = 1e-12
 
@@ -114,15 +105,6 @@ class FixSettings:
     """F6: quantile at which the weights are clipped."""
     calibration_folds: int = 5
     """F1b, F7: folds, by patient, of the out-of-fold scores that calibrate the head."""
-    prototypes: int = 20
-    """F8: most confident rows kept per class."""
-    bags: int = 5
-    """F11: heads of the ensemble over bootstraps of the source's patients."""
-    ensemble_seeds: int = 5
-    """F11: perceptrons of the ensemble over seeds, 0 and up; five have most of the gain
-    (Lakshminarayanan et al. 2017)."""
-    ensemble_heads: tuple[str, ...] = ("ridge", "prototype", "boosting", "mlp")
-    """F11: entries of ``HEADS`` that the ensemble over kinds puts beside the logistic head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +138,6 @@ class Axes:
     """Shape (n, c)."""
     covariance: NDArray[np.float64]
     """Shape (c, c), of the rows, shrunk."""
-
-
-#: What a source has computed and keeps under other settings.
-_KEPT = ("mean", "scale", "prior", "standard", "head", "_fitted", "_trained", "_axes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,19 +183,6 @@ class Source:
         """Shape (K,): share of each class."""
         return np.asarray(np.bincount(self.labels) / len(self.labels))
 
-    def with_settings(self, settings: FixSettings) -> "Source":
-        """The same rows under other settings; what does not depend on them is kept.
-
-        The penalty must stay: the head is kept too.
-        """
-        if settings.inverse_penalty != self.settings.inverse_penalty:
-            raise StudyError("another penalty is another head: make another source")
-        other = replace(self, settings=settings)
-        for name in _KEPT:
-            if name in vars(self):
-                vars(other)[name] = vars(self)[name]
-        return other
-
     def standardise(self, features: Rows) -> NDArray[np.float64]:
         """Scale raw features by the source's mean and standard deviation, shape (n, d)."""
         return np.asarray((features - self.mean) / self.scale, dtype=np.float64)
@@ -236,7 +201,7 @@ class Source:
             directions = np.asarray(solver.fit(self.standard).components_.T, dtype=np.float64)
             rows = self.standard @ directions
             self._axes[count] = Axes(
-                directions=directions, rows=rows, covariance=shrunk_covariance(rows)
+                directions=directions, rows=rows, covariance=ledoit_wolf(rows)[0]
             )
         return self._axes[count]
 
@@ -289,36 +254,6 @@ class Source:
     @cached_property
     def _fitted(self) -> dict[str, Path]:
         """What :meth:`weighted_heads` has fitted: a fix that looks at no target asks again."""
-        return {}
-
-    def trained(self, name: str, count: int = 1) -> list[Any]:
-        """Train heads of another kind on the source's own rows; each of them only once.
-
-        Args:
-            name: Entry of ``HEADS``, taken with its defaults.
-            count: Heads, of seeds 0 and up; a kind without seeds has one.
-
-        Raises:
-            UnknownNameError: No such kind.
-            StudyError: It cannot be fitted to these rows.
-        """
-        if len(self._trained.get(name, ())) < count:
-            problem = Problem(
-                X=untreated(self.standard.astype(np.float32)),
-                y=self.labels.astype(np.int64),
-                group=self.groups,
-                seeds=tuple(range(count)),
-            )
-            kinds = {kind: replace(spec, grid={}) for kind, spec in HEADS.items()}
-            try:
-                self._trained[name] = train_head(name, problem, kinds)
-            except ValueError as error:
-                raise StudyError(f"the head {name!r} cannot be fitted here: {error}") from error
-        return self._trained[name][:count]
-
-    @cached_property
-    def _trained(self) -> dict[str, list[Any]]:
-        """What :meth:`trained` has trained: every target, half and seed asks again."""
         return {}
 
     @cached_property
@@ -546,195 +481,16 @@ def linear_transport(source: Source, target: Rows, _rng: np.random.Generator) ->
     return _moved(source, target, monge)
 
 
-def erased_domain(source: Source, target: Rows, _rng: np.random.Generator) -> Predictor:
-    """F10: erase the direction between the domains (LEACE), and fit the head there.
-
-    The target's mean is taken at the source's class mix: a plain mean would put the task
-    itself into the erased direction as soon as one domain has more ill patients.
-
-    Args:
-        source: The labelled domain.
-        target: Shape (m, d), raw.
-    """
-    rows = source.standardise(target)
-    probabilities = source.calibrated(rows)
-    prior = estimate_prior(probabilities, source.prior)
-    means = class_means(rows, posterior(probabilities, prior / source.prior))
-    pooled = np.vstack([source.standard, rows])
-    eraser = fit_eraser(pooled, source.standard.mean(axis=0), source.prior @ means)
-    return Predictor(
-        transform=lambda features: eraser(source.standardise(features)),
-        score=source.fit(eraser(source.standard)).predict_proba,
-    )
-
-
 def _moved(source: Source, target: Rows, map_between: CovarianceMap) -> Predictor:
     """Carry the source's rows over by a map made from the two shrunk covariances."""
     axes = source.axes
     rows_t = source.standardise(target) @ axes.directions
-    carry = map_between(axes.covariance, shrunk_covariance(rows_t))
+    carry = map_between(axes.covariance, ledoit_wolf(rows_t)[0])
     moved = (axes.rows - axes.rows.mean(axis=0)) @ carry + rows_t.mean(axis=0)
     return Predictor(
         transform=lambda features: source.standardise(features) @ axes.directions,
         score=source.fit(moved).predict_proba,
     )
-
-
-# Fixes that skada and POT provide, where the ``da`` extra is installed.
-
-
-@contextmanager
-def skada_routing() -> Iterator[Any]:
-    """Yield the skada module, with the global setting it needs set back afterwards."""
-    before = sklearn.get_config()["enable_metadata_routing"]
-    try:
-        skada = importlib.import_module("skada")
-        sklearn.set_config(enable_metadata_routing=True)
-        yield skada
-    finally:
-        sklearn.set_config(enable_metadata_routing=before)
-
-
-def subspace_alignment(source: Source, target: Rows, _rng: np.random.Generator) -> Predictor:
-    """F4: turn the source's principal axes into the target's (Fernando et al. 2013).
-
-    Args:
-        source: The labelled domain.
-        target: Shape (m, d), raw.
-    """
-    count = min(source.settings.components, *target.shape)
-    return _fitted("SubspaceAlignmentAdapter", {"n_components": count}, source, target)
-
-
-def sinkhorn_transport(source: Source, target: Rows, _rng: np.random.Generator) -> Predictor:
-    """F5: carry source rows over by entropic optimal transport (Courty 2017).
-
-    Costs are divided by their median: without it the iteration does not converge once
-    features are many. skada cannot do that for the class-regularised variant.
-
-    Args:
-        source: The labelled domain.
-        target: Shape (m, d), raw.
-    """
-    options = {"norm": "median", "reg_e": 0.1}
-    return _fitted("EntropicOTMappingAdapter", options, source, target)
-
-
-def optional_fixes() -> Mapping[str, Fix]:
-    """Return F4 and F5 if skada and POT are installed, else nothing."""
-    installed = all(importlib.util.find_spec(name) for name in ("skada", "ot"))
-    return _DA_FIXES if installed else MappingProxyType({})
-
-
-_DA_FIXES: Mapping[str, Fix] = MappingProxyType(
-    {"subspace_alignment": subspace_alignment, "sinkhorn_transport": sinkhorn_transport}
-)
-
-
-def _fitted(adapter: str, options: Mapping[str, Any], source: Source, target: Rows) -> Predictor:
-    rows = np.vstack([source.standard, source.standardise(target)])
-    # skada's convention: source domain 1, target domain -2, a target row has no label (-1).
-    domain = np.repeat([1, -2], [len(source.standard), len(target)])
-    labels = np.append(source.labels, np.full(len(target), -1))
-    with skada_routing() as skada:
-        head = LogisticRegression(C=source.settings.inverse_penalty, max_iter=2000)
-        pipeline = skada.make_da_pipeline(
-            getattr(skada, adapter)(**options), head.set_fit_request(sample_weight=True)
-        )
-        pipeline.fit(rows, labels, sample_domain=domain)
-
-    def score(standardised: Rows) -> NDArray[np.float64]:
-        with skada_routing():
-            return np.asarray(pipeline.predict_proba(standardised), dtype=np.float64)
-
-    return Predictor(transform=source.standardise, score=score)
-
-
-# F11: heads of the source whose probabilities are averaged; no row of the target is looked at.
-
-
-_LOG = logging.getLogger(__name__)
-
-
-def bagging(source: Source, target: Rows, rng: np.random.Generator) -> Predictor:
-    """F11: average heads that were each fitted to a bootstrap of the source's patients.
-
-    Args:
-        source: The labelled domain.
-        target: Shape (m, d), raw; not looked at.
-        rng: Source of the bootstraps.
-    """
-    return baggings(source, target, [np.arange(len(target))], [rng])[0]
-
-
-def baggings(
-    source: Source, _target: Rows, _parts: Parts, rngs: Sequence[np.random.Generator]
-) -> list[Predictor]:
-    """Draw all bootstraps of several calls of :func:`bagging`, and fit their heads at once.
-
-    Equal draws, such as those of both halves of a seed, are fitted once; a draw that lacks a
-    class is drawn anew.
-
-    Args:
-        source: The labelled domain.
-        rngs: Source of the bootstraps, one for each predictor.
-
-    Returns:
-        One predictor for each generator.
-    """
-    bags = source.settings.bags
-    counts = [drawn_patients(source.labels, source.groups, rng, bags) for rng in rngs]
-    drawn, place = np.unique(np.concatenate(counts), axis=0, return_inverse=True)
-    heads = source.weighted_heads(drawn)
-    return [
-        Predictor(transform=source.standardise, score=_mean_of(heads, own))
-        for own in place.reshape(len(rngs), bags)
-    ]
-
-
-def _mean_of(heads: Path, which: NDArray[np.intp]) -> Callable[[Rows], NDArray[np.float64]]:
-    own = Path(coef=heads.coef[which], intercept=heads.intercept[which], steps=heads.steps)
-    return lambda rows: np.mean(own.proba(rows), axis=0)
-
-
-def seed_ensemble(source: Source, _target: Rows, _rng: np.random.Generator) -> Predictor:
-    """F11: average perceptrons that differ in their seed alone (Lakshminarayanan et al. 2017).
-
-    Args:
-        source: The labelled domain.
-    """
-    return _mean_of_heads(source, source.trained("mlp", source.settings.ensemble_seeds))
-
-
-def head_ensemble(source: Source, _target: Rows, _rng: np.random.Generator) -> Predictor:
-    """F11: average the logistic head and heads of other kinds.
-
-    By default one for each way of seeing a class: by likelihood (the logistic head), by least
-    squares (``ridge``), by distance to a mean (``prototype``), by thresholds of single features
-    (``boosting``), by hidden units (``mlp``). Each is taken with its defaults, and needs no
-    folds of patients, which a small source might not give.
-
-    Args:
-        source: The labelled domain.
-
-    Returns:
-        The predictor; its notes hold the number of heads: a kind that cannot be fitted to the
-        source is left out.
-    """
-    heads = [source.head]
-    for name in source.settings.ensemble_heads:
-        try:
-            heads += source.trained(name)[:1]
-        except StudyError as reason:
-            _LOG.warning("head_ensemble: without %s, %s", name, reason)
-    return replace(_mean_of_heads(source, heads), notes={"heads": float(len(heads))})
-
-
-def _mean_of_heads(source: Source, heads: Sequence[Any]) -> Predictor:
-    def score(rows: Rows) -> NDArray[np.float64]:
-        return np.asarray(np.mean([predict_in_blocks(head, rows) for head in heads], axis=0))
-
-    return Predictor(transform=source.standardise, score=score)
 
 
 # The fixes that never see a target label, in one table.
@@ -817,32 +573,6 @@ def _only(heads: Path, v: int) -> Callable[[Rows], NDArray[np.float64]]:
     return lambda rows: head.proba(rows)[0]
 
 
-def prototypes(source: Source, target: Rows, _rng: np.random.Generator) -> Predictor:
-    """F8: replace the head by the mean of its most confident target rows (T3A).
-
-    Each class keeps its own weight vector and the M target rows it is surest of, all of
-    length 1; a row is scored by its inner product with their mean (Iwasawa 2021).
-
-    Args:
-        source: The labelled domain.
-        target: Shape (m, d), raw.
-    """
-    rows = source.standardise(target)
-    probabilities = source.head.predict_proba(rows)
-    doubt = entr(probabilities).sum(axis=1)
-    called = probabilities.argmax(axis=1)
-    centres = []
-    for k, weight in enumerate(_class_weights(source)):
-        members = np.flatnonzero(called == k)
-        surest = members[np.argsort(doubt[members], kind="stable")]
-        support = np.vstack([weight[None], rows[surest[: source.settings.prototypes]]])
-        centres.append(_unit(_unit(support).mean(axis=0)))
-    directions = np.stack(centres).T
-    return Predictor(
-        transform=source.standardise, score=lambda z: np.asarray(softmax(z @ directions, axis=1))
-    )
-
-
 #: Every fix that needs nothing beyond headrace's own dependencies.
 FIXES: Mapping[str, Fix] = MappingProxyType(
     {
@@ -853,45 +583,25 @@ FIXES: Mapping[str, Fix] = MappingProxyType(
         "linear_transport": linear_transport,
         "importance_weighting": importance_weighting,
         "prior_shift": prior_shift,
-        "prototypes": prototypes,
-        "erased_domain": erased_domain,
-        "bagging": bagging,
-        "seed_ensemble": seed_ensemble,
-        "head_ensemble": head_ensemble,
     }
 )
 
-#: Fixes that look at no row of the target and, unlike bagging, draw nothing by the seed of the
-#: cut: one predictor serves every half and seed.
-UNADAPTED = frozenset({"source_only", "seed_ensemble", "head_ensemble"})
 
 #: Fixes that adapt to several parts of a target at once, which is faster than one by one.
 TOGETHER: Mapping[
     str, Callable[[Source, Rows, Parts, Sequence[np.random.Generator]], list[Predictor]]
-] = MappingProxyType({"importance_weighting": importance_weightings, "bagging": baggings})
+] = MappingProxyType({"importance_weighting": importance_weightings})
 
 
 def fix_named(name: str) -> Fix:
-    """Return a fix of :data:`FIXES`, or of the ``da`` extra if it is installed.
+    """Return a fix of :data:`FIXES`.
 
     Args:
         name: Name in the table.
 
     Raises:
-        UnknownNameError: No such fix; the message lists those that can be had here.
+        UnknownNameError: No such fix; the message lists those that there are.
     """
-    known = FIXES if name in FIXES else {**FIXES, **optional_fixes()}
-    if name not in known:
-        raise UnknownNameError("fix", name, known)
-    return known[name]
-
-
-def _class_weights(source: Source) -> NDArray[np.float64]:
-    """Weight vector of each class, shape (K, d); scikit-learn keeps one of two."""
-    coefficients = source.head.coef_
-    return np.vstack([-coefficients, coefficients]) if len(coefficients) == 1 else coefficients
-
-
-def _unit(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.where(length > 0, length, 1))
+    if name not in FIXES:
+        raise UnknownNameError("fix", name, FIXES)
+    return FIXES[name]

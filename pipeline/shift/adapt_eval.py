@@ -1,20 +1,15 @@
-"""What could be tuned without target labels: the grids, and the criteria that choose in them.
-
-Both are part of the plan, and so of its hash, before any target label is read. Higher is
-better for every criterion.
-"""
+"""Compare the fixes on a target whose labels are opened once, after all predictions."""
 
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import entr
 
 from pipeline.errors import CheckFailedError, StudyError
 from pipeline.evaluation.bootstrap import bootstrap_interval
@@ -24,7 +19,6 @@ from pipeline.heads.logistic import solve_path
 from pipeline.shift.adapt import (
     FIXES,
     TOGETHER,
-    UNADAPTED,
     FixSettings,
     Predictor,
     Rows,
@@ -36,37 +30,6 @@ from pipeline.shift.ridge_test import auc_columns
 
 Shares = NDArray[np.float64]
 """Shape (m, K): class probabilities of target rows."""
-
-#: By fix: the setting that is tried, and its values, the default among them.
-GRIDS: Mapping[str, tuple[str, tuple[float, ...]]] = MappingProxyType(
-    {
-        "standardisation": ("pseudo_count", (4.0, 16.0, 256.0)),
-        "coral": ("components", (32, 128, 256)),
-        "linear_transport": ("components", (32, 128, 256)),
-        "importance_weighting": ("ratio_exponent", (0.25, 0.5, 1.0)),
-        "prototypes": ("prototypes", (5, 20, 80)),
-    }
-)
-
-
-def certainty(probabilities: Shares) -> float:
-    """Minus the mean entropy of the predictions, nats (Morerio et al. 2018)."""
-    return -float(entr(probabilities).sum(axis=1).mean())
-
-
-def information_maximisation(probabilities: Shares) -> float:
-    """Entropy of the mean prediction minus the mean entropy, nats (Liang et al. 2020).
-
-    Sure of each image and not of one class for all: certainty alone is content with that.
-    """
-    return float(entr(probabilities.mean(axis=0)).sum()) + certainty(probabilities)
-
-
-#: To add one: a function of the probabilities of unlabelled target rows, and a line here.
-VALIDATORS: Mapping[str, Callable[[Shares], float]] = MappingProxyType(
-    {"information_maximisation": information_maximisation, "certainty": certainty}
-)
-DEFAULT = "information_maximisation"
 
 
 # What the fixes may do, written down and hashed before any target label is read.
@@ -92,12 +55,6 @@ class FixPlan:
     """Of the intervals."""
     settings: FixSettings = field(default_factory=FixSettings)
     """Hyper-parameters of the fixes."""
-    grids: tuple[tuple[str, str, tuple[float, ...]], ...] = tuple(
-        (name, *grid) for name, grid in GRIDS.items()
-    )
-    """Fix, setting and values of the rows that are tuned."""
-    validator: str = DEFAULT
-    """Entry of ``VALIDATORS`` that chooses among them."""
 
     def digest(self) -> str:
         """Return the SHA-256 of the plan as canonical JSON, 64 hex digits."""
@@ -215,9 +172,6 @@ class Predictions:
 
     probabilities: Mapping[str, NDArray[np.float64]]
     """By fix, shape (seeds, n, K)."""
-    own_half: Mapping[str, NDArray[np.float64]]
-    """By fix that the plan tunes, shape (n, K): on the first cut, each row by the model that
-    was adapted to the row's own half. This is what a validator may look at."""
     notes: Mapping[str, Mapping[str, float]]
     """By fix, its numbers averaged over seeds and halves."""
     plan_hash: str
@@ -245,7 +199,6 @@ def predict_target(source: Source, target: Target, plan: FixPlan) -> Predictions
     made = {name: _fix(name, source, target, plan) for name in plan.fixes}
     return Predictions(
         probabilities={name: one.table for name, one in made.items()},
-        own_half={name: one.own for name, one in made.items() if one.own is not None},
         notes={name: one.notes for name, one in made.items()},
         plan_hash=plan.digest(),
     )
@@ -256,44 +209,17 @@ class _Predicted:
     """By one fix: see :class:`Predictions`."""
 
     table: NDArray[np.float64]
-    own: NDArray[np.float64] | None
     notes: Mapping[str, float]
 
 
 def _fix(name: str, source: Source, target: Target, plan: FixPlan) -> _Predicted:
-    if name in UNADAPTED:
-        return _predicted_once(name, source, target, plan)
     table = np.empty((len(plan.seeds), len(target.groups), source.prior.size))
-    own = np.empty(table.shape[1:]) if any(name == tuned for tuned, _, _ in plan.grids) else None
     collected: list[Mapping[str, float]] = []
     for cut, predictor in adapted(name, source, target, plan):
         table[cut.index, cut.score] = predictor(target.features[cut.score])
-        if own is not None and cut.index == 0:
-            own[cut.adapt] = predictor(target.features[cut.adapt])
         collected.append(predictor.notes)
     notes = {key: float(np.mean([n[key] for n in collected])) for key in collected[0]}
-    return _Predicted(table=table, own=own, notes=notes)
-
-
-def fit_unadapted(source: Source, plan: FixPlan) -> dict[str, Predictor]:
-    """Fit the fixes that look at no row of the target, by name; the source keeps their heads.
-
-    Args:
-        source: The labelled domain.
-        plan: Its fixes.
-    """
-    return {name: _unadapted(name, source) for name in plan.fixes if name in UNADAPTED}
-
-
-def _unadapted(name: str, source: Source) -> Predictor:
-    return fix_named(name)(source, source.features[:0], np.random.default_rng(0))
-
-
-def _predicted_once(name: str, source: Source, target: Target, plan: FixPlan) -> _Predicted:
-    """One predictor, which is shown no row of the target, predicts all of it for every seed."""
-    predictor = _unadapted(name, source)
-    once = predictor(target.features)
-    return _Predicted(table=np.stack([once] * len(plan.seeds)), own=None, notes=predictor.notes)
+    return _Predicted(table=table, notes=notes)
 
 
 def adapted(
@@ -542,37 +468,3 @@ def _auroc(table: NDArray[np.float64], labels: NDArray[np.integer]) -> float | N
         for k in ([1] if table.shape[2] == _TWO else range(table.shape[2]))
     ]
     return float(np.mean(areas))
-
-
-# What the fixes do where there is nothing to mend: one half of the source to the other.
-
-
-#: Cuts of the second half: a control need not be as sharp as what it stands beside.
-CONTROL_SEEDS = 2
-
-
-def fixes_on_source(source: Source, plan: FixPlan, seed: int) -> Leaderboard | None:
-    """Adapt the fixes from one half of the source's patients to the other.
-
-    Args:
-        source: The labelled domain.
-        plan: Of the real comparison; here with fewer seeds and no k-shot rows.
-        seed: Of the halving.
-
-    Returns:
-        The leaderboard; None where a half lacks a class or has too few patients.
-    """
-    plan = replace(plan, seeds=plan.seeds[:CONTROL_SEEDS], shots=())
-    away = split_by_patient(source.groups, np.random.default_rng([seed, 14]))
-    try:
-        half = Source(
-            features=source.features[~away],
-            labels=source.labels[~away],
-            groups=source.groups[~away],
-            settings=plan.settings,
-        )
-        target = Target(features=source.features[away], groups=source.groups[away])
-        sealed = SealedLabels(source.labels[away], plan.digest())
-        return score(predict_target(half, target, plan), sealed, half, target, plan)
-    except StudyError:
-        return None

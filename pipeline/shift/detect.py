@@ -7,19 +7,11 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import StudyError
 from pipeline.evaluation.paired_tests import holm
 from pipeline.shift.domains import Cohort, Comparison, compare, split_by_patient
-from pipeline.shift.erasure import Alignment, TwoDomains, alignment
-from pipeline.shift.gaussians import frechet_draws
-from pipeline.shift.kernels import aggregate, global_scale, kernel_draws, neighbour_draws
+from pipeline.shift.kernels import aggregate, global_scale, kernel_draws
 from pipeline.shift.marginals import (
-    FeatureDraws,
-    chi2_of_classes,
-    feature_draws,
     ks_of_scores,
-    sliced_wasserstein,
-    westfall_young,
 )
 from pipeline.shift.permute import PermutationPlan, p_value, standard_score
 from pipeline.shift.ridge_test import ridge_draws
@@ -32,8 +24,6 @@ class DetectionSettings:
 
     plan: PermutationPlan = field(default_factory=PermutationPlan)
     """Relabellings of the primary family and of the cheap measures."""
-    slow_draws: int = 199
-    """Relabellings of measures that redo much work for each (Frechet, sliced, per feature)."""
     min_patients: int = 20
     """Below this many patients in a domain, classifier and kernel tests are refused."""
     few_patients: int = 100
@@ -42,8 +32,6 @@ class DetectionSettings:
     """Planted shift of the positive control, in sd of the feature."""
     control_share: float = 0.05
     """Share of features that the positive control shifts."""
-    aligned: bool = True
-    """Whether to compare the domain's direction with the task's; the controls need not."""
     device: str | None = None
     """torch device of heavy products; None for numpy."""
 
@@ -71,29 +59,11 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatureShift:
-    """How one feature differs between the domains."""
-
-    index: int
-    """Column of the feature."""
-    ks: float
-    """Kolmogorov-Smirnov distance, in [0, 1]."""
-    cohen_d: float
-    """Difference of means, target - source, in pooled sd."""
-    p_adjusted: float
-    """Westfall-Young p-value, adjusted for all features."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Detection:
     """Everything the measures say about one pair of domains."""
 
     findings: Mapping[str, Finding]
     """By name, primary family first."""
-    features: tuple[FeatureShift, ...]
-    """The 20 features that differ most, largest KS distance first."""
-    alignment: Alignment | None
-    """Whether the domains differ along the task; None if not asked for."""
     n_source: int
     """Patients in the source."""
     n_target: int
@@ -134,51 +104,30 @@ def _scores(pair: Comparison) -> Draws:
     probabilities = pair.pooled.probabilities
     return {
         "bbsd_ks": ks_of_scores(probabilities, pair.labels),
-        "bbsd_hard": chi2_of_classes(probabilities, pair.labels),
     }
 
 
 def _ridge(pair: Comparison) -> Draws:
     draws = ridge_draws(pair.pooled.features, pair.labels, pair.folds, pair.where)
-    return {"ridge_c2st": draws.auc, "proxy_a_distance": draws.a_distance}
+    return {"ridge_c2st": draws.auc}
 
 
 def _kernels(pair: Comparison) -> Draws:
     draws = kernel_draws(global_scale(pair.pooled.features), pair.labels, pair.where)
-    return {"mmd_aggregated": aggregate(draws.mmd), "kid": draws.kid, "energy": draws.energy}
-
-
-def _neighbours(pair: Comparison) -> Draws:
-    return {"neighbours": neighbour_draws(global_scale(pair.pooled.features), pair.labels)}
-
-
-def _frechet(pair: Comparison) -> Draws:
-    return {"frechet": frechet_draws(global_scale(pair.pooled.features), pair.labels)}
-
-
-def _sliced(pair: Comparison) -> Draws:
-    distances = sliced_wasserstein(global_scale(pair.pooled.features), pair.labels, pair.seed)
-    return {
-        "sliced_wasserstein": distances.mean(axis=0),
-        "sliced_wasserstein_max": distances.max(axis=0),
-    }
+    return {"mmd_aggregated": aggregate(draws.mmd)}
 
 
 #: Cheap for each relabelling.
 FAST: Mapping[str, Measure] = MappingProxyType(
-    {"scores": _scores, "ridge": _ridge, "kernels": _kernels, "neighbours": _neighbours}
+    {"scores": _scores, "ridge": _ridge, "kernels": _kernels}
 )
-#: Redo much work for each relabelling.
-SLOW: Mapping[str, Measure] = MappingProxyType({"frechet": _frechet, "sliced": _sliced})
 #: Refused in domains with few patients, and what they would have returned.
 NEEDS_PATIENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "ridge": ("ridge_c2st", "proxy_a_distance"),
-        "kernels": ("mmd_aggregated", "kid", "energy"),
+        "ridge": ("ridge_c2st",),
+        "kernels": ("mmd_aggregated",),
     }
 )
-#: Repeated inside each class: what differs there is not explained by the class mix.
-CONDITIONAL = ("ridge_c2st", "mmd_aggregated")
 
 
 # Detect domain shift: which measures say that two domains differ, and how sure are they.
@@ -186,7 +135,6 @@ CONDITIONAL = ("ridge_c2st", "mmd_aggregated")
 
 #: The family over which Holm's correction runs.
 PRIMARY = ("bbsd_ks", "ridge_c2st", "mmd_aggregated")
-_TOP_FEATURES = 20
 
 
 def detect(source: Cohort, target: Cohort, settings: DetectionSettings | None = None) -> Detection:
@@ -206,22 +154,12 @@ def detect(source: Cohort, target: Cohort, settings: DetectionSettings | None = 
     """
     settings = settings or DetectionSettings()
     pair = compare(source, target, settings.plan, settings.device)
-    slow_plan = replace(settings.plan, draws=min(settings.slow_draws, settings.plan.draws))
-    slow_pair = compare(source, target, slow_plan, settings.device)
-    per_feature = feature_draws(slow_pair.pooled.features, slow_pair.labels)
-    found = (
-        _measured(pair, FAST, settings)
-        | _measured(slow_pair, SLOW, settings)
-        | {"per_feature": _finding("per_feature", per_feature.distance.max(axis=0))}
-        | _inside_classes(source, target, settings)
-    )
+    found = _measured(pair, FAST, settings)
     return Detection(
         findings=_with_holm(found),
-        features=_top_features(per_feature),
-        alignment=_alignment(source, target, pair) if settings.aligned else None,
         n_source=pair.relabelings.n_source,
         n_target=pair.relabelings.n_target,
-        notes=_notes(pair, target, settings),
+        notes=_notes(pair, settings),
     )
 
 
@@ -259,14 +197,13 @@ def detect_with_controls(
     held_out = split_by_patient(source.groups, rng, share)
     kept, other = source.take(~held_out), source.take(held_out)
     planted = _planted(other.features, rng, settings)
-    alone = replace(settings, aligned=False)
     return ControlledDetection(
         observed=detect(source, target, settings),
-        null_control=detect(kept, other, alone),
+        null_control=detect(kept, other, settings),
         positive_control=detect(
             replace(kept, probabilities=predict(kept.features)),
             replace(other, features=planted, probabilities=predict(planted)),
-            alone,
+            settings,
         ),
     )
 
@@ -314,26 +251,6 @@ def _measured(
     return found
 
 
-def _inside_classes(
-    source: Cohort, target: Cohort, settings: DetectionSettings
-) -> dict[str, Finding]:
-    """Repeat classifier and kernel test inside each class (the shift of X given Y)."""
-    found: dict[str, Finding] = {}
-    measures = {kind: FAST[kind] for kind in NEEDS_PATIENTS}
-    classes_s, classes_t = source.classes(), target.classes()
-    for k in range(source.probabilities.shape[1]):
-        rows_s, rows_t = classes_s == k, classes_t == k
-        try:
-            pair = compare(source.take(rows_s), target.take(rows_t), settings.plan, settings.device)
-            inside = _measured(pair, measures, settings)
-        except StudyError as error:
-            inside = {name: _refusal(name, str(error)) for name in CONDITIONAL}
-        for name in CONDITIONAL:
-            label = f"{name}|class={k}"
-            found[label] = replace(inside[name], name=label, primary=False)
-    return found
-
-
 def _with_holm(found: Mapping[str, Finding]) -> dict[str, Finding]:
     """Put the primary family first, its p-values adjusted for one another."""
     tested = [name for name in PRIMARY if found[name].p is not None]
@@ -345,43 +262,12 @@ def _with_holm(found: Mapping[str, Finding]) -> dict[str, Finding]:
     return family | {name: finding for name, finding in found.items() if name not in family}
 
 
-def _top_features(draws: FeatureDraws) -> tuple[FeatureShift, ...]:
-    observed, adjusted = draws.distance[:, 0], westfall_young(draws.distance)
-    return tuple(
-        FeatureShift(
-            index=int(i),
-            ks=float(observed[i]),
-            cohen_d=float(draws.cohen_d[i]),
-            p_adjusted=float(adjusted[i]),
-        )
-        for i in np.argsort(-observed, kind="stable")[:_TOP_FEATURES]
-    )
-
-
-def _alignment(source: Cohort, target: Cohort, pair: Comparison) -> Alignment:
-    is_target = pair.labels[:, 0]
-    return alignment(
-        TwoDomains(
-            features=pair.pooled.features,
-            target=is_target,
-            classes=np.concatenate([source.classes(), target.classes()]),
-        ),
-        pair.folds[~is_target],
-        pair.where,
-        pseudo_labels=target.labels is None,
-    )
-
-
-def _notes(pair: Comparison, target: Cohort, settings: DetectionSettings) -> tuple[str, ...]:
+def _notes(pair: Comparison, settings: DetectionSettings) -> tuple[str, ...]:
     notes = []
     smallest = min(pair.relabelings.n_source, pair.relabelings.n_target)
     if smallest < settings.few_patients:
         notes.append(
             f"only {counted(smallest, 'patient')} in a domain: a large p-value is absence of "
             "evidence, not evidence of absence"
-        )
-    if target.labels is None:
-        notes.append(
-            "rows inside a class use the head's predictions: tests see no label of the target"
         )
     return tuple(notes)

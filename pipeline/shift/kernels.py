@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve
 from scipy.spatial.distance import pdist
-from sklearn.neighbors import NearestNeighbors
 
 from pipeline.errors import EngineError
 
@@ -79,7 +78,6 @@ BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 TILE = 512
 #: More rows than this estimate the median distance from a subset.
 _MEDIAN_ROWS = 1000
-_NEIGHBOURS = 5
 
 #: (place, inner products / d, squared distances) -> kernel values, all tiles of one shape.
 Kernel = Callable[[Place, Any, Any], Any]
@@ -91,10 +89,6 @@ class KernelDraws:
 
     mmd: NDArray[np.float64]
     """Shape (5, B): unbiased squared MMD, one row per bandwidth of :data:`BANDWIDTHS`."""
-    kid: NDArray[np.float64]
-    """Shape (B,): kernel inception distance."""
-    energy: NDArray[np.float64]
-    """Shape (B,): energy distance, >= 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,15 +141,6 @@ def _gaussian(where: Place, _inner: Any, squared: Any, *, bandwidth: float) -> A
     return where.xp.exp(squared / (-2 * bandwidth**2))
 
 
-def _cubic(_where: Place, inner: Any, _squared: Any) -> Any:
-    shifted = inner + 1
-    return shifted * shifted * shifted
-
-
-def _distance(where: Place, _inner: Any, squared: Any) -> Any:
-    return where.xp.sqrt(squared)
-
-
 def kernels_for(median: float) -> Mapping[str, Kernel]:
     """Return the kernels of all statistics, by name.
 
@@ -166,7 +151,7 @@ def kernels_for(median: float) -> Mapping[str, Kernel]:
         f"gaussian{factor:g}": partial(_gaussian, bandwidth=factor * median)
         for factor in BANDWIDTHS
     }
-    return MappingProxyType({**gaussians, "cubic": _cubic, "distance": _distance})
+    return MappingProxyType(gaussians)
 
 
 def quadratic_forms(
@@ -237,22 +222,6 @@ def unbiased_mmd(forms: Forms, labels: NDArray[np.bool_]) -> NDArray[np.float64]
     return np.asarray(pairs_t + pairs_s - 2 * across / (n_t * n_s))
 
 
-def energy_distance(forms: Forms, labels: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return 2 E d(X, Y) - E d(X, X') - E d(Y, Y') (Szekely and Rizzo 2004).
-
-    Args:
-        forms: Forms of the matrix of Euclidean distances.
-        labels: Shape (n, B), True for the target.
-
-    Returns:
-        Shape (B,), >= 0; means are over all pairs, a row with itself included.
-    """
-    n_t = labels.sum(axis=0).astype(np.float64)
-    n_s = len(labels) - n_t
-    across, within_s = _across(forms, labels)
-    return np.asarray(2 * across / (n_t * n_s) - forms.within / n_t**2 - within_s / n_s**2)
-
-
 def _across(
     forms: Forms, labels: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -264,9 +233,7 @@ def _across(
 def kernel_draws(
     rows: NDArray[np.float64], labels: NDArray[np.bool_], where: Place, tile: int = TILE
 ) -> KernelDraws:
-    """Return MMD, KID and energy distance for every labelling, in one pass.
-
-    KID is the unbiased MMD with the kernel (x.y / d + 1)^3 (Binkowski et al. 2018).
+    """Return the MMD of each bandwidth for every labelling, in one pass.
 
     Args:
         rows: Shape (n, d), from :func:`global_scale`.
@@ -275,15 +242,12 @@ def kernel_draws(
         tile: Rows of a tile.
 
     Returns:
-        The three statistics.
+        The statistics.
     """
     kernels = kernels_for(median_distance(rows))
     forms = quadratic_forms(rows, labels, kernels, where, tile)
-    gaussians = [name for name in kernels if name.startswith("gaussian")]
     return KernelDraws(
-        mmd=np.stack([unbiased_mmd(forms[name], labels) for name in gaussians]),
-        kid=unbiased_mmd(forms["cubic"], labels),
-        energy=energy_distance(forms["distance"], labels),
+        mmd=np.stack([unbiased_mmd(forms[name], labels) for name in kernels]),
     )
 
 
@@ -303,20 +267,3 @@ def aggregate(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
     spread[spread == 0] = np.inf
     scores = (statistics - statistics.mean(axis=1, keepdims=True)) / spread
     return np.asarray(scores.max(axis=0))
-
-
-def neighbour_draws(rows: NDArray[np.float64], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the share of 5 nearest neighbours in the row's own domain (Schilling 1986).
-
-    Args:
-        rows: Shape (n, d), from :func:`global_scale`, n > 1.
-        labels: Shape (n, B), True for the target.
-
-    Returns:
-        Shape (B,), in [0, 1].
-    """
-    count = min(_NEIGHBOURS, len(rows) - 1)
-    nearest = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(rows)
-    neighbours = nearest.kneighbors(return_distance=False)
-    shares = [(labels[column] == labels).mean(axis=0) for column in neighbours.T]
-    return np.asarray(np.mean(shares, axis=0))

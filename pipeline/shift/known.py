@@ -4,9 +4,8 @@ All of it serves every target of a backbone, and the checks serve every backbone
 same images.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,14 +18,8 @@ from pipeline.data.patients import taken_for_one
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable
-from pipeline.heads.parallel import MOST, side_by_side
 from pipeline.shift.adapt import Source
-from pipeline.shift.adapt_eval import (
-    FixPlan,
-    Leaderboard,
-    fit_unadapted,
-    fixes_on_source,
-)
+from pipeline.shift.adapt_eval import FixPlan
 from pipeline.shift.domains import here_of
 from pipeline.shift.error_table import Refits, refit
 from pipeline.shift.subgroups import Subgroups, Terms, subgroups, terms_of
@@ -106,8 +99,6 @@ class Known:
     """Its head, fitted to drawn patients."""
     plan: FixPlan
     """Of the fixes on every target."""
-    control: Leaderboard | None
-    """The fixes from one half of the source to the other."""
     human: float | None
     """Error of a person on the source."""
     groupings: Mapping[str, tuple[Grouping, ...]]
@@ -144,20 +135,12 @@ def known_of(
     groups = groupings(study, joined.samples)  # first: it may refuse a file of the user's
     plan = FixPlan(seeds=tuple(range(seeds)), settings=source.settings)
     here = here_of(source)
-    # Here, because targets that are looked at side by side would each train them.
-    jobs: list[Callable[[], Any]] = [
-        partial(fit_unadapted, source, plan),
-        partial(refit, source, np.random.default_rng([seed, 13])),
-        partial(fixes_on_source, source, plan, seed),
-    ]
-    large = source.features.size > MOST  # each job has its own copies of the features
-    _, refits, control = [job() for job in jobs] if large else side_by_side(jobs)
+    refits = refit(source, np.random.default_rng([seed, 13]))
     terms = terms_of(here, joined.samples.classes, seed)
     return Known(
         source=source,
         refits=refits,
         plan=plan,
-        control=control,
         human=study.human_error,
         groupings=groups,
         terms=terms,

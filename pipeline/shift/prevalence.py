@@ -63,38 +63,6 @@ class Evidence:
         return np.asarray(counts / len(self.target), dtype=np.float64)
 
 
-def bbse(evidence: Evidence) -> Prior:
-    """Solve confusion @ w = called for the class weights w = q / p (Lipton 2018).
-
-    Args:
-        evidence: Both domains.
-
-    Returns:
-        q, shape (K,): negative shares are set to 0, then all are scaled to sum to 1.
-    """
-    # Least squares: a class that is never called leaves the matrix singular.
-    weights = np.linalg.lstsq(evidence.confusion(), evidence.called())[0]
-    return _proper(weights * evidence.prior())
-
-
-def rlls(evidence: Evidence) -> Prior:
-    """BBSE with the change of the weights held small (Azizzadenesheli 2019).
-
-    w = 1 + theta with theta of least |confusion @ theta - (called - confusion @ 1)|^2 +
-    ridge |theta|^2. The ridge is 1/n + 1/m, the order of the squared sampling error of
-    both sides: a change that could be noise is not believed.
-
-    Args:
-        evidence: Both domains.
-    """
-    confusion = evidence.confusion()
-    surplus = evidence.called() - confusion.sum(axis=1)
-    ridge = 1 / len(evidence.source) + 1 / len(evidence.target)
-    normal = confusion.T @ confusion + ridge * np.eye(len(confusion))
-    theta = np.linalg.solve(normal, confusion.T @ surplus)
-    return _proper((1 + theta) * evidence.prior())
-
-
 def mlls(evidence: Evidence) -> Prior:
     """Maximum likelihood by EM on calibrated probabilities (Saerens 2002; Alexandari 2020).
 
@@ -105,11 +73,4 @@ def mlls(evidence: Evidence) -> Prior:
 
 
 #: To add an estimate, write a function above and one line here.
-PRIORS: Mapping[str, Callable[[Evidence], Prior]] = MappingProxyType(
-    {"bbse": bbse, "rlls": rlls, "mlls_em": mlls}
-)
-
-
-def _proper(shares: NDArray[np.floating]) -> Prior:
-    kept = np.clip(shares, 0, None)
-    return np.asarray(kept / kept.sum(), dtype=np.float64)
+PRIORS: Mapping[str, Callable[[Evidence], Prior]] = MappingProxyType({"mlls_em": mlls})

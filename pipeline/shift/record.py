@@ -16,8 +16,6 @@ for each backbone and target:
   read, ``images`` and ``patients``. ``seeds`` by purpose. ``inputs``: digests of the keys
   and labels of ``source`` and ``target``, ``recipes`` (fingerprints of the features),
   ``plan``. ``caveats``: sentences. ``leak``: findings of the checks that run before.
-- ``alignment``: cosine of the domain's direction with the task's, and the task's AUC on the
-  source before and after erasing the domain. ``features``: the 20 that differ most.
 - ``ng``: error by role (``estimate``, ``low``, ``high``, ``n``, ``groups``, ``method``):
   ``s_fit``, ``s_traindev`` (out of fold), ``t_test``, ``t_oracle_cv`` (a head of the target,
   by cross-validation); ``human`` (a number, null unless the study has ``human_error``).
@@ -32,13 +30,8 @@ for each backbone and target:
   ``reliable`` (false: moved without labels where Y given the score changed).
 - ``decomposition``: ``total``, ``kitagawa``, ``score``, ``threshold``.
 - ``forecast``: made without target labels: ``accuracy`` by formula, range ``low`` to
-  ``high``, ``prevalence``, ``confusion``, ``auroc``, ``warning``.
+  ``high``, ``prevalence``, ``warning``.
 - ``fixes``: one entry for each, the k-shot rows with ``uses_target_labels`` true.
-  ``fixes_control``: the same from one half of the source to the other, where there is
-  nothing to mend; empty where a half lacks a class.
-- ``fixes_tuned``: ``validator`` and ``rows``: fixes at the values that it ``chosen`` without
-  labels for each half of the target, against the same baseline; ``oracle`` and
-  ``oracle_accuracy`` are what the labels would have chosen, ``regret`` the difference.
 - ``subgroups``, only where the study asks for them: one entry for each ``domain`` (``source``,
   out of fold, and ``target``) and ``attribute``; ``threshold`` (Youden's, of the source);
   ``groups``: ``name``, ``images``, ``patients``, ``few`` (why there are no numbers),
@@ -90,11 +83,6 @@ def _target_json(t: TargetReport) -> dict[str, Any]:
     return {
         **_seen_json(t),
         "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
-        "fixes_control": [] if t.control is None else [_fix_json(row) for row in t.control.rows],
-        "fixes_tuned": {
-            "validator": t.validator,
-            "rows": [{**to_jsonable(row), "regret": row.regret} for row in t.tuned],
-        },
         "plan_hash": t.fixes.plan_hash,
         # Once to score the fixes, once to take the loss apart.
         "lookups_of_target_labels": t.fixes.reads + 1,
@@ -135,8 +123,6 @@ def _seen_json(t: "TargetReport | UnlabelledReport") -> dict[str, Any]:
         "shared_patients": t.shared_patients,
         "source_prediction": to_jsonable(t.source_prediction),
         "detect": _detect_json(t),
-        "alignment": to_jsonable(t.detection.observed.alignment),
-        "features": to_jsonable(t.detection.observed.features),
         "notes": list(t.detection.observed.notes),
     }
 

@@ -9,7 +9,6 @@ import numpy as np
 from pipeline.data.facts import APPEARANCE
 from pipeline.features.load import FeatureTable
 from pipeline.shift.adapt_eval import Leaderboard, SealedLabels, Target, predict_target, score
-from pipeline.shift.adapt_tuning import TunedRow, try_values, tuned_rows
 from pipeline.shift.covariates import Difference, Pictures, differences
 from pipeline.shift.detect import ControlledDetection, DetectionSettings, detect_with_controls
 from pipeline.shift.domains import Cohort, ask, here_of, shared_patients, there_of, told_apart
@@ -37,10 +36,6 @@ class TargetReport:
         source_prediction: How well the hospital can be told from the features.
         detection: Tests with their null and positive controls.
         fixes: Leaderboard of the fixes that see no label of the target.
-        tuned: Fixes at values that a validator without labels chose, and an oracle.
-        validator: Which.
-        control: The same fixes from one half of the source to the other; None where a
-            half lacks a class.
         story: The loss taken apart, what was foretold, the verdict.
         map: Both domains in two dimensions.
         differences: Habits of the hospitals; None where no audit has measured the pictures.
@@ -55,9 +50,6 @@ class TargetReport:
     source_prediction: SourcePrediction
     detection: ControlledDetection
     fixes: Leaderboard
-    tuned: tuple[TunedRow, ...]
-    validator: str
-    control: Leaderboard | None
     story: Story
     map: FeatureMap
     differences: tuple[Difference, ...] | None
@@ -93,7 +85,6 @@ def examine(
     detection = detect_with_controls(here, there, partial(ask, source), settings)
     before = foretell(here, there, seed)
     predictions = predict_target(source, target, plan)
-    tried = try_values(source, target, plan, predictions)
     fixes = score(predictions, sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
     opened = replace(there, labels=sealed.unseal(plan.digest()))
@@ -114,9 +105,6 @@ def examine(
         source_prediction=told_apart(here, there),
         detection=detection,
         fixes=fixes,
-        tuned=tuned_rows(tried, predictions, opened.classes(), group, plan),
-        validator=plan.validator,
-        control=known.control,
         story=story,
         map=feature_map(source, opened),
         differences=_differences(joined, name, known.checked.facts, seed),
@@ -165,7 +153,6 @@ def _others(joined: FeatureTable, name: str) -> frozenset[str]:
 def _caveats(
     known: Known, shared: int, opened: Cohort, story: Story, others: frozenset[str]
 ) -> tuple[str, ...]:
-    control = () if known.control is None else known.control.rows
     return caveats(
         Circumstances(
             shared_patients=shared,
@@ -174,7 +161,7 @@ def _caveats(
                 "target": np.unique(opened.groups).size,
             },
             score_changed=story.verdict.labels_needed,
-            harmful=[row.name for row in control if row.negative_transfer],
+            harmful=(),
             elsewhere=others,
         ),
         known.checked.leak,
