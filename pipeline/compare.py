@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -63,7 +63,6 @@ from pipeline.heads.preprocessing import (
 from pipeline.heads.save_saving import save_heads
 from pipeline.heads.search import Problem, train_head
 from pipeline.randomness import stream
-from pipeline.report.text_tables import csv_text
 from pipeline.study import Study
 from pipeline.words import to_jsonable
 
@@ -473,11 +472,10 @@ def _row(
     )
 
 
-# What stage 2 found, as records and as files: ``heads.json``, and its rows as ``heads.csv``.
+# What stage 2 found, as records and as a file: ``heads.json``.
 
 
 HEADS_REPORT = "heads.json"
-HEADS_ROWS = "heads.csv"
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
 SCHEMA = 3
 
@@ -676,15 +674,9 @@ def from_json(values: Mapping[str, Any]) -> CompareReport:
 
 
 def write_report(folder: Path, report: CompareReport) -> None:
-    """Put both files in place, each whole."""
+    """Put the file in place, whole."""
     text = json.dumps(to_json(report), indent=1, allow_nan=False)
     disk.publish(folder / HEADS_REPORT, text.encode())
-    disk.publish(folder / HEADS_ROWS, rows_as_csv(report.rows).encode())
-
-
-def rows_as_csv(rows: Sequence[Row]) -> str:
-    """The rows as comma-separated values with a header; a missing bound is empty."""
-    return csv_text([f.name for f in fields(Row)], [[*asdict(row).values()] for row in rows])
 
 
 # All numbers of the fitted heads of one backbone, put in their table.
@@ -857,7 +849,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
     """Fit heads on every backbone of a study and score them on every domain.
 
     Returns:
-        The report; also written to ``results/<study>/heads.json`` and ``heads.csv``, and
+        The report; also written to ``results/<study>/heads.json``, and
         the probability of each class for each image to ``probabilities.h5`` beside them.
 
     Raises:

@@ -7,14 +7,13 @@ label is looked at.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import disk
 from cache.store import FeatureStore
 from pipeline.data import class_folders
 from pipeline.data.items import Item, Walk, stat_of, system_reason
@@ -24,7 +23,6 @@ from pipeline.features.engines import EngineChoice, check_choice
 from pipeline.features.extract import Filling
 from pipeline.features.load import frozen_network, recipe_of
 from pipeline.heads.save_files import Model, Network, load_model
-from pipeline.report.text_tables import csv_text
 from pipeline.study import BackboneChoice
 from pipeline.words import counted, printable
 
@@ -91,6 +89,21 @@ class Predictions:
     skipped: tuple[Unusable, ...]
     computed: int
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        model = self.model
+        return {
+            "head": model.head,
+            "backbone": "+".join(network.recipe.backbone for network in model.networks),
+            "study": model.study,
+            "images": model.images,
+            "contains_training_features": model.contains_training_features,
+            "classes": list(model.classes),
+            "rows": [asdict(row) for row in self.rows],
+            "skipped": [asdict(one) for one in self.skipped],
+            "computed": self.computed,
+        }
+
 
 def predict(model: Path, images: Sequence[Path], options: PredictOptions) -> Predictions:
     """Classify images.
@@ -132,24 +145,6 @@ def predict(model: Path, images: Sequence[Path], options: PredictOptions) -> Pre
             f"{skipped[0].path}: {skipped[0].reason}. The features of all others are stored"
         )
     return Predictions(model=head, rows=rows, skipped=tuple(skipped), computed=len(new))
-
-
-def write_csv(file: Path, found: Predictions) -> None:
-    """Put the rows in a file, whole.
-
-    Raises:
-        WriteFailedError: The disk refused.
-    """
-    disk.make_dir(file.parent)
-    disk.publish(file, as_csv(found).encode())
-
-
-def as_csv(found: Predictions) -> str:
-    """The rows as comma-separated values with a header: one column for each class."""
-    return csv_text(
-        ["path", "key", "called", *found.model.classes],
-        [[row.path, row.key, row.called, *row.probability] for row in found.rows],
-    )
 
 
 def _rows(

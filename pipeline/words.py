@@ -62,6 +62,11 @@ def have(n: int) -> str:
     return "has" if n == 1 else "have"
 
 
+def percent(share: float) -> str:
+    """A share in per cent, to a tenth."""
+    return f"{100 * share:.1f} %"
+
+
 # A number that is zero but for rounding is shown as zero, without a sign.
 
 

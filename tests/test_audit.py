@@ -41,7 +41,6 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import load_features
 from pipeline.progress import Progress
-from pipeline.report.audit_text import audit_text
 from pipeline.study import load_study
 from tests.test_cli import ENGINE, run
 from tests.tiny import FileWeights, install_tiny_backbone, write_tiny_study
@@ -307,11 +306,10 @@ def audited_phantoms(name, films, *, marker):
 
 def test_a_planted_marker_is_found_in_the_corners_and_at_the_border(marker_backbone, films):
     """E-T2: the corners alone tell the label, and so does the picture without its centre."""
-    _, report, found = audited_phantoms("marked", films, marker=True)
+    *_, found = audited_phantoms("marked", films, marker=True)
     for check in ("corners", "border"):
         assert found[check].values["auc"] > 0.95, check
         assert found[check].severity == WARNING
-    assert "can be told from the four corners alone" in " ".join(audit_text(report).split())
 
 
 def test_what_few_patients_cannot_show_is_no_warning(study_file):
@@ -409,9 +407,6 @@ def test_scores_are_given_with_and_without_near_copies(copied_study):
         proba, label = kept.proba["linear", 0][rows], kept.label[rows]
         assert score.auroc == pytest.approx(roc_auc_score(label, proba[:, 1]))
         assert score.accuracy == (proba.argmax(axis=1) == label).mean()
-    text = audit_text(report)
-    assert "there, with: accuracy" in text
-    assert "there, without near copies of fit: accuracy" in text
 
 
 def test_near_copies_can_be_left_out_by_the_list_that_the_audit_writes(copied_study, monkeypatch):
@@ -423,7 +418,6 @@ def test_near_copies_can_be_left_out_by_the_list_that_the_audit_writes(copied_st
         assert sheet.width > 2 * (2 * SIDE)
     listed = study.results / "leave_out.txt"
     assert read_exclusions(listed) == ("there/a/pt008.png", "there/a/pt010.png")
-    assert str(listed) in audit_text(report)
     nothing = replace(found, pairs=())
     monkeypatch.setattr("pipeline.audit.stage.check_near_copies", lambda *_: nothing)
     again = audit(replace(study, exclude=listed), AuditOptions(probes=False))

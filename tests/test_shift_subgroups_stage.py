@@ -1,18 +1,17 @@
 """Subgroups through stage 4: from the study file to JSON, Markdown, CSV, lines and figure."""
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
 
+from pipeline import report as reports
 from pipeline.errors import StudyError
 from pipeline.report.figures import shift
 from pipeline.report.figures.shift_data import read_shift
 from pipeline.report.figures.style import styled
-from pipeline.report.shift_subgroups import subgroup_lines
-from pipeline.report.shift_text import shift_text
 from pipeline.shift import known
+from pipeline.shift.record import to_json
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study import load_study
 from tests.figure_data import write_shift
@@ -44,7 +43,7 @@ def asking(file, *, source=True):
 def test_groups_are_in_every_file_with_the_same_numbers(study_file):
     """JSON, CSV, Markdown and the lines say the same of the same groups."""
     study = asking(study_file)
-    report = analyse(study, SHORT)
+    analyse(study, SHORT)
     (target,) = json.loads((study.results / "shift.json").read_text())["targets"]
     tables = target["subgroups"]
     assert [(t["domain"], t["attribute"]) for t in tables] == [
@@ -67,31 +66,6 @@ def test_groups_are_in_every_file_with_the_same_numbers(study_file):
     assert (
         hits <= round(carried["sensitivity"]["estimate"] * carried["sensitivity"]["n"]) <= hits + 2
     )
-    with (study.results / "shift_subgroups.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    found = {
-        (t["domain"], t["attribute"], g["name"], metric): value["estimate"]
-        for t in tables
-        for g in t["groups"]
-        for metric, value in g["metrics"].items()
-    }
-    kept = {
-        (row["domain"], row["attribute"], row["group"], row["metric"]): float(row["estimate"])
-        for row in rows
-        if row["metric"] not in ("", "prevalence")
-    }
-    assert kept == found
-    assert [row["reason"][:7] for row in rows if row["group"] == "unknown"] == ["too few"] * 4
-    page = (study.results / "shift.md").read_text()
-    worst = tables[2]["worst"]["accuracy"]
-    value = found["target", "sex", worst, "accuracy"]
-    assert f"- accuracy: worst in {worst} with {value:.3f}" in page
-    assert "| &lt; 50 | 60 | 15 |" in page
-    assert "| unknown | 4 | 1 | too few |" in page
-    text = shift_text(report)
-    assert "subgroups of the target: the worst by each metric" in text
-    assert "too few to say: sex unknown, age unknown" in text
-    assert f"{value:.3f}" in text
 
 
 def test_nothing_of_a_patient_is_written(study_file):
@@ -101,14 +75,6 @@ def test_nothing_of_a_patient_is_written(study_file):
     written = [path.read_bytes() for path in study.results.iterdir() if path.is_file()]
     for secret in (b"p1003", b"20.0625", b"26.0625", b"here.csv"):
         assert not any(secret in content for content in written)
-
-
-def test_a_metric_without_enough_of_a_class_is_named():
-    """Nobody takes its silence for a good sign."""
-    group = {"name": "old", "images": 60, "patients": 60, "few": None, "prevalence": None}
-    group |= {"metrics": {}, "missing": {"auroc": "too few", "sensitivity": "too few"}}
-    table = {"domain": "target", "attribute": "age", "groups": [group], "worst": {}}
-    assert "too few to say: age old (AUROC, sensitivity)" in subgroup_lines({"subgroups": [table]})
 
 
 def the_target(study):
@@ -122,19 +88,20 @@ def test_a_study_that_does_not_ask_gets_nothing(study_file, caplog, monkeypatch)
     monkeypatch.setattr(shift, "FIGURES", {"shift-subgroups": shift.subgroups})
     text, without = study_file.read_text(), load_study(study_file)
     results = without.results
-    analyse(asking(study_file), SHORT)
+    reports.write("shift", to_json(analyse(asking(study_file), SHORT)), results)
     shift.draw(results)
     asked = the_target(without)
     assert (results / "shift_subgroups.csv").exists()
     assert (results / "figures" / "shift-subgroups-tiny.png").exists()
     study_file.write_text(text)
-    report = analyse(without, SHORT)
+    record = to_json(analyse(without, SHORT))
+    reports.write("shift", record, results)
     shift.draw(results)
     # What is not about subgroups is the same to the last digit.
     assert asked.pop("subgroups")
     assert the_target(without) == asked
     assert not (results / "shift_subgroups.csv").exists()
-    assert "ubgroup" not in (results / "shift.md").read_text() + shift_text(report)
+    assert "ubgroup" not in (results / "shift.md").read_text()
     assert "ubgroup" not in caplog.text
     assert not list((results / "figures").iterdir())
 

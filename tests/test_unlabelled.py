@@ -1,6 +1,5 @@
 """Targets without labels: read as images of no class, looked at by every stage, scored by none."""
 
-import csv
 import html
 import json
 import shutil
@@ -22,12 +21,11 @@ from pipeline.evaluation.scores import Place, places_of
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.finetune.interpolate import scored
-from pipeline.report.compare_text import heads_text
+from pipeline.report import show
 from pipeline.report.figures import shift as shift_figures
 from pipeline.report.figures.shift_data import read_shift
 from pipeline.report.figures.style import NothingToDrawError
 from pipeline.report.records import contradictions, read_records
-from pipeline.report.shift_text import shift_text
 from pipeline.report.stage import write_page
 from pipeline.shift.domains import Cohort
 from pipeline.shift.record import to_json
@@ -176,7 +174,7 @@ def test_heads_predict_and_do_not_score(study):
     far = kept.domain == "far"
     assert set(kept.label[far]) == {UNLABELLED}
     assert kept.proba["linear", 0][far].sum(axis=1) == pytest.approx(1)
-    assert "far: 100 images without labels" in heads_text(report)
+    assert "far: 100 images without labels" in show("heads", to_json(report))
 
 
 def test_scores_of_fine_tuned_networks_leave_the_target_out(study):
@@ -219,7 +217,7 @@ def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatc
 
 def test_shift_foretells_and_names_what_needs_labels(study):
     """The forecast is an interval with its warning; the labelled target is told as ever."""
-    report = analyse(study, SHORT)
+    analyse(study, SHORT)
     written = json.loads((study.results / "shift.json").read_text())
     assert [t["target"] for t in written["targets"]] == ["there"]
     (far,) = written["unlabelled"]
@@ -232,26 +230,17 @@ def test_shift_foretells_and_names_what_needs_labels(study):
     assert far["roles"]["T_test"]["used_for"] == "needs labels"
     assert not any(role["labels"] for name, role in far["roles"].items() if name[0] == "T")
     assert {row["name"] for row in far["detect"]} >= {"bbsd_ks", "ridge_c2st", "mmd_aggregated"}
-    text, page = shift_text(report), (study.results / "shift.md").read_text()
-    for told in (" ".join(text.split()), page):
-        assert f"{100 * low:.1f} % to {100 * high:.1f} %" in told
-        assert far["forecast"]["warning"] in told
-        assert "so the assumption is in doubt" in told
-    assert "needs labels, not given" in text
-    assert "Not given, because it needs labels:" in page
-    rows = {}
-    for name in ("forecast", "detect", "ng", "fixes"):
-        with (study.results / f"shift_{name}.csv").open() as file:
-            rows[name] = {row["target"] for row in csv.DictReader(file)}
-    assert rows["forecast"] == rows["detect"] == {"there", "far"}
-    assert rows["ng"] == rows["fixes"] == {"there"}
+    text = " ".join(show("shift", written).split())
+    assert f"{100 * low:.1f} % to {100 * high:.1f} %" in text
+    assert far["forecast"]["warning"] in text
+    assert "so the assumption is in doubt" in text
 
 
 @pytest.mark.parametrize("few", ["there", "far"])
 def test_a_target_of_one_patient_is_left_out_and_said(study, few):
     """With labels or without; the other is compared, and nothing else hides it."""
     one = [replace(t, group="^(p)") if t.name == few else t for t in study.targets]
-    report = analyse(replace(study, targets=tuple(one)), SHORT)
+    analyse(replace(study, targets=tuple(one)), SHORT)
     written = json.loads((study.results / "shift.json").read_text())
     assert [t["target"] for t in written["targets"] + written["unlabelled"]] == [
         t.name for t in one if t.name != few
@@ -260,9 +249,9 @@ def test_a_target_of_one_patient_is_left_out_and_said(study, few):
     assert (left["target"], left["backbone"]) == (few, "tiny")
     compare(study, CompareOptions(heads=("linear",), repeats=0))
     page = html.unescape(write_page(study).file.read_text())
-    for told in (shift_text(report), (study.results / "shift.md").read_text(), page):
-        assert f"{few}, tiny: not compared." in told
-        assert f"the group pattern of [target.{few}]" in " ".join(told.split())
+    for text in (show("shift", written), page):
+        assert "not compared" in text
+        assert f"the group pattern of [target.{few}]" in " ".join(text.split())
     assert not list(contradictions(study, read_records(study.results)))
 
 

@@ -1,6 +1,6 @@
 """What stage 1 did: one row for each backbone, then the images that it skipped."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.table import Column, Part, Table
@@ -58,3 +58,25 @@ def skipped(images: list[Mapping[str, Any]], file: str) -> list[Part]:
             notes=(f"{more} more are in {file}.",) if more > 0 else (),
         )
     ]
+
+
+def stores(rows: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """What ``headrace cache ls`` lists, and the stores that cannot be read."""
+    table = Table(
+        title="",
+        columns=(
+            *(Column(name=name) for name in ("store", "holds", "precision")),
+            *(Column(name=name, kind="count") for name in ("rows", "parts")),
+            Column(name="MB", kind="seconds"),
+            Column(name="set aside", kind="count"),
+        ),
+        rows=tuple(
+            (
+                *(row[name] for name in ("store", "holds", "precision", "rows", "parts")),
+                row["size"] / 1e6,
+                row["quarantined"],
+            )
+            for row in rows
+        ),
+    )
+    return [table, *(f"{row['store']}: {row['error']}" for row in rows if row["error"])]

@@ -51,19 +51,37 @@ the source being its validation split: accuracies, ``total``, ``kitagawa``, ``th
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.shift_files import ShiftReport
 from pipeline.shift.covariates import said
 from pipeline.shift.detect import Finding
+from pipeline.shift.domains import NotCompared
 from pipeline.shift.error_table import RoleReport
 from pipeline.shift.figure_data import null_histogram
+from pipeline.shift.fine_tuned import TrainedLoss
 from pipeline.shift.target import TargetReport
 from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
 from pipeline.shift.unlabelled import said as foretold
 from pipeline.words import to_jsonable
 
 SCHEMA = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftReport:
+    """All targets of a study, those without labels apart, and the networks trained on images.
+
+    Attributes:
+        not_compared: Targets that could not be, by backbone; no other entry has them.
+    """
+
+    study: str
+    classes: tuple[str, ...]
+    targets: tuple[TargetReport, ...]
+    trained: tuple[TrainedLoss, ...] = ()
+    unlabelled: tuple[UnlabelledReport, ...] = ()
+    not_compared: tuple[NotCompared, ...] = ()
 
 
 def to_json(report: ShiftReport) -> dict[str, Any]:

@@ -18,15 +18,13 @@ from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import Predictions, write_predictions
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.heads.parallel import side_by_side
-from pipeline.report import shift_chapters as chapters
-from pipeline.report.shift_files import ShiftReport
 from pipeline.shift.detect import DetectionSettings
 from pipeline.shift.domains import NotCompared, not_compared
 from pipeline.shift.figure_data import head_predictions
 from pipeline.shift.fine_tuned import trained_losses
 from pipeline.shift.known import Checked, check, known_of, source_of
 from pipeline.shift.permute import PermutationPlan, fewest_draws
-from pipeline.shift.record import to_json
+from pipeline.shift.record import ShiftReport, to_json
 from pipeline.shift.target import TargetReport, examine
 from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
 from pipeline.study import Study
@@ -69,8 +67,8 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
 
     Returns:
         The report; also written to ``results/<study>/``: ``shift.json`` (see
-        :mod:`pipeline.shift.record`), ``shift.md``, one ``shift_*.csv`` for each table, and
-        the probabilities of the head that it is about in ``shift.h5``.
+        :mod:`pipeline.shift.record`), and the probabilities of the head that it is about in
+        ``shift.h5``.
 
     Raises:
         StudyError: The study has no target that could be compared, or the source has too
@@ -147,13 +145,5 @@ def _write(results: Path, report: ShiftReport, kept: Mapping[str, Predictions]) 
     disk.make_dir(results)
     write_predictions(results / SHIFT_PROBABILITIES, kept)
     record = to_jsonable(to_json(report))
-    files = {f"shift_{name}.csv": table for name, table in chapters.tables(record).items()}
-    files |= {
-        "shift.md": chapters.report(record).encode(),
-        SHIFT_REPORT: json.dumps(record, indent=1, allow_nan=False).encode(),
-    }
-    for name, content in files.items():
-        disk.publish(results / name, content)
-    # A table of an earlier run would be taken for one of these numbers.
-    stale = {f"shift_{name}.csv" for name in chapters.OPTIONAL} - set(files)
-    disk.remove(results, [name for name in stale if (results / name).exists()])
+    text = json.dumps(record, indent=1, allow_nan=False)
+    disk.publish(results / SHIFT_REPORT, text.encode())

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pipeline.data.leaks import Finding
 from pipeline.data.samples import UNLABELLED
 from pipeline.features.load import FeatureTable
-from pipeline.report.text_tables import percent
 from pipeline.shift.adapt import Source
 from pipeline.shift.detect import ControlledDetection, DetectionSettings, detect_with_controls
 from pipeline.shift.domains import Cohort, ask, here_of, shared_patients, there_of, told_apart
@@ -29,6 +28,7 @@ from pipeline.shift.provenance import (
 )
 from pipeline.shift.story import foretell
 from pipeline.study import SOURCE
+from pipeline.words import percent
 
 #: What is left out, each for this one reason.
 NEEDS_LABELS = (

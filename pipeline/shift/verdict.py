@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from pipeline.report.text_tables import percent
 from pipeline.shift.effects import Gap, dominant
+from pipeline.words import percent
 
 #: An interval of a difference of AUROCs inside +- this is called holding.
 AUROC_MARGIN = 0.02
