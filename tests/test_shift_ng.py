@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import wilson
-from pipeline.shift.effects import dominant, draw_blocks, draw_patients, family, rate, single_gap
+from pipeline.shift.effects import dominant, family, rate, single_gap
 from pipeline.shift.error_table import NgRoles, Outcome, ng_table
 
 
@@ -110,26 +111,6 @@ def test_ng_table_refuses_nonsense(change, message):
     roles = {name: outcome(10, 2) for name in ("s_fit", "s_traindev", "t_test")} | change
     with pytest.raises(StudyError, match=message):
         ng_table(NgRoles(**roles), 0, 10)
-
-
-def test_patient_draws_repeat_whole_patients():
-    """Means over draws equal those of explicitly repeated rows."""
-    rng = np.random.default_rng(16)
-    groups = np.repeat(list("abcd"), [1, 3, 2, 4])
-    values = rng.normal(size=10)
-    draws = draw_patients(groups, rng, 20)
-    assert np.all(draws.counts.sum(axis=1) == 4)
-    for row, mean in zip(draws.counts, draws.mean(values, groups), strict=True):
-        times = {name: int(count) for name, count in zip("abcd", row, strict=True)}
-        repeated = np.concatenate([[v] * times[g] for v, g in zip(values, groups, strict=True)])
-        assert mean == pytest.approx(repeated.mean())
-
-
-def test_draw_blocks_cover_all_draws():
-    """Every draw is in exactly one block, however many rows there are."""
-    for rows in (1, 5000, 10**8):
-        seen = np.concatenate([np.arange(70)[which] for which in draw_blocks(70, rows)])
-        assert np.array_equal(seen, np.arange(70))
 
 
 def test_rate_is_by_patient_where_patients_repeat():

@@ -121,7 +121,7 @@ def test_predictive_interval_covers():
     for _ in range(300):
         counts = rng.binomial(150, [true["se"], true["sp"]])
         rates = [
-            Interval(estimate=c / 150, low=lo, high=hi, n=150, groups=150, method="Wilson")
+            Interval(estimate=c / 150, low=lo, high=hi, images=150, patients=150, method="Wilson")
             for c in counts
             for lo, hi in [wilson(int(c), 150)]
         ]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError
 from pipeline.evaluation.auroc import bound_of_one
-from pipeline.shift.effects import draw_patients
 from pipeline.shift.threshold import Scored, _Half, threshold_split
 
 
@@ -18,7 +18,7 @@ def scored(rng, n, *, move=0.0, first=0, draws=100, decimals=8):
     positive = rng.random(n) < 0.5
     score = np.round(rng.normal(size=n) + 2 * positive - 1 + move, decimals)
     return Scored(
-        score=score, positive=positive, groups=groups, draws=draw_patients(groups, rng, draws)
+        score=score, positive=positive, groups=groups, draws=draw_patients(groups, rng, draws=draws)
     )
 
 
@@ -56,7 +56,7 @@ def test_a_score_at_the_threshold_is_called_positive():
         score=np.array([0.0, 1.0, 1.0, 2.0]),
         positive=np.array([False, True, False, True]),
         groups=groups,
-        draws=draw_patients(groups, np.random.default_rng(0), 1),
+        draws=draw_patients(groups, np.random.default_rng(0), draws=1),
     )
     found = _Half(side).errors_at(np.array([1.0, 1.5]), np.array([[1, 1, 0, 1], [1, 1, 0, 1]]))
     assert found.tolist() == [0, 1]

@@ -276,6 +276,10 @@ class PatientDraws:
         """How often each row is in each of some draws, shape ``(b, n)``."""
         return self.counts[which].astype(np.float64)[:, self.member]
 
+    def rows(self, draw: int) -> NDArray[np.intp]:
+        """Numbers of the rows in one draw, ascending, each as often as it was drawn."""
+        return np.repeat(np.arange(len(self.member)), self.counts[draw][self.member])
+
     def blocks(self) -> Iterator[slice]:
         """The draws in order, so many at a time that their weights take about 2 MB."""
         step = max(1, _BLOCK_CELLS // max(1, len(self.member)))
@@ -331,19 +335,3 @@ def draw_patients(
             counts = counts[counts[:, those].any(axis=1)]
         kept.append(counts)
     return PatientDraws(patients=patients, counts=np.concatenate(kept), member=member)
-
-
-# Old forms, until their callers take the new ones.
-
-
-def teaching_folds(labels: NDArray[np.integer], groups: NDArray[Any], most: int) -> list[Fold]:
-    """Row numbers (in, out) of folds by patient, each class in every ``in``."""
-    return patient_folds(labels, groups, folds=most, seed=0)
-
-
-def drawn_patients(
-    labels: NDArray[np.integer], groups: NDArray[Any], rng: np.random.Generator, count: int
-) -> NDArray[np.int64]:
-    """Draws of rows, shape ``(count, n)``: how often each row was drawn."""
-    drawn = draw_patients(groups, rng, draws=count, label=labels)
-    return drawn.counts[:, drawn.member].astype(np.int64)

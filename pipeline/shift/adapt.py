@@ -14,7 +14,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 
-from pipeline.data.patients import teaching_folds
+from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.heads.logistic import LogisticHead, Path, solve_path
 from pipeline.heads.preprocessing import times
@@ -264,7 +264,7 @@ class Source:
             StudyError: A class has too few patients for folds.
         """
         most = self.settings.calibration_folds
-        return self.held_out(teaching_folds(self.labels, self.groups, most))
+        return self.held_out(patient_folds(self.labels, self.groups, folds=most, seed=0))
 
     def held_out(
         self, folds: Iterable[tuple[NDArray[np.intp], NDArray[np.intp]]]

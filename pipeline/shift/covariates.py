@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.patients import DRAWS, Weights
-from pipeline.evaluation.intervals import patient_draws, percentile_interval
+from pipeline.data.patients import DRAWS, Weights, draw_patients
+from pipeline.evaluation.intervals import percentile_interval
 
 #: A medium difference, in standard deviations (Cohen 1988): what lies inside is not named.
 MEDIUM = 0.5
@@ -74,7 +74,7 @@ def differences(
         rng: Draws patients.
         draws: Bootstrap draws.
     """
-    weights = tuple(patient_draws(p.groups, rng, draws=draws) for p in (source, target))
+    weights = tuple(draw_patients(p.groups, rng, draws=draws).weights() for p in (source, target))
     few = min(np.unique(p.groups).size for p in (source, target)) < _FEWEST
     level = 1 - (1 - _LEVEL) / (len(source.measures) + 1)
     found = [_class_mix(source, target, weights, level)]

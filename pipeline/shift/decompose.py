@@ -183,16 +183,15 @@ def _class_shares(side: Labelled) -> tuple[NDArray[np.float64], NDArray[np.float
     """Share of each class and of its errors, ``(K, 1 + B)`` each; column 0 is undrawn."""
     classes = range(side.cohort.probabilities.shape[1])
     rows = np.ones_like(side.wrong)
-    total = _counts(side, rows)
     shares = [
-        np.stack([_counts(side, hit & (side.labels == k)) / total for k in classes])
+        np.stack([_shares(side, hit & (side.labels == k)) for k in classes])
         for hit in (rows, side.wrong)
     ]
     return shares[0], shares[1]
 
 
-def _counts(side: Labelled, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return np.append(hit.sum(), side.draws.sums(hit, side.cohort.groups))
+def _shares(side: Labelled, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.append(hit.mean(), side.draws.mean(hit))
 
 
 def _within(wrong: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.patients import DRAWS, WeightedStatistic
+from pipeline.data.patients import DRAWS, PatientDraws, draw_patients
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval, lengthened, percentile_interval, unseen, wilson
 from pipeline.shift.domains import Cohort
 
 #: A term is named as the cause only if it is the largest in this share of the draws.
 DOMINANT = 0.95
-_BLOCK_CELLS = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,76 +34,6 @@ class Gap:
     """Upper end."""
     p_largest: float | None = None
     """Share of draws in which this term is the largest of its family; None if alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatientDraws:
-    """Bootstrap draws of the patients of one domain."""
-
-    patients: NDArray[Any]
-    """Shape (P,), sorted ids."""
-    counts: NDArray[np.float64]
-    """Shape (B, P): how often each patient is in each draw."""
-
-    def mean(self, values: NDArray[Any], groups: NDArray[Any]) -> NDArray[np.float64]:
-        """Mean of a number per row in each draw, shape (B,); NaN for a draw of no rows.
-
-        Args:
-            values: Shape (n,).
-            groups: Shape (n,), patients; all must be known.
-        """
-        ones = np.ones(len(groups))
-        return _ratio(self.sums(values, groups), self.sums(ones, groups))
-
-    def sums(self, values: NDArray[Any], groups: NDArray[Any]) -> NDArray[np.float64]:
-        """Sum of a number per row in each draw, shape (B,).
-
-        Args:
-            values: Shape (n,).
-            groups: Shape (n,).
-        """
-        member = np.searchsorted(self.patients, groups)
-        own = np.bincount(member, weights=values, minlength=len(self.patients))
-        return np.asarray(self.counts @ own, dtype=np.float64)
-
-    def weights(self, groups: NDArray[Any], which: slice) -> NDArray[np.float64]:
-        """How often each row is in each of some draws, shape (b, n).
-
-        Args:
-            groups: Shape (n,).
-            which: The draws.
-        """
-        return self.counts[which][:, np.searchsorted(self.patients, groups)]
-
-    def apply(self, statistic: WeightedStatistic, groups: NDArray[Any]) -> NDArray[np.float64]:
-        """Evaluate a statistic of row weights in every draw, shape (B,), block by block."""
-        parts = [
-            statistic(self.weights(groups, which))
-            for which in draw_blocks(len(self.counts), len(groups))
-        ]
-        return np.concatenate(parts)
-
-
-def draw_patients(
-    groups: NDArray[Any], rng: np.random.Generator, draws: int = DRAWS
-) -> PatientDraws:
-    """Draw whole patients of one domain with replacement.
-
-    Args:
-        groups: Shape (n,), patient ids of all rows that any statistic will use.
-        rng: Source of randomness.
-        draws: Number of draws, ``B``.
-    """
-    patients = np.unique(groups)
-    share = np.full(patients.size, 1 / patients.size)
-    counts = rng.multinomial(patients.size, share, size=draws).astype(np.float64)
-    return PatientDraws(patients=patients, counts=counts)
-
-
-def draw_blocks(draws: int, rows: int) -> Iterator[slice]:
-    """Cut the draws so that a block of (draws, rows) stays at about 32 MB."""
-    step = max(1, _BLOCK_CELLS // max(1, rows))
-    return (slice(start, min(draws, start + step)) for start in range(0, draws, step))
 
 
 def single_gap(estimate: float, draws: NDArray[np.float64]) -> Gap:
@@ -208,17 +137,11 @@ def rate(
         low, high = wilson(patients if hits.any() else 0, patients)
         method = "Wilson, patients as trials"
     else:
-        low, high = percentile_interval(draw().mean(hits, groups))
+        low, high = percentile_interval(draw().of(groups).mean(hits))
         method = "patient bootstrap"
     return Interval(
         estimate=float(hits.mean()), low=low, high=high, images=n, patients=patients, method=method
     )
-
-
-def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
-    shares: NDArray[np.float64] = np.full(over.shape, np.nan)
-    np.divide(over, under, out=shares, where=under > 0)
-    return shares
 
 
 # A domain whose labels are known: its outcome, with draws of its patients.
@@ -248,7 +171,7 @@ class Labelled:
 
     def drawn_error(self) -> NDArray[np.float64]:
         """The same in each draw, shape (B,)."""
-        return self.draws.mean(self.wrong, self.cohort.groups)
+        return self.draws.mean(self.wrong)
 
     def confidence(self) -> NDArray[np.float64]:
         """Probability of the most probable class, shape (n,)."""
@@ -277,7 +200,7 @@ def labelled(cohort: Cohort, rng: np.random.Generator, draws: int = DRAWS) -> La
         cohort=cohort,
         labels=cohort.labels,
         wrong=cohort.probabilities.argmax(axis=1) != cohort.labels,
-        draws=draw_patients(cohort.groups, rng, draws),
+        draws=draw_patients(cohort.groups, rng, draws=draws),
     )
 
 
@@ -291,8 +214,5 @@ def paired_weights(
     source: Labelled, target: Labelled
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Row weights of both domains for each draw, ``(n_S,)`` and ``(n_T,)``."""
-    sides = (source, target)
-    rows = sum(len(side.labels) for side in sides)
-    for which in draw_blocks(len(source.draws.counts), rows):
-        blocks = [side.draws.weights(side.cohort.groups, which) for side in sides]
-        yield from zip(*blocks, strict=True)
+    for which in min(source, target, key=lambda one: next(one.draws.blocks()).stop).draws.blocks():
+        yield from zip(source.draws.weights(which), target.draws.weights(which), strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.patients import DRAWS, drawn_patients
+from pipeline.data.patients import DRAWS, PatientDraws, draw_patients
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval, percentile_interval
 from pipeline.heads.logistic import Path
@@ -22,9 +22,7 @@ from pipeline.shift.adapt import Source
 from pipeline.shift.domains import Cohort
 from pipeline.shift.effects import (
     Gap,
-    PatientDraws,
     dominant,
-    draw_patients,
     family,
     loss_between,
     rate,
@@ -114,7 +112,7 @@ def ng_table(roles: NgRoles, seed: int, draws: int = DRAWS) -> NgTable:
     drawn = _draws_by_domain(given, seed, draws)
     level = {name: float(one.wrong.mean()) for name, one in given.items()}
     of = {name: np.unique(one.groups).size for name, one in given.items()}
-    curves = {name: drawn[name].mean(one.wrong, one.groups) for name, one in given.items()}
+    curves = {name: drawn[name].mean(one.wrong) for name, one in given.items()}
     if roles.human is not None:
         level["human"], curves["human"] = roles.human, np.full(draws, roles.human)
     cells = _Cells(level=level, curves=curves, patients=of)
@@ -147,7 +145,8 @@ def _draws_by_domain(
     for side in ("source", "target"):
         roles = [name for name in given if (name in _SOURCE) == (side == "source")]
         everyone = np.concatenate([given[name].groups for name in roles])
-        by_role |= dict.fromkeys(roles, draw_patients(everyone, stream(side, seed), draws))
+        drawn = draw_patients(everyone, stream(side, seed), draws=draws)
+        by_role |= {role: drawn.of(given[role].groups) for role in roles}
     return by_role
 
 
@@ -205,7 +204,7 @@ class Refits:
         heads: Parts of the B heads, in order.
     """
 
-    weights: NDArray[np.int64]
+    weights: NDArray[np.float64]
     heads: tuple[Path, ...]
 
     def wrong(self, rows: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -267,7 +266,7 @@ def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refi
         rng: Source of the draws.
         count: Number of heads.
     """
-    table = drawn_patients(source.labels, source.groups, rng, count)
+    table = draw_patients(source.groups, rng, draws=count, label=source.labels).weights()
     heads = [source.weighted_heads(table[i : i + _TOGETHER]) for i in range(0, count, _TOGETHER)]
     return Refits(weights=table, heads=tuple(heads))
 

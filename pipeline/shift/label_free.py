@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import percentile_interval
 from pipeline.shift.adapt import fit_calibration
@@ -224,12 +225,14 @@ def _numbers(case: Case) -> dict[str, float]:
 def _redrawn(
     source: SourceScores, target: TargetScores, rng: np.random.Generator, draws: int
 ) -> list[tuple[SourceScores, TargetScores]]:
-    """Both domains with their patients drawn anew; draws that lack a class are left out."""
+    """Both domains with their patients drawn anew; every draw of the source has every class."""
+    drawn = (
+        draw_patients(source.groups, rng, draws=draws, label=source.labels),
+        draw_patients(target.groups, rng, draws=draws),
+    )
     pairs = []
-    for _ in range(draws):
-        s, t = _patient_rows(source.groups, rng), _patient_rows(target.groups, rng)
-        if np.unique(source.labels[s]).size < source.probabilities.shape[1]:
-            continue
+    for which in range(draws):
+        s, t = (one.rows(which) for one in drawn)
         pairs.append(
             (
                 SourceScores(
@@ -241,12 +244,6 @@ def _redrawn(
             )
         )
     return pairs
-
-
-def _patient_rows(groups: NDArray[Any], rng: np.random.Generator) -> NDArray[np.intp]:
-    patients, member = np.unique(groups, return_inverse=True)
-    times = np.bincount(rng.integers(patients.size, size=patients.size), minlength=patients.size)
-    return np.repeat(np.arange(len(groups)), times[member])
 
 
 def _refuse_misfit(source: SourceScores, target: TargetScores) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.evaluation.intervals import Interval
-from pipeline.shift.effects import draw_patients, rate
+from pipeline.shift.effects import rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.attributes import UNKNOWN
 from pipeline.data.groupings import Grouping
-from pipeline.data.patients import DRAWS, WeightedStatistic
+from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
 from pipeline.evaluation.intervals import Share, differences_at_once, intervals_at_once
 from pipeline.evaluation.metrics import METRICS, is_right, weighted_ratio
 from pipeline.shift.domains import Cohort
-from pipeline.shift.effects import PatientDraws, draw_patients
 from pipeline.shift.operating import Scores, choose_threshold
 from pipeline.words import counted
 
@@ -155,7 +154,9 @@ def subgroups(
     """
     if not groupings:
         return ()
-    patients = draw_patients(cohort.groups, np.random.default_rng([terms.seed, 19]), terms.draws)
+    patients = draw_patients(
+        cohort.groups, np.random.default_rng([terms.seed, 19]), draws=terms.draws
+    )
     metrics = _metrics(cohort, terms)
     return tuple(
         _Domain(cohort=cohort, grouping=one, patients=patients, terms=terms).table(domain, metrics)
@@ -251,7 +252,7 @@ class _Domain:
     def share(self, metric: _Metric, rows: NDArray[np.bool_]) -> Share:
         statistic, here = metric.statistic(rows), self.cohort.groups[rows]
         estimate = float(statistic(np.ones((1, len(here))))[0])
-        draws = self.patients.apply(statistic, here)
+        draws = self.patients.of(here).apply(statistic)
         bases = (self.cohort.groups[rows & base] for base in metric.bases.values())
         return Share(estimate=estimate, draws=draws, bases=tuple(bases))
 

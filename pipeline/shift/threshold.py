@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.patients import PatientDraws, Weights
 from pipeline.errors import StudyError
 from pipeline.evaluation.auroc import bound_of_one
 from pipeline.evaluation.metrics import weighted_auroc
 from pipeline.shift.domains import split_by_patient
-from pipeline.shift.effects import Gap, PatientDraws, family, lengthen, loss_between, single_gap
-
-Weights = NDArray[np.float64]
+from pipeline.shift.effects import Gap, family, lengthen, loss_between, single_gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +29,12 @@ class Scored:
     """Draws of these patients."""
 
     def take(self, rows: NDArray[Any]) -> "Scored":
-        """Return some rows (indices or a mask); the draws stay those of all patients."""
+        """Return some rows (indices or a mask); the draws stay the same."""
         return Scored(
             score=self.score[rows],
             positive=self.positive[rows],
             groups=self.groups[rows],
-            draws=self.draws,
+            draws=self.draws.of(self.groups[rows]),
         )
 
 
@@ -110,7 +109,7 @@ def threshold_split(
     ones = [np.ones((1, len(half.rows.score))) for half in halves]
     tuned = _cross_fitted(halves, ones) / len(target.score)
     levels = [float(_wrong(side, threshold).mean()) for side in (source, target)]
-    drawn = [side.draws.mean(_wrong(side, threshold), side.groups) for side in (source, target)]
+    drawn = [side.draws.mean(_wrong(side, threshold)) for side in (source, target)]
     drawn_tuned = _drawn_cross_fitted(halves, target)
     best = float(tuned[0])
     terms = family(
@@ -143,7 +142,7 @@ def _drawn_cross_fitted(halves: tuple[_Half, _Half], target: Scored) -> Weights:
         errors = _cross_fitted(halves, [weights[:, :cut], weights[:, cut:]])
         return np.asarray(errors / weights.sum(axis=1))
 
-    return target.draws.apply(statistic, from_halves)
+    return target.draws.of(from_halves).apply(statistic)
 
 
 def _auroc_loss(source: Scored, target: Scored) -> Gap:
@@ -152,10 +151,7 @@ def _auroc_loss(source: Scored, target: Scored) -> Gap:
         float(area(np.ones((1, len(side.score))))[0])
         for area, side in zip(areas, (source, target), strict=True)
     ]
-    drawn = [
-        side.draws.apply(area, side.groups)
-        for area, side in zip(areas, (source, target), strict=True)
-    ]
+    drawn = [side.draws.apply(area) for area, side in zip(areas, (source, target), strict=True)]
     gap = single_gap(points[0] - points[1], drawn[0] - drawn[1])
     start, end = (
         _room(side, point) for side, point in zip((target, source), reversed(points), strict=True)

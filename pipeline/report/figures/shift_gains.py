@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.data.patients import draw_patients
 from pipeline.report.figures.labels import HALO
 from pipeline.report.figures.shift_data import ShiftData, Side
 from pipeline.report.figures.style import (
@@ -25,7 +26,7 @@ from pipeline.report.figures.style import (
     grid,
     new_figure,
 )
-from pipeline.shift.effects import draw_patients, rate
+from pipeline.shift.effects import rate
 
 _ROW = 0.24
 #: Share of a panel from its edge, in which a name in its middle might run out of it.
