@@ -18,9 +18,9 @@ from cache.store import FeatureStore
 from pipeline.data import class_folders
 from pipeline.data.items import Item, Walk, stat_of, system_reason
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError
-from pipeline.features.backbones import policy_of
-from pipeline.features.engines import EngineChoice, check_choice
-from pipeline.features.extract import Filling
+from pipeline.features.backbones import policy_of, weights_file
+from pipeline.features.engines import EngineChoice, check_engine
+from pipeline.features.extract import fill_store
 from pipeline.features.load import frozen_network, recipe_of
 from pipeline.heads.save_files import Model, Network, load_model
 from pipeline.study import BackboneChoice
@@ -119,7 +119,7 @@ def predict(model: Path, images: Sequence[Path], options: PredictOptions) -> Pre
         NoImagesError: No image is left that can be used.
         SkippedImagesError: ``options.strict`` and an image cannot be used.
     """
-    check_choice(options.engine)
+    check_engine(options.engine)
     head = load_model(model)
     if options.weights and len(head.networks) > 1:
         raise ModelError(
@@ -238,15 +238,15 @@ def _fill(
         return made
 
     if missing:
-        policy = policy_of(choice.name, choice.resize)
-        Filling(
-            store=store,
-            network=frozen,
-            policy=policy,
+        bad |= fill_store(
+            store,
+            missing,
+            build=frozen,
+            weights=weights_file(choice.name, choice.weights),
+            policy=policy_of(choice.name, choice.resize),
             engine=options.engine,
             title=choice.name,
-            bad=bad,
-        ).run(missing)
+        )
     return store, missing.keys() - bad.keys()
 
 

@@ -18,7 +18,7 @@ from pipeline.features.backbones import (
     weights_file,
 )
 from pipeline.features.engines import EngineChoice, start_engine
-from pipeline.features.extract import features_of
+from pipeline.features.extract import compute_features
 from pipeline.features.frozen import Frozen, build, state_digest
 from pipeline.features.weights import HubWeights, file_digest
 
@@ -88,12 +88,12 @@ def pixels_of(count: int, size: int = 224) -> np.ndarray:
 
 def run(file: Path, name: str, engine: str, pixels: np.ndarray) -> np.ndarray:
     started = start_engine(
-        Frozen(build(name, file), spec_of(name).policy),
+        lambda: Frozen(build(name, file), spec_of(name).policy),
         EngineChoice(engine=engine, device="cpu", batch_size=2),
         "fp32",
     )
     images = [(bytes([i]), image) for i, image in enumerate(pixels)]
-    rows = [row for _, row in features_of(images, started)]
+    rows = [row for _, row in compute_features(images, started)]
     started.close()
     return np.stack(rows)
 
@@ -120,8 +120,10 @@ def test_the_network_is_frozen(networks, name):
     frozen = Frozen(network, spec_of(name).policy)
     assert not any(module.training for module in frozen.modules())
     assert not any(p.requires_grad for p in frozen.parameters())
-    engine = start_engine(frozen, EngineChoice(engine="torch", device="cpu", batch_size=2), "fp32")
-    list(features_of([(b"0", pixels_of(1)[0])], engine))
+    engine = start_engine(
+        lambda: frozen, EngineChoice(engine="torch", device="cpu", batch_size=2), "fp32"
+    )
+    list(compute_features([(b"0", pixels_of(1)[0])], engine))
     engine.close()
     assert state_digest(network) == before
 

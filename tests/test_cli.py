@@ -59,7 +59,7 @@ def test_an_existing_store_needs_no_torch(study_file):
     run("features", study_file, *ENGINE)
     code = (
         "import sys; from pathlib import Path; import pytest; import cache, pipeline.data.samples;"
-        "from pipeline.features import export, extract, joined; import pipeline.compare;"
+        "from pipeline.features import export, extract, load; import pipeline.compare;"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -196,9 +196,11 @@ def test_verify_recomputes_a_sample_and_finds_a_wrong_row(study_file, monkeypatc
     assert re.search(r"20 images recomputed .* largest \d\.\de[+-]\d\d", text)
     from pipeline.features import maintain as upkeep
 
-    real = upkeep.features_of
+    real = upkeep.compute_features
     monkeypatch.setattr(
-        upkeep, "features_of", lambda *a: [(k, row * np.float32(1.0001)) for k, row in real(*a)]
+        upkeep,
+        "compute_features",
+        lambda *a: [(k, row * np.float32(1.0001)) for k, row in real(*a)],
     )
     result = run("cache", "verify", study_file, "--sample", "20", "--engine", "torch", code=3)
     assert "allowed 1e-05; worst: " in result.stderr

@@ -12,7 +12,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.errors import EngineError, UnknownNameError
 from pipeline.features import engines
 from pipeline.features.engines import ENGINES, EngineChoice, TorchEngine, start_engine
-from pipeline.features.extract import FeatureGuard, features_of
+from pipeline.features.extract import FeatureGuard, compute_features
 from pipeline.features.frozen import Frozen
 
 POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -32,7 +32,7 @@ def images(count: int) -> list[tuple[bytes, np.ndarray]]:
 
 def tiny(engine: str, *, batch_size: int = 4):
     choice = EngineChoice(engine=engine, device="cpu", batch_size=batch_size)
-    return start_engine(Frozen(Tiny(), POLICY), choice, "fp32")
+    return start_engine(lambda: Frozen(Tiny(), POLICY), choice, "fp32")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -41,7 +41,7 @@ def test_each_image_gets_its_own_row_whatever_the_batch(engine, count):
     """Padding never leaks into rows, and order is kept over many batches under way."""
     given = images(count)
     started = tiny(engine)
-    found = list(features_of(given, started))
+    found = list(compute_features(given, started))
     started.close()
     assert [key for key, _ in found] == [key for key, _ in given]
     for (_, row), (_, pixels) in zip(found, given, strict=True):
@@ -55,7 +55,7 @@ def test_every_batch_has_one_size(engine, monkeypatch):
     sizes = []
     submit = started.submit
     monkeypatch.setattr(started, "submit", lambda p: sizes.append(len(p)) or submit(p))
-    list(features_of(images(10), started))
+    list(compute_features(images(10), started))
     assert sizes == [4, 4, 4]
 
 
@@ -70,7 +70,7 @@ def test_several_batches_are_under_way_at_once():
             return lambda: self.log.append("wait") or np.zeros((2, 3), np.float32)
 
     recorder = Recorder()
-    list(features_of(images(12), recorder))
+    list(compute_features(images(12), recorder))
     assert recorder.log[:4] == ["submit"] * 3 + ["wait"]
 
 
@@ -99,13 +99,13 @@ def test_bf16_runs_in_torch_and_is_really_less_precise():
     choice = EngineChoice(engine="auto", device="cpu", batch_size=4)
     rows = {}
     for precision in ("fp32", "bf16"):
-        started = start_engine(network, choice, precision)
-        rows[precision] = np.stack([row for _, row in features_of(images(4), started)])
+        started = start_engine(lambda: network, choice, precision)
+        rows[precision] = np.stack([row for _, row in compute_features(images(4), started)])
         started.close()
     distance = np.linalg.norm(rows["fp32"] - rows["bf16"]) / np.linalg.norm(rows["fp32"])
     assert 1e-4 < distance < 5e-2
     with pytest.raises(EngineError, match="use --engine torch"):
-        start_engine(network, EngineChoice(engine="openvino", device="cpu"), "bf16")
+        start_engine(lambda: network, EngineChoice(engine="openvino", device="cpu"), "bf16")
 
 
 def test_unknown_engines_and_absent_devices_are_refused():
@@ -114,7 +114,7 @@ def test_unknown_engines_and_absent_devices_are_refused():
         tiny("onnx")
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="no CUDA device is here"):
-            start_engine(Frozen(Tiny(), POLICY), EngineChoice(device="cuda"), "fp32")
+            start_engine(lambda: Frozen(Tiny(), POLICY), EngineChoice(device="cuda"), "fp32")
 
 
 def test_running_out_of_memory_names_the_option():
@@ -130,7 +130,7 @@ def test_running_out_of_memory_names_the_option():
             return wait
 
     with pytest.raises(EngineError, match="out of memory.*--batch-size with a smaller number"):
-        list(features_of(images(2), Full()))
+        list(compute_features(images(2), Full()))
 
 
 def test_the_guard_objects_to_rows_that_cannot_be_features():

@@ -43,7 +43,7 @@ def builds(monkeypatch) -> list[str]:
     made = []
     real = extract_module.frozen_network
     monkeypatch.setattr(
-        extract_module, "frozen_network", lambda choice: made.append(choice.name) or real(choice)
+        extract_module, "frozen_network", lambda *given: made.append(given[0].name) or real(*given)
     )
     return made
 
@@ -216,7 +216,7 @@ def test_a_store_that_cannot_be_written_is_said_at_the_start(study_file, monkeyp
 def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
     """Ctrl-C commits the buffer; the next run computes only the rest."""
     study = load_study(study_file)
-    real = filling_module.features_of
+    real = filling_module.compute_features
 
     def interrupted(images, engine):
         for number, pair in enumerate(real(images, engine)):
@@ -225,7 +225,7 @@ def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
             yield pair
 
     with monkeypatch.context() as patch:
-        patch.setattr(filling_module, "features_of", interrupted)
+        patch.setattr(filling_module, "compute_features", interrupted)
         # The canaries go through the same function and are fewer.
         with pytest.raises(KeyboardInterrupt):
             extract(study, OPTIONS)

@@ -37,9 +37,11 @@ def study(tmp_path: Path, monkeypatch):
 def builds(monkeypatch) -> list[str]:
     """Names of the networks that are built to be run."""
     made = []
-    real = prefix_module.build
+    real = prefix_module.frozen_part
     monkeypatch.setattr(
-        prefix_module, "build", lambda name, file: made.append(name) or real(name, file)
+        prefix_module,
+        "frozen_part",
+        lambda place, store: made.append(place.choice.name) or real(place, store),
     )
     return made
 
@@ -113,7 +115,7 @@ def test_an_interrupt_keeps_what_was_computed(study, monkeypatch):
     import pipeline.features.extract as filling_module
 
     samples, _ = load_samples(study)
-    real = filling_module.features_of
+    real = filling_module.compute_features
 
     def interrupted(images, engine):
         for number, pair in enumerate(real(images, engine)):
@@ -122,7 +124,7 @@ def test_an_interrupt_keeps_what_was_computed(study, monkeypatch):
             yield pair
 
     with monkeypatch.context() as patch:
-        patch.setattr(filling_module, "features_of", interrupted)
+        patch.setattr(filling_module, "compute_features", interrupted)
         with pytest.raises(KeyboardInterrupt):
             take(study, at_cut(study), samples, TORCH)
     assert take(study, at_cut(study), samples, TORCH).computed == 36

@@ -1,80 +1,37 @@
-"""What torch is told before a network runs on a device, and what is written down of both."""
+"""How a frozen network is run: OpenVINO on a CPU, torch on a CPU or CUDA."""
 
-import platform
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    import torch
+import ctypes
 import importlib.util
+import platform
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import EngineError, UnknownNameError
 
 if TYPE_CHECKING:
+    from pipeline.features.converted import ConvertedNetwork
     from pipeline.features.frozen import Frozen
-
-
-def set_precision(precision: str) -> None:
-    """Say explicitly what torch leaves to defaults: cuDNN would use TF32 unasked."""
-    import torch
-
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-
-
-def after(done: Any, out: "torch.Tensor") -> NDArray[np.float32]:
-    """Wait for the copy of one batch; later batches go on meanwhile."""
-    done.synchronize()
-    features: NDArray[np.float32] = out.numpy()
-    return features
-
-
-def device_name(device: str) -> str:
-    """How the device is called in provenances and messages."""
-    if device == "cuda":
-        import torch
-
-        return f"cuda ({torch.cuda.get_device_name()})"
-    return f"cpu ({platform.machine()})"
-
-
-def provenance(engine: str, device: str, batch_size: int) -> dict[str, str]:
-    """What every engine says of itself; versions of what has a say in the numbers."""
-    import PIL
-
-    return {
-        "engine": engine,
-        "device": device,
-        "batch_size": str(batch_size),
-        "torch": version("torch"),
-        "pillow": PIL.__version__,
-    }
-
-
-# How a frozen network is run: torch on CPU or CUDA, OpenVINO on a CPU.
-
 
 Pixels = NDArray[np.uint8]
 Features = NDArray[np.float32]
 Wait = Callable[[], Features]
+#: Builds the network; an engine calls it only if it has to, for it imports torch.
+Build = Callable[[], "Frozen"]
 #: Large enough for full speed, small enough that 2 GB of memory hold all batches under way.
 BATCH_SIZE: Mapping[str, int] = MappingProxyType({"cpu": 8, "cuda": 128})
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """What the user asks for.
+    """What the user wants a network to run on.
 
     Attributes:
         engine: ``auto``, or an entry of ``ENGINES``.
@@ -114,25 +71,34 @@ class TorchEngine:
     """torch: channels_last float32 on a CPU, the same code on CUDA.
 
     Args:
-        network: See :class:`pipeline.features.frozen.Frozen`.
+        build: Builds the network, see :class:`pipeline.features.frozen.Frozen`.
         device: ``cpu`` or ``cuda``.
         batch_size: Images per batch.
         precision: ``fp32``, ``tf32`` or ``bf16``.
+        converted: Not used: torch runs the network as it is built.
     """
 
     depth = 2
 
-    def __init__(self, network: "Frozen", device: str, batch_size: int, precision: str) -> None:
+    def __init__(
+        self,
+        build: Build,
+        *,
+        device: str,
+        batch_size: int,
+        precision: str,
+        converted: "ConvertedNetwork | None" = None,  # noqa: ARG002 - all engines start alike
+    ) -> None:
         import torch
 
         self.batch_size = batch_size
-        self.description = f"torch on {device_name(device)}, batch {batch_size}"
+        self.description = f"torch on {_device_name(device)}, batch {batch_size}"
         self._precision = precision
         self._device = torch.device(device)
-        self._network = network.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = build().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # One thread keeps the order; the caller's thread stays free to commit.
         self._thread = ThreadPoolExecutor(1, "forward")
-        self._thread.submit(set_precision, precision).result()
+        self._thread.submit(_set_precision, precision).result()
 
     def submit(self, pixels: Pixels) -> Wait:
         """See :class:`Engine`."""
@@ -162,11 +128,16 @@ class TorchEngine:
             out = self._network(batch).float().to("cpu", non_blocking=True)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-        return lambda: after(done, out)
+
+        def wait() -> Features:
+            done.synchronize()  # for this batch alone; later ones go on meanwhile
+            return out.numpy()  # type: ignore[no-any-return]
+
+        return wait
 
     def provenance(self) -> dict[str, str]:
         """See :class:`Engine`."""
-        return provenance("torch", device_name(self._device.type), self.batch_size)
+        return _provenance("torch", self._device.type, self.batch_size)
 
     def close(self) -> None:
         """See :class:`Engine`."""
@@ -177,38 +148,40 @@ class OpenVINOEngine:
     """OpenVINO on a CPU, in float32: 1.6 to 5 times torch's rate.
 
     Args:
-        network: See :class:`pipeline.features.frozen.Frozen`.
+        build: Builds the network; called only where no converted form is kept.
         device: ``cpu``.
         batch_size: Images per batch.
         precision: ``fp32``; anything else is torch's.
+        converted: Where the converted form is kept; None: nowhere.
     """
 
-    def __init__(self, network: "Frozen", device: str, batch_size: int, precision: str) -> None:
+    def __init__(
+        self,
+        build: Build,
+        *,
+        device: str,
+        batch_size: int,
+        precision: str,
+        converted: "ConvertedNetwork | None" = None,
+    ) -> None:
         if device != "cpu" or precision != "fp32":
             raise EngineError(
                 f"OpenVINO runs here in fp32 on the CPU, not in {precision} on {device}: "
                 "use --engine torch"
             )
         self.batch_size = batch_size
-        self.description = f"OpenVINO on {device_name('cpu')}, batch {batch_size}"
-        import torch
-
-        openvino = _openvino()
-        example = torch.zeros(batch_size, network.size, network.size, 3, dtype=torch.uint8)
-        # Exported, not traced: a third of the time, and the traced way is going out of torch.
-        try:
-            model = openvino.convert_model(torch.export.export(network, (example,)))
-        except RuntimeError as cause:
-            # A Ctrl-C inside the converter comes out as its own error.
-            if "KeyboardInterrupt" in str(cause):
-                raise KeyboardInterrupt from cause
-            raise EngineError(
-                f"OpenVINO cannot convert this network ({str(cause).splitlines()[0]}): "
-                "use --engine torch"
-            ) from cause
+        self.description = f"OpenVINO on {_device_name('cpu')}, batch {batch_size}"
+        core = _openvino().Core()
+        # A batch has one size, and so has the graph. Torch decides how it is exported.
+        key = {"batch": batch_size, "openvino": version("openvino"), "torch": version("torch")}
+        model = converted.load(core, key) if converted else None
+        if model is None:
+            model = _convert(build(), batch_size)
+            if converted:
+                converted.save(model, key)
         # Without the precision hint a CPU with bfloat16 units would use them.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
-        self._model = openvino.compile_model(model, "CPU", settings)
+        self._model = core.compile_model(model, "CPU", settings)
         parallel = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.depth = parallel + 1
         self._free = [self._model.create_infer_request() for _ in range(self.depth + 1)]
@@ -229,25 +202,24 @@ class OpenVINOEngine:
     def provenance(self) -> dict[str, str]:
         """See :class:`Engine`."""
         own = {"openvino": version("openvino")}
-        return provenance("openvino", device_name("cpu"), self.batch_size) | own
+        return _provenance("openvino", "cpu", self.batch_size) | own
 
     def close(self) -> None:
         """See :class:`Engine`."""
         self._free.clear()
 
 
-EngineFactory = Callable[["Frozen", str, int, str], Engine]
 #: In the order in which ``auto`` prefers them on a CPU.
-ENGINES: Mapping[str, EngineFactory] = MappingProxyType(
+ENGINES: Mapping[str, Callable[..., Engine]] = MappingProxyType(
     {"openvino": OpenVINOEngine, "torch": TorchEngine}
 )
 
 
-def check_choice(choice: EngineChoice) -> None:
+def check_engine(choice: EngineChoice) -> None:
     """Refuse an engine or device that is not there, before any work.
 
     Raises:
-        UnknownNameError: The engine is in no table.
+        UnknownNameError: The engine or the device is in no table.
         EngineError: It is not installed, or the device is not here.
     """
     if choice.engine not in ("auto", *ENGINES):
@@ -262,14 +234,26 @@ def check_choice(choice: EngineChoice) -> None:
         raise EngineError("no CUDA device is here: use --device cpu, or leave it at auto")
 
 
-def start_engine(network: "Frozen", choice: EngineChoice, precision: str) -> Engine:
+def start_engine(
+    build: Build,
+    choice: EngineChoice,
+    precision: str,
+    *,
+    converted: "ConvertedNetwork | None" = None,
+) -> Engine:
     """The engine that the choice comes to on this machine, ready to run.
 
+    Args:
+        build: Builds the network; not called where its converted form is kept.
+        choice: See :class:`EngineChoice`.
+        precision: Of the recipe.
+        converted: Where the converted form is kept; None: nowhere.
+
     Raises:
-        UnknownNameError: See :func:`check_choice`.
-        EngineError: See :func:`check_choice`; or the engine cannot do this precision.
+        UnknownNameError: See :func:`check_engine`.
+        EngineError: See :func:`check_engine`; or the engine cannot do this precision.
     """
-    check_choice(choice)
+    check_engine(choice)
     device = choice.device
     if device == "auto":
         device = "cuda" if choice.engine != "openvino" and _has_cuda() else "cpu"
@@ -279,21 +263,41 @@ def start_engine(network: "Frozen", choice: EngineChoice, precision: str) -> Eng
     if name == "auto":
         fast = device == "cpu" and precision == "fp32" and _has_openvino()
         name = "openvino" if fast else "torch"
-    return ENGINES[name](network, device, choice.batch_size or BATCH_SIZE[device], precision)
+    return ENGINES[name](
+        build,
+        device=device,
+        batch_size=choice.batch_size or BATCH_SIZE[device],
+        precision=precision,
+        converted=converted,
+    )
 
 
 def fallback_note(engine: Engine) -> str | None:
-    """What a user should hear when ``auto`` had to take the slower engine."""
-    if isinstance(engine, TorchEngine) and "cuda" not in engine.description:
-        return (
-            None
-            if _has_openvino()
-            else (
-                "OpenVINO is not installed, so torch runs the network, at a half to a fifth of "
-                'the rate; pip install "headrace[cpu]" mends it'
-            )
-        )
-    return None
+    """What would make the network faster, where ``auto`` had to take torch on a CPU."""
+    if not isinstance(engine, TorchEngine) or "cuda" in engine.description or _has_openvino():
+        return None
+    return (
+        "OpenVINO is not installed, so torch runs the network, at a half to a fifth of the "
+        'rate. To install it: pip install "headrace[cpu]"'
+    )
+
+
+def _convert(network: "Frozen", batch_size: int) -> Any:
+    """The network in OpenVINO's form. Exported, not traced: a third of the time."""
+    import torch
+
+    openvino = _openvino()
+    example = torch.zeros(batch_size, network.size, network.size, 3, dtype=torch.uint8)
+    try:
+        return openvino.convert_model(torch.export.export(network, (example,)))
+    except RuntimeError as cause:
+        # A Ctrl-C inside the converter comes out as its own error.
+        if "KeyboardInterrupt" in str(cause):
+            raise KeyboardInterrupt from cause
+        raise EngineError(
+            f"OpenVINO cannot convert this network ({str(cause).splitlines()[0]}): "
+            "use --engine torch"
+        ) from cause
 
 
 def _openvino() -> Any:
@@ -308,11 +312,48 @@ def _openvino() -> Any:
     return openvino
 
 
+def _set_precision(precision: str) -> None:
+    """Set what torch leaves to defaults: cuDNN would use TF32 by itself."""
+    import torch
+
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
 def _has_openvino() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
 def _has_cuda() -> bool:
+    """Whether torch has a CUDA device. Torch is imported only where a driver is here."""
+    if "torch" not in sys.modules and "rocm" not in version("torch"):
+        try:
+            ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        except OSError:
+            return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def _device_name(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return f"cuda ({torch.cuda.get_device_name()})"
+    return f"cpu ({platform.machine()})"
+
+
+def _provenance(engine: str, device: str, batch_size: int) -> dict[str, str]:
+    """Engine and device, and the versions of what has a say in the numbers."""
+    import PIL
+
+    return {
+        "engine": engine,
+        "device": _device_name(device),
+        "batch_size": str(batch_size),
+        "torch": version("torch"),
+        "pillow": PIL.__version__,
+    }

@@ -1,27 +1,94 @@
-"""From a study's choice of backbone to the recipe, and so to the store, of its features."""
+"""Samples joined to their features, and the store that a study's choice of backbone means."""
 
-from typing import TYPE_CHECKING
-
-from cache.recipe import Recipe
-from cache.store import FeatureStore
-from pipeline.features.backbones import policy_of, spec_of, weights_file
-from pipeline.features.weights import DigestMemory, file_digest
-from pipeline.study import BackboneChoice, Study
-
-if TYPE_CHECKING:
-    from pipeline.features.frozen import Frozen
 import json
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.recipe import Recipe
+from cache.store import FeatureStore
 from pipeline.data.patients import FIT
 from pipeline.data.samples import Samples, load_samples
-from pipeline.errors import MissingFeaturesError, NoImagesError
-from pipeline.study import Concatenation
+from pipeline.errors import MissingFeaturesError, NoImagesError, WeightsError
+from pipeline.features.backbones import policy_of, spec_of, weights_file
+from pipeline.features.weights import DigestMemory, file_digest
+from pipeline.study import BackboneChoice, Concatenation, Study
 from pipeline.words import are, counted, have
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.features.frozen import Frozen
+
+_LOG = logging.getLogger(__name__)
+#: Stage 1 reports here, below the study's results; later stages read it.
+FEATURES_REPORT = "features.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureTable:
+    """Samples of a study with the features of one backbone: where every later stage starts.
+
+    Attributes:
+        backbone: Name of the backbone, or of several side by side.
+        stores: Where the features came from, one for each backbone.
+        widths: Columns of each backbone; their sum is ``d``.
+        samples: ``n`` samples, all with features.
+        X: Float32 features of shape ``(n, d)``, as the backbone gave them.
+    """
+
+    backbone: str
+    stores: tuple[FeatureStore, ...]
+    widths: tuple[int, ...]
+    samples: Samples
+    X: NDArray[np.float32]
+
+
+def load_features(
+    study: Study, choice: BackboneChoice | Concatenation, samples: Samples | None = None
+) -> FeatureTable:
+    """Read the features of all usable samples of a study.
+
+    Images that stage 1 reported as unusable are left out. The features of several
+    backbones are put side by side.
+
+    Args:
+        study: Where images and stores are.
+        choice: Whose features.
+        samples: Of the study, where they are gathered for several backbones; None: now.
+
+    Raises:
+        MissingFeaturesError: Stage 1 has not been run, or not since images were added.
+    """
+    if samples is None:
+        samples, _ = load_samples(study)
+    parts = [choice] if isinstance(choice, BackboneChoice) else study.parts_of(choice)
+    stores = tuple(store_for(study, part) for part in parts)
+    stored = np.array([all(key in store for store in stores) for key in samples.key])
+    unusable = _reported_unusable(study)
+    lost = sum(samples.key[i].hex() not in unusable for i in np.flatnonzero(~stored))
+    if lost:
+        raise MissingFeaturesError(
+            f"{lost} of {counted(len(samples), 'image')} {have(lost)} no features of "
+            f"{choice.name} yet in {study.store_root.resolve()}; first run: headrace features "
+            "STUDY, or go to the folder in which it was run"
+        )
+    if not stored.all():
+        out = int((~stored).sum())
+        _LOG.warning("%s %s left out", counted(out, "unusable image"), are(out))
+    samples = samples.where(stored)
+    _check_nothing_is_empty(study, samples)
+    blocks = [store.read(samples.key) for store in stores]
+    return FeatureTable(
+        backbone=choice.name,
+        stores=stores,
+        widths=tuple(block.shape[1] for block in blocks),
+        samples=samples,
+        X=blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1),
+    )
 
 
 def store_for(study: Study, choice: BackboneChoice) -> FeatureStore:
@@ -56,87 +123,38 @@ def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:
     )
 
 
-def frozen_network(choice: BackboneChoice) -> "Frozen":
+def frozen_network(choice: BackboneChoice, recipe: Recipe | None = None) -> "Frozen":
     """The network that an engine runs: uint8 pixels in, features out.
 
+    Args:
+        choice: The backbone, as a study asks for it.
+        recipe: What its weights must be of; None: not compared.
+
     Raises:
-        WeightsError: See :func:`store_for`.
+        WeightsError: See :func:`store_for` and :func:`check_weights`.
     """
     from pipeline.features.frozen import Frozen, build
 
     network = build(choice.name, weights_file(choice.name, choice.weights))
+    if recipe:
+        check_weights(network, recipe)
     return Frozen(network, policy_of(choice.name, choice.resize, choice.mask))
 
 
-# Samples joined to their features: what every stage after extraction starts from.
-
-
-_LOG = logging.getLogger(__name__)
-#: Stage 1 reports here, below the study's results; later stages read it.
-FEATURES_REPORT = "features.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureTable:
-    """Samples of a study with the features of one backbone.
-
-    Attributes:
-        backbone: Name of the backbone.
-        stores: Where the features came from, one for each backbone that is joined.
-        widths: Columns of each backbone; their sum is ``d``.
-        samples: ``n`` samples, all with features.
-        X: Float32 features of shape ``(n, d)``, as the backbone gave them.
-    """
-
-    backbone: str
-    stores: tuple[FeatureStore, ...]
-    widths: tuple[int, ...]
-    samples: Samples
-    X: NDArray[np.float32]
-
-
-def load_features(
-    study: Study, choice: BackboneChoice | Concatenation, samples: Samples | None = None
-) -> FeatureTable:
-    """Read the features of all usable samples of a study.
-
-    Images that stage 1 reported as unusable are left out. The features of several
-    backbones are put side by side.
-
-    Args:
-        study: Where images and stores are.
-        choice: Whose features.
-        samples: Of the study, where they are gathered for several backbones; None: now.
+def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:
+    """Refuse a network that is not the one of a recipe.
 
     Raises:
-        MissingFeaturesError: Stage 1 has not been run, or not since images were added.
+        WeightsError: The weights file changed, or its remembered digest is damaged.
     """
-    if samples is None:
-        samples, _ = load_samples(study)
-    parts = [choice] if isinstance(choice, BackboneChoice) else study.parts_of(choice)
-    stores = tuple(store_for(study, part) for part in parts)
-    here = np.array([all(key in store for store in stores) for key in samples.key])
-    unusable = _reported_unusable(study)
-    lost = sum(samples.key[i].hex() not in unusable for i in np.flatnonzero(~here))
-    if lost:
-        raise MissingFeaturesError(
-            f"{lost} of {counted(len(samples), 'image')} {have(lost)} no features of "
-            f"{choice.name} yet in {study.store_root.resolve()}; first run: headrace features "
-            "STUDY, or go to the folder in which it was run"
+    from pipeline.features.frozen import state_digest
+
+    if state_digest(network) != recipe.weights:
+        raise WeightsError(
+            f"the weights of {recipe.backbone} are not those of the features (SHA-256 "
+            f"{recipe.weights[:16]}...): the file changed during the run, or its remembered digest "
+            "is damaged. Delete index/weights.json beside the stores and run again"
         )
-    if not here.all():
-        out = int((~here).sum())
-        _LOG.warning("%s %s left out", counted(out, "unusable image"), are(out))
-    samples = samples.where(here)
-    _check_nothing_is_empty(study, samples)
-    blocks = [store.read(samples.key) for store in stores]
-    return FeatureTable(
-        backbone=choice.name,
-        stores=stores,
-        widths=tuple(block.shape[1] for block in blocks),
-        samples=samples,
-        X=blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1),
-    )
 
 
 def _check_nothing_is_empty(study: Study, samples: Samples) -> None:

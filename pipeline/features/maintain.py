@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,10 +14,13 @@ from pipeline.data.samples import load_samples
 from pipeline.errors import CheckFailedError, MissingFeaturesError
 from pipeline.features.backbones import policy_of
 from pipeline.features.engines import BATCH_SIZE, EngineChoice, start_engine
-from pipeline.features.extract import canary_features, decoded, features_of
+from pipeline.features.extract import canary_features, compute_features, decode_images
 from pipeline.features.load import frozen_network, store_for
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import counted
+
+if TYPE_CHECKING:
+    from pipeline.features.frozen import Frozen
 
 #: Rounding of one network in one engine with another batch size stays below 2e-6.
 SAMPLE_TOLERANCE = 1e-5
@@ -150,22 +154,22 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
     keys = list(stored)
     rng = np.random.default_rng(study.seed)
     picked = [keys[i] for i in rng.permutation(len(keys))[:sample]]
+
+    def network() -> "Frozen":
+        return frozen_network(backbone, store.recipe)
+
     policy = policy_of(backbone.name, backbone.resize, backbone.mask)
     other = replace(choice, batch_size=choice.batch_size or BATCH_SIZE["cpu"] * 2 - 1)
-    with closing(start_engine(frozen_network(backbone), other, backbone.precision)) as engine:
+    with closing(start_engine(network, other, backbone.precision)) as engine:
         canaries = canary_features(engine, policy)
         check_canaries(store.path, store.recipe, canaries, provenance=engine.provenance())
-        left_out: list[str] = []
-        images = decoded(
-            {key: stored[key] for key in picked},
-            policy,
-            lambda key, reason: left_out.append(f"{stored[key].path}: {reason}"),
-        )
-        pairs = dict(features_of(images, engine))
-    if left_out:
+        unusable: dict[bytes, str] = {}
+        images = decode_images({key: stored[key] for key in picked}, policy, unusable)
+        pairs = dict(compute_features(images, engine))
+    for key, reason in unusable.items():
         raise CheckFailedError(
-            f"{store.path.name}: {len(left_out)} of {counted(len(picked), 'image')} could not be "
-            f"compared; first: {left_out[0]}"
+            f"{store.path.name}: {len(unusable)} of {counted(len(picked), 'image')} could not be "
+            f"compared; first: {stored[key].path}: {reason}"
         )
     distance = relative_l2_rows(np.stack(list(pairs.values())), store.read(pairs))
     line = (

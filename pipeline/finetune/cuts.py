@@ -25,8 +25,8 @@ from pipeline.data.samples import Samples
 from pipeline.errors import NoImagesError
 from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import Filling, check_weights
-from pipeline.features.load import store_for
+from pipeline.features.extract import fill_store
+from pipeline.features.load import check_weights, store_for
 from pipeline.finetune.data import Held, numbered
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import printable
@@ -218,7 +218,7 @@ def frozen_part(place: Place, store: FeatureStore) -> "Frozen":
 
     name = place.choice.name
     network = build(name, weights_file(name, place.choice.weights))
-    check_weights(network, store)
+    check_weights(network, store.recipe)
     return Frozen(cut_of(name).split(network)[0] if place.at_cut else network, place.policy)
 
 
@@ -237,15 +237,16 @@ def take(study: Study, place: Place, samples: Samples, engine: EngineChoice | No
     }
     start = time.perf_counter()
     if missing:
-        filling = Filling(
-            store=store,
-            network=lambda: frozen_part(place, store),
+        unusable = fill_store(
+            store,
+            missing,
+            build=lambda: frozen_part(place, store),
+            weights=weights_file(place.choice.name, place.choice.weights),
             policy=place.policy,
             engine=engine or EngineChoice(),
             title=f"{place.choice.name} {store.recipe.cut}",
         )
-        filling.run(missing)
-        for key, reason in filling.bad.items():
+        for key, reason in unusable.items():
             raise NoImagesError(
                 f"{printable(missing[key].path)} cannot be used ({reason}); run headrace features "
                 "STUDY again, which lists such images"

@@ -24,7 +24,7 @@ from pipeline.data.items import Item
 from pipeline.data.samples import Samples
 from pipeline.data.sources import read
 from pipeline.errors import ImageError
-from pipeline.features.extract import decoded
+from pipeline.features.extract import decode_images
 from pipeline.finetune.distributed import Group
 from pipeline.finetune.settings import LoopSettings
 from pipeline.progress import Progress
@@ -143,17 +143,16 @@ def pixels_of(samples: Samples, policy: PixelPolicy, held_bytes: int | None = No
     first = dict(zip(reversed(samples.key), reversed(samples.items), strict=True))
     values = np.empty((len(keys), policy.size, policy.size, 3), np.uint8)
     row_of = {key: row for row, key in enumerate(keys)}
-
-    def refuse(key: bytes, reason: str) -> None:
+    unusable: dict[bytes, str] = {}
+    with Progress("decoding", len(keys)) as progress:
+        for key, pixels in decode_images({key: first[key] for key in keys}, policy, unusable):
+            values[row_of[key]] = pixels
+            progress.advance()
+    for key, reason in unusable.items():
         raise ImageError(
             f"{printable(first[key].path)} cannot be used ({reason}); run headrace features STUDY "
             "again, which lists such images"
         )
-
-    with Progress("decoding", len(keys)) as progress:
-        for key, pixels in decoded({key: first[key] for key in keys}, policy, refuse):
-            values[row_of[key]] = pixels
-            progress.advance()
     return Held(values, at, samples.label)
 
 
