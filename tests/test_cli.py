@@ -334,7 +334,7 @@ def test_a_damaged_memory_of_weights_founds_no_store(study_file):
     entries = dict.fromkeys(json.loads(memory.read_text()), "0" * 64)
     memory.write_text(json.dumps(entries))
     result = run("features", study_file, *ENGINE, code=1)
-    assert "delete index/weights.json" in result.stderr
+    assert "Delete index/weights.json" in result.stderr
 
 
 def test_weights_of_every_backbone_are_looked_for_first(study_file, monkeypatch, tmp_path):
