@@ -1,16 +1,19 @@
 """Hold what is known of one domain's images, and pair two domains for comparison."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.domain import DomainData
 from pipeline.data.leaks import shared_ids
-from pipeline.data.patients import taken_for_one
+from pipeline.data.patients import patient_folds, taken_for_one
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable
+from pipeline.heads.logistic import LogisticHead
 from pipeline.shift.adapt import Source
 from pipeline.shift.kernels import Place, place
 from pipeline.shift.permute import PermutationPlan, Relabelings, relabel
@@ -142,6 +145,111 @@ def split_by_patient(
     chosen = np.zeros(patients.size, dtype=np.bool_)
     chosen[rng.permutation(patients.size)[: round(share * patients.size)]] = True
     return np.asarray(chosen[codes])
+
+
+# The head that knows the source alone, and what it says of any domain.
+
+
+#: C of the logistic head on standardised features. It is fixed, so that no row selects it.
+INVERSE_PENALTY = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceModel:
+    """A logistic head of the source, with everything that was fitted on the source.
+
+    Attributes:
+        data: The source: raw features, labels, and ``proba`` out of fold by patient, so that
+            they are exchangeable with a target's where nothing has shifted.
+        mean: Of the raw features, shape (d,).
+        scale: Their standard deviations, 1 where a feature does not vary, shape (d,).
+        head: Fitted to all rows of the source, standardised.
+        inverse_penalty: Its C.
+    """
+
+    data: DomainData
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    head: LogisticHead
+    inverse_penalty: float = INVERSE_PENALTY
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, K."""
+        return int(self.data.scored().shape[1])
+
+    @cached_property
+    def prior(self) -> NDArray[np.float64]:
+        """Share of each class in the source, shape (K,)."""
+        label = self.data.labelled()
+        return np.asarray(np.bincount(label, minlength=self.classes) / len(label))
+
+    @cached_property
+    def standard(self) -> NDArray[np.float64]:
+        """The source's own rows, standardised, shape (n, d)."""
+        return self.standardise(self.data.embedded())
+
+    def standardise(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Scale raw features (m, d) by the source's mean and standard deviation."""
+        return np.asarray((features - self.mean) / self.scale, dtype=np.float64)
+
+    def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Class probabilities, shape (m, K), of raw features (m, d) of any domain."""
+        proba: NDArray[np.float64] = self.head.predict_proba(self.standardise(features))
+        return proba
+
+    def scored(self, data: DomainData) -> DomainData:
+        """A domain with this head's probabilities."""
+        return data.with_(proba=self.predict_proba(data.embedded()))
+
+    def fit(
+        self,
+        rows: NDArray[np.floating],
+        label: NDArray[np.integer],
+        weights: NDArray[np.floating] | None = None,
+    ) -> LogisticHead:
+        """A head of the same penalty.
+
+        Args:
+            rows: Shape (m, e), scaled to about unit variance.
+            label: Shape (m,).
+            weights: Shape (m,), weight of each row; 1 where left out.
+        """
+        return LogisticHead(C=self.inverse_penalty).fit(rows, label, sample_weight=weights)
+
+
+def fit_source(data: DomainData, *, inverse_penalty: float = INVERSE_PENALTY) -> SourceModel:
+    """Fit the head to a labelled domain, and once for each fold of its patients.
+
+    Args:
+        data: Features and labels; every class from 0 to K - 1 is there.
+        inverse_penalty: C of the head.
+
+    Raises:
+        StudyError: A class is missing, or has too few patients for folds.
+    """
+    features, label = data.embedded(), data.labelled()
+    counts = np.bincount(label)
+    if counts.size < 2 or not counts.all():
+        raise StudyError(
+            f"labels of {data.name} must use every number from 0 to K - 1, and there must be two; "
+            f"images of each class: {counts.tolist()}"
+        )
+    deviation = features.std(axis=0, dtype=np.float64)
+    mean = np.asarray(features.mean(axis=0, dtype=np.float64))
+    scale = np.where(deviation > 0, deviation, 1.0)
+    rows = (features - mean) / scale
+    proba = np.zeros((len(label), counts.size))
+    for fit, held in patient_folds(label, data.group, seed=0):
+        head = LogisticHead(C=inverse_penalty).fit(rows[fit], label[fit])
+        proba[held] = head.predict_proba(rows[held])
+    return SourceModel(
+        data=data.with_(proba=proba),
+        mean=mean,
+        scale=scale,
+        head=LogisticHead(C=inverse_penalty).fit(rows, label),
+        inverse_penalty=inverse_penalty,
+    )
 
 
 # The source and a target side by side, as every comparison of the two takes them.
