@@ -15,6 +15,7 @@ is the prediction for fold b of a ridge with intercept fitted on all other folds
 2018, arXiv 1803.10016). H itself (n x n) is never held: only X (X'X + I)^-1 (X' Y).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,8 @@ from scipy.linalg import solve
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
-from pipeline.data.patients import draw_patients
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import FOLDS, Fold, draw_patients, patient_folds
 from pipeline.errors import StudyError
 from pipeline.evaluation.auroc import bound_of_one
 from pipeline.evaluation.intervals import Interval
@@ -36,7 +38,6 @@ _TAIL = 0.025
 #: are fewer, down to the fewest that show 2.5 %.
 _CELLS = 1 << 24
 _FEWEST_DRAWS = 199
-_FOLDS = 5
 #: A fold's own block of H is held at once; more folds keep it small for many rows.
 _FOLD_ROWS = 4096
 #: Columns that are ranked at once.
@@ -121,7 +122,7 @@ def separability(
     _refuse_unpredictable(features, label, patient)
     draws = min(draws, max(_FEWEST_DRAWS, _CELLS // len(label)))
     permuted = permuted_labels(label, patient_units(label, patient), draws=draws, seed=seed)
-    fold = patient_fold(patient, seed=seed)
+    folds = unstratified_folds(patient, seed=seed)
     drawn = draw_patients(patient, np.random.default_rng([seed, 7]), draws=draws)
     present = np.unique(label)
     # Two classes mirror each other, so the second alone says it all.
@@ -129,7 +130,7 @@ def separability(
     null, resampled = np.zeros(draws + 1), np.zeros(draws)
     for k in positives:
         is_k = permuted == k
-        scores = ridge_scores(features, is_k, fold)
+        scores = ridge_scores(features, is_k, folds)
         null += auc_columns(scores, is_k)
         resampled += drawn.apply(weighted_auroc(is_k[:, 0], scores[:, 0]))
     # Divided once: six times a sixth is not 1, and a perfect AUC would not be seen as one.
@@ -149,30 +150,25 @@ def separability(
     return Separability(auc=auc, p=permutation_p(null))
 
 
-def domain_auc(
-    features: NDArray[np.floating],
-    is_target: NDArray[np.bool_],
-    group: NDArray[Any],
-    *,
-    label: NDArray[np.integer],
-    draws: int = DRAWS,
-) -> DomainAUC:
-    """Predict the domain from the features, overall and inside each class.
+def domain_auc(source: DomainData, target: DomainData, *, draws: int = DRAWS) -> DomainAUC:
+    """Predict the domain of an image from its features, overall and inside each class.
 
     Overall alone would confuse "another scanner" with "more ill patients".
 
     Args:
-        features: Shape (n, d), of source and target.
-        is_target: Shape (n,), True for rows of the target.
-        group: Shape (n,), patient ids; the same id in both domains is two patients.
-        label: Shape (n,), 0 to K - 1: labels, or predicted classes; -1 for none.
+        source: Rows with features.
+        target: Rows with as many features; the same patient id in both domains is two
+            patients. An image of either is in the class of its label; where a domain has no
+            labels, in the predicted one, and in none where it has no probabilities either.
         draws: See :func:`separability`.
 
     Raises:
         StudyError: See :func:`separability`; a domain has fewer than two patients.
     """
-    domain = is_target.astype(np.int64)
-    patient = patient_units(domain, group)
+    features = np.concatenate([source.embedded(), target.embedded()])
+    domain = np.repeat(np.array([0, 1]), [len(source), len(target)])
+    patient = patient_units(domain, np.concatenate([source.group, target.group]))
+    label = np.concatenate([_classes(source), _classes(target)])
 
     def inside(rows: NDArray[np.bool_]) -> Separability | None:
         if _fewest_patients(domain[rows], patient[rows]) < 2:
@@ -183,6 +179,13 @@ def domain_auc(
         overall=separability(features, domain, patient, draws=draws),
         by_class=tuple(inside(label == k) for k in range(int(label.max()) + 1)),
     )
+
+
+def _classes(domain: DomainData) -> NDArray[np.int64]:
+    """Labels, else predicted classes, else -1; shape (n,)."""
+    if domain.label is not None:
+        return domain.label
+    return np.full(len(domain), -1) if domain.proba is None else domain.predicted()
 
 
 def patient_units(label: NDArray[Any], group: NDArray[Any]) -> NDArray[np.intp]:
@@ -242,27 +245,22 @@ def permutation_p(statistics: NDArray[np.float64]) -> float:
     return float((1 + np.count_nonzero(null >= threshold)) / statistics.size)
 
 
-def patient_fold(unit: NDArray[np.intp], *, seed: int) -> NDArray[np.intp]:
-    """Deal patients to folds at random, without looking at their labels.
+def unstratified_folds(unit: NDArray[Any], *, seed: int) -> list[Fold]:
+    """Folds by patient, dealt without looking at their labels.
 
     Stratified folds would depend on the observed labels and break exchangeability with the
     permuted ones.
 
     Args:
-        unit: Shape (n,), patient number of each row, 0 to G - 1.
+        unit: Shape (n,), patient of each row.
         seed: Seed of the deal.
-
-    Returns:
-        Shape (n,), the fold of each row.
     """
-    units = int(unit.max()) + 1
-    folds = min(units, max(_FOLDS, -(-unit.size // _FOLD_ROWS)))
-    deal = np.random.default_rng([seed, 1]).permutation(units) % folds
-    return np.asarray(deal[unit], dtype=np.intp)
+    folds = max(FOLDS, -(-unit.size // _FOLD_ROWS))
+    return patient_folds(None, unit, folds=folds, seed=seed)
 
 
 def ridge_scores(
-    features: NDArray[np.floating], targets: NDArray[Any], fold: NDArray[np.intp]
+    features: NDArray[np.floating], targets: NDArray[Any], folds: Sequence[Fold]
 ) -> NDArray[np.float64]:
     """Out-of-fold ridge scores for many columns of labels at once.
 
@@ -275,7 +273,7 @@ def ridge_scores(
     Args:
         features: Shape (n, d), raw; standardised over all rows, without labels.
         targets: Shape (n, B), one labelling per column.
-        fold: Shape (n,), the fold of each row; at least two.
+        folds: From :func:`unstratified_folds`.
 
     Returns:
         Shape (n, B). Row i of column b is x_i'w of a ridge (penalty 1, free intercept)
@@ -292,8 +290,7 @@ def ridge_scores(
     fitted = X @ solved[:, : Y.shape[1]] + total / n
     inverse_X = solved[:, Y.shape[1] :]
     scores = np.empty(Y.shape)
-    for b in np.unique(fold):
-        rows = np.flatnonzero(fold == b)
+    for _, rows in folds:
         X_fold, Y_fold, others = X[rows], Y[rows], n - rows.size
         inner = np.eye(rows.size) - X_fold @ inverse_X[:, rows] - 1 / n
         predicted = Y_fold - _solve_positive(inner, Y_fold - fitted[rows])

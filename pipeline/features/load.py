@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from cache.recipe import Recipe
 from cache.store import FeatureStore
-from pipeline.data.patients import FIT
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import FIT, TARGET, VALIDATION
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import MissingFeaturesError, NoImagesError, WeightsError
 from pipeline.features.backbones import policy_of, spec_of, weights_file
 from pipeline.features.weights import DigestMemory, file_digest
-from pipeline.study import BackboneChoice, Concatenation, Study
+from pipeline.study import SOURCE, BackboneChoice, Concatenation, Study
 from pipeline.words import are, counted, have
 
 if TYPE_CHECKING:
@@ -45,6 +46,31 @@ class FeatureTable:
     widths: tuple[int, ...]
     samples: Samples
     X: NDArray[np.float32]
+
+    def domain(self, name: str, role: str | None = None) -> DomainData:
+        """The rows of one domain; those of a target without labels have label None.
+
+        Args:
+            name: ``source`` or a target's name.
+            role: ``fit`` or ``validation`` takes that part of the source; None takes all.
+
+        Raises:
+            StudyError: There are no such rows.
+        """
+        samples = self.samples
+        of_domain = samples.domain == name
+        if role in (FIT, VALIDATION):
+            of_domain &= samples.split == role
+        rows = np.flatnonzero(of_domain)
+        return DomainData(
+            name=name,
+            role=role or (SOURCE if name == SOURCE else TARGET),
+            group=samples.group[rows],
+            label=samples.label[rows] if samples.labelled[rows].all() else None,
+            features=self.X[rows],
+            key=np.frombuffer(b"".join(samples.key[i] for i in rows), np.uint8).reshape(-1, 32),
+            row=rows,
+        )
 
 
 def load_features(

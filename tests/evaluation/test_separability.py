@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from pipeline.data.domain import DomainData
 from pipeline.errors import StudyError
 from pipeline.evaluation.separability import (
     auc_columns,
     domain_auc,
-    patient_fold,
     ridge_scores,
     separability,
+    unstratified_folds,
 )
 
 #: Patients, features, classes, whether a patient has one to five images that are alike.
@@ -49,6 +50,17 @@ def drawn(rng, patients, width, classes=2, *, clustered=False, effect=0.0):
 def covers(result, truth=0.5):
     """Whether the interval holds the truth."""
     return result.auc.low <= truth <= result.auc.high
+
+
+def domains(features, is_target, label, group=None):
+    """Source and target."""
+    group = np.arange(len(label)) if group is None else group
+    return (
+        DomainData(
+            name=name, role=name, group=group[rows], label=label[rows], features=features[rows]
+        )
+        for name, rows in (("source", ~is_target), ("target", is_target))
+    )
 
 
 def of_noise(repeats, draws, *size, clustered):
@@ -128,7 +140,7 @@ def test_another_scanner_shows_inside_each_class():
     rng = np.random.default_rng(4)
     is_target, label = np.arange(300) >= 200, rng.integers(0, 2, 300)
     features = rng.normal(size=(300, 10)) + 2 * is_target[:, None]
-    result = domain_auc(features, is_target, np.arange(300), label=label)
+    result = domain_auc(*domains(features, is_target, label))
     assert result.overall.auc.estimate > 0.9
     assert min(inside.auc.estimate for inside in result.by_class) > 0.9
 
@@ -139,7 +151,7 @@ def test_another_class_mix_shows_overall_only():
     is_target = np.arange(600) >= 300
     label = (rng.random(600) < np.where(is_target, 0.9, 0.2)).astype(int)
     features = rng.normal(size=(600, 4)) + 3 * label[:, None]
-    result = domain_auc(features, is_target, np.arange(600), label=label)
+    result = domain_auc(*domains(features, is_target, label))
     assert result.overall.auc.estimate > 0.75
     assert all(covers(inside) for inside in result.by_class)
 
@@ -149,7 +161,7 @@ def test_a_class_missing_from_a_domain_has_no_auc():
     rng = np.random.default_rng(6)
     is_target = np.arange(80) >= 40
     label = np.where(is_target, 0, np.arange(80) % 2)
-    result = domain_auc(rng.normal(size=(80, 3)), is_target, np.arange(80), label=label)
+    result = domain_auc(*domains(rng.normal(size=(80, 3)), is_target, label))
     assert result.by_class[0] is not None
     assert result.by_class[1] is None
 
@@ -194,7 +206,7 @@ def test_what_cannot_be_predicted_is_refused():
     with pytest.raises(StudyError, match="two patients each"):
         separability(features, label, np.array([0, 1, 2, 3, 3, 3]))
     with pytest.raises(StudyError, match="two patients each"):
-        domain_auc(features, label == 1, np.zeros(6), label=label)
+        domain_auc(*domains(features, label == 1, label, group=np.zeros(6)))
 
 
 @pytest.mark.parametrize("width", [7, 120], ids=["n>d", "n<d"])
@@ -203,11 +215,10 @@ def test_ridge_scores_equal_refitting_every_fold_of_every_labelling(width):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, width)) * rng.uniform(0.1, 10, width) + 5
     labels = rng.random((60, 4)) < 0.4
-    folds = patient_fold(np.arange(60) // 2, seed=3)
+    folds = unstratified_folds(np.arange(60) // 2, seed=3)
     X = (features - features.mean(0)) / features.std(0) / np.sqrt(width)
     refitted = np.empty(labels.shape)
-    for fold in range(5):
-        out, fit = folds == fold, folds != fold
+    for fit, out in folds:
         refitted[out] = X[out] @ Ridge(alpha=1).fit(X[fit], labels[fit]).coef_.T
     np.testing.assert_allclose(ridge_scores(features, labels, folds), refitted, atol=1e-10)
 
@@ -219,16 +230,7 @@ def test_the_ridge_separates_noise_from_noise_at_one_half(width):
     areas = []
     for _ in range(20):
         labels = rng.random((60, 25)) < 0.5
-        scores = ridge_scores(
-            rng.normal(size=(60, width)), labels, patient_fold(np.arange(60), seed=0)
-        )
+        folds = unstratified_folds(np.arange(60), seed=0)
+        scores = ridge_scores(rng.normal(size=(60, width)), labels, folds)
         areas.append(auc_columns(scores, labels))
     assert abs(np.mean(areas) - 0.5) < 0.015  # an error of 0.11 / sqrt(500) is 0.005
-
-
-def test_folds_keep_patients_whole_and_are_of_equal_size():
-    """No patient is predicted from their own other images."""
-    unit = np.repeat(np.arange(30), 3)
-    fold = patient_fold(unit, seed=0)
-    assert all(np.unique(fold[unit == u]).size == 1 for u in range(30))
-    assert np.bincount(fold).tolist() == [18] * 5
