@@ -125,7 +125,7 @@ def publish(path: Path, data: bytes, *, scratch: Path | None = None) -> None:
         raise WriteFailedError(path, cause, needed=len(data), free=free) from cause
 
 
-def probe(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Find out now, not after an hour of work, that a folder cannot be written.
 
     Raises:

@@ -191,7 +191,7 @@ class FeatureStore:
         except OSError as cause:
             free = disk.free_bytes(self.path)
             raise WriteFailedError(self.path, cause, needed=1, free=free) from cause
-        disk.probe(self.path)
+        disk.check_writable(self.path)
 
     def _scan_once(self) -> None:
         if not self._scanned:

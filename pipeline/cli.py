@@ -220,9 +220,9 @@ def demo(folder: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
     Example: headrace demo demo
     """
     from pipeline.demo import DemoSpec, write_demo
-    from pipeline.study import demo_backbone
+    from pipeline.init import default_backbone
 
-    backbone, why = demo_backbone()
+    backbone, why = default_backbone()
     study = write_demo(folder, DemoSpec(seed=seed), backbone=backbone)
     if not quiet:
         click.echo(f"{study}: backbone {backbone}, because {why}")
@@ -241,7 +241,7 @@ def init(
 
     Example: headrace init data/hospital_a data/hospital_b --backbone googlenet
     """
-    from pipeline.study import write_study
+    from pipeline.init import write_study
 
     notes = write_study(data, output, backbones)
     if not quiet:

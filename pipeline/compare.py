@@ -858,7 +858,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
     """
     options = options or CompareOptions()
     names = _known(study, options)
-    disk.probe(study.results)
+    disk.check_writable(study.results)
     tables: dict[str, Table] = {}
     failures: list[Failure] = []
     fitted: dict[str, tuple[Samples, list[Fitted]]] = {}

@@ -1,39 +1,31 @@
-"""What a study is: its domains, backbones and choices, as frozen settings.
+"""What a study is: its domains, backbones and choices, as frozen settings read from study.toml.
 
-Every default of a study is a field below and is written nowhere else; the study file is
-read by :mod:`pipeline.study`.
+Every default of a study is a field below and is written nowhere else. Each value of the file
+is checked here, where it enters: what was got, what is allowed.
 """
 
+import math
 import os
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from pipeline.data.attributes import Attribute
-
-if TYPE_CHECKING:
-    from pipeline.heads.custom import NamedHead
-import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field, fields
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
 
-from pipeline.checked_tables import CheckedTables
-from pipeline.data.attributes import attribute_settings
-from pipeline.data.items import Item
-from pipeline.data.sources import scan
-from pipeline.errors import StudyError, UnknownNameError, WeightsError
-from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
-from pipeline.words import counted
+from pipeline.errors import StudyError, UnknownNameError
 
 SOURCE = "source"
-SEALED, OPEN, ABSENT = "sealed", "open", "absent"
-LABELS = (SEALED, OPEN, ABSENT)
+SEALED, ABSENT = LABELS = ("sealed", "absent")
 PRECISIONS = ("fp32", "tf32", "bf16")
 RESIZES = ("stretch", "crop")
+
+_MAX_HUMAN_ERROR = 0.5  # a person who errs more often is worse than a coin
+_SEEDS = 2**31  # room for further seeds above the study's
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SETTINGS = {"name", "classes", "seed", "human_error", "exclude"}
+_TABLES = {"source", "target", "backbone", "head", "store", "subgroups"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +53,7 @@ class Domain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(Domain):
+class SourceDomain(Domain):
     """The labelled hospital; ``validation`` is the share held out by patient."""
 
     validation: float = 0.2
@@ -72,9 +64,8 @@ class TargetDomain(Domain):
     """Another hospital.
 
     Attributes:
-        labels: ``sealed`` (read once, at the end), ``open`` (somebody has looked at them
-            or tuned on them: one half by patient counts as a development set), or
-            ``absent`` (nobody has them: whatever folders there are name no class).
+        labels: ``sealed`` (read once, at the end) or ``absent`` (nobody has them: whatever
+            folders there are name no class).
     """
 
     labels: str = SEALED
@@ -93,9 +84,9 @@ class BackboneChoice:
         name: An entry of ``BACKBONES``, or ``timm:NAME``.
         weights: ``imagenet``, or the path of a file with the network's state dict.
         resize: ``stretch`` (whole picture to the network's square) or ``crop``
-            (ImageNet's habit: shorter side, then the centre).
+            (as for ImageNet: shorter side, then the centre).
         precision: ``fp32``, ``tf32`` or ``bf16``.
-        mask: What a probe hides of each picture; no setting of the study file.
+        mask: What the audit hides of each picture; no setting of the study file.
     """
 
     name: str
@@ -122,6 +113,50 @@ class Concatenation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CustomHead:
+    """A head that the study adds to the table of heads; see :mod:`pipeline.heads.custom`.
+
+    Attributes:
+        name: How it is called; none of ``HEADS``.
+        estimator: ``sklearn.MODULE.CLASS``, or empty.
+        base: An entry of ``HEADS``, or empty; exactly one of the two is given.
+        parameters: Of the constructor.
+    """
+
+    name: str
+    estimator: str = ""
+    base: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribute:
+    """An attribute of images or patients by which results are divided into subgroups.
+
+    Attributes:
+        name: Of its column in the attribute file.
+        edges: Where bins of its numbers meet, increasing; an edge belongs to the bin above
+            it. None: each text that stands there is a group.
+    """
+
+    name: str
+    edges: tuple[float, ...] | None = None
+
+    def bins(self) -> tuple[str, ...]:
+        """``< 18``, ``18 to < 40``, ``40 or more``: names of the bins, lowest first."""
+        if self.edges is None:
+            return ()
+        # All digits: a date such as 20200101 has eight that count.
+        edges = [repr(edge).removesuffix(".0") for edge in self.edges]
+        middle = (f"{low} to < {high}" for low, high in pairwise(edges))
+        return (f"< {edges[0]}", *middle, f"{edges[-1]} or more")
+
+    def bin_of(self, value: float) -> str:
+        """Name of the bin that holds a finite number."""
+        return self.bins()[sum(value >= edge for edge in self.edges or ())]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """One study: data, backbones, seed.
 
@@ -134,19 +169,19 @@ class Study:
         heads: What the study adds to the table of heads.
         classes: Class names in label order; None means the sorted names found.
         seed: From which every random choice is derived.
-        store: Folder of the feature stores; see :func:`store_root`.
+        store: Folder of the feature stores; see :attr:`store_root`.
         human_error: Share of the source's images that a person gets wrong, 0 to 0.5, known
-            from elsewhere; where Ng's table starts.
+            from elsewhere; where the error table starts.
         subgroups: Attributes by which stage 4 divides the images.
         exclude: Text file of images that no stage uses; see :mod:`pipeline.data.samples`.
     """
 
     name: str
-    source: Source
+    source: SourceDomain
     targets: tuple[TargetDomain, ...] = ()
     backbones: tuple[BackboneChoice, ...]
     concatenations: tuple[Concatenation, ...] = ()
-    heads: tuple["NamedHead", ...] = ()
+    heads: tuple[CustomHead, ...] = ()
     classes: tuple[str, ...] | None = None
     seed: int = 0
     store: Path | None = None
@@ -176,7 +211,7 @@ class Study:
 
     @property
     def store_root(self) -> Path:
-        """Where the feature stores live: the study's word, the environment's, the default."""
+        """Where the feature stores are: as the study says, the environment, or by default."""
         return self.store or Path(os.environ.get("HEADRACE_FEATURES") or "features")
 
     def with_precision(self, precision: str | None) -> "Study":
@@ -187,13 +222,6 @@ class Study:
         return replace(self, backbones=chosen)
 
 
-# The study file: one TOML file to the settings of ``pipeline.study``, checked where it enters.
-
-
-_CHANCE = 0.5  # a person who errs more often is worse than a coin
-_SEEDS = 2**31  # room for further seeds above the study's
-
-
 def load_study(file: Path) -> Study:
     """Read and check a study file; relative paths start at the file's own folder.
 
@@ -201,7 +229,31 @@ def load_study(file: Path) -> Study:
         StudyError: It cannot be read, is not TOML, has an unknown or missing key, or
             points at a path that is not there.
     """
-    return _Reader(file).study(_parse(file))
+    table = _Table(file, "the study", _parse(file))
+    table.check_keys(_SETTINGS | _TABLES)
+    seed = table.get("seed", int)
+    if seed is not None and not 0 <= seed < _SEEDS:
+        table.fail(f"seed = {seed}: allowed is 0 to {_SEEDS - 1}")
+    study = Study(
+        name=_study_name(table),
+        source=_source(table),
+        targets=tuple(_target(name, t) for name, t in table.each("target").items()),
+        backbones=_backbones(table),
+        concatenations=_concatenations(table),
+        heads=_heads(table),
+        classes=_classes(table),
+        seed=seed or 0,
+        store=_store(table),
+        human_error=_human_error(table),
+        subgroups=_subgroups(table),
+        exclude=table.path("exclude", "headrace audit writes one"),
+    )
+    if study.subgroups and all(domain.attributes is None for domain in study.domains):
+        table.fail(
+            "[subgroups] needs attributes of the images: write attributes = "
+            '"patients.csv" below [source] or a target'
+        )
+    return study
 
 
 def _parse(file: Path) -> dict[str, Any]:
@@ -220,313 +272,249 @@ def _parse(file: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Reader(CheckedTables):
-    """Turns tables of one file into settings."""
+class _Table:
+    """One table of a study file; it refuses what is not allowed.
 
-    _top: tuple[str, ...] = field(
-        default=(
-            "name",
-            "classes",
-            "seed",
-            "human_error",
-            "exclude",
-            "source",
-            "target",
-            "backbone",
-            "head",
-            "store",
-            "subgroups",
+    Attributes:
+        file: The study file.
+        where: What the table is called in messages.
+        values: Its keys.
+    """
+
+    file: Path
+    where: str
+    values: Mapping[str, Any]
+
+    def fail(self, message: str) -> NoReturn:
+        """Raise a StudyError, with the file in front of the message."""
+        raise StudyError(f"{self.file}: {message}")
+
+    def check_keys(self, allowed: set[str]) -> None:
+        """Refuse a key that nobody reads: it is a slip of the pen."""
+        if unknown := sorted(set(self.values) - allowed):
+            self.fail(
+                f"unknown key {unknown[0]!r} in {self.where}; allowed: {', '.join(sorted(allowed))}"
+            )
+
+    def get(self, key: str, kind: Any = str, allowed: tuple[str, ...] = ()) -> Any:
+        """The value of a key, of this kind and one of those allowed; None where missing."""
+        value = self.values.get(key)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            wanted = getattr(kind, "__name__", "number").replace("str", "text")
+            self.fail(f"{self.where} {key} = {value!r}: allowed is {wanted}")
+        if value is not None and allowed and value not in allowed:
+            self.fail(f"{self.where} {key} = {value!r}: allowed are {', '.join(allowed)}")
+        return value
+
+    def path(self, key: str, hint: str) -> Path | None:
+        """The file that a key names, which must be there; None where the key is missing."""
+        name = self.get(key)
+        if name is None:
+            return None
+        file = self.file.parent / str(name)
+        if not file.is_file():
+            self.fail(f"{self.where} {key}: there is no file {file}; {hint}")
+        return file
+
+    def name(self, name: Any, where: str) -> str:
+        """A name that may stand for a folder or a column."""
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            self.fail(
+                f"{where} {name!r}: allowed are letters, digits, '.', '_' and '-', "
+                "because it names a folder or a column"
+            )
+        return name
+
+    def below(self, key: str) -> "_Table":
+        """The table of a key; empty where the key is missing."""
+        value = self.values.get(key, {})
+        if not isinstance(value, dict):
+            self.fail(f"{key} = {value!r}: write a table [{key}]")
+        return _Table(self.file, f"[{key}]", value)
+
+    def each(self, key: str) -> dict[str, "_Table"]:
+        """The tables below a key, by name; none where the key is missing."""
+        tables = {}
+        for name, value in self.below(key).values.items():
+            if not isinstance(value, dict):
+                self.fail(f"[{key}] {name} = {value!r}: write a table [{key}.{name}]")
+            shown = f'"{name}"' if "+" in name else name
+            tables[name] = _Table(self.file, f"[{key}.{shown}]", value)
+        return tables
+
+
+def _study_name(study: _Table) -> str:
+    if "name" in study.values:
+        return study.name(study.values["name"], "name")
+    return study.name(study.file.stem, 'it has no name = "...", and its own name')
+
+
+def _classes(study: _Table) -> tuple[str, ...] | None:
+    classes = study.values.get("classes")
+    if classes is None:
+        return None
+    names = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+    if not names or len(set(classes)) != len(classes) or len(classes) < 2:
+        study.fail(f"classes = {classes!r}: allowed is a list of two or more different names")
+    return tuple(classes)
+
+
+def _store(study: _Table) -> Path | None:
+    store = study.below("store")
+    store.check_keys({"path"})
+    path = store.get("path")
+    return None if path is None else study.file.parent / str(path)
+
+
+def _human_error(study: _Table) -> float | None:
+    error = study.get("human_error", (int, float))
+    if error is not None and not 0 <= error <= _MAX_HUMAN_ERROR:
+        study.fail(
+            f"human_error = {error}: allowed is the share of images that a person gets "
+            f"wrong, 0 to {_MAX_HUMAN_ERROR}, such as 0.03"
         )
+    return None if error is None else float(error)
+
+
+def _source(study: _Table) -> SourceDomain:
+    if "source" not in study.values:
+        study.fail('it has no [source]; a study needs [source] with path = "FOLDER"')
+    source = study.below("source")
+    if "labels" in source.values:
+        source.fail(
+            "[source] labels: heads are fitted to the labels of the source, so they are "
+            "always read; `labels` says what is known of a [target.NAME]"
+        )
+    source.check_keys({"path", "group", "attributes", "validation"})
+    share = source.get("validation", (int, float))
+    if share is not None and not 0 < share < 1:
+        source.fail(f"[source] validation = {share}: allowed is a share between 0 and 1")
+    given: dict[str, Any] = {} if share is None else {"validation": float(share)}
+    return SourceDomain(**_domain(source), **given)
+
+
+def _target(name: str, target: _Table) -> TargetDomain:
+    if name == SOURCE:
+        target.fail(f"{target.where}: the name {SOURCE!r} is taken by [source]; choose another")
+    target.check_keys({"path", "group", "attributes", "labels"})
+    return TargetDomain(
+        name=target.name(name, target.where),
+        labels=target.get("labels", allowed=LABELS) or SEALED,
+        **_domain(target),
     )
 
-    def study(self, table: Mapping[str, Any]) -> Study:
-        self.known(table, self._top, "the study")
-        store = self.table(table, "store")
-        self.known(store, ("path",), "[store]")
-        path = self.typed(store, "path", str, "[store]")
-        optional: dict[str, Any] = {"seed": self.typed(table, "seed", int, "the study")}
-        if not 0 <= (optional["seed"] or 0) < _SEEDS:
-            self.fail(f"seed = {optional['seed']}: allowed is 0 to {_SEEDS - 1}")
-        optional["human_error"] = self._human_error(table)
-        optional["exclude"] = self._exclude(table)
-        found = Study(
-            name=self.name(
-                table.get("name", self.file.stem),
-                "name" if "name" in table else 'it has no name = "...", and its own name',
-            ),
-            classes=self._classes(table.get("classes")),
-            source=self._source(table),
-            targets=tuple(self._target(n, t) for n, t in self.tables(table, "target").items()),
-            backbones=self._backbones(table),
-            concatenations=self._concatenations(table),
-            heads=self._heads(table),
-            store=None if path is None else self.file.parent / path,
-            subgroups=attribute_settings(self, self.table(table, "subgroups")),
-            **{k: v for k, v in optional.items() if v is not None},
-        )
-        if found.subgroups and all(domain.attributes is None for domain in found.domains):
-            self.fail(
-                "[subgroups] needs attributes of the images: write attributes = "
-                '"patients.csv" below [source] or a target'
-            )
-        return found
 
-    def _human_error(self, table: Mapping[str, Any]) -> float | None:
-        error = self.typed(table, "human_error", (int, float), "the study")
-        if error is not None and not 0 <= error <= _CHANCE:
-            self.fail(
-                f"human_error = {error}: allowed is the share of images that a person gets "
-                f"wrong, 0 to {_CHANCE}, such as 0.03"
-            )
-        return None if error is None else float(error)
-
-    def _exclude(self, table: Mapping[str, Any]) -> Path | None:
-        name = self.typed(table, "exclude", str, "the study")
-        if name is None:
-            return None
-        file = self.file.parent / str(name)
-        if not file.is_file():
-            self.fail(f"exclude: there is no file {file}; headrace audit writes one")
-        return file
-
-    def _source(self, table: Mapping[str, Any]) -> Source:
-        if "source" not in table:
-            self.fail('it has no [source]; a study needs [source] with path = "FOLDER"')
-        source = self.table(table, "source")
-        if "labels" in source:
-            self.fail(
-                "[source] labels: heads are fitted to the labels of the source, so they are "
-                "always read; `labels` says what is known of a [target.NAME]"
-            )
-        self.known(source, ("path", "group", "attributes", "validation"), "[source]")
-        share = self.typed(source, "validation", (int, float), "[source]")
-        settings = self._domain(source, "[source]")
-        if share is None:
-            return Source(**settings)
-        if not 0 < share < 1:
-            self.fail(f"[source] validation = {share}: allowed is a share between 0 and 1")
-        return Source(validation=float(share), **settings)
-
-    def _target(self, name: str, table: Mapping[str, Any]) -> TargetDomain:
-        where = f"[target.{name}]"
-        if name == SOURCE:
-            self.fail(f"{where}: the name {SOURCE!r} is taken by [source]; choose another")
-        self.known(table, ("path", "group", "attributes", "labels"), where)
-        labels = self.typed(table, "labels", str, where) or SEALED
-        self.one_of(labels, LABELS, f"{where} labels")
-        return TargetDomain(
-            name=self.name(name, where), labels=labels, **self._domain(table, where)
-        )
-
-    def _domain(self, table: Mapping[str, Any], where: str) -> dict[str, Any]:
-        path = self.typed(table, "path", str, where)
-        if path is None:
-            self.fail(f'{where} has no path; write path = "FOLDER"')
-        folder = self.file.parent / str(path)
-        if not folder.is_dir():
-            self.fail(f"{where} path: there is no folder {folder}")
-        return {
-            "path": folder,
-            "group": self._pattern(table, where),
-            "attributes": self._attributes(table, where),
-        }
-
-    def _attributes(self, table: Mapping[str, Any], where: str) -> Path | None:
-        name = self.typed(table, "attributes", str, where)
-        if name is None:
-            return None
-        file = self.file.parent / str(name)
-        if not file.is_file():
-            self.fail(
-                f"{where} attributes: no file {file}; allowed is a CSV file whose first column is "
-                "path or patient"
-            )
-        return file
-
-    def _pattern(self, table: Mapping[str, Any], where: str) -> str | None:
-        pattern = self.typed(table, "group", str, where)
-        try:
-            captured = re.compile(pattern or "").groups
-        except re.error as cause:
-            self.fail(f"{where} group = {pattern!r} is not a regular expression: {cause}")
-        if captured > 1:
-            self.fail(
-                f"{where} group = {pattern!r} captures {captured} parts; one is allowed, the "
-                "patient: put it in one pair of brackets and write the others as (?:...)"
-            )
-        return None if pattern is None else str(pattern)
-
-    def _backbones(self, table: Mapping[str, Any]) -> tuple[BackboneChoice, ...]:
-        tables = self.tables(table, "backbone")
-        if not tables:
-            self.fail("it names no backbone; write for example [backbone.densenet121]")
-        return tuple(self._backbone(name, t) for name, t in tables.items() if "+" not in name)
-
-    def _concatenations(self, table: Mapping[str, Any]) -> tuple[Concatenation, ...]:
-        tables = self.tables(table, "backbone")
-        alone = [name for name in tables if "+" not in name]
-        found = tuple(Concatenation(name=name) for name in tables if "+" in name)
-        for one in found:
-            where = f'[backbone."{one.name}"]'
-            self.known(tables[one.name], (), where)
-            for part in one.parts:
-                if part not in alone or one.parts.count(part) > 1:
-                    self.fail(
-                        f"{where}: {part!r} must stand once in it and have a table "
-                        f"[backbone.{part}] of its own; known: {', '.join(alone)}"
-                    )
-        return found
-
-    def _heads(self, table: Mapping[str, Any]) -> tuple["NamedHead", ...]:
-        tables = self.tables(table, "head")
-        if not tables:
-            return ()
-        from pipeline.heads.custom import NamedHead, heads_with
-
-        found = []
-        for name, values in tables.items():
-            where, given = f"[head.{name}]", dict(values)
-            texts = {key: self.typed(given, key, str, where) or "" for key in ("estimator", "base")}
-            parameters = {k: v for k, v in given.items() if k not in texts}
-            found.append(NamedHead(name=self.name(name, where), parameters=parameters, **texts))
-        try:
-            heads_with(tuple(found))
-        except StudyError as cause:
-            self.fail(str(cause))
-        return tuple(found)
-
-    def _backbone(self, name: str, table: Mapping[str, Any]) -> BackboneChoice:
-        where = f"[backbone.{name}]"
-        try:
-            check_backbone_name(name)
-        except UnknownNameError as cause:
-            self.fail(f"{where}: {cause}")
-        known = [f.name for f in fields(BackboneChoice) if f.name not in ("name", "mask")]
-        self.known(table, known, where)
-        given = {k: str(self.typed(table, k, str, where)) for k in table}
-        self.one_of(given.get("precision"), PRECISIONS, f"{where} precision")
-        self.one_of(given.get("resize"), RESIZES, f"{where} resize")
-        if given.get("weights", "imagenet") != "imagenet":
-            weights = self.file.parent / given["weights"]
-            if not weights.is_file():
-                self.fail(f'{where} weights: no file {weights}; allowed: "imagenet" or a file')
-            given["weights"] = str(weights)
-        return BackboneChoice(name=name, **given)
-
-    def _classes(self, classes: Any) -> tuple[str, ...] | None:
-        if classes is None:
-            return None
-        names = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
-        if not names or len(set(classes)) != len(classes) or len(classes) < 2:
-            self.fail(f"classes = {classes!r}: allowed is a list of two or more different names")
-        return tuple(classes)
+def _domain(table: _Table) -> dict[str, Any]:
+    path = table.get("path")
+    if path is None:
+        table.fail(f'{table.where} has no path; write path = "FOLDER"')
+    folder = table.file.parent / str(path)
+    if not folder.is_dir():
+        table.fail(f"{table.where} path: there is no folder {folder}")
+    hint = "allowed is a CSV file whose first column is path or patient"
+    return {
+        "path": folder,
+        "group": _pattern(table),
+        "attributes": table.path("attributes", hint),
+    }
 
 
-# Write a study file for given folders, with guesses that the user can correct.
-
-
-#: Names of common public chest X-ray sets and of the demo; a guess must fit most names.
-PATIENT_PATTERNS = (
-    r"^(patient\d+)",
-    r"^(person\d+|(?:NORMAL2-)?IM-\d+)",
-    r"^(\d{8})_\d{3}",
-)
-_MOST = 0.95
-PREFERRED = "densenet121"
-
-
-def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) -> list[str]:
-    """Write a study file whose source is the first folder and whose targets are the rest.
-
-    Returns:
-        What the user should look at: guesses, and what could not be guessed.
-
-    Raises:
-        StudyError: A folder holds no images, or the file is already there.
-        UnknownNameError: No such backbone.
-    """
-    if output.exists():
-        raise StudyError(f"{output} is already there: remove it, or choose --output FILE")
-    notes: list[str] = []
-    for name in backbones:
-        check_backbone_name(name)
-    lines = [f"name = {_text(_study_name(output))}", "seed = 0", ""]
-    for folder, role in zip(data, _roles(data), strict=True):
-        lines += _domain(folder, output, notes, role)
-    lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
-    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return notes
-
-
-def demo_backbone() -> tuple[str, str]:
-    """DenseNet121 where its weights can be had, else the one that needs no download.
-
-    Returns:
-        Name, and the reason for a person.
-    """
+def _pattern(table: _Table) -> str | None:
+    pattern: str | None = table.get("group")
     try:
-        weights_file(PREFERRED, "imagenet")
-    except WeightsError:
-        return NO_DOWNLOAD, (
-            f"the weights of {PREFERRED} are not here and cannot be downloaded; "
-            f"those of {NO_DOWNLOAD} came with its package"
+        captured = re.compile(pattern or "").groups
+    except re.error as cause:
+        table.fail(f"{table.where} group = {pattern!r} is not a regular expression: {cause}")
+    if captured > 1:
+        table.fail(
+            f"{table.where} group = {pattern!r} captures {captured} parts; one is allowed, the "
+            "patient: put it in one pair of brackets and write the others as (?:...)"
         )
-    return PREFERRED, "its ImageNet weights are here"
+    return pattern
 
 
-def _study_name(output: Path) -> str:
-    """``chest.toml`` is called chest; ``study.toml`` is called as its folder."""
-    file = output.resolve()
-    return _folder_name(file.parent.name if file.stem == "study" else file.stem)
+def _backbones(study: _Table) -> tuple[BackboneChoice, ...]:
+    tables = study.each("backbone")
+    if not tables:
+        study.fail("it names no backbone; write for example [backbone.densenet121]")
+    return tuple(_backbone(name, table) for name, table in tables.items() if "+" not in name)
 
 
-def _folder_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "study"
+def _backbone(name: str, table: _Table) -> BackboneChoice:
+    # Only now: the table of backbones is above this module, and a wrong name must end here.
+    from pipeline.features.backbones import check_backbone_name
+
+    try:
+        check_backbone_name(name)
+    except UnknownNameError as cause:
+        table.fail(f"{table.where}: {cause}")
+    table.check_keys({"weights", "resize", "precision"})
+    given = {
+        "weights": table.get("weights"),
+        "resize": table.get("resize", allowed=RESIZES),
+        "precision": table.get("precision", allowed=PRECISIONS),
+    }
+    if given["weights"] not in (None, "imagenet"):
+        given["weights"] = str(table.path("weights", 'allowed: "imagenet" or a file'))
+    return BackboneChoice(name=name, **{k: v for k, v in given.items() if v is not None})
 
 
-def _roles(data: Sequence[Path]) -> list[str]:
-    """``source``, then ``target.NAME``; equal folder names get a number."""
-    names: list[str] = ["source"]
-    for folder in data[1:]:
-        name = wanted = _folder_name(folder.resolve().name)
-        while name in names:
-            name = f"{wanted}_{len(names)}"
-        names.append(name)
-    return ["source", *(f"target.{_key(name)}" for name in names[1:])]
+def _concatenations(study: _Table) -> tuple[Concatenation, ...]:
+    tables = study.each("backbone")
+    single = [name for name in tables if "+" not in name]
+    joined = [Concatenation(name=name) for name in tables if "+" in name]
+    for concatenation in joined:
+        table = tables[concatenation.name]
+        table.check_keys(set())
+        for part in concatenation.parts:
+            if part not in single or concatenation.parts.count(part) > 1:
+                table.fail(
+                    f"{table.where}: {part!r} must stand once in it and have a table "
+                    f"[backbone.{part}] of its own; known: {', '.join(single)}"
+                )
+    return tuple(joined)
 
 
-def _key(name: str) -> str:
-    return name if name.isidentifier() else _text(name)
+def _heads(study: _Table) -> tuple[CustomHead, ...]:
+    heads = tuple(_head(name, table) for name, table in study.each("head").items())
+    if heads:
+        # Only now, as for backbones; most studies name no head, and need no scikit-learn here.
+        from pipeline.heads.custom import heads_with
+
+        try:
+            heads_with(heads)
+        except StudyError as cause:
+            study.fail(str(cause))
+    return heads
 
 
-def _domain(folder: Path, output: Path, notes: list[str], role: str) -> list[str]:
-    listing = scan(folder)
-    classes = sorted({item.label for item in listing.items})
-    notes.append(f"[{role}] {counted(len(listing.items), 'image')}, classes: {', '.join(classes)}")
-    path = _relative(folder, output)
-    lines = [f"[{role}]", f"path = {_text(path)}", _group_line(listing.items, role, notes)]
-    if role == "source":
-        lines.append("validation = 0.2              # held out by patient, stratified by class")
-    return [*lines, ""]
-
-
-def _group_line(items: Sequence[Item], role: str, notes: list[str]) -> str:
-    names = [PurePosixPath(item.path).name for item in items]
-    for pattern in PATIENT_PATTERNS:
-        if sum(bool(re.search(pattern, name)) for name in names) >= _MOST * len(names):
-            return f"group = '{pattern}'"
-    notes.append(
-        f"[{role}] give the patient's id as `group`, a regular expression for names such as "
-        f"{names[0]}; without it two images of one patient may stand on both sides of a split"
+def _head(name: str, table: _Table) -> CustomHead:
+    texts = {key: table.get(key) or "" for key in ("estimator", "base")}
+    return CustomHead(
+        name=table.name(name, table.where),
+        parameters={k: v for k, v in table.values.items() if k not in texts},
+        **texts,
     )
-    return "# group = '^([^_]+)'           # patient id in the file name"
 
 
-def _relative(folder: Path, output: Path) -> str:
-    """The folder as seen from the study file, so that both can move together."""
-    return Path(os.path.relpath(folder.resolve(), output.resolve().parent)).as_posix()
+def _subgroups(study: _Table) -> tuple[Attribute, ...]:
+    """``sex = true`` makes each text a group, ``age = [18, 65]`` bins, ``false`` nothing."""
+    table = study.below("subgroups")
+    return tuple(
+        Attribute(name=name, edges=None if value is True else _edges(table, name, value))
+        for name, value in table.values.items()
+        if value is not False
+    )
 
 
-def _text(text: str) -> str:
-    """A TOML basic string; JSON's escapes are a part of TOML's."""
-    return json.dumps(text, ensure_ascii=False)
+def _edges(table: _Table, name: str, value: Any) -> tuple[float, ...]:
+    numbers = isinstance(value, list) and all(
+        isinstance(edge, int | float) and not isinstance(edge, bool) and math.isfinite(edge)
+        for edge in value
+    )
+    if not numbers or not value or any(a >= b for a, b in pairwise(map(float, value))):
+        table.fail(
+            f"[subgroups] {name} = {value!r}: allowed is true, for one group for each text, or "
+            "increasing numbers between which bins lie, such as [18, 40, 65]"
+        )
+    return tuple(float(edge) for edge in value)

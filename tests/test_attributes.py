@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.attributes import UNKNOWN, Attribute, read_attributes
-from pipeline.data.groupings import MOST_GROUPS, groupings
+from pipeline.data.attributes import MOST_GROUPS, UNKNOWN, groupings, read_attributes
 from pipeline.data.samples import load_samples
 from pipeline.errors import StudyError
-from pipeline.study import load_study
+from pipeline.study import Attribute, load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 SEX = Attribute(name="sex")

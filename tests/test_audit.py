@@ -15,8 +15,8 @@ from pipeline.audit.contact_sheet import SIDE, SheetPair, draw
 from pipeline.audit.shortcuts import MASKED, check_facts, check_hospital, check_masked
 from pipeline.audit.stage import AuditOptions, audit, probed
 from pipeline.data.facts import FACTS
-from pipeline.data.facts_index import FactsIndex, measure_missing
 from pipeline.data.images import PixelPolicy
+from pipeline.data.index import FactsIndex, measure_missing
 from pipeline.data.leaks import (
     LEAK,
     NOTE,
@@ -31,7 +31,7 @@ from pipeline.data.leaks import (
     roles_of,
 )
 from pipeline.data.samples import SampleOptions, load_samples, read_exclusions
-from pipeline.data.sources import read
+from pipeline.data.sources import read_image
 from pipeline.demo.hospital import Hospital, Shot, expose
 from pipeline.demo.phantom import Patient, chest
 from pipeline.errors import CheckFailedError, StudyError, UnknownNameError
@@ -199,7 +199,9 @@ def near_copies(folder, copies=()):
     index = FactsIndex(folder)
     with Progress("facts") as progress:
         assert measure_missing(index, samples.key, samples.items, progress) == {}
-    looks = np.stack([read(i).pixels(PixelPolicy(size=12))[..., 0].ravel() for i in samples.items])
+    looks = np.stack(
+        [read_image(i).pixels(PixelPolicy(size=12))[..., 0].ravel() for i in samples.items]
+    )
     found = check_near_copies(samples, looks.astype(np.float32), index.facts(samples.key))
     return samples, found
 
@@ -231,7 +233,9 @@ def test_copies_within_a_role_do_not_hide_those_across_roles(tmp_path, monkeypat
     index = FactsIndex(tmp_path)
     with Progress("facts") as progress:
         measure_missing(index, samples.key, samples.items, progress)
-    looks = np.stack([read(i).pixels(PixelPolicy(size=12))[..., 0].ravel() for i in samples.items])
+    looks = np.stack(
+        [read_image(i).pixels(PixelPolicy(size=12))[..., 0].ravel() for i in samples.items]
+    )
     # As if every image were its own patient: duplicates within fit, under two names.
     alone = replace(samples, group=np.array([i.path for i in samples.items]))
     found = check_near_copies(alone, looks.astype(np.float32), index.facts(samples.key))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.sources import read, scan
+from pipeline.data.sources import read_image, scan
 from pipeline.errors import StudyError
 from tests.image_files import jpeg, with_files
 
@@ -147,7 +147,7 @@ def test_a_strange_name_survives(root, name):
     except OSError as cause:
         pytest.skip(f"this file system refuses the name: {cause}")
     item = next(i for i in scan(root).items if os.fsencode(i.path) == b"normal/" + name)
-    assert read(item).key == hashlib.sha256(jpeg()).digest()
+    assert read_image(item).key == hashlib.sha256(jpeg()).digest()
 
 
 def test_a_class_without_an_image_is_named_with_what_it_holds(root):

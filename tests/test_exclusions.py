@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.samples import as_file, kept, load_samples, read_exclusions
-from pipeline.data.sources import read
+from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, NoImagesError, StudyError
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
@@ -102,9 +102,9 @@ def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):
     def reading(item):
         if item.path == "a/p2000_0.png":
             raise ImageError("permission denied")
-        return read(item)
+        return read_image(item)
 
-    monkeypatch.setattr("pipeline.data.samples.read", reading)
+    monkeypatch.setattr("pipeline.data.samples.read_image", reading)
     study = excluding(study_file, "there/a/p2000_0.png\nthere/a/p2000_2.png\n")
     samples, skipped = load_samples(study)
     assert len(samples) == 58

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from cache import disk
-from pipeline.data import facts_index
+from pipeline.data import index as facts_index
 from pipeline.data.facts import (
     FACTS,
     appearance,
@@ -17,10 +17,10 @@ from pipeline.data.facts import (
     facts_of_file,
     jpeg_quality,
 )
-from pipeline.data.facts_index import FactsIndex, measure_missing
 from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.index import FactsIndex, measure_missing
 from pipeline.data.leaks import hamming
-from pipeline.data.sources import read, scan
+from pipeline.data.sources import CHANGED, read_image, scan
 from pipeline.errors import ImageError
 from pipeline.progress import Progress
 from tests.tiny import write_images
@@ -113,7 +113,7 @@ def test_a_file_that_cannot_be_decoded_has_no_facts():
 def images(tmp_path):
     """Keys and items of 24 images."""
     items = scan(write_images(tmp_path / "images", 24)).items
-    return [read(item).key for item in items], items
+    return [read_image(item).key for item in items], items
 
 
 def measure(index, images):
@@ -127,7 +127,7 @@ def test_facts_are_measured_once(tmp_path, images, monkeypatch):
     index = FactsIndex(tmp_path)
     assert measure(index, images) == {}
     before = index.facts(images[0])
-    monkeypatch.setattr(facts_index, "read", None)
+    monkeypatch.setattr(facts_index, "read_image", None)
     again = FactsIndex(tmp_path)
     assert measure(again, images) == {}
     assert again.facts(images[0][::-1]).tobytes() == before[::-1].tobytes()
@@ -157,13 +157,13 @@ def test_facts_are_kept_while_the_measuring_goes_on(tmp_path, images, monkeypatc
     monkeypatch.setattr(facts_index, "_AT_ONCE", 4)
     calls = []
 
-    def dying(item):
+    def dying(item, key):
         calls.append(item)
         if len(calls) > 12:
             raise KeyboardInterrupt
-        return read(item)
+        return read_image(item, key)
 
-    monkeypatch.setattr(facts_index, "read", dying)
+    monkeypatch.setattr(facts_index, "read_image", dying)
     with pytest.raises(KeyboardInterrupt):
         measure(FactsIndex(tmp_path), images)
     assert sum(key in FactsIndex(tmp_path) for key in images[0]) >= 8
@@ -173,7 +173,7 @@ def test_an_image_that_changed_is_not_measured(tmp_path, images):
     """Facts belong to a content: another content under the name gives a reason."""
     keys, items = images
     write_images(tmp_path / "images", 24, seed=0, shift=3)
-    assert set(measure(FactsIndex(tmp_path), (keys, items)).values()) == {facts_index.CHANGED}
+    assert set(measure(FactsIndex(tmp_path), (keys, items)).values()) == {CHANGED}
 
 
 def test_a_full_disk_costs_the_memory_and_not_the_facts(tmp_path, images, monkeypatch):

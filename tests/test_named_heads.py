@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.heads.custom import NamedHead, heads_with
+from pipeline.heads.custom import heads_with
 from pipeline.heads.preprocessing import TREATMENTS, make_treatment, untreated
 from pipeline.heads.search import Problem, train_head
-from pipeline.study import load_study
+from pipeline.study import CustomHead, load_study
 
 GOOD = """
 [source]
@@ -80,7 +80,7 @@ def test_a_mistake_is_refused_with_what_is_allowed(tmp_path, change, sentence):
 def test_a_base_of_the_same_name_is_no_way_round_the_table():
     """Also where no file was read."""
     with pytest.raises(StudyError, match="the name is taken"):
-        heads_with((NamedHead(name="mlp", base="mlp"),))
+        heads_with((CustomHead(name="mlp", base="mlp"),))
 
 
 @pytest.mark.parametrize("name", TREATMENTS)

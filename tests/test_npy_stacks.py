@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.lib import format as npy
 
 from pipeline.data.images import PixelPolicy, resize_pixels
-from pipeline.data.sources import read, scan
+from pipeline.data.sources import read_image, scan
 from pipeline.errors import ImageError, StudyError
 from tests.image_files import picture, pictures, with_stack
 
@@ -36,7 +36,7 @@ def test_each_row_of_a_stack_is_an_image(tmp_path):
     ]
     for item, row in zip(listing.items, [*colour, *grey], strict=True):
         expected = resize_pixels(row, PixelPolicy())
-        assert (read(item).pixels(PixelPolicy()) == expected).all()
+        assert (read_image(item).pixels(PixelPolicy()) == expected).all()
         assert item.stat.size == Path(item.file).stat().st_size
 
 
@@ -69,8 +69,8 @@ def test_the_key_of_a_row_is_its_own(tmp_path):
     rows = pictures(3)
     first = scan(with_stack(tmp_path / "one", "a.npy", rows)).items
     second = scan(with_stack(tmp_path / "two", "b.npy", rows[::-1])).items
-    keys = [read(item).key for item in first]
-    assert keys == [read(item).key for item in reversed(second)]
+    keys = [read_image(item).key for item in first]
+    assert keys == [read_image(item).key for item in reversed(second)]
     assert len(set(keys)) == 3
     assert keys[0] == hashlib.sha256(b"|u1|(64, 64)|" + rows[0].tobytes()).digest()
 
@@ -79,7 +79,7 @@ def test_the_key_of_a_row_knows_its_shape(tmp_path):
     """The same bytes in other rows and columns are another image."""
     wide = with_stack(tmp_path / "wide", "a.npy", pictures(1).reshape(1, 32, 128))
     tall = with_stack(tmp_path / "tall", "a.npy", pictures(1).reshape(1, 128, 32))
-    assert read(scan(wide).items[0]).key != read(scan(tall).items[0]).key
+    assert read_image(scan(wide).items[0]).key != read_image(scan(tall).items[0]).key
 
 
 BAD_STACKS = {
@@ -151,26 +151,28 @@ def test_a_hostile_stack_gives_items_or_a_study_error(tmp_path, at, new, length)
         listing = scan(tmp_path)
     except StudyError:
         return
-    assert {len(read(item).key) for item in listing.items} == {32}
+    assert {len(read_image(item).key) for item in listing.items} == {32}
 
 
 def test_a_stack_that_changed_after_it_was_listed_is_a_reason(tmp_path):
     """Shorter, replaced or written to: its rows may be elsewhere now."""
     item = scan(with_stack(tmp_path, "normal.npy", pictures(3))).items[2]
-    read(item)
+    read_image(item)
     os.truncate(item.file, 1000)
     with pytest.raises(ImageError, match="its stack changed after it was listed"):
-        read(item)
+        read_image(item)
     with_stack(tmp_path, "normal.npy", pictures(3, seed=9))
     with pytest.raises(ImageError, match="its stack changed after it was listed"):
-        read(item)
+        read_image(item)
 
 
 def test_a_new_mode_or_hard_link_does_not_change_a_stack(tmp_path):
     """Only its content matters."""
     item = scan(with_stack(tmp_path, "normal.npy", pictures(2))).items[1]
     Path(item.file).chmod(0o600)
-    assert read(item).key == hashlib.sha256(b"|u1|(64, 64)|" + pictures(2)[1].tobytes()).digest()
+    assert (
+        read_image(item).key == hashlib.sha256(b"|u1|(64, 64)|" + pictures(2)[1].tobytes()).digest()
+    )
 
 
 def test_other_files_beside_stacks_are_counted(tmp_path):

@@ -11,7 +11,7 @@ from cache.recipe import relative_l2
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.images import PixelPolicy
 from pipeline.data.samples import load_samples
-from pipeline.data.sources import read, scan
+from pipeline.data.sources import read_image, scan
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import frozen_network, store_for
@@ -99,7 +99,7 @@ def test_full_resolution_originals_all_decode():
         for item in scan(DATA / "full_resolution" / hospital).items
     ]
     assert len(items) == 80
-    assert {read(item).pixels(policy).shape for item in items} == {(224, 224, 3)}
+    assert {read_image(item).pixels(policy).shape for item in items} == {(224, 224, 3)}
 
 
 def test_five_copies_are_found_and_share_their_rows(in_folder):

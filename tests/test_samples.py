@@ -11,6 +11,7 @@ import pytest
 import pipeline.data.samples as gather_module
 from pipeline.data.patients import FIT, TARGET, VALIDATION
 from pipeline.data.samples import SampleOptions, load_samples
+from pipeline.data.sources import read_image
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
@@ -28,8 +29,9 @@ def study_file(tmp_path: Path, monkeypatch) -> Path:
 def reads(monkeypatch) -> list[str]:
     """Paths of the files that are read."""
     seen = []
-    read = gather_module.read
-    monkeypatch.setattr(gather_module, "read", lambda item: seen.append(item.path) or read(item))
+    monkeypatch.setattr(
+        gather_module, "read_image", lambda item: seen.append(item.path) or read_image(item)
+    )
     return seen
 
 
@@ -189,7 +191,7 @@ def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch
     def broken(_):
         raise gather_module.ImageError("permission denied")
 
-    monkeypatch.setattr(gather_module, "read", broken)
+    monkeypatch.setattr(gather_module, "read_image", broken)
     with pytest.raises(NoImagesError, match="none of its 40 images.*permission denied") as e:
         load_samples(load_study(study_file), SampleOptions(rehash=True))
     assert e.value.exit_code == 2

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from pipeline.data.groupings import Grouping
+from pipeline.data.attributes import Grouping
 from pipeline.evaluation.intervals import wilson
 from pipeline.shift.domains import Cohort
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS, Terms, subgroups, terms_of

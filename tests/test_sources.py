@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.data import items as items_module
 from pipeline.data.images import PixelPolicy, decode
-from pipeline.data.sources import KINDS, read, scan
+from pipeline.data.sources import KINDS, read_image, scan
 from pipeline.errors import ImageError, StudyError
 from tests.image_files import jpeg, picture, pictures, png, with_files, with_stack
 
@@ -81,7 +81,7 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
     listing = scan(fill[kind]())
     assert paths(listing) == sorted(set(paths(listing)))
     for item in listing.items:
-        content = read(item)
+        content = read_image(item)
         assert len(content.key) == 32
         assert content.pixels(PixelPolicy()).shape == (224, 224, 3)
 
@@ -121,7 +121,7 @@ def test_key_and_pixels_come_from_the_same_bytes(root, failing):
     """The file is opened once; what happens to it afterwards cannot mix two images."""
     item = scan(root).items[0]
     opener = failing()
-    content = read(item)
+    content = read_image(item)
     Path(item.file).write_bytes(png(picture(seed=9)))
     assert content.key == hashlib.sha256(jpeg()).digest()
     assert (content.pixels(PixelPolicy()) == decode(jpeg(), PixelPolicy())).all()
@@ -131,7 +131,7 @@ def test_key_and_pixels_come_from_the_same_bytes(root, failing):
 def test_the_name_does_not_decide_the_format(root):
     """A PNG file called .jpg is taken as what it is."""
     (root / "normal/a.jpg").write_bytes(png())
-    pixels = read(scan(root).items[0]).pixels(PixelPolicy(size=64))
+    pixels = read_image(scan(root).items[0]).pixels(PixelPolicy(size=64))
     assert (pixels == picture()).all()
 
 
@@ -140,7 +140,7 @@ def test_a_file_that_has_vanished_is_a_reason(root):
     item = scan(root).items[0]
     Path(item.file).unlink()
     with pytest.raises(ImageError, match=r"^cannot be read: No such file or directory \(ENOENT\)$"):
-        read(item)
+        read_image(item)
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
@@ -148,10 +148,10 @@ def test_a_passing_error_is_tried_three_times_more(root, failing, code):
     """Network file systems fail once and work again; a broken disk does not."""
     item = scan(root).items[0]
     assert failing(code, code, code).calls == 0
-    assert read(item).key == hashlib.sha256(jpeg()).digest()
+    assert read_image(item).key == hashlib.sha256(jpeg()).digest()
     opener = failing(*[code] * 9)
     with pytest.raises(ImageError, match=errno.errorcode[code]):
-        read(item)
+        read_image(item)
     assert opener.calls == 4
 
 
@@ -160,7 +160,7 @@ def test_a_forbidden_file_is_a_reason_at_once(root, failing):
     item = scan(root).items[0]
     opener = failing(errno.EACCES)
     with pytest.raises(ImageError, match=r"^cannot be read: Permission denied \(EACCES\)$"):
-        read(item)
+        read_image(item)
     assert opener.calls == 1
 
 
@@ -170,7 +170,7 @@ def test_a_file_larger_than_any_image_is_not_read(root, failing):
         file.truncate(600_000_000)
     opener = failing()
     with pytest.raises(ImageError, match=r"^too large \(600000000 bytes, limit 500000000\)$"):
-        read(scan(root).items[0])
+        read_image(scan(root).items[0])
     assert opener.calls == 0
 
 
@@ -198,7 +198,7 @@ def test_all_real_x_rays_decode():
     assert [len(listing.items) for listing in listings] == [2000, 400, 400]
     assert not any(listing.ignored for listing in listings)
     items = [item for listing in listings for item in listing.items]
-    contents = [read(item) for item in items]
+    contents = [read_image(item) for item in items]
     assert all(c.pixels(PixelPolicy()).shape == (224, 224, 3) for c in contents)
     assert len(items) - len({c.key for c in contents}) == 5  # the README's identical copies
 
@@ -210,7 +210,7 @@ def test_real_images_at_full_resolution_decode():
         items = scan(REAL / "full_resolution" / name).items
         assert len(items) == 40
         for item in items[::8]:
-            assert np.ptp(read(item).pixels(PixelPolicy())) > 100
+            assert np.ptp(read_image(item).pixels(PixelPolicy())) > 100
 
 
 @needs_real_images
@@ -220,4 +220,6 @@ def test_a_real_stack_has_the_pixels_of_its_jpeg_files():
     rows = sorted(rows, key=lambda item: (item.label, item.row))
     for file, row in zip(files, rows, strict=True):
         assert file.label == row.label
-        assert (read(file).pixels(PixelPolicy()) == read(row).pixels(PixelPolicy())).all()
+        assert (
+            read_image(file).pixels(PixelPolicy()) == read_image(row).pixels(PixelPolicy())
+        ).all()

@@ -21,8 +21,8 @@ from pipeline.audit.contact_sheet import SIDE, SheetPair, draw, empty
 from pipeline.audit.label_noise import check_labels
 from pipeline.audit.near_copy_scores import WithAndWithout, with_and_without
 from pipeline.audit.shortcuts import MASKED, check_facts, check_hospital, check_masked
-from pipeline.data.facts_index import FactsIndex, measure_missing
 from pipeline.data.images import PixelPolicy
+from pipeline.data.index import FactsIndex, measure_missing
 from pipeline.data.leaks import (
     NOTE,
     SEVERITIES,
@@ -34,7 +34,7 @@ from pipeline.data.leaks import (
     roles_of,
 )
 from pipeline.data.samples import SampleOptions, Samples, as_file, load_samples, read_exclusions
-from pipeline.data.sources import read
+from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, MissingFeaturesError
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.progress import Progress
@@ -109,7 +109,7 @@ def audit(study: Study, options: AuditOptions | None = None) -> AuditReport:
     """
     options = options or AuditOptions()
     start = time.perf_counter()
-    disk.probe(study.results)
+    disk.check_writable(study.results)
     samples, _ = load_samples(study, options.samples)
     joined = [load_features(study, choice, samples) for choice in study.backbones]
     first, facts, measured = _with_facts(study, joined[0])
@@ -206,7 +206,7 @@ def _sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
 
     def picture(row: int) -> NDArray[np.uint8]:
         try:
-            return read(samples.items[row]).pixels(PixelPolicy(size=SIDE))
+            return read_image(samples.items[row]).pixels(PixelPolicy(size=SIDE))
         except ImageError:
             return empty()
 

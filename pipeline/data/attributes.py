@@ -6,55 +6,29 @@ groups and their counts is written anywhere.
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from pipeline.checked_tables import CheckedTables
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.data.items import system_reason
+from pipeline.data.patients import patient_of
+from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
-from pipeline.words import printable
+from pipeline.study import Attribute, Domain, Study
+from pipeline.words import counted, have, printable
 
 #: What the first column may hold: an image's path below its domain's folder, or the
 #: patient's id as the domain's ``group`` pattern finds it.
 KEYS = ("path", "patient")
+_LOG = logging.getLogger(__name__)
 #: The group of images without a row, or with an empty cell.
 UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attribute:
-    """One attribute that a study looks at.
-
-    Attributes:
-        name: Of its column.
-        edges: Where bins of its numbers meet, increasing; an edge belongs to the bin above
-            it. None: each text that stands there is a group.
-    """
-
-    name: str
-    edges: tuple[float, ...] | None = None
-
-    def bins(self) -> tuple[str, ...]:
-        """``< 18``, ``18 to < 40``, ``40 or more``: names of the bins, lowest first."""
-        if self.edges is None:
-            return ()
-        edges = [_digits(edge) for edge in self.edges]
-        middle = (f"{low} to < {high}" for low, high in pairwise(edges))
-        return (f"< {edges[0]}", *middle, f"{edges[-1]} or more")
-
-    def bin_of(self, value: float) -> str:
-        """Name of the bin that holds a finite number."""
-        edges = self.edges or ()
-        return self.bins()[sum(value >= edge for edge in edges)]
-
-
-def _digits(edge: float) -> str:
-    """As many as tell it from every other number: a date such as 20200101 has eight."""
-    return repr(edge).removesuffix(".0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,37 +44,6 @@ class AttributeFile:
     file: Path
     key: str
     groups: Mapping[str, tuple[str, ...]]
-
-
-def attribute_settings(tables: CheckedTables, table: Mapping[str, Any]) -> tuple[Attribute, ...]:
-    """The table ``[subgroups]`` of a study file.
-
-    Args:
-        tables: Knows the file, for messages.
-        table: ``sex = true`` makes each text a group, ``age = [18, 65]`` makes bins; an
-            attribute that is ``false`` is left out.
-
-    Raises:
-        StudyError: A value is none of these.
-    """
-    return tuple(
-        Attribute(name=name, edges=None if value is True else _edges(tables, name, value))
-        for name, value in table.items()
-        if value is not False
-    )
-
-
-def _edges(tables: CheckedTables, name: str, value: Any) -> tuple[float, ...]:
-    numbers = isinstance(value, list) and all(
-        isinstance(edge, int | float) and not isinstance(edge, bool) and math.isfinite(edge)
-        for edge in value
-    )
-    if not numbers or not value or any(a >= b for a, b in pairwise(map(float, value))):
-        tables.fail(
-            f"[subgroups] {name} = {value!r}: allowed is true, for one group for each text, or "
-            "increasing numbers between which bins lie, such as [18, 40, 65]"
-        )
-    return tuple(float(edge) for edge in value)
 
 
 def read_attributes(file: Path, wanted: Sequence[Attribute]) -> AttributeFile:
@@ -226,3 +169,119 @@ class _Reading:
 
     def fail(self, line: int, message: str) -> NoReturn:
         raise StudyError(f"{self.file} line {line}: {message}")
+
+
+#: More groups than these are names or numbers, not groups.
+MOST_GROUPS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """The images of one domain, divided by one attribute.
+
+    Attributes:
+        attribute: Its name.
+        names: Groups, the same and in the same order for all domains: bins from below,
+            texts sorted, ``unknown`` at the end where some image is.
+        member: Shape ``(n,)``, index into ``names`` of each image of the domain.
+    """
+
+    attribute: str
+    names: tuple[str, ...]
+    member: NDArray[np.int64]
+
+
+def groupings(study: Study, samples: Samples) -> Mapping[str, tuple[Grouping, ...]]:
+    """Divide the images of each domain that has a file of attributes.
+
+    Args:
+        study: Its ``subgroups`` say by what.
+        samples: Of the study.
+
+    Returns:
+        By domain, one for each attribute of the study; a domain without a file is missing.
+
+    Raises:
+        StudyError: A file is not what it should be, none of its rows names an image, or an
+            attribute has too many groups.
+    """
+    if not study.subgroups:
+        return {}
+    found = {
+        domain.name: _groups_of_images(domain, study.subgroups, samples)
+        for domain in study.domains
+        if domain.attributes is not None
+    }
+    names = [
+        _names(study, attribute, {rows[number] for table in found.values() for rows in table})
+        for number, attribute in enumerate(study.subgroups)
+    ]
+    return {
+        domain: tuple(
+            Grouping(
+                attribute=attribute.name,
+                names=names[number],
+                member=np.array([names[number].index(rows[number]) for rows in table], np.int64),
+            )
+            for number, attribute in enumerate(study.subgroups)
+        )
+        for domain, table in found.items()
+    }
+
+
+def _names(study: Study, attribute: Attribute, present: set[str]) -> tuple[str, ...]:
+    last = (UNKNOWN,) if UNKNOWN in present else ()
+    if attribute.edges is not None:
+        return (*attribute.bins(), *last)
+    known = sorted(present - {UNKNOWN})
+    if len(known) > MOST_GROUPS:
+        files = ", ".join(str(d.attributes) for d in study.domains if d.attributes is not None)
+        raise StudyError(
+            f"{attribute.name} has {len(known)} different texts in {files}; allowed are "
+            f"{MOST_GROUPS} groups. If they are numbers, give bins in the study file, such as "
+            f"[subgroups] {attribute.name} = [18, 40, 65]; else join some of them"
+        )
+    return (*known, *last)
+
+
+def _groups_of_images(
+    domain: Domain, wanted: Sequence[Attribute], samples: Samples
+) -> list[tuple[str, ...]]:
+    """For each image of the domain its group by each attribute; said where there is no row."""
+    file = domain.attributes
+    if file is None:
+        return []
+    read = read_attributes(file, wanted)
+    keys = _keys(domain, read, samples)
+    without = sum(key not in read.groups for key in keys)
+    if without == len(keys):
+        raise StudyError(
+            f"{file}: none of its {len(read.groups)} rows names an image of "
+            f"{domain.name}; its first {read.key} is {_first(list(read.groups))}, the first in "
+            f"{domain.path} is {_first(keys)}: write them alike"
+        )
+    if without:
+        _LOG.warning(
+            "%s: %d of %s %s no row in %s and count as %s",
+            *(domain.name, without, counted(len(keys), "image"), have(without), file, UNKNOWN),
+        )
+    nothing = (UNKNOWN,) * len(wanted)
+    return [read.groups.get(key, nothing) for key in keys]
+
+
+def _keys(domain: Domain, read: AttributeFile, samples: Samples) -> list[str]:
+    """What each image is called in the file; patients by name, before copies join them."""
+    rows = np.flatnonzero(samples.domain == domain.name)
+    paths = [samples.items[i].path for i in rows]
+    if read.key == "path":
+        return paths
+    if domain.group is None:
+        raise StudyError(
+            f"{read.file} has rows by patient, but {domain.name} has no `group` pattern that finds "
+            "a patient in a file's name: give one in the study file, or rows by path"
+        )
+    return [patient_of(path, domain.group) or path for path in paths]
+
+
+def _first(keys: Sequence[str]) -> str:
+    return printable(keys[0]) if keys else "missing"

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.data.formats import open_image
-from pipeline.data.images import Pixels, measured
+from pipeline.data.images import Pixels, measured, open_image
 from pipeline.errors import ImageError
 
 Grey = NDArray[np.float64]

@@ -8,13 +8,27 @@ same afterwards (git calls such entries racy). Racy entries are never written.
 """
 
 import hashlib
+import io
 import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from os import cpu_count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cache import disk
 from cache.errors import WriteFailedError
+from pipeline.data.facts import FACTS
 from pipeline.data.items import Item
+from pipeline.data.sources import read_image
+from pipeline.errors import ImageError
+from pipeline.progress import Progress
 
 _FORMAT = 2
 
@@ -100,3 +114,129 @@ def _short_hash(path: str) -> str:
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Facts of all images of a study: measured once for each content, then remembered.
+
+
+_LOG = logging.getLogger(__name__)
+#: In the file's name: whoever measures otherwise writes another file.
+_VERSION = 1
+_DIGEST_BYTES = 32
+#: Measured images that a killed run may lose.
+_SAVE_EVERY_S = 30.0
+_AT_ONCE = 64
+
+
+class FactsIndex:
+    """The facts known for the stores of one folder.
+
+    Args:
+        store_root: Folder of the feature stores.
+    """
+
+    def __init__(self, store_root: Path) -> None:
+        self._file = store_root / "index" / f"facts-v{_VERSION}.npy"
+        self._records = _read(self._file)
+        self._row_of = {bytes(key): row for row, key in enumerate(self._records["key"])}
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._row_of
+
+    def facts(self, keys: Iterable[bytes]) -> NDArray[Any]:
+        """Records in the order asked for; a key may repeat.
+
+        Raises:
+            KeyError: The facts of a key are not known.
+        """
+        return np.asarray(self._records[[self._row_of[key] for key in keys]])
+
+    def add(self, records: Sequence[NDArray[Any]]) -> None:
+        """Take note of facts, and write all that is known; a full disk costs only time."""
+        new = [record for record in records if bytes(record["key"]) not in self._row_of]
+        if not new:
+            return
+        self._row_of |= {bytes(r["key"]): len(self._records) + row for row, r in enumerate(new)}
+        self._records = np.concatenate([self._records, np.array(new, FACTS)])
+        try:
+            disk.make_dir(self._file.parent)
+            disk.publish(self._file, _to_bytes(self._records))
+        except (OSError, WriteFailedError) as cause:
+            _LOG.warning("the facts of the images cannot be kept: %s", cause)
+
+
+def known_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None:
+    """Records of all keys, where an audit has measured them all; else None."""
+    index = FactsIndex(store_root)
+    return index.facts(keys) if all(key in index for key in keys) else None
+
+
+def measure_missing(
+    index: FactsIndex, keys: Sequence[bytes], items: Sequence[Item], progress: Progress
+) -> dict[bytes, str]:
+    """Measure what the index does not know yet; what is done is kept while going on.
+
+    Args:
+        index: What is known.
+        keys: ``n`` content keys.
+        items: Where each image is.
+        progress: Told how many images are to be measured, and of each that was.
+
+    Returns:
+        Reason by key for the images that cannot be measured.
+    """
+    todo = {k: i for k, i in zip(keys, items, strict=True) if k not in index}
+    progress.expect(len(todo))
+    waiting: list[NDArray[Any]] = []
+    reasons: dict[bytes, str] = {}
+    saved = time.monotonic()
+    try:
+        for key, result in _measured(todo):
+            if isinstance(result, str):
+                reasons[key] = result
+            else:
+                waiting.append(result)
+            progress.advance()
+            if time.monotonic() - saved > _SAVE_EVERY_S:
+                index.add(waiting)
+                waiting, saved = [], time.monotonic()
+    finally:
+        index.add(waiting)
+    return reasons
+
+
+def _measured(todo: dict[bytes, Item]) -> Iterator[tuple[bytes, NDArray[Any] | str]]:
+    with ThreadPoolExecutor(cpu_count(), "measure") as pool:
+        entries = iter(todo.items())
+        while some := list(islice(entries, _AT_ONCE)):
+            yield from zip((key for key, _ in some), pool.map(_facts_or_reason, some), strict=True)
+
+
+def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
+    key, item = entry
+    try:
+        facts = read_image(item, key).facts()
+    except ImageError as reason:
+        return str(reason)
+    facts["key"] = np.frombuffer(key, np.uint8)
+    return facts
+
+
+def _to_bytes(records: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, records, allow_pickle=False)
+    return stream.getvalue() + hashlib.sha256(stream.getvalue()).digest()
+
+
+def _read(file: Path) -> NDArray[Any]:
+    """What was kept, if every byte of it is as it was written; nothing is parsed before."""
+    try:
+        data = disk.read_all(file)
+        body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() == digest:
+            records = np.load(io.BytesIO(body), allow_pickle=False)
+            if records.dtype == FACTS:
+                return np.asarray(records)
+    except (OSError, ValueError):
+        pass
+    return np.empty(0, FACTS)

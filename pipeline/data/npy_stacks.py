@@ -20,8 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.data.facts import facts_of_array
-from pipeline.data.formats import check_size
-from pipeline.data.images import PixelPolicy, Pixels, resize_pixels
+from pipeline.data.images import PixelPolicy, Pixels, check_size, resize_pixels
 from pipeline.data.items import File, FileStat, Item, Listing, Walk, read_from, stat_of
 from pipeline.errors import ImageError, StudyError
 

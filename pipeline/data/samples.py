@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pipeline.data.index import KeyIndex
 from pipeline.data.items import Item, not_read
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patient_of, split_by_patient
-from pipeline.data.sources import read, scan, scan_unlabelled
-from pipeline.data.validate import doubt_classes, doubt_folds, doubt_patients, doubt_share
+from pipeline.data.sources import read_image, scan, scan_unlabelled
+from pipeline.data.validate import warn_classes, warn_folds, warn_patients, warn_share
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
 from pipeline.study import SOURCE, Domain, Study
@@ -242,7 +242,7 @@ def _key_domain(study: Study, domain: Domain, options: SampleOptions, progress: 
 
 def _key_or_reason(item: Item) -> bytes | str:
     try:
-        return read(item).key
+        return read_image(item).key
     except ImageError as reason:
         return str(reason)
 
@@ -344,9 +344,9 @@ def _domain_columns(
         split = split_by_patient(
             label, joined, share=study.source.validation, seed=study.seed, names=tuple(number)
         )
-        doubt_classes(tuple(number))
-        doubt_folds(tuple(number), label, joined, split)
-        doubt_share(study.source.validation, split)
+        warn_classes(tuple(number))
+        warn_folds(tuple(number), label, joined, split)
+        warn_share(study.source.validation, split)
         yield label, np.array(joined), split
 
 
@@ -359,7 +359,7 @@ def _labels(part: _Keyed, number: Mapping[str, int]) -> NDArray[np.int64]:
 def _patients(part: _Keyed) -> list[str]:
     """Patient ids; an image without one is its own patient."""
     found = [patient_of(item.path, part.domain.group) for item in part.items]
-    doubt_patients(part.domain, [item.path for item in part.items], found)
+    warn_patients(part.domain, [item.path for item in part.items], found)
     return [patient or item.path for item, patient in zip(part.items, found, strict=True)]
 
 

@@ -11,21 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.data import class_folders, npy_stacks
-from pipeline.data.items import NO_CLASS, Content, FileStat, Item, Listing, system_reason
-from pipeline.errors import StudyError
+from pipeline.data.items import NO_CLASS, Content, Item, Listing, system_reason
+from pipeline.errors import ImageError, StudyError
 from pipeline.words import counted
 
-__all__ = [
-    "KINDS",
-    "Content",
-    "FileStat",
-    "Item",
-    "Kind",
-    "Listing",
-    "read",
-    "scan",
-    "scan_unlabelled",
-]
+#: Why an image is refused whose content is not what it was; the next run may take it.
+CHANGED = "changed while the run was under way; run again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +62,22 @@ def scan(root: Path) -> Listing:
     return KINDS[kinds[0]].scan(root)
 
 
-def read(item: Item) -> Content:
+def read_image(item: Item, key: bytes | None = None) -> Content:
     """Read an image, once: its key and its pixels come from the same bytes.
 
+    Args:
+        item: Where it is.
+        key: The content key that it must still have; None takes any.
+
     Raises:
-        ImageError: It cannot be read; an input/output error only after three more tries.
+        ImageError: It cannot be read, an input/output error only after three more tries;
+            or its content has changed (:data:`CHANGED`).
     """
     kind = next(k for k in KINDS.values() if k.has_rows == (item.row is not None))
-    return kind.read(item)
+    content = kind.read(item)
+    if key is not None and content.key != key:
+        raise ImageError(CHANGED)
+    return content
 
 
 def scan_unlabelled(root: Path) -> Listing:

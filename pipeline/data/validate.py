@@ -21,7 +21,7 @@ _FAR = 2 / 3
 _SPLITS = {"fit", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
-def doubt_patients(domain: Domain, paths: Sequence[str], found: Sequence[str | None]) -> None:
+def warn_patients(domain: Domain, paths: Sequence[str], found: Sequence[str | None]) -> None:
     """Say where patients are not known, or where one has too many images.
 
     Args:
@@ -59,7 +59,7 @@ def doubt_patients(domain: Domain, paths: Sequence[str], found: Sequence[str | N
             )
 
 
-def doubt_classes(classes: Sequence[str]) -> None:
+def warn_classes(classes: Sequence[str]) -> None:
     """Say where the classes are called like splits."""
     if {name.casefold() for name in classes} <= _SPLITS:
         _LOG.warning(
@@ -69,7 +69,7 @@ def doubt_classes(classes: Sequence[str]) -> None:
         )
 
 
-def doubt_folds(
+def warn_folds(
     classes: Sequence[str], label: NDArray[np.int64], group: Sequence[str], split: NDArray[np.str_]
 ) -> None:
     """Say which classes have one patient in the fit split, so that no fold can leave one out.
@@ -92,7 +92,7 @@ def doubt_folds(
         )
 
 
-def doubt_share(asked: float, split: NDArray[np.str_]) -> None:
+def warn_share(asked: float, split: NDArray[np.str_]) -> None:
     """Say where validation is far from the share of the source's images asked for."""
     got = float((split == VALIDATION).mean())
     if not _FAR <= got / asked <= 1 / _FAR:

@@ -31,7 +31,7 @@ from cache.store import FeatureStore, Writer, compact, gc
 from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.items import Item
 from pipeline.data.samples import SampleOptions, Samples, Skip, load_samples
-from pipeline.data.sources import read
+from pipeline.data.sources import CHANGED, read_image
 from pipeline.errors import (
     EngineError,
     ImageError,
@@ -65,8 +65,6 @@ _WINDOW = 256
 #: From this many rows on, this share of them is suspicious.
 _FEW, _SHARE_OF_FEW = 20, 0.5
 _MANY, _SHARE_OF_MANY = 1000, 0.01
-#: A reason that need not hold at the next run.
-_CHANGED = "changed while the run was under way; run again"
 
 Image = tuple[bytes, Pixels]
 
@@ -128,7 +126,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     with Progress("reading files") as progress:
         samples, unreadable = load_samples(study, options.samples, progress)
     _log_duplicates(samples)
-    disk.probe(study.results)
+    disk.check_writable(study.results)
     # Weights that cannot be had must show before the first backbone has run for an hour.
     stores = [store_for(study, choice) for choice in study.backbones]
     backbones, skipped = [], list(unreadable)
@@ -292,11 +290,8 @@ def decode_images(
 
 
 def _decode(key: bytes, item: Item, policy: PixelPolicy) -> Pixels:
-    content = read(item)
-    if content.key != key:
-        # The bytes that are hashed are the bytes that are decoded: no wrong row is possible.
-        raise ImageError(_CHANGED)
-    return content.pixels(policy)
+    # The bytes that are hashed are the bytes that are decoded: no wrong row is possible.
+    return read_image(item, key).pixels(policy)
 
 
 def compute_features(images: Iterable[Image], engine: Engine) -> Iterator[tuple[bytes, Features]]:
@@ -437,7 +432,7 @@ def _skips(samples: Samples, unusable: Mapping[bytes, str]) -> list[Skip]:
             domain=str(samples.domain[i]),
             path=samples.items[i].path,
             reason=unusable[key],
-            key="" if unusable[key] == _CHANGED else key.hex(),
+            key="" if unusable[key] == CHANGED else key.hex(),
         )
         for i, key in enumerate(samples.key)
         if key in unusable

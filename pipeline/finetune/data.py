@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
-from pipeline.data.sources import read
+from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.features.extract import decode_images
 from pipeline.finetune.distributed import Group
@@ -108,7 +108,7 @@ class Decoding:
         return Decoding(items, self.label[rows], self._policy, self._pool)
 
     def _pixels(self, row: int) -> Pixels:
-        return read(self._items[row]).pixels(self._policy)
+        return read_image(self._items[row]).pixels(self._policy)
 
 
 def numbered(samples: Samples) -> tuple[list[bytes], Rows]:

@@ -116,7 +116,7 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> Comparison
     options = options or FinetuneOptions()
     names = chosen(options.methods)
     _check(study, names, options)
-    disk.probe(study.results)
+    disk.check_writable(study.results)
     with parallel.joined(_device(options.training.device)) as device:
         tables: dict[str, Samples] = {}
         samples, _ = load_samples(study, options.samples)

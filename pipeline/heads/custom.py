@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any
@@ -11,26 +11,10 @@ import numpy as np
 
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.heads import HEADS, HeadSpec
+from pipeline.study import CustomHead
 
 
-@dataclass(frozen=True, kw_only=True)
-class NamedHead:
-    """A head of the study file.
-
-    Attributes:
-        name: How it is called; none of ``HEADS``.
-        estimator: ``sklearn.MODULE.CLASS``, or empty.
-        base: An entry of ``HEADS``, or empty; exactly one of the two is given.
-        parameters: Of the constructor.
-    """
-
-    name: str
-    estimator: str = ""
-    base: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-def heads_with(named: tuple[NamedHead, ...]) -> Mapping[str, HeadSpec]:
+def heads_with(named: tuple[CustomHead, ...]) -> Mapping[str, HeadSpec]:
     """``HEADS`` and the heads of a study.
 
     Raises:
@@ -39,7 +23,7 @@ def heads_with(named: tuple[NamedHead, ...]) -> Mapping[str, HeadSpec]:
     return MappingProxyType({**HEADS, **{one.name: _spec(one) for one in named}})
 
 
-def _spec(head: NamedHead) -> HeadSpec:
+def _spec(head: CustomHead) -> HeadSpec:
     where = f"[head.{head.name}]"
     if head.name in HEADS:
         raise StudyError(f"{where}: the name is taken; choose another than {', '.join(HEADS)}")
@@ -48,7 +32,7 @@ def _spec(head: NamedHead) -> HeadSpec:
     return _based(head, where) if head.base else _estimator(head, where)
 
 
-def _based(head: NamedHead, where: str) -> HeadSpec:
+def _based(head: CustomHead, where: str) -> HeadSpec:
     if head.base not in HEADS:
         raise StudyError(f"{where}: {UnknownNameError('base', head.base, HEADS)}")
     base, given = HEADS[head.base], dict(head.parameters)
@@ -61,7 +45,7 @@ def _based(head: NamedHead, where: str) -> HeadSpec:
     )
 
 
-def _estimator(head: NamedHead, where: str) -> HeadSpec:
+def _estimator(head: CustomHead, where: str) -> HeadSpec:
     kind, given = _class_of(head.estimator, where), dict(head.parameters)
     allowed = inspect.signature(kind).parameters
     _check(given, allowed, where)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.facts_index import known_facts
-from pipeline.data.groupings import Grouping, groupings
+from pipeline.data.attributes import Grouping, groupings
+from pipeline.data.index import known_facts
 from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
 from pipeline.data.patients import taken_for_one
 from pipeline.data.samples import Samples

@@ -79,7 +79,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> ShiftReport:
     options = options or ShiftOptions()
     if not study.targets:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
-    disk.probe(study.results)
+    disk.check_writable(study.results)
     found: list[TargetReport] = []
     blind: list[UnlabelledReport] = []
     left: list[NotCompared] = []

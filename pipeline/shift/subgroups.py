@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.attributes import UNKNOWN
-from pipeline.data.groupings import Grouping
+from pipeline.data.attributes import UNKNOWN, Grouping
 from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
 from pipeline.evaluation.intervals import Share, differences_at_once, intervals_at_once
 from pipeline.evaluation.metrics import METRICS, is_right, weighted_ratio

@@ -31,7 +31,8 @@ from pipeline.data.items import Item
 from pipeline.data.patients import VALIDATION
 from pipeline.data.samples import Samples
 from pipeline.features.load import FeatureTable
-from pipeline.heads.custom import NamedHead, heads_with
+from pipeline.heads.custom import heads_with
+from pipeline.study import CustomHead
 
 HEADS = "linear,ridge,prototype,small_mlp"
 RECIPE = Recipe(
@@ -95,7 +96,7 @@ def _fit(root: Path, options: argparse.Namespace) -> None:
     )
     measured = partial(_measured, base=base, features=X.nbytes / 1e9)
     table = heads_with(
-        (NamedHead(name="small_mlp", base="mlp", parameters={"epochs": options.epochs}),)
+        (CustomHead(name="small_mlp", base="mlp", parameters={"epochs": options.epochs}),)
     )
     done: list[Fitted] = []
     failures: list[Failure] = []
