@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from cache import disk
 from pipeline.data.patients import DRAWS, FIT, VALIDATION, WeightedStatistic
 from pipeline.data.samples import SampleOptions, Samples, load_samples
-from pipeline.errors import MissingFeaturesError, UnknownNameError
+from pipeline.errors import MissingFeaturesError, ModelError, UnknownNameError
 from pipeline.evaluation.compare_heads import (
     BASELINE,
     BEST,
@@ -45,7 +45,8 @@ from pipeline.evaluation.paired_tests import (
 from pipeline.evaluation.predictions import PROBABILITIES, predictions_of, write_predictions
 from pipeline.evaluation.scores import ENSEMBLE, Labels, Place, Proba, ensemble, places_of, scores
 from pipeline.evaluation.selection import honest_best_by
-from pipeline.features.load import FeatureTable, load_features
+from pipeline.features.backbones import spec_of
+from pipeline.features.load import FeatureTable, load_features, store_for
 from pipeline.heads import HEADS, HeadSpec
 from pipeline.heads.custom import heads_with
 from pipeline.heads.mlp import Watched
@@ -60,11 +61,11 @@ from pipeline.heads.preprocessing import (
     make_treatment,
     predict_in_blocks,
 )
-from pipeline.heads.save_saving import save_heads
+from pipeline.heads.save import DESCRIPTION, Network, SavedHead, head_folder, save_head
 from pipeline.heads.search import Problem, train_head
 from pipeline.randomness import stream
 from pipeline.study import Study
-from pipeline.words import to_jsonable
+from pipeline.words import printable, to_jsonable
 
 _LOG = logging.getLogger(__name__)
 
@@ -889,7 +890,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> CompareRepor
         seeds=seeds,
         tables=tables,
         failures=tuple(failures),
-        unsaved=tuple(save_heads(study, fitted)),
+        unsaved=tuple(_save_heads(study, fitted)),
         unlabelled=joined.samples.unlabelled,
     )
     _write(study, report, fitted)
@@ -956,6 +957,56 @@ def _out_of_fold(
         for head, reason in found.failures.items()
     ]
     return found
+
+
+def _save_heads(
+    study: Study, fitted: Mapping[str, tuple[Samples, Sequence[Fitted]]]
+) -> list[dict[str, str]]:
+    """Write every fitted head; backbone, head and reason of each that cannot be saved.
+
+    Seeds of one head are saved together. A file that an earlier comparison left of a head
+    that cannot be saved now is removed.
+    """
+    unsaved = []
+    for backbone, (samples, heads) in fitted.items():
+        networks = _networks(study, backbone)
+        for name in dict.fromkeys(one.head for one in heads if one.model is not None):
+            members = [one for one in heads if one.head == name]
+            folder = head_folder(study.results, backbone, name)
+            saved = SavedHead(
+                head=name,
+                study=study.name,
+                classes=tuple(printable(label) for label in samples.classes),
+                networks=networks,
+                models=tuple(one.model for one in members),
+                seeds=tuple(one.seed for one in members),
+                parameters=members[0].chosen,
+                images=int(np.sum(samples.split == FIT)),
+            )
+            try:
+                save_head(folder, saved)
+            except ModelError as reason:
+                _LOG.warning("%s on %s is not saved: %s", name, backbone, reason)
+                unsaved.append({"backbone": backbone, "head": name, "reason": str(reason)})
+                if (folder / DESCRIPTION).exists():
+                    disk.remove(folder, [DESCRIPTION])
+    return unsaved
+
+
+def _networks(study: Study, backbone: str) -> tuple[Network, ...]:
+    """The frozen networks behind the features of one backbone, or of several joined by ``+``."""
+    by_name = {choice.name: choice for choice in study.backbones}
+    names = [backbone] if backbone in by_name else backbone.split("+")
+    return tuple(
+        Network(
+            recipe=store_for(study, choice).recipe,
+            dim=spec_of(choice.name).dim,
+            weights=choice.weights
+            if choice.weights == "imagenet"
+            else str(Path(choice.weights).resolve()),
+        )
+        for choice in (by_name[name] for name in names)
+    )
 
 
 def _write(

@@ -22,7 +22,7 @@ from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.engines import EngineChoice, check_engine
 from pipeline.features.extract import fill_store
 from pipeline.features.load import frozen_network, recipe_of
-from pipeline.heads.save_files import Model, Network, load_model
+from pipeline.heads.save import Network, SavedHead, load_head
 from pipeline.study import BackboneChoice
 from pipeline.words import counted, printable
 
@@ -84,7 +84,7 @@ class Predictions:
         computed: How many images a network had to look at; the others were in the store.
     """
 
-    model: Model
+    model: SavedHead
     rows: tuple[Row, ...]
     skipped: tuple[Unusable, ...]
     computed: int
@@ -120,7 +120,7 @@ def predict(model: Path, images: Sequence[Path], options: PredictOptions) -> Pre
         SkippedImagesError: ``options.strict`` and an image cannot be used.
     """
     check_engine(options.engine)
-    head = load_model(model)
+    head = load_head(model)
     if options.weights and len(head.networks) > 1:
         raise ModelError(
             f"{model} takes {len(head.networks)} networks; one weights file cannot be for all"
@@ -148,7 +148,7 @@ def predict(model: Path, images: Sequence[Path], options: PredictOptions) -> Pre
 
 
 def _rows(
-    head: Model, good: Sequence[tuple[Item, bytes]], proba: NDArray[np.float64]
+    head: SavedHead, good: Sequence[tuple[Item, bytes]], proba: NDArray[np.float64]
 ) -> tuple[Row, ...]:
     return tuple(
         Row(

@@ -118,7 +118,7 @@ def _svm(_: int) -> Any:
 def _knn(_: int) -> Any:
     from sklearn.neighbors import KNeighborsClassifier
 
-    return KNeighborsClassifier(n_neighbors=15)
+    return KNeighborsClassifier(n_neighbors=15, algorithm="brute")
 
 
 def _forest(seed: int) -> Any:

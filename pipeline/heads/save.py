@@ -1,0 +1,297 @@
+"""A saved head on disk: ``model.skops`` has the fitted estimators, ``model.json`` the rest.
+
+skops builds only objects of types that are trusted: those of numpy and scikit-learn that it
+knows itself, and ours and scikit-learn's trees, which are named in ``TRUSTED``. No pickle is
+read or written. The JSON is written last and holds the SHA-256 of the other file, so a
+damaged or exchanged file is refused before a single object of it is built. skops does not
+check the nodes of a tree: open a head with trees only from somebody you trust.
+
+No name of a patient and no path of an image is in either file. Heads that compare with
+their training images keep the features of these, which are data about patients: the JSON
+says so in ``contains_training_features``.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import disk
+from cache.errors import StoreFormatError
+from cache.recipe import Recipe
+from pipeline.errors import ModelError
+from pipeline.words import as_file_name
+
+FORMAT = 2
+MODEL, DESCRIPTION = "model.skops", "model.json"
+_MAX_JSON = 20_000_000
+#: Types that skops must be told to build; anything else in a file is refused by name.
+TRUSTED = (
+    "pipeline.heads.base.Sigmoid",
+    "pipeline.heads.calibrated.CalibratedHead",
+    "pipeline.heads.calibrated.Sigmoid",
+    "pipeline.heads.discriminant.DiscriminantHead",
+    "pipeline.heads.logistic.LogisticHead",
+    "pipeline.heads.mlp.MLPHead",
+    "pipeline.heads.mlp.TrainedMLP",
+    "pipeline.heads.preprocessing.BlockScaler",
+    "pipeline.heads.preprocessing.Whitener",
+    "pipeline.heads.prototype.PrototypeHead",
+    "pipeline.heads.ridge.RidgeHead",
+    "sklearn._loss.link.Interval",
+    "sklearn._loss.link.LogitLink",
+    "sklearn._loss.link.MultinomialLogit",
+    "sklearn._loss.loss.HalfBinomialLoss",
+    "sklearn._loss.loss.HalfMultinomialLoss",
+    "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A frozen network whose features a head takes.
+
+    Attributes:
+        recipe: All that determines its features; has the digest of its weights.
+        dim: Width of its features.
+        weights: ``imagenet``, or the file that the weights were read from.
+    """
+
+    recipe: Recipe
+    dim: int
+    weights: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedHead:
+    """A fitted head with what it needs to classify an image.
+
+    Attributes:
+        head: Name of the head.
+        study: Name of the study that it was fitted in.
+        classes: In the order of the probabilities.
+        networks: Their features, side by side, are what the head takes.
+        models: Fitted classifiers, one for each seed; the head's probability is their mean.
+        seeds: Of the models, in order.
+        parameters: What was set or chosen; for people.
+        images: Number of images that it was fitted on.
+    """
+
+    head: str
+    study: str
+    classes: tuple[str, ...]
+    networks: tuple[Network, ...]
+    models: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    parameters: Mapping[str, Any]
+    images: int
+
+    @property
+    def dim(self) -> int:
+        """Width of the features that the head takes."""
+        return sum(network.dim for network in self.networks)
+
+    @property
+    def contains_training_features(self) -> bool:
+        """Whether features of the images that it was fitted on are in it."""
+        steps = [step for model in self.models for step in getattr(model, "steps", [("", model)])]
+        estimators = [getattr(step, "estimator_", step) for _, step in steps]
+        return any(
+            len(getattr(estimator, name, ())) > 0
+            for estimator in estimators
+            for name in ("_fit_X", "support_vectors_")
+        )
+
+    def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Class probabilities ``(n, K)`` of features ``(n, dim)`` as the backbone gave them.
+
+        Raises:
+            ModelError: The features have another width, or no probabilities come out.
+        """
+        if X.ndim != 2 or X.shape[1] != self.dim:
+            raise ModelError(f"features of shape {X.shape}: the head takes (n, {self.dim})")
+        try:
+            proba = mean_proba(self.models, X)
+        except (ValueError, AttributeError, IndexError) as cause:
+            raise ModelError(
+                f"the head cannot be applied ({cause}): fit it again with `headrace heads`"
+            ) from cause
+        if proba.shape[1] != len(self.classes) or not np.isfinite(proba).all():
+            raise ModelError("the head gives no probabilities: its file is damaged; fit it again")
+        return proba
+
+
+def mean_proba(models: Sequence[Any], X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean class probabilities ``(n, K)`` of fitted classifiers on features ``(n, d)``."""
+    found = [np.asarray(model.predict_proba(X), np.float64) for model in models]
+    return found[0] if len(found) == 1 else np.mean(found, axis=0)
+
+
+def head_folder(results: Path, backbone: str, head: str) -> Path:
+    """Where a head of a study is kept."""
+    return results / "heads" / as_file_name(backbone) / as_file_name(head)
+
+
+def save_head(folder: Path, head: SavedHead) -> None:
+    """Write a head; an older one there is replaced.
+
+    Raises:
+        ModelError: It holds objects of types that :func:`load_head` would refuse.
+        WriteFailedError: The disk refused.
+    """
+    from skops.io import dumps
+
+    try:
+        data = dumps(list(head.models))
+    except (TypeError, NotImplementedError, AttributeError) as cause:
+        raise ModelError(f"skops cannot write it ({cause})") from cause
+    if strange := _untrusted(data):
+        raise ModelError(f"it holds objects of types that are not trusted: {', '.join(strange)}")
+    description = {
+        "format": FORMAT,
+        "headrace": version("headrace"),
+        "scikit-learn": version("scikit-learn"),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "head": head.head,
+        "study": head.study,
+        "classes": list(head.classes),
+        "networks": [
+            {**asdict(network), "recipe": network.recipe.to_json()} for network in head.networks
+        ],
+        "seeds": list(head.seeds),
+        "parameters": dict(head.parameters),
+        "images": head.images,
+        "contains_training_features": head.contains_training_features,
+    }
+    text = json.dumps(description, indent=1, allow_nan=False, default=str)
+    disk.make_dir(folder)
+    disk.publish(folder / MODEL, data)
+    disk.publish(folder / DESCRIPTION, text.encode())
+
+
+def load_head(folder: Path) -> SavedHead:
+    """Read a head.
+
+    Args:
+        folder: Where :func:`save_head` wrote, or the ``model.json`` in it.
+
+    Raises:
+        ModelError: There is none, it is damaged, it holds a type that is not trusted, or
+            another version of headrace wrote it.
+    """
+    folder = folder.parent if folder.name == DESCRIPTION else folder
+    try:
+        values = _description(folder)
+        return _head(values, _models(folder, values))
+    except ModelError as cause:
+        raise ModelError(f"{folder}: {cause}") from cause
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    file = folder / DESCRIPTION
+    try:
+        if disk.size(file) > _MAX_JSON:
+            raise ModelError(f"{DESCRIPTION} is larger than {_MAX_JSON} bytes")
+        values = json.loads(disk.read_all(file))
+    except FileNotFoundError as cause:
+        raise ModelError(_missing(folder)) from cause
+    except OSError as cause:
+        raise ModelError(f"{DESCRIPTION} cannot be read: {cause.strerror}") from cause
+    except (ValueError, RecursionError) as cause:
+        if isinstance(cause, ModelError):
+            raise
+        raise ModelError(f"{DESCRIPTION} is damaged ({str(cause)[:100]})") from cause
+    if not isinstance(values, dict) or "format" not in values:
+        raise ModelError(f"{DESCRIPTION} is no description of a head")
+    if values["format"] != FORMAT:
+        raise ModelError(
+            f"it has format {values['format']}, this headrace reads {FORMAT}: install the version "
+            "that wrote it, or run `headrace heads` again"
+        )
+    return values
+
+
+def _missing(folder: Path) -> str:
+    below = [name for name in disk.listdir(folder) if (folder / name / DESCRIPTION).is_file()]
+    if below:
+        heads = ", ".join(str(folder / name) for name in below[:20])
+        return f"the folder holds several heads; name one: {heads}"
+    return (
+        f"there is no {DESCRIPTION}; `headrace heads` writes results/STUDY/heads/BACKBONE/HEAD, "
+        "and lists in heads.json under `not_saved` the heads that cannot be saved"
+    )
+
+
+def _models(folder: Path, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The fitted estimators, after the file's digest and all its types were checked."""
+    from skops.io import loads
+
+    try:
+        data = disk.read_all(folder / MODEL)
+    except OSError as cause:
+        raise ModelError(f"{MODEL} cannot be read: {cause.strerror}") from cause
+    if hashlib.sha256(data).hexdigest() != values.get("sha256"):
+        raise ModelError(
+            f"{MODEL} is not the file that {DESCRIPTION} was written with (SHA-256 differs): "
+            "run `headrace heads` again"
+        )
+    if strange := _untrusted(data):
+        raise ModelError(
+            f"{MODEL} holds objects of types that are not trusted: {', '.join(strange[:5])}. "
+            "Open only files that `headrace heads` wrote"
+        )
+    try:
+        with warnings.catch_warnings():
+            # Another version of scikit-learn is named in the message, if it comes to one.
+            warnings.simplefilter("ignore")
+            return tuple(loads(data, trusted=list(TRUSTED)))
+    except Exception as cause:
+        raise ModelError(
+            f"{MODEL} cannot be read ({type(cause).__name__}: {str(cause)[:100]}). It was written "
+            f"with scikit-learn {values.get('scikit-learn')}, here is {version('scikit-learn')}: "
+            "run `headrace heads` again"
+        ) from cause
+
+
+def _untrusted(data: bytes) -> list[str]:
+    """Types in a file that nobody trusts; an unreadable file is a ``ModelError``."""
+    from skops.io import get_untrusted_types
+
+    try:
+        types = get_untrusted_types(data=data)
+    except Exception as cause:
+        raise ModelError(f"{MODEL} is damaged ({str(cause)[:100]})") from cause
+    return sorted(set(types) - set(TRUSTED))
+
+
+def _head(values: Mapping[str, Any], models: tuple[Any, ...]) -> SavedHead:
+    try:
+        networks = tuple(
+            Network(
+                recipe=Recipe.from_json(one["recipe"]),
+                dim=int(one["dim"]),
+                weights=str(one["weights"]),
+            )
+            for one in values["networks"]
+        )
+        return SavedHead(
+            head=str(values["head"]),
+            study=str(values["study"]),
+            classes=tuple(map(str, values["classes"])),
+            networks=networks,
+            models=models,
+            seeds=tuple(map(int, values["seeds"])),
+            parameters=dict(values["parameters"]),
+            images=int(values["images"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, StoreFormatError) as cause:
+        raise ModelError(f"{DESCRIPTION} is damaged ({type(cause).__name__}: {cause})") from cause

@@ -1,0 +1,207 @@
+"""Saved heads: the same probabilities after reading, and files that are refused with a reason."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.gaussian_process import GaussianProcessClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skops.io import dumps
+
+from cache.recipe import Recipe
+from pipeline.errors import ModelError
+from pipeline.heads import HEADS, make_head
+from pipeline.heads.preprocessing import make_treatment as make_preprocessing
+from pipeline.heads.save import Network, SavedHead, head_folder, load_head, save_head
+
+RECIPE = Recipe(
+    backbone="tiny", cut="end", pooling="mean", weights="0" * 64, preprocessing={"size": 32}
+)
+#: Fewer epochs and trees: what is saved has the same parts.
+SMALL = {"mlp": {"epochs": 2}, "forest": {"n_estimators": 5}}
+
+
+def world(classes=2, d=9, n=90):
+    """Rows of overlapping classes, and other rows, float32."""
+    rng = np.random.default_rng([classes, d, n])
+    y = np.arange(n) % classes
+    X = rng.normal(size=(n, d)) + y[:, None] * rng.normal(size=d) * 0.5
+    return X.astype(np.float32), y, rng.normal(size=(50, d)).astype(np.float32)
+
+
+def fitted(name="linear", *, classes=2, seed=0, preprocessing="standardise"):
+    X, y, _ = world(classes)
+    head = make_head(name, seed=seed, **SMALL.get(name, {})) if isinstance(name, str) else name
+    return make_pipeline(make_preprocessing(preprocessing, (9,)), head).fit(X, y)
+
+
+def saved(*models, classes=2, **more):
+    values = {
+        "head": "some", "study": "tiny", "classes": tuple(f"c{k}" for k in range(classes)),
+        "networks": (Network(recipe=RECIPE, dim=9, weights="imagenet"),), "models": models,
+        "seeds": tuple(range(len(models))), "parameters": {"C": 0.1}, "images": 90,
+    }  # fmt: skip
+    return SavedHead(**values | more)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_the_same_to_the_last_bit_after_saving(name, classes, tmp_path):
+    """Every head of the table, and two seeds of it as their mean."""
+    models = [fitted(name, classes=classes, seed=seed) for seed in (0, 1)]
+    save_head(tmp_path / "m", saved(*models, classes=classes))
+    other = world(classes)[2]
+    expected = np.mean([model.predict_proba(other) for model in models], axis=0)
+    np.testing.assert_array_equal(load_head(tmp_path / "m").predict_proba(other), expected)
+
+
+@pytest.mark.parametrize("preprocessing", ["standardise", "none", "l2", "pca_whiten"])
+def test_the_preprocessing_is_part_of_the_saved_head(preprocessing, tmp_path):
+    """Features come as the backbone gave them."""
+    model = fitted("linear", preprocessing=preprocessing)
+    save_head(tmp_path / "m", saved(model))
+    other = world()[2]
+    found = load_head(tmp_path / "m").predict_proba(other)
+    np.testing.assert_array_equal(found, model.predict_proba(other))
+
+
+def test_the_description_comes_back_as_it_was_given(tmp_path):
+    """Names, networks with their recipes, seeds, parameters."""
+    head = saved(fitted(), fitted(seed=1))
+    save_head(tmp_path / "m", head)
+    found = load_head(tmp_path / "m" / "model.json")
+    for name in ("head", "study", "classes", "networks", "seeds", "parameters", "images"):
+        assert getattr(found, name) == getattr(head, name)
+
+
+@pytest.mark.parametrize(("name", "keeps"), [("knn", True), ("svm", True), ("linear", False)])
+def test_a_file_says_whether_it_holds_features_of_patients(name, keeps, tmp_path):
+    """Neighbours and support vectors are rows of the fit split."""
+    save_head(tmp_path / "m", saved(fitted(name)))
+    values = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert values["contains_training_features"] is keeps
+    assert load_head(tmp_path / "m").contains_training_features is keeps
+
+
+class _Mine(LogisticRegression):
+    """A type of somebody else."""
+
+
+@pytest.mark.parametrize("head", [_Mine(), GaussianProcessClassifier()], ids=["mine", "process"])
+def test_a_head_of_another_type_is_not_written(head, tmp_path):
+    """What is written can be read; the message names the type."""
+    with pytest.raises(ModelError, match=r"types that are not trusted: .*(_Mine|sklearn)"):
+        save_head(tmp_path / "m", saved(fitted(head)))
+    assert not (tmp_path / "m").exists()
+
+
+def rewrite(folder, data=None, **values):
+    """What somebody could do to both files, with a digest that fits."""
+    if data is not None:
+        (folder / "model.skops").write_bytes(data)
+        values = {"sha256": hashlib.sha256(data).hexdigest(), **values}
+    file = folder / "model.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def test_a_foreign_type_in_a_file_is_named_and_never_built(tmp_path):
+    """Even where the digest fits."""
+    save_head(tmp_path / "m", saved(fitted()))
+    model = make_pipeline(StandardScaler(), _Mine()).fit(*world()[:2])
+    rewrite(tmp_path / "m", dumps([model]))
+    with pytest.raises(ModelError, match=r"not trusted: .*_Mine.*Open only files that"):
+        load_head(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format": 1}, "has format 1, this headrace reads 2: install"),
+        ({"sha256": "0"}, "SHA-256 differs"),
+        ({"classes": None}, "model.json is damaged"),
+        ({"networks": [{}]}, "model.json is damaged"),
+        ({"images": "many"}, "model.json is damaged"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_one_clear_error(change, reason, tmp_path):
+    """Wrong types, another version, another file."""
+    save_head(tmp_path / "m", saved(fitted()))
+    rewrite(tmp_path / "m", **change)
+    with pytest.raises(ModelError, match=reason):
+        load_head(tmp_path / "m")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", ""])
+def test_a_file_that_is_no_description_is_one_clear_error(text, tmp_path):
+    """Also one that breaks the parser."""
+    save_head(tmp_path / "m", saved(fitted()))
+    (tmp_path / "m" / "model.json").write_text(text)
+    with pytest.raises(ModelError, match=r"damaged|no description"):
+        load_head(tmp_path / "m")
+
+
+def test_a_pair_that_does_not_belong_together_is_refused(tmp_path):
+    """What a crash between the two files leaves."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    save_head(one, saved(fitted("prior")))
+    save_head(two, saved(fitted("linear")))
+    (one / "model.skops").replace(two / "model.skops")
+    with pytest.raises(ModelError, match=r"model.skops is not the file"):
+        load_head(two)
+    with pytest.raises(ModelError, match=r"model.skops cannot be read"):
+        load_head(one)
+
+
+def test_a_folder_without_a_head_says_where_heads_are(tmp_path):
+    """One level too high is the likely mistake."""
+    save_head(head_folder(tmp_path, "tiny+two", "forest"), saved(fitted("prior")))
+    with pytest.raises(ModelError, match=r"name one: .*forest"):
+        load_head(tmp_path / "heads" / "tiny+two")
+    with pytest.raises(ModelError, match=r"there is no model.json; `headrace heads` writes"):
+        load_head(tmp_path / "nowhere")
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(at=st.integers(0, 10**6), byte=st.integers(0, 255), truncated=st.booleans())
+def test_any_bytes_are_a_head_or_one_error_of_ours(at, byte, truncated, tmp_path):
+    """With a digest that fits; the arrays are numbers of a linear head, so no number can crash."""
+    folder = tmp_path / "m"
+    save_head(folder, saved(fitted("linear")))
+    data = bytearray((folder / "model.skops").read_bytes())
+    at %= len(data)
+    data[at] = byte
+    rewrite(folder, bytes(data[:at] if truncated else data))
+    try:
+        proba = load_head(folder).predict_proba(world()[2])
+    except ModelError:
+        return
+    assert np.isfinite(proba).all()
+
+
+def test_features_of_another_width_are_refused():
+    """Before anything is computed from them."""
+    with pytest.raises(ModelError, match=r"features of shape \(90, 4\): the head takes \(n, 9\)"):
+        saved(fitted()).predict_proba(world()[0][:, :4])
+
+
+def test_a_head_of_other_classes_is_refused():
+    """Three probabilities for two names."""
+    with pytest.raises(ModelError, match="gives no probabilities"):
+        saved(fitted("lda", classes=3), classes=2).predict_proba(world(3)[2])
+
+
+def test_a_custom_head_of_trees_is_saved(tmp_path):
+    """Trees are trusted by name."""
+    model = fitted(ExtraTreesClassifier(5, random_state=0))
+    save_head(tmp_path / "m", saved(model))
+    other = world()[2]
+    found = load_head(tmp_path / "m").predict_proba(other)
+    np.testing.assert_array_equal(found, model.predict_proba(other))
