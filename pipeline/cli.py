@@ -182,17 +182,17 @@ def _publish(
 
     report.write(stage, record, results)
     _show(stage, record, quiet=quiet)
-    drawn = _draw(stage, results) if figures else []
+    drawn = _draw(stage, record, results) if figures else []
     if drawn and not quiet:
         click.echo(f"\nfigures: {drawn[0].parent} ({counted(len(drawn), 'file')})")
     return record
 
 
-def _draw(stage: str, results: Path) -> list[Path]:
+def _draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
     from pipeline.report import figures
 
     try:
-        return figures.draw(stage, results)
+        return figures.draw(stage, record, results)
     except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
         _LOG.warning("no figures of %s: %s: %s", stage, type(error).__name__, error)
         return []
@@ -480,7 +480,7 @@ def report(study: Path, *, quiet: bool) -> dict[str, Any]:
 
     Example: headrace report study.toml
     """
-    from pipeline.report.stage import write_page
+    from pipeline.report.page import write_page
 
     page = write_page(_load(study))
     if not quiet:

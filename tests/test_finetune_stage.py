@@ -32,7 +32,7 @@ from pipeline.finetune.methods import ALPHAS, METHODS, TrainingOptions
 from pipeline.finetune.settings import LoopSettings
 from pipeline.finetune.stage import FinetuneOptions, finetune, report_json
 from pipeline.report import show
-from pipeline.report.records import contradictions, read_records
+from pipeline.report.page import contradictions
 from pipeline.report.table import WIDTH
 from pipeline.study import load_study
 from tests.tiny import write_images, write_tiny_study
@@ -124,9 +124,7 @@ def test_a_target_without_labels_is_predicted_and_said_to_have_no_scores(study):
     assert {d["domain"] for d in written(study)["rows"][0]["domains"]} == {"source"}
     assert set(read_predictions(report.probabilities)["tiny"].domain) == {"source", "there"}
     assert "there: 20 images without labels" in show("finetune", written(study))
-    assert not list(contradictions(blind, read_records(study.results)))
-    (found,) = contradictions(study, read_records(study.results))
-    assert found == "there has labels in the study file, but none in comparison.json"
+    assert not list(contradictions(blind, {"finetune": written(study)}))
 
 
 def test_methods_are_compared_with_the_probe_on_the_same_images(study):

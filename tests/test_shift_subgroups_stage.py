@@ -7,14 +7,12 @@ import pytest
 
 from pipeline import report as reports
 from pipeline.errors import StudyError
-from pipeline.report.figures import shift
-from pipeline.report.figures.shift_data import read_shift
-from pipeline.report.figures.style import styled
+from pipeline.report import figures
 from pipeline.shift import known
 from pipeline.shift.record import to_json
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study import load_study
-from tests.figure_data import write_shift
+from pipeline.words import to_jsonable
 from tests.tiny import stored_tiny_study
 
 SHORT = ShiftOptions(draws=49, seeds=1)
@@ -85,18 +83,20 @@ def the_target(study):
 
 def test_a_study_that_does_not_ask_gets_nothing(study_file, caplog, monkeypatch):
     """No key, table, chapter, figure or word; what an earlier run left is gone."""
-    monkeypatch.setattr(shift, "FIGURES", {"shift-subgroups": shift.subgroups})
+    only = {"shift-subgroups": figures.FIGURES["shift-subgroups"]}
+    monkeypatch.setattr(figures, "FIGURES", only)
     text, without = study_file.read_text(), load_study(study_file)
     results = without.results
-    reports.write("shift", to_json(analyse(asking(study_file), SHORT)), results)
-    shift.draw(results)
+    record = to_jsonable(to_json(analyse(asking(study_file), SHORT)))
+    reports.write("shift", record, results)
+    figures.draw("shift", record, results)
     asked = the_target(without)
     assert (results / "shift_subgroups.csv").exists()
     assert (results / "figures" / "shift-subgroups-tiny.png").exists()
     study_file.write_text(text)
-    record = to_json(analyse(without, SHORT))
+    record = to_jsonable(to_json(analyse(without, SHORT)))
     reports.write("shift", record, results)
-    shift.draw(results)
+    figures.draw("shift", record, results)
     # What is not about subgroups is the same to the last digit.
     assert asked.pop("subgroups")
     assert the_target(without) == asked
@@ -119,25 +119,3 @@ def test_a_wrong_file_stops_before_any_work(study_file, monkeypatch):
     monkeypatch.setattr(known, "here_of", None)
     with pytest.raises(StudyError, match="no column 'sex'"):
         analyse(study, SHORT)
-
-
-def test_the_figure_shows_the_files_numbers(tmp_path):
-    """A mark for each group that has a value, at its value; points where it is below."""
-    report = write_shift(tmp_path, targets=("x", "y"))
-    (data,) = read_shift(tmp_path)
-    figure = styled(shift.subgroups)(data)
-    panels = {axes.get_title(loc="left"): axes for axes in figure.axes}
-    assert list(panels) == ["images", "accuracy", "AUROC", "sensitivity", "specificity"]
-    shown = sorted(
-        float(line.get_xdata()[0])
-        for line in panels["AUROC"].lines
-        if line.get_marker() in ("o", "s", "^")
-    )
-    tables = [*report["targets"][0]["subgroups"], *report["targets"][1]["subgroups"][2:]]
-    wanted = [
-        g["metrics"]["auroc"]["estimate"] for t in tables for g in t["groups"] if not g["few"]
-    ]
-    assert shown == pytest.approx(sorted(wanted))
-    assert [text.get_text() for text in panels["AUROC"].texts] == ["\N{MINUS SIGN}10.0"] * 6
-    names = [tick.get_text() for tick in panels["images"].get_yticklabels()]
-    assert names == ["$F$", "M", "unknown"] * 2 + ["sex", "view"]

@@ -22,11 +22,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.finetune.interpolate import scored
 from pipeline.report import show
-from pipeline.report.figures import shift as shift_figures
-from pipeline.report.figures.shift_data import read_shift
-from pipeline.report.figures.style import NothingToDrawError
-from pipeline.report.records import contradictions, read_records
-from pipeline.report.stage import write_page
+from pipeline.report.page import write_page
 from pipeline.shift.domains import Cohort
 from pipeline.shift.record import to_json
 from pipeline.shift.stage import ShiftOptions, analyse
@@ -248,11 +244,12 @@ def test_a_target_of_one_patient_is_left_out_and_said(study, few):
     (left,) = written["not_compared"]
     assert (left["target"], left["backbone"]) == (few, "tiny")
     compare(study, CompareOptions(heads=("linear",), repeats=0))
-    page = html.unescape(write_page(study).file.read_text())
+    written_page = write_page(study)
+    page = html.unescape(written_page.file.read_text())
     for text in (show("shift", written), page):
         assert "not compared" in text
         assert f"the group pattern of [target.{few}]" in " ".join(text.split())
-    assert not list(contradictions(study, read_records(study.results)))
+    assert not written_page.stale
 
 
 def test_where_no_target_can_be_compared_the_stage_says_why(study):
@@ -285,27 +282,14 @@ def test_labels_that_are_there_and_called_absent_are_not_read(study):
         np.testing.assert_equal(to_jsonable(found[name]), to_jsonable(sealed[name]))
 
 
-def test_figures_cope_with_targets_of_every_kind(study):
-    """What needs no label shows all targets; what needs one shows the others, or nothing."""
-    analyse(study, SHORT)
-    (data,) = read_shift(study.results)
-    assert [axes.get_title() for axes in shift_figures.forecast(data).axes] == ["there", "far"]
-    assert [axes.get_title() for axes in shift_figures.waterfall(data).axes] == ["there"]
-    blind = replace(data, targets=())
-    assert [axes.get_title() for axes in shift_figures.forecast(blind).axes] == ["far"]
-    assert shift_figures.nulls(blind) is not None
-    for name in set(shift_figures.FIGURES) - {"shift-forecast", "shift-null"}:
-        with pytest.raises(NothingToDrawError):
-            shift_figures.FIGURES[name](blind)
-
-
 def test_the_report_page_tells_what_is_foretold_and_sees_no_contradiction(study):
     """A target that no table of scores can hold is none that a record lacks."""
     compare(study, CompareOptions(heads=("linear",), repeats=0))
     report = analyse(study, SHORT)
-    page = html.unescape(write_page(study).file.read_text())
+    written_page = write_page(study)
+    page = html.unescape(written_page.file.read_text())
     (blind,) = to_jsonable(to_json(report))["unlabelled"]
     assert blind["said"] in page
     assert all(what in page for what in NEEDS_LABELS)
     assert "far: 100 images without labels" in page
-    assert not list(contradictions(study, read_records(study.results)))
+    assert not written_page.stale

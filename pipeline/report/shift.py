@@ -128,14 +128,14 @@ def _adaptation(target: Row) -> Table:
     )
 
 
-_ERRORS = {
+ERRORS = {
     "human": "human",
     "s_fit": "source, training images",
     "s_traindev": "source, new patients",
     "t_test": "target",
     "t_oracle_cv": "target, head trained on it",
 }
-_STEPS = {
+STEPS = {
     "avoidable_bias": "avoidable bias",
     "variance": "variance",
     "mismatch": "domain mismatch",
@@ -145,15 +145,15 @@ _STEPS = {
 
 
 def _error_table(target: Row) -> Table:
-    errors = {name: target["ng"].get(name) for name in _ERRORS}
+    errors = {name: target["ng"].get(name) for name in ERRORS}
     rows: list[tuple[Any, ...]] = [
         ("error", words, interval(errors[name]), None)
-        for name, words in _ERRORS.items()
+        for name, words in ERRORS.items()
         if isinstance(errors[name], Mapping)
     ]
     if isinstance(errors["human"], float):
         rows.insert(0, ("error", "human, as given", (errors["human"], None, None), None))
-    for name, words in _STEPS.items():
+    for name, words in STEPS.items():
         if gap := target["gaps"].get(name):
             refitted = gap["ci_retrain"]
             rows.append(
@@ -179,7 +179,7 @@ def _error_table(target: Row) -> Table:
         ),
         rows=tuple(rows),
         notes=tuple(
-            f"{_STEPS.get(step, step)}: not identifiable, {why}."
+            f"{STEPS.get(step, step)}: not identifiable, {why}."
             for step, why in target["not_identifiable"].items()
         ),
         key="shift_errors",

@@ -89,6 +89,16 @@ class Table:
     about: Mapping[str, Any] = field(default_factory=dict)
     detail: bool = False
 
+    @property
+    def names(self) -> list[str]:
+        """Of the columns."""
+        return [column.name for column in self.columns]
+
+    def values(self, name: str) -> list[Any]:
+        """Those of one column, row by row."""
+        at = self.names.index(name)
+        return [row[at] for row in self.rows]
+
 
 class Heading(str):
     """A part of a report that begins a section, such as one target."""

@@ -1,17 +1,234 @@
-"""Figures of the stages, drawn from their files; matplotlib is imported only here below."""
+"""Figures of the stages: which there are, and how they are drawn into a folder.
 
+matplotlib is imported only when a figure is drawn: the page needs names and captions alone.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache import disk
+from pipeline.errors import MissingPredictionsError
+from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.report.table import Table
+from pipeline.words import as_file_name, printable
+
+_LOG = logging.getLogger(__name__)
+FOLDER = "figures"
+KINDS = ("png", "svg")
+#: Of a PNG, in an inch.
+PNG_DOTS = 200
+#: Networks that are trained from nothing belong to no backbone and are drawn beside each.
+_OWN = "pixels"
+#: By stage, the file of the probabilities of each image.
+PROBABILITIES: Mapping[str, str] = MappingProxyType(
+    {"heads": "probabilities.h5", "finetune": "finetune.h5", "shift": "shift.h5"}
+)
+
+#: By name: module and function, and what the figure shows and how it is read. To add one: a
+#: function of :class:`Results` and one line here. A name begins with its stage.
+FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "heads-forest": ("forest.heads", "Accuracy of each head with its 95 % interval."),
+        "heads-roc": ("roc.heads_roc", "ROC curves of the best heads, with their AUROC."),
+        "heads-reliability": (
+            "roc.heads_reliability",
+            "Observed against predicted probability of the best heads; on the diagonal they agree.",
+        ),
+        "heads-confusion": (
+            "roc.heads_confusion",
+            "Images by true class (rows) and predicted class (columns) of the best heads.",
+        ),
+        "heads-curves": (
+            "curves.heads",
+            "Loss and accuracy by epoch of heads that train in epochs. Thin lines: single seeds.",
+        ),
+        "finetune-forest": (
+            "forest.finetune",
+            "Accuracy of each method with its 95 % interval; lp is a head on frozen features.",
+        ),
+        "finetune-curves": ("curves.finetune", "Loss and accuracy by epoch of each method."),
+        "finetune-alpha": (
+            "curves.alpha",
+            "Accuracy from linear probe to fine-tuned network; dashed: chosen on validation.",
+        ),
+        "shift-errors": (
+            "shift.error_table",
+            (
+                "Error table (after Ng): errors (grey) and the steps between them. Lines: 95 % "
+                "intervals by patient; dotted: with the head fitted again."
+            ),
+        ),
+        "shift-effects": (
+            "shift.effects",
+            "The lost accuracy divided in several ways: the effects of one colour add up to it.",
+        ),
+        "shift-scores": (
+            "shift.scores",
+            "Distribution of the score in each class: source above the line, target below.",
+        ),
+        "shift-roc": (
+            "roc.shift_roc",
+            "ROC curves of source and target. Marks: thresholds chosen on the source.",
+        ),
+        "shift-reliability": (
+            "roc.shift_reliability",
+            "Observed against predicted probability on source and target.",
+        ),
+        "shift-map": (
+            "shift.feature_map",
+            "Images on the first two principal components of their features.",
+        ),
+        "shift-adaptation": (
+            "shift.adaptation",
+            "Accuracy gained by each adaptation method. Orange: it uses labels of the target.",
+        ),
+        "shift-subgroups": (
+            "shift.subgroups",
+            "The head in each subgroup of source and target, with 95 % intervals.",
+        ),
+    }
+)
 
 
-def draw(stage: str, results: Path) -> list[Path]:
+class NothingToDrawError(Exception):
+    """The stage's files do not hold what this figure shows; the message says what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a stage found on one backbone.
+
+    Attributes:
+        record: The stage's JSON values.
+        parts: Its tables; see :mod:`pipeline.report.table`.
+        predictions: Probabilities of each image; None where none are stored.
+    """
+
+    backbone: str
+    record: Mapping[str, Any]
+    parts: tuple[Any, ...]
+    predictions: Predictions | None
+
+    @property
+    def classes(self) -> list[str]:
+        """Names in label order, fit to be shown."""
+        return [printable(name) for name in self.record["classes"]]
+
+    def tables(self, key: str) -> list[Table]:
+        """Tables with this key about this backbone, one for each domain or target.
+
+        Raises:
+            NothingToDrawError: There is none with rows.
+        """
+        found = [
+            part
+            for part in self.parts
+            if isinstance(part, Table)
+            and part.key == key
+            and part.rows
+            and part.about.get("backbone", self.backbone) in (self.backbone, _OWN)
+        ]
+        if not found:
+            raise NothingToDrawError(f"the record has no table {key}")
+        return found
+
+    def scored(
+        self, head: str | None, domain: str, split: str | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Labels (n,) and probabilities (n, K) of a head, or of the only one, in a domain.
+
+        Raises:
+            NothingToDrawError: They are not stored.
+        """
+        kept = self.predictions
+        names = [] if kept is None else list(kept.proba)
+        chosen = [n for n in names if head is None or n[0] in (f"{head}_ensemble", head)]
+        if kept is None or not chosen:
+            raise NothingToDrawError(f"no probabilities of {head or 'the head'} are stored")
+        rows = kept.domain == domain
+        if split is not None:
+            rows &= kept.split == split
+        if not rows.any():
+            raise NothingToDrawError(f"no probabilities of {domain} are stored")
+        best = max(chosen, key=lambda name: name[0].endswith("_ensemble"))
+        return kept.label[rows], kept.proba[best][rows]
+
+
+def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
     """Draw all figures of ``heads``, ``finetune`` or ``shift`` into ``results/figures``.
 
-    Returns:
-        The files written.
+    A figure that cannot be drawn is named in the log with the reason, and the others go on.
 
-    Raises:
-        MissingPredictionsError: The stage has not been run.
+    Returns:
+        The files written: PNG and SVG of each. Figures of an earlier run that cannot be
+        drawn now are removed.
     """
-    written: list[Path] = import_module(f"pipeline.report.figures.{stage}").draw(results)
+    parts = tuple(import_module(f"pipeline.report.{stage}").tables(record))
+    try:
+        predictions = read_predictions(results / PROBABILITIES[stage])
+    except MissingPredictionsError:
+        predictions = {}
+    folder = results / FOLDER
+    disk.make_dir(folder)
+    written = []
+    for backbone in _backbones(record):
+        found = Results(
+            backbone=backbone,
+            record=record,
+            parts=parts,
+            predictions=predictions.get(backbone),
+        )
+        for name in FIGURES:
+            if name.startswith(f"{stage}-"):
+                written += _draw_one(name, found, folder)
     return written
+
+
+def _backbones(record: Mapping[str, Any]) -> list[str]:
+    rows = [*record.get("rows", ()), *record.get("targets", ()), *record.get("unlabelled", ())]
+    names = dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping))
+    return [name for name in names if name != _OWN] or list(names)
+
+
+def _draw_one(name: str, found: Results, folder: Path) -> list[Path]:
+    from pipeline.report.figures.style import image_bytes, styled
+
+    module, function = FIGURES[name][0].split(".")
+    paths = [folder / f"{_stem(name, found.backbone)}.{kind}" for kind in KINDS]
+    make = getattr(import_module(f"pipeline.report.figures.{module}"), function)
+    try:
+        figure = styled(make)(found)
+        images = [image_bytes(figure, kind) for kind in KINDS]
+    except Exception as error:  # noqa: BLE001 - the numbers are on disk; this costs one figure
+        if isinstance(error, NothingToDrawError):
+            _LOG.debug("figure %s of %s is not drawn: %s", name, found.backbone, error)
+        else:
+            reason = f"{type(error).__name__}: {error}"
+            _LOG.warning("figure %s of %s is not drawn: %s", name, found.backbone, reason)
+        # One of an earlier run would be taken for these numbers.
+        disk.remove(folder, [path.name for path in paths if path.exists()])
+        return []
+    for path, image in zip(paths, images, strict=True):
+        disk.publish(path, image)
+    return paths
+
+
+def _stem(name: str, backbone: str) -> str:
+    return f"{name}-{as_file_name(backbone)}"
+
+
+def drawn(results: Path, stage: str, backbone: str) -> Iterator[tuple[str, Path]]:
+    """Caption and file of each figure of a stage that is there; of PNG and SVG, the smaller."""
+    for name, (_, caption) in FIGURES.items():
+        files = [results / FOLDER / f"{_stem(name, backbone)}.{kind}" for kind in KINDS]
+        there = [file for file in files if file.is_file()]
+        if name.startswith(f"{stage}-") and there:
+            yield caption, min(there, key=lambda file: file.stat().st_size)

@@ -1,4 +1,4 @@
-"""Learning curves: loss and accuracy by epoch, fit beside validation."""
+"""Learning curves by epoch, and accuracy between two networks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,66 +7,118 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
-from pipeline.report.figures.labels import Label, name_ends
-from pipeline.report.figures.style import SKY, VERMILION, NothingToDrawError, grid, new_figure
+from pipeline.report.figures import NothingToDrawError, Results
+from pipeline.report.figures.style import (
+    GREY,
+    SKY,
+    SMALL,
+    VERMILION,
+    colour,
+    grid,
+    new_figure,
+    panels,
+)
+from pipeline.words import counted, printable
 
 _KINDS = ("loss", "accuracy")
-_SIDES = (("fit", SKY), ("validation", VERMILION))
-
+_SPLITS = (("fit", SKY), ("validation", VERMILION))
 #: Values by epoch under ``fit_loss``, ``fit_accuracy``, ``validation_loss`` and so on.
 Run = Mapping[str, Sequence[float]]
 
 
-def learning_curves(runs: Mapping[str, Sequence[Run]], title: str = "Learning curves") -> Figure:
-    """A row for each model: each seed pale, their mean strong.
+def heads(found: Results) -> Figure:
+    """Curves of heads that train in epochs: each seed pale, their mean strong."""
+    runs: dict[str, list[Run]] = {}
+    for detail in found.record.get("details", ()):
+        if detail["backbone"] == found.backbone and detail.get("curves"):
+            runs.setdefault(detail["head"], []).append(detail["curves"])
+    return learning_curves({f"{head}, {counted(len(of), 'seed')}": of for head, of in runs.items()})
+
+
+def finetune(found: Results) -> Figure:
+    """Curves of each method that trains; the fit split with dropout, as it was trained."""
+    runs: dict[str, list[Run]] = {}
+    for row in _rows(found):
+        if row.get("curves"):
+            runs.setdefault(row["method"], []).append(_by_name(row["curves"]))
+    return learning_curves(runs)
+
+
+def _rows(found: Results) -> list[Mapping[str, Any]]:
+    return [r for r in found.record["rows"] if r["backbone"] in (found.backbone, "pixels")]
+
+
+def _by_name(epochs: Sequence[Mapping[str, Any]]) -> Run:
+    """Rows by epoch turned into values by name; a name without a value in one is left out."""
+    names = [f"{split}_{kind}" for split, _ in _SPLITS for kind in _KINDS]
+    return {
+        name: [epoch[name] for epoch in epochs]
+        for name in names
+        if all(epoch.get(name) is not None for epoch in epochs)
+    }
+
+
+def learning_curves(runs: Mapping[str, Sequence[Run]]) -> Figure:
+    """A row of two panels for each model.
 
     Args:
         runs: By title, one for each seed.
-        title: Of the figure.
     """
     if not runs:
         raise NothingToDrawError("there are no curves by epoch")
-    figure = new_figure(0.4 + (2.3 if len(runs) < 3 else 1.5) * len(runs))
-    panels = figure.subplots(len(runs), len(_KINDS), squeeze=False)
-    figure.suptitle(title, x=0.01, ha="left")
-    named = [
-        (axes, _curve_panel(axes, of_one, kind))
-        for row, of_one in zip(panels, runs.values(), strict=True)
-        for axes, kind in zip(row, _KINDS, strict=True)
-    ]
-    for row, name in zip(panels, runs, strict=True):
-        row[0].set_title(name)
-    for axes in panels[-1]:
+    figure = new_figure(0.4 + (2.0 if len(runs) < 3 else 1.5) * len(runs))
+    cells = figure.subplots(len(runs), len(_KINDS), squeeze=False)
+    for row, (title, of_model) in zip(cells, runs.items(), strict=True):
+        row[0].set_title(printable(title))
+        for axes, kind in zip(row, _KINDS, strict=True):
+            _draw_curves(axes, of_model, kind)
+    for axes in cells[-1]:
         axes.set_xlabel("epoch")
-    figure.draw_without_rendering()
-    for axes, labels in named:
-        name_ends(axes, labels)
+    cells[0][0].legend(frameon=False, labelcolor="linecolor", fontsize=SMALL)
+    figure.suptitle("Learning curves", x=0.01, ha="left")
     return figure
 
 
-def _curve_panel(axes: Axes, runs: Sequence[Run], kind: str) -> list[Label]:
-    labels = []
-    for side, shade in _SIDES:
-        found = [run[f"{side}_{kind}"] for run in runs if run.get(f"{side}_{kind}")]
-        for values in found:
-            axes.plot(_epochs(values), values, color=shade, linewidth=0.5, alpha=0.35)
+def _draw_curves(axes: Axes, runs: Sequence[Run], kind: str) -> None:
+    last = 1
+    for split, shade in _SPLITS:
+        found = [run[f"{split}_{kind}"] for run in runs if run.get(f"{split}_{kind}")]
+        for values in found if len(found) > 1 else ():
+            axes.plot(range(1, len(values) + 1), values, color=shade, linewidth=0.5, alpha=0.35)
         if found:
             # Runs that stopped early are shorter: the mean goes as far as all of them go.
             shortest = min(map(len, found))
             mean = np.mean([values[:shortest] for values in found], axis=0)
-            # One epoch alone is a point, and no line would show.
-            axes.plot(_epochs(mean), mean, "o-" if shortest == 1 else "-", color=shade)
-            labels.append(Label(text=side, x=shortest, y=float(mean[-1]), colour=shade))
+            look = "o-" if shortest == 1 else "-"  # one epoch alone is a point
+            axes.plot(range(1, shortest + 1), mean, look, color=shade, label=split)
+            last = max(last, *map(len, found))
     axes.set_ylabel(kind)
-    last = max((label.x for label in labels), default=1)
+    # Epochs are whole and counted from 1, also where there is only one.
     ticks = MaxNLocator(6, integer=True, min_n_ticks=1).tick_values(1, last)
-    # Epochs are whole and counted from 1, also where there is one alone.
     axes.set_xticks([tick for tick in ticks if 1 <= tick <= last and tick % 1 == 0])
     grid(axes, "y")
-    return labels
 
 
-def _epochs(values: Any) -> NDArray[np.intp]:
-    return np.arange(1, len(values) + 1)
+def alpha(found: Results) -> Figure:
+    """Accuracy on the straight line from the linear probe to the fine-tuned network."""
+    mixed = {row["method"]: row["mixed"] for row in _rows(found) if row.get("mixed")}
+    if not mixed:
+        raise NothingToDrawError("no method mixes weights")
+    figure, cells = panels(len(mixed), height=2.4)
+    for axes, (name, one) in zip(cells, mixed.items(), strict=True):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for step in one["curve"]:
+            for d in step["domains"]:
+                domain = d["domain"] if d["role"] == "target" else f"{d['domain']}, {d['role']}"
+                lines.setdefault(domain, []).append((step["alpha"], d["accuracy"]))
+        for number, (domain, points) in enumerate(lines.items()):
+            x, y = zip(*sorted(points), strict=True)
+            axes.plot(x, y, "o-", color=colour(number), markersize=3, label=printable(domain))
+        axes.axvline(one["alpha"], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [one["from"], "0.25", "0.5", "0.75", one["to"]])
+        axes.set(xlabel="alpha", ylabel="accuracy", title=printable(name))
+        axes.legend(frameon=False, labelcolor="linecolor", fontsize=SMALL)
+        grid(axes, "y")
+    figure.suptitle("WiSE-FT: accuracy between the probe and the network", x=0.01, ha="left")
+    return figure

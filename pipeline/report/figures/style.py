@@ -11,11 +11,11 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from pipeline.report.figures import PNG_DOTS
 
 #: Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left
 #: out, being too pale for a line on white.
@@ -54,7 +54,7 @@ _SETTINGS = {
     "ytick.color": GREY,
     "ytick.labelcolor": INK,
     "ytick.labelsize": SMALL,
-    "savefig.dpi": 200.0,
+    "savefig.dpi": float(PNG_DOTS),
     # Without a salt the ids in an SVG are random.
     "svg.hashsalt": "headrace",
     # Text as outlines looks the same where the font is missing.
@@ -65,14 +65,6 @@ _NOT_OURS = ("backend", "interactive", "toolbar", "timezone", "webagg", "figure.
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class NothingToDrawError(Exception):
-    """The stage's files do not hold what this figure shows; the message says what."""
-
-
-class NotAskedForError(NothingToDrawError):
-    """The study does not ask for what this figure shows, so nobody misses it."""
 
 
 def styled(function: Callable[P, R]) -> Callable[P, R]:
@@ -95,27 +87,29 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
-def settle(figure: Figure) -> Figure:
+@styled
+def image_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as ``png`` (200 dots an inch) or ``svg``; equal figures, equal bytes."""
+    _fix_layout(figure)
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _fix_layout(figure: Figure) -> None:
     """Lay the figure out once, in places that are the same in every run.
 
     The solver of the layout may end in other last bits each time, depending on where its
     variables lie in memory; many panels make that likely, and an SVG shows it.
     """
+    if figure.get_layout_engine() is None:
+        return
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axes in figure.axes:
         left, bottom, width, height = (round(float(x), 6) for x in axes.get_position().bounds)
         axes.set_position((left, bottom, width, height))
-    return figure
-
-
-@styled
-def image_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as ``png`` (200 dots an inch) or ``svg``; equal figures, equal bytes."""
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata=metadata)
-    return buffer.getvalue()
 
 
 def arrangement(panels: int) -> tuple[int, int]:
@@ -140,35 +134,20 @@ def grid(axes: Axes, axis: Any = "x") -> None:
     axes.set_axisbelow(True)
 
 
-def bare(axes: Axes) -> None:
-    """Only what is put into it: no frame, no ticks."""
-    axes.set_axis_off()
+def panels(
+    count: int, *, height: float, extra: float = 0.5, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels, three abreast at most.
 
-
-def square_of_shares(axes: Axes, x: str, y: str) -> None:
-    """Both axes from 0 to 1, equally long, with the diagonal."""
-    axes.plot([0, 1], [0, 1], color=PALE, linewidth=0.8, zorder=0)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y)
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.set_box_aspect(1)
-
-
-def seconds_axis(axes: Axes, values: Any, *, low_pad: float = 1.6, high_pad: float = 1.6) -> None:
-    """Horizontal axis of times on a logarithmic scale, in words that one reads at once."""
-    marks = np.array([1e-4, 1e-3, 1e-2, 0.1, 1, 10, 60, 600, 3600, 36000])
-    low, high = min(values) / low_pad, max(values) * high_pad
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    inside = marks[(marks >= low) & (marks <= high)]
-    axes.xaxis.set_major_locator(FixedLocator(inside if len(inside) else [low * low_pad]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
-
-
-def duration(seconds: float) -> str:
-    """``5 ms``, ``2 s``, ``10 min`` or ``1 h``."""
-    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds * 1000:.3g} ms"
+    Args:
+        count: At least 1.
+        height: Of one row of panels, in inches.
+        extra: For the titles of the figure, in inches.
+        sharey: Whether all have one vertical axis.
+    """
+    rows, columns = arrangement(count)
+    figure = new_figure(extra + rows * height, WIDTH if columns > 1 else 4.8)
+    cells = list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
+    for axes in cells[count:]:
+        axes.set_visible(False)
+    return figure, cells[:count]
