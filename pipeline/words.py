@@ -1,16 +1,13 @@
-"""Names of files and classes, which may be any bytes, made fit to be shown and stored."""
+"""Names, counts and numbers as people read them, and values as JSON holds them."""
 
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import numpy as np
-
-#: What Markdown may take for more than a character. A bracket that no address follows, an
-#: underscore inside a word and a backslash before a letter are themselves already.
-_MARKUP = re.compile(r"\](?=[(\[:])|[`*~$]|\\(?=[!-/:-@\[-`{-~])|(?<![^\W_])_|_(?=_*(?:\W|$))")
-_ENTITY = re.compile(r"&(?=#?\w+;)")
+#: Below this a number is what sums and iterations leave of 0: shares, points and statistics
+#: are larger, or are nothing.
+_NOTHING = 1e-9
 
 
 def printable(name: str) -> str:
@@ -19,26 +16,9 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def in_markdown(text: str) -> str:
-    """A text with names in it, so that Markdown shows it as it stands.
-
-    Links, code, emphasis, formulas and tags are what a name could become.
-    """
-    plain = _ENTITY.sub("&amp;", printable(text)).replace("<", "&lt;")
-    return _MARKUP.sub(r"\\\g<0>", plain)
-
-
-def in_cell(text: str) -> str:
-    """The same in a table of Markdown, where a bar would begin another cell."""
-    return in_markdown(text).replace("|", "\\|")
-
-
 def as_file_name(text: str) -> str:
     """A name of ours, such as a backbone's, as a part of a file's name."""
     return "".join(c if c.isalnum() or c in "._+-" else "_" for c in text)
-
-
-# Counts as a sentence has them: one image, two images.
 
 
 def counted(n: int, noun: str, plural: str = "") -> str:
@@ -67,20 +47,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-# A number that is zero but for rounding is shown as zero, without a sign.
-
-
-#: Below this a number is what sums and iterations leave of 0: shares, points and statistics
-#: are larger, or are nothing.
-_NOTHING = 1e-9
-
-
 def zero_noise(value: float) -> float:
     """The value, or 0 for what rounding has left of it: -4e-18 is neither below 0 nor -0.0."""
     return 0.0 if abs(value) < _NOTHING else value
-
-
-# What a report holds, as JSON values.
 
 
 def to_jsonable(value: Any) -> Any:
@@ -89,8 +58,8 @@ def to_jsonable(value: Any) -> Any:
         return {f.name: to_jsonable(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
+    if hasattr(value, "tolist"):  # an array: NumPy need not be imported to ask
         return to_jsonable(value.tolist())
     if isinstance(value, list | tuple):
         return [to_jsonable(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,37 +1,32 @@
-"""What stage 1 did: one row for each backbone, then the images that it skipped."""
+"""What stage 1 did: a sentence for each backbone, then the images that it skipped."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.report.table import Column, Part, Table
+from pipeline.words import counted
 
 _SHOWN = 10
 
 
 def tables(record: Mapping[str, Any]) -> list[Part]:
     """The parts of a report on ``features.json``."""
-    columns = {"images": "images_in", "computed": "computed", "reused": "reused"}
-    table = Table(
-        title="",
-        columns=(
-            Column(name="backbone"),
-            *(Column(name=name, kind="count") for name in (*columns, "skipped")),
-            Column(name="features", kind="count"),
-            Column(name="seconds", kind="seconds"),
-            Column(name="images/s", kind="seconds"),
-            Column(name="store"),
-        ),
-        rows=tuple(
-            (
-                row["backbone"],
-                *(row[field] for field in (*columns.values(), "skipped", "dim")),
-                *((row["seconds"], row["images_per_second"]) if row["computed"] else (None, None)),
-                row["store"],
-            )
-            for row in record["backbones"]
-        ),
+    return [
+        *(_backbone(row) for row in record["backbones"]),
+        *skipped(record["skipped"], "features.json"),
+    ]
+
+
+def _backbone(row: Mapping[str, Any]) -> str:
+    if row["computed"]:
+        rate = f"{row['seconds']:.1f} s ({row['images_per_second']:.1f}/s)"
+        done = f"{row['computed']} computed in {rate}"
+    else:
+        done = "nothing to do"
+    return (
+        f"{row['backbone']}: {done}, {row['reused']} reused, {row['skipped']} skipped of "
+        f"{counted(row['images_in'], 'image')}; {row['dim']} features each in {row['store']}"
     )
-    return [table, *skipped(record["skipped"], "features.json")]
 
 
 def skipped(images: list[Mapping[str, Any]], file: str) -> list[Part]:
