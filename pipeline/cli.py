@@ -347,26 +347,22 @@ def audit(
 
     Example: headrace audit study.toml --no-shortcuts
     """
-    from pipeline.audit.stage import AuditOptions, probed, to_json
+    from pipeline.audit.stage import SAMPLES, masked_study
     from pipeline.audit.stage import audit as run
-    from pipeline.data.leaks import refuse_leaks
+    from pipeline.data.leaks import Finding, refuse_leaks
     from pipeline.features.extract import ExtractOptions, extract
 
     loaded = _load(study, precision)
-    options = AuditOptions(probes=shortcuts)
     if shortcuts:
         extract(
-            probed(loaded),
-            ExtractOptions(
-                engine=_engine(engine), samples=options.samples, report="features_of_probes.json"
-            ),
+            masked_study(loaded),
+            ExtractOptions(engine=_engine(engine), samples=SAMPLES, report="features_masked.json"),
         )
-    report = run(loaded, options)
-    record = to_json(report)
+    record = run(loaded, shortcuts=shortcuts)
     _show("audit", record, quiet=quiet)
     if quiet and record["counts"]["leak"]:
         click.echo(json.dumps(record, indent=1))  # the error that follows must not hide it
-    refuse_leaks(report.findings)
+    refuse_leaks(Finding(**finding) for finding in record["findings"])
     return record
 
 

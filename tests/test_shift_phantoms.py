@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.audit.stage import AuditOptions, audit
+from pipeline.audit.stage import audit
 from pipeline.demo import SITES, SOURCE, DemoSpec, write_demo
 from pipeline.features.extract import extract
 from pipeline.shift.covariates import CLASS_MIX
@@ -45,7 +45,7 @@ def targets(tmp_path_factory):
         patch.chdir(folder)
         study = write_hospitals(folder, n_source=160, n_target=120)
         extract(study)
-        audit(study, AuditOptions(probes=False))
+        audit(study, shortcuts=False)
         report = analyse(study, ShiftOptions(draws=199, seeds=1))
     return {target.target: target for target in report.targets}
 

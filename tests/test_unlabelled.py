@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pipeline.audit.stage as audit_module
-from pipeline.audit.stage import AuditOptions, audit
+from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.leaks import NearCopies, NearPair, check_conflicts, picture_ids
 from pipeline.data.samples import UNLABELLED, load_samples
@@ -29,8 +29,8 @@ from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.shift.unlabelled import NEEDS_LABELS
 from pipeline.study import load_study
 from pipeline.words import to_jsonable
+from tests.audit.test_stage import copy_pixels
 from tests.image_files import pictures, with_files, with_stack
-from tests.test_audit import copy_pixels
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
@@ -181,19 +181,19 @@ def test_scores_of_fine_tuned_networks_leave_the_target_out(study):
     assert samples.unlabelled == {"far": 100}
 
 
-def test_the_audit_asks_what_needs_no_label_and_says_what_it_did_not_ask(study):
-    """Leaks are found, the hospital is told apart; what would ask for its label is named."""
+def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(study):
+    """Leaks are found, the domain is separated; a test that needs its labels is named."""
     folder = study.source.path.parent
     image = next((folder / "here" / "b").iterdir())
     copy_pixels(image, folder / "far" / "copy.png")
     extract(study, OPTIONS)
-    report = audit(study, AuditOptions(probes=False))
-    about = {f.check: f for f in report.findings if f.where == "far"}
-    assert about["facts"].found == "not asked: it has no labels"
-    (told,) = [f for f in report.findings if f.check == "hospital" and "far" in f.where]
-    assert "far has no labels, so not by class" in told.found
-    (leak,) = [f for f in report.findings if f.severity == "leak"]
-    assert "far/copy.png" in leak.named
+    findings = audit(study, shortcuts=False)["findings"]
+    about = {f["check"]: f for f in findings if f["where"] == "far"}
+    assert "it has no labels" in about["file properties"]["found"]
+    (domain,) = [f for f in findings if f["check"] == "domain" and "far" in f["where"]]
+    assert "far has no labels, so not by class" in domain["found"]
+    (leak,) = [f for f in findings if f["severity"] == "leak"]
+    assert "far/copy.png" in leak["named"]
 
 
 def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatch):
@@ -205,10 +205,10 @@ def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatc
         return NearCopies(pairs=(NearPair(rows=rows, cosine=1.0, bits=0),), findings=())
 
     monkeypatch.setattr(audit_module, "check_near_copies", one_pair)
-    report = audit(study, AuditOptions(probes=False))
-    (pair,) = report.near_copies
+    report = audit(study, shortcuts=False)
+    (pair,) = report["near_copies"]
     assert [image["label"] for image in pair["images"]] == ["a", "no label"]
-    assert report.scores == ()
+    assert report["scores"] == []
 
 
 def test_shift_foretells_and_names_what_needs_labels(study):

@@ -1,4 +1,4 @@
-"""Pairs of images side by side, to be judged by eye.
+"""Pairs of images side by side, to be compared by eye.
 
 A sheet shows the pictures, so it is patient data; it names no file. The numbers on it
 are those of the list in ``audit.json``.
@@ -18,7 +18,7 @@ from pipeline.errors import StudyError
 SIDE = 160
 _COLUMNS = 3
 _GAP, _MARGIN, _LINE = 4, 14, 15
-_INK, _PAPER = 32, 255
+_INK, _WHITE, _GREY = 32, 255, 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class SheetPair:
     lines: tuple[str, ...]
 
 
-def draw(pairs: Sequence[SheetPair]) -> bytes:
+def draw_sheet(pairs: Sequence[SheetPair]) -> bytes:
     """The sheet as a PNG file.
 
     Args:
@@ -44,13 +44,17 @@ def draw(pairs: Sequence[SheetPair]) -> bytes:
     width = 2 * SIDE + _GAP + _MARGIN
     height = SIDE + _LINE * len(pairs[0].lines) + _MARGIN
     rows = -(-len(pairs) // columns)
-    sheet = Image.new("RGB", (_MARGIN + columns * width, _MARGIN + rows * height), (_PAPER,) * 3)
-    for place, pair in enumerate(pairs):
-        at = (_MARGIN + place % columns * width, _MARGIN + place // columns * height)
-        _paste(sheet, at, pair)
+    sheet = Image.new("RGB", (_MARGIN + columns * width, _MARGIN + rows * height), (_WHITE,) * 3)
+    for i, pair in enumerate(pairs):
+        _paste(sheet, (_MARGIN + i % columns * width, _MARGIN + i // columns * height), pair)
     stream = io.BytesIO()
     sheet.save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def missing_picture() -> NDArray[np.uint8]:
+    """What stands in for a picture that can no longer be read: grey."""
+    return np.full((SIDE, SIDE, 3), _GREY, np.uint8)
 
 
 def _paste(sheet: Image.Image, at: tuple[int, int], pair: SheetPair) -> None:
@@ -67,13 +71,8 @@ def _paste(sheet: Image.Image, at: tuple[int, int], pair: SheetPair) -> None:
 def _fitting(
     pen: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> str:
-    """The text, cut where it would run into the next pair."""
+    """The text, shortened where it would run into the next pair."""
     room = 2 * SIDE + _GAP
     while pen.textlength(text, font=font) > room:
         text = text[:-2] + "…"
     return text
-
-
-def empty() -> NDArray[np.uint8]:
-    """What stands in for a picture that can no longer be read: grey."""
-    return np.full((SIDE, SIDE, 3), 200, np.uint8)

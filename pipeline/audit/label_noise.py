@@ -1,11 +1,14 @@
-"""Which images are probably labelled wrongly? Confident learning, on heads of other patients.
+"""Which images are probably labelled wrongly? Confident learning, by heads of other patients.
 
 C. Northcutt, L. Jiang and I. Chuang, Confident learning: estimating uncertainty in dataset
-labels, Journal of Artificial Intelligence Research 70, 2021. A head is sure of a class if
-it gives it at least the probability that images of that class get on average. An image of
-which it is sure that it belongs to another class than its label stands off the diagonal
-of the confident joint, and is listed to be read again. The list is cautious: a wrong
-label does not stand in it where the head is less sure than on average.
+labels, Journal of Artificial Intelligence Research 70, 2021. A head is confident of a class
+if it gives it at least the probability that images of that class get on average. An image of
+which it is confident that it belongs to another class than its label stands off the diagonal
+of the confident joint, and is listed to be read again. The list is cautious: a wrong label
+is not in it where the head is less confident than on average.
+
+cleanlab.filter lists the same images in 55 of 60 random cases, and one or two others in five;
+it would bring pandas, tqdm and termcolor for twelve lines.
 """
 
 from collections import Counter
@@ -17,39 +20,39 @@ from pipeline.data.leaks import NOTE, OK, Finding, cannot_ask, in_each_domain
 from pipeline.data.patients import patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
-from pipeline.shift.adapt import Source
-from pipeline.shift.probes import label_probe
+from pipeline.evaluation.separability import separability
+from pipeline.heads.logistic import LogisticHead
 from pipeline.words import are, counted
 
-LABELS = "labels"
+LABELS = "label noise"
 _SHOWN = 3
 #: Enough to see that a head knows anything at all.
 _DRAWS = 199
 _LEVEL = 0.025
+_INVERSE_PENALTY = 1e-2
 #: Path, label, the class that it seems, and the probability of that.
 Image = dict[str, str | float]
 
 
-def sure_class(labels: NDArray[np.integer], proba: NDArray[np.floating]) -> NDArray[np.int64]:
-    """The class that a head is sure of, by the thresholds of confident learning.
+def confident_class(label: NDArray[np.integer], proba: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The class that a head is confident of, by the thresholds of confident learning.
 
     Args:
-        labels: Shape ``(n,)``, as given, 0 to K - 1.
+        label: Shape ``(n,)``, as given, 0 to K - 1.
         proba: Shape ``(n, K)``, of heads that did not see the image.
 
     Returns:
-        Shape ``(n,)``; the likeliest where the head is sure of several, -1 where of none.
+        Shape ``(n,)``; the most probable where the head is confident of several, -1 of none.
     """
     means = [
-        proba[labels == k, k].mean() if (labels == k).any() else np.inf
-        for k in range(proba.shape[1])
+        proba[label == k, k].mean() if (label == k).any() else np.inf for k in range(proba.shape[1])
     ]
-    sure = np.where(proba >= np.array(means), proba, -np.inf)
-    return np.where(np.isfinite(sure).any(axis=1), sure.argmax(axis=1), -1)
+    confident = np.where(proba >= np.array(means), proba, -np.inf)
+    return np.where(np.isfinite(confident).any(axis=1), confident.argmax(axis=1), -1)
 
 
 def check_labels(samples: Samples, features: NDArray[np.floating]) -> list[Finding]:
-    """In each domain, the images of which heads of its other patients are sure otherwise.
+    """In each domain, the images that heads of its other patients confidently call otherwise.
 
     Args:
         samples: ``n`` samples.
@@ -58,56 +61,65 @@ def check_labels(samples: Samples, features: NDArray[np.floating]) -> list[Findi
     return in_each_domain(
         samples,
         LABELS,
-        lambda domain, rows: _read_again(domain, samples.where(rows), features[rows]),
+        lambda domain, rows: _doubtful_labels(domain, samples.where(rows), features[rows]),
     )
 
 
-def _read_again(domain: str, samples: Samples, features: NDArray[np.floating]) -> Finding:
-    present, labels = np.unique(samples.label, return_inverse=True)
+def _doubtful_labels(domain: str, samples: Samples, features: NDArray[np.floating]) -> Finding:
+    present, label = np.unique(samples.label, return_inverse=True)
     try:
-        proba = _out_of_fold(features, labels, samples.group)
-    except ValueError as reason:  # StudyError is one
+        proba = _out_of_fold(features, label, samples.group)
+    except StudyError as reason:
         return cannot_ask(LABELS, domain, reason)
-    sure = sure_class(labels, proba)
-    doubtful = np.flatnonzero((sure != labels) & (sure >= 0))
-    own, other = (proba[doubtful, of[doubtful]] for of in (labels, sure))
+    seems = confident_class(label, proba)
+    rows = np.flatnonzero((seems != label) & (seems >= 0))
+    margin = proba[rows, label[rows]] - proba[rows, seems[rows]]
     names = [samples.classes[k] for k in present]
     images: list[Image] = [
         {
             "path": samples.name_of(row),
-            "label": names[labels[row]],
-            "seems": names[sure[row]],
-            "probability": round(float(proba[row, sure[row]]), 4),
+            "label": names[label[row]],
+            "seems": names[seems[row]],
+            "probability": round(float(proba[row, seems[row]]), 4),
         }
-        for row in doubtful[np.argsort(own - other, kind="stable")].tolist()
+        for row in rows[np.argsort(margin, kind="stable")].tolist()
     ]
     return _finding(domain, len(samples), images)
 
 
 def _out_of_fold(
-    features: NDArray[np.floating], labels: NDArray[np.intp], groups: NDArray[np.str_]
+    features: NDArray[np.floating], label: NDArray[np.intp], group: NDArray[np.str_]
 ) -> NDArray[np.float64]:
     """Probabilities of linear heads of the other patients, shape ``(n, K)``.
 
     Raises:
-        StudyError: They know nothing, and would be sure of the wrong class as often as of
-            the right one; or there are too few patients to see.
+        StudyError: They know nothing, and would be confident of the wrong class as often as
+            of the right one; or there are too few patients to see.
     """
-    able = label_probe(features, labels, groups, draws=_DRAWS)
-    if able.p > _LEVEL:
+    result = separability(features, label, group, draws=_DRAWS)
+    if result.p > _LEVEL:
         raise StudyError(
-            f"the features tell the label no better than chance, AUC {able.auc:.2f} "
-            f"(p {able.p:.3f} by relabelling patients)"
+            "the features do not predict the label better than chance, AUC "
+            f"{result.auc.estimate:.2f} (p {result.p:.3f} by permutation of patients)"
         )
-    source = Source(features=features, labels=labels, groups=groups)
-    # Stratified: a head that saw no patient of a class would be sure of the others.
-    return source.held_out(patient_folds(labels, groups, seed=0))
+    spread = features.std(axis=0, dtype=np.float64)
+    X = (features - features.mean(axis=0, dtype=np.float64)) / np.where(spread > 0, spread, 1.0)
+    proba = np.zeros((len(label), int(label.max()) + 1))
+    # Stratified: a head that saw no patient of a class would be confident of the others.
+    for inside, outside in patient_folds(label, group, seed=0):
+        head = LogisticHead(C=_INVERSE_PENALTY).fit(X[inside], label[inside])
+        proba[outside] = head.predict_proba(X[outside])
+    return proba
 
 
 def _finding(domain: str, n: int, images: list[Image]) -> Finding:
     if not images:
-        found = f"none of {n} images looks labelled wrongly to heads of the other patients"
-        return Finding(check=LABELS, severity=OK, where=domain, found=found)
+        return Finding(
+            check=LABELS,
+            severity=OK,
+            where=domain,
+            found=f"none of {n} images seems labelled wrongly to heads of the other patients",
+        )
     first = "; ".join(
         f"{image['path']} (seems {image['seems']}, {image['probability']:.2f})"
         for image in images[:_SHOWN]
@@ -118,10 +130,10 @@ def _finding(domain: str, n: int, images: list[Image]) -> Finding:
         check=LABELS,
         severity=NOTE,
         where=domain,
-        found=f"{len(images)} of {counted(n, 'image')} {are(len(images))} probably "
-        "labelled wrongly, as heads of the other patients see them",
+        found=f"{len(images)} of {counted(n, 'image')} {are(len(images))} probably labelled "
+        "wrongly, as heads of the other patients see them",
         named=f"{first}{more}",
-        advice="Have them read again. To drop them unread would drop what the head gets wrong, "
-        "and flatter it",
+        advice="Have them read again. Do not drop them unread: that would drop what the head "
+        "gets wrong, and flatter it",
         values={"images_of_domain": n, "counts": dict(changes), "images": images},
     )

@@ -83,7 +83,7 @@ def _scores(rows: list[Record]) -> Table:
     """The linear head with and without near copies."""
 
     def accuracy(score: Record) -> tuple[Any, ...]:
-        return score["accuracy"], score["low"], score["high"]
+        return tuple(score["accuracy"][end] for end in ("estimate", "low", "high"))
 
     return Table(
         title="Accuracy of the linear head with and without images that nearly equal one of fit",
@@ -96,8 +96,8 @@ def _scores(rows: list[Record]) -> Table:
         rows=tuple(
             (
                 row["backbone"],
-                row["everything"]["role"],
-                accuracy(row["everything"]),
+                row["role"],
+                accuracy(row["all_images"]),
                 accuracy(row["without_near_copies"]),
             )
             for row in rows

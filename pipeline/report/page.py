@@ -34,7 +34,7 @@ PAGE = "report.html"
 STAGES: Mapping[str, tuple[str, int | None, str]] = MappingProxyType(
     {
         "features": ("features.json", None, "Stored features"),
-        "audit": ("audit.json", 2, "Leaks and shortcuts"),
+        "audit": ("audit.json", 3, "Leaks and shortcuts"),
         "heads": ("heads.json", 3, "Heads on frozen features"),
         "finetune": ("comparison.json", 2, "Frozen and fine-tuned networks"),
         "shift": ("shift.json", 5, "From the source to the targets"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audit.label_noise import check_labels, sure_class
+from pipeline.audit.label_noise import check_labels, confident_class
 from pipeline.data.items import Item
 from pipeline.data.leaks import NOTE, OK
 from pipeline.data.samples import Samples
@@ -59,7 +59,7 @@ def test_the_confident_joint_is_that_of_its_definition(classes):
     labels = rng.permutation(np.arange(300) % classes)
     proba = rng.dirichlet(np.ones(classes), 300) + 0.3 * np.eye(classes)[labels]
     proba /= proba.sum(axis=1, keepdims=True)
-    sure = sure_class(labels, proba)
+    sure = confident_class(labels, proba)
     joint = confident_joint(labels, proba)
     assert joint.sum() == (sure >= 0).sum() > 0
     for given in range(classes):
@@ -70,7 +70,7 @@ def test_the_confident_joint_is_that_of_its_definition(classes):
 def test_no_class_is_sure_that_no_image_has():
     """Its threshold would be the mean of nothing."""
     proba = np.array([[0.6, 0.1, 0.3], [0.3, 0.6, 0.1], [0.1, 0.1, 0.8]])
-    assert sure_class(np.array([0, 1, 1]), proba).tolist() == [0, 1, -1]
+    assert confident_class(np.array([0, 1, 1]), proba).tolist() == [0, 1, -1]
 
 
 @pytest.mark.parametrize(("distance", "least"), [(POINTS, 11), (CLOUDS, 7)])
@@ -108,7 +108,9 @@ def test_features_that_know_nothing_accuse_nobody():
     features, truth = world(2, distance=0)
     (found,) = check_labels(table(truth), features)
     assert found.severity == NOTE
-    assert found.found.startswith("cannot be asked: the features tell the label no better than")
+    assert found.found.startswith(
+        "cannot be asked: the features do not predict the label better than"
+    )
     assert not found.values
 
 
@@ -143,5 +145,5 @@ def test_two_ill_patients_are_judged_in_whatever_order_they_come(seed):
     truth = np.random.default_rng(seed).permutation(np.arange(40) < 2).astype(int)
     features = np.random.default_rng(seed).normal(size=(40, 2)) + POINTS * np.eye(2)[truth]
     (found,) = check_labels(table(truth), features)
-    # Where both are in one fold of the probe, it finds nothing to tell.
-    assert found.severity == OK or "no better than chance" in found.found
+    # Where both are in one fold of the ridge, it finds nothing to predict.
+    assert found.severity == OK or "better than chance" in found.found

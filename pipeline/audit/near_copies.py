@@ -1,0 +1,142 @@
+"""Near copies as an audit lists them, and what they are worth to the scores of a head."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.audit.contact_sheet import SIDE, SheetPair, draw_sheet, missing_picture
+from pipeline.data.images import PixelPolicy
+from pipeline.data.leaks import NearPair, near_rows, roles_of
+from pipeline.data.samples import Samples, read_exclusions
+from pipeline.data.sources import read_image
+from pipeline.errors import ImageError, MissingPredictionsError
+from pipeline.evaluation.intervals import Interval, wilson
+from pipeline.evaluation.metrics import is_right, score
+from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
+from pipeline.study import Study
+
+#: Whose scores are given.
+_HEAD = ("linear", 0)
+#: Pairs on the contact sheet; the record has all.
+_ON_SHEET = 20
+
+Record = Mapping[str, Any]
+
+
+def listed_pairs(samples: Samples, pairs: Sequence[NearPair]) -> list[Record]:
+    """Number, both images, and likeness of each pair; JSON values."""
+    roles = roles_of(samples)
+
+    def image(row: int) -> Record:
+        name, label = samples.name_of(row), samples.class_of(row)
+        return {"path": name, "role": str(roles[row]), "label": label}
+
+    return [
+        {
+            "number": number,
+            "images": [image(row) for row in pair.rows],
+            "cosine": pair.cosine,
+            "bits": pair.bits,
+        }
+        for number, pair in enumerate(pairs, start=1)
+    ]
+
+
+def names_to_leave_out(
+    study: Study, samples: Samples, pairs: Sequence[NearPair]
+) -> tuple[str, ...]:
+    """Near copies outside fit, and what the study excludes already.
+
+    A study may exclude this very list, so what it excludes already stays in it.
+    """
+    near = [samples.name_of(row) for row in np.flatnonzero(near_rows(samples, pairs)).tolist()]
+    before = () if study.exclude is None else read_exclusions(study.exclude)
+    return tuple(sorted({*before, *near}))
+
+
+def contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
+    """The first pairs side by side as a PNG file, as far as they can be read; None: no pairs."""
+    roles = roles_of(samples)
+
+    def picture(row: int) -> NDArray[np.uint8]:
+        try:
+            return read_image(samples.items[row]).pixels(PixelPolicy(size=SIDE))
+        except ImageError:
+            return missing_picture()
+
+    def caption(row: int) -> str:
+        return f"{roles[row]}: {samples.class_of(row)}"
+
+    sheet = [
+        SheetPair(
+            pixels=(picture(pair.rows[0]), picture(pair.rows[1])),
+            lines=(
+                f"{number}. cosine {pair.cosine:.3f}, {pair.bits} of 64 bits differ",
+                " | ".join(caption(row) for row in pair.rows),
+            ),
+        )
+        for number, pair in enumerate(pairs[:_ON_SHEET], start=1)
+    ]
+    return draw_sheet(sheet) if sheet else None
+
+
+def scores_without(study: Study, samples: Samples, pairs: Sequence[NearPair]) -> list[Record]:
+    """Scores of stage 2's linear head with and without images that have a near copy in fit.
+
+    Returns:
+        For each backbone and role: ``all_images`` and ``without_near_copies``, each with
+        ``accuracy`` (an interval) and ``auroc``. Empty where nothing is near or stage 2
+        has not run.
+    """
+    marked = near_rows(samples, pairs) & samples.labelled
+    if not marked.any():
+        return []
+    try:
+        predictions = read_predictions(study.results / PROBABILITIES)
+    except MissingPredictionsError:
+        return []
+    return [
+        record
+        for backbone, stored in predictions.items()
+        if _HEAD in stored.proba
+        for record in _by_role(backbone, stored, samples, marked)
+    ]
+
+
+def _by_role(
+    backbone: str, stored: Predictions, samples: Samples, marked: NDArray[np.bool_]
+) -> Iterator[Record]:
+    row_of = {bytes(key): row for row, key in enumerate(stored.key)}
+    predicted = np.array([key in row_of for key in samples.key])
+    proba = stored.proba[_HEAD][[row_of.get(key, 0) for key in samples.key]]
+    roles = roles_of(samples)
+    for role in dict.fromkeys(roles[marked].tolist()):
+        rows = predicted & (roles == role)
+        if (rows & ~marked).any():
+            yield {
+                "backbone": backbone,
+                "role": role,
+                "all_images": _scores(samples, proba, rows),
+                "without_near_copies": _scores(samples, proba, rows & ~marked),
+            }
+
+
+def _scores(samples: Samples, proba: NDArray[np.float64], rows: NDArray[np.bool_]) -> Record:
+    label = samples.label[rows]
+    right = is_right(label, proba[rows])
+    low, high = wilson(int(right.sum()), len(right))
+    accuracy = Interval(
+        estimate=float(right.mean()),
+        low=low,
+        high=high,
+        images=len(right),
+        patients=len(np.unique(samples.group[rows])),
+        method="Wilson",
+    )
+    return {
+        "accuracy": dataclasses.asdict(accuracy),
+        "auroc": score("auroc", label, proba[rows]),
+    }

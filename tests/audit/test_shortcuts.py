@@ -1,0 +1,155 @@
+"""Shortcut tests: a planted marker is found, and what is not there is not."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.audit.shortcuts import MASKED, check_domains, check_facts, check_masked
+from pipeline.audit.stage import audit, masked_study
+from pipeline.data.facts import FACTS
+from pipeline.data.images import PixelPolicy
+from pipeline.data.leaks import NOTE, OK, WARNING
+from pipeline.data.samples import load_samples
+from pipeline.demo.hospital import Hospital, Shot, expose
+from pipeline.demo.phantom import Patient, chest
+from pipeline.features import backbones
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.load import FeatureTable, load_features
+from pipeline.study import load_study
+from tests.tiny import FileWeights, install_tiny_backbone, write_tiny_study
+
+TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, monkeypatch) -> Path:
+    """A tiny study of 80 images in the source and 40 in the target, in the current folder."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+    return write_tiny_study(tmp_path, source=80, target=40)
+
+
+def marker_network(state):
+    """A few random filters, the strongest answer of each quarter: sees a marker, no disease."""
+    import torch
+    from torch import nn
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 12, 4, stride=2), nn.ReLU(), nn.AdaptiveMaxPool2d(2), nn.Flatten(1)
+    )
+    network.load_state_dict({k: torch.as_tensor(v) for k, v in state.items()})
+    return network
+
+
+@pytest.fixture
+def marker_backbone(tmp_path, monkeypatch):
+    """Put the backbone ``marks`` into the table."""
+    import torch
+
+    rng = torch.Generator().manual_seed(1)
+    file = tmp_path / "marks.pth"
+    torch.save(
+        {"0.weight": torch.randn(12, 3, 4, 4, generator=rng), "0.bias": torch.ones(12)}, file
+    )
+    spec = backbones.Spec(
+        dim=48,
+        policy=PixelPolicy(size=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        network=marker_network,
+        pretrained=FileWeights(file),
+    )
+    table = MappingProxyType({**backbones.BACKBONES, "marks": spec})
+    monkeypatch.setattr(backbones, "BACKBONES", table)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+
+
+@pytest.fixture(scope="module")
+def films():
+    """Films of 100 healthy phantoms, each without and with a marker.
+
+    Healthy, because an opacity low in the lung does reach the corners of a film.
+    """
+    patients = [Patient(name=f"p{i}", label="normal") for i in range(100)]
+    chests = [(patient, chest(patient)) for patient in patients]
+    return [
+        [expose(drawn, Shot(p, Hospital(marker_normal=m), 1, 112)) for m in (0.0, 1.0)]
+        for p, drawn in chests
+    ]
+
+
+def audited_phantoms(name, films, *, marker):
+    """A study of films with drawn labels; with ``marker`` all of class b have one.
+
+    Returns:
+        The study, and the findings of its source by check.
+    """
+    rng, folder = np.random.default_rng(0), Path(name)
+    for i, label in enumerate(rng.permutation(np.repeat(["a", "b"], 50))):
+        file = folder / "here" / label / f"p{i:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(films[i][marker and label == "b"]).save(file)
+    text = "[source]\npath = 'here'\ngroup = 'p...'\n[backbone.marks]\n[store]\npath = 'features'\n"
+    (folder / "study.toml").write_text(f"name = '{name}'\n{text}")
+    study = load_study(folder / "study.toml")
+    extract(study, TORCH)
+    extract(masked_study(study), TORCH)
+    return study, {f["check"]: f for f in audit(study)["findings"] if f["where"] == "source"}
+
+
+def test_a_planted_marker_is_found_in_the_corners_and_at_the_border(marker_backbone, films):
+    """The corners alone predict the label, and so does the picture without its centre."""
+    _, findings = audited_phantoms("marked", films, marker=True)
+    for check in ("corners", "border"):
+        assert findings[check]["values"]["auc"]["estimate"] > 0.95, check
+        assert findings[check]["severity"] == WARNING
+
+
+def test_without_a_marker_corners_and_border_predict_nothing(marker_backbone, films):
+    """The intervals cover one half, and no warning; so do those of most other labels."""
+    study, findings = audited_phantoms("unmarked", films, marker=False)
+    rng = np.random.default_rng(3)
+    for choice in masked_study(study).backbones:
+        check, table = MASKED[choice.mask][0], load_features(study, choice)
+        auc = findings[check]["values"]["auc"]
+        assert findings[check]["severity"] == OK
+        assert auc["low"] < 0.5 < auc["high"]
+        drawn = []
+        for _ in range(20):
+            samples = replace(table.samples, label=rng.permutation(table.samples.label))
+            drawn += [f.values["auc"] for f in check_masked(samples, table.X, choice.mask)]
+        # Fewer than 17 of 20 would be seen in 0.3 % of runs if 95 % cover.
+        covered = sum(auc["low"] < 0.5 < auc["high"] for auc in drawn)
+        assert covered >= 17, (choice.mask, covered)
+        assert abs(np.mean([auc["estimate"] for auc in drawn]) - 0.5) < 0.05
+
+
+def test_what_few_patients_cannot_show_is_no_warning(study_file):
+    """Three images can always be separated from 80 by something: a note that they are few."""
+    for kind, keep in (("a", 2), ("b", 1)):
+        for image in sorted(Path("there", kind).iterdir())[keep:]:
+            image.unlink()
+    study = load_study(study_file)
+    study = replace(study, targets=(replace(study.targets[0], group=None),))
+    samples, _ = load_samples(study)
+    is_target = samples.domain == "there"
+    apart = np.random.default_rng(0).normal(size=(len(samples), 2)) + 4 * is_target[:, None]
+    table = FeatureTable(
+        backbone="tiny", stores=(), widths=(2,), samples=samples, X=apart.astype(np.float32)
+    )
+    (domain,) = check_domains(table)
+    facts = np.zeros(len(samples), FACTS)
+    facts["height"] = facts["width"] = facts["file_bytes"] = 40
+    facts["mean"] = apart[:, 0]
+    *_, stored = check_facts(samples, facts)
+    for finding in (domain, stored):
+        assert finding.where == "source and there"
+        assert finding.values["auc"]["estimate"] > 0.9
+        assert (finding.severity, finding.advice) == (NOTE, "")
+        assert finding.found.endswith("too few patients to say")
+    assert "it is open whether the domain can be predicted" in stored.found

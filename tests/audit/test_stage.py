@@ -1,0 +1,118 @@
+"""The audit as a whole: its record, its exit codes, and what it needs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.audit.stage import SAMPLES, audit
+from pipeline.data.leaks import LEAK, NOTE, OK, Finding, refuse_leaks
+from pipeline.data.samples import load_samples
+from pipeline.errors import CheckFailedError
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.study import load_study
+from tests.test_cli import ENGINE, run
+from tests.tiny import install_tiny_backbone, write_tiny_study
+
+TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, monkeypatch) -> Path:
+    """A tiny study of 80 images in the source and 40 in the target, in the current folder."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+    return write_tiny_study(tmp_path, source=80, target=40)
+
+
+def in_role(samples, split, label):
+    """File of the first image of a split and a label."""
+    (rows,) = np.nonzero((samples.split == split) & (samples.label == label))
+    return Path(samples.items[rows[0]].file)
+
+
+def copy_pixels(source: Path, target: Path) -> None:
+    """The same pixels in other bytes: no hash of the file can tell."""
+    Image.open(source).save(target, compress_level=1, pnginfo=None, optimize=False)
+    assert source.read_bytes() != target.read_bytes()
+
+
+def test_a_clean_study_has_no_leak(study_file):
+    """Every check of leaks is ok, and the command ends well."""
+    run("features", study_file, *ENGINE)
+    result = json.loads(run("audit", study_file, "--no-shortcuts", "--json").stdout)
+    found = {f["check"]: f["severity"] for f in result["findings"]}
+    assert {found[name] for name in ("patients", "copies", "label conflicts")} == {OK}
+    assert result["counts"][LEAK] == 0
+    assert json.loads(Path("results/tiny/audit.json").read_text()) == result
+
+
+def test_a_pixel_copy_in_fit_and_validation_ends_with_exit_code_3(study_file):
+    """Whatever its bytes; the error names both files, the record is written all the same."""
+    samples, _ = load_samples(load_study(study_file))
+    validation, fit = in_role(samples, "validation", 0), in_role(samples, "fit", 0)
+    copy_pixels(fit, validation)
+    run("features", study_file, *ENGINE)
+    result = run("audit", study_file, "--no-shortcuts", code=3)
+    assert "1 image in both, to the pixel" in result.stderr
+    assert f"{fit.name} = source/a/{validation.name}" in result.stderr
+    written = json.loads(Path("results/tiny/audit.json").read_text())
+    assert written["findings"][0]["severity"] == LEAK
+    shown = run("audit", study_file, "--no-shortcuts", "--json", code=3).stdout
+    assert json.loads(shown)["counts"][LEAK] == 1
+
+
+def test_the_shift_stage_refuses_a_leak_that_an_audit_found(study_file):
+    """Exit code 3 before any number, unless the leak is accepted."""
+    samples, _ = load_samples(load_study(study_file))
+    copy_pixels(in_role(samples, "fit", 1), in_role(samples, "validation", 1))
+    run("features", study_file, *ENGINE)
+    run("audit", study_file, "--no-shortcuts", code=3)
+    refused = run("shift", study_file, "--draws", 19, "--seeds", 1, code=3)
+    assert "source fit and source validation: 1 image in both" in refused.stderr
+    assert not Path("results/tiny/shift.json").exists()
+
+
+def test_identical_files_of_source_and_target_are_listed_and_not_only_the_first_error(study_file):
+    """An audit goes on where features and heads stop, and says the same with code 3."""
+    (image,) = list(Path("here/a").glob("p1000_0.png"))
+    Path("there/a/p9000_0.png").write_bytes(image.read_bytes())
+    study = load_study(study_file)
+    extract(study, replace(TORCH, samples=SAMPLES))
+    with pytest.raises(CheckFailedError, match="1 image of a target is also in the source"):
+        load_samples(study)
+    report = audit(study, shortcuts=False)
+    leaks = [f for f in report["findings"] if f["severity"] == LEAK]
+    assert [(f["check"], f["where"].split(" and ")[1]) for f in leaks] == [("copies", "there")]
+    with pytest.raises(CheckFailedError, match="1 image in both"):
+        refuse_leaks(Finding(**finding) for finding in report["findings"])
+
+
+def test_warnings_are_said_once(study_file):
+    """Each backbone gathers the samples anew, and each would say it of each domain."""
+    text = study_file.read_text().replace("group = '^(p\\d+)'\n", "")
+    study_file.write_text(text)
+    run("features", study_file, *ENGINE)
+    said = run("audit", study_file, "--shortcuts", *ENGINE).stderr.splitlines()
+    about = [line for line in said if "no `group` pattern" in line]
+    assert [line.split(":")[1].strip() for line in about] == ["source", "there"]
+
+
+def test_the_shortcut_tests_need_features_of_their_own(study_file):
+    """They have their own stores; without them the audit says so and tests nothing."""
+    study = load_study(study_file)
+    extract(study, TORCH)
+    findings = {f["check"]: f for f in audit(study)["findings"]}
+    assert findings["border"]["severity"] == findings["corners"]["severity"] == NOTE
+    assert "--shortcuts" in findings["border"]["advice"]
+    before = json.loads((study.results / "features.json").read_text())
+    run("audit", study_file, *ENGINE)
+    assert len(list(Path("features").glob("tiny-*"))) == 3
+    assert json.loads((study.results / "features.json").read_text()) == before
+    findings = {f["check"]: f for f in audit(study)["findings"]}
+    assert "auc" in findings["border"]["values"]
