@@ -7,7 +7,7 @@ label is looked at.
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.store import FeatureStore
-from pipeline.data import class_folders
-from pipeline.data.items import Item, Walk, stat_of, system_reason
+from pipeline.data.class_folders import images_below
+from pipeline.data.items import NO_CLASS, FileStat, Item, system_reason
+from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError
 from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.engines import EngineChoice, check_engine
@@ -182,7 +183,7 @@ def _found(images: Sequence[Path]) -> tuple[list[tuple[Item, bytes]], list[Unusa
                 continue
             seen.add(item.file)
             try:
-                found.append((item, class_folders.read(item).key))
+                found.append((item, read_image(item).key))
             except ImageError as cause:
                 skipped.append(Unusable(path=printable(item.path), reason=str(cause)))
     return found, skipped
@@ -203,7 +204,7 @@ def _items(given: Path) -> tuple[list[Item], list[Unusable]]:
         return items, bad
     if not given.is_file():
         return [], [_unusable(given, "not a regular file")]
-    return [Item(str(given), "", os.path.realpath(given), None, stat_of(stat))], []
+    return [Item(str(given), NO_CLASS, os.path.realpath(given), None, FileStat.of(stat))], []
 
 
 def _unusable(path: Path, reason: str) -> Unusable:
@@ -212,13 +213,9 @@ def _unusable(path: Path, reason: str) -> Unusable:
 
 def _below(folder: Path) -> tuple[list[Item], list[Path]]:
     """Images that may be read, sorted by path, and those of other formats."""
-    walk = Walk(os.path.realpath(folder), class_folders.SUFFIXES)
-    items = [
-        Item(str(folder / path), "", file, None, stat)
-        for path, file, stat in class_folders.images_below(walk)
-    ]
-    items.sort(key=lambda item: item.path)
-    return items, sorted(folder / path for path in walk.unread)
+    listing = images_below(folder)
+    items = [replace(item, path=str(folder / item.path)) for item in listing.items]
+    return items, sorted(folder / path for path in listing.unread)
 
 
 def _fill(

@@ -14,7 +14,7 @@ from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.leaks import NearCopies, NearPair, check_conflicts, picture_ids
 from pipeline.data.samples import UNLABELLED, load_samples
-from pipeline.data.sources import scan_unlabelled
+from pipeline.data.sources import scan
 from pipeline.errors import CheckFailedError, StudyError
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.evaluation.scores import Place, places_of
@@ -66,7 +66,7 @@ def study(study_file):
 
 
 def paths(root):
-    listing = scan_unlabelled(root)
+    listing = scan(root, labelled=False)
     assert {item.label for item in listing.items} == {""}
     return [item.path for item in listing.items]
 
@@ -92,14 +92,14 @@ def test_a_folder_of_nothing_or_of_both_kinds_is_refused(tmp_path):
     """The message says what may be there."""
     (tmp_path / "x").mkdir()
     with pytest.raises(StudyError, match=r"holds nothing; allowed for a target without labels"):
-        scan_unlabelled(tmp_path / "x")
+        scan(tmp_path / "x", labelled=False)
     (tmp_path / "x" / "empty").mkdir()
     with pytest.raises(StudyError, match=r"x holds no image \(it is empty\)"):
-        scan_unlabelled(tmp_path / "x")
+        scan(tmp_path / "x", labelled=False)
     with_files(tmp_path / "x", "a.png")
     with_stack(tmp_path / "x", "normal.npy", pictures())
     with pytest.raises(StudyError, match=r"holds images and \.npy stacks; allowed"):
-        scan_unlabelled(tmp_path / "x")
+        scan(tmp_path / "x", labelled=False)
 
 
 def test_a_loose_folder_without_the_word_is_told_of_it(study_file):

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 
 from pipeline.data.facts import facts_of_file
 from pipeline.data.images import PixelPolicy, Pixels, decode
-from pipeline.data.items import NO_CLASS, File, Item, Listing, Walk, read_from
+from pipeline.data.items import NO_CLASS, FoundFile, Item, Listing, Walk, is_folder, read_file
 from pipeline.errors import ImageError, StudyError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+HAS_ROWS = False
+_SUFFIXES = (".jpg", ".jpeg", ".png")
 #: An uncompressed image of the largest size allowed is smaller, at 8 bytes a pixel.
 _MAX_BYTES = 500_000_000
 
@@ -40,40 +40,43 @@ class FileContent:
         return facts_of_file(self.data)
 
 
-def scan(root: Path) -> Listing:
-    """Find the images of each class.
+def is_sign(entry: "os.DirEntry[str]", *, labelled: bool) -> bool:
+    """Whether an entry of the root shows that it holds class folders, or images at all."""
+    is_image = entry.name.lower().endswith(_SUFFIXES)
+    return is_folder(entry) or (is_image and not labelled)
+
+
+def scan(root: Path, *, labelled: bool) -> Listing:
+    """Find the images of each class; without labels all images, whatever their folders.
 
     Files are known by their ending, whatever its case. Links are followed to what is
     inside the root; a folder that is reached twice within a class is walked once.
 
     Raises:
-        StudyError: A class without an image, or a folder that cannot be listed.
+        StudyError: No image, a class without an image, or a folder that cannot be listed.
     """
-    walk = Walk(os.path.realpath(root), SUFFIXES)
-    loose, classes = walk.look()
-    if loose:
-        walk.ignored["not in a class folder"] += len(loose)
+    if not labelled:
+        listing = images_below(root)
+        if not listing.items:
+            raise StudyError(f"{root} holds no image ({listing.left_out})")
+        return listing
+    walk = Walk(os.path.realpath(root), _SUFFIXES)
+    loose_files, classes = walk.entries()
+    if loose_files:
+        walk.ignored["not in a class folder"] += len(loose_files)
     if not classes:
-        raise StudyError(f"{root} holds no class folder ({walk.ignored_text()})")
-    items = [
-        Item(path, label, file, None, stat)
-        for label in classes
-        for path, file, stat in _images_of_class(walk, label)
-    ]
-    return walk.listing(items)
+        raise StudyError(f"{root} holds no class folder ({walk.listing().left_out})")
+    return walk.listing(item for label in classes for item in _images_of_class(walk, label))
 
 
-def scan_loose(root: Path) -> Listing:
-    """Find all images below a folder, directly in it too; its folders are no classes.
+def images_below(folder: Path) -> Listing:
+    """All images below a folder, directly in it too, without a class; there may be none.
 
     Raises:
-        StudyError: No image, or a folder that cannot be listed.
+        StudyError: A folder cannot be listed.
     """
-    walk = Walk(os.path.realpath(root), SUFFIXES)
-    items = [Item(path, NO_CLASS, file, None, stat) for path, file, stat in images_below(walk)]
-    if not items:
-        raise StudyError(f"{root} holds no image ({walk.ignored_text()})")
-    return walk.listing(items)
+    walk = Walk(os.path.realpath(folder), _SUFFIXES)
+    return walk.listing([_item(file, NO_CLASS) for file in walk.files_below()])
 
 
 def read(item: Item) -> FileContent:
@@ -84,36 +87,21 @@ def read(item: Item) -> FileContent:
     """
     if item.stat.size > _MAX_BYTES:
         raise ImageError(f"too large ({item.stat.size} bytes, limit {_MAX_BYTES})")
-    return FileContent(read_from(item.file, lambda stream: stream.read()))
+    return FileContent(read_file(item.file, lambda stream: stream.read()))
 
 
-def _images_of_class(walk: Walk, label: str) -> list[File]:
+def _images_of_class(walk: Walk, label: str) -> list[Item]:
     below = replace(walk, ignored=Counter(), unread=[])
-    found = list(images_below(below, label))
-    if not found:
+    items = [_item(file, label) for file in below.files_below(label)]
+    if not items:
         raise StudyError(
-            f"{walk.root}/{label}: the class folder holds no image ({below.ignored_text()}). "
+            f"{walk.root}/{label}: the class folder holds no image ({below.listing().left_out}). "
             "Put its images there, or remove the folder"
         )
     walk.ignored.update(below.ignored)
     walk.unread.extend(below.unread)
-    return found
+    return items
 
 
-def images_below(walk: Walk, label: str | None = None) -> Iterator[File]:
-    """Depth first; the root counts as walked, or a link to it would mix the classes.
-
-    Without a label the root is where it starts.
-    """
-    walked = set() if label is None else {walk.identity()}
-    waiting = [label or ""]
-    while waiting:
-        folder = waiting.pop()
-        identity = walk.identity(folder)
-        if identity in walked:
-            walk.ignored["folder reached twice"] += 1
-            continue
-        walked.add(identity)
-        files, folders = walk.look(folder)
-        yield from files
-        waiting.extend(reversed(folders))
+def _item(file: FoundFile, label: str) -> Item:
+    return Item(file.path, label, file.file, None, file.stat)

@@ -1,10 +1,13 @@
-"""What a source finds, and the one way in which the bytes of a file are read."""
+"""Images as they are found: what a folder holds, and the one way in which a file is read.
+
+Only what is regular, visible and inside the folder is ever opened.
+"""
 
 import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -16,12 +19,17 @@ from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.errors import ImageError, StudyError
 from pipeline.words import are, counted
 
+#: Label of an image that has no class.
+NO_CLASS = ""
 #: Errors that a network file system gives once and not again.
 _TRANSIENT = (errno.EIO, errno.ESTALE)
 _RETRIES = 3
 _PAUSE_SECONDS = 0.1
-#: Name of no class.
-NO_CLASS = ""
+#: Endings of images in formats that are not read: they are listed, never left out in silence.
+_OTHER_IMAGES = (
+    ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".heic", ".dcm", ".dicom", ".nii", ".nii.gz",
+    ".svs", ".ndpi",
+)  # fmt: skip
 _T = TypeVar("_T")
 
 
@@ -32,6 +40,11 @@ class FileStat(NamedTuple):
     mtime_ns: int
     ctime_ns: int
     inode: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> "FileStat":
+        """The part of a stat that is kept."""
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,21 @@ class Listing:
     ignored: Mapping[str, int]
     unread: tuple[str, ...] = ()
 
+    @property
+    def left_out(self) -> str:
+        """What was not taken, for a message."""
+        parts = [f"{count} x {reason}" for reason, count in sorted(self.ignored.items())]
+        if self.unread:
+            parts.insert(0, self.unread_text)
+        return f"ignored: {', '.join(parts)}" if parts else "it is empty"
+
+    @property
+    def unread_text(self) -> str:
+        """How many images of which formats are not read, and what to do."""
+        endings = Counter(Path(path).suffix.lower() for path in self.unread)
+        images = ", ".join(counted(n, f"{ending} image") for ending, n in sorted(endings.items()))
+        return f"{images} {are(len(self.unread))} not read: convert to .png"
+
 
 class Content(Protocol):
     """An image in memory: the bytes that are hashed are the bytes that are decoded."""
@@ -91,12 +119,7 @@ class Content(Protocol):
         """
 
 
-def stat_of(stat: os.stat_result) -> FileStat:
-    """The part of a stat that is kept."""
-    return FileStat(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-
-
-def read_from(file: str | Path, action: Callable[[FileIO], _T]) -> _T:
+def read_file(file: str, action: Callable[[FileIO], _T]) -> _T:
     """Open a file, without a buffer, for one action; try again where that may help.
 
     Raises:
@@ -120,17 +143,7 @@ def system_reason(cause: OSError) -> str:
     return f"{cause.strerror or type(cause).__name__} ({code})"
 
 
-# Which entries of a folder may be opened: regular, visible, and inside the root.
-
-
-#: Endings of images that are not read here: whoever has them in a folder must hear of it.
-OTHER_IMAGES = (
-    ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".heic", ".dcm", ".dicom", ".nii", ".nii.gz",
-    ".svs", ".ndpi",
-)  # fmt: skip
-
-
-class File(NamedTuple):
+class FoundFile(NamedTuple):
     """A file that may be opened: path relative to the root, absolute path, stat."""
 
     path: str
@@ -140,13 +153,13 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """A look at the folders below one root.
+    """A walk through the folders below one root.
 
     Attributes:
         root: Absolute, without links.
         suffixes: Lower-case endings of the files to take, such as ``.jpg``.
         ignored: Number of entries left out so far, by reason.
-        unread: Paths of images that are not read, see ``OTHER_IMAGES``; not in ``ignored``.
+        unread: Paths of images in formats that are not read; not in ``ignored``.
     """
 
     root: str
@@ -154,7 +167,7 @@ class Walk:
     ignored: Counter[str] = field(default_factory=Counter)
     unread: list[str] = field(default_factory=list)
 
-    def look(self, folder: str = "") -> tuple[list[File], list[str]]:
+    def entries(self, folder: str = "") -> tuple[list[FoundFile], list[str]]:
         """Files and sub-folders directly in a folder; paths are relative to the root.
 
         Raises:
@@ -162,60 +175,69 @@ class Walk:
         """
         files, folders = [], []
         prefix = f"{folder}/" if folder else ""
-        for entry in _entries(os.path.join(self.root, folder)):  # noqa: PTH118 - no Path here
+        for entry in list_folder(os.path.join(self.root, folder)):  # noqa: PTH118 - no Path here
             path = prefix + entry.name
             if entry.name.startswith("."):
                 self.ignored["hidden"] += 1
-            elif entry.is_symlink() and not self._holds(entry.path):
+            elif entry.is_symlink() and not self._is_inside(entry.path):
                 self.ignored["link out of the folder"] += 1
-            elif _is_folder(entry):
+            elif is_folder(entry):
                 folders.append(path)
-            elif entry.name.lower().endswith(OTHER_IMAGES):
+            elif entry.name.lower().endswith(_OTHER_IMAGES):
                 self.unread.append(path)
             elif not entry.name.lower().endswith(self.suffixes):
                 self.ignored[f"not a {'/'.join(self.suffixes)} file"] += 1
             elif stat := _stat_of_regular(entry):
-                files.append(File(path, entry.path, stat))
+                files.append(FoundFile(path, entry.path, stat))
             else:
                 self.ignored["not a regular file"] += 1
         return files, sorted(folders)
 
-    def identity(self, folder: str = "") -> tuple[int, int]:
-        """Device and inode: equal for two paths of one folder.
+    def files_below(self, folder: str = "") -> Iterator[FoundFile]:
+        """All files below a folder, depth first; each folder is walked once.
+
+        The root counts as walked already when the walk starts below it: a link to it would
+        mix the classes.
 
         Raises:
-            StudyError: The folder has vanished.
+            StudyError: A folder cannot be listed.
         """
+        walked = {self._identity("")} if folder else set()
+        waiting = [folder]
+        while waiting:
+            folder = waiting.pop()
+            identity = self._identity(folder)
+            if identity in walked:
+                self.ignored["folder reached twice"] += 1
+                continue
+            walked.add(identity)
+            files, folders = self.entries(folder)
+            yield from files
+            waiting.extend(reversed(folders))
+
+    def listing(self, items: Iterable[Item] = ()) -> Listing:
+        """These items, in the order of their paths, beside what was left out."""
+        ordered = sorted(items, key=lambda item: item.path)
+        return Listing(items=tuple(ordered), ignored=dict(self.ignored), unread=tuple(self.unread))
+
+    def _identity(self, folder: str) -> tuple[int, int]:
+        """Device and inode: equal for two paths of one folder."""
         try:
             stat = os.stat(os.path.join(self.root, folder))  # noqa: PTH116, PTH118 - as above
         except OSError as cause:
             raise StudyError(f"{self.root}/{folder}: {system_reason(cause)}") from cause
         return stat.st_dev, stat.st_ino
 
-    def listing(self, items: Iterable[Item]) -> Listing:
-        """These items, in the order of their paths, beside what was left out."""
-        found = sorted(items, key=lambda item: item.path)
-        return Listing(items=tuple(found), ignored=dict(self.ignored), unread=tuple(self.unread))
-
-    def ignored_text(self) -> str:
-        """What was left out, for a message."""
-        parts = [f"{count} x {reason}" for reason, count in sorted(self.ignored.items())]
-        if self.unread:
-            parts.insert(0, not_read(self.unread))
-        return f"ignored: {', '.join(parts)}" if parts else "it is empty"
-
-    def _holds(self, path: str) -> bool:
+    def _is_inside(self, path: str) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self.root)
 
 
-def not_read(paths: Sequence[str]) -> str:
-    """How many images of which formats are not read, and what to do."""
-    endings = Counter(Path(path).suffix.lower() for path in paths)
-    found = ", ".join(counted(n, f"{ending} image") for ending, n in sorted(endings.items()))
-    return f"{found} {are(len(paths))} not read: convert to .png"
+def list_folder(folder: str | Path) -> list["os.DirEntry[str]"]:
+    """All entries of a folder.
 
-
-def _entries(folder: str) -> list["os.DirEntry[str]"]:
+    Raises:
+        StudyError: The folder cannot be listed.
+    """
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -223,7 +245,8 @@ def _entries(folder: str) -> list["os.DirEntry[str]"]:
         raise StudyError(f"{folder} cannot be listed: {system_reason(cause)}") from cause
 
 
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -233,6 +256,6 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 def _stat_of_regular(entry: "os.DirEntry[str]") -> FileStat | None:
     """None for a FIFO, a device, a socket, a broken link and what has just vanished."""
     try:
-        return stat_of(entry.stat()) if entry.is_file() else None
+        return FileStat.of(entry.stat()) if entry.is_file() else None
     except OSError:
         return None

@@ -21,10 +21,20 @@ from numpy.typing import NDArray
 
 from pipeline.data.facts import facts_of_array
 from pipeline.data.images import PixelPolicy, Pixels, check_size, resize_pixels
-from pipeline.data.items import File, FileStat, Item, Listing, Walk, read_from, stat_of
+from pipeline.data.items import (
+    NO_CLASS,
+    FileStat,
+    FoundFile,
+    Item,
+    Listing,
+    Walk,
+    is_folder,
+    read_file,
+)
 from pipeline.errors import ImageError, StudyError
 
-SUFFIXES = (".npy",)
+HAS_ROWS = True
+_SUFFIXES = (".npy",)
 _ALLOWED = "allowed are (n, H, W) and (n, H, W, 3), uint8"
 _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
     {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -66,17 +76,26 @@ class _Header:
     offset: int
 
 
-def scan(root: Path) -> Listing:
+def is_sign(entry: "os.DirEntry[str]", *, labelled: bool) -> bool:  # noqa: ARG001 - one form
+    """Whether an entry of the root shows that it holds stacks."""
+    return entry.name.lower().endswith(_SUFFIXES) and not is_folder(entry)
+
+
+def scan(root: Path, *, labelled: bool) -> Listing:
     """Find the rows of each stack; ``test_normal.npy`` and ``normal.npy`` are one class.
 
     Raises:
         StudyError: A stack that is damaged, or of another shape or dtype than allowed.
     """
-    walk = Walk(os.path.realpath(root), SUFFIXES)
-    stacks, _ = walk.look()
+    walk = Walk(os.path.realpath(root), _SUFFIXES)
+    stacks, _ = walk.entries()
     if not stacks:
-        raise StudyError(f"{root} holds no .npy stack ({walk.ignored_text()})")
-    return walk.listing(item for stack in stacks for item in _rows(stack))
+        raise StudyError(f"{root} holds no .npy stack ({walk.listing().left_out})")
+    return walk.listing(
+        item
+        for stack in stacks
+        for item in _rows(stack, _class_of(stack.path) if labelled else NO_CLASS)
+    )
 
 
 def read(item: Item) -> RowContent:
@@ -85,18 +104,17 @@ def read(item: Item) -> RowContent:
     Raises:
         ImageError: It cannot be read, or the file has changed since it was found.
     """
-    return RowContent(read_from(item.file, lambda stream: _row(stream, item)))
+    return RowContent(read_file(item.file, lambda stream: _row(stream, item)))
 
 
-def class_of(name: str) -> str:
+def _class_of(name: str) -> str:
     """``train_normal.npy`` and ``test_normal.npy`` hold the class normal."""
     stem = Path(name).stem
     return stem.removeprefix("train_" if stem.startswith("train_") else "test_") or stem
 
 
-def _rows(stack: File) -> list[Item]:
+def _rows(stack: FoundFile, label: str) -> list[Item]:
     header = _header(stack.file, stack.stat)
-    label = class_of(stack.path)
     return [
         Item(f"{stack.path}#{row}", label, stack.file, row, stack.stat)
         for row in range(header.rows)
@@ -104,7 +122,7 @@ def _rows(stack: File) -> list[Item]:
 
 
 def _row(stream: FileIO, item: Item) -> Pixels:
-    now = stat_of(os.fstat(stream.fileno()))
+    now = FileStat.of(os.fstat(stream.fileno()))
     # Not the ctime: a new name or mode leaves every row where it was.
     if (now.size, now.mtime_ns, now.inode) != (item.stat.size, item.stat.mtime_ns, item.stat.inode):
         raise ImageError("its stack changed after it was listed; run again")
@@ -120,7 +138,7 @@ def _row(stream: FileIO, item: Item) -> Pixels:
 @lru_cache(maxsize=64)  # by stat too, so a changed file is never read by an old header
 def _header(file: str, stat: FileStat) -> _Header:
     try:
-        shape, is_fortran, dtype, offset = read_from(file, _parse_header)
+        shape, is_fortran, dtype, offset = read_file(file, _parse_header)
     except ImageError as cause:
         raise StudyError(f"{file}: {cause}") from cause
     except Exception as cause:  # numpy evaluates what the file says: anything can go wrong

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.index import KeyIndex
-from pipeline.data.items import Item, not_read
+from pipeline.data.items import Item
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patient_of, split_by_patient
-from pipeline.data.sources import read_image, scan, scan_unlabelled
+from pipeline.data.sources import read_image, scan
 from pipeline.data.validate import warn_classes, warn_folds, warn_patients, warn_share
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
@@ -219,11 +219,11 @@ def load_samples(
 
 
 def _key_domain(study: Study, domain: Domain, options: SampleOptions, progress: Progress) -> _Keyed:
-    listing = scan(domain.path) if domain.labelled else scan_unlabelled(domain.path)
+    listing = scan(domain.path, labelled=domain.labelled)
     for reason, count in listing.ignored.items():
         _LOG.info("%s: %s ignored: %s", domain.name, counted(count, "file"), reason)
     if listing.unread:
-        _LOG.warning("%s: %s", domain.name, not_read(listing.unread))
+        _LOG.warning("%s: %s", domain.name, listing.unread_text)
     index = KeyIndex(study.store_root, domain.path, rehash=options.rehash)
     keys: list[bytes | str | None] = [index.key(item) for item in listing.items]
     unknown = [i for i, key in enumerate(keys) if key is None]

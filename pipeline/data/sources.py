@@ -1,17 +1,17 @@
 """The kinds of input there are: which images a folder holds, and the content of each.
 
-To add a kind: a module with ``scan`` and ``read``, and one entry in ``KINDS``.
+To add a kind: a module with what :class:`InputKind` lists, and one entry in ``KINDS``.
 """
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 from pipeline.data import class_folders, npy_stacks
-from pipeline.data.items import NO_CLASS, Content, Item, Listing, system_reason
+from pipeline.data.items import Content, Item, Listing, list_folder
 from pipeline.errors import ImageError, StudyError
 from pipeline.words import counted
 
@@ -19,47 +19,64 @@ from pipeline.words import counted
 CHANGED = "changed while the run was under way; run again"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
-    """One kind of input.
+class InputKind(Protocol):
+    """What the module of one kind of input offers.
 
-    Attributes:
-        is_mark: Whether a visible entry of the root shows that it is of this kind.
-        scan: Lists the images below the root, with their classes.
-        is_loose_mark: The same as ``is_mark`` where no class is asked for.
-        scan_loose: Lists the images below the root, whatever their classes.
-        read: Reads one of them.
-        has_rows: Whether its items have a row.
+    ``labelled`` says whether classes are asked for; without it the label of every item
+    is empty.
     """
 
-    is_mark: Callable[["os.DirEntry[str]"], bool]
-    scan: Callable[[Path], Listing]
-    is_loose_mark: Callable[["os.DirEntry[str]"], bool]
-    scan_loose: Callable[[Path], Listing]
-    read: Callable[[Item], Content]
-    has_rows: bool
+    @property
+    def HAS_ROWS(self) -> bool:  # noqa: N802 - a constant of the module
+        """Whether an item is a row of its file."""
+
+    def is_sign(self, entry: "os.DirEntry[str]", *, labelled: bool) -> bool:
+        """Whether a visible entry of the root shows that it is of this kind."""
+
+    def scan(self, root: Path, *, labelled: bool) -> Listing:
+        """List the images below the root."""
+
+    def read(self, item: Item) -> Content:
+        """Read one of them."""
 
 
-def scan(root: Path) -> Listing:
+KINDS: Mapping[str, InputKind] = MappingProxyType(
+    {"class folders": class_folders, ".npy stacks": npy_stacks}
+)
+
+
+def scan(root: Path, *, labelled: bool = True) -> Listing:
     """List the images of one domain, by the kind of input that its folder holds.
 
     Args:
-        root: Folder of class folders, or of ``.npy`` stacks.
+        root: Folder of class folders, or of ``.npy`` stacks; without labels also of images
+            that lie in it as they are.
+        labelled: Whether folders and stacks name classes.
 
     Raises:
         StudyError: No such folder; no kind of input or several in it; a class without
             an image; a stack that cannot be used.
     """
-    entries = _visible_entries(root)
-    kinds = [name for name, kind in KINDS.items() if any(map(kind.is_mark, entries))]
-    if len(kinds) != 1:
+    entries = [entry for entry in list_folder(root) if not entry.name.startswith(".")]
+    kinds = {
+        name: kind
+        for name, kind in KINDS.items()
+        if any(kind.is_sign(entry, labelled=labelled) for entry in entries)
+    }
+    if len(kinds) == 1:
+        return next(iter(kinds.values())).scan(root, labelled=labelled)
+    if labelled:
         raise StudyError(
             f"{root} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "
             "a folder for each class with .jpg, .jpeg or .png files at any depth, or .npy "
             "stacks (n, H, W) or (n, H, W, 3), uint8, one class a file. Images of a target "
             'that nobody has labelled may lie in it as they are, with labels = "absent"'
         )
-    return KINDS[kinds[0]].scan(root)
+    raise StudyError(
+        f"{root} holds {'images and .npy stacks' if kinds else _described(entries)}; allowed for "
+        "a target without labels is one of: .jpg, .jpeg or .png files at any depth, or .npy "
+        "stacks (n, H, W) or (n, H, W, 3), uint8"
+    )
 
 
 def read_image(item: Item, key: bytes | None = None) -> Content:
@@ -73,40 +90,11 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
         ImageError: It cannot be read, an input/output error only after three more tries;
             or its content has changed (:data:`CHANGED`).
     """
-    kind = next(k for k in KINDS.values() if k.has_rows == (item.row is not None))
+    kind = next(kind for kind in KINDS.values() if (item.row is not None) == kind.HAS_ROWS)
     content = kind.read(item)
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content
-
-
-def scan_unlabelled(root: Path) -> Listing:
-    """List the images of a domain whose classes nobody knows; the label of each is empty.
-
-    Args:
-        root: Folder of images, flat or with folders of any meaning, or of ``.npy`` stacks.
-
-    Raises:
-        StudyError: No such folder; nothing of use or two kinds of input in it.
-    """
-    entries = _visible_entries(root)
-    kinds = [name for name, kind in KINDS.items() if any(map(kind.is_loose_mark, entries))]
-    if len(kinds) != 1:
-        what = "images and .npy stacks" if kinds else _described(entries)
-        raise StudyError(
-            f"{root} holds {what}; allowed for a target without labels is one of: .jpg, .jpeg or "
-            ".png files at any depth, or .npy stacks (n, H, W) or (n, H, W, 3), uint8"
-        )
-    found = KINDS[kinds[0]].scan_loose(root)
-    return replace(found, items=tuple(replace(item, label=NO_CLASS) for item in found.items))
-
-
-def _visible_entries(root: Path) -> list["os.DirEntry[str]"]:
-    try:
-        with os.scandir(root) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as cause:
-        raise StudyError(f"{root} cannot be listed: {system_reason(cause)}") from cause
 
 
 def _described(entries: list["os.DirEntry[str]"]) -> str:
@@ -114,37 +102,3 @@ def _described(entries: list["os.DirEntry[str]"]) -> str:
     return (
         ", ".join(counted(n, f"{ending} file") for ending, n in endings.most_common(4)) or "nothing"
     )
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    return os.path.isdir(entry.path)  # noqa: PTH112 - False, and no error, for a link to itself
-
-
-def _may_hold_images(entry: "os.DirEntry[str]") -> bool:
-    return entry.name.lower().endswith(class_folders.SUFFIXES) or _is_folder(entry)
-
-
-def _is_stack(entry: "os.DirEntry[str]") -> bool:
-    return entry.name.lower().endswith(npy_stacks.SUFFIXES) and not _is_folder(entry)
-
-
-KINDS: Mapping[str, Kind] = MappingProxyType(
-    {
-        "class folders": Kind(
-            is_mark=_is_folder,
-            scan=class_folders.scan,
-            is_loose_mark=_may_hold_images,
-            scan_loose=class_folders.scan_loose,
-            read=class_folders.read,
-            has_rows=False,
-        ),
-        ".npy stacks": Kind(
-            is_mark=_is_stack,
-            scan=npy_stacks.scan,
-            is_loose_mark=_is_stack,
-            scan_loose=npy_stacks.scan,
-            read=npy_stacks.read,
-            has_rows=True,
-        ),
-    }
-)
