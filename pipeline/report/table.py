@@ -58,6 +58,8 @@ class Column:
         help: One sentence for readers; Markdown and the page show it below the table.
         interval: Whether the values are (estimate, low, high). CSV files have three columns.
         csv_only: Whether people are not shown it.
+        field: Of the record's row, for :func:`table_of`; empty: the name, or, for an interval,
+            the row's own ``estimate``, ``low`` and ``high``.
     """
 
     name: str
@@ -65,6 +67,16 @@ class Column:
     help: str = ""
     interval: bool = False
     csv_only: bool = False
+    field: str = ""
+
+    def of(self, row: Mapping[str, Any]) -> Any:
+        """The value of this column in a row of a record; None where the row has none."""
+        if not self.interval:
+            return row.get(self.field or self.name)
+        found = row.get(self.field) if self.field else row
+        if found is None or found.get("estimate") is None:
+            return None
+        return found["estimate"], found.get("low"), found.get("high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +131,21 @@ Part = Table | str
 def interval(record: Mapping[str, Any] | None) -> tuple[Any, Any, Any] | None:
     """The value of an interval column from the record of an interval; None without one."""
     return None if record is None else (record["estimate"], record["low"], record["high"])
+
+
+def table_of(
+    title: str, columns: Sequence[Column], rows: Iterable[Mapping[str, Any]], **more: Any
+) -> Table:
+    """A table of rows of a record.
+
+    Args:
+        title: As in :class:`Table`.
+        columns: Each picks its value from a row; see :meth:`Column.of`.
+        rows: JSON values.
+        more: Other attributes of :class:`Table`.
+    """
+    values = tuple(tuple(column.of(row) for column in columns) for row in rows)
+    return Table(title=title, columns=tuple(columns), rows=values, **more)
 
 
 def format_value(value: Any, kind: str) -> str:

@@ -17,8 +17,8 @@ from pipeline.report.table import (
     Table,
     csv_files,
     format_value,
-    interval,
     markdown_text,
+    table_of,
     terminal_text,
     to_csv,
     to_html,
@@ -210,9 +210,22 @@ def test_a_table_without_rows_shows_its_title_and_notes():
     assert to_csv(empty) == "x\n"
 
 
-def test_the_record_of_an_interval_is_a_value():
-    """Its other entries are not shown."""
-    record = {"estimate": 0.9, "low": 0.8, "high": 0.95, "images": 40}
-    assert interval(record) == (0.9, 0.8, 0.95)
-    assert interval(None) is None
+def test_a_table_is_made_of_the_rows_of_a_record():
+    """An interval is the row's own, or that of a field; what a row lacks is not known."""
+    rows = [
+        {"name": "a", "estimate": 0.9, "low": 0.8, "high": 0.95, "images": 40, "gain": None},
+        {"name": "b", "estimate": None, "gain": {"estimate": 0.1, "low": None, "high": None}},
+    ]
+    columns = (
+        Column(name="method", field="name"),
+        Column(name="accuracy", kind="share", interval=True),
+        Column(name="images", kind="count"),
+        Column(name="points", kind="points", interval=True, field="gain"),
+    )
+    table = table_of("t", columns, rows, key="k")
+    assert table.rows == (
+        ("a", (0.9, 0.8, 0.95), 40, None),
+        ("b", None, None, (0.1, None, None)),
+    )
+    assert (table.title, table.key, table.values("method")) == ("t", "k", ["a", "b"])
     assert set(NUMBERS) >= {"share", "percent", "points", "p", "number", "count", "seconds"}
