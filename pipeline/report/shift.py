@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.report import shift6
+from pipeline.report.shift6 import EFFECTS, STEPS
 from pipeline.report.table import Column, Detail, Heading, Part, Table, interval
 from pipeline.words import counted
 
@@ -12,6 +14,8 @@ Row = Mapping[str, Any]
 
 def tables(record: Record) -> list[Part]:
     """The parts of a report on ``shift.json``; a terminal is shown the first three of a target."""
+    if record["schema"] > 5:
+        return shift6.tables(record)
     parts: list[Part] = []
     for target in record["targets"]:
         parts += _target(target, record["classes"])
@@ -57,32 +61,30 @@ def _about(target: Row) -> dict[str, str]:
     return {"backbone": target["backbone"], "target": target["target"]}
 
 
-#: Effects in the order of the table: which division of the loss, the path in the record, words.
+#: Effects in the order of the table: division, path in the record, name.
 _EFFECTS = (
-    ("all of it", ("total",), "accuracy lost"),
-    ("class shares", ("kitagawa", "mix"), "other shares of the classes"),
-    ("", ("kitagawa", "rate"), "more errors inside the classes"),
-    ("scores", ("score", "terms", "confidence_shift"), "scores nearer to the threshold"),
-    ("", ("score", "terms", "y_given_score"), "a score means another risk"),
-    ("threshold", ("threshold", "terms", "transfer"), "the threshold does not fit"),
-    ("", ("threshold", "terms", "discrimination"), "the classes overlap more"),
+    ("all", ("total",), "accuracy_loss"),
+    ("class", ("kitagawa", "mix"), "class_mix"),
+    ("class", ("kitagawa", "rate"), "within_class"),
+    ("score", ("score", "terms", "confidence_shift"), "confidence_shift"),
+    ("score", ("score", "terms", "y_given_score"), "y_given_score"),
+    ("threshold", ("threshold", "terms", "transfer"), "threshold"),
+    ("threshold", ("threshold", "terms", "discrimination"), "discrimination"),
 )
 
 
 def _effects(target: Row) -> Table:
     rows = []
-    for division, path, words in _EFFECTS:
+    for division, path, effect in _EFFECTS:
         found: Any = target["decomposition"]
         for name in path:
             found = None if found is None else found.get(name)
         if found is not None:
-            rows.append((division, words, interval(found), found["p_largest"]))
-    for division, name, words in (
-        ("head", "target_hardness", "the target is harder"),
-        ("", "transfer_gap", "the head does not transfer"),
-    ):
+            rows.append((division, EFFECTS[effect], interval(found), found["p_largest"]))
+    for name in ("target_hardness", "transfer_gap"):
         if gap := target["gaps"].get(name):
-            rows.append((division, words, (gap["est"], *gap["ci_sampling"]), gap["p_largest"]))
+            value = (gap["est"], *gap["ci_sampling"])
+            rows.append(("transfer", EFFECTS[name], value, gap["p_largest"]))
     return Table(
         title="Why accuracy is lost. Each division splits the same loss in another way",
         columns=(
@@ -109,13 +111,13 @@ def _adaptation(target: Row) -> Table:
             Column(name="target labels"),
             Column(name="accuracy", kind="share"),
             Column(name="AUROC", kind="share"),
-            Column(name="points", kind="points", interval=True),
+            Column(name="points gained", kind="points", interval=True),
             Column(name="p", kind="p"),
         ),
         rows=tuple(
             (
                 row["name"],
-                "some" if row["uses_target_labels"] else "none",
+                row["uses_target_labels"],
                 row["accuracy"],
                 row["auroc"],
                 interval(row["difference"]),
@@ -129,18 +131,11 @@ def _adaptation(target: Row) -> Table:
 
 
 ERRORS = {
-    "human": "human",
+    "human": "human, source",
     "s_fit": "source, training images",
     "s_traindev": "source, new patients",
     "t_test": "target",
     "t_oracle_cv": "target, head trained on it",
-}
-STEPS = {
-    "avoidable_bias": "avoidable bias",
-    "variance": "variance",
-    "mismatch": "domain mismatch",
-    "target_hardness": "target hardness",
-    "transfer_gap": "transfer gap",
 }
 
 
@@ -152,7 +147,7 @@ def _error_table(target: Row) -> Table:
         if isinstance(errors[name], Mapping)
     ]
     if isinstance(errors["human"], float):
-        rows.insert(0, ("error", "human, as given", (errors["human"], None, None), None))
+        rows.insert(0, ("error", "human, source", (errors["human"], None, None), None))
     for name, words in STEPS.items():
         if gap := target["gaps"].get(name):
             refitted = gap["ci_retrain"]
@@ -322,7 +317,7 @@ def _thresholds(target: Row) -> Table:
         title="Thresholds chosen on the source",
         columns=(
             Column(name="rule"),
-            Column(name="used on"),
+            Column(name="domain"),
             Column(name="moved by"),
             Column(name="threshold", kind="share"),
             Column(name="sensitivity, %", kind="percent", interval=True),

@@ -29,7 +29,7 @@ from pipeline.report.figures.style import (
     new_figure,
     panels,
 )
-from pipeline.report.shift import ERRORS, STEPS
+from pipeline.report.shift6 import ERRORS, STEPS
 from pipeline.report.table import Table
 from pipeline.words import printable
 
@@ -56,9 +56,9 @@ def error_table(found: Results) -> Figure:
 #: Each error with the step that leads from it to the next; the last two divide "mismatch".
 _CHAIN = (
     ("human", "avoidable_bias"),
-    ("s_fit", "variance"),
-    ("s_traindev", "mismatch"),
-    ("t_test", None),
+    ("source_training", "variance"),
+    ("source_new_patients", "mismatch"),
+    ("target", None),
 )
 _TRANSFER = ("target_hardness", "transfer_gap")
 
@@ -82,7 +82,7 @@ def _draw_errors(axes: Axes, table: Table, names: Sequence[str]) -> None:
         else:
             transfer = name in (STEPS[s] for s in _TRANSFER)
             if name == STEPS["target_hardness"]:
-                level = rows[ERRORS["s_traindev"]]["% of images"][0]
+                level = rows[ERRORS["source_new_patients"]]["% of images"][0]
             shade = PURPLE if transfer else VERMILION if value[0] >= 0 else GREEN
             _draw_bar(axes, heights[name], level, value, shade, rows[name]["head refitted"])
             level += value[0] if transfer else 0.0
@@ -130,21 +130,22 @@ def _write_right(axes: Axes, x: float, height: float, text: str) -> None:
 def effects(found: Results) -> Figure:
     """Points of accuracy lost by each effect; those of one colour add up to the loss."""
     tables = found.tables("shift_effects")
-    names = list(dict.fromkeys(name for table in tables for name in table.values("effect")))
+    divisions = {name: d for t in tables for d, name, *_ in t.rows if d != "AUROC"}
+    names = list(divisions)
+    shades = [colour(k - 1) if k else GREY for k in range(len(names))]
+    shade_of = dict(zip(dict.fromkeys(divisions.values()), shades, strict=False))
     height = 0.5 + len(names) * _ROW
     figure, cells = panels(len(tables), height=height, extra=0.6, sharey=True)
     for axes, table in zip(cells, tables, strict=True):
-        division = -1
-        total = table.rows[0][2][0]
-        axes.axvline(100 * total, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
-        for group, name, value, *_ in table.rows:
-            division += bool(group)
-            shade = GREY if division == 0 else colour(division - 1)
-            at = float(len(names) - 1 - names.index(name))
-            points = [100 * v for v in value]
-            axes.barh(at, points[0], height=0.62, color=shade)
-            axes.plot(points[1:], [at, at], color=INK, linewidth=0.9)
-            _write_right(axes, max(0.0, *points), at, f"{points[0]:+.1f}")
+        values = dict(zip(table.values("effect"), table.values("points lost"), strict=True))
+        total = 100 * values[names[0]][0]
+        axes.axvline(total, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
+        for at, name in zip(range(len(names))[::-1], names, strict=True):
+            if value := values.get(name):
+                points = [100 * v for v in value]
+                axes.barh(at, points[0], height=0.62, color=shade_of[divisions[name]])
+                axes.plot(points[1:], [at, at], color=INK, linewidth=0.9)
+                _write_right(axes, max(0.0, *points), at, f"{points[0]:+.1f}")
         axes.set_yticks(range(len(names))[::-1], names)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.16)
@@ -264,11 +265,12 @@ def adaptation(found: Results) -> Figure:
     height = 0.45 + 0.2 * len(names)
     figure, cells = panels(len(tables), height=height, extra=0.65, sharey=True)
     for axes, table in zip(cells, tables, strict=True):
-        values = zip(*(table.values(c) for c in ("method", "points", "target labels")), strict=True)
-        for name, value, labels in values:
+        values = zip(
+            *(table.values(c) for c in ("method", "points gained", "target labels")), strict=True
+        )
+        for name, value, used in values:
             if name in names and value:
                 gain: Any = tuple(None if v is None else 100 * v for v in value)
-                used = labels != "none"
                 draw_intervals(
                     axes,
                     [(float(len(names) - 1 - names.index(name)), gain)],
