@@ -27,7 +27,7 @@ from pipeline.audit.near_copies import (
 from pipeline.audit.shortcuts import MASKED, check_domains, check_facts, check_masked
 from pipeline.data.index import FactsIndex, measure_missing
 from pipeline.data.leaks import NOTE, SEVERITIES, Finding, check_leaks, check_near_copies
-from pipeline.data.samples import SampleOptions, Samples, as_file, load_samples
+from pipeline.data.samples import SampleOptions, Samples, exclusions_text, load_samples
 from pipeline.errors import MissingFeaturesError
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.progress import Progress
@@ -140,7 +140,9 @@ def _check_masked(study: Study, choice: BackboneChoice, samples: Samples) -> lis
 
 def _write(study: Study, record: Mapping[str, Any], sheet: bytes | None) -> None:
     disk.make_dir(study.results)
-    names = as_file(record["leave_out"]) if record["leave_out"] or study.exclude else None
+    names = None
+    if record["leave_out"] or study.exclude:
+        names = exclusions_text(record["leave_out"]).encode()
     for name, content in ((CONTACT_SHEET, sheet), (LEAVE_OUT, names)):
         if content is None:
             disk.unlink(study.results / name)  # an older one would show what is no more

@@ -1,12 +1,14 @@
-"""The table of samples: which image is whose, from where, and in which split.
+"""The samples of a study: which image is whose, of which class, and in which split.
 
-Labels, patients and splits live here and never in the feature store, so relabelling,
-renaming or moving an image costs nothing.
+:func:`load_samples` is read top to bottom: scan the folders, key each image, name the classes,
+split the source by patient, leave out what the study excludes, check for conflicts and leaks.
+Labels, patients and splits live here and never in the feature store, so relabelling, renaming
+or moving an image costs nothing.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import cpu_count
@@ -23,16 +25,19 @@ from pipeline.data.sources import read_image, scan
 from pipeline.data.validate import warn_classes, warn_folds, warn_patients, warn_share
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
-from pipeline.study import SOURCE, Domain, Study
+from pipeline.study import SOURCE, Domain, SourceDomain, Study
 from pipeline.words import are, counted, printable
 
+_LOG = logging.getLogger(__name__)
 #: Label of an image of a target without labels. It is no class and no metric may meet it:
 #: what counts right and wrong refuses it, and stages leave such domains out where they begin.
 UNLABELLED = -1
+#: Pairs of images that a message names.
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skip:
+class SkippedImage:
     """An image that is not used, and why; ``key`` in hex where its content was read."""
 
     domain: str
@@ -84,7 +89,7 @@ class Samples:
 
     def name_of(self, row: int) -> str:
         """Domain and path of a sample, as it is printed and as a study's ``exclude`` lists it."""
-        return name_of(str(self.domain[row]), self.items[row].path)
+        return _name(str(self.domain[row]), self.items[row].path)
 
     def where(self, mask: NDArray[np.bool_]) -> Self:
         """The samples where ``mask``, of shape ``(n,)``, is true."""
@@ -98,11 +103,6 @@ class Samples:
             split=self.split[rows],
             classes=self.classes,
         )
-
-
-def name_of(domain: str, path: str) -> str:
-    """An image as it is printed and listed; see :meth:`Samples.name_of`."""
-    return printable(f"{domain}/{path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,78 +120,11 @@ class SampleOptions:
     allow_leaks: bool = False
 
 
-# Images that a study leaves out by name: near copies, for example, as the audit lists them.
-
-
-_HEAD = """\
-# Images that no stage should use. To leave them out, write into the study file, above its
-# first [table]: exclude = "PATH OF THIS FILE"
-"""
-
-
-def read_exclusions(file: Path) -> tuple[str, ...]:
-    """Names in the file, in its order.
-
-    Raises:
-        StudyError: It is not a text file.
-    """
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as cause:
-        raise StudyError(f"exclude: {file} cannot be read as text: {cause}") from cause
-    return tuple(line for line in lines if line.strip() and not line.startswith("#"))
-
-
-def as_file(names: Iterable[str]) -> bytes:
-    """What :func:`read_exclusions` reads, sorted."""
-    return (_HEAD + "".join(f"{name}\n" for name in sorted(set(names)))).encode()
-
-
-def kept(names: Sequence[str], file: Path, skipped: Collection[str] = ()) -> NDArray[np.bool_]:
-    """Which images stay.
-
-    Args:
-        names: ``n`` images, as the audit prints them.
-        file: See :func:`read_exclusions`.
-        skipped: Images that cannot be read, and may be listed all the same.
-
-    Returns:
-        Shape ``(n,)``.
-
-    Raises:
-        StudyError: A line names no image: it is a slip of the pen, another study's, or gone.
-    """
-    left_out = read_exclusions(file)
-    if unknown := sorted(set(left_out) - set(names) - set(skipped)):
-        raise StudyError(
-            f"exclude: {file} names {unknown[0]!r} ({len(unknown)} such lines), which is no image "
-            f"of the study, or no longer there; allowed are lines such as {names[0]}"
-        )
-    return ~np.isin(names, left_out)
-
-
-# Gather the samples of a study: find every image, key it, split by patient, and check.
-
-
-_LOG = logging.getLogger(__name__)
-_SHOWN = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Keyed:
-    """One domain with the key of each image that could be read."""
-
-    domain: Domain
-    items: tuple[Item, ...]
-    key: tuple[bytes, ...]
-    skipped: tuple[Skip, ...]
-
-
 def load_samples(
     study: Study,
     options: SampleOptions | None = None,
     progress: Progress | None = None,
-) -> tuple[Samples, tuple[Skip, ...]]:
+) -> tuple[Samples, tuple[SkippedImage, ...]]:
     """Find and key every image of a study, and split the source by patient.
 
     Args:
@@ -200,7 +133,7 @@ def load_samples(
         progress: Told how many files must be read, and of each that was.
 
     Returns:
-        The table, and the images that could not be read.
+        The samples, and the images that could not be read.
 
     Raises:
         StudyError: Classes that do not fit, or identical images with different labels.
@@ -208,17 +141,34 @@ def load_samples(
         NoImagesError: No image of a domain could be read.
     """
     options = options or SampleOptions()
-    with progress or Progress("reading files") as shown:
-        found = [_key_domain(study, d, options, shown) for d in study.domains]
-    classes = _classes(study, found)
-    skipped = tuple(skip for part in found for skip in part.skipped)
-    samples = _left_over(study, _table(study, found, classes), skipped)
+    with progress or Progress("reading files") as bar:
+        domains = [_key_images(study, domain, options, bar) for domain in study.domains]
+    classes = _class_names(study, domains)
+    samples = _concatenate([_label_and_split(study, keyed, classes) for keyed in domains])
+    skipped = tuple(image for keyed in domains for image in keyed.skipped)
+    samples = _leave_out(study, samples, skipped)
     _check_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
     return samples, skipped
 
 
-def _key_domain(study: Study, domain: Domain, options: SampleOptions, progress: Progress) -> _Keyed:
+# Scan and key.
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KeyedDomain:
+    """One domain with the key of each image that could be read."""
+
+    domain: Domain
+    items: tuple[Item, ...]
+    key: tuple[bytes, ...]
+    skipped: tuple[SkippedImage, ...]
+
+
+def _key_images(
+    study: Study, domain: Domain, options: SampleOptions, progress: Progress
+) -> _KeyedDomain:
+    """Scan a domain; read the images that the index does not know, in threads."""
     listing = scan(domain.path, labelled=domain.labelled)
     for reason, count in listing.ignored.items():
         _LOG.info("%s: %s ignored: %s", domain.name, counted(count, "file"), reason)
@@ -237,7 +187,7 @@ def _key_domain(study: Study, domain: Domain, options: SampleOptions, progress: 
                 index.learn(listing.items[i], result)
             progress.advance()
     index.save(stamp)
-    return _sorted_out(domain, listing.items, keys)
+    return _without_unreadable(domain, listing.items, keys)
 
 
 def _key_or_reason(item: Item) -> bytes | str:
@@ -247,39 +197,44 @@ def _key_or_reason(item: Item) -> bytes | str:
         return str(reason)
 
 
-def _sorted_out(
+def _without_unreadable(
     domain: Domain, items: Sequence[Item], keys: Sequence[bytes | str | None]
-) -> _Keyed:
+) -> _KeyedDomain:
+    """Keys that are text are the reasons why there is none."""
     pairs = list(zip(items, keys, strict=True))
-    good = [(item, key) for item, key in pairs if isinstance(key, bytes)]
+    readable = [(item, key) for item, key in pairs if isinstance(key, bytes)]
     skipped = tuple(
-        Skip(domain=domain.name, path=item.path, reason=str(key))
+        SkippedImage(domain=domain.name, path=item.path, reason=str(key))
         for item, key in pairs
         if not isinstance(key, bytes)
     )
-    if not good:
+    if not readable:
         raise NoImagesError(
             f"{domain.path}: none of its {len(items)} images can be read; first reason: "
             f"{skipped[0].path}: {skipped[0].reason}"
         )
-    return _Keyed(
+    return _KeyedDomain(
         domain=domain,
-        items=tuple(item for item, _ in good),
-        key=tuple(key for _, key in good),
+        items=tuple(item for item, _ in readable),
+        key=tuple(key for _, key in readable),
         skipped=skipped,
     )
 
 
-def _classes(study: Study, found: list[_Keyed]) -> tuple[str, ...]:
-    """Class names in label order; every domain must keep to those of the source."""
-    in_source = sorted({item.label for item in found[0].items})
+# Classes and split.
+
+
+def _class_names(study: Study, domains: Sequence[_KeyedDomain]) -> tuple[str, ...]:
+    """Class names in label order; every labelled domain must keep to those of the source."""
+    in_source = sorted({item.label for item in domains[0].items})
     classes = study.classes or tuple(in_source)
     if missing := sorted(set(classes) - set(in_source)):
         raise StudyError(f"[source] {study.source.path} has no image of class {missing[0]!r}")
-    for part in (one for one in found if one.domain.labelled):
-        if extra := sorted({item.label for item in part.items} - set(classes)):
+    for keyed in domains:
+        labels = {item.label for item in keyed.items} if keyed.domain.labelled else set()
+        if extra := sorted(labels - set(classes)):
             raise StudyError(
-                f"{part.domain.path} has class {extra[0]!r}; the study's classes are "
+                f"{keyed.domain.path} has class {extra[0]!r}; the study's classes are "
                 f"{', '.join(classes)}. Rename or remove the folder, or list it in `classes`"
             )
     if len(classes) < 2:
@@ -290,33 +245,114 @@ def _classes(study: Study, found: list[_Keyed]) -> tuple[str, ...]:
     return classes
 
 
-def _table(study: Study, found: list[_Keyed], classes: tuple[str, ...]) -> Samples:
-    number = {name: i for i, name in enumerate(classes)}
-    parts = list(_domain_columns(study, found, number))
+def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]) -> Samples:
+    label = np.full(len(keyed.items), UNLABELLED, np.int64)
+    if keyed.domain.labelled:
+        number = {name: k for k, name in enumerate(classes)}
+        label[:] = [number[item.label] for item in keyed.items]
+    group = _patients(keyed)
+    split = np.full(len(group), TARGET)
+    if keyed.domain.name == SOURCE:
+        group = join_duplicates(group, keyed.key)
+        split = _split_source(study.source, label, group, classes, seed=study.seed)
     return Samples(
-        items=tuple(item for part in found for item in part.items),
-        key=tuple(key for part in found for key in part.key),
-        label=np.concatenate([label for label, _, _ in parts]),
-        group=np.concatenate([group for _, group, _ in parts]),
-        split=np.concatenate([split for _, _, split in parts]),
-        domain=np.concatenate([np.full(len(p.items), p.domain.name) for p in found]),
+        items=keyed.items,
+        key=keyed.key,
+        label=label,
+        group=np.array(group),
+        domain=np.full(len(group), keyed.domain.name),
+        split=split,
         classes=classes,
     )
 
 
-def _left_over(study: Study, samples: Samples, skipped: Sequence[Skip]) -> Samples:
+def _patients(keyed: _KeyedDomain) -> list[str]:
+    """Patient ids; an image without one is its own patient."""
+    paths = [item.path for item in keyed.items]
+    patients = [patient_of(path, keyed.domain.group) for path in paths]
+    warn_patients(keyed.domain, paths, patients)
+    return [patient or path for path, patient in zip(paths, patients, strict=True)]
+
+
+def _split_source(
+    source: SourceDomain,
+    label: NDArray[np.int64],
+    group: Sequence[str],
+    classes: tuple[str, ...],
+    *,
+    seed: int,
+) -> NDArray[np.str_]:
+    split = split_by_patient(label, group, share=source.validation, seed=seed, names=classes)
+    warn_classes(classes)
+    warn_folds(classes, label, group, split)
+    warn_share(source.validation, split)
+    return split
+
+
+def _concatenate(parts: Sequence[Samples]) -> Samples:
+    return Samples(
+        items=tuple(item for part in parts for item in part.items),
+        key=tuple(key for part in parts for key in part.key),
+        label=np.concatenate([part.label for part in parts]),
+        group=np.concatenate([part.group for part in parts]),
+        domain=np.concatenate([part.domain for part in parts]),
+        split=np.concatenate([part.split for part in parts]),
+        classes=parts[0].classes,
+    )
+
+
+# Images that a study leaves out by name: near copies, for example, as the audit lists them.
+
+
+_EXCLUSIONS_HEAD = """\
+# Images that no stage should use. To leave them out, write into the study file, above its
+# first [table]: exclude = "PATH OF THIS FILE"
+"""
+
+
+def read_exclusions(file: Path) -> tuple[str, ...]:
+    """Names of images in the file of a study's ``exclude``, in its order.
+
+    Raises:
+        StudyError: It is not a text file.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as cause:
+        raise StudyError(f"exclude: {file} cannot be read as text: {cause}") from cause
+    return tuple(line for line in lines if line.strip() and not line.startswith("#"))
+
+
+def exclusions_text(names: Iterable[str]) -> str:
+    """The content of a file that :func:`read_exclusions` reads, sorted."""
+    return _EXCLUSIONS_HEAD + "".join(f"{name}\n" for name in sorted(set(names)))
+
+
+def _leave_out(study: Study, samples: Samples, skipped: Sequence[SkippedImage]) -> Samples:
     """Without what the study excludes; after the split, so that the others stay in theirs."""
     if study.exclude is None:
         return samples
     names = [samples.name_of(row) for row in range(len(samples))]
-    stay = kept(names, study.exclude, {name_of(skip.domain, skip.path) for skip in skipped})
-    out = int((~stay).sum())
-    _LOG.warning("%s %s left out, as %s says", counted(out, "image"), are(out), study.exclude)
-    _check_some_stay(study, samples, stay)
-    return samples.where(stay)
+    unreadable = {_name(image.domain, image.path) for image in skipped}
+    excluded = np.isin(names, _known_exclusions(study.exclude, names, unreadable))
+    count = int(excluded.sum())
+    _LOG.warning("%s %s left out, as %s says", counted(count, "image"), are(count), study.exclude)
+    _check_something_stays(study.exclude, samples, excluded)
+    return samples.where(~excluded)
 
 
-def _check_some_stay(study: Study, samples: Samples, stay: NDArray[np.bool_]) -> None:
+def _known_exclusions(file: Path, names: Sequence[str], unreadable: Collection[str]) -> list[str]:
+    """Lines of the file; one that names no image is a slip, another study's, or gone."""
+    excluded = read_exclusions(file)
+    if unknown := sorted(set(excluded) - set(names) - set(unreadable)):
+        raise StudyError(
+            f"exclude: {file} names {unknown[0]!r} ({len(unknown)} such lines), which is no image "
+            f"of the study, or no longer there; allowed are lines such as {names[0]}"
+        )
+    return list(excluded)
+
+
+def _check_something_stays(file: Path, samples: Samples, excluded: NDArray[np.bool_]) -> None:
     parts = {f"image of {name}": samples.domain == name for name in np.unique(samples.domain)}
     fit = samples.split == FIT
     parts |= {
@@ -324,52 +360,26 @@ def _check_some_stay(study: Study, samples: Samples, stay: NDArray[np.bool_]) ->
         for k, name in enumerate(samples.classes)
     }
     for what, rows in parts.items():
-        if rows.any() and not stay[rows].any():
+        if rows.any() and excluded[rows].all():
             raise NoImagesError(
-                f"exclude: {study.exclude} leaves out all {int(rows.sum())} and so every {what}; "
+                f"exclude: {file} leaves out all {int(rows.sum())} and so every {what}; "
                 "take some of its lines out, or the domain or class out of the study"
             )
 
 
-def _domain_columns(
-    study: Study, found: list[_Keyed], number: Mapping[str, int]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.str_], NDArray[np.str_]]]:
-    for part in found:
-        label = _labels(part, number)
-        group = _patients(part)
-        if part.domain.name != SOURCE:
-            yield label, np.array(group), np.full(len(group), TARGET)
-            continue
-        joined = join_duplicates(group, part.key)
-        split = split_by_patient(
-            label, joined, share=study.source.validation, seed=study.seed, names=tuple(number)
-        )
-        warn_classes(tuple(number))
-        warn_folds(tuple(number), label, joined, split)
-        warn_share(study.source.validation, split)
-        yield label, np.array(joined), split
+def _name(domain: str, path: str) -> str:
+    return printable(f"{domain}/{path}")
 
 
-def _labels(part: _Keyed, number: Mapping[str, int]) -> NDArray[np.int64]:
-    if not part.domain.labelled:
-        return np.full(len(part.items), UNLABELLED, np.int64)
-    return np.array([number[item.label] for item in part.items], np.int64)
-
-
-def _patients(part: _Keyed) -> list[str]:
-    """Patient ids; an image without one is its own patient."""
-    found = [patient_of(item.path, part.domain.group) for item in part.items]
-    warn_patients(part.domain, [item.path for item in part.items], found)
-    return [patient or item.path for item, patient in zip(part.items, found, strict=True)]
+# Checks that no number survives. More are in pipeline.data.leaks, for the audit.
 
 
 def _check_conflicts(samples: Samples, *, allowed: bool) -> None:
+    """Identical images with different labels: one of the two is wrong."""
     first: dict[bytes, int] = {}
     pairs = []
-    for i, key in enumerate(samples.key):
-        if samples.label[i] == UNLABELLED:
-            continue
-        j = first.setdefault(key, i)
+    for i in np.flatnonzero(samples.labelled).tolist():
+        j = first.setdefault(samples.key[i], i)
         if samples.label[i] != samples.label[j]:
             pairs.append(f"{samples.name_of(j)} and {samples.name_of(i)}")
     if not pairs:
@@ -385,12 +395,12 @@ def _check_conflicts(samples: Samples, *, allowed: bool) -> None:
 
 
 def _check_leaks(samples: Samples, *, allowed: bool) -> None:
-    """An identical image in source and target makes the target's number a lie."""
-    of_source = {key: i for i, key in enumerate(samples.key) if samples.domain[i] == SOURCE}
+    """An identical image in source and target: the target's score would be of a known image."""
+    in_source = {key: i for i, key in enumerate(samples.key) if samples.domain[i] == SOURCE}
     leaks = [
-        f"{samples.name_of(of_source[key])} and {samples.name_of(i)}"
+        f"{samples.name_of(in_source[key])} and {samples.name_of(i)}"
         for i, key in enumerate(samples.key)
-        if samples.domain[i] != SOURCE and key in of_source
+        if samples.domain[i] != SOURCE and key in in_source
     ]
     if not leaks:
         return

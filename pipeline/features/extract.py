@@ -30,7 +30,7 @@ from cache.recipe import check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
 from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.items import Item
-from pipeline.data.samples import SampleOptions, Samples, Skip, load_samples
+from pipeline.data.samples import SampleOptions, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED, read_image
 from pipeline.errors import (
     EngineError,
@@ -108,7 +108,7 @@ class ExtractReport:
 
     study: str
     backbones: tuple[BackboneReport, ...]
-    skipped: tuple[Skip, ...]
+    skipped: tuple[SkippedImage, ...]
 
 
 def extract(study: Study, options: ExtractOptions | None = None) -> ExtractReport:
@@ -154,7 +154,7 @@ def _extract_backbone(
     engine: EngineChoice,
     *,
     unreadable: int,
-) -> tuple[BackboneReport, list[Skip]]:
+) -> tuple[BackboneReport, list[SkippedImage]]:
     """Compute what is missing of one backbone, and count what happened."""
     start = time.monotonic()
     before = store.keys()
@@ -425,10 +425,10 @@ def _warn_if_full(store: FeatureStore, size: int) -> None:
         )
 
 
-def _skips(samples: Samples, unusable: Mapping[bytes, str]) -> list[Skip]:
+def _skips(samples: Samples, unusable: Mapping[bytes, str]) -> list[SkippedImage]:
     """Samples whose image proved unusable in this run."""
     return [
-        Skip(
+        SkippedImage(
             domain=str(samples.domain[i]),
             path=samples.items[i].path,
             reason=unusable[key],
@@ -439,7 +439,7 @@ def _skips(samples: Samples, unusable: Mapping[bytes, str]) -> list[Skip]:
     ]
 
 
-def _refuse_skipped(skipped: Sequence[Skip]) -> None:
+def _refuse_skipped(skipped: Sequence[SkippedImage]) -> None:
     if skipped:
         first = f"{skipped[0].domain}/{skipped[0].path}: {skipped[0].reason}"
         raise SkippedImagesError(
@@ -448,7 +448,7 @@ def _refuse_skipped(skipped: Sequence[Skip]) -> None:
         )
 
 
-def _check_nothing_is_empty(samples: Samples, skipped: Sequence[Skip]) -> None:
+def _check_nothing_is_empty(samples: Samples, skipped: Sequence[SkippedImage]) -> None:
     lost = {(skip.domain, skip.path) for skip in skipped}
     for domain in dict.fromkeys(samples.domain.tolist()):
         rows = np.flatnonzero(samples.domain == domain)
