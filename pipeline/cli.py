@@ -505,17 +505,11 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
 
     Example: headrace predict --model results/demo/heads/densenet121/linear new/1.png
     """
-    from pipeline.predict import PredictOptions
     from pipeline.predict import predict as run
 
     model, table = flags.pop("model"), flags.pop("table")
-    options = PredictOptions(
-        store=flags.pop("store"),
-        weights=flags.pop("weights"),
-        strict=flags.pop("strict"),
-        engine=_engine(flags),
-    )
-    record = run(model, images, options).to_json()
+    given = {name: flags.pop(name) for name in ("store", "weights", "strict")}
+    record = run(model, images, engine=_engine(flags), **given)
     if table is not None:
         from cache import disk
         from pipeline.report.predict import predictions

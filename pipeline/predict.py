@@ -7,7 +7,7 @@ label is looked at.
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,153 +31,108 @@ if TYPE_CHECKING:
     from pipeline.features.frozen import Frozen
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """How new images are classified.
-
-    Attributes:
-        store: Folder of the feature stores.
-        engine: See :class:`pipeline.features.engines.EngineChoice`.
-        weights: File of the backbone's weights, instead of where they were when the head
-            was fitted; must have the same digest.
-        strict: Whether an image that cannot be used is an error once all others are safe.
-    """
-
-    store: Path
-    engine: EngineChoice = field(default_factory=EngineChoice)
-    weights: Path | None = None
-    strict: bool = False
+Found = tuple[Item, bytes]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What the head says of one image.
-
-    Attributes:
-        path: As it was given, or found below a folder that was given.
-        key: Content key in hex.
-        called: The most probable class.
-        probability: Of each class, in the order of the model's classes.
-    """
-
-    path: str
-    key: str
-    called: str
-    probability: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unusable:
-    """An image that cannot be used, and why."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """What one run says.
-
-    Attributes:
-        model: The head.
-        rows: In the order of the images.
-        skipped: Images that are in no row.
-        computed: How many images a network had to look at; the others were in the store.
-    """
-
-    model: SavedHead
-    rows: tuple[Row, ...]
-    skipped: tuple[Unusable, ...]
-    computed: int
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        model = self.model
-        return {
-            "head": model.head,
-            "backbone": "+".join(network.recipe.backbone for network in model.networks),
-            "study": model.study,
-            "images": model.images,
-            "contains_training_features": model.contains_training_features,
-            "classes": list(model.classes),
-            "rows": [asdict(row) for row in self.rows],
-            "skipped": [asdict(one) for one in self.skipped],
-            "computed": self.computed,
-        }
-
-
-def predict(model: Path, images: Sequence[Path], options: PredictOptions) -> Predictions:
+def predict(
+    model: Path,
+    images: Sequence[Path],
+    *,
+    store: Path,
+    engine: EngineChoice | None = None,
+    weights: Path | None = None,
+    strict: bool = False,
+) -> dict[str, Any]:
     """Classify images.
 
     Args:
         model: Folder of a saved head.
         images: Files, and folders that are searched at any depth.
-        options: See :class:`PredictOptions`.
+        store: Folder of the feature stores.
+        engine: See :class:`pipeline.features.engines.EngineChoice`.
+        weights: File of the backbone's weights, instead of where they were when the head
+            was fitted; must have the same digest.
+        strict: Whether an image that cannot be used is an error once all others are safe.
+
+    Returns:
+        The record, JSON values: the head with its study and classes; ``rows`` in the order of
+        the images, each with path, content key, predicted class and the probability of each
+        class; ``skipped`` images with their reasons; ``computed``, how many went through a
+        network, since the store did not hold them.
 
     Raises:
         ModelError: The head cannot be used, or its network would be another one.
         WeightsError: The network's weights cannot be had, or are others.
         NoImagesError: No image is left that can be used.
-        SkippedImagesError: ``options.strict`` and an image cannot be used.
+        SkippedImagesError: ``strict`` and an image cannot be used.
     """
-    check_engine(options.engine)
+    engine = engine or EngineChoice()
+    check_engine(engine)
     head = load_head(model)
-    if options.weights and len(head.networks) > 1:
+    if weights and len(head.networks) > 1:
         raise ModelError(
             f"{model} takes {len(head.networks)} networks; one weights file cannot be for all"
         )
-    found, skipped = _found(images)
-    bad: dict[bytes, str] = {}
-    blocks, new = [], set()
+    found, skipped = _find_images(images)
+    unusable: dict[bytes, str] = {}
+    stores, computed = [], set()
     for network in head.networks:
-        store, computed = _fill(network, found, options, bad)
-        new |= computed
-        blocks.append(store)
-    good = [(item, key) for item, key in found if key not in bad]
-    skipped += [
-        Unusable(path=printable(item.path), reason=bad[key]) for item, key in found if key in bad
-    ]
+        filled, new = _fill(network, found, unusable, root=store, engine=engine, weights=weights)
+        stores.append(filled)
+        computed |= new
+    good = [(item, key) for item, key in found if key not in unusable]
+    skipped += [_skip(item.path, unusable[key]) for item, key in found if key in unusable]
     _check_some(good, skipped)
-    X = np.concatenate([store.read([key for _, key in good]) for store in blocks], axis=1)
+    X = np.concatenate([filled.read([key for _, key in good]) for filled in stores], axis=1)
     rows = _rows(head, good, head.predict_proba(X))
-    if options.strict and skipped:
+    if strict and skipped:
         raise SkippedImagesError(
             f"{counted(len(skipped), 'image')} cannot be used and --strict is set; first: "
-            f"{skipped[0].path}: {skipped[0].reason}. The features of all others are stored"
+            f"{skipped[0]['path']}: {skipped[0]['reason']}. The features of all others are stored"
         )
-    return Predictions(model=head, rows=rows, skipped=tuple(skipped), computed=len(new))
+    return {
+        "head": head.head,
+        "backbone": "+".join(network.recipe.backbone for network in head.networks),
+        "study": head.study,
+        "images": head.images,
+        "contains_training_features": head.contains_training_features,
+        "classes": list(head.classes),
+        "rows": rows,
+        "skipped": skipped,
+        "computed": len(computed),
+    }
 
 
 def _rows(
-    head: SavedHead, good: Sequence[tuple[Item, bytes]], proba: NDArray[np.float64]
-) -> tuple[Row, ...]:
-    return tuple(
-        Row(
-            path=printable(item.path),
-            key=key.hex(),
-            called=head.classes[int(p.argmax())],
-            probability=tuple(float(value) for value in p),
-        )
+    head: SavedHead, good: Sequence[Found], proba: NDArray[np.float64]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": printable(item.path),
+            "key": key.hex(),
+            "predicted": head.classes[int(p.argmax())],
+            "probability": p.tolist(),
+        }
         for (item, key), p in zip(good, proba, strict=True)
-    )
+    ]
 
 
-def _check_some(good: Sequence[object], skipped: Sequence[Unusable]) -> None:
+def _check_some(good: Sequence[Found], skipped: Sequence[dict[str, str]]) -> None:
     if not good:
-        first = f"; first: {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+        first = f"; first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
         raise NoImagesError(
             f"no image to classify among what was given{first}. Give .jpg, .jpeg or .png files, "
             "or folders that hold some"
         )
 
 
-def _found(images: Sequence[Path]) -> tuple[list[tuple[Item, bytes]], list[Unusable]]:
+def _find_images(images: Sequence[Path]) -> tuple[list[Found], list[dict[str, str]]]:
     """Images with their content keys, each file once, and those that cannot be read."""
     found, skipped = [], []
     seen: set[str] = set()
     for given in images:
-        items, bad = _items(given)
-        skipped += bad
+        items, unread = _items(given)
+        skipped += unread
         for item in items:
             if item.file in seen:
                 continue
@@ -185,30 +140,30 @@ def _found(images: Sequence[Path]) -> tuple[list[tuple[Item, bytes]], list[Unusa
             try:
                 found.append((item, read_image(item).key))
             except ImageError as cause:
-                skipped.append(Unusable(path=printable(item.path), reason=str(cause)))
+                skipped.append(_skip(item.path, str(cause)))
     return found, skipped
 
 
-def _items(given: Path) -> tuple[list[Item], list[Unusable]]:
+def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:
     """What a path stands for, and what it does not; a FIFO is never opened."""
     try:
         stat = given.stat()
     except (OSError, ValueError) as cause:
         reason = system_reason(cause) if isinstance(cause, OSError) else str(cause)
-        return [], [_unusable(given, f"cannot be read: {reason}")]
+        return [], [_skip(given, f"cannot be read: {reason}")]
     if given.is_dir():
         items, unread = _below(given)
-        bad = [_unusable(path, "of a format that is not read: convert to .png") for path in unread]
-        if not items and not bad:
-            bad = [_unusable(given, "the folder holds no .jpg, .jpeg or .png file")]
-        return items, bad
+        skipped = [_skip(path, "of a format that is not read: convert to .png") for path in unread]
+        if not items and not skipped:
+            skipped = [_skip(given, "the folder holds no .jpg, .jpeg or .png file")]
+        return items, skipped
     if not given.is_file():
-        return [], [_unusable(given, "not a regular file")]
+        return [], [_skip(given, "not a regular file")]
     return [Item(str(given), NO_CLASS, os.path.realpath(given), None, FileStat.of(stat))], []
 
 
-def _unusable(path: Path, reason: str) -> Unusable:
-    return Unusable(path=printable(str(path)), reason=reason)
+def _skip(path: object, reason: str) -> dict[str, str]:
+    return {"path": printable(str(path)), "reason": reason}
 
 
 def _below(folder: Path) -> tuple[list[Item], list[Path]]:
@@ -220,31 +175,40 @@ def _below(folder: Path) -> tuple[list[Item], list[Path]]:
 
 def _fill(
     network: Network,
-    found: Sequence[tuple[Item, bytes]],
-    options: PredictOptions,
-    bad: dict[bytes, str],
+    found: Sequence[Found],
+    unusable: dict[bytes, str],
+    *,
+    root: Path,
+    engine: EngineChoice,
+    weights: Path | None,
 ) -> tuple[FeatureStore, set[bytes]]:
-    """The store of a network, with the features of all images that are not in ``bad``."""
-    choice = _choice(network, options.weights)
-    store = FeatureStore(options.store, network.recipe)
-    missing = {key: item for item, key in found if key not in store and key not in bad}
+    """The store of a network, with the features of all images that can be used.
 
-    def frozen() -> "Frozen":
-        made = frozen_network(choice)
-        _check_same(choice, made, store)
-        return made
+    Args:
+        network: Whose features.
+        found: The images.
+        unusable: Gets the reasons of images that cannot be used.
+        root: Folder of the stores.
+        engine: What the user asks for.
+        weights: File of the network's weights, where the user names one.
 
+    Returns:
+        The store, and the keys of the images that were computed.
+    """
+    choice = _choice(network, weights)
+    store = FeatureStore(root, network.recipe)
+    missing = {key: item for item, key in found if key not in store and key not in unusable}
     if missing:
-        bad |= fill_store(
+        unusable |= fill_store(
             store,
             missing,
-            build=frozen,
+            build=lambda: _frozen_network(choice, network),
             weights=weights_file(choice.name, choice.weights),
             policy=policy_of(choice.name, choice.resize),
-            engine=options.engine,
+            engine=engine,
             title=choice.name,
         )
-    return store, missing.keys() - bad.keys()
+    return store, missing.keys() - unusable.keys()
 
 
 def _choice(network: Network, weights: Path | None) -> BackboneChoice:
@@ -263,19 +227,27 @@ def _choice(network: Network, weights: Path | None) -> BackboneChoice:
     )
     changed = recipe.changes_to(recipe_of(choice, recipe.weights))
     if changed:
-        name, (there, here) = next(iter(changed.items()))
+        name, (before, now) = next(iter(changed.items()))
         raise ModelError(
-            f"the head takes features of another recipe: {name} was {there!r}, and is {here!r} "
+            f"the head takes features of another recipe: {name} was {before!r}, and is {now!r} "
             "in this headrace. Run `headrace heads` again"
         )
     return choice
 
 
-def _check_same(choice: BackboneChoice, made: "Frozen", store: FeatureStore) -> None:
+def _frozen_network(choice: BackboneChoice, network: Network) -> "Frozen":
+    """The network, if its weights are those that the head was fitted with.
+
+    Raises:
+        ModelError: They are others.
+    """
     from pipeline.features.frozen import state_digest
 
-    if state_digest(made.network) != store.recipe.weights:
+    frozen = frozen_network(choice)
+    if state_digest(frozen.network) != network.recipe.weights:
         raise ModelError(
             f"the weights of {choice.name} ({choice.weights}) are not those that the head was "
-            f"fitted with (SHA-256 {store.recipe.weights[:16]}...): give theirs with --weights FILE"
+            f"fitted with (SHA-256 {network.recipe.weights[:16]}...): give theirs with "
+            "--weights FILE"
         )
+    return frozen

@@ -18,7 +18,7 @@ from pipeline.evaluation.predictions import read_predictions
 from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.predict import PredictOptions, predict
+from pipeline.predict import predict as predict_images
 from pipeline.study import load_study
 from tests.tiny import FileWeights, install_tiny_backbone, write_images, write_tiny_study
 
@@ -37,8 +37,8 @@ def compared(tmp_path: Path, monkeypatch):
     return study
 
 
-def options(**more):
-    return PredictOptions(store=Path("features"), engine=TORCH, **more)
+def predict(model, images, **more):
+    return predict_images(model, images, store=Path("features"), engine=TORCH, **more)
 
 
 def folder(head):
@@ -51,24 +51,26 @@ def test_images_of_the_study_get_the_probabilities_of_the_comparison(compared, h
     monkeypatch.delattr(predict_module, "frozen_network")
     kept = read_predictions(Path("results/tiny/probabilities.h5"))["tiny"]
     name = "forest_ensemble" if head == "forest" else head
-    found = predict(folder(head), [Path("here"), Path("there")], options())
-    assert found.computed == 0
-    assert len(found.rows) == 144
+    found = predict(folder(head), [Path("here"), Path("there")])
+    assert found["computed"] == 0
+    assert len(found["rows"]) == 144
     row_of = {key.tobytes().hex(): i for i, key in enumerate(kept.key)}
-    expected = kept.proba[name, 0][[row_of[row.key] for row in found.rows]]
-    np.testing.assert_allclose([row.probability for row in found.rows], expected, atol=1e-6)
-    assert all(row.called == "ab"[int(np.argmax(row.probability))] for row in found.rows)
+    expected = kept.proba[name, 0][[row_of[row["key"]] for row in found["rows"]]]
+    np.testing.assert_allclose([row["probability"] for row in found["rows"]], expected, atol=1e-6)
+    assert all(
+        row["predicted"] == "ab"[int(np.argmax(row["probability"]))] for row in found["rows"]
+    )
 
 
 def test_new_images_are_computed_once_and_kept(compared):
     """The second time they come from the store."""
     write_images(Path("new"), 6, seed=9)
-    first = predict(folder("linear"), [Path("new")], options())
-    assert (first.computed, len(first.rows)) == (6, 6)
-    second = predict(folder("linear"), [Path("new/a"), Path("new/b")], options())
-    assert second.computed == 0
-    assert second.rows == first.rows
-    assert [row.called for row in first.rows] == ["a"] * 3 + ["b"] * 3
+    first = predict(folder("linear"), [Path("new")])
+    assert (first["computed"], len(first["rows"])) == (6, 6)
+    second = predict(folder("linear"), [Path("new/a"), Path("new/b")])
+    assert second["computed"] == 0
+    assert second["rows"] == first["rows"]
+    assert [row["predicted"] for row in first["rows"]] == ["a"] * 3 + ["b"] * 3
 
 
 def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
@@ -80,9 +82,9 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
     Path("new/b.dcm").write_bytes(b"")
     Path("new/notes.csv").write_text("no image")
     given = [Path("new"), Path("fifo.png"), Path("nowhere.png"), Path("empty")]
-    found = predict(folder("linear"), given, options())
-    assert len(found.rows) == 2
-    reasons = {one.path: one.reason for one in found.skipped}
+    found = predict(folder("linear"), given)
+    assert len(found["rows"]) == 2
+    reasons = {one["path"]: one["reason"] for one in found["skipped"]}
     assert reasons["fifo.png"] == "not a regular file"
     assert "No such file" in reasons["nowhere.png"]
     assert "holds no" in reasons["empty"]
@@ -90,9 +92,9 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
     assert reasons["new/b.dcm"] == "of a format that is not read: convert to .png"
     assert len(reasons) == 5
     with pytest.raises(SkippedImagesError, match="5 images cannot be used and --strict"):
-        predict(folder("linear"), given, options(strict=True))
+        predict(folder("linear"), given, strict=True)
     with pytest.raises(NoImagesError, match=r"no image to classify.*not an image"):
-        predict(folder("linear"), [Path("new/a/text.png")], options())
+        predict(folder("linear"), [Path("new/a/text.png")])
 
 
 def test_other_weights_are_refused_and_the_right_ones_may_lie_elsewhere(compared, monkeypatch):
@@ -104,9 +106,9 @@ def test_other_weights_are_refused_and_the_right_ones_may_lie_elsewhere(compared
     Path("tiny.pth").replace("moved.pth")
     torch.save(state | {"0.bias": state["0.bias"] + 1}, "tiny.pth")
     with pytest.raises(ModelError, match=r"are not those that the head was fitted with.*--weights"):
-        predict(folder("linear"), [Path("new")], options())
-    found = predict(folder("linear"), [Path("new")], options(weights=Path("moved.pth")))
-    assert found.computed == 2
+        predict(folder("linear"), [Path("new")])
+    found = predict(folder("linear"), [Path("new")], weights=Path("moved.pth"))
+    assert found["computed"] == 2
 
 
 def test_another_recipe_is_refused_and_the_field_named(compared):
@@ -116,7 +118,7 @@ def test_another_recipe_is_refused_and_the_field_named(compared):
     values["networks"][0]["recipe"]["preprocessing"]["icc"] = "applied"
     file.write_text(json.dumps(values))
     with pytest.raises(ModelError, match=r"preprocessing.icc was 'applied', and is 'ignored'"):
-        predict(folder("linear"), [Path("here")], options())
+        predict(folder("linear"), [Path("here")])
 
 
 def test_a_description_names_no_patient_and_no_image(compared):
@@ -139,10 +141,11 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
     assert result.exit_code == 0, result.output
     assert "not a medical device" in result.output
     assert "treat it as patient data" in result.output.replace("\n", " ")
-    assert "skipped nowhere.png" in result.output
+    assert "Skipped images" in result.output
+    assert "nowhere.png" in result.output
     assert "here/a/[bold]1.png" in result.output  # a name is no markup
     lines = Path("out/rows.csv").read_text().splitlines()
-    assert lines[0] == "path,key,called,a,b"
+    assert lines[0] == "path,key,predicted,a,b"
     assert len(lines) == 61
     result = CliRunner().invoke(main, ["predict", *map(str, arguments), *engine, "--json"])
     found = json.loads(result.stdout)
@@ -162,7 +165,7 @@ def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, m
     assert "types that are not trusted: pipeline.heads" in unsaved["reason"]
     assert (folder("prior") / "model.json").exists()
     with pytest.raises(ModelError, match=r"there is no model.json"):
-        predict(folder("linear"), [Path("here")], options())
+        predict(folder("linear"), [Path("here")])
 
 
 @pytest.fixture
@@ -194,25 +197,25 @@ def test_a_head_on_two_networks_says_what_the_comparison_said(two_networks, head
     """Columns in the study's order; a head of the study's own like any other."""
     kept = read_predictions(Path("results/tiny/probabilities.h5"))["tiny+tiny2"]
     place = Path("results/tiny/heads/tiny+tiny2") / head
-    found = predict(place, [Path("there")], options())
-    assert (found.computed, len(found.rows)) == (0, 24)
+    found = predict(place, [Path("there")])
+    assert (found["computed"], len(found["rows"])) == (0, 24)
     row_of = {key.tobytes().hex(): i for i, key in enumerate(kept.key)}
     name = "mlp_ensemble" if head == "mlp" else head
-    expected = kept.proba[name, 0][[row_of[row.key] for row in found.rows]]
-    np.testing.assert_allclose([row.probability for row in found.rows], expected, atol=1e-6)
+    expected = kept.proba[name, 0][[row_of[row["key"]] for row in found["rows"]]]
+    np.testing.assert_allclose([row["probability"] for row in found["rows"]], expected, atol=1e-6)
 
 
 def test_a_new_image_goes_through_both_networks(two_networks):
     """Each keeps its own features of it."""
     write_images(Path("new"), 6, seed=9)
     place = Path("results/tiny/heads/tiny+tiny2/linear")
-    first = predict(place, [Path("new")], options())
-    assert first.computed == 6
-    assert [row.called for row in first.rows] == ["a"] * 3 + ["b"] * 3
-    again = predict(place, [Path("new")], options())
-    assert (again.computed, again.rows) == (0, first.rows)
-    alone = predict(Path("results/tiny/heads/tiny2/linear"), [Path("new")], options())
-    assert alone.computed == 0
+    first = predict(place, [Path("new")])
+    assert first["computed"] == 6
+    assert [row["predicted"] for row in first["rows"]] == ["a"] * 3 + ["b"] * 3
+    again = predict(place, [Path("new")])
+    assert (again["computed"], again["rows"]) == (0, first["rows"])
+    alone = predict(Path("results/tiny/heads/tiny2/linear"), [Path("new")])
+    assert alone["computed"] == 0
 
 
 def test_a_head_of_the_study_is_saved_or_listed_with_its_reason(two_networks):

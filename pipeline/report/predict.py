@@ -20,7 +20,7 @@ def tables(record: Mapping[str, Any]) -> list[Part]:
             Column(name="predicted"),
             Column(name="probability", kind="share"),
         ),
-        rows=tuple((_end(r["path"]), r["called"], max(r["probability"])) for r in rows),
+        rows=tuple((_end(r["path"]), r["predicted"], max(r["probability"])) for r in rows),
     )
     return [table, *skipped(record["skipped"], "the output of --json"), *_sentences(record)]
 
@@ -30,10 +30,12 @@ def predictions(record: Mapping[str, Any]) -> Table:
     return Table(
         title="",
         columns=(
-            *(Column(name=name) for name in ("path", "key", "called")),
+            *(Column(name=name) for name in ("path", "key", "predicted")),
             *(Column(name=name, kind="share") for name in record["classes"]),
         ),
-        rows=tuple((r["path"], r["key"], r["called"], *r["probability"]) for r in record["rows"]),
+        rows=tuple(
+            (r["path"], r["key"], r["predicted"], *r["probability"]) for r in record["rows"]
+        ),
         key="predictions",
     )
 
