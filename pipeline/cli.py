@@ -16,8 +16,7 @@ from typing import Any
 
 import click
 
-from pipeline.finetune.methods import METHODS, QUICK
-from pipeline.finetune.settings import LoopSettings
+from pipeline.finetune.methods import AUGMENTATIONS, METHODS, PRECISIONS, QUICK, TrainingSettings
 from pipeline.words import counted
 
 _LOG = logging.getLogger(__name__)
@@ -381,46 +380,55 @@ _FINETUNE_HELP = f"""Train heads, parts and whole networks, and compare them on 
 @main.command(help=_FINETUNE_HELP)
 @_study_argument
 @click.option("--method", "methods", multiple=True, help="A method, or all; may be repeated.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Of the methods named.")
-@click.option("--learning-rate", type=float, help="Of the methods named.")
+@click.option("--epochs", type=int, help="Of the methods named.")
+@click.option(
+    "--learning-rate",
+    type=float,
+    help="Of the methods named; default: the method's, times the root of batch size / 32.",
+)
 @click.option(
     "--batch-size",
-    type=click.IntRange(min=1),
-    default=LoopSettings.batch_size,
-    show_default=True,
-    help="Images in one step.",
+    type=int,
+    help="Images in one step; default 32, on CUDA 64 or 128 where an epoch then has 20 steps.",
 )
 @click.option("--image-size", type=click.IntRange(min=1), help="Side in pixels, for a trial.")
 @click.option("--limit", type=click.IntRange(min=1), help="Images of each split, for a trial.")
 @click.option(
-    "--augmentation", default=LoopSettings.augmentation, show_default=True, help="none or light."
+    "--augmentation",
+    type=click.Choice(AUGMENTATIONS),
+    help=f"Of methods that read pixels; default {TrainingSettings.augmentation}.",
 )
 @click.option(
     "--patience",
-    type=click.IntRange(min=0),
-    default=LoopSettings.patience,
-    show_default=True,
-    help="Stop after so many epochs without a better validation loss; 0: never.",
+    type=int,
+    help="Stop after so many epochs without a better validation loss; default 0: never.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Instead of the study's.")
+@click.option("--seed", type=int, help="Instead of the study's.")
 @_device_option
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), help="Default: the study's on CUDA, else fp32."
+)
+@click.option(
+    "--deterministic", is_flag=True, default=None, help="On CUDA: the same bits each time; slower."
+)
 @_conflicts_option
 @_figures_option
 @command
 def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[str, Any]:
     """See ``_FINETUNE_HELP``."""
-    from pipeline.finetune.methods import TrainingOptions
-    from pipeline.finetune.stage import FinetuneOptions, report_json
+    from pipeline.finetune.stage import FinetuneOptions
     from pipeline.finetune.stage import finetune as run
 
     options = FinetuneOptions(
         methods=flags.pop("methods"),
+        image_size=flags.pop("image_size"),
         limit=flags.pop("limit"),
+        device=flags.pop("device"),
         samples=_samples(allow_conflicts=flags.pop("allow_conflicts")),
-        training=TrainingOptions(**flags),
+        settings=flags,
     )
     loaded = _load(study)
-    record = report_json(run(loaded, options))
+    record = run(loaded, options)
     return _publish("finetune", record, loaded.results, quiet=quiet, figures=figures)
 
 

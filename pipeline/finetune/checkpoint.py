@@ -12,20 +12,27 @@ import logging
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from cache import disk
 from cache.errors import WriteFailedError
 from pipeline.errors import CheckpointError
+from pipeline.finetune.history import TrainingState
+from pipeline.finetune.methods import TrainingSettings
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 _STATE = re.compile(r"state-(\d{8})-([0-9a-f]{64})\.json")
+
+_MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
 
 Json = str | int | float | bool | None | list["Json"] | Mapping[str, "Json"]
 
@@ -191,3 +198,88 @@ def _check_bytes(data: bytes, sha256: str) -> None:
 def _plain(tensor: Tensor) -> Tensor:
     """As safetensors takes it: on the CPU, dense, row by row, with storage of its own."""
     return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+
+
+# From a training under way to what a checkpoint keeps of it, and back, bit for bit.
+
+
+def describe_training(
+    model: nn.Module, labels: Mapping[str, NDArray[np.int64]], settings: TrainingSettings
+) -> dict[str, Json]:
+    """What a checkpoint must agree with beside the caller's identity.
+
+    The number of processes is not in it: with another one a training goes on, as near as
+    two such trainings are to each other.
+    """
+    shapes = [[name, list(t.shape), str(t.dtype)] for name, t in model.state_dict().items()]
+    named = dict(model.named_parameters())
+    trained = [name for name, parameter in named.items() if parameter.requires_grad]
+    return {
+        **{f"settings.{name}": value for name, value in asdict(settings).items()},
+        "settings.device": torch.device(settings.device).type,
+        "network": _digest(repr(shapes).encode()),
+        "parameters": sum(p.numel() for p in named.values()),
+        "trained parameters": sum(named[name].numel() for name in trained),
+        "trained layers": _digest(repr(trained).encode()),
+        **{
+            f"{name} labels": f"{len(label)} labels, SHA-256 {_digest(label.tobytes())}"
+            for name, label in labels.items()
+        },
+    }
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def pack_tensors(
+    model: nn.Module, best: Mapping[str, Tensor], optimiser: Optimizer | None
+) -> dict[str, Tensor]:
+    """All that a training goes on from, by name; of a finished one there is no optimiser."""
+    tensors = {_MODEL + name: value for name, value in model.state_dict().items()}
+    tensors |= {_BEST + name: value for name, value in best.items()}
+    if optimiser:
+        for number, values in optimiser.state_dict()["state"].items():
+            tensors |= {f"{_OPTIMISER}{number}.{key}": value for key, value in values.items()}
+    return tensors
+
+
+def restore(
+    found: Checkpoint | None, model: nn.Module, optimiser: Optimizer
+) -> tuple[TrainingState, dict[str, Tensor]]:
+    """Bring model and optimiser to a checkpoint.
+
+    Returns:
+        Where the training stands, and the best weights so far, if ``patience`` needs them.
+    """
+    if found is None:
+        return TrainingState(), {}
+    device = next(model.parameters()).device
+    model.load_state_dict(_under(found.tensors, _MODEL))
+    best = {name: value.to(device) for name, value in _under(found.tensors, _BEST).items()}
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in _under(found.tensors, _OPTIMISER).items():
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = value
+    if state:
+        optimiser.load_state_dict(
+            {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
+        )
+        _lay_out(optimiser)
+    return TrainingState.from_json(found.state), best
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def _lay_out(optimiser: Optimizer) -> None:
+    """Files hold tensors row by row; torch's fast path wants moments laid out as parameters."""
+    for parameter, values in optimiser.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape:
+                values[key] = torch.empty_like(parameter).copy_(value)

@@ -1,38 +1,36 @@
 """Where a backbone is cut for partial fine-tuning: a frozen prefix, and the tail that moves.
 
 Prefix and tail are views: they hold the backbone's own modules, so what is trained in
-the tail is trained in the backbone. To add a backbone: a function and a line in ``CUTS``.
+the tail is trained in the backbone. The prefix runs once over each image; its activations
+are kept in a store. To add a backbone: a function and a line in ``CUTS``.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
-
-from pipeline.errors import NoCutError
-
-if TYPE_CHECKING:
-    from torch import nn
 import time
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from cache.store import FeatureStore
 from pipeline.data.images import PixelPolicy
 from pipeline.data.samples import Samples
-from pipeline.errors import NoImagesError
+from pipeline.errors import NoCutError, NoImagesError
 from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import fill_store
+from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import check_weights, store_for
-from pipeline.finetune.data import Held, numbered
+from pipeline.finetune.data import Held, hold, number_keys
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import printable
 
-if TYPE_CHECKING:
-    from pipeline.features.frozen import Frozen
+#: Pooling of a row that is a map.
+UNPOOLED = "none"
+#: Activations up to this size are read into memory: 80,000 images of 512 x 7 x 7.
+HELD_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,7 @@ class Cut:
     """
 
     where: str
-    split: Callable[[Any], "tuple[nn.Module, nn.Module]"]
+    split: Callable[[Any], tuple[nn.Module, nn.Module]]
     first_block: tuple[str, ...]
 
 
@@ -65,10 +63,8 @@ def cut_of(backbone: str) -> Cut:
     return CUTS[backbone]
 
 
-def _densenet121(network: Any) -> "tuple[nn.Module, nn.Module]":
+def _densenet121(network: Any) -> tuple[nn.Module, nn.Module]:
     """512 x 7 x 7 of 224 x 224 pixels; the final ReLU and pooling as in its ``forward``."""
-    from torch import nn
-
     features = dict(network.features.named_children())
     at = list(features).index("transition3") + 1
     closing = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]
@@ -76,44 +72,37 @@ def _densenet121(network: Any) -> "tuple[nn.Module, nn.Module]":
     return nn.Sequential(*modules[:at]), nn.Sequential(*modules[at:], *closing)
 
 
-def _googlenet(network: Any) -> "tuple[nn.Module, nn.Module]":
+def _googlenet(network: Any) -> tuple[nn.Module, nn.Module]:
     """832 x 7 x 7; its own change of the input's normalisation belongs to the prefix."""
-    from torch import nn
-
     modules = dict(network.named_children())
     at = list(modules).index("maxpool4") + 1
     prefix = list(modules.values())[:at]
     tail = [network.inception5a, network.inception5b, network.avgpool, nn.Flatten(1)]
-    return nn.Sequential(_transform_input(network), *prefix), nn.Sequential(*tail)
+    return nn.Sequential(_TransformInput(network), *prefix), nn.Sequential(*tail)
 
 
-def _transform_input(network: Any) -> "nn.Module":
-    from torch import Tensor, nn
+class _TransformInput(nn.Module):
+    """GoogLeNet's own step from ImageNet's normalisation to (x - 0.5) / 0.5."""
 
-    class TransformInput(nn.Module):
-        """GoogLeNet's own step from ImageNet's normalisation to (x - 0.5) / 0.5."""
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self._step = network._transform_input  # noqa: SLF001 - torchvision has no other name for it
 
-        def forward(self, images: Tensor) -> Tensor:
-            changed: Tensor = network._transform_input(images)  # noqa: SLF001 - torchvision has no other name for it
-            return changed
-
-    return TransformInput()
+    def forward(self, images: Tensor) -> Tensor:
+        changed: Tensor = self._step(images)
+        return changed
 
 
-def _resnet50(network: Any) -> "tuple[nn.Module, nn.Module]":
+def _resnet50(network: Any) -> tuple[nn.Module, nn.Module]:
     """1024 x 14 x 14."""
-    from torch import nn
-
     modules = list(network.children())
     at = modules.index(network.layer4)
     tail = nn.Sequential(network.layer4, network.avgpool, nn.Flatten(1))
     return nn.Sequential(*modules[:at]), tail
 
 
-def _efficientnet_lite0(network: Any) -> "tuple[nn.Module, nn.Module]":
+def _efficientnet_lite0(network: Any) -> tuple[nn.Module, nn.Module]:
     """192 x 7 x 7; the tail is the last stage and the convolution after it."""
-    from torch import nn
-
     stages = list(network.blocks)
     prefix = nn.Sequential(network.conv_stem, network.bn1, *stages[:-1])
     tail = nn.Sequential(stages[-1], network.conv_head, network.bn2, network.global_pool)
@@ -147,104 +136,92 @@ CUTS: Mapping[str, Cut] = MappingProxyType(
 )
 
 
-# What the frozen part of a backbone says of each image, taken once into a store.
-
-
-#: Pooling of a row that is a map.
-UNPOOLED = "none"
-#: Activations up to this size are read into memory: 80,000 images of 512 x 7 x 7.
-HELD_BYTES = 8 << 30
+# The rows of the frozen part, computed once and read back for every epoch.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where the frozen part of a backbone ends.
-
-    Attributes:
-        choice: The backbone as the study asks for it.
-        size: Side of the images, pixels; None takes the backbone's own.
-        at_cut: At the cut of partial fine-tuning; else after the whole backbone.
-    """
-
-    choice: BackboneChoice
-    size: int | None = None
-    at_cut: bool = True
-
-    @property
-    def policy(self) -> PixelPolicy:
-        """From bytes to the pixels that the backbone sees."""
-        policy = policy_of(self.choice.name, self.choice.resize)
-        return policy if self.size is None else replace(policy, size=self.size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """Activations of all samples, and what it cost to have them.
+class StoredRows:
+    """Features or activations of all samples, and what it cost to have them.
 
     Attributes:
         examples: In sample order.
-        shape: Of one row.
         computed: Images that the frozen part was run on now; the others were stored.
         seconds: For these.
     """
 
     examples: Held
-    shape: tuple[int, ...]
     computed: int
     seconds: float
 
 
-def store_at(study: Study, place: Place) -> FeatureStore:
-    """The store of a place; nothing is built where the weights have been loaded before.
+def pixel_policy(choice: BackboneChoice, size: int | None) -> PixelPolicy:
+    """From bytes to the pixels that a backbone sees; without a size, its own side."""
+    policy = policy_of(choice.name, choice.resize)
+    return policy if size is None else replace(policy, size=size)
+
+
+def frozen_store(
+    study: Study, choice: BackboneChoice, *, size: int | None = None, at_cut: bool
+) -> FeatureStore:
+    """The store of a frozen part; nothing is built where the weights have been loaded before.
+
+    Args:
+        study: Where stores are.
+        choice: The backbone as the study asks for it.
+        size: Side of the images, pixels; None takes the backbone's own.
+        at_cut: The part before the cut; else the whole backbone.
 
     Raises:
         NoCutError: The backbone has no cut.
         WeightsError: The weights are not here and cannot be fetched, or do not fit.
     """
-    recipe = store_for(study, place.choice).recipe
-    recipe = replace(recipe, preprocessing=place.policy.to_json())
-    if place.at_cut:
-        recipe = replace(recipe, cut=cut_of(place.choice.name).where, pooling=UNPOOLED)
+    recipe = store_for(study, choice).recipe
+    recipe = replace(recipe, preprocessing=pixel_policy(choice, size).to_json())
+    if at_cut:
+        recipe = replace(recipe, cut=cut_of(choice.name).where, pooling=UNPOOLED)
     return FeatureStore(study.store_root, recipe)
 
 
-def frozen_part(place: Place, store: FeatureStore) -> "Frozen":
-    """The network that fills the store of a place: uint8 pixels in, rows out.
+def stored_rows(
+    study: Study,
+    choice: BackboneChoice,
+    samples: Samples,
+    *,
+    size: int | None = None,
+    at_cut: bool,
+    engine: EngineChoice,
+    device: str = "cpu",
+) -> StoredRows:
+    """Rows of all samples; what the store lacks is computed now, once.
 
-    Raises:
-        WeightsError: The weights are not those of the store.
-    """
-    from pipeline.features.frozen import Frozen, build
-
-    name = place.choice.name
-    network = build(name, weights_file(name, place.choice.weights))
-    check_weights(network, store.recipe)
-    return Frozen(cut_of(name).split(network)[0] if place.at_cut else network, place.policy)
-
-
-def take(study: Study, place: Place, samples: Samples, engine: EngineChoice | None = None) -> Taken:
-    """Rows of all samples at a place; what the store lacks is computed now, once.
+    Args:
+        study: Where stores are.
+        choice: The backbone.
+        samples: In the order of the rows.
+        size: See :func:`frozen_store`; so ``at_cut``.
+        at_cut: Activations before the cut; else pooled features.
+        engine: Computes what is missing.
+        device: Where the rows are trained on.
 
     Raises:
         NoImagesError: They need more memory than ``HELD_BYTES``, or an image cannot be
             used any more.
         PipelineError: See ``pipeline.features.extract``.
     """
-    store = store_at(study, place)
-    keys, at = numbered(samples)
-    missing = {
-        key: item for key, item in zip(samples.key, samples.items, strict=True) if key not in store
-    }
+    store = frozen_store(study, choice, size=size, at_cut=at_cut)
+    policy = pixel_policy(choice, size)
+    pairs = zip(samples.key, samples.items, strict=True)
+    missing = {key: item for key, item in pairs if key not in store}
     start = time.perf_counter()
     if missing:
         unusable = fill_store(
             store,
             missing,
-            build=lambda: frozen_part(place, store),
-            weights=weights_file(place.choice.name, place.choice.weights),
-            policy=place.policy,
-            engine=engine or EngineChoice(),
-            title=f"{place.choice.name} {store.recipe.cut}",
+            build=lambda: _frozen_part(choice, policy, store, at_cut=at_cut),
+            weights=weights_file(choice.name, choice.weights),
+            policy=policy,
+            engine=engine,
+            title=f"{choice.name} {store.recipe.cut}",
         )
         for key, reason in unusable.items():
             raise NoImagesError(
@@ -252,14 +229,22 @@ def take(study: Study, place: Place, samples: Samples, engine: EngineChoice | No
                 "STUDY again, which lists such images"
             )
     seconds = time.perf_counter() - start if missing else 0.0
-    shape = store.row_shape() or ()
-    _check_memory(len(keys), shape)
-    return Taken(
-        examples=Held(store.read(keys), at, samples.label),
-        shape=shape,
+    keys, at = number_keys(samples)
+    _check_memory(len(keys), store.row_shape() or ())
+    return StoredRows(
+        examples=hold(store.read(keys), at, samples.label, device),
         computed=len(missing),
         seconds=seconds,
     )
+
+
+def _frozen_part(
+    choice: BackboneChoice, policy: PixelPolicy, store: FeatureStore, *, at_cut: bool
+) -> Frozen:
+    """The network that fills a store: uint8 pixels in, rows out."""
+    network = build(choice.name, weights_file(choice.name, choice.weights))
+    check_weights(network, store.recipe)
+    return Frozen(cut_of(choice.name).split(network)[0] if at_cut else network, policy)
 
 
 def _check_memory(rows: int, shape: tuple[int, ...]) -> None:

@@ -1,9 +1,9 @@
-"""Where and how a loop computes: device, precision, randomness, memory."""
+"""Where and how a training computes: device, precision, randomness, memory, processes."""
 
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +13,31 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.errors import EngineError
-from pipeline.finetune.settings import LoopSettings
+from pipeline.finetune.methods import TrainingSettings
 from pipeline.words import counted
 
 
+def choose_device(name: str) -> str:
+    """``cpu`` or ``cuda``, from ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        EngineError: CUDA is asked for, and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    if name == "cuda" and not available:
+        raise EngineError("no CUDA device is here: use --device cpu, or leave it at auto")
+    return name
+
+
 @contextmanager
-def surroundings(settings: LoopSettings) -> Iterator[None]:
+def torch_settings(settings: TrainingSettings) -> Iterator[None]:
     """Everything process-wide that a training needs, put back at the end.
 
-    Torch's generators are the caller's again afterwards; cuDNN takes deterministic
-    algorithms, and TF32 only where it was asked for (it would use it unasked).
+    Torch's generators are the caller's again afterwards. TF32 is used only where it was
+    asked for (cuDNN would use it unasked). On CUDA ``deterministic`` decides between cuDNN's
+    repeatable algorithms and the fastest for the shape of a batch.
 
     Raises:
         EngineError: No such device, a precision it does not have, out of memory, or one
@@ -32,24 +47,39 @@ def surroundings(settings: LoopSettings) -> Iterator[None]:
     on_cuda = device.type == "cuda"
     if on_cuda and not torch.cuda.is_available():
         raise EngineError("torch sees no CUDA device here; use --device cpu")
-    if settings.precision != "fp32" and not on_cuda:
-        raise EngineError(
-            f"{settings.precision} is a precision of CUDA devices, not of {device.type}: use fp32"
-        )
-    tf32 = settings.precision == "tf32"
+    if settings.precision == "tf32" and not on_cuda:
+        raise EngineError(f"tf32 is a precision of CUDA devices, not of {device.type}: use fp32")
+    tf32, repeatable = settings.precision == "tf32", settings.deterministic
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(device)  # of this training, not of those before it
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, tf32
     try:
-        with (
-            named_errors(settings.device, settings.batch_size),
-            torch.random.fork_rng([device] if on_cuda else []),
-            torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
-            ),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(named_errors(settings.device, settings.batch_size))
+            stack.enter_context(torch.random.fork_rng([device] if on_cuda else []))
+            flags = torch.backends.cudnn.flags(
+                enabled=True, benchmark=not repeatable, deterministic=repeatable, allow_tf32=tf32
+            )
+            stack.enter_context(flags)
+            if on_cuda and repeatable:
+                stack.enter_context(_repeatable_algorithms())
             yield
     finally:
         matmul.allow_tf32 = before
+
+
+@contextmanager
+def _repeatable_algorithms() -> Iterator[None]:
+    """Of torch's own kernels; one that has none of this kind warns and is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 @contextmanager
@@ -93,8 +123,8 @@ def seed_generators(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def autocast(settings: LoopSettings) -> torch.autocast:
-    """Mixed precision where it was asked for."""
+def autocast(settings: TrainingSettings) -> torch.autocast:
+    """Matrix products and convolutions in bf16 where it was asked for, on any device."""
     kind = torch.device(settings.device).type
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
 
@@ -203,6 +233,11 @@ def take_buffers_of_first(model: nn.Module) -> None:
     if group().size > 1:
         for buffer in model.buffers():
             distributed.broadcast(buffer, 0)
+
+
+def wait_for_all(device: str) -> None:
+    """Of a group of processes, none goes on before all are here."""
+    summed(torch.zeros(1, device=device)).item()  # NCCL alone would not stop the host
 
 
 def check_same(value: int, device: torch.device, what: str) -> None:

@@ -1,22 +1,97 @@
-"""The ways to train, from a head on frozen features to all weights: one table.
+"""The ways to train a network, and every setting of a training.
 
-Which weights move, where a method starts, what it reads and how fast it learns stand
-here and nowhere else. Nothing here imports torch, so the command line can list them.
+A setting has its default in ``TrainingSettings``. A method may have another value, and
+what the user gives stands above both: :func:`resolve_settings` puts the three together.
+Nothing here imports torch, so the command line can list everything at once.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
-from pipeline.errors import UnknownNameError
-from pipeline.finetune.settings import LoopSettings
+from pipeline.errors import StudyError, UnknownNameError
+
+#: Numbers to compute in. Weights are float32 in all of them; tf32 needs CUDA.
+PRECISIONS = ("fp32", "tf32", "bf16")
+#: Random changes of training images; see :func:`pipeline.finetune.data.augment_lightly`.
+AUGMENTATIONS = ("none", "light")
+#: Images a step that the learning rates below are for.
+REFERENCE_BATCH = 32
+#: On CUDA the largest of these with which an epoch has ``FEWEST_STEPS`` steps: few images
+#: learn from more steps, many are trained faster in large batches.
+CUDA_BATCHES, FEWEST_STEPS = (128, 64), 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """One training with AdamW.
+
+    Attributes:
+        epochs: Passes over the images, at most; 1 or more.
+        batch_size: Images a step, over all processes together; the last step of an
+            epoch takes what is left.
+        learning_rate: The highest, reached at the end of the warm-up; more than 0.
+        weight_decay: Of weights; biases and the parameters of norms have none.
+        warmup: Share of all steps in which the rate rises from 0, in [0, 1); a cosine
+            takes it back to 0 afterwards.
+        clip: Largest norm of the gradient of all parameters together; 0: no limit.
+        patience: Epochs without a better validation loss before it stops, and the model
+            goes back to the best; 0: never, and it keeps the last weights.
+        augmentation: Entry of ``AUGMENTATIONS``.
+        keep_statistics: BatchNorm uses its running statistics and leaves them as they are,
+            while its scale and shift are trained.
+        seed: Of order, augmentation and dropout; 0 or more. Not of the initial weights,
+            which the model brings along.
+        device: ``cpu``, ``cuda`` or ``cuda:<n>``.
+        precision: Entry of ``PRECISIONS``.
+        deterministic: The same bits from the same seed; the CPU does so in any case. On
+            CUDA the fastest algorithms are not of this kind.
+
+    Raises:
+        UnknownNameError: A name is in no table.
+        StudyError: A number is out of its range.
+    """
+
+    epochs: int = 10
+    batch_size: int = REFERENCE_BATCH
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+    clip: float = 1.0
+    patience: int = 0
+    augmentation: str = "none"
+    keep_statistics: bool = False
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        for kind, table in (("augmentation", AUGMENTATIONS), ("precision", PRECISIONS)):
+            if (name := getattr(self, kind)) not in table:
+                raise UnknownNameError(kind, name, table)
+        for name, fine, allowed in (
+            ("epochs", self.epochs >= 1, "1 or more"),
+            ("batch_size", self.batch_size >= 1, "1 or more"),
+            ("learning_rate", self.learning_rate > 0, "more than 0"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("warmup", 0 <= self.warmup < 1, "from 0 to below 1"),
+            ("clip", self.clip >= 0, "0 (no limit) or more"),
+            ("patience", self.patience >= 0, "0 (never stop early) or more"),
+            ("seed", self.seed >= 0, "0 or more"),
+        ):
+            if not fine:
+                raise StudyError(f"{name} {getattr(self, name)}: allowed is {allowed}")
+
 
 #: What a method reads in every epoch.
 FEATURES, ACTIVATIONS, PIXELS = "features", "activations", "pixels"
 #: What moves besides the head.
 NOTHING, ALL, TAIL, BATCH_NORM, FIRST_BLOCK = "nothing", "all", "tail", "batch_norm", "first_block"
-#: Fine-tuning moves pretrained weights a little; a new head or network learns faster.
-_GENTLE, _NEW = 1e-4, 1e-3
+#: Pretrained weights are moved a little; new ones learn at the default rate.
+_PRETRAINED_RATE = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,23 +103,19 @@ class Method:
         moved: Which weights move, in words.
         moves: What moves besides the head.
         reads: ``features`` and ``activations`` come from the store, ``pixels`` do not.
-        epochs: Passes over the images, unless the user says otherwise.
-        learning_rate: The highest, unless the user says otherwise.
+        settings: Values of :class:`TrainingSettings` that are not the defaults.
         starts_from: Methods whose trained models this one is made of; with none, the
             backbone's pretrained weights and a new head.
-        keeps_statistics: BatchNorm keeps the running statistics that it comes with.
         pretrained: False for a network of its own, trained from nothing.
-        trains: False where models of others are only mixed.
+        trains: False where models of others are only interpolated.
     """
 
     about: str
     moved: str
     moves: str = NOTHING
     reads: str = PIXELS
-    epochs: int = 10
-    learning_rate: float = _GENTLE
+    settings: Mapping[str, Any] = field(default_factory=dict)
     starts_from: tuple[str, ...] = ()
-    keeps_statistics: bool = False
     pretrained: bool = True
     trains: bool = True
 
@@ -57,36 +128,36 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             about="linear probe: the head alone, from the stored features",
             moved="head",
             reads=FEATURES,
-            epochs=30,
-            learning_rate=_NEW,
+            settings={"epochs": 30},
         ),
         "frozen_online": Method(
             about="the same head, the frozen backbone run in every epoch; exists to be timed",
             moved="head",
-            epochs=1,
-            learning_rate=_NEW,
+            settings={"epochs": 1},
         ),
         "last_block": Method(
             about="the last stage, from stored activations of the frozen prefix",
             moved="last stage, head",
             moves=TAIL,
             reads=ACTIVATIONS,
+            settings={"learning_rate": _PRETRAINED_RATE},
         ),
         "bn_only": Method(
             about="BatchNorm alone, surgical fine-tuning (Lee et al. 2023)",
             moved="BatchNorm and its statistics, head",
             moves=BATCH_NORM,
-            learning_rate=_NEW,
         ),
         "first_block": Method(
             about="stem and first stage alone, surgical fine-tuning (Lee et al. 2023)",
             moved="stem, first stage, head",
             moves=FIRST_BLOCK,
+            settings={"learning_rate": _PRETRAINED_RATE},
         ),
         "full": Method(
             about="all weights, end to end, with a new head",
             moved="all",
             moves=ALL,
+            settings={"learning_rate": _PRETRAINED_RATE},
         ),
         # The head of lp knows features under the running statistics. Under those of a batch of
         # radiographs the features are others: the start would be lost at the first step.
@@ -94,12 +165,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             about="all weights, beginning with the head of lp (Kumar et al. 2022)",
             moved="all but the statistics of BatchNorm",
             moves=ALL,
+            settings={"learning_rate": _PRETRAINED_RATE, "keep_statistics": True},
             starts_from=("lp",),
-            keeps_statistics=True,
         ),
         "wise_ft": Method(
             about="the straight line from lp to lp_ft, or to full (Wortsman et al. 2022)",
-            moved="all, by mixing",
+            moved="all, by interpolation",
             moves=ALL,
             starts_from=("lp", "lp_ft"),
             trains=False,
@@ -108,16 +179,14 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             about="a small convolutional network, from nothing",
             moved="all of a network of its own",
             moves=ALL,
-            epochs=30,
-            learning_rate=_NEW,
+            settings={"epochs": 30},
             pretrained=False,
         ),
-        "scratch_ann": Method(
+        "scratch_mlp": Method(
             about="a fully connected network on small pixels, from nothing",
             moved="all of a network of its own",
             moves=ALL,
-            epochs=30,
-            learning_rate=_NEW,
+            settings={"epochs": 30},
             pretrained=False,
         ),
     }
@@ -127,26 +196,10 @@ QUICK = ("lp", "last_block", "scratch_cnn")
 EVERY = "all"
 #: Method that the others are compared with.
 BASELINE = "lp"
-#: Share of the way from the first model to the second.
-ALPHAS = tuple(step / 10 for step in range(11))
 
 
-def asked(names: Sequence[str]) -> set[str]:
+def named_methods(names: Sequence[str]) -> set[str]:
     """The methods that names stand for, without those that they start from.
-
-    Raises:
-        UnknownNameError: A name is in no table.
-    """
-    wanted: set[str] = set()
-    for name in names or QUICK:
-        if name not in (*METHODS, EVERY):
-            raise UnknownNameError("method", name, [*METHODS, EVERY])
-        wanted |= set(METHODS) if name == EVERY else {name}
-    return wanted
-
-
-def chosen(names: Sequence[str]) -> tuple[str, ...]:
-    """The methods to run, those that others start from among them, in the table's order.
 
     Args:
         names: Entries of ``METHODS``, or ``all``; none means ``QUICK``.
@@ -154,7 +207,19 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UnknownNameError: A name is in no table.
     """
-    wanted = asked(names)
+    for name in names:
+        if name not in (*METHODS, EVERY):
+            raise UnknownNameError("method", name, [*METHODS, EVERY])
+    return set(METHODS) if EVERY in names else set(names or QUICK)
+
+
+def select_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """The methods to run, those that others start from among them, in the table's order.
+
+    Raises:
+        UnknownNameError: A name is in no table.
+    """
+    wanted = named_methods(names)
     for name in reversed(list(METHODS)):  # a method starts from earlier ones only
         if name in wanted:
             # The line of wise_ft may as well end at full, where that is trained anyway.
@@ -163,64 +228,57 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in METHODS if name in wanted)
 
 
-def end_of_line(names: Sequence[str]) -> str:
-    """Where the line of ``wise_ft`` ends, of the methods to run."""
-    return "lp_ft" if "lp_ft" in names else "full"
+def resolve_settings(
+    name: str,
+    given: Mapping[str, Any],
+    *,
+    named: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    precision: str = "fp32",
+    images: int = 0,
+) -> TrainingSettings:
+    """The settings of one training: the user's before the method's before the defaults.
 
+    Learning rates are for 32 images a step. Where the user gives none, another batch size
+    changes the rate with its square root, as suits Adam (Malladi et al. 2022, "On the SDEs
+    and scaling rules for adaptive gradient algorithms").
 
-# What the user may say of all methods at once, and how it meets each method's own word.
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """What the user may change for all methods at once; None takes the method's own.
-
-    Attributes:
-        epochs: Passes over the images, of the methods in ``asked``.
-        learning_rate: The highest, of the methods in ``asked``.
-        batch_size: Images a step.
-        image_size: Side of the images, pixels; None takes the backbone's.
-        augmentation: For methods that read pixels; stored activations have none.
-        patience: Epochs without a better validation loss; 0: train to the end.
-        seed: None takes the study's.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        asked: The methods that were named; those that they start from keep their own
-            epochs and rate. None: all.
-    """
-
-    epochs: int | None = None
-    learning_rate: float | None = None
-    batch_size: int = LoopSettings.batch_size
-    image_size: int | None = None
-    augmentation: str = LoopSettings.augmentation
-    patience: int = LoopSettings.patience
-    seed: int | None = None
-    device: str = "auto"
-    asked: frozenset[str] | None = None
-
-    def of(self, name: str) -> "TrainingOptions":
-        """As they hold for one method."""
-        return self if self.asks_for(name) else replace(self, epochs=None, learning_rate=None)
-
-    def asks_for(self, name: str) -> bool:
-        """Whether a method was named, and is not only what another starts from."""
-        return self.asked is None or name in self.asked
-
-
-def settings_of(method: Method, options: TrainingOptions, *, seed: int) -> LoopSettings:
-    """The loop's settings: the user's word before the method's, on the CPU.
+    Args:
+        name: Entry of ``METHODS``.
+        given: What the user gives, by name of the setting; None is not given.
+        named: Whether the user named this method. If not, it is one that others start from,
+            and keeps its own epochs and learning rate.
+        seed: The study's.
+        device: Where it runs.
+        precision: The study's, for CUDA; elsewhere it is fp32 unless the user says otherwise.
+        images: To train on; the batch size on CUDA depends on it.
 
     Raises:
         UnknownNameError: A name is in no table.
         StudyError: A number is out of its range.
     """
-    o = options
-    return LoopSettings(
-        epochs=method.epochs if o.epochs is None else o.epochs,
-        learning_rate=method.learning_rate if o.learning_rate is None else o.learning_rate,
-        batch_size=o.batch_size,
-        augmentation=o.augmentation if method.reads == PIXELS else "none",
-        patience=o.patience,
-        keep_statistics=method.keeps_statistics,
-        seed=seed if o.seed is None else o.seed,
-    )
+    own = () if named else ("epochs", "learning_rate")
+    user = {key: value for key, value in given.items() if value is not None and key not in own}
+    if METHODS[name].reads != PIXELS:
+        user["augmentation"] = "none"
+    on_cuda = device.startswith("cuda")
+    defaults = {
+        "seed": seed,
+        "device": device,
+        "precision": precision if on_cuda else "fp32",
+        "deterministic": not on_cuda,
+        "batch_size": default_batch_size(device, images),
+    }
+    settings = TrainingSettings(**{**defaults, **METHODS[name].settings, **user})
+    if "learning_rate" in user:
+        return settings
+    factor = math.sqrt(settings.batch_size / REFERENCE_BATCH)
+    return replace(settings, learning_rate=factor * settings.learning_rate)
+
+
+def default_batch_size(device: str, images: int) -> int:
+    """Images a step where the user gives no number; see ``CUDA_BATCHES``."""
+    sizes = CUDA_BATCHES if device.startswith("cuda") else ()
+    enough = (size for size in sizes if images >= FEWEST_STEPS * size)
+    return next(enough, REFERENCE_BATCH)

@@ -6,7 +6,7 @@ weights of what is new are drawn from the seed and the purpose.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,9 @@ from pipeline.finetune.methods import (
     BATCH_NORM,
     FEATURES,
     FIRST_BLOCK,
+    METHODS,
     NOTHING,
     TAIL,
-    Method,
 )
 
 HIDDEN = 256
@@ -39,7 +39,7 @@ DROPOUT = 0.5
 #: Share of each auxiliary classifier in GoogLeNet's loss (Szegedy et al. 2015).
 AUXILIARY_WEIGHT = 0.3
 #: Side to which the fully connected network averages its pixels: 64 x 64 x 3 inputs.
-ANN_SIDE = 64
+MLP_SIDE = 64
 #: Channels of the small CNN's four stages; each halves the side.
 CNN_WIDTHS = (16, 32, 64, 128)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -136,39 +136,26 @@ def small_cnn(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
     return Classifier(Normalise(policy), backbone, new_head(CNN_WIDTHS[-1], classes, seed))
 
 
-def small_ann(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
+def small_mlp(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
     """The head alone, on pixels averaged to 64 x 64 at most."""
-    side = min(ANN_SIDE, policy.size)
+    side = min(MLP_SIDE, policy.size)
     backbone = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(1))
     return Classifier(Normalise(policy), backbone, new_head(3 * side * side, classes, seed))
 
 
-def cross_entropy(smoothing: float = 0.0) -> Any:
-    """Loss of a network's output, ``(logits or tuple of them, labels) -> scalar``.
+def main_logits(output: Any) -> Tensor:
+    """Logits ``(n, K)`` of a network's output: the first of a tuple, else all; float32 or 64."""
+    logits: Tensor = output[0] if isinstance(output, tuple) else output
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    Auxiliary logits count 0.3 each.
-    """
 
-    def loss(output: Any, labels: Tensor) -> Tensor:
-        main, *others = output if isinstance(output, tuple) else (output,)
-        total = nn.functional.cross_entropy(main, labels, label_smoothing=smoothing)
-        for logits in others:
-            share = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-            total = total + AUXILIARY_WEIGHT * share
-        return total
-
+def training_loss(output: Any, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of a network's output, nats; auxiliary logits count 0.3 each."""
+    loss = nn.functional.cross_entropy(main_logits(output), labels)
+    for logits in output[1:] if isinstance(output, tuple) else ():
+        share = nn.functional.cross_entropy(main_logits(logits), labels)
+        loss = loss + AUXILIARY_WEIGHT * share
     return loss
-
-
-def batch_norm_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Scale and shift of every BatchNorm of a network."""
-    found = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
-    return [parameter for m in found for parameter in m.parameters()]
-
-
-def parameters_of(network: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
-    """All parameters of the modules with these names."""
-    return [p for name in names for p in network.get_submodule(name).parameters()]
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
@@ -229,25 +216,6 @@ def drawn_from(seed: int, purpose: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
-    """What a network is made of.
-
-    Attributes:
-        backbone: Name of the backbone.
-        file: Its weights.
-        policy: From bytes to the pixels that it sees.
-        classes: Number of classes.
-        seed: Of what is new in it.
-    """
-
-    backbone: str
-    file: Path
-    policy: PixelPolicy
-    classes: int
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Assembly:
     """Two views of the same parameters.
 
@@ -279,66 +247,75 @@ class Assembly:
         self.whole.load_state_dict({**auxiliary, **state})
 
 
-def assemble(name: str, method: Method, material: Material) -> Assembly:
+def assemble(
+    name: str, backbone: str, file: Path, *, policy: PixelPolicy, classes: int, seed: int
+) -> Assembly:
     """Build the network of a method; nothing has been trained in it yet.
+
+    Args:
+        name: Entry of ``METHODS``.
+        backbone: Name of the backbone.
+        file: Its weights.
+        policy: From bytes to the pixels that it sees.
+        classes: Number of classes.
+        seed: Of what is new in it.
 
     Raises:
         NoCutError: The backbone has no cut, and the method trains a part of it.
         EngineError: The method moves BatchNorm and the backbone has none.
         WeightsError: See :func:`pipeline.features.frozen.build`.
     """
-    whole = _whole(name, method, material)
+    method = METHODS[name]
+    if method.pretrained:
+        network: Any = build(backbone, file)
+        if method.moves == ALL and method.trains:
+            add_auxiliary(backbone, network, file, classes=classes, seed=seed)
+        head = new_head(spec_of(backbone).dim, classes, seed)
+        whole = Classifier(Normalise(policy), network, head)
+    else:
+        whole = SCRATCH[name](policy, classes, seed)
     whole.requires_grad_(requires_grad=False)
-    for parameter in [*whole.head.parameters(), *MOVES[method.moves](whole, material.backbone)]:
+    for parameter in [*whole.head.parameters(), *MOVES[method.moves](whole.backbone, backbone)]:
         parameter.requires_grad = True
-    return Assembly(whole=whole, trained=_view(whole, method, material.backbone))
+    return Assembly(whole=whole, trained=_view(whole, method.reads, backbone))
 
 
-def _whole(name: str, method: Method, m: Material) -> Classifier:
-    if not method.pretrained:
-        return SCRATCH[name](m.policy, m.classes, m.seed)
-    backbone = build(m.backbone, m.file)
-    if method.moves == ALL and method.trains:
-        add_auxiliary(m.backbone, backbone, m.file, classes=m.classes, seed=m.seed)
-    head = new_head(spec_of(m.backbone).dim, m.classes, m.seed)
-    return Classifier(Normalise(m.policy), backbone, head)
-
-
-def _view(whole: Classifier, method: Method, backbone: str) -> Classifier:
-    if method.reads == FEATURES:
+def _view(whole: Classifier, reads: str, backbone: str) -> Classifier:
+    if reads == FEATURES:
         return Classifier(nn.Identity(), nn.Identity(), whole.head)
-    if method.reads == ACTIVATIONS:
+    if reads == ACTIVATIONS:
         _, tail = cut_of(backbone).split(whole.backbone)
         return Classifier(nn.Identity(), tail, whole.head)
     return whole
 
 
-def _batch_norm(whole: Classifier, backbone: str) -> list[nn.Parameter]:
-    found = batch_norm_parameters(whole.backbone)
-    if not found:
+def _batch_norms(network: nn.Module, backbone: str) -> list[nn.Parameter]:
+    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
+    if not norms:
         raise EngineError(f"{backbone} has no BatchNorm: bn_only has nothing to move in it")
-    return found
+    return [parameter for norm in norms for parameter in norm.parameters()]
 
 
-def _tail(whole: Classifier, backbone: str) -> list[nn.Parameter]:
-    return list(cut_of(backbone).split(whole.backbone)[1].parameters())
+def _tail(network: nn.Module, backbone: str) -> list[nn.Parameter]:
+    return list(cut_of(backbone).split(network)[1].parameters())
 
 
-def _first_block(whole: Classifier, backbone: str) -> list[nn.Parameter]:
-    return parameters_of(whole.backbone, cut_of(backbone).first_block)
+def _first_block(network: nn.Module, backbone: str) -> list[nn.Parameter]:
+    parts = cut_of(backbone).first_block
+    return [p for part in parts for p in network.get_submodule(part).parameters()]
 
 
 #: Which parameters of the backbone move with the head.
-MOVES: Mapping[str, Callable[[Classifier, str], list[nn.Parameter]]] = MappingProxyType(
+MOVES: Mapping[str, Callable[[nn.Module, str], list[nn.Parameter]]] = MappingProxyType(
     {
         NOTHING: lambda *_: [],
-        ALL: lambda whole, _: list(whole.backbone.parameters()),
+        ALL: lambda network, _: list(network.parameters()),
         TAIL: _tail,
-        BATCH_NORM: _batch_norm,
+        BATCH_NORM: _batch_norms,
         FIRST_BLOCK: _first_block,
     }
 )
 #: The networks that start from nothing.
 SCRATCH: Mapping[str, Callable[[PixelPolicy, int, int], Classifier]] = MappingProxyType(
-    {"scratch_cnn": small_cnn, "scratch_ann": small_ann}
+    {"scratch_cnn": small_cnn, "scratch_mlp": small_mlp}
 )

@@ -1,28 +1,63 @@
-"""Trained models on disk: weights, what was measured, and what each says of every image.
+"""One run: a method on a backbone, from the images of a study to a model that is kept.
 
-A model is a folder of three files. The record is written last and names the others by
-their SHA-256, so a folder whose record reads is whole, and one that was being replaced
-when the process died counts as not there. Nothing here is pickled.
+A kept model is a folder of three files: weights, what was measured, and the probabilities of
+every image. The record is written last and names the others by their SHA-256, so a folder
+whose record reads is whole, and one that was being replaced when the process died counts as
+not there. Nothing is pickled.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cache import disk
-from pipeline.finetune.history import Convergence, convergence
+from pipeline.data.images import PixelPolicy
+from pipeline.data.patients import FIT, VALIDATION
+from pipeline.data.samples import Samples
+from pipeline.evaluation.metrics import score
+from pipeline.features.backbones import spec_of, weights_file
+from pipeline.features.engines import EngineChoice
+from pipeline.finetune import distributed as parallel
+from pipeline.finetune.checkpoint import Checkpoints
+from pipeline.finetune.cuts import StoredRows, frozen_store, pixel_policy, stored_rows
+from pipeline.finetune.data import Decoding, Examples, Held, load_pixels
+from pipeline.finetune.distributed import named_errors, wait_for_all
+from pipeline.finetune.history import History
+from pipeline.finetune.interpolate import ALPHAS, RULE, fold_norms, interpolate
+from pipeline.finetune.loop import predict, train
+from pipeline.finetune.methods import (
+    ACTIVATIONS,
+    BASELINE,
+    METHODS,
+    PIXELS,
+    TrainingSettings,
+    resolve_settings,
+)
+from pipeline.finetune.networks import (
+    Assembly,
+    assemble,
+    check_takes,
+    count_parameters,
+    forward_gflop,
+)
+from pipeline.progress import Progress
+from pipeline.study import SOURCE, BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1
+_FORMAT = 2
 RECORD, WEIGHTS, PROBABILITIES = "model.json", "model.safetensors", "probabilities.safetensors"
+#: In the place of a backbone's name for networks that have none.
+OWN = "pixels"
 
 Proba = NDArray[np.float64]
 
@@ -35,53 +70,49 @@ class Record:
         method: Entry of ``METHODS``.
         backbone: Its name; ``pixels`` for a network of its own.
         seed: Of new weights, order, augmentation and dropout.
-        moved: Which weights moved, in words.
         identity: All that determines the model, beside the libraries.
         samples: Digest of the images, labels and splits that the probabilities are of.
-        epochs: That were trained.
-        seconds: Of all training steps together.
-        validation_seconds: Of the looks at the validation images between them.
-        images_per_second: Trained on.
-        peak_memory_bytes: See :class:`pipeline.finetune.history.History`.
         trainable_parameters: Numbers that could move, the head's among them.
         parameters: Of the whole network.
         gflop_per_image: Forward, from pixels to logits; a multiply-add is two.
         gflop_per_trained_image: Forward, of what runs when the method trains.
-        stored: Images that the frozen part was run on for this method, and the seconds;
-            zero where the store had them.
+        stored_images: Images that the frozen part was run on for this method; 0 where the
+            store had them.
+        stored_seconds: For these.
+        epochs: That were trained.
+        seconds: Of all training steps together.
+        validation_seconds: Of the validations between them.
+        images_per_second: Trained on.
+        peak_memory_bytes: See :class:`pipeline.finetune.history.History`.
         best_epoch: With the lowest validation loss, from 0.
         kept_epoch: Whose weights these are.
         stopped_early: Whether patience ended the training.
-        convergence: See :mod:`pipeline.finetune.history`.
         curves: A row for each epoch.
-        extrapolated: Cost of more epochs than were run, where a method exists to be
-            timed: ``epochs`` and ``seconds``, from the measured rate.
-        mixed: Of a mixture, ``from``, ``to``, ``alpha``, ``rule`` and ``curve``.
+        interpolated: Of a model between two others, ``from``, ``to``, ``alpha``, ``rule``
+            and ``curve``.
     """
 
     method: str
     backbone: str
     seed: int
-    moved: str
     identity: Mapping[str, Any]
     samples: str
+    trainable_parameters: int
+    parameters: int
+    gflop_per_image: float
+    gflop_per_trained_image: float
+    stored_images: int
+    stored_seconds: float
     epochs: int
     seconds: float
     validation_seconds: float
     images_per_second: float | None
     peak_memory_bytes: int | None
-    trainable_parameters: int
-    parameters: int
-    gflop_per_image: float
-    gflop_per_trained_image: float
-    stored: Mapping[str, float]
     best_epoch: int | None
     kept_epoch: int | None
     stopped_early: bool
-    convergence: Convergence
-    curves: tuple[Mapping[str, Any], ...] = ()
-    extrapolated: Mapping[str, float] | None = None
-    mixed: Mapping[str, Any] | None = field(default=None)
+    curves: Sequence[Mapping[str, Any]] = ()
+    interpolated: Mapping[str, Any] | None = None
 
 
 class ModelFolder:
@@ -101,8 +132,8 @@ class ModelFolder:
 
     def record(self) -> Record | None:
         """What was measured; None where there is no whole model."""
-        found = self._read()
-        return None if found is None else _record(found["record"])
+        content = self._read()
+        return None if content is None else Record(**content["record"])
 
     def weights_sha256(self) -> str:
         """Stands for the weights in the identity of models that start from them."""
@@ -141,37 +172,340 @@ class ModelFolder:
         disk.publish(self.path / WEIGHTS, weights)
         disk.publish(self.path / PROBABILITIES, probabilities)
         disk.publish(self.path / RECORD, json.dumps(content, indent=1, allow_nan=False).encode())
-        self._remove_checkpoints()
+        if names := disk.listdir(self.checkpoints):
+            disk.remove(self.checkpoints, names)
+            self.checkpoints.rmdir()
 
     def _read(self) -> dict[str, Any] | None:
         """The record, if it and the files that it names are as they were written."""
         try:
-            found: dict[str, Any] = json.loads(disk.read_all(self.path / RECORD))
-            whole = found["format"] == _FORMAT and all(
-                hashlib.sha256(disk.read_all(self.path / name)).hexdigest() == found[key]
+            content: dict[str, Any] = json.loads(disk.read_all(self.path / RECORD))
+            whole = content["format"] == _FORMAT and all(
+                hashlib.sha256(disk.read_all(self.path / name)).hexdigest() == content[key]
                 for key, name in (("weights", WEIGHTS), ("probabilities", PROBABILITIES))
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
         if not whole:
             _LOG.warning("%s: not as it was written; it will be trained again", self.path)
-        return found if whole else None
-
-    def _remove_checkpoints(self) -> None:
-        names = disk.listdir(self.checkpoints)
-        if names:
-            disk.remove(self.checkpoints, names)
-            self.checkpoints.rmdir()
-
-
-def _record(values: Mapping[str, Any]) -> Record:
-    curves = tuple(values["curves"])
-    # Judged anew, so that one table holds one rule, whenever its models were trained.
-    losses = [row["validation_loss"] for row in curves if row["validation_loss"] is not None]
-    return Record(**{**values, "convergence": convergence(losses), "curves": curves})
+        return content if whole else None
 
 
 def models_in(folder: Path) -> list[ModelFolder]:
     """All whole models of a results folder."""
-    found = [ModelFolder(folder / name) for name in disk.listdir(folder)]
-    return [model for model in found if model.record() is not None]
+    models = [ModelFolder(folder / name) for name in disk.listdir(folder)]
+    return [model for model in models if model.record() is not None]
+
+
+@dataclass(kw_only=True)
+class Experiment:
+    """One backbone on the images of a study: what its methods share, made when first needed.
+
+    Attributes:
+        study: The study.
+        choice: The backbone.
+        samples: Usable images, in one order for all methods.
+        folder: Where models are kept.
+        device: ``cpu``, ``cuda`` or ``cuda:<n>``.
+        image_size: Side of the images, pixels; None takes the backbone's.
+        given: Settings that the user gives; see :func:`resolve_settings`.
+        named: Methods that the user named. Those that they start from keep their own
+            epochs and learning rate.
+    """
+
+    study: Study
+    choice: BackboneChoice
+    samples: Samples
+    folder: Path
+    device: str = "cpu"
+    image_size: int | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+    named: frozenset[str] = frozenset(METHODS)
+    _stored: dict[bool, StoredRows] = field(default_factory=dict)
+
+    @property
+    def policy(self) -> PixelPolicy:
+        """From bytes to the pixels that networks see."""
+        return pixel_policy(self.choice, self.image_size)
+
+    @cached_property
+    def pixels(self) -> Held | Decoding:
+        """Of all samples."""
+        return load_pixels(self.samples, self.policy, self.device)
+
+    def stored(self, *, at_cut: bool) -> StoredRows:
+        """Stored rows of all samples; rank 0 computes what is missing, the others wait."""
+        if at_cut not in self._stored:
+            kind, size = self.device.split(":")[0], self.settings(BASELINE).batch_size
+            engine = EngineChoice(device=kind, batch_size=size if kind == "cuda" else None)
+            first = parallel.group().rank == 0
+            if not first:
+                wait_for_all(self.device)
+            with named_errors(self.device, size):
+                self._stored[at_cut] = stored_rows(
+                    self.study,
+                    self.choice,
+                    self.samples,
+                    size=self.image_size,
+                    at_cut=at_cut,
+                    engine=engine,
+                    device=self.device,
+                )
+            if first:
+                wait_for_all(self.device)
+        return self._stored[at_cut]
+
+    def examples(self, name: str) -> Examples:
+        """What a method reads, of all samples."""
+        reads = METHODS[name].reads
+        return self.pixels if reads == PIXELS else self.stored(at_cut=reads == ACTIVATIONS).examples
+
+    def rows(self, split: str) -> NDArray[np.intp]:
+        """Samples of a split."""
+        return np.flatnonzero(self.samples.split == split)
+
+    def backbone(self, name: str) -> str:
+        """Name of a method's backbone in tables and folders."""
+        return self.choice.name if METHODS[name].pretrained else OWN
+
+    def settings(self, name: str) -> TrainingSettings:
+        """Of one method's training."""
+        return resolve_settings(
+            name,
+            self.given,
+            named=name in self.named,
+            seed=self.study.seed,
+            device=self.device,
+            precision=self.choice.precision,
+            images=len(self.rows(FIT)),
+        )
+
+    def model(self, name: str) -> ModelFolder:
+        """The folder of a method's model."""
+        seed = self.settings(name).seed
+        return ModelFolder(self.folder / f"{name}-{self.backbone(name)}-{seed}")
+
+    def assemble(self, name: str) -> Assembly:
+        """The network of a method, with nothing trained in it.
+
+        Raises:
+            EngineError: It cannot take images of this size.
+        """
+        assembly = assemble(
+            name,
+            self.choice.name,
+            weights_file(self.choice.name, self.choice.weights),
+            policy=self.policy,
+            classes=len(self.samples.classes),
+            seed=self.settings(name).seed,
+        )
+        if self.image_size:
+            check_takes(assembly.whole, self.image_size, spec_of(self.choice.name).policy.size)
+        return assembly
+
+    def predict(self, name: str, assembly: Assembly, rows: NDArray[np.intp]) -> Proba:
+        """Probabilities of samples, shape ``(m, K)``, from what the method reads."""
+        examples, size = self.examples(name).take(rows), self.settings(name).batch_size
+        return predict(assembly.trained, examples, batch_size=size, device=self.device)
+
+    def identity(self, name: str) -> dict[str, Any]:
+        """All that determines a model, beside the libraries and the device."""
+        method, settings = METHODS[name], asdict(self.settings(name))
+        del settings["device"]
+        store = frozen_store(self.study, self.choice, size=self.image_size, at_cut=False)
+        return {
+            "study": self.study.name,
+            "classes": list(self.samples.classes),
+            "method": name,
+            "backbone": self.backbone(name),
+            "weights": store.recipe.weights if method.pretrained else None,
+            "preprocessing": self.policy.to_json(),
+            "images": digest_of(self.samples.where(self.samples.domain == SOURCE)),
+            "starts from": [self.model(start).weights_sha256() for start in method.starts_from],
+            **({f"settings.{k}": v for k, v in settings.items()} if method.trains else {}),
+        }
+
+
+def train_method(run: Experiment, name: str) -> Record:
+    """Train a method, unless its model is there already, and keep it with what it predicts.
+
+    A method that was not named, but that others start from, is taken as it is there,
+    however it was trained: whoever wants another names it.
+
+    Raises:
+        CheckpointError: A training of another identity was cut off in its folder.
+        PipelineError: See the modules this calls.
+    """
+    model, identity, samples = run.model(name), run.identity(name), digest_of(run.samples)
+    record = model.record()
+    wait_for_all(run.device)  # or a late process would see what the first is about to write
+    known = record and record.identity == identity
+    if record and record.samples == samples and (known or name not in run.named):
+        _LOG.info("%s on %s: trained already", name, run.backbone(name))
+        return record
+    assembly = run.assemble(name)
+    if record and known:  # trained, but images were added since
+        assembly.load(model.state())
+        record = replace(record, samples=samples)
+    else:
+        record = _train(run, name, assembly, {"identity": identity, "samples": samples})
+    if parallel.group().rank == 0:
+        proba = run.predict(name, assembly, np.arange(len(run.samples)))
+        model.save(record, assembly.state(), proba)
+    wait_for_all(run.device)
+    return record
+
+
+def _train(run: Experiment, name: str, assembly: Assembly, known: Mapping[str, Any]) -> Record:
+    method, model, settings = METHODS[name], run.model(name), run.settings(name)
+    for start in method.starts_from:
+        assembly.load(run.model(start).state())
+    examples = run.examples(name)
+    costs = _costs(run, name, assembly)
+    history = train(
+        assembly.trained,
+        examples.take(run.rows(FIT)),
+        examples.take(run.rows(VALIDATION)),
+        settings,
+        checkpoints=Checkpoints(model.checkpoints, known["identity"]),
+        progress=Progress(f"{name}, {run.backbone(name)}"),
+    )
+    return Record(
+        method=name,
+        backbone=run.backbone(name),
+        seed=settings.seed,
+        **known,
+        **costs,
+        **_measured(history),
+    )
+
+
+def _costs(run: Experiment, name: str, assembly: Assembly) -> dict[str, Any]:
+    """What can be said before the first step."""
+    reads, one = METHODS[name].reads, np.zeros(1, np.intp)
+    stored = None if reads == PIXELS else run.stored(at_cut=reads == ACTIVATIONS)
+    pixels = torch.zeros((1, run.policy.size, run.policy.size, 3), dtype=torch.uint8)
+    example = run.examples(name).take(one).batch(one).cpu()
+    return {
+        "trainable_parameters": count_parameters(assembly.trained)[0],
+        "parameters": count_parameters(assembly.whole)[1],
+        "gflop_per_image": forward_gflop(assembly.whole, pixels),
+        "gflop_per_trained_image": forward_gflop(assembly.trained, example),
+        "stored_images": stored.computed if stored else 0,
+        "stored_seconds": stored.seconds if stored else 0.0,
+    }
+
+
+def _measured(history: History) -> dict[str, Any]:
+    seconds = sum(row.seconds for row in history.rows)
+    trained = sum(row.seconds * row.images_per_second for row in history.rows)
+    return {
+        "epochs": len(history.rows),
+        "seconds": seconds,
+        "validation_seconds": sum(row.validation_seconds for row in history.rows),
+        "images_per_second": trained / seconds,
+        "peak_memory_bytes": history.peak_memory_bytes,
+        "best_epoch": history.best_epoch,
+        "kept_epoch": history.kept_epoch,
+        "stopped_early": history.stopped_early,
+        "curves": [asdict(row) for row in history.rows],
+    }
+
+
+def interpolate_method(run: Experiment, name: str, end: str) -> Record:
+    """Interpolate ``lp`` and a fine-tuned model, unless it is done already.
+
+    The model that is kept has the lowest validation loss; targets choose nothing.
+
+    Args:
+        run: Both models must be there.
+        name: Entry of ``METHODS`` that is kept.
+        end: Method at the end of the line.
+    """
+    model = run.model(name)
+    identity = {
+        **run.identity(name),
+        "starts from": [run.model(start).weights_sha256() for start in (BASELINE, end)],
+        "alphas": list(ALPHAS),
+        "BatchNorm": "interpolated as scale and shift",
+    }
+    samples, record = digest_of(run.samples), model.record()
+    wait_for_all(run.device)  # or a late process would see what the first is about to write
+    if record and record.identity == identity and record.samples == samples:
+        return record
+    if parallel.group().rank == 0:
+        _interpolate(run, name, end, {"identity": identity, "samples": samples})
+    wait_for_all(run.device)
+    record = model.record()
+    if record is None:
+        raise AssertionError(f"{model.path} was just written")
+    return record
+
+
+def _interpolate(run: Experiment, name: str, end: str, known: Mapping[str, Any]) -> None:
+    first, second = run.model(BASELINE), run.model(end)
+    ends: dict[float, Proba] = {0.0: first.probabilities(), 1.0: second.probabilities()}
+    assembly = run.assemble(name)
+    start, stop = (fold_norms(model.state(), assembly.whole) for model in (first, second))
+
+    def proba_at(alpha: float, rows: NDArray[np.intp]) -> Proba:
+        assembly.load(interpolate(start, stop, alpha))
+        return ends[alpha][rows] if alpha in ends else run.predict(name, assembly, rows)
+
+    not_fit = np.flatnonzero(run.samples.split != FIT)
+    curve: list[dict[str, Any]] = [
+        {"alpha": alpha, "domains": _plain_scores(run.samples, not_fit, proba_at(alpha, not_fit))}
+        for alpha in ALPHAS
+    ]
+    losses = [
+        next(d["log_loss"] for d in point["domains"] if d["role"] == VALIDATION) for point in curve
+    ]
+    alpha = ALPHAS[int(np.argmin(losses))]
+    proba = proba_at(alpha, np.arange(len(run.samples)))
+    line = {"from": BASELINE, "to": end, "alpha": alpha, "rule": RULE, "curve": curve}
+    record = _interpolated_record(second, name, {**known, "interpolated": line})
+    run.model(name).save(record, assembly.state(), proba)
+
+
+def _interpolated_record(end: ModelFolder, name: str, known: Mapping[str, Any]) -> Record:
+    """Interpolation trains nothing: what the model cost is what its end cost."""
+    record = end.record()
+    if record is None:
+        raise AssertionError(f"{end.path} was trained before")
+    return replace(
+        record,
+        method=name,
+        **known,
+        epochs=0,
+        validation_seconds=0.0,
+        images_per_second=None,
+        gflop_per_trained_image=0.0,
+        stored_images=0,
+        stored_seconds=0.0,
+        best_epoch=None,
+        kept_epoch=None,
+        stopped_early=False,
+        curves=[],
+    )
+
+
+def _plain_scores(samples: Samples, rows: NDArray[np.intp], proba: Proba) -> list[dict[str, Any]]:
+    """Of each labelled domain in each role, without intervals."""
+    places = list(zip(samples.domain[rows], samples.split[rows], strict=True))
+    scores = []
+    for domain, role in dict.fromkeys(places):
+        here = np.array([place == (domain, role) for place in places])
+        label = samples.label[rows][here]
+        if (label >= 0).all():
+            values = {m: score(m, label, proba[here]) for m in ("accuracy", "auroc", "log_loss")}
+            scores.append({"domain": str(domain), "role": str(role), **values})
+    return scores
+
+
+def digest_of(samples: Samples) -> str:
+    """Stands for images, labels and splits in their order; hex, 16 digits."""
+    digest = hashlib.sha256()
+    for row, key in enumerate(samples.key):
+        place = f"{samples.domain[row]}|{samples.split[row]}|{samples.label[row]}"
+        digest.update(key + place.encode())
+    return digest.hexdigest()[:16]

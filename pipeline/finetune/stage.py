@@ -1,55 +1,69 @@
 """Stage 3: train heads, parts and whole networks on the same images and compare them.
 
-Methods see the fit split; the validation split is looked at for early stopping and for
-the mixture of WiSE-FT, targets for nothing at all. Each model is kept as soon as it is
-trained, so a run that is cut off goes on where it was, and a run of one method leaves
-those of others in the comparison.
+Methods see the fit split; the validation split decides early stopping and the alpha of
+WiSE-FT, targets decide nothing. Each model is kept as soon as it is trained, so a run that is
+cut off goes on where it was, and a run of one method leaves those of others in the
+comparison: the record is made of all models that are kept.
 """
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from cache import disk
+from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, Samples, load_samples
-from pipeline.errors import EngineError, StudyError
-from pipeline.evaluation.predictions import predictions_of, write_predictions
+from pipeline.errors import MissingPredictionsError, StudyError
+from pipeline.evaluation.compare_heads import pairs
+from pipeline.evaluation.metrics import score
+from pipeline.evaluation.predictions import (
+    PROBABILITIES,
+    Predictions,
+    predictions_of,
+    read_predictions,
+    write_predictions,
+)
+from pipeline.evaluation.scores import ENSEMBLE, places_of, scores
 from pipeline.features.load import load_features
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.cuts import cut_of
-from pipeline.finetune.data import limited
-from pipeline.finetune.evaluate import (
-    Model,
-    PairRow,
-    Row,
-    heads_of_other_images,
-    pairs_of,
-    rows_of,
-    to_json,
-)
-from pipeline.finetune.interpolate import mix_method
+from pipeline.finetune.data import limit_images
+from pipeline.finetune.distributed import choose_device
+from pipeline.finetune.history import TREND_RULE, trend
 from pipeline.finetune.methods import (
+    BASELINE,
     FIRST_BLOCK,
     METHODS,
     TAIL,
-    TrainingOptions,
-    asked,
-    chosen,
-    end_of_line,
-    settings_of,
+    named_methods,
+    resolve_settings,
+    select_methods,
 )
-from pipeline.finetune.runs import Record, models_in
-from pipeline.finetune.settings import LoopSettings
-from pipeline.finetune.training import OWN, Workbench, digest_of, train_method
-from pipeline.study import BackboneChoice, Study
+from pipeline.finetune.runs import (
+    OWN,
+    Experiment,
+    Proba,
+    Record,
+    digest_of,
+    interpolate_method,
+    models_in,
+    train_method,
+)
+from pipeline.study import Study
+from pipeline.words import to_jsonable
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 2
+SCHEMA = 3
+#: Head of stage 2 that has the form of the heads here; break-even counts these.
+HEAD = "mlp"
+#: Before the name of a head of stage 2, where a method is compared with it.
+STAGE_2 = "heads/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,54 +72,43 @@ class FinetuneOptions:
 
     Attributes:
         methods: Entries of ``METHODS``, or ``all``; none takes ``QUICK``.
+        settings: Values of ``TrainingSettings`` that the user gives, by name; None is not
+            given. Epochs and learning rate are for the methods named, all else for all.
+        image_size: Side of the images, pixels; None takes the backbone's.
         limit: At most so many images of each split of each domain; None takes all.
-        training: See :class:`pipeline.finetune.methods.TrainingOptions`.
+        device: ``auto``, ``cpu`` or ``cuda``.
         samples: See :class:`pipeline.data.samples.SampleOptions`.
     """
 
     methods: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
     limit: int | None = None
-    training: TrainingOptions = field(default_factory=TrainingOptions)
+    device: str = "auto"
     samples: SampleOptions = field(default_factory=SampleOptions)
 
     @property
     def tag(self) -> str:
         """Ends the names of results: a trial with fewer or smaller images has files of its own."""
-        size = self.training.image_size
-        return "".join([f"-limit{self.limit}" if self.limit else "", f"-{size}px" if size else ""])
+        size = f"-{self.image_size}px" if self.image_size else ""
+        return f"-limit{self.limit}{size}" if self.limit else size
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonReport:
-    """All trained models of a study.
+class Model:
+    """A kept model with its probabilities of all samples, shape ``(n, K)``."""
 
-    Attributes:
-        classes: In label order; with two classes the second is the positive one.
-        rows: By backbone in the study's order, then in the order of ``METHODS``.
-        pairs: Frozen against trained on the same images.
-        other_heads: Backbones whose heads of stage 2 were fitted to other images, as all are
-            beside a trial with fewer: they are in no pair.
-        unlabelled: Images of each target without labels: no row scores them.
-        file: Where it is written.
-        probabilities: Where those of each image are.
-    """
-
-    study: str
-    classes: tuple[str, ...]
-    rows: tuple[Row, ...]
-    pairs: tuple[PairRow, ...]
-    other_heads: tuple[str, ...]
-    unlabelled: Mapping[str, int]
-    file: Path
-    probabilities: Path
+    record: Record
+    proba: Proba
 
 
-def finetune(study: Study, options: FinetuneOptions | None = None) -> ComparisonReport:
+def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, Any]:
     """Train methods on every backbone of a study, and compare all that were ever trained.
 
     Returns:
-        The report; also written to ``results/<study>/comparison.json``, and the
-        probability of each class for each image to ``finetune.h5`` beside it.
+        The record, see :func:`evaluate`. It is also written to
+        ``results/<study>/finetune.json``, and the probability of each class for each image to
+        ``finetune.h5`` beside it.
 
     Raises:
         UnknownNameError: A method is in no table.
@@ -114,26 +117,35 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> Comparison
         PipelineError: See the modules this calls.
     """
     options = options or FinetuneOptions()
-    names = chosen(options.methods)
+    names = select_methods(options.methods)
     _check(study, names, options)
     disk.check_writable(study.results)
-    with parallel.joined(_device(options.training.device)) as device:
-        tables: dict[str, Samples] = {}
+    with parallel.joined(choose_device(options.device)) as device:
         samples, _ = load_samples(study, options.samples)
-        for number, choice in enumerate(study.backbones):
+        tables: dict[str, Samples] = {}
+        for choice in study.backbones:
             usable = load_features(study, choice, samples).samples
-            bench = _bench(study, choice, usable, options, device)
-            tables[choice.name] = bench.samples
-            if not number:
-                tables[OWN] = bench.samples
+            run = Experiment(
+                study=study,
+                choice=choice,
+                samples=limit_images(usable, options.limit, study.seed),
+                folder=study.results / f"finetune{options.tag}",
+                device=device,
+                image_size=options.image_size,
+                given=options.settings,
+                named=frozenset(named_methods(options.methods)),
+            )
             for name in names:
-                if METHODS[name].pretrained or not number:
-                    _run(bench, name, names)
-        models = _models(study, options, tables)
-        report = _report(study, options, tables, models)
+                if METHODS[name].pretrained or not tables:
+                    _LOG.info("%s on %s", name, run.backbone(name))
+                    _run(run, name, names)
+            tables[choice.name] = run.samples
+        tables[OWN] = tables[study.backbones[0].name]
+        models = _kept_models(study.results / f"finetune{options.tag}", tables)
+        record = evaluate(study, tables, models)
         if parallel.group().rank == 0:
-            _write(report, tables, models)
-    return report
+            _write(study.results / f"finetune{options.tag}", record, tables, models)
+    return record
 
 
 def _check(study: Study, names: Sequence[str], options: FinetuneOptions) -> None:
@@ -142,109 +154,257 @@ def _check(study: Study, names: Sequence[str], options: FinetuneOptions) -> None
         for name in names:
             if METHODS[name].moves in (TAIL, FIRST_BLOCK):
                 cut_of(choice.name)
-    for what, value in (("limit", options.limit), ("image size", options.training.image_size)):
+    for what, value in (("limit", options.limit), ("image size", options.image_size)):
         if value is not None and value < 1:
             raise StudyError(f"{what} {value}: allowed is 1 or more")
-    # Settings refuse what is in no table or out of range, also where no method uses it.
-    LoopSettings(augmentation=options.training.augmentation)
-    for name in names:
-        settings_of(METHODS[name], options.training, seed=study.seed)
+    for name in METHODS:  # also where no method uses a setting
+        resolve_settings(name, options.settings)
 
 
-def _device(asked: str) -> str:
-    here = torch.cuda.is_available()
-    if asked == "auto":
-        return "cuda" if here else "cpu"
-    if asked == "cuda" and not here:
-        raise EngineError("no CUDA device is here: use --device cpu, or leave it at auto")
-    return asked
-
-
-def _bench(
-    study: Study, choice: BackboneChoice, samples: Samples, options: FinetuneOptions, device: str
-) -> Workbench:
-    return Workbench(
-        study=study,
-        choice=choice,
-        samples=limited(samples, options.limit, study.seed),
-        options=replace(options.training, asked=frozenset(asked(options.methods))),
-        device=device,
-        folder=study.results / f"finetune{options.tag}",
-    )
-
-
-def _run(bench: Workbench, name: str, names: Sequence[str]) -> Record:
-    _LOG.info("%s on %s", name, bench.backbone(name))
+def _run(run: Experiment, name: str, names: Sequence[str]) -> None:
     if METHODS[name].trains:
-        return train_method(bench, name)
-    return mix_method(bench, name, end_of_line(names))
+        train_method(run, name)
+    else:
+        interpolate_method(run, name, "lp_ft" if "lp_ft" in names else "full")
 
 
-def _report(
-    study: Study, options: FinetuneOptions, tables: dict[str, Samples], models: Sequence[Model]
-) -> ComparisonReport:
-    rows: list[Row] = []
-    for backbone in dict.fromkeys(m.record.backbone for m in models):
-        own = [m for m in models if m.record.backbone == backbone]
-        rows += rows_of(tables[backbone], own, study.results, study.seed)
-    return ComparisonReport(
-        study=study.name,
-        classes=tables[OWN].classes,
-        rows=tuple(rows),
-        pairs=tuple(pairs_of(tables, models, study.results, study.seed)),
-        other_heads=heads_of_other_images(
-            study.results, {name: s for name, s in tables.items() if name != OWN}
-        ),
-        unlabelled=tables[OWN].unlabelled,
-        file=study.results / f"comparison{options.tag}.json",
-        probabilities=study.results / f"finetune{options.tag}.h5",
-    )
-
-
-def _models(study: Study, options: FinetuneOptions, tables: dict[str, Samples]) -> list[Model]:
+def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
     """Every kept model of these images, in the order of the table."""
-    found = []
+    models = []
     digests = {backbone: digest_of(samples) for backbone, samples in tables.items()}
-    for folder in models_in(study.results / f"finetune{options.tag}"):
-        record = folder.record()
+    for model in models_in(folder):
+        record = model.record()
         if record is None or record.method not in METHODS or record.backbone not in tables:
             continue
         if digests[record.backbone] != record.samples:
             _LOG.warning(
                 "%s: the study's images have changed since, so it is not in the comparison; "
                 "run --method %s again",
-                folder.path.name,
+                model.path.name,
                 record.method,
             )
             continue
-        found.append(Model(record=record, proba=folder.probabilities()))
-    order = [*(name for name in tables if name != OWN), OWN, *METHODS]
-    found.sort(
+        models.append(Model(record=record, proba=model.probabilities()))
+    order = [*tables, *METHODS]
+    models.sort(
         key=lambda m: (order.index(m.record.backbone), order.index(m.record.method), m.record.seed)
     )
-    return found
+    return models
 
 
-def _write(report: ComparisonReport, tables: dict[str, Samples], models: Sequence[Model]) -> None:
+def _write(
+    stem: Path, record: Mapping[str, Any], tables: Mapping[str, Samples], models: Sequence[Model]
+) -> None:
     kept = {}
     for backbone in dict.fromkeys(m.record.backbone for m in models):
-        own = [m for m in models if m.record.backbone == backbone]
-        proba = {(m.record.method, m.record.seed): m.proba for m in own}
+        proba = {
+            (m.record.method, m.record.seed): m.proba
+            for m in models
+            if m.record.backbone == backbone
+        }
         kept[backbone] = predictions_of(tables[backbone], proba)
-    write_predictions(report.probabilities, kept)
-    text = json.dumps(report_json(report), indent=1, allow_nan=False)
-    disk.publish(report.file, text.encode())
+    write_predictions(stem.with_name(f"{stem.name}.h5"), kept)
+    text = json.dumps(record, indent=1, allow_nan=False)
+    disk.publish(stem.with_name(f"{stem.name}.json"), text.encode())
 
 
-def report_json(report: ComparisonReport) -> dict[str, Any]:
-    """The report as JSON values; the schema's version is in it."""
+# What the kept models can do and what they cost.
+
+
+def evaluate(
+    study: Study, tables: Mapping[str, Samples], models: Sequence[Model]
+) -> dict[str, Any]:
+    """The record of the stage, JSON types only.
+
+    Returns:
+        ``models``: one for each kept model, what it cost and how it learned. ``rows``: one for
+        each model and domain off the fit split, with an interval for each metric.
+        ``differences``: accuracy of each model less that of ``lp``, and of the best head of
+        stage 2, on the same images; ``p_adjusted`` over the models of a domain.
+        ``other_heads``: backbones whose heads of stage 2 were fitted to other images: they are
+        in no difference. ``unlabelled``: images of each target without labels.
+    """
+    results, seed = study.results, study.seed
     return {
         "schema": SCHEMA,
-        "study": report.study,
-        "classes": list(report.classes),
-        "rows": [to_json(row) for row in report.rows],
-        "pairs": [
-            {"backbone": row.backbone, "seed": row.seed, **asdict(row.pair)} for row in report.pairs
+        "study": study.name,
+        "classes": list(tables[OWN].classes),
+        "trend_rule": TREND_RULE,
+        "models": [_model_row(m.record, results) for m in models],
+        "rows": list(_score_rows(tables, models, seed)),
+        "differences": list(_differences(tables, models, results, seed)),
+        "other_heads": [
+            name
+            for name, heads in _heads_predictions(results).items()
+            if name in tables and _fitted_to_others(heads, tables[name])
         ],
-        "unlabelled": dict(report.unlabelled),
+        "unlabelled": tables[OWN].unlabelled,
     }
+
+
+def _model_row(record: Record, results: Path) -> dict[str, Any]:
+    """The record of a model without its identity, and what follows from it."""
+    values = asdict(record)
+    del values["identity"], values["samples"]
+    losses = [row["validation_loss"] for row in record.curves]
+    return {
+        **values,
+        "moved": METHODS[record.method].moved,
+        "settings": {
+            key.removeprefix("settings."): value
+            for key, value in record.identity.items()
+            if key.startswith("settings.")
+        },
+        "seconds_per_epoch": record.seconds / record.epochs if record.epochs else None,
+        "trend": trend(losses),
+        "extrapolated": _extrapolated(record),
+        "heads_in_the_same_time": _heads_in(record, results),
+    }
+
+
+def _extrapolated(record: Record) -> dict[str, float] | None:
+    """``frozen_online`` costs every epoch the same: what as many epochs as lp has would cost."""
+    epochs = METHODS[BASELINE].settings["epochs"]
+    if record.method != "frozen_online" or record.epochs >= epochs:
+        return None
+    return {"epochs": epochs, "seconds": record.seconds / record.epochs * epochs}
+
+
+def _heads_in(record: Record, results: Path) -> int | None:
+    """How many perceptrons of stage 2 are fitted in the time of this training, as it measured.
+
+    None for the baseline, for networks of their own, and where stage 2 has not run.
+    """
+    try:
+        heads = json.loads(disk.read_all(results / "heads.json"))["rows"]
+        seconds = [
+            float(row["seconds"])
+            for row in heads
+            if (row["head"], row["backbone"]) == (HEAD, record.backbone)
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if record.method == BASELINE or not sum(seconds):
+        return None
+    return int(record.seconds / np.mean(seconds))
+
+
+def _score_rows(
+    tables: Mapping[str, Samples], models: Sequence[Model], seed: int
+) -> Iterator[dict[str, Any]]:
+    for backbone in dict.fromkeys(m.record.backbone for m in models):
+        s = tables[backbone]
+        family = {i: m for i, m in enumerate(models) if m.record.backbone == backbone}
+        for place in places_of(s.domain, s.split, s.label, s.group, seed):
+            if place.role == FIT:
+                continue
+            found = scores(place, {i: m.proba[place.rows] for i, m in family.items()})
+            for i, metrics in found.items():
+                record = models[i].record
+                yield {
+                    "method": record.method,
+                    "backbone": backbone,
+                    "seed": record.seed,
+                    "domain": place.domain,
+                    "role": place.role,
+                    "images": len(place.label),
+                    "patients": place.patients,
+                    **to_jsonable(metrics),
+                }
+
+
+def _differences(
+    tables: Mapping[str, Samples], models: Sequence[Model], results: Path, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Models are compared within a backbone and a seed, with ``lp`` and the best head.
+
+    Networks of their own are compared beside the first backbone. The head of stage 2 is the
+    one with the best validation accuracy; targets choose nothing.
+    """
+    for backbone, number, proba in _families(models):
+        s = tables[backbone]
+        baselines = {BASELINE: proba[BASELINE]} if BASELINE in proba else {}
+        for name, base in {**baselines, **_best_head(results, backbone, s)}.items():
+            everyone = {**{k: p for k, p in proba.items() if k != name}, name: base}
+            for place in places_of(s.domain, s.split, s.label, s.group, seed):
+                if place.role == FIT:
+                    continue
+                at_place = {k: p[place.rows] for k, p in everyone.items()}
+                for pair in pairs(place, at_place, name):
+                    if pair.metric == "accuracy":
+                        values = asdict(pair)
+                        yield {
+                            "method": pair.head,
+                            "backbone": backbone,
+                            "seed": number,
+                            "estimate": pair.difference,
+                            "p_adjusted": pair.p_holm,
+                            **{
+                                key: values[key]
+                                for key in (
+                                    "baseline",
+                                    "domain",
+                                    "role",
+                                    "low",
+                                    "high",
+                                    "p",
+                                    "verdict",
+                                )
+                            },
+                        }
+
+
+def _families(models: Sequence[Model]) -> Iterator[tuple[str, int, dict[str, Proba]]]:
+    """Backbone, seed, and probabilities by method: what is compared with each other."""
+    own = [m for m in models if not METHODS[m.record.method].pretrained]
+    named = list(dict.fromkeys(m.record.backbone for m in models if m not in own))
+    for backbone in named or [OWN] * bool(own):
+        guests = own if backbone == (named or [OWN])[0] else []
+        family = [m for m in models if m.record.backbone == backbone or m in guests]
+        for seed in dict.fromkeys(m.record.seed for m in family):
+            proba = {m.record.method: m.proba for m in family if m.record.seed == seed}
+            yield backbone, seed, proba
+
+
+def _best_head(results: Path, backbone: str, samples: Samples) -> dict[str, Proba]:
+    """The head of stage 2 with the best validation accuracy, for these samples.
+
+    Rows are joined by content key. A head that was trained with several seeds stands
+    there as their ensemble. Empty where stage 2 has not run on all of these images, or has
+    fitted its heads to others: a network that saw 40 images is not to be compared with a head
+    that saw 400.
+    """
+    heads = _heads_predictions(results).get(backbone)
+    if heads is None or _fitted_to_others(heads, samples):
+        return {}
+    row_of = {key.tobytes(): row for row, key in enumerate(heads.key)}
+    if not all(key in row_of for key in samples.key):
+        _LOG.info("%s: stage 2 has not seen all of these images: not compared", backbone)
+        return {}
+    name, proba = _best(heads)
+    rows = [row_of[key] for key in samples.key]
+    return {STAGE_2 + name: proba[rows].astype(np.float64)}
+
+
+def _heads_predictions(results: Path) -> Mapping[str, Predictions]:
+    """By backbone; empty where stage 2 has not run."""
+    try:
+        return read_predictions(results / PROBABILITIES)
+    except MissingPredictionsError:
+        return {}
+
+
+def _fitted_to_others(heads: Predictions, samples: Samples) -> bool:
+    theirs = {key.tobytes() for key in heads.key[heads.split == FIT]}
+    ours = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}
+    return theirs != ours
+
+
+def _best(heads: Predictions) -> tuple[str, NDArray[np.float64]]:
+    names = {name for name, _ in heads.proba}
+    singles = {
+        name: proba for (name, _), proba in heads.proba.items() if name + ENSEMBLE not in names
+    }
+    rows = heads.split == VALIDATION
+    best = max(singles, key=lambda name: score("accuracy", heads.label[rows], singles[name][rows]) or 0.0)
+    return best, singles[best]

@@ -1,70 +1,63 @@
-"""What stage 3 found: one table for each domain, then what each method cost."""
+"""What fine-tuning found: one table for each domain, then what each method cost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.report.heads import not_scored
-from pipeline.report.table import Column, Detail, Heading, Part, Table
+from pipeline.report.table import Column, Detail, Heading, Part, Table, interval
 from pipeline.words import counted
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
+#: Before the name of a head that methods are compared with.
+_HEADS = "heads/"
 
 
 def tables(record: Record) -> list[Part]:
-    """The parts of a report on ``comparison.json``."""
-    rows = record["rows"]
-    if not rows:
+    """The parts of a report on ``finetune.json``; see ``pipeline.finetune.stage.evaluate``."""
+    models = record["models"]
+    if not models:
         return ["No method has been trained yet."]
     classes = ", ".join(record["classes"])
-    baseline = next((p["baseline"] for p in record["pairs"] if p["reference"] == "baseline"), "lp")
-    legend = (
-        f"Points are differences of accuracy from {baseline}, the head on frozen features; p is "
-        "adjusted for the number of methods (Holm). Intervals are 95 %, by patient."
-    )
-    domains = dict.fromkeys((d["domain"], d["role"]) for row in rows for d in row["domains"])
+    domains = dict.fromkeys((row["domain"], row["role"]) for row in record["rows"])
     return [
         Heading(f"{record['study']}: frozen and fine-tuned networks, classes {classes}"),
-        legend,
-        *(_domain(record, domain, role) for domain, role in domains if role != "fit"),
+        "Points are differences of accuracy from lp, the head on frozen features; p is adjusted "
+        "for the number of methods (Holm). Intervals are 95 %, by patient.",
+        *(_domain(record, domain, role) for domain, role in domains),
         *_against_heads(record),
-        _costs(rows),
-        *_caveats(rows),
+        _costs(models),
+        *_caveats(record),
         *(not_scored(name, images) for name, images in record["unlabelled"].items()),
     ]
 
 
 def _domain(record: Record, domain: str, role: str) -> Table:
-    scored = [
-        (row, d)
-        for row in record["rows"]
-        for d in row["domains"]
-        if (d["domain"], d["role"]) == (domain, role)
-    ]
-    pairs = {
-        (p["backbone"], p["seed"], p["head"]): p
-        for p in record["pairs"]
-        if (p["domain"], p["role"], p["metric"]) == (domain, role, "accuracy")
-        and p["baseline"] == "lp"
-    }
+    here = [row for row in record["rows"] if (row["domain"], row["role"]) == (domain, role)]
+    seconds = {_name(model): model["seconds"] for model in record["models"]}
+    from_lp: dict[tuple[Any, ...], Row] = {}
+    for one in record["differences"]:
+        if (one["domain"], one["role"], one["baseline"]) == (domain, role, "lp"):
+            # Networks of their own have the name of no backbone, and are compared beside one.
+            from_lp[_name(one)] = from_lp["pixels", *_name(one)[1:]] = one
 
-    def line(row: Row, found: Row) -> tuple[Any, ...]:
-        pair = pairs.get((row["backbone"], row["seed"], row["method"]))
+    def line(row: Row) -> tuple[Any, ...]:
+        difference = from_lp.get(_name(row))
         return (
             row["method"],
             row["backbone"],
             row["seed"],
-            *(_score(found["metrics"].get(metric)) for metric in ("accuracy", "auroc")),
-            None if pair is None else (pair["difference"], pair["low"], pair["high"]),
-            None if pair is None else pair["p_holm"],
-            row["seconds"],
+            *(interval(row.get(metric)) for metric in ("accuracy", "auroc")),
+            interval(difference),
+            None if difference is None else difference["p_adjusted"],
+            seconds[_name(row)],
         )
 
-    first = scored[0][1]
     where = "validation" if role == "validation" else domain
-    seeds = len({row["seed"] for row, _ in scored}) > 1
+    seeds = len({row["seed"] for row in here}) > 1
+    images, patients = here[0]["images"], here[0]["patients"]
     return Table(
-        title=f"{where}: {counted(first['n'], 'image')} of {counted(first['groups'], 'patient')}",
+        title=f"{where}: {counted(images, 'image')} of {counted(patients, 'patient')}",
         columns=(
             Column(name="method"),
             Column(name="backbone"),
@@ -75,23 +68,19 @@ def _domain(record: Record, domain: str, role: str) -> Table:
             Column(name="p", kind="p"),
             Column(name="train s", kind="seconds"),
         ),
-        rows=tuple(line(row, found) for row, found in scored),
+        rows=tuple(line(row) for row in here),
         key="finetune",
         about={"domain": domain, "role": role},
     )
 
 
-def _score(metric: Row | None) -> tuple[Any, ...] | None:
-    return None if metric is None else (metric["value"], metric["low"], metric["high"])
+def _name(row: Row) -> tuple[Any, ...]:
+    return (row["backbone"], row["method"], row["seed"])
 
 
-def _against_heads(record: Record) -> Iterator[Table]:
+def _against_heads(record: Record) -> Iterator[Part]:
     """Methods against the best head of stage 2, on the same images."""
-    rows = [
-        p
-        for p in record["pairs"]
-        if p["metric"] == "accuracy" and p["baseline"].startswith("heads/")
-    ]
+    rows = [one for one in record["differences"] if one["baseline"].startswith(_HEADS)]
     if rows:
         yield Table(
             title="Accuracy against the best head of `headrace heads`",
@@ -104,19 +93,24 @@ def _against_heads(record: Record) -> Iterator[Table]:
             ),
             rows=tuple(
                 (
-                    p["head"],
-                    p["baseline"].removeprefix("heads/"),
-                    "validation" if p["role"] == "validation" else p["domain"],
-                    (p["difference"], p["low"], p["high"]),
-                    p["p_holm"],
+                    one["method"],
+                    one["baseline"].removeprefix(_HEADS),
+                    "validation" if one["role"] == "validation" else one["domain"],
+                    interval(one),
+                    one["p_adjusted"],
                 )
-                for p in rows
+                for one in rows
             ),
             key="finetune_heads",
         )
+    for backbone in record["other_heads"]:
+        yield (
+            f"The heads of {backbone} were fitted to other images than these methods, so they are "
+            "not compared."
+        )
 
 
-def _costs(rows: Sequence[Row]) -> Table:
+def _costs(models: Sequence[Row]) -> Table:
     return Table(
         title="What was trained, and what it cost",
         columns=(
@@ -136,33 +130,34 @@ def _costs(rows: Sequence[Row]) -> Table:
         ),
         rows=tuple(
             (
-                row["method"],
-                row["backbone"],
-                row["moved"],
-                row["trainable_parameters"],
-                row["epochs"],
-                row["seconds"],
-                row["images_per_second"],
-                (row["break_even"] or {}).get("heads"),
-                row["convergence"]["trend"] or ("too few epochs" if row["epochs"] else ""),
+                model["method"],
+                model["backbone"],
+                model["moved"],
+                model["trainable_parameters"],
+                model["epochs"],
+                model["seconds"],
+                model["images_per_second"],
+                model["heads_in_the_same_time"],
+                model["trend"] or ("too few epochs" if model["epochs"] else ""),
             )
-            for row in rows
+            for model in models
         ),
         key="finetune_costs",
     )
 
 
-def _caveats(rows: Sequence[Row]) -> Iterator[Part]:
-    if len({row["seed"] for row in rows}) == 1:
+def _caveats(record: Record) -> Iterator[Part]:
+    models = record["models"]
+    if len({model["seed"] for model in models}) == 1:
         yield Detail("One seed was trained: a difference between methods may be one of seeds.")
-    for row in rows:
-        if mixed := row["mixed"]:
+    for model in models:
+        if line := model["interpolated"]:
             yield (
-                f"{row['method']}: alpha {mixed['alpha']:.1f} was chosen on validation, between "
-                f"{mixed['from']} and {mixed['to']}."
+                f"{model['method']}: alpha {line['alpha']:.1f} was chosen on validation, between "
+                f"{line['from']} and {line['to']}."
             )
-        if more := row["extrapolated"]:
+        if more := model["extrapolated"]:
             yield (
-                f"{row['method']} was trained for timing alone: {more['epochs']} epochs would take "
-                f"about {more['seconds']:.0f} s."
+                f"{model['method']} was trained for timing alone: {more['epochs']} epochs would "
+                f"take about {more['seconds']:.0f} s."
             )

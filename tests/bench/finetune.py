@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pipeline.finetune.training import Workbench
 
 from pipeline.data.samples import load_samples
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import METHODS, TrainingOptions
 from pipeline.finetune.networks import cross_entropy
-from pipeline.finetune.training import Workbench
 from pipeline.progress import Progress
 from pipeline.report.text_tables import new_table, render
 from pipeline.study import Study, load_study

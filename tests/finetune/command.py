@@ -1,6 +1,6 @@
 """``headrace`` with a small backbone of its own, as ``torchrun`` starts it in tests.
 
-    python -m tests.finetune_command FOLDER [--die] ARGUMENTS...
+    python -m tests.finetune.command FOLDER [--die] ARGUMENTS...
 
 Each process leaves ``published-<rank>.json`` in the folder, the names of the files that it
 put in place. With ``--die`` rank 0 kills itself after its first checkpoint.
@@ -17,8 +17,8 @@ from torch import nn
 
 from cache import disk
 from pipeline.cli import main
-from pipeline.finetune import networks, training
-from tests.tiny_trainable import install_trainable_tiny
+from pipeline.finetune import networks, runs
+from tests.finetune.tiny_trainable import install_trainable_tiny
 
 
 def install_repeatable_tiny(monkeypatch, folder):
@@ -36,13 +36,13 @@ def install_repeatable_tiny(monkeypatch, folder):
 
 
 def _die_at_first_checkpoint(monkeypatch):
-    real = training.Checkpoints.save
+    real = runs.Checkpoints.save
 
     def save(self, *args):
         real(self, *args)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(training.Checkpoints, "save", save)
+    monkeypatch.setattr(runs.Checkpoints, "save", save)
 
 
 def _note_published(monkeypatch):

@@ -1,6 +1,6 @@
 """What ``torchrun`` starts in tests: one process of a group of two, on gloo.
 
-Usage: ``finetune_parallel_jobs.py JOB FOLDER``; each rank leaves ``JOB-<rank>.json`` there.
+Usage: ``parallel_jobs.py JOB FOLDER``; each rank leaves ``JOB-<rank>.json`` there.
 """
 
 import json
@@ -16,22 +16,24 @@ from pipeline.errors import EngineError
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
-from pipeline.finetune.settings import LoopSettings
-from tests.finetune_jobs import IDENTITY, Pictures, small_net, tensors
+from pipeline.finetune.methods import TrainingSettings
+from tests.finetune.jobs import IDENTITY, Pictures, small_net, tensors
 
 #: Shares of 3 and 2 rows; of the last batch of one row, one share is empty.
-SETTINGS = LoopSettings(epochs=3, batch_size=5, learning_rate=0.01, augmentation="light", seed=2)
+SETTINGS = TrainingSettings(
+    epochs=3, batch_size=5, learning_rate=0.01, augmentation="light", seed=2
+)
 
 
 def curves(*, norm=False, dropout=0.0, settings=SETTINGS, **options):
-    """Train on 11 images; losses and scores, and every final value, as JSON."""
+    """Train on 11 images; losses and accuracies, and every final weight, as JSON."""
     model = small_net(norm=norm, dropout=dropout)
-    watched = {"validation": Pictures(7, seed=1), "elsewhere": Pictures(3, seed=2)}
-    history = train(model, Pictures(11), watched, settings, **options)
-    rows = [[r.fit_loss, r.fit_accuracy, r.validation_loss] for r in history.rows]
-    final = {name: asdict(score) for name, score in history.final.items()}
+    history = train(model, Pictures(11), Pictures(7, seed=1), settings, **options)
+    rows = [
+        [r.fit_loss, r.fit_accuracy, r.validation_loss, r.validation_accuracy] for r in history.rows
+    ]
     weights = {name: value.double().tolist() for name, value in tensors(model).items()}
-    return {"rows": rows, "final": final, "weights": weights}
+    return {"rows": rows, "weights": weights}
 
 
 class CutOff(Checkpoints):

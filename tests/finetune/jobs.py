@@ -1,6 +1,6 @@
 """Small trainings that tests run here, in processes that are killed, and under ``torchrun``.
 
-``python -m tests.finetune_jobs`` is a nursery: it has torch imported, and forks a child
+``python -m tests.finetune.jobs`` is a nursery: it has torch imported, and forks a child
 for each line of JSON on its standard input, so a killed training costs milliseconds.
 """
 
@@ -22,12 +22,12 @@ from torch import nn
 from cache.errors import CacheError
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
-from pipeline.finetune.settings import LoopSettings
+from pipeline.finetune.methods import TrainingSettings
 from tests.cache_jobs import Fault, seam
 
 IDENTITY = {"study": "tiny", "method": "full", "data": [1, 2]}
 #: Two epochs of two steps, the second of one row; dropout, moments, best weights at work.
-SETTINGS = LoopSettings(epochs=2, batch_size=4, patience=2, seed=1, augmentation="light")
+SETTINGS = TrainingSettings(epochs=2, batch_size=4, patience=2, seed=1, augmentation="light")
 LONGER = replace(SETTINGS, epochs=15, patience=0)
 
 
@@ -116,8 +116,8 @@ def train_job(folder, *, settings=SETTINGS, pause=0.0, notes=None):
     model = small_net()
     checkpoints = Noted(Path(folder), IDENTITY, seconds=0.0)
     checkpoints.notes = notes
-    watched = {"validation": Pictures(3, seed=1)}
-    history = train(model, Pictures(pause=pause), watched, settings, checkpoints=checkpoints)
+    validation = Pictures(3, seed=1)
+    history = train(model, Pictures(pause=pause), validation, settings, checkpoints=checkpoints)
     return tensors(model), history
 
 
@@ -136,7 +136,7 @@ class Nursery:
     """A process with torch in memory that forks a child for each job."""
 
     def __init__(self):
-        command = [sys.executable, "-W", "error", "-m", "tests.finetune_jobs"]
+        command = [sys.executable, "-W", "error", "-m", "tests.finetune.jobs"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_root())}
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -161,7 +161,7 @@ class Nursery:
 
 
 def _root():
-    return Path(__file__).parents[1]
+    return Path(__file__).parents[2]
 
 
 def _fork(job):

@@ -2,10 +2,8 @@
 
 import math
 import os
-import subprocess
-import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,20 +11,19 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pipeline.errors import EngineError, PipelineError, UnknownNameError
-from pipeline.finetune.data import AUGMENTATIONS, order
+from pipeline.errors import EngineError
+from pipeline.finetune.data import order
 from pipeline.finetune.distributed import peak_memory
-from pipeline.finetune.loop import OPTIMISERS, logits_of, predict, share_of_rate, train, train_mode
-from pipeline.finetune.settings import LoopSettings
+from pipeline.finetune.loop import predict, set_train_mode, share_of_rate, train
+from pipeline.finetune.methods import TrainingSettings
 from pipeline.progress import Progress
-from tests.finetune_jobs import Pictures, Rows, same, small_net, tensors
+from tests.finetune.jobs import Pictures, Rows, same, small_net, tensors
 
-SETTINGS = LoopSettings(epochs=2, batch_size=4, seed=3)
-VALIDATION = {"validation": Pictures(6, seed=1)}
+SETTINGS = TrainingSettings(epochs=2, batch_size=4, seed=3)
 
 
-def _trained(model, settings=SETTINGS, fit=None, watched=VALIDATION, **options):
-    history = train(model, Pictures(10) if fit is None else fit, watched, settings, **options)
+def _trained(model, settings=SETTINGS, fit=None, validation=None, **options):
+    history = train(model, Pictures(10) if fit is None else fit, validation, settings, **options)
     return tensors(model), history
 
 
@@ -64,19 +61,15 @@ def _small_float64_net():
     return net.double()
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_the_steps_are_those_of_a_plain_torch_loop(name):
-    """Order, batches, rate, decay, clipping and optimiser: as written out by hand."""
-    settings = LoopSettings(epochs=3, batch_size=4, optimiser=name, weight_decay=0.1, clip=0.3)
+def test_the_steps_are_those_of_a_plain_torch_loop():
+    """Order, batches, rate, decay, clipping and AdamW: as written out by hand."""
+    settings = TrainingSettings(epochs=3, batch_size=4, weight_decay=0.1, clip=0.3)
     fit, plain = _activations(), _small_float64_net()
     groups = [
         {"params": [plain[0].weight, plain[3].weight], "weight_decay": 0.1},
         {"params": [plain[0].bias, *plain[1].parameters(), plain[3].bias], "weight_decay": 0},
     ]
-    optimiser = {
-        "adamw": lambda: torch.optim.AdamW(groups, lr=1e-3),
-        "sgd": lambda: torch.optim.SGD(groups, lr=1e-3, momentum=0.9, nesterov=True),
-    }[name]()
+    optimiser = torch.optim.AdamW(groups, lr=1e-3)
     losses, step = [], 0
     for epoch in range(3):
         rows = order(settings.seed, epoch, 10)
@@ -91,53 +84,10 @@ def test_the_steps_are_those_of_a_plain_torch_loop(name):
             optimiser.step()
             losses[-1] += loss.item() * len(batch) / 10
             step += 1
-    found, history = _trained(_small_float64_net(), settings, fit, {})
+    found, history = _trained(_small_float64_net(), settings, fit)
     for key, value in tensors(plain).items():
         torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9)
     assert [row.fit_loss for row in history.rows] == pytest.approx(losses, rel=1e-7)
-
-
-def test_the_gradient_is_clipped_to_its_norm():
-    """One step of SGD moves all parameters together by rate x clip x (1 + momentum)."""
-    model = small_net(dropout=0.0)
-    before = tensors(model)
-    settings = LoopSettings(
-        epochs=1, batch_size=10, optimiser="sgd", clip=1e-3, weight_decay=0.0, warmup=0.0
-    )
-    _trained(model, settings)
-    moved = [(p - before[name]).detach().flatten() for name, p in model.named_parameters()]
-    assert torch.cat(moved).norm().item() == pytest.approx(1e-3 * 1e-3 * 1.9, rel=1e-2)
-
-
-def test_the_criterion_may_be_the_callers():
-    """It gets the whole output of the model, and its mean over all rows is the fit loss."""
-
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = small_net()
-
-        def forward(self, pixels):
-            logits = self.net(pixels)
-            return logits, 0 * logits
-
-    def of_both(output, labels):
-        return sum(cross_entropy(one, labels) for one in output) * 0 + 3
-
-    _, history = _trained(Twice(), criterion=of_both)
-    assert [row.fit_loss for row in history.rows] == [3, 3]
-    assert history.rows[0].validation_loss != 3
-
-
-def test_labels_are_smoothed_for_the_fit_alone():
-    """An untrained loss with smoothing is that of torch; the validation's has none."""
-    settings = LoopSettings(epochs=1, batch_size=10, learning_rate=1e-12, label_smoothing=0.4)
-    model, fit = small_net(norm=False, dropout=0.0), Pictures(10)
-    logits, labels = model(torch.from_numpy(fit.pixels)), torch.from_numpy(fit.label)
-    _, history = _trained(model, settings, fit, {"validation": fit})
-    smoothed = cross_entropy(logits, labels, label_smoothing=0.4).item()
-    assert history.rows[0].fit_loss == pytest.approx(smoothed, rel=1e-5)
-    assert history.rows[0].validation_loss == pytest.approx(cross_entropy(logits, labels).item())
 
 
 # Frozen is frozen
@@ -167,7 +117,7 @@ def test_training_mode_stops_at_what_is_frozen():
     half = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
     half[0].requires_grad_(requires_grad=False)
     model = nn.Sequential(block.requires_grad_(requires_grad=False), half, nn.ReLU())
-    train_mode(model)
+    set_train_mode(model)
     assert [m.training for m in block.modules()] == [False] * 4
     assert [m.training for m in half.modules()] == [True, False, True, True]
     assert model.training
@@ -177,9 +127,9 @@ def test_training_mode_stops_at_what_is_frozen():
 def test_statistics_can_be_kept_while_scale_and_shift_are_trained():
     """BatchNorm alone is in eval mode; what is around it drops out and learns."""
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
-    train_mode(model, keep_statistics=True)
+    set_train_mode(model, keep_statistics=True)
     assert [m.training for m in model] == [True, False, True]
-    train_mode(model)
+    set_train_mode(model)
     assert [m.training for m in model] == [True, True, True]
 
 
@@ -189,8 +139,8 @@ def test_a_head_on_a_frozen_body_equals_the_head_on_its_stored_output():
     online.body.eval().requires_grad_(requires_grad=False)
     from_store = small_net().head
     stored = online.body(torch.from_numpy(fit.pixels).permute(0, 3, 1, 2).float().div(255))
-    _trained(online, fit=fit, watched={})
-    _trained(from_store, fit=Rows(stored.numpy(), fit.label), watched={})
+    _trained(online, fit=fit)
+    _trained(from_store, fit=Rows(stored.numpy(), fit.label))
     for name, value in from_store.state_dict().items():
         torch.testing.assert_close(online.head.state_dict()[name], value, rtol=0, atol=1e-6)
 
@@ -200,7 +150,7 @@ def test_stored_activations_keep_their_type():
     rng = np.random.default_rng(0)
     fit = Rows(rng.normal(size=(6, 2, 3, 3)), np.arange(6) % 2)
     model = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Flatten()).double()
-    _trained(model, fit=fit, watched={})
+    _trained(model, fit=fit)
     assert model[0].weight.dtype == torch.float64
 
 
@@ -220,7 +170,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others():
 
 def test_dropout_alone_differs_by_seed():
     """With all images in one batch the order is no matter, and the masks still are."""
-    settings = LoopSettings(epochs=1, batch_size=10, seed=0)
+    settings = TrainingSettings(epochs=1, batch_size=10, seed=0)
     some, _ = _trained(small_net(norm=False), settings)
     others, _ = _trained(small_net(norm=False), replace(settings, seed=1))
     assert (some["head.3.weight"] - others["head.3.weight"]).abs().max() > 1e-5
@@ -235,70 +185,6 @@ def test_the_callers_generators_are_left_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_order_is_a_permutation_by_seed_and_epoch():
-    """All rows once, and another order for another seed or epoch."""
-    assert sorted(order(0, 0, 50)) == list(range(50))
-    assert np.array_equal(order(0, 1, 50), order(0, 1, 50))
-    different = {order(seed, epoch, 50).tobytes() for seed in range(3) for epoch in range(3)}
-    assert len(different) == 9
-
-
-# Augmentation
-
-
-@pytest.fixture(scope="module")
-def pixels():
-    return torch.from_numpy(Pictures(12, side=20).pixels)
-
-
-@pytest.mark.parametrize("name", AUGMENTATIONS)
-def test_augmentation_keeps_shape_and_type(pixels, name):
-    """Uint8 pixels in, uint8 pixels of that shape out, the originals untouched."""
-    before = pixels.clone()
-    found = AUGMENTATIONS[name](pixels, 0, 0, np.arange(12))
-    assert (found.dtype, found.shape) == (torch.uint8, pixels.shape)
-    assert torch.equal(pixels, before)
-
-
-def test_augmentation_depends_on_seed_epoch_and_row_alone(pixels):
-    """Alone, in another batch, in another order: the same change of the same row."""
-    light, rows = AUGMENTATIONS["light"], np.arange(12)
-    together = light(pixels, 5, 2, rows)
-    turned = light(pixels.flip(0), 5, 2, rows[::-1]).flip(0)
-    alone = torch.cat([light(pixels[[row]], 5, 2, rows[[row]]) for row in rows])
-    assert torch.equal(together, turned)
-    assert torch.equal(together, alone)
-    for other in (light(pixels, 6, 2, rows), light(pixels, 5, 3, rows)):
-        assert all(not torch.equal(a, b) for a, b in zip(together, other, strict=True))
-
-
-def test_light_is_small():
-    """Half are mirrored; what is bright on the left and below stays below, and mostly whole."""
-    image = torch.zeros(1, 40, 40, 3, dtype=torch.uint8)
-    image[:, 24:36, 4:16] = 200
-    found = AUGMENTATIONS["light"](image.expand(400, -1, -1, -1), 0, 0, np.arange(400)).float()
-    left, right = found[:, :, :20].sum((1, 2, 3)), found[:, :, 20:].sum((1, 2, 3))
-    mirrored = (right > left).float().mean().item()
-    assert 0.4 < mirrored < 0.6
-    assert (found[:, 20:].sum((1, 2, 3)) > 4 * found[:, :20].sum((1, 2, 3))).all()
-    size = found.sum((1, 2, 3)) / image.float().sum()
-    assert 0.75 < size.min() < size.max() < 1.5
-    assert found.max() == 200
-
-
-def test_one_grey_stays_that_grey():
-    """Nothing dark comes in at the edges."""
-    image = torch.full((5, 16, 16, 3), 77, dtype=torch.uint8)
-    assert torch.equal(AUGMENTATIONS["light"](image, 0, 0, np.arange(5)), image)
-
-
-def test_stored_activations_cannot_be_augmented():
-    """The error says so, and what to take."""
-    fit = Rows(np.zeros((4, 8), np.float32), np.arange(4) % 2)
-    with pytest.raises(ValueError, match=r"works on pixels.*float32 of shape \(4, 8\).*use none"):
-        _trained(nn.Linear(8, 2), replace(SETTINGS, augmentation="light"), fit, {})
-
-
 # Early stopping and the history
 
 
@@ -306,36 +192,42 @@ def _against():
     """Validation examples that every step of training makes worse."""
     validation = Pictures(10)
     validation.label = 1 - validation.label
-    return {"validation": validation}
+    return validation
+
+
+def _loss(model, examples):
+    proba = predict(model, examples, batch_size=3, device="cpu")
+    return -np.log(proba[np.arange(len(examples)), examples.label]).mean()
 
 
 def test_patience_stops_and_goes_back_to_the_best_weights():
     """Two epochs after the best it stops; the model then scores as it did at the best."""
-    settings = LoopSettings(epochs=30, batch_size=2, learning_rate=0.02, patience=2)
-    _, history = _trained(small_net(dropout=0.0), settings, watched=_against())
+    settings = TrainingSettings(epochs=30, batch_size=2, learning_rate=0.02, patience=2)
+    model = small_net(dropout=0.0)
+    _, history = _trained(model, settings, validation=_against())
     losses = [row.validation_loss for row in history.rows]
     assert history.best_epoch == int(np.argmin(losses))
     assert len(losses) == history.best_epoch + 3 < 30
     assert history.stopped_early
     assert history.kept_epoch == history.best_epoch
-    assert history.final["validation"].loss == pytest.approx(min(losses))
-    assert losses[-1] > min(losses)
+    assert losses[-1] > min(losses) == pytest.approx(_loss(model, _against()))
 
 
 def test_without_patience_the_last_weights_are_kept():
     """The best epoch is told, and no more."""
-    settings = LoopSettings(epochs=6, batch_size=2, learning_rate=0.02)
-    _, history = _trained(small_net(dropout=0.0), settings, watched=_against())
+    settings = TrainingSettings(epochs=6, batch_size=2, learning_rate=0.02)
+    model = small_net(dropout=0.0)
+    _, history = _trained(model, settings, validation=_against())
     assert len(history.rows) == 6
     assert not history.stopped_early
     assert history.best_epoch < history.kept_epoch == 5
-    assert history.final["validation"].loss == pytest.approx(history.rows[-1].validation_loss)
+    assert history.rows[-1].validation_loss == pytest.approx(_loss(model, _against()))
 
 
 def test_the_history_tells_what_happened():
     """Numbers of each epoch, right answers as predict gives them, time, rate and memory."""
-    model, target = small_net(), Pictures(7, seed=2)
-    _, history = _trained(model, watched={**VALIDATION, "elsewhere": target})
+    model, validation = small_net(), Pictures(7, seed=2)
+    _, history = _trained(model, validation=validation)
     assert [row.epoch for row in history.rows] == [0, 1]
     for row in history.rows:
         assert row.images_per_second == pytest.approx(10 / row.seconds)
@@ -343,10 +235,10 @@ def test_the_history_tells_what_happened():
         assert row.validation_seconds > 0
     assert history.rows[-1].learning_rate == pytest.approx(1e-3 * share_of_rate(5, 6, 0.1))
     assert history.peak_memory_bytes > 50e6
-    proba = predict(model, target, batch_size=3, device="cpu")
-    loss = -np.log(proba[np.arange(7), target.label]).mean()
-    assert history.final["elsewhere"].loss == pytest.approx(loss)
-    assert history.final["elsewhere"].accuracy == (proba.argmax(1) == target.label).mean()
+    assert history.rows[-1].validation_loss == pytest.approx(_loss(model, validation))
+    proba = predict(model, validation, batch_size=3, device="cpu")
+    right = proba.argmax(1) == validation.label
+    assert history.rows[-1].validation_accuracy == pytest.approx(right.mean())
 
 
 def test_the_seconds_of_an_epoch_are_its_own():
@@ -359,7 +251,7 @@ def test_the_seconds_of_an_epoch_are_its_own():
 
 def test_without_validation_examples_there_are_no_such_numbers():
     """None, and not a number that was never measured."""
-    _, history = _trained(small_net(), watched={})
+    _, history = _trained(small_net())
     assert {row.validation_loss for row in history.rows} == {None}
     assert "validation" not in history.rows[0].line(2)
     assert history.best_epoch == history.kept_epoch == 1
@@ -395,73 +287,34 @@ def test_probabilities_do_not_depend_on_the_batch():
     assert not model.training
 
 
-def test_the_main_logits_come_first():
-    """Auxiliary classifiers follow in a tuple."""
-    main = torch.zeros(1, 2)
-    assert logits_of(main) is main
-    assert logits_of((main, None)) is main
-
-
 # What is refused
-
-
-@pytest.mark.parametrize(
-    ("change", "allowed"),
-    [
-        ({"optimiser": "lion"}, "adamw, sgd"),
-        ({"augmentation": "heavy"}, "none, light"),
-        ({"precision": "fp8"}, "fp32, tf32, bf16"),
-    ],
-)
-def test_an_unknown_name_lists_the_known_ones(change, allowed):
-    """The message prints the table."""
-    with pytest.raises(UnknownNameError, match=allowed):
-        LoopSettings(**change)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"epochs": 0},
-        {"batch_size": 0},
-        {"learning_rate": 0.0},
-        {"learning_rate": float("nan")},
-        {"weight_decay": -1.0},
-        {"warmup": 1.0},
-        {"clip": -1.0},
-        {"patience": -1},
-        {"label_smoothing": 1.0},
-        {"seed": -1},
-    ],
-)
-def test_a_number_out_of_its_range_is_named(change):
-    """Field, value and what is allowed."""
-    (name,) = change
-    with pytest.raises(PipelineError, match=rf"{name} .*: allowed is"):
-        LoopSettings(**change)
-
-
-def test_every_setting_is_documented():
-    """A field without a line in the docstring would be a setting nobody finds."""
-    for field in fields(LoopSettings):
-        assert f"\n        {field.name}: " in LoopSettings.__doc__
 
 
 def test_what_cannot_be_trained_is_refused():
     """No validation to be patient about, no parameter to train, no examples."""
-    with pytest.raises(ValueError, match="patience looks at 'validation'"):
-        _trained(small_net(), replace(SETTINGS, patience=1), watched={})
+    with pytest.raises(ValueError, match="patience needs validation examples"):
+        _trained(small_net(), replace(SETTINGS, patience=1))
     with pytest.raises(ValueError, match="every parameter is frozen"):
         _trained(small_net().requires_grad_(requires_grad=False))
     with pytest.raises(ValueError, match="no examples in fit"):
         _trained(small_net(), fit=Pictures(0))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "tf32"])
-def test_mixed_precision_is_for_cuda(precision):
+def test_tf32_is_for_cuda():
     """Asked for on a CPU it is an error, not a surprise."""
-    with pytest.raises(EngineError, match=f"{precision} is a precision of CUDA.*use fp32"):
-        _trained(small_net(), replace(SETTINGS, precision=precision))
+    with pytest.raises(EngineError, match="tf32 is a precision of CUDA.*use fp32"):
+        _trained(small_net(), replace(SETTINGS, precision="tf32"))
+
+
+def test_bf16_is_near_fp32_and_leaves_float32_weights():
+    """Products are rounded, weights and loss are not: the path that CUDA takes."""
+    full, _ = _trained(small_net(dropout=0.0))
+    mixed, history = _trained(small_net(dropout=0.0), replace(SETTINGS, precision="bf16"))
+    assert {t.dtype for t in mixed.values()} == {torch.float32, torch.int64}
+    assert not same(full, mixed)
+    for name, value in full.items():
+        torch.testing.assert_close(mixed[name], value, rtol=0.05, atol=0.01)
+    assert all(math.isfinite(row.fit_loss) for row in history.rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -482,28 +335,28 @@ def test_a_missing_device_is_named():
 def test_out_of_memory_names_a_batch_size_to_try(size, hint, error):
     """Half of the one that was too large."""
 
-    def too_large(output, labels):
-        raise error
+    class TooLarge(nn.Linear):
+        def forward(self, batch):
+            raise error
 
+    fit = Rows(np.zeros((10, 8), np.float32), np.arange(10) % 2)
     with pytest.raises(
-        EngineError, match=f"out of memory with {size} images a step; try {hint}|{hint}"
+        EngineError, match=f"out of memory with {size} images? a step; try.* {hint}"
     ):
-        _trained(small_net(norm=False), replace(SETTINGS, batch_size=size), criterion=too_large)
+        _trained(TooLarge(8, 2), replace(SETTINGS, batch_size=size), fit)
 
 
 def test_one_image_alone_for_a_norm_names_the_batch_size():
     """Five images in steps of four, and a BatchNorm behind the pooling."""
     fit = Rows(np.ones((5, 8), np.float32), np.arange(5) % 2)
     with pytest.raises(EngineError, match="with another --batch-size than 4"):
-        _trained(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2)), fit=fit, watched={})
+        _trained(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2)), fit=fit)
 
 
 def test_another_error_of_torch_is_passed_on():
     """A wrong shape is no lack of memory."""
     with pytest.raises(RuntimeError, match="shape"):
-        _trained(
-            nn.Linear(3, 2), fit=Rows(np.zeros((4, 8), np.float32), np.zeros(4, int)), watched={}
-        )
+        _trained(nn.Linear(3, 2), fit=Rows(np.zeros((4, 8), np.float32), np.zeros(4, int)))
 
 
 def test_a_loss_that_is_not_finite_stops_the_training():
@@ -512,14 +365,7 @@ def test_a_loss_that_is_not_finite_stops_the_training():
     with pytest.raises(
         EngineError, match="loss of epoch 0 is not finite: try a smaller --learning"
     ):
-        _trained(nn.Linear(8, 2), fit=fit, watched={})
-
-
-def test_the_settings_need_no_torch():
-    """The command line shows defaults without it."""
-    code = "import sys, pipeline.finetune.settings; assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False)
-    assert done.returncode == 0
+        _trained(nn.Linear(8, 2), fit=fit)
 
 
 def test_memory_is_that_of_the_process():

@@ -14,10 +14,10 @@ from pipeline.cli import main
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.study import load_study
-from tests.finetune_command import install_repeatable_tiny
+from tests.finetune.command import install_repeatable_tiny
 from tests.tiny import write_tiny_study
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 #: Of 32 images, seven steps: shares of 3 and 2 images, and one of one image each.
 OPTIONS = ["--method", "full", "--epochs", "2", "--batch-size", "5", "--learning-rate", "0.01"]
 OPTIONS += ["--device", "cpu", "--no-figures", "--json"]
@@ -39,7 +39,7 @@ def alone(tmp_path, monkeypatch):
 def _torchrun(folder, *arguments):
     """The command in two processes, with a folder of results of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.finetune_command", str(folder), *arguments]
+    command += ["-m", "tests.finetune.command", str(folder), *arguments]
     command += ["finetune", str(folder.parent / "study.toml"), *OPTIONS]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     folder.mkdir(exist_ok=True)
@@ -58,7 +58,7 @@ def _check_same_curve(found, alone):
     """Loss and accuracy of every epoch, within 1e-5."""
     names = ["fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"]
     curves = [
-        np.array([[epoch[name] for name in names] for epoch in report["rows"][0]["curves"]])
+        np.array([[epoch[name] for name in names] for epoch in report["models"][0]["curves"]])
         for report in (found, alone)
     ]
     assert curves[0].shape == (2, 4)
@@ -72,7 +72,7 @@ def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     _check_same_curve(found, alone)
-    kept = tmp_path / "group" / "results" / "tiny" / "comparison.json"
+    kept = tmp_path / "group" / "results" / "tiny" / "finetune.json"
     assert json.loads(kept.read_bytes()) == found
     assert done.stderr.count("epoch 1/2: ") == done.stderr.count("full on tiny") == 1
     published = [
@@ -81,8 +81,8 @@ def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
     assert published[1] == []
     once = [name for name in published[0] if not name.startswith(("state-", "tensors-"))]
     assert sorted(once) == [
-        "comparison.json",
         "finetune.h5",
+        "finetune.json",
         "model.json",
         "model.safetensors",
         "probabilities.safetensors",

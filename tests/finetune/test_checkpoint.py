@@ -16,7 +16,7 @@ from pipeline.errors import CheckpointError, PipelineError
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
 from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault, notes_in
-from tests.finetune_jobs import (
+from tests.finetune.jobs import (
     IDENTITY,
     LONGER,
     SETTINGS,
@@ -217,9 +217,9 @@ def test_the_state_names_its_tensors_by_their_content(half_way):
 
 
 def _train(folder, identity=IDENTITY, settings=SETTINGS, *, model=None, fit=None):
-    fit, watched = fit or Pictures(), {"validation": Pictures(3, seed=1)}
+    fit, validation = fit or Pictures(), Pictures(3, seed=1)
     model = model or small_net()
-    return train(model, fit, watched, settings, checkpoints=Checkpoints(folder, identity))
+    return train(model, fit, validation, settings, checkpoints=Checkpoints(folder, identity))
 
 
 def _frozen_body():
@@ -275,14 +275,12 @@ def test_a_finished_training_is_not_run_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_checkpoints_move_no_bit(tmp_path, optimiser):
+def test_checkpoints_move_no_bit(tmp_path, whole):
     """With a checkpoint at each step, at each epoch, or none, the weights are the same."""
-    settings = replace(SETTINGS, optimiser=optimiser)
-    often, _ = train_job(tmp_path / "often", settings=settings)
+    often, _ = whole
     seldom, never = small_net(), small_net()
-    _train(tmp_path / "seldom", settings=settings, model=seldom)
-    train(never, Pictures(), {"validation": Pictures(3, seed=1)}, settings)
+    _train(tmp_path / "seldom", model=seldom)
+    train(never, Pictures(), Pictures(3, seed=1), SETTINGS)
     assert same(often, tensors(seldom))
     assert same(often, tensors(never))
 
@@ -299,18 +297,15 @@ class _CutOff(Checkpoints):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_moments_of_either_optimiser_survive(tmp_path, optimiser):
+def test_the_optimisers_moments_survive(tmp_path, whole):
     """Cut off after each save in turn and run again, the weights are the same."""
-    settings = replace(SETTINGS, optimiser=optimiser)
-    expected, _ = train_job(tmp_path / "whole", settings=settings)
     for saves in range(1, 5):
-        folder, watched = tmp_path / str(saves), {"validation": Pictures(3, seed=1)}
+        folder, validation = tmp_path / str(saves), Pictures(3, seed=1)
         checkpoints = _CutOff(folder, IDENTITY, seconds=0)
         checkpoints.saves = saves
         with pytest.raises(KeyboardInterrupt):
-            train(small_net(), Pictures(), watched, settings, checkpoints=checkpoints)
-        assert same(train_job(folder, settings=settings)[0], expected)
+            train(small_net(), Pictures(), validation, SETTINGS, checkpoints=checkpoints)
+        assert same(train_job(folder)[0], whole[0])
 
 
 @pytest.mark.parametrize(

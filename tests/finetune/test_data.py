@@ -1,0 +1,155 @@
+"""What the loop reads: pixels held or decoded anew, limits, and small random changes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import pipeline.finetune.data as data_module
+from pipeline.data.samples import load_samples
+from pipeline.errors import ImageError
+from pipeline.finetune.cuts import pixel_policy
+from pipeline.finetune.data import (
+    Decoding,
+    Held,
+    augment_lightly,
+    hold,
+    limit_images,
+    load_pixels,
+    order,
+)
+from pipeline.study import load_study
+from tests.finetune.jobs import Pictures
+from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.tiny import write_tiny_study
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A tiny study; nothing is stored of it."""
+    install_trainable_tiny(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return load_study(write_tiny_study(tmp_path))
+
+
+@pytest.fixture
+def samples(study):
+    """Sixty images: forty of the source, twenty of the target."""
+    return load_samples(study)[0]
+
+
+@pytest.fixture
+def policy(study):
+    """From bytes to 32 x 32 pixels."""
+    return pixel_policy(study.backbones[0], None)
+
+
+def test_pixels_are_the_same_held_or_decoded_anew(samples, policy, monkeypatch):
+    """Memory decides how, never what."""
+    rows, batch = np.array([9, 2, 30, 59]), np.array([3, 0])
+    held = load_pixels(samples, policy)
+    monkeypatch.setattr(data_module, "HELD_BYTES", 0)
+    decoding = load_pixels(samples, policy)
+    assert isinstance(held, Held)
+    assert isinstance(decoding, Decoding)
+    assert torch.equal(held.take(rows).batch(batch), decoding.take(rows).batch(batch))
+    assert held.batch(batch).shape == (2, 32, 32, 3)
+    assert len(decoding.take(rows)) == len(held.take(rows)) == 4
+    np.testing.assert_array_equal(held.take(rows).label, decoding.take(rows).label)
+
+
+@pytest.mark.parametrize(("free", "moves"), [(100, ["cuda:1"]), (99, [])])
+def test_half_of_the_devices_free_memory_holds_rows(monkeypatch, free, moves):
+    """Fifty bytes; what takes more stays in memory and is copied batch by batch."""
+    values, moved = np.zeros((5, 10), np.uint8), []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1000))
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, device: moved.append(device) or torch.empty(1)
+    )
+    hold(values, np.arange(5), np.zeros(5, np.int64), "cuda:1")
+    assert moved == moves
+
+
+def test_an_image_that_went_bad_is_named(samples, policy):
+    """A method must not train on fewer images than it says."""
+    with open(samples.items[5].file, "wb") as file:
+        file.write(b"no image any more")
+    message = "cannot be used .changed while.*; run headrace features STUDY"
+    with pytest.raises(ImageError, match=message):
+        load_pixels(samples, policy)
+
+
+def test_a_limit_keeps_every_split_and_class(samples):
+    """By class in proportion; at least one image of each."""
+    few = limit_images(samples, 6, seed=0)
+    for domain, split in (("source", "fit"), ("source", "validation"), ("there", "target")):
+        labels = few.label[(few.domain == domain) & (few.split == split)]
+        assert np.bincount(labels).tolist() == [3, 3]
+    assert np.bincount(limit_images(samples, 1, seed=0).label).min() == 3
+    assert limit_images(samples, None, seed=0) is samples
+    assert len(limit_images(samples, 10_000, seed=0)) == 60
+
+
+def test_a_smaller_limit_takes_a_part_of_a_larger(samples):
+    """The draw depends on seed and content alone."""
+    few, more = (set(limit_images(samples, n, seed=0).key) for n in (4, 10))
+    assert few < more
+    assert few != set(limit_images(samples, 4, seed=1).key)
+    names = ("items", "key", "label", "group", "domain", "split")
+    turned = replace(samples, **{name: getattr(samples, name)[::-1] for name in names})
+    assert set(limit_images(turned, 4, seed=0).key) == few
+
+
+def test_the_order_is_a_permutation_by_seed_and_epoch():
+    """All rows once, and another order for another seed or epoch."""
+    assert sorted(order(0, 0, 50)) == list(range(50))
+    assert np.array_equal(order(0, 1, 50), order(0, 1, 50))
+    different = {order(seed, epoch, 50).tobytes() for seed in range(3) for epoch in range(3)}
+    assert len(different) == 9
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """Twelve images of 20 x 20."""
+    return torch.from_numpy(Pictures(12, side=20).pixels)
+
+
+def test_augmentation_depends_on_seed_epoch_and_row_alone(pixels):
+    """Alone, in another batch, in another order: the same change of the same row."""
+    rows, before = np.arange(12), pixels.clone()
+    together = augment_lightly(pixels, 5, 2, rows)
+    turned = augment_lightly(pixels.flip(0), 5, 2, rows[::-1]).flip(0)
+    alone = torch.cat([augment_lightly(pixels[[row]], 5, 2, rows[[row]]) for row in rows])
+    assert torch.equal(together, turned)
+    assert torch.equal(together, alone)
+    assert (together.dtype, together.shape) == (torch.uint8, pixels.shape)
+    assert torch.equal(pixels, before)
+    for other in (augment_lightly(pixels, 6, 2, rows), augment_lightly(pixels, 5, 3, rows)):
+        assert all(not torch.equal(a, b) for a, b in zip(together, other, strict=True))
+
+
+def test_light_is_small():
+    """Half are mirrored; what is bright on the left and below stays below, and mostly whole."""
+    image = torch.zeros(1, 40, 40, 3, dtype=torch.uint8)
+    image[:, 24:36, 4:16] = 200
+    found = augment_lightly(image.expand(400, -1, -1, -1), 0, 0, np.arange(400)).float()
+    left, right = found[:, :, :20].sum((1, 2, 3)), found[:, :, 20:].sum((1, 2, 3))
+    mirrored = (right > left).float().mean().item()
+    assert 0.4 < mirrored < 0.6
+    assert (found[:, 20:].sum((1, 2, 3)) > 4 * found[:, :20].sum((1, 2, 3))).all()
+    size = found.sum((1, 2, 3)) / image.float().sum()
+    assert 0.75 < size.min() < size.max() < 1.5
+    assert found.max() == 200
+
+
+def test_one_grey_stays_that_grey():
+    """Nothing dark comes in at the edges."""
+    image = torch.full((5, 16, 16, 3), 77, dtype=torch.uint8)
+    assert torch.equal(augment_lightly(image, 0, 0, np.arange(5)), image)
+
+
+def test_stored_activations_cannot_be_augmented():
+    """The error says so, and what to take."""
+    with pytest.raises(ValueError, match=r"works on pixels.*float32 of shape \(4, 8\).*use none"):
+        augment_lightly(torch.zeros(4, 8), 0, 0, np.arange(4))

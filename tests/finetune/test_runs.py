@@ -1,0 +1,176 @@
+"""A run trains what it should, keeps it whole, and is not done twice."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import pipeline.finetune.runs as runs_module
+from pipeline.data.patients import FIT
+from pipeline.data.samples import load_samples
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.finetune.cuts import cut_of, pixel_policy, stored_rows
+from pipeline.finetune.data import load_pixels
+from pipeline.finetune.loop import train
+from pipeline.finetune.methods import METHODS, TrainingSettings
+from pipeline.finetune.networks import Classifier, assemble
+from pipeline.finetune.runs import Experiment, train_method
+from pipeline.study import load_study
+from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.tiny import write_tiny_study
+
+TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch):
+    """An experiment on a tiny study whose features are stored."""
+    install_trainable_tiny(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study = load_study(write_tiny_study(tmp_path))
+    extract(study, ExtractOptions(engine=TORCH))
+    samples, _ = load_samples(study)
+    return Experiment(
+        study=study,
+        choice=study.backbones[0],
+        samples=samples,
+        folder=tmp_path / "models",
+        given={"epochs": 4, "batch_size": 8, "learning_rate": 1e-3},
+    )
+
+
+def test_the_store_changes_nothing_for_a_head(run):
+    """Run in every epoch or read from the store: with one seed, one head (within 1e-4)."""
+    start = run.assemble("lp").state()
+    stored, online = (
+        train_method(run, name) and run.model(name).state() for name in ("lp", "frozen_online")
+    )
+    assert stored.keys() == online.keys()
+    for name, tensor in stored.items():
+        torch.testing.assert_close(tensor, online[name], rtol=0, atol=1e-4)
+        moved = not torch.equal(tensor, start[name])
+        assert moved == name.startswith("head."), name
+
+
+class Doubled(nn.Module):
+    """From what the frozen prefix gives, in float32, to the precision of the tail."""
+
+    def forward(self, activations):
+        return activations.double()
+
+
+def _twenty_steps(name, file, study, size):
+    """The same partial training from the store and online, in float64; states by name."""
+    samples, choice = load_samples(study)[0], study.backbones[0]
+    policy = pixel_policy(choice, size)
+    stored = stored_rows(study, choice, samples, size=size, at_cut=True, engine=TORCH).examples
+    fit = np.flatnonzero(samples.split == FIT)[:16]
+    settings = TrainingSettings(epochs=5, batch_size=4, learning_rate=1e-3, seed=0)
+    states = []
+    for online in (False, True):
+        made = assemble("last_block", name, file, policy=policy, classes=2, seed=0)
+        before = {k: v.clone() for k, v in made.state().items()}
+        prefix, tail = cut_of(name).split(made.whole.backbone)
+        tail.double()
+        made.whole.head.double()
+        if online:
+            entry = nn.Sequential(made.whole.entry, prefix, Doubled())
+            examples = load_pixels(samples, policy).take(fit)
+        else:
+            entry, examples = Doubled(), stored.take(fit)
+        train(Classifier(entry, tail, made.whole.head), examples, None, settings)
+        states.append(made.state())
+    return before, *states
+
+
+def _check_equal(before, stored, online, moves):
+    moved = {k for k, v in stored.items() if not torch.equal(v, before[k].to(v.dtype))}
+    assert {k for k in moved if not k.startswith(("head.", *moves))} == set()
+    assert any(k.endswith("running_mean") for k in moved)
+    for name in moved:
+        torch.testing.assert_close(stored[name], online[name], rtol=0, atol=1e-5)
+    for name in stored.keys() - moved:
+        assert torch.equal(stored[name], online[name]), name
+
+
+def test_a_part_trained_from_the_store_is_the_part_trained_online(run):
+    """After 20 steps in float64 all weights agree within 1e-5; the prefix has not moved."""
+    states = _twenty_steps("tiny", Path("tiny.pth"), run.study, None)
+    _check_equal(*states, moves=("backbone.3.", "backbone.4."))
+
+
+@pytest.mark.slow  # nine seconds of a real network; the tiny one is in the normal run
+def test_densenet_trained_from_the_store_is_densenet_trained_online(tmp_path, monkeypatch):
+    """Likewise with a real network: BatchNorm in its prefix stays in eval mode."""
+    from torchvision.models import densenet121
+
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        torch.save(densenet121(weights=None).state_dict(), "weights.pth")
+    file = write_tiny_study(tmp_path, source=24, target=4)
+    text = file.read_text().replace("[backbone.tiny]", "[backbone.densenet121]")
+    file.write_text(text + 'weights = "weights.pth"\n')
+    study = load_study(file)
+    states = _twenty_steps("densenet121", Path("weights.pth"), study, 32)
+    _check_equal(*states, moves=("backbone.features.denseblock4.", "backbone.features.norm5."))
+
+
+def test_a_fine_tuned_probe_begins_with_the_probe(run):
+    """lp_ft starts as the function that lp ends with: weights, and statistics, which stay."""
+    train_method(run, "lp")
+    run.given = {**run.given, "learning_rate": 1e-12}
+    train_method(run, "lp_ft")
+    probe, tuned = (run.model(name).state() for name in ("lp", "lp_ft"))
+    assert any("running_var" in name for name in probe)
+    for name in probe:
+        torch.testing.assert_close(probe[name], tuned[name], rtol=0, atol=1e-6)
+
+
+def test_a_model_that_is_there_is_not_trained_again(run, monkeypatch):
+    """Same identity: the record is read; another learning rate: it is trained anew."""
+    first, calls = train_method(run, "lp"), []
+    real = runs_module.train
+    monkeypatch.setattr(runs_module, "train", lambda *a, **k: calls.append(1) or real(*a, **k))
+    assert train_method(run, "lp") == first
+    assert calls == []
+    run.given = {**run.given, "learning_rate": 1e-4}
+    assert train_method(run, "lp").identity["settings.learning_rate"] == 1e-4
+    assert calls == [1]
+
+
+def test_a_damaged_model_is_trained_again(run, caplog):
+    """A file that is not as it was written counts as not there."""
+    first = train_method(run, "lp")
+    file = run.model("lp").path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert run.model("lp").record() is None
+    again = train_method(run, "lp")
+    assert [row["fit_loss"] for row in again.curves] == [row["fit_loss"] for row in first.curves]
+    assert "not as it was written; it will be trained again" in caplog.text
+
+
+def test_the_weights_are_kept_with_what_made_them(run):
+    """Safetensors and JSON: the network without what only helps to train, and its identity."""
+    record = train_method(run, "full")
+    folder = run.folder / "full-tiny-0"
+    weights = load_file(folder / "model.safetensors")
+    assert {"backbone.0.weight", "backbone.1.running_mean", "head.3.bias"} <= set(weights)
+    assert run.model("full").record() == record
+    assert record.identity["method"] == "full"
+    assert record.identity["settings.learning_rate"] == 1e-3
+    assert not (folder / "checkpoints").exists()
+
+
+def test_the_identity_names_no_device(run):
+    """A model that was trained on one device is not trained again on another."""
+    assert not [key for key in run.identity("full") if "device" in key]
+    assert replace(run, device="cuda").identity("lp").keys() == run.identity("lp").keys()
+    assert set(METHODS) == run.named

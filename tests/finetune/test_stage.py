@@ -1,0 +1,370 @@
+"""Stage 3: methods on one study, compared on the same images, kept as soon as trained."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import pipeline.finetune.loop as loop_module
+import pipeline.finetune.runs as runs_module
+from pipeline.cli import main
+from pipeline.compare import CompareOptions, compare
+from pipeline.errors import (
+    CheckpointError,
+    EngineError,
+    MissingFeaturesError,
+    NoCutError,
+    StudyError,
+    UnknownNameError,
+)
+from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.finetune.interpolate import ALPHAS
+from pipeline.finetune.methods import METHODS
+from pipeline.finetune.stage import FinetuneOptions, finetune
+from pipeline.study import load_study
+from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.tiny import write_images, write_tiny_study
+
+TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
+
+
+def only(*methods, limit=None, image_size=None, device="cpu", **settings):
+    """Options for some methods, three epochs each."""
+    given = {"epochs": 3, "batch_size": 8, **settings}
+    return FinetuneOptions(
+        methods=methods, limit=limit, image_size=image_size, device=device, settings=given
+    )
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch):
+    """A tiny study whose features are stored."""
+    install_trainable_tiny(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    loaded = load_study(write_tiny_study(tmp_path))
+    extract(loaded, TORCH)
+    return loaded
+
+
+@pytest.fixture
+def trainings(monkeypatch) -> list[str]:
+    """Folder of each training that is begun."""
+    begun, real = [], runs_module.train
+
+    def train(*arguments, checkpoints, **options):
+        begun.append(checkpoints.folder.parent.name)
+        return real(*arguments, checkpoints=checkpoints, **options)
+
+    monkeypatch.setattr(runs_module, "train", train)
+    return begun
+
+
+def models(record):
+    """By method."""
+    return {model["method"]: model for model in record["models"]}
+
+
+def row(record, method, domain):
+    """Scores of one model on one domain."""
+    (found,) = (r for r in record["rows"] if (r["method"], r["domain"]) == (method, domain))
+    return found
+
+
+def test_every_method_has_its_row_with_every_number(study):
+    """What moved, what it does on each domain, what it cost, how it ended; also on disk."""
+    record = finetune(study, only("all"))
+    assert record == json.loads((study.results / "finetune.json").read_text())
+    assert list(models(record)) == list(METHODS)
+    for name, model in models(record).items():
+        assert model["moved"] == METHODS[name].moved
+        assert 0 < model["trainable_parameters"] <= model["parameters"]
+        assert model["gflop_per_image"] > 0
+        assert model["seconds"] > 0
+        if METHODS[name].trains:
+            assert model["epochs"] == len(model["curves"]) == 3
+            assert model["settings"]["batch_size"] == 8
+            assert model["seconds_per_epoch"] == pytest.approx(model["seconds"] / 3)
+            assert model["images_per_second"] > 0
+        for domain in ("source", "there"):
+            scores = row(record, name, domain)
+            assert scores.keys() >= set(METRICS)
+            assert (scores["images"], scores["role"]) in ((8, "validation"), (20, "target"))
+    backbones = {name: model["backbone"] for name, model in models(record).items()}
+    assert backbones["full"] == "tiny"
+    assert backbones["scratch_cnn"] == backbones["scratch_mlp"] == "pixels"
+    # frozen_online exists to be timed: 30 epochs, from the rate of 3.
+    online = models(record)["frozen_online"]
+    assert online["extrapolated"]["epochs"] == 30
+    assert online["extrapolated"]["seconds"] == pytest.approx(10 * online["seconds"])
+    # WiSE-FT: eleven points of the line, its ends are the models, validation chooses.
+    line = models(record)["wise_ft"]["interpolated"]
+    assert (line["from"], line["to"]) == ("lp", "lp_ft")
+    assert [point["alpha"] for point in line["curve"]] == list(ALPHAS)
+    assert {tuple(d["role"] for d in p["domains"]) for p in line["curve"]} == {
+        ("validation", "target")
+    }
+    losses = [point["domains"][0]["log_loss"] for point in line["curve"]]
+    assert line["alpha"] == ALPHAS[int(np.argmin(losses))]
+    for end, method in ((0, "lp"), (-1, "lp_ft")):
+        accuracy = row(record, method, "there")["accuracy"]["estimate"]
+        assert line["curve"][end]["domains"][1]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_numbers_are_those_of_the_kept_probabilities(study):
+    """finetune.h5 has a row for each image under its key, and the record says what it says."""
+    record = finetune(study, only("lp", "last_block", "scratch_mlp"))
+    kept = read_predictions(study.results / "finetune.h5")
+    assert set(kept) == {"tiny", "pixels"}
+    assert set(kept["tiny"].proba) == {("lp", 0), ("last_block", 0)}
+    target, right = kept["tiny"].split == "target", {}
+    for backbone, method in (("tiny", "lp"), ("tiny", "last_block"), ("pixels", "scratch_mlp")):
+        proba = kept[backbone].proba[method, 0]
+        right[method] = (proba.argmax(1) == kept[backbone].label)[target]
+        accuracy = row(record, method, "there")["accuracy"]
+        assert accuracy["low"] <= accuracy["estimate"] == pytest.approx(right[method].mean())
+    differences = {(d["method"], d["domain"]): d for d in record["differences"]}
+    assert differences.keys() == {
+        (method, domain)
+        for method in ("last_block", "scratch_mlp")
+        for domain in ("source", "there")
+    }
+    found = differences["last_block", "there"]
+    assert (found["baseline"], found["backbone"]) == ("lp", "tiny")
+    assert found["estimate"] == pytest.approx(right["last_block"].mean() - right["lp"].mean())
+    assert found["low"] <= found["estimate"] <= found["high"]
+    assert 0 < found["p"] <= found["p_adjusted"] <= 1
+
+
+def test_a_target_without_labels_is_predicted_and_not_scored(study):
+    """Its probabilities are in the file, in no row; the labelled domains go on."""
+    blind = replace(study, targets=(replace(study.targets[0], labels="absent"),))
+    record = finetune(blind, only("lp", "full", "wise_ft"))
+    assert record["unlabelled"] == {"there": 20}
+    assert {r["domain"] for r in record["rows"]} == {"source"}
+    kept = read_predictions(study.results / "finetune.h5")["tiny"]
+    far = kept.domain == "there"
+    assert set(kept.label[far]) == {-1}
+    for proba in kept.proba.values():
+        assert proba[far].sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_methods_are_compared_with_the_best_head_of_stage_2(study):
+    """Chosen by validation, joined by content key; a trial is not compared with full heads."""
+    compare(study, CompareOptions(heads=("prior", "mlp"), seeds=2))
+    record = finetune(study, only("lp", "full"))
+    assert {d["baseline"] for d in record["differences"]} == {"lp", "heads/mlp_ensemble"}
+    rows = json.loads((study.results / "heads.json").read_text())["rows"]
+    seconds = np.mean([r["seconds"] for r in rows if r["head"] == "mlp"])
+    lp, full = record["models"]
+    assert lp["heads_in_the_same_time"] is None
+    assert full["heads_in_the_same_time"] == int(full["seconds"] / seconds)
+    # Heads that saw all images are no baseline for a trial with fewer.
+    trial = finetune(study, only("lp", "full", limit=4))
+    assert {d["baseline"] for d in trial["differences"]} == {"lp"}
+    assert trial["other_heads"] == ["tiny"]
+    # Smaller images are the same images, and a limit above their number leaves none out.
+    whole = finetune(study, only("lp", "full", limit=999, image_size=16))
+    assert {d["baseline"] for d in whole["differences"]} == {"lp", "heads/mlp_ensemble"}
+    assert whole["other_heads"] == []
+
+
+def test_a_run_of_one_method_keeps_the_results_of_others(study, trainings):
+    """The comparison is made of all kept models, each seed has its row, none is trained twice."""
+    finetune(study, only("lp"))
+    finetune(study, only("last_block"))
+    finetune(study, only("lp", "last_block"))
+    record = finetune(study, only("lp", seed=5))
+    assert trainings == ["lp-tiny-0", "last_block-tiny-0", "lp-tiny-5"]
+    found = [(m["method"], m["seed"]) for m in record["models"]]
+    assert found == [("lp", 0), ("lp", 5), ("last_block", 0)]
+    assert len(read_predictions(study.results / "finetune.h5")["tiny"].proba) == 3
+    assert {d["seed"] for d in record["differences"]} == {0}
+
+
+def test_a_trial_with_fewer_or_smaller_images_touches_no_real_result(study):
+    """It has files of its own, named by what it left out."""
+    finetune(study, only("lp"))
+    before = (study.results / "finetune.json").read_bytes()
+    record = finetune(study, only("lp", limit=4, image_size=16))
+    assert (study.results / "finetune.json").read_bytes() == before
+    assert json.loads((study.results / "finetune-limit4-16px.json").read_text()) == record
+    assert [r["images"] for r in record["rows"]] == [4, 4]
+    assert (study.results / "finetune-limit4-16px" / "lp-tiny-0" / "model.json").is_file()
+
+
+def _cut_off(monkeypatch, epoch_that_dies):
+    """Epochs that are begun; the training dies as one of them begins."""
+    real, epochs = loop_module.fit_batches, []
+
+    def dies(*arguments, epoch, **more):
+        epochs.append(epoch)
+        if epoch == epoch_that_dies:
+            raise KeyboardInterrupt
+        return real(*arguments, epoch=epoch, **more)
+
+    monkeypatch.setattr(loop_module, "fit_batches", dies)
+    return epochs
+
+
+def test_a_killed_training_goes_on_to_the_same_model(study, monkeypatch):
+    """From its checkpoint, bit for bit; with other settings it is refused, with the field."""
+    finetune(study, only("full"))
+    folder = study.results / "finetune" / "full-tiny-0"
+    expected = (folder / "model.safetensors").read_bytes()
+    (folder / "model.json").unlink()
+    with monkeypatch.context() as patch:
+        assert _cut_off(patch, 2) == []
+        with pytest.raises(KeyboardInterrupt):
+            finetune(study, only("full"))
+    with pytest.raises(CheckpointError, match=r"batch_size 8, asked for is 4; .* delete the"):
+        finetune(study, only("full", batch_size=4))
+    epochs = _cut_off(monkeypatch, None)
+    finetune(study, only("full"))
+    assert epochs == [2]
+    assert (folder / "model.safetensors").read_bytes() == expected
+
+
+def test_a_run_says_what_it_trains_and_how_it_goes(study, capsys, caplog):
+    """Method and backbone head the progress, and each epoch has a line."""
+    with caplog.at_level("INFO", logger="pipeline.finetune"):
+        finetune(study, only("full"))
+    assert "full, tiny: 96/96" in capsys.readouterr().err
+    assert "full on tiny" in caplog.messages
+    number = r"\d\.\d{3}"
+    shape = (
+        rf"epoch (\d)/3: loss {number}, accuracy {number}, validation {number} / {number}, "
+        r"[\d.]+ images/s"
+    )
+    lines = [re.fullmatch(shape, text) for text in caplog.messages if text.startswith("epoch")]
+    assert [line and line[1] for line in lines] == ["1", "2", "3"]
+
+
+def test_new_target_images_cost_no_training(study, tmp_path, trainings, caplog):
+    """What was learned stands; the next run predicts anew, and other models are set aside."""
+    finetune(study, only("lp", "last_block", "scratch_mlp"))
+    write_images(tmp_path / "there", 4, seed=9)
+    extract(study, TORCH)
+    record = finetune(study, only("lp", "scratch_mlp"))
+    assert list(models(record)) == ["lp", "scratch_mlp"]
+    assert "run --method last_block again" in caplog.text
+    assert row(record, "lp", "there")["images"] == 24
+    assert len(trainings) == 3
+
+
+def test_labels_and_images_of_targets_select_nothing(study, tmp_path):
+    """Other targets, same weights, whatever the method."""
+    finetune(study, only("last_block", "scratch_mlp"))
+    names = ("last_block-tiny-0", "scratch_mlp-pixels-0")
+    folders = [study.results / "finetune" / name for name in names]
+    before = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    for folder in folders:
+        (folder / "model.json").unlink()
+    write_images(tmp_path / "there", 10, seed=9, shift=-60)
+    extract(study, TORCH)
+    finetune(study, only("last_block", "scratch_mlp"))
+    assert [(folder / "model.safetensors").read_bytes() for folder in folders] == before
+
+
+def test_what_cannot_work_shows_before_any_work(study, trainings):
+    """Names, numbers, devices and cuts."""
+    for options, error, message in (
+        (only("ful"), UnknownNameError, "unknown method 'ful'; known: lp"),
+        (only("lp", augmentation="heavy"), UnknownNameError, "augmentation 'heavy'"),
+        (only("lp", epochs=0), StudyError, "epochs 0: allowed is 1 or more"),
+        (only("lp", limit=0), StudyError, "limit 0: allowed is 1 or more"),
+        (only("lp", image_size=-2), StudyError, "image size -2"),
+    ):
+        with pytest.raises(error, match=message):
+            finetune(study, options)
+    if not torch.cuda.is_available():
+        with pytest.raises(EngineError, match="no CUDA device"):
+            finetune(study, only("lp", device="cuda"))
+    other = replace(study.backbones[0], name="timm:resnet18")
+    with pytest.raises(NoCutError, match=r"timm:resnet18 has no cut.*tiny"):
+        finetune(replace(study, backbones=(study.backbones[0], other)), only("lp", "last_block"))
+    assert trainings == []
+
+
+def test_out_of_memory_for_the_activations_names_a_batch_size(study, monkeypatch):
+    """The frozen part runs before the loop, and its error is as clear."""
+
+    def too_large(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(runs_module, "stored_rows", too_large)
+    with pytest.raises(EngineError, match="out of memory with 8 images a step; try --batch-size 4"):
+        finetune(study, only("last_block"))
+
+
+@pytest.mark.parametrize("method", ["lp", "full", "scratch_cnn"])
+def test_a_size_that_a_network_cannot_take_is_refused(study, trainings, monkeypatch, method):
+    """Before anything is taken or trained; the message has the network's own size."""
+
+    def refuse(_, images):
+        raise AssertionError(f"height {images.shape[-1]} does not match 32")
+
+    monkeypatch.setattr(nn.Conv2d, "forward", refuse)
+    message = (
+        r"cannot take images of 8 x 8 pixels \(height 8 does not match 32\); try another "
+        "--image-size, or leave it out for its own 32 x 32"
+    )
+    stores = len(list(study.store_root.iterdir()))
+    with pytest.raises(EngineError, match=message):
+        finetune(study, only(method, image_size=8))
+    assert trainings == []
+    assert len(list(study.store_root.iterdir())) == stores
+
+
+def test_stage_1_must_have_run(tmp_path, monkeypatch):
+    """The message says which command."""
+    install_trainable_tiny(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingFeaturesError, match="first run: headrace features STUDY"):
+        finetune(load_study(write_tiny_study(tmp_path)), only("lp"))
+
+
+def test_the_command_runs_the_stage_and_prints_the_table(study, tmp_path):
+    """Options reach the stage; --json is the file."""
+    command = ["finetune", str(tmp_path / "study.toml"), "--epochs", "1", "--device", "cpu"]
+    command += ["--no-figures", "--method", "lp"]
+    text = CliRunner().invoke(main, [*command, "--method", "last_block"])
+    assert text.exit_code == 0, text.output
+    assert "there, tiny: 20 images of 5 patients" in text.output
+    found = CliRunner().invoke(main, [*command, "--json", "--precision", "bf16"])
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert record == json.loads((study.results / "finetune.json").read_text())
+    assert models(record)["lp"]["epochs"] == 1
+    assert models(record)["lp"]["settings"]["precision"] == "bf16"
+    wrong = CliRunner().invoke(main, [*command, "--method", "ful"])
+    assert wrong.exit_code == 1
+    assert "unknown method 'ful'; known: lp, frozen_online" in wrong.output
+    help_text = CliRunner().invoke(main, ["finetune", "--help"]).output
+    assert all(f"{name} " in help_text for name in METHODS)
+
+
+def test_a_model_that_others_start_from_is_taken_as_it_is_there(study, trainings):
+    """It keeps its own epochs, and a line from lp to a short lp_ft trains neither again."""
+    before = models(finetune(study, only("lp_ft", epochs=1)))
+    epochs = {name: model["epochs"] for name, model in before.items()}
+    assert epochs == {"lp": METHODS["lp"].settings["epochs"], "lp_ft": 1}
+    after = models(finetune(study, FinetuneOptions(methods=("wise_ft",), device="cpu")))
+    assert after.keys() == {"lp", "lp_ft", "wise_ft"}
+    assert {name: after[name] for name in before} == before
+    assert trainings == ["lp-tiny-0", "lp_ft-tiny-0"]
+
+
+def test_the_line_ends_at_full_where_that_is_trained_instead(study):
+    """Both ends must have been trained in the run."""
+    record = finetune(study, only("wise_ft", "full", epochs=1))
+    assert models(record).keys() == {"lp", "full", "wise_ft"}
+    assert models(record)["wise_ft"]["interpolated"]["to"] == "full"
