@@ -172,14 +172,21 @@ def _show(stage: str, record: Mapping[str, Any], *, quiet: bool) -> None:
 
 
 def _publish(
-    stage: str, record: dict[str, Any], results: Path, *, quiet: bool, figures: bool
+    stage: str,
+    record: dict[str, Any],
+    results: Path,
+    *,
+    quiet: bool,
+    figures: bool,
+    tables: bool = True,
 ) -> dict[str, Any]:
     """Write the tables and figures of a stage, and print its text; returns the record."""
     if not _first_process():
         return record
     from pipeline import report
 
-    report.write(stage, record, results)
+    if tables:
+        report.write(stage, record, results)
     _show(stage, record, quiet=quiet)
     drawn = _draw(stage, record, results) if figures else []
     if drawn and not quiet:
@@ -429,7 +436,14 @@ def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[s
     )
     loaded = _load(study)
     record = run(loaded, options)
-    return _publish("finetune", record, loaded.results, quiet=quiet, figures=figures)
+    return _publish(
+        "finetune",
+        record,
+        loaded.results,
+        quiet=quiet,
+        figures=figures,
+        tables=not record["trial"],  # the tables of a whole run stay
+    )
 
 
 @main.command()

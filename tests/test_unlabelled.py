@@ -20,7 +20,6 @@ from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.evaluation.scores import Place, places_of
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.finetune.interpolate import scored
 from pipeline.report import show
 from pipeline.report.page import write_page
 from pipeline.shift.domains import Cohort
@@ -171,14 +170,6 @@ def test_heads_predict_and_do_not_score(study):
     assert set(kept.label[far]) == {UNLABELLED}
     assert kept.proba["linear", 0][far].sum(axis=1) == pytest.approx(1)
     assert "far: 100 images without labels" in show("heads", to_json(report))
-
-
-def test_scores_of_fine_tuned_networks_leave_the_target_out(study):
-    """The same samples, the other way of counting."""
-    samples, _ = load_samples(study)
-    rows = scored(samples, np.full((len(samples), 2), 0.5))
-    assert {row["domain"] for row in rows} == {"source", "there"}
-    assert samples.unlabelled == {"far": 100}
 
 
 def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(study):

@@ -106,7 +106,7 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, 
     """Train methods on every backbone of a study, and compare all that were ever trained.
 
     Returns:
-        The record, see :func:`evaluate`. It is also written to
+        The record, see :func:`evaluate`; ``trial`` says what was left out. It is also written to
         ``results/<study>/finetune.json``, and the probability of each class for each image to
         ``finetune.h5`` beside it.
 
@@ -142,7 +142,7 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, 
             tables[choice.name] = run.samples
         tables[OWN] = tables[study.backbones[0].name]
         models = _kept_models(study.results / f"finetune{options.tag}", tables)
-        record = evaluate(study, tables, models)
+        record = {**evaluate(study, tables, models), "trial": options.tag}
         if parallel.group().rank == 0:
             _write(study.results / f"finetune{options.tag}", record, tables, models)
     return record
@@ -406,5 +406,9 @@ def _best(heads: Predictions) -> tuple[str, NDArray[np.float64]]:
         name: proba for (name, _), proba in heads.proba.items() if name + ENSEMBLE not in names
     }
     rows = heads.split == VALIDATION
-    best = max(singles, key=lambda name: score("accuracy", heads.label[rows], singles[name][rows]) or 0.0)
+
+    def accuracy(name: str) -> float:
+        return score("accuracy", heads.label[rows], singles[name][rows]) or 0.0
+
+    best = max(singles, key=accuracy)
     return best, singles[best]

@@ -9,6 +9,10 @@ from pipeline.words import counted
 
 Record = Mapping[str, Any]
 Row = Mapping[str, Any]
+_LEGEND = (
+    "Points are differences of accuracy from lp, the head on frozen features; p is adjusted for "
+    "the number of methods (Holm). Intervals are 95 %, by patient."
+)
 #: Before the name of a head that methods are compared with.
 _HEADS = "heads/"
 
@@ -22,8 +26,7 @@ def tables(record: Record) -> list[Part]:
     domains = dict.fromkeys((row["domain"], row["role"]) for row in record["rows"])
     return [
         Heading(f"{record['study']}: frozen and fine-tuned networks, classes {classes}"),
-        "Points are differences of accuracy from lp, the head on frozen features; p is adjusted "
-        "for the number of methods (Holm). Intervals are 95 %, by patient.",
+        _LEGEND,
         *(_domain(record, domain, role) for domain, role in domains),
         *_against_heads(record),
         _costs(models),

@@ -17,12 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pipeline.finetune.training import Workbench
 
 from pipeline.data.samples import load_samples
 from pipeline.finetune.loop import train
-from pipeline.finetune.methods import METHODS, TrainingOptions
-from pipeline.finetune.networks import cross_entropy
+from pipeline.finetune.runs import Experiment
 from pipeline.progress import Progress
 from pipeline.report.text_tables import new_table, render
 from pipeline.study import Study, load_study
@@ -55,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         images = _phantoms(Path(name), options.images)
         for backbone, goal in GOALS.items():
-            bench = _bench(_study(Path(name), images, backbone), options.size)
-            found = _measure(bench, options.steps, options.epochs)
+            run = _run(_study(Path(name), images, backbone), options.size)
+            found = _measure(run, options.steps, options.epochs)
             table.add_row(
                 backbone,
                 f"{found.full:.1f}/s",
@@ -104,40 +102,38 @@ def _random_weights(work: Path, backbone: str) -> Path:
     return file
 
 
-def _bench(study: Study, size: int) -> Workbench:
+def _run(study: Study, size: int) -> Experiment:
     samples, _ = load_samples(study)
-    return Workbench(
+    return Experiment(
         study=study,
         choice=study.backbones[0],
         samples=samples,
-        options=TrainingOptions(batch_size=BATCH, image_size=size),
-        device="cpu",
+        given={"batch_size": BATCH},
+        image_size=size,
         folder=study.store_root,
     )
 
 
-def _measure(bench: Workbench, steps: int, epochs: int) -> Rates:
-    everything = len(bench.samples)
-    full = _rate(bench, "full", images=min(everything, steps * BATCH), epochs=2)
-    taken = bench.taken(at_cut=True)
+def _measure(run: Experiment, steps: int, epochs: int) -> Rates:
+    everything = len(run.samples)
+    full = _rate(run, "full", images=min(everything, steps * BATCH), epochs=2)
+    stored = run.stored(at_cut=True)
     return Rates(
         full=full,
-        last_block=_rate(bench, "last_block", images=everything, epochs=epochs),
-        taken=taken.computed,
-        seconds=taken.seconds,
+        last_block=_rate(run, "last_block", images=everything, epochs=epochs),
+        taken=stored.computed,
+        seconds=stored.seconds,
     )
 
 
-def _rate(bench: Workbench, name: str, *, images: int, epochs: int) -> float:
+def _rate(run: Experiment, name: str, *, images: int, epochs: int) -> float:
     """Images/s of the fastest pass."""
-    fit = bench.source(METHODS[name]).take(np.arange(images))
     history = train(
-        bench.assemble(name).trained,
-        fit,
-        {},
-        replace(bench.settings(name), epochs=epochs),
-        criterion=cross_entropy(),
-        progress=Progress(f"{name}, {bench.choice.name}"),
+        run.assemble(name).trained,
+        run.examples(name).take(np.arange(images)),
+        None,
+        replace(run.settings(name), epochs=epochs),
+        progress=Progress(f"{name}, {run.choice.name}"),
     )
     return max(row.images_per_second for row in history.rows)
 

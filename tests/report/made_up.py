@@ -189,22 +189,23 @@ _NG = {
 
 
 def write_comparison(folder: Path, *, methods=("lp", "full", "wise_ft"), targets=("far",)):
-    """Write ``comparison.json``; returns the JSON."""
+    """Write ``finetune.json``; returns the JSON."""
     rng = np.random.default_rng(2)
     places = [("source", "fit"), ("source", "validation"), *((t, "target") for t in targets)]
     report = {
-        "schema": 1,
+        "schema": 3,
         "study": "made up",
         "classes": ["a", "b"],
-        "rows": [_model(m, i, places, rng) for i, m in enumerate(methods)],
-        "pairs": [],
+        "models": [_model(m, i, places) for i, m in enumerate(methods)],
+        "rows": [_row(m, place, rng) for m in methods for place in places[1:]],
+        "differences": [],
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "comparison.json").write_text(json.dumps(report))
+    (folder / "finetune.json").write_text(json.dumps(report))
     return report
 
 
-def _model(method, number, places, rng):
+def _model(method, number, places):
     epochs = range(12)
     curves = [
         {
@@ -213,7 +214,7 @@ def _model(method, number, places, rng):
         }
         for e in epochs
     ]  # fmt: skip
-    mixed = {
+    line = {
         "from": "lp", "to": "full", "alpha": 0.3, "rule": "lowest validation log loss",
         "curve": [
             {
@@ -232,19 +233,18 @@ def _model(method, number, places, rng):
         "seed": 0,
         "seconds": 3.0 * 4**number,
         "curves": [] if method == "wise_ft" else curves,
-        "mixed": mixed if method == "wise_ft" else None,
-        "domains": [
-            {
-                "domain": d, "role": r, "n": 50, "groups": 50,
-                "metrics": {"accuracy": _score(float(rng.uniform(0.7, 0.95)))},
-            }
-            for d, r in places
-        ],
+        "interpolated": line if method == "wise_ft" else None,
+    }
+
+
+def _row(method, place, rng):
+    accuracy = float(rng.uniform(0.7, 0.95))
+    return {
+        "method": method,
+        "backbone": "pixels" if method.startswith("scratch") else "tiny",
+        "seed": 0, "domain": place[0], "role": place[1], "images": 50, "patients": 50,
+        "accuracy": {"estimate": accuracy, "low": accuracy - 0.04, "high": accuracy + 0.03},
     }  # fmt: skip
-
-
-def _score(value):
-    return {"value": value, "low": value - 0.04, "high": value + 0.03, "ci_method": "Wilson"}
 
 
 def some_subgroups(K, rng):
