@@ -338,7 +338,7 @@ def test_the_command_runs_the_stage_and_prints_the_table(study, tmp_path):
     command += ["--no-figures", "--method", "lp"]
     text = CliRunner().invoke(main, [*command, "--method", "last_block"])
     assert text.exit_code == 0, text.output
-    assert "there, tiny: 20 images of 5 patients" in text.output
+    assert "there: 20 images of 5 patients" in text.output
     found = CliRunner().invoke(main, [*command, "--json", "--precision", "bf16"])
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
