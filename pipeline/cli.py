@@ -172,21 +172,14 @@ def _show(stage: str, record: Mapping[str, Any], *, quiet: bool) -> None:
 
 
 def _publish(
-    stage: str,
-    record: dict[str, Any],
-    results: Path,
-    *,
-    quiet: bool,
-    figures: bool,
-    tables: bool = True,
+    stage: str, record: dict[str, Any], results: Path, *, quiet: bool, figures: bool
 ) -> dict[str, Any]:
     """Write the tables and figures of a stage, and print its text; returns the record."""
     if not _first_process():
         return record
     from pipeline import report
 
-    if tables:
-        report.write(stage, record, results)
+    report.write(stage, record, results)
     _show(stage, record, quiet=quiet)
     drawn = _draw(stage, record, results) if figures else []
     if drawn and not quiet:
@@ -436,14 +429,11 @@ def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[s
     )
     loaded = _load(study)
     record = run(loaded, options)
-    return _publish(
-        "finetune",
-        record,
-        loaded.results,
-        quiet=quiet,
-        figures=figures,
-        tables=not record["trial"],  # the tables of a whole run stay
-    )
+    if not record["trial"]:
+        return _publish("finetune", record, loaded.results, quiet=quiet, figures=figures)
+    if _first_process():  # tables and figures on disk are of the whole run
+        _show("finetune", record, quiet=quiet)
+    return record
 
 
 @main.command()

@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from pipeline.report.text_tables import new_table, render
 
 from pipeline.data.samples import load_samples
 from pipeline.finetune.loop import train
 from pipeline.finetune.runs import Experiment
 from pipeline.progress import Progress
-from pipeline.report.text_tables import new_table, render
 from pipeline.study import Study, load_study
 
 #: How many times the images/s of ``full`` those of ``last_block`` should be.

@@ -81,8 +81,10 @@ def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
     assert published[1] == []
     once = [name for name in published[0] if not name.startswith(("state-", "tensors-"))]
     assert sorted(once) == [
+        "finetune.csv",
         "finetune.h5",
         "finetune.json",
+        "finetune_costs.csv",
         "model.json",
         "model.safetensors",
         "probabilities.safetensors",

@@ -39,14 +39,14 @@ def heads(found: Results) -> Figure:
 def finetune(found: Results) -> Figure:
     """Curves of each method that trains; the fit split with dropout, as it was trained."""
     runs: dict[str, list[Run]] = {}
-    for row in _rows(found):
-        if row.get("curves"):
-            runs.setdefault(row["method"], []).append(_by_name(row["curves"]))
+    for model in _models(found):
+        if model["curves"]:
+            runs.setdefault(model["method"], []).append(_by_name(model["curves"]))
     return learning_curves(runs)
 
 
-def _rows(found: Results) -> list[Mapping[str, Any]]:
-    return [r for r in found.record["rows"] if r["backbone"] in (found.backbone, "pixels")]
+def _models(found: Results) -> list[Mapping[str, Any]]:
+    return [m for m in found.record["models"] if m["backbone"] in (found.backbone, "pixels")]
 
 
 def _by_name(epochs: Sequence[Mapping[str, Any]]) -> Run:
@@ -102,11 +102,11 @@ def _draw_curves(axes: Axes, runs: Sequence[Run], kind: str) -> None:
 
 def alpha(found: Results) -> Figure:
     """Accuracy on the straight line from the linear probe to the fine-tuned network."""
-    mixed = {row["method"]: row["mixed"] for row in _rows(found) if row.get("mixed")}
-    if not mixed:
-        raise NothingToDrawError("no method mixes weights")
-    figure, cells = panels(len(mixed), height=2.4)
-    for axes, (name, one) in zip(cells, mixed.items(), strict=True):
+    between = {m["method"]: m["interpolated"] for m in _models(found) if m["interpolated"]}
+    if not between:
+        raise NothingToDrawError("no method interpolates weights")
+    figure, cells = panels(len(between), height=2.4)
+    for axes, (name, one) in zip(cells, between.items(), strict=True):
         lines: dict[str, list[tuple[float, float]]] = {}
         for step in one["curve"]:
             for d in step["domains"]:
