@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from pipeline.report.text_tables import new_table, render
 
 from pipeline.data.samples import load_samples
 from pipeline.finetune.loop import train
 from pipeline.finetune.runs import Experiment
 from pipeline.progress import Progress
+from pipeline.report.table import Column, Table, to_terminal
 from pipeline.study import Study, load_study
 
 #: How many times the images/s of ``full`` those of ``last_block`` should be.
@@ -48,26 +48,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=5, help="of last_block")
     parser.add_argument("--size", type=int, default=224, help="side of the images, pixels")
     options = parser.parse_args(arguments)
-    titles = ["full", "last_block", "times", "goal", "activations, once"]
-    table = new_table(["backbone", *titles], left=1)
+    rows = []
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         images = _phantoms(Path(name), options.images)
         for backbone, goal in GOALS.items():
             run = _run(_study(Path(name), images, backbone), options.size)
             found = _measure(run, options.steps, options.epochs)
-            table.add_row(
-                backbone,
-                f"{found.full:.1f}/s",
-                f"{found.last_block:.1f}/s",
-                f"{found.last_block / found.full:.1f}",
-                "-" if goal is None else f"{goal:.0f}",
-                f"{found.taken} in {found.seconds:.1f} s",
-            )
-    print(
+            times = found.last_block / found.full
+            once = f"{found.taken} in {found.seconds:.1f} s"
+            rows.append((backbone, found.full, found.last_block, times, goal, once))
+    columns = (
+        Column(name="backbone"),
+        Column(name="full, images/s", kind="seconds"),
+        Column(name="last_block, images/s", kind="seconds"),
+        Column(name="times", kind="seconds"),
+        Column(name="goal", kind="count"),
+        Column(name="activations, once"),
+    )
+    title = (
         f"{os.cpu_count()} cores; images/s of training, batches of {BATCH}, "
         f"{options.size} x {options.size} pixels"
     )
-    print(render(table))
+    print(to_terminal(Table(title=title, columns=columns, rows=tuple(rows))))
 
 
 def _phantoms(work: Path, count: int) -> Path:
