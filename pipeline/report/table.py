@@ -19,7 +19,8 @@ from pipeline.words import printable, zero_noise
 
 #: Columns of a terminal that every table fits, and those that sentences fill.
 WIDTH, SENTENCE_WIDTH = 120, 100
-_BEST = "*"
+_BEST, _UNKNOWN = "*", "-"
+_EMPTY = ("", _UNKNOWN)
 
 
 def _share(value: float) -> str:
@@ -159,7 +160,7 @@ def format_value(value: Any, kind: str) -> str:
     if kind == "mark":
         return _BEST if value else ""
     if value is None:
-        return "-" if kind in NUMBERS else ""
+        return _UNKNOWN if kind in NUMBERS else ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str) or kind not in NUMBERS:
@@ -171,14 +172,16 @@ def format_value(value: Any, kind: str) -> str:
 
 def _shown(table: Table) -> tuple[list[Column], list[list[str]]]:
     """Columns for people that hold a value in some row, and the texts of each row."""
-    kept = [
-        (position, column)
-        for position, column in enumerate(table.columns)
-        if not column.csv_only
-        and (position == 0 or any(row[position] not in (None, "", False) for row in table.rows))
+    texts = [
+        [format_value(value, column.kind) for value, column in zip(row, table.columns, strict=True)]
+        for row in table.rows
     ]
-    rows = [[format_value(row[at], column.kind) for at, column in kept] for row in table.rows]
-    return [column for _, column in kept], rows
+    kept = [
+        at
+        for at, column in enumerate(table.columns)
+        if not column.csv_only and (at == 0 or any(row[at] not in _EMPTY for row in texts))
+    ]
+    return [table.columns[at] for at in kept], [[row[at] for at in kept] for row in texts]
 
 
 def _header(column: Column) -> str:

@@ -1,0 +1,400 @@
+"""The page: true to its records, inert whatever the names, plain about what is missing."""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cache import disk
+from cache.errors import WriteFailedError
+from pipeline.cli import main
+from pipeline.errors import MissingPredictionsError
+from pipeline.report import parts_of
+from pipeline.report.figures import FIGURES
+from pipeline.report.figures.style import image_bytes, new_figure
+from pipeline.report.page import STAGES, write_page
+from pipeline.report.table import Table, format_value
+from pipeline.study import load_study
+from pipeline.words import printable
+from tests.tiny import write_tiny_study
+from tests.tiny_trainable import install_trainable_tiny
+
+#: Class names that try to become markup, to leave an attribute, and to turn the text round.
+HOSTILE = ("<script>alert(1)", 'b" onmouseover="x\u202e{{7*7}}')
+ENDLESS = {"br", "meta", "img", "link", "hr", "input"}
+SECTIONS = ["heads", "finetune", "shift", "audit", "features"]
+
+
+class Page(HTMLParser):
+    """What a browser would make of it; tags that do not match are an error."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        assert len(dict(attrs)) == len(attrs), (tag, attrs)
+        if tag not in ENDLESS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.append(data.strip())
+
+    def all(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A study whose names are hostile, with a copied image and every stage run once."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        install_trainable_tiny(patch, folder)
+        patch.chdir(folder)
+        patch.delenv("HEADRACE_FEATURES", raising=False)
+        file = write_tiny_study(folder, source=60, target=40)
+        for domain in ("here", "there"):
+            for plain, hostile in zip("ab", HOSTILE, strict=True):
+                (folder / domain / plain).rename(folder / domain / hostile)
+        image = min((folder / "here" / HOSTILE[0]).iterdir())
+        shutil.copy(image, image.with_name(f"{image.stem}<img src=x onerror=y>.png"))
+        for command in (
+            ["features", "--engine", "torch"],
+            ["audit", "--no-shortcuts"],
+            ["heads", "--only", "linear,prior,mlp", "--seeds", "2", "--no-figures"],
+            ["finetune", "--method", "lp", "--method", "last_block", "--epochs", "2", *CPU],
+            ["shift", "--draws", "99", "--seeds", "2", "--no-figures"],
+        ):
+            done = CliRunner().invoke(main, [command[0], str(file), *command[1:]])
+            assert done.exit_code == 0, done.output
+        _draw(folder / "results" / "tiny" / "figures")
+        yield folder
+
+
+CPU = ["--device", "cpu", "--no-figures"]
+
+
+def _draw(folder: Path):
+    """Stands for what the stages draw, in no time."""
+    folder.mkdir()
+    figure = new_figure(1.0)
+    for kind in ("png", "svg"):
+        for name in FIGURES:
+            (folder / f"{name}-tiny.{kind}").write_bytes(image_bytes(figure, kind))
+
+
+@pytest.fixture
+def study(original, tmp_path, monkeypatch):
+    """A copy of the results to do things to; the current folder holds it."""
+    shutil.copytree(original / "results", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    install_trainable_tiny(monkeypatch, tmp_path)
+    return load_study(original / "study.toml")
+
+
+def page_of(study) -> Page:
+    return Page(write_page(study).file.read_text())
+
+
+def record(study, stage: str):
+    return json.loads((study.results / STAGES[stage][0]).read_text())
+
+
+def change(study, stage: str, values):
+    """Write a record without making its figures older than it."""
+    file = study.results / STAGES[stage][0]
+    time = file.stat().st_mtime
+    file.write_text(json.dumps(values))
+    os.utime(file, (time, time))
+
+
+def test_the_first_screen_holds_the_name_a_sentence_and_a_figure(study):
+    """Then the sections in order, each with its figures before its folded tables."""
+    page = page_of(study)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.index("h1") < tags.index("img") < tags.index("nav") < tags.index("section")
+    best = next(t for t in parts_of("heads", record(study, "heads")) if isinstance(t, Table))
+    (head,) = [row[0] for row in best.rows if row[1]]
+    assert f"The best head on validation, {head}, has accuracy" in page.text
+    assert page.text.index("has accuracy") < page.text.index("Accuracy by domain of")
+    assert [a["id"] for a in page.all("section")] == [*SECTIONS, "records"]
+    assert [a["href"] for a in page.all("a")] == [f"#{name}" for name in (*SECTIONS, "records")]
+    assert len(page.all("img")) == 1 + len(FIGURES)
+    assert len(page.all("details")) >= 10
+    assert "may not belong together" not in page.text
+    assert "run headrace" not in page.text
+
+
+@pytest.mark.parametrize("stage", SECTIONS)
+def test_every_number_and_sentence_of_a_stage_is_on_the_page(study, stage):
+    """The page has the tables that the terminal and the CSV files are made of."""
+    text = " ".join(page_of(study).text.split())
+    for part in parts_of(stage, record(study, stage)):
+        if isinstance(part, Table):
+            assert printable(part.title) in text
+            for row in part.rows:
+                for column, value in zip(part.columns, row, strict=True):
+                    if not column.csv_only:
+                        assert format_value(value, column.kind) in text, (part.title, column)
+        else:
+            assert printable(part) in text
+
+
+def test_names_cannot_become_markup(study):
+    """No script, no handler, nothing loaded from elsewhere, and the name still to be read."""
+    text = write_page(study).file.read_text()
+    page = Page(text)
+    tags = {tag for tag, _ in page.tags}
+    assert tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        assert not {"srcset", "action", "style"} & set(attributes)
+    assert all(
+        a["src"].startswith(("data:image/svg+xml", "data:image/png")) for a in page.all("img")
+    )
+    assert not re.search(r"https?:|@import|url\(", text)
+    (policy,) = [a["content"] for a in page.all("meta") if "http-equiv" in a]
+    assert policy.startswith("default-src 'none'; img-src data:")
+    assert 'classes <script>alert(1), b" onmouseover="x\\u202e{{7*7}}' in page.text
+    assert "\u202e" not in text
+
+
+def test_no_file_and_no_patient_is_named(study, original):
+    """Findings of copies are shown, the copies are not."""
+    values = record(study, "audit")
+    assert any("_0.png" in finding["named"] for finding in values["findings"])
+    text = write_page(study).file.read_text()
+    assert "1 image is a copy of another, to the pixel" in text
+    names = {path.name for path in original.rglob("*.png") if "figures" not in path.parts}
+    assert len(names) > 50
+    assert not [name for name in names if name in text or name.split("_")[0] in text]
+
+
+def test_the_page_can_be_read_by_everybody(study):
+    """One h1, no level left out, headings of rows and columns, alternative texts."""
+    page = page_of(study)
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
+    alts = [a["alt"] for a in page.all("img")]
+    assert all(len(alt) > 20 for alt in alts)
+    assert len(set(alts)) == len(alts)
+    assert page.all("html") == [{"lang": "en"}]
+    assert "width=device-width" in page.all("meta")[1]["content"]
+
+
+def test_the_same_files_give_the_same_page(study):
+    """Nothing of the moment is in it; and it is of a size that can be sent."""
+    first = write_page(study)
+    before = first.file.read_bytes()
+    assert write_page(study).file.read_bytes() == before
+    assert len(before) == first.size < 1_000_000
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_that_was_not_run_is_one_line(study, stage):
+    """The line names the command; the other sections are there."""
+    (study.results / STAGES[stage][0]).unlink()
+    page = page_of(study)
+    assert f"{stage} has not been run; run headrace {stage} STUDY" in page.text
+    assert {a["id"] for a in page.all("section")} == {*SECTIONS, "records"} - {stage}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_stage_alone_makes_a_page(study, stage):
+    """Whichever it is."""
+    for name in STAGES.keys() - {stage}:
+        (study.results / STAGES[name][0]).unlink()
+    assert len(re.findall(r"run headrace \w+ STUDY", page_of(study).text)) == len(STAGES) - 1
+
+
+def test_without_any_stage_the_error_says_what_to_run(study):
+    """An empty page would help nobody."""
+    for file, *_ in STAGES.values():
+        (study.results / file).unlink()
+    with pytest.raises(MissingPredictionsError, match="headrace features STUDY, then headrace he"):
+        write_page(study)
+    assert not (study.results / "report.html").exists()
+
+
+def test_a_record_that_cannot_be_read_is_named(study):
+    """Cut off, of another layout, or without a list: one line, and no half section."""
+    (study.results / "heads.json").write_text('{"schema": 2, "rows"')
+    change(study, "shift", record(study, "shift") | {"schema": 99})
+    change(study, "audit", [])
+    lacking = record(study, "finetune")
+    del lacking["rows"]
+    change(study, "finetune", lacking)
+    page = page_of(study)
+    for file, stage in (
+        ("heads.json", "heads"),
+        ("shift.json", "shift"),
+        ("audit.json", "audit"),
+        (STAGES["finetune"][0], "finetune"),
+    ):
+        assert f"{file} is not what headrace {stage} writes" in page.text
+        assert f"run headrace {stage} STUDY again" in page.text
+    assert "its layout is 99" in page.text
+    assert [a["id"] for a in page.all("section")] == ["features", "records"]
+
+
+def _other_study(study):
+    change(study, "heads", record(study, "heads") | {"study": "other"})
+
+
+def _other_classes(study):
+    change(study, "finetune", record(study, "finetune") | {"classes": ["x", "y"]})
+
+
+def _other_features(study):
+    values = record(study, "features")
+    values["backbones"][0]["fingerprint"] = "0" * 64
+    change(study, "features", values)
+
+
+def _other_images(study):
+    from pipeline.evaluation.predictions import read_predictions, write_predictions
+
+    kept = read_predictions(study.results / "shift.h5")
+    kept["tiny"].label[kept["tiny"].domain == "there"] ^= 1
+    write_predictions(study.results / "shift.h5", kept)
+
+
+def _fewer_domains(study):
+    from pipeline.evaluation.predictions import read_predictions, write_predictions
+
+    kept = read_predictions(study.results / "shift.h5")
+    kept["tiny"].domain[kept["tiny"].domain == "there"] = "other"
+    write_predictions(study.results / "shift.h5", kept)
+
+
+def _later_record(study):
+    os.utime(study.results / "heads.json", (2e9, 2e9))
+
+
+@pytest.mark.parametrize(
+    ("meddle", "warning"),
+    [
+        (_other_study, "heads.json is of the study other, not of tiny"),
+        (_other_classes, "x, y in "),
+        (_other_images, "heads.json and shift.json have different images or labels of there"),
+        (_other_features, "shift.json was made from other features of tiny than features.json"),
+        (_fewer_domains, "there is not in shift.json"),
+        (_fewer_domains, "other in shift.json is not in the study"),
+        (_later_record, "figures of heads are older than heads.json"),
+    ],
+)
+def test_records_that_do_not_belong_together_come_first(study, meddle, warning):
+    """At the top of the page, and by the command."""
+    meddle(study)
+    page = write_page(study)
+    assert [line for line in page.stale if warning in line]
+    text = Page(page.file.read_text()).text
+    assert text.index("These records may not belong together.") < text.index(warning)
+    assert text.index(warning) < text.index("has accuracy")
+
+
+def test_a_leak_stands_before_every_number(study):
+    """Numbers of a study with a leak are not to be trusted."""
+    values = record(study, "audit")
+    values["findings"][0] |= {"severity": "leak", "found": "3 patients are in both", "values": {}}
+    values["counts"]["leak"] = 1
+    change(study, "audit", values)
+    text = page_of(study).text
+    assert text.index("The audit found a leak") < text.index("has accuracy")
+    assert "No leak was found" not in text
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_figures_keep_their_scale(study, kind):
+    """Whichever of PNG and SVG is smaller and shown, an inch is an inch."""
+    for file in (study.results / "figures").iterdir():
+        if file.suffix != f".{kind}":
+            file.unlink()
+    assert {a["width"] for a in page_of(study).all("img")[1:]} == {"850"}
+
+
+def test_a_write_that_fails_leaves_the_page_before(study, monkeypatch):
+    """A page that is there is whole."""
+    before = write_page(study).file.read_bytes()
+    change(study, "audit", record(study, "audit") | {"images": 7})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(disk, "write", full)
+    with pytest.raises(WriteFailedError):
+        write_page(study)
+    assert (study.results / "report.html").read_bytes() == before
+
+
+def test_the_command_says_where_the_page_is(study, original):
+    """A line, and one for each stage that is not on it; --json has the same."""
+    (study.results / "audit.json").unlink()
+    result = CliRunner().invoke(main, ["report", str(original / "study.toml")])
+    assert result.exit_code == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert re.fullmatch(r"results/tiny/report.html: features, heads, .* \(0\.\d MB\)", first)
+    assert second == "not on it: audit has not been run; run headrace audit STUDY"
+    result = CliRunner().invoke(main, ["report", str(original / "study.toml"), "--json"])
+    values = json.loads(result.stdout)
+    assert values["file"] == "results/tiny/report.html"
+    assert values["stages"] == ["features", "heads", "finetune", "shift"]
+
+
+def test_the_page_needs_no_torch(study, original):
+    """It only puts together what the stages left."""
+    code = (
+        "import sys; from pathlib import Path; import pipeline.features.backbones as b;"
+        "b.BACKBONES = {**b.BACKBONES, 'tiny': None};"
+        "from pipeline.study import load_study; from pipeline.report.page import write_page;"
+        f"write_page(load_study(Path({str(original / 'study.toml')!r})));"
+        "assert 'torch' not in sys.modules"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no chromium to look with")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_needs_no_sideways_scrolling(study, width, tmp_path):
+    """Measured by a script in a copy of the page, on a phone and on a screen."""
+    text = write_page(study).file.read_text().replace("default-src 'none'; ", "")
+    probe = "document.title = document.documentElement.scrollWidth + ' of ' + innerWidth"
+    copy = tmp_path / "copy.html"
+    copy.write_text(text.replace("</body>", f"<script>{probe}</script></body>"))
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    done = subprocess.run(
+        ["chromium", *arguments, f"--window-size={width},800", copy.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    found = re.search(r"<title>(\d+) of (\d+)</title>", html.unescape(done.stdout))
+    assert int(found[1]) <= int(found[2])
