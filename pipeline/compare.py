@@ -19,32 +19,24 @@ from numpy.typing import NDArray
 from sklearn.pipeline import make_pipeline
 
 from cache import disk
-from pipeline.data.patients import DRAWS, FIT, VALIDATION, WeightedStatistic
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import DRAWS, FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingFeaturesError, ModelError, UnknownNameError
+from pipeline.evaluation.bootstrap import two_way_interval
 from pipeline.evaluation.compare_heads import (
-    BASELINE,
-    BEST,
     COMPARED_BY,
-    BestSet,
-    Pair,
+    ENSEMBLE,
     best_by_validation,
-    best_sets,
-    pairs,
+    compare_heads,
+    confidence_sets,
+    eval_sets,
+    score_heads,
 )
-from pipeline.evaluation.intervals import Interval
-from pipeline.evaluation.metrics import METRICS, confusion, on_all_rows, score
-from pipeline.evaluation.paired_tests import (
-    ROPE,
-    correlated_t,
-    holm,
-    nadeau_bengio,
-    probability_better,
-    two_way_interval,
-)
+from pipeline.evaluation.metrics import METRICS, Labels, Proba, confusion, on_all_rows, score
+from pipeline.evaluation.paired_tests import ROPE, correlated_t
 from pipeline.evaluation.predictions import PROBABILITIES, predictions_of, write_predictions
-from pipeline.evaluation.scores import ENSEMBLE, Labels, Place, Proba, ensemble, places_of, scores
-from pipeline.evaluation.selection import honest_best_by
+from pipeline.evaluation.selection import bbc_cv
 from pipeline.features.backbones import spec_of
 from pipeline.features.load import FeatureTable, load_features, store_for
 from pipeline.heads import HEADS, HeadSpec
@@ -187,7 +179,7 @@ class _Fit:
             head=label_of(name, self.name) + ENSEMBLE,
             seed=self.plan.seeds[0],
             seconds=each * len(heads),
-            proba=ensemble([one.proba for one in fitted]),
+            proba=np.mean([one.proba for one in fitted], axis=0),
             treatment=self.name,
         )
         return [*fitted, whole]
@@ -220,8 +212,6 @@ class Procedure:
         worse: Probability that it is worse by more than ``rope`` (correlated t-test).
         equal: That both are practically equal.
         better: That it is better by more than ``rope``.
-        p: Nadeau and Bengio's corrected resampled t-test, two-sided.
-        p_holm: Adjusted over the heads.
     """
 
     head: str
@@ -233,8 +223,6 @@ class Procedure:
     worse: float
     equal: float
     better: float
-    p: float
-    p_holm: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,8 +237,8 @@ class Honest:
         low: Lower bound of ``honest``, 95 %.
         high: Upper bound.
         optimism: ``apparent`` minus ``honest``.
-        n: Images of the fit split.
-        groups: Their patients.
+        images: Of the fit split.
+        patients: How many they are of.
     """
 
     head: str
@@ -261,8 +249,8 @@ class Honest:
     low: float
     high: float
     optimism: float
-    n: int
-    groups: int
+    images: int
+    patients: int
 
 
 def honest_bests(
@@ -279,7 +267,7 @@ def honest_bests(
     proba = {head: values[0] for head, values in found.proba.items()}
     bests = []
     for metric in _defined(y, proba):
-        best = honest_best_by(
+        best = bbc_cv(
             [METRICS[metric](y, p) for p in proba.values()],
             group,
             stream("honest best", seed),
@@ -290,19 +278,19 @@ def honest_bests(
                 among=len(proba),
                 metric=metric,
                 apparent=best.apparent,
-                honest=best.honest,
-                low=best.low,
-                high=best.high,
-                optimism=best.optimism,
-                n=len(y),
-                groups=len(np.unique(group)),
+                honest=best.interval.estimate,
+                low=best.interval.low,
+                high=best.interval.high,
+                optimism=best.apparent - best.interval.estimate,
+                images=len(y),
+                patients=len(np.unique(group)),
             )
         )
     return bests
 
 
 def procedures(found: OutOfFold, y: Labels, baseline: str) -> list[Procedure]:
-    """Every head against the baseline over all splits, Holm over the heads.
+    """Every head against the baseline over all splits.
 
     Args:
         found: All repeats are used.
@@ -323,12 +311,11 @@ def _against(
     scores: Mapping[str, NDArray[np.float64]], baseline: str, metric: str, folds: int
 ) -> list[Procedure]:
     differences = {h: values - scores[baseline] for h, values in scores.items() if h != baseline}
-    known = {h: d[np.isfinite(d)] for h, d in differences.items()}
-    known = {h: d for h, d in known.items() if len(d) > 1}
-    p = [nadeau_bengio(d, test_share=1 / (folds - 1)) for d in known.values()]
     rows = []
-    for (head, d), one, adjusted in zip(known.items(), p, holm(p).tolist(), strict=True):
-        posterior = correlated_t(d, correlation=1 / folds)
+    for head, d in differences.items():
+        if len(d) < 2 or not np.isfinite(d).all():
+            continue
+        posterior = correlated_t(d, runs=len(d) // folds)
         rows.append(
             Procedure(
                 head=head,
@@ -340,8 +327,6 @@ def _against(
                 worse=posterior.worse,
                 equal=posterior.equal,
                 better=posterior.better,
-                p=one,
-                p_holm=adjusted,
             )
         )
     return rows
@@ -363,10 +348,7 @@ def _defined(y: Labels, proba: Mapping[str, Proba]) -> list[str]:
     return [] if one is None else [m for m in COMPARED_BY if score(m, y, one) is not None]
 
 
-# Heads that draw: how much their scores move with the seed, and how often they win.
-
-
-Values = NDArray[np.float64]
+# Heads that draw: how much their scores move with the seed.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,11 +361,7 @@ class SeedSpread:
         sd: Standard deviation over them.
         low: Lower bound of the mean, 95 %, over seeds and patients.
         high: Upper bound.
-        ci_method: How that interval was made.
-        baseline: What it is compared with; None if that is not among the heads.
-        wins: P(A > B): share of the trainings that beat the baseline's of the same
-            seed (a tie is half); ``wins_low`` and ``wins_high`` its 95 % interval over
-            seeds, on these patients.
+        method: How that interval was made.
     """
 
     head: str
@@ -395,82 +373,49 @@ class SeedSpread:
     sd: float
     low: float
     high: float
-    ci_method: str
-    n: int
-    groups: int
-    baseline: str | None
-    wins: float | None
-    wins_low: float | None
-    wins_high: float | None
+    method: str
+    images: int
+    patients: int
 
 
 def seed_spread(
-    place: Place,
-    members: Mapping[str, Sequence[Proba]],
-    baseline: str,
-    *,
-    draws: int = DRAWS,
+    data: DomainData, members: Mapping[str, Sequence[Proba]], *, seed: int, draws: int = DRAWS
 ) -> list[SeedSpread]:
     """The spread of every head that was trained more than once.
 
     Args:
-        place: Where.
+        data: Rows with labels.
         members: For each head, probabilities ``(n, K)`` of each seed; one if it has none.
-        baseline: Name among ``members``; a head without seeds has its one score each time.
+        seed: Of the study.
         draws: Bootstrap draws.
     """
+    label = data.labelled()
     found = []
     for metric in COMPARED_BY:
-        statistics = {
-            head: [METRICS[metric](place.label, p) for p in each] for head, each in members.items()
-        }
-        values = {head: _values(place, each) for head, each in statistics.items()}
-        for head, each in statistics.items():
-            if len(each) > 1 and np.isfinite(values[head]).all():
-                rng = place.rng("seeds")
-                mean = two_way_interval(each, place.group, rng, draws=draws)
-                wins = _wins(values, head, baseline)
-                found.append(_row(place, (head, metric, baseline), values[head], mean, wins))
+        for head, each in members.items():
+            statistics = [METRICS[metric](label, p) for p in each]
+            values = np.array([on_all_rows(statistic, len(data)) for statistic in statistics])
+            if len(each) < 2 or not np.isfinite(values).all():
+                continue
+            rng = stream(f"seeds {data.name} {data.role}", seed)
+            mean = two_way_interval(statistics, data.group, rng, draws=draws)
+            found.append(
+                SeedSpread(
+                    head=head,
+                    domain=data.name,
+                    role=data.role,
+                    metric=metric,
+                    seeds=len(values),
+                    mean=mean.estimate,
+                    sd=float(values.std(ddof=1)),
+                    low=mean.low,
+                    high=mean.high,
+                    method=mean.method,
+                    images=mean.images,
+                    patients=mean.patients,
+                )
+            )
     return found
-
-
-def _values(place: Place, each: Sequence[WeightedStatistic]) -> Values:
-    return np.array([on_all_rows(statistic, len(place.label)) for statistic in each])
-
-
-def _wins(values: Mapping[str, Values], head: str, baseline: str) -> Interval | None:
-    if head == baseline or baseline not in values:
-        return None
-    against = np.resize(values[baseline], len(values[head]))  # one value serves every seed
-    return probability_better(values[head], against)
-
-
-def _row(
-    place: Place,
-    names: tuple[str, str, str],
-    values: Values,
-    mean: Interval,
-    wins: Interval | None,
-) -> SeedSpread:
-    head, metric, baseline = names
-    return SeedSpread(
-        head=head,
-        domain=place.domain,
-        role=place.role,
-        metric=metric,
-        seeds=len(values),
-        mean=mean.estimate,
-        sd=float(values.std(ddof=1)),
-        low=mean.low,
-        high=mean.high,
-        ci_method=mean.method,
-        n=mean.images,
-        groups=mean.patients,
-        baseline=baseline if wins else None,
-        wins=wins.estimate if wins else None,
-        wins_low=wins.low if wins else None,
-        wins_high=wins.high if wins else None,
-    )
 
 
 # What stage 2 found, as records and as a file: ``heads.json``.
@@ -478,7 +423,7 @@ def _row(
 
 HEADS_REPORT = "heads.json"
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -490,9 +435,9 @@ class Row:
         seconds: Time to fit the head, its share of what was fitted together.
         low: Lower bound of the 95 % interval; None where there is none.
         high: Upper bound.
-        n: Images.
-        groups: Patients.
-        ci_method: How the interval was made.
+        images: How many.
+        patients: How many they are of.
+        method: How the interval was made.
     """
 
     backbone: str
@@ -501,13 +446,13 @@ class Row:
     domain: str
     role: str
     metric: str
-    value: float
+    estimate: float
     seconds: float
     low: float | None
     high: float | None
-    n: int
-    groups: int
-    ci_method: str
+    images: int
+    patients: int
+    method: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -546,16 +491,17 @@ class Table:
 
     Attributes:
         best: The head of the best validation accuracy; None without validation rows.
-        pairs: Every head against the baseline, and against ``best``.
-        best_sets: For each domain, the heads that cannot be told from its best.
+        pairs: Every head against the baseline, and against ``best``: names of the two, domain,
+            role and metric, then the fields of :meth:`Difference.record`.
+        best_sets: For each domain, the heads that may be the best.
         honest: What the best is worth; empty if folds were not asked for.
         procedures: Kinds of head over splits; empty if folds were not asked for.
     """
 
     rows: tuple[Row, ...]
     best: str | None
-    pairs: tuple[Pair, ...]
-    best_sets: tuple[BestSet, ...]
+    pairs: tuple[Mapping[str, Any], ...]
+    best_sets: tuple[Mapping[str, Any], ...]
     seed_spread: tuple[SeedSpread, ...]
     confusion: tuple[Confusion, ...]
     details: tuple[HeadDetail, ...]
@@ -617,7 +563,7 @@ def to_json(report: CompareReport) -> dict[str, Any]:
     }
     for kind in _KINDS:
         values[kind] = [
-            {"backbone": name, **asdict(one)}
+            {"backbone": name, **(one if isinstance(one, Mapping) else asdict(one))}
             for name, table in report.tables.items()
             for one in getattr(table, kind)
         ]
@@ -630,8 +576,8 @@ def to_json(report: CompareReport) -> dict[str, Any]:
 #: What the lists of ``heads.json`` are made of, ``rows`` apart: they name their backbone.
 _KINDS: Mapping[str, Any] = MappingProxyType(
     {
-        "pairs": Pair,
-        "best_sets": BestSet,
+        "pairs": dict,
+        "best_sets": dict,
         "seed_spread": SeedSpread,
         "confusion": Confusion,
         "details": HeadDetail,
@@ -639,39 +585,6 @@ _KINDS: Mapping[str, Any] = MappingProxyType(
         "procedures": Procedure,
     }
 )
-
-
-def from_json(values: Mapping[str, Any]) -> CompareReport:
-    """The report that :func:`to_json` turned into these values.
-
-    Raises:
-        KeyError: A list is missing.
-        TypeError: An entry has other fields than ours.
-    """
-
-    def table(backbone: str) -> Table:
-        parts = {
-            kind: tuple(
-                make(**{name: v for name, v in one.items() if name != "backbone"})
-                for one in values[kind]
-                if one["backbone"] == backbone
-            )
-            for kind, make in _KINDS.items()
-        }
-        rows = tuple(Row(**row) for row in values["rows"] if row["backbone"] == backbone)
-        return Table(rows=rows, best=values["best_by_validation"][backbone], **parts)
-
-    return CompareReport(
-        study=values["study"],
-        classes=tuple(values["classes"]),
-        baseline=values["baseline"],
-        seeds=tuple(values["seeds"]),
-        tables={name: table(name) for name in values["best_by_validation"]},
-        failures=tuple(Failure(**one) for one in values["failures"]),
-        unsaved=tuple(values["unsaved"]),
-        unlabelled=dict(values["unlabelled"]),
-        schema=values["schema"],
-    )
 
 
 def write_report(folder: Path, report: CompareReport) -> None:
@@ -688,6 +601,7 @@ class Draws:
     """Bootstrap draws: ``single`` for an interval, ``paired`` where two heads are compared."""
 
     single: int = DRAWS
+    seed: int = 0
 
     @property
     def paired(self) -> int:
@@ -696,7 +610,7 @@ class Draws:
 
 
 def tabulate(
-    backbone: str, places: Sequence[Place], done: Sequence[Fitted], baseline: str, draws: Draws
+    backbone: str, places: Sequence[DomainData], done: Sequence[Fitted], baseline: str, draws: Draws
 ) -> Table:
     """Score every head on every place, and compare those that are trained for good.
 
@@ -713,9 +627,9 @@ def tabulate(
     declared = final[kinds.index(baseline)].head if baseline in kinds else None
     references = _references(declared, best)
     asked = [place for place in places if place.role != FIT]
-    rows = side_by_side([partial(_rows, backbone, at, done, draws.single) for at in places])
+    rows = side_by_side([partial(_rows, backbone, at, done, draws) for at in places])
     compared = side_by_side([partial(_compare, at, final, references, draws) for at in asked])
-    spread = side_by_side([partial(_spread, at, done, baseline, draws.single) for at in asked])
+    spread = side_by_side([partial(_spread, at, done, draws) for at in asked])
     return Table(
         rows=tuple(row for some in rows for row in some),
         best=best,
@@ -728,28 +642,48 @@ def tabulate(
 
 
 def _compare(
-    place: Place, final: Sequence[Fitted], references: Sequence[tuple[str, str]], draws: Draws
-) -> tuple[list[Pair], list[BestSet]]:
-    proba = {one.head: one.proba[place.rows] for one in final}
-    compared = [
-        pair
+    place: DomainData, final: Sequence[Fitted], references: Sequence[tuple[str, str]], draws: Draws
+) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Rows of differences from each reference, and of confidence sets."""
+    proba = {one.head: one.proba[place.row] for one in final}
+    where = {"domain": place.name, "role": place.role}
+    compared: list[Mapping[str, Any]] = [
+        {"head": head, "baseline": name, "reference": reference, **where, "metric": metric}
+        | difference.record()
         for name, reference in references
-        for pair in pairs(place, proba, name, reference=reference, draws=draws.paired)
+        for metric, rows in compare_heads(
+            place, proba, name, seed=draws.seed, draws=draws.paired
+        ).items()
+        for head, difference in rows.items()
     ]
-    return compared, best_sets(place, proba, draws=draws.single)
+    found = confidence_sets(place, proba, seed=draws.seed, draws=draws.single)
+    heads = list(proba)
+    sets: list[Mapping[str, Any]] = [
+        {
+            **where,
+            "metric": metric,
+            "members": [heads[k] for k in one.members],
+            "p": dict(zip(heads, one.p.tolist(), strict=True)),
+            "alpha": one.alpha,
+        }
+        for metric, one in found.items()
+    ]
+    return compared, sets
 
 
-def _spread(place: Place, done: Sequence[Fitted], baseline: str, draws: int) -> list[SeedSpread]:
+def _spread(place: DomainData, done: Sequence[Fitted], draws: Draws) -> list[SeedSpread]:
     members: dict[str, list[Proba]] = {}
     for one in done:
         if not one.head.endswith(ENSEMBLE):
-            members.setdefault(one.head, []).append(one.proba[place.rows])
-    return seed_spread(place, members, baseline, draws=draws)
+            members.setdefault(one.head, []).append(one.proba[place.row])
+    return seed_spread(place, members, seed=draws.seed, draws=draws.single)
 
 
 def _references(declared: str | None, best: str | None) -> list[tuple[str, str]]:
     """Whom the heads are compared with, once each."""
-    named = [(declared, BASELINE)] + ([] if best == declared else [(best, BEST)])
+    named = [(declared, "baseline")]
+    if best != declared:
+        named.append((best, "best by validation"))
     return [(name, reference) for name, reference in named if name is not None]
 
 
@@ -758,43 +692,43 @@ def _final(done: Sequence[Fitted]) -> list[Fitted]:
     return list({one.head.removesuffix(ENSEMBLE): one for one in done}.values())
 
 
-def _best(places: Sequence[Place], final: Sequence[Fitted]) -> str | None:
+def _best(places: Sequence[DomainData], final: Sequence[Fitted]) -> str | None:
     for place in places:
         if place.role == VALIDATION:
-            return best_by_validation(place, {one.head: one.proba[place.rows] for one in final})
+            return best_by_validation(place, {one.head: one.proba[place.row] for one in final})
     return None
 
 
-def _rows(backbone: str, place: Place, done: Sequence[Fitted], draws: int) -> list[Row]:
-    proba = {(one.head, one.seed): one.proba[place.rows] for one in done}
-    found = scores(place, proba, draws=draws)
+def _rows(backbone: str, place: DomainData, done: Sequence[Fitted], draws: Draws) -> list[Row]:
+    proba = {(one.head, one.seed): one.proba[place.row] for one in done}
+    found = score_heads(place, proba, seed=draws.seed, draws=draws.single)
     return [
         Row(
             backbone=backbone,
             head=one.head,
             seed=one.seed,
-            domain=place.domain,
+            domain=place.name,
             role=place.role,
             metric=metric,
-            value=interval.estimate,
+            estimate=interval.estimate,
             seconds=round(one.seconds, 4),
             low=interval.low if np.isfinite(interval.low) else None,
             high=interval.high if np.isfinite(interval.high) else None,
-            n=interval.images,
-            groups=interval.patients,
-            ci_method=interval.method,
+            images=interval.images,
+            patients=interval.patients,
+            method=interval.method,
         )
         for one in done
         for metric, interval in found[one.head, one.seed].items()
     ]
 
 
-def _confusion(place: Place, one: Fitted) -> Confusion:
-    counts = confusion(place.label, one.proba[place.rows])
+def _confusion(place: DomainData, one: Fitted) -> Confusion:
+    counts = confusion(place.labelled(), one.proba[place.row])
     return Confusion(
         head=one.head,
         seed=one.seed,
-        domain=place.domain,
+        domain=place.name,
         role=place.role,
         counts=tuple(tuple(row) for row in counts.tolist()),
     )
@@ -925,8 +859,10 @@ def table_of(
         failures: Heads that fail on a fold are added.
     """
     s, seed = joined.samples, done[0].seed
-    places = places_of(s.domain, s.split, s.label, s.group, seed)
-    table = tabulate(joined.backbone, places, done, options.baseline, Draws(single=options.draws))
+    places = eval_sets(s)
+    table = tabulate(
+        joined.backbone, places, done, options.baseline, Draws(single=options.draws, seed=seed)
+    )
     again = _out_of_fold(joined, done, options.repeats, failures)
     if again is None:
         return table

@@ -53,23 +53,23 @@ def test_every_head_is_scored_on_every_domain_by_every_metric(study):
     assert found == {(h, d, r, m) for h in heads for d, r in places for m in METRICS}
     assert not report.failures
     linear = [r for r in report.rows if (r.head, r.metric) == ("linear", "accuracy")]
-    assert min(row.value for row in linear if row.domain == "source") > 0.9
+    assert min(row.estimate for row in linear if row.domain == "source") > 0.9
 
 
 def test_the_file_is_tidy_and_says_what_the_report_says(study):
     """results/<name>/heads.json for whoever reads it next."""
     report = compare(study, only("prior", "linear"))
     written = json.loads((study.results / "heads.json").read_text())
-    assert (written["schema"], written["study"], written["positive"]) == (3, "tiny", "b")
+    assert (written["schema"], written["study"], written["positive"]) == (4, "tiny", "b")
     assert set(written["rows"][0]) == {
-        "backbone", "head", "seed", "domain", "role", "metric", "value", "seconds",
-        "low", "high", "n", "groups", "ci_method",
+        "backbone", "head", "seed", "domain", "role", "metric", "estimate", "seconds",
+        "low", "high", "images", "patients", "method",
     }  # fmt: skip
     assert len(written["rows"]) == len(report.rows)
     with (study.results / "heads.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     assert [list(row) for row in table[:1]] == [list(written["rows"][0])]
-    assert [float(row["value"]) for row in table] == [row["value"] for row in written["rows"]]
+    assert [float(row["estimate"]) for row in table] == [row["estimate"] for row in written["rows"]]
     assert {row["low"] for row in table if row["role"] == "fit"} == {""}
 
 
@@ -85,7 +85,7 @@ def test_the_file_tells_of_each_head_how_it_came_to_be(study):
     assert curves["linear"] is None
     counts = {(c["head"], c["role"]): c["counts"] for c in written["confusion"]}
     assert np.sum(counts["mlp_ensemble", "target"]) == 40
-    rows = {(r["head"], r["role"], r["metric"]): r["value"] for r in written["rows"]}
+    rows = {(r["head"], r["role"], r["metric"]): r["estimate"] for r in written["rows"]}
     right = np.trace(counts["linear", "target"]) / 40
     assert rows["linear", "target", "accuracy"] == pytest.approx(right)
     lists = ("pairs", "best_sets", "seed_spread", "confusion", "honest", "procedures")
@@ -128,7 +128,7 @@ def test_probabilities_are_kept_for_each_image_under_its_key(study):
     report = json.loads((study.results / "heads.json").read_text())
     accuracy = (proba.argmax(1) == label)[split == "target"].mean()
     row = next(r for r in report["rows"] if (r["role"], r["metric"]) == ("target", "accuracy"))
-    assert row["value"] == pytest.approx(accuracy)
+    assert row["estimate"] == pytest.approx(accuracy)
 
 
 def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
@@ -167,7 +167,7 @@ def test_every_treatment_has_rows_of_its_own(study):
     assert {row.head for row in report.rows} == heads | {
         "linear@l2", "mlp@l2", "mlp@l2_ensemble"
     }  # fmt: skip
-    assert {p.baseline for p in report.tables["tiny"].pairs} == {"linear"}
+    assert {p["baseline"] for p in report.tables["tiny"].pairs} == {"linear"}
     with pytest.raises(UnknownNameError, match="unknown treatment 'l3'; known: standardise, none"):
         compare(study, CompareOptions(treatments=("l3",)))
 
@@ -210,20 +210,25 @@ def test_rows_have_intervals_by_patient(study):
     """Two images a patient: the interval is a bootstrap of patients and holds the value."""
     report = compare(study, only("linear"))
     row = next(r for r in report.rows if (r.role, r.metric) == ("target", "log_loss"))
-    assert row.low < row.value < row.high
-    assert (row.n, row.groups, row.ci_method) == (40, 10, "patient bootstrap")
+    assert row.low < row.estimate < row.high
+    assert (row.images, row.patients, row.method) == (40, 10, "patient bootstrap")
 
 
 def test_heads_are_compared_with_the_baseline_on_the_same_images(study):
     """Difference, interval, Holm-adjusted p and a word, never on the fit split."""
     report = compare(study, only("linear", "prior", "lda"))
-    pairs = [p for p in report.tables["tiny"].pairs if p.reference == "baseline"]
-    assert {p.head for p in pairs} == {"prior", "lda"}
-    assert {(p.domain, p.role) for p in pairs} == {("source", "validation"), ("there", "target")}
-    prior = next(p for p in pairs if (p.head, p.domain, p.metric) == ("prior", "there", "accuracy"))
-    assert prior.verdict == "worse"
-    assert prior.low <= prior.difference <= prior.high < 0
-    assert prior.p <= prior.p_holm < 0.05
+    pairs = [p for p in report.tables["tiny"].pairs if p["reference"] == "baseline"]
+    assert {p["head"] for p in pairs} == {"prior", "lda"}
+    assert {(p["domain"], p["role"]) for p in pairs} == {
+        ("source", "validation"),
+        ("there", "target"),
+    }
+    prior = next(
+        p for p in pairs if (p["head"], p["domain"], p["metric"]) == ("prior", "there", "accuracy")
+    )
+    assert prior["verdict"] == "worse"
+    assert prior["low"] <= prior["estimate"] <= prior["high"] < 0
+    assert prior["p"] <= prior["p_adjusted"] < 0.05
 
 
 def test_an_unknown_head_shows_before_any_work(study, monkeypatch):
@@ -235,7 +240,7 @@ def test_an_unknown_head_shows_before_any_work(study, monkeypatch):
 
 def test_two_runs_give_the_same_table(study):
     """Seeded by purpose: same study, same numbers."""
-    values = [[row.value for row in compare(study, only(*HEADS)).rows] for _ in range(2)]
+    values = [[row.estimate for row in compare(study, only(*HEADS)).rows] for _ in range(2)]
     assert values[0] == values[1]
 
 
@@ -253,6 +258,6 @@ def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
 
     monkeypatch.setattr(compare_module, "load_features", rare)
     report = compare(study, only("linear", "prior"))
-    pairs = {(p.domain, p.metric) for p in report.tables["tiny"].pairs}
+    pairs = {(p["domain"], p["metric"]) for p in report.tables["tiny"].pairs}
     assert ("there", "accuracy") in pairs
     assert ("there", "auroc") not in pairs

@@ -3,7 +3,6 @@
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.evaluation.scores import unscored
 from pipeline.shift.permute import PermutationPlan, refuse_hopeless
 from pipeline.words import are, counted, have
 
@@ -20,12 +19,6 @@ def test_a_count_and_its_verb_go_together(n, said):
 def test_an_irregular_plural_is_given():
     """English has some."""
     assert [counted(n, "copy", "copies") for n in (1, 2)] == ["1 copy", "2 copies"]
-
-
-def test_one_image_without_labels_is_one_image():
-    """The sentence of a target of one image."""
-    (said,) = unscored({"there": 1}, "probabilities.h5")
-    assert said.startswith("there: 1 image without labels. ")
 
 
 def test_one_patient_that_cannot_be_relabelled_is_one_patient():

@@ -13,8 +13,7 @@ from sklearn.svm import LinearSVC
 
 from pipeline.compare import honest_bests, procedures
 from pipeline.evaluation.metrics import METRICS
-from pipeline.evaluation.paired_tests import nadeau_bengio
-from pipeline.evaluation.selection import honest_best_by
+from pipeline.evaluation.selection import bbc_cv
 from pipeline.heads import HeadSpec
 from pipeline.heads.calibrated import CalibratedHead
 from pipeline.heads.out_of_fold import FitSplit, OutOfFold, at_chosen, out_of_fold, with_seed
@@ -131,7 +130,7 @@ def made_up(heads=("a", "b", "c"), repeats=2, n=100):
     return OutOfFold(fold=fold, proba=proba, failures={}), y
 
 
-def test_procedures_equal_baycomp_and_the_corrected_t_test():
+def test_procedures_equal_baycomp():
     """H-T2: on the differences over all splits of all repeats."""
     found, y = made_up()
     scores = {
@@ -150,9 +149,7 @@ def test_procedures_equal_baycomp_and_the_corrected_t_test():
         )
         assert (one.worse, one.equal, one.better) == pytest.approx((worse, equal, better))
         assert one.difference == pytest.approx(d.mean())
-        assert one.p == nadeau_bengio(d, test_share=1 / 4)
         assert one.splits == 10
-        assert one.p <= one.p_holm
 
 
 def test_procedures_turned_round_change_their_signs():
@@ -161,7 +158,6 @@ def test_procedures_turned_round_change_their_signs():
     there, back = procedures(found, y, "a"), procedures(found, y, "b")
     for one, two in zip(there, back, strict=True):
         assert (one.difference, one.worse) == pytest.approx((-two.difference, two.better))
-        assert one.p == pytest.approx(two.p)
 
 
 def test_without_the_baseline_there_is_nothing_to_compare_with():
@@ -176,11 +172,11 @@ def test_the_honest_best_is_that_of_the_first_repeat():
     found, y = made_up()
     group = np.arange(100)
     for one in honest_bests(found, y, group, seed=7):
-        expected = honest_best_by(
+        expected = bbc_cv(
             [METRICS[one.metric](y, p[0]) for p in found.proba.values()],
             group,
             np.random.default_rng([7, *b"honest best"]),
         )
-        assert (one.honest, one.apparent) == (expected.honest, expected.apparent)
+        assert (one.honest, one.apparent) == (expected.interval.estimate, expected.apparent)
         assert one.optimism == one.apparent - one.honest
-        assert (one.head, one.among, one.n, one.groups) == ("c", 3, 100, 100)
+        assert (one.head, one.among, one.images, one.patients) == ("c", 3, 100, 100)

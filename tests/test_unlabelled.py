@@ -17,7 +17,6 @@ from pipeline.data.samples import UNLABELLED, load_samples
 from pipeline.data.sources import scan
 from pipeline.errors import CheckFailedError, StudyError
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
-from pipeline.evaluation.scores import Place, places_of
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.report import show
@@ -138,16 +137,9 @@ def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
 # --- nothing counts a missing label
 
 
-def test_places_and_cohorts_take_no_missing_label():
+def test_cohorts_take_no_missing_label():
     """Stages leave such domains out where they begin; what slips through is refused."""
-    domain, split = np.repeat(["source", "far"], 2), np.repeat(["fit", "target"], 2)
     label, group = np.array([0, 1, UNLABELLED, UNLABELLED]), np.array(list("abcd"))
-    assert [place.domain for place in places_of(domain, split, label, group, 0)] == ["source"]
-    with pytest.raises(ValueError, match="far has images without labels"):
-        Place(
-            domain="far", role="target", rows=domain == "far", label=label[2:], group=group[2:],
-            seed=(0,),
-        )  # fmt: skip
     with pytest.raises(StudyError, match="labels are None"):
         Cohort(
             features=np.zeros((2, 3)), probabilities=np.full((2, 2), 0.5), groups=group[2:],

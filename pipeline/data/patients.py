@@ -286,8 +286,12 @@ class PatientDraws:
         return (slice(start, start + step) for start in range(0, len(self), step))
 
     def apply(self, statistic: WeightedStatistic) -> NDArray[np.float64]:
-        """A statistic of row weights in every draw, shape ``(B,)``; NaN where undefined."""
-        return np.concatenate([statistic(self.weights(which)) for which in self.blocks()])
+        """A statistic of row weights in every draw, shape ``(B,)``; NaN where undefined.
+
+        Several statistics may be stacked, ``(S, b)`` for ``b`` draws: ``(S, B)`` comes back.
+        """
+        parts = [statistic(self.weights(which)) for which in self.blocks()]
+        return np.concatenate(parts, axis=-1)
 
     def mean(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Mean in each draw of a number per row, shape ``(B,)``; NaN for a draw of no rows.

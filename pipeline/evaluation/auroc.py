@@ -5,42 +5,25 @@ Several images of a patient: N. Obuchowski, Biometrics 1997, which is DeLong's v
 with the images' shares summed within each patient, and equals it for one image each.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
-from pipeline.evaluation.intervals import LEVEL, lengthened
+from pipeline.evaluation.intervals import LEVEL, Interval, lengthened
 
 _ROUNDING = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeLong:
-    """AUROCs of ``m`` scores on the same images, with their covariance ``(m, m)``."""
-
-    auroc: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedAUROC:
-    """Difference of two AUROCs on the same images, its interval and two-sided p."""
-
-    difference: float
-    low: float
-    high: float
-    p: float
 
 
 def delong(
     label: NDArray[np.integer],
     scores: NDArray[np.floating],
     *,
-    group: NDArray[np.generic] | None = None,
-) -> DeLong:
-    """AUROC and covariance of several scores.
+    group: NDArray[Any] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """AUROCs of ``m`` scores on the same images, ``(m,)``, and their covariance ``(m, m)``.
 
     Args:
         label: Shape ``(n,)``, 0 or 1.
@@ -64,7 +47,7 @@ def delong(
         + _unbiased(patient[~is_positive]) * (down @ down.T)
         + _unbiased(patient) * (cross + cross.T)
     )
-    return DeLong(auroc=area, covariance=covariance)
+    return area, covariance
 
 
 def _shares(
@@ -88,10 +71,10 @@ def auroc_interval(
     label: NDArray[np.integer],
     score: NDArray[np.floating],
     *,
-    group: NDArray[np.generic] | None = None,
+    group: NDArray[Any] | None = None,
     level: float = LEVEL,
-) -> tuple[float, float]:
-    """Interval of one AUROC, made on the logit scale so that it stays inside 0 to 1.
+) -> Interval:
+    """One AUROC with an interval made on the logit scale, so that it stays inside 0 to 1.
 
     An area of exactly 1 (or 0) has no variance to go by; its bound is then exact and wide.
 
@@ -104,17 +87,19 @@ def auroc_interval(
     Raises:
         ValueError: See :func:`delong`.
     """
-    found = delong(label, np.asarray(score)[None], group=group)
-    area, variance = float(found.auroc[0]), float(found.covariance[0, 0])
+    label, patient = np.asarray(label), _numbered(group, len(label))
+    areas, covariance = delong(label, np.asarray(score)[None], group=group)
+    area, variance = float(areas[0]), float(covariance[0, 0])
+    low = high = area  # all scores are equal
     if area in (0.0, 1.0):
-        low = bound_of_one(np.asarray(label), _numbered(group, len(label)), level)
-        return (low, 1.0) if area else (0.0, 1 - low)
-    if variance <= 0:  # all scores are equal
-        return area, area
-    half = norm.isf((1 - level) / 2) * np.sqrt(variance) / (area * (1 - area))
-    centre = np.log(area / (1 - area))
-    low, high = 1 / (1 + np.exp(-np.array([centre - half, centre + half])))
-    return float(low), float(high)
+        bound = bound_of_one(label, patient, level)
+        low, high = (bound, 1.0) if area else (0.0, 1 - bound)
+    elif variance > 0:
+        half = norm.isf((1 - level) / 2) * np.sqrt(variance) / (area * (1 - area))
+        low, high = expit(logit(area) + np.array([-half, half])).tolist()
+    return Interval(
+        estimate=area, low=low, high=high, level=level, **_counts(patient), method=_method(patient)
+    )
 
 
 def paired_delong(
@@ -122,9 +107,9 @@ def paired_delong(
     first: NDArray[np.floating],
     second: NDArray[np.floating],
     *,
-    group: NDArray[np.generic] | None = None,
-) -> PairedAUROC:
-    """Compare two scores on the same images.
+    group: NDArray[Any] | None = None,
+) -> tuple[Interval, float]:
+    """AUROC of the first score minus that of the second on the same images, and two-sided p.
 
     Where no image is ordered better by one of them, the variance knows nothing of images
     that may be; the interval is then longer on that side by what a perfect score may lack.
@@ -139,12 +124,12 @@ def paired_delong(
         ValueError: See :func:`delong`.
     """
     label, scores = np.asarray(label), np.stack([first, second])
-    found = delong(label, scores, group=group)
-    c = found.covariance
-    difference = float(found.auroc[0] - found.auroc[1])
-    spread = float(np.sqrt(max(c[0, 0] + c[1, 1] - 2 * c[0, 1], 0.0)))
-    half = norm.isf((1 - LEVEL) / 2) * spread
-    pairs = _strangers(label, _numbered(group, len(label)))
+    patient = _numbered(group, len(label))
+    areas, c = delong(label, scores, group=group)
+    difference = float(areas[0] - areas[1])
+    error = float(np.sqrt(max(c[0, 0] + c[1, 1] - 2 * c[0, 1], 0.0)))
+    half = norm.isf((1 - LEVEL) / 2) * error
+    pairs = _strangers(label, patient)
     room = 1 - _least(pairs, LEVEL)
     steps = np.concatenate([one[0] - one[1] for one in _shares(label == 1, scores)])
     low, high = lengthened(
@@ -154,11 +139,18 @@ def paired_delong(
         below=0.0 if (steps < -_ROUNDING).any() else room,
         above=0.0 if (steps > _ROUNDING).any() else room,
     )
-    if spread:
-        p = float(2 * norm.sf(abs(difference) / spread))
+    if error:
+        p = float(2 * norm.sf(abs(difference) / error))
     else:  # one that orders by chance is perfect on all those pairs as often as this
         p = min(1.0, 2 * 0.5**pairs) if difference else 1.0
-    return PairedAUROC(difference=difference, low=low, high=high, p=p)
+    interval = Interval(
+        estimate=difference,
+        low=low,
+        high=high,
+        **_counts(patient),
+        method=f"paired {_method(patient)}",
+    )
+    return interval, p
 
 
 def _check(label: NDArray[np.integer], patient: NDArray[np.intp]) -> None:
@@ -171,7 +163,15 @@ def _check(label: NDArray[np.integer], patient: NDArray[np.intp]) -> None:
         )
 
 
-def _numbered(group: NDArray[np.generic] | None, n: int) -> NDArray[np.intp]:
+def _counts(patient: NDArray[np.intp]) -> dict[str, int]:
+    return {"images": len(patient), "patients": len(np.unique(patient))}
+
+
+def _method(patient: NDArray[np.intp]) -> str:
+    return "DeLong" if len(np.unique(patient)) == len(patient) else "DeLong by patient"
+
+
+def _numbered(group: NDArray[Any] | None, n: int) -> NDArray[np.intp]:
     if group is None:
         return np.arange(n)
     number: NDArray[np.intp] = np.unique(group, return_inverse=True)[1]
@@ -191,9 +191,7 @@ def _unbiased(patient: NDArray[np.intp]) -> float:
     return count / (count - 1)
 
 
-def bound_of_one(
-    label: NDArray[np.integer], patient: NDArray[np.generic], level: float = LEVEL
-) -> float:
+def bound_of_one(label: NDArray[np.integer], patient: NDArray[Any], level: float = LEVEL) -> float:
     """Lower bound where every positive lies above every negative: exact, and wide.
 
     Match positive with negative images into k pairs that share no patient. A head of area
@@ -207,7 +205,7 @@ def _least(pairs: int, level: float) -> float:
     return float(((1 - level) / 2) ** (1 / pairs)) if pairs else 0.0
 
 
-def _strangers(label: NDArray[np.integer], patient: NDArray[np.generic]) -> int:
+def _strangers(label: NDArray[np.integer], patient: NDArray[Any]) -> int:
     """How many pairs of a positive and a negative image there are that share no patient."""
     up, down = np.unique(patient[label == 1]), np.unique(patient[label == 0])
     return int(min(up.size, down.size, np.union1d(up, down).size // 2))

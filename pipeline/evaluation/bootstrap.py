@@ -1,108 +1,98 @@
-"""The patient bootstrap itself: statistics evaluated on shared draws, in bounded memory.
+"""Percentile intervals over draws of whole patients.
 
-All statistics given to one call see the same draws, so their difference is a paired one,
-and which other heads are in the call changes nothing. A single head gets the same draws
-again from a generator in the same state.
+Statistics that are evaluated on the same draws are paired: their difference has an interval
+of its own, and a further statistic beside them changes nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.patients import DRAWS, WeightedStatistic, Weights, draw_patients
-from pipeline.evaluation.intervals import (
-    LEVEL,
-    Interval,
-    percentile_interval,
-)
-from pipeline.evaluation.metrics import on_all_rows, weighted_difference
-
-#: Draws for an interval that decides between two heads: its ends must hardly move.
-PAIRED_DRAWS = 10_000
-
-
-def patient_blocks(
-    group: Sequence[object] | NDArray[np.generic], rng: np.random.Generator, *, draws: int = DRAWS
-) -> Iterator[Weights]:
-    """Old form of :class:`pipeline.data.patients.PatientDraws`: its weights in blocks."""
-    drawn = draw_patients(group, rng, draws=draws)
-    return (drawn.weights(which) for which in drawn.blocks())
+from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
+from pipeline.evaluation.intervals import LEVEL, Interval, percentile_interval
+from pipeline.evaluation.metrics import on_all_rows
 
 
 def bootstrap_values(
-    statistics: Sequence[WeightedStatistic],
-    group: Sequence[object] | NDArray[np.generic],
-    rng: np.random.Generator,
-    *,
-    draws: int = DRAWS,
+    statistics: Sequence[WeightedStatistic], draws: PatientDraws
 ) -> NDArray[np.float64]:
-    """Values of several statistics on the same draws of patients.
+    """Values of several statistics on the same draws.
 
     Args:
         statistics: ``S`` of them, for example one for each head.
-        group: ``n`` patient ids.
-        rng: Source of randomness.
-        draws: Number of draws, ``B``.
+        draws: Of the patients whose rows the statistics take.
 
     Returns:
         Shape ``(S, B)``; NaN where a draw does not define a statistic.
     """
-    blocks = [
-        np.stack([statistic(weights) for statistic in statistics])
-        for weights in patient_blocks(group, rng, draws=draws)
-    ]
-    return np.concatenate(blocks, axis=1)
+    return draws.apply(lambda weights: np.stack([one(weights) for one in statistics]))
 
 
 def bootstrap_interval(
     statistic: WeightedStatistic,
-    group: Sequence[object] | NDArray[np.generic],
+    group: Sequence[object] | NDArray[Any],
     rng: np.random.Generator,
     *,
     draws: int = DRAWS,
     level: float = LEVEL,
 ) -> Interval:
-    """A statistic with its percentile interval over draws of whole patients.
+    """A statistic with its percentile interval.
 
     Args:
-        statistic: For example an entry of ``METRICS``, for one head's probabilities.
+        statistic: For example an entry of ``METRICS`` for one head's probabilities, or the
+            ``weighted_difference`` of two heads.
         group: ``n`` patient ids.
         rng: Source of randomness.
         draws: Number of draws.
         level: Nominal coverage, 0 to 1.
     """
-    values = bootstrap_values([statistic], group, rng, draws=draws)[0]
-    low, high = percentile_interval(values, level=level)
+    drawn = draw_patients(group, rng, draws=draws)
+    low, high = percentile_interval(drawn.apply(statistic), level=level)
     return Interval(
         estimate=on_all_rows(statistic, len(group)),
         low=low,
         high=high,
         images=len(group),
-        patients=len(np.unique(np.asarray(group))),
+        patients=len(drawn.patients),
         method="patient bootstrap",
         level=level,
     )
 
 
-def paired_bootstrap(
-    first: WeightedStatistic,
-    second: WeightedStatistic,
-    group: Sequence[object] | NDArray[np.generic],
+def two_way_interval(
+    statistics: Sequence[WeightedStatistic],
+    group: Sequence[object] | NDArray[Any],
     rng: np.random.Generator,
     *,
-    draws: int = PAIRED_DRAWS,
+    draws: int = DRAWS,
+    level: float = LEVEL,
 ) -> Interval:
-    """Difference of a statistic of two heads on the same images, 95 % by patients.
+    """Mean over seeds of a statistic, with seeds and patients both drawn again.
+
+    For the difference of two heads give one ``weighted_difference`` for each seed. A few
+    seeds are a small sample: below about ten the seeds' share of the width is too small.
 
     Args:
-        first: Of the first head.
-        second: The same statistic of the second.
+        statistics: ``S`` of them, one for each seed.
         group: ``n`` patient ids.
         rng: Source of randomness.
         draws: Number of draws.
-
-    Returns:
-        First minus second; :func:`pipeline.evaluation.paired_tests.verdict` reads it.
+        level: Nominal coverage, 0 to 1.
     """
-    return bootstrap_interval(weighted_difference(first, second), group, rng, draws=draws)
+    drawn = draw_patients(group, rng, draws=draws)
+    values = bootstrap_values(statistics, drawn)
+    # A seed is drawn as a patient is: each of them is a sample of one.
+    seeds = draw_patients(np.arange(len(statistics)), rng, draws=draws).weights()
+    means = (seeds * values.T).sum(axis=1) / len(statistics)
+    low, high = percentile_interval(means, level=level)
+    return Interval(
+        estimate=float(np.mean([on_all_rows(statistic, len(group)) for statistic in statistics])),
+        low=low,
+        high=high,
+        images=len(group),
+        patients=len(drawn.patients),
+        method="bootstrap of seeds and patients",
+        level=level,
+    )

@@ -1,12 +1,11 @@
-"""Intervals: for plain rates in closed form, for the rest by resampling patients.
+"""Intervals of rates in closed form, and of several shares at once.
 
-Images of one patient are not independent, so whole patients are drawn. A draw is a
-row of weights (how often each image is in it), made once and shared by all heads and
-metrics, which keeps comparisons paired.
+Images of one patient are not independent, so patients are the unit: they are drawn with
+replacement (:mod:`pipeline.evaluation.bootstrap`), or count as the trials of a rate.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,12 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from pipeline.data.patients import DRAWS, Weights, draw_patients
+from pipeline.data.patients import PatientDraws
 
 LEVEL = 0.95
 #: Patients below which an interval by patient is called rough.
 ROUGH_BELOW = 100
-#: Spreads to either side of an estimate, at that level.
+#: Standard errors to either side of an estimate, at that level.
 Z = float(norm.isf((1 - LEVEL) / 2))
 
 
@@ -32,7 +31,7 @@ class Interval:
         high: Upper bound.
         images: How many it rests on.
         patients: How many they are of.
-        method: How the interval was made.
+        method: How the interval was made; ``none`` where there is none.
         level: Its nominal coverage.
     """
 
@@ -44,29 +43,65 @@ class Interval:
     method: str
     level: float = LEVEL
 
+    def record(self) -> dict[str, Any]:
+        """One flat row."""
+        return asdict(self)
 
-def wilson(hits: int, n: int, *, level: float = LEVEL) -> tuple[float, float]:
+
+def wilson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
     """Score interval of a rate of ``n`` independent trials (Wilson 1927).
+
+    Args:
+        hits: 0 to ``n``; neither need be whole, if ``n`` is an effective number.
+        n: Above 0.
+        z: Half its width in standard errors.
 
     Raises:
         ValueError: ``hits`` is not in 0 to ``n``, or ``n`` is 0.
     """
     if not 0 <= hits <= n or n == 0:
         raise ValueError(f"{hits} hits of {n}: allowed are 0 to n hits of at least 1 trial")
-    return score_interval(hits / n, n, norm.isf((1 - level) / 2))
-
-
-def score_interval(rate: float, n: float, z: float = Z) -> tuple[float, float]:
-    """Wilson's interval of a rate, or of another share whose variance is like a rate's.
-
-    Args:
-        rate: In [0, 1].
-        n: Effective number of trials, above 0; need not be whole.
-        z: Half its width in spreads.
-    """
-    centre = (n * rate + z * z / 2) / (n + z * z)
+    rate, centre = hits / n, (hits + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * rate * (1 - rate) + z * z / 4)
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def rate_interval(
+    hit: NDArray[np.bool_], group: NDArray[Any], draw: Callable[[], PatientDraws]
+) -> Interval:
+    """A rate with its interval: Wilson's where each patient has one row, else by patient.
+
+    Where all rows agree the patients are the trials: all draws agree too, which is not
+    certainty.
+
+    Args:
+        hit: Shape ``(n,)``, n >= 1.
+        group: Shape ``(n,)``, patients.
+        draw: Draws of these patients, and of others perhaps; called only if they are needed.
+    """
+    n, patients = len(hit), len(np.unique(group))
+    if n == patients:
+        (low, high), method = wilson(int(hit.sum()), n), "Wilson"
+    elif hit.all() or not hit.any():
+        low, high = wilson(patients if hit.any() else 0, patients)
+        method = "Wilson, patients as trials"
+    else:
+        low, high = percentile_interval(draw().of(group).mean(hit))
+        method = "patient bootstrap"
+    return Interval(
+        estimate=float(hit.mean()), low=low, high=high, images=n, patients=patients, method=method
+    )
+
+
+def percentile_interval(
+    values: NDArray[np.float64], *, level: float = LEVEL
+) -> tuple[float, float]:
+    """Percentile bounds of bootstrap values; undefined draws (NaN) are left out."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def unseen(patients: int) -> float:
@@ -98,54 +133,10 @@ def lengthened(
     )
 
 
-def newcombe_paired(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
-    """95 % interval of the difference of two paired rates (Newcombe 1998, method 10).
-
-    Args:
-        both: Images that both heads have right.
-        first: Only the first.
-        second: Only the second.
-        neither: Neither of them.
-
-    Returns:
-        Bounds of rate(first) - rate(second).
-    """
-    n = both + first + second + neither
-    p1, p2 = (both + first) / n, (both + second) / n
-    (l1, u1), (l2, u2) = wilson(both + first, n), wilson(both + second, n)
-    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
-    cross: float = both * neither - first * second
-    if cross > 0:  # the continuity correction of the phi coefficient
-        cross = max(cross - n / 2, 0)
-    phi = cross / np.sqrt(margins) if margins else 0.0
-    d = p1 - p2
-    low = (p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2
-    high = (u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2
-    return float(d - np.sqrt(low)), float(d + np.sqrt(high))
+# Simultaneous intervals of several shares: that of any one may be picked after a look.
 
 
-def patient_draws(
-    group: Sequence[object] | NDArray[np.generic], rng: np.random.Generator, *, draws: int = DRAWS
-) -> Weights:
-    """Old form of :func:`pipeline.data.patients.draw_patients`: the weights of all draws."""
-    return draw_patients(group, rng, draws=draws).weights()
-
-
-def percentile_interval(
-    values: NDArray[np.float64], *, level: float = LEVEL
-) -> tuple[float, float]:
-    """Percentile bounds of bootstrap values; undefined draws (NaN) are left out."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-# Intervals of several shares that hold at once, so that one may be picked after looking.
-
-
-_ALIKE = 1e-12  # a spread that is nothing but rounding
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,20 +155,21 @@ class Share:
     bases: tuple[NDArray[Any], ...]
 
     @property
-    def n(self) -> int:
+    def images(self) -> int:
         """Images that it is made of."""
         return sum(map(len, self.bases))
 
     def interval(self, z: float = Z) -> tuple[float, float]:
-        """Where it may lie, ``z`` spreads to either side."""
-        spread, odd = float(_spread(self.draws[None])[0]), self.estimate * (1 - self.estimate)
-        if len(self.bases) == 1 or not spread or not odd:
-            return score_interval(self.estimate, self._effective(spread), z)
-        centre, half = logit(self.estimate), z * spread / odd
+        """Where it may lie, ``z`` standard errors to either side."""
+        error, odds = float(_standard_error(self.draws)), self.estimate * (1 - self.estimate)
+        if len(self.bases) == 1 or not error or not odds:
+            n = self._effective(error)
+            return wilson(self.estimate * n, n, z=z)
+        centre, half = logit(self.estimate), z * error / odds
         return float(expit(centre - half)), float(expit(centre + half))
 
-    def _effective(self, spread: float) -> float:
-        """Independent images that would spread as much as the draws do.
+    def _effective(self, error: float) -> float:
+        """Independent images that would vary as much as the draws do.
 
         No fewer than if the images of a patient were all alike (Kish 1965), which is also
         what is taken where every image is right; no more than there are.
@@ -186,10 +178,10 @@ class Share:
         if len(sizes) == 1 and (sizes[0] == 1).all():
             return float(len(sizes[0]))
         least = min(float(size.sum() ** 2 / (size**2).sum()) for size in sizes)
-        if not spread:
+        if not error:
             return least
-        odd = self.estimate * (1 - self.estimate)
-        return float(np.clip(odd / spread**2, least, min(size.sum() for size in sizes)))
+        variance = self.estimate * (1 - self.estimate)
+        return float(np.clip(variance / error**2, least, min(size.sum() for size in sizes)))
 
 
 def critical_value(
@@ -198,7 +190,7 @@ def critical_value(
     rng: np.random.Generator,
     level: float = LEVEL,
 ) -> float:
-    """Half width, in spreads, at which the intervals of all groups hold at once.
+    """Half width, in standard errors, at which the intervals of all groups hold at once.
 
     A group whose draws are all alike (every image right) says nothing of its spread; it
     counts as a normal error that is independent of the others, which is never too little.
@@ -212,33 +204,34 @@ def critical_value(
     Returns:
         Not below that of a single interval.
     """
-    spread = _spread(draws)[:, None]
+    error = _standard_error(draws)[:, None]
     moved = draws - estimates[:, None]
-    t = np.divide(moved, spread, out=np.zeros_like(moved), where=spread > 0)
-    t = np.where(spread > 0, t, rng.standard_normal(t.shape))
+    t = np.divide(moved, error, out=np.zeros_like(moved), where=error > 0)
+    t = np.where(error > 0, t, rng.standard_normal(t.shape))
     largest = np.abs(np.nan_to_num(t)).max(axis=0)
     return max(float(norm.isf((1 - level) / 2)), float(np.quantile(largest, level)))
 
 
-def intervals_at_once(
+def simultaneous_intervals(
     shares: Sequence[Share], rng: np.random.Generator
 ) -> list[tuple[float, float]]:
     """95 % intervals of shares, which hold together; that of any one may be picked."""
-    c = _critical(shares, lambda one: one.estimate, lambda one: one.draws, rng)
+    if not shares:
+        return []
+    estimates = np.array([one.estimate for one in shares])
+    c = critical_value(estimates, np.stack([one.draws for one in shares]), rng)
     return [one.interval(c) for one in shares]
 
 
-def differences_at_once(
+def simultaneous_differences(
     pairs: Sequence[tuple[Share, Share]], rng: np.random.Generator
 ) -> list[tuple[float, float]]:
     """95 % intervals of first minus second, which hold together for all pairs."""
-    c = _critical(
-        pairs,
-        lambda pair: pair[0].estimate - pair[1].estimate,
-        lambda pair: pair[0].draws - pair[1].draws,
-        rng,
-    )
-    return [difference_interval(first, second, c) for first, second in pairs]
+    if not pairs:
+        return []
+    estimates = np.array([one.estimate - other.estimate for one, other in pairs])
+    c = critical_value(estimates, np.stack([one.draws - other.draws for one, other in pairs]), rng)
+    return [difference_interval(one, other, c) for one, other in pairs]
 
 
 def difference_interval(first: Share, second: Share, z: float = Z) -> tuple[float, float]:
@@ -250,31 +243,22 @@ def difference_interval(first: Share, second: Share, z: float = Z) -> tuple[floa
     return max(-1.0, low), min(1.0, high)
 
 
-def _critical(
-    items: Sequence[Any],
-    estimate: Callable[[Any], float],
-    draws: Callable[[Any], NDArray[np.float64]],
-    rng: np.random.Generator,
-) -> float:
-    if not items:
-        return Z
-    return critical_value(
-        np.array([estimate(i) for i in items]), np.stack([*map(draws, items)]), rng
-    )
-
-
 def _length(a: float, b: float, r: float) -> float:
     return float(np.sqrt(max(0.0, a * a + b * b - 2 * r * a * b)))
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     known = np.isfinite(a) & np.isfinite(b)
-    if not (_spread(a[None])[0] and _spread(b[None])[0]):
+    if not (_standard_error(a) and _standard_error(b)):
         return 0.0
     return float(np.corrcoef(a[known], b[known])[0, 1])
 
 
-def _spread(draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard deviation over the draws that define the statistic; 0 where they are alike."""
-    spread: NDArray[np.float64] = np.nanstd(draws, axis=1)
-    return np.where(spread > _ALIKE, spread, 0.0)
+def _standard_error(draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Standard deviation over the draws that define a statistic; 0 where they are alike.
+
+    Args:
+        draws: Shape (..., B).
+    """
+    error: NDArray[np.float64] = np.nanstd(draws, axis=-1)
+    return np.where(error > _ROUNDING, error, 0.0)

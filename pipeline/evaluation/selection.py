@@ -1,117 +1,89 @@
-"""The honest value of "the best of M": the choice itself is resampled."""
+"""What the best of several heads is worth, and which heads may be the best.
+
+The best of many looks better than it is, because the choice was made on the same patients.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.patients import DRAWS, WeightedStatistic, Weights
-from pipeline.evaluation.bootstrap import bootstrap_values, patient_blocks
-from pipeline.evaluation.intervals import percentile_interval
-from pipeline.evaluation.metrics import on_all_rows, weighted_mean
+from pipeline.data.patients import DRAWS, WeightedStatistic, Weights, draw_patients
+from pipeline.evaluation.bootstrap import bootstrap_values
+from pipeline.evaluation.intervals import Interval, percentile_interval
+from pipeline.evaluation.metrics import on_all_rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class HonestBest:
+class SelectionCorrected:
     """What the best of several heads is worth on new patients.
 
     Attributes:
-        apparent: Its mean score on the rows that chose it: too good.
-        honest: Mean score out of bag of whatever is best in bag (BBC-CV).
-        low: Lower bound, 95 % percentile.
-        high: Upper bound.
-        chosen: Column of the apparent best.
+        chosen: Number of the head that looks best.
+        apparent: Its value on the rows that chose it: too good.
+        interval: Mean value out of bag of whatever is best in bag.
     """
 
-    apparent: float
-    honest: float
-    low: float
-    high: float
     chosen: int
-
-    @property
-    def optimism(self) -> float:
-        """How much the apparent value promises too much."""
-        return self.apparent - self.honest
+    apparent: float
+    interval: Interval
 
 
-def honest_best(
-    score: NDArray[np.floating],
-    group: NDArray[np.generic],
-    rng: np.random.Generator,
-    *,
-    draws: int = 500,
-) -> HonestBest:
-    """Bootstrap bias corrected cross-validation (Tsamardinos et al. 2018) of mean scores.
-
-    Args:
-        score: Out-of-fold scores, shape ``(n, M)``: of each image under each head,
-            larger is better, for example 1 where it is right.
-        group: Patient of each image.
-        rng: Source of randomness.
-        draws: Bootstrap draws of patients.
-
-    Raises:
-        ValueError: Fewer than two patients, so nothing is ever out of bag.
-    """
-    return honest_best_by([weighted_mean(column) for column in score.T], group, rng, draws=draws)
-
-
-def honest_best_by(
+def bbc_cv(
     statistics: Sequence[WeightedStatistic],
-    group: NDArray[np.generic],
+    group: NDArray[Any],
     rng: np.random.Generator,
     *,
     draws: int = 500,
-) -> HonestBest:
-    """The same for any statistic: the AUROC that the head of the best AUROC really has.
+) -> SelectionCorrected:
+    """Bootstrap bias corrected cross-validation (Tsamardinos et al. 2018).
 
     Args:
         statistics: Of ``M`` heads' out-of-fold predictions, larger is better.
-        group: Patient of each image.
+        group: Patient of each row.
         rng: Source of randomness.
-        draws: Bootstrap draws of patients; those that define no score in or out of bag
+        draws: Bootstrap draws of patients; those that define no value in or out of bag
             are left out.
 
     Raises:
         ValueError: Fewer than two patients, so nothing is ever out of bag; or no draw
-            defines the score on both sides.
+            defines the value on both sides.
     """
-    if len(np.unique(group)) < 2:
-        raise ValueError("the honest best needs images of two patients or more")
-    blocks = patient_blocks(group, rng, draws=draws)
-    outside = np.concatenate([_best_out_of_bag(statistics, weights) for weights in blocks])
+    drawn = draw_patients(group, rng, draws=draws)
+    if len(drawn.patients) < 2:
+        raise ValueError("a selection-corrected value needs images of two patients or more")
+    outside = drawn.apply(lambda weights: _best_out_of_bag(statistics, weights))
+    outside = outside[np.isfinite(outside)]
     if not len(outside):
         raise ValueError(
-            f"none of {draws} draws defines the score in and out of bag: too few patients, or "
+            f"none of {draws} draws defines the value in and out of bag: too few patients, or "
             "a class in one patient only; use a metric that one class defines, as accuracy"
         )
     low, high = percentile_interval(outside)
     apparent = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
     chosen = int(apparent.argmax())
-    return HonestBest(
-        apparent=float(apparent[chosen]),
-        honest=float(outside.mean()),
+    interval = Interval(
+        estimate=float(outside.mean()),
         low=low,
         high=high,
-        chosen=chosen,
+        images=len(group),
+        patients=len(drawn.patients),
+        method="BBC-CV by patient",
     )
+    return SelectionCorrected(chosen=chosen, apparent=float(apparent[chosen]), interval=interval)
 
 
 def _best_out_of_bag(
     statistics: Sequence[WeightedStatistic], weights: Weights
 ) -> NDArray[np.float64]:
-    """Score out of bag of the best in bag, for each draw that defines both."""
+    """Value out of bag of the best in bag, ``(b,)``; NaN for a draw that lacks one of both."""
     inside = np.stack([statistic(weights) for statistic in statistics])
     outside = np.stack([statistic((weights == 0) * 1.0) for statistic in statistics])
     known = (np.isfinite(inside) & np.isfinite(outside)).all(axis=0)
-    best = inside[:, known].argmax(axis=0)
-    found: NDArray[np.float64] = outside[:, known][best, np.arange(best.size)]
-    return found
-
-
-# Which heads cannot be told from the best: the model confidence set.
+    best = np.where(known, inside, 0.0).argmax(axis=0)
+    return np.where(known, outside[best, np.arange(best.size)], np.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +91,7 @@ class ConfidenceSet:
     """Heads among which the best is, with a probability of ``1 - alpha`` or more.
 
     Attributes:
-        members: Columns that stay, ascending.
+        members: Numbers of the heads that stay, ascending.
         p: Of each head, shape ``(M,)``: it stays at every alpha below.
         alpha: Chance that the best is not among the members.
     """
@@ -131,13 +103,15 @@ class ConfidenceSet:
 
 def confidence_set(
     statistics: Sequence[WeightedStatistic],
-    group: Sequence[object] | NDArray[np.generic],
+    group: Sequence[object] | NDArray[Any],
     rng: np.random.Generator,
     *,
     draws: int = DRAWS,
     alpha: float = 0.1,
 ) -> ConfidenceSet:
-    """Drop the worst head as long as the rest are surely not all equally good.
+    """Model confidence set (Hansen, Lunde and Nason 2011), by patient.
+
+    The worst head is dropped as long as the rest are surely not all equally good.
 
     Args:
         statistics: Of ``M`` heads on the same images, larger is better.
@@ -147,7 +121,7 @@ def confidence_set(
         alpha: Chance of losing the best, 0 to 1.
     """
     scores = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
-    values = bootstrap_values(statistics, group, rng, draws=draws)
+    values = bootstrap_values(statistics, draw_patients(group, rng, draws=draws))
     values = values[:, np.isfinite(values).all(axis=0)]
     p, alive, reached = np.ones(len(scores)), list(range(len(scores))), 0.0
     while len(alive) > 1:

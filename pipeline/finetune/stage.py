@@ -20,7 +20,7 @@ from cache import disk
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingPredictionsError, StudyError
-from pipeline.evaluation.compare_heads import pairs
+from pipeline.evaluation.compare_heads import ENSEMBLE, compare_heads, eval_sets, score_heads
 from pipeline.evaluation.metrics import score
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
@@ -29,7 +29,6 @@ from pipeline.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from pipeline.evaluation.scores import ENSEMBLE, places_of, scores
 from pipeline.features.load import load_features
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.cuts import cut_of
@@ -295,20 +294,21 @@ def _score_rows(
     for backbone in dict.fromkeys(m.record.backbone for m in models):
         s = tables[backbone]
         family = {i: m for i, m in enumerate(models) if m.record.backbone == backbone}
-        for place in places_of(s.domain, s.split, s.label, s.group, seed):
-            if place.role == FIT:
+        for data in eval_sets(s):
+            if data.role == FIT:
                 continue
-            found = scores(place, {i: m.proba[place.rows] for i, m in family.items()})
+            proba = {i: m.proba[data.row] for i, m in family.items()}
+            found = score_heads(data, proba, seed=seed)
             for i, metrics in found.items():
                 record = models[i].record
                 yield {
                     "method": record.method,
                     "backbone": backbone,
                     "seed": record.seed,
-                    "domain": place.domain,
-                    "role": place.role,
-                    "images": len(place.label),
-                    "patients": place.patients,
+                    "domain": data.name,
+                    "role": data.role,
+                    "images": len(data),
+                    "patients": data.patients,
                     **to_jsonable(metrics),
                 }
 
@@ -326,32 +326,21 @@ def _differences(
         baselines = {BASELINE: proba[BASELINE]} if BASELINE in proba else {}
         for name, base in {**baselines, **_best_head(results, backbone, s)}.items():
             everyone = {**{k: p for k, p in proba.items() if k != name}, name: base}
-            for place in places_of(s.domain, s.split, s.label, s.group, seed):
-                if place.role == FIT:
+            for data in eval_sets(s):
+                if data.role == FIT:
                     continue
-                at_place = {k: p[place.rows] for k, p in everyone.items()}
-                for pair in pairs(place, at_place, name):
-                    if pair.metric == "accuracy":
-                        values = asdict(pair)
-                        yield {
-                            "method": pair.head,
-                            "backbone": backbone,
-                            "seed": number,
-                            "estimate": pair.difference,
-                            "p_adjusted": pair.p_holm,
-                            **{
-                                key: values[key]
-                                for key in (
-                                    "baseline",
-                                    "domain",
-                                    "role",
-                                    "low",
-                                    "high",
-                                    "p",
-                                    "verdict",
-                                )
-                            },
-                        }
+                at_rows = {k: p[data.row] for k, p in everyone.items()}
+                compared = compare_heads(data, at_rows, name, seed=seed)
+                for method, difference in compared["accuracy"].items():
+                    yield {
+                        "method": method,
+                        "backbone": backbone,
+                        "seed": number,
+                        "baseline": name,
+                        "domain": data.name,
+                        "role": data.role,
+                        **difference.record(),
+                    }
 
 
 def _families(models: Sequence[Model]) -> Iterator[tuple[str, int, dict[str, Proba]]]:

@@ -65,7 +65,7 @@ def _ranked(rows: Sequence[Row]) -> list[str]:
     names = dict.fromkeys(row["head"] for row in rows)
     final = {name.removesuffix(_ENSEMBLE): name for name in names}.values()
     by_head = {
-        row["head"]: row["value"]
+        row["head"]: row["estimate"]
         for row in rows
         if row["metric"] == "accuracy" and row["role"] == "validation"
     }
@@ -79,24 +79,24 @@ def _domain(heads: Sequence[str], best: str, rows: Sequence[Row], pairs: Sequenc
 
     def score(head: str, metric: str) -> tuple[Any, Any, Any] | None:
         row = values.get((head, metric))
-        return None if row is None else (row["value"], row["low"], row["high"])
+        return None if row is None else (row["estimate"], row["low"], row["high"])
 
     def line(head: str) -> tuple[Any, ...]:
         pair = against.get((head, "accuracy"))
-        difference = None if pair is None else (pair["difference"], pair["low"], pair["high"])
+        difference = None if pair is None else (pair["estimate"], pair["low"], pair["high"])
         return (
             head.removesuffix(_ENSEMBLE),
             head == best,
             *(score(head, metric) for metric in _NAMES),
             difference,
-            None if pair is None else pair["p_holm"],
+            None if pair is None else pair["p_adjusted"],
             values[head, "accuracy"]["seconds"],
             *(score(head, metric) for metric in others),
         )
 
     first = rows[0]
     where = "validation" if first["role"] == "validation" else first["domain"]
-    images, patients = counted(first["n"], "image"), counted(first["groups"], "patient")
+    images, patients = counted(first["images"], "image"), counted(first["patients"], "patient")
     return Table(
         title=f"{where}: {images} of {patients}",
         columns=(
@@ -137,12 +137,6 @@ def _seeds(found: Sequence[Row]) -> Iterator[Table]:
             Column(name="domain"),
             Column(name="mean accuracy", kind="share", interval=True),
             Column(name="sd", kind="number"),
-            Column(
-                name="beats baseline",
-                kind="share",
-                interval=True,
-                help="Share of the seeds whose head beats the baseline.",
-            ),
         ),
         rows=tuple(
             (
@@ -150,7 +144,6 @@ def _seeds(found: Sequence[Row]) -> Iterator[Table]:
                 s["role"] if s["role"] == "validation" else s["domain"],
                 (s["mean"], s["low"], s["high"]),
                 s["sd"],
-                None if s["wins"] is None else (s["wins"], s["wins_low"], s["wins_high"]),
             )
             for s in rows
         ),
@@ -175,12 +168,8 @@ def _algorithms(found: Sequence[Row]) -> Iterator[Table]:
             Column(name="P(worse)", kind="share"),
             Column(name="P(equal)", kind="share", help=f"Within {100 * first['rope']:.0f} point."),
             Column(name="P(better)", kind="share"),
-            Column(name="p", kind="p", help="Corrected resampled t-test, after Holm."),
         ),
-        rows=tuple(
-            (p["head"], p["difference"], p["worse"], p["equal"], p["better"], p["p_holm"])
-            for p in rows
-        ),
+        rows=tuple((p["head"], p["difference"], p["worse"], p["equal"], p["better"]) for p in rows),
         key="heads_algorithms",
         about={"backbone": first["backbone"]},
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.attributes import UNKNOWN, Grouping
 from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
-from pipeline.evaluation.intervals import Share, differences_at_once, intervals_at_once
+from pipeline.evaluation.intervals import Share, simultaneous_differences, simultaneous_intervals
 from pipeline.evaluation.metrics import METRICS, is_right, weighted_ratio
 from pipeline.shift.domains import Cohort
 from pipeline.shift.operating import Scores, choose_threshold
@@ -235,8 +235,8 @@ class _Domain:
             for k, rows in kept.items()
             if compared and not self.too_few_of_class(metric, ~rows)
         }
-        once = intervals_at_once([*own.values()], rng)
-        gaps = differences_at_once([(own[k], rest[k]) for k in rest], rng)
+        once = simultaneous_intervals([*own.values()], rng)
+        gaps = simultaneous_differences([(own[k], rest[k]) for k in rest], rng)
         differences = {
             k: Difference(
                 estimate=own[k].estimate - rest[k].estimate, low=low, high=high, below=high < 0
@@ -288,7 +288,7 @@ def _value(one: Share, simultaneous: tuple[float, float] | None, rest: Differenc
         estimate=one.estimate,
         low=low,
         high=high,
-        n=one.n,
+        n=one.images,
         simultaneous=simultaneous,
         rest=rest,
     )

@@ -61,9 +61,9 @@ def _rows(right, domain, split):
         here = right[(domain == d) & (split == role)]
         value = float(here.mean())
         yield {
-            "backbone": "tiny", "domain": d, "role": role, "metric": "accuracy", "value": value,
-            "low": max(0.0, value - 0.06), "high": min(1.0, value + 0.05), "n": len(here),
-            "groups": len(here), "ci_method": "Wilson",
+            "backbone": "tiny", "domain": d, "role": role, "metric": "accuracy", "estimate": value,
+            "low": max(0.0, value - 0.06), "high": min(1.0, value + 0.05), "images": len(here),
+            "patients": len(here), "method": "Wilson",
         }  # fmt: skip
 
 

@@ -1,49 +1,63 @@
-"""The best of many: its honest value by any metric, and who cannot be told from it."""
+"""The best of many: its selection-corrected value, and which heads may be the best."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
-from pipeline.evaluation.selection import confidence_set, honest_best, honest_best_by
+from pipeline.evaluation.selection import bbc_cv, confidence_set
 
 
-def test_the_honest_best_equals_a_loop():
+def test_bbc_cv_equals_a_loop():
     """Tsamardinos 2018: choose in bag, score out of bag, average."""
     rng = np.random.default_rng(0)
     score, group = (rng.random((60, 5)) < 0.7) * 1.0, np.repeat(np.arange(20), 3)
-    found = honest_best(score, group, np.random.default_rng(1), draws=200)
+    heads = [weighted_mean(column) for column in score.T]
+    found = bbc_cv(heads, group, np.random.default_rng(1), draws=200)
     values, again = [], np.random.default_rng(1)
     for counts in again.multinomial(20, np.full(20, 1 / 20), size=200):
         rows = np.repeat(np.arange(60), counts[group])
         best = score[rows].mean(axis=0).argmax()
         values.append(score[counts[group] == 0, best].mean())
-    assert found.honest == pytest.approx(np.mean(values))
-    assert (found.low, found.high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
+    interval = found.interval
+    assert interval.estimate == pytest.approx(np.mean(values))
+    assert (interval.low, interval.high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
     assert found.apparent == pytest.approx(score.mean(axis=0).max())
+    assert (interval.images, interval.patients) == (60, 20)
 
 
-def test_the_honest_best_of_fifty_equal_heads_by_area_is_their_common_area():
-    """H-T4 for a metric that is no mean of images: the largest AUROC is too good."""
-    rng, apparent, honest = np.random.default_rng(1), [], []
+def test_the_best_of_fifty_equal_heads_is_not_better():
+    """The largest of many equal accuracies is too good; the corrected value is not."""
+    rng, truth, apparent, corrected = np.random.default_rng(6), 0.8, [], []
+    for _ in range(30):
+        score = (rng.random((200, 50)) < truth).astype(float)
+        best = bbc_cv([weighted_mean(s) for s in score.T], np.arange(200), rng, draws=100)
+        apparent.append(best.apparent)
+        corrected.append(best.interval.estimate)
+    assert np.mean(apparent) > truth + 0.03
+    error = np.std(corrected) / np.sqrt(30)
+    assert np.mean(corrected) == pytest.approx(truth, abs=3 * error + 0.005)
+
+
+def test_the_best_of_fifty_equal_heads_by_area_has_their_common_area():
+    """For a metric that is no mean of images: the largest AUROC is too good."""
+    rng, apparent, corrected = np.random.default_rng(1), [], []
     y = np.arange(100) % 2
     for _ in range(15):
         heads = [weighted_auroc(y == 1, rng.normal(size=100) + y) for _ in range(50)]
-        best = honest_best_by(heads, np.arange(100), rng, draws=60)
+        best = bbc_cv(heads, np.arange(100), rng, draws=60)
         apparent.append(best.apparent)
-        honest.append(best.honest)
+        corrected.append(best.interval.estimate)
     truth = 0.7602  # Phi(1 / sqrt(2))
     assert np.mean(apparent) > truth + 3 * np.std(apparent) / np.sqrt(15) + 0.05
-    assert abs(np.mean(honest) - truth) < np.std(honest)
+    assert abs(np.mean(corrected) - truth) < np.std(corrected)
 
 
-def test_a_score_that_no_draw_defines_is_refused():
+def test_a_value_that_no_draw_defines_is_refused():
     """Both positives in one patient: never a positive in bag and out of bag."""
     y, group = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 2, 3, 4, 4])
-    with pytest.raises(ValueError, match="none of 50 draws defines the score in and out of bag"):
-        honest_best_by(
-            [weighted_auroc(y == 1, np.arange(6.0))], group, np.random.default_rng(0), draws=50
-        )
+    with pytest.raises(ValueError, match="none of 50 draws defines the value in and out of bag"):
+        bbc_cv([weighted_auroc(y == 1, np.arange(6.0))], group, np.random.default_rng(0), draws=50)
 
 
 def test_the_best_is_named_by_its_place():
@@ -51,7 +65,7 @@ def test_the_best_is_named_by_its_place():
     rng = np.random.default_rng(2)
     y = np.arange(80) % 2
     scores = [rng.normal(size=80) + k * y for k in (0.2, 3.0, 0.5)]
-    found = honest_best_by([weighted_auroc(y == 1, s) for s in scores], np.arange(80), rng)
+    found = bbc_cv([weighted_auroc(y == 1, s) for s in scores], np.arange(80), rng)
     assert found.chosen == 1
     assert found.apparent == pytest.approx(roc_auc_score(y, scores[1]))
 

@@ -1,20 +1,19 @@
-"""Places and probabilities of made-up heads, for the tests of comparisons."""
+"""Domains and probabilities of made-up heads, for the tests of comparisons."""
 
 import numpy as np
 
-from pipeline.evaluation.scores import Place
+from pipeline.data.domain import DomainData
 
 
-def place(*, n: int = 60, each: int = 1, role: str = "target", classes: int = 2, seed: int = 0):
-    """``n`` images, ``each`` of a patient, both classes in turn by patient."""
+def domain(*, n: int = 60, each: int = 1, role: str = "target", classes: int = 2) -> DomainData:
+    """``n`` images, ``each`` of a patient, the classes in turn by patient."""
     patient = np.arange(n) // each
-    return Place(
-        domain="there",
+    return DomainData(
+        name="B",
         role=role,
-        rows=np.ones(n, dtype=bool),
         label=patient % classes,
         group=np.array([f"p{i:03}" for i in patient]),
-        seed=(seed, 0),
+        row=np.arange(n),
     )
 
 

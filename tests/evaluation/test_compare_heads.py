@@ -1,0 +1,343 @@
+"""Heads on one domain: which interval, which test, which word."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from MLstatkit import Delong_test
+
+from pipeline.data.items import Item
+from pipeline.data.samples import UNLABELLED, Samples
+from pipeline.errors import StudyError
+from pipeline.evaluation.auroc import auroc_interval
+from pipeline.evaluation.bootstrap import bootstrap_interval
+from pipeline.evaluation.compare_heads import (
+    best_by_validation,
+    compare_heads,
+    confidence_sets,
+    eval_sets,
+    score_heads,
+)
+from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.metrics import METRICS, score
+from pipeline.evaluation.paired_tests import holm, mcnemar, sign_flip
+from pipeline.randomness import stream
+from tests.made_up_heads import domain, head
+
+RATES = {"accuracy", "sensitivity", "specificity"}
+
+
+def heads(y, gains=(1.0, 1.2, 0.0, 3.0)):
+    return {f"h{i}": head(y, gain, seed=i) for i, gain in enumerate(gains)}
+
+
+def of_one(data, proba, **options):
+    return score_heads(data, {"h": proba}, seed=0, **options)["h"]
+
+
+def compared(data, proba, baseline="h0", *, draws=300):
+    return compare_heads(data, proba, baseline, seed=0, draws=draws)
+
+
+def ends(one):
+    return one.low, one.high
+
+
+# --- every metric with its interval
+
+
+def test_independent_images_have_wilsons_and_delongs_intervals():
+    """Rates in closed form, each over the images that it is a rate of."""
+    data = domain()
+    found = of_one(data, p := head(data.label, 1.0))
+    right = p.argmax(1) == data.label
+    assert ends(found["accuracy"]) == wilson(right.sum(), 60)
+    positive = data.label == 1
+    assert found["sensitivity"].low == wilson(right[positive].sum(), 30)[0]
+    assert found["specificity"].high == wilson(right[~positive].sum(), 30)[1]
+    assert found["sensitivity"].images == 30
+    assert found["auroc"] == auroc_interval(data.label, p[:, 1])
+    assert {metric: interval.method for metric, interval in found.items()} == {
+        m: "Wilson" if m in RATES else "DeLong" if m == "auroc" else "patient bootstrap"
+        for m in METRICS
+    }
+
+
+def test_several_images_of_a_patient_are_drawn_together():
+    """No plain rate any more; the area's variance is by patient too."""
+    data = domain(each=3)
+    found = of_one(data, p := head(data.label, 1.0))
+    assert {metric: interval.method for metric, interval in found.items()} == {
+        m: "DeLong by patient" if m == "auroc" else "patient bootstrap" for m in METRICS
+    }
+    assert (found["accuracy"].images, found["accuracy"].patients) == (60, 20)
+    alone = bootstrap_interval(
+        METRICS["accuracy"](data.label, p), data.group, stream("scores B target", 0)
+    )
+    assert found["accuracy"] == replace(alone, level=0.95)
+    assert found["auroc"] == auroc_interval(data.label, p[:, 1], group=data.group)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_every_interval_holds_its_value(classes):
+    """Whatever the metric and the number of classes, but for a calibration error.
+
+    That one is biased upwards in every draw, so its percentiles may lie above it.
+    """
+    data = domain(each=3, n=90, classes=classes)
+    for metric, interval in of_one(data, head(data.label, 1.0, classes=classes)).items():
+        assert interval.low < interval.high, metric
+        assert interval.low <= interval.estimate <= interval.high or metric == "ece"
+
+
+def test_more_classes_have_macro_scores_with_bootstrap_intervals():
+    """And no sensitivity: of which class?"""
+    data = domain(classes=3)
+    found = of_one(data, p := head(data.label, 1.0, classes=3))
+    assert set(found) == set(METRICS) - {"sensitivity", "specificity"}
+    assert (found["accuracy"].method, found["auroc"].method) == ("Wilson", "patient bootstrap")
+    assert found["auroc"].estimate == pytest.approx(score("auroc", data.label, p))
+
+
+def test_all_right_is_not_certainty():
+    """Every draw of patients agrees, so each patient counts as one trial of a rate."""
+    data = domain(each=3)
+    found = of_one(data, np.eye(2)[data.label])
+    assert ends(found["accuracy"]) == wilson(20, 20)
+    assert found["sensitivity"].low == wilson(10, 10)[0]
+    assert found["accuracy"].method == "Wilson, patients as trials"
+    assert found["auroc"].low < 1
+
+
+def test_the_rows_that_a_head_was_trained_on_have_no_interval():
+    """Being right on them is no sample of being right elsewhere."""
+    data = domain(role="fit")
+    found = of_one(data, head(data.label, 1.0))
+    assert {interval.method for interval in found.values()} == {"none"}
+    assert all(np.isnan([interval.low, interval.high]).all() for interval in found.values())
+
+
+def test_what_one_class_does_not_define_is_left_out_and_no_number():
+    """One class only: no area, no specificity of images that are not there."""
+    data = replace(domain(), label=np.ones(60, int))
+    found = of_one(data, head(data.label, 1.0))
+    assert {"auroc", "average_precision", "specificity"}.isdisjoint(found)
+    assert found["sensitivity"].method == "Wilson"
+
+
+def test_a_class_in_one_patient_has_no_variance():
+    """Its area is a number without an interval."""
+    data = domain(n=40, each=4)
+    data = replace(data, group=np.where(data.label == 1, "p1", data.group))
+    found = of_one(data, head(data.label, 1.0))["auroc"]
+    assert np.isfinite(found.estimate)
+    assert (found.method, np.isnan(found.low)) == ("none", True)
+
+
+def test_another_head_beside_it_changes_no_interval():
+    """Heads share the draws; dropping one moves none of the others'."""
+    data = domain(each=2)
+    p = {seed: head(data.label, 1.0, seed) for seed in range(3)}
+    together = score_heads(data, p, seed=0, draws=200)
+    assert together[1] == score_heads(data, {1: p[1]}, seed=0, draws=200)[1]
+
+
+# --- pairs of heads
+
+
+def test_independent_images_are_compared_exactly():
+    """McNemar's test, DeLong's as MLstatkit has it, and Holm over the heads."""
+    data = domain(n=200)
+    p = heads(data.label)
+    found = compared(data, p)
+    right = {name: one.argmax(1) == data.label for name, one in p.items()}
+    for name, one in found["accuracy"].items():
+        assert one.p == mcnemar(right[name], right["h0"])
+        step = right[name].mean() - right["h0"].mean()
+        assert one.interval.estimate == pytest.approx(step)
+        assert one.interval.low <= step <= one.interval.high
+        assert (one.test, one.interval.method) == ("McNemar exact", "paired patient bootstrap")
+    for name, one in found["auroc"].items():
+        assert one.p == pytest.approx(Delong_test(data.label, p[name][:, 1], p["h0"][:, 1])[1])
+        assert one.test == "paired DeLong"
+    for rows in found.values():
+        assert set(rows) == {"h1", "h2", "h3"}
+        adjusted = holm([one.p for one in rows.values()])
+        assert [one.p_adjusted for one in rows.values()] == pytest.approx(adjusted)
+
+
+def test_a_row_on_disk_is_flat():
+    """Estimate, interval, p and verdict stand side by side."""
+    data = domain(n=200, each=2)
+    row = compared(data, heads(data.label))["accuracy"]["h3"].record()
+    assert list(row) == [
+        "estimate", "low", "high", "images", "patients", "method", "level",
+        "p", "p_adjusted", "test", "verdict",
+    ]  # fmt: skip
+    assert (row["images"], row["patients"], row["verdict"]) == (200, 100, "better")
+
+
+def test_a_much_better_head_is_better_and_a_worse_one_worse():
+    """The interval lies on the side of the difference."""
+    data = domain(n=200, each=2)
+    found = compared(data, heads(data.label))["accuracy"]
+    assert (found["h3"].verdict, found["h2"].verdict) == ("better", "worse")
+    assert found["h3"].interval.low > 0 > found["h2"].interval.high
+
+
+def test_images_of_one_patient_are_compared_by_patient():
+    """McNemar would count them as independent: whole patients change sides instead."""
+    data = domain(n=120, each=4)
+    p = heads(data.label)
+    found = compared(data, p)
+    step = (p["h3"].argmax(1) == data.label) * 1.0 - (p["h0"].argmax(1) == data.label)
+    one = found["accuracy"]["h3"]
+    assert one.p == sign_flip(step, data.group, stream("flips B target", 0))
+    assert one.test == "sign flips by patient"
+    assert found["auroc"]["h3"].test == "paired DeLong by patient"
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_swapping_two_heads_flips_the_signs(each):
+    """The difference and the ends, exactly; the p stays."""
+    data = domain(n=90, each=each)
+    p = heads(data.label, (1.0, 2.0))
+    first, second = compared(data, p, "h0"), compared(data, p, "h1")
+    for metric in first:
+        one, two = first[metric]["h1"], second[metric]["h0"]
+        assert one.interval.estimate == pytest.approx(-two.interval.estimate, abs=1e-12)
+        assert ends(one.interval) == pytest.approx(
+            (-two.interval.high, -two.interval.low), abs=1e-12
+        )
+        assert one.p == two.p
+        opposite = {"better": "worse", "worse": "better"}
+        assert two.verdict == opposite.get(one.verdict, one.verdict)
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_dropping_a_head_changes_no_other_pair(each):
+    """Raw p and interval; only the adjusted p knows how many heads there are."""
+    data = domain(n=90, each=each)
+    p = heads(data.label)
+    everyone = compared(data, p)["accuracy"]
+    del p["h1"]
+    for name, one in compared(data, p)["accuracy"].items():
+        assert (one.p, one.interval) == (everyone[name].p, everyone[name].interval)
+        assert one.p_adjusted <= everyone[name].p_adjusted
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_the_order_of_the_images_changes_nothing(each):
+    """Patients are drawn, not places in a list."""
+    data = domain(n=90, each=each)
+    p, order = heads(data.label), np.random.default_rng(0).permutation(90)
+    turned = {name: one[order] for name, one in p.items()}
+    again = compared(data.take(order), turned, draws=100)
+    for metric, rows in compared(data, p, draws=100).items():
+        for name, one in rows.items():
+            two = again[metric][name]
+            numbers = [(q.interval.estimate, *ends(q.interval), q.p) for q in (one, two)]
+            assert numbers[0] == pytest.approx(numbers[1], abs=1e-12)
+            assert one.verdict == two.verdict
+
+
+@pytest.mark.parametrize(("n", "word"), [(60, "inconclusive"), (1000, "equivalent")])
+def test_no_difference_in_few_images_is_no_equivalence(n, word):
+    """Where no image of 60 differs, one of 20 may; of 1000 that is ruled out."""
+    data = domain(n=n)
+    p = head(data.label, 1.0)
+    for rows in compared(data, {"h0": p, "b": p}, draws=100).values():
+        one = rows["b"]
+        assert (one.interval.estimate, one.p, one.verdict) == (0, 1, word)
+        assert one.interval.low == -one.interval.high < 0
+
+
+def test_a_side_on_which_nothing_was_seen_is_not_closed():
+    """One head is right wherever the other is: it may yet be wrong where the other is right."""
+    data = domain(n=100)
+    right = np.eye(2)[data.label]
+    other = right.copy()
+    other[:4] = 1 - other[:4]
+    interval = compared(data, {"a": right, "b": other}, "a")["accuracy"]["b"].interval
+    none = wilson(0, 100)[1]
+    assert interval.high > 0 > interval.low
+    assert none - 0.04 < interval.high < none
+    assert interval.low == pytest.approx(-0.08, abs=0.011)
+
+
+def test_pairs_cover_a_difference_that_few_images_show():
+    """A difference of half a point, often unseen in 60 images, is within 95 % of intervals."""
+    rng, held, data = np.random.default_rng(0), 0, domain()
+    for seed in range(200):
+        right = rng.random((2, 60)) < [[0.995], [0.99]]
+        proba = {f"h{k}": np.eye(2)[np.where(hit, data.label, 1 - data.label)]
+                 for k, hit in enumerate(right)}  # fmt: skip
+        found = compare_heads(data, proba, "h1", seed=seed, draws=200)
+        interval = found["accuracy"]["h0"].interval
+        held += interval.low <= 0.005 <= interval.high
+    assert held >= 186
+
+
+@pytest.mark.parametrize("classes", [3, 2])
+def test_areas_are_compared_only_where_delong_can(classes):
+    """Two classes, each in enough patients."""
+    data = domain(classes=classes, n=60 if classes == 3 else 30, each=1 if classes == 3 else 15)
+    p = {name: head(data.label, 1.0, i, classes) for i, name in enumerate(("h0", "b"))}
+    assert set(compared(data, p, draws=100)) == {"accuracy"}
+    assert set(confidence_sets(data, p, seed=0, draws=100)) == {"accuracy"}
+
+
+@pytest.mark.parametrize(("patients", "metrics"), [(9, 1), (10, 2)])
+def test_areas_of_a_handful_of_patients_are_not_compared(patients, metrics):
+    """A normal law for three positive patients gives p of 1e-25."""
+    y = np.repeat([0, 1], [200, patients])
+    data = replace(domain(n=len(y)), label=y)
+    found = compared(data, heads(y), draws=50)
+    assert list(found) == ["accuracy", "auroc"][:metrics]
+    assert len(found["accuracy"]) == 3
+
+
+def test_the_confidence_set_holds_the_best_and_not_the_surely_worse():
+    """By place, with p of each head."""
+    data = domain(n=200)
+    found = confidence_sets(data, heads(data.label), seed=0, draws=300)
+    assert set(found) == {"accuracy", "auroc"}
+    for one in found.values():
+        assert one.members == (3,)
+        assert one.p[3] == 1
+
+
+def test_the_best_is_the_most_accurate_and_of_equals_the_better_calibrated():
+    """Never the first of the table by chance."""
+    data = domain()
+    sure = np.eye(2)[data.label] * 0.8 + 0.1
+    faint = np.eye(2)[data.label] * 0.2 + 0.4
+    p = {"wrong": 1 - sure, "faint": faint, "sure": sure}
+    assert best_by_validation(data, p) == "sure"
+
+
+# --- what is evaluated at all
+
+
+def test_each_labelled_domain_is_evaluated_in_each_role():
+    """Rows of a target without labels are left out where evaluation begins."""
+    samples = Samples(
+        items=tuple(Item(f"{k}.png", "x", f"/{k}.png", None, None) for k in range(5)),
+        key=tuple(bytes([k]) * 32 for k in range(5)),
+        label=np.array([0, 1, 1, UNLABELLED, 0]),
+        group=np.array(list("abcde")),
+        domain=np.array(["source", "B", "source", "far", "B"]),
+        split=np.array(["fit", "target", "validation", "target", "target"]),
+        classes=("normal", "pneumonia"),
+    )
+    found = eval_sets(samples)
+    assert [(one.name, one.role, one.row.tolist()) for one in found] == [
+        ("source", "fit", [0]), ("B", "target", [1, 4]), ("source", "validation", [2]),
+    ]  # fmt: skip
+    assert found[1].label.tolist() == [1, 0]
+
+
+def test_images_without_labels_are_refused():
+    """What slips through would count as wrong."""
+    with pytest.raises(StudyError, match="needs the labels of B"):
+        score_heads(domain().sealed(), {}, seed=0)
