@@ -333,13 +333,13 @@ def _differences(
                 compared = compare_heads(data, at_rows, name, seed=seed)
                 for method, difference in compared["accuracy"].items():
                     yield {
-                        "method": method,
+                        **difference.record(),
+                        "method": method,  # of training: that of the interval is dropped
                         "backbone": backbone,
                         "seed": number,
                         "baseline": name,
                         "domain": data.name,
                         "role": data.role,
-                        **difference.record(),
                     }
 
 
