@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.audit.stage import SAMPLES
 from pipeline.data.images import PixelPolicy
-from pipeline.data.index import FactsIndex, measure_missing
+from pipeline.data.index import FactsIndex
 from pipeline.data.leaks import NearCopies, check_near_copies
 from pipeline.data.samples import Samples, load_samples
 from pipeline.data.sources import read_image
@@ -51,7 +51,7 @@ def facts_of(study_file: Path, samples: Samples) -> NDArray[Any]:
     """Facts of all samples, measured beside the study."""
     index = FactsIndex(study_file.parent)
     with Progress("facts") as progress:
-        assert measure_missing(index, samples.key, samples.items, progress) == {}
+        assert index.measure(samples.key, samples.items, progress) == {}
     return index.facts(samples.key)
 
 

@@ -12,10 +12,9 @@ import pytest
 import pipeline.audit.stage as audit_module
 from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
-from pipeline.data.leaks import NearCopies, NearPair, check_conflicts, picture_ids
+from pipeline.data.leaks import NearCopies, NearPair
 from pipeline.data.samples import UNLABELLED, load_samples
-from pipeline.data.sources import scan
-from pipeline.errors import CheckFailedError, StudyError
+from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
@@ -28,7 +27,6 @@ from pipeline.shift.unlabelled import NEEDS_LABELS
 from pipeline.study import load_study
 from pipeline.words import to_jsonable
 from tests.audit.test_stage import copy_pixels
-from tests.image_files import pictures, with_files, with_stack
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
@@ -61,77 +59,6 @@ def study(study_file):
 
 
 # --- how the images enter
-
-
-def paths(root):
-    listing = scan(root, labelled=False)
-    assert {item.label for item in listing.items} == {""}
-    return [item.path for item in listing.items]
-
-
-def test_images_are_taken_flat_and_from_folders_of_any_meaning(tmp_path):
-    """What lies directly in the folder counts; a folder's name is no class."""
-    root = with_files(tmp_path / "x", "b.jpg", "a.PNG", "ward 3/c.jpeg", "ward 3/deep/d.png")
-    (root / ".hidden.png").write_bytes(b"")
-    (root / "notes.txt").write_text("x")
-    (root / "again").symlink_to(root / "ward 3")
-    # A folder that is reached twice is walked once.
-    assert paths(root) == ["a.PNG", "again/c.jpeg", "again/deep/d.png", "b.jpg"]
-
-
-def test_stacks_are_taken_whatever_they_are_called(tmp_path):
-    """The name of a stack is no class either."""
-    with_stack(tmp_path / "x", "normal.npy", pictures())
-    with_stack(tmp_path / "x", "test_ill.npy", pictures(2, seed=5))
-    assert len(paths(tmp_path / "x")) == 5
-
-
-def test_a_folder_of_nothing_or_of_both_kinds_is_refused(tmp_path):
-    """The message says what may be there."""
-    (tmp_path / "x").mkdir()
-    with pytest.raises(StudyError, match=r"holds nothing; allowed for a target without labels"):
-        scan(tmp_path / "x", labelled=False)
-    (tmp_path / "x" / "empty").mkdir()
-    with pytest.raises(StudyError, match=r"x holds no image \(it is empty\)"):
-        scan(tmp_path / "x", labelled=False)
-    with_files(tmp_path / "x", "a.png")
-    with_stack(tmp_path / "x", "normal.npy", pictures())
-    with pytest.raises(StudyError, match=r"holds images and \.npy stacks; allowed"):
-        scan(tmp_path / "x", labelled=False)
-
-
-def test_a_loose_folder_without_the_word_is_told_of_it(study_file):
-    """Who forgets the key is told that there is one."""
-    study_file.write_text(study_file.read_text().replace('labels = "absent"\n', ""))
-    with pytest.raises(StudyError, match='labels = "absent"'):
-        load_samples(load_study(study_file))
-
-
-def test_samples_without_labels_have_no_class(study_file):
-    """Neither a number of a class nor a name; patients and split are as ever."""
-    samples, _ = load_samples(load_study(study_file))
-    far = samples.domain == "far"
-    assert far.sum() == 100
-    assert set(samples.label[far]) == {UNLABELLED}
-    assert (samples.labelled == ~far).all()
-    assert samples.class_of(int(np.flatnonzero(far)[0])) == "no label"
-    assert samples.class_of(0) == "a"
-    assert len(set(samples.group[far])) == 25
-    assert samples.classes == ("a", "b")
-
-
-def test_copies_without_labels_contradict_nothing_and_still_leak(study_file):
-    """A missing label is not another label; a picture of the source is one all the same."""
-    folder = study_file.parent
-    of_target = next((folder / "there" / "a").iterdir())
-    shutil.copy(of_target, folder / "far" / of_target.name)
-    samples, _ = load_samples(load_study(study_file))
-    (found,) = check_conflicts(samples, picture_ids(samples, None))
-    assert found.severity == "ok"
-    of_source = next((folder / "here" / "a").iterdir())
-    shutil.copy(of_source, folder / "far" / of_source.name)
-    with pytest.raises(CheckFailedError, match="1 image of a target is also in the source"):
-        load_samples(load_study(study_file))
 
 
 # --- nothing counts a missing label

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.facts import columns
 from pipeline.data.leaks import NOTE, OK, WARNING, Finding, cannot_ask, in_each_domain, people
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
@@ -194,6 +193,29 @@ def _severity(*, warn: bool, unsure: bool) -> str:
     return WARNING if warn else NOTE if unsure else OK
 
 
+def fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
+    """The facts that a shortcut test may learn from, each of shape ``(n,)`` and finite.
+
+    Sizes are logarithms, because a doubling means the same at any size. What does not
+    vary is left out; a picture that is no JPEG has the mean quality of those that are.
+    """
+    is_jpeg = np.isfinite(facts["jpeg_quality"])
+    quality = facts["jpeg_quality"].astype(np.float64)
+    usual = quality[is_jpeg].mean() if is_jpeg.any() else 0.0
+    columns = {
+        "height": np.log(facts["height"]),
+        "width": np.log(facts["width"]),
+        "aspect": np.log(facts["width"] / facts["height"]),
+        "mean grey": facts["mean"].astype(np.float64),
+        "deviation of grey": facts["std"].astype(np.float64),
+        "border grey": facts["border"].astype(np.float64),
+        "file size": np.log(facts["file_bytes"]),
+        "JPEG quality": np.where(is_jpeg, quality, usual),
+        "is JPEG": is_jpeg.astype(np.float64),
+    }
+    return MappingProxyType({name: v for name, v in columns.items() if np.ptp(v) > 0})
+
+
 def _text(auc: Interval) -> str:
     return f"{auc.estimate:.2f} ({auc.low:.2f} to {auc.high:.2f})"
 
@@ -206,7 +228,7 @@ def _strongest(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
 
     alone = {
         name: max(strength(values, k) for k in np.unique(label).tolist())
-        for name, values in columns(facts).items()
+        for name, values in fact_columns(facts).items()
     }
     best = sorted(alone, key=lambda name: -alone[name])[:_STRONGEST]
     named = ", ".join(f"{name} {1 / 2 + alone[name]:.2f}" for name in best)
@@ -216,7 +238,7 @@ def _strongest(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
 
 
 def _matrix(facts: NDArray[Any]) -> NDArray[np.float64]:
-    varying = list(columns(facts).values())
+    varying = list(fact_columns(facts).values())
     return np.stack(varying, axis=1) if varying else np.zeros((len(facts), 1))
 
 

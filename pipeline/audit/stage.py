@@ -25,7 +25,7 @@ from pipeline.audit.near_copies import (
     scores_without,
 )
 from pipeline.audit.shortcuts import MASKED, check_domains, check_facts, check_masked
-from pipeline.data.index import FactsIndex, measure_missing
+from pipeline.data.index import FactsIndex
 from pipeline.data.leaks import NOTE, SEVERITIES, Finding, check_leaks, check_near_copies
 from pipeline.data.samples import SampleOptions, Samples, exclusions_text, load_samples
 from pipeline.errors import MissingFeaturesError
@@ -111,7 +111,7 @@ def _with_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArra
     samples, index = table.samples, FactsIndex(study.store_root)
     missing = sum(key not in index for key in set(samples.key))
     with Progress("facts") as progress:
-        reasons = measure_missing(index, samples.key, samples.items, progress)
+        reasons = index.measure(samples.key, samples.items, progress)
     if reasons:
         _LOG.warning(
             "%s %s left out, as facts cannot be had; first: %s",

@@ -1,9 +1,8 @@
-"""How one picture looks: a few numbers, each moved by one habit of a hospital.
+"""Facts of one image that say nothing of its class: size, greys, file, and how it looks.
 
-They are what a technician would name (exposure, contrast, noise, sharpness, marks in the
-corners), so that a difference between hospitals can be told in words. Each is made to
-ignore what the others measure: grain is judged where nothing is cut off at black or
-white, brightness away from the border.
+The audit asks whether they tell the label all the same, and shift how hospitals differ in
+them. The measures of appearance are what a technician would name (exposure, contrast, noise,
+sharpness, marks in the corners); each is made to ignore what the others measure.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.data.images import Pixels, measured, open_image
+from pipeline.data.images import Pixels, measure_picture, open_image
 from pipeline.errors import ImageError
 
 Grey = NDArray[np.float64]
@@ -31,19 +30,34 @@ _LONG_SIDE = 256
 #: How much brighter than its surroundings a stroke is.
 _STROKE = 0.3
 _FLOOR = 1e-3  # logarithms of shares and of noise start here
+#: Share of each side that counts as border, on each end.
+_BORDER = 0.05
+_HASH_SIZE = (9, 8)
+#: Luminance table of ITU-T T.81, annex K.1, row by row: what libjpeg scales by quality.
+_ANNEX_K = np.array(
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    ]
+)
 
 
-def exposure(grey: Grey) -> float:
+# Measures of appearance; the grey values of a picture are 0 to 1.
+
+
+def _exposure(grey: Grey) -> float:
     """Mean grey of the middle two thirds, 0 to 1."""
     return float(_middle(grey).mean())
 
 
-def contrast(grey: Grey) -> float:
+def _contrast(grey: Grey) -> float:
     """Standard deviation of grey in the middle two thirds, 0 to 0.5."""
     return float(_middle(grey).std())
 
 
-def noise(grey: Grey) -> float:
+def _noise(grey: Grey) -> float:
     """Log of the grain's standard deviation plus 0.001, from mid-grey pixels.
 
     The median of the response to Immerkaer's mask (Computer Vision and Image
@@ -58,13 +72,13 @@ def noise(grey: Grey) -> float:
     return float(np.log(sigma + _FLOOR))
 
 
-def sharpness(grey: Grey) -> float:
+def _sharpness(grey: Grey) -> float:
     """Log of the mean absolute Laplacian at a scale of one pixel."""
     edges = ndimage.gaussian_laplace(grey, 1.0)
     return float(np.log(np.abs(edges).mean() + 1e-6))
 
 
-def corner_marks(grey: Grey) -> float:
+def _corner_marks(grey: Grey) -> float:
     """Log of the share (plus 0.001) of thin bright strokes in the corner that has most.
 
     A stroke is thinner than a 25th of the picture and brighter by 0.3 than what
@@ -77,41 +91,25 @@ def corner_marks(grey: Grey) -> float:
     return float(np.log(max((s > _STROKE).mean() for s in strokes) + _FLOOR))
 
 
-def appearance(pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """All of :data:`APPEARANCE` for one picture.
-
-    Args:
-        pixels: Grey, uint8 of shape ``(height, width)``. What is twice as large as a
-            network's input, or larger, is averaged down first: finer grain does not count.
-    """
-    factor = max(1, max(pixels.shape) // _LONG_SIDE)
-    grey = np.asarray(Image.fromarray(pixels).reduce(factor)) / 255
-    return {name: measure(grey) for name, measure in APPEARANCE.items()}
-
-
 def _middle(grey: Grey) -> Grey:
     down, across = (length // 6 for length in grey.shape)
     return grey[down : grey.shape[0] - down, across : grey.shape[1] - across]
 
 
-#: To add a measure: a function of grey values 0 to 1 above and one line here.
+#: To add a measure: a function above and one line here.
 APPEARANCE: Mapping[str, Callable[[Grey], float]] = MappingProxyType(
     {
-        "exposure": exposure,
-        "contrast": contrast,
-        "noise": noise,
-        "sharpness": sharpness,
-        "corner_marks": corner_marks,
+        "exposure": _exposure,
+        "contrast": _contrast,
+        "noise": _noise,
+        "sharpness": _sharpness,
+        "corner_marks": _corner_marks,
     }
 )
 
-
-# Cheap facts of one image that say nothing of illness, and should not tell it.
-
-
-#: One image a row. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the file is
-#: no JPEG; ``dhash`` is the 64-bit difference hash; ``pixels`` the digest of the pixels. The
-#: last are those of :data:`pipeline.data.facts.APPEARANCE`.
+#: The facts of one image. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the
+#: file is no JPEG; ``dhash`` is the 64-bit difference hash; ``pixels`` the digest of the
+#: pixels. The last are those of :data:`APPEARANCE`.
 FACTS = np.dtype(
     [
         ("key", np.uint8, (32,)),
@@ -125,18 +123,6 @@ FACTS = np.dtype(
         ("file_bytes", np.int64),
         ("jpeg_quality", np.float32),
         *((name, np.float32) for name in APPEARANCE),
-    ]
-)
-#: Share of each side that counts as border, on each end.
-_BORDER = 0.05
-_HASH_SIZE = (9, 8)
-#: Luminance table of ITU-T T.81, annex K.1, row by row: what libjpeg scales by quality.
-_ANNEX_K = np.array(
-    [
-        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
-        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
-        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
-        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
     ]
 )
 
@@ -153,36 +139,51 @@ def facts_of_file(data: bytes) -> NDArray[Any]:
     Raises:
         ImageError: See :func:`pipeline.data.images.decode`.
     """
-    facts = measured(data, facts_of_picture)
+    facts = measure_picture(data, _facts_of_picture)
     facts["file_bytes"] = len(data)
-    facts["jpeg_quality"] = jpeg_quality(data)
+    facts["jpeg_quality"] = _jpeg_quality(data)
     return facts
 
 
 def facts_of_array(pixels: Pixels) -> NDArray[Any]:
     """Facts of a row of a stack, ``(H, W)`` or ``(H, W, 3)``; its bytes are the file's share."""
-    facts = facts_of_picture(Image.fromarray(pixels))
+    facts = _facts_of_picture(Image.fromarray(pixels))
     facts["file_bytes"] = pixels.nbytes
     facts["jpeg_quality"] = np.nan
     return facts
 
 
-def facts_of_picture(picture: Image.Image) -> NDArray[Any]:
-    """Facts of a picture at its own size, mode L or RGB; file size and quality stay 0."""
+def _facts_of_picture(picture: Image.Image) -> NDArray[Any]:
+    """Facts of a picture at its own size, mode L or RGB; those of the file stay 0.
+
+    For the measures of appearance, what is twice as large as a network's input, or larger,
+    is averaged down first: finer grain does not count.
+    """
     facts = np.zeros((), FACTS)
     greys = picture.convert("L")
     values = np.asarray(greys)
     facts["pixels"] = np.frombuffer(_digest(picture), np.uint8)
-    facts["dhash"] = difference_hash(greys)
+    facts["dhash"] = _difference_hash(greys)
     facts["height"], facts["width"] = values.shape
     facts["mean"], facts["std"] = values.mean(), values.std()
     facts["border"] = _border_mean(values)
-    for name, value in appearance(values).items():
-        facts[name] = value
+    reduced = np.asarray(greys.reduce(max(1, max(values.shape) // _LONG_SIDE))) / 255
+    for name, measure in APPEARANCE.items():
+        facts[name] = measure(reduced)
     return facts
 
 
-def difference_hash(greys: Image.Image) -> np.uint64:
+def _digest(picture: Image.Image) -> bytes:
+    """SHA-256 of the pixels; grey stored as three equal channels is grey."""
+    values = np.asarray(picture)
+    if values.ndim > 2 and (values == values[..., :1]).all():
+        values = np.ascontiguousarray(values[..., 0])
+    digest = hashlib.sha256(f"{values.shape}|".encode())
+    digest.update(values.data)
+    return digest.digest()
+
+
+def _difference_hash(greys: Image.Image) -> np.uint64:
     """dHash: for each of 8 x 8 cells, whether it is brighter than its left neighbour.
 
     Shrunk by averaging whole cells, so that noise and a shift by one pixel hardly count.
@@ -192,13 +193,18 @@ def difference_hash(greys: Image.Image) -> np.uint64:
     return np.uint64(np.packbits(bits.ravel()).view(">u8")[0])
 
 
-def jpeg_quality(data: bytes) -> float:
+def _border_mean(values: Pixels) -> float:
+    """Mean grey of the outer frame."""
+    rows, columns = (max(1, round(_BORDER * side)) for side in values.shape)
+    inside = values[rows:-rows, columns:-columns]
+    total = values.sum(dtype=np.int64) - inside.sum(dtype=np.int64)
+    return float(total / (values.size - inside.size))
+
+
+def _jpeg_quality(data: bytes) -> float:
     """The libjpeg quality, 1 to 100, whose luminance table is nearest to the file's.
 
     Exact for files of libjpeg; NaN for what is no JPEG.
-
-    Raises:
-        ImageError: The file cannot be opened.
     """
     if not data.startswith(b"\xff\xd8"):
         return float("nan")
@@ -216,45 +222,4 @@ def _libjpeg_tables() -> NDArray[np.int64]:
     return np.asarray(np.clip((_ANNEX_K * scale + 50) // 100, 1, 255), np.int64)
 
 
-def _digest(picture: Image.Image) -> bytes:
-    """SHA-256 of the pixels; grey stored as three equal channels is grey."""
-    values = np.asarray(picture)
-    if values.ndim > 2 and (values == values[..., :1]).all():
-        values = np.ascontiguousarray(values[..., 0])
-    digest = hashlib.sha256(f"{values.shape}|".encode())
-    digest.update(values.data)
-    return digest.digest()
-
-
-def _border_mean(values: Pixels) -> float:
-    """Mean grey of the outer frame."""
-    rows, columns = (max(1, round(_BORDER * side)) for side in values.shape)
-    inside = values[rows:-rows, columns:-columns]
-    total = values.sum(dtype=np.int64) - inside.sum(dtype=np.int64)
-    return float(total / (values.size - inside.size))
-
-
 _LIBJPEG = _libjpeg_tables()
-
-
-def columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
-    """The facts that a probe may learn from, each of shape ``(n,)`` and finite.
-
-    Sizes are logarithms, because a doubling means the same at any size. What does not
-    vary is left out; a picture that is no JPEG has the mean quality of those that are.
-    """
-    is_jpeg = np.isfinite(facts["jpeg_quality"])
-    quality = facts["jpeg_quality"].astype(np.float64)
-    usual = quality[is_jpeg].mean() if is_jpeg.any() else 0.0
-    found = {
-        "height": np.log(facts["height"]),
-        "width": np.log(facts["width"]),
-        "aspect": np.log(facts["width"] / facts["height"]),
-        "mean grey": facts["mean"].astype(np.float64),
-        "deviation of grey": facts["std"].astype(np.float64),
-        "border grey": facts["border"].astype(np.float64),
-        "file size": np.log(facts["file_bytes"]),
-        "JPEG quality": np.where(is_jpeg, quality, usual),
-        "is JPEG": is_jpeg.astype(np.float64),
-    }
-    return MappingProxyType({name: v for name, v in found.items() if np.ptp(v) > 0})

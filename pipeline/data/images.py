@@ -125,10 +125,10 @@ def decode(data: bytes, policy: PixelPolicy) -> Pixels:
             truncated, damaged, too large, too small, too long, several frames, 12 bits
             stored in 16.
     """
-    return measured(data, lambda image: _fitted(image, policy))
+    return measure_picture(data, lambda image: _fitted(image, policy))
 
 
-def measured(data: bytes, measure: Callable[[Image.Image], T]) -> T:
+def measure_picture(data: bytes, measure: Callable[[Image.Image], T]) -> T:
     """Decode a file at its own size and measure something of the picture.
 
     Args:

@@ -1,10 +1,7 @@
-"""Remember the content key of a file as long as nothing about the file changed.
+"""What is remembered of images between runs: keys of files, facts of contents.
 
-A disposable index, so that a second run reads no image. It knows files only by a
-hash of their path, because names of medical images can name people. It is believed
-where size, times and inode agree *and* the file was last touched before the hashing
-began: a file changed within the clock tick in which it was hashed would look the
-same afterwards (git calls such entries racy). Racy entries are never written.
+Both indexes lie in ``index/`` below the feature stores and are disposable: what is damaged,
+or of another version, counts as not there, and a disk that is full costs only time.
 """
 
 import hashlib
@@ -30,11 +27,24 @@ from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.progress import Progress
 
-_FORMAT = 2
+_LOG = logging.getLogger(__name__)
+_KEYS_FORMAT = 2
+#: In the file's name: whoever measures otherwise writes another file.
+_FACTS_VERSION = 1
+_DIGEST_BYTES = 32
+#: Measured images that a killed run may lose.
+_SAVE_EVERY_S = 30.0
+_AT_ONCE = 64
 
 
 class KeyIndex:
-    """Keys of the files of one domain.
+    """Content keys of the files of one domain, so that a second run reads no image.
+
+    It knows files only by a hash of their path, because names of medical images can name
+    people. It is believed where size, times and inode agree *and* the file was last touched
+    before the hashing began: a file changed within the clock tick in which it was hashed
+    would look the same afterwards (git calls such entries racy). Racy entries are never
+    written.
 
     Args:
         store_root: Folder of the feature stores; the index lies in ``index/`` there.
@@ -51,13 +61,13 @@ class KeyIndex:
     def key(self, item: Item) -> bytes | None:
         """The remembered key of a file that has not changed since, or None."""
         entry = self._known.get(_short_hash(item.path))
-        if entry is None or entry[:4] != _facts(item):
+        if entry is None or entry[:4] != _stat_values(item):
             return None
         return bytes.fromhex(entry[4])
 
     def learn(self, item: Item, key: bytes) -> None:
         """Take note of a key that was just computed from the file's content."""
-        self._new[_short_hash(item.path)] = [*_facts(item), key.hex()]
+        self._new[_short_hash(item.path)] = [*_stat_values(item), key.hex()]
 
     def stamp(self) -> int | None:
         """Now, by the clock of the disk; ask before the hashing begins.
@@ -65,27 +75,25 @@ class KeyIndex:
         Returns:
             Nanoseconds, or None where nothing can be written: then nothing is kept.
         """
-        probe = self._folder / disk.temporary_name()
+        file = self._folder / disk.temporary_name()
         try:
             disk.make_dir(self._folder)
-            disk.close(disk.open_new(probe))
-            stamp = probe.stat().st_mtime_ns
-            disk.unlink(probe)
+            disk.close(disk.open_new(file))
+            stamp = file.stat().st_mtime_ns
+            disk.unlink(file)
         except OSError:
             return None
         return stamp
 
     def save(self, stamp: int | None) -> None:
-        """Write what was learned, without the racy entries; a failure costs only time."""
+        """Write what was learned, without the racy entries."""
         if stamp is None or not self._new:
             return
         safe = {k: v for k, v in self._new.items() if max(int(v[1]), int(v[2])) < stamp}
-        entries = self._known | safe
-        text = json.dumps(entries, separators=(",", ":"), sort_keys=True)
-        head = f'{{"format":{_FORMAT},"sha256":"{_sha256(text)}","entries":'
-        data = f"{head}{text}}}"
+        text = _canonical(self._known | safe)
+        head = f'{{"format":{_KEYS_FORMAT},"sha256":"{_sha256(text)}","entries":'
         try:
-            disk.publish(self._file, data.encode())
+            disk.publish(self._file, f"{head}{text}}}".encode())
         except WriteFailedError:
             return
 
@@ -94,50 +102,26 @@ class KeyIndex:
         try:
             index = json.loads(disk.read_all(self._file))
             entries: dict[str, Any] = index["entries"]
-            text = json.dumps(entries, separators=(",", ":"), sort_keys=True)
-            whole = index["format"] == _FORMAT and index["sha256"] == _sha256(text)
+            digest = _sha256(_canonical(entries))
+            whole = index["format"] == _KEYS_FORMAT and index["sha256"] == digest
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {}
         return entries if whole else {}
 
 
-def _facts(item: Item) -> list[int]:
-    """Ctime stands in for an editor that sets the old mtime again."""
-    stat = item.stat
-    return [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode]
-
-
-def _short_hash(path: str) -> str:
-    data = path.encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(data, digest_size=12).hexdigest()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-# Facts of all images of a study: measured once for each content, then remembered.
-
-
-_LOG = logging.getLogger(__name__)
-#: In the file's name: whoever measures otherwise writes another file.
-_VERSION = 1
-_DIGEST_BYTES = 32
-#: Measured images that a killed run may lose.
-_SAVE_EVERY_S = 30.0
-_AT_ONCE = 64
-
-
 class FactsIndex:
-    """The facts known for the stores of one folder.
+    """Facts of contents, measured once for each.
+
+    One file, ``index/facts-v1.npy``: records of dtype ``FACTS`` that ``np.load`` can read,
+    then the SHA-256 of all before it. It holds no path.
 
     Args:
         store_root: Folder of the feature stores.
     """
 
     def __init__(self, store_root: Path) -> None:
-        self._file = store_root / "index" / f"facts-v{_VERSION}.npy"
-        self._records = _read(self._file)
+        self._file = store_root / "index" / f"facts-v{_FACTS_VERSION}.npy"
+        self._records = _read_facts(self._file)
         self._row_of = {bytes(key): row for row, key in enumerate(self._records["key"])}
 
     def __contains__(self, key: bytes) -> bool:
@@ -152,17 +136,52 @@ class FactsIndex:
         return np.asarray(self._records[[self._row_of[key] for key in keys]])
 
     def add(self, records: Sequence[NDArray[Any]]) -> None:
-        """Take note of facts, and write all that is known; a full disk costs only time."""
+        """Take note of facts, and write all that is known."""
         new = [record for record in records if bytes(record["key"]) not in self._row_of]
         if not new:
             return
         self._row_of |= {bytes(r["key"]): len(self._records) + row for row, r in enumerate(new)}
         self._records = np.concatenate([self._records, np.array(new, FACTS)])
+        stream = io.BytesIO()
+        np.save(stream, self._records, allow_pickle=False)
+        data = stream.getvalue()
         try:
             disk.make_dir(self._file.parent)
-            disk.publish(self._file, _to_bytes(self._records))
+            disk.publish(self._file, data + hashlib.sha256(data).digest())
         except (OSError, WriteFailedError) as cause:
             _LOG.warning("the facts of the images cannot be kept: %s", cause)
+
+    def measure(
+        self, keys: Sequence[bytes], items: Sequence[Item], progress: Progress
+    ) -> dict[bytes, str]:
+        """Measure what is not known yet; what is done is kept while going on.
+
+        Args:
+            keys: ``n`` content keys.
+            items: Where each image is.
+            progress: Told how many images are to be measured, and of each that was.
+
+        Returns:
+            Reason by key for the images that cannot be measured.
+        """
+        missing = {k: i for k, i in zip(keys, items, strict=True) if k not in self}
+        progress.expect(len(missing))
+        waiting: list[NDArray[Any]] = []
+        reasons: dict[bytes, str] = {}
+        saved = time.monotonic()
+        try:
+            for key, result in _measured(missing):
+                if isinstance(result, str):
+                    reasons[key] = result
+                else:
+                    waiting.append(result)
+                progress.advance()
+                if time.monotonic() - saved > _SAVE_EVERY_S:
+                    self.add(waiting)
+                    waiting, saved = [], time.monotonic()
+        finally:
+            self.add(waiting)
+        return reasons
 
 
 def known_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None:
@@ -171,45 +190,12 @@ def known_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None:
     return index.facts(keys) if all(key in index for key in keys) else None
 
 
-def measure_missing(
-    index: FactsIndex, keys: Sequence[bytes], items: Sequence[Item], progress: Progress
-) -> dict[bytes, str]:
-    """Measure what the index does not know yet; what is done is kept while going on.
-
-    Args:
-        index: What is known.
-        keys: ``n`` content keys.
-        items: Where each image is.
-        progress: Told how many images are to be measured, and of each that was.
-
-    Returns:
-        Reason by key for the images that cannot be measured.
-    """
-    todo = {k: i for k, i in zip(keys, items, strict=True) if k not in index}
-    progress.expect(len(todo))
-    waiting: list[NDArray[Any]] = []
-    reasons: dict[bytes, str] = {}
-    saved = time.monotonic()
-    try:
-        for key, result in _measured(todo):
-            if isinstance(result, str):
-                reasons[key] = result
-            else:
-                waiting.append(result)
-            progress.advance()
-            if time.monotonic() - saved > _SAVE_EVERY_S:
-                index.add(waiting)
-                waiting, saved = [], time.monotonic()
-    finally:
-        index.add(waiting)
-    return reasons
-
-
-def _measured(todo: dict[bytes, Item]) -> Iterator[tuple[bytes, NDArray[Any] | str]]:
+def _measured(missing: dict[bytes, Item]) -> Iterator[tuple[bytes, NDArray[Any] | str]]:
     with ThreadPoolExecutor(cpu_count(), "measure") as pool:
-        entries = iter(todo.items())
-        while some := list(islice(entries, _AT_ONCE)):
-            yield from zip((key for key, _ in some), pool.map(_facts_or_reason, some), strict=True)
+        entries = iter(missing.items())
+        while batch := list(islice(entries, _AT_ONCE)):
+            keys = (key for key, _ in batch)
+            yield from zip(keys, pool.map(_facts_or_reason, batch), strict=True)
 
 
 def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
@@ -222,13 +208,7 @@ def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
     return facts
 
 
-def _to_bytes(records: NDArray[Any]) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, records, allow_pickle=False)
-    return stream.getvalue() + hashlib.sha256(stream.getvalue()).digest()
-
-
-def _read(file: Path) -> NDArray[Any]:
+def _read_facts(file: Path) -> NDArray[Any]:
     """What was kept, if every byte of it is as it was written; nothing is parsed before."""
     try:
         data = disk.read_all(file)
@@ -240,3 +220,22 @@ def _read(file: Path) -> NDArray[Any]:
     except (OSError, ValueError):
         pass
     return np.empty(0, FACTS)
+
+
+def _stat_values(item: Item) -> list[int]:
+    """Ctime stands in for an editor that sets the old mtime again."""
+    stat = item.stat
+    return [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode]
+
+
+def _canonical(entries: dict[str, Any]) -> str:
+    return json.dumps(entries, separators=(",", ":"), sort_keys=True)
+
+
+def _short_hash(path: str) -> str:
+    data = path.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(data, digest_size=12).hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

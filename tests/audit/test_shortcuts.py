@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.audit.shortcuts import MASKED, check_domains, check_facts, check_masked
+from pipeline.audit.shortcuts import MASKED, check_domains, check_facts, check_masked, fact_columns
 from pipeline.audit.stage import audit, masked_study
-from pipeline.data.facts import FACTS
+from pipeline.data.facts import FACTS, facts_of_file
 from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
@@ -21,6 +21,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.study import load_study
+from tests.image_files import jpeg, picture, png
 from tests.tiny import FileWeights, install_tiny_backbone, write_tiny_study
 
 TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
@@ -153,3 +154,12 @@ def test_what_few_patients_cannot_show_is_no_warning(study_file):
         assert (finding.severity, finding.advice) == (NOTE, "")
         assert finding.found.endswith("too few patients to say")
     assert "it is open whether the domain can be predicted" in stored.found
+
+
+def test_columns_of_facts_are_finite_and_vary():
+    """What every image shares tells nothing and is left out; NaN reaches no classifier."""
+    facts = [facts_of_file(png(picture(40, 60))), facts_of_file(jpeg(picture(30, 60)))]
+    columns = fact_columns(np.array(facts, FACTS))
+    assert "width" not in columns
+    assert {"height", "aspect", "mean grey", "file size", "is JPEG"} <= columns.keys()
+    assert all(np.isfinite(values).all() for values in columns.values())

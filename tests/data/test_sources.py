@@ -15,7 +15,7 @@ from pipeline.data.sources import KINDS, read_image, scan
 from pipeline.errors import ImageError, StudyError
 from tests.image_files import jpeg, picture, pictures, png, with_files, with_stack
 
-REAL = Path(__file__).parents[2] / "shared/data/cxr"
+REAL = Path(__file__).parents[3] / "shared/data/cxr"
 needs_real_images = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real X-rays in {REAL}")
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links, FIFOs, sockets of POSIX")
 
@@ -84,6 +84,46 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
         content = read_image(item)
         assert len(content.key) == 32
         assert content.pixels(PixelPolicy()).shape == (224, 224, 3)
+
+
+# --- without labels
+
+
+def unlabelled_paths(root):
+    listing = scan(root, labelled=False)
+    assert {item.label for item in listing.items} == {""}
+    return [item.path for item in listing.items]
+
+
+def test_images_are_taken_flat_and_from_folders_of_any_meaning(tmp_path):
+    """What lies directly in the folder counts; a folder's name is no class."""
+    root = with_files(tmp_path / "x", "b.jpg", "a.PNG", "ward 3/c.jpeg", "ward 3/deep/d.png")
+    (root / ".hidden.png").write_bytes(b"")
+    (root / "notes.txt").write_text("x")
+    (root / "again").symlink_to(root / "ward 3")
+    # A folder that is reached twice is walked once.
+    assert unlabelled_paths(root) == ["a.PNG", "again/c.jpeg", "again/deep/d.png", "b.jpg"]
+
+
+def test_stacks_are_taken_whatever_they_are_called(tmp_path):
+    """The name of a stack is no class either."""
+    with_stack(tmp_path / "x", "normal.npy", pictures())
+    with_stack(tmp_path / "x", "test_ill.npy", pictures(2, seed=5))
+    assert len(unlabelled_paths(tmp_path / "x")) == 5
+
+
+def test_a_folder_of_nothing_or_of_both_kinds_is_refused(tmp_path):
+    """The message says what may be there."""
+    (tmp_path / "x").mkdir()
+    with pytest.raises(StudyError, match=r"holds nothing; allowed for a target without labels"):
+        scan(tmp_path / "x", labelled=False)
+    (tmp_path / "x" / "empty").mkdir()
+    with pytest.raises(StudyError, match=r"x holds no image \(it is empty\)"):
+        scan(tmp_path / "x", labelled=False)
+    with_files(tmp_path / "x", "a.png")
+    with_stack(tmp_path / "x", "normal.npy", pictures())
+    with pytest.raises(StudyError, match=r"holds images and \.npy stacks; allowed"):
+        scan(tmp_path / "x", labelled=False)
 
 
 # --- reading

@@ -17,7 +17,7 @@ from cache.errors import MissingRowsError
 from cache.part import name_of
 from cache.store import FeatureStore
 from tests import cache_jobs as jobs
-from tests import store_checks as checks
+from tests.cache import store_checks as checks
 from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault
 from tests.power_loss import rows_at_risk
 
@@ -28,7 +28,7 @@ def children():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cache", "tests.cache_jobs"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         patch.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
     return context

@@ -1,20 +1,28 @@
-"""The table of samples: classes, patients, copies, leaks, and the index of known files."""
+"""The samples: classes, patients, copies, leaks, exclusions, and the index of known files."""
 
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import pipeline.data.samples as gather_module
+import pipeline.data.samples as samples_module
+from pipeline.data.leaks import check_conflicts, picture_ids
 from pipeline.data.patients import FIT, TARGET, VALIDATION
-from pipeline.data.samples import SampleOptions, load_samples
+from pipeline.data.samples import (
+    UNLABELLED,
+    SampleOptions,
+    exclusions_text,
+    load_samples,
+    read_exclusions,
+)
 from pipeline.data.sources import read_image
-from pipeline.errors import CheckFailedError, NoImagesError, StudyError
+from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.study import load_study
-from tests.tiny import install_tiny_backbone, write_tiny_study
+from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 
 @pytest.fixture
@@ -30,7 +38,7 @@ def reads(monkeypatch) -> list[str]:
     """Paths of the files that are read."""
     seen = []
     monkeypatch.setattr(
-        gather_module, "read_image", lambda item: seen.append(item.path) or read_image(item)
+        samples_module, "read_image", lambda item: seen.append(item.path) or read_image(item)
     )
     return seen
 
@@ -189,9 +197,9 @@ def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch
     """Exit code 2, with the first reason."""
 
     def broken(_):
-        raise gather_module.ImageError("permission denied")
+        raise ImageError("permission denied")
 
-    monkeypatch.setattr(gather_module, "read_image", broken)
+    monkeypatch.setattr(samples_module, "read_image", broken)
     with pytest.raises(NoImagesError, match="none of its 40 images.*permission denied") as e:
         load_samples(load_study(study_file), SampleOptions(rehash=True))
     assert e.value.exit_code == 2
@@ -215,3 +223,174 @@ def test_missing_patients_are_said(study_file, caplog):
     study_file.write_text(text.replace("^(p\\d+)", "^(q\\d+)"))
     load_samples(load_study(study_file))
     assert "source: 40 of 40 names do not match" in caplog.text
+
+
+# --- images that the study excludes
+
+
+def excluding(study_file: Path, text: str):
+    """The study with a list of images to leave out."""
+    (study_file.parent / "not.txt").write_text(text)
+    study_file.write_text('exclude = "not.txt"\n' + study_file.read_text())
+    return load_study(study_file)
+
+
+def test_named_images_are_left_out_and_the_others_keep_their_split(study_file):
+    """Of both domains; comments and empty lines say nothing."""
+    before, _ = load_samples(load_study(study_file))
+    gone = ["source/a/p1000_0.png", "source/b/p1000_1.png", "there/a/p2000_0.png"]
+    after, _ = load_samples(excluding(study_file, "# two\n\n" + "\n".join(gone) + "\n"))
+    names = [f"{d}/{i.path}" for d, i in zip(before.domain, before.items, strict=True)]
+    rows = [row for row, name in enumerate(names) if name not in gone]
+    assert len(after) == len(before) - 3
+    assert after.items == tuple(before.items[row] for row in rows)
+    for field in ("label", "group", "domain", "split"):
+        np.testing.assert_array_equal(getattr(after, field), getattr(before, field)[rows])
+
+
+def test_the_name_that_is_printed_is_the_line_that_leaves_an_image_out(study_file):
+    """Whatever is in it: the audit, messages and the list have one form of a name."""
+    for name in ("p2001_é [1].png", "p2001_new\nline.png", "p2001_\udcff.png"):
+        copy = Path("there/a") / name
+        copy.write_bytes(Path("there/a/p2000_0.png").read_bytes())
+    before, _ = load_samples(load_study(study_file))
+    odd = [row for row, item in enumerate(before.items) if "p2001_" in item.path]
+    gone = [before.name_of(row) for row in odd]
+    after, _ = load_samples(excluding(study_file, exclusions_text(gone)))
+    assert len(after) == len(before) - len(odd)
+    assert not {after.name_of(row) for row in range(len(after))} & set(gone)
+
+
+@pytest.mark.parametrize(
+    ("gone", "what"),
+    [
+        (lambda s: s.domain == "there", "leaves out all 20 and so every image of there"),
+        (
+            lambda s: (s.split == "fit") & (s.label == 1),
+            "every image of class b that heads are fitted to",
+        ),
+    ],
+)
+def test_a_list_that_empties_a_domain_or_a_class_is_refused_and_named(study_file, gone, what):
+    """Not the stage that would miss the images."""
+    before, _ = load_samples(load_study(study_file))
+    names = [before.name_of(row) for row in np.flatnonzero(gone(before))]
+    study = excluding(study_file, exclusions_text(names))
+    with pytest.raises(
+        NoImagesError, match=rf"exclude: .*not\.txt .*{what}.*take some of its lines"
+    ):
+        load_samples(study)
+
+
+def test_a_contradicting_copy_can_be_left_out(study_file):
+    """Before the checks, so that a study need not move files to pass them."""
+    copy = Path("there/b/p2000_98.png")
+    copy.write_bytes(Path("there/a/p2000_0.png").read_bytes())
+    study = load_study(study_file)
+    with pytest.raises(StudyError, match="different labels"):
+        load_samples(study)
+    samples, _ = load_samples(excluding(study_file, "there/b/p2000_98.png\n"))
+    assert len(samples) == 60
+
+
+def test_a_line_that_names_no_image_is_refused(study_file):
+    """The message names the line and shows how one looks."""
+    study = excluding(study_file, "source/a/p1000_0.jpg\n")
+    with pytest.raises(
+        StudyError,
+        match=r"not.txt names 'source/a/p1000_0.jpg' \(1 such.*or no longer there.*source/",
+    ):
+        load_samples(study)
+
+
+def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):
+    """It is left out either way, and still listed among the skipped."""
+
+    def reading(item):
+        if item.path == "a/p2000_0.png":
+            raise ImageError("permission denied")
+        return read_image(item)
+
+    monkeypatch.setattr("pipeline.data.samples.read_image", reading)
+    study = excluding(study_file, "there/a/p2000_0.png\nthere/a/p2000_2.png\n")
+    samples, skipped = load_samples(study)
+    assert len(samples) == 58
+    assert [skip.path for skip in skipped] == ["a/p2000_0.png"]
+
+
+def test_a_list_that_is_not_there_or_not_text_is_refused(study_file):
+    """Where the study is read, or where the list is."""
+    study = excluding(study_file, "")
+    (study_file.parent / "not.txt").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(StudyError, match="cannot be read as text"):
+        load_samples(study)
+    (study_file.parent / "not.txt").unlink()
+    with pytest.raises(StudyError, match=r"exclude: there is no file .*headrace audit writes one"):
+        load_study(study_file)
+
+
+def test_a_written_list_is_read_back(tmp_path):
+    """Sorted, once each; names with spaces and accents stay."""
+    file = tmp_path / "list.txt"
+    names = ["b/x y.png", "a/é.png", "b/x y.png"]
+    file.write_text(exclusions_text(names), encoding="utf-8")
+    assert read_exclusions(file) == ("a/é.png", "b/x y.png")
+
+
+def test_a_study_without_a_list_uses_every_image(study_file):
+    """Nothing is left out that nobody named."""
+    study = load_study(study_file)
+    assert study.exclude is None
+    empty = replace(study, exclude=study_file.parent / "empty.txt")
+    empty.exclude.write_text("# nothing\n")
+    assert len(load_samples(empty)[0]) == len(load_samples(study)[0]) == 60
+
+
+# --- targets without labels
+
+
+@pytest.fixture
+def with_far(study_file):
+    """The study with a third domain, whose 12 images lie loosely in their folder."""
+    folder = study_file.parent
+    write_images(folder / "sorted", 12, seed=3, shift=30)
+    (folder / "far").mkdir()
+    for image in (folder / "sorted").rglob("*.png"):
+        image.rename(folder / "far" / image.name)
+    far = '[target.far]\npath = "far"\nlabels = "absent"\ngroup = \'^(p\\d+)\'\n'
+    study_file.write_text(study_file.read_text().replace("[store]", f"{far}[store]"))
+    return study_file
+
+
+def test_a_loose_folder_without_the_word_is_told_of_it(with_far):
+    """Who forgets the key is told that there is one."""
+    with_far.write_text(with_far.read_text().replace('labels = "absent"\n', ""))
+    with pytest.raises(StudyError, match='labels = "absent"'):
+        load_samples(load_study(with_far))
+
+
+def test_samples_without_labels_have_no_class(with_far):
+    """Neither a number of a class nor a name; patients and split are as ever."""
+    samples, _ = load_samples(load_study(with_far))
+    far = samples.domain == "far"
+    assert samples.unlabelled == {"far": 12}
+    assert set(samples.label[far]) == {UNLABELLED}
+    assert (samples.labelled == ~far).all()
+    assert samples.class_of(int(np.flatnonzero(far)[0])) == "no label"
+    assert samples.class_of(0) == "a"
+    assert len(set(samples.group[far])) == 3
+    assert samples.classes == ("a", "b")
+
+
+def test_copies_without_labels_contradict_nothing_and_still_leak(with_far):
+    """A missing label is not another label; a picture of the source is one all the same."""
+    folder = with_far.parent
+    of_target = next((folder / "there" / "a").iterdir())
+    shutil.copy(of_target, folder / "far" / of_target.name)
+    samples, _ = load_samples(load_study(with_far))
+    (finding,) = check_conflicts(samples, picture_ids(samples, None))
+    assert finding.severity == "ok"
+    of_source = next((folder / "here" / "a").iterdir())
+    shutil.copy(of_source, folder / "far" / of_source.name)
+    with pytest.raises(CheckFailedError, match="1 image of a target is also in the source"):
+        load_samples(load_study(with_far))

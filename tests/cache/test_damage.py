@@ -10,7 +10,7 @@ import pytest
 from cache.part import name_of, to_bytes
 from cache.store import FeatureStore, quarantined
 from tests import cache_jobs as jobs
-from tests.store_checks import StoreWarnings, assert_never_served
+from tests.cache.store_checks import StoreWarnings, assert_never_served
 
 KEYS = jobs.all_keys()
 FEATURES = jobs.rows_of(KEYS)[1]

@@ -19,7 +19,7 @@ from cache.errors import BadFeaturesError, MissingRowsError, StoreFormatError, W
 from cache.part import Part, from_bytes, name_of, to_bytes
 from cache.store import FeatureStore, compact, stores_in
 from tests import cache_jobs as jobs
-from tests.store_checks import StoreWarnings
+from tests.cache.store_checks import StoreWarnings
 
 KEYS = jobs.all_keys()
 

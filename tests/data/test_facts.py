@@ -1,0 +1,175 @@
+"""Facts of images: right, the same for the same picture, each moved by its own cause."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from pipeline.data.facts import APPEARANCE, facts_of_array, facts_of_file
+from pipeline.data.leaks import hamming
+from pipeline.errors import ImageError
+
+SIZE = 96
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (40, 60), np.uint8)
+
+
+def encoded(pixels, kind="PNG", **options):
+    """The bytes of a file with these pixels."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_the_facts_are_those_of_the_picture():
+    """Against numpy, on a picture whose border is known."""
+    pixels = GREY.copy()
+    pixels[:2], pixels[-2:], pixels[:, :3], pixels[:, -3:] = 7, 7, 7, 7
+    data = encoded(pixels)
+    facts = facts_of_file(data)
+    assert (facts["height"], facts["width"], facts["file_bytes"]) == (40, 60, len(data))
+    assert facts["mean"] == pytest.approx(pixels.mean())
+    assert facts["std"] == pytest.approx(pixels.std())
+    assert facts["border"] == pytest.approx(7)
+    assert np.isnan(facts["jpeg_quality"])
+
+
+@pytest.mark.parametrize("quality", [1, 25, 50, 75, 87, 95, 100])
+def test_the_quality_of_a_libjpeg_file_is_read_from_its_tables(quality):
+    """Exact, for grey and for colour."""
+    for pixels in (GREY, np.stack([GREY] * 3, 2)):
+        facts = facts_of_file(encoded(pixels, "JPEG", quality=quality))
+        assert facts["jpeg_quality"] == quality
+
+
+def test_the_same_pixels_have_one_digest_whatever_the_file():
+    """Another compression, three equal channels, a row of a stack; one grey level is another."""
+    same = [
+        facts_of_file(encoded(GREY, compress_level=1)),
+        facts_of_file(encoded(GREY, compress_level=9)),
+        facts_of_file(encoded(np.stack([GREY] * 3, 2))),
+        facts_of_array(GREY),
+    ]
+    assert len({bytes(facts["pixels"]) for facts in same}) == 1
+    other = GREY.copy()
+    other[5, 5] ^= 1
+    assert bytes(facts_of_array(other)["pixels"]) != bytes(same[0]["pixels"])
+    assert bytes(facts_of_array(GREY.reshape(60, 40))["pixels"]) != bytes(same[0]["pixels"])
+
+
+def test_the_difference_hash_compares_neighbouring_cells():
+    """Against a loop over the 8 x 8 cells of a picture of 9 x 8 flat cells."""
+    cells = RNG.integers(0, 256, (8, 9), np.uint8)
+    bits = "".join("01"[int(cells[i, j + 1] > cells[i, j])] for i in range(8) for j in range(8))
+    picture = np.kron(cells, np.ones((4, 5), np.uint8))
+    assert int(facts_of_array(picture)["dhash"]) == int(bits, 2)
+
+
+def test_a_shift_by_one_pixel_hardly_moves_the_hash_and_another_picture_does():
+    """At most 4 bits for the copy, far more for a stranger."""
+    coarse = RNG.normal(size=(30, 9, 9))
+    pictures = [
+        Image.fromarray(np.uint8(np.clip(40 * image + 128, 0, 255))).resize((224, 224), 3)
+        for image in coarse
+    ]
+    moved = [picture.transform(picture.size, 0, (1, 0, 1, 0, 1, 0)) for picture in pictures]
+    hashes, others = (
+        np.array([facts_of_array(np.asarray(picture))["dhash"] for picture in some])
+        for some in (pictures, moved)
+    )
+    assert hamming(hashes, others).max() <= 4
+    assert hamming(hashes, np.roll(hashes, 1)).min() > 12
+
+
+def test_a_file_that_cannot_be_decoded_has_no_facts():
+    """The reason is the one that the decoder gives."""
+    with pytest.raises(ImageError, match="truncated"):
+        facts_of_file(encoded(GREY)[:-20])
+
+
+# --- appearance
+
+
+def scene(seed=0, *, grain=0.02, blur=0.0, gain=1.0, mark=False):
+    """A smooth picture with one thing changed."""
+    rng = np.random.default_rng(seed)
+    soft = ndimage.gaussian_filter(rng.normal(size=(SIZE, SIZE)), 5)
+    grey = 0.45 + 0.12 * soft / soft.std()
+    grey = ndimage.gaussian_filter(grey, blur) * gain
+    grey = grey + grain * rng.standard_normal(grey.shape)
+    if mark:
+        grey[5:13, 85:87] = 0.97
+    return np.clip(255 * grey, 0, 255).astype(np.uint8)
+
+
+def appearance(pixels):
+    """The measures of one picture."""
+    facts = facts_of_array(pixels)
+    return {name: float(facts[name]) for name in APPEARANCE}
+
+
+def moved(name, **changes):
+    """How far a measure goes with a change, in standard deviations between pictures."""
+    plain = np.array([appearance(scene(i))[name] for i in range(12)])
+    other = np.array([appearance(scene(i, **changes))[name] for i in range(12)])
+    return (other.mean() - plain.mean()) / (plain.std() + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("exposure", {"gain": 1.25}),
+        ("contrast", {"gain": 1.5}),
+        ("noise", {"grain": 0.04}),
+        ("corner_marks", {"mark": True}),
+    ],
+)
+def test_a_measure_follows_its_cause(name, changes):
+    """The declared change moves it by far more than pictures differ."""
+    assert moved(name, **changes) > 3
+
+
+def test_blur_lowers_the_sharpness():
+    """The grain, which comes after, would hide it: so it is taken away here."""
+    plain, soft = (appearance(scene(grain=0.0, blur=blur))["sharpness"] for blur in (0.0, 3.0))
+    assert soft < plain - 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("exposure", {"grain": 0.04}),
+        ("exposure", {"mark": True}),
+        ("noise", {"mark": True}),
+        ("noise", {"gain": 1.25}),
+        ("corner_marks", {"grain": 0.04}),
+        ("corner_marks", {"gain": 1.25}),
+    ],
+)
+def test_a_measure_ignores_the_causes_of_others(name, changes):
+    """Within a fifth of how pictures differ, or nothing at all."""
+    assert abs(moved(name, **changes)) < 0.2
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.03, 0.08])
+def test_noise_is_the_standard_deviation_of_the_grain(sigma):
+    """On a flat mid-grey film, within 5 %."""
+    rng = np.random.default_rng(1)
+    film = np.rint(255 * (0.5 + sigma * rng.standard_normal((200, 200))))
+    noise = appearance(np.clip(film, 0, 255).astype(np.uint8))["noise"]
+    assert np.exp(noise) - 1e-3 == pytest.approx(sigma, rel=0.05)
+
+
+def test_every_picture_has_every_measure():
+    """A black picture has no grain to judge, and says so."""
+    measures = appearance(np.zeros((8, 9), np.uint8))
+    assert np.isnan(measures.pop("noise"))
+    assert np.isfinite(list(measures.values())).all()
+
+
+def test_a_large_picture_is_averaged_down_first():
+    """Doubling every pixel of a picture of 300 changes nothing: 600 is halved again."""
+    pixels = np.kron(scene(), np.ones((4, 4), np.uint8))[:300, :300]
+    assert appearance(np.kron(pixels, np.ones((2, 2), np.uint8))) == appearance(pixels)
