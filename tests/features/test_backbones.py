@@ -23,6 +23,7 @@ from pipeline.features.frozen import Frozen, build, state_digest
 from pipeline.features.weights import HubWeights, file_digest
 
 NAMES = [*BACKBONES, "timm:resnet18"]
+LARGE = ("densenet121", "resnet50")
 TOLERANCE = 1e-5  # relative L2; float32 engines differ by up to 2e-6
 
 
@@ -98,8 +99,15 @@ def run(file: Path, name: str, engine: str, pixels: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [(name, "torch") for name in NAMES]
+    + [
+        # Converting takes seconds; the slow run has the largest two.
+        pytest.param(name, "openvino", marks=[pytest.mark.slow] if name in LARGE else [])
+        for name in NAMES
+    ],
+)
 def test_features_equal_the_plain_forward_pass(networks, name, engine):
     """Pooled, before the classifier, within 1e-5 relative L2, for every engine."""
     network, file = networks[name]

@@ -18,6 +18,8 @@ from pipeline.errors import StudyError, UnknownNameError
 from pipeline.study import load_study
 
 SMALL = DemoSpec(n_source=12, n_target=8, size=48)
+#: Enough where it is written several times.
+TINY = DemoSpec(n_source=4, n_target=3, size=48)
 QUIET = Hospital(noise=0.0)
 PATIENT = Patient(name="patient0001", label="normal")
 SICK = replace(PATIENT, label="pneumonia")
@@ -76,18 +78,18 @@ def test_sex_and_age_of_every_patient_are_known_and_say_nothing(tmp_path):
 
 def test_backbone_of_the_study_is_an_argument(tmp_path):
     """The caller's backbone is the study's only one."""
-    study = load_study(write_demo(tmp_path, SMALL, backbone="densenet121"))
+    study = load_study(write_demo(tmp_path, TINY, backbone="densenet121"))
     assert [b.name for b in study.backbones] == ["densenet121"]
 
 
 def test_same_spec_gives_the_same_bytes(tmp_path):
     """Writing again, here or elsewhere, changes no byte; another seed changes the images."""
-    write_demo(tmp_path / "one", SMALL)
+    write_demo(tmp_path / "one", TINY)
     first = files(tmp_path / "one")
-    write_demo(tmp_path / "one", SMALL)
-    write_demo(tmp_path / "two", SMALL)
+    write_demo(tmp_path / "one", TINY)
+    write_demo(tmp_path / "two", TINY)
     assert first == files(tmp_path / "one") == files(tmp_path / "two")
-    write_demo(tmp_path / "two", replace(SMALL, seed=1))
+    write_demo(tmp_path / "two", replace(TINY, seed=1))
     assert not set(first.values()) & set(files(tmp_path / "two").values())
 
 
@@ -115,8 +117,8 @@ def test_smaller_demo_leaves_nothing_of_a_larger_one(tmp_path):
 
 def test_interrupted_demo_has_no_study_and_can_be_written_again(tmp_path, monkeypatch):
     """A demo cut short shows no study file, and the next run completes it."""
-    write_demo(tmp_path / "whole", SMALL)
-    write_demo(tmp_path / "cut", replace(SMALL, seed=5))
+    write_demo(tmp_path / "whole", TINY)
+    write_demo(tmp_path / "cut", replace(TINY, seed=5))
 
     def full_disk(*_args, **_settings):
         raise OSError(28, "No space left on device")
@@ -124,9 +126,9 @@ def test_interrupted_demo_has_no_study_and_can_be_written_again(tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", full_disk)
         with pytest.raises(OSError, match="No space"):
-            write_demo(tmp_path / "cut", SMALL)
+            write_demo(tmp_path / "cut", TINY)
     assert not (tmp_path / "cut" / "study.toml").exists()
-    write_demo(tmp_path / "cut", SMALL)
+    write_demo(tmp_path / "cut", TINY)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
@@ -135,13 +137,13 @@ def test_interrupted_demo_has_no_study_and_can_be_written_again(tmp_path, monkey
 )
 def test_folder_with_a_foreign_file_is_refused_untouched(tmp_path, name):
     """Beside an older demo, too, somebody's own file stops the writing before it starts."""
-    write_demo(tmp_path, SMALL)
+    write_demo(tmp_path, TINY)
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("mine")
     before = files(tmp_path)
     with pytest.raises(StudyError, match="which no demo wrote; allowed is a new or empty folder"):
-        write_demo(tmp_path, replace(SMALL, seed=1))
+        write_demo(tmp_path, replace(TINY, seed=1))
     assert files(tmp_path) == before
 
 

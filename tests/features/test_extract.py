@@ -1,5 +1,6 @@
 """Stage 1: what is missing is computed once, bad images are counted, a kill costs a commit."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import pipeline.features.extract as extract_module
-import pipeline.features.extract as filling_module
 from cache import disk
 from cache.errors import CanaryError, WriteFailedError
 from cache.store import FeatureStore
@@ -97,10 +98,6 @@ def test_the_features_are_those_of_the_image(study_file):
     file = sorted((study_file.parent / "here" / "a").iterdir())[0]
     pixels = np.asarray(Image.open(file).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
     network = extract_module.frozen_network(study.backbones[0])
-    import hashlib
-
-    import torch
-
     expected = network(torch.from_numpy(pixels.copy())[None]).numpy()
     key = hashlib.sha256(file.read_bytes()).digest()
     found = store_for(study, study.backbones[0]).read([key])
@@ -156,8 +153,6 @@ def test_other_weights_are_another_store(study_file):
     """The old features stay where they are; nothing is mixed."""
     study = load_study(study_file)
     extract(study, OPTIONS)
-    import torch
-
     state = torch.load(study_file.parent / "tiny.pth", weights_only=True)
     state["0.bias"] += 0.5
     torch.save(state, study_file.parent / "tiny.pth")
@@ -171,8 +166,8 @@ def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypa
     study = load_study(study_file)
     extract(study, OPTIONS)
     write_images(study_file.parent / "there", 4, seed=9)
-    real = filling_module.canary_features
-    monkeypatch.setattr(filling_module, "canary_features", lambda *a: real(*a) * np.float32(1.001))
+    real = extract_module.canary_features
+    monkeypatch.setattr(extract_module, "canary_features", lambda *a: real(*a) * np.float32(1.001))
     with pytest.raises(CanaryError, match="relative L2, allowed 1e-04") as error:
         extract(study, OPTIONS)
     assert error.value.exit_code == 3
@@ -216,7 +211,7 @@ def test_a_store_that_cannot_be_written_is_said_at_the_start(study_file, monkeyp
 def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
     """Ctrl-C commits the buffer; the next run computes only the rest."""
     study = load_study(study_file)
-    real = filling_module.compute_features
+    real = extract_module.compute_features
 
     def interrupted(images, engine):
         for number, pair in enumerate(real(images, engine)):
@@ -225,7 +220,7 @@ def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
             yield pair
 
     with monkeypatch.context() as patch:
-        patch.setattr(filling_module, "compute_features", interrupted)
+        patch.setattr(extract_module, "compute_features", interrupted)
         # The canaries go through the same function and are fewer.
         with pytest.raises(KeyboardInterrupt):
             extract(study, OPTIONS)
@@ -234,7 +229,7 @@ def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
 
 def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
     """A killed process leaves whole parts; the next run goes on from them."""
-    write_images(tmp_path / "here", 1500, seed=1)
+    write_images(tmp_path / "here", 300, seed=1)
     study = tmp_path / "study.toml"
     study.write_text(
         f'name = "killed"\n[source]\npath = "here"\n[store]\npath = "{tmp_path}/features"\n'
@@ -244,8 +239,9 @@ def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
         "import sys, pytest; from pathlib import Path;"
         "from tests.tiny import install_tiny_backbone; from pipeline.study import load_study;"
         "import pipeline.features.extract as e; from pipeline.features.engines import EngineChoice;"
-        "import cache.disk as d;"
+        "import cache.disk as d, cache.store as s;"
         "folder = Path(sys.argv[1]); m = pytest.MonkeyPatch();"
+        "m.setattr(s, 'ROWS_PER_COMMIT', 128);"
         "install_tiny_backbone(m, folder); real = d.replace;"
         "m.setattr(d, 'replace', lambda a, b: (real(a, b), print(b.name, flush=True)));"
         "e.extract(load_study(folder / 'study.toml'), e.ExtractOptions("
@@ -262,10 +258,10 @@ def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
     child.wait()
     child.stdout.close()
     folder = next(p for p in (tmp_path / "features").iterdir() if p.name.startswith("tiny"))
-    assert len(FeatureStore.open(folder)) >= 1024
+    assert len(FeatureStore.open(folder)) >= 128
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     store = FeatureStore.open(folder)
-    assert len(store) == 1500
+    assert len(store) == 300
     report = json.loads((tmp_path / "results" / "killed" / "features.json").read_text())
-    assert report["backbones"][0]["computed"] <= 1500 - 1024
+    assert report["backbones"][0]["computed"] <= 300 - 128
     assert not [n for n in disk.listdir(folder) if n.startswith(disk.TEMPORARY)]
