@@ -13,7 +13,7 @@ import pipeline.audit.stage as audit_module
 from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.leaks import NearCopies, NearPair
-from pipeline.data.samples import UNLABELLED, load_samples
+from pipeline.data.samples import UNLABELLED
 from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
