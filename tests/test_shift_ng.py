@@ -6,8 +6,8 @@ from scipy.stats import binom
 
 from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import wilson
-from pipeline.shift.effects import dominant, family, rate, single_gap
+from pipeline.evaluation.intervals import rate_interval, wilson
+from pipeline.shift.effects import dominant, family, single_gap
 from pipeline.shift.error_table import NgRoles, Outcome, ng_table
 
 
@@ -117,7 +117,7 @@ def test_rate_is_by_patient_where_patients_repeat():
     """A rate of patients with several images has a wider interval than Wilson's."""
     rng = np.random.default_rng(17)
     one = clustered_errors(rng, 80, 0.3)
-    found = rate(one.wrong, one.groups, lambda: draw_patients(one.groups, rng))
+    found = rate_interval(one.wrong, one.groups, lambda: draw_patients(one.groups, rng))
     low, high = wilson(int(one.wrong.sum()), len(one.wrong))
     assert found.method == "patient bootstrap"
     assert found.high - found.low > high - low
@@ -127,7 +127,7 @@ def test_rate_is_by_patient_where_patients_repeat():
 def test_a_rate_on_which_all_draws_agree_has_wilsons_interval_of_its_patients(wrong):
     """Three images of each of ten patients, all right: that is ten hits, not certainty."""
     hits, groups = np.full(30, wrong), np.repeat(np.arange(10), 3)
-    found = rate(hits, groups, lambda: draw_patients(groups, np.random.default_rng(0)))
+    found = rate_interval(hits, groups, lambda: draw_patients(groups, np.random.default_rng(0)))
     assert (found.low, found.high) == wilson(10 * wrong, 10)
     assert found.method == "Wilson, patients as trials"
 

@@ -5,16 +5,15 @@ statistics share one set of draws, which keeps in-sample and held-out errors of 
 patients paired.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.patients import DRAWS, PatientDraws, draw_patients
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import Interval, lengthened, percentile_interval, unseen, wilson
+from pipeline.evaluation.intervals import lengthened, percentile_interval, unseen
 from pipeline.shift.domains import Cohort
 
 #: A term is named as the cause only if it is the largest in this share of the draws.
@@ -114,34 +113,6 @@ def dominant(gaps: Mapping[str, Gap]) -> str | None:
         if gap.p_largest is not None and gap.p_largest >= DOMINANT and gap.low > 0:
             return name
     return None
-
-
-def rate(
-    hits: NDArray[np.bool_], groups: NDArray[Any], draw: Callable[[], PatientDraws]
-) -> Interval:
-    """A rate with its interval: Wilson where each patient has one row, else by patients.
-
-    Where all rows agree, patients are the trials.
-
-    Args:
-        hits: Shape (n,), n >= 1.
-        groups: Shape (n,), patients.
-        draw: Gives draws of these patients; called only if they are needed.
-    """
-    n, patients = len(hits), np.unique(groups).size
-    if n == patients:
-        low, high = wilson(int(hits.sum()), n)
-        method = "Wilson"
-    elif hits.all() or not hits.any():
-        # All draws agree, which is not certainty: as many trials as there are patients.
-        low, high = wilson(patients if hits.any() else 0, patients)
-        method = "Wilson, patients as trials"
-    else:
-        low, high = percentile_interval(draw().of(groups).mean(hits))
-        method = "patient bootstrap"
-    return Interval(
-        estimate=float(hits.mean()), low=low, high=high, images=n, patients=patients, method=method
-    )
 
 
 # A domain whose labels are known: its outcome, with draws of its patients.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.patients import DRAWS, PatientDraws, draw_patients
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import Interval, percentile_interval
+from pipeline.evaluation.intervals import Interval, percentile_interval, rate_interval
 from pipeline.heads.logistic import Path
 from pipeline.randomness import stream
 from pipeline.shift.adapt import Source
@@ -25,7 +25,6 @@ from pipeline.shift.effects import (
     dominant,
     family,
     loss_between,
-    rate,
 )
 
 #: Step: (to, from). The chain leads from the human error to that on the target.
@@ -134,7 +133,7 @@ def ng_table(roles: NgRoles, seed: int, draws: int = DRAWS) -> NgTable:
 
 
 def _error(one: Outcome, draws: PatientDraws) -> Interval:
-    return rate(one.wrong, one.groups, lambda: draws)
+    return rate_interval(one.wrong, one.groups, lambda: draws)
 
 
 def _draws_by_domain(

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.evaluation.intervals import Interval
-from pipeline.shift.effects import rate
+from pipeline.evaluation.intervals import Interval, rate_interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +182,7 @@ def operate(
     if ill.all() or not ill.any():
         raise StudyError("sensitivity and specificity need images of both classes")
     found, spared = (
-        rate(hits, groups, partial(draw_patients, groups, rng))
+        rate_interval(hits, groups, partial(draw_patients, groups, rng))
         for hits, groups in (
             (called[ill], scores.groups[ill]),
             (~called[~ill], scores.groups[~ill]),
