@@ -9,7 +9,6 @@ import pytest
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.shift import stage
-from pipeline.shift.adapt import posterior
 from pipeline.shift.known import source_of
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study import load_study
@@ -58,7 +57,7 @@ def test_a_target_of_a_few_patients_goes_through(study, monkeypatch, patients, l
     assert len(report.unlabelled if labels == "absent" else report.targets) == 1
     assert not report.not_compared
     if report.targets:  # of so few there are none to learn from
-        assert not report.targets[0].fixes.k_shot
+        assert not report.targets[0].adaptation.label_curve
 
 
 @pytest.mark.parametrize("patients", [2, 3])
@@ -66,7 +65,7 @@ def test_a_source_class_of_a_few_patients_goes_through(study, monkeypatch, patie
     """Two patients of a class are enough: folds, bootstraps and controls keep the class."""
     report = analyse_few(study, monkeypatch, "source", {0: 30, 1: patients})
     (target,) = report.targets
-    for row in target.fixes.rows:
+    for row in target.adaptation.rows:
         assert 0 <= row.accuracy <= 1
 
 
@@ -79,9 +78,3 @@ def test_a_source_class_of_one_patient_is_named_before_any_fit(study):
         match=r"class 'b' of \[source\] has images of 1 patient, and 2 are needed: .* Add images",
     ):
         source_of(few)
-
-
-def test_a_row_that_is_surely_of_a_class_without_weight_keeps_its_probability():
-    """0 / 0 is no probability: every row still sums to one."""
-    rows = np.array([[1.0, 0.0], [0.5, 0.5]])
-    np.testing.assert_array_equal(posterior(rows, np.array([0.0, 2.0])), [[1, 0], [0, 1]])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, shift
 
+from pipeline.data.domain import DomainData
 from pipeline.data.leaks import (
     Gallery,
     NearDuplicateRule,
@@ -13,9 +14,7 @@ from pipeline.data.leaks import (
     shared_ids,
 )
 from pipeline.errors import StudyError
-from pipeline.shift.detect import FAST
-from pipeline.shift.domains import Cohort, compare
-from pipeline.shift.permute import PermutationPlan, p_value
+from pipeline.shift.detect import run_tests
 
 SIZE = 96
 
@@ -150,13 +149,13 @@ def test_a_leaky_split_is_found_by_the_leak_checks_and_not_by_the_tests():
     positive = 1 / (1 + np.exp(-30 * features[:, 0]))
     probabilities = np.stack([1 - positive, positive], axis=1)
     fit, held = (
-        Cohort(features=features[r], probabilities=probabilities[r], groups=patients[r])
-        for r in (slice(100), slice(100, 160))
+        DomainData(
+            name=name, role=name, features=features[r], proba=probabilities[r], group=patients[r]
+        )
+        for name, r in (("fit", slice(100)), ("held", slice(100, 160)))
     )
-    pair = compare(fit, held, PermutationPlan(draws=99))
-    draws = FAST["scores"](pair) | FAST["ridge"](pair) | FAST["kernels"](pair)
-    for name in ("bbsd_ks", "ridge_c2st", "mmd_aggregated"):
-        assert p_value(draws[name]) > 0.05, name
-    (overlap,) = shared_ids({"fit": fit.groups, "held": held.groups})
+    for row in run_tests(fit, held, draws=99):
+        assert row.p > 0.05, row.test
+    (overlap,) = shared_ids({"fit": fit.group, "held": held.group})
     assert overlap.ids == tuple(range(40))
     assert len(near_duplicates(gallery_of(images, 100))) == 40

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
+from pipeline.data.domain import DomainData
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.evaluation.intervals import Interval, wilson
-from pipeline.shift.adapt import estimate_prior, posterior
 from pipeline.shift.calibrate import (
     corrected_threshold,
     quantile_threshold,
@@ -14,6 +14,7 @@ from pipeline.shift.calibrate import (
     soundness,
 )
 from pipeline.shift.domains import Cohort
+from pipeline.shift.label_free import estimate_accuracy, estimate_prior, reweighted
 from pipeline.shift.operating import (
     RULES,
     OperatingSettings,
@@ -23,7 +24,6 @@ from pipeline.shift.operating import (
     predictive_values,
     roc_of,
 )
-from pipeline.shift.story import foretell
 
 
 def domain(rng, n, *, prevalence=0.5, reach=1.2, decimals=12):
@@ -134,7 +134,7 @@ def test_corrected_threshold_makes_the_same_calls():
     """Probabilities corrected for a prevalence, at the moved threshold: not a call differs."""
     scores = domain(np.random.default_rng(16), 500)
     two = np.column_stack([1 - scores.probability, scores.probability])
-    corrected = posterior(two, np.array([0.15 / 0.5, 0.85 / 0.5]))[:, 1]
+    corrected = reweighted(two, np.array([0.15 / 0.5, 0.85 / 0.5]))[:, 1]
     moved = corrected_threshold(0.37, 0.5, 0.85)
     assert np.array_equal(corrected >= moved, scores.probability >= 0.37)
 
@@ -150,7 +150,7 @@ def test_logit_shift_restores_the_operating_point_under_label_shift(repeats):
         two = np.column_stack([1 - target.probability, target.probability])
         prior = estimate_prior(two, np.array([0.5, 0.5]))
         corrected = Scores(
-            probability=posterior(two, prior / 0.5)[:, 1],
+            probability=reweighted(two, prior / 0.5)[:, 1],
             positive=target.positive,
             groups=target.groups,
         )
@@ -223,7 +223,12 @@ def test_thresholds_moved_without_labels_are_flagged_where_y_given_score_changed
                 labels=scores.positive.astype(np.intp),
             )
         )
-    found = soundness(*sides, foretell(*sides, 0), rng, score_changed=changed)
+    rows = [
+        DomainData(name=n, role=n, group=s.groups, label=s.labels, proba=s.probabilities)
+        for n, s in zip(("source", "target"), sides, strict=True)
+    ]
+    estimate = estimate_accuracy(*rows, rng, draws=20)
+    found = soundness(*sides, estimate, rng, score_changed=changed)
     flagged = {use.way for use in found.operating if not use.reliable}
     assert flagged == ({"prior", "quantile"} if changed else set())
     assert {use.way for use in found.operating} == {"chosen", "carried", "prior", "quantile"}

@@ -13,7 +13,6 @@ QUIET = Circumstances(
     shared_patients=0,
     patients={"source": 500, "target": 100},
     score_changed=False,
-    harmful=(),
 )
 
 
@@ -24,14 +23,13 @@ def test_a_study_without_trouble_has_no_caveat():
 
 
 def test_each_trouble_has_its_sentence():
-    """Shared ids, few patients, a changed score, harmful fixes, and what the checks found."""
+    """Shared ids, few patients, a changed score, and what the checks found."""
     found = Finding(check="copies", severity=WARNING, where="there", found="2 copies in it")
     said = caveats(
         Circumstances(
             shared_patients=3,
             patients={"source": 500, "target": 99},
             score_changed=True,
-            harmful=("prototypes", "coral"),
         ),
         [found],
     )
@@ -39,7 +37,6 @@ def test_each_trouble_has_its_sentence():
         "3 patient ids are in both",
         "The target has 99 patients",
         "must not be used",
-        "prototypes, coral: shown to lose",
         "there: 2 copies in it.",
     )
     assert len(said) == len(pieces)
@@ -61,7 +58,7 @@ def test_what_was_found_of_another_target_is_no_caveat_of_this_one():
     shared = Finding(
         check="patients", severity="warning", where="source and far", found="1 patient id"
     )
-    here = Circumstances(shared_patients=0, patients={}, score_changed=False, harmful=[])
+    here = Circumstances(shared_patients=0, patients={}, score_changed=False)
     assert any("1 patient id" in one for one in caveats(here, [shared]))
     assert not caveats(replace(here, elsewhere=frozenset({"far"})), [shared])
 

@@ -7,15 +7,22 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from pipeline.data.domain import DomainData
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import TRAINED_PROBABILITIES, Predictions, write_predictions
 from pipeline.randomness import stream
-from pipeline.shift.adapt import Source, fix_named
-from pipeline.shift.domains import Cohort
+from pipeline.shift.domains import Cohort, fit_source
 from pipeline.shift.error_table import errors_by_role, refit
 from pipeline.shift.fine_tuned import trained_losses
+
+
+def model_of(features, labels, groups):
+    """The model of a labelled domain."""
+    return fit_source(
+        DomainData(name="source", role="source", group=groups, label=labels, features=features)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,7 @@ def source():
     rng = np.random.default_rng(5)
     labels = np.arange(240) % 2
     features = rng.normal(size=(240, 12)) + labels[:, None] * (np.arange(12) < 2)
-    return Source(features=features, labels=labels, groups=np.arange(240) // 4)
+    return model_of(features, labels, np.arange(240) // 4)
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +48,11 @@ def target(source):
 def test_refitted_heads_equal_single_fits(source):
     """A head of the batch is the head fitted alone with the same weights of the rows."""
     refits = refit(source, np.random.default_rng(0), 5)
-    wrong = refits.wrong(source.standard, source.labels)
+    wrong = refits.wrong(source.standard, source.data.label)
     for weights, errs in zip(refits.weights, wrong, strict=True):
         assert weights.reshape(-1, 4).std(axis=1).max() == 0  # whole patients
-        alone = source.fit(source.standard, weights=weights).predict(source.standard)
-        np.testing.assert_array_equal(errs, alone != source.labels)
-
-
-def test_bags_are_fitted_once_for_all_targets(source, target):
-    """Bagging looks at no target: for another one the same heads are used again."""
-    bag = fix_named("bagging")
-    first = bag(source, target.features[:50], np.random.default_rng(3))
-    known = len(source._fitted)
-    second = bag(source, target.features[50:], np.random.default_rng(3))
-    assert len(source._fitted) == known
-    np.testing.assert_array_equal(first(target.features), second(target.features))
+        alone = source.fit(source.standard, source.data.label, weights).predict(source.standard)
+        np.testing.assert_array_equal(errs, alone != source.data.label)
 
 
 def test_a_reversed_feature_is_a_gap_of_transfer(source, target):
@@ -74,9 +71,9 @@ def one_by_one(domain, refits, rows, labels):
     """Whether scikit-learn's head, fitted to each draw's repeated rows, errs on some rows."""
     wrong = []
     for weights in refits.weights:
-        drawn = np.repeat(np.arange(len(weights)), weights)
-        alone = LogisticRegression(C=domain.settings.inverse_penalty, tol=1e-8, max_iter=1000)
-        alone.fit(domain.standard[drawn], domain.labels[drawn])
+        drawn = np.repeat(np.arange(len(weights)), weights.astype(int))
+        alone = LogisticRegression(C=domain.inverse_penalty, tol=1e-8, max_iter=1000)
+        alone.fit(domain.standard[drawn], domain.data.label[drawn])
         wrong.append(alone.predict(rows) != labels)
     return np.array(wrong)
 
@@ -85,12 +82,12 @@ def test_refitted_steps_of_transfer_equal_a_loop_over_single_heads(source, targe
     """Heads of both domains, each scored on the patients left out, by the slow way round."""
     refits = refit(source, np.random.default_rng(0), 25)
     found = errors_by_role(source, target, refits, 1)
-    own = Source(features=target.features, labels=target.labels, groups=target.groups)
+    own = model_of(target.features, target.labels, target.groups)
     again = refit(own, stream("heads of the target", 1), 25)
     assert not np.array_equal(again.weights.sum(axis=1), refits.weights.sum(axis=1))
     left_out = {}
     for name, domain, drawn in (("here", source, refits), ("there", own, again)):
-        wrong = one_by_one(domain, drawn, domain.standard, domain.labels)
+        wrong = one_by_one(domain, drawn, domain.standard, domain.data.label)
         pairs = zip(wrong, drawn.weights, strict=True)
         left_out[name] = np.array([errs[counts == 0].mean() for errs, counts in pairs])
     carried = one_by_one(source, refits, source.standardise(target.features), target.labels)
@@ -131,7 +128,7 @@ def transfer_of(seed):
     labels, groups = np.arange(120) % 2, np.arange(120) // 2
     here, there = rng.normal(size=(2, 120, 8)) + 1.2 * labels[:, None] * (np.arange(8) < 2)
     there[:, 0] *= -1
-    source = Source(features=here, labels=labels, groups=groups)
+    source = model_of(here, labels, groups)
     proba = source.head.predict_proba(source.standardise(there))
     target = Cohort(features=there, probabilities=proba, groups=groups, labels=labels)
     found = errors_by_role(source, target, refit(source, rng, 60), seed)

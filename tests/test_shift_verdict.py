@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.shift.adapt import Source
+from pipeline.data.domain import DomainData
 from pipeline.shift.decompose import DecomposeSettings, decompose
-from pipeline.shift.domains import Cohort
+from pipeline.shift.domains import Cohort, fit_source
 from pipeline.shift.effects import Gap
 from pipeline.shift.verdict import CAUSES, Auroc, Called, FixGain, Numbers, judge
 from tests.shifted_worlds import draw
@@ -179,10 +179,18 @@ def from_world(kind, push=0.0):
     """Decompose a generated pair of hospitals; ``push`` moves the target towards "ill"."""
     world = draw(kind, 0)
     groups = np.arange(len(world.source))
-    model = Source(features=world.source, labels=world.source_labels, groups=groups)
+    model = fit_source(
+        DomainData(
+            name="source",
+            role="source",
+            group=groups,
+            label=world.source_labels.astype(np.int64),
+            features=world.source,
+        )
+    )
     source = Cohort(
         features=model.standard,
-        probabilities=model.out_of_fold,
+        probabilities=model.data.proba,
         groups=groups,
         labels=world.source_labels,
     )

@@ -150,7 +150,14 @@ def separability(
     return Separability(auc=auc, p=permutation_p(null))
 
 
-def domain_auc(source: DomainData, target: DomainData, *, draws: int = DRAWS) -> DomainAUC:
+def domain_auc(
+    source: DomainData,
+    target: DomainData,
+    *,
+    draws: int = DRAWS,
+    class_draws: int | None = None,
+    seed: int = 0,
+) -> DomainAUC:
     """Predict the domain of an image from its features, overall and inside each class.
 
     Overall alone would confuse "another scanner" with "more ill patients".
@@ -160,7 +167,9 @@ def domain_auc(source: DomainData, target: DomainData, *, draws: int = DRAWS) ->
         target: Rows with as many features; the same patient id in both domains is two
             patients. An image of either is in the class of its label; where a domain has no
             labels, in the predicted one, and in none where it has no probabilities either.
-        draws: See :func:`separability`.
+        draws: Of all images, see :func:`separability`.
+        class_draws: Inside each class; as many where left out.
+        seed: See :func:`separability`.
 
     Raises:
         StudyError: See :func:`separability`; a domain has fewer than two patients.
@@ -173,10 +182,11 @@ def domain_auc(source: DomainData, target: DomainData, *, draws: int = DRAWS) ->
     def inside(rows: NDArray[np.bool_]) -> Separability | None:
         if _fewest_patients(domain[rows], patient[rows]) < 2:
             return None
-        return separability(features[rows], domain[rows], patient[rows], draws=draws)
+        drawn = draws if class_draws is None else class_draws
+        return separability(features[rows], domain[rows], patient[rows], draws=drawn, seed=seed)
 
     return DomainAUC(
-        overall=separability(features, domain, patient, draws=draws),
+        overall=separability(features, domain, patient, draws=draws, seed=seed),
         by_class=tuple(inside(label == k) for k in range(int(label.max()) + 1)),
     )
 

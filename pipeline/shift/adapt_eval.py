@@ -1,104 +1,59 @@
-"""Compare the fixes on a target whose labels are opened once, after all predictions."""
+"""Compare the adaptation methods on a target whose labels are opened once, after all predictions.
+
+The plan (methods, divisions, settings) is hashed before any label is read. Each method adapts
+to one half of the target's patients and predicts the other half, for several divisions. Then
+the labels are opened under that plan, and every method is compared with the head that was not
+adapted, paired by patient. A last comparison shows how many labels would help as much.
+"""
 
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import DRAWS, Fold, PatientDraws, draw_patients, patient_folds
 from pipeline.errors import CheckFailedError, StudyError
-from pipeline.evaluation.bootstrap import bootstrap_interval
-from pipeline.evaluation.metrics import weighted_mean
-from pipeline.evaluation.paired_tests import holm, sign_flip
+from pipeline.evaluation.intervals import Interval, percentile_interval
+from pipeline.evaluation.metrics import score as metric
+from pipeline.evaluation.paired_tests import Difference, holm, sign_flip, verdict
 from pipeline.heads.logistic import solve_path
-from pipeline.shift.adapt import (
-    FIXES,
-    TOGETHER,
-    FixSettings,
-    Predictor,
-    Rows,
-    Source,
-    fix_named,
-)
-from pipeline.shift.domains import split_by_patient
-from pipeline.shift.ridge_test import auc_columns
-
-Shares = NDArray[np.float64]
-"""Shape (m, K): class probabilities of target rows."""
-
-
-# What the fixes may do, written down and hashed before any target label is read.
-
+from pipeline.shift.adapt import ADAPTERS, AdapterSettings, adapt
+from pipeline.shift.domains import SourceModel
 
 BASELINE = "source_only"
-"""The fix that every other is compared with."""
+"""The method that every other is compared with."""
+#: A k-shot head is called better at this adjusted p-value.
+LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixPlan:
-    """Everything that could be chosen, written down before any target label is read."""
+class AdaptationPlan:
+    """Everything that could be chosen, written down before any target label is read.
 
-    fixes: tuple[str, ...] = tuple(FIXES)
-    """Names of the fixes; the baseline ``source_only`` must be among them."""
+    Attributes:
+        methods: Entries of ``ADAPTERS``; the baseline ``source_only`` must be among them.
+        seeds: One division of the target into halves for each.
+        shots: Labelled target images of each class, for the rows that do use labels.
+        draws: Bootstrap draws and sign flips.
+        settings: Hyper-parameters of the methods.
+    """
+
+    methods: tuple[str, ...] = tuple(ADAPTERS)
     seeds: tuple[int, ...] = tuple(range(10))
-    """One cut of the target into halves per seed."""
     shots: tuple[int, ...] = (5, 10, 25, 50)
-    """Labelled target images per class of the rows that do use labels."""
-    draws: int = 2000
-    """Bootstrap draws and sign flips per row."""
-    confidence: float = 0.95
-    """Of the intervals."""
-    settings: FixSettings = field(default_factory=FixSettings)
-    """Hyper-parameters of the fixes."""
+    draws: int = DRAWS
+    settings: AdapterSettings = field(default_factory=AdapterSettings)
 
     def digest(self) -> str:
-        """Return the SHA-256 of the plan as canonical JSON, 64 hex digits."""
+        """SHA-256 of the plan as canonical JSON, 64 hex digits."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-# Halves of a target by patient: what is adapted to, and what is then predicted.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """One half of the target to adapt to, and the other to predict."""
-
-    index: int
-    """Position of the seed in the plan."""
-    seed: int
-    """The seed."""
-    adapt: NDArray[np.intp]
-    """Rows to adapt to."""
-    score: NDArray[np.intp]
-    """Rows to predict: of other patients."""
-
-
-def halves(groups: NDArray[Any], seeds: tuple[int, ...]) -> Iterator[Cut]:
-    """Yield both halves of every seed; the cut depends on the seed alone.
-
-    Args:
-        groups: Shape (n,), patient ids.
-        seeds: One cut for each.
-
-    Raises:
-        StudyError: There is one patient only.
-    """
-    if np.unique(groups).size < 2:
-        raise StudyError("a target of one patient cannot be halved by patient")
-    for index, seed in enumerate(seeds):
-        first = split_by_patient(groups, np.random.default_rng([seed, 4]))
-        for half in (first, ~first):
-            adapt, rest = np.flatnonzero(half), np.flatnonzero(~half)
-            yield Cut(index=index, seed=seed, adapt=adapt, score=rest)
-
-
-# Target labels under seal: read once, at the end, under the plan they were sealed with.
 
 
 class SealedLabels:
@@ -107,24 +62,24 @@ class SealedLabels:
     They live in memory only: neither printing nor pickling shows them.
 
     Args:
-        labels: Shape (n,), integers; None if the target has no labels.
+        label: Shape (n,), integers; None if the target has no labels.
         plan_hash: Digest of the plan that was written before any number was seen.
     """
 
-    __slots__ = ("__labels", "__plan_hash", "__reads")
+    __slots__ = ("__label", "__plan_hash", "__reads")
 
-    def __init__(self, labels: NDArray[np.integer] | None, plan_hash: str) -> None:
-        self.__labels = None if labels is None else np.array(labels)
+    def __init__(self, label: NDArray[np.integer] | None, plan_hash: str) -> None:
+        self.__label = None if label is None else np.array(label)
         self.__plan_hash = plan_hash
         self.__reads = 0
 
     @property
     def reads(self) -> int:
-        """How often the labels were looked at."""
+        """How often the labels were read."""
         return self.__reads
 
-    def unseal(self, plan_hash: str) -> NDArray[np.integer]:
-        """Return the labels, shape (n,), and count the reading.
+    def unseal(self, plan_hash: str) -> NDArray[np.int64]:
+        """The labels, shape (n,); the reading is counted.
 
         Args:
             plan_hash: Digest of the plan in hand.
@@ -138,10 +93,10 @@ class SealedLabels:
                 f"the labels were sealed under plan {self.__plan_hash[:12]}, not "
                 f"{plan_hash[:12]}: run the declared plan, or seal anew and say so"
             )
-        if self.__labels is None:
-            raise StudyError("this target has no labels: its fixes can be run, not scored")
+        if self.__label is None:
+            raise StudyError("this target has no labels: methods can adapt to it, not be scored")
         self.__reads += 1
-        return self.__labels.copy()
+        return self.__label.astype(np.int64)
 
     def __repr__(self) -> str:
         return f"SealedLabels(reads={self.__reads})"
@@ -153,210 +108,111 @@ class SealedLabels:
         raise TypeError("sealed labels are kept in memory only and cannot be copied")
 
 
-# Predict a target with every fix; there are no labels to look at.
-
-
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """The domain to be predicted, without its labels."""
+class AdaptedPredictions:
+    """Cross-fitted probabilities of every method, made without target labels.
 
-    features: Rows
-    """Shape (n, d), raw."""
-    groups: NDArray[Any]
-    """Shape (n,), patient ids; at least two patients."""
+    Attributes:
+        proba: By method, shape (seeds, n, K).
+        plan_hash: Digest of the plan.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """Cross-fitted probabilities of every fix, made without target labels."""
-
-    probabilities: Mapping[str, NDArray[np.float64]]
-    """By fix, shape (seeds, n, K)."""
-    notes: Mapping[str, Mapping[str, float]]
-    """By fix, its numbers averaged over seeds and halves."""
+    proba: Mapping[str, NDArray[np.float64]]
     plan_hash: str
-    """Digest of the plan."""
 
 
-def predict_target(source: Source, target: Target, plan: FixPlan) -> Predictions:
-    """Adapt every fix to one half of the target and predict the other, for each seed.
+def predict_target(
+    model: SourceModel, target: DomainData, plan: AdaptationPlan
+) -> AdaptedPredictions:
+    """Adapt every method to one half of the target and predict the other, for each seed.
 
     Args:
-        source: The labelled domain; its settings are replaced by the plan's.
-        target: The other one.
-        plan: Fixes and seeds.
-
-    Returns:
-        Probabilities of every fix for every row.
+        model: Head of the source.
+        target: Features and patients; labels are not looked at.
+        plan: Methods and seeds.
 
     Raises:
-        UnknownNameError: The plan names a fix that is not there.
+        UnknownNameError: The plan names a method that is not there.
         StudyError: The plan lacks the baseline, or the target has one patient.
     """
-    if BASELINE not in plan.fixes:
-        raise StudyError(f"the plan's fixes lack the baseline {BASELINE!r}: add it")
-    source = under(source, plan)
-    made = {name: _fix(name, source, target, plan) for name in plan.fixes}
-    return Predictions(
-        probabilities={name: one.table for name, one in made.items()},
-        notes={name: one.notes for name, one in made.items()},
-        plan_hash=plan.digest(),
-    )
+    if BASELINE not in plan.methods:
+        raise StudyError(f"the methods of the plan lack the baseline {BASELINE!r}: add it")
+    features, folds = target.embedded(), _halves(target, plan)
+    proba: dict[str, NDArray[np.float64]] = {}
+    for name in plan.methods:
+        table = np.empty((len(plan.seeds), len(target), model.classes))
+        predictors = adapt(
+            name, model, features, parts=[fit for fit, _ in folds], settings=plan.settings
+        )
+        for number, (predictor, (_, held)) in enumerate(zip(predictors, folds, strict=True)):
+            table[number // 2, held] = predictor(features[held])
+        proba[name] = table
+    return AdaptedPredictions(proba=proba, plan_hash=plan.digest())
+
+
+def _halves(target: DomainData, plan: AdaptationPlan) -> list[Fold]:
+    """Both halves of each seed, one after the other: rows to adapt to, rows to predict."""
+    return [
+        fold
+        for seed in plan.seeds
+        for fold in patient_folds(None, target.group, folds=2, seed=seed)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Predicted:
-    """By one fix: see :class:`Predictions`."""
+class AdaptationRow:
+    """One method on the target.
 
-    table: NDArray[np.float64]
-    notes: Mapping[str, float]
-
-
-def _fix(name: str, source: Source, target: Target, plan: FixPlan) -> _Predicted:
-    table = np.empty((len(plan.seeds), len(target.groups), source.prior.size))
-    collected: list[Mapping[str, float]] = []
-    for cut, predictor in adapted(name, source, target, plan):
-        table[cut.index, cut.score] = predictor(target.features[cut.score])
-        collected.append(predictor.notes)
-    notes = {key: float(np.mean([n[key] for n in collected])) for key in collected[0]}
-    return _Predicted(table=table, notes=notes)
-
-
-def adapted(
-    name: str, source: Source, target: Target, plan: FixPlan
-) -> Iterator[tuple[Cut, Predictor]]:
-    """Adapt a fix to each half of each seed: at once where it can, else one by one.
-
-    Args:
-        name: Of the fix.
-        source: The labelled domain, under the settings that are wanted.
-        target: The other one.
-        plan: Its seeds.
+    Attributes:
+        method: Entry of ``ADAPTERS``, or how many labels a head of the target had.
+        accuracy: Mean over the divisions, in [0, 1].
+        auroc: Mean over the divisions, macro one-vs-rest; None where a class is absent.
+        difference: Of the accuracy to the baseline; None for the baseline itself.
+        labels_per_class: Labelled target images of each class that it was fitted to.
     """
-    cuts = list(halves(target.groups, plan.seeds))
-    rngs = [np.random.default_rng([cut.seed, zlib.crc32(name.encode())]) for cut in cuts]
-    if name in TOGETHER:
-        made = TOGETHER[name](source, target.features, [cut.adapt for cut in cuts], rngs)
-        yield from zip(cuts, made, strict=True)
-        return
-    fix = fix_named(name)
-    for cut, rng in zip(cuts, rngs, strict=True):
-        yield cut, fix(source, target.features[cut.adapt], rng)
 
-
-def under(source: Source, plan: FixPlan) -> Source:
-    """The source with the plan's settings; the same one, and what it has fitted, where it can."""
-    return source if source.settings == plan.settings else replace(source, settings=plan.settings)
-
-
-# Compare two predictors on the same images, patient by patient.
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """A mean difference with its interval and p-value."""
-
-    estimate: float
-    """Mean over rows."""
-    low: float
-    """Lower end of the percentile interval."""
-    high: float
-    """Upper end."""
-    p: float
-    """Two-sided sign-flip p-value."""
-
-
-def paired_difference(
-    differences: NDArray[np.floating],
-    groups: NDArray[Any],
-    rng: np.random.Generator,
-    draws: int = 2000,
-    confidence: float = 0.95,
-) -> PairedDifference:
-    """Return the mean of paired differences; patients are the units of both answers.
-
-    The interval resamples whole patients. The p-value flips the sign of whole patients,
-    p = (1 + #{|T_b| >= |T_0|}) / (draws + 1).
-
-    Args:
-        differences: Shape (n,), one predictor's score minus the other's, per image.
-        groups: Shape (n,), patient ids.
-        rng: Source of the draws.
-        draws: Bootstrap draws, and as many sign flips.
-        confidence: Of the interval, in (0, 1).
-    """
-    interval = bootstrap_interval(
-        weighted_mean(differences), groups, rng, draws=draws, level=confidence
-    )
-    return PairedDifference(
-        estimate=interval.estimate,
-        low=interval.low,
-        high=interval.high,
-        p=sign_flip(differences, groups, rng, draws=draws),
-    )
-
-
-# Compare the fixes on a target whose labels are opened once, after all predictions.
-
-
-_TWO = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One line of the leaderboard."""
-
-    name: str
-    """Fix, or ``k_shot(k)``."""
+    method: str
     accuracy: float
-    """Mean over seeds, in [0, 1]."""
-    accuracy_sd: float
-    """Standard deviation over seeds."""
     auroc: float | None
-    """Mean over seeds; None unless there are two classes, both present."""
-    difference: PairedDifference
-    """Accuracy against the baseline, paired, by patient."""
-    p_holm: float
-    """Sign-flip p-value, Holm-adjusted within its block; 1 for the baseline."""
-    uses_target_labels: bool
-    """True for k-shot rows, which stand in a block of their own."""
-    notes: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Numbers of the fix itself."""
-
-    @property
-    def negative_transfer(self) -> bool:
-        """Whether the whole interval of the difference lies below 0."""
-        return self.difference.high < 0
+    difference: Difference | None
+    labels_per_class: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaderboard:
-    """All rows, and the proof that the labels were read once under the plan."""
+class AdaptationResult:
+    """All methods, and the proof that the labels were read once under the plan.
 
-    rows: tuple[Row, ...]
-    """One per fix, in the plan's order."""
-    k_shot: tuple[Row, ...]
-    """One per k for which each half holds k labelled images of every class."""
+    Attributes:
+        rows: One for each method, in the plan's order.
+        label_curve: One for each number of labels that every half can provide.
+        labels_needed: The fewest labels of each class whose head is shown to be better than
+            the baseline; None where none is.
+        plan_hash: Digest of the plan.
+        reads: How often the target labels were read.
+    """
+
+    rows: tuple[AdaptationRow, ...]
+    label_curve: tuple[AdaptationRow, ...]
+    labels_needed: int | None
     plan_hash: str
-    """Digest of the plan."""
     reads: int
-    """How often the target labels were read."""
 
 
 def score(
-    predictions: Predictions, sealed: SealedLabels, source: Source, target: Target, plan: FixPlan
-) -> Leaderboard:
-    """Open the labels and compare every fix with the baseline.
+    predictions: AdaptedPredictions,
+    sealed: SealedLabels,
+    model: SourceModel,
+    target: DomainData,
+    plan: AdaptationPlan,
+) -> AdaptationResult:
+    """Open the labels and compare every method with the baseline.
 
     Args:
-        predictions: From :func:`pipeline.shift.adapt_eval.predict_target`.
+        predictions: From :func:`predict_target`.
         sealed: Labels of the target, numbered like the source's.
-        source: The labelled domain, for the scale of the k-shot rows.
+        model: Head of the source, whose scale the k-shot heads take.
         target: The domain that was predicted.
         plan: The plan of the predictions.
-
-    Returns:
-        The leaderboard.
 
     Raises:
         CheckFailedError: The labels were sealed, or the predictions made, under another plan.
@@ -366,105 +222,128 @@ def score(
         raise CheckFailedError(
             "these predictions were made under another plan: predict again under this one"
         )
-    labels = sealed.unseal(plan.digest())
-    shots = _k_shot(under(source, plan), target, labels, plan)
-    baseline = predictions.probabilities[BASELINE]
-    truth = Truth(labels=labels, groups=target.groups, baseline=baseline)
-    rows = _rows(predictions.probabilities, truth, plan, predictions.notes)
-    return Leaderboard(
-        rows=rows,
-        k_shot=_rows(shots, truth, plan, None),
+    target = target.with_(label=sealed.unseal(plan.digest()))
+    baseline = predictions.proba[BASELINE]
+    draws = draw_patients(target.group, np.random.default_rng(6), draws=plan.draws)
+    shots = _k_shot(model, target, plan)
+    curve = _rows(
+        {f"{k} labels per class": table for k, table in shots.items()}, baseline, target, draws
+    )
+    label_curve = tuple(
+        replace(row, labels_per_class=k) for k, row in zip(shots, curve, strict=True)
+    )
+    return AdaptationResult(
+        rows=_rows(predictions.proba, baseline, target, draws),
+        label_curve=label_curve,
+        labels_needed=next((row.labels_per_class for row in label_curve if _better(row)), None),
         plan_hash=plan.digest(),
         reads=sealed.reads,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Truth:
-    """What the predictions of a block are measured against."""
-
-    labels: NDArray[np.integer]
-    """Shape (n,)."""
-    groups: NDArray[Any]
-    """Shape (n,), patient ids."""
-    baseline: NDArray[np.float64]
-    """Shape (seeds, n, K): the baseline's probabilities."""
+def _better(row: AdaptationRow) -> bool:
+    found = row.difference
+    return found is not None and found.interval.low > 0 and found.p_adjusted <= LEVEL
 
 
 def _k_shot(
-    source: Source, target: Target, labels: NDArray[np.integer], plan: FixPlan
-) -> dict[str, NDArray[np.float64]]:
-    """Refit the head to k labelled images per class of one half, predict the other.
+    model: SourceModel, target: DomainData, plan: AdaptationPlan
+) -> dict[int, NDArray[np.float64]]:
+    """Fit the head to k labelled images per class of one half, predict the other.
 
     Only the scale of the features comes from the source: what a few labels are worth by
     themselves. A k that some half cannot provide is left out.
+
+    Returns:
+        By k, shape (seeds, n, K).
     """
-    n_classes = source.prior.size
-    cuts = list(halves(target.groups, plan.seeds))
-    available = min(np.bincount(labels[c.adapt], minlength=n_classes).min() for c in cuts)
-    asked = [(k, cut) for k in plan.shots if k <= available for cut in cuts]
-    if not asked:
+    label, folds = target.labelled(), _halves(target, plan)
+    available = min(np.bincount(label[fit], minlength=model.classes).min() for fit, _ in folds)
+    shots = [k for k in plan.shots if k <= available]
+    if not shots:
         return {}
-    shown = np.zeros((len(asked), len(labels)))
-    for row, (k, cut) in zip(shown, asked, strict=True):
-        order = np.random.default_rng([cut.seed, 5, k]).permutation(cut.adapt)
-        for c in range(n_classes):
-            row[order[labels[order] == c][:k]] = 1
-    rows = source.standardise(target.features).astype(np.float32)
+    shown = np.zeros((len(shots), len(folds), len(label)))
+    for row, k in zip(shown, shots, strict=True):
+        for number, (fit, _) in enumerate(folds):
+            order = np.random.default_rng([number, 5, k]).permutation(fit)
+            for c in range(model.classes):
+                row[number, order[label[order] == c][:k]] = 1
+    rows = model.standardise(target.embedded()).astype(np.float32)
     # One head for each k and half: they share the rows, and which are shown is a weight.
-    penalty = np.full(len(asked), source.settings.inverse_penalty)
-    heads = solve_path(rows, labels, C=penalty, weights=shown)
-    tables: dict[str, NDArray[np.float64]] = {}
-    empty = np.empty((len(plan.seeds), len(labels), n_classes))
-    for v, (k, cut) in enumerate(asked):
-        table = tables.setdefault(f"k_shot({k})", empty.copy())
-        table[cut.index, cut.score] = heads.some(slice(v, v + 1)).proba(rows[cut.score])[0]
-    return tables
+    weights = shown.reshape(-1, len(label))
+    heads = solve_path(rows, label, C=np.full(len(weights), model.inverse_penalty), weights=weights)
+    tables = np.empty((len(shots), len(plan.seeds), len(label), model.classes))
+    for v in range(len(weights)):
+        which, number = divmod(v, len(folds))
+        held = folds[number][1]
+        proba = heads.some(slice(v, v + 1)).proba(rows[held])[0]
+        tables[which, number // 2, held] = proba
+    return dict(zip(shots, tables, strict=True))
 
 
 def _rows(
     tables: Mapping[str, NDArray[np.float64]],
-    truth: Truth,
-    plan: FixPlan,
-    notes: Mapping[str, Mapping[str, float]] | None,
-) -> tuple[Row, ...]:
-    """Score one block; Holm runs over its rows, the baseline aside."""
-    base = (truth.baseline.argmax(axis=2) == truth.labels).mean(axis=0)
-    scored = []
-    for name, table in tables.items():
-        correct = table.argmax(axis=2) == truth.labels
-        rng = np.random.default_rng([zlib.crc32(name.encode()), 6])
-        change = paired_difference(
-            correct.mean(axis=0) - base, truth.groups, rng, plan.draws, plan.confidence
+    baseline: NDArray[np.float64],
+    target: DomainData,
+    draws: PatientDraws,
+) -> tuple[AdaptationRow, ...]:
+    """Score one family of methods; Holm's correction runs over it, the baseline aside."""
+    label = target.labelled()
+    base = (baseline.argmax(axis=2) == label).mean(axis=0)
+    gains = {
+        name: (table.argmax(axis=2) == label).mean(axis=0) - base
+        for name, table in tables.items()
+        if name != BASELINE
+    }
+    p = {
+        name: sign_flip(
+            gain,
+            target.group,
+            np.random.default_rng([zlib.crc32(name.encode()), 6]),
+            draws=len(draws),
         )
-        scored.append((name, correct.mean(axis=1), _auroc(table, truth.labels), change))
-    compared = [name for name in tables if name != BASELINE]
-    raw = {name: change.p for name, _, _, change in scored}
-    adjusted = dict(zip(compared, holm(np.array([raw[n] for n in compared])), strict=True))
+        for name, gain in gains.items()
+    }
+    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
     return tuple(
-        Row(
-            name=name,
-            accuracy=float(accuracies.mean()),
-            accuracy_sd=float(accuracies.std()),
-            auroc=auroc,
-            difference=change,
-            p_holm=float(adjusted.get(name, 1.0)),
-            uses_target_labels=notes is None,
-            notes={} if notes is None else notes[name],
+        AdaptationRow(
+            method=name,
+            accuracy=float((table.argmax(axis=2) == label).mean()),
+            auroc=_mean_auroc(label, table),
+            difference=None
+            if name == BASELINE
+            else _difference(gains[name], p[name], float(adjusted[name]), target, draws),
         )
-        for name, accuracies, auroc, change in scored
+        for name, table in tables.items()
     )
 
 
-def _auroc(table: NDArray[np.float64], labels: NDArray[np.integer]) -> float | None:
-    """Mean over seeds of the area under the ROC curve; None where a class is absent.
+def _difference(
+    gain: NDArray[np.float64],
+    p: float,
+    p_adjusted: float,
+    target: DomainData,
+    draws: PatientDraws,
+) -> Difference:
+    low, high = percentile_interval(draws.mean(gain))
+    interval = Interval(
+        estimate=float(gain.mean()),
+        low=low,
+        high=high,
+        images=len(target),
+        patients=target.patients,
+        method="paired patient bootstrap",
+    )
+    return Difference(
+        interval=interval,
+        p=p,
+        p_adjusted=p_adjusted,
+        test="sign flips by patient",
+        verdict=verdict(low, high),
+    )
 
-    Macro one-vs-rest for more than two classes.
-    """
-    if np.unique(labels).size != table.shape[2]:
-        return None
-    areas = [
-        auc_columns(table[:, :, k].T, np.repeat(labels[:, None] == k, len(table), axis=1)).mean()
-        for k in ([1] if table.shape[2] == _TWO else range(table.shape[2]))
-    ]
-    return float(np.mean(areas))
+
+def _mean_auroc(label: NDArray[np.int64], tables: NDArray[np.float64]) -> float | None:
+    values = [metric("auroc", label, table) for table in tables]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None

@@ -18,7 +18,7 @@ from pipeline.errors import StudyError
 from pipeline.evaluation.isotonic import fit_monotone
 from pipeline.evaluation.metrics import mean_of_ties
 from pipeline.shift.domains import Cohort
-from pipeline.shift.label_free import Forecast
+from pipeline.shift.label_free import AccuracyEstimate
 from pipeline.shift.operating import (
     RULES,
     OperatingPoint,
@@ -337,7 +337,7 @@ class Soundness:
 def soundness(
     source: Cohort,
     target: Cohort,
-    before: Forecast,
+    before: AccuracyEstimate,
     rng: np.random.Generator,
     *,
     score_changed: bool,
@@ -347,7 +347,7 @@ def soundness(
     Args:
         source: Out-of-fold probabilities and labels.
         target: Probabilities of the same head, and labels.
-        before: The label-free forecast; its MLLS prevalence moves a threshold.
+        before: The estimates without labels; their MLLS prevalence moves a threshold.
         rng: Source of the draws.
         score_changed: Whether Y given the score is shown to have changed.
     """
@@ -374,14 +374,14 @@ def _event(cohort: Cohort, *, binary: bool) -> tuple[NDArray[np.bool_], NDArray[
 
 
 def _operating(
-    source: Cohort, target: Cohort, before: Forecast, rng: np.random.Generator
+    source: Cohort, target: Cohort, before: AccuracyEstimate, rng: np.random.Generator
 ) -> tuple[Carried, ...]:
     here, there = (_scores(cohort) for cohort in (source, target))
     if any(side.positive.all() or not side.positive.any() for side in (here, there)):
         return ()
     shares = {"source": float(here.positive.mean()), "target": float(there.positive.mean())}
     settings = OperatingSettings(prevalences=shares)
-    foretold = before.prevalence["mlls_em"][1].estimate
+    foretold = before.prevalence[1].estimate
     found = []
     for rule in RULES:
         chosen = choose_threshold(rule, here, settings)

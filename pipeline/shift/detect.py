@@ -1,273 +1,437 @@
-"""What a detection of domain shift is asked for, and what it returns."""
+"""Do the source and a target differ? Three two-sample tests, each with two controls.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+The tests look at the head's scores (BBSD-KS), at what a classifier finds in the features
+(C2ST), and at distances between features (MMD). Each compares the observed statistic with
+its values after the domains of whole patients were permuted: images of one patient resemble
+each other, and permuting single images would reject too often.
+
+A p-value alone says little, so each test runs twice more where the answer is known: on two
+halves of the source (a small p discredits the test), and on the same halves with a planted
+shift (a large p means that the test cannot see a shift of that size).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations_with_replacement
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.domain import DomainData
+from pipeline.errors import StudyError
 from pipeline.evaluation.paired_tests import holm
-from pipeline.shift.domains import Cohort, Comparison, compare, split_by_patient
-from pipeline.shift.kernels import aggregate, global_scale, kernel_draws
-from pipeline.shift.marginals import (
-    ks_of_scores,
+from pipeline.evaluation.separability import (
+    DomainAUC,
+    domain_auc,
+    patient_units,
+    permutation_p,
+    permuted_labels,
+    separability,
 )
-from pipeline.shift.permute import PermutationPlan, p_value, standard_score
-from pipeline.shift.ridge_test import ridge_draws
 from pipeline.words import counted
 
+#: Permutations of each test.
+DRAWS = 999
+#: Permutations of the controls and of the AUC inside each class.
+CONTROL_DRAWS = 199
+#: Level of the tests.
+LEVEL = 0.05
+#: Permutations below which no p-value, 1 / (draws + 1) at least, reaches the level.
+FEWEST_DRAWS = math.ceil(1 / LEVEL) - 1
+#: Below this many patients in a domain, the tests of the features are refused.
+_NEEDED_PATIENTS = 20
+#: Below this many, a large p-value is called absence of evidence.
+_FEW_PATIENTS = 100
+#: The planted shift: so many standard deviations, in this share of the features.
+_PLANTED_SHIFT, _PLANTED_SHARE = 0.25, 0.05
+#: Multiples of the median distance that serve as bandwidths of the Gaussian kernels; each is
+#: half of the one before, which :func:`_kernels` relies on.
+BANDWIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)
+#: Rows and columns of a tile: 512 x 512 float64 stays in a core's cache.
+_TILE = 512
+#: More rows than this estimate the median distance from a subset.
+_MEDIAN_ROWS = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionSettings:
-    """Settings of the detection."""
+class ShiftTest:
+    """One test of "both domains are alike".
 
-    plan: PermutationPlan = field(default_factory=PermutationPlan)
-    """Relabellings of the primary family and of the cheap measures."""
-    min_patients: int = 20
-    """Below this many patients in a domain, classifier and kernel tests are refused."""
-    few_patients: int = 100
-    """Below this many, a silent test is called absence of evidence."""
-    control_shift: float = 0.25
-    """Planted shift of the positive control, in sd of the feature."""
-    control_share: float = 0.05
-    """Share of features that the positive control shifts."""
-    device: str | None = None
-    """torch device of heavy products; None for numpy."""
+    Attributes:
+        test: Entry of :data:`TESTS`.
+        statistic: Observed value; None if refused.
+        p: Permutation p-value; None if refused.
+        p_adjusted: The same, adjusted over the tests (Holm).
+        p_control: Of two halves of the source, which are alike; None if refused there.
+        p_planted: Of the same halves with a planted shift.
+        refused: Why there is no value.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One measure of the difference between two domains."""
-
-    name: str
-    """Measure; ``measure|class=k`` inside one class."""
-    primary: bool
-    """Whether it belongs to the family that carries the verdict."""
-    statistic: float | None
-    """Observed value; None if refused."""
-    effect: float | None
-    """(observed - mean of the null) / sd of the null."""
-    p: float | None
-    """Permutation p-value."""
-    p_holm: float | None = None
-    """Holm-adjusted p-value, primary family only."""
-    null: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    """Shape (B,): values under relabelling, for the histogram."""
+    test: str
+    statistic: float | None = None
+    p: float | None = None
+    p_adjusted: float | None = None
+    p_control: float | None = None
+    p_planted: float | None = None
     refused: str | None = None
-    """Why there is no value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """Everything the measures say about one pair of domains."""
+    """How far two domains are apart.
 
-    findings: Mapping[str, Finding]
-    """By name, primary family first."""
-    n_source: int
-    """Patients in the source."""
-    n_target: int
-    """Patients in the target."""
+    Attributes:
+        tests: One row for each of :data:`TESTS`.
+        domain_auc: How well a classifier predicts the domain from the features.
+        draws: Permutations of each test.
+        notes: What a reader must know beside the numbers.
+    """
+
+    tests: tuple[ShiftTest, ...]
+    domain_auc: DomainAUC
+    draws: int
     notes: tuple[str, ...]
-    """What a reader must know beside the numbers."""
+
+
+def detect(
+    source: DomainData,
+    target: DomainData,
+    predict_proba: Callable[[NDArray[np.floating]], NDArray[np.float64]],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Detection:
+    """Test whether two domains differ, and show what the tests say where that is known.
+
+    Args:
+        source: Features, labels, and probabilities out of fold, so that they are
+            exchangeable with the target's when nothing has shifted.
+        target: Features, and probabilities of the same head. Labels are not looked at.
+        predict_proba: Features (n, d) -> probabilities (n, K) of that head, which shows the
+            planted shift to the test of the scores.
+        draws: Permutations of each test; of the controls at most 199.
+        seed: Seed of permutations, folds and halves.
+
+    Raises:
+        StudyError: The domains do not fit, or have too few patients for any p-value.
+    """
+    pair = _Pair(source=source, target=target, draws=draws, seed=seed)
+    refuse_hopeless(source.patients, target.patients, draws)
+    apart = domain_auc(
+        source, target.sealed(), draws=draws, class_draws=min(draws, CONTROL_DRAWS), seed=seed
+    )
+    # The classifier's AUC and its permutations are those of the test: they are made once.
+    known = {"ridge_c2st": (apart.overall.auc.estimate, apart.overall.p)}
+    observed = _rows(pair, known)
+    tested = [row.test for row in observed if row.p is not None]
+    adjusted = dict(
+        zip(tested, holm([row.p for row in observed if row.p is not None]), strict=True)
+    )
+    control, planted = _controls(pair, predict_proba)
+    return Detection(
+        tests=tuple(
+            replace(
+                row,
+                p_adjusted=float(adjusted[row.test]) if row.test in adjusted else None,
+                p_control=control.get(row.test),
+                p_planted=planted.get(row.test),
+            )
+            for row in observed
+        ),
+        domain_auc=apart,
+        draws=draws,
+        notes=_notes(pair),
+    )
+
+
+def refuse_hopeless(source_patients: int, target_patients: int, draws: int) -> None:
+    """Refuse a test whose smallest possible p-value is above its level.
+
+    Raises:
+        StudyError: Too few permutations of these patients are distinct, or too few drawn.
+    """
+    distinct = math.comb(source_patients + target_patients, target_patients)
+    if 1 / distinct > LEVEL:
+        raise StudyError(
+            f"{source_patients} source and {counted(target_patients, 'target patient')} can be "
+            f"permuted in {counted(distinct, 'way')}, so no p-value can fall below "
+            f"{1 / distinct:.3g} (level {LEVEL:g}): add patients, or give patient ids if images "
+            "were taken for one patient"
+        )
+    if draws < FEWEST_DRAWS:
+        raise StudyError(
+            f"{draws} permutations cannot give p <= {LEVEL:g}: ask for at least {FEWEST_DRAWS}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlledDetection:
-    """A detection with its two controls."""
+class _Pair:
+    """Two domains, source first, and the permutations of their patients."""
 
-    observed: Detection
-    """Source against target."""
-    null_control: Detection
-    """One half of the source against the other: small p-values here discredit a measure."""
-    positive_control: Detection
-    """The same with a planted shift: large p-values here mean it cannot see that much."""
+    source: DomainData
+    target: DomainData
+    draws: int
+    seed: int
 
-    def rows(self) -> tuple[tuple[Finding, Finding | None, Finding | None], ...]:
-        """Return each finding with its null and positive control (None if not computable)."""
-        controls = (self.null_control.findings, self.positive_control.findings)
-        return tuple(
-            (finding, *(control.get(name) for control in controls))  # type: ignore[misc]
-            for name, finding in self.observed.findings.items()
-        )
+    def __post_init__(self) -> None:
+        for what in ("features", "proba"):
+            widths = [getattr(one, what).shape[1] for one in (self.source, self.target)]
+            if widths[0] != widths[1]:
+                raise StudyError(
+                    f"source and target differ in the width of their {what} ({widths[0]} and "
+                    f"{widths[1]}): use one backbone and one head for both"
+                )
+
+    @property
+    def fewest_patients(self) -> int:
+        return min(self.source.patients, self.target.patients)
+
+    @property
+    def group(self) -> NDArray[np.generic]:
+        return np.concatenate([self.source.group, self.target.group])
+
+    @cached_property
+    def is_target(self) -> NDArray[np.bool_]:
+        return np.arange(len(self.source) + len(self.target)) >= len(self.source)
+
+    @cached_property
+    def unit(self) -> NDArray[np.intp]:
+        """Patient of each row; the same id in both domains is two."""
+        return patient_units(self.is_target, self.group)
+
+    @cached_property
+    def features(self) -> NDArray[np.floating]:
+        return np.concatenate([self.source.embedded(), self.target.embedded()])
+
+    @cached_property
+    def permuted(self) -> NDArray[np.bool_]:
+        """Shape (n, B + 1), True for the target, column 0 observed."""
+        return permuted_labels(self.is_target, self.unit, draws=self.draws, seed=self.seed)
 
 
-# The measures of domain shift: one pair of domains in, statistics per relabelling out.
+def _score_ks(pair: _Pair) -> tuple[float, float]:
+    proba = np.concatenate([pair.source.scored(), pair.target.scored()])
+    return _with_p(largest_ks(proba, pair.permuted))
 
 
-#: Statistics by name, each of shape (B + 1,), the observed value first.
-Draws = Mapping[str, NDArray[np.float64]]
-Measure = Callable[[Comparison], Draws]
+def _c2st(pair: _Pair) -> tuple[float, float]:
+    """Ridge classifier two-sample test (Lopez-Paz and Oquab 2017); the statistic is the AUC."""
+    found = separability(
+        pair.features, pair.is_target.astype(np.int64), pair.unit, draws=pair.draws, seed=pair.seed
+    )
+    return found.auc.estimate, found.p
 
 
-def _scores(pair: Comparison) -> Draws:
-    probabilities = pair.pooled.probabilities
-    return {
-        "bbsd_ks": ks_of_scores(probabilities, pair.labels),
-    }
+def _mmd(pair: _Pair) -> tuple[float, float]:
+    """MMD of several bandwidths: the largest standard score of each permutation.
+
+    Observed and permuted labels are scored alike, so the test keeps its level without
+    splitting the data (the idea of MMDAgg, Schrab et al. 2023).
+    """
+    statistics = mmd_statistics(pair.features, pair.permuted, pair.unit)
+    spread = statistics.std(axis=1, keepdims=True)
+    spread[spread == 0] = np.inf
+    return _with_p(((statistics - statistics.mean(axis=1, keepdims=True)) / spread).max(axis=0))
 
 
-def _ridge(pair: Comparison) -> Draws:
-    draws = ridge_draws(pair.pooled.features, pair.labels, pair.folds, pair.where)
-    return {"ridge_c2st": draws.auc}
+def _with_p(statistics: NDArray[np.float64]) -> tuple[float, float]:
+    return float(statistics[0]), permutation_p(statistics)
 
 
-def _kernels(pair: Comparison) -> Draws:
-    draws = kernel_draws(global_scale(pair.pooled.features), pair.labels, pair.where)
-    return {"mmd_aggregated": aggregate(draws.mmd)}
-
-
-#: Cheap for each relabelling.
-FAST: Mapping[str, Measure] = MappingProxyType(
-    {"scores": _scores, "ridge": _ridge, "kernels": _kernels}
+#: To add a test, write a function above and one line here; Holm's correction runs over all.
+TESTS: Mapping[str, Callable[[_Pair], tuple[float, float]]] = MappingProxyType(
+    {"bbsd_ks": _score_ks, "ridge_c2st": _c2st, "mmd_aggregated": _mmd}
 )
-#: Refused in domains with few patients, and what they would have returned.
-NEEDS_PATIENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "ridge": ("ridge_c2st",),
-        "kernels": ("mmd_aggregated",),
-    }
-)
+#: Tests that mislead in domains of few patients.
+_NEED_PATIENTS = frozenset({"ridge_c2st", "mmd_aggregated"})
 
 
-# Detect domain shift: which measures say that two domains differ, and how sure are they.
-
-
-#: The family over which Holm's correction runs.
-PRIMARY = ("bbsd_ks", "ridge_c2st", "mmd_aggregated")
-
-
-def detect(source: Cohort, target: Cohort, settings: DetectionSettings | None = None) -> Detection:
-    """Compute every measure of the difference between two domains.
-
-    Args:
-        source: The labelled domain.
-        target: The other one; its labels may be sealed (None).
-        settings: Relabellings, minimum sizes, device.
-
-    Returns:
-        All findings; those that would mislead are refused with their reason.
+def run_tests(
+    source: DomainData, target: DomainData, *, draws: int = DRAWS, seed: int = 0
+) -> list[ShiftTest]:
+    """The tests alone, without controls and without adjustment; see :func:`detect`.
 
     Raises:
-        StudyError: The cohorts do not fit, or have too few patients for any p-value.
-        EngineError: The device is not there.
+        StudyError: The domains do not fit.
     """
-    settings = settings or DetectionSettings()
-    pair = compare(source, target, settings.plan, settings.device)
-    found = _measured(pair, FAST, settings)
-    return Detection(
-        findings=_with_holm(found),
-        n_source=pair.relabelings.n_source,
-        n_target=pair.relabelings.n_target,
-        notes=_notes(pair, settings),
-    )
+    return _rows(_Pair(source=source, target=target, draws=draws, seed=seed), {})
 
 
-def detect_with_controls(
-    source: Cohort,
-    target: Cohort,
-    predict: Callable[[NDArray[np.floating]], NDArray[np.floating]],
-    settings: DetectionSettings | None = None,
-) -> ControlledDetection:
-    """Detect shift, and show what the same measures say where the answer is known.
+def _rows(pair: _Pair, known: Mapping[str, tuple[float, float]]) -> list[ShiftTest]:
+    rows = []
+    for name, test in TESTS.items():
+        if name in _NEED_PATIENTS and pair.fewest_patients < _NEEDED_PATIENTS:
+            rows.append(
+                ShiftTest(
+                    test=name,
+                    refused=f"{counted(pair.fewest_patients, 'patient')} in a domain, needs "
+                    f"{_NEEDED_PATIENTS}",
+                )
+            )
+            continue
+        statistic, p = known[name] if name in known else test(pair)
+        rows.append(ShiftTest(test=name, statistic=statistic, p=p))
+    return rows
 
-    The source's patients are halved; where the target has fewer patients than a half,
-    the second part shrinks to as many, so that the controls are no more powerful than
-    the comparison they stand beside.
 
-    Args:
-        source: The labelled domain, with labels and out-of-fold probabilities.
-        target: The other one.
-        predict: Features (n, d) -> probabilities (n, K) of the head, to see the planted
-            shift with the head's eyes.
-        settings: Relabellings, minimum sizes, planted shift, device.
+def _controls(
+    pair: _Pair, predict_proba: Callable[[NDArray[np.floating]], NDArray[np.float64]]
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """p-values of two halves of the source, and of the same with a planted shift.
 
-    Returns:
-        The detection and both controls.
-
-    Raises:
-        StudyError: The cohorts do not fit, or have too few patients for any p-value.
-        EngineError: The device is not there.
+    Where the target has fewer patients than a half, the second part shrinks to as many, so
+    that the controls are no more powerful than the comparison they stand beside.
     """
-    settings = settings or DetectionSettings()
-    n_source = np.unique(source.groups).size
-    n_target = np.unique(target.groups).size
-    rng = np.random.default_rng([settings.plan.seed, 3])
-    share = min(0.5, n_target / n_source)
-    held_out = split_by_patient(source.groups, rng, share)
-    kept, other = source.take(~held_out), source.take(held_out)
-    planted = _planted(other.features, rng, settings)
-    return ControlledDetection(
-        observed=detect(source, target, settings),
-        null_control=detect(kept, other, settings),
-        positive_control=detect(
-            replace(kept, probabilities=predict(kept.features)),
-            replace(other, features=planted, probabilities=predict(planted)),
-            settings,
-        ),
+    rng = np.random.default_rng([pair.seed, 3])
+    patients, member = np.unique(pair.source.group, return_inverse=True)
+    share = min(0.5, pair.target.patients / patients.size)
+    chosen = rng.permutation(patients.size)[: round(share * patients.size)]
+    away = np.isin(member, chosen)
+    kept, other = pair.source.take(~away), pair.source.take(away)
+    shifted = _planted(other.embedded(), rng)
+    planted = (
+        kept.with_(proba=predict_proba(kept.embedded())),
+        other.with_(features=shifted, proba=predict_proba(shifted)),
     )
+    draws = min(pair.draws, CONTROL_DRAWS)
+    found = []
+    for first, second in ((kept, other), planted):
+        rows = run_tests(first, second, draws=draws, seed=pair.seed)
+        found.append({row.test: row.p for row in rows})
+    return found[0], found[1]
 
 
-def _planted(
-    features: NDArray[np.floating], rng: np.random.Generator, settings: DetectionSettings
-) -> NDArray[np.floating]:
+def _planted(features: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.floating]:
     """Shift a few random features by a fraction of their standard deviation."""
     width = features.shape[1]
-    count = max(1, round(settings.control_share * width))
+    chosen = rng.permutation(width)[: max(1, round(_PLANTED_SHARE * width))]
     shift = np.zeros(width, dtype=features.dtype)
-    chosen = rng.permutation(width)[:count]
-    shift[chosen] = settings.control_shift * features[:, chosen].std(axis=0)
+    shift[chosen] = _PLANTED_SHIFT * features[:, chosen].std(axis=0)
     return np.asarray(features + shift)
 
 
-def _finding(name: str, draws: NDArray[np.float64]) -> Finding:
-    return Finding(
-        name=name,
-        primary=name in PRIMARY,
-        statistic=float(draws[0]),
-        effect=standard_score(draws),
-        p=p_value(draws),
-        null=draws[1:],
-    )
+def _notes(pair: _Pair) -> tuple[str, ...]:
+    if pair.fewest_patients >= _FEW_PATIENTS:
+        return ()
+    few = counted(pair.fewest_patients, "patient")
+    note = f"A domain has only {few}: a large p-value is absence of evidence of a shift, not proof"
+    return (f"{note} that there is none.",)
 
 
-def _refusal(name: str, reason: str) -> Finding:
-    return Finding(
-        name=name, primary=name in PRIMARY, statistic=None, effect=None, p=None, refused=reason
-    )
+# The statistics, for all permutations at once.
 
 
-def _measured(
-    pair: Comparison, measures: Mapping[str, Measure], settings: DetectionSettings
-) -> dict[str, Finding]:
-    found: dict[str, Finding] = {}
-    smallest = min(pair.relabelings.n_source, pair.relabelings.n_target)
-    for kind, measure in measures.items():
-        if kind in NEEDS_PATIENTS and smallest < settings.min_patients:
-            reason = f"{counted(smallest, 'patient')} in a domain, needs {settings.min_patients}"
-            found |= {name: _refusal(name, reason) for name in NEEDS_PATIENTS[kind]}
-        else:
-            found |= {name: _finding(name, draws) for name, draws in measure(pair).items()}
-    return found
+def largest_ks(proba: NDArray[np.floating], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The largest Kolmogorov-Smirnov distance over the classes (BBSD, Lipton et al. 2018).
+
+    The permutation of the maximum replaces the Bonferroni correction of Rabanser et al. 2019.
+
+    Args:
+        proba: Shape (n, K), rows sum to 1.
+        labels: Shape (n, B), True for the target.
+
+    Returns:
+        Shape (B,), in [0, 1].
+    """
+    n, n_target = len(labels), labels.sum(axis=0)
+    # A target row adds n_s to the gap between the distribution functions, a source row takes
+    # n_t: integers, so that equal distances are equal exactly and ties are counted as such.
+    # The largest partial sum is n_s n_t <= n^2 / 4.
+    integer = np.int32 if n**2 / 4 < np.iinfo(np.int32).max else np.int64
+    steps = labels * integer(n) - n_target.astype(integer)
+    columns = proba.T[1:] if proba.shape[1] == 2 else proba.T  # two classes mirror each other
+    largest = np.zeros(labels.shape[1], dtype=integer)
+    for values in columns:
+        order = np.argsort(values, kind="stable")
+        gaps = np.cumsum(steps[order], axis=0, out=steps[order])
+        # Only the last of a run of equal values is a point of the distribution function.
+        gaps = gaps[np.append(np.diff(values[order]) > 0, [True])]
+        largest = np.maximum(largest, np.maximum(gaps.max(axis=0), -gaps.min(axis=0)))
+    return np.asarray(largest / (n_target * (n - n_target)).astype(np.float64))
 
 
-def _with_holm(found: Mapping[str, Finding]) -> dict[str, Finding]:
-    """Put the primary family first, its p-values adjusted for one another."""
-    tested = [name for name in PRIMARY if found[name].p is not None]
-    adjusted = holm(np.array([found[name].p for name in tested], dtype=np.float64))
-    family = {name: found[name] for name in PRIMARY} | {
-        name: replace(found[name], p_holm=float(p))
-        for name, p in zip(tested, adjusted, strict=True)
-    }
-    return family | {name: finding for name, finding in found.items() if name not in family}
+def mmd_statistics(
+    features: NDArray[np.floating],
+    labels: NDArray[np.bool_],
+    unit: NDArray[np.intp],
+    *,
+    tile: int = _TILE,
+) -> NDArray[np.float64]:
+    """Unbiased squared maximum mean discrepancy (Gretton et al. 2012) of each bandwidth.
+
+    With t the labels and K the kernel matrix, it needs t'Kt, t'K1 and the diagonal, which is
+    1. K is made tile by tile and never held. The images of a patient have the same label in
+    every permutation, so their part of a tile is added up before it is multiplied.
+
+    Args:
+        features: Shape (n, d). They are centred and divided by one number; no feature is
+            scaled by itself, so rotating the features changes no distance.
+        labels: Shape (n, B), True for the target.
+        unit: Shape (n,), patient of each row.
+        tile: Rows of a tile; changes memory and time, not the result.
+
+    Returns:
+        Shape (5, B), by :data:`BANDWIDTHS`; may be negative.
+    """
+    order = np.argsort(unit, kind="stable")
+    rows, unit = _scaled(features)[order], unit[order]
+    t = labels[order].astype(np.float64)
+    norms, median = np.einsum("ij,ij->i", rows, rows), median_distance(rows)
+    within, sums = np.zeros((2, len(BANDWIDTHS), t.shape[1]))
+    total = np.zeros((len(BANDWIDTHS), 1))
+    spans = [slice(start, start + tile) for start in range(0, len(rows), tile)]
+    for a, b in combinations_with_replacement(spans, 2):
+        squared = norms[a][:, None] + norms[b] - 2 * rows[a] @ rows[b].T
+        if a == b:
+            np.fill_diagonal(squared, 0)  # exact, where rounding is not
+        first_a, first_b = (np.flatnonzero(np.diff(unit[s], prepend=-1)) for s in (a, b))
+        t_a, t_b = t[a][first_a], t[b][first_b]
+        for i, kernel in enumerate(_kernels(np.clip(squared, 0, None), median)):
+            joined = np.add.reduceat(np.add.reduceat(kernel, first_b, axis=1), first_a, axis=0)
+            form = (t_a * (joined @ t_b)).sum(axis=0)
+            within[i] += form if a == b else 2 * form
+            sums[i] += joined.sum(axis=1) @ t_a + (0 if a == b else joined.sum(axis=0) @ t_b)
+            total[i] += joined.sum() * (1 if a == b else 2)
+    n_t = t.sum(axis=0)
+    n_s, across = len(t) - n_t, sums - within
+    pairs_t = (within - n_t) / (n_t * (n_t - 1))
+    pairs_s = (total - 2 * across - within - n_s) / (n_s * (n_s - 1))
+    return np.asarray(pairs_t + pairs_s - 2 * across / (n_t * n_s))
 
 
-def _notes(pair: Comparison, settings: DetectionSettings) -> tuple[str, ...]:
-    notes = []
-    smallest = min(pair.relabelings.n_source, pair.relabelings.n_target)
-    if smallest < settings.few_patients:
-        notes.append(
-            f"only {counted(smallest, 'patient')} in a domain: a large p-value is absence of "
-            "evidence, not evidence of absence"
-        )
-    return tuple(notes)
+def _kernels(squared: NDArray[np.float64], median: float) -> Iterator[NDArray[np.float64]]:
+    """Gaussian kernels of :data:`BANDWIDTHS`; half the bandwidth is the kernel to the power 4."""
+    kernel = np.exp(squared / (-2 * (BANDWIDTHS[0] * median) ** 2))
+    for number in range(len(BANDWIDTHS)):
+        if number:
+            kernel **= 2
+            kernel **= 2
+        yield kernel
+
+
+def _scaled(features: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Centre the rows, and divide all by one number so that their mean square is 1."""
+    centred = np.asarray(features - features.mean(axis=0, dtype=np.float64), dtype=np.float64)
+    scale = np.sqrt(np.mean(centred**2))
+    return centred / scale if scale > 0 else centred
+
+
+def median_distance(rows: NDArray[np.float64]) -> float:
+    """Median Euclidean distance between two rows; 1 if more than half of the pairs coincide.
+
+    Of many rows, those at evenly spaced ranks of the norm stand for all: a choice that
+    depends neither on their order nor on a rotation.
+
+    Args:
+        rows: Shape (n, d), centred.
+    """
+    norms = np.einsum("ij,ij->i", rows, rows)
+    if len(rows) > _MEDIAN_ROWS:
+        by_norm = np.argsort(norms, kind="stable")
+        chosen = by_norm[np.linspace(0, len(rows) - 1, _MEDIAN_ROWS).astype(np.intp)]
+        rows, norms = rows[chosen], norms[chosen]
+    squared = (norms[:, None] + norms - 2 * rows @ rows.T)[np.triu_indices(len(rows), 1)]
+    return float(np.sqrt(max(0.0, np.median(squared)))) or 1.0

@@ -14,11 +14,6 @@ from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable
 from pipeline.heads.logistic import LogisticHead
-from pipeline.shift.adapt import Source
-from pipeline.shift.kernels import Place, place
-from pipeline.shift.permute import PermutationPlan, Relabelings, relabel
-from pipeline.shift.probes import SourcePrediction, source_prediction
-from pipeline.shift.ridge_test import folds_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,65 +62,6 @@ class Cohort:
     def classes(self) -> NDArray[np.integer]:
         """Return the labels, or while they are sealed the predicted classes, shape (n,)."""
         return self.probabilities.argmax(axis=1) if self.labels is None else self.labels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two cohorts stacked, source first, with their relabellings."""
-
-    pooled: Cohort
-    """All rows; labels are None."""
-    relabelings: Relabelings
-    """Domain labels, observed and permuted."""
-    folds: NDArray[np.intp]
-    """Shape (n,): fold of each row, by patient."""
-    where: Place
-    """Where heavy products run."""
-    seed: int
-    """Seed of random directions."""
-
-    @property
-    def labels(self) -> NDArray[np.bool_]:
-        """Shape (n, B + 1), True for the target, column 0 observed."""
-        return self.relabelings.labels
-
-
-def compare(
-    source: Cohort, target: Cohort, plan: PermutationPlan, device: str | None = None
-) -> Comparison:
-    """Stack two cohorts and draw the relabellings of their patients.
-
-    Args:
-        source: The labelled domain.
-        target: The other domain, with as many features and classes.
-        plan: Number of relabellings, level and seed.
-        device: torch device of heavy products; None for numpy.
-
-    Raises:
-        StudyError: The cohorts do not fit, or no relabelling could reach the level.
-        EngineError: The device is not there.
-    """
-    for name in ("features", "probabilities"):
-        widths = [getattr(cohort, name).shape[1] for cohort in (source, target)]
-        if widths[0] != widths[1]:
-            raise StudyError(
-                f"source and target differ in the width of their {name} ({widths[0]} and "
-                f"{widths[1]}): use one backbone and one head for both"
-            )
-    is_target = np.arange(len(source.groups) + len(target.groups)) >= len(source.groups)
-    pooled = Cohort(
-        features=np.concatenate([source.features, target.features]),
-        probabilities=np.concatenate([source.probabilities, target.probabilities]),
-        groups=np.concatenate([source.groups, target.groups]),
-    )
-    relabelings = relabel(is_target, pooled.groups, plan)
-    return Comparison(
-        pooled=pooled,
-        relabelings=relabelings,
-        folds=folds_of(relabelings.units, plan.seed),
-        where=place(device),
-        seed=plan.seed,
-    )
 
 
 def split_by_patient(
@@ -281,36 +217,19 @@ def not_compared(joined: FeatureTable, target: str) -> NotCompared | None:
     )
 
 
-def ask(source: Source, features: NDArray[np.floating]) -> NDArray[np.float64]:
-    """What the source's head says of rows ``(n, d)`` of any domain, shape ``(n, K)``."""
-    proba: NDArray[np.float64] = source.head.predict_proba(source.standardise(features))
-    return proba
-
-
-def here_of(source: Source) -> Cohort:
+def here_of(model: SourceModel) -> Cohort:
     """The source, its probabilities out of fold."""
     return Cohort(
-        features=source.features,
-        probabilities=source.out_of_fold,
-        groups=source.groups,
-        labels=source.labels,
+        features=model.data.embedded(),
+        probabilities=model.data.scored(),
+        groups=model.data.group,
+        labels=model.data.labelled(),
     )
 
 
-def there_of(source: Source, features: NDArray[np.floating], groups: NDArray[Any]) -> Cohort:
+def there_of(model: SourceModel, features: NDArray[np.floating], groups: NDArray[Any]) -> Cohort:
     """A target whose labels are not known, or not yet."""
-    return Cohort(features=features, probabilities=ask(source, features), groups=groups)
-
-
-def told_apart(here: Cohort, there: Cohort) -> SourcePrediction:
-    """How well they can be told apart; inside a class, by what is called it in the target."""
-    called = there.probabilities.argmax(axis=1)
-    return source_prediction(
-        np.concatenate([here.features, there.features]),
-        np.repeat([False, True], [len(here.groups), len(there.groups)]),
-        np.concatenate([here.groups, there.groups]),
-        np.concatenate([here.classes(), called]),
-    )
+    return Cohort(features=features, probabilities=model.predict_proba(features), groups=groups)
 
 
 def shared_patients(samples: Samples, here: Cohort, there: Cohort) -> int:

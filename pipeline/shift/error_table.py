@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, PatientDraws, draw_patients
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval, percentile_interval, rate_interval
-from pipeline.heads.logistic import Path
+from pipeline.heads.logistic import Path, solve_path
 from pipeline.randomness import stream
-from pipeline.shift.adapt import Source
-from pipeline.shift.domains import Cohort
+from pipeline.shift.domains import Cohort, SourceModel, fit_source
 from pipeline.shift.effects import (
     Gap,
     dominant,
@@ -255,7 +255,7 @@ class RoleReport:
     human: float | None = None
 
 
-def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refits:
+def refit(source: SourceModel, rng: np.random.Generator, count: int = REFITS) -> Refits:
     """Fit the head again and again to patients drawn with replacement.
 
     A draw that lacks a class is drawn anew.
@@ -265,13 +265,20 @@ def refit(source: Source, rng: np.random.Generator, count: int = REFITS) -> Refi
         rng: Source of the draws.
         count: Number of heads.
     """
-    table = draw_patients(source.groups, rng, draws=count, label=source.labels).weights()
-    heads = [source.weighted_heads(table[i : i + _TOGETHER]) for i in range(0, count, _TOGETHER)]
+    data = source.data
+    table = draw_patients(data.group, rng, draws=count, label=data.label).weights()
+    rows = source.standard.astype(np.float32)
+    heads = [
+        solve_path(
+            rows, data.labelled(), C=np.full(len(some), source.inverse_penalty), weights=some
+        )
+        for some in np.split(table, range(_TOGETHER, count, _TOGETHER))
+    ]
     return Refits(weights=table, heads=tuple(heads))
 
 
 def errors_by_role(
-    source: Source,
+    source: SourceModel,
     target: Cohort,
     refits: Refits,
     seed: int,
@@ -291,13 +298,11 @@ def errors_by_role(
     """
     if target.labels is None:
         raise StudyError("Ng's table needs the target's labels; without them see the forecast")
-    fitted = source.head.predict_proba(source.standard)
+    data, fitted = source.data, source.head.predict_proba(source.standard)
     own = _oracle(source, target, target.labels)
     roles = NgRoles(
-        s_fit=Outcome(wrong=fitted.argmax(axis=1) != source.labels, groups=source.groups),
-        s_traindev=Outcome(
-            wrong=source.out_of_fold.argmax(axis=1) != source.labels, groups=source.groups
-        ),
+        s_fit=Outcome(wrong=fitted.argmax(axis=1) != data.labelled(), groups=data.group),
+        s_traindev=_out_of_fold(source),
         t_test=Outcome(
             wrong=target.probabilities.argmax(axis=1) != target.labels, groups=target.groups
         ),
@@ -318,27 +323,33 @@ def errors_by_role(
     )
 
 
-def _oracle(source: Source, target: Cohort, labels: NDArray[np.integer]) -> Source | None:
+def _oracle(source: SourceModel, target: Cohort, labels: NDArray[np.integer]) -> SourceModel | None:
     """The target as a source of heads; None where it, or a fold of it, lacks a class."""
     try:
-        own = Source(
-            features=target.features, labels=labels, groups=target.groups, settings=source.settings
+        own = fit_source(
+            DomainData(
+                name="target",
+                role="target",
+                group=target.groups,
+                label=labels.astype(np.int64),
+                features=target.features,
+            ),
+            inverse_penalty=source.inverse_penalty,
         )
-        proba = own.out_of_fold
     except (StudyError, ValueError):
         return None
-    return own if proba.shape[1] == source.prior.size else None
+    return own if own.classes == source.classes else None
 
 
-def _out_of_fold(domain: Source) -> Outcome:
-    return Outcome(wrong=domain.out_of_fold.argmax(axis=1) != domain.labels, groups=domain.groups)
+def _out_of_fold(domain: SourceModel) -> Outcome:
+    return Outcome(wrong=domain.data.wrong(), groups=domain.data.group)
 
 
 def _of_refits(
-    source: Source, target: Cohort, refits: Refits, human: float | None
+    source: SourceModel, target: Cohort, refits: Refits, human: float | None
 ) -> dict[str, NDArray[np.float64]]:
     """Error of each refitted head of the source by role, shape (B,); a person's stays."""
-    here = refits.wrong(source.standard, source.labels)
+    here = refits.wrong(source.standard, source.data.labelled())
     there = refits.wrong(source.standardise(target.features), target.classes())
     errors = {
         "t_test": np.asarray(there.mean(axis=1)),
@@ -350,8 +361,8 @@ def _of_refits(
     return errors
 
 
-def _left_out(own: Source, refits: Refits) -> NDArray[np.float64]:
-    return refits.left_out(refits.wrong(own.standard, own.labels))
+def _left_out(own: SourceModel, refits: Refits) -> NDArray[np.float64]:
+    return refits.left_out(refits.wrong(own.standard, own.data.labelled()))
 
 
 def _retrained(

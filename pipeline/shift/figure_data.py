@@ -1,7 +1,6 @@
 """What the figures of a shift need beside its numbers, in a form small enough to keep."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +8,7 @@ from sklearn.decomposition import PCA
 
 from pipeline.evaluation.predictions import Predictions, predictions_of
 from pipeline.features.load import FeatureTable
-from pipeline.shift.adapt import Source
-from pipeline.shift.domains import Cohort, ask
+from pipeline.shift.domains import Cohort, SourceModel
 from pipeline.study import SOURCE
 
 _BINS = 24
@@ -44,7 +42,7 @@ class FeatureMap:
     explained: tuple[float, float]
 
 
-def feature_map(source: Source, target: Cohort) -> FeatureMap:
+def feature_map(source: SourceModel, target: Cohort) -> FeatureMap:
     """Project a sample of both domains, of equal weight, on two dimensions.
 
     Args:
@@ -52,7 +50,7 @@ def feature_map(source: Source, target: Cohort) -> FeatureMap:
         target: The other, its labels open.
     """
     rng = np.random.default_rng(0)
-    sides = [(source.features, source.labels), (target.features, target.classes())]
+    sides = [(source.data.embedded(), source.data.labelled()), (target.features, target.classes())]
     kept = [_sample(len(labels), rng) for _, labels in sides]
     X = np.vstack([source.standardise(X[rows]) for (X, _), rows in zip(sides, kept, strict=True)])
     X = np.clip(X, -_CLIP, _CLIP)
@@ -73,15 +71,7 @@ def _sample(n: int, rng: np.random.Generator) -> NDArray[np.intp]:
     return np.sort(rng.permutation(n)[:_POINTS])
 
 
-def null_histogram(null: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Counts of the values under relabelling: ``edges`` (b + 1,) and ``counts`` (b,)."""
-    if not len(null):
-        return None
-    counts, edges = np.histogram(null, bins=_BINS)
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
-
-
-def head_predictions(joined: FeatureTable, source: Source) -> Predictions:
+def head_predictions(joined: FeatureTable, source: SourceModel) -> Predictions:
     """Probabilities of the stage's head: out of fold on the source, as it is elsewhere.
 
     Args:
@@ -89,6 +79,6 @@ def head_predictions(joined: FeatureTable, source: Source) -> Predictions:
         source: The labelled domain.
     """
     here = joined.samples.domain == SOURCE
-    proba = ask(source, joined.X)
-    proba[here] = source.out_of_fold
+    proba = source.predict_proba(joined.X)
+    proba[here] = source.data.scored()
     return predictions_of(joined.samples, {HEAD: proba})

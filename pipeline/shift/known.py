@@ -18,9 +18,8 @@ from pipeline.data.patients import taken_for_one
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable
-from pipeline.shift.adapt import Source
-from pipeline.shift.adapt_eval import FixPlan
-from pipeline.shift.domains import here_of
+from pipeline.shift.adapt_eval import AdaptationPlan
+from pipeline.shift.domains import SourceModel, fit_source, here_of
 from pipeline.shift.error_table import Refits, refit
 from pipeline.shift.subgroups import Subgroups, Terms, subgroups, terms_of
 from pipeline.study import SOURCE, Study
@@ -62,19 +61,14 @@ def check(study: Study, samples: Samples, *, allow_leaks: bool) -> Checked:
     return Checked(keys=samples.key, facts=facts, leak=leak)
 
 
-def source_of(joined: FeatureTable) -> Source:
+def source_of(joined: FeatureTable) -> SourceModel:
     """The head and its penalty know the source alone, so they serve every target.
 
     Raises:
         StudyError: A class has images of too few patients; said before any head is fitted.
     """
-    rows = joined.samples.domain == SOURCE
-    _refuse_few_patients(joined.samples.where(rows))
-    return Source(
-        features=joined.X[rows],
-        labels=joined.samples.label[rows],
-        groups=joined.samples.group[rows],
-    )
+    _refuse_few_patients(joined.samples.where(joined.samples.domain == SOURCE))
+    return fit_source(joined.domain(SOURCE))
 
 
 def _refuse_few_patients(source: Samples) -> None:
@@ -93,12 +87,12 @@ def _refuse_few_patients(source: Samples) -> None:
 class Known:
     """What the source alone says, and how the rows of the targets are divided."""
 
-    source: Source
+    source: SourceModel
     """The labelled domain, with all of its heads fitted."""
     refits: Refits
     """Its head, fitted to drawn patients."""
-    plan: FixPlan
-    """Of the fixes on every target."""
+    plan: AdaptationPlan
+    """Of the adaptation methods on every target."""
     human: float | None
     """Error of a person on the source."""
     groupings: Mapping[str, tuple[Grouping, ...]]
@@ -114,7 +108,7 @@ class Known:
 def known_of(
     study: Study,
     joined: FeatureTable,
-    source: Source,
+    source: SourceModel,
     checked: Checked,
     *,
     seeds: int,
@@ -126,14 +120,14 @@ def known_of(
         joined: All samples with features.
         source: The labelled domain, from :func:`source_of`.
         checked: What the checks say.
-        seeds: Cuts of a target into halves for the fixes.
+        seeds: Divisions of a target into halves for the adaptation methods.
 
     Raises:
         StudyError: Attributes that do not fit, or a head that the source cannot bear.
     """
     seed = study.seed
     groups = groupings(study, joined.samples)  # first: it may refuse a file of the user's
-    plan = FixPlan(seeds=tuple(range(seeds)), settings=source.settings)
+    plan = AdaptationPlan(seeds=tuple(range(seeds)))
     here = here_of(source)
     refits = refit(source, np.random.default_rng([seed, 13]))
     terms = terms_of(here, joined.samples.classes, seed)

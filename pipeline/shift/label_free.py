@@ -1,261 +1,402 @@
-"""Formulas for the accuracy on a target without its labels.
+"""Accuracy and class mix of a target, estimated without its labels.
 
-They read calibrated probabilities, judge the calls that the head makes and assume that
-the outcome given the score stays what it is on the source.
+The accuracy cannot be known without labels unless something is assumed. Three formulas with
+different assumptions give a range. They read calibrated probabilities of one head: out of
+fold on the source, as predicted on the target. The bootstrap draws patients of both domains
+and repeats everything, the calibration included; all draws are solved as one batch.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
+from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import percentile_interval
-from pipeline.shift.adapt import fit_calibration
-from pipeline.shift.prevalence import PRIORS, Evidence
+from pipeline.evaluation.intervals import Interval, percentile_interval
 
-_BINARY = 2
+#: Bootstrap draws of the intervals.
+DRAWS = 200
+#: Shown wherever an estimate is shown.
+ASSUMPTION = (
+    "atc and doc assume that a score means on the target what it means on the source; "
+    "label_shift assumes that the images of a class look the same. Without such an assumption "
+    "nobody can know the accuracy of unlabelled images (Garg et al. 2022). If the head uses a "
+    "shortcut that fails on the target, all three are too high."
+)
+_TINY = 1e-12
+_NEWTON_STEPS = 50
+_HALVINGS = 20
+#: Pseudo-counts that keep slope and bias finite where the scores separate the classes.
+_PENALTY = 1e-3
+_EM_STEPS = 500
+_EM_TOLERANCE = 1e-10
+#: Numbers of one array that are held at once: 32 MB.
+_CELLS = 1 << 22
+
 Shares = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One question: what is known of both domains, and a guess at the target's class mix."""
+class AccuracyEstimate:
+    """What the scores of a target say about its accuracy and its classes.
 
-    evidence: Evidence
-    """Probabilities of both domains and source labels."""
-    prior: Shares
-    """Shape (K,): class mix of the target by MLLS."""
+    Attributes:
+        accuracy: By formula of :data:`FORMULAS`. The intervals show sampling alone, not a
+            wrong assumption.
+        low: Lowest of these estimates.
+        high: Highest of them.
+        prevalence: Share of each class in the target (MLLS), in label order.
+        assumption: What has to hold, in sentences.
+    """
 
-    def right(self) -> NDArray[np.bool_]:
-        """Whether each source image is right, shape (n,)."""
-        return np.asarray(self.evidence.source_calls == self.evidence.labels)
+    accuracy: Mapping[str, Interval]
+    low: float
+    high: float
+    prevalence: tuple[Interval, ...]
+    assumption: str = ASSUMPTION
 
-    def sure(self) -> tuple[Shares, Shares]:
-        """Calibrated probability of the called class on source and target, (n,) and (m,)."""
-        known = self.evidence
-        return _of_class(known.source, known.source_calls), _of_class(
-            known.target, known.target_calls
+
+def estimate_accuracy(
+    source: DomainData, target: DomainData, rng: np.random.Generator, *, draws: int = DRAWS
+) -> AccuracyEstimate:
+    """Estimate accuracy and class mix of a target without its labels.
+
+    Args:
+        source: Labels, and probabilities out of fold; every class is present.
+        target: Probabilities of the same head.
+        rng: Source of the draws.
+        draws: How often the patients of both domains are drawn.
+
+    Raises:
+        StudyError: The classes differ, or one has no image in the source.
+    """
+    _refuse_other_classes(source, target)
+    classes = source.scored().shape[1]
+    of_source = draw_patients(source.group, rng, draws=draws, label=source.labelled())
+    of_target = draw_patients(target.group, rng, draws=draws)
+    once = np.ones((1, len(source))), np.ones((1, len(target)))
+    estimate, calibration = _estimates(source, target, *once, _no_calibration(classes))
+    step = max(1, _CELLS // (max(len(source), len(target)) * classes))
+    blocks = [slice(start, start + step) for start in range(0, draws, step)]
+    drawn = [
+        # Each draw starts where the data themselves ended: a few steps are left.
+        _estimates(source, target, of_source.weights(b), of_target.weights(b), calibration)
+        for b in blocks
+    ]
+    intervals = [
+        _interval(value, values, target)
+        for value, values in zip(estimate[0], np.concatenate([d for d, _ in drawn]).T, strict=True)
+    ]
+    accuracy = dict(zip(FORMULAS, intervals, strict=False))
+    values = [found.estimate for found in accuracy.values()]
+    return AccuracyEstimate(
+        accuracy=accuracy,
+        low=min(values),
+        high=max(values),
+        prevalence=tuple(intervals[len(FORMULAS) :]),
+    )
+
+
+def _refuse_other_classes(source: DomainData, target: DomainData) -> None:
+    widths = source.scored().shape[1], target.scored().shape[1]
+    if widths[0] != widths[1]:
+        raise StudyError(
+            f"source and target have {widths[0]} and {widths[1]} classes: "
+            "use the probabilities of one head for both"
+        )
+    present = np.unique(source.labelled())
+    if present.size != widths[0]:
+        raise StudyError(
+            "an estimate of the accuracy needs every class in the source; got classes "
+            f"{present.tolist()} of {widths[0]}"
         )
 
 
-def average_confidence(case: Case) -> float:
-    """AC: mean probability of the called class. CBPE's expected accuracy is the same number."""
-    return float(case.sure()[1].mean())
+def _interval(estimate: float, drawn: Shares, target: DomainData) -> Interval:
+    low, high = percentile_interval(drawn)
+    return Interval(
+        estimate=float(estimate),
+        low=low,
+        high=high,
+        images=len(target),
+        patients=target.patients,
+        method="bootstrap of patients, both domains",
+    )
 
 
-def difference_of_confidences(case: Case) -> float:
-    """DoC: acc_S - (AC_S - AC_T) (Guillory 2021)."""
-    drop = float(case.sure()[0].mean()) - average_confidence(case)
-    return _rate(float(case.right().mean()) - drop)
+def _estimates(
+    source: DomainData, target: DomainData, weights_s: Shares, weights_t: Shares, start: Shares
+) -> tuple[Shares, Shares]:
+    """All estimates for b weightings of the rows, and the calibrations behind them.
+
+    Args:
+        source: ``n`` images.
+        target: ``m`` images.
+        weights_s: Shape (b, n), how much each image of the source counts.
+        weights_t: Shape (b, m).
+        start: Shape (1, K + 1), calibration to start from.
+
+    Returns:
+        Shape (b, 3 + K): accuracy by formula, then the class mix; and (b, K + 1).
+    """
+    logs_s, logs_t, label = _logs(source.scored()), _logs(target.scored()), source.labelled()
+    start = np.repeat(start, len(weights_s), axis=0)
+    calibration = _solve_calibrations(logs_s, label, weights_s, start)
+    proba_s, proba_t = _calibrated(logs_s, calibration), _calibrated(logs_t, calibration)
+    of_class = weights_s @ np.eye(logs_s.shape[1])[label]
+    mix = estimate_prior(proba_t, of_class / of_class.sum(axis=1, keepdims=True), weights=weights_t)
+    case = _Case(
+        proba_s=proba_s,
+        proba_t=proba_t,
+        weights_s=weights_s,
+        weights_t=weights_t,
+        source=source,
+        target=target,
+        mix=mix,
+    )
+    return np.column_stack([*(formula(case) for formula in FORMULAS.values()), mix]), calibration
 
 
-def label_shift(case: Case) -> float:
-    """Share of each class that the source's head gets right, at the class mix of the target."""
-    labels, right = case.evidence.labels, case.right()
-    recall = np.bincount(labels, weights=right) / np.bincount(labels)
-    return float(recall @ case.prior)
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """b weightings of both domains: calibrated (b, n, K) and (b, m, K), class mix (b, K)."""
+
+    proba_s: Shares
+    proba_t: Shares
+    weights_s: Shares
+    weights_t: Shares
+    source: DomainData
+    target: DomainData
+    mix: Shares
 
 
-def thresholded_confidence(case: Case) -> float:
-    """ATC-MC: share of the target above the source's error quantile (Garg 2022)."""
-    known = case.evidence
-    return _share_above(known.source.max(axis=1), case.right(), known.target.max(axis=1))
+def _atc(case: _Case) -> Shares:
+    """ATC: share of the target above the source's error quantile (Garg et al. 2022).
+
+    As much of the source lies below the threshold as the head gets wrong there.
+    """
+    sure_s, sure_t = case.proba_s.max(axis=2), case.proba_t.max(axis=2)
+    order = np.argsort(sure_s, axis=1, kind="stable")
+    below = np.cumsum(np.take_along_axis(case.weights_s, order, axis=1), axis=1)
+    errors = case.weights_s @ case.source.wrong()
+    place = (below <= errors[:, None]).sum(axis=1)
+    all_wrong = place == order.shape[1]
+    at = np.where(all_wrong, 0, place)[:, None]
+    threshold = np.take_along_axis(sure_s, np.take_along_axis(order, at, axis=1), axis=1)
+    return np.where(all_wrong, 0.0, _mean(sure_t >= threshold, case.weights_t))
+
+
+def _doc(case: _Case) -> Shares:
+    """DoC: source accuracy less the drop of the mean confidence (Guillory et al. 2021)."""
+    sure_s = case.proba_s[:, np.arange(len(case.source)), case.source.predicted()]
+    sure_t = case.proba_t[:, np.arange(len(case.target)), case.target.predicted()]
+    drop = _mean(sure_s, case.weights_s) - _mean(sure_t, case.weights_t)
+    return np.clip(_mean((~case.source.wrong())[None], case.weights_s) - drop, 0, 1)
+
+
+def _label_shift(case: _Case) -> Shares:
+    """The source's accuracy in each class, at the class mix of the target."""
+    one_hot = np.eye(case.mix.shape[1])[case.source.labelled()]
+    recall = (case.weights_s * ~case.source.wrong()) @ one_hot / (case.weights_s @ one_hot)
+    return np.asarray((recall * case.mix).sum(axis=1))
 
 
 #: To add an estimate of the accuracy, write a function above and one line here.
-ESTIMATES: Mapping[str, Callable[[Case], float]] = MappingProxyType(
-    {
-        "doc": difference_of_confidences,
-        "atc": thresholded_confidence,
-        "label_shift": label_shift,
-    }
+FORMULAS: Mapping[str, Callable[[_Case], Shares]] = MappingProxyType(
+    {"atc": _atc, "doc": _doc, "label_shift": _label_shift}
 )
 
 
-def _of_class(probabilities: Shares, classes: NDArray[np.intp]) -> Shares:
-    return np.asarray(probabilities[np.arange(len(classes)), classes])
+def _mean(values: NDArray[np.floating] | NDArray[np.bool_], weights: Shares) -> Shares:
+    """Weighted mean of each row, shape (b,)."""
+    return np.asarray((values * weights).sum(axis=1) / weights.sum(axis=1))
 
 
-def _above(score: Callable[[Shares], Shares], case: Case) -> float:
-    return _share_above(score(case.evidence.source), case.right(), score(case.evidence.target))
-
-
-def _share_above(source: Shares, right: NDArray[np.bool_], target: Shares) -> float:
-    """Share of ``target`` at or above t, where the share of ``source`` below t is its error."""
-    errors = int((~right).sum())
-    if errors == len(source):
-        return 0.0
-    return float((target >= np.sort(source)[errors]).mean())
-
-
-def _rate(value: float) -> float:
-    return min(1.0, max(0.0, value))
-
-
-# Foretell the accuracy on a target whose labels nobody has.
-
-
-#: Shown wherever an estimate is shown.
-WARNING = (
-    "Assumes stable Y|score: that a score means on the target what it means on the source. "
-    "Accuracy on unlabelled data cannot be identified without such an assumption "
-    "(Garg et al. 2022). Where a shortcut breaks, these estimates come out too high."
-)
-#: Estimates that enter the range.
-RANGED = tuple(ESTIMATES)
-_BINARY = 2
+# Calibration by bias-corrected temperature scaling.
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceScores:
-    """What is known of the labelled domain."""
+class Calibration:
+    """Bias-corrected temperature scaling: softmax(slope * log p + bias).
 
-    probabilities: NDArray[np.floating]
-    """Shape (n, K), out of fold."""
-    labels: NDArray[np.integer]
-    """Shape (n,), 0 to K - 1, every class present."""
-    groups: NDArray[Any]
-    """Shape (n,), patients."""
+    Attributes:
+        slope: 1 / temperature.
+        bias: Shape (K,), 0 for the first class.
+    """
 
+    slope: float
+    bias: Shares
 
-@dataclass(frozen=True, kw_only=True)
-class TargetScores:
-    """What is known of the other domain: no labels."""
-
-    probabilities: NDArray[np.floating]
-    """Shape (m, K), of the same head."""
-    groups: NDArray[Any]
-    """Shape (m,), patients."""
+    def __call__(self, proba: NDArray[np.floating]) -> Shares:
+        """Calibrated probabilities, shape (n, K)."""
+        theta = np.append(self.slope, self.bias)[None]
+        return np.asarray(_calibrated(_logs(proba), theta)[0], dtype=np.float64)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A number with its patient-bootstrap interval; sampling only, not the assumption."""
-
-    estimate: float
-    """On the data themselves."""
-    low: float
-    """Lower end of the 95 % interval."""
-    high: float
-    """Upper end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What the scores foretell of a target."""
-
-    accuracy: Mapping[str, Estimate]
-    """By formula, see :data:`pipeline.shift.label_free.ESTIMATES`."""
-    low: float
-    """Lowest estimate among :data:`RANGED`."""
-    high: float
-    """Highest of them."""
-    prevalence: Mapping[str, tuple[Estimate, ...]]
-    """By method, one per class."""
-    warning: str = WARNING
-    """To be shown beside the numbers."""
-
-
-def forecast(
-    source: SourceScores, target: TargetScores, rng: np.random.Generator, draws: int = 200
-) -> Forecast:
-    """Foretell accuracy, prevalence and confusion on an unlabelled target.
-
-    The head's probabilities are calibrated on the source first (BCTS). A draw resamples
-    the patients of both domains and repeats everything, calibration included.
+def fit_calibration(proba: NDArray[np.floating], label: NDArray[np.integer]) -> Calibration:
+    """Fit slope and per-class bias by maximum likelihood (BCTS, Alexandari et al. 2020).
 
     Args:
-        source: The labelled domain.
-        target: The unlabelled one.
-        rng: Source of the draws.
-        draws: Number of draws.
-
-    Raises:
-        StudyError: The domains do not fit, or a class is absent from the source.
+        proba: Shape (n, K), out of fold.
+        label: Shape (n,), 0 to K - 1.
     """
-    _refuse_misfit(source, target)
-    case = _case(source, target)
-    values = _numbers(case)
-    drawn = [_numbers(_case(*pair)) for pair in _redrawn(source, target, rng, draws)]
-    known = {
-        name: _estimate(value, np.array([one[name] for one in drawn]))
-        for name, value in values.items()
-    }
-    ranged = [known[name].estimate for name in RANGED]
-    classes = source.probabilities.shape[1]
-    return Forecast(
-        accuracy=MappingProxyType({name: known[name] for name in ESTIMATES}),
-        low=min(ranged),
-        high=max(ranged),
-        prevalence={name: tuple(known[f"{name}/{k}"] for k in range(classes)) for name in PRIORS},
-    )
+    logs = _logs(proba)
+    start = _no_calibration(logs.shape[1])
+    found = _solve_calibrations(logs, label, np.ones((1, len(label))), start)[0]
+    return Calibration(slope=float(found[0]), bias=found[1:])
 
 
-def _estimate(value: float, drawn: NDArray[np.float64]) -> Estimate:
-    low, high = percentile_interval(drawn)
-    return Estimate(estimate=value, low=low, high=high)
+def _logs(proba: NDArray[np.floating]) -> Shares:
+    return np.log(np.clip(np.asarray(proba, dtype=np.float64), _TINY, None))
 
 
-def _case(source: SourceScores, target: TargetScores) -> Case:
-    calibrate = fit_calibration(source.probabilities, source.labels)
-    evidence = Evidence(
-        source_given=source.probabilities,
-        target_given=target.probabilities,
-        source=calibrate(source.probabilities),
-        target=calibrate(target.probabilities),
-        labels=source.labels,
-    )
-    return Case(evidence=evidence, prior=PRIORS["mlls_em"](evidence))
+def _no_calibration(classes: int) -> Shares:
+    return np.append(1.0, np.zeros(classes))[None]
 
 
-def _numbers(case: Case) -> dict[str, float]:
-    """Every single number that gets an interval, by name."""
-    numbers = {name: estimate(case) for name, estimate in ESTIMATES.items()}
-    for name, prior in PRIORS.items():
-        shares = case.prior if name == "mlls_em" else prior(case.evidence)
-        numbers |= {f"{name}/{k}": float(share) for k, share in enumerate(shares)}
-    return numbers
+def _calibrated(logs: Shares, theta: Shares) -> Shares:
+    """Probabilities (b, n, K) for calibrations (b, K + 1): slope, then bias of each class."""
+    return np.asarray(softmax(theta[:, :1, None] * logs + theta[:, None, 1:], axis=2))
 
 
-def _redrawn(
-    source: SourceScores, target: TargetScores, rng: np.random.Generator, draws: int
-) -> list[tuple[SourceScores, TargetScores]]:
-    """Both domains with their patients drawn anew; every draw of the source has every class."""
-    drawn = (
-        draw_patients(source.groups, rng, draws=draws, label=source.labels),
-        draw_patients(target.groups, rng, draws=draws),
-    )
-    pairs = []
-    for which in range(draws):
-        s, t = (one.rows(which) for one in drawn)
-        pairs.append(
-            (
-                SourceScores(
-                    probabilities=source.probabilities[s],
-                    labels=source.labels[s],
-                    groups=source.groups[s],
-                ),
-                TargetScores(probabilities=target.probabilities[t], groups=target.groups[t]),
-            )
+def _solve_calibrations(
+    logs: Shares, label: NDArray[np.integer], weights: Shares, start: Shares
+) -> Shares:
+    """Newton's method on b weightings at once; a step is halved until the loss falls.
+
+    The bias of the first class stays 0: a constant added to all of them changes nothing.
+
+    Args:
+        logs: Shape (n, K), log probabilities.
+        label: Shape (n,).
+        weights: Shape (b, n), how much each row counts.
+        start: Shape (b, K + 1).
+
+    Returns:
+        Shape (b, K + 1).
+    """
+    theta, free = start.copy(), np.delete(np.arange(start.shape[1]), 1)
+    loss = _calibration_loss(logs, label, weights, theta)
+    for _ in range(_NEWTON_STEPS):
+        gradient, hessian = _calibration_derivatives(logs, label, weights, theta)
+        step = np.zeros_like(theta)
+        step[:, free] = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        size = np.ones((len(theta), 1))
+        for _ in range(_HALVINGS):
+            trial = theta - size * step
+            now = _calibration_loss(logs, label, weights, trial)
+            worse = now > loss + 1e-9 * np.abs(loss)
+            if not worse.any():
+                break
+            size[worse] /= 2
+        theta, loss = trial, now
+        if np.abs(step).max() < 1e-7:
+            break
+    return theta
+
+
+def _calibration_loss(
+    logs: Shares, label: NDArray[np.integer], weights: Shares, theta: Shares
+) -> Shares:
+    proba = _calibrated(logs, theta)[:, np.arange(len(label)), label]
+    penalty = (theta[:, 0] - 1) ** 2 + (theta[:, 1:] ** 2).sum(axis=1)
+    likelihood = (weights * np.log(np.clip(proba, _TINY, None))).sum(axis=1)
+    return np.asarray(_PENALTY / 2 * penalty - likelihood)
+
+
+def _calibration_derivatives(
+    logs: Shares, label: NDArray[np.integer], weights: Shares, theta: Shares
+) -> tuple[Shares, Shares]:
+    """Gradient (b, K) and Hessian (b, K, K) in the slope and the bias of classes 1 to K - 1."""
+    proba = _calibrated(logs, theta)
+    weighted = weights[:, :, None] * proba
+    mean_log = (proba * logs).sum(axis=2)
+    rest = proba[:, :, 1:]
+    gradient = np.empty((len(theta), logs.shape[1]))
+    true_log = logs[np.arange(len(label)), label]
+    gradient[:, 0] = (weights * (mean_log - true_log)).sum(axis=1)
+    one_hot = np.eye(logs.shape[1])[label][:, 1:]
+    gradient[:, 1:] = weighted[:, :, 1:].sum(axis=1) - weights @ one_hot
+    hessian = np.empty((*gradient.shape, logs.shape[1]))
+    spread = (proba * logs**2).sum(axis=2) - mean_log**2
+    hessian[:, 0, 0] = (weights * spread).sum(axis=1)
+    mixed = (weighted[:, :, 1:] * (logs[:, 1:] - mean_log[:, :, None])).sum(axis=1)
+    hessian[:, 0, 1:] = hessian[:, 1:, 0] = mixed
+    hessian[:, 1:, 1:] = -weighted[:, :, 1:].swapaxes(1, 2) @ rest
+    diagonal = np.arange(1, logs.shape[1])
+    hessian[:, diagonal, diagonal] += weighted[:, :, 1:].sum(axis=1)
+    gradient += _PENALTY * (np.delete(theta, 1, axis=1) - np.eye(logs.shape[1])[0])
+    hessian += _PENALTY * np.eye(logs.shape[1])
+    return gradient, hessian
+
+
+# The class mix of a target.
+
+
+def reweighted(proba: NDArray[np.floating], class_weights: NDArray[np.floating]) -> Shares:
+    """Probabilities under another class mix, shape (m, K).
+
+    A row that is surely of classes without weight stays as it is: 0 / 0 says nothing.
+
+    Args:
+        proba: Shape (m, K).
+        class_weights: Shape (K,), share of each class in the target over that in the source.
+    """
+    weighted = np.asarray(proba * class_weights, dtype=np.float64)
+    total = weighted.sum(axis=1, keepdims=True)
+    unweighted = np.array(proba, dtype=np.float64)
+    return np.asarray(np.divide(weighted, total, out=unweighted, where=total > 0))
+
+
+def estimate_prior(
+    proba: NDArray[np.floating],
+    source_prior: NDArray[np.floating],
+    *,
+    weights: NDArray[np.floating] | None = None,
+) -> Shares:
+    """The target's class mix by expectation maximisation (MLLS, Saerens et al. 2002).
+
+    Two steps of EM show where a third would lead; a longer step in that direction is taken
+    where it makes the target more likely (SQUAREM, Varadhan and Roland 2008).
+
+    Args:
+        proba: Shape (..., m, K), calibrated source posteriors of target rows.
+        source_prior: Shape (..., K), all > 0.
+        weights: Shape (..., m), how much each row counts; 1 when left out.
+
+    Returns:
+        Shape (..., K), sums to 1.
+    """
+    prior = np.asarray(source_prior, dtype=np.float64)
+    ratio = proba / prior[..., None, :]
+    weights = np.ones(ratio.shape[:-1]) if weights is None else weights
+    for _ in range(_EM_STEPS):
+        first, _ = _em_step(prior, ratio, weights)
+        second, _ = _em_step(first, ratio, weights)
+        if np.abs(second - first).max() < _EM_TOLERANCE:
+            break
+        change, bend = first - prior, second - 2 * first + prior
+        length = np.linalg.norm(change, axis=-1) / np.clip(
+            np.linalg.norm(bend, axis=-1), _TINY, None
         )
-    return pairs
+        length = np.maximum(1.0, length)[..., None]
+        far = np.maximum(prior + 2 * length * change + length**2 * bend, second / 10)
+        far /= far.sum(axis=-1, keepdims=True)
+        (after_far, at_far), (after_second, at_second) = (
+            _em_step(at, ratio, weights) for at in (far, second)
+        )
+        prior = np.where((at_far > at_second)[..., None], after_far, after_second)
+    return np.asarray(second, dtype=np.float64)
 
 
-def _refuse_misfit(source: SourceScores, target: TargetScores) -> None:
-    classes = source.probabilities.shape[1]
-    if target.probabilities.shape[1] != classes:
-        raise StudyError(
-            f"source and target have {classes} and {target.probabilities.shape[1]} classes: "
-            "use the probabilities of one head for both"
-        )
-    present = np.unique(source.labels)
-    if present.size != classes or not len(target.probabilities):
-        raise StudyError(
-            f"a forecast needs every class in the source and an image in the target; got classes "
-            f"{present.tolist()} of {classes} and {len(target.probabilities)} images"
-        )
+def _em_step(prior: Shares, ratio: Shares, weights: NDArray[np.floating]) -> tuple[Shares, Shares]:
+    """The next class mix (..., K), and the log likelihood of this one (...)."""
+    mixture = np.clip((ratio @ prior[..., None])[..., 0], _TINY, None)
+    updated = prior * ((weights / mixture)[..., None, :] @ ratio)[..., 0, :]
+    likelihood = (weights * np.log(mixture)).sum(axis=-1)
+    return updated / updated.sum(axis=-1, keepdims=True), likelihood

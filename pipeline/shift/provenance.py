@@ -1,7 +1,7 @@
 """What a report rests on: rows by role, seeds, digests of the inputs, leaks, caveats."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +65,12 @@ class Circumstances:
         shared_patients: Ids that both domains have.
         patients: By domain, how many.
         score_changed: Whether Y given the score is shown to have changed.
-        harmful: Fixes that are shown to lose where there is nothing to mend.
         elsewhere: The other targets, whose findings are not of this one.
     """
 
     shared_patients: int
     patients: Mapping[str, int]
     score_changed: bool
-    harmful: Sequence[str]
     elsewhere: frozenset[str] = frozenset()
 
 
@@ -203,11 +201,6 @@ def caveats(found: Circumstances, leak: Iterable[Finding]) -> tuple[str, ...]:
         said.append(
             "Y given the score has changed: estimates of the accuracy without labels and "
             "thresholds moved without labels must not be used."
-        )
-    if found.harmful:
-        said.append(
-            f"{', '.join(found.harmful)}: shown to lose accuracy from one half of the source to "
-            "the other, where there is nothing to mend."
         )
     said += [
         f"{one.where}: {one.found}."  # which images, the audit says

@@ -7,11 +7,10 @@ for each backbone and target:
 - ``shared_patients``: ids that both domains have.
 - ``source_prediction``: how well the domain can be told, ``overall`` and ``by_class`` (by
   label in the source, by prediction in the target; null: too few patients): ``auc`` with
-  ``low`` and ``high``, ``p`` by relabelling, see :class:`pipeline.shift.probes.Probe`.
-- ``detect``: one entry for each test: ``statistic``, ``effect`` (in sd of the null), ``p``,
-  ``p_holm`` (primary family), ``refused``, the p-values of both controls, and ``null``
-  (histogram under relabelling), ``B`` relabellings, ``level`` of the test, ``unit`` that is
-  relabelled, ``family``: ``primary`` (Holm runs over it), ``inside a class``, ``descriptive``.
+  ``low`` and ``high``, ``p`` by relabelling.
+- ``detect``: one entry for each test: ``statistic``, permutation ``p`` by patient, ``p_holm``
+  (over the tests), ``p_null_control`` (two halves of the source), ``p_positive_control`` (the
+  same with a planted shift), ``refused``: why there is no value.
 - ``roles``: by name which ``rows`` were ``used_for`` what, whether their ``labels`` were
   read, ``images`` and ``patients``. ``seeds`` by purpose. ``inputs``: digests of the keys
   and labels of ``source`` and ``target``, ``recipes`` (fingerprints of the features),
@@ -50,16 +49,16 @@ goes with them); ``images``, ``said`` in sentences, ``source_accuracy`` (out of 
 the source being its validation split: accuracies, ``total``, ``kitagawa``, ``threshold``.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.evaluation.separability import DomainAUC, Separability
+from pipeline.shift.adapt_eval import AdaptationRow
 from pipeline.shift.covariates import said
-from pipeline.shift.detect import Finding
 from pipeline.shift.domains import NotCompared
 from pipeline.shift.error_table import RoleReport
-from pipeline.shift.figure_data import null_histogram
 from pipeline.shift.fine_tuned import TrainedLoss
+from pipeline.shift.label_free import AccuracyEstimate
 from pipeline.shift.target import TargetReport
 from pipeline.shift.unlabelled import NEEDS_LABELS, UnlabelledReport
 from pipeline.shift.unlabelled import said as foretold
@@ -100,17 +99,17 @@ def to_json(report: ShiftReport) -> dict[str, Any]:
 def _target_json(t: TargetReport) -> dict[str, Any]:
     return {
         **_seen_json(t),
-        "fixes": [_fix_json(row) for row in (*t.fixes.rows, *t.fixes.k_shot)],
-        "plan_hash": t.fixes.plan_hash,
-        # Once to score the fixes, once to take the loss apart.
-        "lookups_of_target_labels": t.fixes.reads + 1,
+        "fixes": [_adaptation_json(row) for row in (*t.adaptation.rows, *t.adaptation.label_curve)],
+        "plan_hash": t.adaptation.plan_hash,
+        # Once to score the methods, once to take the loss apart.
+        "lookups_of_target_labels": t.adaptation.reads + 1,
         **to_jsonable(t.provenance),
         **_ng_json(t.story.roles),
         "calib": to_jsonable(t.story.soundness.calibration),
         "calib_event": t.story.soundness.event,
         "operating_points": to_jsonable(t.story.soundness.operating),
         "decomposition": to_jsonable(t.story.decomposition),
-        "forecast": to_jsonable(t.story.forecast),
+        "forecast": _estimate_json(t.story.estimate),
         "verdict": to_jsonable(t.story.verdict),
         "map": to_jsonable(t.map),
         "differences": {"said": said(t.differences), "rows": to_jsonable(t.differences or ())},
@@ -126,7 +125,7 @@ def _unlabelled_json(t: UnlabelledReport) -> dict[str, Any]:
         "said": foretold(t),
         "source_accuracy": t.source_accuracy,
         "called": list(t.called),
-        "forecast": to_jsonable(t.forecast),
+        "forecast": _estimate_json(t.estimate),
         "needs_labels": list(NEEDS_LABELS),
         **to_jsonable(t.provenance),
         "seconds": t.seconds,
@@ -139,34 +138,45 @@ def _seen_json(t: "TargetReport | UnlabelledReport") -> dict[str, Any]:
         "backbone": t.backbone,
         "target": t.target,
         "shared_patients": t.shared_patients,
-        "source_prediction": to_jsonable(t.source_prediction),
+        "source_prediction": _auc_json(t.detection.domain_auc),
         "detect": _detect_json(t),
-        "notes": list(t.detection.observed.notes),
+        "notes": list(t.detection.notes),
     }
 
 
 def _detect_json(t: "TargetReport | UnlabelledReport") -> list[dict[str, Any]]:
-    names = ("name", "primary", "statistic", "effect", "p", "p_holm", "refused")
     return [
         {
-            **{name: getattr(finding, name) for name in names},
-            "p_null_control": None if null is None else null.p,
-            "p_positive_control": None if positive is None else positive.p,
-            "null": null_histogram(finding.null),
-            "B": None if finding.refused else len(finding.null),
-            "level": t.level,
-            "unit": "patient",
-            "family": _family(finding),
+            "name": row.test,
+            "primary": True,
+            "statistic": row.statistic,
+            "p": row.p,
+            "p_holm": row.p_adjusted,
+            "p_null_control": row.p_control,
+            "p_positive_control": row.p_planted,
+            "refused": row.refused,
         }
-        for finding, null, positive in t.detection.rows()
+        for row in t.detection.tests
     ]
 
 
-def _family(finding: Finding) -> str:
-    """Over which tests Holm's correction runs: the primary ones; none over the others."""
-    if finding.primary:
-        return "primary"
-    return "inside a class" if "|class=" in finding.name else "descriptive"
+def _auc_json(found: DomainAUC) -> dict[str, Any]:
+    def one(auc: Separability | None) -> dict[str, Any] | None:
+        if auc is None:
+            return None
+        return {"auc": auc.auc.estimate, "low": auc.auc.low, "high": auc.auc.high, "p": auc.p}
+
+    return {"overall": one(found.overall), "by_class": [one(auc) for auc in found.by_class]}
+
+
+def _estimate_json(found: AccuracyEstimate) -> dict[str, Any]:
+    return {
+        "accuracy": to_jsonable(found.accuracy),
+        "low": found.low,
+        "high": found.high,
+        "prevalence": {"mlls": to_jsonable(found.prevalence)},
+        "warning": found.assumption,
+    }
 
 
 def _ng_json(roles: RoleReport) -> dict[str, Any]:
@@ -191,15 +201,16 @@ def _ng_json(roles: RoleReport) -> dict[str, Any]:
     }
 
 
-def _fix_json(row: Any) -> Mapping[str, Any]:
+def _adaptation_json(row: AdaptationRow) -> dict[str, Any]:
+    found = row.difference
+    values = {"estimate": 0.0, "low": 0.0, "high": 0.0}
+    if found is not None:
+        values = {name: getattr(found.interval, name) for name in values}
     return {
-        "name": row.name,
+        "name": row.method,
         "accuracy": row.accuracy,
-        "accuracy_sd": row.accuracy_sd,
         "auroc": row.auroc,
-        "difference": vars(row.difference),
-        "p_holm": row.p_holm,
-        "negative_transfer": row.negative_transfer,
-        "uses_target_labels": row.uses_target_labels,
-        "notes": dict(row.notes),
+        "difference": values,
+        "p_holm": 1.0 if found is None else found.p_adjusted,
+        "uses_target_labels": row.labels_per_class > 0,
     }

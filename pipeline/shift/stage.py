@@ -18,12 +18,11 @@ from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import Predictions, write_predictions
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.heads.parallel import side_by_side
-from pipeline.shift.detect import DetectionSettings
+from pipeline.shift.detect import FEWEST_DRAWS
 from pipeline.shift.domains import NotCompared, not_compared
 from pipeline.shift.figure_data import head_predictions
 from pipeline.shift.fine_tuned import trained_losses
 from pipeline.shift.known import Checked, check, known_of, source_of
-from pipeline.shift.permute import PermutationPlan, fewest_draws
 from pipeline.shift.record import ShiftReport, to_json
 from pipeline.shift.target import TargetReport, examine
 from pipeline.shift.unlabelled import Basis, UnlabelledReport, look
@@ -39,8 +38,8 @@ class ShiftOptions:
     """How stage 4 runs.
 
     Attributes:
-        draws: Relabellings of each test, 19 at least: of fewer none gives p <= 0.05.
-        seeds: Cuts of the target into halves for the fixes, 1 at least.
+        draws: Permutations of each test, 19 at least: of fewer none gives p <= 0.05.
+        seeds: Divisions of the target into halves for the adaptation methods, 1 at least.
         samples: See :class:`pipeline.data.samples.SampleOptions`.
     """
 
@@ -55,8 +54,8 @@ class ShiftOptions:
             StudyError: There are too few.
         """
         for name, least, why in (
-            ("draws", fewest_draws(PermutationPlan().alpha), "of fewer no test could reject"),
-            ("seeds", 1, "a fix is adapted to one half of the target and scored on the other"),
+            ("draws", FEWEST_DRAWS, "of fewer no test could reject"),
+            ("seeds", 1, "a method adapts to one half of the target and is scored on the other"),
         ):
             if (got := getattr(self, name)) < least:
                 raise StudyError(f"{name} = {got}: ask for {least} or more; {why}")
@@ -126,14 +125,13 @@ def _look(study: Study, joined: FeatureTable, checked: Checked, options: ShiftOp
     labelled = [t.name for t in study.targets if t.labelled]
     unlabelled = [t.name for t in study.targets if not t.labelled]
     source = source_of(joined)
-    settings = DetectionSettings(plan=PermutationPlan(draws=options.draws))
     targets: list[TargetReport] = []
     if labelled:
         known = known_of(study, joined, source, checked, seeds=options.seeds)
         targets = side_by_side(
-            [partial(examine, joined, known, name, settings, study.seed) for name in labelled]
+            [partial(examine, joined, known, name, options.draws, study.seed) for name in labelled]
         )
-    basis = Basis(source=source, settings=settings, seed=study.seed, leak=checked.leak)
+    basis = Basis(source=source, draws=options.draws, seed=study.seed, leak=checked.leak)
     return _Seen(
         targets=targets,
         unlabelled=side_by_side([partial(look, joined, basis, name) for name in unlabelled]),

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from pipeline.shift.adapt import Source
-from pipeline.shift.adapt_eval import BASELINE, Leaderboard
+from pipeline.shift.adapt_eval import AdaptationResult
 from pipeline.shift.calibrate import Soundness, soundness
 from pipeline.shift.decompose import DecomposeSettings, Decomposition, decompose
-from pipeline.shift.domains import Cohort
+from pipeline.shift.domains import Cohort, SourceModel
 from pipeline.shift.effects import Gap
 from pipeline.shift.error_table import Refits, RoleReport, errors_by_role
-from pipeline.shift.label_free import Forecast, SourceScores, TargetScores, forecast
+from pipeline.shift.label_free import AccuracyEstimate
 from pipeline.shift.verdict import Auroc, Called, FixGain, Numbers, Verdict, judge
 
 _BINARY = 2
@@ -26,26 +25,15 @@ class Story:
         roles: Ng's table; needs target labels.
         decomposition: The loss, taken apart in several ways; needs target labels.
         soundness: Calibration and operating points; needs target labels.
-        forecast: Accuracy and prevalence as they look without target labels.
+        estimate: Accuracy and prevalence as they look without target labels.
         verdict: Sentences, made from the numbers by stated rules.
     """
 
     roles: RoleReport
     decomposition: Decomposition
     soundness: Soundness
-    forecast: Forecast
+    estimate: AccuracyEstimate
     verdict: Verdict
-
-
-def foretell(source: Cohort, target: Cohort, seed: int) -> Forecast:
-    """What the scores say of a target whose labels nobody has looked at."""
-    return forecast(
-        SourceScores(
-            probabilities=source.probabilities, labels=source.classes(), groups=source.groups
-        ),
-        TargetScores(probabilities=target.probabilities, groups=target.groups),
-        np.random.default_rng([seed, 11]),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +43,16 @@ class Telling:
     Attributes:
         source: The labelled domain.
         refits: Its head, fitted to drawn patients.
-        before: From :func:`foretell`.
-        fixes: Scored leaderboard.
+        estimate: Of the accuracy, without labels of the target.
+        adaptation: The scored methods.
         seed: Of the draws.
         human: Error of a person on the source; None where nobody measured it.
     """
 
-    source: Source
+    source: SourceModel
     refits: Refits
-    before: Forecast
-    fixes: Leaderboard
+    estimate: AccuracyEstimate
+    adaptation: AdaptationResult
     seed: int
     human: float | None
 
@@ -78,7 +66,7 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
         target: Probabilities of the same head, and labels.
         known: All else.
     """
-    before, fixes = known.before, known.fixes
+    estimate = known.estimate
     roles = errors_by_role(known.source, target, known.refits, known.seed, known.human)
     parts = decompose(source, target, DecomposeSettings(seed=known.seed))
     numbers = Numbers(
@@ -92,18 +80,18 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
         transfer=roles.table.transfer,
         auroc=_auroc(source, target, parts),
         called=_called(target),
-        foretold=(before.low, before.high),
+        foretold=(estimate.low, estimate.high),
         fixes={
-            row.name: FixGain(
+            row.method: FixGain(
                 gain=Gap(
-                    estimate=row.difference.estimate,
-                    low=row.difference.low,
-                    high=row.difference.high,
+                    estimate=row.difference.interval.estimate,
+                    low=row.difference.interval.low,
+                    high=row.difference.interval.high,
                 ),
-                p_holm=row.p_holm,
+                p_holm=row.difference.p_adjusted,
             )
-            for row in fixes.rows
-            if row.name != BASELINE
+            for row in known.adaptation.rows
+            if row.difference is not None
         },
     )
     verdict = judge(numbers)
@@ -113,11 +101,11 @@ def tell(name: str, source: Cohort, target: Cohort, known: Telling) -> Story:
         soundness=soundness(
             source,
             target,
-            before,
+            estimate,
             np.random.default_rng([known.seed, 12]),
             score_changed=verdict.labels_needed,
         ),
-        forecast=before,
+        estimate=estimate,
         verdict=verdict,
     )
 

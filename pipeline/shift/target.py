@@ -1,20 +1,19 @@
 """A target with labels: what is seen while they are sealed, then what the loss is made of."""
 
 import time
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.data.facts import APPEARANCE
 from pipeline.features.load import FeatureTable
-from pipeline.shift.adapt_eval import Leaderboard, SealedLabels, Target, predict_target, score
+from pipeline.shift.adapt_eval import AdaptationResult, SealedLabels, predict_target, score
 from pipeline.shift.covariates import Difference, Pictures, differences
-from pipeline.shift.detect import ControlledDetection, DetectionSettings, detect_with_controls
-from pipeline.shift.domains import Cohort, ask, here_of, shared_patients, there_of, told_apart
+from pipeline.shift.detect import LEVEL, Detection, detect
+from pipeline.shift.domains import Cohort, here_of, shared_patients
 from pipeline.shift.figure_data import FeatureMap, feature_map
 from pipeline.shift.known import Facts, Known
-from pipeline.shift.probes import SourcePrediction
+from pipeline.shift.label_free import estimate_accuracy
 from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
@@ -22,7 +21,7 @@ from pipeline.shift.provenance import (
     inputs_of,
     roles_with_labels,
 )
-from pipeline.shift.story import Story, Telling, foretell, tell
+from pipeline.shift.story import Story, Telling, tell
 from pipeline.shift.subgroups import Subgroups, subgroups
 from pipeline.study import SOURCE
 
@@ -33,9 +32,8 @@ class TargetReport:
 
     Attributes:
         shared_patients: Ids that both domains have; numbering may simply restart.
-        source_prediction: How well the hospital can be told from the features.
-        detection: Tests with their null and positive controls.
-        fixes: Leaderboard of the fixes that see no label of the target.
+        detection: Tests with their controls, and the AUC of a domain classifier.
+        adaptation: The adaptation methods, which see no label of the target.
         story: The loss taken apart, what was foretold, the verdict.
         map: Both domains in two dimensions.
         differences: Habits of the hospitals; None where no audit has measured the pictures.
@@ -47,9 +45,8 @@ class TargetReport:
     backbone: str
     target: str
     shared_patients: int
-    source_prediction: SourcePrediction
-    detection: ControlledDetection
-    fixes: Leaderboard
+    detection: Detection
+    adaptation: AdaptationResult
     story: Story
     map: FeatureMap
     differences: tuple[Difference, ...] | None
@@ -59,56 +56,55 @@ class TargetReport:
     seconds: float
 
 
-def examine(
-    joined: FeatureTable, known: Known, name: str, settings: DetectionSettings, seed: int
-) -> TargetReport:
+def examine(joined: FeatureTable, known: Known, name: str, draws: int, seed: int) -> TargetReport:
     """Say of a target with labels all that can be said.
 
     Args:
         joined: Samples with features.
         known: What is known before any target is looked at.
         name: Of the target.
-        settings: Of the tests.
-        seed: Of the draws of the forecast and of the parts of the loss.
+        draws: Permutations of the tests.
+        seed: Of the draws of the estimates and of the parts of the loss.
 
     Raises:
         StudyError: Too few patients.
     """
     start, source = time.perf_counter(), known.source
-    rows = joined.samples.domain == name
-    X, group = joined.X[rows], joined.samples.group[rows]
-    plan = known.plan
-    # Until the fixes are scored, the labels of the target are under seal.
-    sealed = SealedLabels(joined.samples.label[rows], plan.digest())
-    target = Target(features=X, groups=group)
-    here, there = here_of(source), there_of(source, X, group)
-    detection = detect_with_controls(here, there, partial(ask, source), settings)
-    before = foretell(here, there, seed)
+    plan, data = known.plan, joined.domain(name)
+    # Until the methods are scored, the labels of the target are under seal.
+    sealed, target = SealedLabels(data.label, plan.digest()), source.scored(data.sealed())
+    detection = detect(source.data, target, source.predict_proba, draws=draws)
+    estimate = estimate_accuracy(source.data, target, np.random.default_rng([seed, 11]))
     predictions = predict_target(source, target, plan)
-    fixes = score(predictions, sealed, source, target, plan)
+    adaptation = score(predictions, sealed, source, target, plan)
     # From here on the labels are open: nothing that is fitted comes after.
-    opened = replace(there, labels=sealed.unseal(plan.digest()))
+    here = here_of(source)
+    opened = Cohort(
+        features=target.embedded(),
+        probabilities=target.scored(),
+        groups=target.group,
+        labels=sealed.unseal(plan.digest()),
+    )
     telling = Telling(
         source=source,
         refits=known.refits,
-        before=before,
-        fixes=fixes,
+        estimate=estimate,
+        adaptation=adaptation,
         seed=seed,
         human=known.human,
     )
     story = tell(name, here, opened, telling)
-    shared = shared_patients(joined.samples, here, there)
+    shared = shared_patients(joined.samples, here, opened)
     return TargetReport(
         backbone=joined.backbone,
         target=name,
         shared_patients=shared,
-        source_prediction=told_apart(here, there),
         detection=detection,
-        fixes=fixes,
+        adaptation=adaptation,
         story=story,
         map=feature_map(source, opened),
         differences=_differences(joined, name, known.checked.facts, seed),
-        level=settings.plan.alpha,
+        level=LEVEL,
         subgroups=(
             *known.subgroups,
             *subgroups("target", opened, known.groupings.get(name, ()), known.terms),
@@ -116,8 +112,8 @@ def examine(
         provenance=Provenance(
             roles=roles_with_labels(here, opened),
             seeds={
-                "forecast, decomposition": seed,
-                "relabellings": settings.plan.seed,
+                "estimates, decomposition": seed,
+                "permutations": 0,
                 "halves of the target": list(plan.seeds),
             },
             inputs=inputs_of(joined, name, opened.classes(), plan.digest()),
@@ -157,11 +153,10 @@ def _caveats(
         Circumstances(
             shared_patients=shared,
             patients={
-                "source": np.unique(known.source.groups).size,
+                "source": known.source.data.patients,
                 "target": np.unique(opened.groups).size,
             },
             score_changed=story.verdict.labels_needed,
-            harmful=(),
             elsewhere=others,
         ),
         known.checked.leak,

@@ -6,19 +6,15 @@ target cannot reach anything here, because there are none in what this is made f
 
 import time
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.data.leaks import Finding
 from pipeline.data.samples import UNLABELLED
 from pipeline.features.load import FeatureTable
-from pipeline.shift.adapt import Source
-from pipeline.shift.detect import ControlledDetection, DetectionSettings, detect_with_controls
-from pipeline.shift.domains import Cohort, ask, here_of, shared_patients, there_of, told_apart
-from pipeline.shift.label_free import RANGED, Forecast
-from pipeline.shift.probes import SourcePrediction
+from pipeline.shift.detect import LEVEL, Detection, detect
+from pipeline.shift.domains import Cohort, SourceModel, here_of, shared_patients, there_of
+from pipeline.shift.label_free import AccuracyEstimate, estimate_accuracy
 from pipeline.shift.provenance import (
     Circumstances,
     Provenance,
@@ -26,7 +22,6 @@ from pipeline.shift.provenance import (
     inputs_of,
     roles_without_labels,
 )
-from pipeline.shift.story import foretell
 from pipeline.study import SOURCE
 from pipeline.words import percent
 
@@ -48,10 +43,8 @@ class UnlabelledReport:
     Attributes:
         images: Of the target.
         shared_patients: Ids that both domains have; numbering may simply restart.
-        source_prediction: How well the hospital can be told from the features; by class
-            it is by the class that the head calls.
-        detection: Tests with their null and positive controls.
-        forecast: Accuracy and prevalence as the scores foretell them.
+        detection: Tests with their controls, and the AUC of a domain classifier.
+        estimate: Accuracy and prevalence, without labels.
         source_accuracy: Of the head, out of fold, in [0, 1].
         called: Share of the target's images called each class, in label order.
         level: Of the tests.
@@ -62,9 +55,8 @@ class UnlabelledReport:
     target: str
     images: int
     shared_patients: int
-    source_prediction: SourcePrediction
-    detection: ControlledDetection
-    forecast: Forecast
+    detection: Detection
+    estimate: AccuracyEstimate
     source_accuracy: float
     called: tuple[float, ...]
     level: float
@@ -78,13 +70,13 @@ class Basis:
 
     Attributes:
         source: The labelled domain.
-        settings: Of the tests.
-        seed: Of the draws of the forecast.
+        draws: Permutations of the tests.
+        seed: Of the draws of the estimates.
         leak: Findings of the checks that ran before.
     """
 
-    source: Source
-    settings: DetectionSettings
+    source: SourceModel
+    draws: int
     seed: int
     leak: tuple[Finding, ...]
 
@@ -101,21 +93,20 @@ def look(joined: FeatureTable, basis: Basis, name: str) -> UnlabelledReport:
         StudyError: Too few patients.
     """
     start, source = time.perf_counter(), basis.source
-    rows = joined.samples.domain == name
+    target = source.scored(joined.domain(name).sealed())
     here = here_of(source)
-    there = there_of(source, joined.X[rows], joined.samples.group[rows])
+    there = there_of(source, target.embedded(), target.group)
     shared = shared_patients(joined.samples, here, there)
     return UnlabelledReport(
         backbone=joined.backbone,
         target=name,
         images=len(there.groups),
         shared_patients=shared,
-        source_prediction=told_apart(here, there),
-        detection=detect_with_controls(here, there, partial(ask, source), basis.settings),
-        forecast=foretell(here, there, basis.seed),
-        source_accuracy=float((here.probabilities.argmax(axis=1) == source.labels).mean()),
-        called=tuple(np.bincount(_calls(there), minlength=source.prior.size) / len(there.groups)),
-        level=basis.settings.plan.alpha,
+        detection=detect(source.data, target, source.predict_proba, draws=basis.draws),
+        estimate=estimate_accuracy(source.data, target, np.random.default_rng([basis.seed, 11])),
+        source_accuracy=float((~source.data.wrong()).mean()),
+        called=tuple(np.bincount(target.predicted(), minlength=source.classes) / len(target)),
+        level=LEVEL,
         provenance=_provenance(joined, basis, name, (here, there), shared),
         seconds=round(time.perf_counter() - start, 2),
     )
@@ -123,23 +114,23 @@ def look(joined: FeatureTable, basis: Basis, name: str) -> UnlabelledReport:
 
 def said(found: UnlabelledReport) -> str:
     """The forecast in sentences; its warning stands with it, and what speaks against it."""
-    known = [found.forecast.accuracy[name] for name in RANGED]
+    known = found.estimate.accuracy.values()
     low, high = min(one.low for one in known), max(one.high for one in known)
     return (
         f"{found.target}: nobody has labelled it, so how often the head is right there cannot be "
-        f"measured. Without labels the accuracy is put at {percent(found.forecast.low)} to "
-        f"{percent(found.forecast.high)} (range of {len(RANGED)} estimates; their 95 % intervals "
+        f"measured. Without labels the accuracy is put at {percent(found.estimate.low)} to "
+        f"{percent(found.estimate.high)} (range of {len(known)} estimates; their 95 % intervals "
         f"reach from {percent(low)} to {percent(high)}); on the source it is "
-        f"{percent(found.source_accuracy)}, out of fold. {found.forecast.warning}"
+        f"{percent(found.source_accuracy)}, out of fold. {found.estimate.assumption}"
         f"{_doubt(found)}"
     )
 
 
 def _doubt(found: UnlabelledReport) -> str:
     shown = [
-        name
-        for name, one in found.detection.observed.findings.items()
-        if one.p_holm is not None and one.p_holm <= found.level
+        row.test
+        for row in found.detection.tests
+        if row.p_adjusted is not None and row.p_adjusted <= found.level
     ]
     if not shown:
         return ""
@@ -149,17 +140,13 @@ def _doubt(found: UnlabelledReport) -> str:
     )
 
 
-def _calls(cohort: Cohort) -> NDArray[np.intp]:
-    return np.asarray(cohort.probabilities.argmax(axis=1))
-
-
 def _provenance(
     joined: FeatureTable, basis: Basis, name: str, sides: tuple[Cohort, Cohort], shared: int
 ) -> Provenance:
     (here, there), domains = sides, frozenset(joined.samples.domain.tolist())
     return Provenance(
         roles=roles_without_labels(here, there),
-        seeds={"forecast": basis.seed, "relabellings": basis.settings.plan.seed},
+        seeds={"estimates": basis.seed, "permutations": 0},
         # There is no plan: nothing is chosen that labels could judge.
         inputs=inputs_of(joined, name, np.full(len(there.groups), UNLABELLED), None),
         caveats=caveats(
@@ -170,7 +157,6 @@ def _provenance(
                     "target": np.unique(there.groups).size,
                 },
                 score_changed=False,
-                harmful=(),
                 elsewhere=domains - {SOURCE, name},
             ),
             basis.leak,
