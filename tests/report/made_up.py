@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from pipeline.evaluation.predictions import Predictions, write_predictions
@@ -32,10 +33,16 @@ def write_heads(folder: Path, *, heads=("mlp", "linear", "prior"), targets=("far
             ]
             details.append(_detail(head, name, seed, rng))
     report = {
+        "schema": 3,
         "study": "made up",
         "classes": [f"class {k}" for k in range(K)],
+        "baseline": "linear",
+        "best_by_validation": {"tiny": max(_validation(rows), key=_validation(rows).get)},
         "rows": rows,
         "details": details,
+        **{name: [] for name in ("pairs", "honest", "seed_spread", "procedures")},
+        **{name: [] for name in ("failures", "unsaved")},
+        "unlabelled": {},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "heads.json").write_text(json.dumps(report))
@@ -50,6 +57,10 @@ def write_heads(folder: Path, *, heads=("mlp", "linear", "prior"), targets=("far
     )
     write_predictions(folder / "probabilities.h5", {"tiny": kept})
     return report
+
+
+def _validation(rows):
+    return {row["head"]: row["value"] for row in rows if row["role"] == "validation"}
 
 
 def _members(head):
@@ -84,7 +95,7 @@ def _detail(head, name, seed, rng):
     }
 
 
-def write_shift(folder: Path, *, targets=("far",), K=2, n=80, ng=True):
+def write_shift(folder: Path, *, targets=("far",), K=2, n=80):
     """Write ``shift.json`` and ``shift.h5``; returns the JSON."""
     rng = np.random.default_rng(1)
     domain = np.repeat(["source", *targets], n)
@@ -101,91 +112,132 @@ def write_shift(folder: Path, *, targets=("far",), K=2, n=80, ng=True):
         proba={("linear", 0): (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)},
     )
     report = {
-        "schema": 1,
+        "schema": 6,
         "study": "made up",
         "classes": list(kept.classes),
-        "targets": [_target(name, K, rng, ng=ng) for name in targets],
+        "targets": [_target(name, K) for name in targets],
+        "not_compared": [],
+        "fine_tuned": [],
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "shift.json").write_text(json.dumps(report))
     write_predictions(folder / "shift.h5", {"tiny": kept})
+    with h5py.File(folder / "shift.h5", "r+") as file:
+        for name in targets:
+            group = file["tiny"].create_group(f"curves/{name}")
+            group["embedding"] = rng.normal(0, 1, (40, 2))
+            group["embedding_target"] = np.arange(40) >= 20
+            group["embedding_label"] = np.arange(40) % K
     return report
 
 
-def _gap(estimate, width=0.03):
+def _value(estimate, width=0.03):
     return {"estimate": estimate, "low": estimate - width, "high": estimate + width}
 
 
-def _target(name, K, rng, *, ng):
-    tests = ("bbsd_ks", "ridge_c2st", "mmd_aggregated", "bbsd_hard", "energy", "neighbours", "kid")
-    counts, edges = np.histogram(rng.normal(0, 1, 99), bins=12)
+def _effect(name, division, estimate):
+    return {"name": name, "division": division, **_value(estimate), "largest": 0.5}
+
+
+def _target(name, K):
+    effects = [
+        _effect("accuracy_loss", "all", 0.1),
+        _effect("class_mix", "class", -0.02),
+        _effect("within_class", "class", 0.12),
+        _effect("confidence_shift", "score", 0.04),
+        _effect("y_given_score", "score", 0.06),
+        _effect("target_hardness", "transfer", 0.03),
+        _effect("transfer_gap", "transfer", 0.07),
+    ]
+    if K == 2:
+        effects += [
+            _effect("threshold", "threshold", 0.06),
+            _effect("discrimination", "threshold", 0.04),
+        ]
+    gains = {"source_only": 0.0, "standardisation": 0.05, "coral": -0.02, "k_shot(50)": 0.09}
+    calibration = {
+        "brier": 0.1, "miscalibration": 0.01, "ece": 0.02, "slope": 1.1, "intercept": 0.1,
+        "event": "positive",
+    }  # fmt: skip
     return {
         "backbone": "tiny",
         "target": name,
-        "detect": [
+        "labelled": True,
+        "verdict": f"Accuracy falls by 10.0 points on {name}.",
+        "effects": effects,
+        "adaptation": [
             {
-                "name": test, "primary": number < 3, "statistic": 1.0 + number, "p": 0.01,
-                "null": {"counts": counts.tolist(), "edges": edges.tolist()},
+                "method": method, "accuracy": 0.8 + gain, "auroc": 0.9,
+                "difference": {**_value(gain), "p": 0.01, "p_adjusted": 0.02},
+                "target_labels": method.startswith("k_shot"),
             }
-            for number, test in enumerate(tests)
+            for method, gain in gains.items()
         ],
-        "fixes": [
+        "error_table": {
+            "errors": [
+                {"name": "source_training", **_value(0.01, 0.005)},
+                {"name": "source_new_patients", **_value(0.05, 0.01)},
+                {"name": "target", **_value(0.2)},
+                {"name": "target_trained", **_value(0.15)},
+            ],
+            "steps": [
+                {"name": step, **_value(size), "refit_low": low, "refit_high": 0.19}
+                for step, size, low in (
+                    ("variance", 0.04, None), ("mismatch", 0.15, 0.1),
+                    ("target_hardness", 0.1, None), ("transfer_gap", 0.05, None),
+                )
+            ],
+            "not_identifiable": {"avoidable_bias": "no human error is given"},
+        },
+        "accuracy_range": {
+            "estimates": [{"method": m, **_value(0.85)} for m in ("atc", "doc", "ac")],
+            "prevalence": [
+                {"name": f"class {k}", "method": "bbse", **_value(1 / K), "predicted": 0.4}
+                for k in range(K)
+            ],
+            "warning": "These estimates assume that a score means the same in both domains.",
+        },
+        "detection": [
             {
-                "name": fix, "accuracy": 0.8 + gain, "difference": _gap(gain),
-                "uses_target_labels": fix.startswith("k_shot"),
+                "name": test, "statistic": 1.0, "p_adjusted": 0.003, "p_null_control": 0.4,
+                "p_positive_control": 0.001, "refused": None,
             }
-            for fix, gain in (
-                ("source_only", 0.0), ("standardisation", 0.05), ("coral", -0.02),
-                ("k_shot(5)", -0.01), ("k_shot(50)", 0.09),
-            )
+            for test in ("bbsd_ks", "ridge_c2st", "mmd_aggregated")
         ],
-        "decomposition": {
-            "total": _gap(0.1),
-            "kitagawa": {"mix": _gap(-0.02), "rate": _gap(0.12)},
-            "score": {"terms": {"confidence_shift": _gap(0.04), "y_given_score": _gap(0.06)}},
-            "threshold": {"terms": {"transfer": _gap(0.06), "discrimination": _gap(0.04)}}
-            if K == 2 else None,
-        },
-        "forecast": {
-            "accuracy": {one: _gap(0.85 + 0.01 * i) for i, one in enumerate(("ac", "doc", "cbpe"))},
-            "low": 0.85,
-            "high": 0.87,
-        },
-        "subgroups": some_subgroups(K, np.random.default_rng(2)),
-        "map": {
-            "x": rng.normal(0, 1, 40).round(3).tolist(),
-            "y": rng.normal(0, 1, 40).round(3).tolist(),
-            "target": [i >= 20 for i in range(40)],
-            "label": [i % K for i in range(40)],
-            "explained": [0.3, 0.1],
-        },
-    } | (_NG if ng else {})  # fmt: skip
+        "domain_auc": [{"among": "all images", **_value(0.9), "p": 0.01}],
+        "covariates": [{"name": "width", **_value(0.5), "named": True}],
+        "covariates_summary": "Images of the target are wider.",
+        "calibration": [{"domain": d, **calibration} for d in ("source", "target")],
+        "thresholds": [
+            {
+                "rule": "youden", "domain": d, "moved_by": how, "threshold": 0.4,
+                "sensitivity": _value(0.9 - k / 10), "specificity": _value(0.8 - k / 10),
+                "ppv": 0.8, "npv": 0.9, "reliable": True,
+            }
+            for k, (d, how) in enumerate((("source", "chosen"), ("target", "transferred")))
+        ]
+        if K == 2 else [],
+        "subgroups": [
+            _group("sex", group, number, K)
+            for number, group in enumerate(("$F$", "M", "unknown"))
+        ],
+        "caveats": ["52 patient ids are in both domains."],
+    }  # fmt: skip
 
 
-def _step(estimate, width=0.03, retrain=None):
+def _group(attribute, name, number, K):
+    """The third group has too few images; the second is shown to be below the rest."""
+    metrics = ("accuracy", "auroc", "sensitivity", "specificity")[: 4 if K == 2 else 2]
+    value = {
+        **_value(0.85 - 0.1 * number), "source": 0.9, "difference": -0.1, "difference_low": -0.18,
+        "difference_high": -0.02, "worst": number == 1, "below": number == 1,
+    }  # fmt: skip
+    few = number == 2
     return {
-        "est": estimate,
-        "ci_sampling": [estimate - width, estimate + width],
-        "ci_retrain": retrain,
-    }
-
-
-_NG = {
-    "ng": {
-        "human": None,
-        "s_fit": _gap(0.01, 0.005),
-        "s_traindev": _gap(0.05, 0.01),
-        "t_test": _gap(0.2),
-        "t_oracle_cv": _gap(0.15),
-    },
-    "gaps": {
-        "variance": _step(0.04, 0.01),
-        "mismatch": _step(0.15, retrain=[0.1, 0.19]),
-        "target_hardness": _step(0.1),
-        "transfer_gap": _step(0.05),
-    },
-    "not_identifiable": {"avoidable_bias": "no human error is given"},
-}
+        "attribute": attribute, "group": name, "images": 60 - 25 * number,
+        "patients": 40 - 15 * number, "prevalence": None, "reason": "too few" if few else None,
+        "metrics": {} if few else dict.fromkeys(metrics, value),
+    }  # fmt: skip
 
 
 def write_comparison(folder: Path, *, methods=("lp", "full", "wise_ft"), targets=("far",)):
@@ -199,6 +251,8 @@ def write_comparison(folder: Path, *, methods=("lp", "full", "wise_ft"), targets
         "models": [_model(m, i, places) for i, m in enumerate(methods)],
         "rows": [_row(m, place, rng) for m in methods for place in places[1:]],
         "differences": [],
+        "other_heads": [],
+        "unlabelled": {},
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "finetune.json").write_text(json.dumps(report))
@@ -234,6 +288,13 @@ def _model(method, number, places):
         "seconds": 3.0 * 4**number,
         "curves": [] if method == "wise_ft" else curves,
         "interpolated": line if method == "wise_ft" else None,
+        "moved": "head",
+        "trainable_parameters": 10,
+        "epochs": 12,
+        "images_per_second": 5.0,
+        "heads_in_the_same_time": None,
+        "trend": None,
+        "extrapolated": None,
     }
 
 
@@ -244,35 +305,4 @@ def _row(method, place, rng):
         "backbone": "pixels" if method.startswith("scratch") else "tiny",
         "seed": 0, "domain": place[0], "role": place[1], "images": 50, "patients": 50,
         "accuracy": {"estimate": accuracy, "low": accuracy - 0.04, "high": accuracy + 0.03},
-    }  # fmt: skip
-
-
-def some_subgroups(K, rng):
-    """Two attributes in both domains; one group is too few, one is below the rest."""
-    metrics = ("accuracy", "auroc", "sensitivity", "specificity")[: 4 if K == 2 else 2]
-    return [
-        {
-            "domain": domain, "attribute": attribute, "threshold": 0.4 if K == 2 else None,
-            "groups": [
-                {
-                    "name": name, "images": 60 - 25 * k, "patients": 40 - 15 * k, "few": few,
-                    "prevalence": None,
-                    "metrics": {} if few else {m: _subgroup_value(rng, k) for m in metrics},
-                    "missing": {},
-                }
-                for k, (name, few) in enumerate((("$F$", None), ("M", None), ("unknown", "few")))
-            ],
-            "worst": dict.fromkeys(metrics, "M"),
-        }
-        for domain in ("source", "target")
-        for attribute in ("sex", "view")
-    ]  # fmt: skip
-
-
-def _subgroup_value(rng, k):
-    value = float(0.85 - 0.1 * k + 0.05 * rng.random())
-    rest = {"estimate": -0.1, "low": -0.18, "high": -0.02, "below": k == 1}
-    return {
-        "estimate": value, "low": value - 0.05, "high": value + 0.04, "n": 50,
-        "simultaneous": [value - 0.07, value + 0.05], "rest": rest,
     }  # fmt: skip

@@ -110,8 +110,10 @@ class Results:
         record: The stage's JSON values.
         parts: Its tables; see :mod:`pipeline.report.table`.
         predictions: Probabilities of each image; None where none are stored.
+        file: HDF5 file of these, and of other arrays that are drawn.
     """
 
+    file: Path
     backbone: str
     record: Mapping[str, Any]
     parts: tuple[Any, ...]
@@ -181,6 +183,7 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
     written = []
     for backbone in _backbones(record):
         found = Results(
+            file=results / PROBABILITIES[stage],
             backbone=backbone,
             record=record,
             parts=parts,

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import h5py
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.special import logit
@@ -29,7 +31,7 @@ from pipeline.report.figures.style import (
     new_figure,
     panels,
 )
-from pipeline.report.shift6 import ERRORS, STEPS
+from pipeline.report.shift6 import ERRORS, METRICS, STEPS
 from pipeline.report.table import Table
 from pipeline.words import printable
 
@@ -205,11 +207,14 @@ def _finish_densities(axes: Axes, names: Sequence[str]) -> None:
 
 def feature_map(found: Results) -> Figure:
     """Images on two principal components: colour by domain, shade and marker by class."""
-    maps = {
-        t["target"]: t["map"]
-        for t in found.record["targets"]
-        if t["backbone"] == found.backbone and t.get("map")
-    }
+    targets = [table.about["target"] for table in found.tables("shift_effects")]
+    with h5py.File(found.file) as file:
+        curves = file[found.backbone].get("curves", {})
+        maps = {
+            name: {key: values[()] for key, values in curves[name].items()}
+            for name in targets
+            if "embedding" in curves.get(name, ())
+        }
     if not maps:
         raise NothingToDrawError("no map of the features is stored")
     figure, cells = panels(len(maps), height=3.2)
@@ -220,25 +225,23 @@ def feature_map(found: Results) -> Figure:
     return figure
 
 
-def _draw_map(axes: Axes, one: Mapping[str, Any], classes: Sequence[str]) -> None:
-    x, y = np.array(one["x"]), np.array(one["y"])
-    in_target, label = np.array(one["target"], bool), np.array(one["label"])
+def _draw_map(axes: Axes, one: Mapping[str, NDArray[Any]], classes: Sequence[str]) -> None:
+    x, y = one["embedding"].T
+    in_target, label = one["embedding_target"].astype(bool), one["embedding_label"]
     for is_target, domain, hue in ((False, "source", BLUE), (True, "target", VERMILION)):
         for k, name in enumerate(classes):
             rows = (in_target == is_target) & (label == k)
-            shade = _pale(hue, k, len(classes))
             axes.plot(
                 x[rows],
                 y[rows],
                 MARKERS[k % len(MARKERS)],
-                color=shade,
+                color=_pale(hue, k, len(classes)),
                 markersize=2.4,
                 alpha=0.7,
                 mew=0,
                 label=f"{domain}, {name}",
             )
-    first, second = one["explained"]
-    axes.set(xlabel=f"component 1 ({first:.0%})", ylabel=f"component 2 ({second:.0%})")
+    axes.set(xlabel="component 1", ylabel="component 2")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.legend(
@@ -290,59 +293,52 @@ _METRICS = ("accuracy", "AUROC", "sensitivity", "specificity")
 
 
 def subgroups(found: Results) -> Figure:
-    """A panel for each metric, a row for each group, in it a line for each domain."""
+    """A panel for each metric, a row for each group: the target, and pale the source."""
     tables = found.tables("shift_subgroups")
-    metrics = [m for m in _METRICS if any(any(table.values(m)) for table in tables)]
+    metrics = [m for m in METRICS.values() if any(any(t.values(m)) for t in tables)]
     if not metrics:
         raise NothingToDrawError("no subgroup is large enough to have numbers")
-    domains = list(dict.fromkeys(_domain(table) for table in tables))
+    targets = list(dict.fromkeys(table.about["target"] for table in tables))
     rows = list(
         dict.fromkeys((t.about["attribute"], name) for t in tables for name in t.values("group"))
     )
-    spread = 0.13 * len(domains) + 0.1
+    spread = 0.13 * len(targets) + 0.1
     figure = new_figure(1.0 + spread * len(rows), 1.9 + 1.5 * len(metrics))
     cells = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(cells, metrics, strict=True):
         for table in tables:
-            number = domains.index(_domain(table))
-            offset = (0.13 / spread) * ((len(domains) - 1) / 2 - number)
-            groups = zip(table.values("group"), table.values(metric), strict=True)
-            places = [
-                (len(rows) - 1 - rows.index((table.about["attribute"], name)) + offset, value)
-                for name, value in groups
-                if value
-            ]
-            marker = MARKERS[number % len(MARKERS)]
-            label = (
-                ""
-                if any(line.get_color() == colour(number) for line in axes.lines)
-                else (domains[number])
-            )
-            draw_intervals(axes, places, shade=colour(number), marker=marker, label=label)
+            k = targets.index(table.about["target"])
+            offset = len(rows) - 1 + (0.13 / spread) * ((len(targets) - 1) / 2 - k)
+            names = [(table.about["attribute"], name) for name in table.values("group")]
+            heights = [offset - rows.index(name) for name in names]
+            values = zip(heights, table.values(metric), strict=True)
+            places = [(height, value) for height, value in values if value]
+            draw_intervals(axes, places, shade=colour(k), marker=MARKERS[k % len(MARKERS)])
+            source = table.values(f"{metric}, source")
+            axes.plot(source, heights, "|", color=GREY, markersize=7)
         axes.set_title(metric)
         axes.xaxis.set_major_locator(MaxNLocator(3))
     cells[0].set_yticks(range(len(rows))[::-1], [_short(f"{a}: {name}") for a, name in rows])
     cells[0].set_ylim(-0.6, len(rows) - 0.4)
-    handles, labels = cells[0].get_legend_handles_labels()
+    handles = [
+        Line2D([], [], color=colour(k), marker=MARKERS[k % len(MARKERS)], label=printable(target))
+        for k, target in enumerate(targets)
+    ]
     figure.legend(
-        handles,
-        labels,
+        handles=[*handles, Line2D([], [], color=GREY, marker="|", linestyle="", label="source")],
         title="Subgroups",
         title_fontproperties={"weight": "bold", "size": 9.5},
         alignment="left",
         loc="outside upper left",
-        ncols=len(domains),
+        ncols=len(targets) + 1,
         frameon=False,
         labelcolor="linecolor",
         fontsize=8,
     )
-    figure.supxlabel("95 % intervals by patient; no mark: too few images", fontsize=SMALL)
+    figure.supxlabel(
+        "95 % intervals by patient, for all groups at once; no mark: too few images", fontsize=SMALL
+    )
     return figure
-
-
-def _domain(table: Table) -> str:
-    source = table.about["domain"] == "source"
-    return "source, out of fold" if source else printable(table.about["target"])
 
 
 def _short(name: str) -> str:
