@@ -1,25 +1,23 @@
 """A network in OpenVINO's own form, kept beside the stores: the next run needs no torch.
 
 Exporting and converting a network takes 4 to 20 s of CPU time, reading it back 0.2 s. The
-file is disposable: one that is damaged, or made by other versions, is made again. It only
-says how the network runs; which network it is stands in its key, and the canaries of the
-store compare its features at every start.
+file is disposable: one that is damaged, or made by other versions, is made again. Which
+network it is stands in its key, and the canaries of the store compare its features at every
+start.
 """
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cache import disk
 from cache.errors import WriteFailedError
 
-if TYPE_CHECKING:
-    import openvino
-
 _FORMAT = 1
+#: The two files of an OpenVINO network: graph and constants.
+Converted = tuple[bytes, bytes]
 
 
 class ConvertedNetwork:
@@ -36,44 +34,40 @@ class ConvertedNetwork:
         self._file = store_root / "index" / "networks" / f"{fingerprint[:16]}.openvino"
         self._key = {"format": _FORMAT, "fingerprint": fingerprint, "weights": weights}
 
-    def load(self, core: "openvino.Core", versions: Mapping[str, Any]) -> "openvino.Model | None":
+    def load(self, versions: Mapping[str, Any]) -> Converted | None:
         """The network, if it was kept by these versions and no byte of it has changed.
 
         Args:
-            core: Reads it.
             versions: All else that the converted form depends on.
         """
         try:
             head, _, body = disk.read_all(self._file).partition(b"\n")
             values = json.loads(head)
-            size, digest = int(values["xml"]), values["sha256"]
-            if values["key"] != self._key | dict(versions):
-                return None
+            size = int(values["graph"])
+            network = body[:size], body[size:]
+            same = values["key"] == self._key | dict(versions)
+            whole = values["sha256"] == _digest(network)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if hashlib.sha256(body).hexdigest() != digest:
-            return None
-        try:
-            return core.read_model(body[:size], body[size:])
-        except RuntimeError:
-            return None
+        return network if same and whole else None
 
-    def save(self, model: "openvino.Model", versions: Mapping[str, Any]) -> None:
+    def save(self, network: Converted, versions: Mapping[str, Any]) -> None:
         """Keep a network; a failure costs only time at the next run."""
-        import openvino
-
+        head = {
+            "key": self._key | dict(versions),
+            "graph": len(network[0]),
+            "sha256": _digest(network),
+        }
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                xml = Path(folder) / "network.xml"
-                openvino.save_model(model, xml, compress_to_fp16=False)
-                parts = xml.read_bytes(), xml.with_suffix(".bin").read_bytes()
-            body = b"".join(parts)
-            head = {
-                "key": self._key | dict(versions),
-                "xml": len(parts[0]),
-                "sha256": hashlib.sha256(body).hexdigest(),
-            }
             disk.make_dir(self._file.parent)
-            disk.publish(self._file, json.dumps(head).encode() + b"\n" + body)
-        except (OSError, RuntimeError, WriteFailedError):
+            disk.publish(self._file, json.dumps(head).encode() + b"\n" + b"".join(network))
+        except (OSError, WriteFailedError):
             return
+
+
+def _digest(network: Converted) -> str:
+    """Of both files and of where the first one ends."""
+    digest = hashlib.sha256(b"%d" % len(network[0]))
+    for part in network:
+        digest.update(part)
+    return digest.hexdigest()

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import EngineError, UnknownNameError
 
 if TYPE_CHECKING:
-    from pipeline.features.converted import ConvertedNetwork
+    from pipeline.features.converted import Converted, ConvertedNetwork
     from pipeline.features.frozen import Frozen
 
 Pixels = NDArray[np.uint8]
@@ -174,14 +176,14 @@ class OpenVINOEngine:
         core = _openvino().Core()
         # A batch has one size, and so has the graph. Torch decides how it is exported.
         key = {"batch": batch_size, "openvino": version("openvino"), "torch": version("torch")}
-        model = converted.load(core, key) if converted else None
-        if model is None:
-            model = _convert(build(), batch_size)
+        network = converted.load(key) if converted else None
+        if network is None:
+            network = _convert(build(), batch_size)
             if converted:
-                converted.save(model, key)
+                converted.save(network, key)
         # Without the precision hint a CPU with bfloat16 units would use them.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
-        self._model = core.compile_model(model, "CPU", settings)
+        self._model = core.compile_model(core.read_model(*network), "CPU", settings)
         parallel = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.depth = parallel + 1
         self._free = [self._model.create_infer_request() for _ in range(self.depth + 1)]
@@ -282,14 +284,15 @@ def fallback_note(engine: Engine) -> str | None:
     )
 
 
-def _convert(network: "Frozen", batch_size: int) -> Any:
-    """The network in OpenVINO's form. Exported, not traced: a third of the time."""
+def _convert(network: "Frozen", batch_size: int) -> "Converted":
+    """The network in OpenVINO's form, as files: read back, they always round alike."""
     import torch
 
     openvino = _openvino()
     example = torch.zeros(batch_size, network.size, network.size, 3, dtype=torch.uint8)
     try:
-        return openvino.convert_model(torch.export.export(network, (example,)))
+        # Exported, not traced: a third of the time.
+        model = openvino.convert_model(torch.export.export(network, (example,)))
     except RuntimeError as cause:
         # A Ctrl-C inside the converter comes out as its own error.
         if "KeyboardInterrupt" in str(cause):
@@ -298,6 +301,10 @@ def _convert(network: "Frozen", batch_size: int) -> Any:
             f"OpenVINO cannot convert this network ({str(cause).splitlines()[0]}): "
             "use --engine torch"
         ) from cause
+    with TemporaryDirectory() as folder:
+        graph = Path(folder) / "network.xml"
+        openvino.save_model(model, graph, compress_to_fp16=False)
+        return graph.read_bytes(), graph.with_suffix(".bin").read_bytes()
 
 
 def _openvino() -> Any:

@@ -91,7 +91,7 @@ def test_a_damaged_network_is_made_again(study_file, conversions, damage):
             "cut": whole[:-5],
             "empty": b"",
             "other": b"no network",
-            "head": whole.replace(b'"xml": ', b'"xml": 1', 1),
+            "head": whole.replace(b'"graph": ', b'"graph": 1', 1),
         }[damage]
     )
     with_new_images(study_file, seed=7)
