@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.audit.stage import SAMPLES
 from pipeline.data.images import PixelPolicy
 from pipeline.data.index import FactsIndex
-from pipeline.data.leaks import NearCopies, check_near_copies
+from pipeline.data.leaks import Finding, NearPair, check_near_copies
 from pipeline.data.samples import Samples, load_samples
 from pipeline.data.sources import read_image
 from pipeline.progress import Progress
@@ -62,9 +62,8 @@ def coarse_pixels(samples: Samples) -> NDArray[np.float32]:
     return np.stack(rows).astype(np.float32)
 
 
-def near_copies_of(study_file: Path) -> tuple[Samples, NearCopies]:
-    """Samples of a study, and the near copies among them by their coarse pixels."""
+def near_copies_of(study_file: Path) -> tuple[Samples, tuple[NearPair, ...], list[Finding]]:
+    """Samples of a study, the near copies among them by their coarse pixels, and findings."""
     samples, _ = load_samples(load_study(study_file), SAMPLES)
-    return samples, check_near_copies(
-        samples, coarse_pixels(samples), facts_of(study_file, samples)
-    )
+    facts = facts_of(study_file, samples)
+    return samples, *check_near_copies(samples, coarse_pixels(samples), facts)

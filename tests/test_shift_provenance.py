@@ -18,13 +18,13 @@ QUIET = Circumstances(
 
 def test_a_study_without_trouble_has_no_caveat():
     """A check that found nothing is none either."""
-    fine = Finding(check="copies", severity=OK, where="source", found="no copy")
+    fine = Finding(check="copies", severity=OK, where="source", text="no copy")
     assert caveats(QUIET, [fine]) == ()
 
 
 def test_each_trouble_has_its_sentence():
     """Shared ids, few patients, a changed score, and what the checks found."""
-    found = Finding(check="copies", severity=WARNING, where="there", found="2 copies in it")
+    found = Finding(check="copies", severity=WARNING, where="there", text="2 copies in it")
     said = caveats(
         Circumstances(
             shared_patients=3,
@@ -56,7 +56,7 @@ def test_the_digest_is_of_images_with_labels_in_any_order():
 def test_what_was_found_of_another_target_is_no_caveat_of_this_one():
     """A patient shared by the source and `far` says nothing of `near`."""
     shared = Finding(
-        check="patients", severity="warning", where="source and far", found="1 patient id"
+        check="patients", severity="warning", where="source and far", text="1 patient id"
     )
     here = Circumstances(shared_patients=0, patients={}, score_changed=False)
     assert any("1 patient id" in one for one in caveats(here, [shared]))

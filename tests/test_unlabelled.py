@@ -12,7 +12,7 @@ import pytest
 import pipeline.audit.stage as audit_module
 from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
-from pipeline.data.leaks import NearCopies, NearPair
+from pipeline.data.leaks import NearPair
 from pipeline.data.samples import UNLABELLED
 from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
@@ -99,11 +99,11 @@ def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(stud
     extract(study, OPTIONS)
     findings = audit(study, shortcuts=False)["findings"]
     about = {f["check"]: f for f in findings if f["where"] == "far"}
-    assert "it has no labels" in about["file properties"]["found"]
+    assert "it has no labels" in about["file properties"]["text"]
     (domain,) = [f for f in findings if f["check"] == "domain" and "far" in f["where"]]
-    assert "far has no labels, so not by class" in domain["found"]
+    assert "far has no labels, so not by class" in domain["text"]
     (leak,) = [f for f in findings if f["severity"] == "leak"]
-    assert "far/copy.png" in leak["named"]
+    assert "far/copy.png" in leak["examples"]
 
 
 def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatch):
@@ -112,7 +112,7 @@ def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatc
 
     def one_pair(samples, *_):
         rows = (int(np.flatnonzero(samples.split == "fit")[0]), len(samples) - 1)
-        return NearCopies(pairs=(NearPair(rows=rows, cosine=1.0, bits=0),), findings=())
+        return (NearPair(rows=rows, cosine=1.0, bits=0),), []
 
     monkeypatch.setattr(audit_module, "check_near_copies", one_pair)
     report = audit(study, shortcuts=False)

@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.leaks import NOTE, OK, Finding, cannot_ask, in_each_domain
+from pipeline.data.leaks import NOTE, OK, Finding, impossible, in_each_domain
 from pipeline.data.patients import patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
@@ -70,7 +70,7 @@ def _doubtful_labels(domain: str, samples: Samples, features: NDArray[np.floatin
     try:
         proba = _out_of_fold(features, label, samples.group)
     except StudyError as reason:
-        return cannot_ask(LABELS, domain, reason)
+        return impossible(LABELS, domain, reason)
     seems = confident_class(label, proba)
     rows = np.flatnonzero((seems != label) & (seems >= 0))
     margin = proba[rows, label[rows]] - proba[rows, seems[rows]]
@@ -118,7 +118,7 @@ def _finding(domain: str, n: int, images: list[Image]) -> Finding:
             check=LABELS,
             severity=OK,
             where=domain,
-            found=f"none of {n} images seems labelled wrongly to heads of the other patients",
+            text=f"none of {n} images seems labelled wrongly to heads of the other patients",
         )
     first = "; ".join(
         f"{image['path']} (seems {image['seems']}, {image['probability']:.2f})"
@@ -130,9 +130,9 @@ def _finding(domain: str, n: int, images: list[Image]) -> Finding:
         check=LABELS,
         severity=NOTE,
         where=domain,
-        found=f"{len(images)} of {counted(n, 'image')} {are(len(images))} probably labelled "
+        text=f"{len(images)} of {counted(n, 'image')} {are(len(images))} probably labelled "
         "wrongly, as heads of the other patients see them",
-        named=f"{first}{more}",
+        examples=f"{first}{more}",
         advice="Have them read again. Do not drop them unread: that would drop what the head "
         "gets wrong, and flatter it",
         values={"images_of_domain": n, "counts": dict(changes), "images": images},

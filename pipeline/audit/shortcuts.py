@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.leaks import NOTE, OK, WARNING, Finding, cannot_ask, in_each_domain, people
+from pipeline.data.leaks import NOTE, OK, WARNING, Finding, impossible, in_each_domain, patients_of
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval
@@ -58,7 +58,7 @@ def _check_domain(table: FeatureTable, name: str) -> Finding:
     try:
         result = domain_auc(table.domain(SOURCE), target)
     except StudyError as reason:
-        return cannot_ask(DOMAIN, where, reason)
+        return impossible(DOMAIN, where, reason)
     by_class = dict(zip(table.samples.classes, result.by_class, strict=False))
     tested = {label: inside for label, inside in by_class.items() if inside is not None}
     if target.label is None:
@@ -71,7 +71,7 @@ def _check_domain(table: FeatureTable, name: str) -> Finding:
         check=DOMAIN,
         severity=_severity(warn=warn, unsure=unsure),
         where=where,
-        found=f"a classifier separates them by the features of {table.backbone} with AUC "
+        text=f"a classifier separates them by the features of {table.backbone} with AUC "
         f"{_text(result.overall.auc)}; inside the classes: {classes or 'too few patients'}"
         f"{_TOO_FEW if unsure else ''}",
         advice="The hospitals look different to the network; what a head learned may be about "
@@ -113,7 +113,7 @@ def check_facts(samples: Samples, facts: NDArray[Any]) -> list[Finding]:
                 DOMAIN_FROM_FACTS,
                 f"{SOURCE} and {target}",
                 f"the domain can be predicted from {_FACTS}",
-                (_matrix(facts[rows]), is_target, people(samples)[rows]),
+                (_matrix(facts[rows]), is_target, patients_of(samples)[rows]),
                 shows=_domain_shows,
                 advice="The pictures were made or stored differently; store them alike before "
                 "comparing",
@@ -166,7 +166,7 @@ def _shortcut_test(
     try:
         result: Separability = separability(*data)
     except StudyError as reason:
-        return cannot_ask(check, where, reason)
+        return impossible(check, where, reason)
     warn = shows(result.auc)
     unsure = not warn and _undecided(result.auc)
     hedge = "" if warn else "it is open whether " if unsure else "no sign that "
@@ -174,7 +174,7 @@ def _shortcut_test(
         check=check,
         severity=_severity(warn=warn, unsure=unsure),
         where=where,
-        found=f"{hedge}{claim}: AUC {_text(result.auc)}{_TOO_FEW if unsure else ''}",
+        text=f"{hedge}{claim}: AUC {_text(result.auc)}{_TOO_FEW if unsure else ''}",
         advice=advice if warn else "",
         values=asdict(result),
     )

@@ -77,10 +77,10 @@ def audit(study: Study, *, shortcuts: bool = True) -> dict[str, Any]:
     samples, _ = load_samples(study, SAMPLES)
     tables = [load_features(study, choice, samples) for choice in study.backbones]
     first, facts, measured = _with_facts(study, tables[0])
-    near = check_near_copies(first.samples, first.X, facts)
+    near_copies, near_findings = check_near_copies(first.samples, first.X, facts)
     findings = [
         *check_leaks(study, first.samples, facts),
-        *near.findings,
+        *near_findings,
         *(finding for table in tables for finding in check_domains(table)),
         *check_facts(first.samples, facts),
         *check_labels(first.samples, first.X),
@@ -96,13 +96,13 @@ def audit(study: Study, *, shortcuts: bool = True) -> dict[str, Any]:
         "counts": {severity: counts[severity] for severity in SEVERITIES},
         "images": len(first.samples),
         "findings": [asdict(finding) for finding in findings],
-        "near_copies": listed_pairs(first.samples, near.pairs),
-        "scores": scores_without(study, first.samples, near.pairs),
-        "leave_out": names_to_leave_out(study, first.samples, near.pairs),
+        "near_copies": listed_pairs(first.samples, near_copies),
+        "scores": scores_without(study, first.samples, near_copies),
+        "leave_out": names_to_leave_out(study, first.samples, near_copies),
         "measured": measured,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    _write(study, record, contact_sheet(first.samples, near.pairs))
+    _write(study, record, contact_sheet(first.samples, near_copies))
     return record
 
 
@@ -131,7 +131,7 @@ def _check_masked(study: Study, choice: BackboneChoice, samples: Samples) -> lis
                 check=MASKED[choice.mask][0],
                 severity=NOTE,
                 where="all domains",
-                found="not tested: the masked pictures have no features yet",
+                text="not tested: the masked pictures have no features yet",
                 advice="Run headrace audit with --shortcuts",
             )
         ]

@@ -44,7 +44,7 @@ def _severity(record: Record, severity: str) -> Table:
     return Table(
         title=counted(len(found), severity),
         columns=(Column(name="check"), Column(name="where"), Column(name="found")),
-        rows=tuple((f["check"], f["where"], f["found"]) for f in found),
+        rows=tuple((f["check"], f["where"], f["text"]) for f in found),
         notes=tuple(f"{', '.join(checks)}: {text}." for text, checks in advice.items()),
     )
 

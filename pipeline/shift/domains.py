@@ -236,4 +236,4 @@ def shared_patients(samples: Samples, here: Cohort, there: Cohort) -> int:
     """Patient ids that both have; a file's name, of a patient who is not known, is none."""
     files = [item.path for item in samples.items]
     shared = shared_ids({"source": here.groups, "target": there.groups})
-    return sum(len(np.setdiff1d(found.ids, files)) for found in shared)
+    return sum(len(np.setdiff1d(ids, files)) for ids in shared.values())

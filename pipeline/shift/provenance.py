@@ -203,7 +203,7 @@ def caveats(found: Circumstances, leak: Iterable[Finding]) -> tuple[str, ...]:
             "thresholds moved without labels must not be used."
         )
     said += [
-        f"{one.where}: {one.found}."  # which images, the audit says
+        f"{one.where}: {one.text}."  # which images, the audit says
         for one in leak
         if one.severity != OK and not found.elsewhere & set(one.where.split(" and "))
     ]

@@ -87,8 +87,8 @@ def test_flipped_labels_are_listed_and_no_other(classes, distance, least):
     assert {(image["path"], image["label"], image["seems"]) for image in images} <= flipped
     assert least <= len(images) == sum(found.values["counts"].values())
     assert found.severity == NOTE
-    assert f"{len(images)} of 240 images are probably labelled wrongly" in found.found
-    assert found.named.endswith(f"and {len(images) - 3} more")
+    assert f"{len(images)} of 240 images are probably labelled wrongly" in found.text
+    assert found.examples.endswith(f"and {len(images) - 3} more")
     certain = [image["probability"] for image in images]
     assert certain[0] >= certain[-1]
 
@@ -100,22 +100,22 @@ def test_classes_that_lie_apart_have_no_doubtful_label(classes, distance):
     features, truth = world(classes, distance=distance)
     (found,) = check_labels(table(truth), features)
     assert found.severity == OK
-    assert "none of 240 images" in found.found
+    assert "none of 240 images" in found.text
 
 
 def test_features_that_know_nothing_accuse_nobody():
-    """Half of all labels would look wrong; the check says that it cannot be asked."""
+    """Half of all labels would look wrong; the check says that it cannot be tested."""
     features, truth = world(2, distance=0)
     (found,) = check_labels(table(truth), features)
     assert found.severity == NOTE
-    assert found.found.startswith(
-        "cannot be asked: the features do not predict the label better than"
+    assert found.text.startswith(
+        "cannot be tested: the features do not predict the label better than"
     )
     assert not found.values
 
 
 def test_each_domain_is_judged_by_its_own_patients():
-    """A class that a domain lacks is no mistake of its labels; a domain of one cannot be asked."""
+    """A class that a domain lacks is no mistake of its labels; a domain of one cannot be tested."""
     features, truth = world(3, n=270)
     samples = table(truth)
     domain = np.where(np.arange(270) < 150, "source", np.where(truth == 1, "one", "two"))
@@ -125,7 +125,7 @@ def test_each_domain_is_judged_by_its_own_patients():
         "one": NOTE,
         "two": OK,
     }
-    assert "two classes" in found["one"].found
+    assert "two classes" in found["one"].text
 
 
 def test_a_patient_does_not_vouch_for_their_own_images():
@@ -146,4 +146,4 @@ def test_two_ill_patients_are_judged_in_whatever_order_they_come(seed):
     features = np.random.default_rng(seed).normal(size=(40, 2)) + POINTS * np.eye(2)[truth]
     (found,) = check_labels(table(truth), features)
     # Where both are in one fold of the ridge, it finds nothing to predict.
-    assert found.severity == OK or "better than chance" in found.found
+    assert found.severity == OK or "better than chance" in found.text

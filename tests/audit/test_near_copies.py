@@ -33,7 +33,7 @@ def copied_study(tmp_path, monkeypatch):
     study = load_study(study_file)
     extract(study, ExtractOptions(engine=TORCH))
     run("heads", study_file, "--only", "linear", "--quick")
-    near = near_copies_of(study_file)[1]
+    near = near_copies_of(study_file)[1:]
     monkeypatch.setattr("pipeline.audit.stage.check_near_copies", lambda *_: near)
     return study, near
 
@@ -57,14 +57,14 @@ def test_scores_are_given_with_and_without_near_copies(copied_study):
 
 def test_near_copies_can_be_left_out_by_the_list_that_the_audit_writes(copied_study, monkeypatch):
     """The study names the file; a second audit, which finds none, keeps its lines."""
-    study, near = copied_study
+    study, (_, findings) = copied_study
     report = audit(study, shortcuts=False)
     assert [pair["number"] for pair in report["near_copies"]] == [1, 2]
     with Image.open(study.results / "near_copies.png") as sheet:
         assert sheet.width > 2 * (2 * SIDE)
     listed = study.results / "leave_out.txt"
     assert read_exclusions(listed) == ("there/a/pt008.png", "there/a/pt010.png")
-    nothing = replace(near, pairs=())
+    nothing = ((), findings)
     monkeypatch.setattr("pipeline.audit.stage.check_near_copies", lambda *_: nothing)
     again = audit(replace(study, exclude=listed), shortcuts=False)
     assert again["images"] == report["images"] - 2

@@ -152,8 +152,8 @@ def test_what_few_patients_cannot_show_is_no_warning(study_file):
         assert finding.where == "source and there"
         assert finding.values["auc"]["estimate"] > 0.9
         assert (finding.severity, finding.advice) == (NOTE, "")
-        assert finding.found.endswith("too few patients to say")
-    assert "it is open whether the domain can be predicted" in stored.found
+        assert finding.text.endswith("too few patients to say")
+    assert "it is open whether the domain can be predicted" in stored.text
 
 
 def test_columns_of_facts_are_finite_and_vary():

@@ -185,7 +185,7 @@ def test_names_cannot_become_markup(study):
 def test_no_file_and_no_patient_is_named(study, original):
     """Findings of copies are shown, the copies are not."""
     values = record(study, "audit")
-    assert any("_0.png" in finding["named"] for finding in values["findings"])
+    assert any("_0.png" in finding["examples"] for finding in values["findings"])
     text = write_page(study).file.read_text()
     assert "1 image is a copy of another, to the pixel" in text
     names = {path.name for path in original.rglob("*.png") if "figures" not in path.parts}
@@ -321,7 +321,7 @@ def test_records_that_do_not_belong_together_come_first(study, meddle, warning):
 def test_a_leak_stands_before_every_number(study):
     """Numbers of a study with a leak are not to be trusted."""
     values = record(study, "audit")
-    values["findings"][0] |= {"severity": "leak", "found": "3 patients are in both", "values": {}}
+    values["findings"][0] |= {"severity": "leak", "text": "3 patients are in both", "values": {}}
     values["counts"]["leak"] = 1
     change(study, "audit", values)
     text = page_of(study).text
