@@ -60,7 +60,7 @@ def write_heads(folder: Path, *, heads=("mlp", "linear", "prior"), targets=("far
 
 
 def _validation(rows):
-    return {row["head"]: row["value"] for row in rows if row["role"] == "validation"}
+    return {row["head"]: row["estimate"] for row in rows if row["role"] == "validation"}
 
 
 def _members(head):

@@ -59,6 +59,12 @@ def logged(caplog, monkeypatch):
     return caplog
 
 
+@pytest.fixture
+def svg_only(monkeypatch):
+    """One kind of file, for speed."""
+    monkeypatch.setattr(figures, "KINDS", ("svg",))
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn_the_same_twice(name, tmp_path):
     """Two draws of the same data give the same PNG and the same SVG, byte for byte."""
@@ -101,14 +107,14 @@ def test_a_folder_is_filled_with_both_kinds(stage, tmp_path):
         ("heads", {"targets": ("$\\frac{$", "a_b$c$")}),
     ],
 )
-def test_few_and_many_fit(stage, how, tmp_path, logged):
+def test_few_and_many_fit(stage, how, tmp_path, logged, svg_only):
     """One head or twenty, two classes or three, one target or three, names of any kind."""
     record = STAGES[stage](tmp_path, **how)
     assert figures.draw(stage, record, tmp_path)
     assert not [one for one in logged.records if one.levelno >= logging.WARNING]
 
 
-def test_a_users_settings_are_left_alone_and_change_nothing(tmp_path):
+def test_a_users_settings_are_left_alone_and_change_nothing(tmp_path, svg_only):
     """Nothing global of matplotlib moves, and a user's own settings do not reach a figure."""
     record = write_heads(tmp_path)
     draw = partial(figures.draw, "heads", record, tmp_path)
@@ -119,7 +125,7 @@ def test_a_users_settings_are_left_alone_and_change_nothing(tmp_path):
         assert {path.name: path.read_bytes() for path in draw()} == plain
 
 
-def test_what_is_not_in_the_files_is_left_out(tmp_path, logged):
+def test_what_is_not_in_the_files_is_left_out(tmp_path, logged, svg_only):
     """No empty figure and none of an earlier run; the reason is in the log."""
     record = write_heads(tmp_path)
     figures.draw("heads", record, tmp_path)
