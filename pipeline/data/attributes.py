@@ -1,4 +1,4 @@
-"""Attributes of images or patients, such as sex and age: a CSV file to groups by key.
+"""Attributes of images or patients, such as sex and age: from a CSV file to groups of images.
 
 They are patient data: what is read here stays in memory, and nothing but the names of
 groups and their counts is written anywhere.
@@ -23,156 +23,14 @@ from pipeline.errors import StudyError
 from pipeline.study import Attribute, Domain, Study
 from pipeline.words import counted, have, printable
 
-#: What the first column may hold: an image's path below its domain's folder, or the
-#: patient's id as the domain's ``group`` pattern finds it.
-KEYS = ("path", "patient")
 _LOG = logging.getLogger(__name__)
 #: The group of images without a row, or with an empty cell.
 UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttributeFile:
-    """What one file says of the attributes that were asked for.
-
-    Attributes:
-        file: Where it was read.
-        key: One of :data:`KEYS`.
-        groups: Key to the name of its group, one for each attribute, in their order.
-    """
-
-    file: Path
-    key: str
-    groups: Mapping[str, tuple[str, ...]]
-
-
-def read_attributes(file: Path, wanted: Sequence[Attribute]) -> AttributeFile:
-    """Read the groups of every key.
-
-    Args:
-        file: UTF-8 CSV with a header, whose first column is one of :data:`KEYS`; an empty
-            cell is unknown. Columns that nobody wants are not looked at.
-        wanted: At least one.
-
-    Raises:
-        StudyError: It cannot be read, is not UTF-8 or not CSV, lacks a column, has a key
-            twice with different values, or text where a number should be.
-    """
-    return _Reading(file=file, wanted=tuple(wanted)).result()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """Reads one file; knows it for its messages."""
-
-    file: Path
-    wanted: tuple[Attribute, ...]
-
-    def result(self) -> AttributeFile:
-        lines = self.lines()
-        line, header = next(lines, (1, []))
-        columns = self.columns(header, line)
-        seen: dict[str, tuple[int, tuple[str, ...]]] = {}
-        for line, cells in lines:
-            if len(cells) != len(header):
-                self.fail(line, f"{len(cells)} cells, but the header has {len(header)}")
-            if not cells[0]:
-                self.fail(line, f"the {header[0]} is empty: give it, or remove the line")
-            values = tuple(cells[column] for column in columns)
-            first, before = seen.setdefault(cells[0], (line, values))
-            if before != values:
-                self.twice(header[0], (first, before), (line, values))
-        groups = {
-            key: tuple(
-                self.group(attribute, value, line)
-                for attribute, value in zip(self.wanted, values, strict=True)
-            )
-            for key, (line, values) in seen.items()
-        }
-        return AttributeFile(file=self.file, key=header[0], groups=groups)
-
-    def lines(self) -> Iterator[tuple[int, list[str]]]:
-        """Number and cells of each line that is not blank, without outer spaces."""
-        reader = csv.reader(io.StringIO(self.text(), newline=""), strict=True)
-        try:
-            for cells in reader:
-                if any(cell.strip() for cell in cells):
-                    yield reader.line_num, [cell.strip() for cell in cells]
-        except csv.Error as cause:
-            self.fail(reader.line_num, f"not CSV ({cause}): put quotes around cells with commas")
-
-    def text(self) -> str:
-        try:
-            content = self.file.read_bytes()
-        except OSError as cause:
-            raise StudyError(f"{self.file} cannot be read: {system_reason(cause)}") from cause
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError as cause:
-            line = content.count(b"\n", 0, cause.start) + 1
-            raise StudyError(
-                f"{self.file} line {line} is not UTF-8 (byte {content[cause.start]:#x}): save the "
-                'table as "CSV UTF-8"'
-            ) from cause
-
-    def columns(self, header: list[str], line: int) -> list[int]:
-        """Where the wanted attributes stand."""
-        shown = ", ".join(map(printable, header)) or "nothing"
-        if not header or header[0] not in KEYS:
-            self.fail(
-                line,
-                f"the columns are {shown}; allowed as the first is {' or '.join(KEYS)}, and "
-                "columns are separated by commas: name the column that says whose the row is",
-            )
-        if twice := [name for name in header if header.count(name) > 1]:
-            self.fail(line, f"two columns are called {printable(twice[0])!r}: rename one")
-        for attribute in self.wanted:
-            if attribute.name not in header[1:]:
-                self.fail(
-                    line,
-                    f"there is no column {attribute.name!r} for [subgroups]; the columns are "
-                    f"{shown}. Add it, with empty cells where nothing is known, or take it out of "
-                    "[subgroups]",
-                )
-        return [header.index(attribute.name) for attribute in self.wanted]
-
-    def twice(
-        self,
-        key: str,
-        first: tuple[int, tuple[str, ...]],
-        second: tuple[int, tuple[str, ...]],
-    ) -> NoReturn:
-        pairs = zip(self.wanted, first[1], second[1], strict=True)
-        name = next(attribute.name for attribute, a, b in pairs if a != b)
-        by_image = "" if key == "path" else ", or give a row for each image, by its path"
-        self.fail(
-            second[0],
-            f"the same {key} as in line {first[0]} with another {name}: keep one{by_image}",
-        )
-
-    def group(self, attribute: Attribute, value: str, line: int) -> str:
-        if not value:
-            return UNKNOWN
-        if attribute.edges is None:
-            return printable(value)
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not math.isfinite(number):
-            self.fail(
-                line,
-                f"{attribute.name} is {printable(value)!r}, but [subgroups] {attribute.name} has "
-                "bins: allowed are numbers, and an empty cell for what is not known",
-            )
-        return attribute.bin_of(number)
-
-    def fail(self, line: int, message: str) -> NoReturn:
-        raise StudyError(f"{self.file} line {line}: {message}")
-
-
 #: More groups than these are names or numbers, not groups.
 MOST_GROUPS = 12
+#: What the first column may hold: an image's path below its domain's folder, or the
+#: patient's id as the domain's ``group`` pattern finds it.
+_KEYS = ("path", "patient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,77 +65,73 @@ def groupings(study: Study, samples: Samples) -> Mapping[str, tuple[Grouping, ..
     """
     if not study.subgroups:
         return {}
-    found = {
-        domain.name: _groups_of_images(domain, study.subgroups, samples)
+    groups = {
+        domain.name: _groups_of_images(domain, domain.attributes, study.subgroups, samples)
         for domain in study.domains
         if domain.attributes is not None
     }
     names = [
-        _names(study, attribute, {rows[number] for table in found.values() for rows in table})
-        for number, attribute in enumerate(study.subgroups)
+        _group_names(study, attribute, {row[i] for rows in groups.values() for row in rows})
+        for i, attribute in enumerate(study.subgroups)
     ]
     return {
         domain: tuple(
             Grouping(
                 attribute=attribute.name,
-                names=names[number],
-                member=np.array([names[number].index(rows[number]) for rows in table], np.int64),
+                names=names[i],
+                member=np.array([names[i].index(row[i]) for row in rows], np.int64),
             )
-            for number, attribute in enumerate(study.subgroups)
+            for i, attribute in enumerate(study.subgroups)
         )
-        for domain, table in found.items()
+        for domain, rows in groups.items()
     }
 
 
-def _names(study: Study, attribute: Attribute, present: set[str]) -> tuple[str, ...]:
+def _group_names(study: Study, attribute: Attribute, present: set[str]) -> tuple[str, ...]:
     last = (UNKNOWN,) if UNKNOWN in present else ()
     if attribute.edges is not None:
         return (*attribute.bins(), *last)
-    known = sorted(present - {UNKNOWN})
-    if len(known) > MOST_GROUPS:
+    names = sorted(present - {UNKNOWN})
+    if len(names) > MOST_GROUPS:
         files = ", ".join(str(d.attributes) for d in study.domains if d.attributes is not None)
         raise StudyError(
-            f"{attribute.name} has {len(known)} different texts in {files}; allowed are "
+            f"{attribute.name} has {len(names)} different texts in {files}; allowed are "
             f"{MOST_GROUPS} groups. If they are numbers, give bins in the study file, such as "
             f"[subgroups] {attribute.name} = [18, 40, 65]; else join some of them"
         )
-    return (*known, *last)
+    return (*names, *last)
 
 
 def _groups_of_images(
-    domain: Domain, wanted: Sequence[Attribute], samples: Samples
+    domain: Domain, file: Path, attributes: Sequence[Attribute], samples: Samples
 ) -> list[tuple[str, ...]]:
-    """For each image of the domain its group by each attribute; said where there is no row."""
-    file = domain.attributes
-    if file is None:
-        return []
-    read = read_attributes(file, wanted)
-    keys = _keys(domain, read, samples)
-    without = sum(key not in read.groups for key in keys)
-    if without == len(keys):
+    """For each image of the domain its group by each attribute; warns where there is no row."""
+    key, groups = read_attributes(file, attributes)
+    keys = _keys_of_images(domain, file, key, samples)
+    missing = sum(name not in groups for name in keys)
+    if missing == len(keys):
         raise StudyError(
-            f"{file}: none of its {len(read.groups)} rows names an image of "
-            f"{domain.name}; its first {read.key} is {_first(list(read.groups))}, the first in "
+            f"{file}: none of its {len(groups)} rows names an image of "
+            f"{domain.name}; its first {key} is {_first(list(groups))}, the first in "
             f"{domain.path} is {_first(keys)}: write them alike"
         )
-    if without:
+    if missing:
         _LOG.warning(
             "%s: %d of %s %s no row in %s and count as %s",
-            *(domain.name, without, counted(len(keys), "image"), have(without), file, UNKNOWN),
+            *(domain.name, missing, counted(len(keys), "image"), have(missing), file, UNKNOWN),
         )
-    nothing = (UNKNOWN,) * len(wanted)
-    return [read.groups.get(key, nothing) for key in keys]
+    nothing = (UNKNOWN,) * len(attributes)
+    return [groups.get(name, nothing) for name in keys]
 
 
-def _keys(domain: Domain, read: AttributeFile, samples: Samples) -> list[str]:
+def _keys_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> list[str]:
     """What each image is called in the file; patients by name, before copies join them."""
-    rows = np.flatnonzero(samples.domain == domain.name)
-    paths = [samples.items[i].path for i in rows]
-    if read.key == "path":
+    paths = [samples.items[i].path for i in np.flatnonzero(samples.domain == domain.name)]
+    if key == "path":
         return paths
     if domain.group is None:
         raise StudyError(
-            f"{read.file} has rows by patient, but {domain.name} has no `group` pattern that finds "
+            f"{file} has rows by patient, but {domain.name} has no `group` pattern that finds "
             "a patient in a file's name: give one in the study file, or rows by path"
         )
     return [patient_of(path, domain.group) or path for path in paths]
@@ -285,3 +139,127 @@ def _keys(domain: Domain, read: AttributeFile, samples: Samples) -> list[str]:
 
 def _first(keys: Sequence[str]) -> str:
     return printable(keys[0]) if keys else "missing"
+
+
+# The CSV file.
+
+
+def read_attributes(
+    file: Path, attributes: Sequence[Attribute]
+) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """Read the groups of every image or patient.
+
+    Args:
+        file: UTF-8 CSV with a header, whose first column is ``path`` or ``patient``; an empty
+            cell is unknown. Columns of other attributes are not looked at.
+        attributes: At least one.
+
+    Returns:
+        The name of the first column; then, by its values, the name of the group by each
+        attribute, in their order.
+
+    Raises:
+        StudyError: It cannot be read, is not UTF-8 or not CSV, lacks a column, has a key
+            twice with different values, or text where a number should be.
+    """
+    lines = _lines(file)
+    line, header = next(lines, (1, []))
+    columns = _columns(file, line, header, attributes)
+    groups: dict[str, tuple[str, ...]] = {}
+    cells_of: dict[str, tuple[int, list[str]]] = {}
+    for line, cells in lines:
+        if len(cells) != len(header):
+            _fail(file, line, f"{len(cells)} cells, but the header has {len(header)}")
+        if not cells[0]:
+            _fail(file, line, f"the {header[0]} is empty: give it, or remove the line")
+        values = [cells[column] for column in columns]
+        first_line, first = cells_of.setdefault(cells[0], (line, values))
+        for attribute, before, value in zip(attributes, first, values, strict=True):
+            if before != value:
+                other = "" if header[0] == "path" else ", or give a row for each image, by its path"
+                _fail(
+                    file,
+                    line,
+                    f"the same {header[0]} as in line {first_line} with another {attribute.name}: "
+                    f"keep one{other}",
+                )
+        groups[cells[0]] = tuple(
+            _group(file, line, attribute, value)
+            for attribute, value in zip(attributes, values, strict=True)
+        )
+    return header[0], groups
+
+
+def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each line that is not blank, without outer spaces."""
+    reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                yield reader.line_num, [cell.strip() for cell in cells]
+    except csv.Error as cause:
+        _fail(file, reader.line_num, f"not CSV ({cause}): put quotes around cells with commas")
+
+
+def _text(file: Path) -> str:
+    try:
+        content = file.read_bytes()
+    except OSError as cause:
+        raise StudyError(f"{file} cannot be read: {system_reason(cause)}") from cause
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as cause:
+        line = content.count(b"\n", 0, cause.start) + 1
+        raise StudyError(
+            f"{file} line {line} is not UTF-8 (byte {content[cause.start]:#x}): save the "
+            'table as "CSV UTF-8"'
+        ) from cause
+
+
+def _columns(
+    file: Path, line: int, header: list[str], attributes: Sequence[Attribute]
+) -> list[int]:
+    """Where the attributes stand."""
+    shown = ", ".join(map(printable, header)) or "nothing"
+    if not header or header[0] not in _KEYS:
+        _fail(
+            file,
+            line,
+            f"the columns are {shown}; allowed as the first is {' or '.join(_KEYS)}, and "
+            "columns are separated by commas: name the column that says whose the row is",
+        )
+    if twice := [name for name in header if header.count(name) > 1]:
+        _fail(file, line, f"two columns are called {printable(twice[0])!r}: rename one")
+    for attribute in attributes:
+        if attribute.name not in header[1:]:
+            _fail(
+                file,
+                line,
+                f"there is no column {attribute.name!r} for [subgroups]; the columns are "
+                f"{shown}. Add it, with empty cells where nothing is known, or take it out of "
+                "[subgroups]",
+            )
+    return [header.index(attribute.name) for attribute in attributes]
+
+
+def _group(file: Path, line: int, attribute: Attribute, value: str) -> str:
+    if not value:
+        return UNKNOWN
+    if attribute.edges is None:
+        return printable(value)
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        _fail(
+            file,
+            line,
+            f"{attribute.name} is {printable(value)!r}, but [subgroups] {attribute.name} has "
+            "bins: allowed are numbers, and an empty cell for what is not known",
+        )
+    return attribute.bin_of(number)
+
+
+def _fail(file: Path, line: int, message: str) -> NoReturn:
+    raise StudyError(f"{file} line {line}: {message}")

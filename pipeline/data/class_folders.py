@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.facts import facts_of_file
 from pipeline.data.images import PixelPolicy, Pixels, decode
-from pipeline.data.items import NO_CLASS, FoundFile, Item, Listing, Walk, is_folder, read_file
+from pipeline.data.items import Item, Listing, Walk, is_folder, read_file
 from pipeline.errors import ImageError, StudyError
 
 HAS_ROWS = False
@@ -76,7 +76,7 @@ def images_below(folder: Path) -> Listing:
         StudyError: A folder cannot be listed.
     """
     walk = Walk(os.path.realpath(folder), _SUFFIXES)
-    return walk.listing([_item(file, NO_CLASS) for file in walk.files_below()])
+    return walk.listing(list(walk.files_below()))
 
 
 def read(item: Item) -> FileContent:
@@ -92,7 +92,7 @@ def read(item: Item) -> FileContent:
 
 def _images_of_class(walk: Walk, label: str) -> list[Item]:
     below = replace(walk, ignored=Counter(), unread=[])
-    items = [_item(file, label) for file in below.files_below(label)]
+    items = list(below.files_below(label, label))
     if not items:
         raise StudyError(
             f"{walk.root}/{label}: the class folder holds no image ({below.listing().left_out}). "
@@ -101,7 +101,3 @@ def _images_of_class(walk: Walk, label: str) -> list[Item]:
     walk.ignored.update(below.ignored)
     walk.unread.extend(below.unread)
     return items
-
-
-def _item(file: FoundFile, label: str) -> Item:
-    return Item(file.path, label, file.file, None, file.stat)

@@ -143,14 +143,6 @@ def system_reason(cause: OSError) -> str:
     return f"{cause.strerror or type(cause).__name__} ({code})"
 
 
-class FoundFile(NamedTuple):
-    """A file that may be opened: path relative to the root, absolute path, stat."""
-
-    path: str
-    file: str
-    stat: FileStat
-
-
 @dataclass(frozen=True)
 class Walk:
     """A walk through the folders below one root.
@@ -167,8 +159,10 @@ class Walk:
     ignored: Counter[str] = field(default_factory=Counter)
     unread: list[str] = field(default_factory=list)
 
-    def entries(self, folder: str = "") -> tuple[list[FoundFile], list[str]]:
-        """Files and sub-folders directly in a folder; paths are relative to the root.
+    def entries(self, folder: str = "", label: str = NO_CLASS) -> tuple[list[Item], list[str]]:
+        """Files, as items of one label, and sub-folders directly in a folder.
+
+        Paths are relative to the root.
 
         Raises:
             StudyError: The folder cannot be listed.
@@ -188,13 +182,13 @@ class Walk:
             elif not entry.name.lower().endswith(self.suffixes):
                 self.ignored[f"not a {'/'.join(self.suffixes)} file"] += 1
             elif stat := _stat_of_regular(entry):
-                files.append(FoundFile(path, entry.path, stat))
+                files.append(Item(path, label, entry.path, None, stat))
             else:
                 self.ignored["not a regular file"] += 1
         return files, sorted(folders)
 
-    def files_below(self, folder: str = "") -> Iterator[FoundFile]:
-        """All files below a folder, depth first; each folder is walked once.
+    def files_below(self, folder: str = "", label: str = NO_CLASS) -> Iterator[Item]:
+        """All files below a folder, as items of one label, depth first; each folder once.
 
         The root counts as walked already when the walk starts below it: a link to it would
         mix the classes.
@@ -211,7 +205,7 @@ class Walk:
                 self.ignored["folder reached twice"] += 1
                 continue
             walked.add(identity)
-            files, folders = self.entries(folder)
+            files, folders = self.entries(folder, label)
             yield from files
             waiting.extend(reversed(folders))
 

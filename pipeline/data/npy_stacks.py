@@ -24,7 +24,6 @@ from pipeline.data.images import PixelPolicy, Pixels, check_size, resize_pixels
 from pipeline.data.items import (
     NO_CLASS,
     FileStat,
-    FoundFile,
     Item,
     Listing,
     Walk,
@@ -113,7 +112,7 @@ def _class_of(name: str) -> str:
     return stem.removeprefix("train_" if stem.startswith("train_") else "test_") or stem
 
 
-def _rows(stack: FoundFile, label: str) -> list[Item]:
+def _rows(stack: Item, label: str) -> list[Item]:
     header = _header(stack.file, stack.stat)
     return [
         Item(f"{stack.path}#{row}", label, stack.file, row, stack.stat)

@@ -65,7 +65,7 @@ def test_sex_and_age_of_every_patient_are_known_and_say_nothing(tmp_path):
     study = load_study(write_demo(tmp_path, SMALL))
     assert [(one.name, one.edges) for one in study.subgroups] == [("sex", None), ("age", (40, 65))]
     for domain, site in zip(study.domains, SITES, strict=True):
-        groups = read_attributes(domain.attributes, study.subgroups).groups
+        _, groups = read_attributes(domain.attributes, study.subgroups)
         assert set(groups) == {patient.name for patient, _ in cohort(SMALL, site)}
     many = [replace(PATIENT, name=f"patient{i:04}") for i in range(2000)]
     rows = [line.split(",") for line in _attributes_text(many).splitlines()[1:]]
