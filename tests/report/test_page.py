@@ -25,8 +25,8 @@ from pipeline.report.page import STAGES, write_page
 from pipeline.report.table import Table, format_value
 from pipeline.study import load_study
 from pipeline.words import printable
-from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.tiny import write_tiny_study
+from tests.finetune.tiny_trainable import install_trainable_tiny
 
 #: Class names that try to become markup, to leave an attribute, and to turn the text round.
 HOSTILE = ("<script>alert(1)", 'b" onmouseover="x\u202e{{7*7}}')
@@ -398,3 +398,9 @@ def test_a_browser_needs_no_sideways_scrolling(study, width, tmp_path):
     )
     found = re.search(r"<title>(\d+) of (\d+)</title>", html.unescape(done.stdout))
     assert int(found[1]) <= int(found[2])
+
+
+def test_the_page_reads_the_layouts_that_are_written(study):
+    """Where a layout rises, its tables must be looked at."""
+    written = {name: record(study, name).get("schema") for name in STAGES}
+    assert {name: layout for name, (_, layout, _) in STAGES.items()} == written
