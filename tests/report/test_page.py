@@ -25,8 +25,8 @@ from pipeline.report.page import STAGES, write_page
 from pipeline.report.table import Table, format_value
 from pipeline.study import load_study
 from pipeline.words import printable
-from tests.tiny import write_tiny_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.tiny import write_tiny_study
 
 #: Class names that try to become markup, to leave an attribute, and to turn the text round.
 HOSTILE = ("<script>alert(1)", 'b" onmouseover="x\u202e{{7*7}}')
