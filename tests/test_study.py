@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import study as study_module
+from pipeline.data.images import RESIZES
 from pipeline.errors import StudyError
 from pipeline.study import Attribute, BackboneChoice, SourceDomain, TargetDomain, load_study
 
@@ -175,3 +177,8 @@ def test_precision_can_be_set_for_all_backbones_at_once(folder):
     study = load_study(write(folder, GOOD))
     assert study.with_precision("bf16").backbones[0].precision == "bf16"
     assert study.with_precision(None) == study
+
+
+def test_the_ways_to_resize_are_those_of_the_pixel_policy():
+    """The study stands below the images and cannot read their table."""
+    assert set(study_module.RESIZES) == set(RESIZES)

@@ -4,6 +4,10 @@ Only JPEG and PNG are opened, whatever the file is called, and everything about 
 that cannot be trusted ends in one exception: ``ImageError``, whose message is the
 reason to list. Decoding runs in many threads, so nothing here touches process-wide
 state: no warning filter, no ``Image.MAX_IMAGE_PIXELS``, no ``LOAD_TRUNCATED_IMAGES``.
+
+Pillow's readers are called directly and not through ``Image.open``, which warns about large
+images, and a warning can be made an error only for all threads at once; so the size is read
+from the header and checked here, before anything is decoded.
 """
 
 import io
@@ -22,13 +26,17 @@ from PIL.PngImagePlugin import PngImageFile
 
 from pipeline.errors import ImageError, StudyError, UnknownNameError
 
+_MAX_PIXELS = 50_000_000
+_MIN_SIDE = 16
+_MAX_ASPECT = 50
 _TWELVE_BITS = 1 << 12
+_CHUNK_FRAME = 12  # a PNG chunk is its data and 4 bytes each of length, name and CRC
 #: Shares of each side: hidden in the middle, and shown in a corner.
 _CENTRE = 0.7
 _CORNER = 0.2
 
 Pixels = NDArray[np.uint8]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,14 +49,14 @@ class PixelPolicy:
         size: Side of the square result, pixels.
         resize: ``stretch``: straight to the square; the aspect is not kept, so that the
             whole field of view is seen, and an image of that size is not resampled at
-            all. ``crop``: ImageNet's habit, the shorter side to ``size / crop_ratio``,
+            all. ``crop``: as for ImageNet, the shorter side to ``size / crop_ratio``,
             then the centre.
         crop_ratio: Share of the shorter side that is kept, in (0, 1]; ``crop`` only.
         interpolation: ``bilinear`` or ``bicubic``: Pillow's, always antialiased.
         mean: Of each channel, red first, on the scale 0 to 1.
         std: Of each channel, red first, on the scale 0 to 1.
-        mask: What is hidden of the whole picture before it is resized, to ask what the
-            rest tells alone: ``none``; ``centre``: the middle 70 % of each side is black;
+        mask: What is hidden of the whole picture before it is resized, to test what the
+            rest predicts alone: ``none``; ``centre``: the middle 70 % of each side is black;
             ``corners``: only the four corners, 20 % of each side, put together.
 
     Raises:
@@ -86,7 +94,7 @@ class PixelPolicy:
     def to_json(self) -> dict[str, object]:
         """The whole declaration, for the recipe of the features; JSON types only."""
         crop = {"crop_ratio": float(self.crop_ratio)} if self.resize == "crop" else {}
-        # Said only where there is one: stores without a mask keep their fingerprint.
+        # Only where there is one: stores without a mask keep their fingerprint.
         mask = {} if self.mask == "none" else {"mask": self.mask}
         return {
             "size": int(self.size),
@@ -128,7 +136,7 @@ def decode(data: bytes, policy: PixelPolicy) -> Pixels:
     return measure_picture(data, lambda image: _fitted(image, policy))
 
 
-def measure_picture(data: bytes, measure: Callable[[Image.Image], T]) -> T:
+def measure_picture(data: bytes, measure: Callable[[Image.Image], _T]) -> _T:
     """Decode a file at its own size and measure something of the picture.
 
     Args:
@@ -147,7 +155,7 @@ def measure_picture(data: bytes, measure: Callable[[Image.Image], T]) -> T:
     except MemoryError as cause:
         raise ImageError("not enough memory to decode it") from cause
     except Exception as cause:  # hostile bytes make Pillow raise anything at all
-        raise ImageError(what_is_wrong(data, cause)) from cause
+        raise ImageError(_reason(data, cause)) from cause
 
 
 def resize_pixels(pixels: Pixels, policy: PixelPolicy) -> Pixels:
@@ -169,6 +177,162 @@ def resize_pixels(pixels: Pixels, policy: PixelPolicy) -> Pixels:
         )
     check_size(pixels.shape[1], pixels.shape[0])
     return _fitted(Image.fromarray(pixels), policy)
+
+
+# From bytes to an image: what is opened, and the reason to give where a file is not.
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open a JPEG or PNG file; its pixels are decoded when they are first asked for.
+
+    Args:
+        data: The whole file. All of a PNG file is checked against its checksums here.
+
+    Raises:
+        ImageError: Empty, no image, a format that is not allowed, several frames, too
+            large, too small, too long; a PNG file that is truncated or damaged.
+    """
+    if not data:
+        raise ImageError("empty file")
+    opener = next((_OPENERS[magic] for magic in _OPENERS if data.startswith(magic)), None)
+    if opener is None:
+        raise ImageError(_what_instead(data))
+    image = opener(data)
+    check_size(*image.size)
+    return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse an image by its size, in pixels, before any of it is decoded.
+
+    Raises:
+        ImageError: It is too large, too small or too long.
+    """
+    short, long = sorted((width, height))
+    if width * height > _MAX_PIXELS:
+        limit = _MAX_PIXELS // 1_000_000
+        raise ImageError(f"too large ({width} x {height}, limit {limit} Mpx)")
+    if short < _MIN_SIDE:
+        raise ImageError(f"too small ({width} x {height}, smallest side allowed is {_MIN_SIDE})")
+    if long > _MAX_ASPECT * short:
+        raise ImageError(f"too long ({width} x {height}, limit {_MAX_ASPECT} to 1)")
+
+
+def _reason(data: bytes, cause: Exception) -> str:
+    """The reason to list where Pillow gives up on a file of an allowed format.
+
+    Damage inside the scan of a JPEG file goes unseen: the format has no checksum.
+    """
+    text = str(cause).splitlines()[0][:120] if str(cause) else type(cause).__name__
+    cut_short = "truncated" in text.lower() or b"\xff\xd9" not in data  # JPEG's end mark
+    if data.startswith(b"\xff") and cut_short:
+        return "truncated"
+    return f"damaged ({text})"
+
+
+def _open_jpeg(data: bytes) -> Image.Image:
+    image = jpeg_factory(io.BytesIO(data))
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise ImageError(_several_frames(frames))
+    return image
+
+
+def _open_png(data: bytes) -> Image.Image:
+    """Pillow alone checks neither the CRC of the pixel data nor that the end is there."""
+    at, name = 8, b""
+    while name != b"IEND":
+        if at + _CHUNK_FRAME > len(data):
+            raise ImageError("truncated")
+        length, name = unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            raise ImageError("truncated")
+        if crc32(memoryview(data)[at + 4 : end]) != unpack_from(">I", data, end)[0]:
+            raise ImageError(f"damaged (wrong checksum of PNG chunk at byte {at})")
+        if name == b"acTL":
+            raise ImageError(_several_frames(*unpack_from(">I", data, at + 8)))
+        at = end + 4
+    return PngImageFile(io.BytesIO(data))
+
+
+def _several_frames(frames: int) -> str:
+    return f"{frames} frames: which one is meant cannot be known; save the one as a file"
+
+
+def _what_instead(data: bytes) -> str:
+    """Name the kind of file, and never quote it: the text of a record can name a person."""
+    for offset, magic, name in _OTHER_IMAGES:
+        if data.startswith(magic, offset):
+            return f"format not allowed ({name}; allowed are JPEG and PNG)"
+    for magic, name in _OTHER_FILES:
+        if data[:64].lstrip().lower().startswith(magic):
+            return f"not an image (found {name})"
+    head = data[:512]
+    if not any(head):
+        return "not an image (found only zero bytes)"
+    is_text = all(byte >= ord(" ") or byte in b"\t\r\n\f" for byte in head)
+    return f"not an image (found {'text' if is_text else 'unknown bytes'})"
+
+
+_OPENERS: Mapping[bytes, Callable[[bytes], Image.Image]] = MappingProxyType(
+    {b"\xff\xd8": _open_jpeg, b"\x89PNG\r\n\x1a\n": _open_png}
+)
+_OTHER_IMAGES = (
+    (0, b"GIF8", "GIF"),
+    (0, b"II*\x00", "TIFF"),
+    (0, b"MM\x00*", "TIFF"),
+    (0, b"BM", "BMP"),
+    (8, b"WEBP", "WebP"),
+    (4, b"ftyp", "AVIF, HEIF or video"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"8BPS", "Photoshop"),
+    (128, b"DICM", "DICOM"),
+    (0, b"%PDF", "PDF"),
+    (0, b"%!PS", "PostScript"),
+)
+_OTHER_FILES = (
+    (b"<!doctype html", "HTML"),
+    (b"<html", "HTML"),
+    (b"<?xml", "XML"),
+    (b"<svg", "SVG"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file with `git lfs pull`"),
+    (b"\x93numpy", "a .npy array"),
+    (b"pk\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip file"),
+)
+
+
+# From any mode to eight bits.
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """An opaque image of mode L or RGB, whatever the file stores."""
+    if image.mode.startswith("I"):
+        return _from_sixteen_bits(image)
+    if image.has_transparency_data:
+        colours = image.convert("RGBA")
+        black = Image.new("RGB", image.size)
+        black.paste(colours, mask=colours)
+        return black
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Scale by 257, so that 65535 is white; Pillow's own conversion clips at 255."""
+    values = np.asarray(image).astype(np.uint32)
+    top = int(values.max())
+    if 0 < top < _TWELVE_BITS:
+        raise ImageError(
+            f"12 bits stored in 16 (largest value {top} of 65535): it would be all but black; "
+            "rescale the values to the whole range"
+        )
+    if (clear := image.info.get("transparency")) is not None:
+        values[values == clear] = 0
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+# From a picture to the square that the network sees.
 
 
 def _fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
@@ -220,32 +384,6 @@ def _resized(image: Image.Image, size: tuple[int, int], policy: PixelPolicy) -> 
     return image if image.size == size else image.resize(size, INTERPOLATIONS[policy.interpolation])
 
 
-def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """An opaque image of mode L or RGB, whatever the file stores."""
-    if image.mode.startswith("I"):
-        return _from_sixteen_bits(image)
-    if image.has_transparency_data:
-        colours = image.convert("RGBA")
-        black = Image.new("RGB", image.size)
-        black.paste(colours, mask=colours)
-        return black
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    """Scale by 257, so that 65535 is white; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.uint32)
-    top = int(values.max())
-    if 0 < top < _TWELVE_BITS:
-        raise ImageError(
-            f"12 bits stored in 16 (largest value {top} of 65535): it would be all but black; "
-            "rescale the values to the whole range"
-        )
-    if (clear := image.info.get("transparency")) is not None:
-        values[values == clear] = 0
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-
-
 RESIZES: Mapping[str, Callable[[Image.Image, PixelPolicy], Image.Image]] = MappingProxyType(
     {"stretch": _stretch, "crop": _crop}
 )
@@ -255,134 +393,4 @@ MASKS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
 )
 INTERPOLATIONS: Mapping[str, Image.Resampling] = MappingProxyType(
     {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-)
-
-
-# Which files are opened as images, and the reason to give where one is not.
-
-
-MAX_PIXELS = 50_000_000
-MIN_SIDE = 16
-MAX_ASPECT = 50
-_CHUNK_FRAME = 12  # a PNG chunk is its data and 4 bytes each of length, name and CRC
-
-
-def open_image(data: bytes) -> Image.Image:
-    """Open a JPEG or PNG file; its pixels are decoded when they are first asked for.
-
-    Args:
-        data: The whole file. All of a PNG file is checked against its checksums here.
-
-    Raises:
-        ImageError: Empty, no image, a format that is not allowed, several frames, too
-            large, too small, too long; a PNG file that is truncated or damaged.
-    """
-    if not data:
-        raise ImageError("empty file")
-    opener = next((_OPENERS[magic] for magic in _OPENERS if data.startswith(magic)), None)
-    if opener is None:
-        raise ImageError(_what_instead(data))
-    image = opener(data)
-    check_size(*image.size)
-    return image
-
-
-def check_size(width: int, height: int) -> None:
-    """Refuse an image by its size, in pixels, before any of it is decoded.
-
-    Raises:
-        ImageError: It is too large, too small or too long.
-    """
-    short, long = sorted((width, height))
-    if width * height > MAX_PIXELS:
-        limit = MAX_PIXELS // 1_000_000
-        raise ImageError(f"too large ({width} x {height}, limit {limit} Mpx)")
-    if short < MIN_SIDE:
-        raise ImageError(f"too small ({width} x {height}, smallest side allowed is {MIN_SIDE})")
-    if long > MAX_ASPECT * short:
-        raise ImageError(f"too long ({width} x {height}, limit {MAX_ASPECT} to 1)")
-
-
-def what_is_wrong(data: bytes, cause: Exception) -> str:
-    """The reason to list where Pillow gives up on a file of an allowed format.
-
-    Damage inside the scan of a JPEG file goes unseen: the format has no checksum.
-    """
-    text = str(cause).splitlines()[0][:120] if str(cause) else type(cause).__name__
-    cut_short = "truncated" in text.lower() or b"\xff\xd9" not in data  # JPEG's end mark
-    if data.startswith(b"\xff") and cut_short:
-        return "truncated"
-    return f"damaged ({text})"
-
-
-def _open_jpeg(data: bytes) -> Image.Image:
-    image = jpeg_factory(io.BytesIO(data))
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise ImageError(_several(frames))
-    return image
-
-
-def _open_png(data: bytes) -> Image.Image:
-    """Pillow alone checks neither the CRC of the pixel data nor that the end is there."""
-    at, name = 8, b""
-    while name != b"IEND":
-        if at + _CHUNK_FRAME > len(data):
-            raise ImageError("truncated")
-        length, name = unpack_from(">I4s", data, at)
-        end = at + 8 + length
-        if end + 4 > len(data):
-            raise ImageError("truncated")
-        if crc32(memoryview(data)[at + 4 : end]) != unpack_from(">I", data, end)[0]:
-            raise ImageError(f"damaged (wrong checksum of PNG chunk at byte {at})")
-        if name == b"acTL":
-            raise ImageError(_several(*unpack_from(">I", data, at + 8)))
-        at = end + 4
-    return PngImageFile(io.BytesIO(data))
-
-
-def _several(frames: int) -> str:
-    return f"{frames} frames: which one is meant cannot be known; save the one as a file"
-
-
-def _what_instead(data: bytes) -> str:
-    """Name the kind of file, and never quote it: the text of a record can name a person."""
-    for offset, magic, name in _OTHER_IMAGES:
-        if data.startswith(magic, offset):
-            return f"format not allowed ({name}; allowed are JPEG and PNG)"
-    for magic, name in _OTHER_FILES:
-        if data[:64].lstrip().lower().startswith(magic):
-            return f"not an image (found {name})"
-    head = data[:512]
-    if not any(head):
-        return "not an image (found only zero bytes)"
-    is_text = all(byte >= ord(" ") or byte in b"\t\r\n\f" for byte in head)
-    return f"not an image (found {'text' if is_text else 'unknown bytes'})"
-
-
-_OPENERS: Mapping[bytes, Callable[[bytes], Image.Image]] = MappingProxyType(
-    {b"\xff\xd8": _open_jpeg, b"\x89PNG\r\n\x1a\n": _open_png}
-)
-_OTHER_IMAGES = (
-    (0, b"GIF8", "GIF"),
-    (0, b"II*\x00", "TIFF"),
-    (0, b"MM\x00*", "TIFF"),
-    (0, b"BM", "BMP"),
-    (8, b"WEBP", "WebP"),
-    (4, b"ftyp", "AVIF, HEIF or video"),
-    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (0, b"8BPS", "Photoshop"),
-    (128, b"DICM", "DICOM"),
-    (0, b"%PDF", "PDF"),
-    (0, b"%!PS", "PostScript"),
-)
-_OTHER_FILES = (
-    (b"<!doctype html", "HTML"),
-    (b"<html", "HTML"),
-    (b"<?xml", "XML"),
-    (b"<svg", "SVG"),
-    (b"version https://git-lfs", "a Git LFS pointer; fetch the file with `git lfs pull`"),
-    (b"\x93numpy", "a .npy array"),
-    (b"pk\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "a gzip file"),
 )
