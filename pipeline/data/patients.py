@@ -27,10 +27,10 @@ def patient_of(path: str, pattern: str | None) -> str | None:
 
     None when there is no pattern or it does not match.
     """
-    found = pattern and re.search(pattern, PurePosixPath(path).name)
-    if not found:
+    match = pattern and re.search(pattern, PurePosixPath(path).name)
+    if not match:
         return None
-    return (found[1] if found.re.groups and found[1] is not None else found[0]) or None
+    return (match[1] if match.re.groups and match[1] is not None else match[0]) or None
 
 
 def join_duplicates(group: Sequence[str], key: Sequence[bytes]) -> list[str]:
@@ -83,8 +83,8 @@ def split_by_patient(
     for patient, k in zip(group, label.tolist(), strict=True):
         classes[patient].add(k)
     strata: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for patient, found in classes.items():
-        strata[tuple(sorted(found))].append(patient)
+    for patient in classes:
+        strata[tuple(sorted(classes[patient]))].append(patient)
     held_out: set[str] = set()
     rare: list[str] = []
     for mixture, patients in strata.items():
@@ -121,7 +121,7 @@ def _by_rarest_class(
         held_out: Patients that are held out already.
         share: Share of the patients of each class that validation should have.
     """
-    total = Counter(k for found in classes.values() for k in found)
+    total = Counter(k for mixture in classes.values() for k in mixture)
     held = Counter(k for patient in held_out for k in classes[patient])
     chosen: set[str] = set()
 
@@ -133,10 +133,10 @@ def _by_rarest_class(
     while waiting:
         left = Counter(k for patient in waiting for k in classes[patient])
         k = min(left, key=lambda k: (left[k], k))
-        those = [patient for patient in waiting if k in classes[patient]]
-        stays = left[k] + held[k] == total[k]  # one at least has to learn from
-        wanted = min(max(1, round(share * total[k])) - held[k], len(those) - stays)
-        hold_out(those[: max(0, wanted)])
+        of_class = [patient for patient in waiting if k in classes[patient]]
+        stays = left[k] + held[k] == total[k]  # one at least has to stay in fit
+        wanted = min(max(1, round(share * total[k])) - held[k], len(of_class) - stays)
+        hold_out(of_class[: max(0, wanted)])
         waiting = [patient for patient in waiting if k not in classes[patient]]
     for k in sorted(total):
         if not held[k]:  # rarer classes have used all its patients
@@ -146,7 +146,7 @@ def _by_rarest_class(
 
 
 def _spares(mixture: set[int], fit: Counter[int]) -> bool:
-    """Whether each of these classes keeps a patient to learn from when it loses one."""
+    """Whether each of these classes keeps a patient in fit when it loses one."""
     return all(fit[k] > 1 for k in mixture)
 
 
@@ -158,18 +158,18 @@ def _check_both_sides(
 ) -> None:
     for k in np.unique(label).tolist():
         if len(set(split[label == k])) < 2:
-            patients = len({p for p, own in zip(group, label, strict=True) if own == k})
+            patients = len({p for p, c in zip(group, label.tolist(), strict=True) if c == k})
             name = repr(printable(names[k])) if names else f"number {k}"
             why = "too few to" if patients == 1 else "and with this seed they do not"
             seed = "" if patients == 1 else ", or take another seed"
             raise StudyError(
                 f"class {name} of [source] has images of {counted(patients, 'patient')}, {why} "
                 f"stand on both sides of a split by patient. Add images of others{seed}; "
-                f"{taken_for_one('source')}"
+                f"{one_patient_hint('source')}"
             )
 
 
-def taken_for_one(table: str) -> str:
+def one_patient_hint(table: str) -> str:
     """What else may be amiss where images are of too few patients.
 
     Args:

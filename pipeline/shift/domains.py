@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import shared_ids
-from pipeline.data.patients import patient_folds, taken_for_one
+from pipeline.data.patients import one_patient_hint, patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable
@@ -213,7 +213,7 @@ def not_compared(joined: FeatureTable, target: str) -> NotCompared | None:
         target=target,
         images=group.size,
         reason=f"Images: {group.size}, all of one patient; a comparison by patient needs two, "
-        f"better 20 or more. Add images of others; {taken_for_one(f'target.{target}')}.",
+        f"better 20 or more. Add images of others; {one_patient_hint(f'target.{target}')}.",
     )
 
 

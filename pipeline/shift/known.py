@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.data.attributes import Grouping, groupings
 from pipeline.data.index import known_facts
 from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
-from pipeline.data.patients import taken_for_one
+from pipeline.data.patients import one_patient_hint
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable
@@ -79,7 +79,7 @@ def _refuse_few_patients(source: Samples) -> None:
                 f"class {printable(name)!r} of [source] has images of "
                 f"{counted(patients, 'patient')}, and {_PATIENTS_OF_A_CLASS} are needed: a head "
                 "is tested on patients that it was not fitted to. Add images of others, or leave "
-                f"out fewer; {taken_for_one(SOURCE)}"
+                f"out fewer; {one_patient_hint(SOURCE)}"
             )
 
 
