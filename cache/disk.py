@@ -180,7 +180,7 @@ def _discard(temporary: Path) -> None:
 
 
 def temporary_name() -> str:
-    """A name that tells host and process, so that :func:`is_abandoned` can judge it."""
+    """A name with host and process, by which :func:`is_abandoned` decides."""
     host = socket.gethostname().replace("-", "_").replace(os.sep, "_")
     return f"{TEMPORARY}{host}-{os.getpid()}-{uuid.uuid4().hex}"
 
@@ -188,10 +188,10 @@ def temporary_name() -> str:
 def is_abandoned(path: Path) -> bool:
     """Whether a temporary file's writer is gone: dead on this host, or a day old."""
     host, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
-    own_host = temporary_name().removeprefix(TEMPORARY).partition("-")[0]
+    this_host = temporary_name().removeprefix(TEMPORARY).partition("-")[0]
     pid = rest.partition("-")[0]
-    # On Windows os.kill would not ask but send Ctrl-C: there only the age tells.
-    if host == own_host and pid.isdecimal() and os.name != "nt":
+    # On Windows os.kill would not test but send Ctrl-C: only the age counts there.
+    if host == this_host and pid.isdecimal() and os.name != "nt":
         return not _is_alive(int(pid))
     try:
         return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S

@@ -151,18 +151,18 @@ def _check_schema(file: h5py.File, name: str, fingerprint: str) -> None:
 def _check_dataset(file: h5py.File, name: str, dataset: str, dtype: np.dtype[Any]) -> None:
     """Accept only plain numbers that lie in this very file, unfiltered, in one piece."""
     link = file.get(dataset, getlink=True)
-    found = file[dataset] if isinstance(link, h5py.HardLink) else None
+    data = file[dataset] if isinstance(link, h5py.HardLink) else None
     plain = (
-        isinstance(found, h5py.Dataset)
-        and found.dtype == dtype
-        and found.ndim >= 2
-        and not found.attrs
-        and not found.external
-        and not found.is_virtual
-        and found.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
-        and found.id.get_create_plist().get_nfilters() == 0
-        and found.id.get_offset() is not None
-        and found.id.get_storage_size() == found.size * dtype.itemsize
+        isinstance(data, h5py.Dataset)
+        and data.dtype == dtype
+        and data.ndim >= 2
+        and not data.attrs
+        and not data.external
+        and not data.is_virtual
+        and data.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+        and data.id.get_create_plist().get_nfilters() == 0
+        and data.id.get_offset() is not None
+        and data.id.get_storage_size() == data.size * dtype.itemsize
     )
     if not plain:
         raise DamagedPartError(f"{name}: {dataset} is not a plain contiguous {dtype} dataset")

@@ -1,8 +1,9 @@
-"""What makes two features comparable.
+"""What makes two features comparable: the recipe, and the canaries in ``meta.json``.
 
 A recipe names all that determines a feature's value. Two stores never share rows
 unless their recipes are equal; device, engine, batch size and library versions are
-provenance, kept beside each part and guarded by the canaries.
+provenance, kept beside each part and guarded by the canaries: features of fixed images,
+compared before every run.
 """
 
 import hashlib
@@ -86,14 +87,14 @@ class Recipe:
         return cls(**values)
 
     def changes_to(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
-        """Fields that differ, each with (here, there); nested preprocessing by its key."""
-        here, there = _flat(self.to_json()), _flat(other.to_json())
-        names = sorted(here.keys() | there.keys())
+        """Fields that differ, each with its value in both; nested preprocessing by its key."""
+        ours, theirs = _flat(self.to_json()), _flat(other.to_json())
+        names = sorted(ours.keys() | theirs.keys())
         # Compared as the fingerprint sees them: 1, 1.0 and true differ, absent is not null.
         return {
-            name: (here.get(name), there.get(name))
+            name: (ours.get(name), theirs.get(name))
             for name in names
-            if _spelling(here, name) != _spelling(there, name)
+            if _spelling(ours, name) != _spelling(theirs, name)
         }
 
 
@@ -111,10 +112,10 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if k != "preprocessing"} | nested
 
 
-# ``meta.json``: the recipe in full, and the canaries that keep provenance honest.
+# ``meta.json``: the recipe in full, and the canaries.
 
 
-NAME = "meta.json"
+_META = "meta.json"
 #: Rounding of one network on different engines stays near 1e-6; another network,
 #: another decoder or TF32 is beyond 1e-3.
 CANARY_TOLERANCE = 1e-4
@@ -127,9 +128,9 @@ def read_recipe(path: Path) -> Recipe:
         StoreFormatError: There is no readable ``meta.json``, or it is a newer one.
     """
     try:
-        recipe = json.loads(disk.read_all(path / NAME))["recipe"]
+        recipe = json.loads(disk.read_all(path / _META))["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise StoreFormatError(f"{path} is not a feature store: {NAME}: {cause}") from cause
+        raise StoreFormatError(f"{path} is not a feature store: {_META}: {cause}") from cause
     return Recipe.from_json(recipe)
 
 
@@ -164,7 +165,7 @@ def check_canaries(
         _write(path, recipe, features, provenance)
         return 0.0
     if meta["fingerprint"] != recipe.fingerprint:
-        raise StoreFormatError(f"{path / NAME} holds another recipe than its folder's name says")
+        raise StoreFormatError(f"{path / _META} holds another recipe than its folder's name says")
     distance = relative_l2(features, meta["canaries"])
     if distance > CANARY_TOLERANCE:
         raise CanaryError(
@@ -197,7 +198,7 @@ def relative_l2_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        data = disk.read_all(path / NAME)
+        data = disk.read_all(path / _META)
     except FileNotFoundError:
         return None
     try:
@@ -208,7 +209,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         fingerprint = str(meta["fingerprint"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as cause:
         raise StoreFormatError(
-            f"{path / NAME} is damaged ({cause}). Remove it to take the network in hand as "
+            f"{path / _META} is damaged ({cause}). Remove it to take the network in hand as "
             "the new reference, then compare: headrace cache verify STUDY --sample 300"
         ) from cause
     return {"canaries": canaries, "provenance": provenance, "fingerprint": fingerprint}
@@ -226,7 +227,7 @@ def _write(
             "features": features.astype(float).ravel().tolist(),
         },
     }
-    disk.publish(path / NAME, json.dumps(meta, indent=1, allow_nan=False).encode())
+    disk.publish(path / _META, json.dumps(meta, indent=1, allow_nan=False).encode())
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

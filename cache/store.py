@@ -4,8 +4,8 @@ The parts on disk are the truth; what this object remembers of them is derived a
 can be thrown away at any time. No file is ever changed, so there are no locks: any
 number of processes may read and write the same store. A lookup gives the right row
 or says that it is missing; a part that is not what it promises is moved to
-``quarantine/`` and its rows count as missing. Upkeep (compaction, clearing of what
-dead processes left) is in ``cache.store``.
+``quarantine/`` and its rows count as missing. :class:`Writer` buffers rows and commits
+them in time; :func:`compact` and :func:`gc` keep the folder small.
 """
 
 import logging
@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
-from cache import recipe as meta
 from cache.errors import (
     BadFeaturesError,
     CacheError,
@@ -30,7 +29,7 @@ from cache.errors import (
     WriteFailedError,
 )
 from cache.part import NAME, Part, check_rows, from_bytes, name_of, to_bytes
-from cache.recipe import Recipe
+from cache.recipe import Recipe, read_recipe
 
 _LOG = logging.getLogger(__name__)
 _RESCANS = 5
@@ -75,7 +74,7 @@ class FeatureStore:
         Raises:
             StoreFormatError: The folder has no readable ``meta.json``, or a newer one.
         """
-        store = cls(path.parent, meta.read_recipe(path))
+        store = cls(path.parent, read_recipe(path))
         if store.path != path:
             raise StoreFormatError(
                 f"{path} holds the recipe of {store.path.name}: was the folder renamed?"
@@ -131,11 +130,11 @@ class FeatureStore:
         self._scan_once()
         for _ in range(_RESCANS):
             self._require(wanted)
-            found = self._gather(wanted)
-            if found is not None:
-                return found
+            features = self._gather(wanted)
+            if features is not None:
+                return features
             # Another process has compacted, so the rows are in a new part; or a part has
-            # gone bad, and the scan tells whether another one has its rows too.
+            # gone bad, and the scan shows whether another one has its rows too.
             self.scan()
         raise MissingRowsError(self.path, len(wanted), len(wanted))
 
@@ -264,12 +263,12 @@ class FeatureStore:
 
     def _gather(self, wanted: list[bytes]) -> NDArray[np.float32] | None:
         """Rows by position, one part in memory at a time; None when a part proves unusable."""
-        places: dict[str, list[tuple[int, int]]] = {}
+        wanted_of: dict[str, list[tuple[int, int]]] = {}
         for position, key in enumerate(wanted):
             name, row = self._row_of[key]
-            places.setdefault(name, []).append((position, row))
-        found = np.full((len(wanted), *(self.row_shape() or (0,))), np.nan, np.float32)
-        for name, pairs in places.items():
+            wanted_of.setdefault(name, []).append((position, row))
+        features = np.full((len(wanted), *(self.row_shape() or (0,))), np.nan, np.float32)
+        for name, pairs in wanted_of.items():
             try:
                 part = self._parse(name, disk.read_all(self.path / "parts" / name))
             except OSError:
@@ -277,8 +276,8 @@ class FeatureStore:
             if part is None:
                 return None
             positions, rows = map(list, zip(*pairs, strict=True))
-            found[positions] = part.features[rows]
-        return found
+            features[positions] = part.features[rows]
+        return features
 
 
 def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
@@ -286,14 +285,14 @@ def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
 
     Folders without ``meta.json`` are none.
     """
-    found: dict[str, FeatureStore | StoreFormatError] = {}
+    stores: dict[str, FeatureStore | StoreFormatError] = {}
     for name in disk.listdir(root):
         if (root / name / "meta.json").is_file():
             try:
-                found[name] = FeatureStore.open(root / name)
+                stores[name] = FeatureStore.open(root / name)
             except StoreFormatError as reason:
-                found[name] = reason
-    return found
+                stores[name] = reason
+    return stores
 
 
 # Buffer rows and commit them often enough: 1024 rows or 30 s, whichever comes first.
