@@ -35,7 +35,7 @@ def test_a_brighter_hospital_is_found_and_said(study):
     told = target["source_prediction"]["overall"]
     assert told["low"] > 0.5
     assert told["low"] < told["auc"] <= told["high"]
-    assert told["p"] <= 0.005
+    assert told["p"] == 0.01  # the smallest of 99 permutations
     primary = [row for row in target["detect"] if row["primary"]]
     assert {row["p_holm"] for row in primary if row["p_holm"] is not None}
     assert min(row["p"] for row in primary if row["p"] is not None) <= 0.05
@@ -56,8 +56,6 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert steps["mismatch"]["ci_sampling"] == [whole["low"], whole["high"]]
     low, high = steps["mismatch"]["ci_retrain"]
     assert low <= steps["mismatch"]["est"] <= high
-    assert 0 <= target["alignment"]["cosine"] <= 1 + 1e-9
-    assert target["features"][0]["ks"] == max(one["ks"] for one in target["features"])
     assert {*target["calib"]} == {"source", "target"}
     ways = {(use["domain"], use["way"]) for use in target["operating_points"]}
     moved = {("target", way) for way in ("carried", "prior", "quantile")}
@@ -83,10 +81,6 @@ def test_the_record_says_what_it_rests_on(study):
     assert len(inputs["recipes"]) == 1
     assert any("30 patients" in caveat for caveat in target["caveats"])
     assert {row["severity"] for row in target["leak"]} <= {"note", "ok", "warning"}
-    for row in target["detect"]:
-        assert (row["level"], row["unit"]) == (0.05, "patient")
-        assert row["B"] == (99 if row["refused"] is None else None)
-        assert (row["family"] == "primary") == row["primary"]
 
 
 def test_a_known_human_error_starts_the_table(study):
@@ -121,7 +115,7 @@ def test_deleted_labels_of_the_target_move_no_prediction(study, monkeypatch, del
         label[far] = 0 if deleted == "constant" else label[far][::-1]
         return replace(joined, samples=replace(joined.samples, label=label))
 
-    for name in ("foretell", "detect_with_controls"):
+    for name in ("estimate_accuracy", "detect"):
         monkeypatch.setattr(target, name, _keeping(getattr(target, name), made))
     monkeypatch.setattr(target, "score", stop)
     with pytest.raises(StillSealedError):
@@ -138,8 +132,8 @@ def test_deleted_labels_of_the_target_move_no_prediction(study, monkeypatch, del
 def _keeping(function, made):
     """Wrap a function so that what it returns is also kept."""
 
-    def kept(*arguments):
-        made.append(function(*arguments))
+    def kept(*arguments, **options):
+        made.append(function(*arguments, **options))
         return made[-1]
 
     return kept
@@ -174,9 +168,9 @@ def test_labels_of_the_target_move_no_prediction(study, monkeypatch):
 
     monkeypatch.setattr(stage, "load_features", permuted)
     after = to_json(analyse(study, SHORT))["targets"][0]
-    for name, table in made[0].probabilities.items():
-        np.testing.assert_array_equal(table, made[1].probabilities[name])
-    for name in ("detect", "source_prediction", "shared_patients", "fixes_control"):
+    for name, table in made[0].proba.items():
+        np.testing.assert_array_equal(table, made[1].proba[name])
+    for name in ("detect", "source_prediction", "shared_patients"):
         assert after[name] == before[name]
     assert after["lookups_of_target_labels"] == before["lookups_of_target_labels"] == 2
     assert after["forecast"] == before["forecast"]

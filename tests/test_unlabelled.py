@@ -188,7 +188,7 @@ def test_labels_that_are_there_and_called_absent_are_not_read(study):
     absent = to_json(analyse(blind, SHORT))
     assert absent["targets"] == []
     (found,) = absent["unlabelled"]
-    for name in ("forecast", "detect", "source_prediction", "alignment", "shared_patients"):
+    for name in ("forecast", "detect", "source_prediction", "shared_patients"):
         np.testing.assert_equal(to_jsonable(found[name]), to_jsonable(sealed[name]))
 
 
