@@ -33,14 +33,14 @@ COMPARED_BY = ("accuracy", "auroc")
 #: Ends the name of a row that is the mean probability of a head's seeds.
 ENSEMBLE = "_ensemble"
 #: ``method`` where no interval can be given, or where it would mean nothing.
-NO_INTERVAL = "none"
+_NO_INTERVAL = "none"
 #: Draws of an interval that decides between two heads: its ends must hardly move.
-PAIRED_DRAWS = 10_000
+_PAIRED_DRAWS = 10_000
 #: Patients of each class that a comparison by AUROC needs: of fewer the normal law of DeLong's
 #: test is not to be believed, and p may be 1e-25 for three patients.
-AUROC_PATIENTS = 10
+_AUROC_PATIENTS = 10
 
-Key = TypeVar("Key", bound=Hashable)
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 def eval_sets(samples: Samples) -> list[DomainData]:
@@ -65,8 +65,8 @@ def eval_sets(samples: Samples) -> list[DomainData]:
 
 
 def score_heads(
-    data: DomainData, proba: Mapping[Key, Proba], *, seed: int, draws: int = DRAWS
-) -> dict[Key, dict[str, Interval]]:
+    data: DomainData, proba: Mapping[_Key, Proba], *, seed: int, draws: int = DRAWS
+) -> dict[_Key, dict[str, Interval]]:
     """Every metric that the labels define, for each head, with its interval.
 
     Rates of one image per patient have Wilson's interval, the AUROC of two classes has
@@ -83,8 +83,8 @@ def score_heads(
     """
     label = data.labelled()
     drawn = cache(lambda: draw_patients(data.group, _rng("scores", data, seed), draws=draws))
-    found: dict[Key, dict[str, Interval]] = {key: {} for key in proba}
-    waiting: dict[tuple[Key, str], WeightedStatistic] = {}
+    found: dict[_Key, dict[str, Interval]] = {key: {} for key in proba}
+    waiting: dict[tuple[_Key, str], WeightedStatistic] = {}
     for key, p in proba.items():
         for metric, build in METRICS.items():
             statistic = build(label, p)
@@ -128,7 +128,7 @@ def _without_interval(data: DomainData, value: float) -> Interval:
         high=nan,
         images=len(data),
         patients=data.patients,
-        method=NO_INTERVAL,
+        method=_NO_INTERVAL,
     )
 
 
@@ -140,7 +140,7 @@ def _percentiles(data: DomainData, value: float, drawn: NDArray[np.float64]) -> 
         high=high,
         images=len(data),
         patients=data.patients,
-        method="patient bootstrap" if np.isfinite([low, high]).all() else NO_INTERVAL,
+        method="patient bootstrap" if np.isfinite([low, high]).all() else _NO_INTERVAL,
     )
 
 
@@ -150,7 +150,7 @@ def compare_heads(
     baseline: str,
     *,
     seed: int,
-    draws: int = PAIRED_DRAWS,
+    draws: int = _PAIRED_DRAWS,
 ) -> dict[str, dict[str, Difference]]:
     """Every head minus one of them on the same images, by metric and head.
 
@@ -158,7 +158,7 @@ def compare_heads(
     image is seen to differ, for a few images without a difference show no equivalence; p by
     McNemar's exact test where each image is of a patient of its own, else by flipping the
     signs of whole patients. AUROC of two classes: paired DeLong, by patient; left out where
-    a class is in fewer than ``AUROC_PATIENTS`` patients. p is adjusted over the heads.
+    a class is in fewer than 10 patients. p is adjusted over the heads.
 
     Args:
         data: Rows with labels.
@@ -192,7 +192,7 @@ def compare_heads(
 
 
 def _comparable(data: DomainData, proba: Proba) -> list[str]:
-    area = proba.shape[1] == 2 and _patients_of_class(data) >= AUROC_PATIENTS
+    area = proba.shape[1] == 2 and _patients_of_class(data) >= _AUROC_PATIENTS
     return [metric for metric in COMPARED_BY if metric != "auroc" or area]
 
 

@@ -19,7 +19,7 @@ Proba = NDArray[np.float64]
 Metric = Callable[[Labels, Proba], WeightedStatistic]
 
 #: Bins of the calibration error, of equal mass.
-ECE_BINS = 15
+_ECE_BINS = 15
 
 
 def score(metric: str, label: Labels, proba: Proba) -> float | None:
@@ -117,7 +117,7 @@ def weighted_auroc(positive: NDArray[np.bool_], value: NDArray[np.floating]) -> 
     return statistic
 
 
-def weighted_average_precision(
+def _weighted_average_precision(
     positive: NDArray[np.bool_], score: NDArray[np.floating]
 ) -> WeightedStatistic:
     """The statistic "average precision", tied scores called together."""
@@ -138,8 +138,8 @@ def weighted_average_precision(
     return statistic
 
 
-def weighted_ece(
-    confidence: NDArray[np.floating], hit: NDArray[np.bool_], *, bins: int = ECE_BINS
+def _weighted_ece(
+    confidence: NDArray[np.floating], hit: NDArray[np.bool_], *, bins: int = _ECE_BINS
 ) -> WeightedStatistic:
     """The statistic "calibration error in bins of equal mass"; weights are whole numbers."""
     order = np.argsort(confidence, kind="stable")
@@ -252,13 +252,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "accuracy": lambda y, p: weighted_mean(is_right(y, p)),
         "balanced_accuracy": _balanced_accuracy,
         "auroc": _one_against_rest(weighted_auroc),
-        "average_precision": _one_against_rest(weighted_average_precision),
+        "average_precision": _one_against_rest(_weighted_average_precision),
         "sensitivity": _recall_of(1),
         "specificity": _recall_of(0),
         "f1": _f1,
         "brier": _brier,
         "log_loss": _log_loss,
-        "ece": lambda y, p: weighted_ece(p.max(axis=1), is_right(y, p)),
+        "ece": lambda y, p: _weighted_ece(p.max(axis=1), is_right(y, p)),
     }
 )
 
