@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
-from sklearn.isotonic import IsotonicRegression
 
 from pipeline.errors import StudyError
-from pipeline.evaluation.isotonic import fit_monotone
 from pipeline.shift.decompose import (
     DecomposeSettings,
     decompose,
@@ -212,16 +210,3 @@ def test_decompose_refuses_what_it_cannot_answer(change, message):
     broken = Cohort(**{**vars(whole), **change})
     with pytest.raises(StudyError, match=message):
         decompose(whole, broken, FAST)
-
-
-def test_monotone_fit_is_the_pooled_one():
-    """Heights equal those of scikit-learn's isotonic regression, ties and weights included."""
-    rng = np.random.default_rng(26)
-    x, y = rng.integers(0, 20, 100).astype(float), rng.random(100)
-    weights = rng.integers(0, 3, 100).astype(float)
-    for increasing in (True, False):
-        curve = fit_monotone(x, y, increasing=increasing, weights=weights)
-        used = weights > 0
-        oracle = IsotonicRegression(increasing=increasing, out_of_bounds="clip")
-        oracle.fit(x[used], y[used], sample_weight=weights[used])
-        assert curve(x) == pytest.approx(oracle.predict(x))

@@ -60,19 +60,6 @@ def confusion(label: Labels, proba: Proba) -> NDArray[np.int64]:
     return counts.reshape(classes, classes)
 
 
-def mean_of_ties(key: NDArray[np.floating], rows: NDArray[np.generic]) -> NDArray[np.float64]:
-    """Each number replaced by the mean of those of the same key, so that none comes first.
-
-    Args:
-        key: Ascending, shape ``(n,)``, not empty.
-        rows: Shape ``(..., n)``.
-    """
-    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-    sizes = np.diff(np.r_[starts, len(key)])
-    means = np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes
-    return np.asarray(np.repeat(means, sizes, axis=-1))
-
-
 # Statistics of row weights, from which the table is built.
 
 

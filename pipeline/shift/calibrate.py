@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
+from sklearn.isotonic import IsotonicRegression
 
 from pipeline.errors import StudyError
-from pipeline.evaluation.isotonic import fit_monotone
-from pipeline.evaluation.metrics import mean_of_ties
 from pipeline.shift.domains import Cohort
 from pipeline.shift.label_free import AccuracyEstimate
 from pipeline.shift.operating import (
@@ -140,7 +139,7 @@ def corp(event: Event, p: Probability, score: Score) -> Corp:
         p: Shape (n,), in [0, 1].
         score: A proper score.
     """
-    recalibrated = fit_monotone(p, event)(p)
+    recalibrated = IsotonicRegression().fit_transform(p, event)
     own, best, constant = score(event, p), score(event, recalibrated), score(event, event.mean())
     return Corp(
         score=own,
@@ -174,7 +173,7 @@ def calibration_error(
         return np.asarray(np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes)
 
     def rates_of(rows: NDArray[Any]) -> NDArray[np.float64]:
-        return per_bin(mean_of_ties(p[order], rows))
+        return per_bin(_mean_of_ties(p[order], rows))
 
     foretold, rates = per_bin(p[order]), rates_of(event[order])
     gaps = np.abs(rates - foretold)
@@ -190,6 +189,19 @@ def calibration_error(
         if_calibrated=float(null.mean()),
         p=float((1 + reached) / (draws + 1)),
     )
+
+
+def _mean_of_ties(key: NDArray[np.floating], rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Each number replaced by the mean of those of the same key, so that none comes first.
+
+    Args:
+        key: Ascending, shape ``(n,)``, not empty.
+        rows: Shape ``(..., n)``.
+    """
+    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+    sizes = np.diff(np.r_[starts, len(key)])
+    means = np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes
+    return np.asarray(np.repeat(means, sizes, axis=-1))
 
 
 def calibration_line(event: Event, p: Probability) -> CalibrationLine:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
 
 from pipeline.data.patients import DRAWS
-from pipeline.evaluation.isotonic import fit_monotone
 from pipeline.randomness import stream
 from pipeline.shift.domains import Cohort
 from pipeline.shift.effects import (
@@ -43,12 +43,13 @@ def score_identity(source: Labelled, target: Labelled) -> ScoreIdentity:
         target: The other domain.
     """
     confident_s, confident_t = source.confidence(), target.confidence()
-    r_s = fit_monotone(confident_s, source.wrong, increasing=False)(confident_t)
-    r_t = fit_monotone(confident_t, target.wrong, increasing=False)(confident_t)
+    curve = IsotonicRegression(increasing=False, out_of_bounds="clip")
+    r_s = curve.fit(confident_s, source.wrong).predict(confident_t)
+    r_t = curve.fit(confident_t, target.wrong).predict(confident_t)
     expected = []
     for w_s, w_t in paired_weights(source, target):
-        curve = fit_monotone(confident_s, source.wrong, increasing=False, weights=w_s)
-        expected.append(w_t @ curve(confident_t) / w_t.sum())
+        curve.fit(confident_s, source.wrong, sample_weight=w_s)
+        expected.append(w_t @ curve.predict(confident_t) / w_t.sum())
     drawn = np.array(expected)
     terms = family(
         {
