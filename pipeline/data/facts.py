@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from pipeline.data.images import Pixels, measure_picture, open_image
 from pipeline.errors import ImageError
@@ -63,6 +62,8 @@ def _noise(grey: Grey) -> float:
     The median of the response to Immerkaer's mask (Computer Vision and Image
     Understanding 64, 1996), which edges hardly move. NaN where no pixel is mid-grey.
     """
+    from scipy import ndimage
+
     response = ndimage.convolve(grey, _GRAIN)[1:-1, 1:-1]
     inside = grey[1:-1, 1:-1]
     flat = np.abs(response[(inside > _MIDTONES[0]) & (inside < _MIDTONES[1])])
@@ -74,6 +75,8 @@ def _noise(grey: Grey) -> float:
 
 def _sharpness(grey: Grey) -> float:
     """Log of the mean absolute Laplacian at a scale of one pixel."""
+    from scipy import ndimage
+
     edges = ndimage.gaussian_laplace(grey, 1.0)
     return float(np.log(np.abs(edges).mean() + 1e-6))
 
@@ -84,6 +87,8 @@ def _corner_marks(grey: Grey) -> float:
     A stroke is thinner than a 25th of the picture and brighter by 0.3 than what
     surrounds it (white top-hat): letters that are burnt in, no anatomy.
     """
+    from scipy import ndimage
+
     size = max(3, round(min(grey.shape) / 25))
     down, across = (max(1, length // 4) for length in grey.shape)
     rows, columns = (slice(down), slice(-down, None)), (slice(across), slice(-across, None))

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 from pipeline.errors import StudyError
 from pipeline.words import counted, printable
@@ -211,6 +210,9 @@ def patient_folds(
         StudyError: A class has fewer than two patients, or lies in one fold however it is
             dealt; there are fewer than two patients.
     """
+    # scikit-learn takes longer to import than ten new images take to extract.
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
     classes = [] if label is None else np.unique(label).tolist()
     patients = [len(np.unique(group[label == k])) for k in classes] or [len(np.unique(group))]
     if min(patients) < 2:
