@@ -17,7 +17,7 @@ from pathlib import Path
 from cache.errors import WriteFailedError
 
 TEMPORARY = ".tmp-"
-ABANDONED_AFTER_S = 24 * 3600
+_ABANDONED_AFTER_S = 24 * 3600
 
 
 def open_new(path: Path) -> int:
@@ -194,7 +194,7 @@ def is_abandoned(path: Path) -> bool:
     if host == this_host and pid.isdecimal() and os.name != "nt":
         return not _is_alive(int(pid))
     try:
-        return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
+        return time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S
     except FileNotFoundError:
         return False
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cache.errors import BadFeaturesError, DamagedPartError
 from cache.recipe import FORMAT, canonical
 
-KEY_BYTES = 32
+_KEY_BYTES = 32
 NAME = re.compile(r"part-[0-9a-f]{64}\.h5")
 _ATTRIBUTES = frozenset({"format", "fingerprint", "n", "provenance"})
 #: Readable by HDF5 1.10 tools, and the same bytes for the same rows every time.
@@ -63,9 +63,9 @@ def check_rows(key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
             f"features must be float32 of shape (n, ...) with n > 0, got {features.dtype} "
             f"of shape {features.shape}"
         )
-    if key.dtype != np.uint8 or key.shape != (len(features), KEY_BYTES):
+    if key.dtype != np.uint8 or key.shape != (len(features), _KEY_BYTES):
         raise BadFeaturesError(
-            f"{len(features)} rows need keys of shape ({len(features)}, {KEY_BYTES}) uint8, "
+            f"{len(features)} rows need keys of shape ({len(features)}, {_KEY_BYTES}) uint8, "
             f"got {key.dtype} of shape {key.shape}"
         )
     finite = np.isfinite(features.reshape(len(features), -1)).all(axis=1)
@@ -144,7 +144,7 @@ def _check_schema(file: h5py.File, name: str, fingerprint: str) -> None:
         _check_dataset(file, name, dataset, np.dtype(dtype))
         if file[dataset].shape[0] != rows:
             raise DamagedPartError(f"{name}: n = {rows}, {dataset} has {file[dataset].shape}")
-    if file["key"].shape != (rows, KEY_BYTES):
+    if file["key"].shape != (rows, _KEY_BYTES):
         raise DamagedPartError(f"{name}: key has shape {file['key'].shape}")
 
 

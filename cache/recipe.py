@@ -118,7 +118,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 _META = "meta.json"
 #: Rounding of one network on different engines stays near 1e-6; another network,
 #: another decoder or TF32 is beyond 1e-3.
-CANARY_TOLERANCE = 1e-4
+_CANARY_TOLERANCE = 1e-4
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -153,7 +153,7 @@ def check_canaries(
         Largest relative L2 distance; 0.0 when this call wrote ``meta.json``.
 
     Raises:
-        CanaryError: The distance is above ``CANARY_TOLERANCE``.
+        CanaryError: The distance is above ``_CANARY_TOLERANCE``.
         StoreFormatError: ``meta.json`` is damaged.
     """
     if not np.isfinite(features).all():
@@ -167,10 +167,10 @@ def check_canaries(
     if meta["fingerprint"] != recipe.fingerprint:
         raise StoreFormatError(f"{path / _META} holds another recipe than its folder's name says")
     distance = relative_l2(features, meta["canaries"])
-    if distance > CANARY_TOLERANCE:
+    if distance > _CANARY_TOLERANCE:
         raise CanaryError(
             f"{path}: the network in hand gives features {distance:.1e} away from those of "
-            f"the store (relative L2, allowed {CANARY_TOLERANCE:.0e}); changed since: "
+            f"the store (relative L2, allowed {_CANARY_TOLERANCE:.0e}); changed since: "
             f"{_changes(meta['provenance'], provenance)}. Undo the change, or keep the new "
             "features elsewhere (HEADRACE_FEATURES or [store] path)"
         )

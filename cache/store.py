@@ -299,7 +299,7 @@ def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
 
 
 ROWS_PER_COMMIT = 1024
-SECONDS_PER_COMMIT = 30.0
+_SECONDS_PER_COMMIT = 30.0
 #: Activations are wider than pooled features: 1024 rows of 512 x 7 x 7 are 100 MB.
 BYTES_PER_COMMIT = 64 << 20
 
@@ -365,7 +365,7 @@ class Writer:
         if (
             size >= ROWS_PER_COMMIT
             or size * features.nbytes >= BYTES_PER_COMMIT
-            or self._clock() - self._since >= SECONDS_PER_COMMIT
+            or self._clock() - self._since >= _SECONDS_PER_COMMIT
         ):
             self.commit()
 

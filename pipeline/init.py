@@ -13,7 +13,7 @@ from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weight
 from pipeline.words import counted
 
 #: Names of common public chest X-ray sets and of the demo; a guess must fit most names.
-PATIENT_PATTERNS = (
+_PATIENT_PATTERNS = (
     r"^(patient\d+)",
     r"^(person\d+|(?:NORMAL2-)?IM-\d+)",
     r"^(\d{8})_\d{3}",
@@ -96,7 +96,7 @@ def _domain_lines(folder: Path, output: Path, notes: list[str], table: str) -> l
 
 def _group_line(items: Sequence[Item], table: str, notes: list[str]) -> str:
     names = [PurePosixPath(item.path).name for item in items]
-    for pattern in PATIENT_PATTERNS:
+    for pattern in _PATIENT_PATTERNS:
         if sum(bool(re.search(pattern, name)) for name in names) >= _MOST * len(names):
             return f"group = '{pattern}'"
     notes.append(

@@ -21,7 +21,7 @@ _MAX_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
-class FileContent:
+class _FileContent:
     """An image file in memory; see :class:`pipeline.data.items.Content`."""
 
     data: bytes
@@ -79,7 +79,7 @@ def images_below(folder: Path) -> Listing:
     return walk.listing(list(walk.files_below()))
 
 
-def read(item: Item) -> FileContent:
+def read(item: Item) -> _FileContent:
     """Read the file, once.
 
     Raises:
@@ -87,7 +87,7 @@ def read(item: Item) -> FileContent:
     """
     if item.stat.size > _MAX_BYTES:
         raise ImageError(f"too large ({item.stat.size} bytes, limit {_MAX_BYTES})")
-    return FileContent(read_file(item.file, lambda stream: stream.read()))
+    return _FileContent(read_file(item.file, lambda stream: stream.read()))
 
 
 def _images_of_class(walk: Walk, label: str) -> list[Item]:

@@ -17,9 +17,9 @@ from PIL import Image
 from pipeline.data.images import Pixels, measure_picture, open_image
 from pipeline.errors import ImageError
 
-Grey = NDArray[np.float64]
+_Grey = NDArray[np.float64]
 
-#: Grey values between which no pixel is near the ends of the scale.
+#: _Grey values between which no pixel is near the ends of the scale.
 _MIDTONES = (0.15, 0.85)
 #: The second difference of the second difference: zero on planes (Immerkaer 1996).
 _GRAIN = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], float)
@@ -46,17 +46,17 @@ _ANNEX_K = np.array(
 # Measures of appearance; the grey values of a picture are 0 to 1.
 
 
-def _exposure(grey: Grey) -> float:
+def _exposure(grey: _Grey) -> float:
     """Mean grey of the middle two thirds, 0 to 1."""
     return float(_middle(grey).mean())
 
 
-def _contrast(grey: Grey) -> float:
+def _contrast(grey: _Grey) -> float:
     """Standard deviation of grey in the middle two thirds, 0 to 0.5."""
     return float(_middle(grey).std())
 
 
-def _noise(grey: Grey) -> float:
+def _noise(grey: _Grey) -> float:
     """Log of the grain's standard deviation plus 0.001, from mid-grey pixels.
 
     The median of the response to Immerkaer's mask (Computer Vision and Image
@@ -73,7 +73,7 @@ def _noise(grey: Grey) -> float:
     return float(np.log(sigma + _FLOOR))
 
 
-def _sharpness(grey: Grey) -> float:
+def _sharpness(grey: _Grey) -> float:
     """Log of the mean absolute Laplacian at a scale of one pixel."""
     from scipy import ndimage
 
@@ -81,7 +81,7 @@ def _sharpness(grey: Grey) -> float:
     return float(np.log(np.abs(edges).mean() + 1e-6))
 
 
-def _corner_marks(grey: Grey) -> float:
+def _corner_marks(grey: _Grey) -> float:
     """Log of the share (plus 0.001) of thin bright strokes in the corner that has most.
 
     A stroke is thinner than a 25th of the picture and brighter by 0.3 than what
@@ -96,13 +96,13 @@ def _corner_marks(grey: Grey) -> float:
     return float(np.log(max((s > _STROKE).mean() for s in strokes) + _FLOOR))
 
 
-def _middle(grey: Grey) -> Grey:
+def _middle(grey: _Grey) -> _Grey:
     down, across = (length // 6 for length in grey.shape)
     return grey[down : grey.shape[0] - down, across : grey.shape[1] - across]
 
 
 #: To add a measure: a function above and one line here.
-APPEARANCE: Mapping[str, Callable[[Grey], float]] = MappingProxyType(
+APPEARANCE: Mapping[str, Callable[[_Grey], float]] = MappingProxyType(
     {
         "exposure": _exposure,
         "contrast": _contrast,

@@ -23,7 +23,12 @@ from pipeline.words import are, counted
 #: note is worth knowing; ok is a check that found nothing.
 LEAK, WARNING, NOTE, OK = SEVERITIES = ("leak", "warning", "note", "ok")
 #: Names of the checks in this file.
-PATIENTS, COPIES, NEAR_COPIES, CONFLICTS = "patients", "copies", "near copies", "label conflicts"
+_PATIENTS, _COPIES, _NEAR_COPIES, _CONFLICTS = (
+    "patients",
+    "copies",
+    "near copies",
+    "label conflicts",
+)
 
 _ALL_ROLES = "all roles"
 _OF_SOURCE = f"{SOURCE} "
@@ -179,7 +184,7 @@ def _check_patients(study: Study, samples: Samples) -> list[Finding]:
     of_source = {role: samples.group[r] for role, r in rows.items() if role.startswith(_OF_SOURCE)}
     findings = [
         Finding(
-            check=PATIENTS,
+            check=_PATIENTS,
             severity=LEAK,
             where=" and ".join(roles),
             text=f"{counted(len(ids), 'patient')} {are(len(ids))} in both",
@@ -194,7 +199,7 @@ def _check_patients(study: Study, samples: Samples) -> list[Finding]:
     known = {name: np.array([p for p in ids if p is not None]) for name, ids in patients.items()}
     findings += [
         Finding(
-            check=PATIENTS,
+            check=_PATIENTS,
             severity=WARNING,
             where=" and ".join(domains),
             text=f"{counted(len(ids), 'patient id')} {are(len(ids))} in both",
@@ -205,7 +210,7 @@ def _check_patients(study: Study, samples: Samples) -> list[Finding]:
         for domains, ids in shared_ids(known).items()
     ]
     seen = counted(np.unique(samples.group).size, "patient")
-    return findings or [_fine(PATIENTS, f"no patient is in two roles ({seen})")]
+    return findings or [_fine(_PATIENTS, f"no patient is in two roles ({seen})")]
 
 
 def _patients_in_names(domain: Domain, samples: Samples) -> list[str | None]:
@@ -222,7 +227,7 @@ def _without_patient(domain: Domain, patients: list[str | None]) -> Iterator[Fin
     else:
         text = f"{count} of {len(patients)} names match no patient, each is its own"
     yield Finding(
-        check=PATIENTS,
+        check=_PATIENTS,
         severity=WARNING,
         where=domain.name,
         text=text,
@@ -241,7 +246,7 @@ def _check_copies(samples: Samples, ids: NDArray[np.str_]) -> list[Finding]:
     ]
     for role in rows:
         findings += _copies_within(samples, ids, rows[role], role)
-    return findings or [_fine(COPIES, "no picture occurs twice")]
+    return findings or [_fine(_COPIES, "no picture occurs twice")]
 
 
 def _copies_across(
@@ -256,7 +261,7 @@ def _copies_across(
     # Two targets that share a picture are each scored rightly; they are only not independent.
     learns = any(role.startswith(_OF_SOURCE) for role in roles)
     return Finding(
-        check=COPIES,
+        check=_COPIES,
         severity=LEAK if learns else WARNING,
         where=" and ".join(roles),
         text=f"{counted(len(pairs), 'image')} in both, to the pixel",
@@ -275,7 +280,7 @@ def _copies_within(
     extra = sum(len(same) - 1 for same in copied)
     pictures = [[samples.name_of(row) for row in same] for same in copied]
     yield Finding(
-        check=COPIES,
+        check=_COPIES,
         severity=NOTE,
         where=role,
         text=f"{counted(extra, 'image')} {are(extra)} a copy of another, to the pixel",
@@ -293,9 +298,9 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
         if np.unique(samples.label[same]).size > 1
     ]
     if not pictures:
-        return _fine(CONFLICTS, "copies of one picture have one label")
+        return _fine(_CONFLICTS, "copies of one picture have one label")
     return Finding(
-        check=CONFLICTS,
+        check=_CONFLICTS,
         severity=WARNING,
         where=_ALL_ROLES,
         text=f"{counted(len(pictures), 'picture')} with several labels",
@@ -369,7 +374,7 @@ def check_near_copies(
     counts = Counter(tuple(sorted(roles[list(pair.rows)].tolist())) for pair in pairs)
     findings = [
         Finding(
-            check=NEAR_COPIES,
+            check=_NEAR_COPIES,
             severity=WARNING,
             where=" and ".join(both),
             text=f"{counted(count, 'pair')} {'looks' if count == 1 else 'look'} like copies",
@@ -379,7 +384,7 @@ def check_near_copies(
         for both, count in sorted(counts.items())
     ]
     none = "no image of a role looks like a copy of another role's"
-    return pairs, findings or [_fine(NEAR_COPIES, none)]
+    return pairs, findings or [_fine(_NEAR_COPIES, none)]
 
 
 def near_rows(samples: Samples, pairs: Sequence[NearPair]) -> NDArray[np.bool_]:

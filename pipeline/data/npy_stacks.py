@@ -41,7 +41,7 @@ _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class RowContent:
+class _RowContent:
     """An image of a stack in memory; see :class:`pipeline.data.items.Content`.
 
     Attributes:
@@ -97,13 +97,13 @@ def scan(root: Path, *, labelled: bool) -> Listing:
     )
 
 
-def read(item: Item) -> RowContent:
+def read(item: Item) -> _RowContent:
     """Read one row of a stack.
 
     Raises:
         ImageError: It cannot be read, or the file has changed since it was found.
     """
-    return RowContent(read_file(item.file, lambda stream: _row(stream, item)))
+    return _RowContent(read_file(item.file, lambda stream: _row(stream, item)))
 
 
 def _class_of(name: str) -> str:

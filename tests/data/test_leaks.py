@@ -13,7 +13,6 @@ from pipeline.data.leaks import (
     LEAK,
     NOTE,
     OK,
-    PATIENTS,
     WARNING,
     Finding,
     check_leaks,
@@ -44,7 +43,7 @@ def study_file(tmp_path: Path, monkeypatch) -> Path:
 
 def about_patients(study, samples):
     """The findings about patients."""
-    return [f for f in check_leaks(study, samples) if f.check == PATIENTS]
+    return [f for f in check_leaks(study, samples) if f.check == "patients"]
 
 
 def test_a_patient_in_fit_and_validation_is_a_leak(study_file):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pipeline.data.samples as samples_module
-from pipeline.data.leaks import CONFLICTS, check_leaks
+from pipeline.data.leaks import check_leaks
 from pipeline.data.patients import FIT, TARGET, VALIDATION
 from pipeline.data.samples import (
     UNLABELLED,
@@ -389,7 +389,7 @@ def test_copies_without_labels_contradict_nothing_and_still_leak(with_far):
     shutil.copy(of_target, folder / "far" / of_target.name)
     study = load_study(with_far)
     findings = check_leaks(study, load_samples(study)[0])
-    assert [f.severity for f in findings if f.check == CONFLICTS] == ["ok"]
+    assert [f.severity for f in findings if f.check == "label conflicts"] == ["ok"]
     of_source = next((folder / "here" / "a").iterdir())
     shutil.copy(of_source, folder / "far" / of_source.name)
     with pytest.raises(CheckFailedError, match="1 image of a target is also in the source"):
