@@ -43,7 +43,7 @@ def _severity(record: Record, severity: str) -> Table:
             advice[f["advice"]].append(f["check"])
     return Table(
         title=counted(len(found), severity),
-        columns=(Column(name="check"), Column(name="where"), Column(name="found")),
+        columns=(Column("check"), Column("where"), Column("found")),
         rows=tuple((f["check"], f["where"], f["text"]) for f in found),
         notes=tuple(f"{', '.join(checks)}: {text}." for text, checks in advice.items()),
     )
@@ -60,10 +60,10 @@ def _near_copies(record: Record) -> Iterator[Part]:
     yield Table(
         title="Pairs of nearly equal images in different roles, most alike first",
         columns=(
-            Column(name="image"),
-            Column(name="other image"),
-            Column(name="cosine", kind="number"),
-            Column(name="bits that differ", kind="count"),
+            Column("image"),
+            Column("other image"),
+            Column("cosine", "number"),
+            Column("bits that differ", "count"),
         ),
         rows=tuple(
             (
@@ -88,10 +88,10 @@ def _scores(rows: list[Record]) -> Table:
     return Table(
         title="Accuracy of the linear head with and without images that nearly equal one of fit",
         columns=(
-            Column(name="backbone"),
-            Column(name="role"),
-            Column(name="all images", kind="share", interval=True),
-            Column(name="without near copies", kind="share", interval=True),
+            Column("backbone"),
+            Column("role"),
+            Column("all images", "share", interval=True),
+            Column("without near copies", "share", interval=True),
         ),
         rows=tuple(
             (

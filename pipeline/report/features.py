@@ -42,7 +42,7 @@ def skipped(images: list[Mapping[str, Any]], file: str) -> list[Part]:
     return [
         Table(
             title="Skipped images",
-            columns=(Column(name="image"), Column(name="reason")),
+            columns=(Column("image"), Column("reason")),
             rows=tuple(
                 (
                     f"{one['domain']}/{one['path']}" if "domain" in one else one["path"],
@@ -60,10 +60,10 @@ def stores(rows: Sequence[Mapping[str, Any]]) -> list[Part]:
     table = Table(
         title="",
         columns=(
-            *(Column(name=name) for name in ("store", "holds", "precision")),
-            *(Column(name=name, kind="count") for name in ("rows", "parts")),
-            Column(name="MB", kind="seconds"),
-            Column(name="set aside", kind="count"),
+            *(Column(name) for name in ("store", "holds", "precision")),
+            *(Column(name, "count") for name in ("rows", "parts")),
+            Column("MB", "seconds"),
+            Column("set aside", "count"),
         ),
         rows=tuple(
             (

@@ -62,14 +62,14 @@ def _domain(record: Record, domain: str, role: str) -> Table:
     return Table(
         title=f"{where}: {counted(images, 'image')} of {counted(patients, 'patient')}",
         columns=(
-            Column(name="method"),
-            Column(name="backbone"),
-            Column(name="seed", kind="count", csv_only=not seeds),
-            Column(name="accuracy", kind="share", interval=True),
-            Column(name="AUROC", kind="share", interval=True),
-            Column(name="points", kind="points", interval=True),
-            Column(name="p", kind="p"),
-            Column(name="train s", kind="seconds"),
+            Column("method"),
+            Column("backbone"),
+            Column("seed", "count", csv_only=not seeds),
+            Column("accuracy", "share", interval=True),
+            Column("AUROC", "share", interval=True),
+            Column("points", "points", interval=True),
+            Column("p", "p"),
+            Column("train s", "seconds"),
         ),
         rows=tuple(line(row) for row in here),
         key="finetune",
@@ -88,11 +88,11 @@ def _against_heads(record: Record) -> Iterator[Part]:
         yield Table(
             title="Accuracy against the best head of `headrace heads`",
             columns=(
-                Column(name="method"),
-                Column(name="head"),
-                Column(name="domain"),
-                Column(name="points", kind="points", interval=True),
-                Column(name="p", kind="p"),
+                Column("method"),
+                Column("head"),
+                Column("domain"),
+                Column("points", "points", interval=True),
+                Column("p", "p"),
             ),
             rows=tuple(
                 (
@@ -117,19 +117,19 @@ def _costs(models: Sequence[Row]) -> Table:
     return Table(
         title="What was trained, and what it cost",
         columns=(
-            Column(name="method"),
-            Column(name="backbone"),
-            Column(name="trained part"),
-            Column(name="parameters", kind="count"),
-            Column(name="epochs", kind="count"),
-            Column(name="train s", kind="seconds"),
-            Column(name="images/s", kind="seconds"),
+            Column("method"),
+            Column("backbone"),
+            Column("trained part"),
+            Column("parameters", "count"),
+            Column("epochs", "count"),
+            Column("train s", "seconds"),
+            Column("images/s", "seconds"),
             Column(
-                name="heads",
-                kind="count",
+                "heads",
+                "count",
                 help="Heads that could be fitted on stored features in the same time.",
             ),
-            Column(name="loss at the end"),
+            Column("loss at the end"),
         ),
         rows=tuple(
             (

@@ -100,13 +100,13 @@ def _domain(heads: Sequence[str], best: str, rows: Sequence[Row], pairs: Sequenc
     return Table(
         title=f"{where}: {images} of {patients}",
         columns=(
-            Column(name="head"),
-            Column(name="best", kind="mark"),
-            *(Column(name=n, kind="share", interval=True) for n in _NAMES.values()),
-            Column(name="points", kind="points", interval=True),
-            Column(name="p", kind="p"),
-            Column(name="fit s", kind="seconds"),
-            *(Column(name=m, kind="number", interval=True, csv_only=True) for m in others),
+            Column("head"),
+            Column("best", "mark"),
+            *(Column(n, "share", interval=True) for n in _NAMES.values()),
+            Column("points", "points", interval=True),
+            Column("p", "p"),
+            Column("fit s", "seconds"),
+            *(Column(m, "number", interval=True, csv_only=True) for m in others),
         ),
         rows=tuple(line(head) for head in heads if (head, "accuracy") in values),
         key="heads",
@@ -133,10 +133,10 @@ def _seeds(found: Sequence[Row]) -> Iterator[Table]:
     yield Table(
         title=f"Does the seed matter? Accuracy over {rows[0]['seeds']} trainings",
         columns=(
-            Column(name="head"),
-            Column(name="domain"),
-            Column(name="mean accuracy", kind="share", interval=True),
-            Column(name="sd", kind="number"),
+            Column("head"),
+            Column("domain"),
+            Column("mean accuracy", "share", interval=True),
+            Column("sd", "number"),
         ),
         rows=tuple(
             (
@@ -163,11 +163,11 @@ def _algorithms(found: Sequence[Row]) -> Iterator[Table]:
             f"accuracy against {first['baseline']}"
         ),
         columns=(
-            Column(name="head"),
-            Column(name="points", kind="points"),
-            Column(name="P(worse)", kind="share"),
-            Column(name="P(equal)", kind="share", help=f"Within {100 * first['rope']:.0f} point."),
-            Column(name="P(better)", kind="share"),
+            Column("head"),
+            Column("points", "points"),
+            Column("P(worse)", kind="share"),
+            Column("P(equal)", kind="share", help=f"Within {100 * first['rope']:.0f} point."),
+            Column("P(better)", kind="share"),
         ),
         rows=tuple((p["head"], p["difference"], p["worse"], p["equal"], p["better"]) for p in rows),
         key="heads_algorithms",

@@ -256,7 +256,7 @@ def _block(part: Part) -> dict[str, Any] | None:
 def _bookkeeping(results: Path, records: Records, missing: Sequence[str]) -> dict[str, Any]:
     table = Table(
         title=f"Files in results/{results.name}",
-        columns=(Column(name="stage"), Column(name="file"), Column(name="written (UTC)")),
+        columns=(Column("stage"), Column("file"), Column("written (UTC)")),
         rows=tuple(
             (name, STAGES[name][0], f"{_written(results / STAGES[name][0]):%Y-%m-%d %H:%M}")
             for name in records

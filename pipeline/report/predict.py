@@ -16,9 +16,9 @@ def tables(record: Mapping[str, Any]) -> list[Part]:
     table = Table(
         title="",
         columns=(
-            Column(name="image"),
-            Column(name="predicted"),
-            Column(name="probability", kind="share"),
+            Column("image"),
+            Column("predicted"),
+            Column("probability", "share"),
         ),
         rows=tuple((_end(r["path"]), r["predicted"], max(r["probability"])) for r in rows),
     )
@@ -30,8 +30,8 @@ def predictions(record: Mapping[str, Any]) -> Table:
     return Table(
         title="",
         columns=(
-            *(Column(name=name) for name in ("path", "key", "predicted")),
-            *(Column(name=name, kind="share") for name in record["classes"]),
+            *(Column(name) for name in ("path", "key", "predicted")),
+            *(Column(name, "share") for name in record["classes"]),
         ),
         rows=tuple(
             (r["path"], r["key"], r["predicted"], *r["probability"]) for r in record["rows"]

@@ -88,12 +88,12 @@ def _effects(target: Row) -> Table:
     return Table(
         title="Why accuracy is lost. Each division splits the same loss in another way",
         columns=(
-            Column(name="division"),
-            Column(name="effect"),
-            Column(name="points lost", kind="points", interval=True),
+            Column("division"),
+            Column("effect"),
+            Column("points lost", "points", interval=True),
             Column(
-                name="largest",
-                kind="percent",
+                "largest",
+                "percent",
                 help="Share of the bootstrap draws, in %, in which the effect is the largest.",
             ),
         ),
@@ -107,12 +107,12 @@ def _adaptation(target: Row) -> Table:
     return Table(
         title="What adaptation regains: fitted on one half of the target, scored on the other",
         columns=(
-            Column(name="method"),
-            Column(name="target labels"),
-            Column(name="accuracy", kind="share"),
-            Column(name="AUROC", kind="share"),
-            Column(name="points gained", kind="points", interval=True),
-            Column(name="p", kind="p"),
+            Column("method"),
+            Column("target labels"),
+            Column("accuracy", "share"),
+            Column("AUROC", "share"),
+            Column("points gained", "points", interval=True),
+            Column("p", "p"),
         ),
         rows=tuple(
             (
@@ -162,12 +162,12 @@ def _error_table(target: Row) -> Table:
     return Table(
         title="Error table (after Ng)",
         columns=(
-            Column(name="kind"),
-            Column(name="of"),
-            Column(name="% of images", kind="percent", interval=True),
+            Column("kind"),
+            Column("of"),
+            Column("% of images", "percent", interval=True),
             Column(
-                name="head refitted",
-                kind="percent",
+                "head refitted",
+                "percent",
                 interval=True,
                 help="The interval when the head is fitted again to other patients.",
             ),
@@ -187,16 +187,16 @@ def _detection(target: Row) -> Table:
     return Table(
         title="Is there a shift? Permutation tests by patient",
         columns=(
-            Column(name="test"),
-            Column(name="statistic", kind="number"),
-            Column(name="p", kind="p", help="After Holm."),
+            Column("test"),
+            Column("statistic", "number"),
+            Column("p", "p", help="After Holm."),
             Column(
-                name="p, source halves",
+                "p, source halves",
                 kind="p",
                 help="A control without a shift: the test must not find one.",
             ),
             Column(
-                name="p, planted shift",
+                "p, planted shift",
                 kind="p",
                 help="A control with one: the test should find it.",
             ),
@@ -225,9 +225,9 @@ def _domain_auc(target: Row, classes: Sequence[str]) -> Table:
     return Table(
         title="Domain classifier: how well features tell the source from the target",
         columns=(
-            Column(name="among"),
-            Column(name="AUC", kind="share", interval=True),
-            Column(name="p", kind="p"),
+            Column("among"),
+            Column("AUC", "share", interval=True),
+            Column("p", "p"),
         ),
         rows=tuple(
             (name, (one["auc"], one["low"], one["high"]), one["p"])
@@ -244,9 +244,9 @@ def _differences(target: Row) -> Table:
     return Table(
         title="Acquisition differences, in standard deviations within classes",
         columns=(
-            Column(name="property"),
-            Column(name="difference", kind="change", interval=True),
-            Column(name="named"),
+            Column("property"),
+            Column("difference", "change", interval=True),
+            Column("named"),
         ),
         rows=tuple(
             (row["name"], (row["effect"], row["low"], row["high"]), row["named"])
@@ -268,9 +268,9 @@ def _estimates(target: Row, classes: Sequence[str], *, detail: bool = True) -> T
     return Table(
         title="Estimates without labels of the target",
         columns=(
-            Column(name="of"),
-            Column(name="method"),
-            Column(name="%", kind="percent", interval=True),
+            Column("of"),
+            Column("method"),
+            Column("%", "percent", interval=True),
         ),
         rows=tuple(rows),
         notes=(found["warning"],),
@@ -284,16 +284,16 @@ def _calibration(target: Row) -> Table:
     return Table(
         title="Calibration",
         columns=(
-            Column(name="domain"),
-            Column(name="Brier score", kind="number"),
+            Column("domain"),
+            Column("Brier score", "number"),
             Column(
-                name="miscalibration",
-                kind="number",
+                "miscalibration",
+                "number",
                 help="The part of it that recalibration removes.",
             ),
-            Column(name="ECE", kind="number"),
-            Column(name="slope", kind="number", help="Below 1: scores are too extreme."),
-            Column(name="intercept", kind="number"),
+            Column("ECE", "number"),
+            Column("slope", "number", help="Below 1: scores are too extreme."),
+            Column("intercept", "number"),
         ),
         rows=tuple(
             (
@@ -316,13 +316,13 @@ def _thresholds(target: Row) -> Table:
     return Table(
         title="Thresholds chosen on the source",
         columns=(
-            Column(name="rule"),
-            Column(name="domain"),
-            Column(name="moved by"),
-            Column(name="threshold", kind="share"),
-            Column(name="sensitivity, %", kind="percent", interval=True),
-            Column(name="specificity, %", kind="percent", interval=True),
-            Column(name="reliable"),
+            Column("rule"),
+            Column("domain"),
+            Column("moved by"),
+            Column("threshold", "share"),
+            Column("sensitivity, %", kind="percent", interval=True),
+            Column("specificity, %", kind="percent", interval=True),
+            Column("reliable"),
         ),
         rows=tuple(
             (
@@ -356,10 +356,10 @@ def _subgroups(target: Row) -> Iterator[Table]:
         yield Table(
             title=f"Subgroups by {found['attribute']}, {found['domain']}",
             columns=(
-                Column(name="group"),
-                Column(name="images", kind="count"),
-                Column(name="patients", kind="count"),
-                *(Column(name=name, kind="share", interval=True) for name in _METRICS.values()),
+                Column("group"),
+                Column("images", "count"),
+                Column("patients", "count"),
+                *(Column(name, "share", interval=True) for name in _METRICS.values()),
             ),
             rows=tuple(
                 (
@@ -401,12 +401,12 @@ def _trained(rows: Sequence[Row]) -> Table:
     return Table(
         title="Networks that were trained on the source's images lose",
         columns=(
-            Column(name="method"),
-            Column(name="backbone"),
-            Column(name="target"),
-            Column(name="source", kind="share"),
-            Column(name="on the target", kind="share"),
-            Column(name="points lost", kind="points", interval=True),
+            Column("method"),
+            Column("backbone"),
+            Column("target"),
+            Column("source", "share"),
+            Column("on the target", "share"),
+            Column("points lost", "points", interval=True),
         ),
         rows=tuple(
             (

@@ -52,6 +52,63 @@ METRICS: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: Tables whose rows are those of the record, by its key: title and columns. A terminal leaves
+#: them out; those of :data:`WITHOUT_LABELS` are there for targets without labels too.
+DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
+    {
+        "detection": (
+            "Is there a shift? Permutation tests by patient",
+            (
+                Column("test", field="name"),
+                Column("statistic", "number"),
+                Column("p", "p", "Adjusted for three tests (Holm).", field="p_adjusted"),
+                Column("p, source halves", "p", "Without a shift.", field="p_null_control"),
+                Column("p, planted shift", "p", "With a shift.", field="p_positive_control"),
+                Column("not run because", field="refused"),
+            ),
+        ),
+        "domain_auc": (
+            "Domain classifier: how well features tell the source from the target",
+            (Column("among"), Column("AUC", "share", interval=True), Column("p", "p")),
+        ),
+        "covariates": (
+            "Acquisition differences, in standard deviations within classes",
+            (
+                Column("property", field="name"),
+                Column("difference", "change", interval=True),
+                Column("shown", field="named"),
+            ),
+        ),
+        "calibration": (
+            "Calibration",
+            (
+                Column("domain"),
+                Column("Brier score", "number", field="brier"),
+                Column("miscalibration", "number", "What recalibration would remove of it."),
+                Column("ECE", "number", field="ece"),
+                Column("slope", "number", "Below 1: scores are too extreme."),
+                Column("intercept", "number"),
+            ),
+        ),
+        "thresholds": (
+            "Thresholds chosen on the source",
+            (
+                Column("rule"),
+                Column("domain"),
+                Column("moved by", field="moved_by"),
+                Column("threshold", "share"),
+                Column("sensitivity, %", "percent", interval=True, field="sensitivity"),
+                Column("specificity, %", "percent", interval=True, field="specificity"),
+                Column("PPV", "share", field="ppv"),
+                Column("NPV", "share", field="npv"),
+                Column("reliable"),
+            ),
+        ),
+    }
+)
+WITHOUT_LABELS = ("detection", "domain_auc")
+
+
 def tables(record: Record) -> list[Part]:
     """The parts of a report on ``shift.json``; a terminal is shown the first ones of a target."""
     parts: list[Part] = []
@@ -68,293 +125,172 @@ def tables(record: Record) -> list[Part]:
 
 def _target(target: Row) -> Iterator[Part]:
     labelled = target["labelled"]
-    more = {"about": {"backbone": target["backbone"], "target": target["target"]}}
-    yield Heading(
-        f"{target['target']} on {target['backbone']}{'' if labelled else ', without labels'}"
-    )
+    about = {"backbone": target["backbone"], "target": target["target"]}
+    name = f"{target['target']} on {target['backbone']}"
+    yield Heading(name if labelled else f"{name}, without labels")
     yield target["verdict"]
     if labelled:
-        yield _effects(target, more)
-        yield _adaptation(target, more)
-        yield _error_table(target, more)
-    yield _estimates(target, more)
-    yield _detection(target, more)
-    yield _domain_auc(target, more)
-    if labelled:
-        yield _covariates(target, more)
-        yield _calibration(target, more)
-        yield _thresholds(target, more)
-        yield from _subgroups(target, more)
+        yield _effects(target, about)
+        yield _adaptation(target, about)
+        yield _error_table(target, about)
+    yield _estimates(target, about)
+    for key, (title, columns) in DETAILS.items():
+        if labelled or key in WITHOUT_LABELS:
+            notes = (target["covariates_summary"],) if key == "covariates" else ()
+            more: dict[str, Any] = {"key": f"shift_{key}", "about": about, "notes": notes}
+            yield table_of(title, columns, target[key], detail=True, **more)
+    yield from _subgroups(target, about)
     yield from map(Detail, target["caveats"])
 
 
-More = Mapping[str, Any]
-
-
-def _named(rows: Sequence[Row], names: Mapping[str, str]) -> list[Row]:
+def _named(rows: Sequence[Row], names: Mapping[str, str], **more: Any) -> list[Row]:
     """Rows with names for people."""
-    return [{**row, "name": names.get(row["name"], row["name"])} for row in rows]
+    return [{**row, "name": names.get(row["name"], row["name"]), **more} for row in rows]
 
 
-def _effects(target: Row, more: More) -> Table:
+def _effects(target: Row, about: Row) -> Table:
     return table_of(
         "Why accuracy is lost. Each division splits the same loss in another way",
         (
-            Column(name="division"),
-            Column(name="effect", field="name"),
-            Column(name="points lost", kind="points", interval=True),
+            Column("division"),
+            Column("effect", field="name"),
+            Column("points lost", "points", interval=True),
             Column(
-                name="largest, %",
-                kind="percent",
+                "largest, %",
+                "percent",
+                "Share of the bootstrap draws in which it is the largest of its division.",
                 field="largest",
-                help="Share of the bootstrap draws in which it is the largest of its division.",
             ),
         ),
         _named(target["effects"], EFFECTS),
         key="shift_effects",
-        **more,
+        about=about,
     )
 
 
-def _adaptation(target: Row, more: More) -> Table:
+def _adaptation(target: Row, about: Row) -> Table:
     return table_of(
         "What adaptation gains: fitted on one half of the target, scored on the other",
         (
-            Column(name="method"),
-            Column(name="target labels", field="target_labels"),
-            Column(name="accuracy", kind="share"),
-            Column(name="AUROC", kind="share", field="auroc"),
-            Column(name="points gained", kind="points", interval=True, field="difference"),
-            Column(name="p", kind="p", help="Adjusted for the number of methods (Holm)."),
+            Column("method"),
+            Column("target labels", field="target_labels"),
+            Column("accuracy", "share"),
+            Column("AUROC", "share", field="auroc"),
+            Column("points gained", "points", interval=True, field="difference"),
+            Column("p", "p", "Adjusted for the number of methods (Holm)."),
         ),
         [{**row, "p": row["difference"]["p_adjusted"]} for row in target["adaptation"]],
         key="shift_adaptation",
-        **more,
+        about=about,
     )
 
 
-def _error_table(target: Row, more: More) -> Table:
+def _error_table(target: Row, about: Row) -> Table:
     found = target["error_table"]
-    steps = [
-        {**row, "kind": "step", "refitted": _refitted(row)} for row in _named(found["steps"], STEPS)
+    refitted = [
+        None
+        if step["refit_low"] is None
+        else {"estimate": step["estimate"], "low": step["refit_low"], "high": step["refit_high"]}
+        for step in found["steps"]
     ]
+    steps = zip(_named(found["steps"], STEPS, kind="step"), refitted, strict=True)
     unknown = found["not_identifiable"].items()
     return table_of(
         "Error table (after Ng)",
         (
-            Column(name="kind"),
-            Column(name="of", field="name"),
-            Column(name="% of images", kind="percent", interval=True),
+            Column("kind"),
+            Column("of", field="name"),
+            Column("% of images", "percent", interval=True),
             Column(
-                name="head refitted",
-                kind="percent",
+                "head refitted",
+                "percent",
+                "The interval when the head is fitted again to other patients.",
                 interval=True,
                 field="refitted",
-                help="The interval when the head is fitted again to other patients.",
             ),
         ),
-        [*({**row, "kind": "error"} for row in _named(found["errors"], ERRORS)), *steps],
+        [
+            *_named(found["errors"], ERRORS, kind="error"),
+            *({**step, "refitted": interval} for step, interval in steps),
+        ],
         notes=tuple(f"{STEPS[step]}: not identifiable, {why}." for step, why in unknown),
         key="shift_errors",
+        about=about,
         detail=True,
-        **more,
     )
 
 
-def _refitted(step: Row) -> Row | None:
-    if step["refit_low"] is None:
-        return None
-    return {"estimate": step["estimate"], "low": step["refit_low"], "high": step["refit_high"]}
-
-
-def _estimates(target: Row, more: More) -> Table:
+def _estimates(target: Row, about: Row) -> Table:
     found = target["accuracy_range"]
     shares = [{**row, "of": f"share of {row['name']}"} for row in found["prevalence"]]
     return table_of(
         "Estimates without labels of the target",
         (
-            Column(name="of"),
-            Column(name="method"),
-            Column(name="%", kind="percent", interval=True),
-            Column(
-                name="predicted, %",
-                kind="percent",
-                field="predicted",
-                help="Share of the images that the head assigns to the class.",
-            ),
+            Column("of"),
+            Column("method"),
+            Column("%", "percent", interval=True),
+            Column("predicted, %", "percent", "As the head assigns them.", field="predicted"),
         ),
         [*({**row, "of": "accuracy"} for row in found["estimates"]), *shares],
         notes=(found["warning"],),
         key="shift_estimates",
+        about=about,
         detail=target["labelled"],
-        **more,
     )
 
 
-def _detection(target: Row, more: More) -> Table:
-    return table_of(
-        "Is there a shift? Permutation tests by patient",
-        (
-            Column(name="test", field="name"),
-            Column(name="statistic", kind="number"),
-            Column(name="p", kind="p", field="p_adjusted", help="Adjusted for three tests (Holm)."),
-            Column(
-                name="p, source halves",
-                kind="p",
-                field="p_null_control",
-                help="A control without a shift.",
-            ),
-            Column(
-                name="p, planted shift",
-                kind="p",
-                field="p_positive_control",
-                help="A control with a shift.",
-            ),
-            Column(name="not run because", field="refused"),
-        ),
-        target["detection"],
-        key="shift_detection",
-        detail=target["labelled"],
-        **more,
-    )
-
-
-def _domain_auc(target: Row, more: More) -> Table:
-    return table_of(
-        "Domain classifier: how well features tell the source from the target",
-        (
-            Column(name="among"),
-            Column(name="AUC", kind="share", interval=True),
-            Column(name="p", kind="p"),
-        ),
-        target["domain_auc"],
-        key="shift_domain_auc",
-        detail=True,
-        **more,
-    )
-
-
-def _covariates(target: Row, more: More) -> Table:
-    return table_of(
-        "Acquisition differences, in standard deviations within classes",
-        (
-            Column(name="property", field="name"),
-            Column(name="difference", kind="change", interval=True),
-            Column(name="shown", field="named"),
-        ),
-        target["covariates"],
-        notes=(target["covariates_summary"],),
-        key="shift_covariates",
-        detail=True,
-        **more,
-    )
-
-
-def _calibration(target: Row, more: More) -> Table:
-    removed = "The part of it that recalibration removes."
-    return table_of(
-        "Calibration",
-        (
-            Column(name="domain"),
-            Column(name="Brier score", kind="number", field="brier"),
-            Column(name="miscalibration", kind="number", help=removed),
-            Column(name="ECE", kind="number", field="ece"),
-            Column(name="slope", kind="number", help="Below 1: scores are too extreme."),
-            Column(name="intercept", kind="number"),
-        ),
-        target["calibration"],
-        key="shift_calibration",
-        detail=True,
-        **more,
-    )
-
-
-def _thresholds(target: Row, more: More) -> Table:
-    return table_of(
-        "Thresholds chosen on the source",
-        (
-            Column(name="rule"),
-            Column(name="domain"),
-            Column(name="moved by", field="moved_by"),
-            Column(name="threshold", kind="share"),
-            Column(name="sensitivity, %", kind="percent", interval=True, field="sensitivity"),
-            Column(name="specificity, %", kind="percent", interval=True, field="specificity"),
-            Column(name="PPV", kind="share", field="ppv"),
-            Column(name="NPV", kind="share", field="npv"),
-            Column(name="reliable"),
-        ),
-        target["thresholds"],
-        key="shift_thresholds",
-        detail=True,
-        **more,
-    )
-
-
-def _subgroups(target: Row, more: More) -> Iterator[Table]:
-    rows = target["subgroups"]
-    for attribute in dict.fromkeys(row["attribute"] for row in rows):
-        groups = [row for row in rows if row["attribute"] == attribute]
+def _subgroups(target: Row, about: Row) -> Iterator[Table]:
+    for attribute in dict.fromkeys(row["attribute"] for row in target["subgroups"]):
+        groups = [row for row in target["subgroups"] if row["attribute"] == attribute]
+        on_source = [{f"{m}_source": v["source"] for m, v in g["metrics"].items()} for g in groups]
         yield table_of(
             f"Subgroups by {attribute}, intervals for all groups at once",
             (
-                Column(name="group"),
-                Column(name="images", kind="count"),
-                Column(name="patients", kind="count"),
-                *(
-                    Column(name=name, kind="share", interval=True, field=metric)
-                    for metric, name in METRICS.items()
-                ),
-                *(
-                    Column(name=f"{name}, source", kind="share", field=f"{metric} source")
-                    for metric, name in METRICS.items()
-                ),
-                Column(name="no numbers because", field="reason"),
+                Column("group"),
+                Column("images", "count"),
+                Column("patients", "count"),
+                *(Column(n, "share", interval=True, field=m) for m, n in METRICS.items()),
+                *(Column(f"{n}, source", "share", field=f"{m}_source") for m, n in METRICS.items()),
+                Column("no numbers because", field="reason"),
             ),
-            [{**row, **row["metrics"], **_on_source(row)} for row in groups],
+            [{**g, **g["metrics"], **more} for g, more in zip(groups, on_source, strict=True)],
             notes=tuple(_lowest(groups)),
             key="shift_subgroups",
+            about={**about, "attribute": attribute},
             detail=True,
-            about={**more["about"], "attribute": attribute},
         )
-
-
-def _on_source(group: Row) -> dict[str, Any]:
-    return {f"{metric} source": value["source"] for metric, value in group["metrics"].items()}
 
 
 def _lowest(groups: Sequence[Row]) -> Iterator[str]:
     """The lowest group by each metric, and whether it is shown to be below all other images."""
     for metric, name in METRICS.items():
         for group in groups:
-            value = group["metrics"].get(metric, {})
-            if value.get("worst"):
-                against = ""
-                if value["difference"] is not None:
-                    shown = "is" if value["below"] else "is not"
-                    points = [
-                        f"{100 * value[key]:+.1f}"
-                        for key in ("difference", "difference_low", "difference_high")
-                    ]
-                    against = (
-                        f" It {shown} shown to be below all other images "
-                        f"({points[0]} points, {points[1]} to {points[2]})."
-                    )
-                yield f"{name} is lowest in {group['group']}.{against}"
+            value = group["metrics"].get(metric, {"worst": False})
+            if not value["worst"]:
+                continue
+            sentence = f"{name} is lowest in {group['group']}."
+            if value["difference"] is not None:
+                keys = ("difference", "difference_low", "difference_high")
+                points, low, high = (f"{100 * value[key]:+.1f}" for key in keys)
+                shown = "is" if value["below"] else "is not"
+                sentence += (
+                    f" It {shown} shown to be below all other images "
+                    f"({points} points, {low} to {high})."
+                )
+            yield sentence
 
 
 def _fine_tuned(rows: Sequence[Row]) -> Table:
-    def loss(row: Row) -> Row | None:
-        return next((e for e in row["effects"] if e["name"] == "accuracy_loss"), None)
-
+    losses = [next(e for e in row["effects"] if e["name"] == "accuracy_loss") for row in rows]
     return table_of(
         "The same loss of fine-tuned networks",
         (
-            *(Column(name=name) for name in ("method", "backbone", "target")),
-            Column(name="source", kind="share", field="source_accuracy"),
-            Column(name="on the target", kind="share", field="target_accuracy"),
-            Column(name="points lost", kind="points", interval=True, field="loss"),
+            *(Column(name) for name in ("method", "backbone", "target")),
+            Column("source", "share", field="source_accuracy"),
+            Column("on the target", "share", field="target_accuracy"),
+            Column("points lost", "points", interval=True, field="loss"),
         ),
-        [{**row, "loss": loss(row)} for row in rows],
+        [{**row, "loss": loss} for row, loss in zip(rows, losses, strict=True)],
         key="shift_fine_tuned",
         detail=True,
     )

@@ -49,7 +49,7 @@ NUMBERS: Mapping[str, Callable[[float], str]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Column:
     """What the values of one column are.
 

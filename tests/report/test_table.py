@@ -30,13 +30,13 @@ from pipeline.words import printable
 TABLE = Table(
     title="validation: 400 images",
     columns=(
-        Column(name="head"),
-        Column(name="best", kind="mark"),
-        Column(name="accuracy", kind="share", interval=True),
-        Column(name="points", kind="points", interval=True, help="Against the baseline."),
-        Column(name="p", kind="p"),
-        Column(name="AUROC", kind="share"),
-        Column(name="fit s", kind="seconds"),
+        Column("head"),
+        Column("best", "mark"),
+        Column("accuracy", "share", interval=True),
+        Column("points", "points", interval=True, help="Against the baseline."),
+        Column("p", "p"),
+        Column("AUROC", "share"),
+        Column("fit s", "seconds"),
     ),
     rows=(
         ("mlp", True, (0.96, 0.9391, 0.9782), (0.0049, -0.0071, 0.0131), 1.0, None, 40.82),
@@ -124,24 +124,24 @@ def test_csv_has_every_digit_and_a_column_for_each_bound():
 def test_tables_of_one_key_share_a_file():
     """The rows of every target stand below one another; a table without a key has no file."""
     one, other = (
-        Table(title="", columns=(Column(name="x"),), rows=((k,),), key="k", about={"target": k})
+        Table(title="", columns=(Column("x"),), rows=((k,),), key="k", about={"target": k})
         for k in "ab"
     )
-    parts = [one, "a sentence", Table(title="", columns=(Column(name="y"),), rows=()), other]
+    parts = [one, "a sentence", Table(title="", columns=(Column("y"),), rows=()), other]
     assert csv_files(parts) == {"k": "target,x\na,a\nb,b\n"}
 
 
 @pytest.mark.parametrize("name", ["=cmd|'/c calc'!A0", "+1", "-1+2", "@SUM(A1)"])
 def test_a_name_that_would_be_a_formula_is_text(name):
     """A spreadsheet does not show the apostrophe in front; numbers below 0 stay numbers."""
-    table = Table(title="", columns=(Column(name="x"),), rows=((name,), (-0.5,), ("a=b",)))
+    table = Table(title="", columns=(Column("x"),), rows=((name,), (-0.5,), ("a=b",)))
     assert to_csv(table) == f"x\n'{name}\n-0.5\na=b\n"
 
 
 @pytest.mark.parametrize("name", ["\t=1", "\r=1", "a\nb", "\udce4"])
 def test_a_name_of_control_characters_is_one_line(name):
     """Such a character is written as an escape, in which no formula begins."""
-    table = Table(title="", columns=(Column(name="x"),), rows=((name,),))
+    table = Table(title="", columns=(Column("x"),), rows=((name,),))
     assert to_csv(table) == f"x\n{printable(name)}\n"
     assert printable(name).isascii()
 
@@ -161,7 +161,7 @@ class _Texts(HTMLParser):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_is_shown_as_it_is(name):
     """In a cell, a header, a title and a note."""
-    column = Column(name=name, help=name)
+    column = Column(name, help=name)
     table = Table(title=name, columns=(column,), rows=((name,),), notes=(name,))
     assert [line.strip() for line in to_terminal(table).splitlines() if "─" not in line] == (
         [name] * 4
@@ -175,7 +175,7 @@ def test_a_name_is_shown_as_it_is(name):
 @given(st.text(min_size=1, max_size=12))
 def test_a_cell_of_markdown_stays_one_cell(name):
     """Whatever bytes a folder's name holds: two bars that are not escaped, one line."""
-    table = Table(title="", columns=(Column(name="x"),), rows=((name,),))
+    table = Table(title="", columns=(Column("x"),), rows=((name,),))
     line = to_markdown(table).splitlines()[2]
     assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 2
     assert "<" not in line.replace("&lt;", "")
@@ -191,7 +191,7 @@ def test_html_marks_numbers_and_names_the_rows():
 
 def test_details_are_not_on_the_terminal():
     """They are in the document; a terminal has the headings and the sentences."""
-    hidden = Table(title="hidden", columns=(Column(name="x"),), rows=(("1",),), detail=True)
+    hidden = Table(title="hidden", columns=(Column("x"),), rows=(("1",),), detail=True)
     parts = [Heading("b on net"), "Accuracy falls.", Detail("One seed."), hidden, TABLE]
     text = terminal_text(parts)
     assert text.startswith("b on net\n\nAccuracy falls.\n\nvalidation: 400 images\n")
@@ -203,7 +203,7 @@ def test_details_are_not_on_the_terminal():
 
 def test_a_table_without_rows_shows_its_title_and_notes():
     """An empty grid says nothing; a CSV file still has its header."""
-    empty = Table(title="t", columns=(Column(name="x", kind="p"),), rows=(), notes=("None.",))
+    empty = Table(title="t", columns=(Column("x", "p"),), rows=(), notes=("None.",))
     assert to_terminal(empty) == "t\nNone."
     assert to_markdown(empty) == "### t\n\n- None."
     assert to_html(empty) == '\n<p class="note">None.</p>'
@@ -217,10 +217,10 @@ def test_a_table_is_made_of_the_rows_of_a_record():
         {"name": "b", "estimate": None, "gain": {"estimate": 0.1, "low": None, "high": None}},
     ]
     columns = (
-        Column(name="method", field="name"),
-        Column(name="accuracy", kind="share", interval=True),
-        Column(name="images", kind="count"),
-        Column(name="points", kind="points", interval=True, field="gain"),
+        Column("method", field="name"),
+        Column("accuracy", "share", interval=True),
+        Column("images", "count"),
+        Column("points", "points", interval=True, field="gain"),
     )
     table = table_of("t", columns, rows, key="k")
     assert table.rows == (
