@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.report.heads import not_scored
-from pipeline.report.table import Column, Detail, Heading, Part, Table, interval
+from pipeline.report.table import Column, Detail, Heading, Part, Table, table_of
 from pipeline.words import counted
 
 Record = Mapping[str, Any]
@@ -15,142 +15,134 @@ _LEGEND = (
 )
 #: Before the name of a head that methods are compared with.
 _HEADS = "heads/"
+#: Networks that are trained from nothing belong to no backbone, and stand beside each.
+_OWN = "pixels"
 
 
 def tables(record: Record) -> list[Part]:
     """The parts of a report on ``finetune.json``; see ``pipeline.finetune.stage.evaluate``."""
-    models = record["models"]
-    if not models:
+    if not record["models"]:
         return ["No method has been trained yet."]
-    classes = ", ".join(record["classes"])
-    domains = dict.fromkeys((row["domain"], row["role"]) for row in record["rows"])
-    return [
-        Heading(f"{record['study']}: frozen and fine-tuned networks, classes {classes}"),
-        _LEGEND,
-        *(_domain(record, domain, role) for domain, role in domains),
-        *_against_heads(record),
-        _costs(models),
-        *_caveats(record),
-        *(not_scored(name, images) for name, images in record["unlabelled"].items()),
+    names = dict.fromkeys(model["backbone"] for model in record["models"])
+    parts: list[Part] = []
+    for backbone in [name for name in names if name != _OWN] or list(names):
+        parts += _backbone(record, backbone)
+    parts += [
+        f"The heads of {backbone} were fitted to other images than these methods, so they are "
+        "not compared."
+        for backbone in record["other_heads"]
     ]
+    return [*parts, *(not_scored(name, images) for name, images in record["unlabelled"].items())]
 
 
-def _domain(record: Record, domain: str, role: str) -> Table:
-    here = [row for row in record["rows"] if (row["domain"], row["role"]) == (domain, role)]
-    seconds = {_name(model): model["seconds"] for model in record["models"]}
-    from_lp: dict[tuple[Any, ...], Row] = {}
-    for one in record["differences"]:
-        if (one["domain"], one["role"], one["baseline"]) == (domain, role, "lp"):
-            # Networks of their own have the name of no backbone, and are compared beside one.
-            from_lp[_name(one)] = from_lp["pixels", *_name(one)[1:]] = one
-
-    def line(row: Row) -> tuple[Any, ...]:
-        difference = from_lp.get(_name(row))
-        return (
-            row["method"],
-            row["backbone"],
-            row["seed"],
-            *(interval(row.get(metric)) for metric in ("accuracy", "auroc")),
-            interval(difference),
-            None if difference is None else difference["p_adjusted"],
-            seconds[_name(row)],
-        )
-
-    where = "validation" if role == "validation" else domain
-    seeds = len({row["seed"] for row in here}) > 1
-    images, patients = here[0]["images"], here[0]["patients"]
-    return Table(
-        title=f"{where}: {counted(images, 'image')} of {counted(patients, 'patient')}",
-        columns=(
-            Column("method"),
-            Column("backbone"),
-            Column("seed", "count", csv_only=not seeds),
-            Column("accuracy", "share", interval=True),
-            Column("AUROC", "share", interval=True),
-            Column("points", "points", interval=True),
-            Column("p", "p"),
-            Column("train s", "seconds"),
-        ),
-        rows=tuple(line(row) for row in here),
-        key="finetune",
-        about={"domain": domain, "role": role},
-    )
+def _backbone(record: Record, backbone: str) -> Iterator[Part]:
+    models = [m for m in record["models"] if m["backbone"] in (backbone, _OWN)]
+    rows = [row for row in record["rows"] if row["backbone"] in (backbone, _OWN)]
+    differences = [one for one in record["differences"] if one["backbone"] == backbone]
+    classes = ", ".join(record["classes"])
+    yield Heading(f"{record['study']} on {backbone}, fine-tuned, classes {classes}")
+    yield _LEGEND
+    seconds = {_name(model): model["seconds"] for model in models}
+    for domain, role in dict.fromkeys((row["domain"], row["role"]) for row in rows):
+        from_lp = {
+            _name(one): one
+            for one in differences
+            if (one["domain"], one["role"], one["baseline"]) == (domain, role, "lp")
+        }
+        here = [
+            {**row, "train s": seconds[_name(row)], **_difference(from_lp.get(_name(row)))}
+            for row in rows
+            if (row["domain"], row["role"]) == (domain, role)
+        ]
+        yield _domain(here, backbone)
+    yield from _against_heads(differences, backbone)
+    yield _costs(models, backbone)
+    yield from _caveats(models)
 
 
 def _name(row: Row) -> tuple[Any, ...]:
-    return (row["backbone"], row["method"], row["seed"])
+    return row["method"], row["seed"]
 
 
-def _against_heads(record: Record) -> Iterator[Part]:
-    """Methods against the best head of stage 2, on the same images."""
-    rows = [one for one in record["differences"] if one["baseline"].startswith(_HEADS)]
-    if rows:
-        yield Table(
-            title="Accuracy against the best head of `headrace heads`",
-            columns=(
-                Column("method"),
-                Column("head"),
-                Column("domain"),
-                Column("points", "points", interval=True),
-                Column("p", "p"),
-            ),
-            rows=tuple(
-                (
-                    one["method"],
-                    one["baseline"].removeprefix(_HEADS),
-                    "validation" if one["role"] == "validation" else one["domain"],
-                    interval(one),
-                    one["p_adjusted"],
-                )
-                for one in rows
-            ),
-            key="finetune_heads",
-        )
-    for backbone in record["other_heads"]:
-        yield (
-            f"The heads of {backbone} were fitted to other images than these methods, so they are "
-            "not compared."
-        )
+def _difference(found: Row | None) -> dict[str, Any]:
+    return {"difference": found, "p": None if found is None else found["p_adjusted"]}
 
 
-def _costs(models: Sequence[Row]) -> Table:
-    return Table(
-        title="What was trained, and what it cost",
-        columns=(
+def _domain(rows: Sequence[Row], backbone: str) -> Table:
+    first = rows[0]
+    where = "validation" if first["role"] == "validation" else first["domain"]
+    images, patients = counted(first["images"], "image"), counted(first["patients"], "patient")
+    several = len({row["seed"] for row in rows}) > 1
+    return table_of(
+        f"{where}: {images} of {patients}",
+        (
             Column("method"),
-            Column("backbone"),
-            Column("trained part"),
-            Column("parameters", "count"),
-            Column("epochs", "count"),
+            Column("backbone", csv_only=True),
+            Column("seed", "count", csv_only=not several),
+            Column("accuracy", "share", interval=True, field="accuracy"),
+            Column("AUROC", "share", interval=True, field="auroc"),
+            Column("points", "points", interval=True, field="difference"),
+            Column("p", "p"),
             Column("train s", "seconds"),
-            Column("images/s", "seconds"),
-            Column(
-                "heads",
-                "count",
-                help="Heads that could be fitted on stored features in the same time.",
-            ),
-            Column("loss at the end"),
         ),
-        rows=tuple(
-            (
-                model["method"],
-                model["backbone"],
-                model["moved"],
-                model["trainable_parameters"],
-                model["epochs"],
-                model["seconds"],
-                model["images_per_second"],
-                model["heads_in_the_same_time"],
-                model["trend"] or ("too few epochs" if model["epochs"] else ""),
-            )
-            for model in models
-        ),
-        key="finetune_costs",
+        rows,
+        key="finetune",
+        about={"backbone": backbone, "domain": first["domain"], "role": first["role"]},
     )
 
 
-def _caveats(record: Record) -> Iterator[Part]:
-    models = record["models"]
+def _against_heads(differences: Sequence[Row], backbone: str) -> Iterator[Table]:
+    """Methods against the best head of stage 2, on the same images."""
+    rows = [one for one in differences if one["baseline"].startswith(_HEADS)]
+    if rows:
+        yield table_of(
+            "Accuracy against the best head of `headrace heads`",
+            (
+                Column("method"),
+                Column("head"),
+                Column("where"),
+                Column("points", "points", interval=True),
+                Column("p", "p", field="p_adjusted"),
+            ),
+            [
+                {
+                    **one,
+                    "head": one["baseline"].removeprefix(_HEADS),
+                    "where": "validation" if one["role"] == "validation" else one["domain"],
+                }
+                for one in rows
+            ],
+            key="finetune_heads",
+            about={"backbone": backbone},
+        )
+
+
+def _costs(models: Sequence[Row], backbone: str) -> Table:
+    trends = [m["trend"] or ("too few epochs" if m["epochs"] else "") for m in models]
+    return table_of(
+        "What was trained, and what it cost",
+        (
+            Column("method"),
+            Column("trained part", field="moved"),
+            Column("parameters", "count", field="trainable_parameters"),
+            Column("epochs", "count"),
+            Column("train s", "seconds", field="seconds"),
+            Column("images/s", "seconds", field="images_per_second"),
+            Column(
+                "heads",
+                "count",
+                "Heads that could be fitted on stored features in the same time.",
+                field="heads_in_the_same_time",
+            ),
+            Column("loss at the end"),
+        ),
+        [{**m, "loss at the end": trend} for m, trend in zip(models, trends, strict=True)],
+        key="finetune_costs",
+        about={"backbone": backbone},
+    )
+
+
+def _caveats(models: Sequence[Row]) -> Iterator[Part]:
     if len({model["seed"] for model in models}) == 1:
         yield Detail("One seed was trained: a difference between methods may be one of seeds.")
     for model in models:

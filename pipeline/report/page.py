@@ -158,16 +158,14 @@ def headline(parts: Parts, audit: Mapping[str, Any] | None) -> str:
 def _models(parts: Parts) -> dict[str, dict[str, Any]]:
     """Accuracy by domain of the best head, the linear one, and the best fine-tuned network."""
     models: dict[str, dict[str, Any]] = {}
-    heads = _tables(parts, "heads")
-    heads = [table for table in heads if table.about["backbone"] == heads[0].about["backbone"]]
-    for table in heads:
+    for table in _of_first_backbone(parts, "heads"):
         domain = table.title.split(":")[0]
         rows = [dict(zip(table.names, row, strict=True)) for row in table.rows]
         chosen = [row for row in rows if row["best"]] + [r for r in rows if r["head"] == "linear"]
         for row in chosen:
             models.setdefault(row["head"], {})[domain] = row["accuracy"]
     trained: dict[str, dict[str, Any]] = {}
-    for table in _tables(parts, "finetune"):
+    for table in _of_first_backbone(parts, "finetune"):
         for name, value in zip(table.values("method"), table.values("accuracy"), strict=True):
             if name != "lp" and value:
                 trained.setdefault(name, {})[table.title.split(":")[0]] = value
@@ -180,6 +178,11 @@ def _models(parts: Parts) -> dict[str, dict[str, Any]]:
 def _tables(parts: Parts, key: str) -> list[Table]:
     found = (part for stage in parts.values() for part in stage if isinstance(part, Table))
     return [table for table in found if table.key == key and table.rows]
+
+
+def _of_first_backbone(parts: Parts, key: str) -> list[Table]:
+    found = _tables(parts, key)
+    return [table for table in found if table.about["backbone"] == found[0].about["backbone"]]
 
 
 def _list(values: Sequence[str]) -> str:

@@ -38,10 +38,6 @@ FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "heads-forest": ("forest.heads", "Accuracy of each head with its 95 % interval."),
         "heads-roc": ("roc.heads_roc", "ROC curves of the best heads, with their AUROC."),
-        "heads-reliability": (
-            "roc.heads_reliability",
-            "Observed against predicted probability of the best heads; on the diagonal they agree.",
-        ),
         "heads-confusion": (
             "roc.heads_confusion",
             "Images by true class (rows) and predicted class (columns) of the best heads.",
@@ -136,7 +132,7 @@ class Results:
             if isinstance(part, Table)
             and part.key == key
             and part.rows
-            and part.about.get("backbone", self.backbone) in (self.backbone, _OWN)
+            and part.about["backbone"] == self.backbone
         ]
         if not found:
             raise NothingToDrawError(f"the record has no table {key}")

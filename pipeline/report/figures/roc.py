@@ -1,6 +1,6 @@
 """Figures from the probability of each image: ROC, reliability, confusion."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,28 +46,21 @@ class _Curve:
 
 def heads_roc(found: Results) -> Figure:
     """ROC in each domain: of the best heads for two classes, of each class for more."""
-    best = _best(found, _CURVES)
-
-    def curves(scored: Callable[[str], Scored]) -> list[_Curve]:
-        if len(found.classes) > 2:
+    best, many = _best(found, _CURVES), len(found.classes) > 2
+    squares: dict[str, list[_Curve]] = {}
+    for table in found.tables("heads"):
+        scored = partial(found.scored, domain=table.about["domain"], split=table.about["role"])
+        curves = squares.setdefault(table.title.split(":")[0], [])
+        if many:
             label, proba = scored(best[0])
-            return [_roc(label == k, proba[:, k], name) for k, name in enumerate(found.classes)]
-        return [_roc(scored(head)[0] == 1, scored(head)[1][:, 1], head) for head in best]
-
-    figure = _squares(_each_domain(found, curves), ("1 - specificity", "sensitivity"))
-    what = f", {best[0]}, each class against the rest" if len(found.classes) > 2 else ""
+            curves += [_roc(label == k, proba[:, k], name) for k, name in enumerate(found.classes)]
+        for head in () if many else best:
+            label, proba = scored(head)
+            curves.append(_roc(label == 1, proba[:, 1], head))
+    figure = _squares(squares, ("1 - specificity", "sensitivity"))
+    what = f", {best[0]}, each class against the rest" if many else ""
     figure.suptitle(f"ROC with AUROC{printable(what)}", x=0.01, ha="left")
     return figure
-
-
-def heads_reliability(found: Results) -> Figure:
-    """Reliability of the best heads in each domain."""
-    best = _best(found, _CURVES)
-
-    def curves(scored: Callable[[str], Scored]) -> list[_Curve]:
-        return [_reliability(scored(head), head) for head in best]
-
-    return _reliabilities(_each_domain(found, curves), found.classes)
 
 
 def _best(found: Results, count: int) -> list[str]:
@@ -76,18 +69,6 @@ def _best(found: Results, count: int) -> list[str]:
     if learned := [name for name in names if name != "prior"][:count]:
         return learned
     raise NothingToDrawError("there is no head but the prior")
-
-
-def _each_domain(
-    found: Results, curves: Callable[[Callable[[str], Scored]], list[_Curve]]
-) -> dict[str, list[_Curve]]:
-    """Curves by title of the domain; ``curves`` gets a function that reads one head there."""
-    panels = {}
-    for table in found.tables("heads"):
-        domain, role = table.about["domain"], table.about["role"]
-        title = printable(table.title.split(":")[0])
-        panels[title] = curves(partial(found.scored, domain=domain, split=role))
-    return panels
 
 
 def shift_roc(found: Results) -> Figure:
@@ -123,17 +104,13 @@ def _transferred(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[floa
 
 def shift_reliability(found: Results) -> Figure:
     """Reliability of the head on the source, out of fold, and on each target."""
-    squares = {}
-    for table in found.tables("shift_calibration"):
-        target = table.about["target"]
-        squares[target] = [
-            _reliability(found.scored(None, domain), domain) for domain in ("source", target)
-        ]
-    return _reliabilities(squares, found.classes)
-
-
-def _reliabilities(squares: Mapping[str, list[_Curve]], classes: Sequence[str]) -> Figure:
-    what = f"P({classes[1]})" if len(classes) == 2 else "P(most probable class)"
+    targets = [table.about["target"] for table in found.tables("shift_calibration")]
+    squares = {
+        target: [_reliability(found.scored(None, domain), domain) for domain in ("source", target)]
+        for target in targets
+    }
+    binary = len(found.classes) == 2
+    what = f"P({found.classes[1]})" if binary else "P(most probable class)"
     figure = _squares(squares, (f"predicted {what}", "observed (isotonic fit)"))
     figure.suptitle("Reliability, with miscalibration of the Brier score", x=0.01, ha="left")
     return figure
