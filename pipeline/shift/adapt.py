@@ -15,6 +15,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 
 from pipeline.errors import UnknownNameError
+from pipeline.heads.base import probabilities
 from pipeline.heads.logistic import solve_path
 from pipeline.heads.preprocessing import times
 from pipeline.shift.domains import SourceModel
@@ -103,9 +104,9 @@ def standardisation(
 
 def _standardised(model: SourceModel, target: Rows, pseudo_count: float) -> Predictor:
     rows = np.asarray(target, dtype=np.float64)
-    own = len(rows) / (len(rows) + pseudo_count)
-    mean = own * rows.mean(axis=0) + (1 - own) * model.mean
-    scale = np.sqrt(own * rows.var(axis=0) + (1 - own) * model.scale**2)
+    share = len(rows) / (len(rows) + pseudo_count)
+    mean = share * rows.mean(axis=0) + (1 - share) * model.mean
+    scale = np.sqrt(share * rows.var(axis=0) + (1 - share) * model.scale**2)
     return lambda features: _proba(model, (features - mean) / scale)
 
 
@@ -134,7 +135,7 @@ def balanced_statistics(
     class has its own mean and variance, weighted by the head's responsibilities, and the
     classes are put together at the source's shares. Responsibilities and statistics are
     improved in turns, starting from the plain statistics. The head is calibrated first:
-    with a timid one (strong penalty) the turns stop short of the target's class mix.
+    with a strongly penalised one, which is unsure, the turns stop short of the target's class mix.
 
     Args:
         model: Head of the source.
@@ -145,10 +146,13 @@ def balanced_statistics(
         Mean (d,), scale (d,) > 0, and the target's own class mix (K,).
     """
     rows = np.asarray(target, dtype=np.float64)
-    squares = rows**2
+    squares, weights = rows**2, model.head.coef_.T
     mean, scale, prior = rows.mean(axis=0), _positive(rows.std(axis=0)), model.prior
     for _ in range(_BALANCE_ROUNDS):
-        proba = calibration(_proba(model, (rows - mean) / scale))
+        # The head's scores of (rows - mean) / scale, without making those rows.
+        scaled = weights / scale[:, None]
+        scores = rows @ scaled - mean @ scaled + model.head.intercept_
+        proba = calibration(probabilities(scores))
         responsible = reweighted(proba, prior / model.prior)
         totals = np.clip(responsible.sum(axis=0), _TINY, None)[:, None]
         means = responsible.T @ rows / totals

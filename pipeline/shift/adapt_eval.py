@@ -24,7 +24,7 @@ from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.paired_tests import Difference, holm, sign_flip, verdict
 from pipeline.heads.logistic import solve_path
 from pipeline.shift.adapt import ADAPTERS, AdapterSettings, adapt
-from pipeline.shift.domains import SourceModel
+from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 
 BASELINE = "source_only"
 """The method that every other is compared with."""
@@ -41,6 +41,7 @@ class AdaptationPlan:
         seeds: One division of the target into halves for each.
         shots: Labelled target images of each class, for the rows that do use labels.
         draws: Bootstrap draws and sign flips.
+        inverse_penalty: C of the source's head.
         settings: Hyper-parameters of the methods.
     """
 
@@ -48,6 +49,7 @@ class AdaptationPlan:
     seeds: tuple[int, ...] = tuple(range(10))
     shots: tuple[int, ...] = (5, 10, 25, 50)
     draws: int = DRAWS
+    inverse_penalty: float = INVERSE_PENALTY
     settings: AdapterSettings = field(default_factory=AdapterSettings)
 
     def digest(self) -> str:
@@ -94,7 +96,9 @@ class SealedLabels:
                 f"{plan_hash[:12]}: run the declared plan, or seal anew and say so"
             )
         if self.__label is None:
-            raise StudyError("this target has no labels: methods can adapt to it, not be scored")
+            raise StudyError(
+                "this target has no labels: methods can adapt to it, but not be scored"
+            )
         self.__reads += 1
         return self.__label.astype(np.int64)
 
@@ -133,10 +137,16 @@ def predict_target(
 
     Raises:
         UnknownNameError: The plan names a method that is not there.
-        StudyError: The plan lacks the baseline, or the target has one patient.
+        StudyError: The plan lacks the baseline or is of another head, or the target has one
+            patient.
     """
     if BASELINE not in plan.methods:
         raise StudyError(f"the methods of the plan lack the baseline {BASELINE!r}: add it")
+    if model.inverse_penalty != plan.inverse_penalty:
+        raise StudyError(
+            f"the head has C = {model.inverse_penalty:g}, the plan {plan.inverse_penalty:g}: "
+            "fit the head of the plan"
+        )
     features, folds = target.embedded(), _halves(target, plan)
     proba: dict[str, NDArray[np.float64]] = {}
     for name in plan.methods:
@@ -242,8 +252,8 @@ def score(
 
 
 def _better(row: AdaptationRow) -> bool:
-    found = row.difference
-    return found is not None and found.interval.low > 0 and found.p_adjusted <= LEVEL
+    gain = row.difference
+    return gain is not None and gain.interval.low > 0 and gain.p_adjusted <= LEVEL
 
 
 def _k_shot(
@@ -345,5 +355,5 @@ def _difference(
 
 def _mean_auroc(label: NDArray[np.int64], tables: NDArray[np.float64]) -> float | None:
     values = [metric("auroc", label, table) for table in tables]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None

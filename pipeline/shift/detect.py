@@ -81,7 +81,7 @@ class ShiftTest:
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """How far two domains are apart.
+    """Whether two domains differ, and how well a classifier separates them.
 
     Attributes:
         tests: One row for each of :data:`TESTS`.
@@ -120,12 +120,11 @@ def detect(
     """
     pair = _Pair(source=source, target=target, draws=draws, seed=seed)
     refuse_hopeless(source.patients, target.patients, draws)
-    apart = domain_auc(
+    auc = domain_auc(
         source, target.sealed(), draws=draws, class_draws=min(draws, CONTROL_DRAWS), seed=seed
     )
     # The classifier's AUC and its permutations are those of the test: they are made once.
-    known = {"ridge_c2st": (apart.overall.auc.estimate, apart.overall.p)}
-    observed = _rows(pair, known)
+    observed = _rows(pair, {"ridge_c2st": (auc.overall.auc.estimate, auc.overall.p)})
     tested = [row.test for row in observed if row.p is not None]
     adjusted = dict(
         zip(tested, holm([row.p for row in observed if row.p is not None]), strict=True)
@@ -141,7 +140,7 @@ def detect(
             )
             for row in observed
         ),
-        domain_auc=apart,
+        domain_auc=auc,
         draws=draws,
         notes=_notes(pair),
     )
@@ -177,12 +176,13 @@ class _Pair:
     seed: int
 
     def __post_init__(self) -> None:
-        for what in ("features", "proba"):
-            widths = [getattr(one, what).shape[1] for one in (self.source, self.target)]
-            if widths[0] != widths[1]:
+        for name in ("embedded", "scored"):
+            source, target = (getattr(rows, name)().shape[1] for rows in (self.source, self.target))
+            if source != target:
+                what = "features" if name == "embedded" else "probabilities"
                 raise StudyError(
-                    f"source and target differ in the width of their {what} ({widths[0]} and "
-                    f"{widths[1]}): use one backbone and one head for both"
+                    f"source and target differ in the width of their {what} ({source} and "
+                    f"{target}): use one backbone and one head for both"
                 )
 
     @property
@@ -219,10 +219,9 @@ def _score_ks(pair: _Pair) -> tuple[float, float]:
 
 def _c2st(pair: _Pair) -> tuple[float, float]:
     """Ridge classifier two-sample test (Lopez-Paz and Oquab 2017); the statistic is the AUC."""
-    found = separability(
-        pair.features, pair.is_target.astype(np.int64), pair.unit, draws=pair.draws, seed=pair.seed
-    )
-    return found.auc.estimate, found.p
+    domain = pair.is_target.astype(np.int64)
+    result = separability(pair.features, domain, pair.unit, draws=pair.draws, seed=pair.seed)
+    return result.auc.estimate, result.p
 
 
 def _mmd(pair: _Pair) -> tuple[float, float]:
@@ -260,7 +259,7 @@ def run_tests(
     return _rows(_Pair(source=source, target=target, draws=draws, seed=seed), {})
 
 
-def _rows(pair: _Pair, known: Mapping[str, tuple[float, float]]) -> list[ShiftTest]:
+def _rows(pair: _Pair, computed: Mapping[str, tuple[float, float]]) -> list[ShiftTest]:
     rows = []
     for name, test in TESTS.items():
         if name in _NEED_PATIENTS and pair.fewest_patients < _NEEDED_PATIENTS:
@@ -272,7 +271,7 @@ def _rows(pair: _Pair, known: Mapping[str, tuple[float, float]]) -> list[ShiftTe
                 )
             )
             continue
-        statistic, p = known[name] if name in known else test(pair)
+        statistic, p = computed[name] if name in computed else test(pair)
         rows.append(ShiftTest(test=name, statistic=statistic, p=p))
     return rows
 
@@ -289,19 +288,19 @@ def _controls(
     patients, member = np.unique(pair.source.group, return_inverse=True)
     share = min(0.5, pair.target.patients / patients.size)
     chosen = rng.permutation(patients.size)[: round(share * patients.size)]
-    away = np.isin(member, chosen)
-    kept, other = pair.source.take(~away), pair.source.take(away)
-    shifted = _planted(other.embedded(), rng)
+    in_second = np.isin(member, chosen)
+    first, second = pair.source.take(~in_second), pair.source.take(in_second)
+    shifted = _planted(second.embedded(), rng)
     planted = (
-        kept.with_(proba=predict_proba(kept.embedded())),
-        other.with_(features=shifted, proba=predict_proba(shifted)),
+        first.with_(proba=predict_proba(first.embedded())),
+        second.with_(features=shifted, proba=predict_proba(shifted)),
     )
     draws = min(pair.draws, CONTROL_DRAWS)
-    found = []
-    for first, second in ((kept, other), planted):
-        rows = run_tests(first, second, draws=draws, seed=pair.seed)
-        found.append({row.test: row.p for row in rows})
-    return found[0], found[1]
+    control, with_shift = (
+        {row.test: row.p for row in run_tests(*halves, draws=draws, seed=pair.seed)}
+        for halves in ((first, second), planted)
+    )
+    return control, with_shift
 
 
 def _planted(features: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.floating]:
@@ -378,9 +377,9 @@ def mmd_statistics(
     """
     order = np.argsort(unit, kind="stable")
     rows, unit = _scaled(features)[order], unit[order]
-    t = labels[order].astype(np.float64)
+    labels = labels[order]
     norms, median = np.einsum("ij,ij->i", rows, rows), median_distance(rows)
-    within, sums = np.zeros((2, len(BANDWIDTHS), t.shape[1]))
+    within, sums = np.zeros((2, len(BANDWIDTHS), labels.shape[1]))
     total = np.zeros((len(BANDWIDTHS), 1))
     spans = [slice(start, start + tile) for start in range(0, len(rows), tile)]
     for a, b in combinations_with_replacement(spans, 2):
@@ -388,15 +387,15 @@ def mmd_statistics(
         if a == b:
             np.fill_diagonal(squared, 0)  # exact, where rounding is not
         first_a, first_b = (np.flatnonzero(np.diff(unit[s], prepend=-1)) for s in (a, b))
-        t_a, t_b = t[a][first_a], t[b][first_b]
+        t_a, t_b = (labels[s][f].astype(np.float64) for s, f in ((a, first_a), (b, first_b)))
         for i, kernel in enumerate(_kernels(np.clip(squared, 0, None), median)):
             joined = np.add.reduceat(np.add.reduceat(kernel, first_b, axis=1), first_a, axis=0)
             form = (t_a * (joined @ t_b)).sum(axis=0)
             within[i] += form if a == b else 2 * form
             sums[i] += joined.sum(axis=1) @ t_a + (0 if a == b else joined.sum(axis=0) @ t_b)
             total[i] += joined.sum() * (1 if a == b else 2)
-    n_t = t.sum(axis=0)
-    n_s, across = len(t) - n_t, sums - within
+    n_t = labels.sum(axis=0).astype(np.float64)
+    n_s, across = len(labels) - n_t, sums - within
     pairs_t = (within - n_t) / (n_t * (n_t - 1))
     pairs_s = (total - 2 * across - within - n_s) / (n_s * (n_s - 1))
     return np.asarray(pairs_t + pairs_s - 2 * across / (n_t * n_s))

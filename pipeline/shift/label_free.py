@@ -93,7 +93,7 @@ def estimate_accuracy(
         for value, values in zip(estimate[0], np.concatenate([d for d, _ in drawn]).T, strict=True)
     ]
     accuracy = dict(zip(FORMULAS, intervals, strict=False))
-    values = [found.estimate for found in accuracy.values()]
+    values = estimate[0, : len(FORMULAS)].tolist()
     return AccuracyEstimate(
         accuracy=accuracy,
         low=min(values),
@@ -247,8 +247,8 @@ def fit_calibration(proba: NDArray[np.floating], label: NDArray[np.integer]) -> 
     """
     logs = _logs(proba)
     start = _no_calibration(logs.shape[1])
-    found = _solve_calibrations(logs, label, np.ones((1, len(label))), start)[0]
-    return Calibration(slope=float(found[0]), bias=found[1:])
+    theta = _solve_calibrations(logs, label, np.ones((1, len(label))), start)[0]
+    return Calibration(slope=float(theta[0]), bias=theta[1:])
 
 
 def _logs(proba: NDArray[np.floating]) -> Shares:

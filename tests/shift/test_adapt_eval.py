@@ -222,7 +222,7 @@ def test_sealed_labels_do_not_leak_by_printing_copying_or_pickling():
 
 def test_a_target_without_labels_can_be_predicted_but_not_scored():
     """The error says what can still be done."""
-    with pytest.raises(StudyError, match="can adapt to it, not be scored"):
+    with pytest.raises(StudyError, match="can adapt to it, but not be scored"):
         SealedLabels(None, "abc").unseal("abc")
 
 
@@ -233,16 +233,19 @@ def test_every_setting_of_the_plan_changes_its_digest():
         replace(PLAN, methods=("source_only",)),
         replace(PLAN, seeds=(1, 0)),
         replace(PLAN, draws=100),
+        replace(PLAN, inverse_penalty=1.0),
         *(replace(PLAN, settings=AdapterSettings(**{name: 1})) for name in vars(AdapterSettings())),
     ]
     assert len({plan.digest() for plan in (PLAN, *changed)}) == len(changed) + 1
     assert AdaptationPlan().digest() == AdaptationPlan().digest()
 
 
-def test_plans_without_a_baseline_and_targets_of_one_patient_are_refused(world):
-    """Both errors say what is missing."""
+def test_plans_that_do_not_fit_and_targets_of_one_patient_are_refused(world):
+    """Each error says what is missing."""
     model, target, _ = world
     with pytest.raises(StudyError, match="lack the baseline 'source_only'"):
         predict_target(model, target, replace(PLAN, methods=("coral",)))
+    with pytest.raises(StudyError, match=r"the head has C = 0.01, the plan 1: fit"):
+        predict_target(model, target, replace(PLAN, inverse_penalty=1.0))
     with pytest.raises(StudyError, match="one patient"):
         predict_target(model, replace(target, group=np.zeros(200)), PLAN)
