@@ -1,6 +1,6 @@
 """Facts of one image that say nothing of its class: size, greys, file, and how it looks.
 
-The audit asks whether they tell the label all the same, and shift how hospitals differ in
+The audit tests whether they predict the label all the same, and shift how hospitals differ in
 them. The measures of appearance are what a technician would name (exposure, contrast, noise,
 sharpness, marks in the corners); each is made to ignore what the others measure.
 """
