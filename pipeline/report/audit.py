@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pipeline.report.table import Column, Part, Table
+from pipeline.report.table import Column, Part, Table, table_of
 from pipeline.words import counted
 
 Record = Mapping[str, Any]
@@ -41,11 +41,14 @@ def _severity(record: Record, severity: str) -> Table:
     for f in found:
         if f["advice"] and f["check"] not in advice.setdefault(f["advice"], []):
             advice[f["advice"]].append(f["check"])
-    return Table(
-        title=counted(len(found), severity),
-        columns=(Column("check"), Column("where"), Column("found")),
-        rows=tuple((f["check"], f["where"], f["text"]) for f in found),
-        notes=tuple(f"{', '.join(checks)}: {text}." for text, checks in advice.items()),
+    notes = [f"{', '.join(checks)}: {text}." for text, checks in advice.items()]
+    if any(f["examples"] for f in found):
+        notes.append("The images are named in audit.json.")
+    return table_of(
+        counted(len(found), severity),
+        (Column("check"), Column("where"), Column("found", field="text")),
+        found,
+        notes=tuple(notes),
     )
 
 

@@ -1,0 +1,197 @@
+"""What people are shown of each stage: short, plain, and the same numbers everywhere."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+
+from pipeline import report
+from pipeline.report import parts_of, show
+from pipeline.report.predict import predictions
+from pipeline.report.table import Table, to_csv
+from tests.report.made_up import write_comparison, write_heads, write_shift
+
+#: Words that nobody outside the project would use.
+RIDDLES = re.compile(
+    r"\b(told?|foretold|foretell|mend|fix|fixes|habits?|honest|honestly|F\d+|treatment|here|there)\b"
+)
+ELEVEN = ("mlp", "forest", "linear", *"abcdefg", "prior")
+
+
+def finding(severity, check="copies", where="source"):
+    return {
+        "check": check, "severity": severity, "where": where, "text": "1 image is a copy",
+        "examples": "a/p1_0.png", "advice": "Remove it", "values": {},
+    }  # fmt: skip
+
+
+AUDIT = {
+    "schema": 3, "study": "made up", "images": 120, "measured": 3, "seconds": 1.0,
+    "counts": {"leak": 1, "warning": 2, "note": 0, "ok": 1},
+    "findings": [
+        finding("leak"), finding("warning"), finding("warning", where="far"),
+        finding("ok", "patients", "all roles"),
+    ],
+    "near_copies": [
+        {
+            "number": number, "cosine": 0.999, "bits": 2,
+            "images": [{"path": f"{name}.png", "role": name, "label": "a"} for name in "xy"],
+        }
+        for number in range(7)
+    ],
+    "scores": [], "leave_out": ["there/y.png"],
+}  # fmt: skip
+FEATURES = {
+    "study": "made up",
+    "backbones": [
+        {
+            "backbone": "tiny", "computed": 40, "reused": 20, "skipped": 12, "images_in": 72,
+            "seconds": 2.0, "images_per_second": 20.0, "dim": 8, "store": "features/tiny-0",
+        }
+    ],
+    "skipped": [
+        {"domain": "far", "path": f"{k}.png", "reason": "not an image"} for k in range(12)
+    ],
+}  # fmt: skip
+PREDICT = {
+    "head": "linear", "backbone": "tiny", "study": "made up", "images": 40, "computed": 1,
+    "classes": ["a", "=b"], "contains_training_features": True,
+    "rows": [
+        {"path": "x" * 70 + "/1.png", "key": "00", "predicted": "a", "probability": [0.9, 0.1]},
+        {"path": "2.png", "key": "01", "predicted": "=b", "probability": [0.25, 0.75]},
+    ],
+    "skipped": [{"path": "3.png", "reason": "not an image"}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def records(tmp_path):
+    """A made-up record of each stage."""
+    return {
+        "heads": write_heads(tmp_path, heads=ELEVEN),
+        "finetune": write_comparison(tmp_path),
+        "shift": write_shift(tmp_path),
+        "audit": AUDIT,
+        "features": FEATURES,
+        "predict": PREDICT,
+    }
+
+
+STAGES = ("heads", "finetune", "shift", "audit", "features", "predict")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_text_fits_a_terminal_and_uses_the_fields_words(records, stage):
+    """No line is longer than 120 columns, and no word needs a glossary of ours."""
+    text = show(stage, records[stage])
+    assert max(map(len, text.splitlines())) <= 120
+    assert not RIDDLES.findall(text)
+
+
+@pytest.mark.parametrize(("stage", "targets"), [("heads", 1), ("shift", 1), ("shift", 2)])
+def test_a_target_takes_forty_lines_at_most(tmp_path, stage, targets):
+    """Of eleven heads, or of what a target's accuracy is lost to and regained by."""
+    if stage == "heads":
+        record = write_heads(tmp_path, heads=ELEVEN)
+    else:
+        record = write_shift(tmp_path, targets=("far", "off")[:targets])
+    assert len(show(stage, record).splitlines()) <= 40 * targets
+
+
+def test_heads_are_in_one_order_with_the_best_marked(records):
+    """The order is the validation's in every table; the mark is on one head."""
+    tables = [part for part in parts_of("heads", records["heads"]) if isinstance(part, Table)]
+    validation, far = [table for table in tables if table.key == "heads"]
+    assert validation.values("head") == far.values("head")
+    assert validation.values("best") == far.values("best") == [True, *[False] * 10]
+
+
+def test_effects_and_methods_are_all_that_a_terminal_is_shown_of_a_target(records):
+    """Everything else is in the files."""
+    text = show("shift", records["shift"])
+    assert "Accuracy falls by 10.0 points on far." in text
+    assert "the head does not transfer" in text
+    assert "standardisation" in text
+    for more in ("Error table", "Permutation tests", "Subgroups", "52 patient ids"):
+        assert more not in text
+
+
+def test_a_target_without_labels_has_estimates(records):
+    """And none of the tables that need labels."""
+    (target,) = records["shift"]["targets"]
+    target["labelled"] = False
+    for key in ("effects", "adaptation", "calibration", "thresholds", "subgroups", "covariates"):
+        target[key] = []
+    target["error_table"] = None
+    text = show("shift", records["shift"])
+    assert "far on tiny, without labels" in text
+    assert "85.0 [82.0, 88.0]" in text
+    assert "Why accuracy is lost" not in text
+
+
+def test_files_have_the_numbers_of_the_record(records, tmp_path):
+    """A CSV file for each key, and a document for shift; tables of an earlier run are gone."""
+    (tmp_path / "shift_old.csv").write_text("x\n")
+    (tmp_path / "heads.csv").write_text("x\n")
+    names = {path.name for path in report.write("shift", records["shift"], tmp_path)}
+    assert {"shift.md", "shift_effects.csv", "shift_adaptation.csv", "shift_errors.csv"} <= names
+    assert {p.name for p in tmp_path.glob("*.csv")} == {*names, "heads.csv"} - {"shift.md"}
+    with (tmp_path / "shift_effects.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    effects = records["shift"]["targets"][0]["effects"]
+    assert [float(row["points_lost"]) for row in rows] == [one["estimate"] for one in effects]
+    assert {row["target"] for row in rows} == {"far"}
+    document = (tmp_path / "shift.md").read_text()
+    for words in ("### Error table (after Ng)", "no human error is given", "52 patient ids"):
+        assert words in document
+
+
+def test_a_subgroup_is_shown_with_what_is_known_of_it(records):
+    """Too few images have a reason, the lowest group a sentence."""
+    text = report.markdown_text("x", parts_of("shift", records["shift"]))
+    assert "| unknown | 10 | 10 | - | - | - | - | - | - | - | - | too few |" in text
+    assert (
+        "accuracy is lowest in M. It is shown to be below all other images "
+        "(-10.0 points, -18.0 to -2.0)."
+    ) in text
+
+
+def test_findings_are_grouped_and_advice_stands_once():
+    """The worst first; images are named in the file alone."""
+    text = show("audit", AUDIT)
+    assert text.index("1 leak") < text.index("2 warnings")
+    assert text.count("copies: Remove it.") == 2  # once for the leak, once for both warnings
+    assert "The images are named in audit.json." in text
+    assert "These checks found nothing: patients (all roles)." in text
+    assert "2 more pairs are in audit.json." in text
+    assert "p1_0" not in text
+    assert "No leak" not in text
+    assert "No leak was found." in show("audit", AUDIT | {"counts": AUDIT["counts"] | {"leak": 0}})
+
+
+def test_features_count_what_was_done_and_skipped():
+    """The first images with their reasons, and how many more there are."""
+    text = show("features", FEATURES)
+    assert text.startswith(
+        "tiny: 40 computed in 2.0 s (20.0/s), 20 reused, 12 skipped of 72 images"
+    )
+    assert text.count("not an image") == 10
+    assert "2 more are in features.json." in text
+    again = FEATURES["backbones"][0] | {"computed": 0}
+    assert "tiny: nothing to do" in show("features", FEATURES | {"backbones": [again]})
+
+
+def test_predictions_show_the_end_of_a_path_and_a_warning():
+    """The file has all of it, and text that would be a formula is none."""
+    text = show("predict", PREDICT)
+    assert re.search(r"^ \.\.\.x+/1\.png +a +\.900$", text, re.MULTILINE)
+    assert re.search(r"^ 2\.png +=b +\.750$", text, re.MULTILINE)
+    assert "1 image computed, 1 from the store." in text
+    assert "treat it as patient data" in text
+    assert "not a medical device" in text
+    rows = list(csv.DictReader(io.StringIO(to_csv(predictions(PREDICT)))))
+    assert [float(row["a"]) for row in rows] == [0.9, 0.25]
+    assert rows[1]["predicted"] == "'=b"
+    json.dumps(PREDICT)

@@ -1,0 +1,81 @@
+"""Names, counts and numbers as people read them, and values as JSON holds them."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from pipeline.words import (
+    are,
+    as_file_name,
+    counted,
+    have,
+    percent,
+    printable,
+    to_jsonable,
+    zero_noise,
+)
+
+LEFT = -4.441e-18
+
+
+@pytest.mark.parametrize(
+    ("n", "words"), [(0, "0 images are"), (1, "1 image is"), (2, "2 images are")]
+)
+def test_a_count_and_its_verb_go_together(n, words):
+    """Only one is singular."""
+    assert f"{counted(n, 'image')} {are(n)}" == words
+    assert have(n) == ("has" if n == 1 else "have")
+
+
+def test_an_irregular_plural_is_given():
+    """English has some."""
+    assert [counted(n, "copy", "copies") for n in (1, 2)] == ["1 copy", "2 copies"]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(LEFT, 0.0), (1.11e-16, 0.0), (-0.0, 0.0), (-4e-4, -4e-4), (1e-8, 1e-8)]
+)
+def test_only_what_rounding_leaves_is_nothing(value, shown):
+    """Small values stay, with their sign: an interval that ends at -0.0 points ends below 0."""
+    assert str(zero_noise(value)) == str(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("Zürich", "Zürich"),
+        ("a\nb", "a\\nb"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("p\udcff", "p\\udcff"),
+        ("b\u202e", "b\\u202e"),
+    ],
+)
+def test_a_name_cannot_drive_a_terminal(name, shown):
+    """What is not UTF-8, or turns the text round, is an escape."""
+    assert printable(name) == shown
+    printable(name).encode()
+
+
+def test_a_name_of_ours_is_a_part_of_a_files_name():
+    """Nothing in it leads to another folder."""
+    assert as_file_name("timm:a/b+c") == "timm_a_b+c"
+
+
+def test_a_share_is_shown_to_a_tenth_of_a_percent():
+    """With its sign."""
+    assert percent(0.955) == "95.5 %"
+
+
+@dataclass
+class _Row:
+    x: object
+
+
+def test_values_become_json():
+    """Dataclasses, arrays, tuples and numbers of NumPy; what is not finite is null."""
+    value = {1: _Row(x=np.array([1.5, np.nan])), "b": (np.float32(0.5), np.bool_(True), np.inf)}
+    plain = to_jsonable(value)
+    assert plain == {"1": {"x": [1.5, None]}, "b": [0.5, True, None]}
+    json.dumps(plain, allow_nan=False)
