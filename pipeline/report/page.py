@@ -5,7 +5,6 @@ nothing is loaded from elsewhere, no script runs in it. The same files give the 
 """
 
 import base64
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -290,21 +289,21 @@ def contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
             both = f"{', '.join(known[first])} in {first}, {', '.join(classes)} in {file}"
             yield f"classes are {both}"
     domains = {domain.name for domain in study.domains}
-    digests: dict[tuple[str, str], tuple[str, str]] = {}
+    first_with: dict[tuple[str, str], tuple[str, Any]] = {}
     for name in records:
-        found = _digests(study.results, name)
+        found = _images(study.results, name)
         there = {domain for _, domain in found}
         yield from (f"{d} is not in {files[name]}" for d in sorted(domains - there) if there)
         yield from (f"{d} in {files[name]} is not in the study" for d in sorted(there - domains))
-        for where, digest in sorted(found.items()):
-            file, other = digests.setdefault(where, (files[name], digest))
-            if digest != other:
+        for where, images in sorted(found.items()):
+            file, others = first_with.setdefault(where, (files[name], images))
+            if images != others:
                 yield f"{file} and {files[name]} have different images or labels of {where[1]}"
     yield from _recipes(records)
 
 
-def _digests(results: Path, name: str) -> dict[tuple[str, str], str]:
-    """Digest of the images and labels of each backbone and domain that a stage has scored."""
+def _images(results: Path, name: str) -> dict[tuple[str, str], list[tuple[bytes, int]]]:
+    """Content keys and labels of the images that a stage has scored, by backbone and domain."""
     try:
         kept = read_predictions(results / PROBABILITIES[name])
     except (KeyError, MissingPredictionsError):
@@ -313,8 +312,8 @@ def _digests(results: Path, name: str) -> dict[tuple[str, str], str]:
     for backbone, one in kept.items():
         for domain in dict.fromkeys(one.domain.tolist()):
             rows = one.domain == domain
-            pairs = sorted(zip(map(bytes, one.key[rows]), one.label[rows].tolist(), strict=True))
-            found[backbone, domain] = hashlib.sha256(repr(pairs).encode()).hexdigest()
+            pairs = zip(map(bytes, one.key[rows]), one.label[rows].tolist(), strict=True)
+            found[backbone, domain] = sorted(pairs)
     return found
 
 
