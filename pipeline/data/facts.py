@@ -213,7 +213,7 @@ def _jpeg_quality(data: bytes) -> float:
     """
     if not data.startswith(b"\xff\xd8"):
         return float("nan")
-    tables: Mapping[int, Any] = getattr(open_image(data), "quantization", {})
+    tables: Mapping[int, Any] = getattr(open_image(data)[0], "quantization", {})
     table = np.array(tables.get(0, ()))
     if table.size != _ANNEX_K.size:
         raise ImageError("damaged (no quantisation table)")

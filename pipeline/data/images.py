@@ -13,24 +13,22 @@ from the header and checked here, before anything is decoded.
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from struct import unpack_from
 from types import MappingProxyType
 from typing import TypeVar
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
-from PIL.JpegImagePlugin import jpeg_factory
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
+from pipeline.data.image_metadata import split_jpeg, split_png
 from pipeline.errors import ImageError, StudyError, UnknownNameError
 
 _MAX_PIXELS = 50_000_000
 _MIN_SIDE = 16
 _MAX_ASPECT = 50
 _TWELVE_BITS = 1 << 12
-_CHUNK_FRAME = 12  # a PNG chunk is its data and 4 bytes each of length, name and CRC
 #: Shares of each side: hidden in the middle, and shown in a corner.
 _CENTRE = 0.7
 _CORNER = 0.2
@@ -147,9 +145,10 @@ def measure_picture(data: bytes, measure: Callable[[Image.Image], _T]) -> _T:
         ImageError: As :func:`decode`.
     """
     try:
-        image = open_image(data)
-        ImageOps.exif_transpose(image, in_place=True)
-        return measure(_in_eight_bits(image))
+        image, orientation = open_image(data)
+        turn = _TURNS.get(orientation)
+        upright = image if turn is None else image.transpose(turn)
+        return measure(_in_eight_bits(upright))
     except ImageError:
         raise
     except MemoryError as cause:
@@ -182,11 +181,16 @@ def resize_pixels(pixels: Pixels, policy: PixelPolicy) -> Pixels:
 # From bytes to an image: what is opened, and the reason to give where a file is not.
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> tuple[Image.Image, int]:
     """Open a JPEG or PNG file; its pixels are decoded when they are first asked for.
+
+    Of several pictures in one JPEG file, as phones write them, this is the first.
 
     Args:
         data: The whole file. All of a PNG file is checked against its checksums here.
+
+    Returns:
+        The image as it is stored, and its orientation, 1 (upright) to 8, as EXIF counts.
 
     Raises:
         ImageError: Empty, no image, a format that is not allowed, several frames, too
@@ -194,12 +198,16 @@ def open_image(data: bytes) -> Image.Image:
     """
     if not data:
         raise ImageError("empty file")
-    opener = next((_OPENERS[magic] for magic in _OPENERS if data.startswith(magic)), None)
-    if opener is None:
+    if data.startswith(b"\xff\xd8"):
+        content, orientation = split_jpeg(data)
+        image: Image.Image = JpegImageFile(io.BytesIO(content))
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        content, orientation = split_png(data)
+        image = PngImageFile(io.BytesIO(content))
+    else:
         raise ImageError(_what_instead(data))
-    image = opener(data)
     check_size(*image.size)
-    return image
+    return image, orientation
 
 
 def check_size(width: int, height: int) -> None:
@@ -230,35 +238,6 @@ def _reason(data: bytes, cause: Exception) -> str:
     return f"damaged ({text})"
 
 
-def _open_jpeg(data: bytes) -> Image.Image:
-    image = jpeg_factory(io.BytesIO(data))
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise ImageError(_several_frames(frames))
-    return image
-
-
-def _open_png(data: bytes) -> Image.Image:
-    """Pillow alone checks neither the CRC of the pixel data nor that the end is there."""
-    at, name = 8, b""
-    while name != b"IEND":
-        if at + _CHUNK_FRAME > len(data):
-            raise ImageError("truncated")
-        length, name = unpack_from(">I4s", data, at)
-        end = at + 8 + length
-        if end + 4 > len(data):
-            raise ImageError("truncated")
-        if crc32(memoryview(data)[at + 4 : end]) != unpack_from(">I", data, end)[0]:
-            raise ImageError(f"damaged (wrong checksum of PNG chunk at byte {at})")
-        if name == b"acTL":
-            raise ImageError(_several_frames(*unpack_from(">I", data, at + 8)))
-        at = end + 4
-    return PngImageFile(io.BytesIO(data))
-
-
-def _several_frames(frames: int) -> str:
-    return f"{frames} frames: which one is meant cannot be known; save the one as a file"
-
-
 def _what_instead(data: bytes) -> str:
     """Name the kind of file, and never quote it: the text of a record can name a person."""
     for offset, magic, name in _OTHER_IMAGES:
@@ -274,9 +253,15 @@ def _what_instead(data: bytes) -> str:
     return f"not an image (found {'text' if is_text else 'unknown bytes'})"
 
 
-_OPENERS: Mapping[bytes, Callable[[bytes], Image.Image]] = MappingProxyType(
-    {b"\xff\xd8": _open_jpeg, b"\x89PNG\r\n\x1a\n": _open_png}
-)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _OTHER_IMAGES = (
     (0, b"GIF8", "GIF"),
     (0, b"II*\x00", "TIFF"),

@@ -1,0 +1,170 @@
+"""Metadata never makes a picture unusable, and only the orientation of it is believed."""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from pipeline.data.image_metadata import split_jpeg, split_png
+from pipeline.data.images import PixelPolicy, decode
+from tests.image_files import SIZE, jpeg, picture, png, turned
+
+AS_IS = PixelPolicy(size=SIZE)
+TURNED = 6
+
+
+def tiff(*entries: tuple[int, int, int, bytes], order: str = "<", after: bytes = b"") -> bytes:
+    """A TIFF structure with one directory of (tag, type, count, value or offset)."""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8)
+    body = b"".join(struct.pack(f"{order}HHI", *entry[:3]) + entry[3] for entry in entries)
+    return head + struct.pack(f"{order}H", len(entries)) + body + bytes(4) + after
+
+
+ORIENTATION = (0x0112, 3, 1, struct.pack("<HH", TURNED, 0))
+RATIONAL = tiff(
+    ORIENTATION, (0x829A, 10, 1, struct.pack("<I", 38)), after=struct.pack("<ii", -1, 0)
+)
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+def with_segment(marker: int, body: bytes) -> bytes:
+    """A JPEG file with one segment more, first of all."""
+    return jpeg()[:2] + segment(marker, body) + jpeg()[2:]
+
+
+def with_exif(content: bytes) -> bytes:
+    return with_segment(0xE1, b"Exif\0\0" + content)
+
+
+def with_chunk(name: bytes, body: bytes) -> bytes:
+    """A PNG file with one chunk more, after its header."""
+    chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return png()[:33] + chunk + png()[33:]
+
+
+BOMB = zlib.compress(bytes(3_000_000))
+HARMLESS = {
+    "EXIF that is no TIFF": with_exif(b"garbage that is no TIFF"),
+    "EXIF that is empty": with_exif(b""),
+    "EXIF that is cut": with_exif(b"II*\0\x08\0\0\0\x05\0"),
+    "EXIF with an offset far away": with_exif(b"II*\0\xff\xff\xff\x7f"),
+    "EXIF with a text as orientation": with_exif(tiff((0x0112, 2, 4, b"abc\0"))),
+    "EXIF with two orientations": with_exif(tiff((0x0112, 3, 2, struct.pack("<HH", 6, 3)))),
+    "EXIF with orientation 99": with_exif(tiff((0x0112, 3, 1, struct.pack("<HH", 99, 0)))),
+    "a directory of pictures that is none": with_segment(0xE2, b"MPF\0garbage"),
+    "a directory of no pictures": with_segment(0xE2, b"MPF\0" + tiff((0xB001, 4, 1, bytes(4)))),
+    "Photoshop data that are cut": with_segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04"),
+    "a colour profile without content": with_segment(0xE2, b"ICC_PROFILE\0"),
+    "a second JFIF segment that is cut": with_segment(0xE0, b"JFIF\0"),
+    "an Adobe segment that is cut": with_segment(0xEE, b"Adobe"),
+    "a comment that looks like markers": with_segment(0xFE, b"\xff\xfe\x00"),
+    "XMP with orientation 9": with_segment(
+        0xE1, b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="9"/>'
+    ),
+    "a compressed text that is a bomb": with_chunk(b"zTXt", b"k\0\0" + BOMB),
+    "an international text that is a bomb": with_chunk(b"iTXt", b"k\0\1\0\0\0" + BOMB),
+    "a colour profile that is a bomb": with_chunk(b"iCCP", b"k\0\0" + BOMB),
+    "a colour profile of another method": with_chunk(b"iCCP", b"k\0\5xx"),
+    "a text that is not compressed as it says": with_chunk(b"zTXt", b"Raw profile type exif\0\0x"),
+    "a profile that is no hexadecimal": with_chunk(
+        b"tEXt", b"Raw profile type exif\0\nexif\n8\nzz"
+    ),
+    "a resolution that is cut": with_chunk(b"pHYs", b"\0"),
+    "a gamma that is cut": with_chunk(b"gAMA", b""),
+    "EXIF in PNG that is no TIFF": with_chunk(b"eXIf", b"garbage"),
+    "an animation of one frame": with_chunk(b"acTL", struct.pack(">II", 1, 0)),
+    "a frame that is cut": with_chunk(b"fcTL", b"\0"),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_metadata_that_is_not_needed_changes_nothing(name):
+    """The pixels are those of the file without it, and nobody is warned."""
+    data = HARMLESS[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = decode(data, AS_IS)
+    plain = jpeg() if data.startswith(b"\xff") else png()
+    np.testing.assert_array_equal(pixels, decode(plain, AS_IS))
+
+
+XMP = f'<x tiff:Orientation="{TURNED}"/>'.encode()
+READABLE = {
+    "beside a rational of -1/0": with_exif(RATIONAL),
+    "beside a count beyond the file": with_exif(
+        tiff(ORIENTATION, (0x829A, 5, 0xFFFFFFFF, struct.pack("<I", 8)))
+    ),
+    "in big-endian order": with_exif(
+        tiff((0x0112, 3, 1, struct.pack(">HH", TURNED, 0)), order=">")
+    ),
+    "as a long number": with_exif(tiff((0x0112, 4, 1, struct.pack("<I", TURNED)))),
+    "before the directory is cut": with_exif(
+        tiff(ORIENTATION)[:-4].replace(b"\1\0\x12", b"\5\0\x12")
+    ),
+    "over two segments": jpeg()[:2]
+    + segment(0xE1, b"Exif\0\0" + RATIONAL[:20])
+    + segment(0xE1, b"Exif\0\0" + RATIONAL[20:])
+    + jpeg()[2:],
+    "in XMP alone": with_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP),
+    "in a chunk of its own": with_chunk(b"eXIf", RATIONAL),
+    "in XMP of a PNG file": with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+    "in compressed XMP": with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)),
+    "in a profile in hexadecimals": with_chunk(
+        b"zTXt",
+        b"Raw profile type exif\0\0"
+        + zlib.compress(b"\nexif\n  46\n" + (b"Exif\0\0" + RATIONAL).hex().encode() + b"\n"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_an_orientation_that_can_be_read_is_followed(name):
+    """Whatever else is wrong in the metadata around it."""
+    data = READABLE[name]
+    plain = jpeg() if data.startswith(b"\xff") else png()
+    upright = np.rot90(decode(plain, AS_IS), -1)
+    np.testing.assert_array_equal(decode(data, AS_IS), upright)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pillow_reads_the_same_orientation(orientation, file_format):
+    """Its own reader agrees on files that it writes."""
+    data = turned(orientation, file_format, picture())
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    np.testing.assert_array_equal(decode(data, AS_IS), np.asarray(upright))
+
+
+def test_the_colours_of_an_adobe_file_stay_as_declared():
+    """RGB and YCCK are known by a segment that must not be cut away."""
+    inks = np.dstack([picture(), picture(seed=1)[..., 0] // 3])
+    data = jpeg(Image.fromarray(inks, "CMYK"))
+    content, _ = split_jpeg(data)
+    assert b"Adobe" in content
+    as_pillow = Image.open(io.BytesIO(data)).convert("RGB")
+    np.testing.assert_array_equal(decode(data, AS_IS), np.asarray(as_pillow))
+
+
+def test_a_file_loses_nothing_but_metadata():
+    """The scan of a JPEG and the chunks of a PNG file come through byte by byte."""
+    content, orientation = split_jpeg(with_exif(RATIONAL))
+    assert (content, orientation) == (jpeg(), TURNED)
+    content, orientation = split_png(with_chunk(b"eXIf", RATIONAL))
+    assert (content, orientation) == (png(), TURNED)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=80))
+def test_any_bytes_as_exif_leave_the_picture_usable(content):
+    """A picture in one of the eight orientations comes out."""
+    flat = [decode(with_exif(content), AS_IS), decode(with_chunk(b"eXIf", content), AS_IS)]
+    assert [pixels.shape for pixels in flat] == [(SIZE, SIZE, 3)] * 2
