@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipeline.features.frozen import Frozen
 
 
-Found = tuple[Item, bytes]
+Keyed = tuple[Item, bytes]
 
 
 def predict(
@@ -73,15 +73,15 @@ def predict(
         raise ModelError(
             f"{model} takes {len(head.networks)} networks; one weights file cannot be for all"
         )
-    found, skipped = _find_images(images)
+    pairs, skipped = _find_images(images)
     unusable: dict[bytes, str] = {}
     stores, computed = [], set()
     for network in head.networks:
-        filled, new = _fill(network, found, unusable, root=store, engine=engine, weights=weights)
+        filled, new = _fill(network, pairs, unusable, root=store, engine=engine, weights=weights)
         stores.append(filled)
         computed |= new
-    good = [(item, key) for item, key in found if key not in unusable]
-    skipped += [_skip(item.path, unusable[key]) for item, key in found if key in unusable]
+    good = [(item, key) for item, key in pairs if key not in unusable]
+    skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
     _check_some(good, skipped)
     X = np.concatenate([filled.read([key for _, key in good]) for filled in stores], axis=1)
     rows = _rows(head, good, head.predict_proba(X))
@@ -104,7 +104,7 @@ def predict(
 
 
 def _rows(
-    head: SavedHead, good: Sequence[Found], proba: NDArray[np.float64]
+    head: SavedHead, good: Sequence[Keyed], proba: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -117,7 +117,7 @@ def _rows(
     ]
 
 
-def _check_some(good: Sequence[Found], skipped: Sequence[dict[str, str]]) -> None:
+def _check_some(good: Sequence[Keyed], skipped: Sequence[dict[str, str]]) -> None:
     if not good:
         first = f"; first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
         raise NoImagesError(
@@ -126,9 +126,9 @@ def _check_some(good: Sequence[Found], skipped: Sequence[dict[str, str]]) -> Non
         )
 
 
-def _find_images(images: Sequence[Path]) -> tuple[list[Found], list[dict[str, str]]]:
+def _find_images(images: Sequence[Path]) -> tuple[list[Keyed], list[dict[str, str]]]:
     """Images with their content keys, each file once, and those that cannot be read."""
-    found, skipped = [], []
+    pairs, skipped = [], []
     seen: set[str] = set()
     for given in images:
         items, unread = _items(given)
@@ -138,10 +138,10 @@ def _find_images(images: Sequence[Path]) -> tuple[list[Found], list[dict[str, st
                 continue
             seen.add(item.file)
             try:
-                found.append((item, read_image(item).key))
+                pairs.append((item, read_image(item).key))
             except ImageError as cause:
                 skipped.append(_skip(item.path, str(cause)))
-    return found, skipped
+    return pairs, skipped
 
 
 def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:
@@ -175,7 +175,7 @@ def _below(folder: Path) -> tuple[list[Item], list[Path]]:
 
 def _fill(
     network: Network,
-    found: Sequence[Found],
+    images: Sequence[Keyed],
     unusable: dict[bytes, str],
     *,
     root: Path,
@@ -186,7 +186,7 @@ def _fill(
 
     Args:
         network: Whose features.
-        found: The images.
+        images: Which are wanted.
         unusable: Gets the reasons of images that cannot be used.
         root: Folder of the stores.
         engine: What the user asks for.
@@ -197,7 +197,7 @@ def _fill(
     """
     choice = _choice(network, weights)
     store = FeatureStore(root, network.recipe)
-    missing = {key: item for item, key in found if key not in store and key not in unusable}
+    missing = {key: item for item, key in images if key not in store and key not in unusable}
     if missing:
         unusable |= fill_store(
             store,

@@ -162,15 +162,15 @@ def _own_files(folder: Path) -> list[Path]:
     """List the files of an older demo; refuse a folder that holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise StudyError(f"{folder} is a file; the demo needs a folder: choose another name")
-    found = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
+    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
     is_demo = any(_has_title(folder / name) for name in (STUDY, _PARTIAL))
-    for path in found:
+    for path in paths:
         if not (is_demo and _OWN.fullmatch(path.as_posix())):
             raise StudyError(
                 f"{folder} holds {path}, which no demo wrote; allowed is a new or empty folder, "
                 "or an older demo alone: choose another folder"
             )
-    return [folder / path for path in found if (folder / path).is_file() and path.name != _PARTIAL]
+    return [folder / path for path in paths if (folder / path).is_file() and path.name != _PARTIAL]
 
 
 def _has_title(study: Path) -> bool:

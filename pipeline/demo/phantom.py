@@ -249,7 +249,7 @@ def _vessels(rng: np.random.Generator) -> Plane:
         for angle in np.linspace(-1.3, 1.4, 8) + rng.normal(0, 0.2, 8):
             hilum = (side * 0.15, 0.05 * rng.standard_normal() - 0.05)
             _branch(draw, rng, (*hilum, angle if side > 0 else np.pi - angle), 0.16)
-    # The hila themselves are a haze of vessels too small to tell apart.
+    # The hila themselves are a haze of vessels too small to separate.
     haze = sum(np.exp(-_ellipse((side * 0.2, -0.06), (0.12, 0.2))) for side in (-1, 1))
     tree = ndimage.gaussian_filter(np.asarray(image, dtype=np.float32), 0.9)
     return np.asarray(tree + 0.12 * haze)

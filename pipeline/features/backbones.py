@@ -1,7 +1,7 @@
-"""Which frozen networks there are, where their weights come from, how they are built.
+"""The table of backbones: which frozen networks there are, and where their weights come from.
 
-To add one: write its ``Spec`` into ``BACKBONES``; the contract tests run over the
-table. Everything here can be asked for without importing torch, except ``build``.
+To add one: write its ``Spec`` into ``BACKBONES``; the contract tests run over the table.
+Nothing here imports torch before a network is built.
 """
 
 import re
@@ -72,7 +72,7 @@ def check_backbone_name(name: str) -> None:
 
 
 def policy_of(name: str, resize: str, mask: str = "none") -> PixelPolicy:
-    """Pixel policy of a backbone with the study's way of resizing, and a probe's mask."""
+    """Pixel policy of a backbone with the study's way of resizing, and a mask of the audit."""
     return replace(spec_of(name).policy, resize=resize, mask=mask)
 
 
@@ -109,9 +109,8 @@ def _advice(name: str) -> str:
 
 def _load(network: "torch.nn.Module", state: State, classifier: str) -> None:
     """Load all but the classifier, whatever its width; anything else must fit exactly."""
-    own = {k: v for k, v in state.items() if not k.startswith(classifier + ".")}
     setattr(network, classifier, _identity())
-    network.load_state_dict(own)
+    network.load_state_dict({k: v for k, v in state.items() if not k.startswith(classifier + ".")})
 
 
 def _identity() -> "torch.nn.Module":
@@ -201,12 +200,10 @@ def _timm_network(name: str, state: State) -> "torch.nn.Module":
     wanted = network.state_dict()
     classifier = network.default_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    own = {
-        k: t
-        for k, t in state.items()
-        if k in wanted or not k.startswith(tuple(h + "." for h in heads))
-    }
-    network.load_state_dict(own)
+    prefixes = tuple(head + "." for head in heads)
+    network.load_state_dict(
+        {k: t for k, t in state.items() if k in wanted or not k.startswith(prefixes)}
+    )
     return network  # type: ignore[no-any-return]
 
 

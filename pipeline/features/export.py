@@ -53,7 +53,7 @@ def _check_output(output: Path) -> None:
             if "export_format" in file.attrs:
                 return
     if output.exists():
-        raise StudyError(f"{output} is there and is no export of headrace: choose another name")
+        raise StudyError(f"{output} exists and is no export of headrace: choose another name")
 
 
 def _chosen(study: Study, backbone: str | None) -> BackboneChoice:

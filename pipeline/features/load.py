@@ -15,7 +15,7 @@ from pipeline.data.patients import FIT, TARGET, VALIDATION
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import MissingFeaturesError, NoImagesError, WeightsError
 from pipeline.features.backbones import policy_of, spec_of, weights_file
-from pipeline.features.weights import DigestMemory, file_digest
+from pipeline.features.weights import file_digest, state_digest_of
 from pipeline.study import SOURCE, BackboneChoice, Concatenation, Study
 from pipeline.words import are, counted, have
 
@@ -126,14 +126,14 @@ def store_for(study: Study, choice: BackboneChoice) -> FeatureStore:
         WeightsError: The weights are not here and cannot be fetched, or do not fit.
     """
     file = weights_file(choice.name, choice.weights)
-    memory = DigestMemory(study.store_root, choice.name, file_digest(file))
-    digest = memory.get()
-    if digest is None:
+
+    def digest() -> str:
         from pipeline.features.frozen import build, state_digest
 
-        digest = state_digest(build(choice.name, file))
-        memory.put(digest)
-    return FeatureStore(study.store_root, recipe_of(choice, digest))
+        return state_digest(build(choice.name, file))
+
+    weights = state_digest_of(study.store_root, choice.name, file_digest(file), digest)
+    return FeatureStore(study.store_root, recipe_of(choice, weights))
 
 
 def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:

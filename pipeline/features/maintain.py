@@ -1,4 +1,4 @@
-"""What ``headrace cache ls`` and ``verify`` find out about the stores."""
+"""What is in the stores, and whether it is whole: ``headrace cache ls`` and ``verify``."""
 
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -28,20 +28,23 @@ SAMPLE_TOLERANCE = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class StoreInfo:
-    """One line of ``headrace cache ls``; ``size`` in bytes, ``error`` why it is unreadable.
+    """One line of ``headrace cache ls``.
 
-    ``holds`` tells features of whole images from those of masked ones, which the audit asks,
-    and from activations within a network, which fine-tuning trains on.
+    Attributes:
+        holds: Features of whole images, of masked ones for the audit, or activations within
+            a network for fine-tuning.
+        size: Bytes.
+        error: Why the store cannot be read.
     """
 
     store: str
-    backbone: str
-    holds: str
-    precision: str
-    rows: int
-    parts: int
-    size: int
-    quarantined: int
+    backbone: str = ""
+    holds: str = ""
+    precision: str = ""
+    rows: int = 0
+    parts: int = 0
+    size: int = 0
+    quarantined: int = 0
     error: str = ""
 
 
@@ -52,17 +55,7 @@ def describe(root: Path) -> list[StoreInfo]:
 
 def _describe(name: str, store: FeatureStore | StoreFormatError) -> StoreInfo:
     if isinstance(store, StoreFormatError):
-        return StoreInfo(
-            store=name,
-            backbone="",
-            holds="",
-            precision="",
-            rows=0,
-            parts=0,
-            size=0,
-            quarantined=0,
-            error=str(store),
-        )
+        return StoreInfo(store=name, error=str(store))
     store.scan()
     return StoreInfo(
         store=store.path.name,

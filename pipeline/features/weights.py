@@ -1,4 +1,4 @@
-"""Files of weights: where they are, what is in them, what they are known by.
+"""Files of weights: where they are, what is in them, and their digests.
 
 A file from outside is data, never code: safetensors, or torch's format read without
 its pickle. It is hashed at every start, because a cached file is trusted by nobody.
@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,7 @@ class HubWeights:
         if self.path() is None:
             from torchvision.models import get_weight
 
-            with _patient_download():
+            with _download_limits():
                 get_weight(self.enum).get_state_dict(progress=True, check_hash=True)
         file = self.path()
         if file is None:
@@ -131,10 +131,8 @@ class WheelWeights:
 
     def path(self) -> Path | None:
         """See :class:`WeightsSource`."""
-        found = importlib.util.find_spec(self.package)
-        return (
-            None if found is None or found.origin is None else Path(found.origin).parent / self.file
-        )
+        spec = importlib.util.find_spec(self.package)
+        return None if spec is None or spec.origin is None else Path(spec.origin).parent / self.file
 
     def fetch(self) -> Path:
         """See :class:`WeightsSource`; there is nothing to download."""
@@ -155,8 +153,8 @@ class TimmWeights:
         """See :class:`WeightsSource`."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.hub_id or "", "model.safetensors")
-        return Path(found) if isinstance(found, str) else None
+        file = try_to_load_from_cache(self.hub_id or "", "model.safetensors")
+        return Path(file) if isinstance(file, str) else None
 
     def fetch(self) -> Path:
         """See :class:`WeightsSource`."""
@@ -168,7 +166,7 @@ class TimmWeights:
 
 
 @contextmanager
-def _patient_download() -> Iterator[None]:
+def _download_limits() -> Iterator[None]:
     """A host that never answers must not hold a run for ever, and stdout is for results.
 
     torch sets no limit and prints what it downloads.
@@ -182,41 +180,39 @@ def _patient_download() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-class DigestMemory:
-    """Remembers the state dict's digest of a weights file, so that none need be loaded.
+def state_digest_of(
+    store_root: Path, name: str, file_sha256: str, compute: Callable[[], str]
+) -> str:
+    """Digest of the state dict in a weights file; computed once, then remembered.
 
-    Disposable; keyed by the file's own SHA-256 and by how the file is loaded.
+    The memory, ``index/weights.json`` beside the stores, is disposable: one that is damaged or
+    cannot be written costs only time.
 
     Args:
         store_root: Folder of the feature stores.
         name: Backbone that the file is loaded into.
         file_sha256: Of the weights file.
+        compute: Loads the file into the network and digests it.
     """
+    file, entry = store_root / "index" / "weights.json", f"{name} v{_LOADING}: {file_sha256}"
+    memory = _remembered(file)
+    if isinstance(digest := memory.get(entry), str):
+        return digest
+    memory[entry] = digest = compute()
+    try:
+        disk.make_dir(file.parent)
+        disk.publish(file, json.dumps(memory, indent=1).encode())
+    except (OSError, WriteFailedError):
+        pass
+    return digest
 
-    def __init__(self, store_root: Path, name: str, file_sha256: str) -> None:
-        self._file = store_root / "index" / "weights.json"
-        self._entry = f"{name} v{_LOADING}: {file_sha256}"
 
-    def get(self) -> str | None:
-        """Digest of the loaded state dict, when this file has been loaded before."""
-        digest = self._load().get(self._entry)
-        return digest if isinstance(digest, str) else None
-
-    def put(self, digest: str) -> None:
-        """Take note; a failure costs only time."""
-        memory = self._load() | {self._entry: digest}
-        try:
-            disk.make_dir(self._file.parent)
-            disk.publish(self._file, json.dumps(memory, indent=1).encode())
-        except (OSError, WriteFailedError):
-            return
-
-    def _load(self) -> dict[str, Any]:
-        try:
-            memory = json.loads(disk.read_all(self._file))
-        except (OSError, ValueError):
-            return {}
-        return memory if isinstance(memory, dict) else {}
+def _remembered(file: Path) -> dict[str, Any]:
+    try:
+        memory = json.loads(disk.read_all(file))
+    except (OSError, ValueError):
+        return {}
+    return memory if isinstance(memory, dict) else {}
 
 
 def _first_line(error: BaseException) -> str:
