@@ -37,6 +37,7 @@ from pipeline.errors import (
     ImageError,
     NoImagesError,
     SkippedImagesError,
+    StudyError,
 )
 from pipeline.features.backbones import policy_of, spec_of, weights_file
 from pipeline.features.converted import ConvertedNetwork
@@ -54,7 +55,7 @@ from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
 from pipeline.features.weights import file_digest
 from pipeline.progress import Progress
 from pipeline.study import BackboneChoice, Study
-from pipeline.words import are, counted, have
+from pipeline.words import are, counted, have, printable
 
 if TYPE_CHECKING:
     from pipeline.features.frozen import Frozen
@@ -65,6 +66,10 @@ _WINDOW = 256
 #: From this many rows on, this share of them is suspicious.
 _FEW, _SHARE_OF_FEW = 20, 0.5
 _MANY, _SHARE_OF_MANY = 1000, 0.01
+#: A picture that is black, white or fully transparent shows nothing; more than this share of
+#: them, and so many, are no accident.
+_ONE_COLOUR = "all pixels have one colour"
+_FEW_OF_ONE_COLOUR, _SHARE_OF_ONE_COLOUR = 3, 0.01
 
 Image = tuple[bytes, Pixels]
 
@@ -248,6 +253,7 @@ def fill_store(
         ):
             same = _write_rows(rows, writer, unusable, progress, copies=copies)
     compact(store)
+    _refuse_many_of_one_colour(title, missing, unusable)
     if same:
         _LOG.warning(
             "%s: %s %s the features of another image: the same pixels in other bytes",
@@ -291,7 +297,10 @@ def decode_images(
 
 def _decode(key: bytes, item: Item, policy: PixelPolicy) -> Pixels:
     # The bytes that are hashed are the bytes that are decoded: no wrong row is possible.
-    return read_image(item, key).pixels(policy)
+    pixels = read_image(item, key).pixels(policy)
+    if policy.mask == "none" and (pixels == pixels[0, 0]).all():
+        raise ImageError(_ONE_COLOUR)
+    return pixels
 
 
 def compute_features(images: Iterable[Image], engine: Engine) -> Iterator[tuple[bytes, Features]]:
@@ -411,6 +420,19 @@ class FeatureGuard:
                 f"{count} of {self._rows} images {what}: the backbone looks dead. "
                 "Are these its weights?"
             )
+
+
+def _refuse_many_of_one_colour(
+    title: str, missing: Mapping[bytes, Item], unusable: Mapping[bytes, str]
+) -> None:
+    """More than a few black pictures are a mistake of an export, not of single pictures."""
+    empty = [key for key, reason in unusable.items() if reason == _ONE_COLOUR]
+    if len(empty) >= _FEW_OF_ONE_COLOUR and len(empty) > _SHARE_OF_ONE_COLOUR * len(missing):
+        raise StudyError(
+            f"{title}: {len(empty)} of {counted(len(missing), 'image')} show one colour only, more "
+            f"than {_SHARE_OF_ONE_COLOUR:.0%}; first: {printable(missing[empty[0]].path)}. Export "
+            "them again, or list them in the file of the study's `exclude`"
+        )
 
 
 def _warn_if_full(store: FeatureStore, size: int) -> None:

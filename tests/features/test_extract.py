@@ -19,7 +19,7 @@ import pipeline.features.extract as extract_module
 from cache import disk
 from cache.errors import CanaryError, WriteFailedError
 from cache.store import FeatureStore
-from pipeline.errors import SkippedImagesError
+from pipeline.errors import SkippedImagesError, StudyError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import store_for
@@ -121,6 +121,39 @@ def test_bad_images_are_counted_with_their_reason(study_file, builds):
     assert {skip["path"] for skip in written["skipped"]} == set(reasons)
     assert counts(extract(study, OPTIONS)) == (63, 0, 60, 3)
     assert builds == ["tiny"]
+
+
+def one_colour(file: Path, level: int) -> None:
+    """A picture of one grey, or fully transparent where the level is below 0."""
+    if level < 0:
+        rng = np.random.default_rng(-level)
+        colours = rng.integers(0, 256, (40, 40, 4), np.uint8)
+        colours[..., 3] = 0
+        Image.fromarray(colours).save(file)
+    else:
+        Image.fromarray(np.full((40, 40), level, np.uint8)).save(file)
+
+
+def test_pictures_of_one_colour_are_named_and_not_stored(study_file):
+    """Black or fully transparent: nothing can be seen in them."""
+    folder = study_file.parent / "here" / "a"
+    one_colour(folder / "p1_black.png", 0)
+    one_colour(folder / "p1_clear.png", -1)
+    report = extract(load_study(study_file), OPTIONS)
+    assert counts(report) == (62, 60, 0, 2)
+    assert {skip.path: skip.reason for skip in report.skipped} == {
+        f"a/p1_{name}.png": "all pixels have one colour" for name in ("black", "clear")
+    }
+
+
+def test_many_pictures_of_one_colour_stop_the_run(study_file):
+    """More than 1 %: an export went wrong. What could be computed is stored."""
+    for level in range(3):
+        one_colour(study_file.parent / "here" / "a" / f"p1_{level}.png", level)
+    study = load_study(study_file)
+    with pytest.raises(StudyError, match=r"3 of 63 images show one colour only, .* a/p1_0\.png"):
+        extract(study, OPTIONS)
+    assert len(store_for(study, study.backbones[0])) == 60
 
 
 def test_strict_makes_a_skip_an_error_after_the_rest_is_safe(study_file):
