@@ -168,11 +168,13 @@ def test_a_label_shift_alone_leaves_the_classes_alike():
 
 def test_small_domains_are_refused_by_name_and_noted():
     """Below 20 patients the tests of features say why; below 100 silence proves nothing."""
-    detection = found(*two_domains(np.random.default_rng(17), 30, 12), draws=39)
+    detection = found(*two_domains(np.random.default_rng(17), 60, 12), draws=39)
     scores, classifier, distances = detection.tests
     assert classifier.refused == "12 patients in a domain, needs 20"
     assert distances.p is distances.p_adjusted is None
     assert scores.p_adjusted == scores.p
+    # A control has no more patients than the target: its parts are of 48 and 12.
+    assert classifier.p_control is distances.p_planted is None
     assert "absence of evidence" in detection.notes[0]
 
 
@@ -250,6 +252,19 @@ def test_mmd_equals_a_double_loop(tile):
             within += mean_kernel(b, b, width, skip_same=True)
             expected = within - 2 * mean_kernel(a, b, width, skip_same=False)
             assert statistics[row, column] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_mmd_test_takes_the_largest_standard_score_of_the_bandwidths():
+    """Observed and permuted labels are scored alike."""
+    source, target = two_domains(np.random.default_rng(6), shift=0.3, clustered=True)
+    is_target = np.repeat([False, True], [len(source), len(target)])
+    unit = patient_units(is_target, np.concatenate([source.group, target.group]))
+    labels = permuted_labels(is_target, unit, draws=39, seed=0)
+    features = np.concatenate([source.features, target.features])
+    scores = stats.zscore(mmd_statistics(features, labels, unit), axis=1).max(axis=0)
+    row = run_tests(source, target, draws=39)[2]
+    assert row.statistic == pytest.approx(scores[0])
+    assert row.p == permutation_p(scores)
 
 
 def test_rotating_the_features_changes_no_mmd():
