@@ -28,8 +28,6 @@ from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 
 BASELINE = "source_only"
 """The method that every other is compared with."""
-#: A k-shot head is called better at this adjusted p-value.
-LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,8 +250,7 @@ def score(
 
 
 def _better(row: AdaptationRow) -> bool:
-    gain = row.difference
-    return gain is not None and gain.interval.low > 0 and gain.p_adjusted <= LEVEL
+    return row.difference is not None and row.difference.verdict == "better"
 
 
 def _k_shot(
@@ -349,7 +346,7 @@ def _difference(
         p=p,
         p_adjusted=p_adjusted,
         test="sign flips by patient",
-        verdict=verdict(low, high),
+        verdict=verdict(low, high, p_adjusted),
     )
 
 

@@ -167,9 +167,8 @@ def test_the_labels_that_are_needed_are_the_fewest_that_are_shown_to_help(world)
     result = scored(world, plan, 1 - label)
     needed = result.labels_needed
     for row in result.label_curve:
-        found = row.difference
-        enough = found.interval.low > 0 and found.p_adjusted <= 0.05
-        assert not enough or row.labels_per_class >= needed
+        enough = row.difference.interval.low > 0 and row.difference.p_adjusted < 0.05
+        assert enough == (row.labels_per_class >= needed)
     assert needed in plan.shots
     perfect = world[0].predict_proba(world[1].features).argmax(axis=1)
     assert scored(world, plan, perfect).labels_needed is None
