@@ -1,116 +1,118 @@
-"""Do the probabilities mean what they say? Scores, their parts, and the calibration line.
+"""Do the source's probabilities and thresholds still serve on the target?
 
-All of it is about one event with a foretold probability: the second class of two, or
-"the most probable class is right" of more.
+Calibration is of one event with a predicted probability: the second of two classes, or "the
+predicted class is right" of more. Thresholds are chosen on the source, from out-of-fold
+probabilities; the target's labels measure them and choose nothing.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
-from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
 
-from pipeline.errors import StudyError
-from pipeline.shift.domains import Cohort
-from pipeline.shift.label_free import AccuracyEstimate
-from pipeline.shift.operating import (
-    RULES,
-    OperatingPoint,
-    OperatingSettings,
-    Scores,
-    choose_threshold,
-    operate,
-)
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import draw_patients
+from pipeline.errors import StudyError, UnknownNameError
+from pipeline.evaluation.intervals import Interval, rate_interval
+from pipeline.evaluation.isotonic import fit_monotone
+from pipeline.evaluation.metrics import mean_of_ties
 
 _TINY = 1e-12
 _BINS = 15
-_NEWTON_STEPS = 50
-_SMALL_STEP = 1e-10
-#: Weak enough not to show, strong enough that separable data have an answer.
-_RIDGE = 1e-6
+#: Least specificity and sensitivity that the rules of these names ask for.
+SPECIFICITY, SENSITIVITY = 0.90, 0.95
 
 Probability = NDArray[np.floating]
 Event = NDArray[np.bool_]
-Score = Callable[[Event, Any], float]
+
+
+# Calibration.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corp:
-    """A proper score, split: score = miscalibration - discrimination + uncertainty."""
+class Calibration:
+    """How well the probabilities of one domain are calibrated.
 
-    score: float
-    """Mean score, lower is better."""
+    Attributes:
+        domain: ``source`` (out of fold) or ``target``.
+        event: What the probabilities are of: ``positive``, or of more than two classes
+            ``right``, that the predicted class is the true one.
+        brier: Brier score, lower is better: miscalibration - discrimination + uncertainty.
+        miscalibration: What recalibration would win, >= 0.
+        discrimination: What recalibrated probabilities win over the event's rate, >= 0.
+        uncertainty: Score of predicting the event's rate every time.
+        ece: Expected calibration error less its bias, >= 0.
+        ece_p: Share of events drawn from the probabilities that show as large an error.
+        slope: Below 1: probabilities are too extreme. None where all events are alike.
+        intercept: Above 0: the event is more frequent than predicted (at slope 1).
+    """
+
+    domain: str
+    event: str
+    brier: float
     miscalibration: float
-    """What recalibration would win, >= 0."""
     discrimination: float
-    """What the recalibrated probabilities win over the event's rate, >= 0."""
     uncertainty: float
-    """Score of foretelling the event's rate every time."""
+    ece: float
+    ece_p: float
+    slope: float | None
+    intercept: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrationError:
-    """Expected calibration error, and what it would be if all were well."""
-
-    plug_in: float
-    """Mean over bins of |rate - mean probability|; > 0 even for perfect probabilities."""
-    debiased: float
-    """The same less its estimated bias, >= 0."""
-    if_calibrated: float
-    """Mean plug-in value when events are drawn from the probabilities."""
-    p: float
-    """Share of such drawn values that are as large as the observed one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationLine:
-    """Logistic refit: logit P(event) = intercept + slope logit(p). Ideal: 0 and 1."""
-
-    intercept: float
-    """Above 0: the event is more frequent than foretold (at slope 1)."""
-    slope: float
-    """Below 1: probabilities are too extreme."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationReport:
-    """Everything about the probabilities of one domain."""
-
-    brier: Corp
-    """Of the Brier score."""
-    log_loss: Corp
-    """Of the log loss, nats."""
-    ece: CalibrationError
-    """15 bins of equal mass."""
-    line: CalibrationLine
-    """Slope and intercept."""
-
-
-def _brier(event: Event, p: Any) -> float:
-    return float(np.mean((p - event) ** 2))
-
-
-def _log_loss(event: Event, p: Any) -> float:
-    kept = np.clip(p, _TINY, 1 - _TINY)
-    return float(-np.mean(np.where(event, np.log(kept), np.log1p(-kept))))
-
-
-#: To add a proper score, write a function above and one line here.
-SCORES: Mapping[str, Score] = MappingProxyType({"brier": _brier, "log_loss": _log_loss})
-
-
-def calibration_report(event: Event, p: Probability, rng: np.random.Generator) -> CalibrationReport:
-    """Judge the probabilities of one domain.
+def calibration(data: DomainData, rng: np.random.Generator) -> Calibration:
+    """Measure the calibration of one domain.
 
     Args:
-        event: Shape (n,): it happened.
-        p: Shape (n,), foretold probability, in [0, 1].
+        data: Labels and probabilities that the head did not train on.
         rng: Source of the draws that say what calibrated probabilities would show.
+    """
+    binary = data.scored().shape[1] == 2
+    event, p = event_of(data)
+    score, miscalibration, discrimination, uncertainty = brier_parts(event, p)
+    error = calibration_error(event, p, rng)
+    line = calibration_line(event, p)
+    return Calibration(
+        domain=data.role,
+        event="positive" if binary else "right",
+        brier=score,
+        miscalibration=miscalibration,
+        discrimination=discrimination,
+        uncertainty=uncertainty,
+        ece=error.debiased,
+        ece_p=error.p,
+        slope=line and line[0],
+        intercept=line and line[1],
+    )
+
+
+def event_of(data: DomainData) -> tuple[Event, NDArray[np.float64]]:
+    """What is predicted and with which probability, both of shape (n,)."""
+    proba = np.clip(data.scored(), 0, 1)
+    if proba.shape[1] == 2:
+        return data.labelled() == 1, proba[:, 1]
+    return ~data.wrong(), proba.max(axis=1)
+
+
+def brier_parts(event: Event, p: Probability) -> tuple[float, float, float, float]:
+    """Split the Brier score without bins (CORP; Dimitriadis, Gneiting and Jordan 2021).
+
+    The recalibrated probabilities are the isotonic fit of the event on p, the best that
+    any monotone recalibration could do on these rows.
+
+    Args:
+        event: Shape (n,).
+        p: Shape (n,), in [0, 1].
+
+    Returns:
+        score, miscalibration, discrimination, uncertainty: score = the second less the third
+        plus the fourth.
 
     Raises:
         StudyError: Shapes differ, there are no rows, or a probability is none.
@@ -120,39 +122,31 @@ def calibration_report(event: Event, p: Probability, rng: np.random.Generator) -
             f"calibration needs one event and one probability from 0 to 1 per image, got shapes "
             f"{np.shape(event)} and {np.shape(p)}"
         )
-    return CalibrationReport(
-        brier=corp(event, p, SCORES["brier"]),
-        log_loss=corp(event, p, SCORES["log_loss"]),
-        ece=calibration_error(event, p, rng),
-        line=calibration_line(event, p),
+    score, best, constant = (
+        float(np.mean((q - event) ** 2)) for q in (p, fit_monotone(p, event)(p), event.mean())
     )
+    return score, score - best, constant - best, constant
 
 
-def corp(event: Event, p: Probability, score: Score) -> Corp:
-    """Split a proper score without bins (CORP, Dimitriadis, Gneiting and Jordan 2021).
+class CalibrationError(NamedTuple):
+    """Expected calibration error in bins of equal mass, and what calibrated ones would show.
 
-    The recalibrated probabilities are the isotonic fit of the event on p, the best that
-    any monotone recalibration could do on these rows.
-
-    Args:
-        event: Shape (n,).
-        p: Shape (n,), in [0, 1].
-        score: A proper score.
+    ``plug_in`` is the mean over bins of |rate - mean probability|, above 0 even for perfect
+    probabilities; ``debiased`` the same less its estimated bias; ``if_calibrated`` the mean
+    plug-in value when events are drawn from the probabilities, and ``p`` the share of such
+    values that are as large as the observed one.
     """
-    recalibrated = IsotonicRegression().fit_transform(p, event)
-    own, best, constant = score(event, p), score(event, recalibrated), score(event, event.mean())
-    return Corp(
-        score=own,
-        miscalibration=own - best,
-        discrimination=constant - best,
-        uncertainty=constant,
-    )
+
+    plug_in: float
+    debiased: float
+    if_calibrated: float
+    p: float
 
 
 def calibration_error(
     event: Event, p: Probability, rng: np.random.Generator, draws: int = 1000
 ) -> CalibrationError:
-    """Expected calibration error in bins of equal mass; rows of one p share their rate.
+    """Expected calibration error in 15 bins of equal mass; rows of one p share their rate.
 
     A bin's |rate - mean p| is the absolute value of a number with noise and so too large
     on average: its expected excess, for normal noise, is taken off (Kumar, Liang and Ma
@@ -173,15 +167,15 @@ def calibration_error(
         return np.asarray(np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes)
 
     def rates_of(rows: NDArray[Any]) -> NDArray[np.float64]:
-        return per_bin(_mean_of_ties(p[order], rows))
+        return per_bin(mean_of_ties(p[order], rows))
 
-    foretold, rates = per_bin(p[order]), rates_of(event[order])
-    gaps = np.abs(rates - foretold)
+    predicted, rates = per_bin(p[order]), rates_of(event[order])
+    gaps = np.abs(rates - predicted)
     noise = np.sqrt(rates * (1 - rates) / sizes)
     plug_in = float(mass @ gaps)
     excess = float(mass @ (_folded_mean(gaps, noise) - gaps))
     drawn = rates_of(rng.random((draws, len(p))) < p[order])
-    null = np.abs(drawn - foretold) @ mass
+    null = np.abs(drawn - predicted) @ mass
     reached = np.count_nonzero(null >= plug_in - _TINY)
     return CalibrationError(
         plug_in=plug_in,
@@ -191,83 +185,252 @@ def calibration_error(
     )
 
 
-def _mean_of_ties(key: NDArray[np.floating], rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Each number replaced by the mean of those of the same key, so that none comes first.
-
-    Args:
-        key: Ascending, shape ``(n,)``, not empty.
-        rows: Shape ``(..., n)``.
-    """
-    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-    sizes = np.diff(np.r_[starts, len(key)])
-    means = np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes
-    return np.asarray(np.repeat(means, sizes, axis=-1))
-
-
-def calibration_line(event: Event, p: Probability) -> CalibrationLine:
-    """Fit intercept and slope of the event on logit(p) by maximum likelihood (Cox 1958).
-
-    Args:
-        event: Shape (n,).
-        p: Shape (n,), in [0, 1].
-    """
-    x = np.column_stack([np.ones(len(p)), logit(np.clip(p, _TINY, 1 - _TINY))])
-    beta, ridge = np.zeros(2), _RIDGE * np.eye(2)
-    for _ in range(_NEWTON_STEPS):
-        fitted = expit(x @ beta)
-        curvature = (x * (fitted * (1 - fitted))[:, None]).T @ x + ridge
-        step = np.linalg.solve(curvature, x.T @ (event - fitted) - ridge @ beta)
-        # A long first step from 0 can overshoot where logits are large.
-        step *= min(1.0, 1.0 / float(np.abs(step).max() + _TINY))
-        beta = beta + step
-        if np.abs(step).max() < _SMALL_STEP:
-            break
-    return CalibrationLine(intercept=float(beta[0]), slope=float(beta[1]))
-
-
 def _folded_mean(mean: NDArray[np.float64], sd: NDArray[np.float64]) -> NDArray[np.float64]:
     """E|N(mean, sd^2)| for mean >= 0; mean itself where sd is 0."""
     z = np.divide(mean, sd, out=np.full(mean.shape, np.inf), where=sd > 0)
     return np.asarray(2 * sd * norm.pdf(z) + mean * (1 - 2 * norm.cdf(-z)))
 
 
-# Thresholds for a target that need none of its labels, and what each assumes.
+def calibration_line(event: Event, p: Probability) -> tuple[float, float] | None:
+    """Slope and intercept of the event on logit(p), by maximum likelihood (Cox 1958).
+
+    The penalty is too weak to show, and strong enough that separable data have an answer.
+
+    Args:
+        event: Shape (n,).
+        p: Shape (n,), in [0, 1].
+
+    Returns:
+        (slope, intercept), ideally (1, 0); None where all events are alike.
+    """
+    if event.all() or not event.any():
+        return None
+    x = logit(np.clip(p, _TINY, 1 - _TINY))[:, None]
+    fitted = LogisticRegression(C=1e6, solver="newton-cholesky", tol=1e-8).fit(x, event)
+    return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
 
 
-_TINY = 1e-12
-#: Ways to move a threshold that hold only while Y given the score is stable.
-LABEL_FREE = ("prior", "quantile")
+# Thresholds.
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferredThreshold:
+    """A threshold chosen on the source, at work in one domain.
+
+    Attributes:
+        rule: How it was chosen, a key of :data:`RULES`.
+        domain: ``source`` or ``target``.
+        moved_by: ``none``: as it was chosen; ``prior`` and ``quantile``: moved without labels
+            of the target, see :func:`moved_thresholds`.
+        threshold: Positive is called where the probability is at least this.
+        sensitivity: Share of the positive images that are called.
+        specificity: Share of the negative images that are not.
+        ppv: Share of positive among the called, at the target's prevalence; NaN for none.
+        npv: Share of negative among those not called.
+        reliable: False where it was moved without labels and the meaning of the score has
+            changed: labels show what it does, but nobody could have known.
+    """
+
+    rule: str
+    domain: str
+    moved_by: str
+    threshold: float
+    sensitivity: Interval
+    specificity: Interval
+    ppv: float
+    npv: float
+    reliable: bool = True
+
+
+def _youden(sensitivity: NDArray[np.float64], specificity: NDArray[np.float64]) -> Any:
+    return sensitivity + specificity
+
+
+def _at_specificity(sensitivity: NDArray[np.float64], specificity: NDArray[np.float64]) -> Any:
+    return np.where(specificity >= SPECIFICITY, sensitivity, -1.0)
+
+
+def _at_sensitivity(sensitivity: NDArray[np.float64], specificity: NDArray[np.float64]) -> Any:
+    return np.where(sensitivity >= SENSITIVITY, specificity, -1.0)
+
+
+#: What a rule makes as large as it can. To add one: a function above and one line here.
+RULES: Mapping[str, Callable[[NDArray[np.float64], NDArray[np.float64]], Any]] = MappingProxyType(
+    {"youden": _youden, "specificity": _at_specificity, "sensitivity": _at_sensitivity}
+)
+
+
+def transferred_thresholds(
+    source: DomainData,
+    target: DomainData,
+    *,
+    prevalence: float,
+    score_changed: bool,
+    rng: np.random.Generator,
+) -> tuple[TransferredThreshold, ...]:
+    """Choose a threshold by each rule on the source, and measure it in both domains.
+
+    Args:
+        source: Labels and out-of-fold probabilities.
+        target: Labels and probabilities of the same head.
+        prevalence: Of the second class in the target, estimated without labels, in (0, 1).
+        score_changed: Whether the meaning of a score is shown to have changed.
+        rng: Source of draws, used where a patient has several images.
+
+    Returns:
+        Nothing for more than two classes, or where a domain has one of them.
+    """
+    if source.scored().shape[1] != 2:
+        return ()
+    if any(np.unique(data.labelled()).size < 2 for data in (source, target)):
+        return ()
+    share = float(np.mean(target.label == 1))
+    measured = partial(measure_threshold, prevalence=share, rng=rng)
+    found = []
+    for rule in RULES:
+        chosen = choose_threshold(rule, source)
+        found.append(measured(source, chosen, rule=rule))
+        for way, moved in moved_thresholds(chosen, source, target, prevalence).items():
+            reliable = way == "none" or not score_changed
+            found.append(measured(target, moved, rule=rule, moved_by=way, reliable=reliable))
+    return tuple(found)
+
+
+def choose_threshold(rule: str, source: DomainData) -> float:
+    """Choose a threshold on the source.
+
+    Args:
+        rule: A key of :data:`RULES`.
+        source: Labels, and out-of-fold probabilities of two classes.
+
+    Returns:
+        The middle between two neighbouring probabilities; 0 calls all positive, above 1 none.
+
+    Raises:
+        UnknownNameError: There is no such rule.
+        StudyError: A class is absent.
+    """
+    if rule not in RULES:
+        raise UnknownNameError("rule for a threshold", rule, RULES)
+    positive = _positive(source)
+    values, place = np.unique(_score(source), return_inverse=True)
+    thresholds = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [np.nextafter(1.0, 2.0)]])
+    sensitivity = 1 - np.append(0, np.cumsum(np.bincount(place, weights=positive))) / positive.sum()
+    negatives = np.cumsum(np.bincount(place, weights=~positive))
+    specificity = np.append(0, negatives) / (~positive).sum()
+    return float(thresholds[RULES[rule](sensitivity, specificity).argmax()])
+
+
+def measure_threshold(
+    data: DomainData,
+    threshold: float,
+    *,
+    prevalence: float,
+    rng: np.random.Generator,
+    rule: str = "",
+    moved_by: str = "none",
+    reliable: bool = True,
+) -> TransferredThreshold:
+    """Apply a threshold in a domain.
+
+    Args:
+        data: Labels and probabilities of two classes.
+        threshold: From :func:`choose_threshold`.
+        prevalence: At which predictive values are given, in [0, 1].
+        rng: Source of draws, used where a patient has several images.
+        rule: How the threshold was chosen.
+        moved_by: How it was moved since.
+        reliable: See :class:`TransferredThreshold`.
+
+    Raises:
+        StudyError: A class is absent, or the prevalence is not a share.
+    """
+    if not 0 <= prevalence <= 1:
+        raise StudyError(f"a prevalence of {prevalence} is none; give a share from 0 to 1")
+    called, positive = _score(data) >= threshold, _positive(data)
+    draw = partial(draw_patients, data.group, rng)
+    sensitivity = rate_interval(called[positive], data.group[positive], draw)
+    specificity = rate_interval(~called[~positive], data.group[~positive], draw)
+    true, false = sensitivity.estimate, 1 - specificity.estimate
+    return TransferredThreshold(
+        rule=rule,
+        domain=data.role,
+        moved_by=moved_by,
+        threshold=threshold,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        ppv=_bayes(true, false, prevalence),
+        npv=_bayes(1 - false, 1 - true, 1 - prevalence),
+        reliable=reliable,
+    )
+
+
+def _bayes(true_rate: float, false_rate: float, share: float) -> float:
+    called = true_rate * share + false_rate * (1 - share)
+    return true_rate * share / called if called > 0 else float("nan")
+
+
+def _score(data: DomainData) -> NDArray[np.float64]:
+    return np.clip(data.scored()[:, 1], 0, 1)
+
+
+def _positive(data: DomainData) -> NDArray[np.bool_]:
+    positive = np.asarray(data.labelled() == 1)
+    if positive.all() or not positive.any():
+        raise StudyError(f"a threshold needs images of both classes; {data.name} shows one")
+    return positive
+
+
+def moved_thresholds(
+    threshold: float, source: DomainData, target: DomainData, prevalence: float
+) -> dict[str, float]:
+    """Thresholds for a target that need none of its labels.
+
+    Under a change of prevalence alone ``none`` keeps sensitivity and specificity, and
+    ``prior`` makes the calls of the prior-corrected probabilities, which keeps the rule of
+    least cost. ``quantile`` calls as large a share positive as on the source: right after a
+    change that keeps the order of the images and their class mix. None of them is right
+    where the meaning of the score has changed.
+
+    Args:
+        threshold: Chosen on the source.
+        source: On whose labels and probabilities it was chosen.
+        target: Probabilities of the same head.
+        prevalence: Estimated for the target, in (0, 1).
+
+    Returns:
+        ``none``, ``prior`` and ``quantile``, all for uncorrected probabilities.
+    """
+    own = float(_positive(source).mean())
+    return {
+        "none": threshold,
+        "prior": corrected_threshold(threshold, prevalence, own),
+        "quantile": quantile_threshold(threshold, _score(source), _score(target)),
+    }
 
 
 def corrected_threshold(threshold: float, source_prevalence: float, prevalence: float) -> float:
     """Threshold for prior-corrected probabilities that calls the same images as before.
 
     Correcting a probability for another prevalence adds log odds(prevalence) - log
-    odds(source prevalence) to its logit; a threshold must move along, or sensitivity and
-    specificity change with it.
+    odds(source prevalence) to its logit; a threshold must move along.
 
     Args:
         threshold: For the probabilities as the source has them.
         source_prevalence: In (0, 1).
         prevalence: In (0, 1), to which probabilities are corrected.
     """
-    kept = np.clip([threshold, source_prevalence, prevalence], _TINY, 1 - _TINY)
-    odds = logit(kept)
+    odds = logit(np.clip([threshold, source_prevalence, prevalence], _TINY, 1 - _TINY))
     return float(expit(odds[0] + odds[2] - odds[1]))
 
 
-def quantile_threshold(
-    threshold: float, source: NDArray[np.floating], target: NDArray[np.floating]
-) -> float:
+def quantile_threshold(threshold: float, source: Probability, target: Probability) -> float:
     """Threshold that calls as large a share of the target positive as of the source.
-
-    Right after a change that keeps the order of the images and their class mix; wrong
-    after a change of prevalence, which it undoes in the calls.
 
     Args:
         threshold: Chosen on the source.
         source: Shape (n,), probabilities.
-        target: Shape (m,), probabilities; no labels are needed.
+        target: Shape (m,), probabilities.
 
     Returns:
         In [0, 1], or just above 1 to call none.
@@ -276,146 +439,3 @@ def quantile_threshold(
     ordered = np.sort(target.astype(np.float64))[::-1]
     ends = np.concatenate([[np.nextafter(1.0, 2.0)], ordered, [0.0]])
     return float((ends[calls] + ends[calls + 1]) / 2)
-
-
-def rethresholds(
-    threshold: float, source: Scores, target: NDArray[np.floating], prevalence: float
-) -> dict[str, float]:
-    """Thresholds for a target that need none of its labels.
-
-    Under a change of prevalence alone ``carried`` keeps sensitivity and specificity, and
-    ``prior`` makes the calls of the prior-corrected probabilities, which keeps the rule of
-    least cost. None of them may be advertised where Y given the score has changed.
-
-    Args:
-        threshold: Chosen on the source.
-        source: Whose prevalence and scores it was chosen on.
-        target: Shape (m,), probabilities.
-        prevalence: Estimated for the target, in (0, 1), by MLLS.
-
-    Returns:
-        ``carried``, ``prior`` and ``quantile``, all for uncorrected probabilities.
-    """
-    return {
-        "carried": threshold,
-        "prior": corrected_threshold(threshold, prevalence, float(source.positive.mean())),
-        "quantile": quantile_threshold(threshold, source.probability, target),
-    }
-
-
-# Do probabilities and thresholds of the source still serve on the target?
-
-
-_BINARY = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Carried:
-    """A threshold at work in one domain.
-
-    Attributes:
-        rule: How it was chosen on the source.
-        domain: ``source`` or ``target``.
-        way: ``chosen`` on the source; on the target ``carried`` as it is, ``prior`` and
-            ``quantile``, which are moved without labels.
-        point: What it does there.
-        reliable: False where it was moved without labels and Y given the score has changed:
-            the labels show what it does, but nobody could have known.
-    """
-
-    rule: str
-    domain: str
-    way: str
-    point: OperatingPoint
-    reliable: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Soundness:
-    """Calibration in both domains, and operating points.
-
-    Attributes:
-        event: What the probabilities are of: ``positive``, or of more than two classes
-            ``right``, that the called class is the true one.
-        calibration: By domain, ``source`` (out of fold) and ``target``.
-        operating: Empty for more than two classes, or a domain with one of them.
-    """
-
-    event: str
-    calibration: Mapping[str, CalibrationReport]
-    operating: tuple[Carried, ...]
-
-
-def soundness(
-    source: Cohort,
-    target: Cohort,
-    before: AccuracyEstimate,
-    rng: np.random.Generator,
-    *,
-    score_changed: bool,
-) -> Soundness:
-    """Judge probabilities and thresholds on a target whose labels are open.
-
-    Args:
-        source: Out-of-fold probabilities and labels.
-        target: Probabilities of the same head, and labels.
-        before: The estimates without labels; their MLLS prevalence moves a threshold.
-        rng: Source of the draws.
-        score_changed: Whether Y given the score is shown to have changed.
-    """
-    binary = source.probabilities.shape[1] == _BINARY
-    sides = {"source": source, "target": target}
-    return Soundness(
-        event="positive" if binary else "right",
-        calibration={
-            name: calibration_report(*_event(cohort, binary=binary), rng)
-            for name, cohort in sides.items()
-        },
-        operating=tuple(
-            replace(use, reliable=not (score_changed and use.way in LABEL_FREE))
-            for use in (_operating(source, target, before, rng) if binary else ())
-        ),
-    )
-
-
-def _event(cohort: Cohort, *, binary: bool) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    p = np.asarray(cohort.probabilities, np.float64)
-    if binary:
-        return cohort.classes() == 1, np.clip(p[:, 1], 0, 1)
-    return p.argmax(axis=1) == cohort.classes(), np.clip(p.max(axis=1), 0, 1)
-
-
-def _operating(
-    source: Cohort, target: Cohort, before: AccuracyEstimate, rng: np.random.Generator
-) -> tuple[Carried, ...]:
-    here, there = (_scores(cohort) for cohort in (source, target))
-    if any(side.positive.all() or not side.positive.any() for side in (here, there)):
-        return ()
-    shares = {"source": float(here.positive.mean()), "target": float(there.positive.mean())}
-    settings = OperatingSettings(prevalences=shares)
-    foretold = before.prevalence[1].estimate
-    found = []
-    for rule in RULES:
-        chosen = choose_threshold(rule, here, settings)
-        moved = rethresholds(chosen, here, there.probability, foretold)
-        uses = [("source", "chosen", here, chosen)]
-        uses += [("target", way, there, value) for way, value in moved.items()]
-        found += [
-            Carried(
-                rule=rule,
-                domain=name,
-                way=way,
-                point=operate(side, value, rng, settings),
-                reliable=True,
-            )
-            for name, way, side, value in uses
-        ]
-    return tuple(found)
-
-
-def _scores(cohort: Cohort) -> Scores:
-    return Scores(
-        probability=np.clip(cohort.probabilities[:, 1], 0, 1),
-        positive=cohort.classes() == 1,
-        groups=cohort.groups,
-    )

@@ -1,19 +1,19 @@
-"""Which habits of the hospitals differ: measures of the pictures, and the class mix.
+"""Acquisition differences: which measures of the images differ, and the class mix.
 
-Measures are compared within each class, so that a hospital with more ill patients does
-not seem to expose its films differently. A difference is named only where its whole
-simultaneous interval lies beyond half a standard deviation: in large data sets
-everything differs a little.
+Measures are compared within each class, so that a hospital with more ill patients does not
+seem to expose its films differently. A difference is named only where its whole simultaneous
+interval lies beyond half a standard deviation: in large data sets everything differs a little.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, Weights, draw_patients
-from pipeline.evaluation.intervals import percentile_interval
+from pipeline.evaluation.intervals import LEVEL, percentile_interval
 
 #: A medium difference, in standard deviations (Cohen 1988): what lies inside is not named.
 MEDIUM = 0.5
@@ -24,31 +24,18 @@ CLASS_MIX = "class mix"
 _MOST = 10.0
 #: Patients of a domain below which draws of them are too much alike for anything to be named.
 _FEWEST = 10
-_LEVEL = 0.95
+
+Measures = Mapping[str, NDArray[np.float64]]
+"""By name, shape (n,); what could not be measured is NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
-    """Pictures of one domain.
-
-    Attributes:
-        measures: By name, shape ``(n,)``; what could not be measured is NaN.
-        labels: Shape ``(n,)``, 0 to K - 1.
-        groups: Patients, shape ``(n,)``.
-    """
-
-    measures: Mapping[str, NDArray[np.float64]]
-    labels: NDArray[np.int64]
-    groups: NDArray[np.str_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """One habit, target against source.
+class Covariate:
+    """One property of the images, target against source.
 
     Attributes:
         name: Of the measure, or ``class mix``.
-        effect: Mean over the classes of (target - source) in pooled standard deviations, 10
+        estimate: Mean over the classes of (target - source) in pooled standard deviations, 10
             of them at most; for the class mix, the largest difference of a class's share.
         low: Lower bound of the interval, simultaneous over all differences (Bonferroni).
         high: Upper bound.
@@ -57,127 +44,148 @@ class Difference:
     """
 
     name: str
-    effect: float
+    estimate: float
     low: float
     high: float
     named: bool
 
 
-def differences(
-    source: Pictures, target: Pictures, rng: np.random.Generator, draws: int = DRAWS
-) -> tuple[Difference, ...]:
-    """Compare two domains; the named ones come first, the largest before the others.
+def acquisition_differences(
+    source: tuple[DomainData, Measures],
+    target: tuple[DomainData, Measures],
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+) -> tuple[Covariate, ...]:
+    """Compare two domains; the named differences come first, the largest before the others.
 
     Args:
-        source: Pictures of the source.
-        target: Pictures of the target, with the same measures.
+        source: Its images with their labels, and what was measured in each.
+        target: The same of the target.
         rng: Draws patients.
         draws: Bootstrap draws.
     """
-    weights = tuple(draw_patients(p.groups, rng, draws=draws).weights() for p in (source, target))
-    few = min(np.unique(p.groups).size for p in (source, target)) < _FEWEST
-    level = 1 - (1 - _LEVEL) / (len(source.measures) + 1)
-    found = [_class_mix(source, target, weights, level)]
-    for name in source.measures:
-        values = _effect(name, source, target, weights)
-        whole = tuple(np.ones((1, len(p.labels))) for p in (source, target))
-        effect = float(_effect(name, source, target, whole)[0])
-        low, high = percentile_interval(values, level=level)
-        found.append(_difference(name, effect, (low, high), MEDIUM))
-    found = [replace(one, named=one.named and not few) for one in found]
-    return tuple(sorted(found, key=lambda d: (not d.named, -_rank(d))))
+    domains = (source, target)
+    drawn = [draw_patients(data.group, rng, draws=draws) for data, _ in domains]
+    blocks = list(max(drawn, key=lambda one: len(one.member)).blocks())
+    whole = [np.ones((1, len(data))) for data, _ in domains]
+    few = min(data.patients for data, _ in domains) < _FEWEST
+    level = 1 - (1 - LEVEL) / (len(source[1]) + 1)
+    statistics = {CLASS_MIX: (_class_mix(source[0], target[0]), MIX)}
+    for name in source[1]:
+        both = [(data.labelled(), measures[name]) for data, measures in domains]
+        statistics[name] = (_within_classes(*both), MEDIUM)
+    found = []
+    for name, (statistic, margin) in statistics.items():
+        values = [statistic(*(one.weights(which) for one in drawn)) for which in blocks]
+        low, high = percentile_interval(np.concatenate(values), level=level)
+        found.append(
+            Covariate(
+                name=name,
+                estimate=float(statistic(*whole)[0]),
+                low=low,
+                high=high,
+                named=not few and (low > margin or high < -margin),
+            )
+        )
+    return tuple(sorted(found, key=lambda one: (not one.named, -_rank(one))))
 
 
-def said(found: Sequence[Difference] | None) -> str:
-    """One sentence on what differs; None stands for pictures that were never measured."""
+def summary(found: Sequence[Covariate] | None) -> str:
+    """One sentence on what differs; None stands for images that were never measured."""
     if found is None:
-        return "How the pictures differ is not known: `headrace audit STUDY` measures them."
+        return "How the images differ is not known: `headrace audit STUDY` measures them."
     named = [_phrase(one) for one in found if one.named]
     if not named:
-        names = ", ".join(_word(one.name) for one in sorted(found, key=lambda one: one.name))
+        names = ", ".join(sorted(_word(one.name) for one in found))
         return f"None of these is shown to differ by a medium step or more: {names}."
     first, *others = named
     return f"What differs most is {first}" + "".join(f"; then {one}" for one in others) + "."
 
 
-def _phrase(one: Difference) -> str:
+def _phrase(one: Covariate) -> str:
     if one.name == CLASS_MIX:
         return f"the {CLASS_MIX} ({_span(one, 100)} points in the share of a class)"
-    if abs(one.effect) >= _MOST:  # in every class, and cut there
-        return f"{_word(one.name)} ({one.effect:+.0f} sd within classes, or beyond)"
+    if abs(one.estimate) >= _MOST:
+        return f"{_word(one.name)} ({one.estimate:+.0f} sd within classes, or beyond)"
     return f"{_word(one.name)} ({_span(one, 1)} sd within classes)"
 
 
-def _span(one: Difference, factor: float) -> str:
-    low, effect, high = (f"{factor * v:+.1f}" for v in (one.low, one.effect, one.high))
-    return f"{effect}, {low} to {high}"
+def _span(one: Covariate, factor: float) -> str:
+    low, estimate, high = (f"{factor * v:+.1f}" for v in (one.low, one.estimate, one.high))
+    return f"{estimate}, {low} to {high}"
 
 
 def _word(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _effect(
-    name: str, source: Pictures, target: Pictures, weights: tuple[Weights, ...]
-) -> NDArray[np.float64]:
-    """Cohen's d within classes for each draw, shape ``(B,)``."""
-    parts = []
-    for k in np.intersect1d(source.labels, target.labels):
-        mean_s, var_s = _moments(source, name, weights[0], int(k))
-        mean_t, var_t = _moments(target, name, weights[1], int(k))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            # The floor lets a mark that all films of one hospital have, and none elsewhere, count.
-            step = (mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12)
+PairedStatistic = Callable[[Weights, Weights], NDArray[np.float64]]
+"""Weights of the rows of both domains, (B, n) and (B, m), to one number a draw, (B,)."""
+
+
+def _class_mix(source: DomainData, target: DomainData) -> PairedStatistic:
+    """The share of the class that differs most, target less source."""
+    labels = (source.labelled(), target.labelled())
+    classes = range(max(int(label.max()) for label in labels) + 1)
+    shares = [np.mean(labels[1] == k) - np.mean(labels[0] == k) for k in classes]
+    # With two classes both differ equally: the second, the positive one, is named.
+    k = len(shares) - 1 - int(np.argmax(np.abs(shares[::-1]).round(12)))
+
+    def statistic(*weights: Weights) -> NDArray[np.float64]:
+        first, second = (
+            w @ (label == k) / w.sum(axis=1) for w, label in zip(weights, labels, strict=True)
+        )
+        return np.asarray(second - first)
+
+    return statistic
+
+
+def _within_classes(
+    source: tuple[NDArray[np.int64], NDArray[np.float64]],
+    target: tuple[NDArray[np.int64], NDArray[np.float64]],
+) -> PairedStatistic:
+    """Cohen's d of a measure, mean over the classes that both domains have.
+
+    Args:
+        source: Labels and values.
+        target: Labels and values.
+    """
+
+    def statistic(*weights: Weights) -> NDArray[np.float64]:
+        parts = []
+        for k in np.intersect1d(source[0], target[0]):
+            (mean_s, var_s), (mean_t, var_t) = (
+                _moments(values, (label == k) & np.isfinite(values), w)
+                for (label, values), w in zip((source, target), weights, strict=True)
+            )
+            with np.errstate(invalid="ignore", divide="ignore"):
+                # The floor lets a mark that all films of one hospital have, and none of the
+                # other, count.
+                step = (mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12)
             parts.append(np.clip(step, -_MOST, _MOST))
-    # A draw without one of the classes is judged by the others.
-    known = np.isfinite(parts)
-    total = np.where(known, parts, 0.0).sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        effects: NDArray[np.float64] = total / known.sum(axis=0)
-    return effects
+        # A draw without one of the classes is measured by the others.
+        known = np.isfinite(parts)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.where(known, parts, 0.0).sum(axis=0) / known.sum(axis=0))
+
+    return statistic
 
 
 def _moments(
-    pictures: Pictures, name: str, weights: Weights, k: int
+    values: NDArray[np.float64], rows: NDArray[np.bool_], weights: Weights
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weighted mean and variance of a class, each of shape ``(B,)``."""
-    values = pictures.measures[name]
-    rows = (pictures.labels == k) & np.isfinite(values)
+    """Weighted mean and variance of some rows, each of shape ``(B,)``."""
     w, x = weights[:, rows], values[rows]
-    x = x - (x.mean() if len(x) else 0.0)  # variances as differences of squares need this
-    shift = values[rows].mean() if len(x) else np.nan
+    shift = x.mean() if len(x) else np.nan
+    x = x - shift  # variances as differences of squares need this
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = w @ x / w.sum(axis=1)
         variance = w @ x**2 / w.sum(axis=1) - mean**2
     return mean + shift, variance
 
 
-def _class_mix(
-    source: Pictures, target: Pictures, weights: tuple[Weights, ...], level: float
-) -> Difference:
-    """The class whose share differs most; its sign is the target's minus the source's."""
-    classes = range(int(max(source.labels.max(), target.labels.max())) + 1)
-    shares = [np.mean(target.labels == k) - np.mean(source.labels == k) for k in classes]
-    # With two classes both differ equally: the second, the positive one, is told.
-    k = len(shares) - 1 - int(np.argmax(np.abs(shares[::-1]).round(12)))
-    drawn = [
-        w @ (p.labels == k) / w.sum(axis=1) for w, p in zip(weights, (source, target), strict=True)
-    ]
-    interval = percentile_interval(drawn[1] - drawn[0], level=level)
-    return _difference(CLASS_MIX, float(shares[k]), interval, MIX)
-
-
-def _difference(
-    name: str, effect: float, interval: tuple[float, float], margin: float
-) -> Difference:
-    low, high = interval
-    return Difference(
-        name=name, effect=effect, low=low, high=high, named=low > margin or high < -margin
-    )
-
-
-def _rank(difference: Difference) -> float:
+def _rank(one: Covariate) -> float:
     """How many times what is never named."""
-    if not np.isfinite(difference.effect):
+    if not np.isfinite(one.estimate):
         return 0.0
-    return abs(difference.effect) / (MIX if difference.name == CLASS_MIX else MEDIUM)
+    return abs(one.estimate) / (MIX if one.name == CLASS_MIX else MEDIUM)

@@ -1,199 +1,394 @@
-"""Split a loss at the confidence: what the scores foretold, and what they did not."""
+"""Take the loss of accuracy between two domains apart: by class, by score, by threshold.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+The loss is error(target) - error(source). Each division splits it into two terms that add
+up to it: what the class mix costs and what is lost within the classes (Kitagawa 1955); what
+scores nearer to the threshold cost and what a changed meaning of the score costs; what the
+source's threshold costs and what no threshold regains. Divisions are views of one loss and
+do not add to each other.
+
+Patients of source and target are drawn independently. Within a domain all statistics share
+one set of draws, so that terms of one division stay paired.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
 
-from pipeline.data.patients import DRAWS
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import DRAWS, PatientDraws, Weights, draw_patients, patient_folds
+from pipeline.errors import StudyError
+from pipeline.evaluation.auroc import bound_of_one
+from pipeline.evaluation.intervals import Interval, lengthened, percentile_interval, unseen
+from pipeline.evaluation.isotonic import fit_monotone
+from pipeline.evaluation.metrics import weighted_auroc
 from pipeline.randomness import stream
-from pipeline.shift.domains import Cohort
-from pipeline.shift.effects import (
-    Gap,
-    Labelled,
-    family,
-    labelled,
-    loss,
-    loss_between,
-    paired_weights,
-)
-from pipeline.shift.threshold import Scored, ThresholdSplit, threshold_split
+
+#: A term is called the cause only if it is the largest in this share of the draws.
+DOMINANT = 0.95
+#: Positive is called where the second class's probability is at least this.
+THRESHOLD = 0.5
+
+Rate = tuple[float, int]
+"""An error rate and in how many patients it was seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreIdentity:
-    """The loss, split by the error given the confidence."""
+class Effect(Interval):
+    """One term of a loss, as a share of the images; above 0 it is a loss on the target.
 
-    terms: Mapping[str, Gap]
-    """``confidence_shift`` = E_T[r_S] - e_S and ``y_given_score`` = E_T[r_T - r_S]."""
-    expected_error: float
-    """E_T[r_S]: the error that the source's curve foretells (importance mapping)."""
-
-
-def score_identity(source: Labelled, target: Labelled) -> ScoreIdentity:
-    """Split the loss by r, the isotonic error given the confidence in each domain.
-
-    e_T - E_T[r_S] = E_T[r_T - r_S] exactly, because pooling keeps the mean. So the second
-    term is what every label-free estimate that maps scores to errors must miss.
-
-    Args:
-        source: The labelled domain, out of fold.
-        target: The other domain.
+    Attributes:
+        name: Of the term.
+        division: Which split of the loss it belongs to.
+        largest: Share of the draws in which it is the largest term of its division; None
+            where it stands alone.
     """
-    confident_s, confident_t = source.confidence(), target.confidence()
-    curve = IsotonicRegression(increasing=False, out_of_bounds="clip")
-    r_s = curve.fit(confident_s, source.wrong).predict(confident_t)
-    r_t = curve.fit(confident_t, target.wrong).predict(confident_t)
-    expected = []
-    for w_s, w_t in paired_weights(source, target):
-        curve.fit(confident_s, source.wrong, sample_weight=w_s)
-        expected.append(w_t @ curve.predict(confident_t) / w_t.sum())
-    drawn = np.array(expected)
-    terms = family(
-        {
-            "confidence_shift": float(r_s.mean()) - source.error(),
-            "y_given_score": float((r_t - r_s).mean()),
-        },
-        {
-            "confidence_shift": drawn - source.drawn_error(),
-            "y_given_score": target.drawn_error() - drawn,
-        },
-    )
-    terms = {
-        "confidence_shift": loss_between(source.seen, None, terms["confidence_shift"]),
-        "y_given_score": loss_between(None, target.seen, terms["y_given_score"]),
-    }
-    return ScoreIdentity(terms=terms, expected_error=float(r_s.mean()))
 
-
-# Take the loss between two domains apart in several ways that need the target's labels.
-
-
-_BINARY = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecomposeSettings:
-    """Settings of the decomposition."""
-
-    draws: int = DRAWS
-    """Patient-bootstrap draws."""
-    seed: int = 0
-    """Seed of draws, halves and folds."""
-    threshold: float = 0.5
-    """Threshold on the second class's probability that is brought from the source."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decomposition:
-    """One loss seen in several ways."""
-
-    total: Gap
-    """e_T - e_S by the most probable class."""
-    kitagawa: Mapping[str, Gap]
-    """``mix``: other class shares; ``rate``: other errors within the classes."""
-    score: ScoreIdentity
-    """By confidence."""
-    threshold: ThresholdSplit | None
-    """None unless there are two classes and both domains show both."""
+    name: str
+    division: str
+    largest: float | None = None
 
 
 def decompose(
-    source: Cohort, target: Cohort, settings: DecomposeSettings | None = None
-) -> Decomposition:
-    """Take the loss from source to target apart.
+    source: DomainData, target: DomainData, *, seed: int = 0, draws: int = DRAWS
+) -> dict[str, Effect]:
+    """Take the loss from source to target apart in every way.
 
     Args:
-        source: Features and out-of-fold probabilities of the source, with labels.
-        target: The same of the target, with labels.
-        settings: Draws, seed and refusals.
+        source: Labels and probabilities that the head did not train on.
+        target: Labels and probabilities of the same head.
+        seed: Of draws and halves.
+        draws: Bootstrap draws of patients.
+
+    Returns:
+        By name: ``accuracy_loss``; of division ``class`` ``class_mix`` and ``within_class``;
+        of ``score`` ``confidence_shift`` and ``y_given_score``; and where there are two
+        classes and both domains show both, of ``threshold`` ``threshold`` and
+        ``discrimination``, and ``auroc_loss``, which needs no threshold.
 
     Raises:
         StudyError: Labels are absent, or a domain has fewer than two patients.
     """
-    how = settings or DecomposeSettings()
-    s = labelled(source, stream("source", how.seed), how.draws)
-    t = labelled(target, stream("target", how.seed), how.draws)
-    return Decomposition(
-        total=loss(s, t),
-        kitagawa=kitagawa(s, t),
-        score=score_identity(s, t),
-        threshold=threshold_terms(s, t, how),
+    both = (_outcome(source, seed, draws), _outcome(target, seed, draws))
+    effects = {
+        **_accuracy_loss(*both),
+        **_by_class(*both),
+        **_by_score(*both),
+    }
+    if source.scored().shape[1] == 2 and all(np.unique(d.label).size == 2 for d in both):
+        effects |= {**_by_threshold(*both, seed), **_auroc_loss(*both)}
+    return effects
+
+
+def dominant(effects: Iterable[Effect], division: str) -> str | None:
+    """Name of the term that is surely a loss and surely the largest; None if none is."""
+    for effect in effects:
+        if effect.division == division and effect.largest is not None:
+            if effect.largest >= DOMINANT and effect.low > 0:
+                return effect.name
+    return None
+
+
+def domain_draws(data: DomainData, seed: int, draws: int = DRAWS) -> PatientDraws:
+    """The draws of a domain's patients; every division and table of one seed shares them."""
+    return draw_patients(data.group, stream(data.role, seed), draws=draws)
+
+
+def divide(
+    division: str,
+    estimates: Mapping[str, float],
+    drawn: Mapping[str, NDArray[np.float64]],
+    *,
+    data: Iterable[DomainData],
+    edges: Mapping[str, tuple[Rate | None, Rate | None]],
+) -> dict[str, Effect]:
+    """Terms of one division, with how surely each is the largest of them.
+
+    Args:
+        division: Its name.
+        estimates: By term, on the data themselves.
+        drawn: By term, the same in each draw, shape (B,); NaN where undefined.
+        data: The rows that all of it rests on.
+        edges: By term, the rates that it starts from and leads to. Where one is 0 or 1 all
+            draws agree on it, and the interval is lengthened by what was not seen.
+    """
+    shares = _shares_of_largest(np.stack([drawn[name] for name in estimates]))
+    rows = list(data)
+    found = {}
+    for (name, estimate), share in zip(estimates.items(), shares, strict=True):
+        start, end = (_unseen_room(rate) for rate in edges.get(name, (None, None)))
+        low, high = _lengthened(estimate, percentile_interval(drawn[name]), start, end)
+        found[name] = Effect(
+            name=name,
+            division=division,
+            estimate=estimate,
+            low=low,
+            high=high,
+            images=sum(map(len, rows)),
+            patients=sum(one.patients for one in rows),
+            method="patient bootstrap",
+            largest=float(share) if len(estimates) > 1 else None,
+        )
+    return found
+
+
+def _shares_of_largest(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """In which share of the draws each of (terms, B) is the largest, shape (terms,)."""
+    known = table[:, np.isfinite(table).all(axis=0)]
+    largest = known == known.max(axis=0, initial=-np.inf)
+    # Terms that are equal share a draw: of nothing but zeros none is the largest.
+    wins = (largest / largest.sum(axis=0)).sum(axis=1)
+    return np.asarray(wins / max(1, known.shape[1]), dtype=np.float64)
+
+
+def _unseen_room(rate: Rate | None) -> tuple[float, float]:
+    """How far below and above itself a rate may be; (0, 0) where draws have a spread."""
+    if rate is None or rate[0] not in (0, 1):
+        return 0.0, 0.0
+    return (unseen(rate[1]), 0.0) if rate[0] else (0.0, unseen(rate[1]))
+
+
+def _lengthened(
+    estimate: float,
+    interval: tuple[float, float],
+    start: tuple[float, float],
+    end: tuple[float, float],
+) -> tuple[float, float]:
+    """An interval of end - start, each of which may be further below and above than drawn."""
+    below, above = float(np.hypot(end[0], start[1])), float(np.hypot(end[1], start[0]))
+    return lengthened(estimate, *interval, below=below, above=above)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """A labelled domain with what the head got wrong and the draws of its patients."""
+
+    data: DomainData
+    label: NDArray[np.int64]
+    wrong: NDArray[np.bool_]
+    draws: PatientDraws
+
+    @property
+    def rate(self) -> Rate:
+        return float(self.wrong.mean()), self.data.patients
+
+    @property
+    def error(self) -> float:
+        return self.rate[0]
+
+    def drawn_error(self) -> NDArray[np.float64]:
+        return self.draws.mean(self.wrong)
+
+    @property
+    def confidence(self) -> NDArray[np.float64]:
+        return np.asarray(self.data.scored().max(axis=1), dtype=np.float64)
+
+    @property
+    def score(self) -> NDArray[np.float64]:
+        """Probability of the second class."""
+        return np.asarray(self.data.scored()[:, 1], dtype=np.float64)
+
+
+def _outcome(data: DomainData, seed: int, draws: int) -> _Outcome:
+    label = data.labelled()
+    if data.patients < 2:
+        raise StudyError(f"all images of {data.name} are of one patient: no interval can be given")
+    return _Outcome(
+        data=data, label=label, wrong=data.wrong(), draws=domain_draws(data, seed, draws)
     )
 
 
-def kitagawa(source: Labelled, target: Labelled) -> dict[str, Gap]:
+def _accuracy_loss(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
+    return divide(
+        "all",
+        {"accuracy_loss": target.error - source.error},
+        {"accuracy_loss": target.drawn_error() - source.drawn_error()},
+        data=(source.data, target.data),
+        edges={"accuracy_loss": (source.rate, target.rate)},
+    )
+
+
+def _by_class(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
     """Split the loss into class mix and error within classes (Kitagawa 1955).
 
-    mix = sum_k (q_k - p_k)(eP_k + eQ_k) / 2 and rate = sum_k (eQ_k - eP_k)(p_k + q_k) / 2
-    with p, q the class shares and eP, eQ the errors within each class: the Shapley value
-    of the changes {P(Y), P(X|Y)} (Zhang et al., arXiv 2210.10769). A class that one
-    domain lacks is taken to have the other's error there, so its loss counts as mix.
-
-    Args:
-        source: The labelled domain, out of fold.
-        target: The other domain.
-
-    Returns:
-        ``mix`` and ``rate``.
+    class_mix = sum_k (q_k - p_k)(eP_k + eQ_k) / 2 and within_class = sum_k (eQ_k - eP_k)
+    (p_k + q_k) / 2 with p, q the class shares and eP, eQ the errors within each class: the
+    Shapley value of the changes {P(Y), P(X|Y)} (Zhang et al., arXiv 2210.10769). A class
+    that one domain lacks is taken to have the other's error there, so its loss is mix.
     """
     (p, wrong_p), (q, wrong_q) = _class_shares(source), _class_shares(target)
-    e_p, e_q = _within(wrong_p, p), _within(wrong_q, q)
+    e_p, e_q = _ratio(wrong_p, p), _ratio(wrong_q, q)
     e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
     terms = {
-        "mix": ((q - p) * (e_p + e_q) / 2).sum(axis=0),
-        "rate": ((e_q - e_p) * (p + q) / 2).sum(axis=0),
+        "class_mix": ((q - p) * (e_p + e_q) / 2).sum(axis=0),
+        "within_class": ((e_q - e_p) * (p + q) / 2).sum(axis=0),
     }
-    found = family(
+    return divide(
+        "class",
         {name: float(values[0]) for name, values in terms.items()},
         {name: values[1:] for name, values in terms.items()},
-    )
-    # What a class without an error may yet hold is in the rate; the mix weighs errors seen.
-    return {**found, "rate": loss_between(source.seen, target.seen, found["rate"])}
-
-
-def threshold_terms(s: Labelled, t: Labelled, how: DecomposeSettings) -> ThresholdSplit | None:
-    """Split the loss at the target's own best threshold.
-
-    Args:
-        s: The source, out of fold.
-        t: The target.
-        how: Threshold and seed.
-
-    Returns:
-        None unless there are two classes and both domains show both.
-    """
-    both = all(np.unique(side.labels).size == _BINARY for side in (s, t))
-    if s.cohort.probabilities.shape[1] != _BINARY or not both:
-        return None
-    return threshold_split(_scored(s), _scored(t), stream("halves", how.seed), how.threshold)
-
-
-def _scored(side: Labelled) -> Scored:
-    return Scored(
-        score=side.cohort.probabilities[:, 1],
-        positive=side.labels == 1,
-        groups=side.cohort.groups,
-        draws=side.draws,
+        data=(source.data, target.data),
+        # What a class without an error may yet hold is within it; the mix weighs errors seen.
+        edges={"within_class": (source.rate, target.rate)},
     )
 
 
-def _class_shares(side: Labelled) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _class_shares(outcome: _Outcome) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Share of each class and of its errors, ``(K, 1 + B)`` each; column 0 is undrawn."""
-    classes = range(side.cohort.probabilities.shape[1])
-    rows = np.ones_like(side.wrong)
+    classes = range(outcome.data.scored().shape[1])
+    everyone = np.ones_like(outcome.wrong)
     shares = [
-        np.stack([_shares(side, hit & (side.labels == k)) for k in classes])
-        for hit in (rows, side.wrong)
+        np.stack([_mean(outcome, rows & (outcome.label == k)) for k in classes])
+        for rows in (everyone, outcome.wrong)
     ]
     return shares[0], shares[1]
 
 
-def _shares(side: Labelled, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return np.append(hit.mean(), side.draws.mean(hit))
+def _mean(outcome: _Outcome, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.append(hit.mean(), outcome.draws.mean(hit))
 
 
-def _within(wrong: NDArray[np.float64], share: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(wrong, share, out=np.zeros_like(wrong), where=share > 0)
+def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.divide(over, under, out=np.zeros_like(over), where=under > 0)
+
+
+def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
+    """Split the loss by r, the isotonic error given the confidence in each domain.
+
+    confidence_shift = E_T[r_S] - e_S: the target has other confidences. y_given_score =
+    e_T - E_T[r_S] = E_T[r_T - r_S] exactly, because pooling keeps the mean: the same
+    confidence is wrong more often. It is what every estimate without labels must miss.
+    """
+    x_source, x_target = source.confidence, target.confidence
+
+    def expected(w_source: NDArray[np.float64], w_target: NDArray[np.float64]) -> float:
+        curve = fit_monotone(x_source, source.wrong, increasing=False, weights=w_source)
+        return float(w_target @ curve(x_target) / w_target.sum())
+
+    estimate = expected(np.ones(len(x_source)), np.ones(len(x_target)))
+    drawn = np.array([expected(*weights) for weights in _paired_weights(source, target)])
+    return divide(
+        "score",
+        {"confidence_shift": estimate - source.error, "y_given_score": target.error - estimate},
+        {
+            "confidence_shift": drawn - source.drawn_error(),
+            "y_given_score": target.drawn_error() - drawn,
+        },
+        data=(source.data, target.data),
+        edges={"confidence_shift": (source.rate, None), "y_given_score": (None, target.rate)},
+    )
+
+
+def _paired_weights(
+    source: _Outcome, target: _Outcome
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Row weights of both domains for each draw, ``(n_S,)`` and ``(n_T,)``."""
+    larger = max(source, target, key=lambda one: len(one.data))
+    for which in larger.draws.blocks():
+        yield from zip(source.draws.weights(which), target.draws.weights(which), strict=True)
+
+
+def _by_threshold(source: _Outcome, target: _Outcome, seed: int) -> dict[str, Effect]:
+    """Split the loss at the target's own best threshold.
+
+    threshold = e_T(tau_S) - e_T(tau_T): what the source's threshold costs; discrimination =
+    e_T(tau_T) - e_S(tau_S): what no threshold regains. tau_T is found on one half of the
+    target's patients and scored on the other, and found again in each draw: a threshold
+    scored where it was chosen looks too good.
+    """
+    first, second = patient_folds(None, target.data.group, folds=2, seed=seed)
+    rows = np.concatenate([first[1], second[1]])
+    halves = (_Half(target, first[1]), _Half(target, second[1]))
+    count = len(first[1])
+
+    def best_error(weights: Weights) -> Weights:
+        errors = _cross_fitted(halves, weights[:, :count], weights[:, count:])
+        return np.asarray(errors / weights.sum(axis=1))
+
+    best = float(best_error(np.ones((1, len(rows))))[0])
+    drawn_best = target.draws.of(target.data.group[rows]).apply(best_error)
+    wrong = [(one.score >= THRESHOLD) != (one.label == 1) for one in (source, target)]
+    drawn = [one.draws.mean(w) for one, w in zip((source, target), wrong, strict=True)]
+    start = float(wrong[0].mean())
+    return divide(
+        "threshold",
+        {"threshold": float(wrong[1].mean()) - best, "discrimination": best - start},
+        {"threshold": drawn[1] - drawn_best, "discrimination": drawn_best - drawn[0]},
+        data=(source.data, target.data),
+        edges={"discrimination": ((start, source.data.patients), (best, target.data.patients))},
+    )
+
+
+class _Half:
+    """One half of a target, sorted by score, for many weightings at once.
+
+    Args:
+        outcome: The target.
+        rows: Row numbers of the half.
+    """
+
+    def __init__(self, outcome: _Outcome, rows: NDArray[np.intp]) -> None:
+        self.order = np.argsort(outcome.score[rows], kind="stable")
+        self.score = outcome.score[rows][self.order]
+        self.positive = outcome.label[rows][self.order] == 1
+        distinct = np.flatnonzero(np.diff(self.score) > 0)
+        #: Rows below each candidate threshold; candidates lie between distinct scores.
+        self.below = np.concatenate([[0], distinct + 1, [len(rows)]])
+        between = (self.score[distinct] + self.score[distinct + 1]) / 2
+        self.candidates = np.concatenate([[-np.inf], between, [np.inf]])
+
+    def errors(self, weights: Weights) -> Weights:
+        """Weighted count of errors at each number of rows below, shape (b, n + 1)."""
+        sorted_weights = weights[:, self.order]
+        zero = np.zeros((len(weights), 1))
+        missed = np.hstack([zero, np.cumsum(sorted_weights * self.positive, axis=1)])
+        cleared = np.hstack([zero, np.cumsum(sorted_weights * ~self.positive, axis=1)])
+        return missed + cleared[:, -1:] - cleared
+
+    def best(self, errors: Weights) -> Weights:
+        """Threshold of fewest errors for each weighting, shape (b,)."""
+        return np.asarray(self.candidates[errors[:, self.below].argmin(axis=1)], dtype=np.float64)
+
+    def at(self, thresholds: Weights, errors: Weights) -> Weights:
+        """Weighted count of errors at one threshold for each weighting, shape (b,)."""
+        place = np.searchsorted(self.score, thresholds, side="left")
+        return errors[np.arange(len(errors)), place]
+
+
+def _cross_fitted(halves: tuple[_Half, _Half], first: Weights, second: Weights) -> Weights:
+    """Errors of each half at the other's best threshold, added, shape (b,)."""
+    one, other = halves
+    of_one, of_other = one.errors(first), other.errors(second)
+    return one.at(other.best(of_other), of_one) + other.at(one.best(of_one), of_other)
+
+
+def _auroc_loss(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
+    """AUROC on the source minus that on the target."""
+    both = (source, target)
+    statistics = [weighted_auroc(one.label == 1, one.score) for one in both]
+    areas = [
+        float(statistic(np.ones((1, len(one.data))))[0])
+        for statistic, one in zip(statistics, both, strict=True)
+    ]
+    drawn = [one.draws.apply(s) for s, one in zip(statistics, both, strict=True)]
+    (effect,) = divide(
+        "AUROC",
+        {"auroc_loss": areas[0] - areas[1]},
+        {"auroc_loss": drawn[0] - drawn[1]},
+        data=(source.data, target.data),
+        edges={},
+    ).values()
+    from_target, to_source = (
+        _area_room(one, area) for one, area in zip(both[::-1], areas[::-1], strict=True)
+    )
+    low, high = _lengthened(effect.estimate, (effect.low, effect.high), from_target, to_source)
+    return {effect.name: replace(effect, low=low, high=high)}
+
+
+def _area_room(outcome: _Outcome, area: float) -> tuple[float, float]:
+    """How far below and above itself an area may be; (0, 0) where draws have a spread."""
+    if area not in (0, 1):
+        return 0.0, 0.0
+    room = 1 - bound_of_one(outcome.label, outcome.data.group)
+    return (room, 0.0) if area else (0.0, room)

@@ -1,166 +1,124 @@
-"""What is known of the subgroups of one domain: numbers, their intervals, the worst."""
+"""How the head does in each subgroup of a target, and whether one is surely worse.
+
+Intervals hold for all groups at once (max-T over draws of patients), so the worst may be
+picked after looking. Groups and classes with too few patients get a reason, not a number.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.attributes import UNKNOWN, Grouping
+from pipeline.data.attributes import UNKNOWN
+from pipeline.data.domain import DomainData
+from pipeline.data.groupings import Grouping
 from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
-from pipeline.evaluation.intervals import Share, simultaneous_differences, simultaneous_intervals
-from pipeline.evaluation.metrics import METRICS, is_right, weighted_ratio
-from pipeline.shift.domains import Cohort
-from pipeline.shift.operating import Scores, choose_threshold
+from pipeline.evaluation.intervals import Share, differences_at_once, intervals_at_once
+from pipeline.evaluation.metrics import METRICS, on_all_rows, weighted_ratio
 from pipeline.words import counted
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+#: Groups with fewer images or patients get no numbers, and neither does a metric that
+#: needs a class with fewer patients.
+FEW_IMAGES, FEW_PATIENTS = 30, 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
-    """A group's value minus that of all other images of the domain.
-
-    Attributes:
-        low: Lower end of the 95 % interval, simultaneous over the groups.
-        high: Upper end.
-        below: Whether the whole interval lies below 0.
-    """
-
-    estimate: float
-    low: float
-    high: float
-    below: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Value:
+class GroupValue:
     """One metric in one group, in [0, 1].
 
     Attributes:
-        low: Lower end of the 95 % interval of this group alone.
+        estimate: On the images of the group.
+        low: Lower end of the 95 % interval, which holds for all groups at once.
         high: Upper end.
-        n: Images that it is made of: all, or those of one class.
-        simultaneous: Interval that holds for all groups at once, with 95 %; None where no
-            other group has a value.
-        rest: Difference to all other images; None where these are too few.
+        images: That it is made of: all, or those of one class.
+        difference: Less the value of all other images; None where those are too few.
+        difference_low: Lower end of its interval, for all groups at once.
+        difference_high: Upper end.
+        below: Whether the whole interval of the difference lies below 0.
+        worst: Whether it is the lowest of the known groups.
+        source: The same group's value on the source; None where it is not known.
     """
 
     estimate: float
     low: float
     high: float
-    n: int
-    simultaneous: tuple[float, float] | None = None
-    rest: Difference | None = None
+    images: int
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    below: bool = False
+    worst: bool = False
+    source: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """One group.
+class Subgroup:
+    """One group of a target.
 
     Attributes:
-        few: Why it has no numbers; None where it has.
-        prevalence: Share of the positive class; None for more than two classes.
+        attribute: What the images are divided by.
+        group: Its name.
+        images: How many.
+        patients: Of how many.
+        prevalence: Share of the second class; None for more than two, or too few images.
+        reason: Why there are no numbers; None where there are.
         metrics: By name.
         missing: Metric to the reason why it has no value.
     """
 
-    name: str
+    attribute: str
+    group: str
     images: int
     patients: int
-    few: str | None = None
-    prevalence: Value | None = None
-    metrics: Mapping[str, Value] = field(default_factory=lambda: _NOTHING)
-    missing: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subgroups:
-    """One domain, divided by one attribute.
-
-    Attributes:
-        domain: ``source`` (scored out of fold) or ``target``.
-        threshold: Of sensitivity and specificity, chosen on the source; None for more than
-            two classes, which have neither.
-        groups: In the order of the attribute.
-        worst: Metric to the group with the lowest value; a metric that fewer than two
-            groups have is missing. ``unknown`` is never it.
-    """
-
-    domain: str
-    attribute: str
-    threshold: float | None
-    groups: tuple[Group, ...]
-    worst: Mapping[str, str]
-
-
-# How the head does in each subgroup, and whether the worst of them is surely worse.
-
-
-#: Groups with fewer images or patients get no numbers, and neither does a metric that
-#: leans on a class with fewer patients.
-FEW_IMAGES, FEW_PATIENTS = 30, 10
-#: How the threshold of sensitivity and specificity is chosen on the source.
-RULE = "youden"
-_BINARY = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """What is the same for every group.
-
-    Attributes:
-        classes: Names, for messages.
-        threshold: Chosen on the source, for class 1; None for more than two classes.
-        seed: Of the draws.
-        draws: Bootstrap draws of patients.
-    """
-
-    classes: tuple[str, ...]
-    threshold: float | None
-    seed: int = 0
-    draws: int = DRAWS
-
-
-def terms_of(source: Cohort, classes: tuple[str, ...], seed: int) -> Terms:
-    """The threshold of the default rule on the source's out-of-fold scores, and the rest."""
-    if len(classes) != _BINARY:
-        return Terms(classes=classes, threshold=None, seed=seed)
-    scores = Scores(
-        probability=np.clip(source.probabilities[:, 1], 0, 1),
-        positive=source.classes() == 1,
-        groups=source.groups,
-    )
-    return Terms(classes=classes, threshold=choose_threshold(RULE, scores), seed=seed)
+    prevalence: float | None = None
+    reason: str | None = None
+    metrics: Mapping[str, GroupValue] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def subgroups(
-    domain: str, cohort: Cohort, groupings: Sequence[Grouping], terms: Terms
-) -> tuple[Subgroups, ...]:
+    target: DomainData,
+    groupings: Sequence[Grouping],
+    *,
+    classes: Sequence[str],
+    threshold: float | None,
+    source: DomainData | None = None,
+    source_groupings: Sequence[Grouping] = (),
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> tuple[Subgroup, ...]:
     """Score every group of a domain whose labels are open.
 
     Args:
-        domain: ``source`` or ``target``.
-        cohort: Labels, patients and probabilities; out of fold for the source.
-        groupings: Of the same images.
-        terms: See there.
+        target: Labels and probabilities.
+        groupings: Of its images, one for each attribute.
+        classes: Their names, for messages.
+        threshold: Chosen on the source, on the second class's probability, for sensitivity
+            and specificity; None for more than two classes.
+        source: Labels and out-of-fold probabilities, for the same groups on the source.
+        source_groupings: Of its images.
+        seed: Of the draws.
+        draws: Bootstrap draws of patients.
 
     Returns:
-        One for each grouping; what is in one does not depend on the others.
+        Every group of every attribute; what is in one attribute does not depend on others.
     """
     if not groupings:
         return ()
-    patients = draw_patients(
-        cohort.groups, np.random.default_rng([terms.seed, 19]), draws=terms.draws
-    )
-    metrics = _metrics(cohort, terms)
-    return tuple(
-        _Domain(cohort=cohort, grouping=one, patients=patients, terms=terms).table(domain, metrics)
-        for one in groupings
-    )
+    patients = draw_patients(target.group, np.random.default_rng([seed, 19]), draws=draws)
+    on_source = {one.attribute: one for one in source_groupings}
+    found: list[Subgroup] = []
+    for grouping in groupings:
+        table = _Groups(target, grouping, patients, classes, threshold, seed)
+        same = on_source.get(grouping.attribute)
+        if source is not None and same is not None:
+            of_source = _Groups(source, same, patients, classes, threshold, seed).estimates()
+        else:
+            of_source = {}
+        found += table.rows(of_source)
+    return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,154 +129,155 @@ class _Metric:
         bases: By what they are called, shape (n,); all, or those of a class.
     """
 
-    statistic: Callable[[NDArray[Any]], WeightedStatistic]
+    statistic: Callable[[NDArray[np.bool_]], WeightedStatistic]
     bases: Mapping[str, NDArray[np.bool_]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Domain:
-    """The images of one domain, in groups."""
+class _Groups:
+    """The images of one domain, divided by one attribute."""
 
-    cohort: Cohort
-    grouping: Grouping
-    patients: PatientDraws
-    terms: Terms
+    def __init__(
+        self,
+        data: DomainData,
+        grouping: Grouping,
+        patients: PatientDraws,
+        classes: Sequence[str],
+        threshold: float | None,
+        seed: int,
+    ) -> None:
+        self.data, self.grouping, self.patients, self.seed = data, grouping, patients, seed
+        self.metrics = _metrics(data, classes, threshold)
+        self.binary = threshold is not None
+        self.members = [grouping.member == k for k in range(len(grouping.names))]
 
-    def table(self, domain: str, metrics: Mapping[str, _Metric]) -> Subgroups:
-        values = {name: self.values(metric) for name, metric in metrics.items()}
-        names = self.grouping.names
-        return Subgroups(
-            domain=domain,
-            attribute=self.grouping.attribute,
-            threshold=self.terms.threshold,
-            groups=tuple(self.group(k, metrics, values) for k in range(len(names))),
-            worst={
-                name: names[worst]
-                for name, found in values.items()
-                if (worst := self.worst(found)) is not None
-            },
-        )
+    def rows(self, on_source: Mapping[tuple[str, str], float]) -> list[Subgroup]:
+        """Every group in the order of the attribute.
 
-    def worst(self, found: Mapping[int, Value]) -> int | None:
-        """The lowest of the known groups; images without a value are no group to be ranked."""
-        known = [k for k in found if self.grouping.names[k] != UNKNOWN]
-        return min(known, key=lambda k: found[k].estimate) if len(known) > 1 else None
+        Args:
+            on_source: Value of the source by (group, metric).
+        """
+        values = {name: self._values(name, on_source) for name in self.metrics}
+        return [self._group(k, rows, values) for k, rows in enumerate(self.members)]
 
-    def group(
+    def estimates(self) -> dict[tuple[str, str], float]:
+        """Value by (group, metric), where there are enough images."""
+        return {
+            (self.grouping.names[k], name): self._estimate(metric, rows)
+            for name, metric in self.metrics.items()
+            for k, rows in enumerate(self.members)
+            if not self._too_few_for(metric, rows)
+        }
+
+    def _group(
         self,
         k: int,
-        metrics: Mapping[str, _Metric],
-        values: Mapping[str, Mapping[int, Value]],
-    ) -> Group:
-        rows = self.grouping.member == k
-        few = self.too_few(rows)
-        reasons = {} if few else {n: self.too_few_of_class(m, rows) for n, m in metrics.items()}
-        return Group(
-            name=self.grouping.names[k],
+        rows: NDArray[np.bool_],
+        values: Mapping[str, Mapping[int, GroupValue]],
+    ) -> Subgroup:
+        few = self._too_few(rows)
+        reasons = {n: None if few else self._too_few_of(m, rows) for n, m in self.metrics.items()}
+        return Subgroup(
+            attribute=self.grouping.attribute,
+            group=self.grouping.names[k],
             images=int(rows.sum()),
-            patients=np.unique(self.cohort.groups[rows]).size,
-            few=few,
-            prevalence=None if few else self.prevalence(rows),
+            patients=np.unique(self.data.group[rows]).size,
+            prevalence=None if few or not self.binary else float(self.data.labelled()[rows].mean()),
+            reason=few,
             metrics={name: found[k] for name, found in values.items() if k in found},
             missing={name: why for name, why in reasons.items() if why},
         )
 
-    def values(self, metric: _Metric) -> dict[int, Value]:
+    def _values(
+        self, name: str, on_source: Mapping[tuple[str, str], float]
+    ) -> dict[int, GroupValue]:
         """Of one metric, by group; those that are too few are missing."""
-        rng = np.random.default_rng([self.terms.seed, 20])
-        members = {k: self.grouping.member == k for k in range(len(self.grouping.names))}
-        kept = {k: rows for k, rows in members.items() if not self.too_few_for(metric, rows)}
-        own = {k: self.share(metric, rows) for k, rows in kept.items()}
-        compared = len(own) > 1
+        metric, rng = self.metrics[name], np.random.default_rng([self.seed, 20])
+        kept = {k: rows for k, rows in enumerate(self.members) if not self._too_few_for(metric, rows)}
+        own = {k: self._share(metric, rows) for k, rows in kept.items()}
         rest = {
-            k: self.share(metric, ~rows)
+            k: self._share(metric, ~rows)
             for k, rows in kept.items()
-            if compared and not self.too_few_of_class(metric, ~rows)
+            if len(own) > 1 and not self._too_few_of(metric, ~rows)
         }
-        once = simultaneous_intervals([*own.values()], rng)
-        gaps = simultaneous_differences([(own[k], rest[k]) for k in rest], rng)
-        differences = {
-            k: Difference(
-                estimate=own[k].estimate - rest[k].estimate, low=low, high=high, below=high < 0
+        together = intervals_at_once([*own.values()], rng)
+        apart = differences_at_once([(own[k], rest[k]) for k in rest], rng)
+        differences = dict(zip(rest, apart, strict=True))
+        worst = self._worst(own)
+        found = {}
+        for (k, share), (low, high) in zip(own.items(), together, strict=True):
+            gap_low, gap_high = differences.get(k, (None, None))
+            found[k] = GroupValue(
+                estimate=share.estimate,
+                low=low,
+                high=high,
+                images=share.n,
+                difference=share.estimate - rest[k].estimate if k in rest else None,
+                difference_low=gap_low,
+                difference_high=gap_high,
+                below=gap_high is not None and gap_high < 0,
+                worst=k == worst,
+                source=on_source.get((self.grouping.names[k], name)),
             )
-            for k, (low, high) in zip(rest, gaps, strict=True)
-        }
-        return {
-            k: _value(one, interval if compared else None, differences.get(k))
-            for (k, one), interval in zip(own.items(), once, strict=True)
-        }
+        return found
 
-    def share(self, metric: _Metric, rows: NDArray[np.bool_]) -> Share:
-        statistic, here = metric.statistic(rows), self.cohort.groups[rows]
-        estimate = float(statistic(np.ones((1, len(here))))[0])
-        draws = self.patients.of(here).apply(statistic)
-        bases = (self.cohort.groups[rows & base] for base in metric.bases.values())
-        return Share(estimate=estimate, draws=draws, bases=tuple(bases))
+    def _worst(self, own: Mapping[int, Share]) -> int | None:
+        """The lowest of the known groups; images without a value are no group to be ranked."""
+        known = [k for k in own if self.grouping.names[k] != UNKNOWN]
+        return min(known, key=lambda k: own[k].estimate) if len(known) > 1 else None
 
-    def prevalence(self, rows: NDArray[np.bool_]) -> Value | None:
-        if len(self.terms.classes) != _BINARY:
-            return None
-        positive = self.cohort.classes() == 1
-        everyone = np.ones(len(rows), np.bool_)
-        return _value(self.share(_rate(positive, everyone, "all"), rows), None, None)
+    def _share(self, metric: _Metric, rows: NDArray[np.bool_]) -> Share:
+        group = self.data.group
+        return Share(
+            estimate=self._estimate(metric, rows),
+            draws=self.patients.of(group[rows]).apply(metric.statistic(rows)),
+            bases=tuple(group[rows & base] for base in metric.bases.values()),
+        )
 
-    def too_few_for(self, metric: _Metric, rows: NDArray[np.bool_]) -> str | None:
-        return self.too_few(rows) or self.too_few_of_class(metric, rows)
+    def _estimate(self, metric: _Metric, rows: NDArray[np.bool_]) -> float:
+        return on_all_rows(metric.statistic(rows), int(rows.sum()))
 
-    def too_few(self, rows: NDArray[np.bool_]) -> str | None:
-        images, patients = int(rows.sum()), np.unique(self.cohort.groups[rows]).size
+    def _too_few_for(self, metric: _Metric, rows: NDArray[np.bool_]) -> str | None:
+        return self._too_few(rows) or self._too_few_of(metric, rows)
+
+    def _too_few(self, rows: NDArray[np.bool_]) -> str | None:
+        images, patients = int(rows.sum()), np.unique(self.data.group[rows]).size
         if images < FEW_IMAGES:
             return f"too few: {counted(images, 'image')}, {FEW_IMAGES} needed"
         if patients < FEW_PATIENTS:
             return f"too few: {counted(patients, 'patient')}, {FEW_PATIENTS} needed"
         return None
 
-    def too_few_of_class(self, metric: _Metric, rows: NDArray[np.bool_]) -> str | None:
+    def _too_few_of(self, metric: _Metric, rows: NDArray[np.bool_]) -> str | None:
+        """The same of the classes that a metric needs."""
         for name, base in metric.bases.items():
-            patients = np.unique(self.cohort.groups[rows & base]).size
+            patients = np.unique(self.data.group[rows & base]).size
             if patients < FEW_PATIENTS:
                 found = counted(patients, "patient")
                 return f"too few: {found} of {name}, {FEW_PATIENTS} needed"
         return None
 
 
-def _value(one: Share, simultaneous: tuple[float, float] | None, rest: Difference | None) -> Value:
-    low, high = one.interval()
-    return Value(
-        estimate=one.estimate,
-        low=low,
-        high=high,
-        n=one.images,
-        simultaneous=simultaneous,
-        rest=rest,
-    )
-
-
-def _metrics(cohort: Cohort, terms: Terms) -> dict[str, _Metric]:
+def _metrics(
+    data: DomainData, classes: Sequence[str], threshold: float | None
+) -> Mapping[str, _Metric]:
     """Those that the number of classes allows."""
-    labels = cohort.classes().astype(np.int64)
-    proba = np.asarray(cohort.probabilities, np.float64)
-    everyone = np.ones(len(labels), np.bool_)
+    label, proba = data.labelled(), data.scored()
+    everyone = np.ones(len(label), np.bool_)
     found = {
-        "accuracy": _rate(is_right(labels, proba), everyone, "all"),
+        "accuracy": _rate(~data.wrong(), everyone, "all"),
         "auroc": _Metric(
-            statistic=lambda rows: METRICS["auroc"](labels[rows], proba[rows]),
-            bases={name: labels == k for k, name in enumerate(terms.classes)},
+            statistic=lambda rows: METRICS["auroc"](label[rows], proba[rows]),
+            bases={name: label == k for k, name in enumerate(classes)},
         ),
     }
-    if terms.threshold is None:
-        return found
-    called = proba[:, 1] >= terms.threshold
-    for name, k, hit in (("sensitivity", 1, called), ("specificity", 0, ~called)):
-        found[name] = _rate(hit, labels == k, terms.classes[k])
-    return found
+    if threshold is not None:
+        called = proba[:, 1] >= threshold
+        found["sensitivity"] = _rate(called, label == 1, classes[1])
+        found["specificity"] = _rate(~called, label == 0, classes[0])
+    return MappingProxyType(found)
 
 
 def _rate(hit: NDArray[np.bool_], of: NDArray[np.bool_], base: str) -> _Metric:
-    return _Metric(statistic=partial(_rate_of_rows, hit & of, of), bases={base: of})
-
-
-def _rate_of_rows(
-    hit: NDArray[np.bool_], of: NDArray[np.bool_], rows: NDArray[np.bool_]
-) -> WeightedStatistic:
-    return weighted_ratio(hit[rows], of[rows])
+    return _Metric(
+        statistic=lambda rows: weighted_ratio((hit & of)[rows], of[rows]), bases={base: of}
+    )

@@ -1,289 +1,243 @@
-"""Say in a few sentences why a target is worse, and what may help.
+"""Say in two to four sentences why a target is worse, and what may help.
 
-Sentences come from numbers by the rules below, one function each. A cause is named only
-where its term is the largest in 95 % of the draws, a loss or a gain only where its
+Sentences come from the numbers by the rules below. A cause is named only where its effect
+is a loss and the largest of its division in 95 % of the draws, a gain only where its
 interval excludes 0; else the text says that nothing is shown, which is not the same as
 "no difference".
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from pipeline.shift.effects import Gap, dominant
+from pipeline.evaluation.intervals import Interval
+from pipeline.shift.decompose import Effect, dominant
 from pipeline.words import percent
 
-#: An interval of a difference of AUROCs inside +- this is called holding.
-AUROC_MARGIN = 0.02
-#: A fix helps if its adjusted p-value is at most this; the best of many always looks good.
+#: A method helps if its adjusted p-value is at most this; the best of many always looks good.
 LEVEL = 0.05
 
-
-@dataclass(frozen=True, kw_only=True)
-class Called:
-    """How often the head says positive, against how often it is."""
-
-    called: float
-    """Share of target images called positive."""
-    positive: float
-    """Share that is."""
+Effects = Mapping[str, Effect]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Auroc:
-    """The head's AUROC in both domains."""
+class Gain:
+    """What an adaptation method regains.
 
-    source: float
-    """Out of fold."""
-    target: float
-    """On the target."""
-    loss: Gap
-    """Source minus target."""
+    Attributes:
+        difference: Accuracy with it minus accuracy without, on the target.
+        p_adjusted: Its p-value among all methods tried.
+    """
 
-
-@dataclass(frozen=True, kw_only=True)
-class FixGain:
-    """What a fix without target labels wins."""
-
-    gain: Gap
-    """Accuracy with it minus accuracy without, on the target."""
-    p_holm: float
-    """Its p-value among all fixes tried, Holm-adjusted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """Everything a verdict looks at."""
-
-    target: str
-    """Name of the target, as printed."""
-    source_error: float
-    """e_S, out of fold."""
-    target_error: float
-    """e_T."""
-    total: Gap
-    """e_T - e_S."""
-    kitagawa: Mapping[str, Gap]
-    """``mix``, ``rate``."""
-    score: Mapping[str, Gap]
-    """``confidence_shift``, ``y_given_score``."""
-    threshold: Mapping[str, Gap] = field(default_factory=lambda: MappingProxyType({}))
-    """``transfer``, ``discrimination``; empty for more than two classes."""
-    transfer: Mapping[str, Gap] = field(default_factory=lambda: MappingProxyType({}))
-    """``target_hardness``, ``transfer_gap`` of Ng's table; empty without an oracle."""
-    auroc: Auroc | None = None
-    """None for more than two classes."""
-    called: Called | None = None
-    """None for more than two classes."""
-    foretold: tuple[float, float] | None = None
-    """Lowest and highest label-free estimate of the accuracy."""
-    fixes: Mapping[str, FixGain] = field(default_factory=lambda: MappingProxyType({}))
-    """By name, all that were tried."""
+    difference: Interval
+    p_adjusted: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What may be said of one target."""
+    """What may be said of one target.
 
-    text: str
-    """Some sentences, most important first."""
-    causes: tuple[str, ...]
-    """Keys of :data:`CAUSES` that the intervals allow to name."""
-    advice: tuple[str, ...]
-    """What each of them suggests, in the same order, and what it forbids."""
-    labels_needed: bool
-    """Whether label-free estimates and thresholds must not be relied on."""
+    Attributes:
+        sentences: Most important first.
+        causes: Keys of :data:`CAUSES` that the intervals allow to name; the first is the one
+            that the sentences name.
+        labels_needed: Whether estimates and thresholds made without labels must not be used.
+    """
+
+    sentences: tuple[str, ...]
+    causes: tuple[str, ...] = ()
+    labels_needed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cause:
-    """One line of the interpretation table."""
+    """One line of the interpretation table.
 
-    holds: Callable[[Numbers], bool]
-    """Whether the numbers allow to name it."""
-    sentence: Callable[[Numbers], str]
-    """How it is said."""
+    Attributes:
+        holds: Whether the effects allow to name it.
+        effect: Whose number stands in the sentence.
+        sentence: Ends in the number of points.
+        advice: What to do.
+        needs_stable_score: Whether the advice could be followed without labels, if the
+            meaning of a score had not changed.
+    """
+
+    holds: Callable[[Effects], bool]
+    effect: str
+    sentence: str
     advice: str
-    """What to do."""
+    needs_stable_score: bool = False
 
 
-def judge(numbers: Numbers) -> Verdict:
-    """Turn the numbers of one target into text.
+def verdict(
+    target: str,
+    effects: Effects,
+    *,
+    accuracy: tuple[float, float],
+    auroc: tuple[float, float] | None = None,
+    gains: Mapping[str, Gain] | None = None,
+) -> Verdict:
+    """Turn the numbers of one labelled target into sentences.
 
     Args:
-        numbers: Of one head on one target.
-
-    Returns:
-        The verdict. Causes are looked for only where a loss is shown.
+        target: Its name.
+        effects: From :func:`pipeline.shift.decompose.decompose`, with the steps
+            ``target_hardness`` and ``transfer_gap`` of the error table where there are any.
+        accuracy: Of the head on the source, out of fold, and on the target.
+        auroc: The same of its AUROC; None for more than two classes.
+        gains: By adaptation method that uses no target labels, all that were tried.
     """
-    loss = numbers.total.low > 0
-    causes = tuple(name for name, cause in CAUSES.items() if loss and cause.holds(numbers))
-    unstable = _stable_score_refuted(numbers)
-    said = [CAUSES[name].sentence(numbers) for name in causes]
-    if loss and not causes:
-        said = ["No single cause is shown: no term is surely the largest."]
-    return Verdict(
-        text=" ".join([_loss(numbers), *said, *_beside(numbers)]),
-        causes=causes,
-        advice=tuple(
-            _LABELS_FIRST if unstable and name in _LABEL_FREE else CAUSES[name].advice
-            for name in causes
-        ),
-        labels_needed=unstable,
-    )
+    total = effects["accuracy_loss"]
+    causes = tuple(n for n, cause in CAUSES.items() if total.low > 0 and cause.holds(effects))
+    changed = score_changed(effects)
+    sentences = [_loss(target, total, accuracy, auroc)]
+    if causes:
+        sentences.append(_cause(CAUSES[causes[0]], effects, changed=changed))
+    elif total.low > 0:
+        sentences.append("No single cause is shown: no effect is surely the largest.")
+    if gains:
+        sentences.append(_best_gain(gains))
+    if changed:
+        sentences.append(
+            "The same score means another risk than on the source, so estimates and thresholds "
+            "made without labels of the target must not be used."
+        )
+    return Verdict(sentences=tuple(sentences), causes=causes, labels_needed=changed)
 
 
-def _loss(numbers: Numbers) -> str:
-    total = numbers.total
-    levels = f"{percent(1 - numbers.source_error)} to {percent(1 - numbers.target_error)}"
+def verdict_without_labels(
+    target: str,
+    *,
+    source_accuracy: float,
+    low: float,
+    high: float,
+    shifted: Sequence[str],
+) -> Verdict:
+    """Turn what is known of a target without labels into sentences.
+
+    Args:
+        target: Its name.
+        source_accuracy: Of the head, out of fold.
+        low: Lowest estimate of the accuracy on the target.
+        high: Highest.
+        shifted: Tests that show a shift.
+    """
+    sentences = [
+        f"{target} has no labels, so the accuracy there cannot be measured.",
+        f"Estimated without labels it is {percent(low)} to {percent(high)}; on the source it is "
+        f"{percent(source_accuracy)}.",
+        "The estimate holds only if a score means the same risk in both domains.",
+    ]
+    if shifted:
+        sentences.append(
+            f"The domains are shown to differ ({', '.join(shifted)}): label some images of the "
+            "target before you rely on the estimate."
+        )
+    return Verdict(sentences=tuple(sentences), labels_needed=bool(shifted))
+
+
+def score_changed(effects: Effects) -> bool:
+    """Whether the meaning of a score is shown to have changed, for the better or the worse."""
+    effect = effects["y_given_score"]
+    return effect.low > 0 or effect.high < 0
+
+
+def _loss(
+    target: str,
+    total: Effect,
+    accuracy: tuple[float, float],
+    auroc: tuple[float, float] | None,
+) -> str:
+    levels = f"from {percent(accuracy[0])} on the source to {percent(accuracy[1])} on {target}"
+    areas = "" if auroc is None else f"; AUROC is {auroc[0]:.3f} and {auroc[1]:.3f}"
     if total.low > 0:
-        return f"{numbers.target}: accuracy falls from {levels}, by {_points(total)}."
+        return f"Accuracy falls {levels}, by {_points(total)}{areas}."
     if total.high < 0:
-        return f"{numbers.target}: accuracy rises from {levels}; the loss is {_points(total)}."
+        return f"Accuracy rises {levels}; the loss is {_points(total)}{areas}."
     return (
-        f"{numbers.target}: no loss of accuracy is shown ({levels}; the loss is {_points(total)}). "
-        "That is not proof of none."
+        f"No loss of accuracy is shown: {percent(accuracy[0])} on the source, "
+        f"{percent(accuracy[1])} on {target}; the loss is {_points(total)}{areas}."
     )
 
 
-def _beside(numbers: Numbers) -> list[str]:
-    """Sentences that are no causes."""
-    rules = (_auroc, _calls, _foretold, _fixes)
-    return [sentence for rule in rules if (sentence := rule(numbers))]
+def _cause(cause: Cause, effects: Effects, *, changed: bool) -> str:
+    blind = changed and cause.needs_stable_score
+    advice = "Choose the threshold again with labelled images of the target" if blind else None
+    return f"{cause.sentence}: {_points(effects[cause.effect])}. {advice or cause.advice}."
 
 
-def _auroc(numbers: Numbers) -> str:
-    if numbers.auroc is None:
-        return ""
-    area, loss = numbers.auroc, numbers.auroc.loss
-    if loss.low > 0:
-        word = "AUROC falls"
-    elif max(abs(loss.low), abs(loss.high)) <= AUROC_MARGIN:
-        word = "AUROC holds"
-    elif loss.high < 0:
-        word = "AUROC rises"
-    else:
-        word = "A change of AUROC is not shown"
-    return (
-        f"{word}: {area.source:.3f} on the source, {area.target:.3f} on the target "
-        f"(loss 95 % CI {loss.low:.3f} to {loss.high:.3f})."
-    )
-
-
-def _calls(numbers: Numbers) -> str:
-    if numbers.called is None:
-        return ""
-    return (
-        f"{percent(numbers.called.called)} are called positive, "
-        f"{percent(numbers.called.positive)} are."
-    )
-
-
-def _foretold(numbers: Numbers) -> str:
-    if numbers.foretold is None:
-        return ""
-    low, high = numbers.foretold
-    text = f"Without labels the accuracy would be put at {percent(low)} to {percent(high)}"
-    if _stable_score_refuted(numbers):
-        return f"{text}; those estimates are invalid here, because Y given the score has changed."
-    return f"{text}, assuming stable Y|score."
-
-
-def _fixes(numbers: Numbers) -> str:
+def _best_gain(gains: Mapping[str, Gain]) -> str:
     shown = {
-        name: one.gain
-        for name, one in numbers.fixes.items()
-        if one.gain.low > 0 and one.p_holm <= LEVEL
+        name: gain.difference
+        for name, gain in gains.items()
+        if gain.difference.low > 0 and gain.p_adjusted <= LEVEL
     }
-    if shown:
-        name = max(shown, key=lambda one: shown[one].low)
-        return f"Without target labels, {name} gives {_points(shown[name])}."
-    return "No fix without target labels is shown to help." if numbers.fixes else ""
+    if not shown:
+        return "No adaptation method without target labels is shown to help."
+    name = max(shown, key=lambda one: shown[one].low)
+    return f"Without target labels, {name} regains {_points(shown[name])}."
 
 
-def _names(family: str, term: str) -> Callable[[Numbers], bool]:
-    return lambda numbers: dominant(getattr(numbers, family)) == term
+def _points(one: Interval) -> str:
+    return f"{100 * one.estimate:.1f} points (95 % CI {100 * one.low:.1f} to {100 * one.high:.1f})"
 
 
-def _hard_target(numbers: Numbers) -> bool:
-    """Hardness dominates, and the head trained elsewhere is not shown to lose by it."""
-    return (
-        dominant(numbers.transfer) == "target_hardness"
-        and numbers.transfer["transfer_gap"].low <= 0
-    )
+def _dominates(division: str, name: str) -> Callable[[Effects], bool]:
+    return lambda effects: dominant(effects.values(), division) == name
 
 
-def _stable_score_refuted(numbers: Numbers) -> bool:
-    """Whether the interval of the Y|score term excludes 0, on either side."""
-    gap = numbers.score["y_given_score"]
-    return gap.low > 0 or gap.high < 0
+def _hard_target(effects: Effects) -> bool:
+    """Hardness dominates, and the source's head is not shown to lose against the target's own."""
+    return _dominates("transfer", "target_hardness")(effects) and effects["transfer_gap"].low <= 0
 
 
-#: The interpretation table. Views of one loss do not add up, so each sentence opens with
-#: the view it is of; two of them may both call a term the most. To add a line, give its
-#: rule, its sentence and its advice.
+#: The interpretation table: the first line that holds is the cause that is named. To add a
+#: line, give its rule, its sentence and its advice.
 CAUSES: Mapping[str, Cause] = MappingProxyType(
     {
-        "hard_target": Cause(
-            holds=_hard_target,
-            sentence=lambda n: (
-                "By transfer: this is not shown to be a shift problem, even a head trained on the "
-                "target is worse there than on the source, by "
-                f"{_points(n.transfer['target_hardness'])}."
-            ),
-            advice="Better images, features or labels of the target; adaptation cannot win this.",
-        ),
-        "transfer_gap": Cause(
-            holds=_names("transfer", "transfer_gap"),
-            sentence=lambda n: (
-                "By transfer: most of the loss goes where a head is trained on the target, which "
-                f"does better by {_points(n.transfer['transfer_gap'])}."
-            ),
-            advice="Adapt the head, or train it with labels of the target.",
-        ),
-        "y_given_score": Cause(
-            holds=_names("score", "y_given_score"),
-            sentence=lambda n: (
-                "By score: most of the loss is that a score no longer means what it meant on the "
-                f"source: {_points(n.score['y_given_score'])}."
-            ),
-            advice=(
-                "Label-free estimates are invalid. Look for another definition of the label, for a "
-                "shortcut, or for another way of taking the images."
-            ),
+        "class_mix": Cause(
+            holds=_dominates("class", "class_mix"),
+            effect="class_mix",
+            sentence="Most of the loss comes from other shares of the classes",
+            advice="Correct the probabilities for the class shares of the target",
+            needs_stable_score=True,
         ),
         "threshold": Cause(
-            holds=_names("threshold", "transfer"),
-            sentence=lambda n: (
-                "By threshold: most of the loss is that it was chosen elsewhere: "
-                f"{_points(n.threshold['transfer'])}."
+            holds=_dominates("threshold", "threshold"),
+            effect="threshold",
+            sentence="Most of the loss comes from the threshold that was chosen on the source",
+            advice="Choose the threshold again, or recalibrate",
+            needs_stable_score=True,
+        ),
+        "target_hardness": Cause(
+            holds=_hard_target,
+            effect="target_hardness",
+            sentence=(
+                "Even a head that is trained on the target does worse there than this head on "
+                "the source"
             ),
-            advice="Choose the threshold anew, or recalibrate.",
+            advice="The images are harder: adaptation cannot help, better images or labels may",
+        ),
+        "transfer_gap": Cause(
+            holds=_dominates("transfer", "transfer_gap"),
+            effect="transfer_gap",
+            sentence="A head that is trained on the target does better there",
+            advice="Adapt the head, or train it with labelled images of the target",
+        ),
+        "y_given_score": Cause(
+            holds=_dominates("score", "y_given_score"),
+            effect="y_given_score",
+            sentence="Most of the loss is that the same score means another risk on the target",
+            advice=(
+                "Look for another definition of the label, for a shortcut, or for another way "
+                "of taking the images"
+            ),
         ),
         "discrimination": Cause(
-            holds=_names("threshold", "discrimination"),
-            sentence=lambda n: (
-                "By threshold: most of the loss stays at the target's own best one: "
-                f"{_points(n.threshold['discrimination'])}."
-            ),
-            advice="Another threshold will not mend this.",
-        ),
-        "mix": Cause(
-            holds=_names("kitagawa", "mix"),
-            sentence=lambda n: (
-                f"By class: most of the loss is the class mix: {_points(n.kitagawa['mix'])}."
-            ),
-            advice="Correct the probabilities for the target's class mix.",
+            holds=_dominates("threshold", "discrimination"),
+            effect="discrimination",
+            sentence="Most of the loss stays at the best threshold of the target",
+            advice="The classes overlap more: another threshold does not help",
         ),
     }
 )
-#: Causes whose advice could be followed without labels, were Y given the score stable.
-_LABEL_FREE = frozenset({"threshold", "mix"})
-_LABELS_FIRST = (
-    "Choose the threshold anew with labelled images of the target: Y given the score has "
-    "changed, so a threshold or a class mix found without labels is not to be relied on."
-)
-
-
-def _points(gap: Gap) -> str:
-    return f"{100 * gap.estimate:.1f} points (95 % CI {100 * gap.low:.1f} to {100 * gap.high:.1f})"
