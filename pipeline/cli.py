@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -303,8 +303,6 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 
     Example: headrace heads study.toml --only linear,mlp --quick
     """
-    from dataclasses import replace
-
     from pipeline.compare import QUICK, CompareOptions, compare, to_json
 
     if flags["quick"] and flags["thorough"]:
@@ -441,17 +439,14 @@ def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[s
 @click.option(
     "--draws",
     type=click.IntRange(min=19),  # of fewer none gives p <= 0.05; ShiftOptions says the same
-    default=999,
-    show_default=True,
-    help="Permutations of each test.",
+    help="Permutations of each test (default: 999).",
 )
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),
-    default=10,
-    show_default=True,
-    help="Divisions of the target into halves, for adaptation.",
+    help="Divisions of the target into halves, for adaptation (default: 10).",
 )
+@click.option("--thorough", is_flag=True, help="More draws, halves and refitted heads: minutes.")
 @_precision_option
 @_conflicts_option
 @click.option("--allow-leaks", is_flag=True, help="Go on although two roles share images.")
@@ -462,18 +457,17 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 
     Example: headrace shift study.toml
     """
-    from pipeline.shift.record import to_json
-    from pipeline.shift.stage import ShiftOptions, analyse
+    from pipeline.shift.stage import THOROUGH, ShiftOptions, analyse
 
-    options = ShiftOptions(
-        draws=flags["draws"],
-        seeds=flags["seeds"],
+    options = replace(
+        THOROUGH if flags["thorough"] else ShiftOptions(),
         samples=_samples(
             allow_conflicts=flags["allow_conflicts"], allow_leaks=flags["allow_leaks"]
         ),
+        **{name: flags[name] for name in ("draws", "seeds") if flags[name] is not None},
     )
     loaded = _load(study, precision)
-    record = to_json(analyse(loaded, options))
+    record = analyse(loaded, options)
     return _publish("shift", record, loaded.results, quiet=quiet, figures=flags["figures"])
 
 

@@ -8,6 +8,7 @@ it; a patient is a number that holds within the file.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import h5py
@@ -64,11 +65,24 @@ def predictions_of(samples: Samples, proba: Mapping[Trained, NDArray[np.floating
     )
 
 
-def write_predictions(path: Path, by_backbone: Mapping[str, Predictions]) -> None:
-    """Put the file in place whole."""
+def write_predictions(
+    path: Path,
+    by_backbone: Mapping[str, Predictions],
+    *,
+    curves: Mapping[str, Mapping[str, NDArray[Any]]] = MappingProxyType({}),
+) -> None:
+    """Put the file in place whole.
+
+    Args:
+        path: Of the file.
+        by_backbone: Predictions of each.
+        curves: By backbone and name, arrays for figures; they lie below ``curves``.
+    """
     with h5py.File.in_memory(libver=("earliest", "v108")) as file:
         for backbone, found in by_backbone.items():
             _write(file.create_group(backbone), found)
+            for name, values in curves.get(backbone, {}).items():
+                file[f"{backbone}/curves/{name}"] = values
         file.flush()
         disk.publish(path, file.id.get_file_image())
 

@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import norm
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.evaluation.intervals import Interval, rate_interval
-from pipeline.evaluation.isotonic import fit_monotone
-from pipeline.evaluation.metrics import mean_of_ties
 
 _TINY = 1e-12
 _BINS = 15
@@ -122,8 +121,9 @@ def brier_parts(event: Event, p: Probability) -> tuple[float, float, float, floa
             f"calibration needs one event and one probability from 0 to 1 per image, got shapes "
             f"{np.shape(event)} and {np.shape(p)}"
         )
+    recalibrated = IsotonicRegression().fit_transform(p, event)
     score, best, constant = (
-        float(np.mean((q - event) ** 2)) for q in (p, fit_monotone(p, event)(p), event.mean())
+        float(np.mean((q - event) ** 2)) for q in (p, recalibrated, event.mean())
     )
     return score, score - best, constant - best, constant
 
@@ -167,7 +167,7 @@ def calibration_error(
         return np.asarray(np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes)
 
     def rates_of(rows: NDArray[Any]) -> NDArray[np.float64]:
-        return per_bin(mean_of_ties(p[order], rows))
+        return per_bin(_mean_of_ties(p[order], rows))
 
     predicted, rates = per_bin(p[order]), rates_of(event[order])
     gaps = np.abs(rates - predicted)
@@ -183,6 +183,19 @@ def calibration_error(
         if_calibrated=float(null.mean()),
         p=float((1 + reached) / (draws + 1)),
     )
+
+
+def _mean_of_ties(key: NDArray[np.floating], rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Each number replaced by the mean of those of the same key, so that none comes first.
+
+    Args:
+        key: Ascending, shape ``(n,)``, not empty.
+        rows: Shape ``(..., n)``.
+    """
+    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+    sizes = np.diff(np.r_[starts, len(key)])
+    means = np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes
+    return np.asarray(np.repeat(means, sizes, axis=-1))
 
 
 def _folded_mean(mean: NDArray[np.float64], sd: NDArray[np.float64]) -> NDArray[np.float64]:

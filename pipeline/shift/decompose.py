@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.isotonic import IsotonicRegression
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, PatientDraws, Weights, draw_patients, patient_folds
 from pipeline.errors import StudyError
 from pipeline.evaluation.auroc import bound_of_one
 from pipeline.evaluation.intervals import Interval, lengthened, percentile_interval, unseen
-from pipeline.evaluation.isotonic import fit_monotone
 from pipeline.evaluation.metrics import weighted_auroc
 from pipeline.randomness import stream
 
@@ -84,9 +84,9 @@ def decompose(
 def dominant(effects: Iterable[Effect], division: str) -> str | None:
     """Name of the term that is surely a loss and surely the largest; None if none is."""
     for effect in effects:
-        if effect.division == division and effect.largest is not None:
-            if effect.largest >= DOMINANT and effect.low > 0:
-                return effect.name
+        share = effect.largest or 0.0
+        if effect.division == division and share >= DOMINANT and effect.low > 0:
+            return effect.name
     return None
 
 
@@ -261,10 +261,11 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
     confidence is wrong more often. It is what every estimate without labels must miss.
     """
     x_source, x_target = source.confidence, target.confidence
+    curve = IsotonicRegression(increasing=False, out_of_bounds="clip")
 
     def expected(w_source: NDArray[np.float64], w_target: NDArray[np.float64]) -> float:
-        curve = fit_monotone(x_source, source.wrong, increasing=False, weights=w_source)
-        return float(w_target @ curve(x_target) / w_target.sum())
+        curve.fit(x_source, source.wrong, sample_weight=w_source)
+        return float(w_target @ curve.predict(x_target) / w_target.sum())
 
     estimate = expected(np.ones(len(x_source)), np.ones(len(x_target)))
     drawn = np.array([expected(*weights) for weights in _paired_weights(source, target)])
@@ -344,7 +345,7 @@ class _Half:
         zero = np.zeros((len(weights), 1))
         missed = np.hstack([zero, np.cumsum(sorted_weights * self.positive, axis=1)])
         cleared = np.hstack([zero, np.cumsum(sorted_weights * ~self.positive, axis=1)])
-        return missed + cleared[:, -1:] - cleared
+        return np.asarray(missed + cleared[:, -1:] - cleared)
 
     def best(self, errors: Weights) -> Weights:
         """Threshold of fewest errors for each weighting, shape (b,)."""

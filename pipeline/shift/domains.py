@@ -1,8 +1,7 @@
-"""Hold what is known of one domain's images, and pair two domains for comparison."""
+"""The head that knows the source alone, and which targets can be compared with the source."""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,78 +13,11 @@ from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable
 from pipeline.heads.logistic import LogisticHead
+from pipeline.study import SOURCE
+from pipeline.words import counted, printable
 
-
-@dataclass(frozen=True, kw_only=True)
-class Cohort:
-    """Features, scores and patients of one domain; row i of each is the same image."""
-
-    features: NDArray[np.floating]
-    """Shape (n, d), finite."""
-    probabilities: NDArray[np.floating]
-    """Shape (n, K), rows sum to 1. Of the source: out of fold, so that they are
-    exchangeable with the target's when nothing has shifted."""
-    groups: NDArray[Any]
-    """Shape (n,), patient ids, text or integers."""
-    labels: NDArray[np.integer] | None = None
-    """Shape (n,), 0 to K - 1; None while the labels are sealed, or where there are none."""
-
-    def __post_init__(self) -> None:
-        """Refuse arrays that do not describe the same images.
-
-        Raises:
-            StudyError: Lengths differ, there are no rows, a number is not finite, or a label
-                is no class.
-        """
-        lengths = {name: len(value) for name, value in vars(self).items() if value is not None}
-        if not any(lengths.values()):
-            raise StudyError("no image to compare")
-        if len(set(lengths.values())) != 1:
-            raise StudyError(f"a cohort needs one row per image in every array, got {lengths}")
-        if self.labels is not None and self.labels.min() < 0:
-            raise StudyError("images without labels are a cohort whose labels are None")
-        for name in ("features", "probabilities"):
-            if not np.isfinite(getattr(self, name)).all():
-                raise StudyError(
-                    f"the {name} of a cohort hold NaN or infinity: run `headrace cache verify`"
-                )
-
-    def take(self, rows: NDArray[Any]) -> "Cohort":
-        """Return the chosen rows (indices or a mask)."""
-        return Cohort(
-            features=self.features[rows],
-            probabilities=self.probabilities[rows],
-            groups=self.groups[rows],
-            labels=None if self.labels is None else self.labels[rows],
-        )
-
-    def classes(self) -> NDArray[np.integer]:
-        """Return the labels, or while they are sealed the predicted classes, shape (n,)."""
-        return self.probabilities.argmax(axis=1) if self.labels is None else self.labels
-
-
-def split_by_patient(
-    groups: NDArray[Any], rng: np.random.Generator, share: float = 0.5
-) -> NDArray[np.bool_]:
-    """Choose a share of the patients at random.
-
-    Args:
-        groups: Shape (n,), patient ids.
-        rng: Source of the choice.
-        share: Share of patients to choose, in [0, 1].
-
-    Returns:
-        Shape (n,), True for the rows of chosen patients.
-    """
-    patients, codes = np.unique(groups, return_inverse=True)
-    chosen = np.zeros(patients.size, dtype=np.bool_)
-    chosen[rng.permutation(patients.size)[: round(share * patients.size)]] = True
-    return np.asarray(chosen[codes])
-
-
-# The head that knows the source alone, and what it says of any domain.
-
-
+#: In a fold and out of it.
+_PATIENTS_OF_A_CLASS = 2
 #: C of the logistic head on standardised features. It is fixed, so that no row selects it.
 INVERSE_PENALTY = 0.01
 
@@ -188,52 +120,37 @@ def fit_source(data: DomainData, *, inverse_penalty: float = INVERSE_PENALTY) ->
     )
 
 
-# The source and a target side by side, as every comparison of the two takes them.
+def source_domain(table: FeatureTable) -> DomainData:
+    """The rows of the source.
+
+    Raises:
+        StudyError: A class has images of too few patients; said before any head is fitted.
+    """
+    source, classes = table.domain(SOURCE), table.samples.classes
+    for k, name in enumerate(classes):
+        patients = np.unique(source.group[source.labelled() == k]).size
+        if patients < _PATIENTS_OF_A_CLASS:
+            raise StudyError(
+                f"class {printable(name)!r} of [source] has images of "
+                f"{counted(patients, 'patient')}, and {_PATIENTS_OF_A_CLASS} are needed: a head "
+                "is tested on patients that it was not fitted to. Add images of others, or leave "
+                f"out fewer; {one_patient_hint(SOURCE)}"
+            )
+    return source
 
 
-@dataclass(frozen=True, kw_only=True)
-class NotCompared:
-    """A target that is not compared with the source, though its features are there."""
-
-    backbone: str
-    target: str
-    images: int
-    reason: str
-    """What it lacks and what to do, in sentences."""
-
-
-def not_compared(joined: FeatureTable, target: str) -> NotCompared | None:
-    """None where there are two patients or more: without another there are no intervals."""
-    group = joined.samples.group[joined.samples.domain == target]
-    patients = np.unique(group)
-    if patients.size > 1:
+def too_few_patients(target: DomainData) -> str | None:
+    """Why a target cannot be compared; None where it has two patients or more."""
+    if target.patients > 1:
         return None
-    return NotCompared(
-        backbone=joined.backbone,
-        target=target,
-        images=group.size,
-        reason=f"Images: {group.size}, all of one patient; a comparison by patient needs two, "
-        f"better 20 or more. Add images of others; {one_patient_hint(f'target.{target}')}.",
+    return (
+        f"Images: {len(target)}, all of one patient; a comparison by patient needs two, better 20 "
+        f"or more. Add images of others; {one_patient_hint(f'target.{target.name}')}."
     )
 
 
-def here_of(model: SourceModel) -> Cohort:
-    """The source, its probabilities out of fold."""
-    return Cohort(
-        features=model.data.embedded(),
-        probabilities=model.data.scored(),
-        groups=model.data.group,
-        labels=model.data.labelled(),
-    )
-
-
-def there_of(model: SourceModel, features: NDArray[np.floating], groups: NDArray[Any]) -> Cohort:
-    """A target whose labels are not known, or not yet."""
-    return Cohort(features=features, probabilities=model.predict_proba(features), groups=groups)
-
-
-def shared_patients(samples: Samples, here: Cohort, there: Cohort) -> int:
+def shared_patients(samples: Samples, source: DomainData, target: DomainData) -> int:
     """Patient ids that both have; a file's name, of a patient who is not known, is none."""
     files = [item.path for item in samples.items]
-    shared = shared_ids({"source": here.groups, "target": there.groups})
+    shared = shared_ids({"source": source.group, "target": target.group})
     return sum(len(np.setdiff1d(ids, files)) for ids in shared.values())

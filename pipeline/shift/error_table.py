@@ -8,6 +8,7 @@ training patients, by fitting the heads again.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import DRAWS, PatientDraws, draw_patients
+from pipeline.data.patients import DRAWS, draw_patients
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval, Z, rate_interval
 from pipeline.heads.logistic import Path, solve_path
@@ -217,7 +218,7 @@ def fill_table(
     level = {name: float(one.mean()) for name, one in wrong.items()}
     curves = {name: drawn[name].mean(one) for name, one in wrong.items()}
     errors = {
-        name: rate_interval(wrong[name], data.group, lambda draws=drawn[name]: draws)
+        name: rate_interval(wrong[name], data.group, partial(by_domain.__getitem__, data.role))
         for name, data in rows.items()
     }
     if human is not None:
@@ -285,7 +286,5 @@ def _with_refits(
     for name, step in steps.items():
         to, start = {**CHAIN, **TRANSFER}[name]
         half = Z * float(np.std(errors[to] - errors.get(start, 0.0), ddof=1))
-        steps[name] = replace(
-            step, refit_low=step.estimate - half, refit_high=step.estimate + half
-        )
+        steps[name] = replace(step, refit_low=step.estimate - half, refit_high=step.estimate + half)
     return replace(table, steps=steps, refits=count)

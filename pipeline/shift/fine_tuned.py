@@ -1,94 +1,60 @@
-"""The loss of networks that were trained on the images, from their kept probabilities.
+"""The loss of fine-tuned networks, from their kept probabilities.
 
-They have no features in the store, so only what needs probabilities alone is said of
-them. Their source column is the validation split: patients that they were not fitted to.
+They have no features in the store, so only what needs probabilities alone is said of them.
+Their source column is the validation split: patients that they were not fitted to.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.domain import DomainData
 from pipeline.data.patients import VALIDATION
 from pipeline.data.samples import Samples
 from pipeline.evaluation.predictions import TRAINED_PROBABILITIES, Predictions, read_predictions
-from pipeline.shift.decompose import DecomposeSettings, kitagawa, threshold_terms
-from pipeline.shift.domains import Cohort
-from pipeline.shift.effects import Gap, labelled, loss
+from pipeline.shift.decompose import decompose
 from pipeline.shift.provenance import digest_of_domain
-from pipeline.shift.threshold import ThresholdSplit
 from pipeline.study import SOURCE
 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainedLoss:
-    """One trained network on one target.
-
-    Attributes:
-        backbone: Group of the file it is kept in.
-        method: How it was trained.
-        seed: It was trained with.
-        source_accuracy: On the validation split of the source.
-        target_accuracy: On the target.
-        total: Loss of accuracy.
-        kitagawa: ``mix`` and ``rate``.
-        threshold: None unless there are two classes and both domains show both.
-    """
-
-    backbone: str
-    target: str
-    method: str
-    seed: int
-    source_accuracy: float
-    target_accuracy: float
-    total: Gap
-    kitagawa: Mapping[str, Gap]
-    threshold: ThresholdSplit | None
-
-
-def trained_losses(
+def fine_tuned_losses(
     results: Path, samples: Samples, targets: Sequence[str], seed: int
-) -> tuple[TrainedLoss, ...]:
+) -> list[dict[str, Any]]:
     """Take the losses of all kept networks apart.
 
     Args:
         results: Results of the study.
         samples: As the study has them now.
-        targets: Names of the targets.
+        targets: Names of the targets with labels.
         seed: Of the draws.
 
     Returns:
-        Nothing where no network has been trained; a target that a network has not seen, or a
-        source without a validation split, gives no row. Nor does a domain whose images or
-        labels are others than the network was trained and asked with, which is logged.
+        Rows of the record, see the README beside this file. Nothing where no network has been
+        trained; no row for a target that a network has not seen, or without a validation
+        split, or where images or labels have changed since, which is logged.
 
     Raises:
         MissingPredictionsError: The file is there and is not one of ours.
     """
     path = results / TRAINED_PROBABILITIES
     if not path.exists():
-        return ()
+        return []
     now = {domain: digest_of_domain(samples, domain) for domain in (SOURCE, *targets)}
-    losses: list[TrainedLoss] = []
+    losses: list[dict[str, Any]] = []
     changed: set[str] = set()
     for backbone, kept in read_predictions(path).items():
-        there = [domain for domain in now if (kept.domain == domain).any()]
-        others = {domain for domain in there if digest_of_domain(kept, domain) != now[domain]}
-        changed |= others
-        losses += [
-            _loss(kept, (backbone, target, *trained), seed)
-            for target in targets
-            for trained in kept.proba
-            if not others & {SOURCE, target}
-            and _validation(kept).any()
-            and (kept.domain == target).any()
-        ]
+        present = [domain for domain in now if (kept.domain == domain).any()]
+        stale = {domain for domain in present if digest_of_domain(kept, domain) != now[domain]}
+        changed |= stale
+        if SOURCE not in stale:
+            usable = [t for t in targets if t in present and t not in stale]
+            losses += _losses(backbone, kept, usable, seed)
     if changed:
         _LOG.warning(
             "%s is of other images or labels than the study has now (%s), so networks trained "
@@ -96,39 +62,44 @@ def trained_losses(
             path,
             ", ".join(sorted(changed)),
         )
-    return tuple(losses)
+    return losses
 
 
-def _validation(kept: Predictions) -> NDArray[np.bool_]:
-    return np.asarray((kept.domain == SOURCE) & (kept.split == VALIDATION))
+def _losses(
+    backbone: str, kept: Predictions, targets: Sequence[str], seed: int
+) -> Iterator[dict[str, Any]]:
+    validation = (kept.domain == SOURCE) & (kept.split == VALIDATION)
+    if not validation.any():
+        return
+    for target in targets:
+        for (method, trained_with), proba in kept.proba.items():
+            source = _domain(kept, proba, validation, name=SOURCE, role="source")
+            other = _domain(kept, proba, kept.domain == target, name=target, role="target")
+            effects = decompose(source, other, seed=seed)
+            yield {
+                "backbone": backbone,
+                "target": target,
+                "method": method,
+                "seed": trained_with,
+                "source_accuracy": float((~source.wrong()).mean()),
+                "target_accuracy": float((~other.wrong()).mean()),
+                "effects": [
+                    {key: getattr(effect, key) for key in ("name", "division", *_NUMBERS)}
+                    for effect in effects.values()
+                ],
+            }
 
 
-def _loss(kept: Predictions, name: tuple[str, str, str, int], seed: int) -> TrainedLoss:
-    backbone, target, method, trained_with = name
-    how = DecomposeSettings(seed=seed)
-    proba = kept.proba[method, trained_with]
-    s, t = (
-        labelled(_cohort(kept, proba, rows), np.random.default_rng([seed, 15, side]), how.draws)
-        for side, rows in enumerate((_validation(kept), kept.domain == target))
-    )
-    return TrainedLoss(
-        backbone=backbone,
-        target=target,
-        method=method,
-        seed=trained_with,
-        source_accuracy=1 - s.error(),
-        target_accuracy=1 - t.error(),
-        total=loss(s, t),
-        kitagawa=kitagawa(s, t),
-        threshold=threshold_terms(s, t, how),
-    )
+_NUMBERS = ("estimate", "low", "high", "largest")
 
 
-def _cohort(kept: Predictions, proba: NDArray[np.float64], rows: NDArray[Any]) -> Cohort:
-    # No measure of features is taken of it: the probabilities stand in their place.
-    return Cohort(
-        features=proba[rows],
-        probabilities=proba[rows],
-        groups=kept.patient[rows],
-        labels=kept.label[rows],
+def _domain(
+    kept: Predictions, proba: NDArray[np.float64], rows: NDArray[np.bool_], *, name: str, role: str
+) -> DomainData:
+    return DomainData(
+        name=name,
+        role=role,
+        group=kept.patient[rows],
+        label=kept.label[rows],
+        proba=proba[rows],
     )

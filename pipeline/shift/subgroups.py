@@ -11,11 +11,10 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.attributes import UNKNOWN
+from pipeline.data.attributes import UNKNOWN, Grouping
 from pipeline.data.domain import DomainData
-from pipeline.data.groupings import Grouping
 from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
-from pipeline.evaluation.intervals import Share, differences_at_once, intervals_at_once
+from pipeline.evaluation.intervals import Share, simultaneous_differences, simultaneous_intervals
 from pipeline.evaluation.metrics import METRICS, on_all_rows, weighted_ratio
 from pipeline.words import counted
 
@@ -192,15 +191,17 @@ class _Groups:
     ) -> dict[int, GroupValue]:
         """Of one metric, by group; those that are too few are missing."""
         metric, rng = self.metrics[name], np.random.default_rng([self.seed, 20])
-        kept = {k: rows for k, rows in enumerate(self.members) if not self._too_few_for(metric, rows)}
+        kept = {
+            k: rows for k, rows in enumerate(self.members) if not self._too_few_for(metric, rows)
+        }
         own = {k: self._share(metric, rows) for k, rows in kept.items()}
         rest = {
             k: self._share(metric, ~rows)
             for k, rows in kept.items()
             if len(own) > 1 and not self._too_few_of(metric, ~rows)
         }
-        together = intervals_at_once([*own.values()], rng)
-        apart = differences_at_once([(own[k], rest[k]) for k in rest], rng)
+        together = simultaneous_intervals([*own.values()], rng)
+        apart = simultaneous_differences([(own[k], rest[k]) for k in rest], rng)
         differences = dict(zip(rest, apart, strict=True))
         worst = self._worst(own)
         found = {}
@@ -210,7 +211,7 @@ class _Groups:
                 estimate=share.estimate,
                 low=low,
                 high=high,
-                images=share.n,
+                images=share.images,
                 difference=share.estimate - rest[k].estimate if k in rest else None,
                 difference_low=gap_low,
                 difference_high=gap_high,

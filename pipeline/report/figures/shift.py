@@ -31,7 +31,7 @@ from pipeline.report.figures.style import (
     new_figure,
     panels,
 )
-from pipeline.report.shift6 import ERRORS, METRICS, STEPS
+from pipeline.report.shift import ERRORS, METRICS, STEPS
 from pipeline.report.table import Table
 from pipeline.words import printable
 
