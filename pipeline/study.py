@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipeline.errors import StudyError, UnknownNameError
+from pipeline.words import composed
 
 SOURCE = "source"
 SEALED, ABSENT = LABELS = ("sealed", "absent")
@@ -34,8 +35,9 @@ class Domain:
 
     Attributes:
         path: Folder of class folders, or of ``.npy`` stacks.
-        group: Regular expression for the patient id in a file's name; its one group,
-            or else the whole match, is the id. None: every image is its own patient.
+        group: Regular expression for the patient id in a file's name, or with a ``/`` in it
+            in the path below ``path``; its one group, or else the whole match, is the id.
+            None: every image is its own patient.
         attributes: CSV file with attributes of images or patients; see
             :mod:`pipeline.data.attributes`.
         name: How the domain is called in tables; the source is called ``source``.
@@ -354,9 +356,10 @@ def _classes(study: _Table) -> tuple[str, ...] | None:
     if classes is None:
         return None
     names = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
-    if not names or len(set(classes)) != len(classes) or len(classes) < 2:
+    labels = tuple(composed(name) for name in classes) if names else ()
+    if len(set(labels)) != len(labels) or len(labels) < 2:
         study.fail(f"classes = {classes!r}: allowed is a list of two or more different names")
-    return tuple(classes)
+    return labels
 
 
 def _store(study: _Table) -> Path | None:

@@ -1,6 +1,7 @@
 """Names, counts and numbers as people read them, and values as JSON holds them."""
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -8,6 +9,14 @@ from typing import Any
 #: Below this a number is what sums and iterations leave of 0: shares, points and statistics
 #: are larger, or are nothing.
 _NOTHING = 1e-9
+
+
+def composed(text: str) -> str:
+    """A text in composed Unicode form (NFC), in which names are compared.
+
+    Files that were copied from macOS have decomposed names, in which "ü" is two characters.
+    """
+    return unicodedata.normalize("NFC", text)
 
 
 def printable(name: str) -> str:

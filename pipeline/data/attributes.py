@@ -21,7 +21,7 @@ from pipeline.data.patients import patient_of
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.study import Attribute, Domain, Study
-from pipeline.words import counted, have, printable
+from pipeline.words import composed, counted, have, printable
 
 _LOG = logging.getLogger(__name__)
 #: The group of images without a row, or with an empty cell.
@@ -126,7 +126,8 @@ def _groups_of_images(
 
 def _keys_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> list[str]:
     """What each image is called in the file; patients by name, before copies join them."""
-    paths = [samples.items[i].path for i in np.flatnonzero(samples.domain == domain.name)]
+    rows = np.flatnonzero(samples.domain == domain.name)
+    paths = [composed(samples.items[row].path) for row in rows]
     if key == "path":
         return paths
     if domain.group is None:
@@ -196,7 +197,7 @@ def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield reader.line_num, [cell.strip() for cell in cells]
+                yield reader.line_num, [composed(cell.strip()) for cell in cells]
     except csv.Error as cause:
         _fail(file, reader.line_num, f"not CSV ({cause}): put quotes around cells with commas")
 

@@ -13,6 +13,7 @@ from pipeline.data.facts import facts_of_file
 from pipeline.data.images import PixelPolicy, Pixels, decode
 from pipeline.data.items import Item, Listing, Walk, is_folder, read_file
 from pipeline.errors import ImageError, StudyError
+from pipeline.words import composed
 
 HAS_ROWS = False
 _SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -61,12 +62,12 @@ def scan(root: Path, *, labelled: bool) -> Listing:
             raise StudyError(f"{root} holds no image ({listing.left_out})")
         return listing
     walk = Walk(os.path.realpath(root), _SUFFIXES)
-    loose_files, classes = walk.entries()
+    loose_files, folders = walk.entries()
     if loose_files:
         walk.ignored["not in a class folder"] += len(loose_files)
-    if not classes:
+    if not folders:
         raise StudyError(f"{root} holds no class folder ({walk.listing().left_out})")
-    return walk.listing(item for label in classes for item in _images_of_class(walk, label))
+    return walk.listing(item for folder in folders for item in _images_of_class(walk, folder))
 
 
 def images_below(folder: Path) -> Listing:
@@ -90,12 +91,12 @@ def read(item: Item) -> _FileContent:
     return _FileContent(read_file(item.file, lambda stream: stream.read()))
 
 
-def _images_of_class(walk: Walk, label: str) -> list[Item]:
+def _images_of_class(walk: Walk, folder: str) -> list[Item]:
     below = replace(walk, ignored=Counter(), unread=[])
-    items = list(below.files_below(label, label))
+    items = list(below.files_below(folder, composed(folder)))
     if not items:
         raise StudyError(
-            f"{walk.root}/{label}: the class folder holds no image ({below.listing().left_out}). "
+            f"{walk.root}/{folder}: the class folder holds no image ({below.listing().left_out}). "
             "Put its images there, or remove the folder"
         )
     walk.ignored.update(below.ignored)

@@ -31,6 +31,7 @@ from pipeline.data.items import (
     read_file,
 )
 from pipeline.errors import ImageError, StudyError
+from pipeline.words import composed
 
 HAS_ROWS = True
 _SUFFIXES = (".npy",)
@@ -109,7 +110,7 @@ def read(item: Item) -> _RowContent:
 def _class_of(name: str) -> str:
     """``train_normal.npy`` and ``test_normal.npy`` hold the class normal."""
     stem = Path(name).stem
-    return stem.removeprefix("train_" if stem.startswith("train_") else "test_") or stem
+    return composed(stem.removeprefix("train_" if stem.startswith("train_") else "test_") or stem)
 
 
 def _rows(stack: Item, label: str) -> list[Item]:

@@ -16,17 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StudyError
-from pipeline.words import counted, printable
+from pipeline.words import composed, counted, printable
 
 FIT, VALIDATION, TARGET = "fit", "validation", "target"
 
 
 def patient_of(path: str, pattern: str | None) -> str | None:
-    """Patient id in a file's name: first group of the pattern, else the whole match.
+    """Patient id of an image: first group of the pattern, else the whole match.
 
-    None when there is no pattern or it does not match.
+    The pattern is searched in the file's name; one with a ``/`` in the path below the
+    domain's folder. None when there is no pattern or it does not match.
     """
-    match = pattern and re.search(pattern, PurePosixPath(path).name)
+    if pattern is None:
+        return None
+    match = re.search(pattern, composed(path if "/" in pattern else PurePosixPath(path).name))
     if not match:
         return None
     return (match[1] if match.re.groups and match[1] is not None else match[0]) or None

@@ -22,11 +22,17 @@ from pipeline.data.index import KeyIndex
 from pipeline.data.items import Item
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patient_of, split_by_patient
 from pipeline.data.sources import read_image, scan
-from pipeline.data.validate import warn_classes, warn_folds, warn_patients, warn_share
+from pipeline.data.validate import (
+    check_pattern,
+    warn_classes,
+    warn_folds,
+    warn_patients,
+    warn_share,
+)
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
 from pipeline.study import SOURCE, Domain, SourceDomain, Study
-from pipeline.words import are, counted, printable
+from pipeline.words import are, composed, counted, printable
 
 _LOG = logging.getLogger(__name__)
 #: Label of an image of a target without labels. It is no class and no metric may meet it:
@@ -270,6 +276,7 @@ def _patients(keyed: _KeyedDomain) -> list[str]:
     """Patient ids; an image without one is its own patient."""
     paths = [item.path for item in keyed.items]
     patients = [patient_of(path, keyed.domain.group) for path in paths]
+    check_pattern(keyed.domain, paths, patients)
     warn_patients(keyed.domain, paths, patients)
     return [patient or path for path, patient in zip(paths, patients, strict=True)]
 
@@ -332,8 +339,8 @@ def _leave_out(study: Study, samples: Samples, skipped: Sequence[SkippedImage]) 
     """Without what the study excludes; after the split, so that the others stay in theirs."""
     if study.exclude is None:
         return samples
-    names = [samples.name_of(row) for row in range(len(samples))]
-    unreadable = {_name(image.domain, image.path) for image in skipped}
+    names = [composed(samples.name_of(row)) for row in range(len(samples))]
+    unreadable = {composed(_name(image.domain, image.path)) for image in skipped}
     excluded = np.isin(names, _known_exclusions(study.exclude, names, unreadable))
     count = int(excluded.sum())
     _LOG.warning("%s %s left out, as %s says", counted(count, "image"), are(count), study.exclude)
@@ -343,13 +350,13 @@ def _leave_out(study: Study, samples: Samples, skipped: Sequence[SkippedImage]) 
 
 def _known_exclusions(file: Path, names: Sequence[str], unreadable: Collection[str]) -> list[str]:
     """Lines of the file; one that names no image is a slip, another study's, or gone."""
-    excluded = read_exclusions(file)
+    excluded = [composed(name) for name in read_exclusions(file)]
     if unknown := sorted(set(excluded) - set(names) - set(unreadable)):
         raise StudyError(
             f"exclude: {file} names {unknown[0]!r} ({len(unknown)} such lines), which is no image "
             f"of the study, or no longer there; allowed are lines such as {names[0]}"
         )
-    return list(excluded)
+    return excluded
 
 
 def _check_something_stays(file: Path, samples: Samples, excluded: NDArray[np.bool_]) -> None:

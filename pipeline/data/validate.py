@@ -1,4 +1,4 @@
-"""Warnings about folders, patterns and splits that look like a mistake; none is refused."""
+"""Folders, patterns and splits that look like a mistake: warnings, and what is refused."""
 
 import logging
 from collections import Counter
@@ -8,17 +8,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.patients import FIT, VALIDATION
+from pipeline.errors import StudyError
 from pipeline.study import Domain
-from pipeline.words import printable
+from pipeline.words import counted, printable
 
 _LOG = logging.getLogger(__name__)
 #: Images from which on one patient with half of them is suspicious.
 _ENOUGH = 10
+#: A pattern that finds no patient in more than this share of the images is a wrong one.
+_MOST = 0.5
 #: Warn where validation holds less than this share of what was asked for, or more than its
 #: inverse.
 _FAR = 2 / 3
 #: Names of folders that hold splits, and classes below them.
 _SPLITS = {"fit", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+
+
+def check_pattern(domain: Domain, paths: Sequence[str], patients: Sequence[str | None]) -> None:
+    """Refuse a group pattern that finds no patient in most images.
+
+    Args:
+        domain: Whose images they are.
+        paths: Of the images.
+        patients: What the group pattern found in each, None for nothing.
+
+    Raises:
+        StudyError: More than half of the images have no patient.
+    """
+    unknown = [path for path, patient in zip(paths, patients, strict=True) if patient is None]
+    if domain.group is not None and len(unknown) > _MOST * len(paths):
+        raise StudyError(
+            f"{domain.name}: group = {domain.group!r} finds no patient in {len(unknown)} of "
+            f"{counted(len(paths), 'image')}; first: {printable(unknown[0])}. It is searched in "
+            "the file's name, and with a / in it in the path below the domain's folder. Correct "
+            "it, or take it out if nobody knows the patients"
+        )
 
 
 def warn_patients(domain: Domain, paths: Sequence[str], patients: Sequence[str | None]) -> None:

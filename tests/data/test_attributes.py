@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,15 @@ def test_patients_and_paths_find_their_images(divided):
         assert here.names[member] == {"p1000": "M", "p1001": "F"}.get(patient, UNKNOWN)
     assert [there.names[m] for m in there.member].count("X") == 1
     assert there.names[there.member[paths["there"].index("a/p2000_0.png")]] == "X"
+
+
+def test_a_decomposed_name_finds_its_row(divided):
+    """Files from macOS are decomposed, tables are not."""
+    name = unicodedata.normalize("NFD", "p1000_\u00fc.png")
+    Path("here/a/p1000_0.png").rename(f"here/a/{name}")
+    groups, samples = divided("path,sex\na/p1000_\u00fc.png,M\n")
+    row = [item.path for item in samples.items].index(f"a/{name}")
+    assert groups["source"][0].names[groups["source"][0].member[row]] == "M"
 
 
 def test_images_without_a_row_are_counted_and_said(divided, caplog):

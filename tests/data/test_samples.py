@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from pipeline.data.sources import read_image
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+
+COMPOSED = "Lungenentz\u00fcndung"
+DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
 
 
 @pytest.fixture
@@ -220,9 +224,49 @@ def test_missing_patients_are_said(study_file, caplog):
     study_file.write_text(text.replace("group = '^(p\\d+)'\n[target", "[target"))
     load_samples(load_study(study_file))
     assert "source: no `group` pattern" in caplog.text
-    study_file.write_text(text.replace("^(p\\d+)", "^(q\\d+)"))
+    (study_file.parent / "here" / "a" / "p1000_0.png").rename("here/a/nobody.png")
+    study_file.write_text(text)
     load_samples(load_study(study_file))
-    assert "source: 40 of 40 names do not match" in caplog.text
+    assert "source: 1 of 40 names do not match the group pattern" in caplog.text
+    assert "first: a/nobody.png" in caplog.text
+
+
+def test_a_pattern_that_finds_few_patients_is_refused(study_file):
+    """Every image as its own patient would divide the images of one over both sides."""
+    study_file.write_text(study_file.read_text().replace("^(p\\d+)", "^(p20)"))
+    with pytest.raises(
+        StudyError,
+        match=r"source: group = '\^\(p20\)' finds no patient in 40 of 40",
+    ):
+        load_samples(load_study(study_file))
+
+
+def test_a_pattern_with_a_slash_is_searched_in_the_path(study_file):
+    """Patients may be folders."""
+    for image in [*Path("here").rglob("*.png")]:
+        patient = image.parent / image.name[:5]
+        patient.mkdir(exist_ok=True)
+        image.rename(patient / image.name[6:])
+    text = study_file.read_text().replace("^(p\\d+)'\n[target", "/(p\\d+)/'\n[target")
+    study_file.write_text(text)
+    samples, _ = load_samples(load_study(study_file))
+    assert set(samples.group[samples.domain == "source"]) == {f"p10{i:02}" for i in range(10)}
+
+
+def test_names_are_compared_in_one_unicode_form(study_file):
+    """Folders and files from macOS are decomposed, what a person writes is composed."""
+    for folder in ("here", "there"):
+        Path(folder, "a").rename(Path(folder, DECOMPOSED))
+    Path("here", DECOMPOSED, "p1000_0.png").rename(Path("here", DECOMPOSED, f"p{DECOMPOSED}_0.png"))
+    text = study_file.read_text().replace("^(p\\d+)", "^(p[^_]+)")
+    study_file.write_text(f'classes = ["b", "{COMPOSED}"]\n{text}')
+    (study_file.parent / "not.txt").write_text(f"source/{COMPOSED}/p1000_2.png\n")
+    study = replace(load_study(study_file), exclude=Path("not.txt"))
+    samples, _ = load_samples(study)
+    assert samples.classes == ("b", COMPOSED)
+    assert len(samples) == 59
+    assert f"p{COMPOSED}" in samples.group
+    assert unicodedata.normalize("NFC", samples.items[1].path) != samples.items[1].path
 
 
 # --- images that the study excludes
