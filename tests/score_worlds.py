@@ -1,4 +1,4 @@
-"""Two-class scores with a known meaning, for the tests of what is foretold from scores."""
+"""Two-class scores with a known meaning, for the tests of estimates without labels."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Two Gaussian hospitals with one declared difference, for the tests of the fixes."""
+"""Two Gaussian hospitals with one declared difference, for the tests of adaptation."""
 
 from typing import NamedTuple
 

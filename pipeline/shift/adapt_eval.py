@@ -193,7 +193,7 @@ class AdaptationResult:
     Attributes:
         rows: One for each method, in the plan's order.
         label_curve: One for each number of labels that every half can provide.
-        labels_needed: The fewest labels of each class whose head is shown to be better than
+        enough_labels: The fewest labels of each class whose head is shown to be better than
             the baseline; None where none is.
         plan_hash: Digest of the plan.
         reads: How often the target labels were read.
@@ -201,7 +201,7 @@ class AdaptationResult:
 
     rows: tuple[AdaptationRow, ...]
     label_curve: tuple[AdaptationRow, ...]
-    labels_needed: int | None
+    enough_labels: int | None
     plan_hash: str
     reads: int
 
@@ -243,7 +243,7 @@ def score(
     return AdaptationResult(
         rows=_rows(predictions.proba, baseline, target, draws),
         label_curve=label_curve,
-        labels_needed=next((row.labels_per_class for row in label_curve if _better(row)), None),
+        enough_labels=next((row.labels_per_class for row in label_curve if _better(row)), None),
         plan_hash=plan.digest(),
         reads=sealed.reads,
     )

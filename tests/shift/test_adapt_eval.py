@@ -165,13 +165,13 @@ def test_the_labels_that_are_needed_are_the_fewest_that_are_shown_to_help(world)
     _, _, label = world
     plan = replace(PLAN, methods=("source_only",), shots=(5, 10, 25, 40), draws=500)
     result = scored(world, plan, 1 - label)
-    needed = result.labels_needed
+    needed = result.enough_labels
     for row in result.label_curve:
         enough = row.difference.interval.low > 0 and row.difference.p_adjusted < 0.05
         assert enough == (row.labels_per_class >= needed)
     assert needed in plan.shots
     perfect = world[0].predict_proba(world[1].features).argmax(axis=1)
-    assert scored(world, plan, perfect).labels_needed is None
+    assert scored(world, plan, perfect).enough_labels is None
 
 
 def test_shots_that_a_half_cannot_provide_are_left_out(world):
@@ -180,7 +180,7 @@ def test_shots_that_a_half_cannot_provide_are_left_out(world):
     assert [row.labels_per_class for row in scored(world, plan).label_curve] == [5]
     result = scored(world, replace(plan, shots=(500,)))
     assert result.label_curve == ()
-    assert result.labels_needed is None
+    assert result.enough_labels is None
 
 
 def test_a_target_without_a_class_has_no_auroc(world):
