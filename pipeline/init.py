@@ -3,14 +3,15 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from pipeline.data.items import Item
+from pipeline.data.items import Item, Listing
+from pipeline.data.layouts import wrong_layout
 from pipeline.data.sources import scan
 from pipeline.errors import StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
-from pipeline.words import counted
+from pipeline.words import counted, printable
 
 #: Names of common public chest X-ray sets and of the demo; a guess must fit most names.
 _PATIENT_PATTERNS = (
@@ -19,6 +20,8 @@ _PATIENT_PATTERNS = (
     r"^(\d{8})_\d{3}",
 )
 _MOST = 0.95
+#: Names of files that are shown of each class.
+_SHOWN = 3
 _PREFERRED = "densenet121"
 
 
@@ -83,15 +86,35 @@ def _tables(data: Sequence[Path]) -> list[str]:
 
 
 def _domain_lines(folder: Path, output: Path, notes: list[str], table: str) -> list[str]:
+    ignore: tuple[str, ...] = ()
     listing = scan(folder)
-    classes = sorted({item.label for item in listing.items})
-    notes.append(f"[{table}] {counted(len(listing.items), 'image')}, classes: {', '.join(classes)}")
+    while layout := wrong_layout(listing.items):
+        notes.append(f"[{table}] {layout.text}; written: {layout.setting(folder)}")
+        folder, ignore = folder / layout.path, (*ignore, *layout.ignore)
+        listing = scan(folder, ignore=ignore)
+    notes += _tree(table, listing)
     # As seen from the study file, so that both can move together.
     path = Path(os.path.relpath(folder.resolve(), output.resolve().parent)).as_posix()
     lines = [f"[{table}]", f"path = {_quoted(path)}", _group_line(listing.items, table, notes)]
+    if ignore:
+        lines.append(f"ignore = {json.dumps(ignore, ensure_ascii=False)}")
     if table == "source":
         lines.append("validation = 0.2              # held out by patient, stratified by class")
     return [*lines, ""]
+
+
+def _tree(table: str, listing: Listing) -> Iterator[str]:
+    """The classes with their numbers of images and first names of files."""
+    names: dict[str, list[str]] = {}
+    for item in listing.items:
+        names.setdefault(printable(item.label), []).append(PurePosixPath(item.path).name)
+    yield f"[{table}] {counted(len(listing.items), 'image')}, classes: {', '.join(names)}"
+    width = max(len(name) for name in names)
+    for name, files in names.items():
+        more = ", ..." if len(files) > _SHOWN else ""
+        yield f"  {name:<{width}} {len(files):>6}  {', '.join(map(printable, files[:_SHOWN]))}{more}"
+    if listing.items and (listing.ignored or listing.unread):
+        yield f"  {listing.left_out}"
 
 
 def _group_line(items: Sequence[Item], table: str, notes: list[str]) -> str:

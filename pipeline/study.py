@@ -41,12 +41,15 @@ class Domain:
         attributes: CSV file with attributes of images or patients; see
             :mod:`pipeline.data.attributes`.
         name: How the domain is called in tables; the source is called ``source``.
+        ignore: Patterns of paths below ``path`` to leave out, such as ``*/masks/*``. None:
+            nothing is left out, and a layout that looks wrong is refused.
     """
 
     path: Path
     group: str | None = None
     attributes: Path | None = None
     name: str = SOURCE
+    ignore: tuple[str, ...] | None = None
 
     @property
     def labelled(self) -> bool:
@@ -388,7 +391,7 @@ def _source(study: _Table) -> SourceDomain:
             "[source] labels: heads are fitted to the labels of the source, so they are "
             "always read; `labels` says what is known of a [target.NAME]"
         )
-    source.check_keys({"path", "group", "attributes", "validation"})
+    source.check_keys({"path", "group", "attributes", "ignore", "validation"})
     share = source.get("validation", (int, float))
     if share is not None and not 0 < share < 1:
         source.fail(f"[source] validation = {share}: allowed is a share between 0 and 1")
@@ -399,7 +402,7 @@ def _source(study: _Table) -> SourceDomain:
 def _target(name: str, target: _Table) -> TargetDomain:
     if name == SOURCE:
         target.fail(f"{target.where}: the name {SOURCE!r} is taken by [source]; choose another")
-    target.check_keys({"path", "group", "attributes", "labels"})
+    target.check_keys({"path", "group", "attributes", "ignore", "labels"})
     return TargetDomain(
         name=target.name(name, target.where),
         labels=target.get("labels", allowed=LABELS) or SEALED,
@@ -419,7 +422,20 @@ def _domain(table: _Table) -> dict[str, Any]:
         "path": folder,
         "group": _pattern(table),
         "attributes": table.path("attributes", hint),
+        "ignore": _ignore(table),
     }
+
+
+def _ignore(table: _Table) -> tuple[str, ...] | None:
+    patterns = table.values.get("ignore")
+    if patterns is None:
+        return None
+    if not isinstance(patterns, list) or not all(isinstance(p, str) and p for p in patterns):
+        table.fail(
+            f"{table.where} ignore = {patterns!r}: allowed is a list of patterns of paths below "
+            'its folder, such as ["*/masks/*"]'
+        )
+    return tuple(patterns)
 
 
 def _pattern(table: _Table) -> str | None:

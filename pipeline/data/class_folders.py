@@ -47,7 +47,7 @@ def is_sign(entry: "os.DirEntry[str]", *, labelled: bool) -> bool:
     return is_folder(entry) or (is_image and not labelled)
 
 
-def scan(root: Path, *, labelled: bool) -> Listing:
+def scan(root: Path, *, labelled: bool, ignore: tuple[str, ...] = ()) -> Listing:
     """Find the images of each class; without labels all images, whatever their folders.
 
     Files are known by their ending, whatever its case. Links are followed to what is
@@ -57,11 +57,11 @@ def scan(root: Path, *, labelled: bool) -> Listing:
         StudyError: No image, a class without an image, or a folder that cannot be listed.
     """
     if not labelled:
-        listing = images_below(root)
+        listing = images_below(root, ignore=ignore)
         if not listing.items:
             raise StudyError(f"{root} holds no image ({listing.left_out})")
         return listing
-    walk = Walk(os.path.realpath(root), _SUFFIXES)
+    walk = Walk(os.path.realpath(root), _SUFFIXES, ignore)
     loose_files, folders = walk.entries()
     if loose_files:
         walk.ignored["not in a class folder"] += len(loose_files)
@@ -70,13 +70,13 @@ def scan(root: Path, *, labelled: bool) -> Listing:
     return walk.listing(item for folder in folders for item in _images_of_class(walk, folder))
 
 
-def images_below(folder: Path) -> Listing:
+def images_below(folder: Path, *, ignore: tuple[str, ...] = ()) -> Listing:
     """All images below a folder, directly in it too, without a class; there may be none.
 
     Raises:
         StudyError: A folder cannot be listed.
     """
-    walk = Walk(os.path.realpath(folder), _SUFFIXES)
+    walk = Walk(os.path.realpath(folder), _SUFFIXES, ignore)
     return walk.listing(list(walk.files_below()))
 
 

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.errors import ImageError, StudyError
-from pipeline.words import are, counted
+from pipeline.words import are, composed, counted
 
 #: Label of an image that has no class.
 NO_CLASS = ""
@@ -30,6 +31,8 @@ _OTHER_IMAGES = (
     ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".heic", ".dcm", ".dicom", ".nii", ".nii.gz",
     ".svs", ".ndpi",
 )  # fmt: skip
+#: Folders that network drives and archives of macOS add.
+_OF_PROGRAMS = {"@eadir", "__macosx"}
 _T = TypeVar("_T")
 
 
@@ -150,12 +153,14 @@ class Walk:
     Attributes:
         root: Absolute, without links.
         suffixes: Lower-case endings of the files to take, such as ``.jpg``.
+        ignore: Patterns of paths to leave out; ``*`` matches any characters, ``/`` too.
         ignored: Number of entries left out so far, by reason.
         unread: Paths of images in formats that are not read; not in ``ignored``.
     """
 
     root: str
     suffixes: tuple[str, ...]
+    ignore: tuple[str, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
     unread: list[str] = field(default_factory=list)
 
@@ -171,8 +176,10 @@ class Walk:
         prefix = f"{folder}/" if folder else ""
         for entry in list_folder(os.path.join(self.root, folder)):  # noqa: PTH118 - no Path here
             path = prefix + entry.name
-            if entry.name.startswith("."):
+            if is_hidden(entry):
                 self.ignored["hidden"] += 1
+            elif self._is_left_out(path, entry):
+                self.ignored["left out by `ignore`"] += 1
             elif entry.is_symlink() and not self._is_inside(entry.path):
                 self.ignored["link out of the folder"] += 1
             elif is_folder(entry):
@@ -222,6 +229,11 @@ class Walk:
             raise StudyError(f"{self.root}/{folder}: {system_reason(cause)}") from cause
         return stat.st_dev, stat.st_ino
 
+    def _is_left_out(self, path: str, entry: "os.DirEntry[str]") -> bool:
+        """Whether a pattern matches the path; a folder's ends with ``/`` for ``masks/*``."""
+        name = composed(f"{path}/" if self.ignore and is_folder(entry) else path)
+        return any(fnmatchcase(name, composed(pattern)) for pattern in self.ignore)
+
     def _is_inside(self, path: str) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self.root)
 
@@ -237,6 +249,11 @@ def list_folder(folder: str | Path) -> list["os.DirEntry[str]"]:
             return list(entries)
     except OSError as cause:
         raise StudyError(f"{folder} cannot be listed: {system_reason(cause)}") from cause
+
+
+def is_hidden(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a program's own: hidden, or a folder of thumbnails or metadata."""
+    return entry.name.startswith(".") or entry.name.casefold() in _OF_PROGRAMS
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -81,13 +81,13 @@ def is_sign(entry: "os.DirEntry[str]", *, labelled: bool) -> bool:  # noqa: ARG0
     return entry.name.lower().endswith(_SUFFIXES) and not is_folder(entry)
 
 
-def scan(root: Path, *, labelled: bool) -> Listing:
+def scan(root: Path, *, labelled: bool, ignore: tuple[str, ...] = ()) -> Listing:
     """Find the rows of each stack; ``test_normal.npy`` and ``normal.npy`` are one class.
 
     Raises:
         StudyError: A stack that is damaged, or of another shape or dtype than allowed.
     """
-    walk = Walk(os.path.realpath(root), _SUFFIXES)
+    walk = Walk(os.path.realpath(root), _SUFFIXES, ignore)
     stacks, _ = walk.entries()
     if not stacks:
         raise StudyError(f"{root} holds no .npy stack ({walk.listing().left_out})")

@@ -23,7 +23,9 @@ from pipeline.data.items import Item
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patient_of, split_by_patient
 from pipeline.data.sources import read_image, scan
 from pipeline.data.validate import (
+    check_layout,
     check_pattern,
+    layout_hint,
     warn_classes,
     warn_folds,
     warn_patients,
@@ -175,7 +177,9 @@ def _key_images(
     study: Study, domain: Domain, options: SampleOptions, progress: Progress
 ) -> _KeyedDomain:
     """Scan a domain; read the images that the index does not know, in threads."""
-    listing = scan(domain.path, labelled=domain.labelled)
+    listing = scan(domain.path, labelled=domain.labelled, ignore=domain.ignore or ())
+    if domain.labelled and domain.ignore is None:
+        check_layout(domain, listing.items)
     for reason, count in listing.ignored.items():
         _LOG.info("%s: %s ignored: %s", domain.name, counted(count, "file"), reason)
     if listing.unread:
@@ -236,18 +240,20 @@ def _class_names(study: Study, domains: Sequence[_KeyedDomain]) -> tuple[str, ..
     classes = study.classes or tuple(in_source)
     if missing := sorted(set(classes) - set(in_source)):
         raise StudyError(f"[source] {study.source.path} has no image of class {missing[0]!r}")
+    if len(classes) < 2:
+        raise StudyError(
+            f"[source] {study.source.path} has one class only ({classes[0]!r}); a head needs two. "
+            "Expected are class folders, one per class, in that folder"
+            f"{layout_hint(study.source, domains[0].items)}"
+        )
     for keyed in domains:
         labels = {item.label for item in keyed.items} if keyed.domain.labelled else set()
         if extra := sorted(labels - set(classes)):
             raise StudyError(
                 f"{keyed.domain.path} has class {extra[0]!r}; the study's classes are "
                 f"{', '.join(classes)}. Rename or remove the folder, or list it in `classes`"
+                f"{layout_hint(keyed.domain, keyed.items)}"
             )
-    if len(classes) < 2:
-        raise StudyError(
-            f"[source] {study.source.path} has one class only ({classes[0]!r}); a head needs two. "
-            "Expected are class folders, one per class, in that folder"
-        )
     return classes
 
 

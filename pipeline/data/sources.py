@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from pipeline.data import class_folders, npy_stacks
-from pipeline.data.items import Content, Item, Listing, list_folder
+from pipeline.data.items import Content, Item, Listing, is_hidden, list_folder
 from pipeline.errors import ImageError, StudyError
 from pipeline.words import counted
 
@@ -33,8 +33,8 @@ class InputKind(Protocol):
     def is_sign(self, entry: "os.DirEntry[str]", *, labelled: bool) -> bool:
         """Whether a visible entry of the root shows that it is of this kind."""
 
-    def scan(self, root: Path, *, labelled: bool) -> Listing:
-        """List the images below the root."""
+    def scan(self, root: Path, *, labelled: bool, ignore: tuple[str, ...]) -> Listing:
+        """List the images below the root, without those that a pattern matches."""
 
     def read(self, item: Item) -> Content:
         """Read one of them."""
@@ -45,26 +45,27 @@ KINDS: Mapping[str, InputKind] = MappingProxyType(
 )
 
 
-def scan(root: Path, *, labelled: bool = True) -> Listing:
+def scan(root: Path, *, labelled: bool = True, ignore: tuple[str, ...] = ()) -> Listing:
     """List the images of one domain, by the kind of input that its folder holds.
 
     Args:
         root: Folder of class folders, or of ``.npy`` stacks; without labels also of images
             that lie in it as they are.
         labelled: Whether folders and stacks name classes.
+        ignore: Patterns of paths below the root to leave out, such as ``*/masks/*``.
 
     Raises:
         StudyError: No such folder; no kind of input or several in it; a class without
             an image; a stack that cannot be used.
     """
-    entries = [entry for entry in list_folder(root) if not entry.name.startswith(".")]
+    entries = [entry for entry in list_folder(root) if not is_hidden(entry)]
     kinds = {
         name: kind
         for name, kind in KINDS.items()
         if any(kind.is_sign(entry, labelled=labelled) for entry in entries)
     }
     if len(kinds) == 1:
-        return next(iter(kinds.values())).scan(root, labelled=labelled)
+        return next(iter(kinds.values())).scan(root, labelled=labelled, ignore=ignore)
     if labelled:
         raise StudyError(
             f"{root} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.items import Item
+from pipeline.data.layouts import splits_below_classes, wrong_layout
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.errors import StudyError
 from pipeline.study import Domain
@@ -22,6 +24,36 @@ _MOST = 0.5
 _FAR = 2 / 3
 #: Names of folders that hold splits, and classes below them.
 _SPLITS = {"fit", "train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+
+
+def check_layout(domain: Domain, items: Sequence[Item]) -> None:
+    """Refuse class folders that would be read as other classes or other images than are meant.
+
+    Splits in the class folders are a warning.
+
+    Raises:
+        StudyError: With the line of the study file that corrects it.
+    """
+    layout = wrong_layout(items)
+    if layout is not None and layout.silent:
+        raise StudyError(
+            f"{domain.name}: in {domain.path} {layout.text}. Write {layout.setting(domain.path)}, "
+            "or ignore = [] if it is meant as it is"
+        )
+    if splits := splits_below_classes(items):
+        _LOG.warning(
+            "%s: the class folders are divided into %s; all of their images are taken. To leave "
+            'one out, write for example ignore = ["*/%s/*"]',
+            *(domain.name, ", ".join(splits), splits[-1]),
+        )
+
+
+def layout_hint(domain: Domain, items: Sequence[Item]) -> str:
+    """What the layout of a domain's folder says about an error in its classes, or nothing."""
+    layout = wrong_layout(items)
+    if layout is None:
+        return ""
+    return f". In {domain.path} {layout.text}: perhaps {layout.setting(domain.path)} is meant"
 
 
 def check_pattern(domain: Domain, paths: Sequence[str], patients: Sequence[str | None]) -> None:

@@ -1,0 +1,170 @@
+"""Layouts that would be read wrongly are named, with the line that corrects them."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.items import Item
+from pipeline.data.layouts import wrong_layout
+from pipeline.data.samples import load_samples
+from pipeline.data.sources import scan
+from pipeline.errors import StudyError
+from pipeline.init import write_study
+from pipeline.study import load_study
+from tests.image_files import pictures, with_files, with_stack
+from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+
+
+def items(*paths: str, row: int | None = None) -> list[Item]:
+    return [Item(path, path.partition("/")[0], f"/{path}", row, None) for path in paths]
+
+
+WRONG = {
+    "one level too high": (["set/a/1.png", "set/b/2.png"], 'path = "/x/set"'),
+    "splits with the classes in them": (
+        ["test/a/1.png", "test/b/2.png", "Train/a/3.png", "Train/b/4.png"],
+        'path = "/x/Train"',
+    ),
+    "splits, and a folder beside them": (
+        ["val/a/1.png", "val/b/2.png", "test/a/3.png", "test/b/4.png", "figures/5.png"],
+        'path = "/x/val"',
+    ),
+    "splits beside the classes": (
+        ["a/1.png", "b/2.png", "train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png"],
+        'path = "/x/train"',
+    ),
+    "masks beside images": (
+        ["a/images/1.png", "a/masks/1.png", "b/images/2.png", "b/masks/2.png"],
+        'ignore = ["*/masks/*"]',
+    ),
+    "masks in one class, below its images": (
+        ["a/1.png", "a/Segmentation [new]/1.png", "a/Mask/1.png", "b/2.png"],
+        'ignore = ["*/Mask/*"]',
+    ),
+    "the classes again": (
+        ["a/1.png", "b/2.png", "augmented data*/a/1.png", "augmented data*/b/2.png"],
+        'ignore = ["augmented data[*]/*"]',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_layout_is_seen_and_its_line_is_proposed(name):
+    """Names are as they stand on the disk, whatever their case and characters."""
+    paths, setting = WRONG[name]
+    assert wrong_layout(items(*paths)).setting(Path("/x")) == setting
+
+
+FINE = {
+    "classes": ["a/1.png", "b/2.png"],
+    "patients in classes": ["a/p1/1.png", "a/p2/2.png", "b/p1/3.png"],
+    "one class of many patients": [f"a/p{i}/1.png" for i in range(40)],
+    "one class of loose images": ["a/1.png", "a/x/2.png"],
+    "a class that is called test": ["test/1.png", "ill/2.png"],
+    "folders in classes that all are masks": ["a/masks/1.png", "b/masks/2.png"],
+    "a class in another": ["a/1.png", "b/a/2.png"],
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_a_layout_that_is_fine_raises_no_alarm(name):
+    """What people have and mean."""
+    assert wrong_layout(items(*FINE[name])) is None
+
+
+def test_rows_of_stacks_have_no_layout(tmp_path):
+    """Their names hold classes, not folders."""
+    with_stack(tmp_path, "train_a.npy", pictures(2))
+    with_stack(tmp_path, "test_a.npy", pictures(2, seed=4))
+    assert wrong_layout(scan(tmp_path).items) is None
+
+
+def test_what_matches_a_pattern_is_left_out_and_counted(tmp_path):
+    """Files by any part of their path, folders with all that is in them."""
+    with_files(tmp_path, "a/1.png", "a/masks/1.png", "a/1_mask.png", "b/2.png", "again/a/1.png")
+    listing = scan(tmp_path, ignore=("*/masks/*", "*_mask.png", "again/*"))
+    assert [item.path for item in listing.items] == ["a/1.png", "b/2.png"]
+    assert listing.ignored == {"left out by `ignore`": 3}
+
+
+def test_folders_of_programs_are_never_images(tmp_path):
+    """Thumbnails of network drives, metadata of macOS archives."""
+    with_files(tmp_path, "a/1.png", "a/@eaDir/1.png", "b/2.png", "__MACOSX/a/1.png")
+    listing = scan(tmp_path)
+    assert [item.path for item in listing.items] == ["a/1.png", "b/2.png"]
+    assert listing.ignored == {"hidden": 2}
+
+
+@pytest.fixture
+def study_file(tmp_path, monkeypatch):
+    """A tiny study; the current folder is its folder."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return write_tiny_study(tmp_path)
+
+
+def with_masks(study_file: Path) -> None:
+    """Class folders of the source with images and masks of them."""
+    for label in ("a", "b"):
+        folder = Path("here", label)
+        for name in ("images", "masks"):
+            (folder / name).mkdir()
+        for image in [*folder.glob("*.png")]:
+            (folder / "masks" / image.name).write_bytes(image.read_bytes()[:-1] + b"\0")
+            image.rename(folder / "images" / image.name)
+
+
+def test_a_study_of_masks_stops_and_names_the_line(study_file):
+    """The line makes it run; an empty one says that nothing is to be left out."""
+    with_masks(study_file)
+    with pytest.raises(
+        StudyError,
+        match=r"source: in .*here the class folders have images in folders called masks.*"
+        r'Write ignore = \["\*/masks/\*"\], or ignore = \[\] if',
+    ):
+        load_samples(load_study(study_file))
+    text = study_file.read_text()
+    study_file.write_text(text.replace("[source]", '[source]\nignore = ["*/masks/*"]'))
+    samples, _ = load_samples(load_study(study_file))
+    assert (samples.domain == "source").sum() == 40
+    study_file.write_text(text.replace("[source]", "[source]\nignore = []"))
+    samples, skipped = load_samples(load_study(study_file))
+    assert (samples.domain == "source").sum() + len(skipped) == 80
+
+
+def test_one_class_for_all_names_the_folder_of_the_classes(study_file):
+    """The path is one level too high."""
+    Path("up").mkdir()
+    Path("here").rename("up/here")
+    study_file.write_text(study_file.read_text().replace('path = "here"', 'path = "up"'))
+    with pytest.raises(StudyError, match=r"one class only \('here'\).*perhaps path = .*/up/here"):
+        load_samples(load_study(study_file))
+
+
+def test_splits_below_the_classes_are_said(study_file, caplog):
+    """All of their images are taken."""
+    for label in ("a", "b"):
+        for image in [*Path("here", label).glob("*.png")]:
+            split = image.parent / ("train" if "_1" in image.name else "test")
+            split.mkdir(exist_ok=True)
+            image.rename(split / image.name)
+    load_samples(load_study(study_file))
+    assert 'ignore = ["*/test/*"]' in caplog.text or 'ignore = ["*/train/*"]' in caplog.text
+
+
+def test_init_finds_the_classes_and_writes_what_it_found(study_file):
+    """Splits one level below an unneeded folder, masks beside images: the study runs."""
+    for split in ("train", "test"):
+        write_images(Path("raw/set", split), 24, seed=len(split))
+        for label in ("a", "b"):
+            with_files(Path("raw/set", split, label, "masks"), "m.png")
+    notes = write_study([Path("raw")], Path("own.toml"), ["tiny"])
+    study = load_study(Path("own.toml"))
+    assert study.source.path.resolve() == Path("raw/set/train").resolve()
+    assert study.source.ignore == ("*/masks/*",)
+    samples, _ = load_samples(study)
+    assert len(samples) == 24
+    text = "\n".join(notes)
+    assert "its only folder 'set' holds the folders test, train" in text
+    assert "the folders test, train are splits" in text
+    assert "[source] 24 images, classes: a, b\n  a     12  p50" in text
