@@ -111,8 +111,8 @@ def _tree(table: str, listing: Listing) -> Iterator[str]:
     yield f"[{table}] {counted(len(listing.items), 'image')}, classes: {', '.join(names)}"
     width = max(len(name) for name in names)
     for name, files in names.items():
-        more = ", ..." if len(files) > _SHOWN else ""
-        yield f"  {name:<{width}} {len(files):>6}  {', '.join(map(printable, files[:_SHOWN]))}{more}"
+        shown = [*map(printable, files[:_SHOWN]), *(["..."] if len(files) > _SHOWN else [])]
+        yield f"  {name:<{width}} {len(files):>6}  {', '.join(shown)}"
     if listing.items and (listing.ignored or listing.unread):
         yield f"  {listing.left_out}"
 
