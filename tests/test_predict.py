@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,15 +27,26 @@ TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 HEADS = ("linear", "forest", "prior", "knn")
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Folder of a tiny study whose heads are saved; fitted once, never changed."""
+    folder = tmp_path_factory.mktemp("compared")
+    with pytest.MonkeyPatch.context() as patch:
+        install_tiny_backbone(patch, folder)
+        patch.chdir(folder)
+        study = load_study(write_tiny_study(folder, source=120, target=24))
+        extract(study, ExtractOptions(engine=TORCH))
+        compare(study, CompareOptions(heads=HEADS, seeds=2))
+    return folder
+
+
 @pytest.fixture
-def compared(tmp_path: Path, monkeypatch):
-    """A tiny study whose heads are kept."""
+def compared(made: Path, tmp_path: Path, monkeypatch):
+    """A copy of it, in the current folder."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     install_tiny_backbone(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
-    study = load_study(write_tiny_study(tmp_path, source=120, target=24))
-    extract(study, ExtractOptions(engine=TORCH))
-    compare(study, CompareOptions(heads=HEADS, seeds=2))
-    return study
+    return load_study(tmp_path / "study.toml")
 
 
 def predict(model, images, **more):
@@ -168,28 +180,44 @@ def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, m
         predict(folder("linear"), [Path("here")])
 
 
-@pytest.fixture
-def two_networks(tmp_path: Path, monkeypatch):
-    """A tiny study with heads on two networks, and on both side by side."""
-    install_tiny_backbone(monkeypatch, tmp_path)
+def install_two_backbones(patch, folder: Path) -> None:
+    """Put ``tiny`` and ``tiny2``, its negative, into the table."""
+    install_tiny_backbone(patch, folder)
     spec = backbones.BACKBONES["tiny"]
     state = torch.load(spec.pretrained.path(), weights_only=True)
-    torch.save({"0.weight": -state["0.weight"], "0.bias": state["0.bias"]}, tmp_path / "two.pth")
-    other = replace(spec, pretrained=FileWeights(tmp_path / "two.pth"))
-    monkeypatch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES, "tiny2": other})
+    torch.save({"0.weight": -state["0.weight"], "0.bias": state["0.bias"]}, folder / "two.pth")
+    other = replace(spec, pretrained=FileWeights(folder / "two.pth"))
+    patch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES, "tiny2": other})
+
+
+@pytest.fixture(scope="module")
+def made_of_two(tmp_path_factory) -> Path:
+    """Folder of a tiny study with heads on two networks, and on both side by side."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        install_two_backbones(patch, folder)
+        patch.chdir(folder)
+        file = write_tiny_study(folder, source=80, target=24)
+        file.write_text(
+            file.read_text() + '[backbone.tiny2]\n[backbone."tiny+tiny2"]\n'
+            '[head.bayes]\nestimator = "sklearn.naive_bayes.GaussianNB"\n'
+            '[head.strict]\nbase = "linear"\nC = 0.001\n'
+            '[head.process]\nestimator = "sklearn.gaussian_process.GaussianProcessClassifier"\n'
+        )
+        study = load_study(file)
+        extract(study, ExtractOptions(engine=TORCH))
+        heads = ("linear", "bayes", "strict", "process", "mlp")
+        compare(study, CompareOptions(heads=heads, seeds=2, repeats=0, draws=20))
+    return folder
+
+
+@pytest.fixture
+def two_networks(made_of_two: Path, tmp_path: Path, monkeypatch):
+    """A copy of it, in the current folder."""
+    shutil.copytree(made_of_two, tmp_path, dirs_exist_ok=True)
+    install_two_backbones(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
-    file = write_tiny_study(tmp_path, source=80, target=24)
-    file.write_text(
-        file.read_text() + '[backbone.tiny2]\n[backbone."tiny+tiny2"]\n'
-        '[head.bayes]\nestimator = "sklearn.naive_bayes.GaussianNB"\n'
-        '[head.strict]\nbase = "linear"\nC = 0.001\n'
-        '[head.process]\nestimator = "sklearn.gaussian_process.GaussianProcessClassifier"\n'
-    )
-    study = load_study(file)
-    extract(study, ExtractOptions(engine=TORCH))
-    heads = ("linear", "bayes", "strict", "process", "mlp")
-    compare(study, CompareOptions(heads=heads, seeds=2, repeats=0, draws=20))
-    return study
+    return load_study(tmp_path / "study.toml")
 
 
 @pytest.mark.parametrize("head", ["linear", "bayes", "strict", "mlp"])
