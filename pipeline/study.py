@@ -23,9 +23,10 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 RESIZES = ("stretch", "crop")
 
 _MAX_HUMAN_ERROR = 0.5  # a person who errs more often is worse than a coin
+_MOST_MEGAPIXELS = 1000  # 3 GB decoded
 _SEEDS = 2**31  # room for further seeds above the study's
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SETTINGS = {"name", "classes", "seed", "human_error", "exclude"}
+_SETTINGS = {"name", "classes", "seed", "human_error", "exclude", "max_megapixels"}
 _TABLES = {"source", "target", "backbone", "head", "store", "subgroups"}
 
 
@@ -179,6 +180,7 @@ class Study:
             from elsewhere; where the error table starts.
         subgroups: Attributes by which stage 4 divides the images.
         exclude: Text file of images that no stage uses; see :mod:`pipeline.data.samples`.
+        max_megapixels: Larger images of files are refused; None for the usual limit.
     """
 
     name: str
@@ -193,6 +195,7 @@ class Study:
     human_error: float | None = None
     subgroups: tuple[Attribute, ...] = ()
     exclude: Path | None = None
+    max_megapixels: float | None = None
 
     @property
     def domains(self) -> tuple[Domain, ...]:
@@ -252,6 +255,7 @@ def load_study(file: Path) -> Study:
         human_error=_human_error(table),
         subgroups=_subgroups(table),
         exclude=table.path("exclude", "headrace audit writes one"),
+        max_megapixels=_max_megapixels(table),
     )
     if study.subgroups and all(domain.attributes is None for domain in study.domains):
         table.fail(
@@ -380,6 +384,13 @@ def _human_error(study: _Table) -> float | None:
             f"wrong, 0 to {_MAX_HUMAN_ERROR}, such as 0.03"
         )
     return None if error is None else float(error)
+
+
+def _max_megapixels(study: _Table) -> float | None:
+    limit = study.get("max_megapixels", (int, float))
+    if limit is not None and not 0 < limit <= _MOST_MEGAPIXELS:
+        study.fail(f"max_megapixels = {limit}: allowed is more than 0, up to {_MOST_MEGAPIXELS}")
+    return None if limit is None else float(limit)
 
 
 def _source(study: _Table) -> SourceDomain:

@@ -106,6 +106,7 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
         (("[source]", "human_error = 0.7\n[source]"), r"human_error = 0.7: allowed is the share"),
         (("[source]", "human_error = nan\n[source]"), r"human_error = nan: allowed is the share"),
         (("[source]", "human_error = 'x'\n[source]"), r"human_error = 'x': allowed is number"),
+        (("[source]", "max_megapixels = 0\n[source]"), r"max_megapixels = 0: allowed is more tha"),
         (("[source]", "seed = true\n[source]"), r"seed = True: allowed is int"),
         (("[source]", "classes = ['a']\n[source]"), r"classes = \['a'\]: allowed is a list of two"),
         (("[source]", "[source]\nvalidation = 1.5"), r"validation = 1.5: allowed is a share"),

@@ -17,8 +17,8 @@ from pipeline.words import composed
 
 HAS_ROWS = False
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-#: An uncompressed image of the largest size allowed is smaller, at 8 bytes a pixel.
-_MAX_BYTES = 500_000_000
+#: An uncompressed image has 8 bytes a pixel at most.
+_MAX_BYTES_PER_PIXEL = 10
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class _FileContent:
     """An image file in memory; see :class:`pipeline.data.items.Content`."""
 
     data: bytes
+    max_pixels: int
 
     @property
     def key(self) -> bytes:
@@ -34,11 +35,11 @@ class _FileContent:
 
     def pixels(self, policy: PixelPolicy) -> Pixels:
         """See :func:`pipeline.data.images.decode`."""
-        return decode(self.data, policy)
+        return decode(self.data, policy, max_pixels=self.max_pixels)
 
     def facts(self) -> NDArray[Any]:
         """See :func:`pipeline.data.facts.facts_of_file`."""
-        return facts_of_file(self.data)
+        return facts_of_file(self.data, max_pixels=self.max_pixels)
 
 
 def is_sign(entry: "os.DirEntry[str]", *, labelled: bool) -> bool:
@@ -86,9 +87,10 @@ def read(item: Item) -> _FileContent:
     Raises:
         ImageError: It cannot be read, or no image is that large.
     """
-    if item.stat.size > _MAX_BYTES:
-        raise ImageError(f"too large ({item.stat.size} bytes, limit {_MAX_BYTES})")
-    return _FileContent(read_file(item.file, lambda stream: stream.read()))
+    limit = _MAX_BYTES_PER_PIXEL * item.max_pixels
+    if item.stat.size > limit:
+        raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
+    return _FileContent(read_file(item.file, lambda stream: stream.read()), item.max_pixels)
 
 
 def _images_of_class(walk: Walk, folder: str) -> list[Item]:

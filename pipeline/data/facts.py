@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.images import Pixels, measure_picture, open_image
+from pipeline.data.images import MAX_PIXELS, Pixels, measure_picture, open_image
 from pipeline.errors import ImageError
 
 _Grey = NDArray[np.float64]
@@ -132,11 +132,12 @@ FACTS = np.dtype(
 )
 
 
-def facts_of_file(data: bytes) -> NDArray[Any]:
+def facts_of_file(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """Facts of a JPEG or PNG file, without its key.
 
     Args:
         data: The whole file.
+        max_pixels: A larger image is refused.
 
     Returns:
         One record of dtype ``FACTS``, shape ``()``.
@@ -144,9 +145,9 @@ def facts_of_file(data: bytes) -> NDArray[Any]:
     Raises:
         ImageError: See :func:`pipeline.data.images.decode`.
     """
-    facts = measure_picture(data, _facts_of_picture)
+    facts = measure_picture(data, _facts_of_picture, max_pixels=max_pixels)
     facts["file_bytes"] = len(data)
-    facts["jpeg_quality"] = _jpeg_quality(data)
+    facts["jpeg_quality"] = _jpeg_quality(data, max_pixels)
     return facts
 
 
@@ -206,14 +207,16 @@ def _border_mean(values: Pixels) -> float:
     return float(total / (values.size - inside.size))
 
 
-def _jpeg_quality(data: bytes) -> float:
+def _jpeg_quality(data: bytes, max_pixels: int) -> float:
     """The libjpeg quality, 1 to 100, whose luminance table is nearest to the file's.
 
     Exact for files of libjpeg; NaN for what is no JPEG.
     """
     if not data.startswith(b"\xff\xd8"):
         return float("nan")
-    tables: Mapping[int, Any] = getattr(open_image(data)[0], "quantization", {})
+    tables: Mapping[int, Any] = getattr(
+        open_image(data, max_pixels=max_pixels)[0], "quantization", {}
+    )
     table = np.array(tables.get(0, ()))
     if table.size != _ANNEX_K.size:
         raise ImageError("damaged (no quantisation table)")

@@ -25,7 +25,8 @@ from PIL.PngImagePlugin import PngImageFile
 from pipeline.data.image_metadata import split_jpeg, split_png
 from pipeline.errors import ImageError, StudyError, UnknownNameError
 
-_MAX_PIXELS = 50_000_000
+#: Of an image, unless a study allows more.
+MAX_PIXELS = 50_000_000
 _MIN_SIDE = 16
 _MAX_ASPECT = 50
 _TWELVE_BITS = 1 << 12
@@ -113,7 +114,7 @@ class PixelPolicy:
         }
 
 
-def decode(data: bytes, policy: PixelPolicy) -> Pixels:
+def decode(data: bytes, policy: PixelPolicy, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Turn the content of a JPEG or PNG file into pixels.
 
     Damage in a PNG file is always found. Damage inside the scan of a JPEG file cannot be
@@ -122,6 +123,7 @@ def decode(data: bytes, policy: PixelPolicy) -> Pixels:
     Args:
         data: The whole file.
         policy: See :class:`PixelPolicy`.
+        max_pixels: A larger image is refused before it is decoded.
 
     Returns:
         Shape ``(size, size, 3)``, 0 to 255, red first, read-only.
@@ -131,21 +133,24 @@ def decode(data: bytes, policy: PixelPolicy) -> Pixels:
             truncated, damaged, too large, too small, too long, several frames, 12 bits
             stored in 16.
     """
-    return measure_picture(data, lambda image: _fitted(image, policy))
+    return measure_picture(data, lambda image: _fitted(image, policy), max_pixels=max_pixels)
 
 
-def measure_picture(data: bytes, measure: Callable[[Image.Image], _T]) -> _T:
+def measure_picture(
+    data: bytes, measure: Callable[[Image.Image], _T], *, max_pixels: int = MAX_PIXELS
+) -> _T:
     """Decode a file at its own size and measure something of the picture.
 
     Args:
         data: The whole file.
         measure: Gets the picture upright, of mode L or RGB, as it is before resizing.
+        max_pixels: A larger image is refused before it is decoded.
 
     Raises:
         ImageError: As :func:`decode`.
     """
     try:
-        image, orientation = open_image(data)
+        image, orientation = open_image(data, max_pixels=max_pixels)
         turn = _TURNS.get(orientation)
         upright = image if turn is None else image.transpose(turn)
         return measure(_in_eight_bits(upright))
@@ -181,13 +186,14 @@ def resize_pixels(pixels: Pixels, policy: PixelPolicy) -> Pixels:
 # From bytes to an image: what is opened, and the reason to give where a file is not.
 
 
-def open_image(data: bytes) -> tuple[Image.Image, int]:
+def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
     """Open a JPEG or PNG file; its pixels are decoded when they are first asked for.
 
     Of several pictures in one JPEG file, as phones write them, this is the first.
 
     Args:
         data: The whole file. All of a PNG file is checked against its checksums here.
+        max_pixels: A larger image is refused.
 
     Returns:
         The image as it is stored, and its orientation, 1 (upright) to 8, as EXIF counts.
@@ -206,20 +212,21 @@ def open_image(data: bytes) -> tuple[Image.Image, int]:
         image = PngImageFile(io.BytesIO(content))
     else:
         raise ImageError(_what_instead(data))
-    check_size(*image.size)
+    advice = "; max_megapixels in the study sets it"
+    check_size(*image.size, max_pixels=max_pixels, advice=advice)
     return image, orientation
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS, advice: str = "") -> None:
     """Refuse an image by its size, in pixels, before any of it is decoded.
 
     Raises:
         ImageError: It is too large, too small or too long.
     """
     short, long = sorted((width, height))
-    if width * height > _MAX_PIXELS:
-        limit = _MAX_PIXELS // 1_000_000
-        raise ImageError(f"too large ({width} x {height}, limit {limit} Mpx)")
+    if width * height > max_pixels:
+        limit = f"limit {max_pixels / 1_000_000:g} Mpx"
+        raise ImageError(f"too large ({width} x {height}, {limit}{advice})")
     if short < _MIN_SIDE:
         raise ImageError(f"too small ({width} x {height}, smallest side allowed is {_MIN_SIDE})")
     if long > _MAX_ASPECT * short:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from pipeline.data.images import PixelPolicy, Pixels
+from pipeline.data.images import MAX_PIXELS, PixelPolicy, Pixels
 from pipeline.errors import ImageError, StudyError
 from pipeline.words import are, composed, counted
 
@@ -61,6 +61,7 @@ class Item:
         file: Absolute path of the file.
         row: Index in a stack; None where the file is the image.
         stat: The file's, when it was found.
+        max_pixels: A file with a larger image is refused.
     """
 
     path: str
@@ -68,6 +69,7 @@ class Item:
     file: str
     row: int | None
     stat: FileStat
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import cpu_count
 from pathlib import Path
 from typing import Self
@@ -184,20 +184,24 @@ def _key_images(
         _LOG.info("%s: %s ignored: %s", domain.name, counted(count, "file"), reason)
     if listing.unread:
         _LOG.warning("%s: %s", domain.name, listing.unread_text)
+    items = listing.items
+    if study.max_megapixels is not None:
+        limit = int(study.max_megapixels * 1_000_000)
+        items = tuple(replace(item, max_pixels=limit) for item in items)
     index = KeyIndex(study.store_root, domain.path, rehash=options.rehash)
-    keys: list[bytes | str | None] = [index.key(item) for item in listing.items]
+    keys: list[bytes | str | None] = [index.key(item) for item in items]
     unknown = [i for i, key in enumerate(keys) if key is None]
     progress.expect(len(unknown))
     stamp = index.stamp() if unknown else None
     with ThreadPoolExecutor(cpu_count()) as pool:
-        results = pool.map(_key_or_reason, (listing.items[i] for i in unknown))
+        results = pool.map(_key_or_reason, (items[i] for i in unknown))
         for i, result in zip(unknown, results, strict=True):
             keys[i] = result
             if isinstance(result, bytes):
-                index.learn(listing.items[i], result)
+                index.learn(items[i], result)
             progress.advance()
     index.save(stamp)
-    return _without_unreadable(domain, listing.items, keys)
+    return _without_unreadable(domain, items, keys)
 
 
 def _key_or_reason(item: Item) -> bytes | str:

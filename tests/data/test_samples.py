@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pipeline.data.samples as samples_module
+from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import check_leaks
 from pipeline.data.patients import FIT, TARGET, VALIDATION
 from pipeline.data.samples import (
@@ -195,6 +196,20 @@ def test_unreadable_images_are_listed_with_their_reason(study_file):
     table, skipped = load_samples(load_study(study_file))
     total = len(table) + len(skipped)
     assert total == 61
+
+
+def test_the_limit_of_pixels_can_be_set(study_file):
+    """Smaller or larger than the usual one; it decides what is decoded, not what is listed."""
+    text = study_file.read_text()
+    for limit, side in ((0.001, 40), (0.002, None)):
+        study_file.write_text(f"max_megapixels = {limit}\n{text}")
+        samples, _ = load_samples(load_study(study_file))
+        content = read_image(samples.items[0])
+        if side is None:
+            assert content.pixels(PixelPolicy(size=8)).shape == (8, 8, 3)
+        else:
+            with pytest.raises(ImageError, match=r"too large \(40 x 40, limit 0.001 Mpx; max_meg"):
+                content.pixels(PixelPolicy(size=8))
 
 
 def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch):
