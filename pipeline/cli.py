@@ -16,7 +16,14 @@ from typing import Any
 
 import click
 
-from pipeline.finetune.methods import AUGMENTATIONS, METHODS, PRECISIONS, QUICK, TrainingSettings
+from pipeline.finetune.methods import (
+    AUGMENTATIONS,
+    METHODS,
+    OPTIMISERS,
+    PRECISIONS,
+    QUICK,
+    TrainingSettings,
+)
 from pipeline.words import counted
 
 _LOG = logging.getLogger(__name__)
@@ -391,6 +398,11 @@ _FINETUNE_HELP = f"""Train heads, parts and whole networks, and compare them on 
 )
 @click.option("--image-size", type=click.IntRange(min=1), help="Side in pixels, for a trial.")
 @click.option("--limit", type=click.IntRange(min=1), help="Images of each split, for a trial.")
+@click.option(
+    "--optimiser",
+    type=click.Choice(OPTIMISERS),
+    help=f"Default {TrainingSettings.optimiser}; the learning rates of the methods are for it.",
+)
 @click.option(
     "--augmentation",
     type=click.Choice(AUGMENTATIONS),

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from scipy.stats import linregress
 
 #: Epochs at the end that :func:`trend` uses, and the fewest that say anything: of three, a
 #: line leaves one degree of freedom to tell a slope from scatter.
@@ -79,11 +78,6 @@ class History:
     stopped_early: bool
     peak_memory_bytes: int | None
 
-    @property
-    def best_epoch(self) -> int:
-        """See :func:`best_epoch`."""
-        return best_epoch(self.rows)
-
 
 @dataclass(kw_only=True)
 class TrainingState:
@@ -139,6 +133,8 @@ def trend(validation_loss: Sequence[float]) -> str | None:
         ``falling``, ``flat``, ``rising`` (it fits the training images at the cost of
         others) or ``noisy``; None where there are too few epochs.
     """
+    from scipy.stats import linregress  # half a second, which no process that only trains needs
+
     last = validation_loss[-LAST:]
     if len(last) < LAST:
         return None

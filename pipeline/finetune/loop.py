@@ -64,7 +64,7 @@ def train(  # noqa: C901, PLR0915
     steps = math.ceil(len(fit) / settings.batch_size)
     with torch_settings(settings), progress or Progress("training") as shown:
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimiser = _adamw(model, settings)
+        optimiser = _optimiser(model, settings)
         trained = [p for part in optimiser.param_groups for p in part["params"]]
         found = checkpoints.load(identity) if checkpoints else None
         parallel.check_same(int(found.sha256[:15], 16) if found else 0, device, "checkpoints")
@@ -190,8 +190,8 @@ def set_train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
             module.eval()
 
 
-def _adamw(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW over what is trainable, in two groups: with weight decay and without.
+def _optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Of what is trainable, in two groups: with weight decay and without.
 
     A parameter with one axis is a bias or belongs to a norm; pulling either to zero
     shrinks no function that could overfit, it moves the network's scale.
@@ -201,6 +201,8 @@ def _adamw(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    if settings.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=settings.learning_rate)
 
 

@@ -15,6 +15,7 @@ from pipeline.errors import StudyError, UnknownNameError
 
 #: Numbers to compute in. Weights are float32 in all of them; tf32 needs CUDA.
 PRECISIONS = ("fp32", "tf32", "bf16")
+OPTIMISERS = ("adamw", "sgd")
 #: Random changes of training images; see :func:`pipeline.finetune.data.augment_lightly`.
 AUGMENTATIONS = ("none", "light")
 #: Images a step that the learning rates below are for.
@@ -26,7 +27,7 @@ CUDA_BATCHES, FEWEST_STEPS = (128, 64), 20
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """One training with AdamW.
+    """One training.
 
     Attributes:
         epochs: Passes over the images, at most; 1 or more.
@@ -34,6 +35,7 @@ class TrainingSettings:
             epoch takes what is left.
         learning_rate: The highest, reached at the end of the warm-up; more than 0.
         weight_decay: Of weights; biases and the parameters of norms have none.
+        optimiser: Entry of ``OPTIMISERS``; SGD has Nesterov momentum of 0.9.
         warmup: Share of all steps in which the rate rises from 0, in [0, 1); a cosine
             takes it back to 0 afterwards.
         clip: Largest norm of the gradient of all parameters together; 0: no limit.
@@ -58,6 +60,7 @@ class TrainingSettings:
     batch_size: int = REFERENCE_BATCH
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
+    optimiser: str = "adamw"
     warmup: float = 0.1
     clip: float = 1.0
     patience: int = 0
@@ -69,7 +72,11 @@ class TrainingSettings:
     deterministic: bool = True
 
     def __post_init__(self) -> None:
-        for kind, table in (("augmentation", AUGMENTATIONS), ("precision", PRECISIONS)):
+        for kind, table in (
+            ("optimiser", OPTIMISERS),
+            ("augmentation", AUGMENTATIONS),
+            ("precision", PRECISIONS),
+        ):
             if (name := getattr(self, kind)) not in table:
                 raise UnknownNameError(kind, name, table)
         for name, fine, allowed in (
@@ -240,9 +247,10 @@ def resolve_settings(
 ) -> TrainingSettings:
     """The settings of one training: the user's before the method's before the defaults.
 
-    Learning rates are for 32 images a step. Where the user gives none, another batch size
-    changes the rate with its square root, as suits Adam (Malladi et al. 2022, "On the SDEs
-    and scaling rules for adaptive gradient algorithms").
+    Learning rates are for AdamW and 32 images a step. Where the user gives none, another batch
+    size changes the rate: with its square root, as suits Adam (Malladi et al. 2022, "On the SDEs
+    and scaling rules for adaptive gradient algorithms"), or in proportion, as suits SGD (Goyal
+    et al. 2017, "Accurate, large minibatch SGD").
 
     Args:
         name: Entry of ``METHODS``.
@@ -273,7 +281,8 @@ def resolve_settings(
     settings = TrainingSettings(**{**defaults, **METHODS[name].settings, **user})
     if "learning_rate" in user:
         return settings
-    factor = math.sqrt(settings.batch_size / REFERENCE_BATCH)
+    ratio = settings.batch_size / REFERENCE_BATCH
+    factor = ratio if settings.optimiser == "sgd" else math.sqrt(ratio)
     return replace(settings, learning_rate=factor * settings.learning_rate)
 
 

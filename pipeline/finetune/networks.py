@@ -158,12 +158,6 @@ def training_loss(output: Any, labels: Tensor) -> Tensor:
     return loss
 
 
-def count_parameters(network: nn.Module) -> tuple[int, int]:
-    """Number of trainable parameters, and of all."""
-    sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
-    return sum(n for n, moves in sizes if moves), sum(n for n, _ in sizes)
-
-
 def forward_gflop(network: nn.Module, example: Tensor) -> float:
     """Of one forward pass of a batch of one, 1e9 operations; a multiply-add is two.
 

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load, save
 from torch import Tensor
 
 from cache import disk
 from pipeline.data.images import PixelPolicy
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples
+from pipeline.evaluation.compare_heads import eval_sets
 from pipeline.evaluation.metrics import score
 from pipeline.features.backbones import spec_of, weights_file
 from pipeline.features.engines import EngineChoice
@@ -32,7 +34,6 @@ from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.cuts import StoredRows, frozen_store, pixel_policy, stored_rows
 from pipeline.finetune.data import Decoding, Examples, Held, load_pixels
 from pipeline.finetune.distributed import named_errors, wait_for_all
-from pipeline.finetune.history import History
 from pipeline.finetune.interpolate import ALPHAS, RULE, fold_norms, interpolate
 from pipeline.finetune.loop import predict, train
 from pipeline.finetune.methods import (
@@ -47,7 +48,6 @@ from pipeline.finetune.networks import (
     Assembly,
     assemble,
     check_takes,
-    count_parameters,
     forward_gflop,
 )
 from pipeline.progress import Progress
@@ -56,10 +56,15 @@ from pipeline.study import SOURCE, BackboneChoice, Study
 _LOG = logging.getLogger(__name__)
 _FORMAT = 2
 RECORD, WEIGHTS, PROBABILITIES = "model.json", "model.safetensors", "probabilities.safetensors"
+#: Folder of a model's checkpoints while it is being trained.
+CHECKPOINTS = "checkpoints"
 #: In the place of a backbone's name for networks that have none.
 OWN = "pixels"
 
 Proba = NDArray[np.float64]
+#: Metrics at each point between two models, and what the points are.
+_ON_THE_LINE = ("accuracy", "auroc", "log_loss")
+LINE = {"alphas": list(ALPHAS), "BatchNorm": "interpolated as scale and shift"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +84,12 @@ class Record:
         stored_images: Images that the frozen part was run on for this method; 0 where the
             store had them.
         stored_seconds: For these.
-        epochs: That were trained.
-        seconds: Of all training steps together.
-        validation_seconds: Of the validations between them.
-        images_per_second: Trained on.
         peak_memory_bytes: See :class:`pipeline.finetune.history.History`.
-        best_epoch: With the lowest validation loss, from 0.
-        kept_epoch: Whose weights these are.
+        kept_epoch: Whose weights these are, from 0.
         stopped_early: Whether patience ended the training.
-        curves: A row for each epoch.
+        curves: A row for each epoch; see :class:`pipeline.finetune.history.EpochRow`.
         interpolated: Of a model between two others, ``from``, ``to``, ``alpha``, ``rule``
-            and ``curve``.
+            and ``curve``; all else is then of the second.
     """
 
     method: str
@@ -103,15 +103,10 @@ class Record:
     gflop_per_trained_image: float
     stored_images: int
     stored_seconds: float
-    epochs: int
-    seconds: float
-    validation_seconds: float
-    images_per_second: float | None
     peak_memory_bytes: int | None
-    best_epoch: int | None
-    kept_epoch: int | None
+    kept_epoch: int
     stopped_early: bool
-    curves: Sequence[Mapping[str, Any]] = ()
+    curves: Sequence[Mapping[str, Any]]
     interpolated: Mapping[str, Any] | None = None
 
 
@@ -125,11 +120,6 @@ class ModelFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of its checkpoints while it is being trained."""
-        return self.path / "checkpoints"
-
     def record(self) -> Record | None:
         """What was measured; None where there is no whole model."""
         content = self._read()
@@ -141,15 +131,12 @@ class ModelFolder:
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of the whole network, by name."""
-        from safetensors.torch import load
-
         return load(disk.read_all(self.path / WEIGHTS))
 
     def probabilities(self) -> Proba:
         """Shape ``(n, K)``, in the order of the samples that the record names."""
-        from safetensors.numpy import load
-
-        return load(disk.read_all(self.path / PROBABILITIES))["probabilities"]
+        proba: Proba = load(disk.read_all(self.path / PROBABILITIES))["probabilities"].numpy()
+        return proba
 
     def save(self, record: Record, state: Mapping[str, Tensor], proba: Proba) -> None:
         """Put a model in place, whole, and remove its checkpoints.
@@ -157,24 +144,21 @@ class ModelFolder:
         Raises:
             CacheError: The disk refused.
         """
-        from safetensors.numpy import save as save_arrays
-        from safetensors.torch import save as save_tensors
-
-        disk.make_dir(self.path)
-        weights = save_tensors({name: t.detach().cpu().contiguous() for name, t in state.items()})
-        probabilities = save_arrays({"probabilities": np.ascontiguousarray(proba)})
+        weights = save({name: t.detach().cpu().contiguous() for name, t in state.items()})
+        probabilities = save({"probabilities": torch.from_numpy(np.ascontiguousarray(proba))})
         content = {
             "format": _FORMAT,
             "weights": hashlib.sha256(weights).hexdigest(),
             "probabilities": hashlib.sha256(probabilities).hexdigest(),
             "record": asdict(record),
         }
+        disk.make_dir(self.path)
         disk.publish(self.path / WEIGHTS, weights)
         disk.publish(self.path / PROBABILITIES, probabilities)
         disk.publish(self.path / RECORD, json.dumps(content, indent=1, allow_nan=False).encode())
-        if names := disk.listdir(self.checkpoints):
-            disk.remove(self.checkpoints, names)
-            self.checkpoints.rmdir()
+        if names := disk.listdir(self.path / CHECKPOINTS):
+            disk.remove(self.path / CHECKPOINTS, names)
+            (self.path / CHECKPOINTS).rmdir()
 
     def _read(self) -> dict[str, Any] | None:
         """The record, if it and the files that it names are as they were written."""
@@ -191,12 +175,6 @@ class ModelFolder:
         return content if whole else None
 
 
-def models_in(folder: Path) -> list[ModelFolder]:
-    """All whole models of a results folder."""
-    models = [ModelFolder(folder / name) for name in disk.listdir(folder)]
-    return [model for model in models if model.record() is not None]
-
-
 @dataclass(kw_only=True)
 class Experiment:
     """One backbone on the images of a study: what its methods share, made when first needed.
@@ -209,7 +187,8 @@ class Experiment:
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
         image_size: Side of the images, pixels; None takes the backbone's.
         given: Settings that the user gives; see :func:`resolve_settings`.
-        named: Methods that the user named. Those that they start from keep their own
+        methods: That run, in order.
+        named: Those of them that the user named. Those that they start from keep their own
             epochs and learning rate.
     """
 
@@ -220,6 +199,7 @@ class Experiment:
     device: str = "cpu"
     image_size: int | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
+    methods: Sequence[str] = tuple(METHODS)
     named: frozenset[str] = frozenset(METHODS)
     _stored: dict[bool, StoredRows] = field(default_factory=dict)
 
@@ -280,6 +260,12 @@ class Experiment:
             images=len(self.rows(FIT)),
         )
 
+    def starts(self, name: str) -> tuple[str, ...]:
+        """Methods whose models one is made of; the line of wise_ft ends where it can."""
+        starts = METHODS[name].starts_from
+        ends_at_full = name == "wise_ft" and "lp_ft" not in self.methods
+        return (BASELINE, "full") if ends_at_full else starts
+
     def model(self, name: str) -> ModelFolder:
         """The folder of a method's model."""
         seed = self.settings(name).seed
@@ -321,13 +307,13 @@ class Experiment:
             "weights": store.recipe.weights if method.pretrained else None,
             "preprocessing": self.policy.to_json(),
             "images": digest_of(self.samples.where(self.samples.domain == SOURCE)),
-            "starts from": [self.model(start).weights_sha256() for start in method.starts_from],
-            **({f"settings.{k}": v for k, v in settings.items()} if method.trains else {}),
+            "starts from": [self.model(start).weights_sha256() for start in self.starts(name)],
+            **({f"settings.{k}": v for k, v in settings.items()} if method.trains else LINE),
         }
 
 
-def train_method(run: Experiment, name: str) -> Record:
-    """Train a method, unless its model is there already, and keep it with what it predicts.
+def run_method(run: Experiment, name: str) -> None:
+    """Make the model of a method, unless it is there already, and keep it with its predictions.
 
     A method that was not named, but that others start from, is taken as it is there,
     however it was trained: whoever wants another names it.
@@ -339,26 +325,28 @@ def train_method(run: Experiment, name: str) -> Record:
     model, identity, samples = run.model(name), run.identity(name), digest_of(run.samples)
     record = model.record()
     wait_for_all(run.device)  # or a late process would see what the first is about to write
-    known = record and record.identity == identity
+    known = record is not None and record.identity == identity
     if record and record.samples == samples and (known or name not in run.named):
         _LOG.info("%s on %s: trained already", name, run.backbone(name))
-        return record
+        return
     assembly = run.assemble(name)
-    if record and known:  # trained, but images were added since
-        assembly.load(model.state())
-        record = replace(record, samples=samples)
+    if not METHODS[name].trains:
+        if parallel.group().rank == 0:
+            record, proba = _interpolate(run, name, assembly)
+            model.save(replace(record, identity=identity, samples=samples), assembly.state(), proba)
     else:
-        record = _train(run, name, assembly, {"identity": identity, "samples": samples})
-    if parallel.group().rank == 0:
-        proba = run.predict(name, assembly, np.arange(len(run.samples)))
-        model.save(record, assembly.state(), proba)
+        if record and known:  # trained, but images were added since
+            assembly.load(model.state())
+        else:
+            record = _train(run, name, assembly, identity)
+        if parallel.group().rank == 0:
+            proba = run.predict(name, assembly, np.arange(len(run.samples)))
+            model.save(replace(record, samples=samples), assembly.state(), proba)
     wait_for_all(run.device)
-    return record
 
 
-def _train(run: Experiment, name: str, assembly: Assembly, known: Mapping[str, Any]) -> Record:
-    method, model, settings = METHODS[name], run.model(name), run.settings(name)
-    for start in method.starts_from:
+def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str, Any]) -> Record:
+    for start in run.starts(name):
         assembly.load(run.model(start).state())
     examples = run.examples(name)
     costs = _costs(run, name, assembly)
@@ -366,29 +354,34 @@ def _train(run: Experiment, name: str, assembly: Assembly, known: Mapping[str, A
         assembly.trained,
         examples.take(run.rows(FIT)),
         examples.take(run.rows(VALIDATION)),
-        settings,
-        checkpoints=Checkpoints(model.checkpoints, known["identity"]),
+        run.settings(name),
+        checkpoints=Checkpoints(run.model(name).path / CHECKPOINTS, identity),
         progress=Progress(f"{name}, {run.backbone(name)}"),
     )
     return Record(
         method=name,
         backbone=run.backbone(name),
-        seed=settings.seed,
-        **known,
+        seed=run.settings(name).seed,
+        identity=identity,
+        samples="",
         **costs,
-        **_measured(history),
+        peak_memory_bytes=history.peak_memory_bytes,
+        kept_epoch=history.kept_epoch,
+        stopped_early=history.stopped_early,
+        curves=[asdict(row) for row in history.rows],
     )
 
 
 def _costs(run: Experiment, name: str, assembly: Assembly) -> dict[str, Any]:
     """What can be said before the first step."""
+    trained = assembly.trained.parameters()
     reads, one = METHODS[name].reads, np.zeros(1, np.intp)
     stored = None if reads == PIXELS else run.stored(at_cut=reads == ACTIVATIONS)
     pixels = torch.zeros((1, run.policy.size, run.policy.size, 3), dtype=torch.uint8)
     example = run.examples(name).take(one).batch(one).cpu()
     return {
-        "trainable_parameters": count_parameters(assembly.trained)[0],
-        "parameters": count_parameters(assembly.whole)[1],
+        "trainable_parameters": sum(p.numel() for p in trained if p.requires_grad),
+        "parameters": sum(p.numel() for p in assembly.whole.parameters()),
         "gflop_per_image": forward_gflop(assembly.whole, pixels),
         "gflop_per_trained_image": forward_gflop(assembly.trained, example),
         "stored_images": stored.computed if stored else 0,
@@ -396,110 +389,40 @@ def _costs(run: Experiment, name: str, assembly: Assembly) -> dict[str, Any]:
     }
 
 
-def _measured(history: History) -> dict[str, Any]:
-    seconds = sum(row.seconds for row in history.rows)
-    trained = sum(row.seconds * row.images_per_second for row in history.rows)
-    return {
-        "epochs": len(history.rows),
-        "seconds": seconds,
-        "validation_seconds": sum(row.validation_seconds for row in history.rows),
-        "images_per_second": trained / seconds,
-        "peak_memory_bytes": history.peak_memory_bytes,
-        "best_epoch": history.best_epoch,
-        "kept_epoch": history.kept_epoch,
-        "stopped_early": history.stopped_early,
-        "curves": [asdict(row) for row in history.rows],
-    }
-
-
-def interpolate_method(run: Experiment, name: str, end: str) -> Record:
-    """Interpolate ``lp`` and a fine-tuned model, unless it is done already.
-
-    The model that is kept has the lowest validation loss; targets choose nothing.
-
-    Args:
-        run: Both models must be there.
-        name: Entry of ``METHODS`` that is kept.
-        end: Method at the end of the line.
-    """
-    model = run.model(name)
-    identity = {
-        **run.identity(name),
-        "starts from": [run.model(start).weights_sha256() for start in (BASELINE, end)],
-        "alphas": list(ALPHAS),
-        "BatchNorm": "interpolated as scale and shift",
-    }
-    samples, record = digest_of(run.samples), model.record()
-    wait_for_all(run.device)  # or a late process would see what the first is about to write
-    if record and record.identity == identity and record.samples == samples:
-        return record
-    if parallel.group().rank == 0:
-        _interpolate(run, name, end, {"identity": identity, "samples": samples})
-    wait_for_all(run.device)
-    record = model.record()
-    if record is None:
-        raise AssertionError(f"{model.path} was just written")
-    return record
-
-
-def _interpolate(run: Experiment, name: str, end: str, known: Mapping[str, Any]) -> None:
-    first, second = run.model(BASELINE), run.model(end)
+def _interpolate(run: Experiment, name: str, assembly: Assembly) -> tuple[Record, Proba]:
+    """The model on the line with the lowest validation loss; targets choose nothing."""
+    first, second = (run.model(start) for start in run.starts(name))
     ends: dict[float, Proba] = {0.0: first.probabilities(), 1.0: second.probabilities()}
-    assembly = run.assemble(name)
     start, stop = (fold_norms(model.state(), assembly.whole) for model in (first, second))
 
     def proba_at(alpha: float, rows: NDArray[np.intp]) -> Proba:
         assembly.load(interpolate(start, stop, alpha))
         return ends[alpha][rows] if alpha in ends else run.predict(name, assembly, rows)
 
-    not_fit = np.flatnonzero(run.samples.split != FIT)
-    curve: list[dict[str, Any]] = [
-        {"alpha": alpha, "domains": _plain_scores(run.samples, not_fit, proba_at(alpha, not_fit))}
-        for alpha in ALPHAS
-    ]
+    held_out = run.samples.split != FIT
+    domains = eval_sets(run.samples.where(held_out))
+    curve: list[dict[str, Any]] = []
+    for alpha in ALPHAS:
+        proba = proba_at(alpha, np.flatnonzero(held_out))
+        values: list[dict[str, Any]] = [
+            {
+                "domain": data.name,
+                "role": data.role,
+                **{m: score(m, data.labelled(), proba[data.row]) for m in _ON_THE_LINE},
+            }
+            for data in domains
+        ]
+        curve.append({"alpha": alpha, "domains": values})
     losses = [
         next(d["log_loss"] for d in point["domains"] if d["role"] == VALIDATION) for point in curve
     ]
     alpha = ALPHAS[int(np.argmin(losses))]
     proba = proba_at(alpha, np.arange(len(run.samples)))
-    line = {"from": BASELINE, "to": end, "alpha": alpha, "rule": RULE, "curve": curve}
-    record = _interpolated_record(second, name, {**known, "interpolated": line})
-    run.model(name).save(record, assembly.state(), proba)
-
-
-def _interpolated_record(end: ModelFolder, name: str, known: Mapping[str, Any]) -> Record:
-    """Interpolation trains nothing: what the model cost is what its end cost."""
-    record = end.record()
+    record = second.record()
     if record is None:
-        raise AssertionError(f"{end.path} was trained before")
-    return replace(
-        record,
-        method=name,
-        **known,
-        epochs=0,
-        validation_seconds=0.0,
-        images_per_second=None,
-        gflop_per_trained_image=0.0,
-        stored_images=0,
-        stored_seconds=0.0,
-        best_epoch=None,
-        kept_epoch=None,
-        stopped_early=False,
-        curves=[],
-    )
-
-
-def _plain_scores(samples: Samples, rows: NDArray[np.intp], proba: Proba) -> list[dict[str, Any]]:
-    """Of each labelled domain in each role, without intervals."""
-    places = list(zip(samples.domain[rows], samples.split[rows], strict=True))
-    scores = []
-    for domain, role in dict.fromkeys(places):
-        here = np.array([place == (domain, role) for place in places])
-        label = samples.label[rows][here]
-        if (label >= 0).all():
-            values = {m: score(m, label, proba[here]) for m in ("accuracy", "auroc", "log_loss")}
-            scores.append({"domain": str(domain), "role": str(role), **values})
-    return scores
+        raise AssertionError(f"{second.path} was trained before")
+    line = {"from": BASELINE, "to": record.method, "alpha": alpha, "rule": RULE, "curve": curve}
+    return replace(record, method=name, interpolated=line), proba
 
 
 def digest_of(samples: Samples) -> str:

@@ -47,12 +47,11 @@ from pipeline.finetune.methods import (
 from pipeline.finetune.runs import (
     OWN,
     Experiment,
+    ModelFolder,
     Proba,
     Record,
     digest_of,
-    interpolate_method,
-    models_in,
-    train_method,
+    run_method,
 )
 from pipeline.study import Study
 from pipeline.words import to_jsonable
@@ -132,12 +131,13 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, 
                 device=device,
                 image_size=options.image_size,
                 given=options.settings,
+                methods=names,
                 named=frozenset(named_methods(options.methods)),
             )
             for name in names:
                 if METHODS[name].pretrained or not tables:
                     _LOG.info("%s on %s", name, run.backbone(name))
-                    _run(run, name, names)
+                    run_method(run, name)
             tables[choice.name] = run.samples
         tables[OWN] = tables[study.backbones[0].name]
         models = _kept_models(study.results / f"finetune{options.tag}", tables)
@@ -160,18 +160,12 @@ def _check(study: Study, names: Sequence[str], options: FinetuneOptions) -> None
         resolve_settings(name, options.settings)
 
 
-def _run(run: Experiment, name: str, names: Sequence[str]) -> None:
-    if METHODS[name].trains:
-        train_method(run, name)
-    else:
-        interpolate_method(run, name, "lp_ft" if "lp_ft" in names else "full")
-
-
 def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
     """Every kept model of these images, in the order of the table."""
     models = []
     digests = {backbone: digest_of(samples) for backbone, samples in tables.items()}
-    for model in models_in(folder):
+    for name in disk.listdir(folder):
+        model = ModelFolder(folder / name)
         record = model.record()
         if record is None or record.method not in METHODS or record.backbone not in tables:
             continue
@@ -179,8 +173,7 @@ def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
             _LOG.warning(
                 "%s: the study's images have changed since, so it is not in the comparison; "
                 "run --method %s again",
-                model.path.name,
-                record.method,
+                *(name, record.method),
             )
             continue
         models.append(Model(record=record, proba=model.probabilities()))
@@ -242,10 +235,16 @@ def evaluate(
 
 
 def _model_row(record: Record, results: Path) -> dict[str, Any]:
-    """The record of a model without its identity, and what follows from it."""
+    """The record of a model without its identity, and what follows from it.
+
+    Interpolation trains nothing: its seconds are those of the model at its end.
+    """
     values = asdict(record)
     del values["identity"], values["samples"]
-    losses = [row["validation_loss"] for row in record.curves]
+    seconds = sum(row["seconds"] for row in record.curves)
+    curves = record.curves if METHODS[record.method].trains else []
+    losses = [row["validation_loss"] for row in curves]
+    images = sum(row["seconds"] * row["images_per_second"] for row in curves)
     return {
         **values,
         "moved": METHODS[record.method].moved,
@@ -254,38 +253,41 @@ def _model_row(record: Record, results: Path) -> dict[str, Any]:
             for key, value in record.identity.items()
             if key.startswith("settings.")
         },
-        "seconds_per_epoch": record.seconds / record.epochs if record.epochs else None,
+        "epochs": len(curves),
+        "seconds": seconds,
+        "seconds_per_epoch": seconds / len(curves) if curves else None,
+        "images_per_second": images / seconds if curves else None,
+        "best_epoch": int(np.argmin(losses)) if curves else None,
         "trend": trend(losses),
-        "extrapolated": _extrapolated(record),
-        "heads_in_the_same_time": _heads_in(record, results),
+        "extrapolated": _extrapolated(record.method, len(curves), seconds),
+        "heads_in_the_same_time": _heads_in(seconds, record, results),
+        "curves": curves,
     }
 
 
-def _extrapolated(record: Record) -> dict[str, float] | None:
+def _extrapolated(method: str, epochs: int, seconds: float) -> dict[str, float] | None:
     """``frozen_online`` costs every epoch the same: what as many epochs as lp has would cost."""
-    epochs = METHODS[BASELINE].settings["epochs"]
-    if record.method != "frozen_online" or record.epochs >= epochs:
+    more = METHODS[BASELINE].settings["epochs"]
+    if method != "frozen_online" or epochs >= more:
         return None
-    return {"epochs": epochs, "seconds": record.seconds / record.epochs * epochs}
+    return {"epochs": more, "seconds": seconds / epochs * more}
 
 
-def _heads_in(record: Record, results: Path) -> int | None:
-    """How many perceptrons of stage 2 are fitted in the time of this training, as it measured.
+def _heads_in(seconds: float, record: Record, results: Path) -> int | None:
+    """How many perceptrons of stage 2 are fitted in the seconds of a training.
 
     None for the baseline, for networks of their own, and where stage 2 has not run.
     """
     try:
         heads = json.loads(disk.read_all(results / "heads.json"))["rows"]
-        seconds = [
+        each = [
             float(row["seconds"])
             for row in heads
             if (row["head"], row["backbone"]) == (HEAD, record.backbone)
         ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if record.method == BASELINE or not sum(seconds):
-        return None
-    return int(record.seconds / np.mean(seconds))
+    return int(seconds / np.mean(each)) if sum(each) and record.method != BASELINE else None
 
 
 def _score_rows(

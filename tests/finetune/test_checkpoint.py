@@ -15,6 +15,7 @@ import torch
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
+from pipeline.finetune.methods import OPTIMISERS
 from tests.cache_jobs import ERRORS, KILLS, SHORT, Fault, notes_in
 from tests.finetune.jobs import (
     IDENTITY,
@@ -275,12 +276,14 @@ def test_a_finished_training_is_not_run_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
-def test_checkpoints_move_no_bit(tmp_path, whole):
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_checkpoints_move_no_bit(tmp_path, optimiser):
     """With a checkpoint at each step, at each epoch, or none, the weights are the same."""
-    often, _ = whole
+    settings = replace(SETTINGS, optimiser=optimiser)
+    often, _ = train_job(tmp_path / "often", settings=settings)
     seldom, never = small_net(), small_net()
-    _train(tmp_path / "seldom", model=seldom)
-    train(never, Pictures(), Pictures(3, seed=1), SETTINGS)
+    _train(tmp_path / "seldom", settings=settings, model=seldom)
+    train(never, Pictures(), Pictures(3, seed=1), settings)
     assert same(often, tensors(seldom))
     assert same(often, tensors(never))
 
@@ -297,15 +300,18 @@ class _CutOff(Checkpoints):
             raise KeyboardInterrupt
 
 
-def test_the_optimisers_moments_survive(tmp_path, whole):
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_moments_of_either_optimiser_survive(tmp_path, optimiser):
     """Cut off after each save in turn and run again, the weights are the same."""
+    settings = replace(SETTINGS, optimiser=optimiser)
+    expected, _ = train_job(tmp_path / "whole", settings=settings)
     for saves in range(1, 5):
         folder, validation = tmp_path / str(saves), Pictures(3, seed=1)
         checkpoints = _CutOff(folder, IDENTITY, seconds=0)
         checkpoints.saves = saves
         with pytest.raises(KeyboardInterrupt):
-            train(small_net(), Pictures(), validation, SETTINGS, checkpoints=checkpoints)
-        assert same(train_job(folder)[0], whole[0])
+            train(small_net(), Pictures(), validation, settings, checkpoints=checkpoints)
+        assert same(train_job(folder, settings=settings)[0], expected)
 
 
 @pytest.mark.parametrize(

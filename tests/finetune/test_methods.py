@@ -61,12 +61,14 @@ def test_stored_rows_are_never_augmented():
 
 
 def test_the_rate_follows_the_square_root_of_the_batch():
-    """Of the table's rate for 32 images, unless the user gives one."""
+    """Of the table's rate for 32 images, unless the user gives one; of SGD the batch itself."""
     assert resolve_settings("full", {}).learning_rate == 1e-4
     assert resolve_settings("full", {"batch_size": 128}).learning_rate == pytest.approx(2e-4)
     assert resolve_settings("lp", {"batch_size": 8}).learning_rate == pytest.approx(
         1e-3 / math.sqrt(4)
     )
+    given = {"batch_size": 64, "optimiser": "sgd"}
+    assert resolve_settings("full", given).learning_rate == pytest.approx(2e-4)
     given = {"batch_size": 128, "learning_rate": 3e-4}
     assert resolve_settings("full", given).learning_rate == 3e-4
 
@@ -101,7 +103,11 @@ def test_precision_and_repeatability_are_those_of_the_device():
 
 @pytest.mark.parametrize(
     ("change", "allowed"),
-    [({"augmentation": "heavy"}, "none, light"), ({"precision": "fp8"}, "fp32, tf32, bf16")],
+    [
+        ({"optimiser": "lion"}, "adamw, sgd"),
+        ({"augmentation": "heavy"}, "none, light"),
+        ({"precision": "fp8"}, "fp32, tf32, bf16"),
+    ],
 )
 def test_an_unknown_name_lists_the_known_ones(change, allowed):
     """The message prints the table."""

@@ -19,7 +19,7 @@ from pipeline.finetune.data import load_pixels
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import METHODS, TrainingSettings
 from pipeline.finetune.networks import Classifier, assemble
-from pipeline.finetune.runs import Experiment, train_method
+from pipeline.finetune.runs import Experiment, run_method
 from pipeline.study import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.tiny import write_tiny_study
@@ -44,11 +44,17 @@ def run(tmp_path: Path, monkeypatch):
     )
 
 
+def trained(run, name):
+    """The record of a method that has been run."""
+    run_method(run, name)
+    return run.model(name).record()
+
+
 def test_the_store_changes_nothing_for_a_head(run):
     """Run in every epoch or read from the store: with one seed, one head (within 1e-4)."""
     start = run.assemble("lp").state()
     stored, online = (
-        train_method(run, name) and run.model(name).state() for name in ("lp", "frozen_online")
+        trained(run, name) and run.model(name).state() for name in ("lp", "frozen_online")
     )
     assert stored.keys() == online.keys()
     for name, tensor in stored.items():
@@ -123,9 +129,9 @@ def test_densenet_trained_from_the_store_is_densenet_trained_online(tmp_path, mo
 
 def test_a_fine_tuned_probe_begins_with_the_probe(run):
     """lp_ft starts as the function that lp ends with: weights, and statistics, which stay."""
-    train_method(run, "lp")
+    trained(run, "lp")
     run.given = {**run.given, "learning_rate": 1e-12}
-    train_method(run, "lp_ft")
+    trained(run, "lp_ft")
     probe, tuned = (run.model(name).state() for name in ("lp", "lp_ft"))
     assert any("running_var" in name for name in probe)
     for name in probe:
@@ -134,32 +140,32 @@ def test_a_fine_tuned_probe_begins_with_the_probe(run):
 
 def test_a_model_that_is_there_is_not_trained_again(run, monkeypatch):
     """Same identity: the record is read; another learning rate: it is trained anew."""
-    first, calls = train_method(run, "lp"), []
+    first, calls = trained(run, "lp"), []
     real = runs_module.train
     monkeypatch.setattr(runs_module, "train", lambda *a, **k: calls.append(1) or real(*a, **k))
-    assert train_method(run, "lp") == first
+    assert trained(run, "lp") == first
     assert calls == []
     run.given = {**run.given, "learning_rate": 1e-4}
-    assert train_method(run, "lp").identity["settings.learning_rate"] == 1e-4
+    assert trained(run, "lp").identity["settings.learning_rate"] == 1e-4
     assert calls == [1]
 
 
 def test_a_damaged_model_is_trained_again(run, caplog):
     """A file that is not as it was written counts as not there."""
-    first = train_method(run, "lp")
+    first = trained(run, "lp")
     file = run.model("lp").path / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     assert run.model("lp").record() is None
-    again = train_method(run, "lp")
+    again = trained(run, "lp")
     assert [row["fit_loss"] for row in again.curves] == [row["fit_loss"] for row in first.curves]
     assert "not as it was written; it will be trained again" in caplog.text
 
 
 def test_the_weights_are_kept_with_what_made_them(run):
     """Safetensors and JSON: the network without what only helps to train, and its identity."""
-    record = train_method(run, "full")
+    record = trained(run, "full")
     folder = run.folder / "full-tiny-0"
     weights = load_file(folder / "model.safetensors")
     assert {"backbone.0.weight", "backbone.1.running_mean", "head.3.bias"} <= set(weights)
