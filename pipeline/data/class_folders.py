@@ -10,13 +10,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pipeline.data.facts import facts_of_file
-from pipeline.data.images import PixelPolicy, Pixels, decode
+from pipeline.data.images import MAGICS, PixelPolicy, Pixels, decode
 from pipeline.data.items import Item, Listing, Walk, is_folder, read_file
 from pipeline.errors import ImageError, StudyError
 from pipeline.words import composed
 
 HAS_ROWS = False
-_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".jpe", ".jfif")
 #: An uncompressed image has 8 bytes a pixel at most.
 _MAX_BYTES_PER_PIXEL = 10
 
@@ -51,7 +51,8 @@ def is_sign(entry: "os.DirEntry[str]", *, labelled: bool) -> bool:
 def scan(root: Path, *, labelled: bool, ignore: tuple[str, ...] = ()) -> Listing:
     """Find the images of each class; without labels all images, whatever their folders.
 
-    Files are known by their ending, whatever its case. Links are followed to what is
+    Files are known by their ending, whatever its case, and without one by their first bytes.
+    Links are followed to what is
     inside the root; a folder that is reached twice within a class is walked once.
 
     Raises:
@@ -62,7 +63,7 @@ def scan(root: Path, *, labelled: bool, ignore: tuple[str, ...] = ()) -> Listing
         if not listing.items:
             raise StudyError(f"{root} holds no image ({listing.left_out})")
         return listing
-    walk = Walk(os.path.realpath(root), _SUFFIXES, ignore)
+    walk = Walk(os.path.realpath(root), _SUFFIXES, ignore, MAGICS)
     loose_files, folders = walk.entries()
     if loose_files:
         walk.ignored["not in a class folder"] += len(loose_files)
@@ -77,7 +78,7 @@ def images_below(folder: Path, *, ignore: tuple[str, ...] = ()) -> Listing:
     Raises:
         StudyError: A folder cannot be listed.
     """
-    walk = Walk(os.path.realpath(folder), _SUFFIXES, ignore)
+    walk = Walk(os.path.realpath(folder), _SUFFIXES, ignore, MAGICS)
     return walk.listing(list(walk.files_below()))
 
 

@@ -25,6 +25,8 @@ from PIL.PngImagePlugin import PngImageFile
 from pipeline.data.image_metadata import split_jpeg, split_png
 from pipeline.errors import ImageError, StudyError, UnknownNameError
 
+#: First bytes of the formats that are read.
+MAGICS = _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 #: Of an image, unless a study allows more.
 MAX_PIXELS = 50_000_000
 _MIN_SIDE = 16
@@ -204,10 +206,10 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Imag
     """
     if not data:
         raise ImageError("empty file")
-    if data.startswith(b"\xff\xd8"):
+    if data.startswith(_JPEG):
         content, orientation = split_jpeg(data)
         image: Image.Image = JpegImageFile(io.BytesIO(content))
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+    elif data.startswith(_PNG):
         content, orientation = split_png(data)
         image = PngImageFile(io.BytesIO(content))
     else:

@@ -156,6 +156,7 @@ class Walk:
         root: Absolute, without links.
         suffixes: Lower-case endings of the files to take, such as ``.jpg``.
         ignore: Patterns of paths to leave out; ``*`` matches any characters, ``/`` too.
+        magics: First bytes by which files without an ending are taken.
         ignored: Number of entries left out so far, by reason.
         unread: Paths of images in formats that are not read; not in ``ignored``.
     """
@@ -163,6 +164,7 @@ class Walk:
     root: str
     suffixes: tuple[str, ...]
     ignore: tuple[str, ...] = ()
+    magics: tuple[bytes, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
     unread: list[str] = field(default_factory=list)
 
@@ -188,8 +190,8 @@ class Walk:
                 folders.append(path)
             elif entry.name.lower().endswith(_OTHER_IMAGES):
                 self.unread.append(path)
-            elif not entry.name.lower().endswith(self.suffixes):
-                self.ignored[f"not a {'/'.join(self.suffixes)} file"] += 1
+            elif not (entry.name.lower().endswith(self.suffixes) or self._has_magic(entry)):
+                self.ignored[f"not a {'/'.join(self.suffixes[:3])} file"] += 1  # the usual endings
             elif stat := _stat_of_regular(entry):
                 files.append(Item(path, label, entry.path, None, stat))
             else:
@@ -230,6 +232,15 @@ class Walk:
         except OSError as cause:
             raise StudyError(f"{self.root}/{folder}: {system_reason(cause)}") from cause
         return stat.st_dev, stat.st_ino
+
+    def _has_magic(self, entry: "os.DirEntry[str]") -> bool:
+        """Whether a regular file without an ending begins as an image does."""
+        if not self.magics or "." in entry.name or _stat_of_regular(entry) is None:
+            return False
+        try:
+            return read_file(entry.path, lambda stream: stream.read(8)).startswith(self.magics)
+        except ImageError:
+            return False
 
     def _is_left_out(self, path: str, entry: "os.DirEntry[str]") -> bool:
         """Whether a pattern matches the path; a folder's ends with ``/`` for ``masks/*``."""

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.sources import read_image, scan
 from pipeline.errors import StudyError
-from tests.image_files import jpeg, with_files
+from tests.image_files import jpeg, png, with_files
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links, FIFOs, sockets of POSIX")
 
@@ -47,6 +47,22 @@ def test_an_item_says_where_its_file_is_and_how_it_looked(root):
     assert Path(item.file).samefile(root / "normal/a.jpg")
     assert item.row is None
     assert item.stat == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+def test_other_endings_and_none_are_taken_where_the_content_is_an_image(root):
+    """Some programs write .jpe, .jfif or no ending; without one the first bytes decide."""
+    for name, content in {"a.jpe": jpeg(), "b.JFIF": jpeg(), "IM0001": png()}.items():
+        (root / "normal" / name).write_bytes(content)
+    (root / "normal" / "LICENSE").write_text("x")
+    (root / "normal" / "empty").write_bytes(b"")
+    listing = scan(root)
+    assert [path for path in paths(listing) if path.startswith("normal")] == [
+        "normal/IM0001",
+        "normal/a.jpe",
+        "normal/a.jpg",
+        "normal/b.JFIF",
+    ]
+    assert listing.ignored == {"not a .jpg/.jpeg/.png file": 2}
 
 
 @posix_only
