@@ -36,7 +36,7 @@ STAGES: Mapping[str, tuple[str, int | None, str]] = MappingProxyType(
         "audit": ("audit.json", 3, "Leaks and shortcuts"),
         "heads": ("heads.json", 4, "Heads on frozen features"),
         "finetune": ("finetune.json", 3, "Frozen and fine-tuned networks"),
-        "shift": ("shift.json", 5, "From the source to the targets"),
+        "shift": ("shift.json", 6, "From the source to the targets"),
     }
 )
 #: In the order of the page.
@@ -239,7 +239,7 @@ def _section(
 
 
 def _backbones(record: Mapping[str, Any]) -> list[str]:
-    rows = [*record.get("rows", ()), *record.get("targets", ()), *record.get("unlabelled", ())]
+    rows = [*record.get("rows", ()), *record.get("targets", ())]
     return list(dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping)))
 
 
@@ -321,10 +321,10 @@ def _recipes(records: Mapping[str, Any]) -> Iterator[str]:
     """Fingerprints of the features that shift was computed from, against those stored last."""
     rows = records.get("features", {}).get("backbones", ())
     last = {row["backbone"]: row["fingerprint"] for row in rows}
-    shift = records.get("shift", {"targets": (), "unlabelled": ()})
+    shift = records.get("shift", {"targets": ()})
     changed = {
         backbone
-        for target in (*shift["targets"], *shift["unlabelled"])
+        for target in shift["targets"]
         for backbone, fingerprint in zip(
             target["backbone"].split("+"), target["inputs"]["recipes"], strict=False
         )

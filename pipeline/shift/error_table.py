@@ -227,7 +227,7 @@ def fill_table(
             estimate=human, low=np.nan, high=np.nan, images=0, patients=0, method="given"
         )
     missing = {
-        step: _ABSENT[end]
+        step: _ABSENT.get(end, f"no error of {ERRORS[end]} is given")
         for step, ends in {**CHAIN, **TRANSFER}.items()
         for end in ends
         if end not in level

@@ -504,7 +504,7 @@ def _adaptation(row: AdaptationRow) -> dict[str, Any]:
 
 def _labels(adaptation: AdaptationResult) -> tuple[AdaptationRow, ...]:
     """How many labels help: the fewest that are shown to, else the most that were tried."""
-    needed = adaptation.labels_needed
+    needed = adaptation.enough_labels
     shown = [row for row in adaptation.label_curve if row.labels_per_class == needed]
     return tuple(shown or adaptation.label_curve[-1:])
 

@@ -124,8 +124,10 @@ def verdict_without_labels(
     """
     sentences = [
         f"{target} has no labels, so the accuracy there cannot be measured.",
-        f"Estimated without labels it is {percent(low)} to {percent(high)}.",
-        f"On the source it is {percent(source_accuracy)}.",
+        (
+            f"Without labels it is estimated at {percent(low)} to {percent(high)} "
+            f"({percent(source_accuracy)} on the source)."
+        ),
         "The estimate holds only if a score means the same risk in both domains.",
     ]
     if shifted:

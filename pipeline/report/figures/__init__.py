@@ -192,7 +192,7 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
 
 
 def _backbones(record: Mapping[str, Any]) -> list[str]:
-    rows = [*record.get("rows", ()), *record.get("targets", ()), *record.get("unlabelled", ())]
+    rows = [*record.get("rows", ()), *record.get("targets", ())]
     names = dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping))
     return [name for name in names if name != _OWN] or list(names)
 

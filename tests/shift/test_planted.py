@@ -11,6 +11,7 @@ from pipeline.shift.covariates import CLASS_MIX
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study import load_study
 
+pytestmark = pytest.mark.slow
 pytest.importorskip("timm", reason="the backbone with weights at hand is timm's")
 
 #: By target what its hospital does otherwise, and the name that must come first.
@@ -25,10 +26,10 @@ PATIENTS = r"group = '^(patient\d+)'"
 
 
 def write_hospitals(folder, n_source, n_target):
-    """One source and a target for each habit; patients of a target are in no other role."""
+    """One source and a target for each change; patients of a target are in no other role."""
     lines = ['name = "phantoms"', "[source]", f'path = "same/{SITES[0]}"', PATIENTS]
-    for name, (habit, _) in HOSPITALS.items():
-        target = replace(SOURCE, **habit)
+    for name, (change, _) in HOSPITALS.items():
+        target = replace(SOURCE, **change)
         images = n_source if name == "same" else 1
         spec = DemoSpec(seed=3, n_source=images, n_target=n_target, target=target)
         write_demo(folder / name, spec)
@@ -39,41 +40,42 @@ def write_hospitals(folder, n_source, n_target):
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory):
-    """What the stage says of each target."""
+    """What the stage found of each target."""
     folder = tmp_path_factory.mktemp("phantoms")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         study = write_hospitals(folder, n_source=160, n_target=120)
         extract(study)
         audit(study, shortcuts=False)
-        report = analyse(study, ShiftOptions(draws=199, seeds=1))
-    return {target.target: target for target in report.targets}
+        record = analyse(study, ShiftOptions(draws=199, seeds=1))
+    return {target["target"]: target for target in record["targets"]}
 
 
 @pytest.mark.parametrize("name", [n for n, (_, cause) in HOSPITALS.items() if cause])
 def test_what_was_made_to_differ_is_named_first(targets, name):
     """Exposure, noise, markers and prevalence, each by its own name."""
-    first = targets[name].differences[0]
-    assert first.named
-    assert first.name == HOSPITALS[name][1]
+    first = targets[name]["covariates"][0]
+    assert first["named"]
+    assert first["name"] == HOSPITALS[name][1]
 
 
 def test_between_equal_hospitals_nothing_is_named(targets):
-    """No habit, no test, no loss and so no cause."""
+    """No covariate, no test, no loss and so no cause."""
     same = targets["same"]
-    assert not [one.name for one in same.differences if one.named]
-    assert min(row.p_adjusted for row in same.detection.tests) > 0.05
-    assert not same.story.verdict.causes
+    assert not [row["name"] for row in same["covariates"] if row["named"]]
+    assert min(row["p_adjusted"] for row in same["detection"]) > 0.05
+    assert not same["causes"]
 
 
-def test_the_class_mix_alone_changes_no_habit(targets):
-    """More ill patients make other pictures, but not other habits."""
-    assert [one.name for one in targets["sicker"].differences if one.named] == [CLASS_MIX]
+def test_the_class_mix_alone_is_no_acquisition_difference(targets):
+    """More ill patients make other images, but not another way of taking them."""
+    rows = targets["sicker"]["covariates"]
+    assert [row["name"] for row in rows if row["named"]] == [CLASS_MIX]
 
 
-def test_the_hospital_is_told_from_features_where_pictures_differ(targets):
+def test_features_separate_the_domains_where_images_differ(targets):
     """Nearly always for grain and exposure; hardly where nothing differs."""
-    told = {name: target.detection.domain_auc.overall for name, target in targets.items()}
-    assert min(told["bright"].auc.estimate, told["grainy"].auc.estimate) > 0.95
-    assert told["same"].auc.low < 0.5
-    assert told["same"].p > 0.05
+    found = {name: target["domain_auc"][0] for name, target in targets.items()}
+    assert min(found["bright"]["estimate"], found["grainy"]["estimate"]) > 0.95
+    assert found["same"]["p"] > 0.05
+    assert found["same"]["low"] < 0.5

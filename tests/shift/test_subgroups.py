@@ -1,0 +1,226 @@
+"""Subgroups: by hand, whatever the order of rows, and by how often their intervals hold."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from scipy.stats import norm
+
+from pipeline.data.attributes import Grouping
+from pipeline.data.domain import DomainData
+from pipeline.evaluation.intervals import wilson
+from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS, subgroups
+from tests.shift.worlds import scored
+
+METRICS = ("accuracy", "auroc", "sensitivity", "specificity")
+
+
+def divided(member, names=("F", "M")):
+    return Grouping(attribute="sex", names=names, member=np.asarray(member, np.int64))
+
+
+def of(data, *groupings, **rest):
+    """Subgroups at a threshold of one half."""
+    return subgroups(data, groupings, **{"classes": ("well", "ill"), "threshold": 0.5} | rest)
+
+
+def worst(groups):
+    return {name: one.group for one in groups for name, value in one.metrics.items() if value.worst}
+
+
+def by_hand():
+    """F: 40 images, M: 30, an image a patient; wrong are 2 ill and 1 well of F, 9 ill of M."""
+    p = np.concatenate(
+        [np.repeat([0.9, 0.3, 0.1, 0.8], [18, 2, 19, 1]), np.repeat([0.7, 0.2, 0.1], [6, 9, 15])]
+    )
+    label = np.repeat([1, 0, 1, 0], [20, 20, 15, 15])
+    return scored(p, label, role="target"), divided(np.repeat([0, 1], [40, 30]))
+
+
+def test_a_case_counted_by_hand():
+    """Counts, shares, the worst, and its distance from the rest."""
+    first, second = of(*by_hand())
+    assert (first.group, first.images, first.patients, first.reason) == ("F", 40, 40, None)
+    for name, hits, n in (("accuracy", 37, 40), ("sensitivity", 18, 20), ("specificity", 19, 20)):
+        value = first.metrics[name]
+        assert (value.estimate, value.images) == (pytest.approx(hits / n), n)
+        low, high = wilson(hits, n)  # of this group alone: those of all at once are wider
+        assert value.low < low < high < value.high
+    # Of 20 x 20 pairs: 18 ill above all, 2 at 0.3 above 19 and below the one at 0.8.
+    assert first.metrics["auroc"].estimate == pytest.approx((18 * 20 + 2 * 19) / 400)
+    assert second.metrics["sensitivity"].estimate == 6 / 15
+    assert second.metrics["specificity"].estimate == 1
+    assert (first.prevalence, second.prevalence) == (0.5, 0.5)
+    assert worst((first, second)) == {
+        "accuracy": "M", "auroc": "F", "sensitivity": "M", "specificity": "F"
+    }  # fmt: skip
+    value, mirrored = second.metrics["sensitivity"], first.metrics["sensitivity"]
+    assert value.difference == pytest.approx(6 / 15 - 18 / 20)
+    assert value.below
+    assert not mirrored.below
+    assert value.difference_low < value.difference < value.difference_high < 0
+    assert (-mirrored.difference_high, -mirrored.difference_low) == pytest.approx(
+        (value.difference_low, value.difference_high), abs=1e-9
+    )
+
+
+def test_the_same_group_of_the_source_stands_beside():
+    """Its value, where the source has the attribute and images enough."""
+    data, grouping = by_hand()
+    right = scored(np.where(data.label, 0.9, 0.1), data.label)
+    (first, second) = of(data, grouping, source=right, source_groupings=[grouping])
+    assert {value.source for one in (first, second) for value in one.metrics.values()} == {1.0}
+    few = replace(grouping, member=np.repeat([0, 1], [60, 10]))
+    (first, second) = of(data, grouping, source=right, source_groupings=[few])
+    assert first.metrics["accuracy"].source == 1
+    assert second.metrics["accuracy"].source is None
+    other = replace(grouping, attribute="view")
+    (first, _) = of(data, grouping, source=right, source_groupings=[other])
+    assert first.metrics["accuracy"].source is None
+
+
+def test_the_order_of_rows_changes_nothing():
+    """Patients are drawn by their ids, so a file listed otherwise gives the same numbers."""
+    rng = np.random.default_rng(1)
+    data, member = clustered(rng, (90, 60), (1.3, 1.0))
+    order = rng.permutation(len(data))
+    before = of(data, divided(member), draws=200)
+    after = of(data.take(order), divided(member[order]), draws=200)
+    for one, two in zip(before, after, strict=True):
+        for name in METRICS:
+            a, b = (vars(group.metrics[name]) for group in (one, two))
+            assert a == pytest.approx(b, abs=1e-9)
+
+
+def test_an_attribute_does_not_depend_on_another():
+    """One more moves no number of the first."""
+    data, grouping = by_hand()
+    other = divided(np.arange(70) % 2, names=("even", "odd"))
+    assert of(data, grouping) == of(data, other, grouping)[2:]
+
+
+def test_few_images_or_patients_have_no_numbers():
+    """One image less than enough, and enough images of too few patients."""
+    member = np.repeat(np.arange(4), (FEW_IMAGES - 1, FEW_IMAGES, FEW_IMAGES, 60))
+    patient = np.arange(len(member))
+    patient[member == 1] %= FEW_PATIENTS - 1
+    label, p = np.arange(len(member)) % 2, np.linspace(0.05, 0.95, len(member))
+    groups = of(scored(p, label, group=patient), divided(member, names=("a", "b", "c", "d")))
+    a, b, c, d = groups
+    assert a.reason == f"too few: {FEW_IMAGES - 1} images, {FEW_IMAGES} needed"
+    assert b.reason == f"too few: {FEW_PATIENTS - 1} patients, {FEW_PATIENTS} needed"
+    assert (a.metrics, a.prevalence, b.metrics) == ({}, None, {})
+    assert (c.reason, d.reason) == (None, None)
+    assert set(worst(groups).values()) <= {"c", "d"}
+
+
+def test_a_class_with_few_patients_has_no_sensitivity():
+    """The reason names the class; what does not need it has numbers."""
+    data, grouping = by_hand()
+    label = data.label.copy()
+    label[np.flatnonzero(label[:40] == 1)[FEW_PATIENTS - 1 :]] = 0
+    groups = of(data.with_(label=label), grouping)
+    first, second = groups
+    why = f"too few: {FEW_PATIENTS - 1} patients of ill, {FEW_PATIENTS} needed"
+    assert first.missing == {"auroc": why, "sensitivity": why}
+    assert set(first.metrics) == {"accuracy", "specificity"}
+    assert set(worst(groups)) == {"accuracy", "specificity"}
+    assert second.metrics["sensitivity"].difference is None
+
+
+def test_three_classes_have_accuracy_and_macro_auroc():
+    """There is no threshold and no positive class."""
+    rng = np.random.default_rng(2)
+    label = rng.integers(0, 3, 200)
+    p = rng.dirichlet(np.ones(3), 200) + 0.6 * np.eye(3)[label]
+    data = DomainData(
+        name="source", role="source", group=np.arange(200), label=label,
+        proba=p / p.sum(axis=1, keepdims=True),
+    )  # fmt: skip
+    for group in of(data, divided(np.arange(200) % 2), classes=("a", "b", "c"), threshold=None):
+        assert set(group.metrics) == {"accuracy", "auroc"}
+        assert group.prevalence is None
+
+
+def test_one_group_alone_is_no_worst():
+    """There must be two to pick from."""
+    data, _ = by_hand()
+    groups = of(data, divided(np.zeros(70)))
+    assert not worst(groups)
+    assert groups[0].metrics["accuracy"].difference is None
+    assert (groups[1].images, groups[1].reason[:7]) == (0, "too few")
+
+
+def test_images_without_a_value_are_never_the_worst_group():
+    """Nobody can be sent to look at patients of whom nothing is known; the rest are ranked."""
+    label = np.tile(np.repeat([0, 1], 20), 3)
+    wrong = np.concatenate([np.arange(40) % 20 < bad for bad in (2, 4, 10)])
+    data = scored(np.where(wrong, 0.8 - 0.6 * label, 0.2 + 0.6 * label), label)
+    member = np.repeat([0, 1, 2], 40)
+    groups = of(data, divided(member, ("F", "M", "unknown")))
+    assert [group.metrics["accuracy"].estimate for group in groups] == [0.9, 0.8, 0.5]
+    assert worst(groups) == dict.fromkeys(METRICS, "M")
+    assert groups[1].metrics["accuracy"].difference > 0
+    groups = of(data, divided(member // 2, ("F", "unknown")))
+    assert all(group.metrics for group in groups)
+    assert not worst(groups)
+
+
+def test_no_grouping_needs_no_draws():
+    """Nothing is asked, nothing is done."""
+    data, _ = by_hand()
+    assert of(data) == ()
+
+
+def clustered(rng, sizes, reach, most=4):
+    """Groups of patients with 1 to ``most`` images that share half of their error's variance."""
+    member, label, score, patient = [], [], [], []
+    for k, (size, far) in enumerate(zip(sizes, reach, strict=True)):
+        made = 0
+        while made < size:
+            images = min(int(rng.integers(1, most + 1)), size - made)
+            ill, own = rng.integers(0, 2), rng.normal()
+            noise = np.sqrt(0.5) * (own + rng.normal(size=images))
+            member += [k] * images
+            label += [ill] * images
+            score += list(noise + far * (2 * ill - 1))
+            patient += [len(set(patient))] * images
+            made += images
+    return scored(expit(score), label, group=patient, role="target"), np.array(member)
+
+
+def coverage(repeats, sizes, reach):
+    """By metric how often the intervals of all groups, and of all differences, hold the truth."""
+    names = tuple(f"g{k}" for k in range(len(sizes)))
+    rate = norm.cdf(reach)
+    truth = dict.fromkeys(METRICS, rate) | {"auroc": norm.cdf(np.sqrt(2) * np.array(reach))}
+    kept = {name: [] for name in METRICS}
+    for seed in range(repeats):
+        data, member = clustered(np.random.default_rng([3, seed]), sizes, reach)
+        groups = of(data, divided(member, names), seed=seed, draws=300)
+        for metric, found in kept.items():
+            values = [group.metrics.get(metric) for group in groups]
+            if None in values:
+                continue
+            holds = [v.low <= t <= v.high for v, t in zip(values, truth[metric], strict=True)]
+            gaps = rate - (np.dot(sizes, rate) - sizes * rate) / (np.sum(sizes) - sizes)
+            apart = [
+                v.difference_low <= gap <= v.difference_high
+                for v, gap in zip(values, gaps, strict=True)
+            ]
+            found.append((all(holds), all(apart) or (metric == "auroc" and len(set(reach)) > 1)))
+    return {name: np.mean(found, axis=0) for name, found in kept.items()}
+
+
+@pytest.mark.parametrize(
+    ("repeats", "least"), [(60, 0.85), pytest.param(1000, 0.92, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(
+    ("sizes", "reach"), [((160, 100, 80), (1.2, 1.2, 1.2)), ((250, 90), (1.6, 1.0))]
+)
+def test_intervals_of_all_groups_hold_at_once(sizes, reach, repeats, least):
+    """In 95 % of clustered simulations (less the error of as many) every group is inside."""
+    for metric, (values, gaps) in coverage(repeats, np.array(sizes), reach).items():
+        assert values >= least, metric
+        assert gaps >= least, metric
