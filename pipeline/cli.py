@@ -281,25 +281,20 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
 @main.command()
 @_study_argument
 @click.option("--only", help="Some heads, separated by commas.")
-@click.option("--baseline", help="The head to compare with (default: linear).")
-@click.option("--seeds", type=click.IntRange(min=1), help="Of stochastic heads (default: 3).")
 @click.option(
-    "--repeats",
-    type=click.IntRange(min=0),
-    help="How often every head is fitted again on five folds (default: 1; thorough: 10).",
+    "--baseline", default="linear", show_default=True, help="The head to compare the others with."
 )
 @click.option("--quick", is_flag=True, help="No folds: no value corrected for selection.")
 @click.option(
     "--thorough",
     is_flag=True,
-    help="10 seeds and 10 repeats of the folds: spread over seeds, comparison of kinds of heads.",
+    help="10 seeds and 5 divisions in folds: spread over seeds, comparison of kinds of heads.",
 )
 @click.option(
     "--preprocessing",
-    multiple=True,
-    default=("standardise",),
+    default="standardise",
     show_default=True,
-    help="Of the features: none, standardise, l2, pca_whiten; may be repeated.",
+    help="Of the features: none, standardise, l2 or pca_whiten.",
 )
 @_precision_option
 @_conflicts_option
@@ -310,22 +305,20 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 
     Example: headrace heads study.toml --only linear,mlp --quick
     """
-    from pipeline.compare import QUICK, CompareOptions, compare, to_json
+    from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
 
     if flags["quick"] and flags["thorough"]:
         raise click.UsageError("--quick and --thorough exclude each other")
-    given = {name: flags[name] for name in ("baseline", "seeds", "repeats")}
-    given = {name: value for name, value in given.items() if value is not None}
-    effort: dict[str, Any] = {"seeds": 10, "repeats": 10} if flags["thorough"] else {"seeds": 3}
+    effort = QUICK if flags["quick"] else THOROUGH if flags["thorough"] else CompareOptions()
     options = replace(
-        QUICK if flags["quick"] else CompareOptions(**effort),
+        effort,
         heads=None if flags["only"] is None else tuple(h.strip() for h in flags["only"].split(",")),
-        treatments=flags["preprocessing"],
+        baseline=flags["baseline"],
+        preprocessing=flags["preprocessing"],
         samples=_samples(allow_conflicts=flags["allow_conflicts"]),
-        **given,
     )
     loaded = _load(study, precision)
-    record = to_json(compare(loaded, options))
+    record = compare(loaded, options)
     return _publish("heads", record, loaded.results, quiet=quiet, figures=flags["figures"])
 
 

@@ -509,10 +509,10 @@ def _heads(study: _Table) -> tuple[CustomHead, ...]:
     heads = tuple(_head(name, table) for name, table in study.each("head").items())
     if heads:
         # Only now, as for backbones; most studies name no head, and need no scikit-learn here.
-        from pipeline.heads.custom import heads_with
+        from pipeline.heads.custom import all_heads
 
         try:
-            heads_with(heads)
+            all_heads(heads)
         except StudyError as cause:
             study.fail(str(cause))
     return heads

@@ -405,16 +405,16 @@ def test_init_gives_equal_folder_names_a_number(study_file, monkeypatch):
     assert "56 computed" in run("features", "own.toml", *ENGINE).stdout
 
 
-def test_heads_quick_and_its_exceptions(study_file, monkeypatch):
-    """Three seeds; quick: fewer draws, no repeats; what is given beside it counts."""
+def test_heads_quick_and_thorough(study_file, monkeypatch):
+    """Three seeds and one division in folds; no folds and fewer draws; ten seeds and five."""
     asked = []
     monkeypatch.setattr("pipeline.compare.compare", lambda _, options: asked.append(options))
-    for more in ([], ["--quick"], ["--quick", "--seeds", "5", "--repeats", "2"]):
+    for more in ([], ["--quick"], ["--thorough"]):
         CliRunner().invoke(main, ["heads", str(study_file), "--only", "linear, mlp", *more])
-    assert [(o.seeds, o.repeats, o.draws) for o in asked] == [
-        (3, 1, 2000),
-        (3, 0, 500),
-        (5, 2, 500),
+    assert [(o.seeds, o.repeats, o.draws, o.thorough) for o in asked] == [
+        (3, 1, 2000, False),
+        (3, 0, 500, False),
+        (10, 5, 2000, True),
     ]
     assert {o.heads for o in asked} == {("linear", "mlp")}
 

@@ -1,35 +1,44 @@
-"""Stage 2: fitted on the fit split alone, scored everywhere, kept for later stages."""
+"""Stage 2: fitted to the fit split alone, scored everywhere, kept for later stages."""
 
-import csv
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import joblib
 import numpy as np
 import pytest
-from sklearn.dummy import DummyClassifier
 
 import pipeline.compare as compare_module
-import pipeline.compare as fitting_module
 import pipeline.features.backbones as backbones_module
-import pipeline.heads.out_of_fold as out_of_fold_module
 from cache.store import FeatureStore
-from pipeline.compare import QUICK, CompareOptions, compare
-from pipeline.errors import UnknownNameError
+from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
+from pipeline.data.patients import FIT
+from pipeline.errors import MissingFeaturesError, UnknownNameError
+from pipeline.evaluation.bootstrap import two_way_interval
 from pipeline.evaluation.metrics import METRICS
+from pipeline.evaluation.paired_tests import correlated_t
+from pipeline.evaluation.selection import bbc_cv
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
+from pipeline.heads.mlp import MLPHead
+from pipeline.heads.search import Fit, fit_heads
+from pipeline.randomness import stream
 from pipeline.study import Concatenation, load_study
+from tests.heads.made_up_rows import made_up_rows
+from tests.made_up_heads import domain, head
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
+SMALL = CompareOptions(seeds=2, draws=100)
 
 
-def only(*heads, seeds=2):
+def only(*heads, **more):
     """Options for some heads."""
-    return CompareOptions(heads=heads, seeds=seeds)
+    return replace(SMALL, heads=heads, **more)
 
 
 @pytest.fixture
@@ -44,136 +53,124 @@ def study(tmp_path: Path, monkeypatch):
     return loaded
 
 
-def test_every_head_is_scored_on_every_domain_by_every_metric(study):
-    """A tidy row for each; role says fit, validation or target."""
-    report = compare(study, CompareOptions(seeds=2))
-    found = {(row.head, row.domain, row.role, row.metric) for row in report.rows}
-    places = [("source", "fit"), ("source", "validation"), ("there", "target")]
-    heads = [*HEADS, "mlp_ensemble", "forest_ensemble", "boosting_ensemble"]
-    assert found == {(h, d, r, m) for h in heads for d, r in places for m in METRICS}
-    assert not report.failures
-    linear = [r for r in report.rows if (r.head, r.metric) == ("linear", "accuracy")]
-    assert min(row.estimate for row in linear if row.domain == "source") > 0.9
+def rows_of(record, role):
+    (backbone,) = record["backbones"]
+    (domain,) = [one for one in backbone["domains"] if one["role"] == role]
+    return {row["head"]: row for row in domain["rows"]}
 
 
-def test_the_file_is_tidy_and_says_what_the_report_says(study):
+def test_every_head_is_scored_on_validation_and_target_by_every_metric(study):
+    """A row for each head, the seeds of a stochastic one together; sorted by validation."""
+    record = compare(study, SMALL)
+    (backbone,) = record["backbones"]
+    places = [(d["domain"], d["role"], d["images"], d["patients"]) for d in backbone["domains"]]
+    assert [p[:2] for p in places] == [("source", "validation"), ("there", "target")]
+    assert places[1][2:] == (40, 10)
+    for one in backbone["domains"]:
+        assert {row["head"] for row in one["rows"]} == set(HEADS)
+        assert all(set(row["scores"]) == set(METRICS) for row in one["rows"])
+        assert [row["head"] for row in one["rows"]] == list(rows_of(record, "validation"))
+    accuracy = [row["scores"]["accuracy"]["estimate"] for row in backbone["domains"][0]["rows"]]
+    assert accuracy == sorted(accuracy, reverse=True)
+    assert backbone["best"] == backbone["domains"][0]["rows"][0]["head"]
+    assert rows_of(record, "validation")["linear"]["scores"]["accuracy"]["estimate"] > 0.9
+    assert not record["failures"] + record["not_saved"]
+
+
+def test_the_file_says_what_is_returned(study):
     """results/<name>/heads.json for whoever reads it next."""
-    report = compare(study, only("prior", "linear"))
-    written = json.loads((study.results / "heads.json").read_text())
-    assert (written["schema"], written["study"], written["positive"]) == (4, "tiny", "b")
-    assert set(written["rows"][0]) == {
-        "backbone", "head", "seed", "domain", "role", "metric", "estimate", "seconds",
-        "low", "high", "images", "patients", "method",
+    record = compare(study, only("prior", "linear", "mlp"))
+    assert json.loads((study.results / "heads.json").read_text()) == record
+    assert (record["schema"], record["study"], record["positive"]) == (5, "tiny", "b")
+    (backbone,) = record["backbones"]
+    by_head = {one["head"]: one for one in backbone["heads"]}
+    assert by_head["linear"]["chosen"]["C"] in HEADS["linear"].grid["C"]
+    assert (by_head["linear"]["seeds"], by_head["mlp"]["seeds"]) == (1, 2)
+    assert set(by_head["mlp"]["curves"]) == {
+        "fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"
     }  # fmt: skip
-    assert len(written["rows"]) == len(report.rows)
-    with (study.results / "heads.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    assert [list(row) for row in table[:1]] == [list(written["rows"][0])]
-    assert [float(row["estimate"]) for row in table] == [row["estimate"] for row in written["rows"]]
-    assert {row["low"] for row in table if row["role"] == "fit"} == {""}
+    assert by_head["linear"]["curves"] == {}
+    corrected = backbone["selection_corrected"]
+    assert set(corrected) == {"accuracy", "auroc"}
+    assert {one["among"] for one in corrected.values()} == {3}
+    assert (backbone["reused"], backbone["fitted"]) == (0, 3)
+    assert [backbone[k] for k in ("seed_spread", "algorithms", "confidence_sets")] == [[], [], []]
 
 
-def test_the_file_tells_of_each_head_how_it_came_to_be(study):
-    """What was chosen, confusion matrices that add up, and every comparison by backbone."""
-    compare(study, only("linear", "mlp"))
-    written = json.loads((study.results / "heads.json").read_text())
-    chosen = {(one["head"], one["seed"]): one["chosen"] for one in written["details"]}
-    assert chosen["linear", 0]["C"] in HEADS["linear"].grid["C"]
-    assert set(chosen) == {("linear", 0), ("mlp", 0), ("mlp", 1)}
-    curves = {one["head"]: one["curves"] for one in written["details"]}
-    assert len(curves["mlp"]["fit_loss"]) == 30
-    assert curves["linear"] is None
-    counts = {(c["head"], c["role"]): c["counts"] for c in written["confusion"]}
-    assert np.sum(counts["mlp_ensemble", "target"]) == 40
-    rows = {(r["head"], r["role"], r["metric"]): r["estimate"] for r in written["rows"]}
-    right = np.trace(counts["linear", "target"]) / 40
-    assert rows["linear", "target", "accuracy"] == pytest.approx(right)
-    lists = ("pairs", "best_sets", "seed_spread", "confusion", "honest", "procedures")
-    assert {one["backbone"] for name in lists for one in written[name]} == {"tiny"}
-    assert {one["among"] for one in written["honest"]} == {2}
+def test_rows_have_intervals_by_patient(study):
+    """Four images a patient: the interval is a bootstrap of patients and holds the value."""
+    score = rows_of(compare(study, only("linear")), "target")["linear"]["scores"]["log_loss"]
+    assert score["low"] < score["estimate"] < score["high"]
+    assert score["method"] == "patient bootstrap"
 
 
-def test_without_repeats_nothing_is_fitted_again(study, monkeypatch):
-    """What --quick leaves out is left out, not made cheaper."""
-    monkeypatch.setattr(compare_module, "out_of_fold", lambda *_, **__: pytest.fail("fitted"))
-    report = compare(study, replace(QUICK, heads=("linear", "prior")))
-    assert (report.tables["tiny"].honest, report.tables["tiny"].procedures) == ((), ())
-
-
-def test_a_head_that_fails_out_of_fold_keeps_its_scores(study, monkeypatch):
-    """It has its row with a reason, and is no candidate for the honest best."""
-    again = out_of_fold_module.at_chosen
-
-    def failing(model):
-        if isinstance(model, DummyClassifier):
-            raise np.linalg.LinAlgError("singular")
-        return again(model)
-
-    monkeypatch.setattr(out_of_fold_module, "at_chosen", failing)
-    report = compare(study, only("linear", "lda", "prior"))
-    assert [(f.head, f.reason) for f in report.failures] == [("prior", "out of fold: singular")]
-    assert {one.among for one in report.tables["tiny"].honest} == {2}
-    assert "prior" in {row.head for row in report.rows}
+def test_heads_are_compared_with_the_baseline_on_the_same_images(study):
+    """Difference, interval, Holm-adjusted p and a word."""
+    rows = rows_of(compare(study, only("linear", "prior", "lda", draws=500)), "target")
+    assert rows["linear"]["differences"] == {}
+    prior = rows["prior"]["differences"]["accuracy"]
+    assert prior["verdict"] == "worse"
+    assert prior["low"] <= prior["estimate"] <= prior["high"] < 0
+    assert prior["p"] <= prior["p_adjusted"] < 0.05
 
 
 def test_probabilities_are_kept_for_each_image_under_its_key(study):
-    """So that a later stage can pair two heads on the same images."""
-    compare(study, only("linear"))
+    """So that a later stage can pair two heads on the same images; seeds as their mean."""
+    record = compare(study, only("linear", "mlp"))
     with h5py.File(study.results / "probabilities.h5") as file:
         group = file["tiny"]
-        proba = group["heads/linear/0"][:]
-        assert proba.shape == (120, 2)
         assert group["key"].shape == (120, 32)
-        label, split = group["label"][:], group["split"].asstr()[:]
-    report = json.loads((study.results / "heads.json").read_text())
-    accuracy = (proba.argmax(1) == label)[split == "target"].mean()
-    row = next(r for r in report["rows"] if (r["role"], r["metric"]) == ("target", "accuracy"))
-    assert row["estimate"] == pytest.approx(accuracy)
+        target = group["split"].asstr()[:] == "target"
+        for name, row in rows_of(record, "target").items():
+            proba = group[f"heads/{name}/0"][:]
+            accuracy = (proba.argmax(1) == group["label"][:])[target].mean()
+            assert row["scores"]["accuracy"]["estimate"] == pytest.approx(accuracy)
+
+
+def test_a_second_run_fits_only_what_is_new(study):
+    """The others are read back, with the same numbers; --thorough needs more folds and seeds."""
+    first = compare(study, only("linear", "forest"))
+    second = compare(study, only("linear", "forest", "lda"))
+    (backbone,) = second["backbones"]
+    assert (backbone["reused"], backbone["fitted"]) == (2, 1)
+    for role in ("validation", "target"):
+        for name, row in rows_of(first, role).items():
+            again = rows_of(second, role)[name]
+            assert again["scores"] == row["scores"]
+            assert again["fit_seconds"] == row["fit_seconds"]
+    quick = compare(study, replace(QUICK, heads=("lda",), seeds=2))["backbones"][0]
+    assert quick["reused"] == 1
+    assert quick["selection_corrected"] == {}
+    more = compare(study, only("linear", "forest", seeds=3, repeats=2))["backbones"][0]
+    assert more["reused"] == 0
+
+
+def test_two_runs_give_the_same_table(study):
+    """Seeded by purpose: same study, same numbers, fitted anew."""
+    values = []
+    for _ in range(2):
+        for file in study.results.glob("heads/*/*/fit.npz"):
+            file.unlink()
+        record = compare(study, SMALL)
+        assert record["backbones"][0]["fitted"] == len(HEADS)
+        rows = [row for one in record["backbones"][0]["domains"] for row in one["rows"]]
+        values.append([(row["head"], row["scores"]) for row in rows])
+    assert values[0] == values[1]
 
 
 def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
-    """One singular matrix does not cost the table."""
-    train = fitting_module.train_head
-
-    def singular(name, problem, *rest):
-        if name == "knn":
-            raise ValueError("singular")
-        return train(name, problem, *rest)
-
-    monkeypatch.setattr(fitting_module, "train_head", singular)
-    report = compare(study, only("knn", "prior"))
-    assert [(f.head, f.reason) for f in report.failures] == [("knn", "singular")]
-    assert {row.head for row in report.rows} == {"prior"}
-
-
-def test_seeds_have_their_rows_and_an_ensemble_of_its_own(study):
-    """Three seeds are three rows, and the mean of their probabilities is a fourth."""
-    report = compare(study, only("mlp", seeds=3))
-    rows = [r for r in report.rows if r.metric == "accuracy" and r.role == "target"]
-    assert [(r.head, r.seed) for r in rows] == [
-        ("mlp", 0), ("mlp", 1), ("mlp", 2), ("mlp_ensemble", 0)
-    ]  # fmt: skip
-    with h5py.File(study.results / "probabilities.h5") as file:
-        heads = file["tiny/heads"]
-        members = [heads[f"mlp/{seed}"][:] for seed in range(3)]
-        np.testing.assert_allclose(heads["mlp_ensemble/0"][:], np.mean(members, 0), atol=1e-6)
-
-
-def test_every_treatment_has_rows_of_its_own(study):
-    """Named where it is not the default, and never the baseline's doing."""
-    options = CompareOptions(heads=("linear", "mlp"), seeds=2, treatments=("standardise", "l2"))
-    report = compare(study, options)
-    heads = {"linear", "mlp", "mlp_ensemble"}
-    assert {row.head for row in report.rows} == heads | {
-        "linear@l2", "mlp@l2", "mlp@l2_ensemble"
-    }  # fmt: skip
-    assert {p["baseline"] for p in report.tables["tiny"].pairs} == {"linear"}
-    with pytest.raises(UnknownNameError, match="unknown treatment 'l3'; known: standardise, none"):
-        compare(study, CompareOptions(treatments=("l3",)))
+    """One singular matrix does not cost the table; if all fail there is none."""
+    knn = replace(HEADS["knn"], make=lambda _: MLPHead(depth=0), grid={})
+    monkeypatch.setattr(compare_module, "all_heads", lambda _: {**HEADS, "knn": knn})
+    record = compare(study, only("knn", "prior"))
+    assert [(f["backbone"], f["head"]) for f in record["failures"]] == [("tiny", "knn")]
+    assert set(rows_of(record, "target")) == {"prior"}
+    with pytest.raises(MissingFeaturesError, match="no head could be fitted: knn: hidden 256"):
+        compare(study, only("knn"))
 
 
 def test_backbones_side_by_side_are_a_variant_like_any_other(study):
-    """Twice the columns, the same images, rows of its own; stage 1 knows nothing of it."""
+    """Twice the columns, the same images, an entry of its own; stage 1 knows nothing of it."""
     tiny = study.backbones[0]
     both = replace(
         study,
@@ -181,67 +178,31 @@ def test_backbones_side_by_side_are_a_variant_like_any_other(study):
         concatenations=(Concatenation(name="tiny+tiny2"),),
     )
     extract(both, OPTIONS)
-    report = compare(both, only("linear", "prior"))
-    assert {row.backbone for row in report.rows} == {"tiny", "tiny2", "tiny+tiny2"}
-    joined = compare_module.load_features(both, both.variants[-1])
-    width = joined.X.shape[1] // 2
-    assert joined.widths == (width, width)
-    np.testing.assert_array_equal(joined.X[:, :width], joined.X[:, width:])
+    record = compare(both, only("linear", "prior"))
+    assert [one["backbone"] for one in record["backbones"]] == ["tiny", "tiny2", "tiny+tiny2"]
 
 
-def test_curves_of_validation_are_kept_and_change_nothing(study):
-    """An mlp remembers how it learned; the watched rows are in no weight."""
-    joined = compare_module.load_features(study, study.backbones[0])
-    plan = fitting_module.Plan(heads=("mlp",), seeds=(0,))
-    head = fitting_module.fit_all(joined, plan)[0][0].model[-1]
-    assert set(head.curves_) == {
-        "fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"
-    }  # fmt: skip
-    assert {len(curve) for curve in head.curves_.values()} == {head.epochs}
-    rows = joined.samples.split != "target"
-    unseen = replace(joined, X=joined.X[rows], samples=joined.samples.where(rows))
-    fit = np.where(unseen.samples.split == "validation", "target", unseen.samples.split)
-    blind = replace(unseen, samples=replace(unseen.samples, split=fit))
-    other = fitting_module.fit_all(blind, plan)[0][0].model[-1]
-    np.testing.assert_array_equal(other.trained_.layers[0][0], head.trained_.layers[0][0])
-
-
-def test_rows_have_intervals_by_patient(study):
-    """Two images a patient: the interval is a bootstrap of patients and holds the value."""
-    report = compare(study, only("linear"))
-    row = next(r for r in report.rows if (r.role, r.metric) == ("target", "log_loss"))
-    assert row.low < row.estimate < row.high
-    assert (row.images, row.patients, row.method) == (40, 10, "patient bootstrap")
-
-
-def test_heads_are_compared_with_the_baseline_on_the_same_images(study):
-    """Difference, interval, Holm-adjusted p and a word, never on the fit split."""
-    report = compare(study, only("linear", "prior", "lda"))
-    pairs = [p for p in report.tables["tiny"].pairs if p["reference"] == "baseline"]
-    assert {p["head"] for p in pairs} == {"prior", "lda"}
-    assert {(p["domain"], p["role"]) for p in pairs} == {
-        ("source", "validation"),
-        ("there", "target"),
-    }
-    prior = next(
-        p for p in pairs if (p["head"], p["domain"], p["metric"]) == ("prior", "there", "accuracy")
-    )
-    assert prior["verdict"] == "worse"
-    assert prior["low"] <= prior["estimate"] <= prior["high"] < 0
-    assert prior["p"] <= prior["p_adjusted"] < 0.05
-
-
-def test_an_unknown_head_shows_before_any_work(study, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (only("linear", "lienar"), "unknown head 'lienar'; known: mlp, linear"),
+        (replace(SMALL, baseline="x"), "unknown head 'x'"),
+        (replace(SMALL, preprocessing="l3"), "unknown preprocessing 'l3'; known: standardise"),
+    ],
+)
+def test_an_unknown_name_shows_before_any_work(study, monkeypatch, options, sentence):
     """A typo costs no minute."""
     monkeypatch.setattr(FeatureStore, "read", lambda *_: pytest.fail("read before the check"))
-    with pytest.raises(UnknownNameError, match="known: mlp, linear"):
-        compare(study, only("linear", "lienar"))
+    with pytest.raises(UnknownNameError, match=sentence):
+        compare(study, options)
 
 
-def test_two_runs_give_the_same_table(study):
-    """Seeded by purpose: same study, same numbers."""
-    values = [[row.estimate for row in compare(study, only(*HEADS)).rows] for _ in range(2)]
-    assert values[0] == values[1]
+def test_another_preprocessing_is_another_fit(study):
+    """Nothing of the first is reused."""
+    first = compare(study, only("linear"))
+    second = compare(study, only("linear", preprocessing="l2"))
+    assert second["backbones"][0]["reused"] == 0
+    assert rows_of(first, "target") != rows_of(second, "target")
 
 
 def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
@@ -249,15 +210,197 @@ def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
     load = compare_module.load_features
 
     def rare(*arguments):
-        joined = load(*arguments)
-        label = joined.samples.label.copy()
-        far = np.flatnonzero(joined.samples.domain == "there")
-        label[far] = 0
-        label[far[0]] = 1
-        return replace(joined, samples=replace(joined.samples, label=label))
+        features = load(*arguments)
+        label = features.samples.label.copy()
+        target = np.flatnonzero(features.samples.domain == "there")
+        label[target] = 0
+        label[target[0]] = 1
+        return replace(features, samples=replace(features.samples, label=label))
 
     monkeypatch.setattr(compare_module, "load_features", rare)
-    report = compare(study, only("linear", "prior"))
-    pairs = {(p["domain"], p["metric"]) for p in report.tables["tiny"].pairs}
-    assert ("there", "accuracy") in pairs
-    assert ("there", "auroc") not in pairs
+    row = rows_of(compare(study, only("linear", "prior")), "target")["prior"]
+    assert set(row["differences"]) == {"accuracy"}
+
+
+# Nothing is learnt or chosen from validation and target rows: their labels and features say so.
+
+
+def other_labels(features):
+    """Validation and target labels permuted, within each domain, and then turned round."""
+    label, rng = features.samples.label.copy(), np.random.default_rng(0)
+    for name in np.unique(features.samples.domain):
+        rows = (features.samples.domain == name) & (features.samples.split != FIT)
+        label[rows] = 1 - rng.permutation(label[rows])
+    return replace(features, samples=replace(features.samples, label=label))
+
+
+def other_features(features):
+    """Validation and target features far from where they were."""
+    X = features.X.copy()
+    X[features.samples.split != FIT] *= 100
+    return replace(features, X=X)
+
+
+def fitted(study, monkeypatch, change=lambda features: features):
+    """Every fit, and whatever the record says that rests on the fit split alone."""
+    load, fits = compare_module.load_features, {}
+
+    def fitting(*arguments, **more):
+        found, failures = fit_heads(*arguments, **more)
+        fits.update(found)
+        return found, failures
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compare_module, "load_features", lambda *given: change(load(*given)))
+        patched.setattr(compare_module, "fit_heads", fitting)
+        record = compare(study, replace(SMALL, thorough=True, repeats=2))
+    (backbone,) = record["backbones"]
+    heads = [{k: one[k] for k in ("head", "chosen", "path")} for one in backbone["heads"]]
+    return fits, (backbone["selection_corrected"], backbone["algorithms"], heads)
+
+
+@pytest.mark.parametrize("change", [other_labels, other_features])
+def test_validation_and_target_select_nothing(study, monkeypatch, change):
+    """With other labels, or other features, every head of the table is the same bit for bit."""
+    before, said = fitted(study, monkeypatch)
+    after, said_again = fitted(study, monkeypatch, change)
+    assert set(before) == set(after) == set(HEADS)
+    for name, fit in before.items():
+        for one, two in zip(fit.models, after[name].models, strict=True):
+            assert learnt(one) == learnt(two), name
+        np.testing.assert_array_equal(fit.out_of_fold, after[name].out_of_fold)
+        if change is other_labels:
+            np.testing.assert_array_equal(fit.proba, after[name].proba)
+    assert said == said_again
+
+
+def learnt(model) -> list[dict[str, str]]:
+    """A digest of all that a model has learnt, without the curves of rows that it only saw."""
+    return [
+        {k: joblib.hash(v) for k, v in vars(step).items() if k != "curves_"}
+        for _, step in model.steps
+    ]
+
+
+# What --thorough adds, and what the best head is worth.
+
+
+def test_thorough_adds_spread_algorithms_and_sets(study):
+    """For each domain where it has one."""
+    assert (THOROUGH.seeds, THOROUGH.thorough) == (10, True)
+    options = only("linear", "forest", "prior", thorough=True, repeats=2)
+    (backbone,) = compare(study, options)["backbones"]
+    spread = {(s["head"], s["role"], s["seeds"]) for s in backbone["seed_spread"]}
+    assert spread == {("forest", "validation", 2), ("forest", "target", 2)}
+    compared = {(a["head"], a["metric"], a["splits"]) for a in backbone["algorithms"]}
+    assert compared == {(h, m, 10) for h in ("forest", "prior") for m in ("accuracy", "auroc")}
+    sets = [s for s in backbone["confidence_sets"] if s["metric"] == "accuracy"]
+    assert [s["role"] for s in sets] == ["validation", "target"]
+    assert all("linear" in s["members"] and "prior" not in s["members"] for s in sets)
+
+
+def made_up_fits(data, repeats=2):
+    """Out-of-fold probabilities of heads of growing skill."""
+    rng = np.random.default_rng(5)
+    fits = {}
+    for gain, name in enumerate(("a", "b", "c")):
+        p = 1 / (1 + np.exp(-(rng.normal(size=(repeats, len(data))) + (data.label - 0.5) * gain)))
+        proba = np.stack([1 - p, p], axis=2)
+        fits[name] = Fit(models=(), seeds=(0,), proba=proba, out_of_fold=proba)
+    return fits
+
+
+def test_algorithms_are_compared_over_all_folds_of_all_divisions():
+    """Nadeau and Bengio's posterior of the differences; the other way round the signs change."""
+    data = made_up_rows(n=100, each=2)
+    fits, folds = made_up_fits(data), []
+    for repeat in range(2):
+        folds += [(repeat, out) for _, out in compare_module.deal_folds(data, 7 + repeat)]
+    right = {
+        name: np.array(
+            [(fit.out_of_fold[r, out].argmax(1) == data.label[out]).mean() for r, out in folds]
+        )
+        for name, fit in fits.items()
+    }
+    options = replace(SMALL, repeats=2, baseline="a")
+    rows = list(compare_module._algorithms(data, fits, 7, options))
+    row = next(r for r in rows if (r["head"], r["metric"]) == ("c", "accuracy"))
+    expected = correlated_t(right["c"] - right["a"], runs=2)
+    assert (row["worse"], row["equal"], row["better"]) == pytest.approx(
+        (expected.worse, expected.equal, expected.better)
+    )
+    assert row["difference"] == pytest.approx((right["c"] - right["a"]).mean())
+    back = compare_module._algorithms(data, fits, 7, replace(options, baseline="c"))
+    turned = next(r for r in back if (r["head"], r["metric"]) == ("a", "accuracy"))
+    assert (turned["difference"], turned["worse"]) == pytest.approx(
+        (-row["difference"], row["better"])
+    )
+    assert not list(compare_module._algorithms(data, fits, 7, replace(options, baseline="linear")))
+
+
+def test_the_selection_corrected_value_is_that_of_the_first_division():
+    """By accuracy and by AUROC, on rows that every head was asked out of fold."""
+    data = made_up_rows(n=100, each=1)
+    fits = made_up_fits(data)
+    for fit in fits.values():
+        fit.out_of_fold[0, 50:] = np.nan
+    found = compare_module._selection_corrected(data, fits, 7)
+    for metric, one in found.items():
+        statistics = [
+            METRICS[metric](data.label[:50], f.out_of_fold[0, :50]) for f in fits.values()
+        ]
+        expected = bbc_cv(statistics, data.group[:50], stream("selection", 7))
+        assert (one["estimate"], one["apparent"]) == (
+            expected.interval.estimate,
+            expected.apparent,
+        )
+        assert (one["head"], one["among"], one["images"], one["patients"]) == ("c", 3, 50, 50)
+    assert set(found) == {"accuracy", "auroc"}
+    assert compare_module._selection_corrected(data, {}, 7) == {}
+
+
+def test_the_spread_is_over_trainings_and_the_interval_over_patients_too():
+    """Mean and sample standard deviation; a head without seeds has no row."""
+    data = replace(domain(each=2), row=None)
+    data = replace(data, row=np.arange(len(data)))
+    members = np.stack([head(data.label, 1.0, s) for s in range(4)])
+    fits = {
+        "mlp": Fit(models=(), seeds=(0, 1, 2, 3), proba=members),
+        "lda": Fit(models=(), seeds=(0,), proba=members[:1]),
+    }
+    options = replace(SMALL, draws=300)
+    (row, *_) = found = compare_module._seed_spread(data, fits, 0, options)
+    assert {one["head"] for one in found} == {"mlp"}
+    values = (members.argmax(2) == data.label).mean(axis=1)
+    assert (row["metric"], row["seeds"]) == ("accuracy", 4)
+    assert (row["estimate"], row["sd"]) == pytest.approx((values.mean(), values.std(ddof=1)))
+    statistics = [METRICS["accuracy"](data.label, p) for p in members]
+    rng = stream(f"seeds {data.name} {data.role}", 0)
+    expected = two_way_interval(statistics, data.group, rng, draws=300)
+    assert (row["low"], row["high"]) == (expected.low, expected.high)
+
+
+def test_torch_and_figures_are_imported_only_where_they_are_used():
+    """Fitting and comparing every head but the perceptron, from Python and the command line."""
+    code = """
+import sys
+import pipeline.cli
+from pipeline.compare import compare
+from pipeline.heads import HEADS
+from pipeline.heads.preprocessing import make_preprocessing
+from pipeline.heads.search import fit_heads
+from tests.heads.made_up_rows import made_up_rows
+rows = made_up_rows(n=40)
+specs = {name: spec for name, spec in HEADS.items() if name != "mlp"}
+fits, failures = fit_heads(
+    rows, specs, rows.features, seeds=(0,),
+    preprocessing=lambda: make_preprocessing("standardise", (8,)),
+)
+assert len(fits) == len(HEADS) - 1, failures
+print([name for name in ("torch", "matplotlib", "baycomp") if name in sys.modules])
+"""
+    root = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert run.stdout.strip() == "[]", run.stderr

@@ -62,12 +62,11 @@ def test_images_of_the_study_get_the_probabilities_of_the_comparison(compared, h
     """From the store, without a network; seeds as the row of their ensemble."""
     monkeypatch.delattr(predict_module, "frozen_network")
     kept = read_predictions(Path("results/tiny/probabilities.h5"))["tiny"]
-    name = "forest_ensemble" if head == "forest" else head
     found = predict(folder(head), [Path("here"), Path("there")])
     assert found["computed"] == 0
     assert len(found["rows"]) == 144
     row_of = {key.tobytes().hex(): i for i, key in enumerate(kept.key)}
-    expected = kept.proba[name, 0][[row_of[row["key"]] for row in found["rows"]]]
+    expected = kept.proba[head, 0][[row_of[row["key"]] for row in found["rows"]]]
     np.testing.assert_allclose([row["probability"] for row in found["rows"]], expected, atol=1e-6)
     assert all(
         row["predicted"] == "ab"[int(np.argmax(row["probability"]))] for row in found["rows"]
@@ -169,15 +168,15 @@ def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, m
     """In heads.json, with the reason; the others are saved."""
     from pipeline.heads import save
 
-    trusted = [name for name in save.TRUSTED if not name.endswith("LogisticHead")]
+    trusted = [name for name in save.TRUSTED if not name.endswith(".Tree")]
     monkeypatch.setattr(save, "TRUSTED", trusted)
-    compare(compared, CompareOptions(heads=("linear", "prior"), seeds=2))
-    (unsaved,) = json.loads(Path("results/tiny/heads.json").read_text())["unsaved"]
-    assert unsaved["head"] == "linear"
-    assert "types that are not trusted: pipeline.heads" in unsaved["reason"]
+    compare(compared, CompareOptions(heads=("forest", "prior"), seeds=3))
+    (unsaved,) = json.loads(Path("results/tiny/heads.json").read_text())["not_saved"]
+    assert unsaved["head"] == "forest"
+    assert "types that are not trusted: sklearn.tree" in unsaved["reason"]
     assert (folder("prior") / "model.json").exists()
     with pytest.raises(ModelError, match=r"there is no model.json"):
-        predict(folder("linear"), [Path("here")])
+        predict(folder("forest"), [Path("here")])
 
 
 def install_two_backbones(patch, folder: Path) -> None:
@@ -228,8 +227,7 @@ def test_a_head_on_two_networks_says_what_the_comparison_said(two_networks, head
     found = predict(place, [Path("there")])
     assert (found["computed"], len(found["rows"])) == (0, 24)
     row_of = {key.tobytes().hex(): i for i, key in enumerate(kept.key)}
-    name = "mlp_ensemble" if head == "mlp" else head
-    expected = kept.proba[name, 0][[row_of[row["key"]] for row in found["rows"]]]
+    expected = kept.proba[head, 0][[row_of[row["key"]] for row in found["rows"]]]
     np.testing.assert_allclose([row["probability"] for row in found["rows"]], expected, atol=1e-6)
 
 
@@ -249,10 +247,10 @@ def test_a_new_image_goes_through_both_networks(two_networks):
 def test_a_head_of_the_study_is_saved_or_listed_with_its_reason(two_networks):
     """One line for each variant that it was fitted on."""
     report = json.loads((two_networks.results / "heads.json").read_text())
-    assert {(one["backbone"], one["head"]) for one in report["unsaved"]} == {
+    assert {(one["backbone"], one["head"]) for one in report["not_saved"]} == {
         (variant, "process") for variant in ("tiny", "tiny2", "tiny+tiny2")
     }
-    assert all("gaussian_process" in one["reason"] for one in report["unsaved"])
-    assert "process" in {row["head"] for row in report["rows"]}
+    assert all("gaussian_process" in one["reason"] for one in report["not_saved"])
+    assert "process" in {one["head"] for one in report["backbones"][0]["heads"]}
     kept = {p.parent.name for p in Path("results/tiny/heads/tiny+tiny2").glob("*/model.json")}
     assert kept == {"linear", "bayes", "strict", "mlp"}

@@ -50,8 +50,12 @@ def test_the_three_stories_of_the_chest_x_rays(in_folder):
     report = extract(study)
     assert report.backbones[0].images_in == 2800
     assert not report.skipped
-    rows = compare(study, CompareOptions(heads=("linear",))).rows
-    score = {(r.domain, r.role, r.metric): r.value for r in rows}
+    (backbone,) = compare(study, CompareOptions(heads=("linear",)))["backbones"]
+    score = {
+        (one["domain"], one["role"], metric): value["estimate"]
+        for one in backbone["domains"]
+        for metric, value in one["rows"][0]["scores"].items()
+    }
     assert 0.95 <= score["source", "validation", "accuracy"] <= 0.98
     assert 0.80 <= score["kermany_test", "target", "accuracy"] <= 0.86
     assert score["kermany_test", "target", "auroc"] >= 0.94

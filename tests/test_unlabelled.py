@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pipeline.shift.record import to_json
+from pipeline.shift.unlabelled import NEEDS_LABELS
 
 import pipeline.audit.stage as audit_module
 from pipeline.audit.stage import audit
@@ -58,16 +60,15 @@ def study(study_file):
 
 def test_heads_predict_and_do_not_score(study):
     """Probabilities are kept, no row is about the target, and the text says so."""
-    report = compare(study, CompareOptions(heads=("linear",), seeds=1))
-    assert {row.domain for row in report.rows} == {"source", "there"}
-    assert {c.domain for c in report.tables["tiny"].confusion} == {"source", "there"}
-    assert report.unlabelled == {"far": 100}
+    record = compare(study, CompareOptions(heads=("linear",), seeds=1))
+    (backbone,) = record["backbones"]
+    assert {one["domain"] for one in backbone["domains"]} == {"source", "there"}
     assert json.loads((study.results / "heads.json").read_text())["unlabelled"] == {"far": 100}
     kept = read_predictions(study.results / PROBABILITIES)["tiny"]
     far = kept.domain == "far"
     assert set(kept.label[far]) == {UNLABELLED}
     assert kept.proba["linear", 0][far].sum(axis=1) == pytest.approx(1)
-    assert "far: 100 images without labels" in show("heads", report)
+    assert "far: 100 images without labels" in show("heads", record)
 
 
 def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(study):

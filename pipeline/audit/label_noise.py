@@ -21,7 +21,7 @@ from pipeline.data.patients import patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.separability import separability
-from pipeline.heads.logistic import LogisticHead
+from pipeline.heads.logistic import make_logistic
 from pipeline.words import are, counted
 
 LABELS = "label noise"
@@ -107,7 +107,7 @@ def _out_of_fold(
     proba = np.zeros((len(label), int(label.max()) + 1))
     # Stratified: a head that saw no patient of a class would be confident of the others.
     for inside, outside in patient_folds(label, group, seed=0):
-        head = LogisticHead(C=_INVERSE_PENALTY).fit(X[inside], label[inside])
+        head = make_logistic(_INVERSE_PENALTY).fit(X[inside], label[inside])
         proba[outside] = head.predict_proba(X[outside])
     return proba
 

@@ -30,8 +30,6 @@ from pipeline.randomness import stream
 
 #: Metrics that heads are compared by.
 COMPARED_BY = ("accuracy", "auroc")
-#: Ends the name of a row that is the mean probability of a head's seeds.
-ENSEMBLE = "_ensemble"
 #: ``method`` where no interval can be given, or where it would mean nothing.
 _NO_INTERVAL = "none"
 #: Draws of an interval that decides between two heads: its ends must hardly move.

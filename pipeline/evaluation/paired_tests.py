@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import baycomp
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
@@ -128,7 +127,9 @@ def correlated_t(difference: NDArray[np.floating], *, runs: int, rope: float = R
         raise ValueError(
             f"a test over splits needs the differences of 2 or more splits; got {len(difference)}"
         )
-    # baycomp takes second minus first.
+    import baycomp  # takes 1.6 s to import, and only a thorough comparison needs it
+
+    # It takes second minus first.
     nothing = np.zeros(len(difference))
     worse, equal, better = baycomp.CorrelatedTTest.probs(nothing, difference, rope, runs=runs)
     return Posterior(worse=float(worse), equal=float(equal), better=float(better))

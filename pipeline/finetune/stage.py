@@ -20,11 +20,12 @@ from cache import disk
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingPredictionsError, StudyError
-from pipeline.evaluation.compare_heads import ENSEMBLE, compare_heads, eval_sets, score_heads
+from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
 from pipeline.evaluation.metrics import score
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
     Predictions,
+    Trained,
     predictions_of,
     read_predictions,
     write_predictions,
@@ -279,11 +280,12 @@ def _heads_in(seconds: float, record: Record, results: Path) -> int | None:
     None for the baseline, for networks of their own, and where stage 2 has not run.
     """
     try:
-        heads = json.loads(disk.read_all(results / "heads.json"))["rows"]
+        backbones = json.loads(disk.read_all(results / "heads.json"))["backbones"]
         each = [
-            float(row["seconds"])
-            for row in heads
-            if (row["head"], row["backbone"]) == (HEAD, record.backbone)
+            float(head["fit_seconds"])
+            for one in backbones
+            for head in one["heads"]
+            if (head["head"], one["backbone"]) == (HEAD, record.backbone)
         ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -392,14 +394,10 @@ def _fitted_to_others(heads: Predictions, samples: Samples) -> bool:
 
 
 def _best(heads: Predictions) -> tuple[str, NDArray[np.float64]]:
-    names = {name for name, _ in heads.proba}
-    singles = {
-        name: proba for (name, _), proba in heads.proba.items() if name + ENSEMBLE not in names
-    }
     rows = heads.split == VALIDATION
 
-    def accuracy(name: str) -> float:
-        return score("accuracy", heads.label[rows], singles[name][rows]) or 0.0
+    def accuracy(name: Trained) -> float:
+        return score("accuracy", heads.label[rows], heads.proba[name][rows]) or 0.0
 
-    best = max(singles, key=accuracy)
-    return best, singles[best]
+    best = max(heads.proba, key=accuracy)
+    return best[0], heads.proba[best]

@@ -2,22 +2,16 @@
 
 Every head keeps scikit-learn's contract: the constructor stores, ``fit`` learns
 ``name_``, ``clone`` works, ``predict_proba`` gives ``(n, K)``. Features arrive
-treated (see ``pipeline.heads.preprocessing``). Heads that hold rows out while they are fitted
-take the patients as ``groups``. Heads that need torch import it only when they are fitted.
+preprocessed (see ``pipeline.heads.preprocessing``). Heads that hold rows out while they are
+fitted take the patients as ``groups``. Heads that need torch import it when they are fitted.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from pipeline.errors import UnknownNameError
-
-if TYPE_CHECKING:
-    from pipeline.heads.preprocessing import TreatedRows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,33 +21,25 @@ class HeadSpec:
     Attributes:
         make: Seed to an unfitted classifier with the defaults of this project.
         about: For people, a line.
-        seeded: Whether another seed gives another head.
+        stochastic: Whether another seed gives another head.
         grid: Parameters to choose between by inner cross-validation, with their values;
             the defaults are taken where it is empty.
-        grouped: Whether ``fit`` takes the patients of the rows, because it holds some out.
-        engine: How it is trained, an entry of ``ENGINES`` in ``pipeline.heads.search``.
-        dtype: What its fit makes of the features: taken so, they are not copied once more.
-            None: its fit takes from :class:`pipeline.heads.preprocessing.TreatedRows` itself.
-        together: Whether fits of it may run at the same time: it keeps all to itself, and one
-            core each serves it best. Some of scikit-learn's share a random generator.
+        groups: Whether ``fit`` takes the patients of the rows, because it holds some out.
+        curves: Whether ``fit`` takes validation rows, to note how the training went.
+        fit_path: Fits several heads that differ in the grid's parameters to the same rows,
+            faster than one at a time; None: each is fitted alone.
+        parallel: Whether fits may run at the same time. Those of some of scikit-learn's
+            estimators share a random generator.
     """
 
     make: Callable[[int], Any]
     about: str
-    seeded: bool = False
+    stochastic: bool = False
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    grouped: bool = False
-    engine: str = "alone"
-    dtype: type[np.floating[Any]] | None = np.float32
-    together: bool = False
-
-    def given(self, X: "TreatedRows") -> Any:
-        """What its ``fit`` is called with."""
-        return X if self.dtype is None else X.take(slice(None), self.dtype)
-
-    def patients(self, group: NDArray[np.str_]) -> dict[str, NDArray[np.str_]]:
-        """What its ``fit`` is called with beside: the patients, if it holds some out."""
-        return {"groups": group} if self.grouped else {}
+    groups: bool = False
+    curves: bool = False
+    fit_path: Callable[..., None] | None = None
+    parallel: bool = True
 
 
 def make_head(name: str, *, seed: int, **parameters: Any) -> Any:
@@ -61,7 +47,7 @@ def make_head(name: str, *, seed: int, **parameters: Any) -> Any:
 
     Args:
         name: An entry of ``HEADS``.
-        seed: Used by the heads that draw.
+        seed: Used by stochastic heads.
         parameters: Replace defaults; see the classifier's ``get_params``.
 
     Raises:
@@ -79,68 +65,58 @@ def _mlp(seed: int) -> Any:
 
 
 def _linear(_: int) -> Any:
-    from pipeline.heads.logistic import LogisticHead
+    from pipeline.heads.logistic import make_logistic
 
-    return LogisticHead()
+    return make_logistic()
+
+
+def _fit_linear_path(*arguments: Any) -> None:
+    from pipeline.heads.logistic import fit_path
+
+    fit_path(*arguments)
 
 
 def _ridge(_: int) -> Any:
-    from pipeline.heads.ridge import RidgeHead
+    from pipeline.heads.closed_form import RidgeHead
 
     return RidgeHead()
 
 
 def _lda(_: int) -> Any:
-    from pipeline.heads.discriminant import DiscriminantHead
+    from pipeline.heads.closed_form import DiscriminantHead
 
     return DiscriminantHead()
 
 
 def _prototype(_: int) -> Any:
-    from pipeline.heads.prototype import PrototypeHead
+    from pipeline.heads.closed_form import PrototypeHead
 
     return PrototypeHead()
 
 
 def _svm(_: int) -> Any:
-    from sklearn.svm import SVC
+    from pipeline.heads.svm import SVMHead
 
-    from pipeline.heads.calibrated import CalibratedHead
-
-    # Of rows in many dimensions a linear kernel separates with little C; RBF's scores saturate.
-    candidates = [
-        *({"kernel": "linear", "C": C} for C in (1e-3, 1e-2)),
-        *({"kernel": "rbf", "C": C} for C in (1.0, 10.0)),
-    ]
-    return CalibratedHead(SVC(), candidates=candidates)
+    return SVMHead()
 
 
 def _knn(_: int) -> Any:
     from sklearn.neighbors import KNeighborsClassifier
 
-    return KNeighborsClassifier(n_neighbors=15, algorithm="brute")
+    return KNeighborsClassifier(n_neighbors=15, weights="distance", algorithm="brute")
 
 
 def _forest(seed: int) -> Any:
-    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.ensemble import ExtraTreesClassifier
 
-    return RandomForestClassifier(n_estimators=100, n_jobs=-1, random_state=seed)
+    # Half the time of a random forest, whose splits are searched for, and no worse.
+    return ExtraTreesClassifier(n_estimators=50, random_state=seed)
 
 
 def _boosting(seed: int) -> Any:
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    from pipeline.heads.boosting import BoostingHead
 
-    # A tenth of the features for each split: a tenth of the time, and no worse on features
-    # that say much the same. Bins of a few dozen rows each cost a third less than the finest.
-    # Stopping early would hold rows out without regard to patients.
-    return HistGradientBoostingClassifier(
-        max_iter=50,
-        max_leaf_nodes=8,
-        max_features=0.1,
-        max_bins=63,
-        early_stopping=False,
-        random_state=seed,
-    )
+    return BoostingHead(random_state=seed)
 
 
 def _naive_bayes(_: int) -> Any:
@@ -161,11 +137,8 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         "mlp": HeadSpec(
             make=_mlp,
             about="Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K)",
-            seeded=True,
-            grid={"learning_rate": (1e-4, 1e-3)},
-            grouped=True,
-            engine="stacked",
-            together=True,
+            stochastic=True,
+            curves=True,
         ),
         # More features than rows: with scikit-learn's C = 1 the fit split is separated
         # perfectly and the probabilities elsewhere are far too sure.
@@ -173,41 +146,27 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             make=_linear,
             about="logistic regression, its L2 penalty chosen by inner cross-validation",
             grid={"C": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)},
-            engine="path",
+            fit_path=_fit_linear_path,
         ),
         "ridge": HeadSpec(
-            make=_ridge,
-            about="ridge regression on the classes, exact hold-out",
-            grouped=True,
-            together=True,
+            make=_ridge, about="ridge regression on the classes, exact hold-out", groups=True
         ),
         "lda": HeadSpec(
             make=_lda,
-            about="linear discriminant, shrunk as Ledoit-Wolf say or by half",
+            about="linear discriminant, shrunk by half or as Ledoit and Wolf estimate",
             grid={"shrinkage": ("auto", 0.5)},
-            together=True,
         ),
-        "prototype": HeadSpec(make=_prototype, about="nearest class mean by cosine", grouped=True),
+        "prototype": HeadSpec(make=_prototype, about="nearest class mean by cosine", groups=True),
         "svm": HeadSpec(
-            make=_svm,
-            about="support vectors, linear or RBF, sigmoid-calibrated",
-            grouped=True,
-            dtype=None,
+            make=_svm, about="support vectors, linear or RBF, sigmoid-calibrated", groups=True
         ),
-        "knn": HeadSpec(
-            make=_knn,
-            about="nearest neighbours",
-            grid={"n_neighbors": (5, 15, 45), "weights": ("uniform", "distance")},
-        ),
-        # No grid: its defaults are hardly ever far from the best, and a fit takes seconds.
-        "forest": HeadSpec(make=_forest, about="100 random trees", seeded=True),
+        "knn": HeadSpec(make=_knn, about="nearest neighbours", grid={"n_neighbors": (5, 15, 45)}),
+        # No grid: its defaults are hardly ever far from the best.
+        "forest": HeadSpec(make=_forest, about="50 extremely random trees", stochastic=True),
         "boosting": HeadSpec(
             make=_boosting,
-            about="gradient boosting of small trees on histograms",
-            seeded=True,
-            grid={"learning_rate": (0.05, 0.2)},
-            dtype=np.float64,
-            together=True,
+            about="gradient boosting of small trees on 64 principal components",
+            stochastic=True,
         ),
         # The smoothing decides how sure it is: with features that repeat each other, far too sure.
         "naive_bayes": HeadSpec(

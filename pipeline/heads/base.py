@@ -1,34 +1,23 @@
-"""What heads have in common: classes told from labels, and the class that is most probable."""
+"""What the project's own heads share: classes, probabilities, and calibration of scores.
 
+A calibration is ``p = softmax(a s + b)`` with one scale ``a >= 0`` for all classes and, where
+asked for, one offset for each: with two classes this is Platt's sigmoid. It is fitted to
+scores of rows that were held out. Targets are smoothed as Platt (1999) does, so that
+separated classes have a finite answer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.heads.preprocessing import times
-
-
-def numbered_classes(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Class labels ``(K,)``, and the number of each row's class, ``(n,)``.
-
-    Raises:
-        ValueError: One class only.
-    """
-    classes, numbers = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"one class only ({classes[0]!r}); a head needs two or more")
-    return classes, numbers
-
-
-def probabilities(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sigmoid of one score or softmax of several, along the last axis."""
-    if scores.shape[-1] == 1:
-        scores = np.concatenate([np.zeros_like(scores), scores], axis=-1)
-    scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    found: NDArray[np.float64] = scores / scores.sum(axis=-1, keepdims=True)
-    return found
+#: Elements of one block of rows: 32 MB as float64.
+_BLOCK = 4 << 20
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -41,24 +30,92 @@ class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
 
-class LinearScores(Head):
-    """A head whose fit leaves ``classes_``, ``coef_`` and ``intercept_``.
+def number_classes(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.intp]]:
+    """Class labels ``(K,)``, and the number of each row's class, ``(n,)``.
+
+    Raises:
+        ValueError: One class only.
+    """
+    classes, numbers = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"one class only ({classes[0]}); a head needs two or more")
+    return classes, numbers
+
+
+def softmax_or_sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities ``(..., K)`` of scores ``(..., K)``, or ``(..., 1)`` of two classes."""
+    if scores.shape[-1] == 1:
+        scores = np.concatenate([np.zeros_like(scores), scores], axis=-1)
+    return np.asarray(softmax(scores.astype(np.float64), axis=-1))
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices that cover the rows of an array of this shape ``(n, d)``, in order."""
+    step = max(1, _BLOCK // max(1, shape[1]))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(shape[0], start + step))
+
+
+def predict_in_blocks(model: Any, X: NDArray[np.floating]) -> NDArray[np.float64]:
+    """A classifier's probabilities ``(n, K)``, from some rows at a time to bound the memory."""
+    blocks = [model.predict_proba(X[rows]) for rows in row_blocks(X.shape)]
+    return np.concatenate(blocks).astype(np.float64, copy=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """A fitted map from scores to probabilities.
 
     Attributes:
-        classes_: Class labels, shape ``(K,)``.
-        coef_: Shape ``(1, d)`` for two classes, else ``(K, d)``.
-        intercept_: Shape ``(1,)`` or ``(K,)``.
+        scale: Not negative: a higher score never means a lower probability.
+        offset: Shape ``(K,)``.
+        loss: Mean log loss of the rows that it was fitted to, in nats.
     """
 
-    coef_: NDArray[np.float64]
-    intercept_: NDArray[np.float64]
+    scale: float
+    offset: NDArray[np.float64]
+    loss: float
 
-    def scores(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Scores ``(n, 1)`` for two classes, else ``(n, K)``, of features ``(n, d)``."""
-        check_is_fitted(self)
-        rows: NDArray[np.float32] = validate_data(self, X, dtype=np.float32, reset=False)
-        return np.asarray(times(rows, self.coef_.T) + self.intercept_)
+    def proba(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Probabilities ``(n, K)`` of scores ``(n, K)``."""
+        return np.asarray(softmax(self.scale * scores + self.offset, axis=1))
 
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
-        return probabilities(self.scores(X))
+
+def fit_calibration(
+    scores: NDArray[np.floating], y: NDArray[np.integer], *, offsets: bool = True
+) -> Calibration:
+    """Fit the map by maximum likelihood.
+
+    Args:
+        scores: Of rows that the scorer was not fitted to, shape ``(n, K)``; rows that are not
+            finite are left out.
+        y: Labels 0 to K - 1, shape ``(n,)``.
+        offsets: Whether each class has an offset; without them only the scale is fitted.
+
+    Raises:
+        ValueError: No row is left, or one class only.
+    """
+    finite = np.isfinite(scores).all(axis=1)
+    scores, y = np.asarray(scores, np.float64)[finite], y[finite]
+    counts = np.bincount(y, minlength=scores.shape[1])
+    if (counts > 0).sum() < 2:
+        raise ValueError("the held-out rows are of one class only: no probability can be fitted")
+    # A common unit: the optimiser must not care whether scores are margins or cosines.
+    unit = float((scores - scores.mean(axis=1, keepdims=True)).std()) or 1.0
+    scores = scores / unit
+    targets = np.repeat((1 / (counts + len(counts)))[y][:, None], len(counts), axis=1)
+    targets[np.arange(len(y)), y] *= counts[y] + 1
+
+    def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        log_p = log_softmax(x[0] * scores + x[1:], axis=1)
+        gradient = (np.exp(log_p) - targets) / len(y)
+        slope = np.r_[(gradient * scores).sum(), gradient.sum(axis=0) * offsets]
+        return float(-(targets * log_p).sum() / len(y)), slope
+
+    start = np.r_[1.0, np.zeros(len(counts))]
+    bounds = [(0, None), *[(None, None)] * len(counts)]
+    options = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}
+    x = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    log_p = log_softmax(x[0] * scores + x[1:], axis=1)
+    loss = -float(log_p[np.arange(len(y)), y].mean())
+    return Calibration(scale=float(x[0] / unit), offset=x[1:], loss=loss)

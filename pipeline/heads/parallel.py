@@ -1,69 +1,68 @@
-"""Independent fits at the same time: a thread for each core, and one core for each fit.
+"""Independent jobs at the same time: a thread for each core, and one core for each job.
 
 Products of a few thousand rows do not share well: two threads that wait for each other in
 every one of them cost more than they give. Two fits that know nothing of each other do.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 T = TypeVar("T")
-#: Features beyond so many numbers (64 MB) are not copied for several fits at once.
-MOST = 16 << 20
-_inside = threading.local()
+_thread = threading.local()
 
 
-def side_by_side(jobs: Sequence[Callable[[], T]]) -> list[T]:
-    """What the jobs return, in their order; the first that raises is heard.
+def run_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """What the jobs return, in their order; the first exception is raised.
 
     Jobs share nothing that they write. Jobs of a job are done one after the other.
     """
     workers = min(len(jobs), _cores())
-    if workers < 2 or getattr(_inside, "job", False):
+    if workers < 2 or _in_job():
         return [job() for job in jobs]
-    with one_thread(), ThreadPoolExecutor(workers, "fit", initializer=_enter) as pool:
-        return list(pool.map(lambda job: job(), jobs))
+    before = _torch_threads()
+    try:
+        with threadpool_limits(1), ThreadPoolExecutor(workers, "fit", initializer=_enter) as pool:
+            return list(pool.map(lambda job: job(), jobs))
+    finally:
+        if "torch" in sys.modules:  # a job may have imported it
+            sys.modules["torch"].set_num_threads(before)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Products inside use one core; afterwards as many as before."""
+def one_torch_thread() -> Iterator[None]:
+    """Torch computes on one core inside, and afterwards on as many as before."""
     import torch
 
     before = torch.get_num_threads()
-    with threadpool_limits(1):
-        torch.set_num_threads(1)  # also for threads that have yet to begin
-        try:
-            yield
-        finally:
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if not _in_job():  # another job may still need it; run_parallel puts it back
             torch.set_num_threads(before)
-
-
-def folded(
-    fit: Callable[..., T], folds: Sequence[tuple[object, ...]], cells: int | None
-) -> list[T]:
-    """``fit`` of each fold's rows, at the same time where copies of the features are small.
-
-    Args:
-        fit: Takes what a fold is made of.
-        folds: Its arguments.
-        cells: Numbers in the features that are divided; None: one fold after the other.
-    """
-    jobs = [partial(fit, *fold) for fold in folds]
-    return [job() for job in jobs] if cells is None or cells > MOST else side_by_side(jobs)
 
 
 def _enter() -> None:
     """OpenMP counts its threads for each thread of ours."""
-    _inside.job = True
+    _thread.in_job = True
     threadpool_limits(1)
+
+
+def _in_job() -> bool:
+    return getattr(_thread, "in_job", False)
+
+
+def _torch_threads() -> int:
+    """As many as torch uses, or will use when it is imported."""
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch else _cores()
 
 
 def _cores() -> int:

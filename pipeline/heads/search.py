@@ -1,190 +1,319 @@
-"""Train one kind of head for a whole comparison: parameters chosen, all seeds fitted.
+"""Fit heads to the fit split: parameters by folds of patients, then every seed on all rows.
 
-Parameters are chosen by folds of patients of the rows given, by log loss. ``linear``
-and ``mlp`` have engines that do all their fits together; ``ridge``, ``prototype`` and
-``svm`` choose as they are fitted; every other head is fitted one at a time.
+Folds serve two questions. Which parameters of a grid have the lowest log loss on patients
+that were held out; and, out of fold, which head is the best (see ``evaluation.selection``).
+Each fold is preprocessed by its own rows, and no patient is on both of its sides. All fits
+of all heads are independent jobs, so they keep every core busy.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from types import MappingProxyType
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import ParameterGrid
+from sklearn.pipeline import make_pipeline
 
-from pipeline.data.patients import Fold, patient_folds
-from pipeline.errors import UnknownNameError
-from pipeline.heads import HEADS, HeadSpec
-from pipeline.heads.logistic import LogisticHead, solve_path
-from pipeline.heads.mlp import MLPHead, Watched
-from pipeline.heads.parallel import folded
-from pipeline.heads.preprocessing import TreatedRows, predict_in_blocks
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import Fold as FoldRows
+from pipeline.data.patients import patient_folds
+from pipeline.heads import HeadSpec
+from pipeline.heads.base import predict_in_blocks
+from pipeline.heads.parallel import run_parallel
 
-T = TypeVar("T")
+#: Of more rows one fold is held out instead of five: it has rows enough to choose by.
+MANY_ROWS = 10_000
 _TINY = 1e-15
+Proba = NDArray[np.float64]
+Transformer = Callable[[], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
-    """What heads are trained on: the fit split, nothing else.
+class Fit:
+    """A kind of head, fitted.
 
     Attributes:
-        X: Features, shape ``(n, d)``, treated as they are taken.
-        y: Labels 0 to K - 1, shape ``(n,)``.
-        group: Patients, shape ``(n,)``.
-        seeds: One head of each seeded kind is trained for each; the first also
-            makes the folds.
-        watched: Rows that curves are drawn of; see :class:`pipeline.heads.mlp.Watched`,
-            which cannot reach a weight.
+        models: From features as the backbone gave them to ``predict_proba``: one for each
+            seed of a stochastic head, else one. Empty for a fit that was read back.
+        seeds: Of the models.
+        proba: What each model predicts for all images of the study, ``(S, N, K)``.
+        chosen: Parameters that were chosen by folds, with their values.
+        path: Mean log loss on held-out patients of each choice; empty without a choice.
+        curves: Of the first model: a value for each epoch by name; empty without epochs.
+        out_of_fold: Probabilities by fits that did not see the row's patient, for each
+            division in folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
+            asked for.
+        seconds: Time of all its fits.
     """
 
-    X: TreatedRows
-    y: NDArray[np.int64]
-    group: NDArray[np.str_]
+    models: tuple[Any, ...]
     seeds: tuple[int, ...]
-    watched: Watched | None = field(default=None)
-
-    @cached_property
-    def _folds(self) -> list[Fold]:
-        return patient_folds(self.y, self.group, seed=self.seeds[0])
-
-    def folds(self) -> list[Fold]:
-        """Row numbers (in, out) of each fold; no patient is in two.
-
-        Raises:
-            ValueError: A class has fewer patients than two.
-        """
-        return self._folds
+    proba: NDArray[np.float64]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    path: Sequence[Mapping[str, Any]] = ()
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    out_of_fold: NDArray[np.float64] | None = None
+    seconds: float = 0.0
 
 
-def train_head(name: str, problem: Problem, heads: Mapping[str, HeadSpec] = HEADS) -> list[Any]:
-    """Fitted classifiers: one for each seed where the head is seeded, else one.
+def fit_heads(
+    data: DomainData,
+    specs: Mapping[str, HeadSpec],
+    X: NDArray[np.float32],
+    *,
+    seeds: Sequence[int],
+    preprocessing: Transformer,
+    repeats: int = 0,
+    validation: DomainData | None = None,
+) -> tuple[dict[str, Fit], dict[str, str]]:
+    """Fit several kinds of heads.
+
+    Args:
+        data: The fit split, with features as the backbone gave them and labels.
+        specs: How each head is made, by name.
+        X: Features of all images of the study, ``(N, d)``, to be predicted.
+        seeds: A stochastic head is fitted for each; the first also deals the folds.
+        preprocessing: Makes an unfitted transformer.
+        repeats: Divisions in folds that every head is fitted to; with 0, only heads that
+            have parameters to choose are, and none has ``out_of_fold``.
+        validation: Rows that training curves are drawn of; they reach no fit.
+
+    Returns:
+        The fits, and the reason for each head that could not be fitted: a class of too few
+        patients, or memory that cannot be had.
+    """
+    log = _Log(specs)
+    # The first division chooses; the parameters it chose are kept for the others.
+    grids = {name: list(ParameterGrid(dict(spec.grid))) for name, spec in specs.items()}
+    needed = [name for name in specs if repeats or len(grids[name]) > 1]
+    proba = _divide(data, log, {name: grids[name] for name in needed}, seeds[0], preprocessing)
+    losses = {name: _log_losses(tried, data.labelled()) for name, tried in proba.items()}
+    best = {name: int(np.argmin(loss)) for name, loss in losses.items()}
+    chosen = {name: grids[name][best.get(name, 0)] for name in log.alive}
+    out_of_fold = {name: [tried[best[name]]] for name, tried in proba.items() if repeats}
+    for repeat in range(1, repeats):
+        again = {name: [chosen[name]] for name in log.alive}
+        more = _divide(data, log, again, seeds[0] + repeat, preprocessing)
+        for name, tried in more.items():
+            out_of_fold[name].append(tried[0])
+    final = _fit_all_rows(data, log, chosen, X, seeds, preprocessing, validation)
+    fits = {
+        name: replace(
+            fit,
+            chosen=_chosen(fit.models[0], chosen[name]),
+            path=_path(fit.models[0], grids[name], losses.get(name)),
+            out_of_fold=np.stack(out_of_fold[name]) if name in out_of_fold else None,
+            seconds=log.seconds[name],
+        )
+        for name, fit in final.items()
+    }
+    return fits, log.failures
+
+
+def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:
+    """Row numbers (in, out) of each fold; of many rows only the first of the folds.
 
     Raises:
-        UnknownNameError: No such head.
-        ValueError: The head cannot be fitted to these rows.
+        StudyError: See :func:`pipeline.data.patients.patient_folds`.
     """
-    if name not in heads:
-        raise UnknownNameError("head", name, heads)
-    return ENGINES[heads[name].engine](heads[name], problem)
+    folds = patient_folds(data.labelled(), data.group, seed=seed)
+    return folds[:1] if len(data) > MANY_ROWS else folds
 
 
-def _alone(spec: HeadSpec, problem: Problem) -> list[Any]:
-    """One fit after the other; what the first seed chooses serves all."""
-    choices = list(ParameterGrid(dict(spec.grid)))
-    losses = [0.0] if len(choices) == 1 else _losses(spec, choices, problem)
-    chosen = choices[int(np.argmin(losses))]
-    X = spec.given(problem.X)
-    extra = spec.patients(problem.group)
+class _Log:
+    """Which heads could be fitted until now, and how long their fits took."""
 
-    def fit(seed: int) -> Any:
-        return spec.make(seed).set_params(**chosen).fit(X, problem.y, **extra)
+    def __init__(self, specs: Mapping[str, HeadSpec]) -> None:
+        self.specs = specs
+        self.failures: dict[str, str] = {}
+        self.seconds = dict.fromkeys(specs, 0.0)
 
-    return _folded(spec, fit, [(seed,) for seed in _seeds(spec, problem)], problem)
+    @property
+    def alive(self) -> list[str]:
+        """Heads without a failure."""
+        return [name for name in self.specs if name not in self.failures]
+
+    def run(self, jobs: Sequence[tuple[str, Callable[[], Any]]]) -> list[Any]:
+        """What the jobs of heads return, in their order; None for one that failed."""
+        results: list[Any] = [None] * len(jobs)
+
+        def one(number: int) -> None:
+            name, job = jobs[number]
+            start = time.perf_counter()
+            try:
+                results[number] = job()
+            except (ValueError, MemoryError, np.linalg.LinAlgError) as cause:
+                self.failures[name] = str(cause) or type(cause).__name__
+            self.seconds[name] += time.perf_counter() - start
+
+        numbers = range(len(jobs))
+        alone = [i for i in numbers if not self.specs[jobs[i][0]].parallel]
+        run_parallel([partial(one, i) for i in numbers if i not in alone])
+        for i in alone:
+            one(i)
+        return results
 
 
-def _losses(
-    spec: HeadSpec, choices: Sequence[Mapping[str, Any]], problem: Problem
-) -> NDArray[np.float64]:
-    """Log loss of rows held out by patient, summed, of each choice.
+@dataclass(frozen=True, kw_only=True)
+class _Fold:
+    """A fold after preprocessing: rows to fit to, and rows held out."""
 
-    A choice that the rows of a fold cannot bear (more neighbours than rows) loses.
+    inside: NDArray[np.intp]
+    outside: NDArray[np.intp]
+    X_inside: NDArray[np.float32]
+    X_outside: NDArray[np.float32]
+
+
+def _divide(
+    data: DomainData,
+    log: _Log,
+    choices: Mapping[str, Sequence[Mapping[str, Any]]],
+    seed: int,
+    preprocessing: Transformer,
+) -> dict[str, Proba]:
+    """Probabilities ``(choices, n, K)`` of held-out rows, for each head that every fold bears."""
+    if not choices:
+        return {}
+    X, y = data.embedded(), data.labelled()
+    try:
+        folds = run_parallel(
+            [partial(_preprocess, X, *rows, preprocessing) for rows in deal_folds(data, seed)]
+        )
+    except (ValueError, MemoryError) as cause:
+        log.failures.update(dict.fromkeys(choices, str(cause) or type(cause).__name__))
+        return {}
+    jobs = [(name, fold) for name in choices for fold in folds]
+    fits = [
+        (name, partial(_fit_choices, log.specs[name], choices[name], fold, data, seed))
+        for name, fold in jobs
+    ]
+    classes = int(y.max()) + 1
+    proba = {name: np.full((len(c), len(y), classes), np.nan) for name, c in choices.items()}
+    for (name, fold), found in zip(jobs, log.run(fits), strict=True):
+        if found is not None:
+            proba[name][:, fold.outside] = found
+    return {name: values for name, values in proba.items() if name in log.alive}
+
+
+def _preprocess(
+    X: NDArray[np.float32],
+    inside: NDArray[np.intp],
+    outside: NDArray[np.intp],
+    preprocessing: Transformer,
+) -> _Fold:
+    transformer = preprocessing()
+    return _Fold(
+        inside=inside,
+        outside=outside,
+        X_inside=transformer.fit_transform(X[inside]),
+        X_outside=transformer.transform(X[outside]),
+    )
+
+
+def _fit_choices(
+    spec: HeadSpec,
+    choices: Sequence[Mapping[str, Any]],
+    fold: _Fold,
+    data: DomainData,
+    seed: int,
+) -> Proba:
+    """Probabilities ``(choices, out, K)`` of the rows held out.
+
+    A choice that the rows of a fold cannot bear (more neighbours than rows) has NaN.
 
     Raises:
         ValueError: They can bear none.
     """
-    refused: list[ValueError] = []
-
-    def one(in_: NDArray[np.intp], out: NDArray[np.intp]) -> list[float]:
-        X, y = spec.given(problem.X.of(in_)), problem.y[in_]
-        extra = spec.patients(problem.group[in_])
-        losses = []
-        for choice in choices:
-            head = spec.make(problem.seeds[0]).set_params(**choice)
-            try:
-                fitted = head.fit(X, y, **extra)
-                proba = predict_in_blocks(fitted, problem.X, out)
-                losses.append(_log_loss(proba, problem.y[out]))
-            except ValueError as cause:
-                refused.append(cause)
-                losses.append(float("inf"))
-        return losses
-
-    total: NDArray[np.float64] = np.sum(_folded(spec, one, problem.folds(), problem), axis=0)
-    if not np.isfinite(total).any():
-        raise refused[-1]
-    return total
+    y, group = data.labelled()[fold.inside], data.group[fold.inside]
+    heads = [spec.make(seed).set_params(**choice) for choice in choices]
+    if spec.fit_path:
+        spec.fit_path(heads, fold.X_inside, y)
+        return np.stack([head.predict_proba(fold.X_outside) for head in heads])
+    found: list[Proba | None] = []
+    for head in heads:
+        try:
+            fitted = head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
+            found.append(fitted.predict_proba(fold.X_outside))
+        except ValueError as cause:
+            refusal = cause
+            found.append(None)
+    known = next((proba for proba in found if proba is not None), None)
+    if known is None:
+        raise refusal
+    return np.stack([np.full_like(known, np.nan) if p is None else p for p in found])
 
 
-def _folded(
-    spec: HeadSpec, fit: Callable[..., T], folds: Sequence[tuple[Any, ...]], problem: Problem
-) -> list[T]:
-    return folded(fit, folds, problem.X.size if spec.together else None)
+def _log_losses(tried: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Mean log loss of each choice on the rows held out; infinite where a fold cannot bear it."""
+    held_out = np.flatnonzero(np.isfinite(tried).all(axis=2).any(axis=0))
+    of_label = tried[:, held_out, y[held_out]]
+    loss = -np.log(np.maximum(of_label, _TINY)).mean(axis=1)
+    return np.where(np.isfinite(loss), loss, np.inf)
 
 
-def _log_loss(proba: NDArray[np.float64], y: NDArray[np.int64]) -> float:
-    return -float(np.log(np.maximum(proba[np.arange(len(y)), y], _TINY)).sum())
+def _fit_all_rows(
+    data: DomainData,
+    log: _Log,
+    chosen: Mapping[str, Mapping[str, Any]],
+    X: NDArray[np.float32],
+    seeds: Sequence[int],
+    preprocessing: Transformer,
+    validation: DomainData | None,
+) -> dict[str, Fit]:
+    """Every seed of every head on all rows, at the parameters that were chosen."""
+    try:
+        transformer = preprocessing().fit(data.embedded())
+        rows, y = transformer.transform(data.embedded()), data.labelled()
+    except (ValueError, MemoryError) as cause:
+        log.failures.update(dict.fromkeys(log.alive, str(cause) or type(cause).__name__))
+        return {}
+    seen = None
+    if validation is not None and any(log.specs[name].curves for name in log.alive):
+        seen = (transformer.transform(validation.embedded()), validation.labelled())
+
+    def fit(name: str, seed: int) -> tuple[Any, Proba]:
+        spec = log.specs[name]
+        more: dict[str, Any] = {"groups": data.group} if spec.groups else {}
+        if spec.curves and seed == seeds[0]:
+            more["validation"] = seen
+        head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
+        model = make_pipeline(transformer, head)
+        return model, predict_in_blocks(model, X)
+
+    jobs = [
+        (name, seed)
+        for name in log.alive
+        for seed in (seeds if log.specs[name].stochastic else seeds[:1])
+    ]
+    results = log.run([(name, partial(fit, name, seed)) for name, seed in jobs])
+    fits = {}
+    for name in log.alive:
+        mine = [(seed, *results[i]) for i, (of, seed) in enumerate(jobs) if of == name]
+        fitted_seeds, models, proba = zip(*mine, strict=True)
+        fits[name] = Fit(
+            models=models,
+            seeds=fitted_seeds,
+            proba=np.stack(proba),
+            curves=getattr(models[0][-1], "curves_", {}),
+        )
+    return fits
 
 
-def _path(spec: HeadSpec, problem: Problem) -> list[Any]:
-    """All penalties on all folds at once, then the best penalty on all rows."""
-    if set(spec.grid) != {"C"}:
-        return _alone(spec, problem)
-    C = np.asarray(spec.grid["C"])
-    folds = problem.folds()
-    X = problem.X[:]
-    weights = np.ones((len(folds), len(C), len(X)), np.float32)
-    for fold, (_, out) in enumerate(folds):
-        weights[fold][:, out] = 0.0
-    path = solve_path(
-        X,
-        problem.y,
-        C=np.tile(C, len(folds)),
-        weights=weights.reshape(-1, len(X)),
-        tol=1e-3,
-    )
-    loss = np.zeros(len(C))
-    for fold, (_, out) in enumerate(folds):
-        part = path.some(slice(fold * len(C), (fold + 1) * len(C)))
-        proba = part.proba(X[out])
-        loss += [_log_loss(p, problem.y[out]) for p in proba]
-    head: LogisticHead = spec.make(problem.seeds[0])
-    head.set_params(C=float(C[loss.argmin()])).fit(X, problem.y)
-    mean = loss / len(problem.y)
-    head.path_ = [{"C": c, "log_loss": m} for c, m in zip(C.tolist(), mean.tolist(), strict=True)]
-    return [head]
+def _chosen(model: Any, choice: Mapping[str, Any]) -> dict[str, Any]:
+    return {**choice, **getattr(model[-1], "best_params_", {})}
 
 
-def _stacked(spec: HeadSpec, problem: Problem) -> list[Any]:
-    """All choices of a fold side by side, then all seeds of the best choice."""
-    choices = list(ParameterGrid(dict(spec.grid)))
-
-    def losses(in_: NDArray[np.intp], out: NDArray[np.intp]) -> list[float]:
-        tried: list[MLPHead] = [
-            spec.make(problem.seeds[0]).set_params(**choice) for choice in choices
-        ]
-        MLPHead.fit_all(tried, problem.X[in_], problem.y[in_], problem.group[in_])
-        return [
-            _log_loss(predict_in_blocks(head, problem.X, out), problem.y[out]) for head in tried
-        ]
-
-    folds = problem.folds() if len(choices) > 1 else []
-    each = folded(losses, folds, problem.X.size) or [[0.0]]
-    chosen = choices[int(np.sum(each, axis=0).argmin())]
-    heads: list[MLPHead] = [spec.make(seed).set_params(**chosen) for seed in _seeds(spec, problem)]
-    return list(
-        MLPHead.fit_all(heads, problem.X[:], problem.y, problem.group, watched=problem.watched)
-    )
-
-
-def _seeds(spec: HeadSpec, problem: Problem) -> tuple[int, ...]:
-    return problem.seeds if spec.seeded else problem.seeds[:1]
-
-
-#: How heads are trained, by ``HeadSpec.engine``.
-ENGINES: Mapping[str, Callable[[HeadSpec, Problem], list[Any]]] = MappingProxyType(
-    {"alone": _alone, "path": _path, "stacked": _stacked}
-)
+def _path(
+    model: Any, choices: Sequence[Mapping[str, Any]], losses: NDArray[np.float64] | None
+) -> list[Mapping[str, Any]]:
+    """The log loss of each choice, by folds or by the head's own hold-out."""
+    if losses is None or len(choices) == 1:
+        return list(getattr(model[-1], "path_", ()))
+    return [
+        {**choice, "log_loss": float(loss)}
+        for choice, loss in zip(choices, losses, strict=True)
+        if np.isfinite(loss)
+    ]

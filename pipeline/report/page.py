@@ -34,7 +34,7 @@ STAGES: Mapping[str, tuple[str, int | None, str]] = MappingProxyType(
     {
         "features": ("features.json", None, "Stored features"),
         "audit": ("audit.json", 3, "Leaks and shortcuts"),
-        "heads": ("heads.json", 4, "Heads on frozen features"),
+        "heads": ("heads.json", 5, "Heads on frozen features"),
         "finetune": ("finetune.json", 3, "Frozen and fine-tuned networks"),
         "shift": ("shift.json", 6, "From the source to the targets"),
     }
@@ -239,7 +239,7 @@ def _section(
 
 
 def _backbones(record: Mapping[str, Any]) -> list[str]:
-    rows = [*record.get("rows", ()), *record.get("targets", ())]
+    rows = [row for name in ("backbones", "rows", "targets") for row in record.get(name, ())]
     return list(dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping)))
 
 

@@ -15,9 +15,8 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 
 from pipeline.errors import UnknownNameError
-from pipeline.heads.base import probabilities
-from pipeline.heads.logistic import solve_path
-from pipeline.heads.preprocessing import times
+from pipeline.heads.base import softmax_or_sigmoid
+from pipeline.heads.logistic import fit_weighted
 from pipeline.shift.domains import SourceModel
 from pipeline.shift.label_free import Calibration, estimate_prior, fit_calibration, reweighted
 
@@ -152,7 +151,7 @@ def balanced_statistics(
         # The head's scores of (rows - mean) / scale, without making those rows.
         scaled = weights / scale[:, None]
         scores = rows @ scaled - mean @ scaled + model.head.intercept_
-        proba = calibration(probabilities(scores))
+        proba = calibration(softmax_or_sigmoid(scores))
         responsible = reweighted(proba, prior / model.prior)
         totals = np.clip(responsible.sum(axis=0), _TINY, None)[:, None]
         means = responsible.T @ rows / totals
@@ -263,18 +262,18 @@ def importance_weighting(
     """
     label = model.data.labelled()
     rows = np.vstack([model.standard, model.standardise(target)]).astype(np.float32)
-    n, penalty = len(label), np.full(len(parts), model.inverse_penalty)
+    n, penalty = len(label), model.inverse_penalty
     balance = np.zeros((len(parts), len(rows)))
     for weights, part in zip(balance, parts, strict=True):
         weights[:n] = (n + len(part)) / (2 * n)
         weights[n + part] = (n + len(part)) / (2 * len(part))
     domain = np.repeat([0, 1], [n, len(rows) - n])
-    classifiers = solve_path(rows, domain, C=penalty, weights=balance)
-    odds = np.exp(times(rows[:n], classifiers.coef[:, 0].T) + classifiers.intercept[:, 0]).T
+    classifiers = fit_weighted(rows, domain, C=penalty, weights=balance)
+    odds = np.exp(rows[:n] @ classifiers.coef[:, 0].T + classifiers.intercept[:, 0]).T
     ratios = odds**settings.ratio_exponent
     ratios = np.minimum(ratios, np.quantile(ratios, settings.ratio_clip, axis=1, keepdims=True))
     ratios /= ratios.mean(axis=1, keepdims=True)
-    heads = solve_path(rows[:n], label, C=penalty, weights=ratios)
+    heads = fit_weighted(rows[:n], label, C=penalty, weights=ratios)
 
     def predictor(v: int) -> Predictor:
         head = heads.some(slice(v, v + 1))

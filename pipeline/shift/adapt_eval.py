@@ -22,7 +22,7 @@ from pipeline.errors import CheckFailedError, StudyError
 from pipeline.evaluation.intervals import Interval, percentile_interval
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.paired_tests import Difference, holm, sign_flip, verdict
-from pipeline.heads.logistic import solve_path
+from pipeline.heads.logistic import fit_weighted
 from pipeline.shift.adapt import ADAPTERS, AdapterSettings, adapt
 from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 
@@ -278,7 +278,7 @@ def _k_shot(
     rows = model.standardise(target.embedded()).astype(np.float32)
     # One head for each k and half: they share the rows, and which are shown is a weight.
     weights = shown.reshape(-1, len(label))
-    heads = solve_path(rows, label, C=np.full(len(weights), model.inverse_penalty), weights=weights)
+    heads = fit_weighted(rows, label, C=model.inverse_penalty, weights=weights)
     tables = np.empty((len(shots), len(plan.seeds), len(label), model.classes))
     for v in range(len(weights)):
         which, number = divmod(v, len(folds))

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import shared_ids
@@ -12,7 +13,7 @@ from pipeline.data.patients import one_patient_hint, patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.features.load import FeatureTable
-from pipeline.heads.logistic import LogisticHead
+from pipeline.heads.logistic import make_logistic
 from pipeline.study import SOURCE
 from pipeline.words import counted, printable
 
@@ -38,7 +39,7 @@ class SourceModel:
     data: DomainData
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
-    head: LogisticHead
+    head: LogisticRegression
     inverse_penalty: float = INVERSE_PENALTY
 
     @property
@@ -75,7 +76,7 @@ class SourceModel:
         rows: NDArray[np.floating],
         label: NDArray[np.integer],
         weights: NDArray[np.floating] | None = None,
-    ) -> LogisticHead:
+    ) -> LogisticRegression:
         """A head of the same penalty.
 
         Args:
@@ -83,7 +84,7 @@ class SourceModel:
             label: Shape (m,).
             weights: Shape (m,), weight of each row; 1 where left out.
         """
-        return LogisticHead(C=self.inverse_penalty).fit(rows, label, sample_weight=weights)
+        return make_logistic(self.inverse_penalty, tol=1e-6).fit(rows, label, sample_weight=weights)
 
 
 def fit_source(data: DomainData, *, inverse_penalty: float = INVERSE_PENALTY) -> SourceModel:
@@ -109,13 +110,13 @@ def fit_source(data: DomainData, *, inverse_penalty: float = INVERSE_PENALTY) ->
     rows = (features - mean) / scale
     proba = np.zeros((len(label), counts.size))
     for fit, held in patient_folds(label, data.group, seed=0):
-        head = LogisticHead(C=inverse_penalty).fit(rows[fit], label[fit])
+        head = make_logistic(inverse_penalty, tol=1e-6).fit(rows[fit], label[fit])
         proba[held] = head.predict_proba(rows[held])
     return SourceModel(
         data=data.with_(proba=proba),
         mean=mean,
         scale=scale,
-        head=LogisticHead(C=inverse_penalty).fit(rows, label),
+        head=make_logistic(inverse_penalty, tol=1e-6).fit(rows, label),
         inverse_penalty=inverse_penalty,
     )
 

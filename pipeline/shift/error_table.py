@@ -19,7 +19,7 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, draw_patients
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval, Z, rate_interval
-from pipeline.heads.logistic import Path, solve_path
+from pipeline.heads.logistic import WeightedFits, fit_weighted
 from pipeline.randomness import stream
 from pipeline.shift.decompose import Effect, divide, domain_draws
 from pipeline.shift.domains import SourceModel, fit_source
@@ -58,8 +58,6 @@ _ABSENT: Mapping[str, str] = MappingProxyType(
 )
 #: Heads that are fitted again by default: a standard error from 25 is right to about 14 %.
 REFITS = 25
-#: Heads solved together: 50 columns keep the products wide and the memory small.
-_TOGETHER = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,11 +97,11 @@ class Refits:
 
     Attributes:
         weights: Shape (B, n): how often each row was drawn.
-        heads: Parts of the B heads, in order.
+        heads: The B heads.
     """
 
     weights: NDArray[np.float64]
-    heads: tuple[Path, ...]
+    heads: WeightedFits
 
     def wrong(self, rows: NDArray[np.floating], label: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Whether each head errs on each row, shape (B, m).
@@ -112,7 +110,7 @@ class Refits:
             rows: Shape (m, d), standardised by the domain.
             label: Shape (m,).
         """
-        return np.concatenate([part.proba(rows).argmax(axis=2) != label for part in self.heads])
+        return np.asarray(self.heads.proba(rows).argmax(axis=2) != label)
 
     def drawn_error(self, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Error of each head on the rows it was fitted to, shape (B,), of ``wrong`` (B, n)."""
@@ -135,14 +133,8 @@ def refit(model: SourceModel, rng: np.random.Generator, *, count: int = REFITS) 
     label = model.data.labelled()
     weights = draw_patients(model.data.group, rng, draws=count, label=label).weights()
     rows = model.standard.astype(np.float32)
-    parts = [weights[i : i + _TOGETHER] for i in range(0, count, _TOGETHER)]
-    return Refits(
-        weights=weights,
-        heads=tuple(
-            solve_path(rows, label, C=np.full(len(part), model.inverse_penalty), weights=part)
-            for part in parts
-        ),
-    )
+    heads = fit_weighted(rows, label, C=model.inverse_penalty, weights=weights)
+    return Refits(weights=weights, heads=heads)
 
 
 def error_table(

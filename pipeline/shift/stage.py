@@ -30,7 +30,7 @@ from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_of, write_predictions
 from pipeline.features.load import FeatureTable, load_features
-from pipeline.heads.parallel import side_by_side
+from pipeline.heads.parallel import run_parallel
 from pipeline.shift.adapt_eval import (
     AdaptationPlan,
     AdaptationResult,
@@ -153,7 +153,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
         if not compared:
             continue
         found = _Backbone(study, table, leaks, facts, options)
-        entries += side_by_side([partial(found.target, target) for target in compared])
+        entries += run_parallel([partial(found.target, target) for target in compared])
         predictions[choice.name] = found.predictions()
         maps[choice.name] = found.maps(compared)
     skipped = [entry for entry in skipped if entry["reason"] is not None]

@@ -31,7 +31,7 @@ from pipeline.data.items import Item
 from pipeline.data.patients import VALIDATION
 from pipeline.data.samples import Samples
 from pipeline.features.load import FeatureTable
-from pipeline.heads.custom import heads_with
+from pipeline.heads.custom import all_heads
 from pipeline.study import CustomHead
 
 HEADS = "linear,ridge,prototype,small_mlp"
@@ -95,7 +95,7 @@ def _fit(root: Path, options: argparse.Namespace) -> None:
         f"peak of reading {_memory('VmHWM'):.2f} GB"
     )
     measured = partial(_measured, base=base, features=X.nbytes / 1e9)
-    table = heads_with(
+    table = all_heads(
         (CustomHead(name="small_mlp", base="mlp", parameters={"epochs": options.epochs}),)
     )
     done: list[Fitted] = []

@@ -161,9 +161,9 @@ def test_methods_are_compared_with_the_best_head_of_stage_2(study):
     """Chosen by validation, joined by content key; a trial is not compared with full heads."""
     compare(study, CompareOptions(heads=("prior", "mlp"), seeds=2))
     record = finetune(study, only("lp", "full"))
-    assert {d["baseline"] for d in record["differences"]} == {"lp", "heads/mlp_ensemble"}
-    rows = json.loads((study.results / "heads.json").read_text())["rows"]
-    seconds = np.mean([r["seconds"] for r in rows if r["head"] == "mlp"])
+    assert {d["baseline"] for d in record["differences"]} == {"lp", "heads/mlp"}
+    (backbone,) = json.loads((study.results / "heads.json").read_text())["backbones"]
+    (seconds,) = [one["fit_seconds"] for one in backbone["heads"] if one["head"] == "mlp"]
     lp, full = record["models"]
     assert lp["heads_in_the_same_time"] is None
     assert full["heads_in_the_same_time"] == int(full["seconds"] / seconds)
@@ -173,7 +173,7 @@ def test_methods_are_compared_with_the_best_head_of_stage_2(study):
     assert trial["other_heads"] == ["tiny"]
     # Smaller images are the same images, and a limit above their number leaves none out.
     whole = finetune(study, only("lp", "full", limit=999, image_size=16))
-    assert {d["baseline"] for d in whole["differences"]} == {"lp", "heads/mlp_ensemble"}
+    assert {d["baseline"] for d in whole["differences"]} == {"lp", "heads/mlp"}
     assert whole["other_heads"] == []
 
 

@@ -17,7 +17,7 @@ from skops.io import dumps
 from cache.recipe import Recipe
 from pipeline.errors import ModelError
 from pipeline.heads import HEADS, make_head
-from pipeline.heads.preprocessing import make_treatment as make_preprocessing
+from pipeline.heads.preprocessing import make_preprocessing
 from pipeline.heads.save import Network, SavedHead, head_folder, load_head, save_head
 
 RECIPE = Recipe(
@@ -168,7 +168,7 @@ def test_a_folder_without_a_head_says_where_heads_are(tmp_path):
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(at=st.integers(0, 10**6), byte=st.integers(0, 255), truncated=st.booleans())
 def test_any_bytes_are_a_head_or_one_error_of_ours(at, byte, truncated, tmp_path):

@@ -125,11 +125,16 @@ def test_a_users_settings_are_left_alone_and_change_nothing(tmp_path, svg_only):
         assert {path.name: path.read_bytes() for path in draw()} == plain
 
 
+def _without_curves(record):
+    (backbone,) = record["backbones"]
+    return record | {"backbones": [backbone | {"heads": []}]}
+
+
 def test_what_is_not_in_the_files_is_left_out(tmp_path, logged, svg_only):
     """No empty figure and none of an earlier run; the reason is in the log."""
     record = write_heads(tmp_path)
     figures.draw("heads", record, tmp_path)
-    names = {p.stem for p in figures.draw("heads", record | {"details": []}, tmp_path)}
+    names = {p.stem for p in figures.draw("heads", _without_curves(record), tmp_path)}
     assert "heads-curves-tiny" not in names
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == names
     assert "figure heads-curves of tiny is not drawn: there are no curves" in logged.text
@@ -182,7 +187,7 @@ def test_confusions_count_the_images_of_the_file(tmp_path):
 def test_curves_are_those_of_the_file(tmp_path):
     """The strong line is the mean of the seeds."""
     found, record = results_of("heads", tmp_path)
-    runs = [d["curves"] for d in record["details"] if d["curves"]]
+    runs = [head["curves"] for head in record["backbones"][0]["heads"] if head["curves"]]
     axes = draw_one("heads-curves", found).axes[0]
     strong = [line for line in axes.lines if line.get_linewidth() > 1]
     for line, split in zip(strong, ("fit", "validation"), strict=True):
@@ -304,4 +309,4 @@ def test_figures_that_fail_do_not_fail_the_stage(study_file, monkeypatch):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0
     assert "warning: no figures of heads: OSError: no space" in result.stderr
-    assert json.loads(result.stdout)["rows"]
+    assert json.loads(result.stdout)["backbones"]

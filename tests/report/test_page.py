@@ -84,7 +84,7 @@ def original(tmp_path_factory):
         for command in (
             ["features", "--engine", "torch"],
             ["audit", "--no-shortcuts"],
-            ["heads", "--only", "linear,prior,mlp", "--seeds", "2", "--no-figures"],
+            ["heads", "--only", "linear,prior,mlp", "--no-figures"],
             ["finetune", "--method", "lp", "--method", "last_block", "--epochs", "2", *CPU],
             ["shift", "--draws", "99", "--seeds", "2", "--no-figures"],
         ):

@@ -12,7 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import patient_folds
 from pipeline.errors import CheckFailedError, StudyError
-from pipeline.heads.logistic import solve_path
+from pipeline.heads.logistic import fit_weighted
 from pipeline.shift.adapt import ADAPTERS, AdapterSettings, adapt
 from pipeline.shift.adapt_eval import (
     AdaptationPlan,
@@ -134,9 +134,9 @@ def test_heads_with_labels_are_fitted_to_so_many_images_of_each_class(world, mon
 
     def watched(rows, labels, *, C, weights):
         shown.append(weights)
-        return solve_path(rows, labels, C=C, weights=weights)
+        return fit_weighted(rows, labels, C=C, weights=weights)
 
-    monkeypatch.setattr("pipeline.shift.adapt_eval.solve_path", watched)
+    monkeypatch.setattr("pipeline.shift.adapt_eval.fit_weighted", watched)
     (row,) = scored(world, plan).label_curve
     rows, right = model.standardise(target.features), np.zeros(200)
     halves = [

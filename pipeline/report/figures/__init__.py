@@ -148,7 +148,7 @@ class Results:
         """
         kept = self.predictions
         names = [] if kept is None else list(kept.proba)
-        chosen = [n for n in names if head is None or n[0] in (f"{head}_ensemble", head)]
+        chosen = [n for n in names if head is None or n[0] == head]
         if kept is None or not chosen:
             raise NothingToDrawError(f"no probabilities of {head or 'the head'} are stored")
         rows = kept.domain == domain
@@ -156,8 +156,7 @@ class Results:
             rows &= kept.split == split
         if not rows.any():
             raise NothingToDrawError(f"no probabilities of {domain} are stored")
-        best = max(chosen, key=lambda name: name[0].endswith("_ensemble"))
-        return kept.label[rows], kept.proba[best][rows]
+        return kept.label[rows], kept.proba[chosen[0]][rows]
 
 
 def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
@@ -192,7 +191,7 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
 
 
 def _backbones(record: Mapping[str, Any]) -> list[str]:
-    rows = [*record.get("rows", ()), *record.get("targets", ())]
+    rows = [row for name in ("backbones", "rows", "targets") for row in record.get(name, ())]
     names = dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping))
     return [name for name in names if name != _OWN] or list(names)
 

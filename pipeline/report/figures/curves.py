@@ -19,7 +19,7 @@ from pipeline.report.figures.style import (
     new_figure,
     panels,
 )
-from pipeline.words import counted, printable
+from pipeline.words import printable
 
 _KINDS = ("loss", "accuracy")
 _SPLITS = (("fit", SKY), ("validation", VERMILION))
@@ -28,12 +28,12 @@ Run = Mapping[str, Sequence[float]]
 
 
 def heads(found: Results) -> Figure:
-    """Curves of heads that train in epochs: each seed pale, their mean strong."""
+    """Curves of heads that train in epochs, of their first seed."""
     runs: dict[str, list[Run]] = {}
-    for detail in found.record.get("details", ()):
-        if detail["backbone"] == found.backbone and detail.get("curves"):
-            runs.setdefault(detail["head"], []).append(detail["curves"])
-    return learning_curves({f"{head}, {counted(len(of), 'seed')}": of for head, of in runs.items()})
+    for backbone in found.record["backbones"]:
+        if backbone["backbone"] == found.backbone:
+            runs |= {one["head"]: [one["curves"]] for one in backbone["heads"] if one["curves"]}
+    return learning_curves(runs)
 
 
 def finetune(found: Results) -> Figure:

@@ -1,13 +1,12 @@
-"""Heads, treatments and concatenations that a study file or the command line asks for."""
+"""Heads and concatenations of backbones that a study file adds."""
 
 import numpy as np
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.heads.custom import heads_with
-from pipeline.heads.preprocessing import TREATMENTS, make_treatment, untreated
-from pipeline.heads.search import Problem, train_head
+from pipeline.heads.custom import all_heads
 from pipeline.study import CustomHead, load_study
+from tests.heads.made_up_rows import made_up_rows
 
 GOOD = """
 [source]
@@ -30,26 +29,28 @@ def write(folder, text):
     return file
 
 
-def data(n=60):
-    rng = np.random.default_rng(0)
-    y = np.arange(n) % 2
-    X = (rng.normal(size=(n, 5)) + 2 * np.eye(2, 5)[y]).astype(np.float32)
-    return Problem(
-        X=untreated(X), y=y, group=np.array([str(i // 2) for i in range(n)]), seeds=(0, 1)
-    )
-
-
 def test_a_study_adds_heads_and_concatenations(tmp_path):
     """The networks stay what stage 1 runs; later stages see the concatenation too."""
     study = load_study(write(tmp_path, GOOD))
     assert [b.name for b in study.backbones] == ["densenet121", "googlenet"]
     assert study.variants[-1].name == "densenet121+googlenet"
     assert study.parts_of(study.variants[-1]) == list(study.backbones)
-    table = heads_with(study.heads)
-    svm = train_head("my_svm", data(), table)[0]
-    assert svm.estimator_.nu == 0.3
-    np.testing.assert_allclose(svm.predict_proba(data().X[:]).sum(1), 1)
-    assert [head.hidden for head in train_head("small", data(), table)] == [8, 8]
+    table = all_heads(study.heads)
+    assert table["small"].make(0).hidden == 8
+    rows = made_up_rows()
+    svm = table["my_svm"].make(0)
+    assert svm.estimator.nu == 0.3
+    svm.fit(rows.features, rows.label, groups=rows.group)
+    assert svm.score(rows.features, rows.label) > 0.9
+    np.testing.assert_allclose(svm.predict_proba(rows.features).sum(1), 1)
+
+
+def test_a_parameter_that_is_given_is_not_searched_for():
+    """The grid of the base loses it."""
+    (head,) = (CustomHead(name="strict", base="linear", parameters={"C": 0.001}),)
+    spec = all_heads((head,))["strict"]
+    assert not spec.grid
+    assert spec.make(0).C == 0.001
 
 
 @pytest.mark.parametrize(
@@ -80,31 +81,4 @@ def test_a_mistake_is_refused_with_what_is_allowed(tmp_path, change, sentence):
 def test_a_base_of_the_same_name_is_no_way_round_the_table():
     """Also where no file was read."""
     with pytest.raises(StudyError, match="the name is taken"):
-        heads_with((CustomHead(name="mlp", base="mlp"),))
-
-
-@pytest.mark.parametrize("name", TREATMENTS)
-@pytest.mark.parametrize("widths", [(8,), (3, 5)])
-def test_a_treatment_keeps_rows_apart_and_the_input_as_it_is(name, widths):
-    """Row order, finite numbers; a row is treated alone as in company."""
-    X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
-    before = X.copy()
-    fitted = make_treatment(name, widths).fit(X)
-    found = fitted.transform(X)
-    np.testing.assert_array_equal(X, before)
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(fitted.transform(X[3:5]), found[3:5], atol=1e-5)
-
-
-def test_treatments_do_what_they_say():
-    """Unit variance, unit length, uncorrelated; blocks of two backbones weigh the same."""
-    X = np.random.default_rng(0).normal(size=(200, 8)) @ np.diag([1, 1, 1, 50, 50, 50, 50, 9])
-    X = X.astype(np.float32)
-    treated = {n: make_treatment(n, (3, 5)).fit_transform(X) for n in TREATMENTS}
-    np.testing.assert_allclose(treated["standardise"].std(0), 1, rtol=1e-4)
-    np.testing.assert_allclose(np.linalg.norm(treated["l2"], axis=1), 1, rtol=1e-4)
-    white = np.cov(treated["pca_whiten"].T)
-    np.testing.assert_allclose(white, np.eye(len(white)), atol=1e-3)
-    variance = treated["none"].var(0)
-    assert variance[:3].mean() == pytest.approx(variance[3:].mean(), rel=1e-3)
-    np.testing.assert_array_equal(make_treatment("none", (8,)).fit_transform(X), X)
+        all_heads((CustomHead(name="mlp", base="mlp"),))

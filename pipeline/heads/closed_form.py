@@ -1,0 +1,318 @@
+"""Heads with a closed form: ridge regression, linear discriminant, nearest class mean.
+
+Ridge regresses the columns of the one-hot labels; the intercept is not penalised. With
+centred rows ``X``, ``X'X = V L V'`` (or ``XX' = U L U'`` where there are fewer rows than
+columns), every penalty ``a`` has ``w = V (L + a)^-1 V' X' y`` and the hat matrix
+
+    H_a = 1 1' / n + Z D_a Z',   Z = X V, D = (L + a)^-1,   or   Z = U, D = L / (L + a).
+
+Leaving out the rows ``g`` of one patient and fitting anew gives them exactly
+
+    yhat_g = y_g - (I - H_gg)^-1 (y_g - (H y)_g)
+
+(Sherman-Morrison-Woodbury; with one row, the PRESS residual). The penalty and the
+calibration are chosen from these, so no fold is ever fitted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigh, solve
+from scipy.special import softmax
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from pipeline.heads.base import Head, fit_calibration, number_classes, row_blocks
+
+PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
+#: Patients of one size are solved together, so many at a time that this many numbers are held.
+_HELD = 4 << 20
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgePath:
+    """All penalties of one ridge regression.
+
+    Attributes:
+        coef: Shape ``(P, d, K)``.
+        intercept: Shape ``(P, K)``.
+        held_out: What a fit without the row's group predicts for each row, ``(P, n, K)``.
+    """
+
+    coef: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    held_out: NDArray[np.float64]
+
+
+def ridge_path(
+    X: NDArray[np.floating],
+    Y: NDArray[np.floating],
+    penalties: NDArray[np.floating],
+    groups: NDArray[Any] | None = None,
+) -> RidgePath:
+    """Solve every penalty, and leave every group out exactly.
+
+    Args:
+        X: Features, shape ``(n, d)``; no float64 copy of all is made unless ``n < d``.
+        Y: Targets, shape ``(n, K)``.
+        penalties: Shape ``(P,)``, positive; of the sum of squares, as scikit-learn's ``alpha``.
+        groups: Patients, shape ``(n,)``; None: every row is its own.
+    """
+    wide = len(X) < X.shape[1]
+    centre, mean = X.mean(axis=0, dtype=np.float64), Y.mean(axis=0)
+    if wide:
+        centred = X - centre
+        values, vectors = eigh(centred @ centred.T, overwrite_a=True)
+        projected = vectors.T @ (Y - mean)
+    else:
+        values, vectors = eigh(_scatter(X, centre), overwrite_a=True)
+        # The columns of Y - mean have mean zero, so the centre falls out.
+        projected = vectors.T @ _transposed_times(X, Y - mean)
+    values = np.maximum(values, 0)
+    shrunk = 1 / (values + penalties[:, None])
+    back = (centred.T @ vectors) if wide else vectors
+    coef = np.stack([back @ (d[:, None] * projected) for d in shrunk])
+    hat = values * shrunk if wide else shrunk
+    held_out = np.empty((len(penalties), *Y.shape))
+    for rows in _same_sized_groups(groups, len(X), len(values) + len(penalties)):
+        at = rows.ravel()
+        Z = vectors[at] if wide else (X[at] - centre) @ vectors
+        Z = Z.reshape(*rows.shape, -1)
+        for p, d in enumerate(hat):
+            weighted = Z * d
+            H = weighted @ Z.swapaxes(1, 2) + 1 / len(X)
+            residual = Y[rows] - (weighted @ projected + mean)
+            held_out[p, rows] = Y[rows] - np.linalg.solve(np.eye(rows.shape[1]) - H, residual)
+    return RidgePath(coef=coef, intercept=mean - centre @ coef, held_out=held_out)
+
+
+def _scatter(X: NDArray[np.floating], centre: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of the outer products of rows less ``centre``, shape ``(d, d)``."""
+    total = np.zeros((X.shape[1], X.shape[1]))
+    for rows in row_blocks(X.shape):
+        centred = X[rows] - centre
+        total += centred.T @ centred
+    return total
+
+
+def _transposed_times(X: NDArray[np.floating], v: NDArray[Any]) -> NDArray[np.float64]:
+    """``X.T @ v`` in float64; shapes ``(n, d)`` and ``(n, k)``."""
+    total = np.zeros((X.shape[1], v.shape[1]))
+    for rows in row_blocks(X.shape):
+        total += X[rows].T.astype(np.float64) @ v[rows]
+    return total
+
+
+def _same_sized_groups(
+    groups: NDArray[Any] | None, n: int, width: int
+) -> Iterator[NDArray[np.intp]]:
+    """Row numbers ``(G, m)`` of groups that all have ``m`` rows, some groups at a time."""
+    numbers = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    order = np.argsort(numbers, kind="stable")
+    sizes = np.bincount(numbers)
+    starts = np.cumsum(sizes) - sizes
+    for size in np.unique(sizes):
+        at = order[starts[sizes == size][:, None] + np.arange(size)]
+        step = max(1, _HELD // (int(size) * width))
+        for start in range(0, len(at), step):
+            yield at[start : start + step]
+
+
+class RidgeHead(Head):
+    """Ridge regression on the classes; chooses its penalty among several as it is fitted.
+
+    The choice is by the log loss of rows held out with their group, after the calibration
+    that is fitted to the same held-out scores.
+
+    Args:
+        penalties: Of the sum of squares, positive.
+
+    Attributes:
+        classes_: Class labels, shape ``(K,)``.
+        best_params_: The chosen penalty.
+        coef_: Shape ``(d, K)``.
+        intercept_: Shape ``(K,)``.
+        calibration_: See :class:`pipeline.heads.base.Calibration`.
+        path_: Held-out log loss of every penalty.
+    """
+
+    def __init__(self, *, penalties: tuple[float, ...] = PENALTIES) -> None:
+        self.penalties = penalties
+
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
+
+        Raises:
+            ValueError: Not finite, shapes that do not fit, one class only, or a penalty
+                that is not positive.
+        """
+        rows, y = validate_data(self, X, y, dtype=np.float32)
+        if min(self.penalties, default=0) <= 0:
+            raise ValueError(f"penalties {self.penalties}: allowed are positive numbers")
+        self.classes_, labels = number_classes(y)
+        targets = np.eye(len(self.classes_))[labels]
+        patients = None if groups is None else np.asarray(groups)
+        path = ridge_path(rows, targets, np.asarray(self.penalties), patients)
+        calibrations = [fit_calibration(scores, labels) for scores in path.held_out]
+        losses = [calibration.loss for calibration in calibrations]
+        best = int(np.argmin(losses))
+        self.path_ = [
+            {"penalty": penalty, "log_loss": loss}
+            for penalty, loss in zip(self.penalties, losses, strict=True)
+        ]
+        self.best_params_ = {"penalty": self.penalties[best]}
+        self.calibration_ = calibrations[best]
+        self.coef_, self.intercept_ = path.coef[best], path.intercept[best]
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, dtype=np.float32, reset=False)
+        return self.calibration_.proba(rows @ self.coef_ + self.intercept_)
+
+
+class DiscriminantHead(Head):
+    """Gaussian classes with one shrunk covariance.
+
+    The same answer as scikit-learn's ``LinearDiscriminantAnalysis(solver="lsqr")``, which
+    solves by singular values: 0.65 s for 1,280 features, where this takes 0.15 s.
+
+    Args:
+        shrinkage: Share of a multiple of the identity in the covariance of each class, in
+            (0, 1]; ``"auto"``: as Ledoit and Wolf (2004) estimate it, of columns at the
+            same scale.
+
+    Attributes:
+        classes_: Class labels, shape ``(K,)``.
+        coef_: Shape ``(d, K)``.
+        intercept_: Shape ``(K,)``.
+    """
+
+    def __init__(self, *, shrinkage: float | str = "auto") -> None:
+        self.shrinkage = shrinkage
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit features ``(n, d)`` to labels ``(n,)``.
+
+        Raises:
+            ValueError: Not finite, shapes that do not fit, one class only, or a shrinkage
+                that is not allowed.
+            LinAlgError: No row differs from its class's mean.
+        """
+        rows, y = validate_data(self, X, y, dtype=np.float32)
+        allowed = self.shrinkage == "auto"
+        if not (allowed or (not isinstance(self.shrinkage, str) and 0 < self.shrinkage <= 1)):
+            raise ValueError(f"shrinkage {self.shrinkage!r}: allowed are above 0 to 1, or 'auto'")
+        self.classes_, labels = number_classes(y)
+        prior = np.bincount(labels) / len(labels)
+        means, covariance = np.empty((len(prior), rows.shape[1])), 0.0
+        for k, share in enumerate(prior):
+            of_class = rows[labels == k]
+            means[k] = of_class.mean(axis=0, dtype=np.float64)
+            covariance = covariance + share * _covariance(of_class, means[k], self.shrinkage)
+        self.coef_ = solve(covariance, means.T, assume_a="pos", overwrite_a=True)
+        self.intercept_ = np.log(prior) - (means.T * self.coef_).sum(axis=0) / 2
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, dtype=np.float32, reset=False)
+        return np.asarray(softmax(rows @ self.coef_ + self.intercept_, axis=1))
+
+
+def _covariance(
+    X: NDArray[np.float32], mean: NDArray[np.float64], shrinkage: float | str
+) -> NDArray[np.float64]:
+    """Shrunk towards a multiple of the identity; with Ledoit and Wolf, of equal scales."""
+    empirical = _scatter(X, mean) / len(X)
+    if not isinstance(shrinkage, str):
+        return _shrunk(empirical, shrinkage)
+    scale = np.sqrt(empirical.diagonal())
+    # A constant column has a deviation of rounding errors.
+    scale[scale <= 1e-6 * np.abs(mean)] = 1
+    correlation = empirical / np.outer(scale, scale)
+    # Ledoit and Wolf 2004, lemma 3.3: the share with the least expected squared error.
+    n, d = X.shape
+    fourth = sum(
+        float((np.square((X[rows] - mean) / scale).sum(axis=1) ** 2).sum()) / n
+        for rows in row_blocks(X.shape)
+    )
+    total, trace = float(np.square(correlation).sum()), float(correlation.trace())
+    spread = (total - trace**2 / d) / d
+    error = min((fourth - total) / (d * n), spread)
+    share = error / spread if error > 0 else 0.0
+    return np.asarray(_shrunk(correlation, share) * np.outer(scale, scale))
+
+
+def _shrunk(covariance: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    shrunk: NDArray[np.float64] = (1 - share) * covariance
+    np.fill_diagonal(shrunk, shrunk.diagonal() + share * covariance.trace() / len(covariance))
+    return shrunk
+
+
+class PrototypeHead(Head):
+    """Cosine of a row with the mean of each class's unit rows.
+
+    Probabilities are ``softmax(scale * cosine)``; the scale (one over a temperature) is fitted
+    to cosines with means that the row's own group was taken out of, exactly.
+
+    Attributes:
+        classes_: Class labels, shape ``(K,)``.
+        means_: Mean of the unit rows of each class, shape ``(K, d)``.
+        calibration_: See :class:`pipeline.heads.base.Calibration`; its offsets are zero.
+    """
+
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
+
+        Raises:
+            ValueError: Not finite, shapes that do not fit, or one class only.
+        """
+        rows, y = validate_data(self, X, y, dtype=np.float32)
+        self.classes_, labels = number_classes(y)
+        of_class = np.eye(len(self.classes_))[labels]
+        share = of_class / _norms(rows)[:, None]
+        sums = _transposed_times(rows, share).T
+        patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
+        held_out = _held_out_cosines(rows, share, sums, patients)
+        self.means_ = sums / of_class.sum(axis=0)[:, None]
+        self.calibration_ = fit_calibration(held_out, labels, offsets=False)
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, dtype=np.float32, reset=False)
+        length = np.maximum(np.linalg.norm(self.means_, axis=1), _TINY)
+        return self.calibration_.proba(rows @ self.means_.T / length / _norms(rows)[:, None])
+
+
+def _held_out_cosines(
+    rows: NDArray[np.float32],
+    share: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    patients: NDArray[Any],
+) -> NDArray[np.float64]:
+    """Cosines ``(n, K)`` with means without the row's patient; NaN where no mean is left."""
+    numbers = np.unique(patients, return_inverse=True)[1]
+    order = np.argsort(numbers, kind="stable")
+    found = np.empty(share.shape)
+    present = (share > 0).sum(axis=0)
+    for at in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+        own = rows[at].astype(np.float64)
+        left = sums - share[at].T @ own
+        length = np.maximum(np.linalg.norm(left, axis=1), _TINY)
+        norm = np.maximum(np.linalg.norm(own, axis=1), _TINY)
+        found[at] = own @ left.T / length / norm[:, None]
+        found[np.ix_(at, present == (share[at] > 0).sum(axis=0))] = np.nan
+    return found
+
+
+def _norms(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
+    return np.asarray(np.maximum(np.sqrt(squares), _TINY))

@@ -1,0 +1,130 @@
+"""Heads with a closed form, against refits and scikit-learn."""
+
+import numpy as np
+import pytest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import normalize
+
+from pipeline.heads import base
+from pipeline.heads.closed_form import (
+    DiscriminantHead,
+    PrototypeHead,
+    RidgeHead,
+    _held_out_cosines,
+    ridge_path,
+)
+from tests.heads.made_up_rows import made_up_rows
+
+PENALTIES = np.array([0.3, 5.0, 200.0])
+
+
+@pytest.fixture(params=[(60, 9), (25, 70)], ids=["tall", "wide"])
+def targets(request):
+    """Features and one-hot labels of three classes."""
+    n, d = request.param
+    rng = np.random.default_rng(n + d)
+    y = rng.integers(0, 3, n)
+    return rng.normal(size=(n, d)) + 2 + 0.7 * np.eye(3, d)[y], np.eye(3)[y]
+
+
+def test_the_path_is_scikit_learns_ridge_one_penalty_at_a_time(targets):
+    """Coefficients and intercept to 1e-8, with more rows than columns and with fewer."""
+    X, Y = targets
+    path = ridge_path(X, Y, PENALTIES)
+    for p, penalty in enumerate(PENALTIES):
+        oracle = Ridge(alpha=penalty).fit(X, Y)
+        np.testing.assert_allclose(path.coef[p].T, oracle.coef_, atol=1e-8)
+        np.testing.assert_allclose(path.intercept[p], oracle.intercept_, atol=1e-8)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_held_out_scores_are_those_of_a_refit_without_the_group(targets, grouped):
+    """Leave one row out, and leave one patient of one to four rows out: exact to 1e-8."""
+    X, Y = targets
+    n = len(X)
+    group = np.random.default_rng(0).integers(0, n // 2, n) if grouped else np.arange(n)
+    path = ridge_path(X, Y, PENALTIES, group if grouped else None)
+    for p, penalty in enumerate(PENALTIES):
+        for one in np.unique(group):
+            out = group == one
+            refit = Ridge(alpha=penalty).fit(X[~out], Y[~out])
+            np.testing.assert_allclose(path.held_out[p, out], refit.predict(X[out]), atol=1e-8)
+
+
+def test_the_penalty_is_chosen_with_patients_held_out():
+    """Images of a patient that are nearly the same must not vouch for each other."""
+    rng = np.random.default_rng(3)
+    X = np.repeat(rng.normal(size=(40, 60)), 4, 0) + 0.05 * rng.normal(size=(160, 60))
+    y = np.repeat(np.arange(40) % 2, 4)  # nothing to learn but the patients themselves
+    heads = RidgeHead().fit(X, y, np.repeat(np.arange(40), 4)), RidgeHead().fit(X, y)
+    patients, images = (min(step["log_loss"] for step in head.path_) for head in heads)
+    assert patients > 0.6 > images
+
+
+def test_a_penalty_that_is_not_positive_is_refused():
+    """Without a penalty there is no inverse."""
+    with pytest.raises(ValueError, match="allowed are positive numbers"):
+        RidgeHead(penalties=(1.0, 0.0)).fit(np.eye(4), [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("shrinkage", ["auto", 0.5, 1.0])
+@pytest.mark.parametrize(("n", "d", "classes"), [(200, 12, 2), (60, 90, 2), (150, 20, 4)])
+def test_the_discriminant_equals_scikit_learns(n, d, classes, shrinkage, monkeypatch):
+    """Probabilities, with more features than rows too, block by block.
+
+    The features are correlated and far from zero, and one never varies.
+    """
+    monkeypatch.setattr(base, "_BLOCK", 7 * d)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, classes, n)
+    X = (rng.normal(size=(n, d)) + 0.5 * np.eye(classes, d)[y]) @ rng.normal(size=(d, d))
+    X = (X + 9 * rng.normal(size=d)).astype(np.float32)
+    X[:, -1] = 2.5
+    ours = DiscriminantHead(shrinkage=shrinkage).fit(X, y)
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage)
+    theirs.fit(X.astype(np.float64), y)
+    expected = theirs.predict_proba(X.astype(np.float64))
+    np.testing.assert_allclose(ours.predict_proba(X), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shrinkage", ["none", 0, -0.1, 1.5])
+def test_a_shrinkage_that_is_not_allowed_is_refused(shrinkage):
+    """With what is allowed."""
+    with pytest.raises(ValueError, match="above 0 to 1, or 'auto'"):
+        DiscriminantHead(shrinkage=shrinkage).fit(np.eye(4), [0, 1, 0, 1])
+
+
+def test_rows_without_spread_are_an_error_and_no_answer():
+    """A covariance of zeros cannot be solved."""
+    y = np.arange(10) % 2
+    with pytest.raises(np.linalg.LinAlgError):
+        DiscriminantHead().fit(np.repeat(y[:, None], 3, axis=1), y)
+
+
+def test_prototypes_are_scikit_learns_nearest_centroids_of_unit_rows():
+    """And the class is the one whose mean has the highest cosine."""
+    rows = made_up_rows(3, n=90, d=7, gap=1.0)
+    ours = PrototypeHead().fit(rows.features, rows.label)
+    theirs = NearestCentroid().fit(normalize(rows.features.astype(np.float64)), rows.label)
+    np.testing.assert_allclose(ours.means_, theirs.centroids_, atol=1e-9)
+    cosines = cosine_similarity(rows.features.astype(np.float64), theirs.centroids_)
+    np.testing.assert_array_equal(ours.predict(rows.features), cosines.argmax(1))
+
+
+def test_held_out_cosines_are_those_of_a_refit_without_the_patient():
+    """Own rows move no mean that they are compared with; a class of one patient has none."""
+    rows = made_up_rows(3, n=90, d=7, gap=1.0)
+    X, y = rows.features.astype(np.float64), rows.label
+    group = np.where(y == 0, 99, np.random.default_rng(1).integers(0, 40, len(X)))
+    unit = normalize(X)
+    share = np.eye(3)[y] / np.linalg.norm(X, axis=1)[:, None]
+    found = _held_out_cosines(rows.features, share, (X.T @ share).T, group)
+    for one in np.unique(group):
+        out = group == one
+        for k in range(3):
+            left = unit[~out & (y == k)]
+            expected = cosine_similarity(unit[out], [left.mean(0)])[:, 0] if len(left) else np.nan
+            np.testing.assert_allclose(found[out, k], expected, atol=1e-9)

@@ -1,0 +1,158 @@
+"""The perceptron: torch's own training, the exercise's head, and nothing left behind."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.heads.mlp import MLPHead, _Network
+from pipeline.randomness import stream
+from tests.heads.made_up_rows import made_up_rows
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_training_equals_torch_with_the_same_draws(depth, classes):
+    """With the head's own draws, torch.nn, autograd and AdamW end at the same weights."""
+    rows = made_up_rows(classes, n=70, d=6, gap=1.0)
+    head = MLPHead(
+        hidden=8, depth=depth, epochs=3, batch_size=16, learning_rate=1e-2, weight_decay=0.05,
+        random_state=7,
+    ).fit(rows.features, rows.label)  # fmt: skip
+    layers = _torch_training(head, rows.features, rows.label, classes)
+    for (weights, bias), layer in zip(head.layers_, layers, strict=True):
+        np.testing.assert_allclose(weights, layer.weight.detach().numpy().T, atol=1e-5)
+        np.testing.assert_allclose(bias, layer.bias.detach().numpy(), atol=1e-5)
+
+
+def _torch_training(head, features, label, classes):
+    rng = stream("mlp", head.random_state)
+    widths = [features.shape[1], *[head.hidden] * head.depth, classes]
+    layers = [nn.Linear(i, o) for i, o in pairwise(widths)]
+    for layer in layers:
+        bound = layer.in_features**-0.5
+        for parameter in (layer.weight, layer.bias):
+            drawn = rng.uniform(-bound, bound, tuple(parameter.shape))
+            parameter.data = torch.tensor(drawn.astype(np.float32))
+    optimiser = torch.optim.AdamW(
+        [p for layer in layers for p in layer.parameters()],
+        lr=head.learning_rate,
+        weight_decay=head.weight_decay,
+    )
+    X, y = torch.tensor(features), torch.tensor(label)
+    for _ in range(head.epochs):
+        order = rng.permutation(len(X))
+        drawn = [rng.integers(0, 256, (len(X), head.hidden), np.uint8) for _ in layers[1:]]
+        kept = [torch.tensor((m >= 128) * np.float32(2)) for m in drawn]
+        for start in range(0, len(X), head.batch_size):
+            at = order[start : start + head.batch_size]
+            h = X[at]
+            for layer, mask in zip(layers, kept, strict=False):
+                h = layer(h).relu() * mask[start : start + head.batch_size]
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(layers[-1](h), y[at]).backward()
+            optimiser.step()
+    return layers
+
+
+def test_it_is_as_good_as_the_exercises_head():
+    """Same layers, trained by an ordinary loop of 30 epochs in batches of 32: within noise."""
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 2, 600)
+    X = (rng.normal(size=(600, 20)) + 0.5 * np.eye(2, 20)[y]).astype(np.float32)
+    ours = MLPHead(random_state=0).fit(X[:400], y[:400]).score(X[400:], y[400:])
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(20, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 2))
+    optimiser = torch.optim.AdamW(network.parameters())
+    for _ in range(30):
+        for at in torch.randperm(400).split(32):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(
+                network(torch.tensor(X)[at]), torch.tensor(y)[at]
+            ).backward()
+            optimiser.step()
+    theirs = (network.eval()(torch.tensor(X[400:])).argmax(1).numpy() == y[400:]).mean()
+    assert ours == pytest.approx(theirs, abs=0.06)
+
+
+def test_it_drops_nothing_when_it_predicts():
+    """Its probabilities are those of the same network in eval mode."""
+    rows = made_up_rows()
+    head = MLPHead(epochs=2).fit(rows.features, rows.label)
+    network = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 2))
+    tensors = [t for weights, bias in head.layers_ for t in (weights.T, bias)]
+    for parameter, values in zip(network.parameters(), tensors, strict=True):
+        parameter.data = torch.tensor(values)
+    expected = network(torch.tensor(rows.features)).softmax(1).detach().numpy()
+    np.testing.assert_allclose(head.predict_proba(rows.features), expected, atol=1e-6)
+
+
+def test_validation_rows_are_noted_and_reach_no_weight():
+    """A value for each epoch; loss falls, accuracy rises on rows that can be learnt."""
+    rows, other = made_up_rows(gap=1.0), made_up_rows(gap=1.0, seed=9)
+    head = MLPHead(epochs=20)
+    blind = MLPHead(epochs=20).fit(rows.features, rows.label)
+    head.fit(rows.features, rows.label, (other.features, other.label))
+    assert {len(curve) for curve in head.curves_.values()} == {20}
+    assert head.curves_["fit_loss"][-1] < head.curves_["fit_loss"][0]
+    p = head.predict_proba(other.features)[np.arange(len(other)), other.label]
+    assert head.curves_["validation_loss"][-1] == pytest.approx(-np.log(p).mean())
+    assert set(head.curves_) - set(blind.curves_) == {"validation_loss", "validation_accuracy"}
+    np.testing.assert_array_equal(head.layers_[0][0], blind.layers_[0][0])
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"random_state": 1}, {"learning_rate": 1e-2}, {"weight_decay": 0.1}, {"dropout": 0.2}],
+)
+def test_every_setting_reaches_the_weights(setting):
+    """Heads that differ in anything differ in the end."""
+    rows = made_up_rows(gap=1.0)
+    one, two = (
+        MLPHead(hidden=8, **more).fit(rows.features, rows.label).layers_[0][0]
+        for more in ({}, setting)
+    )
+    assert np.abs(one - two).max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [(100, (30, 32, 2e-4)), (1600, (10, 64, 2e-4)), (50_000, (10, 2048, 2e-4 * 32**0.5))],
+)
+def test_the_schedule_grows_with_the_rows(n, expected):
+    """About 250 steps in all, whatever the number of rows; what is given is kept."""
+    assert MLPHead().schedule(n) == pytest.approx(expected)
+    given = MLPHead(epochs=7, batch_size=5, learning_rate=0.1)
+    assert given.schedule(n) == (7, 5, 0.1)
+
+
+def test_dropout_keeps_the_share_that_it_says():
+    """Also a share that is no multiple of 1/256 keeps the expectation exact."""
+    rng = np.random.default_rng(0)
+    network = _Network([4, 400, 2], rng, device="cpu", dropout=0.3)
+    (drawn,) = network.draw_masks(500)
+    mask = network.scaled(drawn)
+    assert float((mask > 0).double().mean()) == pytest.approx(0.7, abs=0.005)
+    assert float(mask.double().mean()) == pytest.approx(1.0, abs=0.01)
+
+
+def test_training_leaves_the_callers_randomness_and_threads_alone():
+    """A head must not change what the next one draws."""
+    rows = made_up_rows()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    MLPHead(epochs=1).fit(rows.features, rows.label)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("setting", [{"depth": 0}, {"hidden": 0}, {"dropout": 1.0}])
+def test_a_setting_that_is_not_allowed_is_refused(setting):
+    """What is allowed is in the message."""
+    rows = made_up_rows()
+    with pytest.raises(ValueError, match="allowed are 1 or more, 1 or more, and 0 to below 1"):
+        MLPHead(**setting).fit(rows.features, rows.label)

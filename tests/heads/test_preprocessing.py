@@ -1,0 +1,41 @@
+"""What is done to features before a head sees them."""
+
+import numpy as np
+import pytest
+
+from pipeline.errors import UnknownNameError
+from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+@pytest.mark.parametrize("widths", [(8,), (3, 5)])
+def test_rows_stay_apart_and_the_input_as_it_is(name, widths):
+    """Row order, float32, finite numbers; a row is transformed alone as in company."""
+    X = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    before = X.copy()
+    fitted = make_preprocessing(name, widths).fit(X)
+    found = fitted.transform(X)
+    np.testing.assert_array_equal(X, before)
+    assert np.isfinite(found).all()
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(fitted.transform(X[3:5]), found[3:5], atol=1e-5)
+
+
+def test_each_does_what_it_says():
+    """Unit variance, unit length, uncorrelated; blocks of two backbones weigh the same."""
+    X = np.random.default_rng(0).normal(size=(200, 8)) @ np.diag([1, 1, 1, 50, 50, 50, 50, 9])
+    X = X.astype(np.float32)
+    done = {name: make_preprocessing(name, (3, 5)).fit_transform(X) for name in PREPROCESSING}
+    np.testing.assert_allclose(done["standardise"].std(0), 1, rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(done["l2"], axis=1), 1, rtol=1e-4)
+    white = np.cov(done["pca_whiten"].T)
+    np.testing.assert_allclose(white, np.eye(len(white)), atol=1e-3)
+    variance = done["none"].var(0)
+    assert variance[:3].mean() == pytest.approx(variance[3:].mean(), rel=1e-3)
+    np.testing.assert_array_equal(make_preprocessing("none", (8,)).fit_transform(X), X)
+
+
+def test_an_unknown_name_lists_the_table():
+    """The message is built from PREPROCESSING."""
+    with pytest.raises(UnknownNameError, match="unknown preprocessing 'l3'; known: standardise"):
+        make_preprocessing("l3", (8,))

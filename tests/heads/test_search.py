@@ -1,0 +1,154 @@
+"""Fitting for a comparison: what folds see, what they choose, what fails."""
+
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from pipeline.data.patients import patient_folds
+from pipeline.heads import HEADS, HeadSpec, parallel, search
+from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
+from pipeline.heads.search import deal_folds, fit_heads
+from tests.heads.made_up_rows import made_up_rows
+
+PLAIN = HeadSpec(make=lambda _: LogisticRegression(C=0.1), about="")
+
+
+def fit(data, specs, **more):
+    given = {"seeds": (3,), "preprocessing": StandardScaler} | more
+    return fit_heads(data, specs, data.features, **given)
+
+
+def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patient():
+    """The same as by hand, scaler and all, in each division; parameters as chosen once."""
+    data = made_up_rows(gap=1.0)
+    fits, failures = fit(data, {"lr": PLAIN}, repeats=2)
+    assert not failures
+    for repeat in range(2):
+        for inside, outside in patient_folds(data.label, data.group, seed=3 + repeat):
+            again = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
+            again.fit(data.features[inside], data.label[inside])
+            expected = again.predict_proba(data.features[outside])
+            found = fits["lr"].out_of_fold[repeat, outside]
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_without_repeats_only_heads_with_a_choice_are_fitted_to_folds(monkeypatch):
+    """What --quick leaves out is left out, not made cheaper."""
+    divided = []
+    divide = search._divide
+    monkeypatch.setattr(
+        search, "_divide", lambda data, log, choices, *rest: (
+            divided.extend(choices), divide(data, log, choices, *rest)
+        )[1],
+    )  # fmt: skip
+    fits, _ = fit(made_up_rows(), {"linear": HEADS["linear"], "lr": PLAIN})
+    assert divided == ["linear"]
+    assert {one.out_of_fold for one in fits.values()} == {None}
+    assert fits["linear"].chosen["C"] in HEADS["linear"].grid["C"]
+    assert [step["C"] for step in fits["linear"].path] == list(HEADS["linear"].grid["C"])
+
+
+def test_the_choice_is_the_lowest_log_loss_on_patients_held_out():
+    """Images of a patient that are nearly the same must not vouch for each other."""
+    rng = np.random.default_rng(3)
+    base = np.repeat(rng.normal(size=(40, 60)), 4, 0)  # nothing to learn but the patients
+    data = made_up_rows(n=160, d=60, each=4)
+    data = data.with_(features=(base + 0.05 * rng.normal(size=(160, 60))).astype(np.float32))
+    images = replace(data, group=np.arange(160).astype(str))
+    chosen = [
+        fit(rows, {"linear": HEADS["linear"]})[0]["linear"].chosen["C"] for rows in (data, images)
+    ]
+    assert chosen[0] < chosen[1] / 10
+
+
+def test_a_choice_that_the_rows_cannot_bear_is_not_chosen():
+    """Forty rows have no 45 neighbours in a fold; the head is fitted with fewer."""
+    fits, _ = fit(made_up_rows(n=40, each=1), {"knn": HEADS["knn"]})
+    assert fits["knn"].chosen["n_neighbors"] in {5, 15}
+    assert len(fits["knn"].path) == 2
+
+
+def test_a_head_that_fails_is_listed_and_the_others_go_on():
+    """With its reason, whether it fails on folds or on all rows."""
+
+    class Singular(DummyClassifier):
+        def fit(self, X, y):
+            raise np.linalg.LinAlgError("singular")
+
+    class TooLarge(DummyClassifier):
+        def fit(self, X, y):
+            raise MemoryError
+
+    bad = {
+        "bad": HeadSpec(make=lambda _: Singular(), about=""),
+        "large": HeadSpec(make=lambda _: TooLarge(), about=""),
+    }
+    for repeats in (0, 1):
+        fits, failures = fit(made_up_rows(), {**bad, "lr": PLAIN}, repeats=repeats)
+        assert failures == {"bad": "singular", "large": "MemoryError"}
+        assert set(fits) == {"lr"}
+
+
+def test_a_class_of_one_patient_is_a_reason_for_every_head_that_needs_folds():
+    """The others are fitted."""
+    data = made_up_rows(n=20, each=2)
+    data = replace(data, group=np.where(data.label == 1, "only", data.group))
+    fits, failures = fit(data, {"linear": HEADS["linear"], "lr": PLAIN})
+    assert set(fits) == {"lr"}
+    assert "one patient alone" in failures["linear"]
+
+
+def test_stochastic_heads_are_fitted_for_every_seed_and_the_others_once():
+    """Predictions of each, for all rows of the study."""
+    data = made_up_rows()
+    fits, _ = fit(data, {n: HEADS[n] for n in ("mlp", "prior")}, seeds=(3, 4))
+    assert (fits["mlp"].seeds, fits["prior"].seeds) == ((3, 4), (3,))
+    for one in fits.values():
+        for model, proba in zip(one.models, one.proba, strict=True):
+            np.testing.assert_array_equal(model.predict_proba(data.features), proba)
+    assert (fits["mlp"].proba[0] != fits["mlp"].proba[1]).any()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_is_the_same_on_one_core_and_on_two(name, monkeypatch):
+    """Bit by bit: choices, held-out probabilities, all seeds."""
+    data, found = made_up_rows(n=60, gap=1.0, each=2), []
+    for cores in (1, 2):
+        monkeypatch.setattr(parallel, "_cores", lambda cores=cores: cores)
+        fits, failures = fit(data, {name: HEADS[name]}, seeds=(0, 1, 2), repeats=1)
+        assert not failures
+        found.append(fits[name])
+    assert found[0].chosen == found[1].chosen
+    np.testing.assert_array_equal(found[0].proba, found[1].proba)
+    np.testing.assert_array_equal(found[0].out_of_fold, found[1].out_of_fold)
+
+
+def test_of_many_rows_one_fold_is_held_out(monkeypatch):
+    """The others have no out-of-fold probabilities, and say so."""
+    monkeypatch.setattr(search, "MANY_ROWS", 100)
+    data = made_up_rows()
+    fits, _ = fit(data, {"linear": HEADS["linear"]}, repeats=1)
+    ((_, outside),) = deal_folds(data, 3)
+    known = np.isfinite(fits["linear"].out_of_fold[0]).all(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(known), outside)
+
+
+@pytest.mark.parametrize("widths", [(8,), (5, 3)], ids=["one backbone", "two backbones"])
+@pytest.mark.parametrize("preprocessing", PREPROCESSING)
+def test_every_head_learns_three_classes_under_every_preprocessing(preprocessing, widths):
+    """From features whose last column never varies."""
+    data = made_up_rows(3, n=150)
+    data.features[:, -1] = 1.0
+    make = partial(make_preprocessing, preprocessing, widths)
+    fits, failures = fit(data, HEADS, seeds=(0,), preprocessing=make)
+    assert not failures
+    assert list(fits) == list(HEADS)
+    for name, one in fits.items():
+        right = (one.proba[0].argmax(1) == data.label).mean()
+        assert right > (0.3 if name == "prior" else 0.8), name
