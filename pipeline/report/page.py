@@ -326,7 +326,7 @@ def _recipes(records: Mapping[str, Any]) -> Iterator[str]:
         backbone
         for target in shift["targets"]
         for backbone, fingerprint in zip(
-            target["backbone"].split("+"), target["inputs"]["recipes"], strict=False
+            target["backbone"].split("+"), target["provenance"]["inputs"]["recipes"], strict=False
         )
         if fingerprint != last.get(backbone, fingerprint)
     }

@@ -166,7 +166,7 @@ def _target(name, K):
         "backbone": "tiny",
         "target": name,
         "labelled": True,
-        "verdict": f"Accuracy falls by 10.0 points on {name}.",
+        "verdict": [f"Accuracy falls by 10.0 points on {name}."],
         "effects": effects,
         "adaptation": [
             {
