@@ -1,4 +1,4 @@
-"""What the training loop reads: rows held in memory or on the device, or images decoded anew.
+"""What the training loop reads: rows held in memory, in a file or on the device.
 
 Each image is held once, by its content key; splits and domains are views. Batches are made
 ready while the last step runs, and are augmented on the device that trains.
@@ -6,12 +6,14 @@ ready while the last step runs, and are augmented on the device that trains.
 
 import hashlib
 import math
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from os import cpu_count
-from typing import Any, Protocol, Self
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from pipeline.data.images import PixelPolicy, Pixels
-from pipeline.data.items import Item
+from pipeline.data.images import PixelPolicy
 from pipeline.data.samples import Samples
-from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.features.extract import decode_images
 from pipeline.finetune.distributed import Group
@@ -33,8 +33,8 @@ from pipeline.words import printable
 Rows = NDArray[np.intp]
 Labels = NDArray[np.int64]
 
-#: Pixels up to this size are kept in memory: 28,000 images of 224 x 224. Above it, every
-#: epoch decodes them again.
+#: Pixels up to this size are kept in memory: 28,000 images of 224 x 224. More lie in a file,
+#: of which the system keeps in memory what it can.
 HELD_BYTES = 4 << 30
 #: Share of CUDA's free memory that held rows may take; the rest is for the network.
 DEVICE_SHARE = 0.5
@@ -44,34 +44,13 @@ _AHEAD = 2
 _DEGREES, _SIDE = 10.0, 0.85
 
 
-class Examples(Protocol):
-    """Inputs of a network with their labels: pixels, features or stored activations.
-
-    Attributes:
-        label: 0 to K - 1, shape ``(n,)``.
-    """
-
-    label: Labels
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Rows) -> Tensor:
-        """Inputs of these rows: uint8 ``(m, s, s, 3)`` or floating ``(m, ...)``.
-
-        Called by one thread at a time, which is not the caller of the loop.
-        """
-
-    def take(self, rows: Rows) -> Self:
-        """The examples of these rows, shape ``(m,)``, over the same memory."""
-
-
 class Held:
-    """Rows of one tensor, which all views share.
+    """Inputs of a network with their labels: rows of one tensor, which all views share.
 
     Args:
-        values: Shape ``(N, ...)``, uint8 pixels or float32 activations.
+        values: Shape ``(N, ...)``, uint8 pixels or float32 features or activations.
         at: Shape ``(n,)``: in which row of ``values`` each example lies.
-        label: Shape ``(n,)``, int64.
+        label: 0 to K - 1, shape ``(n,)``, int64.
     """
 
     def __init__(self, values: Tensor, at: Rows, label: Labels) -> None:
@@ -83,56 +62,15 @@ class Held:
         return len(self._at)
 
     def batch(self, rows: Rows) -> Tensor:
-        """A copy of some examples, shape ``(m, ...)``, where the values are."""
+        """A copy of some examples, shape ``(m, ...)``, where the values are.
+
+        Called by one thread at a time, which is not the caller of the loop.
+        """
         return self.values[torch.from_numpy(self._at[rows]).to(self.values.device)]
 
     def take(self, rows: Rows) -> "Held":
-        """See :class:`Examples`."""
+        """The examples of these rows, shape ``(m,)``, over the same values."""
         return Held(self.values, self._at[rows], self.label[rows])
-
-
-class Decoding:
-    """Images that are read and decoded anew for every batch, by threads.
-
-    For sets that memory does not hold; costs about a hundredth of a second an image.
-
-    Args:
-        items: ``n`` images.
-        label: Shape ``(n,)``, int64.
-        policy: From bytes to pixels.
-        pool: Threads, shared by all views.
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        label: Labels,
-        policy: PixelPolicy,
-        pool: ThreadPoolExecutor | None = None,
-    ) -> None:
-        self._items = items
-        self.label = label
-        self._policy = policy
-        self._pool = pool or ThreadPoolExecutor(cpu_count(), "decode")
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def batch(self, rows: Rows) -> Tensor:
-        """Uint8 pixels of shape ``(m, size, size, 3)``.
-
-        Raises:
-            ImageError: An image cannot be used any more.
-        """
-        return torch.from_numpy(np.stack(list(self._pool.map(self._pixels, rows.tolist()))))
-
-    def take(self, rows: Rows) -> "Decoding":
-        """See :class:`Examples`."""
-        items = [self._items[i] for i in rows.tolist()]
-        return Decoding(items, self.label[rows], self._policy, self._pool)
-
-    def _pixels(self, row: int) -> Pixels:
-        return read_image(self._items[row]).pixels(self._policy)
 
 
 def number_keys(samples: Samples) -> tuple[list[bytes], Rows]:
@@ -152,22 +90,24 @@ def hold(values: NDArray[Any], at: Rows, label: Labels, device: str = "cpu") -> 
     return Held(tensor, at, label)
 
 
-def load_pixels(samples: Samples, policy: PixelPolicy, device: str = "cpu") -> Held | Decoding:
-    """The pixels of all samples, held where they fit into ``HELD_BYTES``.
+def load_pixels(
+    samples: Samples, policy: PixelPolicy, *, folder: Path, device: str = "cpu"
+) -> Held:
+    """The pixels of all samples, decoded once.
 
     Args:
         samples: Of which each is usable; see :func:`pipeline.features.load.load_features`.
         policy: From bytes to pixels.
+        folder: Holds what takes more than ``HELD_BYTES``, in a file.
         device: Where they are trained on.
 
     Raises:
         ImageError: An image cannot be used any more.
+        OSError: No space for the file.
     """
     keys, at = number_keys(samples)
-    if len(keys) * 3 * policy.size**2 > HELD_BYTES:
-        return Decoding(samples.items, samples.label, policy)
     first = dict(zip(reversed(samples.key), reversed(samples.items), strict=True))
-    values = np.empty((len(keys), policy.size, policy.size, 3), np.uint8)
+    values = _pixel_array((len(keys), policy.size, policy.size, 3), folder)
     row_of = {key: row for row, key in enumerate(keys)}
     unusable: dict[bytes, str] = {}
     with Progress("decoding", len(keys)) as progress:
@@ -180,6 +120,17 @@ def load_pixels(samples: Samples, policy: PixelPolicy, device: str = "cpu") -> H
             "again, which lists such images"
         )
     return hold(values, at, samples.label, device)
+
+
+def _pixel_array(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
+    """In memory, or in a file without a name, which goes when it is not used any more."""
+    size = math.prod(shape)
+    if size <= HELD_BYTES:
+        return np.empty(shape, np.uint8)
+    with TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that is full is an error here, not later
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
 def limit_images(samples: Samples, limit: int | None, seed: int) -> Samples:
@@ -244,7 +195,7 @@ def dropout_seed(seed: int, epoch: int, step: int, rank: int) -> int:
 
 
 def fit_batches(
-    fit: Examples, settings: TrainingSettings, group: Group, *, epoch: int, first: int
+    fit: Held, settings: TrainingSettings, group: Group, *, epoch: int, first: int
 ) -> Iterator[Batch]:
     """This process's share of the steps of an epoch, from step ``first`` on."""
     rows, size = order(settings.seed, epoch, len(fit)), settings.batch_size
@@ -267,7 +218,7 @@ def fit_batches(
 
 
 def plain_batches(
-    examples: Examples, settings: TrainingSettings, group: Group | None = None
+    examples: Held, settings: TrainingSettings, group: Group | None = None
 ) -> Iterator[Batch]:
     """All examples in their order; of a group, each process gets every size-th batch."""
     group, size = group or Group(), settings.batch_size

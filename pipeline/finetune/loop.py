@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from pipeline.errors import EngineError
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints, describe_training, pack_tensors, restore
-from pipeline.finetune.data import Examples, dropout_seed, fit_batches, plain_batches
+from pipeline.finetune.data import Held, dropout_seed, fit_batches, plain_batches
 from pipeline.finetune.distributed import autocast, peak_memory, seed_generators, torch_settings
 from pipeline.finetune.history import EpochRow, History, TrainingState, best_epoch
 from pipeline.finetune.methods import TrainingSettings
@@ -26,8 +26,8 @@ _LOG = logging.getLogger(__name__)
 # One loop, read from top to bottom, is easier to trust than its pieces would be.
 def train(  # noqa: C901, PLR0915
     model: nn.Module,
-    fit: Examples,
-    validation: Examples | None,
+    fit: Held,
+    validation: Held | None,
     settings: TrainingSettings,
     *,
     checkpoints: Checkpoints | None = None,
@@ -133,7 +133,7 @@ def train(  # noqa: C901, PLR0915
 
 
 def predict(
-    model: nn.Module, examples: Examples, *, batch_size: int, device: str
+    model: nn.Module, examples: Held, *, batch_size: int, device: str
 ) -> NDArray[np.float64]:
     """Class probabilities ``(n, K)``, nothing dropped, in float32 whatever it was trained in.
 
@@ -207,7 +207,7 @@ def _optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
 
 
 def _check(
-    model: nn.Module, fit: Examples, validation: Examples | None, settings: TrainingSettings
+    model: nn.Module, fit: Held, validation: Held | None, settings: TrainingSettings
 ) -> None:
     if settings.patience and validation is None:
         raise ValueError("patience needs validation examples: give them, or patience 0")
@@ -228,7 +228,7 @@ def _history(now: TrainingState, settings: TrainingSettings) -> History:
 
 
 def _epoch_row(
-    model: nn.Module, now: TrainingState, validation: Examples | None, settings: TrainingSettings
+    model: nn.Module, now: TrainingState, validation: Held | None, settings: TrainingSettings
 ) -> EpochRow:
     """The epoch that has just been trained, and its validation."""
     start = time.perf_counter()
@@ -247,7 +247,7 @@ def _epoch_row(
     )
 
 
-def _score(model: nn.Module, examples: Examples, settings: TrainingSettings) -> tuple[float, float]:
+def _score(model: nn.Module, examples: Held, settings: TrainingSettings) -> tuple[float, float]:
     """Mean cross-entropy and accuracy; processes share the batches, all get the same sums."""
     totals = torch.zeros(2, dtype=torch.float64, device=settings.device)
     model.eval()

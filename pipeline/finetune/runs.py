@@ -32,7 +32,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.cuts import StoredRows, frozen_store, pixel_policy, stored_rows
-from pipeline.finetune.data import Decoding, Examples, Held, load_pixels
+from pipeline.finetune.data import Held, load_pixels
 from pipeline.finetune.distributed import named_errors, wait_for_all
 from pipeline.finetune.interpolate import ALPHAS, RULE, fold_norms, interpolate
 from pipeline.finetune.loop import predict, train
@@ -209,9 +209,11 @@ class Experiment:
         return pixel_policy(self.choice, self.image_size)
 
     @cached_property
-    def pixels(self) -> Held | Decoding:
+    def pixels(self) -> Held:
         """Of all samples."""
-        return load_pixels(self.samples, self.policy, self.device)
+        return load_pixels(
+            self.samples, self.policy, folder=self.study.results, device=self.device
+        )
 
     def stored(self, *, at_cut: bool) -> StoredRows:
         """Stored rows of all samples; rank 0 computes what is missing, the others wait."""
@@ -235,7 +237,7 @@ class Experiment:
                 wait_for_all(self.device)
         return self._stored[at_cut]
 
-    def examples(self, name: str) -> Examples:
+    def examples(self, name: str) -> Held:
         """What a method reads, of all samples."""
         reads = METHODS[name].reads
         return self.pixels if reads == PIXELS else self.stored(at_cut=reads == ACTIVATIONS).examples

@@ -17,7 +17,7 @@ from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import TrainingSettings
-from tests.finetune.jobs import IDENTITY, Pictures, small_net, tensors
+from tests.finetune.jobs import IDENTITY, CutOff, Pictures, small_net, tensors
 
 #: Shares of 3 and 2 rows; of the last batch of one row, one share is empty.
 SETTINGS = TrainingSettings(
@@ -34,21 +34,6 @@ def curves(*, norm=False, dropout=0.0, settings=SETTINGS, **options):
     ]
     weights = {name: value.double().tolist() for name, value in tensors(model).items()}
     return {"rows": rows, "weights": weights}
-
-
-class CutOff(Checkpoints):
-    """Ends its process, or raises, after the third save."""
-
-    saves = 0
-
-    def save(self, *args):
-        super().save(*args)
-        self.saves += 1
-        if self.saves == 3:
-            self.end()
-
-    def end(self):
-        raise KeyboardInterrupt
 
 
 class _Deadly(CutOff):

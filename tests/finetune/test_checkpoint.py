@@ -21,6 +21,7 @@ from tests.finetune.jobs import (
     IDENTITY,
     LONGER,
     SETTINGS,
+    CutOff,
     Nursery,
     Pictures,
     noted_job,
@@ -288,18 +289,6 @@ def test_checkpoints_move_no_bit(tmp_path, optimiser):
     assert same(often, tensors(never))
 
 
-class _CutOff(Checkpoints):
-    """Stops the training after so many saves."""
-
-    saves = 0
-
-    def save(self, *args):
-        super().save(*args)
-        self.saves -= 1
-        if not self.saves:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_moments_of_either_optimiser_survive(tmp_path, optimiser):
     """Cut off after each save in turn and run again, the weights are the same."""
@@ -307,8 +296,8 @@ def test_moments_of_either_optimiser_survive(tmp_path, optimiser):
     expected, _ = train_job(tmp_path / "whole", settings=settings)
     for saves in range(1, 5):
         folder, validation = tmp_path / str(saves), Pictures(3, seed=1)
-        checkpoints = _CutOff(folder, IDENTITY, seconds=0)
-        checkpoints.saves = saves
+        checkpoints = CutOff(folder, IDENTITY, seconds=0)
+        checkpoints.last = saves
         with pytest.raises(KeyboardInterrupt):
             train(small_net(), Pictures(), validation, settings, checkpoints=checkpoints)
         assert same(train_job(folder, settings=settings)[0], expected)

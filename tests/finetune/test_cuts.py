@@ -80,7 +80,7 @@ def test_stored_activations_are_those_of_the_prefix(study, tmp_path):
     network, policy = build("tiny", tmp_path / "tiny.pth"), pixel_policy(study.backbones[0], None)
     frozen = Frozen(cut_of("tiny").split(network)[0], policy)
     rows = np.array([7, 3, 41])
-    expected = frozen(load_pixels(samples, policy).take(rows).batch(np.arange(3)))
+    expected = frozen(load_pixels(samples, policy, folder=tmp_path).take(rows).batch(np.arange(3)))
     found = taken.examples.take(rows)
     torch.testing.assert_close(found.batch(np.arange(3)), expected)
     np.testing.assert_array_equal(found.label, samples.label[rows])
@@ -166,7 +166,7 @@ def test_copies_of_an_image_share_a_row(study, tmp_path):
     taken = activations(study, samples)
     assert taken.computed == 60
     assert len(taken.examples) == 61
-    assert len(load_pixels(samples, pixel_policy(study.backbones[0], None))) == 61
+    assert len(load_pixels(samples, pixel_policy(study.backbones[0], None), folder=tmp_path)) == 61
 
 
 def test_canaries_guard_the_activations(study):

@@ -1,5 +1,7 @@
 """What the loop reads: pixels held or decoded anew, limits, and small random changes."""
 
+import errno
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +13,6 @@ from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError
 from pipeline.finetune.cuts import pixel_policy
 from pipeline.finetune.data import (
-    Decoding,
-    Held,
     augment_lightly,
     hold,
     limit_images,
@@ -45,18 +45,30 @@ def policy(study):
     return pixel_policy(study.backbones[0], None)
 
 
-def test_pixels_are_the_same_held_or_decoded_anew(samples, policy, monkeypatch):
-    """Memory decides how, never what."""
+def test_pixels_are_the_same_in_memory_and_in_a_file(samples, policy, tmp_path, monkeypatch):
+    """Their size decides where, never what; the file has no name that could stay behind."""
     rows, batch = np.array([9, 2, 30, 59]), np.array([3, 0])
-    held = load_pixels(samples, policy)
+    in_memory = load_pixels(samples, policy, folder=tmp_path)
+    before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(data_module, "HELD_BYTES", 0)
-    decoding = load_pixels(samples, policy)
-    assert isinstance(held, Held)
-    assert isinstance(decoding, Decoding)
-    assert torch.equal(held.take(rows).batch(batch), decoding.take(rows).batch(batch))
-    assert held.batch(batch).shape == (2, 32, 32, 3)
-    assert len(decoding.take(rows)) == len(held.take(rows)) == 4
-    np.testing.assert_array_equal(held.take(rows).label, decoding.take(rows).label)
+    in_file = load_pixels(samples, policy, folder=tmp_path)
+    assert sorted(tmp_path.iterdir()) == before
+    assert torch.equal(in_memory.values, in_file.values)
+    assert torch.equal(in_memory.take(rows).batch(batch), in_file.values[[59, 9]])
+    assert in_memory.batch(batch).shape == (2, 32, 32, 3)
+    np.testing.assert_array_equal(in_file.take(rows).label, samples.label[rows])
+
+
+def test_a_disk_without_space_for_pixels_is_an_error(samples, policy, tmp_path, monkeypatch):
+    """Before anything is decoded; a write into the mapped file would kill the process."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(data_module, "HELD_BYTES", 0)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="No space"):
+        load_pixels(samples, policy, folder=tmp_path)
 
 
 @pytest.mark.parametrize(("free", "moves"), [(100, ["cuda:1"]), (99, [])])
@@ -71,13 +83,13 @@ def test_half_of_the_devices_free_memory_holds_rows(monkeypatch, free, moves):
     assert moved == moves
 
 
-def test_an_image_that_went_bad_is_named(samples, policy):
+def test_an_image_that_went_bad_is_named(samples, policy, tmp_path):
     """A method must not train on fewer images than it says."""
     with open(samples.items[5].file, "wb") as file:
         file.write(b"no image any more")
     message = "cannot be used .changed while.*; run headrace features STUDY"
     with pytest.raises(ImageError, match=message):
-        load_pixels(samples, policy)
+        load_pixels(samples, policy, folder=tmp_path)
 
 
 def test_a_limit_keeps_every_split_and_class(samples):

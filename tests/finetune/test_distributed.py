@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pipeline.errors import EngineError
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.distributed import Group, joined
-from tests.finetune.jobs import IDENTITY
-from tests.finetune.parallel_jobs import CutOff, curves
+from tests.finetune.jobs import IDENTITY, CutOff
+from tests.finetune.parallel_jobs import curves
 
 ROOT = Path(__file__).parents[2]
 

@@ -86,7 +86,7 @@ def _twenty_steps(name, file, study, size):
         made.whole.head.double()
         if online:
             entry = nn.Sequential(made.whole.entry, prefix, Doubled())
-            examples = load_pixels(samples, policy).take(fit)
+            examples = load_pixels(samples, policy, folder=Path()).take(fit)
         else:
             entry, examples = Doubled(), stored.take(fit)
         train(Classifier(entry, tail, made.whole.head), examples, None, settings)

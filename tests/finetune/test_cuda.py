@@ -1,0 +1,82 @@
+"""The same trainings on CUDA: near those of the CPU, repeatable where asked, resumable."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.finetune.checkpoint import Checkpoints
+from pipeline.finetune.data import augment_lightly, hold
+from pipeline.finetune.loop import predict, train
+from pipeline.finetune.methods import TrainingSettings
+from tests.finetune.jobs import IDENTITY, CutOff, Pictures, same, small_net, tensors
+
+DEVICE = "cuda"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+SETTINGS = TrainingSettings(epochs=4, batch_size=8, seed=3, device=DEVICE, augmentation="light")
+
+
+def held(device=DEVICE):
+    """Forty pictures of two classes, where they are trained on."""
+    pictures = Pictures(40, side=16)
+    return hold(pictures.pixels, np.arange(40), pictures.label, device)
+
+
+def trained(settings=SETTINGS, dropout=0.0, **options):
+    """Final tensors, on the CPU, and the history."""
+    model, data = small_net(dropout=dropout), held(settings.device)
+    history = train(model, data, data, settings, **options)
+    return {name: value.cpu() for name, value in tensors(model).items()}, history
+
+
+def test_a_training_is_near_that_of_the_cpu():
+    """In fp32, with the augmentation on the device; rows and batches are on it too."""
+    (found, history), (expected, of_cpu) = trained(), trained(replace(SETTINGS, device="cpu"))
+    assert held().batch(np.arange(3)).device.type == DEVICE
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-3)
+    losses = [[row.validation_loss for row in h.rows] for h in (history, of_cpu)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_other_precisions_are_near_fp32(precision):
+    """Weights stay float32, and predictions are computed in it."""
+    found, history = trained(replace(SETTINGS, precision=precision))
+    expected, _ = trained()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        torch.testing.assert_close(found[name], value, rtol=0.1, atol=0.02)
+    assert all(np.isfinite(row.fit_loss) for row in history.rows)
+
+
+def test_deterministic_trainings_are_equal_to_the_last_bit():
+    """Dropout and augmentation included."""
+    settings = replace(SETTINGS, deterministic=True)
+    assert same(trained(settings, dropout=0.5)[0], trained(settings, dropout=0.5)[0])
+
+
+def test_a_training_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
+    """From a checkpoint in the middle of an epoch."""
+    expected, _ = trained(dropout=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        trained(dropout=0.5, checkpoints=CutOff(tmp_path, IDENTITY, seconds=0))
+    found, _ = trained(dropout=0.5, checkpoints=Checkpoints(tmp_path, IDENTITY, seconds=0))
+    assert same(found, expected)
+
+
+def test_the_augmentation_is_that_of_the_cpu():
+    """Within one grey level, which is rounding."""
+    pixels, rows = torch.from_numpy(Pictures(20, side=32).pixels), np.arange(20)
+    expected = augment_lightly(pixels, 1, 2, rows).int()
+    found = augment_lightly(pixels.to(DEVICE), 1, 2, rows).cpu().int()
+    assert (found - expected).abs().max() <= 1
+    assert (found != expected).float().mean() < 0.01
+
+
+def test_predictions_are_near_those_of_the_cpu():
+    """Rows that sum to one."""
+    model, data = small_net(), Pictures(10)
+    expected = predict(model, data, batch_size=4, device="cpu")
+    assert predict(model, data, batch_size=4, device=DEVICE) == pytest.approx(expected, abs=1e-5)
