@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STUDY  ?= demo/study.toml
+DEVICE ?= cpu
 READY  := $(VENV)/.ready
 # Without STUDY the demo is used, and written when it is not there.
 DEMO   := $(filter demo/study.toml,$(STUDY))
@@ -66,8 +67,8 @@ bench-features: $(READY)  ## Images/s against a plain DataLoader loop and the ba
 bench-heads: $(READY)  ## Heads trained together against one at a time
 	$(BIN)/python -m tests.bench.heads
 
-bench-finetune: $(READY)  ## The last block trained from the store against the whole network
-	$(BIN)/python -m tests.bench.finetune
+bench-finetune: $(READY)  ## The last block from the store against the whole network [DEVICE=cpu]
+	$(BIN)/python -m tests.bench.finetune --device "$(DEVICE)"
 
 bench-memory: $(READY)  ## Peak memory and time of four heads on 200,000 x 1024 features
 	$(BIN)/python -m tests.bench.memory
