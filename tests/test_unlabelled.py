@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline.shift.record import to_json
-from pipeline.shift.unlabelled import NEEDS_LABELS
 
 import pipeline.audit.stage as audit_module
 from pipeline.audit.stage import audit

@@ -211,9 +211,7 @@ class Experiment:
     @cached_property
     def pixels(self) -> Held:
         """Of all samples."""
-        return load_pixels(
-            self.samples, self.policy, folder=self.study.results, device=self.device
-        )
+        return load_pixels(self.samples, self.policy, folder=self.study.results, device=self.device)
 
     def stored(self, *, at_cut: bool) -> StoredRows:
         """Stored rows of all samples; rank 0 computes what is missing, the others wait."""

@@ -261,7 +261,7 @@ def importance_weighting(
     their domain classifiers are one batch and their heads another.
     """
     label = model.data.labelled()
-    rows = np.vstack([model.standard, model.standardise(target)]).astype(np.float32)
+    rows = np.vstack([model.standard, model.standardise(target)])
     n, penalty = len(label), model.inverse_penalty
     balance = np.zeros((len(parts), len(rows)))
     for weights, part in zip(balance, parts, strict=True):

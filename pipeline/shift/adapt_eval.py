@@ -275,7 +275,7 @@ def _k_shot(
             order = np.random.default_rng([number, 5, k]).permutation(fit)
             for c in range(model.classes):
                 row[number, order[label[order] == c][:k]] = 1
-    rows = model.standardise(target.embedded()).astype(np.float32)
+    rows = model.standardise(target.embedded())
     # One head for each k and half: they share the rows, and which are shown is a weight.
     weights = shown.reshape(-1, len(label))
     heads = fit_weighted(rows, label, C=model.inverse_penalty, weights=weights)

@@ -132,7 +132,7 @@ def refit(model: SourceModel, rng: np.random.Generator, *, count: int = REFITS) 
     """
     label = model.data.labelled()
     weights = draw_patients(model.data.group, rng, draws=count, label=label).weights()
-    rows = model.standard.astype(np.float32)
+    rows = model.standard
     heads = fit_weighted(rows, label, C=model.inverse_penalty, weights=weights)
     return Refits(weights=weights, heads=heads)
 
