@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.report.table import Column, Detail, Heading, Part, Table
+from pipeline.report.table import Column, Detail, Heading, Part, Table, format_value, table_of
 from pipeline.words import counted
 
 Record = Mapping[str, Any]
@@ -52,41 +52,31 @@ def _backbone(record: Record, one: Record) -> Iterator[Part]:
 
 
 def _domain(backbone: str, best: str | None, domain: Record) -> Table:
-    rows = domain["rows"]
-    others = [m for m in dict.fromkeys(m for r in rows for m in r["scores"]) if m not in _NAMES]
+    def row_of(head: Row) -> Row:
+        difference = head["differences"].get("accuracy")
+        p = None if difference is None else difference["p_adjusted"]
+        marked = {"best": head["head"] == best, "points": difference, "p": p}
+        return {**head, **head["scores"], **marked}
 
-    def line(row: Row) -> tuple[Any, ...]:
-        difference = row["differences"].get("accuracy")
-        return (
-            row["head"],
-            row["head"] == best,
-            *(_bounds(row["scores"].get(metric)) for metric in _NAMES),
-            _bounds(difference),
-            None if difference is None else difference["p_adjusted"],
-            row["fit_seconds"],
-            *(_bounds(row["scores"].get(metric)) for metric in others),
-        )
-
+    rows = [row_of(head) for head in domain["rows"]]
+    metrics = dict.fromkeys(metric for row in rows for metric in row["scores"])
+    others = [metric for metric in metrics if metric not in _NAMES]
     images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
-    return Table(
-        title=f"{_name(domain)}: {images} of {patients}",
-        columns=(
-            Column(name="head"),
-            Column(name="best", kind="mark"),
-            *(Column(name=n, kind="share", interval=True) for n in _NAMES.values()),
-            Column(name="points", kind="points", interval=True),
-            Column(name="p", kind="p"),
-            Column(name="fit s", kind="seconds"),
-            *(Column(name=m, kind="number", interval=True, csv_only=True) for m in others),
+    return table_of(
+        f"{_name(domain)}: {images} of {patients}",
+        (
+            Column("head"),
+            Column("best", "mark"),
+            *(Column(name, "share", interval=True, field=m) for m, name in _NAMES.items()),
+            Column("points", "points", interval=True, field="points"),
+            Column("p", "p"),
+            Column("fit s", "seconds", field="fit_seconds"),
+            *(Column(m, "number", interval=True, field=m, csv_only=True) for m in others),
         ),
-        rows=tuple(map(line, rows)),
+        rows,
         key="heads",
         about={"backbone": backbone, "domain": domain["domain"], "role": domain["role"]},
     )
-
-
-def _bounds(value: Row | None) -> tuple[Any, Any, Any] | None:
-    return None if value is None else (value["estimate"], value["low"], value["high"])
 
 
 def _name(domain: Row) -> str:
@@ -95,7 +85,7 @@ def _name(domain: Row) -> str:
 
 def _selection_corrected(found: Mapping[str, Row]) -> Iterator[str]:
     values = [
-        f"{_NAMES[metric]} {one['estimate']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
+        f"{_NAMES[metric]} {format_value((one['estimate'], one['low'], one['high']), 'share')}"
         for metric, one in found.items()
     ]
     if values:
@@ -107,44 +97,41 @@ def _selection_corrected(found: Mapping[str, Row]) -> Iterator[str]:
 
 
 def _seeds(backbone: str, found: Sequence[Row]) -> Iterator[Table]:
-    rows = [s for s in found if s["metric"] == "accuracy"]
-    if not rows:
-        return
-    yield Table(
-        title=f"Does the seed matter? Accuracy over {rows[0]['seeds']} trainings",
-        columns=(
-            Column(name="head"),
-            Column(name="domain"),
-            Column(name="mean accuracy", kind="share", interval=True),
-            Column(name="sd", kind="number"),
-        ),
-        rows=tuple((s["head"], _name(s), _bounds(s), s["sd"]) for s in rows),
-        key="heads_seeds",
-        about={"backbone": backbone},
-    )
+    rows = [{**row, "where": _name(row)} for row in found if row["metric"] == "accuracy"]
+    if rows:
+        yield table_of(
+            f"Does the seed matter? Accuracy over {found[0]['seeds']} trainings",
+            (
+                Column("head"),
+                Column("where"),
+                Column("mean accuracy", "share", interval=True),
+                Column("sd", "number"),
+            ),
+            rows,
+            key="heads_seeds",
+            about={"backbone": backbone},
+        )
 
 
 def _algorithms(backbone: str, baseline: str, found: Sequence[Row]) -> Iterator[Table]:
     rows = sorted((p for p in found if p["metric"] == "accuracy"), key=lambda p: -p["difference"])
-    if not rows:
-        return
-    first = rows[0]
-    yield Table(
-        title=(
-            f"Which kind of head suits such data? Refitted on {first['splits']} folds, "
-            f"accuracy against {baseline}"
-        ),
-        columns=(
-            Column(name="head"),
-            Column(name="points", kind="points"),
-            Column(name="P(worse)", kind="share"),
-            Column(name="P(equal)", kind="share", help=f"Within {100 * first['rope']:.0f} point."),
-            Column(name="P(better)", kind="share"),
-        ),
-        rows=tuple((p["head"], p["difference"], p["worse"], p["equal"], p["better"]) for p in rows),
-        key="heads_algorithms",
-        about={"backbone": backbone},
-    )
+    if rows:
+        yield table_of(
+            f"Which kind of head suits such data? Refitted on {rows[0]['splits']} folds, accuracy "
+            f"against {baseline}",
+            (
+                Column("head"),
+                Column("points", "points", field="difference"),
+                Column("P(worse)", "share", field="worse"),
+                Column(
+                    "P(equal)", "share", f"Within {100 * rows[0]['rope']:.0f} point.", field="equal"
+                ),
+                Column("P(better)", "share", field="better"),
+            ),
+            rows,
+            key="heads_algorithms",
+            about={"backbone": backbone},
+        )
 
 
 def _may_be_best(found: Sequence[Row]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from cache import disk
 from pipeline.errors import MissingPredictionsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.report import parts_of
-from pipeline.report.figures import PNG_DOTS, PROBABILITIES, drawn
+from pipeline.report.figures import PNG_DOTS, PROBABILITIES, backbones_of, drawn
 from pipeline.report.table import Column, Detail, Heading, Part, Table, to_html
 from pipeline.study import Study
 from pipeline.words import printable
@@ -231,16 +231,11 @@ def _section(
 ) -> dict[str, Any]:
     figures = [
         _figure(file.read_bytes(), file.suffix, f"{caption} ({backbone})")
-        for backbone in _backbones(record)
+        for backbone in backbones_of(record)
         for caption, file in drawn(results, name, backbone)
     ]
     blocks = [block for part in parts if (block := _block(part))]
     return {"name": name, "title": STAGES[name][2], "blocks": [*figures, *blocks]}
-
-
-def _backbones(record: Mapping[str, Any]) -> list[str]:
-    rows = [row for name in ("backbones", "rows", "targets") for row in record.get(name, ())]
-    return list(dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping)))
 
 
 def _block(part: Part) -> dict[str, Any] | None:
@@ -337,7 +332,7 @@ def _recipes(records: Mapping[str, Any]) -> Iterator[str]:
 def _older_figures(results: Path, records: Records) -> Iterator[str]:
     """A sentence for each stage whose figures were drawn before its record."""
     for name, record in records.items():
-        files = [file for one in _backbones(record) for _, file in drawn(results, name, one)]
+        files = [file for one in backbones_of(record) for _, file in drawn(results, name, one)]
         written = _written(results / STAGES[name][0])
         if any(_written(file) < written for file in files):
             yield (

@@ -162,13 +162,14 @@ def _effects(target: Row, about: Row) -> Table:
                 field="largest",
             ),
         ),
-        _named(target["effects"], EFFECTS),
+        sorted(_named(target["effects"], EFFECTS), key=lambda row: row["division"] == "AUROC"),
         key="shift_effects",
         about=about,
     )
 
 
 def _adaptation(target: Row, about: Row) -> Table:
+    baseline, *methods = target["adaptation"]
     return table_of(
         "What adaptation gains: fitted on one half of the target, scored on the other",
         (
@@ -179,7 +180,10 @@ def _adaptation(target: Row, about: Row) -> Table:
             Column("points gained", "points", interval=True, field="difference"),
             Column("p", "p", "Adjusted for the number of methods (Holm)."),
         ),
-        [{**row, "p": row["difference"]["p_adjusted"]} for row in target["adaptation"]],
+        [
+            {**baseline, "difference": None},
+            *({**row, "p": row["difference"]["p_adjusted"]} for row in methods),
+        ],
         key="shift_adaptation",
         about=about,
     )

@@ -176,7 +176,7 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
     folder = results / FOLDER
     disk.make_dir(folder)
     written = []
-    for backbone in _backbones(record):
+    for backbone in backbones_of(record):
         found = Results(
             file=results / PROBABILITIES[stage],
             backbone=backbone,
@@ -190,7 +190,8 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
     return written
 
 
-def _backbones(record: Mapping[str, Any]) -> list[str]:
+def backbones_of(record: Mapping[str, Any]) -> list[str]:
+    """Backbones that the record of a stage is about, in its order."""
     rows = [row for name in ("backbones", "rows", "targets") for row in record.get(name, ())]
     names = dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping))
     return [name for name in names if name != _OWN] or list(names)
