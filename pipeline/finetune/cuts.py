@@ -28,7 +28,7 @@ from pipeline.study import BackboneChoice, Study
 from pipeline.words import printable
 
 #: Pooling of a row that is a map.
-UNPOOLED = "none"
+_UNPOOLED = "none"
 #: Activations up to this size are read into memory: 80,000 images of 512 x 7 x 7.
 HELD_BYTES = 8 << 30
 
@@ -178,7 +178,7 @@ def frozen_store(
     recipe = store_for(study, choice).recipe
     recipe = replace(recipe, preprocessing=pixel_policy(choice, size).to_json())
     if at_cut:
-        recipe = replace(recipe, cut=cut_of(choice.name).where, pooling=UNPOOLED)
+        recipe = replace(recipe, cut=cut_of(choice.name).where, pooling=_UNPOOLED)
     return FeatureStore(study.store_root, recipe)
 
 

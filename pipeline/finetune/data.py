@@ -37,7 +37,7 @@ Labels = NDArray[np.int64]
 #: of which the system keeps in memory what it can.
 HELD_BYTES = 4 << 30
 #: Share of CUDA's free memory that held rows may take; the rest is for the network.
-DEVICE_SHARE = 0.5
+_DEVICE_SHARE = 0.5
 #: Batches made ready ahead of the step.
 _AHEAD = 2
 #: Augmentation: largest rotation either way, degrees; smallest side of the crop.
@@ -85,7 +85,7 @@ def hold(values: NDArray[Any], at: Rows, label: Labels, device: str = "cpu") -> 
     tensor = torch.from_numpy(values)
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(device)
-        if values.nbytes <= DEVICE_SHARE * free:
+        if values.nbytes <= _DEVICE_SHARE * free:
             tensor = tensor.to(device)
     return Held(tensor, at, label)
 

@@ -8,12 +8,12 @@ import numpy as np
 
 #: Epochs at the end that :func:`trend` uses, and the fewest that say anything: of three, a
 #: line leaves one degree of freedom to tell a slope from scatter.
-LAST = 5
+_LAST = 5
 #: Share of the mean loss by which an epoch may still change it.
-STILL = 0.01
+_STILL = 0.01
 TREND_RULE = (
-    f"slope of the validation loss over the last {LAST} epochs (least squares) and its standard "
-    f"error: flat when neither is above {STILL:.0%} of the mean loss an epoch; falling or rising "
+    f"slope of the validation loss over the last {_LAST} epochs (least squares) and its standard "
+    f"error: flat when neither is above {_STILL:.0%} of the mean loss an epoch; falling or rising "
     "when the slope is above that and twice its error; else noisy. A falling loss has not "
     "converged. The learning rate has gone to 0 by then, so flat does not say that a longer "
     "training would gain nothing"
@@ -135,11 +135,11 @@ def trend(validation_loss: Sequence[float]) -> str | None:
     """
     from scipy.stats import linregress  # half a second, which no process that only trains needs
 
-    last = validation_loss[-LAST:]
-    if len(last) < LAST:
+    last = validation_loss[-_LAST:]
+    if len(last) < _LAST:
         return None
-    line = linregress(range(LAST), last)
-    still = STILL * float(np.mean(last))
+    line = linregress(range(_LAST), last)
+    still = _STILL * float(np.mean(last))
     if max(abs(line.slope), line.stderr) <= still:
         return "flat"
     if abs(line.slope) > max(still, 2 * line.stderr):

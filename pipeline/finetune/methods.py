@@ -22,7 +22,7 @@ AUGMENTATIONS = ("none", "light")
 REFERENCE_BATCH = 32
 #: On CUDA the largest of these with which an epoch has ``FEWEST_STEPS`` steps: few images
 #: learn from more steps, many are trained faster in large batches.
-CUDA_BATCHES, FEWEST_STEPS = (128, 64), 20
+_CUDA_BATCHES, FEWEST_STEPS = (128, 64), 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
 )
 #: What runs when no method is asked for: minutes, also without a GPU.
 QUICK = ("lp", "last_block", "scratch_cnn")
-EVERY = "all"
+_EVERY = "all"
 #: Method that the others are compared with.
 BASELINE = "lp"
 
@@ -215,9 +215,9 @@ def named_methods(names: Sequence[str]) -> set[str]:
         UnknownNameError: A name is in no table.
     """
     for name in names:
-        if name not in (*METHODS, EVERY):
-            raise UnknownNameError("method", name, [*METHODS, EVERY])
-    return set(METHODS) if EVERY in names else set(names or QUICK)
+        if name not in (*METHODS, _EVERY):
+            raise UnknownNameError("method", name, [*METHODS, _EVERY])
+    return set(METHODS) if _EVERY in names else set(names or QUICK)
 
 
 def select_methods(names: Sequence[str]) -> tuple[str, ...]:
@@ -276,7 +276,7 @@ def resolve_settings(
         "device": device,
         "precision": precision if on_cuda else "fp32",
         "deterministic": not on_cuda,
-        "batch_size": default_batch_size(device, images),
+        "batch_size": _default_batch_size(device, images),
     }
     settings = TrainingSettings(**{**defaults, **METHODS[name].settings, **user})
     if "learning_rate" in user:
@@ -286,8 +286,8 @@ def resolve_settings(
     return replace(settings, learning_rate=factor * settings.learning_rate)
 
 
-def default_batch_size(device: str, images: int) -> int:
-    """Images a step where the user gives no number; see ``CUDA_BATCHES``."""
-    sizes = CUDA_BATCHES if device.startswith("cuda") else ()
+def _default_batch_size(device: str, images: int) -> int:
+    """Images a step where the user gives no number; see ``_CUDA_BATCHES``."""
+    sizes = _CUDA_BATCHES if device.startswith("cuda") else ()
     enough = (size for size in sizes if images >= FEWEST_STEPS * size)
     return next(enough, REFERENCE_BATCH)

@@ -34,14 +34,14 @@ from pipeline.finetune.methods import (
     TAIL,
 )
 
-HIDDEN = 256
-DROPOUT = 0.5
+_HIDDEN = 256
+_DROPOUT = 0.5
 #: Share of each auxiliary classifier in GoogLeNet's loss (Szegedy et al. 2015).
-AUXILIARY_WEIGHT = 0.3
+_AUXILIARY_WEIGHT = 0.3
 #: Side to which the fully connected network averages its pixels: 64 x 64 x 3 inputs.
-MLP_SIDE = 64
+_MLP_SIDE = 64
 #: Channels of the small CNN's four stages; each halves the side.
-CNN_WIDTHS = (16, 32, 64, 128)
+_CNN_WIDTHS = (16, 32, 64, 128)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -73,15 +73,15 @@ class Classifier(nn.Module):
         return logits
 
 
-def new_head(dim: int, classes: int, seed: int) -> nn.Module:
+def _new_head(dim: int, classes: int, seed: int) -> nn.Module:
     """The exercise's head: Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K)."""
-    with drawn_from(seed, "head"):
+    with _drawn_from(seed, "head"):
         return nn.Sequential(
-            nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, classes)
+            nn.Linear(dim, _HIDDEN), nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(_HIDDEN, classes)
         )
 
 
-def add_auxiliary(name: str, backbone: Any, file: Path, *, classes: int, seed: int) -> bool:
+def _add_auxiliary(name: str, backbone: Any, file: Path, *, classes: int, seed: int) -> bool:
     """Give GoogLeNet the auxiliary classifiers that its weights file holds.
 
     Args:
@@ -97,14 +97,14 @@ def add_auxiliary(name: str, backbone: Any, file: Path, *, classes: int, seed: i
     state = read_state(file) if name == "googlenet" else {}
     if not any(key.startswith("aux") for key in state):
         return False
-    with drawn_from(seed, "auxiliary"):
+    with _drawn_from(seed, "auxiliary"):
         backbone.aux1 = _auxiliary(state, "aux1.", 512, classes)
         backbone.aux2 = _auxiliary(state, "aux2.", 528, classes)
     backbone.aux_logits = True
     return True
 
 
-def remove_auxiliary(backbone: Any) -> None:
+def _remove_auxiliary(backbone: Any) -> None:
     """Take them away again: they help to train and never predict."""
     if getattr(backbone, "aux_logits", False):
         backbone.aux1 = backbone.aux2 = None
@@ -121,11 +121,11 @@ def _auxiliary(state: State, prefix: str, channels: int, classes: int) -> nn.Mod
     return auxiliary  # type: ignore[no-any-return]
 
 
-def small_cnn(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
+def _small_cnn(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
     """Four stages of 3 x 3 convolution, BatchNorm, ReLU and pooling; then the head."""
     layers: list[nn.Module] = []
-    with drawn_from(seed, "scratch_cnn"):
-        for before, width in zip((3, *CNN_WIDTHS), CNN_WIDTHS, strict=False):
+    with _drawn_from(seed, "scratch_cnn"):
+        for before, width in zip((3, *_CNN_WIDTHS), _CNN_WIDTHS, strict=False):
             layers += [
                 nn.Conv2d(before, width, 3, padding=1, bias=False),
                 nn.BatchNorm2d(width),
@@ -133,14 +133,14 @@ def small_cnn(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
                 nn.MaxPool2d(2),
             ]
     backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-    return Classifier(Normalise(policy), backbone, new_head(CNN_WIDTHS[-1], classes, seed))
+    return Classifier(Normalise(policy), backbone, _new_head(_CNN_WIDTHS[-1], classes, seed))
 
 
-def small_mlp(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
+def _small_mlp(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
     """The head alone, on pixels averaged to 64 x 64 at most."""
-    side = min(MLP_SIDE, policy.size)
+    side = min(_MLP_SIDE, policy.size)
     backbone = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(1))
-    return Classifier(Normalise(policy), backbone, new_head(3 * side * side, classes, seed))
+    return Classifier(Normalise(policy), backbone, _new_head(3 * side * side, classes, seed))
 
 
 def main_logits(output: Any) -> Tensor:
@@ -154,7 +154,7 @@ def training_loss(output: Any, labels: Tensor) -> Tensor:
     loss = nn.functional.cross_entropy(main_logits(output), labels)
     for logits in output[1:] if isinstance(output, tuple) else ():
         share = nn.functional.cross_entropy(main_logits(logits), labels)
-        loss = loss + AUXILIARY_WEIGHT * share
+        loss = loss + _AUXILIARY_WEIGHT * share
     return loss
 
 
@@ -198,7 +198,7 @@ def check_takes(network: nn.Module, size: int, own: int) -> None:
 
 
 @contextmanager
-def drawn_from(seed: int, purpose: str) -> Iterator[None]:
+def _drawn_from(seed: int, purpose: str) -> Iterator[None]:
     """Initial weights made inside depend on seed and purpose alone."""
     digest = hashlib.sha256(f"{seed}|{purpose}".encode()).digest()
     with torch.random.fork_rng(devices=[]):
@@ -224,7 +224,7 @@ class Assembly:
 
     def state(self) -> dict[str, Tensor]:
         """All tensors of the whole network, without what only helps to train."""
-        remove_auxiliary(self.whole.backbone)
+        _remove_auxiliary(self.whole.backbone)
         return dict(self.whole.state_dict())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -263,13 +263,13 @@ def assemble(
     if method.pretrained:
         network: Any = build(backbone, file)
         if method.moves == ALL and method.trains:
-            add_auxiliary(backbone, network, file, classes=classes, seed=seed)
-        head = new_head(spec_of(backbone).dim, classes, seed)
+            _add_auxiliary(backbone, network, file, classes=classes, seed=seed)
+        head = _new_head(spec_of(backbone).dim, classes, seed)
         whole = Classifier(Normalise(policy), network, head)
     else:
-        whole = SCRATCH[name](policy, classes, seed)
+        whole = _SCRATCH[name](policy, classes, seed)
     whole.requires_grad_(requires_grad=False)
-    for parameter in [*whole.head.parameters(), *MOVES[method.moves](whole.backbone, backbone)]:
+    for parameter in [*whole.head.parameters(), *_MOVES[method.moves](whole.backbone, backbone)]:
         parameter.requires_grad = True
     return Assembly(whole=whole, trained=_view(whole, method.reads, backbone))
 
@@ -300,7 +300,7 @@ def _first_block(network: nn.Module, backbone: str) -> list[nn.Parameter]:
 
 
 #: Which parameters of the backbone move with the head.
-MOVES: Mapping[str, Callable[[nn.Module, str], list[nn.Parameter]]] = MappingProxyType(
+_MOVES: Mapping[str, Callable[[nn.Module, str], list[nn.Parameter]]] = MappingProxyType(
     {
         NOTHING: lambda *_: [],
         ALL: lambda network, _: list(network.parameters()),
@@ -310,6 +310,6 @@ MOVES: Mapping[str, Callable[[nn.Module, str], list[nn.Parameter]]] = MappingPro
     }
 )
 #: The networks that start from nothing.
-SCRATCH: Mapping[str, Callable[[PixelPolicy, int, int], Classifier]] = MappingProxyType(
-    {"scratch_cnn": small_cnn, "scratch_mlp": small_mlp}
+_SCRATCH: Mapping[str, Callable[[PixelPolicy, int, int], Classifier]] = MappingProxyType(
+    {"scratch_cnn": _small_cnn, "scratch_mlp": _small_mlp}
 )

@@ -55,16 +55,16 @@ from pipeline.study import SOURCE, BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = 2
-RECORD, WEIGHTS, PROBABILITIES = "model.json", "model.safetensors", "probabilities.safetensors"
+_RECORD, _WEIGHTS, _PROBABILITIES = "model.json", "model.safetensors", "probabilities.safetensors"
 #: Folder of a model's checkpoints while it is being trained.
-CHECKPOINTS = "checkpoints"
+_CHECKPOINTS = "checkpoints"
 #: In the place of a backbone's name for networks that have none.
 OWN = "pixels"
 
 Proba = NDArray[np.float64]
 #: Metrics at each point between two models, and what the points are.
 _ON_THE_LINE = ("accuracy", "auroc", "log_loss")
-LINE = {"alphas": list(ALPHAS), "BatchNorm": "interpolated as scale and shift"}
+_LINE = {"alphas": list(ALPHAS), "BatchNorm": "interpolated as scale and shift"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +131,11 @@ class ModelFolder:
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of the whole network, by name."""
-        return load(disk.read_all(self.path / WEIGHTS))
+        return load(disk.read_all(self.path / _WEIGHTS))
 
     def probabilities(self) -> Proba:
         """Shape ``(n, K)``, in the order of the samples that the record names."""
-        proba: Proba = load(disk.read_all(self.path / PROBABILITIES))["probabilities"].numpy()
+        proba: Proba = load(disk.read_all(self.path / _PROBABILITIES))["probabilities"].numpy()
         return proba
 
     def save(self, record: Record, state: Mapping[str, Tensor], proba: Proba) -> None:
@@ -153,20 +153,20 @@ class ModelFolder:
             "record": asdict(record),
         }
         disk.make_dir(self.path)
-        disk.publish(self.path / WEIGHTS, weights)
-        disk.publish(self.path / PROBABILITIES, probabilities)
-        disk.publish(self.path / RECORD, json.dumps(content, indent=1, allow_nan=False).encode())
-        if names := disk.listdir(self.path / CHECKPOINTS):
-            disk.remove(self.path / CHECKPOINTS, names)
-            (self.path / CHECKPOINTS).rmdir()
+        disk.publish(self.path / _WEIGHTS, weights)
+        disk.publish(self.path / _PROBABILITIES, probabilities)
+        disk.publish(self.path / _RECORD, json.dumps(content, indent=1, allow_nan=False).encode())
+        if names := disk.listdir(self.path / _CHECKPOINTS):
+            disk.remove(self.path / _CHECKPOINTS, names)
+            (self.path / _CHECKPOINTS).rmdir()
 
     def _read(self) -> dict[str, Any] | None:
         """The record, if it and the files that it names are as they were written."""
         try:
-            content: dict[str, Any] = json.loads(disk.read_all(self.path / RECORD))
+            content: dict[str, Any] = json.loads(disk.read_all(self.path / _RECORD))
             whole = content["format"] == _FORMAT and all(
                 hashlib.sha256(disk.read_all(self.path / name)).hexdigest() == content[key]
-                for key, name in (("weights", WEIGHTS), ("probabilities", PROBABILITIES))
+                for key, name in (("weights", _WEIGHTS), ("probabilities", _PROBABILITIES))
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -308,7 +308,7 @@ class Experiment:
             "preprocessing": self.policy.to_json(),
             "images": digest_of(self.samples.where(self.samples.domain == SOURCE)),
             "starts from": [self.model(start).weights_sha256() for start in self.starts(name)],
-            **({f"settings.{k}": v for k, v in settings.items()} if method.trains else LINE),
+            **({f"settings.{k}": v for k, v in settings.items()} if method.trains else _LINE),
         }
 
 
@@ -355,7 +355,7 @@ def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str
         examples.take(run.rows(FIT)),
         examples.take(run.rows(VALIDATION)),
         run.settings(name),
-        checkpoints=Checkpoints(run.model(name).path / CHECKPOINTS, identity),
+        checkpoints=Checkpoints(run.model(name).path / _CHECKPOINTS, identity),
         progress=Progress(f"{name}, {run.backbone(name)}"),
     )
     return Record(

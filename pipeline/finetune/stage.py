@@ -60,9 +60,9 @@ from pipeline.words import to_jsonable
 _LOG = logging.getLogger(__name__)
 SCHEMA = 3
 #: Head of stage 2 that has the form of the heads here; break-even counts these.
-HEAD = "mlp"
+_HEAD = "mlp"
 #: Before the name of a head of stage 2, where a method is compared with it.
-STAGE_2 = "heads/"
+_STAGE_2 = "heads/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class FinetuneOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class _Model:
     """A kept model with its probabilities of all samples, shape ``(n, K)``."""
 
     record: Record
@@ -161,7 +161,7 @@ def _check(study: Study, names: Sequence[str], options: FinetuneOptions) -> None
         resolve_settings(name, options.settings)
 
 
-def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
+def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[_Model]:
     """Every kept model of these images, in the order of the table."""
     models = []
     digests = {backbone: digest_of(samples) for backbone, samples in tables.items()}
@@ -177,7 +177,7 @@ def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
                 *(name, record.method),
             )
             continue
-        models.append(Model(record=record, proba=model.probabilities()))
+        models.append(_Model(record=record, proba=model.probabilities()))
     order = [*tables, *METHODS]
     models.sort(
         key=lambda m: (order.index(m.record.backbone), order.index(m.record.method), m.record.seed)
@@ -186,7 +186,7 @@ def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
 
 
 def _write(
-    stem: Path, record: Mapping[str, Any], tables: Mapping[str, Samples], models: Sequence[Model]
+    stem: Path, record: Mapping[str, Any], tables: Mapping[str, Samples], models: Sequence[_Model]
 ) -> None:
     kept = {}
     for backbone in dict.fromkeys(m.record.backbone for m in models):
@@ -205,7 +205,7 @@ def _write(
 
 
 def evaluate(
-    study: Study, tables: Mapping[str, Samples], models: Sequence[Model]
+    study: Study, tables: Mapping[str, Samples], models: Sequence[_Model]
 ) -> dict[str, Any]:
     """The record of the stage, JSON types only.
 
@@ -285,7 +285,7 @@ def _heads_in(seconds: float, record: Record, results: Path) -> int | None:
             float(head["fit_seconds"])
             for one in backbones
             for head in one["heads"]
-            if (head["head"], one["backbone"]) == (HEAD, record.backbone)
+            if (head["head"], one["backbone"]) == (_HEAD, record.backbone)
         ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -293,7 +293,7 @@ def _heads_in(seconds: float, record: Record, results: Path) -> int | None:
 
 
 def _score_rows(
-    tables: Mapping[str, Samples], models: Sequence[Model], seed: int
+    tables: Mapping[str, Samples], models: Sequence[_Model], seed: int
 ) -> Iterator[dict[str, Any]]:
     for backbone in dict.fromkeys(m.record.backbone for m in models):
         s = tables[backbone]
@@ -318,7 +318,7 @@ def _score_rows(
 
 
 def _differences(
-    tables: Mapping[str, Samples], models: Sequence[Model], results: Path, seed: int
+    tables: Mapping[str, Samples], models: Sequence[_Model], results: Path, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Models are compared within a backbone and a seed, with ``lp`` and the best head.
 
@@ -347,7 +347,7 @@ def _differences(
                     }
 
 
-def _families(models: Sequence[Model]) -> Iterator[tuple[str, int, dict[str, Proba]]]:
+def _families(models: Sequence[_Model]) -> Iterator[tuple[str, int, dict[str, Proba]]]:
     """Backbone, seed, and probabilities by method: what is compared with each other."""
     own = [m for m in models if not METHODS[m.record.method].pretrained]
     named = list(dict.fromkeys(m.record.backbone for m in models if m not in own))
@@ -376,7 +376,7 @@ def _best_head(results: Path, backbone: str, samples: Samples) -> dict[str, Prob
         return {}
     name, proba = _best(heads)
     rows = [row_of[key] for key in samples.key]
-    return {STAGE_2 + name: proba[rows].astype(np.float64)}
+    return {_STAGE_2 + name: proba[rows].astype(np.float64)}
 
 
 def _heads_predictions(results: Path) -> Mapping[str, Predictions]:

@@ -29,7 +29,7 @@ def install_repeatable_tiny(monkeypatch, folder):
     """
     folder.mkdir(exist_ok=True)
     install_trainable_tiny(monkeypatch, folder)
-    monkeypatch.setattr(networks, "DROPOUT", 0.0)
+    monkeypatch.setattr(networks, "_DROPOUT", 0.0)
     monkeypatch.setattr(
         nn.BatchNorm2d, "train", lambda norm, mode=True: nn.Module.train(norm, mode=False)
     )

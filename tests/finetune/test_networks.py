@@ -15,12 +15,9 @@ from pipeline.features.frozen import Frozen, Normalise, build
 from pipeline.finetune.cuts import CUTS, cut_of
 from pipeline.finetune.loop import set_train_mode
 from pipeline.finetune.networks import (
-    add_auxiliary,
     assemble,
     forward_gflop,
     main_logits,
-    new_head,
-    remove_auxiliary,
     training_loss,
 )
 from tests.finetune.tiny_trainable import install_trainable_tiny
@@ -137,13 +134,10 @@ def test_googlenet_trains_with_its_auxiliary_classifiers(weights_of):
 def test_auxiliary_classifiers_begin_with_their_weights_and_a_new_last_layer(weights_of):
     """All but the layer that names ImageNet's classes comes from the file."""
     file = weights_of("googlenet")
-    network = build("googlenet", file)
-    assert add_auxiliary("googlenet", network, file, classes=3, seed=0)
+    backbone = assembly("full", "googlenet", file).whole.backbone
     state = torch.load(file, weights_only=True)
-    torch.testing.assert_close(network.aux1.fc1.weight.data, state["aux1.fc1.weight"])
-    assert network.aux2.fc2.out_features == 3
-    remove_auxiliary(network)
-    assert not network.aux_logits
+    torch.testing.assert_close(backbone.aux1.fc1.weight.data, state["aux1.fc1.weight"])
+    assert backbone.aux2.fc2.out_features == 2
 
 
 def test_weights_without_auxiliary_classifiers_train_without(tmp_path, weights_of):
@@ -217,12 +211,13 @@ def test_networks_of_their_own_start_from_the_seed_alone(name, tmp_path, monkeyp
     assert not torch.equal(weights(0), weights(1))
 
 
-def test_a_new_head_leaves_other_random_numbers_where_they_were():
+def test_a_new_head_leaves_other_random_numbers_where_they_were(tmp_path, monkeypatch):
     """Drawn for its purpose: adding one moves no other draw."""
+    file = install_trainable_tiny(monkeypatch, tmp_path)
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    new_head(8, 2, 0)
+    assembly("scratch_mlp", "tiny", file)
     assert torch.equal(torch.rand(1), expected)
 
 
