@@ -80,7 +80,7 @@ class Checkpoints:
         A damaged one is passed over with a warning.
 
         Args:
-            run: What is asked for besides the identity, as :meth:`save` was given it.
+            run: Settings and data besides the identity, as :meth:`save` was given them.
 
         Raises:
             CheckpointError: It belongs to another training (the message names the field),
@@ -89,7 +89,7 @@ class Checkpoints:
         names = [name for name in disk.listdir(self.folder) if _STATE.fullmatch(name)]
         for name in reversed(names):
             try:
-                content, found = self._read(name)
+                content, checkpoint = self._read(name)
             except (OSError, ValueError, KeyError) as cause:
                 _LOG.warning(
                     "%s is damaged (%s); going on from the checkpoint before it",
@@ -100,7 +100,7 @@ class Checkpoints:
             self._check(content["identity"], {**self._identity, **(run or {})})
             self._newest = (name, content["tensors"])
             self._last = time.monotonic()
-            return found
+            return checkpoint
         if names:
             raise CheckpointError(
                 f"none of the {len(names)} checkpoints in {self.folder} is whole; delete the "
@@ -161,8 +161,8 @@ class Checkpoints:
         _check_bytes(data, content["tensors"][8:72])
         return content, Checkpoint(state=content["state"], tensors=load(data), sha256=sha256)
 
-    def _check(self, has: Mapping[str, Json], asked: Mapping[str, Json]) -> None:
-        plain: Mapping[str, Json] = json.loads(json.dumps(asked))  # tuples are lists there
+    def _check(self, has: Mapping[str, Json], wanted: Mapping[str, Json]) -> None:
+        plain: Mapping[str, Json] = json.loads(json.dumps(wanted))  # tuples are lists in JSON
         for field in [*plain, *(field for field in has if field not in plain)]:
             if has.get(field) != plain.get(field):
                 raise CheckpointError(
@@ -172,8 +172,8 @@ class Checkpoints:
                 )
 
     def _next_number(self) -> int:
-        found = [_STATE.fullmatch(name) for name in disk.listdir(self.folder)]
-        return 1 + max((int(match[1]) for match in found if match), default=0)
+        matches = [_STATE.fullmatch(name) for name in disk.listdir(self.folder)]
+        return 1 + max((int(match[1]) for match in matches if match), default=0)
 
     def _remove_all_but(self, *names: str) -> None:
         """What is neither the new checkpoint nor the whole one before it, nor being written."""
@@ -245,20 +245,20 @@ def pack_tensors(
 
 
 def restore(
-    found: Checkpoint | None, model: nn.Module, optimiser: Optimizer
+    checkpoint: Checkpoint | None, model: nn.Module, optimiser: Optimizer
 ) -> tuple[TrainingState, dict[str, Tensor]]:
     """Bring model and optimiser to a checkpoint.
 
     Returns:
         Where the training stands, and the best weights so far, if ``patience`` needs them.
     """
-    if found is None:
+    if checkpoint is None:
         return TrainingState(), {}
     device = next(model.parameters()).device
-    model.load_state_dict(_under(found.tensors, _MODEL))
-    best = {name: value.to(device) for name, value in _under(found.tensors, _BEST).items()}
+    model.load_state_dict(_under(checkpoint.tensors, _MODEL))
+    best = {name: value.to(device) for name, value in _under(checkpoint.tensors, _BEST).items()}
     state: dict[int, dict[str, Any]] = {}
-    for name, value in _under(found.tensors, _OPTIMISER).items():
+    for name, value in _under(checkpoint.tensors, _OPTIMISER).items():
         number, key = name.split(".")
         state.setdefault(int(number), {})[key] = value
     if state:
@@ -266,7 +266,7 @@ def restore(
             {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
         )
         _lay_out(optimiser)
-    return TrainingState.from_json(found.state), best
+    return TrainingState.from_json(checkpoint.state), best
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -202,15 +202,15 @@ def fit_batches(
 
     def load(start: int) -> Batch:
         of_all = rows[start : start + size]
-        own, factor = group.share(of_all)
-        inputs = _on_device(fit.batch(own), settings.device)
+        shared, factor = group.share(of_all)
+        inputs = _on_device(fit.batch(shared), settings.device)
         if settings.augmentation == "light":
-            inputs = augment_lightly(inputs, settings.seed, epoch, own)
+            inputs = augment_lightly(inputs, settings.seed, epoch, shared)
         return Batch(
             inputs=inputs,
-            labels=_on_device(torch.from_numpy(fit.label[own]), settings.device),
+            labels=_on_device(torch.from_numpy(fit.label[shared]), settings.device),
             factor=factor,
-            images=len(own) if factor else 0,
+            images=len(shared) if factor else 0,
             images_of_all=len(of_all),
         )
 
@@ -287,11 +287,11 @@ def _ahead(load: Callable[[int], Batch], starts: Iterable[int], device: str) -> 
     """Load in another thread, a few batches ahead of the one that is used; in order."""
     waiting: deque[Future[Batch]] = deque()
 
-    def on_own_gpu() -> None:  # where a new thread would be on the first one
+    def on_this_gpu() -> None:  # a new thread would be on the first one
         if device.startswith("cuda"):
             torch.cuda.set_device(torch.device(device).index or 0)
 
-    pool = ThreadPoolExecutor(1, "batches", on_own_gpu)
+    pool = ThreadPoolExecutor(1, "batches", on_this_gpu)
     try:
         for start in starts:
             waiting.append(pool.submit(load, start))

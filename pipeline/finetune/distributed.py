@@ -27,7 +27,7 @@ def choose_device(name: str) -> str:
     if name == "auto":
         return "cuda" if available else "cpu"
     if name == "cuda" and not available:
-        raise EngineError("no CUDA device is here: use --device cpu, or leave it at auto")
+        raise EngineError("there is no CUDA device: use --device cpu or auto")
     return name
 
 
@@ -46,7 +46,7 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
     device = torch.device(settings.device)
     on_cuda = device.type == "cuda"
     if on_cuda and not torch.cuda.is_available():
-        raise EngineError("torch sees no CUDA device here; use --device cpu")
+        raise EngineError("torch finds no CUDA device: use --device cpu")
     if settings.precision == "tf32" and not on_cuda:
         raise EngineError(f"tf32 is a precision of CUDA devices, not of {device.type}: use fp32")
     tf32, repeatable = settings.precision == "tf32", settings.deterministic
@@ -141,7 +141,7 @@ def peak_memory(device: str) -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-# Several processes that train one model, as ``torchrun`` starts them; no engine of our own.
+# Several processes that train one model, as ``torchrun`` starts them.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,9 +165,9 @@ class Group:
         A process without a row must still take part in the step, so it repeats the first
         row with factor 0.
         """
-        own = np.array_split(rows, self.size)[self.rank]
-        factor = self.size * len(own) / len(rows)
-        return (own, factor) if len(own) else (rows[:1], 0.0)
+        share = np.array_split(rows, self.size)[self.rank]
+        factor = self.size * len(share) / len(rows)
+        return (share, factor) if len(share) else (rows[:1], 0.0)
 
 
 def group() -> Group:
@@ -194,20 +194,20 @@ def joined(device: str) -> Iterator[str]:
         yield device
         return
     on_cuda = torch.device(device).type == "cuda"
-    own = f"cuda:{_own_gpu()}" if on_cuda else device
+    device = f"cuda:{_local_gpu()}" if on_cuda else device
     distributed.init_process_group("nccl" if on_cuda else "gloo")
     try:
-        yield own
+        yield device
     finally:
         distributed.destroy_process_group()
 
 
-def _own_gpu() -> int:
-    local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local >= there:
+def _local_gpu() -> int:
+    local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= count:
         raise EngineError(
-            f"process {local + 1} on a machine with {there} CUDA devices: start torchrun with "
-            f"--nproc-per-node {there}"
+            f"process {local + 1} on a machine with {count} CUDA devices: start torchrun with "
+            f"--nproc-per-node {count}"
         )
     torch.cuda.set_device(local)
     return local
@@ -253,8 +253,8 @@ def check_same(value: int, device: torch.device, what: str) -> None:
     """
     if group().size == 1:
         return
-    own = torch.tensor(value, dtype=torch.int64, device=device)
-    low, high = own.clone(), own.clone()
+    low = torch.tensor(value, dtype=torch.int64, device=device)
+    high = low.clone()
     distributed.all_reduce(low, distributed.ReduceOp.MIN)
     distributed.all_reduce(high, distributed.ReduceOp.MAX)
     if not torch.equal(low, high):

@@ -66,9 +66,9 @@ def train(  # noqa: C901, PLR0915
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = _optimiser(model, settings)
         trained = [p for part in optimiser.param_groups for p in part["params"]]
-        found = checkpoints.load(identity) if checkpoints else None
-        parallel.check_same(int(found.sha256[:15], 16) if found else 0, device, "checkpoints")
-        now, best = restore(found, model, optimiser)
+        last = checkpoints.load(identity) if checkpoints else None
+        parallel.check_same(int(last.sha256[:15], 16) if last else 0, device, "checkpoints")
+        now, best = restore(last, model, optimiser)
         if now.finished:
             return _history(now, settings)
         network = parallel.wrapped(model, device)

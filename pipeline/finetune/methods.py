@@ -151,12 +151,12 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "bn_only": Method(
             about="BatchNorm alone, surgical fine-tuning (Lee et al. 2023)",
-            moved="BatchNorm and its statistics, head",
+            moved="BatchNorm, head",
             moves=BATCH_NORM,
         ),
         "first_block": Method(
             about="stem and first stage alone, surgical fine-tuning (Lee et al. 2023)",
-            moved="stem, first stage, head",
+            moved="first stage, head",
             moves=FIRST_BLOCK,
             settings={"learning_rate": _PRETRAINED_RATE},
         ),
@@ -166,39 +166,39 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             moves=ALL,
             settings={"learning_rate": _PRETRAINED_RATE},
         ),
-        # The head of lp knows features under the running statistics. Under those of a batch of
-        # radiographs the features are others: the start would be lost at the first step.
+        # The head of lp was fitted to features under the running statistics. Under those of a
+        # batch of radiographs the features are others: the start would be lost at once.
         "lp_ft": Method(
             about="all weights, beginning with the head of lp (Kumar et al. 2022)",
-            moved="all but the statistics of BatchNorm",
+            moved="all but statistics",
             moves=ALL,
             settings={"learning_rate": _PRETRAINED_RATE, "keep_statistics": True},
             starts_from=("lp",),
         ),
         "wise_ft": Method(
             about="the straight line from lp to lp_ft, or to full (Wortsman et al. 2022)",
-            moved="all, by interpolation",
+            moved="interpolated",
             moves=ALL,
             starts_from=("lp", "lp_ft"),
             trains=False,
         ),
         "scratch_cnn": Method(
             about="a small convolutional network, from nothing",
-            moved="all of a network of its own",
+            moved="all, from nothing",
             moves=ALL,
             settings={"epochs": 30},
             pretrained=False,
         ),
         "scratch_mlp": Method(
             about="a fully connected network on small pixels, from nothing",
-            moved="all of a network of its own",
+            moved="all, from nothing",
             moves=ALL,
             settings={"epochs": 30},
             pretrained=False,
         ),
     }
 )
-#: What runs when no method is asked for: minutes, also without a GPU.
+#: What runs when no method is named: minutes, also without a GPU.
 QUICK = ("lp", "last_block", "scratch_cnn")
 _EVERY = "all"
 #: Method that the others are compared with.
@@ -266,8 +266,8 @@ def resolve_settings(
         UnknownNameError: A name is in no table.
         StudyError: A number is out of its range.
     """
-    own = () if named else ("epochs", "learning_rate")
-    user = {key: value for key, value in given.items() if value is not None and key not in own}
+    kept = () if named else ("epochs", "learning_rate")
+    user = {key: value for key, value in given.items() if value is not None and key not in kept}
     if METHODS[name].reads != PIXELS:
         user["augmentation"] = "none"
     on_cuda = device.startswith("cuda")

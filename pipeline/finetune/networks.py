@@ -115,9 +115,9 @@ def _auxiliary(state: State, prefix: str, channels: int, classes: int) -> nn.Mod
     from torchvision.models.googlenet import InceptionAux
 
     auxiliary = InceptionAux(channels, classes)
-    own = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    stored = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
     new = {k: t for k, t in auxiliary.state_dict().items() if k.startswith("fc2.")}
-    auxiliary.load_state_dict(own | new)
+    auxiliary.load_state_dict(stored | new)
     return auxiliary  # type: ignore[no-any-return]
 
 
@@ -171,13 +171,13 @@ def forward_gflop(network: nn.Module, example: Tensor) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def check_takes(network: nn.Module, size: int, own: int) -> None:
+def check_image_size(network: nn.Module, size: int, default: int) -> None:
     """Refuse an image size that a network was not made for, before anything is computed.
 
     Args:
         network: From uint8 pixels to logits.
         size: Side of the images, pixels.
-        own: The side that it has by default.
+        default: The side that it has without --image-size.
 
     Raises:
         EngineError: It cannot take them: a transformer takes its own size alone, and of
@@ -188,11 +188,11 @@ def check_takes(network: nn.Module, size: int, own: int) -> None:
     try:
         with torch.no_grad():
             network(torch.zeros((1, size, size, 3), dtype=torch.uint8))
-    except (AssertionError, RuntimeError, ValueError) as cause:  # how networks say it
-        said = str(cause).splitlines()[0].rstrip(".")
+    except (AssertionError, RuntimeError, ValueError) as cause:  # as networks raise it
+        reason = str(cause).splitlines()[0].rstrip(".")
         raise EngineError(
-            f"the network cannot take images of {size} x {size} pixels ({said}); try another "
-            f"--image-size, or leave it out for its own {own} x {own}"
+            f"the network cannot take images of {size} x {size} pixels ({reason}); try another "
+            f"--image-size, or leave it out for {default} x {default}"
         ) from cause
     network.train(was_training)
 

@@ -47,7 +47,7 @@ from pipeline.finetune.methods import (
 from pipeline.finetune.networks import (
     Assembly,
     assemble,
-    check_takes,
+    check_image_size,
     forward_gflop,
 )
 from pipeline.progress import Progress
@@ -286,7 +286,7 @@ class Experiment:
             seed=self.settings(name).seed,
         )
         if self.image_size:
-            check_takes(assembly.whole, self.image_size, spec_of(self.choice.name).policy.size)
+            check_image_size(assembly.whole, self.image_size, spec_of(self.choice.name).policy.size)
         return assembly
 
     def predict(self, name: str, assembly: Assembly, rows: NDArray[np.intp]) -> Proba:
@@ -375,10 +375,10 @@ def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str
 def _costs(run: Experiment, name: str, assembly: Assembly) -> dict[str, Any]:
     """What can be said before the first step."""
     trained = assembly.trained.parameters()
-    reads, one = METHODS[name].reads, np.zeros(1, np.intp)
+    reads, first = METHODS[name].reads, np.zeros(1, np.intp)
     stored = None if reads == PIXELS else run.stored(at_cut=reads == ACTIVATIONS)
     pixels = torch.zeros((1, run.policy.size, run.policy.size, 3), dtype=torch.uint8)
-    example = run.examples(name).take(one).batch(one).cpu()
+    example = run.examples(name).take(first).batch(first).cpu()
     return {
         "trainable_parameters": sum(p.numel() for p in trained if p.requires_grad),
         "parameters": sum(p.numel() for p in assembly.whole.parameters()),

@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache import disk
-from pipeline.data.patients import FIT, VALIDATION
+from pipeline.data.patients import FIT
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingPredictionsError, StudyError
 from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
-from pipeline.evaluation.metrics import score
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
-    Predictions,
-    Trained,
     predictions_of,
     read_predictions,
     write_predictions,
@@ -217,25 +213,22 @@ def evaluate(
         ``other_heads``: backbones whose heads of stage 2 were fitted to other images: they are
         in no difference. ``unlabelled``: images of each target without labels.
     """
-    results, seed = study.results, study.seed
+    heads = _heads_record(study.results)
+    best_heads, fitted_to_others = _best_heads(study.results, heads, tables)
     return {
         "schema": SCHEMA,
         "study": study.name,
         "classes": list(tables[OWN].classes),
         "trend_rule": TREND_RULE,
-        "models": [_model_row(m.record, results) for m in models],
-        "rows": list(_score_rows(tables, models, seed)),
-        "differences": list(_differences(tables, models, results, seed)),
-        "other_heads": [
-            name
-            for name, heads in _heads_predictions(results).items()
-            if name in tables and _fitted_to_others(heads, tables[name])
-        ],
+        "models": [_model_row(m.record, heads) for m in models],
+        "rows": list(_score_rows(tables, models, study.seed)),
+        "differences": list(_differences(tables, models, best_heads, study.seed)),
+        "other_heads": fitted_to_others,
         "unlabelled": tables[OWN].unlabelled,
     }
 
 
-def _model_row(record: Record, results: Path) -> dict[str, Any]:
+def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a model without its identity, and what follows from it.
 
     Interpolation trains nothing: its seconds are those of the model at its end.
@@ -261,7 +254,7 @@ def _model_row(record: Record, results: Path) -> dict[str, Any]:
         "best_epoch": int(np.argmin(losses)) if curves else None,
         "trend": trend(losses),
         "extrapolated": _extrapolated(record.method, len(curves), seconds),
-        "heads_in_the_same_time": _heads_in(seconds, record, results),
+        "heads_in_the_same_time": _heads_in(seconds, record, heads),
         "curves": curves,
     }
 
@@ -274,41 +267,39 @@ def _extrapolated(method: str, epochs: int, seconds: float) -> dict[str, float] 
     return {"epochs": more, "seconds": seconds / epochs * more}
 
 
-def _heads_in(seconds: float, record: Record, results: Path) -> int | None:
+def _heads_in(seconds: float, record: Record, heads: Mapping[str, Any]) -> int | None:
     """How many perceptrons of stage 2 are fitted in the seconds of a training.
 
     None for the baseline, for networks of their own, and where stage 2 has not run.
     """
-    try:
-        backbones = json.loads(disk.read_all(results / "heads.json"))["backbones"]
-        each = [
-            float(head["fit_seconds"])
-            for one in backbones
-            for head in one["heads"]
-            if (head["head"], one["backbone"]) == (_HEAD, record.backbone)
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    entries = heads.get(record.backbone, {"heads": ()})["heads"]
+    each = [entry["fit_seconds"] for entry in entries if entry["head"] == _HEAD]
     return int(seconds / np.mean(each)) if sum(each) and record.method != BASELINE else None
+
+
+def _heads_record(results: Path) -> dict[str, Any]:
+    """What ``heads.json`` says of each backbone; empty where stage 2 has not run."""
+    try:
+        entries = json.loads(disk.read_all(results / "heads.json"))["backbones"]
+        return {entry["backbone"]: entry for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _score_rows(
     tables: Mapping[str, Samples], models: Sequence[_Model], seed: int
 ) -> Iterator[dict[str, Any]]:
     for backbone in dict.fromkeys(m.record.backbone for m in models):
-        s = tables[backbone]
-        family = {i: m for i, m in enumerate(models) if m.record.backbone == backbone}
-        for data in eval_sets(s):
+        of_backbone = {i: m.proba for i, m in enumerate(models) if m.record.backbone == backbone}
+        for data in eval_sets(tables[backbone]):
             if data.role == FIT:
                 continue
-            proba = {i: m.proba[data.row] for i, m in family.items()}
-            found = score_heads(data, proba, seed=seed)
-            for i, metrics in found.items():
-                record = models[i].record
+            proba = {i: p[data.row] for i, p in of_backbone.items()}
+            for i, metrics in score_heads(data, proba, seed=seed).items():
                 yield {
-                    "method": record.method,
+                    "method": models[i].record.method,
                     "backbone": backbone,
-                    "seed": record.seed,
+                    "seed": models[i].record.seed,
                     "domain": data.name,
                     "role": data.role,
                     "images": len(data),
@@ -318,24 +309,25 @@ def _score_rows(
 
 
 def _differences(
-    tables: Mapping[str, Samples], models: Sequence[_Model], results: Path, seed: int
+    tables: Mapping[str, Samples],
+    models: Sequence[_Model],
+    baselines: Mapping[str, Mapping[str, Proba]],
+    seed: int,
 ) -> Iterator[dict[str, Any]]:
     """Models are compared within a backbone and a seed, with ``lp`` and the best head.
 
-    Networks of their own are compared beside the first backbone. The head of stage 2 is the
-    one with the best validation accuracy; targets choose nothing.
+    Networks of their own are compared beside the first backbone.
     """
-    for backbone, number, proba in _families(models):
-        s = tables[backbone]
-        baselines = {BASELINE: proba[BASELINE]} if BASELINE in proba else {}
-        for name, base in {**baselines, **_best_head(results, backbone, s)}.items():
-            everyone = {**{k: p for k, p in proba.items() if k != name}, name: base}
-            for data in eval_sets(s):
+    for backbone, number, proba in _comparable(models):
+        lp = {BASELINE: proba[BASELINE]} if BASELINE in proba else {}
+        for name, base in {**lp, **baselines.get(backbone, {})}.items():
+            compared = {**{k: p for k, p in proba.items() if k != name}, name: base}
+            for data in eval_sets(tables[backbone]):
                 if data.role == FIT:
                     continue
-                at_rows = {k: p[data.row] for k, p in everyone.items()}
-                compared = compare_heads(data, at_rows, name, seed=seed)
-                for method, difference in compared["accuracy"].items():
+                at_rows = {k: p[data.row] for k, p in compared.items()}
+                by_accuracy = compare_heads(data, at_rows, name, seed=seed)["accuracy"]
+                for method, difference in by_accuracy.items():
                     yield {
                         **difference.record(),
                         "method": method,  # of training: that of the interval is dropped
@@ -347,57 +339,44 @@ def _differences(
                     }
 
 
-def _families(models: Sequence[_Model]) -> Iterator[tuple[str, int, dict[str, Proba]]]:
+def _comparable(models: Sequence[_Model]) -> Iterator[tuple[str, int, dict[str, Proba]]]:
     """Backbone, seed, and probabilities by method: what is compared with each other."""
-    own = [m for m in models if not METHODS[m.record.method].pretrained]
-    named = list(dict.fromkeys(m.record.backbone for m in models if m not in own))
-    for backbone in named or [OWN] * bool(own):
-        guests = own if backbone == (named or [OWN])[0] else []
-        family = [m for m in models if m.record.backbone == backbone or m in guests]
-        for seed in dict.fromkeys(m.record.seed for m in family):
-            proba = {m.record.method: m.proba for m in family if m.record.seed == seed}
+    scratch = [m for m in models if not METHODS[m.record.method].pretrained]
+    backbones = list(dict.fromkeys(m.record.backbone for m in models if m not in scratch))
+    for backbone in backbones or [OWN] * bool(scratch):
+        beside = scratch if backbone in (OWN, *backbones[:1]) else []
+        together = [m for m in models if m.record.backbone == backbone or m in beside]
+        for seed in dict.fromkeys(m.record.seed for m in together):
+            proba = {m.record.method: m.proba for m in together if m.record.seed == seed}
             yield backbone, seed, proba
 
 
-def _best_head(results: Path, backbone: str, samples: Samples) -> dict[str, Proba]:
+def _best_heads(
+    results: Path, heads: Mapping[str, Any], tables: Mapping[str, Samples]
+) -> tuple[dict[str, dict[str, Proba]], list[str]]:
     """The head of stage 2 with the best validation accuracy, for these samples.
 
-    Rows are joined by content key. A head that was trained with several seeds stands
-    there as their ensemble. Empty where stage 2 has not run on all of these images, or has
-    fitted its heads to others: a network that saw 40 images is not to be compared with a head
-    that saw 400.
+    Rows are joined by content key. There is none where stage 2 has not run on all of these
+    images, or has fitted its heads to others: a network that saw 40 images is not to be
+    compared with a head that saw 400.
+
+    Returns:
+        By backbone, its name and probabilities; and the backbones whose heads were fitted to
+        other images.
     """
-    heads = _heads_predictions(results).get(backbone)
-    if heads is None or _fitted_to_others(heads, samples):
-        return {}
-    row_of = {key.tobytes(): row for row, key in enumerate(heads.key)}
-    if not all(key in row_of for key in samples.key):
-        _LOG.info("%s: stage 2 has not seen all of these images: not compared", backbone)
-        return {}
-    name, proba = _best(heads)
-    rows = [row_of[key] for key in samples.key]
-    return {_STAGE_2 + name: proba[rows].astype(np.float64)}
-
-
-def _heads_predictions(results: Path) -> Mapping[str, Predictions]:
-    """By backbone; empty where stage 2 has not run."""
+    best: dict[str, dict[str, Proba]] = {}
+    fitted_to_others = []
     try:
-        return read_predictions(results / PROBABILITIES)
+        predictions = read_predictions(results / PROBABILITIES)
     except MissingPredictionsError:
-        return {}
-
-
-def _fitted_to_others(heads: Predictions, samples: Samples) -> bool:
-    theirs = {key.tobytes() for key in heads.key[heads.split == FIT]}
-    ours = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}
-    return theirs != ours
-
-
-def _best(heads: Predictions) -> tuple[str, NDArray[np.float64]]:
-    rows = heads.split == VALIDATION
-
-    def accuracy(name: Trained) -> float:
-        return score("accuracy", heads.label[rows], heads.proba[name][rows]) or 0.0
-
-    best = max(heads.proba, key=accuracy)
-    return best[0], heads.proba[best]
+        predictions = {}
+    for backbone in [name for name in tables if name in predictions and name in heads]:
+        kept, samples, name = predictions[backbone], tables[backbone], heads[backbone]["best"]
+        row_of = {key.tobytes(): row for row, key in enumerate(kept.key)}
+        fit = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}
+        if {key for key, row in row_of.items() if kept.split[row] == FIT} != fit:
+            fitted_to_others.append(backbone)
+        elif name and all(key in row_of for key in samples.key):
+            (proba,) = (p for (head, _), p in kept.proba.items() if head == name)
+            best[backbone] = {_STAGE_2 + name: proba[[row_of[key] for key in samples.key]]}
+    return best, fitted_to_others

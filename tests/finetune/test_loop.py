@@ -325,7 +325,7 @@ def test_bf16_is_near_fp32_and_leaves_float32_weights():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_named():
     """With what to take instead."""
-    with pytest.raises(EngineError, match="no CUDA device here; use --device cpu"):
+    with pytest.raises(EngineError, match="no CUDA device: use --device cpu"):
         _trained(small_net(), replace(SETTINGS, device="cuda"))
 
 

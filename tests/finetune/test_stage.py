@@ -315,7 +315,7 @@ def test_a_size_that_a_network_cannot_take_is_refused(study, trainings, monkeypa
     monkeypatch.setattr(nn.Conv2d, "forward", refuse)
     message = (
         r"cannot take images of 8 x 8 pixels \(height 8 does not match 32\); try another "
-        "--image-size, or leave it out for its own 32 x 32"
+        "--image-size, or leave it out for 32 x 32"
     )
     stores = len(list(study.store_root.iterdir()))
     with pytest.raises(EngineError, match=message):
