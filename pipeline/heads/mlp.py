@@ -20,6 +20,8 @@ from pipeline.randomness import stream
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: Rows that are put in the order of their steps at once.
+_SHUFFLED = 4096
 Layers = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 Rows = tuple[NDArray[np.float32], NDArray[np.integer]]
 
@@ -130,26 +132,44 @@ def _train(
     optimiser = torch.optim.AdamW(
         network.parameters, lr=rate, weight_decay=head.weight_decay, fused=True
     )
-    rows = torch.as_tensor(X, device=device)
-    labels = torch.as_tensor(y, device=device)
+    rows, labels = torch.as_tensor(X, device=device), torch.as_tensor(y, device=device)
     curves: dict[str, list[float]] = {}
     with torch.no_grad():
         for _ in range(epochs):
-            total = torch.zeros(2, dtype=torch.float64, device=device)
+            loss, hits = 0.0, 0.0
             order = torch.as_tensor(rng.permutation(len(X)), device=device)
             masks = network.draw_masks(len(X))
-            for step, at in enumerate(torch.split(order, batch)):
-                drawn = [mask[step * batch : step * batch + len(at)] for mask in masks]
-                total += network.step(rows[at], labels[at], drawn)
-                optimiser.step()
-            _note(curves, "fit", *(total / len(X)).tolist())
+            # A step takes slices: the rows of many steps are put in their order at once.
+            size = batch * max(1, _SHUFFLED // batch)
+            for start in range(0, len(X), size):
+                some = slice(start, start + size)
+                shuffled, shuffled_labels = rows[order[some]], labels[order[some]]
+                scaled = [network.scale(mask[some]) for mask in masks]
+                truth = torch.nn.functional.one_hot(shuffled_labels, classes).to(rows.dtype)
+                scores = []
+                for at in range(0, len(shuffled), batch):
+                    step = slice(at, at + batch)
+                    scores.append(
+                        network.gradients(shuffled[step], truth[step], [m[step] for m in scaled])
+                    )
+                    optimiser.step()
+                z = torch.cat(scores)
+                loss += float(
+                    torch.nn.functional.cross_entropy(z, shuffled_labels, reduction="sum")
+                )
+                hits += float((z.argmax(1) == shuffled_labels).sum())
+            _note(curves, "fit", loss / len(X), hits / len(X))
             if validation is not None:
-                proba = _proba(network.layers(), validation[0])
-                of_label = proba[np.arange(len(proba)), validation[1]]
-                loss = -np.log(np.maximum(of_label, 1e-15)).mean()
-                hits = (proba.argmax(axis=1) == validation[1]).mean()
-                _note(curves, "validation", float(loss), float(hits))
+                _note(curves, "validation", *_loss_and_accuracy(network.layers(), *validation))
     return network.layers(), curves
+
+
+def _loss_and_accuracy(
+    layers: Layers, X: NDArray[np.float32], y: NDArray[np.integer]
+) -> tuple[float, float]:
+    proba = _proba(layers, X)
+    loss = -np.log(np.maximum(proba[np.arange(len(y)), y], 1e-15)).mean()
+    return float(loss), float((proba.argmax(axis=1) == y).mean())
 
 
 def _note(curves: dict[str, list[float]], rows: str, loss: float, accuracy: float) -> None:
@@ -189,7 +209,7 @@ class _Network:
             for width in self.hidden
         ]
 
-    def scaled(self, drawn: "Tensor") -> "Tensor":
+    def scale(self, drawn: "Tensor") -> "Tensor":
         """0 for what is dropped and 1 / (share that is kept) for the rest, of random bytes.
 
         Dropout in steps of 1/256: the share is the real one, so the expectation is exact.
@@ -197,19 +217,21 @@ class _Network:
         threshold = round(self.dropout * 256)
         return (drawn >= threshold) * (256 / (256 - threshold))
 
-    def step(self, X: "Tensor", y: "Tensor", drawn: list["Tensor"]) -> "Tensor":
-        """Put the gradients of one batch in place; its summed loss and hits, shape ``(2,)``."""
+    def gradients(self, X: "Tensor", truth: "Tensor", masks: list["Tensor"]) -> "Tensor":
+        """Put the gradients of one batch in place; its scores ``(batch, K)``.
+
+        Args:
+            X: Features of the batch.
+            truth: One-hot labels.
+            masks: For each hidden layer, what the units are multiplied with.
+        """
         import torch
 
-        inputs, masks = [X], [self.scaled(some) for some in drawn]
+        inputs = [X]
         for W, b, mask in zip(self.weights, self.biases, masks, strict=False):
             inputs.append(torch.addmm(b, inputs[-1], W.T).relu_().mul_(mask))
         z = torch.addmm(self.biases[-1], inputs[-1], self.weights[-1].T)
-        log_p = z.log_softmax(1)
-        at = torch.arange(len(y), device=z.device)
-        gradient = log_p.exp()
-        gradient[at, y] -= 1
-        gradient /= len(y)
+        gradient = z.softmax(1).sub_(truth).div_(len(truth))
         for layer in reversed(range(len(self.weights))):
             torch.mm(gradient.T, inputs[layer], out=self.weights[layer].grad)
             torch.sum(gradient, dim=0, out=self.biases[layer].grad)
@@ -217,7 +239,7 @@ class _Network:
                 # A unit that was dropped or not active has input 0 to this layer.
                 gradient = gradient @ self.weights[layer]
                 gradient.mul_(masks[layer - 1]).mul_(inputs[layer] > 0)
-        return torch.stack([-log_p[at, y].sum(), (z.argmax(1) == y).sum()]).double()
+        return z
 
     def layers(self) -> Layers:
         """Copies of the weights ``(d_in, d_out)`` and biases."""

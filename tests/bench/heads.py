@@ -1,104 +1,301 @@
-"""Measure stage 2 against what a user would otherwise use, in one run on the same features.
+"""Measure stage 2 against the best alternatives, and against its goals.
 
-    python -m tests.bench.heads [--rows 1600] [--width 1024] [--heads 10]
+    python -m tests.bench.heads [linear] [mlp] [stage] [growth]
+        [--study demo/study.toml] [--rows 5000,20000,50000] [--width 1024]
 
-(a) ``mlp``: heads trained together against a plain PyTorch DataLoader loop for one;
-(b) ``linear``: ten penalties on five folds at once against scikit-learn, one fit at a time.
-Alternating repeats; the fastest of each counts, because everything else is other work.
+linear: ten penalties on five folds, against scikit-learn's other ways along the same path.
+mlp: ten perceptrons at the same time, against a plain torch loop with its tensors in memory,
+and against the time that their products alone take.
+stage: the command ``headrace heads`` on stored features, start and figures included.
+growth: five heads on more and more rows, with the exponent and the peak of memory (Linux).
+The fastest of some alternating repeats counts, because everything else is other work.
 """
 
 import argparse
 import os
+import re
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from sklearn.linear_model import LogisticRegression
-from torch import nn
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
-from pipeline.heads.logistic import solve_path
-from pipeline.heads.mlp import MLPSettings, Rows, train_mlps
+from pipeline.data.domain import DomainData
+from pipeline.heads import HEADS
+from pipeline.heads.logistic import fit_path, make_logistic
+from pipeline.heads.mlp import MLPHead
+from pipeline.heads.parallel import run_parallel
+from pipeline.heads.preprocessing import make_preprocessing
+from pipeline.heads.search import fit_heads
+from pipeline.report.table import Column, Table, to_terminal
 
-EPOCHS = 30
+PENALTIES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
+GROWING = ("linear", "ridge", "lda", "mlp", "knn")
+#: Wall seconds on two quiet cores.
+GOALS = {"": 10.0, "--quick": 5.0, "--quick --only prior": 1.5, "again, one head added": None}
 
 
-def main() -> None:
-    """Run both comparisons and print one line for each."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the parts that are asked for and print a table of each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1600)
+    parser.add_argument("parts", nargs="*", default=["linear", "mlp", "stage"])
+    parser.add_argument("--study", type=Path, default=Path("demo/study.toml"))
+    parser.add_argument("--rows", default="5000,20000,50000")
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--heads", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
+    parser.add_argument("--child", help="A head: fit it and print seconds and peak memory.")
+    options = parser.parse_args(arguments)
+    rows = [int(n) for n in options.rows.split(",")]
+    if options.child:
+        _measure(options.child, rows[0], options.width)
+        return
+    print(f"{os.cpu_count()} cores")
+    for part in options.parts:
+        table = {
+            "linear": partial(_linear, options.repeats),
+            "mlp": partial(_mlp, options.repeats, options.width),
+            "stage": partial(_stage, options.study),
+            "growth": partial(_growth, rows, options.width),
+        }[part]()
+        print("\n" + to_terminal(table))
+
+
+def _rows(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, options.rows)
-    X = rng.normal(size=(options.rows, options.width)).astype(np.float32)
-    X[:, :20] += 0.4 * y[:, None]
-    print(f"{os.cpu_count()} cores; features {X.shape}")
-    _mlp(X, y, options.heads, options.repeats)
-    _linear(X, y, options.repeats)
+    y = np.arange(n) // 4 % 2
+    X = rng.standard_normal((n, d), np.float32)
+    X[:, :20] += 0.3 * y[:, None]
+    return X, y
 
 
-def _mlp(X: np.ndarray, y: np.ndarray, heads: int, repeats: int) -> None:
-    settings = [MLPSettings(seed=seed, epochs=EPOCHS) for seed in range(heads)]
-    ours, plain = _alternate(
-        lambda: train_mlps(Rows(X=X, y=y), settings), lambda: _plain_loop(X, y), repeats
-    )
-    print(
-        f"mlp, {EPOCHS} epochs, batch 32: plain DataLoader loop {plain:.2f} s a head; "
-        f"{heads} together {ours / heads:.2f} s a head: {plain / (ours / heads):.1f} times"
-    )
-
-
-def _plain_loop(X: np.ndarray, y: np.ndarray) -> None:
-    """What a tutorial has."""
-    network = nn.Sequential(
-        nn.Linear(X.shape[1], 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 2)
-    )
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
-    data = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
-    loader = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True)
-    for _ in range(EPOCHS):
-        for rows, labels in loader:
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(network(rows), labels).backward()
-            optimiser.step()
-
-
-def _linear(X: np.ndarray, y: np.ndarray, repeats: int) -> None:
-    penalties = np.logspace(-4, 1, 10)
-    fold = np.arange(len(X)) % 5
-    weights = np.stack([(fold != f).astype(float) for f in range(5) for _ in penalties])
-    ours, plain = _alternate(
-        lambda: solve_path(X, y, C=np.tile(penalties, 5), weights=weights, tol=1e-3),
-        lambda: _one_by_one(X, y, penalties, fold),
-        repeats,
-    )
-    print(
-        f"linear, 10 penalties x 5 folds: scikit-learn one at a time {plain:.2f} s; "
-        f"all at once {ours:.2f} s: {plain / ours:.1f} times"
-    )
-
-
-def _one_by_one(X: np.ndarray, y: np.ndarray, penalties: np.ndarray, fold: np.ndarray) -> None:
-    for f in range(5):
-        for C in penalties:
-            LogisticRegression(C=C, max_iter=1000).fit(X[fold != f], y[fold != f])
-
-
-def _alternate(
-    ours: Callable[[], Any], plain: Callable[[], Any], repeats: int
-) -> tuple[float, float]:
-    """Fastest seconds of each, taken in turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
+def _alternate(actions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Fastest CPU seconds of each, taken in turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats):
-        for action, found in zip((ours, plain), seconds, strict=True):
-            start = time.perf_counter()
+        for name, action in actions.items():
+            start = time.process_time()
             action()
-            found.append(time.perf_counter() - start)
-    return min(seconds[0]), min(seconds[1])
+            seconds[name].append(time.process_time() - start)
+    return {name: min(found) for name, found in seconds.items()}
+
+
+def _linear(repeats: int) -> Table:
+    rows = []
+    for n, d in ((500, 512), (1600, 1024), (5000, 1024)):
+        X, y = _rows(n, d)
+        folds = [
+            (np.flatnonzero(np.arange(n) // 4 % 5 != f), np.flatnonzero(np.arange(n) // 4 % 5 == f))
+            for f in range(5)
+        ]
+        losses: dict[str, float] = {}
+
+        def ours(X=X, y=y, folds=folds, losses=losses) -> None:
+            losses["ours"] = _loss(X, y, folds, fit_path)
+
+        def newton(X=X, y=y, folds=folds, losses=losses) -> None:
+            losses["newton-cg"] = _loss(X, y, folds, _warm_newton)
+
+        def library(X=X, y=y, folds=folds) -> None:
+            LogisticRegressionCV(
+                Cs=PENALTIES, cv=folds, scoring="neg_log_loss", solver="newton-cg",
+                use_legacy_attributes=False, l1_ratios=(0.0,),
+            ).fit(X, y)  # fmt: skip
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = _alternate(
+                {"ours": ours, "newton-cg": newton, "LogisticRegressionCV": library}, repeats
+            )
+        rows.append((f"{n} x {d}", *found.values(), *losses.values()))
+    return Table(
+        title="linear: 10 penalties x 5 folds, CPU seconds; goal: half of newton-cg, warm",
+        columns=(
+            Column(name="features"),
+            *(
+                Column(name=name, kind="seconds")
+                for name in ("ours", "newton-cg, warm", "LogisticRegressionCV")
+            ),
+            Column(name="best log loss: ours", kind="number"),
+            Column(name="newton-cg", kind="number"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _loss(X: np.ndarray, y: np.ndarray, folds: Any, fit: Callable[..., None]) -> float:
+    """The lowest mean log loss on held-out rows along the path."""
+    loss = np.zeros(len(PENALTIES))
+    for inside, outside in folds:
+        heads = [make_logistic(C) for C in PENALTIES]
+        fit(heads, X[inside], y[inside])
+        for k, head in enumerate(heads):
+            p = head.predict_proba(X[outside])[np.arange(len(outside)), y[outside]]
+            loss[k] -= np.log(np.maximum(p, 1e-15)).sum() / len(y)
+    return float(loss.min())
+
+
+def _warm_newton(heads: list[LogisticRegression], X: np.ndarray, y: np.ndarray) -> None:
+    model = LogisticRegression(solver="newton-cg", warm_start=True, tol=1e-3)
+    for head in heads:
+        model.set_params(C=head.C).fit(X, y)
+        head.coef_, head.intercept_ = model.coef_.copy(), model.intercept_.copy()
+        head.classes_ = model.classes_
+
+
+def _mlp(repeats: int, width: int, heads: int = 10) -> Table:
+    """The exercise's training: 1600 rows, 30 epochs, batches of 32."""
+    import torch
+
+    X, y = _rows(1600, width)
+    settings = {"epochs": 30, "batch_size": 32, "learning_rate": 1e-3}
+    jobs = [partial(MLPHead(random_state=s, **settings).fit, X, y) for s in range(heads)]
+    A, B, C = torch.randn(32, width), torch.randn(256, width), torch.randn(32, 256)
+    out = torch.empty(256, width)
+
+    def products() -> None:
+        for _ in range(30 * 50):
+            torch.mm(A, B.T)
+            torch.mm(C.T, A, out=out)
+
+    def plain() -> None:
+        network = torch.nn.Sequential(
+            torch.nn.Linear(width, 256), torch.nn.ReLU(), torch.nn.Dropout(0.5),
+            torch.nn.Linear(256, 2),
+        )  # fmt: skip
+        optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
+        features, labels = torch.from_numpy(X), torch.from_numpy(y)
+        for _ in range(30):
+            for at in torch.randperm(len(X)).split(32):
+                optimiser.zero_grad()
+                torch.nn.functional.cross_entropy(network(features[at]), labels[at]).backward()
+                optimiser.step()
+
+    torch.set_num_threads(1)
+    found = _alternate(
+        {"ours": lambda: run_parallel(jobs), "plain": plain, "products": products}, repeats
+    )
+    default = _alternate({"default": lambda: MLPHead().fit(X, y)}, repeats)["default"]
+    return Table(
+        title=f"mlp: CPU seconds a head; goal: 1.3 times the products alone, {heads} heads at once",
+        columns=(
+            Column(name="training"),
+            Column(name="seconds", kind="seconds"),
+            Column(name="times the products", kind="number"),
+        ),
+        rows=tuple(
+            (name, seconds, seconds / found["products"])
+            for name, seconds in (
+                ("ours, 30 epochs of batches of 32", found["ours"] / heads),
+                ("plain torch loop, tensors in memory", found["plain"]),
+                ("products alone", found["products"]),
+                ("ours, default schedule", default),
+            )
+        ),
+    )
+
+
+def _stage(study: Path) -> Table:
+    """Each command in a folder of its own, with the features of this one."""
+    store = Path(os.environ.get("HEADRACE_FEATURES", "features")).resolve()
+    environment = {**os.environ, "HEADRACE_FEATURES": str(store), "PYTHONPATH": str(Path.cwd())}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for flags, goal in GOALS.items():
+            again = flags.startswith("again")
+            arguments = "" if again else flags
+            work = Path(folder) / (re.sub(r"\W", "", flags) or "default")
+            work.mkdir()
+            command = [sys.executable, "-m", "pipeline.cli", "heads", str(study.resolve())]
+            if again:
+                some = ",".join(name for name in HEADS if name != "lda")
+                _timed([*command, "--only", some], work, environment)
+            wall, cpu = _timed([*command, *arguments.split()], work, environment)
+            rows.append((f"headrace heads {flags}", wall, cpu, goal))
+    return Table(
+        title=f"stage: {study}, start, saved heads and figures included",
+        columns=(
+            Column(name="command"),
+            *(Column(name=name, kind="seconds") for name in ("wall s", "CPU s", "goal, wall s")),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _timed(command: list[str], work: Path, environment: Mapping[str, str]) -> tuple[float, float]:
+    start, before = time.perf_counter(), os.times()
+    subprocess.run(command, cwd=work, env=environment, check=True, capture_output=True)
+    after = os.times()
+    cpu = after.children_user + after.children_system
+    return time.perf_counter() - start, cpu - before.children_user - before.children_system
+
+
+def _growth(sizes: Sequence[int], width: int) -> Table:
+    """Each head in a process of its own: folds to choose by, one fit, all rows predicted."""
+    seconds: dict[str, list[float]] = {name: [] for name in GROWING}
+    peaks: dict[str, float] = {}
+    for rows in sizes:
+        for name in GROWING:
+            command = [sys.executable, "-m", "tests.bench.heads", "--child", name]
+            command += ["--rows", str(rows), "--width", str(width)]
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found, peaks[name] = map(float, said.split())
+            seconds[name].append(found)
+    steps = np.log(sizes)
+    return Table(
+        title=f"growth: seconds on rows x {width}; goal for 50,000: 90 s together, memory below 3",
+        columns=(
+            Column(name="head"),
+            *(Column(name=f"{rows:,}", kind="seconds") for rows in sizes),
+            Column(name="exponent", kind="number"),
+            Column(name="peak memory / features", kind="number"),
+        ),
+        rows=(
+            *(
+                (
+                    name,
+                    *of,
+                    np.polyfit(steps, np.log(of), 1)[0] if len(of) > 1 else None,
+                    peaks[name],
+                )
+                for name, of in seconds.items()
+            ),
+            ("together", *np.sum(list(seconds.values()), axis=0), None, max(peaks.values())),
+        ),
+    )
+
+
+def _measure(name: str, n: int, width: int) -> None:
+    if name == "mlp":
+        import torch  # noqa: F401 - of the libraries that are there before any feature
+    base = _memory("VmRSS")
+    X, y = _rows(n, width)
+    data = DomainData(
+        name="source", role="fit", group=np.arange(n) // 4, label=y.astype(np.int64), features=X
+    )
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now
+    start = time.perf_counter()
+    _, failures = fit_heads(
+        data, {name: HEADS[name]}, X, seeds=(0, 1, 2), repeats=1,
+        preprocessing=partial(make_preprocessing, "standardise", (width,)),
+    )  # fmt: skip
+    if failures:
+        raise SystemExit(str(failures))
+    seconds = time.perf_counter() - start
+    print(seconds, (_memory("VmHWM") - base) / (X.nbytes / 1e9))
+
+
+def _memory(name: str) -> float:
+    """A line of what Linux says of this process, in GB."""
+    status = Path("/proc/self/status").read_text()
+    return float(re.search(rf"{name}:\s+(\d+)", status)[1]) * 1024 / 1e9
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def test_dropout_keeps_the_share_that_it_says():
     rng = np.random.default_rng(0)
     network = _Network([4, 400, 2], rng, device="cpu", dropout=0.3)
     (drawn,) = network.draw_masks(500)
-    mask = network.scaled(drawn)
+    mask = network.scale(drawn)
     assert float((mask > 0).double().mean()) == pytest.approx(0.7, abs=0.005)
     assert float(mask.double().mean()) == pytest.approx(1.0, abs=0.01)
 
