@@ -154,9 +154,7 @@ def _train(
                     )
                     optimiser.step()
                 z = torch.cat(scores)
-                loss += float(
-                    torch.nn.functional.cross_entropy(z, shuffled_labels, reduction="sum")
-                )
+                loss -= float((z.log_softmax(1) * truth).sum())
                 hits += float((z.argmax(1) == shuffled_labels).sum())
             _note(curves, "fit", loss / len(X), hits / len(X))
             if validation is not None:
