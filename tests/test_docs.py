@@ -29,18 +29,15 @@ def sessions() -> list[tuple[str, str]]:
     return found
 
 
-def shape(text: str) -> list[str]:
-    """Output without what differs from machine to machine: numbers, widths, ranks, verdicts."""
-    masked = re.sub(r"((?:against|best by) [^:\n]+:).*", r"\1", text)
-    masked = re.sub(r"better|worse|equivalent|inconclusive", "word", masked)
-    masked = re.sub(r"[-+<]?(\d+(\.\d+)?|\.\d+)", "0", masked)
-    return sorted(re.sub(r"[\s─*~]+", " ", line).strip() for line in masked.splitlines() if line)
+def masked(line: str) -> str:
+    """A line without what differs from machine to machine: numbers and widths."""
+    return re.sub(r"[\s─]+", " ", re.sub(r"[-+<]?(\d+(\.\d+)?|\.\d+)", "0", line)).strip()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The sixty seconds, run once in an empty folder, with what each command printed."""
-    path = tmp_path_factory.mktemp("sixty")
+    """The commands of the README, run once in an empty folder, with what each command printed."""
+    path = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         patch.delenv("HEADRACE_FEATURES", raising=False)
@@ -54,11 +51,13 @@ def _no_network(*_, **__):
     raise OSError("no network in this test")
 
 
-def test_each_command_prints_what_the_readme_shows(folder):
-    """Same lines, whatever the numbers."""
+def test_each_command_prints_the_lines_that_the_readme_shows(folder):
+    """Whatever the numbers."""
     for (command, shown), result in zip(sessions(), folder[1], strict=True):
         assert result.exit_code == 0, command + result.stderr
-        assert shape(result.stdout) == shape(shown), command
+        printed = {masked(line) for line in result.stdout.splitlines()}
+        missing = {masked(line) for line in shown.splitlines()} - printed
+        assert not missing, f"{command}: {missing}\n{result.stdout}"
 
 
 def test_the_python_example_runs(folder, monkeypatch):
@@ -77,9 +76,3 @@ def test_files_and_tests_that_the_readme_names_are_there():
     names = re.findall(r"`((?:pipeline|cache|tests)/[\w/]+(?:\.py|/))`", README)
     assert len(names) > 10
     assert not [name for name in names if not (root / name).exists()]
-
-
-def test_the_readme_shows_the_makefiles_help():
-    """Every target with its line."""
-    for target, line in re.findall(r"^([a-z-]+):[^#\n]*## (.*)$", MAKEFILE, re.MULTILINE):
-        assert re.search(rf"^{target}\s+{re.escape(line)}$", README, re.MULTILINE), target
