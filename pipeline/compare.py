@@ -48,7 +48,7 @@ from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_prepro
 from pipeline.heads.save import DESCRIPTION, Network, SavedHead, head_folder, save_head
 from pipeline.heads.search import Fit, deal_folds, fit_heads
 from pipeline.randomness import stream
-from pipeline.study import Study
+from pipeline.study import SOURCE, Study
 from pipeline.words import printable, to_jsonable
 
 _LOG = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def compare(study: Study, options: CompareOptions | None = None) -> Record:
     for choice in study.variants:
         features = load_features(study, choice, samples)
         name = features.backbone
-        keys = _keys(features, specs, options, study.seed)
+        keys = _keys(features, specs, study, options)
         reused = _read_fits(study, name, keys, options)
         new, failed = _fit(
             features, {h: specs[h] for h in specs if h not in reused}, study, options
@@ -183,37 +183,23 @@ def _fit(
         return {}, {}
     split = features.samples.split
     fits, failures = fit_heads(
-        _rows(features, FIT),
+        features.domain(SOURCE, FIT),
         specs,
         features.X,
         seeds=_seeds(study, options),
         preprocessing=partial(make_preprocessing, options.preprocessing, features.widths),
         repeats=options.repeats,
-        validation=_rows(features, VALIDATION) if (split == VALIDATION).any() else None,
+        validation=features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None,
     )
     for head, reason in failures.items():
         _LOG.warning("%s on %s failed: %s", head, features.backbone, reason)
     return fits, failures
 
 
-def _rows(features: FeatureTable, split: str) -> DomainData:
-    """The source's rows of one split, with features."""
-    samples = features.samples
-    rows = np.flatnonzero(samples.split == split)
-    return DomainData(
-        name=str(samples.domain[rows[0]]),
-        role=split,
-        group=samples.group[rows],
-        label=samples.label[rows],
-        features=features.X[rows],
-    )
-
-
 def _keys(
-    features: FeatureTable, specs: Mapping[str, HeadSpec], options: CompareOptions, seed: int
+    features: FeatureTable, specs: Mapping[str, HeadSpec], study: Study, options: CompareOptions
 ) -> dict[str, str]:
-    data = data_digest(features.samples, features.X)
-    seeds = range(seed, seed + max(1, options.seeds))
+    data, seeds = data_digest(features.samples, features.X), _seeds(study, options)
     return {
         name: fit_key(data, spec, seeds=seeds, preprocessing=options.preprocessing)
         for name, spec in specs.items()
@@ -298,7 +284,7 @@ def _evaluate(
     order = _order(domains, best)
     for domain in domains:
         domain["rows"].sort(key=lambda row: order.index(row["head"]))
-    fit_rows = _rows(features, FIT)
+    fit_rows = features.domain(SOURCE, FIT)
     return {
         "best": best,
         "domains": domains,

@@ -12,6 +12,7 @@ one set of draws, so that terms of one division stay paired.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,11 @@ class Effect(Interval):
     name: str
     division: str
     largest: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The row of the stage's record."""
+        keys = ("name", "division", "estimate", "low", "high", "largest")
+        return {key: getattr(self, key) for key in keys}
 
 
 def decompose(

@@ -83,14 +83,8 @@ def _losses(
                 "seed": trained_with,
                 "source_accuracy": float((~source.wrong()).mean()),
                 "target_accuracy": float((~other.wrong()).mean()),
-                "effects": [
-                    {key: getattr(effect, key) for key in ("name", "division", *_NUMBERS)}
-                    for effect in effects.values()
-                ],
+                "effects": [effect.record() for effect in effects.values()],
             }
-
-
-_NUMBERS = ("estimate", "low", "high", "largest")
 
 
 def _domain(

@@ -147,16 +147,18 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
         if not options.samples.allow_leaks:
             refuse_leaks(leaks)
         targets = [table.domain(target.name) for target in study.targets]
-        reasons = {target.name: too_few_patients(target) for target in targets}
-        skipped += [_skipped(table, target, reasons[target.name]) for target in targets]
-        compared = [target for target in targets if reasons[target.name] is None]
+        compared = []
+        for target in targets:
+            if reason := too_few_patients(target):
+                skipped.append(_skipped(table, target, reason))
+            else:
+                compared.append(target)
         if not compared:
             continue
         found = _Backbone(study, table, leaks, facts, options)
         entries += run_parallel([partial(found.target, target) for target in compared])
         predictions[choice.name] = found.predictions()
         maps[choice.name] = found.maps(compared)
-    skipped = [entry for entry in skipped if entry["reason"] is not None]
     if not entries:
         lines = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
         raise StudyError(" ".join(["no target can be compared.", *lines]))
@@ -177,7 +179,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
     return record
 
 
-def _skipped(table: FeatureTable, target: DomainData, reason: str | None) -> dict[str, Any]:
+def _skipped(table: FeatureTable, target: DomainData, reason: str) -> dict[str, Any]:
     return {
         "backbone": table.backbone,
         "target": target.name,
@@ -288,7 +290,7 @@ class _Backbone:
             "labels_needed": found.labels_needed,
             "accuracy": accuracy,
             "auroc": auroc,
-            "effects": [_effect(effect) for effect in effects.values()],
+            "effects": [effect.record() for effect in effects.values()],
             "error_table": _error_table(errors),
             "adaptation": [_adaptation(row) for row in (*adaptation.rows, *_labels(adaptation))],
             "label_curve": [_adaptation(row) for row in adaptation.label_curve],
@@ -421,15 +423,6 @@ def _interval(found: Interval) -> dict[str, Any]:
     return {"estimate": found.estimate, "low": found.low, "high": found.high}
 
 
-def _effect(effect: Effect) -> dict[str, Any]:
-    return {
-        "name": effect.name,
-        "division": effect.division,
-        **_interval(effect),
-        "largest": effect.largest,
-    }
-
-
 def _error_table(table: ErrorTable) -> dict[str, Any]:
     return {
         "errors": [
@@ -437,7 +430,7 @@ def _error_table(table: ErrorTable) -> dict[str, Any]:
             for name, e in table.errors.items()
         ],
         "steps": [
-            {**_effect(step), "refit_low": step.refit_low, "refit_high": step.refit_high}
+            {**step.record(), "refit_low": step.refit_low, "refit_high": step.refit_high}
             for step in table.steps.values()
         ],
         "not_identifiable": table.not_identifiable,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from pipeline.evaluation.metrics import confusion
 from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.style import (
     GREY,
@@ -228,8 +229,7 @@ def heads_confusion(found: Results) -> Figure:
 
 
 def _matrix(axes: Axes, label: NDArray[Any], proba: NDArray[Any], K: int) -> None:
-    counts = np.zeros((K, K), dtype=np.int64)
-    np.add.at(counts, (label, proba.argmax(axis=1)), 1)
+    counts = confusion(label, proba)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
     axes.set_xticks([])
