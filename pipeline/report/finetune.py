@@ -96,7 +96,7 @@ def _against_heads(differences: Sequence[Row], backbone: str) -> Iterator[Table]
     rows = [one for one in differences if one["baseline"].startswith(_HEADS)]
     if rows:
         yield table_of(
-            "Accuracy against the best head of `headrace heads`",
+            "Accuracy against the best head on stored features",
             (
                 Column("method"),
                 Column("head"),

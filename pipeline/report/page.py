@@ -140,7 +140,9 @@ def headline(parts: Parts, audit: Mapping[str, Any] | None) -> str:
         sentences.append("The audit found a leak: do not trust the numbers on this page.")
     for head, accuracy in list(_models(parts).items())[:1]:
         values = [f"{100 * value[0]:.1f} % on {domain}" for domain, value in accuracy.items()]
-        sentences.append(f"The best head on validation, {head}, has accuracy {_list(values)}.")
+        sentences.append(
+            f"The best head on validation, {head}, has an accuracy of {_list(values)}."
+        )
     regained = [
         f"{100 * value[0]:.1f} points on {table.about['target']}"
         for table in _tables(parts, "shift_effects")

@@ -131,7 +131,7 @@ def _target(target: Row) -> Iterator[Part]:
     yield " ".join(target["verdict"])
     if labelled:
         yield _effects(target, about)
-        yield _adaptation(target, about)
+        yield from _adaptation(target, about)
         yield _error_table(target, about)
     yield _estimates(target, about)
     for key, (title, columns) in DETAILS.items():
@@ -168,25 +168,37 @@ def _effects(target: Row, about: Row) -> Table:
     )
 
 
-def _adaptation(target: Row, about: Row) -> Table:
+_METHOD_COLUMNS = (
+    Column("method"),
+    Column("target labels", field="target_labels"),
+    Column("accuracy", "share"),
+    Column("AUROC", "share", field="auroc"),
+    Column("points gained", "points", interval=True, field="difference"),
+    Column("p", "p", "Adjusted for the number of methods (Holm)."),
+)
+
+
+def _adaptation(target: Row, about: Row) -> Iterator[Table]:
     baseline, *methods = target["adaptation"]
-    return table_of(
+    yield table_of(
         "What adaptation gains: fitted on one half of the target, scored on the other",
-        (
-            Column("method"),
-            Column("target labels", field="target_labels"),
-            Column("accuracy", "share"),
-            Column("AUROC", "share", field="auroc"),
-            Column("points gained", "points", interval=True, field="difference"),
-            Column("p", "p", "Adjusted for the number of methods (Holm)."),
-        ),
-        [
-            {**baseline, "difference": None},
-            *({**row, "p": row["difference"]["p_adjusted"]} for row in methods),
-        ],
+        _METHOD_COLUMNS,
+        [{**baseline, "difference": None}, *map(_with_p, methods)],
         key="shift_adaptation",
         about=about,
     )
+    yield table_of(
+        "What labels of the target gain",
+        _METHOD_COLUMNS,
+        map(_with_p, target["label_curve"]),
+        key="shift_label_curve",
+        about=about,
+        detail=True,
+    )
+
+
+def _with_p(row: Row) -> Row:
+    return {**row, "p": row["difference"]["p_adjusted"]}
 
 
 def _error_table(target: Row, about: Row) -> Table:

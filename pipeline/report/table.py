@@ -129,11 +129,6 @@ class Detail(str):
 Part = Table | str
 
 
-def interval(record: Mapping[str, Any] | None) -> tuple[Any, Any, Any] | None:
-    """The value of an interval column from the record of an interval; None without one."""
-    return None if record is None else (record["estimate"], record["low"], record["high"])
-
-
 def table_of(
     title: str, columns: Sequence[Column], rows: Iterable[Mapping[str, Any]], **more: Any
 ) -> Table:

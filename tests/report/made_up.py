@@ -142,6 +142,13 @@ def _effect(name, division, estimate):
     return {"name": name, "division": division, **_value(estimate), "largest": 0.5}
 
 
+def _method(name, gain):
+    return {
+        "method": name, "accuracy": 0.8 + gain, "auroc": 0.9, "target_labels": "labels" in name,
+        "difference": {**_value(gain), "p": 0.01, "p_adjusted": 0.02},
+    }  # fmt: skip
+
+
 def _target(name, K):
     effects = [
         _effect("accuracy_loss", "all", 0.1),
@@ -157,7 +164,12 @@ def _target(name, K):
             _effect("threshold", "threshold", 0.06),
             _effect("discrimination", "threshold", 0.04),
         ]
-    gains = {"source_only": 0.0, "standardisation": 0.05, "coral": -0.02, "k_shot(50)": 0.09}
+    gains = {
+        "source_only": 0.0,
+        "standardisation": 0.05,
+        "coral": -0.02,
+        "50 labels per class": 0.09,
+    }
     calibration = {
         "brier": 0.1, "miscalibration": 0.01, "ece": 0.02, "slope": 1.1, "intercept": 0.1,
         "event": "positive",
@@ -168,13 +180,9 @@ def _target(name, K):
         "labelled": True,
         "verdict": [f"Accuracy falls by 10.0 points on {name}."],
         "effects": effects,
-        "adaptation": [
-            {
-                "method": method, "accuracy": 0.8 + gain, "auroc": 0.9,
-                "difference": {**_value(gain), "p": 0.01, "p_adjusted": 0.02},
-                "target_labels": method.startswith("k_shot"),
-            }
-            for method, gain in gains.items()
+        "adaptation": [_method(method, gain) for method, gain in gains.items()],
+        "label_curve": [
+            _method(f"{k} labels per class", gain) for k, gain in ((5, -0.01), (50, 0.09))
         ],
         "error_table": {
             "errors": [
@@ -217,7 +225,7 @@ def _target(name, K):
                 "sensitivity": _value(0.9 - k / 10), "specificity": _value(0.8 - k / 10),
                 "ppv": 0.8, "npv": 0.9, "reliable": True,
             }
-            for k, (d, how) in enumerate((("source", "chosen"), ("target", "transferred")))
+            for k, (d, how) in enumerate((("source", "none"), ("target", "none")))
         ]
         if K == 2 else [],
         "subgroups": [

@@ -138,8 +138,8 @@ def test_the_first_screen_holds_the_name_a_sentence_and_a_figure(study):
     assert tags.index("h1") < tags.index("img") < tags.index("nav") < tags.index("section")
     best = next(t for t in parts_of("heads", record(study, "heads")) if isinstance(t, Table))
     (head,) = [row[0] for row in best.rows if row[1]]
-    assert f"The best head on validation, {head}, has accuracy" in page.text
-    assert page.text.index("has accuracy") < page.text.index("Accuracy by domain of")
+    assert f"The best head on validation, {head}, has an accuracy of" in page.text
+    assert page.text.index("has an accuracy of") < page.text.index("Accuracy by domain of")
     assert [a["id"] for a in page.all("section")] == [*SECTIONS, "records"]
     assert [a["href"] for a in page.all("a")] == [f"#{name}" for name in (*SECTIONS, "records")]
     assert len(page.all("img")) == 1 + len(FIGURES)
@@ -315,7 +315,7 @@ def test_records_that_do_not_belong_together_come_first(study, meddle, warning):
     assert [line for line in page.stale if warning in line]
     text = Page(page.file.read_text()).text
     assert text.index("These records may not belong together.") < text.index(warning)
-    assert text.index(warning) < text.index("has accuracy")
+    assert text.index(warning) < text.index("has an accuracy of")
 
 
 def test_a_leak_stands_before_every_number(study):
@@ -325,7 +325,7 @@ def test_a_leak_stands_before_every_number(study):
     values["counts"]["leak"] = 1
     change(study, "audit", values)
     text = page_of(study).text
-    assert text.index("The audit found a leak") < text.index("has accuracy")
+    assert text.index("The audit found a leak") < text.index("has an accuracy of")
     assert "No leak was found" not in text
 
 

@@ -120,8 +120,8 @@ class Results:
         """Names in label order, fit to be shown."""
         return [printable(name) for name in self.record["classes"]]
 
-    def tables(self, key: str) -> list[Table]:
-        """Tables with this key about this backbone, one for each domain or target.
+    def tables(self, *keys: str) -> list[Table]:
+        """Tables with these keys about this backbone, for each domain or target.
 
         Raises:
             NothingToDrawError: There is none with rows.
@@ -130,12 +130,12 @@ class Results:
             part
             for part in self.parts
             if isinstance(part, Table)
-            and part.key == key
+            and part.key in keys
             and part.rows
             and part.about["backbone"] == self.backbone
         ]
         if not found:
-            raise NothingToDrawError(f"the record has no table {key}")
+            raise NothingToDrawError(f"the record has no table {' or '.join(keys)}")
         return found
 
     def scored(

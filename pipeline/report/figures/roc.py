@@ -96,7 +96,7 @@ def _transferred(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[floa
     """By rule: (1 - specificity, sensitivity) where it was chosen, and unchanged on the target."""
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row["rule"] in _RULES and row["moved by"] in ("chosen", "carried", "transferred"):
+        if row["rule"] in _RULES and row["moved by"] == "none":
             sensitivity, specificity = row["sensitivity, %"], row["specificity, %"]
             if sensitivity and specificity:
                 points.setdefault(row["rule"], []).append((1 - specificity[0], sensitivity[0]))

@@ -262,24 +262,23 @@ def _pale(hue: str, k: int, classes: int) -> tuple[float, ...]:
 
 
 def adaptation(found: Results) -> Figure:
-    """Points of accuracy that each method gains over the unadapted head."""
+    """Points of accuracy that methods and labels of the target gain over the unadapted head."""
     tables = found.tables("shift_adaptation")
-    names = list(dict.fromkeys(name for table in tables for name in table.values("method")))[1:]
-    height = 0.45 + 0.2 * len(names)
-    figure, cells = panels(len(tables), height=height, extra=0.65, sharey=True)
-    for axes, table in zip(cells, tables, strict=True):
-        values = zip(
-            *(table.values(c) for c in ("method", "points gained", "target labels")), strict=True
-        )
-        for name, value, used in values:
-            if name in names and value:
-                gain: Any = tuple(None if v is None else 100 * v for v in value)
-                draw_intervals(
-                    axes,
-                    [(float(len(names) - 1 - names.index(name)), gain)],
-                    shade=ORANGE if used else BLUE,
-                    marker="s" if used else "o",
-                )
+    curves = [t for t in found.tables("shift_label_curve", "shift_adaptation") if t not in tables]
+    gains: list[dict[str, tuple[bool, list[float]]]] = []
+    for table in tables:
+        labels = [row for curve in curves if curve.about == table.about for row in curve.rows]
+        methods = [row for row in table.rows if not (row[1] and labels)]
+        rows = [row for row in (*methods, *labels) if row[4]]
+        gains.append({row[0]: (row[1], [100 * bound for bound in row[4]]) for row in rows})
+    names = list(dict.fromkeys(name for of_target in gains for name in of_target))
+    figure, cells = panels(len(tables), height=0.45 + 0.2 * len(names), extra=0.65, sharey=True)
+    for axes, table, of_target in zip(cells, tables, gains, strict=True):
+        for at, name in zip(range(len(names))[::-1], names, strict=True):
+            if name in of_target:
+                used, (gain, low, high) = of_target[name]
+                look = {"shade": ORANGE, "marker": "s"} if used else {"shade": BLUE}
+                draw_intervals(axes, [(at, (gain, low, high))], **look)
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set_yticks(range(len(names))[::-1], [n.replace("_", " ") for n in names])
         accuracy = table.values("accuracy")[0]
@@ -287,9 +286,6 @@ def adaptation(found: Results) -> Figure:
     figure.suptitle("What adaptation gains (orange: with target labels)", x=0.01, ha="left")
     figure.supxlabel("points of accuracy gained, with 95 % interval", fontsize=8)
     return figure
-
-
-_METRICS = ("accuracy", "AUROC", "sensitivity", "specificity")
 
 
 def subgroups(found: Results) -> Figure:
