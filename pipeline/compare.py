@@ -28,6 +28,7 @@ from pipeline.errors import MissingFeaturesError, ModelError, UnknownNameError
 from pipeline.evaluation.bootstrap import two_way_interval
 from pipeline.evaluation.compare_heads import (
     COMPARED_BY,
+    bases,
     best_by_validation,
     compare_heads,
     confidence_sets,
@@ -306,8 +307,7 @@ def _domain(
     scores = score_heads(data, mine, seed=seed, draws=options.draws)
     differences: Mapping[str, Mapping[str, Any]] = {}
     if options.baseline in mine and len(mine) > 1:
-        draws = 5 * options.draws
-        differences = compare_heads(data, mine, options.baseline, seed=seed, draws=draws)
+        differences = compare_heads(data, mine, options.baseline, seed=seed)
     return {
         "domain": data.name,
         "role": data.role,
@@ -369,7 +369,7 @@ def _selection_corrected(data: DomainData, fits: Mapping[str, Fit], seed: int) -
         statistics = [METRICS[metric](label, p[held_out]) for p in proba.values()]
         if not np.isfinite([on_all_rows(one, len(label)) for one in statistics]).all():
             continue
-        best = bbc_cv(statistics, group, stream("selection", seed))
+        best = bbc_cv(statistics, group, stream("selection", seed), *bases(metric, label, group))
         found[metric] = {
             "head": list(proba)[best.chosen],
             "among": len(proba),

@@ -348,6 +348,22 @@ class PatientDraws:
         return means
 
 
+def leave_out_patients(group: Sequence[object] | NDArray[Any], *, most: int = 500) -> PatientDraws:
+    """Each patient left out in turn: the "draws" of the jackknife.
+
+    Args:
+        group: ``n`` patient ids.
+        most: Of more patients than that, as many groups of equal size are left out in turn,
+            dealt at random but always alike (delete-a-group jackknife).
+    """
+    patients, member = np.unique(np.asarray(group), return_inverse=True)
+    dealt = np.arange(patients.size)
+    if patients.size > most:
+        dealt = np.random.default_rng(0).permutation(dealt) % most
+    counts = dealt != np.arange(dealt.max() + 1)[:, None]
+    return PatientDraws(patients=patients, counts=counts.astype(np.uint8), member=member)
+
+
 def draw_patients(
     group: Sequence[object] | NDArray[Any],
     rng: np.random.Generator,

@@ -1,4 +1,4 @@
-"""AUROC: variance, interval and paired test by DeLong, in O(n log n).
+"""AUROC: covariance and paired test by DeLong, in O(n log n).
 
 E. DeLong et al., Biometrics 1988; the fast form is X. Sun and W. Xu, IEEE SPL 2014.
 Several images of a patient: N. Obuchowski, Biometrics 1997, which is DeLong's variance
@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
-from pipeline.evaluation.intervals import LEVEL, Interval, lengthened
-
-_ROUNDING = 1e-12
+from pipeline.evaluation.intervals import LEVEL
 
 
 def delong(
@@ -67,52 +64,14 @@ def _shares(
     return v10, v01
 
 
-def auroc_interval(
-    label: NDArray[np.integer],
-    score: NDArray[np.floating],
-    *,
-    group: NDArray[Any] | None = None,
-    level: float = LEVEL,
-) -> Interval:
-    """One AUROC with an interval made on the logit scale, so that it stays inside 0 to 1.
-
-    An area of exactly 1 (or 0) has no variance to go by; its bound is then exact and wide.
-
-    Args:
-        label: Shape ``(n,)``, 0 or 1.
-        score: Shape ``(n,)``; larger means class 1.
-        group: Patient of each image; None takes the images as independent.
-        level: Nominal coverage, 0 to 1.
-
-    Raises:
-        ValueError: See :func:`delong`.
-    """
-    label, patient = np.asarray(label), _numbered(group, len(label))
-    areas, covariance = delong(label, np.asarray(score)[None], group=group)
-    area, variance = float(areas[0]), float(covariance[0, 0])
-    low = high = area  # all scores are equal
-    if area in (0.0, 1.0):
-        bound = bound_of_one(label, patient, level)
-        low, high = (bound, 1.0) if area else (0.0, 1 - bound)
-    elif variance > 0:
-        half = norm.isf((1 - level) / 2) * np.sqrt(variance) / (area * (1 - area))
-        low, high = expit(logit(area) + np.array([-half, half])).tolist()
-    return Interval(
-        estimate=area, low=low, high=high, level=level, **_counts(patient), method=_method(patient)
-    )
-
-
 def paired_delong(
     label: NDArray[np.integer],
     first: NDArray[np.floating],
     second: NDArray[np.floating],
     *,
     group: NDArray[Any] | None = None,
-) -> tuple[Interval, float]:
-    """AUROC of the first score minus that of the second on the same images, and two-sided p.
-
-    Where no image is ordered better by one of them, the variance knows nothing of images
-    that may be; the interval is then longer on that side by what a perfect score may lack.
+) -> float:
+    """Two-sided p of "two scores of the same images have the same AUROC".
 
     Args:
         label: Shape ``(n,)``, 0 or 1.
@@ -123,34 +82,15 @@ def paired_delong(
     Raises:
         ValueError: See :func:`delong`.
     """
-    label, scores = np.asarray(label), np.stack([first, second])
-    patient = _numbered(group, len(label))
-    areas, c = delong(label, scores, group=group)
+    label = np.asarray(label)
+    areas, c = delong(label, np.stack([first, second]), group=group)
     difference = float(areas[0] - areas[1])
     error = float(np.sqrt(max(c[0, 0] + c[1, 1] - 2 * c[0, 1], 0.0)))
-    half = norm.isf((1 - LEVEL) / 2) * error
-    pairs = _strangers(label, patient)
-    room = 1 - _least(pairs, LEVEL)
-    steps = np.concatenate([one[0] - one[1] for one in _shares(label == 1, scores)])
-    low, high = lengthened(
-        difference,
-        difference - half,
-        difference + half,
-        below=0.0 if (steps < -_ROUNDING).any() else room,
-        above=0.0 if (steps > _ROUNDING).any() else room,
-    )
     if error:
-        p = float(2 * norm.sf(abs(difference) / error))
-    else:  # one that orders by chance is perfect on all those pairs as often as this
-        p = min(1.0, 2 * 0.5**pairs) if difference else 1.0
-    interval = Interval(
-        estimate=difference,
-        low=low,
-        high=high,
-        **_counts(patient),
-        method=f"paired {_method(patient)}",
-    )
-    return interval, p
+        return float(2 * norm.sf(abs(difference) / error))
+    # One that orders by chance is perfect on all pairs of strangers as often as this.
+    pairs = _strangers(label, _numbered(group, len(label)))
+    return min(1.0, 2 * 0.5**pairs) if difference else 1.0
 
 
 def _check(label: NDArray[np.integer], patient: NDArray[np.intp]) -> None:
@@ -161,14 +101,6 @@ def _check(label: NDArray[np.integer], patient: NDArray[np.intp]) -> None:
             "DeLong's variance needs labels 0 and 1, each at least twice, in two patients; "
             f"got images by label {counts}, patients of 0 and 1 {patients}"
         )
-
-
-def _counts(patient: NDArray[np.intp]) -> dict[str, int]:
-    return {"images": len(patient), "patients": len(np.unique(patient))}
-
-
-def _method(patient: NDArray[np.intp]) -> str:
-    return "DeLong" if len(np.unique(patient)) == len(patient) else "DeLong by patient"
 
 
 def _numbered(group: NDArray[Any] | None, n: int) -> NDArray[np.intp]:
@@ -198,10 +130,7 @@ def bound_of_one(label: NDArray[np.integer], patient: NDArray[Any], level: float
     A orders all of them rightly with probability A^k, and being perfect on all images is
     no likelier. Below the root of (1 - level) / 2 that would be too great a chance.
     """
-    return _least(_strangers(label, patient), level)
-
-
-def _least(pairs: int, level: float) -> float:
+    pairs = _strangers(label, patient)
     return float(((1 - level) / 2) ** (1 / pairs)) if pairs else 0.0
 
 

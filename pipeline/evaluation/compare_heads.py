@@ -4,36 +4,38 @@ A comparison says which *trained* head is better on this population. Which algor
 better for data like this is another question: ``pipeline.compare`` asks it over folds.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from functools import cache
-from typing import TypeVar
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import DRAWS, FIT, WeightedStatistic, draw_patients
+from pipeline.data.patients import (
+    DRAWS,
+    FIT,
+    WeightedStatistic,
+    draw_patients,
+    leave_out_patients,
+)
 from pipeline.data.samples import UNLABELLED, Samples
-from pipeline.evaluation.auroc import auroc_interval, paired_delong
+from pipeline.evaluation.auroc import paired_delong
 from pipeline.evaluation.bootstrap import bootstrap_values
 from pipeline.evaluation.intervals import (
     Interval,
-    lengthened,
+    Share,
+    difference_bounds,
     percentile_interval,
-    rate_interval,
-    unseen,
 )
-from pipeline.evaluation.metrics import METRICS, Proba, is_right, on_all_rows, score
+from pipeline.evaluation.metrics import METRICS, Labels, Proba, is_right, on_all_rows, score
 from pipeline.evaluation.paired_tests import Difference, holm, mcnemar, sign_flip, verdict
 from pipeline.evaluation.selection import ConfidenceSet, confidence_set
 from pipeline.randomness import stream
 
 #: Metrics that heads are compared by.
 COMPARED_BY = ("accuracy", "auroc")
-#: ``method`` where no interval can be given, or where it would mean nothing.
-_NO_INTERVAL = "none"
-#: Draws of an interval that decides between two heads: its ends must hardly move.
-_PAIRED_DRAWS = 10_000
+#: Metrics that are no share of images.
+_NO_SHARES = ("brier", "log_loss", "ece")
 #: Patients of each class that a comparison by AUROC needs: of fewer the normal law of DeLong's
 #: test is not to be believed, and p may be 1e-25 for three patients.
 _AUROC_PATIENTS = 10
@@ -62,16 +64,24 @@ def eval_sets(samples: Samples) -> list[DomainData]:
     return found
 
 
+def bases(metric: str, label: Labels, group: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Patients that a metric rests on: of all images, of one class, or of each class by itself."""
+    if metric == "accuracy":
+        return (group,)
+    if metric in ("sensitivity", "specificity"):
+        return (group[label == (metric == "sensitivity")],)
+    return tuple(group[label == k] for k in np.unique(label))
+
+
 def score_heads(
     data: DomainData, proba: Mapping[_Key, Proba], *, seed: int, draws: int = DRAWS
 ) -> dict[_Key, dict[str, Interval]]:
     """Every metric that the labels define, for each head, with its interval.
 
-    Rates of one image per patient have Wilson's interval, the AUROC of two classes has
-    DeLong's (by patient where patients have several images), everything else percentiles
-    of draws of whole patients, the same draws for all heads. On the fit split no interval
-    is given: what a head says of rows that it was trained on is no sample of what it says
-    of others.
+    Shares have the interval of :class:`Share`. Brier score, log loss and calibration error,
+    which are no shares, have percentiles of draws of patients, the same draws for all heads.
+    On the fit split no interval is given: what a head says of rows that it was trained on is
+    no sample of what it says of others.
 
     Args:
         data: Rows with labels.
@@ -80,113 +90,130 @@ def score_heads(
         draws: Bootstrap draws of patients.
     """
     label = data.labelled()
-    drawn = cache(lambda: draw_patients(data.group, _rng("scores", data, seed), draws=draws))
-    found: dict[_Key, dict[str, Interval]] = {key: {} for key in proba}
-    waiting: dict[tuple[_Key, str], WeightedStatistic] = {}
-    for key, p in proba.items():
-        for metric, build in METRICS.items():
-            statistic = build(label, p)
-            value = on_all_rows(statistic, len(data))
-            if not np.isfinite(value):
-                continue
-            found[key][metric] = _without_interval(data, value)
-            if data.role == FIT:
-                continue
-            rated = _rated(data, p, metric)
-            if rated is not None:
-                found[key][metric] = rate_interval(
-                    is_right(label, p)[rated], data.group[rated], drawn
-                )
-            elif metric == "auroc" and p.shape[1] == 2:
-                if _patients_of_class(data) >= 2:
-                    found[key][metric] = auroc_interval(label, p[:, 1], group=data.group)
-            else:
-                waiting[key, metric] = statistic
-    if waiting:
-        values = bootstrap_values(list(waiting.values()), drawn())
-        for (key, metric), row in zip(waiting, values, strict=True):
-            found[key][metric] = _percentiles(data, found[key][metric].estimate, row)
+    statistics = {
+        (key, metric): build(label, p)
+        for key, p in proba.items()
+        for metric, build in METRICS.items()
+    }
+    values = {at: on_all_rows(one, len(data)) for at, one in statistics.items()}
+    found: dict[_Key, dict[str, Interval]] = {
+        key: {m: _interval(data, values[key, m]) for m in METRICS if np.isfinite(values[key, m])}
+        for key in proba
+    }
+    if data.role == FIT or not proba:
+        return found
+    shares = _shares(data, {a: s for a, s in statistics.items() if a[1] not in _NO_SHARES})
+    others = [at for at in statistics if at[1] in _NO_SHARES]
+    drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
+    rows = bootstrap_values([statistics[at] for at in others], drawn)
+    for (key, metric), row in zip(others, rows, strict=True):
+        found[key][metric] = _interval(data, values[key, metric], row)
+    for (key, metric), share in shares.items():
+        if metric in found[key]:
+            found[key][metric] = share.interval()
     return found
 
 
-def _rated(data: DomainData, proba: Proba, metric: str) -> NDArray[np.bool_] | None:
-    """The images of which a metric is the share that is right; None if it is no such rate."""
-    if metric == "accuracy":
-        return np.ones(len(data), dtype=bool)
-    if proba.shape[1] == 2 and metric in ("sensitivity", "specificity"):
-        return np.asarray(data.labelled() == (metric == "sensitivity"))
-    return None
+def _shares(
+    data: DomainData, statistics: Mapping[tuple[_Key, str], WeightedStatistic]
+) -> dict[tuple[_Key, str], Share]:
+    """Each statistic as a share, every patient left out once for all of them."""
+    label = data.labelled()
+    left_out = bootstrap_values(list(statistics.values()), leave_out_patients(data.group))
+    found = {}
+    for (at, statistic), row in zip(statistics.items(), left_out, strict=True):
+        estimate = on_all_rows(statistic, len(data))
+        found[at] = Share(
+            estimate=estimate, moves=estimate - row, bases=bases(at[1], label, data.group)
+        )
+    return found
 
 
-def _without_interval(data: DomainData, value: float) -> Interval:
-    nan = float("nan")
-    return Interval(
-        estimate=value,
-        low=nan,
-        high=nan,
-        images=len(data),
-        patients=data.patients,
-        method=_NO_INTERVAL,
-    )
-
-
-def _percentiles(data: DomainData, value: float, drawn: NDArray[np.float64]) -> Interval:
-    low, high = percentile_interval(drawn)
+def _interval(data: DomainData, value: float, drawn: NDArray[np.float64] | None = None) -> Interval:
+    """A value with the percentiles of its draws, or with no interval where there are none."""
+    low, high = (float("nan"),) * 2 if drawn is None else percentile_interval(drawn)
     return Interval(
         estimate=value,
         low=low,
         high=high,
         images=len(data),
         patients=data.patients,
-        method="patient bootstrap" if np.isfinite([low, high]).all() else _NO_INTERVAL,
+        method="patient bootstrap" if np.isfinite([low, high]).all() else "none",
     )
 
 
 def compare_heads(
-    data: DomainData,
-    proba: Mapping[str, Proba],
-    baseline: str,
-    *,
-    seed: int,
-    draws: int = _PAIRED_DRAWS,
+    data: DomainData, proba: Mapping[str, Proba], baseline: str, *, seed: int
 ) -> dict[str, dict[str, Difference]]:
     """Every head minus one of them on the same images, by metric and head.
 
-    Accuracy: interval by a paired bootstrap of patients, made longer on a side on which no
-    image is seen to differ, for a few images without a difference show no equivalence; p by
-    McNemar's exact test where each image is of a patient of its own, else by flipping the
-    signs of whole patients. AUROC of two classes: paired DeLong, by patient; left out where
-    a class is in fewer than 10 patients. p is adjusted over the heads.
+    The interval is that of a difference of shares (:func:`difference_bounds`). p of an
+    accuracy is McNemar's exact where each image is of a patient of its own, else by flipping
+    the signs of whole patients; that of an AUROC (two classes) is DeLong's, by patient, and
+    left out where a class is in fewer than 10 patients. p is adjusted over the heads.
 
     Args:
         data: Rows with labels.
         proba: Of its rows, shape ``(n, K)``, for each head.
         baseline: The head that the others are compared with.
         seed: Of the study.
-        draws: Bootstrap draws of patients.
     """
-    others = [head for head in proba if head != baseline]
+    label, others = data.labelled(), [head for head in proba if head != baseline]
+    metrics = _comparable(data, proba[baseline])
+    shares = _shares(
+        data, {(head, m): METRICS[m](label, p) for head, p in proba.items() for m in metrics}
+    )
     found = {}
-    for metric in _comparable(data, proba[baseline]):
-        heads, base = [proba[head] for head in others], proba[baseline]
-        if metric == "accuracy":
-            compared = _by_accuracy(data, heads, base, seed, draws)
-        else:
-            compared = _by_auroc(data, heads, base)
-        adjusted = holm([p for _, p, _ in compared]).tolist()
+    for metric in metrics:
+        test, p_of = _TESTS[metric, data.one_image_per_patient]
+        p = [p_of(data, proba[head], proba[baseline], seed) for head in others]
         found[metric] = {
-            head: Difference(
-                interval=interval,
-                p=p,
-                p_adjusted=p_adjusted,
-                test=test,
-                verdict=verdict(interval.low, interval.high, p_adjusted),
-            )
-            for head, (interval, p, test), p_adjusted in zip(
-                others, compared, adjusted, strict=True
-            )
+            head: _difference(data, shares[head, metric], shares[baseline, metric], test, pair)
+            for head, pair in zip(others, zip(p, holm(p).tolist(), strict=True), strict=True)
         }
     return found
+
+
+def _difference(
+    data: DomainData, head: Share, baseline: Share, test: str, p: tuple[float, float]
+) -> Difference:
+    low, high = difference_bounds(head, baseline)
+    interval = Interval(
+        estimate=head.estimate - baseline.estimate,
+        low=low,
+        high=high,
+        images=len(data),
+        patients=data.patients,
+        method="MOVER by patient",
+    )
+    return Difference(
+        interval=interval, p=p[0], p_adjusted=p[1], test=test, verdict=verdict(low, high, p[1])
+    )
+
+
+def _mcnemar(data: DomainData, head: Proba, baseline: Proba, _seed: int) -> float:
+    label = data.labelled()
+    return mcnemar(is_right(label, head), is_right(label, baseline))
+
+
+def _sign_flip(data: DomainData, head: Proba, baseline: Proba, seed: int) -> float:
+    label = data.labelled()
+    step = is_right(label, head).astype(np.float64) - is_right(label, baseline)
+    # The same flips for each head: dropping one changes no other p.
+    return sign_flip(step, data.group, _rng("flips", data, seed))
+
+
+def _delong(data: DomainData, head: Proba, baseline: Proba, _seed: int) -> float:
+    return paired_delong(data.labelled(), head[:, 1], baseline[:, 1], group=data.group)
+
+
+#: By metric, and whether each image is of a patient of its own.
+_TESTS = {
+    ("accuracy", True): ("McNemar exact", _mcnemar),
+    ("accuracy", False): ("sign flips by patient", _sign_flip),
+    ("auroc", True): ("paired DeLong", _delong),
+    ("auroc", False): ("paired DeLong by patient", _delong),
+}
 
 
 def _comparable(data: DomainData, proba: Proba) -> list[str]:
@@ -197,62 +224,6 @@ def _comparable(data: DomainData, proba: Proba) -> list[str]:
 def _patients_of_class(data: DomainData) -> int:
     """Patients of the rarer of two classes."""
     return min(len(np.unique(data.group[data.labelled() == k])) for k in (0, 1))
-
-
-def _by_accuracy(
-    data: DomainData, heads: Sequence[Proba], baseline: Proba, seed: int, draws: int
-) -> list[tuple[Interval, float, str]]:
-    """Difference with its interval, p and the test's name, for each head."""
-    label = data.labelled()
-    statistics = [METRICS["accuracy"](label, p) for p in (*heads, baseline)]
-    drawn = draw_patients(data.group, _rng("pairs", data, seed), draws=draws)
-    *values, of_baseline = bootstrap_values(statistics, drawn)
-    return [
-        _accuracy_difference(
-            data, is_right(label, p), is_right(label, baseline), row - of_baseline, seed
-        )
-        for p, row in zip(heads, values, strict=True)
-    ]
-
-
-def _accuracy_difference(
-    data: DomainData,
-    head: NDArray[np.bool_],
-    baseline: NDArray[np.bool_],
-    drawn: NDArray[np.float64],
-    seed: int,
-) -> tuple[Interval, float, str]:
-    step = head.astype(np.float64) - baseline
-    low, high = lengthened(
-        float(step.mean()),
-        *percentile_interval(drawn),
-        # Images that one alone has right and no draw can show, because none was seen.
-        below=0.0 if (step < 0).any() else unseen(data.patients),
-        above=0.0 if (step > 0).any() else unseen(data.patients),
-    )
-    interval = Interval(
-        estimate=float(step.mean()),
-        low=low,
-        high=high,
-        images=len(data),
-        patients=data.patients,
-        method="paired patient bootstrap",
-    )
-    if data.one_image_per_patient:
-        return interval, mcnemar(head, baseline), "McNemar exact"
-    # The same flips for each head: dropping one changes no other p.
-    p = sign_flip(step, data.group, _rng("flips", data, seed))
-    return interval, p, "sign flips by patient"
-
-
-def _by_auroc(
-    data: DomainData, heads: Sequence[Proba], baseline: Proba
-) -> list[tuple[Interval, float, str]]:
-    label = data.labelled()
-    compared = [
-        paired_delong(label, head[:, 1], baseline[:, 1], group=data.group) for head in heads
-    ]
-    return [(interval, p, interval.method) for interval, p in compared]
 
 
 def confidence_sets(

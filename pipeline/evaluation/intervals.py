@@ -1,25 +1,33 @@
-"""Intervals of rates in closed form, and of several shares at once.
+"""Intervals of shares: of one, of a difference, and of several at once.
 
-Images of one patient are not independent, so patients are the unit: they are drawn with
-replacement (:mod:`pipeline.evaluation.bootstrap`), or count as the trials of a rate.
+A share is a number in [0, 1] that is made of images: an accuracy, an area under a curve, a
+mean of rates. Its interval is the one of a rate of independent trials, with as many trials as
+the patients are worth. The jackknife by patient says how much each of them moves the share,
+which gives its variance and, of two shares, their correlation. No interval has a width of
+zero: where no patient moves the share, because no error was seen, the patients themselves
+are the trials.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 from scipy.stats import norm
 
-from pipeline.data.patients import PatientDraws
+from pipeline.data.patients import WeightedStatistic, leave_out_patients
+from pipeline.evaluation.metrics import on_all_rows, weighted_mean
 
 LEVEL = 0.95
 #: Patients below which an interval by patient is called rough.
 ROUGH_BELOW = 100
 #: Standard errors to either side of an estimate, at that level.
 Z = float(norm.isf((1 - LEVEL) / 2))
+#: How many patients' worth of doubt a variance that few patients carry has. Chosen by coverage;
+#: see the README beside this file.
+_DOUBT = 1.0
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,31 +74,141 @@ def wilson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
-def rate_interval(
-    hit: NDArray[np.bool_], group: NDArray[Any], draw: Callable[[], PatientDraws]
-) -> Interval:
-    """A rate with its interval: Wilson's where each patient has one row, else by patient.
+def agresti_coull(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
+    """Interval of a rate that covers near 0 and 1 as well (Agresti and Coull 1998).
 
-    Where all rows agree the patients are the trials: all draws agree too, which is not
-    certainty.
+    Its centre is Wilson's; it is a little longer, and much safer for rates near 0 or 1.
+
+    Args:
+        hits: 0 to ``n``, see :func:`wilson`.
+        n: Above 0.
+        z: Half its width in standard errors.
+    """
+    trials = n + z * z
+    centre = (hits + z * z / 2) / trials
+    half = z * np.sqrt(centre * (1 - centre) / trials)
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """A number in [0, 1] that is made of images.
+
+    Attributes:
+        moves: Shape (P,): by how much it is larger than without each patient; the patients
+            are the same, in the same order, for all shares that are compared. NaN where it
+            is undefined without one.
+        bases: Patient ids of the images that it rests on: one array for a rate, one for
+            each class for what is built of classes, such as an area under the ROC curve.
+    """
+
+    estimate: float
+    moves: NDArray[np.float64]
+    bases: tuple[NDArray[Any], ...]
+
+    @property
+    def images(self) -> int:
+        """Images that it is made of."""
+        return sum(map(len, self.bases))
+
+    @property
+    def patients(self) -> int:
+        """Patients of these images."""
+        return len(np.unique(np.concatenate(self.bases)))
+
+    @property
+    def variance(self) -> float:
+        """The jackknife's."""
+        left_out = min(len(self.moves), self.patients)
+        return float((left_out - 1) / left_out * (self.moves**2).sum())
+
+    def trials(self) -> float:
+        """Independent images that would make it vary as much.
+
+        The variance is the jackknife's. Where few patients carry it, it is itself uncertain,
+        and mixed with the largest one that it could be, that of patients whose images are
+        all alike (Kish 1965); the more patients carry it, the less. Carriers are counted by
+        the participation ratio of their squared moves. Where no patient moves the estimate,
+        the patients are the trials.
+        """
+        alike = len(self.bases) ** 2 / sum(1 / _kish(base) for base in self.bases)
+        largest, square = self.estimate * (1 - self.estimate) / alike, self.moves**2
+        if largest <= _ROUNDING or square.sum() <= _ROUNDING**2:
+            return alike
+        variance = self.variance
+        if len(self.bases) == 1:  # a rate: between images all alike and all independent
+            variance = min(max(variance, largest * alike / self.images), largest)
+        carriers = square.sum() ** 2 / (square**2).sum()
+        mixed = (carriers * variance + _DOUBT * largest) / (carriers + _DOUBT)
+        return float(self.estimate * (1 - self.estimate) / mixed)
+
+    def bounds(self, z: float = Z) -> tuple[float, float]:
+        """Where it may lie, ``z`` standard errors to either side; NaN for one patient's images.
+
+        It is Agresti and Coull's interval with :meth:`trials` (Korn and Graubard 1998 take an
+        effective number of trials in the same way).
+        """
+        if not self._known():
+            return float("nan"), float("nan")
+        n = self.trials()
+        return agresti_coull(self.estimate * n, n, z=z)
+
+    def interval(self) -> Interval:
+        """The share with its 95 % interval."""
+        low, high = self.bounds()
+        one_each = self.images == self.patients
+        method = "Agresti-Coull" if one_each else "Agresti-Coull by patient"
+        return Interval(
+            estimate=self.estimate,
+            low=low,
+            high=high,
+            images=self.images,
+            patients=self.patients,
+            method=method if self._known() else "none",
+        )
+
+    def _known(self) -> bool:
+        return bool(np.isfinite(self.moves).all()) and self.patients > 1
+
+
+def share_of(statistic: WeightedStatistic, group: NDArray[Any], *bases: NDArray[Any]) -> Share:
+    """A share with the jackknife by patient.
+
+    Args:
+        statistic: Of row weights, in [0, 1].
+        group: Patient of each row.
+        bases: See :class:`Share`; all rows if none is given.
+    """
+    estimate = on_all_rows(statistic, len(group))
+    moves = estimate - leave_out_patients(group).apply(statistic)
+    return Share(estimate=estimate, moves=moves, bases=bases or (group,))
+
+
+def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
+    """A rate with its interval, by patient.
 
     Args:
         hit: Shape ``(n,)``, n >= 1.
         group: Shape ``(n,)``, patients.
-        draw: Draws of these patients, and of others perhaps; called only if they are needed.
     """
-    n, patients = len(hit), len(np.unique(group))
-    if n == patients:
-        (low, high), method = wilson(int(hit.sum()), n), "Wilson"
-    elif hit.all() or not hit.any():
-        low, high = wilson(patients if hit.any() else 0, patients)
-        method = "Wilson, patients as trials"
-    else:
-        low, high = percentile_interval(draw().of(group).mean(hit))
-        method = "patient bootstrap"
-    return Interval(
-        estimate=float(hit.mean()), low=low, high=high, images=n, patients=patients, method=method
-    )
+    return share_of(weighted_mean(hit), group).interval()
+
+
+def difference_bounds(first: Share, second: Share, z: float = Z) -> tuple[float, float]:
+    """Where first minus second may lie: MOVER (Zou and Donner 2008).
+
+    Each end is as far as the two may move in opposite directions, given how much they move
+    together when a patient is left out.
+    """
+    # Wilson's ends, as Newcombe 1998 takes them: shorter than Agresti and Coull's, and enough.
+    (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials(), s.trials(), z=z) for s in (first, second))
+    r, gap = _correlation(first.moves, second.moves), first.estimate - second.estimate
+    low = gap - _length(first.estimate - l1, u2 - second.estimate, r)
+    high = gap + _length(u1 - first.estimate, second.estimate - l2, r)
+    if np.abs(first.moves - second.moves).max() <= _ROUNDING:  # no patient on whom they differ
+        room = wilson(0, first.patients, z=z)[1]
+        low, high = min(low, gap - room), max(high, gap + room)
+    return max(-1.0, low), min(1.0, high)
 
 
 def percentile_interval(
@@ -136,80 +254,29 @@ def lengthened(
 # Simultaneous intervals of several shares: that of any one may be picked after a look.
 
 
-_ROUNDING = 1e-12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """A number in [0, 1] that is made of images: a rate, or an area under a ROC curve.
-
-    Attributes:
-        draws: Shape (B,), the same draws of patients for all that are compared; NaN where
-            a draw does not define it.
-        bases: Patient ids of the images that it rests on: one array for a rate, one for
-            each class for an area.
-    """
-
-    estimate: float
-    draws: NDArray[np.float64]
-    bases: tuple[NDArray[Any], ...]
-
-    @property
-    def images(self) -> int:
-        """Images that it is made of."""
-        return sum(map(len, self.bases))
-
-    def interval(self, z: float = Z) -> tuple[float, float]:
-        """Where it may lie, ``z`` standard errors to either side."""
-        error, odds = float(_standard_error(self.draws)), self.estimate * (1 - self.estimate)
-        if len(self.bases) == 1 or not error or not odds:
-            n = self._effective(error)
-            return wilson(self.estimate * n, n, z=z)
-        centre, half = logit(self.estimate), z * error / odds
-        return float(expit(centre - half)), float(expit(centre + half))
-
-    def _effective(self, error: float) -> float:
-        """Independent images that would vary as much as the draws do.
-
-        No fewer than if the images of a patient were all alike (Kish 1965), which is also
-        what is taken where every image is right; no more than there are.
-        """
-        sizes = [np.unique(base, return_counts=True)[1] for base in self.bases]
-        if len(sizes) == 1 and (sizes[0] == 1).all():
-            return float(len(sizes[0]))
-        least = min(float(size.sum() ** 2 / (size**2).sum()) for size in sizes)
-        if not error:
-            return least
-        variance = self.estimate * (1 - self.estimate)
-        return float(np.clip(variance / error**2, least, min(size.sum() for size in sizes)))
-
-
 def critical_value(
-    estimates: NDArray[np.float64],
-    draws: NDArray[np.float64],
-    rng: np.random.Generator,
-    level: float = LEVEL,
+    moves: NDArray[np.float64], rng: np.random.Generator, *, draws: int = 2000
 ) -> float:
-    """Half width, in standard errors, at which the intervals of all groups hold at once.
+    """Half width, in standard errors, at which the 95 % intervals of all groups hold at once.
 
-    A group whose draws are all alike (every image right) says nothing of its spread; it
-    counts as a normal error that is independent of the others, which is never too little.
+    The largest of the groups' standardised errors is drawn with normal multipliers of the
+    patients (Chernozhukov, Chetverikov and Kato 2013). A group that no patient moves (every
+    image right) says nothing of its spread; it counts as a normal error that is independent
+    of the others, which is never too little.
 
     Args:
-        estimates: Shape (G,).
-        draws: Shape (G, B), of the same patients; NaN where undefined.
-        rng: Source of those normal errors.
-        level: Nominal coverage of all together.
+        moves: Shape (G, P), of the same patients.
+        rng: Source of the multipliers.
+        draws: Number of draws.
 
     Returns:
         Not below that of a single interval.
     """
-    error = _standard_error(draws)[:, None]
-    moved = draws - estimates[:, None]
-    t = np.divide(moved, error, out=np.zeros_like(moved), where=error > 0)
-    t = np.where(error > 0, t, rng.standard_normal(t.shape))
-    largest = np.abs(np.nan_to_num(t)).max(axis=0)
-    return max(float(norm.isf((1 - level) / 2)), float(np.quantile(largest, level)))
+    length = np.sqrt((moves**2).sum(axis=1))[:, None]
+    errors = moves @ rng.standard_normal((moves.shape[1], draws))
+    alone = rng.standard_normal(errors.shape)
+    t = np.divide(errors, length, out=alone, where=length > _ROUNDING)
+    return max(Z, float(np.quantile(np.abs(t).max(axis=0), LEVEL)))
 
 
 def simultaneous_intervals(
@@ -218,9 +285,8 @@ def simultaneous_intervals(
     """95 % intervals of shares, which hold together; that of any one may be picked."""
     if not shares:
         return []
-    estimates = np.array([one.estimate for one in shares])
-    c = critical_value(estimates, np.stack([one.draws for one in shares]), rng)
-    return [one.interval(c) for one in shares]
+    c = critical_value(np.stack([one.moves for one in shares]), rng)
+    return [one.bounds(c) for one in shares]
 
 
 def simultaneous_differences(
@@ -229,18 +295,14 @@ def simultaneous_differences(
     """95 % intervals of first minus second, which hold together for all pairs."""
     if not pairs:
         return []
-    estimates = np.array([one.estimate - other.estimate for one, other in pairs])
-    c = critical_value(estimates, np.stack([one.draws - other.draws for one, other in pairs]), rng)
-    return [difference_interval(one, other, c) for one, other in pairs]
+    c = critical_value(np.stack([one.moves - other.moves for one, other in pairs]), rng)
+    return [difference_bounds(one, other, c) for one, other in pairs]
 
 
-def difference_interval(first: Share, second: Share, z: float = Z) -> tuple[float, float]:
-    """MOVER: each end is as far as two estimates may move in opposite directions."""
-    (l1, u1), (l2, u2) = first.interval(z), second.interval(z)
-    r, gap = _correlation(first.draws, second.draws), first.estimate - second.estimate
-    low = gap - _length(first.estimate - l1, u2 - second.estimate, r)
-    high = gap + _length(u1 - first.estimate, second.estimate - l2, r)
-    return max(-1.0, low), min(1.0, high)
+def _kish(base: NDArray[Any]) -> float:
+    """Patients, if all images of a patient are alike and some have more of them (Kish 1965)."""
+    size = np.unique(base, return_counts=True)[1]
+    return float(size.sum() ** 2 / (size**2).sum())
 
 
 def _length(a: float, b: float, r: float) -> float:
@@ -248,17 +310,5 @@ def _length(a: float, b: float, r: float) -> float:
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    known = np.isfinite(a) & np.isfinite(b)
-    if not (_standard_error(a) and _standard_error(b)):
-        return 0.0
-    return float(np.corrcoef(a[known], b[known])[0, 1])
-
-
-def _standard_error(draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Standard deviation over the draws that define a statistic; 0 where they are alike.
-
-    Args:
-        draws: Shape (..., B).
-    """
-    error: NDArray[np.float64] = np.nanstd(draws, axis=-1)
-    return np.where(error > _ROUNDING, error, 0.0)
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > _ROUNDING**2 else 0.0

@@ -4,7 +4,7 @@ The best of many looks better than it is, because the choice was made on the sam
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.patients import DRAWS, WeightedStatistic, Weights, draw_patients
 from pipeline.evaluation.bootstrap import bootstrap_values
-from pipeline.evaluation.intervals import Interval, percentile_interval
+from pipeline.evaluation.intervals import Interval, share_of
 from pipeline.evaluation.metrics import on_all_rows
 
 
@@ -23,7 +23,7 @@ class SelectionCorrected:
     Attributes:
         chosen: Number of the head that looks best.
         apparent: Its value on the rows that chose it: too good.
-        interval: Mean value out of bag of whatever is best in bag.
+        interval: The corrected value.
     """
 
     chosen: int
@@ -35,15 +35,21 @@ def bbc_cv(
     statistics: Sequence[WeightedStatistic],
     group: NDArray[Any],
     rng: np.random.Generator,
-    *,
+    *bases: NDArray[Any],
     draws: int = 500,
 ) -> SelectionCorrected:
     """Bootstrap bias corrected cross-validation (Tsamardinos et al. 2018).
 
+    The estimate is the mean value out of bag of whatever is best in bag. Its interval is that
+    of the chosen head, or longer where the choice varies. (Percentiles of the values out of
+    bag, as in the paper, are those of a third of the patients, and have no width where nobody
+    erred.)
+
     Args:
-        statistics: Of ``M`` heads' out-of-fold predictions, larger is better.
+        statistics: Of ``M`` heads' out-of-fold predictions, in [0, 1], larger is better.
         group: Patient of each row.
         rng: Source of randomness.
+        bases: Patients that the statistics rest on; see :class:`Share`.
         draws: Bootstrap draws of patients; those that define no value in or out of bag
             are left out.
 
@@ -61,18 +67,13 @@ def bbc_cv(
             f"none of {draws} draws defines the value in and out of bag: too few patients, or "
             "a class in one patient only; use a metric that one class defines, as accuracy"
         )
-    low, high = percentile_interval(outside)
     apparent = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
     chosen = int(apparent.argmax())
-    interval = Interval(
-        estimate=float(outside.mean()),
-        low=low,
-        high=high,
-        images=len(group),
-        patients=len(drawn.patients),
-        method="BBC-CV by patient",
-    )
-    return SelectionCorrected(chosen=chosen, apparent=float(apparent[chosen]), interval=interval)
+    best = share_of(statistics[chosen], group, *bases)
+    # A value out of bag is one of exp(-1) of the patients, and varies so much more.
+    longer = np.sqrt(max(1.0, np.exp(-1) * outside.var() / max(best.variance, 1e-12)))
+    corrected = replace(best, estimate=float(outside.mean()), moves=longer * best.moves)
+    return SelectionCorrected(chosen=chosen, apparent=best.estimate, interval=corrected.interval())
 
 
 def _best_out_of_bag(

@@ -19,7 +19,6 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.evaluation.intervals import Interval, rate_interval
 
@@ -279,7 +278,6 @@ def transferred_thresholds(
     *,
     prevalence: float,
     score_changed: bool,
-    rng: np.random.Generator,
 ) -> tuple[TransferredThreshold, ...]:
     """Choose a threshold by each rule on the source, and measure it in both domains.
 
@@ -288,7 +286,6 @@ def transferred_thresholds(
         target: Labels and probabilities of the same head.
         prevalence: Of the second class in the target, estimated without labels, in (0, 1).
         score_changed: Whether the meaning of a score is shown to have changed.
-        rng: Source of draws, used where a patient has several images.
 
     Returns:
         Nothing for more than two classes, or where a domain has one of them.
@@ -298,7 +295,7 @@ def transferred_thresholds(
     if any(np.unique(data.labelled()).size < 2 for data in (source, target)):
         return ()
     share = float(np.mean(target.label == 1))
-    measured = partial(measure_threshold, prevalence=share, rng=rng)
+    measured = partial(measure_threshold, prevalence=share)
     found = []
     for rule in RULES:
         chosen = choose_threshold(rule, source)
@@ -339,7 +336,6 @@ def measure_threshold(
     threshold: float,
     *,
     prevalence: float,
-    rng: np.random.Generator,
     rule: str = "",
     moved_by: str = "none",
     reliable: bool = True,
@@ -350,7 +346,6 @@ def measure_threshold(
         data: Labels and probabilities of two classes.
         threshold: From :func:`choose_threshold`.
         prevalence: At which predictive values are given, in [0, 1].
-        rng: Source of draws, used where a patient has several images.
         rule: How the threshold was chosen.
         moved_by: How it was moved since.
         reliable: See :class:`TransferredThreshold`.
@@ -361,9 +356,8 @@ def measure_threshold(
     if not 0 <= prevalence <= 1:
         raise StudyError(f"a prevalence of {prevalence} is none; give a share from 0 to 1")
     called, positive = _score(data) >= threshold, _positive(data)
-    draw = partial(draw_patients, data.group, rng)
-    sensitivity = rate_interval(called[positive], data.group[positive], draw)
-    specificity = rate_interval(~called[~positive], data.group[~positive], draw)
+    sensitivity = rate_interval(called[positive], data.group[positive])
+    specificity = rate_interval(~called[~positive], data.group[~positive])
     true, false = sensitivity.estimate, 1 - specificity.estimate
     return TransferredThreshold(
         rule=rule,

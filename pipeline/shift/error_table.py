@@ -8,7 +8,6 @@ training patients, by fitting the heads again.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -209,10 +208,7 @@ def fill_table(
     drawn = {name: by_domain[data.role].of(data.group) for name, data in rows.items()}
     level = {name: float(one.mean()) for name, one in wrong.items()}
     curves = {name: drawn[name].mean(one) for name, one in wrong.items()}
-    errors = {
-        name: rate_interval(wrong[name], data.group, partial(by_domain.__getitem__, data.role))
-        for name, data in rows.items()
-    }
+    errors = {name: rate_interval(wrong[name], data.group) for name, data in rows.items()}
     if human is not None:
         level["human"], curves["human"] = human, np.full(draws, human)
         errors["human"] = Interval(

@@ -295,7 +295,7 @@ class _Backbone:
             "adaptation": [_adaptation(row) for row in (*adaptation.rows, *_labels(adaptation))],
             "label_curve": [_adaptation(row) for row in adaptation.label_curve],
             "calibration": [calibration(data, rng) for data in (source, opened)],
-            "thresholds": _thresholds(source, opened, estimate, found, rng),
+            "thresholds": _thresholds(source, opened, estimate, found),
             "subgroups": self._subgroups(opened),
             "covariates": covariates or [],
             "covariates_summary": summary(covariates),
@@ -507,14 +507,12 @@ def _thresholds(
     opened: DomainData,
     estimate: AccuracyEstimate,
     found: Verdict,
-    rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
     rows = transferred_thresholds(
         source,
         opened,
         prevalence=estimate.prevalence[1].estimate,
         score_changed=found.labels_needed,
-        rng=rng,
     )
     intervals = ("sensitivity", "specificity")
     return [vars(row) | {name: _interval(getattr(row, name)) for name in intervals} for row in rows]

@@ -1,6 +1,6 @@
 """How the head does in each subgroup of a target, and whether one is surely worse.
 
-Intervals hold for all groups at once (max-T over draws of patients), so the worst may be
+Intervals hold for all groups at once (max-T), so the worst may be
 picked after looking. Groups and classes with too few patients get a reason, not a number.
 """
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.attributes import UNKNOWN, Grouping
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
+from pipeline.data.patients import PatientDraws, WeightedStatistic, leave_out_patients
 from pipeline.evaluation.intervals import Share, simultaneous_differences, simultaneous_intervals
 from pipeline.evaluation.metrics import METRICS, on_all_rows, weighted_ratio
 from pipeline.words import counted
@@ -86,7 +86,6 @@ def subgroups(
     source: DomainData | None = None,
     source_groupings: Sequence[Grouping] = (),
     seed: int = 0,
-    draws: int = DRAWS,
 ) -> tuple[Subgroup, ...]:
     """Score every group of a domain whose labels are open.
 
@@ -98,15 +97,14 @@ def subgroups(
             and specificity; None for more than two classes.
         source: Labels and out-of-fold probabilities, for the same groups on the source.
         source_groupings: Of its images.
-        seed: Of the draws.
-        draws: Bootstrap draws of patients.
+        seed: Of the multipliers.
 
     Returns:
         Every group of every attribute; what is in one attribute does not depend on others.
     """
     if not groupings:
         return ()
-    patients = draw_patients(target.group, np.random.default_rng([seed, 19]), draws=draws)
+    patients = leave_out_patients(target.group)
     on_source = {one.attribute: one for one in source_groupings}
     found: list[Subgroup] = []
     for grouping in groupings:
@@ -227,10 +225,11 @@ class _Groups:
         return min(known, key=lambda k: own[k].estimate) if len(known) > 1 else None
 
     def _share(self, metric: _Metric, rows: NDArray[np.bool_]) -> Share:
-        group = self.data.group
+        group, estimate = self.data.group, self._estimate(metric, rows)
+        left_out = self.patients.of(group[rows]).apply(metric.statistic(rows))
         return Share(
-            estimate=self._estimate(metric, rows),
-            draws=self.patients.of(group[rows]).apply(metric.statistic(rows)),
+            estimate=estimate,
+            moves=estimate - left_out,
             bases=tuple(group[rows & base] for base in metric.bases.values()),
         )
 

@@ -1,12 +1,12 @@
-"""AUROC of patients with several images, of perfect heads, and against another's code."""
+"""DeLong by patient: against its definition, another's code, and for perfect heads."""
 
 import numpy as np
 import pytest
 from MLstatkit import Delong_test
 from scipy.stats import norm
 
-from pipeline.evaluation.auroc import auroc_interval, bound_of_one, delong, paired_delong
-from pipeline.evaluation.bootstrap import bootstrap_interval
+from pipeline.evaluation.auroc import bound_of_one, delong, paired_delong
+from pipeline.evaluation.intervals import share_of
 from pipeline.evaluation.metrics import weighted_auroc
 
 
@@ -53,33 +53,7 @@ def test_one_image_for_each_patient_is_the_plain_variance():
     names = np.array([f"patient {i}" for i in np.random.default_rng(1).permutation(len(y))])
     plain, named = delong(y, scores), delong(y, scores, group=names)
     np.testing.assert_allclose(named[1], plain[1])
-    assert paired_delong(y, *scores, group=names)[1] == pytest.approx(paired_delong(y, *scores)[1])
-
-
-def test_intervals_and_tests_by_patient_use_the_clustered_variance():
-    """On the logit scale for one area, plain for the difference, and p from its z."""
-    y, scores, group = clustered()
-    area, c = obuchowski(y, scores, group)
-    logit = np.log(area[0] / (1 - area[0]))
-    half = 1.959964 * np.sqrt(c[0, 0]) / (area[0] * (1 - area[0]))
-    expected = [1 / (1 + np.exp(-(logit + sign * half))) for sign in (-1, 1)]
-    one = auroc_interval(y, scores[0], group=group)
-    assert (one.low, one.high) == pytest.approx(expected)
-    assert (one.images, one.patients) == (len(y), 30)
-    spread = np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1])
-    found, p = paired_delong(y, *scores, group=group)
-    assert p == pytest.approx(2 * norm.cdf(-abs(area[0] - area[1]) / spread))
-    assert found.high - found.low == pytest.approx(2 * 1.959964 * spread)
-
-
-def test_the_clustered_interval_is_near_the_bootstrap_of_patients():
-    """Two roads to one interval."""
-    y, scores, group = clustered(2, patients=150)
-    one = auroc_interval(y, scores[0], group=group)
-    drawn = bootstrap_interval(
-        weighted_auroc(y == 1, scores[0]), group, np.random.default_rng(0), draws=2000
-    )
-    assert (one.low, one.high) == pytest.approx((drawn.low, drawn.high), abs=0.01)
+    assert paired_delong(y, *scores, group=names) == pytest.approx(paired_delong(y, *scores))
 
 
 def test_delong_refuses_a_class_of_one_patient():
@@ -89,7 +63,9 @@ def test_delong_refuses_a_class_of_one_patient():
         delong(y, np.arange(5.0)[None], group=group)
 
 
-@pytest.mark.parametrize("call", [auroc_interval, lambda y, s: paired_delong(y, s, s)])
+@pytest.mark.parametrize(
+    "call", [lambda y, s: delong(y, s[None]), lambda y, s: paired_delong(y, s, s)]
+)
 @pytest.mark.parametrize("y", [[0] * 6, [1] * 6, [0, 1, 2, 0, 1, 2]])
 def test_delong_refuses_one_class_and_more_than_two(call, y):
     """For everything built on it."""
@@ -97,58 +73,9 @@ def test_delong_refuses_one_class_and_more_than_two(call, y):
         call(np.array(y), np.arange(6.0))
 
 
-def test_a_perfect_head_has_an_exact_lower_bound():
-    """Matched pairs, k of them, are all ordered rightly with chance A^k: at the bound, 2.5 %."""
-    y = np.repeat([0, 1], [30, 20])
-    one, wrong = auroc_interval(y, y * 1.0), auroc_interval(y, -1.0 * y)
-    assert one.high == 1
-    assert one.low**20 == pytest.approx(0.025)
-    assert (wrong.low, wrong.high) == pytest.approx((0, 1 - one.low))
-    # Ten patients of both classes make five pairs of ten different patients.
-    both = np.tile([0, 1], 10)
-    by_patient = auroc_interval(both, both * 1.0, group=np.repeat(np.arange(10), 2))
-    assert by_patient.low**5 == pytest.approx(0.025)
-
-
-def test_the_bound_of_a_perfect_head_is_seldom_too_high():
-    """Of heads whose true area is below the bound, under 2.5 % look perfect."""
-    rng = np.random.default_rng(3)
-    y = np.repeat([0, 1], 8)
-    bound = auroc_interval(y, y * 1.0).low
-    shift = norm.ppf(bound) * np.sqrt(2)  # two unit Gaussians with this area
-    s = rng.normal(size=(4000, 16)) + shift * y
-    perfect = (s[:, 8:].min(axis=1) > s[:, :8].max(axis=1)).mean()
-    assert perfect <= 0.025
-
-
-@pytest.mark.parametrize("n", [2, 10])
-def test_heads_without_spread_are_as_sure_as_so_many_pairs(n):
-    """Perfect against always wrong: a coin is perfect on n pairs once in 2 to the n."""
-    y = np.repeat([0, 1], n)
-    found, p = paired_delong(y, y * 1.0, -1.0 * y)
-    assert (found.estimate, found.high, p) == (1.0, 1.0, 2 * 0.5**n)
-    least = bound_of_one(y, np.arange(2 * n))
-    assert found.low == pytest.approx(least)  # beside the perfect one nothing was seen to lack
-    alike, p = paired_delong(y, y * 1.0, y * 2.0)
-    assert (p, alike.estimate) == (1.0, 0.0)
-    assert (alike.low, alike.high) == pytest.approx((least - 1, 1 - least))
-
-
 def test_one_patient_of_both_classes_bounds_nothing():
     """Its images may be alike for reasons of its own."""
     assert bound_of_one(np.array([0, 1]), np.array(["p", "p"])) == 0
-
-
-def test_a_side_on_which_no_image_is_ordered_better_is_not_closed():
-    """One head errs on a pair, the other nowhere: DeLong's variance, and what was not seen."""
-    y = np.repeat([0, 1], 20)
-    perfect = y + np.linspace(0, 0.5, 40)
-    other = np.where(np.arange(40) == 20, 0.1, perfect)
-    found, p = paired_delong(y, perfect, other)
-    half = norm.isf(0.025) * found.estimate / norm.isf(p / 2)
-    assert found.high == pytest.approx(found.estimate + half)
-    room = 1 - bound_of_one(y, np.arange(40))
-    assert found.low == pytest.approx(found.estimate - np.hypot(half, room))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -158,11 +85,11 @@ def test_the_paired_test_equals_mlstatkit(seed):
     y = rng.integers(0, 2, 80)
     a, b = np.round(rng.normal(size=80) + y, 1), np.round(rng.normal(size=80) + 0.5 * y, 1)
     z, p, *_, area_a, area_b, info = Delong_test(y, a, b)
-    found, own_p = paired_delong(y, a, b)
     assert info["method"] == "delong"
-    assert found.estimate == pytest.approx(area_a - area_b)
-    assert own_p == pytest.approx(p)
-    assert np.sign(found.estimate) == -np.sign(z)
+    areas, _ = delong(y, np.stack([a, b]))
+    assert areas == pytest.approx([area_a, area_b])
+    assert paired_delong(y, a, b) == pytest.approx(p)
+    assert np.sign(areas[0] - areas[1]) == -np.sign(z)
 
 
 def test_delong_equals_its_definition():
@@ -183,19 +110,50 @@ def test_delong_equals_its_definition():
     np.testing.assert_allclose(found[1], np.cov(v10) / 15 + np.cov(v01) / 25)
 
 
-def test_swapping_two_heads_flips_signs_and_order_changes_nothing():
-    """Which head is called the first decides the sign alone."""
-    rng = np.random.default_rng(3)
-    y = rng.integers(0, 2, 80)
-    a, b = rng.normal(size=80) + y, rng.normal(size=80) + 0.5 * y
-    (one, p), (two, _) = paired_delong(y, a, b), paired_delong(y, b, a)
-    assert (one.estimate, one.low, one.high) == pytest.approx((-two.estimate, -two.high, -two.low))
-    order = rng.permutation(80)
-    assert paired_delong(y[order], a[order], b[order])[1] == pytest.approx(p)
+def test_the_paired_test_by_patient_uses_the_clustered_variance():
+    """And p from its z; which head is the first, and the order of images, change nothing."""
+    y, scores, group = clustered()
+    area, c = obuchowski(y, scores, group)
+    spread = np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1])
+    expected = 2 * norm.cdf(-abs(area[0] - area[1]) / spread)
+    order = np.random.default_rng(3).permutation(len(y))
+    for found in (
+        paired_delong(y, *scores, group=group),
+        paired_delong(y, *scores[::-1], group=group),
+        paired_delong(y[order], *scores[:, order], group=group[order]),
+    ):
+        assert found == pytest.approx(expected)
 
 
-def test_an_interval_of_an_area_stays_inside_zero_and_one():
-    """Even where the area is nearly one."""
-    y = np.r_[np.ones(20, int), np.zeros(20, int)]
-    found = auroc_interval(y, np.r_[np.arange(20) + 5.0, np.arange(20) - 14.0])
-    assert 0 < found.low < found.estimate < found.high < 1
+def test_the_jackknife_by_patient_has_nearly_the_clustered_variance():
+    """Two roads to the variance of one area."""
+    y, scores, group = clustered(2, patients=150)
+    _, covariance = delong(y, scores, group=group)
+    share = share_of(weighted_auroc(y == 1, scores[0]), group, group[y == 0], group[y == 1])
+    assert share.variance == pytest.approx(covariance[0, 0], rel=0.03)
+
+
+@pytest.mark.parametrize("n", [2, 10])
+def test_heads_without_spread_are_as_sure_as_so_many_pairs(n):
+    """Perfect against always wrong: a coin is perfect on n pairs once in 2 to the n."""
+    y = np.repeat([0, 1], n)
+    assert paired_delong(y, y * 1.0, -1.0 * y) == 2 * 0.5**n
+    assert paired_delong(y, y * 1.0, y * 2.0) == 1.0
+
+
+def test_a_perfect_head_has_an_exact_lower_bound():
+    """Matched pairs, k of them, are all ordered rightly with chance A^k: at the bound, 2.5 %."""
+    y = np.repeat([0, 1], [30, 20])
+    assert bound_of_one(y, np.arange(50)) ** 20 == pytest.approx(0.025)
+    # Ten patients of both classes make five pairs of ten different patients.
+    both = np.tile([0, 1], 10)
+    assert bound_of_one(both, np.repeat(np.arange(10), 2)) ** 5 == pytest.approx(0.025)
+
+
+def test_the_bound_of_a_perfect_head_is_seldom_too_high():
+    """Of heads whose true area is the bound, under 2.5 % look perfect."""
+    rng, y = np.random.default_rng(3), np.repeat([0, 1], 8)
+    bound = bound_of_one(y, np.arange(16))
+    shift = norm.ppf(bound) * np.sqrt(2)  # two unit Gaussians with this area
+    s = rng.normal(size=(4000, 16)) + shift * y
+    assert (s[:, 8:].min(axis=1) > s[:, :8].max(axis=1)).mean() <= 0.025

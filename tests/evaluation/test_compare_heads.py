@@ -9,7 +9,6 @@ from MLstatkit import Delong_test
 from pipeline.data.items import Item
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.errors import StudyError
-from pipeline.evaluation.auroc import auroc_interval
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.compare_heads import (
     best_by_validation,
@@ -18,13 +17,11 @@ from pipeline.evaluation.compare_heads import (
     eval_sets,
     score_heads,
 )
-from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.intervals import rate_interval, share_of
 from pipeline.evaluation.metrics import METRICS, score
 from pipeline.evaluation.paired_tests import holm, mcnemar, sign_flip
 from pipeline.randomness import stream
 from tests.made_up_heads import domain, head
-
-RATES = {"accuracy", "sensitivity", "specificity"}
 
 
 def heads(y, gains=(1.0, 1.2, 0.0, 3.0)):
@@ -35,8 +32,8 @@ def of_one(data, proba, **options):
     return score_heads(data, {"h": proba}, seed=0, **options)["h"]
 
 
-def compared(data, proba, baseline="h0", *, draws=300):
-    return compare_heads(data, proba, baseline, seed=0, draws=draws)
+def compared(data, proba, baseline="h0"):
+    return compare_heads(data, proba, baseline, seed=0)
 
 
 def ends(one):
@@ -46,36 +43,29 @@ def ends(one):
 # --- every metric with its interval
 
 
-def test_independent_images_have_wilsons_and_delongs_intervals():
-    """Rates in closed form, each over the images that it is a rate of."""
-    data = domain()
+@pytest.mark.parametrize("each", [1, 3])
+def test_shares_have_their_interval_and_the_rest_percentiles(each):
+    """Each over the images that it is a share of; what is no share is drawn by patient."""
+    data = domain(each=each)
     found = of_one(data, p := head(data.label, 1.0))
     right = p.argmax(1) == data.label
-    assert ends(found["accuracy"]) == wilson(right.sum(), 60)
     positive = data.label == 1
-    assert found["sensitivity"].low == wilson(right[positive].sum(), 30)[0]
-    assert found["specificity"].high == wilson(right[~positive].sum(), 30)[1]
-    assert found["sensitivity"].images == 30
-    assert found["auroc"] == auroc_interval(data.label, p[:, 1])
+    assert found["accuracy"] == rate_interval(right, data.group)
+    for name, of in (("sensitivity", positive), ("specificity", ~positive)):
+        assert found[name].images == 30
+        alone = rate_interval(right[of], data.group[of])
+        assert ends(found[name]) == pytest.approx(ends(alone), abs=1e-9)
+    by_class = [data.group[data.label == k] for k in (0, 1)]
+    area = share_of(METRICS["auroc"](data.label, p), data.group, *by_class)
+    assert found["auroc"] == area.interval()
+    share = "Agresti-Coull" if each == 1 else "Agresti-Coull by patient"
     assert {metric: interval.method for metric, interval in found.items()} == {
-        m: "Wilson" if m in RATES else "DeLong" if m == "auroc" else "patient bootstrap"
-        for m in METRICS
+        m: "patient bootstrap" if m in ("brier", "log_loss", "ece") else share for m in METRICS
     }
-
-
-def test_several_images_of_a_patient_are_drawn_together():
-    """No plain rate any more; the area's variance is by patient too."""
-    data = domain(each=3)
-    found = of_one(data, p := head(data.label, 1.0))
-    assert {metric: interval.method for metric, interval in found.items()} == {
-        m: "DeLong by patient" if m == "auroc" else "patient bootstrap" for m in METRICS
-    }
-    assert (found["accuracy"].images, found["accuracy"].patients) == (60, 20)
     alone = bootstrap_interval(
-        METRICS["accuracy"](data.label, p), data.group, stream("scores B target", 0)
+        METRICS["brier"](data.label, p), data.group, stream("scores B target", 0)
     )
-    assert found["accuracy"] == replace(alone, level=0.95)
-    assert found["auroc"] == auroc_interval(data.label, p[:, 1], group=data.group)
+    assert found["brier"] == alone
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -90,23 +80,23 @@ def test_every_interval_holds_its_value(classes):
         assert interval.low <= interval.estimate <= interval.high or metric == "ece"
 
 
-def test_more_classes_have_macro_scores_with_bootstrap_intervals():
+def test_more_classes_have_macro_scores():
     """And no sensitivity: of which class?"""
     data = domain(classes=3)
     found = of_one(data, p := head(data.label, 1.0, classes=3))
     assert set(found) == set(METRICS) - {"sensitivity", "specificity"}
-    assert (found["accuracy"].method, found["auroc"].method) == ("Wilson", "patient bootstrap")
     assert found["auroc"].estimate == pytest.approx(score("auroc", data.label, p))
+    assert 0 < found["auroc"].low < found["auroc"].estimate < found["auroc"].high < 1
 
 
-def test_all_right_is_not_certainty():
-    """Every draw of patients agrees, so each patient counts as one trial of a rate."""
-    data = domain(each=3)
-    found = of_one(data, np.eye(2)[data.label])
-    assert ends(found["accuracy"]) == wilson(20, 20)
-    assert found["sensitivity"].low == wilson(10, 10)[0]
-    assert found["accuracy"].method == "Wilson, patients as trials"
-    assert found["auroc"].low < 1
+@pytest.mark.parametrize("classes", [2, 3])
+def test_all_right_is_not_certainty(classes):
+    """No share of a perfect head has an interval without width."""
+    data = domain(each=3, classes=classes)
+    for metric, interval in of_one(data, np.eye(classes)[data.label]).items():
+        if metric not in ("brier", "log_loss", "ece"):
+            assert interval.high == interval.estimate == 1
+            assert interval.low < 0.95
 
 
 def test_the_rows_that_a_head_was_trained_on_have_no_interval():
@@ -122,7 +112,7 @@ def test_what_one_class_does_not_define_is_left_out_and_no_number():
     data = replace(domain(), label=np.ones(60, int))
     found = of_one(data, head(data.label, 1.0))
     assert {"auroc", "average_precision", "specificity"}.isdisjoint(found)
-    assert found["sensitivity"].method == "Wilson"
+    assert found["sensitivity"].method == "Agresti-Coull"
 
 
 def test_a_class_in_one_patient_has_no_variance():
@@ -156,7 +146,7 @@ def test_independent_images_are_compared_exactly():
         step = right[name].mean() - right["h0"].mean()
         assert one.interval.estimate == pytest.approx(step)
         assert one.interval.low <= step <= one.interval.high
-        assert (one.test, one.interval.method) == ("McNemar exact", "paired patient bootstrap")
+        assert (one.test, one.interval.method) == ("McNemar exact", "MOVER by patient")
     for name, one in found["auroc"].items():
         assert one.p == pytest.approx(Delong_test(data.label, p[name][:, 1], p["h0"][:, 1])[1])
         assert one.test == "paired DeLong"
@@ -232,8 +222,8 @@ def test_the_order_of_the_images_changes_nothing(each):
     data = domain(n=90, each=each)
     p, order = heads(data.label), np.random.default_rng(0).permutation(90)
     turned = {name: one[order] for name, one in p.items()}
-    again = compared(data.take(order), turned, draws=100)
-    for metric, rows in compared(data, p, draws=100).items():
+    again = compared(data.take(order), turned)
+    for metric, rows in compared(data, p).items():
         for name, one in rows.items():
             two = again[metric][name]
             numbers = [(q.interval.estimate, *ends(q.interval), q.p) for q in (one, two)]
@@ -246,7 +236,7 @@ def test_no_difference_in_few_images_is_no_equivalence(n, word):
     """Where no image of 60 differs, one of 20 may; of 1000 that is ruled out."""
     data = domain(n=n)
     p = head(data.label, 1.0)
-    for rows in compared(data, {"h0": p, "b": p}, draws=100).values():
+    for rows in compared(data, {"h0": p, "b": p}).values():
         one = rows["b"]
         assert (one.interval.estimate, one.p, one.verdict) == (0, 1, word)
         assert one.interval.low == -one.interval.high < 0
@@ -259,10 +249,9 @@ def test_a_side_on_which_nothing_was_seen_is_not_closed():
     other = right.copy()
     other[:4] = 1 - other[:4]
     interval = compared(data, {"a": right, "b": other}, "a")["accuracy"]["b"].interval
-    none = wilson(0, 100)[1]
-    assert interval.high > 0 > interval.low
-    assert none - 0.04 < interval.high < none
-    assert interval.low == pytest.approx(-0.08, abs=0.011)
+    assert interval.estimate == pytest.approx(-0.04)
+    assert -0.12 < interval.low < -0.08
+    assert 0 < interval.high < 0.02
 
 
 def test_pairs_cover_a_difference_that_few_images_show():
@@ -272,7 +261,7 @@ def test_pairs_cover_a_difference_that_few_images_show():
         right = rng.random((2, 60)) < [[0.995], [0.99]]
         proba = {f"h{k}": np.eye(2)[np.where(hit, data.label, 1 - data.label)]
                  for k, hit in enumerate(right)}  # fmt: skip
-        found = compare_heads(data, proba, "h1", seed=seed, draws=200)
+        found = compare_heads(data, proba, "h1", seed=seed)
         interval = found["accuracy"]["h0"].interval
         held += interval.low <= 0.005 <= interval.high
     assert held >= 186
@@ -283,7 +272,7 @@ def test_areas_are_compared_only_where_delong_can(classes):
     """Two classes, each in enough patients."""
     data = domain(classes=classes, n=60 if classes == 3 else 30, each=1 if classes == 3 else 15)
     p = {name: head(data.label, 1.0, i, classes) for i, name in enumerate(("h0", "b"))}
-    assert set(compared(data, p, draws=100)) == {"accuracy"}
+    assert set(compared(data, p)) == {"accuracy"}
     assert set(confidence_sets(data, p, seed=0, draws=100)) == {"accuracy"}
 
 
@@ -292,7 +281,7 @@ def test_areas_of_a_handful_of_patients_are_not_compared(patients, metrics):
     """A normal law for three positive patients gives p of 1e-25."""
     y = np.repeat([0, 1], [200, patients])
     data = replace(domain(n=len(y)), label=y)
-    found = compared(data, heads(y), draws=50)
+    found = compared(data, heads(y))
     assert list(found) == ["accuracy", "auroc"][:metrics]
     assert len(found["accuracy"]) == 3
 

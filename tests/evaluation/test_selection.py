@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from pipeline.evaluation.intervals import agresti_coull
 from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.evaluation.selection import bbc_cv, confidence_set
 
@@ -21,9 +22,28 @@ def test_bbc_cv_equals_a_loop():
         values.append(score[counts[group] == 0, best].mean())
     interval = found.interval
     assert interval.estimate == pytest.approx(np.mean(values))
-    assert (interval.low, interval.high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
+    assert interval.low < interval.estimate < interval.high
     assert found.apparent == pytest.approx(score.mean(axis=0).max())
     assert (interval.images, interval.patients) == (60, 20)
+
+
+def test_the_best_of_heads_without_an_error_is_not_certain():
+    """Forty patients, five heads, all right: a width of zero would say that nobody ever errs."""
+    heads = [weighted_mean(np.ones(40))] * 5
+    found = bbc_cv(heads, np.arange(40), np.random.default_rng(0)).interval
+    assert (found.estimate, found.high) == (1, 1)
+    assert (found.low, found.high) == pytest.approx(agresti_coull(40, 40))
+
+
+def test_the_interval_of_the_best_is_longer_where_the_choice_varies():
+    """Heads that are right on different patients: each draw chooses another one."""
+    rng, group = np.random.default_rng(7), np.arange(60)
+    same = rng.random(60) < 0.8
+    alike = bbc_cv([weighted_mean(same)] * 8, group, np.random.default_rng(1))
+    others = [weighted_mean(rng.permutation(same)) for _ in range(8)]
+    varied = bbc_cv(others, group, np.random.default_rng(1))
+    widths = [one.interval.high - one.interval.low for one in (alike, varied)]
+    assert widths[1] > 1.02 * widths[0]
 
 
 def test_the_best_of_fifty_equal_heads_is_not_better():

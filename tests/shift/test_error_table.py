@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from pipeline.data.domain import DomainData
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import wilson
+from pipeline.evaluation.intervals import agresti_coull
 from pipeline.randomness import stream
 from pipeline.shift.decompose import decompose, dominant
 from pipeline.shift.domains import fit_source
@@ -54,8 +54,8 @@ def test_every_step_leads_from_one_error_to_the_next():
     assert sum(table.steps[name].largest for name in CHAIN) == pytest.approx(1)
     assert sum(table.steps[name].largest for name in TRANSFER) == pytest.approx(1)
     error = table.errors["source_new_patients"]
-    assert (error.low, error.high) == pytest.approx(wilson(20, 400))
-    assert (error.method, error.images, error.patients) == ("Wilson", 400, 400)
+    assert (error.low, error.high) == pytest.approx(agresti_coull(20, 400))
+    assert (error.method, error.images, error.patients) == ("Agresti-Coull", 400, 400)
 
 
 def test_what_nobody_knows_has_a_reason_and_no_number():

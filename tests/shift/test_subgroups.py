@@ -85,8 +85,8 @@ def test_the_order_of_rows_changes_nothing():
     rng = np.random.default_rng(1)
     data, member = clustered(rng, (90, 60), (1.3, 1.0))
     order = rng.permutation(len(data))
-    before = of(data, divided(member), draws=200)
-    after = of(data.take(order), divided(member[order]), draws=200)
+    before = of(data, divided(member))
+    after = of(data.take(order), divided(member[order]))
     for one, two in zip(before, after, strict=True):
         for name in METRICS:
             a, b = (vars(group.metrics[name]) for group in (one, two))
@@ -198,7 +198,7 @@ def coverage(repeats, sizes, reach):
     kept = {name: [] for name in METRICS}
     for seed in range(repeats):
         data, member = clustered(np.random.default_rng([3, seed]), sizes, reach)
-        groups = of(data, divided(member, names), seed=seed, draws=300)
+        groups = of(data, divided(member, names), seed=seed)
         for metric, found in kept.items():
             values = [group.metrics.get(metric) for group in groups]
             if None in values:

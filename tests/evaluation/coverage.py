@@ -1,0 +1,164 @@
+"""How often intervals hold the truth, in worlds whose truth is known.
+
+Patients have 1 to 8 images that resemble each other: half of the variance of a score, or of
+whether an image is right, is the patient's (intra-class correlation 0.5). Prints the table of
+the README: ``python -m tests.evaluation.coverage``.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import norm
+
+from pipeline.evaluation.compare_heads import bases
+from pipeline.evaluation.intervals import difference_bounds, rate_interval, share_of
+from pipeline.evaluation.metrics import METRICS, score, weighted_auroc, weighted_mean
+from pipeline.evaluation.selection import bbc_cv
+
+PATIENTS = (10, 30, 100, 400)
+TRUTHS = (0.8, 0.95, 0.99)
+PAIRS = ((0.85, 0.8), (0.95, 0.95), (0.95, 0.85), (0.99, 0.97))
+RIGHT = "right or wrong"
+SCORED = ("accuracy", "balanced_accuracy", "sensitivity", "f1", "auroc", "average_precision")
+
+
+def patients_of(rng, patients: int):
+    """Patient of each image."""
+    return np.repeat(np.arange(patients), rng.integers(1, 9, patients))
+
+
+def right_by_patient(rng, group, truth: float):
+    """Whether each image is right; a patient's own rate is Beta distributed (correlation 0.5)."""
+    own = rng.beta(truth, 1 - truth, group.max() + 1)
+    return rng.random(len(group)) < own[group]
+
+
+def labels_by_patient(rng, group, prevalence: float = 0.5):
+    """The same label for all images of a patient, two patients of each class at least."""
+    patients = group.max() + 1
+    positive = min(max(2, round(prevalence * patients)), patients - 2)
+    return (rng.permutation(patients) < positive)[group].astype(np.int64)
+
+
+def noise(rng, group):
+    """Of variance 1, half of it the patient's."""
+    own = rng.normal(size=group.max() + 1)[group]
+    return np.sqrt(0.5) * (own + rng.normal(size=len(group)))
+
+
+def reach_of(metric: str, truth: float) -> float:
+    """Distance of the classes at which AUROC, or the accuracy at the middle, is the truth."""
+    return (np.sqrt(2) if metric in ("auroc", "average_precision") else 2) * norm.ppf(truth)
+
+
+def proba_of(value):
+    return np.c_[expit(-2 * value), expit(2 * value)]
+
+
+@cache
+def expected(metric: str, truth: float, prevalence: float) -> float:
+    """The metric of a head of that reach on very many images."""
+    if metric in ("accuracy", "balanced_accuracy", "sensitivity", "auroc"):
+        return truth
+    rng, n = np.random.default_rng(0), 400_000
+    label = (rng.random(n) < prevalence).astype(np.int64)
+    return score(
+        metric, label, proba_of(rng.normal(size=n) + reach_of(metric, truth) * (label - 0.5))
+    )
+
+
+def of_rate(rng, patients: int, truth: float):
+    """Interval of a rate, and the rate."""
+    group = patients_of(rng, patients)
+    found = rate_interval(right_by_patient(rng, group, truth), group)
+    return found.low, found.high, truth
+
+
+def of_metric(metric: str, prevalence: float = 0.5) -> Callable:
+    """The same of a metric of one head."""
+
+    def world(rng, patients: int, truth: float):
+        group = patients_of(rng, patients)
+        label = labels_by_patient(rng, group, prevalence)
+        proba = proba_of(noise(rng, group) + reach_of(metric, truth) * (label - 0.5))
+        share = share_of(METRICS[metric](label, proba), group, *bases(metric, label, group))
+        return *share.bounds(), expected(metric, truth, prevalence)
+
+    return world
+
+
+def of_difference(metric: str) -> Callable:
+    """The same of the difference of two heads that share half of their noise."""
+
+    def world(rng, patients: int, truth: tuple[float, float]):
+        group = patients_of(rng, patients)
+        label, common = labels_by_patient(rng, group), noise(rng, group)
+        shares = []
+        for one in truth:
+            value = np.sqrt(0.5) * (common + noise(rng, group)) + reach_of(metric, one) * (
+                label - 0.5
+            )
+            if metric == "accuracy":
+                share = share_of(weighted_mean((value > 0) == label), group)
+            else:
+                by_class = bases(metric, label, group)
+                share = share_of(weighted_auroc(label == 1, value), group, *by_class)
+            shares.append(share)
+        return *difference_bounds(*shares), truth[0] - truth[1]
+
+    return world
+
+
+def of_best(heads: int) -> Callable:
+    """The same of the best of equally good heads."""
+
+    def world(rng, patients: int, truth: float):
+        group = patients_of(rng, patients)
+        all_of = [weighted_mean(right_by_patient(rng, group, truth)) for _ in range(heads)]
+        found = bbc_cv(all_of, group, rng, draws=100).interval
+        return found.low, found.high, truth
+
+    return world
+
+
+WORLDS = {
+    RIGHT: (of_rate, TRUTHS),
+    **{metric: (of_metric(metric), TRUTHS) for metric in SCORED},
+    "auroc, 20 % positive": (of_metric("auroc", 0.2), TRUTHS),
+    "difference in accuracy": (of_difference("accuracy"), PAIRS),
+    "difference in AUROC": (of_difference("auroc"), PAIRS),
+    "best of 11 equal heads": (of_best(11), TRUTHS),
+}
+
+
+def coverage(world: Callable, patients: int, truth, repeats: int, seed: int = 0):
+    """Share of the intervals that hold the truth, their mean width, and the least width."""
+    rng = np.random.default_rng([seed, patients])
+    bounds = np.array([world(rng, patients, truth) for _ in range(repeats)])
+    low, high, true = bounds.T
+    known = np.isfinite(low)
+    held = (low <= true) & (true <= high)
+    return held[known].mean(), (high - low)[known].mean(), (high - low)[known].min()
+
+
+def main(repeats: int) -> None:
+    """Print coverage in percent and mean width in points for every world."""
+    print(f"{repeats} samples a cell; coverage has a standard error of", end=" ")
+    print(f"{100 * np.sqrt(0.05 * 0.95 / repeats):.1f} points.\n")
+    print("| interval of | truth |", *(f"{n} patients |" for n in PATIENTS))
+    print("|---|---|" + "---|" * len(PATIENTS))
+    for name, (world, truths) in WORLDS.items():
+        for truth in truths:
+            cells = []
+            for patients in PATIENTS:
+                held, width, _ = coverage(world, patients, truth, repeats)
+                cells.append(f"{100 * held:.1f} % ({100 * width:.0f})")
+            shown = f"{truth[0]:.2f} - {truth[1]:.2f}" if isinstance(truth, tuple) else truth
+            print(f"| {name} | {shown} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
