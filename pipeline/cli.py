@@ -31,14 +31,6 @@ _INTERRUPTED = 130
 _PATH = click.Path(path_type=Path)
 
 
-class _Reported(click.ClickException):
-    """An error of ours on its way to one line and its exit code."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error) or type(error).__name__)
-        self.exit_code = getattr(error, "exit_code", 1)  # type: ignore[misc]
-
-
 def _first_process() -> bool:
     """Whether this is the one of ``torchrun``'s processes that reports, or the only one."""
     return os.environ.get("RANK", "0") == "0"
@@ -70,22 +62,25 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
         except Exception as error:
             if debug:
                 raise
-            raise _reported(error) from error
+            raise _in_one_line(error) from error
 
     return run
 
 
-def _reported(error: Exception) -> _Reported:
-    if hasattr(error, "exit_code"):
-        return _Reported(error)
-    if isinstance(error, OSError):
-        return _Reported(OSError(f"{error.filename or 'the disk'}: {error.strerror or error}"))
-    return _Reported(
-        RuntimeError(
-            f"a mistake in headrace: {type(error).__name__}: {error}. "
-            "Run again with --debug and report what it prints"
-        )
-    )
+def _in_one_line(error: Exception) -> click.ClickException:
+    """An error as click shows it, with its exit code."""
+    text = str(error) or type(error).__name__
+    if not hasattr(error, "exit_code"):
+        if isinstance(error, OSError):
+            text = f"{error.filename or 'the disk'}: {error.strerror or error}"
+        else:
+            text = (
+                f"a mistake in headrace: {type(error).__name__}: {error}. "
+                "Run again with --debug and report what it prints"
+            )
+    shown = click.ClickException(text)
+    shown.exit_code = getattr(error, "exit_code", 1)  # type: ignore[misc]
+    return shown
 
 
 def _log_to_stderr() -> None:
@@ -169,6 +164,13 @@ def _engine(flags: Mapping[str, Any]) -> Any:
     from pipeline.features.engines import EngineChoice
 
     return EngineChoice(**flags)
+
+
+def _effort(flags: Mapping[str, Any], quick: Any, thorough: Any) -> Any:
+    """Options of ``--quick`` or ``--thorough``; None without either."""
+    if flags["quick"] and flags["thorough"]:
+        raise click.UsageError("--quick and --thorough exclude each other")
+    return quick if flags["quick"] else thorough if flags["thorough"] else None
 
 
 def _show(stage: str, record: Mapping[str, Any], *, quiet: bool) -> None:
@@ -307,11 +309,8 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     """
     from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
 
-    if flags["quick"] and flags["thorough"]:
-        raise click.UsageError("--quick and --thorough exclude each other")
-    effort = QUICK if flags["quick"] else THOROUGH if flags["thorough"] else CompareOptions()
     options = replace(
-        effort,
+        _effort(flags, QUICK, THOROUGH) or CompareOptions(),
         heads=None if flags["only"] is None else tuple(h.strip() for h in flags["only"].split(",")),
         baseline=flags["baseline"],
         preprocessing=flags["preprocessing"],
@@ -441,16 +440,7 @@ def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[s
 
 @main.command()
 @_study_argument
-@click.option(
-    "--draws",
-    type=click.IntRange(min=19),  # of fewer none gives p <= 0.05; ShiftOptions says the same
-    help="Permutations of each test (default: 999).",
-)
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    help="Divisions of the target into halves, for adaptation (default: 10).",
-)
+@click.option("--quick", is_flag=True, help="Fewer draws, halves and refitted heads.")
 @click.option("--thorough", is_flag=True, help="More draws, halves and refitted heads: minutes.")
 @_precision_option
 @_conflicts_option
@@ -462,15 +452,11 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
 
     Example: headrace shift study.toml
     """
-    from pipeline.shift.stage import THOROUGH, ShiftOptions, analyse
+    from pipeline.shift.stage import QUICK, THOROUGH, ShiftOptions, analyse
 
-    options = replace(
-        THOROUGH if flags["thorough"] else ShiftOptions(),
-        samples=_samples(
-            allow_conflicts=flags["allow_conflicts"], allow_leaks=flags["allow_leaks"]
-        ),
-        **{name: flags[name] for name in ("draws", "seeds") if flags[name] is not None},
-    )
+    effort = _effort(flags, QUICK, THOROUGH) or ShiftOptions()
+    accepted = {name: flags[name] for name in ("allow_conflicts", "allow_leaks")}
+    options = replace(effort, samples=_samples(**accepted))
     loaded = _load(study, precision)
     record = analyse(loaded, options)
     return _publish("shift", record, loaded.results, quiet=quiet, figures=flags["figures"])

@@ -65,14 +65,21 @@ def test_an_existing_store_needs_no_torch(study_file):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [[], ["cache"], ["features"], ["heads"], ["audit"], ["report"], ["cache", "export"]],
-)
-def test_every_help_text_has_an_example_or_a_list(command):
-    """A user sees how a command is called."""
+def commands(group=main, before=()):
+    """Every command as it is typed."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*before, name))
+        else:
+            yield (*before, name)
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_every_help_text_has_an_example_of_itself(command):
+    """A user sees how a command is called, and what each of its options does."""
     text = run(*command, "--help").output
-    assert "Example:" in text or "Commands:" in text
+    assert f"Example: headrace {' '.join(command)}" in " ".join(text.split())
+    assert "--json" in text
 
 
 def test_features_prints_what_it_did_and_then_nothing_to_do(study_file):
@@ -116,6 +123,9 @@ def test_errors_of_the_study_are_one_line(study_file):
 def test_wrong_usage_is_exit_code_two(study_file):
     """As every command line has it."""
     assert "No such option" in run("features", study_file, "--fast", code=2).stderr
+    for stage in ("heads", "shift"):
+        result = run(stage, study_file, "--quick", "--thorough", code=2)
+        assert "--quick and --thorough exclude each other" in result.stderr
     run("features", code=2)
 
 

@@ -114,7 +114,8 @@ class ShiftOptions:
                 raise StudyError(f"{name} = {got}: ask for {least} or more; {why}")
 
 
-#: More draws where a number must hardly move: minutes instead of seconds.
+#: Fewer draws for a first look; more where a number must hardly move.
+QUICK = ShiftOptions(draws=199, seeds=3, refits=10)
 THOROUGH = ShiftOptions(draws=4999, seeds=30, refits=200)
 
 

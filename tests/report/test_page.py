@@ -86,7 +86,7 @@ def original(tmp_path_factory):
             ["audit", "--no-shortcuts"],
             ["heads", "--only", "linear,prior,mlp", "--no-figures"],
             ["finetune", "--method", "lp", "--method", "last_block", "--epochs", "2", *CPU],
-            ["shift", "--draws", "99", "--seeds", "2", "--no-figures"],
+            ["shift", "--quick", "--no-figures"],
         ):
             done = CliRunner().invoke(main, [command[0], str(file), *command[1:]])
             assert done.exit_code == 0, done.output
