@@ -1,12 +1,11 @@
 """What the audit found: the worst first, what to do about it below."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from pipeline.report.table import Column, Part, Table, table_of
+from pipeline.report.table import Column, Part, Record, Table, table_of
 from pipeline.words import counted
 
-Record = Mapping[str, Any]
 _OK = "ok"
 _PAIRS = 5
 

@@ -1,14 +1,12 @@
 """What fine-tuning found: one table for each domain, then what each method cost."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.report.heads import not_scored
-from pipeline.report.table import Column, Detail, Heading, Part, Table, table_of
+from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, table_of
 from pipeline.words import counted
 
-Record = Mapping[str, Any]
-Row = Mapping[str, Any]
 _LEGEND = (
     "Points are differences of accuracy from lp, the head on frozen features; p is adjusted for "
     "the number of methods (Holm). Intervals are 95 %, by patient."
@@ -60,15 +58,15 @@ def _backbone(record: Record, backbone: str) -> Iterator[Part]:
     yield from _caveats(models)
 
 
-def _name(row: Row) -> tuple[Any, ...]:
+def _name(row: Record) -> tuple[Any, ...]:
     return row["method"], row["seed"]
 
 
-def _difference(found: Row | None) -> dict[str, Any]:
+def _difference(found: Record | None) -> dict[str, Any]:
     return {"difference": found, "p": None if found is None else found["p_adjusted"]}
 
 
-def _domain(rows: Sequence[Row], backbone: str) -> Table:
+def _domain(rows: Sequence[Record], backbone: str) -> Table:
     first = rows[0]
     where = "validation" if first["role"] == "validation" else first["domain"]
     images, patients = counted(first["images"], "image"), counted(first["patients"], "patient")
@@ -91,7 +89,7 @@ def _domain(rows: Sequence[Row], backbone: str) -> Table:
     )
 
 
-def _against_heads(differences: Sequence[Row], backbone: str) -> Iterator[Table]:
+def _against_heads(differences: Sequence[Record], backbone: str) -> Iterator[Table]:
     """Methods against the best head of stage 2, on the same images."""
     rows = [one for one in differences if one["baseline"].startswith(_HEADS)]
     if rows:
@@ -117,7 +115,7 @@ def _against_heads(differences: Sequence[Row], backbone: str) -> Iterator[Table]
         )
 
 
-def _costs(models: Sequence[Row], backbone: str) -> Table:
+def _costs(models: Sequence[Record], backbone: str) -> Table:
     trends = [m["trend"] or ("too few epochs" if m["epochs"] else "") for m in models]
     return table_of(
         "What was trained, and what it cost",
@@ -142,7 +140,7 @@ def _costs(models: Sequence[Row], backbone: str) -> Table:
     )
 
 
-def _caveats(models: Sequence[Row]) -> Iterator[Part]:
+def _caveats(models: Sequence[Record]) -> Iterator[Part]:
     if len({model["seed"] for model in models}) == 1:
         yield Detail("One seed was trained: a difference between methods may be one of seeds.")
     for model in models:

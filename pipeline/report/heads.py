@@ -1,13 +1,19 @@
 """What stage 2 found: one table for each domain, then what the best head is worth."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from pipeline.report.table import Column, Detail, Heading, Part, Table, format_value, table_of
+from pipeline.report.table import (
+    Column,
+    Detail,
+    Heading,
+    Part,
+    Record,
+    Table,
+    format_value,
+    table_of,
+)
 from pipeline.words import counted
 
-Record = Mapping[str, Any]
-Row = Mapping[str, Any]
 _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
 
 
@@ -52,7 +58,7 @@ def _backbone(record: Record, one: Record) -> Iterator[Part]:
 
 
 def _domain(backbone: str, best: str | None, domain: Record) -> Table:
-    def row_of(head: Row) -> Row:
+    def row_of(head: Record) -> Record:
         difference = head["differences"].get("accuracy")
         p = None if difference is None else difference["p_adjusted"]
         marked = {"best": head["head"] == best, "points": difference, "p": p}
@@ -79,11 +85,11 @@ def _domain(backbone: str, best: str | None, domain: Record) -> Table:
     )
 
 
-def _name(domain: Row) -> str:
+def _name(domain: Record) -> str:
     return "validation" if domain["role"] == "validation" else str(domain["domain"])
 
 
-def _selection_corrected(found: Mapping[str, Row]) -> Iterator[str]:
+def _selection_corrected(found: Mapping[str, Record]) -> Iterator[str]:
     values = [
         f"{_NAMES[metric]} {format_value((one['estimate'], one['low'], one['high']), 'share')}"
         for metric, one in found.items()
@@ -96,7 +102,7 @@ def _selection_corrected(found: Mapping[str, Row]) -> Iterator[str]:
         )
 
 
-def _seeds(backbone: str, found: Sequence[Row]) -> Iterator[Table]:
+def _seeds(backbone: str, found: Sequence[Record]) -> Iterator[Table]:
     rows = [{**row, "where": _name(row)} for row in found if row["metric"] == "accuracy"]
     if rows:
         yield table_of(
@@ -113,7 +119,7 @@ def _seeds(backbone: str, found: Sequence[Row]) -> Iterator[Table]:
         )
 
 
-def _algorithms(backbone: str, baseline: str, found: Sequence[Row]) -> Iterator[Table]:
+def _algorithms(backbone: str, baseline: str, found: Sequence[Record]) -> Iterator[Table]:
     rows = sorted((p for p in found if p["metric"] == "accuracy"), key=lambda p: -p["difference"])
     if rows:
         yield table_of(
@@ -134,7 +140,7 @@ def _algorithms(backbone: str, baseline: str, found: Sequence[Row]) -> Iterator[
         )
 
 
-def _may_be_best(found: Sequence[Row]) -> Iterator[str]:
+def _may_be_best(found: Sequence[Record]) -> Iterator[str]:
     for one in found:
         if one["metric"] == "accuracy":
             sure = round(100 * (1 - one["alpha"]))

@@ -4,10 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.report.table import Column, Detail, Heading, Part, Table, table_of
-
-Record = Mapping[str, Any]
-Row = Mapping[str, Any]
+from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, table_of
 
 #: Words for the names of the record.
 EFFECTS: Mapping[str, str] = MappingProxyType(
@@ -123,7 +120,7 @@ def tables(record: Record) -> list[Part]:
     return parts
 
 
-def _target(target: Row) -> Iterator[Part]:
+def _target(target: Record) -> Iterator[Part]:
     labelled = target["labelled"]
     about = {"backbone": target["backbone"], "target": target["target"]}
     name = f"{target['target']} on {target['backbone']}"
@@ -143,12 +140,12 @@ def _target(target: Row) -> Iterator[Part]:
     yield from map(Detail, target["caveats"])
 
 
-def _named(rows: Sequence[Row], names: Mapping[str, str], **more: Any) -> list[Row]:
+def _named(rows: Sequence[Record], names: Mapping[str, str], **more: Any) -> list[Record]:
     """Rows with names for people."""
     return [{**row, "name": names.get(row["name"], row["name"]), **more} for row in rows]
 
 
-def _effects(target: Row, about: Row) -> Table:
+def _effects(target: Record, about: Record) -> Table:
     return table_of(
         "Why accuracy is lost. Each division splits the same loss in another way",
         (
@@ -178,7 +175,7 @@ _METHOD_COLUMNS = (
 )
 
 
-def _adaptation(target: Row, about: Row) -> Iterator[Table]:
+def _adaptation(target: Record, about: Record) -> Iterator[Table]:
     baseline, *methods = target["adaptation"]
     yield table_of(
         "What adaptation gains: fitted on one half of the target, scored on the other",
@@ -197,11 +194,11 @@ def _adaptation(target: Row, about: Row) -> Iterator[Table]:
     )
 
 
-def _with_p(row: Row) -> Row:
+def _with_p(row: Record) -> Record:
     return {**row, "p": row["difference"]["p_adjusted"]}
 
 
-def _error_table(target: Row, about: Row) -> Table:
+def _error_table(target: Record, about: Record) -> Table:
     found = target["error_table"]
     refitted = [
         None
@@ -236,7 +233,7 @@ def _error_table(target: Row, about: Row) -> Table:
     )
 
 
-def _estimates(target: Row, about: Row) -> Table:
+def _estimates(target: Record, about: Record) -> Table:
     found = target["accuracy_range"]
     shares = [{**row, "of": f"share of {row['name']}"} for row in found["prevalence"]]
     return table_of(
@@ -255,7 +252,7 @@ def _estimates(target: Row, about: Row) -> Table:
     )
 
 
-def _subgroups(target: Row, about: Row) -> Iterator[Table]:
+def _subgroups(target: Record, about: Record) -> Iterator[Table]:
     for attribute in dict.fromkeys(row["attribute"] for row in target["subgroups"]):
         groups = [row for row in target["subgroups"] if row["attribute"] == attribute]
         on_source = [{f"{m}_source": v["source"] for m, v in g["metrics"].items()} for g in groups]
@@ -277,7 +274,7 @@ def _subgroups(target: Row, about: Row) -> Iterator[Table]:
         )
 
 
-def _lowest(groups: Sequence[Row]) -> Iterator[str]:
+def _lowest(groups: Sequence[Record]) -> Iterator[str]:
     """The lowest group by each metric, and whether it is shown to be below all other images."""
     for metric, name in METRICS.items():
         for group in groups:
@@ -296,7 +293,7 @@ def _lowest(groups: Sequence[Row]) -> Iterator[str]:
             yield sentence
 
 
-def _fine_tuned(rows: Sequence[Row]) -> Table:
+def _fine_tuned(rows: Sequence[Record]) -> Table:
     losses = [next(e for e in row["effects"] if e["name"] == "accuracy_loss") for row in rows]
     return table_of(
         "The same loss of fine-tuned networks",

@@ -127,6 +127,8 @@ class Detail(str):
 
 #: What a stage's module makes of a record. A plain string is a paragraph.
 Part = Table | str
+#: JSON values of a stage, or of one row in them.
+Record = Mapping[str, Any]
 
 
 def table_of(

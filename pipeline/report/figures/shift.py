@@ -164,7 +164,7 @@ def scores(found: Results) -> Figure:
     targets = [table.about["target"] for table in found.tables("shift_effects")]
     figure, cells = panels(len(targets), height=2.3)
     binary = len(found.classes) == 2
-    names = found.classes if binary else ["predicted wrongly", "predicted rightly"]
+    names = found.classes if binary else ["wrong", "right"]
     for axes, target in zip(cells, targets, strict=True):
         axes.set_title(printable(target))
         for sign, domain in ((1, "source"), (-1, target)):
