@@ -25,7 +25,7 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import MissingFeaturesError, ModelError, UnknownNameError
-from pipeline.evaluation.bootstrap import two_way_interval
+from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.compare_heads import (
     COMPARED_BY,
     bases,
@@ -412,7 +412,7 @@ def _seed_spread(
             if len(values) < 2 or not np.isfinite(values).all():
                 continue
             rng = stream(f"seeds {data.name} {data.role}", seed)
-            mean = two_way_interval(statistics, data.group, rng, draws=options.draws)
+            mean = bootstrap_interval(statistics, data.group, rng, draws=options.draws)
             rows.append(
                 {
                     "head": head,

@@ -1,6 +1,5 @@
 """Near copies as an audit lists them, and what they are worth to the scores of a head."""
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from pipeline.data.leaks import NearPair, near_rows, roles_of
 from pipeline.data.samples import Samples, read_exclusions
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, MissingPredictionsError
-from pipeline.evaluation.intervals import Interval, wilson
+from pipeline.evaluation.intervals import rate_interval
 from pipeline.evaluation.metrics import is_right, score
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.study import Study
@@ -127,16 +126,7 @@ def _by_role(
 def _scores(samples: Samples, proba: NDArray[np.float64], rows: NDArray[np.bool_]) -> Record:
     label = samples.label[rows]
     right = is_right(label, proba[rows])
-    low, high = wilson(int(right.sum()), len(right))
-    accuracy = Interval(
-        estimate=float(right.mean()),
-        low=low,
-        high=high,
-        images=len(right),
-        patients=len(np.unique(samples.group[rows])),
-        method="Wilson",
-    )
     return {
-        "accuracy": dataclasses.asdict(accuracy),
+        "accuracy": rate_interval(right, samples.group[rows]).record(),
         "auroc": score("auroc", label, proba[rows]),
     }

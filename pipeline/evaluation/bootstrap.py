@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
-from pipeline.evaluation.intervals import LEVEL, Interval, percentile_interval
+from pipeline.evaluation.intervals import LEVEL, Interval
 from pipeline.evaluation.metrics import on_all_rows
 
 
@@ -30,38 +30,18 @@ def bootstrap_values(
     return draws.apply(lambda weights: np.stack([one(weights) for one in statistics]))
 
 
+def percentile_interval(
+    values: NDArray[np.float64], *, level: float = LEVEL
+) -> tuple[float, float]:
+    """Percentile bounds of bootstrap values; undefined draws (NaN) are left out."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def bootstrap_interval(
-    statistic: WeightedStatistic,
-    group: Sequence[object] | NDArray[Any],
-    rng: np.random.Generator,
-    *,
-    draws: int = DRAWS,
-    level: float = LEVEL,
-) -> Interval:
-    """A statistic with its percentile interval.
-
-    Args:
-        statistic: For example an entry of ``METRICS`` for one head's probabilities, or the
-            ``weighted_difference`` of two heads.
-        group: ``n`` patient ids.
-        rng: Source of randomness.
-        draws: Number of draws.
-        level: Nominal coverage, 0 to 1.
-    """
-    drawn = draw_patients(group, rng, draws=draws)
-    low, high = percentile_interval(drawn.apply(statistic), level=level)
-    return Interval(
-        estimate=on_all_rows(statistic, len(group)),
-        low=low,
-        high=high,
-        images=len(group),
-        patients=len(drawn.patients),
-        method="patient bootstrap",
-        level=level,
-    )
-
-
-def two_way_interval(
     statistics: Sequence[WeightedStatistic],
     group: Sequence[object] | NDArray[Any],
     rng: np.random.Generator,
@@ -71,8 +51,8 @@ def two_way_interval(
 ) -> Interval:
     """Mean over seeds of a statistic, with seeds and patients both drawn again.
 
-    For the difference of two heads give one ``weighted_difference`` for each seed. A few
-    seeds are a small sample: below about ten the seeds' share of the width is too small.
+    One statistic alone is drawn by patient. A few seeds are a small sample: below about ten
+    the seeds' share of the width is too small.
 
     Args:
         statistics: ``S`` of them, one for each seed.
@@ -93,6 +73,6 @@ def two_way_interval(
         high=high,
         images=len(group),
         patients=len(drawn.patients),
-        method="bootstrap of seeds and patients",
+        method="patient bootstrap" if len(statistics) == 1 else "bootstrap of seeds and patients",
         level=level,
     )

@@ -20,13 +20,8 @@ from pipeline.data.patients import (
 )
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.evaluation.auroc import paired_delong
-from pipeline.evaluation.bootstrap import bootstrap_values
-from pipeline.evaluation.intervals import (
-    Interval,
-    Share,
-    difference_bounds,
-    percentile_interval,
-)
+from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
+from pipeline.evaluation.intervals import Interval, Share, difference_bounds
 from pipeline.evaluation.metrics import METRICS, Labels, Proba, is_right, on_all_rows, score
 from pipeline.evaluation.paired_tests import Difference, holm, mcnemar, sign_flip, verdict
 from pipeline.evaluation.selection import ConfidenceSet, confidence_set

@@ -194,32 +194,31 @@ def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
     return share_of(weighted_mean(hit), group).interval()
 
 
-def difference_bounds(first: Share, second: Share, z: float = Z) -> tuple[float, float]:
+def difference_bounds(
+    first: Share, second: Share, z: float = Z, *, paired: bool = True
+) -> tuple[float, float]:
     """Where first minus second may lie: MOVER (Zou and Donner 2008).
 
     Each end is as far as the two may move in opposite directions, given how much they move
     together when a patient is left out.
+
+    Args:
+        first: A share.
+        second: Another one.
+        z: Half the width in standard errors.
+        paired: Whether both have the same patients; those of two domains are independent.
     """
     # Wilson's ends, as Newcombe 1998 takes them: shorter than Agresti and Coull's, and enough.
     (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials(), s.trials(), z=z) for s in (first, second))
-    r, gap = _correlation(first.moves, second.moves), first.estimate - second.estimate
+    r = _correlation(first.moves, second.moves) if paired else 0.0
+    gap = first.estimate - second.estimate
     low = gap - _length(first.estimate - l1, u2 - second.estimate, r)
     high = gap + _length(u1 - first.estimate, second.estimate - l2, r)
-    if np.abs(first.moves - second.moves).max() <= _ROUNDING:  # no patient on whom they differ
+    # Where they differ on no patient, they may yet differ on others.
+    if paired and np.abs(first.moves - second.moves).max() <= _ROUNDING:
         room = wilson(0, first.patients, z=z)[1]
         low, high = min(low, gap - room), max(high, gap + room)
     return max(-1.0, low), min(1.0, high)
-
-
-def percentile_interval(
-    values: NDArray[np.float64], *, level: float = LEVEL
-) -> tuple[float, float]:
-    """Percentile bounds of bootstrap values; undefined draws (NaN) are left out."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def unseen(patients: int) -> float:

@@ -52,14 +52,6 @@ def is_right(label: Labels, proba: Proba) -> NDArray[np.bool_]:
     return np.asarray(proba.argmax(axis=1) == label)
 
 
-def confusion(label: Labels, proba: Proba) -> NDArray[np.int64]:
-    """Counts of shape ``(K, K)``: true class by row, predicted class by column."""
-    _refuse_unlabelled(label)
-    classes = proba.shape[1]
-    counts = np.bincount(label * classes + proba.argmax(axis=1), minlength=classes**2)
-    return counts.reshape(classes, classes)
-
-
 # Statistics of row weights, from which the table is built.
 
 
@@ -80,11 +72,6 @@ def weighted_ratio(
         return _divided(weights @ over, total, where=total > 0)
 
     return statistic
-
-
-def weighted_difference(first: WeightedStatistic, second: WeightedStatistic) -> WeightedStatistic:
-    """The statistic "first minus second", both on the same draws."""
-    return lambda weights: first(weights) - second(weights)
 
 
 def weighted_auroc(positive: NDArray[np.bool_], value: NDArray[np.floating]) -> WeightedStatistic:

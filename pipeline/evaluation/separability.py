@@ -59,9 +59,8 @@ class Separability:
     larger of two spreads goes:
 
     - 1.96 standard deviations of a bootstrap of patients with the scores held fixed, over
-      auc (1 - auc), the delta method of :func:`pipeline.evaluation.auroc.auroc_interval`. It
-      is the spread of a strong signal, which the classifiers of any sample find alike
-      (LeDell, Petersen and van der Laan 2015).
+      auc (1 - auc), the delta method. It is the spread of a strong signal, which the
+      classifiers of any sample find alike (LeDell, Petersen and van der Laan 2015).
     - From the 97.5 % quantile q of the AUC under permutation down to one half, as log odds:
       the lower end is logit(auc) - logit(q), the upper one the same with the 2.5 %
       quantile. This inverts the permutation test, so the interval holds one half whenever

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, Fold, PatientDraws, draw_patients, patient_folds
 from pipeline.errors import CheckFailedError, StudyError
-from pipeline.evaluation.intervals import Interval, percentile_interval
+from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.paired_tests import Difference, holm, sign_flip, verdict
 from pipeline.heads.logistic import fit_weighted

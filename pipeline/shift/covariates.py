@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, Weights, draw_patients
-from pipeline.evaluation.intervals import LEVEL, percentile_interval
+from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.intervals import LEVEL
 
 #: A medium difference, in standard deviations (Cohen 1988): what lies inside is not named.
 MEDIUM = 0.5

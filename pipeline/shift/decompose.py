@@ -11,7 +11,7 @@ one set of draws, so that terms of one division stay paired.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,16 @@ from scipy.optimize import isotonic_regression
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, PatientDraws, Weights, draw_patients, patient_folds
 from pipeline.errors import StudyError
-from pipeline.evaluation.auroc import bound_of_one
-from pipeline.evaluation.intervals import Interval, lengthened, percentile_interval, unseen
-from pipeline.evaluation.metrics import weighted_auroc
+from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.intervals import (
+    Interval,
+    Share,
+    difference_bounds,
+    lengthened,
+    share_of,
+    unseen,
+)
+from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.randomness import stream
 
 #: A term is called the cause only if it is the largest in this share of the draws.
@@ -202,12 +209,22 @@ def _outcome(data: DomainData, seed: int, draws: int) -> _Outcome:
 
 
 def _accuracy_loss(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
-    return divide(
-        "all",
-        {"accuracy_loss": target.error - source.error},
-        {"accuracy_loss": target.drawn_error() - source.drawn_error()},
-        data=(source.data, target.data),
-        edges={"accuracy_loss": (source.rate, target.rate)},
+    errors = [share_of(weighted_mean(one.wrong), one.data.group) for one in (target, source)]
+    return {"accuracy_loss": _loss("accuracy_loss", "all", *errors)}
+
+
+def _loss(name: str, division: str, larger: Share, smaller: Share) -> Effect:
+    """A difference of two shares of different patients."""
+    low, high = difference_bounds(larger, smaller, paired=False)
+    return Effect(
+        name=name,
+        division=division,
+        estimate=larger.estimate - smaller.estimate,
+        low=low,
+        high=high,
+        images=larger.images + smaller.images,
+        patients=larger.patients + smaller.patients,
+        method="MOVER by patient",
     )
 
 
@@ -372,30 +389,12 @@ def _cross_fitted(halves: tuple[_Half, _Half], first: Weights, second: Weights) 
 
 def _auroc_loss(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
     """AUROC on the source minus that on the target."""
-    both = (source, target)
-    statistics = [weighted_auroc(one.label == 1, one.score) for one in both]
     areas = [
-        float(statistic(np.ones((1, len(one.data))))[0])
-        for statistic, one in zip(statistics, both, strict=True)
+        share_of(
+            weighted_auroc(one.label == 1, one.score),
+            one.data.group,
+            *(one.data.group[one.label == k] for k in (0, 1)),
+        )
+        for one in (source, target)
     ]
-    drawn = [one.draws.apply(s) for s, one in zip(statistics, both, strict=True)]
-    (effect,) = divide(
-        "AUROC",
-        {"auroc_loss": areas[0] - areas[1]},
-        {"auroc_loss": drawn[0] - drawn[1]},
-        data=(source.data, target.data),
-        edges={},
-    ).values()
-    from_target, to_source = (
-        _area_room(one, area) for one, area in zip(both[::-1], areas[::-1], strict=True)
-    )
-    low, high = _lengthened(effect.estimate, (effect.low, effect.high), from_target, to_source)
-    return {effect.name: replace(effect, low=low, high=high)}
-
-
-def _area_room(outcome: _Outcome, area: float) -> tuple[float, float]:
-    """How far below and above itself an area may be; (0, 0) where draws have a spread."""
-    if area not in (0, 1):
-        return 0.0, 0.0
-    room = 1 - bound_of_one(outcome.label, outcome.data.group)
-    return (room, 0.0) if area else (0.0, room)
+    return {"auroc_loss": _loss("auroc_loss", "AUROC", *areas)}

@@ -17,7 +17,8 @@ from scipy.special import softmax
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import Interval, percentile_interval
+from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.intervals import Interval
 
 #: Bootstrap draws of the intervals.
 DRAWS = 200

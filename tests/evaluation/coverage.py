@@ -112,6 +112,15 @@ def of_difference(metric: str) -> Callable:
     return world
 
 
+def of_gap(rng, patients: int, truth: tuple[float, float]):
+    """The same of the difference between two domains, the second of 100 patients."""
+    shares = []
+    for one, count in zip(truth, (patients, 100), strict=True):
+        group = patients_of(rng, count)
+        shares.append(share_of(weighted_mean(right_by_patient(rng, group, one)), group))
+    return *difference_bounds(*shares, paired=False), truth[0] - truth[1]
+
+
 def of_best(heads: int) -> Callable:
     """The same of the best of equally good heads."""
 
@@ -130,6 +139,7 @@ WORLDS = {
     "auroc, 20 % positive": (of_metric("auroc", 0.2), TRUTHS),
     "difference in accuracy": (of_difference("accuracy"), PAIRS),
     "difference in AUROC": (of_difference("auroc"), PAIRS),
+    "gap to a domain of 100 patients": (of_gap, PAIRS),
     "best of 11 equal heads": (of_best(11), TRUTHS),
 }
 
@@ -157,7 +167,7 @@ def main(repeats: int) -> None:
                 held, width, _ = coverage(world, patients, truth, repeats)
                 cells.append(f"{100 * held:.1f} % ({100 * width:.0f})")
             shown = f"{truth[0]:.2f} - {truth[1]:.2f}" if isinstance(truth, tuple) else truth
-            print(f"| {name} | {shown} | {' | '.join(cells)} |", flush=True)
+            print(f"| {name.replace('_', ' ')} | {shown} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

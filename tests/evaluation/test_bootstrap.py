@@ -8,10 +8,9 @@ from pipeline.data.patients import draw_patients
 from pipeline.evaluation.bootstrap import (
     bootstrap_interval,
     bootstrap_values,
-    two_way_interval,
+    percentile_interval,
 )
-from pipeline.evaluation.intervals import percentile_interval
-from pipeline.evaluation.metrics import METRICS, weighted_auroc, weighted_difference, weighted_mean
+from pipeline.evaluation.metrics import METRICS, weighted_auroc, weighted_mean
 
 
 def two_heads(seed: int = 0, patients: int = 40, size: int = 3):
@@ -26,14 +25,18 @@ def rng(seed: int = 1):
     return np.random.default_rng(seed)
 
 
+def difference_of(first, second):
+    return lambda weights: first(weights) - second(weights)
+
+
 def paired(first, second, group, draws: int = 999):
-    return bootstrap_interval(weighted_difference(first, second), group, rng(), draws=draws)
+    return bootstrap_interval([difference_of(first, second)], group, rng(), draws=draws)
 
 
 def test_an_interval_is_that_of_a_plain_loop_over_resampled_patients():
     """Whole patients by hand, the metric on the rows they bring."""
     y, (p, _), group = two_heads()
-    found = bootstrap_interval(METRICS["f1"](y, p), group, rng(), draws=4000)
+    found = bootstrap_interval([METRICS["f1"](y, p)], group, rng(), draws=4000)
     patients, values, by_hand = np.unique(group), [], rng(9)
     for _ in range(4000):
         rows = np.concatenate([np.flatnonzero(group == g) for g in by_hand.choice(patients, 40)])
@@ -76,7 +79,7 @@ def test_another_head_beside_it_changes_no_value():
     one, two = (weighted_auroc(y == 1, p[:, 1]) for p in (a, b))
     both = bootstrap_values([one, two], draws)
     np.testing.assert_array_equal(both[1:], bootstrap_values([two], draws))
-    difference = bootstrap_values([weighted_difference(one, two)], draws)
+    difference = bootstrap_values([difference_of(one, two)], draws)
     np.testing.assert_allclose(difference[0], both[0] - both[1])
 
 
@@ -84,7 +87,7 @@ def test_the_level_widens_the_interval():
     """99 % holds 95 % holds 50 %."""
     values, group = rng(4).normal(size=60), np.arange(60)
     bounds = [
-        bootstrap_interval(weighted_mean(values), group, rng(), level=level)
+        bootstrap_interval([weighted_mean(values)], group, rng(), level=level)
         for level in (0.5, 0.95, 0.99)
     ]
     assert bounds[2].low < bounds[1].low < bounds[0].low < values.mean()
@@ -120,22 +123,13 @@ def world(rng, seeds: int = 20, patients: int = 50, between: float = 0.5):
     return level + rng.normal(size=(seeds, 1)) * between, group
 
 
-def test_one_seed_is_the_patient_bootstrap():
-    """Nothing to draw among one."""
-    score, group = world(np.random.default_rng(0), seeds=1)
-    two = two_way_interval([weighted_mean(score[0])], group, np.random.default_rng(1))
-    one = bootstrap_interval(weighted_mean(score[0]), group, np.random.default_rng(1))
-    assert (two.estimate, two.low, two.high) == pytest.approx((one.estimate, one.low, one.high))
-    assert two.method == "bootstrap of seeds and patients"
-
-
 def test_a_difference_that_all_seeds_share_has_no_width_from_seeds():
     """Seeds move both heads alike: paired by seed, only the patients remain."""
     score, group = world(np.random.default_rng(0), seeds=8, between=3.0)
     gain = np.random.default_rng(1).normal(0.2, 0.1, len(group))
-    paired = [weighted_difference(weighted_mean(s + gain), weighted_mean(s)) for s in score]
-    found = two_way_interval(paired, group, np.random.default_rng(2))
-    alone = bootstrap_interval(weighted_mean(gain), group, np.random.default_rng(2))
+    paired = [difference_of(weighted_mean(s + gain), weighted_mean(s)) for s in score]
+    found = bootstrap_interval(paired, group, np.random.default_rng(2))
+    alone = bootstrap_interval([weighted_mean(gain)], group, np.random.default_rng(2))
     assert (found.low, found.high) == pytest.approx((alone.low, alone.high), abs=1e-9)
 
 
@@ -146,9 +140,9 @@ def test_only_seeds_and_patients_together_cover_what_both_move(both):
     for _ in range(repeats):
         score, group = world(rng, between=1.0)
         if both:
-            found = two_way_interval([weighted_mean(s) for s in score], group, rng, draws=400)
+            found = bootstrap_interval([weighted_mean(s) for s in score], group, rng, draws=400)
         else:
-            found = bootstrap_interval(weighted_mean(score.mean(axis=0)), group, rng, draws=400)
+            found = bootstrap_interval([weighted_mean(score.mean(axis=0))], group, rng, draws=400)
         hits += found.low <= 0 <= found.high
     if both:
         assert hits / repeats > binom.ppf(0.0005, repeats, 0.93) / repeats

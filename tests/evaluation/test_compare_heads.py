@@ -63,7 +63,7 @@ def test_shares_have_their_interval_and_the_rest_percentiles(each):
         m: "patient bootstrap" if m in ("brier", "log_loss", "ece") else share for m in METRICS
     }
     alone = bootstrap_interval(
-        METRICS["brier"](data.label, p), data.group, stream("scores B target", 0)
+        [METRICS["brier"](data.label, p)], data.group, stream("scores B target", 0)
     )
     assert found["brier"] == alone
 

@@ -7,8 +7,8 @@ import pytest
 from sklearn import metrics as sk
 
 from pipeline.data.patients import draw_patients
-from pipeline.evaluation.intervals import percentile_interval
-from pipeline.evaluation.metrics import METRICS, confusion, score, weighted_auroc, weighted_ratio
+from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.metrics import METRICS, score, weighted_auroc, weighted_ratio
 
 ORACLES = {
     "accuracy": lambda y, p: sk.accuracy_score(y, p.argmax(1)),
@@ -92,12 +92,6 @@ def test_what_the_labels_do_not_define_is_none(name):
     assert score(name, np.zeros(20, int), p) is None
 
 
-def test_the_confusion_matrix_counts_truth_by_row():
-    """True class by row, called class by column."""
-    y, p = example(3)
-    np.testing.assert_array_equal(confusion(y, p), sk.confusion_matrix(y, p.argmax(1)))
-
-
 def rounded(classes: int, n: int = 90):
     """Labels, and probabilities with many ties."""
     rng = np.random.default_rng(classes)
@@ -133,7 +127,7 @@ def test_two_thousand_draws_of_four_hundred_images_take_less_than_a_second(name)
     assert time.process_time() - start < 1
 
 
-@pytest.mark.parametrize("metric", [*METRICS.values(), confusion])
+@pytest.mark.parametrize("metric", METRICS.values())
 def test_no_metric_takes_a_missing_label(metric):
     """It would count as wrong, or as the last class."""
     with pytest.raises(ValueError, match="without a label"):
