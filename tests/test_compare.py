@@ -17,7 +17,7 @@ from cache.store import FeatureStore
 from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
 from pipeline.data.patients import FIT
 from pipeline.errors import MissingFeaturesError, UnknownNameError
-from pipeline.evaluation.bootstrap import two_way_interval
+from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import correlated_t
 from pipeline.evaluation.selection import bbc_cv
@@ -376,7 +376,7 @@ def test_the_spread_is_over_trainings_and_the_interval_over_patients_too():
     assert (row["estimate"], row["sd"]) == pytest.approx((values.mean(), values.std(ddof=1)))
     statistics = [METRICS["accuracy"](data.label, p) for p in members]
     rng = stream(f"seeds {data.name} {data.role}", 0)
-    expected = two_way_interval(statistics, data.group, rng, draws=300)
+    expected = bootstrap_interval(statistics, data.group, rng, draws=300)
     assert (row["low"], row["high"]) == (expected.low, expected.high)
 
 
