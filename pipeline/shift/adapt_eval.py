@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -24,6 +25,7 @@ from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.paired_tests import Difference, holm, sign_flip, verdict
 from pipeline.heads.logistic import fit_weighted
+from pipeline.heads.parallel import run_parallel
 from pipeline.shift.adapt import ADAPTERS, AdapterSettings, adapt
 from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 
@@ -147,15 +149,18 @@ def predict_target(
             "fit the head of the plan"
         )
     features, folds = target.embedded(), _halves(target, plan)
-    proba: dict[str, NDArray[np.float64]] = {}
-    for name in plan.methods:
+
+    def predicted(name: str) -> NDArray[np.float64]:
         table = np.empty((len(plan.seeds), len(target), model.classes))
         predictors = adapt(
             name, model, features, parts=[fit for fit, _ in folds], settings=plan.settings
         )
         for number, (predictor, (_, held)) in enumerate(zip(predictors, folds, strict=True)):
             table[number // 2, held] = predictor(features[held])
-        proba[name] = table
+        return table
+
+    tables = run_parallel([partial(predicted, name) for name in plan.methods])
+    proba = dict(zip(plan.methods, tables, strict=True))
     return AdaptedPredictions(proba=proba, plan_hash=plan.digest())
 
 

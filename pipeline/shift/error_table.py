@@ -204,7 +204,7 @@ def fill_table(
     if human is not None and not 0 <= human <= 1:
         raise StudyError(f"the human error is {human}; it must be a rate from 0 to 1")
     wrong = {name: data.wrong() for name, data in rows.items()}
-    by_domain = {data.role: domain_draws(data, seed, draws) for data in rows.values()}
+    by_domain = {one.role: domain_draws(one, seed, draws) for one in _each_domain(rows.values())}
     drawn = {name: by_domain[data.role].of(data.group) for name, data in rows.items()}
     level = {name: float(one.mean()) for name, one in wrong.items()}
     curves = {name: drawn[name].mean(one) for name, one in wrong.items()}

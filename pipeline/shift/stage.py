@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits
 
 from cache import disk
 from pipeline.data.attributes import Grouping, groupings
@@ -64,6 +65,9 @@ SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
 #: Name of the stage's own head among kept predictions.
 HEAD = ("linear", 0)
+#: Numbers of features below which products have one thread: two that wait for each other in
+#: each of many small ones took 166 s of CPU for the demo, which takes 7 s with one.
+_LARGE = 1 << 25
 #: Images of each domain on the map: more points would hide one another.
 _POINTS = 500
 #: Standard deviations at most: one odd image would else be a component of its own.
@@ -156,8 +160,9 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
                 compared.append(target)
         if not compared:
             continue
-        found = _Backbone(study, table, leaks, facts, options)
-        entries += run_parallel([partial(found.target, target) for target in compared])
+        with threadpool_limits(1 if table.X.size < _LARGE else None):
+            found = _Backbone(study, table, leaks, facts, options)
+            entries += run_parallel([partial(found.target, target) for target in compared])
         predictions[choice.name] = found.predictions()
         maps[choice.name] = found.maps(compared)
     if not entries:
