@@ -221,35 +221,6 @@ def difference_bounds(
     return max(-1.0, low), min(1.0, high)
 
 
-def unseen(patients: int) -> float:
-    """Highest rate that may well be of which none was seen: Wilson's bound of 0 hits."""
-    return wilson(0, patients)[1]
-
-
-def lengthened(
-    estimate: float, low: float, high: float, *, below: float = 0.0, above: float = 0.0
-) -> tuple[float, float]:
-    """An interval with what resampling cannot show, such as an error that nobody made yet.
-
-    Each end moves out as independent errors add, the square of its distance from the
-    estimate and the square of what is missing (MOVER; Zou and Donner 2008).
-
-    Args:
-        estimate: A difference of rates.
-        low: Lower end, from resampling.
-        high: Upper end.
-        below: How far the estimate may be too high by what was not seen.
-        above: How far it may be too low.
-
-    Returns:
-        (low, high), not beyond -1 and 1.
-    """
-    return (
-        max(-1.0, estimate - float(np.hypot(estimate - low, below))) if below else low,
-        min(1.0, estimate + float(np.hypot(high - estimate, above))) if above else high,
-    )
-
-
 # Simultaneous intervals of several shares: that of any one may be picked after a look.
 
 

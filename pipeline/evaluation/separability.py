@@ -32,7 +32,7 @@ from pipeline.evaluation.auroc import bound_of_one
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import weighted_auroc
 
-DRAWS = 499
+_DRAWS = 499
 _TAIL = 0.025
 #: Rows times permutations that are held at once, 128 MB an array: for more rows the draws
 #: are fewer, down to the fewest that show 2.5 %.
@@ -100,7 +100,7 @@ def separability(
     label: NDArray[np.integer],
     group: NDArray[Any],
     *,
-    draws: int = DRAWS,
+    draws: int = _DRAWS,
     seed: int = 0,
 ) -> Separability:
     """Predict a label from features of other patients, and compare with permuted labels.
@@ -153,7 +153,7 @@ def domain_auc(
     source: DomainData,
     target: DomainData,
     *,
-    draws: int = DRAWS,
+    draws: int = _DRAWS,
     class_draws: int | None = None,
     seed: int = 0,
 ) -> DomainAUC:

@@ -26,9 +26,8 @@ from pipeline.evaluation.intervals import (
     Interval,
     Share,
     difference_bounds,
-    lengthened,
     share_of,
-    unseen,
+    wilson,
 )
 from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.randomness import stream
@@ -155,7 +154,8 @@ def _unseen_room(rate: Rate | None) -> tuple[float, float]:
     """How far below and above itself a rate may be; (0, 0) where draws have a spread."""
     if rate is None or rate[0] not in (0, 1):
         return 0.0, 0.0
-    return (unseen(rate[1]), 0.0) if rate[0] else (0.0, unseen(rate[1]))
+    room = wilson(0, rate[1])[1]  # the highest rate that may well be of which none was seen
+    return (room, 0.0) if rate[0] else (0.0, room)
 
 
 def _lengthened(
@@ -164,9 +164,16 @@ def _lengthened(
     start: tuple[float, float],
     end: tuple[float, float],
 ) -> tuple[float, float]:
-    """An interval of end - start, each of which may be further below and above than drawn."""
-    below, above = float(np.hypot(end[0], start[1])), float(np.hypot(end[1], start[0]))
-    return lengthened(estimate, *interval, below=below, above=above)
+    """An interval of end - start, each of which may be further below and above than drawn.
+
+    Each end moves out as independent errors add, the square of its distance from the
+    estimate and the square of what is missing (MOVER; Zou and Donner 2008).
+    """
+    (low, high), below, above = interval, np.hypot(end[0], start[1]), np.hypot(end[1], start[0])
+    return (
+        max(-1.0, estimate - float(np.hypot(estimate - low, below))) if below else low,
+        min(1.0, estimate + float(np.hypot(high - estimate, above))) if above else high,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
