@@ -12,7 +12,6 @@ one set of draws, so that terms of one division stay paired.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,11 +55,6 @@ class Effect(Interval):
     division: str
     largest: float | None = None
 
-    def record(self) -> dict[str, Any]:
-        """The row of the stage's record."""
-        keys = ("name", "division", "estimate", "low", "high", "largest")
-        return {key: getattr(self, key) for key in keys}
-
 
 def decompose(
     source: DomainData, target: DomainData, *, seed: int = 0, draws: int = DRAWS
@@ -83,10 +77,25 @@ def decompose(
         StudyError: Labels are absent, or a domain has fewer than two patients.
     """
     both = (_outcome(source, seed, draws), _outcome(target, seed, draws))
-    effects = {**_accuracy_loss(*both), **_by_class(*both), **_by_score(*both)}
+    effects = {
+        "accuracy_loss": accuracy_loss(source, target),
+        **_by_class(*both),
+        **_by_score(*both),
+    }
     if source.scored().shape[1] == 2 and all(np.unique(d.label).size == 2 for d in both):
         effects |= {**_by_threshold(*both, seed), **_auroc_loss(*both)}
     return effects
+
+
+def accuracy_loss(source: DomainData, target: DomainData) -> Effect:
+    """The error on the target minus that on the source: the loss that is divided.
+
+    Args:
+        source: Labels and probabilities that the head did not train on.
+        target: Labels and probabilities of the same head.
+    """
+    errors = [share_of(weighted_mean(data.wrong()), data.group) for data in (target, source)]
+    return _loss("accuracy_loss", "all", *errors)
 
 
 def dominant(effects: Iterable[Effect], division: str) -> str | None:
@@ -213,11 +222,6 @@ def _outcome(data: DomainData, seed: int, draws: int) -> _Outcome:
     return _Outcome(
         data=data, label=label, wrong=data.wrong(), draws=domain_draws(data, seed, draws)
     )
-
-
-def _accuracy_loss(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
-    errors = [share_of(weighted_mean(one.wrong), one.data.group) for one in (target, source)]
-    return {"accuracy_loss": _loss("accuracy_loss", "all", *errors)}
 
 
 def _loss(name: str, division: str, larger: Share, smaller: Share) -> Effect:

@@ -1,10 +1,13 @@
-"""The head that knows the source alone, and which targets can be compared with the source."""
+"""The head that knows the source alone, and what is asked of domains before they are compared."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.data.domain import DomainData
@@ -12,6 +15,7 @@ from pipeline.data.leaks import shared_ids
 from pipeline.data.patients import one_patient_hint, patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
+from pipeline.evaluation.predictions import Predictions
 from pipeline.features.load import FeatureTable
 from pipeline.heads.logistic import make_logistic
 from pipeline.study import SOURCE
@@ -155,3 +159,46 @@ def shared_patients(samples: Samples, source: DomainData, target: DomainData) ->
     files = [item.path for item in samples.items]
     shared = shared_ids({"source": source.group, "target": target.group})
     return sum(len(np.setdiff1d(ids, files)) for ids in shared.values())
+
+
+def digest_of_domain(images: Samples | Predictions, domain: str) -> str:
+    """SHA-256 of the images of a domain with their labels, in any order, 64 hex digits.
+
+    Args:
+        images: Of a study, as it has them now or as they were predicted.
+        domain: Its name.
+    """
+    rows = np.flatnonzero(images.domain == domain)
+    lines = sorted(f"{bytes(images.key[row]).hex()} {images.label[row]}" for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+# Both domains on a map.
+
+
+#: Images of each domain: more points would hide one another.
+_POINTS = 500
+#: Standard deviations at most: one odd image would else be a component of its own.
+_CLIP = 5.0
+
+
+def feature_map(model: SourceModel, target: DomainData) -> dict[str, NDArray[Any]]:
+    """Project a sample of both domains, of equal weight, on two dimensions.
+
+    Args:
+        model: With the source's rows and scale.
+        target: Features and labels.
+
+    Returns:
+        ``embedding`` (n, 2), ``embedding_target`` (n,) bool, ``embedding_label`` (n,).
+    """
+    rng = np.random.default_rng(0)
+    parts = [
+        data.take(np.sort(rng.permutation(len(data))[:_POINTS])) for data in (model.data, target)
+    ]
+    rows = np.vstack([model.standardise(part.embedded()) for part in parts]).clip(-_CLIP, _CLIP)
+    return {
+        "embedding": PCA(2, svd_solver="randomized", random_state=0).fit_transform(rows),
+        "embedding_target": np.repeat([False, True], [len(part) for part in parts]),
+        "embedding_label": np.concatenate([part.labelled() for part in parts]),
+    }

@@ -20,7 +20,7 @@ from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval, Z, rate_interval
 from pipeline.heads.logistic import WeightedFits, fit_weighted
 from pipeline.randomness import stream
-from pipeline.shift.decompose import Effect, divide, domain_draws
+from pipeline.shift.decompose import Effect, accuracy_loss, divide, domain_draws
 from pipeline.shift.domains import SourceModel, fit_source
 
 #: Rows of the table, in its order: whose error on which images.
@@ -237,9 +237,16 @@ def fill_table(
         )
         return {name: Step(**vars(effect)) for name, effect in effects.items()}
 
+    found = {**steps("error table", CHAIN), **steps("transfer", TRANSFER)}
+    if "mismatch" in found:
+        # The same number as the loss of accuracy, so the same interval.
+        loss = accuracy_loss(rows["source_new_patients"], rows["target"])
+        found["mismatch"] = replace(
+            found["mismatch"], low=loss.low, high=loss.high, method=loss.method
+        )
     return ErrorTable(
         errors={name: errors[name] for name in ERRORS if name in errors},
-        steps={**steps("error table", CHAIN), **steps("transfer", TRANSFER)},
+        steps=found,
         not_identifiable=missing,
     )
 

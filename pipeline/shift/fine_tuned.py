@@ -17,7 +17,8 @@ from pipeline.data.patients import VALIDATION
 from pipeline.data.samples import Samples
 from pipeline.evaluation.predictions import TRAINED_PROBABILITIES, Predictions, read_predictions
 from pipeline.shift.decompose import decompose
-from pipeline.shift.provenance import digest_of_domain
+from pipeline.shift.domains import digest_of_domain
+from pipeline.shift.record import effect_row
 from pipeline.study import SOURCE
 
 _LOG = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def _losses(
                 "seed": trained_with,
                 "source_accuracy": float((~source.wrong()).mean()),
                 "target_accuracy": float((~other.wrong()).mean()),
-                "effects": [effect.record() for effect in effects.values()],
+                "effects": [effect_row(effect) for effect in effects.values()],
             }
 
 

@@ -6,13 +6,14 @@ interval excludes 0; else the text says that nothing is shown, which is not the 
 "no difference".
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from pipeline.evaluation.intervals import Interval
+from pipeline.data.leaks import OK, Finding
+from pipeline.evaluation.intervals import ROUGH_BELOW, Interval
 from pipeline.shift.decompose import Effect, dominant
-from pipeline.words import percent
+from pipeline.words import are, counted, percent
 
 #: A method helps if its adjusted p-value is at most this; the best of many always looks good.
 LEVEL = 0.05
@@ -142,6 +143,41 @@ def score_changed(effects: Effects) -> bool:
     """Whether the meaning of a score is shown to have changed, for the better or the worse."""
     effect = effects["y_given_score"]
     return effect.low > 0 or effect.high < 0
+
+
+def caveats(
+    shared_patients: int,
+    patients: Mapping[str, int],
+    leaks: Iterable[Finding],
+    *,
+    others: Collection[str] = (),
+) -> tuple[str, ...]:
+    """Sentences on what limits the numbers of one target.
+
+    Args:
+        shared_patients: Ids that both domains have.
+        patients: By domain, how many.
+        leaks: Findings of the checks.
+        others: The other targets, whose findings are not of this one.
+    """
+    sentences = []
+    if shared_patients:
+        sentences.append(
+            f"{counted(shared_patients, 'patient id')} {are(shared_patients)} in both domains: the "
+            "numbering may restart, or the domains share patients, and then the loss is too small."
+        )
+    sentences += [
+        f"The {domain} has {counted(count, 'patient')}: intervals by patient are rough, and a test "
+        "that finds nothing shows nothing."
+        for domain, count in patients.items()
+        if count < ROUGH_BELOW
+    ]
+    sentences += [
+        f"{finding.where}: {finding.text}."  # which images, the audit says
+        for finding in leaks
+        if finding.severity != OK and not set(others) & set(finding.where.split(" and "))
+    ]
+    return tuple(sentences)
 
 
 def _loss(

@@ -9,9 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError
-from pipeline.shift.domains import fit_source, shared_patients, source_domain, too_few_patients
-from pipeline.shift.provenance import digest_of_domain
-from pipeline.shift.stage import feature_map
+from pipeline.shift.domains import (
+    digest_of_domain,
+    feature_map,
+    fit_source,
+    shared_patients,
+    source_domain,
+    too_few_patients,
+)
 
 
 def rows(n, *, role="source", images=2, seed=0, shift=0.0):

@@ -10,8 +10,7 @@ from pipeline.data.leaks import OK, WARNING, Finding
 from pipeline.evaluation.intervals import Interval
 from pipeline.shift.decompose import Effect, decompose
 from pipeline.shift.domains import fit_source
-from pipeline.shift.provenance import caveats
-from pipeline.shift.verdict import CAUSES, Gain, verdict, verdict_without_labels
+from pipeline.shift.verdict import CAUSES, Gain, caveats, verdict, verdict_without_labels
 from tests.shifted_worlds import draw
 
 #: Which division each effect is of, and a piece of the advice that it brings.
