@@ -10,7 +10,7 @@ DEMO   := $(filter demo/study.toml,$(STUDY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-heads bench-finetune bench-memory clean
+.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-heads bench-finetune bench-memory calibration clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 18
@@ -72,6 +72,9 @@ bench-finetune: $(READY)  ## The last block from the store against the whole net
 
 bench-memory: $(READY)  ## Peak memory and time of four heads on 200,000 x 1024 features
 	$(BIN)/python -m tests.bench.memory
+
+calibration: $(READY)  ## How often each interval holds the truth, in worlds of known truth
+	$(BIN)/python -m tests.evaluation.coverage
 
 clean:  ## Remove what was generated here, but no features and no results
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
