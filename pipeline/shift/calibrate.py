@@ -296,14 +296,14 @@ def transferred_thresholds(
         return ()
     share = float(np.mean(target.label == 1))
     measured = partial(measure_threshold, prevalence=share)
-    found = []
+    thresholds = []
     for rule in RULES:
         chosen = choose_threshold(rule, source)
-        found.append(measured(source, chosen, rule=rule))
+        thresholds.append(measured(source, chosen, rule=rule))
         for way, moved in moved_thresholds(chosen, source, target, prevalence).items():
             reliable = way == "none" or not score_changed
-            found.append(measured(target, moved, rule=rule, moved_by=way, reliable=reliable))
-    return tuple(found)
+            thresholds.append(measured(target, moved, rule=rule, moved_by=way, reliable=reliable))
+    return tuple(thresholds)
 
 
 def choose_threshold(rule: str, source: DomainData) -> float:
@@ -408,10 +408,10 @@ def moved_thresholds(
     Returns:
         ``none``, ``prior`` and ``quantile``, all for uncorrected probabilities.
     """
-    own = float(_positive(source).mean())
+    source_prevalence = float(_positive(source).mean())
     return {
         "none": threshold,
-        "prior": corrected_threshold(threshold, prevalence, own),
+        "prior": corrected_threshold(threshold, prevalence, source_prevalence),
         "quantile": quantile_threshold(threshold, _score(source), _score(target)),
     }
 

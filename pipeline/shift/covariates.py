@@ -67,7 +67,7 @@ def acquisition_differences(
     """
     domains = (source, target)
     drawn = [draw_patients(data.group, rng, draws=draws) for data, _ in domains]
-    blocks = list(max(drawn, key=lambda one: len(one.member)).blocks())
+    blocks = list(max(drawn, key=lambda draws: len(draws.member)).blocks())
     whole = [np.ones((1, len(data))) for data, _ in domains]
     few = min(data.patients for data, _ in domains) < _FEWEST
     level = 1 - (1 - LEVEL) / (len(source[1]) + 1)
@@ -75,11 +75,11 @@ def acquisition_differences(
     for name in source[1]:
         both = [(data.labelled(), measures[name]) for data, measures in domains]
         statistics[name] = (_within_classes(*both), MEDIUM)
-    found = []
+    covariates = []
     for name, (statistic, margin) in statistics.items():
-        values = [statistic(*(one.weights(which) for one in drawn)) for which in blocks]
+        values = [statistic(*(draws.weights(which) for draws in drawn)) for which in blocks]
         low, high = percentile_interval(np.concatenate(values), level=level)
-        found.append(
+        covariates.append(
             Covariate(
                 name=name,
                 estimate=float(statistic(*whole)[0]),
@@ -88,31 +88,33 @@ def acquisition_differences(
                 named=not few and (low > margin or high < -margin),
             )
         )
-    return tuple(sorted(found, key=lambda one: (not one.named, -_rank(one))))
+    return tuple(sorted(covariates, key=lambda covariate: (not covariate.named, -_rank(covariate))))
 
 
-def summary(found: Sequence[Covariate] | None) -> str:
+def summary(covariates: Sequence[Covariate] | None) -> str:
     """One sentence on what differs; None stands for images that were never measured."""
-    if found is None:
+    if covariates is None:
         return "How the images differ is not known: `headrace audit STUDY` measures them."
-    named = [_phrase(one) for one in found if one.named]
+    named = [_phrase(covariate) for covariate in covariates if covariate.named]
     if not named:
-        names = ", ".join(sorted(_word(one.name) for one in found))
+        names = ", ".join(sorted(_word(covariate.name) for covariate in covariates))
         return f"None of these is shown to differ by a medium step or more: {names}."
     first, *others = named
-    return f"What differs most is {first}" + "".join(f"; then {one}" for one in others) + "."
+    return f"What differs most is {first}" + "".join(f"; then {phrase}" for phrase in others) + "."
 
 
-def _phrase(one: Covariate) -> str:
-    if one.name == CLASS_MIX:
-        return f"the {CLASS_MIX} ({_span(one, 100)} points in the share of a class)"
-    if abs(one.estimate) >= _MOST:
-        return f"{_word(one.name)} ({one.estimate:+.0f} sd within classes, or beyond)"
-    return f"{_word(one.name)} ({_span(one, 1)} sd within classes)"
+def _phrase(covariate: Covariate) -> str:
+    if covariate.name == CLASS_MIX:
+        return f"the {CLASS_MIX} ({_span(covariate, 100)} points in the share of a class)"
+    if abs(covariate.estimate) >= _MOST:
+        return f"{_word(covariate.name)} ({covariate.estimate:+.0f} sd within classes, or beyond)"
+    return f"{_word(covariate.name)} ({_span(covariate, 1)} sd within classes)"
 
 
-def _span(one: Covariate, factor: float) -> str:
-    low, estimate, high = (f"{factor * v:+.1f}" for v in (one.low, one.estimate, one.high))
+def _span(covariate: Covariate, factor: float) -> str:
+    low, estimate, high = (
+        f"{factor * v:+.1f}" for v in (covariate.low, covariate.estimate, covariate.high)
+    )
     return f"{estimate}, {low} to {high}"
 
 
@@ -185,8 +187,8 @@ def _moments(
     return mean + shift, variance
 
 
-def _rank(one: Covariate) -> float:
+def _rank(covariate: Covariate) -> float:
     """How many times what is never named."""
-    if not np.isfinite(one.estimate):
+    if not np.isfinite(covariate.estimate):
         return 0.0
-    return abs(one.estimate) / (MIX if one.name == CLASS_MIX else MEDIUM)
+    return abs(covariate.estimate) / (MIX if covariate.name == CLASS_MIX else MEDIUM)

@@ -132,22 +132,22 @@ def divide(
     """
     shares = _shares_of_largest(np.stack([drawn[name] for name in estimates]))
     rows = list(data)
-    found = {}
+    effects = {}
     for (name, estimate), share in zip(estimates.items(), shares, strict=True):
         start, end = (_unseen_room(rate) for rate in edges.get(name, (None, None)))
         low, high = _lengthened(estimate, percentile_interval(drawn[name]), start, end)
-        found[name] = Effect(
+        effects[name] = Effect(
             name=name,
             division=division,
             estimate=estimate,
             low=low,
             high=high,
             images=sum(map(len, rows)),
-            patients=sum(one.patients for one in rows),
+            patients=sum(domain.patients for domain in rows),
             method="patient bootstrap",
             largest=float(share) if len(estimates) > 1 else None,
         )
-    return found
+    return effects
 
 
 def _shares_of_largest(table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -319,7 +319,7 @@ def _paired_weights(
     source: _Outcome, target: _Outcome
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Row weights of both domains for each draw, ``(n_S,)`` and ``(n_T,)``."""
-    larger = max(source, target, key=lambda one: len(one.data))
+    larger = max(source, target, key=lambda outcome: len(outcome.data))
     for which in larger.draws.blocks():
         yield from zip(source.draws.weights(which), target.draws.weights(which), strict=True)
 
@@ -343,8 +343,9 @@ def _by_threshold(source: _Outcome, target: _Outcome, seed: int) -> dict[str, Ef
 
     best = float(best_error(np.ones((1, len(rows))))[0])
     drawn_best = target.draws.of(target.data.group[rows]).apply(best_error)
-    wrong = [(one.score >= THRESHOLD) != (one.label == 1) for one in (source, target)]
-    drawn = [one.draws.mean(w) for one, w in zip((source, target), wrong, strict=True)]
+    both = (source, target)
+    wrong = [(outcome.score >= THRESHOLD) != (outcome.label == 1) for outcome in both]
+    drawn = [outcome.draws.mean(w) for outcome, w in zip(both, wrong, strict=True)]
     start = float(wrong[0].mean())
     return divide(
         "threshold",
@@ -393,19 +394,19 @@ class _Half:
 
 def _cross_fitted(halves: tuple[_Half, _Half], first: Weights, second: Weights) -> Weights:
     """Errors of each half at the other's best threshold, added, shape (b,)."""
-    one, other = halves
-    of_one, of_other = one.errors(first), other.errors(second)
-    return one.at(other.best(of_other), of_one) + other.at(one.best(of_one), of_other)
+    a, b = halves
+    errors_a, errors_b = a.errors(first), b.errors(second)
+    return a.at(b.best(errors_b), errors_a) + b.at(a.best(errors_a), errors_b)
 
 
 def _auroc_loss(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
     """AUROC on the source minus that on the target."""
     areas = [
         share_of(
-            weighted_auroc(one.label == 1, one.score),
-            one.data.group,
-            *(one.data.group[one.label == k] for k in (0, 1)),
+            weighted_auroc(outcome.label == 1, outcome.score),
+            outcome.data.group,
+            *(outcome.data.group[outcome.label == k] for k in (0, 1)),
         )
-        for one in (source, target)
+        for outcome in (source, target)
     ]
     return {"auroc_loss": _loss("auroc_loss", "AUROC", *areas)}

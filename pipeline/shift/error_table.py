@@ -158,14 +158,14 @@ def error_table(
         StudyError: The target has no labels, or the human error is not a rate.
     """
     source, label = model.data, target.labelled()
-    own = _trained_on(target, model)
+    of_target = _trained_on(target, model)
     rows = {
         "source_training": source.with_(proba=model.head.predict_proba(model.standard)),
         "source_new_patients": source,
         "target": target,
     }
-    if own is not None:
-        rows["target_trained"] = own.data
+    if of_target is not None:
+        rows["target_trained"] = of_target.data
     table = fill_table(rows, human=human, seed=seed)
     if refits is None:
         return table
@@ -175,10 +175,10 @@ def error_table(
         "source_new_patients": refits.left_out_error(of_source),
         "target": refits.wrong(model.standardise(target.embedded()), label).mean(axis=1),
     }
-    if own is not None:
+    if of_target is not None:
         # Drawn independently of the source's.
-        again = refit(own, stream("heads of the target", seed), count=len(refits.weights))
-        wrong = again.wrong(own.standard, own.data.labelled())
+        again = refit(of_target, stream("heads of the target", seed), count=len(refits.weights))
+        wrong = again.wrong(of_target.standard, of_target.data.labelled())
         errors["target_trained"] = again.left_out_error(wrong)
     return _with_refits(table, errors, count=len(refits.weights))
 
@@ -204,10 +204,12 @@ def fill_table(
     if human is not None and not 0 <= human <= 1:
         raise StudyError(f"the human error is {human}; it must be a rate from 0 to 1")
     wrong = {name: data.wrong() for name, data in rows.items()}
-    by_domain = {one.role: domain_draws(one, seed, draws) for one in _each_domain(rows.values())}
+    by_domain = {
+        domain.role: domain_draws(domain, seed, draws) for domain in _each_domain(rows.values())
+    }
     drawn = {name: by_domain[data.role].of(data.group) for name, data in rows.items()}
-    level = {name: float(one.mean()) for name, one in wrong.items()}
-    curves = {name: drawn[name].mean(one) for name, one in wrong.items()}
+    level = {name: float(errs.mean()) for name, errs in wrong.items()}
+    curves = {name: drawn[name].mean(errs) for name, errs in wrong.items()}
     errors = {name: rate_interval(wrong[name], data.group) for name, data in rows.items()}
     if human is not None:
         level["human"], curves["human"] = human, np.full(draws, human)
@@ -237,16 +239,16 @@ def fill_table(
         )
         return {name: Step(**vars(effect)) for name, effect in effects.items()}
 
-    found = {**steps("error table", CHAIN), **steps("transfer", TRANSFER)}
-    if "mismatch" in found:
+    all_steps = {**steps("error table", CHAIN), **steps("transfer", TRANSFER)}
+    if "mismatch" in all_steps:
         # The same number as the loss of accuracy, so the same interval.
         loss = accuracy_loss(rows["source_new_patients"], rows["target"])
-        found["mismatch"] = replace(
-            found["mismatch"], low=loss.low, high=loss.high, method=loss.method
+        all_steps["mismatch"] = replace(
+            all_steps["mismatch"], low=loss.low, high=loss.high, method=loss.method
         )
     return ErrorTable(
         errors={name: errors[name] for name in ERRORS if name in errors},
-        steps=found,
+        steps=all_steps,
         not_identifiable=missing,
     )
 
@@ -263,10 +265,10 @@ def _rate(data: DomainData | None, level: float) -> tuple[float, int] | None:
 def _trained_on(target: DomainData, model: SourceModel) -> SourceModel | None:
     """A head of the target; None where it, or a fold of it, lacks a class."""
     try:
-        own = fit_source(target, inverse_penalty=model.inverse_penalty)
+        of_target = fit_source(target, inverse_penalty=model.inverse_penalty)
     except (StudyError, ValueError):
         return None
-    return own if own.classes == model.classes else None
+    return of_target if of_target.classes == model.classes else None
 
 
 def _with_refits(

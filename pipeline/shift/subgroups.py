@@ -105,8 +105,8 @@ def subgroups(
     if not groupings:
         return ()
     patients = leave_out_patients(target.group)
-    on_source = {one.attribute: one for one in source_groupings}
-    found: list[Subgroup] = []
+    on_source = {grouping.attribute: grouping for grouping in source_groupings}
+    rows: list[Subgroup] = []
     for grouping in groupings:
         table = _Groups(target, grouping, patients, classes, threshold, seed)
         same = on_source.get(grouping.attribute)
@@ -114,8 +114,8 @@ def subgroups(
             of_source = _Groups(source, same, patients, classes, threshold, seed).estimates()
         else:
             of_source = {}
-        found += table.rows(of_source)
-    return tuple(found)
+        rows += table.rows(of_source)
+    return tuple(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,7 @@ class _Groups:
             patients=np.unique(self.data.group[rows]).size,
             prevalence=None if few or not self.binary else float(self.data.labelled()[rows].mean()),
             reason=few,
-            metrics={name: found[k] for name, found in values.items() if k in found},
+            metrics={name: by_group[k] for name, by_group in values.items() if k in by_group},
             missing={name: why for name, why in reasons.items() if why},
         )
 
@@ -192,20 +192,20 @@ class _Groups:
         kept = {
             k: rows for k, rows in enumerate(self.members) if not self._too_few_for(metric, rows)
         }
-        own = {k: self._share(metric, rows) for k, rows in kept.items()}
+        inside = {k: self._share(metric, rows) for k, rows in kept.items()}
         rest = {
             k: self._share(metric, ~rows)
             for k, rows in kept.items()
-            if len(own) > 1 and not self._too_few_of(metric, ~rows)
+            if len(inside) > 1 and not self._too_few_of(metric, ~rows)
         }
-        together = simultaneous_intervals([*own.values()], rng)
-        apart = simultaneous_differences([(own[k], rest[k]) for k in rest], rng)
+        together = simultaneous_intervals([*inside.values()], rng)
+        apart = simultaneous_differences([(inside[k], rest[k]) for k in rest], rng)
         differences = dict(zip(rest, apart, strict=True))
-        worst = self._worst(own)
-        found = {}
-        for (k, share), (low, high) in zip(own.items(), together, strict=True):
+        worst = self._worst(inside)
+        group_values = {}
+        for (k, share), (low, high) in zip(inside.items(), together, strict=True):
             gap_low, gap_high = differences.get(k, (None, None))
-            found[k] = GroupValue(
+            group_values[k] = GroupValue(
                 estimate=share.estimate,
                 low=low,
                 high=high,
@@ -217,12 +217,12 @@ class _Groups:
                 worst=k == worst,
                 source=on_source.get((self.grouping.names[k], name)),
             )
-        return found
+        return group_values
 
-    def _worst(self, own: Mapping[int, Share]) -> int | None:
+    def _worst(self, inside: Mapping[int, Share]) -> int | None:
         """The lowest of the known groups; images without a value are no group to be ranked."""
-        known = [k for k in own if self.grouping.names[k] != UNKNOWN]
-        return min(known, key=lambda k: own[k].estimate) if len(known) > 1 else None
+        known = [k for k in inside if self.grouping.names[k] != UNKNOWN]
+        return min(known, key=lambda k: inside[k].estimate) if len(known) > 1 else None
 
     def _share(self, metric: _Metric, rows: NDArray[np.bool_]) -> Share:
         group, estimate = self.data.group, self._estimate(metric, rows)
@@ -252,8 +252,8 @@ class _Groups:
         for name, base in metric.bases.items():
             patients = np.unique(self.data.group[rows & base]).size
             if patients < FEW_PATIENTS:
-                found = counted(patients, "patient")
-                return f"too few: {found} of {name}, {FEW_PATIENTS} needed"
+                few = counted(patients, "patient")
+                return f"too few: {few} of {name}, {FEW_PATIENTS} needed"
         return None
 
 
@@ -263,7 +263,7 @@ def _metrics(
     """Those that the number of classes allows."""
     label, proba = data.labelled(), data.scored()
     everyone = np.ones(len(label), np.bool_)
-    found = {
+    metrics = {
         "accuracy": _rate(~data.wrong(), everyone, "all"),
         "auroc": _Metric(
             statistic=lambda rows: METRICS["auroc"](label[rows], proba[rows]),
@@ -272,9 +272,9 @@ def _metrics(
     }
     if threshold is not None:
         called = proba[:, 1] >= threshold
-        found["sensitivity"] = _rate(called, label == 1, classes[1])
-        found["specificity"] = _rate(~called, label == 0, classes[0])
-    return MappingProxyType(found)
+        metrics["sensitivity"] = _rate(called, label == 1, classes[1])
+        metrics["specificity"] = _rate(~called, label == 0, classes[0])
+    return MappingProxyType(metrics)
 
 
 def _rate(hit: NDArray[np.bool_], of: NDArray[np.bool_], base: str) -> _Metric:

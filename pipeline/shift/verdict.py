@@ -212,12 +212,13 @@ def _best_gain(gains: Mapping[str, Gain]) -> str:
     }
     if not shown:
         return "No adaptation method without target labels is shown to help."
-    name = max(shown, key=lambda one: shown[one].low)
+    name = max(shown, key=lambda method: shown[method].low)
     return f"Without target labels, {name} regains {_points(shown[name])}."
 
 
-def _points(one: Interval) -> str:
-    return f"{100 * one.estimate:.1f} points (95 % CI {100 * one.low:.1f} to {100 * one.high:.1f})"
+def _points(interval: Interval) -> str:
+    estimate, low, high = (100 * v for v in (interval.estimate, interval.low, interval.high))
+    return f"{estimate:.1f} points (95 % CI {low:.1f} to {high:.1f})"
 
 
 def _dominates(division: str, name: str) -> Callable[[Effects], bool]:
