@@ -187,6 +187,7 @@ def _fit(
         features.domain(SOURCE, FIT),
         specs,
         features.X,
+        np.flatnonzero(split != FIT),
         seeds=_seeds(study, options),
         preprocessing=partial(make_preprocessing, options.preprocessing, features.widths),
         repeats=options.repeats,

@@ -381,22 +381,34 @@ def test_the_spread_is_over_trainings_and_the_interval_over_patients_too():
 
 
 def test_torch_and_figures_are_imported_only_where_they_are_used():
-    """Fitting and comparing every head but the perceptron, from Python and the command line."""
+    """Every head but the perceptron is fitted, saved and read without them."""
     code = """
 import sys
+import tempfile
+from pathlib import Path
+import numpy as np
 import pipeline.cli
 from pipeline.compare import compare
 from pipeline.heads import HEADS
 from pipeline.heads.preprocessing import make_preprocessing
+from pipeline.heads.save import SavedHead, load_head, save_head
 from pipeline.heads.search import fit_heads
 from tests.heads.made_up_rows import made_up_rows
 rows = made_up_rows(n=40)
 specs = {name: spec for name, spec in HEADS.items() if name != "mlp"}
 fits, failures = fit_heads(
-    rows, specs, rows.features, seeds=(0,),
+    rows, specs, rows.features, np.arange(40), seeds=(0,),
     preprocessing=lambda: make_preprocessing("standardise", (8,)),
 )
 assert len(fits) == len(HEADS) - 1, failures
+with tempfile.TemporaryDirectory() as folder:
+    for name, fit in fits.items():
+        head = SavedHead(
+            head=name, study="", classes=("a", "b"), networks=(), models=fit.models,
+            seeds=fit.seeds, parameters={}, images=40,
+        )
+        save_head(Path(folder), head)
+        load_head(Path(folder))
 print([name for name in ("torch", "matplotlib", "baycomp") if name in sys.modules])
 """
     root = Path(__file__).parents[1]

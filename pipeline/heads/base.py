@@ -56,10 +56,17 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(shape[0], start + step))
 
 
-def predict_in_blocks(model: Any, X: NDArray[np.floating]) -> NDArray[np.float64]:
-    """A classifier's probabilities ``(n, K)``, from some rows at a time to bound the memory."""
-    blocks = [model.predict_proba(X[rows]) for rows in row_blocks(X.shape)]
-    return np.concatenate(blocks).astype(np.float64, copy=False)
+def predict_in_blocks(
+    model: Any, X: NDArray[np.floating], rows: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """A classifier's probabilities for some rows of ``(N, d)``, NaN for the others: ``(N, K)``.
+
+    Some rows are predicted at a time, to bound the memory.
+    """
+    proba = np.full((len(X), len(model.classes_)), np.nan)
+    for block in row_blocks((len(rows), X.shape[1])):
+        proba[rows[block]] = model.predict_proba(X[rows[block]])
+    return proba
 
 
 @dataclass(frozen=True, kw_only=True)

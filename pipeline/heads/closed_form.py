@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigh, solve
+from scipy.linalg import cholesky, eigh, solve, solve_triangular
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -63,7 +63,13 @@ def ridge_path(
     """
     wide = len(X) < X.shape[1]
     centre, mean = X.mean(axis=0, dtype=np.float64), Y.mean(axis=0)
-    if wide:
+    if len(penalties) == 1:
+        # (X'X + a)^-1 = W W' with W the inverse of a Cholesky factor: a fifth of the time.
+        factor = cholesky(_scatter(X, centre) + penalties * np.eye(X.shape[1]), lower=True)
+        vectors = solve_triangular(factor, np.eye(X.shape[1]), lower=True).T
+        values, penalties, wide = np.ones(X.shape[1]), np.zeros(1), False
+        projected = vectors.T @ _transposed_times(X, Y - mean)
+    elif wide:
         centred = X - centre
         values, vectors = eigh(centred @ centred.T, overwrite_a=True)
         projected = vectors.T @ (Y - mean)
@@ -76,16 +82,20 @@ def ridge_path(
     back = (centred.T @ vectors) if wide else vectors
     coef = np.stack([back @ (d[:, None] * projected) for d in shrunk])
     hat = values * shrunk if wide else shrunk
+    # (p, r, K): what a row of Z is multiplied with for its fitted values.
+    fitting = hat[:, :, None] * projected
     held_out = np.empty((len(penalties), *Y.shape))
     for rows in _same_sized_groups(groups, len(X), len(values) + len(penalties)):
         at = rows.ravel()
         Z = vectors[at] if wide else (X[at] - centre) @ vectors
+        fitted = np.einsum("nr,prk->pnk", Z, fitting, optimize=True) + mean
+        residual = Y[rows] - fitted.reshape(len(penalties), *rows.shape, -1)
+        # The hat matrices of all penalties in one product, from the pairs of rows of a group.
         Z = Z.reshape(*rows.shape, -1)
-        for p, d in enumerate(hat):
-            weighted = Z * d
-            H = weighted @ Z.swapaxes(1, 2) + 1 / len(X)
-            residual = Y[rows] - (weighted @ projected + mean)
-            held_out[p, rows] = Y[rows] - np.linalg.solve(np.eye(rows.shape[1]) - H, residual)
+        pairs = Z[:, :, None] * Z[:, None]
+        H = (pairs.reshape(-1, len(values)) @ hat.T).reshape(*pairs.shape[:3], -1) + 1 / len(X)
+        left = np.eye(rows.shape[1]) - np.moveaxis(H, -1, 0)
+        held_out[:, rows] = Y[rows] - np.linalg.solve(left, residual)
     return RidgePath(coef=coef, intercept=mean - centre @ coef, held_out=held_out)
 
 
@@ -109,14 +119,14 @@ def _transposed_times(X: NDArray[np.floating], v: NDArray[Any]) -> NDArray[np.fl
 def _same_sized_groups(
     groups: NDArray[Any] | None, n: int, width: int
 ) -> Iterator[NDArray[np.intp]]:
-    """Row numbers ``(G, m)`` of groups that all have ``m`` rows, some groups at a time."""
+    """Row numbers ``(G, m)`` of groups that all have ``m`` rows; pairs of rows are held."""
     numbers = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     order = np.argsort(numbers, kind="stable")
     sizes = np.bincount(numbers)
     starts = np.cumsum(sizes) - sizes
     for size in np.unique(sizes):
         at = order[starts[sizes == size][:, None] + np.arange(size)]
-        step = max(1, _HELD // (int(size) * width))
+        step = max(1, _HELD // (int(size) ** 2 * width))
         for start in range(0, len(at), step):
             yield at[start : start + step]
 
@@ -133,6 +143,7 @@ class RidgeHead(Head):
     Attributes:
         classes_: Class labels, shape ``(K,)``.
         best_params_: The chosen penalty.
+        settled_params_: What the constructor takes to make the same choice again.
         coef_: Shape ``(d, K)``.
         intercept_: Shape ``(K,)``.
         calibration_: See :class:`pipeline.heads.base.Calibration`.
@@ -164,6 +175,7 @@ class RidgeHead(Head):
             for penalty, loss in zip(self.penalties, losses, strict=True)
         ]
         self.best_params_ = {"penalty": self.penalties[best]}
+        self.settled_params_ = {"penalties": (self.penalties[best],)}
         self.calibration_ = calibrations[best]
         self.coef_, self.intercept_ = path.coef[best], path.intercept[best]
         return self

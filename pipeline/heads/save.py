@@ -13,9 +13,11 @@ says so in ``contains_training_features``.
 
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,6 @@ _MAX_JSON = 20_000_000
 #: Types that skops must be told to build; anything else in a file is refused by name.
 TRUSTED = (
     "pipeline.heads.base.Calibration",
-    "pipeline.heads.boosting.BoostingHead",
     "pipeline.heads.closed_form.DiscriminantHead",
     "pipeline.heads.closed_form.PrototypeHead",
     "pipeline.heads.closed_form.RidgeHead",
@@ -43,6 +44,8 @@ TRUSTED = (
     "pipeline.heads.mlp.MLPHead",
     "pipeline.heads.preprocessing.BlockScaler",
     "pipeline.heads.svm.SVMHead",
+    "pipeline.heads.trees.BoostingHead",
+    "pipeline.heads.trees.ForestHead",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
@@ -142,10 +145,8 @@ def save_head(folder: Path, head: SavedHead) -> None:
         ModelError: It holds objects of types that :func:`load_head` would refuse.
         WriteFailedError: The disk refused.
     """
-    from skops.io import dumps
-
     try:
-        data = dumps(list(head.models))
+        data = _skops().dumps(list(head.models))
     except (TypeError, NotImplementedError, AttributeError) as cause:
         raise ModelError(f"skops cannot write it ({cause})") from cause
     if strange := _untrusted(data):
@@ -227,8 +228,6 @@ def _missing(folder: Path) -> str:
 
 def _models(folder: Path, values: Mapping[str, Any]) -> tuple[Any, ...]:
     """The fitted estimators, after the file's digest and all its types were checked."""
-    from skops.io import loads
-
     try:
         data = disk.read_all(folder / MODEL)
     except OSError as cause:
@@ -247,7 +246,7 @@ def _models(folder: Path, values: Mapping[str, Any]) -> tuple[Any, ...]:
         with warnings.catch_warnings():
             # Another version of scikit-learn is named in the message, if it comes to one.
             warnings.simplefilter("ignore")
-            return tuple(loads(data, trusted=list(TRUSTED)))
+            return tuple(_skops().loads(data, trusted=list(TRUSTED)))
     except Exception as cause:
         raise ModelError(
             f"{MODEL} cannot be read ({type(cause).__name__}: {str(cause)[:100]}). It was written "
@@ -258,13 +257,26 @@ def _models(folder: Path, values: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _untrusted(data: bytes) -> list[str]:
     """Types in a file that nobody trusts; an unreadable file is a ``ModelError``."""
-    from skops.io import get_untrusted_types
-
     try:
-        types = get_untrusted_types(data=data)
+        types = _skops().get_untrusted_types(data=data)
     except Exception as cause:
         raise ModelError(f"{MODEL} is damaged ({str(cause)[:100]})") from cause
     return sorted(set(types) - set(TRUSTED))
+
+
+def _skops() -> Any:
+    """The module ``skops.io``, imported without torch.
+
+    To list the types of scikit-learn it imports all of its packages, one of which imports
+    torch where it can: a second and more that no saved head needs.
+    """
+    without_torch: dict[str, Any] = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(without_torch)  # None: it cannot be imported
+    try:
+        return import_module("skops.io")
+    finally:
+        for name in without_torch:
+            del sys.modules[name]
 
 
 def _head(values: Mapping[str, Any], models: tuple[Any, ...]) -> SavedHead:

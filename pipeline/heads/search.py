@@ -39,7 +39,8 @@ class Fit:
         models: From features as the backbone gave them to ``predict_proba``: one for each
             seed of a stochastic head, else one. Empty for a fit that was read back.
         seeds: Of the models.
-        proba: What each model predicts for all images of the study, ``(S, N, K)``.
+        proba: What each model predicts for the images of the study, ``(S, N, K)``; NaN for
+            those that it was fitted to.
         chosen: Parameters that were chosen by folds, with their values.
         path: Mean log loss on held-out patients of each choice; empty without a choice.
         curves: Of the first model: a value for each epoch by name; empty without epochs.
@@ -63,6 +64,7 @@ def fit_heads(
     data: DomainData,
     specs: Mapping[str, HeadSpec],
     X: NDArray[np.float32],
+    predicted: NDArray[np.intp],
     *,
     seeds: Sequence[int],
     preprocessing: Transformer,
@@ -74,7 +76,8 @@ def fit_heads(
     Args:
         data: The fit split, with features as the backbone gave them and labels.
         specs: How each head is made, by name.
-        X: Features of all images of the study, ``(N, d)``, to be predicted.
+        X: Features of all images of the study, ``(N, d)``.
+        predicted: Row numbers of those to be predicted.
         seeds: A stochastic head is fitted for each; the first also deals the folds.
         preprocessing: Makes an unfitted transformer.
         repeats: Divisions in folds that every head is fitted to; with 0, only heads that
@@ -85,32 +88,36 @@ def fit_heads(
         The fits, and the reason for each head that could not be fitted: a class of too few
         patients, or memory that cannot be had.
     """
-    log = _Log(specs)
-    # The first division chooses; the parameters it chose are kept for the others.
+    fitting = _Fitting(data, specs, seeds=seeds, preprocessing=preprocessing)
     grids = {name: list(ParameterGrid(dict(spec.grid))) for name, spec in specs.items()}
-    needed = [name for name in specs if repeats or len(grids[name]) > 1]
-    proba = _divide(data, log, {name: grids[name] for name in needed}, seeds[0], preprocessing)
-    losses = {name: _log_losses(tried, data.labelled()) for name, tried in proba.items()}
+    searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
+    tried = fitting.divide(searched, seeds[0])
+    losses = {name: _log_losses(proba, data.labelled()) for name, proba in tried.items()}
     best = {name: int(np.argmin(loss)) for name, loss in losses.items()}
-    chosen = {name: grids[name][best.get(name, 0)] for name in log.alive}
-    out_of_fold = {name: [tried[best[name]]] for name, tried in proba.items() if repeats}
-    for repeat in range(1, repeats):
-        again = {name: [chosen[name]] for name in log.alive}
-        more = _divide(data, log, again, seeds[0] + repeat, preprocessing)
-        for name, tried in more.items():
-            out_of_fold[name].append(tried[0])
-    final = _fit_all_rows(data, log, chosen, X, seeds, preprocessing, validation)
-    fits = {
+    chosen = {name: grids[name][best.get(name, 0)] for name in fitting.alive}
+    fits = fitting.fit_all_rows(chosen, X, predicted, validation)
+    out_of_fold: dict[str, list[Proba]] = {name: [] for name in fits}
+    # What was chosen once is kept: no fold chooses again.
+    settled = {name: [{**chosen[name], **_settled(fit)}] for name, fit in fits.items()}
+    for repeat in range(repeats):
+        known = {name: tried[name][best[name]] for name in tried if name in fits and not repeat}
+        rest = {name: params for name, params in settled.items() if name not in known}
+        found = fitting.divide(rest, seeds[0] + repeat, what="out of fold")
+        for name, proba in (known | {name: proba[0] for name, proba in found.items()}).items():
+            out_of_fold[name].append(proba)
+    complete = {
         name: replace(
             fit,
-            chosen=_chosen(fit.models[0], chosen[name]),
-            path=_path(fit.models[0], grids[name], losses.get(name)),
-            out_of_fold=np.stack(out_of_fold[name]) if name in out_of_fold else None,
-            seconds=log.seconds[name],
+            chosen={**chosen[name], **getattr(fit.models[0][-1], "best_params_", {})},
+            path=_path(fit.models[0], searched.get(name, ()), losses.get(name)),
+            out_of_fold=np.stack(out_of_fold[name])
+            if repeats and len(out_of_fold[name]) == repeats
+            else None,
+            seconds=fitting.seconds[name],
         )
-        for name, fit in final.items()
+        for name, fit in fits.items()
     }
-    return fits, log.failures
+    return complete, fitting.failures
 
 
 def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:
@@ -123,40 +130,6 @@ def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:
     return folds[:1] if len(data) > MANY_ROWS else folds
 
 
-class _Log:
-    """Which heads could be fitted until now, and how long their fits took."""
-
-    def __init__(self, specs: Mapping[str, HeadSpec]) -> None:
-        self.specs = specs
-        self.failures: dict[str, str] = {}
-        self.seconds = dict.fromkeys(specs, 0.0)
-
-    @property
-    def alive(self) -> list[str]:
-        """Heads without a failure."""
-        return [name for name in self.specs if name not in self.failures]
-
-    def run(self, jobs: Sequence[tuple[str, Callable[[], Any]]]) -> list[Any]:
-        """What the jobs of heads return, in their order; None for one that failed."""
-        results: list[Any] = [None] * len(jobs)
-
-        def one(number: int) -> None:
-            name, job = jobs[number]
-            start = time.perf_counter()
-            try:
-                results[number] = job()
-            except (ValueError, MemoryError, np.linalg.LinAlgError) as cause:
-                self.failures[name] = str(cause) or type(cause).__name__
-            self.seconds[name] += time.perf_counter() - start
-
-        numbers = range(len(jobs))
-        alone = [i for i in numbers if not self.specs[jobs[i][0]].parallel]
-        run_parallel([partial(one, i) for i in numbers if i not in alone])
-        for i in alone:
-            one(i)
-        return results
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Fold:
     """A fold after preprocessing: rows to fit to, and rows held out."""
@@ -167,35 +140,138 @@ class _Fold:
     X_outside: NDArray[np.float32]
 
 
-def _divide(
-    data: DomainData,
-    log: _Log,
-    choices: Mapping[str, Sequence[Mapping[str, Any]]],
-    seed: int,
-    preprocessing: Transformer,
-) -> dict[str, Proba]:
-    """Probabilities ``(choices, n, K)`` of held-out rows, for each head that every fold bears."""
-    if not choices:
-        return {}
-    X, y = data.embedded(), data.labelled()
-    try:
-        folds = run_parallel(
-            [partial(_preprocess, X, *rows, preprocessing) for rows in deal_folds(data, seed)]
+class _Fitting:
+    """Fits of several heads as independent jobs, with their times and failures."""
+
+    def __init__(
+        self,
+        data: DomainData,
+        specs: Mapping[str, HeadSpec],
+        *,
+        seeds: Sequence[int],
+        preprocessing: Transformer,
+    ) -> None:
+        self.data, self.specs = data, specs
+        self.seeds, self.preprocessing = seeds, preprocessing
+        self.failures: dict[str, str] = {}
+        self.seconds = dict.fromkeys(specs, 0.0)
+
+    @property
+    def alive(self) -> list[str]:
+        """Heads without a failure."""
+        return [name for name in self.specs if name not in self.failures]
+
+    def divide(
+        self, choices: Mapping[str, Sequence[Mapping[str, Any]]], seed: int, *, what: str = ""
+    ) -> dict[str, Proba]:
+        """Fit choices of parameters to each fold of one division.
+
+        Args:
+            choices: Parameters by head.
+            seed: Of the division, and of stochastic heads.
+            what: Begins the reasons of failures; a division that fails is one of its own.
+
+        Returns:
+            Probabilities ``(choices, n, K)`` of held-out rows, for each head that every fold
+            bears.
+        """
+        if not choices:
+            return {}
+        X, y = self.data.embedded(), self.data.labelled()
+        try:
+            folds = run_parallel(
+                [
+                    partial(_preprocess, X, *rows, self.preprocessing)
+                    for rows in deal_folds(self.data, seed)
+                ]
+            )
+        except (ValueError, MemoryError) as cause:
+            names = [what] if what else choices
+            self.failures.update(dict.fromkeys(names, _reason(cause)))
+            return {}
+        jobs = [(name, fold) for name in choices for fold in folds]
+        found = self._run(
+            [
+                (
+                    name,
+                    partial(_fit_choices, self.specs[name], choices[name], fold, self.data, seed),
+                )
+                for name, fold in jobs
+            ],
+            what,
         )
-    except (ValueError, MemoryError) as cause:
-        log.failures.update(dict.fromkeys(choices, str(cause) or type(cause).__name__))
-        return {}
-    jobs = [(name, fold) for name in choices for fold in folds]
-    fits = [
-        (name, partial(_fit_choices, log.specs[name], choices[name], fold, data, seed))
-        for name, fold in jobs
-    ]
-    classes = int(y.max()) + 1
-    proba = {name: np.full((len(c), len(y), classes), np.nan) for name, c in choices.items()}
-    for (name, fold), found in zip(jobs, log.run(fits), strict=True):
-        if found is not None:
-            proba[name][:, fold.outside] = found
-    return {name: values for name, values in proba.items() if name in log.alive}
+        shape = len(y), int(y.max()) + 1
+        proba = {name: np.full((len(some), *shape), np.nan) for name, some in choices.items()}
+        for (name, fold), of_fold in zip(jobs, found, strict=True):
+            if of_fold is not None:
+                proba[name][:, fold.outside] = of_fold
+        return {name: values for name, values in proba.items() if name in self.alive}
+
+    def fit_all_rows(
+        self,
+        chosen: Mapping[str, Mapping[str, Any]],
+        X: NDArray[np.float32],
+        predicted: NDArray[np.intp],
+        validation: DomainData | None,
+    ) -> dict[str, Fit]:
+        """Every seed of every head on all rows, at the parameters that were chosen."""
+        data = self.data
+        try:
+            transformer = self.preprocessing().fit(data.embedded())
+            rows, y = transformer.transform(data.embedded()), data.labelled()
+        except (ValueError, MemoryError) as cause:
+            self.failures.update(dict.fromkeys(self.alive, _reason(cause)))
+            return {}
+        seen = None
+        if validation is not None and any(self.specs[name].curves for name in self.alive):
+            seen = (transformer.transform(validation.embedded()), validation.labelled())
+
+        def fit(name: str, seed: int) -> tuple[Any, Proba]:
+            spec = self.specs[name]
+            more: dict[str, Any] = {"groups": data.group} if spec.groups else {}
+            if spec.curves and seed == self.seeds[0]:
+                more["validation"] = seen
+            head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
+            model = make_pipeline(transformer, head)
+            return model, predict_in_blocks(model, X, predicted)
+
+        jobs = [
+            (name, seed)
+            for name in self.alive
+            for seed in (self.seeds if self.specs[name].stochastic else self.seeds[:1])
+        ]
+        results = self._run([(name, partial(fit, name, seed)) for name, seed in jobs])
+        fits = {}
+        for name in self.alive:
+            mine = [(seed, *results[i]) for i, (of, seed) in enumerate(jobs) if of == name]
+            seeds, models, proba = zip(*mine, strict=True)
+            curves = getattr(models[0][-1], "curves_", {})
+            fits[name] = Fit(models=models, seeds=seeds, proba=np.stack(proba), curves=curves)
+        return fits
+
+    def _run(self, jobs: Sequence[tuple[str, Callable[[], Any]]], what: str = "") -> list[Any]:
+        """What the jobs of heads return, in their order; None for one that failed."""
+        results: list[Any] = [None] * len(jobs)
+
+        def one(number: int) -> None:
+            name, job = jobs[number]
+            start = time.perf_counter()
+            try:
+                results[number] = job()
+            except (ValueError, MemoryError, np.linalg.LinAlgError) as cause:
+                self.failures[name] = f"{what}: {_reason(cause)}" if what else _reason(cause)
+            self.seconds[name] += time.perf_counter() - start
+
+        numbers = range(len(jobs))
+        alone = [i for i in numbers if not self.specs[jobs[i][0]].parallel]
+        run_parallel([partial(one, i) for i in numbers if i not in alone])
+        for i in alone:
+            one(i)
+        return results
+
+
+def _reason(cause: BaseException) -> str:
+    return str(cause) or type(cause).__name__
 
 
 def _preprocess(
@@ -254,63 +330,16 @@ def _log_losses(tried: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]:
     return np.where(np.isfinite(loss), loss, np.inf)
 
 
-def _fit_all_rows(
-    data: DomainData,
-    log: _Log,
-    chosen: Mapping[str, Mapping[str, Any]],
-    X: NDArray[np.float32],
-    seeds: Sequence[int],
-    preprocessing: Transformer,
-    validation: DomainData | None,
-) -> dict[str, Fit]:
-    """Every seed of every head on all rows, at the parameters that were chosen."""
-    try:
-        transformer = preprocessing().fit(data.embedded())
-        rows, y = transformer.transform(data.embedded()), data.labelled()
-    except (ValueError, MemoryError) as cause:
-        log.failures.update(dict.fromkeys(log.alive, str(cause) or type(cause).__name__))
-        return {}
-    seen = None
-    if validation is not None and any(log.specs[name].curves for name in log.alive):
-        seen = (transformer.transform(validation.embedded()), validation.labelled())
-
-    def fit(name: str, seed: int) -> tuple[Any, Proba]:
-        spec = log.specs[name]
-        more: dict[str, Any] = {"groups": data.group} if spec.groups else {}
-        if spec.curves and seed == seeds[0]:
-            more["validation"] = seen
-        head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
-        model = make_pipeline(transformer, head)
-        return model, predict_in_blocks(model, X)
-
-    jobs = [
-        (name, seed)
-        for name in log.alive
-        for seed in (seeds if log.specs[name].stochastic else seeds[:1])
-    ]
-    results = log.run([(name, partial(fit, name, seed)) for name, seed in jobs])
-    fits = {}
-    for name in log.alive:
-        mine = [(seed, *results[i]) for i, (of, seed) in enumerate(jobs) if of == name]
-        fitted_seeds, models, proba = zip(*mine, strict=True)
-        fits[name] = Fit(
-            models=models,
-            seeds=fitted_seeds,
-            proba=np.stack(proba),
-            curves=getattr(models[0][-1], "curves_", {}),
-        )
-    return fits
-
-
-def _chosen(model: Any, choice: Mapping[str, Any]) -> dict[str, Any]:
-    return {**choice, **getattr(model[-1], "best_params_", {})}
+def _settled(fit: Fit) -> dict[str, Any]:
+    """Constructor parameters that make a head's own choice again."""
+    return dict(getattr(fit.models[0][-1], "settled_params_", {}))
 
 
 def _path(
     model: Any, choices: Sequence[Mapping[str, Any]], losses: NDArray[np.float64] | None
 ) -> list[Mapping[str, Any]]:
     """The log loss of each choice, by folds or by the head's own hold-out."""
-    if losses is None or len(choices) == 1:
+    if losses is None:
         return list(getattr(model[-1], "path_", ()))
     return [
         {**choice, "log_loss": float(loss)}

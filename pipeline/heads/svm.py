@@ -37,6 +37,7 @@ class SVMHead(Head):
         gamma_: Of the RBF kernel: one over the features' number and variance.
         calibration_: See :class:`pipeline.heads.base.Calibration`.
         best_params_: The chosen candidate.
+        settled_params_: What the constructor takes to make the same choice again.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class SVMHead(Head):
         self.calibration_ = calibrations[best]
         kernel, C = self.candidates[best]
         self.best_params_ = {"kernel": kernel, "C": C}
+        self.settled_params_ = {"candidates": ((kernel, C),)}
         self.machine_ = SVC(kernel="precomputed", C=C).fit(kernels[kernel], labels)
         self.support_vectors_ = rows[self.machine_.support_]
         return self

@@ -54,6 +54,18 @@ def test_held_out_scores_are_those_of_a_refit_without_the_group(targets, grouped
             np.testing.assert_allclose(path.held_out[p, out], refit.predict(X[out]), atol=1e-8)
 
 
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_one_penalty_alone_is_solved_as_among_many(targets, penalty):
+    """By a Cholesky factor in place of eigenvectors."""
+    X, Y = targets
+    group = np.arange(len(X)) // 3
+    path, alone = ridge_path(X, Y, PENALTIES, group), ridge_path(X, Y, np.array([penalty]), group)
+    p = list(PENALTIES).index(penalty)
+    np.testing.assert_allclose(alone.coef[0], path.coef[p], atol=1e-8)
+    np.testing.assert_allclose(alone.intercept[0], path.intercept[p], atol=1e-8)
+    np.testing.assert_allclose(alone.held_out[0], path.held_out[p], atol=1e-8)
+
+
 def test_the_penalty_is_chosen_with_patients_held_out():
     """Images of a patient that are nearly the same must not vouch for each other."""
     rng = np.random.default_rng(3)

@@ -21,7 +21,7 @@ PLAIN = HeadSpec(make=lambda _: LogisticRegression(C=0.1), about="")
 
 def fit(data, specs, **more):
     given = {"seeds": (3,), "preprocessing": StandardScaler} | more
-    return fit_heads(data, specs, data.features, **given)
+    return fit_heads(data, specs, data.features, np.arange(len(data)), **given)
 
 
 def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patient():
@@ -41,12 +41,13 @@ def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patien
 def test_without_repeats_only_heads_with_a_choice_are_fitted_to_folds(monkeypatch):
     """What --quick leaves out is left out, not made cheaper."""
     divided = []
-    divide = search._divide
-    monkeypatch.setattr(
-        search, "_divide", lambda data, log, choices, *rest: (
-            divided.extend(choices), divide(data, log, choices, *rest)
-        )[1],
-    )  # fmt: skip
+    divide = search._Fitting.divide
+
+    def watched(fitting, choices, *rest, **more):
+        divided.extend(choices)
+        return divide(fitting, choices, *rest, **more)
+
+    monkeypatch.setattr(search._Fitting, "divide", watched)
     fits, _ = fit(made_up_rows(), {"linear": HEADS["linear"], "lr": PLAIN})
     assert divided == ["linear"]
     assert {one.out_of_fold for one in fits.values()} == {None}
@@ -65,6 +66,23 @@ def test_the_choice_is_the_lowest_log_loss_on_patients_held_out():
         fit(rows, {"linear": HEADS["linear"]})[0]["linear"].chosen["C"] for rows in (data, images)
     ]
     assert chosen[0] < chosen[1] / 10
+
+
+@pytest.mark.parametrize("name", ["ridge", "svm"])
+def test_what_a_head_chose_itself_is_not_chosen_again_in_a_fold(name):
+    """A fold is fitted at the penalty, or the kernel, that all rows chose."""
+    data = made_up_rows(gap=1.0)
+    fits, _ = fit(data, {name: HEADS[name]}, repeats=1)
+    settled = fits[name].models[0][-1].settled_params_
+    ((setting, values),) = settled.items()
+    assert len(values) == 1
+    inside, outside = patient_folds(data.label, data.group, seed=3)[0]
+    scaler = StandardScaler().fit(data.features[inside])
+    again = HEADS[name].make(3).set_params(**settled)
+    again.fit(scaler.transform(data.features[inside]), data.label[inside], data.group[inside])
+    expected = again.predict_proba(scaler.transform(data.features[outside]))
+    np.testing.assert_allclose(fits[name].out_of_fold[0, outside], expected, atol=1e-6)
+    assert setting in {"penalties", "candidates"}
 
 
 def test_a_choice_that_the_rows_cannot_bear_is_not_chosen():
@@ -102,6 +120,25 @@ def test_a_class_of_one_patient_is_a_reason_for_every_head_that_needs_folds():
     fits, failures = fit(data, {"linear": HEADS["linear"], "lr": PLAIN})
     assert set(fits) == {"lr"}
     assert "one patient alone" in failures["linear"]
+
+
+def test_a_head_that_fails_out_of_fold_keeps_its_scores():
+    """It is no candidate for the best; so is none where the folds cannot be dealt."""
+
+    class NotInFolds(DummyClassifier):
+        def fit(self, X, y):
+            if len(X) < 120:
+                raise np.linalg.LinAlgError("singular")
+            return super().fit(X, y)
+
+    bad = HeadSpec(make=lambda _: NotInFolds(strategy="prior"), about="")
+    fits, failures = fit(made_up_rows(), {"bad": bad, "lr": PLAIN}, repeats=1)
+    assert failures == {"bad": "out of fold: singular"}
+    assert [fits[name].out_of_fold is None for name in ("bad", "lr")] == [True, False]
+    one = replace(made_up_rows(), group=np.where(made_up_rows().label == 1, "one", "x"))
+    fits, failures = fit(one, {"lr": PLAIN}, repeats=1)
+    assert "one patient alone" in failures["out of fold"]
+    assert fits["lr"].out_of_fold is None
 
 
 def test_stochastic_heads_are_fitted_for_every_seed_and_the_others_once():

@@ -1,0 +1,135 @@
+"""Trees: a forest of extremely random ones, and gradient boosting on principal components.
+
+The forest is grown here from scikit-learn's single trees: its own forests pass each tree
+through joblib, which changes the warnings of the whole process, and these fits run in threads.
+
+Of 1,280 features a fit of boosting takes 1 s, nearly all of it for histograms of features
+that say much the same; of 64 components 0.2 s, at the same log loss on patients held out
+(0.156 and 0.156 on 1,600 chest X-rays).
+"""
+
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.tree import ExtraTreeClassifier
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from pipeline.heads.base import Head, number_classes
+from pipeline.randomness import stream
+
+
+class ForestHead(Head):
+    """Extremely random trees (Geurts 2006): half the time of a random forest, and no worse.
+
+    Args:
+        n_estimators: Trees.
+        max_features: Features that a split is chosen from, as scikit-learn has it.
+        min_samples_leaf: Rows of a leaf at least.
+        random_state: Seed of the trees.
+
+    Attributes:
+        classes_: Class labels, shape ``(K,)``.
+        trees_: Fitted, of scikit-learn.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_estimators: int = 30,
+        max_features: str | float | None = "sqrt",
+        min_samples_leaf: int = 1,
+        random_state: int = 0,
+    ) -> None:
+        self.n_estimators = n_estimators
+        self.max_features = max_features
+        self.min_samples_leaf = min_samples_leaf
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit features ``(n, d)`` to labels ``(n,)``.
+
+        Raises:
+            ValueError: Not finite, shapes that do not fit, or one class only.
+        """
+        rows, y = validate_data(self, X, y, dtype=np.float32)
+        self.classes_, labels = number_classes(y)
+        seeds = stream("forest", self.random_state).integers(0, 2**31, self.n_estimators)
+        self.trees_ = [
+            ExtraTreeClassifier(
+                max_features=self.max_features,
+                min_samples_leaf=self.min_samples_leaf,
+                random_state=int(seed),
+            ).fit(rows, labels)
+            for seed in seeds
+        ]
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Mean of the trees' class shares, ``(n, K)``, of features ``(n, d)``."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, dtype=np.float32, reset=False)
+        total = sum(tree.predict_proba(rows) for tree in self.trees_)
+        return np.asarray(total / len(self.trees_))
+
+
+class BoostingHead(Head):
+    """Small trees on histograms; see scikit-learn's ``HistGradientBoostingClassifier``.
+
+    Args:
+        components: Principal components at most.
+        learning_rate: Share of each tree that is added.
+        max_iter: Trees, for each class where there are more than two.
+        max_leaf_nodes: Leaves of a tree.
+        random_state: Seed of the trees.
+
+    Attributes:
+        classes_: Class labels, shape ``(K,)``.
+        pca_: Features to components.
+        trees_: Fitted, of scikit-learn.
+    """
+
+    def __init__(
+        self,
+        *,
+        components: int = 64,
+        learning_rate: float = 0.2,
+        max_iter: int = 50,
+        max_leaf_nodes: int = 8,
+        random_state: int = 0,
+    ) -> None:
+        self.components = components
+        self.learning_rate = learning_rate
+        self.max_iter = max_iter
+        self.max_leaf_nodes = max_leaf_nodes
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit features ``(n, d)`` to labels ``(n,)``.
+
+        Raises:
+            ValueError: Not finite, or shapes that do not fit.
+        """
+        rows, y = validate_data(self, X, y, dtype=np.float32)
+        # The same components for every seed: only the trees are stochastic.
+        self.pca_ = PCA(min(self.components, *rows.shape), random_state=0).fit(rows)
+        # Stopping early would hold rows out without regard to patients.
+        self.trees_ = HistGradientBoostingClassifier(
+            learning_rate=self.learning_rate,
+            max_iter=self.max_iter,
+            max_leaf_nodes=self.max_leaf_nodes,
+            max_features=0.5,
+            max_bins=63,
+            early_stopping=False,
+            random_state=self.random_state,
+        ).fit(self.pca_.transform(rows), y)
+        self.classes_ = self.trees_.classes_
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
+        check_is_fitted(self)
+        rows = validate_data(self, X, dtype=np.float32, reset=False)
+        return np.asarray(self.trees_.predict_proba(self.pca_.transform(rows)))
