@@ -78,6 +78,8 @@ def test_class_terms_are_kitagawas():
         ),
         # A class that the target lacks takes its errors along: all of that is mix.
         (((20, 20, 0), (20, 0, 0)), (lambda k, i: k == 1, lambda k, i: k == 1), -0.5, 0),
+        # So does a class that the source lacks.
+        (((20, 0, 0), (20, 20, 0)), (lambda k, i: k == 1, lambda k, i: k == 1), 0.5, 0),
     ],
 )
 def test_class_terms_of_plain_cases(sizes, hard, mix, within):
@@ -118,16 +120,19 @@ def fewest(data):
     return tried[int(np.argmin([errors(data, one) for one in tried]))]
 
 
-@pytest.mark.parametrize("decimals", [8, 1])
-def test_threshold_terms_are_those_of_a_plain_search(decimals):
-    """Cross-fitted errors equal those of trying every threshold on the other half, ties too."""
+@pytest.mark.parametrize(("n", "decimals"), [(101, 8), (101, 1), *((n, 1) for n in range(11, 19))])
+def test_threshold_terms_are_those_of_a_plain_search(n, decimals):
+    """Cross-fitted errors equal those of trying every threshold on the other half, ties too.
+
+    A threshold that lies between two scores of one half may be a score of the other.
+    """
     rng = np.random.default_rng(12)
-    s, t = domain(rng, 200), domain(rng, 101, role="target", reach=0.7, move=1.0)
+    s, t = domain(rng, 200), domain(rng, n, role="target", reach=0.7, move=1.0)
     t = scored(np.round(t.proba[:, 1], decimals), t.label, role="target")
     effects = decompose(s, t, seed=1, draws=20)
     (_, a), (_, b) = patient_folds(None, t.group, folds=2, seed=1)
-    best = (errors(t.take(a), fewest(t.take(b))) + errors(t.take(b), fewest(t.take(a)))) / 101
-    e_t = errors(t, 0.5) / 101
+    best = (errors(t.take(a), fewest(t.take(b))) + errors(t.take(b), fewest(t.take(a)))) / n
+    e_t = errors(t, 0.5) / n
     assert effects["threshold"].estimate == pytest.approx(e_t - best)
     assert effects["discrimination"].estimate == pytest.approx(best - errors(s, 0.5) / 200)
     areas = [roc_auc_score(one.label, one.proba[:, 1]) for one in (s, t)]

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from pipeline import report
+from pipeline.data.leaks import WARNING, Finding
 from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.shift import stage
 from pipeline.shift.adapt import ADAPTERS
+from pipeline.shift.domains import fit_source
 from pipeline.shift.stage import SCHEMA, ShiftOptions, analyse
 from pipeline.study import load_study
 from pipeline.words import to_jsonable
@@ -117,10 +119,11 @@ def test_probabilities_and_arrays_for_figures_are_kept_apart(study):
     """Out of fold on the source; the embedding stands beside them."""
     analyse(study, SHORT)
     kept = read_predictions(study.results / "shift.h5")["tiny"]
-    right = kept.proba["linear", 0].argmax(axis=1) == kept.label
-    target = the_target(study)
-    for domain, role in (("source", "source"), ("there", "target")):
-        assert right[kept.domain == domain].mean() == pytest.approx(target["accuracy"][role])
+    proba = kept.proba["linear", 0]
+    table = load_features(study, study.variants[0], None)
+    model, target = fit_source(table.domain("source")), table.domain("there")
+    np.testing.assert_allclose(proba[model.data.row], model.data.proba, atol=1e-9)
+    np.testing.assert_allclose(proba[target.row], model.predict_proba(target.features), atol=1e-9)
     with h5py.File(study.results / "shift.h5") as file:
         curves = file["tiny/curves/there"]
         assert curves["embedding"].shape == (240, 2)
@@ -181,14 +184,16 @@ def test_deleted_labels_of_the_target_move_no_prediction(study, monkeypatch, cha
     """Metamorphic: before the seal breaks, a target with other labels gives the same bits."""
     made = []
 
-    def stop(predictions, sealed, *_):
+    def stop(predictions, sealed, _, target, __):
         assert sealed.reads == 0
+        assert target.label is None
         made.append(predictions)
         raise StillSealedError
 
     def keeping(function):
-        def kept(*given, **named):
-            made.append(function(*given, **named))
+        def kept(source, target, *given, **named):
+            assert target.label is None
+            made.append(function(source, target, *given, **named))
             return made[-1]
 
         return kept
@@ -263,6 +268,15 @@ def test_a_target_without_labels_gets_an_estimate_with_its_warning(both):
         del one["provenance"]["leaks"]  # the checks are of the whole study
     del near["provenance"]["seconds"]
     assert near == alone
+
+
+def test_what_the_checks_find_of_one_target_is_no_caveat_of_the_other(both, monkeypatch):
+    """A patient shared by the source and `far` says nothing of `there`."""
+    finding = Finding(check="patients", severity=WARNING, where="source and far", text="1 shared")
+    monkeypatch.setattr(stage, "check_leaks", lambda *_: [finding])
+    near, far = analyse(both, SHORT)["targets"]
+    assert "source and far: 1 shared." in far["caveats"]
+    assert "source and far: 1 shared." not in near["caveats"]
 
 
 def test_labels_that_are_called_absent_are_not_read(study):
