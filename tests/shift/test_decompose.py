@@ -120,15 +120,17 @@ def fewest(data):
     return tried[int(np.argmin([errors(data, one) for one in tried]))]
 
 
-@pytest.mark.parametrize(("n", "decimals"), [(101, 8), (101, 1), *((n, 1) for n in range(11, 19))])
-def test_threshold_terms_are_those_of_a_plain_search(n, decimals):
+@pytest.mark.parametrize(
+    ("n", "levels"), [(101, 1 << 30), *((n, 8) for n in (101, *range(11, 19)))]
+)
+def test_threshold_terms_are_those_of_a_plain_search(n, levels):
     """Cross-fitted errors equal those of trying every threshold on the other half, ties too.
 
     A threshold that lies between two scores of one half may be a score of the other.
     """
     rng = np.random.default_rng(12)
     s, t = domain(rng, 200), domain(rng, n, role="target", reach=0.7, move=1.0)
-    t = scored(np.round(t.proba[:, 1], decimals), t.label, role="target")
+    t = scored(np.round(t.proba[:, 1] * levels) / levels, t.label, role="target")
     effects = decompose(s, t, seed=1, draws=20)
     (_, a), (_, b) = patient_folds(None, t.group, folds=2, seed=1)
     best = (errors(t.take(a), fewest(t.take(b))) + errors(t.take(b), fewest(t.take(a)))) / n
