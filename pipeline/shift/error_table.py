@@ -222,35 +222,43 @@ def fill_table(
         for end in ends
         if end not in level
     }
-
-    def steps(division: str, ends: Mapping[str, tuple[str, str]]) -> dict[str, Step]:
+    steps: dict[str, Step] = {}
+    for division, ends in (("error table", CHAIN), ("transfer", TRANSFER)):
         known = {step: pair for step, pair in ends.items() if step not in missing}
-        if not known:
-            return {}
-        effects = divide(
-            division,
-            {step: level[to] - level[start] for step, (to, start) in known.items()},
-            {step: curves[to] - curves[start] for step, (to, start) in known.items()},
-            data=_each_domain(rows.values()),
-            edges={
-                step: (_rate(rows.get(start), level[start]), _rate(rows.get(to), level[to]))
-                for step, (to, start) in known.items()
-            },
-        )
-        return {name: Step(**vars(effect)) for name, effect in effects.items()}
-
-    all_steps = {**steps("error table", CHAIN), **steps("transfer", TRANSFER)}
-    if "mismatch" in all_steps:
+        if known:
+            steps |= _steps(division, known, rows, level, curves)
+    if "mismatch" in steps:
         # The same number as the loss of accuracy, so the same interval.
         loss = accuracy_loss(rows["source_new_patients"], rows["target"])
-        all_steps["mismatch"] = replace(
-            all_steps["mismatch"], low=loss.low, high=loss.high, method=loss.method
+        steps["mismatch"] = replace(
+            steps["mismatch"], low=loss.low, high=loss.high, method=loss.method
         )
     return ErrorTable(
         errors={name: errors[name] for name in ERRORS if name in errors},
-        steps=all_steps,
+        steps=steps,
         not_identifiable=missing,
     )
+
+
+def _steps(
+    division: str,
+    ends: Mapping[str, tuple[str, str]],
+    rows: Mapping[str, DomainData],
+    level: Mapping[str, float],
+    curves: Mapping[str, NDArray[np.float64]],
+) -> dict[str, Step]:
+    """Steps of one division, from the errors and the same in each draw."""
+    effects = divide(
+        division,
+        {step: level[to] - level[start] for step, (to, start) in ends.items()},
+        {step: curves[to] - curves[start] for step, (to, start) in ends.items()},
+        data=_each_domain(rows.values()),
+        edges={
+            step: (_rate(rows.get(start), level[start]), _rate(rows.get(to), level[to]))
+            for step, (to, start) in ends.items()
+        },
+    )
+    return {name: Step(**vars(effect)) for name, effect in effects.items()}
 
 
 def _each_domain(rows: Iterable[DomainData]) -> list[DomainData]:

@@ -167,8 +167,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
         predictions[choice.name] = backbone.predictions()
         maps[choice.name] = backbone.maps(compared)
     if not entries:
-        lines = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
-        raise StudyError(" ".join(["no target can be compared.", *lines]))
+        raise _no_target(skipped)
     labelled = list(dict.fromkeys(e["target"] for e in entries if e["labelled"]))
     record: dict[str, Any] = to_jsonable(
         {
@@ -185,6 +184,11 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
     text = json.dumps(record, indent=1, allow_nan=False)
     disk.publish(study.results / SHIFT_REPORT, text.encode())
     return record
+
+
+def _no_target(skipped: Sequence[Mapping[str, Any]]) -> StudyError:
+    lines = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
+    return StudyError(" ".join(["no target can be compared.", *lines]))
 
 
 def _skipped(table: FeatureTable, target: DomainData, reason: str) -> dict[str, Any]:
