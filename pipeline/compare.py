@@ -114,34 +114,33 @@ def compare(study: Study, options: CompareOptions | None = None) -> Record:
     not_saved: list[Record] = []
     for choice in study.variants:
         features = load_features(study, choice, samples)
-        name = features.backbone
+        name, samples_used = features.backbone, features.samples
         keys = _keys(features, specs, study, options)
         reused = _read_fits(study, name, keys, options)
-        new, failed = _fit(
-            features, {h: specs[h] for h in specs if h not in reused}, study, options
-        )
-        fits = {head: (reused | new)[head] for head in specs if head in reused or head in new}
+        missing = {head: spec for head, spec in specs.items() if head not in reused}
+        new, failed = _fit(features, missing, study, options)
         failures += [{"backbone": name, "head": h, "reason": why} for h, why in failed.items()]
         not_saved += _save_fits(study, features, new, keys)
+        fits = {head: fit for head in specs if (fit := reused.get(head) or new.get(head))}
         if fits:
-            found = _evaluate(features, fits, specs, study.seed, options)
-            backbones.append({"backbone": name, "reused": len(reused), "fitted": len(new)} | found)
+            entry = {"backbone": name, "reused": len(reused), "fitted": len(new)}
+            backbones.append(entry | _evaluate(features, fits, specs, study, options))
             predictions[name] = predictions_of(
-                features.samples, {(h, fit.seeds[0]): _mean(fit) for h, fit in fits.items()}
+                samples_used, {(head, fit.seeds[0]): _mean(fit) for head, fit in fits.items()}
             )
     if not backbones:
-        reasons = "; ".join(f"{one['head']}: {one['reason']}" for one in failures)
+        reasons = "; ".join(f"{failure['head']}: {failure['reason']}" for failure in failures)
         raise MissingFeaturesError(f"no head could be fitted: {reasons}")
     record: Record = to_jsonable(
         {
             "schema": SCHEMA,
             "study": study.name,
-            "classes": features.samples.classes,
-            "positive": features.samples.classes[1] if len(samples.classes) == 2 else None,
+            "classes": samples_used.classes,
+            "positive": samples_used.classes[1] if len(samples_used.classes) == 2 else None,
             "baseline": options.baseline,
             "preprocessing": options.preprocessing,
             "seeds": _seeds(study, options),
-            "unlabelled": dict(features.samples.unlabelled),
+            "unlabelled": dict(samples_used.unlabelled),
             "backbones": backbones,
             "failures": failures,
             "not_saved": not_saved,
@@ -201,6 +200,7 @@ def _fit(
 def _keys(
     features: FeatureTable, specs: Mapping[str, HeadSpec], study: Study, options: CompareOptions
 ) -> dict[str, str]:
+    """What each fit depends on; see :func:`pipeline.heads.fit_cache.fit_key`."""
     data, seeds = data_digest(features.samples, features.X), _seeds(study, options)
     return {
         name: fit_key(data, spec, seeds=seeds, preprocessing=options.preprocessing)
@@ -273,10 +273,10 @@ def _evaluate(
     features: FeatureTable,
     fits: Mapping[str, Fit],
     specs: Mapping[str, HeadSpec],
-    seed: int,
+    study: Study,
     options: CompareOptions,
 ) -> Record:
-    proba = {name: _mean(fit) for name, fit in fits.items()}
+    seed, proba = study.seed, {name: _mean(fit) for name, fit in fits.items()}
     sets = [data for data in eval_sets(features.samples) if data.role != FIT]
     domains = run_parallel([partial(_domain, data, proba, fits, seed, options) for data in sets])
     best = None
@@ -304,11 +304,11 @@ def _domain(
     options: CompareOptions,
 ) -> Record:
     """A row for each head: scores with intervals, and differences from the baseline."""
-    mine = {name: p[data.row] for name, p in proba.items()}
-    scores = score_heads(data, mine, seed=seed, draws=options.draws)
+    of_domain = {name: p[data.row] for name, p in proba.items()}
+    scores = score_heads(data, of_domain, seed=seed, draws=options.draws)
     differences: Mapping[str, Mapping[str, Any]] = {}
-    if options.baseline in mine and len(mine) > 1:
-        differences = compare_heads(data, mine, options.baseline, seed=seed)
+    if options.baseline in of_domain and len(of_domain) > 1:
+        differences = compare_heads(data, of_domain, options.baseline, seed=seed)
     return {
         "domain": data.name,
         "role": data.role,
@@ -325,7 +325,7 @@ def _domain(
                     if name in by_head
                 },
             }
-            for name in mine
+            for name in of_domain
         ],
     }
 
@@ -339,10 +339,9 @@ def _order(domains: Sequence[Record], best: str | None) -> list[str]:
     """Heads by validation accuracy, else by that of the first domain; the best one first."""
     if not domains:
         return [] if best is None else [best]
-    first = next((one for one in domains if one["role"] == VALIDATION), domains[0])
-    rows = sorted(first["rows"], key=lambda row: -row["scores"]["accuracy"]["estimate"])
-    names = [row["head"] for row in rows]
-    return sorted(names, key=lambda name: name != best)
+    ranking = next((domain for domain in domains if domain["role"] == VALIDATION), domains[0])
+    accuracy = {row["head"]: row["scores"]["accuracy"]["estimate"] for row in ranking["rows"]}
+    return sorted(accuracy, key=lambda name: (name != best, -accuracy[name]))
 
 
 def _description(name: str, fit: Fit, spec: HeadSpec) -> Record:
@@ -365,19 +364,19 @@ def _selection_corrected(data: DomainData, fits: Mapping[str, Fit], seed: int) -
         return {}
     held_out = np.isfinite(np.stack(list(proba.values()))).all(axis=(0, 2))
     label, group = data.labelled()[held_out], data.group[held_out]
-    found = {}
+    values = {}
     for metric in COMPARED_BY:
         statistics = [METRICS[metric](label, p[held_out]) for p in proba.values()]
-        if not np.isfinite([on_all_rows(one, len(label)) for one in statistics]).all():
+        if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
             continue
         best = bbc_cv(statistics, group, stream("selection", seed), *bases(metric, label, group))
-        found[metric] = {
+        values[metric] = {
             "head": list(proba)[best.chosen],
             "among": len(proba),
             "apparent": best.apparent,
             **best.interval.record(),
         }
-    return found
+    return values
 
 
 # What --thorough adds.
@@ -392,8 +391,8 @@ def _thorough(
 ) -> Record:
     if not options.thorough:
         return {"seed_spread": [], "algorithms": [], "confidence_sets": []}
-    spread = run_parallel([partial(_seed_spread, one, fits, seed, options) for one in sets])
-    best = run_parallel([partial(_confidence_sets, one, fits, seed, options) for one in sets])
+    spread = run_parallel([partial(_seed_spread, data, fits, seed, options) for data in sets])
+    best = run_parallel([partial(_confidence_sets, data, fits, seed, options) for data in sets])
     return {
         "seed_spread": [row for rows in spread for row in rows],
         "algorithms": list(_algorithms(fit_rows, fits, seed, options)),
@@ -409,7 +408,7 @@ def _seed_spread(
     for head, fit in fits.items():
         for metric in COMPARED_BY:
             statistics = [METRICS[metric](data.labelled(), p[data.row]) for p in fit.proba]
-            values = np.array([on_all_rows(one, len(data)) for one in statistics])
+            values = np.array([on_all_rows(statistic, len(data)) for statistic in statistics])
             if len(values) < 2 or not np.isfinite(values).all():
                 continue
             rng = stream(f"seeds {data.name} {data.role}", seed)
@@ -434,17 +433,17 @@ def _confidence_sets(
     """The heads that may be the best of a domain, by metric."""
     proba = {name: _mean(fit)[data.row] for name, fit in fits.items()}
     names = list(proba)
-    found = confidence_sets(data, proba, seed=seed, draws=options.draws)
+    by_metric = confidence_sets(data, proba, seed=seed, draws=options.draws)
     return [
         {
             "domain": data.name,
             "role": data.role,
             "metric": metric,
-            "members": [names[k] for k in one.members],
-            "p": dict(zip(names, one.p.tolist(), strict=True)),
-            "alpha": one.alpha,
+            "members": [names[k] for k in confidence.members],
+            "p": dict(zip(names, confidence.p.tolist(), strict=True)),
+            "alpha": confidence.alpha,
         }
-        for metric, one in found.items()
+        for metric, confidence in by_metric.items()
     ]
 
 

@@ -313,16 +313,16 @@ def _held_out_cosines(
     """Cosines ``(n, K)`` with means without the row's patient; NaN where no mean is left."""
     numbers = np.unique(patients, return_inverse=True)[1]
     order = np.argsort(numbers, kind="stable")
-    found = np.empty(share.shape)
+    cosines = np.empty(share.shape)
     present = (share > 0).sum(axis=0)
     for at in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-        own = rows[at].astype(np.float64)
-        left = sums - share[at].T @ own
+        of_patient = rows[at].astype(np.float64)
+        left = sums - share[at].T @ of_patient
         length = np.maximum(np.linalg.norm(left, axis=1), _TINY)
-        norm = np.maximum(np.linalg.norm(own, axis=1), _TINY)
-        found[at] = own @ left.T / length / norm[:, None]
-        found[np.ix_(at, present == (share[at] > 0).sum(axis=0))] = np.nan
-    return found
+        norm = np.maximum(np.linalg.norm(of_patient, axis=1), _TINY)
+        cosines[at] = of_patient @ left.T / length / norm[:, None]
+        cosines[np.ix_(at, present == (share[at] > 0).sum(axis=0))] = np.nan
+    return cosines
 
 
 def _norms(rows: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -60,7 +60,7 @@ def all_heads(custom: tuple[CustomHead, ...]) -> Mapping[str, HeadSpec]:
     Raises:
         StudyError: A head cannot be made as it is written.
     """
-    return MappingProxyType({**HEADS, **{one.name: _spec(one) for one in custom}})
+    return MappingProxyType({**HEADS, **{head.name: _spec(head) for head in custom}})
 
 
 def _spec(head: CustomHead) -> HeadSpec:

@@ -142,9 +142,9 @@ def _train(
             # A step takes slices: the rows of many steps are put in their order at once.
             size = batch * max(1, _SHUFFLED // batch)
             for start in range(0, len(X), size):
-                some = slice(start, start + size)
-                shuffled, shuffled_labels = rows[order[some]], labels[order[some]]
-                scaled = [network.scale(mask[some]) for mask in masks]
+                part = slice(start, start + size)
+                shuffled, shuffled_labels = rows[order[part]], labels[order[part]]
+                scaled = [network.scale(mask[part]) for mask in masks]
                 truth = torch.nn.functional.one_hot(shuffled_labels, classes).to(rows.dtype)
                 scores = []
                 for at in range(0, len(shuffled), batch):

@@ -129,8 +129,8 @@ class SavedHead:
 
 def mean_proba(models: Sequence[Any], X: NDArray[np.float32]) -> NDArray[np.float64]:
     """Mean class probabilities ``(n, K)`` of fitted classifiers on features ``(n, d)``."""
-    found = [np.asarray(model.predict_proba(X), np.float64) for model in models]
-    return found[0] if len(found) == 1 else np.mean(found, axis=0)
+    proba = [np.asarray(model.predict_proba(X), np.float64) for model in models]
+    return proba[0] if len(proba) == 1 else np.mean(proba, axis=0)
 
 
 def head_folder(results: Path, backbone: str, head: str) -> Path:
@@ -283,11 +283,11 @@ def _head(values: Mapping[str, Any], models: tuple[Any, ...]) -> SavedHead:
     try:
         networks = tuple(
             Network(
-                recipe=Recipe.from_json(one["recipe"]),
-                dim=int(one["dim"]),
-                weights=str(one["weights"]),
+                recipe=Recipe.from_json(network["recipe"]),
+                dim=int(network["dim"]),
+                weights=str(network["weights"]),
             )
-            for one in values["networks"]
+            for network in values["networks"]
         )
         return SavedHead(
             head=str(values["head"]),

@@ -91,27 +91,30 @@ def fit_heads(
     fitting = _Fitting(data, specs, seeds=seeds, preprocessing=preprocessing)
     grids = {name: list(ParameterGrid(dict(spec.grid))) for name, spec in specs.items()}
     searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
-    tried = fitting.divide(searched, seeds[0])
-    losses = {name: _log_losses(proba, data.labelled()) for name, proba in tried.items()}
+    by_choice = fitting.divide(searched, seeds[0])
+    losses = {name: _log_losses(proba, data.labelled()) for name, proba in by_choice.items()}
     best = {name: int(np.argmin(loss)) for name, loss in losses.items()}
     chosen = {name: grids[name][best.get(name, 0)] for name in fitting.alive}
     fits = fitting.fit_all_rows(chosen, X, predicted, validation)
-    out_of_fold: dict[str, list[Proba]] = {name: [] for name in fits}
+    held_out: dict[str, list[Proba]] = {name: [] for name in fits}
     # What was chosen once is kept: no fold chooses again.
     settled = {name: [{**chosen[name], **_settled(fit)}] for name, fit in fits.items()}
     for repeat in range(repeats):
-        known = {name: tried[name][best[name]] for name in tried if name in fits and not repeat}
-        rest = {name: params for name, params in settled.items() if name not in known}
-        found = fitting.divide(rest, seeds[0] + repeat, what="out of fold")
-        for name, proba in (known | {name: proba[0] for name, proba in found.items()}).items():
-            out_of_fold[name].append(proba)
+        if not repeat:
+            held_out |= {name: [by_choice[name][best[name]]] for name in fits if name in best}
+        waiting = {
+            name: params for name, params in settled.items() if len(held_out[name]) <= repeat
+        }
+        again = fitting.divide(waiting, seeds[0] + repeat, what="out of fold")
+        for name, proba in again.items():
+            held_out[name].append(proba[0])
     complete = {
         name: replace(
             fit,
             chosen={**chosen[name], **getattr(fit.models[0][-1], "best_params_", {})},
             path=_path(fit.models[0], searched.get(name, ()), losses.get(name)),
-            out_of_fold=np.stack(out_of_fold[name])
-            if repeats and len(out_of_fold[name]) == repeats
+            out_of_fold=np.stack(held_out[name])
+            if repeats and len(held_out[name]) == repeats
             else None,
             seconds=fitting.seconds[name],
         )
@@ -201,7 +204,7 @@ class _Fitting:
             what,
         )
         shape = len(y), int(y.max()) + 1
-        proba = {name: np.full((len(some), *shape), np.nan) for name, some in choices.items()}
+        proba = {name: np.full((len(params), *shape), np.nan) for name, params in choices.items()}
         for (name, fold), of_fold in zip(jobs, found, strict=True):
             if of_fold is not None:
                 proba[name][:, fold.outside] = of_fold
@@ -243,8 +246,8 @@ class _Fitting:
         results = self._run([(name, partial(fit, name, seed)) for name, seed in jobs])
         fits = {}
         for name in self.alive:
-            mine = [(seed, *results[i]) for i, (of, seed) in enumerate(jobs) if of == name]
-            seeds, models, proba = zip(*mine, strict=True)
+            fitted = [(seed, *results[i]) for i, (of, seed) in enumerate(jobs) if of == name]
+            seeds, models, proba = zip(*fitted, strict=True)
             curves = getattr(models[0][-1], "curves_", {})
             fits[name] = Fit(models=models, seeds=seeds, proba=np.stack(proba), curves=curves)
         return fits
@@ -253,7 +256,7 @@ class _Fitting:
         """What the jobs of heads return, in their order; None for one that failed."""
         results: list[Any] = [None] * len(jobs)
 
-        def one(number: int) -> None:
+        def run(number: int) -> None:
             name, job = jobs[number]
             start = time.perf_counter()
             try:
@@ -264,9 +267,9 @@ class _Fitting:
 
         numbers = range(len(jobs))
         alone = [i for i in numbers if not self.specs[jobs[i][0]].parallel]
-        run_parallel([partial(one, i) for i in numbers if i not in alone])
+        run_parallel([partial(run, i) for i in numbers if i not in alone])
         for i in alone:
-            one(i)
+            run(i)
         return results
 
 
@@ -308,24 +311,25 @@ def _fit_choices(
     if spec.fit_path:
         spec.fit_path(heads, fold.X_inside, y)
         return np.stack([head.predict_proba(fold.X_outside) for head in heads])
-    found: list[Proba | None] = []
+    proba: list[Proba | None] = []
     for head in heads:
         try:
             fitted = head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
-            found.append(fitted.predict_proba(fold.X_outside))
+            proba.append(fitted.predict_proba(fold.X_outside))
         except ValueError as cause:
             refusal = cause
-            found.append(None)
-    known = next((proba for proba in found if proba is not None), None)
-    if known is None:
+            proba.append(None)
+    fitted_proba = [p for p in proba if p is not None]
+    if not fitted_proba:
         raise refusal
-    return np.stack([np.full_like(known, np.nan) if p is None else p for p in found])
+    undefined = np.full_like(fitted_proba[0], np.nan)
+    return np.stack([undefined if p is None else p for p in proba])
 
 
-def _log_losses(tried: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]:
+def _log_losses(by_choice: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]:
     """Mean log loss of each choice on the rows held out; infinite where a fold cannot bear it."""
-    held_out = np.flatnonzero(np.isfinite(tried).all(axis=2).any(axis=0))
-    of_label = tried[:, held_out, y[held_out]]
+    held_out = np.flatnonzero(np.isfinite(by_choice).all(axis=2).any(axis=0))
+    of_label = by_choice[:, held_out, y[held_out]]
     loss = -np.log(np.maximum(of_label, _TINY)).mean(axis=1)
     return np.where(np.isfinite(loss), loss, np.inf)
 

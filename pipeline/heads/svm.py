@@ -103,9 +103,10 @@ class SVMHead(Head):
         rows = validate_data(self, X, dtype=np.float32, reset=False)
         inner = (rows @ self.support_vectors_.T).astype(np.float64)
         if self.best_params_["kernel"] == "rbf":
-            own = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)[:, None]
-            kept = self.support_vectors_
-            distances = own + np.einsum("ij,ij->i", kept, kept, dtype=np.float64) - 2 * inner
+            squares, of_support = (
+                np.einsum("ij,ij->i", a, a, dtype=np.float64) for a in (rows, self.support_vectors_)
+            )
+            distances = squares[:, None] + of_support - 2 * inner
             inner = np.exp(-self.gamma_ * np.maximum(distances, 0))
         # The machine reads the columns of its support vectors only.
         kernel = np.zeros((len(rows), self.machine_.shape_fit_[0]))
