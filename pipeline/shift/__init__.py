@@ -1,1 +1,1 @@
-"""Why accuracy falls between two hospitals: tests, decompositions and fixes on features."""
+"""Why accuracy falls from the source to a target: tests, effects, adaptation, a verdict."""
