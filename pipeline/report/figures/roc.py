@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
-from pipeline.evaluation.metrics import confusion
 from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.style import (
     GREY,
@@ -229,7 +228,7 @@ def heads_confusion(found: Results) -> Figure:
 
 
 def _matrix(axes: Axes, label: NDArray[Any], proba: NDArray[Any], K: int) -> None:
-    counts = confusion(label, proba)
+    counts = confusion_matrix(label, proba.argmax(axis=1), labels=range(K))
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
     axes.set_xticks([])
