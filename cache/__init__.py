@@ -9,6 +9,7 @@ from cache.errors import (
     CanaryError,
     DamagedPartError,
     MissingRowsError,
+    NotPlainFileError,
     StoreFormatError,
     WriteFailedError,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "DamagedPartError",
     "FeatureStore",
     "MissingRowsError",
+    "NotPlainFileError",
     "Recipe",
     "StoreFormatError",
     "WriteFailedError",

@@ -4,27 +4,41 @@ Everything a store does to files is one of the primitives below, so a test can
 make any of them fail, or kill the process there, and look at what is left.
 ``publish`` is the one way in which a file comes to be: written beside its place,
 synced, renamed, and the folder synced. A file that has its final name is whole.
+
+Files are for their owner alone (0600 in folders 0700), for they hold data of patients. With
+``HEADRACE_SHARED=1`` the umask decides instead.
 """
 
 import errno
+import json
 import os
 import shutil
 import socket
+import stat
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from cache.errors import WriteFailedError
+from cache.errors import NotPlainFileError, WriteFailedError
 
 TEMPORARY = ".tmp-"
 _ABANDONED_AFTER_S = 24 * 3600
+#: No file that is read whole is larger; a part is far smaller.
+MAX_BYTES = 16 << 30
+MAX_JSON_BYTES = 512 << 20
+
+
+def _is_shared() -> bool:
+    return os.environ.get("HEADRACE_SHARED") == "1"
 
 
 def open_new(path: Path) -> int:
     """Create ``path`` for writing; never follow a link, never reuse a file."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    return os.open(path, flags, 0o644)
+    return os.open(path, flags, 0o666 if _is_shared() else 0o600)
 
 
 def write(descriptor: int, data: memoryview) -> int:
@@ -68,8 +82,14 @@ def make_dir(path: Path) -> None:
     if path.is_dir():
         return
     make_dir(path.parent)
-    path.mkdir(exist_ok=True)
+    path.mkdir(0o777 if _is_shared() else 0o700, exist_ok=True)
     fsync_dir(path.parent)
+
+
+def remove_dir(path: Path) -> None:
+    """Remove a folder, if it is empty."""
+    if not listdir(path):
+        path.rmdir()
 
 
 def listdir(folder: Path) -> list[str]:
@@ -80,14 +100,58 @@ def listdir(folder: Path) -> list[str]:
         return []
 
 
-def read_all(path: Path) -> bytes:
-    """Read a whole file once: what is checked is then what is parsed."""
-    return path.read_bytes()
+def read_all(path: Path, most: int = MAX_BYTES) -> bytes:
+    """Read a whole file once: what is checked is then what is parsed.
+
+    Raises:
+        NotPlainFileError: It is a folder, a FIFO, a device or a link, or has more than
+            ``most`` bytes. None of it was read.
+    """
+    # A FIFO without a writer would hold an open that blocks for ever.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
+    except OSError as cause:
+        if cause.errno in (errno.ELOOP, errno.ENXIO):
+            raise NotPlainFileError(f"{path} is no regular file") from cause
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotPlainFileError(f"{path} is no regular file")
+        if status.st_size > most:
+            raise NotPlainFileError(
+                f"{path} has {status.st_size:,} bytes; at most {most:,} are read"
+            )
+        pieces, rest = [], status.st_size
+        while rest and (piece := os.read(descriptor, rest)):
+            pieces.append(piece)
+            rest -= len(piece)
+    finally:
+        os.close(descriptor)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def size(path: Path) -> int:
-    """Size of a file in bytes."""
-    return path.stat().st_size
+def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
+    """Values of a JSON file.
+
+    Raises:
+        OSError: It cannot be read, or see :func:`read_all`.
+        ValueError: It is no JSON, or is nested deeper than anything we write.
+    """
+    return parse_json(read_all(path, most))
+
+
+def parse_json(data: bytes) -> Any:
+    """Values of a JSON text.
+
+    Raises:
+        ValueError: It is no JSON, or is nested deeper than anything we write.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as cause:
+        raise ValueError("it is nested too deeply") from cause
 
 
 def free_bytes(folder: Path) -> int | None:
@@ -101,28 +165,38 @@ def free_bytes(folder: Path) -> int | None:
 
 
 def publish(path: Path, data: bytes, *, scratch: Path | None = None) -> None:
-    """Put a whole file in place, or leave nothing of it.
+    """Put a whole file in place, or leave nothing of it; see :func:`publish_all`."""
+    publish_all({path: data}, scratch=scratch)
+
+
+def publish_all(contents: Mapping[Path, bytes], *, scratch: Path | None = None) -> None:
+    """Put whole files in place, one after the other, once all of them are on the disk.
 
     Args:
-        path: Final name; its folder must exist. An older file there is replaced.
-        data: The complete content.
-        scratch: Folder of the temporary file, on the same file system; default: beside
-            the final place.
+        contents: By final name, the complete content; folders must exist. Older files are
+            replaced.
+        scratch: Folder of the temporary files, on the same file system; default: beside
+            the final places.
 
     Raises:
-        WriteFailedError: Any step failed. The temporary file is removed. A failed
+        WriteFailedError: Any step failed. The temporary files are removed. A failed
             fsync is never repeated on the same file: a second one may report success
             although the data is lost (the kernel drops the error with the page).
     """
-    temporary = (scratch or path.parent) / temporary_name()
+    waiting: dict[Path, Path] = {}
     try:
-        _write_durably(temporary, data)
-        replace(temporary, path)
-        fsync_dir(path.parent)
+        for path, data in contents.items():
+            waiting[path] = (scratch or path.parent) / temporary_name()
+            _write_durably(waiting[path], data)
+        for path in contents:
+            replace(waiting[path], path)
+            del waiting[path]
+            fsync_dir(path.parent)
     except OSError as cause:
         free = free_bytes(path.parent)
-        _discard(temporary)
-        raise WriteFailedError(path, cause, needed=len(data), free=free) from cause
+        for temporary in waiting.values():
+            _discard(temporary)
+        raise WriteFailedError(path, cause, needed=len(contents[path]), free=free) from cause
 
 
 def check_writable(folder: Path) -> None:
@@ -156,6 +230,19 @@ def remove(folder: Path, names: list[str]) -> None:
         fsync_dir(folder)
     except OSError as cause:
         raise WriteFailedError(path, cause, needed=0, free=free_bytes(folder)) from cause
+
+
+def remove_abandoned(folder: Path) -> list[str]:
+    """Remove temporary files of a folder whose writer is gone; returns their names.
+
+    Raises:
+        WriteFailedError: One could not be removed.
+    """
+    temporary = [name for name in listdir(folder) if name.startswith(TEMPORARY)]
+    abandoned = [name for name in temporary if is_abandoned(folder / name)]
+    if abandoned:
+        remove(folder, abandoned)
+    return abandoned
 
 
 def _write_durably(path: Path, data: bytes) -> None:

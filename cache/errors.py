@@ -1,6 +1,17 @@
 """Errors of the feature store; each also is the builtin a caller would expect."""
 
+import errno
 from pathlib import Path
+
+#: By errno, what a person can do about a write that failed.
+_MAKE_ROOM = "make room, or choose another place"
+_NOT_ALLOWED = "get the right to write there, or choose another place"
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _MAKE_ROOM),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _NOT_ALLOWED),
+    errno.EIO: "the disk may be failing: check it, or choose another place",
+}
+_OTHER_ADVICE = "choose another place"
 
 
 class CacheError(Exception):
@@ -12,19 +23,26 @@ class CacheError(Exception):
 class WriteFailedError(CacheError, OSError):
     """The disk refused a write; nothing that was already committed is affected."""
 
+    exit_code = 4
+
     def __init__(self, path: Path, cause: OSError, *, needed: int, free: int | None) -> None:
         """Say which file, why, and how much room there was."""
         room = "unknown" if free is None else f"{free:,}"
         super().__init__(
             f"cannot write {path}: {cause.strerror or cause} (errno {cause.errno}); "
             f"needed {needed:,} bytes, {room} free. What was committed before is safe: "
-            "make room, or choose another place (for features HEADRACE_FEATURES), then run again"
+            f"{_ADVICE.get(cause.errno or 0, _OTHER_ADVICE)} (for features HEADRACE_FEATURES), "
+            "then run again"
         )
         self.errno = cause.errno
 
     def __str__(self) -> str:
         """Show the sentence: OSError would put the errno in front of it."""
         return str(self.args[0])
+
+
+class NotPlainFileError(CacheError, OSError):
+    """What should be a file of ours is a folder, a link, a FIFO, a device, or far too large."""
 
 
 class DamagedPartError(CacheError, ValueError):

@@ -24,6 +24,9 @@ from cache.recipe import FORMAT, canonical
 
 _KEY_BYTES = 32
 NAME = re.compile(r"part-[0-9a-f]{64}\.h5")
+#: No part that is larger is written or read; those that a run makes stay below 256 MiB.
+MAX_BYTES = 1 << 30
+_OVERHEAD = 1 << 20
 _ATTRIBUTES = frozenset({"format", "fingerprint", "n", "provenance"})
 #: Readable by HDF5 1.10 tools, and the same bytes for the same rows every time.
 _LIBVER = ("earliest", "v108")
@@ -56,13 +59,16 @@ def check_rows(key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
 
     Raises:
         BadFeaturesError: Not float32, not finite, no rows, another number of keys than
-            rows, a key that is not 32 bytes, or one that stands there twice.
+            rows, a key that is not 32 bytes, or one that stands there twice; or too much
+            for one part.
     """
     if features.dtype != np.float32 or features.ndim < 2 or not features.size:
         raise BadFeaturesError(
             f"features must be float32 of shape (n, ...) with n > 0, got {features.dtype} "
             f"of shape {features.shape}"
         )
+    if features.nbytes + key.nbytes > MAX_BYTES - _OVERHEAD:
+        raise BadFeaturesError(f"{features.nbytes:,} bytes do not fit into one part: commit less")
     if key.dtype != np.uint8 or key.shape != (len(features), _KEY_BYTES):
         raise BadFeaturesError(
             f"{len(features)} rows need keys of shape ({len(features)}, {_KEY_BYTES}) uint8, "

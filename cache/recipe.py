@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
-from cache.errors import CanaryError, StoreFormatError
+from cache.errors import CanaryError, NotPlainFileError, StoreFormatError
 
 FORMAT = 1
 
@@ -128,7 +128,7 @@ def read_recipe(path: Path) -> Recipe:
         StoreFormatError: There is no readable ``meta.json``, or it is a newer one.
     """
     try:
-        recipe = json.loads(disk.read_all(path / _META))["recipe"]
+        recipe = disk.read_json(path / _META)["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise StoreFormatError(f"{path} is not a feature store: {_META}: {cause}") from cause
     return Recipe.from_json(recipe)
@@ -198,16 +198,14 @@ def relative_l2_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        data = disk.read_all(path / _META)
-    except FileNotFoundError:
-        return None
-    try:
-        meta = json.loads(data)
+        meta = disk.read_json(path / _META)
         canaries = np.asarray(meta["canaries"]["features"], np.float32)
         canaries = canaries.reshape(meta["canaries"]["shape"])
         provenance = dict(meta["provenance"])
         fingerprint = str(meta["fingerprint"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as cause:
+    except FileNotFoundError:
+        return None
+    except (NotPlainFileError, ValueError, KeyError, TypeError, OverflowError) as cause:
         raise StoreFormatError(
             f"{path / _META} is damaged ({cause}). Remove it to take the network in hand as "
             "the new reference, then compare: headrace cache verify STUDY --sample 300"

@@ -9,7 +9,9 @@ them in time; :func:`compact` and :func:`gc` keep the folder small.
 """
 
 import logging
+import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,11 @@ from cache.errors import (
     CacheError,
     DamagedPartError,
     MissingRowsError,
+    NotPlainFileError,
     StoreFormatError,
     WriteFailedError,
 )
-from cache.part import NAME, Part, check_rows, from_bytes, name_of, to_bytes
+from cache.part import MAX_BYTES, NAME, Part, check_rows, from_bytes, name_of, to_bytes
 from cache.recipe import Recipe, read_recipe
 
 _LOG = logging.getLogger(__name__)
@@ -206,9 +209,12 @@ class FeatureStore:
     def _scan_part(self, name: str) -> bool:
         """Learn what a part holds; False when there is no such file any more."""
         try:
-            data = disk.read_all(self.path / "parts" / name)
+            data = disk.read_all(self.path / "parts" / name, MAX_BYTES)
         except FileNotFoundError:
             return False
+        except NotPlainFileError as cause:
+            self._quarantine(name, str(cause))
+            return True
         except OSError as cause:
             self.damaged[name] = f"{name}: cannot be read: {cause}"
             _LOG.warning("%s: cannot be read (%s); its rows count as missing", name, cause)
@@ -229,8 +235,11 @@ class FeatureStore:
         self.damaged[name] = reason
         _LOG.warning("%s; moved to quarantine, its rows will be computed again", reason)
         try:
-            disk.make_dir(self.path / "quarantine")
-            disk.replace(self.path / "parts" / name, self.path / "quarantine" / name)
+            aside = self.path / "quarantine" / name
+            disk.make_dir(aside.parent)
+            if os.path.lexists(aside):  # a folder gives way to nothing
+                aside = aside.with_name(f"{name}-{uuid.uuid4().hex}")
+            disk.replace(self.path / "parts" / name, aside)
         except OSError as cause:
             _LOG.warning("%s: cannot be moved to quarantine: %s", name, cause)
 
@@ -270,7 +279,7 @@ class FeatureStore:
         features = np.full((len(wanted), *(self.row_shape() or (0,))), np.nan, np.float32)
         for name, pairs in wanted_of.items():
             try:
-                part = self._parse(name, disk.read_all(self.path / "parts" / name))
+                part = self._parse(name, disk.read_all(self.path / "parts" / name, MAX_BYTES))
             except OSError:
                 return None
             if part is None:
@@ -420,14 +429,8 @@ def gc(store: FeatureStore) -> list[str]:
     Raises:
         WriteFailedError: One could not be removed.
     """
-    removed = []
-    for folder in (store.path, store.path / "parts"):
-        temporary = [n for n in disk.listdir(folder) if n.startswith(disk.TEMPORARY)]
-        abandoned = [name for name in temporary if disk.is_abandoned(folder / name)]
-        if abandoned:
-            disk.remove(folder, abandoned)
-        removed += abandoned
-    return removed
+    folders = (store.path, store.path / "parts")
+    return [name for folder in folders for name in disk.remove_abandoned(folder)]
 
 
 def quarantined(store: FeatureStore) -> list[str]:
@@ -457,7 +460,7 @@ def _merge(store: FeatureStore, group: list[PartInfo]) -> None:
     rows: dict[bytes, NDArray[np.float32]] = {}
     for info in group:
         try:
-            data = disk.read_all(store.path / "parts" / info.name)
+            data = disk.read_all(store.path / "parts" / info.name, MAX_BYTES)
             part = from_bytes(data, name=info.name, fingerprint=store.recipe.fingerprint)
         except (OSError, DamagedPartError):
             # Another process is compacting the same parts: leave it to that one. Or the

@@ -194,16 +194,12 @@ def load_head(folder: Path) -> SavedHead:
 def _description(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION
     try:
-        if disk.size(file) > _MAX_JSON:
-            raise ModelError(f"{DESCRIPTION} is larger than {_MAX_JSON} bytes")
-        values = json.loads(disk.read_all(file))
+        values = disk.read_json(file, _MAX_JSON)
     except FileNotFoundError as cause:
         raise ModelError(_missing(folder)) from cause
     except OSError as cause:
-        raise ModelError(f"{DESCRIPTION} cannot be read: {cause.strerror}") from cause
-    except (ValueError, RecursionError) as cause:
-        if isinstance(cause, ModelError):
-            raise
+        raise ModelError(f"{DESCRIPTION} cannot be read: {cause.strerror or cause}") from cause
+    except ValueError as cause:
         raise ModelError(f"{DESCRIPTION} is damaged ({str(cause)[:100]})") from cause
     if not isinstance(values, dict) or "format" not in values:
         raise ModelError(f"{DESCRIPTION} is no description of a head")

@@ -1,6 +1,8 @@
 """Checks of the store's promises that a planted bug must fail; see the mutation test."""
 
 import logging
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -45,28 +47,29 @@ def check_finite(folder: Path) -> None:
     assert not list((store.path / "parts").iterdir())
 
 
-def assert_never_served(folder: Path, name: str, data: bytes | None, keys: list[bytes]) -> None:
-    """Put a file (a folder, for None) among the parts: no key of it may be found.
+def assert_never_served(
+    folder: Path, name: str, data: bytes | Callable[[Path], object], keys: list[bytes]
+) -> None:
+    """Put a file, or what a function makes, among the parts: no key of it may be found.
 
-    It is named in a warning, and a file is moved to ``quarantine/`` as it is.
+    It is named in a warning, and moved to ``quarantine/`` as it is.
     """
     store = FeatureStore(folder, jobs.RECIPE)
     place = store.path / "parts" / name
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.mkdir() if data is None else place.write_bytes(data)
+    place.write_bytes(data) if isinstance(data, bytes) else data(place)
     with StoreWarnings() as warned:
         store.scan()
     served = [key for key in keys if key in store]
     assert not served, f"{len(served)} rows of a damaged part are served"
     assert set(store.damaged) == {name}
     assert any(name in text for text in warned)
-    if data is None:
-        place.rmdir()
-    else:
-        assert not place.exists()
-        aside = store.path / "quarantine" / name
+    assert not os.path.lexists(place)
+    aside = store.path / "quarantine" / name
+    if isinstance(data, bytes):
         assert aside.read_bytes() == data
         aside.unlink()  # ext4 is slow to rename over a file that is there
+    assert os.listdir(aside.parent) or isinstance(data, bytes)
 
 
 class StoreWarnings(logging.Handler):

@@ -1,13 +1,14 @@
 """Whatever lies among the parts: only whole parts of this recipe are ever served."""
 
 import io
+import os
 from dataclasses import replace
 
 import h5py
 import numpy as np
 import pytest
 
-from cache.part import name_of, to_bytes
+from cache.part import MAX_BYTES, name_of, to_bytes
 from cache.store import FeatureStore, quarantined
 from tests import cache_jobs as jobs
 from tests.cache.store_checks import StoreWarnings, assert_never_served
@@ -57,9 +58,37 @@ def test_a_lost_page_is_seen(tmp_path, counts):
         counts["damaged files"] += 1
 
 
-def test_a_folder_with_a_parts_name_is_left_alone(tmp_path, counts):
-    """It cannot be read, is named in a warning, and does not stop the store."""
-    _damage_each(tmp_path, counts, [None])
+def _huge(place):
+    with place.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+
+
+#: What is no file of bounded size, and must not be opened for long, followed or read.
+STRANGE = {
+    "folder": lambda place: (place.mkdir(), (place / "mine").write_text("")),
+    "FIFO": os.mkfifo,
+    "endless device": lambda place: place.symlink_to("/dev/zero"),
+    "link to a whole part": lambda place: place.symlink_to(_elsewhere(place)),
+    "link to nothing": lambda place: place.symlink_to("nowhere"),
+    "far too large": _huge,
+}
+
+
+def _elsewhere(place):
+    file = place.parents[2] / "elsewhere"
+    file.write_bytes(WHOLE)
+    return file
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_no_plain_file_is_set_aside_and_its_rows_can_be_written(tmp_path, counts, kind):
+    """Also twice: none keeps the part that belongs there from its place."""
+    for _ in range(2):
+        _damage_each(tmp_path, counts, [STRANGE[kind]])
+    store = FeatureStore(tmp_path, jobs.RECIPE)
+    store.prepare()
+    assert store.commit(*jobs.rows_of(KEYS)) == NAME
+    assert FeatureStore(tmp_path, jobs.RECIPE).keys() == set(KEYS)
 
 
 def test_a_renamed_part_is_set_aside(tmp_path, counts):

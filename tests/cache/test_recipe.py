@@ -189,6 +189,7 @@ DAMAGED = {
     "no json": b"{",
     "no text": b"\xff\xfe",
     "list": b"[]",
+    "nested": b"[" * 200_000,
     "number": b"3",
     "recipe a number": b'{"recipe": 3}',
     "recipe a list": b'{"recipe": []}',

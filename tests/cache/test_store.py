@@ -1,5 +1,6 @@
 """The store in ordinary use: what goes in comes out, once and in the order asked for."""
 
+import errno
 import os
 import re
 import sys
@@ -224,7 +225,48 @@ def test_a_store_that_cannot_be_written_can_be_read(store, monkeypatch):
     with pytest.raises(WriteFailedError, match=r"cannot write .*tiny-.*Read-only file system") as e:
         reader.prepare()
     assert e.value.errno == 30
-    assert e.value.exit_code == 1
+    assert e.value.exit_code == 4
+
+
+@pytest.mark.parametrize(
+    ("shared", "umask", "modes"),
+    [("", 0o022, (0o700, 0o600)), ("", 0o277, (0o500, 0o400)), ("1", 0o007, (0o770, 0o660))],
+)
+def test_files_are_for_their_owner_unless_a_team_says_otherwise(
+    tmp_path, monkeypatch, shared, umask, modes
+):
+    """A stricter umask is obeyed; with HEADRACE_SHARED the umask alone decides."""
+    monkeypatch.setenv("HEADRACE_SHARED", shared)
+    before = os.umask(umask)
+    try:
+        disk.make_dir(tmp_path / "a" / "b")
+        disk.publish(tmp_path / "file", b"", scratch=tmp_path)
+    finally:
+        os.umask(before)
+    made = [tmp_path / "a", tmp_path / "a" / "b", tmp_path / "file"]
+    assert [path.stat().st_mode & 0o777 for path in made] == [modes[0], *modes]
+
+
+ADVICE = {
+    errno.ENOSPC: "make room, or choose",
+    errno.EROFS: "get the right to write there",
+    errno.EACCES: "get the right to write there",
+    errno.EIO: "the disk may be failing",
+    errno.EINVAL: "safe: choose another place",
+}
+
+
+@pytest.mark.parametrize("number", ADVICE)
+def test_the_advice_fits_the_error(tmp_path, monkeypatch, number):
+    """More room does not help where nobody may write."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(disk, "open_new", refuse)
+    with pytest.raises(WriteFailedError, match=ADVICE[number]) as error:
+        disk.publish(tmp_path / "file", b"")
+    assert str(error.value).count("make room") == (number == errno.ENOSPC)
 
 
 def test_a_file_where_a_folder_must_be_is_a_failed_write(tmp_path):
