@@ -410,9 +410,8 @@ _FINETUNE_HELP = f"""Train heads, parts and whole networks, and compare them on 
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), help="Default: the study's on CUDA, else fp32."
 )
-@click.option(
-    "--deterministic", is_flag=True, default=None, help="On CUDA: the same bits each time; slower."
-)
+@click.option("--deterministic", is_flag=True, help="On CUDA: the same bits each time; slower.")
+@click.option("--compile", is_flag=True, help="torch.compile: a minute first, then faster steps.")
 @_conflicts_option
 @_figures_option
 @command

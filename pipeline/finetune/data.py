@@ -66,7 +66,7 @@ class Held:
 
         Called by one thread at a time, which is not the caller of the loop.
         """
-        return self.values[torch.from_numpy(self._at[rows]).to(self.values.device)]
+        return self.values[_on_device(torch.from_numpy(self._at[rows]), self.values.device)]
 
     def take(self, rows: Rows) -> "Held":
         """The examples of these rows, shape ``(m,)``, over the same values."""
@@ -258,7 +258,8 @@ def augment_lightly(pixels: Tensor, seed: int, epoch: int, rows: Rows) -> Tensor
         )
     maps = torch.from_numpy(np.stack([_light_map(seed, epoch, int(row)) for row in rows]))
     images = pixels.permute(0, 3, 1, 2).float()
-    grid = affine_grid(maps.to(pixels.device), list(images.shape), align_corners=False)
+    maps = _on_device(maps, pixels.device)
+    grid = affine_grid(maps, list(images.shape), align_corners=False)
     moved = grid_sample(images, grid, padding_mode="border", align_corners=False)
     return moved.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
@@ -274,9 +275,9 @@ def _light_map(seed: int, epoch: int, row: int) -> NDArray[np.float32]:
     return np.array([[mirror * cos, -sin, right], [mirror * sin, cos, down]], np.float32)
 
 
-def _on_device(tensor: Tensor, device: str) -> Tensor:
+def _on_device(tensor: Tensor, device: str | torch.device) -> Tensor:
     """Without waiting for the copy; images of floats as channels_last."""
-    if device.startswith("cuda") and not tensor.is_cuda:
+    if torch.device(device).type == "cuda" and not tensor.is_cuda:
         tensor = tensor.pin_memory().to(device, non_blocking=True)
     if tensor.dim() == 4 and tensor.is_floating_point():
         return tensor.contiguous(memory_format=torch.channels_last)

@@ -36,8 +36,8 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
     """Everything process-wide that a training needs, put back at the end.
 
     Torch's generators are the caller's again afterwards. TF32 is used only where it was
-    asked for (cuDNN would use it unasked). On CUDA ``deterministic`` decides between cuDNN's
-    repeatable algorithms and the fastest for the shape of a batch.
+    asked for (cuDNN would use it unasked). On CUDA ``deterministic`` asks for repeatable
+    algorithms; the loop measures which are the fastest otherwise.
 
     Raises:
         EngineError: No such device, a precision it does not have, out of memory, or one
@@ -59,7 +59,7 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
             stack.enter_context(named_errors(settings.device, settings.batch_size))
             stack.enter_context(torch.random.fork_rng([device] if on_cuda else []))
             flags = torch.backends.cudnn.flags(
-                enabled=True, benchmark=not repeatable, deterministic=repeatable, allow_tf32=tf32
+                enabled=True, benchmark=False, deterministic=repeatable, allow_tf32=tf32
             )
             stack.enter_context(flags)
             if on_cuda and repeatable:
@@ -102,9 +102,10 @@ def named_errors(device: str, batch_size: int) -> Iterator[None]:
             f"than {batch_size}, or fewer processes, the last step of an epoch has more"
         ) from cause
     except RuntimeError as cause:
-        if "allocate memory" not in str(cause):
+        # As torch says it of a CPU, and CUDA of memory that torch does not manage.
+        if not any(text in str(cause) for text in ("allocate memory", "out of memory")):
             raise
-        raise EngineError(_no_memory(device, batch_size)) from cause  # how torch says it of a CPU
+        raise EngineError(_no_memory(device, batch_size)) from cause
 
 
 def _no_memory(device: str, size: int) -> str:

@@ -72,6 +72,9 @@ def train(  # noqa: C901, PLR0915
         if now.finished:
             return _history(now, settings)
         network = parallel.wrapped(model, device)
+        # The last step of an epoch has a shape of its own: neither compiling nor measuring
+        # algorithms would pay for it.
+        compiled = torch.compile(network, dynamic=False) if settings.compile else network
 
         def save() -> None:
             if checkpoints and group.rank == 0:
@@ -92,8 +95,10 @@ def train(  # noqa: C901, PLR0915
                 for parameters in optimiser.param_groups:
                     parameters["lr"] = now.rate
                 seed_generators(dropout_seed(settings.seed, epoch, now.step, group.rank), device)
+                whole = batch.images_of_all == settings.batch_size
+                torch.backends.cudnn.benchmark = whole and not settings.deterministic
                 with autocast(settings):
-                    output = network(batch.inputs)
+                    output = (compiled if whole else network)(batch.inputs)
                     loss = training_loss(output, batch.labels)
                 optimiser.zero_grad()
                 (loss * batch.factor).backward()  # type: ignore[no-untyped-call]
@@ -143,7 +148,7 @@ def predict(
     Raises:
         EngineError: No such device, or out of memory.
     """
-    settings = TrainingSettings(batch_size=batch_size, device=device)
+    settings = TrainingSettings(batch_size=batch_size, device=device, deterministic=True)
     with torch_settings(settings), torch.no_grad():
         model.to(device).eval()
         rows = [
@@ -201,9 +206,11 @@ def _optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
+    fused = True if settings.device.startswith("cuda") else None
     if settings.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+        rate = settings.learning_rate
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
 
 
 def _check(
@@ -251,6 +258,7 @@ def _score(model: nn.Module, examples: Held, settings: TrainingSettings) -> tupl
     """Mean cross-entropy and accuracy; processes share the batches, all get the same sums."""
     totals = torch.zeros(2, dtype=torch.float64, device=settings.device)
     model.eval()
+    torch.backends.cudnn.benchmark = False
     with torch.no_grad():
         for batch in plain_batches(examples, settings, parallel.group()):
             with autocast(settings):

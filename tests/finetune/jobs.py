@@ -73,7 +73,7 @@ class SmallNet(nn.Module):
             nn.Conv2d(3, 4, 3, padding=1),
             nn.BatchNorm2d(4) if norm else nn.Identity(),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2),
+            nn.AvgPool2d(4),
             nn.Flatten(),
         )
         self.head = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 2))

@@ -322,6 +322,21 @@ def test_bf16_is_near_fp32_and_leaves_float32_weights():
     assert all(math.isfinite(row.fit_loss) for row in history.rows)
 
 
+def test_full_batches_are_compiled_and_the_last_is_not(monkeypatch):
+    """Of ten images in steps of four, two of three steps have the compiled shape."""
+    shapes = []
+
+    def compiled(network, **options):
+        assert options == {"dynamic": False}
+        return lambda batch: shapes.append(len(batch)) or network(batch)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    found, _ = _trained(small_net(), replace(SETTINGS, compile=True))
+    assert shapes == [4] * 4
+    assert same(found, _trained(small_net())[0])
+    assert shapes == [4] * 4
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_device_is_named():
     """With what to take instead."""
