@@ -50,11 +50,14 @@ finetune: $(READY) $(DEMO)  ## End-to-end and partial fine-tuning, for compariso
 report: $(READY) $(DEMO)  ## One HTML page of everything that the stages found [STUDY=study.toml]
 	$(BIN)/headrace report "$(STUDY)"
 
+# A file of tests a process, one thread each: together they use every core once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: $(READY)  ## The tests that CI runs
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(READY)  ## All tests, also the ones that take minutes
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: $(READY)  ## Style and types
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What all tests share: counts of what was tried on the store, shown at the very end."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -20,6 +21,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def counts(pytestconfig: pytest.Config) -> Counter[str]:
     """Counts for the line in the terminal summary."""
     return pytestconfig.stash[_COUNTS]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand the counts of a worker process to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counts"] = {
+            name: int(count) for name, count in session.config.stash[_COUNTS].items()
+        }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Add the counts of a worker process that ended."""
+    node.config.stash[_COUNTS].update(getattr(node, "workeroutput", {}).get("counts", {}))
 
 
 def pytest_terminal_summary(
