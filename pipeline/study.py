@@ -20,7 +20,7 @@ from pipeline.words import composed
 SOURCE = "source"
 SEALED, ABSENT = LABELS = ("sealed", "absent")
 PRECISIONS = ("fp32", "tf32", "bf16")
-RESIZES = ("stretch", "crop")
+RESIZES = ("stretch", "crop", "fast")
 
 _MAX_HUMAN_ERROR = 0.5  # a person who errs more often is worse than a coin
 _MOST_MEGAPIXELS = 1000  # 3 GB decoded
@@ -89,8 +89,9 @@ class BackboneChoice:
     Attributes:
         name: An entry of ``BACKBONES``, or ``timm:NAME``.
         weights: ``imagenet``, or the path of a file with the network's state dict.
-        resize: ``stretch`` (whole picture to the network's square) or ``crop``
-            (as for ImageNet: shorter side, then the centre).
+        resize: ``stretch`` (whole picture to the network's square), ``crop`` (as for ImageNet:
+            shorter side, then the centre) or ``fast`` (``stretch``, large JPEG files decoded
+            at a part of their size).
         precision: ``fp32``, ``tf32`` or ``bf16``.
         mask: What the audit hides of each picture; no setting of the study file.
     """

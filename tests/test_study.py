@@ -114,7 +114,7 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
             ("121]", "121]\nweights = 'no.pth'"),
             r"weights: there is no file .*/no.pth; all",
         ),
-        (("121]", "121]\nresize = 'zoom'"), r"resize = 'zoom': allowed are stretch, crop"),
+        (("121]", "121]\nresize = 'zoom'"), r"resize = 'zoom': allowed are stretch, crop, fast"),
         (
             ('"b"', '"b"\nlabels = "secret"'),
             r"\[target.far\] labels = 'secret': allowed are sealed, absent",

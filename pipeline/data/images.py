@@ -8,6 +8,10 @@ state: no warning filter, no ``Image.MAX_IMAGE_PIXELS``, no ``LOAD_TRUNCATED_IMA
 Pillow's readers are called directly and not through ``Image.open``, which warns about large
 images, and a warning can be made an error only for all threads at once; so the size is read
 from the header and checked here, before anything is decoded.
+
+The scan of an ordinary JPEG file is decoded by simplejpeg: the same pixels as Pillow's, since
+both are libjpeg-turbo, in 0.4 of the time at 224 x 224, and without Python's lock. What it
+objects to goes through Pillow, whose reasons are given.
 """
 
 import io
@@ -17,6 +21,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
@@ -32,6 +37,8 @@ MAX_PIXELS = 50_000_000
 _MIN_SIDE = 16
 _MAX_ASPECT = 50
 _TWELVE_BITS = 1 << 12
+#: ``fast`` decodes to sides of so many times the network's, or more: 0.2 grey levels away.
+_FAST_SIDES = 2
 #: Shares of each side: hidden in the middle, and shown in a corner.
 _CENTRE = 0.7
 _CORNER = 0.2
@@ -50,8 +57,9 @@ class PixelPolicy:
         size: Side of the square result, pixels.
         resize: ``stretch``: straight to the square; the aspect is not kept, so that the
             whole field of view is seen, and an image of that size is not resampled at
-            all. ``crop``: as for ImageNet, the shorter side to ``size / crop_ratio``,
-            then the centre.
+            all. ``fast``: the same, but a JPEG file is decoded at 1/2, 1/4 or 1/8 of its size
+            where both sides keep twice the network's. ``crop``: as for ImageNet, the shorter
+            side to ``size / crop_ratio``, then the centre.
         crop_ratio: Share of the shorter side that is kept, in (0, 1]; ``crop`` only.
         interpolation: ``bilinear`` or ``bicubic``: Pillow's, always antialiased.
         mean: Of each channel, red first, on the scale 0 to 1.
@@ -135,24 +143,35 @@ def decode(data: bytes, policy: PixelPolicy, *, max_pixels: int = MAX_PIXELS) ->
             truncated, damaged, too large, too small, too long, several frames, 12 bits
             stored in 16.
     """
-    return measure_picture(data, lambda image: _fitted(image, policy), max_pixels=max_pixels)
+    at_least = _FAST_SIDES * policy.size if policy.resize == "fast" else None
+    return measure_picture(
+        data, lambda image: _fitted(image, policy), max_pixels=max_pixels, at_least=at_least
+    )
 
 
 def measure_picture(
-    data: bytes, measure: Callable[[Image.Image], _T], *, max_pixels: int = MAX_PIXELS
+    data: bytes,
+    measure: Callable[[Image.Image], _T],
+    *,
+    max_pixels: int = MAX_PIXELS,
+    at_least: int | None = None,
 ) -> _T:
-    """Decode a file at its own size and measure something of the picture.
+    """Decode a file and measure something of the picture.
 
     Args:
         data: The whole file.
         measure: Gets the picture upright, of mode L or RGB, as it is before resizing.
         max_pixels: A larger image is refused before it is decoded.
+        at_least: A JPEG file may be decoded smaller, to sides of so many pixels; None: at its
+            own size.
 
     Raises:
         ImageError: As :func:`decode`.
     """
     try:
         image, orientation = open_image(data, max_pixels=max_pixels)
+        if isinstance(image, JpegImageFile):
+            image = _decoded_jpeg(image, at_least)
         turn = _TURNS.get(orientation)
         upright = image if turn is None else image.transpose(turn)
         return measure(_in_eight_bits(upright))
@@ -217,6 +236,22 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Imag
     advice = "; max_megapixels in the study sets it"
     check_size(*image.size, max_pixels=max_pixels, advice=advice)
     return image, orientation
+
+
+def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:
+    """The picture of a JPEG file that was opened; Pillow decodes what is out of the ordinary."""
+    assert isinstance(image.fp, io.BytesIO)  # noqa: S101 - open_image made it
+    if at_least and min(image.size) >= 2 * at_least:
+        image.draft(None, (at_least, at_least))
+        return image
+    if image.mode not in ("L", "RGB"):
+        return image
+    colours = "GRAY" if image.mode == "L" else "RGB"
+    try:
+        pixels = simplejpeg.decode_jpeg(image.fp.getbuffer(), colours)
+    except ValueError:  # what is damaged is Pillow's to judge
+        return image
+    return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
 
 
 def check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS, advice: str = "") -> None:
@@ -379,7 +414,7 @@ def _resized(image: Image.Image, size: tuple[int, int], policy: PixelPolicy) -> 
 
 
 RESIZES: Mapping[str, Callable[[Image.Image, PixelPolicy], Image.Image]] = MappingProxyType(
-    {"stretch": _stretch, "crop": _crop}
+    {"stretch": _stretch, "crop": _crop, "fast": _stretch}
 )
 #: To add a mask: one function above and one line here; each has a store of its own.
 MASKS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(

@@ -1,16 +1,17 @@
-"""How a frozen network is run: OpenVINO on a CPU, torch on a CPU or CUDA."""
+"""How a frozen network is run: the table of engines, the choice among them, and OpenVINO.
+
+Nothing here imports torch unless it has to; its engine is in ``torch_engine``.
+"""
 
 import ctypes
 import importlib.util
 import platform
 import sys
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
     from pipeline.features.converted import Converted, ConvertedNetwork
     from pipeline.features.frozen import Frozen
 
-Pixels = NDArray[np.uint8]
 Features = NDArray[np.float32]
 Wait = Callable[[], Features]
 #: Builds the network; an engine calls it only if it has to, for it imports torch.
 Build = Callable[[], "Frozen"]
+DEVICES = ("cpu", "cuda")
 #: Large enough for full speed, small enough that 2 GB of memory hold all batches under way.
-BATCH_SIZE: Mapping[str, int] = MappingProxyType({"cpu": 8, "cuda": 128})
+CPU_BATCH = 8
+_LARGEST_CUDA_BATCH = 256
+#: Of the free memory of a GPU; what DenseNet121 takes for a pixel of a picture in fp32, and more.
+_SHARE_OF_MEMORY, _BYTES_PER_PIXEL = 0.5, 640
+COMPILING = ("auto", "never", "always")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +43,14 @@ class EngineChoice:
     Attributes:
         engine: ``auto``, or an entry of ``ENGINES``.
         device: ``auto``, ``cpu`` or ``cuda``.
-        batch_size: Images per batch; None takes ``BATCH_SIZE`` of the device.
+        batch_size: Images per batch; None: as the device and its memory allow.
+        compile: ``auto``, ``never`` or ``always``: whether torch compiles the network.
     """
 
     engine: str = "auto"
     device: str = "auto"
     batch_size: int | None = None
+    compile: str = "auto"
 
 
 class Engine(Protocol):
@@ -53,14 +60,19 @@ class Engine(Protocol):
         batch_size: Every batch has exactly this many images; the caller pads.
         depth: Batches that may be under way at once.
         description: For people: engine, device, batch size.
+        device_seconds: How long a GPU was busy so far, by kind of work; empty on a CPU.
     """
 
     batch_size: int
     depth: int
     description: str
+    device_seconds: dict[str, float]
 
-    def submit(self, pixels: Pixels) -> Wait:
-        """Start on uint8 pixels ``(batch_size, size, size, 3)``; do not wait."""
+    def submit(self, batch: Any) -> Wait:
+        """Start on uint8 pixels ``(batch_size, size, size, 3)``; do not wait.
+
+        The pixels must stay as they are until the result is there.
+        """
 
     def provenance(self) -> dict[str, str]:
         """Engine, device, batch size and versions, for the parts and the canaries."""
@@ -69,110 +81,21 @@ class Engine(Protocol):
         """Let go of threads and device memory."""
 
 
-class TorchEngine:
-    """torch: channels_last float32 on a CPU, the same code on CUDA.
-
-    Args:
-        build: Builds the network, see :class:`pipeline.features.frozen.Frozen`.
-        device: ``cpu`` or ``cuda``.
-        batch_size: Images per batch.
-        precision: ``fp32``, ``tf32`` or ``bf16``.
-        converted: Not used: torch runs the network as it is built.
-    """
-
-    depth = 2
-
-    def __init__(
-        self,
-        build: Build,
-        *,
-        device: str,
-        batch_size: int,
-        precision: str,
-        converted: "ConvertedNetwork | None" = None,  # noqa: ARG002 - all engines start alike
-    ) -> None:
-        import torch
-
-        self.batch_size = batch_size
-        self.description = f"torch on {_device_name(device)}, batch {batch_size}"
-        self._precision = precision
-        self._device = torch.device(device)
-        self._network = build().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # One thread keeps the order; the caller's thread stays free to commit.
-        self._thread = ThreadPoolExecutor(1, "forward")
-        self._thread.submit(_set_precision, precision).result()
-
-    def submit(self, pixels: Pixels) -> Wait:
-        """See :class:`Engine`."""
-        future = self._thread.submit(self._enqueue, pixels)
-
-        def wait() -> Features:
-            return future.result()()
-
-        return wait
-
-    def _enqueue(self, pixels: Pixels) -> Wait:
-        """Queue copy, forward and copy back; on CUDA nothing here waits for the device."""
-        import torch
-
-        on_cuda = self._device.type == "cuda"
-        host = torch.from_numpy(pixels)
-        with (
-            torch.inference_mode(),
-            torch.autocast(
-                self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"
-            ),
-        ):
-            if not on_cuda:
-                features = self._network(host).float().numpy()
-                return lambda: features
-            batch = host.pin_memory().to(self._device, non_blocking=True)
-            out = self._network(batch).float().to("cpu", non_blocking=True)
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record()
-
-        def wait() -> Features:
-            done.synchronize()  # for this batch alone; later ones go on meanwhile
-            return out.numpy()  # type: ignore[no-any-return]
-
-        return wait
-
-    def provenance(self) -> dict[str, str]:
-        """See :class:`Engine`."""
-        return _provenance("torch", self._device.type, self.batch_size)
-
-    def close(self) -> None:
-        """See :class:`Engine`."""
-        self._thread.shutdown()
-
-
 class OpenVINOEngine:
     """OpenVINO on a CPU, in float32: 1.6 to 5 times torch's rate.
 
     Args:
         build: Builds the network; called only where no converted form is kept.
-        device: ``cpu``.
         batch_size: Images per batch.
-        precision: ``fp32``; anything else is torch's.
         converted: Where the converted form is kept; None: nowhere.
     """
 
     def __init__(
-        self,
-        build: Build,
-        *,
-        device: str,
-        batch_size: int,
-        precision: str,
-        converted: "ConvertedNetwork | None" = None,
+        self, build: Build, batch_size: int, *, converted: "ConvertedNetwork | None" = None
     ) -> None:
-        if device != "cpu" or precision != "fp32":
-            raise EngineError(
-                f"OpenVINO runs here in fp32 on the CPU, not in {precision} on {device}: "
-                "use --engine torch"
-            )
         self.batch_size = batch_size
-        self.description = f"OpenVINO on {_device_name('cpu')}, batch {batch_size}"
+        self.device_seconds: dict[str, float] = {}
+        self.description = f"OpenVINO on {describe_device('cpu')}, batch {batch_size}"
         core = _openvino().Core()
         # A batch has one size, and so has the graph. Torch decides how it is exported.
         key = {"batch": batch_size, "openvino": version("openvino"), "torch": version("torch")}
@@ -188,13 +111,15 @@ class OpenVINOEngine:
         self.depth = parallel + 1
         self._free = [self._model.create_infer_request() for _ in range(self.depth + 1)]
 
-    def submit(self, pixels: Pixels) -> Wait:
+    def submit(self, batch: Any) -> Wait:
         """See :class:`Engine`."""
         request = self._free.pop()
-        request.start_async([pixels], share_inputs=False)
+        request.start_async([batch], share_inputs=True)
 
         def wait() -> Features:
+            nonlocal batch
             request.wait()
+            batch = None  # until here the network could read it
             features = np.array(request.get_output_tensor(0).data, np.float32)
             self._free.append(request)
             return features
@@ -204,30 +129,30 @@ class OpenVINOEngine:
     def provenance(self) -> dict[str, str]:
         """See :class:`Engine`."""
         own = {"openvino": version("openvino")}
-        return _provenance("openvino", "cpu", self.batch_size) | own
+        return provenance_of("openvino", "cpu", self.batch_size) | own
 
     def close(self) -> None:
         """See :class:`Engine`."""
         self._free.clear()
 
 
-#: In the order in which ``auto`` prefers them on a CPU.
-ENGINES: Mapping[str, Callable[..., Engine]] = MappingProxyType(
-    {"openvino": OpenVINOEngine, "torch": TorchEngine}
-)
+ENGINES = ("openvino", "torch")
 
 
 def check_engine(choice: EngineChoice) -> None:
     """Refuse an engine or device that is not there, before any work.
 
     Raises:
-        UnknownNameError: The engine or the device is in no table.
+        UnknownNameError: The engine, the device or the way to compile is in no table.
         EngineError: It is not installed, or the device is not here.
     """
-    if choice.engine not in ("auto", *ENGINES):
-        raise UnknownNameError("engine", choice.engine, ["auto", *ENGINES])
-    if choice.device not in ("auto", *BATCH_SIZE):
-        raise UnknownNameError("device", choice.device, ["auto", *BATCH_SIZE])
+    for kind, name, known in (
+        ("engine", choice.engine, ("auto", *ENGINES)),
+        ("device", choice.device, ("auto", *DEVICES)),
+        ("compile", choice.compile, COMPILING),
+    ):
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
     if choice.engine == "openvino" and not _has_openvino():
         raise EngineError('OpenVINO is not installed: pip install "headrace[cpu]"')
     if choice.batch_size is not None and choice.batch_size < 1:
@@ -236,20 +161,16 @@ def check_engine(choice: EngineChoice) -> None:
         raise EngineError("no CUDA device is here: use --device cpu, or leave it at auto")
 
 
-def start_engine(
-    build: Build,
-    choice: EngineChoice,
-    precision: str,
-    *,
-    converted: "ConvertedNetwork | None" = None,
-) -> Engine:
-    """The engine that the choice comes to on this machine, ready to run.
+def resolve_engine(
+    choice: EngineChoice, precision: str, *, images: int = _LARGEST_CUDA_BATCH, size: int = 224
+) -> EngineChoice:
+    """What a choice comes to on this machine: no ``auto``, and a batch size.
 
     Args:
-        build: Builds the network; not called where its converted form is kept.
         choice: See :class:`EngineChoice`.
         precision: Of the recipe.
-        converted: Where the converted form is kept; None: nowhere.
+        images: How many are to come.
+        size: Their side as the network takes them, pixels.
 
     Raises:
         UnknownNameError: See :func:`check_engine`.
@@ -261,22 +182,70 @@ def start_engine(
         device = "cuda" if choice.engine != "openvino" and _has_cuda() else "cpu"
     if precision == "tf32" and device != "cuda":
         raise EngineError(f"tf32 is a precision of CUDA devices, not of {device}: use fp32")
+    fits = device == "cpu" and precision == "fp32"
     name = choice.engine
     if name == "auto":
-        fast = device == "cpu" and precision == "fp32" and _has_openvino()
-        name = "openvino" if fast else "torch"
-    return ENGINES[name](
-        build,
-        device=device,
-        batch_size=choice.batch_size or BATCH_SIZE[device],
-        precision=precision,
-        converted=converted,
-    )
+        name = "openvino" if fits and _has_openvino() else "torch"
+    if name == "openvino" and not fits:
+        raise EngineError(
+            f"OpenVINO runs here in fp32 on the CPU, not in {precision} on {device}: "
+            "use --engine torch"
+        )
+    batch = choice.batch_size or (CPU_BATCH if device == "cpu" else _cuda_batch(images, size))
+    return replace(choice, engine=name, device=device, batch_size=batch)
+
+
+def start_engine(
+    build: Build,
+    choice: EngineChoice,
+    precision: str,
+    *,
+    converted: "ConvertedNetwork | None" = None,
+    images: int = _LARGEST_CUDA_BATCH,
+) -> Engine:
+    """The engine that the choice comes to on this machine, ready to run.
+
+    Args:
+        build: Builds the network; not called where its converted form is kept.
+        choice: See :class:`EngineChoice`.
+        precision: Of the recipe.
+        converted: Where the converted form is kept; None: nowhere.
+        images: How many are to come.
+
+    Raises:
+        UnknownNameError: See :func:`check_engine`.
+        EngineError: See :func:`resolve_engine`.
+    """
+    choice = resolve_engine(choice, precision, images=images)
+    if choice.engine == "openvino":
+        return OpenVINOEngine(build, choice.batch_size or CPU_BATCH, converted=converted)
+    from pipeline.features.torch_engine import TorchEngine
+
+    return TorchEngine(build, choice, precision, images=images)
+
+
+def empty_batch(device: str) -> Callable[..., Any]:
+    """What makes the array of a batch; where a GPU reads it, the memory is pinned."""
+    if device == "cpu":
+        return np.empty
+    from pipeline.features.torch_engine import pinned_empty
+
+    return pinned_empty
+
+
+def _cuda_batch(images: int, size: int) -> int:
+    """A power of two that half of the free memory takes, and not far above the images."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    fits = int(_SHARE_OF_MEMORY * free / (_BYTES_PER_PIXEL * size * size))
+    largest = max(1, min(fits, _LARGEST_CUDA_BATCH))
+    return min(1 << (largest.bit_length() - 1), 1 << max(3, (images - 1).bit_length()))
 
 
 def fallback_note(engine: Engine) -> str | None:
     """What would make the network faster, where ``auto`` had to take torch on a CPU."""
-    if not isinstance(engine, TorchEngine) or "cuda" in engine.description or _has_openvino():
+    if not engine.description.startswith("torch on cpu") or _has_openvino():
         return None
     return (
         "OpenVINO is not installed, so torch runs the network, at a half to a fifth of the "
@@ -319,16 +288,6 @@ def _openvino() -> Any:
     return openvino
 
 
-def _set_precision(precision: str) -> None:
-    """Set what torch leaves to defaults: cuDNN would use TF32 by itself."""
-    import torch
-
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-
-
 def _has_openvino() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
@@ -345,7 +304,8 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _device_name(device: str) -> str:
+def describe_device(device: str) -> str:
+    """For people, and for the provenance of a part."""
     if device == "cuda":
         import torch
 
@@ -353,13 +313,13 @@ def _device_name(device: str) -> str:
     return f"cpu ({platform.machine()})"
 
 
-def _provenance(engine: str, device: str, batch_size: int) -> dict[str, str]:
+def provenance_of(engine: str, device: str, batch_size: int) -> dict[str, str]:
     """Engine and device, and the versions of what has a say in the numbers."""
     import PIL
 
     return {
         "engine": engine,
-        "device": _device_name(device),
+        "device": describe_device(device),
         "batch_size": str(batch_size),
         "torch": version("torch"),
         "pillow": PIL.__version__,

@@ -1,25 +1,23 @@
 """Stage 1: run the frozen backbones once over the images that their stores do not hold yet.
 
-Everything overlaps. Threads read and decode ahead of the engine, within a window, so that
-memory does not grow with the number of images; several batches are under way in the engine
-while finished rows are written. Batches are padded to one size: a ragged last batch would
-round differently, and would make an engine compile twice.
+Everything overlaps. Images are read and decoded ahead of the engine, within a window, so that
+memory does not grow with their number; several batches are under way in the engine while
+finished rows are written. Batches are padded to one size: a ragged last batch would round
+differently, and would make an engine compile twice.
 """
 
 import hashlib
 import json
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from itertools import chain, islice
-from os import cpu_count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,27 +26,28 @@ from cache import disk
 from cache.part import provenance_text
 from cache.recipe import check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
-from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.images import PixelPolicy, Pixels, decode
 from pipeline.data.items import Item
 from pipeline.data.samples import SampleOptions, Samples, SkippedImage, load_samples
-from pipeline.data.sources import CHANGED, read_image
+from pipeline.data.sources import CHANGED
 from pipeline.errors import (
     EngineError,
-    ImageError,
     NoImagesError,
     SkippedImagesError,
     StudyError,
 )
 from pipeline.features.backbones import policy_of, spec_of, weights_file
 from pipeline.features.converted import ConvertedNetwork
+from pipeline.features.decoding import ONE_COLOUR, Batch, decode_batches, processes_for
 from pipeline.features.engines import (
     Engine,
     EngineChoice,
     Features,
-    Pixels,
     Wait,
     check_engine,
+    empty_batch,
     fallback_note,
+    resolve_engine,
     start_engine,
 )
 from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
@@ -61,17 +60,15 @@ if TYPE_CHECKING:
     from pipeline.features.frozen import Frozen
 
 _LOG = logging.getLogger(__name__)
-#: Decoded images that may wait: a few batches on a GPU, 40 MB at 224 x 224.
-_WINDOW = 256
 #: From this many rows on, this share of them is suspicious.
 _FEW, _SHARE_OF_FEW = 20, 0.5
 _MANY, _SHARE_OF_MANY = 1000, 0.01
 #: A picture that is black, white or fully transparent shows nothing; more than this share of
 #: them, and so many, are no accident.
-_ONE_COLOUR = "all pixels have one colour"
 _FEW_OF_ONE_COLOUR, _SHARE_OF_ONE_COLOUR = 3, 0.01
 
 Image = tuple[bytes, Pixels]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,16 +226,27 @@ def fill_store(
     """
     store.prepare()
     gc(store)
+    begun = time.monotonic()
+    precision = store.recipe.precision
+    engine = resolve_engine(engine, precision, images=len(missing), size=policy.size)
     unusable: dict[bytes, str] = {}
-    images = decode_images(missing, policy, unusable)
-    first = list(islice(images, 1))
+    batches = decode_batches(
+        missing,
+        policy,
+        unusable,
+        size=engine.batch_size or 1,
+        empty=empty_batch(engine.device),
+        processes=processes_for(engine.device, len(missing)),
+    )
+    first = _first_usable(batches)
     if not first:  # no engine is started for images that are all unusable
         return unusable
-    precision = store.recipe.precision
     converted = ConvertedNetwork(
         store.path.parent, fingerprint=store.recipe.fingerprint, weights=file_digest(weights)
     )
-    with closing(start_engine(build, engine, precision, converted=converted)) as started:
+    with closing(
+        start_engine(build, engine, precision, converted=converted, images=len(missing))
+    ) as started:
         _LOG.info("%s: %s", title, started.description)
         if note := fallback_note(started):
             _LOG.warning("%s", note)
@@ -246,12 +254,17 @@ def fill_store(
         provenance = started.provenance()
         check_canaries(store.path, store.recipe, canaries, provenance=provenance)
         _warn_if_full(store, len(missing) * canaries[0].nbytes)
-        rows = compute_features(chain(first, images), started)
+        waited = defaultdict[str, float](float, starting=time.monotonic() - begun)
+        rows = run_batches(_timed(chain(first, batches), waited, "decoding"), started)
         with (
             Progress(title, len(missing)) as progress,
             Writer(store, provenance=provenance_text(provenance)) as writer,
         ):
-            same = _write_rows(rows, writer, unusable, progress, copies=copies)
+            same = _write_rows(
+                _timed(rows, waited, "network"), writer, unusable, progress, copies=copies
+            )
+        waited["network"] -= waited["decoding"]  # the one asks for the other
+        _log_limit(title, time.monotonic() - begun, waited, started.device_seconds)
     compact(store)
     _refuse_many_of_one_colour(title, missing, unusable)
     if same:
@@ -262,86 +275,87 @@ def fill_store(
     return unusable
 
 
-def decode_images(
-    items: Mapping[bytes, Item], policy: PixelPolicy, unusable: dict[bytes, str]
-) -> Iterator[Image]:
-    """Decode in threads, in order; an image that cannot be used is left out.
+def _first_usable(batches: Iterator[Batch]) -> list[Batch]:
+    """The first batch that holds an image; empty where there is none."""
+    for keys, pixels in batches:
+        if any(keys):
+            return [(keys, pixels)]
+    return []
+
+
+def _timed(values: Iterable[_T], waited: defaultdict[str, float], name: str) -> Iterator[_T]:
+    """The same values; the seconds until each is there are added up."""
+    iterator = iter(values)
+    while True:
+        start = time.monotonic()
+        value = next(iterator, None)
+        waited[name] += time.monotonic() - start
+        if value is None:
+            return
+        yield value
+
+
+def _log_limit(
+    title: str, seconds: float, waited: defaultdict[str, float], device: Mapping[str, float]
+) -> None:
+    """Say what the images waited for: shares of the whole time."""
+    writing = seconds - sum(waited.values())
+    parts = {**waited, "writing": writing}
+    shares = ", ".join(f"{name} {part / seconds:.0%}" for name, part in parts.items())
+    on_device = ", ".join(f"{name} {part / seconds:.0%}" for name, part in device.items() if part)
+    limit = max(parts, key=lambda name: parts[name])
+    _LOG.info(
+        "%s: %.1f s, of which waiting for %s%s; the limit is %s",
+        *(title, seconds, shares, f" (the GPU is busy with {on_device})" * bool(on_device), limit),
+    )
+
+
+def run_batches(batches: Iterable[Batch], engine: Engine) -> Iterator[tuple[list[bytes], Features]]:
+    """Run the engine over batches, several under way at once.
 
     Args:
-        items: By content key; what is read must still have that key.
-        policy: From bytes to pixels.
-        unusable: Gets the reason of each image that is left out, by key.
-
-    Yields:
-        Key, and uint8 pixels of shape ``(size, size, 3)``.
-    """
-    waiting: deque[tuple[bytes, Future[Pixels]]] = deque()
-    todo = iter(items.items())
-    pool = ThreadPoolExecutor(cpu_count(), "decode")
-    try:
-        while True:
-            for key, item in islice(todo, _WINDOW - len(waiting)):
-                waiting.append((key, pool.submit(_decode, key, item, policy)))
-            if not waiting:
-                return
-            key, future = waiting.popleft()
-            try:
-                pixels = future.result()
-            except ImageError as reason:
-                unusable[key] = str(reason)
-                continue
-            yield key, pixels
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _decode(key: bytes, item: Item, policy: PixelPolicy) -> Pixels:
-    # The bytes that are hashed are the bytes that are decoded: no wrong row is possible.
-    pixels = read_image(item, key).pixels(policy)
-    if policy.mask == "none" and (pixels == pixels[0, 0]).all():
-        raise ImageError(_ONE_COLOUR)
-    return pixels
-
-
-def compute_features(images: Iterable[Image], engine: Engine) -> Iterator[tuple[bytes, Features]]:
-    """Run the engine over images, several batches under way at once.
-
-    Args:
-        images: As :func:`decode_images` yields them.
+        batches: As :func:`pipeline.features.decoding.decode_batches` yields them.
         engine: Ready to run.
 
     Yields:
-        Key, and one float32 feature row.
+        Keys, and a float32 feature row for each, shape ``(m, ...)``.
 
     Raises:
         EngineError: The engine failed, for example for want of memory.
     """
-    under_way: deque[tuple[list[bytes], Wait]] = deque()
-    for keys, pixels in _padded_batches(images, engine.batch_size):
+    under_way: deque[tuple[list[bytes | None], Wait]] = deque()
+    for keys, pixels in batches:
         under_way.append((keys, engine.submit(pixels)))
         if len(under_way) >= engine.depth:
-            yield from _finished(*under_way.popleft())
+            yield _finished(*under_way.popleft())
     while under_way:
-        yield from _finished(*under_way.popleft())
+        yield _finished(*under_way.popleft())
 
 
-def _padded_batches(images: Iterable[Image], size: int) -> Iterator[tuple[list[bytes], Pixels]]:
-    iterator = iter(images)
-    while chunk := list(islice(iterator, size)):
-        batch = np.zeros((size, *chunk[0][1].shape), np.uint8)
-        for row, (_, pixels) in enumerate(chunk):
-            batch[row] = pixels
-        yield [key for key, _ in chunk], batch
-
-
-def _finished(keys: list[bytes], wait: Wait) -> Iterator[tuple[bytes, Features]]:
+def _finished(keys: list[bytes | None], wait: Wait) -> tuple[list[bytes], Features]:
     try:
         features = wait()
     except RuntimeError as cause:
         text = str(cause).splitlines()[0]
         hint = "; try --batch-size with a smaller number" if "memory" in text.lower() else ""
         raise EngineError(f"the engine failed: {text}{hint}") from cause
-    yield from zip(keys, features, strict=False)  # the padding has no key
+    found = [(row, key) for row, key in enumerate(keys) if key is not None]
+    return [key for _, key in found], features[[row for row, _ in found]]
+
+
+def compute_features(images: Iterable[Image], engine: Engine) -> Iterator[tuple[bytes, Features]]:
+    """Key and feature row of images that are in memory; see :func:`run_batches`."""
+    for keys, rows in run_batches(_padded_batches(images, engine.batch_size), engine):
+        yield from zip(keys, rows, strict=True)
+
+
+def _padded_batches(images: Iterable[Image], size: int) -> Iterator[Batch]:
+    iterator = iter(images)
+    while chunk := list(islice(iterator, size)):
+        batch = np.zeros((size, *chunk[0][1].shape), np.uint8)
+        for row, (_, pixels) in enumerate(chunk):
+            batch[row] = pixels
+        yield [key for key, _ in chunk], batch
 
 
 def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
@@ -353,7 +367,7 @@ def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
 
 
 def _write_rows(
-    rows: Iterable[tuple[bytes, Features]],
+    batches: Iterable[tuple[list[bytes], Features]],
     writer: Writer,
     unusable: dict[bytes, str],
     progress: Progress,
@@ -367,12 +381,13 @@ def _write_rows(
     """
     guard = FeatureGuard(copies=copies)
     written = done = 0
-    for key, row in rows:
-        if objection := guard.objection(row):
-            unusable[key] = objection
-        else:
-            writer.add(key, row)
-            written += 1
+    for keys, rows in batches:
+        for key, row in zip(keys, rows, strict=True):
+            if objection := guard.objection(row):
+                unusable[key] = objection
+            else:
+                writer.add(key, row)
+                written += 1
         progress.advance(written + len(unusable) - done)
         done = written + len(unusable)
     return 0 if copies else guard.same
@@ -426,7 +441,7 @@ def _refuse_many_of_one_colour(
     title: str, missing: Mapping[bytes, Item], unusable: Mapping[bytes, str]
 ) -> None:
     """More than a few black pictures are a mistake of an export, not of single pictures."""
-    empty = [key for key, reason in unusable.items() if reason == _ONE_COLOUR]
+    empty = [key for key, reason in unusable.items() if reason == ONE_COLOUR]
     if len(empty) >= _FEW_OF_ONE_COLOUR and len(empty) > _SHARE_OF_ONE_COLOUR * len(missing):
         raise StudyError(
             f"{title}: {len(empty)} of {counted(len(missing), 'image')} show one colour only, more "

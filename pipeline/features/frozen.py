@@ -79,10 +79,23 @@ class Frozen(nn.Module):
         super().__init__()
         self.network = network
         self.size = policy.size
+        self.dtype = torch.float32
         self.normalise = Normalise(policy)
         self.eval().requires_grad_(requires_grad=False)
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Hold the network in another precision, but for its batch normalisation.
+
+        The statistics of that are small differences of large numbers, and cost no time.
+        """
+        for module in self.network.modules():
+            if not isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - no other name
+                module._apply(  # type: ignore[no-untyped-call]  # noqa: SLF001 - `to` takes the modules within along
+                    lambda t: t.to(dtype) if t.is_floating_point() else t, recurse=False
+                )
+        self.dtype = dtype
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Features of uint8 pixels of shape ``(n, size, size, 3)``."""
-        features: Tensor = self.network(self.normalise(pixels))
+        features: Tensor = self.network(self.normalise(pixels).to(self.dtype))
         return features

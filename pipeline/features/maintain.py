@@ -13,8 +13,9 @@ from cache.store import FeatureStore, quarantined, stores_in
 from pipeline.data.samples import load_samples
 from pipeline.errors import CheckFailedError, MissingFeaturesError
 from pipeline.features.backbones import policy_of
-from pipeline.features.engines import BATCH_SIZE, EngineChoice, start_engine
-from pipeline.features.extract import canary_features, compute_features, decode_images
+from pipeline.features.decoding import decode_images
+from pipeline.features.engines import CPU_BATCH, EngineChoice, start_engine
+from pipeline.features.extract import canary_features, compute_features
 from pipeline.features.load import frozen_network, store_for
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import counted
@@ -152,7 +153,7 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
         return frozen_network(backbone, store.recipe)
 
     policy = policy_of(backbone.name, backbone.resize, backbone.mask)
-    other = replace(choice, batch_size=choice.batch_size or BATCH_SIZE["cpu"] * 2 - 1)
+    other = replace(choice, batch_size=choice.batch_size or CPU_BATCH * 2 - 1)
     with closing(start_engine(network, other, backbone.precision)) as engine:
         canaries = canary_features(engine, policy)
         check_canaries(store.path, store.recipe, canaries, provenance=engine.provenance())

@@ -24,7 +24,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from pipeline.data.images import PixelPolicy
 from pipeline.data.samples import Samples
 from pipeline.errors import ImageError
-from pipeline.features.extract import decode_images
+from pipeline.features.decoding import decode_images
 from pipeline.finetune.distributed import Group
 from pipeline.finetune.methods import TrainingSettings
 from pipeline.progress import Progress

@@ -227,7 +227,7 @@ def test_the_declaration_names_every_decision():
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ({"resize": "zoom"}, UnknownNameError, "unknown resize 'zoom'; known: stretch, crop"),
+        ({"resize": "zoom"}, UnknownNameError, "unknown resize 'zoom'; known: stretch, crop, fast"),
         ({"interpolation": "nearest"}, UnknownNameError, "known: bilinear, bicubic"),
         ({"mask": "left"}, UnknownNameError, "unknown mask 'left'; known: none, centre, corners"),
         ({"size": 0}, StudyError, "a size is at least 1 pixel"),

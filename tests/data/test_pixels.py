@@ -33,6 +33,58 @@ def test_a_picture_of_the_right_size_is_not_resampled():
     same(decode(png(), AS_IS), picture())
 
 
+def jpeg_files():
+    """Every kind of JPEG file that the fast decoder might decode otherwise than Pillow."""
+    image = Image.fromarray(picture(333, 257))
+    kinds = {
+        f"{mode}-{'progressive' if progressive else 'baseline'}-{sampling}": jpeg(
+            image.convert(mode), progressive=progressive, subsampling=sampling, quality=quality
+        )
+        for mode in ("L", "RGB", "CMYK")
+        for progressive in (False, True)
+        for sampling, quality in (("4:2:0", 75), ("4:2:2", 30), ("4:4:4", 100))
+    }
+    kinds |= {f"turned {n}": turned(n, "JPEG") for n in range(2, 9)}
+    kinds |= {"restarts": jpeg(image, restart_marker_rows=1), "rgb": jpeg(image, keep_rgb=True)}
+    damaged = {
+        f"{name} {at} {len(data)}": data
+        for name, whole in list(kinds.items())[:10:9]
+        for at in range(len(whole) // 7, len(whole), len(whole) // 7)
+        for data in (whole[:at], whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+    }
+    return kinds | damaged
+
+
+@pytest.mark.parametrize("name", jpeg_files())
+def test_a_jpeg_has_pillows_pixels_or_pillows_reason(name, monkeypatch):
+    """The fast decoder changes no pixel and no message, so stores keep their recipe."""
+    data, policy = jpeg_files()[name], PixelPolicy(size=150)
+
+    def outcome():
+        try:
+            return decode(data, policy).tolist()
+        except ImageError as reason:
+            return str(reason)
+
+    fast = outcome()
+
+    def refuse(*_):
+        raise ValueError
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
+    assert fast == outcome()
+
+
+def test_fast_decodes_a_large_jpeg_at_a_part_of_its_size():
+    """Nearly the pixels of stretch; small files, and what is no JPEG, have exactly those."""
+    exact, fast = PixelPolicy(size=64), PixelPolicy(size=64, resize="fast")
+    large = jpeg(picture(600, 520), quality=90)
+    moved = np.abs(decode(large, fast).astype(int) - decode(large, exact))
+    assert 0 < moved.mean() < 1
+    for data in (jpeg(picture(250, 600)), png(picture(600, 520))):
+        same(decode(data, fast), decode(data, exact))
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_a_jpeg_has_the_pixels_of_another_decoder(mode):
     """Torchvision brings a JPEG library of its own."""

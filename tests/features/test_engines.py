@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.data.images import PixelPolicy
 from pipeline.errors import EngineError, UnknownNameError
 from pipeline.features import engines
-from pipeline.features.engines import ENGINES, EngineChoice, TorchEngine, start_engine
+from pipeline.features.engines import ENGINES, EngineChoice, start_engine
 from pipeline.features.extract import FeatureGuard, compute_features
 from pipeline.features.frozen import Frozen
 
@@ -86,7 +86,7 @@ def test_auto_falls_back_to_torch_and_says_so(monkeypatch):
     """Without OpenVINO a user hears what would make it faster."""
     monkeypatch.setattr(engines, "_has_openvino", lambda: False)
     started = tiny("auto")
-    assert isinstance(started, TorchEngine)
+    assert started.description.startswith("torch on cpu")
     assert 'pip install "headrace[cpu]"' in engines.fallback_note(started)
     started.close()
     with pytest.raises(EngineError, match="OpenVINO is not installed"):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -244,17 +245,17 @@ def test_a_store_that_cannot_be_written_is_said_at_the_start(study_file, monkeyp
 def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
     """Ctrl-C commits the buffer; the next run computes only the rest."""
     study = load_study(study_file)
-    real = extract_module.compute_features
+    real = extract_module._write_rows
 
-    def interrupted(images, engine):
-        for number, pair in enumerate(real(images, engine)):
-            if number == 24:
-                raise KeyboardInterrupt
-            yield pair
+    def interrupted(batches, *given, **named):
+        def until_then():
+            yield from islice(batches, 6)
+            raise KeyboardInterrupt
+
+        return real(until_then(), *given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "compute_features", interrupted)
-        # The canaries go through the same function and are fewer.
+        patch.setattr(extract_module, "_write_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             extract(study, OPTIONS)
     assert counts(extract(study, OPTIONS)) == (60, 36, 24, 0)

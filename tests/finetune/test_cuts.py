@@ -1,6 +1,7 @@
 """The frozen prefix runs once; its activations are read back for every epoch."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -124,16 +125,17 @@ def test_an_interrupt_keeps_what_was_computed(study, monkeypatch):
     import pipeline.features.extract as filling_module
 
     samples, _ = load_samples(study)
-    real = filling_module.compute_features
+    real = filling_module._write_rows
 
-    def interrupted(images, engine):
-        for number, pair in enumerate(real(images, engine)):
-            if number == 24:
-                raise KeyboardInterrupt
-            yield pair
+    def interrupted(batches, *given, **named):
+        def until_then():
+            yield from islice(batches, 24 // TORCH.batch_size)
+            raise KeyboardInterrupt
+
+        return real(until_then(), *given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(filling_module, "compute_features", interrupted)
+        patch.setattr(filling_module, "_write_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             activations(study, samples)
     assert activations(study, samples).computed == 36

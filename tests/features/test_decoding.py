@@ -1,0 +1,78 @@
+"""Images reach their own rows, in threads and in processes, whatever else is in the batch."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.sources import read_image, scan
+from pipeline.errors import EngineError
+from pipeline.features import decoding
+from pipeline.features.decoding import ONE_COLOUR, decode_batches, decode_images, processes_for
+from tests.image_files import picture, png, with_files
+
+POLICY = PixelPolicy(size=32)
+
+
+@pytest.fixture
+def items(tmp_path):
+    """23 pictures by key: 20 that differ, a black one, a damaged one, one that changes."""
+    for i in range(20):
+        with_files(tmp_path, f"a/{i:02}.png")
+        (tmp_path / f"a/{i:02}.png").write_bytes(png(picture(40, 50, seed=i)))
+    (tmp_path / "a/07_black.png").write_bytes(png(np.zeros((40, 40), np.uint8)))
+    (tmp_path / "a/11_text.png").write_bytes(b"no image")
+    (tmp_path / "a/12_new.png").write_bytes(png())
+    found = {read_image(item).key: item for item in scan(tmp_path).items}
+    (tmp_path / "a/12_new.png").write_bytes(png(picture(seed=99)))
+    return found
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_each_image_is_decoded_into_its_row(items, processes):
+    """In order; a bad one leaves a black row without a key, and its reason."""
+    unusable = {}
+    batches = list(decode_batches(items, POLICY, unusable, size=8, processes=processes))
+    assert [pixels.shape for _, pixels in batches] == [(8, 32, 32, 3)] * 3
+    keys = [key for keys, _ in batches for key in keys]
+    rows = np.concatenate([pixels for _, pixels in batches])
+    assert [key for key in keys if key] == [key for key in items if key not in unusable]
+    for key, row in zip(keys, rows, strict=False):
+        if key:
+            expected = decode(Path(items[key].file).read_bytes(), POLICY)
+            np.testing.assert_array_equal(row, expected)
+        else:
+            assert not row.any()
+    assert not rows[23:].any()
+    assert sorted(reason[:20] for reason in unusable.values()) == sorted(
+        [ONE_COLOUR[:20], "not an image (found ", "changed while the ru"]
+    )
+    assert list(dict(decode_images(items, POLICY, {}))) == [key for key in keys if key]
+
+
+def test_a_batch_is_decoded_into_the_array_of_the_engine(items):
+    """No copy is made on the way to the device."""
+    made = []
+
+    def empty(shape, dtype):
+        made.append(np.empty(shape, dtype))
+        return made[-1]
+
+    for number, (_, pixels) in enumerate(decode_batches(items, POLICY, {}, size=8, empty=empty)):
+        assert pixels is made[number]
+
+
+def test_a_process_that_ends_stops_the_run(items, monkeypatch):
+    """For want of memory, perhaps; nothing waits for it for ever."""
+    monkeypatch.setattr(decoding.sys, "executable", "/bin/true")
+    with pytest.raises(EngineError, match=r"has ended .* enough memory"):
+        list(decode_batches(items, POLICY, {}, size=8, processes=1))
+
+
+def test_processes_serve_a_gpu_with_many_images(monkeypatch):
+    """Elsewhere threads are as fast and start at once."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    given = [("cpu", 10**6), ("cuda", 100), ("cuda", 10**6)]
+    assert [processes_for(*one) for one in given] == [0, 0, 16]
