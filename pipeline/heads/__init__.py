@@ -26,8 +26,9 @@ class HeadSpec:
             the defaults are taken where it is empty.
         groups: Whether ``fit`` takes the patients of the rows, because it holds some out.
         curves: Whether ``fit`` takes validation rows, to note how the training went.
-        fit_path: Fits several heads that differ in the grid's parameters to the same rows,
-            faster than one at a time; None: each is fitted alone.
+        path: From heads that differ in the grid's parameters, rows, labels and other rows to
+            the probabilities of the other rows by each head, faster than one at a time; None:
+            each is fitted alone.
         parallel: Whether fits may run at the same time. Those of some of scikit-learn's
             estimators share a random generator.
     """
@@ -38,7 +39,7 @@ class HeadSpec:
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     groups: bool = False
     curves: bool = False
-    fit_path: Callable[..., None] | None = None
+    path: Callable[..., Any] | None = None
     parallel: bool = True
 
 
@@ -70,10 +71,10 @@ def _linear(_: int) -> Any:
     return make_logistic()
 
 
-def _fit_linear_path(*arguments: Any) -> None:
-    from pipeline.heads.logistic import fit_path
+def _linear_path(*arguments: Any) -> Any:
+    from pipeline.heads.logistic import logistic_path
 
-    fit_path(*arguments)
+    return logistic_path(*arguments)
 
 
 def _ridge(_: int) -> Any:
@@ -86,6 +87,12 @@ def _lda(_: int) -> Any:
     from pipeline.heads.closed_form import DiscriminantHead
 
     return DiscriminantHead()
+
+
+def _lda_path(*arguments: Any) -> Any:
+    from pipeline.heads.closed_form import discriminant_path
+
+    return discriminant_path(*arguments)
 
 
 def _prototype(_: int) -> Any:
@@ -101,9 +108,15 @@ def _svm(_: int) -> Any:
 
 
 def _knn(_: int) -> Any:
-    from sklearn.neighbors import KNeighborsClassifier
+    from pipeline.heads.neighbours import make_neighbours
 
-    return KNeighborsClassifier(n_neighbors=15, weights="distance", algorithm="brute")
+    return make_neighbours()
+
+
+def _knn_path(*arguments: Any) -> Any:
+    from pipeline.heads.neighbours import neighbours_path
+
+    return neighbours_path(*arguments)
 
 
 def _forest(seed: int) -> Any:
@@ -145,7 +158,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             make=_linear,
             about="logistic regression, its L2 penalty chosen by inner cross-validation",
             grid={"C": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)},
-            fit_path=_fit_linear_path,
+            path=_linear_path,
         ),
         "ridge": HeadSpec(
             make=_ridge, about="ridge regression on the classes, exact hold-out", groups=True
@@ -154,12 +167,18 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             make=_lda,
             about="linear discriminant, shrunk by half or as Ledoit and Wolf estimate",
             grid={"shrinkage": ("auto", 0.5)},
+            path=_lda_path,
         ),
         "prototype": HeadSpec(make=_prototype, about="nearest class mean by cosine", groups=True),
         "svm": HeadSpec(
             make=_svm, about="support vectors, linear or RBF, sigmoid-calibrated", groups=True
         ),
-        "knn": HeadSpec(make=_knn, about="nearest neighbours", grid={"n_neighbors": (5, 15, 45)}),
+        "knn": HeadSpec(
+            make=_knn,
+            about="nearest neighbours",
+            grid={"n_neighbors": (5, 15, 45)},
+            path=_knn_path,
+        ),
         # No grid: its defaults are hardly ever far from the best.
         "forest": HeadSpec(make=_forest, about="30 extremely random trees a seed", stochastic=True),
         "boosting": HeadSpec(

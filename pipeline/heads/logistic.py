@@ -31,17 +31,24 @@ def make_logistic(C: float = 1.0, *, tol: float = 1e-4) -> LogisticRegression:
     return LogisticRegression(C=C, tol=tol, max_iter=5000)
 
 
-def fit_path(heads: Sequence[Any], X: NDArray[np.float32], y: NDArray[np.integer]) -> None:
+def logistic_path(
+    heads: Sequence[Any], X: NDArray[np.float32], y: NDArray[np.integer], other: NDArray[np.float32]
+) -> NDArray[np.float64]:
     """Fit logistic regressions that differ in ``C``, from the strongest penalty to the weakest.
 
     Args:
         heads: Unfitted, see :func:`make_logistic`.
         X: Features, shape ``(n, d)``.
-        y: Labels, shape ``(n,)``.
+        y: Labels 0 to K - 1, shape ``(n,)``.
+        other: Features of other rows, ``(m, d)``.
+
+    Returns:
+        Probabilities ``(heads, m, K)`` of the other rows.
     """
     before = None
     for head in sorted(heads, key=lambda head: float(head.C)):
         before = _fit_from(before, head, X, y)
+    return np.stack([head.predict_proba(other) for head in heads])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -308,9 +308,8 @@ def _fit_choices(
     """
     y, group = data.labelled()[fold.inside], data.group[fold.inside]
     heads = [spec.make(seed).set_params(**choice) for choice in choices]
-    if spec.fit_path:
-        spec.fit_path(heads, fold.X_inside, y)
-        return np.stack([head.predict_proba(fold.X_outside) for head in heads])
+    if spec.path:
+        return np.asarray(spec.path(heads, fold.X_inside, y, fold.X_outside))
     proba: list[Proba | None] = []
     for head in heads:
         try:

@@ -14,7 +14,7 @@ from sklearn.svm import SVC
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.data.patients import patient_folds
-from pipeline.heads.base import Head, fit_calibration, number_classes
+from pipeline.heads.base import Calibration, Head, fit_calibration, number_classes
 
 #: Kernel and C. Of rows in many dimensions a linear kernel separates with little C, and the
 #: scores of RBF saturate.
@@ -28,6 +28,7 @@ class SVMHead(Head):
 
     Args:
         candidates: Pairs of a kernel (``linear`` or ``rbf``) and ``C`` to choose between.
+        calibration: Of an earlier fit, for one candidate: nothing is held out then.
         random_state: Of the folds, and of the patients that are used where there are more
             than ``MOST_ROWS`` rows.
 
@@ -41,9 +42,14 @@ class SVMHead(Head):
     """
 
     def __init__(
-        self, *, candidates: Sequence[tuple[str, float]] = CANDIDATES, random_state: int = 0
+        self,
+        *,
+        candidates: Sequence[tuple[str, float]] = CANDIDATES,
+        calibration: Calibration | None = None,
+        random_state: int = 0,
     ) -> None:
         self.candidates = candidates
+        self.calibration = calibration
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
@@ -67,13 +73,18 @@ class SVMHead(Head):
         if "rbf" in dict(self.candidates):
             distances = np.maximum(squares[:, None] + squares - 2 * inner, 0)
             kernels["rbf"] = np.exp(-self.gamma_ * distances)
-        held_out = self._held_out_scores(kernels, labels, patients)
-        calibrations = [fit_calibration(scores, labels) for scores in held_out]
-        best = int(np.argmin([calibration.loss for calibration in calibrations]))
-        self.calibration_ = calibrations[best]
-        kernel, C = self.candidates[best]
+        if self.calibration:
+            self.calibration_, ((kernel, C),) = self.calibration, self.candidates
+        else:
+            held_out = self._held_out_scores(kernels, labels, patients)
+            calibrations = [fit_calibration(scores, labels) for scores in held_out]
+            best = int(np.argmin([calibration.loss for calibration in calibrations]))
+            self.calibration_, (kernel, C) = calibrations[best], self.candidates[best]
         self.best_params_ = {"kernel": kernel, "C": C}
-        self.settled_params_ = {"candidates": ((kernel, C),)}
+        self.settled_params_ = {
+            "candidates": ((kernel, C),),
+            "calibration": self.calibration_,
+        }
         self.machine_ = SVC(kernel="precomputed", C=C).fit(kernels[kernel], labels)
         self.support_vectors_ = rows[self.machine_.support_]
         return self

@@ -30,7 +30,7 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 
 from pipeline.data.domain import DomainData
 from pipeline.heads import HEADS
-from pipeline.heads.logistic import fit_path, make_logistic
+from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.parallel import run_parallel
 from pipeline.heads.preprocessing import make_preprocessing
@@ -98,7 +98,7 @@ def _linear(repeats: int) -> Table:
         losses: dict[str, float] = {}
 
         def ours(X=X, y=y, folds=folds, losses=losses) -> None:
-            losses["ours"] = _loss(X, y, folds, fit_path)
+            losses["ours"] = _loss(X, y, folds, logistic_path)
 
         def newton(X=X, y=y, folds=folds, losses=losses) -> None:
             losses["newton-cg"] = _loss(X, y, folds, _warm_newton)
@@ -130,24 +130,22 @@ def _linear(repeats: int) -> Table:
     )
 
 
-def _loss(X: np.ndarray, y: np.ndarray, folds: Any, fit: Callable[..., None]) -> float:
+def _loss(X: np.ndarray, y: np.ndarray, folds: Any, path: Callable[..., np.ndarray]) -> float:
     """The lowest mean log loss on held-out rows along the path."""
     loss = np.zeros(len(PENALTIES))
     for inside, outside in folds:
         heads = [make_logistic(C) for C in PENALTIES]
-        fit(heads, X[inside], y[inside])
-        for k, head in enumerate(heads):
-            p = head.predict_proba(X[outside])[np.arange(len(outside)), y[outside]]
-            loss[k] -= np.log(np.maximum(p, 1e-15)).sum() / len(y)
+        proba = path(heads, X[inside], y[inside], X[outside])
+        p = proba[:, np.arange(len(outside)), y[outside]]
+        loss -= np.log(np.maximum(p, 1e-15)).sum(axis=1) / len(y)
     return float(loss.min())
 
 
-def _warm_newton(heads: list[LogisticRegression], X: np.ndarray, y: np.ndarray) -> None:
+def _warm_newton(
+    heads: list[LogisticRegression], X: np.ndarray, y: np.ndarray, other: np.ndarray
+) -> np.ndarray:
     model = LogisticRegression(solver="newton-cg", warm_start=True, tol=1e-3)
-    for head in heads:
-        model.set_params(C=head.C).fit(X, y)
-        head.coef_, head.intercept_ = model.coef_.copy(), model.intercept_.copy()
-        head.classes_ = model.classes_
+    return np.stack([model.set_params(C=head.C).fit(X, y).predict_proba(other) for head in heads])
 
 
 def _mlp(repeats: int, width: int, heads: int = 10) -> Table:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.heads.logistic import fit_path, fit_weighted, make_logistic
+from pipeline.heads.logistic import fit_weighted, logistic_path, make_logistic
 from tests.heads.made_up_rows import made_up_rows
 
 
@@ -22,10 +22,10 @@ def test_a_path_ends_at_the_solutions_of_single_fits(rows):
     """Whatever the order of the penalties; the classifier is as it was set."""
     penalties = [1.0, 1e-3, 0.1]
     heads = [make_logistic(C) for C in penalties]
-    fit_path(heads, rows.features, rows.label)
-    for head, C in zip(heads, penalties, strict=True):
+    found = logistic_path(heads, rows.features, rows.label, rows.features)
+    for head, C, proba in zip(heads, penalties, found, strict=True):
         expected = exact(rows.features, rows.label, C).predict_proba(rows.features)
-        np.testing.assert_allclose(head.predict_proba(rows.features), expected, atol=2e-3)
+        np.testing.assert_allclose(proba, expected, atol=2e-3)
         assert (head.C, head.warm_start) == (C, False)
 
 

@@ -68,21 +68,32 @@ def test_the_choice_is_the_lowest_log_loss_on_patients_held_out():
     assert chosen[0] < chosen[1] / 10
 
 
-@pytest.mark.parametrize("name", ["ridge", "svm"])
+@pytest.mark.parametrize("name", ["ridge", "svm", "prototype"])
 def test_what_a_head_chose_itself_is_not_chosen_again_in_a_fold(name):
-    """A fold is fitted at the penalty, or the kernel, that all rows chose."""
+    """A fold is fitted with the penalty, or kernel, and the calibration that all rows chose."""
     data = made_up_rows(gap=1.0)
     fits, _ = fit(data, {name: HEADS[name]}, repeats=1)
-    settled = fits[name].models[0][-1].settled_params_
-    ((setting, values),) = settled.items()
-    assert len(values) == 1
+    model = fits[name].models[0][-1]
+    assert model.settled_params_["calibration"] is model.calibration_
     inside, outside = patient_folds(data.label, data.group, seed=3)[0]
     scaler = StandardScaler().fit(data.features[inside])
-    again = HEADS[name].make(3).set_params(**settled)
-    again.fit(scaler.transform(data.features[inside]), data.label[inside], data.group[inside])
+    again = HEADS[name].make(3).set_params(**model.settled_params_)
+    again.fit(scaler.transform(data.features[inside]), data.label[inside])
     expected = again.predict_proba(scaler.transform(data.features[outside]))
     np.testing.assert_allclose(fits[name].out_of_fold[0, outside], expected, atol=1e-6)
-    assert setting in {"penalties", "candidates"}
+
+
+@pytest.mark.parametrize("name", [name for name, spec in HEADS.items() if spec.path])
+def test_a_path_gives_what_its_heads_give_one_at_a_time(name):
+    """Of rows that were fitted too, which have a neighbour at no distance."""
+    data, spec = made_up_rows(3, n=90, gap=1.0), HEADS[name]
+    ((parameter, values),) = spec.grid.items()
+    heads = [spec.make(0).set_params(**{parameter: value}) for value in values]
+    other = np.concatenate([data.features[:20], made_up_rows(3, n=20, seed=5).features])
+    found = spec.path(heads, data.features, data.label, other)
+    for value, proba in zip(values, found, strict=True):
+        alone = spec.make(0).set_params(**{parameter: value}).fit(data.features, data.label)
+        np.testing.assert_allclose(proba, alone.predict_proba(other), atol=2e-3)
 
 
 def test_a_choice_that_the_rows_cannot_bear_is_not_chosen():
