@@ -1,9 +1,8 @@
 """Where a training stands, on disk: a training that is cut off goes on, bit for bit.
 
-A checkpoint is two files, each named by the SHA-256 of its content: the tensors
-(safetensors), and a JSON state that names them, so a pair can never be mixed and damage is
-seen. Tensors are put in place first, the state after them, and only then older checkpoints
-but the last are removed: at any moment the newest whole state has its tensors.
+A checkpoint is one safetensors file, named by the SHA-256 of its content, so damage is seen.
+What is no tensor is JSON in its header. A new one is put in place first, and only then older
+ones but the last are removed: at any moment the newest whole one is there.
 """
 
 import hashlib
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -29,9 +29,8 @@ from pipeline.finetune.history import TrainingState
 from pipeline.finetune.methods import TrainingSettings
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 2
-_STATE = re.compile(r"state-(\d{8})-([0-9a-f]{64})\.json")
-
+_FORMAT = 3
+_NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
 _MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
 
 Json = str | int | float | bool | None | list["Json"] | Mapping[str, "Json"]
@@ -44,7 +43,7 @@ class Checkpoint:
     Attributes:
         state: What the training noted of itself; JSON types.
         tensors: By name, on the CPU, contiguous.
-        sha256: Of the state file, which names the tensors: it stands for all of it.
+        sha256: Of the file.
     """
 
     state: Mapping[str, Any]
@@ -68,7 +67,7 @@ class Checkpoints:
         self._identity = identity
         self._seconds = seconds
         self._last = time.monotonic()
-        self._newest: tuple[str, str] | None = None  # state and tensors, known to be whole
+        self._newest = ""  # name of the one that is known to be whole
 
     def due(self) -> bool:
         """Whether the time between checkpoints has passed."""
@@ -86,7 +85,7 @@ class Checkpoints:
             CheckpointError: It belongs to another training (the message names the field),
                 or there are checkpoints and none of them is whole.
         """
-        names = [name for name in disk.listdir(self.folder) if _STATE.fullmatch(name)]
+        names = [name for name in disk.listdir(self.folder) if _NAME.fullmatch(name)]
         for name in reversed(names):
             try:
                 content, checkpoint = self._read(name)
@@ -98,8 +97,7 @@ class Checkpoints:
                 )
                 continue
             self._check(content["identity"], {**self._identity, **(run or {})})
-            self._newest = (name, content["tensors"])
-            self._last = time.monotonic()
+            self._newest, self._last = name, time.monotonic()
             return checkpoint
         if names:
             raise CheckpointError(
@@ -124,41 +122,31 @@ class Checkpoints:
         Raises:
             CacheError: The disk refused; the checkpoints that were there still are.
         """
-        from safetensors.torch import save
-
         try:
             disk.make_dir(self.folder)
         except OSError as cause:
             free = disk.free_bytes(self.folder)
             raise WriteFailedError(self.folder, cause, needed=1, free=free) from cause
-        data = save({name: _plain(tensor) for name, tensor in tensors.items()})
-        weights = f"tensors-{hashlib.sha256(data).hexdigest()}.safetensors"
-        content = {
-            "format": _FORMAT,
-            "identity": {**self._identity, **(run or {})},
-            "tensors": weights,
-            "state": state,
-        }
-        text = json.dumps(content, indent=1).encode()
-        name = f"state-{self._next_number():08d}-{hashlib.sha256(text).hexdigest()}.json"
-        disk.publish(self.folder / weights, data)
-        disk.publish(self.folder / name, text)
-        self._remove_all_but(name, weights)
-        self._newest = (name, weights)
-        self._last = time.monotonic()
+        identity = {**self._identity, **(run or {})}
+        content = {"format": _FORMAT, "identity": identity, "state": state}
+        plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+        data = save(plain, metadata={"json": json.dumps(content)})
+        matches = [_NAME.fullmatch(name) for name in disk.listdir(self.folder)]
+        number = 1 + max((int(match[1]) for match in matches if match), default=0)
+        name = f"checkpoint-{number:08d}-{hashlib.sha256(data).hexdigest()}.safetensors"
+        disk.publish(self.folder / name, data)
+        self._remove_all_but(name, self._newest)
+        self._newest, self._last = name, time.monotonic()
 
     def _read(self, name: str) -> tuple[dict[str, Any], Checkpoint]:
         """One checkpoint, every byte checked."""
-        from safetensors.torch import load
-
-        text = disk.read_all(self.folder / name)
-        sha256 = name[-69:-5]
-        _check_bytes(text, sha256)
-        content: dict[str, Any] = json.loads(text)
+        data, sha256 = disk.read_all(self.folder / name), name[-76:-12]
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError("its bytes are not those that were written")
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        content: dict[str, Any] = json.loads(header["__metadata__"]["json"])
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
-        data = disk.read_all(self.folder / content["tensors"])
-        _check_bytes(data, content["tensors"][8:72])
         return content, Checkpoint(state=content["state"], tensors=load(data), sha256=sha256)
 
     def _check(self, has: Mapping[str, Json], wanted: Mapping[str, Json]) -> None:
@@ -171,28 +159,16 @@ class Checkpoints:
                     f"folder {self.folder}"
                 )
 
-    def _next_number(self) -> int:
-        matches = [_STATE.fullmatch(name) for name in disk.listdir(self.folder)]
-        return 1 + max((int(match[1]) for match in matches if match), default=0)
-
     def _remove_all_but(self, *names: str) -> None:
         """What is neither the new checkpoint nor the whole one before it, nor being written."""
-        kept = {*names, *(self._newest or ())}
         stale = [
             name
             for name in disk.listdir(self.folder)
-            if name not in kept
+            if name not in names
             and (not name.startswith(disk.TEMPORARY) or disk.is_abandoned(self.folder / name))
         ]
-        # States first: one without its tensors would be reported as damaged.
-        stale.sort(key=lambda name: _STATE.fullmatch(name) is None)
         if stale:
             disk.remove(self.folder, stale)
-
-
-def _check_bytes(data: bytes, sha256: str) -> None:
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise ValueError("its bytes are not those that were written")
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -218,7 +194,6 @@ def describe_training(
         **{f"settings.{name}": value for name, value in asdict(settings).items()},
         "settings.device": torch.device(settings.device).type,
         "network": _digest(repr(shapes).encode()),
-        "parameters": sum(p.numel() for p in named.values()),
         "trained parameters": sum(named[name].numel() for name in trained),
         "trained layers": _digest(repr(trained).encode()),
         **{

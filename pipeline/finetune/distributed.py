@@ -1,7 +1,6 @@
 """Where and how a training computes: device, precision, randomness, memory, processes."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -50,8 +49,6 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
     if settings.precision == "tf32" and not on_cuda:
         raise EngineError(f"tf32 is a precision of CUDA devices, not of {device.type}: use fp32")
     tf32, repeatable = settings.precision == "tf32", settings.deterministic
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats(device)  # of this training, not of those before it
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, tf32
     try:
@@ -128,18 +125,6 @@ def autocast(settings: TrainingSettings) -> torch.autocast:
     """Matrix products and convolutions in bf16 where it was asked for, on any device."""
     kind = torch.device(settings.device).type
     return torch.autocast(kind, dtype=torch.bfloat16, enabled=settings.precision == "bf16")
-
-
-def peak_memory(device: str) -> int | None:
-    """Most bytes used so far: of tensors on CUDA, else of this process; None: nobody can say."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 # Several processes that train one model, as ``torchrun`` starts them.

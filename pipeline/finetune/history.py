@@ -1,4 +1,4 @@
-"""What a training did, epoch by epoch, where an unfinished one stands, and how one ended."""
+"""What a training did, epoch by epoch, and how its validation loss ended."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,13 +11,6 @@ import numpy as np
 _LAST = 5
 #: Share of the mean loss by which an epoch may still change it.
 _STILL = 0.01
-TREND_RULE = (
-    f"slope of the validation loss over the last {_LAST} epochs (least squares) and its standard "
-    f"error: flat when neither is above {_STILL:.0%} of the mean loss an epoch; falling or rising "
-    "when the slope is above that and twice its error; else noisy. A falling loss has not "
-    "converged. The learning rate has gone to 0 by then, so flat does not say that a longer "
-    "training would gain nothing"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +26,6 @@ class EpochRow:
             validation examples.
         validation_accuracy: Likewise, 0 to 1.
         seconds: Wall time of the training steps.
-        validation_seconds: Wall time of the validation.
         images_per_second: Images trained on a second of ``seconds``.
         learning_rate: At the last step.
     """
@@ -44,7 +36,6 @@ class EpochRow:
     validation_loss: float | None
     validation_accuracy: float | None
     seconds: float
-    validation_seconds: float
     images_per_second: float
     learning_rate: float
 
@@ -61,24 +52,6 @@ class EpochRow:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class History:
-    """A finished training.
-
-    Attributes:
-        rows: One for each epoch.
-        kept_epoch: Whose weights the model has: the best with ``patience``, else the last.
-        stopped_early: Whether ``patience`` ended it.
-        peak_memory_bytes: Of the device on CUDA, else of the whole process; None where
-            the system does not say.
-    """
-
-    rows: tuple[EpochRow, ...]
-    kept_epoch: int
-    stopped_early: bool
-    peak_memory_bytes: int | None
-
-
 @dataclass(kw_only=True)
 class TrainingState:
     """Where a training stands; all of it is in every checkpoint.
@@ -90,7 +63,6 @@ class TrainingState:
         seconds: Trained so far in the epoch.
         rate: Learning rate of the last step.
         rows: The epochs that are over.
-        peak: Bytes; see :class:`History`.
         finished: Whether all of the training is over.
     """
 
@@ -100,7 +72,6 @@ class TrainingState:
     seconds: float = 0.0
     rate: float = 0.0
     rows: list[EpochRow] = field(default_factory=list)
-    peak: int | None = None
     finished: bool = False
 
     @classmethod
@@ -124,14 +95,18 @@ def best_epoch(rows: Sequence[EpochRow]) -> int:
 
 
 def trend(validation_loss: Sequence[float]) -> str | None:
-    """How the validation loss ended, by ``TREND_RULE``.
+    """How the validation loss ended: a line through its last five epochs (least squares).
+
+    A falling loss has not converged. The learning rate has gone to 0 by the end, so flat does
+    not say that a longer training would gain nothing.
 
     Args:
         validation_loss: Of all epochs, nats, in order.
 
     Returns:
-        ``falling``, ``flat``, ``rising`` (it fits the training images at the cost of
-        others) or ``noisy``; None where there are too few epochs.
+        ``flat`` where neither the slope nor its standard error is above 1 % of the mean loss;
+        ``falling`` or ``rising`` (it fits the training images at the cost of others) where the
+        slope is above that and twice its error; else ``noisy``. None of fewer epochs.
     """
     from scipy.stats import linregress  # half a second, which no process that only trains needs
 

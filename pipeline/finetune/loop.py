@@ -14,8 +14,8 @@ from pipeline.errors import EngineError
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints, describe_training, pack_tensors, restore
 from pipeline.finetune.data import Held, dropout_seed, fit_batches, plain_batches
-from pipeline.finetune.distributed import autocast, peak_memory, seed_generators, torch_settings
-from pipeline.finetune.history import EpochRow, History, TrainingState, best_epoch
+from pipeline.finetune.distributed import autocast, seed_generators, torch_settings
+from pipeline.finetune.history import EpochRow, TrainingState, best_epoch
 from pipeline.finetune.methods import TrainingSettings
 from pipeline.finetune.networks import BATCH_NORMS, main_logits, training_loss
 from pipeline.progress import Progress
@@ -32,7 +32,7 @@ def train(  # noqa: C901, PLR0915
     *,
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
-) -> History:
+) -> list[EpochRow]:
     """Train what is trainable of a model, in place; go on where a checkpoint stands.
 
     In a group of processes (:mod:`pipeline.finetune.distributed`) all of them call this with
@@ -49,7 +49,8 @@ def train(  # noqa: C901, PLR0915
         progress: Gets every image that was trained on.
 
     Returns:
-        What happened; of a training that was cut off, over all its runs.
+        A row for each epoch, over all runs of a training that was cut off. The weights are
+        those of ``best_epoch`` with ``patience``, else of the last.
 
     Raises:
         EngineError: No such device; a precision it does not have; out of memory (the
@@ -70,7 +71,7 @@ def train(  # noqa: C901, PLR0915
         parallel.check_same(int(last.sha256[:15], 16) if last else 0, device, "checkpoints")
         now, best = restore(last, model, optimiser)
         if now.finished:
-            return _history(now, settings)
+            return now.rows
         network = parallel.wrapped(model, device)
         # The last step of an epoch has a shape of its own: neither compiling nor measuring
         # algorithms would pay for it.
@@ -121,7 +122,6 @@ def train(  # noqa: C901, PLR0915
             row = _epoch_row(model, now, validation, settings)
             _LOG.info("%s", row.line(settings.epochs))
             now.rows.append(row)
-            now.peak = _larger(now.peak, peak_memory(settings.device))
             now.begin_epoch()
             if settings.patience and best_epoch(now.rows) == epoch:
                 best = {name: value.clone() for name, value in model.state_dict().items()}
@@ -134,7 +134,7 @@ def train(  # noqa: C901, PLR0915
             model.load_state_dict(best)
         now.finished, best = True, {}
         save()
-    return _history(now, settings)
+    return now.rows
 
 
 def predict(
@@ -225,20 +225,10 @@ def _check(
         raise ValueError("every parameter is frozen: nothing to train")
 
 
-def _history(now: TrainingState, settings: TrainingSettings) -> History:
-    return History(
-        rows=tuple(now.rows),
-        kept_epoch=best_epoch(now.rows) if settings.patience else len(now.rows) - 1,
-        stopped_early=len(now.rows) < settings.epochs,
-        peak_memory_bytes=now.peak,
-    )
-
-
 def _epoch_row(
     model: nn.Module, now: TrainingState, validation: Held | None, settings: TrainingSettings
 ) -> EpochRow:
     """The epoch that has just been trained, and its validation."""
-    start = time.perf_counter()
     score = _score(model, validation, settings) if validation else (None, None)
     loss, hits, images = now.totals
     return EpochRow(
@@ -248,7 +238,6 @@ def _epoch_row(
         validation_loss=score[0],
         validation_accuracy=score[1],
         seconds=now.seconds,
-        validation_seconds=time.perf_counter() - start,
         images_per_second=images / now.seconds,
         learning_rate=now.rate,
     )
@@ -279,7 +268,3 @@ def _finite(totals: Tensor, epoch: int) -> list[float]:
             "warm-up"
         )
     return values
-
-
-def _larger(before: int | None, now: int | None) -> int | None:
-    return now if before is None or now is None else max(before, now)

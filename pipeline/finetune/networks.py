@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.images import PixelPolicy
 from pipeline.errors import EngineError
@@ -156,19 +155,6 @@ def training_loss(output: Any, labels: Tensor) -> Tensor:
         share = nn.functional.cross_entropy(main_logits(logits), labels)
         loss = loss + _AUXILIARY_WEIGHT * share
     return loss
-
-
-def forward_gflop(network: nn.Module, example: Tensor) -> float:
-    """Of one forward pass of a batch of one, 1e9 operations; a multiply-add is two.
-
-    Counted are matrix products and convolutions, as torch's counter has them.
-    """
-    was_training = network.training
-    network.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(example)
-    network.train(was_training)
-    return float(counter.get_total_flops()) / 1e9
 
 
 def check_image_size(network: nn.Module, size: int, default: int) -> None:

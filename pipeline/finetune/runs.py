@@ -44,17 +44,12 @@ from pipeline.finetune.methods import (
     TrainingSettings,
     resolve_settings,
 )
-from pipeline.finetune.networks import (
-    Assembly,
-    assemble,
-    check_image_size,
-    forward_gflop,
-)
+from pipeline.finetune.networks import Assembly, assemble, check_image_size
 from pipeline.progress import Progress
 from pipeline.study import SOURCE, BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 2
+_FORMAT = 3
 _RECORD, _WEIGHTS, _PROBABILITIES = "model.json", "model.safetensors", "probabilities.safetensors"
 #: Folder of a model's checkpoints while it is being trained.
 _CHECKPOINTS = "checkpoints"
@@ -78,15 +73,6 @@ class Record:
         identity: All that determines the model, beside the libraries.
         samples: Digest of the images, labels and splits that the probabilities are of.
         trainable_parameters: Numbers that could move, the head's among them.
-        parameters: Of the whole network.
-        gflop_per_image: Forward, from pixels to logits; a multiply-add is two.
-        gflop_per_trained_image: Forward, of what runs when the method trains.
-        stored_images: Images that the frozen part was run on for this method; 0 where the
-            store had them.
-        stored_seconds: For these.
-        peak_memory_bytes: See :class:`pipeline.finetune.history.History`.
-        kept_epoch: Whose weights these are, from 0.
-        stopped_early: Whether patience ended the training.
         curves: A row for each epoch; see :class:`pipeline.finetune.history.EpochRow`.
         interpolated: Of a model between two others, ``from``, ``to``, ``alpha``, ``rule``
             and ``curve``; all else is then of the second.
@@ -98,14 +84,6 @@ class Record:
     identity: Mapping[str, Any]
     samples: str
     trainable_parameters: int
-    parameters: int
-    gflop_per_image: float
-    gflop_per_trained_image: float
-    stored_images: int
-    stored_seconds: float
-    peak_memory_bytes: int | None
-    kept_epoch: int
-    stopped_early: bool
     curves: Sequence[Mapping[str, Any]]
     interpolated: Mapping[str, Any] | None = None
 
@@ -349,8 +327,7 @@ def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str
     for start in run.starts(name):
         assembly.load(run.model(start).state())
     examples = run.examples(name)
-    costs = _costs(run, name, assembly)
-    history = train(
+    rows = train(
         assembly.trained,
         examples.take(run.rows(FIT)),
         examples.take(run.rows(VALIDATION)),
@@ -364,29 +341,11 @@ def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str
         seed=run.settings(name).seed,
         identity=identity,
         samples="",
-        **costs,
-        peak_memory_bytes=history.peak_memory_bytes,
-        kept_epoch=history.kept_epoch,
-        stopped_early=history.stopped_early,
-        curves=[asdict(row) for row in history.rows],
+        trainable_parameters=sum(
+            p.numel() for p in assembly.trained.parameters() if p.requires_grad
+        ),
+        curves=[asdict(row) for row in rows],
     )
-
-
-def _costs(run: Experiment, name: str, assembly: Assembly) -> dict[str, Any]:
-    """What can be said before the first step."""
-    trained = assembly.trained.parameters()
-    reads, first = METHODS[name].reads, np.zeros(1, np.intp)
-    stored = None if reads == PIXELS else run.stored(at_cut=reads == ACTIVATIONS)
-    pixels = torch.zeros((1, run.policy.size, run.policy.size, 3), dtype=torch.uint8)
-    example = run.examples(name).take(first).batch(first).cpu()
-    return {
-        "trainable_parameters": sum(p.numel() for p in trained if p.requires_grad),
-        "parameters": sum(p.numel() for p in assembly.whole.parameters()),
-        "gflop_per_image": forward_gflop(assembly.whole, pixels),
-        "gflop_per_trained_image": forward_gflop(assembly.trained, example),
-        "stored_images": stored.computed if stored else 0,
-        "stored_seconds": stored.seconds if stored else 0.0,
-    }
 
 
 def _interpolate(run: Experiment, name: str, assembly: Assembly) -> tuple[Record, Proba]:

@@ -8,7 +8,7 @@ comparison: the record is made of all models that are kept.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cache import disk
+from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingPredictionsError, StudyError
@@ -31,7 +32,7 @@ from pipeline.finetune import distributed as parallel
 from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.data import limit_images
 from pipeline.finetune.distributed import choose_device
-from pipeline.finetune.history import TREND_RULE, trend
+from pipeline.finetune.history import trend
 from pipeline.finetune.methods import (
     BASELINE,
     FIRST_BLOCK,
@@ -54,7 +55,7 @@ from pipeline.study import Study
 from pipeline.words import to_jsonable
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 3
+SCHEMA = 4
 #: Head of stage 2 that has the form of the heads here; break-even counts these.
 _HEAD = "mlp"
 #: Before the name of a head of stage 2, where a method is compared with it.
@@ -206,25 +207,35 @@ def evaluate(
     """The record of the stage, JSON types only.
 
     Returns:
-        ``models``: one for each kept model, what it cost and how it learned. ``rows``: one for
-        each model and domain off the fit split, with an interval for each metric.
-        ``differences``: accuracy of each model less that of ``lp``, and of the best head of
-        stage 2, on the same images; ``p_adjusted`` over the models of a domain.
-        ``other_heads``: backbones whose heads of stage 2 were fitted to other images: they are
-        in no difference. ``unlabelled``: images of each target without labels.
+        ``backbones``: for each one its ``models`` (what each cost and how it learned) and its
+        ``domains`` off the fit split, with a row for each model: ``scores``, an interval for
+        each metric, and ``differences`` of accuracy from ``lp`` and from the best head of stage
+        2, on the same images. Networks of their own stand beside the first backbone.
+        ``unlabelled``: images of each target without labels.
     """
-    heads = _heads_record(study.results)
-    best_heads, fitted_to_others = _best_heads(study.results, heads, tables)
+    heads, entries, first = _heads_record(study.results), [], next(iter(tables))
+    for backbone, samples in tables.items():
+        here = (backbone, OWN) if backbone == first else (backbone,)
+        chosen = [model for model in models if model.record.backbone in here]
+        if not chosen or backbone == OWN:
+            continue
+        best = _best_head(study.results, backbone, heads.get(backbone, {}), samples)
+        evaluated = [data for data in eval_sets(samples) if data.role != FIT]
+        entries.append(
+            {
+                "backbone": backbone,
+                "models": [_model_row(m.record, heads.get(backbone, {})) for m in chosen],
+                "domains": [_domain(data, chosen, best, study.seed) for data in evaluated],
+                # None of them can be compared with a network that saw other images.
+                "heads_fitted_to_others": best is None,
+            }
+        )
     return {
         "schema": SCHEMA,
         "study": study.name,
-        "classes": list(tables[OWN].classes),
-        "trend_rule": TREND_RULE,
-        "models": [_model_row(m.record, heads) for m in models],
-        "rows": list(_score_rows(tables, models, study.seed)),
-        "differences": list(_differences(tables, models, best_heads, study.seed)),
-        "other_heads": fitted_to_others,
-        "unlabelled": tables[OWN].unlabelled,
+        "classes": list(tables[first].classes),
+        "backbones": entries,
+        "unlabelled": tables[first].unlabelled,
     }
 
 
@@ -234,25 +245,23 @@ def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
     Interpolation trains nothing: its seconds are those of the model at its end.
     """
     values = asdict(record)
-    del values["identity"], values["samples"]
-    seconds = sum(row["seconds"] for row in record.curves)
-    curves = record.curves if METHODS[record.method].trains else []
-    losses = [row["validation_loss"] for row in curves]
+    identity = values.pop("identity")
+    del values["samples"]
+    trains, seconds = METHODS[record.method].trains, sum(row["seconds"] for row in record.curves)
+    curves = record.curves if trains else []
     images = sum(row["seconds"] * row["images_per_second"] for row in curves)
     return {
         **values,
         "moved": METHODS[record.method].moved,
         "settings": {
             key.removeprefix("settings."): value
-            for key, value in record.identity.items()
+            for key, value in identity.items()
             if key.startswith("settings.")
         },
-        "epochs": len(curves),
+        "epochs": len(curves) if trains else None,
         "seconds": seconds,
-        "seconds_per_epoch": seconds / len(curves) if curves else None,
-        "images_per_second": images / seconds if curves else None,
-        "best_epoch": int(np.argmin(losses)) if curves else None,
-        "trend": trend(losses),
+        "images_per_second": images / seconds if trains else None,
+        "trend": trend([row["validation_loss"] for row in curves]),
         "extrapolated": _extrapolated(record.method, len(curves), seconds),
         "heads_in_the_same_time": _heads_in(seconds, record, heads),
         "curves": curves,
@@ -272,9 +281,40 @@ def _heads_in(seconds: float, record: Record, heads: Mapping[str, Any]) -> int |
 
     None for the baseline, for networks of their own, and where stage 2 has not run.
     """
-    entries = heads.get(record.backbone, {"heads": ()})["heads"]
-    each = [entry["fit_seconds"] for entry in entries if entry["head"] == _HEAD]
-    return int(seconds / np.mean(each)) if sum(each) and record.method != BASELINE else None
+    each = [one["fit_seconds"] for one in heads.get("heads", ()) if one["head"] == _HEAD]
+    fair = record.method != BASELINE and record.backbone != OWN
+    return int(seconds / np.mean(each)) if fair and sum(each) else None
+
+
+def _domain(
+    data: DomainData, models: Sequence[_Model], best: Mapping[str, Proba] | None, seed: int
+) -> dict[str, Any]:
+    """A row for each model: scores with intervals, and differences from the baselines."""
+    proba = {(m.record.method, m.record.seed): m.proba[data.row] for m in models}
+    scores = score_heads(data, proba, seed=seed)
+    differences: dict[tuple[str, int], dict[str, Any]] = {at: {} for at in proba}
+    for number in dict.fromkeys(number for _, number in proba):
+        same_seed = {method: p for (method, n), p in proba.items() if n == number}
+        lp = {BASELINE: same_seed[BASELINE]} if BASELINE in same_seed else {}
+        for name, base in {**lp, **{k: p[data.row] for k, p in (best or {}).items()}}.items():
+            found = compare_heads(data, {**same_seed, name: base}, name, seed=seed)["accuracy"]
+            for method, difference in found.items():
+                differences[method, number][name] = difference.record()
+    return {
+        "domain": data.name,
+        "role": data.role,
+        "images": len(data),
+        "patients": data.patients,
+        "rows": [
+            {
+                "method": method,
+                "seed": number,
+                "scores": to_jsonable(scores[method, number]),
+                "differences": differences[method, number],
+            }
+            for method, number in proba
+        ],
+    }
 
 
 def _heads_record(results: Path) -> dict[str, Any]:
@@ -286,97 +326,27 @@ def _heads_record(results: Path) -> dict[str, Any]:
         return {}
 
 
-def _score_rows(
-    tables: Mapping[str, Samples], models: Sequence[_Model], seed: int
-) -> Iterator[dict[str, Any]]:
-    for backbone in dict.fromkeys(m.record.backbone for m in models):
-        of_backbone = {i: m.proba for i, m in enumerate(models) if m.record.backbone == backbone}
-        for data in eval_sets(tables[backbone]):
-            if data.role == FIT:
-                continue
-            proba = {i: p[data.row] for i, p in of_backbone.items()}
-            for i, metrics in score_heads(data, proba, seed=seed).items():
-                yield {
-                    "method": models[i].record.method,
-                    "backbone": backbone,
-                    "seed": models[i].record.seed,
-                    "domain": data.name,
-                    "role": data.role,
-                    "images": len(data),
-                    "patients": data.patients,
-                    **to_jsonable(metrics),
-                }
-
-
-def _differences(
-    tables: Mapping[str, Samples],
-    models: Sequence[_Model],
-    baselines: Mapping[str, Mapping[str, Proba]],
-    seed: int,
-) -> Iterator[dict[str, Any]]:
-    """Models are compared within a backbone and a seed, with ``lp`` and the best head.
-
-    Networks of their own are compared beside the first backbone.
-    """
-    for backbone, number, proba in _comparable(models):
-        lp = {BASELINE: proba[BASELINE]} if BASELINE in proba else {}
-        for name, base in {**lp, **baselines.get(backbone, {})}.items():
-            compared = {**{k: p for k, p in proba.items() if k != name}, name: base}
-            for data in eval_sets(tables[backbone]):
-                if data.role == FIT:
-                    continue
-                at_rows = {k: p[data.row] for k, p in compared.items()}
-                by_accuracy = compare_heads(data, at_rows, name, seed=seed)["accuracy"]
-                for method, difference in by_accuracy.items():
-                    yield {
-                        **difference.record(),
-                        "method": method,  # of training: that of the interval is dropped
-                        "backbone": backbone,
-                        "seed": number,
-                        "baseline": name,
-                        "domain": data.name,
-                        "role": data.role,
-                    }
-
-
-def _comparable(models: Sequence[_Model]) -> Iterator[tuple[str, int, dict[str, Proba]]]:
-    """Backbone, seed, and probabilities by method: what is compared with each other."""
-    scratch = [m for m in models if not METHODS[m.record.method].pretrained]
-    backbones = list(dict.fromkeys(m.record.backbone for m in models if m not in scratch))
-    for backbone in backbones or [OWN] * bool(scratch):
-        beside = scratch if backbone in (OWN, *backbones[:1]) else []
-        together = [m for m in models if m.record.backbone == backbone or m in beside]
-        for seed in dict.fromkeys(m.record.seed for m in together):
-            proba = {m.record.method: m.proba for m in together if m.record.seed == seed}
-            yield backbone, seed, proba
-
-
-def _best_heads(
-    results: Path, heads: Mapping[str, Any], tables: Mapping[str, Samples]
-) -> tuple[dict[str, dict[str, Proba]], list[str]]:
+def _best_head(
+    results: Path, backbone: str, heads: Mapping[str, Any], samples: Samples
+) -> dict[str, Proba] | None:
     """The head of stage 2 with the best validation accuracy, for these samples.
 
-    Rows are joined by content key. There is none where stage 2 has not run on all of these
-    images, or has fitted its heads to others: a network that saw 40 images is not to be
-    compared with a head that saw 400.
+    Rows are joined by content key.
 
     Returns:
-        By backbone, its name and probabilities; and the backbones whose heads were fitted to
-        other images.
+        Its probabilities by its name; empty where stage 2 has not run on all of these images;
+        None where it has fitted its heads to others: a network that saw 40 images is not to be
+        compared with a head that saw 400.
     """
-    best: dict[str, dict[str, Proba]] = {}
-    fitted_to_others = []
     try:
-        predictions = read_predictions(results / PROBABILITIES)
-    except MissingPredictionsError:
-        predictions = {}
-    for backbone in [name for name in tables if name in predictions and name in heads]:
-        kept, samples, name = predictions[backbone], tables[backbone], heads[backbone]["best"]
-        row_of = {key.tobytes(): row for row, key in enumerate(kept.key)}
-        fit = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}
-        if {key for key, row in row_of.items() if kept.split[row] == FIT} != fit:
-            fitted_to_others.append(backbone)
-        elif name and all(key in row_of for key in samples.key):
-            (proba,) = (p for (head, _), p in kept.proba.items() if head == name)
-            best[backbone] = {_STAGE_2 + name: proba[[row_of[key] for key in samples.key]]}
-    return best, fitted_to_others
+        kept = read_predictions(results / PROBABILITIES)[backbone]
+    except (MissingPredictionsError, KeyError):
+        return {}
+    name, row_of = heads.get("best"), {key.tobytes(): row for row, key in enumerate(kept.key)}
+    fit = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}
+    if {key for key, row in row_of.items() if kept.split[row] == FIT} != fit:
+        return None
+    if name is None or not all(key in row_of for key in samples.key):
+        return {}
+    (proba,) = (p for (head, _), p in kept.proba.items() if head == name)
+    return {_STAGE_2 + name: proba[[row_of[key] for key in samples.key]]}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.report.heads import not_scored
+from pipeline.report.heads import name_of_domain, not_scored
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, table_of
 from pipeline.words import counted
 
@@ -13,85 +13,76 @@ _LEGEND = (
 )
 #: Before the name of a head that methods are compared with.
 _HEADS = "heads/"
-#: Networks that are trained from nothing belong to no backbone, and stand beside each.
-_OWN = "pixels"
 
 
 def tables(record: Record) -> list[Part]:
     """The parts of a report on ``finetune.json``; see ``pipeline.finetune.stage.evaluate``."""
-    if not record["models"]:
+    if not record["backbones"]:
         return ["No method has been trained yet."]
-    names = dict.fromkeys(model["backbone"] for model in record["models"])
     parts: list[Part] = []
-    for backbone in [name for name in names if name != _OWN] or list(names):
-        parts += _backbone(record, backbone)
-    parts += [
-        f"The heads of {backbone} were fitted to other images than these methods, so they are "
-        "not compared."
-        for backbone in record["other_heads"]
-    ]
+    for one in record["backbones"]:
+        parts += _backbone(record, one)
     return [*parts, *(not_scored(name, images) for name, images in record["unlabelled"].items())]
 
 
-def _backbone(record: Record, backbone: str) -> Iterator[Part]:
-    models = [m for m in record["models"] if m["backbone"] in (backbone, _OWN)]
-    rows = [row for row in record["rows"] if row["backbone"] in (backbone, _OWN)]
-    differences = [one for one in record["differences"] if one["backbone"] == backbone]
-    classes = ", ".join(record["classes"])
+def _backbone(record: Record, one: Record) -> Iterator[Part]:
+    backbone, classes = one["backbone"], ", ".join(record["classes"])
     yield Heading(f"{record['study']} on {backbone}, fine-tuned, classes {classes}")
     yield _LEGEND
-    seconds = {_name(model): model["seconds"] for model in models}
-    for domain, role in dict.fromkeys((row["domain"], row["role"]) for row in rows):
-        from_lp = {
-            _name(one): one
-            for one in differences
-            if (one["domain"], one["role"], one["baseline"]) == (domain, role, "lp")
-        }
-        here = [
-            {**row, "train s": seconds[_name(row)], **_difference(from_lp.get(_name(row)))}
-            for row in rows
-            if (row["domain"], row["role"]) == (domain, role)
-        ]
-        yield _domain(here, backbone)
-    yield from _against_heads(differences, backbone)
-    yield _costs(models, backbone)
-    yield from _caveats(models)
+    seconds = {(model["method"], model["seed"]): model["seconds"] for model in one["models"]}
+    for domain in one["domains"]:
+        yield _domain(domain, backbone, seconds)
+    yield from _against_heads(one["domains"], backbone)
+    yield _costs(one["models"], backbone)
+    yield from _caveats(one["models"])
+    if one["heads_fitted_to_others"]:
+        yield (
+            f"The heads of {backbone} were fitted to other images than these methods, so they are "
+            "not compared."
+        )
 
 
-def _name(row: Record) -> tuple[Any, ...]:
-    return row["method"], row["seed"]
+def _domain(domain: Record, backbone: str, seconds: dict[tuple[str, int], float]) -> Table:
+    def row_of(row: Record) -> dict[str, Any]:
+        difference = row["differences"].get("lp", {})
+        of_model = {"points": difference, "p": difference.get("p_adjusted")}
+        of_model["train s"] = seconds[row["method"], row["seed"]]
+        return {**row, **row["scores"], **of_model}
 
-
-def _difference(found: Record | None) -> dict[str, Any]:
-    return {"difference": found, "p": None if found is None else found["p_adjusted"]}
-
-
-def _domain(rows: Sequence[Record], backbone: str) -> Table:
-    first = rows[0]
-    where = "validation" if first["role"] == "validation" else first["domain"]
-    images, patients = counted(first["images"], "image"), counted(first["patients"], "patient")
-    several = len({row["seed"] for row in rows}) > 1
+    images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
+    several = len({row["seed"] for row in domain["rows"]}) > 1
     return table_of(
-        f"{where}: {images} of {patients}",
+        f"{name_of_domain(domain)}: {images} of {patients}",
         (
             Column("method"),
-            Column("backbone", csv_only=True),
             Column("seed", "count", csv_only=not several),
             Column("accuracy", "share", interval=True, field="accuracy"),
             Column("AUROC", "share", interval=True, field="auroc"),
-            Column("points", "points", interval=True, field="difference"),
+            Column("points", "points", interval=True, field="points"),
             Column("p", "p"),
             Column("train s", "seconds"),
         ),
-        rows,
+        map(row_of, domain["rows"]),
         key="finetune",
-        about={"backbone": backbone, "domain": first["domain"], "role": first["role"]},
+        about={"backbone": backbone, "domain": domain["domain"], "role": domain["role"]},
     )
 
 
-def _against_heads(differences: Sequence[Record], backbone: str) -> Iterator[Table]:
+def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
     """Methods against the best head of stage 2, on the same images."""
-    rows = [one for one in differences if one["baseline"].startswith(_HEADS)]
+    rows = [
+        {
+            **row,
+            **difference,
+            "method": row["method"],  # of training: that of the interval is dropped
+            "head": name.removeprefix(_HEADS),
+            "where": name_of_domain(domain),
+        }
+        for domain in domains
+        for row in domain["rows"]
+        for name, difference in row["differences"].items()
+        if name.startswith(_HEADS)
+    ]
     if rows:
         yield table_of(
             "Accuracy against the best head on stored features",
@@ -102,14 +93,7 @@ def _against_heads(differences: Sequence[Record], backbone: str) -> Iterator[Tab
                 Column("points", "points", interval=True),
                 Column("p", "p", field="p_adjusted"),
             ),
-            [
-                {
-                    **one,
-                    "head": one["baseline"].removeprefix(_HEADS),
-                    "where": "validation" if one["role"] == "validation" else one["domain"],
-                }
-                for one in rows
-            ],
+            rows,
             key="finetune_heads",
             about={"backbone": backbone},
         )

@@ -69,7 +69,7 @@ def _domain(backbone: str, best: str | None, domain: Record) -> Table:
     others = [metric for metric in metrics if metric not in _NAMES]
     images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
     return table_of(
-        f"{_name(domain)}: {images} of {patients}",
+        f"{name_of_domain(domain)}: {images} of {patients}",
         (
             Column("head"),
             Column("best", "mark"),
@@ -85,7 +85,8 @@ def _domain(backbone: str, best: str | None, domain: Record) -> Table:
     )
 
 
-def _name(domain: Record) -> str:
+def name_of_domain(domain: Record) -> str:
+    """``validation`` for those rows of the source, else the name of the domain."""
     return "validation" if domain["role"] == "validation" else str(domain["domain"])
 
 
@@ -103,7 +104,7 @@ def _selection_corrected(found: Mapping[str, Record]) -> Iterator[str]:
 
 
 def _seeds(backbone: str, found: Sequence[Record]) -> Iterator[Table]:
-    rows = [{**row, "where": _name(row)} for row in found if row["metric"] == "accuracy"]
+    rows = [{**row, "where": name_of_domain(row)} for row in found if row["metric"] == "accuracy"]
     if rows:
         yield table_of(
             f"Does the seed matter? Accuracy over {found[0]['seeds']} trainings",
@@ -145,6 +146,6 @@ def _may_be_best(found: Sequence[Record]) -> Iterator[str]:
         if one["metric"] == "accuracy":
             sure = round(100 * (1 - one["alpha"]))
             yield (
-                f"{_name(one)}: the best head is one of these ({sure} % confidence): "
+                f"{name_of_domain(one)}: the best head is one of these ({sure} % confidence): "
                 f"{', '.join(one['members'])}."
             )

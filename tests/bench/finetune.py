@@ -119,8 +119,8 @@ def _measure(study: Study, options: argparse.Namespace) -> Iterator[str]:
 def _rate(run: Experiment, name: str, rows: np.ndarray, *, epochs: int) -> float:
     """Images/s of the fastest pass."""
     settings = replace(run.settings(name), epochs=epochs)
-    history = train(run.assemble(name).trained, run.examples(name).take(rows), None, settings)
-    return max(row.images_per_second for row in history.rows)
+    epoch_rows = train(run.assemble(name).trained, run.examples(name).take(rows), None, settings)
+    return max(row.images_per_second for row in epoch_rows)
 
 
 def _plain_rate(run: Experiment, rows: np.ndarray) -> float:

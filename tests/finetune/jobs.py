@@ -122,18 +122,17 @@ class Noted(Checkpoints):
     def save(self, state, tensors_, run=None):
         super().save(state, tensors_, run)
         if self.notes:
-            for name, what in zip(self._newest, ("state", "tensors"), strict=True):
-                self.notes.note("ack", path=self.folder / name, keys=[what])
+            self.notes.note("ack", path=self.folder / self._newest, keys=["checkpoint"])
 
 
 def train_job(folder, *, settings=SETTINGS, pause=0.0, notes=None):
-    """Train with a checkpoint after every step; final tensors and the history."""
+    """Train with a checkpoint after every step; final tensors and the rows of the epochs."""
     model = small_net()
     checkpoints = Noted(Path(folder), IDENTITY, seconds=0.0)
     checkpoints.notes = notes
     validation = Pictures(3, seed=1)
-    history = train(model, Pictures(pause=pause), validation, settings, checkpoints=checkpoints)
-    return tensors(model), history
+    rows = train(model, Pictures(pause=pause), validation, settings, checkpoints=checkpoints)
+    return tensors(model), rows
 
 
 def noted_job(folder, log, fault=None, **options):

@@ -5,7 +5,6 @@ Usage: ``parallel_jobs.py JOB FOLDER``; each rank leaves ``JOB-<rank>.json`` the
 
 import json
 import os
-import signal
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import TrainingSettings
-from tests.finetune.jobs import IDENTITY, CutOff, Pictures, small_net, tensors
+from tests.finetune.jobs import IDENTITY, Pictures, small_net, tensors
 
 #: Shares of 3 and 2 rows; of the last batch of one row, one share is empty.
 SETTINGS = TrainingSettings(
@@ -28,26 +27,10 @@ SETTINGS = TrainingSettings(
 def curves(*, norm=False, dropout=0.0, settings=SETTINGS, **options):
     """Train on 11 images; losses and accuracies, and every final weight, as JSON."""
     model = small_net(norm=norm, dropout=dropout)
-    history = train(model, Pictures(11), Pictures(7, seed=1), settings, **options)
-    rows = [
-        [r.fit_loss, r.fit_accuracy, r.validation_loss, r.validation_accuracy] for r in history.rows
-    ]
+    found = train(model, Pictures(11), Pictures(7, seed=1), settings, **options)
+    rows = [[r.fit_loss, r.fit_accuracy, r.validation_loss, r.validation_accuracy] for r in found]
     weights = {name: value.double().tolist() for name, value in tensors(model).items()}
     return {"rows": rows, "weights": weights}
-
-
-class _Deadly(CutOff):
-    """Dies as hard as can be."""
-
-    def end(self):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-class _Counted(CutOff):
-    """Only counts its saves."""
-
-    def end(self):
-        pass
 
 
 def _compared(folder):
@@ -65,25 +48,8 @@ def _compared(folder):
     return found
 
 
-def _resumable(folder, kind):
-    options = {"norm": True, "dropout": 0.5, "settings": replace(SETTINGS, patience=3)}
-    checkpoints = kind(folder / "shared", IDENTITY, seconds=0)
-    found = curves(**options, checkpoints=checkpoints)
-    return {"resumed": found, "whole": curves(**options), "saves": checkpoints.saves}
-
-
-def _killed(folder):
-    """Rank 0 kills itself after its third save."""
-    return _resumable(folder, _Deadly)
-
-
-def _again(folder):
-    """The same, run again; this time nobody dies."""
-    return _resumable(folder, _Counted)
-
-
 #: By the name on the command line.
-JOBS = {"compared": _compared, "killed": _killed, "again": _again}
+JOBS = {"compared": _compared}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

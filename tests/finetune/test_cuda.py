@@ -28,31 +28,31 @@ def held(device=DEVICE):
 
 
 def trained(settings=SETTINGS, dropout=0.0, **options):
-    """Final tensors, on the CPU, and the history."""
+    """Final tensors, on the CPU, and the rows of the epochs."""
     model, data = small_net(dropout=dropout), held(settings.device)
-    history = train(model, data, data, settings, **options)
-    return {name: value.cpu() for name, value in tensors(model).items()}, history
+    rows = train(model, data, data, settings, **options)
+    return {name: value.cpu() for name, value in tensors(model).items()}, rows
 
 
 def test_a_training_is_near_that_of_the_cpu():
     """In fp32, with the augmentation on the device; rows and batches are on it too."""
-    (found, history), (expected, of_cpu) = trained(), trained(replace(SETTINGS, device="cpu"))
+    (found, rows), (expected, of_cpu) = trained(), trained(replace(SETTINGS, device="cpu"))
     assert held().batch(np.arange(3)).device.type == DEVICE
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-3)
-    losses = [[row.validation_loss for row in h.rows] for h in (history, of_cpu)]
+    losses = [[row.validation_loss for row in h] for h in (rows, of_cpu)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_other_precisions_are_near_fp32(precision):
     """Weights stay float32, and predictions are computed in it."""
-    found, history = trained(replace(SETTINGS, precision=precision))
+    found, rows = trained(replace(SETTINGS, precision=precision))
     expected, _ = trained()
     for name, value in expected.items():
         assert found[name].dtype == value.dtype
         torch.testing.assert_close(found[name], value, rtol=0.1, atol=0.02)
-    assert all(np.isfinite(row.fit_loss) for row in history.rows)
+    assert all(np.isfinite(row.fit_loss) for row in rows)
 
 
 def test_deterministic_trainings_are_equal_to_the_last_bit():
@@ -78,10 +78,10 @@ def test_a_training_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
 def test_compiled_steps_are_near_plain_ones():
     """The last step of an epoch is not compiled; all count."""
     settings = replace(SETTINGS, batch_size=16, augmentation="none")
-    found, history = trained(replace(settings, compile=True))
+    found, rows = trained(replace(settings, compile=True))
     for name, value in trained(settings)[0].items():
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-3)
-    assert all(np.isfinite(row.fit_loss) for row in history.rows)
+    assert all(np.isfinite(row.fit_loss) for row in rows)
 
 
 def test_a_real_network_is_repeatable_in_bf16():

@@ -1,7 +1,5 @@
 """The frozen prefix runs once; its activations are read back for every epoch."""
 
-import json
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +60,18 @@ def row_shape(rows):
     return tuple(rows.examples.batch(np.zeros(1, int)).shape[1:])
 
 
-def test_the_prefix_runs_once_over_each_image(study, builds):
-    """A second run builds nothing and computes nothing; rows keep their shape."""
+def test_the_prefix_runs_once_over_each_image(study, builds, tmp_path):
+    """A second run builds nothing and computes nothing; copies of an image share a row."""
+    first = sorted((tmp_path / "here" / "a").iterdir())[0]
+    first.with_name("p1000_copy.png").write_bytes(first.read_bytes())
     samples, _ = load_samples(study)
     first = activations(study, samples)
     again = activations(study, samples)
     assert (first.computed, again.computed, again.seconds) == (60, 0, 0.0)
     assert row_shape(first) == row_shape(again) == (6, 8, 8)
     assert builds == ["tiny"]
-    everything = np.arange(60)
+    everything = np.arange(61)
+    assert len(samples) == len(first.examples) == 61
     assert torch.equal(first.examples.batch(everything), again.examples.batch(everything))
 
 
@@ -99,13 +100,9 @@ def test_cut_and_pooling_are_in_the_recipe(study):
     activations(study, samples)
     opened = FeatureStore.open(store_of(study).path)
     assert (len(opened), opened.recipe.pooling) == (60, "none")
-
-
-def test_another_image_size_is_another_store(study):
-    """The size is part of the preprocessing, so of the recipe."""
+    # The size is part of the preprocessing, so of the recipe.
     changes = store_of(study).recipe.changes_to(store_of(study, size=16).recipe)
     assert changes == {"preprocessing.size": (32, 16)}
-    samples, _ = load_samples(study)
     assert row_shape(activations(study, samples, size=16)) == (6, 4, 4)
 
 
@@ -118,27 +115,6 @@ def test_pooled_features_are_those_of_stage_1(study, builds):
     assert builds == []
     stored = store_for(study, study.backbones[0]).read(samples.key)
     np.testing.assert_array_equal(taken.examples.batch(np.arange(60)).numpy(), stored)
-
-
-def test_an_interrupt_keeps_what_was_computed(study, monkeypatch):
-    """The rules of stage 1 hold: what was committed stands, the next run computes the rest."""
-    import pipeline.features.extract as filling_module
-
-    samples, _ = load_samples(study)
-    real = filling_module._write_rows
-
-    def interrupted(batches, *given, **named):
-        def until_then():
-            yield from islice(batches, 24 // TORCH.batch_size)
-            raise KeyboardInterrupt
-
-        return real(until_then(), *given, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(filling_module, "_write_rows", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            activations(study, samples)
-    assert activations(study, samples).computed == 36
 
 
 def test_more_than_memory_should_hold_is_refused(study, monkeypatch):
@@ -157,23 +133,3 @@ def test_an_image_that_went_bad_is_named(study):
         NoImagesError, match="cannot be used .changed while.*; run headrace features STUDY"
     ):
         activations(study, samples)
-
-
-def test_copies_of_an_image_share_a_row(study, tmp_path):
-    """Each key once in memory; both samples are there."""
-    first = sorted((tmp_path / "here" / "a").iterdir())[0]
-    first.with_name("p1000_copy.png").write_bytes(first.read_bytes())
-    samples, _ = load_samples(study)
-    assert len(samples) == 61
-    taken = activations(study, samples)
-    assert taken.computed == 60
-    assert len(taken.examples) == 61
-    assert len(load_pixels(samples, pixel_policy(study.backbones[0], None), folder=tmp_path)) == 61
-
-
-def test_canaries_guard_the_activations(study):
-    """Shapes are kept there too, so another engine is compared before anything is mixed."""
-    samples, _ = load_samples(study)
-    activations(study, samples)
-    meta = json.loads((store_of(study).path / "meta.json").read_text())
-    assert meta["canaries"]["shape"] == [4, 6, 8, 8]

@@ -17,7 +17,6 @@ from pipeline.finetune.data import (
     hold,
     limit_images,
     load_pixels,
-    order,
 )
 from pipeline.study import load_study
 from tests.finetune.jobs import Pictures
@@ -113,14 +112,6 @@ def test_a_smaller_limit_takes_a_part_of_a_larger(samples):
     assert set(limit_images(turned, 4, seed=0).key) == few
 
 
-def test_the_order_is_a_permutation_by_seed_and_epoch():
-    """All rows once, and another order for another seed or epoch."""
-    assert sorted(order(0, 0, 50)) == list(range(50))
-    assert np.array_equal(order(0, 1, 50), order(0, 1, 50))
-    different = {order(seed, epoch, 50).tobytes() for seed in range(3) for epoch in range(3)}
-    assert len(different) == 9
-
-
 @pytest.fixture(scope="module")
 def pixels():
     """Twelve images of 20 x 20."""
@@ -153,12 +144,6 @@ def test_light_is_small():
     size = found.sum((1, 2, 3)) / image.float().sum()
     assert 0.75 < size.min() < size.max() < 1.5
     assert found.max() == 200
-
-
-def test_one_grey_stays_that_grey():
-    """Nothing dark comes in at the edges."""
-    image = torch.full((5, 16, 16, 3), 77, dtype=torch.uint8)
-    assert torch.equal(augment_lightly(image, 0, 0, np.arange(5)), image)
 
 
 def test_stored_activations_cannot_be_augmented():

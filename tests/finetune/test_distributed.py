@@ -87,16 +87,6 @@ def test_processes_that_see_different_checkpoints_stop(both):
         assert "one shared results folder" in one["error"]
 
 
-@pytest.mark.slow  # two more starts of torchrun, 20 s; a take-over is in the normal run
-def test_a_group_that_is_killed_goes_on_bit_for_bit(tmp_path):
-    """Rank 0 is killed; run again, both go on from what it wrote and end as never cut off."""
-    assert "exitcode  : -9" in _torchrun("killed", tmp_path).stderr
-    both = _answers("again", tmp_path)
-    for one in both:
-        assert one["resumed"] == one["whole"]
-    assert [one["saves"] for one in both] == [6, 0]  # nine steps, three were there; one writer
-
-
 @given(n=st.integers(1, 20), size=st.integers(1, 6), seed=st.integers(0, 9))
 def test_the_mean_over_processes_is_the_mean_over_rows(n, size, seed):
     """Whatever the shares, each row counts once; a share without a row counts nothing."""

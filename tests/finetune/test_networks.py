@@ -11,15 +11,10 @@ from torch import nn
 from pipeline.errors import EngineError, NoCutError
 from pipeline.features import backbones
 from pipeline.features.backbones import spec_of
-from pipeline.features.frozen import Frozen, Normalise, build
+from pipeline.features.frozen import Frozen, build
 from pipeline.finetune.cuts import CUTS, cut_of
 from pipeline.finetune.loop import set_train_mode
-from pipeline.finetune.networks import (
-    assemble,
-    forward_gflop,
-    main_logits,
-    training_loss,
-)
+from pipeline.finetune.networks import assemble, main_logits, training_loss
 from tests.finetune.tiny_trainable import install_trainable_tiny
 
 #: Of one image of 224 x 224 at the cut.
@@ -105,18 +100,13 @@ def test_before_training_the_features_are_those_that_the_store_holds(name, weigh
         torch.testing.assert_close(found, frozen(images(2)), rtol=0, atol=0)
 
 
-def test_normalisation_follows_the_module_into_double_precision():
-    """A test that trains in float64 is float64 from the pixels on."""
-    assert Normalise(spec_of("densenet121").policy).double()(images(1)).dtype == torch.float64
-
-
 def test_a_backbone_without_a_cut_says_which_have_one():
     """The error lists the table and what can be done instead."""
     with pytest.raises(NoCutError, match=r"timm:vit has no cut.*densenet121.*full needs none"):
         cut_of("timm:vit")
 
 
-def test_googlenet_trains_with_its_auxiliary_classifiers(weights_of):
+def test_googlenet_trains_with_its_auxiliary_classifiers(weights_of, tmp_path):
     """0.3 of each is added to the loss while it trains; they never predict."""
     network = assembly("full", "googlenet", weights_of("googlenet"))
     set_train_mode(network.trained)
@@ -128,21 +118,12 @@ def test_googlenet_trains_with_its_auxiliary_classifiers(weights_of):
     expected = each[0] + 0.3 * (each[1] + each[2])
     torch.testing.assert_close(training_loss(output, labels), expected)
     assert network.trained.eval()(images(2)).shape == (2, 2)
-    assert not [name for name in network.state() if "aux" in name]
-
-
-def test_auxiliary_classifiers_begin_with_their_weights_and_a_new_last_layer(weights_of):
-    """All but the layer that names ImageNet's classes comes from the file."""
-    file = weights_of("googlenet")
-    backbone = assembly("full", "googlenet", file).whole.backbone
-    state = torch.load(file, weights_only=True)
-    torch.testing.assert_close(backbone.aux1.fc1.weight.data, state["aux1.fc1.weight"])
-    assert backbone.aux2.fc2.out_features == 2
-
-
-def test_weights_without_auxiliary_classifiers_train_without(tmp_path, weights_of):
-    """When they do not exist, there is one output and one loss."""
     state = torch.load(weights_of("googlenet"), weights_only=True)
+    auxiliary = network.whole.backbone.aux1
+    torch.testing.assert_close(auxiliary.fc1.weight.data, state["aux1.fc1.weight"])
+    assert auxiliary.fc2.out_features == 2
+    assert not [name for name in network.state() if "aux" in name]
+    # Where the file has none, there is one output and one loss.
     file = tmp_path / "plain.pth"
     torch.save({k: t for k, t in state.items() if not k.startswith("aux")}, file)
     network = assembly("full", "googlenet", file)
@@ -203,26 +184,11 @@ def test_networks_of_their_own_start_from_the_seed_alone(name, tmp_path, monkeyp
 
     def weights(seed):
         torch.rand(3)
+        before = torch.get_rng_state()
         network = assembly(name, "tiny", file, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
         assert network.whole.eval()(images(2)).shape == (2, 2)
         return network.state()["head.0.weight"]
 
     torch.testing.assert_close(weights(0), weights(0), rtol=0, atol=0)
     assert not torch.equal(weights(0), weights(1))
-
-
-def test_a_new_head_leaves_other_random_numbers_where_they_were(tmp_path, monkeypatch):
-    """Drawn for its purpose: adding one moves no other draw."""
-    file = install_trainable_tiny(monkeypatch, tmp_path)
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    assembly("scratch_mlp", "tiny", file)
-    assert torch.equal(torch.rand(1), expected)
-
-
-def test_forward_cost_counts_a_multiply_add_as_two():
-    """A linear layer of 10 by 20 on one row is 400 operations."""
-    network = nn.Linear(10, 20).train()
-    assert forward_gflop(network, torch.zeros(1, 10)) == pytest.approx(400e-9)
-    assert network.training

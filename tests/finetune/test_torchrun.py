@@ -58,7 +58,12 @@ def _check_same_curve(found, alone):
     """Loss and accuracy of every epoch, within 1e-5."""
     names = ["fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"]
     curves = [
-        np.array([[epoch[name] for name in names] for epoch in report["models"][0]["curves"]])
+        np.array(
+            [
+                [epoch[name] for name in names]
+                for epoch in report["backbones"][0]["models"][0]["curves"]
+            ]
+        )
         for report in (found, alone)
     ]
     assert curves[0].shape == (2, 4)
@@ -66,6 +71,7 @@ def _check_same_curve(found, alone):
     assert abs(curves[1][0, 0] - curves[1][1, 0]) > 1e-3  # or it would say nothing
 
 
+@pytest.mark.slow  # as are two starts of torchrun; one is in the tests of the loop
 def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
     """Same loss curve; the first process alone prints, tells of epochs, and writes, once."""
     done = _torchrun(tmp_path / "group")
@@ -79,7 +85,7 @@ def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
         json.loads((tmp_path / "group" / f"published-{rank}.json").read_text()) for rank in (0, 1)
     ]
     assert published[1] == []
-    once = [name for name in published[0] if not name.startswith(("state-", "tensors-"))]
+    once = [name for name in published[0] if not name.startswith("checkpoint-")]
     assert sorted(once) == [
         "finetune.csv",
         "finetune.h5",
@@ -91,7 +97,7 @@ def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
     ]
 
 
-@pytest.mark.slow  # two starts of torchrun
+@pytest.mark.slow
 def test_the_command_killed_in_two_processes_goes_on(alone, tmp_path):
     """Run again, it trains the second epoch alone, and the curve is that of one process."""
     killed = _torchrun(tmp_path / "group", "--die")

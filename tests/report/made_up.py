@@ -256,13 +256,26 @@ def write_comparison(folder: Path, *, methods=("lp", "full", "wise_ft"), targets
     rng = np.random.default_rng(2)
     places = [("source", "fit"), ("source", "validation"), *((t, "target") for t in targets)]
     report = {
-        "schema": 3,
+        "schema": 4,
         "study": "made up",
         "classes": ["a", "b"],
-        "models": [_model(m, i, places) for i, m in enumerate(methods)],
-        "rows": [_row(m, place, rng) for m in methods for place in places[1:]],
-        "differences": [],
-        "other_heads": [],
+        "backbones": [
+            {
+                "backbone": "tiny",
+                "models": [_model(m, i, places) for i, m in enumerate(methods)],
+                "domains": [
+                    {
+                        "domain": domain,
+                        "role": role,
+                        "images": 50,
+                        "patients": 50,
+                        "rows": [_row(m, rng) for m in methods],
+                    }
+                    for domain, role in places[1:]
+                ],
+                "heads_fitted_to_others": False,
+            }
+        ],
         "unlabelled": {},
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -309,11 +322,7 @@ def _model(method, number, places):
     }
 
 
-def _row(method, place, rng):
+def _row(method, rng):
     accuracy = float(rng.uniform(0.7, 0.95))
-    return {
-        "method": method,
-        "backbone": "pixels" if method.startswith("scratch") else "tiny",
-        "seed": 0, "domain": place[0], "role": place[1], "images": 50, "patients": 50,
-        "accuracy": {"estimate": accuracy, "low": accuracy - 0.04, "high": accuracy + 0.03},
-    }  # fmt: skip
+    interval = {"estimate": accuracy, "low": accuracy - 0.04, "high": accuracy + 0.03}
+    return {"method": method, "seed": 0, "scores": {"accuracy": interval}, "differences": {}}

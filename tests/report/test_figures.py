@@ -259,7 +259,7 @@ def test_the_line_between_two_networks_is_the_files(tmp_path):
     """Accuracy at every alpha for each domain, and the alpha that validation chose."""
     found, record = results_of("finetune", tmp_path)
     axes = draw_one("finetune-alpha", found).axes[0]
-    line = record["models"][2]["interpolated"]
+    line = record["backbones"][0]["models"][2]["interpolated"]
     wanted = [step["domains"][1]["accuracy"] for step in line["curve"]]
     assert list(axes.lines[1].get_ydata()) == wanted
     assert points(axes, "#777777", "None") == [line["alpha"]]

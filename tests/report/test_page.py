@@ -247,7 +247,7 @@ def test_a_record_that_cannot_be_read_is_named(study):
     change(study, "shift", record(study, "shift") | {"schema": 99})
     change(study, "audit", [])
     lacking = record(study, "finetune")
-    del lacking["rows"]
+    del lacking["backbones"]
     change(study, "finetune", lacking)
     page = page_of(study)
     for file, stage in (

@@ -25,8 +25,6 @@ FOLDER = "figures"
 KINDS = ("png", "svg")
 #: Of a PNG, in an inch.
 PNG_DOTS = 200
-#: Networks that are trained from nothing belong to no backbone and are drawn beside each.
-_OWN = "pixels"
 #: By stage, the file of the probabilities of each image.
 PROBABILITIES: Mapping[str, str] = MappingProxyType(
     {"heads": "probabilities.h5", "finetune": "finetune.h5", "shift": "shift.h5"}
@@ -192,9 +190,8 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
 
 def backbones_of(record: Mapping[str, Any]) -> list[str]:
     """Backbones that the record of a stage is about, in its order."""
-    rows = [row for name in ("backbones", "rows", "targets") for row in record.get(name, ())]
-    names = dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping))
-    return [name for name in names if name != _OWN] or list(names)
+    rows = [row for name in ("backbones", "targets") for row in record.get(name, ())]
+    return list(dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping)))
 
 
 def _draw_one(name: str, found: Results, folder: Path) -> list[Path]:

@@ -46,7 +46,8 @@ def finetune(found: Results) -> Figure:
 
 
 def _models(found: Results) -> list[Mapping[str, Any]]:
-    return [m for m in found.record["models"] if m["backbone"] in (found.backbone, "pixels")]
+    backbones = found.record["backbones"]
+    return [m for one in backbones if one["backbone"] == found.backbone for m in one["models"]]
 
 
 def _by_name(epochs: Sequence[Mapping[str, Any]]) -> Run:
