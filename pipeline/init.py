@@ -11,6 +11,7 @@ from pipeline.data.layouts import wrong_layout
 from pipeline.data.sources import scan
 from pipeline.errors import StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
+from pipeline.study import Domain
 from pipeline.words import counted, printable
 
 #: Names of common public chest X-ray sets and of the demo; a guess must fit most names.
@@ -87,11 +88,11 @@ def _tables(data: Sequence[Path]) -> list[str]:
 
 def _domain_lines(folder: Path, output: Path, notes: list[str], table: str) -> list[str]:
     ignore: tuple[str, ...] = ()
-    listing = scan(folder)
+    listing = scan(Domain(path=folder))
     while layout := wrong_layout(listing.items):
         notes.append(f"[{table}] {layout.text}; written: {layout.setting(folder)}")
         folder, ignore = folder / layout.path, (*ignore, *layout.ignore)
-        listing = scan(folder, ignore=ignore)
+        listing = scan(Domain(path=folder, ignore=ignore))
     notes += _tree(table, listing)
     # As seen from the study file, so that both can move together.
     path = Path(os.path.relpath(folder.resolve(), output.resolve().parent)).as_posix()

@@ -14,8 +14,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+import regex
+
 from pipeline.errors import StudyError, UnknownNameError
-from pipeline.words import composed
+from pipeline.words import composed, printable
 
 SOURCE = "source"
 SEALED, ABSENT = LABELS = ("sealed", "absent")
@@ -25,9 +27,45 @@ RESIZES = ("stretch", "crop", "fast")
 _MAX_HUMAN_ERROR = 0.5  # a person who errs more often is worse than a coin
 _MOST_MEGAPIXELS = 1000  # 3 GB decoded
 _SEEDS = 2**31  # room for further seeds above the study's
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+#: Windows has no file of these names, whatever their ending.
+_DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)
 _SETTINGS = {"name", "classes", "seed", "human_error", "exclude", "max_megapixels"}
-_TABLES = {"source", "target", "backbone", "head", "store", "subgroups"}
+_TABLES = {"source", "target", "test", "backbone", "head", "store", "subgroups"}
+_DOMAIN = {
+    "path", "table", "images", "columns", "values", "domain", "split", "group", "attributes",
+    "ignore", "bits", "window", "frame",
+}  # fmt: skip
+#: Value of ``split`` by which the source keeps the division that the data come with.
+GIVEN = "given"
+#: Value of ``group`` for patients from the headers of DICOM files.
+HEADER = "PatientID"
+FRAMES = ("first", "middle")
+_KINDS = {str: "text", int: "int", list: "a list", dict: "a table"}
+_LONGEST = 120  # characters of a name in a message
+_MOST_BITS = 16
+#: What a column of a table may be for.
+COLUMNS = ("path", "label", "patient", "domain", "split")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTable:
+    """A table with a row for each image; see :mod:`pipeline.data.image_tables`.
+
+    Attributes:
+        file: CSV, TSV or Parquet.
+        columns: Names of columns by what they are for, of ``COLUMNS``; several for ``label``
+            hold a 1 where the image is of the class that the column is called. What is not
+            named is looked for.
+        values: By class, patterns of the cells of the label that mean it; empty: each text
+            is a class.
+        domain: Text of the domain column in the rows that are taken; empty: all rows.
+    """
+
+    file: Path
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    domain: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +73,34 @@ class Domain:
     """One hospital or data set.
 
     Attributes:
-        path: Folder of class folders, or of ``.npy`` stacks.
+        path: Folder of class folders or of ``.npy`` stacks, a ``.npz`` file, or where the
+            paths of a table start.
+        table: The table that lists the images, where there is one.
+        split: Which part of the data is taken, as they call it; ``given``: the source is
+            divided as they are. Empty: all of it.
         group: Regular expression for the patient id in a file's name, or with a ``/`` in it
             in the path below ``path``; its one group, or else the whole match, is the id.
-            None: every image is its own patient.
+            ``HEADER``: the patient id of DICOM files, hashed. None: as the table says, or
+            every image is its own patient.
         attributes: CSV file with attributes of images or patients; see
             :mod:`pipeline.data.attributes`.
         name: How the domain is called in tables; the source is called ``source``.
         ignore: Patterns of paths below ``path`` to leave out, such as ``*/masks/*``. None:
             nothing is left out, and a layout that looks wrong is refused.
+        window: Values that become black and white, of images with more than 8 bits. None: as
+            DICOM files say; otherwise guessed from all images of the domain.
+        frame: ``first`` or ``middle`` of files with several; None: they are refused.
     """
 
     path: Path
+    table: ImageTable | None = None
+    split: str = ""
     group: str | None = None
     attributes: Path | None = None
     name: str = SOURCE
     ignore: tuple[str, ...] | None = None
+    window: tuple[float, float] | None = None
+    frame: str | None = None
 
     @property
     def labelled(self) -> bool:
@@ -60,21 +110,33 @@ class Domain:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceDomain(Domain):
-    """The labelled hospital; ``validation`` is the share held out by patient."""
+    """The labelled hospital.
 
-    validation: float = 0.2
+    Attributes:
+        validation: The share held out by patient, or the folder or file that is held out.
+    """
+
+    validation: float | Path = 0.2
+
+    @property
+    def is_given(self) -> bool:
+        """Whether fit and validation are divided as the data came."""
+        return self.split == GIVEN or isinstance(self.validation, Path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetDomain(Domain):
-    """Another hospital.
+    """Another hospital, or a test part of the source's data set.
 
     Attributes:
         labels: ``sealed`` (read once, at the end) or ``absent`` (nobody has them: whatever
             folders there are name no class).
+        of_source: Whether it is a test part of the source's own data set (``[test.NAME]``),
+            so that a patient id means the same person in both.
     """
 
     labels: str = SEALED
+    of_source: bool = False
 
     @property
     def labelled(self) -> bool:
@@ -246,7 +308,7 @@ def load_study(file: Path) -> Study:
     study = Study(
         name=_study_name(table),
         source=_source(table),
-        targets=tuple(_target(name, t) for name, t in table.each("target").items()),
+        targets=_targets(table),
         backbones=_backbones(table),
         concatenations=_concatenations(table),
         heads=_heads(table),
@@ -277,8 +339,10 @@ def _parse(file: Path) -> dict[str, Any]:
         ) from cause
     except OSError as cause:
         raise StudyError(f"cannot read {file}: {cause.strerror}") from cause
-    except (ValueError, RecursionError) as cause:  # of tomllib, of the encoding, of huge numbers
-        raise StudyError(f"{file} is not a TOML file: {cause}") from cause
+    except RecursionError as cause:
+        raise StudyError(f"{file}: its brackets are nested too deep") from cause
+    except ValueError as cause:  # of tomllib, of the encoding, of huge numbers
+        raise StudyError(f"{file} is not a TOML file: {str(cause)[:200]}") from cause
 
 
 @dataclass(frozen=True)
@@ -310,7 +374,7 @@ class _Table:
         """The value of a key, of this kind and one of those allowed; None where missing."""
         value = self.values.get(key)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            wanted = getattr(kind, "__name__", "number").replace("str", "text")
+            wanted = _KINDS.get(kind, "number")
             self.fail(f"{self.where} {key} = {value!r}: allowed is {wanted}")
         if value is not None and allowed and value not in allowed:
             self.fail(f"{self.where} {key} = {value!r}: allowed are {', '.join(allowed)}")
@@ -322,17 +386,19 @@ class _Table:
         if name is None:
             return None
         file = self.file.parent / str(name)
-        if not file.is_file():
-            self.fail(f"{self.where} {key}: there is no file {file}; {hint}")
+        if not os.path.isfile(file):  # noqa: PTH113 - of what no path can be, Path raises
+            self.fail(f"{self.where} {key}: there is no file {_short(str(file))}; {hint}")
         return file
 
     def name(self, name: Any, where: str) -> str:
         """A name that may stand for a folder or a column."""
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             self.fail(
-                f"{where} {name!r}: allowed are letters, digits, '.', '_' and '-', "
-                "because it names a folder or a column"
+                f"{where} {_short(repr(name))}: allowed are 1 to 100 letters, digits, '.', '_' "
+                "and '-', because it names a folder or a column"
             )
+        if _DEVICES.fullmatch(name):
+            self.fail(f"{where} {name!r}: Windows keeps this name for a device; choose another")
         return name
 
     def below(self, key: str) -> "_Table":
@@ -351,6 +417,11 @@ class _Table:
             shown = f'"{name}"' if "+" in name else name
             tables[name] = _Table(self.file, f"[{key}.{shown}]", value)
         return tables
+
+
+def _short(name: str) -> str:
+    text = printable(name)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _study_name(study: _Table) -> str:
@@ -403,39 +474,133 @@ def _source(study: _Table) -> SourceDomain:
             "[source] labels: heads are fitted to the labels of the source, so they are "
             "always read; `labels` says what is known of a [target.NAME]"
         )
-    source.check_keys({"path", "group", "attributes", "ignore", "validation"})
-    share = source.get("validation", (int, float))
-    if share is not None and not 0 < share < 1:
-        source.fail(f"[source] validation = {share}: allowed is a share between 0 and 1")
-    given: dict[str, Any] = {} if share is None else {"validation": float(share)}
-    return SourceDomain(**_domain(source), **given)
+    source.check_keys(_DOMAIN | {"validation"})
+    domain = SourceDomain(**_domain(source))
+    held_out = source.values.get("validation")
+    if held_out is None:
+        return domain
+    if domain.split == GIVEN:
+        source.fail('[source] has split = "given" and validation: write one of the two')
+    if isinstance(held_out, str):
+        return replace(domain, validation=_data(source, "validation", held_out))
+    if not _is_number(held_out) or not 0 < held_out < 1:
+        source.fail(
+            f"[source] validation = {held_out!r}: allowed is a share between 0 and 1, or a path"
+        )
+    return replace(domain, validation=float(held_out))
 
 
-def _target(name: str, target: _Table) -> TargetDomain:
+def _targets(study: _Table) -> tuple[TargetDomain, ...]:
+    tables = [(name, t, of) for of in ("test", "target") for name, t in study.each(of).items()]
+    names = [name for name, _, _ in tables]
+    if twice := [name for name in names if names.count(name) > 1]:
+        study.fail(f"[test.{twice[0]}] and [target.{twice[0]}] have one name; choose another")
+    return tuple(_target(name, table, of_source=of == "test") for name, table, of in tables)
+
+
+def _target(name: str, target: _Table, *, of_source: bool) -> TargetDomain:
     if name == SOURCE:
         target.fail(f"{target.where}: the name {SOURCE!r} is taken by [source]; choose another")
-    target.check_keys({"path", "group", "attributes", "ignore", "labels"})
+    target.check_keys(_DOMAIN | {"labels"})
+    if target.values.get("split") == GIVEN:
+        target.fail(f'{target.where} split = "given": write the split that it is, such as "test"')
     return TargetDomain(
         name=target.name(name, target.where),
         labels=target.get("labels", allowed=LABELS) or SEALED,
-        **_domain(target),
+        of_source=of_source,
+        **_domain(target, name),
     )
 
 
-def _domain(table: _Table) -> dict[str, Any]:
-    path = table.get("path")
-    if path is None:
-        table.fail(f'{table.where} has no path; write path = "FOLDER"')
-    folder = table.file.parent / str(path)
-    if not folder.is_dir():
-        table.fail(f"{table.where} path: there is no folder {folder}")
+def _domain(table: _Table, name: str = "") -> dict[str, Any]:
     hint = "allowed is a CSV file whose first column is path or patient"
+    images = _image_table(table, name)
+    group = _group(table)
+    if isinstance(group, dict):
+        if images is None:
+            table.fail(f"{table.where} group = {group}: a column needs table = FILE")
+        images = replace(images, columns={**images.columns, "patient": (group["column"],)})
     return {
-        "path": folder,
-        "group": _pattern(table),
-        "attributes": table.path("attributes", hint),
+        "path": _path(table, images),
+        "table": images,
+        "split": table.get("split") or "",
+        "group": None if isinstance(group, dict) else group,
+        "attributes": table.path("attributes", hint) or (images and images.file),
         "ignore": _ignore(table),
+        "window": _window(table),
+        "frame": table.get("frame", allowed=FRAMES),
     }
+
+
+def _path(table: _Table, images: ImageTable | None) -> Path:
+    """Where the images are: the folder or ``.npz`` file, or where a table's paths start."""
+    own, other = ("path", "images") if images is None else ("images", "path")
+    if other in table.values:
+        table.fail(
+            f"{table.where} {other}: with a table write images = FOLDER, where its paths start; "
+            "without one path = FOLDER"
+        )
+    path = table.get(own)
+    if path is not None:
+        return _data(table, own, path)
+    if images is None:
+        table.fail(f'{table.where} has no path; write path = "FOLDER" or table = "FILE"')
+    return images.file.parent
+
+
+def _data(table: _Table, key: str, name: str) -> Path:
+    path = table.file.parent / name
+    if not os.path.exists(path):  # noqa: PTH110 - of what no path can be, Path raises
+        table.fail(f"{table.where} {key}: there is no folder {_short(str(path))}")
+    return path
+
+
+def _image_table(table: _Table, name: str) -> ImageTable | None:
+    file = table.path("table", "allowed is a CSV, TSV or Parquet file")
+    if file is None:
+        if wrong := sorted({"images", "columns", "values", "domain"} & set(table.values)):
+            table.fail(f"{table.where} {wrong[0]}: this goes with table = FILE")
+        return None
+    columns = _texts(table, "columns")
+    if unknown := sorted(set(columns) - set(COLUMNS)):
+        table.fail(
+            f"{table.where} columns: {unknown[0]!r} is not known; allowed: {', '.join(COLUMNS)}"
+        )
+    domain = table.get("domain") or (name if "domain" in columns else "")
+    return ImageTable(file=file, columns=columns, values=_texts(table, "values"), domain=domain)
+
+
+def _texts(table: _Table, key: str) -> dict[str, tuple[str, ...]]:
+    """A table whose values are texts, or lists of them."""
+    below = table.get(key, dict) or {}
+    lists = {name: [v] if isinstance(v, str) else v for name, v in below.items()}
+    for name, texts in lists.items():
+        if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+            table.fail(f"{table.where} {key}: {name} = {texts!r}: allowed is text or a list of it")
+    return {composed(name): tuple(map(composed, texts)) for name, texts in lists.items()}
+
+
+def _window(table: _Table) -> tuple[float, float] | None:
+    bits, window = table.get("bits", int), table.get("window", list)
+    if bits is not None and window is not None:
+        table.fail(f"{table.where} has bits and window: write one of the two")
+    if bits is not None:
+        if not 1 <= bits <= _MOST_BITS:
+            table.fail(f"{table.where} bits = {bits}: allowed is 1 to {_MOST_BITS}, such as 12")
+        return 0.0, 2.0**bits - 1
+    if window is None:
+        return None
+    if len(window) != 2 or not all(map(_is_number, window)) or not window[0] < window[1]:
+        table.fail(
+            f"{table.where} window = {window!r}: allowed are two numbers, the values that become "
+            "black and white, such as [0, 4095]"
+        )
+    return float(window[0]), float(window[1])
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _ignore(table: _Table) -> tuple[str, ...] | None:
@@ -450,11 +615,23 @@ def _ignore(table: _Table) -> tuple[str, ...] | None:
     return tuple(patterns)
 
 
-def _pattern(table: _Table) -> str | None:
+def _group(table: _Table) -> str | dict[str, str] | None:
+    """A pattern, ``HEADER``, or ``{"column": NAME}``."""
+    group = table.values.get("group")
+    if isinstance(group, dict):
+        ((key, name),) = group.items() if len(group) == 1 else [("", None)]
+        if key == "header" and name == HEADER:
+            return HEADER
+        if key != "column" or not isinstance(name, str):
+            table.fail(
+                f"{table.where} group = {group!r}: allowed are a regular expression, "
+                f'{{column = "NAME"}} of the table, and {{header = "{HEADER}"}} of DICOM files'
+            )
+        return {"column": composed(name)}
     pattern: str | None = table.get("group")
     try:
-        captured = re.compile(pattern or "").groups
-    except re.error as cause:
+        captured = regex.compile(pattern or "").groups
+    except regex.error as cause:
         table.fail(f"{table.where} group = {pattern!r} is not a regular expression: {cause}")
     if captured > 1:
         table.fail(
@@ -539,10 +716,7 @@ def _subgroups(study: _Table) -> tuple[Attribute, ...]:
 
 
 def _edges(table: _Table, name: str, value: Any) -> tuple[float, ...]:
-    numbers = isinstance(value, list) and all(
-        isinstance(edge, int | float) and not isinstance(edge, bool) and math.isfinite(edge)
-        for edge in value
-    )
+    numbers = isinstance(value, list) and all(map(_is_number, value))
     if not numbers or not value or any(a >= b for a, b in pairwise(map(float, value))):
         table.fail(
             f"[subgroups] {name} = {value!r}: allowed is true, for one group for each text, or "

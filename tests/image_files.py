@@ -13,6 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.data.items import Listing
+from pipeline.data.sources import scan
+from pipeline.study import ABSENT, SEALED, TargetDomain
+
 SIZE = 64
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -125,6 +129,9 @@ def good_files() -> dict[str, bytes]:
         "sixteen.png": grey16(picture()[..., 0].astype(np.uint16) * 257),
         "large.png": png(picture(300, 400)),
         "turned.png": turned(3, "PNG"),
+        "colour.tif": encoded(picture(), "TIFF"),
+        "packed.tif": encoded(picture(), "TIFF", compression="tiff_lzw"),
+        "sixteen.tif": encoded(picture()[..., 0].astype(np.uint16) * 257, "TIFF"),
     }
 
 
@@ -140,10 +147,10 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "noise.jpg": (b"\x01\x02\x03\xfe" * 99, r"^not an image \(found unknown bytes\)$"),
         "gif.jpg": (encoded(picture(), "GIF"), r"^format not allowed \(GIF;"),
         "bmp.png": (encoded(picture(), "BMP"), r"^format not allowed \(BMP;"),
-        "tiff.jpg": (encoded(picture(), "TIFF"), r"^format not allowed \(TIFF;"),
+        "cut.tif": (encoded(picture(), "TIFF")[:5000], r"^(truncated|damaged)"),
         "webp.jpg": (encoded(picture(), "WEBP"), r"^format not allowed \(WebP;"),
         "pdf.jpg": (encoded(picture(), "PDF"), r"^format not allowed \(PDF;"),
-        "dicom.jpg": (bytes(128) + b"DICM" + bytes(40), r"^format not allowed \(DICOM;"),
+        "dicom.jpg": (bytes(128) + b"DICM" + bytes(40), r"^DICOM without pixels"),
         "cut.jpg": (jpeg()[:-2], r"^truncated$"),
         "half.jpg": (jpeg()[: len(jpeg()) // 2], r"^truncated$"),
         "cut.png": (png()[:-2], r"^truncated$"),
@@ -181,3 +188,9 @@ def with_stack(root: Path, name: str, array: np.ndarray, **options) -> Path:
 def pictures(count: int = 3, seed: int = 0) -> np.ndarray:
     """Different grey pictures, shape ``(count, SIZE, SIZE)``."""
     return np.stack([picture(seed=seed + i)[..., 0] for i in range(count)])
+
+
+def listed(root: Path, *, labelled: bool = True, **domain) -> Listing:
+    """What a domain of this path holds."""
+    labels = SEALED if labelled else ABSENT
+    return scan(TargetDomain(path=root, name="far", labels=labels, **domain))

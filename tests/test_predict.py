@@ -92,7 +92,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
     Path("new/a/text.png").write_text("Name: somebody")
     os.mkfifo("fifo.png")
     Path("empty").mkdir()
-    Path("new/b.dcm").write_bytes(b"")
+    Path("new/b.webp").write_bytes(b"")
     Path("new/notes.csv").write_text("no image")
     given = [Path("new"), Path("fifo.png"), Path("nowhere.png"), Path("empty")]
     found = predict(folder("linear"), given)
@@ -102,7 +102,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
     assert "No such file" in reasons["nowhere.png"]
     assert "holds no" in reasons["empty"]
     assert reasons["new/a/text.png"] == "not an image (found text)"
-    assert reasons["new/b.dcm"] == "of a format that is not read: convert to .png"
+    assert reasons["new/b.webp"] == "of a format that is not read: convert to .png"
     assert len(reasons) == 5
     with pytest.raises(SkippedImagesError, match="5 images cannot be used and --strict"):
         predict(folder("linear"), given, strict=True)

@@ -11,11 +11,12 @@ from cache.recipe import relative_l2
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.images import PixelPolicy
 from pipeline.data.samples import load_samples
-from pipeline.data.sources import read_image, scan
+from pipeline.data.sources import read_image
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import frozen_network, store_for
 from pipeline.study import load_study
+from tests.image_files import listed
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cxr"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no real X-rays in {DATA}")
@@ -100,7 +101,7 @@ def test_full_resolution_originals_all_decode():
     items = [
         item
         for hospital in ("kermany", "nih")
-        for item in scan(DATA / "full_resolution" / hospital).items
+        for item in listed(DATA / "full_resolution" / hospital).items
     ]
     assert len(items) == 80
     assert {read_image(item).pixels(policy).shape for item in items} == {(224, 224, 3)}

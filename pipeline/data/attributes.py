@@ -4,23 +4,21 @@ They are patient data: what is read here stays in memory, and nothing but the na
 groups and their counts is written anywhere.
 """
 
-import csv
-import io
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.items import system_reason
-from pipeline.data.patients import patient_of
+from pipeline.data.image_tables import find_columns
+from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import Samples
+from pipeline.data.tables import Row, check_header, fail, read_rows
 from pipeline.errors import StudyError
-from pipeline.study import Attribute, Domain, Study
+from pipeline.study import HEADER, Attribute, Domain, ImageTable, Study
 from pipeline.words import composed, counted, have, printable
 
 _LOG = logging.getLogger(__name__)
@@ -106,7 +104,8 @@ def _groups_of_images(
     domain: Domain, file: Path, attributes: Sequence[Attribute], samples: Samples
 ) -> list[tuple[str, ...]]:
     """For each image of the domain its group by each attribute; warns where there is no row."""
-    key, groups = read_attributes(file, attributes)
+    table = domain.table if domain.table and domain.table.file == file else None
+    key, groups = read_attributes(file, attributes, table)
     keys = _keys_of_images(domain, file, key, samples)
     missing = sum(name not in groups for name in keys)
     if missing == len(keys):
@@ -127,15 +126,21 @@ def _groups_of_images(
 def _keys_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> list[str]:
     """What each image is called in the file; patients by name, before copies join them."""
     rows = np.flatnonzero(samples.domain == domain.name)
-    paths = [composed(samples.items[row].path) for row in rows]
+    items = [samples.items[row] for row in rows]
     if key == "path":
-        return paths
-    if domain.group is None:
+        return [composed(item.path) for item in items]
+    patients = patients_of_items(domain, items)
+    if domain.group is None and not any(patients):
         raise StudyError(
             f"{file} has rows by patient, but {domain.name} has no `group` pattern that finds "
             "a patient in a file's name: give one in the study file, or rows by path"
         )
-    return [patient_of(path, domain.group) or path for path in paths]
+    if domain.group == HEADER:
+        raise StudyError(
+            f"{file} has rows by patient, but patients of DICOM headers are known as hashes only: "
+            "give rows by path"
+        )
+    return [patient or item.path for patient, item in zip(patients, items, strict=True)]
 
 
 def _first(keys: Sequence[str]) -> str:
@@ -146,7 +151,7 @@ def _first(keys: Sequence[str]) -> str:
 
 
 def read_attributes(
-    file: Path, attributes: Sequence[Attribute]
+    file: Path, attributes: Sequence[Attribute], table: ImageTable | None = None
 ) -> tuple[str, dict[str, tuple[str, ...]]]:
     """Read the groups of every image or patient.
 
@@ -154,6 +159,7 @@ def read_attributes(
         file: UTF-8 CSV with a header, whose first column is ``path`` or ``patient``; an empty
             cell is unknown. Columns of other attributes are not looked at.
         attributes: At least one.
+        table: The domain's, where this is its file: then its column of paths is the key.
 
     Returns:
         The name of the first column; then, by its values, the name of the group by each
@@ -163,84 +169,59 @@ def read_attributes(
         StudyError: It cannot be read, is not UTF-8 or not CSV, lacks a column, has a key
             twice with different values, or text where a number should be.
     """
-    lines = _lines(file)
-    line, header = next(lines, (1, []))
-    columns = _columns(file, line, header, attributes)
+    rows = read_rows(file)
+    header = next(rows, Row(1, []))
+    check_header(file, header)
+    at, columns = _columns(file, header, attributes, table)
+    name = header.cells[at]
     groups: dict[str, tuple[str, ...]] = {}
-    cells_of: dict[str, tuple[int, list[str]]] = {}
-    for line, cells in lines:
-        if len(cells) != len(header):
-            _fail(file, line, f"{len(cells)} cells, but the header has {len(header)}")
-        if not cells[0]:
-            _fail(file, line, f"the {header[0]} is empty: give it, or remove the line")
-        values = [cells[column] for column in columns]
-        first_line, first = cells_of.setdefault(cells[0], (line, values))
+    first_of: dict[str, tuple[int, list[str]]] = {}
+    for row in rows:
+        key = row.cells[at]
+        if not key:
+            fail(file, row.line, f"the {name} is empty: give it, or remove the line")
+        values = [row.cells[column] for column in columns]
+        first_line, first = first_of.setdefault(key, (row.line, values))
         for attribute, before, value in zip(attributes, first, values, strict=True):
             if before != value:
-                other = "" if header[0] == "path" else ", or give a row for each image, by its path"
-                _fail(
+                other = "" if name == "path" else ", or give a row for each image, by its path"
+                fail(
                     file,
-                    line,
-                    f"the same {header[0]} as in line {first_line} with another {attribute.name}: "
+                    row.line,
+                    f"the same {name} as in line {first_line} with another {attribute.name}: "
                     f"keep one{other}",
                 )
-        groups[cells[0]] = tuple(
-            _group(file, line, attribute, value)
+        groups[key] = tuple(
+            _group(file, row.line, attribute, value)
             for attribute, value in zip(attributes, values, strict=True)
         )
-    return header[0], groups
-
-
-def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of each line that is not blank, without outer spaces."""
-    reader = csv.reader(io.StringIO(_text(file), newline=""), strict=True)
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                yield reader.line_num, [composed(cell.strip()) for cell in cells]
-    except csv.Error as cause:
-        _fail(file, reader.line_num, f"not CSV ({cause}): put quotes around cells with commas")
-
-
-def _text(file: Path) -> str:
-    try:
-        content = file.read_bytes()
-    except OSError as cause:
-        raise StudyError(f"{file} cannot be read: {system_reason(cause)}") from cause
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as cause:
-        line = content.count(b"\n", 0, cause.start) + 1
-        raise StudyError(
-            f"{file} line {line} is not UTF-8 (byte {content[cause.start]:#x}): save the "
-            'table as "CSV UTF-8"'
-        ) from cause
+    return "path" if table else name, groups
 
 
 def _columns(
-    file: Path, line: int, header: list[str], attributes: Sequence[Attribute]
-) -> list[int]:
-    """Where the attributes stand."""
-    shown = ", ".join(map(printable, header)) or "nothing"
-    if not header or header[0] not in _KEYS:
-        _fail(
+    file: Path, header: Row, attributes: Sequence[Attribute], table: ImageTable | None
+) -> tuple[int, list[int]]:
+    """Where the key stands, and the attributes."""
+    names = header.cells
+    shown = ", ".join(map(printable, names)) or "nothing"
+    key = find_columns(table, header, labelled=False)["path"][0] if table else "".join(names[:1])
+    if not table and key not in _KEYS:
+        fail(
             file,
-            line,
+            header.line,
             f"the columns are {shown}; allowed as the first is {' or '.join(_KEYS)}, and "
             "columns are separated by commas: name the column that says whose the row is",
         )
-    if twice := [name for name in header if header.count(name) > 1]:
-        _fail(file, line, f"two columns are called {printable(twice[0])!r}: rename one")
     for attribute in attributes:
-        if attribute.name not in header[1:]:
-            _fail(
+        if attribute.name not in names or attribute.name == key:
+            fail(
                 file,
-                line,
+                header.line,
                 f"there is no column {attribute.name!r} for [subgroups]; the columns are "
                 f"{shown}. Add it, with empty cells where nothing is known, or take it out of "
                 "[subgroups]",
             )
-    return [header.index(attribute.name) for attribute in attributes]
+    return names.index(key), [names.index(attribute.name) for attribute in attributes]
 
 
 def _group(file: Path, line: int, attribute: Attribute, value: str) -> str:
@@ -253,14 +234,10 @@ def _group(file: Path, line: int, attribute: Attribute, value: str) -> str:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        _fail(
+        fail(
             file,
             line,
             f"{attribute.name} is {printable(value)!r}, but [subgroups] {attribute.name} has "
             "bins: allowed are numbers, and an empty cell for what is not known",
         )
     return attribute.bin_of(number)
-
-
-def _fail(file: Path, line: int, message: str) -> NoReturn:
-    raise StudyError(f"{file} line {line}: {message}")

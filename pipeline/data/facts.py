@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.images import MAX_PIXELS, Pixels, measure_picture, open_image
+from pipeline.data.grey_levels import Reading
+from pipeline.data.images import Pixels, measure_picture, open_image
 from pipeline.errors import ImageError
 
 _Grey = NDArray[np.float64]
+_DEFAULT = Reading()
 
 #: _Grey values between which no pixel is near the ends of the scale.
 _MIDTONES = (0.15, 0.85)
@@ -132,12 +134,12 @@ FACTS = np.dtype(
 )
 
 
-def facts_of_file(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
-    """Facts of a JPEG or PNG file, without its key.
+def facts_of_file(data: bytes, reading: Reading = _DEFAULT) -> NDArray[Any]:
+    """Facts of an image file, without its key.
 
     Args:
         data: The whole file.
-        max_pixels: A larger image is refused.
+        reading: Of its domain.
 
     Returns:
         One record of dtype ``FACTS``, shape ``()``.
@@ -145,9 +147,9 @@ def facts_of_file(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     Raises:
         ImageError: See :func:`pipeline.data.images.decode`.
     """
-    facts = measure_picture(data, _facts_of_picture, max_pixels=max_pixels)
+    facts = measure_picture(data, _facts_of_picture, reading)
     facts["file_bytes"] = len(data)
-    facts["jpeg_quality"] = _jpeg_quality(data, max_pixels)
+    facts["jpeg_quality"] = _jpeg_quality(data, reading)
     return facts
 
 
@@ -207,16 +209,14 @@ def _border_mean(values: Pixels) -> float:
     return float(total / (values.size - inside.size))
 
 
-def _jpeg_quality(data: bytes, max_pixels: int) -> float:
+def _jpeg_quality(data: bytes, reading: Reading) -> float:
     """The libjpeg quality, 1 to 100, whose luminance table is nearest to the file's.
 
     Exact for files of libjpeg; NaN for what is no JPEG.
     """
     if not data.startswith(b"\xff\xd8"):
         return float("nan")
-    tables: Mapping[int, Any] = getattr(
-        open_image(data, max_pixels=max_pixels)[0], "quantization", {}
-    )
+    tables: Mapping[int, Any] = getattr(open_image(data, reading)[0], "quantization", {})
     table = np.array(tables.get(0, ()))
     if table.size != _ANNEX_K.size:
         raise ImageError("damaged (no quantisation table)")

@@ -1,6 +1,6 @@
 """From the bytes of an image file to pixels, by a declared policy.
 
-Only JPEG and PNG are opened, whatever the file is called, and everything about a file
+Only JPEG, PNG, TIFF and DICOM are opened, whatever the file is called, and everything about a file
 that cannot be trusted ends in one exception: ``ImageError``, whose message is the
 reason to list. Decoding runs in many threads, so nothing here touches process-wide
 state: no warning filter, no ``Image.MAX_IMAGE_PIXELS``, no ``LOAD_TRUNCATED_IMAGES``.
@@ -26,17 +26,24 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
+from pipeline.data.dicom import dicom_depth, dicom_picture, dicom_size, is_dicom
+from pipeline.data.grey_levels import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Reading, scaled
 from pipeline.data.image_metadata import split_jpeg, split_png
 from pipeline.errors import ImageError, StudyError, UnknownNameError
 
-#: First bytes of the formats that are read.
-MAGICS = _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-#: Of an image, unless a study allows more.
-MAX_PIXELS = 50_000_000
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_TIFF = (b"II*\x00", b"MM\x00*")
+#: Bytes by which :func:`is_image` knows a file.
+HEAD_BYTES = 132
+_WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
+_DEFAULT = Reading()
 _MIN_SIDE = 16
 _MAX_ASPECT = 50
 _TWELVE_BITS = 1 << 12
+_SIXTEEN_BITS = (1 << 16) - 1
+_DEEP_MODES = ("I", "F")
 #: ``fast`` decodes to sides of so many times the network's, or more: 0.2 grey levels away.
 _FAST_SIDES = 2
 #: Shares of each side: hidden in the middle, and shown in a corner.
@@ -124,8 +131,8 @@ class PixelPolicy:
         }
 
 
-def decode(data: bytes, policy: PixelPolicy, *, max_pixels: int = MAX_PIXELS) -> Pixels:
-    """Turn the content of a JPEG or PNG file into pixels.
+def decode(data: bytes, policy: PixelPolicy, reading: Reading = _DEFAULT) -> Pixels:
+    """Turn the content of an image file into pixels.
 
     Damage in a PNG file is always found. Damage inside the scan of a JPEG file cannot be
     told from image content, because the format has no checksum.
@@ -133,7 +140,7 @@ def decode(data: bytes, policy: PixelPolicy, *, max_pixels: int = MAX_PIXELS) ->
     Args:
         data: The whole file.
         policy: See :class:`PixelPolicy`.
-        max_pixels: A larger image is refused before it is decoded.
+        reading: Of its domain.
 
     Returns:
         Shape ``(size, size, 3)``, 0 to 255, red first, read-only.
@@ -144,16 +151,14 @@ def decode(data: bytes, policy: PixelPolicy, *, max_pixels: int = MAX_PIXELS) ->
             stored in 16.
     """
     at_least = _FAST_SIDES * policy.size if policy.resize == "fast" else None
-    return measure_picture(
-        data, lambda image: _fitted(image, policy), max_pixels=max_pixels, at_least=at_least
-    )
+    return measure_picture(data, lambda image: _fitted(image, policy), reading, at_least=at_least)
 
 
 def measure_picture(
     data: bytes,
     measure: Callable[[Image.Image], _T],
+    reading: Reading = _DEFAULT,
     *,
-    max_pixels: int = MAX_PIXELS,
     at_least: int | None = None,
 ) -> _T:
     """Decode a file and measure something of the picture.
@@ -161,20 +166,56 @@ def measure_picture(
     Args:
         data: The whole file.
         measure: Gets the picture upright, of mode L or RGB, as it is before resizing.
-        max_pixels: A larger image is refused before it is decoded.
+        reading: Of its domain.
         at_least: A JPEG file may be decoded smaller, to sides of so many pixels; None: at its
             own size.
 
     Raises:
         ImageError: As :func:`decode`.
     """
+    return _guarded(data, lambda: measure(_picture(data, reading, at_least)))
+
+
+def depth_of(data: bytes, reading: Reading) -> Depth:
+    """What a file holds beyond 8 bits; see :mod:`pipeline.data.grey_levels`.
+
+    Raises:
+        ImageError: It may have more than 8 bits, and cannot be decoded.
+    """
+    if is_dicom(data):
+        return _guarded(data, lambda: dicom_depth(data))
+    if not may_be_deep(data):
+        return None
+    return _guarded(data, lambda: _depth(open_image(data, reading)[0]))
+
+
+def may_be_deep(data: bytes) -> bool:
+    """Whether a file is of a format with more than 8 bits, to which a window applies."""
+    grey_of_16_bits = data.startswith(_PNG) and data[24:26] == b"\x10\x00"
+    return grey_of_16_bits or data.startswith(_TIFF) or is_dicom(data)
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that begins like this is of a format that is read."""
+    return head.startswith((_JPEG, _PNG, *_TIFF)) or is_dicom(head)
+
+
+def _picture(data: bytes, reading: Reading, at_least: int | None) -> Image.Image:
+    """Upright, of mode L or RGB."""
+    if is_dicom(data):
+        check_size(*dicom_size(data), max_pixels=reading.max_pixels, advice=_ADVICE)
+        return dicom_picture(data, reading)
+    image, orientation = open_image(data, reading)
+    if isinstance(image, JpegImageFile):
+        image = _decoded_jpeg(image, at_least)
+    turn = _TURNS.get(orientation)
+    return _in_eight_bits(image if turn is None else image.transpose(turn), reading.window)
+
+
+def _guarded(data: bytes, action: Callable[[], _T]) -> _T:
+    """The result of an action on a file; whatever goes wrong is an ImageError."""
     try:
-        image, orientation = open_image(data, max_pixels=max_pixels)
-        if isinstance(image, JpegImageFile):
-            image = _decoded_jpeg(image, at_least)
-        turn = _TURNS.get(orientation)
-        upright = image if turn is None else image.transpose(turn)
-        return measure(_in_eight_bits(upright))
+        return action()
     except ImageError:
         raise
     except MemoryError as cause:
@@ -207,14 +248,17 @@ def resize_pixels(pixels: Pixels, policy: PixelPolicy) -> Pixels:
 # From bytes to an image: what is opened, and the reason to give where a file is not.
 
 
-def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, int]:
-    """Open a JPEG or PNG file; its pixels are decoded when they are first asked for.
+_ADVICE = "; max_megapixels in the study sets it"
+
+
+def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, int]:
+    """Open a JPEG, PNG or TIFF file; its pixels are decoded when they are first asked for.
 
     Of several pictures in one JPEG file, as phones write them, this is the first.
 
     Args:
         data: The whole file. All of a PNG file is checked against its checksums here.
-        max_pixels: A larger image is refused.
+        reading: Of its domain.
 
     Returns:
         The image as it is stored, and its orientation, 1 (upright) to 8, as EXIF counts.
@@ -231,10 +275,13 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[Image.Imag
     elif data.startswith(_PNG):
         content, orientation = split_png(data)
         image = PngImageFile(io.BytesIO(content))
+    elif data.startswith(_TIFF):
+        image, orientation = TiffImageFile(io.BytesIO(data)), 1  # Pillow turns it itself
+        if (frame := reading.frame_of(image.n_frames)) > 0:
+            image.seek(frame)
     else:
         raise ImageError(_what_instead(data))
-    advice = "; max_megapixels in the study sets it"
-    check_size(*image.size, max_pixels=max_pixels, advice=advice)
+    check_size(*image.size, max_pixels=reading.max_pixels, advice=_ADVICE)
     return image, orientation
 
 
@@ -286,7 +333,7 @@ def _what_instead(data: bytes) -> str:
     """Name the kind of file, and never quote it: the text of a record can name a person."""
     for offset, magic, name in _OTHER_IMAGES:
         if data.startswith(magic, offset):
-            return f"format not allowed ({name}; allowed are JPEG and PNG)"
+            return f"format not allowed ({name}; allowed are JPEG, PNG, TIFF, DICOM)"
     for magic, name in _OTHER_FILES:
         if data[:64].lstrip().lower().startswith(magic):
             return f"not an image (found {name})"
@@ -308,15 +355,12 @@ _TURNS = {
 }
 _OTHER_IMAGES = (
     (0, b"GIF8", "GIF"),
-    (0, b"II*\x00", "TIFF"),
-    (0, b"MM\x00*", "TIFF"),
     (0, b"BM", "BMP"),
     (8, b"WEBP", "WebP"),
     (4, b"ftyp", "AVIF, HEIF or video"),
     (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
     (0, b"8BPS", "Photoshop"),
-    (128, b"DICM", "DICOM"),
     (0, b"%PDF", "PDF"),
     (0, b"%!PS", "PostScript"),
 )
@@ -335,10 +379,10 @@ _OTHER_FILES = (
 # From any mode to eight bits.
 
 
-def _in_eight_bits(image: Image.Image) -> Image.Image:
+def _in_eight_bits(image: Image.Image, window: tuple[float, float] | None) -> Image.Image:
     """An opaque image of mode L or RGB, whatever the file stores."""
-    if image.mode.startswith("I"):
-        return _from_sixteen_bits(image)
+    if image.mode.startswith(_DEEP_MODES):
+        return _from_deep(image, window)
     if image.has_transparency_data:
         colours = image.convert("RGBA")
         black = Image.new("RGB", image.size)
@@ -347,18 +391,35 @@ def _in_eight_bits(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _from_sixteen_bits(image: Image.Image) -> Image.Image:
-    """Scale by 257, so that 65535 is white; Pillow's own conversion clips at 255."""
-    values = np.asarray(image).astype(np.uint32)
-    top = int(values.max())
-    if 0 < top < _TWELVE_BITS:
-        raise ImageError(
-            f"12 bits stored in 16 (largest value {top} of 65535): it would be all but black; "
-            "rescale the values to the whole range"
-        )
+def _from_deep(image: Image.Image, window: tuple[float, float] | None) -> Image.Image:
+    """By the window; else by 257, so that 65535 is white: Pillow's own conversion clips at 255."""
+    values = np.asarray(image)
+    if window is None:
+        if (top := _depth(image)) == NO_RANGE:
+            raise ImageError("its values have no range; write window = [BLACK, WHITE] in the study")
+        if 0 < top < _TWELVE_BITS:
+            raise ImageError(
+                f"12 bits stored in 16 (largest value {top} of 65535): it would be all but black; "
+                "write bits = 12 in the study"
+            )
+        levels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    else:
+        levels = scaled(values, window)
     if (clear := image.info.get("transparency")) is not None:
-        values[values == clear] = 0
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        levels[values == clear] = 0
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = 255 - levels
+    return Image.fromarray(levels)
+
+
+def _depth(image: Image.Image) -> int:
+    """The largest value of a grey image of more than 8 bits, and what else there may be."""
+    if not image.mode.startswith(_DEEP_MODES):
+        return EIGHT_BITS
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > _SIXTEEN_BITS:
+        return NO_RANGE
+    return int(values.max())
 
 
 # From a picture to the square that the network sees.

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from cache import disk
 from cache.errors import WriteFailedError
 from pipeline.data.facts import FACTS
-from pipeline.data.items import Item
+from pipeline.data.items import Item, Known
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)
-_KEYS_FORMAT = 2
+_KEYS_FORMAT = 3
 #: In the file's name: whoever measures otherwise writes another file.
 _FACTS_VERSION = 1
 _DIGEST_BYTES = 32
@@ -38,7 +38,7 @@ _AT_ONCE = 64
 
 
 class KeyIndex:
-    """Content keys of the files of one domain, so that a second run reads no image.
+    """What is known of the files of one domain, so that a second run reads no image.
 
     It knows files only by a hash of their path, because names of medical images can name
     people. It is believed where size, times and inode agree *and* the file was last touched
@@ -49,25 +49,34 @@ class KeyIndex:
     Args:
         store_root: Folder of the feature stores; the index lies in ``index/`` there.
         domain: Root folder of the domain's files.
+        salt: By which patients are hashed, where headers are asked for them; another salt
+            has another index.
         rehash: Believe nothing that is remembered.
     """
 
-    def __init__(self, store_root: Path, domain: Path, *, rehash: bool = False) -> None:
+    def __init__(
+        self, store_root: Path, domain: Path, *, salt: bytes | None = None, rehash: bool = False
+    ) -> None:
         self._folder = store_root / "index"
-        self._file = self._folder / f"{_short_hash(str(domain.resolve()))}.json"
+        name = str(domain.resolve()) + (f"|{_sha256(salt.hex())}" if salt else "")
+        self._file = self._folder / f"{_short_hash(name)}.json"
         self._known: dict[str, Any] = {} if rehash else self._load()
-        self._new: dict[str, list[int | str]] = {}
+        self._new: dict[str, list[Any]] = {}
 
-    def key(self, item: Item) -> bytes | None:
-        """The remembered key of a file that has not changed since, or None."""
+    def known(self, item: Item) -> Known | None:
+        """What is remembered of a file that has not changed since, or None."""
         entry = self._known.get(_short_hash(item.path))
         if entry is None or entry[:4] != _stat_values(item):
             return None
-        return bytes.fromhex(entry[4])
+        digest, *more = entry[4:]
+        return Known(bytes.fromhex(digest), *more)
 
-    def learn(self, item: Item, key: bytes) -> None:
-        """Take note of a key that was just computed from the file's content."""
-        self._new[_short_hash(item.path)] = [*_stat_values(item), key.hex()]
+    def learn(self, item: Item, known: Known) -> None:
+        """Take note of what was just found in the file's content."""
+        values = [known.digest.hex(), known.depth, known.patient]
+        while values[-1] in (None, ""):  # most files have neither; a depth may be 0
+            values.pop()
+        self._new[_short_hash(item.path)] = [*_stat_values(item), *values]
 
     def stamp(self) -> int | None:
         """Now, by the clock of the disk; ask before the hashing begins.
@@ -89,7 +98,7 @@ class KeyIndex:
         """Write what was learned, without the racy entries."""
         if stamp is None or not self._new:
             return
-        safe = {k: v for k, v in self._new.items() if max(int(v[1]), int(v[2])) < stamp}
+        safe = {k: v for k, v in self._new.items() if max(v[1:3]) < stamp}
         text = _canonical(self._known | safe)
         head = f'{{"format":{_KEYS_FORMAT},"sha256":"{_sha256(text)}","entries":'
         try:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
-from pipeline.data.images import MAX_PIXELS, PixelPolicy, Pixels
+from pipeline.data.grey_levels import Depth, Reading
+from pipeline.data.images import HEAD_BYTES, PixelPolicy, Pixels, is_image
 from pipeline.errors import ImageError, StudyError
 from pipeline.words import are, composed, counted
 
@@ -28,11 +29,11 @@ _RETRIES = 3
 _PAUSE_SECONDS = 0.1
 #: Endings of images in formats that are not read: they are listed, never left out in silence.
 _OTHER_IMAGES = (
-    ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".heic", ".dcm", ".dicom", ".nii", ".nii.gz",
-    ".svs", ".ndpi",
+    ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi",
 )  # fmt: skip
-#: Folders that network drives and archives of macOS add.
-_OF_PROGRAMS = {"@eadir", "__macosx"}
+#: Folders that network drives and archives of macOS add, and the index of a DICOM disk.
+_OF_PROGRAMS = {"@eadir", "__macosx", "dicomdir"}
+_DEFAULT = Reading()
 _T = TypeVar("_T")
 
 
@@ -61,7 +62,9 @@ class Item:
         file: Absolute path of the file.
         row: Index in a stack; None where the file is the image.
         stat: The file's, when it was found.
-        max_pixels: A file with a larger image is refused.
+        patient: As a table or the file's header says; empty where neither does.
+        split: Part of the data that it belongs to, as they call it; empty where it is of none.
+        reading: How the files of its domain are read.
     """
 
     path: str
@@ -69,7 +72,9 @@ class Item:
     file: str
     row: int | None
     stat: FileStat
-    max_pixels: int = MAX_PIXELS
+    patient: str = ""
+    split: str = ""
+    reading: Reading = _DEFAULT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +107,40 @@ class Listing:
         return f"{images} {are(len(self.unread))} not read: convert to .png"
 
 
+class Known(NamedTuple):
+    """What is remembered of an image, so that its file need not be read again.
+
+    Attributes:
+        digest: Of its content, 32 bytes.
+        depth: See :mod:`pipeline.data.grey_levels`.
+        patient: Of its header, hashed; empty where it was not asked for or is not there.
+    """
+
+    digest: bytes
+    depth: Depth = None
+    patient: str = ""
+
+    def key(self, reading: Reading) -> bytes:
+        """Content key, 32 bytes, under the rule of its domain."""
+        return self.digest if self.depth is None else reading.key(self.digest)
+
+
 class Content(Protocol):
     """An image in memory: the bytes that are hashed are the bytes that are decoded."""
 
     @property
     def key(self) -> bytes:
         """Content key, 32 bytes."""
+
+    def known(self, salt: bytes | None = None) -> Known:
+        """What is remembered of it.
+
+        Args:
+            salt: To hash the patient of its header; None: patients are not asked for.
+
+        Raises:
+            ImageError: The image cannot be used.
+        """
 
     def pixels(self, policy: PixelPolicy) -> Pixels:
         """Shape ``(size, size, 3)``, uint8; see :func:`pipeline.data.images.decode`.
@@ -156,7 +189,7 @@ class Walk:
         root: Absolute, without links.
         suffixes: Lower-case endings of the files to take, such as ``.jpg``.
         ignore: Patterns of paths to leave out; ``*`` matches any characters, ``/`` too.
-        magics: First bytes by which files without an ending are taken.
+        by_content: Whether files without an ending are taken that begin as images do.
         ignored: Number of entries left out so far, by reason.
         unread: Paths of images in formats that are not read; not in ``ignored``.
     """
@@ -164,7 +197,7 @@ class Walk:
     root: str
     suffixes: tuple[str, ...]
     ignore: tuple[str, ...] = ()
-    magics: tuple[bytes, ...] = ()
+    by_content: bool = False
     ignored: Counter[str] = field(default_factory=Counter)
     unread: list[str] = field(default_factory=list)
 
@@ -190,7 +223,7 @@ class Walk:
                 folders.append(path)
             elif entry.name.lower().endswith(_OTHER_IMAGES):
                 self.unread.append(path)
-            elif not (entry.name.lower().endswith(self.suffixes) or self._has_magic(entry)):
+            elif not (entry.name.lower().endswith(self.suffixes) or self._begins_as_image(entry)):
                 self.ignored[f"not a {'/'.join(self.suffixes[:3])} file"] += 1  # the usual endings
             elif stat := _stat_of_regular(entry):
                 files.append(Item(path, label, entry.path, None, stat))
@@ -233,12 +266,12 @@ class Walk:
             raise StudyError(f"{self.root}/{folder}: {system_reason(cause)}") from cause
         return stat.st_dev, stat.st_ino
 
-    def _has_magic(self, entry: "os.DirEntry[str]") -> bool:
+    def _begins_as_image(self, entry: "os.DirEntry[str]") -> bool:
         """Whether a regular file without an ending begins as an image does."""
-        if not self.magics or "." in entry.name or _stat_of_regular(entry) is None:
+        if not self.by_content or "." in entry.name or _stat_of_regular(entry) is None:
             return False
         try:
-            return read_file(entry.path, lambda stream: stream.read(8)).startswith(self.magics)
+            return is_image(read_file(entry.path, lambda stream: stream.read(HEAD_BYTES)))
         except ImageError:
             return False
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.patients import FIT, TARGET, patient_of
+from pipeline.data.patients import FIT, TARGET, patients_of_items
 from pipeline.data.samples import Samples
 from pipeline.errors import CheckFailedError, UnknownNameError
 from pipeline.study import SOURCE, Domain, Study
@@ -215,14 +215,14 @@ def _check_patients(study: Study, samples: Samples) -> list[Finding]:
 
 def _patients_in_names(domain: Domain, samples: Samples) -> list[str | None]:
     rows = np.flatnonzero(samples.domain == domain.name)
-    return [patient_of(samples.items[row].path, domain.group) for row in rows]
+    return patients_of_items(domain, [samples.items[row] for row in rows])
 
 
 def _without_patient(domain: Domain, patients: list[str | None]) -> Iterator[Finding]:
     count = patients.count(None)
     if not count:
         return
-    if domain.group is None:
+    if domain.group is None and count == len(patients):
         text = "an image-level split: without a group pattern every image is its own patient"
     else:
         text = f"{count} of {len(patients)} names match no patient, each is its own"

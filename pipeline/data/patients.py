@@ -5,7 +5,6 @@ number of the others' images, so it stays (nearly) the same when images are adde
 """
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,16 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
+from pipeline.data.items import Item
 from pipeline.errors import StudyError
+from pipeline.study import HEADER, Domain
 from pipeline.words import composed, counted, printable
 
 FIT, VALIDATION, TARGET = "fit", "validation", "target"
+_SECONDS_FOR_A_NAME = 0.5
 
 
 def patient_of(path: str, pattern: str | None) -> str | None:
@@ -26,13 +29,35 @@ def patient_of(path: str, pattern: str | None) -> str | None:
 
     The pattern is searched in the file's name; one with a ``/`` in the path below the
     domain's folder. None when there is no pattern or it does not match.
+
+    Raises:
+        StudyError: The search takes too long: of some patterns its time doubles with each
+            letter of the name.
     """
     if pattern is None:
         return None
-    match = re.search(pattern, composed(path if "/" in pattern else PurePosixPath(path).name))
+    name = composed(path if "/" in pattern else PurePosixPath(path).name)
+    try:
+        match = regex.search(pattern, name, timeout=_SECONDS_FOR_A_NAME)
+    except TimeoutError as cause:
+        raise StudyError(
+            f"group = {pattern!r} takes more than {_SECONDS_FOR_A_NAME:g} s for {printable(path)}: "
+            "write it without repeats in repeats, such as (a+)+"
+        ) from cause
     if not match:
         return None
     return (match[1] if match.re.groups and match[1] is not None else match[0]) or None
+
+
+def patients_of_items(domain: Domain, items: Sequence[Item]) -> list[str | None]:
+    """Patient id of each image of a domain: of its header, its pattern, or a table's column.
+
+    Returns:
+        None where there is none.
+    """
+    if domain.group is None or domain.group == HEADER:
+        return [item.patient or None for item in items]
+    return [patient_of(item.path, domain.group) for item in items]
 
 
 def join_duplicates(group: Sequence[str], key: Sequence[bytes]) -> list[str]:

@@ -1,6 +1,6 @@
 """The samples of a study: which image is whose, of which class, and in which split.
 
-:func:`load_samples` is read top to bottom: scan the folders, key each image, name the classes,
+:func:`load_samples` is read top to bottom: find the images, key each, name the classes,
 split the source by patient, leave out what the study excludes, check for conflicts and leaks.
 Labels, patients and splits live here and never in the feature store, so relabelling, renaming
 or moving an image costs nothing.
@@ -18,22 +18,26 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.dicom import salt_of
+from pipeline.data.grey_levels import MAX_PIXELS, Reading, window_of
 from pipeline.data.index import KeyIndex
-from pipeline.data.items import Item
-from pipeline.data.patients import FIT, TARGET, join_duplicates, patient_of, split_by_patient
+from pipeline.data.items import Item, Known
+from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_of_items, split_by_patient
 from pipeline.data.sources import read_image, scan
 from pipeline.data.validate import (
     check_layout,
     check_pattern,
+    check_sides,
     layout_hint,
     warn_classes,
     warn_folds,
+    warn_given,
     warn_patients,
     warn_share,
 )
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
-from pipeline.study import SOURCE, Domain, SourceDomain, Study
+from pipeline.study import HEADER, SOURCE, Domain, SourceDomain, Study
 from pipeline.words import are, composed, counted, printable
 
 _LOG = logging.getLogger(__name__)
@@ -177,60 +181,65 @@ def _key_images(
     study: Study, domain: Domain, options: SampleOptions, progress: Progress
 ) -> _KeyedDomain:
     """Scan a domain; read the images that the index does not know, in threads."""
-    listing = scan(domain.path, labelled=domain.labelled, ignore=domain.ignore or ())
-    if domain.labelled and domain.ignore is None:
+    listing = scan(domain)
+    if domain.labelled and domain.ignore is None and not domain.split and not domain.table:
         check_layout(domain, listing.items)
     for reason, count in listing.ignored.items():
         _LOG.info("%s: %s ignored: %s", domain.name, counted(count, "file"), reason)
     if listing.unread:
         _LOG.warning("%s: %s", domain.name, listing.unread_text)
-    items = listing.items
-    if study.max_megapixels is not None:
-        limit = int(study.max_megapixels * 1_000_000)
-        items = tuple(replace(item, max_pixels=limit) for item in items)
-    index = KeyIndex(study.store_root, domain.path, rehash=options.rehash)
-    keys: list[bytes | str | None] = [index.key(item) for item in items]
-    unknown = [i for i, key in enumerate(keys) if key is None]
+    most = int(study.max_megapixels * 1e6) if study.max_megapixels is not None else MAX_PIXELS
+    reading = Reading(window=domain.window, frame=domain.frame, max_pixels=most)
+    items = [replace(item, reading=reading) for item in listing.items]
+    salt = salt_of(study.store_root) if domain.group == HEADER else None
+    index = KeyIndex(study.store_root, domain.path, salt=salt, rehash=options.rehash)
+    known: list[Known | str | None] = [index.known(item) for item in items]
+    unknown = [i for i, found in enumerate(known) if found is None]
     progress.expect(len(unknown))
     stamp = index.stamp() if unknown else None
     with ThreadPoolExecutor(cpu_count()) as pool:
-        results = pool.map(_key_or_reason, (items[i] for i in unknown))
+        results = pool.map(lambda item: _known_or_reason(item, salt), (items[i] for i in unknown))
         for i, result in zip(unknown, results, strict=True):
-            keys[i] = result
-            if isinstance(result, bytes):
+            known[i] = result
+            if isinstance(result, Known):
                 index.learn(items[i], result)
             progress.advance()
     index.save(stamp)
-    return _without_unreadable(domain, items, keys)
+    return _without_unreadable(domain, items, known)
 
 
-def _key_or_reason(item: Item) -> bytes | str:
+def _known_or_reason(item: Item, salt: bytes | None) -> Known | str:
     try:
-        return read_image(item).key
+        return read_image(item).known(salt)
     except ImageError as reason:
         return str(reason)
 
 
 def _without_unreadable(
-    domain: Domain, items: Sequence[Item], keys: Sequence[bytes | str | None]
+    domain: Domain, items: Sequence[Item], known: Sequence[Known | str | None]
 ) -> _KeyedDomain:
-    """Keys that are text are the reasons why there is none."""
-    pairs = list(zip(items, keys, strict=True))
-    readable = [(item, key) for item, key in pairs if isinstance(key, bytes)]
+    """The images that can be read, all by one rule; of the others the reason is known."""
+    pairs = list(zip(items, known, strict=True))
+    readable = [(item, found) for item, found in pairs if isinstance(found, Known)]
     skipped = tuple(
-        SkippedImage(domain=domain.name, path=item.path, reason=str(key))
-        for item, key in pairs
-        if not isinstance(key, bytes)
+        SkippedImage(domain=domain.name, path=item.path, reason=str(found))
+        for item, found in pairs
+        if not isinstance(found, Known)
     )
     if not readable:
         raise NoImagesError(
             f"{domain.path}: none of its {len(items)} images can be read; first reason: "
             f"{skipped[0].path}: {skipped[0].reason}"
         )
+    window = window_of(domain, [found.depth for _, found in readable])
+    reading = replace(readable[0][0].reading, window=window)
     return _KeyedDomain(
         domain=domain,
-        items=tuple(item for item, _ in readable),
-        key=tuple(key for _, key in readable),
+        items=tuple(
+            replace(item, reading=reading, patient=item.patient or found.patient)
+            for item, found in readable
+        ),
+        key=tuple(found.key(reading) for _, found in readable),
         skipped=skipped,
     )
 
@@ -270,7 +279,8 @@ def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]
     split = np.full(len(group), TARGET)
     if keyed.domain.name == SOURCE:
         group = join_duplicates(group, keyed.key)
-        split = _split_source(study.source, label, group, classes, seed=study.seed)
+        given = np.array([item.split for item in keyed.items])
+        split = _split_source(study.source, label, group, classes, given=given, seed=study.seed)
     return Samples(
         items=keyed.items,
         key=keyed.key,
@@ -285,7 +295,7 @@ def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]
 def _patients(keyed: _KeyedDomain) -> list[str]:
     """Patient ids; an image without one is its own patient."""
     paths = [item.path for item in keyed.items]
-    patients = [patient_of(path, keyed.domain.group) for path in paths]
+    patients = patients_of_items(keyed.domain, keyed.items)
     check_pattern(keyed.domain, paths, patients)
     warn_patients(keyed.domain, paths, patients)
     return [patient or path for path, patient in zip(paths, patients, strict=True)]
@@ -297,12 +307,18 @@ def _split_source(
     group: Sequence[str],
     classes: tuple[str, ...],
     *,
+    given: NDArray[np.str_],
     seed: int,
 ) -> NDArray[np.str_]:
-    split = split_by_patient(label, group, share=source.validation, seed=seed, names=classes)
-    warn_classes(classes)
+    if isinstance(source.validation, float) and not source.is_given:
+        split = split_by_patient(label, group, share=source.validation, seed=seed, names=classes)
+        warn_classes(classes)
+        warn_share(source.validation, split)
+    else:
+        split = given
+        check_sides(label, split, classes)
+        warn_given(group, split)
     warn_folds(classes, label, group, split)
-    warn_share(source.validation, split)
     return split
 
 

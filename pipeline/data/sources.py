@@ -1,83 +1,160 @@
-"""The kinds of input there are: which images a folder holds, and the content of each.
+"""The kinds of input there are: which images a domain has, and the content of each.
 
-To add a kind: a module with what :class:`InputKind` lists, and one entry in ``KINDS``.
+To add a kind: a module with ``scan`` and ``read``, and one entry in ``KINDS``.
 """
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
-from pipeline.data import class_folders, npy_stacks
+from pipeline.data import class_folders, image_tables, npy_stacks, npz_arrays
 from pipeline.data.items import Content, Item, Listing, is_hidden, list_folder
+from pipeline.data.patients import FIT, VALIDATION
 from pipeline.errors import ImageError, StudyError
-from pipeline.words import counted
+from pipeline.study import GIVEN, Domain, SourceDomain
+from pipeline.words import counted, printable
 
+_LOG = logging.getLogger(__name__)
 #: Why an image is refused whose content is not what it was; the next run may take it.
 CHANGED = "changed while the run was under way; run again"
-
-
-class InputKind(Protocol):
-    """What the module of one kind of input offers.
-
-    ``labelled`` says whether classes are asked for; without it the label of every item
-    is empty.
-    """
-
-    @property
-    def HAS_ROWS(self) -> bool:  # noqa: N802 - a constant of the module
-        """Whether an item is a row of its file."""
-
-    def is_sign(self, entry: "os.DirEntry[str]", *, labelled: bool) -> bool:
-        """Whether a visible entry of the root shows that it is of this kind."""
-
-    def scan(self, root: Path, *, labelled: bool, ignore: tuple[str, ...]) -> Listing:
-        """List the images below the root, without those that a pattern matches."""
-
-    def read(self, item: Item) -> Content:
-        """Read one of them."""
-
-
-KINDS: Mapping[str, InputKind] = MappingProxyType(
-    {"class folders": class_folders, ".npy stacks": npy_stacks}
+#: What the parts of a data set are called, by the split that they are.
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        FIT: ("train", "training", "fit"),
+        VALIDATION: ("val", "valid", "validation", "dev"),
+        "test": ("test", "testing"),
+    }
 )
 
 
-def scan(root: Path, *, labelled: bool = True, ignore: tuple[str, ...] = ()) -> Listing:
-    """List the images of one domain, by the kind of input that its folder holds.
+@dataclass(frozen=True, kw_only=True)
+class InputKind:
+    """One kind of input.
 
-    Args:
-        root: Folder of class folders, or of ``.npy`` stacks; without labels also of images
-            that lie in it as they are.
-        labelled: Whether folders and stacks name classes.
-        ignore: Patterns of paths below the root to leave out, such as ``*/masks/*``.
+    Attributes:
+        is_here: Whether a domain is of this kind, by the visible entries of its folder, none
+            where its path is a file.
+        scan: Lists the images of a domain.
+        read: Reads one of them.
+    """
+
+    is_here: Callable[[Domain, "list[os.DirEntry[str]]"], bool]
+    scan: Callable[[Domain], Listing]
+    read: Callable[[Item], Content]
+
+
+KINDS: Mapping[str, InputKind] = MappingProxyType(
+    {
+        "a table": InputKind(
+            is_here=lambda domain, _: domain.table is not None,
+            scan=image_tables.scan,
+            read=class_folders.read,
+        ),
+        "a .npz file": InputKind(
+            is_here=lambda domain, _: domain.table is None and npz_arrays.is_archive(domain.path),
+            scan=npz_arrays.scan,
+            read=npz_arrays.read,
+        ),
+        "class folders": InputKind(
+            is_here=lambda domain, entries: (
+                domain.table is None
+                and any(class_folders.is_sign(e, labelled=domain.labelled) for e in entries)
+            ),
+            scan=class_folders.scan,
+            read=class_folders.read,
+        ),
+        ".npy stacks": InputKind(
+            is_here=lambda domain, entries: (
+                domain.table is None and any(map(npy_stacks.is_sign, entries))
+            ),
+            scan=npy_stacks.scan,
+            read=npy_stacks.read,
+        ),
+    }
+)
+
+
+def scan(domain: Domain) -> Listing:
+    """List the images of one domain, by the kind of input that it is.
+
+    Of a source that is divided as it came, each image has the split ``fit`` or
+    ``validation``; otherwise none has.
 
     Raises:
         StudyError: No such folder; no kind of input or several in it; a class without
-            an image; a stack that cannot be used.
+            an image; a stack or table that cannot be used; no image of the split asked for.
     """
-    entries = [entry for entry in list_folder(root) if not is_hidden(entry)]
-    kinds = {
-        name: kind
-        for name, kind in KINDS.items()
-        if any(kind.is_sign(entry, labelled=labelled) for entry in entries)
-    }
+    if isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
+        return _with_validation(domain, domain.validation)
+    is_folder = domain.table is None and not npz_arrays.is_archive(domain.path)
+    entries = [e for e in list_folder(domain.path) if not is_hidden(e)] if is_folder else []
+    kinds = {name: kind for name, kind in KINDS.items() if kind.is_here(domain, entries)}
     if len(kinds) == 1:
-        return next(iter(kinds.values())).scan(root, labelled=labelled, ignore=ignore)
-    if labelled:
+        return _of_split(domain, next(iter(kinds.values())).scan(domain))
+    if domain.labelled:
         raise StudyError(
-            f"{root} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "
-            "a folder for each class with .jpg, .jpeg or .png files at any depth, or .npy "
-            "stacks (n, H, W) or (n, H, W, 3), uint8, one class a file. Images of a target "
-            'that nobody has labelled may lie in it as they are, with labels = "absent"'
+            f"{domain.path} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "
+            "a folder for each class with images at any depth, .npy stacks (n, H, W) or "
+            "(n, H, W, 3), one class a file, a .npz file, or a table = FILE of images. Images of "
+            'a target that nobody has labelled may lie in it as they are, with labels = "absent"'
         )
     raise StudyError(
-        f"{root} holds {'images and .npy stacks' if kinds else _described(entries)}; allowed for "
-        "a target without labels is one of: .jpg, .jpeg or .png files at any depth, or .npy "
-        "stacks (n, H, W) or (n, H, W, 3), uint8"
+        f"{domain.path} holds {'images and .npy stacks' if kinds else _described(entries)}; "
+        "allowed for a target without labels is one of: images at any depth, .npy stacks "
+        "(n, H, W) or (n, H, W, 3), a .npz file, or a table = FILE of images"
     )
+
+
+def _with_validation(domain: SourceDomain, held_out: Path) -> Listing:
+    """The source, and the images of a second folder or file that are held out."""
+    whole = replace(domain, validation=SourceDomain.validation)
+    if domain.table:
+        other = replace(whole, table=replace(domain.table, file=held_out))
+    else:
+        other = replace(whole, path=held_out)
+    fit, validation = scan(whole), scan(other)
+    # Where it lies as seen from the source, so that no two images have one name.
+    prefix = "" if domain.table else Path(os.path.relpath(held_out, domain.path)).as_posix() + "/"
+    items = [replace(item, split=FIT) for item in fit.items]
+    items += [replace(item, split=VALIDATION, path=prefix + item.path) for item in validation.items]
+    return Listing(
+        items=tuple(sorted(items, key=lambda item: item.path)),
+        ignored=Counter(fit.ignored) + Counter(validation.ignored),
+        unread=fit.unread + validation.unread,
+    )
+
+
+def _of_split(domain: Domain, listing: Listing) -> Listing:
+    """The images of the part that the domain asks for, with the splits of ours."""
+    found = Counter(item.split for item in listing.items)
+    if not domain.split:
+        if len(found) > 1:
+            _LOG.warning(
+                "%s: the data are divided into %s; all are taken. To take a part, write split = "
+                '"%s", or "given" for the source',
+                *(domain.name, ", ".join(map(printable, found)), next(iter(found))),
+            )
+        return replace(listing, items=tuple(replace(i, split="") for i in listing.items))
+    ours = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    if domain.split == GIVEN:
+        wanted = {name: ours.get(name.casefold(), "") for name in found}
+        wanted = {name: split for name, split in wanted.items() if split in (FIT, VALIDATION)}
+    else:
+        wanted = {name: "" for name in found if name.casefold() == domain.split.casefold()}
+    if len(set(wanted.values())) < 1 + (domain.split == GIVEN):
+        raise StudyError(
+            f'{domain.name}: split = "{domain.split}" finds no such parts; the data have '
+            f'{", ".join(map(printable, found))}. For "given" there must be one of '
+            f"{', '.join(SPLIT_NAMES[FIT])} and one of {', '.join(SPLIT_NAMES[VALIDATION])}"
+        )
+    items = [replace(i, split=wanted[i.split]) for i in listing.items if i.split in wanted]
+    other = len(listing.items) - len(items)
+    ignored = Counter(listing.ignored) + Counter({"of another split": other})
+    return replace(listing, items=tuple(items), ignored=ignored)
 
 
 def read_image(item: Item, key: bytes | None = None) -> Content:
@@ -91,8 +168,9 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
         ImageError: It cannot be read, an input/output error only after three more tries;
             or its content has changed (:data:`CHANGED`).
     """
-    kind = next(kind for kind in KINDS.values() if (item.row is not None) == kind.HAS_ROWS)
-    content = kind.read(item)
+    is_archived = item.row is not None and npz_arrays.is_archive(Path(item.file))
+    kind = "class folders" if item.row is None else "a .npz file" if is_archived else ".npy stacks"
+    content = KINDS[kind].read(item)
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content

@@ -11,8 +11,8 @@ from pipeline.data.items import Item
 from pipeline.data.layouts import splits_below_classes, wrong_layout
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.errors import StudyError
-from pipeline.study import Domain
-from pipeline.words import counted, printable
+from pipeline.study import HEADER, Domain
+from pipeline.words import counted, have, printable
 
 _LOG = logging.getLogger(__name__)
 #: Images from which on one patient with half of them is suspicious.
@@ -57,24 +57,33 @@ def layout_hint(domain: Domain, items: Sequence[Item]) -> str:
 
 
 def check_pattern(domain: Domain, paths: Sequence[str], patients: Sequence[str | None]) -> None:
-    """Refuse a group pattern that finds no patient in most images.
+    """Refuse a way to find patients that finds none in most images.
 
     Args:
         domain: Whose images they are.
         paths: Of the images.
-        patients: What the group pattern found in each, None for nothing.
+        patients: What was found for each, None for nothing.
 
     Raises:
-        StudyError: More than half of the images have no patient.
+        StudyError: More than half of the images have no patient, where some are asked for.
     """
     unknown = [path for path, patient in zip(paths, patients, strict=True) if patient is None]
-    if domain.group is not None and len(unknown) > _MOST * len(paths):
-        raise StudyError(
-            f"{domain.name}: group = {domain.group!r} finds no patient in {len(unknown)} of "
-            f"{counted(len(paths), 'image')}; first: {printable(unknown[0])}. It is searched in "
-            "the file's name, and with a / in it in the path below the domain's folder. Correct "
-            "it, or take it out if nobody knows the patients"
-        )
+    column = domain.table is not None and "patient" in domain.table.columns
+    if (domain.group is None and not column) or len(unknown) <= _MOST * len(paths):
+        return
+    where = (
+        "It is the patient id in the header of DICOM files"
+        if domain.group == HEADER
+        else "It is a column of the table"
+        if domain.group is None
+        else "It is searched in the file's name, and with a / in it in the path below the domain's "
+        "folder"
+    )
+    raise StudyError(
+        f"{domain.name}: group = {domain.group or 'the column'!r} finds no patient in "
+        f"{len(unknown)} of {counted(len(paths), 'image')}; first: {printable(unknown[0])}. "
+        f"{where}. Correct it, or take it out if nobody knows the patients"
+    )
 
 
 def warn_patients(domain: Domain, paths: Sequence[str], patients: Sequence[str | None]) -> None:
@@ -83,16 +92,16 @@ def warn_patients(domain: Domain, paths: Sequence[str], patients: Sequence[str |
     Args:
         domain: Whose images they are.
         paths: Of the images.
-        patients: What the group pattern found in each, None for nothing.
+        patients: What was found for each, None for nothing.
     """
-    if domain.group is None:
+    unknown = [path for path, patient in zip(paths, patients, strict=True) if patient is None]
+    if domain.group is None and len(unknown) == len(paths):
         _LOG.warning(
             "%s: no `group` pattern, so every image counts as its own patient; two images of one "
             "patient may stand on both sides of the split",
             domain.name,
         )
         return
-    unknown = [path for path, patient in zip(paths, patients, strict=True) if patient is None]
     if unknown:
         _LOG.warning(
             "%s: %d of %d names do not match the group pattern, each counts as its own patient; "
@@ -107,6 +116,42 @@ def warn_patients(domain: Domain, paths: Sequence[str], patients: Sequence[str |
                 "of a patient's id?",
                 *(domain.name, images, len(paths), printable(patient)),
             )
+
+
+def check_sides(label: NDArray[np.int64], split: NDArray[np.str_], classes: Sequence[str]) -> None:
+    """Refuse a given division that leaves a class out of fit or validation.
+
+    Args:
+        label: Shape ``(n,)``, of the source.
+        split: Of each.
+        classes: Names.
+
+    Raises:
+        StudyError: With the class and the side.
+    """
+    for side in (FIT, VALIDATION):
+        if missing := sorted(set(range(len(classes))) - set(label[split == side].tolist())):
+            raise StudyError(
+                f"source: the {side} part of the given division has no image of class "
+                f"{printable(classes[missing[0]])!r}. Give a share instead, such as "
+                "validation = 0.2, without split"
+            )
+
+
+def warn_given(group: Sequence[str], split: NDArray[np.str_]) -> None:
+    """Warn where a patient, or a copy of an image, is in both parts of a given division.
+
+    Args:
+        group: ``n`` patients of the source; images that are equal have one.
+        split: Of each.
+    """
+    sides = [{p for p, s in zip(group, split, strict=True) if s == k} for k in (FIT, VALIDATION)]
+    if both := sides[0] & sides[1]:
+        _LOG.warning(
+            "source: %s %s images in both fit and validation of the given division, so the numbers "
+            "of validation are too good; validation = 0.2 without split divides by patient",
+            *(counted(len(both), "patient"), have(len(both))),
+        )
 
 
 def warn_classes(classes: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ def test_a_row_may_stand_twice_if_it_says_the_same(tmp_path):
     [
         (b"", r"line 1: the columns are nothing; allowed as the first is path or patient"),
         (b"id,sex\np1,F", r"line 1: the columns are id, sex; allowed as the first is path or pat"),
-        (b"patient;sex\np1;F", r"the columns are patient;sex; .* separated by commas"),
+        (b"patient:sex\np1:F", r"the columns are patient:sex; .* separated by commas"),
         (b"sex,patient\nF,p1", r"allowed as the first is path or patient"),
         (b"patient,age\np1,3", r"no column 'sex' for \[subgroups\]; the columns are patient, age"),
         (b"patient,sex,age,sex\n", r"two columns are called 'sex': rename one"),

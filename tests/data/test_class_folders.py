@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.sources import read_image, scan
+from pipeline.data.sources import read_image
 from pipeline.errors import StudyError
-from tests.image_files import jpeg, png, with_files
+from tests.image_files import jpeg, listed, png, with_files
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links, FIFOs, sockets of POSIX")
 
@@ -28,7 +28,7 @@ def paths(listing):
 def test_every_image_below_a_class_folder_is_found(root):
     """At any depth, whatever the case of its ending, sorted by path, labelled by class."""
     with_files(root, "normal/x/y/Z.JPEG", "normal/x/c.JPG", "pneumonia/0/d.Png")
-    listing = scan(root)
+    listing = listed(root)
     assert [(i.label, i.path) for i in listing.items] == [
         ("normal", "normal/a.jpg"),
         ("normal", "normal/x/c.JPG"),
@@ -41,7 +41,7 @@ def test_every_image_below_a_class_folder_is_found(root):
 
 def test_an_item_says_where_its_file_is_and_how_it_looked(root):
     """Absolute path, no row, and the stat that tells a change without reading."""
-    item = scan(root).items[0]
+    item = listed(root).items[0]
     stat = (root / "normal/a.jpg").stat()
     assert Path(item.file).is_absolute()
     assert Path(item.file).samefile(root / "normal/a.jpg")
@@ -55,7 +55,7 @@ def test_other_endings_and_none_are_taken_where_the_content_is_an_image(root):
         (root / "normal" / name).write_bytes(content)
     (root / "normal" / "LICENSE").write_text("x")
     (root / "normal" / "empty").write_bytes(b"")
-    listing = scan(root)
+    listing = listed(root)
     assert [path for path in paths(listing) if path.startswith("normal")] == [
         "normal/IM0001",
         "normal/a.jpe",
@@ -71,7 +71,7 @@ def test_what_is_not_taken_is_counted_and_never_opened(root, tmp_path, monkeypat
     with_files(root, "loose.jpg", "normal/.hidden.jpg", "normal/.cache/x.jpg")
     with_files(tmp_path / "elsewhere", "x.jpg")
     (root / "normal/notes.txt").write_text("x")
-    (root / "pneumonia/old.tif").write_text("x")
+    (root / "pneumonia/old.bmp").write_text("x")
     os.mkfifo(root / "normal/fifo.jpg")
     (root / "normal/broken.jpg").symlink_to(root / "normal/nowhere.jpg")
     (root / "normal/out.jpg").symlink_to(tmp_path / "elsewhere/x.jpg")
@@ -80,7 +80,7 @@ def test_what_is_not_taken_is_counted_and_never_opened(root, tmp_path, monkeypat
     monkeypatch.chdir(root)  # the address of a socket holds about 100 bytes
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("pneumonia/socket.jpg")
-        listing = scan(root)
+        listing = listed(root)
     assert paths(listing) == ["normal/a.jpg", "pneumonia/b.png"]
     assert listing.ignored == {
         "not in a class folder": 1,
@@ -89,7 +89,7 @@ def test_what_is_not_taken_is_counted_and_never_opened(root, tmp_path, monkeypat
         "not a regular file": 3,
         "link out of the folder": 3,
     }
-    assert listing.unread == ("pneumonia/old.tif",)
+    assert listing.unread == ("pneumonia/old.bmp",)
 
 
 @posix_only
@@ -98,7 +98,7 @@ def test_links_inside_the_folder_are_followed(root):
     with_files(root, ".store/1.jpg", "pneumonia/deep/c.jpg")
     (root / "normal/file.jpg").symlink_to("../.store/1.jpg")
     (root / "normal/folder").symlink_to("../pneumonia/deep")
-    assert paths(scan(root)) == [
+    assert paths(listed(root)) == [
         "normal/a.jpg",
         "normal/file.jpg",
         "normal/folder/c.jpg",
@@ -114,7 +114,7 @@ def test_a_loop_of_links_ends(root, target):
     with_files(root, "normal/x/y/c.jpg")
     (root / "normal/x/y/loop").symlink_to(root / "normal" / target)
     (root / "normal/self").symlink_to("self")
-    listing = scan(root)
+    listing = listed(root)
     assert paths(listing) == ["normal/a.jpg", "normal/x/y/c.jpg", "pneumonia/b.png"]
     assert listing.ignored["folder reached twice"] == 1
 
@@ -128,7 +128,7 @@ def test_doubling_links_do_not_multiply_the_work(root):
         for name in "ab":
             (folder / f"level{level}" / name).symlink_to(root / f"normal/level{level + 1}")
     (folder / "level30").mkdir()
-    assert paths(scan(root)) == ["normal/a.jpg", "pneumonia/b.png"]
+    assert paths(listed(root)) == ["normal/a.jpg", "pneumonia/b.png"]
 
 
 @posix_only
@@ -136,20 +136,21 @@ def test_a_root_that_is_a_link_is_the_folder_it_names(root, tmp_path):
     """The user's own choice of path is no way out of the folder."""
     (tmp_path / "alias").symlink_to(root)
     (root / "normal/file.jpg").symlink_to("a.jpg")
-    assert paths(scan(tmp_path / "alias")) == ["normal/a.jpg", "normal/file.jpg", "pneumonia/b.png"]
+    found = paths(listed(tmp_path / "alias"))
+    assert found == ["normal/a.jpg", "normal/file.jpg", "pneumonia/b.png"]
 
 
 def test_a_folder_called_like_an_image_is_a_folder(root):
     """The file system decides what is a folder, not the name."""
     with_files(root, "normal/x.jpg/c.jpg")
-    assert paths(scan(root)) == ["normal/a.jpg", "normal/x.jpg/c.jpg", "pneumonia/b.png"]
+    assert paths(listed(root)) == ["normal/a.jpg", "normal/x.jpg/c.jpg", "pneumonia/b.png"]
 
 
 @pytest.mark.parametrize("name", ["stack.npy", "x.png"])
 def test_a_class_may_be_called_like_a_file(root, name):
     """A folder in the root is a class, not a stack."""
     with_files(root, f"{name}/c.jpg")
-    assert [item.label for item in scan(root).items if item.path.endswith("c.jpg")] == [name]
+    assert [item.label for item in listed(root).items if item.path.endswith("c.jpg")] == [name]
 
 
 @posix_only
@@ -162,18 +163,18 @@ def test_a_strange_name_survives(root, name):
         Path(os.fsdecode(os.fsencode(root / "normal") + b"/" + name)).write_bytes(jpeg())
     except OSError as cause:
         pytest.skip(f"this file system refuses the name: {cause}")
-    item = next(i for i in scan(root).items if os.fsencode(i.path) == b"normal/" + name)
+    item = next(i for i in listed(root).items if os.fsencode(i.path) == b"normal/" + name)
     assert read_image(item).key == hashlib.sha256(jpeg()).digest()
 
 
 def test_a_class_without_an_image_is_named_with_what_it_holds(root):
     """An empty class is a mistake to be mended before any work."""
     (root / "tuberculosis").mkdir()
-    (root / "normal/of_another_class.tif").write_text("x")
+    (root / "normal/of_another_class.bmp").write_text("x")
     with pytest.raises(
         StudyError, match=r"tuberculosis: the class folder holds no image \(it is e"
     ):
-        scan(root)
-    (root / "tuberculosis/scan.tif").write_text("x")
-    with pytest.raises(StudyError, match=r"ignored: 1 \.tif image is not read: convert"):
-        scan(root)
+        listed(root)
+    (root / "tuberculosis/scan.bmp").write_text("x")
+    with pytest.raises(StudyError, match=r"ignored: 1 \.bmp image is not read: convert"):
+        listed(root)

@@ -7,15 +7,16 @@ from cache import disk
 from pipeline.data import index as index_module
 from pipeline.data.facts import FACTS
 from pipeline.data.index import FactsIndex
-from pipeline.data.sources import CHANGED, read_image, scan
+from pipeline.data.sources import CHANGED, read_image
 from pipeline.progress import Progress
+from tests.image_files import listed
 from tests.tiny import write_images
 
 
 @pytest.fixture
 def images(tmp_path):
     """Keys and items of 24 images."""
-    items = scan(write_images(tmp_path / "images", 24)).items
+    items = listed(write_images(tmp_path / "images", 24)).items
     return [read_image(item).key for item in items], items
 
 

@@ -7,11 +7,10 @@ import pytest
 from pipeline.data.items import Item
 from pipeline.data.layouts import wrong_layout
 from pipeline.data.samples import load_samples
-from pipeline.data.sources import scan
 from pipeline.errors import StudyError
 from pipeline.init import write_study
 from pipeline.study import load_study
-from tests.image_files import pictures, with_files, with_stack
+from tests.image_files import listed, pictures, with_files, with_stack
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 
@@ -76,13 +75,13 @@ def test_rows_of_stacks_have_no_layout(tmp_path):
     """Their names hold classes, not folders."""
     with_stack(tmp_path, "train_a.npy", pictures(2))
     with_stack(tmp_path, "test_a.npy", pictures(2, seed=4))
-    assert wrong_layout(scan(tmp_path).items) is None
+    assert wrong_layout(listed(tmp_path).items) is None
 
 
 def test_what_matches_a_pattern_is_left_out_and_counted(tmp_path):
     """Files by any part of their path, folders with all that is in them."""
     with_files(tmp_path, "a/1.png", "a/masks/1.png", "a/1_mask.png", "b/2.png", "again/a/1.png")
-    listing = scan(tmp_path, ignore=("*/masks/*", "*_mask.png", "again/*"))
+    listing = listed(tmp_path, ignore=("*/masks/*", "*_mask.png", "again/*"))
     assert [item.path for item in listing.items] == ["a/1.png", "b/2.png"]
     assert listing.ignored == {"left out by `ignore`": 3}
 
@@ -90,7 +89,7 @@ def test_what_matches_a_pattern_is_left_out_and_counted(tmp_path):
 def test_folders_of_programs_are_never_images(tmp_path):
     """Thumbnails of network drives, metadata of macOS archives."""
     with_files(tmp_path, "a/1.png", "a/@eaDir/1.png", "b/2.png", "__MACOSX/a/1.png")
-    listing = scan(tmp_path)
+    listing = listed(tmp_path)
     assert [item.path for item in listing.items] == ["a/1.png", "b/2.png"]
     assert listing.ignored == {"hidden": 2}
 

@@ -227,10 +227,10 @@ def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch
 def test_images_of_other_formats_are_said(study_file, caplog):
     """A folder of slides or films must not lose half of them in silence."""
     folder = next(p for p in load_study(study_file).source.path.iterdir() if p.is_dir())
-    for name in ("a.TIF", "b.tif", "c.dcm", "notes.csv"):
+    for name in ("a.BMP", "b.bmp", "c.webp", "notes.csv"):
         (folder / name).write_bytes(b"")
     load_samples(load_study(study_file))
-    assert "source: 1 .dcm image, 2 .tif images are not read: convert to .png" in caplog.text
+    assert "source: 2 .bmp images, 1 .webp image are not read: convert to .png" in caplog.text
 
 
 def test_missing_patients_are_said(study_file, caplog):

@@ -4,16 +4,19 @@ import errno
 import hashlib
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.data import items as items_module
+from pipeline.data.grey_levels import Reading
 from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.sources import KINDS, read_image, scan
 from pipeline.errors import ImageError, StudyError
-from tests.image_files import jpeg, picture, pictures, png, with_files, with_stack
+from pipeline.study import ImageTable, TargetDomain
+from tests.image_files import jpeg, listed, picture, pictures, png, with_files, with_stack
 
 REAL = Path(__file__).parents[3] / "shared/data/cxr"
 needs_real_images = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real X-rays in {REAL}")
@@ -36,27 +39,27 @@ def paths(listing):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     """A typing mistake in the study file, said as one."""
     with pytest.raises(StudyError, match=r"nowhere cannot be listed: No such file .*ENOENT"):
-        scan(tmp_path / "nowhere")
+        listed(tmp_path / "nowhere")
     file = tmp_path / "file.txt"
     file.write_text("x")
     with pytest.raises(StudyError, match=r"file\.txt cannot be listed: Not a directory"):
-        scan(file)
+        listed(file)
 
 
 def test_a_folder_of_neither_kind_says_what_was_found(tmp_path):
     """Images without class folders are the common mistake."""
     with pytest.raises(StudyError, match=r"holds nothing; allowed is one of: a folder for each"):
-        scan(tmp_path)
+        listed(tmp_path)
     with_files(tmp_path, "a.jpg", "b.jpg", "c.PNG")
     with pytest.raises(StudyError, match=r"holds 2 \.jpg files, 1 \.png file; allowed is"):
-        scan(tmp_path)
+        listed(tmp_path)
 
 
 def test_a_folder_of_both_kinds_is_refused(root):
     """Guessing which one is meant would drop half of the images."""
     with_stack(root, "normal.npy", pictures())
     with pytest.raises(StudyError, match=r"holds class folders and \.npy stacks; allowed is one"):
-        scan(root)
+        listed(root)
 
 
 @posix_only
@@ -68,29 +71,42 @@ def test_class_folders_that_are_links_out_are_refused_and_named(tmp_path):
     with pytest.raises(
         StudyError, match=r"no class folder \(ignored: 1 x link out of the folder\)"
     ):
-        scan(tmp_path / "domain")
+        listed(tmp_path / "domain")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
     """The contract that every kind of input keeps."""
-    fill = {
-        "class folders": lambda: with_files(tmp_path, "b/1.jpg", "b/0.jpg", "a/2.png"),
-        ".npy stacks": lambda: with_stack(tmp_path, "a.npy", pictures(12)),
-    }
-    listing = scan(fill[kind]())
+    root = with_files(tmp_path / "folders", "b/1.jpg", "b/0.jpg", "a/2.png")
+    (tmp_path / "of.csv").write_text("file,class\nb/1.jpg,x\na/2.png,y\nb/0.jpg,x\n")
+    np.savez(tmp_path / "x.npz", train_images=pictures(12), train_labels=np.arange(12))
+    domain = {
+        "class folders": {"path": root},
+        ".npy stacks": {"path": with_stack(tmp_path / "stacks", "a.npy", pictures(12))},
+        "a .npz file": {"path": tmp_path / "x.npz"},
+        "a table": {"path": root, "table": ImageTable(file=tmp_path / "of.csv")},
+    }[kind]
+    listing = scan(TargetDomain(name="far", **domain))
+    assert len(listing.items) in (3, 12)
     assert paths(listing) == sorted(set(paths(listing)))
     for item in listing.items:
         content = read_image(item)
         assert len(content.key) == 32
+        assert content.known().key(item.reading) == content.key
         assert content.pixels(PixelPolicy()).shape == (224, 224, 3)
+        other = replace(item, reading=Reading(window=(0, 9)))
+        assert read_image(other).key == content.key, "8 bits need no window"
+        assert content.facts()["height"] == 64
+    unlabelled = scan(TargetDomain(name="far", labels="absent", **domain))
+    assert paths(unlabelled) == paths(listing)
+    assert {item.label for item in unlabelled.items} == {""}
 
 
 # --- without labels
 
 
 def unlabelled_paths(root):
-    listing = scan(root, labelled=False)
+    listing = listed(root, labelled=False)
     assert {item.label for item in listing.items} == {""}
     return [item.path for item in listing.items]
 
@@ -116,14 +132,14 @@ def test_a_folder_of_nothing_or_of_both_kinds_is_refused(tmp_path):
     """The message says what may be there."""
     (tmp_path / "x").mkdir()
     with pytest.raises(StudyError, match=r"holds nothing; allowed for a target without labels"):
-        scan(tmp_path / "x", labelled=False)
+        listed(tmp_path / "x", labelled=False)
     (tmp_path / "x" / "empty").mkdir()
     with pytest.raises(StudyError, match=r"x holds no image \(it is empty\)"):
-        scan(tmp_path / "x", labelled=False)
+        listed(tmp_path / "x", labelled=False)
     with_files(tmp_path / "x", "a.png")
     with_stack(tmp_path / "x", "normal.npy", pictures())
     with pytest.raises(StudyError, match=r"holds images and \.npy stacks; allowed"):
-        scan(tmp_path / "x", labelled=False)
+        listed(tmp_path / "x", labelled=False)
 
 
 # --- reading
@@ -159,7 +175,7 @@ def failing(monkeypatch):
 
 def test_key_and_pixels_come_from_the_same_bytes(root, failing):
     """The file is opened once; what happens to it afterwards cannot mix two images."""
-    item = scan(root).items[0]
+    item = listed(root).items[0]
     opener = failing()
     content = read_image(item)
     Path(item.file).write_bytes(png(picture(seed=9)))
@@ -171,13 +187,13 @@ def test_key_and_pixels_come_from_the_same_bytes(root, failing):
 def test_the_name_does_not_decide_the_format(root):
     """A PNG file called .jpg is taken as what it is."""
     (root / "normal/a.jpg").write_bytes(png())
-    pixels = read_image(scan(root).items[0]).pixels(PixelPolicy(size=64))
+    pixels = read_image(listed(root).items[0]).pixels(PixelPolicy(size=64))
     assert (pixels == picture()).all()
 
 
 def test_a_file_that_has_vanished_is_a_reason(root):
     """Other programs may be at work on the folder."""
-    item = scan(root).items[0]
+    item = listed(root).items[0]
     Path(item.file).unlink()
     with pytest.raises(ImageError, match=r"^cannot be read: No such file or directory \(ENOENT\)$"):
         read_image(item)
@@ -186,7 +202,7 @@ def test_a_file_that_has_vanished_is_a_reason(root):
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
 def test_a_passing_error_is_tried_three_times_more(root, failing, code):
     """Network file systems fail once and work again; a broken disk does not."""
-    item = scan(root).items[0]
+    item = listed(root).items[0]
     assert failing(code, code, code).calls == 0
     assert read_image(item).key == hashlib.sha256(jpeg()).digest()
     opener = failing(*[code] * 9)
@@ -197,7 +213,7 @@ def test_a_passing_error_is_tried_three_times_more(root, failing, code):
 
 def test_a_forbidden_file_is_a_reason_at_once(root, failing):
     """Trying again would not help; the path is not repeated in the reason."""
-    item = scan(root).items[0]
+    item = listed(root).items[0]
     opener = failing(errno.EACCES)
     with pytest.raises(ImageError, match=r"^cannot be read: Permission denied \(EACCES\)$"):
         read_image(item)
@@ -210,7 +226,7 @@ def test_a_file_larger_than_any_image_is_not_read(root, failing):
         file.truncate(600_000_000)
     opener = failing()
     with pytest.raises(ImageError, match=r"^too large \(600000000 bytes, limit 500000000\)$"):
-        read_image(scan(root).items[0])
+        read_image(listed(root).items[0])
     assert opener.calls == 0
 
 
@@ -225,7 +241,7 @@ def test_a_folder_that_cannot_be_listed_stops_the_run(root, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(StudyError, match=r"pneumonia cannot be listed: Permission denied \(EACC"):
-        scan(root)
+        listed(root)
 
 
 # --- real images
@@ -234,7 +250,7 @@ def test_a_folder_that_cannot_be_listed_stops_the_run(root, monkeypatch):
 @needs_real_images
 def test_all_real_x_rays_decode():
     """2,800 images of two hospitals: nothing ignored, nothing skipped."""
-    listings = [scan(REAL / name) for name in ("kermany_train", "kermany_test", "nih")]
+    listings = [listed(REAL / name) for name in ("kermany_train", "kermany_test", "nih")]
     assert [len(listing.items) for listing in listings] == [2000, 400, 400]
     assert not any(listing.ignored for listing in listings)
     items = [item for listing in listings for item in listing.items]
@@ -247,7 +263,7 @@ def test_all_real_x_rays_decode():
 def test_real_images_at_full_resolution_decode():
     """Large JPEG and PNG files, grey and colour."""
     for name in ("kermany", "nih"):
-        items = scan(REAL / "full_resolution" / name).items
+        items = listed(REAL / "full_resolution" / name).items
         assert len(items) == 40
         for item in items[::8]:
             assert np.ptp(read_image(item).pixels(PixelPolicy())) > 100
@@ -256,7 +272,7 @@ def test_real_images_at_full_resolution_decode():
 @needs_real_images
 def test_a_real_stack_has_the_pixels_of_its_jpeg_files():
     """The course's stacks are the decoded test files, in the order of their names."""
-    files, rows = scan(REAL / "kermany_test").items, scan(REAL / "course_npy").items
+    files, rows = listed(REAL / "kermany_test").items, listed(REAL / "course_npy").items
     rows = sorted(rows, key=lambda item: (item.label, item.row))
     for file, row in zip(files, rows, strict=True):
         assert file.label == row.label

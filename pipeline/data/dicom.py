@@ -1,0 +1,193 @@
+"""DICOM files: pixels as they are meant to be seen, and the patient as a hash.
+
+Only the tags listed here are read; private ones never are, and nothing of a header leaves
+this file but the hash. Decoders are those of pydicom and, where installed, of GDCM.
+"""
+
+import hashlib
+import io
+import secrets
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cache import disk
+from pipeline.data.grey_levels import BITS_STORED, EIGHT_BITS, NO_RANGE, OWN_WINDOW, Reading, scaled
+from pipeline.errors import ImageError, StudyError
+
+_PREAMBLE = 128
+_PIXELS = "PixelData"
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+#: All that is read of a file but its patient.
+_TAGS = [
+    "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
+    "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
+    "VOILUTFunction", "VOILUTSequence",
+]  # fmt: skip
+_SALT_BYTES = 32
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether a file begins as a DICOM file does."""
+    return data[_PREAMBLE : _PREAMBLE + 4] == b"DICM"
+
+
+def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
+    """The picture that a viewer would show, of mode L or RGB.
+
+    Rescale slope and intercept, then the declared window, or the file's; MONOCHROME1 is
+    inverted. Without any window the whole range of the stored bits is shown.
+
+    Raises:
+        ImageError: No pixels, a kind that is not read, several frames and none chosen, or no
+            decoder for its compression.
+    """
+    header = _read(data, [*_TAGS, _PIXELS])
+    kind = _checked(header)
+    frame = reading.frame_of(int(header.get("NumberOfFrames") or 1))
+    pixels = _decoded(header, frame)
+    if kind in _COLOUR:
+        return Image.fromarray(pixels.astype(np.uint8))
+    levels = _levels(pixels, header, reading)
+    return Image.fromarray(255 - levels if kind == "MONOCHROME1" else levels)
+
+
+def dicom_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, of the header.
+
+    Raises:
+        ImageError: It does not say.
+    """
+    header = _read(data, _TAGS)
+    _checked(header)
+    return int(header.Columns), int(header.Rows)
+
+
+def dicom_depth(data: bytes) -> int:
+    """What the file says of its values; see :mod:`pipeline.data.grey_levels`.
+
+    Raises:
+        ImageError: It has no pixels, or of a kind that is not read.
+    """
+    header = _read(data, _TAGS)
+    if _checked(header) in _COLOUR:
+        return EIGHT_BITS
+    if header.get("VOILUTSequence") or header.get("WindowWidth") is not None:
+        return OWN_WINDOW
+    return NO_RANGE if header.PixelRepresentation else BITS_STORED - int(header.BitsStored)
+
+
+def patient_in(data: bytes, salt: bytes) -> str:
+    """The patient of a file as a hash; empty where the header has none.
+
+    Args:
+        data: The whole file.
+        salt: Of the store; without it, short ids could be found by trying all.
+    """
+    patient = str(_read(data, ["PatientID"]).get("PatientID") or "").strip()
+    if not patient:
+        return ""
+    return hashlib.blake2b(patient.encode(), key=salt, digest_size=12).hexdigest()
+
+
+def salt_of(store_root: Path) -> bytes:
+    """The secret by which the patients of a store are hashed; made when first asked for.
+
+    It decides who is held out for validation, so it lies beside the stores and is kept.
+
+    Raises:
+        StudyError: It is damaged.
+    """
+    file = store_root / "patients.salt"
+    if not file.exists():
+        disk.make_dir(store_root)
+        disk.publish(file, secrets.token_hex(_SALT_BYTES).encode())
+        file.chmod(0o600)
+    try:
+        return bytes.fromhex(disk.read_all(file).decode())
+    except (OSError, ValueError) as cause:
+        raise StudyError(
+            f"{file} cannot be read ({cause}); patients of DICOM files are hashed with it. Bring "
+            "it back, or remove it: then validation is drawn anew"
+        ) from cause
+
+
+def _read(data: bytes, tags: list[str]) -> Any:
+    try:
+        import pydicom
+    except ImportError as cause:
+        raise ImageError('DICOM needs pydicom: pip install "headrace[dicom]"') from cause
+    # Values that no pixel depends on are not judged; pydicom warns of them otherwise.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    try:
+        # Without pixels asked for, reading ends where they begin.
+        return pydicom.dcmread(
+            io.BytesIO(data), specific_tags=tags, stop_before_pixels=_PIXELS not in tags
+        )
+    except Exception as cause:  # hostile bytes make it raise anything
+        raise ImageError(f"damaged DICOM ({type(cause).__name__})") from cause
+
+
+def _checked(header: Any) -> str:
+    """The kind of pixels, of those that are read."""
+    try:
+        kind = str(header.PhotometricInterpretation)
+        bits = int(header.BitsAllocated)
+        _ = int(header.Rows), int(header.Columns), int(header.PixelRepresentation)
+    except (AttributeError, TypeError, ValueError) as cause:
+        raise ImageError("DICOM without pixels, such as a report") from cause
+    if kind not in (*_GREY, *_COLOUR) or bits not in (8, 16) or (kind in _COLOUR and bits != 8):
+        raise ImageError(
+            f"DICOM of {bits} bits {kind[:20]}: allowed are grey, and colour of 8 bits"
+        )
+    return kind
+
+
+def _decoded(header: Any, frame: int) -> NDArray[Any]:
+    from pydicom.pixels import pixel_array
+
+    try:
+        return np.asarray(pixel_array(header, index=frame))
+    except (RuntimeError, NotImplementedError) as cause:
+        syntax = header.file_meta.TransferSyntaxUID.name
+        raise ImageError(
+            f"compressed as {syntax}, which cannot be decoded here: "
+            'pip install "headrace[dicom]", or damaged'
+        ) from cause
+
+
+def _levels(pixels: NDArray[Any], header: Any, reading: Reading) -> NDArray[np.uint8]:
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    values = apply_modality_lut(pixels, header)
+    if reading.window is not None:
+        return scaled(values, reading.window)
+    if header.get("VOILUTSequence"):
+        bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
+        return scaled(apply_voi(values, header), (0, 2**bits - 1))
+    if header.get("WindowWidth") is not None:
+        return _windowed(values, header)
+    ends = np.array([0, 2 ** int(header.BitsStored) - 1], pixels.dtype)
+    low, high = sorted(apply_modality_lut(ends, header).astype(float).tolist())
+    return scaled(values, (low, high))
+
+
+def _windowed(values: NDArray[Any], header: Any) -> NDArray[np.uint8]:
+    """The first window of a header, by the formulas of DICOM PS3.3 C.11.2.1."""
+    centre, width = (
+        float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+        for value in (header.WindowCenter, header.WindowWidth)
+    )
+    form = str(header.get("VOILUTFunction") or "LINEAR")
+    if form == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    if width <= 0:
+        raise ImageError(f"DICOM with a window of width {width:g}")
+    if form == "SIGMOID":
+        return scaled(1 / (1 + np.exp(-4 * (values - centre) / width)), (0, 1))
+    return scaled(values, (centre - width / 2, centre + width / 2))

@@ -1,0 +1,137 @@
+"""From values of more than 8 bits to grey levels, by one rule for all images of a domain.
+
+Each picture by its own darkest and brightest value would take away what the study may be
+about: how bright a picture is. So the rule is declared in the study, comes with DICOM files,
+or is guessed from all images of a domain together and said.
+"""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ImageError, StudyError
+from pipeline.study import Domain
+from pipeline.words import counted
+
+_LOG = logging.getLogger(__name__)
+#: Of an image, unless a study allows more.
+MAX_PIXELS = 50_000_000
+#: Bits that detectors have; of 16, the whole range is used without a word.
+_USUAL_BITS = (10, 12, 14)
+_ALL_BITS = 16
+_LEAST_TOP = 0.75  # share of the range that the largest value must reach for a guess
+
+#: What a file holds, so far as the rule depends on it: None for a file of 8 bits, else the
+#: largest value, or one of these.
+Depth = int | None
+EIGHT_BITS = 0  # of a format that may have more
+OWN_WINDOW = -1  # DICOM with a window
+NO_RANGE = -2  # signed, real, or without a limit: a window must be declared
+#: DICOM without a window: this minus its number of bits.
+BITS_STORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the files of a domain are read.
+
+    Attributes:
+        window: Values that become black and white; None: as the format declares.
+        frame: ``first`` or ``middle`` of several; None: a file with several is refused.
+        max_pixels: A larger image is refused before it is decoded.
+    """
+
+    window: tuple[float, float] | None = None
+    frame: str | None = None
+    max_pixels: int = MAX_PIXELS
+
+    def key(self, content: bytes) -> bytes:
+        """Key of a file under this rule: features made by another are never taken for it.
+
+        Args:
+            content: SHA-256 of the file; it stays as it is where nothing is declared.
+        """
+        if self.window is None and self.frame is None:
+            return content
+        return hashlib.sha256(content + f"{self.window}|{self.frame}".encode()).digest()
+
+    def frame_of(self, frames: int) -> int:
+        """Which of several frames is read.
+
+        Raises:
+            ImageError: There are several, and none is chosen.
+        """
+        if frames > 1 and self.frame is None:
+            raise ImageError(f'{frames} frames; choose with frame = "first" or "middle"')
+        return frames // 2 if self.frame == "middle" else 0
+
+
+def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
+    """Bring values to 0 to 255; what lies outside the window is black or white.
+
+    Args:
+        values: Of any shape and number type.
+        window: The values that become 0 and 255.
+
+    Raises:
+        ImageError: Some values are no numbers.
+    """
+    low, high = window
+    levels = (values.astype(np.float64) - low) * (255 / (high - low))
+    if not np.isfinite(levels).all():
+        raise ImageError("some pixels are NaN or infinite")
+    return np.asarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+
+
+def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | None:
+    """The window for all images of a domain: as declared, or guessed from their largest values.
+
+    Args:
+        domain: Whose images they are.
+        depths: Of its images.
+
+    Returns:
+        None: formats say themselves what is white.
+
+    Raises:
+        StudyError: It is unclear, and what to declare.
+    """
+    deep = {depth for depth in depths if depth is not None and depth != EIGHT_BITS}
+    if domain.window is not None or not deep:
+        return domain.window
+    tops = {depth for depth in deep if depth > 0}
+    count = sum(depth in deep for depth in depths)
+    if not tops:
+        if NO_RANGE in deep or len(deep) > 1:
+            _ask(domain, f"{counted(count, 'image')} do not say by one rule what is black and what")
+        return None
+    top = max(tops)
+    if tops != deep:
+        _ask(domain, "DICOM and other files of 16 bits lie together, and it is unclear what")
+    bits = top.bit_length()
+    if bits == _ALL_BITS:
+        return None
+    if bits not in _USUAL_BITS or top < _LEAST_TOP * 2**bits:
+        _ask(
+            domain,
+            f"the largest value of {counted(count, 'image')} of 16 bits is {top}, which does not "
+            "tell what",
+        )
+    _LOG.warning(
+        "%s: %s of 16 bits: the largest value is %d, so %d bits are taken for all. Write bits = %d "
+        "to keep it when images are added",
+        *(domain.name, counted(count, "image"), top, bits, bits),
+    )
+    return 0.0, 2.0**bits - 1
+
+
+def _ask(domain: Domain, what: str) -> None:
+    raise StudyError(
+        f"{domain.name}: {what} is white. Write for this domain bits = 12 (or 14, 16), or "
+        "window = [BLACK, WHITE] with the two values"
+    )
