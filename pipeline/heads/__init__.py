@@ -180,10 +180,10 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             path=_knn_path,
         ),
         # No grid: its defaults are hardly ever far from the best.
-        "forest": HeadSpec(make=_forest, about="30 extremely random trees a seed", stochastic=True),
+        "forest": HeadSpec(make=_forest, about="20 extremely random trees a seed", stochastic=True),
         "boosting": HeadSpec(
             make=_boosting,
-            about="gradient boosting of small trees on 64 principal components",
+            about="gradient boosting of small trees on 32 components and 64 features",
             stochastic=True,
         ),
         # The smoothing decides how sure it is: with features that repeat each other, far too sure.

@@ -1,14 +1,15 @@
-"""Trees: a forest of extremely random ones, and gradient boosting on principal components.
+"""Trees: a forest of extremely random ones, and gradient boosting on a few columns.
 
 The forest is grown here from scikit-learn's single trees: its own forests pass each tree
 through joblib, which changes the warnings of the whole process, and these fits run in threads.
 
-Of 1,280 features a fit of boosting takes 1 s, nearly all of it for histograms of features
-that say much the same; of 64 components 0.2 s, at the same log loss on patients held out
-(0.156 and 0.156 on 1,600 chest X-rays).
+Boosting spends nearly all its time on histograms of features that say much the same. It is
+given 32 principal components and the 64 features that differ most between the classes: on
+1,600 chest X-rays and 320 generated ones, patients held out, an AUROC of 0.987 and 0.980 in
+0.1 s; all 1,280 features give 0.987 and 0.976 in 1.1 s, components alone 0.985 and 0.960.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,7 +39,7 @@ class ForestHead(Head):
     def __init__(
         self,
         *,
-        n_estimators: int = 30,
+        n_estimators: int = 20,
         max_features: str | float | None = "sqrt",
         min_samples_leaf: int = 1,
         random_state: int = 0,
@@ -62,7 +63,7 @@ class ForestHead(Head):
                 max_features=self.max_features,
                 min_samples_leaf=self.min_samples_leaf,
                 random_state=int(seed),
-            ).fit(rows, labels)
+            ).fit(rows, labels, check_input=False)
             for seed in seeds
         ]
         return self
@@ -71,7 +72,7 @@ class ForestHead(Head):
         """Mean of the trees' class shares, ``(n, K)``, of features ``(n, d)``."""
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=np.float32, reset=False)
-        total = sum(tree.predict_proba(rows) for tree in self.trees_)
+        total = sum(tree.predict_proba(rows, check_input=False) for tree in self.trees_)
         return np.asarray(total / len(self.trees_))
 
 
@@ -80,6 +81,7 @@ class BoostingHead(Head):
 
     Args:
         components: Principal components at most.
+        columns: Features at most, those that differ most between the classes.
         learning_rate: Share of each tree that is added.
         max_iter: Trees, for each class where there are more than two.
         max_leaf_nodes: Leaves of a tree.
@@ -87,6 +89,7 @@ class BoostingHead(Head):
 
     Attributes:
         classes_: Class labels, shape ``(K,)``.
+        columns_: Numbers of the features that are used beside the components.
         pca_: Features to components.
         trees_: Fitted, of scikit-learn.
     """
@@ -94,13 +97,15 @@ class BoostingHead(Head):
     def __init__(
         self,
         *,
-        components: int = 64,
+        components: int = 32,
+        columns: int = 64,
         learning_rate: float = 0.2,
         max_iter: int = 50,
         max_leaf_nodes: int = 8,
         random_state: int = 0,
     ) -> None:
         self.components = components
+        self.columns = columns
         self.learning_rate = learning_rate
         self.max_iter = max_iter
         self.max_leaf_nodes = max_leaf_nodes
@@ -113,8 +118,12 @@ class BoostingHead(Head):
             ValueError: Not finite, or shapes that do not fit.
         """
         rows, y = validate_data(self, X, y, dtype=np.float32)
-        # The same components for every seed: only the trees are stochastic.
-        self.pca_ = PCA(min(self.components, *rows.shape), random_state=0).fit(rows)
+        # The same inputs for every seed: only the trees are stochastic.
+        self.pca_ = PCA(
+            min(self.components, *rows.shape), svd_solver="randomized", iterated_power=2,
+            random_state=0,
+        ).fit(rows)  # fmt: skip
+        self.columns_ = np.argsort(-_separation(rows, y), kind="stable")[: self.columns]
         # Stopping early would hold rows out without regard to patients.
         self.trees_ = HistGradientBoostingClassifier(
             learning_rate=self.learning_rate,
@@ -124,7 +133,7 @@ class BoostingHead(Head):
             max_bins=63,
             early_stopping=False,
             random_state=self.random_state,
-        ).fit(self.pca_.transform(rows), y)
+        ).fit(self._inputs(rows), y)
         self.classes_ = self.trees_.classes_
         return self
 
@@ -132,4 +141,18 @@ class BoostingHead(Head):
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=np.float32, reset=False)
-        return np.asarray(self.trees_.predict_proba(self.pca_.transform(rows)))
+        return np.asarray(self.trees_.predict_proba(self._inputs(rows)))
+
+    def _inputs(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.hstack([rows[:, self.columns_], self.pca_.transform(rows)])
+
+
+def _separation(X: NDArray[np.float32], y: NDArray[Any]) -> NDArray[np.float64]:
+    """Variance between the classes by variance within, of each column; 0 of a constant one."""
+    mean, variance = X.mean(axis=0, dtype=np.float64), X.var(axis=0, dtype=np.float64)
+    between = np.zeros(X.shape[1])
+    for label in np.unique(y):
+        of_class = X[y == label]
+        between += len(of_class) / len(X) * (of_class.mean(axis=0, dtype=np.float64) - mean) ** 2
+    within = np.maximum(variance - between, 0)
+    return np.divide(between, within, out=np.zeros_like(between), where=within > 1e-12)
