@@ -173,8 +173,7 @@ def publish_all(contents: Mapping[Path, bytes], *, scratch: Path | None = None) 
     """Put whole files in place, one after the other, once all of them are on the disk.
 
     Args:
-        contents: By final name, the complete content; folders must exist. Older files are
-            replaced.
+        contents: By final name, the complete content. Folders are made, older files replaced.
         scratch: Folder of the temporary files, on the same file system; default: beside
             the final places.
 
@@ -186,6 +185,7 @@ def publish_all(contents: Mapping[Path, bytes], *, scratch: Path | None = None) 
     waiting: dict[Path, Path] = {}
     try:
         for path, data in contents.items():
+            make_dir(path.parent)
             waiting[path] = (scratch or path.parent) / temporary_name()
             _write_durably(waiting[path], data)
         for path in contents:

@@ -1,7 +1,9 @@
 """The command line: parse, call one stage, show what it found. Nothing else happens here.
 
-Errors of ours become one line and an exit code here and nowhere else: 0 all is well, 1 an
-error, 2 wrong usage or nothing usable, 3 a check failed (a leak, damage, another network).
+Errors of ours become one line and an exit code here and nowhere else: 0 all is well, 1 the
+study or what was asked for cannot be used, 2 wrong usage or no usable image, 3 a check failed
+(a leak, damage, another network), 4 the disk refused, 5 a command must be run first, or again,
+70 a mistake in headrace, 130 interrupted.
 """
 
 import json
@@ -27,7 +29,9 @@ from pipeline.finetune.methods import (
 from pipeline.words import counted
 
 _LOG = logging.getLogger(__name__)
-_INTERRUPTED = 130
+_MISTAKE, _INTERRUPTED = 70, 130
+#: Longer messages lose their middle: the beginning says what is wrong, the end what to do.
+_LONGEST = 1500
 _PATH = click.Path(path_type=Path)
 
 
@@ -47,7 +51,7 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @wraps(function)
     def run(*, as_json: bool, debug: bool, **arguments: Any) -> None:
-        _log_to_stderr()
+        _log_to_stderr(foreign=debug)
         try:
             result = function(quiet=as_json, **arguments)
             if as_json and _first_process():
@@ -69,27 +73,33 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
 
 def _in_one_line(error: Exception) -> click.ClickException:
     """An error as click shows it, with its exit code."""
-    text = str(error) or type(error).__name__
-    if not hasattr(error, "exit_code"):
-        if isinstance(error, OSError):
-            text = f"{error.filename or 'the disk'}: {error.strerror or error}"
-        else:
-            text = (
-                f"a mistake in headrace: {type(error).__name__}: {error}. "
-                "Run again with --debug and report what it prints"
-            )
-    shown = click.ClickException(text)
-    shown.exit_code = getattr(error, "exit_code", 1)  # type: ignore[misc]
+    text, code = str(error) or type(error).__name__, getattr(error, "exit_code", None)
+    if code is None and isinstance(error, OSError):
+        text, code = f"{error.filename or 'the disk'}: {error.strerror or error}", 4
+    elif code is None:
+        text = f"a mistake in headrace: {type(error).__name__}: {_bounded(text)}. "
+        text, code = text + "Run again with --debug and report what it prints", _MISTAKE
+    shown = click.ClickException(_bounded(text))
+    shown.exit_code = code  # type: ignore[misc]
     return shown
 
 
-def _log_to_stderr() -> None:
+def _bounded(text: str) -> str:
+    half = _LONGEST // 2
+    return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def _log_to_stderr(*, foreign: bool) -> None:
+    """Show what we log, each line once; what libraries log and warn only where asked for."""
+    logging.captureWarnings(not foreign)
+    if not foreign and not logging.getLogger().handlers:
+        logging.getLogger().addHandler(logging.NullHandler())
     said = set()  # a stage reads the features of each backbone, and would repeat its warnings
 
     class _Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             prefix = "warning: " if record.levelno >= logging.WARNING else ""
-            line = prefix + record.getMessage()
+            line = _bounded(prefix + record.getMessage())
             if line not in said:
                 click.echo(line, err=True)
             said.add(line)
@@ -187,23 +197,25 @@ def _publish(
     if not _first_process():
         return record
     from pipeline import report
+    from pipeline.results import add_files
 
-    report.write(stage, record, results)
     _show(stage, record, quiet=quiet)
-    drawn = _draw(stage, record, results) if figures else []
+    drawn = _draw(stage, record, results) if figures else {}
+    files = report.files(stage, record) | drawn
+    add_files(results / f"{stage}.json", record, files, stage)
     if drawn and not quiet:
-        click.echo(f"\nfigures: {drawn[0].parent} ({counted(len(drawn), 'file')})")
+        click.echo(f"\nfigures: {results / 'figures'} ({counted(len(drawn), 'file')})")
     return record
 
 
-def _draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
+def _draw(stage: str, record: Mapping[str, Any], results: Path) -> dict[str, bytes]:
     from pipeline.report import figures
 
     try:
         return figures.draw(stage, record, results)
     except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
         _LOG.warning("no figures of %s: %s: %s", stage, type(error).__name__, error)
-        return []
+        return {}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -507,12 +519,11 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
     given = {name: flags.pop(name) for name in ("store", "weights", "strict")}
     record = run(model, images, engine=_engine(flags), **given)
     if table is not None:
-        from cache import disk
         from pipeline.report.predict import predictions
         from pipeline.report.table import to_csv
+        from pipeline.results import write_file
 
-        disk.make_dir(table.parent)
-        disk.publish(table, to_csv(predictions(record)).encode())
+        write_file(table, to_csv(predictions(record)).encode())
     _show("predict", record, quiet=quiet)
     return record
 
@@ -570,36 +581,33 @@ def verify(
 @_store_option("root")
 @command
 def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
-    """Merge the small parts of each store.
+    """Merge the small parts of each store, and remove temporary files of dead processes.
+
+    Damaged parts that were set aside stay.
 
     Example: headrace cache compact
     """
-    from cache.store import compact
+    from cache.errors import CacheError
+    from cache.store import compact, gc, stores_in
 
-    return _each_store(
-        root,
-        lambda store: {"parts_fewer": compact(store)},
-        lambda found: f"{counted(found['parts_fewer'], 'part')} fewer",
-        quiet=quiet,
-    )
-
-
-@cache_group.command("gc")
-@_store_option("root")
-@command
-def remove_temporaries(root: Path, *, quiet: bool) -> dict[str, Any]:
-    """Remove temporary files of dead processes; damaged parts that were set aside stay.
-
-    Example: headrace cache gc
-    """
-    from cache.store import gc
-
-    return _each_store(
-        root,
-        lambda store: {"removed": gc(store)},
-        lambda found: f"{counted(len(found['removed']), 'temporary file')} removed",
-        quiet=quiet,
-    )
+    done: dict[str, dict[str, Any]] = {}
+    for name, store in stores_in(root).items():
+        if isinstance(store, CacheError):
+            done[name] = {"error": str(store)}
+        else:
+            done[name] = {"removed": gc(store), "parts_fewer": compact(store)}
+    if not quiet:
+        lines = [
+            f"{name}: "
+            + (
+                one.get("error")
+                or f"{counted(one['parts_fewer'], 'part')} fewer, "
+                f"{counted(len(one['removed']), 'temporary file')} removed"
+            )
+            for name, one in done.items()
+        ]
+        click.echo("\n".join(lines) or f"no stores in {root}")
+    return {"root": str(root), "stores": done}
 
 
 @cache_group.command()
@@ -629,26 +637,6 @@ def export(
     if not quiet:
         click.echo(f"wrote {output}: {counted(rows, 'row')}; it names files and patients")
     return {"output": str(output), "rows": rows}
-
-
-def _each_store(
-    root: Path,
-    action: Callable[[Any], dict[str, Any]],
-    words: Callable[[dict[str, Any]], str],
-    *,
-    quiet: bool,
-) -> dict[str, Any]:
-    from cache.errors import CacheError
-    from cache.store import stores_in
-
-    done = {
-        name: {"error": str(store)} if isinstance(store, CacheError) else action(store)
-        for name, store in stores_in(root).items()
-    }
-    if not quiet:
-        lines = [f"{name}: {one.get('error') or words(one)}" for name, one in done.items()]
-        click.echo("\n".join(lines) or f"no stores in {root}")
-    return {"root": str(root), "stores": done}
 
 
 @main.command()

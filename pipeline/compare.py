@@ -10,7 +10,6 @@ for the selection, how each head was fitted; and with ``thorough`` the spread ov
 comparison of algorithms over folds, and the sets of heads that may be the best.
 """
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from cache import disk
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, load_samples
@@ -37,18 +35,19 @@ from pipeline.evaluation.compare_heads import (
 )
 from pipeline.evaluation.metrics import METRICS, Proba, on_all_rows, score
 from pipeline.evaluation.paired_tests import ROPE, correlated_t
-from pipeline.evaluation.predictions import PROBABILITIES, predictions_of, write_predictions
+from pipeline.evaluation.predictions import PROBABILITIES, predictions_file, predictions_of
 from pipeline.evaluation.selection import bbc_cv
 from pipeline.features.backbones import spec_of
 from pipeline.features.load import FeatureTable, load_features, store_for
 from pipeline.heads import HeadSpec
 from pipeline.heads.custom import all_heads
-from pipeline.heads.fit_cache import data_digest, fit_key, read_fit, write_fit
+from pipeline.heads.fit_cache import data_digest, fit_file, fit_key, read_fit
 from pipeline.heads.parallel import run_parallel
 from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_preprocessing
-from pipeline.heads.save import DESCRIPTION, Network, SavedHead, head_folder, save_head
+from pipeline.heads.save import Network, SavedHead, head_folder, save_head
 from pipeline.heads.search import Fit, deal_folds, fit_heads
 from pipeline.randomness import stream
+from pipeline.results import prepare, write_set
 from pipeline.study import SOURCE, Study
 from pipeline.words import printable, to_jsonable
 
@@ -107,20 +106,23 @@ def compare(study: Study, options: CompareOptions | None = None) -> Record:
     """
     options = options or CompareOptions()
     specs = _chosen_specs(study, options)
-    disk.check_writable(study.results)
+    prepare(study.results)
     samples, _ = load_samples(study, options.samples)
     backbones, predictions = [], {}
     failures: list[Record] = []
     not_saved: list[Record] = []
+    saved: dict[str, str] = {}
     for choice in study.variants:
         features = load_features(study, choice, samples)
         name, samples_used = features.backbone, features.samples
         keys = _keys(features, specs, study, options)
-        reused = _read_fits(study, name, keys, options)
+        reused, digests = _read_fits(study, name, keys, options)
         missing = {head: spec for head, spec in specs.items() if head not in reused}
         new, failed = _fit(features, missing, study, options)
         failures += [{"backbone": name, "head": h, "reason": why} for h, why in failed.items()]
-        not_saved += _save_fits(study, features, new, keys)
+        new_digests, refused = _save_fits(study, features, new, keys)
+        saved |= digests | new_digests
+        not_saved += refused
         fits = {head: fit for head in specs if (fit := reused.get(head) or new.get(head))}
         if fits:
             entry = {"backbone": name, "reused": len(reused), "fitted": len(new)}
@@ -146,9 +148,13 @@ def compare(study: Study, options: CompareOptions | None = None) -> Record:
             "not_saved": not_saved,
         }
     )
-    write_predictions(study.results / PROBABILITIES, predictions)
-    text = json.dumps(record, indent=1, allow_nan=False)
-    disk.publish(study.results / HEADS_REPORT, text.encode())
+    write_set(
+        study.results / HEADS_REPORT,
+        record,
+        {PROBABILITIES: predictions_file(predictions)},
+        kept=saved,
+        owned=("heads*.csv", "figures/heads-*", "heads/*/*/*"),
+    )
     return record
 
 
@@ -210,23 +216,30 @@ def _keys(
 
 def _read_fits(
     study: Study, backbone: str, keys: Mapping[str, str], options: CompareOptions
-) -> dict[str, Fit]:
-    stored = {
-        name: read_fit(head_folder(study.results, backbone, name), key, repeats=options.repeats)
-        for name, key in keys.items()
-    }
-    return {name: fit for name, fit in stored.items() if fit is not None}
+) -> tuple[dict[str, Fit], dict[str, str]]:
+    """Fits of an earlier run that hold, and the SHA-256 of the files of their heads."""
+    fits: dict[str, Fit] = {}
+    saved: dict[str, str] = {}
+    for name, key in keys.items():
+        folder = head_folder(study.results, backbone, name)
+        if found := read_fit(folder, key, repeats=options.repeats):
+            fits[name], digests = found
+            saved |= _below(study, folder, digests)
+    return fits, saved
 
 
 def _save_fits(
     study: Study, features: FeatureTable, fits: Mapping[str, Fit], keys: Mapping[str, str]
-) -> list[Record]:
-    """Write every new head; backbone, head and reason of each that cannot be saved.
+) -> tuple[dict[str, str], list[Record]]:
+    """Write every new head.
 
-    What an earlier comparison left of a head that cannot be saved now is removed.
+    Returns:
+        SHA-256 of the files written, by name; and backbone, head and reason of each head that
+        cannot be saved.
     """
     samples, not_saved = features.samples, []
     networks = _networks(study, features.backbone)
+    digests: dict[str, str] = {}
     for name, fit in fits.items():
         folder = head_folder(study.results, features.backbone, name)
         saved = SavedHead(
@@ -240,14 +253,17 @@ def _save_fits(
             images=int(np.sum(samples.split == FIT)),
         )
         try:
-            save_head(folder, saved)
-            write_fit(folder, keys[name], fit)
+            digests |= _below(study, folder, save_head(folder, saved, fit_file(keys[name], fit)))
         except ModelError as reason:
             _LOG.warning("%s on %s is not saved: %s", name, features.backbone, reason)
             not_saved.append({"backbone": features.backbone, "head": name, "reason": str(reason)})
-            if (folder / DESCRIPTION).exists():
-                disk.remove(folder, [DESCRIPTION])
-    return not_saved
+    return digests, not_saved
+
+
+def _below(study: Study, folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
+    """The files of a head under their names below the study's results."""
+    place = folder.relative_to(study.results).as_posix()
+    return {f"{place}/{name}": digest for name, digest in digests.items()}
 
 
 def _networks(study: Study, backbone: str) -> tuple[Network, ...]:

@@ -45,17 +45,31 @@ class EngineError(PipelineError, RuntimeError):
 class MissingFeaturesError(PipelineError, LookupError):
     """Features are asked for that no run has computed yet."""
 
+    exit_code = 5
 
-class MissingPredictionsError(PipelineError, LookupError):
-    """Predictions of a stage are asked for that has not been run."""
+
+class MissingResultsError(PipelineError, LookupError):
+    """Results of a stage are asked for that has not been run."""
+
+    exit_code = 5
+
+
+class ResultsError(PipelineError, ValueError):
+    """Results of a stage are damaged, or of two runs."""
+
+    exit_code = 5
 
 
 class ModelError(PipelineError, ValueError):
     """A saved head cannot be used: damaged, of another version, or not for these images."""
 
+    exit_code = 5
+
 
 class CheckpointError(PipelineError, ValueError):
     """A checkpoint belongs to another training, or none is whole."""
+
+    exit_code = 5
 
 
 class CheckFailedError(PipelineError, ValueError):

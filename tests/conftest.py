@@ -49,3 +49,8 @@ def pytest_terminal_summary(
             f"{counts['damaged files']:,} damaged files, {counts['served']} served; "
             f"{counts['bugs caught']}/{counts['bugs planted']} planted bugs caught"
         )
+        terminalreporter.write_line(
+            f"results: {counts['result faults']:,} faults injected ({counts['result kills']:,} "
+            f"kills), {counts['mixed results']} sets of two runs believed; "
+            f"{counts['altered bytes']:,} altered bytes, all found"
+        )

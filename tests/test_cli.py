@@ -1,10 +1,12 @@
 """The command line: exit codes, one-line errors, JSON, and a quick start."""
 
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -18,6 +20,7 @@ from cache.recipe import Recipe, check_canaries
 from cache.store import FeatureStore
 from pipeline.cli import main
 from pipeline.features.maintain import describe
+from tests.result_files import record_of
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
@@ -142,8 +145,28 @@ def test_a_mistake_of_ours_is_one_line_too(study_file, monkeypatch):
         raise AssertionError("row 3")
 
     monkeypatch.setattr(extract_module, "extract", broken)
-    result = run("features", study_file, code=1)
+    result = run("features", study_file, code=70)
     assert "a mistake in headrace: AssertionError: row 3. Run again with --debug" in result.stderr
+
+
+def test_messages_are_bounded_and_no_library_speaks(study_file, monkeypatch):
+    """A long message keeps its beginning and its advice; foreign warnings are for --debug."""
+
+    def broken(*_):
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("foreign warning", stacklevel=1)
+        logging.getLogger("foreign").warning("foreign log")
+        logging.getLogger("pipeline").warning("ours %s", "x" * 10**6)
+        raise AssertionError("first" + "x" * 10**6)
+
+    monkeypatch.setattr(extract_module, "extract", broken)
+    text = run("features", study_file, code=70).stderr
+    assert "foreign" not in text
+    assert "warning: ours xxx" in text
+    assert "AssertionError: firstxxx" in text
+    assert "Run again with --debug" in text
+    assert len(text) < 4000
 
 
 def test_a_full_disk_is_one_line(study_file, monkeypatch):
@@ -153,7 +176,7 @@ def test_a_full_disk_is_one_line(study_file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(disk, "write", full)
-    text = run("features", study_file, *ENGINE, code=1).stderr
+    text = run("features", study_file, *ENGINE, code=4).stderr
     assert re.search(r"cannot write .*No space left on device \(errno 28\); needed .* bytes", text)
 
 
@@ -171,7 +194,7 @@ def test_ctrl_c_says_that_the_work_is_safe(study_file, monkeypatch):
 
 def test_heads_before_features_says_what_to_run_first(study_file):
     """The next command is in the message."""
-    result = run("heads", study_file, "--only", "prior", code=1)
+    result = run("heads", study_file, "--only", "prior", code=5)
     assert "60 of 60 images have no features of tiny yet in /" in result.stderr
     assert "; first run: headrace features STUDY, or go to" in result.stderr
 
@@ -182,10 +205,10 @@ def test_images_added_since_are_not_quietly_left_out(study_file):
     run("features", study_file, *ENGINE)
     assert "1 unusable image is left out" in run("heads", study_file, "--only", "prior").stderr
     write_images(study_file.parent / "there", 4, seed=9)
-    assert "4 of 65 images" in run("heads", study_file, "--only", "prior", code=1).stderr
+    assert "4 of 65 images" in run("heads", study_file, "--only", "prior", code=5).stderr
 
 
-def test_cache_ls_verify_compact_gc(study_file):
+def test_cache_ls_verify_compact(study_file):
     """Each says what it found, also as JSON."""
     run("features", study_file, *ENGINE)
     root = ("--store", study_file.parent / "features")
@@ -194,8 +217,10 @@ def test_cache_ls_verify_compact_gc(study_file):
     assert (row["rows"], row["parts"], row["backbone"]) == (60, 1, "tiny")
     assert row["holds"] == "features"
     assert "60 rows in 1 part, every byte checked" in run("cache", "verify", *root).stdout
-    assert ": 0 parts fewer" in run("cache", "compact", *root).stdout
-    assert ": 0 temporary files removed" in run("cache", "gc", *root).stdout
+    (Path(root[1]) / row["store"] / ".tmp-elsewhere-1-0").touch()
+    os.utime(Path(root[1]) / row["store"] / ".tmp-elsewhere-1-0", (0, 0))
+    found = run("cache", "compact", *root).stdout
+    assert ": 0 parts fewer, 1 temporary file removed" in found
     assert "no stores in nowhere" in run("cache", "ls", "--store", "nowhere").stdout
 
 
@@ -323,7 +348,7 @@ def test_a_bad_image_that_was_replaced_is_not_left_out(study_file):
     bad.write_text("<html>")
     run("features", study_file, *ENGINE)
     bad.write_bytes(min((study_file.parent / "there" / "a").iterdir()).read_bytes() + b"x")
-    assert "1 of 61 images has no features" in run("heads", study_file, code=1).stderr
+    assert "1 of 61 images has no features" in run("heads", study_file, code=5).stderr
 
 
 def test_a_damaged_index_is_never_believed(study_file):
@@ -441,7 +466,7 @@ def test_heads_as_json_say_what_the_file_says(study_file):
     """One document for both."""
     run("features", study_file, *ENGINE)
     printed = json.loads(run("heads", study_file, "--only", "prior", "--quick", "--json").stdout)
-    assert printed == json.loads((Path("results/tiny") / "heads.json").read_text())
+    assert printed == record_of(Path("results/tiny") / "heads.json")
 
 
 @pytest.mark.parametrize(

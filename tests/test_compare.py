@@ -1,6 +1,5 @@
 """Stage 2: fitted to the fit split alone, scored everywhere, kept for later stages."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -30,6 +29,7 @@ from pipeline.randomness import stream
 from pipeline.study import Concatenation, load_study
 from tests.heads.made_up_rows import made_up_rows
 from tests.made_up_heads import domain, head
+from tests.result_files import record_of
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
 OPTIONS = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
@@ -80,7 +80,7 @@ def test_every_head_is_scored_on_validation_and_target_by_every_metric(study):
 def test_the_file_says_what_is_returned(study):
     """results/<name>/heads.json for whoever reads it next."""
     record = compare(study, only("prior", "linear", "mlp"))
-    assert json.loads((study.results / "heads.json").read_text()) == record
+    assert record_of(study.results / "heads.json") == record
     assert (record["schema"], record["study"], record["positive"]) == (5, "tiny", "b")
     (backbone,) = record["backbones"]
     by_head = {one["head"]: one for one in backbone["heads"]}

@@ -21,6 +21,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.predict import predict as predict_images
 from pipeline.study import load_study
+from tests.result_files import record_of, rewrite
 from tests.tiny import FileWeights, install_tiny_backbone, write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -127,9 +128,11 @@ def test_other_weights_are_refused_and_the_right_ones_may_lie_elsewhere(compared
 def test_another_recipe_is_refused_and_the_field_named(compared):
     """A head never sees features that were made in another way."""
     file = folder("linear") / "model.json"
-    values = json.loads(file.read_text())
+    values = record_of(file)
     values["networks"][0]["recipe"]["preprocessing"]["icc"] = "applied"
-    file.write_text(json.dumps(values))
+    rewrite(file, values)
+    heads, name = file.parents[3] / "heads.json", "heads/tiny/linear/model.json"
+    rewrite(heads, files={name: file.read_bytes()})
     with pytest.raises(ModelError, match=r"preprocessing.icc was 'applied', and is 'ignored'"):
         predict(folder("linear"), [Path("here")])
 

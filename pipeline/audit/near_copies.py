@@ -11,7 +11,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import NearPair, near_rows, roles_of
 from pipeline.data.samples import Samples, read_exclusions
 from pipeline.data.sources import read_image
-from pipeline.errors import ImageError, MissingPredictionsError
+from pipeline.errors import ImageError, MissingResultsError
 from pipeline.evaluation.intervals import rate_interval
 from pipeline.evaluation.metrics import is_right, score
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
@@ -95,7 +95,7 @@ def scores_without(study: Study, samples: Samples, pairs: Sequence[NearPair]) ->
         return []
     try:
         predictions = read_predictions(study.results / PROBABILITIES)
-    except MissingPredictionsError:
+    except MissingResultsError:
         return []
     return [
         record

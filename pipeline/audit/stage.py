@@ -5,7 +5,6 @@ that can be predicted from what should not show them. Each image is read once, f
 and those of the contact sheet once more; all else comes from the store.
 """
 
-import json
 import logging
 import time
 from collections import Counter
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import disk
 from pipeline.audit.label_noise import check_labels
 from pipeline.audit.near_copies import (
     contact_sheet,
@@ -31,6 +29,7 @@ from pipeline.data.samples import SampleOptions, Samples, exclusions_text, load_
 from pipeline.errors import MissingFeaturesError
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.progress import Progress
+from pipeline.results import prepare, write_set
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import are, counted
 
@@ -73,7 +72,7 @@ def audit(study: Study, *, shortcuts: bool = True) -> dict[str, Any]:
         MissingFeaturesError: Stage 1 has not been run.
     """
     start = time.perf_counter()
-    disk.check_writable(study.results)
+    prepare(study.results)
     samples, _ = load_samples(study, SAMPLES)
     tables = [load_features(study, choice, samples) for choice in study.backbones]
     first, facts, measured = _with_facts(study, tables[0])
@@ -139,14 +138,7 @@ def _check_masked(study: Study, choice: BackboneChoice, samples: Samples) -> lis
 
 
 def _write(study: Study, record: Mapping[str, Any], sheet: bytes | None) -> None:
-    disk.make_dir(study.results)
-    names = None
+    files = {} if sheet is None else {CONTACT_SHEET: sheet}
     if record["leave_out"] or study.exclude:
-        names = exclusions_text(record["leave_out"]).encode()
-    for name, content in ((CONTACT_SHEET, sheet), (LEAVE_OUT, names)):
-        if content is None:
-            disk.unlink(study.results / name)  # an older one would show what is no more
-        else:
-            disk.publish(study.results / name, content)
-    text = json.dumps(record, indent=1, allow_nan=False)
-    disk.publish(study.results / AUDIT_REPORT, text.encode())
+        files[LEAVE_OUT] = exclusions_text(record["leave_out"]).encode()
+    write_set(study.results / AUDIT_REPORT, record, files, owned=(CONTACT_SHEET, LEAVE_OUT))

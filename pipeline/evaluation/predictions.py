@@ -5,6 +5,7 @@ axis: row ``i`` of each describes the same image. No path and no name of a perso
 it; a patient is a number that holds within the file.
 """
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import disk
 from pipeline.data.samples import Samples
-from pipeline.errors import MissingPredictionsError
+from pipeline.results import read_set
 from pipeline.words import printable
 
 #: Stage 2 keeps them under this name, below the study's results.
@@ -65,16 +65,14 @@ def predictions_of(samples: Samples, proba: Mapping[Trained, NDArray[np.floating
     )
 
 
-def write_predictions(
-    path: Path,
+def predictions_file(
     by_backbone: Mapping[str, Predictions],
     *,
     curves: Mapping[str, Mapping[str, NDArray[Any]]] = MappingProxyType({}),
-) -> None:
-    """Put the file in place whole.
+) -> bytes:
+    """The content of a file of predictions.
 
     Args:
-        path: Of the file.
         by_backbone: Predictions of each.
         curves: By backbone and name, arrays for figures; they lie below ``curves``.
     """
@@ -84,22 +82,30 @@ def write_predictions(
             for name, values in curves.get(backbone, {}).items():
                 file[f"{backbone}/curves/{name}"] = values
         file.flush()
-        disk.publish(path, file.id.get_file_image())
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def stored_predictions(path: Path) -> bytes:
+    """The bytes of a stage's file of predictions, if they are of the run of its record.
+
+    Raises:
+        MissingResultsError: The stage has not been run.
+        ResultsError: Record or file are damaged, or of two runs.
+    """
+    stage = "heads" if path.name == PROBABILITIES else path.stem
+    return read_set(path.with_name(f"{stage}.json"), stage.split("-")[0]).read(path.name)
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:
     """By backbone.
 
     Raises:
-        MissingPredictionsError: There is no such file, or it is not one of ours.
+        MissingResultsError: The stage has not been run.
+        ResultsError: See :func:`stored_predictions`.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            return {backbone: _read(file[backbone]) for backbone in file}
-    except (OSError, KeyError) as cause:
-        raise MissingPredictionsError(
-            f"{path} holds no predictions ({cause}); run the stage that writes it first"
-        ) from cause
+    with h5py.File(io.BytesIO(stored_predictions(path)), "r") as file:
+        return {backbone: _read(file[backbone]) for backbone in file}
 
 
 def _write(group: Any, found: Predictions) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cache import disk
 from cache.recipe import canonical
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.features.load import FeatureTable, load_features
+from pipeline.results import write_file
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import printable
 
@@ -25,8 +25,8 @@ def export_study(
     The file has ``features`` (n, d) float32, ``label`` (n,) int64, ``class_names`` (K,),
     ``key`` (n, 32) uint8, ``path``, ``group``, ``domain`` and ``split`` (n,) UTF-8 text,
     and the recipe's fields as root attributes. The label of a target without labels is -1.
-    It is built in memory and put in place
-    whole; HDF5 1.10 tools read it.
+    It is built in memory and put in place whole, with its SHA-256 beside it; HDF5 1.10 tools
+    read it.
 
     Returns:
         Number of rows.
@@ -41,8 +41,7 @@ def export_study(
     choice = _chosen(study, backbone)
     samples, _ = load_samples(study, options)
     joined = load_features(study, choice, samples)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    disk.publish(output, _to_bytes(study, joined))
+    write_file(output, _to_bytes(study, joined))
     return len(joined.samples)
 
 

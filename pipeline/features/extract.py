@@ -7,7 +7,6 @@ differently, and would make an engine compile twice.
 """
 
 import hashlib
-import json
 import logging
 import time
 from collections import defaultdict, deque
@@ -53,6 +52,7 @@ from pipeline.features.engines import (
 from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
 from pipeline.features.weights import file_digest
 from pipeline.progress import Progress
+from pipeline.results import prepare, write_set
 from pipeline.study import BackboneChoice, Study
 from pipeline.words import are, counted, have, printable
 
@@ -128,7 +128,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     with Progress("reading files") as progress:
         samples, unreadable = load_samples(study, options.samples, progress)
     _log_duplicates(samples)
-    disk.check_writable(study.results)
+    prepare(study.results)
     # Weights that cannot be had must show before the first backbone has run for an hour.
     stores = [store_for(study, choice) for choice in study.backbones]
     backbones, skipped = [], list(unreadable)
@@ -141,8 +141,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     report = ExtractReport(
         study=study.name, backbones=tuple(backbones), skipped=tuple(dict.fromkeys(skipped))
     )
-    disk.make_dir(study.results)
-    disk.publish(study.results / options.report, json.dumps(asdict(report), indent=1).encode())
+    write_set(study.results / options.report, asdict(report))
     _check_nothing_is_empty(samples, report.skipped)
     if options.strict:
         _refuse_skipped(report.skipped)

@@ -1,6 +1,5 @@
 """Samples joined to their features, and the store that a study's choice of backbone means."""
 
-import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,9 +12,15 @@ from cache.store import FeatureStore
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT, TARGET, VALIDATION
 from pipeline.data.samples import Samples, load_samples
-from pipeline.errors import MissingFeaturesError, NoImagesError, WeightsError
+from pipeline.errors import (
+    MissingFeaturesError,
+    MissingResultsError,
+    NoImagesError,
+    WeightsError,
+)
 from pipeline.features.backbones import policy_of, spec_of, weights_file
 from pipeline.features.weights import file_digest, state_digest_of
+from pipeline.results import read_set
 from pipeline.study import SOURCE, BackboneChoice, Concatenation, Study
 from pipeline.words import are, counted, have
 
@@ -200,7 +205,7 @@ def _check_nothing_is_empty(study: Study, samples: Samples) -> None:
 def _reported_unusable(study: Study) -> set[str]:
     """Content keys, in hex, of the images that no run can use."""
     try:
-        report = json.loads((study.results / FEATURES_REPORT).read_bytes())
-        return {skip["key"] for skip in report["skipped"] if skip["key"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        report = read_set(study.results / FEATURES_REPORT, "features").record
+    except MissingResultsError:
         return set()
+    return {skip["key"] for skip in report["skipped"] if skip["key"]}

@@ -39,9 +39,13 @@ def file_digest(file: Path) -> str:
         WeightsError: The file cannot be read, or is not what its name says.
     """
     try:
+        if file.exists() and not file.is_file():  # a FIFO would be waited for
+            raise WeightsError(f"cannot read the weights {file}: no regular file")
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as cause:
+        if isinstance(cause, WeightsError):
+            raise
         raise WeightsError(f"cannot read the weights {file}: {cause.strerror}") from cause
     promised = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
     if promised and not digest.startswith(promised[1]):
@@ -62,12 +66,13 @@ def read_state(file: Path) -> State:
         if file.suffix == ".safetensors":
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as cause:
+    except (OSError, SafetensorError) as cause:
         raise WeightsError(f"cannot read the weights {file}: {_first_line(cause)}") from cause
-    except Exception as cause:  # the unpickler's own refusals
+    except Exception as cause:  # not quoted: torch advises to load such files unsafely
         raise WeightsError(
-            f"{file} is not a plain state dict ({_first_line(cause)}); save it with "
-            "torch.save(model.state_dict(), FILE) or as safetensors"
+            f"{file} is not a plain state dict: it is damaged, or holds pickled objects, which "
+            "are code and never loaded. Save it with torch.save(model.state_dict(), FILE) or as "
+            "safetensors"
         ) from cause
     if not isinstance(state, dict) or not all(
         isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in state.items()

@@ -1,13 +1,11 @@
 """One run: a method on a backbone, from the images of a study to a model that is kept.
 
 A kept model is a folder of three files: weights, what was measured, and the probabilities of
-every image. The record is written last and names the others by their SHA-256, so a folder
-whose record reads is whole, and one that was being replaced when the process died counts as
-not there. Nothing is pickled.
+every image. They are a set (see ``pipeline.results``), and one that was being replaced when
+the process died counts as not there. Nothing is pickled.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,10 +19,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cache import disk
 from pipeline.data.images import PixelPolicy
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples
+from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.compare_heads import eval_sets
 from pipeline.evaluation.metrics import score
 from pipeline.features.backbones import spec_of, weights_file
@@ -46,10 +44,12 @@ from pipeline.finetune.methods import (
 )
 from pipeline.finetune.networks import Assembly, assemble, check_image_size
 from pipeline.progress import Progress
+from pipeline.results import ResultSet, read_set, write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 3
+_FORMAT = 4
+_STAGE = "finetune"
 _RECORD, _WEIGHTS, _PROBABILITIES = "model.json", "model.safetensors", "probabilities.safetensors"
 #: Folder of a model's checkpoints while it is being trained.
 _CHECKPOINTS = "checkpoints"
@@ -100,20 +100,22 @@ class ModelFolder:
 
     def record(self) -> Record | None:
         """What was measured; None where there is no whole model."""
-        content = self._read()
-        return None if content is None else Record(**content["record"])
+        found = self._read()
+        return None if found is None else Record(**found.record["record"])
 
     def weights_sha256(self) -> str:
         """Stands for the weights in the identity of models that start from them."""
-        return str((self._read() or {}).get("weights"))
+        found = self._read()
+        return str(found and found.digests[_WEIGHTS])
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of the whole network, by name."""
-        return load(disk.read_all(self.path / _WEIGHTS))
+        return load(read_set(self.path / _RECORD, _STAGE).read(_WEIGHTS))
 
     def probabilities(self) -> Proba:
         """Shape ``(n, K)``, in the order of the samples that the record names."""
-        proba: Proba = load(disk.read_all(self.path / _PROBABILITIES))["probabilities"].numpy()
+        data = read_set(self.path / _RECORD, _STAGE).read(_PROBABILITIES)
+        proba: Proba = load(data)["probabilities"].numpy()
         return proba
 
     def save(self, record: Record, state: Mapping[str, Tensor], proba: Proba) -> None:
@@ -122,35 +124,28 @@ class ModelFolder:
         Raises:
             CacheError: The disk refused.
         """
-        weights = save({name: t.detach().cpu().contiguous() for name, t in state.items()})
-        probabilities = save({"probabilities": torch.from_numpy(np.ascontiguousarray(proba))})
-        content = {
-            "format": _FORMAT,
-            "weights": hashlib.sha256(weights).hexdigest(),
-            "probabilities": hashlib.sha256(probabilities).hexdigest(),
-            "record": asdict(record),
+        files = {
+            _WEIGHTS: save({name: t.detach().cpu().contiguous() for name, t in state.items()}),
+            _PROBABILITIES: save({"probabilities": torch.from_numpy(np.ascontiguousarray(proba))}),
         }
-        disk.make_dir(self.path)
-        disk.publish(self.path / _WEIGHTS, weights)
-        disk.publish(self.path / _PROBABILITIES, probabilities)
-        disk.publish(self.path / _RECORD, json.dumps(content, indent=1, allow_nan=False).encode())
-        if names := disk.listdir(self.path / _CHECKPOINTS):
-            disk.remove(self.path / _CHECKPOINTS, names)
-            (self.path / _CHECKPOINTS).rmdir()
+        write_set(
+            self.path / _RECORD,
+            {"format": _FORMAT, "record": asdict(record)},
+            files,
+            owned=(f"{_CHECKPOINTS}/*",),
+        )
 
-    def _read(self) -> dict[str, Any] | None:
-        """The record, if it and the files that it names are as they were written."""
+    def _read(self) -> ResultSet | None:
+        """The set, if all of its files are as they were written."""
         try:
-            content: dict[str, Any] = json.loads(disk.read_all(self.path / _RECORD))
-            whole = content["format"] == _FORMAT and all(
-                hashlib.sha256(disk.read_all(self.path / name)).hexdigest() == content[key]
-                for key, name in (("weights", _WEIGHTS), ("probabilities", _PROBABILITIES))
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            found = read_set(self.path / _RECORD, _STAGE)
+            found.check()
+        except MissingResultsError:
             return None
-        if not whole:
-            _LOG.warning("%s: not as it was written; it will be trained again", self.path)
-        return content if whole else None
+        except ResultsError as cause:
+            _LOG.warning("%s. It is trained again when its method runs", cause)
+            return None
+        return found if found.record.get("format") == _FORMAT else None
 
 
 @dataclass(kw_only=True)

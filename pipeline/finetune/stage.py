@@ -6,9 +6,9 @@ cut off goes on where it was, and a run of one method leaves those of others in 
 comparison: the record is made of all models that are kept.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from cache import disk
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import SampleOptions, Samples, load_samples
-from pipeline.errors import MissingPredictionsError, StudyError
+from pipeline.errors import MissingResultsError, StudyError
 from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
+    predictions_file,
     predictions_of,
     read_predictions,
-    write_predictions,
+    stored_predictions,
 )
 from pipeline.features.load import load_features
 from pipeline.finetune import distributed as parallel
@@ -51,6 +52,7 @@ from pipeline.finetune.runs import (
     digest_of,
     run_method,
 )
+from pipeline.results import prepare, read_set, write_set
 from pipeline.study import Study
 from pipeline.words import to_jsonable
 
@@ -115,7 +117,7 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, 
     options = options or FinetuneOptions()
     names = select_methods(options.methods)
     _check(study, names, options)
-    disk.check_writable(study.results)
+    prepare(study.results)
     with parallel.joined(choose_device(options.device)) as device:
         samples, _ = load_samples(study, options.samples)
         tables: dict[str, Samples] = {}
@@ -156,6 +158,8 @@ def _check(study: Study, names: Sequence[str], options: FinetuneOptions) -> None
             raise StudyError(f"{what} {value}: allowed is 1 or more")
     for name in METHODS:  # also where no method uses a setting
         resolve_settings(name, options.settings)
+    with suppress(MissingResultsError):
+        stored_predictions(study.results / PROBABILITIES)
 
 
 def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[_Model]:
@@ -193,9 +197,12 @@ def _write(
             if m.record.backbone == backbone
         }
         kept[backbone] = predictions_of(tables[backbone], proba)
-    write_predictions(stem.with_name(f"{stem.name}.h5"), kept)
-    text = json.dumps(record, indent=1, allow_nan=False)
-    disk.publish(stem.with_name(f"{stem.name}.json"), text.encode())
+    write_set(
+        stem.with_name(f"{stem.name}.json"),
+        record,
+        {f"{stem.name}.h5": predictions_file(kept)},
+        owned=() if record["trial"] else ("finetune*.csv", "figures/finetune-*"),
+    )
 
 
 # What the kept models can do and what they cost.
@@ -320,10 +327,10 @@ def _domain(
 def _heads_record(results: Path) -> dict[str, Any]:
     """What ``heads.json`` says of each backbone; empty where stage 2 has not run."""
     try:
-        entries = json.loads(disk.read_all(results / "heads.json"))["backbones"]
-        return {entry["backbone"]: entry for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError):
+        entries = read_set(results / "heads.json", "heads").record["backbones"]
+    except MissingResultsError:
         return {}
+    return {entry["backbone"]: entry for entry in entries}
 
 
 def _best_head(
@@ -340,7 +347,7 @@ def _best_head(
     """
     try:
         kept = read_predictions(results / PROBABILITIES)[backbone]
-    except (MissingPredictionsError, KeyError):
+    except (MissingResultsError, KeyError):
         return {}
     name, row_of = heads.get("best"), {key.tobytes(): row for row, key in enumerate(kept.key)}
     fit = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}

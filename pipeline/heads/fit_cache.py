@@ -2,13 +2,13 @@
 
 A fit is used again only if everything that it depends on is the same: features, labels,
 patients, splits, settings, and the code and libraries that fitted it. All of these are in
-its key. A file that cannot be read is no error: the head is fitted again.
+its key. A saved head that is not whole is no error: the head is fitted again.
 """
 
 import hashlib
 import io
 import json
-import zipfile
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import disk
 from pipeline.data.samples import Samples
+from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.heads import HeadSpec
 from pipeline.heads.save import DESCRIPTION
 from pipeline.heads.search import Fit
+from pipeline.results import read_set
 
+_LOG = logging.getLogger(__name__)
 FILE = "fit.npz"
 _META = ("seeds", "chosen", "path", "curves", "seconds")
 
@@ -57,12 +59,8 @@ def fit_key(data: str, spec: HeadSpec, *, seeds: Sequence[int], preprocessing: s
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
-def write_fit(folder: Path, key: str, fit: Fit) -> None:
-    """Put a fit beside its saved head.
-
-    Raises:
-        WriteFailedError: The disk refused.
-    """
+def fit_file(key: str, fit: Fit) -> dict[str, bytes]:
+    """Name and content of the file of a fit, which is saved beside its head."""
     meta = {name: getattr(fit, name) for name in _META} | {"key": key}
     none = np.zeros((0, 0, 0))
     file = io.BytesIO()
@@ -72,31 +70,36 @@ def write_fit(folder: Path, key: str, fit: Fit) -> None:
         proba=fit.proba,
         out_of_fold=none if fit.out_of_fold is None else fit.out_of_fold,
     )
-    disk.publish(folder / FILE, file.getvalue())
+    return {FILE: file.getvalue()}
 
 
-def read_fit(folder: Path, key: str, *, repeats: int) -> Fit | None:
-    """The fit of that key, without its models; None where there is none.
+def read_fit(folder: Path, key: str, *, repeats: int) -> tuple[Fit, dict[str, str]] | None:
+    """The fit of that key, without its models; None where there is none, or none is whole.
 
     Args:
         folder: Of the saved head.
         key: See :func:`fit_key`.
         repeats: Divisions in folds that it must have; 0: it need not have any.
+
+    Returns:
+        The fit, and the SHA-256 of each file of the saved head.
     """
-    if not (folder / DESCRIPTION).exists():
-        return None
     try:
-        with np.load(io.BytesIO(disk.read_all(folder / FILE)), allow_pickle=False) as file:
-            meta: dict[str, Any] = json.loads(file["meta"].tobytes())
-            if meta.pop("key") != key:
-                return None
-            fit = Fit(models=(), proba=file["proba"], **meta | {"seeds": tuple(meta["seeds"])})
-            out_of_fold = file["out_of_fold"][:repeats]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        saved = read_set(folder / DESCRIPTION, "heads")
+        saved.check()
+        file = np.load(io.BytesIO(saved.read(FILE)), allow_pickle=False)
+    except MissingResultsError:
         return None
-    if len(out_of_fold) < repeats:
+    except ResultsError as cause:
+        _LOG.warning("%s. It is fitted again now", cause)
         return None
-    return replace(fit, out_of_fold=out_of_fold) if repeats else fit
+    meta: dict[str, Any] = json.loads(file["meta"].tobytes())
+    out_of_fold = file["out_of_fold"][:repeats]
+    if meta.pop("key") != key or len(out_of_fold) < repeats:
+        return None
+    fit = Fit(models=(), proba=file["proba"], **meta | {"seeds": tuple(meta["seeds"])})
+    digests = {**saved.digests, DESCRIPTION: saved.sha256}
+    return (replace(fit, out_of_fold=out_of_fold) if repeats else fit), digests
 
 
 @cache

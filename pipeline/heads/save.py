@@ -2,16 +2,16 @@
 
 skops builds only objects of types that are trusted: those of numpy and scikit-learn that it
 knows itself, and ours and scikit-learn's trees, which are named in ``TRUSTED``. No pickle is
-read or written. The JSON is written last and holds the SHA-256 of the other file, so a
-damaged or exchanged file is refused before a single object of it is built. skops does not
-check the nodes of a tree: open a head with trees only from somebody you trust.
+read or written. The JSON is the record of a set (see ``pipeline.results``), so a damaged or
+exchanged file is refused before a single object of it is built; beside other results, a head
+that ``heads.json`` does not name is refused too. skops does not check the nodes of a tree:
+open a head with trees only from somebody you trust.
 
 No name of a patient and no path of an image is in either file. Heads that compare with
 their training images keep the features of these, which are data about patients: the JSON
 says so in ``contains_training_features``.
 """
 
-import hashlib
 import json
 import sys
 import warnings
@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from cache import disk
 from cache.errors import StoreFormatError
 from cache.recipe import Recipe
-from pipeline.errors import ModelError
+from pipeline.errors import MissingResultsError, ModelError
+from pipeline.results import ResultSet, read_set, write_set
 from pipeline.words import as_file_name
 
-FORMAT = 2
+FORMAT = 3
 MODEL, DESCRIPTION = "model.skops", "model.json"
-_MAX_JSON = 20_000_000
 #: Types that skops must be told to build; anything else in a file is refused by name.
 TRUSTED = (
     "pipeline.heads.base.Calibration",
@@ -138,8 +138,13 @@ def head_folder(results: Path, backbone: str, head: str) -> Path:
     return results / "heads" / as_file_name(backbone) / as_file_name(head)
 
 
-def save_head(folder: Path, head: SavedHead) -> None:
-    """Write a head; an older one there is replaced.
+def save_head(
+    folder: Path, head: SavedHead, beside: Mapping[str, bytes] | None = None
+) -> dict[str, str]:
+    """Write a head, and files that belong to it; an older one there is replaced.
+
+    Returns:
+        SHA-256 of each file, by name.
 
     Raises:
         ModelError: It holds objects of types that :func:`load_head` would refuse.
@@ -155,7 +160,6 @@ def save_head(folder: Path, head: SavedHead) -> None:
         "format": FORMAT,
         "headrace": version("headrace"),
         "scikit-learn": version("scikit-learn"),
-        "sha256": hashlib.sha256(data).hexdigest(),
         "head": head.head,
         "study": head.study,
         "classes": list(head.classes),
@@ -167,10 +171,8 @@ def save_head(folder: Path, head: SavedHead) -> None:
         "images": head.images,
         "contains_training_features": head.contains_training_features,
     }
-    text = json.dumps(description, indent=1, allow_nan=False, default=str)
-    disk.make_dir(folder)
-    disk.publish(folder / MODEL, data)
-    disk.publish(folder / DESCRIPTION, text.encode())
+    description = json.loads(json.dumps(description, default=str))
+    return write_set(folder / DESCRIPTION, description, {MODEL: data, **(beside or {})})
 
 
 def load_head(folder: Path) -> SavedHead:
@@ -180,35 +182,37 @@ def load_head(folder: Path) -> SavedHead:
         folder: Where :func:`save_head` wrote, or the ``model.json`` in it.
 
     Raises:
-        ModelError: There is none, it is damaged, it holds a type that is not trusted, or
-            another version of headrace wrote it.
+        ModelError: There is none, it holds a type that is not trusted, or another version of
+            headrace wrote it.
+        ResultsError: It is damaged, or is not one of the heads that ``heads.json`` names.
     """
-    folder = folder.parent if folder.name == DESCRIPTION else folder
+    folder = (folder.parent if folder.name == DESCRIPTION else folder).absolute()
     try:
-        values = _description(folder)
-        return _head(values, _models(folder, values))
+        try:
+            found = read_set(folder / DESCRIPTION, "heads")
+        except MissingResultsError as cause:
+            raise ModelError(_missing(folder)) from cause
+        _check_named(folder)
+        _check_format(found.record.get("format"))
+        return _head(found.record, _models(found))
     except ModelError as cause:
         raise ModelError(f"{folder}: {cause}") from cause
 
 
-def _description(folder: Path) -> dict[str, Any]:
-    file = folder / DESCRIPTION
-    try:
-        values = disk.read_json(file, _MAX_JSON)
-    except FileNotFoundError as cause:
-        raise ModelError(_missing(folder)) from cause
-    except OSError as cause:
-        raise ModelError(f"{DESCRIPTION} cannot be read: {cause.strerror or cause}") from cause
-    except ValueError as cause:
-        raise ModelError(f"{DESCRIPTION} is damaged ({str(cause)[:100]})") from cause
-    if not isinstance(values, dict) or "format" not in values:
-        raise ModelError(f"{DESCRIPTION} is no description of a head")
-    if values["format"] != FORMAT:
+def _check_format(written: object) -> None:
+    if written != FORMAT:
         raise ModelError(
-            f"it has format {values['format']}, this headrace reads {FORMAT}: install the version "
-            "that wrote it, or run `headrace heads` again"
+            f"it has format {written}, this headrace reads {FORMAT}: install the version that "
+            "wrote it, or run `headrace heads` again"
         )
-    return values
+
+
+def _check_named(folder: Path) -> None:
+    """Refuse a head among results that an interrupted or an older run left there."""
+    results = folder.parent.parent.parent
+    if folder == head_folder(results, folder.parent.name, folder.name):
+        name = (folder / DESCRIPTION).relative_to(results).as_posix()
+        read_set(results / "heads.json", "heads").read(name)
 
 
 def _missing(folder: Path) -> str:
@@ -222,17 +226,9 @@ def _missing(folder: Path) -> str:
     )
 
 
-def _models(folder: Path, values: Mapping[str, Any]) -> tuple[Any, ...]:
+def _models(found: ResultSet) -> tuple[Any, ...]:
     """The fitted estimators, after the file's digest and all its types were checked."""
-    try:
-        data = disk.read_all(folder / MODEL)
-    except OSError as cause:
-        raise ModelError(f"{MODEL} cannot be read: {cause.strerror}") from cause
-    if hashlib.sha256(data).hexdigest() != values.get("sha256"):
-        raise ModelError(
-            f"{MODEL} is not the file that {DESCRIPTION} was written with (SHA-256 differs): "
-            "run `headrace heads` again"
-        )
+    data = found.read(MODEL)
     if strange := _untrusted(data):
         raise ModelError(
             f"{MODEL} holds objects of types that are not trusted: {', '.join(strange[:5])}. "
@@ -246,8 +242,8 @@ def _models(folder: Path, values: Mapping[str, Any]) -> tuple[Any, ...]:
     except Exception as cause:
         raise ModelError(
             f"{MODEL} cannot be read ({type(cause).__name__}: {str(cause)[:100]}). It was written "
-            f"with scikit-learn {values.get('scikit-learn')}, here is {version('scikit-learn')}: "
-            "run `headrace heads` again"
+            f"with scikit-learn {found.record.get('scikit-learn')}, here is "
+            f"{version('scikit-learn')}: run `headrace heads` again"
         ) from cause
 
 

@@ -5,10 +5,8 @@ A stage is named by its command. ``pipeline.report.<stage>`` turns its record in
 
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from cache import disk
 from pipeline.report.table import Part, csv_files, markdown_text, terminal_text
 
 #: Stages whose report is also a Markdown file, with its title.
@@ -26,25 +24,15 @@ def show(stage: str, record: Mapping[str, Any]) -> str:
     return terminal_text(parts_of(stage, record))
 
 
-def write(stage: str, record: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the CSV files of a stage and, where it has one, its Markdown file.
-
-    Tables of an earlier run that this record lacks are removed: they would be taken for it.
+def files(stage: str, record: Mapping[str, Any]) -> dict[str, bytes]:
+    """The CSV files of a stage and, where it has one, its Markdown file; by name.
 
     Args:
         stage: ``heads``, ``finetune`` or ``shift``.
         record: Its JSON values.
-        folder: ``results/<study>``.
-
-    Returns:
-        The files written.
     """
     parts = parts_of(stage, record)
     contents = {f"{key}.csv": text for key, text in csv_files(parts).items()}
     if title := _MARKDOWN.get(stage):
         contents[f"{stage}.md"] = markdown_text(f"{title}: {record['study']}", parts)
-    before = {path.name for path in folder.glob(f"{stage}*.csv")}
-    disk.remove(folder, sorted(before - set(contents)))
-    for name, text in contents.items():
-        disk.publish(folder / name, text.encode())
-    return [folder / name for name in contents]
+    return {name: text.encode() for name, text in contents.items()}

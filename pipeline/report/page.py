@@ -5,9 +5,8 @@ nothing is loaded from elsewhere, no script runs in it. The same files give the 
 """
 
 import base64
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,12 +17,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cache import disk
-from pipeline.errors import MissingPredictionsError
+from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.report import parts_of
 from pipeline.report.figures import PNG_DOTS, PROBABILITIES, backbones_of, drawn
 from pipeline.report.table import Column, Detail, Heading, Part, Table, to_html
+from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
 from pipeline.words import printable
 
@@ -70,12 +69,13 @@ def write_page(study: Study) -> Page:
     """Write ``results/<study>/report.html`` from what the stages have left there.
 
     Raises:
-        MissingPredictionsError: No stage has left a record that can be read.
+        MissingResultsError: No stage has left a record that can be read.
     """
     results = study.results
-    records, parts, missing = _read(results)
-    stale = (*contradictions(study, records), *_older_figures(results, records))
-    sections = [_section(name, records[name], parts[name], results) for name in parts]
+    found, parts, missing = _read(results)
+    records = {name: one.record for name, one in found.items()}
+    stale = tuple(contradictions(study, records))
+    sections = [_section(found[name], parts[name]) for name in parts]
     sections.append(_bookkeeping(results, records, missing))
     page = _render(
         study=study.name,
@@ -85,7 +85,7 @@ def write_page(study: Study) -> Page:
         stale=stale,
         version=_version(),
     ).encode()
-    disk.publish(results / PAGE, page)
+    write_file(results / PAGE, page)
     return Page(
         study=study.name,
         file=results / PAGE,
@@ -96,33 +96,33 @@ def write_page(study: Study) -> Page:
     )
 
 
-Records = dict[str, Any]
+Records = dict[str, ResultSet]
 Parts = dict[str, list[Part]]
 
 
 def _read(results: Path) -> tuple[Records, Parts, tuple[str, ...]]:
-    """Records and parts by stage, and a line for each stage that has none that can be read."""
-    records: Records = {}
+    """Results and parts by stage, and a line for each stage that has none that can be read."""
+    found: Records = {}
     parts: Parts = {}
     missing = []
     for name, (file, layout, _) in STAGES.items():
-        again = f"run headrace {name} STUDY"
         try:
-            record = json.loads((results / file).read_bytes())
-            if record.get("schema") != layout:
-                raise ValueError(f"its layout is {record.get('schema')}, not {layout}")  # noqa: TRY301
-            parts[name], records[name] = parts_of(name, record), record
-        except FileNotFoundError:
-            missing.append(f"{name} has not been run; {again}")
-        except (OSError, LookupError, TypeError, AttributeError, ValueError) as cause:
-            reason = f"{type(cause).__name__}: {cause}"
-            missing.append(f"{file} is not what headrace {name} writes ({reason}); {again} again")
-    if not records:
-        raise MissingPredictionsError(
+            one = read_set(results / file, name)
+            one.check()
+            if one.record.get("schema") != layout:
+                missing.append(f"{file} is of another version; run headrace {name} STUDY again")
+                continue
+            parts[name], found[name] = parts_of(name, one.record), one
+        except MissingResultsError:
+            missing.append(f"{name} has not been run; run headrace {name} STUDY")
+        except ResultsError as cause:
+            missing.append(str(cause))
+    if not found:
+        raise MissingResultsError(
             f"{results} holds nothing to report: {'; '.join(missing)}. "
             "Start with headrace features STUDY, then headrace heads STUDY"
         )
-    return records, {name: parts[name] for name in _SECTIONS if name in parts}, tuple(missing)
+    return found, {name: parts[name] for name in _SECTIONS if name in parts}, tuple(missing)
 
 
 # The first screen: one sentence and one figure, both about the head that is best on validation.
@@ -228,16 +228,14 @@ def _width(image: bytes, suffix: str) -> int:
 # Sections: figures first, then sentences, then tables, folded.
 
 
-def _section(
-    name: str, record: Mapping[str, Any], parts: Sequence[Part], results: Path
-) -> dict[str, Any]:
+def _section(found: ResultSet, parts: Sequence[Part]) -> dict[str, Any]:
     figures = [
-        _figure(file.read_bytes(), file.suffix, f"{caption} ({backbone})")
-        for backbone in backbones_of(record)
-        for caption, file in drawn(results, name, backbone)
+        _figure(image, f".{kind}", f"{caption} ({backbone})")
+        for backbone in backbones_of(found.record)
+        for caption, kind, image in drawn(found, backbone)
     ]
     blocks = [block for part in parts if (block := _block(part))]
-    return {"name": name, "title": STAGES[name][2], "blocks": [*figures, *blocks]}
+    return {"name": found.stage, "title": STAGES[found.stage][2], "blocks": [*figures, *blocks]}
 
 
 def _block(part: Part) -> dict[str, Any] | None:
@@ -252,7 +250,7 @@ def _block(part: Part) -> dict[str, Any] | None:
     return {"kind": kind, "text": str(part)}
 
 
-def _bookkeeping(results: Path, records: Records, missing: Sequence[str]) -> dict[str, Any]:
+def _bookkeeping(results: Path, records: Iterable[str], missing: Sequence[str]) -> dict[str, Any]:
     table = Table(
         title=f"Files in results/{results.name}",
         columns=(Column("stage"), Column("file"), Column("written (UTC)")),
@@ -303,7 +301,7 @@ def _images(results: Path, name: str) -> dict[tuple[str, str], list[tuple[bytes,
     """Content keys and labels of the images that a stage has scored, by backbone and domain."""
     try:
         kept = read_predictions(results / PROBABILITIES[name])
-    except (KeyError, MissingPredictionsError):
+    except (KeyError, MissingResultsError):
         return {}
     found = {}
     for backbone, one in kept.items():
@@ -329,18 +327,6 @@ def _recipes(records: Mapping[str, Any]) -> Iterator[str]:
     }
     for backbone in sorted(changed):
         yield f"shift.json was made from other features of {backbone} than features.json"
-
-
-def _older_figures(results: Path, records: Records) -> Iterator[str]:
-    """A sentence for each stage whose figures were drawn before its record."""
-    for name, record in records.items():
-        files = [file for one in backbones_of(record) for _, file in drawn(results, name, one)]
-        written = _written(results / STAGES[name][0])
-        if any(_written(file) < written for file in files):
-            yield (
-                f"figures of {name} are older than {STAGES[name][0]}; headrace {name} STUDY "
-                "draws them again"
-            )
 
 
 def _render(**values: Any) -> str:

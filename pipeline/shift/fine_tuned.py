@@ -41,7 +41,7 @@ def fine_tuned_losses(
         split, or where images or labels have changed since, which is logged.
 
     Raises:
-        MissingPredictionsError: The file is there and is not one of ours.
+        MissingResultsError: The file is there and is not one of ours.
     """
     path = results / TRAINED_PROBABILITIES
     if not path.exists():

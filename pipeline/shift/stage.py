@@ -7,7 +7,6 @@ measure, and heads that are fitted to them are a diagnosis and no result. No ima
 The record, ``shift.json``, is described key by key in the README beside this file.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from cache import disk
 from pipeline.data.attributes import groupings
 from pipeline.data.domain import DomainData
 from pipeline.data.facts import APPEARANCE
@@ -27,9 +25,10 @@ from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.metrics import score as metric
-from pipeline.evaluation.predictions import Predictions, predictions_of, write_predictions
+from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.heads.parallel import run_parallel
+from pipeline.results import prepare, write_set
 from pipeline.shift.adapt_eval import (
     AdaptationPlan,
     AdaptationResult,
@@ -142,7 +141,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
     options = options or ShiftOptions()
     if not study.targets:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
-    disk.check_writable(study.results)
+    prepare(study.results)
     samples, _ = load_samples(study, options.samples)
     entries: list[dict[str, Any]] = []
     skipped: list[dict[str, Any]] = []
@@ -179,10 +178,12 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
             "fine_tuned": fine_tuned_losses(study.results, table.samples, labelled, study.seed),
         }
     )
-    disk.make_dir(study.results)
-    write_predictions(study.results / SHIFT_PROBABILITIES, predictions, curves=maps)
-    text = json.dumps(record, indent=1, allow_nan=False)
-    disk.publish(study.results / SHIFT_REPORT, text.encode())
+    write_set(
+        study.results / SHIFT_REPORT,
+        record,
+        {SHIFT_PROBABILITIES: predictions_file(predictions, curves=maps)},
+        owned=("shift*.csv", "shift.md", "figures/shift-*"),
+    )
     return record
 
 

@@ -15,6 +15,7 @@ from pipeline.errors import CheckFailedError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.study import load_study
+from tests.result_files import record_of
 from tests.test_cli import ENGINE, run
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
@@ -49,7 +50,7 @@ def test_a_clean_study_has_no_leak(study_file):
     found = {f["check"]: f["severity"] for f in result["findings"]}
     assert {found[name] for name in ("patients", "copies", "label conflicts")} == {OK}
     assert result["counts"][LEAK] == 0
-    assert json.loads(Path("results/tiny/audit.json").read_text()) == result
+    assert record_of(Path("results/tiny/audit.json")) == result
 
 
 def test_a_pixel_copy_in_fit_and_validation_ends_with_exit_code_3(study_file):
@@ -61,7 +62,7 @@ def test_a_pixel_copy_in_fit_and_validation_ends_with_exit_code_3(study_file):
     result = run("audit", study_file, "--no-shortcuts", code=3)
     assert "1 image in both, to the pixel" in result.stderr
     assert f"{fit.name} = source/a/{validation.name}" in result.stderr
-    written = json.loads(Path("results/tiny/audit.json").read_text())
+    written = record_of(Path("results/tiny/audit.json"))
     assert written["findings"][0]["severity"] == LEAK
     shown = run("audit", study_file, "--no-shortcuts", "--json", code=3).stdout
     assert json.loads(shown)["counts"][LEAK] == 1

@@ -5,8 +5,9 @@ import pytest
 
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
-from pipeline.errors import MissingPredictionsError
-from pipeline.evaluation.predictions import predictions_of, read_predictions, write_predictions
+from pipeline.errors import MissingResultsError
+from pipeline.evaluation.predictions import predictions_file, predictions_of, read_predictions
+from pipeline.results import write_set
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def test_what_was_written_is_read(tmp_path, samples):
     """Every field, for every backbone and predictor."""
     proba = np.random.default_rng(0).dirichlet(np.ones(2), 3)
     kept = predictions_of(samples, {("linear", 0): proba, ("mlp", 3): proba[::-1]})
-    write_predictions(tmp_path / "p.h5", {"net": kept, "other": kept})
+    files = {"p.h5": predictions_file({"net": kept, "other": kept})}
+    write_set(tmp_path / "p.json", {}, files)
     read = read_predictions(tmp_path / "p.h5")
     assert set(read) == {"net", "other"}
     found = read["net"]
@@ -39,15 +41,14 @@ def test_what_was_written_is_read(tmp_path, samples):
     assert found.patient[0] == found.patient[2] != found.patient[1]
 
 
-def test_no_patient_and_no_path_is_in_the_file(tmp_path, samples):
+def test_no_patient_and_no_path_is_in_the_file(samples):
     """Results are passed on more freely than images."""
-    write_predictions(tmp_path / "p.h5", {"net": predictions_of(samples, {})})
-    content = (tmp_path / "p.h5").read_bytes()
+    content = predictions_file({"net": predictions_of(samples, {})})
     assert b"mrs-a" not in content
     assert b"a.png" not in content
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
     """The stage that writes it has not been run."""
-    with pytest.raises(MissingPredictionsError, match="run the stage"):
-        read_predictions(tmp_path / "no.h5")
+    with pytest.raises(MissingResultsError, match="run headrace finetune STUDY first"):
+        read_predictions(tmp_path / "finetune-limit9.h5")

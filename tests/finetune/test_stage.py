@@ -31,6 +31,7 @@ from pipeline.finetune.methods import METHODS
 from pipeline.finetune.stage import FinetuneOptions, finetune
 from pipeline.study import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.result_files import record_of
 from tests.tiny import write_images, write_tiny_study
 
 TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
@@ -88,7 +89,7 @@ def baselines(record):
 def test_every_method_has_its_row_with_every_number(study):
     """What moved, what it does on each domain, what it cost, how it ended; also on disk."""
     record = finetune(study, only("all"))
-    assert record == json.loads((study.results / "finetune.json").read_text())
+    assert record == record_of(study.results / "finetune.json")
     assert list(models(record)) == list(METHODS)
     for name, model in models(record).items():
         assert model["moved"] == METHODS[name].moved
@@ -199,7 +200,7 @@ def test_a_trial_with_fewer_or_smaller_images_touches_no_real_result(study):
     before = (study.results / "finetune.json").read_bytes()
     record = finetune(study, only("lp", limit=4, image_size=16))
     assert (study.results / "finetune.json").read_bytes() == before
-    assert json.loads((study.results / "finetune-limit4-16px.json").read_text()) == record
+    assert record_of(study.results / "finetune-limit4-16px.json") == record
     assert [d["images"] for d in record["backbones"][0]["domains"]] == [4, 4]
     assert (study.results / "finetune-limit4-16px" / "lp-tiny-0" / "model.json").is_file()
 
@@ -314,7 +315,7 @@ def test_the_command_runs_the_stage_and_prints_the_table(study, tmp_path):
     found = CliRunner().invoke(main, [*command, "--json", "--precision", "bf16"])
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
-    assert record == json.loads((study.results / "finetune.json").read_text())
+    assert record == record_of(study.results / "finetune.json")
     assert models(record)["lp"]["epochs"] == 1
     assert models(record)["lp"]["settings"]["precision"] == "bf16"
     wrong = CliRunner().invoke(main, [*command, "--method", "ful"])

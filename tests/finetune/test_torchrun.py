@@ -15,6 +15,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.study import load_study
 from tests.finetune.command import install_repeatable_tiny
+from tests.result_files import record_of
 from tests.tiny import write_tiny_study
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
     found = json.loads(done.stdout)
     _check_same_curve(found, alone)
     kept = tmp_path / "group" / "results" / "tiny" / "finetune.json"
-    assert json.loads(kept.read_bytes()) == found
+    assert record_of(kept) == found
     assert done.stderr.count("epoch 1/2: ") == done.stderr.count("full on tiny") == 1
     published = [
         json.loads((tmp_path / "group" / f"published-{rank}.json").read_text()) for rank in (0, 1)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from pipeline.heads import HEADS, fit_cache
-from pipeline.heads.fit_cache import FILE, fit_key, read_fit, write_fit
+from pipeline.heads.fit_cache import FILE, fit_file, fit_key, read_fit
 from pipeline.heads.save import DESCRIPTION
 from pipeline.heads.search import Fit
+from pipeline.results import write_set
+from tests.result_files import rewrite
 
 FIT = Fit(
     models=("never written",),
@@ -24,34 +26,34 @@ FIT = Fit(
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / DESCRIPTION).touch()
-    write_fit(tmp_path, "key", FIT)
+    write_set(tmp_path / DESCRIPTION, {}, {"model.skops": b"x", **fit_file("key", FIT)})
     return tmp_path
 
 
 def test_a_fit_comes_back_without_its_models(folder):
     """Numbers as they were; as many divisions in folds as are needed."""
-    found = read_fit(folder, "key", repeats=1)
+    found, digests = read_fit(folder, "key", repeats=1)
+    assert digests.keys() == {DESCRIPTION, "model.skops", FILE}
     assert found.models == ()
     for name in ("seeds", "chosen", "path", "curves", "seconds"):
         assert getattr(found, name) == getattr(FIT, name)
     np.testing.assert_array_equal(found.proba, FIT.proba)
     np.testing.assert_array_equal(found.out_of_fold, FIT.out_of_fold[:1])
-    assert read_fit(folder, "key", repeats=0).out_of_fold is None
+    assert read_fit(folder, "key", repeats=0)[0].out_of_fold is None
 
 
 def test_what_cannot_be_used_is_no_error(folder):
     """Another key, too few divisions, a damaged file, a head that is not saved, nothing at all."""
     assert read_fit(folder, "other", repeats=0) is None
     assert read_fit(folder, "key", repeats=3) is None
-    write_fit(folder, "key", replace(FIT, out_of_fold=None))
+    rewrite(folder / DESCRIPTION, files=fit_file("key", replace(FIT, out_of_fold=None)))
     assert read_fit(folder, "key", repeats=1) is None
     assert read_fit(folder, "key", repeats=0) is not None
-    data = (folder / FILE).read_bytes()
-    for damaged in (b"", data[:100], data[:-50], b"no archive"):
-        (folder / FILE).write_bytes(damaged)
+    for name in (FILE, "model.skops", DESCRIPTION):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:-1])
         assert read_fit(folder, "key", repeats=0) is None
-    (folder / FILE).write_bytes(data)
+        (folder / name).write_bytes(data)
     (folder / DESCRIPTION).unlink()
     assert read_fit(folder, "key", repeats=0) is None
 

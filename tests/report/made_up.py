@@ -1,12 +1,11 @@
 """Made-up results of the stages, small enough to draw in every test."""
 
-import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 
-from pipeline.evaluation.predictions import Predictions, write_predictions
+from pipeline.evaluation.predictions import Predictions, predictions_file
+from pipeline.results import write_set
 
 SEEDED = ("mlp", "forest")
 
@@ -50,8 +49,6 @@ def write_heads(folder: Path, *, heads=("mlp", "linear", "prior"), targets=("far
         "not_saved": [],
         "unlabelled": {},
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "heads.json").write_text(json.dumps(report))
     kept = Predictions(
         classes=tuple(report["classes"]),
         key=np.zeros((len(label), 32), np.uint8),
@@ -61,7 +58,8 @@ def write_heads(folder: Path, *, heads=("mlp", "linear", "prior"), targets=("far
         split=split,
         proba=proba,
     )
-    write_predictions(folder / "probabilities.h5", {"tiny": kept})
+    files = {"probabilities.h5": predictions_file({"tiny": kept})}
+    write_set(folder / "heads.json", report, files)
     return report
 
 
@@ -122,15 +120,13 @@ def write_shift(folder: Path, *, targets=("far",), K=2, n=80):
         "not_compared": [],
         "fine_tuned": [],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "shift.json").write_text(json.dumps(report))
-    write_predictions(folder / "shift.h5", {"tiny": kept})
-    with h5py.File(folder / "shift.h5", "r+") as file:
-        for name in targets:
-            group = file["tiny"].create_group(f"curves/{name}")
-            group["embedding"] = rng.normal(0, 1, (40, 2))
-            group["embedding_target"] = np.arange(40) >= 20
-            group["embedding_label"] = np.arange(40) % K
+    curves = {}
+    for name in targets:
+        curves[f"{name}/embedding"] = rng.normal(0, 1, (40, 2))
+        curves[f"{name}/embedding_target"] = np.arange(40) >= 20
+        curves[f"{name}/embedding_label"] = np.arange(40) % K
+    files = {"shift.h5": predictions_file({"tiny": kept}, curves={"tiny": curves})}
+    write_set(folder / "shift.json", report, files)
     return report
 
 
@@ -278,8 +274,7 @@ def write_comparison(folder: Path, *, methods=("lp", "full", "wise_ft"), targets
         ],
         "unlabelled": {},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "finetune.json").write_text(json.dumps(report))
+    write_set(folder / "finetune.json", report, {"finetune.h5": predictions_file({})})
     return report
 
 

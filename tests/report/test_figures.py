@@ -17,6 +17,7 @@ from pipeline.features.extract import ExtractOptions, extract
 from pipeline.report import figures, parts_of
 from pipeline.report.figures import FIGURES, NothingToDrawError, Results, curves, forest, roc, shift
 from pipeline.report.figures.style import image_bytes, new_figure, styled
+from pipeline.results import read_set, write_set
 from pipeline.study import load_study
 from tests.report.made_up import write_comparison, write_heads, write_shift
 from tests.tiny import install_tiny_backbone, write_tiny_study
@@ -31,11 +32,11 @@ def results_of(stage, folder, **how):
     record = STAGES[stage](folder, **how)
     file = folder / figures.PROBABILITIES[stage]
     found = Results(
-        file=file,
+        file=file.read_bytes(),
         backbone="tiny",
         record=record,
         parts=tuple(parts_of(stage, record)),
-        predictions=read_predictions(file)["tiny"] if file.exists() else None,
+        predictions=read_predictions(file).get("tiny"),
     )
     return found, record
 
@@ -78,22 +79,23 @@ def test_every_figure_is_drawn_the_same_twice(name, tmp_path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_folder_is_filled_with_both_kinds(stage, tmp_path):
+def test_each_figure_is_there_in_both_kinds(stage, tmp_path):
     """Each figure appears as PNG and as SVG below the study's results."""
     record = STAGES[stage](tmp_path)
-    written = figures.draw(stage, record, tmp_path)
+    images = figures.draw(stage, record, tmp_path)
     wanted = {
-        f"{name}-tiny.{kind}"
+        f"figures/{name}-tiny.{kind}"
         for name in FIGURES
         for kind in ("png", "svg")
         if name.startswith(f"{stage}-")
     }
-    assert {path.name for path in written} == wanted
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == wanted
-    captions = [caption for caption, _ in figures.drawn(tmp_path, stage, "tiny")]
-    assert captions == [
-        caption for name, (_, caption) in FIGURES.items() if f"{name}-tiny.png" in wanted
+    assert images.keys() == wanted
+    write_set(tmp_path / "set.json", {}, images)
+    drawn = list(figures.drawn(read_set(tmp_path / "set.json", stage), "tiny"))
+    assert [caption for caption, _, _ in drawn] == [
+        caption for name, (_, caption) in FIGURES.items() if f"figures/{name}-tiny.png" in wanted
     ]
+    assert {image for _, _, image in drawn} < set(images.values())
 
 
 @pytest.mark.parametrize(
@@ -119,10 +121,10 @@ def test_a_users_settings_are_left_alone_and_change_nothing(tmp_path, svg_only):
     record = write_heads(tmp_path)
     draw = partial(figures.draw, "heads", record, tmp_path)
     before = dict(mpl.rcParams)
-    plain = {path.name: path.read_bytes() for path in draw()}
+    plain = draw()
     assert dict(mpl.rcParams) == before
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "svg.hashsalt": "own"}):
-        assert {path.name: path.read_bytes() for path in draw()} == plain
+        assert draw() == plain
 
 
 def _without_curves(record):
@@ -131,16 +133,15 @@ def _without_curves(record):
 
 
 def test_what_is_not_in_the_files_is_left_out(tmp_path, logged, svg_only):
-    """No empty figure and none of an earlier run; the reason is in the log."""
+    """No empty figure; the reason is in the log."""
     record = write_heads(tmp_path)
-    figures.draw("heads", record, tmp_path)
-    names = {p.stem for p in figures.draw("heads", _without_curves(record), tmp_path)}
-    assert "heads-curves-tiny" not in names
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == names
+    images = figures.draw("heads", _without_curves(record), tmp_path)
+    assert "figures/heads-roc-tiny.svg" in images
+    assert "figures/heads-curves-tiny.svg" not in images
     assert "figure heads-curves of tiny is not drawn: there are no curves" in logged.text
     other = tmp_path / "other"
-    names = {path.stem for path in figures.draw("shift", write_shift(other, K=3), other)}
-    assert "shift-roc-tiny" not in names
+    images = figures.draw("shift", write_shift(other, K=3), other)
+    assert "figures/shift-roc-tiny.svg" not in images
 
 
 def test_a_figure_that_fails_is_named_and_costs_no_other(tmp_path, logged, monkeypatch):
@@ -157,7 +158,7 @@ def test_a_figure_that_fails_is_named_and_costs_no_other(tmp_path, logged, monke
     table = {f"heads-{name}": (f"forest.{name}", "") for name in ("broken", "empty", "good")}
     monkeypatch.setattr(figures, "FIGURES", MappingProxyType(table))
     written = figures.draw("heads", write_heads(tmp_path), tmp_path)
-    assert [path.name for path in written] == ["heads-good-tiny.png", "heads-good-tiny.svg"]
+    assert list(written) == ["figures/heads-good-tiny.png", "figures/heads-good-tiny.svg"]
     (warning,) = [one for one in logged.records if one.levelno >= logging.WARNING]
     assert "heads-broken of tiny is not drawn: ZeroDivisionError: by hand" in warning.getMessage()
 

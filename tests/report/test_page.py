@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from cache import disk
 from cache.errors import WriteFailedError
 from pipeline.cli import main
-from pipeline.errors import MissingPredictionsError
+from pipeline.errors import MissingResultsError
 from pipeline.report import parts_of
 from pipeline.report.figures import FIGURES
 from pipeline.report.figures.style import image_bytes, new_figure
@@ -26,6 +26,7 @@ from pipeline.report.table import Table, format_value
 from pipeline.study import load_study
 from pipeline.words import printable
 from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.result_files import record_of, rewrite
 from tests.tiny import write_tiny_study
 
 #: Class names that try to become markup, to leave an attribute, and to turn the text round.
@@ -90,20 +91,24 @@ def original(tmp_path_factory):
         ):
             done = CliRunner().invoke(main, [command[0], str(file), *command[1:]])
             assert done.exit_code == 0, done.output
-        _draw(folder / "results" / "tiny" / "figures")
+        _draw(folder / "results" / "tiny")
         yield folder
 
 
 CPU = ["--device", "cpu", "--no-figures"]
 
 
-def _draw(folder: Path):
+def _draw(results: Path):
     """Stands for what the stages draw, in no time."""
-    folder.mkdir()
     figure = new_figure(1.0)
-    for kind in ("png", "svg"):
-        for name in FIGURES:
-            (folder / f"{name}-tiny.{kind}").write_bytes(image_bytes(figure, kind))
+    for stage in ("heads", "finetune", "shift"):
+        images = {
+            f"figures/{name}-tiny.{kind}": image_bytes(figure, kind)
+            for kind in ("png", "svg")
+            for name in FIGURES
+            if name.startswith(stage)
+        }
+        rewrite(results / STAGES[stage][0], files=images)
 
 
 @pytest.fixture
@@ -120,15 +125,12 @@ def page_of(study) -> Page:
 
 
 def record(study, stage: str):
-    return json.loads((study.results / STAGES[stage][0]).read_text())
+    return record_of(study.results / STAGES[stage][0])
 
 
 def change(study, stage: str, values):
-    """Write a record without making its figures older than it."""
-    file = study.results / STAGES[stage][0]
-    time = file.stat().st_mtime
-    file.write_text(json.dumps(values))
-    os.utime(file, (time, time))
+    """Write a record as another run would."""
+    rewrite(study.results / STAGES[stage][0], values)
 
 
 def test_the_first_screen_holds_the_name_a_sentence_and_a_figure(study):
@@ -236,30 +238,26 @@ def test_without_any_stage_the_error_says_what_to_run(study):
     """An empty page would help nobody."""
     for file, *_ in STAGES.values():
         (study.results / file).unlink()
-    with pytest.raises(MissingPredictionsError, match="headrace features STUDY, then headrace he"):
+    with pytest.raises(MissingResultsError, match="headrace features STUDY, then headrace he"):
         write_page(study)
     assert not (study.results / "report.html").exists()
 
 
 def test_a_record_that_cannot_be_read_is_named(study):
-    """Cut off, of another layout, or without a list: one line, and no half section."""
-    (study.results / "heads.json").write_text('{"schema": 2, "rows"')
-    change(study, "shift", record(study, "shift") | {"schema": 99})
-    change(study, "audit", [])
-    lacking = record(study, "finetune")
-    del lacking["backbones"]
-    change(study, "finetune", lacking)
-    page = page_of(study)
-    for file, stage in (
-        ("heads.json", "heads"),
-        ("shift.json", "shift"),
-        ("audit.json", "audit"),
-        (STAGES["finetune"][0], "finetune"),
-    ):
-        assert f"{file} is not what headrace {stage} writes" in page.text
-        assert f"run headrace {stage} STUDY again" in page.text
-    assert "its layout is 99" in page.text
-    assert [a["id"] for a in page.all("section")] == ["features", "records"]
+    """Cut off, nested, of another layout, with a file of another run: one line, no section."""
+    results = study.results
+    (results / "heads.json").write_text('{"schema": 2, "rows"')
+    (results / "audit.json").write_text("[" * 200_000)
+    change(study, "shift", {"schema": 99})
+    figure = results / "figures" / "finetune-forest-tiny.png"
+    figure.write_bytes(figure.read_bytes() + b"x")
+    text = page_of(study).text
+    assert f"{results / 'heads.json'} is not as headrace heads writes it" in text
+    assert f"{results / 'audit.json'} is not as headrace audit writes it" in text
+    assert "shift.json is of another version; run headrace shift STUDY again" in text
+    assert f"{figure} is not the file that finetune.json was written with" in text
+    assert "Run headrace finetune STUDY again" in text
+    assert [a["id"] for a in page_of(study).all("section")] == ["features", "records"]
 
 
 def _other_study(study):
@@ -277,23 +275,19 @@ def _other_features(study):
 
 
 def _other_images(study):
-    from pipeline.evaluation.predictions import read_predictions, write_predictions
+    from pipeline.evaluation.predictions import predictions_file, read_predictions
 
     kept = read_predictions(study.results / "shift.h5")
     kept["tiny"].label[kept["tiny"].domain == "there"] ^= 1
-    write_predictions(study.results / "shift.h5", kept)
+    rewrite(study.results / "shift.json", files={"shift.h5": predictions_file(kept)})
 
 
 def _fewer_domains(study):
-    from pipeline.evaluation.predictions import read_predictions, write_predictions
+    from pipeline.evaluation.predictions import predictions_file, read_predictions
 
     kept = read_predictions(study.results / "shift.h5")
     kept["tiny"].domain[kept["tiny"].domain == "there"] = "other"
-    write_predictions(study.results / "shift.h5", kept)
-
-
-def _later_record(study):
-    os.utime(study.results / "heads.json", (2e9, 2e9))
+    rewrite(study.results / "shift.json", files={"shift.h5": predictions_file(kept)})
 
 
 @pytest.mark.parametrize(
@@ -305,7 +299,6 @@ def _later_record(study):
         (_other_features, "shift.json was made from other features of tiny than features.json"),
         (_fewer_domains, "there is not in shift.json"),
         (_fewer_domains, "other in shift.json is not in the study"),
-        (_later_record, "figures of heads are older than heads.json"),
     ],
 )
 def test_records_that_do_not_belong_together_come_first(study, meddle, warning):
@@ -332,9 +325,9 @@ def test_a_leak_stands_before_every_number(study):
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_figures_keep_their_scale(study, kind):
     """Whichever of PNG and SVG is smaller and shown, an inch is an inch."""
-    for file in (study.results / "figures").iterdir():
-        if file.suffix != f".{kind}":
-            file.unlink()
+    for stage in ("heads", "finetune", "shift"):
+        other = "svg" if kind == "png" else "png"
+        rewrite(study.results / STAGES[stage][0], without=f".{other}")
     assert {a["width"] for a in page_of(study).all("img")[1:]} == {"850"}
 
 

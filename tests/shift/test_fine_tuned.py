@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
-from pipeline.evaluation.predictions import TRAINED_PROBABILITIES, Predictions, write_predictions
+from pipeline.evaluation.predictions import TRAINED_PROBABILITIES, Predictions, predictions_file
+from pipeline.results import write_set
 from pipeline.shift.fine_tuned import fine_tuned_losses
 
 
@@ -32,6 +33,11 @@ def kept():
     )
 
 
+def keep(folder, by_backbone):
+    files = {TRAINED_PROBABILITIES: predictions_file(by_backbone)}
+    write_set(folder / "finetune.json", {}, files)
+
+
 def samples_of(kept):
     """The images that the kept probabilities are of."""
     n = len(kept.label)
@@ -50,7 +56,7 @@ def test_the_terms_add_up_and_fitted_rows_do_not_count(tmp_path, kept, caplog):
     """Validation is the source; a target that the network has not seen gives no row."""
     samples = samples_of(kept)
     assert fine_tuned_losses(tmp_path, samples, ["there"], 0) == []
-    write_predictions(tmp_path / TRAINED_PROBABILITIES, {"tiny": kept})
+    keep(tmp_path, {"tiny": kept})
     (found,) = fine_tuned_losses(tmp_path, samples, ["there", "elsewhere"], 0)
     right = kept.proba["full", 3].argmax(axis=1) == kept.label
     assert (found["backbone"], found["method"], found["seed"]) == ("tiny", "full", 3)
@@ -75,7 +81,7 @@ def test_networks_of_other_images_or_labels_are_left_out_and_said(tmp_path, kept
         kept = replace(kept, label=np.where(np.arange(300) == 299, 1 - kept.label, kept.label))
     else:
         stays[0 if was == "source" else 299] = False
-    write_predictions(tmp_path / TRAINED_PROBABILITIES, {"tiny": kept, "too": kept})
+    keep(tmp_path, {"tiny": kept, "too": kept})
     assert fine_tuned_losses(tmp_path, samples.where(stays), ["there"], 0) == []
     (said,) = caplog.messages
     assert "finetune.h5" in said

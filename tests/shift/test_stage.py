@@ -1,6 +1,5 @@
 """Stage 4 from the store: what it writes, that labels stay sealed, and its refusals."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from pipeline.shift.domains import fit_source
 from pipeline.shift.stage import SCHEMA, ShiftOptions, analyse
 from pipeline.study import load_study
 from pipeline.words import to_jsonable
+from tests.result_files import record_of
 from tests.tiny import stored_tiny_study, write_images
 
 SHORT = ShiftOptions(draws=99, seeds=2)
@@ -32,7 +32,7 @@ def study(tmp_path: Path, monkeypatch):
 
 
 def written(study):
-    return json.loads((study.results / "shift.json").read_text())
+    return record_of(study.results / "shift.json")
 
 
 def the_target(study):

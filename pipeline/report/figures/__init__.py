@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import disk
-from pipeline.errors import MissingPredictionsError
-from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.errors import MissingResultsError
+from pipeline.evaluation.predictions import Predictions, read_predictions, stored_predictions
 from pipeline.report.table import Table
+from pipeline.results import ResultSet
 from pipeline.words import as_file_name, printable
 
 _LOG = logging.getLogger(__name__)
@@ -104,10 +104,10 @@ class Results:
         record: The stage's JSON values.
         parts: Its tables; see :mod:`pipeline.report.table`.
         predictions: Probabilities of each image; None where none are stored.
-        file: HDF5 file of these, and of other arrays that are drawn.
+        file: HDF5 file of these, and of other arrays that are drawn; its bytes.
     """
 
-    file: Path
+    file: bytes
     backbone: str
     record: Mapping[str, Any]
     parts: tuple[Any, ...]
@@ -157,26 +157,29 @@ class Results:
         return kept.label[rows], kept.proba[chosen[0]][rows]
 
 
-def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
-    """Draw all figures of ``heads``, ``finetune`` or ``shift`` into ``results/figures``.
+def draw(stage: str, record: Mapping[str, Any], results: Path) -> dict[str, bytes]:
+    """Draw all figures of ``heads``, ``finetune`` or ``shift``.
 
     A figure that cannot be drawn is named in the log with the reason, and the others go on.
 
+    Args:
+        stage: That has just been run.
+        record: Its JSON values.
+        results: Where its probabilities are.
+
     Returns:
-        The files written: PNG and SVG of each. Figures of an earlier run that cannot be
-        drawn now are removed.
+        PNG and SVG of each, by name below ``results``.
     """
     parts = tuple(import_module(f"pipeline.report.{stage}").tables(record))
     try:
+        file = stored_predictions(results / PROBABILITIES[stage])
         predictions = read_predictions(results / PROBABILITIES[stage])
-    except MissingPredictionsError:
-        predictions = {}
-    folder = results / FOLDER
-    disk.make_dir(folder)
-    written = []
+    except MissingResultsError:
+        file, predictions = b"", {}
+    images: dict[str, bytes] = {}
     for backbone in backbones_of(record):
         found = Results(
-            file=results / PROBABILITIES[stage],
+            file=file,
             backbone=backbone,
             record=record,
             parts=parts,
@@ -184,8 +187,8 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> list[Path]:
         )
         for name in FIGURES:
             if name.startswith(f"{stage}-"):
-                written += _draw_one(name, found, folder)
-    return written
+                images |= _draw_one(name, found)
+    return images
 
 
 def backbones_of(record: Mapping[str, Any]) -> list[str]:
@@ -194,37 +197,35 @@ def backbones_of(record: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping)))
 
 
-def _draw_one(name: str, found: Results, folder: Path) -> list[Path]:
+def _draw_one(name: str, found: Results) -> dict[str, bytes]:
     from pipeline.report.figures.style import image_bytes, styled
 
     module, function = FIGURES[name][0].split(".")
-    paths = [folder / f"{_stem(name, found.backbone)}.{kind}" for kind in KINDS]
     make = getattr(import_module(f"pipeline.report.figures.{module}"), function)
     try:
         figure = styled(make)(found)
-        images = [image_bytes(figure, kind) for kind in KINDS]
+        return {
+            f"{FOLDER}/{_stem(name, found.backbone)}.{kind}": image_bytes(figure, kind)
+            for kind in KINDS
+        }
     except Exception as error:  # noqa: BLE001 - the numbers are on disk; this costs one figure
         if isinstance(error, NothingToDrawError):
             _LOG.debug("figure %s of %s is not drawn: %s", name, found.backbone, error)
         else:
             reason = f"{type(error).__name__}: {error}"
             _LOG.warning("figure %s of %s is not drawn: %s", name, found.backbone, reason)
-        # One of an earlier run would be taken for these numbers.
-        disk.remove(folder, [path.name for path in paths if path.exists()])
-        return []
-    for path, image in zip(paths, images, strict=True):
-        disk.publish(path, image)
-    return paths
+        return {}
 
 
 def _stem(name: str, backbone: str) -> str:
     return f"{name}-{as_file_name(backbone)}"
 
 
-def drawn(results: Path, stage: str, backbone: str) -> Iterator[tuple[str, Path]]:
-    """Caption and file of each figure of a stage that is there; of PNG and SVG, the smaller."""
+def drawn(found: ResultSet, backbone: str) -> Iterator[tuple[str, str, bytes]]:
+    """Caption, kind and image of each figure of a stage; of PNG and SVG, the smaller."""
     for name, (_, caption) in FIGURES.items():
-        files = [results / FOLDER / f"{_stem(name, backbone)}.{kind}" for kind in KINDS]
-        there = [file for file in files if file.is_file()]
-        if name.startswith(f"{stage}-") and there:
-            yield caption, min(there, key=lambda file: file.stat().st_size)
+        files = {kind: f"{FOLDER}/{_stem(name, backbone)}.{kind}" for kind in KINDS}
+        images = {kind: found.read(file) for kind, file in files.items() if file in found.digests}
+        if name.startswith(f"{found.stage}-") and images:
+            kind = min(images, key=lambda kind: len(images[kind]))
+            yield caption, kind, images[kind]

@@ -1,6 +1,7 @@
 """Figures of the shift: errors and effects, scores, features, adaptation, subgroups."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import Any
 
 import h5py
@@ -208,7 +209,7 @@ def _finish_densities(axes: Axes, names: Sequence[str]) -> None:
 def feature_map(found: Results) -> Figure:
     """Images on two principal components: colour by domain, shade and marker by class."""
     targets = [table.about["target"] for table in found.tables("shift_effects")]
-    with h5py.File(found.file) as file:
+    with h5py.File(BytesIO(found.file)) as file:
         curves = file[found.backbone].get("curves", {})
         maps = {
             name: {key: values[()] for key, values in curves[name].items()}

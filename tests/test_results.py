@@ -1,0 +1,322 @@
+"""Results on disk: those of one run, whole, or refused with the command that mends them."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cache import disk
+from cache.errors import CacheError
+from pipeline.errors import MissingResultsError, ResultsError
+from pipeline.results import add_files, prepare, read_set, write_file, write_set
+from tests.cache_jobs import CHANGES, ERRORS, KILLS, READS, SHORT
+
+#: Linux gives no process a number above 2**22.
+DEAD = 2**22 + 1
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: from then on nothing reaches the disk any more."""
+
+
+class Disk:
+    """Stands in front of ``cache.disk``; its n-th call, and maybe all after it, goes wrong."""
+
+    def __init__(self, call: int, kind: str = "", *, persistent: bool = False) -> None:
+        self.call, self.kind, self.persistent = call, kind, persistent
+        self.calls: list[str] = []
+        self.dead = False
+
+    def perform(self, name, real, *args):
+        """One call."""
+        if self.dead:
+            raise Killed
+        self.calls.append(name)
+        number = len(self.calls)
+        due = number == self.call or (self.persistent and number > self.call)
+        if due and self.kind in ERRORS and name in ERRORS[self.kind][1]:
+            number = ERRORS[self.kind][0]
+            raise OSError(number, os.strerror(number), str(args[0]))
+        if due and self.kind == SHORT and name == "write":
+            args = (args[0], args[1][: 0 if self.persistent else max(1, len(args[1]) // 2)])
+        if due and self.kind in KILLS:
+            self.dead = True
+            if self.kind == "kill after":
+                real(*args)
+            raise Killed
+        return None if name in ("fsync", "fsync_dir") else real(*args)
+
+
+@contextmanager
+def faulty(stand_in: Disk):
+    """Put a disk in place; what its process leaves is of a dead one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*READS, *CHANGES, "remove_dir"):
+            real = getattr(disk, name)
+            patch.setattr(disk, name, lambda *a, _n=name, _r=real: stand_in.perform(_n, _r, *a))
+        patch.setattr(disk.os, "getpid", lambda: DEAD)
+        yield
+
+
+def _heads(folder: Path, run: bytes) -> None:
+    """As ``heads`` does it: a set for each head, then the record, then tables and figures."""
+    prepare(folder)
+    names = ("linear", "mlp") if run == b"old" else ("linear",)
+    kept = {}
+    for name in names:
+        place = f"heads/net/{name}"
+        files = {"model.skops": run * 9, "fit.npz": run}
+        written = write_set(folder / place / "model.json", {"head": name}, files)
+        kept |= {f"{place}/{file}": digest for file, digest in written.items()}
+    owned = ("heads*.csv", "figures/heads-*", "heads/*/*/*")
+    record = {"run": run.decode()}
+    files = {"probabilities.h5": run * 5}
+    write_set(folder / "heads.json", record, files, kept=kept, owned=owned)
+    more = {"heads.csv": run, "figures/heads-roc.png": run}
+    if run == b"old":
+        more["figures/heads-gone.png"] = run
+    add_files(folder / "heads.json", record, more, "heads")
+
+
+def _shift(folder: Path, run: bytes) -> None:
+    prepare(folder)
+    record, owned = {"run": run.decode()}, ("shift*.csv", "shift.md", "figures/shift-*")
+    write_set(folder / "shift.json", record, {"shift.h5": run * 5}, owned=owned)
+    add_files(folder / "shift.json", record, {"shift.md": run, "shift_errors.csv": run}, "shift")
+
+
+def _finetune(folder: Path, run: bytes) -> None:
+    prepare(folder)
+    model, checkpoint = folder / "finetune" / "lp-net-0", b"checkpoint"
+    disk.publish_all({model / "checkpoints" / "state": checkpoint})
+    files = {"model.safetensors": run * 9, "probabilities.safetensors": run}
+    write_set(model / "model.json", {"run": run.decode()}, files, owned=("checkpoints/*",))
+    write_set(folder / "finetune.json", {"run": run.decode()}, {"finetune.h5": run * 5})
+
+
+def _audit(folder: Path, run: bytes) -> None:
+    prepare(folder)
+    files = {"leave_out.txt": run} | ({"near_copies.png": run} if run == b"old" else {})
+    owned = ("leave_out.txt", "near_copies.png")
+    write_set(folder / "audit.json", {"run": run.decode()}, files, owned=owned)
+
+
+def _features(folder: Path, run: bytes) -> None:
+    prepare(folder)
+    write_set(folder / "features.json", {"run": run.decode()})
+
+
+def _one_file(folder: Path, run: bytes) -> None:
+    """As ``report``, ``cache export`` and ``predict --csv`` do it."""
+    prepare(folder)
+    write_file(folder / "report.html", run * 99)
+
+
+STAGES = {
+    "heads": _heads,
+    "shift": _shift,
+    "finetune": _finetune,
+    "audit": _audit,
+    "features": _features,
+    "report": _one_file,
+}
+#: The errors go wrong once, and for good.
+SWEEPS = [
+    *((kind, False) for kind in KILLS),
+    *((kind, False) for kind in (*ERRORS, SHORT)),
+    *((kind, True) for kind in ("EIO", SHORT)),
+]
+
+
+def believed(folder: Path, stage: str) -> set[bytes]:
+    """Runs whose files a reader takes; empty where it refuses them and says what to do."""
+    if stage == "report":
+        return set(re.findall(b"old|new", (folder / "report.html").read_bytes()))
+    found = set()
+    for file in folder.rglob("*.json"):
+        try:
+            one = read_set(file, stage)
+            one.check()
+        except ResultsError as refused:
+            found |= set() if f"headrace {stage} STUDY" in str(refused) else {b"no advice", b""}
+            continue
+        if file.name != "model.json":
+            data = b"".join(one.read(name) for name in one.digests if "model.json" not in name)
+            found |= {one.record["run"].encode(), *re.findall(b"old|new", data)}
+    return found
+
+
+def left(folder: Path) -> set[str]:
+    """Names of all files."""
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_whatever_call_goes_wrong_no_two_runs_are_taken_for_one(
+    tmp_path, monkeypatch, counts, stage
+):
+    """A second run, faulted at each call: its results, the first's, or none; run again, its own."""
+    monkeypatch.setattr(disk, "fsync", lambda _: None)
+    monkeypatch.setattr(disk, "fsync_dir", lambda _: None)
+    job = STAGES[stage]
+    job(tmp_path / "old", b"old")
+    job(tmp_path / "new", b"new")
+    whole = left(tmp_path / "new")
+    names = _run(job, copy_of(tmp_path), Disk(0))
+    for kind, persistent in SWEEPS:
+        for call in [n for n, name in enumerate(names, 1) if name in _meet(kind)]:
+            folder = copy_of(tmp_path)
+            error = None
+            try:
+                _run(job, folder, Disk(call, kind, persistent=persistent))
+            except (Killed, CacheError, OSError, ResultsError) as cause:
+                error = cause
+            counts["result faults"] += 1
+            counts["result kills"] += kind in KILLS
+            runs = believed(folder, stage)
+            counts["mixed results"] += len(runs) > 1
+            assert len(runs) <= 1, (kind, call)
+            assert error or runs == {b"new"}
+            assert isinstance(error, Killed) == (kind in KILLS)
+            assert persistent or kind in KILLS or not list(folder.rglob(".tmp-*"))
+            job(folder, b"new")
+            assert believed(folder, stage) == {b"new"}
+            assert left(folder) == whole
+
+
+def copy_of(folder: Path) -> Path:
+    """The results of the first run, to be replaced by a second."""
+    shutil.rmtree(folder / "copy", ignore_errors=True)
+    return Path(shutil.copytree(folder / "old", folder / "copy"))
+
+
+def _run(job, folder: Path, stand_in: Disk) -> list[str]:
+    with faulty(stand_in):
+        job(folder, b"new")
+    return stand_in.calls
+
+
+def _meet(kind: str) -> tuple[str, ...]:
+    """Calls that can meet a kind of fault."""
+    if kind in ERRORS:
+        return ERRORS[kind][1]
+    return ("write",) if kind == SHORT else (*CHANGES, "remove_dir")
+
+
+def test_one_altered_byte_in_any_file_is_found(tmp_path, counts):
+    """Each byte of each file of a set, its record among them."""
+    record = {"values": [1, 0.5, "ü"], "none": None}
+    write_set(tmp_path / "heads.json", record, {"a.csv": b"1,2\n", "figures/b.png": b"PNG"})
+    assert read_set(tmp_path / "heads.json", "heads").record == record
+    for name in left(tmp_path):
+        whole = (tmp_path / name).read_bytes()
+        for place in range(len(whole)):
+            data = bytearray(whole)
+            data[place] ^= 1 << place % 8
+            (tmp_path / name).write_bytes(data)
+            with pytest.raises(ResultsError, match=rf"{name} is not .*headrace heads STUDY again"):
+                read_set(tmp_path / "heads.json", "heads").check()
+            counts["altered bytes"] += 1
+        (tmp_path / name).write_bytes(whole)
+    read_set(tmp_path / "heads.json", "heads").check()
+
+
+STRANGE = {
+    "nothing": lambda file: None,
+    "a folder": lambda file: file.mkdir(),
+    "a FIFO": os.mkfifo,
+    "an endless device": lambda file: file.symlink_to("/dev/zero"),
+    "a link to the same bytes": lambda file: file.symlink_to(_same(file)),
+}
+
+
+def _same(file):
+    (file.parent / "same").write_bytes(b"1")
+    return file.parent / "same"
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("name", ["heads.json", "a.csv"])
+def test_what_is_no_plain_file_is_refused_and_never_waited_for(tmp_path, name, kind):
+    """In the place of a record, or of a file that it names."""
+    write_set(tmp_path / "heads.json", {}, {"a.csv": b"1"})
+    (tmp_path / name).unlink()
+    STRANGE[kind](tmp_path / name)
+    missing = (kind, name) == ("nothing", "heads.json")
+    with pytest.raises(MissingResultsError if missing else ResultsError, match=name):
+        read_set(tmp_path / "heads.json", "heads").check()
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 200_000, "{}", "", "\0"])
+def test_a_record_of_any_text_is_refused(tmp_path, text):
+    """Nothing is parsed before its digest was compared."""
+    (tmp_path / "shift.json").write_text(text)
+    with pytest.raises(ResultsError, match="run headrace shift STUDY again"):
+        read_set(tmp_path / "shift.json", "shift")
+
+
+def test_files_are_only_added_to_the_record_of_the_same_run(tmp_path):
+    """Another process may have replaced it in between."""
+    write_set(tmp_path / "heads.json", {"run": 1})
+    write_set(tmp_path / "heads.json", {"run": 2})
+    with pytest.raises(ResultsError, match="of another run by now"):
+        add_files(tmp_path / "heads.json", {"run": 1}, {"heads.csv": b"1"}, "heads")
+    assert left(tmp_path) == {"heads.json"}
+
+
+def test_only_what_dead_processes_left_is_cleared(tmp_path):
+    """At any depth; a file that a living process writes stays."""
+    (tmp_path / "heads" / "net").mkdir(parents=True)
+    alive = disk.temporary_name()
+    dead = alive.replace(f"-{os.getpid()}-", f"-{DEAD}-")
+    for folder in (tmp_path, tmp_path / "heads" / "net"):
+        for name in (alive, dead):
+            (folder / name).touch()
+    prepare(tmp_path)
+    assert left(tmp_path) == {alive, f"heads/net/{alive}"}
+
+
+def test_results_are_for_their_owner_alone(tmp_path):
+    """Record, files, and the folders in between."""
+    before = os.umask(0o022)
+    try:
+        write_set(tmp_path / "results" / "a.json", {}, {"figures/b.png": b""})
+        write_file(tmp_path / "out" / "c.csv", b"x")
+    finally:
+        os.umask(before)
+    modes = {p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()}
+    assert modes == {0o600}
+    assert {p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_dir()} == {0o700}
+
+
+def test_a_file_by_itself_can_be_checked_anywhere(tmp_path):
+    """Its SHA-256 lies beside it, as sha256sum writes it."""
+    write_file(tmp_path / "out.h5", b"data")
+    line = (tmp_path / "out.h5.sha256").read_text()
+    assert line == f"{hashlib.sha256(b'data').hexdigest()}  out.h5\n"
+
+
+def test_a_record_is_plain_json(tmp_path):
+    """Whoever reads it needs nothing of ours."""
+    write_set(tmp_path / "a.json", {"x": 1}, {"b.csv": b"1"})
+    values = json.loads((tmp_path / "a.json").read_text())
+    assert values["x"] == 1
+    assert values["files"] == {"b.csv": hashlib.sha256(b"1").hexdigest()}
+
+
+def test_the_stages_write_their_results_in_no_other_way():
+    """Where ``disk.publish`` is called, there is no result of a stage."""
+    root = Path(__file__).parents[1] / "pipeline"
+    callers = {
+        str(file.relative_to(root))
+        for file in root.rglob("*.py")
+        if re.search(r"disk\.publish|write_(bytes|text)\(|\.open\(.w", file.read_text())
+    }
+    stores = {"data/index.py", "features/converted.py", "features/weights.py"}
+    others = {"demo/__init__.py", "init.py", "finetune/checkpoint.py", "results.py"}
+    assert callers == stores | others
