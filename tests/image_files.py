@@ -80,6 +80,33 @@ def grey16(samples: np.ndarray, **chunks: bytes) -> bytes:
     return raw_png(width, height, 16, 0, **chunks, IDAT=rows_of(samples.astype(np.uint16)))
 
 
+def dicom(values: np.ndarray, *, bits: int = 12, syntax: str = "", **tags) -> bytes:
+    """A DICOM file of one grey picture or several, with a name and a private tag in its header."""
+    import pydicom
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    header = pydicom.Dataset()
+    header.Rows, header.Columns = values.shape[-2:]
+    header.NumberOfFrames = values.shape[0] if values.ndim == 3 else 1
+    header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    header.BitsAllocated, header.BitsStored, header.HighBit = 8 * values.itemsize, bits, bits - 1
+    header.PixelRepresentation = int(values.dtype.kind == "i")
+    header.PatientName, header.PatientID = "Doe^Jane", "P-007"
+    header.add_new(0x00091001, "LO", "Doe")
+    header.SOPClassUID, header.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", generate_uid()
+    for name, value in tags.items():
+        setattr(header, name, value)
+    header.PixelData = values.tobytes()
+    header["PixelData"].VR = "OW"
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if syntax:
+        header.compress(syntax)
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, header, enforce_file_format=True)
+    return buffer.getvalue()
+
+
 def multi_picture_jpeg() -> bytes:
     return encoded(picture(), "MPO", save_all=True, append_images=[Image.fromarray(picture())])
 

@@ -18,7 +18,7 @@ from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import Samples
 from pipeline.data.tables import Row, check_header, fail, read_rows
 from pipeline.errors import StudyError
-from pipeline.study import HEADER, Attribute, Domain, ImageTable, Study
+from pipeline.study import HEADER, Attribute, Domain, ImageTable, SourceDomain, Study
 from pipeline.words import composed, counted, have, printable
 
 _LOG = logging.getLogger(__name__)
@@ -106,6 +106,8 @@ def _groups_of_images(
     """For each image of the domain its group by each attribute; warns where there is no row."""
     table = domain.table if domain.table and domain.table.file == file else None
     key, groups = read_attributes(file, attributes, table)
+    if table and isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
+        groups |= read_attributes(domain.validation, attributes, table)[1]
     keys = _keys_of_images(domain, file, key, samples)
     missing = sum(name not in groups for name in keys)
     if missing == len(keys):

@@ -1,0 +1,218 @@
+"""DICOM files: what is shown, what is refused, and that a header stays private."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
+
+from pipeline.data.dicom import patient_in, salt_of
+from pipeline.data.grey_levels import BITS_STORED, EIGHT_BITS, NO_RANGE, OWN_WINDOW, Reading
+from pipeline.data.images import PixelPolicy, decode, depth_of
+from pipeline.data.items import Item
+from pipeline.data.samples import load_samples
+from pipeline.errors import ImageError, StudyError
+from pipeline.study import load_study
+from tests.image_files import dicom, picture
+from tests.tiny import install_tiny_backbone
+
+RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+def shown(data: bytes, **reading) -> np.ndarray:
+    """Grey levels at the file's own size."""
+    return decode(data, PixelPolicy(size=64), Reading(**reading))[..., 0].astype(int)
+
+
+WINDOWED = np.clip((np.arange(4096) - 1500) / 999 * 255, 0, 255).reshape(64, 64)
+LUT = {"LUTDescriptor": [4096, 0, 12], "LUTData": (4095 - RAMP).tobytes()}
+CASES = {
+    "no window: the stored bits": ({}, RAMP / 4095 * 255),
+    "its window": ({"WindowCenter": 2000, "WindowWidth": 1000}, WINDOWED),
+    "its first window": ({"WindowCenter": [2000, 5], "WindowWidth": [1000, 2]}, WINDOWED),
+    "MONOCHROME1": ({"PhotometricInterpretation": "MONOCHROME1"}, 255 - RAMP / 4095 * 255),
+    "rescaled": (
+        {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": 3000, "WindowWidth": 2000},
+        np.clip((2.0 * RAMP - 1000 - 2000) / 1999 * 255, 0, 255),
+    ),
+    "exact window": (
+        {"WindowCenter": 2048, "WindowWidth": 4096, "VOILUTFunction": "LINEAR_EXACT"},
+        RAMP / 4096 * 255,
+    ),
+    "sigmoid": (
+        {"WindowCenter": 2000, "WindowWidth": 1000, "VOILUTFunction": "SIGMOID"},
+        255 / (1 + np.exp(-4 * (RAMP - 2000.0) / 1000)),
+    ),
+    "run lengths": ({"syntax": RLELossless}, RAMP / 4095 * 255),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_picture_is_shown_as_its_header_says(name):
+    """By the formulas of the standard, within a grey level."""
+    tags, expected = CASES[name]
+    assert np.abs(shown(dicom(RAMP, **tags)) - expected).max() <= 1
+
+
+def test_a_declared_window_comes_after_the_rescale_and_before_the_inversion():
+    """And in place of the file's."""
+    tags = {"RescaleSlope": 2, "RescaleIntercept": 0, "WindowCenter": 9, "WindowWidth": 2}
+    data = dicom(RAMP, PhotometricInterpretation="MONOCHROME1", **tags)
+    expected = 255 - RAMP / 4095 * 255
+    assert np.abs(shown(data, window=(0, 8190)) - expected).max() <= 1
+
+
+def test_a_lookup_table_of_values_is_followed():
+    """VOI LUT sequence, as mammography has it."""
+    from pydicom import Dataset
+
+    table = Dataset()
+    for name, value in LUT.items():
+        setattr(table, name, value)
+    data = dicom(RAMP, VOILUTSequence=[table])
+    assert np.abs(shown(data) - (255 - RAMP / 4095 * 255)).max() <= 1
+    assert depth_of(data, Reading()) == OWN_WINDOW
+
+
+def compressed(file_format: str, syntax: str, **options) -> bytes:
+    """Grey of 8 bits, compressed by Pillow."""
+    import pydicom
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture()[..., 0]).save(buffer, file_format, **options)
+    header = pydicom.dcmread(io.BytesIO(dicom(picture()[..., 0], bits=8)))
+    header.PixelData = encapsulate([buffer.getvalue()])
+    header.file_meta.TransferSyntaxUID = syntax
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, header)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file_format", "syntax", "tolerance"),
+    [("JPEG", JPEGBaseline8Bit, 12), ("JPEG2000", JPEG2000Lossless, 0)],
+)
+def test_compressed_pixels_are_decoded(file_format, syntax, tolerance):
+    """JPEG and JPEG 2000."""
+    options = {"no_jp2": True} if file_format == "JPEG2000" else {"quality": 95}
+    data = compressed(file_format, syntax, **options)
+    assert np.abs(shown(data) - picture()[..., 0]).max() <= tolerance
+
+
+def test_colour_is_taken_as_it_is():
+    """Ultrasound and dermatoscopes: 8 bits each of red, green, blue."""
+    data = dicom(
+        picture()[..., 0],
+        bits=8,
+        PhotometricInterpretation="RGB",
+        SamplesPerPixel=3,
+        PlanarConfiguration=0,
+    )
+    import pydicom
+
+    header = pydicom.dcmread(io.BytesIO(data))
+    header.PixelData = picture().tobytes()
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, header)
+    assert (decode(buffer.getvalue(), PixelPolicy(size=64)) == picture()).all()
+    assert depth_of(buffer.getvalue(), Reading()) == EIGHT_BITS
+
+
+def test_several_frames_are_refused_or_one_is_chosen():
+    """The first, or the one in the middle."""
+    frames = np.stack([np.full((32, 32), 1000 * k, np.uint16) + RAMP[:32, :32] for k in range(4)])
+    data = dicom(frames)
+    with pytest.raises(ImageError, match='4 frames; choose with frame = "first" or "middle"'):
+        shown(data)
+    first, middle = (shown(data, frame=frame) for frame in ("first", "middle"))
+    assert middle.mean() - first.mean() == pytest.approx(2000 / 4095 * 255, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (dicom(RAMP, Rows=20_000, Columns=20_000), r"too large \(20000 x 20000, limit 50 Mpx"),
+        (dicom(RAMP, PhotometricInterpretation="PALETTE COLOR"), "DICOM of 16 bits PALETTE COLOR"),
+        (dicom(RAMP, WindowCenter=5, WindowWidth=0), "window of width -1"),
+        (dicom(RAMP)[:-3000], "^damaged"),
+        (dicom(RAMP)[:300], "^(damaged DICOM|DICOM without pixels)"),
+    ],
+)
+def test_what_cannot_be_shown_has_a_reason(data, reason):
+    """And no word of the header in it."""
+    with pytest.raises(ImageError, match=reason) as error:
+        shown(data)
+    assert "Doe" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "depth"),
+    [
+        (dicom(RAMP), BITS_STORED - 12),
+        (dicom(RAMP, WindowCenter=9, WindowWidth=9), OWN_WINDOW),
+        (dicom(RAMP.astype(np.int16), bits=16), NO_RANGE),
+    ],
+)
+def test_what_a_file_says_of_its_values_is_known(data, depth):
+    """From its header alone."""
+    assert depth_of(data, Reading()) == depth
+
+
+@pytest.fixture
+def study_file(tmp_path, monkeypatch):
+    """Twenty files of ten patients in two classes; the current folder is its folder."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for i in range(20):
+        folder = tmp_path / "here" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        data = dicom(RAMP + np.uint16(i), bits=16, PatientID=f"J-{i // 2} ")
+        (folder / f"{i}.dcm").write_bytes(data)
+    file = tmp_path / "study.toml"
+    file.write_text(
+        '[source]\npath = "here"\ngroup = {header = "PatientID"}\n'
+        '[store]\npath = "features"\n[backbone.tiny]\n'
+    )
+    return file
+
+
+def test_patients_are_hashes_that_stay(study_file, monkeypatch):
+    """With a secret of the store; the index remembers hashes, and another secret's are others."""
+    first, _ = load_samples(load_study(study_file))
+    again, _ = load_samples(load_study(study_file))
+    assert len(set(first.group)) == 10
+    assert (first.group == again.group).all()
+    assert not any("J-" in patient for patient in first.group)
+    salt = study_file.parent / "features/patients.salt"
+    assert salt.stat().st_mode & 0o077 == 0
+    salt.unlink()
+    other, _ = load_samples(load_study(study_file))
+    assert len(set(other.group)) == 10
+    assert not set(other.group) & set(first.group)
+    salt.write_text("no hex")
+    with pytest.raises(StudyError, match=r"patients\.salt cannot be read .*is drawn anew"):
+        load_samples(load_study(study_file))
+
+
+def test_files_without_a_patient_are_counted(study_file):
+    """Anonymised files have none."""
+    assert patient_in(dicom(RAMP, PatientID=""), salt_of(study_file.parent)) == ""
+    for file in study_file.parent.rglob("*.dcm"):
+        file.write_bytes(dicom(RAMP + np.uint16(len(file.stem)), PatientID=""))
+    with pytest.raises(StudyError, match=r"finds no patient in 20 of 20 images.*header of DICOM"):
+        load_samples(load_study(study_file))
+
+
+def test_one_rule_holds_for_all_files_of_a_domain(study_file):
+    """Some with a window and some without: the study must say."""
+    data = dicom(RAMP, WindowCenter=9, WindowWidth=9, PatientID="J-0")
+    (study_file.parent / "here/a/0.dcm").write_bytes(data)
+    with pytest.raises(StudyError, match=r"source: 20 images do not say by one rule .* bits = 12"):
+        load_samples(load_study(study_file))
+    text = study_file.read_text()
+    study_file.write_text(text.replace("[source]", "[source]\nwindow = [0, 4095]"))
+    samples, _ = load_samples(load_study(study_file))
+    assert isinstance(samples.items[0], Item)
+    assert samples.items[0].reading.window == (0, 4095)

@@ -1,0 +1,204 @@
+"""Every study of the room's README reads generated files of its layout."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.compare import CompareOptions, compare
+from pipeline.data.attributes import groupings
+from pipeline.data.samples import load_samples
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.study import load_study
+from tests.image_files import dicom, encoded
+from tests.tiny import install_tiny_backbone
+
+README = Path(__file__).parents[2] / "pipeline/data/README.md"
+BLOCKS = dict(re.findall(r"(?ms)^## (.*?)$.*?```toml\n(.*?)```", README.read_text()))
+RNG = np.random.default_rng(0)
+
+
+def picture(bright: int, dtype=np.uint8, channels: int = 0) -> np.ndarray:
+    """A picture whose class can be seen, 32 x 32."""
+    shape = (32, 32, channels) if channels else (32, 32)
+    return np.clip(RNG.normal(90 + 70 * bright, 25, shape), 0, 255).astype(dtype)
+
+
+def image(path: str, bright: int, file_format: str = "PNG") -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(encoded(picture(bright), file_format))
+
+
+def class_folders() -> None:
+    for site, count in (("a", 20), ("b", 8)):
+        for i in range(count):
+            image(f"hospital_{site}/{'xy'[i % 2]}/deep/patient{i // 2:03}_{i}.png", i % 2)
+
+
+def kaggle() -> None:
+    for split, count in (("train", 20), ("val", 4), ("test", 8)):
+        for i in range(count):
+            name = f"{split}/PNEUMONIA/person{i}_virus_{i}" if i % 2 else f"{split}/NORMAL/IM-{i}-1"
+            image(f"chest_xray/{name}.jpeg", i % 2, "JPEG")
+
+
+def chexpert() -> None:
+    for split, count in (("train", 24), ("valid", 8)):
+        lines = ["Path,Sex,Age,No Finding,Pneumonia"]
+        for i in range(count):
+            path = f"CheXpert-v1.0-small/{split}/patient{split}{i // 2}/study1/view{i}_frontal.jpg"
+            path = path.replace(f"patient{split}", "patient1" if split == "train" else "patient2")
+            image(path, i % 2, "JPEG")
+            mark = ("0.0", "1.0")[i % 2] if i < count - 2 else ("-1.0", "")[i % 2]
+            lines.append(f"{path},{'Male' if i % 3 else 'Female'},{10 * i},,{mark}")
+        Path(f"CheXpert-v1.0-small/{split}.csv").write_text("\n".join(lines))
+
+
+def nih() -> None:
+    lines = ["Image Index,Finding Labels,Follow-up #,Patient ID,OriginalImage[Width,Height],"]
+    for i in range(24):
+        name = f"{i // 2:08}_{i % 2:03}.png"
+        image(f"nih/images_{i % 3:03}/images/{name}", i % 2)
+        finding = "No Finding" if i % 2 == 0 else "Effusion|Pneumonia" if i < 20 else "Mass"
+        lines.append(f"{name},{finding},0,{i // 2},32,32,")
+    Path("nih/Data_Entry_2017.csv").write_text("\n".join(lines))
+
+
+def covid() -> None:
+    for i in range(20):
+        for kind in ("images", "masks"):
+            name = ("COVID", "Normal")[i % 2]
+            image(f"COVID-19_Radiography_Dataset/{name}/{kind}/{name}-{i}.png", i % 2)
+
+
+def medmnist() -> None:
+    arrays = {}
+    for split, count in (("train", 20), ("val", 8), ("test", 8)):
+        label = np.arange(count) % 2
+        arrays[f"{split}_images"] = np.stack([picture(k, channels=3)[:28, :28] for k in label])
+        arrays[f"{split}_labels"] = label[:, None].astype(np.uint8)
+    np.savez_compressed("pneumoniamnist.npz", **arrays)
+
+
+def isic() -> None:
+    lines = ["image,MEL,NV,BCC,UNK"]
+    for i in range(24):
+        image(f"isic/ISIC_2019_Training_Input/ISIC_{i:07}.jpg", i % 3, "JPEG")
+        marks = [f"{float(i % 3 == k)}" for k in range(3)] if i < 21 else ["0.0"] * 3
+        lines.append(",".join([f"ISIC_{i:07}", *marks, "0.0"]))
+    Path("isic/ISIC_2019_Training_GroundTruth.csv").write_text("\n".join(lines))
+
+
+def ham() -> None:
+    lines = ["lesion_id,image_id,dx,age,sex"]
+    for i in range(20):
+        image(f"ham/HAM10000_images_part_{1 + i % 2}/ISIC_{i:07}.jpg", i // 2 % 2, "JPEG")
+        lines.append(f"HAM_{i // 2},ISIC_{i:07},{('nv', 'mel')[i // 2 % 2]},50,male")
+    Path("ham/HAM10000_metadata.csv").write_text("\n".join(lines))
+
+
+def pcam() -> None:
+    lines = ["id,label"]
+    for i in range(20):
+        image(f"pcam/train/f38a6{i:02}c.tif", i % 2, "TIFF")
+        lines.append(f"f38a6{i:02}c,{i % 2}")
+    Path("pcam/train_labels.csv").write_text("\n".join(lines))
+
+
+def multi() -> None:
+    lines = ["file\tdiagnosis\tsubject\tcentre"]
+    for i in range(28):
+        image(f"multi/scans/{i}.png", i % 2)
+        site = "Oslo" if i < 20 else "Bergen"
+        lines.append(f"scans/{i}.png\t{('well', 'ill')[i % 2]}\ts{i // 2}\t{site}")
+    Path("multi/labels.tsv").write_text("\n".join(lines))
+
+
+def dicom_folders() -> None:
+    for i in range(20):
+        file = Path(f"dicom/{('well', 'ill')[i % 2]}/case{i // 2}/IM{i:06}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        values = picture(i % 2, np.uint16) * 16
+        window = {"WindowCenter": 2048, "WindowWidth": 4096}
+        file.write_bytes(dicom(values, PatientID=f"J-{i // 2}", **window))
+
+
+def course() -> None:
+    Path("course").mkdir()
+    for k, name in enumerate(("normal", "pneumonia")):
+        for split, count in (("train", 10), ("test", 4)):
+            stack = np.stack([picture(k, np.float32) / 255 for _ in range(count)])
+            np.save(f"course/{split}_{name}.npy", stack)
+
+
+#: What writes the files; images of each domain and split; classes; patients of the source.
+LAYOUTS: dict[str, tuple[Callable[[], None], dict[str, int], str, int]] = {
+    "Class folders": (class_folders, {"source": 20, "hospital_b": 8}, "x y", 10),
+    "Kaggle chest X-ray pneumonia": (
+        kaggle,
+        {"source": 20, "kaggle": 8},
+        "NORMAL PNEUMONIA",
+        20,
+    ),
+    "CheXpert": (chexpert, {"fit": 22, "validation": 6}, "none pneumonia", 14),
+    "NIH ChestX-ray14": (nih, {"source": 22}, "normal pneumonia", 12),
+    "COVID-19 Radiography Database": (covid, {"source": 20}, "COVID Normal", 20),
+    "MedMNIST": (medmnist, {"fit": 20, "validation": 8, "official": 8}, "0 1", 28),
+    "ISIC 2019": (isic, {"source": 21}, "BCC MEL NV", 21),
+    "HAM10000": (ham, {"source": 20}, "mel nv", 10),
+    "PatchCamelyon (Kaggle)": (pcam, {"source": 20}, "normal tumour", 20),
+    "One table for several hospitals": (multi, {"source": 20, "Bergen": 8}, "ill well", 10),
+    "DICOM folders": (dicom_folders, {"source": 20}, "ill well", 10),
+    "NumPy arrays of a course": (course, {"source": 20, "course": 8}, "normal pneumonia", 20),
+}
+
+
+def study_of(name: str, tmp_path: Path, monkeypatch) -> Path:
+    """The README's study of a layout, with its files; the current folder is theirs."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    LAYOUTS[name][0]()
+    file = tmp_path / "study.toml"
+    file.write_text(f'{BLOCKS[name]}[store]\npath = "features"\n[backbone.tiny]\n')
+    return file
+
+
+def test_every_layout_of_the_readme_is_tested():
+    """No more and no fewer."""
+    assert list(BLOCKS) == list(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_study_of_the_readme_finds_images_classes_and_patients(name, tmp_path, monkeypatch):
+    """As many of each as the files hold."""
+    _, counts, classes, patients = LAYOUTS[name]
+    study = load_study(study_of(name, tmp_path, monkeypatch))
+    samples, skipped = load_samples(study)
+    found = {where: int((samples.domain == where).sum()) for where in set(samples.domain)}
+    found |= {split: int((samples.split == split).sum()) for split in ("fit", "validation")}
+    assert {where: found[where] for where in counts} == counts
+    assert not skipped
+    assert " ".join(samples.classes) == classes
+    assert len(set(samples.group[samples.domain == "source"])) == patients
+    for groups in groupings(study, samples).values():
+        assert "unknown" not in groups[0].names
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CheXpert", "MedMNIST", "PatchCamelyon (Kaggle)", "DICOM folders", "NumPy arrays of a course"],
+)
+def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
+    """Features, then a head that tells bright pictures from dark ones."""
+    study = load_study(study_of(name, tmp_path, monkeypatch))
+    report = extract(study, ExtractOptions(engine=EngineChoice(engine="torch", device="cpu")))
+    assert report.backbones[0].skipped == 0
+    record = compare(study, CompareOptions(heads=("linear",), repeats=0, draws=99))
+    assert "accuracy" in str(record)
+    # Nothing of a DICOM header is in any file that was written.
+    written = [f for folder in ("features", "results") for f in Path(folder).rglob("*")]
+    for file in filter(Path.is_file, written):
+        assert not any(word in file.read_bytes() for word in (b"Doe", b"J-0", b"J-1"))
