@@ -115,7 +115,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 # ``meta.json``: the recipe in full, and the canaries.
 
 
-_META = "meta.json"
+META = "meta.json"
 #: Rounding of one network on different engines stays near 1e-6; another network,
 #: another decoder or TF32 is beyond 1e-3.
 _CANARY_TOLERANCE = 1e-4
@@ -128,9 +128,9 @@ def read_recipe(path: Path) -> Recipe:
         StoreFormatError: There is no readable ``meta.json``, or it is a newer one.
     """
     try:
-        recipe = disk.read_json(path / _META)["recipe"]
+        recipe = disk.read_json(path / META)["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise StoreFormatError(f"{path} is not a feature store: {_META}: {cause}") from cause
+        raise StoreFormatError(f"{path} is not a feature store: {META}: {cause}") from cause
     return Recipe.from_json(recipe)
 
 
@@ -165,7 +165,7 @@ def check_canaries(
         _write(path, recipe, features, provenance)
         return 0.0
     if meta["fingerprint"] != recipe.fingerprint:
-        raise StoreFormatError(f"{path / _META} holds another recipe than its folder's name says")
+        raise StoreFormatError(f"{path / META} holds another recipe than its folder's name says")
     distance = relative_l2(features, meta["canaries"])
     if distance > _CANARY_TOLERANCE:
         raise CanaryError(
@@ -198,7 +198,7 @@ def relative_l2_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        meta = disk.read_json(path / _META)
+        meta = disk.read_json(path / META)
         canaries = np.asarray(meta["canaries"]["features"], np.float32)
         canaries = canaries.reshape(meta["canaries"]["shape"])
         provenance = dict(meta["provenance"])
@@ -207,7 +207,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     except (NotPlainFileError, ValueError, KeyError, TypeError, OverflowError) as cause:
         raise StoreFormatError(
-            f"{path / _META} is damaged ({cause}). Remove it to take the network in hand as "
+            f"{path / META} is damaged ({cause}). Remove it to take the network in hand as "
             "the new reference, then compare: headrace cache verify STUDY --sample 300"
         ) from cause
     return {"canaries": canaries, "provenance": provenance, "fingerprint": fingerprint}
@@ -225,7 +225,7 @@ def _write(
             "features": features.astype(float).ravel().tolist(),
         },
     }
-    disk.publish(path / _META, json.dumps(meta, indent=1, allow_nan=False).encode())
+    disk.publish(path / META, json.dumps(meta, indent=1, allow_nan=False).encode())
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -5,15 +5,21 @@ is not computed again, and new features are committed. Nothing is learned here, 
 label is looked at.
 """
 
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import disk
+from cache.errors import WriteFailedError
+from cache.recipe import META
 from cache.store import FeatureStore
 from pipeline.data.class_folders import images_below
 from pipeline.data.items import NO_CLASS, FileStat, Item, system_reason
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from pipeline.features.frozen import Frozen
 
 
+_LOG = logging.getLogger(__name__)
 Keyed = tuple[Item, bytes]
 
 
@@ -75,16 +82,25 @@ def predict(
         )
     pairs, skipped = _find_images(images)
     unusable: dict[bytes, str] = {}
-    stores, computed = [], set()
-    for network in head.networks:
-        filled, new = _fill(network, pairs, unusable, root=store, engine=engine, weights=weights)
-        stores.append(filled)
-        computed |= new
+    features, computed = [], set()
+    with TemporaryDirectory(prefix="headrace-") as scratch:
+        for network in head.networks:
+            rows_of, new = _rows_of(
+                network,
+                pairs,
+                unusable,
+                root=store,
+                scratch=Path(scratch),
+                engine=engine,
+                weights=weights,
+            )
+            features.append(rows_of)
+            computed |= new
     good = [(item, key) for item, key in pairs if key not in unusable]
     skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
     _check_some(good, skipped)
-    X = np.concatenate([filled.read([key for _, key in good]) for filled in stores], axis=1)
-    rows = _rows(head, good, head.predict_proba(X))
+    blocks = [np.stack([rows_of[key] for _, key in good]) for rows_of in features]
+    rows = _rows(head, good, head.predict_proba(np.concatenate(blocks, axis=1)))
     if strict and skipped:
         raise SkippedImagesError(
             f"{counted(len(skipped), 'image')} cannot be used and --strict is set; first: "
@@ -173,34 +189,39 @@ def _below(folder: Path) -> tuple[list[Item], list[Path]]:
     return items, sorted(folder / path for path in listing.unread)
 
 
-def _fill(
+def _rows_of(
     network: Network,
     images: Sequence[Keyed],
     unusable: dict[bytes, str],
     *,
     root: Path,
+    scratch: Path,
     engine: EngineChoice,
     weights: Path | None,
-) -> tuple[FeatureStore, set[bytes]]:
-    """The store of a network, with the features of all images that can be used.
+) -> tuple[dict[bytes, NDArray[np.float32]], set[bytes]]:
+    """Features of all images that can be used, in a network's eyes.
 
     Args:
         network: Whose features.
         images: Which are wanted.
         unusable: Gets the reasons of images that cannot be used.
         root: Folder of the stores.
+        scratch: A folder that takes what a store that can only be read does not hold.
         engine: What the user asks for.
         weights: File of the network's weights, where the user names one.
 
     Returns:
-        The store, and the keys of the images that were computed.
+        Rows by content key, and the keys of the images that were computed.
     """
     choice = _choice(network, weights)
     store = FeatureStore(root, network.recipe)
     missing = {key: item for item, key in images if key not in store and key not in unusable}
+    stored = [key for _, key in images if key in store]
+    rows = dict(zip(stored, store.read(stored), strict=True))
     if missing:
+        target = _writable(store, scratch)
         unusable |= fill_store(
-            store,
+            target,
             missing,
             build=lambda: _frozen_network(choice, network),
             weights=weights_file(choice.name, choice.weights),
@@ -208,7 +229,23 @@ def _fill(
             engine=engine,
             title=choice.name,
         )
-    return store, missing.keys() - unusable.keys()
+        new = [key for key in missing if key not in unusable]
+        rows |= dict(zip(new, target.read(new), strict=True))
+    return rows, missing.keys() - unusable.keys()
+
+
+def _writable(store: FeatureStore, scratch: Path) -> FeatureStore:
+    """The store, or one that lasts as long as this run and has the store's canaries."""
+    try:
+        store.prepare()
+    except WriteFailedError as cause:
+        _LOG.warning("the new features are not kept: %s", cause)
+    else:
+        return store
+    aside = FeatureStore(scratch, store.recipe)
+    with suppress(FileNotFoundError):
+        disk.publish(aside.path / META, disk.read_all(store.path / META))
+    return aside
 
 
 def _choice(network: Network, weights: Path | None) -> BackboneChoice:

@@ -86,14 +86,14 @@ def read_set(file: Path, stage: str) -> ResultSet:
         raise MissingResultsError(f"there is no {file}: {again} first") from cause
     except OSError as cause:
         raise ResultsError(f"{file} cannot be read ({cause.strerror or cause}): {again}") from cause
-    sealed = _SEALED.fullmatch(data)
-    if sealed is None or _sha256(sealed[1]) != sealed[2].decode():
+    try:
+        record = _unseal(data)
+        digests = dict(record.pop("files"))
+    except (ValueError, KeyError, TypeError) as cause:
         raise ResultsError(
             f"{file} is not as headrace {stage} writes it: damaged, changed by hand, or of another "
             f"version. Its results are not used; {again} again"
-        )
-    record: dict[str, Any] = disk.parse_json(data)
-    digests, _ = record.pop("files"), record.pop("sha256")
+        ) from cause
     return ResultSet(file=file, record=record, digests=digests, sha256=_sha256(data), stage=stage)
 
 
@@ -172,6 +172,16 @@ def _seal(text: str) -> bytes:
     """A JSON object of one value a line, with the digest of its text as the last value."""
     body = text.removesuffix("\n}").encode()
     return body + f',\n "sha256": "{_sha256(body)}"\n}}'.encode()
+
+
+def _unseal(data: bytes) -> dict[str, Any]:
+    """The values; nothing is parsed whose digest differs."""
+    sealed = _SEALED.fullmatch(data)
+    if sealed is None or _sha256(sealed[1]) != sealed[2].decode():
+        raise ValueError("its SHA-256 differs")
+    record: dict[str, Any] = disk.parse_json(data)
+    del record["sha256"]
+    return record
 
 
 def _sha256(data: bytes) -> str:

@@ -1,7 +1,10 @@
 """Change what a stage has left as a later run would have left it: with digests that fit."""
 
+import errno
+import os
 from pathlib import Path
 
+from cache import disk
 from pipeline.results import read_set, write_set
 
 
@@ -21,3 +24,17 @@ def rewrite(
 def record_of(file: Path) -> dict:
     """The values of a record."""
     return read_set(file, "stage").record
+
+
+def forbid_writing(monkeypatch, folder: Path) -> None:
+    """A folder that may only be read, also for root."""
+    for name in ("open_new", "replace", "unlink", "make_dir"):
+        real = getattr(disk, name)
+
+        def guarded(path, *more, real=real, name=name):
+            inside = folder.resolve() in (path.resolve(), *path.resolve().parents)
+            if inside and not (name == "make_dir" and path.is_dir()):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return real(path, *more)
+
+        monkeypatch.setattr(disk, name, guarded)

@@ -20,7 +20,7 @@ from cache.recipe import Recipe, check_canaries
 from cache.store import FeatureStore
 from pipeline.cli import main
 from pipeline.features.maintain import describe
-from tests.result_files import record_of
+from tests.result_files import forbid_writing, record_of
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
@@ -102,6 +102,19 @@ def test_features_json_has_the_promised_fields(study_file):
         "backbone", "fingerprint", "store", "dim", "images_in", "computed", "reused", "skipped",
         "seconds", "images_per_second",
     }  # fmt: skip
+
+
+def test_a_store_that_may_only_be_read_serves_what_it_holds(study_file, monkeypatch):
+    """``features`` with nothing new, and ``heads``; a new image is one error."""
+    run("features", study_file, *ENGINE)
+    forbid_writing(monkeypatch, study_file.parent / "features")
+    assert "nothing to do, 60 reused" in run("features", study_file, *ENGINE).stdout
+    run("heads", study_file, "--only", "prior", "--no-figures")
+    run("audit", study_file, "--no-shortcuts")
+    write_images(study_file.parent / "there", 4, seed=9)
+    text = run("features", study_file, *ENGINE, code=4).stderr
+    assert "Read-only file system (errno 30)" in text
+    assert "get the right to write there, or choose another place" in text
 
 
 def test_skipped_images_are_shown_with_their_reason(study_file):

@@ -12,16 +12,23 @@ import torch
 from click.testing import CliRunner
 
 import pipeline.predict as predict_module
+from cache.errors import CanaryError
 from pipeline.cli import main
 from pipeline.compare import CompareOptions, compare
-from pipeline.errors import ModelError, NoImagesError, SkippedImagesError
+from pipeline.errors import (
+    MissingResultsError,
+    ModelError,
+    NoImagesError,
+    ResultsError,
+    SkippedImagesError,
+)
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.predict import predict as predict_images
 from pipeline.study import load_study
-from tests.result_files import record_of, rewrite
+from tests.result_files import forbid_writing, record_of, rewrite
 from tests.tiny import FileWeights, install_tiny_backbone, write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -123,6 +130,55 @@ def test_other_weights_are_refused_and_the_right_ones_may_lie_elsewhere(compared
         predict(folder("linear"), [Path("new")])
     found = predict(folder("linear"), [Path("new")], weights=Path("moved.pth"))
     assert found["computed"] == 2
+
+
+def test_a_store_that_may_only_be_read_serves_old_and_new_images(compared, monkeypatch, caplog):
+    """Features of new images are not kept, which is said; canaries are compared all the same."""
+    write_images(Path("new"), 6, seed=9)
+    forbid_writing(monkeypatch, Path("features"))
+    caplog.set_level("WARNING")
+    assert predict(folder("linear"), [Path("here")])["computed"] == 0
+    assert not caplog.messages
+    first = predict(folder("linear"), [Path("new"), Path("here")])
+    assert (first["computed"], len(first["rows"])) == (6, 126)
+    assert [row["predicted"] for row in first["rows"][:6]] == ["a"] * 3 + ["b"] * 3
+    assert [m for m in caplog.messages if m.startswith("the new features are not kept: cannot")]
+    assert predict(folder("linear"), [Path("new")])["computed"] == 6
+    (meta,) = Path("features").glob("tiny-*/meta.json")
+    values = json.loads(meta.read_text())
+    values["canaries"]["features"][0] += 1
+    meta.write_text(json.dumps(values))
+    with pytest.raises(CanaryError):
+        predict(folder("linear"), [Path("new")])
+
+
+def test_a_head_that_the_record_does_not_name_is_not_offered(compared):
+    """Neither one of an interrupted run nor one without any record; a copy elsewhere is."""
+    results = Path("results/tiny")
+    shutil.copytree(folder("linear"), "passed_on")
+    shutil.copytree(folder("linear"), folder("stray"))
+    with pytest.raises(ResultsError, match=r"stray/model.json is not the file that heads.json"):
+        predict(folder("stray"), [Path("here")])
+    assert len(predict(Path("passed_on"), [Path("here")])["rows"]) == 120
+    compare(compared, CompareOptions(heads=HEADS, seeds=2))
+    assert not folder("stray").exists()
+    (results / "heads.json").unlink()
+    with pytest.raises(MissingResultsError, match="run headrace heads STUDY first"):
+        predict(folder("linear"), [Path("here")])
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.skops"])
+def test_a_head_with_one_altered_byte_is_refused(compared, name):
+    """And fitted again by the command that the message names."""
+    file = folder("linear") / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(ResultsError, match=rf"linear/{name} is not .*headrace heads STUDY again"):
+        predict(folder("linear"), [Path("here")])
+    record = compare(compared, CompareOptions(heads=HEADS, seeds=2))
+    assert (record["backbones"][0]["reused"], record["backbones"][0]["fitted"]) == (3, 1)
+    assert predict(folder("linear"), [Path("here")])["computed"] == 0
 
 
 def test_another_recipe_is_refused_and_the_field_named(compared):

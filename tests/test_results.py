@@ -13,7 +13,7 @@ import pytest
 from cache import disk
 from cache.errors import CacheError
 from pipeline.errors import MissingResultsError, ResultsError
-from pipeline.results import add_files, prepare, read_set, write_file, write_set
+from pipeline.results import _seal, add_files, prepare, read_set, write_file, write_set
 from tests.cache_jobs import CHANGES, ERRORS, KILLS, READS, SHORT
 
 #: Linux gives no process a number above 2**22.
@@ -260,6 +260,14 @@ def test_a_record_of_any_text_is_refused(tmp_path, text):
         read_set(tmp_path / "shift.json", "shift")
 
 
+def test_a_record_that_was_made_to_break_its_reader_is_refused(tmp_path):
+    """Even where the digest fits."""
+    for inside in ("[" * 200_000 + "]" * 200_000, "NaN", '1,\n "files": 3'):
+        (tmp_path / "shift.json").write_bytes(_seal(f'{{\n "a": {inside}\n}}'))
+        with pytest.raises(ResultsError, match="run headrace shift STUDY again"):
+            read_set(tmp_path / "shift.json", "shift")
+
+
 def test_files_are_only_added_to_the_record_of_the_same_run(tmp_path):
     """Another process may have replaced it in between."""
     write_set(tmp_path / "heads.json", {"run": 1})
@@ -317,6 +325,12 @@ def test_the_stages_write_their_results_in_no_other_way():
         for file in root.rglob("*.py")
         if re.search(r"disk\.publish|write_(bytes|text)\(|\.open\(.w", file.read_text())
     }
-    stores = {"data/index.py", "features/converted.py", "features/weights.py"}
+    stores = {
+        "data/dicom.py",
+        "data/index.py",
+        "features/converted.py",
+        "features/weights.py",
+        "predict.py",
+    }
     others = {"demo/__init__.py", "init.py", "finetune/checkpoint.py", "results.py"}
     assert callers == stores | others
