@@ -123,10 +123,17 @@ def _all_of(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Call
 
 
 _study_argument = click.argument("study", type=_PATH)
-_precision_option = click.option(
-    "--precision",
-    type=click.Choice(["fp32", "tf32", "bf16"]),
-    help="Instead of the study's; every precision has its own stores.",
+_recipe_options = _all_of(
+    click.option(
+        "--precision",
+        type=click.Choice(["fp32", "tf32", "bf16"]),
+        help="Instead of the study's; every precision has its own stores.",
+    ),
+    click.option(
+        "--decode",
+        type=click.Choice(["cpu", "gpu"]),
+        help="Instead of the study's; what a GPU decodes has its own stores.",
+    ),
 )
 _conflicts_option = click.option(
     "--allow-conflicts", is_flag=True, help="Accept identical images in two classes."
@@ -141,6 +148,13 @@ _engine_options = _all_of(
     click.option("--engine", default="auto", help="auto, openvino or torch.", show_default=True),
     _device_option,
     click.option("--batch-size", type=click.IntRange(min=1), help="Images in one batch."),
+    click.option(
+        "--compile",
+        type=click.Choice(["auto", "never", "always"]),
+        default="auto",
+        show_default=True,
+        help="Whether torch compiles the network; auto: where so many images pay for it.",
+    ),
 )
 
 
@@ -158,10 +172,12 @@ def _default_store() -> Path:
     return Path(os.environ.get("HEADRACE_FEATURES") or "features")
 
 
-def _load(file: Path, precision: str | None = None) -> Any:
+def _load(file: Path, flags: dict[str, Any] | None = None) -> Any:
+    """The study, with the recipe that the flags ask for; these are taken from them."""
     from pipeline.study import load_study
 
-    return load_study(file).with_precision(precision)
+    recipe = {name: (flags or {}).pop(name, None) for name in ("precision", "decode")}
+    return load_study(file).with_recipe(**recipe)
 
 
 def _samples(**flags: bool) -> Any:
@@ -272,22 +288,23 @@ def init(
 @main.command()
 @_study_argument
 @_engine_options
-@_precision_option
+@_recipe_options
 @click.option("--rehash", is_flag=True, help="Read every file again; trust no index.")
 @click.option("--strict", is_flag=True, help="A skipped image is an error.")
 @_conflicts_option
 @command
-def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
+def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """Run the frozen backbones over the images that the store does not hold yet.
 
     Example: headrace features study.toml
     """
     from pipeline.features.extract import ExtractOptions, extract
 
+    loaded = _load(study, flags)
     strict = flags.pop("strict")
     samples = _samples(rehash=flags.pop("rehash"), allow_conflicts=flags.pop("allow_conflicts"))
     options = ExtractOptions(engine=_engine(flags), samples=samples, strict=strict)
-    record = asdict(extract(_load(study, precision), options))
+    record = asdict(extract(loaded, options))
     _show("features", record, quiet=quiet)
     return {"study": record["study"], "backbones": list(record["backbones"])}
 
@@ -310,11 +327,11 @@ def features(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -
     show_default=True,
     help="Of the features: none, standardise, l2 or pca_whiten.",
 )
-@_precision_option
+@_recipe_options
 @_conflicts_option
 @_figures_option
 @command
-def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
+def heads(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """Fit all heads on stored features and compare them on the same images.
 
     Example: headrace heads study.toml --only linear,mlp --quick
@@ -328,7 +345,7 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
         preprocessing=flags["preprocessing"],
         samples=_samples(allow_conflicts=flags["allow_conflicts"]),
     )
-    loaded = _load(study, precision)
+    loaded = _load(study, flags)
     record = compare(loaded, options)
     return _publish("heads", record, loaded.results, quiet=quiet, figures=flags["figures"])
 
@@ -342,11 +359,9 @@ def heads(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     "twice more over all images, once; these features are stored too.",
 )
 @_engine_options
-@_precision_option
+@_recipe_options
 @command
-def audit(
-    study: Path, *, quiet: bool, shortcuts: bool, precision: str | None, **engine: Any
-) -> dict[str, Any]:
+def audit(study: Path, *, quiet: bool, shortcuts: bool, **flags: Any) -> dict[str, Any]:
     """Look for leaks and shortcuts before any number is believed. A leak is exit code 3.
 
     Patients and images in two roles, nearly equal images, contradicting and doubtful labels;
@@ -360,11 +375,11 @@ def audit(
     from pipeline.data.leaks import Finding, refuse_leaks
     from pipeline.features.extract import ExtractOptions, extract
 
-    loaded = _load(study, precision)
+    loaded = _load(study, flags)
     if shortcuts:
         extract(
             masked_study(loaded),
-            ExtractOptions(engine=_engine(engine), samples=SAMPLES, report="features_masked.json"),
+            ExtractOptions(engine=_engine(flags), samples=SAMPLES, report="features_masked.json"),
         )
     record = run(loaded, shortcuts=shortcuts)
     _show("audit", record, quiet=quiet)
@@ -453,12 +468,12 @@ def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[s
 @_study_argument
 @click.option("--quick", is_flag=True, help="Fewer draws, halves and refitted heads.")
 @click.option("--thorough", is_flag=True, help="More draws, halves and refitted heads: minutes.")
-@_precision_option
+@_recipe_options
 @_conflicts_option
 @click.option("--allow-leaks", is_flag=True, help="Go on although two roles share images.")
 @_figures_option
 @command
-def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> dict[str, Any]:
+def shift(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target: is there a shift, what does it cost, what helps?
 
     Example: headrace shift study.toml
@@ -468,7 +483,7 @@ def shift(study: Path, *, quiet: bool, precision: str | None, **flags: Any) -> d
     effort = _effort(flags, QUICK, THOROUGH) or ShiftOptions()
     accepted = {name: flags[name] for name in ("allow_conflicts", "allow_leaks")}
     options = replace(effort, samples=_samples(**accepted))
-    loaded = _load(study, precision)
+    loaded = _load(study, flags)
     record = analyse(loaded, options)
     return _publish("shift", record, loaded.results, quiet=quiet, figures=flags["figures"])
 
@@ -614,7 +629,7 @@ def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
 @_study_argument
 @click.argument("output", type=_PATH)
 @click.option("--backbone", help="Needed when the study has several.")
-@_precision_option
+@_recipe_options
 @_conflicts_option
 @command
 def export(
@@ -622,9 +637,9 @@ def export(
     output: Path,
     *,
     backbone: str | None,
-    precision: str | None,
     allow_conflicts: bool,
     quiet: bool,
+    **flags: Any,
 ) -> dict[str, Any]:
     """Write one self-contained HDF5 file of features, labels, patients and splits.
 
@@ -633,7 +648,7 @@ def export(
     from pipeline.features.export import export_study
 
     samples = _samples(allow_conflicts=allow_conflicts)
-    rows = export_study(_load(study, precision), backbone, output, samples)
+    rows = export_study(_load(study, flags), backbone, output, samples)
     if not quiet:
         click.echo(f"wrote {output}: {counted(rows, 'row')}; it names files and patients")
     return {"output": str(output), "rows": rows}

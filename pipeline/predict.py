@@ -225,7 +225,7 @@ def _rows_of(
             missing,
             build=lambda: _frozen_network(choice, network),
             weights=weights_file(choice.name, choice.weights),
-            policy=policy_of(choice.name, choice.resize),
+            policy=policy_of(choice),
             engine=engine,
             title=choice.name,
         )
@@ -261,6 +261,7 @@ def _choice(network: Network, weights: Path | None) -> BackboneChoice:
         weights=str(weights) if weights else network.weights,
         resize=str(recipe.preprocessing.get("resize")),
         precision=recipe.precision,
+        decode=str(recipe.preprocessing.get("decode", "cpu")),
     )
     changed = recipe.changes_to(recipe_of(choice, recipe.weights))
     if changed:

@@ -23,6 +23,7 @@ SOURCE = "source"
 SEALED, ABSENT = LABELS = ("sealed", "absent")
 PRECISIONS = ("fp32", "tf32", "bf16")
 RESIZES = ("stretch", "crop", "fast")
+DECODERS = ("cpu", "gpu")
 
 _MAX_HUMAN_ERROR = 0.5  # a person who errs more often is worse than a coin
 _MOST_MEGAPIXELS = 1000  # 3 GB decoded
@@ -155,6 +156,7 @@ class BackboneChoice:
             shorter side, then the centre) or ``fast`` (``stretch``, large JPEG files decoded
             at a part of their size).
         precision: ``fp32``, ``tf32`` or ``bf16``.
+        decode: ``cpu``, or ``gpu``: JPEG files are decoded on a CUDA device.
         mask: What the audit hides of each picture; no setting of the study file.
     """
 
@@ -162,6 +164,7 @@ class BackboneChoice:
     weights: str = "imagenet"
     resize: str = "stretch"
     precision: str = "fp32"
+    decode: str = "cpu"
     mask: str = "none"
 
 
@@ -285,12 +288,10 @@ class Study:
         """Where the feature stores are: as the study says, the environment, or by default."""
         return self.store or Path(os.environ.get("HEADRACE_FEATURES") or "features")
 
-    def with_precision(self, precision: str | None) -> "Study":
-        """The same study with every backbone at another precision; None changes nothing."""
-        if precision is None:
-            return self
-        chosen = tuple(replace(b, precision=precision) for b in self.backbones)
-        return replace(self, backbones=chosen)
+    def with_recipe(self, **changed: str | None) -> "Study":
+        """The same study with every backbone of another precision, say; None changes nothing."""
+        given: dict[str, Any] = {name: value for name, value in changed.items() if value}
+        return replace(self, backbones=tuple(replace(b, **given) for b in self.backbones))
 
 
 def load_study(file: Path) -> Study:
@@ -656,11 +657,12 @@ def _backbone(name: str, table: _Table) -> BackboneChoice:
         check_backbone_name(name)
     except UnknownNameError as cause:
         table.fail(f"{table.where}: {cause}")
-    table.check_keys({"weights", "resize", "precision"})
+    table.check_keys({"weights", "resize", "precision", "decode"})
     given = {
         "weights": table.get("weights"),
         "resize": table.get("resize", allowed=RESIZES),
         "precision": table.get("precision", allowed=PRECISIONS),
+        "decode": table.get("decode", allowed=DECODERS),
     }
     if given["weights"] not in (None, "imagenet"):
         given["weights"] = str(table.path("weights", 'allowed: "imagenet" or a file'))

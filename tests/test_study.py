@@ -174,10 +174,11 @@ def test_binary_rubbish_is_not_a_traceback(folder):
 
 
 def test_precision_can_be_set_for_all_backbones_at_once(folder):
-    """The command line's --precision replaces the study's."""
+    """The command line's --precision and --decode replace the study's."""
     study = load_study(write(folder, GOOD))
-    assert study.with_precision("bf16").backbones[0].precision == "bf16"
-    assert study.with_precision(None) == study
+    changed = study.with_recipe(precision="bf16", decode="gpu").backbones[0]
+    assert (changed.precision, changed.decode) == ("bf16", "gpu")
+    assert study.with_recipe(precision=None) == study
 
 
 def test_the_ways_to_resize_are_those_of_the_pixel_policy():

@@ -34,6 +34,7 @@ from pipeline.data.image_metadata import split_jpeg, split_png
 from pipeline.errors import ImageError, StudyError, UnknownNameError
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+_JPEG_END = b"\xff\xd9"
 _TIFF = (b"II*\x00", b"MM\x00*")
 #: Bytes by which :func:`is_image` knows a file.
 HEAD_BYTES = 132
@@ -71,12 +72,14 @@ class PixelPolicy:
         interpolation: ``bilinear`` or ``bicubic``: Pillow's, always antialiased.
         mean: Of each channel, red first, on the scale 0 to 1.
         std: Of each channel, red first, on the scale 0 to 1.
+        decode: ``cpu``, or ``gpu``: JPEG files are decoded and resized on a CUDA device, whose
+            pixels differ by a grey level here and there.
         mask: What is hidden of the whole picture before it is resized, to test what the
             rest predicts alone: ``none``; ``centre``: the middle 70 % of each side is black;
             ``corners``: only the four corners, 20 % of each side, put together.
 
     Raises:
-        UnknownNameError: ``resize``, ``interpolation`` or ``mask`` is in no table.
+        UnknownNameError: ``resize``, ``interpolation``, ``decode`` or ``mask`` is in no table.
         StudyError: ``size`` or ``crop_ratio`` is out of range.
     """
 
@@ -86,6 +89,7 @@ class PixelPolicy:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    decode: str = "cpu"
     mask: str = "none"
 
     def __post_init__(self) -> None:
@@ -93,6 +97,8 @@ class PixelPolicy:
             raise UnknownNameError("resize", self.resize, RESIZES)
         if self.interpolation not in INTERPOLATIONS:
             raise UnknownNameError("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.decode not in DECODERS:
+            raise UnknownNameError("decode", self.decode, DECODERS)
         if self.mask not in MASKS:
             raise UnknownNameError("mask", self.mask, MASKS)
         if self.size < 1 or not 0 < self.crop_ratio <= 1:
@@ -112,11 +118,13 @@ class PixelPolicy:
         crop = {"crop_ratio": float(self.crop_ratio)} if self.resize == "crop" else {}
         # Only where there is one: stores without a mask keep their fingerprint.
         mask = {} if self.mask == "none" else {"mask": self.mask}
+        decoder = {} if self.decode == "cpu" else {"decode": self.decode}
         return {
             "size": int(self.size),
             "resize": self.resize,
             **crop,
             **mask,
+            **decoder,
             "interpolation": self.interpolation,
             "antialias": True,
             "mean": [float(x) for x in self.mean],
@@ -285,6 +293,22 @@ def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, i
     return image, orientation
 
 
+def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int] | None:
+    """What another decoder may be given: an ordinary, whole JPEG file; None for all others.
+
+    Returns:
+        The file without metadata, and its orientation; see :func:`open_image`.
+    """
+    if not data.startswith(_JPEG) or not data.rstrip(b"\0").endswith(_JPEG_END):
+        return None
+    try:
+        image, orientation = open_image(data, reading)
+    except Exception:  # noqa: BLE001 - `decode` has the reason
+        return None
+    ordinary = image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
+    return (split_jpeg(data)[0], orientation) if ordinary else None
+
+
 def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:
     """The picture of a JPEG file that was opened; Pillow decodes what is out of the ordinary."""
     assert isinstance(image.fp, io.BytesIO)  # noqa: S101 - open_image made it
@@ -323,7 +347,7 @@ def _reason(data: bytes, cause: Exception) -> str:
     Damage inside the scan of a JPEG file goes unseen: the format has no checksum.
     """
     text = str(cause).splitlines()[0][:120] if str(cause) else type(cause).__name__
-    cut_short = "truncated" in text.lower() or b"\xff\xd9" not in data  # JPEG's end mark
+    cut_short = "truncated" in text.lower() or _JPEG_END not in data
     if data.startswith(b"\xff") and cut_short:
         return "truncated"
     return f"damaged ({text})"
@@ -481,6 +505,7 @@ RESIZES: Mapping[str, Callable[[Image.Image, PixelPolicy], Image.Image]] = Mappi
 MASKS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
     {"none": _whole, "centre": _without_centre, "corners": _corners_alone}
 )
+DECODERS = ("cpu", "gpu")
 INTERPOLATIONS: Mapping[str, Image.Resampling] = MappingProxyType(
     {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 )

@@ -21,6 +21,7 @@ from pipeline.features.weights import (
     WeightsSource,
     WheelWeights,
 )
+from pipeline.study import BackboneChoice
 
 if TYPE_CHECKING:
     import torch
@@ -71,9 +72,11 @@ def check_backbone_name(name: str) -> None:
         raise UnknownNameError("backbone", name, [*BACKBONES, "timm:NAME"])
 
 
-def policy_of(name: str, resize: str, mask: str = "none") -> PixelPolicy:
-    """Pixel policy of a backbone with the study's way of resizing, and a mask of the audit."""
-    return replace(spec_of(name).policy, resize=resize, mask=mask)
+def policy_of(choice: BackboneChoice) -> PixelPolicy:
+    """Pixel policy of a backbone, as a study chooses it."""
+    return replace(
+        spec_of(choice.name).policy, resize=choice.resize, decode=choice.decode, mask=choice.mask
+    )
 
 
 def weights_file(name: str, weights: str) -> Path:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from queue import SimpleQueue
@@ -35,7 +35,9 @@ _ROWS_PER_REQUEST = 16
 #: Below this, starting processes takes longer than they save.
 _IMAGES_FOR_PROCESSES = 2000
 ONE_COLOUR = "all pixels have one colour"
-_Request = Sequence[tuple[bytes, Item]]
+Request = Sequence[tuple[bytes, Item]]
+#: Why each image cannot be used, or None; and the pixels of the batch.
+Decoded = tuple[list[str | None], Any]
 
 
 def processes_for(device: str, images: int) -> int:
@@ -72,7 +74,7 @@ def decode_batches(
     for worker in running:
         workers.put(worker)
 
-    def decode(rows: Pixels, request: _Request) -> list[str | None]:
+    def decode(rows: Pixels, request: Request) -> list[str | None]:
         if not processes:
             return _decode_rows(rows, request, policy)
         worker = workers.get()
@@ -81,34 +83,52 @@ def decode_batches(
         finally:
             workers.put(worker)
 
+    def start(chunk: Request) -> Callable[[], Decoded]:
+        pixels = empty((size, policy.size, policy.size, 3), dtype=np.uint8)  # type: ignore[call-arg]
+        rows, pixels[len(chunk) :] = pixels[: len(chunk)], 0
+        futures = [
+            pool.submit(decode, rows[at : at + step], chunk[at : at + step])
+            for at in range(0, len(chunk), step)
+        ]
+        return lambda: ([reason for future in futures for reason in future.result()], pixels)
+
     step = _ROWS_PER_REQUEST if processes else 1
-    waiting: deque[tuple[list[bytes], Pixels, list[Future[list[str | None]]]]] = deque()
-    todo = iter(items.items())
     pool = ThreadPoolExecutor(processes or os.cpu_count(), "decode")
     try:
-        while True:
-            while len(waiting) < max(_BATCHES, _WINDOW // size):
-                if not (chunk := list(islice(todo, size))):
-                    break
-                pixels = empty((size, policy.size, policy.size, 3), dtype=np.uint8)  # type: ignore[call-arg]
-                rows, pixels[len(chunk) :] = pixels[: len(chunk)], 0
-                futures = [
-                    pool.submit(decode, rows[at : at + step], chunk[at : at + step])
-                    for at in range(0, len(chunk), step)
-                ]
-                waiting.append(([key for key, _ in chunk], pixels, futures))
-            if not waiting:
-                return
-            keys, pixels, futures = waiting.popleft()
-            reasons = [reason for future in futures for reason in future.result()]
-            unusable |= {k: reason for k, reason in zip(keys, reasons, strict=True) if reason}
-            yield [None if r else k for k, r in zip(keys, reasons, strict=True)], pixels
+        yield from started_ahead(items, size, start, unusable)
     finally:
         for worker in running:
             worker.kill()
         pool.shutdown(wait=bool(running), cancel_futures=True)
         for worker in running:
             worker.close()
+
+
+def started_ahead(
+    items: Mapping[bytes, Item],
+    size: int,
+    start: Callable[[Request], Callable[[], Decoded]],
+    unusable: dict[bytes, str],
+) -> Iterator[Batch]:
+    """Batches in order, some of them started before the first is asked for.
+
+    Args:
+        items: By content key.
+        size: Images in a batch.
+        start: Starts one batch; returns what waits for it.
+        unusable: Gets the reason of each image that is left out, by key.
+    """
+    waiting: deque[tuple[list[bytes], Callable[[], Decoded]]] = deque()
+    todo = iter(items.items())
+    while True:
+        while len(waiting) < max(_BATCHES, _WINDOW // size) and (chunk := list(islice(todo, size))):
+            waiting.append(([key for key, _ in chunk], start(chunk)))
+        if not waiting:
+            return
+        keys, wait = waiting.popleft()
+        reasons, pixels = wait()
+        unusable |= {key: why for key, why in zip(keys, reasons, strict=True) if why}
+        yield [None if why else key for key, why in zip(keys, reasons, strict=True)], pixels
 
 
 def decode_images(
@@ -120,7 +140,7 @@ def decode_images(
             yield keys[0], pixels[0]
 
 
-def _decode_rows(rows: Pixels, request: _Request, policy: PixelPolicy) -> list[str | None]:
+def _decode_rows(rows: Pixels, request: Request, policy: PixelPolicy) -> list[str | None]:
     """Decode images into rows; returns for each why it cannot be used, or None."""
     return [_decode_row(row, *one, policy) for row, one in zip(rows, request, strict=True)]
 
@@ -170,7 +190,7 @@ class _Process:
         self._requests = cast("IO[bytes]", self._child.stdin)
         self._answers = cast("IO[bytes]", self._child.stdout)
 
-    def decode(self, rows: Pixels, request: _Request) -> list[str | None]:
+    def decode(self, rows: Pixels, request: Request) -> list[str | None]:
         """Fill rows; see :func:`_decode_rows`.
 
         Raises:

@@ -169,7 +169,7 @@ def _extract_backbone(
             missing,
             build=lambda: frozen_network(choice, store.recipe),
             weights=weights_file(choice.name, choice.weights),
-            policy=policy_of(choice.name, choice.resize, choice.mask),
+            policy=policy_of(choice),
             engine=engine,
             title=f"{choice.name}, {choice.mask}" if masked else choice.name,
             copies=masked,
@@ -229,14 +229,7 @@ def fill_store(
     precision = store.recipe.precision
     engine = resolve_engine(engine, precision, images=len(missing), size=policy.size)
     unusable: dict[bytes, str] = {}
-    batches = decode_batches(
-        missing,
-        policy,
-        unusable,
-        size=engine.batch_size or 1,
-        empty=empty_batch(engine.device),
-        processes=processes_for(engine.device, len(missing)),
-    )
+    batches = _decoded(missing, policy, unusable, engine)
     first = _first_usable(batches)
     if not first:  # no engine is started for images that are all unusable
         return unusable
@@ -272,6 +265,29 @@ def fill_store(
             *(title, counted(same, "image"), have(same)),
         )
     return unusable
+
+
+def _decoded(
+    missing: Mapping[bytes, Item],
+    policy: PixelPolicy,
+    unusable: dict[bytes, str],
+    engine: EngineChoice,
+) -> Iterator[Batch]:
+    """Batches for an engine, decoded where the policy says."""
+    size = engine.batch_size or 1
+    if policy.decode == "cpu":
+        empty, processes = empty_batch(engine.device), processes_for(engine.device, len(missing))
+        return decode_batches(
+            missing, policy, unusable, size=size, empty=empty, processes=processes
+        )
+    if engine.device != "cuda":
+        raise EngineError(
+            f"decode = gpu needs a CUDA device, and the network runs on {engine.device}: "
+            "use --decode cpu, which has a store of its own"
+        )
+    from pipeline.features.device_decode import device_batches
+
+    return device_batches(missing, policy, unusable, size=size, device=engine.device)
 
 
 def _first_usable(batches: Iterator[Batch]) -> list[Batch]:

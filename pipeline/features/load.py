@@ -149,7 +149,7 @@ def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:
         cut=spec.cut,
         pooling=spec.pooling,
         weights=weights_digest,
-        preprocessing=policy_of(choice.name, choice.resize, choice.mask).to_json(),
+        preprocessing=policy_of(choice).to_json(),
         precision=choice.precision,
     )
 
@@ -169,7 +169,7 @@ def frozen_network(choice: BackboneChoice, recipe: Recipe | None = None) -> "Fro
     network = build(choice.name, weights_file(choice.name, choice.weights))
     if recipe:
         check_weights(network, recipe)
-    return Frozen(network, policy_of(choice.name, choice.resize, choice.mask))
+    return Frozen(network, policy_of(choice))
 
 
 def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:

@@ -152,7 +152,7 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
     def network() -> "Frozen":
         return frozen_network(backbone, store.recipe)
 
-    policy = policy_of(backbone.name, backbone.resize, backbone.mask)
+    policy = policy_of(backbone)
     other = replace(choice, batch_size=choice.batch_size or CPU_BATCH * 2 - 1)
     with closing(start_engine(network, other, backbone.precision)) as engine:
         canaries = canary_features(engine, policy)

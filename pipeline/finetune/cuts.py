@@ -156,7 +156,7 @@ class StoredRows:
 
 def pixel_policy(choice: BackboneChoice, size: int | None) -> PixelPolicy:
     """From bytes to the pixels that a backbone sees; without a size, its own side."""
-    policy = policy_of(choice.name, choice.resize)
+    policy = policy_of(replace(choice, decode="cpu"))
     return policy if size is None else replace(policy, size=size)
 
 

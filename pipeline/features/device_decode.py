@@ -1,0 +1,209 @@
+"""JPEG files decoded and resized on a CUDA device, many at once. Imports torch.
+
+nvJPEG's pixels and torch's antialiased resize are not bit for bit those of the CPU, so what is
+made of them has a recipe of its own. A picture that cannot be decoded there, or is out of the
+ordinary, is decoded on the CPU, and counted.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from pipeline.data.images import PixelPolicy, Pixels, plain_jpeg
+from pipeline.data.items import Content, Item
+from pipeline.data.sources import read_image
+from pipeline.errors import EngineError, ImageError
+from pipeline.features.decoding import (
+    ONE_COLOUR,
+    Batch,
+    Decoded,
+    Request,
+    started_ahead,
+)
+from pipeline.words import are, counted
+
+_LOG = logging.getLogger(__name__)
+#: Pictures that are decoded, and resized, at once: full-size ones fill a GPU's memory.
+_AT_ONCE = 32
+#: Threads that read and check files.
+_READERS = 16
+
+
+class _Picture(NamedTuple):
+    """A JPEG file as it goes to the device; ``content`` decodes it on the CPU if need be."""
+
+    content: Content
+    jpeg: bytes
+    orientation: int
+
+
+def device_batches(
+    items: Mapping[bytes, Item],
+    policy: PixelPolicy,
+    unusable: dict[bytes, str],
+    *,
+    size: int,
+    device: str,
+) -> Iterator[Batch]:
+    """As :func:`pipeline.features.decoding.decode_batches`; the pixels are on the device.
+
+    Raises:
+        EngineError: This torchvision decodes no JPEG.
+    """
+    decoder = _DeviceDecoder(policy, size, device)
+    with ThreadPoolExecutor(_READERS, "read") as pool, ThreadPoolExecutor(1, "decode") as own:
+
+        def start(chunk: Request) -> Callable[[], Decoded]:
+            read = [pool.submit(_read, key, item, policy) for key, item in chunk]
+            return own.submit(lambda: decoder([future.result() for future in read])).result
+
+        try:
+            yield from started_ahead(items, size, start, unusable)
+        finally:
+            own.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+    if decoder.on_cpu:
+        _LOG.info(
+            "%s %s decoded on the CPU, since the GPU decodes plain JPEG only",
+            *(counted(decoder.on_cpu, "picture"), are(decoder.on_cpu)),
+        )
+
+
+def _read(key: bytes, item: Item, policy: PixelPolicy) -> _Picture | Pixels | str:
+    """A JPEG file, or the pixels of what is none, or why it cannot be used."""
+    try:
+        content = read_image(item, key)
+        # Only files of images have it; rows of stacks are pixels already.
+        data = getattr(content, "data", b"")
+        if plain := plain_jpeg(data, item.reading):
+            return _Picture(content, *plain)
+        return content.pixels(policy)
+    except ImageError as reason:
+        return str(reason)
+
+
+class _DeviceDecoder:
+    """Decodes batches on a device.
+
+    Args:
+        policy: From bytes to pixels.
+        size: Images in a batch.
+        device: ``cuda``; ``cpu`` does the same with other decoders.
+    """
+
+    def __init__(self, policy: PixelPolicy, size: int, device: str) -> None:
+        try:
+            from torchvision.io import ImageReadMode, decode_jpeg
+        except ImportError as cause:
+            raise EngineError(
+                "this torchvision does not decode JPEG any more: use --decode cpu"
+            ) from cause
+        self._policy, self._size, self._device = policy, size, device
+        self._mode, self._decode_jpeg = ImageReadMode.UNCHANGED, decode_jpeg
+        #: How many were decoded on the CPU instead.
+        self.on_cpu = 0
+
+    def __call__(self, pictures: Sequence[_Picture | Pixels | str]) -> Decoded:
+        """Why each picture cannot be used, and uint8 pixels ``(size, side, side, 3)``."""
+        side = self._policy.size
+        pixels = torch.zeros((self._size, side, side, 3), dtype=torch.uint8, device=self._device)
+        reasons: list[str | None] = [p if isinstance(p, str) else None for p in pictures]
+        files = iter([(row, p) for row, p in enumerate(pictures) if isinstance(p, _Picture)])
+        with torch.inference_mode():
+            while some := list(islice(files, _AT_ONCE)):
+                left = self._fill(pixels, some)
+                self.on_cpu += len(left)
+                for row, picture in left:
+                    try:
+                        pixels[row] = torch.from_numpy(picture.content.pixels(self._policy).copy())
+                    except ImageError as refused:
+                        reasons[row] = str(refused)
+            for row, other in enumerate(pictures):
+                if not isinstance(other, str | _Picture):
+                    self.on_cpu += 1
+                    pixels[row] = torch.from_numpy(other.copy())
+            one_colour = (pixels == pixels[:, :1, :1]).flatten(1).all(1).tolist()
+        for row, reason in enumerate(reasons):
+            if reason is None and one_colour[row]:
+                reasons[row] = ONE_COLOUR
+        return reasons, pixels
+
+    def _fill(
+        self, pixels: Tensor, pictures: list[tuple[int, _Picture]]
+    ) -> list[tuple[int, _Picture]]:
+        """Decode pictures into their rows; returns those that could not be decoded here."""
+        images = self._decoded([picture.jpeg for _, picture in pictures])
+        by_shape: defaultdict[tuple[int, ...], list[tuple[int, Tensor]]] = defaultdict(list)
+        left = []
+        for (row, picture), image in zip(pictures, images, strict=True):
+            if image is None:
+                left.append((row, picture))
+            else:
+                upright = _TURNS[picture.orientation](image)
+                by_shape[tuple(upright.shape)].append((row, upright))
+        for group in by_shape.values():
+            square = _fitted(torch.stack([image for _, image in group]), self._policy)
+            pixels[[row for row, _ in group]] = square.permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+        return left
+
+    def _decoded(self, files: list[bytes]) -> list[Tensor | None]:
+        """Uint8 images ``(channels, height, width)``; None for what is not decoded here."""
+        encoded = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
+        with suppress(RuntimeError):
+            return list(self._decode(encoded))
+        images: list[Tensor | None] = []
+        for one in encoded:  # which of them it was is not said
+            try:
+                images += self._decode([one])
+            except RuntimeError:
+                images.append(None)
+        return images
+
+    def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
+        if self._device == "cpu":
+            return [self._decode_jpeg(one, self._mode) for one in encoded]
+        decoded: list[Tensor] = self._decode_jpeg(encoded, self._mode, device=self._device)
+        return decoded
+
+
+def _fitted(images: Tensor, policy: PixelPolicy) -> Tensor:
+    """Images ``(n, c, height, width)`` as the network takes them, by the same rules as Pillow's."""
+    height, width = images.shape[2:]
+    to = (policy.size, policy.size)
+    if policy.resize == "crop":
+        target, short = round(policy.size / policy.crop_ratio), min(height, width)
+        to = (target * height // short, target * width // short)
+    if (height, width) != to:
+        resized = interpolate(images.float(), to, mode=policy.interpolation, antialias=True)
+        images = resized.round_().clamp_(0, 255).to(torch.uint8)
+    top, left = (round((side - policy.size) / 2) for side in to)
+    return images[:, :, top : top + policy.size, left : left + policy.size]
+
+
+def _turn(quarters: int, *, mirrored: bool = False) -> Callable[[Tensor], Tensor]:
+    def turn(image: Tensor) -> Any:
+        image = image.flip(2) if mirrored else image
+        return image.rot90(quarters, (1, 2)) if quarters else image
+
+    return turn
+
+
+#: By the orientation of EXIF; see ``pipeline.data.images``.
+_TURNS = {
+    1: _turn(0),
+    2: _turn(0, mirrored=True),
+    3: _turn(2),
+    4: _turn(2, mirrored=True),
+    5: _turn(1, mirrored=True),
+    6: _turn(-1),
+    7: _turn(-1, mirrored=True),
+    8: _turn(1),
+}
