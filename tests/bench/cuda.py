@@ -1,0 +1,656 @@
+"""Everything that needs a CUDA device, in one script of a few minutes.
+
+    python -m tests.bench.cuda --out FOLDER                    on a machine with CUDA
+    python -m tests.bench.cuda --out FOLDER --device cpu --scale 0.01     to try the script
+
+Each section is a process of its own with a time limit, so one that fails or hangs costs itself
+alone; what it prints, or its traceback, is in ``FOLDER/cuda.md`` as soon as it is there. Python
+packages that the machine lacks may lie as wheels in ``.whl`` of the current folder.
+Weights are random: neither a rate nor an agreement depends on them.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+BACKBONES = ("densenet121", "googlenet")
+#: Side in pixels, colours and number of the generated pictures.
+SETS = {"small": (224, "RGB", 8000), "large": (1600, "L", 1600), "colour": (1600, "RGB", 320)}
+LOOP = """
+import sys, time, torch, torchvision
+from torch.utils.data import DataLoader
+from torchvision import transforms as T
+name, folder, limit, device, precision = sys.argv[1:6]
+extra = {"init_weights": False} if name == "googlenet" else {}
+model = getattr(torchvision.models, name)(weights=None, **extra)
+setattr(model, "fc" if name == "googlenet" else "classifier", torch.nn.Identity())
+model.eval().to(device, memory_format=torch.channels_last)
+torch.backends.cudnn.benchmark = True
+normalise = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+t = T.Compose([T.Resize((224, 224)), T.ToTensor(), normalise])
+data = torchvision.datasets.ImageFolder(folder, t)
+data.samples = data.samples[: int(limit)]
+loader = DataLoader(data, batch_size=128, num_workers=__import__("os").cpu_count(),
+                    pin_memory=device == "cuda", prefetch_factor=4)
+start = time.perf_counter()
+rows = []
+bf16 = torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+with torch.inference_mode(), bf16:
+    for images, _ in loader:
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        rows.append(model(images).float().cpu().numpy())
+print(len(data) / (time.perf_counter() - start))
+"""
+
+
+def main() -> None:
+    """Run the sections one after another, or one of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("cuda-out"))
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the images")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="sections after that are left out"
+    )
+    parser.add_argument("--only", default="", help="names of sections, separated by commas")
+    parser.add_argument("--section", help="run this one here")
+    parser.add_argument("--work", type=Path)
+    options = parser.parse_args()
+    if options.section:
+        SECTIONS[options.section][0](options)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="headrace-cuda-") as work:
+        environment = os.environ | {"PYTHONPATH": _packages(Path(work)), "PYTHONWARNINGS": "ignore"}
+        environment |= {"HEADRACE_BENCH": "1", "PYTHONUNBUFFERED": "1"}
+        begun = time.monotonic()
+        for name, (_, limit) in SECTIONS.items():
+            if options.only and name not in options.only.split(","):
+                continue
+            if time.monotonic() - begun > 60 * options.minutes:
+                _write(options.out, f"\n## {name}: left out, no time\n")
+                continue
+            _run_section(name, limit, options, Path(work), environment)
+
+
+def _run_section(
+    name: str, limit: int, options: argparse.Namespace, work: Path, environment: dict[str, str]
+) -> None:
+    start = time.monotonic()
+    given = ["--section", name, "--work", str(work), "--device", options.device]
+    command = [sys.executable, "-m", "tests.bench.cuda", *given, "--scale", str(options.scale)]
+    _write(options.out, f"\n## {name}\n")
+    with (options.out / "log.txt").open("a") as log:
+        child = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        timer = _killer(child, limit if options.device == "cuda" else 8 * limit)
+        lines: deque[str] = deque(maxlen=25)
+        for line in child.stdout:
+            log.write(line)
+            log.flush()
+            lines.append(line)
+            if line.startswith(("| ", "- ")):
+                _write(options.out, line)
+        code = child.wait()
+        timer.cancel()
+    if code:
+        _write(options.out, f"\nFAILED (exit code {code}):\n```\n{''.join(lines)}```\n")
+    _write(options.out, f"\n({time.monotonic() - start:.1f} s)\n")
+
+
+def _killer(child: "subprocess.Popen[str]", limit: int):
+    from threading import Timer
+
+    timer = Timer(limit, lambda: os.killpg(child.pid, signal.SIGKILL))
+    timer.start()
+    return timer
+
+
+def _write(out: Path, text: str) -> None:
+    print(text, end="", flush=True)
+    with (out / "cuda.md").open("a") as file:
+        file.write(text)
+
+
+def _packages(work: Path) -> str:
+    """A path on which everything that headrace imports is found, and the current folder."""
+    site = work / "site"
+    site.mkdir()
+    wheels = sorted(str(wheel) for wheel in Path(".whl").glob("*.whl"))
+    if wheels:
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+        subprocess.run([*pip, "--no-compile", "--target", str(site), *wheels], check=False)
+    if not (importlib.util.find_spec("rich") or (site / "rich").exists()):
+        import pip._vendor.rich
+
+        shutil.copytree(Path(pip._vendor.rich.__file__).parent, site / "rich")
+    if not (importlib.util.find_spec("simplejpeg") or (site / "simplejpeg").exists()):
+        # Pillow decodes instead: the same pixels, more slowly.
+        (site / "simplejpeg.py").write_text("def decode_jpeg(*_):\n    raise ValueError\n")
+    return os.pathsep.join([str(site), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+
+
+# The sections.
+
+
+def environment(options: argparse.Namespace) -> None:
+    """What the machine is, and the generated pictures."""
+    import simplejpeg
+    import torch
+    import torchvision
+
+    name = torch.cuda.get_device_name() if options.device == "cuda" else "no GPU"
+    print(f"- {name}, {os.cpu_count()} cores, Python {sys.version.split()[0]}")
+    print(f"- torch {torch.__version__}, torchvision {torchvision.__version__}")
+    print(f"- simplejpeg: {getattr(simplejpeg, '__version__', 'absent, Pillow decodes')}")
+    print(f"- OpenVINO: {importlib.util.find_spec('openvino') is not None}")
+    for kind, (side, mode, count) in SETS.items():
+        start = time.perf_counter()
+        number = _count(options, count)
+        _pictures(options.work / kind, side, mode, number)
+        size = sum(f.stat().st_size for f in (options.work / kind).rglob("*.jpg")) / number
+        seconds = time.perf_counter() - start
+        print(f"- {kind}: {number} of {side} px, {mode}, {size / 1000:.0f} kB, {seconds:.1f} s")
+    for backbone in BACKBONES:
+        _weights(options.work, backbone)
+
+
+def correctness(options: argparse.Namespace) -> None:
+    """The features of each precision on the device, against fp32 on the CPU."""
+    import torch
+
+    from cache.recipe import relative_l2_rows
+    from pipeline.data.images import PixelPolicy
+    from pipeline.features.engines import EngineChoice, start_engine
+    from pipeline.features.extract import compute_features
+    from pipeline.features.frozen import Frozen, build
+
+    policy = PixelPolicy()
+    rng = np.random.default_rng(0)
+    images = [(bytes([i]), _picture(rng, 224, "RGB")) for i in range(24)]
+
+    def rows(backbone: str, device: str, precision: str, compiling: str = "never") -> np.ndarray:
+        engine = start_engine(
+            lambda: Frozen(build(backbone, _weights(options.work, backbone)), policy),
+            EngineChoice(engine="torch", device=device, batch_size=8, compile=compiling),
+            precision,
+        )
+        found = np.stack([row for _, row in compute_features(images, engine)])
+        print(f"{engine.description}", flush=True)
+        engine.close()
+        return found
+
+    print("| backbone | precision | relative L2 against the CPU, median | largest |")
+    print("| - | - | - | - |")
+    for backbone in BACKBONES if options.device == "cuda" else BACKBONES[1:]:
+        expected = rows(backbone, "cpu", "fp32")
+        for precision in ("fp32", "tf32", "bf16"):
+            if precision == "tf32" and options.device == "cpu":
+                continue
+            distance = relative_l2_rows(rows(backbone, options.device, precision), expected)
+            print(
+                f"| {backbone} | {precision} | {np.median(distance):.1e} | {distance.max():.1e} |"
+            )
+            if precision == "fp32" and distance.max() > 1e-4:
+                print("- WRONG: more than 1e-4")
+    if options.device == "cuda":
+        plain = build("densenet121", _weights(options.work, "densenet121")).cuda()
+        tensor = torch.from_numpy(np.stack([p for _, p in images])).cuda()
+        with torch.inference_mode():
+            features = Frozen(plain, policy).cuda()(tensor).cpu().numpy()
+        expected = rows("densenet121", "cuda", "fp32")
+        print(
+            f"- engine against plain forward, both fp32 on the device: "
+            f"{relative_l2_rows(features, expected).max():.1e}"
+        )
+
+
+def stores(options: argparse.Namespace) -> None:
+    """A store begun on the CPU is continued on the device; kill -9 and resume."""
+    from cache.store import FeatureStore, stores_in
+
+    count = _count(options, 4000)
+    few, many = options.work / "begun", options.work / "continued"
+    _take(options.work / "small", few, min(64, count // 2))
+    _take(options.work / "small", many, count)
+    study = _study(options.work, few, "googlenet", "begun")
+    cpu = _features(study, "cpu", "fp32")
+    study.write_text(study.read_text().replace(f'path = "{few}"', f'path = "{many}"'))
+    resumed = _features(study, options.device, "fp32")
+    row = resumed["backbones"][0]
+    print(
+        f"- begun on the CPU ({cpu['backbones'][0]['computed']}), continued on the device: "
+        f"{row['reused']} reused, {row['computed']} computed"
+    )
+    checked = _cli(
+        "cache",
+        "verify",
+        str(study),
+        "--sample",
+        "50",
+        "--device",
+        "cpu",
+        "--engine",
+        "torch",
+        check=False,
+    )
+    print(
+        f"- verified on the CPU: {checked.stdout.strip() or checked.stderr[-300:]}".replace(
+            "\n", "; "
+        )
+    )
+
+    shutil.rmtree(options.work / "store-begun", ignore_errors=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", _SLOW_COMMIT, "features", str(study), "--device", options.device],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=Path.cwd(),
+    )
+    committed = 0
+    while child.poll() is None and not committed:
+        time.sleep(0.02)
+        found = (
+            stores_in(options.work / "store-begun")
+            if (options.work / "store-begun").exists()
+            else {}
+        )
+        committed = sum(
+            len(list((s.path / "parts").iterdir()))
+            for s in found.values()
+            if isinstance(s, FeatureStore) and (s.path / "parts").exists()
+        )
+    child.kill()
+    child.communicate()
+    row = _features(study, options.device, "fp32")["backbones"][0]
+    whole = row["reused"] + row["computed"] == row["images_in"]
+    print(
+        f"- kill -9 after the first commit: {row['reused']} kept, {row['computed']} computed, "
+        f"{'whole' if whole and row['reused'] else 'NOT AS IT SHOULD BE'}"
+    )
+
+
+_SLOW_COMMIT = (
+    "import sys, cache.store as s; s.ROWS_PER_COMMIT = 16;from pipeline.cli import main; main()"
+)
+
+
+def forward(options: argparse.Namespace) -> None:
+    """The engine alone on random pixels."""
+    from pipeline.data.images import PixelPolicy
+    from pipeline.features.engines import EngineChoice, empty_batch, start_engine
+    from pipeline.features.frozen import Frozen, build
+
+    print("| backbone | precision | compile | images/s | start, s | engine |")
+    print("| - | - | - | - | - | - |")
+    for backbone, precision, compiling in (
+        ("densenet121", "fp32", "never"),
+        ("densenet121", "tf32", "never"),
+        ("densenet121", "bf16", "never"),
+        ("googlenet", "fp32", "never"),
+        ("googlenet", "bf16", "never"),
+        ("densenet121", "bf16", "always"),
+    ):
+        if options.device == "cpu" and (backbone, precision) != ("googlenet", "bf16"):
+            continue
+        start = time.perf_counter()
+        try:
+            engine = start_engine(
+                lambda b=backbone: Frozen(build(b, _weights(options.work, b)), PixelPolicy()),
+                EngineChoice(engine="torch", device=options.device, compile=compiling),
+                precision,
+            )
+        except Exception as error:  # noqa: BLE001 - the others are measured
+            print(
+                f"| {backbone} | {precision} | {compiling} | {type(error).__name__}: {error} | | |"
+            )
+            continue
+        begun = time.perf_counter() - start
+        batch = empty_batch(options.device)((engine.batch_size, 224, 224, 3), dtype=np.uint8)
+        batch[...] = np.random.default_rng(0).integers(0, 256, batch.shape, np.uint8)
+        rate = _engine_rate(engine, batch, seconds=3)
+        print(
+            f"| {backbone} | {precision} | {compiling} | {rate:.0f} | {begun:.1f} | "
+            f"{engine.description} |",
+            flush=True,
+        )
+        engine.close()
+        del engine
+
+
+def _engine_rate(engine, batch, *, seconds: float) -> float:
+    from collections import deque
+
+    waiting, done = deque(), 0
+    for _ in range(engine.depth):
+        engine.submit(batch)()
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        waiting.append(engine.submit(batch))
+        if len(waiting) >= engine.depth:
+            waiting.popleft()()
+            done += len(batch)
+    while waiting:
+        waiting.popleft()()
+        done += len(batch)
+    return done / (time.perf_counter() - start)
+
+
+def decoding(options: argparse.Namespace) -> None:
+    """Reading, hashing and decoding alone."""
+    from pipeline.data.images import PixelPolicy
+    from pipeline.data.sources import read_image, scan
+    from pipeline.features.decoding import decode_batches
+
+    cores = os.cpu_count()
+    print("| pictures | how | images/s |\n| - | - | - |")
+    for kind in SETS:
+        items = {read_image(item).key: item for item in scan(options.work / kind).items}
+        ways = {f"threads, {cores}": 0, f"processes, {cores}": cores}
+        for name, processes in ways.items():
+            for resize in ("stretch", "fast") if kind != "small" and processes else ("stretch",):
+                policy = PixelPolicy(resize=resize)
+                few = items if processes else dict(islice(items.items(), len(items) // 2))
+                rate = _batches_rate(decode_batches(few, policy, {}, size=128, processes=processes))
+                print(f"| {kind} | {name}, {resize} | {rate:.0f} |", flush=True)
+        try:
+            from pipeline.features.device_decode import device_batches
+
+            policy = PixelPolicy(decode="gpu")
+            rate = _batches_rate(device_batches(items, policy, {}, size=128, device=options.device))
+            print(f"| {kind} | on the device | {rate:.0f} |", flush=True)
+        except Exception as error:  # noqa: BLE001 - the others are measured
+            print(f"| {kind} | on the device | {type(error).__name__}: {error} |", flush=True)
+
+
+def _batches_rate(batches) -> float:
+    """Without the first batch, which waits for threads and processes to start."""
+    next(batches)
+    start, done = time.perf_counter(), 0
+    for keys, _ in batches:
+        done += len(keys)
+    return done / (time.perf_counter() - start)
+
+
+def device_pixels(options: argparse.Namespace) -> None:
+    """How far pixels and features of the device's decoder are from the CPU's."""
+    from cache.recipe import relative_l2_rows
+    from pipeline.data.images import PixelPolicy
+    from pipeline.data.sources import read_image, scan
+    from pipeline.features.decoding import decode_images
+    from pipeline.features.device_decode import device_batches
+    from pipeline.features.engines import EngineChoice, start_engine
+    from pipeline.features.extract import compute_features, run_batches
+    from pipeline.features.frozen import Frozen, build
+
+    name = BACKBONES[0 if options.device == "cuda" else 1]
+    engine = start_engine(
+        lambda: Frozen(build(name, _weights(options.work, name)), PixelPolicy()),
+        EngineChoice(engine="torch", device=options.device, batch_size=32),
+        "fp32",
+    )
+    print("| pictures | mean grey levels | largest | features, relative L2, median | largest |")
+    print("| - | - | - | - | - |")
+    for kind in SETS:
+        items = {
+            read_image(i).key: i
+            for i in islice(scan(options.work / kind).items, _count(options, 64))
+        }
+        cpu = dict(decode_images(items, PixelPolicy(), {}))
+        expected = dict(compute_features(cpu.items(), engine))
+        batches = list(
+            device_batches(items, PixelPolicy(decode="gpu"), {}, size=32, device=options.device)
+        )
+        found = {
+            k: row
+            for keys, rows in run_batches(batches, engine)
+            for k, row in zip(keys, rows, strict=True)
+        }
+        moved = np.concatenate(
+            [
+                np.abs(row.cpu().numpy().astype(int) - cpu[key]).ravel()
+                for keys, pixels in batches
+                for key, row in zip(keys, pixels, strict=False)
+                if key
+            ]
+        )
+        far = relative_l2_rows(
+            np.stack([found[k] for k in cpu]), np.stack([expected[k] for k in cpu])
+        )
+        print(f"| {kind} | {moved.mean():.3f} | {moved.max()} ", end="")
+        print(f"| {np.median(far):.1e} | {far.max():.1e} |", flush=True)
+    engine.close()
+
+
+def whole_small(options: argparse.Namespace) -> None:
+    """The whole command on small pictures, and the plain loop."""
+    ways = [("googlenet", "bf16", "cpu")]
+    if options.device == "cuda":
+        ways = [("densenet121", "bf16", "cpu"), ("densenet121", "fp32", "cpu"), *ways]
+    _whole(options, "small", ways, loop_images=3000)
+
+
+def whole_large(options: argparse.Namespace) -> None:
+    """The whole command on full-size pictures, and the plain loop."""
+    ways = [("googlenet", "bf16", "cpu")]
+    if options.device == "cuda":
+        ways = [("densenet121", "bf16", "gpu"), ("densenet121", "bf16", "cpu")]
+    _whole(options, "large", ways, loop_images=600)
+
+
+def _whole(
+    options: argparse.Namespace, kind: str, ways: list[tuple[str, str, str]], *, loop_images: int
+) -> None:
+    images = options.work / kind
+    count = _count(options, SETS[kind][2])
+    quarter = options.work / f"{kind}-quarter"
+    _take(images, quarter, count // 4)
+    print("| pictures | backbone | precision | decode ", end="")
+    print("| whole, s | images/s | marginal, images/s | plain loop, images/s |")
+    print("| - | - | - | - | - | - | - | - |", flush=True)
+    loops = {}
+    for backbone, precision, decode in ways:
+        seconds, notes = [], ""
+        for folder in (quarter, images):
+            study = _study(
+                options.work, folder, backbone, f"{kind}-{backbone}-{precision}-{decode}"
+            )
+            shutil.rmtree(options.work / f"store-{study.stem}", ignore_errors=True)
+            start = time.perf_counter()
+            done = _cli(
+                "features",
+                str(study),
+                "--device",
+                options.device,
+                "--engine",
+                "torch",
+                "--precision",
+                precision,
+                "--decode",
+                decode,
+            )
+            seconds.append(time.perf_counter() - start)
+            notes = done.stderr
+        if (backbone, precision) not in loops:
+            few = _count(options, loop_images)
+            given = [backbone, str(images), str(few), options.device, precision]
+            loops[backbone, precision] = float(_python("-c", LOOP, *given).stdout.split()[-1])
+        marginal = (count - count // 4) / max(seconds[1] - seconds[0], 1e-3)
+        loop = loops[backbone, precision]
+        print(
+            f"| {kind} | {backbone} | {precision} | {decode} | {seconds[1]:.1f} | "
+            f"{count / seconds[1]:.0f} | {marginal:.0f} ({marginal / loop:.1f} x) | {loop:.0f} |"
+        )
+        for line in notes.splitlines():
+            if "waiting for" in line or "torch on" in line:
+                print(f"- {line.strip()}", flush=True)
+
+
+def finetune(options: argparse.Namespace) -> None:
+    """Fine-tuning beside a plain loop; see ``tests.bench.finetune``."""
+    cuda = options.device == "cuda"
+    small = ["--images", "16", "--steps", "1", "--epochs", "1", "--batch-size", "4", "--size", "64"]
+    given = ["--device", options.device, *([] if cuda else [*small, "--backbone", "googlenet"])]
+    for line in _python("-m", "tests.bench.finetune", *given, check=False).stdout.splitlines():
+        print(f"- {line}", flush=True)
+
+
+def tests(options: argparse.Namespace) -> None:
+    """The tests of the rooms that use a device, with the device visible."""
+    rooms = (
+        ["tests/features", "tests/finetune"]
+        if options.device == "cuda"
+        else ["tests/features/test_decoding.py"]
+    )
+    done = _python(
+        "-m",
+        "pytest",
+        *rooms,
+        "-q",
+        "-x",
+        "--maxfail=8",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "ignore",
+        check=False,
+    )
+    for line in done.stdout.splitlines()[-14:]:
+        print(f"- {line}")
+
+
+SECTIONS = {
+    "environment": (environment, 120),
+    "correctness": (correctness, 90),
+    "forward": (forward, 150),
+    "decoding": (decoding, 60),
+    "device pixels": (device_pixels, 40),
+    "stores": (stores, 90),
+    "whole small": (whole_small, 150),
+    "whole large": (whole_large, 150),
+    "finetune": (finetune, 120),
+    "tests": (tests, 120),
+}
+
+
+# What the sections share.
+
+
+def _count(options: argparse.Namespace, number: int) -> int:
+    return max(32, int(number * options.scale)) // 4 * 4
+
+
+def _picture(rng: np.random.Generator, side: int, mode: str) -> np.ndarray:
+    """Smooth structure with grain, as X-rays have it."""
+    coarse = rng.integers(0, 256, (side // 28 + 2, side // 28 + 2), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
+    grain = rng.integers(-4, 5, (side, side), np.int16)
+    grey = np.clip(smooth.astype(np.int16) + grain, 0, 255).astype(np.uint8)
+    return grey if mode == "L" else np.stack([grey, np.roll(grey, 3), 255 - grey // 2], axis=-1)
+
+
+def _pictures(folder: Path, side: int, mode: str, count: int) -> None:
+    """Different JPEG files in two class folders; few pictures, turned and shifted."""
+    rng = np.random.default_rng(side)
+    bases = [_picture(rng, side, mode) for _ in range(12)]
+    for kind in "ab":
+        (folder / kind).mkdir(parents=True)
+
+    def save(number: int) -> None:
+        shifted = np.roll(bases[number % 12], (number // 12 * 7, number // 12), (0, 1))
+        file = folder / "ab"[number % 2] / f"p{number // 4:05}_{number}.jpg"
+        Image.fromarray(shifted).save(file, quality=85)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(save, range(count)))
+
+
+def _take(images: Path, target: Path, count: int) -> None:
+    if target.exists():
+        return
+    for kind in "ab":
+        (target / kind).mkdir(parents=True)
+        for file in sorted((images / kind).iterdir())[: count // 2]:
+            os.link(file, target / kind / file.name)
+
+
+def _weights(work: Path, backbone: str) -> Path:
+    """Random, but with statistics that keep the pictures apart."""
+    file = work / f"{backbone}.pth"
+    if file.exists():
+        return file
+    import torch
+    import torchvision
+
+    torch.manual_seed(0)
+    extra = {"init_weights": False} if backbone == "googlenet" else {}
+    network = getattr(torchvision.models, backbone)(weights=None, **extra)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    with torch.no_grad():
+        for _ in range(3):
+            network.train()(torch.randn(4, 3, 96, 96))
+    torch.save(network.state_dict(), file)
+    return file
+
+
+def _study(work: Path, images: Path, backbone: str, name: str) -> Path:
+    file = work / f"{name}.toml"
+    file.write_text(
+        f'name = "{name}"\n[source]\npath = "{images}"\ngroup = \'^(p\\d+)\'\n'
+        f'[store]\npath = "{work}/store-{name}"\n'
+        f'[backbone.{backbone}]\nweights = "{_weights(work, backbone)}"\n'
+    )
+    return file
+
+
+def _features(study: Path, device: str, precision: str) -> dict:
+    done = _cli(
+        "features",
+        str(study),
+        "--device",
+        device,
+        "--engine",
+        "torch",
+        "--precision",
+        precision,
+        "--json",
+    )
+    return json.loads(done.stdout)
+
+
+def _cli(*given: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    return _python("-m", "pipeline.cli", *given, check=check)
+
+
+def _python(*given: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run([sys.executable, *given], capture_output=True, text=True, check=False)
+    print(done.stderr[-6000:])
+    if check and done.returncode:
+        sys.exit(f"{given[-6:]} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
+if __name__ == "__main__":
+    main()
