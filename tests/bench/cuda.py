@@ -359,13 +359,12 @@ def _engine_rate(engine, batch, *, seconds: float) -> float:
 def decoding(options: argparse.Namespace) -> None:
     """Reading, hashing and decoding alone."""
     from pipeline.data.images import PixelPolicy
-    from pipeline.data.sources import read_image, scan
     from pipeline.features.decoding import decode_batches
 
     cores = os.cpu_count()
     print("| pictures | how | images/s |\n| - | - | - |")
     for kind in SETS:
-        items = {read_image(item).key: item for item in scan(options.work / kind).items}
+        items = _items(options.work / kind)
         ways = {f"threads, {cores}": 0, f"processes, {cores}": cores}
         for name, processes in ways.items():
             for resize in ("stretch", "fast") if kind != "small" and processes else ("stretch",):
@@ -396,7 +395,6 @@ def device_pixels(options: argparse.Namespace) -> None:
     """How far pixels and features of the device's decoder are from the CPU's."""
     from cache.recipe import relative_l2_rows
     from pipeline.data.images import PixelPolicy
-    from pipeline.data.sources import read_image, scan
     from pipeline.features.decoding import decode_images
     from pipeline.features.device_decode import device_batches
     from pipeline.features.engines import EngineChoice, start_engine
@@ -412,10 +410,7 @@ def device_pixels(options: argparse.Namespace) -> None:
     print("| pictures | mean grey levels | largest | features, relative L2, median | largest |")
     print("| - | - | - | - | - |")
     for kind in SETS:
-        items = {
-            read_image(i).key: i
-            for i in islice(scan(options.work / kind).items, _count(options, 64))
-        }
+        items = _items(options.work / kind, _count(options, 64))
         cpu = dict(decode_images(items, PixelPolicy(), {}))
         expected = dict(compute_features(cpu.items(), engine))
         batches = list(
@@ -583,6 +578,14 @@ def _pictures(folder: Path, side: int, mode: str, count: int) -> None:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(save, range(count)))
+
+
+def _items(folder: Path, count: int | None = None) -> dict:
+    """The first images of a folder by key."""
+    from pipeline.data.sources import read_image, scan
+    from pipeline.study import Domain
+
+    return {read_image(item).key: item for item in scan(Domain(path=folder)).items[:count]}
 
 
 def _take(images: Path, target: Path, count: int) -> None:

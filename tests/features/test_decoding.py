@@ -11,6 +11,7 @@ from pipeline.data.sources import read_image, scan
 from pipeline.errors import EngineError
 from pipeline.features import decoding
 from pipeline.features.decoding import ONE_COLOUR, decode_batches, decode_images, processes_for
+from pipeline.study import Domain
 from tests.image_files import picture, png, with_files
 
 POLICY = PixelPolicy(size=32)
@@ -25,7 +26,7 @@ def items(tmp_path):
     (tmp_path / "a/07_black.png").write_bytes(png(np.zeros((40, 40), np.uint8)))
     (tmp_path / "a/11_text.png").write_bytes(b"no image")
     (tmp_path / "a/12_new.png").write_bytes(png())
-    found = {read_image(item).key: item for item in scan(tmp_path).items}
+    found = {read_image(item).key: item for item in scan(Domain(path=tmp_path)).items}
     (tmp_path / "a/12_new.png").write_bytes(png(picture(seed=99)))
     return found
 

@@ -15,7 +15,7 @@ from pipeline.features.decoding import ONE_COLOUR
 from pipeline.features.device_decode import device_batches
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study import load_study
+from pipeline.study import Domain, load_study
 from tests.image_files import jpeg, picture, png, turned
 from tests.tiny import install_tiny_backbone, write_tiny_study
 
@@ -41,7 +41,7 @@ def items(tmp_path):
     bad = {name: data for name, (data, _) in UNUSABLE.items()}
     for name, data in (PLAIN | ON_CPU | bad).items():
         (tmp_path / "a" / f"{name}.jpg").write_bytes(data)
-    return {read_image(item).key: item for item in scan(tmp_path).items}
+    return {read_image(item).key: item for item in scan(Domain(path=tmp_path)).items}
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
