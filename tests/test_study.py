@@ -7,7 +7,14 @@ import pytest
 from pipeline import study as study_module
 from pipeline.data.images import RESIZES
 from pipeline.errors import StudyError
-from pipeline.study import Attribute, BackboneChoice, SourceDomain, TargetDomain, load_study
+from pipeline.study import (
+    Attribute,
+    BackboneChoice,
+    ImageTable,
+    SourceDomain,
+    TargetDomain,
+    load_study,
+)
 
 GOOD = """
 name = "chest"
@@ -49,6 +56,38 @@ def test_a_human_error_is_read_and_absent_otherwise(folder):
     assert load_study(write(folder, GOOD)).human_error is None
     file = write(folder, GOOD.replace("[source]", "human_error = 0.03\n[source]"))
     assert load_study(file).human_error == 0.03
+
+
+def test_a_table_of_images_is_read(folder):
+    """With its columns, values, and the rows of a domain; a target's are those of its name."""
+    (folder / "t.csv").write_text("path,label\n")
+    text = """
+[source]
+table = "t.csv"
+images = "a"
+columns = {label = ["x", "y"], domain = "site"}
+values = {ill = "1"}
+domain = "Oslo"
+group = {column = "pid"}
+bits = 12
+[target.far]
+table = "t.csv"
+columns = {domain = "site"}
+split = "test"
+[backbone.densenet121]
+"""
+    study = load_study(write(folder, text))
+    assert study.source.path == folder / "a"
+    assert study.source.table == ImageTable(
+        file=folder / "t.csv",
+        columns={"label": ("x", "y"), "domain": ("site",), "patient": ("pid",)},
+        values={"ill": ("1",)},
+        domain="Oslo",
+    )
+    assert (study.source.group, study.source.window) == (None, (0, 4095))
+    assert study.source.attributes == folder / "t.csv"
+    far = study.targets[0]
+    assert (far.path, far.split, far.table.domain) == (folder, "test", "far")
 
 
 def test_attributes_and_what_to_look_at_are_read(folder):
@@ -110,6 +149,30 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
         (("[source]", "seed = true\n[source]"), r"seed = True: allowed is int"),
         (("[source]", "classes = ['a']\n[source]"), r"classes = \['a'\]: allowed is a list of two"),
         (("[source]", "[source]\nvalidation = 1.5"), r"validation = 1.5: allowed is a share"),
+        (("[source]", "[source]\nvalidation = 'v'"), r"validation: there is no folder .*/v"),
+        (("[source]", "[source]\nvalidation = []"), r"validation = \[\]: allowed is a share"),
+        (
+            ("[source]", "[source]\nvalidation = 0.2\nsplit = 'given'"),
+            r'split = "given" and validation: write one',
+        ),
+        (("[target.far]", "[target.far]\nsplit = 'given'"), r"write the split that it is"),
+        (("[target.far]", "[test.far]\npath='a'\n[target.far]"), r"\[test.far\] and \[target.f"),
+        (("[source]", "[source]\nimages = 'a'"), r"images: this goes with table = FILE"),
+        (("[source]", "[source]\nvalues = {}"), r"values: this goes with table = FILE"),
+        (("[source]", "[source]\ntable = 'a'"), r"table: there is no file .*a CSV, TSV or Parquet"),
+        (("[source]", "[source]\nbits = 12\nwindow = [0, 1]"), r"bits and window: write one"),
+        (("[source]", "[source]\nbits = 17"), r"bits = 17: allowed is 1 to 16"),
+        (("[source]", "[source]\nwindow = [1, 0]"), r"window = \[1, 0\]: allowed are two numbers"),
+        (("[source]", "[source]\nwindow = 3"), r"window = 3: allowed is a list"),
+        (("[source]", "[source]\nframe = 'last'"), r"frame = 'last': allowed are first, middle"),
+        (("'^(p\\d+)'", "{column = 'x'}"), r"group = .*: a column needs table = FILE"),
+        (("'^(p\\d+)'", "{header = 'PatientName'}"), r"group = .*\{header = \"PatientID\"\}"),
+        (('"chest"', f'"{"x" * 300}"'), r"name 'x{119}\.\.\.: allowed are 1 to 100 letters"),
+        (('"chest"', '"CON"'), r"name 'CON': Windows keeps this name for a device"),
+        (('path = "b"', 'path = "b\\u0000"'), r"there is no folder .*b\\x00"),
+        (('path = "b"', f'path = "{"b" * 5000}"'), r"there is no folder .{,121}\.\.\.$"),
+        (("[source]", "x = \0\n[source]"), r"is not a TOML file: .{,200}$"),
+        (("[source]", f"x = {'[' * 3000}\n[source]"), r"its brackets are nested too deep"),
         (
             ("121]", "121]\nweights = 'no.pth'"),
             r"weights: there is no file .*/no.pth; all",
@@ -142,7 +205,7 @@ def test_a_mistake_is_refused_with_what_is_allowed(folder, change, sentence):
     """The message names the file, what was found and what may stand there."""
     text = GOOD.replace(*change)
     assert text != GOOD
-    with pytest.raises(StudyError, match=rf"study.toml: .*{sentence}"):
+    with pytest.raises(StudyError, match=rf"study.toml:? .*{sentence}"):
         load_study(write(folder, text))
 
 

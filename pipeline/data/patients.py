@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -38,15 +39,20 @@ def patient_of(path: str, pattern: str | None) -> str | None:
         return None
     name = composed(path if "/" in pattern else PurePosixPath(path).name)
     try:
-        match = regex.search(pattern, name, timeout=_SECONDS_FOR_A_NAME)
+        match = _compiled(pattern).search(name, timeout=_SECONDS_FOR_A_NAME)
     except TimeoutError as cause:
         raise StudyError(
             f"group = {pattern!r} takes more than {_SECONDS_FOR_A_NAME:g} s for {printable(path)}: "
-            "write it without repeats in repeats, such as (a+)+"
+            "write it without choices that overlap, such as (a|aa)+"
         ) from cause
     if not match:
         return None
     return (match[1] if match.re.groups and match[1] is not None else match[0]) or None
+
+
+@lru_cache(maxsize=64)  # the library looks its own cache up for 20 us
+def _compiled(pattern: str) -> Any:
+    return regex.compile(pattern)
 
 
 def patients_of_items(domain: Domain, items: Sequence[Item]) -> list[str | None]:

@@ -256,6 +256,16 @@ def test_a_pattern_that_finds_few_patients_is_refused(study_file):
         load_samples(load_study(study_file))
 
 
+def test_a_pattern_that_never_ends_is_stopped_and_named(study_file):
+    """The time of some patterns doubles with each letter of a name."""
+    Path("here/a/p1000_0.png").rename("here/a/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa!.png")
+    study_file.write_text(study_file.read_text().replace("^(p\\d+)", "^(a|aa)+$"))
+    start = time.monotonic()
+    with pytest.raises(StudyError, match=r"takes more than 0\.5 s for a/aaa.*choices that overlap"):
+        load_samples(load_study(study_file))
+    assert time.monotonic() - start < 20
+
+
 def test_a_pattern_with_a_slash_is_searched_in_the_path(study_file):
     """Patients may be folders."""
     for image in [*Path("here").rglob("*.png")]:
@@ -282,6 +292,72 @@ def test_names_are_compared_in_one_unicode_form(study_file):
     assert len(samples) == 59
     assert f"p{COMPOSED}" in samples.group
     assert unicodedata.normalize("NFC", samples.items[1].path) != samples.items[1].path
+
+
+# --- divisions that come with the data
+
+
+def divided(study_file: Path, *, crossing: bool) -> None:
+    """The source's images in folders of splits; one patient in both, or none."""
+    for image in sorted(Path("here").rglob("*.png")):
+        patient = int(image.name[1:5])
+        split = "valid" if patient >= 1008 else "train"
+        if crossing and image.name == "p1000_0.png":
+            split = "valid"
+        folder = Path("here", split, image.parent.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        image.rename(folder / image.name)
+    for label in "ab":
+        Path("here", label).rmdir()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        'path = "here"\nsplit = "given"',
+        'path = "here/train"\nvalidation = "here/valid"',
+    ],
+)
+@pytest.mark.parametrize("crossing", [False, True])
+def test_a_given_division_is_kept_and_who_crosses_it_is_said(study_file, setting, crossing, caplog):
+    """By the names of folders, or by two folders."""
+    divided(study_file, crossing=crossing)
+    text = study_file.read_text().replace('path = "here"', setting)
+    study_file.write_text(text)
+    study = load_study(study_file)
+    assert study.source.is_given
+    samples, _ = load_samples(study)
+    validation = samples.split == VALIDATION
+    assert validation.sum() == 8 + crossing
+    assert (samples.split == FIT).sum() == 32 - crossing
+    assert len({samples.name_of(row) for row in range(len(samples))}) == len(samples)
+    said = "source: 1 patient has images in both fit and validation of the given division"
+    assert (said in caplog.text) == crossing
+
+
+def test_a_part_of_the_data_can_be_taken(study_file):
+    """By a target too, with or without labels."""
+    divided(study_file, crossing=False)
+    text = study_file.read_text().replace('path = "here"', 'path = "here"\nsplit = "Train"')
+    more = '[test.own]\npath = "here"\nsplit = "valid"\n[target.bare]\npath = "there"\n'
+    more += 'labels = "absent"\nsplit = "a"\n'
+    study_file.write_text(text + more)
+    study = load_study(study_file)
+    assert [target.of_source for target in study.targets] == [True, False, False]
+    samples, _ = load_samples(study)
+    counts = {name: int((samples.domain == name).sum()) for name in ("source", "own", "bare")}
+    assert counts == {"source": 32, "own": 8, "bare": 10}
+    assert set(samples.split[samples.domain == "source"]) == {FIT, VALIDATION}
+
+
+def test_a_class_that_a_given_part_lacks_is_refused(study_file):
+    """Nothing could be learned, or tested, of it."""
+    divided(study_file, crossing=False)
+    shutil.rmtree("here/valid/b")
+    text = study_file.read_text().replace('path = "here"', 'path = "here"\nsplit = "given"')
+    study_file.write_text(text)
+    with pytest.raises(StudyError, match=r"the validation part of the given division has no .*'b'"):
+        load_samples(load_study(study_file))
 
 
 # --- images that the study excludes

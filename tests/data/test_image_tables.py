@@ -1,0 +1,193 @@
+"""Tables of images: which column is what, which file a row means, and how a slip is refused."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.image_tables import find_columns
+from pipeline.data.sources import scan
+from pipeline.data.tables import Row, read_rows
+from pipeline.errors import StudyError
+from pipeline.study import GIVEN, ImageTable, SourceDomain, TargetDomain
+from tests.image_files import with_files
+
+ROOT = ("a/1.png", "a/2.png", "b/3.png", "b/1.png")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder with four images; two have one name."""
+    return with_files(tmp_path / "images", *ROOT)
+
+
+def domain(root: Path, text: str, *, split: str = "", suffix: str = ".csv", **table):
+    """The images of a table's text."""
+    file = root.parent / f"labels{suffix}"
+    file.write_text(text)
+    return SourceDomain(path=root, split=split, table=ImageTable(file=file, **table))
+
+
+def rows_of(listing):
+    return [(i.path, i.label, i.patient, i.split) for i in listing.items]
+
+
+def test_a_row_becomes_an_image_with_class_and_patient(root):
+    """Whatever its columns are called, where their names are usual."""
+    text = "Image Index,Diagnosis,Patient_ID,age\na/1.png,ill,p1,3\nb/3.png,well,p2,4\n"
+    listing = scan(domain(root, text))
+    assert rows_of(listing) == [("a/1.png", "ill", "p1", ""), ("b/3.png", "well", "p2", "")]
+    assert listing.ignored == {"not in the table": 2}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "separator"), [(".csv", ","), (".csv", ";"), (".tsv", "\t"), (".tab", "\t")]
+)
+def test_cells_may_be_divided_by_commas_semicolons_or_tabs(root, suffix, separator):
+    """As spreadsheets of any country write them."""
+    lines = [["file", "label"], ["a/1.png", "x, y" if separator == "\t" else "x"]]
+    text = "\n".join(map(separator.join, lines))
+    assert scan(domain(root, text, suffix=suffix)).items[0].label == lines[1][1]
+
+
+def test_parquet_is_read_as_the_same_texts(tmp_path):
+    """Numbers and what is missing too."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {"path": ["a", None], "age": [3, None], "mark": [1.0, 0.5]}
+    parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
+    rows = list(read_rows(tmp_path / "t.parquet"))
+    assert rows == [
+        Row(1, ["path", "age", "mark"]),
+        Row(2, ["a", "3", "1.0"]),
+        Row(3, ["", "", "0.5"]),
+    ]
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(StudyError, match=r"bad\.parquet is no Parquet file"):
+        list(read_rows(tmp_path / "bad.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("a/1.png", "a/1.png"),
+        ("a/1", "a/1.png"),
+        ("2.png", "a/2.png"),
+        ("2", "a/2.png"),
+        ("set/v1/b/3.png", "b/3.png"),
+        ("C:\\set\\b\\3.png", "b/3.png"),
+        ("1.png", None),
+        ("../../etc/passwd", None),
+        ("elsewhere/2.png", None),
+        ("", None),
+    ],
+)
+def test_the_file_of_a_row_is_found_or_nothing(root, name, found, caplog):
+    """Without its ending, by its bare name, from above the folder; never one of two."""
+    text = (
+        f"path,label\n{name or ' '},x\na/1.png,y\n"
+        if found != "a/1.png"
+        else f"path,label\n{name},x"
+    )
+    listing = scan(domain(root, text))
+    files = {str(Path(item.file).relative_to(root.resolve())): item.label for item in listing.items}
+    assert files.get(found or "") == ("x" if found else None)
+    assert len(files) == (1 if found in (None, "a/1.png") else 2)
+    assert ("1 image of" in caplog.text) == (found is None)
+
+
+def test_paths_from_above_all_begin_alike(root):
+    """test/b/3.png is not the train/b/3.png that is there."""
+    text = "path,label\ntrain/a/1.png,x\ntrain/b/1.png,y\ntest/b/3.png,y\n"
+    assert [item.path for item in scan(domain(root, text)).items] == [
+        "train/a/1.png",
+        "train/b/1.png",
+    ]
+
+
+def test_classes_are_renamed_and_others_left_out_by_values(root, caplog):
+    """Whole numbers as decimals, patterns, empty cells."""
+    text = "path,label\na/1.png,1.0\na/2.png,0\nb/3.png,-1.0\nb/1.png,\n"
+    table = {"values": {"ill": ("1",), "well": ("0",)}}
+    assert [item.label for item in scan(domain(root, text, **table)).items] == ["ill", "well"]
+    assert "source: 2 rows of" in caplog.text
+    text = "path,label\na/1.png,Mass|Pneumonia\na/2.png,No Finding\n"
+    table = {"values": {"ill": ("*Pneumonia*",), "well": ("No*",)}}
+    assert [item.label for item in scan(domain(root, text, **table)).items] == ["ill", "well"]
+
+
+def test_a_class_may_be_the_column_that_holds_a_one(root):
+    """One of them; a row of none is left out."""
+    columns = {"label": ("MEL", "NV")}
+    text = "image,MEL,NV\na/1.png,1.0,0.0\na/2.png,0,1\nb/3.png,0,0\n"
+    items = scan(domain(root, text, columns=columns)).items
+    assert [item.label for item in items] == ["MEL", "NV"]
+    with pytest.raises(StudyError, match=r"line 2: several classes are 1: MEL, NV"):
+        scan(domain(root, "image,MEL,NV\na/1.png,1,1\n", columns=columns))
+
+
+def test_one_table_serves_several_hospitals(root):
+    """Each takes its rows; a name that is none of them is refused with those there are."""
+    text = "path,label,site\na/1.png,x,A\na/2.png,y,A\nb/3.png,x,B\n"
+    assert len(scan(domain(root, text, domain="A")).items) == 2
+    assert len(scan(domain(root, text, domain="B")).items) == 1
+    with pytest.raises(StudyError, match=r"no row of domain 'C'; it has A, B"):
+        scan(domain(root, text, domain="C"))
+    with pytest.raises(
+        StudyError, match=r'source: a domain column is named; write domain = "TEXT"'
+    ):
+        scan(domain(root, text, columns={"domain": ("site",)}))
+
+
+def test_the_splits_of_a_table_are_taken_when_asked_for(root, caplog):
+    """Fit and validation of the source, one part of a target; otherwise they are said."""
+    text = "path,label,split\na/1.png,x,train\na/2.png,y,valid\nb/3.png,x,TEST\nb/1.png,y,train\n"
+    given = scan(domain(root, text, split=GIVEN))
+    assert [item.split for item in given.items] == ["fit", "validation", "fit"]
+    assert given.ignored["of another split"] == 1
+    whole = domain(root, text)
+    target = TargetDomain(path=root, name="far", split="test", table=whole.table)
+    assert [item.path for item in scan(target).items] == ["b/3.png"]
+    caplog.set_level(logging.WARNING)
+    assert {item.split for item in scan(whole).items} == {""}
+    assert "the data are divided into train, valid, TEST; all are taken" in caplog.text
+    with pytest.raises(StudyError, match=r'split = "dev" finds no such parts; the data have train'):
+        scan(domain(root, text, split="dev"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", r"line 1: it is unclear which column is the path; the columns are nothing"),
+        (
+            "x,label\na/1.png,1",
+            r"which column is the path; the columns are x, label\. Write columns",
+        ),
+        ("path,x\na/1.png,1", r"which column is the label; .*columns = \{label = \"NAME\"\}"),
+        ("path,file,label\n", r"path, file: which is the path\? Write columns = \{path = 'path'\}"),
+        ("path,label,label\n", r"two columns are called 'label'"),
+        ("path,label\na/1.png", r"line 2: 1 cells, but the header has 2"),
+        ("path,label\na/1.png,x\na/1.png,y", r"line 3: a/1\.png has another row that differs"),
+        ("path,label\na/1.png,x\na/1,x", r"line 3: a/1 has another row that differs"),
+        ("path,label\nz.png,x", r"no image of .*labels\.csv is below .*; first: z\.png\. Write im"),
+    ],
+)
+def test_a_slip_in_a_table_is_refused_with_file_line_and_remedy(root, text, sentence):
+    """Never read as something else."""
+    with pytest.raises(StudyError, match=sentence):
+        scan(domain(root, text))
+
+
+def test_a_named_column_must_be_there(tmp_path):
+    """The message lists those there are."""
+    table = ImageTable(file=tmp_path / "x.csv", columns={"patient": ("pid",)})
+    with pytest.raises(StudyError, match=r"no column 'pid'; the columns are path, label"):
+        find_columns(table, Row(1, ["path", "label"]))
+
+
+def test_a_target_without_labels_needs_no_column_of_them(root):
+    """Patients are still known."""
+    table = domain(root, "path,patient\na/1.png,p1\n").table
+    target = TargetDomain(path=root, name="far", labels="absent", table=table)
+    assert rows_of(scan(target)) == [("a/1.png", "", "p1", "")]
