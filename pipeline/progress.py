@@ -26,17 +26,19 @@ class Progress:
     Args:
         title: What is being worked on.
         total: Number of images, as far as it is known; see :meth:`expect`.
+        unit: What is counted, where it is not images.
 
     Nothing is shown as long as nothing is expected.
     """
 
-    def __init__(self, title: str, total: int = 0) -> None:
+    def __init__(self, title: str, total: int = 0, *, unit: str = "images") -> None:
         self._title = title
+        self._unit = unit
         self._total = 0
         self._done = 0
         self._start = self._last_line = time.monotonic()
         console = Console(stderr=True)
-        self._bar = _bar(console) if console.is_terminal else None
+        self._bar = _bar(console, unit) if console.is_terminal else None
         self._task = None if self._bar is None else self._bar.add_task(title, total=None)
         self.expect(total)
 
@@ -75,24 +77,28 @@ class Progress:
         left = (self._total - self._done) / rate if rate else float("inf")
         eta = f", {left:.0f} s to go" if self._done < self._total else ""
         print(  # noqa: T201 - the plain form of the bar
-            f"{self._title}: {self._done}/{self._total}, {rate:.1f} images/s{eta}",
+            f"{self._title}: {self._done}/{self._total}, {rate:.1f} {self._unit}/s{eta}",
             file=sys.stderr,
             flush=True,
         )
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
         rate = task.finished_speed or task.speed
         return Text("" if rate is None else f"{rate:.1f} images/s", style="progress.data.speed")
 
 
-def _bar(console: Console) -> RichProgress:
+def _bar(console: Console, unit: str) -> RichProgress:
     return RichProgress(
         TextColumn("{task.description}", markup=False),  # a store's name is no markup
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
+        _Rate(unit),
         TimeRemainingColumn(),
         console=console,
     )

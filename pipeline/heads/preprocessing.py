@@ -13,6 +13,7 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.errors import UnknownNameError
+from pipeline.heads.base import row_blocks
 
 STANDARDISE = "standardise"
 
@@ -43,6 +44,28 @@ class BlockScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         rows: NDArray[np.float32] = validate_data(self, X, dtype=np.float32, reset=False)
         return rows / self.scale_
+
+
+def fit_in_blocks(transformer: Any, X: NDArray[np.float32], rows: NDArray[np.intp]) -> Any:
+    """Fit a transformer to some rows of ``(N, d)``, a block at a time where it can be."""
+    if not hasattr(transformer, "partial_fit"):
+        return transformer.fit(X[rows])
+    for block in row_blocks((len(rows), X.shape[1])):
+        transformer.partial_fit(X[rows[block]])
+    return transformer
+
+
+def transform_in_blocks(
+    transformer: Any, X: NDArray[np.float32], rows: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    """Some rows of ``(N, d)`` transformed, ``(n, d')``: nothing else of that size is held."""
+    out: NDArray[np.float32] | None = None
+    for block in row_blocks((len(rows), X.shape[1])):
+        part = transformer.transform(X[rows[block]])
+        if out is None:
+            out = np.empty((len(rows), part.shape[1]), np.float32)
+        out[block] = part
+    return np.empty((0, X.shape[1]), np.float32) if out is None else out
 
 
 def _pca_whiten() -> PCA:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import make_pipeline
 
 from pipeline.data.domain import DomainData
@@ -22,11 +22,18 @@ from pipeline.data.patients import Fold as FoldRows
 from pipeline.data.patients import patient_folds
 from pipeline.heads import HeadSpec
 from pipeline.heads.base import predict_in_blocks
-from pipeline.heads.parallel import run_parallel
+from pipeline.heads.parallel import run_each, run_parallel
+from pipeline.heads.preprocessing import fit_in_blocks, transform_in_blocks
+from pipeline.progress import Progress
 
-#: Of more rows one fold is held out instead of five: it has rows enough to choose by.
-MANY_ROWS = 10_000
+#: Of more rows, or rows times classes, one fold is held out instead of five: it has rows
+#: enough to choose by, and five would take minutes.
+MANY_ROWS, MANY_SCORES = 10_000, 100_000
+#: Seconds after which one fit of a head is given up.
+TIME_LIMIT = 600.0
 _TINY = 1e-15
+_ROUNDING = 1e-3
+_LONGEST_REASON = 300
 Proba = NDArray[np.float64]
 Transformer = Callable[[], Any]
 
@@ -47,7 +54,7 @@ class Fit:
         out_of_fold: Probabilities by fits that did not see the row's patient, for each
             division in folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
             asked for.
-        seconds: Time of all its fits.
+        seconds: Time of its fits, without those that were only for ``out_of_fold``.
     """
 
     models: tuple[Any, ...]
@@ -60,91 +67,33 @@ class Fit:
     seconds: float = 0.0
 
 
-def fit_heads(
-    data: DomainData,
-    specs: Mapping[str, HeadSpec],
-    X: NDArray[np.float32],
-    predicted: NDArray[np.intp],
-    *,
-    seeds: Sequence[int],
-    preprocessing: Transformer,
-    repeats: int = 0,
-    validation: DomainData | None = None,
-) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Fit several kinds of heads.
-
-    Args:
-        data: The fit split, with features as the backbone gave them and labels.
-        specs: How each head is made, by name.
-        X: Features of all images of the study, ``(N, d)``.
-        predicted: Row numbers of those to be predicted.
-        seeds: A stochastic head is fitted for each; the first also deals the folds.
-        preprocessing: Makes an unfitted transformer.
-        repeats: Divisions in folds that every head is fitted to; with 0, only heads that
-            have parameters to choose are, and none has ``out_of_fold``.
-        validation: Rows that training curves are drawn of; they reach no fit.
-
-    Returns:
-        The fits, and the reason for each head that could not be fitted: a class of too few
-        patients, or memory that cannot be had.
-    """
-    fitting = _Fitting(data, specs, seeds=seeds, preprocessing=preprocessing)
-    grids = {name: list(ParameterGrid(dict(spec.grid))) for name, spec in specs.items()}
-    searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
-    by_choice = fitting.divide(searched, seeds[0])
-    losses = {name: _log_losses(proba, data.labelled()) for name, proba in by_choice.items()}
-    best = {name: int(np.argmin(loss)) for name, loss in losses.items()}
-    chosen = {name: grids[name][best.get(name, 0)] for name in fitting.alive}
-    fits = fitting.fit_all_rows(chosen, X, predicted, validation)
-    held_out: dict[str, list[Proba]] = {name: [] for name in fits}
-    # What was chosen once is kept: no fold chooses again.
-    settled = {name: [{**chosen[name], **_settled(fit)}] for name, fit in fits.items()}
-    for repeat in range(repeats):
-        if not repeat:
-            held_out |= {name: [by_choice[name][best[name]]] for name in fits if name in best}
-        waiting = {
-            name: params for name, params in settled.items() if len(held_out[name]) <= repeat
-        }
-        again = fitting.divide(waiting, seeds[0] + repeat, what="out of fold")
-        for name, proba in again.items():
-            held_out[name].append(proba[0])
-    complete = {
-        name: replace(
-            fit,
-            chosen={**chosen[name], **getattr(fit.models[0][-1], "best_params_", {})},
-            path=_path(fit.models[0], searched.get(name, ()), losses.get(name)),
-            out_of_fold=np.stack(held_out[name])
-            if repeats and len(held_out[name]) == repeats
-            else None,
-            seconds=fitting.seconds[name],
-        )
-        for name, fit in fits.items()
-    }
-    return complete, fitting.failures
-
-
 def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:
     """Row numbers (in, out) of each fold; of many rows only the first of the folds.
 
     Raises:
         StudyError: See :func:`pipeline.data.patients.patient_folds`.
     """
-    folds = patient_folds(data.labelled(), data.group, seed=seed)
-    return folds[:1] if len(data) > MANY_ROWS else folds
+    label = data.labelled()
+    folds = patient_folds(label, data.group, seed=seed)
+    many = len(data) > MANY_ROWS or len(data) * (label.max() + 1) > MANY_SCORES
+    return folds[:1] if many else folds
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Fold:
-    """A fold after preprocessing: rows to fit to, and rows held out."""
+class Fitting:
+    """Several kinds of heads on one fit split.
 
-    inside: NDArray[np.intp]
-    outside: NDArray[np.intp]
-    X_inside: NDArray[np.float32]
-    X_outside: NDArray[np.float32]
+    Args:
+        data: The fit split, with features as the backbone gave them and labels.
+        specs: How each head is made, by name.
+        seeds: A stochastic head is fitted for each; the first also deals the folds.
+        preprocessing: Makes an unfitted transformer.
+        limit: Seconds after which one fit of a head is given up.
 
-
-class _Fitting:
-    """Fits of several heads as independent jobs, with their times and failures."""
+    Attributes:
+        failures: The reason for each head that has no fit, or none out of fold: whatever it
+            raises, probabilities that are none, a class of too few patients, or the limit.
+        seconds: Time of the fits of each head so far.
+    """
 
     def __init__(
         self,
@@ -153,18 +102,82 @@ class _Fitting:
         *,
         seeds: Sequence[int],
         preprocessing: Transformer,
+        limit: float = TIME_LIMIT,
     ) -> None:
         self.data, self.specs = data, specs
-        self.seeds, self.preprocessing = seeds, preprocessing
+        self.seeds, self.preprocessing, self.limit = seeds, preprocessing, limit
         self.failures: dict[str, str] = {}
         self.seconds = dict.fromkeys(specs, 0.0)
+        self._settled: dict[str, Mapping[str, Any]] = {}
+        self._held_out: dict[str, Proba] = {}
+        self._progress: Progress
+
+    def fit(
+        self,
+        X: NDArray[np.float32],
+        predicted: NDArray[np.intp],
+        validation: DomainData | None = None,
+    ) -> dict[str, Fit]:
+        """Choose the parameters of each head by folds, then fit it to all rows.
+
+        Args:
+            X: Features of all images of the study, ``(N, d)``.
+            predicted: Row numbers of those to be predicted.
+            validation: Rows that training curves are drawn of; they reach no fit.
+
+        Returns:
+            By head, without those in ``failures``.
+        """
+        grids = {name: _choices(spec.grid) for name, spec in self.specs.items()}
+        searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
+        with Progress("heads", unit="fits") as self._progress:
+            by_choice = self._divide(searched, self.seeds[0])
+            losses = {name: _log_losses(p, self.data.labelled()) for name, p in by_choice.items()}
+            best = {name: int(np.argmin(loss)) for name, loss in losses.items()}
+            chosen = {name: grids[name][best.get(name, 0)] for name in self.alive}
+            found = self._fit_all_rows(chosen, X, predicted, validation)
+        # What was chosen once is kept: no fold chooses again.
+        self._settled = {name: {**chosen[name], **_settled(fit)} for name, fit in found.items()}
+        self._held_out = {name: by_choice[name][k] for name, k in best.items()}
+        return {
+            name: replace(
+                fit,
+                chosen={**chosen[name], **getattr(fit.models[0][-1], "best_params_", {})},
+                path=_path(fit.models[0], searched.get(name, ()), losses.get(name)),
+                seconds=self.seconds[name],
+            )
+            for name, fit in found.items()
+        }
+
+    def out_of_fold(self, fits: Mapping[str, Fit], repeats: int) -> dict[str, Fit]:
+        """The fits with ``out_of_fold``, where every fold of every division bears the head.
+
+        Args:
+            fits: See :meth:`fit`.
+            repeats: Divisions in folds.
+        """
+        found: dict[str, list[Proba]] = {name: [] for name in fits}
+        with Progress("heads, out of fold", unit="fits") as self._progress:
+            for repeat in range(repeats):
+                # The folds that parameters were chosen by are those of the first division.
+                known = {} if repeat else {n: p for n, p in self._held_out.items() if n in fits}
+                again = {name: [self._settled[name]] for name in fits if name not in known}
+                fitted = self._divide(again, self.seeds[0] + repeat, what="out of fold")
+                for name, proba in {**known, **{n: p[0] for n, p in fitted.items()}}.items():
+                    found[name].append(proba)
+        return {
+            name: replace(
+                fit, out_of_fold=np.stack(found[name]) if len(found[name]) == repeats > 0 else None
+            )
+            for name, fit in fits.items()
+        }
 
     @property
     def alive(self) -> list[str]:
         """Heads without a failure."""
         return [name for name in self.specs if name not in self.failures]
 
-    def divide(
+    def _divide(
         self, choices: Mapping[str, Sequence[Mapping[str, Any]]], seed: int, *, what: str = ""
     ) -> dict[str, Proba]:
         """Fit choices of parameters to each fold of one division.
@@ -210,7 +223,7 @@ class _Fitting:
                 proba[name][:, fold.outside] = of_fold
         return {name: values for name, values in proba.items() if name in self.alive}
 
-    def fit_all_rows(
+    def _fit_all_rows(
         self,
         chosen: Mapping[str, Mapping[str, Any]],
         X: NDArray[np.float32],
@@ -220,8 +233,10 @@ class _Fitting:
         """Every seed of every head on all rows, at the parameters that were chosen."""
         data = self.data
         try:
-            transformer = self.preprocessing().fit(data.embedded())
-            rows, y = transformer.transform(data.embedded()), data.labelled()
+            every = np.arange(len(data))
+            transformer = fit_in_blocks(self.preprocessing(), data.embedded(), every)
+            rows = transform_in_blocks(transformer, data.embedded(), every)
+            y = data.labelled()
         except (ValueError, MemoryError) as cause:
             self.failures.update(dict.fromkeys(self.alive, _reason(cause)))
             return {}
@@ -236,7 +251,9 @@ class _Fitting:
                 more["validation"] = seen
             head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
             model = make_pipeline(transformer, head)
-            return model, predict_in_blocks(model, X, predicted)
+            proba = predict_in_blocks(model, X, predicted)
+            _check_probabilities(proba[predicted], (len(predicted), int(y.max()) + 1))
+            return model, proba
 
         jobs = [
             (name, seed)
@@ -255,26 +272,68 @@ class _Fitting:
     def _run(self, jobs: Sequence[tuple[str, Callable[[], Any]]], what: str = "") -> list[Any]:
         """What the jobs of heads return, in their order; None for one that failed."""
         results: list[Any] = [None] * len(jobs)
+        self._progress.expect(len(jobs))
 
         def run(number: int) -> None:
             name, job = jobs[number]
-            start = time.perf_counter()
-            try:
+            if name not in self.failures:
+                start = time.perf_counter()
                 results[number] = job()
-            except (ValueError, MemoryError, np.linalg.LinAlgError) as cause:
-                self.failures[name] = f"{what}: {_reason(cause)}" if what else _reason(cause)
-            self.seconds[name] += time.perf_counter() - start
+                self.seconds[name] += time.perf_counter() - start
 
-        numbers = range(len(jobs))
-        alone = [i for i in numbers if not self.specs[jobs[i][0]].parallel]
-        run_parallel([partial(run, i) for i in numbers if i not in alone])
-        for i in alone:
-            run(i)
+        def done(name: str, outcome: object) -> None:
+            self._progress.advance()
+            if isinstance(outcome, BaseException):
+                reason = _reason(outcome)
+                self.failures[name] = f"{what}: {reason}" if what else reason
+
+        alone = [i for i, (name, _) in enumerate(jobs) if not self.specs[name].parallel]
+        together = [i for i in range(len(jobs)) if i not in alone]
+        for numbers, workers in ((together, None), (alone, 1)):
+            run_each(
+                [partial(run, i) for i in numbers],
+                workers=workers,
+                limit=self.limit,
+                done=lambda k, outcome, numbers=numbers: done(jobs[numbers[k]][0], outcome),
+            )
         return results
 
 
+def _choices(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
 def _reason(cause: BaseException) -> str:
-    return str(cause) or type(cause).__name__
+    """What is shown of an exception; its kind too where that is a surprise."""
+    expected = isinstance(cause, ValueError | TimeoutError | np.linalg.LinAlgError)
+    text = " ".join(str(cause).split())[:_LONGEST_REASON]
+    return text if expected and text else f"{type(cause).__name__}: {text}".rstrip(": ")
+
+
+def _check_probabilities(proba: Proba, shape: tuple[int, int]) -> None:
+    """Refuse what is no probability of each class.
+
+    Raises:
+        ValueError: Says what was got.
+    """
+    if proba.shape != shape:
+        raise ValueError(
+            f"it gives probabilities of shape {proba.shape}; images and classes are {shape}"
+        )
+    if not (np.isfinite(proba).all() and (proba >= 0).all()):
+        raise ValueError("its probabilities are not all numbers of 0 or more")
+    if len(proba) and np.abs(proba.sum(axis=1) - 1).max() > _ROUNDING:
+        raise ValueError("its probabilities of an image do not add up to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fold:
+    """A fold after preprocessing: rows to fit to, and rows held out."""
+
+    inside: NDArray[np.intp]
+    outside: NDArray[np.intp]
+    X_inside: NDArray[np.float32]
+    X_outside: NDArray[np.float32]
 
 
 def _preprocess(
@@ -283,12 +342,12 @@ def _preprocess(
     outside: NDArray[np.intp],
     preprocessing: Transformer,
 ) -> _Fold:
-    transformer = preprocessing()
+    transformer = fit_in_blocks(preprocessing(), X, inside)
     return _Fold(
         inside=inside,
         outside=outside,
-        X_inside=transformer.fit_transform(X[inside]),
-        X_outside=transformer.transform(X[outside]),
+        X_inside=transform_in_blocks(transformer, X, inside),
+        X_outside=transform_in_blocks(transformer, X, outside),
     )
 
 
@@ -307,22 +366,22 @@ def _fit_choices(
         ValueError: They can bear none.
     """
     y, group = data.labelled()[fold.inside], data.group[fold.inside]
+    shape = len(fold.outside), int(data.labelled().max()) + 1
     heads = [spec.make(seed).set_params(**choice) for choice in choices]
     if spec.path:
         return np.asarray(spec.path(heads, fold.X_inside, y, fold.X_outside))
-    proba: list[Proba | None] = []
-    for head in heads:
+    found, refusals = np.full((len(heads), *shape), np.nan), []
+    for number, head in enumerate(heads):
         try:
-            fitted = head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
-            proba.append(fitted.predict_proba(fold.X_outside))
-        except ValueError as cause:
-            refusal = cause
-            proba.append(None)
-    fitted_proba = [p for p in proba if p is not None]
-    if not fitted_proba:
-        raise refusal
-    undefined = np.full_like(fitted_proba[0], np.nan)
-    return np.stack([undefined if p is None else p for p in proba])
+            head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
+            proba = np.asarray(head.predict_proba(fold.X_outside))
+            _check_probabilities(proba, shape)
+            found[number] = proba
+        except ValueError as refusal:
+            refusals.append(refusal)
+    if len(refusals) == len(heads):
+        raise refusals[-1]
+    return found
 
 
 def _log_losses(by_choice: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]:
