@@ -199,15 +199,28 @@ def _effort(flags: Mapping[str, Any], quick: Any, thorough: Any) -> Any:
     return quick if flags["quick"] else thorough if flags["thorough"] else None
 
 
-def _show(stage: str, record: Mapping[str, Any], *, quiet: bool) -> None:
+def _show(
+    stage: str,
+    record: Mapping[str, Any],
+    *,
+    quiet: bool,
+    before: Mapping[str, Any] | None = None,
+) -> None:
     if not quiet:
         from pipeline import report
 
-        click.echo(report.show(stage, record))
+        if text := report.show(stage, record, before):
+            click.echo(f"\n{text}" if before else text)
 
 
 def _publish(
-    stage: str, record: dict[str, Any], results: Path, *, quiet: bool, figures: bool
+    stage: str,
+    record: dict[str, Any],
+    results: Path,
+    *,
+    quiet: bool,
+    figures: bool,
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the tables and figures of a stage, and print its text; returns the record."""
     if not _first_process():
@@ -215,7 +228,7 @@ def _publish(
     from pipeline import report
     from pipeline.results import add_files
 
-    _show(stage, record, quiet=quiet)
+    _show(stage, record, quiet=quiet, before=before)
     drawn = _draw(stage, record, results) if figures else {}
     files = report.files(stage, record) | drawn
     add_files(results / f"{stage}.json", record, files, stage)
@@ -346,8 +359,16 @@ def heads(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
         samples=_samples(allow_conflicts=flags["allow_conflicts"]),
     )
     loaded = _load(study, flags)
-    record = compare(loaded, options)
-    return _publish("heads", record, loaded.results, quiet=quiet, figures=flags["figures"])
+    said: list[dict[str, Any]] = []
+
+    def tell(so_far: dict[str, Any]) -> None:
+        _show("heads", so_far, quiet=quiet, before=said[-1] if said else None)
+        said.append(so_far)
+
+    record = compare(loaded, options, tell)
+    return _publish(
+        "heads", record, loaded.results, quiet=quiet, figures=flags["figures"], before=said[-1]
+    )
 
 
 @main.command()

@@ -11,7 +11,7 @@ comparison of algorithms over folds, and the sets of heads that may be the best.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, FIT, VALIDATION
-from pipeline.data.samples import SampleOptions, load_samples
+from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingFeaturesError, ModelError, UnknownNameError
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.compare_heads import (
@@ -35,7 +35,12 @@ from pipeline.evaluation.compare_heads import (
 )
 from pipeline.evaluation.metrics import METRICS, Proba, on_all_rows, score
 from pipeline.evaluation.paired_tests import ROPE, correlated_t
-from pipeline.evaluation.predictions import PROBABILITIES, predictions_file, predictions_of
+from pipeline.evaluation.predictions import (
+    PROBABILITIES,
+    Predictions,
+    predictions_file,
+    predictions_of,
+)
 from pipeline.evaluation.selection import bbc_cv
 from pipeline.features.backbones import spec_of
 from pipeline.features.load import FeatureTable, load_features, store_for
@@ -45,7 +50,7 @@ from pipeline.heads.fit_cache import data_digest, fit_file, fit_key, read_fit
 from pipeline.heads.parallel import run_parallel
 from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_preprocessing
 from pipeline.heads.save import Network, SavedHead, head_folder, save_head
-from pipeline.heads.search import Fit, deal_folds, fit_heads
+from pipeline.heads.search import TIME_LIMIT, Fit, Fitting, deal_folds
 from pipeline.randomness import stream
 from pipeline.results import prepare, write_set
 from pipeline.study import SOURCE, Study
@@ -73,6 +78,7 @@ class CompareOptions:
         thorough: Whether the spread over seeds, the comparison of algorithms and the sets of
             heads that may be the best are computed too.
         draws: Bootstrap draws of an interval.
+        time_limit: Seconds after which one fit of a head is given up, and the head with it.
         samples: See :class:`pipeline.data.samples.SampleOptions`.
     """
 
@@ -83,6 +89,7 @@ class CompareOptions:
     repeats: int = 1
     thorough: bool = False
     draws: int = DRAWS
+    time_limit: float = TIME_LIMIT
     samples: SampleOptions = field(default_factory=SampleOptions)
 
 
@@ -90,11 +97,21 @@ QUICK = CompareOptions(repeats=0, draws=500)
 THOROUGH = CompareOptions(seeds=10, repeats=5, thorough=True)
 
 
-def compare(study: Study, options: CompareOptions | None = None) -> Record:
+def compare(
+    study: Study,
+    options: CompareOptions | None = None,
+    tell: Callable[[Record], None] = lambda _: None,
+) -> Record:
     """Fit heads on every backbone of a study and score them on every domain.
 
-    A head that cannot be fitted is listed with its reason, and the others go on. A head that
-    an earlier run fitted to the same features with the same settings is not fitted again.
+    A head that fails is listed with its reason, and the others go on. A head that an earlier
+    run fitted to the same features with the same settings is not fitted again.
+
+    Args:
+        study: Where features and results are.
+        options: How the stage runs; None: the defaults.
+        tell: Gets the record as far as it is known when the heads of a backbone are scored,
+            before any is fitted out of fold or saved.
 
     Returns:
         The record; also written to ``results/<study>/heads.json``. The probability of each
@@ -108,52 +125,78 @@ def compare(study: Study, options: CompareOptions | None = None) -> Record:
     specs = _chosen_specs(study, options)
     prepare(study.results)
     samples, _ = load_samples(study, options.samples)
-    backbones, predictions = [], {}
-    failures: list[Record] = []
+    entries: list[Record] = []
+    failures: dict[str, Mapping[str, str]] = {}
     not_saved: list[Record] = []
+    predictions: dict[str, Predictions] = {}
     saved: dict[str, str] = {}
     for choice in study.variants:
         features = load_features(study, choice, samples)
-        name, samples_used = features.backbone, features.samples
+        samples, name = features.samples, features.backbone
         keys = _keys(features, specs, study, options)
         reused, digests = _read_fits(study, name, keys, options)
         missing = {head: spec for head, spec in specs.items() if head not in reused}
-        new, failed = _fit(features, missing, study, options)
-        failures += [{"backbone": name, "head": h, "reason": why} for h, why in failed.items()]
+        fitting = _fitting(features, missing, study, options)
+        new = _fit(fitting, features)
+        failures[name] = fitting.failures
+        fits = {head: fit for head in specs if (fit := reused.get(head) or new.get(head))}
+        if fits:
+            entry: Record = {"backbone": name, "reused": len(reused), "fitted": len(new)}
+            entries.append(entry | _scores(features, fits, specs, study, options))
+            tell(_record(study, samples, options, entries, failures, not_saved))
+        new = fitting.out_of_fold(new, options.repeats)
+        fits |= new
+        if fits:
+            entries[-1] |= _out_of_fold_scores(features, fits, study, options)
+            predictions[name] = predictions_of(
+                samples, {(head, fit.seeds[0]): _mean(fit) for head, fit in fits.items()}
+            )
+        for head, reason in fitting.failures.items():
+            _LOG.warning("%s on %s failed: %s", head, name, reason)
         new_digests, refused = _save_fits(study, features, new, keys)
         saved |= digests | new_digests
         not_saved += refused
-        fits = {head: fit for head in specs if (fit := reused.get(head) or new.get(head))}
-        if fits:
-            entry = {"backbone": name, "reused": len(reused), "fitted": len(new)}
-            backbones.append(entry | _evaluate(features, fits, specs, study, options))
-            predictions[name] = predictions_of(
-                samples_used, {(head, fit.seeds[0]): _mean(fit) for head, fit in fits.items()}
-            )
-    if not backbones:
-        reasons = "; ".join(f"{failure['head']}: {failure['reason']}" for failure in failures)
+    record = _record(study, samples, options, entries, failures, not_saved)
+    if not entries:
+        reasons = "; ".join(f"{one['head']}: {one['reason']}" for one in record["failures"])
         raise MissingFeaturesError(f"no head could be fitted: {reasons}")
-    record: Record = to_jsonable(
-        {
-            "schema": SCHEMA,
-            "study": study.name,
-            "classes": samples_used.classes,
-            "positive": samples_used.classes[1] if len(samples_used.classes) == 2 else None,
-            "baseline": options.baseline,
-            "preprocessing": options.preprocessing,
-            "seeds": _seeds(study, options),
-            "unlabelled": dict(samples_used.unlabelled),
-            "backbones": backbones,
-            "failures": failures,
-            "not_saved": not_saved,
-        }
-    )
     write_set(
         study.results / HEADS_REPORT,
         record,
         {PROBABILITIES: predictions_file(predictions)},
         kept=saved,
         owned=("heads*.csv", "figures/heads-*", "heads/*/*/*"),
+    )
+    return record
+
+
+def _record(
+    study: Study,
+    samples: Samples,
+    options: CompareOptions,
+    entries: Sequence[Record],
+    failures: Mapping[str, Mapping[str, str]],
+    not_saved: Sequence[Record],
+) -> Record:
+    """The record of what is known so far, JSON values."""
+    record: Record = to_jsonable(
+        {
+            "schema": SCHEMA,
+            "study": study.name,
+            "classes": samples.classes,
+            "positive": samples.classes[1] if len(samples.classes) == 2 else None,
+            "baseline": options.baseline,
+            "preprocessing": options.preprocessing,
+            "seeds": _seeds(study, options),
+            "unlabelled": dict(samples.unlabelled),
+            "backbones": entries,
+            "failures": [
+                {"backbone": backbone, "head": head, "reason": reason}
+                for backbone, of_backbone in failures.items()
+                for head, reason in of_backbone.items()
+            ],
+            "not_saved": not_saved,
+        }
     )
     return record
 
@@ -182,25 +225,24 @@ def _mean(fit: Fit) -> Proba:
 # Fitting: the heads of one backbone, from an earlier run where nothing has changed.
 
 
-def _fit(
+def _fitting(
     features: FeatureTable, specs: Mapping[str, HeadSpec], study: Study, options: CompareOptions
-) -> tuple[dict[str, Fit], dict[str, str]]:
-    if not specs:
-        return {}, {}
-    split = features.samples.split
-    fits, failures = fit_heads(
+) -> Fitting:
+    return Fitting(
         features.domain(SOURCE, FIT),
         specs,
-        features.X,
-        np.flatnonzero(split != FIT),
         seeds=_seeds(study, options),
         preprocessing=partial(make_preprocessing, options.preprocessing, features.widths),
-        repeats=options.repeats,
-        validation=features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None,
+        limit=options.time_limit,
     )
-    for head, reason in failures.items():
-        _LOG.warning("%s on %s failed: %s", head, features.backbone, reason)
-    return fits, failures
+
+
+def _fit(fitting: Fitting, features: FeatureTable) -> dict[str, Fit]:
+    if not fitting.specs:
+        return {}
+    split = features.samples.split
+    validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None
+    return fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
 
 
 def _keys(
@@ -285,7 +327,7 @@ def _networks(study: Study, backbone: str) -> tuple[Network, ...]:
 # Evaluation: the entry of one backbone in the record.
 
 
-def _evaluate(
+def _scores(
     features: FeatureTable,
     fits: Mapping[str, Fit],
     specs: Mapping[str, HeadSpec],
@@ -302,14 +344,28 @@ def _evaluate(
     order = _order(domains, best)
     for domain in domains:
         domain["rows"].sort(key=lambda row: order.index(row["head"]))
-    fit_rows = features.domain(SOURCE, FIT)
     return {
         "best": best,
         "domains": domains,
-        "selection_corrected": _selection_corrected(fit_rows, fits, seed),
         "heads": [_description(name, fit, specs[name]) for name, fit in fits.items()],
-        **_thorough(fit_rows, sets, fits, seed, options),
+        "selection_corrected": {},
+        "seed_spread": [],
+        "algorithms": [],
+        "confidence_sets": [],
     }
+
+
+def _out_of_fold_scores(
+    features: FeatureTable, fits: Mapping[str, Fit], study: Study, options: CompareOptions
+) -> Record:
+    """What is known only of heads that were fitted again out of fold, or asked for."""
+    if not options.repeats:
+        return {}
+    fit_rows = features.domain(SOURCE, FIT)
+    corrected = {"selection_corrected": _selection_corrected(fit_rows, fits, study.seed)}
+    if not options.thorough:
+        return corrected
+    return corrected | _thorough(features, fit_rows, fits, study.seed, options)
 
 
 def _domain(
@@ -399,14 +455,13 @@ def _selection_corrected(data: DomainData, fits: Mapping[str, Fit], seed: int) -
 
 
 def _thorough(
+    features: FeatureTable,
     fit_rows: DomainData,
-    sets: Sequence[DomainData],
     fits: Mapping[str, Fit],
     seed: int,
     options: CompareOptions,
 ) -> Record:
-    if not options.thorough:
-        return {"seed_spread": [], "algorithms": [], "confidence_sets": []}
+    sets = [data for data in eval_sets(features.samples) if data.role != FIT]
     spread = run_parallel([partial(_seed_spread, data, fits, seed, options) for data in sets])
     best = run_parallel([partial(_confidence_sets, data, fits, seed, options) for data in sets])
     return {

@@ -24,7 +24,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.search import Fit, fit_heads
+from pipeline.heads.search import Fit, Fitting
 from pipeline.randomness import stream
 from pipeline.study import Concatenation, load_study
 from tests.heads.made_up_rows import made_up_rows
@@ -245,14 +245,14 @@ def fitted(study, monkeypatch, change=lambda features: features):
     """Every fit, and whatever the record says that rests on the fit split alone."""
     load, fits = compare_module.load_features, {}
 
-    def fitting(*arguments, **more):
-        found, failures = fit_heads(*arguments, **more)
-        fits.update(found)
-        return found, failures
+    class Watched(Fitting):
+        def out_of_fold(self, *arguments):
+            fits.update(super().out_of_fold(*arguments))
+            return dict(fits)
 
     with monkeypatch.context() as patched:
         patched.setattr(compare_module, "load_features", lambda *given: change(load(*given)))
-        patched.setattr(compare_module, "fit_heads", fitting)
+        patched.setattr(compare_module, "Fitting", Watched)
         record = compare(study, replace(SMALL, thorough=True, repeats=2))
     (backbone,) = record["backbones"]
     heads = [{k: one[k] for k in ("head", "chosen", "path")} for one in backbone["heads"]]
@@ -280,6 +280,16 @@ def learnt(model) -> list[dict[str, str]]:
         {k: joblib.hash(v) for k, v in vars(step).items() if k != "curves_"}
         for _, step in model.steps
     ]
+
+
+def test_the_table_is_told_before_the_rest_is_done(study):
+    """What is told first is in the record that is returned; the correction comes later."""
+    told = []
+    record = compare(study, only("linear", "prior"), told.append)
+    (so_far,) = told
+    assert not so_far["backbones"][0].pop("selection_corrected")
+    assert record["backbones"][0].pop("selection_corrected")
+    assert so_far == record
 
 
 # What --thorough adds, and what the best head is worth.
@@ -392,15 +402,14 @@ from pipeline.compare import compare
 from pipeline.heads import HEADS
 from pipeline.heads.preprocessing import make_preprocessing
 from pipeline.heads.save import SavedHead, load_head, save_head
-from pipeline.heads.search import fit_heads
+from pipeline.heads.search import Fitting
 from tests.heads.made_up_rows import made_up_rows
 rows = made_up_rows(n=40)
-specs = {name: spec for name, spec in HEADS.items() if name != "mlp"}
-fits, failures = fit_heads(
-    rows, specs, rows.features, np.arange(40), seeds=(0,),
-    preprocessing=lambda: make_preprocessing("standardise", (8,)),
+fitting = Fitting(
+    rows, HEADS, seeds=(0,), preprocessing=lambda: make_preprocessing("standardise", (8,))
 )
-assert len(fits) == len(HEADS) - 1, failures
+fits = fitting.fit(rows.features, np.arange(40))
+assert len(fits) == len(HEADS), fitting.failures
 with tempfile.TemporaryDirectory() as folder:
     for name, fit in fits.items():
         head = SavedHead(

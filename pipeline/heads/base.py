@@ -18,6 +18,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 
 #: Elements of one block of rows: 32 MB as float64.
 _BLOCK = 4 << 20
+#: How far from 1 the probabilities of an image may add up.
+_ROUNDING = 1e-3
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -57,16 +59,37 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
 
 
 def predict_in_blocks(
-    model: Any, X: NDArray[np.floating], rows: NDArray[np.intp]
+    model: Any, X: NDArray[np.floating], rows: NDArray[np.intp], *, classes: int
 ) -> NDArray[np.float64]:
     """A classifier's probabilities for some rows of ``(N, d)``, NaN for the others: ``(N, K)``.
 
     Some rows are predicted at a time, to bound the memory.
+
+    Raises:
+        ValueError: See :func:`check_probabilities`.
     """
-    proba = np.full((len(X), len(model.classes_)), np.nan)
+    proba = np.full((len(X), classes), np.nan)
     for block in row_blocks((len(rows), X.shape[1])):
-        proba[rows[block]] = model.predict_proba(X[rows[block]])
+        found = np.asarray(model.predict_proba(X[rows[block]]))
+        check_probabilities(found, (len(rows[block]), classes))
+        proba[rows[block]] = found
     return proba
+
+
+def check_probabilities(proba: NDArray[np.floating], shape: tuple[int, int]) -> None:
+    """Refuse what is no probability of each class.
+
+    Raises:
+        ValueError: Says what was got.
+    """
+    if proba.shape != shape:
+        raise ValueError(
+            f"it gives probabilities of shape {proba.shape}; images and classes are {shape}"
+        )
+    if not (np.isfinite(proba).all() and (proba >= 0).all()):
+        raise ValueError("its probabilities are not all numbers of 0 or more")
+    if len(proba) and np.abs(proba.sum(axis=1) - 1).max() > _ROUNDING:
+        raise ValueError("its probabilities of an image do not add up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import Fold as FoldRows
 from pipeline.data.patients import patient_folds
 from pipeline.heads import HeadSpec
-from pipeline.heads.base import predict_in_blocks
+from pipeline.heads.base import check_probabilities, predict_in_blocks
 from pipeline.heads.parallel import run_each, run_parallel
 from pipeline.heads.preprocessing import fit_in_blocks, transform_in_blocks
 from pipeline.progress import Progress
@@ -32,7 +32,6 @@ MANY_ROWS, MANY_SCORES = 10_000, 100_000
 #: Seconds after which one fit of a head is given up.
 TIME_LIMIT = 600.0
 _TINY = 1e-15
-_ROUNDING = 1e-3
 _LONGEST_REASON = 300
 Proba = NDArray[np.float64]
 Transformer = Callable[[], Any]
@@ -251,9 +250,7 @@ class Fitting:
                 more["validation"] = seen
             head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
             model = make_pipeline(transformer, head)
-            proba = predict_in_blocks(model, X, predicted)
-            _check_probabilities(proba[predicted], (len(predicted), int(y.max()) + 1))
-            return model, proba
+            return model, predict_in_blocks(model, X, predicted, classes=int(y.max()) + 1)
 
         jobs = [
             (name, seed)
@@ -281,11 +278,11 @@ class Fitting:
                 results[number] = job()
                 self.seconds[name] += time.perf_counter() - start
 
-        def done(name: str, outcome: object) -> None:
+        def done(names: Sequence[str], number: int, outcome: object) -> None:
             self._progress.advance()
             if isinstance(outcome, BaseException):
                 reason = _reason(outcome)
-                self.failures[name] = f"{what}: {reason}" if what else reason
+                self.failures[names[number]] = f"{what}: {reason}" if what else reason
 
         alone = [i for i, (name, _) in enumerate(jobs) if not self.specs[name].parallel]
         together = [i for i in range(len(jobs)) if i not in alone]
@@ -294,7 +291,7 @@ class Fitting:
                 [partial(run, i) for i in numbers],
                 workers=workers,
                 limit=self.limit,
-                done=lambda k, outcome, numbers=numbers: done(jobs[numbers[k]][0], outcome),
+                done=partial(done, [jobs[i][0] for i in numbers]),
             )
         return results
 
@@ -308,22 +305,6 @@ def _reason(cause: BaseException) -> str:
     expected = isinstance(cause, ValueError | TimeoutError | np.linalg.LinAlgError)
     text = " ".join(str(cause).split())[:_LONGEST_REASON]
     return text if expected and text else f"{type(cause).__name__}: {text}".rstrip(": ")
-
-
-def _check_probabilities(proba: Proba, shape: tuple[int, int]) -> None:
-    """Refuse what is no probability of each class.
-
-    Raises:
-        ValueError: Says what was got.
-    """
-    if proba.shape != shape:
-        raise ValueError(
-            f"it gives probabilities of shape {proba.shape}; images and classes are {shape}"
-        )
-    if not (np.isfinite(proba).all() and (proba >= 0).all()):
-        raise ValueError("its probabilities are not all numbers of 0 or more")
-    if len(proba) and np.abs(proba.sum(axis=1) - 1).max() > _ROUNDING:
-        raise ValueError("its probabilities of an image do not add up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,7 +356,7 @@ def _fit_choices(
         try:
             head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
             proba = np.asarray(head.predict_proba(fold.X_outside))
-            _check_probabilities(proba, shape)
+            check_probabilities(proba, shape)
             found[number] = proba
         except ValueError as refusal:
             refusals.append(refusal)

@@ -19,9 +19,16 @@ def parts_of(stage: str, record: Mapping[str, Any]) -> list[Part]:
     return found
 
 
-def show(stage: str, record: Mapping[str, Any]) -> str:
-    """The text that a terminal is shown."""
-    return terminal_text(parts_of(stage, record))
+def show(stage: str, record: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
+    """The text that a terminal is shown.
+
+    Args:
+        stage: Of the record.
+        record: Its JSON values.
+        before: An earlier record of the same run: what was shown of it is not shown again.
+    """
+    said = parts_of(stage, before) if before else []
+    return terminal_text(part for part in parts_of(stage, record) if part not in said)
 
 
 def files(stage: str, record: Mapping[str, Any]) -> dict[str, bytes]:

@@ -34,7 +34,7 @@ from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.parallel import run_parallel
 from pipeline.heads.preprocessing import make_preprocessing
-from pipeline.heads.search import fit_heads
+from pipeline.heads.search import Fitting
 from pipeline.report.table import Column, Table, to_terminal
 
 PENALTIES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
@@ -272,8 +272,6 @@ def _growth(sizes: Sequence[int], width: int) -> Table:
 
 
 def _measure(name: str, n: int, width: int) -> None:
-    if name == "mlp":
-        import torch  # noqa: F401 - of the libraries that are there before any feature
     base = _memory("VmRSS")
     X, y = _rows(n, width)
     data = DomainData(
@@ -281,12 +279,13 @@ def _measure(name: str, n: int, width: int) -> None:
     )
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now
     start = time.perf_counter()
-    _, failures = fit_heads(
-        data, {name: HEADS[name]}, X, np.arange(0, n, 5), seeds=(0, 1, 2), repeats=1,
+    fitting = Fitting(
+        data, {name: HEADS[name]}, seeds=(0, 1, 2),
         preprocessing=partial(make_preprocessing, "standardise", (width,)),
     )  # fmt: skip
-    if failures:
-        raise SystemExit(str(failures))
+    fitting.out_of_fold(fitting.fit(X, np.arange(0, n, 5)), repeats=1)
+    if fitting.failures:
+        raise SystemExit(str(fitting.failures))
     seconds = time.perf_counter() - start
     print(seconds, (_memory("VmHWM") - base) / (X.nbytes / 1e9))
 

@@ -1,5 +1,6 @@
 """Fitting for a comparison: what folds see, what they choose, what fails."""
 
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -13,15 +14,17 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.data.patients import patient_folds
 from pipeline.heads import HEADS, HeadSpec, parallel, search
 from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
-from pipeline.heads.search import deal_folds, fit_heads
+from pipeline.heads.search import Fitting, deal_folds
 from tests.heads.made_up_rows import made_up_rows
 
 PLAIN = HeadSpec(make=lambda _: LogisticRegression(C=0.1), about="")
 
 
-def fit(data, specs, **more):
-    given = {"seeds": (3,), "preprocessing": StandardScaler} | more
-    return fit_heads(data, specs, data.features, np.arange(len(data)), **given)
+def fit(data, specs, repeats=0, **more):
+    """Fits and failures."""
+    fitting = Fitting(data, specs, **{"seeds": (3,), "preprocessing": StandardScaler} | more)
+    fits = fitting.fit(data.features, np.arange(len(data)))
+    return fitting.out_of_fold(fits, repeats), fitting.failures
 
 
 def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patient():
@@ -41,13 +44,13 @@ def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patien
 def test_without_repeats_only_heads_with_a_choice_are_fitted_to_folds(monkeypatch):
     """What --quick leaves out is left out, not made cheaper."""
     divided = []
-    divide = search._Fitting.divide
+    divide = Fitting._divide
 
     def watched(fitting, choices, *rest, **more):
         divided.extend(choices)
         return divide(fitting, choices, *rest, **more)
 
-    monkeypatch.setattr(search._Fitting, "divide", watched)
+    monkeypatch.setattr(Fitting, "_divide", watched)
     fits, _ = fit(made_up_rows(), {"linear": HEADS["linear"], "lr": PLAIN})
     assert divided == ["linear"]
     assert {one.out_of_fold for one in fits.values()} == {None}
@@ -103,25 +106,54 @@ def test_a_choice_that_the_rows_cannot_bear_is_not_chosen():
     assert len(fits["knn"].path) == 2
 
 
-def test_a_head_that_fails_is_listed_and_the_others_go_on():
-    """With its reason, whether it fails on folds or on all rows."""
+class Bad(DummyClassifier):
+    """A classifier that goes wrong in one way."""
 
-    class Singular(DummyClassifier):
-        def fit(self, X, y):
-            raise np.linalg.LinAlgError("singular")
+    def __init__(self, how=""):
+        super().__init__(strategy="prior")
+        self.how = how
 
-    class TooLarge(DummyClassifier):
-        def fit(self, X, y):
-            raise MemoryError
+    def fit(self, X, y):
+        if isinstance(self.how, BaseException):
+            raise self.how
+        while self.how == "endless":
+            time.sleep(0.001)
+        return super().fit(X, y)
 
+    def predict_proba(self, X):
+        proba = super().predict_proba(X)
+        changed = {"nan": proba * np.nan, "shape": proba[:, :1], "sum": 2 * proba, "minus": -proba}
+        return changed.get(self.how, proba)
+
+
+WAYS = {
+    "singular": (np.linalg.LinAlgError("singular"), "singular"),
+    "large": (MemoryError(), "MemoryError"),
+    "mistake": (KeyError("x"), "KeyError: 'x'"),
+    "leaves": (SystemExit(3), "SystemExit: 3"),
+    "endless": ("endless", "it did not end within 0.3 s"),
+    "nan": ("nan", "not all numbers of 0 or more"),
+    "minus": ("minus", "not all numbers of 0 or more"),
+    "shape": ("shape", "shape"),
+    "sum": ("sum", "do not add up to 1"),
+}
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_head_that_fails_is_listed_and_the_others_go_on(parallel):
+    """Whatever it raises, nonsense, or no end; whether on folds or on all rows."""
+    data = made_up_rows(n=40)
     bad = {
-        "bad": HeadSpec(make=lambda _: Singular(), about=""),
-        "large": HeadSpec(make=lambda _: TooLarge(), about=""),
+        name: HeadSpec(make=lambda _, how=how: Bad(how), about="", parallel=parallel)
+        for name, (how, _) in WAYS.items()
     }
-    for repeats in (0, 1):
-        fits, failures = fit(made_up_rows(), {**bad, "lr": PLAIN}, repeats=repeats)
-        assert failures == {"bad": "singular", "large": "MemoryError"}
-        assert set(fits) == {"lr"}
+    chooses = replace(bad["nan"], grid={"how": ("nan", "sum")})
+    fits, failures = fit(data, {**bad, "chooses": chooses, "lr": PLAIN}, repeats=1, limit=0.3)
+    assert set(fits) == {"lr"}
+    assert fits["lr"].out_of_fold is not None
+    assert set(failures) == {*WAYS, "chooses"}
+    for name, (_, reason) in WAYS.items():
+        assert reason in failures[name]
 
 
 def test_a_class_of_one_patient_is_a_reason_for_every_head_that_needs_folds():
