@@ -293,6 +293,8 @@ def _save_fits(
             seeds=fit.seeds,
             parameters=fit.chosen,
             images=int(np.sum(samples.split == FIT)),
+            window=samples.items[0].reading.window,  # the source comes first
+            frame=samples.items[0].reading.frame,
         )
         try:
             digests |= _below(study, folder, save_head(folder, saved, fit_file(keys[name], fit)))

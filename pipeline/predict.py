@@ -22,6 +22,7 @@ from cache.errors import WriteFailedError
 from cache.recipe import META
 from cache.store import FeatureStore
 from pipeline.data.class_folders import images_below
+from pipeline.data.grey_levels import Reading
 from pipeline.data.items import NO_CLASS, FileStat, Item, system_reason
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError
@@ -80,7 +81,7 @@ def predict(
         raise ModelError(
             f"{model} takes {len(head.networks)} networks; one weights file cannot be for all"
         )
-    pairs, skipped = _find_images(images)
+    pairs, skipped = _find_images(images, Reading(window=head.window, frame=head.frame))
     unusable: dict[bytes, str] = {}
     features, computed = [], set()
     with TemporaryDirectory(prefix="headrace-") as scratch:
@@ -142,7 +143,9 @@ def _check_some(good: Sequence[Keyed], skipped: Sequence[dict[str, str]]) -> Non
         )
 
 
-def _find_images(images: Sequence[Path]) -> tuple[list[Keyed], list[dict[str, str]]]:
+def _find_images(
+    images: Sequence[Path], reading: Reading
+) -> tuple[list[Keyed], list[dict[str, str]]]:
     """Images with their content keys, each file once, and those that cannot be read."""
     pairs, skipped = [], []
     seen: set[str] = set()
@@ -154,7 +157,7 @@ def _find_images(images: Sequence[Path]) -> tuple[list[Keyed], list[dict[str, st
                 continue
             seen.add(item.file)
             try:
-                pairs.append((item, read_image(item).key))
+                pairs.append((read := replace(item, reading=reading), read_image(read).key))
             except ImageError as cause:
                 skipped.append(_skip(item.path, str(cause)))
     return pairs, skipped

@@ -81,6 +81,8 @@ class SavedHead:
         seeds: Of the models, in order.
         parameters: What was set or chosen; for people.
         images: Number of images that it was fitted on.
+        window: Of the source: values that are black and white, of images of more than 8 bits.
+        frame: Of the source: which of several frames is read.
     """
 
     head: str
@@ -91,6 +93,8 @@ class SavedHead:
     seeds: tuple[int, ...]
     parameters: Mapping[str, Any]
     images: int
+    window: tuple[float, float] | None = None
+    frame: str | None = None
 
     @property
     def dim(self) -> int:
@@ -169,6 +173,8 @@ def save_head(
         "seeds": list(head.seeds),
         "parameters": dict(head.parameters),
         "images": head.images,
+        "window": head.window,
+        "frame": head.frame,
         "contains_training_features": head.contains_training_features,
     }
     description = json.loads(json.dumps(description, default=str))
@@ -290,6 +296,8 @@ def _head(values: Mapping[str, Any], models: tuple[Any, ...]) -> SavedHead:
             seeds=tuple(map(int, values["seeds"])),
             parameters=dict(values["parameters"]),
             images=int(values["images"]),
+            window=tuple(window) if (window := values.get("window")) else None,
+            frame=values.get("frame"),
         )
     except (KeyError, TypeError, ValueError, AttributeError, StoreFormatError) as cause:
         raise ModelError(f"{DESCRIPTION} is damaged ({type(cause).__name__}: {cause})") from cause

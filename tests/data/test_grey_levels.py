@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.compare import CompareOptions, compare
 from pipeline.data.grey_levels import NO_RANGE, Reading, scaled, window_of
 from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, StudyError
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.predict import predict
 from pipeline.study import Domain, load_study
 from tests.image_files import encoded, grey16, picture
 from tests.tiny import install_tiny_backbone
@@ -148,3 +152,14 @@ def test_a_detectors_bits_are_guessed_for_dark_and_bright_pictures(study_file, c
     assert "largest value" not in caplog.text
     study_file.write_text(declared.replace("bits = 14", "bits = 16"))
     assert not set(load_samples(load_study(study_file))[0].key) & set(samples.key)
+
+
+def test_a_saved_head_reads_new_images_by_the_rule_of_its_source(study_file):
+    """Their features are those in the store: none is computed by another rule."""
+    study = load_study(study_file)
+    engine = EngineChoice(engine="torch", device="cpu", batch_size=16)
+    extract(study, ExtractOptions(engine=engine))
+    compare(study, CompareOptions(heads=("linear",), repeats=0, draws=99))
+    head = study.results / "heads/tiny/linear"
+    found = predict(head, [study.source.path], store=study.store_root, engine=engine)
+    assert (found["computed"], len(found["rows"])) == (0, 60)
