@@ -4,14 +4,20 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.data.items import Item, Listing
+from pipeline.data import npz_arrays
+from pipeline.data.dicom import is_dicom
+from pipeline.data.image_tables import find_columns
+from pipeline.data.images import HEAD_BYTES
+from pipeline.data.items import Item, Listing, read_file
 from pipeline.data.layouts import wrong_layout
 from pipeline.data.sources import scan
+from pipeline.data.tables import Row, read_rows
 from pipeline.errors import StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
-from pipeline.study import Domain
+from pipeline.study import GIVEN, HEADER, Domain, ImageTable
 from pipeline.words import counted, printable
 
 #: Names of common public chest X-ray sets and of the demo; a guess must fit most names.
@@ -27,7 +33,7 @@ _PREFERRED = "densenet121"
 
 
 def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) -> list[str]:
-    """Write a study file whose source is the first folder and whose targets are the rest.
+    """Write a study file whose source is the first folder or file, and whose targets are the rest.
 
     Returns:
         What the user should look at: guesses, and what could not be guessed.
@@ -42,8 +48,8 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     for name in backbones:
         check_backbone_name(name)
     lines = [f"name = {_quoted(_study_name(output))}", "seed = 0", ""]
-    for folder, table in zip(data, _tables(data), strict=True):
-        lines += _domain_lines(folder, output, notes, table)
+    for table, domain in _domains(data):
+        lines += _domain_lines(table, domain, output, notes)
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return notes
@@ -75,33 +81,77 @@ def _folder_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "study"
 
 
-def _tables(data: Sequence[Path]) -> list[str]:
-    """``source``, then ``target.NAME``; equal folder names get a number."""
-    names: list[str] = ["source"]
-    for folder in data[1:]:
-        name = wanted = _folder_name(folder.resolve().name)
+def _domains(data: Sequence[Path]) -> Iterator[tuple[str, Domain]]:
+    """``source``, then ``target.NAME`` or ``test.NAME``; equal names get a number."""
+    names: list[str] = []
+    for wanted, domain in (found for path in data for found in _domains_of(path)):
+        if not names:
+            names.append("source")
+            yield "source", domain
+            continue
+        name = wanted
         while name in names:
             name = f"{wanted}_{len(names)}"
         names.append(name)
-    return ["source", *(f"target.{_key(name)}" for name in names[1:])]
+        yield f"{'test' if domain.split == 'test' else 'target'}.{_key(name)}", domain
 
 
-def _domain_lines(folder: Path, output: Path, notes: list[str], table: str) -> list[str]:
-    ignore: tuple[str, ...] = ()
-    listing = scan(Domain(path=folder))
-    while layout := wrong_layout(listing.items):
-        notes.append(f"[{table}] {layout.text}; written: {layout.setting(folder)}")
-        folder, ignore = folder / layout.path, (*ignore, *layout.ignore)
-        listing = scan(Domain(path=folder, ignore=ignore))
-    notes += _tree(table, listing)
+def _domains_of(path: Path) -> Iterator[tuple[str, Domain]]:
+    """A folder; the splits of a ``.npz`` file; the hospitals of a table."""
+    if not path.is_file():
+        yield _folder_name(path.resolve().name), Domain(path=path)
+    elif npz_arrays.is_archive(path):
+        splits = {item.split for item in npz_arrays.scan(Domain(path=path)).items}
+        given = {"train", "val"} <= splits
+        yield _folder_name(path.stem), Domain(path=path, split=GIVEN if given else "")
+        if given and "test" in splits:
+            yield "test", Domain(path=path, split="test")
+    else:
+        rows = read_rows(path)
+        header = next(rows, Row(1, []))
+        table = ImageTable(file=path, columns=find_columns(ImageTable(file=path), header))
+        at = [header.cells.index(name) for name in table.columns.get("domain", ())]
+        for hospital in dict.fromkeys(row.cells[at[0]] if at else "" for row in rows):
+            domain = Domain(path=path.parent, table=replace(table, domain=hospital))
+            yield _folder_name(hospital or path.stem), domain
+
+
+def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) -> list[str]:
     # As seen from the study file, so that both can move together.
-    path = Path(os.path.relpath(folder.resolve(), output.resolve().parent)).as_posix()
-    lines = [f"[{table}]", f"path = {_quoted(path)}", _group_line(listing.items, table, notes)]
-    if ignore:
-        lines.append(f"ignore = {json.dumps(ignore, ensure_ascii=False)}")
-    if table == "source":
+    def seen(path: Path) -> str:
+        return _quoted(Path(os.path.relpath(path.resolve(), output.resolve().parent)).as_posix())
+
+    found, listing = _corrected(table, domain, notes)
+    notes += _tree(table, listing)
+    lines = [f"[{table}]", f"path = {seen(found.path)}"]
+    if found.table:
+        columns = found.table.columns.items()
+        uses = ", ".join(f"{use} = {_quoted(names[0])}" for use, names in columns)
+        lines = [f"[{table}]", f"table = {seen(found.table.file)}", f"columns = {{{uses}}}"]
+        lines += [f"domain = {_quoted(found.table.domain)}"] if found.table.domain else []
+    if found.split:
+        lines.append(f"split = {_quoted(found.split)}")
+    if not (found.table and "patient" in found.table.columns):
+        lines.append(_group_line(listing.items, table, notes))
+    if found.ignore:
+        lines.append(f"ignore = {json.dumps(found.ignore, ensure_ascii=False)}")
+    if table == "source" and not found.split:
         lines.append("validation = 0.2              # held out by patient, stratified by class")
     return [*lines, ""]
+
+
+def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, Listing]:
+    """The domain with the path and patterns that its layout needs, and what it holds."""
+    listing = scan(domain)
+    while not domain.table and (layout := wrong_layout(listing.items)):
+        notes.append(f"[{table}] {layout.text}; written: {layout.setting(domain.path)}")
+        domain = replace(
+            domain,
+            path=domain.path / layout.path,
+            ignore=(*(domain.ignore or ()), *layout.ignore),
+        )
+        listing = scan(domain)
+    return domain, listing
 
 
 def _tree(table: str, listing: Listing) -> Iterator[str]:
@@ -123,6 +173,9 @@ def _group_line(items: Sequence[Item], table: str, notes: list[str]) -> str:
     for pattern in _PATIENT_PATTERNS:
         if sum(bool(re.search(pattern, name)) for name in names) >= _MOST * len(names):
             return f"group = '{pattern}'"
+    begins = read_file(items[0].file, lambda stream: stream.read(HEAD_BYTES))
+    if items[0].row is None and is_dicom(begins):
+        return f'group = {{header = "{HEADER}"}}    # of the DICOM headers, kept as a hash'
     notes.append(
         f"[{table}] give the patient's id as `group`, a regular expression for names such as "
         f"{names[0]}; without it two images of one patient may stand on both sides of a split"

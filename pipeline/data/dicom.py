@@ -107,7 +107,6 @@ def salt_of(store_root: Path) -> bytes:
     if not file.exists():
         disk.make_dir(store_root)
         disk.publish(file, secrets.token_hex(_SALT_BYTES).encode())
-        file.chmod(0o600)
     try:
         return bytes.fromhex(disk.read_all(file).decode())
     except (OSError, ValueError) as cause:

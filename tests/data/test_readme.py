@@ -12,6 +12,7 @@ from pipeline.data.attributes import groupings
 from pipeline.data.samples import load_samples
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
+from pipeline.init import write_study
 from pipeline.study import load_study
 from tests.image_files import dicom, encoded
 from tests.tiny import install_tiny_backbone
@@ -202,3 +203,30 @@ def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
     written = [f for folder in ("features", "results") for f in Path(folder).rglob("*")]
     for file in filter(Path.is_file, written):
         assert not any(word in file.read_bytes() for word in (b"Doe", b"J-0", b"J-1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "lines"),
+    [
+        ("MedMNIST", "pneumoniamnist.npz", ['split = "given"', "[test.test]", 'split = "test"']),
+        (
+            "One table for several hospitals",
+            "multi/labels.tsv",
+            ['domain = "Oslo"', "[target.Bergen]", 'domain = "centre"', "validation = 0.2"],
+        ),
+        ("NIH ChestX-ray14", "nih/Data_Entry_2017.csv", ['label = "Finding Labels"']),
+        ("DICOM folders", "dicom", ['group = {header = "PatientID"}']),
+        ("COVID-19 Radiography Database", "COVID-19_Radiography_Dataset", ['ignore = ["*/masks']),
+    ],
+)
+def test_init_writes_a_study_of_each_kind_that_runs(name, data, lines, tmp_path, monkeypatch):
+    """Tables with a domain for each hospital, archives with their parts, DICOM with patients."""
+    study_of(name, tmp_path, monkeypatch)
+    notes = write_study([Path(data)], Path("own.toml"), ["tiny"])
+    text = Path("own.toml").read_text()
+    assert all(line in text for line in lines), text
+    samples, skipped = load_samples(load_study(Path("own.toml")))
+    assert len(samples) >= 20
+    assert not skipped
+    found = f"[source] {(samples.domain == 'source').sum()} images, classes: "
+    assert any(note.startswith(found) for note in notes)
