@@ -136,7 +136,7 @@ _recipe_options = _all_of(
     ),
 )
 _conflicts_option = click.option(
-    "--allow-conflicts", is_flag=True, help="Accept identical images in two classes."
+    "--allow-conflicts", is_flag=True, help="Keep identical images that are in two classes."
 )
 _figures_option = click.option(
     "--figures/--no-figures", default=True, show_default=True, help="Draw the results."
@@ -379,30 +379,40 @@ def heads(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     help="Test whether border and corners alone predict the label. The first backbone runs "
     "twice more over all images, once; these features are stored too.",
 )
+@click.option(
+    "--write-exclude",
+    type=_PATH,
+    metavar="FILE",
+    help="Write the images that should not be scored to this file, for the study's `exclude`.",
+)
 @_engine_options
 @_recipe_options
 @command
-def audit(study: Path, *, quiet: bool, shortcuts: bool, **flags: Any) -> dict[str, Any]:
+def audit(
+    study: Path,
+    *,
+    quiet: bool,
+    shortcuts: bool,
+    write_exclude: Path | None,
+    **flags: Any,
+) -> dict[str, Any]:
     """Look for leaks and shortcuts before any number is believed. A leak is exit code 3.
 
     Patients and images in two roles, nearly equal images, contradicting and doubtful labels;
     how well features predict the hospital, and size, greys, border and corners the label.
-    Near copies are listed for the study's `exclude`.
 
-    Example: headrace audit study.toml --no-shortcuts
+    Example: headrace audit study.toml --write-exclude leave_out.txt
     """
-    from pipeline.audit.stage import SAMPLES, masked_study
+    from cache import disk
     from pipeline.audit.stage import audit as run
     from pipeline.data.leaks import Finding, refuse_leaks
-    from pipeline.features.extract import ExtractOptions, extract
+    from pipeline.data.samples import exclusions_text
 
     loaded = _load(study, flags)
-    if shortcuts:
-        extract(
-            masked_study(loaded),
-            ExtractOptions(engine=_engine(flags), samples=SAMPLES, report="features_masked.json"),
-        )
-    record = run(loaded, shortcuts=shortcuts)
+    record = run(loaded, shortcuts=shortcuts, engine=_engine(flags))
+    if write_exclude is not None:
+        disk.make_dir(write_exclude.absolute().parent)
+        disk.publish(write_exclude, exclusions_text(record["leave_out"]).encode())
     _show("audit", record, quiet=quiet)
     if quiet and record["counts"]["leak"]:
         click.echo(json.dumps(record, indent=1))  # the error that follows must not hide it

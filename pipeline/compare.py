@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.domain import DomainData
+from pipeline.data.leaks import Finding, find_leaks
 from pipeline.data.patients import DRAWS, FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingFeaturesError, ModelError, UnknownNameError
@@ -59,7 +60,7 @@ from pipeline.words import printable, to_jsonable
 _LOG = logging.getLogger(__name__)
 HEADS_REPORT = "heads.json"
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
-SCHEMA = 5
+SCHEMA = 6
 Record = dict[str, Any]
 
 
@@ -125,6 +126,7 @@ def compare(
     specs = _chosen_specs(study, options)
     prepare(study.results)
     samples, _ = load_samples(study, options.samples)
+    leaks = find_leaks(study, samples)
     entries: list[Record] = []
     failures: dict[str, Mapping[str, str]] = {}
     not_saved: list[Record] = []
@@ -143,7 +145,7 @@ def compare(
         if fits:
             entry: Record = {"backbone": name, "reused": len(reused), "fitted": len(new)}
             entries.append(entry | _scores(features, fits, specs, study, options))
-            tell(_record(study, samples, options, entries, failures, not_saved))
+            tell(_record(study, samples, options, entries, failures, not_saved, leaks))
         new = fitting.out_of_fold(new, options.repeats)
         fits |= new
         if fits:
@@ -156,7 +158,7 @@ def compare(
         new_digests, refused = _save_fits(study, features, new, keys)
         saved |= digests | new_digests
         not_saved += refused
-    record = _record(study, samples, options, entries, failures, not_saved)
+    record = _record(study, samples, options, entries, failures, not_saved, leaks)
     if not entries:
         reasons = "; ".join(f"{one['head']}: {one['reason']}" for one in record["failures"])
         raise MissingFeaturesError(f"no head could be fitted: {reasons}")
@@ -177,6 +179,7 @@ def _record(
     entries: Sequence[Record],
     failures: Mapping[str, Mapping[str, str]],
     not_saved: Sequence[Record],
+    leaks: Sequence[Finding],
 ) -> Record:
     """The record of what is known so far, JSON values."""
     record: Record = to_jsonable(
@@ -189,6 +192,7 @@ def _record(
             "preprocessing": options.preprocessing,
             "seeds": _seeds(study, options),
             "unlabelled": dict(samples.unlabelled),
+            "leaks": [asdict(leak) for leak in leaks],
             "backbones": entries,
             "failures": [
                 {"backbone": backbone, "head": head, "reason": reason}

@@ -1,39 +1,61 @@
 """A study of smooth pictures, some of them copied from the source to the target."""
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
-from pipeline.audit.stage import SAMPLES
-from pipeline.data.images import PixelPolicy
 from pipeline.data.index import FactsIndex
-from pipeline.data.leaks import Finding, NearPair, check_near_copies
-from pipeline.data.samples import Samples, load_samples
-from pipeline.data.sources import read_image
+from pipeline.data.samples import Samples
 from pipeline.progress import Progress
-from pipeline.study import load_study
+
+
+def recompressed(picture: Image.Image) -> Image.Image:
+    """As JPEG of a low quality."""
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=30)
+    return Image.open(stream)
+
+
+#: How one picture is made from another.
+COPIES: Mapping[str, Any] = MappingProxyType(
+    {
+        "scaled by 1/2": lambda p: p.resize((p.width // 2, p.height // 2)),
+        "scaled by 2": lambda p: p.resize((p.width * 2, p.height * 2)),
+        "recompressed": recompressed,
+        "brightened": lambda p: ImageEnhance.Brightness(p).enhance(1.3),
+        "darkened": lambda p: ImageEnhance.Brightness(p).enhance(0.6),
+        "gamma 0.7": lambda p: p.point([round(255 * (i / 255) ** 0.7) for i in range(256)]),
+        "mirrored": ImageOps.mirror,
+        "cropped by 5 %": lambda p: ImageOps.crop(p, round(0.025 * p.width)),
+        "cropped by 10 %": lambda p: ImageOps.crop(p, round(0.05 * p.width)),
+    }
+)
+
+
+def smooth_picture(rng: np.random.Generator, size: int = 96) -> Image.Image:
+    """A picture of a patient of its own."""
+    coarse = rng.uniform(0, 255, (12, 12)).astype(np.uint8)
+    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def smooth_study(folder: Path, copies=()) -> Path:
-    """240 smooth pictures in the source, 160 in the target.
+    """120 smooth pictures in the source, 80 in the target.
 
     Args:
         folder: Gets the images and the study file.
-        copies: (number in the source, number in the target, shift in pixels) of each copy.
+        copies: (number in the source, number in the target, an entry of ``COPIES``).
     """
     rng = np.random.default_rng(5)
-    pictures = {}
-    for name, count in (("here", 240), ("there", 160)):
-        for i in range(count):
-            coarse = rng.uniform(0, 255, (9, 9)).astype(np.uint8)
-            picture = Image.fromarray(coarse).resize((96, 96), Image.Resampling.BICUBIC)
-            pictures[name, i] = picture
-    for of_here, of_there, shift in copies:
-        moved = pictures["here", of_here].transform((96, 96), 0, (1, 0, shift, 0, 1, 0))
-        pictures["there", of_there] = moved
+    counts = {"here": 120, "there": 80}
+    pictures = {(name, i): smooth_picture(rng) for name, n in counts.items() for i in range(n)}
+    for of_here, of_there, how in copies:
+        pictures["there", of_there] = COPIES[how](pictures["here", of_here])
     for (name, i), picture in pictures.items():
         file = folder / name / "ab"[i % 2] / f"p{name[0]}{i:03}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -53,17 +75,3 @@ def facts_of(study_file: Path, samples: Samples) -> NDArray[Any]:
     with Progress("facts") as progress:
         assert index.measure(samples.key, samples.items, progress) == {}
     return index.facts(samples.key)
-
-
-def coarse_pixels(samples: Samples) -> NDArray[np.float32]:
-    """12 x 12 grey pixels of each image, which stand in for its features."""
-    policy = PixelPolicy(size=12)
-    rows = [read_image(item).pixels(policy)[..., 0].ravel() for item in samples.items]
-    return np.stack(rows).astype(np.float32)
-
-
-def near_copies_of(study_file: Path) -> tuple[Samples, tuple[NearPair, ...], list[Finding]]:
-    """Samples of a study, the near copies among them by their coarse pixels, and findings."""
-    samples, _ = load_samples(load_study(study_file), SAMPLES)
-    facts = facts_of(study_file, samples)
-    return samples, *check_near_copies(samples, coarse_pixels(samples), facts)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline.audit.stage as audit_module
 from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
-from pipeline.data.leaks import NearPair
+from pipeline.data import leaks
+from pipeline.data.near_copies import NearPair
 from pipeline.data.samples import UNLABELLED
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
@@ -88,11 +88,11 @@ def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatc
     """No class is made up for them, and what they cost is told of labelled roles alone."""
     compare(study, CompareOptions(heads=("linear",), seeds=1))
 
-    def one_pair(samples, *_):
-        rows = (int(np.flatnonzero(samples.split == "fit")[0]), len(samples) - 1)
-        return (NearPair(rows=rows, cosine=1.0, bits=0),), []
+    def one_pair(_, roles, __):
+        rows = (int(np.flatnonzero(roles == "source fit")[0]), len(roles) - 1)
+        return (NearPair(rows=rows, likeness=1.0, how="copy"),)
 
-    monkeypatch.setattr(audit_module, "check_near_copies", one_pair)
+    monkeypatch.setattr(leaks, "find_near_copies", one_pair)
     report = audit(study, shortcuts=False)
     (pair,) = report["near_copies"]
     assert [image["label"] for image in pair["images"]] == ["a", "no label"]

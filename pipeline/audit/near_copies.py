@@ -1,4 +1,4 @@
-"""Near copies as an audit lists them, and what they are worth to the scores of a head."""
+"""Copies as an audit lists them, and what they are worth to the scores of a head."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 
 from pipeline.audit.contact_sheet import SIDE, SheetPair, draw_sheet, missing_picture
 from pipeline.data.images import PixelPolicy
-from pipeline.data.leaks import NearPair, near_rows, roles_of
+from pipeline.data.leaks import LEAK, Overlap, conflicting_rows, roles_of
+from pipeline.data.near_copies import NearPair
+from pipeline.data.patients import FIT
 from pipeline.data.samples import Samples, read_exclusions
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, MissingResultsError
@@ -37,23 +39,37 @@ def listed_pairs(samples: Samples, pairs: Sequence[NearPair]) -> list[Record]:
         {
             "number": number,
             "images": [image(row) for row in pair.rows],
-            "cosine": pair.cosine,
-            "bits": pair.bits,
+            "likeness": pair.likeness,
+            "how": pair.how,
         }
         for number, pair in enumerate(pairs, start=1)
     ]
 
 
-def names_to_leave_out(
-    study: Study, samples: Samples, pairs: Sequence[NearPair]
-) -> tuple[str, ...]:
-    """Near copies outside fit, and what the study excludes already.
+def rows_to_leave_out(
+    samples: Samples, overlap: Sequence[Overlap], facts: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """Images that should not be scored, shape ``(n,)``.
 
-    A study may exclude this very list, so what it excludes already stays in it.
+    What a role knows of an earlier one, where a head is fitted or chosen in that; and
+    pictures with several labels.
     """
-    near = [samples.name_of(row) for row in np.flatnonzero(near_rows(samples, pairs)).tolist()]
+    marked = np.zeros(len(samples), np.bool_)
+    for one in overlap:
+        if one.learns and (one.severity == LEAK or one.near):
+            marked[one.rows] = True
+    for same in conflicting_rows(samples, facts):
+        marked[same] = True
+    return marked
+
+
+def names_to_leave_out(
+    study: Study, samples: Samples, marked: NDArray[np.bool_]
+) -> tuple[str, ...]:
+    """Those images, and what the study excludes already: it may exclude this very list."""
+    names = [samples.name_of(row) for row in np.flatnonzero(marked).tolist()]
     before = () if study.exclude is None else read_exclusions(study.exclude)
-    return tuple(sorted({*before, *near}))
+    return tuple(sorted({*before, *names}))
 
 
 def contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
@@ -73,7 +89,7 @@ def contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
         SheetPair(
             pixels=(picture(pair.rows[0]), picture(pair.rows[1])),
             lines=(
-                f"{number}. cosine {pair.cosine:.3f}, {pair.bits} of 64 bits differ",
+                f"{number}. {pair.how}, likeness {pair.likeness:.3f}",
                 " | ".join(caption(row) for row in pair.rows),
             ),
         )
@@ -82,15 +98,15 @@ def contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
     return draw_sheet(sheet) if sheet else None
 
 
-def scores_without(study: Study, samples: Samples, pairs: Sequence[NearPair]) -> list[Record]:
-    """Scores of stage 2's linear head with and without images that have a near copy in fit.
+def scores_without(study: Study, samples: Samples, marked: NDArray[np.bool_]) -> list[Record]:
+    """Scores of stage 2's linear head with and without images that should be left out.
 
     Returns:
-        For each backbone and role: ``all_images`` and ``without_near_copies``, each with
-        ``accuracy`` (an interval) and ``auroc``. Empty where nothing is near or stage 2
+        For each backbone and role: ``all_images`` and ``without_copies``, each with
+        ``accuracy`` (an interval) and ``auroc``. Empty where there is none or stage 2
         has not run.
     """
-    marked = near_rows(samples, pairs) & samples.labelled
+    marked = marked & samples.labelled & (samples.split != FIT)
     if not marked.any():
         return []
     try:
@@ -119,7 +135,7 @@ def _by_role(
                 "backbone": backbone,
                 "role": role,
                 "all_images": _scores(samples, proba, rows),
-                "without_near_copies": _scores(samples, proba, rows & ~marked),
+                "without_copies": _scores(samples, proba, rows & ~marked),
             }
 
 

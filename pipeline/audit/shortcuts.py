@@ -5,37 +5,60 @@ picture and from its corners. What a classifier can predict is not yet what a he
 nothing in the features keeps the head from using it.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.leaks import NOTE, OK, WARNING, Finding, impossible, in_each_domain, patients_of
+from pipeline.data.leaks import (
+    NOTE,
+    OK,
+    WARNING,
+    Finding,
+    impossible,
+    labelled_domains,
+    patients_of,
+)
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import on_all_rows, weighted_auroc
+from pipeline.evaluation.paired_tests import ALPHA, holm
 from pipeline.evaluation.separability import Separability, domain_auc, separability
 from pipeline.features.load import FeatureTable
 from pipeline.study import SOURCE
+from pipeline.words import counted
 
 DOMAIN, FACTS, DOMAIN_FROM_FACTS = "domain", "file properties", "domain from file properties"
-#: Above this AUC, if its interval excludes one half, features may stand for the domain.
+#: AUC above which features may stand for the domain.
 _HIGH_DOMAIN_AUC = 0.9
-#: File properties predict a label: lower end of the AUC's interval.
-_LOW_END_OF_FACTS = 0.55
-#: A masked picture predicts a label: the AUC, if its interval excludes one half.
-_HIGH_MASKED_AUC = 0.6
+#: AUC above which what should not show the label is a shortcut.
+_HIGH_LABEL_AUC = 0.6
 _FACTS = "size, greys, file size and quality"
 #: Single facts that are named.
 _STRONGEST = 2
-_TOO_FEW = "; too few patients to say"
 _LABEL_ADVICE = (
     "A head may be right without looking at the disease. See how the classes were collected, "
     "and whether the disease itself could show there (as in the mean grey)"
+)
+_DOMAIN_ADVICE = (
+    "The images look different to the network; what a head learned may be about where they "
+    "come from. `headrace shift STUDY` shows what it costs"
+)
+_STORE_ALIKE = "The pictures were made or stored differently; store them alike before comparing"
+#: Words of class names that are parts of the body or kinds of examination: their whole picture
+#: differs, so that its border may show the class.
+_WHOLE_PICTURE = frozenset(
+    re.findall(
+        r"\w+",
+        "abdomen ankle bladder bone brain breast chest ct cxr elbow femur finger foot forearm "
+        "hand head heart hip humerus kidney knee liver lung mri neck pancreas pelvis shoulder "
+        "skull spine spleen stomach ultrasound wrist xray",
+    )
 )
 
 #: By mask: name of the check, and what is left of the picture.
@@ -47,82 +70,139 @@ MASKED: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 
 
-def check_domains(table: FeatureTable) -> list[Finding]:
-    """How well each target is separated from the source, overall and inside each class."""
-    return [_check_domain(table, target) for target in _targets(table.samples)]
+@dataclass(frozen=True, kw_only=True)
+class ShortcutTest:
+    """One test before it is judged beside the others.
+
+    Attributes:
+        check: Its name.
+        where: The domain or domains.
+        claim: The sentence that holds where the test is positive.
+        result: None where it was not possible; then ``reason`` says why.
+        reason: See there.
+        high: AUC from which on it is a warning.
+        advice: What to do then.
+        details: What to say after the AUC.
+        strongest: The highest AUC of its parts, where there are some.
+        expected: Why a positive test is no warning here.
+        values: Further numbers.
+    """
+
+    check: str
+    where: str
+    claim: str
+    result: Separability | None = None
+    reason: StudyError | None = None
+    high: float = _HIGH_LABEL_AUC
+    advice: str = _LABEL_ADVICE
+    details: str = ""
+    strongest: float = 0.0
+    expected: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _check_domain(table: FeatureTable, name: str) -> Finding:
-    where = f"{SOURCE} and {name}"
-    target = table.domain(name)
-    try:
-        result = domain_auc(table.domain(SOURCE), target)
-    except StudyError as reason:
-        return impossible(DOMAIN, where, reason)
-    by_class = dict(zip(table.samples.classes, result.by_class, strict=False))
-    tested = {label: inside for label, inside in by_class.items() if inside is not None}
-    if target.label is None:
-        classes = f"{name} has no labels, so not by class"
+def judge(tests: Sequence[ShortcutTest]) -> list[Finding]:
+    """Findings of all tests of an audit; p is adjusted over them (Holm).
+
+    Several tests on clean data would otherwise warn in every sixth audit.
+    """
+    results = [test.result for test in tests if test.result is not None]
+    adjusted = iter(holm([result.p for result in results]).tolist())
+    findings = []
+    for test in tests:
+        if test.reason is not None:
+            findings.append(impossible(test.check, test.where, test.reason))
+        if test.result is not None:
+            findings.append(_finding(test, test.result, next(adjusted), len(results)))
+    return findings
+
+
+def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> Finding:
+    auc, text = result.auc, f"AUC {_text(result.auc)}{test.details}"
+    shown = p < ALPHA and auc.low > 1 / 2
+    strong = shown and max(auc.estimate, test.strongest) > test.high and not test.expected
+    unsure = not shown and auc.low <= 1 / 2 and auc.high > _HIGH_DOMAIN_AUC
+    if shown:
+        said = f"{test.claim}: {text}{test.expected and f'; {test.expected}'}"
+    elif unsure:
+        said = f"it is open whether {test.claim}: {text}; too few patients to say"
+    elif auc.low > 1 / 2:
+        said = f"it is not shown that {test.claim}: {text}; p {p:.2f}, adjusted for "
+        said += counted(tests, "test")
     else:
-        classes = "; ".join(f"{label} {_text(inside.auc)}" for label, inside in tested.items())
-    warn = any(_domain_shows(inside.auc) for inside in (result.overall, *tested.values()))
-    unsure = not warn and _undecided(result.overall.auc)
+        said = f"no sign that {test.claim}: {text}"
     return Finding(
-        check=DOMAIN,
-        severity=_severity(warn=warn, unsure=unsure),
-        where=where,
-        text=f"a classifier separates them by the features of {table.backbone} with AUC "
-        f"{_text(result.overall.auc)}; inside the classes: {classes or 'too few patients'}"
-        f"{_TOO_FEW if unsure else ''}",
-        advice="The hospitals look different to the network; what a head learned may be about "
-        "the hospital. headrace shift shows what it costs"
-        if warn
-        else "",
-        values={
-            "backbone": table.backbone,
-            **asdict(result.overall),
-            "by_class": {k: inside and asdict(inside) for k, inside in by_class.items()},
-        },
+        check=test.check,
+        severity=WARNING if strong else NOTE if shown or unsure else OK,
+        where=test.where,
+        text=said,
+        advice=test.advice if strong else "",
+        share=max(0.0, 2 * max(auc.estimate, test.strongest) - 1),
+        values={**asdict(result), "p_adjusted": p, **test.values},
     )
 
 
-def check_facts(samples: Samples, facts: NDArray[Any]) -> list[Finding]:
+def domain_tests(table: FeatureTable) -> Iterator[ShortcutTest]:
+    """How well each target is separated from the source, overall and inside each class."""
+    for name in _targets(table.samples):
+        claim = f"a classifier separates them by the features of {table.backbone}"
+        where = f"{SOURCE} and {name}"
+        target = table.domain(name)
+        try:
+            result = domain_auc(table.domain(SOURCE), target)
+        except StudyError as reason:
+            yield ShortcutTest(check=DOMAIN, where=where, claim=claim, reason=reason)
+            continue
+        by_class = dict(zip(table.samples.classes, result.by_class, strict=False))
+        tested = {label: inside for label, inside in by_class.items() if inside is not None}
+        inside = "; ".join(f"{label} {_text(one.auc)}" for label, one in tested.items())
+        no_labels = f"{name} has no labels, so not by class"
+        yield ShortcutTest(
+            check=DOMAIN,
+            where=where,
+            claim=claim,
+            result=result.overall,
+            high=_HIGH_DOMAIN_AUC,
+            advice=_DOMAIN_ADVICE,
+            details="; inside the classes: "
+            + (no_labels if target.label is None else inside or "too few patients"),
+            strongest=max(
+                (one.auc.estimate for one in tested.values() if one.auc.low > 1 / 2), default=0.0
+            ),
+            values={
+                "backbone": table.backbone,
+                "by_class": {k: one and asdict(one) for k, one in by_class.items()},
+            },
+        )
+
+
+def fact_tests(samples: Samples, facts: NDArray[Any]) -> Iterator[ShortcutTest]:
     """Whether size, greys, file size and quality predict the label in a domain, or the domain.
 
     Args:
         samples: ``n`` samples.
         facts: Records of dtype ``FACTS``, shape ``(n,)``.
     """
-
-    def predict_label(domain: str, rows: NDArray[np.bool_]) -> Finding:
+    for domain, rows in labelled_domains(samples):
         strongest = _strongest(facts[rows], samples.label[rows])
-        return _shortcut_test(
-            FACTS,
-            domain,
-            f"the label can be predicted from {_FACTS}{strongest}",
-            (_matrix(facts[rows]), samples.label[rows], samples.group[rows]),
-            shows=lambda auc: auc.low > _LOW_END_OF_FACTS,
-        )
-
-    findings = in_each_domain(samples, FACTS, predict_label)
+        claim = f"the label can be predicted from {_FACTS}{strongest}"
+        yield _label_test(samples, FACTS, domain, claim, _matrix(facts[rows]))
     for target in _targets(samples):
         rows = np.isin(samples.domain, [SOURCE, target])
         is_target = (samples.domain[rows] == target).astype(int)
-        findings.append(
-            _shortcut_test(
-                DOMAIN_FROM_FACTS,
-                f"{SOURCE} and {target}",
-                f"the domain can be predicted from {_FACTS}",
-                (_matrix(facts[rows]), is_target, patients_of(samples)[rows]),
-                shows=_domain_shows,
-                advice="The pictures were made or stored differently; store them alike before "
-                "comparing",
-            )
+        yield ShortcutTest(
+            check=DOMAIN_FROM_FACTS,
+            where=f"{SOURCE} and {target}",
+            claim=f"the domain can be predicted from {_FACTS}",
+            high=_HIGH_DOMAIN_AUC,
+            advice=_STORE_ALIKE,
+            **_tried(_matrix(facts[rows]), is_target, patients_of(samples)[rows]),
         )
-    return findings
 
 
-def check_masked(samples: Samples, features: NDArray[np.floating], mask: str) -> list[Finding]:
+def mask_tests(
+    samples: Samples, features: NDArray[np.floating], mask: str
+) -> Iterator[ShortcutTest]:
     """Whether what a mask leaves of the pictures predicts the label, in each domain.
 
     Args:
@@ -131,66 +211,43 @@ def check_masked(samples: Samples, features: NDArray[np.floating], mask: str) ->
         mask: An entry of ``MASKED``.
     """
     check, rest = MASKED[mask]
-
-    def predict_label(domain: str, rows: NDArray[np.bool_]) -> Finding:
-        return _shortcut_test(
-            check,
-            domain,
-            f"the label can be predicted from {rest}",
-            (features[rows], samples.label[rows], samples.group[rows]),
-            shows=lambda auc: auc.estimate > _HIGH_MASKED_AUC and auc.low > 1 / 2,
-        )
-
-    return in_each_domain(samples, check, predict_label)
+    for domain, rows in labelled_domains(samples):
+        claim = f"the label can be predicted from {rest}"
+        yield _label_test(samples, check, domain, claim, features[rows])
 
 
-def _shortcut_test(
-    check: str,
-    where: str,
-    claim: str,
-    data: tuple[NDArray[np.floating], NDArray[np.integer], NDArray[np.str_]],
-    *,
-    shows: Callable[[Interval], bool],
-    advice: str = _LABEL_ADVICE,
-) -> Finding:
-    """One test in words; one that is not possible is a note.
+def untested(samples: Samples, checks: Sequence[str]) -> list[Finding]:
+    """A note for each domain without labels and each check that needs them."""
+    return [
+        Finding(check=check, severity=NOTE, where=name, text="not tested: it has no labels")
+        for name in samples.unlabelled
+        for check in checks
+    ]
 
-    Args:
-        check: Its name.
-        where: The domain or domains.
-        claim: The sentence that holds where the test is positive.
-        data: Features, label and group of the rows.
-        shows: Whether an AUC makes the claim.
-        advice: What to do then.
-    """
-    try:
-        result: Separability = separability(*data)
-    except StudyError as reason:
-        return impossible(check, where, reason)
-    warn = shows(result.auc)
-    unsure = not warn and _undecided(result.auc)
-    hedge = "" if warn else "it is open whether " if unsure else "no sign that "
-    return Finding(
+
+def _label_test(
+    samples: Samples, check: str, domain: str, claim: str, X: NDArray[np.floating]
+) -> ShortcutTest:
+    rows = samples.domain == domain
+    words = [
+        set(name.lower().replace("_", " ").replace("-", " ").split()) for name in samples.classes
+    ]
+    parts = sum(bool(name & _WHOLE_PICTURE) for name in words)
+    return ShortcutTest(
         check=check,
-        severity=_severity(warn=warn, unsure=unsure),
-        where=where,
-        text=f"{hedge}{claim}: AUC {_text(result.auc)}{_TOO_FEW if unsure else ''}",
-        advice=advice if warn else "",
-        values=asdict(result),
+        where=domain,
+        claim=claim,
+        expected="expected of classes that are parts of the body" if parts > 1 else "",
+        **_tried(X, samples.label[rows], samples.group[rows]),
     )
 
 
-def _domain_shows(auc: Interval) -> bool:
-    return auc.estimate > _HIGH_DOMAIN_AUC and auc.low > 1 / 2
-
-
-def _undecided(auc: Interval) -> bool:
-    """Both chance and a high AUC are within the interval."""
-    return auc.low <= 1 / 2 and auc.high > _HIGH_DOMAIN_AUC
-
-
-def _severity(*, warn: bool, unsure: bool) -> str:
-    return WARNING if warn else NOTE if unsure else OK
+def _tried(*data: NDArray[Any]) -> dict[str, Any]:
+    """The result of a test, or the reason why there is none."""
+    try:
+        return {"result": separability(*data)}
+    except StudyError as reason:
+        return {"reason": reason}
 
 
 def fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:

@@ -15,30 +15,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.label_noise import check_labels
+from pipeline.audit.label_noise import LABELS, check_labels
 from pipeline.audit.near_copies import (
     contact_sheet,
     listed_pairs,
     names_to_leave_out,
+    rows_to_leave_out,
     scores_without,
 )
-from pipeline.audit.shortcuts import MASKED, check_domains, check_facts, check_masked
+from pipeline.audit.shortcuts import (
+    FACTS,
+    MASKED,
+    ShortcutTest,
+    domain_tests,
+    fact_tests,
+    judge,
+    mask_tests,
+    untested,
+)
 from pipeline.data.index import FactsIndex
-from pipeline.data.leaks import NOTE, SEVERITIES, Finding, check_leaks, check_near_copies
-from pipeline.data.samples import SampleOptions, Samples, exclusions_text, load_samples
+from pipeline.data.leaks import NOTE, SEVERITIES, Finding, check_leaks, overlaps
+from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingFeaturesError
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.progress import Progress
 from pipeline.results import prepare, write_set
-from pipeline.study import BackboneChoice, Study
+from pipeline.study import Study
 from pipeline.words import are, counted
 
 _LOG = logging.getLogger(__name__)
 AUDIT_REPORT = "audit.json"
 CONTACT_SHEET = "near_copies.png"
-#: Names of near copies outside fit, for the study's ``exclude``.
-LEAVE_OUT = "leave_out.txt"
-SCHEMA = 3
+SCHEMA = 4
 #: An audit lists leaks and conflicts instead of stopping at the first.
 SAMPLES = SampleOptions(allow_conflicts=True, allow_leaks=True)
 
@@ -52,21 +62,23 @@ def masked_study(study: Study) -> Study:
     return replace(study, backbones=tuple(replace(first, mask=mask) for mask in MASKED))
 
 
-def audit(study: Study, *, shortcuts: bool = True) -> dict[str, Any]:
+def audit(
+    study: Study, *, shortcuts: bool = True, engine: EngineChoice | None = None
+) -> dict[str, Any]:
     """Run all checks of a study.
 
     Args:
         study: Its features must be stored.
-        shortcuts: Whether border and corners are tested; the features of the masked
-            pictures must be stored, see :func:`masked_study`.
+        shortcuts: Whether border and corners are tested, see :func:`masked_study`.
+        engine: What makes the features of the masked pictures, where they are not stored;
+            None: then nothing, and these tests are left out.
 
     Returns:
         The record, which is also written to ``results/<study>/audit.json``: ``findings``, the
         worst first; ``counts`` of them by severity; ``near_copies``; ``scores`` of the linear
-        head with and without these; ``leave_out``, near copies outside fit and what the study
-        excludes already; ``measured``, images whose facts were not stored before. Beside it,
-        where there are near copies, a contact sheet of the first, and a list for the study's
-        ``exclude``.
+        head with and without these; ``leave_out``, images that should not be scored and what
+        the study excludes already; ``measured``, images whose facts were not stored before.
+        Beside it, where there are near copies, a contact sheet of the first.
 
     Raises:
         MissingFeaturesError: Stage 1 has not been run.
@@ -75,33 +87,40 @@ def audit(study: Study, *, shortcuts: bool = True) -> dict[str, Any]:
     prepare(study.results)
     samples, _ = load_samples(study, SAMPLES)
     tables = [load_features(study, choice, samples) for choice in study.backbones]
+    if shortcuts and engine is not None:
+        options = ExtractOptions(engine=engine, samples=SAMPLES, report="features_masked.json")
+        extract(masked_study(study), options)
     first, facts, measured = _with_facts(study, tables[0])
-    near_copies, near_findings = check_near_copies(first.samples, first.X, facts)
+    used = first.samples
+    shared = overlaps(study, used, facts)
+    tests = [test for table in tables for test in domain_tests(table)]
+    tests += fact_tests(used, facts)
+    masked, missing = _mask_tests(study, samples) if shortcuts else ([], [])
+    need_labels = dict.fromkeys((FACTS, LABELS, *(test.check for test in masked)))
     findings = [
-        *check_leaks(study, first.samples, facts),
-        *near_findings,
-        *(finding for table in tables for finding in check_domains(table)),
-        *check_facts(first.samples, facts),
-        *check_labels(first.samples, first.X),
+        *check_leaks(study, used, shared, facts),
+        *judge([*tests, *masked]),
+        *check_labels(used, first.X),
+        *untested(used, [*need_labels]),
+        *missing,
     ]
-    if shortcuts:
-        for choice in masked_study(study).backbones:
-            findings += _check_masked(study, choice, samples)
-    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    findings.sort(key=lambda found: (SEVERITIES.index(found.severity), -found.share))
     counts = Counter(finding.severity for finding in findings)
+    leave_out = rows_to_leave_out(used, shared, facts)
+    pairs = [pair for one in shared for pair in one.near]
     record = {
         "schema": SCHEMA,
         "study": study.name,
         "counts": {severity: counts[severity] for severity in SEVERITIES},
-        "images": len(first.samples),
+        "images": len(used),
         "findings": [asdict(finding) for finding in findings],
-        "near_copies": listed_pairs(first.samples, near_copies),
-        "scores": scores_without(study, first.samples, near_copies),
-        "leave_out": names_to_leave_out(study, first.samples, near_copies),
+        "near_copies": listed_pairs(used, pairs),
+        "scores": scores_without(study, used, leave_out),
+        "leave_out": names_to_leave_out(study, used, leave_out),
         "measured": measured,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    _write(study, record, contact_sheet(first.samples, near_copies))
+    _write(study, record, contact_sheet(used, pairs))
     return record
 
 
@@ -121,24 +140,27 @@ def _with_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArra
     return usable, index.facts(usable.samples.key), missing - len(reasons)
 
 
-def _check_masked(study: Study, choice: BackboneChoice, samples: Samples) -> list[Finding]:
-    try:
-        table = load_features(study, choice, samples)
-    except MissingFeaturesError:
-        return [
-            Finding(
-                check=MASKED[choice.mask][0],
-                severity=NOTE,
-                where="all domains",
-                text="not tested: the masked pictures have no features yet",
-                advice="Run headrace audit with --shortcuts",
+def _mask_tests(study: Study, samples: Samples) -> tuple[list[ShortcutTest], list[Finding]]:
+    """The tests of masked pictures, and notes about those that have no features."""
+    tests: list[ShortcutTest] = []
+    missing = []
+    for choice in masked_study(study).backbones:
+        try:
+            table = load_features(study, choice, samples)
+            tests += mask_tests(table.samples, table.X, choice.mask)
+        except MissingFeaturesError:
+            missing.append(
+                Finding(
+                    check=MASKED[choice.mask][0],
+                    severity=NOTE,
+                    where="all domains",
+                    text="not tested: the masked pictures have no features yet",
+                    advice="Run `headrace audit STUDY` with --shortcuts",
+                )
             )
-        ]
-    return check_masked(table.samples, table.X, choice.mask)
+    return tests, missing
 
 
 def _write(study: Study, record: Mapping[str, Any], sheet: bytes | None) -> None:
     files = {} if sheet is None else {CONTACT_SHEET: sheet}
-    if record["leave_out"] or study.exclude:
-        files[LEAVE_OUT] = exclusions_text(record["leave_out"]).encode()
-    write_set(study.results / AUDIT_REPORT, record, files, owned=(CONTACT_SHEET, LEAVE_OUT))
+    write_set(study.results / AUDIT_REPORT, record, files, owned=(CONTACT_SHEET,))

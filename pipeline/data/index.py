@@ -29,8 +29,10 @@ from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)
 _KEYS_FORMAT = 3
-#: In the file's name: whoever measures otherwise writes another file.
-_FACTS_VERSION = 1
+#: In the folder's name: whoever measures otherwise writes into another one.
+_FACTS_VERSION = 2
+#: Files of facts that are merged into one when there are more.
+_MOST_FILES = 16
 _DIGEST_BYTES = 32
 #: Measured images that a killed run may lose.
 _SAVE_EVERY_S = 30.0
@@ -99,7 +101,9 @@ class KeyIndex:
         if stamp is None or not self._new:
             return
         safe = {k: v for k, v in self._new.items() if max(v[1:3]) < stamp}
-        text = _canonical(self._known | safe)
+        # Read again: another run may have saved its own meanwhile.
+        others = {k: v for k, v in self._load().items() if k not in self._new}
+        text = _canonical(self._known | others | safe)
         head = f'{{"format":{_KEYS_FORMAT},"sha256":"{_sha256(text)}","entries":'
         try:
             disk.publish(self._file, f"{head}{text}}}".encode())
@@ -121,16 +125,20 @@ class KeyIndex:
 class FactsIndex:
     """Facts of contents, measured once for each.
 
-    One file, ``index/facts-v1.npy``: records of dtype ``FACTS`` that ``np.load`` can read,
-    then the SHA-256 of all before it. It holds no path.
+    Files of the folder ``index/facts-v2``, each written once under a name of its own, so that
+    two runs at a time lose nothing: records of dtype ``FACTS`` that ``np.load`` can read, then
+    the SHA-256 of all before it. They hold no path.
 
     Args:
         store_root: Folder of the feature stores.
     """
 
     def __init__(self, store_root: Path) -> None:
-        self._file = store_root / "index" / f"facts-v{_FACTS_VERSION}.npy"
-        self._records = _read_facts(self._file)
+        self._folder = store_root / "index" / f"facts-v{_FACTS_VERSION}"
+        self._files = sorted(self._folder.glob("*.npy"))
+        self._records = np.concatenate(
+            [np.empty(0, FACTS), *(_read_facts(file) for file in self._files)]
+        )
         self._row_of = {bytes(key): row for row, key in enumerate(self._records["key"])}
 
     def __contains__(self, key: bytes) -> bool:
@@ -145,20 +153,27 @@ class FactsIndex:
         return np.asarray(self._records[[self._row_of[key] for key in keys]])
 
     def add(self, records: Sequence[NDArray[Any]]) -> None:
-        """Take note of facts, and write all that is known."""
+        """Take note of facts, and write them beside what is known."""
         new = [record for record in records if bytes(record["key"]) not in self._row_of]
         if not new:
             return
         self._row_of |= {bytes(r["key"]): len(self._records) + row for row, r in enumerate(new)}
         self._records = np.concatenate([self._records, np.array(new, FACTS)])
+        merge = len(self._files) >= _MOST_FILES
         stream = io.BytesIO()
-        np.save(stream, self._records, allow_pickle=False)
+        np.save(stream, self._records if merge else self._records[-len(new) :], allow_pickle=False)
         data = stream.getvalue()
+        digest = hashlib.sha256(data)
+        file = self._folder / f"{digest.hexdigest()[:24]}.npy"
         try:
-            disk.make_dir(self._file.parent)
-            disk.publish(self._file, data + hashlib.sha256(data).digest())
+            disk.make_dir(self._folder)
+            disk.publish(file, data + digest.digest())
+            for merged in self._files if merge else ():
+                disk.unlink(merged)
         except (OSError, WriteFailedError) as cause:
             _LOG.warning("the facts of the images cannot be kept: %s", cause)
+            return
+        self._files = [file] if merge else [*self._files, file]
 
     def measure(
         self, keys: Sequence[bytes], items: Sequence[Item], progress: Progress

@@ -1,19 +1,22 @@
 """Leaks: what is in two roles at once, a patient, a picture, or nearly a picture.
 
-A role is a split of the source or a target. All checks of the audit report in the same form,
-a :class:`Finding`.
+A role is a split of the source or a target. For each two roles all evidence is joined: equal
+patient ids, equal pictures, near copies, equal file names. All checks of the audit report in
+the same form, a :class:`Finding`.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.patients import FIT, TARGET, patients_of_items
+from pipeline.data.index import known_facts
+from pipeline.data.near_copies import NearPair, find_near_copies
+from pipeline.data.patients import TARGET
 from pipeline.data.samples import Samples
 from pipeline.errors import CheckFailedError, UnknownNameError
 from pipeline.study import SOURCE, Domain, Study
@@ -23,22 +26,14 @@ from pipeline.words import are, counted
 #: note is worth knowing; ok is a check that found nothing.
 LEAK, WARNING, NOTE, OK = SEVERITIES = ("leak", "warning", "note", "ok")
 #: Names of the checks in this file.
-_PATIENTS, _COPIES, _NEAR_COPIES, _CONFLICTS = (
-    "patients",
-    "copies",
-    "near copies",
-    "label conflicts",
-)
+_OVERLAP, _PATIENTS, _COPIES, _CONFLICTS = ("overlap", "patients", "copies", "label conflicts")
 
 _ALL_ROLES = "all roles"
 _OF_SOURCE = f"{SOURCE} "
 #: Images that a finding names.
 _SHOWN = 3
-#: Of nearest-neighbour cosines between patients of one role: what chance resembles.
-_QUANTILE = 0.999
-#: Largest Hamming distance of the difference hashes of near copies.
-_BITS = 4
-_BLOCK = 2048
+#: So many near copies may be chance, where neither patient nor file name is the same.
+_BY_CHANCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +47,8 @@ class Finding:
         text: What was found, a sentence with its numbers and no name of an image.
         examples: The first few images that it is about; a name can be a patient's.
         advice: What to do next; empty where there is nothing to do.
+        share: How much it would change: the share of the images that it is about, or the way
+            of an AUC from chance to certainty; 0 to 1. Findings are sorted by it.
         values: The numbers and lists behind the sentence, JSON values.
 
     Raises:
@@ -64,6 +61,7 @@ class Finding:
     text: str
     examples: str = ""
     advice: str = ""
+    share: float = 0.0
     values: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,23 +74,19 @@ def impossible(check: str, where: str, reason: Exception) -> Finding:
     return Finding(check=check, severity=NOTE, where=where, text=f"cannot be tested: {reason}")
 
 
-def in_each_domain(
-    samples: Samples, check: str, run: Callable[[str, NDArray[np.bool_]], Finding]
-) -> list[Finding]:
-    """The findings of a check that needs labels; a note for a domain that has none.
+def labelled_domains(samples: Samples) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Name and rows, shape ``(n,)``, of each domain whose images have labels."""
+    for name in dict.fromkeys(samples.domain.tolist()):
+        rows = samples.domain == name
+        if samples.labelled[rows].all():
+            yield name, rows
 
-    Args:
-        samples: ``n`` samples.
-        check: Its name.
-        run: The check, of a domain's name and rows, shape ``(n,)``.
-    """
-    domains = {name: samples.domain == name for name in dict.fromkeys(samples.domain.tolist())}
-    return [
-        run(name, rows)
-        if samples.labelled[rows].all()
-        else Finding(check=check, severity=NOTE, where=name, text="not tested: it has no labels")
-        for name, rows in domains.items()
-    ]
+
+def find_leaks(study: Study, samples: Samples) -> list[Finding]:
+    """The leaks that can be known without reading an image: all, once an audit has read them."""
+    facts = known_facts(study.store_root, samples.key)
+    found = check_leaks(study, samples, overlaps(study, samples, facts), facts)
+    return [finding for finding in found if finding.severity == LEAK]
 
 
 def refuse_leaks(findings: Iterable[Finding]) -> None:
@@ -107,7 +101,7 @@ def refuse_leaks(findings: Iterable[Finding]) -> None:
     texts = "; ".join(
         f"{leak.where}: {leak.text}{leak.examples and ': '}{leak.examples}" for leak in leaks
     )
-    raise CheckFailedError(f"{texts}. {leaks[0].advice}. headrace audit lists them all")
+    raise CheckFailedError(f"{texts}. {leaks[0].advice}")
 
 
 # Roles and identities.
@@ -122,18 +116,6 @@ def roles_of(samples: Samples) -> NDArray[np.str_]:
 def patients_of(samples: Samples) -> NDArray[np.str_]:
     """Patients of all domains, shape ``(n,)``: an id is one person within a domain only."""
     return np.char.add(np.char.add(samples.domain, "|"), samples.group)
-
-
-def shared_ids(ids: Mapping[str, NDArray[Any]]) -> dict[tuple[str, str], NDArray[Any]]:
-    """What each pair of roles has in common, sorted; pairs that share nothing are left out.
-
-    With patient ids this is the patient overlap, with digests of pictures the copies.
-
-    Args:
-        ids: By role, shape ``(n_role,)``.
-    """
-    shared = {(a, b): np.intersect1d(ids[a], ids[b]) for a, b in combinations(ids, 2)}
-    return {roles: both for roles, both in shared.items() if both.size}
 
 
 def _picture_ids(samples: Samples, facts: NDArray[Any] | None) -> NDArray[np.str_]:
@@ -154,78 +136,206 @@ def _rows_by_role(roles: NDArray[np.str_]) -> dict[str, NDArray[np.intp]]:
     return {name: np.flatnonzero(roles == name) for name in names}
 
 
-# Patients, copies and conflicts.
+# What two roles have in common.
 
 
-def check_leaks(study: Study, samples: Samples, facts: NDArray[Any] | None = None) -> list[Finding]:
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What two roles have in common; rows of images, those of the first role first.
+
+    Attributes:
+        roles: The two; fit and validation before targets.
+        patients: Ids that are in both.
+        same_people: Whether an id is the same person in both: within one data set.
+        copies: Rows of equal pictures.
+        near: Near copies.
+        joined: How many of these pictures have the same patient id or file name too.
+        names: File names that are in both.
+        images: Images of the second role.
+        rows: Those of them that the first role knows already.
+    """
+
+    roles: tuple[str, str]
+    patients: NDArray[np.str_]
+    same_people: bool
+    copies: tuple[tuple[int, int], ...]
+    near: tuple[NearPair, ...]
+    joined: int
+    names: int
+    images: int
+    rows: NDArray[np.intp]
+
+    @property
+    def severity(self) -> str:
+        """How bad it is: ids of two data sets say nothing where no picture speaks for them."""
+        if not (self.copies or self.near):
+            return LEAK if self.same_people and self.learns else NOTE
+        # Two targets that share a picture are each scored rightly; they are not independent.
+        if not self.learns:
+            return WARNING
+        sure = self.copies or self.joined or len(self.near) > _BY_CHANCE
+        return LEAK if sure or (self.same_people and self.patients.size) else WARNING
+
+    @property
+    def learns(self) -> bool:
+        """Whether a head is fitted or chosen in one of the roles."""
+        return self.roles[0].startswith(_OF_SOURCE)
+
+
+def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tuple[Overlap, ...]:
+    """What each two roles have in common, where they have anything.
+
+    Args:
+        study: Which targets belong to the source's own data set.
+        samples: ``n`` samples.
+        facts: Records of dtype ``FACTS``, shape ``(n,)``. Without them only files that are
+            equal byte by byte count as one picture.
+    """
+    roles, ids = roles_of(samples), _picture_ids(samples, facts)
+    near: tuple[NearPair, ...] = ()
+    if facts is not None:
+        found = find_near_copies(facts["texture"], roles, patients_of(samples))
+        near = tuple(pair for pair in found if ids[pair.rows[0]] != ids[pair.rows[1]])
+    rows_of = _rows_by_role(roles)
+    own = {t.name for t in study.targets if t.of_source}
+    of_source = {role for role in rows_of if role in own or role.startswith(_OF_SOURCE)}
+    made = (
+        _overlap(
+            samples, ids, near, (a, b), (rows_of[a], rows_of[b]), same_people={a, b} <= of_source
+        )
+        for a, b in combinations(rows_of, 2)
+    )
+    return tuple(one for one in made if one is not None)
+
+
+def _overlap(
+    samples: Samples,
+    ids: NDArray[np.str_],
+    near: Sequence[NearPair],
+    roles: tuple[str, str],
+    rows: tuple[NDArray[np.intp], NDArray[np.intp]],
+    *,
+    same_people: bool,
+) -> Overlap | None:
+    first, second = rows
+    known = {ids[row]: row for row in first.tolist()}
+    copies = tuple((known[ids[row]], row) for row in second.tolist() if ids[row] in known)
+    in_first, in_second = (set(side.tolist()) for side in rows)
+    pairs = []
+    for pair in near:
+        a, b = pair.rows if pair.rows[0] in in_first else pair.rows[::-1]
+        if a in in_first and b in in_second:
+            pairs.append(pair)
+    patients = np.intersect1d(_known_patients(samples, first), _known_patients(samples, second))
+    if not (copies or pairs or patients.size):
+        return None
+    together = [*copies, *(pair.rows for pair in pairs)]
+    names = [PurePosixPath(item.path).name for item in samples.items]
+    same_id = [samples.group[a] == samples.group[b] for a, b in together]
+    joined = sum(
+        same or names[a] == names[b] for same, (a, b) in zip(same_id, together, strict=True)
+    )
+    leaked = np.isin(second, [row for pair in together for row in pair])
+    if same_people or any(same_id):  # then an id is a person, and all his images are known
+        leaked |= np.isin(samples.group[second], patients)
+    return Overlap(
+        roles=roles,
+        patients=patients,
+        same_people=same_people,
+        copies=copies,
+        near=tuple(pairs),
+        joined=joined,
+        names=len({names[row] for row in in_first} & {names[row] for row in in_second}),
+        images=second.size,
+        rows=second[leaked],
+    )
+
+
+def _known_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_]:
+    """Patients of some images; an image that is its own patient has none."""
+    known = [row for row in rows.tolist() if samples.group[row] != samples.items[row].path]
+    return np.unique(samples.group[known])
+
+
+def _overlap_finding(samples: Samples, overlap: Overlap) -> Finding:
+    near, copies, patients = (len(x) for x in (overlap.near, overlap.copies, overlap.patients))
+    seen = [
+        f"{counted(copies, 'equal picture')}" if copies else "",
+        f"{counted(near, 'near copy', 'near copies')}" if near else "",
+        f"{counted(patients, 'patient' if overlap.same_people else 'patient id')}"
+        if patients
+        else "",
+        f"{counted(overlap.names, 'file name')}" if overlap.names and (near or copies) else "",
+    ]
+    listed = [text for text in seen if text]
+    count = f"{', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else listed[0]
+    pairs = [*overlap.copies, *(pair.rows for pair in overlap.near)]
+    names = [" = ".join(samples.name_of(row) for row in pair) for pair in pairs]
+    return Finding(
+        check=_OVERLAP,
+        severity=overlap.severity,
+        where=" and ".join(overlap.roles),
+        text=f"{count} {are(len(listed) + copies + near + patients - 1)} in both",
+        examples=_first_of(names),
+        advice=_ADVICE[overlap.severity],
+        share=len(overlap.rows) / overlap.images if pairs or overlap.same_people else 0.0,
+        values={
+            "patients": patients,
+            "copies": copies,
+            "near_copies": near,
+            "joined": overlap.joined,
+            "file_names": overlap.names,
+            "images": len(overlap.rows),
+        },
+    )
+
+
+_EXCLUDE = (
+    '`headrace audit STUDY --write-exclude FILE` lists the images; `exclude = "FILE"` in the '
+    "study leaves them out"
+)
+_ADVICE = {
+    LEAK: f"Heads know these images before they are scored on them. {_EXCLUDE}",
+    WARNING: f"Look at near_copies.png. If it shows the same patients, {_EXCLUDE}",
+    NOTE: "Two data sets may number alike, and no picture is in both. If these are the same "
+    "people, remove them from one",
+}
+
+
+def check_leaks(
+    study: Study,
+    samples: Samples,
+    overlap: Sequence[Overlap],
+    facts: NDArray[Any] | None = None,
+) -> list[Finding]:
     """Patients and pictures in two roles: what must be known before any number.
 
     Args:
         study: Where the patient patterns are.
         samples: ``n`` samples.
-        facts: Records of dtype ``FACTS``, shape ``(n,)``. Without them only files that are
-            equal byte by byte count as one picture.
+        overlap: See :func:`overlaps`.
+        facts: See there.
     """
     ids = _picture_ids(samples, facts)
+    seen = counted(np.unique(patients_of(samples)).size, "patient")
+    none = _fine(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
     return [
-        *_check_patients(study, samples),
+        *([_overlap_finding(samples, one) for one in overlap] or [none]),
+        *(finding for domain in study.domains for finding in _without_patient(domain, samples)),
         *_check_copies(samples, ids),
         _check_conflicts(samples, ids),
     ]
 
 
-def _check_patients(study: Study, samples: Samples) -> list[Finding]:
-    """Patients in two roles, and domains whose patients nobody knows.
-
-    An id within the source is believed; of two domains it is not, because hospitals
-    number from one.
-    """
-    rows = _rows_by_role(roles_of(samples))
-    of_source = {role: samples.group[r] for role, r in rows.items() if role.startswith(_OF_SOURCE)}
-    findings = [
-        Finding(
-            check=_PATIENTS,
-            severity=LEAK,
-            where=" and ".join(roles),
-            text=f"{counted(len(ids), 'patient')} {are(len(ids))} in both",
-            advice="Split again by patient: these images are known to the heads already",
-            values={"patients": len(ids)},
-        )
-        for roles, ids in shared_ids(of_source).items()
-    ]
-    patients = {domain.name: _patients_in_names(domain, samples) for domain in study.domains}
-    for domain in study.domains:
-        findings += _without_patient(domain, patients[domain.name])
-    known = {name: np.array([p for p in ids if p is not None]) for name, ids in patients.items()}
-    findings += [
-        Finding(
-            check=_PATIENTS,
-            severity=WARNING,
-            where=" and ".join(domains),
-            text=f"{counted(len(ids), 'patient id')} {are(len(ids))} in both",
-            advice="Two hospitals may number alike. If these are the same people, remove them "
-            "from one",
-            values={"ids": len(ids)},
-        )
-        for domains, ids in shared_ids(known).items()
-    ]
-    seen = counted(np.unique(samples.group).size, "patient")
-    return findings or [_fine(_PATIENTS, f"no patient is in two roles ({seen})")]
-
-
-def _patients_in_names(domain: Domain, samples: Samples) -> list[str | None]:
+def _without_patient(domain: Domain, samples: Samples) -> Iterator[Finding]:
     rows = np.flatnonzero(samples.domain == domain.name)
-    return patients_of_items(domain, [samples.items[row] for row in rows])
-
-
-def _without_patient(domain: Domain, patients: list[str | None]) -> Iterator[Finding]:
-    count = patients.count(None)
+    count = sum(samples.group[row] == samples.items[row].path for row in rows.tolist())
     if not count:
         return
-    if domain.group is None and count == len(patients):
+    if domain.group is None and count == rows.size:
         text = "an image-level split: without a group pattern every image is its own patient"
     else:
-        text = f"{count} of {len(patients)} names match no patient, each is its own"
+        text = f"{count} of {rows.size} names match no patient, each is its own"
     yield Finding(
         check=_PATIENTS,
         severity=WARNING,
@@ -233,79 +343,58 @@ def _without_patient(domain: Domain, patients: list[str | None]) -> Iterator[Fin
         text=text,
         advice="Write `group` in the study so that it finds the patient in every name; until "
         "then images of one patient may be in two roles, and intervals are too short",
-        values={"images_without_patient": count, "images": len(patients)},
+        share=count / rows.size,
+        values={"images_without_patient": count, "images": int(rows.size)},
     )
 
 
-def _check_copies(samples: Samples, ids: NDArray[np.str_]) -> list[Finding]:
-    """The same picture in two roles is a leak; within one it only counts twice."""
-    rows = _rows_by_role(roles_of(samples))
-    shared = shared_ids({role: ids[r] for role, r in rows.items()})
-    findings = [
-        _copies_across(samples, ids, roles, (rows[roles[0]], rows[roles[1]])) for roles in shared
+def _check_copies(samples: Samples, ids: NDArray[np.str_]) -> Iterator[Finding]:
+    """The same picture twice in one role only counts twice."""
+    for role, rows in _rows_by_role(roles_of(samples)).items():
+        copied = [same for same in _rows_by_picture(ids, rows) if len(same) > 1]
+        if not copied:
+            continue
+        extra = sum(len(same) - 1 for same in copied)
+        pictures = [[samples.name_of(row) for row in same] for same in copied]
+        yield Finding(
+            check=_COPIES,
+            severity=NOTE,
+            where=role,
+            text=f"{counted(extra, 'image')} {are(extra)} a copy of another, to the pixel",
+            examples=_first_of([" = ".join(names) for names in pictures]),
+            advice="Each counts on its own; remove copies if that is not meant",
+            share=extra / rows.size,
+            values={"copies": extra, "pictures": pictures},
+        )
+
+
+def conflicting_rows(samples: Samples, facts: NDArray[Any] | None = None) -> list[list[int]]:
+    """Rows of each picture that has several labels."""
+    return _conflicts(samples, _picture_ids(samples, facts))
+
+
+def _conflicts(samples: Samples, ids: NDArray[np.str_]) -> list[list[int]]:
+    return [
+        same
+        for same in _rows_by_picture(ids, np.flatnonzero(samples.labelled))
+        if np.unique(samples.label[same]).size > 1
     ]
-    for role in rows:
-        findings += _copies_within(samples, ids, rows[role], role)
-    return findings or [_fine(_COPIES, "no picture occurs twice")]
-
-
-def _copies_across(
-    samples: Samples,
-    ids: NDArray[np.str_],
-    roles: tuple[str, str],
-    rows: tuple[NDArray[np.intp], NDArray[np.intp]],
-) -> Finding:
-    first = {ids[row]: row for row in rows[0].tolist()}
-    copies = [row for row in rows[1].tolist() if ids[row] in first]
-    pairs = [[samples.name_of(first[ids[row]]), samples.name_of(row)] for row in copies]
-    # Two targets that share a picture are each scored rightly; they are only not independent.
-    learns = any(role.startswith(_OF_SOURCE) for role in roles)
-    return Finding(
-        check=_COPIES,
-        severity=LEAK if learns else WARNING,
-        where=" and ".join(roles),
-        text=f"{counted(len(pairs), 'image')} in both, to the pixel",
-        examples=_first_of([" = ".join(pair) for pair in pairs]),
-        advice="Remove them from one of the two",
-        values={"images": len(pairs), "pairs": pairs},
-    )
-
-
-def _copies_within(
-    samples: Samples, ids: NDArray[np.str_], rows: NDArray[np.intp], role: str
-) -> Iterator[Finding]:
-    copied = [same for same in _rows_by_picture(ids, rows) if len(same) > 1]
-    if not copied:
-        return
-    extra = sum(len(same) - 1 for same in copied)
-    pictures = [[samples.name_of(row) for row in same] for same in copied]
-    yield Finding(
-        check=_COPIES,
-        severity=NOTE,
-        where=role,
-        text=f"{counted(extra, 'image')} {are(extra)} a copy of another, to the pixel",
-        examples=_first_of([" = ".join(names) for names in pictures]),
-        advice="Each counts on its own; remove copies if that is not meant",
-        values={"copies": extra, "pictures": pictures},
-    )
 
 
 def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
     """The same picture under two labels: one of them is wrong."""
-    pictures = [
-        [samples.name_of(row) for row in same]
-        for same in _rows_by_picture(ids, np.flatnonzero(samples.labelled))
-        if np.unique(samples.label[same]).size > 1
-    ]
-    if not pictures:
+    conflicts = _conflicts(samples, ids)
+    if not conflicts:
         return _fine(_CONFLICTS, "copies of one picture have one label")
+    pictures = [[samples.name_of(row) for row in same] for same in conflicts]
     return Finding(
         check=_CONFLICTS,
         severity=WARNING,
         where=_ALL_ROLES,
         text=f"{counted(len(pictures), 'picture')} with several labels",
         examples=_first_of([" and ".join(names) for names in pictures]),
-        advice="Remove what is labelled wrongly, or all of them",
+        advice=f"Remove what is labelled wrongly, or all of them: {_EXCLUDE}",
+        share=sum(map(len, conflicts)) / len(samples),
         values={"pictures": pictures},
     )
 
@@ -324,148 +413,3 @@ def _fine(check: str, text: str) -> Finding:
 def _first_of(texts: Sequence[str]) -> str:
     more = f"; and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
     return "; ".join(texts[:_SHOWN]) + more
-
-
-# Near copies: alike in features and in hash.
-
-
-@dataclass(frozen=True, kw_only=True)
-class NearPair:
-    """Two images of different roles that look like copies of one.
-
-    Attributes:
-        rows: Their rows, smaller first.
-        cosine: Of their features, in [-1, 1].
-        bits: By how many bits their difference hashes differ, 0 to 64.
-    """
-
-    rows: tuple[int, int]
-    cosine: float
-    bits: int
-
-
-def check_near_copies(
-    samples: Samples, features: NDArray[np.floating], facts: NDArray[Any]
-) -> tuple[tuple[NearPair, ...], list[Finding]]:
-    """Pictures of two roles that are alike in features and hash, but not equal.
-
-    Args:
-        samples: ``n`` samples.
-        features: Shape ``(n, d)``.
-        facts: Records of dtype ``FACTS``, shape ``(n,)``.
-
-    Returns:
-        The pairs, most similar first, and the findings about them.
-    """
-    roles, ids = roles_of(samples), _picture_ids(samples, facts)
-    # One of each picture in a role: copies under two patients would pass for chance.
-    each = np.sort(np.unique(np.char.add(np.char.add(roles, "|"), ids), return_index=True)[1])
-    pairs = tuple(
-        NearPair(
-            rows=(int(each[pair.rows[0]]), int(each[pair.rows[1]])),
-            cosine=pair.cosine,
-            bits=pair.bits,
-        )
-        for pair in find_near_copies(
-            features[each], facts["dhash"][each], roles[each], patients_of(samples)[each]
-        )
-        if ids[each[pair.rows[0]]] != ids[each[pair.rows[1]]]
-    )
-    counts = Counter(tuple(sorted(roles[list(pair.rows)].tolist())) for pair in pairs)
-    findings = [
-        Finding(
-            check=_NEAR_COPIES,
-            severity=WARNING,
-            where=" and ".join(both),
-            text=f"{counted(count, 'pair')} {'looks' if count == 1 else 'look'} like copies",
-            advice="Look at the contact sheet; if they show one patient, remove them from one role",
-            values={"pairs": count},
-        )
-        for both, count in sorted(counts.items())
-    ]
-    none = "no image of a role looks like a copy of another role's"
-    return pairs, findings or [_fine(_NEAR_COPIES, none)]
-
-
-def near_rows(samples: Samples, pairs: Sequence[NearPair]) -> NDArray[np.bool_]:
-    """Images outside fit that have a near copy in fit, shape ``(n,)``."""
-    fit = samples.split == FIT
-    marked = np.zeros(len(samples), np.bool_)
-    for a, b in (pair.rows for pair in pairs):
-        marked[a] |= fit[b]
-        marked[b] |= fit[a]
-    return np.asarray(marked & ~fit)
-
-
-def find_near_copies(
-    features: NDArray[np.floating],
-    hashes: NDArray[np.uint64],
-    roles: NDArray[np.str_],
-    group: NDArray[Any],
-    *,
-    bits: int = _BITS,
-) -> tuple[NearPair, ...]:
-    """Pairs of images of different roles that look like copies.
-
-    For each image its nearest neighbour in any other role is a candidate. It counts if
-    their cosine lies above what the nearest images of *different patients in one role*
-    reach by chance, and their hashes agree: features alone confuse similar patients,
-    hashes alone confuse similar poses.
-
-    Args:
-        features: Shape ``(n, d)``.
-        hashes: 64-bit difference hash (dHash) of each image, shape ``(n,)``.
-        roles: Shape ``(n,)``.
-        group: Patient ids, shape ``(n,)``.
-        bits: Largest Hamming distance of the hashes.
-
-    Returns:
-        Pairs, most similar first, each once.
-    """
-    directions = _centred_directions(features)
-    role, patient = (np.unique(ids, return_inverse=True)[1] for ids in (roles, group))
-    across, cosine = _nearest(directions, lambda rows: role[rows, None] != role[None])
-    stranger, by_chance = _nearest(
-        directions,
-        lambda rows: (role[rows, None] == role[None]) & (patient[rows, None] != patient[None]),
-    )
-    # Pairs that the hash takes for copies are no measure of what chance resembles: with a
-    # few of them in one role, the threshold would be theirs and hide those across roles.
-    by_chance = by_chance[np.isfinite(by_chance) & (_hamming(hashes, hashes[stranger]) > bits)]
-    threshold = np.quantile(by_chance, _QUANTILE) if by_chance.size else -1.0
-    distance = _hamming(hashes, hashes[across])
-    pairs = {
-        (min(i, j), max(i, j)): NearPair(
-            rows=(min(i, j), max(i, j)), cosine=float(cosine[i]), bits=int(distance[i])
-        )
-        for i, j in enumerate(across.tolist())
-        if cosine[i] > threshold and distance[i] <= bits
-    }
-    return tuple(sorted(pairs.values(), key=lambda pair: (-pair.cosine, pair.rows)))
-
-
-def _centred_directions(features: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rows of length 1 about the common mean: raw cosines of pooled features are all near 1."""
-    centred = np.asarray(features - features.mean(axis=0, dtype=np.float64), dtype=np.float64)
-    length = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.asarray(centred / np.where(length > 0, length, 1))
-
-
-def _nearest(
-    directions: NDArray[np.float64], allowed: Callable[[NDArray[np.intp]], NDArray[np.bool_]]
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Each row's nearest allowed row and their cosine, -inf where no row is allowed."""
-    best = np.zeros(len(directions), dtype=np.intp)
-    cosine = np.full(len(directions), -np.inf)
-    for start in range(0, len(directions), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(directions)))
-        similar = np.where(allowed(rows), directions[rows] @ directions.T, -np.inf)
-        best[rows] = similar.argmax(axis=1)
-        cosine[rows] = similar[np.arange(rows.size), best[rows]]
-    return best, cosine
-
-
-def _hamming(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.intp]:
-    """By how many bits each pair of 64-bit hashes differs, shape ``(n,)``, 0 to 64."""
-    differing = np.ascontiguousarray(a ^ b).view(np.uint8).reshape(-1, 8)
-    return np.asarray(np.unpackbits(differing, axis=1).sum(axis=1), dtype=np.intp)

@@ -7,7 +7,7 @@ or moving an image costs nothing.
 """
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ from pipeline.data.validate import (
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
 from pipeline.study import HEADER, SOURCE, Domain, SourceDomain, Study
-from pipeline.words import are, composed, counted, printable
+from pipeline.words import are, composed, counted, have, printable
 
 _LOG = logging.getLogger(__name__)
 #: Label of an image of a target without labels. It is no class and no metric may meet it:
@@ -123,7 +123,7 @@ class SampleOptions:
 
     Attributes:
         rehash: Read every file again instead of believing the index of known files.
-        allow_conflicts: Accept that identical images carry different labels.
+        allow_conflicts: Keep identical images that carry different labels.
         allow_leaks: Accept that an image of a target is also in the source.
     """
 
@@ -148,7 +148,7 @@ def load_samples(
         The samples, and the images that could not be read.
 
     Raises:
-        StudyError: Classes that do not fit, or identical images with different labels.
+        StudyError: Classes that do not fit.
         CheckFailedError: Identical images in the source and a target.
         NoImagesError: No image of a domain could be read.
     """
@@ -159,7 +159,7 @@ def load_samples(
     samples = _concatenate([_label_and_split(study, keyed, classes) for keyed in domains])
     skipped = tuple(image for keyed in domains for image in keyed.skipped)
     samples = _leave_out(study, samples, skipped)
-    _check_conflicts(samples, allowed=options.allow_conflicts)
+    samples = _without_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
     return samples, skipped
 
@@ -407,24 +407,27 @@ def _name(domain: str, path: str) -> str:
 # Checks that no number survives. More are in pipeline.data.leaks, for the audit.
 
 
-def _check_conflicts(samples: Samples, *, allowed: bool) -> None:
-    """Identical images with different labels: one of the two is wrong."""
-    first: dict[bytes, int] = {}
-    pairs = []
-    for i in np.flatnonzero(samples.labelled).tolist():
-        j = first.setdefault(samples.key[i], i)
-        if samples.label[i] != samples.label[j]:
-            pairs.append(f"{samples.name_of(j)} and {samples.name_of(i)}")
-    if not pairs:
-        return
-    message = (
-        f"{counted(len(pairs), 'pair')} of identical images "
-        f"{'carries' if len(pairs) == 1 else 'carry'} different labels: "
-        f"{'; '.join(pairs[:_SHOWN])}. Remove one of each"
+def _without_conflicts(samples: Samples, *, allowed: bool) -> Samples:
+    """Without identical images that have different labels: nobody knows which one is right."""
+    rows_of: dict[bytes, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(samples.labelled).tolist():
+        rows_of[samples.key[row]].append(row)
+    pictures = [rows for rows in rows_of.values() if np.unique(samples.label[rows]).size > 1]
+    if not pictures:
+        return samples
+    named = [" = ".join(samples.name_of(row) for row in rows) for rows in pictures]
+    more = len(pictures) - _SHOWN
+    what = "kept" if allowed else "left out; --allow-conflicts keeps them"
+    _LOG.warning(
+        "%s several labels: %s%s. All their images are %s",
+        f"{counted(len(pictures), 'picture')} {have(len(pictures))}",
+        "; ".join(named[:_SHOWN]),
+        f"; and {more} more" if more > 0 else "",
+        what,
     )
-    if not allowed:
-        raise StudyError(f"{message}, or accept them with --allow-conflicts")
-    _LOG.warning("%s", message)
+    left_out = np.zeros(len(samples), np.bool_)
+    left_out[[row for rows in pictures for row in rows]] = not allowed
+    return samples.where(~left_out)
 
 
 def _check_leaks(samples: Samples, *, allowed: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from pipeline.data.patients import WeightedStatistic, leave_out_patients
 from pipeline.evaluation.metrics import on_all_rows, weighted_mean
@@ -208,7 +209,9 @@ def difference_bounds(
         z: Half the width in standard errors.
         paired: Whether both have the same patients; those of two domains are independent.
     """
-    # Wilson's ends, as Newcombe 1998 takes them: shorter than Agresti and Coull's, and enough.
+    # Wilson's ends, as Newcombe 1998 takes them: shorter than Agresti and Coull's, and enough
+    # with the quantile of t, since a difference is not kept from 0 and 1 as a share is.
+    z *= _student(min(one.patients - len(one.bases) for one in (first, second)))
     (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials(), s.trials(), z=z) for s in (first, second))
     r = _correlation(first.moves, second.moves) if paired else 0.0
     gap = first.estimate - second.estimate
@@ -273,6 +276,11 @@ def _kish(base: NDArray[Any]) -> float:
     """Patients, if all images of a patient are alike and some have more of them (Kish 1965)."""
     size = np.unique(base, return_counts=True)[1]
     return float(size.sum() ** 2 / (size**2).sum())
+
+
+def _student(freedom: int) -> float:
+    """How much longer an interval is whose variance is estimated from few patients."""
+    return float(student.isf((1 - LEVEL) / 2, max(1, freedom)) / Z)
 
 
 def _length(a: float, b: float, r: float) -> float:

@@ -13,8 +13,9 @@ _PAIRS = 5
 def tables(record: Record) -> list[Part]:
     """The parts of a report on ``audit.json``."""
     found = record["findings"]
-    severities = [s for s in record["counts"] if record["counts"][s]]
-    parts: list[Part] = [_severity(record, severity) for severity in severities if severity != _OK]
+    severities = [s for s in record["counts"] if record["counts"][s] and s != _OK]
+    parts: list[Part] = [_severity(record, severity) for severity in severities]
+    parts += _advice(found)
     if fine := [f"{f['check']} ({f['where']})" for f in found if f["severity"] == _OK]:
         parts.append(f"These checks found nothing: {'; '.join(fine)}.")
     parts += _near_copies(record)
@@ -36,19 +37,22 @@ def summary(record: Record) -> str:
 
 def _severity(record: Record, severity: str) -> Table:
     found = [f for f in record["findings"] if f["severity"] == severity]
-    advice: dict[str, list[str]] = {}
-    for f in found:
-        if f["advice"] and f["check"] not in advice.setdefault(f["advice"], []):
-            advice[f["advice"]].append(f["check"])
-    notes = [f"{', '.join(checks)}: {text}." for text, checks in advice.items()]
-    if any(f["examples"] for f in found):
-        notes.append("The images are named in audit.json.")
+    named = any(f["examples"] for f in found)
     return table_of(
         counted(len(found), severity),
         (Column("check"), Column("where"), Column("found", field="text")),
         found,
-        notes=tuple(notes),
+        notes=("The images are named in audit.json.",) if named else (),
     )
+
+
+def _advice(found: list[Record]) -> Iterator[str]:
+    """Each advice once, with the checks that it is about."""
+    advice: dict[str, list[str]] = {}
+    for f in found:
+        if f["advice"] and f["check"] not in advice.setdefault(f["advice"], []):
+            advice[f["advice"]].append(f["check"])
+    yield from (f"{', '.join(checks)}: {text}." for text, checks in advice.items())
 
 
 def _near_copies(record: Record) -> Iterator[Part]:
@@ -57,21 +61,19 @@ def _near_copies(record: Record) -> Iterator[Part]:
         return
     more = len(pairs) - _PAIRS
     files = f"near_copies.png in results/{record['study']} shows them side by side."
-    if record["leave_out"]:
-        files += " leave_out.txt lists those outside fit: exclude = FILE in the study omits them."
     yield Table(
         title="Pairs of nearly equal images in different roles, most alike first",
         columns=(
             Column("image"),
             Column("other image"),
-            Column("cosine", "number"),
-            Column("bits that differ", "count"),
+            Column("how"),
+            Column("likeness", "number"),
         ),
         rows=tuple(
             (
-                *(f"{image['path']} ({image['label']})" for image in p["images"]),
-                p["cosine"],
-                p["bits"],
+                *(f"{i['path']} ({i['role']}, {i['label']})" for i in p["images"]),
+                p["how"],
+                p["likeness"],
             )
             for p in pairs[:_PAIRS]
         ),
@@ -82,25 +84,25 @@ def _near_copies(record: Record) -> Iterator[Part]:
 
 
 def _scores(rows: list[Record]) -> Table:
-    """The linear head with and without near copies."""
+    """The linear head with and without images that should not be scored."""
 
     def accuracy(score: Record) -> tuple[Any, ...]:
         return tuple(score["accuracy"][end] for end in ("estimate", "low", "high"))
 
     return Table(
-        title="Accuracy of the linear head with and without images that nearly equal one of fit",
+        title="Accuracy of the linear head with and without the images that should be left out",
         columns=(
             Column("backbone"),
             Column("role"),
             Column("all images", "share", interval=True),
-            Column("without near copies", "share", interval=True),
+            Column("without them", "share", interval=True),
         ),
         rows=tuple(
             (
                 row["backbone"],
                 row["role"],
                 accuracy(row["all_images"]),
-                accuracy(row["without_near_copies"]),
+                accuracy(row["without_copies"]),
             )
             for row in rows
         ),

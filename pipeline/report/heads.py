@@ -19,7 +19,10 @@ _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
 
 def tables(record: Record) -> list[Part]:
     """The parts of a report on ``heads.json``."""
-    parts: list[Part] = []
+    parts: list[Part] = [
+        f"Do not trust these numbers. {leak['where']}: {leak['text']}. {leak['advice']}."
+        for leak in record["leaks"]
+    ]
     for one in record["backbones"]:
         parts += _backbone(record, one)
     parts += [not_scored(name, images) for name, images in record["unlabelled"].items()]

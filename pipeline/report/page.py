@@ -32,8 +32,8 @@ PAGE = "report.html"
 STAGES: Mapping[str, tuple[str, int | None, str]] = MappingProxyType(
     {
         "features": ("features.json", None, "Stored features"),
-        "audit": ("audit.json", 3, "Leaks and shortcuts"),
-        "heads": ("heads.json", 5, "Heads on frozen features"),
+        "audit": ("audit.json", 4, "Leaks and shortcuts"),
+        "heads": ("heads.json", 6, "Heads on frozen features"),
         "finetune": ("finetune.json", 4, "Frozen and fine-tuned networks"),
         "shift": ("shift.json", 6, "From the source to the targets"),
     }

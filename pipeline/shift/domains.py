@@ -11,7 +11,6 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.data.domain import DomainData
-from pipeline.data.leaks import shared_ids
 from pipeline.data.patients import one_patient_hint, patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
@@ -157,8 +156,7 @@ def too_few_patients(target: DomainData) -> str | None:
 def shared_patients(samples: Samples, source: DomainData, target: DomainData) -> int:
     """Patient ids that both have; a file's name, of a patient who is not known, is none."""
     files = [item.path for item in samples.items]
-    shared = shared_ids({"source": source.group, "target": target.group})
-    return sum(len(np.setdiff1d(ids, files)) for ids in shared.values())
+    return len(np.setdiff1d(np.intersect1d(source.group, target.group), files))
 
 
 def digest_of_domain(images: Samples | Predictions, domain: str) -> str:

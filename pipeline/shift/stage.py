@@ -21,7 +21,7 @@ from pipeline.data.attributes import groupings
 from pipeline.data.domain import DomainData
 from pipeline.data.facts import APPEARANCE
 from pipeline.data.index import known_facts
-from pipeline.data.leaks import Finding, check_leaks, refuse_leaks
+from pipeline.data.leaks import Finding, check_leaks, overlaps, refuse_leaks
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.metrics import score as metric
@@ -150,7 +150,8 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
     for choice in study.variants:
         table = load_features(study, choice, samples)
         facts = known_facts(study.store_root, table.samples.key)
-        leaks = check_leaks(study, table.samples, facts)
+        shared = overlaps(study, table.samples, facts)
+        leaks = check_leaks(study, table.samples, shared, facts)
         if not options.samples.allow_leaks:
             refuse_leaks(leaks)
         targets = [table.domain(target.name) for target in study.targets]

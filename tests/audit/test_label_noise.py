@@ -88,6 +88,7 @@ def test_flipped_labels_are_listed_and_no_other(classes, distance, least):
     assert least <= len(images) == sum(found.values["counts"].values())
     assert found.severity == NOTE
     assert f"{len(images)} of 240 images are probably labelled wrongly" in found.text
+    assert found.text.endswith("expected share of false alarms 0%")
     assert found.examples.endswith(f"and {len(images) - 3} more")
     certain = [image["probability"] for image in images]
     assert certain[0] >= certain[-1]
@@ -147,3 +148,19 @@ def test_two_ill_patients_are_judged_in_whatever_order_they_come(seed):
     (found,) = check_labels(table(truth), features)
     # Where both are in one fold of the ridge, it finds nothing to predict.
     assert found.severity == OK or "better than chance" in found.text
+
+
+@pytest.mark.parametrize(("distance", "least", "most"), [(1.0, 60, 200), (2.0, 0, 12)])
+def test_expected_false_alarms_are_those_of_classes_that_overlap(distance, least, most):
+    """No label is wrong: what is listed is expected to be false, over six samples together."""
+    listed = expected = 0.0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        truth = rng.permutation(np.arange(300) % 2)
+        features = rng.normal(size=(300, 20))
+        features[:, :2] += distance * np.eye(2)[truth]
+        (found,) = check_labels(table(truth), features)
+        listed += len(found.values.get("images", ()))
+        expected += found.values.get("expected_false", 0.0)
+    assert least <= listed <= most
+    assert expected == pytest.approx(listed, rel=0.2, abs=10)

@@ -1,7 +1,8 @@
-"""Near copies: shown side by side, listed to be left out, and their weight in the scores."""
+"""Copies: shown side by side, listed to be left out, and their weight in the scores."""
 
-from dataclasses import replace
+import json
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,61 +18,65 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import load_features
 from pipeline.study import load_study
-from tests.audit_worlds import near_copies_of, smooth_study
+from tests.audit_worlds import smooth_study
 from tests.test_cli import run
 from tests.tiny import install_tiny_backbone
 
+#: Numbers of pictures that are in fit, and their copies in the target.
+IN_FIT = (4, 6, 10)
+COPIED = tuple(f"there/a/pt{k + 4:03}.png" for k in IN_FIT)
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=8)
 
 
 @pytest.fixture
 def copied_study(tmp_path, monkeypatch):
-    """Two moved copies of fit in the target, with stage 2's probabilities; and the two pairs."""
+    """Three copies of fit in the target, with stage 2's probabilities."""
     install_tiny_backbone(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
-    study_file = smooth_study(tmp_path, [(4, 8, 1), (6, 10, 1)])
+    kinds = ("scaled by 1/2", "recompressed", "mirrored")
+    study_file = smooth_study(
+        tmp_path, [(k, k + 4, how) for k, how in zip(IN_FIT, kinds, strict=True)]
+    )
     study = load_study(study_file)
     extract(study, ExtractOptions(engine=TORCH))
     run("heads", study_file, "--only", "linear", "--quick")
-    near = near_copies_of(study_file)[1:]
-    monkeypatch.setattr("pipeline.audit.stage.check_near_copies", lambda *_: near)
-    return study, near
+    return study_file
 
 
-def test_scores_are_given_with_and_without_near_copies(copied_study):
+def test_scores_are_given_with_and_without_copies(copied_study):
     """From stage 2's probabilities: the scores of scikit-learn on the rows that stay."""
-    study, _ = copied_study
+    study = load_study(copied_study)
     (row,) = [r for r in audit(study, shortcuts=False)["scores"] if r["role"] == "there"]
-    accuracy = [row[of]["accuracy"] for of in ("all_images", "without_near_copies")]
-    assert [interval["images"] for interval in accuracy] == [160, 158]
+    accuracy = [row[of]["accuracy"] for of in ("all_images", "without_copies")]
+    assert [interval["images"] for interval in accuracy] == [80, 77]
     assert accuracy[0]["low"] < accuracy[0]["estimate"] < accuracy[0]["high"]
     stored = read_predictions(study.results / PROBABILITIES)["tiny"]
     in_target = stored.domain == "there"
     names = [i.path for i in load_features(study, study.backbones[0]).samples.items]
-    stay = in_target & ~np.isin(names, ["a/pt008.png", "a/pt010.png"])
-    for rows, of in ((in_target, "all_images"), (stay, "without_near_copies")):
+    stay = in_target & ~np.isin(names, [name.removeprefix("there/") for name in COPIED])
+    for rows, of in ((in_target, "all_images"), (stay, "without_copies")):
         proba, label = stored.proba["linear", 0][rows], stored.label[rows]
         assert row[of]["auroc"] == pytest.approx(roc_auc_score(label, proba[:, 1]))
         assert row[of]["accuracy"]["estimate"] == (proba.argmax(axis=1) == label).mean()
 
 
-def test_near_copies_can_be_left_out_by_the_list_that_the_audit_writes(copied_study, monkeypatch):
-    """The study names the file; a second audit, which finds none, keeps its lines."""
-    study, (_, findings) = copied_study
-    report = audit(study, shortcuts=False)
-    assert [pair["number"] for pair in report["near_copies"]] == [1, 2]
-    with Image.open(study.results / "near_copies.png") as sheet:
+def test_a_leak_of_near_copies_is_said_everywhere_and_can_be_left_out(copied_study):
+    """By the audit's exit code, above the table of heads, by shift; and no more afterwards."""
+    said = run("audit", copied_study, "--no-shortcuts", "--write-exclude", "out.txt", code=3)
+    assert "source fit and there: 3 near copies are in both" in said.stderr
+    assert said.stdout.count("lists the images") == 1
+    assert read_exclusions(Path("out.txt")) == COPIED
+    with Image.open("results/smooth/near_copies.png") as sheet:
         assert sheet.width > 2 * (2 * SIDE)
-    listed = study.results / "leave_out.txt"
-    assert read_exclusions(listed) == ("there/a/pt008.png", "there/a/pt010.png")
-    nothing = ((), findings)
-    monkeypatch.setattr("pipeline.audit.stage.check_near_copies", lambda *_: nothing)
-    again = audit(replace(study, exclude=listed), shortcuts=False)
-    assert again["images"] == report["images"] - 2
-    assert not (study.results / "near_copies.png").exists()
-    assert read_exclusions(listed) == report["leave_out"] == again["leave_out"]
-    audit(study, shortcuts=False)
-    assert not listed.exists()
+    heads = run("heads", copied_study, "--only", "linear", "--quick").stdout
+    assert heads.startswith("Do not trust these numbers. source fit and there: 3 near copies")
+    assert "3 near copies" in run("shift", copied_study, "--quick", code=3).stderr
+    copied_study.write_text('exclude = "out.txt"\n' + copied_study.read_text())
+    again = json.loads(run("audit", copied_study, "--no-shortcuts", "--json").stdout)
+    assert (again["images"], again["counts"]["leak"]) == (197, 0)
+    assert again["leave_out"] == list(COPIED)
+    assert not Path("results/smooth/near_copies.png").exists()
+    assert "Do not trust" not in run("heads", copied_study, "--only", "linear", "--quick").stdout
 
 
 def test_a_sheet_without_pairs_is_refused():

@@ -1,6 +1,6 @@
 """Shortcut tests: a planted marker is found, and what is not there is not."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.audit.shortcuts import MASKED, check_domains, check_facts, check_masked, fact_columns
+from pipeline.audit.shortcuts import (
+    MASKED,
+    ShortcutTest,
+    domain_tests,
+    fact_columns,
+    fact_tests,
+    judge,
+    mask_tests,
+)
 from pipeline.audit.stage import audit, masked_study
 from pipeline.data.facts import FACTS, facts_of_file
 from pipeline.data.images import PixelPolicy
@@ -16,6 +24,8 @@ from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
 from pipeline.demo.hospital import Hospital, Shot, expose
 from pipeline.demo.phantom import Patient, chest
+from pipeline.evaluation.intervals import Interval
+from pipeline.evaluation.separability import Separability
 from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
@@ -123,7 +133,7 @@ def test_without_a_marker_corners_and_border_predict_nothing(marker_backbone, fi
         drawn = []
         for _ in range(20):
             samples = replace(table.samples, label=rng.permutation(table.samples.label))
-            drawn += [f.values["auc"] for f in check_masked(samples, table.X, choice.mask)]
+            drawn += [asdict(t.result.auc) for t in mask_tests(samples, table.X, choice.mask)]
         # Fewer than 17 of 20 would be seen in 0.3 % of runs if 95 % cover.
         covered = sum(auc["low"] < 0.5 < auc["high"] for auc in drawn)
         assert covered >= 17, (choice.mask, covered)
@@ -143,11 +153,11 @@ def test_what_few_patients_cannot_show_is_no_warning(study_file):
     table = FeatureTable(
         backbone="tiny", stores=(), widths=(2,), samples=samples, X=apart.astype(np.float32)
     )
-    (domain,) = check_domains(table)
+    (domain,) = judge(list(domain_tests(table)))
     facts = np.zeros(len(samples), FACTS)
     facts["height"] = facts["width"] = facts["file_bytes"] = 40
     facts["mean"] = apart[:, 0]
-    *_, stored = check_facts(samples, facts)
+    *_, stored = judge(list(fact_tests(samples, facts)))
     for finding in (domain, stored):
         assert finding.where == "source and there"
         assert finding.values["auc"]["estimate"] > 0.9
@@ -163,3 +173,48 @@ def test_columns_of_facts_are_finite_and_vary():
     assert "width" not in columns
     assert {"height", "aspect", "mean grey", "file size", "is JPEG"} <= columns.keys()
     assert all(np.isfinite(values).all() for values in columns.values())
+
+
+def judged(values, others=0, **given):
+    """The finding of one test, beside others that found nothing."""
+
+    def test(auc, low, end, p, **given):
+        interval = Interval(
+            estimate=auc, low=low, high=end, images=200, patients=200, method="permutation"
+        )
+        result = Separability(auc=interval, p=p)
+        return ShortcutTest(check="border", where="x", claim="it shows", result=result, **given)
+
+    found, *_ = judge([test(*values, **given)] + others * [test(0.5, 0.4, 0.6, 0.5)])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "given", "severity", "text"),
+    [
+        ((0.8, 0.75, 0.85, 0.002), {}, WARNING, "it shows: AUC 0.80 (0.75 to 0.85)"),
+        ((0.8, 0.75, 0.85, 0.002), {"high": 0.9}, NOTE, "it shows: AUC 0.80 (0.75 to 0.85)"),
+        ((0.8, 0.75, 0.85, 0.002), {"expected": "as planned"}, NOTE, "it shows: AUC"),
+        ((0.65, 0.52, 0.7, 0.01), {"others": 5}, OK, "it is not shown that it shows: AUC 0.65"),
+        ((0.55, 0.45, 0.65, 0.2), {}, OK, "no sign that it shows: AUC 0.55"),
+        ((0.8, 0.4, 0.95, 0.06), {}, NOTE, "it is open whether it shows: AUC 0.80"),
+    ],
+)
+def test_no_sentence_contradicts_its_interval(values, given, severity, text):
+    """What is shown is said, what is strong is a warning; p is adjusted over all tests."""
+    found = judged(values, **given)
+    assert found.severity == severity
+    assert found.text.startswith(text)
+    assert bool(found.advice) == (severity == WARNING)
+    if "others" in given:
+        assert found.text.endswith("p 0.06, adjusted for 6 tests")
+
+
+def test_classes_that_are_parts_of_the_body_may_show_in_the_border(study_file):
+    """Their whole pictures differ: a note that says so."""
+    samples, _ = load_samples(load_study(study_file))
+    samples = replace(samples, classes=("hand", "chest x-ray"))
+    signal = np.where(samples.labelled, samples.label, 0)[:, None] + 0.01 * np.arange(3)
+    found, *_ = judge(list(mask_tests(samples, signal, "centre")))
+    assert found.severity == NOTE
+    assert found.text.endswith("expected of classes that are parts of the body")

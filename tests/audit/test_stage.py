@@ -48,7 +48,7 @@ def test_a_clean_study_has_no_leak(study_file):
     run("features", study_file, *ENGINE)
     result = json.loads(run("audit", study_file, "--no-shortcuts", "--json").stdout)
     found = {f["check"]: f["severity"] for f in result["findings"]}
-    assert {found[name] for name in ("patients", "copies", "label conflicts")} == {OK}
+    assert {found[name] for name in ("overlap", "label conflicts")} == {OK}
     assert result["counts"][LEAK] == 0
     assert record_of(Path("results/tiny/audit.json")) == result
 
@@ -60,7 +60,7 @@ def test_a_pixel_copy_in_fit_and_validation_ends_with_exit_code_3(study_file):
     copy_pixels(fit, validation)
     run("features", study_file, *ENGINE)
     result = run("audit", study_file, "--no-shortcuts", code=3)
-    assert "1 image in both, to the pixel" in result.stderr
+    assert "source fit and source validation: 1 equal picture is in both" in result.stderr
     assert f"{fit.name} = source/a/{validation.name}" in result.stderr
     written = record_of(Path("results/tiny/audit.json"))
     assert written["findings"][0]["severity"] == LEAK
@@ -75,7 +75,7 @@ def test_the_shift_stage_refuses_a_leak_that_an_audit_found(study_file):
     run("features", study_file, *ENGINE)
     run("audit", study_file, "--no-shortcuts", code=3)
     refused = run("shift", study_file, "--quick", code=3)
-    assert "source fit and source validation: 1 image in both" in refused.stderr
+    assert "source fit and source validation: 1 equal picture is in both" in refused.stderr
     assert not Path("results/tiny/shift.json").exists()
 
 
@@ -89,8 +89,8 @@ def test_identical_files_of_source_and_target_are_listed_and_not_only_the_first_
         load_samples(study)
     report = audit(study, shortcuts=False)
     leaks = [f for f in report["findings"] if f["severity"] == LEAK]
-    assert [(f["check"], f["where"].split(" and ")[1]) for f in leaks] == [("copies", "there")]
-    with pytest.raises(CheckFailedError, match="1 image in both"):
+    assert [(f["check"], f["where"].split(" and ")[1]) for f in leaks] == [("overlap", "there")]
+    with pytest.raises(CheckFailedError, match="1 equal picture is in both"):
         refuse_leaks(Finding(**finding) for finding in report["findings"])
 
 

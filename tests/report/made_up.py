@@ -48,6 +48,7 @@ def write_heads(folder: Path, *, heads=("mlp", "linear", "prior"), targets=("far
         "failures": [],
         "not_saved": [],
         "unlabelled": {},
+        "leaks": [],
     }  # fmt: skip
     kept = Predictions(
         classes=tuple(report["classes"]),

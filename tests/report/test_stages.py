@@ -28,7 +28,7 @@ def finding(severity, check="copies", where="source"):
 
 
 AUDIT = {
-    "schema": 3, "study": "made up", "images": 120, "measured": 3, "seconds": 1.0,
+    "schema": 4, "study": "made up", "images": 120, "measured": 3, "seconds": 1.0,
     "counts": {"leak": 1, "warning": 2, "note": 0, "ok": 1},
     "findings": [
         finding("leak"), finding("warning"), finding("warning", where="far"),
@@ -36,7 +36,7 @@ AUDIT = {
     ],
     "near_copies": [
         {
-            "number": number, "cosine": 0.999, "bits": 2,
+            "number": number, "likeness": 0.999, "how": "mirrored",
             "images": [{"path": f"{name}.png", "role": name, "label": "a"} for name in "xy"],
         }
         for number in range(7)
@@ -159,7 +159,7 @@ def test_findings_are_grouped_and_advice_stands_once():
     """The worst first; images are named in the file alone."""
     text = show("audit", AUDIT)
     assert text.index("1 leak") < text.index("2 warnings")
-    assert text.count("copies: Remove it.") == 2  # once for the leak, once for both warnings
+    assert text.count("copies, patients: Remove it.") == text.count("Remove it") == 1
     assert "The images are named in audit.json." in text
     assert "These checks found nothing: patients (all roles)." in text
     assert "2 more pairs are in audit.json." in text
