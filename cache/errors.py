@@ -48,6 +48,8 @@ class NotPlainFileError(CacheError, OSError):
 class DamagedPartError(CacheError, ValueError):
     """The bytes of a part are not what its name and its format promise."""
 
+    exit_code = 5
+
 
 class BadFeaturesError(CacheError, ValueError):
     """Rows that must never be stored: not finite, or of the wrong shape."""
@@ -55,6 +57,8 @@ class BadFeaturesError(CacheError, ValueError):
 
 class MissingRowsError(CacheError, KeyError):
     """Some keys are not in the store."""
+
+    exit_code = 5
 
     def __init__(self, store: Path, missing: int, asked: int) -> None:
         """Count what is missing: keys themselves tell a reader nothing."""
@@ -68,6 +72,8 @@ class MissingRowsError(CacheError, KeyError):
 
 class StoreFormatError(CacheError, ValueError):
     """The store was written by a newer headrace, or belongs to another recipe."""
+
+    exit_code = 5
 
 
 class CanaryError(CacheError, ValueError):

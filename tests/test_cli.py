@@ -16,9 +16,11 @@ from click.testing import CliRunner
 
 import pipeline.features.extract as extract_module
 from cache import disk
+from cache.errors import CacheError
 from cache.recipe import Recipe, check_canaries
 from cache.store import FeatureStore
 from pipeline.cli import main
+from pipeline.errors import PipelineError
 from pipeline.features.maintain import describe
 from tests.result_files import forbid_writing, record_of
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
@@ -143,6 +145,14 @@ def test_wrong_usage_is_exit_code_two(study_file):
         result = run(stage, study_file, "--quick", "--thorough", code=2)
         assert "--quick and --thorough exclude each other" in result.stderr
     run("features", code=2)
+
+
+def test_every_exit_code_is_explained():
+    """In ``cache/README.md``, with what to do."""
+    text = (Path(__file__).parents[1] / "cache" / "README.md").read_text()
+    explained = set(map(int, re.findall(r"^\| (\d+) \|", text, re.MULTILINE)))
+    errors = [*CacheError.__subclasses__(), *PipelineError.__subclasses__()]
+    assert {error.exit_code for error in errors} | {0, 70, 130} == explained
 
 
 def test_debug_shows_the_traceback(study_file):
