@@ -1,0 +1,133 @@
+"""Peak memory and time of the commands on 100,000 small images of 20,000 patients, 100 classes.
+
+    python -m tests.bench.memory [--images 100000] [--classes 100] [--width 256] [--folder KEPT]
+
+The images have about 200 bytes, the features are generated: class means in noise. Each
+command runs as a child process, so that the peak is its own (Linux). ``features`` runs twice:
+the first run hashes all files, the second finds nothing new. A fifth of the images is a target.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from PIL import Image
+
+COMMANDS = {
+    "features (first: hashes)": ("features",),
+    "features (nothing new)": ("features",),
+    "heads --quick --only linear": ("heads", "--quick", "--only", "linear", "--no-figures"),
+    "audit --no-shortcuts": ("audit", "--no-shortcuts"),
+    "report": ("report",),
+}
+_PER_PATIENT = 5
+
+
+def main() -> None:
+    """Write a study and its store, then run and measure each command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in (("images", 100_000), ("classes", 100), ("width", 256)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--folder", type=Path, help="Written once and kept.")
+    parser.add_argument("--child", nargs="+")
+    options = parser.parse_args()
+    if options.child:
+        _run(options)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        if not (folder / "study.toml").exists():
+            _write_study(folder, options.images, options.classes)
+        _measure(folder, ["fill"], options.width)
+        print(f"{'command':<30} {'wall s':>8} {'CPU s':>8} {'peak MB':>8}")
+        for title, command in COMMANDS.items():
+            wall, cpu, peak = _measure(folder, command, options.width)
+            print(f"{title:<30} {wall:8.1f} {cpu:8.1f} {peak:8.0f}", flush=True)
+
+
+def _write_study(folder: Path, images: int, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        domain = "there" if i % _PER_PATIENT == 0 else "here"
+        patient, label = i // _PER_PATIENT, rng.integers(classes)
+        place = folder / domain / f"class{label:03}"
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 16, (16, 16), np.uint8)
+        Image.fromarray(pixels * 16).save(place / f"{domain}{patient:05}_{i}.png")
+    (folder / "study.toml").write_text(
+        'name = "large"\n[source]\npath = "here"\ngroup = \'^(here\\d+)\'\n'
+        "[target.there]\npath = \"there\"\ngroup = '^(there\\d+)'\n"
+        '[store]\npath = "features"\n[backbone.made]\n'
+    )
+
+
+def _measure(folder: Path, command: tuple[str, ...] | list[str], width: int) -> tuple[float, ...]:
+    start = time.perf_counter()
+    arguments = ["--width", str(width), "--child", command[0]]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.bench.memory", *arguments],
+        env=os.environ | {"HEADRACE_BENCH": "\n".join(command), "HEADRACE_STUDY": str(folder)},
+        stdout=subprocess.DEVNULL,
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status) not in (0, 3):
+        raise SystemExit(f"{command} failed")
+    cpu = usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - start, cpu, usage.ru_maxrss / 1024
+
+
+def _run(options: argparse.Namespace) -> None:
+    """One command in this process, with a backbone whose features are in the store."""
+    from pipeline.cli import main as headrace
+    from pipeline.data.images import PixelPolicy
+    from pipeline.features import backbones
+    from tests.tiny import FileWeights
+
+    folder = Path(os.environ["HEADRACE_STUDY"])
+    weights = folder / "made.pth"
+    weights.touch()
+    spec = backbones.Spec(
+        dim=options.width,
+        policy=PixelPolicy(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        network=lambda _state: None,
+        pretrained=FileWeights(weights),
+    )
+    backbones.BACKBONES = MappingProxyType({"made": spec})
+    os.chdir(folder)
+    name, *flags = os.environ["HEADRACE_BENCH"].split("\n")
+    if name == "fill":
+        _fill(folder / "study.toml", options.width)
+    else:
+        headrace([name, "study.toml", *flags])
+
+
+def _fill(file: Path, width: int) -> None:
+    """Features of every image: its class's mean in noise."""
+    from cache.store import FeatureStore, Writer
+    from pipeline.data.samples import load_samples
+    from pipeline.features import load
+    from pipeline.study import load_study
+
+    study = load_study(file)
+    load.state_digest_of(
+        study.store_root, "made", load.file_digest(file.with_name("made.pth")), str
+    )
+    samples, _ = load_samples(study)
+    store = load.store_for(study, study.backbones[0])
+    rng = np.random.default_rng(1)
+    means = 0.5 * rng.normal(size=(len(samples.classes), width))
+    store.prepare()
+    with Writer(FeatureStore(study.store_root, store.recipe)) as writer:
+        for key, label in zip(samples.key, samples.label, strict=True):
+            row = means[label] + rng.normal(size=width)
+            writer.add(key, row.astype(np.float32))
+
+
+if __name__ == "__main__":
+    main()
