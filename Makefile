@@ -73,7 +73,7 @@ bench-heads: $(READY)  ## Heads trained together against one at a time
 bench-finetune: $(READY)  ## The last block from the store against the whole network [DEVICE=cpu]
 	$(BIN)/python -m tests.bench.finetune --device "$(DEVICE)"
 
-bench-memory: $(READY)  ## Peak memory and time of four heads on 200,000 x 1024 features
+bench-memory: $(READY)  ## Peak memory and time of the commands on 100,000 images, 100 classes
 	$(BIN)/python -m tests.bench.memory
 
 calibration: $(READY)  ## How often each interval holds the truth, in worlds of known truth
