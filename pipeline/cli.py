@@ -544,7 +544,10 @@ def report(study: Path, *, quiet: bool) -> dict[str, Any]:
 @main.command()
 @click.argument("images", type=_PATH, nargs=-1, required=True)
 @click.option(
-    "--model", type=_PATH, required=True, help="Folder results/STUDY/heads/BACKBONE/HEAD."
+    "--model",
+    type=_PATH,
+    required=True,
+    help="Folder results/STUDY/heads/BACKBONE/HEAD, or a file of headrace export.",
 )
 @_store_option("store")
 @click.option("--weights", type=_PATH, help="File of the backbone's weights, if it moved.")
@@ -572,6 +575,34 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
         write_file(table, to_csv(predictions(record)).encode())
     _show("predict", record, quiet=quiet)
     return record
+
+
+@main.command("export")
+@_study_argument
+@click.argument("file", type=_PATH)
+@click.option("--head", required=True, help="A head, or a method of fine-tuning.")
+@click.option("--backbone", help="Needed when the study has several.")
+@click.option("--int8", is_flag=True, help="Round to 8 bits; its loss on validation is measured.")
+@click.option("--margin", default=0.01, show_default=True, help="What --int8 may lose, 0 to 1.")
+@command
+def export_onnx(study: Path, *, quiet: bool, file: Path, head: str, **flags: Any) -> dict[str, Any]:
+    """Write a trained model as one ONNX file, with its model card inside.
+
+    Example: headrace export study.toml model.onnx --head linear
+    """
+    from pipeline.export import export_model
+
+    card = export_model(_load(study), head, file, **flags)
+    if not quiet:
+        size = f"{file.stat().st_size / 1e6:.1f} MB"
+        largest = f"{card['compared']['largest_difference']:.0e}"
+        lines = [f"wrote {file} ({size}); probabilities differ from the model's by {largest}"]
+        for metric in ("accuracy", "auroc"):
+            if both := card.get("int8", {}).get(metric):
+                names = f"{metric} on validation"
+                lines.append(f"{names}: {both['float32']:.3f}, in int8 {both['int8']:.3f}")
+        click.echo("\n".join([*lines, *card["limits"]]))
+    return card
 
 
 @main.group("cache")

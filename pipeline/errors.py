@@ -66,6 +66,10 @@ class ModelError(PipelineError, ValueError):
     exit_code = 5
 
 
+class ExportError(PipelineError, ValueError):
+    """A model cannot be written as one file, or the file would not be the model."""
+
+
 class CheckpointError(PipelineError, ValueError):
     """A checkpoint belongs to another training, or none is whole."""
 

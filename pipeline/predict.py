@@ -1,15 +1,16 @@
-"""Classify new images with a saved head: backbone, then head, through the feature store.
+"""Classify new images: with a saved head through the feature store, or with an ONNX file.
 
 Images are known by their content: one whose features the store has, from whatever study,
 is not computed again, and new features are committed. Nothing is learned here, and no
 label is looked at.
 """
 
+import json
 import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -23,14 +24,16 @@ from cache.recipe import META
 from cache.store import FeatureStore
 from pipeline.data.class_folders import images_below
 from pipeline.data.grey_levels import Reading
+from pipeline.data.images import PixelPolicy
 from pipeline.data.items import NO_CLASS, FileStat, Item, system_reason
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError
 from pipeline.features.backbones import policy_of, weights_file
+from pipeline.features.decoding import decode_images
 from pipeline.features.engines import EngineChoice, check_engine
 from pipeline.features.extract import fill_store
 from pipeline.features.load import frozen_network, recipe_of
-from pipeline.heads.save import Network, SavedHead, load_head
+from pipeline.heads.save import Network, load_head
 from pipeline.study import BackboneChoice
 from pipeline.words import counted, printable
 
@@ -39,6 +42,10 @@ if TYPE_CHECKING:
 
 
 _LOG = logging.getLogger(__name__)
+#: Of an ONNX file: key of the model card in its metadata, names of input and output.
+CARD, INPUT, OUTPUT = "headrace", "pixels", "probabilities"
+#: Images that an ONNX file is given at once.
+_BATCH = 32
 Keyed = tuple[Item, bytes]
 
 
@@ -54,7 +61,8 @@ def predict(
     """Classify images.
 
     Args:
-        model: Folder of a saved head.
+        model: Folder of a saved head, or a file of ``headrace export``. The latter needs
+            onnxruntime and no torch, and neither store, engine nor weights.
         images: Files, and folders that are searched at any depth.
         store: Folder of the feature stores.
         engine: See :class:`pipeline.features.engines.EngineChoice`.
@@ -74,6 +82,8 @@ def predict(
         NoImagesError: No image is left that can be used.
         SkippedImagesError: ``strict`` and an image cannot be used.
     """
+    if model.suffix == ".onnx":
+        return _predict_file(model, images, strict=strict)
     engine = engine or EngineChoice()
     check_engine(engine)
     head = load_head(model)
@@ -101,12 +111,9 @@ def predict(
     skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
     _check_some(good, skipped)
     blocks = [np.stack([rows_of[key] for _, key in good]) for rows_of in features]
-    rows = _rows(head, good, head.predict_proba(np.concatenate(blocks, axis=1)))
-    if strict and skipped:
-        raise SkippedImagesError(
-            f"{counted(len(skipped), 'image')} cannot be used and --strict is set; first: "
-            f"{skipped[0]['path']}: {skipped[0]['reason']}. The features of all others are stored"
-        )
+    proba = head.predict_proba(np.concatenate(blocks, axis=1))
+    rows = _rows(head.classes, good, proba)
+    _check_strict(skipped, "The features of all others are stored", strict=strict)
     return {
         "head": head.head,
         "backbone": "+".join(network.recipe.backbone for network in head.networks),
@@ -120,14 +127,91 @@ def predict(
     }
 
 
+def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[str, Any]:
+    """Classify images with a file of ``headrace export``; nothing is stored."""
+    try:
+        data = model.read_bytes()
+    except OSError as cause:
+        raise ModelError(f"{model} cannot be read: {cause.strerror or cause}") from cause
+    card = read_card(data, str(model))
+    declared = card["preprocessing"]
+    known = {f.name for f in fields(PixelPolicy)}
+    policy = PixelPolicy(**{name: value for name, value in declared.items() if name in known})
+    if policy.to_json() != declared:
+        raise ModelError(f"{model} takes pixels that this headrace does not make: export it again")
+    reading = Reading(window=card["window"] and tuple(card["window"]), frame=card["frame"])
+    pairs, skipped = _find_images(images, reading)
+    unusable: dict[bytes, str] = {}
+    decoded = dict(decode_images({key: item for item, key in pairs}, policy, unusable))
+    good = [(item, key) for item, key in pairs if key in decoded]
+    skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
+    _check_some(good, skipped)
+    _check_strict(skipped, "No image was classified", strict=strict)
+    proba = run_onnx(data, np.stack([decoded[key] for _, key in good]))
+    return {
+        "head": card["model"],
+        "backbone": card["backbone"],
+        "study": card["trained"]["study"],
+        "images": card["trained"]["images"],
+        "contains_training_features": False,
+        "classes": card["classes"],
+        "rows": _rows(card["classes"], good, proba),
+        "skipped": skipped,
+        "computed": len(decoded),
+    }
+
+
+def read_card(data: bytes, name: str) -> dict[str, Any]:
+    """The model card in an ONNX file.
+
+    Raises:
+        ModelError: It is none of ours, or onnxruntime is not installed.
+    """
+    text = _session(data, name).get_modelmeta().custom_metadata_map.get(CARD)
+    if text is None:
+        raise ModelError(f"{name} has no model card of headrace: write it with `headrace export`")
+    card: dict[str, Any] = json.loads(text)
+    return card
+
+
+def run_onnx(data: bytes, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Probabilities ``(n, K)`` of pixels ``(n, size, size, 3)`` by a graph of ``headrace export``.
+
+    Raises:
+        ModelError: It is no such graph, or onnxruntime is not installed.
+    """
+    session = _session(data, "the model")
+    parts = [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]
+    return np.concatenate([session.run([OUTPUT], {INPUT: part})[0] for part in parts]).astype(float)
+
+
+def _session(data: bytes, name: str) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as cause:
+        raise ModelError('onnxruntime is missing: pip install "headrace[onnx]"') from cause
+    try:
+        return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    except Exception as cause:  # onnxruntime's errors share no class
+        raise ModelError(f"{name} is no ONNX file: {str(cause)[:100]}") from cause
+
+
+def _check_strict(skipped: Sequence[dict[str, str]], others: str, *, strict: bool) -> None:
+    if strict and skipped:
+        raise SkippedImagesError(
+            f"{counted(len(skipped), 'image')} cannot be used and --strict is set; first: "
+            f"{skipped[0]['path']}: {skipped[0]['reason']}. {others}"
+        )
+
+
 def _rows(
-    head: SavedHead, good: Sequence[Keyed], proba: NDArray[np.float64]
+    classes: Sequence[str], good: Sequence[Keyed], proba: NDArray[np.float64]
 ) -> list[dict[str, Any]]:
     return [
         {
             "path": printable(item.path),
             "key": key.hex(),
-            "predicted": head.classes[int(p.argmax())],
+            "predicted": classes[int(p.argmax())],
             "probability": p.tolist(),
         }
         for (item, key), p in zip(good, proba, strict=True)

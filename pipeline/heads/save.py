@@ -268,6 +268,7 @@ def _skops() -> Any:
     To list the types of scikit-learn it imports all of its packages, one of which imports
     torch where it can: a second and more that no saved head needs.
     """
+    import_module("scipy.stats")  # it cannot be imported where torch is known and is not there
     without_torch: dict[str, Any] = {} if "torch" in sys.modules else {"torch": None}
     sys.modules.update(without_torch)  # None: it cannot be imported
     try:

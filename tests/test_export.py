@@ -1,0 +1,207 @@
+"""A model as one ONNX file gives what the model gives, with onnxruntime alone."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+import pipeline.export as export_module  # noqa: E402 - not without onnx
+from pipeline.cli import main  # noqa: E402
+from pipeline.compare import CompareOptions, compare  # noqa: E402
+from pipeline.errors import ExportError, ModelError, PipelineError  # noqa: E402
+from pipeline.export import export_model  # noqa: E402
+from pipeline.features.engines import EngineChoice  # noqa: E402
+from pipeline.features.extract import ExtractOptions, extract  # noqa: E402
+from pipeline.finetune.stage import FinetuneOptions, finetune  # noqa: E402
+from pipeline.predict import predict as predict_images  # noqa: E402
+from pipeline.study import load_study  # noqa: E402
+from tests.finetune.tiny_trainable import install_trainable_tiny  # noqa: E402
+from tests.tiny import write_images, write_tiny_study  # noqa: E402
+
+TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
+HEADS = ("linear", "ridge", "lda", "mlp", "prototype", "svm")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Folder of a tiny study with heads and a fine-tuned network; made once, never changed."""
+    folder = tmp_path_factory.mktemp("export")
+    with pytest.MonkeyPatch.context() as patch:
+        install_trainable_tiny(patch, folder)
+        patch.chdir(folder)
+        study = load_study(write_tiny_study(folder))
+        extract(study, ExtractOptions(engine=TORCH))
+        compare(study, CompareOptions(heads=("linear", "mlp", "forest", "knn"), seeds=2))
+        given = {"epochs": 1, "batch_size": 8}
+        finetune(study, FinetuneOptions(methods=("full",), settings=given, device="cpu"))
+        write_images(folder / "new", 6, seed=9)
+        export_model(study, "mlp", folder / "mlp.onnx")
+    return folder
+
+
+@pytest.fixture
+def study(made, tmp_path, monkeypatch):
+    """A copy of it, in the current folder."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    install_trainable_tiny(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return load_study(tmp_path / "study.toml")
+
+
+@pytest.fixture
+def graph_of_mlp(study, monkeypatch):
+    """Takes the place of a graph that is being made, which takes seconds."""
+    graph = Path("mlp.onnx").read_bytes()
+    monkeypatch.setattr(export_module, "_graph", lambda *_: graph)
+
+
+def probabilities(model):
+    """By path, of all images: those of both hospitals and new ones."""
+    images = [Path("here"), Path("there"), Path("new")]
+    found = predict_images(Path(model), images, store=Path("features"), engine=TORCH)
+    return {row["path"]: row["probability"] for row in found["rows"]}
+
+
+def test_a_file_gives_the_probabilities_of_the_head(study):
+    """On 66 images, the mean of two seeds; onnx finds it valid; the card says how good it is."""
+    found, expected = probabilities("mlp.onnx"), probabilities("results/tiny/heads/tiny/mlp")
+    assert found.keys() == expected.keys()
+    assert len(found) == 66
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), atol=1e-4)
+    proto = onnx.load("mlp.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    card = json.loads(proto.metadata_props[0].value)
+    assert proto.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim][1:] == [32, 32, 3]
+    assert [(d["role"], d["images"]) for d in card["tested"]] == [("validation", 8), ("target", 20)]
+    assert card["tested"][1]["scores"]["accuracy"]["low"] <= 1
+    assert card["classes"] == ["a", "b"]
+    assert card["trained"] == {"study": "tiny", "images": 32}
+
+
+def test_every_preprocessing_and_three_classes_have_a_graph():
+    """Against the fitted pipelines themselves, on made-up features."""
+    import torch
+    from sklearn.pipeline import make_pipeline
+
+    from pipeline.heads import make_head
+    from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
+
+    rng = np.random.default_rng(0)
+    label = np.arange(90) % 3
+    X = (rng.normal(size=(90, 6)) + 2 * np.eye(6)[label]).astype(np.float32)
+    for preprocessing in PREPROCESSING:
+        for head in HEADS:
+            model = make_pipeline(
+                make_preprocessing(preprocessing, (2, 4)), make_head(head, seed=0)
+            )
+            if head == "svm":
+                model[-1].set_params(candidates=(("linear", 0.1),))
+            model.fit(X, label)
+            found = export_module._layers(model, head)(torch.from_numpy(X)).detach().numpy()
+            np.testing.assert_allclose(found, model.predict_proba(X), atol=1e-4)
+
+
+def test_a_fine_tuned_network_is_one_file_too(study):
+    """As the probabilities that stage 3 kept."""
+    from pipeline.evaluation.predictions import read_predictions
+
+    card = export_model(study, "full", Path("full.onnx"))
+    assert card["model"] == "full"
+    assert [d["role"] for d in card["tested"]] == ["validation", "target"]
+    kept = read_predictions(study.results / "finetune.h5")["tiny"]
+    expected = {
+        key.tobytes().hex(): p for key, p in zip(kept.key, kept.proba["full", 0], strict=True)
+    }
+    rows = predict_images(Path("full.onnx"), [Path("here")], store=Path("features"))["rows"]
+    for row in rows:
+        assert row["probability"] == pytest.approx(expected[row["key"]], abs=1e-4)
+    assert len(rows) == 40
+
+
+def test_the_file_is_used_without_torch_and_scikit_learn(study):
+    """By the command, in a process that has neither."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'sklearn', 'skops.io'));"
+        "from pipeline.cli import main; main(['predict', 'new', '--model', 'mlp.onnx', '--json'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert (record["head"], record["study"], record["computed"]) == ("mlp", "tiny", 6)
+    assert {row["predicted"] for row in record["rows"]} <= {"a", "b"}
+
+
+def test_int8_is_measured_and_refused_above_the_margin(study, graph_of_mlp):
+    """The card has accuracy before and after; a margin that nothing can keep is an error."""
+    card = export_model(study, "mlp", Path("int8.onnx"), int8=True, margin=1.0)
+    measured = card["int8"]
+    assert measured["images"] == 8
+    assert measured["accuracy"].keys() == {"float32", "int8"}
+    proto = onnx.load("int8.onnx")
+    assert "QuantizeLinear" in {node.op_type for node in proto.graph.node}
+    rows = predict_images(Path("int8.onnx"), [Path("here")], store=Path("features"))["rows"]
+    exact = probabilities("mlp.onnx")
+    differences = [np.abs(np.subtract(r["probability"], exact[r["path"]])).max() for r in rows]
+    assert 0 < np.mean(differences) < 0.1
+    with pytest.raises(ExportError, match="loses too much accuracy on validation.*--margin"):
+        export_model(study, "mlp", Path("no.onnx"), int8=True, margin=-1.0)
+    with pytest.raises(ExportError, match="would differ from the model by"):
+        export_model(study, "linear", Path("no.onnx"))  # and the graph is that of mlp
+    assert not Path("no.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("forest", {}, "forest cannot be exported: trees have no layers. Heads that can: linear"),
+        ("knn", {}, "features of its training images, which are data about patients"),
+        ("last_block", {}, "first run: headrace finetune STUDY --method last_block"),
+        ("boosting", {}, "there is no model.json"),
+        ("linear", {"backbone": "tiny+tiny"}, "one file holds one of them"),
+        ("linear", {"backbone": "other"}, "unknown backbone 'other'; known: tiny"),
+    ],
+)
+def test_what_cannot_be_exported_says_why(study, name, options, message):
+    """And what can be; nothing is written."""
+    with pytest.raises(PipelineError, match=message):
+        export_model(study, name, Path("model.onnx"), **options)
+    assert not Path("model.onnx").exists()
+
+
+def test_a_file_of_others_is_refused(tmp_path):
+    """Neither a text nor a graph without a card is a model."""
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"no graph")
+    write_images(tmp_path / "new", 2)
+    with pytest.raises(ModelError, match="other.onnx is no ONNX file"):
+        predict_images(other, [tmp_path / "new"], store=tmp_path)
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy"]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, ir_version=10), other)
+    with pytest.raises(ModelError, match="has no model card of headrace"):
+        predict_images(other, [tmp_path / "new"], store=tmp_path)
+
+
+def test_the_command_writes_the_file(study, graph_of_mlp):
+    """And says how near it is."""
+    done = CliRunner().invoke(main, ["export", "study.toml", "out/mlp.onnx", "--head", "mlp"])
+    assert done.exit_code == 0, done.output
+    assert "wrote out/mlp.onnx (" in done.output
+    assert "not a medical device" in done.output
+    assert probabilities("out/mlp.onnx") == probabilities("mlp.onnx")
