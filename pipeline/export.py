@@ -30,7 +30,7 @@ from cache import disk
 from pipeline.data.images import PixelPolicy
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples, load_samples
-from pipeline.errors import ExportError, MissingPredictionsError, UnknownNameError
+from pipeline.errors import ExportError, MissingResultsError, UnknownNameError
 from pipeline.evaluation.metrics import score
 from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.load import frozen_network, load_features, store_for
@@ -172,7 +172,7 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
     folder = study.results / "finetune" / f"{name}-{on}-{study.seed}"
     record = ModelFolder(folder).record()
     if record is None:
-        raise MissingPredictionsError(
+        raise MissingResultsError(
             f"{folder} holds no network; first run: headrace finetune STUDY --method {name}"
         )
     policy, classes = policy_of(choice), samples.classes
@@ -235,7 +235,7 @@ def _tested(
             if row[column] == name
         ]
     except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise MissingPredictionsError(
+        raise MissingResultsError(
             f"{study.results / record} cannot be read ({cause}): the card would not say how good "
             "the model is. Run that stage again"
         ) from cause
