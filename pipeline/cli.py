@@ -497,8 +497,8 @@ def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[s
 
 @main.command()
 @_study_argument
-@click.option("--quick", is_flag=True, help="Fewer draws, halves and refitted heads.")
-@click.option("--thorough", is_flag=True, help="More draws, halves and refitted heads: minutes.")
+@click.option("--quick", is_flag=True, help="Fewer draws and halves.")
+@click.option("--thorough", is_flag=True, help="More draws and halves: minutes.")
 @_recipe_options
 @_conflicts_option
 @click.option("--allow-leaks", is_flag=True, help="Go on although two roles share images.")

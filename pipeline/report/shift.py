@@ -26,8 +26,9 @@ ERRORS: Mapping[str, str] = MappingProxyType(
         "human": "human, source",
         "source_training": "source, training images",
         "source_new_patients": "source, new patients",
+        "source_few_patients": "source, heads of as few patients",
         "target": "target",
-        "target_trained": "target, head trained on it",
+        "target_trained": "target, heads trained on it",
     }
 )
 STEPS: Mapping[str, str] = MappingProxyType(
@@ -200,13 +201,7 @@ def _with_p(row: Record) -> Record:
 
 def _error_table(target: Record, about: Record) -> Table:
     found = target["error_table"]
-    refitted = [
-        None
-        if step["refit_low"] is None
-        else {"estimate": step["estimate"], "low": step["refit_low"], "high": step["refit_high"]}
-        for step in found["steps"]
-    ]
-    steps = zip(_named(found["steps"], STEPS, kind="step"), refitted, strict=True)
+    steps = _named(found["steps"], STEPS, kind="step")
     unknown = found["not_identifiable"].items()
     return table_of(
         "Error table (after Ng)",
@@ -214,18 +209,8 @@ def _error_table(target: Record, about: Record) -> Table:
             Column("kind"),
             Column("of", field="name"),
             Column("% of images", "percent", interval=True),
-            Column(
-                "head refitted",
-                "percent",
-                "The interval when the head is fitted again to other patients.",
-                interval=True,
-                field="refitted",
-            ),
         ),
-        [
-            *_named(found["errors"], ERRORS, kind="error"),
-            *({**step, "refitted": interval} for step, interval in steps),
-        ],
+        [*_named(found["errors"], ERRORS, kind="error"), *steps],
         notes=tuple(f"{STEPS[step]}: not identifiable, {why}." for step, why in unknown),
         key="shift_errors",
         about=about,

@@ -261,7 +261,7 @@ def importance_weighting(
     their domain classifiers are one batch and their heads another.
     """
     label = model.data.labelled()
-    rows = np.vstack([model.standard, model.standardise(target)])
+    rows = np.vstack([model.standard, model.standardise(target).astype(np.float32)])
     n, penalty = len(label), model.inverse_penalty
     balance = np.zeros((len(parts), len(rows)))
     for weights, part in zip(balance, parts, strict=True):
@@ -269,8 +269,8 @@ def importance_weighting(
         weights[n + part] = (n + len(part)) / (2 * len(part))
     domain = np.repeat([0, 1], [n, len(rows) - n])
     classifiers = fit_weighted(rows, domain, C=penalty, weights=balance)
-    odds = np.exp(rows[:n] @ classifiers.coef[:, 0].T + classifiers.intercept[:, 0]).T
-    ratios = odds**settings.ratio_exponent
+    log_odds = (rows[:n] @ classifiers.coef[:, 0].T + classifiers.intercept[:, 0]).T
+    ratios = np.exp(settings.ratio_exponent * log_odds.astype(np.float64))
     ratios = np.minimum(ratios, np.quantile(ratios, settings.ratio_clip, axis=1, keepdims=True))
     ratios /= ratios.mean(axis=1, keepdims=True)
     heads = fit_weighted(rows[:n], label, C=penalty, weights=ratios)

@@ -9,21 +9,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import norm
 from sklearn.isotonic import IsotonicRegression
-from sklearn.linear_model import LogisticRegression
 
 from pipeline.data.domain import DomainData
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.evaluation.intervals import Interval, rate_interval
+from pipeline.evaluation.metrics import score as metric
+from pipeline.shift.label_free import fit_calibration
 
 _TINY = 1e-12
-_BINS = 15
 #: Least specificity and sensitivity that the rules of these names ask for.
 SPECIFICITY, SENSITIVITY = 0.90, 0.95
 
@@ -42,12 +41,9 @@ class Calibration:
         domain: ``source`` (out of fold) or ``target``.
         event: What the probabilities are of: ``positive``, or of more than two classes
             ``right``, that the predicted class is the true one.
-        brier: Brier score, lower is better: miscalibration - discrimination + uncertainty.
-        miscalibration: What recalibration would win, >= 0.
-        discrimination: What recalibrated probabilities win over the event's rate, >= 0.
-        uncertainty: Score of predicting the event's rate every time.
-        ece: Expected calibration error less its bias, >= 0.
-        ece_p: Share of events drawn from the probabilities that show as large an error.
+        brier: Brier score of the event, lower is better.
+        miscalibration: What recalibration would win of it, >= 0.
+        ece: Calibration error, as it is everywhere.
         slope: Below 1: probabilities are too extreme. None where all events are alike.
         intercept: Above 0: the event is more frequent than predicted (at slope 1).
     """
@@ -56,35 +52,27 @@ class Calibration:
     event: str
     brier: float
     miscalibration: float
-    discrimination: float
-    uncertainty: float
-    ece: float
-    ece_p: float
+    ece: float | None
     slope: float | None
     intercept: float | None
 
 
-def calibration(data: DomainData, rng: np.random.Generator) -> Calibration:
+def calibration(data: DomainData) -> Calibration:
     """Measure the calibration of one domain.
 
     Args:
         data: Labels and probabilities that the head did not train on.
-        rng: Source of the draws that say what calibrated probabilities would show.
     """
     binary = data.scored().shape[1] == 2
     event, p = event_of(data)
-    score, miscalibration, discrimination, uncertainty = brier_parts(event, p)
-    error = calibration_error(event, p, rng)
+    brier, miscalibration = brier_parts(event, p)
     line = calibration_line(event, p)
     return Calibration(
         domain=data.role,
         event="positive" if binary else "right",
-        brier=score,
+        brier=brier,
         miscalibration=miscalibration,
-        discrimination=discrimination,
-        uncertainty=uncertainty,
-        ece=error.debiased,
-        ece_p=error.p,
+        ece=metric("ece", data.labelled(), data.scored()),
         slope=line and line[0],
         intercept=line and line[1],
     )
@@ -98,115 +86,23 @@ def event_of(data: DomainData) -> tuple[Event, NDArray[np.float64]]:
     return ~data.wrong(), proba.max(axis=1)
 
 
-def brier_parts(event: Event, p: Probability) -> tuple[float, float, float, float]:
-    """Split the Brier score without bins (CORP; Dimitriadis, Gneiting and Jordan 2021).
+def brier_parts(event: Event, p: Probability) -> tuple[float, float]:
+    """The Brier score and its miscalibration, without bins (CORP; Dimitriadis et al. 2021).
 
-    The recalibrated probabilities are the isotonic fit of the event on p, the best that
+    The miscalibration is what the isotonic fit of the event on p would win, the best that
     any monotone recalibration could do on these rows.
 
     Args:
         event: Shape (n,).
         p: Shape (n,), in [0, 1].
-
-    Returns:
-        score, miscalibration, discrimination, uncertainty: score = the second less the third
-        plus the fourth.
-
-    Raises:
-        StudyError: Shapes differ, there are no rows, or a probability is none.
     """
-    if np.shape(event) != np.shape(p) or not len(p) or not ((p >= 0) & (p <= 1)).all():
-        raise StudyError(
-            f"calibration needs one event and one probability from 0 to 1 per image, got shapes "
-            f"{np.shape(event)} and {np.shape(p)}"
-        )
     recalibrated = IsotonicRegression().fit_transform(p, event)
-    score, best, constant = (
-        float(np.mean((q - event) ** 2)) for q in (p, recalibrated, event.mean())
-    )
-    return score, score - best, constant - best, constant
-
-
-class CalibrationError(NamedTuple):
-    """Expected calibration error in bins of equal mass, and what calibrated ones would show.
-
-    ``plug_in`` is the mean over bins of |rate - mean probability|, above 0 even for perfect
-    probabilities; ``debiased`` the same less its estimated bias; ``if_calibrated`` the mean
-    plug-in value when events are drawn from the probabilities, and ``p`` the share of such
-    values that are as large as the observed one.
-    """
-
-    plug_in: float
-    debiased: float
-    if_calibrated: float
-    p: float
-
-
-def calibration_error(
-    event: Event, p: Probability, rng: np.random.Generator, draws: int = 1000
-) -> CalibrationError:
-    """Expected calibration error in 15 bins of equal mass; rows of one p share their rate.
-
-    A bin's |rate - mean p| is the absolute value of a number with noise and so too large
-    on average: its expected excess, for normal noise, is taken off (Kumar, Liang and Ma
-    2019 do this by simulation; the folded normal's mean has a closed form).
-
-    Args:
-        event: Shape (n,).
-        p: Shape (n,), in [0, 1].
-        rng: Source of the parametric bootstrap.
-        draws: Number of drawn event vectors.
-    """
-    order = np.argsort(p, kind="stable")
-    sizes = np.array([len(b) for b in np.array_split(order, min(_BINS, len(p)))])
-    starts = np.cumsum(sizes) - sizes
-    mass = sizes / len(p)
-
-    def per_bin(rows: NDArray[Any]) -> NDArray[np.float64]:
-        return np.asarray(np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes)
-
-    def rates_of(rows: NDArray[Any]) -> NDArray[np.float64]:
-        return per_bin(_mean_of_ties(p[order], rows))
-
-    predicted, rates = per_bin(p[order]), rates_of(event[order])
-    gaps = np.abs(rates - predicted)
-    noise = np.sqrt(rates * (1 - rates) / sizes)
-    plug_in = float(mass @ gaps)
-    excess = float(mass @ (_folded_mean(gaps, noise) - gaps))
-    drawn = rates_of(rng.random((draws, len(p))) < p[order])
-    null = np.abs(drawn - predicted) @ mass
-    reached = np.count_nonzero(null >= plug_in - _TINY)
-    return CalibrationError(
-        plug_in=plug_in,
-        debiased=max(0.0, plug_in - excess),
-        if_calibrated=float(null.mean()),
-        p=float((1 + reached) / (draws + 1)),
-    )
-
-
-def _mean_of_ties(key: NDArray[np.floating], rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Each number replaced by the mean of those of the same key, so that none comes first.
-
-    Args:
-        key: Ascending, shape ``(n,)``, not empty.
-        rows: Shape ``(..., n)``.
-    """
-    starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-    sizes = np.diff(np.r_[starts, len(key)])
-    means = np.add.reduceat(rows, starts, axis=-1, dtype=np.float64) / sizes
-    return np.asarray(np.repeat(means, sizes, axis=-1))
-
-
-def _folded_mean(mean: NDArray[np.float64], sd: NDArray[np.float64]) -> NDArray[np.float64]:
-    """E|N(mean, sd^2)| for mean >= 0; mean itself where sd is 0."""
-    z = np.divide(mean, sd, out=np.full(mean.shape, np.inf), where=sd > 0)
-    return np.asarray(2 * sd * norm.pdf(z) + mean * (1 - 2 * norm.cdf(-z)))
+    score, best = (float(np.mean((q - event) ** 2)) for q in (p, recalibrated))
+    return score, score - best
 
 
 def calibration_line(event: Event, p: Probability) -> tuple[float, float] | None:
     """Slope and intercept of the event on logit(p), by maximum likelihood (Cox 1958).
-
-    The penalty is too weak to show, and strong enough that separable data have an answer.
 
     Args:
         event: Shape (n,).
@@ -217,9 +113,8 @@ def calibration_line(event: Event, p: Probability) -> tuple[float, float] | None
     """
     if event.all() or not event.any():
         return None
-    x = logit(np.clip(p, _TINY, 1 - _TINY))[:, None]
-    fitted = LogisticRegression(C=1e6, solver="newton-cholesky", tol=1e-8).fit(x, event)
-    return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    fitted = fit_calibration(np.column_stack([1 - p, p]), event.astype(np.int64))
+    return fitted.slope, float(fitted.bias[1])
 
 
 # Thresholds.

@@ -1,7 +1,8 @@
-"""Take the loss of accuracy between two domains apart: by class, by score, by threshold.
+"""Take the loss of accuracy between two domains apart: by group, by score, by threshold.
 
 The loss is error(target) - error(source). Each division splits it into two terms that add
-up to it: what the class mix costs and what is lost within the classes (Kitagawa 1955); what
+up to it: what another mix of the classes, or of groups of patients, costs and what is lost
+within them (Kitagawa 1955); what
 scores nearer to the threshold cost and what a changed meaning of the score costs; what the
 source's threshold costs and what no threshold regains. Divisions are views of one loss and
 do not add to each other.
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from pipeline.data.attributes import Grouping
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, PatientDraws, Weights, draw_patients, patient_folds
 from pipeline.errors import StudyError
@@ -35,6 +37,8 @@ from pipeline.randomness import stream
 DOMINANT = 0.95
 #: Positive is called where the second class's probability is at least this.
 THRESHOLD = 0.5
+#: Patients of a group that show how well the head does in it.
+_FEW_PATIENTS = 10
 
 Rate = tuple[float, int]
 """An error rate and in how many patients it was seen."""
@@ -57,18 +61,26 @@ class Effect(Interval):
 
 
 def decompose(
-    source: DomainData, target: DomainData, *, seed: int = 0, draws: int = DRAWS
+    source: DomainData,
+    target: DomainData,
+    *,
+    groupings: Iterable[tuple[Grouping, Grouping]] = (),
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> dict[str, Effect]:
     """Take the loss from source to target apart in every way.
 
     Args:
         source: Labels and probabilities that the head did not train on.
         target: Labels and probabilities of the same head.
+        groupings: Of both domains, by an attribute of the patients. Left out are those with a
+            group of the target of which the source has under 10 patients.
         seed: Of draws and halves.
         draws: Bootstrap draws of patients.
 
     Returns:
         By name: ``accuracy_loss``; of division ``class`` ``class_mix`` and ``within_class``;
+        the same of each attribute, such as ``sex_mix`` and ``within_sex`` of ``by sex``;
         of ``score`` ``confidence_shift`` and ``y_given_score``; and where there are two
         classes and both domains show both, of ``threshold`` ``threshold`` and
         ``discrimination``, and ``auroc_loss``, which needs no threshold.
@@ -79,9 +91,14 @@ def decompose(
     both = (_outcome(source, seed, draws), _outcome(target, seed, draws))
     effects = {
         "accuracy_loss": accuracy_loss(source, target),
-        **_by_class(*both),
+        **_by_group(*both, "class", (both[0].label, both[1].label), ("class_mix", "within_class")),
         **_by_score(*both),
     }
+    for of_source, of_target in groupings:
+        if _comparable(source, of_source, of_target):
+            name, members = of_source.attribute, (of_source.member, of_target.member)
+            terms = (f"{name}_mix", f"within_{name}")
+            effects |= _by_group(*both, f"by {name}", members, terms)
     if source.scored().shape[1] == 2 and all(np.unique(d.label).size == 2 for d in both):
         effects |= {**_by_threshold(*both, seed), **_auroc_loss(*both)}
     return effects
@@ -239,37 +256,53 @@ def _loss(name: str, division: str, larger: Share, smaller: Share) -> Effect:
     )
 
 
-def _by_class(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
-    """Split the loss into class mix and error within classes (Kitagawa 1955).
-
-    class_mix = sum_k (q_k - p_k)(eP_k + eQ_k) / 2 and within_class = sum_k (eQ_k - eP_k)
-    (p_k + q_k) / 2 with p, q the class shares and eP, eQ the errors within each class: the
-    Shapley value of the changes {P(Y), P(X|Y)} (Zhang et al., arXiv 2210.10769). A class
-    that one domain lacks is taken to have the other's error there, so its loss is mix.
-    """
-    (p, wrong_p), (q, wrong_q) = _class_shares(source), _class_shares(target)
-    e_p, e_q = _ratio(wrong_p, p), _ratio(wrong_q, q)
-    e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
-    terms = {
-        "class_mix": ((q - p) * (e_p + e_q) / 2).sum(axis=0),
-        "within_class": ((e_q - e_p) * (p + q) / 2).sum(axis=0),
-    }
-    return divide(
-        "class",
-        {name: float(values[0]) for name, values in terms.items()},
-        {name: values[1:] for name, values in terms.items()},
-        data=(source.data, target.data),
-        # What a class without an error may yet hold is within it; the mix weighs errors seen.
-        edges={"within_class": (source.rate, target.rate)},
+def _comparable(source: DomainData, of_source: Grouping, of_target: Grouping) -> bool:
+    """Whether the source shows how well the head does in every group of the target."""
+    return all(
+        np.unique(source.group[of_source.member == k]).size >= _FEW_PATIENTS
+        for k in np.unique(of_target.member)
     )
 
 
-def _class_shares(outcome: _Outcome) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Share of each class and of its errors, ``(K, 1 + B)`` each; column 0 is undrawn."""
-    classes = range(outcome.data.scored().shape[1])
+def _by_group(
+    source: _Outcome,
+    target: _Outcome,
+    division: str,
+    members: tuple[NDArray[np.integer], NDArray[np.integer]],
+    terms: tuple[str, str],
+) -> dict[str, Effect]:
+    """Split the loss into the mix of groups and the error within them (Kitagawa 1955).
+
+    mix = sum_k (q_k - p_k)(eP_k + eQ_k) / 2 and within = sum_k (eQ_k - eP_k)(p_k + q_k) / 2
+    with p, q the shares of the groups and eP, eQ the errors within each: the Shapley value
+    of the changes {P(G), P(X, Y | G)} (Zhang et al., arXiv 2210.10769). A group that one
+    domain lacks is taken to have the other's error there, so its loss is mix.
+    """
+    count = max(int(member.max()) for member in members) + 1
+    (p, wrong_p), (q, wrong_q) = (
+        _group_shares(outcome, member, count)
+        for outcome, member in zip((source, target), members, strict=True)
+    )
+    e_p, e_q = _ratio(wrong_p, p), _ratio(wrong_q, q)
+    e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
+    mix, within = ((q - p) * (e_p + e_q) / 2).sum(axis=0), ((e_q - e_p) * (p + q) / 2).sum(axis=0)
+    return divide(
+        division,
+        {terms[0]: float(mix[0]), terms[1]: float(within[0])},
+        {terms[0]: mix[1:], terms[1]: within[1:]},
+        data=(source.data, target.data),
+        # What a group without an error may yet hold is within it; the mix weighs errors seen.
+        edges={terms[1]: (source.rate, target.rate)},
+    )
+
+
+def _group_shares(
+    outcome: _Outcome, member: NDArray[np.integer], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share of each group and of its errors, ``(K, 1 + B)`` each; column 0 is undrawn."""
     everyone = np.ones_like(outcome.wrong)
     shares = [
-        np.stack([_mean(outcome, rows & (outcome.label == k)) for k in classes])
+        np.stack([_mean(outcome, rows & (member == k)) for k in range(count)])
         for rows in (everyone, outcome.wrong)
     ]
     return shares[0], shares[1]

@@ -11,7 +11,7 @@ shift (a large p means that the test cannot see a shift of that size).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations_with_replacement
@@ -39,6 +39,8 @@ DRAWS = 999
 CONTROL_DRAWS = 199
 #: Level of the tests.
 LEVEL = 0.05
+#: Adjusted p-values at which the images surely differ, and above which nothing hints at it.
+_SURE, _NO_HINT = 0.02, 0.2
 #: Permutations below which no p-value, 1 / (draws + 1) at least, reaches the level.
 FEWEST_DRAWS = math.ceil(1 / LEVEL) - 1
 #: Below this many patients in a domain, the tests of the features are refused.
@@ -125,16 +127,11 @@ def detect(
     )
     # The classifier's AUC and its permutations are those of the test: they are made once.
     observed = _rows(pair, {"ridge_c2st": (auc.overall.auc.estimate, auc.overall.p)})
-    tested = [row.test for row in observed if row.p is not None]
-    adjusted = dict(
-        zip(tested, holm([row.p for row in observed if row.p is not None]), strict=True)
-    )
     control, planted = _controls(pair, predict_proba)
     return Detection(
         tests=tuple(
             replace(
                 row,
-                p_adjusted=float(adjusted[row.test]) if row.test in adjusted else None,
                 p_control=control.get(row.test),
                 p_planted=planted.get(row.test),
             )
@@ -251,7 +248,7 @@ _NEED_PATIENTS = frozenset({"ridge_c2st", "mmd_aggregated"})
 def run_tests(
     source: DomainData, target: DomainData, *, draws: int = DRAWS, seed: int = 0
 ) -> list[ShiftTest]:
-    """The tests alone, without controls and without adjustment; see :func:`detect`.
+    """The tests alone, without controls; see :func:`detect`.
 
     Raises:
         StudyError: The domains do not fit.
@@ -273,7 +270,22 @@ def _rows(pair: _Pair, computed: Mapping[str, tuple[float, float]]) -> list[Shif
             continue
         statistic, p = computed[name] if name in computed else test(pair)
         rows.append(ShiftTest(test=name, statistic=statistic, p=p))
-    return rows
+    tested = [row for row in rows if row.p is not None]
+    adjusted = holm([row.p for row in tested if row.p is not None])
+    of_test = {row.test: float(p) for row, p in zip(tested, adjusted, strict=True)}
+    return [replace(row, p_adjusted=of_test.get(row.test)) for row in rows]
+
+
+def images_differ(tests: Iterable[ShiftTest]) -> bool | None:
+    """True where a test is sure, False where none has a hint, None between the two.
+
+    A wrong True or False would name a wrong cause, so both ask for more than one level.
+    """
+    p = [test.p_adjusted for test in tests]
+    known = [value for value in p if value is not None]
+    if min(known) <= _SURE:
+        return True
+    return False if len(known) == len(p) and min(known) > _NO_HINT else None
 
 
 def _controls(

@@ -57,9 +57,9 @@ class SourceModel:
         return np.asarray(np.bincount(label, minlength=self.classes) / len(label))
 
     @cached_property
-    def standard(self) -> NDArray[np.float64]:
-        """The source's own rows, standardised, shape (n, d)."""
-        return self.standardise(self.data.embedded())
+    def standard(self) -> NDArray[np.float32]:
+        """The source's own rows, standardised, shape (n, d): for fits of many heads."""
+        return self.standardise(self.data.embedded()).astype(np.float32)
 
     def standardise(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Scale raw features (m, d) by the source's mean and standard deviation."""
@@ -80,14 +80,15 @@ class SourceModel:
         label: NDArray[np.integer],
         weights: NDArray[np.floating] | None = None,
     ) -> LogisticRegression:
-        """A head of the same penalty.
+        """A head of the same penalty, in float32: it takes a third of the time.
 
         Args:
             rows: Shape (m, e), scaled to about unit variance.
             label: Shape (m,).
             weights: Shape (m,), weight of each row; 1 where left out.
         """
-        return make_logistic(self.inverse_penalty, tol=1e-6).fit(rows, label, sample_weight=weights)
+        head = make_logistic(self.inverse_penalty)
+        return head.fit(rows.astype(np.float32), label, sample_weight=weights)
 
 
 def fit_source(data: DomainData, *, inverse_penalty: float = INVERSE_PENALTY) -> SourceModel:
@@ -107,9 +108,7 @@ def fit_source(data: DomainData, *, inverse_penalty: float = INVERSE_PENALTY) ->
             f"labels of {data.name} must use every number from 0 to K - 1, and there must be two; "
             f"images of each class: {counts.tolist()}"
         )
-    deviation = features.std(axis=0, dtype=np.float64)
-    mean = np.asarray(features.mean(axis=0, dtype=np.float64))
-    scale = np.where(deviation > 0, deviation, 1.0)
+    mean, scale = _mean_and_scale(features)
     rows = (features - mean) / scale
     proba = np.zeros((len(label), counts.size))
     for fit, held in patient_folds(label, data.group, seed=0):
@@ -122,6 +121,20 @@ def fit_source(data: DomainData, *, inverse_penalty: float = INVERSE_PENALTY) ->
         head=make_logistic(inverse_penalty, tol=1e-6).fit(rows, label),
         inverse_penalty=inverse_penalty,
     )
+
+
+def standardised(features: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Features (n, d) scaled by their own mean and standard deviation."""
+    mean, scale = _mean_and_scale(features)
+    return np.asarray((features - mean) / scale, np.float32)
+
+
+def _mean_and_scale(
+    features: NDArray[np.floating],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    deviation = features.std(axis=0, dtype=np.float64)
+    mean = np.asarray(features.mean(axis=0, dtype=np.float64))
+    return mean, np.where(deviation > 0, deviation, 1.0)
 
 
 def source_domain(table: FeatureTable) -> DomainData:

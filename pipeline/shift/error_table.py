@@ -1,27 +1,28 @@
 """The error table after Ng: who errs how often on which images, and what the steps mean.
 
-Two columns, source and target: the error of a head that is trained on the target separates
+Two columns, source and target: the error of heads that are trained on the target separates
 "the target is harder" from "the head does not transfer" (A. Ng, Machine Learning Yearning,
-ch. 40-43). Each step has two intervals: of other images, by drawing patients, and of other
-training patients, by fitting the heads again.
+ch. 40-43). A head of few patients errs more, so heads of the target are compared with heads
+of as many patients of the source.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import DRAWS, draw_patients
+from pipeline.data.patients import DRAWS
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import Interval, Z, rate_interval
-from pipeline.heads.logistic import WeightedFits, fit_weighted
+from pipeline.evaluation.intervals import Interval, rate_interval, share_of
+from pipeline.evaluation.metrics import weighted_mean
+from pipeline.heads.logistic import fit_weighted
 from pipeline.randomness import stream
 from pipeline.shift.decompose import Effect, accuracy_loss, divide, domain_draws
-from pipeline.shift.domains import SourceModel, fit_source
+from pipeline.shift.domains import INVERSE_PENALTY, SourceModel, standardised
+from pipeline.words import counted
 
 #: Rows of the table, in its order: whose error on which images.
 ERRORS: Mapping[str, str] = MappingProxyType(
@@ -29,8 +30,9 @@ ERRORS: Mapping[str, str] = MappingProxyType(
         "human": "a person, source",
         "source_training": "the head, source images that it was fitted to",
         "source_new_patients": "the head, source patients that it was not fitted to",
+        "source_few_patients": "heads of as few source patients as the target has, others of them",
         "target": "the head, target",
-        "target_trained": "a head trained on the target, its patients that it was not fitted to",
+        "target_trained": "heads trained on the target, its patients that they were not fitted to",
     }
 )
 #: Step: (to, from). These lead from a person's error to that on the target.
@@ -41,36 +43,12 @@ CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
         "mismatch": ("target", "source_new_patients"),
     }
 )
-#: The two parts of the mismatch.
-TRANSFER: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "target_hardness": ("target_trained", "source_new_patients"),
-        "transfer_gap": ("target", "target_trained"),
-    }
-)
-#: Why there is no number, by the error that is missing.
-_ABSENT: Mapping[str, str] = MappingProxyType(
-    {
-        "human": "no human error is given",
-        "target_trained": "no head was trained on the target",
-    }
-)
-#: Heads that are fitted again by default: a standard error from 25 is right to about 14 %.
-REFITS = 25
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step(Effect):
-    """A step from one error to another.
-
-    Attributes:
-        refit_low: Lower end of the 95 % interval over heads fitted to other patients; None
-            where none was fitted.
-        refit_high: Upper end.
-    """
-
-    refit_low: float | None = None
-    refit_high: float | None = None
+#: Heads that are fitted to few patients, in each domain.
+HEADS = 20
+#: Share of a domain's patients that such a head is fitted to, at most, as in five folds.
+_FITTED = 0.8
+#: Patients of each class that the target needs, so that heads can be trained on it.
+_FEWEST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,123 +57,135 @@ class ErrorTable:
 
     Attributes:
         errors: By a key of :data:`ERRORS`; a person's has no bounds.
-        steps: Those of :data:`CHAIN`, then those of :data:`TRANSFER`.
+        steps: Those of :data:`CHAIN`, then ``target_hardness`` and ``transfer_gap``, which add
+            up to the mismatch.
         not_identifiable: Step to the reason why there is no number.
-        refits: Heads that were fitted again in each domain.
     """
 
     errors: Mapping[str, Interval]
-    steps: Mapping[str, Step]
+    steps: Mapping[str, Effect]
     not_identifiable: Mapping[str, str]
-    refits: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refits:
-    """Heads of one domain, each fitted to patients drawn with replacement.
+class FewPatients:
+    """Errors of heads that were fitted to few patients of a domain.
 
     Attributes:
-        weights: Shape (B, n): how often each row was drawn.
-        heads: The B heads.
+        data: The images that some head was not fitted to.
+        error: Shape (n,): share of the heads not fitted to an image that err on it.
+        spread: Standard deviation of a head's error over the patients it was fitted to.
     """
 
-    weights: NDArray[np.float64]
-    heads: WeightedFits
-
-    def wrong(self, rows: NDArray[np.floating], label: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Whether each head errs on each row, shape (B, m).
-
-        Args:
-            rows: Shape (m, d), standardised by the domain.
-            label: Shape (m,).
-        """
-        return np.asarray(self.heads.proba(rows).argmax(axis=2) != label)
-
-    def drawn_error(self, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Error of each head on the rows it was fitted to, shape (B,), of ``wrong`` (B, n)."""
-        return np.asarray((wrong * self.weights).sum(axis=1) / self.weights.sum(axis=1))
-
-    def left_out_error(self, wrong: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Error of each head on the patients it was not fitted to, shape (B,)."""
-        unseen = self.weights == 0
-        return np.asarray((wrong * unseen).sum(axis=1) / np.maximum(unseen.sum(axis=1), 1))
+    data: DomainData
+    error: NDArray[np.float64]
+    spread: float
 
 
-def refit(model: SourceModel, rng: np.random.Generator, *, count: int = REFITS) -> Refits:
-    """Fit the head again and again to patients drawn with replacement.
+def fit_few_patients(
+    data: DomainData,
+    patients: int,
+    rng: np.random.Generator,
+    *,
+    images: float = np.inf,
+    heads: int = HEADS,
+) -> FewPatients:
+    """Fit heads to some patients each, and test them on the others.
 
     Args:
-        model: Of the domain.
-        rng: Source of the draws; each has every class.
-        count: Number of heads.
+        data: Features and labels.
+        patients: How many each head is fitted to.
+        rng: Chooses them, again where a class is missing.
+        images: So many images of each, on average; all where there are fewer.
+        heads: How many heads.
     """
-    label = model.data.labelled()
-    weights = draw_patients(model.data.group, rng, draws=count, label=label).weights()
-    rows = model.standard
-    heads = fit_weighted(rows, label, C=model.inverse_penalty, weights=weights)
-    return Refits(weights=weights, heads=heads)
+    label = data.labelled()
+    names, member = np.unique(data.group, return_inverse=True)
+    classes = np.unique(label).size
+    chosen: list[tuple[NDArray[np.bool_], NDArray[np.bool_]]] = []
+    while len(chosen) < heads:
+        known = np.isin(member, rng.permutation(names.size)[:patients])
+        fitted = known & (rng.random(len(data)) < images * names.size / len(data))
+        if np.unique(label[fitted]).size == classes:
+            chosen.append((fitted, known))
+    fitted_to, known_to = (np.stack(masks) for masks in zip(*chosen, strict=True))
+    rows = standardised(data.embedded())
+    fits = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=fitted_to.astype(np.float64))
+    tested = np.asarray(~known_to.all(axis=0))
+    wrong = np.where(known_to, np.nan, fits.proba(rows).argmax(axis=2) != label)[:, tested]
+    by_image = np.nanmean(wrong, axis=0)
+    # Heads are compared on the same images, because some images are harder than others. What
+    # varies from image to image is no property of a head. Heads that share their patients
+    # differ less than heads of other patients would; more than half makes too rough a guess.
+    rest = wrong - by_image
+    noise = np.nanvar(rest, axis=1) / np.isfinite(rest).sum(axis=1)
+    variance = max(0.0, np.nanmean(rest, axis=1).var(ddof=1) - noise.mean())
+    spread = np.sqrt(variance / (1 - min(0.5, patients / names.size)))
+    return FewPatients(data=data.take(tested), error=by_image, spread=float(spread))
 
 
 def error_table(
-    model: SourceModel,
-    target: DomainData,
-    *,
-    refits: Refits | None = None,
-    human: float | None = None,
-    seed: int = 0,
+    model: SourceModel, target: DomainData, *, human: float | None = None, seed: int = 0
 ) -> ErrorTable:
     """Fill the table for one target whose labels are open.
 
     Args:
         model: The source with its head.
         target: Features, labels, and probabilities of that head.
-        refits: Heads of the source fitted to other patients; as many are then fitted to the
-            target. None: steps have no interval over fits.
         human: Error of a person on the source, in [0, 1]; None where nobody measured it.
-        seed: Of the draws.
+        seed: Of the draws, which are those of :func:`pipeline.shift.decompose.decompose`.
 
     Raises:
         StudyError: The target has no labels, or the human error is not a rate.
     """
-    source, label = model.data, target.labelled()
-    of_target = _trained_on(target, model)
-    rows = {
-        "source_training": source.with_(proba=model.head.predict_proba(model.standard)),
-        "source_new_patients": source,
-        "target": target,
-    }
-    if of_target is not None:
-        rows["target_trained"] = of_target.data
-    table = fill_table(rows, human=human, seed=seed)
-    if refits is None:
-        return table
-    of_source = refits.wrong(model.standard, source.labelled())
-    errors = {
-        "source_training": refits.drawn_error(of_source),
-        "source_new_patients": refits.left_out_error(of_source),
-        "target": refits.wrong(model.standardise(target.embedded()), label).mean(axis=1),
-    }
-    if of_target is not None:
-        # Drawn independently of the source's.
-        again = refit(of_target, stream("heads of the target", seed), count=len(refits.weights))
-        wrong = again.wrong(of_target.standard, of_target.data.labelled())
-        errors["target_trained"] = again.left_out_error(wrong)
-    return _with_refits(table, errors, count=len(refits.weights))
+    source = model.data
+    table = fill_table(
+        model.scored(source),
+        source,
+        target,
+        human=human,
+        seed=seed,
+    )
+    if why := _too_few(target, model.classes):
+        return replace(table, not_identifiable={**table.not_identifiable, "target_hardness": why})
+    patients = round(_FITTED * min(source.patients, target.patients))
+    images = min(len(data) / data.patients for data in (source, target))
+    few = [
+        fit_few_patients(
+            data, patients, stream(f"few patients of the {data.role}", seed), images=images
+        )
+        for data in (source, target)
+    ]
+    return with_transfer(table, source, target, few=(few[0], few[1]), seed=seed)
+
+
+def _too_few(target: DomainData, classes: int) -> str | None:
+    """Why no head can be trained on a target; None where one can."""
+    label = target.labelled()
+    least = min(np.unique(target.group[label == k]).size for k in range(classes))
+    if least >= _FEWEST:
+        return None
+    few = counted(least, "patient")
+    return f"a class has {few} on the target, and {_FEWEST} are needed to train a head"
 
 
 def fill_table(
-    rows: Mapping[str, DomainData],
+    training: DomainData,
+    source: DomainData,
+    target: DomainData,
     *,
     human: float | None = None,
     seed: int = 0,
     draws: int = DRAWS,
 ) -> ErrorTable:
-    """The table from labels and probabilities alone.
+    """The errors of the head itself, and the steps between them.
 
     Args:
-        rows: By a key of :data:`ERRORS`, without ``human``; those of one domain are paired.
-        human: Error of a person on the source, in [0, 1].
-        seed: Of the draws, which are those of :func:`pipeline.shift.decompose.decompose`.
+        training: The source, with probabilities of the head that was fitted to it.
+        source: The source, with probabilities out of fold.
+        target: With probabilities of the head.
+        human: See :func:`error_table`.
+        seed: See :func:`error_table`.
         draws: Bootstrap draws of patients.
 
     Raises:
@@ -203,93 +193,89 @@ def fill_table(
     """
     if human is not None and not 0 <= human <= 1:
         raise StudyError(f"the human error is {human}; it must be a rate from 0 to 1")
-    wrong = {name: data.wrong() for name, data in rows.items()}
-    by_domain = {
-        domain.role: domain_draws(domain, seed, draws) for domain in _each_domain(rows.values())
-    }
-    drawn = {name: by_domain[data.role].of(data.group) for name, data in rows.items()}
-    level = {name: float(errs.mean()) for name, errs in wrong.items()}
-    curves = {name: drawn[name].mean(errs) for name, errs in wrong.items()}
-    errors = {name: rate_interval(wrong[name], data.group) for name, data in rows.items()}
+    rows = {"source_training": training, "source_new_patients": source, "target": target}
+    errors = {name: rate_interval(data.wrong(), data.group) for name, data in rows.items()}
+    by_domain = {data.role: domain_draws(data, seed, draws) for data in (source, target)}
+    drawn = {name: by_domain[data.role].mean(data.wrong()) for name, data in rows.items()}
     if human is not None:
-        level["human"], curves["human"] = human, np.full(draws, human)
         errors["human"] = Interval(
             estimate=human, low=np.nan, high=np.nan, images=0, patients=0, method="given"
         )
-    missing = {
-        step: _ABSENT.get(end, f"no error of {ERRORS[end]} is given")
-        for step, ends in {**CHAIN, **TRANSFER}.items()
-        for end in ends
-        if end not in level
-    }
-    steps: dict[str, Step] = {}
-    for division, ends in (("error table", CHAIN), ("transfer", TRANSFER)):
-        known = {step: pair for step, pair in ends.items() if step not in missing}
-        if known:
-            steps |= _steps(division, known, rows, level, curves)
-    if "mismatch" in steps:
-        # The same number as the loss of accuracy, so the same interval.
-        loss = accuracy_loss(rows["source_new_patients"], rows["target"])
-        steps["mismatch"] = replace(
-            steps["mismatch"], low=loss.low, high=loss.high, method=loss.method
-        )
+        drawn["human"] = np.full(draws, human)
+    known = {step: ends for step, ends in CHAIN.items() if set(ends) <= set(errors)}
+    steps = divide(
+        "error table",
+        {n: errors[to].estimate - errors[start].estimate for n, (to, start) in known.items()},
+        {name: drawn[to] - drawn[start] for name, (to, start) in known.items()},
+        data=(source, target),
+        edges={n: (_rate(errors[start]), _rate(errors[to])) for n, (to, start) in known.items()},
+    )
+    # The same number as the loss of accuracy, so the same interval.
+    loss = accuracy_loss(source, target)
+    mismatch = replace(steps["mismatch"], low=loss.low, high=loss.high, method=loss.method)
     return ErrorTable(
         errors={name: errors[name] for name in ERRORS if name in errors},
-        steps=steps,
-        not_identifiable=missing,
+        steps={**steps, "mismatch": mismatch},
+        not_identifiable={step: "no human error is given" for step in CHAIN if step not in known},
     )
 
 
-def _steps(
-    division: str,
-    ends: Mapping[str, tuple[str, str]],
-    rows: Mapping[str, DomainData],
-    level: Mapping[str, float],
-    curves: Mapping[str, NDArray[np.float64]],
-) -> dict[str, Step]:
-    """Steps of one division, from the errors and the same in each draw."""
-    effects = divide(
-        division,
-        {step: level[to] - level[start] for step, (to, start) in ends.items()},
-        {step: curves[to] - curves[start] for step, (to, start) in ends.items()},
-        data=_each_domain(rows.values()),
+def with_transfer(
+    table: ErrorTable,
+    source: DomainData,
+    target: DomainData,
+    *,
+    few: tuple[FewPatients, FewPatients],
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> ErrorTable:
+    """Add the two parts of the mismatch: it is the hardness and the gap together.
+
+    Args:
+        table: From :func:`fill_table`.
+        source: See :func:`fill_table`.
+        target: See :func:`fill_table`.
+        few: Heads of the source and of the target, fitted to as many patients each.
+        seed: See :func:`error_table`.
+        draws: See :func:`fill_table`.
+    """
+    errors = {
+        name: share_of(weighted_mean(one.error), one.data.group).interval()
+        for name, one in zip(("source_few_patients", "target_trained"), few, strict=True)
+    }
+    level = {n: error.estimate for n, error in {**table.errors, **errors}.items()}
+    by_domain = [domain_draws(data, seed, draws) for data in (source, target)]
+    easy, hard = (
+        drawn.of(one.data.group).mean(one.error) for drawn, one in zip(by_domain, few, strict=True)
+    )
+    # Other patients to learn from move the errors too: of the target's heads, which share
+    # theirs, as much as of one head; of the source's, which do not, the mean of many is taken.
+    spread = max(one.spread for one in few) * np.sqrt(1 + 1 / HEADS)
+    hard += spread * stream("patients to learn from", seed).standard_normal(draws)
+    loss = by_domain[1].mean(target.wrong()) - by_domain[0].mean(source.wrong())
+    hardness = level["target_trained"] - level["source_few_patients"]
+    gap = level["target"] - level["source_new_patients"] - hardness
+    steps = divide(
+        "transfer",
+        {"target_hardness": hardness, "transfer_gap": gap},
+        {"target_hardness": hard - easy, "transfer_gap": loss - (hard - easy)},
+        data=(source, target),
         edges={
-            step: (_rate(rows.get(start), level[start]), _rate(rows.get(to), level[to]))
-            for step, (to, start) in ends.items()
+            "target_hardness": (
+                _rate(errors["source_few_patients"]),
+                _rate(errors["target_trained"]),
+            ),
+            "transfer_gap": (_rate(errors["target_trained"]), _rate(table.errors["target"])),
         },
     )
-    return {name: Step(**vars(effect)) for name, effect in effects.items()}
+    both = {**table.errors, **errors}
+    return replace(
+        table,
+        errors={name: both[name] for name in ERRORS if name in both},
+        steps={**table.steps, **steps},
+    )
 
 
-def _each_domain(rows: Iterable[DomainData]) -> list[DomainData]:
-    return list({data.role: data for data in rows}.values())
-
-
-def _rate(data: DomainData | None, level: float) -> tuple[float, int] | None:
+def _rate(error: Interval) -> tuple[float, int] | None:
     """An error and its patients; a person's has none, for it is given."""
-    return None if data is None else (level, data.patients)
-
-
-def _trained_on(target: DomainData, model: SourceModel) -> SourceModel | None:
-    """A head of the target; None where it, or a fold of it, lacks a class."""
-    try:
-        of_target = fit_source(target, inverse_penalty=model.inverse_penalty)
-    except (StudyError, ValueError):
-        return None
-    return of_target if of_target.classes == model.classes else None
-
-
-def _with_refits(
-    table: ErrorTable, errors: Mapping[str, NDArray[np.floating[Any]]], *, count: int
-) -> ErrorTable:
-    """How far each step moves when the heads are fitted to other patients.
-
-    A refitted head has seen fewer patients and so errs a little more: only the spread of
-    its steps is taken, not their level.
-    """
-    steps = dict(table.steps)
-    for name, step in steps.items():
-        to, start = {**CHAIN, **TRANSFER}[name]
-        half = Z * float(np.std(errors[to] - errors.get(start, 0.0), ddof=1))
-        steps[name] = replace(step, refit_low=step.estimate - half, refit_high=step.estimate + half)
-    return replace(table, steps=steps, refits=count)
+    return (error.estimate, error.patients) if error.images else None

@@ -12,7 +12,7 @@ from pipeline.shift.calibrate import TransferredThreshold
 from pipeline.shift.decompose import Effect
 from pipeline.shift.detect import Detection
 from pipeline.shift.error_table import ErrorTable
-from pipeline.shift.label_free import AccuracyEstimate
+from pipeline.shift.label_free import ASSUMPTION, OVERLAP, AccuracyEstimate
 
 Record = dict[str, Any]
 
@@ -34,12 +34,8 @@ def error_table_record(table: ErrorTable) -> Record:
             {"name": name, **_bounds(error), "images": error.images, "patients": error.patients}
             for name, error in table.errors.items()
         ],
-        "steps": [
-            {**effect_row(step), "refit_low": step.refit_low, "refit_high": step.refit_high}
-            for step in table.steps.values()
-        ],
+        "steps": [effect_row(step) for step in table.steps.values()],
         "not_identifiable": table.not_identifiable,
-        "refits": table.refits,
     }
 
 
@@ -71,22 +67,23 @@ def domain_auc_rows(detection: Detection, classes: Sequence[str]) -> list[Record
 
 
 def accuracy_range_record(
-    estimate: AccuracyEstimate, target: DomainData, classes: Sequence[str]
+    estimate: AccuracyEstimate, target: DomainData, classes: Sequence[str], *, withheld: bool
 ) -> Record:
     """Estimates without labels, and beside each class's share what the head predicts."""
     predicted = np.bincount(target.predicted(), minlength=len(classes)) / len(target)
     return {
-        "low": estimate.low,
-        "high": estimate.high,
+        "low": None if withheld else estimate.low,
+        "high": None if withheld else estimate.high,
         "estimates": [
             {"method": method, **_bounds(accuracy)}
             for method, accuracy in estimate.accuracy.items()
+            if not withheld
         ],
         "prevalence": [
             {"name": name, "method": "mlls", **_bounds(share), "predicted": called}
             for name, share, called in zip(classes, estimate.prevalence, predicted, strict=True)
         ],
-        "warning": estimate.assumption,
+        "warning": OVERLAP if withheld else ASSUMPTION,
     }
 
 

@@ -1,9 +1,9 @@
-"""Say in two to four sentences why a target is worse, and what may help.
+"""Say in a few sentences why a target is worse, and what may help.
 
-Sentences come from the numbers by the rules below. A cause is named only where its effect
-is a loss and the largest of its division in 95 % of the draws, a gain only where its
-interval excludes 0; else the text says that nothing is shown, which is not the same as
-"no difference".
+A cause is named only where the loss is shown and so is the effect that stands for it; else
+the text says that nothing is shown, which is not the same as "no difference". Numbers show
+which terms a loss has and whether the images differ. Causes that leave the same numbers are
+named together.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -12,26 +12,14 @@ from types import MappingProxyType
 
 from pipeline.data.leaks import OK, Finding
 from pipeline.evaluation.intervals import ROUGH_BELOW, Interval
+from pipeline.shift.adapt_eval import BestMethod
 from pipeline.shift.decompose import Effect, dominant
 from pipeline.words import are, counted, percent
 
-#: A method helps if its adjusted p-value is at most this; the best of many always looks good.
-LEVEL = 0.05
-
 Effects = Mapping[str, Effect]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Gain:
-    """What an adaptation method regains.
-
-    Attributes:
-        difference: Accuracy with it minus accuracy without, on the target.
-        p_adjusted: Its p-value among all methods tried.
-    """
-
-    difference: Interval
-    p_adjusted: float
+#: Causes that are named in the sentences at most.
+_MOST = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +28,7 @@ class Verdict:
 
     Attributes:
         sentences: Most important first.
-        causes: Keys of :data:`CAUSES` that the intervals allow to name; the first is the one
-            that the sentences name.
+        causes: Keys of :data:`CAUSES` that the numbers allow to name, the likeliest first.
         labels_needed: Whether estimates and thresholds made without labels must not be used.
     """
 
@@ -51,67 +38,97 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What the causes are read from.
+
+    Attributes:
+        effects: From :func:`pipeline.shift.decompose.decompose`, with the steps
+            ``target_hardness`` and ``transfer_gap`` of the error table where there are any.
+        images_differ: See :func:`pipeline.shift.detect.images_differ`.
+        adaptable: Whether a method without labels of the target surely helps.
+    """
+
+    effects: Effects
+    images_differ: bool | None
+    adaptable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cause:
     """One line of the interpretation table.
 
     Attributes:
-        holds: Whether the effects allow to name it.
-        effect: Whose number stands in the sentence.
-        sentence: Ends in the number of points.
-        advice: What to do.
-        needs_stable_score: Whether the advice could be followed without labels, if the
-            meaning of a score had not changed.
+        found: The effect that stands for it; None where the numbers do not allow to name it.
+        sentence: Ends in the number of points; ``{}`` is the attribute of the effect.
+        fits: What it may be, and what to do.
+        of_images: Whether measures of the images may tell more.
     """
 
-    holds: Callable[[Effects], bool]
-    effect: str
+    found: Callable[[Evidence], Effect | None]
     sentence: str
-    advice: str
-    needs_stable_score: bool = False
+    fits: str
+    of_images: bool = False
 
 
 def verdict(
     target: str,
-    effects: Effects,
+    evidence: Evidence,
     *,
     accuracy: tuple[float, float],
     auroc: tuple[float, float] | None = None,
-    gains: Mapping[str, Gain] | None = None,
+    best: BestMethod | None = None,
+    measured: str | None = None,
 ) -> Verdict:
     """Turn the numbers of one labelled target into sentences.
 
     Args:
         target: Its name.
-        effects: From :func:`pipeline.shift.decompose.decompose`, with the steps
-            ``target_hardness`` and ``transfer_gap`` of the error table where there are any.
+        evidence: What was found.
         accuracy: Of the head on the source, out of fold, and on the target.
         auroc: The same of its AUROC; None for more than two classes.
-        gains: By adaptation method that uses no target labels, all that were tried.
+        best: The best adaptation method that uses no target labels.
+        measured: A sentence on how the images differ; None where nothing is shown.
     """
-    total = effects["accuracy_loss"]
-    causes = tuple(n for n, cause in CAUSES.items() if total.low > 0 and cause.holds(effects))
-    changed = score_changed(effects)
+    effects = evidence.effects
+    total, changed = effects["accuracy_loss"], score_changed(effects)
+    causes = causes_of(evidence)
     sentences = [_loss(target, total, accuracy, auroc)]
-    if causes:
-        sentences.append(_cause(CAUSES[causes[0]], effects, changed=changed))
-    elif total.low > 0:
-        sentences.append("No single cause is shown: no effect is surely the largest.")
-    if gains:
-        sentences.append(_best_gain(gains))
+    for name in list(causes)[:_MOST]:
+        cause, effect = CAUSES[name], causes[name]
+        of = cause.sentence.format(effect.division.removeprefix("by "))
+        sentences.append(f"{of}: {_points(effect)}. {cause.fits}.")
+    if measured and any(CAUSES[name].of_images for name in causes):
+        sentences.append(measured)
+    if not causes and total.low > 0:
+        sentences.append("No cause is shown: no part of the loss is surely above zero.")
+    if best is not None:
+        sentences.append(_gain(best))
     if changed:
         sentences.append(
             "The same score means another risk than on the source, so estimates and thresholds "
             "made without labels of the target must not be used."
         )
-    return Verdict(sentences=tuple(sentences), causes=causes, labels_needed=changed)
+    return Verdict(sentences=tuple(sentences), causes=tuple(causes), labels_needed=changed)
+
+
+def causes_of(evidence: Evidence) -> dict[str, Effect]:
+    """The causes that may be named, each with the effect that stands for it.
+
+    Another mix of classes or groups comes first; others follow by the size of the effect.
+    """
+    if evidence.effects["accuracy_loss"].low <= 0:
+        return {}
+    found = {name: cause.found(evidence) for name, cause in CAUSES.items()}
+    named = [(name, effect) for name, effect in found.items() if effect is not None]
+    named.sort(key=lambda pair: (not pair[0].endswith("_mix"), -pair[1].estimate))
+    return dict(named)
 
 
 def verdict_without_labels(
     target: str,
     *,
     source_accuracy: float,
-    low: float,
-    high: float,
+    known: tuple[float, float] | None,
     shifted: Sequence[str],
 ) -> Verdict:
     """Turn what is known of a target without labels into sentences.
@@ -119,19 +136,23 @@ def verdict_without_labels(
     Args:
         target: Its name.
         source_accuracy: Of the head, out of fold.
-        low: Lowest estimate of the accuracy on the target.
-        high: Highest.
+        known: Where the accuracy on the target may lie; None where nothing can be said.
         shifted: Tests that show a shift.
     """
-    sentences = [
-        f"{target} has no labels, so the accuracy there cannot be measured.",
-        (
-            f"Without labels it is estimated at {percent(low)} to {percent(high)} "
-            f"({percent(source_accuracy)} on the source)."
-        ),
-        "The estimate holds only if a score means the same risk in both domains.",
-    ]
-    if shifted:
+    sentences = [f"{target} has no labels, so the accuracy there cannot be measured."]
+    if known is None:
+        sentences.append(
+            "It is not estimated either: hardly any image of the source looks like these. Label "
+            "some of them."
+        )
+    else:
+        sentences.append(
+            f"It is estimated at {percent(known[0])} to {percent(known[1])} "
+            f"({percent(source_accuracy)} on the source), if only the class shares or the kinds of "
+            "patients changed: label errors, another definition of the label, noise and blur go "
+            "unseen."
+        )
+    if shifted and known:
         sentences.append(
             f"The domains are shown to differ ({', '.join(shifted)}): label some images of the "
             "target before you rely on the estimate."
@@ -198,22 +219,16 @@ def _loss(
     )
 
 
-def _cause(cause: Cause, effects: Effects, *, changed: bool) -> str:
-    blind = changed and cause.needs_stable_score
-    advice = "Choose the threshold again with labelled images of the target" if blind else None
-    return f"{cause.sentence}: {_points(effects[cause.effect])}. {advice or cause.advice}."
-
-
-def _best_gain(gains: Mapping[str, Gain]) -> str:
-    shown = {
-        name: gain.difference
-        for name, gain in gains.items()
-        if gain.difference.low > 0 and gain.p_adjusted <= LEVEL
-    }
-    if not shown:
-        return "No adaptation method without target labels is shown to help."
-    name = max(shown, key=lambda method: shown[method].low)
-    return f"Without target labels, {name} regains {_points(shown[name])}."
+def _gain(best: BestMethod) -> str:
+    if best.shown:
+        return (
+            f"Without target labels, {best.method} regains {_points(best.gain)}, corrected for "
+            "the choice."
+        )
+    return (
+        "No adaptation method without target labels is shown to help; the best, "
+        f"{best.method}, gains {_points(best.gain)}."
+    )
 
 
 def _points(interval: Interval) -> str:
@@ -221,62 +236,96 @@ def _points(interval: Interval) -> str:
     return f"{estimate:.1f} points (95 % CI {low:.1f} to {high:.1f})"
 
 
-def _dominates(division: str, name: str) -> Callable[[Effects], bool]:
-    return lambda effects: dominant(effects.values(), division) == name
+# The rules.
 
 
-def _hard_target(effects: Effects) -> bool:
-    """Hardness dominates, and the source's head is not shown to lose against the target's own."""
-    return _dominates("transfer", "target_hardness")(effects) and effects["transfer_gap"].low <= 0
+def _class_mix(evidence: Evidence) -> Effect | None:
+    shown = dominant(evidence.effects.values(), "class") == "class_mix"
+    return evidence.effects["class_mix"] if shown else None
 
 
-#: The interpretation table: the first line that holds is the cause that is named. To add a
-#: line, give its rule, its sentence and its advice.
+def _subgroup_mix(evidence: Evidence) -> Effect | None:
+    """The largest of the mixes that are surely most of the loss."""
+    mixes = [
+        effect
+        for effect in evidence.effects.values()
+        if effect.name == f"{effect.division.removeprefix('by ')}_mix"
+        and effect.division.startswith("by ")
+        and dominant(evidence.effects.values(), effect.division) == effect.name
+    ]
+    return max(mixes, key=lambda effect: effect.estimate, default=None)
+
+
+def _rest(evidence: Evidence, name: str) -> Effect | None:
+    """A part of the mismatch that is surely a loss, where some is surely within all groups.
+
+    Another mix alone makes the target harder too, or the source's head unfit.
+    """
+    effects = evidence.effects
+    if name not in effects or effects[name].low <= 0:
+        return None
+    within = [e for e in effects.values() if e.name.startswith("within_")]
+    return effects[name] if all(effect.low > 0 for effect in within) else None
+
+
+def _when(name: str, holds: Callable[[Evidence], bool]) -> Callable[[Evidence], Effect | None]:
+    return lambda evidence: _rest(evidence, name) if holds(evidence) else None
+
+
+_GAP = "A head trained on the target would do better there"
+_HARD = "Even a head trained on the target does worse than on the source"
+#: The interpretation table. To add a line, give its rule and its sentences, and say in the
+#: README which kinds of shift fit it.
 CAUSES: Mapping[str, Cause] = MappingProxyType(
     {
         "class_mix": Cause(
-            holds=_dominates("class", "class_mix"),
-            effect="class_mix",
+            found=_class_mix,
             sentence="Most of the loss comes from other shares of the classes",
-            advice="Correct the probabilities for the class shares of the target",
-            needs_stable_score=True,
+            fits="Correct the probabilities for the class shares of the target",
         ),
-        "threshold": Cause(
-            holds=_dominates("threshold", "threshold"),
-            effect="threshold",
-            sentence="Most of the loss comes from the threshold that was chosen on the source",
-            advice="Choose the threshold again, or recalibrate",
-            needs_stable_score=True,
+        "subgroup_mix": Cause(
+            found=_subgroup_mix,
+            sentence="Most of the loss comes from another mix of patients by {}",
+            fits="Groups in which the head errs more are more frequent: train with more of them",
         ),
-        "target_hardness": Cause(
-            holds=_hard_target,
-            effect="target_hardness",
-            sentence=(
-                "Even a head that is trained on the target does worse there than this head on "
-                "the source"
+        "acquisition": Cause(
+            found=_when("transfer_gap", lambda e: bool(e.images_differ) and e.adaptable),
+            sentence=f"{_GAP}, and the images differ",
+            fits="Another way of taking the images fits, such as exposure, contrast or device",
+            of_images=True,
+        ),
+        "acquisition_or_labels": Cause(
+            found=_when("transfer_gap", lambda e: e.images_differ is None or (
+                e.images_differ and not e.adaptable
+            )),
+            sentence=_GAP,
+            fits=(
+                "Another way of taking the images and another definition of the label both fit; "
+                "the numbers cannot tell them apart"
             ),
-            advice="The images are harder: adaptation cannot help, better images or labels may",
+            of_images=True,
         ),
-        "transfer_gap": Cause(
-            holds=_dominates("transfer", "transfer_gap"),
-            effect="transfer_gap",
-            sentence="A head that is trained on the target does better there",
-            advice="Adapt the head, or train it with labelled images of the target",
+        "label_definition": Cause(
+            found=_when("transfer_gap", lambda e: e.images_differ is False),
+            sentence=f"{_GAP}, though the images are not shown to differ",
+            fits="Another definition of the label fits",
         ),
-        "y_given_score": Cause(
-            holds=_dominates("score", "y_given_score"),
-            effect="y_given_score",
-            sentence="Most of the loss is that the same score means another risk on the target",
-            advice=(
-                "Look for another definition of the label, for a shortcut, or for another way "
-                "of taking the images"
-            ),
+        "harder_images": Cause(
+            found=_when("target_hardness", lambda e: bool(e.images_differ)),
+            sentence=f"{_HARD}, and the images differ",
+            fits="Noise, blur and harder patients fit; the numbers cannot tell them apart",
+            of_images=True,
         ),
-        "discrimination": Cause(
-            holds=_dominates("threshold", "discrimination"),
-            effect="discrimination",
-            sentence="Most of the loss stays at the best threshold of the target",
-            advice="The classes overlap more: another threshold does not help",
+        "label_errors": Cause(
+            found=_when("target_hardness", lambda e: e.images_differ is False),
+            sentence=f"{_HARD}, though the images are not shown to differ",
+            fits="Label errors fit, or a disease that is harder to see",
+        ),
+        "harder_images_or_label_errors": Cause(
+            found=_when("target_hardness", lambda e: e.images_differ is None),
+            sentence=_HARD,
+            fits="Noise, blur, harder patients and label errors all fit",
+            of_images=True,
         ),
     }
-)
+)  # fmt: skip

@@ -114,7 +114,7 @@ def write_shift(folder: Path, *, targets=("far",), K=2, n=80):
         proba={("linear", 0): (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)},
     )
     report = {
-        "schema": 6,
+        "schema": 7,
         "study": "made up",
         "classes": list(kept.classes),
         "targets": [_target(name, K) for name in targets],
@@ -189,16 +189,16 @@ def _target(name, K):
                 {"name": "target_trained", **_value(0.15)},
             ],
             "steps": [
-                {"name": step, **_value(size), "refit_low": low, "refit_high": 0.19}
-                for step, size, low in (
-                    ("variance", 0.04, None), ("mismatch", 0.15, 0.1),
-                    ("target_hardness", 0.1, None), ("transfer_gap", 0.05, None),
+                {"name": step, **_value(size)}
+                for step, size in (
+                    ("variance", 0.04), ("mismatch", 0.15),
+                    ("target_hardness", 0.1), ("transfer_gap", 0.05),
                 )
             ],
             "not_identifiable": {"avoidable_bias": "no human error is given"},
         },
         "accuracy_range": {
-            "estimates": [{"method": m, **_value(0.85)} for m in ("atc", "doc", "ac")],
+            "estimates": [{"method": m, **_value(0.85)} for m in ("doc", "label_shift")],
             "prevalence": [
                 {"name": f"class {k}", "method": "bbse", **_value(1 / K), "predicted": 0.4}
                 for k in range(K)

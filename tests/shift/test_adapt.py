@@ -149,7 +149,7 @@ def test_parts_are_adapted_to_as_if_each_were_alone(wide, name):
     together = adapt(name, model, target, parts=parts)
     for part, predictor in zip(parts, together, strict=True):
         (alone,) = adapt(name, model, target[part])
-        np.testing.assert_allclose(predictor(target), alone(target), atol=1e-5)
+        np.testing.assert_allclose(predictor(target), alone(target), atol=2e-3)
 
 
 def test_importance_weighting_is_a_head_fitted_to_the_flattened_and_clipped_odds():
@@ -165,7 +165,7 @@ def test_importance_weighting_is_a_head_fitted_to_the_flattened_and_clipped_odds
     ratio = np.minimum(ratio, np.quantile(ratio, settings.ratio_clip))
     expected = model.fit(model.standard, label, ratio / ratio.mean()).predict_proba(rows)
     (predictor,) = adapt("importance_weighting", model, target)
-    np.testing.assert_allclose(predictor(target), expected, atol=1e-5)
+    np.testing.assert_allclose(predictor(target), expected, atol=2e-3)
 
 
 def covariances():

@@ -10,7 +10,6 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
 from pipeline.errors import StudyError
 from pipeline.shift.label_free import (
-    ASSUMPTION,
     FORMULAS,
     estimate_accuracy,
     estimate_prior,
@@ -75,22 +74,18 @@ def test_every_estimate_is_too_high_when_a_shortcut_reverses():
         (held, label), (rows, truth) = marked(rng, 1600, 0.95), marked(rng, 400, 0.05)
         target = head.predict_proba(rows)
         found = estimated(head.predict_proba(held), label, target)
-        assert found.low > accuracy(target, truth) + 0.1
+        assert min(one.estimate for one in found.accuracy.values()) > accuracy(target, truth) + 0.1
 
 
 def test_formulas_are_their_definitions():
-    """ATC: share above the source's error quantile; DoC: the drop of confidence."""
+    """DoC: the drop of confidence; label shift: the source's recall at the target's mix."""
     rng = np.random.default_rng(3)
     source, label = draw_scores(rng, 400)
     target, _ = draw_scores(rng, 300, 0.7)
     calibrate = fit_calibration(source, label)
     (sure_s, sure_t) = (calibrate(proba) for proba in (source, target))
     right = source.argmax(axis=1) == label
-    t = next(
-        one for one in np.sort(sure_s.max(1)) if np.mean(sure_s.max(1) < one) >= 1 - right.mean()
-    )
     found = estimated(source, label, target).accuracy
-    assert found["atc"].estimate == pytest.approx(np.mean(sure_t.max(1) >= t))
     called = [p[np.arange(len(p)), q.argmax(1)] for p, q in ((sure_s, source), (sure_t, target))]
     drop = called[0].mean() - called[1].mean()
     assert found["doc"].estimate == pytest.approx(right.mean() - drop)
@@ -115,25 +110,22 @@ def test_the_bootstrap_repeats_everything_on_drawn_patients():
     s = draw_patients(groups[0], again, draws=1, label=label).rows(0)
     t = draw_patients(groups[1], again, draws=1).rows(0)
     alone = estimated(source[s], label[s], target[t])
-    for name, one in found.accuracy.items():
-        assert one.low == one.high == pytest.approx(alone.accuracy[name].estimate, abs=1e-7)
     for one, other in zip(found.prevalence, alone.prevalence, strict=True):
         assert one.low == pytest.approx(other.estimate, abs=1e-7)
 
 
-def test_estimates_have_intervals_range_and_assumption():
-    """Every number lies in its interval; the range spans the estimates."""
+def test_the_range_spans_the_intervals_of_all_formulas():
+    """Every number lies in its interval, and every interval in the range."""
     rng = np.random.default_rng(15)
     source, label = draw_scores(rng, 500)
     target, _ = draw_scores(rng, 200, 0.8)
     found = estimated(source, label, target, draws=40)
     assert list(found.accuracy) == list(FORMULAS)
-    assert all(one.low < one.estimate < one.high for one in found.accuracy.values())
-    values = [one.estimate for one in found.accuracy.values()]
-    assert (found.low, found.high) == (min(values), max(values))
+    intervals = found.accuracy.values()
+    assert all(one.low < one.estimate < one.high for one in intervals)
+    assert found.low == min(one.low for one in intervals)
+    assert found.high == max(one.high for one in intervals)
     assert sum(one.estimate for one in found.prevalence) == pytest.approx(1)
-    assert found.assumption == ASSUMPTION
-    assert "Without such an assumption" in ASSUMPTION
 
 
 def test_a_class_that_is_never_predicted_has_estimates_too():
@@ -182,16 +174,17 @@ def test_the_interval_of_the_prevalence_covers(repeats):
 
 
 @pytest.mark.parametrize("repeats", [25, pytest.param(200, marks=pytest.mark.slow)])
-def test_the_interval_of_the_accuracy_covers_where_nothing_shifted(repeats):
-    """Of DoC and the label-shift estimate; ATC's quantile is rougher."""
-    hits = np.zeros(3)
+@pytest.mark.parametrize("prevalence", [0.5, 0.8])
+def test_the_range_holds_what_labels_would_show(repeats, prevalence):
+    """In nine of ten samples and more, with another class mix or without."""
+    hits = 0
     for seed in range(repeats):
         rng = np.random.default_rng([18, seed])
         source, label = draw_scores(rng, 400)
-        target, _ = draw_scores(rng, 150)
-        found = estimated(source, label, target, draws=60, seed=seed).accuracy.values()
-        hits += [one.low <= 0.923 <= one.high for one in found]
-    assert (hits / repeats >= 0.8).all()
+        target, truth = draw_scores(rng, 60, prevalence)
+        found = estimated(source, label, target, draws=60, seed=seed)
+        hits += found.low <= accuracy(target, truth) <= found.high
+    assert hits / repeats >= 0.9
 
 
 # The calibration.

@@ -16,6 +16,7 @@ from pipeline.features.load import FeatureTable, load_features
 from pipeline.shift import stage
 from pipeline.shift.adapt import ADAPTERS
 from pipeline.shift.domains import fit_source
+from pipeline.shift.label_free import NO_OVERLAP
 from pipeline.shift.stage import SCHEMA, ShiftOptions, analyse
 from pipeline.study import load_study
 from pipeline.words import to_jsonable
@@ -54,19 +55,22 @@ def numbers_in(value):
 # --- what is written
 
 
-def test_a_brighter_hospital_is_found_and_said(study):
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The study with its record and what is on disk, for tests that only look."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("tiny")
+        study = load_study(stored_tiny_study(folder, patch, source=120, target=120))
+        yield study, analyse(study, SHORT), the_target(study)
+
+
+def test_a_brighter_hospital_is_found_and_said(found):
     """Tests, effects, table and methods are in the file, and agree with one another."""
-    record = analyse(study, SHORT)
+    study, record, target = found
     assert written(study) == record
     assert (written(study)["schema"], written(study)["classes"]) == (SCHEMA, ["a", "b"])
-    target = the_target(study)
-    assert target["labelled"]
-    assert (target["images"], target["patients"], target["shared_patients"]) == (120, 30, 0)
-    auc = target["domain_auc"][0]
-    assert auc["among"] == "all images"
-    assert 0.5 < auc["low"] <= auc["estimate"] <= auc["high"]
+    assert (target["labelled"], target["images"], target["patients"]) == (True, 120, 30)
     assert min(row["p_adjusted"] for row in target["detection"] if row["p"] is not None) <= 0.05
-    assert 2 <= len(target["verdict"]) <= 4
     effects = {row["name"]: row for row in target["effects"]}
     loss = effects["accuracy_loss"]
     assert loss["estimate"] == pytest.approx(
@@ -84,7 +88,6 @@ def test_a_brighter_hospital_is_found_and_said(study):
     # One number, one interval: the table and the effects draw the same patients.
     steps = {row["name"]: row for row in target["error_table"]["steps"]}
     assert (steps["mismatch"]["low"], steps["mismatch"]["high"]) == (loss["low"], loss["high"])
-    assert steps["mismatch"]["refit_low"] <= loss["estimate"] <= steps["mismatch"]["refit_high"]
     assert set(target["error_table"]["not_identifiable"]) == {"avoidable_bias"}
     assert {row["method"] for row in target["adaptation"]} >= set(ADAPTERS)
     assert any(row["target_labels"] for row in target["adaptation"])
@@ -95,31 +98,24 @@ def test_a_brighter_hospital_is_found_and_said(study):
     assert "headrace audit" in target["covariates_summary"]
 
 
-def test_the_record_is_small_and_every_number_of_it_is_finite(study):
-    """Under 600 numbers a target; what is not defined is null."""
-    analyse(study, SHORT)
-    assert numbers_in(the_target(study)) < 600
-
-
-def test_the_record_says_what_it_rests_on(study):
-    """Digests of inputs and plan, seeds, how often labels were read, caveats."""
-    analyse(study, SHORT)
-    target = the_target(study)
-    found = target["provenance"]
-    assert found["inputs"]["source"] != found["inputs"]["target"]
-    assert {len(found["inputs"][name]) for name in ("source", "target")} == {64}
-    assert len(found["inputs"]["recipes"]) == 1
-    assert len(found["plan"]) == 64
-    assert found["label_reads"] == 2  # to score the methods, and to take the loss apart
-    assert found["seeds"] == {"study": 0, "permutations": 0, "halves": 2}
+def test_the_record_is_small_and_says_what_it_rests_on(found):
+    """Under 600 numbers; digests of inputs and plan, seeds, how often labels were read."""
+    _, _, target = found
+    assert numbers_in(target) < 600
+    rests = target["provenance"]
+    assert rests["inputs"]["source"] != rests["inputs"]["target"]
+    assert {len(rests["inputs"][name]) for name in ("source", "target")} == {64}
+    assert len(rests["inputs"]["recipes"]) == 1
+    assert len(rests["plan"]) == 64
+    assert rests["label_reads"] == 2  # to score the methods, and to take the loss apart
+    assert rests["seeds"] == {"study": 0, "permutations": 0, "halves": 2}
     assert any("30 patients" in caveat for caveat in target["caveats"])
 
 
-def test_probabilities_and_arrays_for_figures_are_kept_apart(study):
+def test_probabilities_and_arrays_for_figures_are_kept_apart(found):
     """Out of fold on the source; the embedding stands beside them."""
-    analyse(study, SHORT)
-    kept = read_predictions(study.results / "shift.h5")["tiny"]
-    proba = kept.proba["linear", 0]
+    study, _, _ = found
+    proba = read_predictions(study.results / "shift.h5")["tiny"].proba["linear", 0]
     table = load_features(study, study.variants[0], None)
     model, target = fit_source(table.domain("source")), table.domain("there")
     np.testing.assert_allclose(proba[model.data.row], model.data.proba, atol=1e-9)
@@ -130,9 +126,9 @@ def test_probabilities_and_arrays_for_figures_are_kept_apart(study):
         assert set(curves["embedding_label"][:]) == {0, 1}
 
 
-def test_people_are_told_at_most_forty_lines_of_a_target(study):
+def test_people_are_told_at_most_forty_lines_of_a_target(found):
     """Verdict, effects and methods; the rest is in the files."""
-    record = analyse(study, SHORT)
+    _, record, _ = found
     text = report.show("shift", record)
     assert len(text.splitlines()) <= 40
     for sentence in record["targets"][0]["verdict"]:
@@ -149,12 +145,6 @@ def test_a_known_human_error_starts_the_table(study):
     assert table["errors"][0]["low"] is None
     assert steps["avoidable_bias"] == pytest.approx(errors["source_training"] - 0.03)
     assert table["not_identifiable"] == {}
-
-
-def test_a_run_can_fit_more_heads_again(study):
-    """The error table says how many."""
-    analyse(study, replace(SHORT, refits=60))
-    assert the_target(study)["error_table"]["refits"] == 60
 
 
 # --- sealed labels
@@ -254,7 +244,9 @@ def test_a_target_without_labels_gets_an_estimate_with_its_warning(both):
     near, far = written(both)["targets"]
     assert (near["target"], far["target"], far["labelled"]) == ("there", "far", False)
     assert far["images"] == 100
-    assert 0 <= far["accuracy_range"]["low"] <= far["accuracy_range"]["high"] <= 1
+    limits = far["accuracy_range"]["low"], far["accuracy_range"]["high"]
+    withheld = far["domain_auc"][0]["low"] > NO_OVERLAP
+    assert limits == (None, None) if withheld else 0 <= limits[0] <= limits[1] <= 1
     assert sum(row["predicted"] for row in far["accuracy_range"]["prevalence"]) == pytest.approx(1)
     for name in ("effects", "adaptation", "calibration", "thresholds", "subgroups", "covariates"):
         assert far[name] == []

@@ -87,7 +87,7 @@ def _draw_errors(axes: Axes, table: Table, names: Sequence[str]) -> None:
             if name == STEPS["target_hardness"]:
                 level = rows[ERRORS["source_new_patients"]]["% of images"][0]
             shade = PURPLE if transfer else VERMILION if value[0] >= 0 else GREEN
-            _draw_bar(axes, heights[name], level, value, shade, rows[name]["head refitted"])
+            _draw_bar(axes, heights[name], level, value, shade)
             level += value[0] if transfer else 0.0
     axes.set_yticks(list(heights.values()), names)
     axes.tick_params(axis="y", length=0)
@@ -103,7 +103,6 @@ def _draw_bar(
     start: float,
     value: Interval,
     shade: str,
-    refitted: Interval | None = None,
 ) -> None:
     """An error from 0, or a step from one error to the next, in percent."""
     width = 100 * value[0]
@@ -111,11 +110,10 @@ def _draw_bar(
     axes.barh(height, width, left=100 * start, height=0.62, color=shade)
     is_step = shade != GREY
     offset = 100 * start if is_step else 0.0
-    for interval, line, lift in ((value, "-", 0.08), (refitted, ":", -0.14)):
-        if interval is not None and interval[1] is not None:
-            bounds = [offset + 100 * bound for bound in interval[1:]]
-            axes.plot(bounds, [height + lift] * 2, color=INK, linewidth=0.9, linestyle=line)
-            ends += bounds
+    if value[1] is not None:
+        bounds = [offset + 100 * bound for bound in value[1:]]
+        axes.plot(bounds, [height] * 2, color=INK, linewidth=0.9)
+        ends += bounds
     _write_right(axes, max(ends), height, f"{width:+.1f}" if is_step else f"{width:.1f}")
 
 
