@@ -78,6 +78,7 @@ bench-memory: $(READY)  ## Peak memory and time of the commands on 100,000 image
 
 calibration: $(READY)  ## How often each interval holds the truth, in worlds of known truth
 	$(BIN)/python -m tests.evaluation.coverage
+	$(BIN)/python -m tests.shift.causes
 
 clean:  ## Remove what was generated here, but no features and no results
 	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
