@@ -11,7 +11,6 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError
-from pipeline.evaluation.intervals import wilson
 from pipeline.shift.decompose import decompose, divide, domain_draws, dominant
 from tests.shift.worlds import domain, outcomes, scored
 
