@@ -175,6 +175,7 @@ class _CudaGraph:
 
     def __init__(self, network: Callable[[Tensor], Tensor], example: Tensor) -> None:
         self._pixels = example
+        self._network = network  # the record reads its weights, and does not hold them
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
