@@ -167,7 +167,7 @@ def test_a_head_that_the_record_does_not_name_is_not_offered(compared):
         predict(folder("linear"), [Path("here")])
 
 
-@pytest.mark.parametrize("name", ["model.json", "model.skops"])
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
 def test_a_head_with_one_altered_byte_is_refused(compared, name):
     """And fitted again by the command that the message names."""
     file = folder("linear") / name
@@ -227,10 +227,10 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
 
 def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, monkeypatch):
     """In heads.json, with the reason; the others are saved."""
-    from pipeline.heads import save
+    from pipeline.heads import objects
 
-    trusted = [name for name in save.TRUSTED if not name.endswith(".Tree")]
-    monkeypatch.setattr(save, "TRUSTED", trusted)
+    trusted = [name for name in objects.TRUSTED if not name.endswith(".Tree")]
+    monkeypatch.setattr(objects, "TRUSTED", trusted)
     compare(compared, CompareOptions(heads=("forest", "prior"), seeds=3))
     (unsaved,) = json.loads(Path("results/tiny/heads.json").read_text())["not_saved"]
     assert unsaved["head"] == "forest"

@@ -1,11 +1,10 @@
-"""A saved head on disk: ``model.skops`` has the fitted estimators, ``model.json`` the rest.
+"""A saved head on disk: ``model.safetensors`` has the fitted estimators, ``model.json`` the rest.
 
-skops builds only objects of types that are trusted: those of numpy and scikit-learn that it
-knows itself, and ours and scikit-learn's trees, which are named in ``TRUSTED``. No pickle is
-read or written. The JSON is the record of a set (see ``pipeline.results``), so a damaged or
-exchanged file is refused before a single object of it is built; beside other results, a head
-that ``heads.json`` does not name is refused too. skops does not check the nodes of a tree:
-open a head with trees only from somebody you trust.
+The estimators are built by ``pipeline.heads.objects``: of types that are trusted, without
+pickle. The JSON is the record of a set (see ``pipeline.results``), so a damaged or exchanged
+file is refused before a single object of it is built; beside other results, a head that
+``heads.json`` does not name is refused too. Nobody checks the nodes of a tree: open a head
+with trees only from somebody you trust.
 
 No name of a patient and no path of an image is in either file. Heads that compare with
 their training images keep the features of these, which are data about patients: the JSON
@@ -13,11 +12,8 @@ says so in ``contains_training_features``.
 """
 
 import json
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,28 +25,12 @@ from cache import disk
 from cache.errors import StoreFormatError
 from cache.recipe import Recipe
 from pipeline.errors import MissingResultsError, ModelError
+from pipeline.heads.objects import from_bytes, to_bytes
 from pipeline.results import ResultSet, read_set, write_set
 from pipeline.words import as_file_name
 
-FORMAT = 3
-MODEL, DESCRIPTION = "model.skops", "model.json"
-#: Types that skops must be told to build; anything else in a file is refused by name.
-TRUSTED = (
-    "pipeline.heads.base.Calibration",
-    "pipeline.heads.closed_form.DiscriminantHead",
-    "pipeline.heads.closed_form.PrototypeHead",
-    "pipeline.heads.closed_form.RidgeHead",
-    "pipeline.heads.custom.CalibratedHead",
-    "pipeline.heads.mlp.MLPHead",
-    "pipeline.heads.preprocessing.BlockScaler",
-    "pipeline.heads.svm.SVMHead",
-    "pipeline.heads.trees.BoostingHead",
-    "pipeline.heads.trees.ForestHead",
-    "sklearn.calibration._CalibratedClassifier",
-    "sklearn.calibration._SigmoidCalibration",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
+FORMAT = 4
+MODEL, DESCRIPTION = "model.safetensors", "model.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +102,7 @@ class SavedHead:
             raise ModelError(f"features of shape {X.shape}: the head takes (n, {self.dim})")
         try:
             proba = mean_proba(self.models, X)
-        except (ValueError, AttributeError, IndexError) as cause:
+        except Exception as cause:
             raise ModelError(
                 f"the head cannot be applied ({cause}): fit it again with `headrace heads`"
             ) from cause
@@ -154,12 +134,7 @@ def save_head(
         ModelError: It holds objects of types that :func:`load_head` would refuse.
         WriteFailedError: The disk refused.
     """
-    try:
-        data = _skops().dumps(list(head.models))
-    except (TypeError, NotImplementedError, AttributeError) as cause:
-        raise ModelError(f"skops cannot write it ({cause})") from cause
-    if strange := _untrusted(data):
-        raise ModelError(f"it holds objects of types that are not trusted: {', '.join(strange)}")
+    data = to_bytes(list(head.models))
     description = {
         "format": FORMAT,
         "headrace": version("headrace"),
@@ -233,49 +208,15 @@ def _missing(folder: Path) -> str:
 
 
 def _models(found: ResultSet) -> tuple[Any, ...]:
-    """The fitted estimators, after the file's digest and all its types were checked."""
-    data = found.read(MODEL)
-    if strange := _untrusted(data):
-        raise ModelError(
-            f"{MODEL} holds objects of types that are not trusted: {', '.join(strange[:5])}. "
-            "Open only files that `headrace heads` wrote"
-        )
+    """The fitted estimators, after the file's digest was checked."""
     try:
-        with warnings.catch_warnings():
-            # Another version of scikit-learn is named in the message, if it comes to one.
-            warnings.simplefilter("ignore")
-            return tuple(_skops().loads(data, trusted=list(TRUSTED)))
-    except Exception as cause:
+        return tuple(from_bytes(found.read(MODEL)))
+    except (ModelError, TypeError) as cause:
         raise ModelError(
-            f"{MODEL} cannot be read ({type(cause).__name__}: {str(cause)[:100]}). It was written "
-            f"with scikit-learn {found.record.get('scikit-learn')}, here is "
-            f"{version('scikit-learn')}: run `headrace heads` again"
+            f"{MODEL} cannot be read: {cause}. It was written with scikit-learn "
+            f"{found.record.get('scikit-learn')}, here is {version('scikit-learn')}. Open only "
+            "files that `headrace heads` wrote, or run it again"
         ) from cause
-
-
-def _untrusted(data: bytes) -> list[str]:
-    """Types in a file that nobody trusts; an unreadable file is a ``ModelError``."""
-    try:
-        types = _skops().get_untrusted_types(data=data)
-    except Exception as cause:
-        raise ModelError(f"{MODEL} is damaged ({str(cause)[:100]})") from cause
-    return sorted(set(types) - set(TRUSTED))
-
-
-def _skops() -> Any:
-    """The module ``skops.io``, imported without torch.
-
-    To list the types of scikit-learn it imports all of its packages, one of which imports
-    torch where it can: a second and more that no saved head needs.
-    """
-    import_module("scipy.stats")  # it cannot be imported where torch is known and is not there
-    without_torch: dict[str, Any] = {} if "torch" in sys.modules else {"torch": None}
-    sys.modules.update(without_torch)  # None: it cannot be imported
-    try:
-        return import_module("skops.io")
-    finally:
-        for name in without_torch:
-            del sys.modules[name]
 
 
 def _head(values: Mapping[str, Any], models: tuple[Any, ...]) -> SavedHead:

@@ -26,14 +26,14 @@ FIT = Fit(
 
 @pytest.fixture
 def folder(tmp_path):
-    write_set(tmp_path / DESCRIPTION, {}, {"model.skops": b"x", **fit_file("key", FIT)})
+    write_set(tmp_path / DESCRIPTION, {}, {"model.safetensors": b"x", **fit_file("key", FIT)})
     return tmp_path
 
 
 def test_a_fit_comes_back_without_its_models(folder):
     """Numbers as they were; as many divisions in folds as are needed."""
     found, digests = read_fit(folder, "key", repeats=1)
-    assert digests.keys() == {DESCRIPTION, "model.skops", FILE}
+    assert digests.keys() == {DESCRIPTION, "model.safetensors", FILE}
     assert found.models == ()
     for name in ("seeds", "chosen", "path", "curves", "seconds"):
         assert getattr(found, name) == getattr(FIT, name)
@@ -49,7 +49,7 @@ def test_what_cannot_be_used_is_no_error(folder):
     rewrite(folder / DESCRIPTION, files=fit_file("key", replace(FIT, out_of_fold=None)))
     assert read_fit(folder, "key", repeats=1) is None
     assert read_fit(folder, "key", repeats=0) is not None
-    for name in (FILE, "model.skops", DESCRIPTION):
+    for name in (FILE, "model.safetensors", DESCRIPTION):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[:-1])
         assert read_fit(folder, "key", repeats=0) is None

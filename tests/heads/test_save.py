@@ -1,15 +1,16 @@
 """Saved heads: the same probabilities after reading, and files that are refused with a reason."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from skops.io import dumps
 
 from cache.recipe import Recipe
 from pipeline.errors import ModelError, ResultsError
@@ -101,23 +102,27 @@ def test_a_head_of_another_type_is_not_written(head, tmp_path):
 
 def rewrite(folder, data=None, **values):
     """What somebody could do to both files, with a digest that fits."""
-    files = {} if data is None else {"model.skops": data}
+    files = {} if data is None else {"model.safetensors": data}
     result_files.rewrite(folder / "model.json", values, files)
 
 
-def test_a_foreign_type_in_a_file_is_named_and_never_built(tmp_path):
-    """Even where the digest fits."""
-    save_head(tmp_path / "m", saved(fitted()))
-    model = make_pipeline(StandardScaler(), _Mine()).fit(*world()[:2])
-    rewrite(tmp_path / "m", dumps([model]))
-    with pytest.raises(ModelError, match=r"not trusted: .*_Mine.*Open only files that"):
-        load_head(tmp_path / "m")
+@pytest.mark.parametrize(
+    "name", ["tests.heads.test_save._Mine", "builtins.eval", "sklearn.show_versions"]
+)
+def test_a_foreign_type_in_a_file_is_named_and_never_built(name, tmp_path, monkeypatch):
+    """Even where the digest fits; for an object and for what is built from arguments."""
+    for structure in ({"object": name, "state": {}}, {"built": name, "arguments": [], "state": 0}):
+        save_head(tmp_path / "m", saved(fitted()))
+        text = np.frombuffer(json.dumps({"list": [structure]}).encode(), np.uint8)
+        rewrite(tmp_path / "m", save({"structure": text}))
+        with pytest.raises(ModelError, match=rf"not trusted: {name}.*Open only files that"):
+            load_head(tmp_path / "m")
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 1}, "has format 1, this headrace reads 3: install"),
+        ({"format": 1}, "has format 1, this headrace reads 4: install"),
         ({"classes": None}, "model.json is damaged"),
         ({"networks": [{}]}, "model.json is damaged"),
         ({"images": "many"}, "model.json is damaged"),
@@ -145,10 +150,14 @@ def test_a_pair_that_does_not_belong_together_is_refused(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     save_head(one, saved(fitted("prior")))
     save_head(two, saved(fitted("linear")))
-    (one / "model.skops").replace(two / "model.skops")
-    with pytest.raises(ResultsError, match=r"two/model.skops is not the file that model.json"):
+    (one / "model.safetensors").replace(two / "model.safetensors")
+    with pytest.raises(
+        ResultsError, match=r"two/model.safetensors is not the file that model.json"
+    ):
         load_head(two)
-    with pytest.raises(ResultsError, match=r"one/model.skops is not the file that model.json"):
+    with pytest.raises(
+        ResultsError, match=r"one/model.safetensors is not the file that model.json"
+    ):
         load_head(one)
 
 
@@ -169,7 +178,7 @@ def test_any_bytes_are_a_head_or_one_error_of_ours(at, byte, truncated, tmp_path
     """With a digest that fits; the arrays are numbers of a linear head, so no number can crash."""
     folder = tmp_path / "m"
     save_head(folder, saved(fitted("linear")))
-    data = bytearray((folder / "model.skops").read_bytes())
+    data = bytearray((folder / "model.safetensors").read_bytes())
     at %= len(data)
     data[at] = byte
     rewrite(folder, bytes(data[:at] if truncated else data))
