@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
-from sklearn.base import BaseEstimator
 
 from pipeline.errors import ModelError
 
@@ -166,6 +165,8 @@ def _type(name: str, *, estimators: bool = True) -> Any:
     Raises:
         ModelError: It is not.
     """
+    from sklearn.base import BaseEstimator
+
     module, _, last = name.rpartition(".")
     if name in TRUSTED or (estimators and module.startswith("sklearn.")):
         kind = getattr(import_module(module), last)
