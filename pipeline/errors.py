@@ -67,7 +67,7 @@ class ModelError(PipelineError, ValueError):
 
 
 class ExportError(PipelineError, ValueError):
-    """A model cannot be written as one file, or the file would not be the model."""
+    """A model has no layers, or its file would not be the model."""
 
 
 class CheckpointError(PipelineError, ValueError):

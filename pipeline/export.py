@@ -8,22 +8,17 @@ file is written its probabilities are compared with those of the model.
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
 from torch import Tensor, nn
 
 from cache import disk
@@ -38,13 +33,10 @@ from pipeline.finetune.data import load_pixels
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import assemble
 from pipeline.finetune.runs import OWN, ModelFolder
-from pipeline.heads.base import Calibration
-from pipeline.heads.closed_form import DiscriminantHead, PrototypeHead, RidgeHead
-from pipeline.heads.mlp import MLPHead
-from pipeline.heads.preprocessing import BlockScaler
-from pipeline.heads.save import head_folder, load_head
-from pipeline.heads.svm import SVMHead
+from pipeline.heads.layers import head_layers
+from pipeline.heads.save import SavedHead, head_folder, load_head
 from pipeline.predict import CARD, INPUT, OUTPUT, run_onnx
+from pipeline.results import read_set
 from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import percent
 
@@ -95,13 +87,13 @@ def export_model(
         ModelError: The head cannot be read.
     """
     _require_onnx()
-    choice = _choice(study, backbone)
+    choice = choose_backbone(study, backbone)
     samples = load_features(study, choice, load_samples(study)[0]).samples
-    make = _fine_tuned if name in METHODS else _frozen
-    module, reference, policy, card = make(study, choice, name, samples)
-    data = _graph(module, policy)
+    model = load_trained(study, choice, name, samples)
+    policy, card = model.policy, model.card
+    data = _graph(_Averaged(model.network, model.heads), policy)
     pixels, _ = _images(study, samples, policy, (VALIDATION, FIT), _COMPARED)
-    difference = float(np.abs(run_onnx(data, pixels) - reference(pixels)).max())
+    difference = float(np.abs(run_onnx(data, pixels) - _proba(model, pixels)).max())
     if difference > TOLERANCE:
         raise ExportError(
             f"the file would differ from the model by {difference:.1e} in a probability; at most "
@@ -125,7 +117,13 @@ def _require_onnx() -> None:
         raise ExportError(f'{cause.name} is missing: pip install "headrace[onnx]"') from cause
 
 
-def _choice(study: Study, backbone: str | None) -> BackboneChoice:
+def choose_backbone(study: Study, backbone: str | None) -> BackboneChoice:
+    """A backbone of a study by its name, or its only one.
+
+    Raises:
+        ExportError: It has several and none is named, or several joined are.
+        UnknownNameError: It has no such backbone.
+    """
     names = [choice.name for choice in study.backbones]
     if backbone is None and len(names) > 1:
         raise ExportError(f"the study has several backbones; name one: {', '.join(names)}")
@@ -136,38 +134,66 @@ def _choice(study: Study, backbone: str | None) -> BackboneChoice:
     return study.backbones[0 if backbone is None else names.index(backbone)]
 
 
-Made = tuple[nn.Module, Callable[[Pixels], Proba], PixelPolicy, dict[str, Any]]
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A head on its frozen network, or a fine-tuned network, as layers.
+
+    Attributes:
+        network: Uint8 pixels ``(n, size, size, 3)`` to pooled features ``(n, d)``.
+        heads: Each from features to probabilities ``(n, K)``; their mean is the model's.
+        policy: From files to pixels.
+        saved: The saved head, where it is one.
+        card: What is known of it; JSON types.
+    """
+
+    network: nn.Module
+    heads: nn.ModuleList
+    policy: PixelPolicy
+    saved: SavedHead | None
+    card: dict[str, Any]
 
 
-def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> Made:
-    """The graph of a saved head on its frozen network, and what it must agree with."""
+def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
+    """A head of stage 2 or a network of stage 3, as layers.
+
+    Args:
+        study: Where it was trained.
+        choice: The backbone.
+        name: A head, or a method of fine-tuning.
+        samples: Of the study.
+
+    Raises:
+        ExportError: It has no layers, or was trained on other pixels or classes.
+        ModelError: The head cannot be read.
+        MissingResultsError: It has not been trained.
+    """
+    return (_fine_tuned if name in METHODS else _frozen)(study, choice, name, samples)
+
+
+def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
     head = load_head(head_folder(study.results, choice.name, name))
     recipe = store_for(study, choice).recipe
     if [network.recipe for network in head.networks] != [recipe]:
         raise ExportError(
             f"the head {name} takes other features than the study has now: run headrace heads again"
         )
-    network = frozen_network(choice, recipe)
-    module = _Averaged(network, [_layers(model, name) for model in head.models])
-
-    def reference(pixels: Pixels) -> Proba:
-        with torch.no_grad():
-            features = network(torch.from_numpy(pixels)).numpy()
-        return head.predict_proba(features)
-
-    card = {
-        **_card(choice, name, samples),
-        "recipe": recipe.to_json(),
-        "fingerprint": recipe.fingerprint,
-        "parameters": dict(head.parameters),
-        "trained": {"study": head.study, "images": head.images},
-        "tested": _tested(study, "heads.json", choice.name, "head", name),
-    }
-    return module, reference, policy_of(choice), card
+    return TrainedModel(
+        network=frozen_network(choice, recipe),
+        heads=nn.ModuleList(head_layers(model, name) for model in head.models),
+        policy=policy_of(choice),
+        saved=head,
+        card={
+            **_card(choice, name, samples),
+            "recipe": recipe.to_json(),
+            "fingerprint": recipe.fingerprint,
+            "parameters": dict(head.parameters),
+            "trained": {"study": head.study, "images": head.images},
+            "tested": _tested(study, "heads", choice.name, "head", name),
+        },
+    )
 
 
-def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> Made:
-    """The graph of a network that stage 3 keeps."""
+def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
     on = choice.name if METHODS[name].pretrained else OWN
     folder = study.results / "finetune" / f"{name}-{on}-{study.seed}"
     record = ModelFolder(folder).record()
@@ -175,10 +201,9 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
         raise MissingResultsError(
             f"{folder} holds no network; first run: headrace finetune STUDY --method {name}"
         )
-    policy, classes = policy_of(choice), samples.classes
-    if record.identity["preprocessing"] != policy.to_json() or tuple(
-        record.identity["classes"]
-    ) != tuple(classes):
+    policy, classes = policy_of(choice), list(samples.classes)
+    identity = record.identity
+    if (identity["preprocessing"], identity["classes"]) != (policy.to_json(), classes):
         raise ExportError(
             f"{folder} was trained on other pixels or classes: run headrace finetune STUDY "
             f"--method {name} again"
@@ -189,20 +214,19 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
     )
     assembly.state()  # without what only helps to train
     assembly.load(ModelFolder(folder).state())
-    module = nn.Sequential(assembly.whole, nn.Softmax(dim=1)).eval()
-
-    def reference(pixels: Pixels) -> Proba:
-        with torch.no_grad():
-            proba: Proba = module(torch.from_numpy(pixels)).double().numpy()
-        return proba
-
-    card = {
-        **_card(choice, name, samples),
-        "identity": dict(record.identity),
-        "trained": {"study": study.name, "images": int((samples.split == FIT).sum())},
-        "tested": _tested(study, "finetune.json", choice.name, "method", name),
-    }
-    return module, reference, policy, card
+    whole = assembly.whole.eval()
+    return TrainedModel(
+        network=nn.Sequential(whole.entry, whole.backbone),
+        heads=nn.ModuleList([nn.Sequential(whole.head, nn.Softmax(dim=1))]),
+        policy=policy,
+        saved=None,
+        card={
+            **_card(choice, name, samples),
+            "identity": dict(identity),
+            "trained": {"study": study.name, "images": int((samples.split == FIT).sum())},
+            "tested": _tested(study, "finetune", choice.name, "method", name),
+        },
+    )
 
 
 def _card(choice: BackboneChoice, name: str, samples: Samples) -> dict[str, Any]:
@@ -220,25 +244,18 @@ def _card(choice: BackboneChoice, name: str, samples: Samples) -> dict[str, Any]
 
 
 def _tested(
-    study: Study, record: str, backbone: str, column: str, name: str
+    study: Study, stage: str, backbone: str, column: str, name: str
 ) -> list[dict[str, Any]]:
     """Scores with intervals in each domain, from the record of a stage."""
-    try:
-        entries = json.loads(disk.read_all(study.results / record))["backbones"]
-        return [
-            {key: domain[key] for key in ("domain", "role", "images", "patients")}
-            | {"scores": row["scores"]}
-            for entry in entries
-            if entry["backbone"] == backbone
-            for domain in entry["domains"]
-            for row in domain["rows"]
-            if row[column] == name
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as cause:
-        raise MissingResultsError(
-            f"{study.results / record} cannot be read ({cause}): the card would not say how good "
-            "the model is. Run that stage again"
-        ) from cause
+    return [
+        {key: domain[key] for key in ("domain", "role", "images", "patients")}
+        | {"scores": row["scores"]}
+        for entry in read_set(study.results / f"{stage}.json", stage).record["backbones"]
+        if entry["backbone"] == backbone
+        for domain in entry["domains"]
+        for row in domain["rows"]
+        if row[column] == name
+    ]
 
 
 def _images(
@@ -252,174 +269,27 @@ def _images(
     return held.batch(np.arange(len(some))).numpy(), held.label
 
 
-# Heads as layers.
-
-
 class _Averaged(nn.Module):
     """The mean probability of heads, one for each seed, on the same features."""
 
-    def __init__(self, network: nn.Module, heads: Sequence[nn.Module]) -> None:
+    def __init__(self, network: nn.Module, heads: nn.ModuleList) -> None:
         super().__init__()
         self.network = network
-        self.heads = nn.ModuleList(heads)
+        self.heads = heads
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.network(pixels)
         return torch.stack([head(features) for head in self.heads]).mean(0)
 
 
-class _Standardised(nn.Module):
-    """Features less a mean, over a scale."""
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, mean: NDArray[Any] | float, scale: NDArray[Any]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32))
-        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
-
-    def forward(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.scale
-
-
-class _UnitLength(nn.Module):
-    """Each row over its Euclidean norm."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.normalize(features, dim=1, eps=1e-12)
-
-
-class _Votes(nn.Module):
-    """Scores of classes from those of pairs, as scikit-learn adds them up: votes, then margins."""
-
-    first: Tensor
-    second: Tensor
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        first, second = torch.triu_indices(classes, classes, offset=1)
-        self.register_buffer("first", torch.eye(classes)[first])
-        self.register_buffer("second", torch.eye(classes)[second])
-
-    def forward(self, pairs: Tensor) -> Tensor:
-        wins = (pairs >= 0).to(pairs.dtype)
-        margins = pairs @ (self.first - self.second)
-        votes = wins @ self.first + (1 - wins) @ self.second
-        return votes + margins / (3 * (margins.abs() + 1))
-
-
-def _linear(weight: NDArray[np.floating], bias: NDArray[np.floating]) -> nn.Linear:
-    """``x @ weight + bias`` of shapes ``(d, k)`` and ``(k,)``."""
-    layer = nn.Linear(*weight.shape)
-    layer.weight.data = torch.as_tensor(np.ascontiguousarray(weight.T), dtype=torch.float32)
-    layer.bias.data = torch.as_tensor(bias, dtype=torch.float32)
-    return layer
-
-
-def _with_softmax(
-    weight: NDArray[np.floating], bias: NDArray[np.floating], calibration: Calibration | None = None
-) -> nn.Sequential:
-    """Scores to probabilities, with a calibration taken into the weights."""
-    if calibration:
-        weight, bias = calibration.scale * weight, calibration.scale * bias + calibration.offset
-    return nn.Sequential(_linear(weight, bias), nn.Softmax(dim=1))
-
-
-def _logistic(head: Any) -> nn.Module:
-    weight, bias = head.coef_.T, head.intercept_
-    if weight.shape[1] == 1:  # two classes: the score of the second
-        weight, bias = np.hstack([0 * weight, weight]), np.r_[0, bias]
-    return _with_softmax(weight, bias)
-
-
-def _prototype(head: Any) -> nn.Module:
-    unit = head.means_ / np.maximum(np.linalg.norm(head.means_, axis=1, keepdims=True), 1e-12)
-    return nn.Sequential(
-        _UnitLength(), _with_softmax(unit.T, np.zeros(len(unit)), head.calibration_)
-    )
-
-
-def _perceptron(head: Any) -> nn.Module:
-    layers = [layer for pair in head.layers_ for layer in (nn.ReLU(), _linear(*pair))][1:]
-    return nn.Sequential(*layers, nn.Softmax(dim=1))
-
-
-def _svm(head: Any) -> nn.Module:
-    if head.best_params_["kernel"] != "linear":
-        raise _NoGraphError("its kernel is RBF: it compares with features of training images")
-    # Each pair of classes has a score that is linear in the features: those of zero and of the
-    # axes say all of it.
-    machine = copy(head.machine_).set_params(decision_function_shape="ovo")
-    kernel = np.zeros((1 + head.n_features_in_, machine.shape_fit_[0]))
-    kernel[1:, machine.support_] = head.support_vectors_.T
-    scores = machine.decision_function(kernel).reshape(len(kernel), -1)
-    weight, bias = scores[1:] - scores[0], scores[0]
-    if len(head.classes_) == 2:
-        zero = np.zeros_like(weight)
-        return _with_softmax(np.hstack([zero, weight]), np.r_[0, bias], head.calibration_)
-    calibration = head.calibration_
-    last = _linear(calibration.scale * np.eye(len(head.classes_)), calibration.offset)
-    return nn.Sequential(_linear(weight, bias), _Votes(len(head.classes_)), last, nn.Softmax(dim=1))
-
-
-def _identity(step: Any) -> nn.Module:
-    if step.func is not None:
-        raise _NoGraphError("a function of its own stands before it")
-    return nn.Identity()
-
-
-class _NoGraphError(Exception):
-    """Why a step has no graph."""
-
-
-#: By type of a fitted step. To add one: a line here.
-_STEPS: Mapping[type, Callable[[Any], nn.Module]] = MappingProxyType(
-    {
-        Pipeline: lambda pipe: nn.Sequential(*(_step(step) for _, step in pipe.steps)),
-        StandardScaler: lambda step: _Standardised(step.mean_, step.scale_),
-        BlockScaler: lambda step: _Standardised(0.0, step.scale_),
-        FunctionTransformer: _identity,
-        Normalizer: lambda _: _UnitLength(),
-        PCA: lambda step: _linear(*_whitening(step)),
-        LogisticRegression: _logistic,
-        RidgeHead: lambda head: _with_softmax(head.coef_, head.intercept_, head.calibration_),
-        DiscriminantHead: lambda head: _with_softmax(head.coef_, head.intercept_),
-        PrototypeHead: _prototype,
-        SVMHead: _svm,
-        MLPHead: _perceptron,
-    }
-)
-#: Why others have no graph, by the head's name.
-_REASONS = {
-    "knn": "it compares with features of its training images, which are data about patients",
-    "forest": "trees have no layers",
-    "boosting": "trees have no layers",
-    "prior": "it looks at no image",
-}
-
-
-def _whitening(step: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    weight = step.components_.T / np.sqrt(step.explained_variance_)
-    return weight, -step.mean_ @ weight
-
-
-def _step(step: Any) -> nn.Module:
-    if type(step) not in _STEPS:
-        raise _NoGraphError(f"{type(step).__name__} has no layers here")
-    return _STEPS[type(step)](step)
-
-
-def _layers(model: Any, name: str) -> nn.Module:
-    """A fitted head as layers, features ``(n, d)`` to probabilities ``(n, K)``."""
-    try:
-        return _step(model)
-    except _NoGraphError as cause:
-        possible = "linear, ridge, lda, mlp, prototype, svm with a linear kernel"
-        raise ExportError(
-            f"the head {name} cannot be exported: {_REASONS.get(name, cause)}. Heads that can: "
-            f"{possible}; methods of fine-tuning: {', '.join(METHODS)}"
-        ) from cause
+def _proba(model: TrainedModel, pixels: Pixels) -> Proba:
+    """What the file must give: a saved head is asked itself, not its layers."""
+    with torch.no_grad():
+        features = model.network(torch.from_numpy(pixels))
+        if model.saved:
+            return model.saved.predict_proba(features.numpy())
+        proba: Proba = model.heads[0](features).double().numpy()
+        return proba
 
 
 # The file.

@@ -96,6 +96,7 @@ def test_every_preprocessing_and_three_classes_have_a_graph():
     from sklearn.pipeline import make_pipeline
 
     from pipeline.heads import make_head
+    from pipeline.heads.layers import head_layers
     from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
 
     rng = np.random.default_rng(0)
@@ -109,7 +110,7 @@ def test_every_preprocessing_and_three_classes_have_a_graph():
             if head == "svm":
                 model[-1].set_params(candidates=(("linear", 0.1),))
             model.fit(X, label)
-            found = export_module._layers(model, head)(torch.from_numpy(X)).detach().numpy()
+            found = head_layers(model, head)(torch.from_numpy(X)).detach().numpy()
             np.testing.assert_allclose(found, model.predict_proba(X), atol=1e-4)
 
 
@@ -168,7 +169,7 @@ def test_int8_is_measured_and_refused_above_the_margin(study, graph_of_mlp):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("forest", {}, "forest cannot be exported: trees have no layers. Heads that can: linear"),
+        ("forest", {}, "forest has no layers: it is made of trees. Heads that have: linear"),
         ("knn", {}, "features of its training images, which are data about patients"),
         ("last_block", {}, "first run: headrace finetune STUDY --method last_block"),
         ("boosting", {}, "there is no model.json"),

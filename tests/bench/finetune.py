@@ -130,7 +130,8 @@ def _plain_rate(run: Experiment, rows: np.ndarray) -> float:
     fused = True if device == "cuda" else None
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, fused=fused)
     pixels, labels = run.pixels.values.to(device), torch.from_numpy(run.samples.label).to(device)
-    batches = [torch.from_numpy(part) for part in np.split(rows, len(rows) // settings.batch_size)]
+    steps = np.split(rows, len(rows) // settings.batch_size)
+    batches = [torch.from_numpy(step).to(device) for step in steps]
     seconds = []
     with torch_settings(settings):
         torch.backends.cudnn.benchmark = True
