@@ -216,35 +216,41 @@ def _show(
 def _publish(
     stage: str,
     record: dict[str, Any],
-    results: Path,
+    study: Any,
     *,
     quiet: bool,
     figures: bool,
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write the tables and figures of a stage, and print its text; returns the record."""
+    """Print the text of a stage, then write its tables and figures; returns the record."""
     if not _first_process():
         return record
     from pipeline import report
     from pipeline.results import add_files
 
     _show(stage, record, quiet=quiet, before=before)
-    drawn = _draw(stage, record, results) if figures else {}
+    sys.stdout.flush()  # to be read while matplotlib is imported and the figures are drawn
+    drawn = _draw(stage, record, study) if figures else {}
     files = report.files(stage, record) | drawn
-    add_files(results / f"{stage}.json", record, files, stage)
+    add_files(study.results / f"{stage}.json", record, files, stage)
     if drawn and not quiet:
-        click.echo(f"\nfigures: {results / 'figures'} ({counted(len(drawn), 'file')})")
+        click.echo(f"\nfigures: {study.results / 'figures'} ({counted(len(drawn), 'file')})")
     return record
 
 
-def _draw(stage: str, record: Mapping[str, Any], results: Path) -> dict[str, bytes]:
+def _draw(stage: str, record: Mapping[str, Any], study: Any) -> dict[str, bytes]:
     from pipeline.report import figures
 
+    drawn: dict[str, bytes] = {}
     try:
-        return figures.draw(stage, record, results)
+        drawn = figures.draw(stage, record, study.results)
+        if stage == "heads":
+            from pipeline.report.pictures import write_error_sheet
+
+            write_error_sheet(study, record)
     except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
-        _LOG.warning("no figures of %s: %s: %s", stage, type(error).__name__, error)
-        return {}
+        _LOG.warning("figures of %s are missing: %s: %s", stage, type(error).__name__, error)
+    return drawn
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -366,9 +372,8 @@ def heads(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
         said.append(so_far)
 
     record = compare(loaded, options, tell)
-    return _publish(
-        "heads", record, loaded.results, quiet=quiet, figures=flags["figures"], before=said[-1]
-    )
+    figures = flags["figures"]
+    return _publish("heads", record, loaded, quiet=quiet, figures=figures, before=said[-1])
 
 
 @main.command()
@@ -489,7 +494,7 @@ def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[s
     loaded = _load(study)
     record = run(loaded, options)
     if not record["trial"]:
-        return _publish("finetune", record, loaded.results, quiet=quiet, figures=figures)
+        return _publish("finetune", record, loaded, quiet=quiet, figures=figures)
     if _first_process():  # tables and figures on disk are of the whole run
         _show("finetune", record, quiet=quiet)
     return record
@@ -516,23 +521,28 @@ def shift(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     options = replace(effort, samples=_samples(**accepted))
     loaded = _load(study, flags)
     record = analyse(loaded, options)
-    return _publish("shift", record, loaded.results, quiet=quiet, figures=flags["figures"])
+    return _publish("shift", record, loaded, quiet=quiet, figures=flags["figures"])
 
 
 @main.command()
 @_study_argument
+@click.option(
+    "--images",
+    is_flag=True,
+    help="Show images of patients: typical ones, near the border, errors. For your eyes only.",
+)
 @command
-def report(study: Path, *, quiet: bool) -> dict[str, Any]:
+def report(study: Path, *, quiet: bool, images: bool) -> dict[str, Any]:
     """Write one HTML page of everything that the stages found.
 
-    It reads results/STUDY alone. A stage that has not been run is named. The page is one file:
-    it loads nothing and runs no script.
+    A stage that has not been run is named. The page is one file: it loads nothing and runs no
+    script.
 
     Example: headrace report study.toml
     """
     from pipeline.report.page import write_page
 
-    page = write_page(_load(study))
+    page = write_page(_load(study), images=images)
     if not quiet:
         lines = [f"{page.file}: {', '.join(page.stages)} ({page.size / 1e6:.1f} MB)"]
         lines += [f"not on it: {line}" for line in page.missing]

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.report.heads import name_of_domain, not_scored
-from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, table_of
+from pipeline.report.table import Column, Detail, Heading, Legend, Part, Record, Table, table_of
 from pipeline.words import counted
 
-_LEGEND = (
+_LEGEND = Legend(
     "Points are differences of accuracy from lp, the head on frozen features; p is adjusted for "
     "the number of methods (Holm). Intervals are 95 %, by patient."
 )

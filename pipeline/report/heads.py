@@ -6,6 +6,7 @@ from pipeline.report.table import (
     Column,
     Detail,
     Heading,
+    Legend,
     Part,
     Record,
     Table,
@@ -45,7 +46,7 @@ def not_scored(target: str, images: int) -> str:
 def _backbone(record: Record, one: Record) -> Iterator[Part]:
     backbone, classes = one["backbone"], ", ".join(record["classes"])
     yield Heading(f"{record['study']} on {backbone}, classes {classes}")
-    yield (
+    yield Legend(
         f"Points are differences of accuracy from the baseline {record['baseline']}; p is adjusted "
         "for the number of heads (Holm). Intervals are 95 %, by patient. * best by validation."
     )

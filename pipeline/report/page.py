@@ -7,6 +7,7 @@ nothing is loaded from elsewhere, no script runs in it. The same files give the 
 import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,8 +21,9 @@ from markupsafe import Markup
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.report import parts_of
-from pipeline.report.figures import PNG_DOTS, PROBABILITIES, backbones_of, drawn
-from pipeline.report.table import Column, Detail, Heading, Part, Table, to_html
+from pipeline.report.figures import FIGURES, PNG_DOTS, PROBABILITIES, backbones_of, drawn
+from pipeline.report.summary import PageHead, headline, lights, models, page_head
+from pipeline.report.table import Column, Detail, Heading, Legend, Part, Table, to_html
 from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
 from pipeline.words import printable
@@ -38,11 +40,15 @@ STAGES: Mapping[str, tuple[str, int | None, str]] = MappingProxyType(
         "shift": ("shift.json", 7, "From the source to the targets"),
     }
 )
-#: In the order of the page.
-_SECTIONS = ("heads", "finetune", "shift", "audit", "features")
+#: In the order of the page; features are bookkeeping and come with the records, at the end.
+_SECTIONS = ("heads", "finetune", "shift", "audit")
+#: Sentences of a part of a section that are not folded.
+_SENTENCES = 2
 #: Figures are drawn for a page of paper; on a screen an inch takes a little more room.
 _PIXELS_PER_INCH, _PAGE_WIDTH = 118, 850
-_MIME = MappingProxyType({".svg": "image/svg+xml", ".png": "image/png"})
+#: Of the figure on the first screen, which is narrow enough for a phone.
+_SUMMARY_WIDTH = 640
+_MIME = MappingProxyType({".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,27 +71,40 @@ class Page:
     stale: tuple[str, ...]
 
 
-def write_page(study: Study) -> Page:
+def write_page(study: Study, *, images: bool = False) -> Page:
     """Write ``results/<study>/report.html`` from what the stages have left there.
+
+    Args:
+        study: Whose results.
+        images: Whether images of patients are shown; the file then has the mode 0600.
 
     Raises:
         MissingResultsError: No stage has left a record that can be read.
     """
+    from pipeline.report.pictures import readable_by_owner_alone
+
     results = study.results
-    found, parts, missing = _read(results)
-    records = {name: one.record for name, one in found.items()}
+    sets, missing = _read(results)
+    records = {name: of_stage.record for name, of_stage in sets.items()}
+    head = page_head(records.get("heads"))
     stale = tuple(contradictions(study, records))
-    sections = [_section(found[name], parts[name]) for name in parts]
+    explained: set[str] = set()
+    sections = [_section(sets[name], head, explained) for name in _SECTIONS if name in sets]
+    if images and head is not None:
+        sections.insert(1, _pictures(study, head))
     sections.append(_bookkeeping(results, records, missing))
     page = _render(
         study=study.name,
-        sentence=headline(parts, records.get("audit")),
-        summary=_summary(parts),
+        sentence=headline(records, head),
+        lights=lights(records),
+        summary=_summary(records, head),
+        images=images,
         sections=sections,
         stale=stale,
         version=_version(),
     ).encode()
-    write_file(results / PAGE, page)
+    with readable_by_owner_alone() if images else nullcontext():
+        write_file(results / PAGE, page)
     return Page(
         study=study.name,
         file=results / PAGE,
@@ -96,122 +115,67 @@ def write_page(study: Study) -> Page:
     )
 
 
-Records = dict[str, ResultSet]
-Parts = dict[str, list[Part]]
+Records = dict[str, Any]
 
 
-def _read(results: Path) -> tuple[Records, Parts, tuple[str, ...]]:
-    """Results and parts by stage, and a line for each stage that has none that can be read."""
-    found: Records = {}
-    parts: Parts = {}
+def _read(results: Path) -> tuple[dict[str, ResultSet], tuple[str, ...]]:
+    """Results by stage, and a line for each stage that has none that can be read."""
+    sets: dict[str, ResultSet] = {}
     missing = []
     for name, (file, layout, _) in STAGES.items():
         try:
-            one = read_set(results / file, name)
-            one.check()
-            if one.record.get("schema") != layout:
+            of_stage = read_set(results / file, name)
+            of_stage.check()
+            if of_stage.record.get("schema") == layout:
+                sets[name] = of_stage
+            else:
                 missing.append(f"{file} is of another version; run headrace {name} STUDY again")
-                continue
-            parts[name], found[name] = parts_of(name, one.record), one
         except MissingResultsError:
             missing.append(f"{name} has not been run; run headrace {name} STUDY")
         except ResultsError as cause:
             missing.append(str(cause))
-    if not found:
+    if not sets:
         raise MissingResultsError(
             f"{results} holds nothing to report: {'; '.join(missing)}. "
             "Start with headrace features STUDY, then headrace heads STUDY"
         )
-    return found, {name: parts[name] for name in _SECTIONS if name in parts}, tuple(missing)
+    return sets, tuple(missing)
 
 
-# The first screen: one sentence and one figure, both about the head that is best on validation.
+# Blocks: what a section is made of, as the template takes them.
+
+Block = dict[str, Any]
 
 
-def headline(parts: Parts, audit: Mapping[str, Any] | None) -> str:
-    """What a study found, in two or three short sentences.
-
-    Args:
-        parts: By stage.
-        audit: The record of the audit, where there is one.
-    """
-    sentences = []
-    if audit is not None and audit["counts"]["leak"]:
-        sentences.append("The audit found a leak: do not trust the numbers on this page.")
-    for head, accuracy in list(_models(parts).items())[:1]:
-        values = [f"{100 * value[0]:.1f} % on {domain}" for domain, value in accuracy.items()]
-        sentences.append(
-            f"The best head on validation, {head}, has an accuracy of {_list(values)}."
-        )
-    regained = [
-        f"{100 * value[0]:.1f} points on {table.about['target']}"
-        for table in _tables(parts, "shift_effects")
-        for effect, value in zip(table.values("effect"), table.values("points lost"), strict=True)
-        if effect == "the head does not transfer" and value[1] is not None and value[1] > 0
-    ]
-    if regained:
-        sentences.append(f"A head trained on the target would regain {_list(regained)}.")
-    if audit is not None and not audit["counts"]["leak"]:
-        sentences.append("No leak was found.")
-    return " ".join(sentences) or "No head has been compared yet."
-
-
-def _models(parts: Parts) -> dict[str, dict[str, Any]]:
-    """Accuracy by domain of the best head, the linear one, and the best fine-tuned network."""
-    models: dict[str, dict[str, Any]] = {}
-    for table in _of_first_backbone(parts, "heads"):
-        domain = table.title.split(":")[0]
-        rows = [dict(zip(table.names, row, strict=True)) for row in table.rows]
-        chosen = [row for row in rows if row["best"]] + [r for r in rows if r["head"] == "linear"]
-        for row in chosen:
-            models.setdefault(row["head"], {})[domain] = row["accuracy"]
-    trained: dict[str, dict[str, Any]] = {}
-    for table in _of_first_backbone(parts, "finetune"):
-        for name, value in zip(table.values("method"), table.values("accuracy"), strict=True):
-            if name != "lp" and value:
-                trained.setdefault(name, {})[table.title.split(":")[0]] = value
-    if trained:
-        best = max(trained, key=lambda name: trained[name].get("validation", (0.0,))[0])
-        models[f"{best} (fine-tuned)"] = trained[best]
-    return models
-
-
-def _tables(parts: Parts, key: str) -> list[Table]:
-    found = (part for stage in parts.values() for part in stage if isinstance(part, Table))
-    return [table for table in found if table.key == key and table.rows]
-
-
-def _of_first_backbone(parts: Parts, key: str) -> list[Table]:
-    found = _tables(parts, key)
-    return [table for table in found if table.about["backbone"] == found[0].about["backbone"]]
-
-
-def _list(values: Sequence[str]) -> str:
-    return " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
-
-
-def _summary(parts: Parts) -> dict[str, Any] | None:
-    models = _models(parts)
-    if not models:
+def _summary(records: Records, head: PageHead | None) -> Block | None:
+    """The figure on the first screen."""
+    if head is None or not head.accuracy:
         return None
     from pipeline.report.figures.forest import summary
     from pipeline.report.figures.style import image_bytes, styled
 
-    image = image_bytes(styled(summary)(models), "svg")
-    caption = (
-        f"Accuracy by domain of {_list(list(models))}. A point is the share of images that are "
-        "classified rightly, the line its 95 % interval over patients."
+    series = models(records, head)
+    numbers = "; ".join(
+        f"{name}: {', '.join(f'{d} {100 * value[0]:.1f} %' for d, value in values.items())}"
+        for name, values in series.items()
     )
-    return _figure(image, ".svg", caption)
+    caption = (
+        f"Accuracy of {head.name} on {head.backbone}, the head that is best on validation, and of "
+        "others for comparison. A point is the share of images that are classified rightly, the "
+        "line its 95 % interval over patients."
+    )
+    image = image_bytes(styled(summary)(series), "svg")
+    alt = f"Accuracy by domain. {numbers}"
+    return _figure(image, ".svg", caption, alt) | {"width": _SUMMARY_WIDTH}
 
 
-def _figure(image: bytes, suffix: str, caption: str) -> dict[str, Any]:
-    data = base64.b64encode(image).decode()
+def _figure(image: bytes, suffix: str, caption: str, alt: str = "") -> Block:
     return {
         "kind": "figure",
-        "source": f"data:{_MIME[suffix]};base64,{data}",
+        "source": f"data:{_MIME[suffix]};base64,{base64.b64encode(image).decode()}",
         "width": _width(image, suffix),
         "text": caption,
+        "alt": alt or f"{caption} The tables of this section hold its numbers.",
     }
 
 
@@ -225,32 +189,90 @@ def _width(image: bytes, suffix: str) -> int:
     return round(_PIXELS_PER_INCH * inches) or _PAGE_WIDTH
 
 
-# Sections: figures first, then sentences, then tables, folded.
+def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> Block:
+    """Figures of the backbone of the head of the page, then the parts; other figures are folded.
+
+    Args:
+        results: Of one stage.
+        head: Of the page.
+        explained: Sentences on how figures are read that the page has said; grows.
+    """
+    blocks: list[Block] = []
+    folded: list[Block] = []
+    name, backbones = results.stage, backbones_of(results.record)
+    shown = head.backbone if head and head.backbone in backbones else "".join(backbones[:1])
+    for backbone in sorted(backbones, key=lambda backbone: backbone != shown):
+        for figure, kind, image in drawn(results, backbone):
+            _, what, how = FIGURES[figure]
+            reading = "".join(f" {s}" for s in _SENTENCE_END.split(how) if s not in explained)
+            explained.update(_SENTENCE_END.split(how))
+            where = f" Backbone {backbone}." if len(backbones) > 1 else ""
+            block = _figure(image, f".{kind}", f"{what}{reading}{where}")
+            (blocks if backbone == shown else folded).append(block)
+    if folded:
+        blocks.append(_fold("Figures of other backbones", folded))
+    blocks += _blocks(name, results.record)
+    return {"name": name, "title": STAGES[name][2], "blocks": blocks}
 
 
-def _section(found: ResultSet, parts: Sequence[Part]) -> dict[str, Any]:
-    figures = [
-        _figure(image, f".{kind}", f"{caption} ({backbone})")
-        for backbone in backbones_of(found.record)
-        for caption, kind, image in drawn(found, backbone)
-    ]
-    blocks = [block for part in parts if (block := _block(part))]
-    return {"name": found.stage, "title": STAGES[found.stage][2], "blocks": [*figures, *blocks]}
+def _blocks(name: str, record: Mapping[str, Any]) -> list[Block]:
+    return list(_folded(parts_of(name, record)))
 
 
-def _block(part: Part) -> dict[str, Any] | None:
-    if isinstance(part, Table):
-        if not (part.rows or part.notes):
-            return None
-        html = Markup(to_html(part))  # noqa: S704 - to_html escapes every text
-        return {"kind": "table", "text": part.title or "Table", "html": html}
-    kind = (
-        "heading" if isinstance(part, Heading) else "note" if isinstance(part, Detail) else "text"
-    )
-    return {"kind": kind, "text": str(part)}
+def _folded(parts: Iterable[Part]) -> Iterator[Block]:
+    """Below each heading two sentences and folded tables, then the other sentences, folded."""
+    left, more = _SENTENCES, list[Block]()
+    for part in parts:
+        if isinstance(part, Table):
+            if part.rows or part.notes:
+                html = Markup(to_html(part))  # noqa: S704 - to_html escapes every text
+                yield _fold(part.title or "Table", html=html)
+        elif isinstance(part, Heading):
+            yield from _more(more)
+            left, more = _SENTENCES, []
+            yield {"kind": "heading", "text": str(part)}
+        else:
+            sentences = _SENTENCE_END.split(part)
+            visible = 0 if isinstance(part, Detail | Legend) else left
+            if shown := " ".join(sentences[:visible]):
+                yield {"kind": "text", "text": shown}
+            if rest := " ".join(sentences[visible:]):
+                more.append({"kind": "text", "text": rest})
+            left = max(0, left - len(sentences)) if visible else left
+    yield from _more(more)
 
 
-def _bookkeeping(results: Path, records: Iterable[str], missing: Sequence[str]) -> dict[str, Any]:
+_SENTENCE_END = re.compile(r"(?<=[^.]\.) (?=[A-Z*])")
+
+
+def _more(blocks: list[Block]) -> Iterator[Block]:
+    if blocks:
+        yield _fold("More", blocks)
+
+
+def _fold(text: str, blocks: Sequence[Block] = (), html: str = "") -> Block:
+    return {"kind": "fold", "text": text, "blocks": blocks, "html": html}
+
+
+def _pictures(study: Study, head: PageHead) -> Block:
+    """Strips of images, by domain."""
+    from pipeline.report.pictures import as_jpeg, strips
+
+    blocks: list[Block] = [{"kind": "text", "text": _STRIPS.format(head=head.name)}]
+    for strip in strips(study, head):
+        images = [_figure(as_jpeg(pixels), ".jpg", text, text) for text, pixels in strip.pictures]
+        title = f"{strip.domain}: {strip.title}"
+        blocks.append({"kind": "strip", "text": title, "images": images})
+    return {"name": "images", "title": "Images", "blocks": blocks}
+
+
+_STRIPS = (
+    "Typical images have the median probability of their class; near the border {head} wavers "
+    "between two classes. Below each stands the class that {head} predicts, with its probability."
+)
+
+
+def _bookkeeping(results: Path, records: Records, missing: Sequence[str]) -> Block:
     table = Table(
         title=f"Files in results/{results.name}",
         columns=(Column("stage"), Column("file"), Column("written (UTC)")),
@@ -259,8 +281,11 @@ def _bookkeeping(results: Path, records: Iterable[str], missing: Sequence[str]) 
             for name in records
         ),
     )
-    parts: list[Part] = [*missing, table]
-    return {"name": "records", "title": "Records", "blocks": [_block(part) for part in parts]}
+    blocks = [{"kind": "text", "text": line} for line in missing]
+    blocks += _folded([table])
+    if "features" in records:
+        blocks += _blocks("features", records["features"])
+    return {"name": "records", "title": "Records", "blocks": blocks}
 
 
 def _written(file: Path) -> datetime:
@@ -286,11 +311,11 @@ def contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
     domains = {domain.name for domain in study.domains}
     first_with: dict[tuple[str, str], tuple[str, Any]] = {}
     for name in records:
-        found = _images(study.results, name)
-        there = {domain for _, domain in found}
+        scored = _images(study.results, name)
+        there = {domain for _, domain in scored}
         yield from (f"{d} is not in {files[name]}" for d in sorted(domains - there) if there)
         yield from (f"{d} in {files[name]} is not in the study" for d in sorted(there - domains))
-        for where, images in sorted(found.items()):
+        for where, images in sorted(scored.items()):
             file, others = first_with.setdefault(where, (files[name], images))
             if images != others:
                 yield f"{file} and {files[name]} have different images or labels of {where[1]}"
@@ -303,13 +328,13 @@ def _images(results: Path, name: str) -> dict[tuple[str, str], list[tuple[bytes,
         kept = read_predictions(results / PROBABILITIES[name])
     except (KeyError, MissingResultsError):
         return {}
-    found = {}
-    for backbone, one in kept.items():
-        for domain in dict.fromkeys(one.domain.tolist()):
-            rows = one.domain == domain
-            pairs = zip(map(bytes, one.key[rows]), one.label[rows].tolist(), strict=True)
-            found[backbone, domain] = sorted(pairs)
-    return found
+    images = {}
+    for backbone, stored in kept.items():
+        for domain in dict.fromkeys(stored.domain.tolist()):
+            rows = stored.domain == domain
+            pairs = zip(map(bytes, stored.key[rows]), stored.label[rows].tolist(), strict=True)
+            images[backbone, domain] = sorted(pairs)
+    return images
 
 
 def _recipes(records: Mapping[str, Any]) -> Iterator[str]:

@@ -125,6 +125,12 @@ class Detail(str):
     __slots__ = ()
 
 
+class Legend(str):
+    """A sentence on how tables are read, which the page folds."""
+
+    __slots__ = ()
+
+
 #: What a stage's module makes of a record. A plain string is a paragraph.
 Part = Table | str
 #: JSON values of a stage, or of one row in them.

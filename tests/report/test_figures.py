@@ -9,6 +9,9 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+from sklearn.metrics import roc_auc_score
 
 from pipeline.cli import main
 from pipeline.evaluation.predictions import read_predictions
@@ -16,7 +19,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.report import figures, parts_of
 from pipeline.report.figures import FIGURES, NothingToDrawError, Results, curves, forest, roc, shift
-from pipeline.report.figures.style import image_bytes, new_figure, styled
+from pipeline.report.figures.style import COLOURS, GREY, image_bytes, new_figure, styled
 from pipeline.results import read_set, write_set
 from pipeline.study import load_study
 from tests.report.made_up import write_comparison, write_heads, write_shift
@@ -31,25 +34,41 @@ def results_of(stage, folder, **how):
     """A made-up result as figures take it, and its record."""
     record = STAGES[stage](folder, **how)
     file = folder / figures.PROBABILITIES[stage]
-    found = Results(
+    results = Results(
         file=file.read_bytes(),
         backbone="tiny",
         record=record,
         parts=tuple(parts_of(stage, record)),
         predictions=read_predictions(file).get("tiny"),
     )
-    return found, record
+    return results, record
 
 
-def draw_one(name, found):
+def draw_one(name, results):
     module, function = FIGURES[name][0].split(".")
-    return styled(getattr(FUNCTIONS[module], function))(found)
+    return styled(getattr(FUNCTIONS[module], function))(results)
 
 
 def points(axes, colour, marker="o"):
     """The first point of each line of a colour and a marker, top to bottom."""
-    found = [x for x in axes.lines if (x.get_color(), x.get_marker()) == (colour, marker)]
-    return [float(line.get_xdata()[0]) for line in found if len(line.get_xdata())]
+    lines = [x for x in axes.lines if (x.get_color(), x.get_marker()) == (colour, marker)]
+    return [float(line.get_xdata()[0]) for line in lines if len(line.get_xdata())]
+
+
+def contrast(colour, background="white"):
+    """Of two colours, as WCAG 2 defines it: 1 to 21."""
+
+    def luminance(value):
+        rgb = np.array(to_rgb(value))
+        return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ WEIGHTS
+
+    dark, light = sorted((luminance(colour), luminance(background)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+WEIGHTS = np.array([0.2126, 0.7152, 0.0722])
+#: ``heads-confusion`` is of more than two classes.
+CLASSES = {"heads-confusion": 3}
 
 
 @pytest.fixture
@@ -68,14 +87,17 @@ def svg_only(monkeypatch):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_is_drawn_the_same_twice(name, tmp_path):
-    """Two draws of the same data give the same PNG and the same SVG, byte for byte."""
-    found, _ = results_of(name.split("-")[0], tmp_path)
-    one, other = draw_one(name, found), draw_one(name, found)
+    """Two draws of the same data give the same bytes; every text can be read on white."""
+    how = {"K": CLASSES[name]} if name in CLASSES else {}
+    results, _ = results_of(name.split("-")[0], tmp_path, **how)
+    first, second = draw_one(name, results), draw_one(name, results)
     for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
-        image = image_bytes(one, kind)
+        image = image_bytes(first, kind)
         assert image.startswith(start)
-        assert image == image_bytes(other, kind)
+        assert image == image_bytes(second, kind)
         assert mpl.__version__.encode() not in image
+    for text in first.findobj(lambda artist: isinstance(artist, Text) and artist.get_text()):
+        assert contrast(text.get_color()) >= 4.5 or text.get_color() == "white", text
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -83,18 +105,12 @@ def test_each_figure_is_there_in_both_kinds(stage, tmp_path):
     """Each figure appears as PNG and as SVG below the study's results."""
     record = STAGES[stage](tmp_path)
     images = figures.draw(stage, record, tmp_path)
-    wanted = {
-        f"figures/{name}-tiny.{kind}"
-        for name in FIGURES
-        for kind in ("png", "svg")
-        if name.startswith(f"{stage}-")
-    }
+    names = [n for n in FIGURES if n.startswith(f"{stage}-") and n not in CLASSES]
+    wanted = {f"figures/{name}-tiny.{kind}" for name in names for kind in ("png", "svg")}
     assert images.keys() == wanted
     write_set(tmp_path / "set.json", {}, images)
     drawn = list(figures.drawn(read_set(tmp_path / "set.json", stage), "tiny"))
-    assert [caption for caption, _, _ in drawn] == [
-        caption for name, (_, caption) in FIGURES.items() if f"figures/{name}-tiny.png" in wanted
-    ]
+    assert [name for name, _, _ in drawn] == names
     assert {image for _, _, image in drawn} < set(images.values())
 
 
@@ -113,7 +129,7 @@ def test_few_and_many_fit(stage, how, tmp_path, logged, svg_only):
     """One head or twenty, two classes or three, one target or three, names of any kind."""
     record = STAGES[stage](tmp_path, **how)
     assert figures.draw(stage, record, tmp_path)
-    assert not [one for one in logged.records if one.levelno >= logging.WARNING]
+    assert not [entry for entry in logged.records if entry.levelno >= logging.WARNING]
 
 
 def test_a_users_settings_are_left_alone_and_change_nothing(tmp_path, svg_only):
@@ -138,10 +154,7 @@ def test_what_is_not_in_the_files_is_left_out(tmp_path, logged, svg_only):
     images = figures.draw("heads", _without_curves(record), tmp_path)
     assert "figures/heads-roc-tiny.svg" in images
     assert "figures/heads-curves-tiny.svg" not in images
-    assert "figure heads-curves of tiny is not drawn: there are no curves" in logged.text
-    other = tmp_path / "other"
-    images = figures.draw("shift", write_shift(other, K=3), other)
-    assert "figures/shift-roc-tiny.svg" not in images
+    assert "heads-curves of tiny is not drawn: NothingToDrawError: there are no" in logged.text
 
 
 def test_a_figure_that_fails_is_named_and_costs_no_other(tmp_path, logged, monkeypatch):
@@ -155,45 +168,69 @@ def test_a_figure_that_fails_is_named_and_costs_no_other(tmp_path, logged, monke
 
     for name, make in (("broken", broken), ("empty", empty), ("good", lambda _: new_figure(1.0))):
         monkeypatch.setattr(forest, name, make, raising=False)
-    table = {f"heads-{name}": (f"forest.{name}", "") for name in ("broken", "empty", "good")}
+    table = {f"heads-{name}": (f"forest.{name}", "", "") for name in ("broken", "empty", "good")}
     monkeypatch.setattr(figures, "FIGURES", MappingProxyType(table))
     written = figures.draw("heads", write_heads(tmp_path), tmp_path)
     assert list(written) == ["figures/heads-good-tiny.png", "figures/heads-good-tiny.svg"]
-    (warning,) = [one for one in logged.records if one.levelno >= logging.WARNING]
+    (warning,) = [entry for entry in logged.records if entry.levelno >= logging.WARNING]
     assert "heads-broken of tiny is not drawn: ZeroDivisionError: by hand" in warning.getMessage()
 
 
-def test_the_forest_shows_the_accuracies_of_the_table_best_validation_first(tmp_path):
-    """Points are values, whiskers bounds; targets rank nothing."""
-    found, _ = results_of("heads", tmp_path, heads=("linear", "a", "b", "c"))
-    validation, far = found.tables("heads")
-    first, axes = draw_one("heads-forest", found).axes
-    assert points(axes, "#0072B2") == [value[0] for value in far.values("accuracy")]
-    whiskers = [tuple(x.get_xdata()) for x in axes.lines if x.get_marker() == "None"]
-    assert whiskers == [value[1:] for value in far.values("accuracy")]
-    ranked = [value[0] for value in validation.values("accuracy")]
-    assert ranked == sorted(ranked, reverse=True)
-    assert [t.get_text() for t in first.get_yticklabels()] == validation.values("head")
+def test_the_forest_shows_the_differences_of_the_table_best_validation_first(tmp_path):
+    """Points are values in points of accuracy, whiskers their bounds; the prior is left out."""
+    results, _ = results_of("heads", tmp_path, heads=("linear", "a", "b", "prior"))
+    validation, far = results.tables("heads")
+    first, axes = draw_one("heads-forest", results).axes
+    learned = [v for n, v in zip(far.values("head"), far.values("points"), strict=True) if v]
+    shown = [name for name in validation.values("head") if name not in ("linear", "prior")]
+    assert len(shown) == 2
+    assert [t.get_text() for t in first.get_yticklabels()] == shown
+    wanted = [100 * v[0] for v in learned[: len(shown)]]
+    assert points(axes, "#0072B2") == pytest.approx(wanted)
+    whiskers = [tuple(x.get_xdata()) for x in axes.lines if x.get_color() == "#0072B2"][::2]
+    assert np.allclose(whiskers, [[100 * bound for bound in v[1:]] for v in learned[: len(shown)]])
+    assert axes.get_title(loc="left").startswith("far, linear ")
+
+
+def test_the_roc_is_of_the_best_head_with_the_auroc_of_each_domain(tmp_path):
+    """A mark where the most probable class is chosen; beside it the reliability of both."""
+    results, record = results_of("heads", tmp_path)
+    figure = draw_one("heads-roc", results)
+    best = record["backbones"][0]["best"]
+    assert figure.get_suptitle() == f"ROC and reliability of {best}"
+    kept = results.predictions
+    roc, below, reliability, _ = figure.axes
+    for k, (domain, split) in enumerate((("source", "validation"), ("far", "target"))):
+        rows = (kept.domain == domain) & (kept.split == split)
+        positive, score = kept.label[rows] == 1, kept.proba[best, 0][rows, 1]
+        assert below.texts[k].get_text().startswith(f"{roc_auc_score(positive, score):.3f}  ")
+        (mark,) = [x for x in roc.lines if x.get_marker() == "o" and x.get_color() == COLOURS[k]]
+        assert mark.get_ydata() == [np.mean(score[positive] > 0.5)]
+    assert len(reliability.lines) == 3
+    many, _ = results_of("heads", tmp_path / "many", K=3)
+    assert [axes.get_title(loc="left") for axes in draw_one("heads-roc", many).axes[::2]] == [
+        *("ROC, validation", "ROC, far", "Reliability")
+    ]
 
 
 def test_confusions_count_the_images_of_the_file(tmp_path):
-    """Each cell is the number of images of one true and one predicted class."""
-    found, _ = results_of("heads", tmp_path, heads=("linear",), K=3)
-    label, proba = found.scored("linear", "far", "target")
-    texts = [int(t.get_text()) for t in draw_one("heads-confusion", found).axes[1].texts]
-    called = proba.argmax(axis=1)
-    assert texts == [((label == i) & (called == j)).sum() for i in range(3) for j in range(3)]
+    """Each cell is the number of images of one true and one predicted class; 0 is left empty."""
+    results, _ = results_of("heads", tmp_path, heads=("linear",), K=3)
+    kept = results.predictions
+    rows = kept.domain == "far"
+    label, called = kept.label[rows], kept.proba["linear", 0][rows].argmax(axis=1)
+    counts = [((label == i) & (called == j)).sum() for i in range(3) for j in range(3)]
+    texts = [int(text.get_text()) for text in draw_one("heads-confusion", results).axes[1].texts]
+    assert texts == [count for count in counts if count]
 
 
 def test_curves_are_those_of_the_file(tmp_path):
-    """The strong line is the mean of the seeds."""
-    found, record = results_of("heads", tmp_path)
-    runs = [head["curves"] for head in record["backbones"][0]["heads"] if head["curves"]]
-    axes = draw_one("heads-curves", found).axes[0]
-    strong = [line for line in axes.lines if line.get_linewidth() > 1]
-    for line, split in zip(strong, ("fit", "validation"), strict=True):
-        mean = np.mean([run[f"{split}_loss"] for run in runs], axis=0)
-        np.testing.assert_allclose(line.get_ydata(), mean)
+    """Loss to the left, fit and validation."""
+    results, record = results_of("heads", tmp_path)
+    (curves_of_mlp,) = [h["curves"] for h in record["backbones"][0]["heads"] if h["curves"]]
+    axes = draw_one("heads-curves", results).axes[0]
+    for line, split in zip(axes.lines, ("fit", "validation"), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), curves_of_mlp[f"{split}_loss"])
 
 
 @pytest.mark.parametrize(
@@ -202,14 +239,14 @@ def test_curves_are_those_of_the_file(tmp_path):
 def test_epochs_are_whole_and_counted_from_one(epochs, ticks):
     """There is no epoch 0, and nothing between two of them."""
     run = {"fit_loss": [0.5] * epochs, "fit_accuracy": [0.5] * epochs}
-    axes = styled(curves.learning_curves)({"full": [run]}).axes[0]
+    axes = styled(curves.learning_curves)({"full": run}).axes[0]
     assert set(axes.get_xticks()) == ticks
 
 
 def test_steps_lead_from_training_images_to_the_target(tmp_path):
     """Bars are errors from 0 and steps from one error to the next, in percent."""
-    found, _ = results_of("shift", tmp_path)
-    axes = draw_one("shift-errors", found).axes[0]
+    results, _ = results_of("shift", tmp_path)
+    axes = draw_one("shift-errors", results).axes[0]
     names = [text.get_text() for text in axes.get_yticklabels()]
     bars = {n: (b.get_x(), b.get_width()) for n, b in zip(names, axes.patches, strict=True)}
     assert bars["source, training images"] == pytest.approx((0, 1))
@@ -222,34 +259,26 @@ def test_steps_lead_from_training_images_to_the_target(tmp_path):
 
 def test_effects_of_one_colour_add_up_to_the_loss(tmp_path):
     """Bars have the estimates as widths."""
-    found, _ = results_of("shift", tmp_path)
+    results, _ = results_of("shift", tmp_path)
     totals: dict = {}
-    for bar in draw_one("shift-effects", found).axes[0].patches:
+    for bar in draw_one("shift-effects", results).axes[0].patches:
         totals.setdefault(bar.get_facecolor(), []).append(bar.get_width())
     assert [sum(widths) for widths in totals.values()] == pytest.approx([10] * 5)
 
 
 def test_methods_that_use_labels_of_the_target_stand_apart(tmp_path):
     """Gains in points; the unadapted head is the line at 0."""
-    found, _ = results_of("shift", tmp_path)
-    axes = draw_one("shift-adaptation", found).axes[0]
+    results, _ = results_of("shift", tmp_path)
+    axes = draw_one("shift-adaptation", results).axes[0]
     assert points(axes, "#0072B2") == pytest.approx([5, -2])
     assert points(axes, "#E69F00", "s") == pytest.approx([-1, 9])
     assert [t.get_text() for t in axes.get_yticklabels()][-1] == "50 labels per class"
 
 
-def test_marks_of_thresholds_are_the_rates_of_the_table(tmp_path):
-    """One on the curve of the source, one on that of the target."""
-    found, _ = results_of("shift", tmp_path)
-    axes = draw_one("shift-roc", found).axes[0]
-    marks = [(x.get_xdata()[0], x.get_ydata()[0]) for x in axes.lines if x.get_marker() == "o"]
-    assert marks == [pytest.approx((0.2, 0.9)), pytest.approx((0.3, 0.8))]
-
-
 def test_subgroups_show_the_groups_that_have_numbers(tmp_path):
     """A mark for each, at its value."""
-    found, _ = results_of("shift", tmp_path)
-    panels = {x.get_title(loc="left"): x for x in draw_one("shift-subgroups", found).axes}
+    results, _ = results_of("shift", tmp_path)
+    panels = {x.get_title(loc="left"): x for x in draw_one("shift-subgroups", results).axes}
     assert list(panels) == ["accuracy", "AUROC", "sensitivity", "specificity"]
     assert points(panels["AUROC"], "#0072B2") == pytest.approx([0.85, 0.75])
     names = [t.get_text() for t in panels["accuracy"].get_yticklabels()]
@@ -258,20 +287,20 @@ def test_subgroups_show_the_groups_that_have_numbers(tmp_path):
 
 def test_the_line_between_two_networks_is_the_files(tmp_path):
     """Accuracy at every alpha for each domain, and the alpha that validation chose."""
-    found, record = results_of("finetune", tmp_path)
-    axes = draw_one("finetune-alpha", found).axes[0]
+    results, record = results_of("finetune", tmp_path)
+    axes = draw_one("finetune-alpha", results).axes[0]
     line = record["backbones"][0]["models"][2]["interpolated"]
     wanted = [step["domains"][1]["accuracy"] for step in line["curve"]]
     assert list(axes.lines[1].get_ydata()) == wanted
-    assert points(axes, "#777777", "None") == [line["alpha"]]
+    assert points(axes, GREY, "None") == [line["alpha"]]
 
 
 def test_the_figure_of_the_page_shows_every_model_in_every_domain():
     """A point and a number for each."""
     series = {"mlp": {"validation": (0.9, 0.8, 0.95), "b": (0.7, None, None)}, "linear": {}}
     axes = styled(forest.summary)(series).axes[0]
-    assert points(axes, "#0072B2") == [0.9, 0.7]
-    assert [text.get_text() for text in axes.texts] == ["90.0 %", "70.0 %"]
+    assert points(axes, "#0072B2") == [90, 70]
+    assert [text.get_text() for text in axes.texts] == ["90.0", "70.0"]
     with pytest.raises(NothingToDrawError):
         forest.summary({})
 
@@ -297,7 +326,7 @@ def test_the_command_draws_unless_told_not_to(study_file):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0
     assert "\nfigures: results/tiny/figures (" in result.stdout
-    assert (folder / "heads-forest-tiny.svg").is_file()
+    assert (folder / "heads-roc-tiny.svg").is_file()
 
 
 def test_figures_that_fail_do_not_fail_the_stage(study_file, monkeypatch):
@@ -310,5 +339,5 @@ def test_figures_that_fail_do_not_fail_the_stage(study_file, monkeypatch):
     arguments = ["heads", str(study_file), "--only", "prior", "--quick", "--json"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0
-    assert "warning: no figures of heads: OSError: no space" in result.stderr
+    assert "warning: figures of heads are missing: OSError: no space" in result.stderr
     assert json.loads(result.stdout)["backbones"]

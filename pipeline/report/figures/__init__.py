@@ -11,9 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import Predictions, read_predictions, stored_predictions
 from pipeline.report.table import Table
@@ -30,63 +27,78 @@ PROBABILITIES: Mapping[str, str] = MappingProxyType(
     {"heads": "probabilities.h5", "finetune": "finetune.h5", "shift": "shift.h5"}
 )
 
-#: By name: module and function, and what the figure shows and how it is read. To add one: a
-#: function of :class:`Results` and one line here. A name begins with its stage.
-FIGURES: Mapping[str, tuple[str, str]] = MappingProxyType(
+_POINT = (
+    "A point is the estimate and the line through it its 95 % interval over patients. Where the "
+    "line crosses 0, no difference is shown."
+)
+_BAR = "The thin line is the 95 % interval over patients."
+_EPOCHS = (
+    "Blue: images that were trained on. Orange: validation. A loss that rises again is overfit."
+)
+
+#: By name: module and function, what the figure shows, and how it is read, which the page says
+#: once. To add one: a function of :class:`Results` and one line here. A name begins with its
+#: stage.
+FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
-        "heads-forest": ("forest.heads", "Accuracy of each head with its 95 % interval."),
-        "heads-roc": ("roc.heads_roc", "ROC curves of the best heads, with their AUROC."),
+        "heads-forest": (
+            "forest.heads",
+            "Is a head better than the baseline? Points of accuracy gained on the same images.",
+            _POINT,
+        ),
+        "heads-roc": (
+            "roc.heads",
+            "How well does the best head separate the classes, and are its probabilities true?",
+            (
+                "ROC: the nearer to the upper left corner, the better; on the grey line the head "
+                "guesses. A dot is the choice of the most probable class. Reliability: on the grey "
+                "line, of 100 images called 80 % probable, 80 are so."
+            ),
+        ),
         "heads-confusion": (
-            "roc.heads_confusion",
-            "Images by true class (rows) and predicted class (columns) of the best heads.",
+            "roc.confusion",
+            "Which classes does the best head confuse? Images by true and predicted class.",
+            "Each row holds the images of one class; those on the diagonal are classified rightly.",
         ),
-        "heads-curves": (
-            "curves.heads",
-            "Loss and accuracy by epoch of heads that train in epochs. Thin lines: single seeds.",
-        ),
+        "heads-curves": ("curves.heads", "Has training by epochs settled?", _EPOCHS),
         "finetune-forest": (
             "forest.finetune",
-            "Accuracy of each method with its 95 % interval; lp is a head on frozen features.",
+            "Is a trained network better than lp, the head on frozen features?",
+            _POINT,
         ),
-        "finetune-curves": ("curves.finetune", "Loss and accuracy by epoch of each method."),
+        "finetune-curves": ("curves.finetune", "Has training of the networks settled?", _EPOCHS),
         "finetune-alpha": (
             "curves.alpha",
-            "Accuracy from linear probe to fine-tuned network; dashed: chosen on validation.",
-        ),
-        "shift-errors": (
-            "shift.error_table",
-            (
-                "Error table (after Ng): errors (grey) and the steps between them. Lines: 95 % "
-                "intervals by patient; dotted: with the head fitted again."
-            ),
+            "Is a network between the linear probe and the fine-tuned one better than both?",
+            "The dashed line is the mixture that was chosen on validation.",
         ),
         "shift-effects": (
             "shift.effects",
-            "The lost accuracy divided in several ways: the effects of one colour add up to it.",
+            "Why is accuracy lost? The loss of the linear head, divided in several ways.",
+            f"Bars of one colour add up to the loss, the dashed line. {_BAR}",
         ),
-        "shift-scores": (
-            "shift.scores",
-            "Distribution of the score in each class: source above the line, target below.",
-        ),
-        "shift-roc": (
-            "roc.shift_roc",
-            "ROC curves of source and target. Marks: thresholds chosen on the source.",
-        ),
-        "shift-reliability": (
-            "roc.shift_reliability",
-            "Observed against predicted probability on source and target.",
-        ),
-        "shift-map": (
-            "shift.feature_map",
-            "Images on the first two principal components of their features.",
+        "shift-errors": (
+            "shift.error_table",
+            "Where do errors of the linear head arise? Error table (after Ng).",
+            f"Grey: errors. Coloured: the steps between them. {_BAR}",
         ),
         "shift-adaptation": (
             "shift.adaptation",
-            "Accuracy gained by each adaptation method. Orange: it uses labels of the target.",
+            "What helps on the target? Points of accuracy gained over the unchanged linear head.",
+            f"Orange squares use labels of the target. {_POINT}",
+        ),
+        "shift-map": (
+            "shift.feature_map",
+            "Do images of the domains look alike to the network?",
+            (
+                "A point is an image; images with like features lie close together. The axes are "
+                "the first two principal components."
+            ),
         ),
         "shift-subgroups": (
             "shift.subgroups",
-            "The head in each subgroup of source and target, with 95 % intervals.",
+            "Does the linear head fail a group of patients?",
+            "A point is the target, a tick the source. Groups without a mark have too few images.",
         ),
     }
 )
@@ -118,43 +130,23 @@ class Results:
         """Names in label order, fit to be shown."""
         return [printable(name) for name in self.record["classes"]]
 
-    def tables(self, *keys: str) -> list[Table]:
-        """Tables with these keys about this backbone, for each domain or target.
+    def tables(self, key: str, *, needed: bool = True) -> list[Table]:
+        """Tables with this key about this backbone, for each domain or target.
 
         Raises:
-            NothingToDrawError: There is none with rows.
+            NothingToDrawError: There is none with rows, and the figure needs it.
         """
-        found = [
+        tables = [
             part
             for part in self.parts
             if isinstance(part, Table)
-            and part.key in keys
+            and part.key == key
             and part.rows
             and part.about["backbone"] == self.backbone
         ]
-        if not found:
-            raise NothingToDrawError(f"the record has no table {' or '.join(keys)}")
-        return found
-
-    def scored(
-        self, head: str | None, domain: str, split: str | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Labels (n,) and probabilities (n, K) of a head, or of the only one, in a domain.
-
-        Raises:
-            NothingToDrawError: They are not stored.
-        """
-        kept = self.predictions
-        names = [] if kept is None else list(kept.proba)
-        chosen = [n for n in names if head is None or n[0] == head]
-        if kept is None or not chosen:
-            raise NothingToDrawError(f"no probabilities of {head or 'the head'} are stored")
-        rows = kept.domain == domain
-        if split is not None:
-            rows &= kept.split == split
-        if not rows.any():
-            raise NothingToDrawError(f"no probabilities of {domain} are stored")
-        return kept.label[rows], kept.proba[chosen[0]][rows]
+        if needed and not tables:
+            raise NothingToDrawError(f"the record has no table {key}")
+        return tables
 
 
 def draw(stage: str, record: Mapping[str, Any], results: Path) -> dict[str, bytes]:
@@ -178,7 +170,7 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> dict[str, byte
         file, predictions = b"", {}
     images: dict[str, bytes] = {}
     for backbone in backbones_of(record):
-        found = Results(
+        of_backbone = Results(
             file=file,
             backbone=backbone,
             record=record,
@@ -187,7 +179,7 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> dict[str, byte
         )
         for name in FIGURES:
             if name.startswith(f"{stage}-"):
-                images |= _draw_one(name, found)
+                images |= _draw_one(name, of_backbone)
     return images
 
 
@@ -197,35 +189,30 @@ def backbones_of(record: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping)))
 
 
-def _draw_one(name: str, found: Results) -> dict[str, bytes]:
+def _draw_one(name: str, results: Results) -> dict[str, bytes]:
     from pipeline.report.figures.style import image_bytes, styled
 
     module, function = FIGURES[name][0].split(".")
     make = getattr(import_module(f"pipeline.report.figures.{module}"), function)
     try:
-        figure = styled(make)(found)
-        return {
-            f"{FOLDER}/{_stem(name, found.backbone)}.{kind}": image_bytes(figure, kind)
-            for kind in KINDS
-        }
+        figure = styled(make)(results)
+        return {_file(name, results.backbone, kind): image_bytes(figure, kind) for kind in KINDS}
     except Exception as error:  # noqa: BLE001 - the numbers are on disk; this costs one figure
-        if isinstance(error, NothingToDrawError):
-            _LOG.debug("figure %s of %s is not drawn: %s", name, found.backbone, error)
-        else:
-            reason = f"{type(error).__name__}: {error}"
-            _LOG.warning("figure %s of %s is not drawn: %s", name, found.backbone, reason)
+        level = logging.DEBUG if isinstance(error, NothingToDrawError) else logging.WARNING
+        reason = f"{type(error).__name__}: {error}"
+        _LOG.log(level, "figure %s of %s is not drawn: %s", name, results.backbone, reason)
         return {}
 
 
-def _stem(name: str, backbone: str) -> str:
-    return f"{name}-{as_file_name(backbone)}"
+def _file(name: str, backbone: str, kind: str) -> str:
+    return f"{FOLDER}/{name}-{as_file_name(backbone)}.{kind}"
 
 
-def drawn(found: ResultSet, backbone: str) -> Iterator[tuple[str, str, bytes]]:
-    """Caption, kind and image of each figure of a stage; of PNG and SVG, the smaller."""
-    for name, (_, caption) in FIGURES.items():
-        files = {kind: f"{FOLDER}/{_stem(name, backbone)}.{kind}" for kind in KINDS}
-        images = {kind: found.read(file) for kind, file in files.items() if file in found.digests}
-        if name.startswith(f"{found.stage}-") and images:
+def drawn(results: ResultSet, backbone: str) -> Iterator[tuple[str, str, bytes]]:
+    """Name, kind and image of each figure of a stage; of PNG and SVG, the smaller."""
+    for name in FIGURES:
+        files = {kind: _file(name, backbone, kind) for kind in KINDS}
+        images = {kind: results.read(f) for kind, f in files.items() if f in results.digests}
+        if name.startswith(f"{results.stage}-") and images:
             kind = min(images, key=lambda kind: len(images[kind]))
-            yield caption, kind, images[kind]
+            yield name, kind, images[kind]

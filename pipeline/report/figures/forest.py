@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -13,54 +12,86 @@ from pipeline.report.figures.style import (
     BLUE,
     GREY,
     MARKERS,
-    SMALL,
     colour,
     grid,
     new_figure,
     panels,
 )
-from pipeline.report.table import Table
 from pipeline.words import printable
 
-_ROW = 0.2
 #: (estimate, low, high); bounds may be None.
 Interval = tuple[float, Any, Any]
+#: Value and look of a row by its name.
+Rows = Mapping[str, tuple[Interval, Mapping[str, Any]]]
 
 
-def heads(found: Results) -> Figure:
-    """Accuracy of every head in each domain, in one order for all."""
-    title = "Accuracy of heads, best on validation first"
-    return _ranked(found.tables("heads"), "head", title)
+def heads(results: Results) -> Figure:
+    """Points of accuracy that each head gains over the baseline, in each domain."""
+    return _against(results, "heads", "head", results.record["baseline"])
 
 
-def finetune(found: Results) -> Figure:
-    """Frozen and fine-tuned networks beside each other."""
-    return _ranked(found.tables("finetune"), "method", "Frozen (lp) and fine-tuned networks")
+def finetune(results: Results) -> Figure:
+    """The same of methods, against the head on frozen features."""
+    return _against(results, "finetune", "method", "lp")
 
 
-def _ranked(tables: Sequence[Table], column: str, title: str) -> Figure:
-    names = list(dict.fromkeys(name for table in tables for name in table.values(column)))
-    height = 0.45 + _ROW * len(names)
-    figure, cells = panels(len(tables), height=height, extra=0.75, sharey=True)
-    for axes, table in zip(cells, tables, strict=True):
-        values = dict(zip(table.values(column), table.values("accuracy"), strict=True))
-        rows = {name: values[name] for name in names if values.get(name)}
-        prior = rows.pop("prior", None)
-        heights = {name: float(len(names) - 1 - k) for k, name in enumerate(names)}
-        draw_intervals(axes, [(heights[name], value) for name, value in rows.items()])
-        if prior is not None:
-            _draw_prior(axes, heights["prior"], prior, alone=not rows)
-        axes.set_yticks(list(heights.values()), [printable(name) for name in names])
-        axes.set_ylim(-0.6, len(names) - 0.4)
-        axes.set_title(printable(table.title.split(":")[0]))
-    figure.suptitle(title, x=0.01, ha="left")
-    figure.supxlabel("accuracy with 95 % interval", fontsize=8)
+def _against(results: Results, key: str, column: str, baseline: str) -> Figure:
+    """The head that knows class frequencies alone is left out: it would press the others flat."""
+    of_panel: dict[str, Rows] = {}
+    for table in results.tables(key):
+        names = table.values(column)
+        accuracy = dict(zip(names, table.values("accuracy"), strict=True)).get(baseline)
+        points = zip(names, table.values("points"), strict=True)
+        level = f", {baseline} {100 * accuracy[0]:.1f} %" if accuracy else ""
+        of_panel[table.title.split(":")[0] + level] = {
+            name: (value, {}) for name, value in points if value and name != "prior"
+        }
+    return gains(of_panel, f"Accuracy against {baseline}")
+
+
+def gains(of_panel: Mapping[str, Rows], title: str) -> Figure:
+    """A panel for each domain, a row for each name, in points of accuracy around 0.
+
+    Args:
+        of_panel: Shares of images by title of the panel and name of the row.
+        title: Of the figure.
+
+    Raises:
+        NothingToDrawError: There is no row.
+    """
+    names = list(dict.fromkeys(name for rows in of_panel.values() for name in rows))
+    if not names:
+        raise NothingToDrawError("nothing is compared")
+    height = 0.45 + 0.2 * len(names)
+    figure, cells = panels(len(of_panel), height=height, extra=0.7, sharey=True)
+    for axes, (panel, rows) in zip(cells, of_panel.items(), strict=True):
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        for name, (value, look) in rows.items():
+            at = float(len(names) - 1 - names.index(name))
+            draw_intervals(axes, [(at, _percent(value))], **look)
+        name_rows(axes, names)
+        axes.set_title(printable(panel))
+    figure.suptitle(printable(title), x=0.01, ha="left")
+    figure.supxlabel("points of accuracy gained, with 95 % interval", fontsize=8)
     return figure
+
+
+def _percent(interval: Interval) -> Interval:
+    """Of shares; bounds may be None."""
+    low, high = (None if bound is None else 100 * bound for bound in interval[1:])
+    return 100 * interval[0], low, high
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Write names from above at the heights n - 1 to 0."""
+    axes.set_yticks(range(len(names))[::-1], [printable(name) for name in names])
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.tick_params(axis="y", length=0)
 
 
 def draw_intervals(
     axes: Axes,
-    rows: Sequence[tuple[float, Interval]],
+    rows: Sequence[tuple[float, Any]],
     *,
     shade: str = BLUE,
     marker: str = "o",
@@ -70,7 +101,7 @@ def draw_intervals(
 
     Args:
         axes: A panel whose vertical axis counts rows.
-        rows: Height and value of each.
+        rows: Height and (estimate, low, high) of each; bounds may be None.
         shade: Colour.
         marker: Of matplotlib.
         label: For a legend.
@@ -80,28 +111,8 @@ def draw_intervals(
             axes.plot([low, high], [height, height], color=shade, linewidth=1.2)
         axes.plot([value], [height], marker, color=shade, markersize=4, label=label)
         label = ""
-    axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     grid(axes)
-
-
-def _draw_prior(axes: Axes, height: float, value: Interval, *, alone: bool) -> None:
-    """The head that knows only class frequencies, far off: it would press the others together."""
-    left = axes.get_xlim()[0]
-    if alone or value[0] >= left:
-        draw_intervals(axes, [(height, value)])
-        return
-    axes.set_xlim(left, axes.get_xlim()[1])
-    axes.plot([left], [height], "<", color=GREY, markersize=3.5, clip_on=False)
-    axes.annotate(
-        f"{value[0]:.3f}",
-        (left, height),
-        xytext=(5, 0),
-        textcoords="offset points",
-        va="center",
-        color=GREY,
-        fontsize=SMALL,
-    )
 
 
 def summary(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
@@ -109,47 +120,29 @@ def summary(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
 
     Args:
         series: By name of the model, its accuracy by domain.
+
+    Raises:
+        NothingToDrawError: There is none.
     """
     domains = list(dict.fromkeys(domain for values in series.values() for domain in values))
     if not domains:
         raise NothingToDrawError("no accuracy is known")
     # Narrow, so that it can be read on a phone.
-    figure = new_figure(0.6 + len(domains) * (0.2 + 0.15 * len(series)), 5.4)
+    figure = new_figure(0.65 + len(domains) * (0.2 + 0.16 * len(series)), 4.2)
     axes = figure.subplots()
-    step = 0.7 / max(len(series), 1)
     for number, (name, values) in enumerate(series.items()):
-        shift = step * ((len(series) - 1) / 2 - number)
-        rows = [
-            (len(domains) - 1 - k + shift, values[domain])
-            for k, domain in enumerate(domains)
-            if domain in values
-        ]
-        draw_intervals(
-            axes,
-            rows,
-            shade=colour(number),
-            marker=MARKERS[number % len(MARKERS)],
-            label=printable(name),
-        )
+        shift = 0.7 * ((len(series) - 1) / 2 - number) / len(series)
+        rows = [(len(domains) - 1 - domains.index(d) + shift, v) for d, v in values.items()]
+        look = {"shade": colour(number), "marker": MARKERS[number % len(MARKERS)]}
+        draw_intervals(axes, [(y, _percent(value)) for y, value in rows], **look)
+        axes.plot([], [], color=look["shade"], marker=look["marker"], label=printable(name))
         for height, (value, *_) in rows:
-            axes.annotate(
-                f"{100 * value:.1f} %",
-                (1.01, height),
-                xycoords=axes.get_yaxis_transform(),
-                va="center",
-                color=colour(number),
-                fontsize=SMALL,
-            )
-    axes.set_yticks(np.arange(len(domains))[::-1], [printable(domain) for domain in domains])
+            place = axes.get_yaxis_transform()
+            axes.text(1.01, height, f"{100 * value:.1f}", transform=place, va="center")
+    name_rows(axes, domains)
     axes.tick_params(axis="y", labelsize=8.5)
     axes.set_ylim(-0.5, len(domains) - 0.5)
-    axes.set_xlabel("accuracy with 95 % interval")
-    if len(series) > 1:
-        figure.legend(
-            loc="outside upper left",
-            ncols=len(series),
-            frameon=False,
-            labelcolor="linecolor",
-            fontsize=8,
-        )
+    axes.set_xlabel("accuracy in %, with 95 % interval")
+    ncols = 1 if max(map(len, series)) > 24 else 3
+    figure.legend(loc="outside upper left", ncols=ncols, frameon=False, fontsize=8)
     return figure

@@ -20,8 +20,9 @@ from pipeline.report.figures import PNG_DOTS
 #: Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left
 #: out, being too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = COLOURS
-INK, GREY, PALE = "#222222", "#777777", "#D9D9D9"
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, _ = COLOURS
+#: Texts are of these: both stand out from white by more than 4.5 : 1.
+INK, GREY = "#222222", "#6B6B6B"
 #: More series than colours are told apart by these.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -42,6 +43,7 @@ _SETTINGS = {
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "legend.fontsize": SMALL,
     "figure.titlesize": 9.5,
     "figure.titleweight": "bold",
     "lines.linewidth": 1.3,

@@ -1,0 +1,172 @@
+"""Pictures of a study: what its classes look like, and the errors that a head is surest of.
+
+They show patients: files that hold them are readable by their owner alone. A picture is the
+whole image, stretched to a square; no file and no patient is named.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cache import disk
+from pipeline.data.images import PixelPolicy, Pixels
+from pipeline.data.items import Item
+from pipeline.data.samples import SampleOptions, load_samples
+from pipeline.data.sources import read_image
+from pipeline.errors import ImageError
+from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
+from pipeline.report.figures import FOLDER
+from pipeline.report.summary import PageHead, page_head
+from pipeline.study import SOURCE, Study
+from pipeline.words import printable
+
+ERROR_SHEET = "heads-errors.png"
+#: Pixels of a side, and pictures in a strip.
+SIDE, _COUNT = 150, 6
+#: That fit above a picture of the sheet.
+_LETTERS = 27
+Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """Pictures that are alike in one way.
+
+    Attributes:
+        domain: Where they are from.
+        title: What they have in common.
+        pictures: Text below each, and its pixels, ``(SIDE, SIDE, 3)``; those that can be read.
+    """
+
+    domain: str
+    title: str
+    pictures: tuple[tuple[str, Pixels], ...]
+
+
+def strips(study: Study, head: PageHead, *, only_errors: bool = False) -> Iterator[Strip]:
+    """For each domain its surest errors and, by class, typical images and some near the border.
+
+    Typical is an image whose probability of its class is near the median of the class. Six
+    images at most, of different patients; of the source those of validation.
+
+    Raises:
+        MissingResultsError: ``headrace heads`` has not been run.
+    """
+    kept = read_predictions(study.results / PROBABILITIES)[head.backbone]
+    (proba,) = [values for (name, _), values in kept.proba.items() if name == head.name]
+    samples, _ = load_samples(study, SampleOptions(allow_conflicts=True, allow_leaks=True))
+    items = dict(zip(samples.key, samples.items, strict=True))
+    for domain in dict.fromkeys(kept.domain[kept.split != "fit"].tolist()):
+        rows = np.flatnonzero((kept.domain == domain) & (kept.split != "fit") & (kept.label >= 0))
+        name = "validation" if domain == SOURCE else domain
+        for title, chosen in _choices(kept, proba, rows, only_errors=only_errors):
+            pictures = tuple(_pictures(kept, proba, chosen, items))
+            if pictures:
+                yield Strip(domain=name, title=title, pictures=pictures)
+
+
+def _choices(
+    kept: Predictions, proba: NDArray[np.float64], rows: Rows, *, only_errors: bool
+) -> Iterator[tuple[str, Rows]]:
+    """Title and rows of each strip of one domain."""
+    p = proba[rows]
+    wrong = p.argmax(axis=1) != kept.label[rows]
+    yield "surest errors", _first(kept, rows[wrong], -p[wrong].max(axis=1))
+    for k, name in enumerate(() if only_errors else kept.classes):
+        of_class = rows[kept.label[rows] == k]
+        if len(of_class):
+            own = proba[of_class, k]
+            other = np.delete(proba[of_class], k, axis=1).max(axis=1)
+            yield f"typical of {name}", _first(kept, of_class, np.abs(own - np.median(own)))
+            yield f"{name}, near the border", _first(kept, of_class, np.abs(own - other))
+
+
+def _first(kept: Predictions, rows: Rows, value: NDArray[np.float64]) -> Rows:
+    """Rows of the lowest values, each of another patient."""
+    ordered = rows[np.argsort(value, kind="stable")]
+    _, first = np.unique(kept.patient[ordered], return_index=True)
+    return ordered[np.sort(first)[:_COUNT]]
+
+
+def _pictures(
+    kept: Predictions, proba: NDArray[np.float64], rows: Rows, items: Mapping[bytes, Item]
+) -> Iterator[tuple[str, Pixels]]:
+    policy = PixelPolicy(size=SIDE, resize="stretch")
+    for row in rows:
+        key, called = bytes(kept.key[row]), int(proba[row].argmax())
+        shown = min(99, round(100 * proba[row, called]))  # no head is sure
+        text = f"{kept.classes[called]} {shown} %"
+        if called != kept.label[row]:
+            text = f"{kept.classes[kept.label[row]]}, called {text}"
+        try:
+            yield printable(text), read_image(items[key], key).pixels(policy)
+        except (ImageError, KeyError):
+            continue  # moved or changed since: the others are shown
+
+
+def as_jpeg(pixels: Pixels) -> bytes:
+    """Small enough for a page with a hundred of them."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=80)
+    return file.getvalue()
+
+
+@contextmanager
+def readable_by_owner_alone() -> Iterator[None]:
+    """Files that are created inside have the mode 0600."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def write_error_sheet(study: Study, heads: Mapping[str, Any]) -> list[Path]:
+    """Draw the errors that the best head is surest of, a row for each domain.
+
+    Args:
+        study: Its images are read.
+        heads: The record of ``headrace heads``.
+
+    Returns:
+        The file, which its owner alone can read; none where there is no error to show.
+    """
+    file = study.results / FOLDER / ERROR_SHEET
+    head = page_head(heads)
+    errors = [] if head is None else list(strips(study, head, only_errors=True))
+    if head is None or not errors:
+        disk.unlink(file)  # an older one would show what is no more
+        return []
+    image = _sheet(errors, f"Errors that {head.name} on {head.backbone} is surest of")
+    with readable_by_owner_alone():
+        disk.publish(file, image)
+    return [file]
+
+
+def _sheet(rows: Sequence[Strip], title: str) -> bytes:
+    """A PNG; one picture of all of them, since a panel for each would take seconds to lay out."""
+    from pipeline.report.figures.style import SMALL, image_bytes, new_figure, styled
+
+    step, line = SIDE + 12, SIDE + 42
+    canvas = np.full((line * len(rows), step * _COUNT, 3), 255, np.uint8)
+    figure = styled(new_figure)(0.4 + 7.2 * canvas.shape[0] / canvas.shape[1])
+    axes = figure.subplots()
+    axes.set_axis_off()
+    for i, strip in enumerate(rows):
+        look: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontsize": SMALL}
+        axes.text(-5, (i + 1) * line - SIDE / 2, printable(strip.domain), **look)
+        for k, (text, pixels) in enumerate(strip.pictures):
+            canvas[(i + 1) * line - SIDE : (i + 1) * line, k * step : k * step + SIDE] = pixels
+            lines = [part[:_LETTERS] for part in text.split(", ", 1)]
+            axes.text(k * step, (i + 1) * line - SIDE - 4, "\n".join(lines), fontsize=SMALL - 1)
+    axes.imshow(canvas)
+    figure.suptitle(printable(title), x=0.01, ha="left", fontsize=9.5)
+    return image_bytes(figure, "png")

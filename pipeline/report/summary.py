@@ -1,0 +1,249 @@
+"""What a study found, at a glance: the head of the page, one sentence, four lights.
+
+All of it is about one head, the one that is best on validation among all backbones.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.evaluation.intervals import ROUGH_BELOW
+
+Record = Mapping[str, Any]
+#: By stage.
+Records = Mapping[str, Record]
+#: (estimate, low, high).
+Interval = tuple[float, float | None, float | None]
+
+#: Checks of the audit that show a shortcut: something but the disease predicts the label.
+_SHORTCUTS = ("file properties", "border", "corners")
+#: A loss that another head regains by this share is regained for the most part.
+_MOST, _SOME = 2 / 3, 1 / 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageHead:
+    """The head that a page is about.
+
+    Attributes:
+        name: Of the head.
+        backbone: Of its features.
+        accuracy: (estimate, low, high) by domain, first on validation.
+    """
+
+    name: str
+    backbone: str
+    accuracy: Mapping[str, Interval]
+
+    @property
+    def source(self) -> str:
+        """The domain that targets are compared with."""
+        return next(iter(self.accuracy))
+
+
+def page_head(heads: Record | None) -> PageHead | None:
+    """The best head on validation; of the first backbone where there is no validation.
+
+    Args:
+        heads: The record of ``headrace heads``, where there is one.
+    """
+    if heads is None:
+        return None
+    best = [
+        PageHead(name=name, backbone=b["backbone"], accuracy=_accuracy(b["domains"], name))
+        for b in heads["backbones"]
+        if (name := b["best"] or b["heads"][0]["head"])
+    ]
+    return max(best, key=lambda head: head.accuracy.get("validation", (0.0,))[0])
+
+
+def _accuracy(domains: Sequence[Record], head: str) -> dict[str, Interval]:
+    """By domain, of one head; empty where it was not fitted."""
+    return {
+        _domain(domain): _interval(row["scores"]["accuracy"])
+        for domain in domains
+        for row in domain["rows"]
+        if row["head"] == head
+    }
+
+
+def _domain(row: Record) -> str:
+    return "validation" if row["role"] == "validation" else str(row["domain"])
+
+
+def _interval(value: Record) -> Interval:
+    return value["estimate"], value["low"], value["high"]
+
+
+def models(records: Records, head: PageHead) -> dict[str, Mapping[str, Interval]]:
+    """Accuracy by domain of the head of the page, the linear one, the best trained network."""
+    series: dict[str, Mapping[str, Interval]] = {head.name: head.accuracy}
+    if linear := _accuracy(_of_backbone(records["heads"], head.backbone), "linear"):
+        series.setdefault("linear", linear)
+    trained: dict[str, dict[str, Interval]] = {}
+    for domain in _of_backbone(records.get("finetune"), head.backbone):
+        for row in domain["rows"]:
+            if row["method"] != "lp":
+                accuracy = trained.setdefault(f"{row['method']}, fine-tuned", {})
+                accuracy.setdefault(_domain(domain), _interval(row["scores"]["accuracy"]))
+    if trained:
+        best = max(trained, key=lambda name: trained[name].get("validation", (0.0,))[0])
+        series[best] = trained[best]
+    return series
+
+
+def _of_backbone(record: Record | None, backbone: str) -> list[Record]:
+    """The domains of one backbone in the record of a stage."""
+    backbones = record["backbones"] if record else ()
+    return [domain for b in backbones if b["backbone"] == backbone for domain in b["domains"]]
+
+
+def headline(records: Records, head: PageHead | None) -> str:
+    """What a study found, in a few short sentences."""
+    leaks = _count_leaks(records)
+    sentences = []
+    if leaks:
+        sentences.append("Images or patients leak: do not trust the numbers on this page.")
+    if head is None:
+        sentences.append("No head has been compared yet.")
+    else:
+        effects = _effects(records.get("shift", {"targets": ()}), head.backbone)
+        sentences += _accuracies(head, effects)
+        sentences += _regained(effects)
+    if leaks == 0:
+        sentences.append("No leak was found.")
+    return " ".join(sentences)
+
+
+def _effects(shift: Record, backbone: str) -> dict[str, dict[str, Record]]:
+    """Why accuracy is lost, by target and name of the effect."""
+    return {
+        target["target"]: {effect["name"]: effect for effect in target["effects"]}
+        for target in shift["targets"]
+        if target["backbone"] == backbone and target["effects"]
+    }
+
+
+def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
+    """Accuracy on the source, and where it falls from that."""
+    source, *targets = head.accuracy.items()
+    level = f"{_percent(source[1])} on {_PATIENTS.get(source[0], source[0])}"
+    falls: list[str] = []
+    others: list[str] = []
+    for target, value in targets:
+        loss = effects[target]["accuracy_loss"]["low"] > 0 if target in effects else False
+        fell = value[0] < source[1][0] and (loss or _apart(value, source[1]))
+        (falls if fell else others).append(f"{_percent(value)} on {target}")
+    if falls:
+        yield f"Accuracy falls from {level} to {_list(falls)}."
+    else:
+        yield f"Accuracy is {level}."
+    if others:
+        yield f"It is {_list(others)}, where no loss is shown."
+
+
+_PATIENTS = {"validation": "new patients of the source"}
+
+
+def _apart(lower: Interval, upper: Interval) -> bool:
+    """Whether the intervals do not overlap."""
+    return lower[2] is not None and upper[1] is not None and lower[2] < upper[1]
+
+
+def _regained(effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
+    """How much of each shown loss a head that is trained on the target would regain."""
+    regained, not_shown = [], []
+    for target, of_target in effects.items():
+        loss, gap = of_target["accuracy_loss"], of_target.get("transfer_gap")
+        if gap is None or loss["low"] <= 0:
+            continue
+        share = gap["estimate"] / loss["estimate"]
+        how = "most" if share >= _MOST else "part" if share >= _SOME else "little"
+        if gap["low"] > 0:
+            regained.append(f"{how} of the loss on {target}")
+        else:
+            not_shown.append(target)
+    if regained:
+        text = _list(regained)
+        yield f"{text[0].upper()}{text[1:]} would be regained by training there."
+    if not_shown:
+        yield f"Training on {_list(not_shown)} is not shown to regain the loss."
+
+
+def _percent(value: Interval) -> str:
+    return f"{100 * value[0]:.0f} %"
+
+
+def _list(values: Sequence[str]) -> str:
+    return " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Light:
+    """One thing that must be right before numbers are believed.
+
+    Attributes:
+        name: What was looked at.
+        state: ``good``, ``warn``, ``bad`` or ``unknown``.
+        word: The finding, for people who see no colour.
+    """
+
+    name: str
+    state: str
+    word: str
+
+
+def lights(records: Records) -> list[Light]:
+    """Leaks, shortcuts, shift, enough patients."""
+    return [
+        _leaks(_count_leaks(records)),
+        _shortcuts(records.get("audit")),
+        _shift(records.get("shift")),
+        _patients(records.get("heads")),
+    ]
+
+
+def _count_leaks(records: Records) -> int | None:
+    """Findings of the audit, or what the heads were fitted in spite of; None: not checked."""
+    in_heads = len(records["heads"].get("leaks", ())) if "heads" in records else 0
+    return int(records["audit"]["counts"]["leak"]) if "audit" in records else in_heads or None
+
+
+def _leaks(count: int | None) -> Light:
+    if count is None:
+        return Light(name="Leaks", state="unknown", word="not checked")
+    return Light(name="Leaks", state="bad" if count else "good", word="found" if count else "none")
+
+
+def _shortcuts(audit: Record | None) -> Light:
+    findings = [f for f in audit["findings"] if f["check"] in _SHORTCUTS] if audit else []
+    severities = {finding["severity"] for finding in findings}
+    if severities & {"leak", "warning"}:
+        return Light(name="Shortcuts", state="warn", word="possible")
+    if severities == {"ok"}:
+        return Light(name="Shortcuts", state="good", word="no sign")
+    return Light(name="Shortcuts", state="unknown", word="open" if findings else "not tested")
+
+
+def _shift(shift: Record | None) -> Light:
+    """Whether accuracy is shown to fall on a target, else whether its images differ."""
+    targets = shift["targets"] if shift else ()
+    losses = [e for t in targets for e in t["effects"] if e["name"] == "accuracy_loss"]
+    if not targets:
+        return Light(name="Shift", state="unknown", word="not analysed")
+    if any(effect["low"] > 0 for effect in losses):
+        return Light(name="Shift", state="bad", word="accuracy falls")
+    tests = [test for target in targets for test in target["detection"]]
+    if any(test["p_adjusted"] is not None and test["p_adjusted"] <= 0.05 for test in tests):
+        return Light(name="Shift", state="warn", word="images differ")
+    return Light(name="Shift", state="good", word="none shown")
+
+
+def _patients(heads: Record | None) -> Light:
+    counts = [d["patients"] for b in (heads["backbones"] if heads else ()) for d in b["domains"]]
+    if not counts:
+        return Light(name="Enough patients", state="unknown", word="not counted")
+    fewest = min(counts)
+    word = "yes" if fewest >= ROUGH_BELOW else f"only {fewest} in one domain"
+    state = "good" if fewest >= ROUGH_BELOW else "warn"
+    return Light(name="Enough patients", state=state, word=word)

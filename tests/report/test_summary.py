@@ -1,0 +1,171 @@
+"""What a study found at a glance: one head, one sentence, four lights."""
+
+import pytest
+
+from pipeline.report.summary import headline, lights, models, page_head
+
+
+def heads_of(*backbones, patients=200):
+    """A record of heads: by backbone, accuracy by domain of each head; the first is the best."""
+    return {
+        "backbones": [
+            {
+                "backbone": f"net{k}",
+                "best": next(iter(accuracy)),
+                "heads": [{"head": name} for name in accuracy],
+                "domains": [
+                    {
+                        "domain": domain,
+                        "role": "validation" if domain == "source" else "target",
+                        "patients": patients,
+                        "rows": [
+                            {"head": head, "scores": {"accuracy": value(of_head[domain])}}
+                            for head, of_head in accuracy.items()
+                        ],
+                    }
+                    for domain in next(iter(accuracy.values()))
+                ],
+            }
+            for k, accuracy in enumerate(backbones)
+        ]
+    }
+
+
+def value(estimate, width=0.03):
+    return {"estimate": estimate, "low": estimate - width, "high": estimate + width}
+
+
+def shift_of(loss, gap, target="b", p=0.5):
+    effects = {"accuracy_loss": loss, "transfer_gap": gap}
+    return {
+        "targets": [
+            {
+                "backbone": "net0",
+                "target": target,
+                "effects": [{"name": name, **value(size)} for name, size in effects.items()],
+                "detection": [{"p_adjusted": p}],
+            }
+        ]
+    }
+
+
+def audit_of(leak=0, **severities):
+    findings = [{"check": c.replace("_", " "), "severity": s} for c, s in severities.items()]
+    return {"counts": {"leak": leak}, "findings": findings}
+
+
+def say(accuracy, **more):
+    heads = heads_of({"mlp": accuracy})
+    return headline({"heads": heads, **more}, page_head(heads))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "more", "sentence"),
+    [
+        ({"source": 0.96}, {}, "Accuracy is 96 % on new patients of the source."),
+        (
+            {"source": 0.96, "b": 0.82},
+            {"shift": shift_of(0.14, 0.12), "audit": audit_of()},
+            (
+                "Accuracy falls from 96 % on new patients of the source to 82 % on b. Most of the "
+                "loss on b would be regained by training there. No leak was found."
+            ),
+        ),
+        (
+            {"source": 0.96, "b": 0.82, "c": 0.95},
+            {},
+            (
+                "Accuracy falls from 96 % on new patients of the source to 82 % on b. "
+                "It is 95 % on c, where no loss is shown."
+            ),
+        ),
+        (
+            {"source": 0.96, "b": 0.94},
+            {"shift": shift_of(0.05, 0.01)},
+            (
+                "Accuracy falls from 96 % on new patients of the source to 94 % on b. "
+                "Training on b is not shown to regain the loss."
+            ),
+        ),
+        (
+            {"source": 0.96},
+            {"audit": audit_of(leak=1)},
+            (
+                "Images or patients leak: do not trust the numbers on this page. "
+                "Accuracy is 96 % on new patients of the source."
+            ),
+        ),
+    ],
+)
+def test_the_sentence_says_what_the_intervals_allow(accuracy, more, sentence):
+    """A loss is one that shift shows, or where intervals lie apart; a leak comes first."""
+    assert say(accuracy, **more) == sentence
+
+
+def test_without_heads_there_is_a_sentence_too():
+    """A page may be of features alone."""
+    assert headline({"audit": audit_of()}, page_head(None)) == (
+        "No head has been compared yet. No leak was found."
+    )
+
+
+def test_the_head_of_the_page_is_the_best_on_validation_of_all_backbones():
+    """Whatever it is worth on a target; the figure compares it with linear and the best network."""
+    heads = heads_of(
+        {"mlp": {"source": 0.9, "b": 0.9}},
+        {"svm": {"source": 0.95, "b": 0.5}, "linear": {"source": 0.94, "b": 0.6}},
+    )
+    head = page_head(heads)
+    assert (head.name, head.backbone, head.source) == ("svm", "net1", "validation")
+    methods = {"lp": (0.99, 0.9), "full": (0.9, 0.7), "tip": (0.8, 0.9)}
+    domains = [
+        {
+            "domain": domain,
+            "role": role,
+            "rows": [
+                {"method": method, "scores": {"accuracy": value(accuracy[k])}}
+                for method, accuracy in methods.items()
+            ],
+        }
+        for k, (domain, role) in enumerate((("source", "validation"), ("b", "target")))
+    ]
+    trained = {"backbones": [{"backbone": "net1", "domains": domains}]}
+    series = models({"heads": heads, "finetune": trained}, head)
+    assert list(series) == ["svm", "linear", "full, fine-tuned"]
+    assert {name: of["b"][0] for name, of in series.items()} == {
+        "svm": 0.5, "linear": 0.6, "full, fine-tuned": 0.7,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ({}, ["not checked", "not tested", "not analysed", "not counted"]),
+        (
+            {
+                "audit": audit_of(border="ok", file_properties="ok", patients="ok"),
+                "shift": shift_of(0.01, 0.0),
+                "heads": heads_of({"mlp": {"source": 0.9}}),
+            },
+            ["none", "no sign", "none shown", "yes"],
+        ),
+        (
+            {
+                "audit": audit_of(leak=2, border="warning", corners="ok"),
+                "shift": shift_of(0.1, 0.0),
+                "heads": heads_of({"mlp": {"source": 0.9}}, patients=38),
+            },
+            ["found", "possible", "accuracy falls", "only 38 in one domain"],
+        ),
+        (
+            {"audit": audit_of(border="note"), "shift": shift_of(0.0, 0.0, p=0.01)},
+            ["none", "open", "images differ", "not counted"],
+        ),
+    ],
+)
+def test_each_light_has_a_word(records, words):
+    """Green, orange, red or unknown, for those who see no colour too."""
+    shown = lights(records)
+    assert [light.name for light in shown] == ["Leaks", "Shortcuts", "Shift", "Enough patients"]
+    assert [light.word for light in shown] == words
+    assert {light.state for light in shown} <= {"good", "warn", "bad", "unknown"}
