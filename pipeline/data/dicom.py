@@ -1,12 +1,15 @@
 """DICOM files: pixels as they are meant to be seen, and the patient as a hash.
 
 Only the tags listed here are read; private ones never are, and nothing of a header leaves
-this file but the hash. Decoders are those of pydicom and, where installed, of GDCM.
+this file but the hash. What is compressed is decoded by imagecodecs (libjpeg-turbo, CharLS,
+OpenJPEG), run lengths by pydicom.
 """
 
 import hashlib
 import io
+import re
 import secrets
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,15 @@ _TAGS = [
     "VOILUTFunction", "VOILUTSequence",
 ]  # fmt: skip
 _SALT_BYTES = 32
+#: Codecs of imagecodecs by transfer syntax; all others are pydicom's.
+_CODECS = {
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 57, 70)), "jpeg8"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{number}" for number in (80, 81)), "jpegls"),
+    **dict.fromkeys((f"1.2.840.10008.1.2.4.{number}" for number in (90, 91)), "jpeg2k"),
+}
+_JPEG_2000 = b"\xff\x4f\xff\x51"
+#: Rows and columns of a JPEG or JPEG-LS frame.
+_FRAME_HEADER = re.compile(rb"\xff[\xc0-\xc3\xf7]...(....)", re.DOTALL)
 
 
 def is_dicom(data: bytes) -> bool:
@@ -148,21 +160,61 @@ def _checked(header: Any) -> str:
 
 
 def _decoded(header: Any, frame: int) -> NDArray[Any]:
+    """The stored values, ``(rows, columns)``, or red, green and blue of 8 bits."""
     from pydicom.pixels import pixel_array
 
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax in _CODECS:
+        return _decompressed(header, frame)
     try:
         return np.asarray(pixel_array(header, index=frame))
     except (RuntimeError, NotImplementedError) as cause:
-        syntax = header.file_meta.TransferSyntaxUID.name
-        raise ImageError(
-            f"compressed as {syntax}, which cannot be decoded here: "
-            'pip install "headrace[dicom]", or damaged'
-        ) from cause
+        raise ImageError(f"damaged, or compressed as {syntax.name}, which is not read") from cause
+
+
+def _decompressed(header: Any, frame: int) -> NDArray[Any]:
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import convert_color_space
+
+    try:
+        import imagecodecs
+    except ImportError as cause:
+        raise ImageError('it is compressed: pip install "headrace[dicom]"') from cause
+    codec = _CODECS[header.file_meta.TransferSyntaxUID]
+    frames = int(header.get("NumberOfFrames") or 1)
+    data = get_frame(header.PixelData, frame, number_of_frames=frames)
+    _check_stream(data, header)
+    kind = header.PhotometricInterpretation
+    space = {"colorspace": "RGB" if kind == "RGB" else "YCBCR", "outcolorspace": "RGB"}
+    colour = kind in _COLOUR
+    decode = getattr(imagecodecs, f"{codec}_decode")
+    if codec == "jpeg8":  # it turns YBR into RGB itself
+        return np.asarray(decode(data, **(space if colour else {})))
+    values = np.asarray(decode(data))
+    if colour:
+        full = kind.startswith("YBR_FULL")
+        return np.asarray(convert_color_space(values, "YBR_FULL", "RGB")) if full else values
+    return values
+
+
+def _check_stream(data: bytes, header: Any) -> None:
+    """Refuse a compressed picture of another size than the header's, before it is decoded."""
+    rows, columns = int(header.Rows), int(header.Columns)
+    if data.startswith(_JPEG_2000):
+        fits = data[8:16] == struct.pack(">II", columns, rows)
+    else:
+        found = _FRAME_HEADER.search(data)
+        fits = found is not None and found[1] == struct.pack(">HH", rows, columns)
+    if not fits:
+        raise ImageError("damaged (its pixels have another size than its header says)")
 
 
 def _levels(pixels: NDArray[Any], header: Any, reading: Reading) -> NDArray[np.uint8]:
     from pydicom.pixels import apply_modality_lut, apply_voi
 
+    if header.PixelRepresentation and pixels.dtype.kind == "u":  # codecs do not know signs
+        unused = 8 * pixels.itemsize - int(header.BitsStored)
+        pixels = (pixels << unused).view(f"i{pixels.itemsize}") >> unused
     values = apply_modality_lut(pixels, header)
     if reading.window is not None:
         return scaled(values, reading.window)
