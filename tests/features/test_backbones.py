@@ -24,8 +24,20 @@ from pipeline.features.frozen import Frozen, build, state_digest
 from pipeline.features.weights import HubWeights, file_digest
 
 NAMES = [*BACKBONES, "timm:resnet18"]
-LARGE = ("densenet121", "resnet50")
+LARGE = ("densenet121", "densenet121_xray", "resnet50")
 TOLERANCE = 1e-5  # relative L2; float32 engines differ by up to 2e-6
+
+
+class OneChannel(torchvision.models.DenseNet):
+    """The layout of torchxrayvision, with its formula for the pixels."""
+
+    def __init__(self):
+        super().__init__(32, (6, 12, 24, 16), 64)
+        self.features.conv0 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+
+    def forward(self, images):
+        pixels = images * 0.5 / 1024 + 0.5  # as the policy had them before
+        return super().forward((2 * pixels.mean(1, keepdim=True) - 1) * 1024)
 
 
 def reference(name: str) -> nn.Module:
@@ -33,6 +45,7 @@ def reference(name: str) -> nn.Module:
     torch.manual_seed(0)
     networks = {
         "densenet121": lambda: torchvision.models.densenet121(weights=None),
+        "densenet121_xray": OneChannel,
         "googlenet": lambda: torchvision.models.googlenet(
             weights=None, transform_input=True, aux_logits=True, init_weights=False
         ),
@@ -70,7 +83,7 @@ def plain_features(network: nn.Module, pixels: np.ndarray, name: str) -> np.ndar
     """What the plain forward pass hands to its classifier, caught by a hook."""
     policy = spec_of(name).policy
     caught = {}
-    head = {"densenet121": "classifier", "efficientnet_lite0": "classifier"}.get(name, "fc")
+    head = "classifier" if hasattr(network, "classifier") else "fc"
     handle = getattr(network, head).register_forward_pre_hook(
         lambda _, inputs: caught.update(x=inputs[0])
     )
@@ -208,6 +221,43 @@ def test_a_classifier_of_any_width_is_left_out(networks, tmp_path):
     assert state_digest(build("resnet50", tmp_path / "two.pth")) == expected
 
 
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda s: {"state_dict": s, "epoch": 3}, "['state_dict']"),
+        (lambda s: {"model": {f"module.{k}": t for k, t in s.items()}}, "['model'] module.*"),
+        (lambda s: {f"_orig_mod.{k}": t for k, t in s.items()}, "_orig_mod.*"),
+        (
+            lambda s: {
+                "state_dict": {f"module.encoder_q.{k}": t for k, t in s.items()}
+                | {f"module.encoder_k.{k}": t * 2 for k, t in s.items()}
+                | {"module.queue": torch.zeros(4)}
+            },
+            "['state_dict'] module.* encoder_q.*",
+        ),
+        (
+            lambda s: {f"backbone.{k}": t for k, t in s.items()} | {"head.bias": torch.zeros(2)},
+            "backbone.*",
+        ),
+    ],
+    ids=["wrapped", "parallel", "compiled", "MoCo", "with a head"],
+)
+def test_weights_are_taken_as_they_are_published(networks, tmp_path, caplog, wrap, said):
+    """Out of their wrappers and without prefixes; they are the same weights, and it is said."""
+    caplog.set_level("INFO")
+    network, file = networks["timm:resnet18"]
+    torch.save(wrap(network.state_dict()), tmp_path / "published.pth")
+    built = build("timm:resnet18", tmp_path / "published.pth")
+    assert state_digest(built) == state_digest(build("timm:resnet18", file))
+    assert f"published.pth: the weights are those of {said}" in caplog.text
+
+
+def test_a_backbone_without_published_weights_asks_for_a_file():
+    """It says which one."""
+    with pytest.raises(WeightsError, match=r'densenet121_xray\] weights = "FILE", the state dict'):
+        weights_file("densenet121_xray", "imagenet")
+
+
 def test_weights_that_are_not_finite_are_refused(networks, tmp_path):
     """One engine would turn NaN into zero without a word."""
     state = {k: t.clone() for k, t in networks["resnet50"][0].state_dict().items()}
@@ -231,7 +281,9 @@ class Payload:
         ("pickle", "holds pickled objects, which are code and never loaded"),
         ("FIFO", "no regular file"),
         ("list", "is not a state dict"),
-        ("other", "does not fit densenet121"),
+        ("other", "does not fit densenet121: it has 0 of the network's 725 tensors, not "),
+        ("optimiser", "is not a state dict"),
+        ("one channel", r"shape \(64, 1, 7, 7\), the network's has .*there is densenet121_xray"),
     ],
 )
 def test_a_file_that_is_no_state_dict_is_refused(networks, tmp_path, content, sentence):
@@ -245,6 +297,10 @@ def test_a_file_that_is_no_state_dict_is_refused(networks, tmp_path, content, se
         os.mkfifo(file)
     elif content == "list":
         torch.save([torch.zeros(1)], file)
+    elif content == "optimiser":
+        torch.save({"state_dict": {"lr": 0.1}}, file)
+    elif content == "one channel":
+        torch.save(networks["densenet121_xray"][0].state_dict(), file)
     else:
         torch.save(networks["resnet50"][0].state_dict(), file)
     with pytest.raises(WeightsError, match=sentence) as error:
