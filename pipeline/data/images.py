@@ -293,11 +293,11 @@ def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, i
     return image, orientation
 
 
-def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int] | None:
+def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int, int] | None:
     """What another decoder may be given: an ordinary, whole JPEG file; None for all others.
 
     Returns:
-        The file without metadata, and its orientation; see :func:`open_image`.
+        The file without metadata, its orientation, see :func:`open_image`, and its pixels.
     """
     if not data.startswith(_JPEG) or not data.rstrip(b"\0").endswith(_JPEG_END):
         return None
@@ -306,7 +306,7 @@ def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int] | 
     except Exception:  # noqa: BLE001 - `decode` has the reason
         return None
     ordinary = image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
-    return (split_jpeg(data)[0], orientation) if ordinary else None
+    return (split_jpeg(data)[0], orientation, image.width * image.height) if ordinary else None
 
 
 def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:

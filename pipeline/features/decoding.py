@@ -33,7 +33,7 @@ _WINDOW, _BATCHES = 256, 3
 #: Rows that a process decodes for one request.
 _ROWS_PER_REQUEST = 16
 #: Below this, starting processes takes longer than they save.
-_IMAGES_FOR_PROCESSES = 2000
+_IMAGES_FOR_PROCESSES = 1000
 ONE_COLOUR = "all pixels have one colour"
 Request = Sequence[tuple[bytes, Item]]
 #: Why each image cannot be used, or None; and the pixels of the batch.
@@ -92,7 +92,8 @@ def decode_batches(
         ]
         return lambda: ([reason for future in futures for reason in future.result()], pixels)
 
-    step = _ROWS_PER_REQUEST if processes else 1
+    # Small batches image by image, since those differ in size; of large ones several together.
+    step = _ROWS_PER_REQUEST if processes else max(1, size // 32)
     pool = ThreadPoolExecutor(processes or os.cpu_count(), "decode")
     try:
         yield from started_ahead(items, size, start, unusable)

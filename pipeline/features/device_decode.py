@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,10 +30,12 @@ from pipeline.features.decoding import (
 from pipeline.words import are, counted
 
 _LOG = logging.getLogger(__name__)
-#: Pictures that are decoded, and resized, at once: full-size ones fill a GPU's memory.
-_AT_ONCE = 32
-#: Threads that read and check files.
-_READERS = 16
+_T = TypeVar("_T")
+#: Pixels that are decoded, and resized, at once, so that full-size pictures fit into the memory.
+_DECODED_AT_ONCE, _RESIZED_AT_ONCE = 500_000_000, 100_000_000
+#: Threads that read and check files; that decode. While one of these waits for nvJPEG, the
+#: other resizes.
+_READERS, _DECODERS = 16, 2
 
 
 class _Picture(NamedTuple):
@@ -43,6 +44,7 @@ class _Picture(NamedTuple):
     content: Content
     jpeg: bytes
     orientation: int
+    size: int
 
 
 def device_batches(
@@ -59,7 +61,11 @@ def device_batches(
         EngineError: This torchvision decodes no JPEG.
     """
     decoder = _DeviceDecoder(policy, size, device)
-    with ThreadPoolExecutor(_READERS, "read") as pool, ThreadPoolExecutor(1, "decode") as own:
+    with (
+        ThreadPoolExecutor(_READERS, "read") as pool,
+        # On a stream of its own, or decoding would wait for the network and the network for it.
+        ThreadPoolExecutor(_DECODERS, "decode", _own_stream, (device,)) as own,
+    ):
 
         def start(chunk: Request) -> Callable[[], Decoded]:
             read = [pool.submit(_read, key, item, policy) for key, item in chunk]
@@ -75,6 +81,11 @@ def device_batches(
             "%s %s decoded on the CPU, since the GPU decodes plain JPEG only",
             *(counted(decoder.on_cpu, "picture"), are(decoder.on_cpu)),
         )
+
+
+def _own_stream(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
 
 def _read(key: bytes, item: Item, policy: PixelPolicy) -> _Picture | Pixels | str:
@@ -116,9 +127,9 @@ class _DeviceDecoder:
         side = self._policy.size
         pixels = torch.zeros((self._size, side, side, 3), dtype=torch.uint8, device=self._device)
         reasons: list[str | None] = [p if isinstance(p, str) else None for p in pictures]
-        files = iter([(row, p) for row, p in enumerate(pictures) if isinstance(p, _Picture)])
+        files = [(row, p) for row, p in enumerate(pictures) if isinstance(p, _Picture)]
         with torch.inference_mode():
-            while some := list(islice(files, _AT_ONCE)):
+            for some in _divided(files, [p.size for _, p in files], _DECODED_AT_ONCE):
                 left = self._fill(pixels, some)
                 self.on_cpu += len(left)
                 for row, picture in left:
@@ -149,9 +160,11 @@ class _DeviceDecoder:
             else:
                 upright = _TURNS[picture.orientation](image)
                 by_shape[tuple(upright.shape)].append((row, upright))
-        for group in by_shape.values():
-            square = _fitted(torch.stack([image for _, image in group]), self._policy)
-            pixels[[row for row, _ in group]] = square.permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+        for same in by_shape.values():
+            for group in _divided(same, [image.numel() for _, image in same], _RESIZED_AT_ONCE):
+                square = _fitted(torch.stack([image for _, image in group]), self._policy)
+                for (row, _), one in zip(group, square.permute(0, 2, 3, 1), strict=True):
+                    pixels[row] = one  # grey fills three channels
         return left
 
     def _decoded(self, files: list[bytes]) -> list[Tensor | None]:
@@ -172,6 +185,20 @@ class _DeviceDecoder:
             return [self._decode_jpeg(one, self._mode) for one in encoded]
         decoded: list[Tensor] = self._decode_jpeg(encoded, self._mode, device=self._device)
         return decoded
+
+
+def _divided(values: Sequence[_T], sizes: Sequence[int], limit: int) -> Iterator[list[_T]]:
+    """Runs of values whose sizes add up to a limit; one that is larger is alone."""
+    run: list[_T] = []
+    total = 0
+    for value, size in zip(values, sizes, strict=True):
+        if run and total + size > limit:
+            yield run
+            run, total = [], 0
+        run.append(value)
+        total += size
+    if run:
+        yield run
 
 
 def _fitted(images: Tensor, policy: PixelPolicy) -> Tensor:

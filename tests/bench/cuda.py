@@ -29,7 +29,7 @@ from PIL import Image
 
 BACKBONES = ("densenet121", "googlenet")
 #: Side in pixels, colours and number of the generated pictures.
-SETS = {"small": (224, "RGB", 8000), "large": (1600, "L", 1600), "colour": (1600, "RGB", 320)}
+SETS = {"small": (224, "RGB", 8000), "large": (1600, "L", 1600), "colour": (1600, "RGB", 960)}
 LOOP = """
 import sys, time, torch, torchvision
 from torch.utils.data import DataLoader
@@ -383,12 +383,40 @@ def decoding(options: argparse.Namespace) -> None:
 
 
 def _batches_rate(batches) -> float:
-    """Without the first batch, which waits for threads and processes to start."""
-    next(batches)
-    start, done = time.perf_counter(), 0
-    for keys, _ in batches:
-        done += len(keys)
-    return done / (time.perf_counter() - start)
+    """From the third batch on: threads and processes have started, and all work ahead."""
+    ends = [time.perf_counter() for _ in batches]
+    return 128 * (len(ends) - 4) / max(ends[-2] - ends[2], 1e-9) if len(ends) > 4 else 0.0
+
+
+def nvjpeg(options: argparse.Namespace) -> None:
+    """What torchvision's decoder on the device and the resize there can do at most."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    from pipeline.data.images import PixelPolicy
+    from pipeline.features.device_decode import _fitted
+
+    if options.device == "cpu":
+        return
+    print("| pictures | at once | decoded/s | decoded and resized/s |\n| - | - | - | - |")
+    for kind in SETS:
+        files = [Path(item.file).read_bytes() for item in _items(options.work / kind, 256).values()]
+        encoded = [torch.frombuffer(bytearray(f), dtype=torch.uint8) for f in files]
+        for at_once in (32, 128, 256):
+            rates = []
+            for resized in (False, True):
+                for _ in range(2):
+                    torch.cuda.synchronize()
+                    start = time.perf_counter()
+                    for at in range(0, 256, at_once):
+                        images = decode_jpeg(
+                            encoded[at : at + at_once], ImageReadMode.UNCHANGED, device="cuda"
+                        )
+                        for part in range(0, at_once if resized else 0, 32):
+                            _fitted(torch.stack(images[part : part + 32]), PixelPolicy())
+                    torch.cuda.synchronize()
+                rates.append(256 / (time.perf_counter() - start))
+            print(f"| {kind} | {at_once} | {rates[0]:.0f} | {rates[1]:.0f} |", flush=True)
 
 
 def device_pixels(options: argparse.Namespace) -> None:
@@ -461,7 +489,7 @@ def _whole(
     quarter = options.work / f"{kind}-quarter"
     _take(images, quarter, count // 4)
     print("| pictures | backbone | precision | decode ", end="")
-    print("| whole, s | images/s | marginal, images/s | plain loop, images/s |")
+    print("| whole, s | images/s | marginal, images/s | plain loop in bf16, images/s |")
     print("| - | - | - | - | - | - | - | - |", flush=True)
     loops = {}
     for backbone, precision, decode in ways:
@@ -486,12 +514,12 @@ def _whole(
             )
             seconds.append(time.perf_counter() - start)
             notes = done.stderr
-        if (backbone, precision) not in loops:
+        if backbone not in loops and precision == "bf16":
             few = _count(options, loop_images)
             given = [backbone, str(images), str(few), options.device, precision]
-            loops[backbone, precision] = float(_python("-c", LOOP, *given).stdout.split()[-1])
+            loops[backbone] = float(_python("-c", LOOP, *given).stdout.split()[-1])
         marginal = (count - count // 4) / max(seconds[1] - seconds[0], 1e-3)
-        loop = loops[backbone, precision]
+        loop = loops[backbone]
         print(
             f"| {kind} | {backbone} | {precision} | {decode} | {seconds[1]:.1f} | "
             f"{count / seconds[1]:.0f} | {marginal:.0f} ({marginal / loop:.1f} x) | {loop:.0f} |"
@@ -535,15 +563,16 @@ def tests(options: argparse.Namespace) -> None:
 
 
 SECTIONS = {
-    "environment": (environment, 120),
-    "correctness": (correctness, 90),
-    "forward": (forward, 150),
-    "decoding": (decoding, 60),
-    "device pixels": (device_pixels, 40),
-    "stores": (stores, 90),
-    "whole small": (whole_small, 150),
-    "whole large": (whole_large, 150),
-    "finetune": (finetune, 120),
+    "environment": (environment, 60),
+    "whole small": (whole_small, 75),
+    "whole large": (whole_large, 75),
+    "finetune": (finetune, 90),
+    "decoding": (decoding, 40),
+    "nvJPEG": (nvjpeg, 30),
+    "device pixels": (device_pixels, 30),
+    "correctness": (correctness, 60),
+    "stores": (stores, 70),
+    "forward": (forward, 100),
     "tests": (tests, 120),
 }
 
@@ -572,7 +601,8 @@ def _pictures(folder: Path, side: int, mode: str, count: int) -> None:
         (folder / kind).mkdir(parents=True)
 
     def save(number: int) -> None:
-        shifted = np.roll(bases[number % 12], (number // 12 * 7, number // 12), (0, 1))
+        shift, level = number // 12 % 199, number // 12 // 199
+        shifted = np.roll(bases[number % 12], (shift, 7 * shift), (0, 1)) // 2 + np.uint8(9 * level)
         file = folder / "ab"[number % 2] / f"p{number // 4:05}_{number}.jpg"
         Image.fromarray(shifted).save(file, quality=85)
 
