@@ -113,16 +113,15 @@ def read_all(path: Path, most: int = MAX_BYTES) -> bytes:
         descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
     except OSError as cause:
         if cause.errno in (errno.ELOOP, errno.ENXIO):
-            raise NotPlainFileError(f"{path} is no regular file") from cause
+            raise NotPlainFileError(path) from cause
         raise
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise NotPlainFileError(f"{path} is no regular file")
+            raise NotPlainFileError(path)
         if status.st_size > most:
-            raise NotPlainFileError(
-                f"{path} has {status.st_size:,} bytes; at most {most:,} are read"
-            )
+            too_large = f"it has {status.st_size:,} bytes; at most {most:,} are read"
+            raise NotPlainFileError(path, too_large)
         pieces, rest = [], status.st_size
         while rest and (piece := os.read(descriptor, rest)):
             pieces.append(piece)
@@ -142,7 +141,7 @@ def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
     return parse_json(read_all(path, most))
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes | str) -> Any:
     """Values of a JSON text.
 
     Raises:

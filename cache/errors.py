@@ -44,6 +44,14 @@ class WriteFailedError(CacheError, OSError):
 class NotPlainFileError(CacheError, OSError):
     """What should be a file of ours is a folder, a link, a FIFO, a device, or far too large."""
 
+    def __init__(self, path: Path, reason: str = "not a regular file") -> None:
+        """Keep path and reason where those of the system would be."""
+        super().__init__(errno.EINVAL, reason, str(path))
+
+    def __str__(self) -> str:
+        """Show the sentence: OSError would put the errno in front of it."""
+        return f"{self.filename}: {self.strerror}"
+
 
 class DamagedPartError(CacheError, ValueError):
     """The bytes of a part are not what its name and its format promise."""

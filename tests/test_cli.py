@@ -466,7 +466,7 @@ def test_init_gives_equal_folder_names_a_number(study_file, monkeypatch):
 def test_heads_quick_and_thorough(study_file, monkeypatch):
     """Three seeds and one division in folds; no folds and fewer draws; ten seeds and five."""
     asked = []
-    monkeypatch.setattr("pipeline.compare.compare", lambda _, options: asked.append(options))
+    monkeypatch.setattr("pipeline.compare.compare", lambda _, options, *__: asked.append(options))
     for more in ([], ["--quick"], ["--thorough"]):
         CliRunner().invoke(main, ["heads", str(study_file), "--only", "linear, mlp", *more])
     assert [(o.seeds, o.repeats, o.draws, o.thorough) for o in asked] == [

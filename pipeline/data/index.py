@@ -113,7 +113,7 @@ class KeyIndex:
     def _load(self) -> dict[str, Any]:
         """What was saved, if every byte of it is as it was written."""
         try:
-            index = json.loads(disk.read_all(self._file))
+            index = disk.read_json(self._file)
             entries: dict[str, Any] = index["entries"]
             digest = _sha256(_canonical(entries))
             whole = index["format"] == _KEYS_FORMAT and index["sha256"] == digest

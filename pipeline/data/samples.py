@@ -18,6 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import disk
 from pipeline.data.dicom import salt_of
 from pipeline.data.grey_levels import MAX_PIXELS, Reading, window_of
 from pipeline.data.index import KeyIndex
@@ -350,7 +351,7 @@ def read_exclusions(file: Path) -> tuple[str, ...]:
         StudyError: It is not a text file.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = disk.read_all(file.resolve()).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as cause:
         raise StudyError(f"exclude: {file} cannot be read as text: {cause}") from cause
     return tuple(line for line in lines if line.strip() and not line.startswith("#"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from cache import disk
 from pipeline.data.items import system_reason
 from pipeline.errors import StudyError
 from pipeline.words import composed, printable
@@ -76,7 +77,7 @@ def _text_rows(file: Path) -> Iterator[Row]:
 
 def _text(file: Path) -> str:
     try:
-        content = file.read_bytes()
+        content = disk.read_all(file.resolve())
     except OSError as cause:
         raise StudyError(f"{file} cannot be read: {system_reason(cause)}") from cause
     try:

@@ -42,7 +42,7 @@ class ConvertedNetwork:
         """
         try:
             head, _, body = disk.read_all(self._file).partition(b"\n")
-            values = json.loads(head)
+            values = disk.parse_json(head)
             size = int(values["graph"])
             network = body[:size], body[size:]
             same = values["key"] == self._key | dict(versions)

@@ -259,7 +259,7 @@ def state_digest_of(
 
 def _remembered(file: Path) -> dict[str, Any]:
     try:
-        memory = json.loads(disk.read_all(file))
+        memory = disk.read_json(file)
     except (OSError, ValueError):
         return {}
     return memory if isinstance(memory, dict) else {}

@@ -143,8 +143,8 @@ class Checkpoints:
         data, sha256 = disk.read_all(self.folder / name), name[-76:-12]
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("its bytes are not those that were written")
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        content: dict[str, Any] = json.loads(header["__metadata__"]["json"])
+        header = disk.parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        content: dict[str, Any] = disk.parse_json(header["__metadata__"]["json"])
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
         return content, Checkpoint(state=content["state"], tensors=load(data), sha256=sha256)

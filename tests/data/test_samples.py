@@ -460,6 +460,10 @@ def test_a_list_that_is_not_there_or_not_text_is_refused(study_file):
     with pytest.raises(StudyError, match="cannot be read as text"):
         load_samples(study)
     (study_file.parent / "not.txt").unlink()
+    os.mkfifo(study_file.parent / "not.txt")
+    with pytest.raises(StudyError, match=r"not\.txt: not a regular file"):
+        load_samples(study)
+    (study_file.parent / "not.txt").unlink()
     with pytest.raises(StudyError, match=r"exclude: there is no file .*headrace audit writes one"):
         load_study(study_file)
 

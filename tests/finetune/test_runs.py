@@ -146,6 +146,7 @@ def test_a_damaged_model_is_trained_again(run, caplog):
     assert run.model("lp").record() is None
     again = trained(run, "lp")
     assert [row["fit_loss"] for row in again.curves] == [row["fit_loss"] for row in first.curves]
+    assert "model.safetensors is not the file that model.json was written with" in caplog.text
     assert "It is trained again when its method runs" in caplog.text
 
 
