@@ -123,6 +123,11 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
 
     found, listing = _corrected(table, domain, notes)
     notes += _tree(table, listing)
+    if any("|" in item.label for item in listing.items):
+        notes.append(
+            f"[{table}] some labels are several findings: write what the classes are, such as "
+            'values = {normal = "No Finding", pneumonia = "*Pneumonia*"}'
+        )
     lines = [f"[{table}]", f"path = {seen(found.path)}"]
     if found.table:
         columns = found.table.columns.items()
@@ -131,7 +136,8 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
         lines += [f"domain = {_quoted(found.table.domain)}"] if found.table.domain else []
     if found.split:
         lines.append(f"split = {_quoted(found.split)}")
-    if not (found.table and "patient" in found.table.columns):
+    has_patients = found.table is not None and "patient" in found.table.columns
+    if not has_patients and not npz_arrays.is_archive(found.path):
         lines.append(_group_line(listing.items, table, notes))
     if found.ignore:
         lines.append(f"ignore = {json.dumps(found.ignore, ensure_ascii=False)}")

@@ -77,7 +77,8 @@ def _splits(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
     first = min(splits, key=lambda name: _SPLITS.index(name.casefold()))
     return WrongLayout(
         text=f"the folders {_listed(splits)} are splits, and the classes {_listed(folders[first])} "
-        "lie in them; let each split that is used be a domain of its own",
+        'lie in them; split = "given" keeps train and validation as they are, and [test.NAME] with '
+        'split = "test" adds a test part',
         path=first,
     )
 

@@ -162,7 +162,7 @@ def test_a_file_loses_nothing_but_metadata():
     assert (content, orientation) == (png(), TURNED)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=80))
 def test_any_bytes_as_exif_leave_the_picture_usable(content):
     """A picture in one of the eight orientations comes out."""

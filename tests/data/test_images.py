@@ -112,7 +112,7 @@ def mutated(data, mutations):
     return data
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.sampled_from(sorted(good_files())), MUTATIONS, st.sampled_from(["error", "ignore"]))
 def test_hostile_bytes_give_pixels_or_a_reason(name, mutations, filter_action):
     """Whatever the bytes and whatever the user's warning filter: no other exception."""

@@ -138,7 +138,7 @@ def test_a_header_that_declares_more_than_the_file_holds_is_refused(tmp_path, co
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.integers(0, 127), st.binary(max_size=6), st.integers(0, 9000))
 def test_a_hostile_stack_gives_items_or_a_study_error(tmp_path, at, new, length):

@@ -230,3 +230,4 @@ def test_init_writes_a_study_of_each_kind_that_runs(name, data, lines, tmp_path,
     assert not skipped
     found = f"[source] {(samples.domain == 'source').sum()} images, classes: "
     assert any(note.startswith(found) for note in notes)
+    assert any("several findings" in note for note in notes) == name.startswith("NIH")
