@@ -36,7 +36,8 @@ class MLPHead(Head):
         hidden: Width of each hidden layer.
         depth: Hidden layers, 1 or more.
         dropout: Share of hidden units dropped while training, in [0, 1).
-        epochs: Passes over the rows. None: as many as make about 90 steps, 7 to 30.
+        epochs: Passes over the rows. None: as many as make about 90 steps, 7 to 30; of more
+            than two classes, both times the number of bits of a class.
         batch_size: Rows per step. None: a power of two that gives 10 to 20 steps an epoch,
             but 32 to 1024.
         learning_rate: AdamW's. None: 4e-4 for up to 128 rows a step, then with their root.
@@ -95,10 +96,11 @@ class MLPHead(Head):
         self.layers_, self.curves_ = _train(self, rows, labels, validation)
         return self
 
-    def schedule(self, n: int) -> tuple[int, int, float]:
+    def schedule(self, n: int, classes: int = 2) -> tuple[int, int, float]:
         """Epochs, rows a step and learning rate for ``n`` rows."""
+        bits = np.log2(classes)
         batch = self.batch_size or min(1024, max(32, 2 ** int(np.log2(max(1, n / 10)))))
-        epochs = self.epochs or min(30, max(7, round(90 * batch / n)))
+        epochs = self.epochs or min(round(30 * bits), max(7, round(90 * bits * batch / n)))
         rate = self.learning_rate or 4e-4 * max(1.0, batch / 128) ** 0.5
         return epochs, batch, rate
 
@@ -120,9 +122,9 @@ def _train(
 ) -> tuple[Layers, dict[str, list[float]]]:
     """The whole training: epochs of steps of forward, backward and AdamW."""
     xp, to_device = _arrays()
-    epochs, batch, rate = head.schedule(len(X))
-    rng = stream("mlp", head.random_state)
     classes = int(y.max()) + 1
+    epochs, batch, rate = head.schedule(len(X), classes)
+    rng = stream("mlp", head.random_state)
     widths = [X.shape[1], *[head.hidden] * head.depth, classes]
     network = _Network(widths, rng, xp=xp, to_device=to_device)
     optimiser = _AdamW(network.values, network.slopes, rate=rate, decay=head.weight_decay, xp=xp)

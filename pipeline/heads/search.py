@@ -350,7 +350,11 @@ def _fit_choices(
     shape = len(fold.outside), int(data.labelled().max()) + 1
     heads = [spec.make(seed).set_params(**choice) for choice in choices]
     if spec.path:
-        return np.asarray(spec.path(heads, fold.X_inside, y, fold.X_outside))
+        along = np.asarray(spec.path(heads, fold.X_inside, y, fold.X_outside))
+        for proba in along:
+            if np.isfinite(proba).any():  # else the rows are too few for it
+                check_probabilities(proba, shape)
+        return along
     found, refusals = np.full((len(heads), *shape), np.nan), []
     for number, head in enumerate(heads):
         try:

@@ -132,6 +132,7 @@ def test_the_schedule_grows_with_the_rows(n, expected):
     assert MLPHead().schedule(n) == pytest.approx(expected)
     given = MLPHead(epochs=7, batch_size=5, learning_rate=0.1)
     assert given.schedule(n) == (7, 5, 0.1)
+    assert MLPHead().schedule(1600, classes=4)[0] == 14
 
 
 def test_dropout_keeps_the_share_that_it_says():

@@ -139,6 +139,14 @@ WAYS = {
 }
 
 
+def test_a_path_that_answers_nonsense_is_a_failure_too():
+    """Numbers of too few classes must not end the comparison."""
+    short = replace(HEADS["knn"], path=lambda heads, X, y, other: np.ones((3, len(other), 1)))
+    fits, failures = fit(made_up_rows(n=40), {"short": short, "lr": PLAIN})
+    assert set(fits) == {"lr"}
+    assert "shape" in failures["short"]
+
+
 @pytest.mark.parametrize("parallel", [True, False])
 def test_a_head_that_fails_is_listed_and_the_others_go_on(parallel):
     """Whatever it raises, nonsense, or no end; whether on folds or on all rows."""
@@ -209,9 +217,10 @@ def test_a_head_is_the_same_on_one_core_and_on_two(name, monkeypatch):
     np.testing.assert_array_equal(found[0].out_of_fold, found[1].out_of_fold)
 
 
-def test_of_many_rows_one_fold_is_held_out(monkeypatch):
+@pytest.mark.parametrize("limit", ["MANY_ROWS", "MANY_SCORES"])
+def test_of_many_rows_or_classes_one_fold_is_held_out(limit, monkeypatch):
     """The others have no out-of-fold probabilities, and say so."""
-    monkeypatch.setattr(search, "MANY_ROWS", 100)
+    monkeypatch.setattr(search, limit, 100)
     data = made_up_rows()
     fits, _ = fit(data, {"linear": HEADS["linear"]}, repeats=1)
     ((_, outside),) = deal_folds(data, 3)
