@@ -1,16 +1,13 @@
 """The command line: parse, call one stage, show what it found. Nothing else happens here.
 
-Errors of ours become one line and an exit code here and nowhere else: 0 all is well, 1 the
-study or what was asked for cannot be used, 2 wrong usage or no usable image, 3 a check failed
-(a leak, damage, another network), 4 the disk refused, 5 a command must be run first, or again,
-70 a mistake in headrace, 130 interrupted.
+Errors of ours become one line and an exit code here and nowhere else; :func:`main` lists them.
 """
 
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
@@ -141,6 +138,14 @@ _conflicts_option = click.option(
 _figures_option = click.option(
     "--figures/--no-figures", default=True, show_default=True, help="Draw the results."
 )
+_strict_option = click.option(
+    "--strict", is_flag=True, help="An image that cannot be used is an error."
+)
+_backbone_option = click.option("--backbone", help="Needed when the study has several.")
+_effort_options = _all_of(
+    click.option("--quick", is_flag=True, help="Less resampling, for a first look."),
+    click.option("--thorough", is_flag=True, help="More seeds, folds and draws; takes minutes."),
+)
 _device_option = click.option(
     "--device", default="auto", help="auto, cpu or cuda.", show_default=True
 )
@@ -199,6 +204,11 @@ def _effort(flags: Mapping[str, Any], quick: Any, thorough: Any) -> Any:
     return quick if flags["quick"] else thorough if flags["thorough"] else None
 
 
+def _say(lines: Iterable[str], *, quiet: bool) -> None:
+    if not quiet:
+        click.echo("\n".join(lines))
+
+
 def _show(
     stage: str,
     record: Mapping[str, Any],
@@ -233,8 +243,9 @@ def _publish(
     drawn = _draw(stage, record, study) if figures else {}
     files = report.files(stage, record) | drawn
     add_files(study.results / f"{stage}.json", record, files, stage)
-    if drawn and not quiet:
-        click.echo(f"\nfigures: {study.results / 'figures'} ({counted(len(drawn), 'file')})")
+    if drawn:
+        place = f"{study.results / 'figures'} ({counted(len(drawn), 'file')})"
+        _say(["", f"figures: {place}"], quiet=quiet)
     return record
 
 
@@ -262,6 +273,16 @@ def main() -> None:
     Try it:        headrace demo && headrace features demo/study.toml
                    headrace heads demo/study.toml
     Own images:    headrace init HOSPITAL_A HOSPITAL_B
+
+    \b
+    Exit codes:    0  all is well
+                   1  the study, or what was asked for, cannot be used
+                   2  wrong usage, or no image that can be used
+                   3  a check failed: a leak, damage, another network
+                   4  the disk refused
+                   5  another command must be run first, or again
+                  70  a mistake in headrace
+                 130  interrupted; finished work is safe
     """  # noqa: D301 - the real backspace tells click to keep the lines
 
 
@@ -279,8 +300,7 @@ def demo(folder: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
 
     backbone, why = default_backbone()
     study = write_demo(folder, DemoSpec(seed=seed), backbone=backbone)
-    if not quiet:
-        click.echo(f"{study}: backbone {backbone}, because {why}")
+    _say([f"{study}: backbone {backbone}, because {why}"], quiet=quiet)
     return {"study": str(study), "backbone": backbone, "because": why}
 
 
@@ -299,8 +319,7 @@ def init(
     from pipeline.init import write_study
 
     notes = write_study(data, output, backbones)
-    if not quiet:
-        click.echo("\n".join([f"wrote {output}", *notes]))
+    _say([f"wrote {output}", *notes], quiet=quiet)
     return {"study": str(output), "notes": notes}
 
 
@@ -309,7 +328,7 @@ def init(
 @_engine_options
 @_recipe_options
 @click.option("--rehash", is_flag=True, help="Read every file again; trust no index.")
-@click.option("--strict", is_flag=True, help="A skipped image is an error.")
+@_strict_option
 @_conflicts_option
 @command
 def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
@@ -334,12 +353,7 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 @click.option(
     "--baseline", default="linear", show_default=True, help="The head to compare the others with."
 )
-@click.option("--quick", is_flag=True, help="No folds: no value corrected for selection.")
-@click.option(
-    "--thorough",
-    is_flag=True,
-    help="10 seeds and 5 divisions in folds: spread over seeds, comparison of kinds of heads.",
-)
+@_effort_options
 @click.option(
     "--preprocessing",
     default="standardise",
@@ -502,8 +516,7 @@ def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[s
 
 @main.command()
 @_study_argument
-@click.option("--quick", is_flag=True, help="Fewer draws and halves.")
-@click.option("--thorough", is_flag=True, help="More draws and halves: minutes.")
+@_effort_options
 @_recipe_options
 @_conflicts_option
 @click.option("--allow-leaks", is_flag=True, help="Go on although two roles share images.")
@@ -543,11 +556,9 @@ def report(study: Path, *, quiet: bool, images: bool) -> dict[str, Any]:
     from pipeline.report.page import write_page
 
     page = write_page(_load(study), images=images)
-    if not quiet:
-        lines = [f"{page.file}: {', '.join(page.stages)} ({page.size / 1e6:.1f} MB)"]
-        lines += [f"not on it: {line}" for line in page.missing]
-        lines += [f"warning: {line}" for line in page.stale]
-        click.echo("\n".join(lines))
+    lines = [f"{page.file}: {', '.join(page.stages)} ({page.size / 1e6:.1f} MB)"]
+    lines += [f"not on it: {line}" for line in page.missing]
+    _say([*lines, *(f"warning: {line}" for line in page.stale)], quiet=quiet)
     return {**asdict(page), "file": str(page.file)}
 
 
@@ -562,7 +573,7 @@ def report(study: Path, *, quiet: bool, images: bool) -> dict[str, Any]:
 @_store_option("store")
 @click.option("--weights", type=_PATH, help="File of the backbone's weights, if it moved.")
 @click.option("--csv", "table", type=_PATH, help="Also write the rows to this file.")
-@click.option("--strict", is_flag=True, help="An image that cannot be used is an error.")
+@_strict_option
 @_engine_options
 @command
 def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str, Any]:
@@ -591,7 +602,7 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
 @_study_argument
 @click.argument("file", type=_PATH)
 @click.option("--head", required=True, help="A head, or a method of fine-tuning.")
-@click.option("--backbone", help="Needed when the study has several.")
+@_backbone_option
 @click.option("--int8", is_flag=True, help="Round to 8 bits; its loss on validation is measured.")
 @click.option("--margin", default=0.01, show_default=True, help="What --int8 may lose, 0 to 1.")
 @command
@@ -603,15 +614,8 @@ def export_onnx(study: Path, *, quiet: bool, file: Path, head: str, **flags: Any
     from pipeline.export import export_model
 
     card = export_model(_load(study), head, file, **flags)
-    if not quiet:
-        size = f"{file.stat().st_size / 1e6:.1f} MB"
-        largest = f"{card['compared']['largest_difference']:.0e}"
-        lines = [f"wrote {file} ({size}); probabilities differ from the model's by {largest}"]
-        for metric in ("accuracy", "auroc"):
-            if both := card.get("int8", {}).get(metric):
-                names = f"{metric} on validation"
-                lines.append(f"{names}: {both['float32']:.3f}, in int8 {both['int8']:.3f}")
-        click.echo("\n".join([*lines, *card["limits"]]))
+    _say([f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)", ""], quiet=quiet)
+    _show("export", card, quiet=quiet)
     return card
 
 
@@ -632,10 +636,9 @@ def list_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
     from pipeline.report.features import stores
     from pipeline.report.table import terminal_text
 
-    found = [asdict(row) for row in describe(root)]
-    if not quiet:
-        click.echo(terminal_text(stores(found)) if found else f"no stores in {root}")
-    return {"root": str(root), "stores": found}
+    rows = [asdict(row) for row in describe(root)]
+    _say([terminal_text(stores(rows)) if rows else f"no stores in {root}"], quiet=quiet)
+    return {"root": str(root), "stores": rows}
 
 
 @cache_group.command()
@@ -659,8 +662,7 @@ def verify(
         lines = verify_stores(root)
     else:
         lines = verify_study(_load(study), sample, _engine(engine))
-    if not quiet:
-        click.echo("\n".join(lines))
+    _say(lines, quiet=quiet)
     return {"checks": lines}
 
 
@@ -676,6 +678,7 @@ def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
     """
     from cache.errors import CacheError
     from cache.store import compact, gc, stores_in
+    from pipeline.report import features as report
 
     done: dict[str, dict[str, Any]] = {}
     for name, store in stores_in(root).items():
@@ -683,24 +686,14 @@ def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
             done[name] = {"error": str(store)}
         else:
             done[name] = {"removed": gc(store), "parts_fewer": compact(store)}
-    if not quiet:
-        lines = [
-            f"{name}: "
-            + (
-                one.get("error")
-                or f"{counted(one['parts_fewer'], 'part')} fewer, "
-                f"{counted(len(one['removed']), 'temporary file')} removed"
-            )
-            for name, one in done.items()
-        ]
-        click.echo("\n".join(lines) or f"no stores in {root}")
+    _say(report.compacted(done) or [f"no stores in {root}"], quiet=quiet)
     return {"root": str(root), "stores": done}
 
 
 @cache_group.command()
 @_study_argument
 @click.argument("output", type=_PATH)
-@click.option("--backbone", help="Needed when the study has several.")
+@_backbone_option
 @_recipe_options
 @_conflicts_option
 @command
@@ -721,8 +714,7 @@ def export(
 
     samples = _samples(allow_conflicts=allow_conflicts)
     rows = export_study(_load(study, flags), backbone, output, samples)
-    if not quiet:
-        click.echo(f"wrote {output}: {counted(rows, 'row')}; it names files and patients")
+    _say([f"wrote {output}: {counted(rows, 'row')}; it names files and patients"], quiet=quiet)
     return {"output": str(output), "rows": rows}
 
 
@@ -733,43 +725,12 @@ def doctor(*, quiet: bool) -> dict[str, Any]:
 
     Example: headrace doctor
     """
-    found = _examine()
-    if not quiet:
-        width = max(map(len, found))
-        click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in found.items()))
-    return dict(found)
+    from pipeline.doctor import examine
 
-
-_PACKAGES = (
-    *("headrace", "torch", "torchvision", "openvino", "timm"),
-    *("h5py", "scikit-learn", "pillow"),
-)
-
-
-def _examine() -> dict[str, str]:
-    """Name and finding of everything that a bug report needs."""
-    import importlib.util
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    from pipeline.features.backbones import BACKBONES
-
-    found = {"python": platform.python_version(), "cpu": f"{os.cpu_count()} cores"}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    found["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    found["engine"] = "openvino" if importlib.util.find_spec("openvino") else "torch"
-    found["stores"] = str(_default_store().resolve())
-    found |= {
-        f"weights of {name}": str(spec.pretrained.path() or "not found; downloaded when needed")
-        for name, spec in BACKBONES.items()
-    }
-    return found
+    findings = examine(_default_store())
+    width = max(map(len, findings))
+    _say((f"{name:<{width}}  {value}" for name, value in findings.items()), quiet=quiet)
+    return dict(findings)
 
 
 if __name__ == "__main__":  # as torchrun calls it

@@ -87,6 +87,17 @@ def test_every_help_text_has_an_example_of_itself(command):
     assert "--json" in text
 
 
+def test_the_help_explains_every_exit_code():
+    """Of the errors of ours, and those that the command line adds."""
+
+    def codes(error):
+        return {error.exit_code}.union(*(codes(kind) for kind in error.__subclasses__()))
+
+    text = run("--help").output.split("Exit codes:")[1].split("Options:")[0]
+    explained = {int(code) for code in re.findall(r"^ *(\d+)  \w", text, re.MULTILINE)}
+    assert explained == {0, *codes(PipelineError), *codes(CacheError), 2, 70, 130}
+
+
 def test_features_prints_what_it_did_and_then_nothing_to_do(study_file):
     """One line for each backbone."""
     first = run("features", study_file, *ENGINE).stdout

@@ -55,6 +55,17 @@ def skipped(images: list[Mapping[str, Any]], file: str) -> list[Part]:
     ]
 
 
+def compacted(stores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each store that ``headrace cache compact`` went through."""
+    return [
+        f"{name}: {store['error']}"
+        if "error" in store
+        else f"{name}: {counted(store['parts_fewer'], 'part')} fewer, "
+        f"{counted(len(store['removed']), 'temporary file')} removed"
+        for name, store in stores.items()
+    ]
+
+
 def stores(rows: Sequence[Mapping[str, Any]]) -> list[Part]:
     """What ``headrace cache ls`` lists, and the stores that cannot be read."""
     table = Table(
