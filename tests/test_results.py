@@ -6,15 +6,20 @@ import os
 import re
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cache import disk
 from cache.errors import CacheError
-from pipeline.errors import MissingResultsError, ResultsError
+from pipeline.compare import CompareOptions, compare
+from pipeline.errors import MissingResultsError, ModelError, ResultsError
+from pipeline.heads.save import load_head
 from pipeline.results import _seal, add_files, prepare, read_set, write_file, write_set
+from pipeline.study import load_study
 from tests.cache_jobs import CHANGES, ERRORS, KILLS, READS, SHORT
+from tests.tiny import stored_tiny_study
 
 #: Linux gives no process a number above 2**22.
 DEAD = 2**22 + 1
@@ -187,6 +192,48 @@ def test_whatever_call_goes_wrong_no_two_runs_are_taken_for_one(
             job(folder, b"new")
             assert believed(folder, stage) == {b"new"}
             assert left(folder) == whole
+
+
+@pytest.mark.slow
+def test_the_real_stage_killed_at_each_file_leaves_one_run_or_none(tmp_path, monkeypatch, counts):
+    """``heads`` of two heads, then of one with other settings, dies as each file gets its name."""
+    study = load_study(stored_tiny_study(tmp_path, monkeypatch, source=48, target=16))
+    monkeypatch.setattr(disk, "fsync", lambda _: None)
+    monkeypatch.setattr(disk, "fsync_dir", lambda _: None)
+    quick = CompareOptions(repeats=0, draws=20)
+
+    def job(_: Path, run: bytes) -> None:
+        heads, how = (("linear", "prior"), "none") if run == b"old" else (("linear",), "l2")
+        compare(study, replace(quick, heads=heads, baseline="linear", preprocessing=how))
+
+    job(tmp_path, b"new")
+    shutil.rmtree(study.results)
+    job(tmp_path, b"old")
+    shutil.copytree(study.results, tmp_path / "old")
+    names = _run(job, tmp_path, Disk(0))
+    for call in [n for n, name in enumerate(names, 1) if name in ("replace", "unlink")]:
+        shutil.rmtree(study.results)
+        shutil.copytree(tmp_path / "old", study.results)
+        with pytest.raises(Killed):
+            _run(job, tmp_path, Disk(call, "kill before"))
+        counts["result faults"] += 1
+        counts["result kills"] += 1
+        try:
+            found = read_set(study.results / "heads.json", "heads")
+            found.check()
+        except ResultsError:
+            found = None
+        for head in ("linear", "prior"):
+            folder = study.results / "heads" / "tiny" / head
+            named = found and f"heads/tiny/{head}/model.json" in found.digests
+            try:
+                load_head(folder)
+                assert named or found is None
+            except (ResultsError, ModelError):
+                assert not named
+    job(tmp_path, b"new")
+    assert not (study.results / "heads" / "tiny" / "prior").exists()
+    read_set(study.results / "heads.json", "heads").check()
 
 
 def copy_of(folder: Path) -> Path:
