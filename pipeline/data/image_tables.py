@@ -7,7 +7,7 @@ Paths are looked up among the files that are really below the folder of images.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -39,36 +39,42 @@ def scan(domain: Domain) -> Listing:
         StudyError: A column is missing or unclear, no row is of the domain, no image is
             found, or two rows contradict each other.
     """
-    table = domain.table
-    if table is None:
-        raise ValueError("the domain has no table")
-    rows = read_rows(table.file)
-    header = next(rows, Row(1, []))
-    columns = find_columns(table, header, labelled=domain.labelled)
-    cells_of = _picker(columns, header)
     found = images_below(domain.path, ignore=domain.ignore or ())
-    look_up = _Lookup(found.items)
-    left_out: Counter[str] = Counter()
+    look_up, table = _Lookup(found.items), _Table(domain)
+    without_class, absent = 0, []
     items: dict[str, Item] = {}
-    absent: list[str] = []
-    for row in _rows_of_domain(domain, table, columns, rows, cells_of):
-        cells = cells_of(row)
-        path = cells["path"]
-        label = _label(table, row, columns, cells, header) if domain.labelled else NO_CLASS
+    for row in table.rows():
+        path = table.cell(row, "path")
+        label = table.label(row) if domain.labelled else NO_CLASS
         if label is None:
-            left_out["without a class of the study"] += 1
+            without_class += 1
         elif (image := look_up.find(path)) is None:
             absent.append(path)
         else:
-            item = replace(
-                image, path=path, label=label, patient=cells["patient"], split=cells["split"]
-            )
+            patient, split = table.cell(row, "patient"), table.cell(row, "split")
+            item = replace(image, path=path, label=label, patient=patient, split=split)
             if items.setdefault(image.file, item) != item:
                 fail(table.file, row.line, f"{printable(path)} has another row that differs")
-    _check_found(domain, items, absent, left_out)
+    if not items:
+        why = f"; first: {printable(absent[0])}" if absent else ", or no row has a class"
+        raise StudyError(
+            f"{domain.name}: no image of {table.file} is below {domain.path}{why}. Write images = "
+            "FOLDER, where its paths start"
+        )
+    if absent:
+        _LOG.warning(
+            "%s: %s of %s %s not below %s, or their names are there twice; first: %s",
+            *(domain.name, counted(len(absent), "image"), table.file, are(len(absent))),
+            *(domain.path, printable(absent[0])),
+        )
+    if without_class:
+        _LOG.warning(
+            "%s: %s of %s left out: without a class of the study",
+            *(domain.name, counted(without_class, "row"), table.file),
+        )
     ignored = Counter(found.ignored) + Counter({"not in the table": len(found.items) - len(items)})
     ordered = sorted(items.values(), key=lambda item: item.path)
-    return Listing(items=tuple(ordered), ignored=ignored + left_out, unread=found.unread)
+    return Listing(items=tuple(ordered), ignored=ignored, unread=found.unread)
 
 
 def find_columns(
@@ -148,88 +154,60 @@ class _Lookup:
         return None
 
 
-def _picker(columns: Mapping[str, tuple[str, ...]], header: Row) -> Callable[[Row], dict[str, str]]:
-    """From a row to its cells by what they are for; empty where there is no column."""
-    index = {use: header.cells.index(names[0]) for use, names in columns.items()}
-    return lambda row: {use: row.cells[index[use]] if use in index else "" for use in COLUMNS}
+class _Table:
+    """The table of a domain: its rows, and what their cells mean.
 
+    Args:
+        domain: Has a table.
+    """
 
-def _rows_of_domain(
-    domain: Domain,
-    table: ImageTable,
-    columns: Mapping[str, tuple[str, ...]],
-    rows: Iterator[Row],
-    cells_of: Callable[[Row], dict[str, str]],
-) -> Iterator[Row]:
-    if not table.domain:
-        if "domain" in table.columns:
-            raise StudyError(
-                f'{domain.name}: a domain column is named; write domain = "TEXT", of its rows'
-            )
-        yield from rows
-        return
-    if "domain" not in columns:
-        raise StudyError(f'{table.file} has no domain column; write columns = {{domain = "NAME"}}')
-    others: set[str] = set()
-    count = 0
-    for row in rows:
-        name = cells_of(row)["domain"]
-        if name == table.domain:
-            count += 1
-            yield row
-        others.add(name)
-    if not count:
-        known = ", ".join(sorted(map(printable, others))[:10])
-        raise StudyError(f"{table.file} has no row of domain {table.domain!r}; it has {known}")
+    def __init__(self, domain: Domain) -> None:
+        assert domain.table is not None  # noqa: S101 - the kind of input says so
+        self._domain, self._table = domain, domain.table
+        self.file = domain.table.file
+        self._rows = read_rows(self.file)
+        header = next(self._rows, Row(1, []))
+        columns = find_columns(self._table, header, labelled=domain.labelled)
+        self._at = {use: header.cells.index(names[0]) for use, names in columns.items()}
+        self._classes = {n: header.cells.index(n) for n in columns.get("label", ())}
 
+    def rows(self) -> Iterator[Row]:
+        """Rows of the domain."""
+        wanted = self._table.domain
+        if not wanted:
+            if "domain" in self._table.columns:
+                name = self._domain.name
+                raise StudyError(f'{name}: a domain column is named; write domain = "TEXT"')
+            yield from self._rows
+            return
+        if "domain" not in self._at:
+            raise StudyError(f'{self.file} has no domain column; write columns = {{domain = "X"}}')
+        others: set[str] = set()
+        for row in self._rows:
+            others.add(name := self.cell(row, "domain"))
+            if name == wanted:
+                yield row
+        if wanted not in others:
+            known = ", ".join(sorted(map(printable, others))[:10])
+            raise StudyError(f"{self.file} has no row of domain {wanted!r}; it has {known}")
 
-def _label(
-    table: ImageTable,
-    row: Row,
-    columns: Mapping[str, tuple[str, ...]],
-    cells: Mapping[str, str],
-    header: Row,
-) -> str | None:
-    """The class of a row; None where it has none of those that are asked for."""
-    names = columns["label"]
-    if len(names) > 1:
-        ones = [n for n in names if _whole(row.cells[header.cells.index(n)]).lower() in _ONE]
-        if len(ones) > 1:
-            fail(table.file, row.line, f"several classes are 1: {', '.join(ones)}; allowed is one")
-        return ones[0] if ones else None
-    cell = _whole(cells["label"])
-    if not table.values:
-        return cell or None
-    fits = [k for k, texts in table.values.items() if any(fnmatchcase(cell, t) for t in texts)]
-    if len(fits) > 1:
-        fail(
-            table.file,
-            row.line,
-            f"the label {printable(cell)!r} is of {' and '.join(fits)} by `values`; allowed is one",
-        )
-    return fits[0] if fits else None
+    def cell(self, row: Row, use: str) -> str:
+        """What stands in a row for one use; empty where there is no such column."""
+        return row.cells[self._at[use]] if use in self._at else ""
 
-
-def _check_found(
-    domain: Domain, items: Mapping[str, Item], absent: Sequence[str], left_out: Counter[str]
-) -> None:
-    table = domain.table and domain.table.file
-    if not items:
-        first = (
-            f"; first: {printable(absent[0])}" if absent else f" ({sum(left_out.values())} rows)"
-        )
-        raise StudyError(
-            f"{domain.name}: no image of {table} is below {domain.path}{first}. Write "
-            "images = FOLDER, where its paths start"
-        )
-    if absent:
-        _LOG.warning(
-            "%s: %s of %s %s not below %s, or their names are there twice; first: %s",
-            *(domain.name, counted(len(absent), "image"), table, are(len(absent))),
-            *(domain.path, printable(absent[0])),
-        )
-    for reason, count in left_out.items():
-        _LOG.warning("%s: %s of %s left out: %s", domain.name, counted(count, "row"), table, reason)
+    def label(self, row: Row) -> str | None:
+        """The class of a row; None where it has none of those that are asked for."""
+        values = self._table.values
+        if len(self._classes) > 1:
+            fits = [k for k, at in self._classes.items() if _whole(row.cells[at]).lower() in _ONE]
+        elif values:
+            cell = _whole(self.cell(row, "label"))
+            fits = [k for k, texts in values.items() if any(fnmatchcase(cell, t) for t in texts)]
+        else:
+            fits = [cell] if (cell := _whole(self.cell(row, "label"))) else []
+        if len(fits) > 1:
+            fail(self.file, row.line, f"it is of {' and '.join(fits)}; allowed is one class a row")
+        return fits[0] if fits else None
 
 
 def _plain(name: str) -> str:

@@ -123,7 +123,7 @@ def test_a_class_may_be_the_column_that_holds_a_one(root):
     text = "image,MEL,NV\na/1.png,1.0,0.0\na/2.png,0,1\nb/3.png,0,0\n"
     items = scan(domain(root, text, columns=columns)).items
     assert [item.label for item in items] == ["MEL", "NV"]
-    with pytest.raises(StudyError, match=r"line 2: several classes are 1: MEL, NV"):
+    with pytest.raises(StudyError, match=r"line 2: it is of MEL and NV; allowed is one class"):
         scan(domain(root, "image,MEL,NV\na/1.png,1,1\n", columns=columns))
 
 
