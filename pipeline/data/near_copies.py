@@ -1,9 +1,10 @@
 """Near copies: images of two roles that show one picture, scaled, stored again or brightened.
 
 Each image is described by its texture (:mod:`pipeline.data.facts`), and two textures are
-compared by their correlation. Copies reach 0.95 and more; pictures of different patients stay
-below 0.9 on chest X-rays. What the images of a role have in common (the fan of an ultrasound,
-letters on the screen) raises that, so each role has its own limit.
+compared by their correlation, after what the images of their roles have in common (the
+anatomy, the fan of an ultrasound) is taken away. Copies reach 0.9 and more; pictures of
+different patients stay below 0.85 on chest X-rays. Where they do not, the limit of the role
+is higher.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from pipeline.data.facts import TEXTURE
 
 #: Correlation from which images count as copies: the least that is ever asked for, and the most.
-_LIMITS = (0.93, 0.98)
+_LIMITS = (0.88, 0.95)
+#: The same before the mean is taken away: of two nearly empty pictures nothing else is left.
+_LEAST_RAW = 0.85
 #: Robust standard deviations (in Fisher's z) above what strangers of one role usually reach.
 _SPREADS = 5.0
 _MAD_OF_NORMAL = 0.6745
@@ -60,22 +63,20 @@ def find_near_copies(
     Returns:
         Pairs, most similar first, each once.
     """
-    views = {how: _directions(view(texture)) for how, view in VIEWS.items()}
+    views = {how: _flat(view(texture)) for how, view in VIEWS.items()}
+    whole = views["copy"]
     rows_of = {role: np.flatnonzero(roles == role) for role in dict.fromkeys(roles.tolist())}
-    limit = {
-        role: _limit(views["copy"][rows], group[rows], np.random.default_rng(0))
-        for role, rows in rows_of.items()
-    }
-    basis = _basis(views["copy"])
-    coarse = {how: directions @ basis for how, directions in views.items()}
+    limit = {role: _limit(whole[rows], group[rows]) for role, rows in rows_of.items()}
+    basis = _basis(_directions(whole, whole.mean(axis=0)))
     best: dict[tuple[int, int], NearPair] = {}
     for a, b in combinations(rows_of, 2):
+        first, second = rows_of[a], rows_of[b]
+        mean = (whole[first].mean(axis=0) + whole[second].mean(axis=0)) / 2
         for how in VIEWS:
-            for one, other in ((how, "copy"), ("copy", how)) if how != "copy" else ((how, how),):
-                sides = (views[one][rows_of[a]], views[other][rows_of[b]])
-                first = (coarse[one][rows_of[a]], coarse[other][rows_of[b]])
-                for i, j, likeness in _alike(sides, first, max(limit[a], limit[b])):
-                    low, high = sorted((int(rows_of[a][i]), int(rows_of[b][j])))
+            for one, other in {(how, "copy"), ("copy", how)}:
+                sides = views[one][first], views[other][second]
+                for i, j, likeness in _alike(sides, mean, basis, max(limit[a], limit[b])):
+                    low, high = sorted((int(first[i]), int(second[j])))
                     known = best.get((low, high))
                     if known is None or known.likeness < likeness:
                         best[low, high] = NearPair(rows=(low, high), likeness=likeness, how=how)
@@ -108,26 +109,28 @@ VIEWS: Mapping[str, Callable[[NDArray[np.int8]], NDArray[np.generic]]] = Mapping
 )
 
 
-def _directions(texture: NDArray[np.generic]) -> Textures:
-    """Each texture as a row of mean 0 and length 1; one without any detail is 0."""
+def _flat(texture: NDArray[np.generic]) -> Textures:
+    """Each texture as a row of mean 0."""
     flat = texture.reshape(len(texture), -1).astype(np.float32)
-    flat -= flat.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.asarray(flat / np.where(length > 0, length, 1))
+    return np.asarray(flat - flat.mean(axis=1, keepdims=True))
 
 
-def _limit(directions: Textures, group: NDArray[np.str_], rng: np.random.Generator) -> float:
+def _directions(flat: Textures, mean: Textures | float = 0.0) -> Textures:
+    """Rows less a mean, of length 1; one without any detail is 0."""
+    rows = flat - mean
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows / np.where(length > 0, length, 1))
+
+
+def _limit(flat: Textures, group: NDArray[np.str_]) -> float:
     """From which correlation images of a role are no strangers that happen to be alike.
 
     Median and median deviation do not notice that some of the role's images are copies.
     """
-    rows = rng.permutation(len(directions))[:_SAMPLE]
-    nearest = np.concatenate(
-        [
-            np.where(group[some, None] == group[None], -1.0, directions[some] @ directions.T).max(1)
-            for some in np.split(rows, range(_BLOCK, len(rows), _BLOCK))
-        ]
-    )
+    directions = _directions(flat, flat.mean(axis=0))
+    some = np.random.default_rng(0).permutation(len(directions))[:_SAMPLE]
+    same = group[some, None] == group[None]
+    nearest = np.where(same, -1.0, directions[some] @ directions.T).max(axis=1)
     z = np.arctanh(np.clip(nearest, -0.999, 0.999))
     spread = np.median(np.abs(z - np.median(z))) / _MAD_OF_NORMAL
     return float(np.clip(np.tanh(np.median(z) + _SPREADS * spread), *_LIMITS))
@@ -143,27 +146,33 @@ def _basis(directions: Textures) -> Textures:
 
 
 def _alike(
-    sides: tuple[Textures, Textures], coarse: tuple[Textures, Textures], limit: float
+    sides: tuple[Textures, Textures], mean: Textures, basis: Textures, limit: float
 ) -> Iterator[tuple[int, int, float]]:
-    """Rows of two sides that are each other's, or one the other's, most similar, above a limit.
+    """Rows of two sides of which one is the other's most similar, above a limit.
 
     Rows of length 1 with a correlation c are sqrt(2 - 2 c) apart, and projections are never
     farther apart: whatever is farther in few dimensions need not be compared in all of them.
 
     Args:
-        sides: All dimensions, ``(n, d)`` and ``(m, d)``.
-        coarse: The same rows in few dimensions.
+        sides: Flat textures, ``(n, d)`` and ``(m, d)``.
+        mean: What is taken away from both, ``(d,)``.
+        basis: Orthonormal columns, ``(d, k)``.
         limit: Least correlation.
     """
-    square = (coarse[1] ** 2).sum(axis=1)
-    for start in range(0, len(sides[0]), _BLOCK):
-        block = coarse[0][start : start + _BLOCK]
-        distance = (block**2).sum(axis=1)[:, None] + square - 2 * block @ coarse[1].T
+    a, b = (_directions(side, mean) for side in sides)
+    coarse, others = a @ basis, b @ basis
+    square = (others**2).sum(axis=1)
+    for start in range(0, len(a), _BLOCK):
+        block = coarse[start : start + _BLOCK]
+        distance = (block**2).sum(axis=1)[:, None] + square - 2 * block @ others.T
         near = distance <= 2 - 2 * limit + 1e-5
         rows, mates = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
         if not rows.size:
             continue
-        likeness = sides[0][start + rows] @ sides[1][mates].T
+        likeness = a[start + rows] @ b[mates].T
         most = (likeness == likeness.max(axis=0)) | (likeness == likeness.max(axis=1)[:, None])
         for i, j in np.argwhere(most & (likeness >= limit)).tolist():
-            yield int(start + rows[i]), int(mates[j]), float(likeness[i, j])
+            row, mate = int(start + rows[i]), int(mates[j])
+            raw = _directions(sides[0][[row]]) @ _directions(sides[1][[mate]]).T
+            if raw.item() >= _LEAST_RAW:
+                yield row, mate, float(likeness[i, j])
