@@ -25,6 +25,7 @@ from pipeline.data.patients import DRAWS, FIT, VALIDATION
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingFeaturesError, ModelError, UnknownNameError
 from pipeline.evaluation.bootstrap import bootstrap_interval
+from pipeline.evaluation.clinical import clinical
 from pipeline.evaluation.compare_heads import (
     COMPARED_BY,
     bases,
@@ -397,6 +398,11 @@ def _domain(
                 "head": name,
                 "fit_seconds": round(fits[name].seconds, 3),
                 "scores": {m: _short(interval.record()) for m, interval in scores[name].items()},
+                "clinical": clinical(
+                    data.with_(proba=of_domain[name]),
+                    stream(f"clinical {data.name} {data.role}", seed),
+                    draws=options.draws,
+                ),
                 "differences": {
                     metric: _short(by_head[name].record())
                     for metric, by_head in differences.items()

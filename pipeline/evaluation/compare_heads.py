@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import (
@@ -21,7 +22,7 @@ from pipeline.data.patients import (
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.evaluation.auroc import paired_delong
 from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
-from pipeline.evaluation.intervals import Interval, Share, difference_bounds
+from pipeline.evaluation.intervals import Interval, Share, difference_bounds, share_of
 from pipeline.evaluation.metrics import METRICS, Labels, Proba, is_right, on_all_rows, score
 from pipeline.evaluation.paired_tests import Difference, holm, mcnemar, sign_flip, verdict
 from pipeline.evaluation.selection import ConfidenceSet, confidence_set
@@ -144,8 +145,9 @@ def compare_heads(
 
     The interval is that of a difference of shares (:func:`difference_bounds`). p of an
     accuracy is McNemar's exact where each image is of a patient of its own, else by flipping
-    the signs of whole patients; that of an AUROC (two classes) is DeLong's, by patient, and
-    left out where a class is in fewer than 10 patients. p is adjusted over the heads.
+    the signs of whole patients. p of an AUROC is DeLong's, by patient; of more classes, whose
+    areas are averaged, by the jackknife. It is left out where a class is in fewer than 10
+    patients. p is adjusted over the heads.
 
     Args:
         data: Rows with labels.
@@ -160,7 +162,8 @@ def compare_heads(
     )
     found = {}
     for metric in metrics:
-        test, p_of = _TESTS[metric, data.one_image_per_patient]
+        several = metric == "auroc" and proba[baseline].shape[1] > 2
+        test, p_of = _TESTS["macro auroc" if several else metric, data.one_image_per_patient]
         p = [p_of(data, proba[head], proba[baseline], seed) for head in others]
         found[metric] = {
             head: _difference(data, shares[head, metric], shares[baseline, metric], test, pair)
@@ -202,23 +205,40 @@ def _delong(data: DomainData, head: Proba, baseline: Proba, _seed: int) -> float
     return paired_delong(data.labelled(), head[:, 1], baseline[:, 1], group=data.group)
 
 
+def _jackknife(data: DomainData, head: Proba, baseline: Proba, _seed: int) -> float:
+    """P of equal means over classes of one-against-rest AUROCs (Arvesen 1969).
+
+    Their covariance would take every pair of classes; leaving out patients gives it at once.
+    """
+    label = data.labelled()
+    shares = [share_of(METRICS["auroc"](label, p), data.group) for p in (head, baseline)]
+    moves = shares[0].moves - shares[1].moves
+    left_out = min(len(moves), data.patients)
+    error = np.sqrt((left_out - 1) / left_out * (moves**2).sum())
+    gap = abs(shares[0].estimate - shares[1].estimate)
+    return float(2 * student.sf(gap / error, left_out - 1)) if error > 0 else 1.0
+
+
 #: By metric, and whether each image is of a patient of its own.
 _TESTS = {
     ("accuracy", True): ("McNemar exact", _mcnemar),
     ("accuracy", False): ("sign flips by patient", _sign_flip),
     ("auroc", True): ("paired DeLong", _delong),
     ("auroc", False): ("paired DeLong by patient", _delong),
+    ("macro auroc", True): ("paired jackknife", _jackknife),
+    ("macro auroc", False): ("paired jackknife by patient", _jackknife),
 }
 
 
 def _comparable(data: DomainData, proba: Proba) -> list[str]:
-    area = proba.shape[1] == 2 and _patients_of_class(data) >= _AUROC_PATIENTS
+    area = _patients_of_class(data, proba.shape[1]) >= _AUROC_PATIENTS
     return [metric for metric in COMPARED_BY if metric != "auroc" or area]
 
 
-def _patients_of_class(data: DomainData) -> int:
-    """Patients of the rarer of two classes."""
-    return min(len(np.unique(data.group[data.labelled() == k])) for k in (0, 1))
+def _patients_of_class(data: DomainData, classes: int) -> int:
+    """Patients of the rarest class."""
+    label = data.labelled()
+    return min(len(np.unique(data.group[label == k])) for k in range(classes))
 
 
 def confidence_sets(

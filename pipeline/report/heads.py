@@ -15,6 +15,10 @@ from pipeline.report.table import (
 )
 from pipeline.words import counted
 
+_NET_BENEFIT = (
+    "Net benefit: true positives less false positives times the odds of the threshold, per image; "
+    "to treat nobody is 0."
+)
 _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
 
 
@@ -55,6 +59,7 @@ def _backbone(record: Record, one: Record) -> Iterator[Part]:
         yield f"{reused} reused from an earlier run, {one['fitted']} fitted."
     for domain in one["domains"]:
         yield _domain(backbone, one["best"], domain)
+        yield from _clinical(backbone, domain)
     yield from _selection_corrected(one["selection_corrected"])
     yield from _seeds(backbone, one["seed_spread"])
     yield from _algorithms(backbone, record["baseline"], one["algorithms"])
@@ -92,6 +97,35 @@ def _domain(backbone: str, best: str | None, domain: Record) -> Table:
 def name_of_domain(domain: Record) -> str:
     """``validation`` for those rows of the source, else the name of the domain."""
     return "validation" if domain["role"] == "validation" else str(domain["domain"])
+
+
+def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
+    """Net benefit, likelihood ratios and calibration in the large, one row for each head."""
+    rows = [{"head": row["head"], **row["clinical"]} for row in domain["rows"] if row["clinical"]]
+    if not rows:
+        return
+    curve = rows[0]["net_benefit"]
+    for row in rows:
+        row |= {f"at {one['threshold']}": one["head"] for one in row["net_benefit"]}
+    nobody = {"head": "treat all"} | {f"at {one['threshold']}": one["treat_all"] for one in curve}
+    yield table_of(
+        f"{name_of_domain(domain)}: net benefit by the probability from which one treats, and "
+        "what a result says",
+        (
+            Column("head"),
+            *(Column(f"at {one['threshold']}", "number") for one in curve),
+            Column("LR+", "number", interval=True, field="lr_positive"),
+            Column("LR-", "number", interval=True, field="lr_negative"),
+            Column(
+                "observed - predicted", "number", interval=True, field="observed_minus_predicted"
+            ),
+        ),
+        [*rows, nobody],
+        key="heads_clinical",
+        about={"backbone": backbone, "domain": domain["domain"], "role": domain["role"]},
+        notes=(_NET_BENEFIT,),
+        detail=True,
+    )
 
 
 def _selection_corrected(found: Mapping[str, Record]) -> Iterator[str]:

@@ -75,7 +75,7 @@ def _domain(name, role, right):
         rows.append(
             {
                 "head": head, "fit_seconds": 0.002 * 3 ** (number % 9),
-                "scores": {"accuracy": interval},
+                "scores": {"accuracy": interval}, "clinical": None,
                 "differences": {} if head == "linear" else {"accuracy": _gain(value - linear)},
             }
         )  # fmt: skip
