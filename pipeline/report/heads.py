@@ -114,8 +114,8 @@ def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
         (
             Column("head"),
             *(Column(f"at {one['threshold']}", "number") for one in curve),
-            Column("LR+", "number", interval=True, field="lr_positive"),
-            Column("LR-", "number", interval=True, field="lr_negative"),
+            Column("LR positive", "number", interval=True, field="lr_positive"),
+            Column("LR negative", "number", interval=True, field="lr_negative"),
             Column(
                 "observed - predicted", "number", interval=True, field="observed_minus_predicted"
             ),
