@@ -16,6 +16,7 @@ from pipeline.heads.logistic import fit_weighted
 from pipeline.shift.adapt import ADAPTERS, AdapterSettings, adapt
 from pipeline.shift.adapt_eval import (
     AdaptationPlan,
+    AdaptedPredictions,
     SealedLabels,
     predict_target,
     score,
@@ -158,6 +159,38 @@ def test_p_values_are_adjusted_over_the_methods(world):
         p = [row.difference.p for row in rows]
         expected = multipletests(p, method="holm")[1]
         np.testing.assert_allclose([row.difference.p_adjusted for row in rows], expected)
+
+
+def made_up_result(world, seed, gain=0.01, patients=300):
+    """Six methods that truly gain one point each, on outcomes alone."""
+    rng = np.random.default_rng([61, seed])
+    target = DomainData(name="there", role="target", group=np.arange(patients))
+    right = rng.random(patients) < 0.8
+    names, tables = list(ADAPTERS), {}
+    for name in names:
+        change = rng.random(patients)
+        better = ~right & (change < (0.05 + gain / 2) / 0.2)
+        worse = right & (change < (0.05 - gain / 2) / 0.8)
+        hit = right if name == "source_only" else (right | better) & ~worse
+        tables[name] = np.eye(2)[hit.astype(int)][None]
+    plan = replace(PLAN, seeds=(0,), shots=())
+    sealed = SealedLabels(np.ones(patients, int), plan.digest())
+    made = AdaptedPredictions(proba=tables, plan_hash=plan.digest())
+    return score(made, sealed, world[0], target, plan)
+
+
+def test_the_gain_of_the_best_method_is_corrected_for_the_choice(world):
+    """Of six equally good methods the best looks two points too good; the number said does not."""
+    found = [made_up_result(world, seed) for seed in range(80)]
+    gains = np.array([one.best.gain.estimate for one in found])
+    apparent = [
+        max(row.difference.interval.estimate for row in one.rows if row.difference) for one in found
+    ]
+    assert np.mean(apparent) > 0.025
+    assert np.mean(gains) == pytest.approx(0.01, abs=0.007)
+    held = np.mean([one.best.gain.low <= 0.01 <= one.best.gain.high for one in found])
+    assert held >= 0.85
+    assert np.mean([one.best.shown for one in found]) <= 0.1
 
 
 def test_the_labels_that_are_needed_are_the_fewest_that_are_shown_to_help(world):
