@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
+from pipeline.data.attributes import Grouping
 from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError
-from pipeline.shift.decompose import decompose, divide, domain_draws, dominant
+from pipeline.shift.decompose import decompose, divide, dominant
 from tests.shift.worlds import domain, outcomes, scored
 
 rows = st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=3, max_size=40)
@@ -63,36 +64,6 @@ def test_class_terms_are_kitagawas():
     assert effects["within_class"].estimate == pytest.approx(rates, abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "hard", "mix", "within"),
-    [
-        # Equal class shares leave no mix.
-        (((30, 20, 10), (30, 20, 10)), (lambda k, i: i % 9 == 0, lambda k, i: k == 1), 0, None),
-        # Equal errors within the classes leave nothing within them.
-        (
-            ((30, 20, 10), (10, 15, 35)),
-            (lambda k, i: (k == 0) & (i % 5 == 0), lambda k, i: (k == 0) & (i % 5 == 0)),
-            None,
-            0,
-        ),
-        # A class that the target lacks takes its errors along: all of that is mix.
-        (((20, 20, 0), (20, 0, 0)), (lambda k, i: k == 1, lambda k, i: k == 1), -0.5, 0),
-        # So does a class that the source lacks.
-        (((20, 0, 0), (20, 20, 0)), (lambda k, i: k == 1, lambda k, i: k == 1), 0.5, 0),
-    ],
-)
-def test_class_terms_of_plain_cases(sizes, hard, mix, within):
-    """No mix where shares are equal, nothing within classes where errors are."""
-    both = []
-    for role, counts, errs in zip(("source", "target"), sizes, hard, strict=True):
-        label = np.repeat([0, 1, 2], counts)
-        both.append(outcomes(errs(label, np.arange(len(label))), label=label, role=role))
-    effects = decompose(*both, draws=20)
-    for name, wanted in (("class_mix", mix), ("within_class", within)):
-        if wanted is not None:
-            assert effects[name].estimate == pytest.approx(wanted, abs=1e-12)
-
-
 def test_score_terms_are_those_of_an_isotonic_curve():
     """The expected error is scikit-learn's curve of the source, read at the target's scores."""
     rng = np.random.default_rng(7)
@@ -138,32 +109,6 @@ def test_threshold_terms_are_those_of_a_plain_search(n, levels):
     assert effects["discrimination"].estimate == pytest.approx(best - errors(s, 0.5) / 200)
     areas = [roc_auc_score(one.label, one.proba[:, 1]) for one in (s, t)]
     assert effects["auroc_loss"].estimate == pytest.approx(areas[0] - areas[1])
-
-
-def test_a_draw_chooses_its_threshold_anew():
-    """A draw's terms are those of a data set in which each image is there as often as drawn."""
-    rng = np.random.default_rng(13)
-    s = domain(rng, 80)
-    t = domain(rng, 60, role="target", reach=0.7, move=1.0)
-    found = decompose(s, t, seed=2, draws=1)["threshold"].low
-    times = domain_draws(t, 2, 1).weights()[0].astype(int)
-    halves = [
-        t.take(np.repeat(out, times[out]))
-        for _, out in patient_folds(None, t.group, folds=2, seed=2)
-    ]
-
-    def chosen(half, out):
-        # Candidates lie between the scores of the half as it is, not as it was drawn.
-        values = np.unique(t.take(out).proba[:, 1])
-        tried = [-np.inf, *((values[1:] + values[:-1]) / 2), np.inf]
-        return tried[int(np.argmin([errors(half, one) for one in tried]))]
-
-    outs = [out for _, out in patient_folds(None, t.group, folds=2, seed=2)]
-    best = errors(halves[0], chosen(halves[1], outs[1])) + errors(
-        halves[1], chosen(halves[0], outs[0])
-    )
-    e_t = sum(errors(half, 0.5) for half in halves)
-    assert found == pytest.approx((e_t - best) / times.sum())
 
 
 @pytest.mark.parametrize("patients", [4, 200])
@@ -216,13 +161,6 @@ def test_a_cause_is_dominant_only_if_sure():
     gain = effects(-0.1, -0.3)
     assert gain["a"].largest == 1
     assert dominant(gain.values(), "d") is None
-
-
-def test_undefined_draws_are_left_out():
-    """A draw without a value neither moves an interval nor wins."""
-    draws = np.array([np.nan, 1.0, 1.0])
-    found = divide("d", {"a": 1.0, "b": 0.0}, {"a": draws, "b": 0 * draws}, data=(), edges={})
-    assert (found["a"].low, found["a"].high, found["a"].largest) == (1, 1, 1)
 
 
 # --- planted shifts
@@ -285,3 +223,20 @@ def test_what_cannot_be_taken_apart_is_refused(change, message):
     broken = target.sealed() if change == "labels" else replace(target, group=np.zeros(200, int))
     with pytest.raises(StudyError, match=message):
         decompose(source, broken)
+
+
+def test_another_mix_of_patients_is_split_off_where_the_source_shows_every_group():
+    """Old patients err in 40 of 100 cases; they are a tenth of the source, nine of the target."""
+    rng = np.random.default_rng(12)
+    both, ages = [], []
+    for role, share in (("source", 0.1), ("target", 0.9)):
+        old = (rng.random(400) < share).astype(int)
+        wrong = rng.random(400) < np.where(old, 0.4, 0.05)
+        both.append(outcomes(wrong, label=np.arange(400) % 3, role=role))
+        ages.append(Grouping(attribute="age", names=("young", "old", "oldest"), member=old))
+    found = decompose(*both, groupings=[tuple(ages)])
+    assert dominant(found.values(), "by age") == "age_mix"
+    total = found["age_mix"].estimate + found["within_age"].estimate
+    assert total == pytest.approx(found["accuracy_loss"].estimate)
+    unseen = replace(ages[1], member=np.where(np.arange(400) < 20, 2, ages[1].member))
+    assert "age_mix" not in decompose(*both, groupings=[(ages[0], unseen)])

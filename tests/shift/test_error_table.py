@@ -201,7 +201,7 @@ def of_one_hospital(seed, patients, width=20):
     return error_table(model, model.scored(target), seed=seed).steps
 
 
-@pytest.mark.parametrize("repeats", [15, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repeats", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_a_small_target_is_not_called_harder(repeats):
     """Thirty patients of the same hospital: no hardness on average, and seldom in one run.
 

@@ -271,18 +271,6 @@ def test_what_the_checks_find_of_one_target_is_no_caveat_of_the_other(both, monk
     assert "source and far: 1 shared." not in near["caveats"]
 
 
-def test_labels_that_are_called_absent_are_not_read(study):
-    """The estimate of a labelled folder is that of its sealed twin, and its names do not count."""
-    analyse(study, SHORT)
-    sealed = the_target(study)
-    (there,) = study.targets
-    analyse(replace(study, targets=(replace(there, labels="absent"),)), SHORT)
-    absent = the_target(study)
-    assert not absent["labelled"]
-    for name in ("accuracy_range", "detection", "domain_auc", "shared_patients"):
-        assert absent[name] == sealed[name]
-
-
 # --- few patients
 
 

@@ -143,15 +143,6 @@ def test_three_classes_have_accuracy_and_macro_auroc():
         assert group.prevalence is None
 
 
-def test_one_group_alone_is_no_worst():
-    """There must be two to pick from."""
-    data, _ = by_hand()
-    groups = of(data, divided(np.zeros(70)))
-    assert not worst(groups)
-    assert groups[0].metrics["accuracy"].difference is None
-    assert (groups[1].images, groups[1].reason[:7]) == (0, "too few")
-
-
 def test_images_without_a_value_are_never_the_worst_group():
     """Nobody can be sent to look at patients of whom nothing is known; the rest are ranked."""
     label = np.tile(np.repeat([0, 1], 20), 3)
@@ -165,12 +156,6 @@ def test_images_without_a_value_are_never_the_worst_group():
     groups = of(data, divided(member // 2, ("F", "unknown")))
     assert all(group.metrics for group in groups)
     assert not worst(groups)
-
-
-def test_no_grouping_needs_no_draws():
-    """Nothing is asked, nothing is done."""
-    data, _ = by_hand()
-    assert of(data) == ()
 
 
 def clustered(rng, sizes, reach, most=4):
