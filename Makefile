@@ -10,7 +10,7 @@ DEMO   := $(filter demo/study.toml,$(STUDY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-heads bench-finetune bench-memory calibration clean
+.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-heads bench-shift bench-finetune bench-memory calibration clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 18
@@ -69,6 +69,9 @@ bench-features: $(READY)  ## Images/s against a plain DataLoader loop and the ba
 
 bench-heads: $(READY)  ## Heads trained together against one at a time
 	$(BIN)/python -m tests.bench.heads
+
+bench-shift: $(READY)  ## Seconds of the steps of shift at 2,000 and 20,000 rows
+	$(BIN)/python -m tests.bench.shift
 
 bench-finetune: $(READY)  ## The last block from the store against the whole network [DEVICE=cpu]
 	$(BIN)/python -m tests.bench.finetune --device "$(DEVICE)"

@@ -73,7 +73,7 @@ SHIFT_PROBABILITIES = "shift.h5"
 HEAD = ("linear", 0)
 #: Numbers of features below which products have one thread: two that wait for each other in
 #: each of many small ones took 166 s of CPU for the demo, which takes 7 s with one.
-_LARGE = 1 << 25
+LARGE = 1 << 25
 #: What a target without labels has none of.
 _NEED_LABELS: Mapping[str, Any] = {
     "causes": [],
@@ -158,7 +158,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
         compared = [target for target, reason in pairs if not reason]
         if not compared:
             continue
-        with threadpool_limits(1 if table.X.size < _LARGE else None):
+        with threadpool_limits(1 if table.X.size < LARGE else None):
             backbone = _Backbone(study, table, leaks, facts, options)
             entries += run_parallel([partial(backbone.analyse_target, t) for t in compared])
         predictions[choice.name] = backbone.predictions()
