@@ -619,6 +619,28 @@ def export_onnx(study: Path, *, quiet: bool, file: Path, head: str, **flags: Any
     return card
 
 
+@main.command()
+@_study_argument
+@click.option("--head", required=True, help="A head, or a method of fine-tuning.")
+@click.option("--backbone", help="Needed when the study has several.")
+@click.option("--images", default=100, show_default=True, help="Of each class of each domain.")
+@_device_option
+@command
+def explain(study: Path, *, quiet: bool, head: str, device: str, **flags: Any) -> dict[str, Any]:
+    """Draw maps of what a model looks at, and measure how much of them lies in the border.
+
+    The pictures are of the surest errors and of a random sample of each domain.
+
+    Example: headrace explain study.toml --head linear
+    """
+    from pipeline.explain import explain as run
+    from pipeline.finetune.distributed import choose_device
+
+    record = run(_load(study), head, device=choose_device(device), **flags)
+    _show("explain", record, quiet=quiet)
+    return record
+
+
 @main.group("cache")
 def cache_group() -> None:
     """List, check and tidy the feature stores."""

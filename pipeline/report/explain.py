@@ -1,0 +1,45 @@
+"""Where the maps of a model lie: one table for each domain."""
+
+from collections.abc import Iterator
+
+from pipeline.report.heads import name_of_domain
+from pipeline.report.table import Column, Heading, Part, Record, Table, table_of
+
+_LEGEND = (
+    "Share of the map's mass in the border of the picture (outside of the middle 70 % of each "
+    "side) and in its corners (20 % of each side), by predicted class. Intervals are 95 %, by "
+    "patient."
+)
+
+
+def tables(record: Record) -> list[Part]:
+    """The parts of a report on ``explain.json``; see :func:`pipeline.explain.explain`."""
+    return [
+        Heading(f"{record['study']}: what {record['head']} on {record['backbone']} looks at"),
+        _LEGEND,
+        (
+            f"An even map has {record['even']['border']:.2f} and {record['even']['corners']:.2f}. "
+            "More than that, and more than a head of shuffled labels has, is a reason to look at "
+            "the pictures. What the border alone predicts is in headrace audit."
+        ),
+        *_domains(record),
+        f"Pictures with their maps, which are patient data: {record['folder']}",
+    ]
+
+
+def _domains(record: Record) -> Iterator[Table]:
+    for domain in record["domains"]:
+        yield table_of(
+            name_of_domain(domain),
+            (
+                Column("predicted", field="class"),
+                Column("images", "count"),
+                Column("border", "share", interval=True, field="border"),
+                Column("corners", "share", interval=True, field="corners"),
+                Column("border, shuffled", "share", interval=True, field="shuffled_border"),
+                Column("corners, shuffled", "share", interval=True, field="shuffled_corners"),
+            ),
+            domain["rows"],
+            key="explain",
+            about={"backbone": record["backbone"], "domain": domain["domain"]},
+        )
