@@ -1,8 +1,8 @@
 """Classify new images: with a saved head through the feature store, or with an ONNX file.
 
 Images are known by their content: one whose features the store has, from whatever study,
-is not computed again, and new features are committed. Nothing is learned here, and no
-label is looked at.
+is not computed again, and new features are committed. Nothing is learned here; of
+images in folders of classes, right ones are counted.
 """
 
 import json
@@ -73,7 +73,8 @@ def predict(
     Returns:
         The record, JSON values: the head with its study and classes; ``rows`` in the order of
         the images, each with path, content key, predicted class and the probability of each
-        class; ``skipped`` images with their reasons; ``computed``, how many went through a
+        class; ``class_folders``, see :func:`by_class_folder`; ``skipped`` images with their
+        reasons; ``computed``, how many went through a
         network, since the store did not hold them.
 
     Raises:
@@ -122,6 +123,7 @@ def predict(
         "contains_training_features": head.contains_training_features,
         "classes": list(head.classes),
         "rows": rows,
+        "class_folders": by_class_folder(rows, head.classes),
         "skipped": skipped,
         "computed": len(computed),
     }
@@ -148,6 +150,7 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
     _check_some(good, skipped)
     _check_strict(skipped, "No image was classified", strict=strict)
     proba = run_onnx(data, np.stack([decoded[key] for _, key in good]))
+    rows = _rows(card["classes"], good, proba)
     return {
         "head": card["model"],
         "backbone": card["backbone"],
@@ -155,7 +158,8 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
         "images": card["trained"]["images"],
         "contains_training_features": False,
         "classes": card["classes"],
-        "rows": _rows(card["classes"], good, proba),
+        "rows": rows,
+        "class_folders": by_class_folder(rows, card["classes"]),
         "skipped": skipped,
         "computed": len(decoded),
     }
@@ -216,6 +220,20 @@ def _rows(
         }
         for (item, key), p in zip(good, proba, strict=True)
     ]
+
+
+def by_class_folder(
+    rows: Sequence[dict[str, Any]], classes: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Images and right predictions of each class; empty unless all lie in folders of classes."""
+    found = {name: {"images": 0, "right": 0} for name in classes}
+    for row in rows:
+        folder = Path(row["path"]).parent.name
+        if folder not in found:
+            return {}
+        found[folder]["images"] += 1
+        found[folder]["right"] += row["predicted"] == folder
+    return found
 
 
 def _check_some(good: Sequence[Keyed], skipped: Sequence[dict[str, str]]) -> None:

@@ -27,6 +27,7 @@ from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.predict import predict as predict_images
+from pipeline.report import show
 from pipeline.study import load_study
 from tests.result_files import forbid_writing, record_of, rewrite
 from tests.tiny import FileWeights, install_tiny_backbone, write_images, write_tiny_study
@@ -116,6 +117,19 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
         predict(folder("linear"), given, strict=True)
     with pytest.raises(NoImagesError, match=r"no image to classify.*not an image"):
         predict(folder("linear"), [Path("new/a/text.png")])
+
+
+def test_images_in_folders_of_classes_are_counted(compared):
+    """Right ones of each class, as the rows say; one image elsewhere, and nothing is counted."""
+    record = predict(folder("linear"), [Path("there")])
+    for name in "ab":
+        of_class = [row for row in record["rows"] if f"/{name}/" in row["path"]]
+        right = sum(row["predicted"] == name for row in of_class)
+        assert record["class_folders"][name] == {"images": len(of_class), "right": right}
+    right = sum(one["right"] for one in record["class_folders"].values())
+    assert f"Right by folder: {right} of 24 (" in show("predict", record)
+    shutil.copy(next(Path("there/a").iterdir()), "loose.png")
+    assert predict(folder("linear"), [Path("there"), Path("loose.png")])["class_folders"] == {}
 
 
 def test_other_weights_are_refused_and_the_right_ones_may_lie_elsewhere(compared, monkeypatch):

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.report.features import skipped
 from pipeline.report.table import Column, Part, Table
-from pipeline.words import counted
+from pipeline.words import counted, percent
 
 _PATH_WIDTH = 60
 
@@ -49,10 +49,21 @@ def _sentences(record: Mapping[str, Any]) -> list[str]:
     )
     private = "The model file holds features of its training images: treat it as patient data."
     return [
+        *_accuracy(record["class_folders"]),
         head,
         *([private] if record["contains_training_features"] else []),
         "Research software, not a medical device: no diagnosis may rest on this.",
     ]
+
+
+def _accuracy(folders: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """How many images in folders of classes are predicted rightly."""
+    images, right = (sum(one[what] for one in folders.values()) for what in ("images", "right"))
+    if not images:
+        return []
+    each = (f"{name} {one['right']} of {one['images']}" for name, one in folders.items())
+    by_class = ", ".join(each)
+    return [f"Right by folder: {right} of {images} ({percent(right / images)}); {by_class}."]
 
 
 def _end(path: str) -> str:

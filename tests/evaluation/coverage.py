@@ -15,14 +15,17 @@ from scipy.stats import norm
 
 from pipeline.evaluation.compare_heads import bases
 from pipeline.evaluation.intervals import difference_bounds, rate_interval, share_of
-from pipeline.evaluation.metrics import METRICS, score, weighted_auroc, weighted_mean
+from pipeline.evaluation.metrics import METRICS, score, weighted_mean
 from pipeline.evaluation.selection import bbc_cv
 
 PATIENTS = (10, 30, 100, 400)
 TRUTHS = (0.8, 0.95, 0.99)
 PAIRS = ((0.85, 0.8), (0.95, 0.95), (0.95, 0.85), (0.99, 0.97))
 RIGHT = "right or wrong"
-SCORED = ("accuracy", "balanced_accuracy", "sensitivity", "f1", "auroc", "average_precision")
+SCORED = (
+    *("accuracy", "balanced_accuracy", "sensitivity", "specificity"),
+    *("f1", "auroc", "average_precision"),
+)
 
 
 def patients_of(rng, patients: int):
@@ -61,7 +64,7 @@ def proba_of(value):
 @cache
 def expected(metric: str, truth: float, prevalence: float) -> float:
     """The metric of a head of that reach on very many images."""
-    if metric in ("accuracy", "balanced_accuracy", "sensitivity", "auroc"):
+    if metric not in ("f1", "average_precision"):
         return truth
     rng, n = np.random.default_rng(0), 400_000
     label = (rng.random(n) < prevalence).astype(np.int64)
@@ -101,24 +104,28 @@ def of_difference(metric: str) -> Callable:
             value = np.sqrt(0.5) * (common + noise(rng, group)) + reach_of(metric, one) * (
                 label - 0.5
             )
-            if metric == "accuracy":
-                share = share_of(weighted_mean((value > 0) == label), group)
-            else:
-                by_class = bases(metric, label, group)
-                share = share_of(weighted_auroc(label == 1, value), group, *by_class)
-            shares.append(share)
-        return *difference_bounds(*shares), truth[0] - truth[1]
+            statistic = METRICS[metric](label, proba_of(value))
+            shares.append(share_of(statistic, group, *bases(metric, label, group)))
+        gap = expected(metric, truth[0], 0.5) - expected(metric, truth[1], 0.5)
+        return *difference_bounds(*shares), gap
 
     return world
 
 
-def of_gap(rng, patients: int, truth: tuple[float, float]):
+def of_gap(metric: str) -> Callable:
     """The same of the difference between two domains, the second of 100 patients."""
-    shares = []
-    for one, count in zip(truth, (patients, 100), strict=True):
-        group = patients_of(rng, count)
-        shares.append(share_of(weighted_mean(right_by_patient(rng, group, one)), group))
-    return *difference_bounds(*shares, paired=False), truth[0] - truth[1]
+
+    def world(rng, patients: int, truth: tuple[float, float]):
+        shares = []
+        for one, count in zip(truth, (patients, 100), strict=True):
+            group = patients_of(rng, count)
+            label = labels_by_patient(rng, group)
+            proba = proba_of(noise(rng, group) + reach_of(metric, one) * (label - 0.5))
+            statistic = METRICS[metric](label, proba)
+            shares.append(share_of(statistic, group, *bases(metric, label, group)))
+        return *difference_bounds(*shares, paired=False), truth[0] - truth[1]
+
+    return world
 
 
 def of_best(heads: int) -> Callable:
@@ -139,7 +146,9 @@ WORLDS = {
     "auroc, 20 % positive": (of_metric("auroc", 0.2), TRUTHS),
     "difference in accuracy": (of_difference("accuracy"), PAIRS),
     "difference in AUROC": (of_difference("auroc"), PAIRS),
-    "gap to a domain of 100 patients": (of_gap, PAIRS),
+    "difference in average precision": (of_difference("average_precision"), PAIRS),
+    "gap in accuracy to 100 other patients": (of_gap("accuracy"), PAIRS),
+    "gap in AUROC to 100 other patients": (of_gap("auroc"), PAIRS),
     "best of 11 equal heads": (of_best(11), TRUTHS),
 }
 

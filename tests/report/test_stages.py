@@ -62,7 +62,7 @@ PREDICT = {
         {"path": "x" * 70 + "/1.png", "key": "00", "predicted": "a", "probability": [0.9, 0.1]},
         {"path": "2.png", "key": "01", "predicted": "=b", "probability": [0.25, 0.75]},
     ],
-    "skipped": [{"path": "3.png", "reason": "not an image"}],
+    "skipped": [{"path": "3.png", "reason": "not an image"}], "class_folders": {},
 }  # fmt: skip
 
 
