@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ def patient_of(path: str, pattern: str | None) -> str | None:
     """
     if pattern is None:
         return None
-    name = composed(path if "/" in pattern else PurePosixPath(path).name)
+    name = composed(path if "/" in pattern else path.rpartition("/")[2])
     try:
         match = _compiled(pattern).search(name, timeout=_SECONDS_FOR_A_NAME)
     except TimeoutError as cause:

@@ -191,7 +191,7 @@ def _key_images(
         _LOG.warning("%s: %s", domain.name, listing.unread_text)
     most = int(study.max_megapixels * 1e6) if study.max_megapixels is not None else MAX_PIXELS
     reading = Reading(window=domain.window, frame=domain.frame, max_pixels=most)
-    items = [replace(item, reading=reading) for item in listing.items]
+    items = [_as_known(item, Known(b""), reading) for item in listing.items]
     salt = salt_of(study.store_root) if domain.group == HEADER else None
     index = KeyIndex(study.store_root, domain.path, salt=salt, rehash=options.rehash)
     known: list[Known | str | None] = [index.known(item) for item in items]
@@ -236,13 +236,16 @@ def _without_unreadable(
     reading = replace(readable[0][0].reading, window=window)
     return _KeyedDomain(
         domain=domain,
-        items=tuple(
-            replace(item, reading=reading, patient=item.patient or found.patient)
-            for item, found in readable
-        ),
+        items=tuple(_as_known(item, found, reading) for item, found in readable),
         key=tuple(found.key(reading) for _, found in readable),
         skipped=skipped,
     )
+
+
+def _as_known(item: Item, found: Known, reading: Reading) -> Item:
+    if item.reading == reading and not found.patient:
+        return item
+    return replace(item, reading=reading, patient=item.patient or found.patient)
 
 
 # Classes and split.

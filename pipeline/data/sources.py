@@ -131,6 +131,8 @@ def _with_validation(domain: SourceDomain, held_out: Path) -> Listing:
 def _of_split(domain: Domain, listing: Listing) -> Listing:
     """The images of the part that the domain asks for, with the splits of ours."""
     found = Counter(item.split for item in listing.items)
+    if not domain.split and set(found) <= {""}:
+        return listing
     if not domain.split:
         if len(found) > 1:
             _LOG.warning(
