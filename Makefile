@@ -67,8 +67,8 @@ lint: $(READY)  ## Style and types
 bench-features: $(READY)  ## Images/s against a plain DataLoader loop and the bare network
 	$(BIN)/python -m tests.bench.features
 
-bench-heads: $(READY)  ## Heads trained together against one at a time
-	$(BIN)/python -m tests.bench.heads
+bench-heads: features  ## Stage 2 against its goals and the best alternatives [STUDY=study.toml]
+	$(BIN)/python -m tests.bench.heads --study "$(STUDY)"
 
 bench-shift: $(READY)  ## Seconds of the steps of shift at 2,000 and 20,000 rows
 	$(BIN)/python -m tests.bench.shift
