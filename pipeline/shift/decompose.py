@@ -34,7 +34,7 @@ from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.randomness import stream
 
 #: A term is called the cause only if it is the largest in this share of the draws.
-DOMINANT = 0.95
+DOMINANT = 0.9
 #: Positive is called where the second class's probability is at least this.
 THRESHOLD = 0.5
 #: Patients of a group that show how well the head does in it.

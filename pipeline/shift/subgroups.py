@@ -64,7 +64,6 @@ class Subgroup:
         prevalence: Share of the second class; None for more than two, or too few images.
         reason: Why there are no numbers; None where there are.
         metrics: By name.
-        missing: Metric to the reason why it has no value.
     """
 
     attribute: str
@@ -74,7 +73,6 @@ class Subgroup:
     prevalence: float | None = None
     reason: str | None = None
     metrics: Mapping[str, GroupValue] = field(default_factory=dict)
-    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def subgroups(
@@ -172,7 +170,6 @@ class _Groups:
         values: Mapping[str, Mapping[int, GroupValue]],
     ) -> Subgroup:
         few = self._too_few(rows)
-        reasons = {n: None if few else self._too_few_of(m, rows) for n, m in self.metrics.items()}
         return Subgroup(
             attribute=self.grouping.attribute,
             group=self.grouping.names[k],
@@ -181,7 +178,6 @@ class _Groups:
             prevalence=None if few or not self.binary else float(self.data.labelled()[rows].mean()),
             reason=few,
             metrics={name: by_group[k] for name, by_group in values.items() if k in by_group},
-            missing={name: why for name, why in reasons.items() if why},
         )
 
     def _values(
@@ -236,8 +232,13 @@ class _Groups:
     def _estimate(self, metric: _Metric, rows: NDArray[np.bool_]) -> float:
         return on_all_rows(metric.statistic(rows), int(rows.sum()))
 
-    def _too_few_for(self, metric: _Metric, rows: NDArray[np.bool_]) -> str | None:
-        return self._too_few(rows) or self._too_few_of(metric, rows)
+    def _too_few_for(self, metric: _Metric, rows: NDArray[np.bool_]) -> bool:
+        return self._too_few(rows) is not None or self._too_few_of(metric, rows)
+
+    def _too_few_of(self, metric: _Metric, rows: NDArray[np.bool_]) -> bool:
+        """Whether a class that the metric needs has too few patients."""
+        bases = (np.unique(self.data.group[rows & base]).size for base in metric.bases.values())
+        return min(bases) < FEW_PATIENTS
 
     def _too_few(self, rows: NDArray[np.bool_]) -> str | None:
         images, patients = int(rows.sum()), np.unique(self.data.group[rows]).size
@@ -245,15 +246,6 @@ class _Groups:
             return f"too few: {counted(images, 'image')}, {FEW_IMAGES} needed"
         if patients < FEW_PATIENTS:
             return f"too few: {counted(patients, 'patient')}, {FEW_PATIENTS} needed"
-        return None
-
-    def _too_few_of(self, metric: _Metric, rows: NDArray[np.bool_]) -> str | None:
-        """The same of the classes that a metric needs."""
-        for name, base in metric.bases.items():
-            patients = np.unique(self.data.group[rows & base]).size
-            if patients < FEW_PATIENTS:
-                few = counted(patients, "patient")
-                return f"too few: {few} of {name}, {FEW_PATIENTS} needed"
         return None
 
 

@@ -291,7 +291,10 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         "acquisition": Cause(
             found=_when("transfer_gap", lambda e: bool(e.images_differ) and e.adaptable),
             sentence=f"{_GAP}, and the images differ",
-            fits="Another way of taking the images fits, such as exposure, contrast or device",
+            fits=(
+                "Another way of taking the images fits, such as exposure, contrast or device, and "
+                "so do other kinds of patients"
+            ),
             of_images=True,
         ),
         "acquisition_or_labels": Cause(
@@ -300,8 +303,8 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
             )),
             sentence=_GAP,
             fits=(
-                "Another way of taking the images and another definition of the label both fit; "
-                "the numbers cannot tell them apart"
+                "Another way of taking the images, other kinds of patients and another definition "
+                "of the label all fit; the numbers cannot tell them apart"
             ),
             of_images=True,
         ),

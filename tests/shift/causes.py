@@ -71,7 +71,7 @@ KINDS: Mapping[str, tuple[str, tuple, tuple[str, ...]]] = {
     "blur": ("blur", (2, 3, 4), (*HARDER, *OF_IMAGES)),
     "label noise": ("flipped", (0.1, 0.2, 0.3), ("label_errors", "harder_images_or_label_errors")),
     "subgroup mix": ("old", (0.5, 0.7, 0.9), ("subgroup_mix",)),
-    "subgroup mix, no attribute": ("old", (0.5, 0.7, 0.9), HARDER),
+    "subgroup mix, no attribute": ("old", (0.5, 0.7, 0.9), (*HARDER, *OF_IMAGES)),
 }
 #: Shifts under which the accuracy is estimated without labels, and one that goes unseen.
 UNLABELLED: Mapping[str, Change] = {

@@ -149,7 +149,7 @@ def test_of_terms_that_are_nothing_none_is_the_largest():
 
 
 def test_a_cause_is_dominant_only_if_sure():
-    """The largest term is named at 95 % of the draws, and only if it is a loss."""
+    """The largest term is named at 90 % of the draws, and only if it is a loss."""
     noise = 0.01 * np.random.default_rng(18).normal(size=(2, 500))
 
     def effects(a, b):
