@@ -23,6 +23,8 @@ from pipeline.evaluation.metrics import on_all_rows, weighted_mean
 LEVEL = 0.95
 #: Patients below which an interval by patient is called rough.
 ROUGH_BELOW = 100
+#: Method of an interval that cannot be given.
+TOO_FEW = "too few patients"
 #: Standard errors to either side of an estimate, at that level.
 Z = float(norm.isf((1 - LEVEL) / 2))
 #: How many patients' worth of doubt a variance that few patients carry has. Chosen by coverage;
@@ -40,7 +42,8 @@ class Interval:
         high: Upper bound.
         images: How many it rests on.
         patients: How many they are of.
-        method: How the interval was made; ``none`` where there is none.
+        method: How the interval was made; ``TOO_FEW`` where one patient, or one of a class,
+            cannot give any; ``none`` of rows that heads were fitted to.
         level: Its nominal coverage.
     """
 
@@ -165,7 +168,7 @@ class Share:
             high=high,
             images=self.images,
             patients=self.patients,
-            method=method if self._known() else "none",
+            method=method if self._known() else TOO_FEW,
         )
 
     def _known(self) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from pipeline.evaluation.intervals import TOO_FEW
 from pipeline.report.table import (
     Column,
     Detail,
@@ -91,7 +92,23 @@ def _domain(backbone: str, best: str | None, domain: Record) -> Table:
         rows,
         key="heads",
         about={"backbone": backbone, "domain": domain["domain"], "role": domain["role"]},
+        notes=tuple(_too_few(rows)),
     )
+
+
+def _too_few(rows: Sequence[Record]) -> Iterator[str]:
+    """Which shown scores have no interval, and how many patients would give one."""
+    without = {
+        name: None
+        for row in rows
+        for m, name in _NAMES.items()
+        if row["scores"].get(m, {}).get("method") == TOO_FEW
+    }
+    if without:
+        yield (
+            f"Too few patients for an interval of {' and '.join(without)}: 2 of each class are "
+            "needed for any, about 100 for one of 10 points to either side."
+        )
 
 
 def name_of_domain(domain: Record) -> str:

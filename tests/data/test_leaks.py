@@ -139,6 +139,17 @@ def test_a_pixel_copy_is_a_leak_and_can_be_refused(study_file):
         refuse_leaks([leak])
 
 
+def test_ids_within_one_data_set_are_people(study_file):
+    """A test part of the source's data, ``[test.NAME]``: the same ids are a leak."""
+    study = load_study(study_file)
+    Path("there/a/p1000_99.png").write_bytes(Path("there/a/p2000_0.png").read_bytes())
+    study = replace(study, targets=(replace(study.targets[0], of_source=True),))
+    (leak,) = findings_of(study, load_samples(study)[0])
+    assert (leak.severity, leak.text) == (LEAK, "1 patient is in both")
+    assert leak.values["images"] == 1
+    assert "hospital" not in f"{leak.text} {leak.advice}"
+
+
 def test_two_targets_that_share_a_picture_are_a_warning(study_file):
     """Each is scored rightly; they are only not independent."""
     shutil.copytree("there", "further")

@@ -121,7 +121,7 @@ def test_a_class_in_one_patient_has_no_variance():
     data = replace(data, group=np.where(data.label == 1, "p1", data.group))
     found = of_one(data, head(data.label, 1.0))["auroc"]
     assert np.isfinite(found.estimate)
-    assert (found.method, np.isnan(found.low)) == ("none", True)
+    assert (found.method, np.isnan(found.low)) == ("too few patients", True)
 
 
 def test_another_head_beside_it_changes_no_interval():

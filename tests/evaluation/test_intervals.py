@@ -11,6 +11,7 @@ from scipy.stats import binomtest, norm, t
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from pipeline.evaluation.intervals import (
+    TOO_FEW,
     Share,
     agresti_coull,
     critical_value,
@@ -126,8 +127,8 @@ def test_what_is_undefined_without_a_patient_has_no_interval():
     group = np.array([0, 1, 2, 3, 3])
     statistic = METRICS["auroc"](label, np.c_[1 - (p := np.linspace(0, 1, 5)), p])
     found = share_of(statistic, group, group[label == 0], group[label == 1]).interval()
-    assert (found.estimate, found.method, np.isnan(found.low)) == (1, "none", True)
-    assert rate_interval(np.array([True, False]), np.array([7, 7])).method == "none"
+    assert (found.estimate, found.method, np.isnan(found.low)) == (1, "too few patients", True)
+    assert rate_interval(np.array([True, False]), np.array([7, 7])).method == TOO_FEW
 
 
 @pytest.mark.parametrize("metric", [m for m in METRICS if m not in ("brier", "log_loss", "ece")])

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from pipeline import report
+from pipeline.evaluation.intervals import TOO_FEW
 from pipeline.report import parts_of, show
 from pipeline.report.predict import predictions
 from pipeline.report.table import Table, to_csv
@@ -153,6 +154,14 @@ def test_a_subgroup_is_shown_with_what_is_known_of_it(records):
         "accuracy is lowest in M. It is shown to be below all other images "
         "(-10.0 points, -18.0 to -2.0)."
     ) in text
+
+
+def test_a_score_without_an_interval_says_how_many_patients_one_takes(records):
+    """Below the table, once."""
+    heads = records["heads"]
+    for row in heads["backbones"][0]["domains"][0]["rows"]:
+        row["scores"]["auroc"] = {"estimate": 0.9, "low": None, "high": None, "method": TOO_FEW}
+    assert show("heads", heads).count("Too few patients for an interval of AUROC: 2 of each") == 1
 
 
 def test_findings_are_grouped_and_advice_stands_once():
