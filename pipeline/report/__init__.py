@@ -15,8 +15,8 @@ _MARKDOWN = {"shift": "Domain shift"}
 
 def parts_of(stage: str, record: Mapping[str, Any]) -> list[Part]:
     """Tables and sentences of a stage's record."""
-    found: list[Part] = import_module(f"pipeline.report.{stage}").tables(record)
-    return found
+    parts: list[Part] = import_module(f"pipeline.report.{stage}").tables(record)
+    return parts
 
 
 def show(stage: str, record: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:

@@ -12,11 +12,11 @@ _PAIRS = 5
 
 def tables(record: Record) -> list[Part]:
     """The parts of a report on ``audit.json``."""
-    found = record["findings"]
+    findings = record["findings"]
     severities = [s for s in record["counts"] if record["counts"][s] and s != _OK]
     parts: list[Part] = [_severity(record, severity) for severity in severities]
-    parts += _advice(found)
-    if fine := [f"{f['check']} ({f['where']})" for f in found if f["severity"] == _OK]:
+    parts += _advice(findings)
+    if fine := [f"{f['check']} ({f['where']})" for f in findings if f["severity"] == _OK]:
         parts.append(f"These checks found nothing: {'; '.join(fine)}.")
     parts += _near_copies(record)
     parts.append(summary(record))
@@ -36,20 +36,20 @@ def summary(record: Record) -> str:
 
 
 def _severity(record: Record, severity: str) -> Table:
-    found = [f for f in record["findings"] if f["severity"] == severity]
-    named = any(f["examples"] for f in found)
+    findings = [f for f in record["findings"] if f["severity"] == severity]
+    named = any(f["examples"] for f in findings)
     return table_of(
-        counted(len(found), severity),
+        counted(len(findings), severity),
         (Column("check"), Column("where"), Column("found", field="text")),
-        found,
+        findings,
         notes=("The images are named in audit.json.",) if named else (),
     )
 
 
-def _advice(found: list[Record]) -> Iterator[str]:
+def _advice(findings: list[Record]) -> Iterator[str]:
     """Each advice once, with the checks that it is about."""
     advice: dict[str, list[str]] = {}
-    for f in found:
+    for f in findings:
         if f["advice"] and f["check"] not in advice.setdefault(f["advice"], []):
             advice[f["advice"]].append(f["check"])
     yield from (f"{', '.join(checks)}: {text}." for text, checks in advice.items())

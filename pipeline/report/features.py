@@ -45,10 +45,10 @@ def skipped(images: list[Mapping[str, Any]], file: str) -> list[Part]:
             columns=(Column("image"), Column("reason")),
             rows=tuple(
                 (
-                    f"{one['domain']}/{one['path']}" if "domain" in one else one["path"],
-                    one["reason"],
+                    f"{image['domain']}/{image['path']}" if "domain" in image else image["path"],
+                    image["reason"],
                 )
-                for one in images[:_SHOWN]
+                for image in images[:_SHOWN]
             ),
             notes=(f"{more} more are in {file}.",) if more > 0 else (),
         )

@@ -20,22 +20,22 @@ def tables(record: Record) -> list[Part]:
     if not record["backbones"]:
         return ["No method has been trained yet."]
     parts: list[Part] = []
-    for one in record["backbones"]:
-        parts += _backbone(record, one)
+    for results in record["backbones"]:
+        parts += _backbone(record, results)
     return [*parts, *(not_scored(name, images) for name, images in record["unlabelled"].items())]
 
 
-def _backbone(record: Record, one: Record) -> Iterator[Part]:
-    backbone, classes = one["backbone"], ", ".join(record["classes"])
+def _backbone(record: Record, results: Record) -> Iterator[Part]:
+    backbone, classes = results["backbone"], ", ".join(record["classes"])
     yield Heading(f"{record['study']} on {backbone}, fine-tuned, classes {classes}")
     yield _LEGEND
-    seconds = {(model["method"], model["seed"]): model["seconds"] for model in one["models"]}
-    for domain in one["domains"]:
+    seconds = {(model["method"], model["seed"]): model["seconds"] for model in results["models"]}
+    for domain in results["domains"]:
         yield _domain(domain, backbone, seconds)
-    yield from _against_heads(one["domains"], backbone)
-    yield _costs(one["models"], backbone)
-    yield from _caveats(one["models"])
-    if one["heads_fitted_to_others"]:
+    yield from _against_heads(results["domains"], backbone)
+    yield _costs(results["models"], backbone)
+    yield from _caveats(results["models"])
+    if results["heads_fitted_to_others"]:
         yield (
             f"The heads of {backbone} were fitted to other images than these methods, so they are "
             "not compared."

@@ -29,13 +29,13 @@ def tables(record: Record) -> list[Part]:
         f"Do not trust these numbers. {leak['where']}: {leak['text']}. {leak['advice']}."
         for leak in record["leaks"]
     ]
-    for one in record["backbones"]:
-        parts += _backbone(record, one)
+    for results in record["backbones"]:
+        parts += _backbone(record, results)
     parts += [not_scored(name, images) for name, images in record["unlabelled"].items()]
     parts += [f"{f['head']} on {f['backbone']} failed: {f['reason']}" for f in record["failures"]]
     parts += [
-        Detail(f"{one['head']} on {one['backbone']} has no model file: {one['reason']}")
-        for one in record["not_saved"]
+        Detail(f"{head['head']} on {head['backbone']} has no model file: {head['reason']}")
+        for head in record["not_saved"]
     ]
     return parts
 
@@ -48,23 +48,23 @@ def not_scored(target: str, images: int) -> str:
     )
 
 
-def _backbone(record: Record, one: Record) -> Iterator[Part]:
-    backbone, classes = one["backbone"], ", ".join(record["classes"])
+def _backbone(record: Record, results: Record) -> Iterator[Part]:
+    backbone, classes = results["backbone"], ", ".join(record["classes"])
     yield Heading(f"{record['study']} on {backbone}, classes {classes}")
     yield Legend(
         f"Points are differences of accuracy from the baseline {record['baseline']}; p is adjusted "
         "for the number of heads (Holm). Intervals are 95 %, by patient. * best by validation."
     )
-    if one["reused"]:
-        reused = counted(one["reused"], "head")
-        yield f"{reused} reused from an earlier run, {one['fitted']} fitted."
-    for domain in one["domains"]:
-        yield _domain(backbone, one["best"], domain)
+    if results["reused"]:
+        reused = counted(results["reused"], "head")
+        yield f"{reused} reused from an earlier run, {results['fitted']} fitted."
+    for domain in results["domains"]:
+        yield _domain(backbone, results["best"], domain)
         yield from _clinical(backbone, domain)
-    yield from _selection_corrected(one["selection_corrected"])
-    yield from _seeds(backbone, one["seed_spread"])
-    yield from _algorithms(backbone, record["baseline"], one["algorithms"])
-    yield from _may_be_best(one["confidence_sets"])
+    yield from _selection_corrected(results["selection_corrected"])
+    yield from _seeds(backbone, results["seed_spread"])
+    yield from _algorithms(backbone, record["baseline"], results["algorithms"])
+    yield from _may_be_best(results["confidence_sets"])
 
 
 def _domain(backbone: str, best: str | None, domain: Record) -> Table:
@@ -145,24 +145,24 @@ def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
     )
 
 
-def _selection_corrected(found: Mapping[str, Record]) -> Iterator[str]:
+def _selection_corrected(by_metric: Mapping[str, Record]) -> Iterator[str]:
     values = [
-        f"{_NAMES[metric]} {format_value((one['estimate'], one['low'], one['high']), 'share')}"
-        for metric, one in found.items()
+        f"{_NAMES[metric]} {format_value((best['estimate'], best['low'], best['high']), 'share')}"
+        for metric, best in by_metric.items()
     ]
     if values:
-        among = next(iter(found.values()))["among"]
+        among = next(iter(by_metric.values()))["among"]
         yield (
             f"The best of {among} heads on new patients of the source, corrected for "
             f"the selection: {', '.join(values)}."
         )
 
 
-def _seeds(backbone: str, found: Sequence[Record]) -> Iterator[Table]:
-    rows = [{**row, "where": name_of_domain(row)} for row in found if row["metric"] == "accuracy"]
+def _seeds(backbone: str, spread: Sequence[Record]) -> Iterator[Table]:
+    rows = [{**row, "where": name_of_domain(row)} for row in spread if row["metric"] == "accuracy"]
     if rows:
         yield table_of(
-            f"Does the seed matter? Accuracy over {found[0]['seeds']} trainings",
+            f"Does the seed matter? Accuracy over {spread[0]['seeds']} trainings",
             (
                 Column("head"),
                 Column("where"),
@@ -175,8 +175,10 @@ def _seeds(backbone: str, found: Sequence[Record]) -> Iterator[Table]:
         )
 
 
-def _algorithms(backbone: str, baseline: str, found: Sequence[Record]) -> Iterator[Table]:
-    rows = sorted((p for p in found if p["metric"] == "accuracy"), key=lambda p: -p["difference"])
+def _algorithms(backbone: str, baseline: str, compared: Sequence[Record]) -> Iterator[Table]:
+    rows = sorted(
+        (p for p in compared if p["metric"] == "accuracy"), key=lambda p: -p["difference"]
+    )
     if rows:
         yield table_of(
             f"Which kind of head suits such data? Refitted on {rows[0]['splits']} folds, accuracy "
@@ -196,11 +198,11 @@ def _algorithms(backbone: str, baseline: str, found: Sequence[Record]) -> Iterat
         )
 
 
-def _may_be_best(found: Sequence[Record]) -> Iterator[str]:
-    for one in found:
-        if one["metric"] == "accuracy":
-            sure = round(100 * (1 - one["alpha"]))
+def _may_be_best(sets: Sequence[Record]) -> Iterator[str]:
+    for candidates in sets:
+        if candidates["metric"] == "accuracy":
+            sure = f"{100 * (1 - candidates['alpha']):.0f} % confidence"
             yield (
-                f"{name_of_domain(one)}: the best head is one of these ({sure} % confidence): "
-                f"{', '.join(one['members'])}."
+                f"{name_of_domain(candidates)}: the best head is one of these ({sure}): "
+                f"{', '.join(candidates['members'])}."
             )

@@ -83,10 +83,10 @@ def _choices(
     for k, name in enumerate(() if only_errors else kept.classes):
         of_class = rows[kept.label[rows] == k]
         if len(of_class):
-            own = proba[of_class, k]
+            p_class = proba[of_class, k]
             other = np.delete(proba[of_class], k, axis=1).max(axis=1)
-            yield f"typical of {name}", _first(kept, of_class, np.abs(own - np.median(own)))
-            yield f"{name}, near the border", _first(kept, of_class, np.abs(own - other))
+            yield f"typical of {name}", _first(kept, of_class, np.abs(p_class - np.median(p_class)))
+            yield f"{name}, near the border", _first(kept, of_class, np.abs(p_class - other))
 
 
 def _first(kept: Predictions, rows: Rows, value: NDArray[np.float64]) -> Rows:

@@ -113,8 +113,8 @@ def tables(record: Record) -> list[Part]:
     for target in record["targets"]:
         parts += _target(target)
     parts += [
-        f"{one['target']} on {one['backbone']} was not compared: {one['reason']}"
-        for one in record["not_compared"]
+        f"{pair['target']} on {pair['backbone']} was not compared: {pair['reason']}"
+        for pair in record["not_compared"]
     ]
     if record["fine_tuned"]:
         parts.append(_fine_tuned(record["fine_tuned"]))
@@ -147,6 +147,8 @@ def _named(rows: Sequence[Record], names: Mapping[str, str], **more: Any) -> lis
 
 
 def _effects(target: Record, about: Record) -> Table:
+    effects = [row["name"] for row in target["effects"]]
+    names = {**{name: _of_groups(name) for name in effects}, **EFFECTS}
     return table_of(
         "Why accuracy is lost. Each division splits the same loss in another way",
         (
@@ -160,10 +162,17 @@ def _effects(target: Record, about: Record) -> Table:
                 field="largest",
             ),
         ),
-        sorted(_named(target["effects"], EFFECTS), key=lambda row: row["division"] == "AUROC"),
+        sorted(_named(target["effects"], names), key=lambda row: row["division"] == "AUROC"),
         key="shift_effects",
         about=about,
     )
+
+
+def _of_groups(effect: str) -> str:
+    """The mix of an attribute's groups, or the loss inside them."""
+    if effect.endswith("_mix"):
+        return f"other shares of {effect.removesuffix('_mix')} groups"
+    return f"more errors inside the {effect.removeprefix('within_')} groups"
 
 
 _METHOD_COLUMNS = (
@@ -200,9 +209,9 @@ def _with_p(row: Record) -> Record:
 
 
 def _error_table(target: Record, about: Record) -> Table:
-    found = target["error_table"]
-    steps = _named(found["steps"], STEPS, kind="step")
-    unknown = found["not_identifiable"].items()
+    errors = target["error_table"]
+    steps = _named(errors["steps"], STEPS, kind="step")
+    unknown = errors["not_identifiable"].items()
     return table_of(
         "Error table (after Ng)",
         (
@@ -210,7 +219,7 @@ def _error_table(target: Record, about: Record) -> Table:
             Column("of", field="name"),
             Column("% of images", "percent", interval=True),
         ),
-        [*_named(found["errors"], ERRORS, kind="error"), *steps],
+        [*_named(errors["errors"], ERRORS, kind="error"), *steps],
         notes=tuple(f"{STEPS[step]}: not identifiable, {why}." for step, why in unknown),
         key="shift_errors",
         about=about,
@@ -219,8 +228,8 @@ def _error_table(target: Record, about: Record) -> Table:
 
 
 def _estimates(target: Record, about: Record) -> Table:
-    found = target["accuracy_range"]
-    shares = [{**row, "of": f"share of {row['name']}"} for row in found["prevalence"]]
+    estimates = target["accuracy_range"]
+    shares = [{**row, "of": f"share of {row['name']}"} for row in estimates["prevalence"]]
     return table_of(
         "Estimates without labels of the target",
         (
@@ -229,8 +238,8 @@ def _estimates(target: Record, about: Record) -> Table:
             Column("%", "percent", interval=True),
             Column("predicted, %", "percent", "As the head assigns them.", field="predicted"),
         ),
-        [*({**row, "of": "accuracy"} for row in found["estimates"]), *shares],
-        notes=(found["warning"],),
+        [*({**row, "of": "accuracy"} for row in estimates["estimates"]), *shares],
+        notes=(estimates["warning"],),
         key="shift_estimates",
         about=about,
         detail=target["labelled"],

@@ -74,10 +74,10 @@ class Column:
         """The value of this column in a row of a record; None where the row has none."""
         if not self.interval:
             return row.get(self.field or self.name)
-        found = row.get(self.field) if self.field else row
-        if found is None or found.get("estimate") is None:
+        value = row.get(self.field) if self.field else row
+        if value is None or value.get("estimate") is None:
             return None
-        return found["estimate"], found.get("low"), found.get("high")
+        return value["estimate"], value.get("low"), value.get("high")
 
 
 @dataclass(frozen=True, kw_only=True)

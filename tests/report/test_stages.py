@@ -114,6 +114,7 @@ def test_effects_and_methods_are_all_that_a_terminal_is_shown_of_a_target(record
     text = show("shift", records["shift"])
     assert "Accuracy falls by 10.0 points on far." in text
     assert "the head does not transfer" in text
+    assert "more errors inside the sex groups" in text
     assert "standardisation" in text
     for more in ("Error table", "Permutation tests", "Subgroups", "52 patient ids"):
         assert more not in text

@@ -33,7 +33,8 @@ _POINT = (
 )
 _BAR = "The thin line is the 95 % interval over patients."
 _EPOCHS = (
-    "Blue: images that were trained on. Orange: validation. A loss that rises again is overfit."
+    "Blue: images that were trained on. Orange: validation. Where the orange loss rises again, the "
+    "training images are learned by heart."
 )
 
 #: By name: module and function, what the figure shows, and how it is read, which the page says

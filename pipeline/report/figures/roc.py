@@ -14,7 +14,6 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.style import (
     GREY,
-    INK,
     SHADES,
     SMALL,
     arrangement,
@@ -168,8 +167,7 @@ def _matrix(axes: Axes, label: NDArray[Any], proba: NDArray[Any], K: int) -> Non
     for spine in axes.spines.values():
         spine.set(visible=True, color=GREY)
     for (i, j), count in _cells(counts) if K <= _COUNTED else ():
-        shade = "white" if shares[i, j] > 0.7 else INK
-        axes.text(j, i, str(count), ha="center", va="center", color=shade, fontsize=6.5)
+        axes.text(j, i, str(count), ha="center", va="center", fontsize=6.5)
 
 
 def _cells(counts: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], Any]]:

@@ -27,7 +27,7 @@ INK, GREY = "#222222", "#6B6B6B"
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 #: From white to blue, for shares.
-SHADES = LinearSegmentedColormap.from_list("headrace", ["#FFFFFF", "#9CC7E4", BLUE])
+SHADES = LinearSegmentedColormap.from_list("headrace", ["#FFFFFF", "#56A0D0"])
 
 #: Inches: a page's text is about this wide.
 WIDTH = 7.2
