@@ -1,13 +1,17 @@
 """Tables of images: which column is what, which file a row means, and how a slip is refused."""
 
 import logging
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.data.image_tables import find_columns
+from pipeline.data.patients import patients_of_items
 from pipeline.data.sources import scan
 from pipeline.data.tables import Row, read_rows
+from pipeline.data.validate import check_pattern
 from pipeline.errors import StudyError
 from pipeline.study import GIVEN, ImageTable, SourceDomain, TargetDomain
 from tests.image_files import with_files
@@ -191,3 +195,14 @@ def test_a_target_without_labels_needs_no_column_of_them(root):
     table = domain(root, "path,patient\na/1.png,p1\n").table
     target = TargetDomain(path=root, name="far", labels="absent", table=table)
     assert rows_of(scan(target)) == [("a/1.png", "", "p1", "")]
+
+
+def test_a_column_of_patients_that_is_mostly_empty_is_refused(root):
+    """Where the study names it; one that was only found counts as it is."""
+    source = domain(root, "path,label,pid\na/1.png,x,\na/2.png,y,p1\nb/3.png,x,\n")
+    named = replace(source, table=replace(source.table, columns={"patient": ("pid",)}))
+    for one, refused in ((source, False), (named, True)):
+        items = scan(one).items
+        paths, patients = [item.path for item in items], patients_of_items(one, items)
+        with pytest.raises(StudyError, match="2 of 3 images") if refused else nullcontext():
+            check_pattern(one, paths, patients)
