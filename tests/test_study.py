@@ -135,7 +135,7 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
         (("^(p", "^((p"), r"group = .* is not a regular expression"),
         (("^(p", "^(x)?(p"), r"group = .* captures 2 parts; one is allowed"),
         (("far", "source"), r"the name 'source' is taken"),
-        (("densenet121", "densenet999"), r"unknown backbone 'densenet999'; known: densenet121, go"),
+        (("densenet121", "densenet999"), r"unknown backbone 'densenet999'; known: densenet121, "),
         (("[backbone.densenet121]", ""), r"names no backbone"),
         (("[backbone.densenet121]", "[backbone]\ndensenet121 = 3"), r"write a table"),
         (('"chest"', '"a/b"'), r"name 'a/b': allowed are 1 to 100 lett"),
