@@ -15,13 +15,13 @@ is the prediction for fold b of a ridge with intercept fitted on all other folds
 2018, arXiv 1803.10016). H itself (n x n) is never held: only X (X'X + I)^-1 (X' Y).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve
+from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
@@ -38,8 +38,6 @@ _TAIL = 0.025
 #: are fewer, down to the fewest that show 2.5 %.
 _CELLS = 1 << 24
 _FEWEST_DRAWS = 199
-#: A fold's own block of H is held at once; more folds keep it small for many rows.
-_FOLD_ROWS = 4096
 #: Numbers from which on a ridge is computed in single precision, at half the time. The penalty
 #: keeps it well posed: AUCs move by 1e-5.
 _IN_SINGLE = 500_000
@@ -129,10 +127,11 @@ def separability(
     present = np.unique(label)
     # Two classes mirror each other, so the second alone says it all.
     positives = present[1:] if present.size == 2 else present
+    scores_of = ridge_scorer(features, folds)
     null, resampled = np.zeros(draws + 1), np.zeros(draws)
     for k in positives:
         is_k = permuted == k
-        scores = ridge_scores(features, is_k, folds)
+        scores = scores_of(is_k)
         null += auc_columns(scores, is_k)
         resampled += drawn.apply(weighted_auroc(is_k[:, 0], scores[:, 0]))
     # Divided once: six times a sixth is not 1, and a perfect AUC would not be seen as one.
@@ -267,13 +266,12 @@ def unstratified_folds(unit: NDArray[Any], *, seed: int) -> list[Fold]:
         unit: Shape (n,), patient of each row.
         seed: Seed of the deal.
     """
-    folds = max(FOLDS, -(-unit.size // _FOLD_ROWS))
-    return patient_folds(None, unit, folds=folds, seed=seed)
+    return patient_folds(None, unit, folds=FOLDS, seed=seed)
 
 
-def ridge_scores(
-    features: NDArray[np.floating], targets: NDArray[Any], folds: Sequence[Fold]
-) -> NDArray[np.float64]:
+def ridge_scorer(
+    features: NDArray[np.floating], folds: Sequence[Fold]
+) -> Callable[[NDArray[Any]], NDArray[np.float64]]:
     """Out-of-fold ridge scores for many columns of labels at once.
 
     The scores are x'w, without the intercept: where a fold holds many positives, the others
@@ -284,36 +282,39 @@ def ridge_scores(
 
     Args:
         features: Shape (n, d), raw; standardised over all rows, without labels.
-        targets: Shape (n, B), one labelling per column.
         folds: From :func:`unstratified_folds`.
 
     Returns:
-        Shape (n, B). Row i of column b is x_i'w of a ridge (penalty 1, free intercept)
-        fitted to column b without the fold of row i; 0 is the score of the mean row.
+        A function of targets, shape (n, B), one labelling per column. It gives scores of
+        that shape: row i of column b is x_i'w of a ridge (penalty 1, free intercept) fitted
+        to column b without the fold of row i; 0 is the score of the mean row.
     """
-    X, Y = _standardised(features), np.asarray(targets, dtype=np.float64)
+    X = _standardised(features)
     if X.shape[0] < X.shape[1]:
         # Same inner products in n instead of d columns, hence the same ridge.
-        X = np.asarray(np.linalg.qr(X.T, mode="r")).T
-    if X.size > _IN_SINGLE:
-        X, Y = X.astype(np.float32), Y.astype(np.float32)
-    X, Y = np.ascontiguousarray(X), np.ascontiguousarray(Y)
-    n, total = len(X), Y.sum(0)
-    # One factorisation for the labels and for H's blocks.
-    penalised = X.T @ X + np.eye(X.shape[1], dtype=X.dtype)
-    right = np.concatenate([X.T @ Y, X.T], 1)
-    solved = _solve_positive(penalised, right)
-    fitted = X @ solved[:, : Y.shape[1]] + total / n
-    inverse_X = solved[:, Y.shape[1] :]
-    scores = np.empty(Y.shape)
-    for _, rows in folds:
-        X_fold, Y_fold, others = X[rows], Y[rows], n - rows.size
-        inner = np.eye(rows.size, dtype=X.dtype) - X_fold @ inverse_X[:, rows] - 1 / n
-        predicted = Y_fold - _solve_positive(inner, Y_fold - fitted[rows])
-        # All rows of X sum to 0, so the means of the fold and of the others give x'w.
-        mean, mean_others = predicted.mean(0), (total - Y_fold.sum(0)) / others
-        scores[rows] = predicted - mean + (mean - mean_others) * (others / n)
-    return scores
+        X = np.ascontiguousarray(np.asarray(np.linalg.qr(X.T, mode="r")).T)
+    penalised = X.T @ X + np.eye(X.shape[1])
+    # All rows of X sum to 0: the sum of the others is minus that of the fold. What depends on
+    # the features alone is done once, for however many classes and labellings.
+    sums = [X[rows].sum(0) for _, rows in folds]
+    factors = [
+        cho_factor(
+            penalised - X[rows].T @ X[rows] - np.outer(s, s) / (len(X) - rows.size),
+            check_finite=False,
+        )
+        for (_, rows), s in zip(folds, sums, strict=True)
+    ]
+
+    def scores_of(targets: NDArray[Any]) -> NDArray[np.float64]:
+        Y = np.ascontiguousarray(targets, dtype=np.float64)
+        products, total, scores = X.T @ Y, Y.sum(0), np.empty(Y.shape)
+        for (_, rows), s, factor in zip(folds, sums, factors, strict=True):
+            mean_others = (total - Y[rows].sum(0)) / (len(X) - rows.size)
+            right = products - X[rows].T @ Y[rows] + np.outer(s, mean_others)
+            scores[rows] = X[rows] @ cho_solve(factor, right, check_finite=False)
+        return scores
+
+    return scores_of
 
 
 def auc_columns(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -346,12 +347,6 @@ def _standardised(features: NDArray[np.floating]) -> NDArray[np.float64]:
     scale = centred.std(axis=0)
     scale[scale == 0] = np.inf
     return np.ascontiguousarray(centred / (scale * np.sqrt(features.shape[1])), dtype=np.float64)
-
-
-def _solve_positive(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
-    """For a symmetric positive definite matrix: half the work of a general one."""
-    solved: NDArray[np.float64] = solve(matrix, right, assume_a="pos", check_finite=False)
-    return solved
 
 
 def _interval(null: NDArray[np.float64], resampled: NDArray[np.float64]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pipeline.errors import StudyError
 from pipeline.evaluation.separability import (
     auc_columns,
     domain_auc,
-    ridge_scores,
+    ridge_scorer,
     separability,
     unstratified_folds,
 )
@@ -220,7 +220,7 @@ def test_ridge_scores_equal_refitting_every_fold_of_every_labelling(width):
     refitted = np.empty(labels.shape)
     for fit, out in folds:
         refitted[out] = X[out] @ Ridge(alpha=1).fit(X[fit], labels[fit]).coef_.T
-    np.testing.assert_allclose(ridge_scores(features, labels, folds), refitted, atol=1e-10)
+    np.testing.assert_allclose(ridge_scorer(features, folds)(labels), refitted, atol=1e-10)
 
 
 @pytest.mark.parametrize("width", [8, 300])
@@ -231,6 +231,6 @@ def test_the_ridge_separates_noise_from_noise_at_one_half(width):
     for _ in range(20):
         labels = rng.random((60, 25)) < 0.5
         folds = unstratified_folds(np.arange(60), seed=0)
-        scores = ridge_scores(rng.normal(size=(60, width)), labels, folds)
+        scores = ridge_scorer(rng.normal(size=(60, width)), folds)(labels)
         areas.append(auc_columns(scores, labels))
     assert abs(np.mean(areas) - 0.5) < 0.015  # an error of 0.11 / sqrt(500) is 0.005
