@@ -10,7 +10,7 @@ DEMO   := $(filter demo/study.toml,$(STUDY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-heads bench-shift bench-finetune bench-memory calibration clean
+.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-cuda bench-heads bench-shift bench-finetune bench-memory calibration clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 18
@@ -66,6 +66,9 @@ lint: $(READY)  ## Style and types
 
 bench-features: $(READY)  ## Images/s against a plain DataLoader loop and the bare network
 	$(BIN)/python -m tests.bench.features
+
+bench-cuda: $(READY)  ## All that needs a GPU: correctness, rates, kill and resume [DEVICE=cuda]
+	$(BIN)/python -m tests.bench.cuda --device "$(DEVICE)"
 
 bench-heads: features  ## Stage 2 against its goals and the best alternatives [STUDY=study.toml]
 	$(BIN)/python -m tests.bench.heads --study "$(STUDY)"

@@ -15,7 +15,7 @@ from typing import Any
 from cache import disk
 from cache.errors import WriteFailedError
 
-_FORMAT = 1
+_FORMAT = 2
 #: The two files of an OpenVINO network: graph and constants.
 Converted = tuple[bytes, bytes]
 
