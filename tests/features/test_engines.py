@@ -174,3 +174,40 @@ def test_openvino_reports_nothing_to_anybody():
         "assert sys.modules.get('openvino_telemetry') is None\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("free", "images", "size", "batch"),
+    [
+        (80 << 30, 10_000, 224, 256),  # as large as pays
+        (80 << 30, 30, 224, 32),  # not far above the images
+        (8 << 30, 10_000, 224, 128),  # what half of the memory takes
+        (8 << 30, 10_000, 518, 16),  # of larger pictures fewer
+        (1 << 20, 10_000, 224, 1),
+    ],
+)
+def test_a_cuda_batch_fits_the_memory_and_the_images(monkeypatch, free, images, size, batch):
+    """A power of two, since cuDNN's algorithms like those."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+    assert engines._cuda_batch(images, size) == batch
+
+
+def test_compiling_is_asked_for_and_said(monkeypatch):
+    """Where torch cannot, `always` is an error in a line."""
+
+    def start(**choice):
+        given = EngineChoice(engine="torch", device="cpu", batch_size=4, **choice)
+        engine = start_engine(lambda: Frozen(Tiny(), POLICY), given, "fp32")
+        engine.close()
+        return engine.description
+
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    assert "compiled" not in start()
+    assert start(compile="always").endswith(", compiled")
+
+    def no_compiler(_):
+        raise RuntimeError("no C++ compiler\nmore lines")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(EngineError, match="cannot compile this network here: no C.. compiler$"):
+        start(compile="always")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -155,6 +156,17 @@ def test_many_pictures_of_one_colour_stop_the_run(study_file):
     with pytest.raises(StudyError, match=r"3 of 63 images show one colour only, .* a/p1_0\.png"):
         extract(study, OPTIONS)
     assert len(store_for(study, study.backbones[0])) == 60
+
+
+def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):
+    """The shares are of the whole time; the largest is called the limit."""
+    caplog.set_level("INFO")
+    extract(load_study(study_file), OPTIONS)
+    (line,) = [text for text in caplog.messages if "waiting for" in text]
+    shares = {name: int(n) for name, n in re.findall(r"(\w+) (\d+)%", line)}
+    assert list(shares) == ["starting", "decoding", "network", "writing"]
+    assert 97 <= sum(shares.values()) <= 103
+    assert line.endswith(f"the limit is {max(shares, key=shares.get)}")
 
 
 def test_strict_makes_a_skip_an_error_after_the_rest_is_safe(study_file):
