@@ -152,7 +152,8 @@ def _apart(lower: Interval, upper: Interval) -> bool:
 
 def _regained(effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
     """How much of each shown loss a head that is trained on the target would regain."""
-    regained, not_shown = [], []
+    regained: dict[str, list[str]] = {}
+    not_shown = []
     for target, of_target in effects.items():
         loss, gap = of_target["accuracy_loss"], of_target.get("transfer_gap")
         if gap is None or loss["low"] <= 0:
@@ -160,11 +161,11 @@ def _regained(effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
         share = gap["estimate"] / loss["estimate"]
         how = "most" if share >= _MOST else "part" if share >= _SOME else "little"
         if gap["low"] > 0:
-            regained.append(f"{how} of the loss on {target}")
+            regained.setdefault(how, []).append(target)
         else:
             not_shown.append(target)
     if regained:
-        text = _list(regained)
+        text = _list([f"{how} of the loss on {_list(of)}" for how, of in regained.items()])
         yield f"{text[0].upper()}{text[1:]} would be regained by training there."
     if not_shown:
         yield f"Training on {_list(not_shown)} is not shown to regain the loss."
