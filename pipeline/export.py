@@ -27,8 +27,9 @@ from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, UnknownNameError
 from pipeline.evaluation.metrics import score
-from pipeline.features.backbones import policy_of, weights_file
+from pipeline.features.backbones import weights_file
 from pipeline.features.load import frozen_network, load_features, store_for
+from pipeline.finetune.cuts import pixel_policy
 from pipeline.finetune.data import load_pixels
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import assemble
@@ -180,7 +181,7 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
     return TrainedModel(
         network=frozen_network(choice, recipe),
         heads=nn.ModuleList(head_layers(model, name) for model in head.models),
-        policy=policy_of(choice),
+        policy=pixel_policy(choice, None),
         saved=head,
         card={
             **_card(choice, name, samples),
@@ -201,7 +202,7 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
         raise MissingResultsError(
             f"{folder} holds no network; first run: headrace finetune STUDY --method {name}"
         )
-    policy, classes = policy_of(choice), list(samples.classes)
+    policy, classes = pixel_policy(choice, None), list(samples.classes)
     identity = record.identity
     if (identity["preprocessing"], identity["classes"]) != (policy.to_json(), classes):
         raise ExportError(
@@ -238,7 +239,7 @@ def _card(choice: BackboneChoice, name: str, samples: Samples) -> dict[str, Any]
         "decision": "the class with the largest probability",
         "window": samples.items[0].reading.window,  # the source comes first
         "frame": samples.items[0].reading.frame,
-        "preprocessing": policy_of(choice).to_json(),
+        "preprocessing": pixel_policy(choice, None).to_json(),
         "weights_licence": _LICENCES["imagenet" if choice.weights == "imagenet" else "file"],
     }
 

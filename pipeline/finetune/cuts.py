@@ -5,7 +5,6 @@ the tail is trained in the backbone. The prefix runs once over each image; its a
 are kept in a store. To add a backbone: a function and a line in ``CUTS``.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -139,21 +138,6 @@ CUTS: Mapping[str, Cut] = MappingProxyType(
 # The rows of the frozen part, computed once and read back for every epoch.
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoredRows:
-    """Features or activations of all samples, and what it cost to have them.
-
-    Attributes:
-        examples: In sample order.
-        computed: Images that the frozen part was run on now; the others were stored.
-        seconds: For these.
-    """
-
-    examples: Held
-    computed: int
-    seconds: float
-
-
 def pixel_policy(choice: BackboneChoice, size: int | None) -> PixelPolicy:
     """From bytes to the pixels that a backbone sees; without a size, its own side."""
     policy = policy_of(replace(choice, decode="cpu"))
@@ -191,7 +175,7 @@ def stored_rows(
     at_cut: bool,
     engine: EngineChoice,
     device: str = "cpu",
-) -> StoredRows:
+) -> Held:
     """Rows of all samples; what the store lacks is computed now, once.
 
     Args:
@@ -212,7 +196,6 @@ def stored_rows(
     policy = pixel_policy(choice, size)
     pairs = zip(samples.key, samples.items, strict=True)
     missing = {key: item for key, item in pairs if key not in store}
-    start = time.perf_counter()
     if missing:
         unusable = fill_store(
             store,
@@ -228,14 +211,9 @@ def stored_rows(
                 f"{printable(missing[key].path)} cannot be used ({reason}); run headrace features "
                 "STUDY again, which lists such images"
             )
-    seconds = time.perf_counter() - start if missing else 0.0
     keys, at = number_keys(samples)
     _check_memory(len(keys), store.row_shape() or ())
-    return StoredRows(
-        examples=hold(store.read(keys), at, samples.label, device),
-        computed=len(missing),
-        seconds=seconds,
-    )
+    return hold(store.read(keys), at, samples.label, device)
 
 
 def _frozen_part(

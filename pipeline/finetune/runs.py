@@ -29,7 +29,7 @@ from pipeline.features.backbones import spec_of, weights_file
 from pipeline.features.engines import EngineChoice
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.checkpoint import Checkpoints
-from pipeline.finetune.cuts import StoredRows, frozen_store, pixel_policy, stored_rows
+from pipeline.finetune.cuts import frozen_store, pixel_policy, stored_rows
 from pipeline.finetune.data import Held, load_pixels
 from pipeline.finetune.distributed import named_errors, wait_for_all
 from pipeline.finetune.interpolate import ALPHAS, RULE, fold_norms, interpolate
@@ -174,7 +174,7 @@ class Experiment:
     given: Mapping[str, Any] = field(default_factory=dict)
     methods: Sequence[str] = tuple(METHODS)
     named: frozenset[str] = frozenset(METHODS)
-    _stored: dict[bool, StoredRows] = field(default_factory=dict)
+    _stored: dict[bool, Held] = field(default_factory=dict)
 
     @property
     def policy(self) -> PixelPolicy:
@@ -186,7 +186,7 @@ class Experiment:
         """Of all samples."""
         return load_pixels(self.samples, self.policy, folder=self.study.results, device=self.device)
 
-    def stored(self, *, at_cut: bool) -> StoredRows:
+    def stored(self, *, at_cut: bool) -> Held:
         """Stored rows of all samples; rank 0 computes what is missing, the others wait."""
         if at_cut not in self._stored:
             kind, size = self.device.split(":")[0], self.settings(BASELINE).batch_size
@@ -211,7 +211,7 @@ class Experiment:
     def examples(self, name: str) -> Held:
         """What a method reads, of all samples."""
         reads = METHODS[name].reads
-        return self.pixels if reads == PIXELS else self.stored(at_cut=reads == ACTIVATIONS).examples
+        return self.pixels if reads == PIXELS else self.stored(at_cut=reads == ACTIVATIONS)
 
     def rows(self, split: str) -> NDArray[np.intp]:
         """Samples of a split."""

@@ -110,8 +110,9 @@ def _measure(study: Study, options: argparse.Namespace) -> Iterator[str]:
         seconds = time.perf_counter() - start
         yield f"full, compiled  {rate:9.1f} images/s, {rate / plain:.2f} x; {seconds:.0f} s in all"
         run.given = {**run.given, "compile": False}
+    start = time.perf_counter()
     stored = run.stored(at_cut=True)
-    yield f"activations     {stored.computed:9d} images in {stored.seconds:.1f} s, once"
+    yield f"activations     {len(stored):9d} images in {time.perf_counter() - start:.1f} s, once"
     last = _rate(run, "last_block", np.arange(len(run.samples)), epochs=options.epochs)
     yield f"last_block      {last:9.1f} images/s, {last / full:.1f} x full"
 

@@ -72,7 +72,7 @@ def _twenty_steps(name, file, study, size):
     """The same partial training from the store and online, in float64; states by name."""
     samples, choice = load_samples(study)[0], study.backbones[0]
     policy = pixel_policy(choice, size)
-    stored = stored_rows(study, choice, samples, size=size, at_cut=True, engine=TORCH).examples
+    stored = stored_rows(study, choice, samples, size=size, at_cut=True, engine=TORCH)
     fit = np.flatnonzero(samples.split == FIT)[:16]
     settings = TrainingSettings(epochs=5, batch_size=4, learning_rate=1e-3, seed=0)
     states = []
