@@ -135,9 +135,12 @@ class Fitting:
             best = {name: int(np.argmin(loss)) for name, loss in losses.items()}
             chosen = {name: grids[name][best.get(name, 0)] for name in self.alive}
             found = self._fit_all_rows(chosen, X, predicted, validation)
-        # What was chosen once is kept: no fold chooses again.
+        # What was chosen once is kept by further divisions: no fold chooses again.
         self._settled = {name: {**chosen[name], **_settled(fit)} for name, fit in found.items()}
-        self._held_out = {name: by_choice[name][k] for name, k in best.items()}
+        folds = [rows for _, rows in deal_folds(self.data, self.seeds[0])] if best else []
+        self._held_out = {
+            name: chosen_elsewhere(by_choice[name], self.data.labelled(), folds) for name in best
+        }
         return {
             name: replace(
                 fit,
@@ -366,6 +369,27 @@ def _fit_choices(
             refusals.append(refusal)
     if len(refusals) == len(heads):
         raise refusals[-1]
+    return found
+
+
+def chosen_elsewhere(
+    by_choice: Proba, y: NDArray[np.integer], folds: Sequence[NDArray[np.intp]]
+) -> Proba:
+    """Held-out probabilities ``(n, K)`` where no row has a say in the choice made for its fold.
+
+    Those of the choice that is best on all rows would be too good: see the README of
+    ``pipeline/evaluation``.
+
+    Args:
+        by_choice: Of rows held out, ``(choices, n, K)``.
+        y: Labels, ``(n,)``.
+        folds: Rows of each fold.
+    """
+    found = np.full(by_choice.shape[1:], np.nan)
+    for rows in folds:
+        others = by_choice.copy()
+        others[:, rows] = np.nan
+        found[rows] = by_choice[int(np.argmin(_log_losses(others, y)))][rows]
     return found
 
 
