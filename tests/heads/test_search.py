@@ -241,3 +241,13 @@ def test_every_head_learns_three_classes_under_every_preprocessing(preprocessing
     for name, one in fits.items():
         right = (one.proba[0].argmax(1) == data.label).mean()
         assert right > (0.3 if name == "prior" else 0.8), name
+
+
+def test_no_row_has_a_say_in_the_choice_for_its_own_fold():
+    """The choice that is best on the other folds, though another is best on all rows."""
+    sure, y = np.array([[0.9, 0.1]]), np.zeros(4, np.int64)
+    by_choice = np.stack([np.repeat(sure, 4, 0), np.full((4, 2), 0.5)])
+    by_choice[0, :2] = (0.001, 0.999)  # wrong in the first fold, and best in the second
+    found = search.chosen_elsewhere(by_choice, y, [np.arange(2), np.arange(2, 4)])
+    assert found[:2].tolist() == by_choice[0, :2].tolist()
+    assert found[2:].tolist() == by_choice[1, 2:].tolist()
