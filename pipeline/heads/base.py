@@ -16,8 +16,8 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 
-#: Elements of one block of rows: 32 MB as float64.
-_BLOCK = 4 << 20
+#: Elements of one block of rows: 8 MB as float64.
+_BLOCK = 1 << 20
 #: How far from 1 the probabilities of an image may add up.
 _ROUNDING = 1e-3
 

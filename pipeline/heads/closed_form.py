@@ -28,7 +28,7 @@ from pipeline.heads.base import Calibration, Head, fit_calibration, number_class
 
 PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
 #: Patients of one size are solved together, so many at a time that this many numbers are held.
-_HELD = 4 << 20
+_HELD = 1 << 20
 _TINY = 1e-12
 
 
