@@ -149,6 +149,13 @@ def _named(rows: Sequence[Record], names: Mapping[str, str], **more: Any) -> lis
 def _effects(target: Record, about: Record) -> Table:
     effects = [row["name"] for row in target["effects"]]
     names = {**{name: _of_groups(name) for name in effects}, **EFFECTS}
+    unshown = [
+        row["division"]
+        for row in target["effects"]
+        if row["name"].endswith("_mix") and row["division"].startswith("by ")
+        if row["low"] <= 0 <= row["high"]
+    ]
+    rows = [row for row in target["effects"] if row["division"] not in unshown]
     return table_of(
         "Why accuracy is lost. Each division splits the same loss in another way",
         (
@@ -162,7 +169,10 @@ def _effects(target: Record, about: Record) -> Table:
                 field="largest",
             ),
         ),
-        sorted(_named(target["effects"], names), key=lambda row: row["division"] == "AUROC"),
+        sorted(_named(rows, names), key=lambda row: row["division"] == "AUROC"),
+        notes=(f"No loss is shown by another mix of patients {', '.join(unshown)}.",)
+        if unshown
+        else (),
         key="shift_effects",
         about=about,
     )

@@ -39,6 +39,8 @@ DOMINANT = 0.9
 THRESHOLD = 0.5
 #: Patients of a group that show how well the head does in it.
 _FEW_PATIENTS = 10
+#: Share of a target that a group may have of which the source shows too little.
+_FEW_IMAGES = 0.05
 
 Rate = tuple[float, int]
 """An error rate and in how many patients it was seen."""
@@ -74,7 +76,7 @@ def decompose(
         source: Labels and probabilities that the head did not train on.
         target: Labels and probabilities of the same head.
         groupings: Of both domains, by an attribute of the patients. Left out are those with a
-            group of the target of which the source has under 10 patients.
+            group of over 5 % of the target of which the source has under 10 patients.
         seed: Of draws and halves.
         draws: Bootstrap draws of patients.
 
@@ -257,10 +259,11 @@ def _loss(name: str, division: str, larger: Share, smaller: Share) -> Effect:
 
 
 def _comparable(source: DomainData, of_source: Grouping, of_target: Grouping) -> bool:
-    """Whether the source shows how well the head does in every group of the target."""
+    """Whether the source shows how well the head does in every larger group of the target."""
+    share = np.bincount(of_target.member) / len(of_target.member)
     return all(
         np.unique(source.group[of_source.member == k]).size >= _FEW_PATIENTS
-        for k in np.unique(of_target.member)
+        for k in np.flatnonzero(share > _FEW_IMAGES)
     )
 
 

@@ -238,5 +238,5 @@ def test_another_mix_of_patients_is_split_off_where_the_source_shows_every_group
     assert dominant(found.values(), "by age") == "age_mix"
     total = found["age_mix"].estimate + found["within_age"].estimate
     assert total == pytest.approx(found["accuracy_loss"].estimate)
-    unseen = replace(ages[1], member=np.where(np.arange(400) < 20, 2, ages[1].member))
+    unseen = replace(ages[1], member=np.where(np.arange(400) < 40, 2, ages[1].member))
     assert "age_mix" not in decompose(*both, groupings=[(ages[0], unseen)])

@@ -362,6 +362,8 @@ def test_groups_of_the_target_stand_beside_those_of_the_source(study):
         ("age", "< 50", 60), ("age", "50 or more", 56), ("age", "unknown", 4),
     ]  # fmt: skip
     assert [g["reason"][:7] for g in groups if g["group"] == "unknown"] == ["too few"] * 2
+    assert {"sex_mix", "within_sex", "age_mix"} <= {row["name"] for row in target["effects"]}
+    assert len(report.show("shift", written(asked)).splitlines()) <= 40
     for group in groups[:2]:
         value = group["metrics"]["accuracy"]
         assert value["low"] <= value["estimate"] <= value["high"]
