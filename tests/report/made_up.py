@@ -156,7 +156,7 @@ def _target(name, K):
         _effect("accuracy_loss", "all", 0.1),
         _effect("class_mix", "class", -0.02),
         _effect("within_class", "class", 0.12),
-        _effect("sex_mix", "by sex", 0.01),
+        _effect("sex_mix", "by sex", 0.05),
         _effect("within_sex", "by sex", 0.09),
         _effect("confidence_shift", "score", 0.04),
         _effect("y_given_score", "score", 0.06),
