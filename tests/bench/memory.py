@@ -3,8 +3,8 @@
     python -m tests.bench.memory [--images 100000] [--classes 100] [--width 256] [--folder KEPT]
 
 The images have about 200 bytes, the features are generated: class means in noise. Each
-command runs as a child process, so that the peak is its own (Linux). ``features`` runs twice:
-the first run hashes all files, the second finds nothing new. A fifth of the images is a target.
+command runs as a child process, so that the peak is its own (Linux). A fifth of the images is
+a target. The files were hashed when the store was filled, so ``features`` finds nothing new.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image
 
 COMMANDS = {
-    "features (first: hashes)": ("features",),
     "features (nothing new)": ("features",),
     "heads --quick --only linear": ("heads", "--quick", "--only", "linear", "--no-figures"),
     "audit --no-shortcuts": ("audit", "--no-shortcuts"),
