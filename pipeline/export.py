@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cache import disk
 from pipeline.data.images import PixelPolicy
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples, load_samples
@@ -37,7 +36,7 @@ from pipeline.finetune.runs import OWN, ModelFolder
 from pipeline.heads.layers import head_layers
 from pipeline.heads.save import SavedHead, head_folder, load_head
 from pipeline.predict import CARD, INPUT, OUTPUT, run_onnx
-from pipeline.results import read_set
+from pipeline.results import read_set, write_file
 from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import percent
 
@@ -104,8 +103,7 @@ def export_model(
     if int8:
         data, card["int8"] = _rounded(study, samples, policy, data, margin)
     card |= {"limits": list(_LIMITS), "headrace": version("headrace")}
-    disk.make_dir(file.parent)
-    disk.publish(file, _with_card(data, card))
+    write_file(file, _with_card(data, card))
     return card
 
 
