@@ -64,15 +64,13 @@ def read_state(file: Path) -> State:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if file.exists() and not file.is_file():  # a FIFO would be waited for
+        raise WeightsError(f"cannot read the weights {file}: no regular file")
     try:
-        if file.exists() and not file.is_file():  # a FIFO would be waited for
-            raise WeightsError(f"cannot read the weights {file}: no regular file")
         if file.suffix == ".safetensors":
             state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
     except (OSError, SafetensorError) as cause:
         raise WeightsError(f"cannot read the weights {file}: {_first_line(cause)}") from cause
     except Exception as cause:  # not quoted: torch advises to load such files unsafely
