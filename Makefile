@@ -67,8 +67,8 @@ lint: $(READY)  ## Style and types
 bench-features: $(READY)  ## Images/s against a plain DataLoader loop and the bare network
 	$(BIN)/python -m tests.bench.features
 
-bench-cuda: $(READY)  ## All that needs a GPU: correctness, rates, kill and resume [DEVICE=cuda]
-	$(BIN)/python -m tests.bench.cuda --device "$(DEVICE)"
+bench-cuda: $(READY)  ## All that needs a GPU: correctness, rates, kill and resume
+	$(BIN)/python -m tests.bench.cuda
 
 bench-heads: features  ## Stage 2 against its goals and the best alternatives [STUDY=study.toml]
 	$(BIN)/python -m tests.bench.heads --study "$(STUDY)"

@@ -381,11 +381,11 @@ def heads(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     loaded = _load(study, flags)
     said: list[dict[str, Any]] = []
 
-    def tell(so_far: dict[str, Any]) -> None:
+    def show_scores(so_far: dict[str, Any]) -> None:
         _show("heads", so_far, quiet=quiet, before=said[-1] if said else None)
         said.append(so_far)
 
-    record = compare(loaded, options, tell)
+    record = compare(loaded, options, show_scores)
     figures = flags["figures"]
     return _publish("heads", record, loaded, quiet=quiet, figures=figures, before=said[-1])
 

@@ -102,7 +102,7 @@ THOROUGH = CompareOptions(seeds=10, repeats=5, thorough=True)
 def compare(
     study: Study,
     options: CompareOptions | None = None,
-    tell: Callable[[Record], None] = lambda _: None,
+    on_scores: Callable[[Record], None] = lambda _: None,
 ) -> Record:
     """Fit heads on every backbone of a study and score them on every domain.
 
@@ -112,7 +112,7 @@ def compare(
     Args:
         study: Where features and results are.
         options: How the stage runs; None: the defaults.
-        tell: Gets the record as far as it is known when the heads of a backbone are scored,
+        on_scores: Gets the record as far as it is known when the heads of a backbone are scored,
             before any is fitted out of fold or saved.
 
     Returns:
@@ -146,7 +146,7 @@ def compare(
         if fits:
             entry: Record = {"backbone": name, "reused": len(reused), "fitted": len(new)}
             entries.append(entry | _scores(features, fits, specs, study, options))
-            tell(_record(study, samples, options, entries, failures, not_saved, leaks))
+            on_scores(_record(study, samples, options, entries, failures, not_saved, leaks))
         new = fitting.out_of_fold(new, options.repeats)
         fits |= new
         if fits:

@@ -32,7 +32,7 @@ from pipeline.finetune.cuts import pixel_policy
 from pipeline.finetune.data import load_pixels
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import assemble
-from pipeline.finetune.runs import OWN, ModelFolder
+from pipeline.finetune.runs import FROM_PIXELS, ModelFolder
 from pipeline.heads.layers import head_layers
 from pipeline.heads.save import SavedHead, head_folder, load_head
 from pipeline.predict import CARD, INPUT, OUTPUT, run_onnx
@@ -193,7 +193,7 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
 
 
 def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
-    on = choice.name if METHODS[name].pretrained else OWN
+    on = choice.name if METHODS[name].pretrained else FROM_PIXELS
     folder = study.results / "finetune" / f"{name}-{on}-{study.seed}"
     record = ModelFolder(folder).record()
     if record is None:

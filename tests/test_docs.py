@@ -71,7 +71,7 @@ def test_the_python_example_runs(folder, monkeypatch):
 
 
 def test_files_and_tests_that_the_readme_names_are_there():
-    """A stranger who follows section 8 finds what is promised."""
+    """A stranger who wants to change something finds the file."""
     root = Path(__file__).parents[1]
     names = re.findall(r"`((?:pipeline|cache|tests)/[\w/]+(?:\.py|/))`", README)
     assert len(names) > 10

@@ -17,7 +17,7 @@ from pipeline.data.dicom import is_dicom, patient_in
 from pipeline.data.facts import facts_of_file
 from pipeline.data.grey_levels import Reading
 from pipeline.data.images import PixelPolicy, Pixels, decode, depth_of, may_be_deep
-from pipeline.data.items import Item, Known, Listing, Walk, is_folder, read_file
+from pipeline.data.items import Item, Listing, RememberedFile, Walk, is_folder, read_file
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import Domain
 from pipeline.words import composed
@@ -40,11 +40,11 @@ class _FileContent:
         digest = hashlib.sha256(self.data).digest()
         return self.reading.key(digest) if may_be_deep(self.data) else digest
 
-    def known(self, salt: bytes | None = None) -> Known:
+    def remembered(self, salt: bytes | None = None) -> RememberedFile:
         """See :class:`pipeline.data.items.Content`."""
         depth = depth_of(self.data, self.reading)
         patient = patient_in(self.data, salt) if salt and is_dicom(self.data) else ""
-        return Known(hashlib.sha256(self.data).digest(), depth, patient)
+        return RememberedFile(hashlib.sha256(self.data).digest(), depth, patient)
 
     def pixels(self, policy: PixelPolicy) -> Pixels:
         """See :func:`pipeline.data.images.decode`."""

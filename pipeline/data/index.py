@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cache import disk
 from cache.errors import WriteFailedError
 from pipeline.data.facts import FACTS
-from pipeline.data.items import Item, Known
+from pipeline.data.items import Item, RememberedFile
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.progress import Progress
@@ -65,15 +65,15 @@ class KeyIndex:
         self._known: dict[str, Any] = {} if rehash else self._load()
         self._new: dict[str, list[Any]] = {}
 
-    def known(self, item: Item) -> Known | None:
+    def remembered(self, item: Item) -> RememberedFile | None:
         """What is remembered of a file that has not changed since, or None."""
         entry = self._known.get(_short_hash(item.path))
         if entry is None or entry[:4] != _stat_values(item):
             return None
         digest, *more = entry[4:]
-        return Known(bytes.fromhex(digest), *more)
+        return RememberedFile(bytes.fromhex(digest), *more)
 
-    def learn(self, item: Item, known: Known) -> None:
+    def learn(self, item: Item, known: RememberedFile) -> None:
         """Take note of what was just found in the file's content."""
         values = [known.digest.hex(), known.depth, known.patient]
         while values[-1] in (None, ""):  # most files have neither; a depth may be 0
@@ -208,7 +208,7 @@ class FactsIndex:
         return reasons
 
 
-def known_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None:
+def stored_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None:
     """Records of all keys, where an audit has measured them all; else None."""
     index = FactsIndex(store_root)
     return index.facts(keys) if all(key in index for key in keys) else None

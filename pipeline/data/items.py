@@ -107,7 +107,7 @@ class Listing:
         return f"{images} {are(len(self.unread))} not read: convert to .png"
 
 
-class Known(NamedTuple):
+class RememberedFile(NamedTuple):
     """What is remembered of an image, so that its file need not be read again.
 
     Attributes:
@@ -132,7 +132,7 @@ class Content(Protocol):
     def key(self) -> bytes:
         """Content key, 32 bytes."""
 
-    def known(self, salt: bytes | None = None) -> Known:
+    def remembered(self, salt: bytes | None = None) -> RememberedFile:
         """What is remembered of it.
 
         Args:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.index import known_facts
+from pipeline.data.index import stored_facts
 from pipeline.data.near_copies import NearPair, find_near_copies
 from pipeline.data.patients import TARGET
 from pipeline.data.samples import Samples
@@ -84,7 +84,7 @@ def labelled_domains(samples: Samples) -> Iterator[tuple[str, NDArray[np.bool_]]
 
 def find_leaks(study: Study, samples: Samples) -> list[Finding]:
     """The leaks that can be known without reading an image: all, once an audit has read them."""
-    facts = known_facts(study.store_root, samples.key)
+    facts = stored_facts(study.store_root, samples.key)
     found = check_leaks(study, samples, overlaps(study, samples, facts), facts)
     return [finding for finding in found if finding.severity == LEAK]
 

@@ -26,8 +26,8 @@ from pipeline.data.items import (
     NO_CLASS,
     FileStat,
     Item,
-    Known,
     Listing,
+    RememberedFile,
     Walk,
     is_folder,
     read_file,
@@ -61,9 +61,9 @@ class RowContent:
         digest = self._digest()
         return digest if self.row.dtype == np.uint8 else self.reading.key(digest)
 
-    def known(self, salt: bytes | None = None) -> Known:  # noqa: ARG002 - rows have no header
+    def remembered(self, salt: bytes | None = None) -> RememberedFile:  # noqa: ARG002 - rows have no header
         """See :class:`pipeline.data.items.Content`."""
-        return Known(self._digest(), self._depth())
+        return RememberedFile(self._digest(), self._depth())
 
     def pixels(self, policy: PixelPolicy) -> Pixels:
         """See :func:`pipeline.data.images.resize_pixels`."""

@@ -128,7 +128,7 @@ def split_by_patient(
     rare.sort(key=lambda patient: _draw(seed, patient))
     held_out |= _by_rarest_class(rare, classes, held_out, share)
     split = np.array([VALIDATION if patient in held_out else FIT for patient in group])
-    _check_both_sides(label, group, split, names)
+    _check_both_splits(label, group, split, names)
     return split
 
 
@@ -182,7 +182,7 @@ def _spares(mixture: set[int], fit: Counter[int]) -> bool:
     return all(fit[k] > 1 for k in mixture)
 
 
-def _check_both_sides(
+def _check_both_splits(
     label: NDArray[np.int64],
     group: Sequence[str],
     split: NDArray[np.str_],

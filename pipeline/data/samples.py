@@ -22,13 +22,13 @@ from cache import disk
 from pipeline.data.dicom import salt_of
 from pipeline.data.grey_levels import MAX_PIXELS, Reading, window_of
 from pipeline.data.index import KeyIndex
-from pipeline.data.items import Item, Known
+from pipeline.data.items import Item, RememberedFile
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_of_items, split_by_patient
 from pipeline.data.sources import read_image, scan
 from pipeline.data.validate import (
     check_layout,
     check_pattern,
-    check_sides,
+    check_splits,
     layout_hint,
     warn_classes,
     warn_folds,
@@ -191,41 +191,43 @@ def _key_images(
         _LOG.warning("%s: %s", domain.name, listing.unread_text)
     most = int(study.max_megapixels * 1e6) if study.max_megapixels is not None else MAX_PIXELS
     reading = Reading(window=domain.window, frame=domain.frame, max_pixels=most)
-    items = [_as_known(item, Known(b""), reading) for item in listing.items]
+    items = [_with_content(item, RememberedFile(b""), reading) for item in listing.items]
     salt = salt_of(study.store_root) if domain.group == HEADER else None
     index = KeyIndex(study.store_root, domain.path, salt=salt, rehash=options.rehash)
-    known: list[Known | str | None] = [index.known(item) for item in items]
+    known: list[RememberedFile | str | None] = [index.remembered(item) for item in items]
     unknown = [i for i, found in enumerate(known) if found is None]
     progress.expect(len(unknown))
     stamp = index.stamp() if unknown else None
     with ThreadPoolExecutor(cpu_count()) as pool:
-        results = pool.map(lambda item: _known_or_reason(item, salt), (items[i] for i in unknown))
+        results = pool.map(
+            lambda item: _remembered_or_reason(item, salt), (items[i] for i in unknown)
+        )
         for i, result in zip(unknown, results, strict=True):
             known[i] = result
-            if isinstance(result, Known):
+            if isinstance(result, RememberedFile):
                 index.learn(items[i], result)
             progress.advance()
     index.save(stamp)
     return _without_unreadable(domain, items, known)
 
 
-def _known_or_reason(item: Item, salt: bytes | None) -> Known | str:
+def _remembered_or_reason(item: Item, salt: bytes | None) -> RememberedFile | str:
     try:
-        return read_image(item).known(salt)
+        return read_image(item).remembered(salt)
     except ImageError as reason:
         return str(reason)
 
 
 def _without_unreadable(
-    domain: Domain, items: Sequence[Item], known: Sequence[Known | str | None]
+    domain: Domain, items: Sequence[Item], known: Sequence[RememberedFile | str | None]
 ) -> _KeyedDomain:
     """The images that can be read, all by one rule; of the others the reason is known."""
     pairs = list(zip(items, known, strict=True))
-    readable = [(item, found) for item, found in pairs if isinstance(found, Known)]
+    readable = [(item, found) for item, found in pairs if isinstance(found, RememberedFile)]
     skipped = tuple(
         SkippedImage(domain=domain.name, path=item.path, reason=str(found))
         for item, found in pairs
-        if not isinstance(found, Known)
+        if not isinstance(found, RememberedFile)
     )
     if not readable:
         raise NoImagesError(
@@ -236,13 +238,13 @@ def _without_unreadable(
     reading = replace(readable[0][0].reading, window=window)
     return _KeyedDomain(
         domain=domain,
-        items=tuple(_as_known(item, found, reading) for item, found in readable),
+        items=tuple(_with_content(item, found, reading) for item, found in readable),
         key=tuple(found.key(reading) for _, found in readable),
         skipped=skipped,
     )
 
 
-def _as_known(item: Item, found: Known, reading: Reading) -> Item:
+def _with_content(item: Item, found: RememberedFile, reading: Reading) -> Item:
     if item.reading == reading and not found.patient:
         return item
     return replace(item, reading=reading, patient=item.patient or found.patient)
@@ -320,7 +322,7 @@ def _split_source(
         warn_share(source.validation, split)
     else:
         split = given
-        check_sides(label, split, classes)
+        check_splits(label, split, classes)
         warn_given(group, split)
     warn_folds(classes, label, group, split)
     return split

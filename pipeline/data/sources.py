@@ -1,6 +1,7 @@
 """The kinds of input there are: which images a domain has, and the content of each.
 
-To add a kind: a module with ``scan`` and ``read``, and one entry in ``KINDS``.
+To add a kind: a module with ``scan`` and ``read``, one entry in ``KINDS``, and in ``read_image``
+what its images are recognised by.
 """
 
 import logging

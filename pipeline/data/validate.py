@@ -118,7 +118,7 @@ def warn_patients(domain: Domain, paths: Sequence[str], patients: Sequence[str |
             )
 
 
-def check_sides(label: NDArray[np.int64], split: NDArray[np.str_], classes: Sequence[str]) -> None:
+def check_splits(label: NDArray[np.int64], split: NDArray[np.str_], classes: Sequence[str]) -> None:
     """Refuse a given division that leaves a class out of fit or validation.
 
     Args:

@@ -89,7 +89,7 @@ def paired_delong(
     if error:
         return float(2 * norm.sf(abs(difference) / error))
     # One that orders by chance is perfect on all pairs of strangers as often as this.
-    pairs = _strangers(label, _numbered(group, len(label)))
+    pairs = _disjoint_pairs(label, _numbered(group, len(label)))
     return min(1.0, 2 * 0.5**pairs) if difference else 1.0
 
 
@@ -123,18 +123,20 @@ def _unbiased(patient: NDArray[np.intp]) -> float:
     return count / (count - 1)
 
 
-def bound_of_one(label: NDArray[np.integer], patient: NDArray[Any], level: float = LEVEL) -> float:
+def lower_bound_of_perfect_auroc(
+    label: NDArray[np.integer], patient: NDArray[Any], level: float = LEVEL
+) -> float:
     """Lower bound where every positive lies above every negative: exact, and wide.
 
     Match positive with negative images into k pairs that share no patient. A head of area
     A orders all of them rightly with probability A^k, and being perfect on all images is
     no likelier. Below the root of (1 - level) / 2 that would be too great a chance.
     """
-    pairs = _strangers(label, patient)
+    pairs = _disjoint_pairs(label, patient)
     return float(((1 - level) / 2) ** (1 / pairs)) if pairs else 0.0
 
 
-def _strangers(label: NDArray[np.integer], patient: NDArray[Any]) -> int:
+def _disjoint_pairs(label: NDArray[np.integer], patient: NDArray[Any]) -> int:
     """How many pairs of a positive and a negative image there are that share no patient."""
     up, down = np.unique(patient[label == 1]), np.unique(patient[label == 0])
     return int(min(up.size, down.size, np.union1d(up, down).size // 2))

@@ -152,7 +152,7 @@ class Share:
         It is Agresti and Coull's interval with :meth:`trials` (Korn and Graubard 1998 take an
         effective number of trials in the same way).
         """
-        if not self._known():
+        if not self._is_defined():
             return float("nan"), float("nan")
         n = self.trials()
         return agresti_coull(self.estimate * n, n, z=z)
@@ -168,10 +168,10 @@ class Share:
             high=high,
             images=self.images,
             patients=self.patients,
-            method=method if self._known() else TOO_FEW,
+            method=method if self._is_defined() else TOO_FEW,
         )
 
-    def _known(self) -> bool:
+    def _is_defined(self) -> bool:
         return bool(np.isfinite(self.moves).all()) and self.patients > 1
 
 

@@ -28,7 +28,7 @@ from scipy.stats import norm, rankdata
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FOLDS, Fold, draw_patients, patient_folds
 from pipeline.errors import StudyError
-from pipeline.evaluation.auroc import bound_of_one
+from pipeline.evaluation.auroc import lower_bound_of_perfect_auroc
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import weighted_auroc
 
@@ -138,7 +138,9 @@ def separability(
     null, resampled = null / positives.size, resampled / positives.size
     low, high = _interval(null, resampled)
     if null[0] in {0.0, 1.0}:  # no draw of scores without an error has one
-        bound = min(bound_of_one((label == k).astype(np.int64), patient) for k in present)
+        bound = min(
+            lower_bound_of_perfect_auroc((label == k).astype(np.int64), patient) for k in present
+        )
         low, high = (min(low, bound), high) if null[0] == 1 else (low, max(high, 1 - bound))
     auc = Interval(
         estimate=float(null[0]),

@@ -54,7 +54,7 @@ _RECORD, _WEIGHTS, _PROBABILITIES = "model.json", "model.safetensors", "probabil
 #: Folder of a model's checkpoints while it is being trained.
 _CHECKPOINTS = "checkpoints"
 #: In the place of a backbone's name for networks that have none.
-OWN = "pixels"
+FROM_PIXELS = "pixels"
 
 Proba = NDArray[np.float64]
 #: Metrics at each point between two models, and what the points are.
@@ -219,7 +219,7 @@ class Experiment:
 
     def backbone(self, name: str) -> str:
         """Name of a method's backbone in tables and folders."""
-        return self.choice.name if METHODS[name].pretrained else OWN
+        return self.choice.name if METHODS[name].pretrained else FROM_PIXELS
 
     def settings(self, name: str) -> TrainingSettings:
         """Of one method's training."""

@@ -44,7 +44,7 @@ from pipeline.finetune.methods import (
     select_methods,
 )
 from pipeline.finetune.runs import (
-    OWN,
+    FROM_PIXELS,
     Experiment,
     ModelFolder,
     Proba,
@@ -139,7 +139,7 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, 
                     _LOG.info("%s on %s", name, run.backbone(name))
                     run_method(run, name)
             tables[choice.name] = run.samples
-        tables[OWN] = tables[study.backbones[0].name]
+        tables[FROM_PIXELS] = tables[study.backbones[0].name]
         models = _kept_models(study.results / f"finetune{options.tag}", tables)
         record = {**evaluate(study, tables, models), "trial": options.tag}
         if parallel.group().rank == 0:
@@ -222,9 +222,9 @@ def evaluate(
     """
     heads, entries, first = _heads_record(study.results), [], next(iter(tables))
     for backbone, samples in tables.items():
-        here = (backbone, OWN) if backbone == first else (backbone,)
+        here = (backbone, FROM_PIXELS) if backbone == first else (backbone,)
         chosen = [model for model in models if model.record.backbone in here]
-        if not chosen or backbone == OWN:
+        if not chosen or backbone == FROM_PIXELS:
             continue
         best = _best_head(study.results, backbone, heads.get(backbone, {}), samples)
         evaluated = [data for data in eval_sets(samples) if data.role != FIT]
@@ -289,7 +289,7 @@ def _heads_in(seconds: float, record: Record, heads: Mapping[str, Any]) -> int |
     None for the baseline, for networks of their own, and where stage 2 has not run.
     """
     each = [one["fit_seconds"] for one in heads.get("heads", ()) if one["head"] == _HEAD]
-    fair = record.method != BASELINE and record.backbone != OWN
+    fair = record.method != BASELINE and record.backbone != FROM_PIXELS
     return int(seconds / np.mean(each)) if fair and sum(each) else None
 
 

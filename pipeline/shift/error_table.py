@@ -108,11 +108,11 @@ def fit_few_patients(
         fitted = known & (rng.random(len(data)) < images * names.size / len(data))
         if np.unique(label[fitted]).size == classes:
             chosen.append((fitted, known))
-    fitted_to, known_to = (np.stack(masks) for masks in zip(*chosen, strict=True))
+    fitted_to, seen_by = (np.stack(masks) for masks in zip(*chosen, strict=True))
     rows = standardised(data.embedded())
     fits = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=fitted_to.astype(np.float64))
-    tested = np.asarray(~known_to.all(axis=0))
-    wrong = np.where(known_to, np.nan, fits.proba(rows).argmax(axis=2) != label)[:, tested]
+    tested = np.asarray(~seen_by.all(axis=0))
+    wrong = np.where(seen_by, np.nan, fits.proba(rows).argmax(axis=2) != label)[:, tested]
     by_image = np.nanmean(wrong, axis=0)
     # Heads are compared on the same images, because some images are harder than others. What
     # varies from image to image is no property of a head. Heads that share their patients

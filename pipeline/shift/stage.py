@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.data.attributes import groupings
 from pipeline.data.domain import DomainData
 from pipeline.data.facts import APPEARANCE
-from pipeline.data.index import known_facts
+from pipeline.data.index import stored_facts
 from pipeline.data.leaks import Finding, check_leaks, overlaps, refuse_leaks
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError
@@ -146,7 +146,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
     maps: dict[str, Mapping[str, NDArray[Any]]] = {}
     for choice in study.variants:
         table = load_features(study, choice, samples)
-        facts = known_facts(study.store_root, table.samples.key)
+        facts = stored_facts(study.store_root, table.samples.key)
         shared = overlaps(study, table.samples, facts)
         leaks = check_leaks(study, table.samples, shared, facts)
         if not options.samples.allow_leaks:

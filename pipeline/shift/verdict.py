@@ -58,13 +58,13 @@ class Cause:
     """One line of the interpretation table.
 
     Attributes:
-        found: The effect that stands for it; None where the numbers do not allow to name it.
+        effect_of: The effect that stands for it; None where the numbers do not allow to name it.
         sentence: Ends in the number of points; ``{}`` is the attribute of the effect.
         fits: What it may be, and what to do.
         of_images: Whether measures of the images may tell more.
     """
 
-    found: Callable[[Evidence], Effect | None]
+    effect_of: Callable[[Evidence], Effect | None]
     sentence: str
     fits: str
     of_images: bool = False
@@ -118,7 +118,7 @@ def causes_of(evidence: Evidence) -> dict[str, Effect]:
     """
     if evidence.effects["accuracy_loss"].low <= 0:
         return {}
-    found = {name: cause.found(evidence) for name, cause in CAUSES.items()}
+    found = {name: cause.effect_of(evidence) for name, cause in CAUSES.items()}
     named = [(name, effect) for name, effect in found.items() if effect is not None]
     named.sort(key=lambda pair: (not pair[0].endswith("_mix"), -pair[1].estimate))
     return dict(named)
@@ -279,17 +279,17 @@ _HARD = "Even a head trained on the target does worse than on the source"
 CAUSES: Mapping[str, Cause] = MappingProxyType(
     {
         "class_mix": Cause(
-            found=_class_mix,
+            effect_of=_class_mix,
             sentence="Most of the loss comes from other shares of the classes",
             fits="Correct the probabilities for the class shares of the target",
         ),
         "subgroup_mix": Cause(
-            found=_subgroup_mix,
+            effect_of=_subgroup_mix,
             sentence="Most of the loss comes from another mix of patients by {}",
             fits="Groups in which the head errs more are more frequent: train with more of them",
         ),
         "acquisition": Cause(
-            found=_when("transfer_gap", lambda e: bool(e.images_differ) and e.adaptable),
+            effect_of=_when("transfer_gap", lambda e: bool(e.images_differ) and e.adaptable),
             sentence=f"{_GAP}, and the images differ",
             fits=(
                 "Another way of taking the images fits, such as exposure, contrast or device, and "
@@ -298,7 +298,7 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
             of_images=True,
         ),
         "acquisition_or_labels": Cause(
-            found=_when("transfer_gap", lambda e: e.images_differ is None or (
+            effect_of=_when("transfer_gap", lambda e: e.images_differ is None or (
                 e.images_differ and not e.adaptable
             )),
             sentence=_GAP,
@@ -309,23 +309,23 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
             of_images=True,
         ),
         "label_definition": Cause(
-            found=_when("transfer_gap", lambda e: e.images_differ is False),
+            effect_of=_when("transfer_gap", lambda e: e.images_differ is False),
             sentence=f"{_GAP}, though the images are not shown to differ",
             fits="Another definition of the label fits",
         ),
         "harder_images": Cause(
-            found=_when("target_hardness", lambda e: bool(e.images_differ)),
+            effect_of=_when("target_hardness", lambda e: bool(e.images_differ)),
             sentence=f"{_HARD}, and the images differ",
             fits="Noise, blur and harder patients fit; the numbers cannot tell them apart",
             of_images=True,
         ),
         "label_errors": Cause(
-            found=_when("target_hardness", lambda e: e.images_differ is False),
+            effect_of=_when("target_hardness", lambda e: e.images_differ is False),
             sentence=f"{_HARD}, though the images are not shown to differ",
             fits="Label errors fit, or a disease that is harder to see",
         ),
         "harder_images_or_label_errors": Cause(
-            found=_when("target_hardness", lambda e: e.images_differ is None),
+            effect_of=_when("target_hardness", lambda e: e.images_differ is None),
             sentence=_HARD,
             fits="Noise, blur, harder patients and label errors all fit",
             of_images=True,

@@ -92,7 +92,7 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
     for item in listing.items:
         content = read_image(item)
         assert len(content.key) == 32
-        assert content.known().key(item.reading) == content.key
+        assert content.remembered().key(item.reading) == content.key
         assert content.pixels(PixelPolicy()).shape == (224, 224, 3)
         other = replace(item, reading=Reading(window=(0, 9)))
         assert read_image(other).key == content.key, "8 bits need no window"

@@ -5,7 +5,7 @@ import pytest
 from MLstatkit import Delong_test
 from scipy.stats import norm
 
-from pipeline.evaluation.auroc import bound_of_one, delong, paired_delong
+from pipeline.evaluation.auroc import delong, lower_bound_of_perfect_auroc, paired_delong
 from pipeline.evaluation.intervals import share_of
 from pipeline.evaluation.metrics import weighted_auroc
 
@@ -75,7 +75,7 @@ def test_delong_refuses_one_class_and_more_than_two(call, y):
 
 def test_one_patient_of_both_classes_bounds_nothing():
     """Its images may be alike for reasons of its own."""
-    assert bound_of_one(np.array([0, 1]), np.array(["p", "p"])) == 0
+    assert lower_bound_of_perfect_auroc(np.array([0, 1]), np.array(["p", "p"])) == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -144,16 +144,18 @@ def test_heads_without_spread_are_as_sure_as_so_many_pairs(n):
 def test_a_perfect_head_has_an_exact_lower_bound():
     """Matched pairs, k of them, are all ordered rightly with chance A^k: at the bound, 2.5 %."""
     y = np.repeat([0, 1], [30, 20])
-    assert bound_of_one(y, np.arange(50)) ** 20 == pytest.approx(0.025)
+    assert lower_bound_of_perfect_auroc(y, np.arange(50)) ** 20 == pytest.approx(0.025)
     # Ten patients of both classes make five pairs of ten different patients.
     both = np.tile([0, 1], 10)
-    assert bound_of_one(both, np.repeat(np.arange(10), 2)) ** 5 == pytest.approx(0.025)
+    assert lower_bound_of_perfect_auroc(both, np.repeat(np.arange(10), 2)) ** 5 == pytest.approx(
+        0.025
+    )
 
 
 def test_the_bound_of_a_perfect_head_is_seldom_too_high():
     """Of heads whose true area is the bound, under 2.5 % look perfect."""
     rng, y = np.random.default_rng(3), np.repeat([0, 1], 8)
-    bound = bound_of_one(y, np.arange(16))
+    bound = lower_bound_of_perfect_auroc(y, np.arange(16))
     shift = norm.ppf(bound) * np.sqrt(2)  # two unit Gaussians with this area
     s = rng.normal(size=(4000, 16)) + shift * y
     assert (s[:, 8:].min(axis=1) > s[:, :8].max(axis=1)).mean() <= 0.025

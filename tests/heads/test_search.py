@@ -131,7 +131,7 @@ WAYS = {
     "large": (MemoryError(), "MemoryError"),
     "mistake": (KeyError("x"), "KeyError: 'x'"),
     "leaves": (SystemExit(3), "SystemExit: 3"),
-    "endless": ("endless", "it did not end within 0.3 s"),
+    "endless": ("endless", "it did not end within 1 s"),
     "nan": ("nan", "not all numbers of 0 or more"),
     "minus": ("minus", "not all numbers of 0 or more"),
     "shape": ("shape", "shape"),
@@ -147,6 +147,8 @@ def test_a_path_that_answers_nonsense_is_a_failure_too():
     assert "shape" in failures["short"]
 
 
+# What stops an endless fit may arrive inside a callback, which Python reports and ignores.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("parallel", [True, False])
 def test_a_head_that_fails_is_listed_and_the_others_go_on(parallel):
     """Whatever it raises, nonsense, or no end; whether on folds or on all rows."""
@@ -156,7 +158,7 @@ def test_a_head_that_fails_is_listed_and_the_others_go_on(parallel):
         for name, (how, _) in WAYS.items()
     }
     chooses = replace(bad["nan"], grid={"how": ("nan", "sum")})
-    fits, failures = fit(data, {**bad, "chooses": chooses, "lr": PLAIN}, repeats=1, limit=0.3)
+    fits, failures = fit(data, {**bad, "chooses": chooses, "lr": PLAIN}, repeats=1, limit=1.0)
     assert set(fits) == {"lr"}
     assert fits["lr"].out_of_fold is not None
     assert set(failures) == {*WAYS, "chooses"}

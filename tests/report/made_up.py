@@ -157,7 +157,7 @@ def _target(name, K):
         _effect("class_mix", "class", -0.02),
         _effect("within_class", "class", 0.12),
         _effect("sex_mix", "by sex", 0.05),
-        _effect("within_sex", "by sex", 0.09),
+        _effect("within_sex", "by sex", 0.05),
         _effect("confidence_shift", "score", 0.04),
         _effect("y_given_score", "score", 0.06),
         _effect("target_hardness", "transfer", 0.03),
