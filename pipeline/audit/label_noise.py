@@ -12,6 +12,7 @@ it would bring pandas, tqdm and termcolor for twelve lines.
 """
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.separability import separability
 from pipeline.heads.logistic import make_logistic
+from pipeline.heads.parallel import run_parallel
 from pipeline.words import are, counted
 
 LABELS = "label noise"
@@ -59,10 +61,12 @@ def check_labels(samples: Samples, features: NDArray[np.floating]) -> list[Findi
         samples: ``n`` samples.
         features: Shape ``(n, d)``.
     """
-    return [
-        _doubtful_labels(domain, samples.where(rows), features[rows])
-        for domain, rows in labelled_domains(samples)
-    ]
+    return run_parallel(
+        [
+            partial(_doubtful_labels, domain, samples.where(rows), features[rows])
+            for domain, rows in labelled_domains(samples)
+        ]
+    )
 
 
 def _doubtful_labels(domain: str, samples: Samples, features: NDArray[np.floating]) -> Finding:

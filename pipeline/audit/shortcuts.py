@@ -8,6 +8,7 @@ nothing in the features keeps the head from using it.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +31,7 @@ from pipeline.evaluation.metrics import on_all_rows, weighted_auroc
 from pipeline.evaluation.paired_tests import ALPHA, holm
 from pipeline.evaluation.separability import Separability, domain_auc, separability
 from pipeline.features.load import FeatureTable
+from pipeline.heads.parallel import run_parallel
 from pipeline.study import SOURCE
 from pipeline.words import counted
 
@@ -142,38 +144,40 @@ def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> 
     )
 
 
-def domain_tests(table: FeatureTable) -> Iterator[ShortcutTest]:
+def domain_tests(table: FeatureTable) -> list[ShortcutTest]:
     """How well each target is separated from the source, overall and inside each class."""
-    for name in _targets(table.samples):
-        claim = f"a classifier separates them by the features of {table.backbone}"
-        where = f"{SOURCE} and {name}"
-        target = table.domain(name)
-        try:
-            result = domain_auc(table.domain(SOURCE), target)
-        except StudyError as reason:
-            yield ShortcutTest(check=DOMAIN, where=where, claim=claim, reason=reason)
-            continue
-        by_class = dict(zip(table.samples.classes, result.by_class, strict=False))
-        tested = {label: inside for label, inside in by_class.items() if inside is not None}
-        inside = "; ".join(f"{label} {_text(one.auc)}" for label, one in tested.items())
-        no_labels = f"{name} has no labels, so not by class"
-        yield ShortcutTest(
-            check=DOMAIN,
-            where=where,
-            claim=claim,
-            result=result.overall,
-            high=_HIGH_DOMAIN_AUC,
-            advice=_DOMAIN_ADVICE,
-            details="; inside the classes: "
-            + (no_labels if target.label is None else inside or "too few patients"),
-            strongest=max(
-                (one.auc.estimate for one in tested.values() if one.auc.low > 1 / 2), default=0.0
-            ),
-            values={
-                "backbone": table.backbone,
-                "by_class": {k: one and asdict(one) for k, one in by_class.items()},
-            },
-        )
+    return run_parallel([partial(_domain_test, table, name) for name in _targets(table.samples)])
+
+
+def _domain_test(table: FeatureTable, name: str) -> ShortcutTest:
+    claim = f"a classifier separates them by the features of {table.backbone}"
+    where = f"{SOURCE} and {name}"
+    target = table.domain(name)
+    try:
+        result = domain_auc(table.domain(SOURCE), target)
+    except StudyError as reason:
+        return ShortcutTest(check=DOMAIN, where=where, claim=claim, reason=reason)
+    by_class = dict(zip(table.samples.classes, result.by_class, strict=False))
+    tested = {label: inside for label, inside in by_class.items() if inside is not None}
+    inside = "; ".join(f"{label} {_text(one.auc)}" for label, one in tested.items())
+    no_labels = f"{name} has no labels, so not by class"
+    return ShortcutTest(
+        check=DOMAIN,
+        where=where,
+        claim=claim,
+        result=result.overall,
+        high=_HIGH_DOMAIN_AUC,
+        advice=_DOMAIN_ADVICE,
+        details="; inside the classes: "
+        + (no_labels if target.label is None else inside or "too few patients"),
+        strongest=max(
+            (one.auc.estimate for one in tested.values() if one.auc.low > 1 / 2), default=0.0
+        ),
+        values={
+            "backbone": table.backbone,
+            "by_class": {k: one and asdict(one) for k, one in by_class.items()},
+        },
+    )
 
 
 def fact_tests(samples: Samples, facts: NDArray[Any]) -> Iterator[ShortcutTest]:
