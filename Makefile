@@ -20,7 +20,7 @@ setup: $(READY)  ## Make .venv and install headrace with all it needs here
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "headrace needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dicom,parquet,zoo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cpu,dicom,onnx,parquet,zoo,dev]'
 	@touch $@
 
 demo: demo/study.toml features heads  ## Generated X-rays of two hospitals: write them, then features and heads
