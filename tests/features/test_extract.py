@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -285,26 +284,31 @@ def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
         "import sys, pytest; from pathlib import Path;"
         "from tests.tiny import install_tiny_backbone; from pipeline.study import load_study;"
         "import pipeline.features.extract as e; from pipeline.features.engines import EngineChoice;"
-        "import cache.disk as d, cache.store as s;"
+        "import cache.disk as d, cache.store as s, time;"
         "folder = Path(sys.argv[1]); m = pytest.MonkeyPatch();"
         "m.setattr(s, 'ROWS_PER_COMMIT', 128);"
-        "install_tiny_backbone(m, folder); real = d.replace;"
-        "m.setattr(d, 'replace', lambda a, b: (real(a, b), print(b.name, flush=True)));"
+        "install_tiny_backbone(m, folder); real = d.replace; parts = [];\n"
+        "def replace(a, b):\n"
+        "    parts.extend([b] if b.name.startswith('part-') else [])\n"
+        "    if len(sys.argv) > 2 and len(parts) == 2: print('half', flush=True); time.sleep(60)\n"
+        "    real(a, b)\n"
+        "m.setattr(d, 'replace', replace)\n"
         "e.extract(load_study(folder / 'study.toml'), e.ExtractOptions("
         "engine=EngineChoice(engine='torch', device='cpu', batch_size=4)))"
     )
     environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-c", script, str(tmp_path)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, env=environment)
-    for line in child.stdout:
-        if line.startswith(b"part-"):
-            break
-    time.sleep(0.05)
+    # It stops between writing its second part and giving it its name.
+    child = subprocess.Popen(
+        [*command, "stop"], stdout=subprocess.PIPE, cwd=tmp_path, env=environment
+    )
+    assert child.stdout.readline() == b"half\n"
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
     folder = next(p for p in (tmp_path / "features").iterdir() if p.name.startswith("tiny"))
     assert len(FeatureStore.open(folder)) >= 128
+    assert [n for n in disk.listdir(folder) if n.startswith(disk.TEMPORARY)]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     store = FeatureStore.open(folder)
     assert len(store) == 300
