@@ -162,22 +162,38 @@ class _Maps:
         parts = [self.network(part.to(self.device)) for part in torch.split(pixels, _BATCH)]
         return torch.cat(parts).mean(0)
 
-    def of(self, pixels: Tensor, heads: nn.ModuleList) -> tuple[NDArray[np.float64], Maps]:
-        """Probabilities ``(n, K)`` of pixels ``(n, s, s, 3)``, and maps ``(n, h, w)``."""
-        proba, maps = [], []
+    def of(self, pixels: Tensor, *models: nn.ModuleList) -> list[tuple[NDArray[np.float64], Maps]]:
+        """Of each model's heads, probabilities ``(n, K)`` of pixels ``(n, s, s, 3)`` and maps.
+
+        The network, which takes nearly all of the time, looks at each picture once. Maps have
+        the shape ``(n, h, w)``.
+        """
+        for heads in models:
+            heads.to(self.device).double().eval()
+        parts: list[list[tuple[NDArray[np.float64], Maps]]] = [[] for _ in models]
         for part in torch.split(pixels, _BATCH):
             activations, features = _activations(self.network, part.to(self.device))
-            pooled = features.double().requires_grad_()
-            heads.to(self.device).double().eval()
-            of_part = torch.stack([head(pooled) for head in heads]).mean(0)
-            logits = of_part.clamp_min(1e-300).log()
-            chosen = nn.functional.one_hot(of_part.argmax(1), logits.shape[1]).to(logits.dtype)
-            others = (1 - chosen) / (logits.shape[1] - 1)
-            (slope,) = torch.autograd.grad((logits * (chosen - others)).sum(), pooled)
             away = activations.double() - self.centre.double()[:, None, None]
-            maps.append(torch.einsum("nd,ndhw->nhw", slope, away).float().cpu().numpy())
-            proba.append(of_part.detach().cpu().numpy())
-        return np.concatenate(proba), np.concatenate(maps)
+            for heads, of_model in zip(models, parts, strict=True):
+                of_model.append(_proba_and_maps(heads, features.double(), away))
+        return [
+            (np.concatenate([p for p, _ in of_model]), np.concatenate([m for _, m in of_model]))
+            for of_model in parts
+        ]
+
+
+def _proba_and_maps(
+    heads: nn.ModuleList, features: Tensor, away: Tensor
+) -> tuple[NDArray[np.float64], Maps]:
+    """Of pooled features ``(n, d)``, and of activations less the centre ``(n, d, h, w)``."""
+    pooled = features.requires_grad_()
+    proba = torch.stack([head(pooled) for head in heads]).mean(0)
+    logits = proba.clamp_min(1e-300).log()
+    chosen = nn.functional.one_hot(proba.argmax(1), logits.shape[1]).to(logits.dtype)
+    others = (1 - chosen) / (logits.shape[1] - 1)
+    (slope,) = torch.autograd.grad((logits * (chosen - others)).sum(), pooled)
+    maps = torch.einsum("nd,ndhw->nhw", slope, away).float()
+    return proba.detach().cpu().numpy(), maps.cpu().numpy()
 
 
 def _activations(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,10 +236,11 @@ def _look(
     pixels = load_pixels(some, maps.model.policy, folder=study.results)
     images = pixels.batch(np.arange(len(some)))
     with Progress(f"maps of {purpose}", len(some)) as progress:
-        proba, found = maps.of(images, maps.model.heads)
+        models = [maps.model.heads, *([] if shuffled is None else [shuffled])]
+        (proba, found), *controls = maps.of(images, *models)
         progress.advance(len(some))
     shares = mass_shares(found)
-    control = None if shuffled is None else mass_shares(maps.of(images, shuffled)[1])
+    control = mass_shares(controls[0][1]) if controls else None
     predicted = proba.argmax(1)
     rows = []
     for number, name in enumerate(some.classes):
@@ -292,12 +309,12 @@ def _interval(
     rows = rows[np.isfinite(values[rows])]
     if not len(rows):
         return None
-    known, draws = values[rows], draw_patients(samples.group[rows], stream(purpose, seed))
-    drawn = bootstrap_values([lambda weights: weights @ known / weights.sum(-1)], draws)
+    shares, draws = values[rows], draw_patients(samples.group[rows], stream(purpose, seed))
+    drawn = bootstrap_values([lambda weights: weights @ shares / weights.sum(-1)], draws)
     low, high = percentile_interval(drawn[0])
     several = len(draws.patients) > 1
     bounds = {"low": low, "high": high} if several else {"low": None, "high": None}
-    return {"estimate": float(known.mean()), **bounds}
+    return {"estimate": float(shares.mean()), **bounds}
 
 
 def _pairs(

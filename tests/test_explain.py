@@ -110,7 +110,7 @@ def test_the_map_of_a_linear_head_adds_up_to_its_score(plain, tmp_path):
     maps = _Maps(model, "cpu")
     pixels = load_pixels(samples, model.policy, folder=tmp_path).values
     maps.centre = maps.features(pixels)
-    proba, found = maps.of(pixels, model.heads)
+    ((proba, found),) = maps.of(pixels, model.heads)
     (head,) = model.heads
     centre = head(maps.centre.double()[None]).detach().numpy()[0]
     best = proba.argmax(1)
