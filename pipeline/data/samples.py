@@ -134,16 +134,13 @@ class SampleOptions:
 
 
 def load_samples(
-    study: Study,
-    options: SampleOptions | None = None,
-    progress: Progress | None = None,
+    study: Study, options: SampleOptions | None = None
 ) -> tuple[Samples, tuple[SkippedImage, ...]]:
     """Find and key every image of a study, and split the source by patient.
 
     Args:
         study: Where the images are.
         options: See :class:`SampleOptions`.
-        progress: Told how many files must be read, and of each that was.
 
     Returns:
         The samples, and the images that could not be read.
@@ -154,8 +151,8 @@ def load_samples(
         NoImagesError: No image of a domain could be read.
     """
     options = options or SampleOptions()
-    with progress or Progress("reading files") as bar:
-        domains = [_key_images(study, domain, options, bar) for domain in study.domains]
+    with Progress("reading files") as progress:
+        domains = [_key_images(study, domain, options, progress) for domain in study.domains]
     classes = _class_names(study, domains)
     samples = _concatenate([_label_and_split(study, keyed, classes) for keyed in domains])
     skipped = tuple(image for keyed in domains for image in keyed.skipped)

@@ -125,8 +125,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     """
     options = options or ExtractOptions()
     check_engine(options.engine)
-    with Progress("reading files") as progress:
-        samples, unreadable = load_samples(study, options.samples, progress)
+    samples, unreadable = load_samples(study, options.samples)
     _log_duplicates(samples)
     prepare(study.results)
     # Weights that cannot be had must show before the first backbone has run for an hour.
