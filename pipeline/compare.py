@@ -389,10 +389,7 @@ def _domain(
     if options.baseline in of_domain and len(of_domain) > 1:
         differences = compare_heads(data, of_domain, options.baseline, seed=seed)
     return {
-        "domain": data.name,
-        "role": data.role,
-        "images": len(data),
-        "patients": data.patients,
+        **data.record(),
         "rows": [
             {
                 "head": name,

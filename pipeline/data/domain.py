@@ -75,6 +75,15 @@ class DomainData:
         """Whether each image is of a patient of its own."""
         return self.patients == len(self)
 
+    def record(self) -> dict[str, Any]:
+        """Which rows these are and how many, for the record of a stage."""
+        return {
+            "domain": self.name,
+            "role": self.role,
+            "images": len(self),
+            "patients": self.patients,
+        }
+
     def take(self, rows: NDArray[Any]) -> "DomainData":
         """The chosen rows.
 

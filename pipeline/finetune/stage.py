@@ -308,10 +308,7 @@ def _domain(
             for method, difference in found.items():
                 differences[method, number][name] = difference.record()
     return {
-        "domain": data.name,
-        "role": data.role,
-        "images": len(data),
-        "patients": data.patients,
+        **data.record(),
         "rows": [
             {
                 "method": method,
