@@ -5,14 +5,9 @@ classifier AUC)? Can a label be predicted from what should not show it, such as 
 of the picture (the shortcut test)? A classifier two-sample test (Lopez-Paz and Oquab 2017)
 permutes the labels of whole patients, because images of one patient resemble each other.
 
-Cross-validated predictions of ridge regression are linear in the labels, so one
-factorisation serves all permutations. With X the pooled-standardised rows divided by
-sqrt(d), H = 11'/n + X (X'X + I)^-1 X' and fold b,
-
-    yhat_b = y_b - (I - H_bb)^-1 (y_b - (H y)_b)
-
-is the prediction for fold b of a ridge with intercept fitted on all other folds (Treder
-2018, arXiv 1803.10016). H itself (n x n) is never held: only X (X'X + I)^-1 (X' Y).
+Cross-validated predictions of ridge regression are linear in the labels, so one factorisation
+a fold serves all classes and all permutations: of X'X + I without the rows of the fold, with
+X the pooled-standardised rows divided by sqrt(d).
 """
 
 from collections.abc import Callable, Sequence
@@ -38,9 +33,6 @@ _TAIL = 0.025
 #: are fewer, down to the fewest that show 2.5 %.
 _CELLS = 1 << 24
 _FEWEST_DRAWS = 199
-#: Numbers from which on a ridge is computed in single precision, at half the time. The penalty
-#: keeps it well posed: AUCs move by 1e-5.
-_IN_SINGLE = 500_000
 #: Columns that are ranked at once.
 _COLUMNS = 128
 
