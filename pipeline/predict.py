@@ -137,8 +137,8 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
         raise ModelError(f"{model} cannot be read: {cause.strerror or cause}") from cause
     card = read_card(data, str(model))
     declared = card["preprocessing"]
-    known = {f.name for f in fields(PixelPolicy)}
-    policy = PixelPolicy(**{name: value for name, value in declared.items() if name in known})
+    names = {f.name for f in fields(PixelPolicy)}
+    policy = PixelPolicy(**{name: value for name, value in declared.items() if name in names})
     if policy.to_json() != declared:
         raise ModelError(f"{model} takes pixels that this headrace does not make: export it again")
     reading = Reading(window=card["window"] and tuple(card["window"]), frame=card["frame"])

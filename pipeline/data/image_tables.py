@@ -188,8 +188,8 @@ class _Table:
             if name == wanted:
                 yield row
         if wanted not in others:
-            known = ", ".join(sorted(map(printable, others))[:10])
-            raise StudyError(f"{self.file} has no row of domain {wanted!r}; it has {known}")
+            names = ", ".join(sorted(map(printable, others))[:10])
+            raise StudyError(f"{self.file} has no row of domain {wanted!r}; it has {names}")
 
     def cell(self, row: Row, use: str) -> str:
         """What stands in a row for one use; empty where there is no such column."""

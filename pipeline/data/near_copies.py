@@ -74,11 +74,11 @@ def find_near_copies(
         mean = (whole[first].mean(axis=0) + whole[second].mean(axis=0)) / 2
         for how in VIEWS:
             for one, other in {(how, "copy"), ("copy", how)}:
-                sides = views[one][first], views[other][second]
-                for i, j, likeness in _alike(sides, mean, basis, max(limit[a], limit[b])):
+                pair = views[one][first], views[other][second]
+                for i, j, likeness in _alike(pair, mean, basis, max(limit[a], limit[b])):
                     low, high = sorted((int(first[i]), int(second[j])))
-                    known = best.get((low, high))
-                    if known is None or known.likeness < likeness:
+                    before = best.get((low, high))
+                    if before is None or before.likeness < likeness:
                         best[low, high] = NearPair(rows=(low, high), likeness=likeness, how=how)
     return tuple(sorted(best.values(), key=lambda pair: (-pair.likeness, pair.rows)))
 
@@ -146,20 +146,20 @@ def _basis(directions: Textures) -> Textures:
 
 
 def _alike(
-    sides: tuple[Textures, Textures], mean: Textures, basis: Textures, limit: float
+    textures: tuple[Textures, Textures], mean: Textures, basis: Textures, limit: float
 ) -> Iterator[tuple[int, int, float]]:
-    """Rows of two sides of which one is the other's most similar, above a limit.
+    """Rows of two sets of which one is the other's most similar, above a limit.
 
     Rows of length 1 with a correlation c are sqrt(2 - 2 c) apart, and projections are never
     farther apart: whatever is farther in few dimensions need not be compared in all of them.
 
     Args:
-        sides: Flat textures, ``(n, d)`` and ``(m, d)``.
+        textures: Flat, ``(n, d)`` and ``(m, d)``.
         mean: What is taken away from both, ``(d,)``.
         basis: Orthonormal columns, ``(d, k)``.
         limit: Least correlation.
     """
-    a, b = (_directions(side, mean) for side in sides)
+    a, b = (_directions(flat, mean) for flat in textures)
     coarse, others = a @ basis, b @ basis
     square = (others**2).sum(axis=1)
     for start in range(0, len(a), _BLOCK):
@@ -173,6 +173,6 @@ def _alike(
         most = (likeness == likeness.max(axis=0)) | (likeness == likeness.max(axis=1)[:, None])
         for i, j in np.argwhere(most & (likeness >= limit)).tolist():
             row, mate = int(start + rows[i]), int(mates[j])
-            raw = _directions(sides[0][[row]]) @ _directions(sides[1][[mate]]).T
+            raw = _directions(textures[0][[row]]) @ _directions(textures[1][[mate]]).T
             if raw.item() >= _LEAST_RAW:
                 yield row, mate, float(likeness[i, j])

@@ -127,12 +127,12 @@ def check_splits(label: NDArray[np.int64], split: NDArray[np.str_], classes: Seq
         classes: Names.
 
     Raises:
-        StudyError: With the class and the side.
+        StudyError: With the class and the part.
     """
-    for side in (FIT, VALIDATION):
-        if missing := sorted(set(range(len(classes))) - set(label[split == side].tolist())):
+    for part in (FIT, VALIDATION):
+        if missing := sorted(set(range(len(classes))) - set(label[split == part].tolist())):
             raise StudyError(
-                f"source: the {side} part of the given division has no image of class "
+                f"source: the {part} part of the given division has no image of class "
                 f"{printable(classes[missing[0]])!r}. Give a share instead, such as "
                 "validation = 0.2, without split"
             )
@@ -145,8 +145,10 @@ def warn_given(group: Sequence[str], split: NDArray[np.str_]) -> None:
         group: ``n`` patients of the source; images that are equal have one.
         split: Of each.
     """
-    sides = [{p for p, s in zip(group, split, strict=True) if s == k} for k in (FIT, VALIDATION)]
-    if both := sides[0] & sides[1]:
+    fit, held_out = (
+        {p for p, s in zip(group, split, strict=True) if s == part} for part in (FIT, VALIDATION)
+    )
+    if both := fit & held_out:
         _LOG.warning(
             "source: %s %s images in both fit and validation of the given division, so the numbers "
             "of validation are too good; validation = 0.2 without split divides by patient",

@@ -301,12 +301,12 @@ def contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
     for name, record in records.items():
         if record["study"] != study.name:
             yield f"{files[name]} is of the study {record['study']}, not of {study.name}"
-    known = {"the study file": list(study.classes)} if study.classes else {}
-    known |= {files[name]: r["classes"] for name, r in records.items() if "classes" in r}
-    first = next(iter(known), "")
-    for file, classes in known.items():
-        if classes != known[first]:
-            both = f"{', '.join(known[first])} in {first}, {', '.join(classes)} in {file}"
+    by_file = {"the study file": list(study.classes)} if study.classes else {}
+    by_file |= {files[name]: r["classes"] for name, r in records.items() if "classes" in r}
+    first = next(iter(by_file), "")
+    for file, classes in by_file.items():
+        if classes != by_file[first]:
+            both = f"{', '.join(by_file[first])} in {first}, {', '.join(classes)} in {file}"
             yield f"classes are {both}"
     domains = {domain.name for domain in study.domains}
     first_with: dict[tuple[str, str], tuple[str, Any]] = {}
