@@ -5,8 +5,7 @@ With a division that came with the data, the class folders lie below ``train`` a
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,17 @@ from pipeline.data.dicom import is_dicom, patient_in
 from pipeline.data.facts import facts_of_file
 from pipeline.data.grey_levels import Reading
 from pipeline.data.images import PixelPolicy, Pixels, decode, depth_of, may_be_deep
-from pipeline.data.items import Item, Listing, RememberedFile, Walk, is_folder, read_file
+from pipeline.data.items import (
+    NO_CLASS,
+    Each,
+    Item,
+    Listing,
+    RememberedFile,
+    Walk,
+    in_turn,
+    is_folder,
+    read_file,
+)
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import Domain
 from pipeline.words import composed
@@ -61,42 +70,51 @@ def is_sign(entry: "os.DirEntry[str]", *, labelled: bool) -> bool:
     return is_folder(entry) or (is_image and not labelled)
 
 
-def scan(domain: Domain) -> Listing:
+def scan(domain: Domain, each: Each = in_turn) -> Listing:
     """Find the images of each class; without labels all images, whatever their folders.
 
     Files are known by their ending, whatever its case, and without one by their first bytes.
     Links are followed to what is inside the root; a folder that is reached twice within a
-    class is walked once.
+    class, or within a folder of the root, is walked once.
+
+    Args:
+        domain: Where they are.
+        each: How the folders of the root are walked.
 
     Raises:
         StudyError: No image, a class without an image, or a folder that cannot be listed.
     """
-    walk = _walk(domain.path, domain.ignore or ())
     if not domain.labelled and not domain.split:
-        listing = walk.listing(list(walk.files_below()))
+        listing = images_below(domain.path, ignore=domain.ignore or (), each=each)
         if not listing.items:
             raise StudyError(f"{domain.path} holds no image ({listing.left_out})")
         return listing
+    walk = _walk(domain.path, domain.ignore or ())
     loose_files, folders = walk.entries()
     if loose_files:
         walk.ignored["not in a class folder"] += len(loose_files)
     if not folders:
         raise StudyError(f"{domain.path} holds no class folder ({walk.listing().left_out})")
     if not domain.split:
-        return walk.listing(item for folder in folders for item in _images_by_class(walk, folder))
+        return walk.listing(_images_by_class(walk, folders, each))
     return walk.listing(
-        replace(item, split=split) for split in folders for item in _of_split(walk, split, domain)
+        replace(item, split=split)
+        for split in folders
+        for item in _of_split(walk, split, domain, each)
     )
 
 
-def images_below(folder: Path, *, ignore: tuple[str, ...] = ()) -> Listing:
+def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_turn) -> Listing:
     """All images below a folder, directly in it too, without a class; there may be none.
 
     Raises:
         StudyError: A folder cannot be listed.
     """
     walk = _walk(folder, ignore)
-    return walk.listing(list(walk.files_below()))
+    items, folders = walk.entries()
+    for below in walk.trees([(name, NO_CLASS) for name in walk.distinct(folders)], each):
+        items += below.items
+    return walk.listing(items)
 
 
 def read(item: Item) -> _FileContent:
@@ -115,24 +133,22 @@ def _walk(root: Path, ignore: tuple[str, ...]) -> Walk:
     return Walk(os.path.realpath(root), _SUFFIXES, ignore, by_content=True)
 
 
-def _of_split(walk: Walk, split: str, domain: Domain) -> Iterator[Item]:
+def _of_split(walk: Walk, split: str, domain: Domain, each: Each) -> list[Item]:
     """Images below the folder of a split, with the folders in it as classes."""
     if not domain.labelled:
-        yield from walk.files_below(split)
-        return
-    for folder in walk.entries(split)[1]:
-        label = composed(folder.rpartition("/")[2])
-        yield from (replace(item, label=label) for item in _images_by_class(walk, folder))
+        return list(walk.files_below(split))
+    return _images_by_class(walk, walk.entries(split)[1], each)
 
 
-def _images_by_class(walk: Walk, folder: str) -> list[Item]:
-    below = replace(walk, ignored=Counter(), unread=[])
-    items = list(below.files_below(folder, composed(folder)))
-    if not items:
-        raise StudyError(
-            f"{walk.root}/{folder}: the class folder holds no image ({below.listing().left_out}). "
-            "Put its images there, or remove the folder"
-        )
-    walk.ignored.update(below.ignored)
-    walk.unread.extend(below.unread)
+def _images_by_class(walk: Walk, folders: Sequence[str], each: Each) -> list[Item]:
+    """Images below class folders; the label is the folder's own name."""
+    items: list[Item] = []
+    labelled = [(folder, composed(folder.rpartition("/")[2])) for folder in folders]
+    for folder, below in zip(folders, walk.trees(labelled, each), strict=True):
+        if not below.items:
+            raise StudyError(
+                f"{walk.root}/{folder}: the class folder holds no image ({below.left_out}). "
+                "Put its images there, or remove the folder"
+            )
+        items += below.items
     return items

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from pipeline.data.class_folders import images_below
-from pipeline.data.items import NO_CLASS, Item, Listing
+from pipeline.data.items import NO_CLASS, Each, Item, Listing, in_turn
 from pipeline.data.tables import Row, check_header, fail, read_rows
 from pipeline.errors import StudyError
 from pipeline.study import COLUMNS, Domain, ImageTable
@@ -32,14 +32,14 @@ _USUAL = {
 _ONE = {"1", "true", "yes"}
 
 
-def scan(domain: Domain) -> Listing:
+def scan(domain: Domain, each: Each = in_turn) -> Listing:
     """The images that rows of the domain name and that are there.
 
     Raises:
         StudyError: A column is missing or unclear, no row is of the domain, no image is
             found, or two rows contradict each other.
     """
-    found = images_below(domain.path, ignore=domain.ignore or ())
+    found = images_below(domain.path, ignore=domain.ignore or (), each=each)
     look_up, table = _Lookup(found.items), _Table(domain)
     without_class, absent = 0, []
     items: dict[str, Item] = {}

@@ -7,8 +7,9 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from io import FileIO
 from pathlib import Path
@@ -35,6 +36,7 @@ _OTHER_IMAGES = (
 _OF_PROGRAMS = {"@eadir", "__macosx", "dicomdir"}
 _DEFAULT = Reading()
 _T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class FileStat(NamedTuple):
@@ -157,6 +159,24 @@ class Content(Protocol):
         """
 
 
+class Each(Protocol):
+    """How one function is applied to many values: in turn, in threads, or on many machines."""
+
+    def __call__(self, function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
+        """What the function returns, in the order of the values."""
+
+
+def in_turn(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
+    """See :class:`Each`: one after the other."""
+    return map(function, values)
+
+
+def in_threads(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
+    """See :class:`Each`: with a thread for each core of this machine."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(function, values)
+
+
 def read_file(file: str, action: Callable[[FileIO], _T]) -> _T:
     """Open a file, without a buffer, for one action; try again where that may help.
 
@@ -252,6 +272,29 @@ class Walk:
             files, folders = self.entries(folder, label)
             yield from files
             waiting.extend(reversed(folders))
+
+    def tree(self, folder: tuple[str, str]) -> Listing:
+        """All files below one folder, given with its label; this walk takes no note of it.
+
+        Raises:
+            StudyError: A folder cannot be listed.
+        """
+        below = replace(self, ignored=Counter(), unread=[])
+        return below.listing(below.files_below(*folder))
+
+    def distinct(self, folders: Sequence[str]) -> list[str]:
+        """The folders without links to others of them, in their order."""
+        first = {self._identity(folder): folder for folder in reversed(folders)}
+        if twice := len(folders) - len(first):
+            self.ignored["folder reached twice"] += twice
+        return sorted(first.values())
+
+    def trees(self, folders: Sequence[tuple[str, str]], each: Each) -> Iterator[Listing]:
+        """Each folder's :meth:`tree`, side by side; what they left out is added here."""
+        for listing in each(self.tree, folders):
+            self.ignored.update(listing.ignored)
+            self.unread.extend(listing.unread)
+            yield listing
 
     def listing(self, items: Iterable[Item] = ()) -> Listing:
         """These items, in the order of their paths, beside what was left out."""

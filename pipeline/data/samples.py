@@ -9,9 +9,8 @@ or moving an image costs nothing.
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from os import cpu_count
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +21,7 @@ from cache import disk
 from pipeline.data.dicom import salt_of
 from pipeline.data.grey_levels import MAX_PIXELS, Reading, window_of
 from pipeline.data.index import KeyIndex
-from pipeline.data.items import Item, RememberedFile
+from pipeline.data.items import Each, Item, RememberedFile, in_threads
 from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_of_items, split_by_patient
 from pipeline.data.sources import read_image, scan
 from pipeline.data.validate import (
@@ -134,13 +133,14 @@ class SampleOptions:
 
 
 def load_samples(
-    study: Study, options: SampleOptions | None = None
+    study: Study, options: SampleOptions | None = None, each: Each = in_threads
 ) -> tuple[Samples, tuple[SkippedImage, ...]]:
     """Find and key every image of a study, and split the source by patient.
 
     Args:
         study: Where the images are.
         options: See :class:`SampleOptions`.
+        each: How folders are listed and files are read.
 
     Returns:
         The samples, and the images that could not be read.
@@ -152,7 +152,7 @@ def load_samples(
     """
     options = options or SampleOptions()
     with Progress("reading files") as progress:
-        domains = [_key_images(study, domain, options, progress) for domain in study.domains]
+        domains = [_key_images(study, domain, options, progress, each) for domain in study.domains]
     classes = _class_names(study, domains)
     samples = _concatenate([_label_and_split(study, keyed, classes) for keyed in domains])
     skipped = tuple(image for keyed in domains for image in keyed.skipped)
@@ -176,10 +176,10 @@ class _KeyedDomain:
 
 
 def _key_images(
-    study: Study, domain: Domain, options: SampleOptions, progress: Progress
+    study: Study, domain: Domain, options: SampleOptions, progress: Progress, each: Each
 ) -> _KeyedDomain:
-    """Scan a domain; read the images that the index does not know, in threads."""
-    listing = scan(domain)
+    """Scan a domain; read the images that the index does not know."""
+    listing = scan(domain, each)
     if domain.labelled and domain.ignore is None and not domain.split and not domain.table:
         check_layout(domain, listing.items)
     for reason, count in listing.ignored.items():
@@ -195,20 +195,17 @@ def _key_images(
     unknown = [i for i, found in enumerate(known) if found is None]
     progress.expect(len(unknown))
     stamp = index.stamp() if unknown else None
-    with ThreadPoolExecutor(cpu_count()) as pool:
-        results = pool.map(
-            lambda item: _remembered_or_reason(item, salt), (items[i] for i in unknown)
-        )
-        for i, result in zip(unknown, results, strict=True):
-            known[i] = result
-            if isinstance(result, RememberedFile):
-                index.learn(items[i], result)
-            progress.advance()
+    results = each(partial(_remembered_or_reason, salt=salt), [items[i] for i in unknown])
+    for i, result in zip(unknown, results, strict=True):
+        known[i] = result
+        if isinstance(result, RememberedFile):
+            index.learn(items[i], result)
+        progress.advance()
     index.save(stamp)
     return _without_unreadable(domain, items, known)
 
 
-def _remembered_or_reason(item: Item, salt: bytes | None) -> RememberedFile | str:
+def _remembered_or_reason(item: Item, *, salt: bytes | None) -> RememberedFile | str:
     try:
         return read_image(item).remembered(salt)
     except ImageError as reason:

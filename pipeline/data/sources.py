@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.data import class_folders, image_tables, npy_stacks, npz_arrays
-from pipeline.data.items import Content, Item, Listing, is_hidden, list_folder
+from pipeline.data.items import Content, Each, Item, Listing, in_turn, is_hidden, list_folder
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import GIVEN, Domain, SourceDomain
@@ -44,7 +44,7 @@ class InputKind:
     """
 
     is_here: Callable[[Domain, "list[os.DirEntry[str]]"], bool]
-    scan: Callable[[Domain], Listing]
+    scan: Callable[[Domain, Each], Listing]
     read: Callable[[Item], Content]
 
 
@@ -57,7 +57,7 @@ KINDS: Mapping[str, InputKind] = MappingProxyType(
         ),
         "a .npz file": InputKind(
             is_here=lambda domain, _: domain.table is None and npz_arrays.is_archive(domain.path),
-            scan=npz_arrays.scan,
+            scan=lambda domain, _: npz_arrays.scan(domain),
             read=npz_arrays.read,
         ),
         "class folders": InputKind(
@@ -72,30 +72,34 @@ KINDS: Mapping[str, InputKind] = MappingProxyType(
             is_here=lambda domain, entries: (
                 domain.table is None and any(map(npy_stacks.is_sign, entries))
             ),
-            scan=npy_stacks.scan,
+            scan=lambda domain, _: npy_stacks.scan(domain),
             read=npy_stacks.read,
         ),
     }
 )
 
 
-def scan(domain: Domain) -> Listing:
+def scan(domain: Domain, each: Each = in_turn) -> Listing:
     """List the images of one domain, by the kind of input that it is.
 
     Of a source that is divided as it came, each image has the split ``fit`` or
     ``validation``; otherwise none has.
+
+    Args:
+        domain: Where they are.
+        each: How the folders in it are walked.
 
     Raises:
         StudyError: No such folder; no kind of input or several in it; a class without
             an image; a stack or table that cannot be used; no image of the split asked for.
     """
     if isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
-        return _with_validation(domain, domain.validation)
+        return _with_validation(domain, domain.validation, each)
     is_folder = domain.table is None and not npz_arrays.is_archive(domain.path)
     entries = [e for e in list_folder(domain.path) if not is_hidden(e)] if is_folder else []
     kinds = {name: kind for name, kind in KINDS.items() if kind.is_here(domain, entries)}
     if len(kinds) == 1:
-        return _of_split(domain, next(iter(kinds.values())).scan(domain))
+        return _of_split(domain, next(iter(kinds.values())).scan(domain, each))
     if domain.labelled:
         raise StudyError(
             f"{domain.path} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "
@@ -110,14 +114,14 @@ def scan(domain: Domain) -> Listing:
     )
 
 
-def _with_validation(domain: SourceDomain, held_out: Path) -> Listing:
+def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listing:
     """The source, and the images of a second folder or file that are held out."""
     whole = replace(domain, validation=SourceDomain.validation)
     if domain.table:
         other = replace(whole, table=replace(domain.table, file=held_out))
     else:
         other = replace(whole, path=held_out)
-    fit, validation = scan(whole), scan(other)
+    fit, validation = scan(whole, each), scan(other, each)
     # Where it lies as seen from the source, so that no two images have one name.
     prefix = "" if domain.table else Path(os.path.relpath(held_out, domain.path)).as_posix() + "/"
     items = [replace(item, split=FIT) for item in fit.items]
