@@ -3,19 +3,7 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
-from rich.text import Text
+from typing import Any, Self
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -37,9 +25,8 @@ class Progress:
         self._total = 0
         self._done = 0
         self._start = self._last_line = time.monotonic()
-        console = Console(stderr=True)
-        self._bar = _bar(console, unit) if console.is_terminal else None
-        self._task = None if self._bar is None else self._bar.add_task(title, total=None)
+        self._bar = _bar() if sys.stderr.isatty() else None
+        self._task = self._bar and self._bar.add_task(title, total=None, rate="")
         self.expect(total)
 
     def __enter__(self) -> Self:
@@ -59,21 +46,23 @@ class Progress:
     def expect(self, images: int) -> None:
         """Take note of more work to come."""
         self._total += images
-        if self._bar and self._task is not None and self._total:
+        if self._bar and self._total:
             self._bar.update(self._task, total=self._total)
             self._bar.start()
 
     def advance(self, images: int = 1) -> None:
         """Take note of images that are done."""
         self._done += images
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, advance=images)
+        if self._bar:
+            self._bar.update(self._task, advance=images, rate=f"{self._rate():.1f} {self._unit}/s")
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._line()
 
+    def _rate(self) -> float:
+        return self._done / max(time.monotonic() - self._start, 1e-9)
+
     def _line(self) -> None:
-        self._last_line = time.monotonic()
-        rate = self._done / max(self._last_line - self._start, 1e-9)
+        self._last_line, rate = time.monotonic(), self._rate()
         left = (self._total - self._done) / rate if rate else float("inf")
         eta = f", {left:.0f} s to go" if self._done < self._total else ""
         print(  # noqa: T201 - the plain form of the bar
@@ -83,22 +72,15 @@ class Progress:
         )
 
 
-class _Rate(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
+def _bar() -> Any:
+    from rich import progress  # only for a terminal
+    from rich.console import Console
 
-    def render(self, task: Task) -> Text:
-        rate = task.finished_speed or task.speed
-        return Text("" if rate is None else f"{rate:.1f} images/s", style="progress.data.speed")
-
-
-def _bar(console: Console, unit: str) -> RichProgress:
-    return RichProgress(
-        TextColumn("{task.description}", markup=False),  # a store's name is no markup
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(unit),
-        TimeRemainingColumn(),
-        console=console,
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),  # a store's name is no markup
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[rate]}"),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
     )

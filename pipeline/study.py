@@ -14,8 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-import regex
-
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.words import composed, printable
 
@@ -312,7 +310,7 @@ def load_study(file: Path) -> Study:
         targets=_targets(table),
         backbones=_backbones(table),
         concatenations=_concatenations(table),
-        heads=_heads(table),
+        heads=tuple(_head(name, below) for name, below in table.each("head").items()),
         classes=_classes(table),
         seed=seed or 0,
         store=_store(table),
@@ -630,8 +628,12 @@ def _group(table: _Table) -> str | dict[str, str] | None:
             )
         return {"column": composed(name)}
     pattern: str | None = table.get("group")
+    if pattern is None:
+        return None
+    import regex  # only for patterns
+
     try:
-        captured = regex.compile(pattern or "").groups
+        captured = regex.compile(pattern).groups
     except regex.error as cause:
         table.fail(f"{table.where} group = {pattern!r} is not a regular expression: {cause}")
     if captured > 1:
@@ -683,19 +685,6 @@ def _concatenations(study: _Table) -> tuple[Concatenation, ...]:
                     f"[backbone.{part}] of its own; known: {', '.join(single)}"
                 )
     return tuple(joined)
-
-
-def _heads(study: _Table) -> tuple[CustomHead, ...]:
-    heads = tuple(_head(name, table) for name, table in study.each("head").items())
-    if heads:
-        # Only now, as for backbones; most studies name no head, and need no scikit-learn here.
-        from pipeline.heads.custom import all_heads
-
-        try:
-            all_heads(heads)
-        except StudyError as cause:
-            study.fail(str(cause))
-    return heads
 
 
 def _head(name: str, table: _Table) -> CustomHead:

@@ -9,16 +9,17 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import regex
 from numpy.typing import NDArray
 
-from pipeline.data.items import Item
 from pipeline.errors import StudyError
 from pipeline.study import HEADER, Domain
 from pipeline.words import composed, counted, printable
+
+if TYPE_CHECKING:
+    from pipeline.data.items import Item  # which imports all that reads images
 
 FIT, VALIDATION, TARGET = "fit", "validation", "target"
 _SECONDS_FOR_A_NAME = 0.5
@@ -51,10 +52,12 @@ def patient_of(path: str, pattern: str | None) -> str | None:
 
 @lru_cache(maxsize=64)  # the library looks its own cache up for 20 us
 def _compiled(pattern: str) -> Any:
+    import regex  # only for patterns
+
     return regex.compile(pattern)
 
 
-def patients_of_items(domain: Domain, items: Sequence[Item]) -> list[str | None]:
+def patients_of_items(domain: Domain, items: Sequence["Item"]) -> list[str | None]:
     """Patient id of each image of a domain: of its header, its pattern, or a table's column.
 
     Returns:

@@ -1,15 +1,17 @@
 """Measure stage 2 against the best alternatives, and against its goals.
 
-    python -m tests.bench.heads [linear] [mlp] [stage] [growth]
-        [--study demo/study.toml] [--rows 5000,20000,50000] [--width 1024]
+    python -m tests.bench.heads [linear] [cores] [growth] [mlp] [stage]
+        [--study demo/study.toml] [--rows 5000,20000,50000] [--width 1024] [--repeats 1]
 
 linear: ten penalties on five folds, against scikit-learn's other ways along the same path.
-mlp: ten perceptrons at the same time, against a plain torch loop with its tensors in memory,
-and against the time that their arithmetic alone takes.
-stage: the command ``headrace heads`` on stored features, start and figures included; one core
-against all; what starting alone takes.
+cores: all heads on 1,600 rows, out-of-fold fits included: one core against all.
 growth: five heads on more and more rows, with the exponent and the peak of memory (Linux).
-The fastest of some alternating repeats counts, because everything else is other work.
+mlp: ten perceptrons at the same time, against a plain torch loop with its tensors in memory,
+and against the time that their arithmetic alone takes; in CPU seconds.
+stage: the command ``headrace heads`` on stored features, start and figures included.
+
+All but ``stage`` make their features, and need NumPy, SciPy and scikit-learn alone (``mlp``
+torch too). The fewest seconds of the repeats count, because everything else is other work.
 """
 
 import argparse
@@ -21,11 +23,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import parallel_config
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from threadpoolctl import threadpool_limits
@@ -34,22 +38,20 @@ from pipeline.data.domain import DomainData
 from pipeline.heads import HEADS
 from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.parallel import run_parallel
+from pipeline.heads.parallel import run_each, run_parallel
 from pipeline.heads.preprocessing import make_preprocessing
 from pipeline.heads.search import Fitting
-from pipeline.report.table import Column, Table, to_terminal
 
 PENALTIES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
 GROWING = ("linear", "ridge", "lda", "mlp", "knn")
-#: Name, flags, and the goal in wall seconds on two quiet cores; the first table within 5 s.
+CORES = sorted(os.sched_getaffinity(0))
+#: Name, flags, and the goal in seconds on two quiet cores; the first table within 5 s.
 STAGE = (
     ("default", (), 10.0),
     ("quick", ("--quick",), 5.0),
     ("thorough", ("--thorough",), 60.0),
     ("one head", ("--quick", "--only", "prior"), 1.5),
     ("again, one head more", (), None),
-    ("all cores", ("--no-figures",), None),
-    ("one core", ("--no-figures",), None),
     ("--help", (), 0.25),
     ("Python alone", (), None),
     ("Python, scikit-learn", (), None),
@@ -64,27 +66,30 @@ BARE = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the parts that are asked for and print a table of each."""
+    parts: dict[str, Callable[[argparse.Namespace], None]] = {
+        "linear": _linear, "cores": _cores, "growth": _growth, "mlp": _mlp, "stage": _stage,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=["linear", "mlp", "stage", "growth"])
+    parser.add_argument("parts", nargs="*", default=list(parts))
     parser.add_argument("--study", type=Path, default=Path("demo/study.toml"))
     parser.add_argument("--rows", default="5000,20000,50000")
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--child", help="A head: fit it and print seconds and peak memory.")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--child", help="Heads: fit them and print seconds and peak memory.")
     options = parser.parse_args(arguments)
-    rows = [int(n) for n in options.rows.split(",")]
     if options.child:
-        _measure(options.child, rows[0], options.width)
+        _fit_here(options.child.split(","), int(options.rows), options.width)
         return
-    print(f"{os.cpu_count()} cores")
+    print(f"{len(CORES)} cores")
     for part in options.parts:
-        table = {
-            "linear": partial(_linear, options.repeats),
-            "mlp": partial(_mlp, options.repeats, options.width),
-            "stage": partial(_stage, options.study),
-            "growth": partial(_growth, rows, options.width),
-        }[part]()
-        print("\n" + to_terminal(table))
+        parts[part](options)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    print(f"\n{title}")
+    for row in (columns, *rows):
+        texts = ["-" if v is None else f"{v:.3g}" if isinstance(v, float) else str(v) for v in row]
+        print(f"{texts[0]:<42}" + "".join(f"{text:>13}" for text in texts[1:]), flush=True)
 
 
 def _rows(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,69 +100,64 @@ def _rows(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
     return X, y
 
 
-def _alternate(actions: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Fastest CPU seconds of each, taken in turns."""
+def _alternate(
+    actions: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
+    """Fewest seconds of each, taken in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeats):
         for name, action in actions.items():
-            start = time.process_time()
+            start = clock()
             action()
-            seconds[name].append(time.process_time() - start)
-    return {name: min(found) for name, found in seconds.items()}
+            seconds[name].append(clock() - start)
+    return {name: min(of_action) for name, of_action in seconds.items()}
 
 
-def _linear(repeats: int) -> Table:
+def _linear(options: argparse.Namespace) -> None:
     rows = []
     for n, d in ((500, 512), (1600, 1024), (5000, 1024)):
         X, y = _rows(n, d)
-        folds = [
-            (np.flatnonzero(np.arange(n) // 4 % 5 != f), np.flatnonzero(np.arange(n) // 4 % 5 == f))
-            for f in range(5)
-        ]
-        losses: dict[str, float] = {}
-
-        def ours(X=X, y=y, folds=folds, losses=losses) -> None:
-            losses["ours"] = _loss(X, y, folds, logistic_path)
-
-        def newton(X=X, y=y, folds=folds, losses=losses) -> None:
-            losses["newton-cg"] = _loss(X, y, folds, _warm_newton)
-
-        def library(X=X, y=y, folds=folds) -> None:
-            LogisticRegressionCV(
-                Cs=PENALTIES, cv=folds, scoring="neg_log_loss", solver="newton-cg",
-                use_legacy_attributes=False, l1_ratios=(0.0,),
-            ).fit(X, y)  # fmt: skip
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            found = _alternate(
-                {"ours": ours, "newton-cg": newton, "LogisticRegressionCV": library}, repeats
-            )
-        rows.append((f"{n} x {d}", *found.values(), *losses.values()))
-    return Table(
-        title="linear: 10 penalties x 5 folds, CPU seconds; goal: half of newton-cg, warm",
-        columns=(
-            Column(name="features"),
-            *(
-                Column(name=name, kind="seconds")
-                for name in ("ours", "newton-cg, warm", "LogisticRegressionCV")
-            ),
-            Column(name="best log loss: ours", kind="number"),
-            Column(name="newton-cg", kind="number"),
-        ),
-        rows=tuple(rows),
+        fold = np.arange(n) // 4 % 5
+        folds = [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(5)]
+        for cores in sorted({1, 2, len(CORES)} & set(range(1, len(CORES) + 1))):
+            losses: dict[str, float] = {}
+            path = partial(_along_folds, X, y, folds, cores, losses)
+            actions = {
+                "ours": partial(path, logistic_path),
+                "newton": partial(path, _warm_newton),
+                "library": partial(_library, X, y, folds, cores),
+            }
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                seconds = _alternate(actions, options.repeats)
+            rows.append((f"{n} x {d}, {cores} cores", *seconds.values(), *losses.values()))
+    _table(
+        "linear: seconds of 10 penalties x 5 folds; goal: half of newton-cg from a warm start",
+        ("", "ours", "newton-cg", "Logistic..CV", "log loss", "of newton-cg"),
+        rows,
     )
 
 
-def _loss(X: np.ndarray, y: np.ndarray, folds: Any, path: Callable[..., np.ndarray]) -> float:
-    """The lowest mean log loss on held-out rows along the path."""
-    loss = np.zeros(len(PENALTIES))
-    for inside, outside in folds:
+def _along_folds(
+    X: np.ndarray,
+    y: np.ndarray,
+    folds: Any,
+    cores: int,
+    losses: dict[str, float],
+    path: Callable[..., np.ndarray],
+) -> None:
+    """The path on every fold; notes the lowest mean log loss on held-out rows."""
+
+    def of_fold(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
         heads = [make_logistic(C) for C in PENALTIES]
         proba = path(heads, X[inside], y[inside], X[outside])
-        p = proba[:, np.arange(len(outside)), y[outside]]
-        loss -= np.log(np.maximum(p, 1e-15)).sum(axis=1) / len(y)
-    return float(loss.min())
+        return np.log(np.maximum(proba[:, np.arange(len(outside)), y[outside]], 1e-15)).sum(axis=1)
+
+    with threadpool_limits(1) if cores == 1 else nullcontext():
+        found = run_each([partial(of_fold, *fold) for fold in folds], workers=cores)
+    losses[path.__name__] = float(-np.max(np.sum(found, axis=0)) / len(y))
 
 
 def _warm_newton(
@@ -167,10 +167,90 @@ def _warm_newton(
     return np.stack([model.set_params(C=head.C).fit(X, y).predict_proba(other) for head in heads])
 
 
-def _mlp(repeats: int, width: int, heads: int = 10) -> Table:
+def _library(X: np.ndarray, y: np.ndarray, folds: Any, cores: int) -> None:
+    with threadpool_limits(1), parallel_config("threading"):
+        LogisticRegressionCV(
+            Cs=PENALTIES, cv=folds, scoring="neg_log_loss", solver="newton-cg",
+            use_legacy_attributes=False, l1_ratios=(0.0,), n_jobs=cores,
+        ).fit(X, y)  # fmt: skip
+
+
+def _cores(options: argparse.Namespace) -> None:
+    found = {}
+    for cores in (CORES[:1], CORES):
+        found[len(cores)] = min(
+            _fit_in_child(list(HEADS), 1600, 1280, cores)[0] for _ in range(options.repeats)
+        )
+    one, every = found[1], found[len(CORES)]
+    _table(
+        "cores: seconds of all heads on 1600 x 1280, fits and fits out of fold; goal: 5 of 16",
+        ("", "1 core", f"{len(CORES)} cores", "ratio"),
+        [(f"{len(HEADS)} heads", one, every, one / every)],
+    )
+
+
+def _growth(options: argparse.Namespace) -> None:
+    """Each head in a process of its own: folds to choose by, one fit, all rows predicted."""
+    sizes = [int(n) for n in options.rows.split(",")]
+    rows, total = [], np.zeros(len(sizes))
+    for name in GROWING:
+        found = [_fit_in_child([name], n, options.width, CORES) for n in sizes]
+        seconds, peaks = zip(*found, strict=True)
+        exponent = np.polyfit(np.log(sizes), np.log(seconds), 1)[0] if len(sizes) > 1 else None
+        rows.append((name, *seconds, exponent, peaks[-1]))
+        total += seconds
+    _table(
+        f"growth: seconds, width {options.width}; goal for 50,000: 90 together, memory below 3",
+        ("", *(f"{n:,}" for n in sizes), "exponent", "memory"),
+        [*rows, ("together", *total, None, max(row[-1] for row in rows))],
+    )
+    print("memory: the peak of the last, by the size of its features")
+
+
+def _fit_in_child(
+    heads: Sequence[str], n: int, width: int, cores: Sequence[int]
+) -> tuple[float, float]:
+    """Seconds, and peak memory by the features' size, of a process that may use these cores."""
+    command = [sys.executable, "-m", "tests.bench.heads", "--child", ",".join(heads)]
+    said = subprocess.run(
+        [*command, "--rows", str(n), "--width", str(width)],
+        check=True, stdout=subprocess.PIPE, text=True,
+        preexec_fn=partial(os.sched_setaffinity, 0, cores),  # before it counts its cores
+    ).stdout  # fmt: skip
+    seconds, memory = map(float, said.split())
+    return seconds, memory
+
+
+def _fit_here(heads: Sequence[str], n: int, width: int) -> None:
+    base = _memory("VmRSS")
+    X, y = _rows(n, width)
+    data = DomainData(
+        name="source", role="fit", group=np.arange(n) // 4, label=y.astype(np.int64), features=X
+    )
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now
+    start = time.perf_counter()
+    fitting = Fitting(
+        data, {name: HEADS[name] for name in heads}, seeds=(0, 1, 2),
+        preprocessing=partial(make_preprocessing, "standardise", (width,)),
+    )  # fmt: skip
+    fitting.out_of_fold(fitting.fit(X, np.arange(0, n, 5)), repeats=1)
+    if fitting.failures:
+        raise SystemExit(str(fitting.failures))
+    seconds = time.perf_counter() - start
+    print(seconds, (_memory("VmHWM") - base) / (X.nbytes / 1e9))
+
+
+def _memory(name: str) -> float:
+    """A line of what Linux says of this process, in GB."""
+    status = Path("/proc/self/status").read_text()
+    return float(re.search(rf"{name}:\s+(\d+)", status)[1]) * 1024 / 1e9
+
+
+def _mlp(options: argparse.Namespace, heads: int = 10) -> None:
     """The exercise's training: 1600 rows, 30 epochs, batches of 32."""
     import torch
 
+    repeats, width = options.repeats, options.width
     X, y = _rows(1600, width)
     settings = {"epochs": 30, "batch_size": 32, "learning_rate": 1e-3}
     jobs = [partial(MLPHead(random_state=s, **settings).fit, X, y) for s in range(heads)]
@@ -196,33 +276,28 @@ def _mlp(repeats: int, width: int, heads: int = 10) -> Table:
                 optimiser.step()
 
     torch.set_num_threads(1)
-    found = _alternate(
-        {"ours": lambda: run_parallel(jobs), "plain": plain, "products": products}, repeats
-    )
-    bound = operations / (4 * 2 * 2048**3 / found["products"])
+    actions = {"ours": lambda: run_parallel(jobs), "plain": plain, "products": products}
+    seconds = _alternate(actions, repeats, time.process_time)
+    bound = operations / (4 * 2 * 2048**3 / seconds["products"])
     with threadpool_limits(1):
-        default = _alternate({"default": lambda: MLPHead().fit(X, y)}, repeats)["default"]
-    return Table(
-        title=f"mlp: CPU seconds a head, {heads} at once; goal: 1.3 times the arithmetic alone",
-        columns=(
-            Column(name="training"),
-            Column(name="seconds", kind="seconds"),
-            Column(name="times the arithmetic", kind="number"),
-        ),
-        rows=tuple(
-            (name, seconds, seconds / bound)
-            for name, seconds in (
-                ("ours, 30 epochs of batches of 32", found["ours"] / heads),
-                ("plain torch loop, tensors in memory", found["plain"]),
-                (f"{operations / 1e9:.0f} GFLOP at the rate of a large product", bound),
-                ("ours, default schedule", default),
-            )
-        ),
+        quick = {"default": lambda: MLPHead().fit(X, y)}
+        default = _alternate(quick, repeats, time.process_time)["default"]
+    rows = (
+        ("ours, 30 epochs of batches of 32", seconds["ours"] / heads),
+        ("plain torch loop, tensors in memory", seconds["plain"]),
+        (f"{operations / 1e9:.0f} GFLOP at the rate of a large product", bound),
+        ("ours, default schedule", default),
+    )
+    _table(
+        f"mlp: CPU seconds a head, {heads} at once; goal: 1.3 times the arithmetic alone",
+        ("", "seconds", "times"),
+        [(name, value, value / bound) for name, value in rows],
     )
 
 
-def _stage(study: Path) -> Table:
+def _stage(options: argparse.Namespace) -> None:
     """Each command in a folder of its own, with the features of this one."""
+    study = options.study
     store = Path(os.environ.get("HEADRACE_FEATURES", "features")).resolve()
     environment = {**os.environ, "HEADRACE_FEATURES": str(store), "PYTHONPATH": str(Path.cwd())}
     heads = [sys.executable, "-m", "pipeline.cli", "heads", str(study.resolve())]
@@ -237,20 +312,11 @@ def _stage(study: Path) -> Table:
             command = [*heads, *flags]
             if name in BARE:
                 command = [sys.executable, *BARE[name]]
-            elif name == "one core":
-                command = ["taskset", "-c", "0", *command]
-            rows.append((name, " ".join(flags), *_timed(command, work, environment), goal))
-    return Table(
-        title=f"stage: {study}, start, saved heads and figures included",
-        columns=(
-            Column(name="what"),
-            Column(name="flags"),
-            *(
-                Column(name=name, kind="seconds")
-                for name in ("first table s", "all s", "CPU s", "goal, all s")
-            ),
-        ),
-        rows=tuple(rows),
+            rows.append((f"{name} {' '.join(flags)}", *_timed(command, work, environment), goal))
+    _table(
+        f"stage: seconds of {study}, start, saved heads and figures included",
+        ("", "first table", "all", "CPU", "goal"),
+        rows,
     )
 
 
@@ -271,66 +337,6 @@ def _timed(
     cpu = after.children_user + after.children_system
     wall = time.perf_counter() - start
     return table, wall, cpu - before.children_user - before.children_system
-
-
-def _growth(sizes: Sequence[int], width: int) -> Table:
-    """Each head in a process of its own: folds to choose by, one fit, all rows predicted."""
-    seconds: dict[str, list[float]] = {name: [] for name in GROWING}
-    peaks: dict[str, float] = {}
-    for rows in sizes:
-        for name in GROWING:
-            command = [sys.executable, "-m", "tests.bench.heads", "--child", name]
-            command += ["--rows", str(rows), "--width", str(width)]
-            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found, peaks[name] = map(float, said.split())
-            seconds[name].append(found)
-    steps = np.log(sizes)
-    return Table(
-        title=f"growth: seconds on rows x {width}; goal for 50,000: 90 s together, memory below 3",
-        columns=(
-            Column(name="head"),
-            *(Column(name=f"{rows:,}", kind="seconds") for rows in sizes),
-            Column(name="exponent", kind="number"),
-            Column(name="peak memory / features", kind="number"),
-        ),
-        rows=(
-            *(
-                (
-                    name,
-                    *of,
-                    np.polyfit(steps, np.log(of), 1)[0] if len(of) > 1 else None,
-                    peaks[name],
-                )
-                for name, of in seconds.items()
-            ),
-            ("together", *np.sum(list(seconds.values()), axis=0), None, max(peaks.values())),
-        ),
-    )
-
-
-def _measure(name: str, n: int, width: int) -> None:
-    base = _memory("VmRSS")
-    X, y = _rows(n, width)
-    data = DomainData(
-        name="source", role="fit", group=np.arange(n) // 4, label=y.astype(np.int64), features=X
-    )
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now
-    start = time.perf_counter()
-    fitting = Fitting(
-        data, {name: HEADS[name]}, seeds=(0, 1, 2),
-        preprocessing=partial(make_preprocessing, "standardise", (width,)),
-    )  # fmt: skip
-    fitting.out_of_fold(fitting.fit(X, np.arange(0, n, 5)), repeats=1)
-    if fitting.failures:
-        raise SystemExit(str(fitting.failures))
-    seconds = time.perf_counter() - start
-    print(seconds, (_memory("VmHWM") - base) / (X.nbytes / 1e9))
-
-
-def _memory(name: str) -> float:
-    """A line of what Linux says of this process, in GB."""
-    status = Path("/proc/self/status").read_text()
-    return float(re.search(rf"{name}:\s+(\d+)", status)[1]) * 1024 / 1e9
 
 
 if __name__ == "__main__":
