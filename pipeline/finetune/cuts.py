@@ -5,12 +5,12 @@ the tail is trained in the backbone. The prefix runs once over each image; its a
 are kept in a store. To add a backbone: a function and a line in ``CUTS``.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from cache.store import FeatureStore
@@ -22,9 +22,8 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import fill_store
 from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import check_weights, store_for
-from pipeline.finetune.data import Held, hold, number_keys
+from pipeline.finetune.data import Held, hold, number_keys, refuse_unusable
 from pipeline.study import BackboneChoice, Study
-from pipeline.words import printable
 
 #: Pooling of a row that is a map.
 _UNPOOLED = "none"
@@ -188,8 +187,8 @@ def stored_rows(
         device: Where the rows are trained on.
 
     Raises:
-        NoImagesError: They need more memory than ``HELD_BYTES``, or an image cannot be
-            used any more.
+        NoImagesError: They need more memory than ``HELD_BYTES``.
+        ImageError: An image cannot be used any more.
         PipelineError: See ``pipeline.features.extract``.
     """
     store = frozen_store(study, choice, size=size, at_cut=at_cut)
@@ -206,13 +205,14 @@ def stored_rows(
             engine=engine,
             title=f"{choice.name} {store.recipe.cut}",
         )
-        for key, reason in unusable.items():
-            raise NoImagesError(
-                f"{printable(missing[key].path)} cannot be used ({reason}); run headrace features "
-                "STUDY again, which lists such images"
-            )
+        refuse_unusable(unusable, missing)
     keys, at = number_keys(samples)
-    _check_memory(len(keys), store.row_shape() or ())
+    needed = len(keys) * math.prod(store.row_shape() or ()) * 4
+    if needed > HELD_BYTES:
+        raise NoImagesError(
+            f"the activations of {len(keys)} images take {needed / 1e9:.0f} GB and at most "
+            f"{HELD_BYTES / 1e9:.0f} GB are held in memory: use --limit or a smaller --image-size"
+        )
     return hold(store.read(keys), at, samples.label, device)
 
 
@@ -223,12 +223,3 @@ def _frozen_part(
     network = build(choice.name, weights_file(choice.name, choice.weights))
     check_weights(network, store.recipe)
     return Frozen(cut_of(choice.name).split(network)[0] if at_cut else network, policy)
-
-
-def _check_memory(rows: int, shape: tuple[int, ...]) -> None:
-    needed = rows * int(np.prod(shape)) * 4
-    if needed > HELD_BYTES:
-        raise NoImagesError(
-            f"the activations of {rows} images take {needed / 1e9:.0f} GB and at most "
-            f"{HELD_BYTES / 1e9:.0f} GB are held in memory: use --limit or a smaller --image-size"
-        )

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from pipeline.data.images import PixelPolicy
+from pipeline.data.items import Item
 from pipeline.data.samples import Samples
 from pipeline.errors import ImageError
 from pipeline.features.decoding import decode_images
@@ -114,12 +115,21 @@ def load_pixels(
         for key, pixels in decode_images({key: first[key] for key in keys}, policy, unusable):
             values[row_of[key]] = pixels
             progress.advance()
+    refuse_unusable(unusable, first)
+    return hold(values, at, samples.label, device)
+
+
+def refuse_unusable(unusable: Mapping[bytes, str], items: Mapping[bytes, Item]) -> None:
+    """Stop where an image went bad: a method must not train on fewer images than it says.
+
+    Raises:
+        ImageError: There is one.
+    """
     for key, reason in unusable.items():
         raise ImageError(
-            f"{printable(first[key].path)} cannot be used ({reason}); run headrace features STUDY "
+            f"{printable(items[key].path)} cannot be used ({reason}); run headrace features STUDY "
             "again, which lists such images"
         )
-    return hold(values, at, samples.label, device)
 
 
 def _pixel_array(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:

@@ -39,13 +39,10 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
     algorithms; the loop measures which are the fastest otherwise.
 
     Raises:
-        EngineError: No such device, a precision it does not have, out of memory, or one
-            image alone in a step, for a BatchNorm that needs more.
+        EngineError: A precision that the device does not have; see also :func:`named_errors`.
     """
     device = torch.device(settings.device)
     on_cuda = device.type == "cuda"
-    if on_cuda and not torch.cuda.is_available():
-        raise EngineError("torch finds no CUDA device: use --device cpu")
     if settings.precision == "tf32" and not on_cuda:
         raise EngineError(f"tf32 is a precision of CUDA devices, not of {device.type}: use fp32")
     tf32, repeatable = settings.precision == "tf32", settings.deterministic
@@ -89,8 +86,6 @@ def named_errors(device: str, batch_size: int) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as cause:
-        raise EngineError(_no_memory(device, batch_size)) from cause
     except ValueError as cause:
         if "more than 1 value per channel" not in str(cause):
             raise
@@ -99,15 +94,13 @@ def named_errors(device: str, batch_size: int) -> Iterator[None]:
             f"than {batch_size}, or fewer processes, the last step of an epoch has more"
         ) from cause
     except RuntimeError as cause:
-        # As torch says it of a CPU, and CUDA of memory that torch does not manage.
+        # As torch says it of a CPU, and of CUDA.
         if not any(text in str(cause) for text in ("allocate memory", "out of memory")):
             raise
-        raise EngineError(_no_memory(device, batch_size)) from cause
-
-
-def _no_memory(device: str, size: int) -> str:
-    hint = f"--batch-size {size // 2}" if size > 1 else "a smaller --image-size"
-    return f"{device} is out of memory with {counted(size, 'image')} a step; try {hint}"
+        size = f"--batch-size {batch_size // 2}" if batch_size > 1 else "a smaller --image-size"
+        raise EngineError(
+            f"{device} is out of memory with {counted(batch_size, 'image')} a step; try {size}"
+        ) from cause
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

@@ -16,7 +16,6 @@ from pipeline.finetune.networks import BATCH_NORMS
 
 #: Share of the way from the first model to the second.
 ALPHAS = tuple(step / 10 for step in range(11))
-RULE = "lowest validation log loss among the alphas"
 
 
 def fold_norms(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

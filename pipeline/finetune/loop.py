@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,10 +13,16 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.errors import EngineError
 from pipeline.finetune import distributed as parallel
-from pipeline.finetune.checkpoint import Checkpoints, describe_training, pack_tensors, restore
+from pipeline.finetune.checkpoint import (
+    Checkpoints,
+    EpochRow,
+    TrainingState,
+    describe_training,
+    pack_tensors,
+    restore,
+)
 from pipeline.finetune.data import Held, dropout_seed, fit_batches, plain_batches
 from pipeline.finetune.distributed import autocast, seed_generators, torch_settings
-from pipeline.finetune.history import EpochRow, TrainingState, best_epoch
 from pipeline.finetune.methods import TrainingSettings
 from pipeline.finetune.networks import BATCH_NORMS, main_logits, training_loss
 from pipeline.progress import Progress
@@ -27,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 def train(  # noqa: C901, PLR0915
     model: nn.Module,
     fit: Held,
-    validation: Held | None,
+    validation: Held,
     settings: TrainingSettings,
     *,
     checkpoints: Checkpoints | None = None,
@@ -53,14 +60,12 @@ def train(  # noqa: C901, PLR0915
         those of ``best_epoch`` with ``patience``, else of the last.
 
     Raises:
-        EngineError: No such device; a precision it does not have; out of memory (the
-            message names a batch size to try); a loss that is not finite.
+        EngineError: A precision that the device does not have; out of memory (the message
+            names a batch size to try); a loss that is not finite.
         CheckpointError: The checkpoint is of another training; see :class:`Checkpoints`.
-        ValueError: Nothing to train, or ``patience`` without validation examples.
     """
-    _check(model, fit, validation, settings)
     device, group = torch.device(settings.device), parallel.group()
-    labels = {"fit": fit.label} | ({"validation": validation.label} if validation else {})
+    labels = {"fit": fit.label, "validation": validation.label}
     identity = describe_training(model, labels, settings)
     steps = math.ceil(len(fit) / settings.batch_size)
     with torch_settings(settings), progress or Progress("training") as shown:
@@ -146,7 +151,7 @@ def predict(
     calls this computes all rows.
 
     Raises:
-        EngineError: No such device, or out of memory.
+        EngineError: Out of memory.
     """
     settings = TrainingSettings(batch_size=batch_size, device=device, deterministic=True)
     with torch_settings(settings), torch.no_grad():
@@ -213,30 +218,24 @@ def _optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
 
 
-def _check(
-    model: nn.Module, fit: Held, validation: Held | None, settings: TrainingSettings
-) -> None:
-    if settings.patience and validation is None:
-        raise ValueError("patience needs validation examples: give them, or patience 0")
-    sizes = {"fit": len(fit), "validation": 1 if validation is None else len(validation)}
-    if empty := [name for name, size in sizes.items() if not size]:
-        raise ValueError(f"no examples in {', '.join(empty)}: a training needs at least one each")
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("every parameter is frozen: nothing to train")
+def best_epoch(rows: Sequence[EpochRow]) -> int:
+    """The first epoch with the lowest validation loss."""
+    losses = [row.validation_loss for row in rows]
+    return losses.index(min(losses))
 
 
 def _epoch_row(
-    model: nn.Module, now: TrainingState, validation: Held | None, settings: TrainingSettings
+    model: nn.Module, now: TrainingState, validation: Held, settings: TrainingSettings
 ) -> EpochRow:
     """The epoch that has just been trained, and its validation."""
-    score = _score(model, validation, settings) if validation else (None, None)
+    validation_loss, validation_accuracy = _score(model, validation, settings)
     loss, hits, images = now.totals
     return EpochRow(
         epoch=now.epoch,
         fit_loss=loss / images,
         fit_accuracy=hits / images,
-        validation_loss=score[0],
-        validation_accuracy=score[1],
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
         seconds=now.seconds,
         images_per_second=images / now.seconds,
         learning_rate=now.rate,

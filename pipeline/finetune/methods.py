@@ -98,8 +98,9 @@ class TrainingSettings:
 
 #: What a method reads in every epoch.
 FEATURES, ACTIVATIONS, PIXELS = "features", "activations", "pixels"
-#: What moves besides the head.
-NOTHING, ALL, TAIL, BATCH_NORM, FIRST_BLOCK = "nothing", "all", "tail", "batch_norm", "first_block"
+#: What moves, as tables say it: the head always does.
+HEAD, ALL, TAIL = "head", "all", "last stage, head"
+BATCH_NORM, FIRST_BLOCK = "BatchNorm, head", "first stage, head"
 #: Pretrained weights are moved a little; new ones learn at the default rate.
 _PRETRAINED_RATE = 1e-4
 
@@ -110,8 +111,7 @@ class Method:
 
     Attributes:
         about: A line for people, with the paper.
-        moved: Which weights move, in words.
-        moves: What moves besides the head.
+        moves: Which weights move.
         reads: ``features`` and ``activations`` come from the store, ``pixels`` do not.
         settings: Values of :class:`TrainingSettings` that are not the defaults.
         starts_from: Methods whose trained models this one is made of; with none, the
@@ -121,8 +121,7 @@ class Method:
     """
 
     about: str
-    moved: str
-    moves: str = NOTHING
+    moves: str
     reads: str = PIXELS
     settings: Mapping[str, Any] = field(default_factory=dict)
     starts_from: tuple[str, ...] = ()
@@ -136,36 +135,32 @@ METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "lp": Method(
             about="linear probe: the head alone, from the stored features",
-            moved="head",
+            moves=HEAD,
             reads=FEATURES,
             settings={"epochs": 30},
         ),
         "frozen_online": Method(
             about="the same head, the frozen backbone run in every epoch; exists to be timed",
-            moved="head",
+            moves=HEAD,
             settings={"epochs": 1},
         ),
         "last_block": Method(
             about="the last stage, from stored activations of the frozen prefix",
-            moved="last stage, head",
             moves=TAIL,
             reads=ACTIVATIONS,
             settings={"learning_rate": _PRETRAINED_RATE},
         ),
         "bn_only": Method(
             about="BatchNorm alone, surgical fine-tuning (Lee et al. 2023)",
-            moved="BatchNorm, head",
             moves=BATCH_NORM,
         ),
         "first_block": Method(
             about="stem and first stage alone, surgical fine-tuning (Lee et al. 2023)",
-            moved="first stage, head",
             moves=FIRST_BLOCK,
             settings={"learning_rate": _PRETRAINED_RATE},
         ),
         "full": Method(
             about="all weights, end to end, with a new head",
-            moved="all",
             moves=ALL,
             settings={"learning_rate": _PRETRAINED_RATE},
         ),
@@ -173,28 +168,24 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         # batch of radiographs the features are others: the start would be lost at once.
         "lp_ft": Method(
             about="all weights, beginning with the head of lp (Kumar et al. 2022)",
-            moved="all but statistics",
             moves=ALL,
             settings={"learning_rate": _PRETRAINED_RATE, "keep_statistics": True},
             starts_from=("lp",),
         ),
         "wise_ft": Method(
-            about="the straight line from lp to lp_ft, or to full (Wortsman et al. 2022)",
-            moved="interpolated",
+            about="the straight line from lp to lp_ft (Wortsman et al. 2022)",
             moves=ALL,
             starts_from=("lp", "lp_ft"),
             trains=False,
         ),
         "scratch_cnn": Method(
             about="a small convolutional network, from nothing",
-            moved="all, from nothing",
             moves=ALL,
             settings={"epochs": 30},
             pretrained=False,
         ),
         "scratch_mlp": Method(
             about="a fully connected network on small pixels, from nothing",
-            moved="all, from nothing",
             moves=ALL,
             settings={"epochs": 30},
             pretrained=False,
@@ -232,9 +223,7 @@ def select_methods(names: Sequence[str]) -> tuple[str, ...]:
     wanted = named_methods(names)
     for name in reversed(list(METHODS)):  # a method starts from earlier ones only
         if name in wanted:
-            # The line of wise_ft may as well end at full, where that is trained anyway.
-            spared = {"lp_ft"} if name == "wise_ft" and "full" in wanted else set()
-            wanted |= set(METHODS[name].starts_from) - spared
+            wanted |= set(METHODS[name].starts_from)
     return tuple(name for name in METHODS if name in wanted)
 
 

@@ -28,8 +28,8 @@ from pipeline.finetune.methods import (
     BATCH_NORM,
     FEATURES,
     FIRST_BLOCK,
+    HEAD,
     METHODS,
-    NOTHING,
     TAIL,
 )
 
@@ -80,7 +80,7 @@ def _new_head(dim: int, classes: int, seed: int) -> nn.Module:
         )
 
 
-def _add_auxiliary(name: str, backbone: Any, file: Path, *, classes: int, seed: int) -> bool:
+def _add_auxiliary(name: str, backbone: Any, file: Path, *, classes: int, seed: int) -> None:
     """Give GoogLeNet the auxiliary classifiers that its weights file holds.
 
     Args:
@@ -89,18 +89,14 @@ def _add_auxiliary(name: str, backbone: Any, file: Path, *, classes: int, seed: 
         file: Its weights; the last layer of each auxiliary classifier is new.
         classes: Number of classes.
         seed: Of the new layers.
-
-    Returns:
-        Whether there are any now.
     """
     state = read_state(file) if name == "googlenet" else {}
     if not any(key.startswith("aux") for key in state):
-        return False
+        return
     with _drawn_from(seed, "auxiliary"):
         backbone.aux1 = _auxiliary(state, "aux1.", 512, classes)
         backbone.aux2 = _auxiliary(state, "aux2.", 528, classes)
     backbone.aux_logits = True
-    return True
 
 
 def _remove_auxiliary(backbone: Any) -> None:
@@ -288,7 +284,7 @@ def _first_block(network: nn.Module, backbone: str) -> list[nn.Parameter]:
 #: Which parameters of the backbone move with the head.
 _MOVES: Mapping[str, Callable[[nn.Module, str], list[nn.Parameter]]] = MappingProxyType(
     {
-        NOTHING: lambda *_: [],
+        HEAD: lambda *_: [],
         ALL: lambda network, _: list(network.parameters()),
         TAIL: _tail,
         BATCH_NORM: _batch_norms,

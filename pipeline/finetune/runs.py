@@ -32,7 +32,7 @@ from pipeline.finetune.checkpoint import Checkpoints
 from pipeline.finetune.cuts import frozen_store, pixel_policy, stored_rows
 from pipeline.finetune.data import Held, load_pixels
 from pipeline.finetune.distributed import named_errors, wait_for_all
-from pipeline.finetune.interpolate import ALPHAS, RULE, fold_norms, interpolate
+from pipeline.finetune.interpolate import ALPHAS, fold_norms, interpolate
 from pipeline.finetune.loop import predict, train
 from pipeline.finetune.methods import (
     ACTIVATIONS,
@@ -73,9 +73,9 @@ class Record:
         identity: All that determines the model, beside the libraries.
         samples: Digest of the images, labels and splits that the probabilities are of.
         trainable_parameters: Numbers that could move, the head's among them.
-        curves: A row for each epoch; see :class:`pipeline.finetune.history.EpochRow`.
-        interpolated: Of a model between two others, ``from``, ``to``, ``alpha``, ``rule``
-            and ``curve``; all else is then of the second.
+        curves: A row for each epoch; see :class:`pipeline.finetune.checkpoint.EpochRow`.
+        interpolated: Of a model between two others, ``from``, ``to``, ``alpha`` and ``curve``;
+            all else is then of the second.
     """
 
     method: str
@@ -100,13 +100,13 @@ class ModelFolder:
 
     def record(self) -> Record | None:
         """What was measured; None where there is no whole model."""
-        found = self._read()
-        return None if found is None else Record(**found.record["record"])
+        results = self._read()
+        return None if results is None else Record(**results.record["record"])
 
     def weights_sha256(self) -> str:
         """Stands for the weights in the identity of models that start from them."""
-        found = self._read()
-        return str(found and found.digests[_WEIGHTS])
+        results = self._read()
+        return str(results and results.digests[_WEIGHTS])
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of the whole network, by name."""
@@ -138,14 +138,14 @@ class ModelFolder:
     def _read(self) -> ResultSet | None:
         """The set, if all of its files are as they were written."""
         try:
-            found = read_set(self.path / _RECORD, _STAGE)
-            found.check()
+            results = read_set(self.path / _RECORD, _STAGE)
+            results.check()
         except MissingResultsError:
             return None
         except ResultsError as cause:
             _LOG.warning("%s. It is trained again when its method runs", cause)
             return None
-        return found if found.record.get("format") == _FORMAT else None
+        return results if results.record.get("format") == _FORMAT else None
 
 
 @dataclass(kw_only=True)
@@ -160,9 +160,8 @@ class Experiment:
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
         image_size: Side of the images, pixels; None takes the backbone's.
         given: Settings that the user gives; see :func:`resolve_settings`.
-        methods: That run, in order.
-        named: Those of them that the user named. Those that they start from keep their own
-            epochs and learning rate.
+        named: Methods that the user named. Those that they start from keep their own epochs
+            and learning rate.
     """
 
     study: Study
@@ -172,7 +171,6 @@ class Experiment:
     device: str = "cpu"
     image_size: int | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
-    methods: Sequence[str] = tuple(METHODS)
     named: frozenset[str] = frozenset(METHODS)
     _stored: dict[bool, Held] = field(default_factory=dict)
 
@@ -233,12 +231,6 @@ class Experiment:
             images=len(self.rows(FIT)),
         )
 
-    def starts(self, name: str) -> tuple[str, ...]:
-        """Methods whose models one is made of; the line of wise_ft ends where it can."""
-        starts = METHODS[name].starts_from
-        ends_at_full = name == "wise_ft" and "lp_ft" not in self.methods
-        return (BASELINE, "full") if ends_at_full else starts
-
     def model(self, name: str) -> ModelFolder:
         """The folder of a method's model."""
         seed = self.settings(name).seed
@@ -280,7 +272,7 @@ class Experiment:
             "weights": store.recipe.weights if method.pretrained else None,
             "preprocessing": self.policy.to_json(),
             "images": digest_of(self.samples.where(self.samples.domain == SOURCE)),
-            "starts from": [self.model(start).weights_sha256() for start in self.starts(name)],
+            "starts from": [self.model(start).weights_sha256() for start in method.starts_from],
             **({f"settings.{k}": v for k, v in settings.items()} if method.trains else _LINE),
         }
 
@@ -298,8 +290,8 @@ def run_method(run: Experiment, name: str) -> None:
     model, identity, samples = run.model(name), run.identity(name), digest_of(run.samples)
     record = model.record()
     wait_for_all(run.device)  # or a late process would see what the first is about to write
-    known = record is not None and record.identity == identity
-    if record and record.samples == samples and (known or name not in run.named):
+    is_current = record is not None and record.identity == identity
+    if record and record.samples == samples and (is_current or name not in run.named):
         _LOG.info("%s on %s: trained already", name, run.backbone(name))
         return
     assembly = run.assemble(name)
@@ -308,7 +300,7 @@ def run_method(run: Experiment, name: str) -> None:
             record, proba = _interpolate(run, name, assembly)
             model.save(replace(record, identity=identity, samples=samples), assembly.state(), proba)
     else:
-        if record and known:  # trained, but images were added since
+        if record and is_current:  # trained, but images were added since
             assembly.load(model.state())
         else:
             record = _train(run, name, assembly, identity)
@@ -319,7 +311,7 @@ def run_method(run: Experiment, name: str) -> None:
 
 
 def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str, Any]) -> Record:
-    for start in run.starts(name):
+    for start in METHODS[name].starts_from:
         assembly.load(run.model(start).state())
     examples = run.examples(name)
     rows = train(
@@ -345,7 +337,7 @@ def _train(run: Experiment, name: str, assembly: Assembly, identity: Mapping[str
 
 def _interpolate(run: Experiment, name: str, assembly: Assembly) -> tuple[Record, Proba]:
     """The model on the line with the lowest validation loss; targets choose nothing."""
-    first, second = (run.model(start) for start in run.starts(name))
+    first, second = (run.model(start) for start in METHODS[name].starts_from)
     ends: dict[float, Proba] = {0.0: first.probabilities(), 1.0: second.probabilities()}
     start, stop = (fold_norms(model.state(), assembly.whole) for model in (first, second))
 
@@ -367,15 +359,13 @@ def _interpolate(run: Experiment, name: str, assembly: Assembly) -> tuple[Record
             for data in domains
         ]
         curve.append({"alpha": alpha, "domains": values})
-    losses = [
-        next(d["log_loss"] for d in point["domains"] if d["role"] == VALIDATION) for point in curve
-    ]
+    losses = [d["log_loss"] for p in curve for d in p["domains"] if d["role"] == VALIDATION]
     alpha = ALPHAS[int(np.argmin(losses))]
     proba = proba_at(alpha, np.arange(len(run.samples)))
     record = second.record()
     if record is None:
         raise AssertionError(f"{second.path} was trained before")
-    line = {"from": BASELINE, "to": record.method, "alpha": alpha, "rule": RULE, "curve": curve}
+    line = {"from": BASELINE, "to": record.method, "alpha": alpha, "curve": curve}
     return replace(record, method=name, interpolated=line), proba
 
 

@@ -19,7 +19,7 @@ from cache import disk
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import SampleOptions, Samples, load_samples
-from pipeline.errors import MissingResultsError, StudyError
+from pipeline.errors import MissingResultsError
 from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
@@ -33,7 +33,6 @@ from pipeline.finetune import distributed as parallel
 from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.data import limit_images
 from pipeline.finetune.distributed import choose_device
-from pipeline.finetune.history import trend
 from pipeline.finetune.methods import (
     BASELINE,
     FIRST_BLOCK,
@@ -60,8 +59,15 @@ _LOG = logging.getLogger(__name__)
 SCHEMA = 4
 #: Head of stage 2 that has the form of the heads here; break-even counts these.
 _HEAD = "mlp"
+#: Epochs at the end that :func:`trend` uses, and the fewest that say anything: of three, a
+#: line leaves one degree of freedom to tell a slope from scatter.
+_LAST = 5
+#: Share of the mean loss by which an epoch may still change it.
+_STILL = 0.01
 #: Before the name of a head of stage 2, where a method is compared with it.
 _STAGE_2 = "heads/"
+#: A kept model with its probabilities of all samples, shape ``(n, K)``.
+Model = tuple[Record, Proba]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +98,7 @@ class FinetuneOptions:
         return f"-limit{self.limit}{size}" if self.limit else size
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Model:
-    """A kept model with its probabilities of all samples, shape ``(n, K)``."""
-
-    record: Record
-    proba: Proba
-
-
-def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, Any]:
+def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
     """Train methods on every backbone of a study, and compare all that were ever trained.
 
     Returns:
@@ -114,9 +112,8 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, 
         MissingFeaturesError: Stage 1 has not been run.
         PipelineError: See the modules this calls.
     """
-    options = options or FinetuneOptions()
     names = select_methods(options.methods)
-    _check(study, names, options)
+    _check(study, names, options.settings)
     prepare(study.results)
     with parallel.joined(choose_device(options.device)) as device:
         samples, _ = load_samples(study, options.samples)
@@ -131,7 +128,6 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, 
                 device=device,
                 image_size=options.image_size,
                 given=options.settings,
-                methods=names,
                 named=frozenset(named_methods(options.methods)),
             )
             for name in names:
@@ -147,22 +143,19 @@ def finetune(study: Study, options: FinetuneOptions | None = None) -> dict[str, 
     return record
 
 
-def _check(study: Study, names: Sequence[str], options: FinetuneOptions) -> None:
+def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> None:
     """What cannot work must show before the first method has trained for an hour."""
     for choice in study.backbones:
         for name in names:
             if METHODS[name].moves in (TAIL, FIRST_BLOCK):
                 cut_of(choice.name)
-    for what, value in (("limit", options.limit), ("image size", options.image_size)):
-        if value is not None and value < 1:
-            raise StudyError(f"{what} {value}: allowed is 1 or more")
     for name in METHODS:  # also where no method uses a setting
-        resolve_settings(name, options.settings)
+        resolve_settings(name, settings)
     with suppress(MissingResultsError):
         stored_predictions(study.results / PROBABILITIES)
 
 
-def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[_Model]:
+def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
     """Every kept model of these images, in the order of the table."""
     models = []
     digests = {backbone: digest_of(samples) for backbone, samples in tables.items()}
@@ -178,29 +171,24 @@ def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[_Model]:
                 *(name, record.method),
             )
             continue
-        models.append(_Model(record=record, proba=model.probabilities()))
+        models.append((record, model.probabilities()))
     order = [*tables, *METHODS]
-    models.sort(
-        key=lambda m: (order.index(m.record.backbone), order.index(m.record.method), m.record.seed)
+    return sorted(
+        models, key=lambda m: (*map(order.index, (m[0].backbone, m[0].method)), m[0].seed)
     )
-    return models
 
 
 def _write(
-    stem: Path, record: Mapping[str, Any], tables: Mapping[str, Samples], models: Sequence[_Model]
+    stem: Path, record: Mapping[str, Any], tables: Mapping[str, Samples], models: Sequence[Model]
 ) -> None:
-    kept = {}
-    for backbone in dict.fromkeys(m.record.backbone for m in models):
-        proba = {
-            (m.record.method, m.record.seed): m.proba
-            for m in models
-            if m.record.backbone == backbone
-        }
-        kept[backbone] = predictions_of(tables[backbone], proba)
+    proba: dict[str, dict[tuple[str, int], Proba]] = {}
+    for model, of_model in models:
+        proba.setdefault(model.backbone, {})[model.method, model.seed] = of_model
+    predictions = {name: predictions_of(tables[name], values) for name, values in proba.items()}
     write_set(
         stem.with_name(f"{stem.name}.json"),
         record,
-        {f"{stem.name}.h5": predictions_file(kept)},
+        {f"{stem.name}.h5": predictions_file(predictions)},
         owned=() if record["trial"] else ("finetune*.csv", "figures/finetune-*"),
     )
 
@@ -209,7 +197,7 @@ def _write(
 
 
 def evaluate(
-    study: Study, tables: Mapping[str, Samples], models: Sequence[_Model]
+    study: Study, tables: Mapping[str, Samples], models: Sequence[Model]
 ) -> dict[str, Any]:
     """The record of the stage, JSON types only.
 
@@ -222,8 +210,8 @@ def evaluate(
     """
     heads, entries, first = _heads_record(study.results), [], next(iter(tables))
     for backbone, samples in tables.items():
-        here = (backbone, FROM_PIXELS) if backbone == first else (backbone,)
-        chosen = [model for model in models if model.record.backbone in here]
+        names = (backbone, FROM_PIXELS) if backbone == first else (backbone,)
+        chosen = [model for model in models if model[0].backbone in names]
         if not chosen or backbone == FROM_PIXELS:
             continue
         best = _best_head(study.results, backbone, heads.get(backbone, {}), samples)
@@ -231,7 +219,7 @@ def evaluate(
         entries.append(
             {
                 "backbone": backbone,
-                "models": [_model_row(m.record, heads.get(backbone, {})) for m in chosen],
+                "models": [_model_row(model, heads.get(backbone, {})) for model, _ in chosen],
                 "domains": [_domain(data, chosen, best, study.seed) for data in evaluated],
                 # None of them can be compared with a network that saw other images.
                 "heads_fitted_to_others": best is None,
@@ -259,7 +247,7 @@ def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
     images = sum(row["seconds"] * row["images_per_second"] for row in curves)
     return {
         **values,
-        "moved": METHODS[record.method].moved,
+        "moved": METHODS[record.method].moves,
         "settings": {
             key.removeprefix("settings."): value
             for key, value in identity.items()
@@ -273,6 +261,34 @@ def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
         "heads_in_the_same_time": _heads_in(seconds, record, heads),
         "curves": curves,
     }
+
+
+def trend(validation_loss: Sequence[float]) -> str | None:
+    """How the validation loss ended: a line through its last five epochs (least squares).
+
+    A falling loss has not converged. The learning rate has gone to 0 by the end, so flat does
+    not say that a longer training would gain nothing.
+
+    Args:
+        validation_loss: Of all epochs, nats, in order.
+
+    Returns:
+        ``flat`` where neither the slope nor its standard error is above 1 % of the mean loss;
+        ``falling`` or ``rising`` (it fits the training images at the cost of others) where the
+        slope is above that and twice its error; else ``noisy``. None of fewer epochs.
+    """
+    from scipy.stats import linregress  # half a second, which no process that only trains needs
+
+    last = validation_loss[-_LAST:]
+    if len(last) < _LAST:
+        return None
+    line = linregress(range(_LAST), last)
+    still = _STILL * float(np.mean(last))
+    if max(abs(line.slope), line.stderr) <= still:
+        return "flat"
+    if abs(line.slope) > max(still, 2 * line.stderr):
+        return "falling" if line.slope < 0 else "rising"
+    return "noisy"
 
 
 def _extrapolated(method: str, epochs: int, seconds: float) -> dict[str, float] | None:
@@ -294,18 +310,18 @@ def _heads_in(seconds: float, record: Record, heads: Mapping[str, Any]) -> int |
 
 
 def _domain(
-    data: DomainData, models: Sequence[_Model], best: Mapping[str, Proba] | None, seed: int
+    data: DomainData, models: Sequence[Model], best: Mapping[str, Proba] | None, seed: int
 ) -> dict[str, Any]:
     """A row for each model: scores with intervals, and differences from the baselines."""
-    proba = {(m.record.method, m.record.seed): m.proba[data.row] for m in models}
+    proba = {(model.method, model.seed): values[data.row] for model, values in models}
     scores = score_heads(data, proba, seed=seed)
     differences: dict[tuple[str, int], dict[str, Any]] = {at: {} for at in proba}
     for number in dict.fromkeys(number for _, number in proba):
         same_seed = {method: p for (method, n), p in proba.items() if n == number}
         lp = {BASELINE: same_seed[BASELINE]} if BASELINE in same_seed else {}
         for name, base in {**lp, **{k: p[data.row] for k, p in (best or {}).items()}}.items():
-            found = compare_heads(data, {**same_seed, name: base}, name, seed=seed)["accuracy"]
-            for method, difference in found.items():
+            compared = compare_heads(data, {**same_seed, name: base}, name, seed=seed)
+            for method, difference in compared["accuracy"].items():
                 differences[method, number][name] = difference.record()
     return {
         **data.record(),

@@ -120,7 +120,9 @@ def _measure(study: Study, options: argparse.Namespace) -> Iterator[str]:
 def _rate(run: Experiment, name: str, rows: np.ndarray, *, epochs: int) -> float:
     """Images/s of the fastest pass."""
     settings = replace(run.settings(name), epochs=epochs)
-    epoch_rows = train(run.assemble(name).trained, run.examples(name).take(rows), None, settings)
+    examples = run.examples(name).take(rows)
+    one = examples.take(np.arange(1))  # to validate on
+    epoch_rows = train(run.assemble(name).trained, examples, one, settings)
     return max(row.images_per_second for row in epoch_rows)
 
 

@@ -95,7 +95,8 @@ def test_a_real_network_is_repeatable_in_bf16():
         settings = TrainingSettings(
             epochs=1, batch_size=8, device=DEVICE, precision="bf16", deterministic=True
         )
-        train(model, hold(pixels.pixels, np.arange(16), pixels.label, DEVICE), None, settings)
+        data = hold(pixels.pixels, np.arange(16), pixels.label, DEVICE)
+        train(model, data, data, settings)
         return tensors(model)
 
     assert same(weights(), weights())

@@ -123,13 +123,3 @@ def test_more_than_memory_should_hold_is_refused(study, monkeypatch):
     samples, _ = load_samples(study)
     with pytest.raises(NoImagesError, match="activations of 60 images take .*use --limit"):
         activations(study, samples)
-
-
-def test_an_image_that_went_bad_is_named(study):
-    """A method must not train on fewer images than it says."""
-    samples, _ = load_samples(study)
-    Path(samples.items[5].file).write_bytes(b"no image any more")
-    with pytest.raises(
-        NoImagesError, match="cannot be used .changed while.*; run headrace features STUDY"
-    ):
-        activations(study, samples)

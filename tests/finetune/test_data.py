@@ -3,6 +3,7 @@
 import errno
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 import pipeline.finetune.data as data_module
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError
-from pipeline.finetune.cuts import pixel_policy
+from pipeline.features.engines import EngineChoice
+from pipeline.finetune.cuts import pixel_policy, stored_rows
 from pipeline.finetune.data import (
     augment_lightly,
     hold,
@@ -82,17 +84,19 @@ def test_half_of_the_devices_free_memory_holds_rows(monkeypatch, free, moves):
     assert moved == moves
 
 
-def test_an_image_that_went_bad_is_named(samples, policy, tmp_path):
-    """A method must not train on fewer images than it says."""
-    with open(samples.items[5].file, "wb") as file:
-        file.write(b"no image any more")
+def test_an_image_that_went_bad_is_named(study, samples, policy, tmp_path):
+    """A method must not train on fewer images than it says, of pixels or of activations."""
+    Path(samples.items[5].file).write_bytes(b"no image any more")
     message = "cannot be used .changed while.*; run headrace features STUDY"
     with pytest.raises(ImageError, match=message):
         load_pixels(samples, policy, folder=tmp_path)
+    engine = EngineChoice(engine="torch", device="cpu")
+    with pytest.raises(ImageError, match=message):
+        stored_rows(study, study.backbones[0], samples, at_cut=True, engine=engine)
 
 
 def test_a_limit_keeps_every_split_and_class(samples):
-    """By class in proportion; at least one image of each."""
+    """By class in proportion, at least one image of each, by seed and content alone."""
     few = limit_images(samples, 6, seed=0)
     for domain, split in (("source", "fit"), ("source", "validation"), ("there", "target")):
         labels = few.label[(few.domain == domain) & (few.split == split)]
@@ -100,10 +104,6 @@ def test_a_limit_keeps_every_split_and_class(samples):
     assert np.bincount(limit_images(samples, 1, seed=0).label).min() == 3
     assert limit_images(samples, None, seed=0) is samples
     assert len(limit_images(samples, 10_000, seed=0)) == 60
-
-
-def test_a_smaller_limit_takes_a_part_of_a_larger(samples):
-    """The draw depends on seed and content alone."""
     few, more = (set(limit_images(samples, n, seed=0).key) for n in (4, 10))
     assert few < more
     assert few != set(limit_images(samples, 4, seed=1).key)
@@ -112,14 +112,9 @@ def test_a_smaller_limit_takes_a_part_of_a_larger(samples):
     assert set(limit_images(turned, 4, seed=0).key) == few
 
 
-@pytest.fixture(scope="module")
-def pixels():
-    """Twelve images of 20 x 20."""
-    return torch.from_numpy(Pictures(12, side=20).pixels)
-
-
-def test_augmentation_depends_on_seed_epoch_and_row_alone(pixels):
+def test_augmentation_depends_on_seed_epoch_and_row_alone():
     """Alone, in another batch, in another order: the same change of the same row."""
+    pixels = torch.from_numpy(Pictures(12, side=20).pixels)
     rows, before = np.arange(12), pixels.clone()
     together = augment_lightly(pixels, 5, 2, rows)
     turned = augment_lightly(pixels.flip(0), 5, 2, rows[::-1]).flip(0)

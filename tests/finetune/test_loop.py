@@ -12,8 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from pipeline.errors import EngineError
 from pipeline.finetune.data import order
-from pipeline.finetune.history import best_epoch
-from pipeline.finetune.loop import predict, set_train_mode, share_of_rate, train
+from pipeline.finetune.loop import best_epoch, predict, set_train_mode, share_of_rate, train
 from pipeline.finetune.methods import OPTIMISERS, TrainingSettings
 from pipeline.progress import Progress
 from tests.finetune.jobs import Pictures, Rows, same, small_net, tensors
@@ -22,7 +21,8 @@ SETTINGS = TrainingSettings(epochs=2, batch_size=4, seed=3)
 
 
 def _trained(model, settings=SETTINGS, fit=None, validation=None, **options):
-    rows = train(model, Pictures(10) if fit is None else fit, validation, settings, **options)
+    fit = Pictures(10) if fit is None else fit
+    rows = train(model, fit, validation or fit, settings, **options)
     return tensors(model), rows
 
 
@@ -138,23 +138,19 @@ def test_a_head_on_a_frozen_body_equals_the_head_on_its_stored_output():
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others():
-    """Bit for bit, whatever the caller drew before."""
+    """Bit for bit, whatever the caller drew before, whose generator is left alone."""
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
     first, _ = _trained(small_net())
-    assert torch.equal(torch.rand(3), expected)  # the caller's generator is left alone
-    again, _ = _trained(small_net())
-    other, _ = _trained(small_net(), replace(SETTINGS, seed=4))
-    assert same(first, again)
-    assert not same(first, other)
-
-
-def test_dropout_alone_differs_by_seed():
-    """With all images in one batch the order is no matter, and the masks still are."""
-    settings = TrainingSettings(epochs=1, batch_size=10, seed=0)
-    some, _ = _trained(small_net(norm=False), settings)
-    others, _ = _trained(small_net(norm=False), replace(settings, seed=1))
+    assert torch.equal(torch.rand(3), expected)
+    assert same(first, _trained(small_net())[0])
+    assert not same(first, _trained(small_net(), replace(SETTINGS, seed=4))[0])
+    # With all images in one batch the order is no matter, and the masks of dropout still are.
+    settings = TrainingSettings(epochs=1, batch_size=10)
+    some, others = (
+        _trained(small_net(norm=False), replace(settings, seed=seed))[0] for seed in (0, 1)
+    )
     assert (some["head.3.weight"] - others["head.3.weight"]).abs().max() > 1e-5
 
 
@@ -188,10 +184,24 @@ def test_patience_stops_and_goes_back_to_the_best_weights():
     assert rows[-1].validation_loss == pytest.approx(_loss(model, _against()))
 
 
-def test_the_history_tells_what_happened():
-    """Numbers of each epoch, right answers as predict gives them, time and rate."""
+class Told(Progress):
+    """Counts what it is told of."""
+
+    expected = done = 0
+
+    def expect(self, images):
+        self.expected += images
+
+    def advance(self, images=1):
+        self.done += images
+
+
+def test_the_rows_tell_what_happened():
+    """Numbers of each epoch, right answers as predict gives them, time, rate, progress."""
     model, validation, start = small_net(), Pictures(7, seed=2), time.perf_counter()
-    _, rows = _trained(model, fit=Pictures(10, pause=0.005), validation=validation)
+    fit, told = Pictures(10, pause=0.005), Told("training")
+    _, rows = _trained(model, fit=fit, validation=validation, progress=told)
+    assert told.expected == told.done == 20
     assert 0 < sum(row.seconds for row in rows) < time.perf_counter() - start
     assert [row.epoch for row in rows] == [0, 1]
     for row in rows:
@@ -202,28 +212,6 @@ def test_the_history_tells_what_happened():
     proba = predict(model, validation, batch_size=3, device="cpu")
     right = proba.argmax(1) == validation.label
     assert rows[-1].validation_accuracy == pytest.approx(right.mean())
-    # What was not measured is None, and in no line.
-    _, rows = _trained(small_net())
-    assert {row.validation_loss for row in rows} == {None}
-    assert "validation" not in rows[0].line(2)
-    assert best_epoch(rows) == 1
-
-
-def test_progress_is_told_of_every_image():
-    """As many as are expected, over all epochs."""
-
-    class Told(Progress):
-        expected = done = 0
-
-        def expect(self, images):
-            self.expected += images
-
-        def advance(self, images=1):
-            self.done += images
-
-    told = Told("training")
-    _trained(small_net(), progress=told)
-    assert told.expected == told.done == 20
 
 
 # Predictions
@@ -239,23 +227,7 @@ def test_probabilities_do_not_depend_on_the_batch():
     assert not model.training
 
 
-# What is refused
-
-
-def test_what_cannot_be_trained_is_refused():
-    """No validation to be patient about, no parameter to train, no examples."""
-    with pytest.raises(ValueError, match="patience needs validation examples"):
-        _trained(small_net(), replace(SETTINGS, patience=1))
-    with pytest.raises(ValueError, match="every parameter is frozen"):
-        _trained(small_net().requires_grad_(requires_grad=False))
-    with pytest.raises(ValueError, match="no examples in fit"):
-        _trained(small_net(), fit=Pictures(0))
-
-
-def test_tf32_is_for_cuda():
-    """Asked for on a CPU it is an error, not a surprise."""
-    with pytest.raises(EngineError, match="tf32 is a precision of CUDA.*use fp32"):
-        _trained(small_net(), replace(SETTINGS, precision="tf32"))
+# Precision, and what is refused
 
 
 def test_bf16_is_near_fp32_and_leaves_float32_weights():
@@ -284,52 +256,33 @@ def test_full_batches_are_compiled_and_the_last_is_not(monkeypatch):
     assert shapes == [4] * 4
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_missing_device_is_named():
-    """With what to take instead."""
-    with pytest.raises(EngineError, match="no CUDA device: use --device cpu"):
-        _trained(small_net(), replace(SETTINGS, device="cuda"))
-
-
-@pytest.mark.parametrize(("size", "hint"), [(9, "--batch-size 4"), (1, "smaller --image-size")])
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    ],
-)
-def test_out_of_memory_names_a_batch_size_to_try(size, hint, error):
-    """Half of the one that was too large."""
-
-    class TooLarge(nn.Linear):
+def _failing(error):
+    class Failing(nn.Linear):
         def forward(self, batch):
             raise error
 
-    fit = Rows(np.zeros((10, 8), np.float32), np.arange(10) % 2)
-    with pytest.raises(
-        EngineError, match=f"out of memory with {size} images? a step; try.* {hint}"
-    ):
-        _trained(TooLarge(8, 2), replace(SETTINGS, batch_size=size), fit)
+    return Failing(8, 2)
 
 
-def test_one_image_alone_for_a_norm_names_the_batch_size():
-    """Five images in steps of four, and a BatchNorm behind the pooling."""
-    fit = Rows(np.ones((5, 8), np.float32), np.arange(5) % 2)
-    with pytest.raises(EngineError, match="with another --batch-size than 4"):
-        _trained(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2)), fit=fit)
+_OF_CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+_OF_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+#: Network, settings, value of all features, error and message; of five rows.
+_REFUSED = [
+    (_failing(_OF_CUDA), {"batch_size": 9}, 1, EngineError, "9 images a step; try --batch-size 4"),
+    (_failing(_OF_CPU), {"batch_size": 1}, 1, EngineError, "1 image a step; try a smaller --image"),
+    (_failing(RuntimeError("a shape")), {}, 1, RuntimeError, "^a shape$"),
+    (nn.Linear(8, 2), {"precision": "tf32"}, 1, EngineError, "tf32 is a prec.*use fp32"),
+    (nn.Linear(8, 2), {}, np.inf, EngineError, "epoch 0 is not finite: try a smaller --learning"),
+    (
+        nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 2)), {}, 1, EngineError,
+        "one image alone for a BatchNorm .* another --batch-size than 4",
+    ),
+]  # fmt: skip
 
 
-def test_another_error_of_torch_is_passed_on():
-    """A wrong shape is no lack of memory."""
-    with pytest.raises(RuntimeError, match="shape"):
-        _trained(nn.Linear(3, 2), fit=Rows(np.zeros((4, 8), np.float32), np.zeros(4, int)))
-
-
-def test_a_loss_that_is_not_finite_stops_the_training():
-    """Before such weights are kept; the message says what to try."""
-    fit = Rows(np.full((4, 8), np.inf, np.float32), np.arange(4) % 2)
-    with pytest.raises(
-        EngineError, match="loss of epoch 0 is not finite: try a smaller --learning"
-    ):
-        _trained(nn.Linear(8, 2), fit=fit)
+@pytest.mark.parametrize(("model", "settings", "value", "error", "message"), _REFUSED)
+def test_an_error_says_what_to_try(model, settings, value, error, message):
+    """Memory, one image alone in a step, a precision, a loss that diverged; others pass."""
+    fit = Rows(np.full((5, 8), value, np.float32), np.arange(5) % 2)
+    with pytest.raises(error, match=message):
+        _trained(model, replace(SETTINGS, **settings), fit)

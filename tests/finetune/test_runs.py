@@ -87,7 +87,7 @@ def _twenty_steps(name, file, study, size):
             examples = load_pixels(samples, policy, folder=Path()).take(fit)
         else:
             entry, examples = Doubled(), stored.take(fit)
-        train(Classifier(entry, tail, made.whole.head), examples, None, settings)
+        train(Classifier(entry, tail, made.whole.head), examples, examples, settings)
         states.append(made.state())
     return before, *states
 
