@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import Finding, find_leaks
-from pipeline.data.patients import DRAWS, FIT, VALIDATION
+from pipeline.data.patients import DRAWS, FIT, VALIDATION, draw_patients
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingFeaturesError, ModelError, UnknownNameError
 from pipeline.evaluation.bootstrap import bootstrap_interval
@@ -385,6 +385,9 @@ def _domain(
     """A row for each head: scores with intervals, and differences from the baseline."""
     of_domain = {name: p[data.row] for name, p in proba.items()}
     scores = score_heads(data, of_domain, seed=seed, draws=options.draws)
+    drawn = draw_patients(
+        data.group, stream(f"clinical {data.name} {data.role}", seed), draws=options.draws
+    )
     differences: Mapping[str, Mapping[str, Any]] = {}
     if options.baseline in of_domain and len(of_domain) > 1:
         differences = compare_heads(data, of_domain, options.baseline, seed=seed)
@@ -395,11 +398,7 @@ def _domain(
                 "head": name,
                 "fit_seconds": round(fits[name].seconds, 3),
                 "scores": {m: _short(interval.record()) for m, interval in scores[name].items()},
-                "clinical": clinical(
-                    data.with_(proba=of_domain[name]),
-                    stream(f"clinical {data.name} {data.role}", seed),
-                    draws=options.draws,
-                ),
+                "clinical": clinical(data.with_(proba=of_domain[name]), drawn),
                 "differences": {
                     metric: _short(by_head[name].record())
                     for metric, by_head in differences.items()

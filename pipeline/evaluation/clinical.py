@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import draw_patients
+from pipeline.data.patients import PatientDraws
 from pipeline.evaluation.bootstrap import percentile_interval
 from pipeline.evaluation.intervals import Share, share_of
 from pipeline.evaluation.metrics import METRICS
@@ -22,18 +22,16 @@ from pipeline.evaluation.metrics import METRICS
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
-def clinical(data: DomainData, rng: np.random.Generator, *, draws: int) -> dict[str, Any] | None:
+def clinical(data: DomainData, drawn: PatientDraws) -> dict[str, Any] | None:
     """Decision curve, likelihood ratios and calibration in the large; None for several classes.
 
     Args:
         data: Rows with labels and probabilities ``(n, 2)``.
-        rng: Source of the draws of patients.
-        draws: How many.
+        drawn: Patients of these rows.
     """
     label, positive = data.labelled(), data.scored()[:, 1]
     if data.scored().shape[1] != 2 or np.unique(label).size < 2:
         return None
-    drawn = draw_patients(data.group, rng, draws=draws)
     low, high = percentile_interval(drawn.mean(label - positive))
     recall = {
         metric: share_of(METRICS[metric](label, data.scored()), data.group, data.group[label == of])

@@ -4,7 +4,7 @@ A comparison says which *trained* head is better on this population. Which algor
 better for data like this is another question: ``pipeline.compare`` asks it over folds.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -164,7 +164,7 @@ def compare_heads(
     for metric in metrics:
         several = metric == "auroc" and proba[baseline].shape[1] > 2
         test, p_of = _TESTS["macro auroc" if several else metric, data.one_image_per_patient]
-        p = [p_of(data, proba[head], proba[baseline], seed) for head in others]
+        p = p_of(data, [proba[head] for head in others], proba[baseline], seed)
         found[metric] = {
             head: _difference(data, shares[head, metric], shares[baseline, metric], test, pair)
             for head, pair in zip(others, zip(p, holm(p).tolist(), strict=True), strict=True)
@@ -189,33 +189,41 @@ def _difference(
     )
 
 
-def _mcnemar(data: DomainData, head: Proba, baseline: Proba, _seed: int) -> float:
+def _mcnemar(data: DomainData, heads: Sequence[Proba], baseline: Proba, _seed: int) -> list[float]:
     label = data.labelled()
-    return mcnemar(is_right(label, head), is_right(label, baseline))
+    right = is_right(label, baseline)
+    return [mcnemar(is_right(label, head), right) for head in heads]
 
 
-def _sign_flip(data: DomainData, head: Proba, baseline: Proba, seed: int) -> float:
+def _sign_flip(data: DomainData, heads: Sequence[Proba], baseline: Proba, seed: int) -> list[float]:
     label = data.labelled()
-    step = is_right(label, head).astype(np.float64) - is_right(label, baseline)
-    # The same flips for each head: dropping one changes no other p.
-    return sign_flip(step, data.group, _rng("flips", data, seed))
+    right = np.array([is_right(label, head) for head in heads], np.float64)
+    step = right - is_right(label, baseline)
+    return list(sign_flip(step, data.group, _rng("flips", data, seed)).tolist())
 
 
-def _delong(data: DomainData, head: Proba, baseline: Proba, _seed: int) -> float:
-    return paired_delong(data.labelled(), head[:, 1], baseline[:, 1], group=data.group)
+def _delong(data: DomainData, heads: Sequence[Proba], baseline: Proba, _seed: int) -> list[float]:
+    label, of_baseline = data.labelled(), baseline[:, 1]
+    return [paired_delong(label, head[:, 1], of_baseline, group=data.group) for head in heads]
 
 
-def _jackknife(data: DomainData, head: Proba, baseline: Proba, _seed: int) -> float:
+def _jackknife(
+    data: DomainData, heads: Sequence[Proba], baseline: Proba, _seed: int
+) -> list[float]:
     """P of equal means over classes of one-against-rest AUROCs (Arvesen 1969).
 
     Their covariance would take every pair of classes; leaving out patients gives it at once.
     """
     label = data.labelled()
-    shares = [share_of(METRICS["auroc"](label, p), data.group) for p in (head, baseline)]
-    moves = shares[0].moves - shares[1].moves
-    left_out = min(len(moves), data.patients)
+    shares = [share_of(METRICS["auroc"](label, p), data.group) for p in (*heads, baseline)]
+    return [_p_of_moves(share, shares[-1], data.patients) for share in shares[:-1]]
+
+
+def _p_of_moves(head: Share, baseline: Share, patients: int) -> float:
+    moves = head.moves - baseline.moves
+    left_out = min(len(moves), patients)
     error = np.sqrt((left_out - 1) / left_out * (moves**2).sum())
-    gap = abs(shares[0].estimate - shares[1].estimate)
+    gap = abs(head.estimate - baseline.estimate)
     return float(2 * student.sf(gap / error, left_out - 1)) if error > 0 else 1.0
 
 

@@ -79,25 +79,26 @@ def sign_flip(
     rng: np.random.Generator,
     *,
     draws: int = 9999,
-) -> float:
-    """Two-sided permutation p of a mean paired difference; patients are flipped whole.
+) -> NDArray[np.float64]:
+    """Two-sided permutation p of mean paired differences; patients are flipped whole.
 
     Args:
-        difference: Shape ``(n,)``: score of the first head minus that of the second.
+        difference: Shape ``(n,)`` or ``(H, n)``: score of a head minus that of another. Each
+            has the same flips, so leaving one out changes no other p.
         group: Patient of each image.
         rng: Source of randomness.
         draws: Random flips; the observed one counts too.
     """
     member = np.unique(group, return_inverse=True)[1]
-    sums = np.bincount(member, weights=difference)
-    observed = abs(sums.sum())
-    least, reached = observed - 1e-12 * max(1.0, observed), 0
+    sums = np.stack([np.bincount(member, weights=row) for row in np.atleast_2d(difference)]).T
+    observed = np.abs(sums.sum(axis=0))
+    least, reached = observed - 1e-12 * np.maximum(1.0, observed), np.zeros(len(observed))
     step = max(1, _BLOCK_CELLS // len(sums))
     for start in range(0, draws, step):
         size = (min(step, draws - start), len(sums))
         signs = rng.integers(0, 2, size, dtype=np.int8) * 2.0 - 1
-        reached += int((np.abs(signs @ sums) >= least).sum())
-    return (1 + reached) / (draws + 1)
+        reached += (np.abs(signs @ sums) >= least).sum(axis=0)
+    return ((1 + reached) / (draws + 1)).reshape(difference.shape[:-1])
 
 
 def holm(p: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:

@@ -327,11 +327,13 @@ def _rows(
         name: _right(table, target) - base for name, table in tables.items() if name != BASELINE
     }
     p = {
-        name: sign_flip(
-            gain,
-            target.group,
-            np.random.default_rng([zlib.crc32(name.encode()), 6]),
-            draws=len(draws),
+        name: float(
+            sign_flip(
+                gain,
+                target.group,
+                np.random.default_rng([zlib.crc32(name.encode()), 6]),
+                draws=len(draws),
+            )
         )
         for name, gain in gains.items()
     }

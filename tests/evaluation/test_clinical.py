@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.domain import DomainData
+from pipeline.data.patients import draw_patients
 from pipeline.evaluation.clinical import THRESHOLDS, clinical, net_benefit
 from pipeline.evaluation.compare_heads import compare_heads
 from pipeline.evaluation.intervals import Interval
@@ -21,7 +22,8 @@ def domain(label, positive, group=None):
 
 def found(label, positive, group=None):
     """Of 400 draws."""
-    return clinical(domain(label, positive, group), np.random.default_rng(0), draws=400)
+    data = domain(label, positive, group)
+    return clinical(data, draw_patients(data.group, np.random.default_rng(0), draws=400))
 
 
 def test_net_benefit_is_the_count_of_its_definition():
@@ -62,7 +64,7 @@ def test_calibration_in_the_large_is_observed_less_predicted():
     off = found(label, np.full(600, 0.4))["observed_minus_predicted"]
     assert off["estimate"] == pytest.approx(label.mean() - 0.4)
     assert off["high"] < 0 < found(label, np.full(600, 0.2))["observed_minus_predicted"]["high"]
-    assert clinical(domain(np.zeros(9, int), np.zeros(9)), rng, draws=9) is None
+    assert found(np.zeros(9, int), np.zeros(9)) is None
 
 
 def test_so_many_patients_settle_a_comparison():

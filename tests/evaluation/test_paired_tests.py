@@ -58,7 +58,7 @@ def of_clustered_delong(rng) -> float:
 def of_sign_flip(rng) -> float:
     y, scores, group = two_equal_heads(rng)
     a, b = right(y, scores).astype(float)
-    return sign_flip(a - b, group, rng, draws=199)
+    return float(sign_flip(a - b, group, rng, draws=199))
 
 
 def of_mover_accuracy(rng) -> float:
