@@ -82,7 +82,7 @@ bench-finetune: $(READY)  ## The last block from the store against the whole net
 bench-memory: $(READY)  ## Peak memory and time of the commands on 100,000 images, 100 classes
 	$(BIN)/python -m tests.bench.memory
 
-calibration: $(READY)  ## How often each interval holds the truth, in worlds of known truth
+calibration: $(READY)  ## Which intervals hold the truth, which causes are named: 90 minutes of a core, on all cores
 	$(BIN)/python -m tests.evaluation.coverage
 	$(BIN)/python -m tests.shift.causes
 

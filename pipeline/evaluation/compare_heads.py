@@ -98,7 +98,7 @@ def score_heads(
     }
     if data.role == FIT or not proba:
         return found
-    shares = _shares(data, {a: s for a, s in statistics.items() if a[1] not in _NO_SHARES})
+    shares = shares_of(data, {a: s for a, s in statistics.items() if a[1] not in _NO_SHARES})
     others = [at for at in statistics if at[1] in _NO_SHARES]
     drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
     rows = bootstrap_values([statistics[at] for at in others], drawn)
@@ -110,17 +110,25 @@ def score_heads(
     return found
 
 
-def _shares(
+def shares_of(
     data: DomainData, statistics: Mapping[tuple[_Key, str], WeightedStatistic]
 ) -> dict[tuple[_Key, str], Share]:
-    """Each statistic as a share, every patient left out once for all of them."""
+    """Statistics as shares, every patient left out once for all of them.
+
+    Args:
+        data: Rows with labels.
+        statistics: By head and metric; of its rows.
+    """
     label = data.labelled()
     left_out = bootstrap_values(list(statistics.values()), leave_out_patients(data.group))
     found = {}
     for (at, statistic), row in zip(statistics.items(), left_out, strict=True):
         estimate = on_all_rows(statistic, len(data))
         found[at] = Share(
-            estimate=estimate, moves=estimate - row, bases=bases(at[1], label, data.group)
+            estimate=estimate,
+            moves=estimate - row,
+            bases=bases(at[1], label, data.group),
+            by_t=at[1] == "average_precision",
         )
     return found
 
@@ -157,7 +165,7 @@ def compare_heads(
     """
     label, others = data.labelled(), [head for head in proba if head != baseline]
     metrics = _comparable(data, proba[baseline])
-    shares = _shares(
+    shares = shares_of(
         data, {(head, m): METRICS[m](label, p) for head, p in proba.items() for m in metrics}
     )
     found = {}

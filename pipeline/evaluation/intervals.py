@@ -104,11 +104,15 @@ class Share:
             is undefined without one.
         bases: Patient ids of the images that it rests on: one array for a rate, one for
             each class for what is built of classes, such as an area under the ROC curve.
+        by_t: Whether its interval takes the quantile of t, with the patients of the rarest
+            class: for a variance that is too small where these are few, as that of an
+            average precision.
     """
 
     estimate: float
     moves: NDArray[np.float64]
     bases: tuple[NDArray[Any], ...]
+    by_t: bool = False
 
     @property
     def images(self) -> int:
@@ -155,6 +159,8 @@ class Share:
         if not self._is_defined():
             return float("nan"), float("nan")
         n = self.trials()
+        if self.by_t:
+            z *= _student(min(np.unique(base).size for base in self.bases) - 1)
         return agresti_coull(self.estimate * n, n, z=z)
 
     def interval(self) -> Interval:

@@ -2,21 +2,22 @@
 
 Patients have 1 to 8 images that resemble each other: half of the variance of a score, or of
 whether an image is right, is the patient's (intra-class correlation 0.5). Prints the table of
-the README: ``python -m tests.evaluation.coverage``.
+the README: ``python -m tests.evaluation.coverage [RUNS] [--jobs PROCESSES]``.
 """
 
-import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from pipeline.evaluation.compare_heads import bases
-from pipeline.evaluation.intervals import difference_bounds, rate_interval, share_of
+from pipeline.data.domain import DomainData
+from pipeline.evaluation.compare_heads import shares_of
+from pipeline.evaluation.intervals import difference_bounds, rate_interval
 from pipeline.evaluation.metrics import METRICS, score, weighted_mean
 from pipeline.evaluation.selection import bbc_cv
+from tests.simulations import in_processes, parser
 
 PATIENTS = (10, 30, 100, 400)
 TRUTHS = (0.8, 0.95, 0.99)
@@ -61,6 +62,12 @@ def proba_of(value):
     return np.c_[expit(-2 * value), expit(2 * value)]
 
 
+def share(metric: str, label, group, value):
+    """The metric of a head that gives these values."""
+    data = DomainData(name="simulated", role="target", group=group, label=label)
+    return shares_of(data, {(0, metric): METRICS[metric](label, proba_of(value))})[0, metric]
+
+
 @cache
 def expected(metric: str, truth: float, prevalence: float) -> float:
     """The metric of a head of that reach on very many images."""
@@ -86,9 +93,9 @@ def of_metric(metric: str, prevalence: float = 0.5) -> Callable:
     def world(rng, patients: int, truth: float):
         group = patients_of(rng, patients)
         label = labels_by_patient(rng, group, prevalence)
-        proba = proba_of(noise(rng, group) + reach_of(metric, truth) * (label - 0.5))
-        share = share_of(METRICS[metric](label, proba), group, *bases(metric, label, group))
-        return *share.bounds(), expected(metric, truth, prevalence)
+        value = noise(rng, group) + reach_of(metric, truth) * (label - 0.5)
+        bounds = share(metric, label, group, value).bounds()
+        return *bounds, expected(metric, truth, prevalence)
 
     return world
 
@@ -101,11 +108,9 @@ def of_difference(metric: str) -> Callable:
         label, common = labels_by_patient(rng, group), noise(rng, group)
         shares = []
         for one in truth:
-            value = np.sqrt(0.5) * (common + noise(rng, group)) + reach_of(metric, one) * (
-                label - 0.5
-            )
-            statistic = METRICS[metric](label, proba_of(value))
-            shares.append(share_of(statistic, group, *bases(metric, label, group)))
+            value = np.sqrt(0.5) * (common + noise(rng, group))
+            value += reach_of(metric, one) * (label - 0.5)
+            shares.append(share(metric, label, group, value))
         gap = expected(metric, truth[0], 0.5) - expected(metric, truth[1], 0.5)
         return *difference_bounds(*shares), gap
 
@@ -120,9 +125,8 @@ def of_gap(metric: str) -> Callable:
         for one, count in zip(truth, (patients, 100), strict=True):
             group = patients_of(rng, count)
             label = labels_by_patient(rng, group)
-            proba = proba_of(noise(rng, group) + reach_of(metric, one) * (label - 0.5))
-            statistic = METRICS[metric](label, proba)
-            shares.append(share_of(statistic, group, *bases(metric, label, group)))
+            value = noise(rng, group) + reach_of(metric, one) * (label - 0.5)
+            shares.append(share(metric, label, group, value))
         return *difference_bounds(*shares, paired=False), truth[0] - truth[1]
 
     return world
@@ -144,6 +148,7 @@ WORLDS = {
     RIGHT: (of_rate, TRUTHS),
     **{metric: (of_metric(metric), TRUTHS) for metric in SCORED},
     "auroc, 20 % positive": (of_metric("auroc", 0.2), TRUTHS),
+    "average precision, 20 % positive": (of_metric("average_precision", 0.2), (0.65, 0.8, 0.95)),
     "difference in accuracy": (of_difference("accuracy"), PAIRS),
     "difference in AUROC": (of_difference("auroc"), PAIRS),
     "difference in average precision": (of_difference("average_precision"), PAIRS),
@@ -163,21 +168,31 @@ def coverage(world: Callable, patients: int, truth, repeats: int, seed: int = 0)
     return held[known].mean(), (high - low)[known].mean(), (high - low)[known].min()
 
 
-def main(repeats: int) -> None:
-    """Print coverage in percent and mean width in points for every world."""
-    print(f"{repeats} samples a cell; coverage has a standard error of", end=" ")
-    print(f"{100 * np.sqrt(0.05 * 0.95 / repeats):.1f} points.\n")
+def cell(name: str, patients: int, truth, repeats: int) -> str:
+    """Coverage in percent and mean width in points of one world."""
+    held, width, _ = coverage(WORLDS[name][0], patients, truth, repeats)
+    return f"{100 * held:.1f} % ({100 * width:.0f})"
+
+
+def main() -> None:
+    """Print a line for every world and truth."""
+    options = parser(__doc__, 1000).parse_args()
+    print(f"{options.runs} samples a cell; coverage has a standard error of", end=" ")
+    print(f"{100 * np.sqrt(0.05 * 0.95 / options.runs):.1f} points.\n")
     print("| interval of | truth |", *(f"{n} patients |" for n in PATIENTS))
-    print("|---|---|" + "---|" * len(PATIENTS))
-    for name, (world, truths) in WORLDS.items():
-        for truth in truths:
-            cells = []
-            for patients in PATIENTS:
-                held, width, _ = coverage(world, patients, truth, repeats)
-                cells.append(f"{100 * held:.1f} % ({100 * width:.0f})")
+    print("|---|---|" + "---|" * len(PATIENTS), flush=True)
+    lines = [(name, truth) for name, (_, truths) in WORLDS.items() for truth in truths]
+    with in_processes(options.jobs) as run:
+        cells = run(
+            partial(cell, name, patients, truth, options.runs)
+            for name, truth in lines
+            for patients in PATIENTS
+        )
+        for name, truth in lines:
             shown = f"{truth[0]:.2f} - {truth[1]:.2f}" if isinstance(truth, tuple) else truth
-            print(f"| {name.replace('_', ' ')} | {shown} | {' | '.join(cells)} |", flush=True)
+            texts = " | ".join(next(cells) for _ in PATIENTS)
+            print(f"| {name.replace('_', ' ')} | {shown} | {texts} |", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
+    main()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from MLstatkit import Delong_test
+from scipy.stats import t as student
 
 from pipeline.data.items import Item
 from pipeline.data.samples import UNLABELLED, Samples
@@ -58,6 +59,11 @@ def test_shares_have_their_interval_and_the_rest_percentiles(each):
     by_class = [data.group[data.label == k] for k in (0, 1)]
     area = share_of(METRICS["auroc"](data.label, p), data.group, *by_class)
     assert found["auroc"] == area.interval()
+    # Its variance is too small where few patients are positive: the quantile of t.
+    precision = share_of(METRICS["average_precision"](data.label, p), data.group, *by_class)
+    patients = min(len(np.unique(of)) for of in by_class)
+    longer = precision.bounds(student.isf(0.025, patients - 1))
+    assert ends(found["average_precision"]) == pytest.approx(longer)
     share = "Agresti-Coull" if each == 1 else "Agresti-Coull by patient"
     assert {metric: interval.method for metric, interval in found.items()} == {
         m: "patient bootstrap" if m in ("brier", "log_loss", "ece") else share for m in METRICS

@@ -3,12 +3,11 @@
 An image is a line of 64 pixels: tissue, a disease of some strength and another finding. A
 frozen random network makes features of it. Patients have 1 to 3 images. The source's patients
 follow one rule for the label; a target differs in one kind of shift, at one of three strengths.
-Prints the tables of the README: ``python -m tests.shift.causes [RUNS] [KIND ...]``.
+Prints the tables of the README: ``python -m tests.shift.causes [RUNS] [KIND ...] [--jobs N]``.
 """
 
-import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from pipeline.shift.domains import fit_source
 from pipeline.shift.error_table import error_table
 from pipeline.shift.label_free import estimate_accuracy
 from pipeline.shift.verdict import Evidence, causes_of
+from tests.simulations import in_processes, parser
 
 PIXELS, FEATURES = 64, 96
 _fixed = np.random.default_rng(2718)
@@ -161,30 +161,42 @@ def estimated(seed: int, change: Change, patients: int) -> tuple[bool, float]:
     return found.low <= 1 - target.wrong().mean() <= found.high, found.high - found.low
 
 
-def rates(kind: str, strength, runs: int, patients: int = 200) -> tuple[float, float, Counter]:
+def rates(
+    kind: str, strength, runs: int, patients: int = 200, run: Callable = run_parallel
+) -> tuple[float, float, Counter]:
     """Share of runs that name a right cause, and that name a wrong one; how often each."""
     field, _, right = KINDS[kind]
     change, attribute = Change(**{field: strength}), "no attribute" not in kind
     jobs = [
         partial(named, seed, change, attribute=attribute, patients=patients) for seed in range(runs)
     ]
-    found = run_parallel(jobs)
+    found = list(run(jobs))
     hits = np.mean([any(cause in right for cause in causes) for causes in found])
     wrong = np.mean([any(cause not in right for cause in causes) for causes in found])
     return hits, wrong, Counter(cause for causes in found for cause in causes)
 
 
-def main(runs: int, kinds: Sequence[str]) -> None:
+def main() -> None:
     """Print which causes are named, and how often the range without labels holds."""
+    options = parser(__doc__, 200)
+    options.add_argument("kinds", nargs="*", default=[*KINDS], help="All where left out.")
+    chosen = options.parse_args()
+    with in_processes(chosen.jobs) as run:
+        print_causes(chosen.runs, chosen.kinds, run)
+        print_estimates(chosen.runs, run)
+
+
+def print_causes(runs: int, kinds: list[str], run: Callable) -> None:
+    """A line for each kind of shift and strength."""
     print(f"{runs} pairs of hospitals a line; standard error of a share at most", end=" ")
     print(f"{50 / np.sqrt(runs):.0f} %, of 5 % {100 * np.sqrt(0.0475 / runs):.0f} %.\n")
     print("| kind of shift | strength | right cause, % | not named, % | wrong cause, % | named |")
     print("|---|---|---|---|---|---|")
-    for kind in kinds or KINDS:
-        field, strengths, _ = KINDS.get(kind, ("", (), ()))
+    for kind in kinds:
+        field, strengths, _ = KINDS[kind]
         lines = [(s, 200) for s in strengths] + ([(0.3, 30)] if kind == "none" else [])
         for strength, patients in lines:
-            hits, wrong, causes = rates(kind, strength, runs, patients)
+            hits, wrong, causes = rates(kind, strength, runs, patients, run)
             shown = ", ".join(f"{cause} {count}" for cause, count in causes.most_common())
             size = f" ({patients} patients)" if kind == "none" else ""
             print(
@@ -192,11 +204,15 @@ def main(runs: int, kinds: Sequence[str]) -> None:
                 f"{100 * (1 - hits):.0f} | {100 * wrong:.0f} | {shown} |",
                 flush=True,
             )
+
+
+def print_estimates(runs: int, run: Callable) -> None:
+    """A line for each shift under which the accuracy is estimated without labels."""
     print("\n| shift | accuracy held by the range, % of 30 / 100 / 400 patients | width |")
     print("|---|---|---|")
     for name, change in UNLABELLED.items():
         found = [
-            np.mean(run_parallel([partial(estimated, s, change, n) for s in range(runs)]), axis=0)
+            np.mean(list(run(partial(estimated, s, change, n) for s in range(runs))), axis=0)
             for n in (30, 100, 400)
         ]
         held, width = (" / ".join(f"{100 * one[k]:.0f}" for one in found) for k in (0, 1))
@@ -204,4 +220,4 @@ def main(runs: int, kinds: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50, sys.argv[2:])
+    main()
