@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import wraps
 from pathlib import Path
@@ -61,6 +61,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
             click.echo("interrupted: finished work is safe, run again to go on", err=True)
             sys.exit(_INTERRUPTED)
         except Exception as error:
+            if as_json and (record := getattr(error, "record", None)):
+                click.echo(json.dumps(record, indent=1))  # the error must not hide it
             if debug:
                 raise
             raise _in_one_line(error) from error
@@ -177,12 +179,97 @@ def _default_store() -> Path:
     return Path(os.environ.get("HEADRACE_FEATURES") or "features")
 
 
-def _load(file: Path, flags: dict[str, Any] | None = None) -> Any:
-    """The study, with the recipe that the flags ask for; these are taken from them."""
+def _load(file: Path) -> Any:
     from pipeline.study import load_study
 
-    recipe = {name: (flags or {}).pop(name, None) for name in ("precision", "decode")}
-    return load_study(file).with_recipe(**recipe)
+    return load_study(file)
+
+
+def _with_recipe(study: Any, flags: dict[str, Any]) -> Any:
+    """The study with the recipe that the flags ask for; these are taken from them."""
+    recipe = {name: flags.pop(name, None) for name in ("precision", "decode")}
+    return study.with_recipe(**recipe)
+
+
+def _parts(study: Any, wanted: Sequence[str]) -> dict[str, Any]:
+    """The studies of some findings by name, all where none is wanted; or the study itself."""
+    if unknown := sorted(set(wanted) - set(study.findings)):
+        from pipeline.errors import UnknownNameError
+
+        raise UnknownNameError("finding", unknown[0], study.findings)
+    findings = [name for name in study.findings if name in wanted or not wanted]
+    return {name: study.of_finding(name) for name in findings} or {"": study}
+
+
+_finding_option = click.option(
+    "--finding", help="The one of a study with several findings an image."
+)
+
+
+def _load_one(file: Path, finding: str | None) -> Any:
+    """The study, of one finding where it has several."""
+    study = _load(file)
+    parts = _parts(study, [finding] if finding else [])
+    if len(parts) > 1:
+        raise click.UsageError(f"choose one with --finding: {', '.join(parts)}")
+    return next(iter(parts.values()))
+
+
+def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a stage for a study, or for each of its findings; then a table over them.
+
+    One that fails does not cost the others; the command fails at the end.
+    """
+
+    @_study_argument
+    @click.option("--finding", "findings", multiple=True, help="Default: all of the study.")
+    @wraps(function)
+    def run(study: Path, *, findings: tuple[str, ...], quiet: bool, **flags: Any) -> Any:
+        from pipeline.errors import FindingsError, PipelineError
+
+        whole = _load(study)
+        parts = _parts(whole, findings)
+        if not whole.findings:
+            return function(whole, quiet=quiet, **flags)
+        if len(parts) > 1 and flags.get("write_exclude"):
+            raise click.UsageError("--write-exclude writes the images of one --finding")
+        records: dict[str, Any] = {}
+        failures: dict[str, PipelineError] = {}
+        for number, (finding, part) in enumerate(parts.items(), start=1):
+            _LOG.info("finding %d of %d: %s", number, len(parts), finding)
+            try:
+                records[finding] = function(part, quiet=quiet, **flags)
+            except PipelineError as failure:
+                failures[finding] = failure
+                _LOG.warning("%s: %s", finding, failure)
+                if failure.record:
+                    records[finding] = failure.record
+        result = {
+            "findings": records,
+            "table": _over_findings(function.__name__, whole, records, quiet=quiet),
+        }
+        if failures:
+            raise FindingsError(failures, result)
+        return result
+
+    return run
+
+
+def _over_findings(
+    stage: str, study: Any, records: Mapping[str, Any], *, quiet: bool
+) -> list[dict[str, Any]]:
+    """Print and write the table over the findings; its rows, none where a stage has no such."""
+    if stage not in ("heads", "shift", "audit") or not records or not _first_process():
+        return []
+    from pipeline import report
+    from pipeline.findings import compare_findings
+    from pipeline.results import write_set
+
+    table = compare_findings(stage, study, records)
+    _show("findings", table, quiet=quiet)
+    file = study.results / f"findings_{stage}.json"
+    write_set(file, table, report.files("findings", table))
+    return table["rows"]  # type: ignore[no-any-return]
 
 
 def _samples(**flags: bool) -> Any:
@@ -338,7 +425,7 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """
     from pipeline.features.extract import ExtractOptions, extract
 
-    loaded = _load(study, flags)
+    loaded = _with_recipe(_load(study), flags)
     strict = flags.pop("strict")
     samples = _samples(rehash=flags.pop("rehash"), allow_conflicts=flags.pop("allow_conflicts"))
     options = ExtractOptions(engine=_engine(flags), samples=samples, strict=strict)
@@ -348,7 +435,6 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 
 
 @main.command()
-@_study_argument
 @click.option("--only", help="Some heads, separated by commas.")
 @click.option(
     "--baseline", default="linear", show_default=True, help="The head to compare the others with."
@@ -364,7 +450,8 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 @_conflicts_option
 @_figures_option
 @command
-def heads(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
+@each_finding
+def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """Fit all heads on stored features and compare them on the same images.
 
     Example: headrace heads study.toml --only linear,mlp --quick
@@ -378,7 +465,7 @@ def heads(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
         preprocessing=flags["preprocessing"],
         samples=_samples(allow_conflicts=flags["allow_conflicts"]),
     )
-    loaded = _load(study, flags)
+    loaded = _with_recipe(study, flags)
     said: list[dict[str, Any]] = []
 
     def show_scores(so_far: dict[str, Any]) -> None:
@@ -391,7 +478,6 @@ def heads(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 
 
 @main.command()
-@_study_argument
 @click.option(
     "--shortcuts/--no-shortcuts",
     default=True,
@@ -407,8 +493,9 @@ def heads(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 @_engine_options
 @_recipe_options
 @command
+@each_finding
 def audit(
-    study: Path,
+    study: Any,
     *,
     quiet: bool,
     shortcuts: bool,
@@ -426,16 +513,18 @@ def audit(
     from pipeline.audit.stage import audit as run
     from pipeline.data.leaks import Finding, refuse_leaks
     from pipeline.data.samples import exclusions_text
+    from pipeline.errors import CheckFailedError
 
-    loaded = _load(study, flags)
-    record = run(loaded, shortcuts=shortcuts, engine=_engine(flags))
+    record = run(_with_recipe(study, flags), shortcuts=shortcuts, engine=_engine(flags))
     if write_exclude is not None:
         disk.make_dir(write_exclude.absolute().parent)
         disk.publish(write_exclude, exclusions_text(record["leave_out"]).encode())
     _show("audit", record, quiet=quiet)
-    if quiet and record["counts"]["leak"]:
-        click.echo(json.dumps(record, indent=1))  # the error that follows must not hide it
-    refuse_leaks(Finding(**finding) for finding in record["findings"])
+    try:
+        refuse_leaks(Finding(**finding) for finding in record["findings"])
+    except CheckFailedError as leak:
+        leak.record = record
+        raise
     return record
 
 
@@ -452,7 +541,6 @@ _FINETUNE_HELP = f"""Train heads, parts and whole networks, and compare them on 
 
 
 @main.command(help=_FINETUNE_HELP)
-@_study_argument
 @click.option("--method", "methods", multiple=True, help="A method, or all; may be repeated.")
 @click.option("--epochs", type=int, help="Of the methods named.")
 @click.option(
@@ -492,7 +580,8 @@ _FINETUNE_HELP = f"""Train heads, parts and whole networks, and compare them on 
 @_conflicts_option
 @_figures_option
 @command
-def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[str, Any]:
+@each_finding
+def finetune(study: Any, *, quiet: bool, figures: bool, **flags: Any) -> dict[str, Any]:
     """See ``_FINETUNE_HELP``."""
     from pipeline.finetune.stage import FinetuneOptions
     from pipeline.finetune.stage import finetune as run
@@ -505,24 +594,23 @@ def finetune(study: Path, *, quiet: bool, figures: bool, **flags: Any) -> dict[s
         samples=_samples(allow_conflicts=flags.pop("allow_conflicts")),
         settings=flags,
     )
-    loaded = _load(study)
-    record = run(loaded, options)
+    record = run(study, options)
     if not record["trial"]:
-        return _publish("finetune", record, loaded, quiet=quiet, figures=figures)
+        return _publish("finetune", record, study, quiet=quiet, figures=figures)
     if _first_process():  # tables and figures on disk are of the whole run
         _show("finetune", record, quiet=quiet)
     return record
 
 
 @main.command()
-@_study_argument
 @_effort_options
 @_recipe_options
 @_conflicts_option
 @click.option("--allow-leaks", is_flag=True, help="Go on although two roles share images.")
 @_figures_option
 @command
-def shift(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
+@each_finding
+def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target: is there a shift, what does it cost, what helps?
 
     Example: headrace shift study.toml
@@ -532,20 +620,20 @@ def shift(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     effort = _effort(flags, QUICK, THOROUGH) or ShiftOptions()
     accepted = {name: flags[name] for name in ("allow_conflicts", "allow_leaks")}
     options = replace(effort, samples=_samples(**accepted))
-    loaded = _load(study, flags)
+    loaded = _with_recipe(study, flags)
     record = analyse(loaded, options)
     return _publish("shift", record, loaded, quiet=quiet, figures=flags["figures"])
 
 
 @main.command()
-@_study_argument
 @click.option(
     "--images",
     is_flag=True,
     help="Show images of patients: typical ones, near the border, errors. For your eyes only.",
 )
 @command
-def report(study: Path, *, quiet: bool, images: bool) -> dict[str, Any]:
+@each_finding
+def report(study: Any, *, quiet: bool, images: bool) -> dict[str, Any]:
     """Write one HTML page of everything that the stages found.
 
     A stage that has not been run is named. The page is one file: it loads nothing and runs no
@@ -555,7 +643,7 @@ def report(study: Path, *, quiet: bool, images: bool) -> dict[str, Any]:
     """
     from pipeline.report.page import write_page
 
-    page = write_page(_load(study), images=images)
+    page = write_page(study, images=images)
     lines = [f"{page.file}: {', '.join(page.stages)} ({page.size / 1e6:.1f} MB)"]
     lines += [f"not on it: {line}" for line in page.missing]
     _say([*lines, *(f"warning: {line}" for line in page.stale)], quiet=quiet)
@@ -602,31 +690,34 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
 @_study_argument
 @click.argument("file", type=_PATH)
 @click.option("--head", required=True, help="A head, or a method of fine-tuning.")
+@_finding_option
 @_backbone_option
 @click.option("--int8", is_flag=True, help="Round to 8 bits; its loss on validation is measured.")
 @click.option("--margin", default=0.01, show_default=True, help="What --int8 may lose, 0 to 1.")
 @command
-def export_onnx(study: Path, *, quiet: bool, file: Path, head: str, **flags: Any) -> dict[str, Any]:
+def export_onnx(
+    study: Path, file: Path, *, head: str, finding: str | None, quiet: bool, **flags: Any
+) -> dict[str, Any]:
     """Write a trained model as one ONNX file, with its model card inside.
 
     Example: headrace export study.toml model.onnx --head linear
     """
     from pipeline.export import export_model
 
-    card = export_model(_load(study), head, file, **flags)
+    card = export_model(_load_one(study, finding), head, file, **flags)
     _say([f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)", ""], quiet=quiet)
     _show("export", card, quiet=quiet)
     return card
 
 
 @main.command()
-@_study_argument
 @click.option("--head", required=True, help="A head, or a method of fine-tuning.")
 @click.option("--backbone", help="Needed when the study has several.")
 @click.option("--images", default=100, show_default=True, help="Of each class of each domain.")
 @_device_option
 @command
-def explain(study: Path, *, quiet: bool, head: str, device: str, **flags: Any) -> dict[str, Any]:
+@each_finding
+def explain(study: Any, *, quiet: bool, head: str, device: str, **flags: Any) -> dict[str, Any]:
     """Draw maps of what a model looks at, and measure how much of them lies in the border.
 
     The pictures are of the surest errors and of a random sample of each domain.
@@ -636,7 +727,7 @@ def explain(study: Path, *, quiet: bool, head: str, device: str, **flags: Any) -
     from pipeline.explain import explain as run
     from pipeline.finetune.distributed import choose_device
 
-    record = run(_load(study), head, device=choose_device(device), **flags)
+    record = run(study, head, device=choose_device(device), **flags)
     _show("explain", record, quiet=quiet)
     return record
 
@@ -715,6 +806,7 @@ def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
 @cache_group.command()
 @_study_argument
 @click.argument("output", type=_PATH)
+@_finding_option
 @_backbone_option
 @_recipe_options
 @_conflicts_option
@@ -724,6 +816,7 @@ def export(
     output: Path,
     *,
     backbone: str | None,
+    finding: str | None,
     allow_conflicts: bool,
     quiet: bool,
     **flags: Any,
@@ -735,7 +828,8 @@ def export(
     from pipeline.features.export import export_study
 
     samples = _samples(allow_conflicts=allow_conflicts)
-    rows = export_study(_load(study, flags), backbone, output, samples)
+    loaded = _with_recipe(_load_one(study, finding), flags)
+    rows = export_study(loaded, backbone, output, samples)
     _say([f"wrote {output}: {counted(rows, 'row')}; it names files and patients"], quiet=quiet)
     return {"output": str(output), "rows": rows}
 

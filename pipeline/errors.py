@@ -5,11 +5,16 @@ builtin that a Python caller would expect. The command line turns them into one
 line and an exit code; nothing else catches them.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class PipelineError(Exception):
     """Base of all errors that headrace raises on purpose."""
 
     exit_code = 1
+    #: JSON values that a command has in spite of it.
+    record: Mapping[str, Any] | None = None
 
 
 class StudyError(PipelineError, ValueError):
@@ -93,3 +98,13 @@ class UnknownNameError(PipelineError, KeyError):
     def __str__(self) -> str:
         """Show the message plainly: KeyError would put it in quotes."""
         return str(self.args[0])
+
+
+class FindingsError(PipelineError, RuntimeError):
+    """A stage failed for some findings of a study; it was run for all."""
+
+    def __init__(self, failures: Mapping[str, PipelineError], record: Mapping[str, Any]) -> None:
+        """Name each finding with its reason; the exit code is the one of the first."""
+        super().__init__("; ".join(f"{name}: {reason}" for name, reason in failures.items()))
+        self.exit_code = next(iter(failures.values())).exit_code
+        self.record = record

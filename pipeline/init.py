@@ -29,6 +29,8 @@ _PATIENT_PATTERNS = (
 _MOST = 0.95
 #: Names of files that are shown of each class.
 _SHOWN = 3
+#: Label of NIH's images without any finding.
+_NO_FINDING = "No Finding"
 _PREFERRED = "densenet121"
 
 
@@ -123,10 +125,12 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
 
     found, listing = _corrected(table, domain, notes)
     notes += _tree(table, listing)
-    if any("|" in item.label for item in listing.items):
+    labels = {item.label for item in listing.items}
+    several = table == "source" and any("|" in label for label in labels)
+    findings = {name.strip() for label in labels for name in label.split("|")} - {_NO_FINDING}
+    if several:
         notes.append(
-            f"[{table}] some labels are several findings: write what the classes are, such as "
-            'values = {normal = "No Finding", pneumonia = "*Pneumonia*"}'
+            "[source] some labels are several findings; written: each as a study of its own"
         )
     lines = [f"[{table}]", f"path = {seen(found.path)}"]
     if found.table:
@@ -143,7 +147,9 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
         lines.append(f"ignore = {json.dumps(found.ignore, ensure_ascii=False)}")
     if table == "source" and not found.split:
         lines.append("validation = 0.2              # held out by patient, stratified by class")
-    return [*lines, ""]
+    # Before the first table, where settings of the study stand.
+    above = [f"findings = {json.dumps(sorted(findings), ensure_ascii=False)}", ""]
+    return [*(above if several else []), *lines, ""]
 
 
 def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, Listing]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.words import composed, printable
@@ -27,9 +27,11 @@ _MAX_HUMAN_ERROR = 0.5  # a person who errs more often is worse than a coin
 _MOST_MEGAPIXELS = 1000  # 3 GB decoded
 _SEEDS = 2**31  # room for further seeds above the study's
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+#: Ending of a file of image names, as a value of ``split``.
+LIST = ".txt"
 #: Windows has no file of these names, whatever their ending.
 _DEVICES = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)
-_SETTINGS = {"name", "classes", "seed", "human_error", "exclude", "max_megapixels"}
+_SETTINGS = {"name", "classes", "findings", "seed", "human_error", "exclude", "max_megapixels"}
 _TABLES = {"source", "target", "test", "backbone", "head", "store", "subgroups"}
 _DOMAIN = {
     "path", "table", "images", "columns", "values", "domain", "split", "group", "attributes",
@@ -57,14 +59,17 @@ class ImageTable:
             hold a 1 where the image is of the class that the column is called. What is not
             named is looked for.
         values: By class, patterns of the cells of the label that mean it; empty: each text
-            is a class.
+            is a class. By finding, what this table calls it: a column, or a text of the label.
         domain: Text of the domain column in the rows that are taken; empty: all rows.
+        finding: The one that is the label, of images that have several; empty: none of them,
+            all images are taken without a label. None: each image has one class.
     """
 
     file: Path
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     domain: str = ""
+    finding: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +80,8 @@ class Domain:
         path: Folder of class folders or of ``.npy`` stacks, a ``.npz`` file, or where the
             paths of a table start.
         table: The table that lists the images, where there is one.
-        split: Which part of the data is taken, as they call it; ``given``: the source is
-            divided as they are. Empty: all of it.
+        split: Which part of the data is taken, as they call it, or a ``.txt`` file with the
+            names of its images; ``given``: the source is divided as they are. Empty: all of it.
         group: Regular expression for the patient id in a file's name, or with a ``/`` in it
             in the path below ``path``; its one group, or else the whole match, is the id.
             ``HEADER``: the patient id of DICOM files, hashed. None: as the table says, or
@@ -104,7 +109,7 @@ class Domain:
     @property
     def labelled(self) -> bool:
         """Whether its images have classes that are known."""
-        return True
+        return self.table is None or self.table.finding != ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +145,10 @@ class TargetDomain(Domain):
     @property
     def labelled(self) -> bool:
         """Whether its images have classes that are known."""
-        return self.labels != ABSENT
+        return self.labels != ABSENT and super().labelled
+
+
+_D = TypeVar("_D", bound=Domain)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +246,8 @@ class Study:
         concatenations: Of backbones; they have no features of their own.
         heads: What the study adds to the table of heads.
         classes: Class names in label order; None means the sorted names found.
+        findings: Of which an image may have several; each is a study of its own, see
+            :meth:`of_finding`, and this one has all images and no label.
         seed: From which every random choice is derived.
         store: Folder of the feature stores; see :attr:`store_root`.
         human_error: Share of the source's images that a person gets wrong, 0 to 0.5, known
@@ -254,6 +264,7 @@ class Study:
     concatenations: tuple[Concatenation, ...] = ()
     heads: tuple[CustomHead, ...] = ()
     classes: tuple[str, ...] | None = None
+    findings: tuple[str, ...] = ()
     seed: int = 0
     store: Path | None = None
     human_error: float | None = None
@@ -286,10 +297,36 @@ class Study:
         """Where the feature stores are: as the study says, the environment, or by default."""
         return self.store or Path(os.environ.get("HEADRACE_FEATURES") or "features")
 
+    def of_finding(self, finding: str) -> "Study":
+        """The study of one finding, over the images of which it is known whether they have it."""
+        return replace(
+            self.with_label(finding),
+            name=f"{self.name}/{_folder(finding)}",
+            classes=classes_of(finding),
+            findings=(),
+        )
+
+    def with_label(self, finding: str) -> "Study":
+        """The same images with this finding as their label; empty: without one."""
+        return replace(
+            self,
+            source=_with_label(self.source, finding),
+            targets=tuple(_with_label(target, finding) for target in self.targets),
+        )
+
     def with_recipe(self, **changed: str | None) -> "Study":
         """The same study with every backbone of another precision, say; None changes nothing."""
         given: dict[str, Any] = {name: value for name, value in changed.items() if value}
         return replace(self, backbones=tuple(replace(b, **given) for b in self.backbones))
+
+
+def _with_label(domain: _D, finding: str) -> _D:
+    return replace(domain, table=domain.table and replace(domain.table, finding=finding))
+
+
+def classes_of(finding: str) -> tuple[str, str]:
+    """Of the study of one finding: what an image is called without it, and with it."""
+    return f"not {finding}", finding
 
 
 def load_study(file: Path) -> Study:
@@ -312,6 +349,7 @@ def load_study(file: Path) -> Study:
         concatenations=_concatenations(table),
         heads=tuple(_head(name, below) for name, below in table.each("head").items()),
         classes=_classes(table),
+        findings=_findings(table),
         seed=seed or 0,
         store=_store(table),
         human_error=_human_error(table),
@@ -324,7 +362,11 @@ def load_study(file: Path) -> Study:
             "[subgroups] needs attributes of the images: write attributes = "
             '"patients.csv" below [source] or a target'
         )
-    return study
+    if not study.findings:
+        return study
+    if without := [d.name for d in study.domains if d.labelled and d.table is None]:
+        table.fail(f"findings are columns of a table: {without[0]} needs table = FILE")
+    return study.with_label("")
 
 
 def _parse(file: Path) -> dict[str, Any]:
@@ -430,14 +472,33 @@ def _study_name(study: _Table) -> str:
 
 
 def _classes(study: _Table) -> tuple[str, ...] | None:
-    classes = study.values.get("classes")
-    if classes is None:
-        return None
-    names = isinstance(classes, list) and all(isinstance(c, str) for c in classes)
-    labels = tuple(composed(name) for name in classes) if names else ()
-    if len(set(labels)) != len(labels) or len(labels) < 2:
-        study.fail(f"classes = {classes!r}: allowed is a list of two or more different names")
-    return labels
+    return _names(study, "classes", least=2) if "classes" in study.values else None
+
+
+def _findings(study: _Table) -> tuple[str, ...]:
+    if "findings" not in study.values:
+        return ()
+    if "classes" in study.values:
+        study.fail("it has findings and classes: write one of the two")
+    findings = _names(study, "findings", least=1)
+    folders = {study.name(_folder(finding), "findings:").casefold() for finding in findings}
+    if len(folders) < len(findings):
+        study.fail(f"findings = {[*findings]}: two of them would have one folder")
+    return findings
+
+
+def _names(study: _Table, key: str, *, least: int) -> tuple[str, ...]:
+    names = study.values[key]
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    different = tuple(dict.fromkeys(composed(name) for name in names)) if texts else ()
+    if len(different) < max(least, len(names) if texts else 0):
+        number = {1: "one", 2: "two"}[least]
+        study.fail(f"{key} = {names!r}: allowed is a list of {number} or more different names")
+    return different
+
+
+def _folder(finding: str) -> str:
+    return finding.replace(" ", "_")
 
 
 def _store(study: _Table) -> Path | None:
@@ -522,13 +583,20 @@ def _domain(table: _Table, name: str = "") -> dict[str, Any]:
     return {
         "path": _path(table, images),
         "table": images,
-        "split": table.get("split") or "",
+        "split": _split(table),
         "group": None if isinstance(group, dict) else group,
         "attributes": table.path("attributes", hint) or (images and images.file),
         "ignore": _ignore(table),
         "window": _window(table),
         "frame": table.get("frame", allowed=FRAMES),
     }
+
+
+def _split(table: _Table) -> str:
+    split = table.get("split") or ""
+    if not split.endswith(LIST):
+        return str(split)
+    return str(table.path("split", "allowed is a text file with a name of an image a line"))
 
 
 def _path(table: _Table, images: ImageTable | None) -> Path:

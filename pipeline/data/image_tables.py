@@ -16,7 +16,7 @@ from pipeline.data.class_folders import images_below
 from pipeline.data.items import NO_CLASS, Each, Item, Listing, in_turn
 from pipeline.data.tables import Row, check_header, fail, read_rows
 from pipeline.errors import StudyError
-from pipeline.study import COLUMNS, Domain, ImageTable
+from pipeline.study import COLUMNS, Domain, ImageTable, classes_of
 from pipeline.words import are, counted, printable
 
 _LOG = logging.getLogger(__name__)
@@ -29,7 +29,13 @@ _USUAL = {
     "domain": ("domain", "site", "hospital", "center", "centre", "institution"),
     "split": ("split", "fold", "subset", "partition"),
 }  # fmt: skip
-_ONE = {"1", "true", "yes"}
+_YES = ("1", "true", "yes")
+#: What the cell of a finding says; None: it is not known. -1 is the uncertain of CheXpert.
+_MARKS = {
+    **dict.fromkeys(_YES, True),
+    **dict.fromkeys(("0", "false", "no"), False),
+    **dict.fromkeys(("", "-1", "nan"), None),
+}
 
 
 def scan(domain: Domain, each: Each = in_turn) -> Listing:
@@ -46,15 +52,16 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     for row in table.rows():
         path = table.cell(row, "path")
         label = table.label(row) if domain.labelled else NO_CLASS
-        if label is None:
-            without_class += 1
-        elif (image := look_up.find(path)) is None:
+        without_class += label is None
+        if label is None and not table.finding:
+            continue
+        if (image := look_up.find(path)) is None:
             absent.append(path)
-        else:
-            patient, split = table.cell(row, "patient"), table.cell(row, "split")
-            item = replace(image, path=path, label=label, patient=patient, split=split)
-            if items.setdefault(image.file, item) != item:
-                fail(table.file, row.line, f"{printable(path)} has another row that differs")
+            continue
+        patient, split = table.cell(row, "patient"), table.cell(row, "split")
+        item = replace(image, path=path, label=label or NO_CLASS, patient=patient, split=split)
+        if items.setdefault(image.file, item) != item:
+            fail(table.file, row.line, f"{printable(path)} has another row that differs")
     if not items:
         why = f"; first: {printable(absent[0])}" if absent else ", or no row has a class"
         raise StudyError(
@@ -68,9 +75,10 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
             *(domain.path, printable(absent[0])),
         )
     if without_class:
+        why = f"{table.finding} is empty or -1" if table.finding else "without a class of the study"
         _LOG.warning(
-            "%s: %s of %s left out: without a class of the study",
-            *(domain.name, counted(without_class, "row"), table.file),
+            "%s: %s of %s left out: %s",
+            *(domain.name, counted(without_class, "row"), table.file, why),
         )
     ignored = Counter(found.ignored) + Counter({"not in the table": len(found.items) - len(items)})
     ordered = sorted(items.values(), key=lambda item: item.path)
@@ -114,11 +122,14 @@ def find_columns(
             columns[use] = (fits[0],)
     for use in ("path", "label") if labelled else ("path",):
         if use not in columns:
+            what, hint = use, f'columns = {{{use} = "NAME"}}'
+            if use == "label" and table.finding:
+                what, hint = repr(table.finding), f'values = {{{table.finding!r} = "NAME"}}'
             fail(
                 table.file,
                 header.line,
-                f"it is unclear which column is the {use}; the columns are {shown}. Write "
-                f'columns = {{{use} = "NAME"}} in the study',
+                f"it is unclear which column is the {what}; the columns are {shown}. "
+                f"Write {hint} in the study",
             )
     return columns
 
@@ -167,7 +178,11 @@ class _Table:
         self.file = domain.table.file
         self._rows = read_rows(self.file)
         header = next(self._rows, Row(1, []))
-        columns = find_columns(self._table, header, labelled=domain.labelled)
+        self.finding = self._table.finding or ""
+        self._names = self._table.values.get(self.finding, (self.finding,))
+        marks = [at for at, name in enumerate(header.cells) if name in self._names]
+        self._marks = marks if self.finding else []
+        columns = find_columns(self._table, header, labelled=domain.labelled and not self._marks)
         self._at = {use: header.cells.index(names[0]) for use, names in columns.items()}
         self._classes = {n: header.cells.index(n) for n in columns.get("label", ())}
 
@@ -197,9 +212,12 @@ class _Table:
 
     def label(self, row: Row) -> str | None:
         """The class of a row; None where it has none of those that are asked for."""
+        if self.finding:
+            present = self._has_finding(row)
+            return None if present is None else classes_of(self.finding)[present]
         values = self._table.values
         if len(self._classes) > 1:
-            fits = [k for k, at in self._classes.items() if _whole(row.cells[at]).lower() in _ONE]
+            fits = [k for k, at in self._classes.items() if _whole(row.cells[at]).lower() in _YES]
         elif values:
             cell = _whole(self.cell(row, "label"))
             fits = [k for k, texts in values.items() if any(fnmatchcase(cell, t) for t in texts)]
@@ -208,6 +226,22 @@ class _Table:
         if len(fits) > 1:
             fail(self.file, row.line, f"it is of {' and '.join(fits)}; allowed is one class a row")
         return fits[0] if fits else None
+
+    def _has_finding(self, row: Row) -> bool | None:
+        """Whether the finding is marked in its columns, or among texts with ``|`` between."""
+        if not self._marks:
+            texts = self.cell(row, "label").split("|")
+            found = any(fnmatchcase(text.strip(), n) for text in texts for n in self._names)
+            return found if any(texts) else None
+        marks = [self._mark(row, at) for at in self._marks]
+        return True if True in marks else None if None in marks else False
+
+    def _mark(self, row: Row, at: int) -> bool | None:
+        cell = _whole(row.cells[at]).lower()
+        if cell not in _MARKS:
+            told = f"{self.finding} is {printable(cell)!r}; allowed are 1, 0, and empty or -1"
+            fail(self.file, row.line, f"{told} where it is not known")
+        return _MARKS[cell]
 
 
 def _plain(name: str) -> str:

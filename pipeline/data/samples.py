@@ -230,6 +230,8 @@ def _without_unreadable(
         )
     window = window_of(domain, [found.depth for _, found in readable])
     reading = replace(readable[0][0].reading, window=window)
+    # Images of which a finding is not known: the rule above is the one of all findings.
+    readable = [pair for pair in readable if pair[0].label or not domain.labelled]
     return _KeyedDomain(
         domain=domain,
         items=tuple(_with_content(item, found, reading) for item, found in readable),
@@ -249,6 +251,8 @@ def _with_content(item: Item, found: RememberedFile, reading: Reading) -> Item:
 
 def _class_names(study: Study, domains: Sequence[_KeyedDomain]) -> tuple[str, ...]:
     """Class names in label order; every labelled domain must keep to those of the source."""
+    if not study.source.labelled:
+        return ()
     in_source = sorted({item.label for item in domains[0].items})
     classes = study.classes or tuple(in_source)
     if missing := sorted(set(classes) - set(in_source)):
@@ -310,6 +314,8 @@ def _split_source(
     given: NDArray[np.str_],
     seed: int,
 ) -> NDArray[np.str_]:
+    if not source.labelled:
+        return np.full(len(label), FIT)
     if isinstance(source.validation, float) and not source.is_given:
         split = split_by_patient(label, group, share=source.validation, seed=seed, names=classes)
         warn_classes(classes)

@@ -15,9 +15,10 @@ from types import MappingProxyType
 from pipeline.data import class_folders, image_tables, npy_stacks, npz_arrays
 from pipeline.data.items import Content, Each, Item, Listing, in_turn, is_hidden, list_folder
 from pipeline.data.patients import FIT, VALIDATION
+from pipeline.data.tables import read_lines
 from pipeline.errors import ImageError, StudyError
-from pipeline.study import GIVEN, Domain, SourceDomain
-from pipeline.words import counted, printable
+from pipeline.study import GIVEN, LIST, Domain, SourceDomain
+from pipeline.words import composed, counted, printable
 
 _LOG = logging.getLogger(__name__)
 #: Why an image is refused whose content is not what it was; the next run may take it.
@@ -135,6 +136,8 @@ def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listin
 
 def _of_split(domain: Domain, listing: Listing) -> Listing:
     """The images of the part that the domain asks for, with the splits of ours."""
+    if domain.split.endswith(LIST):
+        return _of_list(domain, listing)
     found = Counter(item.split for item in listing.items)
     if not domain.split and set(found) <= {""}:
         return listing
@@ -162,6 +165,17 @@ def _of_split(domain: Domain, listing: Listing) -> Listing:
     other = len(listing.items) - len(items)
     ignored = Counter(listing.ignored) + Counter({"of another split": other})
     return replace(listing, items=tuple(items), ignored=ignored)
+
+
+def _of_list(domain: Domain, listing: Listing) -> Listing:
+    """The images that a text file names, by their paths or the names of their files."""
+    names = set(read_lines(Path(domain.split)))
+    items = [i for i in listing.items if {composed(i.path), composed(Path(i.path).name)} & names]
+    if not items:
+        raise StudyError(f"{domain.name}: {domain.split} names no image of {domain.path}")
+    other = len(listing.items) - len(items)
+    ignored = Counter(listing.ignored) + Counter({"of another split": other})
+    return replace(listing, items=tuple(replace(item, split="") for item in items), ignored=ignored)
 
 
 def read_image(item: Item, key: bytes | None = None) -> Content:

@@ -49,6 +49,16 @@ def read_rows(file: Path) -> Iterator[Row]:
         yield row
 
 
+def read_lines(file: Path) -> tuple[str, ...]:
+    """The lines of a text file in composed Unicode form, without comments and blank ones.
+
+    Raises:
+        StudyError: It cannot be read, or is not UTF-8.
+    """
+    lines = _text(file).splitlines()
+    return tuple(composed(line) for line in lines if line.strip() and not line.startswith("#"))
+
+
 def check_header(file: Path, header: Row) -> None:
     """Refuse a table in which two columns have one name."""
     names = header.cells

@@ -124,7 +124,7 @@ def _read(results: Path) -> tuple[dict[str, ResultSet], tuple[str, ...]]:
     missing = []
     for name, (file, layout, _) in STAGES.items():
         try:
-            of_stage = read_set(results / file, name)
+            of_stage = read_set(_record_file(results, name), name)
             of_stage.check()
             if of_stage.record.get("schema") == layout:
                 sets[name] = of_stage
@@ -140,6 +140,13 @@ def _read(results: Path) -> tuple[dict[str, ResultSet], tuple[str, ...]]:
             "Start with headrace features STUDY, then headrace heads STUDY"
         )
     return sets, tuple(missing)
+
+
+def _record_file(results: Path, stage: str) -> Path:
+    """The features of several findings are stored once, for the whole study."""
+    file = results / STAGES[stage][0]
+    of_all = results.parent / file.name
+    return of_all if stage == "features" and of_all.exists() and not file.exists() else file
 
 
 # Blocks: what a section is made of, as the template takes them.
@@ -274,10 +281,10 @@ _STRIPS = (
 
 def _bookkeeping(results: Path, records: Records, missing: Sequence[str]) -> Block:
     table = Table(
-        title=f"Files in results/{results.name}",
+        title=f"Files in {results.as_posix()}",
         columns=(Column("stage"), Column("file"), Column("written (UTC)")),
         rows=tuple(
-            (name, STAGES[name][0], f"{_written(results / STAGES[name][0]):%Y-%m-%d %H:%M}")
+            (name, STAGES[name][0], f"{_written(_record_file(results, name)):%Y-%m-%d %H:%M}")
             for name in records
         ),
     )
@@ -299,7 +306,7 @@ def contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each sign that records are of different data, or older than the study."""
     files = {name: STAGES[name][0] for name in records}
     for name, record in records.items():
-        if record["study"] != study.name:
+        if record["study"] not in (study.name, study.name.rpartition("/")[0]):
             yield f"{files[name]} is of the study {record['study']}, not of {study.name}"
     by_file = {"the study file": list(study.classes)} if study.classes else {}
     by_file |= {files[name]: r["classes"] for name, r in records.items() if "classes" in r}

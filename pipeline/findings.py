@@ -1,0 +1,119 @@
+"""One table over the findings of a study, from the results that a stage has of each.
+
+A study with several findings an image is one study for each. Where many are looked at, some
+p values are small by chance: they are adjusted over all rows of the table (Holm).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from pipeline.evaluation.auroc import delong, paired_delong
+from pipeline.evaluation.paired_tests import holm
+from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
+from pipeline.shift.stage import HEAD, SHIFT_PROBABILITIES
+from pipeline.study import SOURCE, Study
+
+Record = dict[str, Any]
+
+
+def compare_findings(stage: str, study: Study, records: Mapping[str, Record]) -> Record:
+    """The table over the findings of one run of a stage.
+
+    Args:
+        stage: A key of ``ROWS``.
+        study: With findings.
+        records: Of the stage, by finding.
+
+    Returns:
+        ``rows``, each with ``p`` and ``p_adjusted``, None where it cannot be tested.
+    """
+    rows = [
+        {"finding": finding, **row}
+        for finding, record in records.items()
+        for row in ROWS[stage](study.of_finding(finding), record)
+    ]
+    tested = [row for row in rows if row["p"] is not None]
+    adjusted = iter(holm([row["p"] for row in tested]).tolist())
+    rows = [{**row, "p_adjusted": row["p"] and next(adjusted)} for row in rows]
+    return {"study": study.name, "stage": stage, "rows": rows}
+
+
+def _of_heads(study: Study, record: Record) -> Iterator[Record]:
+    """Of each domain the AUROC of the best head by validation, tested against 0.5."""
+    predictions = read_predictions(study.results / PROBABILITIES)
+    for entry in record["backbones"]:
+        kept = predictions[entry["backbone"]]
+        proba = {name: values for (name, _), values in kept.proba.items()}
+        for domain in entry["domains"]:
+            best = domain["rows"][0]
+            rows = (kept.domain == domain["domain"]) & (kept.split == domain["role"])
+            label, score = kept.label[rows], proba[best["head"]][rows, 1]
+            p = None
+            with suppress(ValueError):  # too few patients
+                chance = np.full(len(score), 1 / 2)
+                p = paired_delong(label, score, chance, group=kept.patient[rows])
+            yield {
+                "backbone": entry["backbone"],
+                "domain": domain["domain"],
+                "role": domain["role"],
+                "images": domain["images"],
+                "positive": int(label.sum()),
+                "head": best["head"],
+                "auroc": best["scores"].get("auroc"),
+                "p": p,
+            }
+
+
+def _of_shift(study: Study, record: Record) -> Iterator[Record]:
+    """The AUROC that is lost from the source to each labelled target, tested against 0."""
+    predictions = read_predictions(study.results / SHIFT_PROBABILITIES)
+    for entry in record["targets"]:
+        if not entry["labelled"]:
+            continue
+        p = None
+        with suppress(ValueError):
+            p = _p_of_loss(predictions[entry["backbone"]], entry["target"])
+        yield {
+            "backbone": entry["backbone"],
+            "target": entry["target"],
+            "source_auroc": entry["auroc"]["source"],
+            "target_auroc": entry["auroc"]["target"],
+            "loss": next((e for e in entry["effects"] if e["name"] == "auroc_loss"), None),
+            "p": p,
+        }
+
+
+def _of_audit(_: Study, record: Record) -> Iterator[Record]:
+    """Each test for a shortcut."""
+    for finding in record["findings"]:
+        if "p_adjusted" in finding["values"]:
+            values = finding["values"]
+            yield {key: finding[key] for key in ("where", "check")} | {
+                "auc": values["auc"],
+                "p": values["p"],
+            }
+
+
+#: By stage, what makes the rows of one finding of its record.
+ROWS: Mapping[str, Callable[[Study, Record], Iterator[Record]]] = MappingProxyType(
+    {"heads": _of_heads, "shift": _of_shift, "audit": _of_audit}
+)
+
+
+def _p_of_loss(kept: Predictions, target: str) -> float | None:
+    """Two-sided p of "source and target have one AUROC"; their patients are not the same."""
+    areas, variances = [], []
+    for name in (SOURCE, target):
+        rows = kept.domain == name
+        score = kept.proba[HEAD][rows, 1]
+        area, variance = delong(kept.label[rows], score[None], group=kept.patient[rows])
+        areas.append(area.item())
+        variances.append(variance.item())
+    if not any(variances):  # all images are ordered rightly on both sides
+        return None
+    return float(2 * norm.sf(abs(areas[0] - areas[1]) / np.sqrt(sum(variances))))

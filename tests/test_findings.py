@@ -1,0 +1,117 @@
+"""Several findings an image: every stage runs for each, over the images that it is known of."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+from pipeline.data.samples import UNLABELLED, load_samples
+from pipeline.evaluation.paired_tests import holm
+from pipeline.study import load_study
+from tests.image_files import encoded
+from tests.tiny import install_tiny_backbone
+
+#: The target is of another data set: texts with ``|`` between, and another name for a finding.
+STUDY = """\
+name = "chest"
+findings = ["Edema", "Pleural Effusion"]
+[source]
+table = "a/train.csv"
+group = '(patient\\d+)/'
+[target.nih]
+table = "b/entries.csv"
+values = {"Pleural Effusion" = "Effusion"}
+[store]
+path = "features"
+[backbone.tiny]
+"""
+ENGINE = ["--engine", "torch", "--device", "cpu"]
+
+
+def write_image(path: str, *, edema: bool, effusion: bool) -> None:
+    """Edema is bright; an effusion makes the lower half brighter."""
+    rng = np.random.default_rng(list(path.encode()))
+    pixels = rng.normal(90 + 50 * edema, 25, (40, 40))
+    pixels[20:] += 40 * effusion
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(encoded(np.clip(pixels, 0, 255).astype(np.uint8), "PNG"))
+
+
+@pytest.fixture
+def study_file(tmp_path, monkeypatch) -> Path:
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines, entries = ["Path,Edema,Pleural Effusion"], ["Image Index,Finding Labels,Patient ID"]
+    for i in range(120):
+        edema, effusion = i // 2 % 2 == 1, i // 4 % 2 == 1
+        write_image(f"a/patient{i // 2:03}/{i:03}.png", edema=edema, effusion=effusion)
+        # Of the last twelve effusion is not known.
+        mark = float(effusion) if i < 108 else ("", "-1.0")[i % 2]
+        lines.append(f"a/patient{i // 2:03}/{i:03}.png,{float(edema)},{mark}")
+        write_image(f"b/images/{i:05}.png", edema=edema, effusion=effusion)
+        texts = ["Edema"] * edema + ["Effusion"] * effusion or ["No Finding"]
+        entries.append(f"{i:05}.png,{'|'.join(texts)},{i // 2}")
+    Path("a/train.csv").write_text("\n".join(lines))
+    Path("b/entries.csv").write_text("\n".join(entries))
+    Path("study.toml").write_text(STUDY)
+    return Path("study.toml")
+
+
+def run(*arguments: str) -> str:
+    """What a command prints; it must end well."""
+    result = CliRunner().invoke(main, [*arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_every_stage_runs_for_each_finding(study_file):
+    """One extraction for all; then heads, audit, shift, a page, and a model that predicts."""
+    assert "240 computed" in run("features", "study.toml", *ENGINE)
+    run("audit", "study.toml", "--no-shortcuts")
+    shown = run("heads", "study.toml", "--quick", "--only", "linear,prior", "--no-figures")
+    assert "chest/Edema on tiny, classes not Edema, Edema" in shown
+    shifted = json.loads(run("shift", "study.toml", "--quick", "--no-figures", "--json"))
+    assert set(shifted["findings"]) == {"Edema", "Pleural Effusion"}
+    run("report", "study.toml")
+    for name in ("Edema", "Pleural_Effusion"):
+        assert Path(f"results/chest/{name}/report.html").is_file()
+    for stage, rows in (("heads", 4), ("shift", 2), ("audit", 8)):
+        table = json.loads(Path(f"results/chest/findings_{stage}.json").read_text())["rows"]
+        assert len(table) == rows
+        p = [(row["p"], row["p_adjusted"]) for row in table if row["p"] is not None]
+        assert [adjusted for _, adjusted in p] == pytest.approx(holm([raw for raw, _ in p]))
+    model = "results/chest/Pleural_Effusion/heads/tiny/linear"
+    predicted = run("predict", "--model", model, "b/images/00004.png", *ENGINE)
+    assert "Pleural Effusion" in predicted
+
+
+def test_an_image_counts_for_a_finding_that_is_known_of_it(study_file):
+    """The study itself has all images and no label; what is empty or -1 is left out and said."""
+    study = load_study(study_file)
+    samples, _ = load_samples(study)
+    assert len(samples) == 240
+    assert set(samples.label) == {UNLABELLED}
+    for finding, source in (("Edema", 120), ("Pleural Effusion", 108)):
+        samples, _ = load_samples(study.of_finding(finding))
+        assert samples.classes == (f"not {finding}", finding)
+        assert (samples.domain == "source").sum() == source
+        assert (samples.domain == "nih").sum() == 120
+        assert samples.label[samples.domain == "nih"].mean() == 0.5
+
+
+def test_a_finding_that_fails_does_not_cost_the_others(study_file):
+    """It is named, and the command fails at the end."""
+    study_file.write_text(STUDY.replace('"Edema",', '"Edema", "Hernia",'))
+    table = Path("a/train.csv").read_text().replace("Path,", "Path,Hernia,").splitlines()
+    lines = [table[0], *(line.replace(".png,", ".png,0,") for line in table[1:])]
+    Path("a/train.csv").write_text("\n".join(lines))
+    run("features", "study.toml", *ENGINE)
+    arguments = ["heads", "study.toml", "--quick", "--only", "prior", "--no-figures"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "Error: Hernia: [source] a has no image of class 'Hernia'" in result.output
+    assert "finding 3 of 3: Pleural Effusion" in result.output
+    assert Path("results/chest/Pleural_Effusion/heads.json").is_file()
