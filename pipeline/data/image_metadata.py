@@ -50,7 +50,9 @@ def split_jpeg(data: bytes) -> tuple[bytes, int]:
         if _is_needed(marker, body):
             kept.append(data[at:end])
         at = end
-    return b"".join([*kept, data[at:]]), _orientation(exif, xmp)
+    if sum(map(len, kept)) < at:  # a file from which nothing is cut is not copied either
+        data = b"".join([*kept, memoryview(data)[at:]])
+    return data, _orientation(exif, xmp)
 
 
 def split_png(data: bytes) -> tuple[bytes, int]:

@@ -306,7 +306,9 @@ def plain_jpeg(data: bytes, reading: Reading = _DEFAULT) -> tuple[bytes, int, in
     except Exception:  # noqa: BLE001 - `decode` has the reason
         return None
     ordinary = image.mode in ("L", "RGB") and image.info.get("adobe_transform", 1) == 1
-    return (split_jpeg(data)[0], orientation, image.width * image.height) if ordinary else None
+    assert isinstance(image, JpegImageFile)  # noqa: S101 - by its first bytes
+    assert isinstance(image.fp, io.BytesIO)  # noqa: S101 - open_image made it
+    return (image.fp.getvalue(), orientation, image.width * image.height) if ordinary else None
 
 
 def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:

@@ -5,11 +5,12 @@ Nothing here imports torch before a network is built.
 """
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.images import PixelPolicy
@@ -151,11 +152,10 @@ def _identity() -> "torch.nn.Module":
 def _densenet121(state: State, *, channels: int = 3) -> "torch.nn.Module":
     """DenseNet121; its pooled feature is after the final ReLU, as its ``forward`` has it."""
     from torch import nn
-    from torchvision.models import densenet121
 
     # Files published before 2018 say norm.1 where the module is now called norm1.
     old = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
-    network = densenet121(weights=None)
+    network = _torchvision().densenet121(weights=None)
     if channels != 3:
         first = network.features.conv0
         network.features.conv0 = nn.Conv2d(channels, first.out_channels, 7, 2, 3, bias=False)
@@ -182,18 +182,16 @@ def _googlenet(state: State) -> "torch.nn.Module":
     ``transform_input`` is part of the network: torchvision sets it only when it is
     given its own ``weights=``, and without it features move by 129 % in norm.
     """
-    from torchvision.models import googlenet
-
-    network = googlenet(weights=None, transform_input=True, aux_logits=False, init_weights=False)
+    network = _torchvision().googlenet(
+        weights=None, transform_input=True, aux_logits=False, init_weights=False
+    )
     _load(network, {k: t for k, t in state.items() if not k.startswith("aux")}, "fc")
     network.dropout = _identity()
     return network  # type: ignore[no-any-return]
 
 
 def _resnet50(state: State) -> "torch.nn.Module":
-    from torchvision.models import resnet50
-
-    network = resnet50(weights=None)
+    network = _torchvision().resnet50(weights=None)
     _load(network, state, "fc")
     return network  # type: ignore[no-any-return]
 
@@ -251,7 +249,29 @@ def _timm_network(name: str, state: State) -> "torch.nn.Module":
     return network  # type: ignore[no-any-return]
 
 
+def _torchvision() -> Any:
+    """``torchvision.models``, in a tenth of the time.
+
+    An operator of torchvision's that no backbone here has imports torch's compiler to ask whether
+    it may be compiled, which takes longer than torch itself. Meanwhile there is none.
+    """
+    names = ("torch._dynamo", "torch._dynamo.utils")
+    if "torchvision" not in sys.modules and names[0] not in sys.modules:
+        compiler, utils = (ModuleType(name) for name in names)
+        vars(utils)["is_compile_supported"] = lambda _: False
+        sys.modules |= dict(zip(names, (compiler, utils), strict=True))
+        try:
+            import torchvision  # noqa: F401
+        finally:
+            for name in names:
+                del sys.modules[name]
+    from torchvision import models
+
+    return models
+
+
 def _require_timm() -> Any:
+    _torchvision()  # timm imports it
     try:
         import timm
     except ImportError as cause:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -42,7 +43,7 @@ class _Picture(NamedTuple):
     """A JPEG file as it goes to the device; ``content`` decodes it on the CPU if need be."""
 
     content: Content
-    jpeg: bytes
+    jpeg: Tensor
     orientation: int
     size: int
 
@@ -95,7 +96,9 @@ def _read(key: bytes, item: Item, policy: PixelPolicy) -> _Picture | Pixels | st
         # Only files of images have it; rows of stacks are pixels already.
         data = getattr(content, "data", b"")
         if plain := plain_jpeg(data, item.reading):
-            return _Picture(content, *plain)
+            jpeg, *rest = plain
+            # numpy copies without Python's lock, under which a large file would hold up all.
+            return _Picture(content, torch.from_numpy(np.frombuffer(jpeg, np.uint8).copy()), *rest)
         return content.pixels(policy)
     except ImageError as reason:
         return str(reason)
@@ -163,13 +166,12 @@ class _DeviceDecoder:
         for same in by_shape.values():
             for group in _divided(same, [image.numel() for _, image in same], _RESIZED_AT_ONCE):
                 square = _fitted(torch.stack([image for _, image in group]), self._policy)
-                for (row, _), one in zip(group, square.permute(0, 2, 3, 1), strict=True):
-                    pixels[row] = one  # grey fills three channels
+                rows = torch.tensor([row for row, _ in group])
+                pixels[rows] = square.permute(0, 2, 3, 1)  # grey fills three channels
         return left
 
-    def _decoded(self, files: list[bytes]) -> list[Tensor | None]:
+    def _decoded(self, encoded: list[Tensor]) -> list[Tensor | None]:
         """Uint8 images ``(channels, height, width)``; None for what is not decoded here."""
-        encoded = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
         with suppress(RuntimeError):
             return list(self._decode(encoded))
         images: list[Tensor | None] = []

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -35,6 +36,7 @@ _LARGEST_CUDA_BATCH = 256
 #: Of the free memory of a GPU; what DenseNet121 takes for a pixel of a picture in fp32, and more.
 _SHARE_OF_MEMORY, _BYTES_PER_PIXEL = 0.5, 640
 COMPILING = ("auto", "never", "always")
+_NO_CUDA = "no CUDA device is here: use --device cpu, or leave it at auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +160,23 @@ def check_engine(choice: EngineChoice) -> None:
         raise EngineError('OpenVINO is not installed: pip install "headrace[cpu]"')
     if choice.batch_size is not None and choice.batch_size < 1:
         raise EngineError(f"batch size {choice.batch_size}: allowed is 1 or more")
-    if choice.device == "cuda" and not _has_cuda():
-        raise EngineError("no CUDA device is here: use --device cpu, or leave it at auto")
+    if choice.device == "cuda" and not _has_driver():
+        raise EngineError(_NO_CUDA)
+
+
+def load_early(choice: EngineChoice) -> None:
+    """Begin to load torch and the libraries of a GPU, where one will be used, in a thread.
+
+    They take seconds, in which the files can be read.
+    """
+
+    def load() -> None:
+        from pipeline.features.torch_engine import load_cuda
+
+        load_cuda()
+
+    if choice.device != "cpu" and choice.engine != "openvino" and _has_driver():
+        Thread(target=load, name="load").start()
 
 
 def resolve_engine(
@@ -181,6 +198,8 @@ def resolve_engine(
     device = choice.device
     if device == "auto":
         device = "cuda" if choice.engine != "openvino" and _has_cuda() else "cpu"
+    elif device == "cuda" and not _has_cuda():
+        raise EngineError(_NO_CUDA)
     if precision == "tf32" and device != "cuda":
         raise EngineError(f"tf32 is a precision of CUDA devices, not of {device}: use fp32")
     fits = device == "cpu" and precision == "fp32"
@@ -297,13 +316,21 @@ def _has_openvino() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+def _has_driver() -> bool:
+    """Whether a GPU may be here; torch is not imported to know it."""
+    if "rocm" in version("torch"):
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def _has_cuda() -> bool:
-    """Whether torch has a CUDA device. Torch is imported only where a driver is here."""
-    if "torch" not in sys.modules and "rocm" not in version("torch"):
-        try:
-            ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        except OSError:
-            return False
+    """Whether torch has a CUDA device."""
+    if not _has_driver():
+        return False
     import torch
 
     return torch.cuda.is_available()

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -46,6 +47,7 @@ from pipeline.features.engines import (
     check_engine,
     empty_batch,
     fallback_note,
+    load_early,
     resolve_engine,
     start_engine,
 )
@@ -125,6 +127,8 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     """
     options = options or ExtractOptions()
     check_engine(options.engine)
+    if not study.store_root.is_dir():  # otherwise there may be nothing to compute
+        load_early(options.engine)
     samples, unreadable = load_samples(study, options.samples)
     _log_duplicates(samples)
     prepare(study.results)
@@ -229,15 +233,18 @@ def fill_store(
     engine = resolve_engine(engine, precision, images=len(missing), size=policy.size)
     unusable: dict[bytes, str] = {}
     batches = _decoded(missing, policy, unusable, engine)
-    first = _first_usable(batches)
-    if not first:  # no engine is started for images that are all unusable
-        return unusable
     converted = ConvertedNetwork(
         store.path.parent, fingerprint=store.recipe.fingerprint, weights=file_digest(weights)
     )
-    with closing(
-        start_engine(build, engine, precision, converted=converted, images=len(missing))
-    ) as started:
+    with ThreadPoolExecutor(1, "first batch") as meanwhile:
+        decoding = meanwhile.submit(_first_usable, batches)
+        # A GPU takes seconds to start; on a CPU no network is built where no image is usable.
+        if engine.device == "cpu" and not decoding.result():
+            return unusable
+        started = start_engine(build, engine, precision, converted=converted, images=len(missing))
+    with closing(started):
+        if not (first := decoding.result()):
+            return unusable
         _LOG.info("%s: %s", title, started.description)
         if note := fallback_note(started):
             _LOG.warning("%s", note)

@@ -28,8 +28,9 @@ _LOG = logging.getLogger(__name__)
 #: What compiling costs, and the share of the network's time that it saves: DenseNet121 on an
 #: H100 took 45 s, and ran at twice the rate.
 _COMPILE_SECONDS, _COMPILE_SAVES = 60.0, 0.4
-#: Before the rate is measured: cuDNN tries its algorithms on the first batch.
-_WARM_UP = 2
+#: What it costs that cuDNN tries its algorithms, and the share of the network's time that it
+#: saves.
+_TRIAL_SECONDS, _TRIAL_SAVES = 6.0, 0.15
 
 
 class TorchEngine:
@@ -69,9 +70,12 @@ class TorchEngine:
             (self.batch_size, network.size, network.size, 3), dtype=torch.uint8, device=self._device
         )
         with torch.inference_mode():
-            compiled = self._compile_if_it_pays(example, compiling, images)
             if not self._on_cuda:
-                return compiled
+                return self._compiled(example, compiling) if compiling == "always" else ""
+            to_come = self._seconds_per_batch(example) * images / self.batch_size
+            torch.backends.cudnn.benchmark = to_come * _TRIAL_SAVES > _TRIAL_SECONDS
+            pays = compiling == "auto" and to_come * _COMPILE_SAVES > _COMPILE_SECONDS
+            compiled = self._compiled(example, compiling) if pays or compiling == "always" else ""
             try:
                 self._network = _CudaGraph(self._network, example)
             except RuntimeError as cause:  # a network that waits for the device in its midst
@@ -79,12 +83,7 @@ class TorchEngine:
                 return compiled
             return f"{compiled}, CUDA graph"
 
-    def _compile_if_it_pays(self, example: Tensor, compiling: str, images: int) -> str:
-        if compiling == "never" or (compiling == "auto" and not self._on_cuda):
-            return ""
-        saved = _COMPILE_SAVES * self._seconds_per_batch(example) * images / self.batch_size
-        if compiling == "auto" and saved < _COMPILE_SECONDS:
-            return ""
+    def _compiled(self, example: Tensor, compiling: str) -> str:
         try:
             compiled = torch.compile(self._network)
             compiled(example)
@@ -98,17 +97,12 @@ class TorchEngine:
         return ", compiled"
 
     def _seconds_per_batch(self, example: Tensor) -> float:
-        for _ in range(_WARM_UP):
-            self._network(example)
-        self._synchronise()
+        self._network(example)  # loads its kernels
+        torch.cuda.synchronize()
         start = time.perf_counter()
         self._network(example)
-        self._synchronise()
+        torch.cuda.synchronize()
         return time.perf_counter() - start
-
-    def _synchronise(self) -> None:
-        if self._on_cuda:
-            torch.cuda.synchronize()
 
     def submit(self, batch: Any) -> Wait:
         """See :class:`pipeline.features.engines.Engine`; also takes a tensor on the device."""
@@ -179,8 +173,7 @@ class _CudaGraph:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                network(example)
+            network(example)  # cuDNN tries its algorithms, and memory is found
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # Threads that decode may allocate pinned memory meanwhile.
@@ -192,6 +185,13 @@ class _CudaGraph:
         self._pixels.copy_(pixels)
         self._graph.replay()
         return self._features
+
+
+def load_cuda() -> None:
+    """Load what every network needs on a GPU: its context, and cuDNN by one convolution."""
+    if torch.cuda.is_available():
+        image = torch.zeros((1, 3, 16, 16), device="cuda")
+        torch.nn.functional.conv2d(image, image[:, :, :3, :3])
 
 
 def pinned_empty(shape: tuple[int, ...], dtype: Any = None) -> Any:  # noqa: ARG001 - as numpy's
@@ -208,7 +208,7 @@ def _on_device(batch: Any, device: torch.device) -> Tensor:
 
 def _set_precision(precision: str) -> None:
     """Set what torch leaves to defaults: cuDNN would use TF32 by itself."""
-    torch.backends.cudnn.benchmark = True  # batches have one shape
+    torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
