@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.data import npz_arrays
 from pipeline.data.dicom import is_dicom
-from pipeline.data.image_tables import find_columns
+from pipeline.data.image_tables import find_columns, several_findings
 from pipeline.data.images import HEAD_BYTES
 from pipeline.data.items import Item, Listing, read_file
 from pipeline.data.layouts import wrong_layout
@@ -29,8 +29,6 @@ _PATIENT_PATTERNS = (
 _MOST = 0.95
 #: Names of files that are shown of each class.
 _SHOWN = 3
-#: Label of NIH's images without any finding.
-_NO_FINDING = "No Finding"
 _PREFERRED = "densenet121"
 
 
@@ -49,8 +47,12 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     notes: list[str] = []
     for name in backbones:
         check_backbone_name(name)
-    lines = [f"name = {_quoted(_study_name(output))}", "seed = 0", ""]
-    for table, domain in _domains(data):
+    lines = [f"name = {_quoted(_study_name(output))}", "seed = 0"]
+    if findings := _findings(data[0]):
+        notes.append("[source] images have several findings; each is a study of its own")
+        lines.append(f"findings = {json.dumps(findings, ensure_ascii=False)}")
+    lines.append("")
+    for table, domain in _domains(data, "" if findings else None):
         lines += _domain_lines(table, domain, output, notes)
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -83,10 +85,15 @@ def _folder_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-") or "study"
 
 
-def _domains(data: Sequence[Path]) -> Iterator[tuple[str, Domain]]:
+def _findings(path: Path) -> list[str]:
+    is_table = path.is_file() and not npz_arrays.is_archive(path)
+    return several_findings(path) if is_table else []
+
+
+def _domains(data: Sequence[Path], finding: str | None) -> Iterator[tuple[str, Domain]]:
     """``source``, then ``target.NAME`` or ``test.NAME``; equal names get a number."""
     names: list[str] = []
-    for wanted, domain in (found for path in data for found in _domains_of(path)):
+    for wanted, domain in (found for path in data for found in _domains_of(path, finding)):
         if not names:
             names.append("source")
             yield "source", domain
@@ -98,7 +105,7 @@ def _domains(data: Sequence[Path]) -> Iterator[tuple[str, Domain]]:
         yield f"{'test' if domain.split == 'test' else 'target'}.{_key(name)}", domain
 
 
-def _domains_of(path: Path) -> Iterator[tuple[str, Domain]]:
+def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]:
     """A folder; the splits of a ``.npz`` file; the hospitals of a table."""
     if not path.is_file():
         yield _folder_name(path.resolve().name), Domain(path=path)
@@ -111,7 +118,9 @@ def _domains_of(path: Path) -> Iterator[tuple[str, Domain]]:
     else:
         rows = read_rows(path)
         header = next(rows, Row(1, []))
-        table = ImageTable(file=path, columns=find_columns(ImageTable(file=path), header))
+        table = ImageTable(file=path, finding=finding)
+        labelled = Domain(path=path, table=table).labelled
+        table = replace(table, columns=find_columns(table, header, labelled=labelled))
         at = [header.cells.index(name) for name in table.columns.get("domain", ())]
         for hospital in dict.fromkeys(row.cells[at[0]] if at else "" for row in rows):
             domain = Domain(path=path.parent, table=replace(table, domain=hospital))
@@ -125,13 +134,6 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
 
     found, listing = _corrected(table, domain, notes)
     notes += _tree(table, listing)
-    labels = {item.label for item in listing.items}
-    several = table == "source" and any("|" in label for label in labels)
-    findings = {name.strip() for label in labels for name in label.split("|")} - {_NO_FINDING}
-    if several:
-        notes.append(
-            "[source] some labels are several findings; written: each as a study of its own"
-        )
     lines = [f"[{table}]", f"path = {seen(found.path)}"]
     if found.table:
         columns = found.table.columns.items()
@@ -147,9 +149,7 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
         lines.append(f"ignore = {json.dumps(found.ignore, ensure_ascii=False)}")
     if table == "source" and not found.split:
         lines.append("validation = 0.2              # held out by patient, stratified by class")
-    # Before the first table, where settings of the study stand.
-    above = [f"findings = {json.dumps(sorted(findings), ensure_ascii=False)}", ""]
-    return [*(above if several else []), *lines, ""]
+    return [*lines, ""]
 
 
 def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, Listing]:
@@ -171,7 +171,8 @@ def _tree(table: str, listing: Listing) -> Iterator[str]:
     names: dict[str, list[str]] = {}
     for item in listing.items:
         names.setdefault(printable(item.label), []).append(PurePosixPath(item.path).name)
-    yield f"[{table}] {counted(len(listing.items), 'image')}, classes: {', '.join(names)}"
+    classes = f", classes: {', '.join(names)}" if any(names) else ""
+    yield f"[{table}] {counted(len(listing.items), 'image')}{classes}"
     width = max(len(name) for name in names)
     for name, files in names.items():
         shown = [*map(printable, files[:_SHOWN]), *(["..."] if len(files) > _SHOWN else [])]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from pipeline.data.class_folders import images_below
 from pipeline.data.items import NO_CLASS, Each, Item, Listing, in_turn
@@ -132,6 +132,25 @@ def find_columns(
                 f"Write {hint} in the study",
             )
     return columns
+
+
+def several_findings(file: Path) -> list[str]:
+    """Findings that the images of a table seem to have several of; none where each has a class.
+
+    They are texts of the label with ``|`` between, or columns that hold marks alone.
+    """
+    header, *rows = [*read_rows(file)] or [Row(1, [])]
+    columns = dict(zip(header.cells, zip(*(row.cells for row in rows), strict=True), strict=False))
+    for name, cells in columns.items():
+        if _plain(name) in _USUAL["label"]:
+            texts = {text.strip() for cell in cells for text in cell.split("|")}
+            return sorted(texts - {"No Finding", ""}) if any("|" in c for c in cells) else []
+    marks = {name: [_whole(cell).lower() for cell in cells] for name, cells in columns.items()}
+    marks = {n: m for n, m in marks.items() if set(m) <= {*_MARKS} and set(m) & {*_YES}}
+    is_class = all(
+        sum(mark in _YES for mark in row) == 1 for row in zip(*marks.values(), strict=True)
+    )
+    return [] if is_class else [*marks]
 
 
 class _Lookup:

@@ -161,6 +161,48 @@ def test_the_splits_of_a_table_are_taken_when_asked_for(root, caplog):
 
 
 @pytest.mark.parametrize(
+    ("text", "values", "labels"),
+    [
+        ("path,X\na/1.png,1.0\na/2.png,no\nb/3.png,-1.0\nb/1.png,\n", {}, ["X", "not X", "", ""]),
+        ("path,x-ray\na/1.png,1\na/2.png,0\n", {"X": ("x-ray",)}, ["X", "not X"]),
+        ("path,a,b\na/1.png,1,\na/2.png,0,\nb/3.png,0,0\n", {"X": ("a", "b")}, ["X", "", "not X"]),
+        ("path,label\na/1.png,Y|X\na/2.png,XX|Y\nb/3.png,\n", {}, ["X", "not X", ""]),
+        ("path,label\na/1.png,Y|x1\na/2.png,No\n", {"X": ("x*",)}, ["X", "not X"]),
+    ],
+)
+def test_a_finding_is_read_from_its_columns_or_from_texts(root, text, values, labels):
+    """Present, absent, or an image without a label where it is not known."""
+    items = {i.path: i.label for i in scan(domain(root, text, values=values, finding="X")).items}
+    assert [items[path] for path in ROOT if path in items] == labels
+
+
+def test_the_part_of_a_list_file_is_taken(root):
+    """By path or name; a list of other images is refused."""
+    text = "path,label\na/1.png,x\na/2.png,y\nb/3.png,x\n"
+    names = root.parent / "list.txt"
+    names.write_text("# of the test part\na/1.png\n\n3.png\n")
+    listing = scan(domain(root, text, split=str(names)))
+    assert [item.path for item in listing.items] == ["a/1.png", "b/3.png"]
+    assert listing.ignored["of another split"] == 1
+    names.write_text("9.png")
+    with pytest.raises(StudyError, match=r"list\.txt names no image of .*images"):
+        scan(domain(root, text, split=str(names)))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("path,X\na/1.png,2\n", r"line 2: X is '2'; allowed are 1, 0, and empty or -1 where"),
+        ("path,Y\na/1.png,1\n", r"which column is the 'X'; .* path, Y\. Write values = \{'X'"),
+    ],
+)
+def test_a_finding_that_cannot_be_read_is_refused(root, text, sentence):
+    """A slip, and a name that no column has."""
+    with pytest.raises(StudyError, match=sentence):
+        scan(domain(root, text, finding="X"))
+
+
+@pytest.mark.parametrize(
     ("text", "sentence"),
     [
         ("", r"line 1: it is unclear which column is the path; the columns are nothing"),
