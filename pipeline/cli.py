@@ -180,9 +180,13 @@ def _default_store() -> Path:
 
 
 def _load(file: Path) -> Any:
+    from pipeline.features.backbones import check_backbone_name
     from pipeline.study import load_study
 
-    return load_study(file)
+    study = load_study(file)
+    for choice in study.backbones:
+        check_backbone_name(choice.name)
+    return study
 
 
 def _with_recipe(study: Any, flags: dict[str, Any]) -> Any:

@@ -233,12 +233,14 @@ def _mean(fit: Fit) -> Proba:
 def _fitting(
     features: FeatureTable, specs: Mapping[str, HeadSpec], study: Study, options: CompareOptions
 ) -> Fitting:
+    data = features.domain(SOURCE, FIT)
     return Fitting(
-        features.domain(SOURCE, FIT),
+        data,
         specs,
         seeds=_seeds(study, options),
         preprocessing=partial(make_preprocessing, options.preprocessing, features.widths),
         limit=options.time_limit,
+        views=None if features.views is None else features.views[data.row],
     )
 
 
@@ -254,7 +256,8 @@ def _keys(
     features: FeatureTable, specs: Mapping[str, HeadSpec], study: Study, options: CompareOptions
 ) -> dict[str, str]:
     """What each fit depends on; see :func:`pipeline.heads.fit_cache.fit_key`."""
-    data, seeds = data_digest(features.samples, features.X), _seeds(study, options)
+    X = features.X if features.views is None else features.views
+    data, seeds = data_digest(features.samples, X), _seeds(study, options)
     return {
         name: fit_key(data, spec, seeds=seeds, preprocessing=options.preprocessing)
         for name, spec in specs.items()

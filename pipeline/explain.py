@@ -87,6 +87,11 @@ def explain(
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
     choice = choose_backbone(study, backbone)
+    if choice.views > 1:
+        raise ExportError(
+            f"{choice.name} is the mean of {choice.views} views, and a map is of one: draw maps in "
+            "a study without views"
+        )
     features = load_features(study, choice, load_samples(study)[0])
     samples = features.samples
     model = load_trained(study, choice, name, samples)

@@ -176,8 +176,9 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
         raise ExportError(
             f"the head {name} takes other features than the study has now: run headrace heads again"
         )
+    network: nn.Module = frozen_network(choice, recipe)
     return TrainedModel(
-        network=frozen_network(choice, recipe),
+        network=network if choice.views == 1 else nn.Sequential(network, _MeanOfViews()),
         heads=nn.ModuleList(head_layers(model, name) for model in head.models),
         policy=pixel_policy(choice, None),
         saved=head,
@@ -193,6 +194,7 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
 
 
 def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
+    choice = choice.network
     on = choice.name if METHODS[name].pretrained else FROM_PIXELS
     folder = study.results / "finetune" / f"{name}-{on}-{study.seed}"
     record = ModelFolder(folder).record()
@@ -266,6 +268,13 @@ def _images(
     some = samples.where(rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))])
     held = load_pixels(some, policy, folder=study.results)
     return held.batch(np.arange(len(some))).numpy(), held.label
+
+
+class _MeanOfViews(nn.Module):
+    """Features ``(n, k, d)`` to those that a head takes, ``(n, d)``."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.mean(1)
 
 
 class _Averaged(nn.Module):

@@ -31,8 +31,8 @@ from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImages
 from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import EngineChoice, check_engine
-from pipeline.features.extract import fill_store
-from pipeline.features.load import frozen_network, recipe_of
+from pipeline.features.extract import fill_stores
+from pipeline.features.load import frozen_network, mean_of_views, recipe_of
 from pipeline.heads.save import Network, load_head
 from pipeline.study import BackboneChoice
 from pipeline.words import counted, printable
@@ -111,7 +111,7 @@ def predict(
     good = [(item, key) for item, key in pairs if key not in unusable]
     skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
     _check_some(good, skipped)
-    blocks = [np.stack([rows_of[key] for _, key in good]) for rows_of in features]
+    blocks = [mean_of_views(np.stack([rows_of[key] for _, key in good])) for rows_of in features]
     proba = head.predict_proba(np.concatenate(blocks, axis=1))
     rows = _rows(head.classes, good, proba)
     _check_strict(skipped, "The features of all others are stored", strict=strict)
@@ -325,8 +325,8 @@ def _rows_of(
     rows = dict(zip(stored, store.read(stored), strict=True))
     if missing:
         target = _writable(store, scratch)
-        unusable |= fill_store(
-            target,
+        unusable |= fill_stores(
+            [target],
             missing,
             build=lambda: _frozen_network(choice, network),
             weights=weights_file(choice.name, choice.weights),
@@ -367,6 +367,7 @@ def _choice(network: Network, weights: Path | None) -> BackboneChoice:
         resize=str(recipe.preprocessing.get("resize")),
         precision=recipe.precision,
         decode=str(recipe.preprocessing.get("decode", "cpu")),
+        views=len(recipe.preprocessing.get("views", [0])),
     )
     changed = recipe.changes_to(recipe_of(choice, recipe.weights))
     if changed:

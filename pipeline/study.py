@@ -8,13 +8,13 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pipeline.errors import StudyError, UnknownNameError
+from pipeline.errors import StudyError
 from pipeline.words import composed, printable
 
 SOURCE = "source"
@@ -22,6 +22,8 @@ SEALED, ABSENT = LABELS = ("sealed", "absent")
 PRECISIONS = ("fp32", "tf32", "bf16")
 RESIZES = ("stretch", "crop", "fast")
 DECODERS = ("cpu", "gpu")
+#: Between the name of a network and that of a layer of it.
+AT = "@"
 
 _MAX_HUMAN_ERROR = 0.5  # a person who errs more often is worse than a coin
 _MOST_MEGAPIXELS = 1000  # 3 GB decoded
@@ -156,13 +158,15 @@ class BackboneChoice:
     """A frozen network as the study asks for it.
 
     Attributes:
-        name: An entry of ``BACKBONES``, or ``timm:NAME``.
+        name: An entry of ``BACKBONES``, ``timm:NAME``, or ``ENTRY@LAYER`` for the features of
+            a layer within it.
         weights: ``imagenet``, or the path of a file with the network's state dict.
         resize: ``stretch`` (whole picture to the network's square), ``crop`` (as for ImageNet:
             shorter side, then the centre) or ``fast`` (``stretch``, large JPEG files decoded
             at a part of their size).
         precision: ``fp32``, ``tf32`` or ``bf16``.
         decode: ``cpu``, or ``gpu``: JPEG files are decoded on a CUDA device.
+        views: How many fixed augmented views of each image the network sees.
         mask: What the audit hides of each picture; no setting of the study file.
     """
 
@@ -171,7 +175,18 @@ class BackboneChoice:
     resize: str = "stretch"
     precision: str = "fp32"
     decode: str = "cpu"
+    views: int = 1
     mask: str = "none"
+
+    @property
+    def network(self) -> "BackboneChoice":
+        """The network as such: its last features, of one view."""
+        return replace(self, name=self.name.partition(AT)[0], views=1)
+
+    @property
+    def layer(self) -> str:
+        """The layer whose features are taken; empty: what the network itself gives."""
+        return self.name.partition(AT)[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,12 +356,13 @@ def load_study(file: Path) -> Study:
     seed = table.get("seed", int)
     if seed is not None and not 0 <= seed < _SEEDS:
         table.fail(f"seed = {seed}: allowed is 0 to {_SEEDS - 1}")
+    backbones = _backbones(table)
     study = Study(
         name=_study_name(table),
         source=_source(table),
         targets=_targets(table),
-        backbones=_backbones(table),
-        concatenations=_concatenations(table),
+        backbones=backbones,
+        concatenations=_concatenations(table, backbones),
         heads=tuple(_head(name, below) for name, below in table.each("head").items()),
         classes=_classes(table),
         findings=_findings(table),
@@ -716,42 +732,57 @@ def _backbones(study: _Table) -> tuple[BackboneChoice, ...]:
     tables = study.each("backbone")
     if not tables:
         study.fail("it names no backbone; write for example [backbone.densenet121]")
-    return tuple(_backbone(name, table) for name, table in tables.items() if "+" not in name)
+    return tuple(
+        choice
+        for name, table in tables.items()
+        if "+" not in name
+        for choice in _backbone(name, table)
+    )
 
 
-def _backbone(name: str, table: _Table) -> BackboneChoice:
-    # Only now: the table of backbones is above this module, and a wrong name must end here.
-    from pipeline.features.backbones import check_backbone_name
-
-    try:
-        check_backbone_name(name)
-    except UnknownNameError as cause:
-        table.fail(f"{table.where}: {cause}")
-    table.check_keys({"weights", "resize", "precision", "decode"})
+def _backbone(name: str, table: _Table) -> list[BackboneChoice]:
+    """A backbone; of several layers one for each. Stages know which names there are."""
+    table.check_keys({"weights", "resize", "precision", "decode", "views", "layers"})
     given = {
         "weights": table.get("weights"),
         "resize": table.get("resize", allowed=RESIZES),
         "precision": table.get("precision", allowed=PRECISIONS),
         "decode": table.get("decode", allowed=DECODERS),
+        "views": table.get("views", int),
     }
     if given["weights"] not in (None, "imagenet"):
         given["weights"] = str(table.path("weights", 'allowed: "imagenet" or a file'))
-    return BackboneChoice(name=name, **{k: v for k, v in given.items() if v is not None})
+    choice = BackboneChoice(name=name, **{k: v for k, v in given.items() if v is not None})
+    layers = table.get("layers", list)
+    if layers is None:
+        return [choice]
+    if not layers or not all(isinstance(layer, str) for layer in layers):
+        table.fail(f"{table.where} layers = {layers!r}: allowed is a list of names of layers")
+    return [replace(choice, name=f"{name}{AT}{layer}") for layer in dict.fromkeys(layers)]
 
 
-def _concatenations(study: _Table) -> tuple[Concatenation, ...]:
+def _concatenations(
+    study: _Table, backbones: Sequence[BackboneChoice]
+) -> tuple[Concatenation, ...]:
+    """Those that the file names, and all layers of a network."""
     tables = study.each("backbone")
-    single = [name for name in tables if "+" not in name]
+    views = {choice.name: choice.views for choice in backbones}
     joined = [Concatenation(name=name) for name in tables if "+" in name]
     for concatenation in joined:
-        table = tables[concatenation.name]
+        table, parts = tables[concatenation.name], concatenation.parts
         table.check_keys(set())
-        for part in concatenation.parts:
-            if part not in single or concatenation.parts.count(part) > 1:
+        for part in parts:
+            if part not in views or parts.count(part) > 1:
                 table.fail(
                     f"{table.where}: {part!r} must stand once in it and have a table "
-                    f"[backbone.{part}] of its own; known: {', '.join(single)}"
+                    f"[backbone.{part}] of its own; known: {', '.join(views)}"
                 )
+        if len({views[part] for part in parts}) > 1:
+            table.fail(f"{table.where}: its parts must have the same number of views")
+    for name, table in tables.items():
+        layers = [c.name for c in backbones if c.layer and c.network.name == name]
+        if "layers" in table.values and len(layers) > 1:
+            joined.append(Concatenation(name="+".join(layers)))
     return tuple(joined)
 
 

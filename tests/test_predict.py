@@ -22,10 +22,11 @@ from pipeline.errors import (
     ResultsError,
     SkippedImagesError,
 )
-from pipeline.evaluation.predictions import read_predictions
+from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
+from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.report import show
 from pipeline.study import load_study
@@ -82,6 +83,30 @@ def test_images_of_the_study_get_the_probabilities_of_the_comparison(compared, h
     assert all(
         row["predicted"] == "ab"[int(np.argmax(row["probability"]))] for row in found["rows"]
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "backbone"),
+    [("views = 3", "tiny"), ('layers = ["0", "1"]', "tiny@0+tiny@1")],
+)
+def test_heads_of_views_and_layers_predict_as_they_were_compared(
+    tmp_path, monkeypatch, setting, backbone
+):
+    """Of images that are not stored, the network gives the same."""
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    file = write_tiny_study(tmp_path)
+    file.write_text(f"{file.read_text()}{setting}\n")
+    study = load_study(file)
+    extract(study, ExtractOptions(engine=TORCH))
+    compare(study, CompareOptions(heads=("linear",)))
+    kept = read_predictions(study.results / PROBABILITIES)[backbone]
+    shutil.rmtree("features")
+    folder = head_folder(study.results, backbone, "linear")
+    found = {row["key"]: row["probability"] for row in predict(folder, [Path("there")])["rows"]}
+    rows = np.flatnonzero(kept.domain == "there")
+    given = [found[kept.key[row].tobytes().hex()] for row in rows]
+    np.testing.assert_allclose(given, kept.proba["linear", 0][rows], atol=1e-6)
 
 
 def test_new_images_are_computed_once_and_kept(compared):

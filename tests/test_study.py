@@ -124,6 +124,16 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
     assert study.store_root == Path("/big/disk")
 
 
+def test_layers_are_backbones_and_so_is_their_concatenation(folder):
+    """One of each layer, with the settings of the table."""
+    text = GOOD.replace("121]", '121]\nviews = 3\nlayers = ["transition3", "norm5"]')
+    study = load_study(write(folder, text))
+    names = ["densenet121@transition3", "densenet121@norm5"]
+    assert [choice.name for choice in study.variants] == [*names, "+".join(names)]
+    assert {choice.views for choice in study.backbones} == {3}
+    assert {choice.network.name for choice in study.backbones} == {"densenet121"}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -135,7 +145,12 @@ def test_the_store_is_the_studys_then_the_environments_then_features(folder, mon
         (("^(p", "^((p"), r"group = .* is not a regular expression"),
         (("^(p", "^(x)?(p"), r"group = .* captures 2 parts; one is allowed"),
         (("far", "source"), r"the name 'source' is taken"),
-        (("densenet121", "densenet999"), r"unknown backbone 'densenet999'; known: densenet121, "),
+        (("121]", "121]\nviews = 'two'"), r"views = 'two': allowed is int"),
+        (("121]", "121]\nlayers = []"), r"layers = \[\]: allowed is a list of names of layers"),
+        (
+            ("121]", '121]\nviews = 2\n[backbone.googlenet]\n[backbone."densenet121+googlenet"]'),
+            r"its parts must have the same number of views",
+        ),
         (("[backbone.densenet121]", ""), r"names no backbone"),
         (("[backbone.densenet121]", "[backbone]\ndensenet121 = 3"), r"write a table"),
         (('"chest"', '"a/b"'), r"name 'a/b': allowed are 1 to 100 lett"),

@@ -49,6 +49,7 @@ def install_tiny_backbone(monkeypatch, folder: Path) -> Path:
         policy=PixelPolicy(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         network=tiny_network,
         pretrained=FileWeights(file),
+        layers={"0": 8, "1": 8},
     )
     table = MappingProxyType({**backbones.BACKBONES, "tiny": spec})
     monkeypatch.setattr(backbones, "BACKBONES", table)

@@ -58,7 +58,7 @@ def masked_study(study: Study) -> Study:
 
     The whole picture is always stretched, or a crop would cut the border away again.
     """
-    first = replace(study.backbones[0], resize="stretch", decode="cpu")
+    first = replace(study.backbones[0], resize="stretch", decode="cpu", views=1)
     return replace(study, backbones=tuple(replace(first, mask=mask) for mask in MASKED))
 
 

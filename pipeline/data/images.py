@@ -31,6 +31,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from pipeline.data.dicom import dicom_depth, dicom_picture, dicom_size, is_dicom
 from pipeline.data.grey_levels import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Reading, scaled
 from pipeline.data.image_metadata import split_jpeg, split_png
+from pipeline.data.views import MOST_VIEWS, views_of
 from pipeline.errors import ImageError, StudyError, UnknownNameError
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
@@ -77,10 +78,11 @@ class PixelPolicy:
         mask: What is hidden of the whole picture before it is resized, to test what the
             rest predicts alone: ``none``; ``centre``: the middle 70 % of each side is black;
             ``corners``: only the four corners, 20 % of each side, put together.
+        views: How many views the network sees of each picture; see :mod:`pipeline.data.views`.
 
     Raises:
         UnknownNameError: ``resize``, ``interpolation``, ``decode`` or ``mask`` is in no table.
-        StudyError: ``size`` or ``crop_ratio`` is out of range.
+        StudyError: ``size``, ``crop_ratio`` or ``views`` is out of range.
     """
 
     size: int = 224
@@ -91,6 +93,7 @@ class PixelPolicy:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     decode: str = "cpu"
     mask: str = "none"
+    views: int = 1
 
     def __post_init__(self) -> None:
         if self.resize not in RESIZES:
@@ -106,6 +109,8 @@ class PixelPolicy:
                 f"size {self.size} and crop_ratio {self.crop_ratio}: a size is at least 1 pixel, "
                 "a crop_ratio is more than 0 and at most 1"
             )
+        if not 1 <= self.views <= MOST_VIEWS:
+            raise StudyError(f"views {self.views}: allowed is 1 to {MOST_VIEWS}")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PixelPolicy) and self.to_json() == other.to_json()
@@ -116,15 +121,17 @@ class PixelPolicy:
     def to_json(self) -> dict[str, object]:
         """The whole declaration, for the recipe of the features; JSON types only."""
         crop = {"crop_ratio": float(self.crop_ratio)} if self.resize == "crop" else {}
-        # Only where there is one: stores without a mask keep their fingerprint.
+        # Only where there is one: stores without it keep their fingerprint.
         mask = {} if self.mask == "none" else {"mask": self.mask}
         decoder = {} if self.decode == "cpu" else {"decode": self.decode}
+        views = {} if self.views == 1 else {"views": views_of(self.views)}
         return {
             "size": int(self.size),
             "resize": self.resize,
             **crop,
             **mask,
             **decoder,
+            **views,
             "interpolation": self.interpolation,
             "antialias": True,
             "mean": [float(x) for x in self.mean],

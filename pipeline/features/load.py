@@ -1,6 +1,7 @@
 """Samples joined to their features, and the store that a study's choice of backbone means."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,9 @@ class FeatureTable:
         stores: Where the features came from, one for each backbone.
         widths: Columns of each backbone; their sum is ``d``.
         samples: ``n`` samples, all with features.
-        X: Float32 features of shape ``(n, d)``, as the backbone gave them.
+        X: Float32 features of shape ``(n, d)``, as the backbone gave them; of several views
+            their mean.
+        views: Of each of ``k`` views, shape ``(n, k, d)``; None where there is one.
     """
 
     backbone: str
@@ -51,6 +54,7 @@ class FeatureTable:
     widths: tuple[int, ...]
     samples: Samples
     X: NDArray[np.float32]
+    views: NDArray[np.float32] | None = None
 
     def domain(self, name: str, role: str | None = None) -> DomainData:
         """The rows of one domain; those of a target without labels have label None.
@@ -113,13 +117,20 @@ def load_features(
     samples = samples.where(stored)
     _check_nothing_is_empty(study, samples)
     blocks = [store.read(samples.key) for store in stores]
+    rows = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=-1)
     return FeatureTable(
         backbone=choice.name,
         stores=stores,
-        widths=tuple(block.shape[1] for block in blocks),
+        widths=tuple(block.shape[-1] for block in blocks),
         samples=samples,
-        X=blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1),
+        X=mean_of_views(rows),
+        views=rows if rows.ndim == 3 else None,
     )
+
+
+def mean_of_views(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Features ``(n, d)`` of rows as a store has them: ``(n, d)``, of k views ``(n, k, d)``."""
+    return rows if rows.ndim == 2 else rows.mean(axis=1)
 
 
 def store_for(study: Study, choice: BackboneChoice) -> FeatureStore:
@@ -130,14 +141,15 @@ def store_for(study: Study, choice: BackboneChoice) -> FeatureStore:
     Raises:
         WeightsError: The weights are not here and cannot be fetched, or do not fit.
     """
-    file = weights_file(choice.name, choice.weights)
+    name = choice.network.name
+    file = weights_file(name, choice.weights)
 
     def digest() -> str:
         from pipeline.features.frozen import build, state_digest
 
-        return state_digest(build(choice.name, file))
+        return state_digest(build(name, file))
 
-    weights = state_digest_of(study.store_root, choice.name, file_digest(file), digest)
+    weights = state_digest_of(study.store_root, name, file_digest(file), digest)
     return FeatureStore(study.store_root, recipe_of(choice, weights))
 
 
@@ -154,22 +166,25 @@ def recipe_of(choice: BackboneChoice, weights_digest: str) -> Recipe:
     )
 
 
-def frozen_network(choice: BackboneChoice, recipe: Recipe | None = None) -> "Frozen":
+def frozen_network(
+    choice: BackboneChoice, recipe: Recipe | None = None, *, layers: Sequence[str] | None = None
+) -> "Frozen":
     """The network that an engine runs: uint8 pixels in, features out.
 
     Args:
         choice: The backbone, as a study asks for it.
         recipe: What its weights must be of; None: not compared.
+        layers: Whose features come out, side by side; None: those of the choice.
 
     Raises:
         WeightsError: See :func:`store_for` and :func:`check_weights`.
     """
     from pipeline.features.frozen import Frozen, build
 
-    network = build(choice.name, weights_file(choice.name, choice.weights))
+    network = build(choice.network.name, weights_file(choice.name, choice.weights))
     if recipe:
         check_weights(network, recipe)
-    return Frozen(network, policy_of(choice))
+    return Frozen(network, policy_of(choice), [choice.layer] if layers is None else layers)
 
 
 def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:

@@ -19,7 +19,7 @@ from pipeline.data.samples import Samples
 from pipeline.errors import NoCutError, NoImagesError
 from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import fill_store
+from pipeline.features.extract import fill_stores
 from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import check_weights, store_for
 from pipeline.finetune.data import Held, hold, number_keys, refuse_unusable
@@ -139,7 +139,7 @@ CUTS: Mapping[str, Cut] = MappingProxyType(
 
 def pixel_policy(choice: BackboneChoice, size: int | None) -> PixelPolicy:
     """From bytes to the pixels that a backbone sees; without a size, its own side."""
-    policy = policy_of(replace(choice, decode="cpu"))
+    policy = policy_of(replace(choice, decode="cpu", views=1))
     return policy if size is None else replace(policy, size=size)
 
 
@@ -196,8 +196,8 @@ def stored_rows(
     pairs = zip(samples.key, samples.items, strict=True)
     missing = {key: item for key, item in pairs if key not in store}
     if missing:
-        unusable = fill_store(
-            store,
+        unusable = fill_stores(
+            [store],
             missing,
             build=lambda: _frozen_part(choice, policy, store, at_cut=at_cut),
             weights=weights_file(choice.name, choice.weights),

@@ -24,6 +24,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from pipeline.data.images import PixelPolicy
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
+from pipeline.data.views import DEGREES, SIDE, affine_map
 from pipeline.errors import ImageError
 from pipeline.features.decoding import decode_images
 from pipeline.finetune.distributed import Group
@@ -41,8 +42,6 @@ HELD_BYTES = 4 << 30
 _DEVICE_SHARE = 0.5
 #: Batches made ready ahead of the step.
 _AHEAD = 2
-#: Augmentation: largest rotation either way, degrees; smallest side of the crop.
-_DEGREES, _SIDE = 10.0, 0.85
 
 
 class Held:
@@ -277,12 +276,10 @@ def augment_lightly(pixels: Tensor, seed: int, epoch: int, rows: Rows) -> Tensor
 def _light_map(seed: int, epoch: int, row: int) -> NDArray[np.float32]:
     """From places in the result to places in the image, both -1 to 1; shape ``(2, 3)``."""
     draw = np.random.default_rng([seed, *b"augmentation", epoch, row])
-    mirror = -1.0 if draw.random() < 0.5 else 1.0
-    angle = math.radians(draw.uniform(-_DEGREES, _DEGREES))
-    side = draw.uniform(_SIDE, 1.0)
+    mirror, degrees = draw.random() < 0.5, draw.uniform(-DEGREES, DEGREES)
+    side = draw.uniform(SIDE, 1.0)
     right, down = draw.uniform(side - 1, 1 - side, 2)
-    cos, sin = side * math.cos(angle), side * math.sin(angle)
-    return np.array([[mirror * cos, -sin, right], [mirror * sin, cos, down]], np.float32)
+    return affine_map(mirror=mirror, degrees=degrees, side=side, right=right, down=down)
 
 
 def _on_device(tensor: Tensor, device: str | torch.device) -> Tensor:

@@ -118,11 +118,11 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
     with parallel.joined(choose_device(options.device)) as device:
         samples, _ = load_samples(study, options.samples)
         tables: dict[str, Samples] = {}
-        for choice in study.backbones:
+        for choice in {b.network: b for b in study.backbones}.values():
             usable = load_features(study, choice, samples).samples
             run = Experiment(
                 study=study,
-                choice=choice,
+                choice=choice.network,
                 samples=limit_images(usable, options.limit, study.seed),
                 folder=study.results / f"finetune{options.tag}",
                 device=device,
@@ -134,8 +134,8 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
                 if METHODS[name].pretrained or not tables:
                     _LOG.info("%s on %s", name, run.backbone(name))
                     run_method(run, name)
-            tables[choice.name] = run.samples
-        tables[FROM_PIXELS] = tables[study.backbones[0].name]
+            tables[run.choice.name] = run.samples
+        tables[FROM_PIXELS] = next(iter(tables.values()))
         models = _kept_models(study.results / f"finetune{options.tag}", tables)
         record = {**evaluate(study, tables, models), "trial": options.tag}
         if parallel.group().rank == 0:
@@ -148,7 +148,7 @@ def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> N
     for choice in study.backbones:
         for name in names:
             if METHODS[name].moves in (TAIL, FIRST_BLOCK):
-                cut_of(choice.name)
+                cut_of(choice.network.name)
     for name in METHODS:  # also where no method uses a setting
         resolve_settings(name, settings)
     with suppress(MissingResultsError):

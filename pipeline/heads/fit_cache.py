@@ -32,7 +32,7 @@ _META = ("seeds", "chosen", "path", "curves", "seconds")
 
 
 def data_digest(samples: Samples, X: NDArray[np.float32]) -> str:
-    """SHA-256 of features, labels, patients, domains and splits."""
+    """SHA-256 of features (of all views), labels, patients, domains and splits."""
     digest = hashlib.sha256(np.ascontiguousarray(X).data)
     for array in (samples.label, samples.group, samples.domain, samples.split):
         digest.update(json.dumps(array.tolist()).encode())

@@ -87,6 +87,9 @@ class Fitting:
         seeds: A stochastic head is fitted for each; the first also deals the folds.
         preprocessing: Makes an unfitted transformer.
         limit: Seconds after which one fit of a head is given up.
+        views: Features of each of ``k`` views of the rows, ``(n, k, d)``: heads are fitted to
+            all of them, and what is held out is predicted by the features in ``data``, their
+            mean. None: to those alone.
 
     Attributes:
         failures: The reason for each head that has no fit, or none out of fold: whatever it
@@ -102,8 +105,15 @@ class Fitting:
         seeds: Sequence[int],
         preprocessing: Transformer,
         limit: float = TIME_LIMIT,
+        views: NDArray[np.float32] | None = None,
     ) -> None:
         self.data, self.specs = data, specs
+        self._views = 1 if views is None else views.shape[1]
+        self._fitted_to = data
+        if views is not None:
+            rows = self._rows_of_views(np.arange(len(data))) // self._views
+            repeated = replace(data, features=None).take(rows)
+            self._fitted_to = repeated.with_(features=views.reshape(len(rows), -1))
         self.seeds, self.preprocessing, self.limit = seeds, preprocessing, limit
         self.failures: dict[str, str] = {}
         self.seconds = dict.fromkeys(specs, 0.0)
@@ -195,13 +205,10 @@ class Fitting:
         """
         if not choices:
             return {}
-        X, y = self.data.embedded(), self.data.labelled()
+        y = self.data.labelled()
         try:
             folds = run_parallel(
-                [
-                    partial(_preprocess, X, *rows, self.preprocessing)
-                    for rows in deal_folds(self.data, seed)
-                ]
+                [partial(self._preprocess, *rows) for rows in deal_folds(self.data, seed)]
             )
         except (ValueError, MemoryError) as cause:
             names = [what] if what else choices
@@ -212,7 +219,9 @@ class Fitting:
             [
                 (
                     name,
-                    partial(_fit_choices, self.specs[name], choices[name], fold, self.data, seed),
+                    partial(
+                        _fit_choices, self.specs[name], choices[name], fold, self._fitted_to, seed
+                    ),
                 )
                 for name, fold in jobs
             ],
@@ -225,6 +234,20 @@ class Fitting:
                 proba[name][:, fold.outside] = of_fold
         return {name: values for name, values in proba.items() if name in self.alive}
 
+    def _rows_of_views(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Where the views of some rows are among those that heads are fitted to."""
+        return (rows[:, None] * self._views + np.arange(self._views)).ravel()
+
+    def _preprocess(self, inside: NDArray[np.intp], outside: NDArray[np.intp]) -> "_Fold":
+        rows, X = self._rows_of_views(inside), self._fitted_to.embedded()
+        transformer = fit_in_blocks(self.preprocessing(), X, rows)
+        return _Fold(
+            inside=rows,
+            outside=outside,
+            X_inside=transform_in_blocks(transformer, X, rows),
+            X_outside=transform_in_blocks(transformer, self.data.embedded(), outside),
+        )
+
     def _fit_all_rows(
         self,
         chosen: Mapping[str, Mapping[str, Any]],
@@ -233,7 +256,7 @@ class Fitting:
         validation: DomainData | None,
     ) -> dict[str, Fit]:
         """Every seed of every head on all rows, at the parameters that were chosen."""
-        data = self.data
+        data = self._fitted_to
         try:
             every = np.arange(len(data))
             transformer = fit_in_blocks(self.preprocessing(), data.embedded(), every)
@@ -312,27 +335,12 @@ def _reason(cause: BaseException) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Fold:
-    """A fold after preprocessing: rows to fit to, and rows held out."""
+    """A fold after preprocessing: rows to fit to, of all views, and rows held out."""
 
     inside: NDArray[np.intp]
     outside: NDArray[np.intp]
     X_inside: NDArray[np.float32]
     X_outside: NDArray[np.float32]
-
-
-def _preprocess(
-    X: NDArray[np.float32],
-    inside: NDArray[np.intp],
-    outside: NDArray[np.intp],
-    preprocessing: Transformer,
-) -> _Fold:
-    transformer = fit_in_blocks(preprocessing(), X, inside)
-    return _Fold(
-        inside=inside,
-        outside=outside,
-        X_inside=transform_in_blocks(transformer, X, inside),
-        X_outside=transform_in_blocks(transformer, X, outside),
-    )
 
 
 def _fit_choices(

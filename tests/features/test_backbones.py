@@ -348,8 +348,37 @@ def test_the_hub_cache_is_where_torch_has_it(monkeypatch, tmp_path):
         assert HubWeights("", file.name).path() == file
 
 
-@pytest.mark.parametrize("name", ["densenet", "timm:", "timm:no_such_model"])
-def test_an_unknown_backbone_lists_the_known_ones(name):
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("densenet", "unknown backbone 'densenet'; known: densenet121, "),
+        ("timm:", "known: densenet121, "),
+        ("timm:no_such_model", "unknown timm model"),
+        ("densenet121@norm", "unknown layer of densenet121 'norm'; known: transition1, "),
+    ],
+)
+def test_an_unknown_backbone_lists_the_known_ones(name, sentence):
     """The message is built from the table."""
-    with pytest.raises(UnknownNameError, match=r"densenet121|timm model"):
+    with pytest.raises(UnknownNameError, match=sentence):
         spec_of(name)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_layers_of_one_pass_are_what_a_hook_sees(networks, name):
+    """Each as wide as the table says, beside the network's own features, which do not change."""
+    network, file = networks[name]
+    layers, seen = spec_of(name).layers, []
+    for layer in layers:
+        prefix = "features." if "densenet" in name else ""
+        network.get_submodule(f"{prefix}{layer}").register_forward_hook(
+            lambda _, __, output: seen.append(output.mean((2, 3)))
+        )
+    pixels = pixels_of(2)
+    last = plain_features(network, pixels, name)
+    frozen = Frozen(build(name, file), spec_of(name).policy, [*layers, ""])
+    features = frozen(torch.from_numpy(pixels)).numpy()
+    expected = [*(output.numpy() for output in seen), last]
+    assert [part.shape[1] for part in expected] == [*layers.values(), spec_of(name).dim]
+    parts = np.split(features, np.cumsum([*layers.values()]), axis=1)
+    for part, of_hook in zip(parts, expected, strict=True):
+        assert relative_l2(part, of_hook) <= TOLERANCE

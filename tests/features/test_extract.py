@@ -23,7 +23,7 @@ from cache.store import FeatureStore
 from pipeline.errors import SkippedImagesError, StudyError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.features.load import store_for
+from pipeline.features.load import load_features, store_for
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
@@ -45,7 +45,7 @@ def builds(monkeypatch) -> list[str]:
     made = []
     real = extract_module.frozen_network
     monkeypatch.setattr(
-        extract_module, "frozen_network", lambda *given: made.append(given[0].name) or real(*given)
+        extract_module, "frozen_network", lambda *a, **k: made.append(a[0].name) or real(*a, **k)
     )
     return made
 
@@ -62,6 +62,28 @@ def test_the_first_run_computes_all_and_the_second_builds_no_model(study_file, b
     assert counts(extract(study, OPTIONS)) == (60, 60, 0, 0)
     assert counts(extract(study, OPTIONS)) == (60, 0, 60, 0)
     assert builds == ["tiny"]
+
+
+def test_layers_and_the_network_itself_come_from_one_pass(study_file, builds):
+    """Each has a store of its own, and only what some of them lack is computed."""
+    text = study_file.read_text()
+    layers = 'layers = ["0", "1"]\n'
+    study_file.write_text(text + layers)
+    study = load_study(study_file)
+    report = extract(study, OPTIONS)
+    assert builds == ["tiny@0"]
+    assert [(row.backbone, row.computed) for row in report.backbones] == [
+        ("tiny@0", 60),
+        ("tiny@1", 60),
+    ]
+    tables = [load_features(study, choice) for choice in study.variants]
+    np.testing.assert_array_equal(tables[2].X, np.hstack([tables[0].X, tables[1].X]))
+    study_file.write_text(f'{text}[backbone."tiny@0"]\n[backbone."tiny@1"]\n')
+    report = extract(load_study(study_file), OPTIONS)
+    assert [row.computed for row in report.backbones] == [60, 0, 0]
+    plain = load_features(load_study(study_file), study.backbones[0].network).X
+    np.testing.assert_allclose(tables[1].X, plain, rtol=1e-6)  # it is pooled last anyway
+    assert (plain > tables[0].X).any()  # before the ReLU
 
 
 def test_ten_new_images_cost_ten(study_file):

@@ -41,6 +41,23 @@ def test_out_of_fold_rows_are_predicted_by_a_head_that_has_not_seen_their_patien
             np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_heads_learn_from_all_views_and_predict_the_mean_of_them():
+    """The same as by hand: no view of a patient held out is learned from."""
+    data = made_up_rows(gap=1.0)
+    views = np.random.default_rng(0).normal(data.features[:, None], 1, (120, 3, 8)).astype("f4")
+    data = data.with_(features=views.mean(axis=1))
+    fits, failures = fit(data, {"lr": PLAIN}, repeats=1, views=views)
+    assert not failures
+    for inside, outside in patient_folds(data.label, data.group, seed=3):
+        again = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
+        again.fit(np.concatenate(views[inside]), np.repeat(data.label[inside], 3))
+        expected = again.predict_proba(data.features[outside])
+        np.testing.assert_allclose(fits["lr"].out_of_fold[0, outside], expected, atol=1e-5)
+    again = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
+    again.fit(np.concatenate(views), np.repeat(data.label, 3))
+    np.testing.assert_allclose(fits["lr"].proba[0], again.predict_proba(data.features), atol=1e-5)
+
+
 def test_without_repeats_only_heads_with_a_choice_are_fitted_to_folds(monkeypatch):
     """What --quick leaves out is left out, not made cheaper."""
     divided = []
