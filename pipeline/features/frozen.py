@@ -28,7 +28,9 @@ def build(name: str, file: Path) -> nn.Module:
         network = spec_of(name).network(state)
     except (WeightsError, RuntimeError, KeyError, ValueError) as cause:
         raise WeightsError(f"{file} does not fit {name}: {str(cause).splitlines()[0]}") from cause
-    if bad := [name for name, t in network.state_dict().items() if not t.isfinite().all()]:
+    # In numpy: torch would wake all its threads for each of hundreds of small tensors.
+    values = {name: t.float().numpy() for name, t in network.state_dict().items()}
+    if bad := [name for name, value in values.items() if not np.isfinite(value).all()]:
         raise WeightsError(f"{file}: {bad[0]} is not finite: these weights are broken")
     return network.eval().requires_grad_(requires_grad=False)
 

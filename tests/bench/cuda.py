@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +29,7 @@ from PIL import Image
 
 BACKBONES = ("densenet121", "googlenet")
 #: Side in pixels, colours and number of the generated pictures.
-SETS = {"small": (224, "RGB", 8000), "large": (1600, "L", 3200), "colour": (1600, "RGB", 960)}
+SETS = {"small": (224, "RGB", 16000), "large": (1600, "L", 3200), "colour": (1600, "RGB", 1920)}
 LOOP = """
 import sys, time, torch, torchvision
 from torch.utils.data import DataLoader
@@ -55,6 +54,69 @@ with torch.inference_mode(), bf16:
         images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
         rows.append(model(images).float().cpu().numpy())
 print(len(data) / (time.perf_counter() - start))
+"""
+#: The whole command, with the time of each step since the process was asked for.
+TIMED = """
+import builtins, functools, json, sys, time
+begun, images_to = float(sys.argv.pop(1)), sys.argv.pop(1)
+steps, batches, plain_import = [["Python", 0.0, time.time() - begun]], [], builtins.__import__
+def timed(owner, name, title):
+    function = getattr(owner, name)
+    @functools.wraps(function)
+    def run(*given, **named):
+        start = time.time() - begun
+        try:
+            return function(*given, **named)
+        finally:
+            steps.append([title, start, time.time() - begun])
+    setattr(owner, name, run)
+INSIDE = {
+    "pipeline.features.torch_engine": [
+        ("load_cuda", "context and cuDNN, in a thread"),
+        ("TorchEngine._start", "network: built, on the device, recorded"),
+        ("TorchEngine._seconds_per_batch", "network: its first two batches"),
+        ("_CudaGraph.__init__", "network: recorded as a CUDA graph")],
+    "pipeline.features.frozen": [
+        ("build", "network built"), ("state_digest", "digest of the network")],
+}
+def importing(name, *given, **named):
+    first = name in ("torch", "torchvision") and name not in sys.modules
+    start = time.time() - begun
+    module = plain_import(name, *given, **named)
+    if first:
+        steps.append([f"import {name}", start, time.time() - begun])
+    if name in INSIDE:
+        for path, title in INSIDE.pop(name):
+            *owner, last = path.split(".")
+            timed(functools.reduce(getattr, owner, sys.modules[name]), last, title)
+    return module
+builtins.__import__ = importing
+import pipeline.cli
+from pipeline.features import extract
+steps.append(["import headrace", steps[0][2], time.time() - begun])
+for name, title in {
+    "load_samples": "files listed and hashed",
+    "store_for": "digest of the weights",
+    "resolve_engine": "engine chosen",
+    "_first_usable": "first batch decoded",
+    "start_engine": "engine started",
+    "canary_features": "canaries",
+    "compact": "store tidied",
+}.items():
+    timed(extract, name, title)
+plain_batches = extract.run_batches
+def run_batches(*given):
+    for keys, rows in plain_batches(*given):
+        yield keys, rows
+        batches.append([time.time() - begun, len(keys)])
+extract.run_batches = run_batches
+try:
+    pipeline.cli.main(standalone_mode=False)
+finally:
+    steps.append(["images", batches[1][0], batches[-1][0]])
+    steps.append(["to the end of the command", batches[-1][0], time.time() - begun])
+    with open(images_to, "w") as file:
+        json.dump({"steps": steps, "batches": batches[1:]}, file)  # the canaries are first
 """
 
 
@@ -174,6 +236,30 @@ def environment(options: argparse.Namespace) -> None:
         print(f"- {kind}: {number} of {side} px, {mode}, {size / 1000:.0f} kB, {seconds:.1f} s")
     for backbone in BACKBONES:
         _weights(options.work, backbone)
+
+
+def imports(options: argparse.Namespace) -> None:
+    """What cannot be left out of a start, each in a fresh process."""
+    device = options.device
+    ways = {
+        "torch": "import torch",
+        "torch, and torchvision as headrace imports it": "import torch; "
+        "from pipeline.features.backbones import _torchvision; _torchvision()",
+        "torch, and torchvision as it is": "import torch, torchvision",
+        "torch, and a tensor on the device": f"import torch; torch.zeros(1, device='{device}')",
+        "torch, and a convolution on the device": "import torch; x = torch.zeros("
+        f"(1, 3, 16, 16), device='{device}'); torch.nn.functional.conv2d(x, x[:, :, :3, :3]).cpu()",
+        "pipeline.cli": "import pipeline.cli",
+        "a process that decodes": "from pipeline.features import decoding",
+    }
+    print("| imported | first, s | again, s |\n| - | - | - |")
+    for name, code in ways.items():
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            _python("-c", code)
+            seconds.append(time.perf_counter() - start)
+        print(f"| {name} | {seconds[0]:.2f} | {seconds[1]:.2f} |", flush=True)
 
 
 def correctness(options: argparse.Namespace) -> None:
@@ -297,42 +383,57 @@ _SLOW_COMMIT = (
 
 
 def forward(options: argparse.Namespace) -> None:
-    """The engine alone on random pixels."""
+    """The engine alone on random pixels: what cuDNN's trials of algorithms cost and bring."""
+    import torch
+
     from pipeline.data.images import PixelPolicy
+    from pipeline.features import torch_engine
     from pipeline.features.engines import EngineChoice, empty_batch, start_engine
     from pipeline.features.frozen import Frozen, build
 
-    print("| backbone | precision | compile | images/s | start, s | engine |")
+    class Contiguous(Frozen):
+        def to(self, *given, memory_format=None):
+            return super().to(*given)
+
+        def forward(self, pixels):
+            return self.network(self.normalise(pixels).to(self.dtype).contiguous())
+
+    print("| backbone | precision | layout | algorithms tried | images/s | start, s |")
     print("| - | - | - | - | - | - |")
-    for backbone, precision, compiling in (
-        ("densenet121", "fp32", "never"),
-        ("densenet121", "tf32", "never"),
-        ("densenet121", "bf16", "never"),
-        ("googlenet", "fp32", "never"),
-        ("googlenet", "bf16", "never"),
-        ("densenet121", "bf16", "always"),
-    ):
-        if options.device == "cpu" and (backbone, precision) != ("googlenet", "bf16"):
-            continue
+    ways = [
+        ("densenet121", "fp32", Frozen, 0),
+        ("densenet121", "fp32", Contiguous, 0),
+        ("densenet121", "fp32", Frozen, 10),
+        ("densenet121", "fp32", Frozen, 3),
+        ("densenet121", "bf16", Frozen, 0),
+        ("densenet121", "bf16", Frozen, 3),
+        ("densenet121", "bf16", Frozen, 10),
+        ("densenet121", "tf32", Frozen, 0),
+        ("googlenet", "bf16", Frozen, 0),
+        ("googlenet", "bf16", Frozen, 10),
+        ("googlenet", "fp32", Frozen, 0),
+        ("googlenet", "fp32", Frozen, 10),
+    ]
+    if options.device == "cpu":
+        ways = [("googlenet", "bf16", Frozen, 0), ("googlenet", "fp32", Contiguous, 0)]
+    else:
+        torch_engine.load_cuda()
+    for backbone, precision, kind, trials in ways:
+        torch_engine._TRIAL_SAVES = 1e9 if trials else -1
+        torch.backends.cudnn.benchmark_limit = trials or 10
         start = time.perf_counter()
-        try:
-            engine = start_engine(
-                lambda b=backbone: Frozen(build(b, _weights(options.work, b)), PixelPolicy()),
-                EngineChoice(engine="torch", device=options.device, compile=compiling),
-                precision,
-            )
-        except Exception as error:  # noqa: BLE001 - the others are measured
-            print(
-                f"| {backbone} | {precision} | {compiling} | {type(error).__name__}: {error} | | |"
-            )
-            continue
+        engine = start_engine(
+            lambda b=backbone, k=kind: k(build(b, _weights(options.work, b)), PixelPolicy()),
+            EngineChoice(engine="torch", device=options.device, compile="never"),
+            precision,
+        )
         begun = time.perf_counter() - start
         batch = empty_batch(options.device)((engine.batch_size, 224, 224, 3), dtype=np.uint8)
         batch[...] = np.random.default_rng(0).integers(0, 256, batch.shape, np.uint8)
-        rate = _engine_rate(engine, batch, seconds=3)
+        rate = _engine_rate(engine, batch, seconds=1.5)
+        layout = "contiguous" if kind is Contiguous else "channels last"
         print(
-            f"| {backbone} | {precision} | {compiling} | {rate:.0f} | {begun:.1f} | "
-            f"{engine.description} |",
+            f"| {backbone} | {precision} | {layout} | {trials} | {rate:.0f} | {begun:.1f} |",
             flush=True,
         )
         engine.close()
@@ -358,35 +459,42 @@ def _engine_rate(engine, batch, *, seconds: float) -> float:
 
 
 def decoding(options: argparse.Namespace) -> None:
-    """Reading, hashing and decoding alone."""
+    """Reading, hashing and decoding alone, in batches as a GPU takes them."""
     from pipeline.data.images import PixelPolicy
     from pipeline.features.decoding import decode_batches
 
     cores = os.cpu_count()
     print("| pictures | how | images/s |\n| - | - | - |")
+    # glibc gives large blocks back to the kernel, which clears them each time.
+    kept = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
     for kind in SETS:
         items = _items(options.work / kind)
-        ways = {f"threads, {cores}": 0, f"processes, {cores}": cores}
-        for name, processes in ways.items():
-            for resize in ("stretch", "fast") if kind != "small" and processes else ("stretch",):
-                policy = PixelPolicy(resize=resize)
-                few = items if processes else dict(islice(items.items(), len(items) // 2))
-                rate = _batches_rate(decode_batches(few, policy, {}, size=128, processes=processes))
-                print(f"| {kind} | {name}, {resize} | {rate:.0f} |", flush=True)
+        few = dict(islice(items.items(), len(items) // 4))
+        ways = [("stretch", items, cores, {}), ("stretch", items, cores, kept)]
+        ways += [("stretch", few, 0, {}), ("fast", items, cores, {})][: 1 + (kind != "small")]
+        for resize, of, processes, settings in ways:
+            os.environ.update(settings)
+            policy = PixelPolicy(resize=resize)
+            rate = _batches_rate(decode_batches(of, policy, {}, size=256, processes=processes))
+            for name in settings:
+                del os.environ[name]
+            how = f"{processes} processes" if processes else "threads"
+            note = ", memory kept" * bool(settings)
+            print(f"| {kind} | {how}, {resize}{note} | {rate:.0f} |", flush=True)
         try:
             from pipeline.features.device_decode import device_batches
 
             policy = PixelPolicy(decode="gpu")
-            rate = _batches_rate(device_batches(items, policy, {}, size=128, device=options.device))
+            rate = _batches_rate(device_batches(items, policy, {}, size=256, device=options.device))
             print(f"| {kind} | on the device | {rate:.0f} |", flush=True)
         except Exception as error:  # noqa: BLE001 - the others are measured
             print(f"| {kind} | on the device | {type(error).__name__}: {error} |", flush=True)
 
 
 def _batches_rate(batches) -> float:
-    """From the third batch on: threads and processes have started, and all work ahead."""
+    """From the first batch to the last full one: both have all work ahead before them."""
     ends = [time.perf_counter() for _ in batches]
-    return 128 * (len(ends) - 4) / max(ends[-2] - ends[2], 1e-9) if len(ends) > 4 else 0.0
+    return 256 * (len(ends) - 2) / max(ends[-2] - ends[0], 1e-9) if len(ends) > 2 else 0.0
 
 
 def nvjpeg(options: argparse.Namespace) -> None:
@@ -468,49 +576,81 @@ def device_pixels(options: argparse.Namespace) -> None:
 
 def whole_small(options: argparse.Namespace) -> None:
     """The whole command on small pictures, and the plain loop."""
-    ways = [("googlenet", "bf16", "cpu")]
-    if options.device == "cuda":
-        ways = [("densenet121", "bf16", "cpu"), ("densenet121", "fp32", "cpu"), *ways]
-    _whole(options, "small", ways, loop_images=3000)
+    cuda = options.device == "cuda"
+    ways = [("googlenet", "bf16", "cpu", 8000)]
+    if cuda:
+        ways = [
+            ("densenet121", "bf16", "cpu", 8000),
+            ("densenet121", "fp32", "cpu", 16000),
+            ("googlenet", "bf16", "cpu", 16000),
+            ("googlenet", "fp32", "cpu", 8000),
+            ("densenet121", "bf16", "cpu", 16000),
+        ]
+    _whole(options, "small", ways, loop_images=2000)
 
 
 def whole_large(options: argparse.Namespace) -> None:
     """The whole command on full-size pictures, and the plain loop."""
-    ways = [("googlenet", "bf16", "cpu")]
+    ways = [("googlenet", "bf16", "cpu", 3200)]
     if options.device == "cuda":
-        ways = [("densenet121", "bf16", "gpu"), ("densenet121", "bf16", "cpu")]
+        ways = [("densenet121", "bf16", "gpu", 3200), ("densenet121", "bf16", "cpu", 3200)]
     _whole(options, "large", ways, loop_images=600)
 
 
+def whole_compiled(options: argparse.Namespace) -> None:
+    """The whole command with a network that torch compiles."""
+    ways = [("densenet121", "bf16", "cpu", 16000)] if options.device == "cuda" else []
+    _whole(options, "small", ways, "--compile", "always")
+
+
 def _whole(
-    options: argparse.Namespace, kind: str, ways: list[tuple[str, str, str]], *, loop_images: int
+    options: argparse.Namespace,
+    kind: str,
+    ways: list[tuple[str, str, str, int]],
+    *more: str,
+    loop_images: int = 0,
 ) -> None:
-    images = options.work / kind
-    count = _count(options, SETS[kind][2])
-    print("| pictures | backbone | precision | decode ", end="")
-    print("| whole, s | images/s | after start-up, images/s | plain loop in bf16, images/s |")
-    print("| - | - | - | - | - | - | - | - |", flush=True)
+    print("| pictures | backbone | precision | decode | images | whole, s | images/s ", end="")
+    print("| at full speed, images/s | plain loop in bf16, images/s |")
+    print("| - | - | - | - | - | - | - | - | - |", flush=True)
     loops: dict[str, float] = {}
-    for backbone, precision, decode in ways:
-        name = f"{kind}-{backbone}-{precision}-{decode}"
-        study = _study(options.work, images, backbone, name)
-        given = ["--device", options.device, "--precision", precision, "--decode", decode]
-        start = time.perf_counter()
-        notes = _cli("features", str(study), "--engine", "torch", *given).stderr
-        seconds = time.perf_counter() - start
-        if backbone not in loops and precision == "bf16":
-            few = _count(options, loop_images)
-            given = [backbone, str(images), str(few), options.device, precision]
-            loops[backbone] = float(_python("-c", LOOP, *given).stdout.split()[-1])
-        steady = float(re.findall(rf"{count}/{count}, ([0-9.]+) images/s", notes)[-1])
-        loop = loops[backbone]
+    for backbone, precision, decode, number in ways:
+        count = _count(options, number)
+        images = options.work / f"{kind}-{count}"
+        _take(options.work / kind, images, count)
+        study = _study(options.work, images, backbone, f"{kind}-{backbone}-{precision}-{decode}")
+        shutil.rmtree(options.work / f"store-{study.stem}", ignore_errors=True)
+        given = ["--device", options.device, "--precision", precision, "--decode", decode, *more]
+        times = options.work / "times.json"
+        start = time.time()
+        notes = _python(
+            "-c", TIMED, str(start), str(times), *("features", str(study)), "--engine=torch", *given
+        ).stderr
+        seconds = time.time() - start
+        if loop_images and backbone not in loops and precision == "bf16":
+            few = str(_count(options, loop_images))
+            loop = _python("-c", LOOP, backbone, str(images), few, options.device, precision)
+            loops[backbone] = float(loop.stdout.split()[-1])
+        record = json.loads(times.read_text())
+        steady = _steady(record["batches"])
+        beside = f"{loops[backbone]:.0f} ({steady / loops[backbone]:.1f} x)" if loops else ""
         print(
-            f"| {kind} | {backbone} | {precision} | {decode} | {seconds:.1f} | "
-            f"{count / seconds:.0f} | {steady:.0f} ({steady / loop:.1f} x) | {loop:.0f} |"
+            f"| {kind} | {backbone} | {precision} | {decode} | {count} | {seconds:.1f} | "
+            f"{count / seconds:.0f} | {steady:.0f} | {beside} |"
         )
         for line in notes.splitlines():
             if "waiting for" in line or "torch on" in line:
-                print(f"- {line.strip()}", flush=True)
+                print(f"- {line.strip()}")
+        for title, begun, ended in sorted(record["steps"], key=lambda step: step[1]):
+            print(f"- {begun:6.2f} to {ended:6.2f} s: {title}")
+        print(f"- {seconds:6.2f} s: the process has ended", flush=True)
+
+
+def _steady(batches: list[list[float]]) -> float:
+    """Images a second after the batches that were decoded while the network started."""
+    first = min(6, len(batches) // 2)
+    seconds = batches[-1][0] - batches[first][0]
+    return sum(n for _, n in batches[first + 1 :]) / max(seconds, 1e-9)
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -524,40 +664,33 @@ def finetune(options: argparse.Namespace) -> None:
 
 def tests(options: argparse.Namespace) -> None:
     """The tests of the rooms that use a device, with the device visible."""
-    rooms = (
-        ["tests/features", "tests/finetune"]
-        if options.device == "cuda"
-        else ["tests/features/test_decoding.py"]
-    )
-    done = _python(
-        "-m",
-        "pytest",
-        *rooms,
-        "-q",
-        "-x",
-        "--maxfail=8",
-        "-p",
-        "no:cacheprovider",
-        "-W",
-        "ignore",
-        check=False,
-    )
-    for line in done.stdout.splitlines()[-14:]:
+    rooms = ["tests/features/test_decoding.py"]
+    if options.device == "cuda":
+        rooms = ["tests/finetune/test_cuda.py", "tests/features"]
+    given = ["-q", "--maxfail=12", "-p", "no:cacheprovider", "-W", "ignore", "-rs"]
+    if not importlib.util.find_spec("openvino"):
+        given += ["-k", "not openvino", "--ignore=tests/features/test_converted.py"]
+    if options.device == "cuda" and importlib.util.find_spec("xdist"):
+        given += ["-n", "6", "--dist", "loadfile"]
+    done = _python("-m", "pytest", *rooms, *given, check=False)
+    for line in done.stdout.splitlines()[-24:]:
         print(f"- {line}")
 
 
 SECTIONS = {
-    "environment": (environment, 60),
-    "whole small": (whole_small, 75),
-    "whole large": (whole_large, 75),
-    "finetune": (finetune, 90),
-    "decoding": (decoding, 40),
-    "nvJPEG": (nvjpeg, 30),
-    "device pixels": (device_pixels, 30),
-    "correctness": (correctness, 60),
+    "environment": (environment, 70),
+    "whole small": (whole_small, 150),
+    "forward": (forward, 90),
+    "whole large": (whole_large, 60),
+    "decoding": (decoding, 60),
+    "imports": (imports, 50),
+    "tests": (tests, 90),
+    "whole compiled": (whole_compiled, 75),
     "stores": (stores, 70),
-    "forward": (forward, 100),
-    "tests": (tests, 120),
+    "correctness": (correctness, 60),
+    "finetune": (finetune, 90),
+    "device pixels": (device_pixels, 30),
+    "nvJPEG": (nvjpeg, 30),
 }
 
 
