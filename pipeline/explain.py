@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.base import clone
 from torch import Tensor, nn
 
-from pipeline.audit.contact_sheet import SIDE, SheetPair, draw_sheet
+from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.images import Pixels
 from pipeline.data.patients import FIT, draw_patients
 from pipeline.data.samples import Samples, load_samples
@@ -328,7 +328,7 @@ def _pairs(
     samples: Samples,
     proba: NDArray[np.float64],
     rows: Sequence[int] | NDArray[np.intp],
-) -> Iterator[SheetPair]:
+) -> Iterator[SheetEntry]:
     """Each picture beside the same with its map in red; below it what was said of it."""
     for row in rows:
         picture = Image.fromarray(images[row]).resize((SIDE, SIDE))
@@ -342,6 +342,6 @@ def _pairs(
         best = int(proba[row].argmax())
         said = f"{printable(samples.classes[best])} {proba[row, best]:.2f}"
         truth = f"is {printable(samples.classes[samples.label[row]])}"
-        yield SheetPair(
+        yield SheetEntry(
             pixels=(np.asarray(picture), red.round().astype(np.uint8)), lines=(said, truth)
         )

@@ -64,6 +64,7 @@ def test_an_existing_store_needs_no_torch(study_file):
     code = (
         "import sys; from pathlib import Path; import pytest; import cache, pipeline.data.samples;"
         "from pipeline.features import export, extract, load; import pipeline.compare;"
+        "import pipeline.report.page, pipeline.report.pictures;"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.contact_sheet import SIDE, SheetPair, draw_sheet, missing_picture
+from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet, missing_picture
 from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import LEAK, Overlap, conflicting_rows, roles_of
 from pipeline.data.near_copies import NearPair
@@ -86,7 +86,7 @@ def contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
         return f"{roles[row]}: {samples.class_of(row)}"
 
     sheet = [
-        SheetPair(
+        SheetEntry(
             pixels=(picture(pair.rows[0]), picture(pair.rows[1])),
             lines=(
                 f"{number}. {pair.how}, likeness {pair.likeness:.3f}",

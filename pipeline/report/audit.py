@@ -1,7 +1,6 @@
 """What the audit found: the worst first, what to do about it below."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from pipeline.report.table import Column, Part, Record, Table, table_of
 from pipeline.words import counted
@@ -61,49 +60,30 @@ def _near_copies(record: Record) -> Iterator[Part]:
         return
     more = len(pairs) - _PAIRS
     files = f"near_copies.png in results/{record['study']} shows them side by side."
-    yield Table(
-        title="Pairs of nearly equal images in different roles, most alike first",
-        columns=(
-            Column("image"),
-            Column("other image"),
-            Column("how"),
-            Column("likeness", "number"),
-        ),
-        rows=tuple(
-            (
-                *(f"{i['path']} ({i['role']}, {i['label']})" for i in p["images"]),
-                p["how"],
-                p["likeness"],
-            )
-            for p in pairs[:_PAIRS]
-        ),
+
+    def image(one: Record) -> str:
+        return f"{one['path']} ({one['role']}, {one['label']})"
+
+    yield table_of(
+        "Pairs of nearly equal images in different roles, most alike first",
+        (Column("image"), Column("other image"), Column("how"), Column("likeness", "number")),
+        [
+            {**pair, "image": image(pair["images"][0]), "other image": image(pair["images"][1])}
+            for pair in pairs[:_PAIRS]
+        ],
         notes=(*([f"{more} more pairs are in audit.json."] if more > 0 else []), files),
     )
     if record["scores"]:
-        yield _scores(record["scores"])
-
-
-def _scores(rows: list[Record]) -> Table:
-    """The linear head with and without images that should not be scored."""
-
-    def accuracy(score: Record) -> tuple[Any, ...]:
-        return tuple(score["accuracy"][end] for end in ("estimate", "low", "high"))
-
-    return Table(
-        title="Accuracy of the linear head with and without the images that should be left out",
-        columns=(
-            Column("backbone"),
-            Column("role"),
-            Column("all images", "share", interval=True),
-            Column("without them", "share", interval=True),
-        ),
-        rows=tuple(
+        yield table_of(
+            "Accuracy of the linear head with and without the images that should be left out",
             (
-                row["backbone"],
-                row["role"],
-                accuracy(row["all_images"]),
-                accuracy(row["without_copies"]),
-            )
-            for row in rows
-        ),
-    )
+                Column("backbone"),
+                Column("role"),
+                Column("all images", "share", interval=True, field="all_images"),
+                Column("without them", "share", interval=True, field="without_copies"),
+            ),
+            [
+                {**row, **{k: row[k]["accuracy"] for k in ("all_images", "without_copies")}}
+                for row in record["scores"]
+            ],
+        )

@@ -1,15 +1,14 @@
 """What stage 1 did: a sentence for each backbone, then the images that it skipped."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from pipeline.report.table import Column, Part, Table
+from pipeline.report.table import Column, Part, Record, table_of
 from pipeline.words import counted
 
 _SHOWN = 10
 
 
-def tables(record: Mapping[str, Any]) -> list[Part]:
+def tables(record: Record) -> list[Part]:
     """The parts of a report on ``features.json``."""
     return [
         *(_backbone(row) for row in record["backbones"]),
@@ -17,7 +16,7 @@ def tables(record: Mapping[str, Any]) -> list[Part]:
     ]
 
 
-def _backbone(row: Mapping[str, Any]) -> str:
+def _backbone(row: Record) -> str:
     if row["computed"]:
         rate = f"{row['seconds']:.1f} s ({row['images_per_second']:.1f}/s)"
         done = f"{row['computed']} computed in {rate}"
@@ -29,7 +28,7 @@ def _backbone(row: Mapping[str, Any]) -> str:
     )
 
 
-def skipped(images: list[Mapping[str, Any]], file: str) -> list[Part]:
+def skipped(images: Sequence[Record], file: str) -> list[Part]:
     """The first images that could not be used, with their reasons.
 
     Args:
@@ -39,23 +38,15 @@ def skipped(images: list[Mapping[str, Any]], file: str) -> list[Part]:
     if not images:
         return []
     more = len(images) - _SHOWN
-    return [
-        Table(
-            title="Skipped images",
-            columns=(Column("image"), Column("reason")),
-            rows=tuple(
-                (
-                    f"{image['domain']}/{image['path']}" if "domain" in image else image["path"],
-                    image["reason"],
-                )
-                for image in images[:_SHOWN]
-            ),
-            notes=(f"{more} more are in {file}.",) if more > 0 else (),
-        )
+    rows = [
+        {**image, "image": "/".join(image[k] for k in ("domain", "path") if k in image)}
+        for image in images[:_SHOWN]
     ]
+    notes = (f"{more} more are in {file}.",) if more > 0 else ()
+    return [table_of("Skipped images", (Column("image"), Column("reason")), rows, notes=notes)]
 
 
-def compacted(stores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def compacted(stores: Mapping[str, Record]) -> list[str]:
     """A line for each store that ``headrace cache compact`` went through."""
     return [
         f"{name}: {store['error']}"
@@ -66,23 +57,16 @@ def compacted(stores: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def stores(rows: Sequence[Mapping[str, Any]]) -> list[Part]:
+def stores(rows: Sequence[Record]) -> list[Part]:
     """What ``headrace cache ls`` lists, and the stores that cannot be read."""
-    table = Table(
-        title="",
-        columns=(
+    table = table_of(
+        "",
+        (
             *(Column(name) for name in ("store", "holds", "precision")),
             *(Column(name, "count") for name in ("rows", "parts")),
             Column("MB", "seconds"),
-            Column("set aside", "count"),
+            Column("set aside", "count", field="quarantined"),
         ),
-        rows=tuple(
-            (
-                *(row[name] for name in ("store", "holds", "precision", "rows", "parts")),
-                row["size"] / 1e6,
-                row["quarantined"],
-            )
-            for row in rows
-        ),
+        [{**row, "MB": row["size"] / 1e6} for row in rows],
     )
     return [table, *(f"{row['store']}: {row['error']}" for row in rows if row["error"])]

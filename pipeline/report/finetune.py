@@ -1,7 +1,6 @@
 """What fine-tuning found: one table for each domain, then what each method cost."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from pipeline.report.heads import name_of_domain, not_scored
 from pipeline.report.table import Column, Detail, Heading, Legend, Part, Record, Table, table_of
@@ -43,11 +42,11 @@ def _backbone(record: Record, results: Record) -> Iterator[Part]:
 
 
 def _domain(domain: Record, backbone: str, seconds: dict[tuple[str, int], float]) -> Table:
-    def row_of(row: Record) -> dict[str, Any]:
+    def row_of(row: Record) -> Record:
         difference = row["differences"].get("lp", {})
-        of_model = {"points": difference, "p": difference.get("p_adjusted")}
-        of_model["train s"] = seconds[row["method"], row["seed"]]
-        return {**row, **row["scores"], **of_model}
+        compared = {"points": difference, "p": difference.get("p_adjusted")}
+        trained = {"train s": seconds[row["method"], row["seed"]]}
+        return {**row, **row["scores"], **compared, **trained}
 
     images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
     several = len({row["seed"] for row in domain["rows"]}) > 1
@@ -74,7 +73,7 @@ def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
         {
             **row,
             **difference,
-            "method": row["method"],  # of training: that of the interval is dropped
+            "method": row["method"],  # of training, not of the interval
             "head": name.removeprefix(_HEADS),
             "where": name_of_domain(domain),
         }
@@ -100,7 +99,7 @@ def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
 
 
 def _costs(models: Sequence[Record], backbone: str) -> Table:
-    trends = [m["trend"] or ("too few epochs" if m["epochs"] else "") for m in models]
+    rows = [{**m, "trend": m["trend"] or ("too few epochs" if m["epochs"] else "")} for m in models]
     return table_of(
         "What was trained, and what it cost",
         (
@@ -116,9 +115,9 @@ def _costs(models: Sequence[Record], backbone: str) -> Table:
                 "Heads that could be fitted on stored features in the same time.",
                 field="heads_in_the_same_time",
             ),
-            Column("loss at the end"),
+            Column("loss at the end", field="trend"),
         ),
-        [{**m, "loss at the end": trend} for m, trend in zip(models, trends, strict=True)],
+        rows,
         key="finetune_costs",
         about={"backbone": backbone},
     )

@@ -16,9 +16,10 @@ from pipeline.report.table import (
 )
 from pipeline.words import counted
 
-_NET_BENEFIT = (
-    "Net benefit: true positives less false positives times the odds of the threshold, per image; "
-    "to treat nobody is 0."
+_CLINICAL_NOTES = (
+    "Net benefit: true positives less false positives times the odds of the threshold, per image.",
+    "To treat nobody has a net benefit of 0.",
+    "LR is the likelihood ratio. An interval that ends in - has no upper end.",
 )
 _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
 
@@ -59,20 +60,20 @@ def _backbone(record: Record, results: Record) -> Iterator[Part]:
         reused = counted(results["reused"], "head")
         yield f"{reused} reused from an earlier run, {results['fitted']} fitted."
     for domain in results["domains"]:
-        yield _domain(backbone, results["best"], domain)
-        yield from _clinical(backbone, domain)
+        about = {"backbone": backbone, "domain": domain["domain"], "role": domain["role"]}
+        yield _domain(results["best"], domain, about)
+        yield from _clinical(domain, about)
     yield from _selection_corrected(results["selection_corrected"])
     yield from _seeds(backbone, results["seed_spread"])
     yield from _algorithms(backbone, record["baseline"], results["algorithms"])
     yield from _may_be_best(results["confidence_sets"])
 
 
-def _domain(backbone: str, best: str | None, domain: Record) -> Table:
+def _domain(best: str | None, domain: Record, about: Record) -> Table:
     def row_of(head: Record) -> Record:
-        difference = head["differences"].get("accuracy")
-        p = None if difference is None else difference["p_adjusted"]
-        marked = {"best": head["head"] == best, "points": difference, "p": p}
-        return {**head, **head["scores"], **marked}
+        difference = head["differences"].get("accuracy", {})
+        compared = {"points": difference, "p": difference.get("p_adjusted")}
+        return {**head, **head["scores"], **compared, "best": head["head"] == best}
 
     rows = [row_of(head) for head in domain["rows"]]
     metrics = dict.fromkeys(metric for row in rows for metric in row["scores"])
@@ -91,7 +92,7 @@ def _domain(backbone: str, best: str | None, domain: Record) -> Table:
         ),
         rows,
         key="heads",
-        about={"backbone": backbone, "domain": domain["domain"], "role": domain["role"]},
+        about=about,
         notes=tuple(_too_few(rows)),
     )
 
@@ -116,31 +117,31 @@ def name_of_domain(domain: Record) -> str:
     return "validation" if domain["role"] == "validation" else str(domain["domain"])
 
 
-def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
+def _clinical(domain: Record, about: Record) -> Iterator[Table]:
     """Net benefit, likelihood ratios and calibration in the large, one row for each head."""
     rows = [{"head": row["head"], **row["clinical"]} for row in domain["rows"] if row["clinical"]]
     if not rows:
         return
     curve = rows[0]["net_benefit"]
     for row in rows:
-        row |= {f"at {one['threshold']}": one["head"] for one in row["net_benefit"]}
-    nobody = {"head": "treat all"} | {f"at {one['threshold']}": one["treat_all"] for one in curve}
+        row |= {f"at {point['threshold']}": point["head"] for point in row["net_benefit"]}
+    treat_all = {f"at {point['threshold']}": point["treat_all"] for point in curve}
     yield table_of(
         f"{name_of_domain(domain)}: net benefit by the probability from which one treats, and "
         "what a result says",
         (
             Column("head"),
-            *(Column(f"at {one['threshold']}", "number") for one in curve),
+            *(Column(name, "number") for name in treat_all),
             Column("LR positive", "number", interval=True, field="lr_positive"),
             Column("LR negative", "number", interval=True, field="lr_negative"),
             Column(
                 "observed - predicted", "number", interval=True, field="observed_minus_predicted"
             ),
         ),
-        [*rows, nobody],
+        [*rows, {"head": "treat all", **treat_all}],
         key="heads_clinical",
-        about={"backbone": backbone, "domain": domain["domain"], "role": domain["role"]},
-        notes=(_NET_BENEFIT,),
+        about=about,
+        notes=_CLINICAL_NOTES,
         detail=True,
     )
 

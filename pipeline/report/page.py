@@ -45,10 +45,9 @@ _SECTIONS = ("heads", "finetune", "shift", "audit")
 #: Sentences of a part of a section that are not folded.
 _SENTENCES = 2
 #: Figures are drawn for a page of paper; on a screen an inch takes a little more room.
-_PIXELS_PER_INCH, _PAGE_WIDTH = 118, 850
+_PIXELS_PER_INCH = 118
 #: Of the figure on the first screen, which is narrow enough for a phone.
 _SUMMARY_WIDTH = 640
-_MIME = MappingProxyType({".svg": "image/svg+xml", ".png": "image/png", ".jpg": "image/jpeg"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,29 +170,24 @@ def _summary(records: Records, head: PageHead | None) -> Block | None:
         "others for comparison. A point is the share of images that are classified rightly, the "
         "line its 95 % interval over patients."
     )
-    image = image_bytes(styled(summary)(series), "svg")
-    alt = f"Accuracy by domain. {numbers}"
-    return _figure(image, ".svg", caption, alt) | {"width": _SUMMARY_WIDTH}
+    image = image_bytes(styled(summary)(series), "png")
+    return _figure(image, caption, f"Accuracy by domain. {numbers}") | {"width": _SUMMARY_WIDTH}
 
 
-def _figure(image: bytes, suffix: str, caption: str, alt: str = "") -> Block:
+def _figure(png: bytes, caption: str, alt: str = "") -> Block:
+    """A figure as wide as it is on paper, in pixels of a screen."""
+    inches = int.from_bytes(png[16:20], "big") / PNG_DOTS
     return {
         "kind": "figure",
-        "source": f"data:{_MIME[suffix]};base64,{base64.b64encode(image).decode()}",
-        "width": _width(image, suffix),
+        "source": _inline(png, "png"),
+        "width": round(_PIXELS_PER_INCH * inches),
         "text": caption,
         "alt": alt or f"{caption} The tables of this section hold its numbers.",
     }
 
 
-def _width(image: bytes, suffix: str) -> int:
-    """In pixels of a screen, so that an inch of every figure is equally wide."""
-    if suffix == ".svg":
-        points = re.search(rb'<svg[^>]* width="([\d.]+)pt"', image[:4096])
-        inches = float(points[1]) / 72 if points else 0.0
-    else:
-        inches = int.from_bytes(image[16:20], "big") / PNG_DOTS
-    return round(_PIXELS_PER_INCH * inches) or _PAGE_WIDTH
+def _inline(image: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> Block:
@@ -209,12 +203,12 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
     name, backbones = results.stage, backbones_of(results.record)
     shown = head.backbone if head and head.backbone in backbones else "".join(backbones[:1])
     for backbone in sorted(backbones, key=lambda backbone: backbone != shown):
-        for figure, kind, image in drawn(results, backbone):
+        for figure, image in drawn(results, backbone):
             _, what, how = FIGURES[figure]
             reading = "".join(f" {s}" for s in _SENTENCE_END.split(how) if s not in explained)
             explained.update(_SENTENCE_END.split(how))
             where = f" Backbone {backbone}." if len(backbones) > 1 else ""
-            block = _figure(image, f".{kind}", f"{what}{reading}{where}")
+            block = _figure(image, f"{what}{reading}{where}")
             (blocks if backbone == shown else folded).append(block)
     if folded:
         blocks.append(_fold("Figures of other backbones", folded))
@@ -267,8 +261,8 @@ def _pictures(study: Study, head: PageHead) -> Block:
 
     blocks: list[Block] = [{"kind": "text", "text": _STRIPS.format(head=head.name)}]
     for strip in strips(study, head):
-        images = [_figure(as_jpeg(pixels), ".jpg", text, text) for text, pixels in strip.pictures]
         title = f"{strip.domain}: {strip.title}"
+        images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in strip.pictures]
         blocks.append({"kind": "strip", "text": title, "images": images})
     return {"name": "images", "title": "Images", "blocks": blocks}
 
@@ -305,9 +299,6 @@ def _written(file: Path) -> datetime:
 def contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each sign that records are of different data, or older than the study."""
     files = {name: STAGES[name][0] for name in records}
-    for name, record in records.items():
-        if record["study"] not in (study.name, study.name.rpartition("/")[0]):
-            yield f"{files[name]} is of the study {record['study']}, not of {study.name}"
     by_file = {"the study file": list(study.classes)} if study.classes else {}
     by_file |= {files[name]: r["classes"] for name, r in records.items() if "classes" in r}
     first = next(iter(by_file), "")
@@ -319,9 +310,10 @@ def contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
     first_with: dict[tuple[str, str], tuple[str, Any]] = {}
     for name in records:
         scored = _images(study.results, name)
-        there = {domain for _, domain in scored}
-        yield from (f"{d} is not in {files[name]}" for d in sorted(domains - there) if there)
-        yield from (f"{d} in {files[name]} is not in the study" for d in sorted(there - domains))
+        of_record = {domain for _, domain in scored}
+        missing, gone = sorted(domains - of_record), sorted(of_record - domains)
+        yield from (f"{domain} is not in {files[name]}" for domain in missing if of_record)
+        yield from (f"{domain} in {files[name]} is not in the study" for domain in gone)
         for where, images in sorted(scored.items()):
             file, others = first_with.setdefault(where, (files[name], images))
             if images != others:

@@ -6,10 +6,9 @@ whole image, stretched to a square; no file and no patient is named.
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cache import disk
+from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.data.items import Item
 from pipeline.data.samples import SampleOptions, load_samples
@@ -29,10 +29,8 @@ from pipeline.study import SOURCE, Study
 from pipeline.words import printable
 
 ERROR_SHEET = "heads-errors.png"
-#: Pixels of a side, and pictures in a strip.
-SIDE, _COUNT = 150, 6
-#: That fit above a picture of the sheet.
-_LETTERS = 27
+#: Pictures in a strip.
+_COUNT = 6
 Rows = NDArray[np.intp]
 
 
@@ -43,7 +41,7 @@ class Strip:
     Attributes:
         domain: Where they are from.
         title: What they have in common.
-        pictures: Text below each, and its pixels, ``(SIDE, SIDE, 3)``; those that can be read.
+        pictures: Text below each, and its pixels, ``(SIDE, width, 3)``; those that can be read.
     """
 
     domain: str
@@ -129,44 +127,22 @@ def readable_by_owner_alone() -> Iterator[None]:
         os.umask(before)
 
 
-def write_error_sheet(study: Study, heads: Mapping[str, Any]) -> list[Path]:
-    """Draw the errors that the best head is surest of, a row for each domain.
+def write_error_sheet(study: Study, heads: Mapping[str, Any]) -> None:
+    """Draw the errors that the best head is surest of, for its owner alone to read.
 
     Args:
         study: Its images are read.
         heads: The record of ``headrace heads``.
-
-    Returns:
-        The file, which its owner alone can read; none where there is no error to show.
     """
-    file = study.results / FOLDER / ERROR_SHEET
     head = page_head(heads)
-    errors = [] if head is None else list(strips(study, head, only_errors=True))
-    if head is None or not errors:
+    entries = [
+        SheetEntry(pixels=(pixels,), lines=(printable(strip.domain), *text.split(", ", 1)))
+        for strip in (strips(study, head, only_errors=True) if head else ())
+        for text, pixels in strip.pictures
+    ]
+    file = study.results / FOLDER / ERROR_SHEET
+    if not entries:
         disk.unlink(file)  # an older one would show what is no more
-        return []
-    image = _sheet(errors, f"Errors that {head.name} on {head.backbone} is surest of")
+        return
     with readable_by_owner_alone():
-        disk.publish(file, image)
-    return [file]
-
-
-def _sheet(rows: Sequence[Strip], title: str) -> bytes:
-    """A PNG; one picture of all of them, since a panel for each would take seconds to lay out."""
-    from pipeline.report.figures.style import SMALL, image_bytes, new_figure, styled
-
-    step, line = SIDE + 12, SIDE + 42
-    canvas = np.full((line * len(rows), step * _COUNT, 3), 255, np.uint8)
-    figure = styled(new_figure)(0.4 + 7.2 * canvas.shape[0] / canvas.shape[1])
-    axes = figure.subplots()
-    axes.set_axis_off()
-    for i, strip in enumerate(rows):
-        look: dict[str, Any] = {"rotation": 90, "ha": "right", "va": "center", "fontsize": SMALL}
-        axes.text(-5, (i + 1) * line - SIDE / 2, printable(strip.domain), **look)
-        for k, (text, pixels) in enumerate(strip.pictures):
-            canvas[(i + 1) * line - SIDE : (i + 1) * line, k * step : k * step + SIDE] = pixels
-            lines = [part[:_LETTERS] for part in text.split(", ", 1)]
-            axes.text(k * step, (i + 1) * line - SIDE - 4, "\n".join(lines), fontsize=SMALL - 1)
-    axes.imshow(canvas)
-    figure.suptitle(printable(title), x=0.01, ha="left", fontsize=9.5)
-    return image_bytes(figure, "png")
+        disk.publish(file, draw_sheet(entries))

@@ -1,46 +1,34 @@
 """What a saved head predicts for new images."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from pipeline.report.features import skipped
-from pipeline.report.table import Column, Part, Table
+from pipeline.report.table import Column, Part, Record, Table, table_of
 from pipeline.words import counted, percent
 
 _PATH_WIDTH = 60
 
 
-def tables(record: Mapping[str, Any]) -> list[Part]:
+def tables(record: Record) -> list[Part]:
     """The parts of a report on what ``headrace predict --json`` prints."""
-    rows = record["rows"]
-    table = Table(
-        title="",
-        columns=(
-            Column("image"),
-            Column("predicted"),
-            Column("probability", "share"),
-        ),
-        rows=tuple((_end(r["path"]), r["predicted"], max(r["probability"])) for r in rows),
-    )
-    return [table, *skipped(record["skipped"], "the output of --json"), *_sentences(record)]
+    rows = [
+        {**row, "image": _end(row["path"]), "probability": max(row["probability"])}
+        for row in record["rows"]
+    ]
+    columns = (Column("image"), Column("predicted"), Column("probability", "share"))
+    more = skipped(record["skipped"], "the output of --json")
+    return [table_of("", columns, rows), *more, *_sentences(record)]
 
 
-def predictions(record: Mapping[str, Any]) -> Table:
+def predictions(record: Record) -> Table:
     """Every image with the probability of each class, for ``--csv``."""
-    return Table(
-        title="",
-        columns=(
-            *(Column(name) for name in ("path", "key", "predicted")),
-            *(Column(name, "share") for name in record["classes"]),
-        ),
-        rows=tuple(
-            (r["path"], r["key"], r["predicted"], *r["probability"]) for r in record["rows"]
-        ),
-        key="predictions",
-    )
+    names = ("path", "key", "predicted")
+    columns = (*map(Column, names), *(Column(name, "share") for name in record["classes"]))
+    rows = tuple((*(row[name] for name in names), *row["probability"]) for row in record["rows"])
+    return Table(title="", columns=columns, rows=rows)
 
 
-def _sentences(record: Mapping[str, Any]) -> list[str]:
+def _sentences(record: Record) -> list[str]:
     stored = max(len(record["rows"]) - record["computed"], 0)
     head = (
         f"Head {record['head']} on {record['backbone']}, fitted on "
@@ -58,11 +46,10 @@ def _sentences(record: Mapping[str, Any]) -> list[str]:
 
 def _accuracy(folders: Mapping[str, Mapping[str, int]]) -> list[str]:
     """How many images in folders of classes are predicted rightly."""
-    images, right = (sum(one[what] for one in folders.values()) for what in ("images", "right"))
+    images, right = (sum(c[what] for c in folders.values()) for what in ("images", "right"))
     if not images:
         return []
-    each = (f"{name} {one['right']} of {one['images']}" for name, one in folders.items())
-    by_class = ", ".join(each)
+    by_class = ", ".join(f"{name} {c['right']} of {c['images']}" for name, c in folders.items())
     return [f"Right by folder: {right} of {images} ({percent(right / images)}); {by_class}."]
 
 

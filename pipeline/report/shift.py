@@ -143,12 +143,13 @@ def _target(target: Record) -> Iterator[Part]:
 
 def _named(rows: Sequence[Record], names: Mapping[str, str], **more: Any) -> list[Record]:
     """Rows with names for people."""
-    return [{**row, "name": names.get(row["name"], row["name"]), **more} for row in rows]
+    return [{**row, "name": names[row["name"]], **more} for row in rows]
 
 
 def _effects(target: Record, about: Record) -> Table:
     effects = [row["name"] for row in target["effects"]]
     names = {**{name: _of_groups(name) for name in effects}, **EFFECTS}
+    # Attributes whose other mix of groups is not shown to cost anything are one sentence.
     unshown = [
         row["division"]
         for row in target["effects"]
@@ -156,6 +157,8 @@ def _effects(target: Record, about: Record) -> Table:
         if row["low"] <= 0 <= row["high"]
     ]
     rows = [row for row in target["effects"] if row["division"] not in unshown]
+    attributes = " or ".join(division.removeprefix("by ") for division in unshown)
+    note = f"Other shares of groups by {attributes} are not shown to cost accuracy."
     return table_of(
         "Why accuracy is lost. Each division splits the same loss in another way",
         (
@@ -170,9 +173,7 @@ def _effects(target: Record, about: Record) -> Table:
             ),
         ),
         sorted(_named(rows, names), key=lambda row: row["division"] == "AUROC"),
-        notes=(f"No loss is shown by another mix of patients {', '.join(unshown)}.",)
-        if unshown
-        else (),
+        notes=(note,) if unshown else (),
         key="shift_effects",
         about=about,
     )
@@ -280,21 +281,21 @@ def _subgroups(target: Record, about: Record) -> Iterator[Table]:
 
 def _lowest(groups: Sequence[Record]) -> Iterator[str]:
     """The lowest group by each metric, and whether it is shown to be below all other images."""
-    for metric, name in METRICS.items():
-        for group in groups:
-            value = group["metrics"].get(metric, {"worst": False})
-            if not value["worst"]:
-                continue
-            sentence = f"{name} is lowest in {group['group']}."
-            if value["difference"] is not None:
-                keys = ("difference", "difference_low", "difference_high")
-                points, low, high = (f"{100 * value[key]:+.1f}" for key in keys)
-                shown = "is" if value["below"] else "is not"
-                sentence += (
-                    f" It {shown} shown to be below all other images "
-                    f"({points} points, {low} to {high})."
-                )
-            yield sentence
+    keys = ("difference", "difference_low", "difference_high")
+    lowest = (
+        (name, group["group"], value)
+        for metric, name in METRICS.items()
+        for group in groups
+        if (value := group["metrics"].get(metric)) and value["worst"]
+    )
+    for name, group, value in lowest:
+        sentence = f"{name} is lowest in {group}."
+        if value["difference"] is not None:
+            points, low, high = (f"{100 * value[key]:+.1f}" for key in keys)
+            shown = "is" if value["below"] else "is not"
+            sentence += f" It {shown} shown to be below all other images "
+            sentence += f"({points} points, {low} to {high})."
+        yield sentence
 
 
 def _fine_tuned(rows: Sequence[Record]) -> Table:

@@ -35,11 +35,6 @@ class PageHead:
     backbone: str
     accuracy: Mapping[str, Interval]
 
-    @property
-    def source(self) -> str:
-        """The domain that targets are compared with."""
-        return next(iter(self.accuracy))
-
 
 def page_head(heads: Record | None) -> PageHead | None:
     """The best head on validation; of the first backbone where there is no validation.
@@ -179,28 +174,18 @@ def _list(values: Sequence[str]) -> str:
     return " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Light:
-    """One thing that must be right before numbers are believed.
-
-    Attributes:
-        name: What was looked at.
-        state: ``good``, ``warn``, ``bad`` or ``unknown``.
-        word: The finding, for people who see no colour.
-    """
-
-    name: str
-    state: str
-    word: str
+#: What was looked at; ``good``, ``warn``, ``bad`` or ``unknown``; the word for those who see no
+#: colour.
+Light = tuple[str, str, str]
 
 
 def lights(records: Records) -> list[Light]:
-    """Leaks, shortcuts, shift, enough patients."""
+    """What must be right before numbers are believed."""
     return [
-        _leaks(_count_leaks(records)),
-        _shortcuts(records.get("audit")),
-        _shift(records.get("shift")),
-        _patients(records.get("heads")),
+        ("Leaks", *_leaks(_count_leaks(records))),
+        ("Shortcuts", *_shortcuts(records.get("audit"))),
+        ("Shift", *_shift(records.get("shift"))),
+        ("Enough patients", *_patients(records.get("heads"))),
     ]
 
 
@@ -210,41 +195,39 @@ def _count_leaks(records: Records) -> int | None:
     return int(records["audit"]["counts"]["leak"]) if "audit" in records else in_heads or None
 
 
-def _leaks(count: int | None) -> Light:
+def _leaks(count: int | None) -> tuple[str, str]:
     if count is None:
-        return Light(name="Leaks", state="unknown", word="not checked")
-    return Light(name="Leaks", state="bad" if count else "good", word="found" if count else "none")
+        return "unknown", "not checked"
+    return ("bad", "found") if count else ("good", "none")
 
 
-def _shortcuts(audit: Record | None) -> Light:
+def _shortcuts(audit: Record | None) -> tuple[str, str]:
     findings = [f for f in audit["findings"] if f["check"] in _SHORTCUTS] if audit else []
     severities = {finding["severity"] for finding in findings}
     if severities & {"leak", "warning"}:
-        return Light(name="Shortcuts", state="warn", word="possible")
+        return "warn", "possible"
     if severities == {"ok"}:
-        return Light(name="Shortcuts", state="good", word="no sign")
-    return Light(name="Shortcuts", state="unknown", word="open" if findings else "not tested")
+        return "good", "no sign"
+    return "unknown", "open" if findings else "not tested"
 
 
-def _shift(shift: Record | None) -> Light:
+def _shift(shift: Record | None) -> tuple[str, str]:
     """Whether accuracy is shown to fall on a target, else whether its images differ."""
     targets = shift["targets"] if shift else ()
     losses = [e for t in targets for e in t["effects"] if e["name"] == "accuracy_loss"]
     if not targets:
-        return Light(name="Shift", state="unknown", word="not analysed")
+        return "unknown", "not analysed"
     if any(effect["low"] > 0 for effect in losses):
-        return Light(name="Shift", state="bad", word="accuracy falls")
+        return "bad", "accuracy falls"
     tests = [test for target in targets for test in target["detection"]]
     if any(test["p_adjusted"] is not None and test["p_adjusted"] <= 0.05 for test in tests):
-        return Light(name="Shift", state="warn", word="images differ")
-    return Light(name="Shift", state="good", word="none shown")
+        return "warn", "images differ"
+    return "good", "none shown"
 
 
-def _patients(heads: Record | None) -> Light:
+def _patients(heads: Record | None) -> tuple[str, str]:
     counts = [d["patients"] for b in (heads["backbones"] if heads else ()) for d in b["domains"]]
     if not counts:
-        return Light(name="Enough patients", state="unknown", word="not counted")
+        return "unknown", "not counted"
     fewest = min(counts)
-    word = "yes" if fewest >= ROUGH_BELOW else f"only {fewest} in one domain"
-    state = "good" if fewest >= ROUGH_BELOW else "warn"
-    return Light(name="Enough patients", state=state, word=word)
+    return ("good", "yes") if fewest >= ROUGH_BELOW else ("warn", f"only {fewest} in one domain")

@@ -169,8 +169,9 @@ def format_value(value: Any, kind: str) -> str:
     if isinstance(value, str) or kind not in NUMBERS:
         return printable(str(value))
     values = value if isinstance(value, tuple) else (value,)
-    estimate, *bounds = (NUMBERS[kind](zero_noise(v)) for v in values if v is not None)
-    return f"{estimate} [{', '.join(bounds)}]" if bounds else estimate
+    texts = (_UNKNOWN if v is None else NUMBERS[kind](zero_noise(v)) for v in values)
+    estimate, *bounds = texts
+    return estimate if {*bounds} <= {_UNKNOWN} else f"{estimate} [{', '.join(bounds)}]"
 
 
 def _shown(table: Table) -> tuple[list[Column], list[list[str]]]:
@@ -221,8 +222,10 @@ def to_terminal(table: Table) -> str:
 
 
 def wrapped(sentence: str) -> str:
-    """A sentence as lines of a terminal."""
-    return textwrap.fill(printable(sentence), SENTENCE_WIDTH, break_on_hyphens=False)
+    """A sentence as lines of a terminal; a number and its % stay together."""
+    text = printable(sentence).replace(" %", "\N{NO-BREAK SPACE}%")
+    lines = textwrap.fill(text, SENTENCE_WIDTH, break_on_hyphens=False)
+    return lines.replace("\N{NO-BREAK SPACE}", " ")
 
 
 #: What Markdown may take for more than a character. A bracket that no address follows, an

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from pipeline.audit.contact_sheet import SIDE, SheetPair, draw_sheet
+from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.audit.stage import audit
 from pipeline.data.samples import read_exclusions
-from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
@@ -79,16 +78,10 @@ def test_a_leak_of_near_copies_is_said_everywhere_and_can_be_left_out(copied_stu
     assert "Do not trust" not in run("heads", copied_study, "--only", "linear", "--quick").stdout
 
 
-def test_a_sheet_without_pairs_is_refused():
-    """A mistake of ours, which says so."""
-    with pytest.raises(StudyError, match="at least one pair"):
-        draw_sheet([])
-
-
 def test_a_sheet_has_both_pictures_side_by_side():
     """Left and right picture keep their grey; a long line does not leave its column."""
     grey = [np.full((SIDE, SIDE, 3), level, np.uint8) for level in (40, 90)]
-    data = draw_sheet([SheetPair(pixels=(grey[0], grey[1]), lines=("1.", "long " * 40))])
+    data = draw_sheet([SheetEntry(pixels=(grey[0], grey[1]), lines=("1.", "long " * 40))])
     sheet = np.asarray(Image.open(BytesIO(data)))
     assert (sheet[20, 20, 0], sheet[20, 20 + SIDE, 0]) == (40, 90)
     assert (sheet[:, -10:] == 255).all()

@@ -209,11 +209,9 @@ def _file(name: str, backbone: str, kind: str) -> str:
     return f"{FOLDER}/{name}-{as_file_name(backbone)}.{kind}"
 
 
-def drawn(results: ResultSet, backbone: str) -> Iterator[tuple[str, str, bytes]]:
-    """Name, kind and image of each figure of a stage; of PNG and SVG, the smaller."""
+def drawn(results: ResultSet, backbone: str) -> Iterator[tuple[str, bytes]]:
+    """Name of each figure of a stage, and its PNG."""
     for name in FIGURES:
-        files = {kind: _file(name, backbone, kind) for kind in KINDS}
-        images = {kind: results.read(f) for kind, f in files.items() if f in results.digests}
-        if name.startswith(f"{results.stage}-") and images:
-            kind = min(images, key=lambda kind: len(images[kind]))
-            yield name, kind, images[kind]
+        file = _file(name, backbone, "png")
+        if name.startswith(f"{results.stage}-") and file in results.digests:
+            yield name, results.read(file)

@@ -1,7 +1,6 @@
 """Figures of the best head from the probability of each image: ROC, reliability, confusion."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,30 +14,20 @@ from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.style import (
     GREY,
     SHADES,
-    SMALL,
-    arrangement,
     colour,
     dash,
-    new_figure,
+    legend_below,
     panels,
+    shortened,
 )
 from pipeline.words import printable
 
 #: Beyond this many classes a cell is too small for its count.
 _COUNTED = 12
-_SIDE, _LINE = 2.55, 0.15
 #: Labels ``(n,)`` and probabilities ``(n, K)``.
 Scored = tuple[NDArray[np.int64], NDArray[np.float64]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Curve:
-    """One line of a square: ``x`` and ``y`` of shape (m,), its text below, a point to mark."""
-
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    text: str
-    mark: tuple[float, float] | None = None
+#: Of a line: ``x`` and ``y`` of shape ``(m,)``, its text below, points to mark.
+Curve = tuple[NDArray[np.float64], NDArray[np.float64], str, Sequence[tuple[float, float]]]
 
 
 def _of_best(results: Results) -> tuple[str, dict[str, Scored]]:
@@ -67,7 +56,7 @@ def heads(results: Results) -> Figure:
     Beside it the reliability of its probabilities.
     """
     best, scored = _of_best(results)
-    squares: dict[str, list[_Curve]] = {}
+    squares: dict[str, list[Curve]] = {}
     for domain, (label, proba) in scored.items():
         if len(results.classes) == 2:
             curve = _roc(label == 1, proba[:, 1], domain)
@@ -76,25 +65,24 @@ def heads(results: Results) -> Figure:
             classes = enumerate(results.classes)
             squares[f"ROC, {domain}"] = [_roc(label == k, proba[:, k], n) for k, n in classes]
     squares["Reliability"] = [_reliability(rows, domain) for domain, rows in scored.items()]
-    figure = _squares(squares)
+    legend = 0.15 * max(map(len, squares.values()))
+    figure, cells = panels(len(squares), height=2.6 + legend, extra=0.45, width=2.4)
+    for axes, (title, curves) in zip(cells, squares.items(), strict=True):
+        _draw_square(axes, title, curves)
     figure.suptitle(f"ROC and reliability of {printable(best)}", x=0.01, ha="left")
     return figure
 
 
-def _roc(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> _Curve:
+def _roc(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> Curve:
     if positive.all() or not positive.any():
-        return _Curve(x=np.empty(0), y=np.empty(0), text=f"{name}: one class only")
+        return np.empty(0), np.empty(0), f"{name}: one class only", ()
     false, true, _ = roc_curve(positive, score)
     chosen = score > 1 / 2
-    return _Curve(
-        x=false,
-        y=true,
-        text=f"{roc_auc_score(positive, score):.3f}  {name}",
-        mark=(float(chosen[~positive].mean()), float(chosen[positive].mean())),
-    )
+    mark = (float(chosen[~positive].mean()), float(chosen[positive].mean()))
+    return false, true, f"{roc_auc_score(positive, score):.3f}  {name}", [mark]
 
 
-def _reliability(scored: Scored, name: str) -> _Curve:
+def _reliability(scored: Scored, name: str) -> Curve:
     """CORP reliability (Dimitriadis 2021): the monotone curve that recalibration would follow.
 
     The event is the second of two classes, else that the prediction is right.
@@ -103,36 +91,16 @@ def _reliability(scored: Scored, name: str) -> _Curve:
     binary = proba.shape[1] == 2
     event, p = (label == 1, proba[:, 1]) if binary else (proba.argmax(1) == label, proba.max(1))
     fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(p, event)
-    return _Curve(x=fit.X_thresholds_, y=fit.y_thresholds_, text=name)
+    return fit.X_thresholds_, fit.y_thresholds_, name, ()
 
 
-def _squares(squares: Mapping[str, Sequence[_Curve]]) -> Figure:
-    """Panels of shares, with the names of the curves below, where nothing can cover them."""
-    rows, columns = arrangement(len(squares))
-    lines = max(map(len, squares.values()))
-    text = _LINE * lines + 0.05
-    figure = new_figure(0.45 + rows * (_SIDE + text), 0.2 + 2.35 * columns)
-    cells = figure.add_gridspec(2 * rows, columns, height_ratios=[_SIDE, text] * rows)
-    for number, (title, curves) in enumerate(squares.items()):
-        row, column = divmod(number, columns)
-        axes = figure.add_subplot(cells[2 * row, column])
-        below = figure.add_subplot(cells[2 * row + 1, column])
-        _unit_square(axes, title)
-        below.set_axis_off()
-        below.set(xlim=(0, 1), ylim=(lines, 0))
-        for k, curve in enumerate(curves):
-            look: dict[str, Any] = {"color": colour(k), "linestyle": dash(k)}
-            axes.plot(curve.x, curve.y, linewidth=1.1, **look)
-            if curve.mark:
-                axes.plot(*curve.mark, "o", color=colour(k), markersize=5, mec="white", mew=0.6)
-            below.plot([0.0, 0.09], [k + 0.5] * 2, linewidth=1.6, **look)
-            words = below.text(0.12, k + 0.5, printable(curve.text), va="center", fontsize=SMALL)
-            words.set_in_layout(False)  # a long name must not shrink the panel above it
-    return figure
-
-
-def _unit_square(axes: Axes, title: str) -> None:
-    """Both axes from 0 to 1, equally long, with the diagonal."""
+def _draw_square(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
+    """Shares against shares, with the diagonal; names below, where they cover no curve."""
+    for k, (x, y, text, marks) in enumerate(curves):
+        look: dict[str, Any] = {"color": colour(k), "linestyle": dash(k), "linewidth": 1.1}
+        axes.plot(x, y, label=shortened(text), **look)
+        for mark in marks:
+            axes.plot(*mark, "o", color=colour(k), markersize=5, mec="white", mew=0.6)
     is_roc = title.startswith("ROC")
     names = ("1 - specificity", "sensitivity") if is_roc else ("predicted", "observed")
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, zorder=0)
@@ -141,6 +109,7 @@ def _unit_square(axes: Axes, title: str) -> None:
     axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set_title(printable(title))
     axes.set_box_aspect(1)
+    legend_below(axes)
 
 
 def confusion(results: Results) -> Figure:
@@ -166,9 +135,5 @@ def _matrix(axes: Axes, label: NDArray[Any], proba: NDArray[Any], K: int) -> Non
     axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
     for spine in axes.spines.values():
         spine.set(visible=True, color=GREY)
-    for (i, j), count in _cells(counts) if K <= _COUNTED else ():
-        axes.text(j, i, str(count), ha="center", va="center", fontsize=6.5)
-
-
-def _cells(counts: NDArray[Any]) -> Iterator[tuple[tuple[int, ...], Any]]:
-    return (cell for cell in np.ndenumerate(counts) if cell[1])
+    for i, j in np.argwhere(counts) if K <= _COUNTED else ():
+        axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=6.5)

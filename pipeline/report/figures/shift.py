@@ -25,8 +25,10 @@ from pipeline.report.figures.style import (
     VERMILION,
     colour,
     grid,
+    legend_below,
     new_figure,
     panels,
+    shortened,
 )
 from pipeline.report.shift import ERRORS, METRICS, STEPS
 from pipeline.report.table import Table
@@ -167,8 +169,7 @@ def _draw_map(axes: Axes, arrays: Mapping[str, Any], classes: Sequence[str]) -> 
             marker = MARKERS[k % len(MARKERS)]
             axes.plot(x[rows], y[rows], marker, alpha=0.7, mew=0, label=f"{domain}, {name}", **look)
     axes.set(xlabel="component 1", ylabel="component 2", xticks=[], yticks=[])
-    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12)}
-    axes.legend(ncols=2, frameon=False, markerscale=2.0, **place)
+    legend_below(axes, gap=0.12, ncols=2, markerscale=2.0)
 
 
 def _pale(hue: str, k: int, classes: int) -> tuple[float, ...]:
@@ -200,7 +201,7 @@ def subgroups(results: Results) -> Figure:
             axes.plot(source, heights, "|", color=GREY, markersize=7)
         axes.set_title(metric)
         axes.xaxis.set_major_locator(MaxNLocator(3))
-    name_rows(cells[0], [_short(name) for name in names])
+    name_rows(cells[0], [shortened(name) for name in names])
     _legend_of_targets(figure, targets)
     figure.suptitle("Subgroups", x=0.01, ha="left")
     figure.supxlabel("95 % intervals by patient, for all groups at once", fontsize=SMALL)
@@ -218,9 +219,3 @@ def _legend_of_targets(figure: Figure, targets: Sequence[str]) -> None:
     ]
     handles.append(Line2D([], [], color=GREY, marker="|", linestyle="", label="source"))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
-
-
-def _short(name: str) -> str:
-    """Both ends of a long name."""
-    text = printable(name)
-    return text if len(text) <= 40 else f"{text[:20].rstrip()} … {text[-18:].lstrip()}"

@@ -16,6 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from pipeline.report.figures import PNG_DOTS
+from pipeline.words import printable
 
 #: Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left
 #: out, being too pale for a line on white.
@@ -32,6 +33,8 @@ SHADES = LinearSegmentedColormap.from_list("headrace", ["#FFFFFF", "#56A0D0"])
 #: Inches: a page's text is about this wide.
 WIDTH = 7.2
 SMALL = 7.0
+#: Letters of a name that fit beside or below a panel.
+_LONGEST = 40
 _SETTINGS = {
     "font.family": ["DejaVu Sans"],
     "font.size": 8.0,
@@ -114,12 +117,6 @@ def _fix_layout(figure: Figure) -> None:
         axes.set_position((left, bottom, width, height))
 
 
-def arrangement(panels: int) -> tuple[int, int]:
-    """Rows and columns for a number of panels: three abreast, four as two and two."""
-    columns = 2 if panels == 4 else min(panels, 3)
-    return -(-panels // columns), columns
-
-
 def colour(number: int) -> str:
     """Of series ``number``; they repeat after six."""
     return COLOURS[number % len(COLOURS)]
@@ -136,19 +133,34 @@ def grid(axes: Axes, axis: Any = "x") -> None:
     axes.set_axisbelow(True)
 
 
+def legend_below(axes: Axes, gap: float = 0.2, **more: Any) -> None:
+    """Names of curves below a panel, where they cover none; the gap is a share of its height."""
+    place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -gap)}
+    axes.legend(frameon=False, **place, **more)
+
+
+def shortened(name: str) -> str:
+    """Both ends of a long name."""
+    text = printable(name)
+    return text if len(text) <= _LONGEST else f"{text[:20].rstrip()} … {text[-18:].lstrip()}"
+
+
 def panels(
-    count: int, *, height: float, extra: float = 0.5, sharey: bool = False
+    count: int, *, height: float, extra: float = 0.5, width: float = 0, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels, three abreast at most.
+    """A figure of so many panels: three abreast, four as two and two.
 
     Args:
         count: At least 1.
         height: Of one row of panels, in inches.
         extra: For the titles of the figure, in inches.
+        width: Of one panel, in inches; 0: they fill the page, and one alone two thirds.
         sharey: Whether all have one vertical axis.
     """
-    rows, columns = arrangement(count)
-    figure = new_figure(extra + rows * height, WIDTH if columns > 1 else 4.8)
+    columns = 2 if count == 4 else min(count, 3)
+    rows = -(-count // columns)
+    whole = columns * width or (WIDTH if columns > 1 else 2 * WIDTH / 3)
+    figure = new_figure(extra + rows * height, whole)
     cells = list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
     for axes in cells[count:]:
         axes.set_visible(False)
