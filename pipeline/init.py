@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.data import npz_arrays
+from pipeline.data.arrays import is_archive, scan_archive
 from pipeline.data.dicom import is_dicom
 from pipeline.data.image_tables import find_columns, several_findings
 from pipeline.data.images import HEAD_BYTES
@@ -86,7 +86,7 @@ def _folder_name(text: str) -> str:
 
 
 def _findings(path: Path) -> list[str]:
-    is_table = path.is_file() and not npz_arrays.is_archive(path)
+    is_table = path.is_file() and not is_archive(path)
     return several_findings(path) if is_table else []
 
 
@@ -109,8 +109,8 @@ def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]
     """A folder; the splits of a ``.npz`` file; the hospitals of a table."""
     if not path.is_file():
         yield _folder_name(path.resolve().name), Domain(path=path)
-    elif npz_arrays.is_archive(path):
-        splits = {item.split for item in npz_arrays.scan(Domain(path=path)).items}
+    elif is_archive(path):
+        splits = {item.split for item in scan_archive(Domain(path=path)).items}
         given = {"train", "val"} <= splits
         yield _folder_name(path.stem), Domain(path=path, split=GIVEN if given else "")
         if given and "test" in splits:
@@ -143,7 +143,7 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
     if found.split:
         lines.append(f"split = {_quoted(found.split)}")
     has_patients = found.table is not None and "patient" in found.table.columns
-    if not has_patients and not npz_arrays.is_archive(found.path):
+    if not has_patients and not is_archive(found.path):
         lines.append(_group_line(listing.items, table, notes))
     if found.ignore:
         lines.append(f"ignore = {json.dumps(found.ignore, ensure_ascii=False)}")

@@ -5,7 +5,7 @@ With a division that came with the data, the class folders lie below ``train`` a
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
 
     Files are known by their ending, whatever its case, and without one by their first bytes.
     Links are followed to what is inside the root; a folder that is reached twice within a
-    class, or within a folder of the root, is walked once.
+    folder of the root is walked once.
 
     Args:
         domain: Where they are.
@@ -84,24 +84,33 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     Raises:
         StudyError: No image, a class without an image, or a folder that cannot be listed.
     """
-    if not domain.labelled and not domain.split:
-        listing = images_below(domain.path, ignore=domain.ignore or (), each=each)
-        if not listing.items:
-            raise StudyError(f"{domain.path} holds no image ({listing.left_out})")
-        return listing
-    walk = _walk(domain.path, domain.ignore or ())
-    loose_files, folders = walk.entries()
-    if loose_files:
-        walk.ignored["not in a class folder"] += len(loose_files)
-    if not folders:
-        raise StudyError(f"{domain.path} holds no class folder ({walk.listing().left_out})")
-    if not domain.split:
-        return walk.listing(_images_by_class(walk, folders, each))
-    return walk.listing(
-        replace(item, split=split)
-        for split in folders
-        for item in _of_split(walk, split, domain, each)
+    listing = images_below(domain.path, ignore=domain.ignore or (), each=each)
+    if domain.labelled or domain.split:
+        listing = _by_folder(domain, listing)
+    if not listing.items:
+        what = "class folder" if domain.labelled else "image"
+        raise StudyError(f"{domain.path} holds no {what} ({listing.left_out})")
+    return listing
+
+
+def _by_folder(domain: Domain, listing: Listing) -> Listing:
+    """Images with the label and the split that the folders they lie in are called."""
+    items = []
+    for item in listing.items:
+        *folders, _ = item.path.split("/")
+        split = folders.pop(0) if domain.split and folders else ""
+        if folders or not domain.labelled:
+            label = composed(folders[0]) if domain.labelled else NO_CLASS
+            items.append(replace(item, label=label, split=split))
+    for folder, left_out in listing.empty.items():
+        raise StudyError(
+            f"{domain.path}/{folder}: the class folder holds no image ({left_out}). Put its "
+            "images there, or remove the folder"
+        )
+    ignored = Counter(listing.ignored) + Counter(
+        {"not in a class folder": len(listing.items) - len(items)}
     )
+    return replace(listing, items=tuple(items), ignored=ignored)
 
 
 def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_turn) -> Listing:
@@ -110,11 +119,7 @@ def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_
     Raises:
         StudyError: A folder cannot be listed.
     """
-    walk = _walk(folder, ignore)
-    items, folders = walk.entries()
-    for below in walk.trees([(name, NO_CLASS) for name in walk.distinct(folders)], each):
-        items += below.items
-    return walk.listing(items)
+    return Walk(os.path.realpath(folder), _SUFFIXES, ignore, by_content=True).below(each)
 
 
 def read(item: Item) -> _FileContent:
@@ -127,28 +132,3 @@ def read(item: Item) -> _FileContent:
     if item.stat.size > limit:
         raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
     return _FileContent(read_file(item.file, lambda stream: stream.read()), item.reading)
-
-
-def _walk(root: Path, ignore: tuple[str, ...]) -> Walk:
-    return Walk(os.path.realpath(root), _SUFFIXES, ignore, by_content=True)
-
-
-def _of_split(walk: Walk, split: str, domain: Domain, each: Each) -> list[Item]:
-    """Images below the folder of a split, with the folders in it as classes."""
-    if not domain.labelled:
-        return list(walk.files_below(split))
-    return _images_by_class(walk, walk.entries(split)[1], each)
-
-
-def _images_by_class(walk: Walk, folders: Sequence[str], each: Each) -> list[Item]:
-    """Images below class folders; the label is the folder's own name."""
-    items: list[Item] = []
-    labelled = [(folder, composed(folder.rpartition("/")[2])) for folder in folders]
-    for folder, below in zip(folders, walk.trees(labelled, each), strict=True):
-        if not below.items:
-            raise StudyError(
-                f"{walk.root}/{folder}: the class folder holds no image ({below.left_out}). "
-                "Put its images there, or remove the folder"
-            )
-        items += below.items
-    return items

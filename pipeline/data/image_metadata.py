@@ -5,7 +5,6 @@ EXIF, colour profiles, thumbnails and texts never make a picture unusable, and n
 theirs reaches the user.
 """
 
-import re
 import struct
 import zlib
 from struct import unpack_from
@@ -16,17 +15,13 @@ _UPRIGHT = 1
 _ORIENTATION = 0x0112
 #: Sizes of the integer types of TIFF: BYTE, SHORT, LONG.
 _INTEGERS = {1: "B", 3: "H", 4: "I"}
-_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-#: Texts of PNG files are decompressed up to this; an orientation stands at their beginning.
-_MAX_TEXT_BYTES = 1 << 20
 
 _PNG_MAGIC_BYTES = 8
 _CHUNK_FRAME = 12  # a PNG chunk is its data and 4 bytes each of length, name and CRC
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
-_TEXT_CHUNKS = {b"tEXt", b"zTXt", b"iTXt"}
 
 _SCAN, _EXIF_MARKER = 0xDA, 0xE1
-_EXIF, _JPEG_XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_EXIF = b"Exif\0\0"
 
 
 def split_jpeg(data: bytes) -> tuple[bytes, int]:
@@ -35,7 +30,7 @@ def split_jpeg(data: bytes) -> tuple[bytes, int]:
     Of the application segments only JFIF and Adobe are kept, by which a decoder knows the
     colours. Where the structure is broken, the rest is kept for the decoder to refuse.
     """
-    kept, exif, xmp = [data[:2]], b"", b""
+    kept, exif = [data[:2]], b""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = unpack_from(">BH", data, at + 1)
@@ -45,14 +40,12 @@ def split_jpeg(data: bytes) -> tuple[bytes, int]:
         body = data[at + 4 : end]
         if marker == _EXIF_MARKER and body.startswith(_EXIF):
             exif += body.removeprefix(_EXIF)
-        elif marker == _EXIF_MARKER and body.startswith(_JPEG_XMP):
-            xmp = body
         if _is_needed(marker, body):
             kept.append(data[at:end])
         at = end
     if sum(map(len, kept)) < at:  # a file from which nothing is cut is not copied either
         data = b"".join([*kept, memoryview(data)[at:]])
-    return data, _orientation(exif, xmp)
+    return data, _orientation(exif)
 
 
 def split_png(data: bytes) -> tuple[bytes, int]:
@@ -64,7 +57,7 @@ def split_png(data: bytes) -> tuple[bytes, int]:
     Raises:
         ImageError: Truncated, damaged, or of several frames.
     """
-    kept, exif, xmp = [data[:_PNG_MAGIC_BYTES]], b"", b""
+    kept, exif = [data[:_PNG_MAGIC_BYTES]], b""
     at, name = _PNG_MAGIC_BYTES, b""
     while name != b"IEND":
         if at + _CHUNK_FRAME > len(data):
@@ -84,12 +77,8 @@ def split_png(data: bytes) -> tuple[bytes, int]:
             )
         elif name == b"eXIf":
             exif = bytes(body).removeprefix(_EXIF)
-        elif name in _TEXT_CHUNKS:
-            key, text = _text(name, bytes(body))
-            exif = exif or (_from_hex(text) if key == b"Raw profile type exif" else b"")
-            xmp = text if key == b"XML:com.adobe.xmp" else xmp
         at = end + 4
-    return b"".join(kept), _orientation(exif, xmp)
+    return b"".join(kept), _orientation(exif)
 
 
 def _is_needed(marker: int, body: bytes) -> bool:
@@ -101,54 +90,17 @@ def _is_needed(marker: int, body: bytes) -> bool:
     return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
 
 
-def _orientation(exif: bytes, xmp: bytes) -> int:
-    """What EXIF says, else XMP; upright where neither can be read."""
-    try:
-        declared = _exif_orientation(exif)
-    except struct.error:  # cut short
-        declared = None
-    if declared is None and (match := _XMP.search(xmp)):
-        declared = int(match[1])
-    return declared if declared is not None and 1 <= declared <= 8 else _UPRIGHT
-
-
-def _exif_orientation(exif: bytes) -> int | None:
-    """The orientation in the first directory of a TIFF structure, whatever else is in it."""
+def _orientation(exif: bytes) -> int:
+    """In the first directory of a TIFF structure; upright where it cannot be read."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    if order is None:
-        return None
-    (start,) = unpack_from(f"{order}I", exif, 4)
-    (entries,) = unpack_from(f"{order}H", exif, start)
-    for at in range(start + 2, start + 2 + 12 * entries, 12):
-        tag, kind, count = unpack_from(f"{order}HHI", exif, at)
-        if tag == _ORIENTATION:
-            if count != 1 or kind not in _INTEGERS:
-                return _UPRIGHT
-            return int(unpack_from(order + _INTEGERS[kind], exif, at + 8)[0])
-    return None
-
-
-def _text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Key and text of a PNG chunk; no text where it cannot be decompressed."""
-    key, _, text = body.partition(b"\0")
-    compressed = name == b"zTXt"
-    if name == b"iTXt":
-        compressed = text[:1] == b"\1"
-        text = text[2:].partition(b"\0")[2].partition(b"\0")[2]
-    elif compressed:
-        text = text[1:]
-    if not compressed:
-        return key, text
     try:
-        return key, zlib.decompressobj().decompress(text, _MAX_TEXT_BYTES)
-    except zlib.error:
-        return key, b""
-
-
-def _from_hex(profile: bytes) -> bytes:
-    """The bytes of a ``Raw profile``: a line of its kind, one of its length, then hexadecimals."""
-    try:
-        content = bytes.fromhex(b"".join(profile.split(b"\n")[3:]).decode("ascii"))
-    except ValueError:
-        return b""
-    return content.removeprefix(_EXIF)
+        (start,) = unpack_from(f"{order}I", exif, 4)
+        (entries,) = unpack_from(f"{order}H", exif, start)
+        for at in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind, count = unpack_from(f"{order}HHI", exif, at)
+            if tag == _ORIENTATION and count == 1 and kind in _INTEGERS:
+                value = int(unpack_from(f"{order}{_INTEGERS[kind]}", exif, at + 8)[0])
+                return value if 1 <= value <= 8 else _UPRIGHT
+    except struct.error:  # cut short, or of another order
+        pass
+    return _UPRIGHT

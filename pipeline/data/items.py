@@ -87,11 +87,13 @@ class Listing:
         items: Sorted by path.
         ignored: Number of entries that were not taken, by reason.
         unread: Paths of images in formats that are not read.
+        empty: What was left out in each folder directly below that holds no image.
     """
 
     items: tuple[Item, ...]
     ignored: Mapping[str, int]
     unread: tuple[str, ...] = ()
+    empty: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def left_out(self) -> str:
@@ -221,8 +223,8 @@ class Walk:
     ignored: Counter[str] = field(default_factory=Counter)
     unread: list[str] = field(default_factory=list)
 
-    def entries(self, folder: str = "", label: str = NO_CLASS) -> tuple[list[Item], list[str]]:
-        """Files, as items of one label, and sub-folders directly in a folder.
+    def entries(self, folder: str = "") -> tuple[list[Item], list[str]]:
+        """Files, as items without a label, and sub-folders directly in a folder.
 
         Paths are relative to the root.
 
@@ -246,55 +248,53 @@ class Walk:
             elif not (entry.name.lower().endswith(self.suffixes) or self._begins_as_image(entry)):
                 self.ignored[f"not a {'/'.join(self.suffixes[:3])} file"] += 1  # the usual endings
             elif stat := _stat_of_regular(entry):
-                files.append(Item(path, label, entry.path, None, stat))
+                files.append(Item(path, NO_CLASS, entry.path, None, stat))
             else:
                 self.ignored["not a regular file"] += 1
         return files, sorted(folders)
 
-    def files_below(self, folder: str = "", label: str = NO_CLASS) -> Iterator[Item]:
-        """All files below a folder, as items of one label, depth first; each folder once.
-
-        The root counts as walked already when the walk starts below it: a link to it would
-        mix the classes.
+    def below(self, each: Each) -> Listing:
+        """All files below the root; the folders in it are walked side by side.
 
         Raises:
             StudyError: A folder cannot be listed.
         """
-        walked = {self._identity("")} if folder else set()
-        waiting = [folder]
-        while waiting:
-            folder = waiting.pop()
-            identity = self._identity(folder)
-            if identity in walked:
-                self.ignored["folder reached twice"] += 1
-                continue
-            walked.add(identity)
-            files, folders = self.entries(folder, label)
-            yield from files
-            waiting.extend(reversed(folders))
-
-    def tree(self, folder: tuple[str, str]) -> Listing:
-        """All files below one folder, given with its label; this walk takes no note of it.
-
-        Raises:
-            StudyError: A folder cannot be listed.
-        """
-        below = replace(self, ignored=Counter(), unread=[])
-        return below.listing(below.files_below(*folder))
-
-    def distinct(self, folders: Sequence[str]) -> list[str]:
-        """The folders without links to others of them, in their order."""
+        items, folders = self.entries()
         first = {self._identity(folder): folder for folder in reversed(folders)}
         if twice := len(folders) - len(first):
             self.ignored["folder reached twice"] += twice
-        return sorted(first.values())
+        empty = {}
+        for folder, tree in zip(
+            sorted(first.values()), each(self.tree, sorted(first.values())), strict=True
+        ):
+            items += tree.items
+            self.ignored.update(tree.ignored)
+            self.unread.extend(tree.unread)
+            if not tree.items:
+                empty[folder] = tree.left_out
+        return replace(self.listing(items), empty=empty)
 
-    def trees(self, folders: Sequence[tuple[str, str]], each: Each) -> Iterator[Listing]:
-        """Each folder's :meth:`tree`, side by side; what they left out is added here."""
-        for listing in each(self.tree, folders):
-            self.ignored.update(listing.ignored)
-            self.unread.extend(listing.unread)
-            yield listing
+    def tree(self, folder: str) -> Listing:
+        """All files below a folder of the root; this walk takes no note of what is left out.
+
+        Each folder is walked once. The root counts as walked already: a link to it would mix
+        the classes.
+
+        Raises:
+            StudyError: A folder cannot be listed.
+        """
+        walk, items = replace(self, ignored=Counter(), unread=[]), []
+        walked, waiting = {self._identity("")}, [folder]
+        while waiting:
+            folder = waiting.pop()
+            if (identity := self._identity(folder)) in walked:
+                walk.ignored["folder reached twice"] += 1
+                continue
+            walked.add(identity)
+            files, folders = walk.entries(folder)
+            items += files
+            waiting += reversed(folders)
+        return walk.listing(items)
 
     def listing(self, items: Iterable[Item] = ()) -> Listing:
         """These items, in the order of their paths, beside what was left out."""

@@ -5,13 +5,17 @@ higher, divided into splits, accompanied by masks, or there twice.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.items import Item
+from pipeline.errors import StudyError
+from pipeline.study import Domain
 from pipeline.words import printable
 
+_LOG = logging.getLogger(__name__)
 #: Names of folders that hold splits; the first that is there is proposed.
 _SPLITS = ("train", "training", "fit", "val", "valid", "validation", "dev", "test", "testing")
 #: A folder with more folders than this holds patients, not classes.
@@ -52,7 +56,37 @@ def wrong_layout(items: Sequence[Item]) -> WrongLayout | None:
     return _splits(folders) or _classes_again(folders) or _masks(folders) or _too_high(folders)
 
 
-def splits_below_classes(items: Sequence[Item]) -> list[str]:
+def check_layout(domain: Domain, items: Sequence[Item]) -> None:
+    """Refuse class folders that would be read as other classes or other images than are meant.
+
+    Splits in the class folders are a warning.
+
+    Raises:
+        StudyError: With the line of the study file that corrects it.
+    """
+    layout = wrong_layout(items)
+    if layout is not None and layout.silent:
+        raise StudyError(
+            f"{domain.name}: in {domain.path} {layout.text}. Write {layout.setting(domain.path)}, "
+            "or ignore = [] if it is meant as it is"
+        )
+    if splits := _splits_below_classes(items):
+        _LOG.warning(
+            "%s: the class folders are divided into %s; all of their images are taken. To leave "
+            'one out, write for example ignore = ["*/%s/*"]',
+            *(domain.name, ", ".join(splits), splits[-1]),
+        )
+
+
+def layout_hint(domain: Domain, items: Sequence[Item]) -> str:
+    """What the layout of a domain's folder says about an error in its classes, or nothing."""
+    layout = wrong_layout(items)
+    if layout is None:
+        return ""
+    return f". In {domain.path} {layout.text}: perhaps {layout.setting(domain.path)} is meant"
+
+
+def _splits_below_classes(items: Sequence[Item]) -> list[str]:
     """Names of splits that lie in class folders; their images all count, whatever the split."""
     folders = _folders([item.path for item in items if item.row is None])
     below = dict.fromkeys(name for names in folders.values() for name in names)

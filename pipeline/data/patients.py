@@ -1,12 +1,8 @@
-"""Patients, and the split of the source by patient: pure functions.
+"""Patients of images, and what is done by patient: folds, and draws with replacement."""
 
-The split depends on the seed and on each patient's id alone, not on the order or
-number of the others' images, so it stays (nearly) the same when images are added.
-"""
-
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -21,8 +17,13 @@ from pipeline.words import composed, counted, printable
 if TYPE_CHECKING:
     from pipeline.data.items import Item  # which imports all that reads images
 
+_LOG = logging.getLogger(__name__)
 FIT, VALIDATION, TARGET = "fit", "validation", "target"
 _SECONDS_FOR_A_NAME = 0.5
+#: A pattern that finds no patient in more than this share of the images is a wrong one.
+_MOST = 0.5
+#: Images from which on one patient with half of them is suspicious.
+_ENOUGH = 10
 
 
 def patient_of(path: str, pattern: str | None) -> str | None:
@@ -68,140 +69,51 @@ def patients_of_items(domain: Domain, items: Sequence["Item"]) -> list[str | Non
     return [patient_of(item.path, domain.group) for item in items]
 
 
-def join_duplicates(group: Sequence[str], key: Sequence[bytes]) -> list[str]:
-    """Give patients that share an identical image one common id, transitively.
+def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
+    """Patient id of each image; one without a patient is its own, by its path.
 
-    Otherwise one picture could stand on both sides of a split under two names.
-    """
-    leader: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while leader.get(name, name) != name:
-            name = leader[name]
-        return name
-
-    first: dict[bytes, str] = {}
-    for patient, content in zip(group, key, strict=True):
-        a, b = find(first.setdefault(content, patient)), find(patient)
-        leader[max(a, b)] = min(a, b)
-    return [find(patient) for patient in group]
-
-
-def split_by_patient(
-    label: NDArray[np.int64],
-    group: Sequence[str],
-    *,
-    share: float,
-    seed: int,
-    names: Sequence[str] = (),
-) -> NDArray[np.str_]:
-    """Hold out whole patients, stratified by the classes that a patient's images have.
-
-    Patients whose mixture of classes is rare, so that its share would be less than one of
-    them, are divided class by class instead, see :func:`_by_rarest_class`.
-
-    Args:
-        label: Shape ``(n,)``.
-        group: ``n`` patient ids.
-        share: Share of the images that validation should have in each stratum, in (0, 1).
-        seed: Of the study.
-        names: Of the classes in label order, for the message; their numbers where left out.
-
-    Returns:
-        ``fit`` or ``validation``, shape ``(n,)``.
+    Warns where patients are not known, or where one has too many images.
 
     Raises:
-        StudyError: A class has too few patients to be on both sides.
+        StudyError: More than half of the images have no patient, where some are asked for.
     """
-    images = Counter(group)
-    classes: dict[str, set[int]] = defaultdict(set)
-    for patient, k in zip(group, label.tolist(), strict=True):
-        classes[patient].add(k)
-    strata: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for patient in classes:
-        strata[tuple(sorted(classes[patient]))].append(patient)
-    held_out: set[str] = set()
-    rare: list[str] = []
-    for mixture, patients in strata.items():
-        patients.sort(key=lambda patient: _draw(seed, patient))
-        if len(mixture) > 1 and share * len(patients) < 1:
-            rare += patients
-        else:
-            held_out.update(patients[: _cut([images[p] for p in patients], share)])
-    rare.sort(key=lambda patient: _draw(seed, patient))
-    held_out |= _by_rarest_class(rare, classes, held_out, share)
-    split = np.array([VALIDATION if patient in held_out else FIT for patient in group])
-    _check_both_splits(label, group, split, names)
-    return split
-
-
-def _cut(sizes: list[int], share: float) -> int:
-    """How many patients from the front come closest to the share; one stays behind."""
-    filled = np.cumsum(sizes)
-    best = int(np.abs(filled - share * filled[-1]).argmin()) + 1
-    return min(best, len(sizes) - 1)
-
-
-def _by_rarest_class(
-    rare: list[str], classes: Mapping[str, set[int]], held_out: set[str], share: float
-) -> set[str]:
-    """Who is held out of patients with rare mixtures (iterative stratification).
-
-    The class with the fewest patients left is divided first, so that none is used up by
-    more frequent ones (Sechidis, Tsoumakas and Vlahavas 2011).
-
-    Args:
-        rare: In the order in which they are drawn.
-        classes: Of every patient.
-        held_out: Patients that are held out already.
-        share: Share of the patients of each class that validation should have.
-    """
-    total = Counter(k for mixture in classes.values() for k in mixture)
-    held = Counter(k for patient in held_out for k in classes[patient])
-    chosen: set[str] = set()
-
-    def hold_out(patients: list[str]) -> None:
-        chosen.update(patients)
-        held.update(k for patient in patients for k in classes[patient])
-
-    waiting = rare
-    while waiting:
-        left = Counter(k for patient in waiting for k in classes[patient])
-        k = min(left, key=lambda k: (left[k], k))
-        of_class = [patient for patient in waiting if k in classes[patient]]
-        stays = left[k] + held[k] == total[k]  # one at least has to stay in fit
-        wanted = min(max(1, round(share * total[k])) - held[k], len(of_class) - stays)
-        hold_out(of_class[: max(0, wanted)])
-        waiting = [patient for patient in waiting if k not in classes[patient]]
-    for k in sorted(total):
-        if not held[k]:  # rarer classes have used all its patients
-            spare = [p for p in rare if k in classes[p] and _spares(classes[p], total - held)]
-            hold_out(spare[:1])
-    return chosen
-
-
-def _spares(mixture: set[int], fit: Counter[int]) -> bool:
-    """Whether each of these classes keeps a patient in fit when it loses one."""
-    return all(fit[k] > 1 for k in mixture)
-
-
-def _check_both_splits(
-    label: NDArray[np.int64],
-    group: Sequence[str],
-    split: NDArray[np.str_],
-    names: Sequence[str],
-) -> None:
-    for k in np.unique(label).tolist():
-        if len(set(split[label == k])) < 2:
-            patients = len({p for p, c in zip(group, label.tolist(), strict=True) if c == k})
-            name = repr(printable(names[k])) if names else f"number {k}"
-            why = "too few to" if patients == 1 else "and with this seed they do not"
-            seed = "" if patients == 1 else ", or take another seed"
-            raise StudyError(
-                f"class {name} of [source] has images of {counted(patients, 'patient')}, {why} "
-                f"stand on both sides of a split by patient. Add images of others{seed}; "
-                f"{one_patient_hint('source')}"
+    patients = patients_of_items(domain, items)
+    unknown = [i.path for i, patient in zip(items, patients, strict=True) if patient is None]
+    column = domain.table is not None and "patient" in domain.table.columns
+    if (domain.group or column) and len(unknown) > _MOST * len(items):
+        raise StudyError(
+            f"{domain.name}: group = {domain.group or 'the column'!r} finds no patient in "
+            f"{len(unknown)} of {counted(len(items), 'image')}; first: {printable(unknown[0])}. "
+            f"{_place_of_id(domain)}. Correct it, or take it out if nobody knows the patients"
+        )
+    if len(unknown) == len(items):
+        _LOG.warning(
+            "%s: no `group` pattern, so every image counts as its own patient; two images of one "
+            "patient may stand on both sides of the split",
+            domain.name,
+        )
+    elif unknown:
+        _LOG.warning(
+            "%s: %d of %d names do not match the group pattern, each counts as its own patient; "
+            "first: %s",
+            *(domain.name, len(unknown), len(items), unknown[0]),
+        )
+    for patient, images in Counter(filter(None, patients)).most_common(1):
+        if _ENOUGH <= len(items) <= 2 * images:
+            _LOG.warning(
+                "%s: %d of %d images are of one patient, %s: does the group pattern take the whole "
+                "of a patient's id?",
+                *(domain.name, images, len(items), printable(patient)),
             )
+    return [patient or item.path for patient, item in zip(patients, items, strict=True)]
+
+
+def _place_of_id(domain: Domain) -> str:
+    if domain.group is None:
+        return "It is a column of the table"
+    if domain.group == HEADER:
+        return "It is the patient id in the header of DICOM files"
+    return "It is searched in the file's name, and with a / in it in the path below the folder"
 
 
 def one_patient_hint(table: str) -> str:
@@ -211,12 +123,6 @@ def one_patient_hint(table: str) -> str:
         table: Of the study file: ``source`` or ``target.NAME``.
     """
     return f"if these are of several patients, the group pattern of [{table}] takes them for one"
-
-
-def _draw(seed: int, patient: str) -> bytes:
-    """A random rank that depends on nothing but the seed, the purpose and the patient."""
-    text = f"{seed}|validation|{patient}"
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 # Folds by patient: for everything that is chosen, calibrated or estimated out of fold.

@@ -22,22 +22,13 @@ from pipeline.data.dicom import salt_of
 from pipeline.data.grey_levels import MAX_PIXELS, Reading, window_of
 from pipeline.data.index import KeyIndex
 from pipeline.data.items import Each, Item, RememberedFile, in_threads
-from pipeline.data.patients import FIT, TARGET, join_duplicates, patients_of_items, split_by_patient
+from pipeline.data.layouts import check_layout, layout_hint
+from pipeline.data.patients import FIT, TARGET, patients_or_paths
 from pipeline.data.sources import read_image, scan
-from pipeline.data.validate import (
-    check_layout,
-    check_pattern,
-    check_splits,
-    layout_hint,
-    warn_classes,
-    warn_folds,
-    warn_given,
-    warn_patients,
-    warn_share,
-)
+from pipeline.data.split import join_duplicates, split_source
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.progress import Progress
-from pipeline.study import HEADER, SOURCE, Domain, SourceDomain, Study
+from pipeline.study import HEADER, SOURCE, Domain, Study
 from pipeline.words import are, composed, counted, have, printable
 
 _LOG = logging.getLogger(__name__)
@@ -279,12 +270,14 @@ def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]
     if keyed.domain.labelled:
         number = {name: k for k, name in enumerate(classes)}
         label[:] = [number[item.label] for item in keyed.items]
-    group = _patients(keyed)
+    group = patients_or_paths(keyed.domain, keyed.items)
     split = np.full(len(group), TARGET)
     if keyed.domain.name == SOURCE:
         group = join_duplicates(group, keyed.key)
         given = np.array([item.split for item in keyed.items])
-        split = _split_source(study.source, label, group, classes, given=given, seed=study.seed)
+        split = split_source(
+            study.source, label, group, given=given, classes=classes, seed=study.seed
+        )
     return Samples(
         items=keyed.items,
         key=keyed.key,
@@ -294,38 +287,6 @@ def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]
         split=split,
         classes=classes,
     )
-
-
-def _patients(keyed: _KeyedDomain) -> list[str]:
-    """Patient ids; an image without one is its own patient."""
-    paths = [item.path for item in keyed.items]
-    patients = patients_of_items(keyed.domain, keyed.items)
-    check_pattern(keyed.domain, paths, patients)
-    warn_patients(keyed.domain, paths, patients)
-    return [patient or path for path, patient in zip(paths, patients, strict=True)]
-
-
-def _split_source(
-    source: SourceDomain,
-    label: NDArray[np.int64],
-    group: Sequence[str],
-    classes: tuple[str, ...],
-    *,
-    given: NDArray[np.str_],
-    seed: int,
-) -> NDArray[np.str_]:
-    if not source.labelled:
-        return np.full(len(label), FIT)
-    if isinstance(source.validation, float) and not source.is_given:
-        split = split_by_patient(label, group, share=source.validation, seed=seed, names=classes)
-        warn_classes(classes)
-        warn_share(source.validation, split)
-    else:
-        split = given
-        check_splits(label, split, classes)
-        warn_given(group, split)
-    warn_folds(classes, label, group, split)
-    return split
 
 
 def _concatenate(parts: Sequence[Samples]) -> Samples:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from pipeline.data import class_folders, image_tables, npy_stacks, npz_arrays
+from pipeline.data import arrays, class_folders, image_tables
 from pipeline.data.items import Content, Each, Item, Listing, in_turn, is_hidden, list_folder
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.tables import read_lines
@@ -57,9 +57,9 @@ KINDS: Mapping[str, InputKind] = MappingProxyType(
             read=class_folders.read,
         ),
         "a .npz file": InputKind(
-            is_here=lambda domain, _: domain.table is None and npz_arrays.is_archive(domain.path),
-            scan=lambda domain, _: npz_arrays.scan(domain),
-            read=npz_arrays.read,
+            is_here=lambda domain, _: domain.table is None and arrays.is_archive(domain.path),
+            scan=lambda domain, _: arrays.scan_archive(domain),
+            read=arrays.read_archived,
         ),
         "class folders": InputKind(
             is_here=lambda domain, entries: (
@@ -71,10 +71,10 @@ KINDS: Mapping[str, InputKind] = MappingProxyType(
         ),
         ".npy stacks": InputKind(
             is_here=lambda domain, entries: (
-                domain.table is None and any(map(npy_stacks.is_sign, entries))
+                domain.table is None and any(map(arrays.is_stack, entries))
             ),
-            scan=lambda domain, _: npy_stacks.scan(domain),
-            read=npy_stacks.read,
+            scan=lambda domain, _: arrays.scan_stacks(domain),
+            read=arrays.read_row,
         ),
     }
 )
@@ -96,7 +96,7 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     """
     if isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
         return _with_validation(domain, domain.validation, each)
-    is_folder = domain.table is None and not npz_arrays.is_archive(domain.path)
+    is_folder = domain.table is None and not arrays.is_archive(domain.path)
     entries = [e for e in list_folder(domain.path) if not is_hidden(e)] if is_folder else []
     kinds = {name: kind for name, kind in KINDS.items() if kind.is_here(domain, entries)}
     if len(kinds) == 1:
@@ -189,7 +189,7 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
         ImageError: It cannot be read, an input/output error only after three more tries;
             or its content has changed (:data:`CHANGED`).
     """
-    is_archived = item.row is not None and npz_arrays.is_archive(Path(item.file))
+    is_archived = item.row is not None and arrays.is_archive(Path(item.file))
     kind = "class folders" if item.row is None else "a .npz file" if is_archived else ".npy stacks"
     content = KINDS[kind].read(item)
     if key is not None and content.key != key:

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.image_tables import find_columns
-from pipeline.data.patients import patients_of_items
+from pipeline.data.patients import patients_or_paths
 from pipeline.data.sources import scan
 from pipeline.data.tables import Row, read_rows
-from pipeline.data.validate import check_pattern
 from pipeline.errors import StudyError
 from pipeline.study import GIVEN, ImageTable, SourceDomain, TargetDomain
 from tests.image_files import with_files
@@ -245,6 +244,5 @@ def test_a_column_of_patients_that_is_mostly_empty_is_refused(root):
     named = replace(source, table=replace(source.table, columns={"patient": ("pid",)}))
     for one, refused in ((source, False), (named, True)):
         items = scan(one).items
-        paths, patients = [item.path for item in items], patients_of_items(one, items)
         with pytest.raises(StudyError, match="2 of 3 images") if refused else nullcontext():
-            check_pattern(one, paths, patients)
+            patients_or_paths(one, items)

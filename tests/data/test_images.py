@@ -1,6 +1,5 @@
 """Bytes to pixels: what is taken, what is refused and why, in one thread or in many."""
 
-import json
 import re
 import struct
 import subprocess
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from pipeline.data.images import INTERPOLATIONS, MASKS, RESIZES, PixelPolicy, decode
+from pipeline.data.images import PixelPolicy, decode
 from pipeline.errors import ImageError, StudyError, UnknownNameError
 from tests.image_files import PNG_MAGIC, SIZE, bad_files, flipped, good_files, jpeg, picture, png
 
@@ -170,27 +169,6 @@ def test_starting_needs_no_torch():
 # --- the declared policy
 
 
-POLICIES = st.builds(
-    PixelPolicy,
-    size=st.sampled_from([32, 224]),
-    resize=st.sampled_from(sorted(RESIZES)),
-    crop_ratio=st.sampled_from([0.875, 0.9, 1.0]),
-    interpolation=st.sampled_from(sorted(INTERPOLATIONS)),
-    mean=st.sampled_from([(0.485, 0.456, 0.406), (0.5, 0.5, 0.5)]),
-    std=st.sampled_from([(0.229, 0.224, 0.225), (1.0, 1.0, 1.0), (1, 1, 1)]),
-    mask=st.sampled_from(sorted(MASKS)),
-)
-
-
-@given(POLICIES, POLICIES)
-def test_policies_are_equal_exactly_when_their_declarations_are(one, other):
-    """The declaration goes into the fingerprint of the features, as JSON text."""
-    declared = [json.dumps(policy.to_json(), sort_keys=True) for policy in (one, other)]
-    assert (one == other) == (declared[0] == declared[1])
-    assert one != other or hash(one) == hash(other)
-    assert json.loads(declared[0]) == one.to_json()
-
-
 @pytest.mark.parametrize(
     "changed",
     [
@@ -209,11 +187,10 @@ def test_each_field_changes_the_declaration(changed):
     assert PixelPolicy(**changed).to_json() != PixelPolicy().to_json()
 
 
-def test_the_crop_ratio_counts_only_where_it_is_used():
+def test_the_crop_ratio_is_declared_only_where_it_is_used():
     """Two stretches with other crop ratios make the same pixels, so they share features."""
-    assert PixelPolicy(crop_ratio=0.9) == PixelPolicy()
-    assert "crop_ratio" not in PixelPolicy().to_json()
-    assert replace(CROP, crop_ratio=0.9) != CROP
+    assert PixelPolicy(crop_ratio=0.9).to_json() == PixelPolicy().to_json()
+    assert replace(CROP, crop_ratio=0.9).to_json() != CROP.to_json()
 
 
 def test_the_declaration_names_every_decision():

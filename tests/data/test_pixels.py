@@ -281,14 +281,11 @@ def test_an_array_is_resized_as_a_file_is(shape, policy):
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (np.zeros((64, 64), np.float32), r"shape \(64, 64\), float32: allowed are \(H, W\)"),
-        (np.zeros((3, 64, 64), np.uint8), r"shape \(3, 64, 64\), uint8: allowed are"),
-        (np.zeros((2, 64, 64, 3), np.uint8), r"shape \(2, 64, 64, 3\), uint8"),
         (np.zeros((64, 4), np.uint8), r"too small \(4 x 64,"),
         (np.zeros((9000, 9000), np.uint8), r"too large \(9000 x 9000, limit 50 Mpx\)"),
     ],
 )
 def test_an_array_that_is_no_image_is_refused(pixels, message):
-    """Shape and dtype are shown, with what is allowed."""
+    """By its size, before it is copied."""
     with pytest.raises(ImageError, match=message):
         resize_pixels(pixels, PixelPolicy())

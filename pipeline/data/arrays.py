@@ -1,17 +1,24 @@
-"""Folders of .npy stacks: each file holds images of one class along its first axis.
+"""Arrays of images along their first axis: folders of ``.npy`` stacks, and ``.npz`` files.
 
-Rows are read, not mapped: of a mapped file that gets shorter, or whose disk fails, the
-system kills the process instead of raising an error. Nothing is unpickled.
+A stack holds images of one class. A ``.npz`` file is as MedMNIST ships it: ``train_images`` and
+``train_labels``, the same with ``val`` and ``test`` or any other name; labels are whole numbers,
+one an image, and name the classes. Nothing is unpickled.
+
+Rows of stacks are read, not mapped: of a mapped file that gets shorter, or whose disk fails,
+the system kills the process instead of raising an error.
 """
 
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
@@ -37,6 +44,10 @@ from pipeline.study import Domain
 from pipeline.words import composed
 
 _SUFFIXES = (".npy",)
+_IMAGES, _LABELS = "_images", "_labels"
+#: An array of a .npz file is decompressed as a whole, and kept while its rows are read.
+_MAX_BYTES = 4 << 30
+_ONE_AT_A_TIME = Lock()
 _ALLOWED = "allowed are (n, H, W) and (n, H, W, 3), numbers of up to 64 bits"
 _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
     {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -44,7 +55,7 @@ _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class RowContent:
+class _RowContent:
     """An image of a stack in memory; see :class:`pipeline.data.items.Content`.
 
     Attributes:
@@ -106,12 +117,15 @@ class _Header:
     offset: int
 
 
-def is_sign(entry: "os.DirEntry[str]") -> bool:
+# Stacks: files of a folder.
+
+
+def is_stack(entry: "os.DirEntry[str]") -> bool:
     """Whether an entry of the root shows that it holds stacks."""
     return entry.name.lower().endswith(_SUFFIXES) and not is_folder(entry)
 
 
-def scan(domain: Domain) -> Listing:
+def scan_stacks(domain: Domain) -> Listing:
     """Find the rows of each stack; ``test_normal.npy`` and ``normal.npy`` are one class.
 
     Raises:
@@ -126,33 +140,25 @@ def scan(domain: Domain) -> Listing:
     )
 
 
-def read(item: Item) -> RowContent:
+def read_row(item: Item) -> _RowContent:
     """Read one row of a stack.
 
     Raises:
         ImageError: It cannot be read, or the file has changed since it was found.
     """
-    return RowContent(read_file(item.file, lambda stream: _row(stream, item)), item.reading)
+    return _RowContent(read_file(item.file, lambda stream: _row(stream, item)), item.reading)
 
 
-def check_unchanged(stream: FileIO, stat: FileStat) -> None:
-    """Refuse a file that is not what it was when it was found.
-
-    Raises:
-        ImageError: It has changed.
-    """
+def _check_unchanged(stream: FileIO, stat: FileStat) -> None:
+    """Refuse a file that is not what it was when it was found."""
     now = FileStat.of(os.fstat(stream.fileno()))
     # Not the ctime: a new name or mode leaves every row where it was.
     if (now.size, now.mtime_ns, now.inode) != (stat.size, stat.mtime_ns, stat.inode):
         raise ImageError("its stack changed after it was listed; run again")
 
 
-def check_rows(file: str, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> None:
-    """Refuse an array that is no stack of images.
-
-    Raises:
-        StudyError: With what it is, and what is allowed.
-    """
+def _check_rows(file: str, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> None:
+    """Refuse an array that is no stack of images."""
     if dtype.hasobject:
         raise StudyError(f"{file} holds Python objects, which are never loaded; {_ALLOWED}")
     is_stack = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
@@ -185,7 +191,7 @@ def _rows(stack: Item, split: str, label: str) -> list[Item]:
 
 
 def _row(stream: FileIO, item: Item) -> NDArray[Any]:
-    check_unchanged(stream, item.stat)
+    _check_unchanged(stream, item.stat)
     header = _header(item.file, item.stat)
     length = math.prod(header.shape) * header.dtype.itemsize
     stream.seek(header.offset + (item.row or 0) * length)
@@ -203,7 +209,7 @@ def _header(file: str, stat: FileStat) -> _Header:
         raise StudyError(f"{file}: {cause}") from cause
     except Exception as cause:  # numpy evaluates what the file says: anything can go wrong
         raise StudyError(f"{file} is not a .npy file, or a damaged one ({cause})") from cause
-    check_rows(file, shape, dtype)
+    _check_rows(file, shape, dtype)
     if is_fortran:
         raise StudyError(
             f"{file} is in Fortran order, which spreads an image over the whole file. Save it "
@@ -221,3 +227,91 @@ def _parse_header(stream: FileIO) -> tuple[tuple[int, ...], bool, "np.dtype[Any]
     if version not in _HEADERS:
         raise ValueError(f"version {version} of the format")
     return *_HEADERS[version](stream), stream.tell()
+
+
+# Archives: several arrays in one file.
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a domain's path is such a file."""
+    return path.suffix.lower() == ".npz"
+
+
+def scan_archive(domain: Domain) -> Listing:
+    """List the images of every split, or without labels all images.
+
+    Raises:
+        StudyError: It is damaged or holds something else, or an image has several labels.
+    """
+    file = os.path.realpath(domain.path)
+    stat = FileStat.of(domain.path.stat())
+    splits = [n.removesuffix(_IMAGES) for n in _names(file, domain) if n.endswith(_IMAGES)]
+    if not splits:
+        raise StudyError(
+            f"{domain.path} holds no array called NAME{_IMAGES}, such as train{_IMAGES}"
+        )
+    items = [item for split in splits for item in _of_part(domain, file, stat, split)]
+    return Listing(items=tuple(sorted(items, key=lambda item: item.path)), ignored={})
+
+
+def read_archived(item: Item) -> _RowContent:
+    """Read one image.
+
+    Raises:
+        ImageError: It cannot be read, or the file has changed since it was found.
+    """
+    read_file(item.file, lambda stream: _check_unchanged(stream, item.stat))
+    name = item.path.rpartition("#")[0] + _IMAGES
+    with _ONE_AT_A_TIME:  # threads would decompress the same array side by side
+        images = _array(item.file, item.stat, name)
+    return _RowContent(np.ascontiguousarray(images[item.row or 0]), item.reading)
+
+
+def _of_part(domain: Domain, file: str, stat: FileStat, split: str) -> Iterator[Item]:
+    images = _array(file, stat, split + _IMAGES)
+    _check_rows(f"{domain.path}, {split}{_IMAGES}", images.shape, images.dtype)
+    labels = _labels(domain, file, stat, split) if domain.labelled else [NO_CLASS] * len(images)
+    if len(labels) != len(images):
+        raise StudyError(f"{domain.path}: {len(images)} images but {len(labels)} labels of {split}")
+    for row, label in enumerate(labels):
+        yield Item(f"{split}#{row}", label, file, row, stat, split=split)
+
+
+def _labels(domain: Domain, file: str, stat: FileStat, split: str) -> list[str]:
+    labels = _array(file, stat, split + _LABELS)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or labels.dtype.kind not in "ui":
+        raise StudyError(
+            f"{domain.path}: {split}{_LABELS} has shape {labels.shape}, {labels.dtype}; allowed is "
+            "one whole number an image. Of several findings an image, save one as the labels"
+        )
+    return [str(label) for label in labels.tolist()]
+
+
+def _names(file: str, domain: Domain) -> list[str]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as cause:
+        raise StudyError(f"{domain.path} is not a .npz file, or a damaged one ({cause})") from cause
+
+
+@lru_cache(maxsize=2)  # by stat too: images and labels of the split that is being read
+def _array(file: str, stat: FileStat, name: str) -> NDArray[Any]:  # noqa: ARG001 - part of the key
+    try:
+        with zipfile.ZipFile(file) as archive:
+            size = archive.getinfo(f"{name}.npy").file_size
+            if size > _MAX_BYTES:
+                raise StudyError(
+                    f"{file}: {name} has {size >> 30} GB, more than the {_MAX_BYTES >> 30} GB that "
+                    "are read from a .npz file: save each class as a stack CLASS.npy"
+                )
+            with archive.open(f"{name}.npy") as stream:
+                return npy.read_array(stream, allow_pickle=False)
+    except KeyError as cause:
+        raise StudyError(f"{file} has no array {name}") from cause
+    except OSError as cause:
+        raise ImageError(f"cannot be read: {cause}") from cause
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
+        raise StudyError(f"{file}: {name} is damaged, or no plain array ({cause})") from cause
