@@ -11,8 +11,9 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import LEAK, Overlap, conflicting_rows, roles_of
 from pipeline.data.near_copies import NearPair
 from pipeline.data.patients import FIT
-from pipeline.data.samples import Samples, read_exclusions
+from pipeline.data.samples import Samples
 from pipeline.data.sources import read_image
+from pipeline.data.tables import read_lines
 from pipeline.errors import ImageError, MissingResultsError
 from pipeline.evaluation.intervals import rate_interval
 from pipeline.evaluation.metrics import is_right, score
@@ -68,7 +69,7 @@ def names_to_leave_out(
 ) -> tuple[str, ...]:
     """Those images, and what the study excludes already: it may exclude this very list."""
     names = [samples.name_of(row) for row in np.flatnonzero(marked).tolist()]
-    before = () if study.exclude is None else read_exclusions(study.exclude)
+    before = () if study.exclude is None else read_lines(study.exclude)
     return tuple(sorted({*before, *names}))
 
 

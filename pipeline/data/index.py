@@ -11,6 +11,8 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from itertools import islice
 from os import cpu_count
 from pathlib import Path
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from cache import disk
 from cache.errors import WriteFailedError
 from pipeline.data.facts import FACTS
-from pipeline.data.items import Item, RememberedFile
+from pipeline.data.items import Each, Item, RememberedFile
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.progress import Progress
@@ -59,33 +61,52 @@ class KeyIndex:
     def __init__(
         self, store_root: Path, domain: Path, *, salt: bytes | None = None, rehash: bool = False
     ) -> None:
-        self._folder = store_root / "index"
+        self._folder, self._salt = store_root / "index", salt
         name = str(domain.resolve()) + (f"|{_sha256(salt.hex())}" if salt else "")
         self._file = self._folder / f"{_short_hash(name)}.json"
-        self._known: dict[str, Any] = {} if rehash else self._load()
-        self._new: dict[str, list[Any]] = {}
+        self._entries: dict[str, Any] = {} if rehash else self._load()
 
-    def remembered(self, item: Item) -> RememberedFile | None:
-        """What is remembered of a file that has not changed since, or None."""
-        entry = self._known.get(_short_hash(item.path))
+    def contents(
+        self, items: Sequence[Item], each: Each, progress: Progress
+    ) -> list[RememberedFile | str]:
+        """What is in each file: as it is remembered, or read now and then remembered.
+
+        Args:
+            items: ``n`` images of the domain.
+            each: How files are read.
+            progress: Told how many files are to be read, and of each that was.
+
+        Returns:
+            Of a file that cannot be used the reason.
+        """
+        contents: dict[int, RememberedFile | str] = {}
+        for row, item in enumerate(items):
+            if remembered := self._remembered(item):
+                contents[row] = remembered
+        missing = [row for row in range(len(items)) if row not in contents]
+        progress.expect(len(missing))
+        stamp = self._stamp() if missing else None
+        read = each(partial(_content_or_reason, salt=self._salt), [items[row] for row in missing])
+        new: dict[str, list[Any]] = {}
+        for row, content in zip(missing, read, strict=True):
+            contents[row] = content
+            if isinstance(content, RememberedFile):
+                new[_short_hash(items[row].path)] = _entry(items[row], content)
+            progress.advance()
+        if stamp is not None and new:
+            self._save(new, stamp)
+        return [contents[row] for row in range(len(items))]
+
+    def _remembered(self, item: Item) -> RememberedFile | None:
+        """What is remembered of a file that has not changed since."""
+        entry = self._entries.get(_short_hash(item.path))
         if entry is None or entry[:4] != _stat_values(item):
             return None
         digest, *more = entry[4:]
         return RememberedFile(bytes.fromhex(digest), *more)
 
-    def learn(self, item: Item, known: RememberedFile) -> None:
-        """Take note of what was just found in the file's content."""
-        values = [known.digest.hex(), known.depth, known.patient]
-        while values[-1] in (None, ""):  # most files have neither; a depth may be 0
-            values.pop()
-        self._new[_short_hash(item.path)] = [*_stat_values(item), *values]
-
-    def stamp(self) -> int | None:
-        """Now, by the clock of the disk; ask before the hashing begins.
-
-        Returns:
-            Nanoseconds, or None where nothing can be written: then nothing is kept.
-        """
+    def _stamp(self) -> int | None:
+        """Now, by the clock of the disk, in ns; None where nothing can be written."""
         file = self._folder / disk.temporary_name()
         try:
             disk.make_dir(self._folder)
@@ -96,19 +117,15 @@ class KeyIndex:
             return None
         return stamp
 
-    def save(self, stamp: int | None) -> None:
-        """Write what was learned, without the racy entries."""
-        if stamp is None or not self._new:
-            return
-        safe = {k: v for k, v in self._new.items() if max(v[1:3]) < stamp}
+    def _save(self, new: dict[str, list[Any]], stamp: int) -> None:
+        """Write what was learned since the stamp, without the racy entries."""
+        safe = {k: v for k, v in new.items() if max(v[1:3]) < stamp}
         # Read again: another run may have saved its own meanwhile.
-        others = {k: v for k, v in self._load().items() if k not in self._new}
-        text = _canonical(self._known | others | safe)
+        others = {k: v for k, v in self._load().items() if k not in new}
+        text = _canonical(self._entries | others | safe)
         head = f'{{"format":{_KEYS_FORMAT},"sha256":"{_sha256(text)}","entries":'
-        try:
+        with suppress(WriteFailedError):
             disk.publish(self._file, f"{head}{text}}}".encode())
-        except WriteFailedError:
-            return
 
     def _load(self) -> dict[str, Any]:
         """What was saved, if every byte of it is as it was written."""
@@ -244,6 +261,20 @@ def _read_facts(file: Path) -> NDArray[Any]:
     except (OSError, ValueError):
         pass
     return np.empty(0, FACTS)
+
+
+def _content_or_reason(item: Item, *, salt: bytes | None) -> RememberedFile | str:
+    try:
+        return read_image(item).remembered(salt)
+    except ImageError as reason:
+        return str(reason)
+
+
+def _entry(item: Item, content: RememberedFile) -> list[Any]:
+    values = [content.digest.hex(), content.depth, content.patient]
+    while values[-1] in (None, ""):  # most files have neither; a depth may be 0
+        values.pop()
+    return [*_stat_values(item), *values]
 
 
 def _stat_values(item: Item) -> list[int]:

@@ -10,23 +10,22 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache import disk
 from pipeline.data.dicom import salt_of
 from pipeline.data.grey_levels import MAX_PIXELS, Reading, window_of
 from pipeline.data.index import KeyIndex
 from pipeline.data.items import Each, Item, RememberedFile, in_threads
 from pipeline.data.layouts import check_layout, layout_hint
 from pipeline.data.patients import FIT, TARGET, patients_or_paths
-from pipeline.data.sources import read_image, scan
+from pipeline.data.sources import scan
 from pipeline.data.split import join_duplicates, split_source
-from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
+from pipeline.data.tables import read_lines
+from pipeline.errors import CheckFailedError, NoImagesError, StudyError
 from pipeline.progress import Progress
 from pipeline.study import HEADER, SOURCE, Domain, Study
 from pipeline.words import are, composed, counted, have, printable
@@ -182,32 +181,14 @@ def _key_images(
     items = [_with_content(item, RememberedFile(b""), reading) for item in listing.items]
     salt = salt_of(study.store_root) if domain.group == HEADER else None
     index = KeyIndex(study.store_root, domain.path, salt=salt, rehash=options.rehash)
-    known: list[RememberedFile | str | None] = [index.remembered(item) for item in items]
-    unknown = [i for i, found in enumerate(known) if found is None]
-    progress.expect(len(unknown))
-    stamp = index.stamp() if unknown else None
-    results = each(partial(_remembered_or_reason, salt=salt), [items[i] for i in unknown])
-    for i, result in zip(unknown, results, strict=True):
-        known[i] = result
-        if isinstance(result, RememberedFile):
-            index.learn(items[i], result)
-        progress.advance()
-    index.save(stamp)
-    return _without_unreadable(domain, items, known)
-
-
-def _remembered_or_reason(item: Item, *, salt: bytes | None) -> RememberedFile | str:
-    try:
-        return read_image(item).remembered(salt)
-    except ImageError as reason:
-        return str(reason)
+    return _without_unreadable(domain, items, index.contents(items, each, progress))
 
 
 def _without_unreadable(
-    domain: Domain, items: Sequence[Item], known: Sequence[RememberedFile | str | None]
+    domain: Domain, items: Sequence[Item], contents: Sequence[RememberedFile | str]
 ) -> _KeyedDomain:
     """The images that can be read, all by one rule; of the others the reason is known."""
-    pairs = list(zip(items, known, strict=True))
+    pairs = list(zip(items, contents, strict=True))
     readable = [(item, found) for item, found in pairs if isinstance(found, RememberedFile)]
     skipped = tuple(
         SkippedImage(domain=domain.name, path=item.path, reason=str(found))
@@ -310,21 +291,8 @@ _EXCLUSIONS_HEAD = """\
 """
 
 
-def read_exclusions(file: Path) -> tuple[str, ...]:
-    """Names of images in the file of a study's ``exclude``, in its order.
-
-    Raises:
-        StudyError: It is not a text file.
-    """
-    try:
-        lines = disk.read_all(file.resolve()).decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as cause:
-        raise StudyError(f"exclude: {file} cannot be read as text: {cause}") from cause
-    return tuple(line for line in lines if line.strip() and not line.startswith("#"))
-
-
 def exclusions_text(names: Iterable[str]) -> str:
-    """The content of a file that :func:`read_exclusions` reads, sorted."""
+    """The content of the file of a study's ``exclude``, sorted."""
     return _EXCLUSIONS_HEAD + "".join(f"{name}\n" for name in sorted(set(names)))
 
 
@@ -341,9 +309,11 @@ def _leave_out(study: Study, samples: Samples, skipped: Sequence[SkippedImage]) 
     return samples.where(~excluded)
 
 
-def _known_exclusions(file: Path, names: Sequence[str], unreadable: Collection[str]) -> list[str]:
+def _known_exclusions(
+    file: Path, names: Sequence[str], unreadable: Collection[str]
+) -> tuple[str, ...]:
     """Lines of the file; one that names no image is a slip, another study's, or gone."""
-    excluded = [composed(name) for name in read_exclusions(file)]
+    excluded = read_lines(file)
     if unknown := sorted(set(excluded) - set(names) - set(unreadable)):
         raise StudyError(
             f"exclude: {file} names {unknown[0]!r} ({len(unknown)} such lines), which is no image "

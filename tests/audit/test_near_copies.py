@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.audit.stage import audit
-from pipeline.data.samples import read_exclusions
+from pipeline.data.tables import read_lines
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
@@ -64,7 +64,7 @@ def test_a_leak_of_near_copies_is_said_everywhere_and_can_be_left_out(copied_stu
     said = run("audit", copied_study, "--no-shortcuts", "--write-exclude", "out.txt", code=3)
     assert "source fit and there: 3 near copies are in both" in said.stderr
     assert said.stdout.count("lists the images") == 1
-    assert read_exclusions(Path("out.txt")) == COPIED
+    assert read_lines(Path("out.txt")) == COPIED
     with Image.open("results/smooth/near_copies.png") as sheet:
         assert sheet.width > 2 * (2 * SIDE)
     heads = run("heads", copied_study, "--only", "linear", "--quick").stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pipeline.data.samples as samples_module
+from pipeline.data import index as index_module
 from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import check_leaks
 from pipeline.data.patients import FIT, TARGET, VALIDATION
@@ -19,9 +19,9 @@ from pipeline.data.samples import (
     SampleOptions,
     exclusions_text,
     load_samples,
-    read_exclusions,
 )
 from pipeline.data.sources import read_image
+from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
@@ -43,7 +43,7 @@ def reads(monkeypatch) -> list[str]:
     """Paths of the files that are read."""
     seen = []
     monkeypatch.setattr(
-        samples_module, "read_image", lambda item: seen.append(item.path) or read_image(item)
+        index_module, "read_image", lambda item: seen.append(item.path) or read_image(item)
     )
     return seen
 
@@ -221,7 +221,7 @@ def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch
     def broken(_):
         raise ImageError("permission denied")
 
-    monkeypatch.setattr(samples_module, "read_image", broken)
+    monkeypatch.setattr(index_module, "read_image", broken)
     with pytest.raises(NoImagesError, match="none of its 40 images.*permission denied") as e:
         load_samples(load_study(study_file), SampleOptions(rehash=True))
     assert e.value.exit_code == 2
@@ -446,7 +446,7 @@ def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):
             raise ImageError("permission denied")
         return read_image(item)
 
-    monkeypatch.setattr("pipeline.data.samples.read_image", reading)
+    monkeypatch.setattr("pipeline.data.index.read_image", reading)
     study = excluding(study_file, "there/a/p2000_0.png\nthere/a/p2000_2.png\n")
     samples, skipped = load_samples(study)
     assert len(samples) == 58
@@ -457,11 +457,11 @@ def test_a_list_that_is_not_there_or_not_text_is_refused(study_file):
     """Where the study is read, or where the list is."""
     study = excluding(study_file, "")
     (study_file.parent / "not.txt").write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(StudyError, match="cannot be read as text"):
+    with pytest.raises(StudyError, match="is not UTF-8"):
         load_samples(study)
     (study_file.parent / "not.txt").unlink()
     os.mkfifo(study_file.parent / "not.txt")
-    with pytest.raises(StudyError, match=r"not\.txt: not a regular file"):
+    with pytest.raises(StudyError, match=r"not\.txt cannot be read: not a regular file"):
         load_samples(study)
     (study_file.parent / "not.txt").unlink()
     with pytest.raises(StudyError, match=r"exclude: there is no file .*headrace audit writes one"):
@@ -473,7 +473,7 @@ def test_a_written_list_is_read_back(tmp_path):
     file = tmp_path / "list.txt"
     names = ["b/x y.png", "a/é.png", "b/x y.png"]
     file.write_text(exclusions_text(names), encoding="utf-8")
-    assert read_exclusions(file) == ("a/é.png", "b/x y.png")
+    assert read_lines(file) == ("a/é.png", "b/x y.png")
 
 
 def test_a_study_without_a_list_uses_every_image(study_file):
