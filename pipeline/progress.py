@@ -1,6 +1,7 @@
 """Progress of long work: a bar with rate and ETA on a terminal, plain lines elsewhere."""
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,8 @@ class Progress:
         total: Number of images, as far as it is known; see :meth:`expect`.
         unit: What is counted, where it is not images.
 
-    Nothing is shown as long as nothing is expected.
+    Nothing is shown as long as nothing is expected. Plain lines come every 10 s, also where
+    nothing gets done in that time.
     """
 
     def __init__(self, title: str, total: int = 0, *, unit: str = "images") -> None:
@@ -24,12 +26,15 @@ class Progress:
         self._unit = unit
         self._total = 0
         self._done = 0
-        self._start = self._last_line = time.monotonic()
+        self._start = time.monotonic()
+        self._ended = threading.Event()
         self._bar = _bar() if sys.stderr.isatty() else None
         self._task = self._bar and self._bar.add_task(title, total=None, rate="")
         self.expect(total)
 
     def __enter__(self) -> Self:
+        if not self._bar:
+            threading.Thread(target=self._lines, daemon=True).start()
         return self
 
     def __exit__(
@@ -38,6 +43,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ended.set()
         if self._bar:
             self._bar.stop()
         elif self._done:
@@ -55,16 +61,18 @@ class Progress:
         self._done += images
         if self._bar:
             self._bar.update(self._task, advance=images, rate=f"{self._rate():.1f} {self._unit}/s")
-        elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            self._line()
+
+    def _lines(self) -> None:
+        while not self._ended.wait(_SECONDS_BETWEEN_LINES):
+            if self._total:
+                self._line()
 
     def _rate(self) -> float:
         return self._done / max(time.monotonic() - self._start, 1e-9)
 
     def _line(self) -> None:
-        self._last_line, rate = time.monotonic(), self._rate()
-        left = (self._total - self._done) / rate if rate else float("inf")
-        eta = f", {left:.0f} s to go" if self._done < self._total else ""
+        rate, left = self._rate(), self._total - self._done
+        eta = f", {left / rate:.0f} s to go" if left > 0 and rate else ""
         print(  # noqa: T201 - the plain form of the bar
             f"{self._title}: {self._done}/{self._total}, {rate:.1f} {self._unit}/s{eta}",
             file=sys.stderr,

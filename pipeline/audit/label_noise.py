@@ -12,6 +12,7 @@ it would bring pandas, tqdm and termcolor for twelve lines.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -24,7 +25,6 @@ from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.separability import separability
 from pipeline.heads.logistic import make_logistic
-from pipeline.heads.parallel import run_parallel
 from pipeline.words import are, counted
 
 LABELS = "label noise"
@@ -54,19 +54,17 @@ def confident_class(label: NDArray[np.integer], proba: NDArray[np.floating]) -> 
     return np.where(np.isfinite(confident).any(axis=1), confident.argmax(axis=1), -1)
 
 
-def check_labels(samples: Samples, features: NDArray[np.floating]) -> list[Finding]:
-    """In each domain, the images that heads of its other patients confidently call otherwise.
+def label_checks(samples: Samples, features: NDArray[np.floating]) -> list[Callable[[], Finding]]:
+    """For each domain, what finds the images that heads of its other patients call otherwise.
 
     Args:
         samples: ``n`` samples.
         features: Shape ``(n, d)``.
     """
-    return run_parallel(
-        [
-            partial(_doubtful_labels, domain, samples.where(rows), features[rows])
-            for domain, rows in labelled_domains(samples)
-        ]
-    )
+    return [
+        partial(_doubtful_labels, domain, samples.where(rows), features[rows])
+        for domain, rows in labelled_domains(samples)
+    ]
 
 
 def _doubtful_labels(domain: str, samples: Samples, features: NDArray[np.floating]) -> Finding:

@@ -6,7 +6,7 @@ nothing in the features keeps the head from using it.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from pipeline.data.leaks import (
     NOTE,
@@ -27,11 +28,9 @@ from pipeline.data.leaks import (
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval
-from pipeline.evaluation.metrics import on_all_rows, weighted_auroc
 from pipeline.evaluation.paired_tests import ALPHA, holm
 from pipeline.evaluation.separability import Separability, domain_auc, separability
 from pipeline.features.load import FeatureTable
-from pipeline.heads.parallel import run_parallel
 from pipeline.study import SOURCE
 from pipeline.words import counted
 
@@ -144,9 +143,13 @@ def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> 
     )
 
 
-def domain_tests(table: FeatureTable) -> list[ShortcutTest]:
+#: A test that is still to be run.
+Job = Callable[[], ShortcutTest]
+
+
+def domain_tests(table: FeatureTable) -> list[Job]:
     """How well each target is separated from the source, overall and inside each class."""
-    return run_parallel([partial(_domain_test, table, name) for name in _targets(table.samples)])
+    return [partial(_domain_test, table, name) for name in _targets(table.samples)]
 
 
 def _domain_test(table: FeatureTable, name: str) -> ShortcutTest:
@@ -180,33 +183,41 @@ def _domain_test(table: FeatureTable, name: str) -> ShortcutTest:
     )
 
 
-def fact_tests(samples: Samples, facts: NDArray[Any]) -> Iterator[ShortcutTest]:
+def fact_tests(samples: Samples, facts: NDArray[Any]) -> list[Job]:
     """Whether size, greys, file size and quality predict the label in a domain, or the domain.
 
     Args:
         samples: ``n`` samples.
         facts: Records of dtype ``FACTS``, shape ``(n,)``.
     """
-    for domain, rows in labelled_domains(samples):
-        strongest = _strongest(facts[rows], samples.label[rows])
-        claim = f"the label can be predicted from {_FACTS}{strongest}"
-        yield _label_test(samples, FACTS, domain, claim, _matrix(facts[rows]))
-    for target in _targets(samples):
-        rows = np.isin(samples.domain, [SOURCE, target])
-        is_target = (samples.domain[rows] == target).astype(int)
-        yield ShortcutTest(
-            check=DOMAIN_FROM_FACTS,
-            where=f"{SOURCE} and {target}",
-            claim=f"the domain can be predicted from {_FACTS}",
-            high=_HIGH_DOMAIN_AUC,
-            advice=_STORE_ALIKE,
-            **_tried(_matrix(facts[rows]), is_target, patients_of(samples)[rows]),
-        )
+    labels = [name for name, _ in labelled_domains(samples)]
+    return [
+        *(partial(_facts_and_label, samples, facts, name) for name in labels),
+        *(partial(_facts_and_domain, samples, facts, name) for name in _targets(samples)),
+    ]
 
 
-def mask_tests(
-    samples: Samples, features: NDArray[np.floating], mask: str
-) -> Iterator[ShortcutTest]:
+def _facts_and_label(samples: Samples, facts: NDArray[Any], domain: str) -> ShortcutTest:
+    rows = samples.domain == domain
+    strongest = _strongest(facts[rows], samples.label[rows])
+    claim = f"the label can be predicted from {_FACTS}{strongest}"
+    return _label_test(samples, FACTS, domain, claim, _matrix(facts[rows]))
+
+
+def _facts_and_domain(samples: Samples, facts: NDArray[Any], target: str) -> ShortcutTest:
+    rows = np.isin(samples.domain, [SOURCE, target])
+    is_target = (samples.domain[rows] == target).astype(int)
+    return ShortcutTest(
+        check=DOMAIN_FROM_FACTS,
+        where=f"{SOURCE} and {target}",
+        claim=f"the domain can be predicted from {_FACTS}",
+        high=_HIGH_DOMAIN_AUC,
+        advice=_STORE_ALIKE,
+        **_tried(_matrix(facts[rows]), is_target, patients_of(samples)[rows]),
+    )
+
+
+def mask_tests(samples: Samples, features: NDArray[np.floating], mask: str) -> list[Job]:
     """Whether what a mask leaves of the pictures predicts the label, in each domain.
 
     Args:
@@ -215,9 +226,11 @@ def mask_tests(
         mask: An entry of ``MASKED``.
     """
     check, rest = MASKED[mask]
-    for domain, rows in labelled_domains(samples):
-        claim = f"the label can be predicted from {rest}"
-        yield _label_test(samples, check, domain, claim, features[rows])
+    claim = f"the label can be predicted from {rest}"
+    return [
+        partial(_label_test, samples, check, domain, claim, features[rows])
+        for domain, rows in labelled_domains(samples)
+    ]
 
 
 def untested(samples: Samples, checks: Sequence[str]) -> list[Finding]:
@@ -249,9 +262,12 @@ def _label_test(
 def _tried(*data: NDArray[Any]) -> dict[str, Any]:
     """The result of a test, or the reason why there is none."""
     try:
-        return {"result": separability(*data)}
+        result = separability(*data)
     except StudyError as reason:
         return {"reason": reason}
+    of, images = len(data[0]), result.auc.images
+    drawn = f", from {images} of {counted(of, 'image')}, drawn by patient"
+    return {"result": result, "details": drawn if images < of else ""}
 
 
 def fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
@@ -283,14 +299,17 @@ def _text(auc: Interval) -> str:
 
 def _strongest(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
     """The single facts that separate a class best, in words; empty if nothing varies."""
+    images = np.bincount(label)
+    present = (images > 0) & (images < len(label))
+    n = images[present]
 
-    def strength(values: NDArray[np.float64], k: int) -> float:
-        return abs(on_all_rows(weighted_auroc(label == k, values), len(label)) - 1 / 2)
+    def strength(values: NDArray[np.float64]) -> float:
+        """Of the class that it separates best, by the sum of its ranks."""
+        ranks = np.bincount(label, weights=rankdata(values))[present]
+        auc = (ranks - n * (n + 1) / 2) / (n * (len(label) - n))
+        return float(np.abs(auc - 1 / 2).max(initial=0))
 
-    alone = {
-        name: max(strength(values, k) for k in np.unique(label).tolist())
-        for name, values in fact_columns(facts).items()
-    }
+    alone = {name: strength(values) for name, values in fact_columns(facts).items()}
     best = sorted(alone, key=lambda name: -alone[name])[:_STRONGEST]
     named = ", ".join(f"{name} {1 / 2 + alone[name]:.2f}" for name in best)
     # A single fact is given for the class that it separates best, all together for all classes.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.label_noise import LABELS, check_labels
+from pipeline.audit.label_noise import LABELS, label_checks
 from pipeline.audit.near_copies import (
     contact_sheet,
     listed_pairs,
@@ -26,7 +26,7 @@ from pipeline.audit.near_copies import (
 from pipeline.audit.shortcuts import (
     FACTS,
     MASKED,
-    ShortcutTest,
+    Job,
     domain_tests,
     fact_tests,
     judge,
@@ -40,6 +40,7 @@ from pipeline.errors import MissingFeaturesError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import FeatureTable, load_features
+from pipeline.heads.parallel import run_parallel
 from pipeline.progress import Progress
 from pipeline.results import prepare, write_set
 from pipeline.study import Study
@@ -93,15 +94,19 @@ def audit(
     first, facts, measured = _with_facts(study, tables[0])
     used = first.samples
     shared = overlaps(study, used, facts)
-    tests = [test for table in tables for test in domain_tests(table)]
-    tests += fact_tests(used, facts)
     masked, missing = _mask_tests(study, samples) if shortcuts else ([], [])
-    need_labels = dict.fromkeys((FACTS, LABELS, *(test.check for test in masked)))
+    jobs = [job for table in tables for job in domain_tests(table)]
+    jobs += [*fact_tests(used, facts), *masked]
+    checks = label_checks(used, first.X)
+    with Progress("tests", len(jobs) + len(checks), unit="tests") as progress:
+        done: list[Any] = run_parallel([*jobs, *checks], done=progress.advance)
+    tests, labels = done[: len(jobs)], done[len(jobs) :]
+    of_masks = [test.check for test in tests[len(jobs) - len(masked) :]]
     findings = [
         *check_leaks(study, used, shared, facts),
-        *judge([*tests, *masked]),
-        *check_labels(used, first.X),
-        *untested(used, [*need_labels]),
+        *judge(tests),
+        *labels,
+        *untested(used, list(dict.fromkeys([FACTS, LABELS, *of_masks]))),
         *missing,
     ]
     findings.sort(key=lambda found: (SEVERITIES.index(found.severity), -found.share))
@@ -140,9 +145,9 @@ def _with_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArra
     return usable, index.facts(usable.samples.key), missing - len(reasons)
 
 
-def _mask_tests(study: Study, samples: Samples) -> tuple[list[ShortcutTest], list[Finding]]:
+def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[Finding]]:
     """The tests of masked pictures, and notes about those that have no features."""
-    tests: list[ShortcutTest] = []
+    tests: list[Job] = []
     missing = []
     for choice in masked_study(study).backbones:
         try:

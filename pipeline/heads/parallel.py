@@ -19,12 +19,18 @@ T = TypeVar("T")
 _thread = threading.local()
 
 
-def run_parallel(jobs: Sequence[Callable[[], T]]) -> list[T]:
+def run_parallel(
+    jobs: Sequence[Callable[[], T]], *, done: Callable[[], None] = lambda: None
+) -> list[T]:
     """What the jobs return, in their order; the first exception is raised.
 
     Jobs share nothing that they write. Jobs of a job are done one after the other.
+
+    Args:
+        jobs: See there.
+        done: Called after each.
     """
-    outcomes = run_each(jobs)
+    outcomes = run_each(jobs, done=lambda *_: done())
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audit.label_noise import check_labels, confident_class
+from pipeline.audit.label_noise import confident_class, label_checks
 from pipeline.data.items import Item
 from pipeline.data.leaks import NOTE, OK
 from pipeline.data.samples import Samples
@@ -28,6 +28,11 @@ def table(labels, *, domain="source"):
         split=np.full(n, "fit"),
         classes=("healthy", "ill", "very ill"),
     )
+
+
+def check_labels(samples, features):
+    """The findings of all domains."""
+    return [check() for check in label_checks(samples, features)]
 
 
 def world(classes, n=240, distance=POINTS):

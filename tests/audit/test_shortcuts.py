@@ -133,7 +133,7 @@ def test_without_a_marker_corners_and_border_predict_nothing(marker_backbone, fi
         drawn = []
         for _ in range(20):
             samples = replace(table.samples, label=rng.permutation(table.samples.label))
-            drawn += [asdict(t.result.auc) for t in mask_tests(samples, table.X, choice.mask)]
+            drawn += [asdict(t().result.auc) for t in mask_tests(samples, table.X, choice.mask)]
         # Fewer than 17 of 20 would be seen in 0.3 % of runs if 95 % cover.
         covered = sum(auc["low"] < 0.5 < auc["high"] for auc in drawn)
         assert covered >= 17, (choice.mask, covered)
@@ -153,11 +153,11 @@ def test_what_few_patients_cannot_show_is_no_warning(study_file):
     table = FeatureTable(
         backbone="tiny", stores=(), widths=(2,), samples=samples, X=apart.astype(np.float32)
     )
-    (domain,) = judge(list(domain_tests(table)))
+    (domain,) = judge([test() for test in domain_tests(table)])
     facts = np.zeros(len(samples), FACTS)
     facts["height"] = facts["width"] = facts["file_bytes"] = 40
     facts["mean"] = apart[:, 0]
-    *_, stored = judge(list(fact_tests(samples, facts)))
+    *_, stored = judge([test() for test in fact_tests(samples, facts)])
     for finding in (domain, stored):
         assert finding.where == "source and there"
         assert finding.values["auc"]["estimate"] > 0.9
@@ -215,6 +215,6 @@ def test_classes_that_are_parts_of_the_body_may_show_in_the_border(study_file):
     samples, _ = load_samples(load_study(study_file))
     samples = replace(samples, classes=("hand", "chest x-ray"))
     signal = np.where(samples.labelled, samples.label, 0)[:, None] + 0.01 * np.arange(3)
-    found, *_ = judge(list(mask_tests(samples, signal, "centre")))
+    found, *_ = judge([test() for test in mask_tests(samples, signal, "centre")])
     assert found.severity == NOTE
     assert found.text.endswith("expected of classes that are parts of the body")
