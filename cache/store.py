@@ -102,6 +102,11 @@ class FeatureStore:
         self._scan_once()
         return next((part.row_shape for part in self.parts.values()), None)
 
+    def assume_empty(self) -> Self:
+        """Read no part: for a writer of rows that are known to be missing."""
+        self._scanned = True
+        return self
+
     def scan(self) -> None:
         """Read every part anew, checking all of it; this is also a full verification.
 

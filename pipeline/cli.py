@@ -419,6 +419,14 @@ def init(
 @_engine_options
 @_recipe_options
 @click.option("--rehash", is_flag=True, help="Read every file again; trust no index.")
+@click.option(
+    "--ray",
+    metavar="[ADDRESS]",
+    is_flag=False,
+    flag_value="",
+    help="Run on a cluster of Ray; without an address, on the one that RAY_ADDRESS or this "
+    "machine has, or on this machine alone. Images and stores lie in shared folders.",
+)
 @_strict_option
 @_conflicts_option
 @command
@@ -430,9 +438,9 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     from pipeline.features.extract import ExtractOptions, extract
 
     loaded = _with_recipe(_load(study), flags)
-    strict = flags.pop("strict")
+    strict, ray = flags.pop("strict"), flags.pop("ray")
     samples = _samples(rehash=flags.pop("rehash"), allow_conflicts=flags.pop("allow_conflicts"))
-    options = ExtractOptions(engine=_engine(flags), samples=samples, strict=strict)
+    options = ExtractOptions(engine=_engine(flags), samples=samples, strict=strict, ray=ray)
     record = asdict(extract(loaded, options))
     _show("features", record, quiet=quiet)
     return {"study": record["study"], "backbones": list(record["backbones"])}

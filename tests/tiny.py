@@ -44,16 +44,20 @@ def install_tiny_backbone(monkeypatch, folder: Path) -> Path:
     rng = torch.Generator().manual_seed(0)
     weight = torch.randn(8, 3, 8, 8, generator=rng)
     torch.save({"0.weight": weight, "0.bias": torch.ones(8)}, file)
+    monkeypatch.setattr(backbones, "BACKBONES", table_with_tiny(file))
+    return file
+
+
+def table_with_tiny(file: Path, network=tiny_network):
+    """The table of backbones and ``tiny``, whose weights are a file."""
     spec = backbones.Spec(
         dim=8,
         policy=PixelPolicy(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        network=tiny_network,
+        network=network,
         pretrained=FileWeights(file),
         layers={"0": 8, "1": 8},
     )
-    table = MappingProxyType({**backbones.BACKBONES, "tiny": spec})
-    monkeypatch.setattr(backbones, "BACKBONES", table)
-    return file
+    return MappingProxyType({**backbones.BACKBONES, "tiny": spec})
 
 
 def write_images(folder: Path, count: int, *, seed: int = 0, shift: int = 0) -> Path:

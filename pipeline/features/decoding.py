@@ -55,6 +55,7 @@ def decode_batches(
     size: int,
     empty: Callable[[tuple[int, ...]], Pixels] = np.empty,
     processes: int = 0,
+    threads: int | None = None,
 ) -> Iterator[Batch]:
     """Decode ahead, in order; the row of an image that cannot be used is black.
 
@@ -65,6 +66,7 @@ def decode_batches(
         size: Images in a batch; the last one is filled up with black rows.
         empty: Makes the array of a batch.
         processes: Decode in so many processes; 0: in threads.
+        threads: How many of those; None: one for each core.
 
     Yields:
         Batches of uint8 pixels, shape ``(size, policy.size, policy.size, 3)``.
@@ -94,7 +96,7 @@ def decode_batches(
 
     # Small batches image by image, since those differ in size; of large ones several together.
     step = _ROWS_PER_REQUEST if processes else max(1, size // 32)
-    pool = ThreadPoolExecutor(processes or os.cpu_count(), "decode")
+    pool = ThreadPoolExecutor(processes or threads or os.cpu_count(), "decode")
     try:
         yield from started_ahead(items, size, start, unusable)
     finally:

@@ -48,12 +48,14 @@ class EngineChoice:
         device: ``auto``, ``cpu`` or ``cuda``.
         batch_size: Images per batch; None: as the device and its memory allow.
         compile: ``auto``, ``never`` or ``always``: whether torch compiles the network.
+        threads: Cores that decoding and OpenVINO use; None: all. Torch has a setting of its own.
     """
 
     engine: str = "auto"
     device: str = "auto"
     batch_size: int | None = None
     compile: str = "auto"
+    threads: int | None = None
 
 
 class Engine(Protocol):
@@ -91,10 +93,16 @@ class OpenVINOEngine:
         build: Builds the network; called only where no converted form is kept.
         batch_size: Images per batch.
         converted: Where the converted form is kept; None: nowhere.
+        threads: Cores that it uses; None: all.
     """
 
     def __init__(
-        self, build: Build, batch_size: int, *, converted: "ConvertedNetwork | None" = None
+        self,
+        build: Build,
+        batch_size: int,
+        *,
+        converted: "ConvertedNetwork | None" = None,
+        threads: int | None = None,
     ) -> None:
         self.batch_size = batch_size
         self.device_seconds: dict[str, float] = {}
@@ -109,6 +117,8 @@ class OpenVINOEngine:
                 converted.save(network, key)
         # Without the precision hint a CPU with bfloat16 units would use them.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
         self._model = core.compile_model(core.read_model(*network), "CPU", settings)
         parallel = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
         self.depth = parallel + 1
@@ -245,7 +255,8 @@ def start_engine(
     """
     choice = resolve_engine(choice, precision, images=images)
     if choice.engine == "openvino":
-        return OpenVINOEngine(build, choice.batch_size or CPU_BATCH, converted=converted)
+        batch_size = choice.batch_size or CPU_BATCH
+        return OpenVINOEngine(build, batch_size, converted=converted, threads=choice.threads)
     from pipeline.features.torch_engine import TorchEngine
 
     return TorchEngine(build, choice, precision, images=images)

@@ -27,7 +27,7 @@ from cache.part import provenance_text
 from cache.recipe import check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
 from pipeline.data.images import PixelPolicy, Pixels, decode
-from pipeline.data.items import Item
+from pipeline.data.items import Item, in_threads
 from pipeline.data.samples import SampleOptions, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED
 from pipeline.errors import (
@@ -60,6 +60,7 @@ from pipeline.words import are, counted, have, printable
 
 if TYPE_CHECKING:
     from pipeline.features.frozen import Frozen
+    from pipeline.features.ray_extract import Cluster
 
 _LOG = logging.getLogger(__name__)
 #: From this many rows on, this share of them is suspicious.
@@ -82,12 +83,15 @@ class ExtractOptions:
         samples: See :class:`pipeline.data.samples.SampleOptions`.
         strict: Whether a skipped image is an error once all good ones are safe.
         report: Name of the report below the study's results.
+        ray: Address of a cluster of Ray to run on, see
+            :func:`pipeline.features.ray_extract.cluster`; None: this process does all.
     """
 
     engine: EngineChoice = field(default_factory=EngineChoice)
     samples: SampleOptions = field(default_factory=SampleOptions)
     strict: bool = False
     report: str = FEATURES_REPORT
+    ray: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +130,22 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
         SkippedImagesError: ``options.strict`` and an image was skipped.
     """
     options = options or ExtractOptions()
-    check_engine(options.engine)
-    if not study.store_root.is_dir():  # otherwise there may be nothing to compute
-        load_early(options.engine)
-    samples, unreadable = load_samples(study, options.samples)
+    if options.ray is None:
+        check_engine(options.engine)
+        if not study.store_root.is_dir():  # otherwise there may be nothing to compute
+            load_early(options.engine)
+        return _extract(study, options)
+    from pipeline.features.ray_extract import cluster
+
+    with cluster(options.ray) as machines:
+        return _extract(study, options, machines)
+
+
+def _extract(
+    study: Study, options: ExtractOptions, machines: "Cluster | None" = None
+) -> ExtractReport:
+    each = machines.each if machines else in_threads
+    samples, unreadable = load_samples(study, options.samples, each)
     _log_duplicates(samples)
     prepare(study.results)
     # Weights that cannot be had must show before the first backbone has run for an hour.
@@ -140,7 +156,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     backbones, skipped = [], list(unreadable)
     for of_network in networks.values():
         rows, unusable = _extract_network(
-            of_network, samples, options.engine, unreadable=len(unreadable)
+            of_network, samples, options.engine, unreadable=len(unreadable), machines=machines
         )
         backbones += rows
         skipped += unusable
@@ -160,6 +176,7 @@ def _extract_network(
     engine: EngineChoice,
     *,
     unreadable: int,
+    machines: "Cluster | None",
 ) -> tuple[list[BackboneReport], list[SkippedImage]]:
     """Compute what is missing of the layers of one network, and count what happened."""
     start = time.monotonic()
@@ -169,9 +186,11 @@ def _extract_network(
     pairs = zip(samples.key, samples.items, strict=True)
     missing = {key: item for key, item in pairs if key not in in_all}
     masked, layers = choice.mask != "none", [choice.layer for choice in choices]
-    title = ", ".join(choice.name for choice in choices)
+    title = ", ".join(choice.name for choice in choices) + f", {choice.mask}" * masked
     unusable: dict[bytes, str] = {}
-    if missing:
+    if missing and machines:
+        unusable = machines.fill_stores(stores, missing, engine=engine, title=title)
+    elif missing:
         unusable = fill_stores(
             list(stores.values()),
             missing,
@@ -179,7 +198,7 @@ def _extract_network(
             weights=weights_file(choice.name, choice.weights),
             policy=policy_of(choice),
             engine=engine,
-            title=f"{title}, {choice.mask}" if masked else title,
+            title=title,
             copies=masked,
         )
     skipped, seconds = _skips(samples, unusable), time.monotonic() - start
@@ -238,53 +257,103 @@ def fill_stores(
         store.prepare()
         gc(store)
     begun = time.monotonic()
-    recipe, precision = stores[0].recipe, stores[0].recipe.precision
+    precision = stores[0].recipe.precision
     engine = resolve_engine(
         engine, precision, images=len(missing), size=policy.size, views=policy.views
     )
     unusable: dict[bytes, str] = {}
-    batches = _decoded(missing, policy, unusable, engine)
-    edges = np.cumsum([spec_of(store.recipe.backbone).dim for store in stores])[:-1].tolist()
-    cuts = ", ".join(store.recipe.cut for store in stores)
-    converted = ConvertedNetwork(
-        stores[0].path.parent,
-        fingerprint=replace(recipe, cut=cuts).fingerprint,
-        weights=file_digest(weights),
-    )
+    batches = decoded(missing, policy, unusable, engine)
     with ThreadPoolExecutor(1, "first batch") as meanwhile:
         decoding = meanwhile.submit(_first_usable, batches)
         # A GPU takes seconds to start; on a CPU no network is built where no image is usable.
         if engine.device == "cpu" and not decoding.result():
             return unusable
-        started = start_engine(build, engine, precision, converted=converted, images=len(missing))
+        started = start_network(
+            stores, build=build, weights=weights, policy=policy, engine=engine, images=len(missing)
+        )
     with closing(started):
         if not (first := decoding.result()):
             return unusable
         _LOG.info("%s: %s", title, started.description)
         if note := fallback_note(started):
             _LOG.warning("%s", note)
-        canaries = canary_features(started, policy)
-        provenance = started.provenance()
-        for store, rows in zip(stores, np.split(canaries, edges, axis=-1), strict=True):
-            check_canaries(store.path, store.recipe, rows, provenance=provenance)
-            _warn_if_full(store, len(missing) * rows[0].nbytes)
         waited = defaultdict[str, float](float, starting=time.monotonic() - begun)
         computed = run_batches(_timed(chain(first, batches), waited, "decoding"), started)
-        with Progress(title, len(missing)) as progress, ExitStack() as writing:
-            writers = [
-                writing.enter_context(Writer(store, provenance=provenance_text(provenance)))
-                for store in stores
-            ]
-            same = _write_rows(
+        guard = FeatureGuard(copies=copies)
+        with Progress(title, len(missing)) as progress:
+            write_rows(
                 _timed(computed, waited, "network"),
-                writers,
+                stores,
                 unusable,
-                progress,
-                edges=edges,
-                copies=copies,
+                guard,
+                provenance=started.provenance(),
+                advance=progress.advance,
             )
         waited["network"] -= waited["decoding"]  # the one asks for the other
         _log_limit(title, time.monotonic() - begun, waited, started.device_seconds)
+    finish(stores, title, missing, unusable, same=0 if copies else guard.same)
+    return unusable
+
+
+def start_network(
+    stores: Sequence[FeatureStore],
+    *,
+    build: Callable[[], "Frozen"],
+    weights: Path,
+    policy: PixelPolicy,
+    engine: EngineChoice,
+    images: int,
+) -> Engine:
+    """An engine, ready to run, whose features are those of the stores; see :func:`fill_stores`.
+
+    Raises:
+        CanaryError: It is another network than the one that filled them.
+    """
+    recipe = stores[0].recipe
+    cuts = ", ".join(store.recipe.cut for store in stores)
+    converted = ConvertedNetwork(
+        stores[0].path.parent,
+        fingerprint=replace(recipe, cut=cuts).fingerprint,
+        weights=file_digest(weights),
+    )
+    started = start_engine(build, engine, recipe.precision, converted=converted, images=images)
+    try:
+        canaries = np.split(canary_features(started, policy), _edges(stores), axis=-1)
+        for store, rows in zip(stores, canaries, strict=True):
+            check_canaries(store.path, store.recipe, rows, provenance=started.provenance())
+            _warn_if_full(store, images * rows[0].nbytes)
+    except BaseException:
+        started.close()
+        raise
+    return started
+
+
+def _edges(stores: Sequence[FeatureStore]) -> list[int]:
+    """Where the features of the second and every later store begin."""
+    edges = np.cumsum([spec_of(store.recipe.backbone).dim for store in stores])[:-1]
+    return [int(edge) for edge in edges]
+
+
+def finish(
+    stores: Sequence[FeatureStore],
+    title: str,
+    missing: Mapping[bytes, Item],
+    unusable: Mapping[bytes, str],
+    *,
+    same: int,
+) -> None:
+    """Merge the parts once all rows are stored, and say what is odd; see :func:`fill_stores`.
+
+    Args:
+        stores: With the rows.
+        title: Of the messages.
+        missing: The images that were to be computed, by key.
+        unusable: Why some could not be used.
+        same: How many have the features of another image.
+
+    Raises:
+        StudyError: Many images show one colour only.
+    """
     for store in stores:
         compact(store)
     _refuse_many_of_one_colour(title, missing, unusable)
@@ -293,10 +362,9 @@ def fill_stores(
             "%s: %s %s the features of another image: the same pixels in other bytes",
             *(title, counted(same, "image"), have(same)),
         )
-    return unusable
 
 
-def _decoded(
+def decoded(
     missing: Mapping[bytes, Item],
     policy: PixelPolicy,
     unusable: dict[bytes, str],
@@ -305,9 +373,14 @@ def _decoded(
     """Batches for an engine, decoded where the policy says."""
     size = engine.batch_size or 1
     if policy.decode == "cpu":
-        empty, processes = empty_batch(engine.device), processes_for(engine.device, len(missing))
         return decode_batches(
-            missing, policy, unusable, size=size, empty=empty, processes=processes
+            missing,
+            policy,
+            unusable,
+            size=size,
+            empty=empty_batch(engine.device),
+            processes=processes_for(engine.device, len(missing)),
+            threads=engine.threads,
         )
     if engine.device != "cuda":
         raise EngineError(
@@ -410,34 +483,40 @@ def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
     return np.stack([row for _, row in compute_features(images, engine)])
 
 
-def _write_rows(
+def write_rows(
     batches: Iterable[tuple[list[bytes], Features]],
-    writers: Sequence[Writer],
+    stores: Sequence[FeatureStore],
     unusable: dict[bytes, str],
-    progress: Progress,
+    guard: "FeatureGuard",
     *,
-    edges: Sequence[int],
-    copies: bool,
-) -> int:
-    """Write rows as they come, divided at the edges, but none that cannot be features.
+    provenance: Mapping[str, str],
+    advance: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Write rows as they come, divided among the stores, but none that cannot be features.
 
-    Returns:
-        How many rows equal that of another image; 0 where ``copies`` are expected.
+    Args:
+        batches: See :func:`run_batches`.
+        stores: See :func:`fill_stores`.
+        unusable: Gets the reason of each image whose row is none, by key.
+        guard: Looks at each row.
+        provenance: Of the engine.
+        advance: Told how many images more are done.
     """
-    guard = FeatureGuard(copies=copies)
+    text, edges = provenance_text(provenance), _edges(stores)
     written = done = 0
-    for keys, rows in batches:
-        parts = np.split(rows, edges, axis=-1)
-        for i, key in enumerate(keys):
-            if objection := guard.objection(rows[i]):
-                unusable[key] = objection
-                continue
-            for writer, part in zip(writers, parts, strict=True):
-                writer.add(key, part[i])
-            written += 1
-        progress.advance(written + len(unusable) - done)
-        done = written + len(unusable)
-    return 0 if copies else guard.same
+    with ExitStack() as writing:
+        writers = [writing.enter_context(Writer(store, provenance=text)) for store in stores]
+        for keys, rows in batches:
+            parts = np.split(rows, edges, axis=-1)
+            for i, key in enumerate(keys):
+                if objection := guard.objection(rows[i]):
+                    unusable[key] = objection
+                    continue
+                for writer, part in zip(writers, parts, strict=True):
+                    writer.add(key, part[i])
+                written += 1
+            advance(written + len(unusable) - done)
+            done = written + len(unusable)
 
 
 class FeatureGuard:

@@ -278,7 +278,7 @@ def test_a_store_that_cannot_be_written_is_said_at_the_start(study_file, monkeyp
 def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
     """Ctrl-C commits the buffer; the next run computes only the rest."""
     study = load_study(study_file)
-    real = extract_module._write_rows
+    real = extract_module.write_rows
 
     def interrupted(batches, *given, **named):
         def until_then():
@@ -288,7 +288,7 @@ def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
         return real(until_then(), *given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "_write_rows", interrupted)
+        patch.setattr(extract_module, "write_rows", interrupted)
         with pytest.raises(KeyboardInterrupt):
             extract(study, OPTIONS)
     assert counts(extract(study, OPTIONS)) == (60, 36, 24, 0)

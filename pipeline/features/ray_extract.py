@@ -1,0 +1,409 @@
+"""Stage 1 on many machines: the same decoding, engines and writer as workers of Ray Data.
+
+The parts of a store are immutable and named by their content, so workers write side by side
+into a folder that all machines share, and nobody coordinates them. A block that runs twice,
+because its worker or machine died, leaves the same rows twice, which is harmless. Folders are
+listed and files are hashed in the same way.
+"""
+
+import importlib.util
+import logging
+import os
+import pickle
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cache.errors import CacheError
+from cache.recipe import Recipe
+from cache.store import ROWS_PER_COMMIT, FeatureStore, gc
+from pipeline.data.items import Item
+from pipeline.errors import EngineError, PipelineError
+from pipeline.features.backbones import policy_of, weights_file
+from pipeline.features.engines import Engine, EngineChoice, resolve_engine
+from pipeline.features.extract import (
+    FeatureGuard,
+    decoded,
+    finish,
+    run_batches,
+    start_network,
+    write_rows,
+)
+from pipeline.features.load import frozen_network
+from pipeline.progress import Progress
+from pipeline.study import BackboneChoice
+from pipeline.words import counted
+
+_LOG = logging.getLogger(__name__)
+#: A block is what a worker does at once, and what it does again when it died.
+_BYTES_PER_BLOCK = 512 << 20
+_BLOCKS_PER_WORKER = 4
+#: More cores make a worker larger than 2 GB: OpenVINO runs a batch on each.
+_CORES_PER_WORKER = 4
+#: An image whose decoding ends the process must not end it for ever.
+_TRIES = 3
+#: Ray makes no call by the network that nobody asked for, and prints only what went wrong.
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@contextmanager
+def cluster(address: str = "") -> Iterator["Cluster"]:
+    """The cluster to run on, for the time of a ``with`` statement.
+
+    A Ray that this process has started before is taken as it is, and left running.
+
+    Args:
+        address: As ``ray.init`` takes it; empty: what ``RAY_ADDRESS`` names, a cluster that
+            runs on this machine, or else a new one of this machine alone.
+
+    Raises:
+        EngineError: Ray is not installed, or no cluster answers.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise EngineError('Ray is not installed: pip install "headrace[ray]"')
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield Cluster()
+        return
+    try:
+        ray.init(address or None, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as cause:
+        raise EngineError(
+            f"no cluster of Ray at {address or 'this machine'}: {_first_line(cause)}. Start one "
+            "with: ray start --head, or leave the address out"
+        ) from cause
+    try:
+        yield Cluster()
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one worker gets of the cluster.
+
+    Attributes:
+        workers: How many fit.
+        cores: Of each.
+        gpus: Of each, 0 or 1.
+    """
+
+    workers: int
+    cores: int
+    gpus: int = 0
+
+
+class Cluster:
+    """Machines of Ray that see the same folders of images and stores."""
+
+    def each(self, function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
+        """See :class:`pipeline.data.items.Each`: in tasks of one core, in blocks of values."""
+        share = _Share(sum(int(node["CPU"]) for node in _nodes()), 1)
+        answers = _answers(_blocks(values, share.workers), partial(_answer, _each, function), share)
+        for answer in answers:
+            yield from answer
+
+    def fill_stores(
+        self,
+        stores: Mapping[BackboneChoice, FeatureStore],
+        missing: Mapping[bytes, Item],
+        *,
+        engine: EngineChoice,
+        title: str,
+    ) -> dict[bytes, str]:
+        """As :func:`pipeline.features.extract.fill_stores`, on all machines.
+
+        Args:
+            stores: By the layer of one network that each is of.
+            missing: Images by content key.
+            engine: What the user asks for.
+            title: Of the progress bar and the messages.
+
+        Raises:
+            PipelineError: What a worker says, with the name of its machine; or rows that were
+                written are not in the store: its folder is not the same everywhere.
+        """
+        for store in stores.values():
+            store.prepare()
+            gc(store)
+        share = _share(engine)
+        job = _Job(
+            root=store.path.parent.resolve(),
+            recipes=tuple(store.recipe for store in stores.values()),
+            choices=tuple(map(_with_whole_path, stores)),
+            engine=replace(engine, threads=share.cores),
+        )
+        blocks = _blocks(list(missing.items()), share.workers)
+        unusable: dict[bytes, str] = {}
+        same, engines = 0, set[str]()
+        with Progress(title, len(missing)) as progress:
+            for answer in _answers(blocks, _Worker, share, constructor=(job,)):
+                unusable |= answer.unusable
+                same += answer.same
+                progress.advance(answer.images)
+                if answer.engine not in engines:
+                    _LOG.info("%s: %s, %s", title, counted(share.workers, "worker"), answer.engine)
+                engines.add(answer.engine)
+        finish(list(stores.values()), title, missing, unusable, same=0 if job.copies else same)
+        for store in stores.values():
+            lost = sum(key not in store and key not in unusable for key in missing)
+            if not lost:
+                continue
+            raise EngineError(
+                f"{store.path}: the features of {counted(lost, 'image')} were written on another "
+                "machine and are not here. Every machine must see the same folder under this path"
+            )
+        return unusable
+
+
+# The plan: how large blocks and workers are.
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """Resources of the machines that are up and compute."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(node.get("CPU") for node in nodes):
+        raise EngineError("the cluster of Ray has no machine with a CPU to offer")
+    return [node for node in nodes if node.get("CPU")]
+
+
+def _share(engine: EngineChoice) -> _Share:
+    """A worker for each GPU; where none is, or wanted, one for every four cores."""
+    nodes = _nodes()
+    gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if engine.device == "cuda" and not gpus:
+        raise EngineError("no machine of the cluster has a CUDA device: use --device cpu")
+    if gpus and engine.device != "cpu" and engine.engine != "openvino":
+        cores = max(1, min(int(node["CPU"] // node["GPU"]) for node in gpus))
+        return _Share(sum(int(node["GPU"]) for node in gpus), cores, 1)
+    cores = min(_CORES_PER_WORKER, *(int(node["CPU"]) for node in nodes))
+    return _Share(sum(int(node["CPU"]) // cores for node in nodes), cores)
+
+
+def _blocks(values: Sequence[_T], workers: int) -> list[Sequence[_T]]:
+    """Runs of values: small enough in bytes and rows, and enough of them for all workers."""
+    rows_in = Counter(item.file for item in map(_item_of, values) if item)
+    most = min(ROWS_PER_COMMIT, -(-len(values) // (workers * _BLOCKS_PER_WORKER)))
+    blocks, start, size = [], 0, 0.0
+    for end, value in enumerate(values):
+        item = _item_of(value)
+        # A row of a stack is read alone; a folder may hold anything.
+        weight = item.stat.size / rows_in[item.file] if item else _BYTES_PER_BLOCK
+        if end > start and (end - start == most or size + weight > _BYTES_PER_BLOCK):
+            blocks.append(values[start:end])
+            start, size = end, 0.0
+        size += weight
+    return [*blocks, values[start:]] if values else []
+
+
+def _item_of(value: Any) -> Item | None:
+    """The image that a value is about: an item, or a key with its item."""
+    last = value[-1] if isinstance(value, tuple) else value
+    return last if isinstance(last, Item) else None
+
+
+# The run: blocks go out as bytes, answers come back as bytes, in order.
+
+
+def _answers(
+    blocks: Sequence[Sequence[Any]], work: Any, share: _Share, *, constructor: tuple[Any, ...] = ()
+) -> Iterator[Any]:
+    """What the workers answer to each block, in order.
+
+    Args:
+        blocks: Each is done as one; one that is cut off, by a death, is done again.
+        work: Function of a batch of Ray Data, or a class of such functions.
+        share: Of one worker.
+        constructor: Arguments of the class.
+
+    Raises:
+        EngineError: A worker's error of ours, with its exit code; or Ray gave up.
+    """
+    if not blocks:
+        return
+    import ray
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
+
+    rows = [{"block": pickle.dumps(block)} for block in blocks]
+    workers = min(share.workers, len(blocks))
+    arguments: dict[str, Any] = {"compute": TaskPoolStrategy(size=workers), "max_retries": _TRIES}
+    if constructor:
+        arguments = {
+            "compute": ActorPoolStrategy(size=workers),
+            "fn_constructor_args": constructor,
+            "max_restarts": -1,
+            "max_task_retries": _TRIES,
+        }
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        work,
+        batch_size=1,
+        num_cpus=share.cores,
+        num_gpus=share.gpus or None,
+        **arguments,
+    )
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    dataset.context.execution_options.preserve_order = True
+    try:
+        for row in dataset.iter_rows():
+            answer = pickle.loads(row["answer"])  # noqa: S301 - our own worker
+            if isinstance(answer, _Refusal):
+                answer.raise_here()
+            yield answer
+    except ray.exceptions.RayError as cause:
+        raise EngineError(
+            f"Ray gave up: {_first_line(cause)}. What was stored is safe; run again"
+        ) from cause
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """An error of ours, as it travels: not each can be pickled."""
+
+    text: str
+    exit_code: int
+
+    def raise_here(self) -> None:
+        error = EngineError(self.text)
+        error.exit_code = self.exit_code
+        raise error
+
+
+def _answer(work: Callable[..., Any], argument: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Do the work of a batch of Ray Data, which is one block."""
+    block = pickle.loads(batch["block"][0])  # noqa: S301 - our own driver
+    try:
+        _check_folder(block)
+        answer = work(argument, block)
+    except (PipelineError, CacheError) as error:
+        answer = _Refusal(f"{socket.gethostname()}: {error}", error.exit_code)
+    return {"answer": [pickle.dumps(answer)]}
+
+
+def _check_folder(block: Sequence[Any]) -> None:
+    """A machine that does not see the images must not call them unreadable."""
+    item = _item_of(block[0])
+    if item and not Path(item.file).parent.is_dir():
+        raise EngineError(
+            f"this machine does not see {Path(item.file).parent}: the images must lie in a folder "
+            "that all machines of the cluster share, under the same path"
+        )
+
+
+def _each(function: Callable[[_T], _R], block: Sequence[_T]) -> list[_R]:
+    return [function(value) for value in block]
+
+
+# What a worker does: start the network once, then write the rows of block after block.
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the workers must know of one backbone.
+
+    Attributes:
+        root: Folder of the stores.
+        recipes: Of each store.
+        choices: The layer of the network that each is of.
+        engine: What the user asks for, and the cores that a worker may use.
+    """
+
+    root: Path
+    recipes: tuple[Recipe, ...]
+    choices: tuple[BackboneChoice, ...]
+    engine: EngineChoice
+
+    @property
+    def copies(self) -> bool:
+        """Whether many images may have the row of another."""
+        return self.choices[0].mask != "none"
+
+
+def _with_whole_path(choice: BackboneChoice) -> BackboneChoice:
+    """A worker has a current folder of its own."""
+    if choice.weights == "imagenet":
+        return choice
+    return replace(choice, weights=str(Path(choice.weights).resolve()))
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a worker did with one block of so many images."""
+
+    images: int
+    unusable: Mapping[bytes, str]
+    same: int
+    engine: str
+
+
+class _Worker:
+    """Holds the network of one backbone and writes the rows of one block after the other.
+
+    Args:
+        job: See :class:`_Job`.
+    """
+
+    def __init__(self, job: _Job) -> None:
+        self._job = job
+        self._guard = FeatureGuard(copies=job.copies)
+        self._started: tuple[Engine, EngineChoice] | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the rows of the block that is in a batch of Ray Data."""
+        return _answer(_Worker._write, self, batch)
+
+    def _write(self, block: Sequence[tuple[bytes, Item]]) -> _Written:
+        job = self._job
+        # The driver knows that these rows are missing: no part need be read.
+        stores = [FeatureStore(job.root, recipe).assume_empty() for recipe in job.recipes]
+        engine, choice = self._started = self._started or self._start(stores)
+        unusable: dict[bytes, str] = {}
+        same = self._guard.same
+        batches = decoded(dict(block), policy_of(job.choices[0]), unusable, choice)
+        rows = run_batches(batches, engine)
+        write_rows(rows, stores, unusable, self._guard, provenance=engine.provenance())
+        return _Written(len(block), unusable, self._guard.same - same, engine.description)
+
+    def _start(self, stores: Sequence[FeatureStore]) -> tuple[Engine, EngineChoice]:
+        for store in stores:
+            if not (store.path / "parts").is_dir():
+                raise EngineError(
+                    f"this machine does not see {store.path}: the stores must lie in a folder "
+                    "that all machines of the cluster share, under the same path"
+                )
+            gc(store)  # of a worker that was killed on this machine
+        choice, recipe = self._job.choices[0], self._job.recipes[0]
+        policy = policy_of(choice)
+        engine = resolve_engine(
+            self._job.engine, recipe.precision, size=policy.size, views=policy.views
+        )
+        layers = [choice.layer for choice in self._job.choices]
+        started = start_network(
+            stores,
+            build=partial(frozen_network, choice, recipe, layers=layers),
+            weights=weights_file(choice.name, choice.weights),
+            policy=policy,
+            engine=engine,
+            images=ROWS_PER_COMMIT,
+        )
+        return started, engine
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,259 @@
+"""Stage 1 on many machines: the store of one machine, whatever dies on the way."""
+
+import functools
+import os
+import pickle
+import re
+import shutil
+import signal
+import socket
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache import disk
+from cache.errors import WriteFailedError
+from cache.store import FeatureStore
+from pipeline.data.items import FileStat, Item
+from pipeline.errors import EngineError
+from pipeline.features import backbones, ray_extract
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.load import store_for
+from pipeline.study import load_study
+from tests.tiny import install_tiny_backbone, table_with_tiny, tiny_network, write_tiny_study
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray uses what it has deprecated itself
+ENGINE = EngineChoice(engine="torch", device="cpu", batch_size=4)
+ALONE = ExtractOptions(engine=ENGINE)
+SPREAD = replace(ALONE, ray="")
+NO_RAY = "Ray is not installed: pip install 'headrace[ray]'"
+
+
+def item(size: int, file: str = "", row: int | None = None) -> Item:
+    return Item("x", "a", file or f"/{size}", row, FileStat(size, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("values", "workers", "expected"),
+    [
+        ([], 2, []),
+        ([item(1)] * 100, 2, [13] * 7 + [9]),
+        ([item(1)] * 9000, 1, [1024] * 8 + [808]),
+        ([(b"", item(200 << 20, str(i))) for i in range(5)], 1, [2, 2, 1]),
+        ([item(4 << 30)], 1, [1]),
+        ([(b"", item(1 << 30, "/stack", row)) for row in range(1000)], 1, [250] * 4),
+        ([("folder", "a")] * 3, 1, [1, 1, 1]),
+    ],
+)
+def test_blocks_are_planned_by_bytes_and_rows(values, workers, expected):
+    """No block has more than 512 MB or 1024 rows, and each worker gets several."""
+    blocks = ray_extract._blocks(values, workers)
+    assert [len(block) for block in blocks] == expected
+    assert [value for block in blocks for value in block] == values
+
+
+def refusal_in(row) -> ray_extract._Refusal:
+    return pickle.loads(row["answer"][0])  # noqa: S301 - just made
+
+
+def test_what_a_worker_refuses_arrives_with_its_machine_and_exit_code(tmp_path):
+    """Errors of ours cannot all be pickled; a machine without the images says so."""
+
+    def refuse(path, block):
+        raise WriteFailedError(path, OSError(28, "No space left"), needed=1, free=0)
+
+    work = functools.partial(ray_extract._answer, refuse, tmp_path)
+    row = work({"block": [pickle.dumps([("folder", "a")])]})
+    with pytest.raises(EngineError, match=f"{socket.gethostname()}: .*No space left") as refusal:
+        refusal_in(row).raise_here()
+    assert refusal.value.exit_code == 4
+    row = work({"block": [pickle.dumps([item(1, "/elsewhere/x.png")])]})
+    with pytest.raises(EngineError, match="does not see /elsewhere: the images must lie in"):
+        refusal_in(row).raise_here()
+
+
+def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
+    """One line, before any work."""
+    monkeypatch.setattr(ray_extract.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineError, match=re.escape('pip install "headrace[ray]"')):
+        extract(None, SPREAD)
+
+
+# With Ray. Its workers are processes of their own and get the backbone by a hook.
+
+
+def slow_network(state, *, seconds: float):
+    """``tiny``, with a pause for each batch."""
+    import torch
+
+    class Slow(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = tiny_network(state)
+
+        def state_dict(self, *given, **named):
+            return self.network.state_dict(*given, **named)
+
+        def forward(self, images):
+            time.sleep(seconds)
+            return self.network(images)
+
+    return Slow()
+
+
+def hook() -> None:
+    """Put ``tiny`` into the table of a worker process."""
+    seconds = float(os.environ["TINY_SECONDS"])
+    network = functools.partial(slow_network, seconds=seconds) if seconds else tiny_network
+    backbones.BACKBONES = table_with_tiny(Path(os.environ["TINY_WEIGHTS"]), network)
+
+
+def ray_workers() -> list[int]:
+    """Process ids of the actors that this process has started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (folder / "cmdline").read_bytes()
+            if title.startswith(b"ray::MapWorker") and _is_ours(int(folder.name)):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def _is_ours(pid: int) -> bool:
+    while pid > 1 and pid != os.getpid():
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return pid == os.getpid()
+
+
+@pytest.fixture
+def study_file(tmp_path, monkeypatch) -> Path:
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return write_tiny_study(tmp_path)
+
+
+@pytest.fixture
+def start_ray(tmp_path, monkeypatch):
+    """Starts Ray with the backbone on every machine: of two cores, or two machines of one."""
+    ray = pytest.importorskip("ray", reason=NO_RAY)
+    for name, value in ray_extract._SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TINY_WEIGHTS", str(tmp_path / "tiny.pth"))
+    clusters = []
+
+    def start(*, nodes: int = 0, seconds: float = 0.0):
+        monkeypatch.setenv("TINY_SECONDS", str(seconds))
+        settings = {
+            "log_to_driver": False,
+            "runtime_env": {"worker_process_setup_hook": f"{__name__}.hook"},
+        }
+        if not nodes:
+            ray.init("local", num_cpus=2, include_dashboard=False, **settings)
+            return None
+        from ray.cluster_utils import Cluster
+
+        clusters.append(Cluster(initialize_head=True, head_node_args={"num_cpus": 0}))
+        made = [clusters[0].add_node(num_cpus=1) for _ in range(nodes)]
+        clusters[0].wait_for_nodes()
+        ray.init(clusters[0].address, **settings)
+        return clusters[0], made
+
+    yield start
+    ray.shutdown()
+    for cluster in clusters:
+        cluster.shutdown()
+
+
+def assert_same_store(study, alone: Path) -> None:
+    """The study's store against a copy that one machine has filled."""
+    spread = store_for(study, study.backbones[0])
+    one = FeatureStore(alone, spread.recipe)
+    assert spread.keys() == one.keys()
+    keys = sorted(one.keys())
+    np.testing.assert_allclose(spread.read(keys), one.read(keys), rtol=1e-5, atol=1e-6)
+    assert not spread.damaged
+    assert not [n for n in disk.listdir(spread.path) if n.startswith(disk.TEMPORARY)]
+
+
+def extract_alone(study) -> tuple[object, Path]:
+    """The report of one machine, and where its store is now."""
+    report = extract(study, ALONE)
+    return report, Path(shutil.move(study.store_root, study.store_root.with_name("alone")))
+
+
+def test_the_store_is_that_of_one_machine(study_file, start_ray, capsys):
+    """Same keys, same features, same skipped images; the second run computes nothing."""
+    folder = study_file.parent / "here" / "a"
+    (folder / "p1_text.png").write_text("<html>not found</html>")
+    study = load_study(study_file)
+    expected, alone = extract_alone(study)
+    start_ray()
+    report = extract(study, SPREAD)
+    assert_same_store(study, alone)
+    assert report.skipped == expected.skipped
+    assert report.backbones[0].computed == expected.backbones[0].computed == 60
+    assert "tiny: 61/61" in capsys.readouterr().err
+
+
+def wait_for(condition, seconds: float = 120.0):
+    """The first true value of a condition."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")
+
+
+@pytest.fixture
+def meanwhile():
+    """Runs a function in a thread; the test waits for it, and fails if it failed."""
+    failures, threads = [], []
+
+    def start(function):
+        def run():
+            try:
+                function()
+            except BaseException as error:  # noqa: BLE001 - raised again below
+                failures.append(error)
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+
+    yield start
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["worker", "machine"])
+def test_a_worker_and_a_machine_may_die(study_file, start_ray, meanwhile, victim):
+    """On two machines: the run goes on, and the store is that of one machine."""
+    study = load_study(study_file)
+    _, alone = extract_alone(study)
+    cluster, nodes = start_ray(nodes=2, seconds=0.5)
+    parts = study.store_root.resolve()
+    killed = []
+
+    def kill():
+        wait_for(lambda: list(parts.glob("tiny-*/parts/part-*")))
+        pids = wait_for(lambda: len(ray_workers()) == 2 and ray_workers())
+        if victim == "worker":
+            os.kill(pids[0], signal.SIGKILL)
+        else:
+            cluster.remove_node(nodes[0], allow_graceful=False)
+        killed.append(victim)
+
+    meanwhile(kill)
+    report = extract(study, SPREAD)
+    assert killed
+    assert report.backbones[0].computed == 60
+    assert_same_store(study, alone)
