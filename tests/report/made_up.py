@@ -7,99 +7,79 @@ import numpy as np
 from pipeline.evaluation.predictions import Predictions, predictions_file
 from pipeline.results import write_set
 
-SEEDED = ("mlp", "forest")
+
+def _value(estimate, width=0.03):
+    return {"estimate": estimate, "low": estimate - width, "high": estimate + width}
 
 
-def write_heads(folder: Path, *, heads=("mlp", "linear", "prior"), targets=("far",), K=2, n=60):
-    """Write ``heads.json`` with curves and a path, and ``probabilities.h5``; returns the JSON."""
-    rng = np.random.default_rng(0)
-    domain = np.repeat(["source", "source", *targets], n)
-    split = np.repeat(["fit", "validation", *["target"] * len(targets)], n)
-    label = np.arange(len(domain)) % K
-    proba = {}
-    for number, head in enumerate(heads):
-        scores = rng.normal(0, 0.5, (len(label), K)) + (2 - 0.1 * number) * np.eye(K)[label]
-        values = np.exp(scores)
-        values /= values.sum(axis=1, keepdims=True)
-        if head == "prior":
-            values[:] = 1 / K
-        proba[head, 0] = values.astype(np.float32)
-    right = {head: p.argmax(axis=1) == label for (head, _), p in proba.items()}
-    order = sorted(heads, key=lambda head: -right[head][split == "validation"].mean())
-    domains = [
-        _domain(
-            name, role, {head: right[head][(domain == name) & (split == role)] for head in order}
-        )
-        for name, role in [("source", "validation"), *((name, "target") for name in targets)]
-    ]
-    report = {
-        "schema": 5,
-        "study": "made up",
-        "classes": [f"class {k}" for k in range(K)],
-        "baseline": "linear",
-        "backbones": [
-            {
-                "backbone": "tiny", "best": order[0], "reused": 0, "fitted": len(heads),
-                "domains": domains, "selection_corrected": {},
-                "heads": [_described(head, rng) for head in heads],
-                "seed_spread": [], "algorithms": [], "confidence_sets": [],
-            }
-        ],
-        "failures": [],
-        "not_saved": [],
-        "unlabelled": {},
-        "leaks": [],
-    }  # fmt: skip
-    kept = Predictions(
-        classes=tuple(report["classes"]),
-        key=np.zeros((len(label), 32), np.uint8),
-        label=label,
-        patient=np.arange(len(label)),
+def _compared(estimate):
+    return {**_value(estimate), "p": 0.01, "p_adjusted": 0.02}
+
+
+def _predictions(K, domain, split, patient, proba):
+    return Predictions(
+        classes=tuple(f"class {k}" for k in range(K)),
+        key=np.zeros((len(domain), 32), np.uint8),
+        label=np.arange(len(domain)) % K,
+        patient=patient,
         domain=domain,
         split=split,
         proba=proba,
     )
-    files = {"probabilities.h5": predictions_file({"tiny": kept})}
-    write_set(folder / "heads.json", report, files)
-    return report
+
+
+def write_heads(folder: Path, *, heads=("mlp", "linear", "prior"), targets=("far",), K=2, n=60):
+    """Write ``heads.json`` and ``probabilities.h5``; returns the JSON."""
+    rng = np.random.default_rng(0)
+    domain = np.repeat(["source", "source", *targets], n)
+    split = np.repeat(["fit", "validation", *["target"] * len(targets)], n)
+    label, proba = np.arange(len(domain)) % K, {}
+    for number, head in enumerate(heads):
+        scores = rng.normal(0, 0.5, (len(label), K)) + (2 - 0.1 * number) * np.eye(K)[label]
+        values = np.ones_like(scores) if head == "prior" else np.exp(scores)
+        proba[head, 0] = (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
+    right = {head: p.argmax(axis=1) == label for (head, _), p in proba.items()}
+    order = sorted(heads, key=lambda head: -right[head][split == "validation"].mean())
+    domains = [
+        _domain(name, role, {h: right[h][(domain == name) & (split == role)] for h in order})
+        for name, role in [("source", "validation"), *((name, "target") for name in targets)]
+    ]
+    results = {
+        "backbone": "tiny", "best": order[0], "reused": 0, "fitted": len(heads),
+        "domains": domains, "selection_corrected": {}, "seed_spread": [], "algorithms": [],
+        "heads": [{"head": h, "curves": _curves(rng) if h == "mlp" else {}} for h in heads],
+        "confidence_sets": [],
+    }  # fmt: skip
+    kept = _predictions(K, domain, split, np.arange(len(label)), proba)
+    record = {
+        "study": "made up", "classes": list(kept.classes), "baseline": "linear",
+        "backbones": [results], "failures": [], "not_saved": [], "unlabelled": {}, "leaks": [],
+    }  # fmt: skip
+    write_set(folder / "heads.json", record, {"probabilities.h5": predictions_file({"tiny": kept})})
+    return record
 
 
 def _domain(name, role, right):
-    rows, linear = [], float(right["linear"].mean()) if "linear" in right else 0.0
-    for number, (head, hits) in enumerate(right.items()):
+    linear = float(right["linear"].mean()) if "linear" in right else 0.0
+    rows = []
+    for head, hits in right.items():
         value = float(hits.mean())
-        interval = {
-            "estimate": value, "low": max(0.0, value - 0.06), "high": min(1.0, value + 0.05),
-            "method": "Wilson",
-        }  # fmt: skip
+        gain = {} if head == "linear" else {"accuracy": _compared(value - linear)}
+        scores = {"accuracy": {**_value(value, 0.05), "method": "Wilson"}}
         rows.append(
-            {
-                "head": head, "fit_seconds": 0.002 * 3 ** (number % 9),
-                "scores": {"accuracy": interval}, "clinical": None,
-                "differences": {} if head == "linear" else {"accuracy": _gain(value - linear)},
-            }
-        )  # fmt: skip
-    images = len(next(iter(right.values())))
-    return {"domain": name, "role": role, "images": images, "patients": images, "rows": rows}
+            {"head": head, "fit_seconds": 0.1, "scores": scores, "clinical": None}
+            | {"differences": gain}
+        )
+    n = len(next(iter(right.values())))
+    return {"domain": name, "role": role, "images": n, "patients": n, "rows": rows}
 
 
-def _gain(value):
-    return {"estimate": value, "low": value - 0.03, "high": value + 0.04, "p_adjusted": 0.5}
-
-
-def _described(head, rng):
-    epochs = np.arange(1, 21)
-    curves = {
-        f"{side}_{kind}": (level + np.exp(-epochs / 5) + rng.normal(0, 0.01, 20)).tolist()
-        for side, level in (("fit", 0.1), ("validation", 0.3))
+def _curves(rng):
+    return {
+        f"{split}_{kind}": (np.exp(-np.arange(20) / 5) + rng.normal(0, 0.01, 20)).tolist()
+        for split in ("fit", "validation")
         for kind in ("loss", "accuracy")
     }
-    path = [{"C": 10.0**k, "log_loss": 0.2 + 0.05 * abs(k + 1)} for k in range(-5, 3)]
-    return {
-        "head": head, "about": "", "seeds": 3 if head in SEEDED else 1, "fit_seconds": 0.1,
-        "chosen": {}, "curves": curves if head == "mlp" else {},
-        "path": path if head == "linear" else [],
-    }  # fmt: skip
 
 
 def write_shift(folder: Path, *, targets=("far",), K=2, n=80):
@@ -109,35 +89,21 @@ def write_shift(folder: Path, *, targets=("far",), K=2, n=80):
     label = np.arange(len(domain)) % K
     off = np.where(domain == "source", 0.0, 1.0)[:, None] * np.eye(K)[0]
     scores = np.exp(rng.normal(0, 1, (len(label), K)) + 2 * np.eye(K)[label] + off)
-    kept = Predictions(
-        classes=tuple(f"class {k}" for k in range(K)),
-        key=np.zeros((len(label), 32), np.uint8),
-        label=label,
-        patient=np.arange(len(label)) // 2,
-        domain=domain,
-        split=np.where(domain == "source", "fit", "target"),
-        proba={("linear", 0): (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)},
-    )
-    report = {
-        "schema": 7,
-        "study": "made up",
-        "classes": list(kept.classes),
+    values = (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
+    split = np.where(domain == "source", "fit", "target")
+    kept = _predictions(K, domain, split, np.arange(len(label)) // 2, {("linear", 0): values})
+    record = {
+        "study": "made up", "classes": list(kept.classes), "not_compared": [], "fine_tuned": [],
         "targets": [_target(name, K) for name in targets],
-        "not_compared": [],
-        "fine_tuned": [],
-    }
+    }  # fmt: skip
     curves = {}
     for name in targets:
         curves[f"{name}/embedding"] = rng.normal(0, 1, (40, 2))
         curves[f"{name}/embedding_target"] = np.arange(40) >= 20
         curves[f"{name}/embedding_label"] = np.arange(40) % K
     files = {"shift.h5": predictions_file({"tiny": kept}, curves={"tiny": curves})}
-    write_set(folder / "shift.json", report, files)
-    return report
-
-
-def _value(estimate, width=0.03):
-    return {"estimate": estimate, "low": estimate - width, "high": estimate + width}
+    write_set(folder / "shift.json", record, files)
+    return record
 
 
 def _effect(name, division, estimate):
@@ -147,7 +113,7 @@ def _effect(name, division, estimate):
 def _method(name, gain):
     return {
         "method": name, "accuracy": 0.8 + gain, "auroc": 0.9, "target_labels": "labels" in name,
-        "difference": {**_value(gain), "p": 0.01, "p_adjusted": 0.02},
+        "difference": _compared(gain),
     }  # fmt: skip
 
 
@@ -174,10 +140,7 @@ def _target(name, K):
         "coral": -0.02,
         "50 labels per class": 0.09,
     }
-    calibration = {
-        "brier": 0.1, "miscalibration": 0.01, "ece": 0.02, "slope": 1.1, "intercept": 0.1,
-        "event": "positive",
-    }  # fmt: skip
+    calibration = dict.fromkeys(("brier", "miscalibration", "ece", "slope", "intercept"), 0.1)
     return {
         "backbone": "tiny",
         "target": name,
@@ -258,77 +221,54 @@ def _group(attribute, name, number, K):
 def write_comparison(folder: Path, *, methods=("lp", "full", "wise_ft"), targets=("far",)):
     """Write ``finetune.json``; returns the JSON."""
     rng = np.random.default_rng(2)
-    places = [("source", "fit"), ("source", "validation"), *((t, "target") for t in targets)]
-    report = {
-        "schema": 4,
-        "study": "made up",
-        "classes": ["a", "b"],
-        "backbones": [
-            {
-                "backbone": "tiny",
-                "models": [_model(m, i, places) for i, m in enumerate(methods)],
-                "domains": [
-                    {
-                        "domain": domain,
-                        "role": role,
-                        "images": 50,
-                        "patients": 50,
-                        "rows": [_row(m, rng) for m in methods],
-                    }
-                    for domain, role in places[1:]
-                ],
-                "heads_fitted_to_others": False,
-            }
-        ],
-        "unlabelled": {},
-    }
-    write_set(folder / "finetune.json", report, {"finetune.h5": predictions_file({})})
-    return report
-
-
-def _model(method, number, places):
-    epochs = range(12)
-    curves = [
+    places = [("source", "validation"), *((t, "target") for t in targets)]
+    domains = [
         {
-            "epoch": e, "fit_loss": 0.1 + 0.5**e, "fit_accuracy": 1 - 0.5 ** (e + 1),
-            "validation_loss": 0.2 + 0.5**e, "validation_accuracy": 0.95 - 0.5 ** (e + 1),
+            "domain": d,
+            "role": r,
+            "images": 50,
+            "patients": 50,
+            "rows": [_row(m, rng) for m in methods],
         }
-        for e in epochs
-    ]  # fmt: skip
+        for d, r in places
+    ]
+    results = {
+        "backbone": "tiny", "models": [_model(m, places) for m in methods], "domains": domains,
+        "heads_fitted_to_others": False,
+    }  # fmt: skip
+    record = {
+        "study": "made up", "classes": ["a", "b"], "backbones": [results], "unlabelled": {}
+    }  # fmt: skip
+    write_set(folder / "finetune.json", record, {"finetune.h5": predictions_file({})})
+    return record
+
+
+def _model(method, places):
+    names = ("fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy")
+    curves = [dict.fromkeys(names, 0.1 + 0.5**epoch) for epoch in range(12)]
     line = {
-        "from": "lp", "to": "full", "alpha": 0.3, "rule": "lowest validation log loss",
+        "from": "lp", "to": "full", "alpha": 0.3,
         "curve": [
             {
                 "alpha": a / 10,
                 "domains": [
                     {"domain": d, "role": r, "accuracy": float(0.9 - 0.1 * k - (a / 10 - 0.4) ** 2)}
-                    for k, (d, r) in enumerate(places[1:])
+                    for k, (d, r) in enumerate(places)
                 ],
             }
             for a in range(11)
         ],
     }  # fmt: skip
+    between = method == "wise_ft"
     return {
-        "method": method,
-        "backbone": "pixels" if method.startswith("scratch") else "tiny",
-        "seed": 0,
-        "seconds": 3.0 * 4**number,
-        "curves": [] if method == "wise_ft" else curves,
-        "interpolated": line if method == "wise_ft" else None,
-        "moved": "head",
-        "trainable_parameters": 10,
-        "epochs": 12,
-        "images_per_second": 5.0,
-        "heads_in_the_same_time": None,
-        "trend": None,
+        "method": method, "seed": 0, "moved": "head", "trainable_parameters": 10, "epochs": 12,
+        "seconds": 3.0, "images_per_second": 5.0, "heads_in_the_same_time": None, "trend": None,
+        "curves": [] if between else curves, "interpolated": line if between else None,
         "extrapolated": None,
-    }
+    }  # fmt: skip
 
 
 def _row(method, rng):
-    accuracy = float(rng.uniform(0.7, 0.95))
-    interval = {"estimate": accuracy, "low": accuracy - 0.04, "high": accuracy + 0.03}
-    differences = {} if method == "lp" else {"lp": _gain(0.02)}
-    return {
-        "method": method, "seed": 0, "scores": {"accuracy": interval}, "differences": differences,
-    }  # fmt: skip
+    scores = {"accuracy": _value(float(rng.uniform(0.7, 0.95)))}
+    differences = {} if method == "lp" else {"lp": _compared(0.02)}
+    return {"method": method, "seed": 0, "scores": scores, "differences": differences}
