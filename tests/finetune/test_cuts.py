@@ -1,7 +1,5 @@
 """The frozen prefix runs once; its activations are read back for every epoch."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,25 +8,11 @@ import pipeline.finetune.cuts as cuts_module
 from cache.store import FeatureStore
 from pipeline.data.samples import load_samples
 from pipeline.errors import NoImagesError
-from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.frozen import Frozen, build
 from pipeline.features.load import store_for
 from pipeline.finetune.cuts import cut_of, frozen_store, pixel_policy, stored_rows
 from pipeline.finetune.data import load_pixels
-from pipeline.study import load_study
-from tests.finetune.tiny_trainable import install_trainable_tiny
-from tests.tiny import write_tiny_study
-
-TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
-
-
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch):
-    """A tiny study whose backbone has a cut."""
-    install_trainable_tiny(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return load_study(write_tiny_study(tmp_path))
+from tests.finetune.conftest import TORCH
 
 
 @pytest.fixture
@@ -106,15 +90,13 @@ def test_cut_and_pooling_are_in_the_recipe(study):
     assert row_shape(activations(study, samples, size=16)) == (6, 4, 4)
 
 
-def test_pooled_features_are_those_of_stage_1(study, builds):
+def test_pooled_features_are_those_of_stage_1(stored, builds):
     """At the backbone's own size the linear probe reads what is there already."""
-    extract(study, ExtractOptions(engine=TORCH))
-    samples, _ = load_samples(study)
-    taken = activations(study, samples, at_cut=False)
-    assert row_shape(taken) == (8,)
+    samples, _ = load_samples(stored)
+    taken = activations(stored, samples, at_cut=False)
     assert builds == []
-    stored = store_for(study, study.backbones[0]).read(samples.key)
-    np.testing.assert_array_equal(taken.batch(np.arange(60)).numpy(), stored)
+    rows = store_for(stored, stored.backbones[0]).read(samples.key)
+    np.testing.assert_array_equal(taken.batch(np.arange(60)).numpy(), rows)
 
 
 def test_more_than_memory_should_hold_is_refused(study, monkeypatch):

@@ -12,7 +12,6 @@ import torch
 import pipeline.finetune.data as data_module
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError
-from pipeline.features.engines import EngineChoice
 from pipeline.finetune.cuts import pixel_policy, stored_rows
 from pipeline.finetune.data import (
     augment_lightly,
@@ -20,18 +19,8 @@ from pipeline.finetune.data import (
     limit_images,
     load_pixels,
 )
-from pipeline.study import load_study
+from tests.finetune.conftest import TORCH
 from tests.finetune.jobs import Pictures
-from tests.finetune.tiny_trainable import install_trainable_tiny
-from tests.tiny import write_tiny_study
-
-
-@pytest.fixture
-def study(tmp_path, monkeypatch):
-    """A tiny study; nothing is stored of it."""
-    install_trainable_tiny(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return load_study(write_tiny_study(tmp_path))
 
 
 @pytest.fixture
@@ -90,9 +79,8 @@ def test_an_image_that_went_bad_is_named(study, samples, policy, tmp_path):
     message = "cannot be used .changed while.*; run headrace features STUDY"
     with pytest.raises(ImageError, match=message):
         load_pixels(samples, policy, folder=tmp_path)
-    engine = EngineChoice(engine="torch", device="cpu")
     with pytest.raises(ImageError, match=message):
-        stored_rows(study, study.backbones[0], samples, at_cut=True, engine=engine)
+        stored_rows(study, study.backbones[0], samples, at_cut=True, engine=TORCH)
 
 
 def test_a_limit_keeps_every_split_and_class(samples):

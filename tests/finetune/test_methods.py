@@ -1,6 +1,6 @@
 """Methods bring along what they start from; one function says what a training is set to."""
 
-import math
+from dataclasses import asdict
 
 import pytest
 
@@ -32,61 +32,53 @@ def test_methods_bring_along_what_they_start_from(names, runs):
         select_methods(("ful", *names))
 
 
-def test_the_users_word_stands_above_the_methods_above_the_default():
-    """None is not given; a method that was not named keeps its epochs and its rate."""
-    given = {"epochs": 3, "learning_rate": 0.5, "patience": 2, "weight_decay": None}
-    settings = resolve_settings("lp_ft", given, seed=7)
-    assert (settings.epochs, settings.learning_rate, settings.patience) == (3, 0.5, 2)
-    assert settings.keep_statistics  # the method's
-    assert settings.weight_decay == TrainingSettings.weight_decay
-    assert settings.seed == 7  # the study's
-    assert resolve_settings("lp_ft", {"seed": 0}, seed=7).seed == 0
-    start = resolve_settings("lp", given, named=False)
-    assert (start.epochs, start.learning_rate, start.patience) == (30, 1e-3, 2)
-    light = {"augmentation": "light"}  # for methods that read pixels
-    found = [resolve_settings(name, light).augmentation for name in ("lp", "full")]
-    assert found == ["none", "light"]
-
-
-def test_the_rate_follows_the_square_root_of_the_batch():
-    """Of the table's rate for 32 images, unless the user gives one; of SGD the batch itself."""
-    assert resolve_settings("full", {}).learning_rate == 1e-4
-    assert resolve_settings("full", {"batch_size": 128}).learning_rate == pytest.approx(2e-4)
-    assert resolve_settings("lp", {"batch_size": 8}).learning_rate == pytest.approx(
-        1e-3 / math.sqrt(4)
-    )
-    given = {"batch_size": 64, "optimiser": "sgd"}
-    assert resolve_settings("full", given).learning_rate == pytest.approx(2e-4)
-    given = {"batch_size": 128, "learning_rate": 3e-4}
-    assert resolve_settings("full", given).learning_rate == 3e-4
-
-
 @pytest.mark.parametrize(
-    ("device", "images", "size"),
+    ("name", "given", "more", "wanted"),
     [
-        ("cpu", 10**6, 32),
-        ("cuda", 128 * FEWEST_STEPS, 128),
-        ("cuda:1", 128 * FEWEST_STEPS - 1, 64),
-        ("cuda", 64 * FEWEST_STEPS - 1, 32),
+        # The user's word stands above the method's above the default; None is not given.
+        ("lp_ft", {"epochs": 3, "patience": 2}, {}, {"epochs": 3, "patience": 2}),
+        ("lp_ft", {"weight_decay": None}, {}, {"weight_decay": TrainingSettings.weight_decay}),
+        ("lp_ft", {}, {"seed": 7}, {"seed": 7, "keep_statistics": True}),
+        ("lp_ft", {"seed": 0}, {"seed": 7}, {"seed": 0}),
+        # A method that was not named keeps its epochs and its rate.
+        (
+            "lp", {"epochs": 3, "learning_rate": 0.5, "patience": 2}, {"named": False},
+            {"epochs": 30, "learning_rate": 1e-3, "patience": 2},
+        ),
+        # Stored rows cannot be augmented.
+        ("lp", {"augmentation": "light"}, {}, {"augmentation": "none"}),
+        ("full", {"augmentation": "light"}, {}, {"augmentation": "light"}),
+        # The rate is for 32 images: it follows the root of the batch, of SGD the batch itself.
+        ("full", {}, {}, {"learning_rate": 1e-4, "batch_size": 32}),
+        ("full", {"batch_size": 128}, {}, {"learning_rate": pytest.approx(2e-4)}),
+        ("lp", {"batch_size": 8}, {}, {"learning_rate": pytest.approx(1e-3 / 2)}),
+        (
+            "full", {"batch_size": 64, "optimiser": "sgd"}, {},
+            {"learning_rate": pytest.approx(2e-4)},
+        ),
+        ("full", {"batch_size": 128, "learning_rate": 3e-4}, {}, {"learning_rate": 3e-4}),
+        # Batches are large on CUDA where steps are many; the user's number stands above it.
+        ("full", {}, {"images": 10**6}, {"batch_size": 32}),
+        ("full", {}, {"device": "cuda", "images": 128 * FEWEST_STEPS}, {"batch_size": 128}),
+        ("full", {}, {"device": "cuda:1", "images": 128 * FEWEST_STEPS - 1}, {"batch_size": 64}),
+        ("full", {}, {"device": "cuda", "images": 64 * FEWEST_STEPS - 1}, {"batch_size": 32}),
+        ("full", {"batch_size": 5}, {"device": "cuda", "images": 10**6}, {"batch_size": 5}),
+        # The study's precision is for CUDA, which is repeatable where it is asked to be.
+        ("full", {}, {"precision": "bf16"}, {"precision": "fp32", "deterministic": False}),
+        ("full", {"precision": "bf16"}, {}, {"precision": "bf16"}),
+        ("full", {}, {"device": "cuda", "precision": "bf16"}, {"precision": "bf16"}),
+        (
+            "full", {"precision": "tf32", "deterministic": True}, {"device": "cuda"},
+            {"precision": "tf32", "deterministic": True},
+        ),
     ],
-)
-def test_batches_are_large_on_cuda_where_steps_are_many(device, images, size):
-    """The user's number stands above it."""
-    assert resolve_settings("full", {}, device=device, images=images).batch_size == size
-    given = resolve_settings("full", {"batch_size": 5}, device=device, images=images)
-    assert given.batch_size == 5
-
-
-def test_precision_and_repeatability_are_those_of_the_device():
-    """The study's precision is for CUDA, which is repeatable where it is asked to be."""
-    cpu = resolve_settings("full", {}, precision="bf16")
-    assert (cpu.precision, cpu.deterministic) == ("fp32", False)
-    cuda = resolve_settings("full", {}, device="cuda", precision="bf16")
-    assert (cuda.precision, cuda.deterministic) == ("bf16", False)
-    given = {"precision": "tf32", "deterministic": True}
-    cuda = resolve_settings("full", given, device="cuda", precision="bf16")
-    assert (cuda.precision, cuda.deterministic) == ("tf32", True)
-    assert resolve_settings("full", {"precision": "bf16"}).precision == "bf16"
+)  # fmt: skip
+def test_a_training_is_set_as_the_user_then_the_method_then_the_table_says(
+    name, given, more, wanted
+):
+    """One function puts the three together."""
+    settings = asdict(resolve_settings(name, given, **more))
+    assert {key: settings[key] for key in wanted} == wanted
 
 
 @pytest.mark.parametrize(

@@ -64,40 +64,28 @@ def images(count, size=SIZE, seed=0):
     )
 
 
-def policy_of_size(backbone):
-    """For images as small as those of these tests."""
-    return replace(spec_of(backbone).policy, size=SIZE)
-
-
 def assembly(method, backbone, file, seed=0):
-    """The network of a method for two classes."""
-    policy = policy_of_size(backbone)
+    """The network of a method for two classes, and images as small as these."""
+    policy = replace(spec_of(backbone).policy, size=SIZE)
     return assemble(method, backbone, file, policy=policy, classes=2, seed=seed)
 
 
 @pytest.mark.parametrize("name", list(CUTS))
-def test_prefix_and_tail_together_are_the_network(name, weights_of):
-    """Nothing is lost or done twice at the cut, and the tail holds the network's own weights."""
+def test_the_parts_are_the_network_and_the_network_is_the_frozen_one(name, weights_of):
+    """Nothing is lost or done twice at the cut; before training, features are the store's."""
     network = build(name, weights_of(name))
     prefix, tail = cut_of(name).split(network)
-    batch = torch.randn(2, 3, SIZE, SIZE)
+    whole = assembly("full", name, weights_of(name)).whole.eval()
+    normalised = whole.entry(images(2))
     with torch.no_grad():
-        torch.testing.assert_close(tail(prefix.eval()(batch)), network(batch), rtol=0, atol=0)
+        frozen = Frozen(network, replace(spec_of(name).policy, size=SIZE))(images(2))
+        for features in (whole.backbone(normalised), tail(prefix.eval()(normalised))):
+            torch.testing.assert_close(features, frozen, rtol=0, atol=0)
         assert tuple(prefix(torch.zeros(1, 3, 224, 224)).shape[1:]) == SHAPES[name]
-    own = {id(p) for p in network.parameters()}
-    assert {id(p) for p in tail.parameters()} < own
+    parameters = {id(p) for p in network.parameters()}
+    assert {id(p) for p in tail.parameters()} < parameters
     for part in cut_of(name).first_block:
         assert list(network.get_submodule(part).parameters())
-
-
-@pytest.mark.parametrize("name", list(CUTS))
-def test_before_training_the_features_are_those_that_the_store_holds(name, weights_of):
-    """Same weights, same normalisation, to the last bit; GoogLeNet's input step is kept."""
-    whole = assembly("full", name, weights_of(name)).whole.eval()
-    frozen = Frozen(build(name, weights_of(name)), policy_of_size(name))
-    with torch.no_grad():
-        found = whole.backbone(whole.entry(images(2)))
-        torch.testing.assert_close(found, frozen(images(2)), rtol=0, atol=0)
 
 
 def test_a_backbone_without_a_cut_says_which_have_one():

@@ -10,8 +10,6 @@ from torch import nn
 
 from pipeline.data.patients import FIT
 from pipeline.data.samples import load_samples
-from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
 from pipeline.finetune.cuts import cut_of, pixel_policy, stored_rows
 from pipeline.finetune.data import load_pixels
 from pipeline.finetune.loop import train
@@ -19,24 +17,17 @@ from pipeline.finetune.methods import TrainingSettings
 from pipeline.finetune.networks import Classifier, assemble
 from pipeline.finetune.runs import Experiment, run_method
 from pipeline.study import load_study
-from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.finetune.conftest import TORCH
 from tests.tiny import write_tiny_study
-
-TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch):
+def run(stored, tmp_path):
     """An experiment on a tiny study whose features are stored."""
-    install_trainable_tiny(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    study = load_study(write_tiny_study(tmp_path))
-    extract(study, ExtractOptions(engine=TORCH))
-    samples, _ = load_samples(study)
     return Experiment(
-        study=study,
-        choice=study.backbones[0],
-        samples=samples,
+        study=stored,
+        choice=stored.backbones[0],
+        samples=load_samples(stored)[0],
         folder=tmp_path / "models",
         given={"epochs": 4, "batch_size": 8, "learning_rate": 1e-3},
     )

@@ -1,9 +1,8 @@
-"""Stage 3: methods on one study, compared on the same images, kept as soon as trained."""
+"""Stage 3: methods on one stored, compared on the same images, kept as soon as trained."""
 
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,17 +23,13 @@ from pipeline.errors import (
 )
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.predictions import read_predictions
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.finetune.interpolate import ALPHAS
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.stage import FinetuneOptions, finetune, trend
-from pipeline.study import load_study
-from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.finetune.conftest import TORCH
 from tests.result_files import record_of
-from tests.tiny import write_images, write_tiny_study
-
-TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=4))
+from tests.tiny import write_images
 
 
 def only(*methods, limit=None, image_size=None, device="cpu", **settings):
@@ -43,16 +38,6 @@ def only(*methods, limit=None, image_size=None, device="cpu", **settings):
     return FinetuneOptions(
         methods=methods, limit=limit, image_size=image_size, device=device, settings=given
     )
-
-
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch):
-    """A tiny study whose features are stored."""
-    install_trainable_tiny(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    loaded = load_study(write_tiny_study(tmp_path))
-    extract(loaded, TORCH)
-    return loaded
 
 
 @pytest.fixture
@@ -86,10 +71,10 @@ def baselines(record):
     return {name for d in domains for row in d["rows"] for name in row["differences"]}
 
 
-def test_every_method_has_its_row_with_every_number(study):
+def test_every_method_has_its_row_with_every_number(stored):
     """What moved, what it does on each domain, what it cost, how it ended; also on disk."""
-    record = finetune(study, only("all"))
-    assert record == record_of(study.results / "finetune.json")
+    record = finetune(stored, only("all"))
+    assert record == record_of(stored.results / "finetune.json")
     assert list(models(record)) == list(METHODS)
     for name, model in models(record).items():
         assert model["moved"] == METHODS[name].moves
@@ -126,10 +111,10 @@ def test_every_method_has_its_row_with_every_number(study):
         assert line["curve"][end]["domains"][1]["accuracy"] == pytest.approx(accuracy)
 
 
-def test_numbers_are_those_of_the_kept_probabilities(study):
+def test_numbers_are_those_of_the_kept_probabilities(stored):
     """finetune.h5 has a row for each image under its key, and the record says what it says."""
-    record = finetune(study, only("lp", "last_block", "scratch_mlp"))
-    kept = read_predictions(study.results / "finetune.h5")
+    record = finetune(stored, only("lp", "last_block", "scratch_mlp"))
+    kept = read_predictions(stored.results / "finetune.h5")
     assert set(kept) == {"tiny", "pixels"}
     assert set(kept["tiny"].proba) == {("lp", 0), ("last_block", 0)}
     target, right = kept["tiny"].split == "target", {}
@@ -147,62 +132,62 @@ def test_numbers_are_those_of_the_kept_probabilities(study):
     assert 0 < found["p"] <= found["p_adjusted"] <= 1
 
 
-def test_a_target_without_labels_is_predicted_and_not_scored(study):
+def test_a_target_without_labels_is_predicted_and_not_scored(stored):
     """Its probabilities are in the file, in no row; the labelled domains go on."""
-    blind = replace(study, targets=(replace(study.targets[0], labels="absent"),))
+    blind = replace(stored, targets=(replace(stored.targets[0], labels="absent"),))
     record = finetune(blind, only("lp", "full", "wise_ft"))
     assert record["unlabelled"] == {"there": 20}
     assert [d["domain"] for d in record["backbones"][0]["domains"]] == ["source"]
-    kept = read_predictions(study.results / "finetune.h5")["tiny"]
+    kept = read_predictions(stored.results / "finetune.h5")["tiny"]
     far = kept.domain == "there"
     assert set(kept.label[far]) == {-1}
     for proba in kept.proba.values():
         assert proba[far].sum(axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_methods_are_compared_with_the_best_head_of_stage_2(study):
+def test_methods_are_compared_with_the_best_head_of_stage_2(stored):
     """Chosen by validation, joined by content key; a trial is not compared with full heads."""
-    compare(study, CompareOptions(heads=("prior", "mlp"), seeds=2))
-    record = finetune(study, only("lp", "full"))
+    compare(stored, CompareOptions(heads=("prior", "mlp"), seeds=2))
+    record = finetune(stored, only("lp", "full"))
     assert baselines(record) == {"lp", "heads/mlp"}
-    (backbone,) = json.loads((study.results / "heads.json").read_text())["backbones"]
+    (backbone,) = json.loads((stored.results / "heads.json").read_text())["backbones"]
     (seconds,) = [one["fit_seconds"] for one in backbone["heads"] if one["head"] == "mlp"]
     lp, full = models(record).values()
     assert lp["heads_in_the_same_time"] is None
     assert full["heads_in_the_same_time"] == int(full["seconds"] / seconds)
     # Heads that saw all images are no baseline for a trial with fewer.
-    trial = finetune(study, only("lp", "full", limit=4))
+    trial = finetune(stored, only("lp", "full", limit=4))
     assert baselines(trial) == {"lp"}
     assert trial["backbones"][0]["heads_fitted_to_others"]
     # Smaller images are the same images, and a limit above their number leaves none out.
-    whole = finetune(study, only("lp", "full", limit=999, image_size=16))
+    whole = finetune(stored, only("lp", "full", limit=999, image_size=16))
     assert baselines(whole) == {"lp", "heads/mlp"}
     assert not whole["backbones"][0]["heads_fitted_to_others"]
 
 
-def test_a_run_of_one_method_keeps_the_results_of_others(study, trainings):
+def test_a_run_of_one_method_keeps_the_results_of_others(stored, trainings):
     """The comparison is made of all kept models, each seed has its row, none is trained twice."""
-    finetune(study, only("lp"))
-    finetune(study, only("last_block"))
-    finetune(study, only("lp", "last_block"))
-    record = finetune(study, only("lp", seed=5))
+    finetune(stored, only("lp"))
+    finetune(stored, only("last_block"))
+    finetune(stored, only("lp", "last_block"))
+    record = finetune(stored, only("lp", seed=5))
     assert trainings == ["lp-tiny-0", "last_block-tiny-0", "lp-tiny-5"]
     assert list(rows(record, "there")) == [("lp", 0), ("lp", 5), ("last_block", 0)]
-    assert len(read_predictions(study.results / "finetune.h5")["tiny"].proba) == 3
+    assert len(read_predictions(stored.results / "finetune.h5")["tiny"].proba) == 3
     assert [at for at, row in rows(record, "there").items() if row["differences"]] == [
         ("last_block", 0)
     ]
 
 
-def test_a_trial_with_fewer_or_smaller_images_touches_no_real_result(study):
+def test_a_trial_with_fewer_or_smaller_images_touches_no_real_result(stored):
     """It has files of its own, named by what it left out."""
-    finetune(study, only("lp"))
-    before = (study.results / "finetune.json").read_bytes()
-    record = finetune(study, only("lp", limit=4, image_size=16))
-    assert (study.results / "finetune.json").read_bytes() == before
-    assert record_of(study.results / "finetune-limit4-16px.json") == record
+    finetune(stored, only("lp"))
+    before = (stored.results / "finetune.json").read_bytes()
+    record = finetune(stored, only("lp", limit=4, image_size=16))
+    assert (stored.results / "finetune.json").read_bytes() == before
+    assert record_of(stored.results / "finetune-limit4-16px.json") == record
     assert [d["images"] for d in record["backbones"][0]["domains"]] == [4, 4]
-    assert (study.results / "finetune-limit4-16px" / "lp-tiny-0" / "model.json").is_file()
+    assert (stored.results / "finetune-limit4-16px" / "lp-tiny-0" / "model.json").is_file()
 
 
 def _cut_off(monkeypatch, epoch_that_dies):
@@ -219,51 +204,45 @@ def _cut_off(monkeypatch, epoch_that_dies):
     return epochs
 
 
-def test_a_killed_training_goes_on_to_the_same_model(study, monkeypatch):
+def test_a_killed_training_goes_on_to_the_same_model(stored, monkeypatch):
     """From its checkpoint, bit for bit; with other settings it is refused, with the field."""
-    finetune(study, only("full"))
-    folder = study.results / "finetune" / "full-tiny-0"
+    finetune(stored, only("full"))
+    folder = stored.results / "finetune" / "full-tiny-0"
     expected = (folder / "model.safetensors").read_bytes()
     (folder / "model.json").unlink()
     with monkeypatch.context() as patch:
         assert _cut_off(patch, 2) == []
         with pytest.raises(KeyboardInterrupt):
-            finetune(study, only("full"))
+            finetune(stored, only("full"))
     with pytest.raises(CheckpointError, match=r"batch_size 8, asked for is 4; .* delete the"):
-        finetune(study, only("full", batch_size=4))
+        finetune(stored, only("full", batch_size=4))
     epochs = _cut_off(monkeypatch, None)
-    finetune(study, only("full"))
+    finetune(stored, only("full"))
     assert epochs == [2]
     assert (folder / "model.safetensors").read_bytes() == expected
 
 
-def test_new_target_images_cost_no_training(study, tmp_path, trainings, caplog):
-    """What was learned stands; the next run predicts anew, and other models are set aside."""
-    finetune(study, only("lp", "last_block", "scratch_mlp"))
-    write_images(tmp_path / "there", 4, seed=9)
-    extract(study, TORCH)
-    record = finetune(study, only("lp", "scratch_mlp"))
+def test_new_target_images_cost_no_training_and_select_nothing(stored, tmp_path, trainings, caplog):
+    """What was learned stands, other models are set aside; trained anew, they are the same."""
+    finetune(stored, only("lp", "last_block", "scratch_mlp"))
+    names = ("last_block-tiny-0", "scratch_mlp-pixels-0")
+    folders = [stored.results / "finetune" / name for name in names]
+    before = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    write_images(tmp_path / "there", 10, seed=9, shift=-60)
+    extract(stored, ExtractOptions(engine=TORCH))
+    record = finetune(stored, only("lp", "scratch_mlp"))
     assert list(models(record)) == ["lp", "scratch_mlp"]
     assert "run --method last_block again" in caplog.text
-    assert record["backbones"][0]["domains"][-1]["images"] == 24
+    assert record["backbones"][0]["domains"][-1]["images"] == 30
     assert len(trainings) == 3
-
-
-def test_labels_and_images_of_targets_select_nothing(study, tmp_path):
-    """Other targets, same weights, whatever the method."""
-    finetune(study, only("last_block", "scratch_mlp"))
-    names = ("last_block-tiny-0", "scratch_mlp-pixels-0")
-    folders = [study.results / "finetune" / name for name in names]
-    before = [(folder / "model.safetensors").read_bytes() for folder in folders]
     for folder in folders:
         (folder / "model.json").unlink()
-    write_images(tmp_path / "there", 10, seed=9, shift=-60)
-    extract(study, TORCH)
-    finetune(study, only("last_block", "scratch_mlp"))
+    finetune(stored, only("last_block", "scratch_mlp"))
+    assert len(trainings) == 5
     assert [(folder / "model.safetensors").read_bytes() for folder in folders] == before
 
 
-def test_what_cannot_work_shows_before_any_work(study, trainings):
+def test_what_cannot_work_shows_before_any_work(stored, trainings):
     """Names, numbers, devices and cuts."""
     for options, error, message in (
         (only("ful"), UnknownNameError, "unknown method 'ful'; known: lp"),
@@ -271,18 +250,17 @@ def test_what_cannot_work_shows_before_any_work(study, trainings):
         (only("lp", epochs=0), StudyError, "epochs 0: allowed is 1 or more"),
     ):
         with pytest.raises(error, match=message):
-            finetune(study, options)
+            finetune(stored, options)
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="no CUDA device"):
-            finetune(study, only("lp", device="cuda"))
-    other = replace(study.backbones[0], name="timm:resnet18")
+            finetune(stored, only("lp", device="cuda"))
+    other = replace(stored.backbones[0], name="timm:resnet18")
     with pytest.raises(NoCutError, match=r"timm:resnet18 has no cut.*tiny"):
-        finetune(replace(study, backbones=(study.backbones[0], other)), only("lp", "last_block"))
+        finetune(replace(stored, backbones=(stored.backbones[0], other)), only("lp", "last_block"))
     assert trainings == []
 
 
-@pytest.mark.parametrize("method", ["lp", "full", "scratch_cnn"])
-def test_a_size_that_a_network_cannot_take_is_refused(study, trainings, monkeypatch, method):
+def test_a_size_that_a_network_cannot_take_is_refused(stored, trainings, monkeypatch):
     """Before anything is taken or trained; the message has the network's own size."""
 
     def refuse(_, images):
@@ -293,14 +271,15 @@ def test_a_size_that_a_network_cannot_take_is_refused(study, trainings, monkeypa
         r"cannot take images of 8 x 8 pixels \(height 8 does not match 32\); try another "
         "--image-size, or leave it out for 32 x 32"
     )
-    stores = len(list(study.store_root.iterdir()))
-    with pytest.raises(EngineError, match=message):
-        finetune(study, only(method, image_size=8))
+    stores = len(list(stored.store_root.iterdir()))
+    for method in ("lp", "full", "scratch_cnn"):
+        with pytest.raises(EngineError, match=message):
+            finetune(stored, only(method, image_size=8))
     assert trainings == []
-    assert len(list(study.store_root.iterdir())) == stores
+    assert len(list(stored.store_root.iterdir())) == stores
 
 
-def test_the_command_runs_the_stage_and_prints_the_table(study, tmp_path):
+def test_the_command_runs_the_stage_and_prints_the_table(stored, tmp_path):
     """Options reach the stage, each epoch has a line, --json is the file."""
     command = ["finetune", str(tmp_path / "study.toml"), "--epochs", "1", "--device", "cpu"]
     command += ["--no-figures", "--method", "lp"]
@@ -313,7 +292,7 @@ def test_the_command_runs_the_stage_and_prints_the_table(study, tmp_path):
     found = CliRunner().invoke(main, [*command, "--json", "--precision", "bf16"])
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
-    assert record == record_of(study.results / "finetune.json")
+    assert record == record_of(stored.results / "finetune.json")
     assert models(record)["lp"]["epochs"] == 1
     assert models(record)["lp"]["settings"]["precision"] == "bf16"
     wrong = CliRunner().invoke(main, [*command, "--method", "ful"])
@@ -323,12 +302,12 @@ def test_the_command_runs_the_stage_and_prints_the_table(study, tmp_path):
     assert all(f"{name} " in help_text for name in METHODS)
 
 
-def test_a_model_that_others_start_from_is_taken_as_it_is_there(study, trainings):
+def test_a_model_that_others_start_from_is_taken_as_it_is_there(stored, trainings):
     """It keeps its own epochs, and a line from lp to a short lp_ft trains neither again."""
-    before = models(finetune(study, only("lp_ft", epochs=1)))
+    before = models(finetune(stored, only("lp_ft", epochs=1)))
     epochs = {name: model["epochs"] for name, model in before.items()}
     assert epochs == {"lp": METHODS["lp"].settings["epochs"], "lp_ft": 1}
-    after = models(finetune(study, FinetuneOptions(methods=("wise_ft",), device="cpu")))
+    after = models(finetune(stored, FinetuneOptions(methods=("wise_ft",), device="cpu")))
     assert after.keys() == {"lp", "lp_ft", "wise_ft"}
     assert {name: after[name] for name in before} == before
     assert trainings == ["lp-tiny-0", "lp_ft-tiny-0"]

@@ -1,0 +1,26 @@
+"""The tiny study that the tests of fine-tuning share."""
+
+import pytest
+
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.study import load_study
+from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.tiny import write_tiny_study
+
+TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Sixty images, a backbone with a cut, nothing stored; the current folder holds all."""
+    install_trainable_tiny(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return load_study(write_tiny_study(tmp_path))
+
+
+@pytest.fixture
+def stored(study):
+    """The same with its features stored."""
+    extract(study, ExtractOptions(engine=TORCH))
+    return study
