@@ -165,6 +165,8 @@ def compare_heads(
     """
     label, others = data.labelled(), [head for head in proba if head != baseline]
     metrics = _comparable(data, proba[baseline])
+    if not others:
+        return {metric: {} for metric in metrics}
     shares = shares_of(
         data, {(head, m): METRICS[m](label, p) for head, p in proba.items() for m in metrics}
     )
