@@ -53,6 +53,7 @@ from pipeline.heads.parallel import run_parallel
 from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_preprocessing
 from pipeline.heads.save import Network, SavedHead, head_folder, save_head
 from pipeline.heads.search import TIME_LIMIT, Fit, Fitting, deal_folds
+from pipeline.progress import Progress
 from pipeline.randomness import stream
 from pipeline.results import prepare, write_set
 from pipeline.study import SOURCE, Study
@@ -346,7 +347,11 @@ def _scores(
 ) -> Record:
     seed, proba = study.seed, {name: _mean(fit) for name, fit in fits.items()}
     sets = [data for data in eval_sets(features.samples) if data.role != FIT]
-    domains = run_parallel([partial(_domain, data, proba, fits, seed, options) for data in sets])
+    with Progress("scores", len(sets), unit="domains") as progress:
+        domains = run_parallel(
+            [partial(_domain, data, proba, fits, seed, options) for data in sets],
+            done=progress.advance,
+        )
     best = None
     for data in sets:
         if data.role == VALIDATION:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_OF_SHORT_WORK = 2.0
 
 
 class Progress:
@@ -18,7 +19,7 @@ class Progress:
         unit: What is counted, where it is not images.
 
     Nothing is shown as long as nothing is expected. Plain lines come every 10 s, also where
-    nothing gets done in that time.
+    nothing gets done in that time, and at the end of what took 2 s or more.
     """
 
     def __init__(self, title: str, total: int = 0, *, unit: str = "images") -> None:
@@ -46,7 +47,7 @@ class Progress:
         self._ended.set()
         if self._bar:
             self._bar.stop()
-        elif self._done:
+        elif self._done and time.monotonic() - self._start > _SECONDS_OF_SHORT_WORK:
             self._line()
 
     def expect(self, images: int) -> None:
