@@ -1,6 +1,7 @@
 """Several findings an image: every stage runs for each, over the images that it is known of."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,12 @@ def test_an_image_counts_for_a_finding_that_is_known_of_it(study_file):
         assert (samples.domain == "source").sum() == source
         assert (samples.domain == "nih").sum() == 120
         assert samples.label[samples.domain == "nih"].mean() == 0.5
+    # The last image is one of which effusion is not known.
+    Path("not.txt").write_text("source/a/patient059/119.png\n")
+    for finding, source in (("Edema", 119), ("Pleural Effusion", 108)):
+        part = replace(study, exclude=Path("not.txt")).of_finding(finding)
+        samples, _ = load_samples(part)
+        assert (samples.domain == "source").sum() == source
 
 
 def test_a_finding_that_fails_does_not_cost_the_others(study_file):

@@ -146,7 +146,7 @@ def load_samples(
     classes = _class_names(study, domains)
     samples = _concatenate([_label_and_split(study, keyed, classes) for keyed in domains])
     skipped = tuple(image for keyed in domains for image in keyed.skipped)
-    samples = _leave_out(study, samples, skipped)
+    samples = _leave_out(study, samples, {name for keyed in domains for name in keyed.unused})
     samples = _without_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
     return samples, skipped
@@ -157,12 +157,13 @@ def load_samples(
 
 @dataclass(frozen=True, kw_only=True)
 class _KeyedDomain:
-    """One domain with the key of each image that could be read."""
+    """One domain with the key of each image that is used, and names of those that are not."""
 
     domain: Domain
     items: tuple[Item, ...]
     key: tuple[bytes, ...]
     skipped: tuple[SkippedImage, ...]
+    unused: tuple[str, ...]
 
 
 def _key_images(
@@ -202,13 +203,15 @@ def _without_unreadable(
         )
     window = window_of(domain, [found.depth for _, found in readable])
     reading = replace(readable[0][0].reading, window=window)
-    # Images of which a finding is not known: the rule above is the one of all findings.
-    readable = [pair for pair in readable if pair[0].label or not domain.labelled]
+    # Without images of which a finding is not known: the rule above is the one of all findings.
+    used = [pair for pair in readable if pair[0].label or not domain.labelled]
+    paths = {item.path for item in items} - {item.path for item, _ in used}
     return _KeyedDomain(
         domain=domain,
-        items=tuple(_with_content(item, found, reading) for item, found in readable),
-        key=tuple(found.key(reading) for _, found in readable),
+        items=tuple(_with_content(item, found, reading) for item, found in used),
+        key=tuple(found.key(reading) for _, found in used),
         skipped=skipped,
+        unused=tuple(_name(domain.name, path) for path in paths),
     )
 
 
@@ -296,25 +299,22 @@ def exclusions_text(names: Iterable[str]) -> str:
     return _EXCLUSIONS_HEAD + "".join(f"{name}\n" for name in sorted(set(names)))
 
 
-def _leave_out(study: Study, samples: Samples, skipped: Sequence[SkippedImage]) -> Samples:
+def _leave_out(study: Study, samples: Samples, unused: Collection[str]) -> Samples:
     """Without what the study excludes; after the split, so that the others stay in theirs."""
     if study.exclude is None:
         return samples
     names = [composed(samples.name_of(row)) for row in range(len(samples))]
-    unreadable = {composed(_name(image.domain, image.path)) for image in skipped}
-    excluded = np.isin(names, _known_exclusions(study.exclude, names, unreadable))
+    excluded = np.isin(names, _known_exclusions(study.exclude, names, map(composed, unused)))
     count = int(excluded.sum())
     _LOG.warning("%s %s left out, as %s says", counted(count, "image"), are(count), study.exclude)
     _check_something_stays(study.exclude, samples, excluded)
     return samples.where(~excluded)
 
 
-def _known_exclusions(
-    file: Path, names: Sequence[str], unreadable: Collection[str]
-) -> tuple[str, ...]:
+def _known_exclusions(file: Path, names: Sequence[str], unused: Iterable[str]) -> tuple[str, ...]:
     """Lines of the file; one that names no image is a slip, another study's, or gone."""
     excluded = read_lines(file)
-    if unknown := sorted(set(excluded) - set(names) - set(unreadable)):
+    if unknown := sorted(set(excluded) - set(names) - set(unused)):
         raise StudyError(
             f"exclude: {file} names {unknown[0]!r} ({len(unknown)} such lines), which is no image "
             f"of the study, or no longer there; allowed are lines such as {names[0]}"

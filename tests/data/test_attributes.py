@@ -2,7 +2,6 @@
 
 import logging
 import re
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +52,6 @@ def test_bins_of_close_edges_have_different_names(edges, names):
     low, high = names
     bins = Attribute(name="date", edges=edges).bins()
     assert bins == (f"< {low}", f"{low} to < {high}", f"{high} or more")
-
-
-def test_one_edge_makes_two_bins():
-    """Below it, and from it on."""
-    assert Attribute(name="age", edges=(18.0,)).bins() == ("< 18", "18 or more")
 
 
 @pytest.mark.parametrize("line", ["\n", "\r\n"])
@@ -111,12 +105,6 @@ def test_a_mistake_is_refused_with_file_line_and_remedy(tmp_path, content, sente
     assert str(error.value).startswith(str(tmp_path / "a.csv"))
 
 
-def test_a_file_that_cannot_be_read_gives_the_systems_reason(tmp_path):
-    """A folder in its place, for example."""
-    with pytest.raises(StudyError, match="cannot be read: not a regular file"):
-        read_attributes(tmp_path, [SEX])
-
-
 @pytest.fixture
 def divided(tmp_path: Path, monkeypatch):
     """Write files of attributes beside a tiny study; gives what its images are divided into."""
@@ -151,15 +139,6 @@ def test_patients_and_paths_find_their_images(divided):
         assert here.names[member] == {"p1000": "M", "p1001": "F"}.get(patient, UNKNOWN)
     assert [there.names[m] for m in there.member].count("X") == 1
     assert there.names[there.member[paths["there"].index("a/p2000_0.png")]] == "X"
-
-
-def test_a_decomposed_name_finds_its_row(divided):
-    """Files from macOS are decomposed, tables are not."""
-    name = unicodedata.normalize("NFD", "p1000_\u00fc.png")
-    Path("here/a/p1000_0.png").rename(f"here/a/{name}")
-    groups, samples = divided("path,sex\na/p1000_\u00fc.png,M\n")
-    row = [item.path for item in samples.items].index(f"a/{name}")
-    assert groups["source"][0].names[groups["source"][0].member[row]] == "M"
 
 
 def test_images_without_a_row_are_counted_and_said(divided, caplog):

@@ -2,12 +2,9 @@
 
 import re
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,14 +155,6 @@ def test_a_side_of_16_and_an_aspect_of_50_are_taken():
     assert decode(png(picture(16, 800)), PixelPolicy()).shape == (224, 224, 3)
 
 
-def test_starting_needs_no_torch():
-    """Reading images and folders must not cost the seconds that torch needs."""
-    code = (
-        "import sys, pipeline.data.images, pipeline.data.sources; sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 # --- the declared policy
 
 
@@ -185,12 +174,6 @@ def test_starting_needs_no_torch():
 def test_each_field_changes_the_declaration(changed):
     """No field that moves a pixel can be forgotten."""
     assert PixelPolicy(**changed).to_json() != PixelPolicy().to_json()
-
-
-def test_the_crop_ratio_is_declared_only_where_it_is_used():
-    """Two stretches with other crop ratios make the same pixels, so they share features."""
-    assert PixelPolicy(crop_ratio=0.9).to_json() == PixelPolicy().to_json()
-    assert replace(CROP, crop_ratio=0.9).to_json() != CROP.to_json()
 
 
 def test_the_declaration_names_every_decision():

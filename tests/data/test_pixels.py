@@ -125,22 +125,6 @@ def test_flat_inks_have_the_colour_of_the_formula(inks):
     assert np.abs(decode(data, AS_IS).mean((0, 1)) - expected).max() < 2
 
 
-@pytest.mark.parametrize("stored", [(200, 128, 128, 255), (90, 100, 180, 200)])
-def test_flat_ycck_inks_have_the_colour_of_the_formula(stored):
-    """Adobe's other form: luma and chroma of the inks' negative, and black, all inverted."""
-    inverted = tuple(255 - x for x in stored)  # Pillow inverts once more when it writes
-    data = jpeg(Image.new("CMYK", (SIZE, SIZE), inverted), quality=100, subsampling=0)
-    luma, blue, red, black = stored
-    negative = [
-        luma + 1.402 * (red - 128),
-        luma - 0.344136 * (blue - 128) - 0.714136 * (red - 128),
-        luma + 1.772 * (blue - 128),
-    ]
-    expected = [(255 - min(max(x, 0), 255)) * black / 255 for x in negative]
-    pixels = decode(adobe_transform(data, 2), AS_IS)
-    assert np.abs(pixels.mean((0, 1)) - expected).max() < 2.5
-
-
 @pytest.mark.parametrize("policy", [AS_IS, PixelPolicy(size=32), replace(AS_IS, resize="crop")])
 def test_grey_is_replicated_to_three_equal_channels(policy):
     """And has the pixels that the same image has when it is stored as colour."""

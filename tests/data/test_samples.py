@@ -21,7 +21,6 @@ from pipeline.data.samples import (
     load_samples,
 )
 from pipeline.data.sources import read_image
-from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
@@ -168,37 +167,6 @@ def test_a_class_of_a_target_must_be_a_class_of_the_source(study_file):
     shutil.copytree(study_file.parent / "there" / "a", study_file.parent / "there" / "c")
     with pytest.raises(StudyError, match=r"class 'c'; the study's classes are a, b"):
         load_samples(load_study(study_file))
-
-
-def test_one_class_alone_is_refused(study_file):
-    """A head needs a choice."""
-    shutil.rmtree(study_file.parent / "here" / "b")
-    shutil.rmtree(study_file.parent / "there" / "b")
-    with pytest.raises(StudyError, match="one class only"):
-        load_samples(load_study(study_file))
-
-
-def test_a_class_of_one_patient_is_named(study_file):
-    """The class by its folder, not by a number."""
-    for image in sorted((study_file.parent / "here" / "b").iterdir())[2:]:
-        image.unlink()
-    with pytest.raises(StudyError, match=r"class 'b' of \[source\] has images of 1 patient, "):
-        load_samples(load_study(study_file))
-
-
-def test_an_empty_class_folder_is_refused(study_file):
-    """It is a mistake, not a class without images."""
-    (study_file.parent / "here" / "c").mkdir()
-    with pytest.raises(StudyError, match="c"):
-        load_samples(load_study(study_file))
-
-
-def test_unreadable_images_are_listed_with_their_reason(study_file):
-    """One bad file neither stops the run nor vanishes."""
-    (study_file.parent / "here" / "a" / "p1_x.png").write_bytes(b"")
-    table, skipped = load_samples(load_study(study_file))
-    total = len(table) + len(skipped)
-    assert total == 61
 
 
 def test_the_limit_of_pixels_can_be_set(study_file):
@@ -420,14 +388,6 @@ def test_a_list_that_empties_a_domain_or_a_class_is_refused_and_named(study_file
         load_samples(study)
 
 
-def test_a_contradicting_copy_can_be_left_out(study_file):
-    """By name: then the other one stays."""
-    copy = Path("there/b/p2000_98.png")
-    copy.write_bytes(Path("there/a/p2000_0.png").read_bytes())
-    samples, _ = load_samples(excluding(study_file, "there/b/p2000_98.png\n"))
-    assert len(samples) == 60
-
-
 def test_a_line_that_names_no_image_is_refused(study_file):
     """The message names the line and shows how one looks."""
     study = excluding(study_file, "source/a/p1000_0.jpg\n")
@@ -468,23 +428,6 @@ def test_a_list_that_is_not_there_or_not_text_is_refused(study_file):
         load_study(study_file)
 
 
-def test_a_written_list_is_read_back(tmp_path):
-    """Sorted, once each; names with spaces and accents stay."""
-    file = tmp_path / "list.txt"
-    names = ["b/x y.png", "a/é.png", "b/x y.png"]
-    file.write_text(exclusions_text(names), encoding="utf-8")
-    assert read_lines(file) == ("a/é.png", "b/x y.png")
-
-
-def test_a_study_without_a_list_uses_every_image(study_file):
-    """Nothing is left out that nobody named."""
-    study = load_study(study_file)
-    assert study.exclude is None
-    empty = replace(study, exclude=study_file.parent / "empty.txt")
-    empty.exclude.write_text("# nothing\n")
-    assert len(load_samples(empty)[0]) == len(load_samples(study)[0]) == 60
-
-
 # --- targets without labels
 
 
@@ -499,13 +442,6 @@ def with_far(study_file):
     far = '[target.far]\npath = "far"\nlabels = "absent"\ngroup = \'^(p\\d+)\'\n'
     study_file.write_text(study_file.read_text().replace("[store]", f"{far}[store]"))
     return study_file
-
-
-def test_a_loose_folder_without_the_word_is_told_of_it(with_far):
-    """Who forgets the key is told that there is one."""
-    with_far.write_text(with_far.read_text().replace('labels = "absent"\n', ""))
-    with pytest.raises(StudyError, match='labels = "absent"'):
-        load_samples(load_study(with_far))
 
 
 def test_samples_without_labels_have_no_class(with_far):
