@@ -59,6 +59,10 @@ class Interval:
         """One flat row."""
         return asdict(self)
 
+    def ends(self) -> dict[str, float]:
+        """The numbers alone, for a record that says once how its intervals are made."""
+        return {"estimate": self.estimate, "low": self.low, "high": self.high}
+
 
 def wilson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
     """Score interval of a rate of ``n`` independent trials (Wilson 1927).

@@ -37,7 +37,7 @@ STAGES: Mapping[str, tuple[str, int | None, str]] = MappingProxyType(
         "audit": ("audit.json", 4, "Leaks and shortcuts"),
         "heads": ("heads.json", 6, "Heads on frozen features"),
         "finetune": ("finetune.json", 4, "Frozen and fine-tuned networks"),
-        "shift": ("shift.json", 7, "From the source to the targets"),
+        "shift": ("shift.json", 8, "From the source to the targets"),
     }
 )
 #: In the order of the page; features are bookkeeping and come with the records, at the end.

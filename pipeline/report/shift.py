@@ -116,8 +116,6 @@ def tables(record: Record) -> list[Part]:
         f"{pair['target']} on {pair['backbone']} was not compared: {pair['reason']}"
         for pair in record["not_compared"]
     ]
-    if record["fine_tuned"]:
-        parts.append(_fine_tuned(record["fine_tuned"]))
     return parts
 
 
@@ -197,11 +195,10 @@ _METHOD_COLUMNS = (
 
 
 def _adaptation(target: Record, about: Record) -> Iterator[Table]:
-    baseline, *methods = target["adaptation"]
     yield table_of(
         "What adaptation gains: fitted on one half of the target, scored on the other",
         _METHOD_COLUMNS,
-        [{**baseline, "difference": None}, *map(_with_p, methods)],
+        map(_with_p, target["adaptation"]),
         key="shift_adaptation",
         about=about,
     )
@@ -216,7 +213,7 @@ def _adaptation(target: Record, about: Record) -> Iterator[Table]:
 
 
 def _with_p(row: Record) -> Record:
-    return {**row, "p": row["difference"]["p_adjusted"]}
+    return {**row, "p": row["difference"] and row["difference"]["p_adjusted"]}
 
 
 def _error_table(target: Record, about: Record) -> Table:
@@ -292,23 +289,7 @@ def _lowest(groups: Sequence[Record]) -> Iterator[str]:
         sentence = f"{name} is lowest in {group}."
         if value["difference"] is not None:
             points, low, high = (f"{100 * value[key]:+.1f}" for key in keys)
-            shown = "is" if value["below"] else "is not"
+            shown = "is" if value["difference_high"] < 0 else "is not"
             sentence += f" It {shown} shown to be below all other images "
             sentence += f"({points} points, {low} to {high})."
         yield sentence
-
-
-def _fine_tuned(rows: Sequence[Record]) -> Table:
-    losses = [next(e for e in row["effects"] if e["name"] == "accuracy_loss") for row in rows]
-    return table_of(
-        "The same loss of fine-tuned networks",
-        (
-            *(Column(name) for name in ("method", "backbone", "target")),
-            Column("source", "share", field="source_accuracy"),
-            Column("on the target", "share", field="target_accuracy"),
-            Column("points lost", "points", interval=True, field="loss"),
-        ),
-        [{**row, "loss": loss} for row, loss in zip(rows, losses, strict=True)],
-        key="shift_fine_tuned",
-        detail=True,
-    )

@@ -6,7 +6,6 @@ divisions), because what the parts share is then computed once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -14,10 +13,9 @@ from numpy.typing import NDArray
 from sklearn.covariance import ledoit_wolf
 from sklearn.decomposition import PCA
 
-from pipeline.errors import UnknownNameError
 from pipeline.heads.base import softmax_or_sigmoid
 from pipeline.heads.logistic import fit_weighted
-from pipeline.shift.domains import SourceModel
+from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 from pipeline.shift.label_free import Calibration, estimate_prior, fit_calibration, reweighted
 
 Rows = NDArray[np.floating]
@@ -26,64 +24,33 @@ Parts = Sequence[NDArray[np.intp]]
 """Sets of rows of a target; each is adapted to by itself."""
 Predictor = Callable[[Rows], NDArray[np.float64]]
 """An adapted model: raw features (n, d) in, class probabilities (n, K) out."""
+Adapter = Callable[[SourceModel, Rows, Parts], list[Predictor]]
+"""Model, raw target features (m, d), parts of them -> one predictor for each part."""
 
+#: Of standardisation: how many source rows are mixed with the target's.
+PSEUDO_COUNT = 16.0
+#: Of the maps between covariances: principal components of the source.
+COMPONENTS = 128
+#: Of importance weighting: power of the density ratio (0 is no weighting, 1 the full ratio),
+#: and the quantile at which the weights are clipped.
+RATIO_EXPONENT, RATIO_CLIP = 0.5, 0.95
+#: All of these, for the plan that is hashed before a label is read.
+SETTINGS: Mapping[str, float] = MappingProxyType(
+    {
+        "pseudo_count": PSEUDO_COUNT,
+        "components": COMPONENTS,
+        "ratio_exponent": RATIO_EXPONENT,
+        "ratio_clip": RATIO_CLIP,
+        "inverse_penalty": INVERSE_PENALTY,
+    }
+)
 #: Turns of statistics and class mix, at most, and the change of the mix that ends them.
 _BALANCE_ROUNDS = 50
 _BALANCED = 1e-8
 _TINY = 1e-12
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterSettings:
-    """Hyper-parameters of all methods; they are part of the plan that is hashed.
-
-    Attributes:
-        pseudo_count: Of standardisation: how many source rows are mixed with the target's.
-        components: Of the maps between covariances: principal components of the source.
-        ratio_exponent: Of importance weighting: power of the density ratio; 0 is no
-            weighting, 1 the full ratio.
-        ratio_clip: Of importance weighting: quantile at which the weights are clipped.
-    """
-
-    pseudo_count: float = 16.0
-    components: int = 128
-    ratio_exponent: float = 0.5
-    ratio_clip: float = 0.95
-
-
-Adapter = Callable[[SourceModel, Rows, Parts, AdapterSettings], list[Predictor]]
-"""Model, raw target features (m, d), parts of them, settings -> one predictor for each part."""
-
-
-def adapt(
-    name: str,
-    model: SourceModel,
-    target: Rows,
-    *,
-    parts: Parts | None = None,
-    settings: AdapterSettings | None = None,
-) -> list[Predictor]:
-    """Adapt a method of :data:`ADAPTERS` to each part of a target.
-
-    Args:
-        name: Of the method.
-        model: Head of the source.
-        target: Raw features, shape (m, d).
-        parts: Sets of row numbers; all rows in one part where left out.
-        settings: Hyper-parameters; the defaults where left out.
-
-    Raises:
-        UnknownNameError: No such method; the message lists those that there are.
-    """
-    if name not in ADAPTERS:
-        raise UnknownNameError("adaptation method", name, ADAPTERS)
-    parts = [np.arange(len(target))] if parts is None else parts
-    return ADAPTERS[name](model, target, parts, settings or AdapterSettings())
-
-
-def source_only(
-    model: SourceModel, _target: Rows, parts: Parts, _settings: AdapterSettings
-) -> list[Predictor]:
+def source_only(model: SourceModel, _target: Rows, parts: Parts) -> list[Predictor]:
     """The head as it left the source: what every other method is compared with."""
     return [model.predict_proba] * len(parts)
 
@@ -91,38 +58,32 @@ def source_only(
 # Scale features by statistics of the target.
 
 
-def standardisation(
-    model: SourceModel, target: Rows, parts: Parts, settings: AdapterSettings
-) -> list[Predictor]:
+def standardisation(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
     """Standardise the target by its own statistics, mixed with the source's.
 
     mu = (N mu_S + m mu_T) / (N + m), the variance alike (Schneider et al. 2020).
     """
-    return [_standardised(model, target[part], settings.pseudo_count) for part in parts]
+
+    def adapted(rows: NDArray[np.float64]) -> Predictor:
+        share = len(rows) / (len(rows) + PSEUDO_COUNT)
+        mean = share * rows.mean(axis=0) + (1 - share) * model.mean
+        scale = np.sqrt(share * rows.var(axis=0) + (1 - share) * model.scale**2)
+        return lambda features: _proba(model, (features - mean) / scale)
+
+    return [adapted(np.asarray(target[part], dtype=np.float64)) for part in parts]
 
 
-def _standardised(model: SourceModel, target: Rows, pseudo_count: float) -> Predictor:
-    rows = np.asarray(target, dtype=np.float64)
-    share = len(rows) / (len(rows) + pseudo_count)
-    mean = share * rows.mean(axis=0) + (1 - share) * model.mean
-    scale = np.sqrt(share * rows.var(axis=0) + (1 - share) * model.scale**2)
-    return lambda features: _proba(model, (features - mean) / scale)
-
-
-def balanced_standardisation(
-    model: SourceModel, target: Rows, parts: Parts, _settings: AdapterSettings
-) -> list[Predictor]:
+def balanced_standardisation(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
     """Standardise the target at the source's class mix, then correct for its own mix."""
     calibration = _calibration(model)
-    return [_balanced(model, target[part], calibration) for part in parts]
 
+    def adapted(rows: Rows) -> Predictor:
+        mean, scale, prior = balanced_statistics(model, rows, calibration)
+        return lambda features: reweighted(
+            calibration(_proba(model, (features - mean) / scale)), prior / model.prior
+        )
 
-def _balanced(model: SourceModel, target: Rows, calibration: Calibration) -> Predictor:
-    mean, scale, prior = balanced_statistics(model, target, calibration)
-    weights = prior / model.prior
-    return lambda features: reweighted(
-        calibration(_proba(model, (features - mean) / scale)), weights
-    )
+    return [adapted(target[part]) for part in parts]
 
 
 def balanced_statistics(
@@ -167,18 +128,14 @@ def balanced_statistics(
 # Make the first two moments of the domains alike.
 
 
-def coral(
-    model: SourceModel, target: Rows, parts: Parts, settings: AdapterSettings
-) -> list[Predictor]:
+def coral(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
     """Give the source the target's mean and covariance, and fit the head there (CORAL)."""
-    return _moved(model, target, parts, settings, coral_map)
+    return _moved(model, target, parts, coral_map)
 
 
-def linear_transport(
-    model: SourceModel, target: Rows, parts: Parts, settings: AdapterSettings
-) -> list[Predictor]:
+def linear_transport(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
     """Carry the source to the target by linear optimal transport, and fit the head there."""
-    return _moved(model, target, parts, settings, transport_map)
+    return _moved(model, target, parts, transport_map)
 
 
 def coral_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -210,7 +167,6 @@ def _moved(
     model: SourceModel,
     target: Rows,
     parts: Parts,
-    settings: AdapterSettings,
     map_between: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
 ) -> list[Predictor]:
     """Carry the source's rows over by a map made from the two shrunk covariances.
@@ -219,7 +175,7 @@ def _moved(
     rows can be estimated.
     """
     label = model.data.labelled()
-    count = min(settings.components, *model.standard.shape)
+    count = min(COMPONENTS, *model.standard.shape)
     pca = PCA(count, svd_solver="randomized", random_state=0).fit(model.standard)
     axes = np.asarray(pca.components_.T, dtype=np.float64)
     rows_s, rows_t = model.standard @ axes, model.standardise(target) @ axes
@@ -250,9 +206,7 @@ def _power(covariance: NDArray[np.float64], exponent: float) -> NDArray[np.float
 # Weight the rows or the classes of the source.
 
 
-def importance_weighting(
-    model: SourceModel, target: Rows, parts: Parts, settings: AdapterSettings
-) -> list[Predictor]:
+def importance_weighting(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
     """Weight source rows by how much they look like the target (Shimodaira 2000).
 
     The density ratio is a logistic domain classifier's odds, flattened by an exponent and
@@ -262,18 +216,18 @@ def importance_weighting(
     """
     label = model.data.labelled()
     rows = np.vstack([model.standard, model.standardise(target).astype(np.float32)])
-    n, penalty = len(label), model.inverse_penalty
+    n = len(label)
     balance = np.zeros((len(parts), len(rows)))
     for weights, part in zip(balance, parts, strict=True):
         weights[:n] = (n + len(part)) / (2 * n)
         weights[n + part] = (n + len(part)) / (2 * len(part))
     domain = np.repeat([0, 1], [n, len(rows) - n])
-    classifiers = fit_weighted(rows, domain, C=penalty, weights=balance)
+    classifiers = fit_weighted(rows, domain, C=INVERSE_PENALTY, weights=balance)
     log_odds = (rows[:n] @ classifiers.coef[:, 0].T + classifiers.intercept[:, 0]).T
-    ratios = np.exp(settings.ratio_exponent * log_odds.astype(np.float64))
-    ratios = np.minimum(ratios, np.quantile(ratios, settings.ratio_clip, axis=1, keepdims=True))
+    ratios = np.exp(RATIO_EXPONENT * log_odds.astype(np.float64))
+    ratios = np.minimum(ratios, np.quantile(ratios, RATIO_CLIP, axis=1, keepdims=True))
     ratios /= ratios.mean(axis=1, keepdims=True)
-    heads = fit_weighted(rows[:n], label, C=penalty, weights=ratios)
+    heads = fit_weighted(rows[:n], label, C=INVERSE_PENALTY, weights=ratios)
 
     def predictor(v: int) -> Predictor:
         head = heads.some(slice(v, v + 1))
@@ -282,9 +236,7 @@ def importance_weighting(
     return [predictor(v) for v in range(len(parts))]
 
 
-def prior_shift(
-    model: SourceModel, target: Rows, parts: Parts, _settings: AdapterSettings
-) -> list[Predictor]:
+def prior_shift(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
     """Calibrate the head on the source and correct it for the target's class mix."""
     calibration = _calibration(model)
     proba = calibration(model.predict_proba(target))

@@ -9,8 +9,8 @@ adapted, paired by patient. A last comparison shows how many labels would help a
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -21,17 +21,17 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, Fold, PatientDraws, draw_patients, patient_folds
 from pipeline.errors import CheckFailedError, StudyError
 from pipeline.evaluation.bootstrap import percentile_interval
-from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.metrics import score as metric
-from pipeline.evaluation.paired_tests import Difference, holm, sign_flip, verdict
+from pipeline.evaluation.paired_tests import ALPHA, holm, sign_flip, verdict
 from pipeline.heads.logistic import fit_weighted
 from pipeline.heads.parallel import run_parallel
-from pipeline.shift.adapt import ADAPTERS, AdapterSettings, adapt
+from pipeline.shift.adapt import ADAPTERS, SETTINGS
 from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 
 BASELINE = "source_only"
 """The method that every other is compared with."""
-LEVEL = 0.05
+Predicted = Mapping[str, NDArray[np.float64]]
+"""By method, shape (seeds, n, K): cross-fitted probabilities of a target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +39,21 @@ class AdaptationPlan:
     """Everything that could be chosen, written down before any target label is read.
 
     Attributes:
-        methods: Entries of ``ADAPTERS``; the baseline ``source_only`` must be among them.
+        methods: Entries of ``ADAPTERS``; the baseline ``source_only`` is among them.
         seeds: One division of the target into halves for each.
         shots: Labelled target images of each class, for the rows that do use labels.
         draws: Bootstrap draws and sign flips.
-        inverse_penalty: C of the source's head.
-        settings: Hyper-parameters of the methods.
     """
 
     methods: tuple[str, ...] = tuple(ADAPTERS)
-    seeds: tuple[int, ...] = tuple(range(10))
+    seeds: tuple[int, ...] = tuple(range(5))
     shots: tuple[int, ...] = (5, 10, 25, 50)
     draws: int = DRAWS
-    inverse_penalty: float = INVERSE_PENALTY
-    settings: AdapterSettings = field(default_factory=AdapterSettings)
 
     def digest(self) -> str:
-        """SHA-256 of the plan as canonical JSON, 64 hex digits."""
-        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the plan, with the settings of the methods, as canonical JSON."""
+        whole = {**asdict(self), "settings": dict(SETTINGS)}
+        canonical = json.dumps(whole, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -114,55 +111,25 @@ class SealedLabels:
         raise TypeError("sealed labels are kept in memory only and cannot be copied")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdaptedPredictions:
-    """Cross-fitted probabilities of every method, made without target labels.
-
-    Attributes:
-        proba: By method, shape (seeds, n, K).
-        plan_hash: Digest of the plan.
-    """
-
-    proba: Mapping[str, NDArray[np.float64]]
-    plan_hash: str
-
-
-def predict_target(
-    model: SourceModel, target: DomainData, plan: AdaptationPlan
-) -> AdaptedPredictions:
+def predict_target(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> Predicted:
     """Adapt every method to one half of the target and predict the other, for each seed.
 
     Args:
         model: Head of the source.
-        target: Features and patients; labels are not looked at.
+        target: Features and patients, of whom there are two; labels are not looked at.
         plan: Methods and seeds.
-
-    Raises:
-        UnknownNameError: The plan names a method that is not there.
-        StudyError: The plan lacks the baseline or is of another head, or the target has one
-            patient.
     """
-    if BASELINE not in plan.methods:
-        raise StudyError(f"the methods of the plan lack the baseline {BASELINE!r}: add it")
-    if model.inverse_penalty != plan.inverse_penalty:
-        raise StudyError(
-            f"the head has C = {model.inverse_penalty:g}, the plan {plan.inverse_penalty:g}: "
-            "fit the head of the plan"
-        )
     features, folds = target.embedded(), _halves(target, plan)
 
     def predicted(name: str) -> NDArray[np.float64]:
         table = np.empty((len(plan.seeds), len(target), model.classes))
-        predictors = adapt(
-            name, model, features, parts=[fit for fit, _ in folds], settings=plan.settings
-        )
+        predictors = ADAPTERS[name](model, features, [fit for fit, _ in folds])
         for number, (predictor, (_, held)) in enumerate(zip(predictors, folds, strict=True)):
             table[number // 2, held] = predictor(features[held])
         return table
 
     tables = run_parallel([partial(predicted, name) for name in plan.methods])
-    proba = dict(zip(plan.methods, tables, strict=True))
-    return AdaptedPredictions(proba=proba, plan_hash=plan.digest())
+    return dict(zip(plan.methods, tables, strict=True))
 
 
 def _halves(target: DomainData, plan: AdaptationPlan) -> list[Fold]:
@@ -182,15 +149,16 @@ class AdaptationRow:
         method: Entry of ``ADAPTERS``, or how many labels a head of the target had.
         accuracy: Mean over the divisions, in [0, 1].
         auroc: Mean over the divisions, macro one-vs-rest; None where a class is absent.
-        difference: Of the accuracy to the baseline; None for the baseline itself.
-        labels_per_class: Labelled target images of each class that it was fitted to.
+        difference: Of the accuracy to the baseline's: ``estimate``, ``low``, ``high``, ``p``
+            and ``p_adjusted``; None for the baseline itself.
+        target_labels: Whether labels of the target were used.
     """
 
     method: str
     accuracy: float
     auroc: float | None
-    difference: Difference | None
-    labels_per_class: int = 0
+    difference: Mapping[str, float] | None
+    target_labels: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,40 +167,38 @@ class BestMethod:
 
     Attributes:
         method: Entry of ``ADAPTERS``.
-        gain: In accuracy, corrected for the choice among the methods.
+        estimate: Gain in accuracy, corrected for the choice among the methods.
+        low: Lower end of its interval.
+        high: Upper end.
         shown: Whether it surely helps: the interval lies above 0 and the adjusted p-value is
             at most 0.05.
     """
 
     method: str
-    gain: Interval
+    estimate: float
+    low: float
+    high: float
     shown: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptationResult:
-    """All methods, and the proof that the labels were read once under the plan.
+    """All methods, compared with the baseline.
 
     Attributes:
-        rows: One for each method, in the plan's order.
+        rows: One for each method, in the plan's order; last, of the rows with labels the
+            fewest that are shown to help, else the most that were tried.
         label_curve: One for each number of labels that every half can provide.
-        enough_labels: The fewest labels of each class whose head is shown to be better than
-            the baseline; None where none is.
         best: The method that looks best, and what it gains when corrected for that choice.
-        plan_hash: Digest of the plan.
-        reads: How often the target labels were read.
     """
 
     rows: tuple[AdaptationRow, ...]
     label_curve: tuple[AdaptationRow, ...]
-    enough_labels: int | None
     best: BestMethod | None
-    plan_hash: str
-    reads: int
 
 
 def score(
-    predictions: AdaptedPredictions,
+    predicted: Predicted,
     sealed: SealedLabels,
     model: SourceModel,
     target: DomainData,
@@ -241,43 +207,33 @@ def score(
     """Open the labels and compare every method with the baseline.
 
     Args:
-        predictions: From :func:`predict_target`.
+        predicted: From :func:`predict_target`.
         sealed: Labels of the target, numbered like the source's.
         model: Head of the source, whose scale the k-shot heads take.
         target: The domain that was predicted.
         plan: The plan of the predictions.
 
     Raises:
-        CheckFailedError: The labels were sealed, or the predictions made, under another plan.
+        CheckFailedError: The labels were sealed under another plan.
         StudyError: The target has no labels.
     """
-    if predictions.plan_hash != plan.digest():
-        raise CheckFailedError(
-            "these predictions were made under another plan: predict again under this one"
-        )
     target = target.with_(label=sealed.unseal(plan.digest()))
-    baseline = predictions.proba[BASELINE]
+    baseline = predicted[BASELINE]
     draws = draw_patients(target.group, np.random.default_rng(6), draws=plan.draws)
-    shots = _k_shot(model, target, plan)
-    curve = _rows(
-        {f"{k} labels per class": table for k, table in shots.items()}, baseline, target, draws
-    )
-    label_curve = tuple(
-        replace(row, labels_per_class=k) for k, row in zip(shots, curve, strict=True)
-    )
-    rows = _rows(predictions.proba, baseline, target, draws)
+    shots = {f"{k} labels per class": table for k, table in _k_shot(model, target, plan).items()}
+    curve = _rows(shots, baseline, target, draws, target_labels=True)
+    rows = _rows(predicted, baseline, target, draws)
+    enough = [row for row in curve if _is_better(row)]
     return AdaptationResult(
-        rows=rows,
-        best=_best(rows, predictions.proba, target, draws),
-        label_curve=label_curve,
-        enough_labels=next((row.labels_per_class for row in label_curve if _better(row)), None),
-        plan_hash=plan.digest(),
-        reads=sealed.reads,
+        rows=(*rows, *(enough[:1] or curve[-1:])),
+        label_curve=curve,
+        best=_best(rows, predicted, target, draws),
     )
 
 
-def _better(row: AdaptationRow) -> bool:
-    return row.difference is not None and row.difference.verdict == "better"
+def _is_better(row: AdaptationRow) -> bool:
+    gain = row.difference
+    return gain is not None and verdict(gain["low"], gain["high"], gain["p_adjusted"]) == "better"
 
 
 def _k_shot(
@@ -305,7 +261,7 @@ def _k_shot(
     rows = model.standardise(target.embedded()).astype(np.float32)
     # One head for each k and half: they share the rows, and which are shown is a weight.
     weights = shown.reshape(-1, len(label))
-    heads = fit_weighted(rows, label, C=model.inverse_penalty, weights=weights)
+    heads = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=weights)
     tables = np.empty((len(shots), len(plan.seeds), len(label), model.classes))
     for v in range(len(weights)):
         which, number = divmod(v, len(folds))
@@ -316,18 +272,18 @@ def _k_shot(
 
 
 def _rows(
-    tables: Mapping[str, NDArray[np.float64]],
+    tables: Predicted,
     baseline: NDArray[np.float64],
     target: DomainData,
     draws: PatientDraws,
+    *,
+    target_labels: bool = False,
 ) -> tuple[AdaptationRow, ...]:
     """Score one family of methods; Holm's correction runs over it, the baseline aside."""
-    label, base = target.labelled(), _right(baseline, target)
-    gains = {
-        name: _right(table, target) - base for name, table in tables.items() if name != BASELINE
-    }
-    p = {
-        name: float(
+    right, base = {name: _right(t, target) for name, t in tables.items()}, _right(baseline, target)
+    gains = {name: hit - base for name, hit in right.items() if name != BASELINE}
+    p = [
+        float(
             sign_flip(
                 gain,
                 target.group,
@@ -336,51 +292,31 @@ def _rows(
             )
         )
         for name, gain in gains.items()
-    }
-    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
+    ]
+    differences = {}
+    for (name, gain), p_one, p_adjusted in zip(gains.items(), p, holm(p).tolist(), strict=True):
+        low, high = percentile_interval(draws.mean(gain))
+        differences[name] = {
+            "estimate": float(gain.mean()),
+            "low": low,
+            "high": high,
+            "p": p_one,
+            "p_adjusted": p_adjusted,
+        }
     return tuple(
         AdaptationRow(
             method=name,
-            accuracy=float(_right(table, target).mean()),
-            auroc=_mean_auroc(label, table),
-            difference=None
-            if name == BASELINE
-            else _difference(gains[name], p[name], float(adjusted[name]), target, draws),
+            accuracy=float(right[name].mean()),
+            auroc=_mean_auroc(target.labelled(), table),
+            difference=differences.get(name),
+            target_labels=target_labels,
         )
         for name, table in tables.items()
     )
 
 
-def _difference(
-    gain: NDArray[np.float64],
-    p: float,
-    p_adjusted: float,
-    target: DomainData,
-    draws: PatientDraws,
-) -> Difference:
-    low, high = percentile_interval(draws.mean(gain))
-    interval = Interval(
-        estimate=float(gain.mean()),
-        low=low,
-        high=high,
-        images=len(target),
-        patients=target.patients,
-        method="paired patient bootstrap",
-    )
-    return Difference(
-        interval=interval,
-        p=p,
-        p_adjusted=p_adjusted,
-        test="sign flips by patient",
-        verdict=verdict(low, high, p_adjusted),
-    )
-
-
 def _best(
-    rows: Sequence[AdaptationRow],
-    tables: Mapping[str, NDArray[np.float64]],
-    target: DomainData,
-    draws: PatientDraws,
+    rows: tuple[AdaptationRow, ...], tables: Predicted, target: DomainData, draws: PatientDraws
 ) -> BestMethod | None:
     """The best method at the mean gain out of bag of whatever is best in bag.
 
@@ -397,10 +333,11 @@ def _best(
     # Where no patient is left out of a draw, it says nothing.
     corrected = np.nanmean(outside[inside.argmax(axis=0), np.arange(len(draws))])
     name = list(methods)[int(gains.mean(axis=1).argmax())]
-    own, p = methods[name].interval, methods[name].p_adjusted
-    moved = float(corrected) - own.estimate
-    gain = replace(own, estimate=own.estimate + moved, low=own.low + moved, high=own.high + moved)
-    return BestMethod(method=name, gain=gain, shown=gain.low > 0 and p <= LEVEL)
+    apparent = methods[name]
+    moved = float(corrected) - apparent["estimate"]
+    estimate, low, high = (apparent[key] + moved for key in ("estimate", "low", "high"))
+    shown = low > 0 and apparent["p_adjusted"] <= ALPHA
+    return BestMethod(method=name, estimate=estimate, low=low, high=high, shown=shown)
 
 
 def _right(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:

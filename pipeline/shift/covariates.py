@@ -56,7 +56,7 @@ def acquisition_differences(
     target: tuple[DomainData, Measures],
     rng: np.random.Generator,
     draws: int = DRAWS,
-) -> tuple[Covariate, ...]:
+) -> list[Covariate]:
     """Compare two domains; the named differences come first, the largest before the others.
 
     Args:
@@ -71,12 +71,12 @@ def acquisition_differences(
     whole = [np.ones((1, len(data))) for data, _ in domains]
     few = min(data.patients for data, _ in domains) < _FEWEST
     level = 1 - (1 - LEVEL) / (len(source[1]) + 1)
-    statistics = {CLASS_MIX: (_class_mix(source[0], target[0]), MIX)}
+    labels = (source[0].labelled(), target[0].labelled())
+    statistics = {CLASS_MIX: _class_mix(*labels)}
     for name in source[1]:
-        both = [(data.labelled(), measures[name]) for data, measures in domains]
-        statistics[name] = (_within_classes(*both), MEDIUM)
+        statistics[name] = _within_classes(labels, (source[1][name], target[1][name]))
     covariates = []
-    for name, (statistic, margin) in statistics.items():
+    for name, statistic in statistics.items():
         values = [statistic(*(draws.weights(which) for draws in drawn)) for which in blocks]
         low, high = percentile_interval(np.concatenate(values), level=level)
         covariates.append(
@@ -85,10 +85,20 @@ def acquisition_differences(
                 estimate=float(statistic(*whole)[0]),
                 low=low,
                 high=high,
-                named=not few and (low > margin or high < -margin),
+                named=not few and (low > _margin(name) or high < -_margin(name)),
             )
         )
-    return tuple(sorted(covariates, key=lambda covariate: (not covariate.named, -_rank(covariate))))
+    return sorted(covariates, key=lambda covariate: (not covariate.named, -_rank(covariate)))
+
+
+def _margin(name: str) -> float:
+    """What is never named."""
+    return MIX if name == CLASS_MIX else MEDIUM
+
+
+def _rank(covariate: Covariate) -> float:
+    size = abs(covariate.estimate) / _margin(covariate.name)
+    return size if np.isfinite(size) else 0.0
 
 
 def summary(covariates: Sequence[Covariate] | None) -> str:
@@ -99,23 +109,18 @@ def summary(covariates: Sequence[Covariate] | None) -> str:
     if not named:
         names = ", ".join(sorted(_word(covariate.name) for covariate in covariates))
         return f"None of these is shown to differ by a medium step or more: {names}."
-    first, *others = named
-    return f"What differs most is {first}" + "".join(f"; then {phrase}" for phrase in others) + "."
+    return f"What differs most is {'; then '.join(named)}."
 
 
 def _phrase(covariate: Covariate) -> str:
-    if covariate.name == CLASS_MIX:
-        return f"the {CLASS_MIX} ({_span(covariate, 100)} points in the share of a class)"
-    if abs(covariate.estimate) >= _MOST:
-        return f"{_word(covariate.name)} ({covariate.estimate:+.0f} sd within classes, or beyond)"
-    return f"{_word(covariate.name)} ({_span(covariate, 1)} sd within classes)"
-
-
-def _span(covariate: Covariate, factor: float) -> str:
-    low, estimate, high = (
-        f"{factor * v:+.1f}" for v in (covariate.low, covariate.estimate, covariate.high)
-    )
-    return f"{estimate}, {low} to {high}"
+    name, estimate = _word(covariate.name), covariate.estimate
+    if covariate.name != CLASS_MIX and abs(estimate) >= _MOST:
+        return f"{name} ({estimate:+.0f} sd within classes, or beyond)"
+    scale = 100 if covariate.name == CLASS_MIX else 1
+    low, middle, high = (f"{scale * v:+.1f}" for v in (covariate.low, estimate, covariate.high))
+    unit = "points in the share of a class" if scale > 1 else "sd within classes"
+    start = f"the {name}" if scale > 1 else name
+    return f"{start} ({middle}, {low} to {high} {unit})"
 
 
 def _word(name: str) -> str:
@@ -126,9 +131,8 @@ PairedStatistic = Callable[[Weights, Weights], NDArray[np.float64]]
 """Weights of the rows of both domains, (B, n) and (B, m), to one number a draw, (B,)."""
 
 
-def _class_mix(source: DomainData, target: DomainData) -> PairedStatistic:
+def _class_mix(*labels: NDArray[np.int64]) -> PairedStatistic:
     """The share of the class that differs most, target less source."""
-    labels = (source.labelled(), target.labelled())
     classes = range(max(int(label.max()) for label in labels) + 1)
     shares = [np.mean(labels[1] == k) - np.mean(labels[0] == k) for k in classes]
     # With two classes both differ equally: the second, the positive one, is named.
@@ -144,22 +148,21 @@ def _class_mix(source: DomainData, target: DomainData) -> PairedStatistic:
 
 
 def _within_classes(
-    source: tuple[NDArray[np.int64], NDArray[np.float64]],
-    target: tuple[NDArray[np.int64], NDArray[np.float64]],
+    labels: tuple[NDArray[np.int64], ...], values: tuple[NDArray[np.float64], ...]
 ) -> PairedStatistic:
     """Cohen's d of a measure, mean over the classes that both domains have.
 
     Args:
-        source: Labels and values.
-        target: Labels and values.
+        labels: Of source and target.
+        values: The measure in source and target.
     """
 
     def statistic(*weights: Weights) -> NDArray[np.float64]:
         parts = []
-        for k in np.intersect1d(source[0], target[0]):
+        for k in np.intersect1d(labels[0], labels[1]):
             (mean_s, var_s), (mean_t, var_t) = (
-                _moments(values, (label == k) & np.isfinite(values), w)
-                for (label, values), w in zip((source, target), weights, strict=True)
+                _moments(x, (label == k) & np.isfinite(x), w)
+                for label, x, w in zip(labels, values, weights, strict=True)
             )
             with np.errstate(invalid="ignore", divide="ignore"):
                 # The floor lets a mark that all films of one hospital have, and none of the
@@ -167,9 +170,9 @@ def _within_classes(
                 step = (mean_t - mean_s) / np.sqrt((var_s + var_t) / 2 + 1e-12)
             parts.append(np.clip(step, -_MOST, _MOST))
         # A draw without one of the classes is measured by the others.
-        known = np.isfinite(parts)
+        defined = np.isfinite(parts)
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.where(known, parts, 0.0).sum(axis=0) / known.sum(axis=0))
+            return np.asarray(np.where(defined, parts, 0.0).sum(axis=0) / defined.sum(axis=0))
 
     return statistic
 
@@ -185,10 +188,3 @@ def _moments(
         mean = w @ x / w.sum(axis=1)
         variance = w @ x**2 / w.sum(axis=1) - mean**2
     return mean + shift, variance
-
-
-def _rank(covariate: Covariate) -> float:
-    """How many times what is never named."""
-    if not np.isfinite(covariate.estimate):
-        return 0.0
-    return abs(covariate.estimate) / (MIX if covariate.name == CLASS_MIX else MEDIUM)

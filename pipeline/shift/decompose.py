@@ -2,10 +2,9 @@
 
 The loss is error(target) - error(source). Each division splits it into two terms that add
 up to it: what another mix of the classes, or of groups of patients, costs and what is lost
-within them (Kitagawa 1955); what
-scores nearer to the threshold cost and what a changed meaning of the score costs; what the
-source's threshold costs and what no threshold regains. Divisions are views of one loss and
-do not add to each other.
+within them (Kitagawa 1955); what scores nearer to the threshold cost and what a changed
+meaning of the score costs; what the source's threshold costs and what no threshold regains.
+Divisions are views of one loss and do not add to each other.
 
 Patients of source and target are drawn independently. Within a domain all statistics share
 one set of draws, so that terms of one division stay paired.
@@ -20,23 +19,23 @@ from scipy.optimize import isotonic_regression
 
 from pipeline.data.attributes import Grouping
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import DRAWS, PatientDraws, Weights, draw_patients, patient_folds
-from pipeline.errors import StudyError
-from pipeline.evaluation.bootstrap import percentile_interval
-from pipeline.evaluation.intervals import (
-    Interval,
-    Share,
-    difference_bounds,
-    share_of,
-    wilson,
+from pipeline.data.patients import (
+    DRAWS,
+    PatientDraws,
+    WeightedStatistic,
+    Weights,
+    draw_patients,
+    patient_folds,
 )
+from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.intervals import Share, difference_bounds, share_of, wilson
 from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.randomness import stream
 
 #: A term is called the cause only if it is the largest in this share of the draws.
 DOMINANT = 0.9
 #: Positive is called where the second class's probability is at least this.
-THRESHOLD = 0.5
+_THRESHOLD = 0.5
 #: Patients of a group that show how well the head does in it.
 _FEW_PATIENTS = 10
 #: Share of a target that a group may have of which the source shows too little.
@@ -47,18 +46,24 @@ Rate = tuple[float, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect(Interval):
+class Effect:
     """One term of a loss, as a share of the images; above 0 it is a loss on the target.
 
     Attributes:
         name: Of the term.
         division: Which split of the loss it belongs to.
+        estimate: On the data themselves.
+        low: Lower end of the 95 % interval, by patient.
+        high: Upper end.
         largest: Share of the draws in which it is the largest term of its division; None
             where it stands alone.
     """
 
     name: str
     division: str
+    estimate: float
+    low: float
+    high: float
     largest: float | None = None
 
 
@@ -74,7 +79,7 @@ def decompose(
 
     Args:
         source: Labels and probabilities that the head did not train on.
-        target: Labels and probabilities of the same head.
+        target: Labels and probabilities of the same head; two patients or more.
         groupings: Of both domains, by an attribute of the patients. Left out are those with a
             group of over 5 % of the target of which the source has under 10 patients.
         seed: Of draws and halves.
@@ -88,21 +93,22 @@ def decompose(
         ``discrimination``, and ``auroc_loss``, which needs no threshold.
 
     Raises:
-        StudyError: Labels are absent, or a domain has fewer than two patients.
+        StudyError: Labels are absent.
     """
     both = (_outcome(source, seed, draws), _outcome(target, seed, draws))
+    labels = (source.labelled(), target.labelled())
     effects = {
         "accuracy_loss": accuracy_loss(source, target),
-        **_by_group(*both, "class", (both[0].label, both[1].label), ("class_mix", "within_class")),
+        **_by_group(both, labels, division="class", terms=("class_mix", "within_class")),
         **_by_score(*both),
     }
-    for of_source, of_target in groupings:
-        if _comparable(source, of_source, of_target):
-            name, members = of_source.attribute, (of_source.member, of_target.member)
+    for first, second in groupings:
+        if _comparable(source, first, second):
+            name, members = first.attribute, (first.member, second.member)
             terms = (f"{name}_mix", f"within_{name}")
-            effects |= _by_group(*both, f"by {name}", members, terms)
-    if source.scored().shape[1] == 2 and all(np.unique(d.label).size == 2 for d in both):
-        effects |= {**_by_threshold(*both, seed), **_auroc_loss(*both)}
+            effects |= _by_group(both, members, division=f"by {name}", terms=terms)
+    if source.scored().shape[1] == 2 and all(np.unique(label).size == 2 for label in labels):
+        effects |= {**_by_threshold(*both, seed=seed), "auroc_loss": _auroc_loss(source, target)}
     return effects
 
 
@@ -114,7 +120,27 @@ def accuracy_loss(source: DomainData, target: DomainData) -> Effect:
         target: Labels and probabilities of the same head.
     """
     errors = [share_of(weighted_mean(data.wrong()), data.group) for data in (target, source)]
-    return _loss("accuracy_loss", "all", *errors)
+    return _undivided("accuracy_loss", "all", *errors)
+
+
+def _auroc_loss(source: DomainData, target: DomainData) -> Effect:
+    """AUROC on the source minus that on the target."""
+    areas = [
+        share_of(
+            weighted_auroc(data.labelled() == 1, data.scored()[:, 1]),
+            data.group,
+            *(data.group[data.label == k] for k in (0, 1)),
+        )
+        for data in (source, target)
+    ]
+    return _undivided("auroc_loss", "AUROC", *areas)
+
+
+def _undivided(name: str, division: str, larger: Share, smaller: Share) -> Effect:
+    """A difference of two shares of different patients."""
+    low, high = difference_bounds(larger, smaller, paired=False)
+    gap = larger.estimate - smaller.estimate
+    return Effect(name=name, division=division, estimate=gap, low=low, high=high)
 
 
 def dominant(effects: Iterable[Effect], division: str) -> str | None:
@@ -136,7 +162,6 @@ def divide(
     estimates: Mapping[str, float],
     drawn: Mapping[str, NDArray[np.float64]],
     *,
-    data: Iterable[DomainData],
     edges: Mapping[str, tuple[Rate | None, Rate | None]],
 ) -> dict[str, Effect]:
     """Terms of one division, with how surely each is the largest of them.
@@ -145,12 +170,10 @@ def divide(
         division: Its name.
         estimates: By term, on the data themselves.
         drawn: By term, the same in each draw, shape (B,); NaN where undefined.
-        data: The rows that all of it rests on.
         edges: By term, the rates that it starts from and leads to. Where one is 0 or 1 all
             draws agree on it, and the interval is lengthened by what was not seen.
     """
     shares = _shares_of_largest(np.stack([drawn[name] for name in estimates]))
-    rows = list(data)
     effects = {}
     for (name, estimate), share in zip(estimates.items(), shares, strict=True):
         start, end = (_unseen_room(rate) for rate in edges.get(name, (None, None)))
@@ -161,9 +184,6 @@ def divide(
             estimate=estimate,
             low=low,
             high=high,
-            images=sum(map(len, rows)),
-            patients=sum(domain.patients for domain in rows),
-            method="patient bootstrap",
             largest=float(share) if len(estimates) > 1 else None,
         )
     return effects
@@ -171,11 +191,11 @@ def divide(
 
 def _shares_of_largest(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """In which share of the draws each of (terms, B) is the largest, shape (terms,)."""
-    known = table[:, np.isfinite(table).all(axis=0)]
-    largest = known == known.max(axis=0, initial=-np.inf)
+    defined = table[:, np.isfinite(table).all(axis=0)]
+    largest = defined == defined.max(axis=0, initial=-np.inf)
     # Terms that are equal share a draw: of nothing but zeros none is the largest.
     wins = (largest / largest.sum(axis=0)).sum(axis=1)
-    return np.asarray(wins / max(1, known.shape[1]), dtype=np.float64)
+    return np.asarray(wins / max(1, defined.shape[1]), dtype=np.float64)
 
 
 def _unseen_room(rate: Rate | None) -> tuple[float, float]:
@@ -209,7 +229,6 @@ class _Outcome:
     """A labelled domain with what the head got wrong and the draws of its patients."""
 
     data: DomainData
-    label: NDArray[np.int64]
     wrong: NDArray[np.bool_]
     draws: PatientDraws
 
@@ -217,45 +236,13 @@ class _Outcome:
     def rate(self) -> Rate:
         return float(self.wrong.mean()), self.data.patients
 
-    @property
-    def error(self) -> float:
-        return self.rate[0]
-
-    def drawn_error(self) -> NDArray[np.float64]:
-        return self.draws.mean(self.wrong)
-
-    @property
-    def confidence(self) -> NDArray[np.float64]:
-        return np.asarray(self.data.scored().max(axis=1), dtype=np.float64)
-
-    @property
-    def score(self) -> NDArray[np.float64]:
-        """Probability of the second class."""
-        return np.asarray(self.data.scored()[:, 1], dtype=np.float64)
+    def means(self, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Of all rows, then of each draw, shape ``(1 + B,)``."""
+        return np.append(hit.mean(), self.draws.mean(hit))
 
 
 def _outcome(data: DomainData, seed: int, draws: int) -> _Outcome:
-    label = data.labelled()
-    if data.patients < 2:
-        raise StudyError(f"all images of {data.name} are of one patient: no interval can be given")
-    return _Outcome(
-        data=data, label=label, wrong=data.wrong(), draws=domain_draws(data, seed, draws)
-    )
-
-
-def _loss(name: str, division: str, larger: Share, smaller: Share) -> Effect:
-    """A difference of two shares of different patients."""
-    low, high = difference_bounds(larger, smaller, paired=False)
-    return Effect(
-        name=name,
-        division=division,
-        estimate=larger.estimate - smaller.estimate,
-        low=low,
-        high=high,
-        images=larger.images + smaller.images,
-        patients=larger.patients + smaller.patients,
-        method="MOVER by patient",
-    )
+    return _Outcome(data=data, wrong=data.wrong(), draws=domain_draws(data, seed, draws))
 
 
 def _comparable(source: DomainData, of_source: Grouping, of_target: Grouping) -> bool:
@@ -268,10 +255,10 @@ def _comparable(source: DomainData, of_source: Grouping, of_target: Grouping) ->
 
 
 def _by_group(
-    source: _Outcome,
-    target: _Outcome,
-    division: str,
+    both: tuple[_Outcome, _Outcome],
     members: tuple[NDArray[np.integer], NDArray[np.integer]],
+    *,
+    division: str,
     terms: tuple[str, str],
 ) -> dict[str, Effect]:
     """Split the loss into the mix of groups and the error within them (Kitagawa 1955).
@@ -281,10 +268,13 @@ def _by_group(
     of the changes {P(G), P(X, Y | G)} (Zhang et al., arXiv 2210.10769). A group that one
     domain lacks is taken to have the other's error there, so its loss is mix.
     """
-    count = max(int(member.max()) for member in members) + 1
+    groups = range(max(int(member.max()) for member in members) + 1)
     (p, wrong_p), (q, wrong_q) = (
-        _group_shares(outcome, member, count)
-        for outcome, member in zip((source, target), members, strict=True)
+        (
+            np.stack([outcome.means(member == k) for k in groups]),
+            np.stack([outcome.means(outcome.wrong & (member == k)) for k in groups]),
+        )
+        for outcome, member in zip(both, members, strict=True)
     )
     e_p, e_q = _ratio(wrong_p, p), _ratio(wrong_q, q)
     e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
@@ -293,26 +283,9 @@ def _by_group(
         division,
         {terms[0]: float(mix[0]), terms[1]: float(within[0])},
         {terms[0]: mix[1:], terms[1]: within[1:]},
-        data=(source.data, target.data),
         # What a group without an error may yet hold is within it; the mix weighs errors seen.
-        edges={terms[1]: (source.rate, target.rate)},
+        edges={terms[1]: (both[0].rate, both[1].rate)},
     )
-
-
-def _group_shares(
-    outcome: _Outcome, member: NDArray[np.integer], count: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Share of each group and of its errors, ``(K, 1 + B)`` each; column 0 is undrawn."""
-    everyone = np.ones_like(outcome.wrong)
-    shares = [
-        np.stack([_mean(outcome, rows & (member == k)) for k in range(count)])
-        for rows in (everyone, outcome.wrong)
-    ]
-    return shares[0], shares[1]
-
-
-def _mean(outcome: _Outcome, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return np.append(hit.mean(), outcome.draws.mean(hit))
 
 
 def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -326,8 +299,8 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
     e_T - E_T[r_S] = E_T[r_T - r_S] exactly, because pooling keeps the mean: the same
     confidence is wrong more often. It is what every estimate without labels must miss.
     """
-    knots, place = np.unique(source.confidence, return_inverse=True)
-    x_target = target.confidence
+    confidence, of_target = (outcome.data.scored().max(axis=1) for outcome in (source, target))
+    knots, place = np.unique(confidence, return_inverse=True)
 
     def expected(w_source: NDArray[np.float64], w_target: NDArray[np.float64]) -> float:
         # Sorted once for all draws: scikit-learn's class takes five times as long.
@@ -335,18 +308,15 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
         wrong = np.bincount(place, weights=w_source * source.wrong)
         used = mass > 0
         curve = isotonic_regression(wrong[used] / mass[used], weights=mass[used], increasing=False)
-        return float(w_target @ np.interp(x_target, knots[used], curve.x) / w_target.sum())
+        return float(w_target @ np.interp(of_target, knots[used], curve.x) / w_target.sum())
 
-    estimate = expected(np.ones(len(place)), np.ones(len(x_target)))
+    estimate = expected(np.ones(len(place)), np.ones(len(of_target)))
     drawn = np.array([expected(*weights) for weights in _paired_weights(source, target)])
+    e_s, e_t = source.means(source.wrong), target.means(target.wrong)
     return divide(
         "score",
-        {"confidence_shift": estimate - source.error, "y_given_score": target.error - estimate},
-        {
-            "confidence_shift": drawn - source.drawn_error(),
-            "y_given_score": target.drawn_error() - drawn,
-        },
-        data=(source.data, target.data),
+        {"confidence_shift": estimate - float(e_s[0]), "y_given_score": float(e_t[0]) - estimate},
+        {"confidence_shift": drawn - e_s[1:], "y_given_score": e_t[1:] - drawn},
         edges={"confidence_shift": (source.rate, None), "y_given_score": (None, target.rate)},
     )
 
@@ -360,7 +330,7 @@ def _paired_weights(
         yield from zip(source.draws.weights(which), target.draws.weights(which), strict=True)
 
 
-def _by_threshold(source: _Outcome, target: _Outcome, seed: int) -> dict[str, Effect]:
+def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str, Effect]:
     """Split the loss at the target's own best threshold.
 
     threshold = e_T(tau_S) - e_T(tau_T): what the source's threshold costs; discrimination =
@@ -368,81 +338,55 @@ def _by_threshold(source: _Outcome, target: _Outcome, seed: int) -> dict[str, Ef
     target's patients and scored on the other, and found again in each draw: a threshold
     scored where it was chosen looks too good.
     """
-    first, second = patient_folds(None, target.data.group, folds=2, seed=seed)
-    rows = np.concatenate([first[1], second[1]])
-    halves = (_Half(target, first[1]), _Half(target, second[1]))
-    count = len(first[1])
-
-    def best_error(weights: Weights) -> Weights:
-        errors = _cross_fitted(halves, weights[:, :count], weights[:, count:])
-        return np.asarray(errors / weights.sum(axis=1))
-
-    best = float(best_error(np.ones((1, len(rows))))[0])
-    drawn_best = target.draws.of(target.data.group[rows]).apply(best_error)
-    both = (source, target)
-    wrong = [(outcome.score >= THRESHOLD) != (outcome.label == 1) for outcome in both]
-    drawn = [outcome.draws.mean(w) for outcome, w in zip(both, wrong, strict=True)]
-    start = float(wrong[0].mean())
+    best_error = _cross_fitted_error(target.data, seed)
+    best = float(best_error(np.ones((1, len(target.data))))[0])
+    drawn_best = target.draws.apply(best_error)
+    e_s, e_t = (
+        outcome.means((outcome.data.scored()[:, 1] >= _THRESHOLD) != (outcome.data.label == 1))
+        for outcome in (source, target)
+    )
+    start = float(e_s[0])
     return divide(
         "threshold",
-        {"threshold": float(wrong[1].mean()) - best, "discrimination": best - start},
-        {"threshold": drawn[1] - drawn_best, "discrimination": drawn_best - drawn[0]},
-        data=(source.data, target.data),
+        {"threshold": float(e_t[0]) - best, "discrimination": best - start},
+        {"threshold": e_t[1:] - drawn_best, "discrimination": drawn_best - e_s[1:]},
         edges={"discrimination": ((start, source.data.patients), (best, target.data.patients))},
     )
 
 
-class _Half:
-    """One half of a target, sorted by score, for many weightings at once.
+def _cross_fitted_error(data: DomainData, seed: int) -> WeightedStatistic:
+    """The statistic "error at the threshold that is best on the other half of the patients"."""
+    positive, score = data.labelled() == 1, data.scored()[:, 1]
+    folds = patient_folds(None, data.group, folds=2, seed=seed)
+    halves = [rows[np.argsort(score[rows], kind="stable")] for _, rows in folds]
+    cuts, thresholds = zip(*(_candidates(score[half]) for half in halves), strict=True)
+    # Rows of each half below every candidate of the other one.
+    below = [np.searchsorted(score[halves[k]], thresholds[1 - k], side="left") for k in (0, 1)]
 
-    Args:
-        outcome: The target.
-        rows: Row numbers of the half.
+    def statistic(weights: Weights) -> NDArray[np.float64]:
+        errors = [_errors_by_cut(weights[:, half], positive[half]) for half in halves]
+        best = [errors[k][:, cuts[k]].argmin(axis=1) for k in (0, 1)]
+        draw = np.arange(len(weights))
+        crossed = [errors[k][draw, below[k][best[1 - k]]] for k in (0, 1)]
+        return np.asarray(sum(crossed) / weights.sum(axis=1))
+
+    return statistic
+
+
+def _candidates(score: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Thresholds that lie between distinct sorted scores, and the rows below each of them."""
+    ends = np.flatnonzero(np.diff(score) > 0)
+    between = (score[ends] + score[ends + 1]) / 2
+    return np.r_[0, ends + 1, len(score)], np.r_[-np.inf, between, np.inf]
+
+
+def _errors_by_cut(weights: Weights, positive: NDArray[np.bool_]) -> Weights:
+    """Weighted errors where the first 0, 1, ... n of rows sorted by score are called negative.
+
+    Shape ``(b, n + 1)``.
     """
-
-    def __init__(self, outcome: _Outcome, rows: NDArray[np.intp]) -> None:
-        self.order = np.argsort(outcome.score[rows], kind="stable")
-        self.score = outcome.score[rows][self.order]
-        self.positive = outcome.label[rows][self.order] == 1
-        distinct = np.flatnonzero(np.diff(self.score) > 0)
-        #: Rows below each candidate threshold; candidates lie between distinct scores.
-        self.below = np.concatenate([[0], distinct + 1, [len(rows)]])
-        between = (self.score[distinct] + self.score[distinct + 1]) / 2
-        self.candidates = np.concatenate([[-np.inf], between, [np.inf]])
-
-    def errors(self, weights: Weights) -> Weights:
-        """Weighted count of errors at each number of rows below, shape (b, n + 1)."""
-        sorted_weights = weights[:, self.order]
-        zero = np.zeros((len(weights), 1))
-        missed = np.hstack([zero, np.cumsum(sorted_weights * self.positive, axis=1)])
-        cleared = np.hstack([zero, np.cumsum(sorted_weights * ~self.positive, axis=1)])
-        return np.asarray(missed + cleared[:, -1:] - cleared)
-
-    def best(self, errors: Weights) -> Weights:
-        """Threshold of fewest errors for each weighting, shape (b,)."""
-        return np.asarray(self.candidates[errors[:, self.below].argmin(axis=1)], dtype=np.float64)
-
-    def at(self, thresholds: Weights, errors: Weights) -> Weights:
-        """Weighted count of errors at one threshold for each weighting, shape (b,)."""
-        place = np.searchsorted(self.score, thresholds, side="left")
-        return errors[np.arange(len(errors)), place]
-
-
-def _cross_fitted(halves: tuple[_Half, _Half], first: Weights, second: Weights) -> Weights:
-    """Errors of each half at the other's best threshold, added, shape (b,)."""
-    a, b = halves
-    errors_a, errors_b = a.errors(first), b.errors(second)
-    return a.at(b.best(errors_b), errors_a) + b.at(a.best(errors_a), errors_b)
-
-
-def _auroc_loss(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
-    """AUROC on the source minus that on the target."""
-    areas = [
-        share_of(
-            weighted_auroc(outcome.label == 1, outcome.score),
-            outcome.data.group,
-            *(outcome.data.group[outcome.label == k] for k in (0, 1)),
-        )
-        for outcome in (source, target)
-    ]
-    return {"auroc_loss": _loss("auroc_loss", "AUROC", *areas)}
+    missed, cleared = (
+        np.pad(np.cumsum(weights * rows, axis=1), ((0, 0), (1, 0)))
+        for rows in (positive, ~positive)
+    )
+    return np.asarray(missed + cleared[:, -1:] - cleared)

@@ -19,12 +19,14 @@ from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import euclidean_distances
 
 from pipeline.data.domain import DomainData
 from pipeline.errors import StudyError
 from pipeline.evaluation.paired_tests import holm
 from pipeline.evaluation.separability import (
     DomainAUC,
+    Separability,
     domain_auc,
     patient_units,
     permutation_p,
@@ -45,8 +47,6 @@ _SURE, _NO_HINT = 0.02, 0.2
 FEWEST_DRAWS = math.ceil(1 / LEVEL) - 1
 #: Below this many patients in a domain, the tests of the features are refused.
 _NEEDED_PATIENTS = 20
-#: Below this many, a large p-value is called absence of evidence.
-_FEW_PATIENTS = 100
 #: The planted shift: so many standard deviations, in this share of the features.
 _PLANTED_SHIFT, _PLANTED_SHARE = 0.25, 0.05
 #: Multiples of the median distance that serve as bandwidths of the Gaussian kernels; each is
@@ -63,39 +63,22 @@ class ShiftTest:
     """One test of "both domains are alike".
 
     Attributes:
-        test: Entry of :data:`TESTS`.
+        name: Entry of :data:`TESTS`.
         statistic: Observed value; None if refused.
         p: Permutation p-value; None if refused.
         p_adjusted: The same, adjusted over the tests (Holm).
-        p_control: Of two halves of the source, which are alike; None if refused there.
-        p_planted: Of the same halves with a planted shift.
+        p_null_control: Of two halves of the source, which are alike; None if refused there.
+        p_positive_control: Of the same halves with a planted shift.
         refused: Why there is no value.
     """
 
-    test: str
+    name: str
     statistic: float | None = None
     p: float | None = None
     p_adjusted: float | None = None
-    p_control: float | None = None
-    p_planted: float | None = None
+    p_null_control: float | None = None
+    p_positive_control: float | None = None
     refused: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detection:
-    """Whether two domains differ, and how well a classifier separates them.
-
-    Attributes:
-        tests: One row for each of :data:`TESTS`.
-        domain_auc: How well a classifier predicts the domain from the features.
-        draws: Permutations of each test.
-        notes: What a reader must know beside the numbers.
-    """
-
-    tests: tuple[ShiftTest, ...]
-    domain_auc: DomainAUC
-    draws: int
-    notes: tuple[str, ...]
 
 
 def detect(
@@ -105,7 +88,7 @@ def detect(
     *,
     draws: int = DRAWS,
     seed: int = 0,
-) -> Detection:
+) -> tuple[list[ShiftTest], DomainAUC]:
     """Test whether two domains differ, and show what the tests say where that is known.
 
     Args:
@@ -117,37 +100,30 @@ def detect(
         draws: Permutations of each test; of the controls at most 199.
         seed: Seed of permutations, folds and halves.
 
+    Returns:
+        The tests, and how well a classifier predicts the domain from the features.
+
     Raises:
-        StudyError: The domains do not fit, or have too few patients for any p-value.
+        StudyError: The domains have too few patients for any p-value.
     """
-    pair = _Pair(source=source, target=target, draws=draws, seed=seed)
-    refuse_hopeless(source.patients, target.patients, draws)
-    auc = domain_auc(
-        source, target.sealed(), draws=draws, class_draws=min(draws, CONTROL_DRAWS), seed=seed
-    )
+    refuse_hopeless(source.patients, target.patients)
+    few_draws = min(draws, CONTROL_DRAWS)
+    auc = domain_auc(source, target.sealed(), draws=draws, class_draws=few_draws, seed=seed)
     # The classifier's AUC and its permutations are those of the test: they are made once.
-    observed = _rows(pair, {"ridge_c2st": (auc.overall.auc.estimate, auc.overall.p)})
-    control, planted = _controls(pair, predict_proba)
-    return Detection(
-        tests=tuple(
-            replace(
-                row,
-                p_control=control.get(row.test),
-                p_planted=planted.get(row.test),
-            )
-            for row in observed
-        ),
-        domain_auc=auc,
-        draws=draws,
-        notes=_notes(pair),
-    )
+    tests = run_tests(source, target, draws=draws, seed=seed, classifier=auc.overall)
+    halves, planted = _halves(source, target.patients, predict_proba, seed)
+    null, positive = (run_tests(*pair, draws=few_draws, seed=seed) for pair in (halves, planted))
+    return [
+        replace(test, p_null_control=without.p, p_positive_control=shifted.p)
+        for test, without, shifted in zip(tests, null, positive, strict=True)
+    ], auc
 
 
-def refuse_hopeless(source_patients: int, target_patients: int, draws: int) -> None:
+def refuse_hopeless(source_patients: int, target_patients: int) -> None:
     """Refuse a test whose smallest possible p-value is above its level.
 
     Raises:
-        StudyError: Too few permutations of these patients are distinct, or too few drawn.
+        StudyError: Too few permutations of these patients are distinct.
     """
     distinct = math.comb(source_patients + target_patients, target_patients)
     if 1 / distinct > LEVEL:
@@ -157,10 +133,55 @@ def refuse_hopeless(source_patients: int, target_patients: int, draws: int) -> N
             f"{1 / distinct:.3g} (level {LEVEL:g}): add patients, or give patient ids if images "
             "were taken for one patient"
         )
-    if draws < FEWEST_DRAWS:
-        raise StudyError(
-            f"{draws} permutations cannot give p <= {LEVEL:g}: ask for at least {FEWEST_DRAWS}"
+
+
+def run_tests(
+    source: DomainData,
+    target: DomainData,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    classifier: Separability | None = None,
+) -> list[ShiftTest]:
+    """The tests alone, without controls; see :func:`detect`.
+
+    Args:
+        source: See :func:`detect`.
+        target: See :func:`detect`.
+        draws: Permutations of each test.
+        seed: See :func:`detect`.
+        classifier: Of the domain; fitted here where left out.
+    """
+    pair = _Pair(source=source, target=target, draws=draws, seed=seed, classifier=classifier)
+    fewest = min(source.patients, target.patients)
+    refused = {}
+    if fewest < _NEEDED_PATIENTS:
+        why = f"{counted(fewest, 'patient')} in a domain, needs {_NEEDED_PATIENTS}"
+        refused = dict.fromkeys(_NEED_PATIENTS, why)
+    values = {name: test(pair) for name, test in TESTS.items() if name not in refused}
+    adjusted = dict(zip(values, holm([p for _, p in values.values()]).tolist(), strict=True))
+    return [
+        ShiftTest(
+            name=name,
+            statistic=values[name][0] if name in values else None,
+            p=values[name][1] if name in values else None,
+            p_adjusted=adjusted.get(name),
+            refused=refused.get(name),
         )
+        for name in TESTS
+    ]
+
+
+def images_differ(tests: Iterable[ShiftTest]) -> bool | None:
+    """True where a test is sure, False where none has a hint, None between the two.
+
+    A wrong True or False would name a wrong cause, so both ask for more than one level.
+    """
+    p = [test.p_adjusted for test in tests]
+    least = min(value for value in p if value is not None)
+    if least <= _SURE:
+        return True
+    return False if None not in p and least > _NO_HINT else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,24 +192,7 @@ class _Pair:
     target: DomainData
     draws: int
     seed: int
-
-    def __post_init__(self) -> None:
-        for name in ("embedded", "scored"):
-            source, target = (getattr(rows, name)().shape[1] for rows in (self.source, self.target))
-            if source != target:
-                what = "features" if name == "embedded" else "probabilities"
-                raise StudyError(
-                    f"source and target differ in the width of their {what} ({source} and "
-                    f"{target}): use one backbone and one head for both"
-                )
-
-    @property
-    def fewest_patients(self) -> int:
-        return min(self.source.patients, self.target.patients)
-
-    @property
-    def group(self) -> NDArray[np.generic]:
-        return np.concatenate([self.source.group, self.target.group])
+    classifier: Separability | None
 
     @cached_property
     def is_target(self) -> NDArray[np.bool_]:
@@ -197,7 +201,8 @@ class _Pair:
     @cached_property
     def unit(self) -> NDArray[np.intp]:
         """Patient of each row; the same id in both domains is two."""
-        return patient_units(self.is_target, self.group)
+        group = np.concatenate([self.source.group, self.target.group])
+        return patient_units(self.is_target, group)
 
     @cached_property
     def features(self) -> NDArray[np.floating]:
@@ -216,8 +221,13 @@ def _score_ks(pair: _Pair) -> tuple[float, float]:
 
 def _c2st(pair: _Pair) -> tuple[float, float]:
     """Ridge classifier two-sample test (Lopez-Paz and Oquab 2017); the statistic is the AUC."""
-    domain = pair.is_target.astype(np.int64)
-    result = separability(pair.features, domain, pair.unit, draws=pair.draws, seed=pair.seed)
+    result = pair.classifier or separability(
+        pair.features,
+        pair.is_target.astype(np.int64),
+        pair.unit,
+        draws=pair.draws,
+        seed=pair.seed,
+    )
     return result.auc.estimate, result.p
 
 
@@ -242,94 +252,35 @@ TESTS: Mapping[str, Callable[[_Pair], tuple[float, float]]] = MappingProxyType(
     {"bbsd_ks": _score_ks, "ridge_c2st": _c2st, "mmd_aggregated": _mmd}
 )
 #: Tests that mislead in domains of few patients.
-_NEED_PATIENTS = frozenset({"ridge_c2st", "mmd_aggregated"})
+_NEED_PATIENTS = ("ridge_c2st", "mmd_aggregated")
 
 
-def run_tests(
-    source: DomainData, target: DomainData, *, draws: int = DRAWS, seed: int = 0
-) -> list[ShiftTest]:
-    """The tests alone, without controls; see :func:`detect`.
-
-    Raises:
-        StudyError: The domains do not fit.
-    """
-    return _rows(_Pair(source=source, target=target, draws=draws, seed=seed), {})
-
-
-def _rows(pair: _Pair, computed: Mapping[str, tuple[float, float]]) -> list[ShiftTest]:
-    rows = []
-    for name, test in TESTS.items():
-        if name in _NEED_PATIENTS and pair.fewest_patients < _NEEDED_PATIENTS:
-            rows.append(
-                ShiftTest(
-                    test=name,
-                    refused=f"{counted(pair.fewest_patients, 'patient')} in a domain, needs "
-                    f"{_NEEDED_PATIENTS}",
-                )
-            )
-            continue
-        statistic, p = computed[name] if name in computed else test(pair)
-        rows.append(ShiftTest(test=name, statistic=statistic, p=p))
-    tested = [row for row in rows if row.p is not None]
-    adjusted = holm([row.p for row in tested if row.p is not None])
-    of_test = {row.test: float(p) for row, p in zip(tested, adjusted, strict=True)}
-    return [replace(row, p_adjusted=of_test.get(row.test)) for row in rows]
-
-
-def images_differ(tests: Iterable[ShiftTest]) -> bool | None:
-    """True where a test is sure, False where none has a hint, None between the two.
-
-    A wrong True or False would name a wrong cause, so both ask for more than one level.
-    """
-    p = [test.p_adjusted for test in tests]
-    known = [value for value in p if value is not None]
-    if min(known) <= _SURE:
-        return True
-    return False if len(known) == len(p) and min(known) > _NO_HINT else None
-
-
-def _controls(
-    pair: _Pair, predict_proba: Callable[[NDArray[np.floating]], NDArray[np.float64]]
-) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """p-values of two halves of the source, and of the same with a planted shift.
+def _halves(
+    source: DomainData,
+    target_patients: int,
+    predict_proba: Callable[[NDArray[np.floating]], NDArray[np.float64]],
+    seed: int,
+) -> tuple[tuple[DomainData, DomainData], tuple[DomainData, DomainData]]:
+    """Two halves of the source's patients, and the same with a shift planted in the second.
 
     Where the target has fewer patients than a half, the second part shrinks to as many, so
     that the controls are no more powerful than the comparison they stand beside.
     """
-    rng = np.random.default_rng([pair.seed, 3])
-    patients, member = np.unique(pair.source.group, return_inverse=True)
-    share = min(0.5, pair.target.patients / patients.size)
-    chosen = rng.permutation(patients.size)[: round(share * patients.size)]
-    in_second = np.isin(member, chosen)
-    first, second = pair.source.take(~in_second), pair.source.take(in_second)
-    shifted = _planted(second.embedded(), rng)
-    planted = (
-        first.with_(proba=predict_proba(first.embedded())),
-        second.with_(features=shifted, proba=predict_proba(shifted)),
-    )
-    draws = min(pair.draws, CONTROL_DRAWS)
-    control, with_shift = (
-        {row.test: row.p for row in run_tests(*halves, draws=draws, seed=pair.seed)}
-        for halves in ((first, second), planted)
-    )
-    return control, with_shift
-
-
-def _planted(features: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.floating]:
-    """Shift a few random features by a fraction of their standard deviation."""
+    rng = np.random.default_rng([seed, 3])
+    patients, member = np.unique(source.group, return_inverse=True)
+    share = min(0.5, target_patients / patients.size)
+    in_second = np.isin(member, rng.permutation(patients.size)[: round(share * patients.size)])
+    first, second = source.take(~in_second), source.take(in_second)
+    features = second.embedded()
     width = features.shape[1]
     chosen = rng.permutation(width)[: max(1, round(_PLANTED_SHARE * width))]
     shift = np.zeros(width, dtype=features.dtype)
     shift[chosen] = _PLANTED_SHIFT * features[:, chosen].std(axis=0)
-    return np.asarray(features + shift)
-
-
-def _notes(pair: _Pair) -> tuple[str, ...]:
-    if pair.fewest_patients >= _FEW_PATIENTS:
-        return ()
-    few = counted(pair.fewest_patients, "patient")
-    note = f"A domain has only {few}: a large p-value is absence of evidence of a shift, not proof"
-    return (f"{note} that there is none.",)
+    planted = (
+        first.with_(proba=predict_proba(first.embedded())),
+        second.with_(features=features + shift, proba=predict_proba(features + shift)),
+    )
+    return (first, second), planted
 
 
 # The statistics, for all permutations at once.
@@ -390,18 +341,16 @@ def mmd_statistics(
     order = np.argsort(unit, kind="stable")
     rows, unit = _scaled(features)[order], unit[order]
     labels = labels[order]
-    norms, median = np.einsum("ij,ij->i", rows, rows), median_distance(rows)
+    median = median_distance(rows)
     within, sums = np.zeros((2, len(BANDWIDTHS), labels.shape[1]))
     total = np.zeros((len(BANDWIDTHS), 1))
     spans = [slice(start, start + tile) for start in range(0, len(rows), tile)]
     for a, b in combinations_with_replacement(spans, 2):
-        squared = norms[a][:, None] + norms[b] - 2 * rows[a] @ rows[b].T
-        if a == b:
-            np.fill_diagonal(squared, 0)  # exact, where rounding is not
+        squared = euclidean_distances(rows[a], None if a == b else rows[b], squared=True)
         first_a, first_b = (np.flatnonzero(np.diff(unit[s], prepend=-1)) for s in (a, b))
         t_a, t_b = (labels[s][f].astype(np.float64) for s, f in ((a, first_a), (b, first_b)))
-        for i, kernel in enumerate(_kernels(np.clip(squared, 0, None), median)):
-            joined = np.add.reduceat(np.add.reduceat(kernel, first_b, axis=1), first_a, axis=0)
+        for i, kernel in enumerate(_kernels(squared, median)):
+            joined = np.add.reduceat(np.add.reduceat(kernel, first_a, axis=0), first_b, axis=1)
             form = (t_a * (joined @ t_b)).sum(axis=0)
             within[i] += form if a == b else 2 * form
             sums[i] += joined.sum(axis=1) @ t_a + (0 if a == b else joined.sum(axis=0) @ t_b)
@@ -439,10 +388,8 @@ def median_distance(rows: NDArray[np.float64]) -> float:
     Args:
         rows: Shape (n, d), centred.
     """
-    norms = np.einsum("ij,ij->i", rows, rows)
     if len(rows) > _MEDIAN_ROWS:
-        by_norm = np.argsort(norms, kind="stable")
-        chosen = by_norm[np.linspace(0, len(rows) - 1, _MEDIAN_ROWS).astype(np.intp)]
-        rows, norms = rows[chosen], norms[chosen]
-    squared = (norms[:, None] + norms - 2 * rows @ rows.T)[np.triu_indices(len(rows), 1)]
-    return float(np.sqrt(max(0.0, np.median(squared)))) or 1.0
+        by_norm = np.argsort(np.einsum("ij,ij->i", rows, rows), kind="stable")
+        rows = rows[by_norm[np.linspace(0, len(rows) - 1, _MEDIAN_ROWS).astype(np.intp)]]
+    squared = euclidean_distances(rows, squared=True)[np.triu_indices(len(rows), 1)]
+    return float(np.sqrt(np.median(squared))) or 1.0

@@ -14,7 +14,6 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import one_patient_hint, patient_folds
 from pipeline.data.samples import Samples
 from pipeline.errors import StudyError
-from pipeline.evaluation.predictions import Predictions
 from pipeline.features.load import FeatureTable
 from pipeline.heads.logistic import make_logistic
 from pipeline.study import SOURCE
@@ -36,14 +35,12 @@ class SourceModel:
         mean: Of the raw features, shape (d,).
         scale: Their standard deviations, 1 where a feature does not vary, shape (d,).
         head: Fitted to all rows of the source, standardised.
-        inverse_penalty: Its C.
     """
 
     data: DomainData
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
     head: LogisticRegression
-    inverse_penalty: float = INVERSE_PENALTY
 
     @property
     def classes(self) -> int:
@@ -87,39 +84,31 @@ class SourceModel:
             label: Shape (m,).
             weights: Shape (m,), weight of each row; 1 where left out.
         """
-        head = make_logistic(self.inverse_penalty)
+        head = make_logistic(INVERSE_PENALTY)
         return head.fit(rows.astype(np.float32), label, sample_weight=weights)
 
 
-def fit_source(data: DomainData, *, inverse_penalty: float = INVERSE_PENALTY) -> SourceModel:
+def fit_source(data: DomainData) -> SourceModel:
     """Fit the head to a labelled domain, and once for each fold of its patients.
 
     Args:
         data: Features and labels; every class from 0 to K - 1 is there.
-        inverse_penalty: C of the head.
 
     Raises:
-        StudyError: A class is missing, or has too few patients for folds.
+        StudyError: A class has too few patients for folds.
     """
     features, label = data.embedded(), data.labelled()
-    counts = np.bincount(label)
-    if counts.size < 2 or not counts.all():
-        raise StudyError(
-            f"labels of {data.name} must use every number from 0 to K - 1, and there must be two; "
-            f"images of each class: {counts.tolist()}"
-        )
     mean, scale = _mean_and_scale(features)
     rows = (features - mean) / scale
-    proba = np.zeros((len(label), counts.size))
+    proba = np.zeros((len(label), label.max() + 1))
     for fit, held in patient_folds(label, data.group, seed=0):
-        head = make_logistic(inverse_penalty, tol=1e-6).fit(rows[fit], label[fit])
+        head = make_logistic(INVERSE_PENALTY, tol=1e-6).fit(rows[fit], label[fit])
         proba[held] = head.predict_proba(rows[held])
     return SourceModel(
         data=data.with_(proba=proba),
         mean=mean,
         scale=scale,
-        head=make_logistic(inverse_penalty, tol=1e-6).fit(rows, label),
-        inverse_penalty=inverse_penalty,
+        head=make_logistic(INVERSE_PENALTY, tol=1e-6).fit(rows, label),
     )
 
 
@@ -172,15 +161,11 @@ def shared_patients(samples: Samples, source: DomainData, target: DomainData) ->
     return len(np.setdiff1d(np.intersect1d(source.group, target.group), files))
 
 
-def digest_of_domain(images: Samples | Predictions, domain: str) -> str:
-    """SHA-256 of the images of a domain with their labels, in any order, 64 hex digits.
-
-    Args:
-        images: Of a study, as it has them now or as they were predicted.
-        domain: Its name.
-    """
-    rows = np.flatnonzero(images.domain == domain)
-    lines = sorted(f"{bytes(images.key[row]).hex()} {images.label[row]}" for row in rows)
+def digest_of(data: DomainData) -> str:
+    """SHA-256 of the images of a domain with their labels, in any order, 64 hex digits."""
+    label = np.full(len(data), -1) if data.label is None else data.label
+    keys = () if data.key is None else map(bytes, data.key)
+    lines = sorted(f"{key.hex()} {k}" for key, k in zip(keys, label, strict=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -3,43 +3,41 @@
 The accuracy cannot be known without labels unless something is assumed. Two formulas with
 different assumptions give a range that holds where either is true. They read calibrated
 probabilities of one head: out of fold on the source, as predicted on the target. The
-bootstrap draws patients of both domains and repeats everything, the calibration included;
-all draws are solved as one batch.
+bootstrap draws patients of both domains and repeats everything, the calibration included.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
-from pipeline.errors import StudyError
 from pipeline.evaluation.bootstrap import percentile_interval
 from pipeline.evaluation.intervals import Interval, agresti_coull, share_of
 from pipeline.evaluation.metrics import weighted_mean
 
 #: Bootstrap draws of the intervals.
 DRAWS = 200
-#: Shown wherever an estimate is shown.
-ASSUMPTION = (
+#: Names of the two estimates of the accuracy, see :func:`_estimates`.
+FORMULAS = ("doc", "label_shift")
+#: Domain classifier AUC above which nothing is estimated. Of two Gaussians with this AUC, 4 %
+#: of the source's images stand for the target's.
+NO_OVERLAP = 0.9
+_ASSUMPTION = (
     "doc assumes that a score means on the target what it means on the source; label_shift, "
     "that the images of a class look the same. The range holds where one of them does. Label "
     "errors, another definition of the label, noise and blur go unseen."
 )
-#: Domain classifier AUC above which nothing is estimated. Of two Gaussians with this AUC, 4 %
-#: of the source's images stand for the target's.
-NO_OVERLAP = 0.9
-OVERLAP = (
+_OVERLAP = (
     "The accuracy is not estimated: the features tell nearly every image of the target from "
     "the source, so the source does not show how right the head is on such images."
 )
 _TINY = 1e-12
-_NEWTON_STEPS = 50
-_HALVINGS = 20
 #: Pseudo-counts that keep slope and bias finite where the scores separate the classes.
 _PENALTY = 1e-3
 _EM_STEPS = 500
@@ -58,10 +56,12 @@ class AccuracyEstimate:
         accuracy: By formula of :data:`FORMULAS`, each with a 95 % interval of the accuracy on
             these images. It holds if the formula's assumption does.
         prevalence: Share of each class in the target (MLLS), in label order.
+        predicted: Share of each class as the head assigns them.
     """
 
     accuracy: Mapping[str, Interval]
     prevalence: tuple[Interval, ...]
+    predicted: Shares
 
     @property
     def low(self) -> float:
@@ -72,6 +72,29 @@ class AccuracyEstimate:
     def high(self) -> float:
         """Upper end."""
         return max(interval.high for interval in self.accuracy.values())
+
+    def record(self, classes: Sequence[str], *, withheld: bool) -> dict[str, Any]:
+        """As ``shift.json`` has it.
+
+        Args:
+            classes: Their names.
+            withheld: Whether the domains hardly overlap, so that no accuracy is given.
+        """
+        shares = zip(classes, self.prevalence, self.predicted, strict=True)
+        return {
+            "low": None if withheld else self.low,
+            "high": None if withheld else self.high,
+            "estimates": [
+                {"method": method, **accuracy.ends()}
+                for method, accuracy in self.accuracy.items()
+                if not withheld
+            ],
+            "prevalence": [
+                {"name": name, "method": "mlls", **share.ends(), "predicted": called}
+                for name, share, called in shares
+            ],
+            "warning": _OVERLAP if withheld else _ASSUMPTION,
+        }
 
 
 def estimate_accuracy(
@@ -84,26 +107,24 @@ def estimate_accuracy(
         target: Probabilities of the same head.
         rng: Source of the draws.
         draws: How often the patients of both domains are drawn.
-
-    Raises:
-        StudyError: The classes differ, or one has no image in the source.
     """
-    _refuse_other_classes(source, target)
     classes = source.scored().shape[1]
     of_source = draw_patients(source.group, rng, draws=draws, label=source.labelled())
     of_target = draw_patients(target.group, rng, draws=draws)
     once = np.ones((1, len(source))), np.ones((1, len(target)))
-    estimate, calibration = _estimates(source, target, *once, _no_calibration(classes))
+    whole = fit_calibration(source.scored(), source.labelled())
+    (estimate,) = _estimates(source, target, *once, whole)
     step = max(1, _CELLS // (max(len(source), len(target)) * classes))
-    blocks = [slice(start, start + step) for start in range(0, draws, step)]
-    drawn = [
-        # Each draw starts where the data themselves ended: a few steps are left.
-        _estimates(source, target, of_source.weights(b), of_target.weights(b), calibration)
-        for b in blocks
-    ]
+    drawn = np.concatenate(
+        [
+            # Each calibration starts where that of the data ended: a few steps are left.
+            _estimates(source, target, of_source.weights(block), of_target.weights(block), whole)
+            for block in (slice(start, start + step) for start in range(0, draws, step))
+        ]
+    )
     intervals = [
-        _interval(value, values, target)
-        for value, values in zip(estimate[0], np.concatenate([d for d, _ in drawn]).T, strict=True)
+        _interval(float(value), values, target)
+        for value, values in zip(estimate, drawn.T, strict=True)
     ]
     trials = share_of(weighted_mean(~source.wrong()), source.group).trials()
     trials *= target.patients / source.patients
@@ -111,7 +132,23 @@ def estimate_accuracy(
         name: _with_outcomes(interval, trials)
         for name, interval in zip(FORMULAS, intervals, strict=False)
     }
-    return AccuracyEstimate(accuracy=accuracy, prevalence=tuple(intervals[len(FORMULAS) :]))
+    return AccuracyEstimate(
+        accuracy=accuracy,
+        prevalence=tuple(intervals[len(FORMULAS) :]),
+        predicted=np.bincount(target.predicted(), minlength=classes) / len(target),
+    )
+
+
+def _interval(estimate: float, drawn: Shares, target: DomainData) -> Interval:
+    low, high = percentile_interval(drawn)
+    return Interval(
+        estimate=estimate,
+        low=low,
+        high=high,
+        images=len(target),
+        patients=target.patients,
+        method="bootstrap of patients, both domains",
+    )
 
 
 def _with_outcomes(expected: Interval, trials: float) -> Interval:
@@ -129,98 +166,45 @@ def _with_outcomes(expected: Interval, trials: float) -> Interval:
     )
 
 
-def _refuse_other_classes(source: DomainData, target: DomainData) -> None:
-    widths = source.scored().shape[1], target.scored().shape[1]
-    if widths[0] != widths[1]:
-        raise StudyError(
-            f"source and target have {widths[0]} and {widths[1]} classes: "
-            "use the probabilities of one head for both"
-        )
-    present = np.unique(source.labelled())
-    if present.size != widths[0]:
-        raise StudyError(
-            "an estimate of the accuracy needs every class in the source; got classes "
-            f"{present.tolist()} of {widths[0]}"
-        )
-
-
-def _interval(estimate: float, drawn: Shares, target: DomainData) -> Interval:
-    low, high = percentile_interval(drawn)
-    return Interval(
-        estimate=float(estimate),
-        low=low,
-        high=high,
-        images=len(target),
-        patients=target.patients,
-        method="bootstrap of patients, both domains",
-    )
-
-
 def _estimates(
-    source: DomainData, target: DomainData, weights_s: Shares, weights_t: Shares, start: Shares
-) -> tuple[Shares, Shares]:
-    """All estimates for b weightings of the rows, and the calibrations behind them.
+    source: DomainData,
+    target: DomainData,
+    weights_s: Shares,
+    weights_t: Shares,
+    start: "Calibration",
+) -> Shares:
+    """All estimates for b weightings of the rows.
+
+    - ``doc``: the source's accuracy less the drop of the mean confidence (Guillory et al. 2021)
+    - ``label_shift``: the source's accuracy in each class, at the class mix of the target
 
     Args:
         source: ``n`` images.
         target: ``m`` images.
         weights_s: Shape (b, n), how much each image of the source counts.
         weights_t: Shape (b, m).
-        start: Shape (1, K + 1), calibration to start from.
+        start: Calibration to start from.
 
     Returns:
-        Shape (b, 2 + K): accuracy by formula, then the class mix; and (b, K + 1).
+        Shape (b, 2 + K): accuracy by formula, then the class mix.
     """
-    logs_s, logs_t, label = _logs(source.scored()), _logs(target.scored()), source.labelled()
-    start = np.repeat(start, len(weights_s), axis=0)
-    calibration = _solve_calibrations(logs_s, label, weights_s, start)
-    proba_s, proba_t = _calibrated(logs_s, calibration), _calibrated(logs_t, calibration)
-    of_class = weights_s @ np.eye(logs_s.shape[1])[label]
-    mix = estimate_prior(proba_t, of_class / of_class.sum(axis=1, keepdims=True), weights=weights_t)
-    case = _Case(
-        proba_s=proba_s,
-        proba_t=proba_t,
-        weights_s=weights_s,
-        weights_t=weights_t,
-        source=source,
-        target=target,
-        mix=mix,
+    label, right = source.labelled(), ~source.wrong()
+    fits = [fit_calibration(source.scored(), label, weights=w, start=start) for w in weights_s]
+    sure_s, sure_t = (
+        np.stack([fit(data.scored())[np.arange(len(data)), data.predicted()] for fit in fits])
+        for data in (source, target)
     )
-    return np.column_stack([*(formula(case) for formula in FORMULAS.values()), mix]), calibration
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Case:
-    """b weightings of both domains: calibrated (b, n, K) and (b, m, K), class mix (b, K)."""
-
-    proba_s: Shares
-    proba_t: Shares
-    weights_s: Shares
-    weights_t: Shares
-    source: DomainData
-    target: DomainData
-    mix: Shares
-
-
-def _doc(case: _Case) -> Shares:
-    """DoC: source accuracy less the drop of the mean confidence (Guillory et al. 2021)."""
-    sure_s = case.proba_s[:, np.arange(len(case.source)), case.source.predicted()]
-    sure_t = case.proba_t[:, np.arange(len(case.target)), case.target.predicted()]
-    drop = _mean(sure_s, case.weights_s) - _mean(sure_t, case.weights_t)
-    return np.clip(_mean((~case.source.wrong())[None], case.weights_s) - drop, 0, 1)
-
-
-def _label_shift(case: _Case) -> Shares:
-    """The source's accuracy in each class, at the class mix of the target."""
-    one_hot = np.eye(case.mix.shape[1])[case.source.labelled()]
-    recall = (case.weights_s * ~case.source.wrong()) @ one_hot / (case.weights_s @ one_hot)
-    return np.asarray((recall * case.mix).sum(axis=1))
-
-
-#: To add an estimate of the accuracy, write a function above and one line here.
-FORMULAS: Mapping[str, Callable[[_Case], Shares]] = MappingProxyType(
-    {"doc": _doc, "label_shift": _label_shift}
-)
+    drop = _mean(sure_s, weights_s) - _mean(sure_t, weights_t)
+    doc = np.clip(_mean(right[None], weights_s) - drop, 0, 1)
+    one_hot = np.eye(source.scored().shape[1])[label]
+    of_class = weights_s @ one_hot
+    mix = estimate_prior(
+        np.stack([fit(target.scored()) for fit in fits]),
+        of_class / of_class.sum(axis=1, keepdims=True),
+        weights=weights_t,
+    )
+    recall = (weights_s * right) @ one_hot / of_class
+    return np.column_stack([doc, (recall * mix).sum(axis=1), mix])
 
 
 def _mean(values: NDArray[np.floating] | NDArray[np.bool_], weights: Shares) -> Shares:
@@ -245,105 +229,43 @@ class Calibration:
 
     def __call__(self, proba: NDArray[np.floating]) -> Shares:
         """Calibrated probabilities, shape (n, K)."""
-        theta = np.append(self.slope, self.bias)[None]
-        return np.asarray(_calibrated(_logs(proba), theta)[0], dtype=np.float64)
+        return np.asarray(softmax(self.slope * _logs(proba) + self.bias, axis=1), np.float64)
 
 
-def fit_calibration(proba: NDArray[np.floating], label: NDArray[np.integer]) -> Calibration:
+def fit_calibration(
+    proba: NDArray[np.floating],
+    label: NDArray[np.integer],
+    *,
+    weights: Shares | None = None,
+    start: Calibration | None = None,
+) -> Calibration:
     """Fit slope and per-class bias by maximum likelihood (BCTS, Alexandari et al. 2020).
 
     Args:
         proba: Shape (n, K), out of fold.
         label: Shape (n,), 0 to K - 1.
+        weights: Shape (n,), how much each row counts; 1 when left out.
+        start: A calibration nearby.
     """
-    logs = _logs(proba)
-    start = _no_calibration(logs.shape[1])
-    theta = _solve_calibrations(logs, label, np.ones((1, len(label))), start)[0]
-    return Calibration(slope=float(theta[0]), bias=theta[1:])
+    logs, one_hot = _logs(proba), np.eye(proba.shape[1])[label]
+    weights = np.ones(len(label)) if weights is None else weights
+    rows, nothing = np.arange(len(label)), np.eye(proba.shape[1])[0]
+
+    def loss(theta: Shares) -> tuple[float, Shares]:
+        """With its gradient; slope, then the bias of every class but the first, which stays 0."""
+        log_p = log_softmax(theta[0] * logs + np.r_[0.0, theta[1:]], axis=1)
+        wrong, moved = weights[:, None] * (np.exp(log_p) - one_hot), theta - nothing
+        gradient = np.r_[(wrong * logs).sum(), wrong[:, 1:].sum(axis=0)] + _PENALTY * moved
+        return float(_PENALTY / 2 * moved @ moved - weights @ log_p[rows, label]), gradient
+
+    first = nothing if start is None else np.r_[start.slope, start.bias[1:]]
+    options = {"ftol": 1e-16, "gtol": 1e-6}
+    theta = minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x
+    return Calibration(slope=float(theta[0]), bias=np.r_[0.0, theta[1:]])
 
 
 def _logs(proba: NDArray[np.floating]) -> Shares:
     return np.log(np.clip(np.asarray(proba, dtype=np.float64), _TINY, None))
-
-
-def _no_calibration(classes: int) -> Shares:
-    return np.append(1.0, np.zeros(classes))[None]
-
-
-def _calibrated(logs: Shares, theta: Shares) -> Shares:
-    """Probabilities (b, n, K) for calibrations (b, K + 1): slope, then bias of each class."""
-    return np.asarray(softmax(theta[:, :1, None] * logs + theta[:, None, 1:], axis=2))
-
-
-def _solve_calibrations(
-    logs: Shares, label: NDArray[np.integer], weights: Shares, start: Shares
-) -> Shares:
-    """Newton's method on b weightings at once; a step is halved until the loss falls.
-
-    The bias of the first class stays 0: a constant added to all of them changes nothing.
-
-    Args:
-        logs: Shape (n, K), log probabilities.
-        label: Shape (n,).
-        weights: Shape (b, n), how much each row counts.
-        start: Shape (b, K + 1).
-
-    Returns:
-        Shape (b, K + 1).
-    """
-    theta, free = start.copy(), np.delete(np.arange(start.shape[1]), 1)
-    loss = _calibration_loss(logs, label, weights, theta)
-    for _ in range(_NEWTON_STEPS):
-        gradient, hessian = _calibration_derivatives(logs, label, weights, theta)
-        step = np.zeros_like(theta)
-        step[:, free] = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-        size = np.ones((len(theta), 1))
-        for _ in range(_HALVINGS):
-            trial = theta - size * step
-            now = _calibration_loss(logs, label, weights, trial)
-            worse = now > loss + 1e-9 * np.abs(loss)
-            if not worse.any():
-                break
-            size[worse] /= 2
-        theta, loss = trial, now
-        if np.abs(step).max() < 1e-7:
-            break
-    return theta
-
-
-def _calibration_loss(
-    logs: Shares, label: NDArray[np.integer], weights: Shares, theta: Shares
-) -> Shares:
-    proba = _calibrated(logs, theta)[:, np.arange(len(label)), label]
-    penalty = (theta[:, 0] - 1) ** 2 + (theta[:, 1:] ** 2).sum(axis=1)
-    likelihood = (weights * np.log(np.clip(proba, _TINY, None))).sum(axis=1)
-    return np.asarray(_PENALTY / 2 * penalty - likelihood)
-
-
-def _calibration_derivatives(
-    logs: Shares, label: NDArray[np.integer], weights: Shares, theta: Shares
-) -> tuple[Shares, Shares]:
-    """Gradient (b, K) and Hessian (b, K, K) in the slope and the bias of classes 1 to K - 1."""
-    proba = _calibrated(logs, theta)
-    weighted = weights[:, :, None] * proba
-    mean_log = (proba * logs).sum(axis=2)
-    rest = proba[:, :, 1:]
-    gradient = np.empty((len(theta), logs.shape[1]))
-    true_log = logs[np.arange(len(label)), label]
-    gradient[:, 0] = (weights * (mean_log - true_log)).sum(axis=1)
-    one_hot = np.eye(logs.shape[1])[label][:, 1:]
-    gradient[:, 1:] = weighted[:, :, 1:].sum(axis=1) - weights @ one_hot
-    hessian = np.empty((*gradient.shape, logs.shape[1]))
-    spread = (proba * logs**2).sum(axis=2) - mean_log**2
-    hessian[:, 0, 0] = (weights * spread).sum(axis=1)
-    mixed = (weighted[:, :, 1:] * (logs[:, 1:] - mean_log[:, :, None])).sum(axis=1)
-    hessian[:, 0, 1:] = hessian[:, 1:, 0] = mixed
-    hessian[:, 1:, 1:] = -weighted[:, :, 1:].swapaxes(1, 2) @ rest
-    diagonal = np.arange(1, logs.shape[1])
-    hessian[:, diagonal, diagonal] += weighted[:, :, 1:].sum(axis=1)
-    gradient += _PENALTY * (np.delete(theta, 1, axis=1) - np.eye(logs.shape[1])[0])
-    hessian += _PENALTY * np.eye(logs.shape[1])
-    return gradient, hessian
 
 
 # The class mix of a target.

@@ -1,8 +1,9 @@
 """Stage 4: why a head is worse on a target, and what helps; from the features in the store.
 
-Read from top to bottom: the checks, the head that knows the source alone, then each target.
-Until every adaptation method has predicted a target, its labels are sealed; after that they
-measure, and heads that are fitted to them are a diagnosis and no result. No image is read.
+Read from top to bottom: what is loaded and checked, the head that knows the source alone, then
+each target. Until every adaptation method has predicted a target, its labels are sealed; after
+that they measure, and heads that are fitted to them are a diagnosis and no result. No image is
+read.
 
 The record, ``shift.json``, is described key by key in the README beside this file.
 """
@@ -11,13 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from pipeline.data.attributes import groupings
+from pipeline.data.attributes import Grouping, groupings
 from pipeline.data.domain import DomainData
 from pipeline.data.facts import APPEARANCE
 from pipeline.data.index import stored_facts
@@ -26,6 +27,7 @@ from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
+from pipeline.evaluation.separability import DomainAUC
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.heads.parallel import run_parallel
 from pipeline.results import prepare, write_set
@@ -37,11 +39,12 @@ from pipeline.shift.adapt_eval import (
     score,
 )
 from pipeline.shift.calibrate import calibration, choose_threshold, transferred_thresholds
-from pipeline.shift.covariates import Covariate, acquisition_differences, summary
+from pipeline.shift.covariates import Measures, acquisition_differences, summary
 from pipeline.shift.decompose import decompose
-from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, Detection, detect, images_differ
+from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, ShiftTest, detect, images_differ
 from pipeline.shift.domains import (
-    digest_of_domain,
+    SourceModel,
+    digest_of,
     feature_map,
     fit_source,
     shared_patients,
@@ -49,24 +52,13 @@ from pipeline.shift.domains import (
     too_few_patients,
 )
 from pipeline.shift.error_table import error_table
-from pipeline.shift.fine_tuned import fine_tuned_losses
 from pipeline.shift.label_free import NO_OVERLAP, AccuracyEstimate, estimate_accuracy
-from pipeline.shift.record import (
-    accuracy_range_record,
-    adaptation_rows,
-    detection_rows,
-    domain_auc_rows,
-    effect_row,
-    error_table_record,
-    method_rows,
-    threshold_rows,
-)
 from pipeline.shift.subgroups import subgroups
-from pipeline.shift.verdict import Evidence, caveats, verdict, verdict_without_labels
+from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
 from pipeline.study import SOURCE, Study
 from pipeline.words import to_jsonable
 
-SCHEMA = 7
+SCHEMA = 8
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
 #: Name of the stage's own head among kept predictions.
@@ -87,6 +79,7 @@ _NEED_LABELS: Mapping[str, Any] = {
     "covariates": [],
     "covariates_summary": None,
 }
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +115,19 @@ QUICK = ShiftOptions(draws=199, seeds=2)
 THOROUGH = ShiftOptions(draws=4999, seeds=30)
 
 
-def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]:
+class Description(NamedTuple):
+    """What is known of the images of a domain beside their features.
+
+    Attributes:
+        groupings: By each attribute of the study; empty for a domain without attributes.
+        measures: Of the pictures, by name; None where no audit has measured them.
+    """
+
+    groupings: Sequence[Grouping] = ()
+    measures: Measures | None = None
+
+
+def analyse(study: Study, options: ShiftOptions | None = None) -> Record:
     """Compare the source with each target on every backbone.
 
     Returns:
@@ -140,40 +145,47 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
     prepare(study.results)
     samples, _ = load_samples(study, options.samples)
-    entries: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
+    entries: list[Record] = []
+    skipped: list[Record] = []
     predictions: dict[str, Predictions] = {}
     maps: dict[str, Mapping[str, NDArray[Any]]] = {}
     for choice in study.variants:
         table = load_features(study, choice, samples)
         facts = stored_facts(study.store_root, table.samples.key)
-        shared = overlaps(study, table.samples, facts)
-        leaks = check_leaks(study, table.samples, shared, facts)
+        findings = check_leaks(study, table.samples, overlaps(study, table.samples, facts), facts)
         if not options.samples.allow_leaks:
-            refuse_leaks(leaks)
+            refuse_leaks(findings)
+        groups = groupings(study, table.samples)  # before any work: it may refuse a user's file
         targets = [table.domain(target.name) for target in study.targets]
-        reasons = [too_few_patients(target) for target in targets]
-        pairs = list(zip(targets, reasons, strict=True))
-        skipped += [_skipped(table, target, reason) for target, reason in pairs if reason]
-        compared = [target for target, reason in pairs if not reason]
+        compared = [target for target in targets if not too_few_patients(target)]
+        skipped += [_skipped(table, target) for target in targets if too_few_patients(target)]
         if not compared:
             continue
-        with threadpool_limits(1 if table.X.size < LARGE else None):
-            backbone = _Backbone(study, table, leaks, facts, options)
-            entries += run_parallel([partial(backbone.analyse_target, t) for t in compared])
-        predictions[choice.name] = backbone.predictions()
-        maps[choice.name] = backbone.maps(compared)
+        source = source_domain(table)
+        model, analysed = _analyse_targets(
+            source,
+            compared,
+            {data.name: _describe(data, groups, facts) for data in (source, *compared)},
+            classes=table.samples.classes,
+            human=study.human_error,
+            options=options,
+            seed=study.seed,
+        )
+        entries += [
+            _in_context(entry, table, source, target, findings)
+            for entry, target in zip(analysed, compared, strict=True)
+        ]
+        predictions[choice.name] = _predictions(model, table)
+        maps[choice.name] = _maps(model, compared)
     if not entries:
         raise _no_target(skipped)
-    labelled = list(dict.fromkeys(e["target"] for e in entries if e["labelled"]))
-    record: dict[str, Any] = to_jsonable(
+    record: Record = to_jsonable(
         {
             "schema": SCHEMA,
             "study": study.name,
-            "classes": table.samples.classes,
+            "classes": samples.classes,
             "targets": entries,
             "not_compared": skipped,
-            "fine_tuned": fine_tuned_losses(study.results, table.samples, labelled, study.seed),
         }
     )
     write_set(
@@ -185,215 +197,273 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> dict[str, Any]
     return record
 
 
+def _skipped(table: FeatureTable, target: DomainData) -> Record:
+    return {
+        "backbone": table.backbone,
+        "target": target.name,
+        "images": len(target),
+        "reason": too_few_patients(target),
+    }
+
+
 def _no_target(skipped: Sequence[Mapping[str, Any]]) -> StudyError:
     lines = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
     return StudyError(" ".join(["no target can be compared.", *lines]))
 
 
-def _skipped(table: FeatureTable, target: DomainData, reason: str) -> dict[str, Any]:
+def _describe(
+    data: DomainData, groups: Mapping[str, Sequence[Grouping]], facts: NDArray[Any] | None
+) -> Description:
+    measures = None
+    if facts is not None:
+        measures = {name: facts[name][data.row].astype(np.float64) for name in APPEARANCE}
+    return Description(groups.get(data.name, ()), measures)
+
+
+def _analyse_targets(
+    source: DomainData,
+    targets: Sequence[DomainData],
+    descriptions: Mapping[str, Description],
+    *,
+    classes: Sequence[str],
+    human: float | None,
+    options: ShiftOptions,
+    seed: int,
+) -> tuple[SourceModel, list[Record]]:
+    """Fit the head to the source, and look at all targets side by side."""
+    numbers = source.embedded().size + sum(target.embedded().size for target in targets)
+    with threadpool_limits(1 if numbers < LARGE else None):
+        model = fit_source(source)
+        jobs = [
+            partial(
+                analyse_target,
+                model,
+                target,
+                classes=classes,
+                descriptions=(descriptions[SOURCE], descriptions[target.name]),
+                human=human,
+                options=options,
+                seed=seed,
+            )
+            for target in targets
+        ]
+        return model, run_parallel(jobs)
+
+
+def _in_context(
+    entry: Record,
+    table: FeatureTable,
+    source: DomainData,
+    target: DomainData,
+    findings: Sequence[Finding],
+) -> Record:
+    """The entry of a target with what depends on the whole study."""
+    shared = shared_patients(table.samples, source, target)
+    patients = {"source": source.patients, "target": target.patients}
+    others = set(table.samples.domain.tolist()) - {SOURCE, target.name}
+    recipes = [store.recipe.fingerprint for store in table.stores]
     return {
         "backbone": table.backbone,
-        "target": target.name,
-        "images": len(target),
-        "reason": reason,
+        **entry,
+        "shared_patients": shared,
+        "caveats": caveats(shared, patients, findings, others=others),
+        "provenance": {
+            **entry["provenance"],
+            "inputs": {
+                "source": digest_of(source),
+                "target": digest_of(target),
+                "recipes": recipes,
+            },
+        },
     }
 
 
-class _Backbone:
-    """One backbone: what is fitted to the source alone, and the analysis of every target."""
+def _predictions(model: SourceModel, table: FeatureTable) -> Predictions:
+    """Probabilities of the head: out of fold on the source, as they are elsewhere."""
+    proba = model.predict_proba(table.X)
+    proba[model.data.row] = model.data.scored()
+    return predictions_of(table.samples, {HEAD: proba})
 
-    def __init__(
-        self,
-        study: Study,
-        table: FeatureTable,
-        leaks: Sequence[Finding],
-        facts: NDArray[Any] | None,
-        options: ShiftOptions,
-    ) -> None:
-        self.study, self.table, self.options = study, table, options
-        self.leaks, self.facts = leaks, facts
-        self.classes = table.samples.classes
-        self.groupings = groupings(study, table.samples)  # first: it may refuse a user's file
-        self.model = fit_source(source_domain(table))
-        self.source = self.model.data
 
-    def analyse_target(self, target: DomainData) -> dict[str, Any]:
-        """The entry of one target in the record.
+def _maps(model: SourceModel, targets: Sequence[DomainData]) -> dict[str, NDArray[Any]]:
+    """By name of the file's dataset, each labelled target on two principal components."""
+    return {
+        f"{target.name}/{name}": values
+        for target in targets
+        if target.label is not None
+        for name, values in feature_map(model, target).items()
+    }
 
-        Raises:
-            StudyError: The domains have too few patients for any test.
-        """
-        start, model, source = time.perf_counter(), self.model, self.source
-        plan = AdaptationPlan(seeds=tuple(range(self.options.seeds)))
-        sealed = SealedLabels(target.label, plan.digest())
-        blind = model.scored(target.sealed())
-        detection = detect(source, blind, model.predict_proba, draws=self.options.draws)
-        estimate = estimate_accuracy(source, blind, np.random.default_rng([self.study.seed, 11]))
-        # An interval wholly above it: then no image of the source says how right the head is.
-        withheld = detection.domain_auc.overall.auc.low > NO_OVERLAP
-        if target.label is None:
-            known = None if withheld else (estimate.low, estimate.high)
-            details = self._without_labels(blind, detection, known)
-        else:
-            adaptation = score(predict_target(model, blind, plan), sealed, model, blind, plan)
-            # From here on the labels are open: no prediction that is scored comes after.
-            opened = blind.with_(label=sealed.unseal(plan.digest()))
-            details = self._with_labels(opened, detection, estimate, adaptation)
-        shared = shared_patients(self.table.samples, source, target)
-        return {
-            "backbone": self.table.backbone,
-            "target": target.name,
-            "labelled": target.label is not None,
-            "source_images": len(source),
-            "source_patients": source.patients,
-            "images": len(target),
-            "patients": target.patients,
-            "shared_patients": shared,
-            **details,
-            "detection": detection_rows(detection),
-            "domain_auc": domain_auc_rows(detection, self.classes),
-            "accuracy_range": accuracy_range_record(
-                estimate, blind, self.classes, withheld=withheld
-            ),
-            "caveats": [*detection.notes, *self._caveats(target, shared)],
-            "provenance": self._provenance(target, plan, sealed.reads, start),
-        }
 
-    def _without_labels(
-        self, blind: DomainData, detection: Detection, known: tuple[float, float] | None
-    ) -> dict[str, Any]:
-        accuracy = float((~self.source.wrong()).mean())
-        shifted = [
-            test.test
-            for test in detection.tests
-            if test.p_adjusted is not None and test.p_adjusted <= LEVEL
-        ]
-        conclusion = verdict_without_labels(
-            blind.name,
-            source_accuracy=accuracy,
-            known=known,
-            shifted=shifted,
-        )
-        return {
-            **_NEED_LABELS,
-            "verdict": conclusion.sentences,
-            "labels_needed": conclusion.labels_needed,
-            "accuracy": {"source": accuracy, "target": None},
-            "auroc": {"source": _auroc(self.source), "target": None},
-        }
+def analyse_target(
+    model: SourceModel,
+    target: DomainData,
+    *,
+    classes: Sequence[str],
+    descriptions: tuple[Description, Description],
+    human: float | None,
+    options: ShiftOptions,
+    seed: int,
+) -> Record:
+    """The entry of one target in the record.
 
-    def _with_labels(
-        self,
-        opened: DomainData,
-        detection: Detection,
-        estimate: AccuracyEstimate,
-        adaptation: AdaptationResult,
-    ) -> dict[str, Any]:
-        source, seed = self.source, self.study.seed
-        both = (self.groupings.get(SOURCE, ()), self.groupings.get(opened.name, ()))
-        effects = decompose(source, opened, groupings=zip(*both, strict=False), seed=seed)
-        errors = error_table(self.model, opened, human=self.study.human_error, seed=seed)
-        effects |= {n: step for n, step in errors.steps.items() if step.division == "transfer"}
-        accuracy = [float((~data.wrong()).mean()) for data in (source, opened)]
-        auroc = [_auroc(data) for data in (source, opened)]
-        areas = [area for area in auroc if area is not None]
-        covariates = self._covariates(opened)
-        best = adaptation.best
-        conclusion = verdict(
-            opened.name,
-            Evidence(
-                effects=effects,
-                images_differ=images_differ(detection.tests),
-                adaptable=best is not None and best.shown,
-            ),
-            accuracy=(accuracy[0], accuracy[1]),
-            auroc=(areas[0], areas[1]) if "auroc_loss" in effects else None,
-            best=best,
-            measured=summary(covariates) if any(c.named for c in covariates or ()) else None,
-        )
-        thresholds = transferred_thresholds(
-            source,
-            opened,
+    Args:
+        model: Of the source.
+        target: Features; and labels, which stay sealed until every method has predicted.
+        classes: Their names.
+        descriptions: Of the images of source and target.
+        human: Error of a person on the source, in [0, 1]; None where nobody measured it.
+        options: How the stage runs.
+        seed: Of the study.
+
+    Raises:
+        StudyError: The domains have too few patients for any test.
+    """
+    start, source = time.perf_counter(), model.data
+    plan = AdaptationPlan(seeds=tuple(range(options.seeds)))
+    sealed = SealedLabels(target.label, plan.digest())
+    blind = model.scored(target.sealed())
+    tests, domain_auc = detect(source, blind, model.predict_proba, draws=options.draws)
+    estimate = estimate_accuracy(source, blind, np.random.default_rng([seed, 11]))
+    # An interval wholly above it: then no image of the source says how right the head is.
+    withheld = domain_auc.overall.auc.low > NO_OVERLAP
+    if target.label is None:
+        details = _without_labels(source, blind.name, tests, None if withheld else estimate)
+    else:
+        adaptation = score(predict_target(model, blind, plan), sealed, model, blind, plan)
+        # From here on the labels are open: no prediction that is scored comes after.
+        details = _with_labels(
+            model,
+            blind.with_(label=sealed.unseal(plan.digest())),
+            adaptation,
+            descriptions,
+            differ=images_differ(tests),
             prevalence=estimate.prevalence[1].estimate,
-            score_changed=conclusion.labels_needed,
+            human=human,
+            seed=seed,
         )
-        return {
-            "verdict": conclusion.sentences,
-            "causes": conclusion.causes,
-            "labels_needed": conclusion.labels_needed,
-            "accuracy": dict(zip(("source", "target"), accuracy, strict=True)),
-            "auroc": dict(zip(("source", "target"), auroc, strict=True)),
-            "effects": [effect_row(effect) for effect in effects.values()],
-            "error_table": error_table_record(errors),
-            "adaptation": adaptation_rows(adaptation),
-            "label_curve": method_rows(adaptation.label_curve),
-            "calibration": [calibration(data) for data in (source, opened)],
-            "thresholds": threshold_rows(thresholds),
-            "subgroups": self._subgroups(opened),
-            "covariates": covariates or [],
-            "covariates_summary": summary(covariates),
-        }
-
-    def _covariates(self, opened: DomainData) -> tuple[Covariate, ...] | None:
-        """None where no audit has measured the images."""
-        if self.facts is None:
-            return None
-        source, target = (
-            (data, {name: self.facts[name][data.row].astype(np.float64) for name in APPEARANCE})
-            for data in (self.source, opened)
-        )
-        rng = np.random.default_rng([self.study.seed, 17])
-        return acquisition_differences(source, target, rng)
-
-    def _subgroups(self, opened: DomainData) -> Any:
-        binary = len(self.classes) == 2
-        return subgroups(
-            opened,
-            self.groupings.get(opened.name, ()),
-            classes=self.classes,
-            threshold=choose_threshold("youden", self.source) if binary else None,
-            source=self.source,
-            source_groupings=self.groupings.get(SOURCE, ()),
-            seed=self.study.seed,
-        )
-
-    def _caveats(self, target: DomainData, shared: int) -> tuple[str, ...]:
-        others = set(self.table.samples.domain.tolist()) - {SOURCE, target.name}
-        patients = {"source": self.source.patients, "target": target.patients}
-        return caveats(shared, patients, self.leaks, others=others)
-
-    def _provenance(
-        self, target: DomainData, plan: AdaptationPlan, reads: int, start: float
-    ) -> dict[str, Any]:
-        samples = self.table.samples
-        return {
-            "seeds": {"study": self.study.seed, "permutations": 0, "halves": len(plan.seeds)},
-            "inputs": {
-                "source": digest_of_domain(samples, SOURCE),
-                "target": digest_of_domain(samples, target.name),
-                "recipes": [store.recipe.fingerprint for store in self.table.stores],
-            },
+    return {
+        "target": target.name,
+        "labelled": target.label is not None,
+        "source_images": len(source),
+        "source_patients": source.patients,
+        "images": len(target),
+        "patients": target.patients,
+        **details,
+        "detection": tests,
+        "domain_auc": _domain_auc_rows(domain_auc, classes),
+        "accuracy_range": estimate.record(classes, withheld=withheld),
+        "provenance": {
+            "seeds": {"study": seed, "permutations": 0, "halves": len(plan.seeds)},
             # Without labels no method is scored, so there is no plan.
             "plan": None if target.label is None else plan.digest(),
-            "label_reads": reads,
-            "leaks": self.leaks,
+            "label_reads": sealed.reads,
             "seconds": round(time.perf_counter() - start, 2),
-        }
+        },
+    }
 
-    def predictions(self) -> Predictions:
-        """Probabilities of the head: out of fold on the source, as they are elsewhere."""
-        proba = self.model.predict_proba(self.table.X)
-        proba[self.source.row] = self.source.scored()
-        return predictions_of(self.table.samples, {HEAD: proba})
 
-    def maps(self, targets: Sequence[DomainData]) -> dict[str, NDArray[Any]]:
-        """By name of the file's dataset, each labelled target on two principal components."""
-        return {
-            f"{target.name}/{name}": values
-            for target in targets
-            if target.label is not None
-            for name, values in feature_map(self.model, target).items()
-        }
+def _domain_auc_rows(domain_auc: DomainAUC, classes: Sequence[str]) -> list[Record]:
+    """The domain classifier on all images, and inside each class that has patients enough."""
+    by_class = dict(zip(classes, domain_auc.by_class, strict=False))
+    among = {"all images": domain_auc.overall, **by_class}
+    return [
+        {"among": name, **classifier.auc.ends(), "p": classifier.p}
+        for name, classifier in among.items()
+        if classifier is not None
+    ]
+
+
+def _without_labels(
+    source: DomainData, target: str, tests: Sequence[ShiftTest], estimate: AccuracyEstimate | None
+) -> Record:
+    accuracy = float((~source.wrong()).mean())
+    conclusion = verdict_without_labels(
+        target,
+        source_accuracy=accuracy,
+        accuracy_range=None if estimate is None else (estimate.low, estimate.high),
+        shifted=[test.name for test in tests if (test.p_adjusted or 1.0) <= LEVEL],
+    )
+    return {
+        **_NEED_LABELS,
+        "verdict": conclusion.sentences,
+        "labels_needed": conclusion.labels_needed,
+        "accuracy": {"source": accuracy, "target": None},
+        "auroc": {"source": _auroc(source), "target": None},
+    }
+
+
+def _with_labels(
+    model: SourceModel,
+    target: DomainData,
+    adaptation: AdaptationResult,
+    descriptions: tuple[Description, Description],
+    *,
+    differ: bool | None,
+    prevalence: float,
+    human: float | None,
+    seed: int,
+) -> Record:
+    """What labels of the target show.
+
+    Args:
+        model: Of the source.
+        target: With its labels, open now.
+        adaptation: How the methods did.
+        descriptions: See :func:`analyse_target`.
+        differ: Whether the images differ.
+        prevalence: Of the second class, estimated without labels.
+        human: See :func:`analyse_target`.
+        seed: See :func:`analyse_target`.
+    """
+    source, (of_source, of_target) = model.data, descriptions
+    both = zip(of_source.groupings, of_target.groupings, strict=False)
+    effects = decompose(source, target, groupings=both, seed=seed)
+    errors = error_table(model, target, human=human, seed=seed)
+    effects |= {n: step for n, step in errors.steps.items() if step.division == "transfer"}
+    covariates = None
+    if of_source.measures is not None and of_target.measures is not None:
+        covariates = acquisition_differences(
+            (source, of_source.measures),
+            (target, of_target.measures),
+            np.random.default_rng([seed, 17]),
+        )
+    accuracy = [float((~data.wrong()).mean()) for data in (source, target)]
+    auroc = [_auroc(data) for data in (source, target)]
+    conclusion = verdict(
+        target.name,
+        effects,
+        accuracy=accuracy,
+        auroc=[area for area in auroc if area is not None] if "auroc_loss" in effects else (),
+        images_differ=differ,
+        best=adaptation.best,
+        measured=summary(covariates) if any(c.named for c in covariates or ()) else None,
+    )
+    return {
+        "verdict": conclusion.sentences,
+        "causes": conclusion.causes,
+        "labels_needed": conclusion.labels_needed,
+        "accuracy": dict(zip(("source", "target"), accuracy, strict=True)),
+        "auroc": dict(zip(("source", "target"), auroc, strict=True)),
+        "effects": list(effects.values()),
+        "error_table": errors.record(),
+        "adaptation": adaptation.rows,
+        "label_curve": adaptation.label_curve,
+        "calibration": [calibration(data) for data in (source, target)],
+        "thresholds": transferred_thresholds(
+            source, target, prevalence=prevalence, score_changed=conclusion.labels_needed
+        ),
+        "subgroups": subgroups(
+            target,
+            of_target.groupings,
+            threshold=choose_threshold("youden", source) if model.classes == 2 else None,
+            source=source,
+            source_groupings=of_source.groupings,
+            seed=seed,
+        ),
+        "covariates": covariates or [],
+        "covariates_summary": summary(covariates),
+    }
 
 
 def _auroc(data: DomainData) -> float | None:

@@ -6,12 +6,12 @@ which terms a loss has and whether the images differ. Causes that leave the same
 named together.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from pipeline.data.leaks import OK, Finding
-from pipeline.evaluation.intervals import ROUGH_BELOW, Interval
+from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.shift.adapt_eval import BestMethod
 from pipeline.shift.decompose import Effect, dominant
 from pipeline.words import are, counted, percent
@@ -38,44 +38,130 @@ class Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """What the causes are read from.
-
-    Attributes:
-        effects: From :func:`pipeline.shift.decompose.decompose`, with the steps
-            ``target_hardness`` and ``transfer_gap`` of the error table where there are any.
-        images_differ: See :func:`pipeline.shift.detect.images_differ`.
-        adaptable: Whether a method without labels of the target surely helps.
-    """
-
-    effects: Effects
-    images_differ: bool | None
-    adaptable: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cause:
-    """One line of the interpretation table.
+    """What is said of a cause.
 
     Attributes:
-        effect_of: The effect that stands for it; None where the numbers do not allow to name it.
-        sentence: Ends in the number of points; ``{}`` is the attribute of the effect.
+        sentence: With places for ``{target}``, its ``{points}`` and the ``{attribute}``.
         fits: What it may be, and what to do.
         of_images: Whether measures of the images may tell more.
     """
 
-    effect_of: Callable[[Evidence], Effect | None]
     sentence: str
     fits: str
     of_images: bool = False
 
 
+_GAP = "A head trained on {target} would err less there, by {points}"
+_HARD = "Even a head trained on {target} errs more there than one on the source, by {points}"
+_ALIKE = "though the images are not shown to differ"
+#: The interpretation table; :func:`causes_of` has its rules. The README says which kinds of
+#: shift fit each line.
+CAUSES: Mapping[str, Cause] = MappingProxyType(
+    {
+        "class_mix": Cause(
+            sentence="Most of the loss, {points}, comes from another mix of the classes.",
+            fits="Correct the probabilities for the class mix of the target.",
+        ),
+        "subgroup_mix": Cause(
+            sentence="Most of the loss, {points}, comes from another mix of patients by "
+            "{attribute}.",
+            fits="Groups in which the head errs more are more frequent: train with more of them.",
+        ),
+        "acquisition": Cause(
+            sentence=f"{_GAP}, and the images differ.",
+            fits="Images taken in another way fit (exposure, contrast, device), and so do other "
+            "kinds of patients.",
+            of_images=True,
+        ),
+        "acquisition_or_labels": Cause(
+            sentence=f"{_GAP}.",
+            fits="Images taken in another way, other kinds of patients and another definition of "
+            "the label all fit; these numbers cannot tell them apart.",
+            of_images=True,
+        ),
+        "label_definition": Cause(
+            sentence=f"{_GAP}, {_ALIKE}.", fits="Another definition of the label fits."
+        ),
+        "harder_images": Cause(
+            sentence=f"{_HARD}, and the images differ.",
+            fits="Noise, blur and harder patients fit; these numbers cannot tell them apart.",
+            of_images=True,
+        ),
+        "label_errors": Cause(
+            sentence=f"{_HARD}, {_ALIKE}.",
+            fits="Label errors fit, or a disease that is harder to see.",
+        ),
+        "harder_images_or_label_errors": Cause(
+            sentence=f"{_HARD}.",
+            fits="Noise, blur, harder patients and label errors all fit.",
+            of_images=True,
+        ),
+    }
+)
+#: Which cause an effect stands for where the images differ, do not, or may.
+_OF_EFFECT: Mapping[tuple[str, bool | None], str] = MappingProxyType(
+    {
+        ("transfer_gap", True): "acquisition_or_labels",
+        ("transfer_gap", False): "label_definition",
+        ("transfer_gap", None): "acquisition_or_labels",
+        ("target_hardness", True): "harder_images",
+        ("target_hardness", False): "label_errors",
+        ("target_hardness", None): "harder_images_or_label_errors",
+    }
+)
+
+
+def causes_of(
+    effects: Effects, *, images_differ: bool | None, adaptable: bool
+) -> dict[str, Effect]:
+    """The causes that may be named, each with the effect that stands for it.
+
+    Another mix of classes or groups comes first; others follow by the size of the effect.
+    They need a loss within all groups too: another mix alone makes the target harder, or the
+    source's head unfit.
+
+    Args:
+        effects: From :func:`pipeline.shift.decompose.decompose`, with the steps
+            ``target_hardness`` and ``transfer_gap`` of the error table where there are any.
+        images_differ: See :func:`pipeline.shift.detect.images_differ`.
+        adaptable: Whether a method without labels of the target surely helps.
+    """
+    if effects["accuracy_loss"].low <= 0:
+        return {}
+    mixes: dict[str, Effect] = {}
+    for division in dict.fromkeys(effect.division for effect in effects.values()):
+        if (mix := _mix(effects, division)) is not None:
+            name = "class_mix" if division == "class" else "subgroup_mix"
+            mixes[name] = max(mix, mixes.get(name, mix), key=lambda effect: effect.estimate)
+    inside = [effect for effect in effects.values() if effect.name.startswith("within_")]
+    rest = {}
+    if all(effect.low > 0 for effect in inside):
+        for name in ("transfer_gap", "target_hardness"):
+            if name in effects and effects[name].low > 0:
+                rest[_OF_EFFECT[name, images_differ]] = effects[name]
+    if images_differ and adaptable and "acquisition_or_labels" in rest:
+        rest["acquisition"] = rest.pop("acquisition_or_labels")
+    return {
+        name: effect
+        for group in (mixes, rest)
+        for name, effect in sorted(group.items(), key=lambda pair: -pair[1].estimate)
+    }
+
+
+def _mix(effects: Effects, division: str) -> Effect | None:
+    """The mix of a division, if it is surely most of the loss."""
+    name = f"{division.removeprefix('by ')}_mix"
+    return effects[name] if dominant(effects.values(), division) == name else None
+
+
 def verdict(
     target: str,
-    evidence: Evidence,
+    effects: Effects,
     *,
-    accuracy: tuple[float, float],
-    auroc: tuple[float, float] | None = None,
+    accuracy: Sequence[float],
+    auroc: Sequence[float] = (),
+    images_differ: bool | None = None,
     best: BestMethod | None = None,
     measured: str | None = None,
 ) -> Verdict:
@@ -83,81 +169,37 @@ def verdict(
 
     Args:
         target: Its name.
-        evidence: What was found.
+        effects: See :func:`causes_of`.
         accuracy: Of the head on the source, out of fold, and on the target.
-        auroc: The same of its AUROC; None for more than two classes.
+        auroc: The same of its AUROC; empty where it is not compared.
+        images_differ: See :func:`causes_of`.
         best: The best adaptation method that uses no target labels.
         measured: A sentence on how the images differ; None where nothing is shown.
     """
-    effects = evidence.effects
-    total, changed = effects["accuracy_loss"], score_changed(effects)
-    causes = causes_of(evidence)
-    sentences = [_loss(target, total, accuracy, auroc)]
-    for name in list(causes)[:_MOST]:
-        cause, effect = CAUSES[name], causes[name]
-        of = cause.sentence.format(effect.division.removeprefix("by "))
-        sentences.append(f"{of}: {_points(effect)}. {cause.fits}.")
+    adaptable = best is not None and best.shown
+    causes = causes_of(effects, images_differ=images_differ, adaptable=adaptable)
+    sentences = [_loss(target, effects["accuracy_loss"], accuracy)]
+    if auroc:
+        sentences.append(f"AUROC is {auroc[0]:.3f} on the source and {auroc[1]:.3f} on {target}.")
+    for name, effect in list(causes.items())[:_MOST]:
+        attribute = effect.division.removeprefix("by ")
+        sentence = CAUSES[name].sentence.format(
+            target=target, points=_points(effect), attribute=attribute
+        )
+        sentences.append(f"{sentence} {CAUSES[name].fits}")
     if measured and any(CAUSES[name].of_images for name in causes):
         sentences.append(measured)
-    if not causes and total.low > 0:
+    if not causes and effects["accuracy_loss"].low > 0:
         sentences.append("No cause is shown: no part of the loss is surely above zero.")
     if best is not None:
         sentences.append(_gain(best))
+    changed = score_changed(effects)
     if changed:
         sentences.append(
-            "The same score means another risk than on the source, so estimates and thresholds "
-            "made without labels of the target must not be used."
+            f"The same score means another risk on {target} than on the source. Do not use "
+            f"estimates or thresholds that were made without labels of {target}."
         )
     return Verdict(sentences=tuple(sentences), causes=tuple(causes), labels_needed=changed)
-
-
-def causes_of(evidence: Evidence) -> dict[str, Effect]:
-    """The causes that may be named, each with the effect that stands for it.
-
-    Another mix of classes or groups comes first; others follow by the size of the effect.
-    """
-    if evidence.effects["accuracy_loss"].low <= 0:
-        return {}
-    found = {name: cause.effect_of(evidence) for name, cause in CAUSES.items()}
-    named = [(name, effect) for name, effect in found.items() if effect is not None]
-    named.sort(key=lambda pair: (not pair[0].endswith("_mix"), -pair[1].estimate))
-    return dict(named)
-
-
-def verdict_without_labels(
-    target: str,
-    *,
-    source_accuracy: float,
-    known: tuple[float, float] | None,
-    shifted: Sequence[str],
-) -> Verdict:
-    """Turn what is known of a target without labels into sentences.
-
-    Args:
-        target: Its name.
-        source_accuracy: Of the head, out of fold.
-        known: Where the accuracy on the target may lie; None where nothing can be said.
-        shifted: Tests that show a shift.
-    """
-    sentences = [f"{target} has no labels, so the accuracy there cannot be measured."]
-    if known is None:
-        sentences.append(
-            "It is not estimated either: hardly any image of the source looks like these. Label "
-            "some of them."
-        )
-    else:
-        sentences.append(
-            f"It is estimated at {percent(known[0])} to {percent(known[1])} "
-            f"({percent(source_accuracy)} on the source), if only the class shares or the kinds of "
-            "patients changed: label errors, another definition of the label, noise and blur go "
-            "unseen."
-        )
-    if shifted and known:
-        sentences.append(
-            f"The domains are shown to differ ({', '.join(shifted)}): label some images of the "
-            "target before you rely on the estimate."
-        )
-    return Verdict(sentences=tuple(sentences), labels_needed=bool(shifted))
 
 
 def score_changed(effects: Effects) -> bool:
@@ -166,13 +208,84 @@ def score_changed(effects: Effects) -> bool:
     return effect.low > 0 or effect.high < 0
 
 
+def _loss(target: str, loss: Effect, accuracy: Sequence[float]) -> str:
+    source, there = map(percent, accuracy)
+    if loss.low > 0:
+        return (
+            f"Accuracy falls from {source} on the source to {there} on {target}, by "
+            f"{_points(loss)}."
+        )
+    if loss.high < 0:
+        return (
+            f"Accuracy rises from {source} on the source to {there} on {target}, by "
+            f"{_points(loss, sign=-1)}."
+        )
+    return (
+        f"No loss of accuracy is shown: {source} on the source, {there} on {target}; the loss is "
+        f"{_points(loss)}."
+    )
+
+
+def _gain(best: BestMethod) -> str:
+    if best.shown:
+        return (
+            f"Without target labels, {best.method} regains {_points(best)}, corrected for the "
+            "choice of the best method."
+        )
+    return (
+        "No adaptation method is shown to help without target labels: the best, "
+        f"{best.method}, changes accuracy by {_points(best)}."
+    )
+
+
+def _points(value: Effect | BestMethod, sign: int = 1) -> str:
+    low, high = sorted((100 * sign * value.low, 100 * sign * value.high))
+    return f"{100 * sign * value.estimate:.1f} points (95 % CI {low:.1f} to {high:.1f})"
+
+
+def verdict_without_labels(
+    target: str,
+    *,
+    source_accuracy: float,
+    accuracy_range: tuple[float, float] | None,
+    shifted: Sequence[str],
+) -> Verdict:
+    """Turn what can be said of a target without labels into sentences.
+
+    Args:
+        target: Its name.
+        source_accuracy: Of the head, out of fold.
+        accuracy_range: Where the accuracy on the target may lie; None where nothing can be said.
+        shifted: Tests that show a shift.
+    """
+    sentences = [f"{target} has no labels, so the accuracy there cannot be measured."]
+    if accuracy_range is None:
+        sentences.append(
+            "It is not estimated either: hardly any image of the source looks like these. Label "
+            "some of them."
+        )
+    else:
+        low, high = map(percent, accuracy_range)
+        sentences.append(
+            f"It is estimated at {low} to {high} ({percent(source_accuracy)} on the source), if "
+            "only the class mix or the kinds of patients changed: label errors, another "
+            "definition of the label, noise and blur go unseen."
+        )
+        if shifted:
+            sentences.append(
+                f"The source and {target} are shown to differ ({', '.join(shifted)}): label some "
+                f"images of {target} before you rely on the estimate."
+            )
+    return Verdict(sentences=tuple(sentences), labels_needed=bool(shifted))
+
+
 def caveats(
     shared_patients: int,
     patients: Mapping[str, int],
     leaks: Iterable[Finding],
     *,
     others: Collection[str] = (),
-) -> tuple[str, ...]:
+) -> list[str]:
     """Sentences on what limits the numbers of one target.
 
     Args:
@@ -198,137 +311,4 @@ def caveats(
         for finding in leaks
         if finding.severity != OK and not set(others) & set(finding.where.split(" and "))
     ]
-    return tuple(sentences)
-
-
-def _loss(
-    target: str,
-    total: Effect,
-    accuracy: tuple[float, float],
-    auroc: tuple[float, float] | None,
-) -> str:
-    levels = f"from {percent(accuracy[0])} on the source to {percent(accuracy[1])} on {target}"
-    areas = "" if auroc is None else f"; AUROC is {auroc[0]:.3f} and {auroc[1]:.3f}"
-    if total.low > 0:
-        return f"Accuracy falls {levels}, by {_points(total)}{areas}."
-    if total.high < 0:
-        return f"Accuracy rises {levels}; the loss is {_points(total)}{areas}."
-    return (
-        f"No loss of accuracy is shown: {percent(accuracy[0])} on the source, "
-        f"{percent(accuracy[1])} on {target}; the loss is {_points(total)}{areas}."
-    )
-
-
-def _gain(best: BestMethod) -> str:
-    if best.shown:
-        return (
-            f"Without target labels, {best.method} regains {_points(best.gain)}, corrected for "
-            "the choice."
-        )
-    return (
-        "No adaptation method without target labels is shown to help; the best, "
-        f"{best.method}, gains {_points(best.gain)}."
-    )
-
-
-def _points(interval: Interval) -> str:
-    estimate, low, high = (100 * v for v in (interval.estimate, interval.low, interval.high))
-    return f"{estimate:.1f} points (95 % CI {low:.1f} to {high:.1f})"
-
-
-# The rules.
-
-
-def _class_mix(evidence: Evidence) -> Effect | None:
-    shown = dominant(evidence.effects.values(), "class") == "class_mix"
-    return evidence.effects["class_mix"] if shown else None
-
-
-def _subgroup_mix(evidence: Evidence) -> Effect | None:
-    """The largest of the mixes that are surely most of the loss."""
-    mixes = [
-        effect
-        for effect in evidence.effects.values()
-        if effect.name == f"{effect.division.removeprefix('by ')}_mix"
-        and effect.division.startswith("by ")
-        and dominant(evidence.effects.values(), effect.division) == effect.name
-    ]
-    return max(mixes, key=lambda effect: effect.estimate, default=None)
-
-
-def _rest(evidence: Evidence, name: str) -> Effect | None:
-    """A part of the mismatch that is surely a loss, where some is surely within all groups.
-
-    Another mix alone makes the target harder too, or the source's head unfit.
-    """
-    effects = evidence.effects
-    if name not in effects or effects[name].low <= 0:
-        return None
-    within = [e for e in effects.values() if e.name.startswith("within_")]
-    return effects[name] if all(effect.low > 0 for effect in within) else None
-
-
-def _when(name: str, holds: Callable[[Evidence], bool]) -> Callable[[Evidence], Effect | None]:
-    return lambda evidence: _rest(evidence, name) if holds(evidence) else None
-
-
-_GAP = "A head trained on the target would do better there"
-_HARD = "Even a head trained on the target does worse than on the source"
-#: The interpretation table. To add a line, give its rule and its sentences, and say in the
-#: README which kinds of shift fit it.
-CAUSES: Mapping[str, Cause] = MappingProxyType(
-    {
-        "class_mix": Cause(
-            effect_of=_class_mix,
-            sentence="Most of the loss comes from other shares of the classes",
-            fits="Correct the probabilities for the class shares of the target",
-        ),
-        "subgroup_mix": Cause(
-            effect_of=_subgroup_mix,
-            sentence="Most of the loss comes from another mix of patients by {}",
-            fits="Groups in which the head errs more are more frequent: train with more of them",
-        ),
-        "acquisition": Cause(
-            effect_of=_when("transfer_gap", lambda e: bool(e.images_differ) and e.adaptable),
-            sentence=f"{_GAP}, and the images differ",
-            fits=(
-                "Another way of taking the images fits, such as exposure, contrast or device, and "
-                "so do other kinds of patients"
-            ),
-            of_images=True,
-        ),
-        "acquisition_or_labels": Cause(
-            effect_of=_when("transfer_gap", lambda e: e.images_differ is None or (
-                e.images_differ and not e.adaptable
-            )),
-            sentence=_GAP,
-            fits=(
-                "Another way of taking the images, other kinds of patients and another definition "
-                "of the label all fit; the numbers cannot tell them apart"
-            ),
-            of_images=True,
-        ),
-        "label_definition": Cause(
-            effect_of=_when("transfer_gap", lambda e: e.images_differ is False),
-            sentence=f"{_GAP}, though the images are not shown to differ",
-            fits="Another definition of the label fits",
-        ),
-        "harder_images": Cause(
-            effect_of=_when("target_hardness", lambda e: bool(e.images_differ)),
-            sentence=f"{_HARD}, and the images differ",
-            fits="Noise, blur and harder patients fit; the numbers cannot tell them apart",
-            of_images=True,
-        ),
-        "label_errors": Cause(
-            effect_of=_when("target_hardness", lambda e: e.images_differ is False),
-            sentence=f"{_HARD}, though the images are not shown to differ",
-            fits="Label errors fit, or a disease that is harder to see",
-        ),
-        "harder_images_or_label_errors": Cause(
-            effect_of=_when("target_hardness", lambda e: e.images_differ is None),
-            sentence=_HARD,
-            fits="Noise, blur, harder patients and label errors all fit",
-            of_images=True,
-        ),
-    }
-)  # fmt: skip
+    return sentences

@@ -24,7 +24,7 @@ from pipeline.shift.detect import images_differ, run_tests
 from pipeline.shift.domains import fit_source
 from pipeline.shift.error_table import error_table
 from pipeline.shift.label_free import estimate_accuracy
-from pipeline.shift.verdict import Evidence, causes_of
+from pipeline.shift.verdict import causes_of
 from tests.simulations import in_processes, parser
 
 PIXELS, FEATURES = 64, 96
@@ -145,20 +145,17 @@ def named(seed: int, change: Change, *, attribute: bool = True, patients: int = 
     best = score(predict_target(model, blind, plan), sealed, model, blind, plan).best
     effects = decompose(model.data, target, groupings=[ages] if attribute else [], draws=500)
     effects |= error_table(model, target).steps
-    tests = run_tests(model.data, blind, draws=199)
-    evidence = Evidence(
-        effects=effects,
-        images_differ=images_differ(tests),
-        adaptable=best is not None and best.shown,
-    )
-    return list(causes_of(evidence))[:2]
+    differ = images_differ(run_tests(model.data, blind, draws=199))
+    adaptable = best is not None and best.shown
+    return list(causes_of(effects, images_differ=differ, adaptable=adaptable))[:2]
 
 
 def estimated(seed: int, change: Change, patients: int) -> tuple[bool, float]:
     """Whether the range without labels holds the accuracy that labels show, and its width."""
     model, target, _ = pair(seed, change, patients)
-    found = estimate_accuracy(model.data, target.sealed(), np.random.default_rng(seed))
-    return found.low <= 1 - target.wrong().mean() <= found.high, found.high - found.low
+    estimate = estimate_accuracy(model.data, target.sealed(), np.random.default_rng(seed))
+    held = estimate.low <= 1 - target.wrong().mean() <= estimate.high
+    return held, estimate.high - estimate.low
 
 
 def rates(

@@ -15,14 +15,13 @@ from pipeline.shift.detect import (
     LEVEL,
     TESTS,
     detect,
+    images_differ,
     largest_ks,
     median_distance,
     mmd_statistics,
     refuse_hopeless,
     run_tests,
 )
-
-REPEATS = [100, pytest.param(500, marks=pytest.mark.slow)]
 
 
 def probabilities(features):
@@ -31,40 +30,31 @@ def probabilities(features):
     return np.stack([1 - positive, positive], axis=1)
 
 
-def domain(rng, patients, *, shift=0.0, width=8, clustered=False, first_patient=0, name="source"):
-    """Draw one domain; clustered patients have 1 to 5 images and share half the variance."""
+def domain(rng, patients, *, shift=0.0, clustered=False, first_patient=0, ill=None):
+    """Eight features; clustered patients have 1 to 5 images and share half the variance."""
     sizes = rng.integers(1, 6, patients) if clustered else np.ones(patients, dtype=int)
     group = np.repeat(np.arange(patients), sizes)
-    features = rng.normal(size=(group.size, width))
+    features = rng.normal(size=(group.size, 8))
     if clustered:
-        features = np.sqrt(0.5) * (features + rng.normal(size=(patients, width))[group])
-    features = features + shift
+        features = np.sqrt(0.5) * (features + rng.normal(size=(patients, 8))[group])
+    label = (features[:, 0] > 0).astype(np.int64)
+    if ill is not None:
+        label = (rng.random(group.size) < ill).astype(np.int64)
+        features = features + 2 * label[:, None]
     return DomainData(
-        name=name,
-        role=name,
+        name="x",
+        role="source",
         group=group + first_patient,
-        label=(features[:, 0] - shift > 0).astype(np.int64),
-        features=features,
-        proba=probabilities(features),
+        label=label,
+        features=features + shift,
+        proba=probabilities(features + shift),
     )
 
 
 def two_domains(rng, n_source=60, n_target=40, *, shift=0.0, **options):
     """Draw a source and a target; the options shape both, the shift only the target."""
-    target = domain(
-        rng, n_target, shift=shift, first_patient=10_000, name="target", **options
-    ).sealed()
+    target = domain(rng, n_target, shift=shift, first_patient=10_000, **options).sealed()
     return domain(rng, n_source, **options), target
-
-
-def found(source, target, **options):
-    """Detect with the head above."""
-    return detect(source, target, probabilities, **options)
-
-
-def p_values(source, target, **options):
-    """P of each test, in their order."""
-    return [row.p for row in run_tests(source, target, **options)]
 
 
 def same_distribution(repeats, *, by_patient):
@@ -74,14 +64,14 @@ def same_distribution(repeats, *, by_patient):
         pair = two_domains(np.random.default_rng([11, seed]), 40, 25, clustered=True)
         if not by_patient:
             pair = [
-                replace(one, group=np.arange(len(one)) + start)
-                for one, start in zip(pair, (0, 10_000), strict=True)
+                replace(data, group=np.arange(len(data)) + start)
+                for data, start in zip(pair, (0, 10_000), strict=True)
             ]
-        collected.append(p_values(*pair, draws=99, seed=seed))
+        collected.append([test.p for test in run_tests(*pair, draws=99, seed=seed)])
     return np.array(collected)
 
 
-@pytest.mark.parametrize("repeats", REPEATS)
+@pytest.mark.parametrize("repeats", [100, pytest.param(500, marks=pytest.mark.slow)])
 def test_p_values_are_uniform_when_nothing_shifted(repeats):
     """Patients permuted whole, each test rejects at its level."""
     p = same_distribution(repeats, by_patient=True)
@@ -100,117 +90,94 @@ def test_permuting_single_images_of_clustered_patients_rejects_too_often():
     assert (np.mean(p <= LEVEL, axis=0) > high).all()
 
 
-def test_a_planted_shift_is_found_and_the_controls_behave():
-    """All tests reject; two halves of the source do not differ; Holm's factor is three."""
+def test_a_shift_is_found_and_the_controls_behave(monkeypatch):
+    """All tests reject; halves of the source do not differ, a large planted shift is seen."""
+    monkeypatch.setattr("pipeline.shift.detect._PLANTED_SHARE", 1.0)
     source, target = two_domains(np.random.default_rng(16), 240, 120, shift=0.6)
-    detection = found(source, target, draws=99)
-    assert [row.test for row in detection.tests] == list(TESTS)
-    for row in detection.tests:
-        assert row.p == 0.01
-        assert row.p_adjusted == pytest.approx(0.03)
-        assert row.p_control > LEVEL
-    assert detection.domain_auc.overall.auc.low > 0.7
-    assert detection.domain_auc.overall.auc.estimate == detection.tests[1].statistic
-    assert len(detection.domain_auc.by_class) == 2
-
-
-def test_the_planted_control_is_seen_by_the_tests_that_can(monkeypatch):
-    """A planted shift of one sd in all features is seen; one of a fortieth of it is not."""
-    source, target = two_domains(np.random.default_rng(20), 240, 120)
     for size, seen in ((1.0, True), (0.025, False)):
         monkeypatch.setattr("pipeline.shift.detect._PLANTED_SHIFT", size)
-        monkeypatch.setattr("pipeline.shift.detect._PLANTED_SHARE", 1.0)
-        rows = found(source, target, draws=99).tests
-        assert all((row.p_planted <= LEVEL) == seen for row in rows)
+        tests, auc = detect(source, target, probabilities, draws=99)
+        assert [test.name for test in tests] == list(TESTS)
+        for test in tests:
+            assert test.p == 0.01
+            assert test.p_adjusted == pytest.approx(0.03)  # Holm's factor is three
+            assert test.p_null_control > LEVEL
+            assert (test.p_positive_control <= LEVEL) == seen
+    assert images_differ(tests) is None
+    assert auc.overall.auc.low > 0.7
+    assert auc.overall.auc.estimate == tests[1].statistic
+    assert len(auc.by_class) == 2
+    turned = target.with_(label=1 - target.predicted())  # labels are not looked at
+    assert detect(source, turned, probabilities, draws=99) == (tests, auc)
 
 
-def test_labels_of_the_target_are_not_looked_at():
-    """Sealed or turned round, they change nothing."""
-    source, target = two_domains(np.random.default_rng(21), 60, 40, shift=0.2)
-    turned = target.with_(label=1 - target.predicted())
-    assert found(source, target, draws=39) == found(source, turned, draws=39)
+@pytest.mark.parametrize(
+    ("p", "differ"),
+    [((0.01, 0.9), True), ((0.03, 0.9), None), ((0.3, 0.9), False), ((0.3, None), None)],
+)
+def test_images_differ_where_a_test_is_sure_and_do_not_where_none_has_a_hint(p, differ):
+    """Between the two nothing is said; neither where a test was refused."""
+    test = run_tests(*two_domains(np.random.default_rng(1)), draws=19)[0]
+    assert images_differ([replace(test, p_adjusted=value) for value in p]) is differ
 
 
 def test_a_label_shift_alone_leaves_the_classes_alike():
     """Another class mix is seen overall, and not inside the classes."""
     rng = np.random.default_rng(18)
-    parts = []
-    for share, name in ((0.3, "source"), (0.8, "target")):
-        label = (rng.random(200) < share).astype(np.int64)
-        features = rng.normal(size=(200, 5)) + 2 * label[:, None]
-        parts.append(
-            DomainData(
-                name=name,
-                role=name,
-                group=np.arange(200) + 1000 * (name == "target"),
-                label=label,
-                features=features,
-                proba=np.eye(2)[label],
-            )
-        )
-    detection = found(*parts, draws=99)
-    assert detection.tests[1].p == 0.01
-    assert all(one.p > LEVEL for one in detection.domain_auc.by_class)
+    pair = domain(rng, 200, ill=0.3), domain(rng, 200, ill=0.8, first_patient=1000)
+    pair = [data.with_(proba=np.eye(2)[data.label]) for data in pair]
+    tests, auc = detect(*pair, probabilities, draws=99)
+    assert tests[1].p == 0.01
+    assert all(classifier.p > LEVEL for classifier in auc.by_class)
 
 
-def test_small_domains_are_refused_by_name_and_noted():
-    """Below 20 patients the tests of features say why; below 100 silence proves nothing."""
-    detection = found(*two_domains(np.random.default_rng(17), 60, 12), draws=39)
-    scores, classifier, distances = detection.tests
+def test_small_domains_are_refused_by_name():
+    """Below 20 patients the tests of features say why; a control has no more patients."""
+    tests, _ = detect(*two_domains(np.random.default_rng(17), 60, 12), probabilities, draws=39)
+    scores, classifier, distances = tests
     assert classifier.refused == "12 patients in a domain, needs 20"
     assert distances.p is distances.p_adjusted is None
     assert scores.p_adjusted == scores.p
-    # A control has no more patients than the target: its parts are of 48 and 12.
-    assert classifier.p_control is distances.p_planted is None
-    assert "absence of evidence" in detection.notes[0]
+    assert classifier.p_null_control is distances.p_positive_control is None
 
 
-def test_too_few_patients_to_reject_are_refused():
+@pytest.mark.parametrize(
+    ("patients", "words"),
+    [
+        ((2, 2), "2 source and 2 target patients .* 6 ways"),
+        ((3, 1), "^3 source and 1 target patient can be permuted in 4 "),
+    ],
+)
+def test_too_few_patients_to_reject_are_refused(patients, words):
     """2 against 2 patients can be permuted in 6 ways: no p-value below 1/6, so no test."""
-    with pytest.raises(StudyError, match=r"2 source and 2 target patients .* 6 ways"):
-        refuse_hopeless(2, 2, 999)
-    with pytest.raises(StudyError, match=r"^3 source and 1 target patient can be permuted in 4 "):
-        refuse_hopeless(3, 1, 999)
-    with pytest.raises(StudyError, match="at least 19"):
-        refuse_hopeless(20, 20, 9)
-
-
-def test_two_backbones_are_not_compared():
-    """Other widths are named."""
-    source, target = two_domains(np.random.default_rng(19), 30, 30)
-    with pytest.raises(StudyError, match=r"features \(8 and 3\): use one backbone"):
-        found(source, replace(target, features=target.features[:, :3]))
+    with pytest.raises(StudyError, match=words):
+        refuse_hopeless(*patients)
 
 
 def test_the_order_of_rows_changes_nothing():
     """The statistics are the same for shuffled images."""
     rng = np.random.default_rng(5)
     pair = two_domains(rng, shift=0.3, clustered=True)
-    shuffled = [one.take(rng.permutation(len(one))) for one in pair]
-    for row, other in zip(
-        found(*pair, draws=39).tests, found(*shuffled, draws=39).tests, strict=True
-    ):
-        assert row.statistic == pytest.approx(other.statistic, rel=1e-6)
-        assert (row.p, row.test) == (other.p, other.test)
+    shuffled = [data.take(rng.permutation(len(data))) for data in pair]
+    for test, other in zip(run_tests(*pair, draws=39), run_tests(*shuffled, draws=39), strict=True):
+        assert test.statistic == pytest.approx(other.statistic, rel=1e-6)
+        assert (test.p, test.name) == (other.p, other.name)
 
 
-def drawn_labels(rng, n, count):
-    """Labels of unequal sizes, as permutations of clustered patients give."""
-    return rng.random((n, count)) < 0.4
+# --- the statistics
 
 
-def test_the_score_distance_is_the_largest_over_the_classes_with_ties():
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_score_distance_is_the_largest_over_the_classes_with_ties(classes):
     """It is scipy's KS distance of the worst class."""
     rng = np.random.default_rng(20)
-    for classes in (2, 3):
-        proba = rng.dirichlet(np.ones(classes), 80).round(1)
-        labels = drawn_labels(rng, 80, 4)
-        for column, distance in zip(labels.T, largest_ks(proba, labels), strict=True):
-            each = [stats.ks_2samp(c[column], c[~column]).statistic for c in proba.T]
-            assert distance == pytest.approx(max(each))
+    proba, labels = rng.dirichlet(np.ones(classes), 80).round(1), rng.random((80, 4)) < 0.4
+    for column, distance in zip(labels.T, largest_ks(proba, labels), strict=True):
+        each = [stats.ks_2samp(c[column], c[~column]).statistic for c in proba.T]
+        assert distance == pytest.approx(max(each))
 
 
-def mean_kernel(a, b, width, *, skip_same):
+def mean_kernel(a, b, width, *, skip_same=False):
     """Average a Gaussian kernel over all pairs by a double loop."""
     values = [
         np.exp(-((x - y) @ (x - y)) / (2 * width**2))
@@ -235,9 +202,8 @@ def test_mmd_equals_a_double_loop(tile):
         a, b = rows[label], rows[~label]
         for row, factor in enumerate(BANDWIDTHS):
             width = factor * median
-            within = mean_kernel(a, a, width, skip_same=True)
-            within += mean_kernel(b, b, width, skip_same=True)
-            expected = within - 2 * mean_kernel(a, b, width, skip_same=False)
+            within = sum(mean_kernel(x, x, width, skip_same=True) for x in (a, b))
+            expected = within - 2 * mean_kernel(a, b, width)
             assert statistics[row, column] == pytest.approx(expected, abs=1e-12)
 
 
@@ -249,9 +215,8 @@ def test_the_mmd_test_takes_the_largest_standard_score_of_the_bandwidths():
     labels = permuted_labels(is_target, unit, draws=39, seed=0)
     features = np.concatenate([source.features, target.features])
     scores = stats.zscore(mmd_statistics(features, labels, unit), axis=1).max(axis=0)
-    row = run_tests(source, target, draws=39)[2]
-    assert row.statistic == pytest.approx(scores[0])
-    assert row.p == permutation_p(scores)
+    test = run_tests(source, target, draws=39)[2]
+    assert (test.statistic, test.p) == (pytest.approx(scores[0]), permutation_p(scores))
 
 
 @pytest.mark.slow

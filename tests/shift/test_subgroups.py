@@ -8,7 +8,6 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from pipeline.data.attributes import Grouping
-from pipeline.data.domain import DomainData
 from pipeline.evaluation.intervals import wilson
 from pipeline.shift.subgroups import FEW_IMAGES, FEW_PATIENTS, subgroups
 from tests.shift.worlds import scored
@@ -22,11 +21,16 @@ def divided(member, names=("F", "M")):
 
 def of(data, *groupings, **rest):
     """Subgroups at a threshold of one half."""
-    return subgroups(data, groupings, **{"classes": ("well", "ill"), "threshold": 0.5} | rest)
+    return subgroups(data, groupings, **{"threshold": 0.5} | rest)
 
 
 def worst(groups):
-    return {name: one.group for one in groups for name, value in one.metrics.items() if value.worst}
+    return {
+        name: group["group"]
+        for group in groups
+        for name, value in group["metrics"].items()
+        if value["worst"]
+    }
 
 
 def by_hand():
@@ -41,63 +45,56 @@ def by_hand():
 def test_a_case_counted_by_hand():
     """Counts, shares, the worst, and its distance from the rest."""
     first, second = of(*by_hand())
-    assert (first.group, first.images, first.patients, first.reason) == ("F", 40, 40, None)
+    assert (first["group"], first["images"], first["patients"], first["reason"]) == (
+        "F", 40, 40, None
+    )  # fmt: skip
     for name, hits, n in (("accuracy", 37, 40), ("sensitivity", 18, 20), ("specificity", 19, 20)):
-        value = first.metrics[name]
-        assert (value.estimate, value.images) == (pytest.approx(hits / n), n)
+        value = first["metrics"][name]
+        assert value["estimate"] == pytest.approx(hits / n)
         low, high = wilson(hits, n)  # of this group alone: those of all at once are wider
-        assert value.low < low < high < value.high
+        assert value["low"] < low < high < value["high"]
     # Of 20 x 20 pairs: 18 ill above all, 2 at 0.3 above 19 and below the one at 0.8.
-    assert first.metrics["auroc"].estimate == pytest.approx((18 * 20 + 2 * 19) / 400)
-    assert second.metrics["sensitivity"].estimate == 6 / 15
-    assert second.metrics["specificity"].estimate == 1
-    assert (first.prevalence, second.prevalence) == (0.5, 0.5)
+    assert first["metrics"]["auroc"]["estimate"] == pytest.approx((18 * 20 + 2 * 19) / 400)
+    assert second["metrics"]["sensitivity"]["estimate"] == 6 / 15
+    assert (first["prevalence"], second["prevalence"]) == (0.5, 0.5)
     assert worst((first, second)) == {
         "accuracy": "M", "auroc": "F", "sensitivity": "M", "specificity": "F"
     }  # fmt: skip
-    value, mirrored = second.metrics["sensitivity"], first.metrics["sensitivity"]
-    assert value.difference == pytest.approx(6 / 15 - 18 / 20)
-    assert value.below
-    assert not mirrored.below
-    assert value.difference_low < value.difference < value.difference_high < 0
-    assert (-mirrored.difference_high, -mirrored.difference_low) == pytest.approx(
-        (value.difference_low, value.difference_high), abs=1e-9
+    value, mirrored = (group["metrics"]["sensitivity"] for group in (second, first))
+    assert value["difference"] == pytest.approx(6 / 15 - 18 / 20)
+    assert value["difference_low"] < value["difference"] < value["difference_high"] < 0
+    assert (-mirrored["difference_high"], -mirrored["difference_low"]) == pytest.approx(
+        (value["difference_low"], value["difference_high"]), abs=1e-9
     )
 
 
-def test_the_same_group_of_the_source_stands_beside():
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        ({}, (1.0, 1.0)),
+        ({"member": np.repeat([0, 1], [60, 10])}, (1.0, None)),
+        ({"attribute": "view"}, (None, None)),
+    ],
+)
+def test_the_same_group_of_the_source_stands_beside(change, values):
     """Its value, where the source has the attribute and images enough."""
     data, grouping = by_hand()
     right = scored(np.where(data.label, 0.9, 0.1), data.label)
-    (first, second) = of(data, grouping, source=right, source_groupings=[grouping])
-    assert {value.source for one in (first, second) for value in one.metrics.values()} == {1.0}
-    few = replace(grouping, member=np.repeat([0, 1], [60, 10]))
-    (first, second) = of(data, grouping, source=right, source_groupings=[few])
-    assert first.metrics["accuracy"].source == 1
-    assert second.metrics["accuracy"].source is None
-    other = replace(grouping, attribute="view")
-    (first, _) = of(data, grouping, source=right, source_groupings=[other])
-    assert first.metrics["accuracy"].source is None
+    groups = of(data, grouping, source=right, source_groupings=[replace(grouping, **change)])
+    assert tuple(group["metrics"]["accuracy"]["source"] for group in groups) == values
 
 
-def test_the_order_of_rows_changes_nothing():
-    """Patients are drawn by their ids, so a file listed otherwise gives the same numbers."""
+def test_neither_the_order_of_rows_nor_another_attribute_moves_a_number():
+    """Patients are drawn by their ids; attributes are apart."""
     rng = np.random.default_rng(1)
     data, member = clustered(rng, (90, 60), (1.3, 1.0))
     order = rng.permutation(len(data))
-    before = of(data, divided(member))
-    after = of(data.take(order), divided(member[order]))
-    for one, two in zip(before, after, strict=True):
+    other = divided(np.arange(150) % 2, names=("even", "odd"))
+    before, after = of(data, divided(member)), of(data.take(order), divided(member[order]))
+    for group, shuffled in zip(before, after, strict=True):
         for name in METRICS:
-            a, b = (vars(group.metrics[name]) for group in (one, two))
-            assert a == pytest.approx(b, abs=1e-9)
-
-
-def test_an_attribute_does_not_depend_on_another():
-    """One more moves no number of the first."""
-    data, grouping = by_hand()
-    other = divided(np.arange(70) % 2, names=("even", "odd"))
-    assert of(data, grouping) == of(data, other, grouping)[2:]
+            assert group["metrics"][name] == pytest.approx(shuffled["metrics"][name], abs=1e-9)
+    assert before == of(data, other, divided(member))[2:]
 
 
 def test_few_images_or_patients_have_no_numbers():
@@ -108,10 +105,10 @@ def test_few_images_or_patients_have_no_numbers():
     label, p = np.arange(len(member)) % 2, np.linspace(0.05, 0.95, len(member))
     groups = of(scored(p, label, group=patient), divided(member, names=("a", "b", "c", "d")))
     a, b, c, d = groups
-    assert a.reason == f"too few: {FEW_IMAGES - 1} images, {FEW_IMAGES} needed"
-    assert b.reason == f"too few: {FEW_PATIENTS - 1} patients, {FEW_PATIENTS} needed"
-    assert (a.metrics, a.prevalence, b.metrics) == ({}, None, {})
-    assert (c.reason, d.reason) == (None, None)
+    assert a["reason"] == f"too few: {FEW_IMAGES - 1} images, {FEW_IMAGES} needed"
+    assert b["reason"] == f"too few: {FEW_PATIENTS - 1} patients, {FEW_PATIENTS} needed"
+    assert (a["metrics"], a["prevalence"], b["metrics"]) == ({}, None, {})
+    assert (c["reason"], d["reason"]) == (None, None)
     assert set(worst(groups).values()) <= {"c", "d"}
 
 
@@ -121,10 +118,9 @@ def test_a_class_with_few_patients_has_no_sensitivity():
     label = data.label.copy()
     label[np.flatnonzero(label[:40] == 1)[FEW_PATIENTS - 1 :]] = 0
     groups = of(data.with_(label=label), grouping)
-    first, second = groups
-    assert set(first.metrics) == {"accuracy", "specificity"}
+    assert set(groups[0]["metrics"]) == {"accuracy", "specificity"}
     assert set(worst(groups)) == {"accuracy", "specificity"}
-    assert second.metrics["sensitivity"].difference is None
+    assert groups[1]["metrics"]["sensitivity"]["difference"] is None
 
 
 def test_three_classes_have_accuracy_and_macro_auroc():
@@ -132,13 +128,9 @@ def test_three_classes_have_accuracy_and_macro_auroc():
     rng = np.random.default_rng(2)
     label = rng.integers(0, 3, 200)
     p = rng.dirichlet(np.ones(3), 200) + 0.6 * np.eye(3)[label]
-    data = DomainData(
-        name="source", role="source", group=np.arange(200), label=label,
-        proba=p / p.sum(axis=1, keepdims=True),
-    )  # fmt: skip
-    for group in of(data, divided(np.arange(200) % 2), classes=("a", "b", "c"), threshold=None):
-        assert set(group.metrics) == {"accuracy", "auroc"}
-        assert group.prevalence is None
+    data = scored(p / p.sum(axis=1, keepdims=True), label)
+    for group in of(data, divided(np.arange(200) % 2), threshold=None):
+        assert (set(group["metrics"]), group["prevalence"]) == ({"accuracy", "auroc"}, None)
 
 
 def test_images_without_a_value_are_never_the_worst_group():
@@ -148,12 +140,9 @@ def test_images_without_a_value_are_never_the_worst_group():
     data = scored(np.where(wrong, 0.8 - 0.6 * label, 0.2 + 0.6 * label), label)
     member = np.repeat([0, 1, 2], 40)
     groups = of(data, divided(member, ("F", "M", "unknown")))
-    assert [group.metrics["accuracy"].estimate for group in groups] == [0.9, 0.8, 0.5]
+    assert [group["metrics"]["accuracy"]["estimate"] for group in groups] == [0.9, 0.8, 0.5]
     assert worst(groups) == dict.fromkeys(METRICS, "M")
-    assert groups[1].metrics["accuracy"].difference > 0
-    groups = of(data, divided(member // 2, ("F", "unknown")))
-    assert all(group.metrics for group in groups)
-    assert not worst(groups)
+    assert not worst(of(data, divided(member // 2, ("F", "unknown"))))
 
 
 def clustered(rng, sizes, reach, most=4):
@@ -163,8 +152,8 @@ def clustered(rng, sizes, reach, most=4):
         made = 0
         while made < size:
             images = min(int(rng.integers(1, most + 1)), size - made)
-            ill, own = rng.integers(0, 2), rng.normal()
-            noise = np.sqrt(0.5) * (own + rng.normal(size=images))
+            ill, shared = rng.integers(0, 2), rng.normal()
+            noise = np.sqrt(0.5) * (shared + rng.normal(size=images))
             member += [k] * images
             label += [ill] * images
             score += list(noise + far * (2 * ill - 1))
@@ -178,22 +167,24 @@ def coverage(repeats, sizes, reach):
     names = tuple(f"g{k}" for k in range(len(sizes)))
     rate = norm.cdf(reach)
     truth = dict.fromkeys(METRICS, rate) | {"auroc": norm.cdf(np.sqrt(2) * np.array(reach))}
-    kept = {name: [] for name in METRICS}
+    gaps = rate - (np.dot(sizes, rate) - sizes * rate) / (np.sum(sizes) - sizes)
+    held = {name: [] for name in METRICS}
     for seed in range(repeats):
         data, member = clustered(np.random.default_rng([3, seed]), sizes, reach)
         groups = of(data, divided(member, names), seed=seed)
-        for metric, found in kept.items():
-            values = [group.metrics.get(metric) for group in groups]
+        for metric, kept in held.items():
+            values = [group["metrics"].get(metric) for group in groups]
             if None in values:
                 continue
-            holds = [v.low <= t <= v.high for v, t in zip(values, truth[metric], strict=True)]
-            gaps = rate - (np.dot(sizes, rate) - sizes * rate) / (np.sum(sizes) - sizes)
-            apart = [
-                v.difference_low <= gap <= v.difference_high
+            inside = all(
+                v["low"] <= t <= v["high"] for v, t in zip(values, truth[metric], strict=True)
+            )
+            apart = all(
+                v["difference_low"] <= gap <= v["difference_high"]
                 for v, gap in zip(values, gaps, strict=True)
-            ]
-            found.append((all(holds), all(apart) or (metric == "auroc" and len(set(reach)) > 1)))
-    return {name: np.mean(found, axis=0) for name, found in kept.items()}
+            )
+            kept.append((inside, apart or (metric == "auroc" and len(set(reach)) > 1)))
+    return {name: np.mean(kept, axis=0) for name, kept in held.items()}
 
 
 @pytest.mark.parametrize(
@@ -204,6 +195,5 @@ def coverage(repeats, sizes, reach):
 )
 def test_intervals_of_all_groups_hold_at_once(sizes, reach, repeats, least):
     """In 95 % of clustered simulations (less the error of as many) every group is inside."""
-    for metric, (values, gaps) in coverage(repeats, np.array(sizes), reach).items():
-        assert values >= least, metric
-        assert gaps >= least, metric
+    for metric, shares in coverage(repeats, np.array(sizes), reach).items():
+        assert min(shares) >= least, metric
