@@ -93,15 +93,15 @@ def _log_to_stderr(*, foreign: bool) -> None:
     logging.captureWarnings(not foreign)
     if not foreign and not logging.getLogger().handlers:
         logging.getLogger().addHandler(logging.NullHandler())
-    said = set()  # a stage reads the features of each backbone, and would repeat its warnings
+    shown = set()  # a stage reads the features of each backbone, and would repeat its warnings
 
     class _Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             prefix = "warning: " if record.levelno >= logging.WARNING else ""
             line = _bounded(prefix + record.getMessage())
-            if line not in said:
+            if line not in shown:
                 click.echo(line, err=True)
-            said.add(line)
+            shown.add(line)
 
     for name in ("cache", "pipeline"):
         logger = logging.getLogger(name)
@@ -478,15 +478,15 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
         samples=_samples(allow_conflicts=flags["allow_conflicts"]),
     )
     loaded = _with_recipe(study, flags)
-    said: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
 
     def show_scores(so_far: dict[str, Any]) -> None:
-        _show("heads", so_far, quiet=quiet, before=said[-1] if said else None)
-        said.append(so_far)
+        _show("heads", so_far, quiet=quiet, before=shown[-1] if shown else None)
+        shown.append(so_far)
 
     record = compare(loaded, options, show_scores)
     figures = flags["figures"]
-    return _publish("heads", record, loaded, quiet=quiet, figures=figures, before=said[-1])
+    return _publish("heads", record, loaded, quiet=quiet, figures=figures, before=shown[-1])
 
 
 @main.command()

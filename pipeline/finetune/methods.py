@@ -258,8 +258,8 @@ def resolve_settings(
         UnknownNameError: A name is in no table.
         StudyError: A number is out of its range.
     """
-    kept = () if named else ("epochs", "learning_rate")
-    user = {key: value for key, value in given.items() if value is not None and key not in kept}
+    fixed = () if named else ("epochs", "learning_rate")
+    user = {key: value for key, value in given.items() if value is not None and key not in fixed}
     if METHODS[name].reads != PIXELS:
         user["augmentation"] = "none"
     defaults = {

@@ -304,7 +304,7 @@ def _heads_in(seconds: float, record: Record, heads: Mapping[str, Any]) -> int |
 
     None for the baseline, for networks of their own, and where stage 2 has not run.
     """
-    each = [one["fit_seconds"] for one in heads.get("heads", ()) if one["head"] == _HEAD]
+    each = [row["fit_seconds"] for row in heads.get("heads", ()) if row["head"] == _HEAD]
     fair = record.method != BASELINE and record.backbone != FROM_PIXELS
     return int(seconds / np.mean(each)) if fair and sum(each) else None
 
@@ -359,14 +359,15 @@ def _best_head(
         compared with a head that saw 400.
     """
     try:
-        kept = read_predictions(results / PROBABILITIES)[backbone]
+        stored = read_predictions(results / PROBABILITIES)[backbone]
     except (MissingResultsError, KeyError):
         return {}
-    name, row_of = heads.get("best"), {key.tobytes(): row for row, key in enumerate(kept.key)}
+    name = heads.get("best")
+    row_of = {key.tobytes(): row for row, key in enumerate(stored.key)}
     fit = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}
-    if {key for key, row in row_of.items() if kept.split[row] == FIT} != fit:
+    if {key for key, row in row_of.items() if stored.split[row] == FIT} != fit:
         return None
     if name is None or not all(key in row_of for key in samples.key):
         return {}
-    (proba,) = (p for (head, _), p in kept.proba.items() if head == name)
+    (proba,) = (p for (head, _), p in stored.proba.items() if head == name)
     return {_STAGE_2 + name: proba[[row_of[key] for key in samples.key]]}

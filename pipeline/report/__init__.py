@@ -27,8 +27,8 @@ def show(stage: str, record: Mapping[str, Any], before: Mapping[str, Any] | None
         record: Its JSON values.
         before: An earlier record of the same run: what was shown of it is not shown again.
     """
-    said = parts_of(stage, before) if before else []
-    return terminal_text(part for part in parts_of(stage, record) if part not in said)
+    earlier = parts_of(stage, before) if before else []
+    return terminal_text(part for part in parts_of(stage, record) if part not in earlier)
 
 
 def files(stage: str, record: Mapping[str, Any]) -> dict[str, bytes]:

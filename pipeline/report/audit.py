@@ -61,14 +61,14 @@ def _near_copies(record: Record) -> Iterator[Part]:
     more = len(pairs) - _PAIRS
     files = f"near_copies.png in results/{record['study']} shows them side by side."
 
-    def image(one: Record) -> str:
-        return f"{one['path']} ({one['role']}, {one['label']})"
+    def named(image: Record) -> str:
+        return f"{image['path']} ({image['role']}, {image['label']})"
 
     yield table_of(
         "Pairs of nearly equal images in different roles, most alike first",
         (Column("image"), Column("other image"), Column("how"), Column("likeness", "number")),
         [
-            {**pair, "image": image(pair["images"][0]), "other image": image(pair["images"][1])}
+            {**pair, "image": named(pair["images"][0]), "other image": named(pair["images"][1])}
             for pair in pairs[:_PAIRS]
         ],
         notes=(*([f"{more} more pairs are in audit.json."] if more > 0 else []), files),

@@ -324,11 +324,11 @@ def contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
 def _images(results: Path, name: str) -> dict[tuple[str, str], list[tuple[bytes, int]]]:
     """Content keys and labels of the images that a stage has scored, by backbone and domain."""
     try:
-        kept = read_predictions(results / PROBABILITIES[name])
+        by_backbone = read_predictions(results / PROBABILITIES[name])
     except (KeyError, MissingResultsError):
         return {}
     images = {}
-    for backbone, stored in kept.items():
+    for backbone, stored in by_backbone.items():
         for domain in dict.fromkeys(stored.domain.tolist()):
             rows = stored.domain == domain
             pairs = zip(map(bytes, stored.key[rows]), stored.label[rows].tolist(), strict=True)

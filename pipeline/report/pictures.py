@@ -58,52 +58,54 @@ def strips(study: Study, head: PageHead, *, only_errors: bool = False) -> Iterat
     Raises:
         MissingResultsError: ``headrace heads`` has not been run.
     """
-    kept = read_predictions(study.results / PROBABILITIES)[head.backbone]
-    (proba,) = [values for (name, _), values in kept.proba.items() if name == head.name]
+    stored = read_predictions(study.results / PROBABILITIES)[head.backbone]
+    (proba,) = [values for (name, _), values in stored.proba.items() if name == head.name]
     samples, _ = load_samples(study, SampleOptions(allow_conflicts=True, allow_leaks=True))
     items = dict(zip(samples.key, samples.items, strict=True))
-    for domain in dict.fromkeys(kept.domain[kept.split != "fit"].tolist()):
-        rows = np.flatnonzero((kept.domain == domain) & (kept.split != "fit") & (kept.label >= 0))
+    for domain in dict.fromkeys(stored.domain[stored.split != "fit"].tolist()):
+        scored = (stored.domain == domain) & (stored.split != "fit") & (stored.label >= 0)
+        rows = np.flatnonzero(scored)
         name = "validation" if domain == SOURCE else domain
-        for title, chosen in _choices(kept, proba, rows, only_errors=only_errors):
-            pictures = tuple(_pictures(kept, proba, chosen, items))
+        for title, chosen in _choices(stored, proba, rows, only_errors=only_errors):
+            pictures = tuple(_pictures(stored, proba, chosen, items))
             if pictures:
                 yield Strip(domain=name, title=title, pictures=pictures)
 
 
 def _choices(
-    kept: Predictions, proba: NDArray[np.float64], rows: Rows, *, only_errors: bool
+    stored: Predictions, proba: NDArray[np.float64], rows: Rows, *, only_errors: bool
 ) -> Iterator[tuple[str, Rows]]:
     """Title and rows of each strip of one domain."""
     p = proba[rows]
-    wrong = p.argmax(axis=1) != kept.label[rows]
-    yield "surest errors", _first(kept, rows[wrong], -p[wrong].max(axis=1))
-    for k, name in enumerate(() if only_errors else kept.classes):
-        of_class = rows[kept.label[rows] == k]
+    wrong = p.argmax(axis=1) != stored.label[rows]
+    yield "surest errors", _first(stored, rows[wrong], -p[wrong].max(axis=1))
+    for k, name in enumerate(() if only_errors else stored.classes):
+        of_class = rows[stored.label[rows] == k]
         if len(of_class):
             p_class = proba[of_class, k]
+            away = np.abs(p_class - np.median(p_class))
             other = np.delete(proba[of_class], k, axis=1).max(axis=1)
-            yield f"typical of {name}", _first(kept, of_class, np.abs(p_class - np.median(p_class)))
-            yield f"{name}, near the border", _first(kept, of_class, np.abs(p_class - other))
+            yield f"typical of {name}", _first(stored, of_class, away)
+            yield f"{name}, near the border", _first(stored, of_class, np.abs(p_class - other))
 
 
-def _first(kept: Predictions, rows: Rows, value: NDArray[np.float64]) -> Rows:
+def _first(stored: Predictions, rows: Rows, value: NDArray[np.float64]) -> Rows:
     """Rows of the lowest values, each of another patient."""
     ordered = rows[np.argsort(value, kind="stable")]
-    _, first = np.unique(kept.patient[ordered], return_index=True)
+    _, first = np.unique(stored.patient[ordered], return_index=True)
     return ordered[np.sort(first)[:_COUNT]]
 
 
 def _pictures(
-    kept: Predictions, proba: NDArray[np.float64], rows: Rows, items: Mapping[bytes, Item]
+    stored: Predictions, proba: NDArray[np.float64], rows: Rows, items: Mapping[bytes, Item]
 ) -> Iterator[tuple[str, Pixels]]:
     policy = PixelPolicy(size=SIDE, resize="stretch")
     for row in rows:
-        key, called = bytes(kept.key[row]), int(proba[row].argmax())
-        shown = min(99, round(100 * proba[row, called]))  # no head is sure
-        text = f"{kept.classes[called]} {shown} %"
-        if called != kept.label[row]:
-            text = f"{kept.classes[kept.label[row]]}, called {text}"
+        key, predicted = bytes(stored.key[row]), int(proba[row].argmax())
+        shown = min(99, round(100 * proba[row, predicted]))  # no head is sure
+        text = f"{stored.classes[predicted]} {shown} %"
+        if predicted != stored.label[row]:
+            text = f"{stored.classes[stored.label[row]]}, called {text}"
         try:
             yield printable(text), read_image(items[key], key).pixels(policy)
         except (ImageError, KeyError):

@@ -38,15 +38,15 @@ def _of_best(results: Results) -> tuple[str, dict[str, Scored]]:
     """
     of_backbone = next(b for b in results.record["backbones"] if b["backbone"] == results.backbone)
     best = of_backbone["best"] or of_backbone["heads"][0]["head"]
-    kept = results.predictions
-    if kept is None:
+    stored = results.predictions
+    if stored is None:
         raise NothingToDrawError(f"no probabilities of {results.backbone} are stored")
-    (proba,) = [values for (name, _), values in kept.proba.items() if name == best]
+    (proba,) = [values for (name, _), values in stored.proba.items() if name == best]
     scored = {}
     for table in results.tables("heads"):
-        rows = (kept.domain == table.about["domain"]) & (kept.split == table.about["role"])
+        rows = (stored.domain == table.about["domain"]) & (stored.split == table.about["role"])
         if rows.any():
-            scored[table.title.split(":")[0]] = kept.label[rows], proba[rows]
+            scored[table.title.split(":")[0]] = stored.label[rows], proba[rows]
     return best, scored
 
 
