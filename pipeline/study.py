@@ -43,7 +43,7 @@ _DOMAIN = {
 GIVEN = "given"
 #: Value of ``group`` for patients from the headers of DICOM files.
 HEADER = "PatientID"
-FRAMES = ("first", "middle")
+_FRAMES = ("first", "middle")
 _KINDS = {str: "text", int: "int", list: "a list", dict: "a table"}
 _LONGEST = 120  # characters of a name in a message
 _MOST_BITS = 16
@@ -604,7 +604,7 @@ def _domain(table: _Table, name: str = "") -> dict[str, Any]:
         "attributes": table.path("attributes", hint) or (images and images.file),
         "ignore": _ignore(table),
         "window": _window(table),
-        "frame": table.get("frame", allowed=FRAMES),
+        "frame": table.get("frame", allowed=_FRAMES),
     }
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.items import Item
+from pipeline.data.patients import SPLIT_NAMES
 from pipeline.errors import StudyError
 from pipeline.study import Domain
 from pipeline.words import printable
 
 _LOG = logging.getLogger(__name__)
 #: Names of folders that hold splits; the first that is there is proposed.
-_SPLITS = ("train", "training", "fit", "val", "valid", "validation", "dev", "test", "testing")
+_SPLITS = [name for names in SPLIT_NAMES.values() for name in names]
 #: A folder with more folders than this holds patients, not classes.
 _MOST_CLASSES = 30
 _MASKS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}

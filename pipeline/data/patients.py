@@ -2,9 +2,10 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 FIT, VALIDATION, TARGET = "fit", "validation", "target"
+#: What the parts of a data set are called, by the split that they are.
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        FIT: ("train", "training", "fit"),
+        VALIDATION: ("val", "valid", "validation", "dev"),
+        "test": ("test", "testing"),
+    }
+)
 _SECONDS_FOR_A_NAME = 0.5
 #: A pattern that finds no patient in more than this share of the images is a wrong one.
 _MOST = 0.5

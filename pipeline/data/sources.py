@@ -1,20 +1,20 @@
 """The kinds of input there are: which images a domain has, and the content of each.
 
-To add a kind: a module with ``scan`` and ``read``, one entry in ``KINDS``, and in ``read_image``
-what its images are recognised by.
+To add a kind: a module with ``scan`` and ``read``, one entry in ``KINDS``, and what it is known
+by in ``_kinds_of`` and ``read_image``.
 """
 
 import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.data import arrays, class_folders, image_tables
 from pipeline.data.items import Content, Each, Item, Listing, in_turn, is_hidden, list_folder
-from pipeline.data.patients import FIT, VALIDATION
+from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.tables import read_lines
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import GIVEN, LIST, Domain, SourceDomain
@@ -23,59 +23,15 @@ from pipeline.words import composed, counted, printable
 _LOG = logging.getLogger(__name__)
 #: Why an image is refused whose content is not what it was; the next run may take it.
 CHANGED = "changed while the run was under way; run again"
-#: What the parts of a data set are called, by the split that they are.
-SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+
+
+#: What lists the images of each kind of input.
+KINDS: Mapping[str, Callable[[Domain, Each], Listing]] = MappingProxyType(
     {
-        FIT: ("train", "training", "fit"),
-        VALIDATION: ("val", "valid", "validation", "dev"),
-        "test": ("test", "testing"),
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputKind:
-    """One kind of input.
-
-    Attributes:
-        is_here: Whether a domain is of this kind, by the visible entries of its folder, none
-            where its path is a file.
-        scan: Lists the images of a domain.
-        read: Reads one of them.
-    """
-
-    is_here: Callable[[Domain, "list[os.DirEntry[str]]"], bool]
-    scan: Callable[[Domain, Each], Listing]
-    read: Callable[[Item], Content]
-
-
-KINDS: Mapping[str, InputKind] = MappingProxyType(
-    {
-        "a table": InputKind(
-            is_here=lambda domain, _: domain.table is not None,
-            scan=image_tables.scan,
-            read=class_folders.read,
-        ),
-        "a .npz file": InputKind(
-            is_here=lambda domain, _: domain.table is None and arrays.is_archive(domain.path),
-            scan=lambda domain, _: arrays.scan_archive(domain),
-            read=arrays.read_archived,
-        ),
-        "class folders": InputKind(
-            is_here=lambda domain, entries: (
-                domain.table is None
-                and any(class_folders.is_sign(e, labelled=domain.labelled) for e in entries)
-            ),
-            scan=class_folders.scan,
-            read=class_folders.read,
-        ),
-        ".npy stacks": InputKind(
-            is_here=lambda domain, entries: (
-                domain.table is None and any(map(arrays.is_stack, entries))
-            ),
-            scan=lambda domain, _: arrays.scan_stacks(domain),
-            read=arrays.read_row,
-        ),
+        "a table": image_tables.scan,
+        "a .npz file": lambda domain, _: arrays.scan_archive(domain),
+        "class folders": class_folders.scan,
+        ".npy stacks": lambda domain, _: arrays.scan_stacks(domain),
     }
 )
 
@@ -96,11 +52,9 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     """
     if isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
         return _with_validation(domain, domain.validation, each)
-    is_folder = domain.table is None and not arrays.is_archive(domain.path)
-    entries = [e for e in list_folder(domain.path) if not is_hidden(e)] if is_folder else []
-    kinds = {name: kind for name, kind in KINDS.items() if kind.is_here(domain, entries)}
+    kinds, entries = _kinds_of(domain)
     if len(kinds) == 1:
-        return _of_split(domain, next(iter(kinds.values())).scan(domain, each))
+        return _of_split(domain, KINDS[kinds[0]](domain, each))
     if domain.labelled:
         raise StudyError(
             f"{domain.path} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "
@@ -113,6 +67,20 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
         "allowed for a target without labels is one of: images at any depth, .npy stacks "
         "(n, H, W) or (n, H, W, 3), a .npz file, or a table = FILE of images"
     )
+
+
+def _kinds_of(domain: Domain) -> tuple[list[str], list["os.DirEntry[str]"]]:
+    """The kinds of input that a domain is, and the visible entries of its folder."""
+    if domain.table is not None:
+        return ["a table"], []
+    if arrays.is_archive(domain.path):
+        return ["a .npz file"], []
+    entries = [entry for entry in list_folder(domain.path) if not is_hidden(entry)]
+    signs = {
+        "class folders": [class_folders.is_sign(e, labelled=domain.labelled) for e in entries],
+        ".npy stacks": map(arrays.is_stack, entries),
+    }
+    return [kind for kind, signs_of_kind in signs.items() if any(signs_of_kind)], entries
 
 
 def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listing:
@@ -189,9 +157,12 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
         ImageError: It cannot be read, an input/output error only after three more tries;
             or its content has changed (:data:`CHANGED`).
     """
-    is_archived = item.row is not None and arrays.is_archive(Path(item.file))
-    kind = "class folders" if item.row is None else "a .npz file" if is_archived else ".npy stacks"
-    content = KINDS[kind].read(item)
+    if item.row is None:
+        content: Content = class_folders.read(item)
+    elif arrays.is_archive(Path(item.file)):
+        content = arrays.read_archived(item)
+    else:
+        content = arrays.read_row(item)
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content

@@ -1,4 +1,4 @@
-"""Stacks: rows as images, keys of rows, and what a .npy file cannot do to us."""
+"""Stacks and archives: rows as images, keys of rows, and what a file cannot do to us."""
 
 import hashlib
 import os
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.lib import format as npy
 
 from pipeline.data.images import PixelPolicy, resize_pixels
-from pipeline.data.sources import read_image
+from pipeline.data.sources import read_image, scan
 from pipeline.errors import ImageError, StudyError
+from pipeline.study import GIVEN, SourceDomain
 from tests.image_files import listed, picture, pictures, with_stack
 
 
@@ -56,14 +57,6 @@ def test_the_class_of_a_stack_is_its_name(tmp_path, name, label):
     assert listed(with_stack(tmp_path, name, pictures(1))).items[0].label == label
 
 
-def test_two_stacks_can_hold_one_class(tmp_path):
-    """As course material comes: one file for training and one for testing."""
-    with_stack(tmp_path, "train_normal.npy", pictures(2))
-    listing = listed(with_stack(tmp_path, "test_normal.npy", pictures(2)))
-    assert [i.label for i in listing.items] == ["normal"] * 4
-    assert len(set(paths(listing))) == 4
-
-
 def test_the_key_of_a_row_is_its_own(tmp_path):
     """SHA-256 over dtype, shape and bytes: the file and the position do not matter."""
     rows = pictures(3)
@@ -73,13 +66,6 @@ def test_the_key_of_a_row_is_its_own(tmp_path):
     assert keys == [read_image(item).key for item in reversed(second)]
     assert len(set(keys)) == 3
     assert keys[0] == hashlib.sha256(b"|u1|(64, 64)|" + rows[0].tobytes()).digest()
-
-
-def test_the_key_of_a_row_knows_its_shape(tmp_path):
-    """The same bytes in other rows and columns are another image."""
-    wide = with_stack(tmp_path / "wide", "a.npy", pictures(1).reshape(1, 32, 128))
-    tall = with_stack(tmp_path / "tall", "a.npy", pictures(1).reshape(1, 128, 32))
-    assert read_image(listed(wide).items[0]).key != read_image(listed(tall).items[0]).key
 
 
 BAD_STACKS = {
@@ -175,9 +161,80 @@ def test_a_new_mode_or_hard_link_does_not_change_a_stack(tmp_path):
     )
 
 
-def test_other_files_beside_stacks_are_counted(tmp_path):
-    """As in class folders."""
-    with_stack(tmp_path, "normal.npy", pictures(1))
-    (tmp_path / "README.md").write_text("x")
-    (tmp_path / ".hidden.npy").write_text("x")
-    assert listed(tmp_path).ignored == {"not a .npy file": 1, "hidden": 1}
+# --- archives of several arrays
+
+
+def npz(tmp_path, **arrays):
+    """A source whose path is an archive of these arrays."""
+    np.savez_compressed(tmp_path / "x.npz", **arrays)
+    return SourceDomain(path=tmp_path / "x.npz", split=GIVEN)
+
+
+def test_rows_have_the_label_and_the_split_of_their_arrays(tmp_path):
+    """Grey or colour; labels as a column."""
+    grey, colour = pictures(3), np.stack([picture(seed=5)])
+    source = npz(
+        tmp_path,
+        train_images=grey,
+        train_labels=np.array([[0], [1], [0]], np.uint8),
+        val_images=colour,
+        val_labels=np.array([[1]]),
+        test_images=grey,
+        test_labels=np.zeros(3, int),
+    )
+    found = [(i.path, i.label, i.split) for i in scan(source).items]
+    assert found == [
+        ("train#0", "0", "fit"),
+        ("train#1", "1", "fit"),
+        ("train#2", "0", "fit"),
+        ("val#0", "1", "validation"),
+    ]
+    for item, row in zip(scan(source).items, [*grey, *colour], strict=True):
+        expected = resize_pixels(row, PixelPolicy())
+        assert (read_image(item).pixels(PixelPolicy()) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"x": np.zeros(3)}, r"holds no array called NAME_images, such as train_images"),
+        ({"train_images": pictures(2)}, r"has no array train_labels"),
+        (
+            {"train_images": pictures(2), "train_labels": np.zeros((2, 14), int)},
+            r"train_labels has shape \(2, 14\), int64; allowed is one whole number an image",
+        ),
+        (
+            {"train_images": pictures(2), "train_labels": np.zeros(3, int)},
+            r"2 images but 3 labels of train",
+        ),
+        (
+            {"train_images": np.zeros((2, 8, 8), np.uint8), "train_labels": np.zeros(2, int)},
+            r"train_images has shape \(2, 8, 8\): its images are too small",
+        ),
+        (
+            {"train_images": pictures(2), "train_labels": np.array([{}, {}], object)},
+            r"train_labels is damaged, or no plain array \(Object arrays cannot be loaded",
+        ),
+    ],
+)
+def test_an_archive_of_another_form_is_refused(tmp_path, arrays, sentence):
+    """With what it is and what is allowed; nothing is unpickled."""
+    with pytest.raises(StudyError, match=sentence):
+        scan(npz(tmp_path, **arrays))
+
+
+def test_a_damaged_archive_is_refused(tmp_path):
+    """Whatever is in it."""
+    (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(StudyError, match=r"x\.npz is not a \.npz file, or a damaged one"):
+        listed(tmp_path / "x.npz")
+
+
+def test_a_file_that_changed_is_not_mixed_with_what_it_was(tmp_path):
+    """The next run takes it as it is."""
+    arrays = {"train_images": pictures(2), "train_labels": np.arange(2)}
+    npz(tmp_path, **arrays)
+    item = listed(tmp_path / "x.npz").items[0]
+    npz(tmp_path, **arrays, val_images=pictures(2), val_labels=np.arange(2))
+    with pytest.raises(ImageError, match="changed after it was listed"):
+        read_image(item)

@@ -39,16 +39,6 @@ def test_every_image_below_a_class_folder_is_found(root):
     assert listing.ignored == {}
 
 
-def test_an_item_says_where_its_file_is_and_how_it_looked(root):
-    """Absolute path, no row, and the stat that tells a change without reading."""
-    item = listed(root).items[0]
-    stat = (root / "normal/a.jpg").stat()
-    assert Path(item.file).is_absolute()
-    assert Path(item.file).samefile(root / "normal/a.jpg")
-    assert item.row is None
-    assert item.stat == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-
-
 def test_other_endings_and_none_are_taken_where_the_content_is_an_image(root):
     """Some programs write .jpe, .jfif or no ending; without one the first bytes decide."""
     for name, content in {"a.jpe": jpeg(), "b.JFIF": jpeg(), "IM0001": png()}.items():
@@ -138,12 +128,6 @@ def test_a_root_that_is_a_link_is_the_folder_it_names(root, tmp_path):
     (root / "normal/file.jpg").symlink_to("a.jpg")
     found = paths(listed(tmp_path / "alias"))
     assert found == ["normal/a.jpg", "normal/file.jpg", "pneumonia/b.png"]
-
-
-def test_a_folder_called_like_an_image_is_a_folder(root):
-    """The file system decides what is a folder, not the name."""
-    with_files(root, "normal/x.jpg/c.jpg")
-    assert paths(listed(root)) == ["normal/a.jpg", "normal/x.jpg/c.jpg", "pneumonia/b.png"]
 
 
 @pytest.mark.parametrize("name", ["stack.npy", "x.png"])

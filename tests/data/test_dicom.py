@@ -14,7 +14,7 @@ from pydicom.uid import (
 )
 
 from pipeline.data.dicom import patient_in, salt_of
-from pipeline.data.grey_levels import BITS_STORED, EIGHT_BITS, NO_RANGE, OWN_WINDOW, Reading
+from pipeline.data.grey_levels import EIGHT_BITS, OWN_WINDOW, Reading
 from pipeline.data.images import PixelPolicy, decode, depth_of
 from pipeline.data.items import Item
 from pipeline.data.samples import load_samples
@@ -182,19 +182,6 @@ def test_what_cannot_be_shown_has_a_reason(data, reason):
     with pytest.raises(ImageError, match=reason) as error:
         shown(data)
     assert "Doe" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("data", "depth"),
-    [
-        (dicom(RAMP), BITS_STORED - 12),
-        (dicom(RAMP, WindowCenter=9, WindowWidth=9), OWN_WINDOW),
-        (dicom(RAMP.astype(np.int16), bits=16), NO_RANGE),
-    ],
-)
-def test_what_a_file_says_of_its_values_is_known(data, depth):
-    """From its header alone."""
-    assert depth_of(data, Reading()) == depth
 
 
 @pytest.fixture

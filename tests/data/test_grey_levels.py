@@ -101,17 +101,6 @@ def test_pages_are_refused_or_one_is_chosen():
     assert (chosen == picture(seed=1)).all()
 
 
-def test_the_rule_is_part_of_the_key_of_deep_files_only():
-    """Features by another rule are never taken for these; other files keep theirs."""
-    digest = bytes(32)
-    keys = {
-        Reading(**kw).key(digest)
-        for kw in ({}, {"window": (0, 4095)}, {"window": (0, 1023)}, {"frame": "first"})
-    }
-    assert len(keys) == 4
-    assert Reading().key(digest) == digest
-
-
 @pytest.fixture
 def study_file(tmp_path, monkeypatch):
     """Sixty 14-bit X-rays at three exposures, as a detector writes them."""

@@ -184,13 +184,6 @@ def test_key_and_pixels_come_from_the_same_bytes(root, failing):
     assert opener.calls == 1
 
 
-def test_the_name_does_not_decide_the_format(root):
-    """A PNG file called .jpg is taken as what it is."""
-    (root / "normal/a.jpg").write_bytes(png())
-    pixels = read_image(listed(root).items[0]).pixels(PixelPolicy(size=64))
-    assert (pixels == picture()).all()
-
-
 def test_a_file_that_has_vanished_is_a_reason(root):
     """Other programs may be at work on the folder."""
     item = listed(root).items[0]
