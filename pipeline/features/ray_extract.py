@@ -45,8 +45,8 @@ _BYTES_PER_BLOCK = 512 << 20
 _BLOCKS_PER_WORKER = 4
 #: More cores make a worker larger than 2 GB: OpenVINO runs a batch on each.
 _CORES_PER_WORKER = 4
-#: An image whose decoding ends the process must not end it for ever.
-_TRIES = 3
+#: Ray does a block again whenever its process died; an image that kills must not do so for ever.
+_MOST_TRIES = 4
 #: Ray makes no call by the network that nobody asked for, and prints only what went wrong.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -113,8 +113,7 @@ class Cluster:
     def each(self, function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
         """See :class:`pipeline.data.items.Each`: in tasks of one core, in blocks of values."""
         share = _Share(sum(int(node["CPU"]) for node in _nodes()), 1)
-        answers = _answers(_blocks(values, share.workers), partial(_answer, _each, function), share)
-        for answer in answers:
+        for answer in _answers(_blocks(values, share.workers), share, function):
             yield from answer
 
     def fill_stores(
@@ -151,7 +150,7 @@ class Cluster:
         unusable: dict[bytes, str] = {}
         same, engines = 0, set[str]()
         with Progress(title, len(missing)) as progress:
-            for answer in _answers(blocks, _Worker, share, constructor=(job,)):
+            for answer in _answers(blocks, share, job):
                 unusable |= answer.unusable
                 same += answer.same
                 progress.advance(answer.images)
@@ -222,15 +221,15 @@ def _item_of(value: Any) -> Item | None:
 
 
 def _answers(
-    blocks: Sequence[Sequence[Any]], work: Any, share: _Share, *, constructor: tuple[Any, ...] = ()
+    blocks: Sequence[Sequence[Any]], share: _Share, work: "Callable[[Any], Any] | _Job"
 ) -> Iterator[Any]:
     """What the workers answer to each block, in order.
 
     Args:
         blocks: Each is done as one; one that is cut off, by a death, is done again.
-        work: Function of a batch of Ray Data, or a class of such functions.
         share: Of one worker.
-        constructor: Arguments of the class.
+        work: A function of each value of a block, which tasks call; or a job, which actors
+            do that hold the network.
 
     Raises:
         EngineError: A worker's error of ours, with its exit code; or Ray gave up.
@@ -240,22 +239,22 @@ def _answers(
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-    rows = [{"block": pickle.dumps(block)} for block in blocks]
+    tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
+    rows = [{"number": number, "block": pickle.dumps(b)} for number, b in enumerate(blocks)]
     workers = min(share.workers, len(blocks))
-    arguments: dict[str, Any] = {"compute": TaskPoolStrategy(size=workers), "max_retries": _TRIES}
-    if constructor:
-        arguments = {
-            "compute": ActorPoolStrategy(size=workers),
-            "fn_constructor_args": constructor,
-            "max_restarts": -1,
-            "max_task_retries": _TRIES,
-        }
+    begin = partial(_begin, tries)
+    function: Any = _Worker
+    pool: Any = ActorPoolStrategy(size=workers)
+    if not isinstance(work, _Job):
+        function = partial(_answer, begin, partial(_each, work))
+        pool = TaskPoolStrategy(size=workers)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        work,
+        function,
+        fn_constructor_args=(begin, work) if function is _Worker else None,
+        compute=pool,
         batch_size=1,
         num_cpus=share.cores,
         num_gpus=share.gpus or None,
-        **arguments,
     )
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
@@ -285,12 +284,39 @@ class _Refusal:
         raise error
 
 
-def _answer(work: Callable[..., Any], argument: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+class _Tries:
+    """Counts in the cluster how often each block was begun."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        """Take note of a try; returns how many there are."""
+        self._begun[number] += 1
+        return self._begun[number]
+
+
+def _begin(tries: Any, number: int) -> int:
+    import ray
+
+    return int(ray.get(tries.begin.remote(number)))
+
+
+def _answer(
+    begin: Callable[[int], int], work: Callable[[Sequence[Any]], Any], batch: Mapping[str, Any]
+) -> dict[str, Any]:
     """Do the work of a batch of Ray Data, which is one block."""
     block = pickle.loads(batch["block"][0])  # noqa: S301 - our own driver
     try:
+        if begin(int(batch["number"][0])) > _MOST_TRIES:
+            item = _item_of(block[0])
+            raise EngineError(
+                f"the process that worked on {counted(len(block), 'image')} from "
+                f"{item.file if item else block[0]} on has died {_MOST_TRIES} times. Is there "
+                "enough memory? Without --ray the image shows that ends it"
+            )
         _check_folder(block)
-        answer = work(argument, block)
+        answer = work(block)
     except (PipelineError, CacheError) as error:
         answer = _Refusal(f"{socket.gethostname()}: {error}", error.exit_code)
     return {"answer": [pickle.dumps(answer)]}
@@ -356,17 +382,19 @@ class _Worker:
     """Holds the network of one backbone and writes the rows of one block after the other.
 
     Args:
+        begin: See :class:`_Tries`.
         job: See :class:`_Job`.
     """
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, begin: Callable[[int], int], job: _Job) -> None:
+        self._begin = begin
         self._job = job
         self._guard = FeatureGuard(copies=job.copies)
         self._started: tuple[Engine, EngineChoice] | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Write the rows of the block that is in a batch of Ray Data."""
-        return _answer(_Worker._write, self, batch)
+        return _answer(self._begin, self._write, batch)
 
     def _write(self, block: Sequence[tuple[bytes, Item]]) -> _Written:
         job = self._job

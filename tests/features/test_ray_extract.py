@@ -57,24 +57,23 @@ def test_blocks_are_planned_by_bytes_and_rows(values, workers, expected):
     assert [value for block in blocks for value in block] == values
 
 
-def refusal_in(row) -> ray_extract._Refusal:
-    return pickle.loads(row["answer"][0])  # noqa: S301 - just made
-
-
 def test_what_a_worker_refuses_arrives_with_its_machine_and_exit_code(tmp_path):
-    """Errors of ours cannot all be pickled; a machine without the images says so."""
+    """A full disk; a machine that does not see the images; a block that kills its process."""
 
-    def refuse(path, block):
-        raise WriteFailedError(path, OSError(28, "No space left"), needed=1, free=0)
+    def refuse(block):
+        raise WriteFailedError(tmp_path, OSError(28, "No space left"), needed=1, free=0)
 
-    work = functools.partial(ray_extract._answer, refuse, tmp_path)
-    row = work({"block": [pickle.dumps([("folder", "a")])]})
-    with pytest.raises(EngineError, match=f"{socket.gethostname()}: .*No space left") as refusal:
-        refusal_in(row).raise_here()
-    assert refusal.value.exit_code == 4
-    row = work({"block": [pickle.dumps([item(1, "/elsewhere/x.png")])]})
-    with pytest.raises(EngineError, match="does not see /elsewhere: the images must lie in"):
-        refusal_in(row).raise_here()
+    block = [item(1, "/elsewhere/x.png")]
+    for values, tries, message, code in (
+        (["folder"], 1, "No space left", 4),
+        (block, 1, "does not see /elsewhere: the images must lie in", 1),
+        (block, 5, "1 image from /elsewhere/x.png on has died 4 times. Is there enough memory", 1),
+    ):
+        batch = {"number": [0], "block": [pickle.dumps(values)]}
+        answer = ray_extract._answer(lambda _, n=tries: n, refuse, batch)["answer"][0]
+        with pytest.raises(EngineError, match=f"{socket.gethostname()}: .*{message}") as refusal:
+            pickle.loads(answer).raise_here()  # noqa: S301 - just made
+        assert refusal.value.exit_code == code
 
 
 def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
@@ -141,7 +140,7 @@ def study_file(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def start_ray(tmp_path, monkeypatch):
-    """Starts Ray with the backbone on every machine: of two cores, or two machines of one."""
+    """Starts Ray with the backbone on every machine: this one, or several, of a core each."""
     ray = pytest.importorskip("ray", reason=NO_RAY)
     for name, value in ray_extract._SETTINGS.items():
         monkeypatch.setenv(name, value)
@@ -155,7 +154,7 @@ def start_ray(tmp_path, monkeypatch):
             "runtime_env": {"worker_process_setup_hook": f"{__name__}.hook"},
         }
         if not nodes:
-            ray.init("local", num_cpus=2, include_dashboard=False, **settings)
+            ray.init("local", num_cpus=1, include_dashboard=False, **settings)
             return None
         from ray.cluster_utils import Cluster
 
