@@ -5,7 +5,6 @@ else, so what a stage says about the gap can be compared with the truth. The pic
 are phantoms: nothing in them says anything about patients.
 """
 
-import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,21 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.demo.hospital import Hospital, Shot, expose, render
+from pipeline.demo.hospital import Hospital, expose
 from pipeline.demo.phantom import CLASSES, Patient, chest
-from pipeline.errors import StudyError, UnknownNameError
-
-__all__ = [
-    "SITES",
-    "SOURCE",
-    "TARGET",
-    "DemoSpec",
-    "Hospital",
-    "Patient",
-    "cohort",
-    "render",
-    "write_demo",
-]
+from pipeline.errors import StudyError
 
 SITES = ("hospital_a", "hospital_b")
 STUDY = "study.toml"
@@ -62,12 +49,12 @@ class DemoSpec:
         seed: Seed of everything random, 0 or more; also the study's seed.
         source: The hospital with the training images, ``hospital_a``.
         target: The hospital the model is taken to, ``hospital_b``.
-        n_source: Images of the source, 1 or more; a patient has 1 to 3 of them.
-        n_target: Images of the target, 1 or more.
-        size: Edge of an image in pixels, 32 or more.
+        n_source: Images of the source; a patient has 1 to 3 of them.
+        n_target: Images of the target.
+        size: Edge of an image in pixels.
 
     Raises:
-        StudyError: A number lies outside its range.
+        StudyError: The seed is negative.
     """
 
     seed: int = 0
@@ -78,11 +65,8 @@ class DemoSpec:
     size: int = 224
 
     def __post_init__(self) -> None:
-        for name, least in {"seed": 0, "n_source": 1, "n_target": 1, "size": 32}.items():
-            if getattr(self, name) < least:
-                raise StudyError(
-                    f"demo has {name} = {getattr(self, name)}; allowed is {least} or more"
-                )
+        if self.seed < 0:
+            raise StudyError(f"demo has seed = {self.seed}; allowed is 0 or more")
 
 
 def cohort(spec: DemoSpec, site: str) -> list[tuple[Patient, int]]:
@@ -95,15 +79,15 @@ def cohort(spec: DemoSpec, site: str) -> list[tuple[Patient, int]]:
     Returns:
         Patients with their number of images, 1 to 3, which add up to the hospital's.
         No patient is at both hospitals: the source has the odd numbers.
-
-    Raises:
-        UnknownNameError: There is no such site.
     """
-    if site not in SITES:
-        raise UnknownNameError("site", site, SITES)
     first = 1 + SITES.index(site)
     hospital, images = ((spec.source, spec.n_source), (spec.target, spec.n_target))[first - 1]
-    counts = _image_counts(spec.seed, first, images)
+    counts: dict[Patient, int] = {}
+    number = first
+    while (left := images - sum(counts.values())) > 0:
+        patient = Patient(name=f"patient{number:04d}", label=CLASSES[0], seed=spec.seed)
+        counts[patient] = min(left, int(patient.stream("visits").integers(1, 4)))
+        number += 2
     # Who falls ill first is drawn once: another prevalence moves the line, not the order.
     wanted, ill = round(hospital.prevalence * images), set()
     for patient in sorted(counts, key=lambda patient: patient.stream("risk").random()):
@@ -111,18 +95,6 @@ def cohort(spec: DemoSpec, site: str) -> list[tuple[Patient, int]]:
             wanted -= counts[patient]
             ill.add(patient)
     return [(replace(p, label=CLASSES[p in ill]), count) for p, count in counts.items()]
-
-
-def _image_counts(seed: int, first: int, images: int) -> dict[Patient, int]:
-    """Number of images per patient, for every second patient number from ``first``."""
-    counts: dict[Patient, int] = {}
-    for number in itertools.count(first, 2):
-        if images == 0:
-            break
-        patient = Patient(name=f"patient{number:04d}", label=CLASSES[0], seed=seed)
-        counts[patient] = min(images, int(patient.stream("visits").integers(1, 4)))
-        images -= counts[patient]
-    return counts
 
 
 def write_demo(
@@ -184,7 +156,7 @@ def _write_site(folder: Path, spec: DemoSpec, site: str) -> None:
     for patient, images in cohort(spec, site):
         drawn = chest(patient)
         for visit in range(1, images + 1):
-            image = expose(drawn, Shot(patient, hospital, visit, spec.size))
+            image = expose(drawn, patient, hospital, visit=visit, size=spec.size)
             path = folder / patient.label / f"{patient.name}_{visit}.png"
             # Level 1: grain hardly compresses, and the default level takes 3 x as long.
             Image.fromarray(image).save(path, compress_level=1)

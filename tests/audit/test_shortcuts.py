@@ -22,7 +22,7 @@ from pipeline.data.facts import FACTS, facts_of_file
 from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
-from pipeline.demo.hospital import Hospital, Shot, expose
+from pipeline.demo.hospital import Hospital, expose
 from pipeline.demo.phantom import Patient, chest
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.separability import Separability
@@ -89,7 +89,7 @@ def films():
     patients = [Patient(name=f"p{i}", label="normal") for i in range(100)]
     chests = [(patient, chest(patient)) for patient in patients]
     return [
-        [expose(drawn, Shot(p, Hospital(marker_normal=m), 1, 112)) for m in (0.0, 1.0)]
+        [expose(drawn, p, Hospital(marker_normal=m), size=112) for m in (0.0, 1.0)]
         for p, drawn in chests
     ]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.data.facts import facts_of_array
 from pipeline.data.near_copies import find_near_copies
 from pipeline.data.patients import patient_of
-from pipeline.demo.hospital import Hospital, Shot, expose
+from pipeline.demo.hospital import Hospital, expose
 from pipeline.demo.phantom import CLASSES, Patient, chest
 from tests.audit_worlds import COPIES
 
@@ -23,7 +23,7 @@ STRANGERS, COPIED, SIDE = 2000, 200, 224
 def generated(count: int) -> list[Image.Image]:
     """X-rays of as many patients."""
     patients = [Patient(name=f"p{i}", label=CLASSES[i % len(CLASSES)]) for i in range(count)]
-    films = (expose(chest(one), Shot(one, Hospital(), 1, SIDE)) for one in patients)
+    films = (expose(chest(one), one, Hospital(), size=SIDE) for one in patients)
     return [Image.fromarray(film) for film in films]
 
 
