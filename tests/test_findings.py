@@ -29,6 +29,8 @@ values = {"Pleural Effusion" = "Effusion"}
 path = "features"
 [backbone.tiny]
 """
+#: Of each hospital; of the last twelve of the source an effusion is not known.
+IMAGES = 64
 ENGINE = ["--engine", "torch", "--device", "cpu"]
 
 
@@ -46,11 +48,10 @@ def study_file(tmp_path, monkeypatch) -> Path:
     install_tiny_backbone(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     lines, entries = ["Path,Edema,Pleural Effusion"], ["Image Index,Finding Labels,Patient ID"]
-    for i in range(120):
+    for i in range(IMAGES):
         edema, effusion = i // 2 % 2 == 1, i // 4 % 2 == 1
         write_image(f"a/patient{i // 2:03}/{i:03}.png", edema=edema, effusion=effusion)
-        # Of the last twelve effusion is not known.
-        mark = float(effusion) if i < 108 else ("", "-1.0")[i % 2]
+        mark = float(effusion) if i < IMAGES - 12 else ("", "-1.0")[i % 2]
         lines.append(f"a/patient{i // 2:03}/{i:03}.png,{float(edema)},{mark}")
         write_image(f"b/images/{i:05}.png", edema=edema, effusion=effusion)
         texts = ["Edema"] * edema + ["Effusion"] * effusion or ["No Finding"]
@@ -70,7 +71,7 @@ def run(*arguments: str) -> str:
 
 def test_every_stage_runs_for_each_finding(study_file):
     """One extraction for all; then heads, audit, shift, a page, and a model that predicts."""
-    assert "240 computed" in run("features", "study.toml", *ENGINE)
+    assert f"{2 * IMAGES} computed" in run("features", "study.toml", *ENGINE)
     run("audit", "study.toml", "--no-shortcuts")
     shown = run("heads", "study.toml", "--quick", "--only", "linear,prior", "--no-figures")
     assert "chest/Edema on tiny, classes not Edema, Edema" in shown
@@ -93,17 +94,17 @@ def test_an_image_counts_for_a_finding_that_is_known_of_it(study_file):
     """The study itself has all images and no label; what is empty or -1 is left out and said."""
     study = load_study(study_file)
     samples, _ = load_samples(study)
-    assert len(samples) == 240
+    assert len(samples) == 2 * IMAGES
     assert set(samples.label) == {UNLABELLED}
-    for finding, source in (("Edema", 120), ("Pleural Effusion", 108)):
+    for finding, source in (("Edema", IMAGES), ("Pleural Effusion", IMAGES - 12)):
         samples, _ = load_samples(study.of_finding(finding))
         assert samples.classes == (f"not {finding}", finding)
         assert (samples.domain == "source").sum() == source
-        assert (samples.domain == "nih").sum() == 120
+        assert (samples.domain == "nih").sum() == IMAGES
         assert samples.label[samples.domain == "nih"].mean() == 0.5
     # The last image is one of which effusion is not known.
-    Path("not.txt").write_text("source/a/patient059/119.png\n")
-    for finding, source in (("Edema", 119), ("Pleural Effusion", 108)):
+    Path("not.txt").write_text("source/a/patient031/063.png\n")
+    for finding, source in (("Edema", IMAGES - 1), ("Pleural Effusion", IMAGES - 12)):
         part = replace(study, exclude=Path("not.txt")).of_finding(finding)
         samples, _ = load_samples(part)
         assert (samples.domain == "source").sum() == source
