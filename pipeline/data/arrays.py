@@ -25,12 +25,14 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
+from PIL import Image
 
-from pipeline.data.facts import facts_of_array
+from pipeline.data.facts import facts_of_picture
 from pipeline.data.grey_levels import NO_RANGE, Depth, Reading, scaled
-from pipeline.data.images import PixelPolicy, Pixels, check_size, resize_pixels
+from pipeline.data.images import Pixels, check_size
 from pipeline.data.items import (
     NO_CLASS,
+    Content,
     FileStat,
     Item,
     Listing,
@@ -55,7 +57,7 @@ _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class _RowContent:
+class _RowContent(Content):
     """An image of a stack in memory; see :class:`pipeline.data.items.Content`.
 
     Attributes:
@@ -76,13 +78,15 @@ class _RowContent:
         """See :class:`pipeline.data.items.Content`."""
         return RememberedFile(self._digest(), self._depth())
 
-    def pixels(self, policy: PixelPolicy) -> Pixels:
-        """See :func:`pipeline.data.images.resize_pixels`."""
-        return resize_pixels(self._levels(), policy)
+    def picture(self, at_least: int | None = None) -> Image.Image:  # noqa: ARG002 - as it is
+        """See :class:`pipeline.data.items.Content`."""
+        return Image.fromarray(self._levels())
 
     def facts(self) -> NDArray[Any]:
-        """See :func:`pipeline.data.facts.facts_of_array`."""
-        return facts_of_array(self._levels())
+        """See :class:`pipeline.data.items.Content`; its bytes are those of 8 bits."""
+        facts = facts_of_picture(self.picture())
+        facts["file_bytes"], facts["jpeg_quality"] = self.row.size, np.nan
+        return facts
 
     def _digest(self) -> bytes:
         """Moving a row to another file keeps it."""

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.data.dicom import is_dicom, patient_in
-from pipeline.data.facts import facts_of_file
+from pipeline.data.facts import facts_of_picture, jpeg_quality
 from pipeline.data.grey_levels import Reading
-from pipeline.data.images import PixelPolicy, Pixels, decode, depth_of, may_be_deep
+from pipeline.data.images import depth_of, may_be_deep, picture_of
 from pipeline.data.items import (
     NO_CLASS,
+    Content,
     Each,
     Item,
     Listing,
@@ -37,7 +39,7 @@ _MAX_BYTES_PER_PIXEL = 10
 
 
 @dataclass(frozen=True)
-class _FileContent:
+class _FileContent(Content):
     """An image file in memory; see :class:`pipeline.data.items.Content`."""
 
     data: bytes
@@ -55,13 +57,16 @@ class _FileContent:
         patient = patient_in(self.data, salt) if salt and is_dicom(self.data) else ""
         return RememberedFile(hashlib.sha256(self.data).digest(), depth, patient)
 
-    def pixels(self, policy: PixelPolicy) -> Pixels:
-        """See :func:`pipeline.data.images.decode`."""
-        return decode(self.data, policy, self.reading)
+    def picture(self, at_least: int | None = None) -> Image.Image:
+        """See :class:`pipeline.data.items.Content`."""
+        return picture_of(self.data, self.reading, at_least=at_least)
 
     def facts(self) -> NDArray[Any]:
-        """See :func:`pipeline.data.facts.facts_of_file`."""
-        return facts_of_file(self.data, self.reading)
+        """See :class:`pipeline.data.items.Content`."""
+        facts = facts_of_picture(self.picture())
+        facts["file_bytes"] = len(self.data)
+        facts["jpeg_quality"] = jpeg_quality(self.data, self.reading)
+        return facts
 
 
 def is_sign(entry: "os.DirEntry[str]", *, labelled: bool) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data.grey_levels import Reading
-from pipeline.data.images import Pixels, measure_picture, open_image
+from pipeline.data.images import Pixels, open_image
 from pipeline.errors import ImageError
 
 _Grey = NDArray[np.float64]
@@ -137,38 +137,14 @@ FACTS = np.dtype(
 )
 
 
-def facts_of_file(data: bytes, reading: Reading = _DEFAULT) -> NDArray[Any]:
-    """Facts of an image file, without its key.
-
-    Args:
-        data: The whole file.
-        reading: Of its domain.
-
-    Returns:
-        One record of dtype ``FACTS``, shape ``()``.
-
-    Raises:
-        ImageError: See :func:`pipeline.data.images.decode`.
-    """
-    facts = measure_picture(data, _facts_of_picture, reading)
-    facts["file_bytes"] = len(data)
-    facts["jpeg_quality"] = _jpeg_quality(data, reading)
-    return facts
-
-
-def facts_of_array(pixels: Pixels) -> NDArray[Any]:
-    """Facts of a row of a stack, ``(H, W)`` or ``(H, W, 3)``; its bytes are the file's share."""
-    facts = _facts_of_picture(Image.fromarray(pixels))
-    facts["file_bytes"] = pixels.nbytes
-    facts["jpeg_quality"] = np.nan
-    return facts
-
-
-def _facts_of_picture(picture: Image.Image) -> NDArray[Any]:
-    """Facts of a picture at its own size, mode L or RGB; those of the file stay 0.
+def facts_of_picture(picture: Image.Image) -> NDArray[Any]:
+    """Facts of a picture at its own size, mode L or RGB; its key and those of the file stay 0.
 
     For the measures of appearance, what is twice as large as a network's input, or larger,
     is averaged down first: finer grain does not count.
+
+    Returns:
+        One record of dtype ``FACTS``, shape ``()``.
     """
     facts = np.zeros((), FACTS)
     greys = picture.convert("L")
@@ -219,10 +195,13 @@ def _border_mean(values: Pixels) -> float:
     return float(total / (values.size - inside.size))
 
 
-def _jpeg_quality(data: bytes, reading: Reading) -> float:
+def jpeg_quality(data: bytes, reading: Reading = _DEFAULT) -> float:
     """The libjpeg quality, 1 to 100, whose luminance table is nearest to the file's.
 
     Exact for files of libjpeg; NaN for what is no JPEG.
+
+    Raises:
+        ImageError: The file has no such table.
     """
     if not data.startswith(b"\xff\xd8"):
         return float("nan")

@@ -110,6 +110,11 @@ class PixelPolicy:
         if not 1 <= self.views <= MOST_VIEWS:
             raise StudyError(f"views {self.views}: allowed is 1 to {MOST_VIEWS}")
 
+    @property
+    def at_least(self) -> int | None:
+        """The sides to which a JPEG file may be decoded; None: its own."""
+        return _FAST_SIDES * self.size if self.resize == "fast" else None
+
     def to_json(self) -> dict[str, object]:
         """The whole declaration, for the recipe of the features; JSON types only."""
         crop = {"crop_ratio": float(self.crop_ratio)} if self.resize == "crop" else {}
@@ -157,22 +162,16 @@ def decode(data: bytes, policy: PixelPolicy, reading: Reading = _DEFAULT) -> Pix
             truncated, damaged, too large, too small, too long, several frames, 12 bits
             stored in 16.
     """
-    at_least = _FAST_SIDES * policy.size if policy.resize == "fast" else None
-    return measure_picture(data, lambda image: _fitted(image, policy), reading, at_least=at_least)
+    return fitted(picture_of(data, reading, at_least=policy.at_least), policy)
 
 
-def measure_picture(
-    data: bytes,
-    measure: Callable[[Image.Image], _T],
-    reading: Reading = _DEFAULT,
-    *,
-    at_least: int | None = None,
-) -> _T:
-    """Decode a file and measure something of the picture.
+def picture_of(
+    data: bytes, reading: Reading = _DEFAULT, *, at_least: int | None = None
+) -> Image.Image:
+    """Decode a file to the picture before it is resized: upright, of mode L or RGB.
 
     Args:
         data: The whole file.
-        measure: Gets the picture upright, of mode L or RGB, as it is before resizing.
         reading: Of its domain.
         at_least: A JPEG file may be decoded smaller, to sides of so many pixels; None: at its
             own size.
@@ -180,7 +179,13 @@ def measure_picture(
     Raises:
         ImageError: As :func:`decode`.
     """
-    return _guarded(data, lambda: measure(_picture(data, reading, at_least)))
+
+    def decoded() -> Image.Image:
+        image = _picture(data, reading, at_least)
+        image.load()
+        return image
+
+    return _guarded(data, decoded)
 
 
 def depth_of(data: bytes, reading: Reading) -> Depth:
@@ -229,23 +234,6 @@ def _guarded(data: bytes, action: Callable[[], _T]) -> _T:
         raise ImageError("not enough memory to decode it") from cause
     except Exception as cause:  # hostile bytes make Pillow raise anything at all
         raise ImageError(_reason(data, cause)) from cause
-
-
-def resize_pixels(pixels: Pixels, policy: PixelPolicy) -> Pixels:
-    """Bring pixels that were never a file to the size of the network.
-
-    Args:
-        pixels: Shape ``(H, W)`` or ``(H, W, 3)``, uint8.
-        policy: See :class:`PixelPolicy`.
-
-    Returns:
-        Shape ``(size, size, 3)``, 0 to 255, read-only.
-
-    Raises:
-        ImageError: Too large, too small or too long.
-    """
-    check_size(pixels.shape[1], pixels.shape[0])
-    return _fitted(Image.fromarray(pixels), policy)
 
 
 # From bytes to an image: what is opened, and the reason to give where a file is not.
@@ -446,8 +434,14 @@ def _depth(image: Image.Image) -> int:
 # From a picture to the square that the network sees.
 
 
-def _fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
-    """From mode L or RGB; grey is resized as one channel and replicated afterwards."""
+def fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
+    """Bring a picture of mode L or RGB to the square that a network sees.
+
+    Grey is resized as one channel and replicated afterwards.
+
+    Returns:
+        Shape ``(size, size, 3)``, 0 to 255, red first, read-only.
+    """
     square = RESIZES[policy.resize](MASKS[policy.mask](image), policy)
     return np.asarray(square if square.mode == "RGB" else square.convert("RGB"))
 

@@ -6,6 +6,7 @@ Only what is regular, visible and inside the folder is ever opened.
 import errno
 import os
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.data.grey_levels import Depth, Reading
-from pipeline.data.images import HEAD_BYTES, PixelPolicy, Pixels, is_image
+from pipeline.data.images import HEAD_BYTES, PixelPolicy, Pixels, fitted, is_image
 from pipeline.errors import ImageError, StudyError
 from pipeline.words import are, composed, counted
 
@@ -129,36 +131,36 @@ class RememberedFile(NamedTuple):
         return self.digest if self.depth is None else reading.key(self.digest)
 
 
-class Content(Protocol):
-    """An image in memory: the bytes that are hashed are the bytes that are decoded."""
+class Content(ABC):
+    """An image in memory: the bytes that are hashed are the bytes that are decoded.
+
+    Whatever is asked of it raises ImageError where the image cannot be used.
+    """
 
     @property
+    @abstractmethod
     def key(self) -> bytes:
         """Content key, 32 bytes."""
 
+    @abstractmethod
     def remembered(self, salt: bytes | None = None) -> RememberedFile:
         """What is remembered of it.
 
         Args:
             salt: To hash the patient of its header; None: patients are not asked for.
-
-        Raises:
-            ImageError: The image cannot be used.
         """
+
+    @abstractmethod
+    def picture(self, at_least: int | None = None) -> Image.Image:
+        """As it is before resizing; see :func:`pipeline.data.images.picture_of`."""
+
+    @abstractmethod
+    def facts(self) -> NDArray[Any]:
+        """A record of :data:`pipeline.data.facts.FACTS`, but for its key."""
 
     def pixels(self, policy: PixelPolicy) -> Pixels:
-        """Shape ``(size, size, 3)``, uint8; see :func:`pipeline.data.images.decode`.
-
-        Raises:
-            ImageError: The image cannot be used.
-        """
-
-    def facts(self) -> NDArray[Any]:
-        """A record of :data:`pipeline.data.facts.FACTS`, but for its key.
-
-        Raises:
-            ImageError: The image cannot be used.
-        """
+        """Shape ``(size, size, 3)``, uint8; see :func:`pipeline.data.images.decode`."""
+        return fitted(self.picture(policy.at_least), policy)
 
 
 class Each(Protocol):

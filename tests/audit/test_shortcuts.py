@@ -18,7 +18,7 @@ from pipeline.audit.shortcuts import (
     mask_tests,
 )
 from pipeline.audit.stage import audit, masked_study
-from pipeline.data.facts import FACTS, facts_of_file
+from pipeline.data.facts import FACTS
 from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
@@ -31,7 +31,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.study import load_study
-from tests.image_files import jpeg, picture, png
+from tests.image_files import facts_of_file, jpeg, picture, png
 from tests.tiny import FileWeights, install_tiny_backbone, write_tiny_study
 
 TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))

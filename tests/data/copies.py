@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data.facts import facts_of_array
+from pipeline.data.facts import facts_of_picture
 from pipeline.data.near_copies import find_near_copies
 from pipeline.data.patients import patient_of
 from pipeline.demo.hospital import Hospital, expose
@@ -36,7 +36,7 @@ def of_folder(folder: Path, pattern: str | None) -> list[Image.Image]:
 
 def textures(pictures):
     """Their textures, ``(n, 32, 32)``."""
-    return np.stack([facts_of_array(np.asarray(one.convert("L")))["texture"] for one in pictures])
+    return np.stack([facts_of_picture(one.convert("L"))["texture"] for one in pictures])
 
 
 def main(pictures: list[Image.Image]) -> None:

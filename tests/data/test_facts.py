@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.data.facts import APPEARANCE, facts_of_array, facts_of_file
+from pipeline.data.facts import APPEARANCE, facts_of_picture, jpeg_quality
 from pipeline.errors import ImageError
+from tests.image_files import facts_of_file
 
 SIZE = 96
 RNG = np.random.default_rng(0)
@@ -20,6 +21,11 @@ def encoded(pixels, kind="PNG", **options):
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind, **options)
     return stream.getvalue()
+
+
+def facts_of_array(pixels):
+    """Of a picture that was never a file."""
+    return facts_of_picture(Image.fromarray(pixels))
 
 
 def test_the_facts_are_those_of_the_picture():
@@ -39,8 +45,7 @@ def test_the_facts_are_those_of_the_picture():
 def test_the_quality_of_a_libjpeg_file_is_read_from_its_tables(quality):
     """Exact, for grey and for colour."""
     for pixels in (GREY, np.stack([GREY] * 3, 2)):
-        facts = facts_of_file(encoded(pixels, "JPEG", quality=quality))
-        assert facts["jpeg_quality"] == quality
+        assert jpeg_quality(encoded(pixels, "JPEG", quality=quality)) == quality
 
 
 def test_the_same_pixels_have_one_digest_whatever_the_file():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.facts import facts_of_array
+from pipeline.data.facts import facts_of_picture
 from pipeline.data.near_copies import find_near_copies
 from tests.audit_worlds import COPIES, smooth_picture
 
@@ -14,7 +14,7 @@ SURE = [how for how in COPIES if not how.startswith("cropped")]
 
 def textures_of(pictures):
     """Their textures, ``(n, 32, 32)``."""
-    return np.stack([facts_of_array(np.asarray(picture))["texture"] for picture in pictures])
+    return np.stack([facts_of_picture(picture)["texture"] for picture in pictures])
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torchvision import io as torchvision_io
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from pipeline.data.images import INTERPOLATIONS, PixelPolicy, decode, resize_pixels
+from pipeline.data.images import INTERPOLATIONS, PixelPolicy, decode
 from pipeline.errors import ImageError
 from tests.image_files import SIZE, grey16, jpeg, picture, png, raw_png, rows_of, turned
 
@@ -251,25 +251,3 @@ def test_stretch_is_antialiased_interpolation(shape, interpolation):
     )
     expected = reference[0].permute(1, 2, 0).round().clamp(0, 255).numpy()
     same(decode(png(pixels), PixelPolicy(interpolation=interpolation)), expected, tolerance=2)
-
-
-@pytest.mark.parametrize("policy", [PixelPolicy(), CROP, AS_IS], ids=["stretch", "crop", "as is"])
-@pytest.mark.parametrize("shape", [(SIZE, SIZE), (300, 400)])
-def test_an_array_is_resized_as_a_file_is(shape, policy):
-    """One geometry for stacks and for files, for grey and for colour."""
-    pixels = picture(*shape)
-    same(resize_pixels(pixels, policy), decode(png(pixels), policy))
-    same(resize_pixels(pixels[..., 0], policy), decode(png(pixels[..., 0]), policy))
-
-
-@pytest.mark.parametrize(
-    ("pixels", "message"),
-    [
-        (np.zeros((64, 4), np.uint8), r"too small \(4 x 64,"),
-        (np.zeros((9000, 9000), np.uint8), r"too large \(9000 x 9000, limit 50 Mpx\)"),
-    ],
-)
-def test_an_array_that_is_no_image_is_refused(pixels, message):
-    """By its size, before it is copied."""
-    with pytest.raises(ImageError, match=message):
-        resize_pixels(pixels, PixelPolicy())

@@ -97,6 +97,7 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
         other = replace(item, reading=Reading(window=(0, 9)))
         assert read_image(other).key == content.key, "8 bits need no window"
         assert content.facts()["height"] == 64
+        assert content.facts()["file_bytes"] > 0
     unlabelled = scan(TargetDomain(name="far", labels="absent", **domain))
     assert paths(unlabelled) == paths(listing)
     assert {item.label for item in unlabelled.items} == {""}
