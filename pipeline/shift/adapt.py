@@ -18,29 +18,29 @@ from pipeline.heads.logistic import fit_weighted
 from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 from pipeline.shift.label_free import Calibration, estimate_prior, fit_calibration, reweighted
 
-Rows = NDArray[np.floating]
+_Rows = NDArray[np.floating]
 """Shape (n, d): rows of features."""
-Parts = Sequence[NDArray[np.intp]]
+_Parts = Sequence[NDArray[np.intp]]
 """Sets of rows of a target; each is adapted to by itself."""
-Predictor = Callable[[Rows], NDArray[np.float64]]
+_Predictor = Callable[[_Rows], NDArray[np.float64]]
 """An adapted model: raw features (n, d) in, class probabilities (n, K) out."""
-Adapter = Callable[[SourceModel, Rows, Parts], list[Predictor]]
+_Adapter = Callable[[SourceModel, _Rows, _Parts], list[_Predictor]]
 """Model, raw target features (m, d), parts of them -> one predictor for each part."""
 
 #: Of standardisation: how many source rows are mixed with the target's.
-PSEUDO_COUNT = 16.0
+_PSEUDO_COUNT = 16.0
 #: Of the maps between covariances: principal components of the source.
-COMPONENTS = 128
+_COMPONENTS = 128
 #: Of importance weighting: power of the density ratio (0 is no weighting, 1 the full ratio),
 #: and the quantile at which the weights are clipped.
-RATIO_EXPONENT, RATIO_CLIP = 0.5, 0.95
+_RATIO_EXPONENT, _RATIO_CLIP = 0.5, 0.95
 #: All of these, for the plan that is hashed before a label is read.
 SETTINGS: Mapping[str, float] = MappingProxyType(
     {
-        "pseudo_count": PSEUDO_COUNT,
-        "components": COMPONENTS,
-        "ratio_exponent": RATIO_EXPONENT,
-        "ratio_clip": RATIO_CLIP,
+        "pseudo_count": _PSEUDO_COUNT,
+        "components": _COMPONENTS,
+        "ratio_exponent": _RATIO_EXPONENT,
+        "ratio_clip": _RATIO_CLIP,
         "inverse_penalty": INVERSE_PENALTY,
     }
 )
@@ -50,7 +50,7 @@ _BALANCED = 1e-8
 _TINY = 1e-12
 
 
-def source_only(model: SourceModel, _target: Rows, parts: Parts) -> list[Predictor]:
+def _source_only(model: SourceModel, _target: _Rows, parts: _Parts) -> list[_Predictor]:
     """The head as it left the source: what every other method is compared with."""
     return [model.predict_proba] * len(parts)
 
@@ -58,14 +58,14 @@ def source_only(model: SourceModel, _target: Rows, parts: Parts) -> list[Predict
 # Scale features by statistics of the target.
 
 
-def standardisation(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
+def _standardisation(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Standardise the target by its own statistics, mixed with the source's.
 
     mu = (N mu_S + m mu_T) / (N + m), the variance alike (Schneider et al. 2020).
     """
 
-    def adapted(rows: NDArray[np.float64]) -> Predictor:
-        share = len(rows) / (len(rows) + PSEUDO_COUNT)
+    def adapted(rows: NDArray[np.float64]) -> _Predictor:
+        share = len(rows) / (len(rows) + _PSEUDO_COUNT)
         mean = share * rows.mean(axis=0) + (1 - share) * model.mean
         scale = np.sqrt(share * rows.var(axis=0) + (1 - share) * model.scale**2)
         return lambda features: _proba(model, (features - mean) / scale)
@@ -73,11 +73,11 @@ def standardisation(model: SourceModel, target: Rows, parts: Parts) -> list[Pred
     return [adapted(np.asarray(target[part], dtype=np.float64)) for part in parts]
 
 
-def balanced_standardisation(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
+def _balanced_standardisation(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Standardise the target at the source's class mix, then correct for its own mix."""
     calibration = _calibration(model)
 
-    def adapted(rows: Rows) -> Predictor:
+    def adapted(rows: _Rows) -> _Predictor:
         mean, scale, prior = balanced_statistics(model, rows, calibration)
         return lambda features: reweighted(
             calibration(_proba(model, (features - mean) / scale)), prior / model.prior
@@ -87,7 +87,7 @@ def balanced_standardisation(model: SourceModel, target: Rows, parts: Parts) -> 
 
 
 def balanced_statistics(
-    model: SourceModel, target: Rows, calibration: Calibration
+    model: SourceModel, target: _Rows, calibration: Calibration
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Estimate target mean and spread as if it had the source's class mix.
 
@@ -128,12 +128,12 @@ def balanced_statistics(
 # Make the first two moments of the domains alike.
 
 
-def coral(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
+def _coral(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Give the source the target's mean and covariance, and fit the head there (CORAL)."""
     return _moved(model, target, parts, coral_map)
 
 
-def linear_transport(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
+def _linear_transport(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Carry the source to the target by linear optimal transport, and fit the head there."""
     return _moved(model, target, parts, transport_map)
 
@@ -165,23 +165,23 @@ def transport_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> N
 
 def _moved(
     model: SourceModel,
-    target: Rows,
-    parts: Parts,
+    target: _Rows,
+    parts: _Parts,
     map_between: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
-) -> list[Predictor]:
+) -> list[_Predictor]:
     """Carry the source's rows over by a map made from the two shrunk covariances.
 
     Both are taken in the source's principal components: there a covariance of a few hundred
     rows can be estimated.
     """
     label = model.data.labelled()
-    count = min(COMPONENTS, *model.standard.shape)
+    count = min(_COMPONENTS, *model.standard.shape)
     pca = PCA(count, svd_solver="randomized", random_state=0).fit(model.standard)
     axes = np.asarray(pca.components_.T, dtype=np.float64)
     rows_s, rows_t = model.standard @ axes, model.standardise(target) @ axes
     covariance, centred = _covariance(rows_s), rows_s - rows_s.mean(axis=0)
 
-    def adapted(rows: NDArray[np.float64]) -> Predictor:
+    def adapted(rows: NDArray[np.float64]) -> _Predictor:
         moved = centred @ map_between(covariance, _covariance(rows)) + rows.mean(axis=0)
         head = model.fit(moved, label)
         return lambda features: np.asarray(head.predict_proba(model.standardise(features) @ axes))
@@ -206,7 +206,7 @@ def _power(covariance: NDArray[np.float64], exponent: float) -> NDArray[np.float
 # Weight the rows or the classes of the source.
 
 
-def importance_weighting(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
+def _importance_weighting(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Weight source rows by how much they look like the target (Shimodaira 2000).
 
     The density ratio is a logistic domain classifier's odds, flattened by an exponent and
@@ -224,24 +224,24 @@ def importance_weighting(model: SourceModel, target: Rows, parts: Parts) -> list
     domain = np.repeat([0, 1], [n, len(rows) - n])
     classifiers = fit_weighted(rows, domain, C=INVERSE_PENALTY, weights=balance)
     log_odds = (rows[:n] @ classifiers.coef[:, 0].T + classifiers.intercept[:, 0]).T
-    ratios = np.exp(RATIO_EXPONENT * log_odds.astype(np.float64))
-    ratios = np.minimum(ratios, np.quantile(ratios, RATIO_CLIP, axis=1, keepdims=True))
+    ratios = np.exp(_RATIO_EXPONENT * log_odds.astype(np.float64))
+    ratios = np.minimum(ratios, np.quantile(ratios, _RATIO_CLIP, axis=1, keepdims=True))
     ratios /= ratios.mean(axis=1, keepdims=True)
     heads = fit_weighted(rows[:n], label, C=INVERSE_PENALTY, weights=ratios)
 
-    def predictor(v: int) -> Predictor:
+    def predictor(v: int) -> _Predictor:
         head = heads.some(slice(v, v + 1))
         return lambda features: head.proba(model.standardise(features))[0]
 
     return [predictor(v) for v in range(len(parts))]
 
 
-def prior_shift(model: SourceModel, target: Rows, parts: Parts) -> list[Predictor]:
+def _prior_shift(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Calibrate the head on the source and correct it for the target's class mix."""
     calibration = _calibration(model)
     proba = calibration(model.predict_proba(target))
 
-    def corrected(part: NDArray[np.intp]) -> Predictor:
+    def corrected(part: NDArray[np.intp]) -> _Predictor:
         weights = estimate_prior(proba[part], model.prior) / model.prior
         return lambda features: reweighted(calibration(model.predict_proba(features)), weights)
 
@@ -249,20 +249,20 @@ def prior_shift(model: SourceModel, target: Rows, parts: Parts) -> list[Predicto
 
 
 #: To add a method, write a function above and one line here.
-ADAPTERS: Mapping[str, Adapter] = MappingProxyType(
+ADAPTERS: Mapping[str, _Adapter] = MappingProxyType(
     {
-        "source_only": source_only,
-        "standardisation": standardisation,
-        "balanced_standardisation": balanced_standardisation,
-        "coral": coral,
-        "linear_transport": linear_transport,
-        "importance_weighting": importance_weighting,
-        "prior_shift": prior_shift,
+        "source_only": _source_only,
+        "standardisation": _standardisation,
+        "balanced_standardisation": _balanced_standardisation,
+        "coral": _coral,
+        "linear_transport": _linear_transport,
+        "importance_weighting": _importance_weighting,
+        "prior_shift": _prior_shift,
     }
 )
 
 
-def _proba(model: SourceModel, standardised: Rows) -> NDArray[np.float64]:
+def _proba(model: SourceModel, standardised: _Rows) -> NDArray[np.float64]:
     return np.asarray(model.head.predict_proba(standardised), dtype=np.float64)
 
 

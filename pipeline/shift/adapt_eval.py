@@ -28,9 +28,9 @@ from pipeline.heads.parallel import run_parallel
 from pipeline.shift.adapt import ADAPTERS, SETTINGS
 from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 
-BASELINE = "source_only"
+_BASELINE = "source_only"
 """The method that every other is compared with."""
-Predicted = Mapping[str, NDArray[np.float64]]
+_Predicted = Mapping[str, NDArray[np.float64]]
 """By method, shape (seeds, n, K): cross-fitted probabilities of a target."""
 
 
@@ -111,7 +111,7 @@ class SealedLabels:
         raise TypeError("sealed labels are kept in memory only and cannot be copied")
 
 
-def predict_target(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> Predicted:
+def predict_target(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Predicted:
     """Adapt every method to one half of the target and predict the other, for each seed.
 
     Args:
@@ -198,7 +198,7 @@ class AdaptationResult:
 
 
 def score(
-    predicted: Predicted,
+    predicted: _Predicted,
     sealed: SealedLabels,
     model: SourceModel,
     target: DomainData,
@@ -218,7 +218,7 @@ def score(
         StudyError: The target has no labels.
     """
     target = target.with_(label=sealed.unseal(plan.digest()))
-    baseline = predicted[BASELINE]
+    baseline = predicted[_BASELINE]
     draws = draw_patients(target.group, np.random.default_rng(6), draws=plan.draws)
     shots = {f"{k} labels per class": table for k, table in _k_shot(model, target, plan).items()}
     curve = _rows(shots, baseline, target, draws, target_labels=True)
@@ -272,7 +272,7 @@ def _k_shot(
 
 
 def _rows(
-    tables: Predicted,
+    tables: _Predicted,
     baseline: NDArray[np.float64],
     target: DomainData,
     draws: PatientDraws,
@@ -281,7 +281,7 @@ def _rows(
 ) -> tuple[AdaptationRow, ...]:
     """Score one family of methods; Holm's correction runs over it, the baseline aside."""
     right, base = {name: _right(t, target) for name, t in tables.items()}, _right(baseline, target)
-    gains = {name: hit - base for name, hit in right.items() if name != BASELINE}
+    gains = {name: hit - base for name, hit in right.items() if name != _BASELINE}
     p = [
         float(
             sign_flip(
@@ -316,7 +316,7 @@ def _rows(
 
 
 def _best(
-    rows: tuple[AdaptationRow, ...], tables: Predicted, target: DomainData, draws: PatientDraws
+    rows: tuple[AdaptationRow, ...], tables: _Predicted, target: DomainData, draws: PatientDraws
 ) -> BestMethod | None:
     """The best method at the mean gain out of bag of whatever is best in bag.
 
@@ -326,7 +326,7 @@ def _best(
     methods = {row.method: row.difference for row in rows if row.difference is not None}
     if not methods:
         return None
-    base = _right(tables[BASELINE], target)
+    base = _right(tables[_BASELINE], target)
     gains = np.stack([_right(tables[name], target) - base for name in methods])
     unseen = replace(draws, counts=(draws.counts == 0).astype(np.uint8))
     inside, outside = (np.stack([d.mean(gain) for gain in gains]) for d in (draws, unseen))

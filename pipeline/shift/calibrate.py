@@ -23,11 +23,11 @@ from pipeline.shift.label_free import fit_calibration
 _TINY = 1e-12
 #: Least specificity and sensitivity that the rules of these names ask for.
 SPECIFICITY, SENSITIVITY = 0.90, 0.95
-Record = dict[str, Any]
-Rates = NDArray[np.float64]
+_Record = dict[str, Any]
+_Rates = NDArray[np.float64]
 
 #: What a rule makes as large as it can, of sensitivity and specificity at every threshold.
-RULES: Mapping[str, Callable[[Rates, Rates], Rates]] = MappingProxyType(
+RULES: Mapping[str, Callable[[_Rates, _Rates], _Rates]] = MappingProxyType(
     {
         "youden": lambda sensitivity, specificity: sensitivity + specificity,
         "specificity": lambda sensitivity, specificity: np.where(
@@ -40,7 +40,7 @@ RULES: Mapping[str, Callable[[Rates, Rates], Rates]] = MappingProxyType(
 )
 
 
-def calibration(data: DomainData) -> Record:
+def calibration(data: DomainData) -> _Record:
     """Measure the calibration of one domain.
 
     Args:
@@ -82,7 +82,7 @@ def transferred_thresholds(
     *,
     prevalence: float,
     score_changed: bool,
-) -> list[Record]:
+) -> list[_Record]:
     """Choose a threshold by each rule on the source, and measure it in both domains.
 
     On the target it stands as it was chosen, and moved without labels in two ways. Under a
@@ -154,7 +154,7 @@ def choose_threshold(rule: str, source: DomainData) -> float:
     return float(thresholds[RULES[rule](true, 1 - false).round(12).argmax()])
 
 
-def measure_threshold(data: DomainData, threshold: float, prevalence: float) -> Record:
+def measure_threshold(data: DomainData, threshold: float, prevalence: float) -> _Record:
     """Apply a threshold in a domain.
 
     Args:

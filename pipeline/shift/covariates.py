@@ -17,9 +17,9 @@ from pipeline.evaluation.bootstrap import percentile_interval
 from pipeline.evaluation.intervals import LEVEL
 
 #: A medium difference, in standard deviations (Cohen 1988): what lies inside is not named.
-MEDIUM = 0.5
+_MEDIUM = 0.5
 #: A difference of the class mix that is named: the interval lies beyond it.
-MIX = 0.05
+_MIX = 0.05
 CLASS_MIX = "class mix"
 #: Beyond so many standard deviations nothing overlaps, and the number would say no more.
 _MOST = 10.0
@@ -93,7 +93,7 @@ def acquisition_differences(
 
 def _margin(name: str) -> float:
     """What is never named."""
-    return MIX if name == CLASS_MIX else MEDIUM
+    return _MIX if name == CLASS_MIX else _MEDIUM
 
 
 def _rank(covariate: Covariate) -> float:
@@ -127,11 +127,11 @@ def _word(name: str) -> str:
     return name.replace("_", " ")
 
 
-PairedStatistic = Callable[[Weights, Weights], NDArray[np.float64]]
+_PairedStatistic = Callable[[Weights, Weights], NDArray[np.float64]]
 """Weights of the rows of both domains, (B, n) and (B, m), to one number a draw, (B,)."""
 
 
-def _class_mix(*labels: NDArray[np.int64]) -> PairedStatistic:
+def _class_mix(*labels: NDArray[np.int64]) -> _PairedStatistic:
     """The share of the class that differs most, target less source."""
     classes = range(max(int(label.max()) for label in labels) + 1)
     shares = [np.mean(labels[1] == k) - np.mean(labels[0] == k) for k in classes]
@@ -149,7 +149,7 @@ def _class_mix(*labels: NDArray[np.int64]) -> PairedStatistic:
 
 def _within_classes(
     labels: tuple[NDArray[np.int64], ...], values: tuple[NDArray[np.float64], ...]
-) -> PairedStatistic:
+) -> _PairedStatistic:
     """Cohen's d of a measure, mean over the classes that both domains have.
 
     Args:

@@ -33,7 +33,7 @@ from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.randomness import stream
 
 #: A term is called the cause only if it is the largest in this share of the draws.
-DOMINANT = 0.9
+_DOMINANT = 0.9
 #: Positive is called where the second class's probability is at least this.
 _THRESHOLD = 0.5
 #: Patients of a group that show how well the head does in it.
@@ -147,7 +147,7 @@ def dominant(effects: Iterable[Effect], division: str) -> str | None:
     """Name of the term that is surely a loss and surely the largest; None if none is."""
     for effect in effects:
         share = effect.largest or 0.0
-        if effect.division == division and share >= DOMINANT and effect.low > 0:
+        if effect.division == division and share >= _DOMINANT and effect.low > 0:
             return effect.name
     return None
 

@@ -38,7 +38,7 @@ from pipeline.words import counted
 #: Permutations of each test.
 DRAWS = 999
 #: Permutations of the controls and of the AUC inside each class.
-CONTROL_DRAWS = 199
+_CONTROL_DRAWS = 199
 #: Level of the tests.
 LEVEL = 0.05
 #: Adjusted p-values at which the images surely differ, and above which nothing hints at it.
@@ -107,7 +107,7 @@ def detect(
         StudyError: The domains have too few patients for any p-value.
     """
     refuse_hopeless(source.patients, target.patients)
-    few_draws = min(draws, CONTROL_DRAWS)
+    few_draws = min(draws, _CONTROL_DRAWS)
     auc = domain_auc(source, target.sealed(), draws=draws, class_draws=few_draws, seed=seed)
     # The classifier's AUC and its permutations are those of the test: they are made once.
     tests = run_tests(source, target, draws=draws, seed=seed, classifier=auc.overall)

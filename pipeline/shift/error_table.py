@@ -33,7 +33,7 @@ from pipeline.shift.domains import INVERSE_PENALTY, SourceModel, standardised
 from pipeline.words import counted
 
 #: Rows of the table, in its order.
-ERRORS = (
+_ERRORS = (
     "human",
     "source_training",
     "source_new_patients",
@@ -42,7 +42,7 @@ ERRORS = (
     "target_trained",
 )
 #: Step: (to, from). These lead from a person's error to that on the target.
-CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
+_CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "avoidable_bias": ("source_training", "human"),
         "variance": ("source_new_patients", "source_training"),
@@ -50,7 +50,7 @@ CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
     }
 )
 #: Heads that are fitted to few patients, in each domain.
-HEADS = 20
+_HEADS = 20
 #: Share of a domain's patients that such a head is fitted to, at most, as in five folds.
 _FITTED = 0.8
 #: Patients of each class that the target needs, so that heads can be trained on it.
@@ -62,8 +62,8 @@ class ErrorTable:
     """Errors, the steps between them, and the steps that cannot be known.
 
     Attributes:
-        errors: By an entry of :data:`ERRORS`; a person's has no bounds.
-        steps: Those of :data:`CHAIN`, then ``target_hardness`` and ``transfer_gap``, which add
+        errors: By an entry of :data:`_ERRORS`; a person's has no bounds.
+        steps: Those of :data:`_CHAIN`, then ``target_hardness`` and ``transfer_gap``, which add
             up to the mismatch.
         not_identifiable: Step to the reason why there is no number.
     """
@@ -131,7 +131,7 @@ def error_table(
         errors |= of_few
         steps |= _transfer(steps["mismatch"].estimate, errors, drawn | drawn_of_few)
     return ErrorTable(
-        errors={name: errors[name] for name in ERRORS if name in errors},
+        errors={name: errors[name] for name in _ERRORS if name in errors},
         steps=steps,
         not_identifiable=reasons,
     )
@@ -140,7 +140,7 @@ def error_table(
 def _chain(
     errors: Mapping[str, Interval], drawn: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Effect]:
-    chain = {step: ends for step, ends in CHAIN.items() if set(ends) <= set(errors)}
+    chain = {step: ends for step, ends in _CHAIN.items() if set(ends) <= set(errors)}
     return divide(
         "error table",
         {n: errors[to].estimate - errors[start].estimate for n, (to, start) in chain.items()},
@@ -201,7 +201,7 @@ def _heads_of_few_patients(
     # Other patients to learn from move the errors too: of the target's heads, which share
     # theirs, as much as of one head; of the source's, which do not, the mean of many is taken.
     moved = stream("patients to learn from", seed).standard_normal(len(drawn["target_trained"]))
-    drawn["target_trained"] += max(spreads) * np.sqrt(1 + 1 / HEADS) * moved
+    drawn["target_trained"] += max(spreads) * np.sqrt(1 + 1 / _HEADS) * moved
     return errors, drawn
 
 
@@ -211,7 +211,7 @@ def fit_few_patients(
     rng: np.random.Generator,
     *,
     images: float = np.inf,
-    heads: int = HEADS,
+    heads: int = _HEADS,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], float]:
     """Fit heads to some patients each, and test them on the others.
 

@@ -22,7 +22,7 @@ from pipeline.evaluation.intervals import Interval, agresti_coull, share_of
 from pipeline.evaluation.metrics import weighted_mean
 
 #: Bootstrap draws of the intervals.
-DRAWS = 200
+_DRAWS = 200
 #: Names of the two estimates of the accuracy, see :func:`_estimates`.
 FORMULAS = ("doc", "label_shift")
 #: Domain classifier AUC above which nothing is estimated. Of two Gaussians with this AUC, 4 %
@@ -45,7 +45,7 @@ _EM_TOLERANCE = 1e-10
 #: Numbers of one array that are held at once: 32 MB.
 _CELLS = 1 << 22
 
-Shares = NDArray[np.float64]
+_Shares = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class AccuracyEstimate:
 
     accuracy: Mapping[str, Interval]
     prevalence: tuple[Interval, ...]
-    predicted: Shares
+    predicted: _Shares
 
     @property
     def low(self) -> float:
@@ -98,7 +98,7 @@ class AccuracyEstimate:
 
 
 def estimate_accuracy(
-    source: DomainData, target: DomainData, rng: np.random.Generator, *, draws: int = DRAWS
+    source: DomainData, target: DomainData, rng: np.random.Generator, *, draws: int = _DRAWS
 ) -> AccuracyEstimate:
     """Estimate accuracy and class mix of a target without its labels.
 
@@ -139,7 +139,7 @@ def estimate_accuracy(
     )
 
 
-def _interval(estimate: float, drawn: Shares, target: DomainData) -> Interval:
+def _interval(estimate: float, drawn: _Shares, target: DomainData) -> Interval:
     low, high = percentile_interval(drawn)
     return Interval(
         estimate=estimate,
@@ -169,10 +169,10 @@ def _with_outcomes(expected: Interval, trials: float) -> Interval:
 def _estimates(
     source: DomainData,
     target: DomainData,
-    weights_s: Shares,
-    weights_t: Shares,
+    weights_s: _Shares,
+    weights_t: _Shares,
     start: "Calibration",
-) -> Shares:
+) -> _Shares:
     """All estimates for b weightings of the rows.
 
     - ``doc``: the source's accuracy less the drop of the mean confidence (Guillory et al. 2021)
@@ -207,7 +207,7 @@ def _estimates(
     return np.column_stack([doc, (recall * mix).sum(axis=1), mix])
 
 
-def _mean(values: NDArray[np.floating] | NDArray[np.bool_], weights: Shares) -> Shares:
+def _mean(values: NDArray[np.floating] | NDArray[np.bool_], weights: _Shares) -> _Shares:
     """Weighted mean of each row, shape (b,)."""
     return np.asarray((values * weights).sum(axis=1) / weights.sum(axis=1))
 
@@ -225,9 +225,9 @@ class Calibration:
     """
 
     slope: float
-    bias: Shares
+    bias: _Shares
 
-    def __call__(self, proba: NDArray[np.floating]) -> Shares:
+    def __call__(self, proba: NDArray[np.floating]) -> _Shares:
         """Calibrated probabilities, shape (n, K)."""
         return np.asarray(softmax(self.slope * _logs(proba) + self.bias, axis=1), np.float64)
 
@@ -236,7 +236,7 @@ def fit_calibration(
     proba: NDArray[np.floating],
     label: NDArray[np.integer],
     *,
-    weights: Shares | None = None,
+    weights: _Shares | None = None,
     start: Calibration | None = None,
 ) -> Calibration:
     """Fit slope and per-class bias by maximum likelihood (BCTS, Alexandari et al. 2020).
@@ -251,7 +251,7 @@ def fit_calibration(
     weights = np.ones(len(label)) if weights is None else weights
     rows, nothing = np.arange(len(label)), np.eye(proba.shape[1])[0]
 
-    def loss(theta: Shares) -> tuple[float, Shares]:
+    def loss(theta: _Shares) -> tuple[float, _Shares]:
         """With its gradient; slope, then the bias of every class but the first, which stays 0."""
         log_p = log_softmax(theta[0] * logs + np.r_[0.0, theta[1:]], axis=1)
         wrong, moved = weights[:, None] * (np.exp(log_p) - one_hot), theta - nothing
@@ -264,14 +264,14 @@ def fit_calibration(
     return Calibration(slope=float(theta[0]), bias=np.r_[0.0, theta[1:]])
 
 
-def _logs(proba: NDArray[np.floating]) -> Shares:
+def _logs(proba: NDArray[np.floating]) -> _Shares:
     return np.log(np.clip(np.asarray(proba, dtype=np.float64), _TINY, None))
 
 
 # The class mix of a target.
 
 
-def reweighted(proba: NDArray[np.floating], class_weights: NDArray[np.floating]) -> Shares:
+def reweighted(proba: NDArray[np.floating], class_weights: NDArray[np.floating]) -> _Shares:
     """Probabilities under another class mix, shape (m, K).
 
     A row that is surely of classes without weight stays as it is: 0 / 0 says nothing.
@@ -291,7 +291,7 @@ def estimate_prior(
     source_prior: NDArray[np.floating],
     *,
     weights: NDArray[np.floating] | None = None,
-) -> Shares:
+) -> _Shares:
     """The target's class mix by expectation maximisation (MLLS, Saerens et al. 2002).
 
     Two steps of EM show where a third would lead; a longer step in that direction is taken
@@ -327,7 +327,9 @@ def estimate_prior(
     return np.asarray(second, dtype=np.float64)
 
 
-def _em_step(prior: Shares, ratio: Shares, weights: NDArray[np.floating]) -> tuple[Shares, Shares]:
+def _em_step(
+    prior: _Shares, ratio: _Shares, weights: NDArray[np.floating]
+) -> tuple[_Shares, _Shares]:
     """The next class mix (..., K), and the log likelihood of this one (...)."""
     mixture = np.clip((ratio @ prior[..., None])[..., 0], _TINY, None)
     updated = prior * ((weights / mixture)[..., None, :] @ ratio)[..., 0, :]

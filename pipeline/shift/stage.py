@@ -79,7 +79,7 @@ _NEED_LABELS: Mapping[str, Any] = {
     "covariates": [],
     "covariates_summary": None,
 }
-Record = dict[str, Any]
+_Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ QUICK = ShiftOptions(draws=199, seeds=2)
 THOROUGH = ShiftOptions(draws=4999, seeds=30)
 
 
-class Description(NamedTuple):
+class _Description(NamedTuple):
     """What is known of the images of a domain beside their features.
 
     Attributes:
@@ -127,7 +127,7 @@ class Description(NamedTuple):
     measures: Measures | None = None
 
 
-def analyse(study: Study, options: ShiftOptions | None = None) -> Record:
+def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     """Compare the source with each target on every backbone.
 
     Returns:
@@ -145,8 +145,8 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> Record:
         raise StudyError("the study has no [target.NAME]: there is no shift to look at")
     prepare(study.results)
     samples, _ = load_samples(study, options.samples)
-    entries: list[Record] = []
-    skipped: list[Record] = []
+    entries: list[_Record] = []
+    skipped: list[_Record] = []
     predictions: dict[str, Predictions] = {}
     maps: dict[str, Mapping[str, NDArray[Any]]] = {}
     for choice in study.variants:
@@ -179,7 +179,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> Record:
         maps[choice.name] = _maps(model, compared)
     if not entries:
         raise _no_target(skipped)
-    record: Record = to_jsonable(
+    record: _Record = to_jsonable(
         {
             "schema": SCHEMA,
             "study": study.name,
@@ -197,7 +197,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> Record:
     return record
 
 
-def _skipped(table: FeatureTable, target: DomainData) -> Record:
+def _skipped(table: FeatureTable, target: DomainData) -> _Record:
     return {
         "backbone": table.backbone,
         "target": target.name,
@@ -213,23 +213,23 @@ def _no_target(skipped: Sequence[Mapping[str, Any]]) -> StudyError:
 
 def _describe(
     data: DomainData, groups: Mapping[str, Sequence[Grouping]], facts: NDArray[Any] | None
-) -> Description:
+) -> _Description:
     measures = None
     if facts is not None:
         measures = {name: facts[name][data.row].astype(np.float64) for name in APPEARANCE}
-    return Description(groups.get(data.name, ()), measures)
+    return _Description(groups.get(data.name, ()), measures)
 
 
 def _analyse_targets(
     source: DomainData,
     targets: Sequence[DomainData],
-    descriptions: Mapping[str, Description],
+    descriptions: Mapping[str, _Description],
     *,
     classes: Sequence[str],
     human: float | None,
     options: ShiftOptions,
     seed: int,
-) -> tuple[SourceModel, list[Record]]:
+) -> tuple[SourceModel, list[_Record]]:
     """Fit the head to the source, and look at all targets side by side."""
     numbers = source.embedded().size + sum(target.embedded().size for target in targets)
     with threadpool_limits(1 if numbers < LARGE else None):
@@ -251,12 +251,12 @@ def _analyse_targets(
 
 
 def _in_context(
-    entry: Record,
+    entry: _Record,
     table: FeatureTable,
     source: DomainData,
     target: DomainData,
     findings: Sequence[Finding],
-) -> Record:
+) -> _Record:
     """The entry of a target with what depends on the whole study."""
     shared = shared_patients(table.samples, source, target)
     patients = {"source": source.patients, "target": target.patients}
@@ -300,11 +300,11 @@ def analyse_target(
     target: DomainData,
     *,
     classes: Sequence[str],
-    descriptions: tuple[Description, Description],
+    descriptions: tuple[_Description, _Description],
     human: float | None,
     options: ShiftOptions,
     seed: int,
-) -> Record:
+) -> _Record:
     """The entry of one target in the record.
 
     Args:
@@ -363,7 +363,7 @@ def analyse_target(
     }
 
 
-def _domain_auc_rows(domain_auc: DomainAUC, classes: Sequence[str]) -> list[Record]:
+def _domain_auc_rows(domain_auc: DomainAUC, classes: Sequence[str]) -> list[_Record]:
     """The domain classifier on all images, and inside each class that has patients enough."""
     by_class = dict(zip(classes, domain_auc.by_class, strict=False))
     among = {"all images": domain_auc.overall, **by_class}
@@ -376,7 +376,7 @@ def _domain_auc_rows(domain_auc: DomainAUC, classes: Sequence[str]) -> list[Reco
 
 def _without_labels(
     source: DomainData, target: str, tests: Sequence[ShiftTest], estimate: AccuracyEstimate | None
-) -> Record:
+) -> _Record:
     accuracy = float((~source.wrong()).mean())
     conclusion = verdict_without_labels(
         target,
@@ -397,13 +397,13 @@ def _with_labels(
     model: SourceModel,
     target: DomainData,
     adaptation: AdaptationResult,
-    descriptions: tuple[Description, Description],
+    descriptions: tuple[_Description, _Description],
     *,
     differ: bool | None,
     prevalence: float,
     human: float | None,
     seed: int,
-) -> Record:
+) -> _Record:
     """What labels of the target show.
 
     Args:

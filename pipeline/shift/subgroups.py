@@ -21,8 +21,8 @@ from pipeline.words import counted
 #: Groups with fewer images or patients get no numbers, and neither does a metric that
 #: needs a class with fewer patients.
 FEW_IMAGES, FEW_PATIENTS = 30, 10
-Record = dict[str, Any]
-Mask = NDArray[np.bool_]
+_Record = dict[str, Any]
+_Mask = NDArray[np.bool_]
 
 
 def subgroups(
@@ -33,7 +33,7 @@ def subgroups(
     source: DomainData | None = None,
     source_groupings: Sequence[Grouping] = (),
     seed: int = 0,
-) -> list[Record]:
+) -> list[_Record]:
     """Score every group of a domain whose labels are open.
 
     Args:
@@ -53,7 +53,7 @@ def subgroups(
     """
     patients = leave_out_patients(target.group)
     on_source = {grouping.attribute: grouping for grouping in source_groupings}
-    records: list[Record] = []
+    records: list[_Record] = []
     for grouping in groupings:
         members = _members(grouping)
         reasons = {name: _too_few(target, rows) for name, rows in members.items()}
@@ -86,11 +86,11 @@ def subgroups(
     return records
 
 
-def _members(grouping: Grouping) -> dict[str, Mask]:
+def _members(grouping: Grouping) -> dict[str, _Mask]:
     return {name: grouping.member == k for k, name in enumerate(grouping.names)}
 
 
-def _too_few(data: DomainData, rows: Mask) -> str | None:
+def _too_few(data: DomainData, rows: _Mask) -> str | None:
     images, patients = int(rows.sum()), np.unique(data.group[rows]).size
     if images < FEW_IMAGES:
         return f"too few: {counted(images, 'image')}, {FEW_IMAGES} needed"
@@ -112,19 +112,19 @@ class _Metric:
 
     name: str
     group: NDArray[Any]
-    statistic: Callable[[Mask], WeightedStatistic]
-    bases: tuple[Mask, ...]
+    statistic: Callable[[_Mask], WeightedStatistic]
+    bases: tuple[_Mask, ...]
 
-    def is_defined(self, rows: Mask) -> bool:
+    def is_defined(self, rows: _Mask) -> bool:
         """Whether each class that it needs has patients enough."""
         counts = (np.unique(self.group[rows & base]).size for base in self.bases)
         return min(counts) >= FEW_PATIENTS
 
-    def estimate(self, rows: Mask) -> float:
+    def estimate(self, rows: _Mask) -> float:
         """The value itself."""
         return on_all_rows(self.statistic(rows), int(rows.sum()))
 
-    def share(self, rows: Mask, patients: PatientDraws) -> Share:
+    def share(self, rows: _Mask, patients: PatientDraws) -> Share:
         """The value with how much each patient moves it."""
         estimate = self.estimate(rows)
         left_out = patients.of(self.group[rows]).apply(self.statistic(rows))
@@ -136,10 +136,10 @@ def _metrics(data: DomainData, threshold: float | None) -> list[_Metric]:
     """Those that the number of classes allows."""
     label, proba = data.labelled(), data.scored()
 
-    def metric(name: str, statistic: Callable[[Mask], WeightedStatistic], *of: Mask) -> _Metric:
+    def metric(name: str, statistic: Callable[[_Mask], WeightedStatistic], *of: _Mask) -> _Metric:
         return _Metric(name=name, group=data.group, statistic=statistic, bases=of)
 
-    def rate(name: str, hit: Mask, of: Mask) -> _Metric:
+    def rate(name: str, hit: _Mask, of: _Mask) -> _Metric:
         return metric(name, lambda rows: weighted_ratio((hit & of)[rows], of[rows]), of)
 
     metrics = [
@@ -170,8 +170,8 @@ def _estimates(
 
 
 def _compare(
-    metric: _Metric, groups: Mapping[str, Mask], patients: PatientDraws, seed: int
-) -> dict[str, Record]:
+    metric: _Metric, groups: Mapping[str, _Mask], patients: PatientDraws, seed: int
+) -> dict[str, _Record]:
     """One metric in each group and against all other images.
 
     Returns:

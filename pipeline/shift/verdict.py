@@ -16,7 +16,7 @@ from pipeline.shift.adapt_eval import BestMethod
 from pipeline.shift.decompose import Effect, dominant
 from pipeline.words import are, counted, percent
 
-Effects = Mapping[str, Effect]
+_Effects = Mapping[str, Effect]
 
 #: Causes that are named in the sentences at most.
 _MOST = 2
@@ -113,7 +113,7 @@ _OF_EFFECT: Mapping[tuple[str, bool | None], str] = MappingProxyType(
 
 
 def causes_of(
-    effects: Effects, *, images_differ: bool | None, adaptable: bool
+    effects: _Effects, *, images_differ: bool | None, adaptable: bool
 ) -> dict[str, Effect]:
     """The causes that may be named, each with the effect that stands for it.
 
@@ -149,7 +149,7 @@ def causes_of(
     }
 
 
-def _mix(effects: Effects, division: str) -> Effect | None:
+def _mix(effects: _Effects, division: str) -> Effect | None:
     """The mix of a division, if it is surely most of the loss."""
     name = f"{division.removeprefix('by ')}_mix"
     return effects[name] if dominant(effects.values(), division) == name else None
@@ -157,7 +157,7 @@ def _mix(effects: Effects, division: str) -> Effect | None:
 
 def verdict(
     target: str,
-    effects: Effects,
+    effects: _Effects,
     *,
     accuracy: Sequence[float],
     auroc: Sequence[float] = (),
@@ -193,7 +193,7 @@ def verdict(
         sentences.append("No cause is shown: no part of the loss is surely above zero.")
     if best is not None:
         sentences.append(_gain(best))
-    changed = score_changed(effects)
+    changed = _score_changed(effects)
     if changed:
         sentences.append(
             f"The same score means another risk on {target} than on the source. Do not use "
@@ -202,27 +202,23 @@ def verdict(
     return Verdict(sentences=tuple(sentences), causes=tuple(causes), labels_needed=changed)
 
 
-def score_changed(effects: Effects) -> bool:
+def _score_changed(effects: _Effects) -> bool:
     """Whether the meaning of a score is shown to have changed, for the better or the worse."""
     effect = effects["y_given_score"]
     return effect.low > 0 or effect.high < 0
 
 
 def _loss(target: str, loss: Effect, accuracy: Sequence[float]) -> str:
-    source, there = map(percent, accuracy)
-    if loss.low > 0:
+    before, after = (percent(share) for share in accuracy)
+    if loss.low <= 0 <= loss.high:
         return (
-            f"Accuracy falls from {source} on the source to {there} on {target}, by "
-            f"{_points(loss)}."
+            f"No loss of accuracy is shown: {before} on the source, {after} on {target}; the loss "
+            f"is {_points(loss)}."
         )
-    if loss.high < 0:
-        return (
-            f"Accuracy rises from {source} on the source to {there} on {target}, by "
-            f"{_points(loss, sign=-1)}."
-        )
+    change, sign = ("falls", 1) if loss.low > 0 else ("rises", -1)
     return (
-        f"No loss of accuracy is shown: {source} on the source, {there} on {target}; the loss is "
-        f"{_points(loss)}."
+        f"Accuracy {change} from {before} on the source to {after} on {target}, by "
+        f"{_points(loss, sign)}."
     )
 
 

@@ -6,8 +6,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.shift.adapt import (
     ADAPTERS,
-    RATIO_CLIP,
-    RATIO_EXPONENT,
+    SETTINGS,
     balanced_statistics,
     coral_map,
     transport_map,
@@ -134,8 +133,8 @@ def test_importance_weighting_is_a_head_fitted_to_the_flattened_and_clipped_odds
     domain = np.repeat([0, 1], [300, 100])
     balance = 400 / (2 * np.bincount(domain))
     classifier = model.fit(np.vstack([model.standard, rows]), domain, balance[domain])
-    ratio = np.exp(classifier.decision_function(model.standard)) ** RATIO_EXPONENT
-    ratio = np.minimum(ratio, np.quantile(ratio, RATIO_CLIP))
+    ratio = np.exp(classifier.decision_function(model.standard)) ** SETTINGS["ratio_exponent"]
+    ratio = np.minimum(ratio, np.quantile(ratio, SETTINGS["ratio_clip"]))
     expected = model.fit(model.standard, label, ratio / ratio.mean()).predict_proba(rows)
     proba = adapted("importance_weighting", model, target)
     np.testing.assert_allclose(proba, expected, atol=2e-3)
