@@ -126,12 +126,12 @@ _recipe_options = _all_of(
     click.option(
         "--precision",
         type=click.Choice(["fp32", "tf32", "bf16"]),
-        help="Instead of the study's; every precision has its own stores.",
+        help="Default: the study's; every precision has its own stores.",
     ),
     click.option(
         "--decode",
         type=click.Choice(["cpu", "gpu"]),
-        help="Instead of the study's; what a GPU decodes has its own stores.",
+        help="Default: the study's; what a GPU decodes has its own stores.",
     ),
 )
 _conflicts_option = click.option(
@@ -206,7 +206,7 @@ def _parts(study: Any, wanted: Sequence[str]) -> dict[str, Any]:
 
 
 _finding_option = click.option(
-    "--finding", help="The one of a study with several findings an image."
+    "--finding", help="Needed when the study has several findings an image."
 )
 
 
@@ -226,7 +226,9 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @_study_argument
-    @click.option("--finding", "findings", multiple=True, help="Default: all of the study.")
+    @click.option(
+        "--finding", "findings", multiple=True, help="One of several an image; default: each."
+    )
     @wraps(function)
     def run(study: Path, *, findings: tuple[str, ...], quiet: bool, **flags: Any) -> Any:
         from pipeline.errors import FindingsError, PipelineError
@@ -382,7 +384,7 @@ def main() -> None:
 @click.option("--seed", default=0, show_default=True)
 @command
 def demo(folder: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
-    """Write generated chest X-rays of two hospitals, and their study file.
+    """Write generated chest X-rays of two hospitals, for a try.
 
     Example: headrace demo demo
     """
@@ -403,7 +405,9 @@ def demo(folder: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
 def init(
     data: tuple[Path, ...], output: Path, backbones: tuple[str, ...], *, quiet: bool
 ) -> dict[str, Any]:
-    """Write a study file: the first folder is the source, the others are targets.
+    """Write a study file for folders of images.
+
+    The first folder is the source, the others are targets.
 
     Example: headrace init data/hospital_a data/hospital_b --backbone googlenet
     """
@@ -431,7 +435,7 @@ def init(
 @_conflicts_option
 @command
 def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
-    """Run the frozen backbones over the images that the store does not hold yet.
+    """Run the frozen networks over images that are not stored yet.
 
     Example: headrace features study.toml
     """
@@ -447,7 +451,7 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 
 
 @main.command()
-@click.option("--only", help="Some heads, separated by commas.")
+@click.option("--only", help="These heads alone, separated by commas.")
 @click.option(
     "--baseline", default="linear", show_default=True, help="The head to compare the others with."
 )
@@ -464,7 +468,7 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 @command
 @each_finding
 def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
-    """Fit all heads on stored features and compare them on the same images.
+    """Fit heads on stored features and compare them.
 
     Example: headrace heads study.toml --only linear,mlp --quick
     """
@@ -540,7 +544,7 @@ def audit(
     return record
 
 
-_FINETUNE_HELP = f"""Train heads, parts and whole networks, and compare them on the same images.
+_FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
 
     Without --method: {", ".join(QUICK)}, which take minutes without a GPU. A method that starts
     from another one trains that first; models that are there already are not trained again.
@@ -554,11 +558,11 @@ _FINETUNE_HELP = f"""Train heads, parts and whole networks, and compare them on 
 
 @main.command(help=_FINETUNE_HELP)
 @click.option("--method", "methods", multiple=True, help="A method, or all; may be repeated.")
-@click.option("--epochs", type=int, help="Of the methods named.")
+@click.option("--epochs", type=int, help="Passes over the images, for the methods named.")
 @click.option(
     "--learning-rate",
     type=float,
-    help="Of the methods named; default: the method's, times the root of batch size / 32.",
+    help="For the methods named; default: the method's, times the root of batch size / 32.",
 )
 @click.option(
     "--batch-size",
@@ -582,7 +586,7 @@ _FINETUNE_HELP = f"""Train heads, parts and whole networks, and compare them on 
     type=int,
     help="Stop after so many epochs without a better validation loss; default 0: never.",
 )
-@click.option("--seed", type=int, help="Instead of the study's.")
+@click.option("--seed", type=int, help="Default: the study's.")
 @_device_option
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), help="Default: the study's on CUDA, else fp32."
@@ -623,7 +627,9 @@ def finetune(study: Any, *, quiet: bool, figures: bool, **flags: Any) -> dict[st
 @command
 @each_finding
 def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
-    """Compare the source with each target: is there a shift, what does it cost, what helps?
+    """Compare the source with each target.
+
+    Is there a shift, what does it cost, what helps?
 
     Example: headrace shift study.toml
     """
@@ -646,7 +652,7 @@ def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 @command
 @each_finding
 def report(study: Any, *, quiet: bool, images: bool) -> dict[str, Any]:
-    """Write one HTML page of everything that the stages found.
+    """Write one HTML page of all results.
 
     A stage that has not been run is named. The page is one file: it loads nothing and runs no
     script.
@@ -677,9 +683,9 @@ def report(study: Any, *, quiet: bool, images: bool) -> dict[str, Any]:
 @_engine_options
 @command
 def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str, Any]:
-    """Classify new images, files or folders, with a head that `headrace heads` saved.
+    """Classify new images with a saved model.
 
-    Research software, not a medical device.
+    Images are files, or folders that are searched. Research software, not a medical device.
 
     Example: headrace predict --model results/demo/heads/densenet121/linear new/1.png
     """
@@ -710,7 +716,9 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
 def export_onnx(
     study: Path, file: Path, *, head: str, finding: str | None, quiet: bool, **flags: Any
 ) -> dict[str, Any]:
-    """Write a trained model as one ONNX file, with its model card inside.
+    """Write a trained model as one ONNX file.
+
+    Its model card is inside.
 
     Example: headrace export study.toml model.onnx --head linear
     """
@@ -730,9 +738,10 @@ def export_onnx(
 @command
 @each_finding
 def explain(study: Any, *, quiet: bool, head: str, device: str, **flags: Any) -> dict[str, Any]:
-    """Draw maps of what a model looks at, and measure how much of them lies in the border.
+    """Draw maps of what a model looks at.
 
-    The pictures are of the surest errors and of a random sample of each domain.
+    How much of them lies in the border is measured. The pictures are of the surest errors and of
+    a random sample of each domain.
 
     Example: headrace explain study.toml --head linear
     """
@@ -753,7 +762,9 @@ def cache_group() -> None:
 @_store_option("root")
 @command
 def list_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
-    """List the stores: rows, parts, size, damaged parts that were set aside.
+    """List the stores with their rows, parts and sizes.
+
+    Damaged parts that were set aside are counted.
 
     Example: headrace cache ls
     """
@@ -775,7 +786,9 @@ def list_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
 def verify(
     study: Path | None, *, root: Path, sample: int | None, quiet: bool, **engine: Any
 ) -> dict[str, Any]:
-    """Check every byte of the stores; with a study, also recompute a sample of its images.
+    """Check every byte of the stores.
+
+    With a study and --sample, features of some of its images are computed again and compared.
 
     Example: headrace cache verify study.toml --sample 300
     """
@@ -795,9 +808,9 @@ def verify(
 @_store_option("root")
 @command
 def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
-    """Merge the small parts of each store, and remove temporary files of dead processes.
+    """Merge the small parts of each store.
 
-    Damaged parts that were set aside stay.
+    Temporary files of dead processes are removed. Damaged parts that were set aside stay.
 
     Example: headrace cache compact
     """
@@ -833,7 +846,7 @@ def export(
     quiet: bool,
     **flags: Any,
 ) -> dict[str, Any]:
-    """Write one self-contained HDF5 file of features, labels, patients and splits.
+    """Write features, labels, patients and splits as one HDF5 file.
 
     Example: headrace cache export study.toml out.h5 --backbone densenet121
     """
@@ -849,7 +862,7 @@ def export(
 @main.command()
 @command
 def doctor(*, quiet: bool) -> dict[str, Any]:
-    """List versions, devices and engines, and which pretrained weights are on this machine.
+    """List versions, devices, engines and weights on this machine.
 
     Example: headrace doctor
     """

@@ -110,22 +110,17 @@ def predict(
             computed |= new
     good = [(item, key) for item, key in pairs if key not in unusable]
     skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
-    _check_some(good, skipped)
+    _check_usable(good, skipped, "The features of all others are stored", strict=strict)
     blocks = [mean_of_views(np.stack([rows_of[key] for _, key in good])) for rows_of in features]
     proba = head.predict_proba(np.concatenate(blocks, axis=1))
-    rows = _rows(head.classes, good, proba)
-    _check_strict(skipped, "The features of all others are stored", strict=strict)
     return {
         "head": head.head,
         "backbone": "+".join(network.recipe.backbone for network in head.networks),
         "study": head.study,
         "images": head.images,
         "contains_training_features": head.contains_training_features,
-        "classes": list(head.classes),
-        "rows": rows,
-        "class_folders": by_class_folder(rows, head.classes),
-        "skipped": skipped,
         "computed": len(computed),
+        **_answers(head.classes, good, proba, skipped),
     }
 
 
@@ -147,21 +142,16 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
     decoded = dict(decode_images({key: item for item, key in pairs}, policy, unusable))
     good = [(item, key) for item, key in pairs if key in decoded]
     skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
-    _check_some(good, skipped)
-    _check_strict(skipped, "No image was classified", strict=strict)
+    _check_usable(good, skipped, "No image was classified", strict=strict)
     proba = run_onnx(data, np.stack([decoded[key] for _, key in good]))
-    rows = _rows(card["classes"], good, proba)
     return {
         "head": card["model"],
         "backbone": card["backbone"],
         "study": card["trained"]["study"],
         "images": card["trained"]["images"],
         "contains_training_features": False,
-        "classes": card["classes"],
-        "rows": rows,
-        "class_folders": by_class_folder(rows, card["classes"]),
-        "skipped": skipped,
         "computed": len(decoded),
+        **_answers(card["classes"], good, proba, skipped),
     }
 
 
@@ -200,18 +190,28 @@ def _session(data: bytes, name: str) -> Any:
         raise ModelError(f"{name} is no ONNX file: {str(cause)[:100]}") from cause
 
 
-def _check_strict(skipped: Sequence[dict[str, str]], others: str, *, strict: bool) -> None:
-    if strict and skipped:
-        raise SkippedImagesError(
-            f"{counted(len(skipped), 'image')} cannot be used and --strict is set; first: "
-            f"{skipped[0]['path']}: {skipped[0]['reason']}. {others}"
+def _check_usable(
+    good: Sequence[Keyed], skipped: Sequence[dict[str, str]], others: str, *, strict: bool
+) -> None:
+    first = f"first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
+    if not good:
+        raise NoImagesError(
+            f"no image to classify among what was given{first and '; '}{first}. Give .jpg, .jpeg "
+            "or .png files, or folders that hold some"
         )
+    if strict and skipped:
+        count = counted(len(skipped), "image")
+        raise SkippedImagesError(f"{count} cannot be used and --strict is set; {first}. {others}")
 
 
-def _rows(
-    classes: Sequence[str], good: Sequence[Keyed], proba: NDArray[np.float64]
-) -> list[dict[str, Any]]:
-    return [
+def _answers(
+    classes: Sequence[str],
+    good: Sequence[Keyed],
+    proba: NDArray[np.float64],
+    skipped: Sequence[dict[str, str]],
+) -> dict[str, Any]:
+    """What is said of each image."""
+    rows = [
         {
             "path": printable(item.path),
             "key": key.hex(),
@@ -220,29 +220,22 @@ def _rows(
         }
         for (item, key), p in zip(good, proba, strict=True)
     ]
+    folders = by_class_folder(rows, classes)
+    return {"classes": [*classes], "rows": rows, "class_folders": folders, "skipped": [*skipped]}
 
 
 def by_class_folder(
     rows: Sequence[dict[str, Any]], classes: Sequence[str]
 ) -> dict[str, dict[str, int]]:
     """Images and right predictions of each class; empty unless all lie in folders of classes."""
-    found = {name: {"images": 0, "right": 0} for name in classes}
+    counts = {name: {"images": 0, "right": 0} for name in classes}
     for row in rows:
         folder = Path(row["path"]).parent.name
-        if folder not in found:
+        if folder not in counts:
             return {}
-        found[folder]["images"] += 1
-        found[folder]["right"] += row["predicted"] == folder
-    return found
-
-
-def _check_some(good: Sequence[Keyed], skipped: Sequence[dict[str, str]]) -> None:
-    if not good:
-        first = f"; first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
-        raise NoImagesError(
-            f"no image to classify among what was given{first}. Give .jpg, .jpeg or .png files, "
-            "or folders that hold some"
-        )
+        counts[folder]["images"] += 1
+        counts[folder]["right"] += row["predicted"] == folder
+    return counts
 
 
 def _find_images(
