@@ -46,7 +46,7 @@ _LOG = logging.getLogger(__name__)
 CARD, INPUT, OUTPUT = "headrace", "pixels", "probabilities"
 #: Images that an ONNX file is given at once.
 _BATCH = 32
-Keyed = tuple[Item, bytes]
+_Keyed = tuple[Item, bytes]
 
 
 def predict(
@@ -73,7 +73,7 @@ def predict(
     Returns:
         The record, JSON values: the head with its study and classes; ``rows`` in the order of
         the images, each with path, content key, predicted class and the probability of each
-        class; ``class_folders``, see :func:`by_class_folder`; ``skipped`` images with their
+        class; ``class_folders``, see :func:`_by_class_folder`; ``skipped`` images with their
         reasons; ``computed``, how many went through a
         network, since the store did not hold them.
 
@@ -130,7 +130,7 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
         data = model.read_bytes()
     except OSError as cause:
         raise ModelError(f"{model} cannot be read: {cause.strerror or cause}") from cause
-    card = read_card(data, str(model))
+    card = _read_card(data, str(model))
     declared = card["preprocessing"]
     names = {f.name for f in fields(PixelPolicy)}
     policy = PixelPolicy(**{name: value for name, value in declared.items() if name in names})
@@ -155,7 +155,7 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
     }
 
 
-def read_card(data: bytes, name: str) -> dict[str, Any]:
+def _read_card(data: bytes, name: str) -> dict[str, Any]:
     """The model card in an ONNX file.
 
     Raises:
@@ -191,7 +191,7 @@ def _session(data: bytes, name: str) -> Any:
 
 
 def _check_usable(
-    good: Sequence[Keyed], skipped: Sequence[dict[str, str]], others: str, *, strict: bool
+    good: Sequence[_Keyed], skipped: Sequence[dict[str, str]], others: str, *, strict: bool
 ) -> None:
     first = f"first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
     if not good:
@@ -206,7 +206,7 @@ def _check_usable(
 
 def _answers(
     classes: Sequence[str],
-    good: Sequence[Keyed],
+    good: Sequence[_Keyed],
     proba: NDArray[np.float64],
     skipped: Sequence[dict[str, str]],
 ) -> dict[str, Any]:
@@ -220,11 +220,11 @@ def _answers(
         }
         for (item, key), p in zip(good, proba, strict=True)
     ]
-    folders = by_class_folder(rows, classes)
+    folders = _by_class_folder(rows, classes)
     return {"classes": [*classes], "rows": rows, "class_folders": folders, "skipped": [*skipped]}
 
 
-def by_class_folder(
+def _by_class_folder(
     rows: Sequence[dict[str, Any]], classes: Sequence[str]
 ) -> dict[str, dict[str, int]]:
     """Images and right predictions of each class; empty unless all lie in folders of classes."""
@@ -240,7 +240,7 @@ def by_class_folder(
 
 def _find_images(
     images: Sequence[Path], reading: Reading
-) -> tuple[list[Keyed], list[dict[str, str]]]:
+) -> tuple[list[_Keyed], list[dict[str, str]]]:
     """Images with their content keys, each file once, and those that cannot be read."""
     pairs, skipped = [], []
     seen: set[str] = set()
@@ -289,7 +289,7 @@ def _below(folder: Path) -> tuple[list[Item], list[Path]]:
 
 def _rows_of(
     network: Network,
-    images: Sequence[Keyed],
+    images: Sequence[_Keyed],
     unusable: dict[bytes, str],
     *,
     root: Path,

@@ -31,8 +31,6 @@ _FORMAT = 3
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
 _MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
 
-Json = str | int | float | bool | None | list["Json"] | Mapping[str, "Json"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
@@ -128,9 +126,7 @@ class Checkpoints:
         seconds: Time between checkpoints within an epoch.
     """
 
-    def __init__(
-        self, folder: Path, identity: Mapping[str, Json], *, seconds: float = 60.0
-    ) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, seconds: float = 60.0) -> None:
         self.folder = folder
         self._identity = identity
         self._seconds = seconds
@@ -141,7 +137,7 @@ class Checkpoints:
         """Whether the time between checkpoints has passed."""
         return time.monotonic() - self._last >= self._seconds
 
-    def load(self, run: Mapping[str, Json] | None = None) -> Checkpoint | None:
+    def load(self, run: Mapping[str, Any] | None = None) -> Checkpoint | None:
         """The newest whole checkpoint; None when there is none at all.
 
         A damaged one is passed over with a warning.
@@ -178,7 +174,7 @@ class Checkpoints:
         self,
         state: Mapping[str, Any],
         tensors: Mapping[str, Tensor],
-        run: Mapping[str, Json] | None = None,
+        run: Mapping[str, Any] | None = None,
     ) -> None:
         """Put a checkpoint in place and keep the one before it.
 
@@ -212,8 +208,8 @@ class Checkpoints:
             raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
         return content, Checkpoint(state=content["state"], tensors=load(data), sha256=sha256)
 
-    def _check(self, has: Mapping[str, Json], wanted: Mapping[str, Json]) -> None:
-        plain: Mapping[str, Json] = json.loads(json.dumps(wanted))  # tuples are lists in JSON
+    def _check(self, has: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        plain: Mapping[str, Any] = json.loads(json.dumps(wanted))  # tuples are lists in JSON
         for name in [*plain, *(name for name in has if name not in plain)]:
             if has.get(name) != plain.get(name):
                 raise CheckpointError(
@@ -244,7 +240,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def describe_training(
     model: nn.Module, labels: Mapping[str, NDArray[np.int64]], settings: TrainingSettings
-) -> dict[str, Json]:
+) -> dict[str, Any]:
     """What a checkpoint must agree with beside the caller's identity.
 
     The number of processes is not in it: with another one a training goes on, as near as

@@ -19,7 +19,7 @@ OPTIMISERS = ("adamw", "sgd")
 #: Random changes of training images; see :func:`pipeline.finetune.data.augment_lightly`.
 AUGMENTATIONS = ("none", "light")
 #: Images a step that the learning rates below are for.
-REFERENCE_BATCH = 32
+_REFERENCE_BATCH = 32
 #: On CUDA the largest of these with which an epoch has ``FEWEST_STEPS`` steps: few images
 #: learn from more steps, many are trained faster in large batches.
 _CUDA_BATCHES, FEWEST_STEPS = (128, 64), 20
@@ -59,7 +59,7 @@ class TrainingSettings:
     """
 
     epochs: int = 10
-    batch_size: int = REFERENCE_BATCH
+    batch_size: int = _REFERENCE_BATCH
     learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     optimiser: str = "adamw"
@@ -271,7 +271,7 @@ def resolve_settings(
     settings = TrainingSettings(**{**defaults, **METHODS[name].settings, **user})
     if "learning_rate" in user:
         return settings
-    ratio = settings.batch_size / REFERENCE_BATCH
+    ratio = settings.batch_size / _REFERENCE_BATCH
     factor = ratio if settings.optimiser == "sgd" else math.sqrt(ratio)
     return replace(settings, learning_rate=factor * settings.learning_rate)
 
@@ -280,4 +280,4 @@ def _default_batch_size(device: str, images: int) -> int:
     """Images a step where the user gives no number; see ``_CUDA_BATCHES``."""
     sizes = _CUDA_BATCHES if device.startswith("cuda") else ()
     enough = (size for size in sizes if images >= FEWEST_STEPS * size)
-    return next(enough, REFERENCE_BATCH)
+    return next(enough, _REFERENCE_BATCH)

@@ -28,7 +28,7 @@ from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
 from pipeline.words import printable
 
-PAGE = "report.html"
+_PAGE = "report.html"
 #: By command: the file it writes, the version of its layout that is read here, the title of
 #: its section; in the order in which the stages are run.
 STAGES: Mapping[str, tuple[str, int | None, str]] = MappingProxyType(
@@ -86,7 +86,7 @@ def write_page(study: Study, *, images: bool = False) -> Page:
     sets, missing = _read(results)
     records = {name: of_stage.record for name, of_stage in sets.items()}
     head = page_head(records.get("heads"))
-    stale = tuple(contradictions(study, records))
+    stale = tuple(_contradictions(study, records))
     explained: set[str] = set()
     sections = [_section(sets[name], head, explained) for name in _SECTIONS if name in sets]
     if images and head is not None:
@@ -103,10 +103,10 @@ def write_page(study: Study, *, images: bool = False) -> Page:
         version=_version(),
     ).encode()
     with readable_by_owner_alone() if images else nullcontext():
-        write_file(results / PAGE, page)
+        write_file(results / _PAGE, page)
     return Page(
         study=study.name,
-        file=results / PAGE,
+        file=results / _PAGE,
         size=len(page),
         stages=tuple(name for name in STAGES if name in records),
         missing=missing,
@@ -150,10 +150,10 @@ def _record_file(results: Path, stage: str) -> Path:
 
 # Blocks: what a section is made of, as the template takes them.
 
-Block = dict[str, Any]
+_Block = dict[str, Any]
 
 
-def _summary(records: Records, head: PageHead | None) -> Block | None:
+def _summary(records: Records, head: PageHead | None) -> _Block | None:
     """The figure on the first screen."""
     if head is None or not head.accuracy:
         return None
@@ -174,7 +174,7 @@ def _summary(records: Records, head: PageHead | None) -> Block | None:
     return _figure(image, caption, f"Accuracy by domain. {numbers}") | {"width": _SUMMARY_WIDTH}
 
 
-def _figure(png: bytes, caption: str, alt: str = "") -> Block:
+def _figure(png: bytes, caption: str, alt: str = "") -> _Block:
     """A figure as wide as it is on paper, in pixels of a screen."""
     inches = int.from_bytes(png[16:20], "big") / PNG_DOTS
     return {
@@ -190,7 +190,7 @@ def _inline(image: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> Block:
+def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> _Block:
     """Figures of the backbone of the head of the page, then the parts; other figures are folded.
 
     Args:
@@ -198,8 +198,8 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
         head: Of the page.
         explained: Sentences on how figures are read that the page has said; grows.
     """
-    blocks: list[Block] = []
-    folded: list[Block] = []
+    blocks: list[_Block] = []
+    folded: list[_Block] = []
     name, backbones = results.stage, backbones_of(results.record)
     shown = head.backbone if head and head.backbone in backbones else "".join(backbones[:1])
     for backbone in sorted(backbones, key=lambda backbone: backbone != shown):
@@ -216,13 +216,13 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
     return {"name": name, "title": STAGES[name][2], "blocks": blocks}
 
 
-def _blocks(name: str, record: Mapping[str, Any]) -> list[Block]:
+def _blocks(name: str, record: Mapping[str, Any]) -> list[_Block]:
     return list(_folded(parts_of(name, record)))
 
 
-def _folded(parts: Iterable[Part]) -> Iterator[Block]:
+def _folded(parts: Iterable[Part]) -> Iterator[_Block]:
     """Below each heading two sentences and folded tables, then the other sentences, folded."""
-    left, more = _SENTENCES, list[Block]()
+    left, more = _SENTENCES, list[_Block]()
     for part in parts:
         if isinstance(part, Table):
             if part.rows or part.notes:
@@ -246,20 +246,20 @@ def _folded(parts: Iterable[Part]) -> Iterator[Block]:
 _SENTENCE_END = re.compile(r"(?<=[^.]\.) (?=[A-Z*])")
 
 
-def _more(blocks: list[Block]) -> Iterator[Block]:
+def _more(blocks: list[_Block]) -> Iterator[_Block]:
     if blocks:
         yield _fold("More", blocks)
 
 
-def _fold(text: str, blocks: Sequence[Block] = (), html: str = "") -> Block:
+def _fold(text: str, blocks: Sequence[_Block] = (), html: str = "") -> _Block:
     return {"kind": "fold", "text": text, "blocks": blocks, "html": html}
 
 
-def _pictures(study: Study, head: PageHead) -> Block:
+def _pictures(study: Study, head: PageHead) -> _Block:
     """Strips of images, by domain."""
     from pipeline.report.pictures import as_jpeg, strips
 
-    blocks: list[Block] = [{"kind": "text", "text": _STRIPS.format(head=head.name)}]
+    blocks: list[_Block] = [{"kind": "text", "text": _STRIPS.format(head=head.name)}]
     for strip in strips(study, head):
         title = f"{strip.domain}: {strip.title}"
         images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in strip.pictures]
@@ -273,7 +273,7 @@ _STRIPS = (
 )
 
 
-def _bookkeeping(results: Path, records: Records, missing: Sequence[str]) -> Block:
+def _bookkeeping(results: Path, records: Records, missing: Sequence[str]) -> _Block:
     table = Table(
         title=f"Files in {results.as_posix()}",
         columns=(Column("stage"), Column("file"), Column("written (UTC)")),
@@ -296,7 +296,7 @@ def _written(file: Path) -> datetime:
 # Whether the records belong together.
 
 
-def contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
+def _contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
     """A sentence for each sign that records are of different data, or older than the study."""
     files = {name: STAGES[name][0] for name in records}
     by_file = {"the study file": list(study.classes)} if study.classes else {}

@@ -28,7 +28,7 @@ from pipeline.report.summary import PageHead, page_head
 from pipeline.study import SOURCE, Study
 from pipeline.words import printable
 
-ERROR_SHEET = "heads-errors.png"
+_ERROR_SHEET = "heads-errors.png"
 #: Pictures in a strip.
 _COUNT = 6
 Rows = NDArray[np.intp]
@@ -142,7 +142,7 @@ def write_error_sheet(study: Study, heads: Mapping[str, Any]) -> None:
         for strip in (strips(study, head, only_errors=True) if head else ())
         for text, pixels in strip.pictures
     ]
-    file = study.results / FOLDER / ERROR_SHEET
+    file = study.results / FOLDER / _ERROR_SHEET
     if not entries:
         disk.unlink(file)  # an older one would show what is no more
         return

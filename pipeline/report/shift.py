@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, table_of
 
 #: Words for the names of the record.
-EFFECTS: Mapping[str, str] = MappingProxyType(
+_EFFECTS: Mapping[str, str] = MappingProxyType(
     {
         "accuracy_loss": "accuracy lost",
         "class_mix": "other class frequencies",
@@ -51,8 +51,8 @@ METRICS: Mapping[str, str] = MappingProxyType(
 
 
 #: Tables whose rows are those of the record, by its key: title and columns. A terminal leaves
-#: them out; those of :data:`WITHOUT_LABELS` are there for targets without labels too.
-DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
+#: them out; those of :data:`_WITHOUT_LABELS` are there for targets without labels too.
+_DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
     {
         "detection": (
             "Is there a shift? Permutation tests by patient",
@@ -104,7 +104,7 @@ DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
         ),
     }
 )
-WITHOUT_LABELS = ("detection", "domain_auc")
+_WITHOUT_LABELS = ("detection", "domain_auc")
 
 
 def tables(record: Record) -> list[Part]:
@@ -130,8 +130,8 @@ def _target(target: Record) -> Iterator[Part]:
         yield from _adaptation(target, about)
         yield _error_table(target, about)
     yield _estimates(target, about)
-    for key, (title, columns) in DETAILS.items():
-        if labelled or key in WITHOUT_LABELS:
+    for key, (title, columns) in _DETAILS.items():
+        if labelled or key in _WITHOUT_LABELS:
             notes = (target["covariates_summary"],) if key == "covariates" else ()
             more: dict[str, Any] = {"key": f"shift_{key}", "about": about, "notes": notes}
             yield table_of(title, columns, target[key], detail=True, **more)
@@ -146,7 +146,7 @@ def _named(rows: Sequence[Record], names: Mapping[str, str], **more: Any) -> lis
 
 def _effects(target: Record, about: Record) -> Table:
     effects = [row["name"] for row in target["effects"]]
-    names = {**{name: _of_groups(name) for name in effects}, **EFFECTS}
+    names = {**{name: _of_groups(name) for name in effects}, **_EFFECTS}
     # Attributes whose other mix of groups is not shown to cost anything are one sentence.
     unshown = [
         row["division"]

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.words import printable, zero_noise
 
 #: Columns of a terminal that every table fits, and those that sentences fill.
-WIDTH, SENTENCE_WIDTH = 120, 100
+_WIDTH, _SENTENCE_WIDTH = 120, 100
 _BEST, _UNKNOWN = "*", "-"
 _EMPTY = ("", _UNKNOWN)
 
@@ -214,7 +214,7 @@ def to_terminal(table: Table) -> str:
         for row in rows:
             grid.add_row(*row)
         # ``[bold]`` and ``:smile:`` are names like others.
-        console = Console(width=WIDTH, no_color=True, markup=False, emoji=False, highlight=False)
+        console = Console(width=_WIDTH, no_color=True, markup=False, emoji=False, highlight=False)
         with console.capture() as capture:
             console.print(grid)
         lines += [line.rstrip() for line in capture.get().splitlines() if line.strip()]
@@ -224,7 +224,7 @@ def to_terminal(table: Table) -> str:
 def wrapped(sentence: str) -> str:
     """A sentence as lines of a terminal; a number and its % stay together."""
     text = printable(sentence).replace(" %", "\N{NO-BREAK SPACE}%")
-    lines = textwrap.fill(text, SENTENCE_WIDTH, break_on_hyphens=False)
+    lines = textwrap.fill(text, _SENTENCE_WIDTH, break_on_hyphens=False)
     return lines.replace("\N{NO-BREAK SPACE}", " ")
 
 

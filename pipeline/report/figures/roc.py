@@ -27,7 +27,7 @@ _COUNTED = 12
 #: Labels ``(n,)`` and probabilities ``(n, K)``.
 Scored = tuple[NDArray[np.int64], NDArray[np.float64]]
 #: Of a line: ``x`` and ``y`` of shape ``(m,)``, its text below, points to mark.
-Curve = tuple[NDArray[np.float64], NDArray[np.float64], str, Sequence[tuple[float, float]]]
+_Curve = tuple[NDArray[np.float64], NDArray[np.float64], str, Sequence[tuple[float, float]]]
 
 
 def _of_best(results: Results) -> tuple[str, dict[str, Scored]]:
@@ -56,7 +56,7 @@ def heads(results: Results) -> Figure:
     Beside it the reliability of its probabilities.
     """
     best, scored = _of_best(results)
-    squares: dict[str, list[Curve]] = {}
+    squares: dict[str, list[_Curve]] = {}
     for domain, (label, proba) in scored.items():
         if len(results.classes) == 2:
             curve = _roc(label == 1, proba[:, 1], domain)
@@ -73,7 +73,7 @@ def heads(results: Results) -> Figure:
     return figure
 
 
-def _roc(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> Curve:
+def _roc(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> _Curve:
     if positive.all() or not positive.any():
         return np.empty(0), np.empty(0), f"{name}: one class only", ()
     false, true, _ = roc_curve(positive, score)
@@ -82,7 +82,7 @@ def _roc(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> Curve:
     return false, true, f"{roc_auc_score(positive, score):.3f}  {name}", [mark]
 
 
-def _reliability(scored: Scored, name: str) -> Curve:
+def _reliability(scored: Scored, name: str) -> _Curve:
     """CORP reliability (Dimitriadis 2021): the monotone curve that recalibration would follow.
 
     The event is the second of two classes, else that the prediction is right.
@@ -94,7 +94,7 @@ def _reliability(scored: Scored, name: str) -> Curve:
     return fit.X_thresholds_, fit.y_thresholds_, name, ()
 
 
-def _draw_square(axes: Axes, title: str, curves: Sequence[Curve]) -> None:
+def _draw_square(axes: Axes, title: str, curves: Sequence[_Curve]) -> None:
     """Shares against shares, with the diagonal; names below, where they cover no curve."""
     for k, (x, y, text, marks) in enumerate(curves):
         look: dict[str, Any] = {"color": colour(k), "linestyle": dash(k), "linewidth": 1.1}

@@ -25,7 +25,7 @@ BLUE, VERMILION, GREEN, PURPLE, ORANGE, _ = COLOURS
 #: Texts are of these: both stand out from white by more than 4.5 : 1.
 INK, GREY = "#222222", "#6B6B6B"
 #: More series than colours are told apart by these.
-DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 #: From white to blue, for shares.
 SHADES = LinearSegmentedColormap.from_list("headrace", ["#FFFFFF", "#56A0D0"])
@@ -124,7 +124,7 @@ def colour(number: int) -> str:
 
 def dash(number: int) -> Any:
     """Line style of series ``number``: solid until the colours repeat."""
-    return DASHES[number // len(COLOURS) % len(DASHES)]
+    return _DASHES[number // len(COLOURS) % len(_DASHES)]
 
 
 def grid(axes: Axes, axis: Any = "x") -> None:
