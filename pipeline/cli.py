@@ -6,10 +6,12 @@ Errors of ours become one line and an exit code here and nowhere else; :func:`ma
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -322,39 +324,44 @@ def _publish(
     study: Any,
     *,
     quiet: bool,
-    figures: bool,
+    draw: Callable[[], Mapping[str, bytes]],
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Print the text of a stage, then write its tables and figures; returns the record."""
     if not _first_process():
         return record
     from pipeline import report
+    from pipeline.report.figures import ERROR_SHEET
     from pipeline.results import add_files
 
     _show(stage, record, quiet=quiet, before=before)
     sys.stdout.flush()  # to be read while matplotlib is imported and the figures are drawn
-    drawn = _draw(stage, record, study) if figures else {}
-    files = report.files(stage, record) | drawn
+    drawn: Mapping[str, bytes] = {}
+    try:
+        drawn = draw()
+    except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
+        _LOG.warning("figures of %s are missing: %s: %s", stage, type(error).__name__, error)
+    files = {**report.files(stage, record), **drawn}
     add_files(study.results / f"{stage}.json", record, files, stage)
+    for name in drawn:
+        if ERROR_SHEET in name:  # patients: not for a team that shares results either
+            (study.results / name).chmod(0o600)
     if drawn:
         place = f"{study.results / 'figures'} ({counted(len(drawn), 'file')})"
         _say(["", f"figures: {place}"], quiet=quiet)
     return record
 
 
-def _draw(stage: str, record: Mapping[str, Any], study: Any) -> dict[str, bytes]:
+def _draw(
+    stage: str, record: Mapping[str, Any], study: Any, file: bytes | None = None
+) -> dict[str, bytes]:
+    """Figures of a stage, of the arrays in its file; None: as it is on disk."""
     from pipeline.report import figures
+    from pipeline.report.pictures import error_sheet
 
-    drawn: dict[str, bytes] = {}
-    try:
-        drawn = figures.draw(stage, record, study.results)
-        if stage == "heads":
-            from pipeline.report.pictures import write_error_sheet
-
-            write_error_sheet(study, record)
-    except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
-        _LOG.warning("figures of %s are missing: %s: %s", stage, type(error).__name__, error)
-    return drawn
+    file = figures.stored_arrays(stage, study.results) if file is None else file
+    sheet = error_sheet(study, record, file) if stage == "heads" else {}
+    return figures.draw(stage, record, file) | sheet
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -472,6 +479,10 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 
     Example: headrace heads study.toml --only linear,mlp --quick
     """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
 
     options = replace(
@@ -483,14 +494,24 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     )
     loaded = _with_recipe(study, flags)
     shown: list[dict[str, Any]] = []
+    drawing: list[Any] = []
+    # A process of its own: drawing would hold Python's lock while heads are fitted out of fold.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
 
-    def show_scores(so_far: dict[str, Any]) -> None:
-        _show("heads", so_far, quiet=quiet, before=shown[-1] if shown else None)
-        shown.append(so_far)
+        def show_scores(so_far: dict[str, Any], file: bytes) -> None:
+            if file and flags["figures"]:
+                newest = so_far | {"backbones": so_far["backbones"][-1:]}
+                with suppress(BrokenProcessPool):  # those before it say so
+                    drawing.append(pool.submit(_draw, "heads", newest, loaded, file))
+            _show("heads", so_far, quiet=quiet, before=shown[-1] if shown else None)
+            shown.append(so_far)
 
-    record = compare(loaded, options, show_scores)
-    figures = flags["figures"]
-    return _publish("heads", record, loaded, quiet=quiet, figures=figures, before=shown[-1])
+        def drawn() -> dict[str, bytes]:
+            return {name: image for one in drawing for name, image in one.result().items()}
+
+        record = compare(loaded, options, show_scores)
+        return _publish("heads", record, loaded, quiet=quiet, draw=drawn, before=shown[-1])
 
 
 @main.command()
@@ -612,7 +633,8 @@ def finetune(study: Any, *, quiet: bool, figures: bool, **flags: Any) -> dict[st
     )
     record = run(study, options)
     if not record["trial"]:
-        return _publish("finetune", record, study, quiet=quiet, figures=figures)
+        draw = partial(_draw, "finetune", record, study) if figures else dict
+        return _publish("finetune", record, study, quiet=quiet, draw=draw)
     if _first_process():  # tables and figures on disk are of the whole run
         _show("finetune", record, quiet=quiet)
     return record
@@ -640,7 +662,8 @@ def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     options = replace(effort, samples=_samples(**accepted))
     loaded = _with_recipe(study, flags)
     record = analyse(loaded, options)
-    return _publish("shift", record, loaded, quiet=quiet, figures=flags["figures"])
+    draw = partial(_draw, "shift", record, loaded) if flags["figures"] else dict
+    return _publish("shift", record, loaded, quiet=quiet, draw=draw)
 
 
 @main.command()

@@ -23,7 +23,13 @@ from pipeline.data.domain import DomainData
 from pipeline.data.leaks import Finding, find_leaks
 from pipeline.data.patients import DRAWS, FIT, VALIDATION, draw_patients
 from pipeline.data.samples import SampleOptions, Samples, load_samples
-from pipeline.errors import MissingFeaturesError, ModelError, UnknownNameError
+from pipeline.errors import (
+    MissingFeaturesError,
+    MissingResultsError,
+    ModelError,
+    ResultsError,
+    UnknownNameError,
+)
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.clinical import clinical
 from pipeline.evaluation.compare_heads import (
@@ -44,20 +50,18 @@ from pipeline.evaluation.predictions import (
     predictions_of,
 )
 from pipeline.evaluation.selection import bbc_cv
-from pipeline.features.backbones import spec_of
-from pipeline.features.load import FeatureTable, load_features, store_for
-from pipeline.heads import HeadSpec
-from pipeline.heads.custom import all_heads
-from pipeline.heads.fit_cache import data_digest, fit_file, fit_key, read_fit
+from pipeline.features.load import FeatureTable, load_features
+from pipeline.heads import HeadSpec, all_heads
+from pipeline.heads.fit_cache import Fit, code_version, digest_of, fit_file, fit_keys, read_fit
 from pipeline.heads.parallel import run_parallel
 from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_preprocessing
 from pipeline.heads.save import Network, SavedHead, head_folder, save_head
-from pipeline.heads.search import TIME_LIMIT, Fit, Fitting, deal_folds
+from pipeline.heads.search import TIME_LIMIT, Fitting, deal_folds
 from pipeline.progress import Progress
 from pipeline.randomness import stream
-from pipeline.results import prepare, write_set
-from pipeline.study import SOURCE, Study
-from pipeline.words import printable, to_jsonable
+from pipeline.results import ResultSet, prepare, read_set, write_set
+from pipeline.study import SOURCE, BackboneChoice, Study
+from pipeline.words import as_file_name, printable, to_jsonable
 
 _LOG = logging.getLogger(__name__)
 HEADS_REPORT = "heads.json"
@@ -100,21 +104,57 @@ QUICK = CompareOptions(repeats=0, draws=500)
 THOROUGH = CompareOptions(seeds=10, repeats=5, thorough=True)
 
 
+@dataclass(kw_only=True)
+class _Heads:
+    """What is known of the heads on one backbone.
+
+    Attributes:
+        backbone: Its name, or the names of several.
+        key: Hash of all that the entry depends on.
+        samples: The images that have its features.
+        entry: Of the record; None until a head is scored.
+        fits: By head.
+        failures: Reason by head.
+        not_saved: Reason by head.
+        files: SHA-256 of each file that belongs to them, by name below the results.
+        figures: Whether figures of an earlier run are among these.
+    """
+
+    backbone: str
+    key: str
+    samples: Samples
+    entry: Record | None = None
+    fits: dict[str, Fit] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    not_saved: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    figures: bool = False
+
+    def predictions(self) -> Predictions:
+        """Of every image, by each head."""
+        proba = {(head, fit.seeds[0]): _mean(fit) for head, fit in self.fits.items()}
+        return predictions_of(self.samples, proba)
+
+
 def compare(
     study: Study,
     options: CompareOptions | None = None,
-    on_scores: Callable[[Record], None] = lambda _: None,
+    on_scores: Callable[[Record, bytes], None] = lambda _record, _file: None,
 ) -> Record:
     """Fit heads on every backbone of a study and score them on every domain.
 
     A head that fails is listed with its reason, and the others go on. A head that an earlier
-    run fitted to the same features with the same settings is not fitted again.
+    run fitted to the same features with the same settings is not fitted again; where that is
+    true of all heads of a backbone, and nothing else has changed, their scores and figures
+    are those of the earlier run.
 
     Args:
         study: Where features and results are.
         options: How the stage runs; None: the defaults.
         on_scores: Gets the record as far as it is known when the heads of a backbone are scored,
-            before any is fitted out of fold or saved.
+            before any is fitted out of fold or saved; and the content of a file of that
+            backbone's probabilities, so that its figures can be drawn meanwhile. It is empty
+            where those of an earlier run stay.
 
     Returns:
         The record; also written to ``results/<study>/heads.json``. The probability of each
@@ -124,92 +164,87 @@ def compare(
         UnknownNameError: A head or preprocessing is in no table.
         MissingFeaturesError: Stage 1 has not been run, or no head could be fitted.
     """
-    options = options or CompareOptions()
-    specs = _chosen_specs(study, options)
-    prepare(study.results)
+    options, results = options or CompareOptions(), study.results
+    table = all_heads(study.heads)
+    specs = _chosen(table, options)
+    seeds = tuple(range(study.seed, study.seed + max(1, options.seeds)))
+    prepare(results)
     samples, _ = load_samples(study, options.samples)
     leaks = find_leaks(study, samples)
-    entries: list[Record] = []
-    failures: dict[str, Mapping[str, str]] = {}
-    not_saved: list[Record] = []
-    predictions: dict[str, Predictions] = {}
-    saved: dict[str, str] = {}
+    earlier = _earlier(results)
+    done: list[_Heads] = []
+
+    def record_of(*heads: _Heads) -> Record:
+        return _record(study.name, samples, seeds, options, leaks, heads)
+
+    def tell(heads: _Heads) -> None:
+        file = b"" if heads.figures else predictions_file({heads.backbone: heads.predictions()})
+        on_scores(record_of(*done, heads), file)
+
     for choice in study.variants:
         features = load_features(study, choice, samples)
-        samples, name = features.samples, features.backbone
-        keys = _keys(features, specs, study, options)
-        reused, digests = _read_fits(study, name, keys, options)
-        missing = {head: spec for head, spec in specs.items() if head not in reused}
-        fitting = _fitting(features, missing, study, options)
-        new = _fit(fitting, features)
-        failures[name] = fitting.failures
-        fits = {head: fit for head in specs if (fit := reused.get(head) or new.get(head))}
-        if fits:
-            entry: Record = {"backbone": name, "reused": len(reused), "fitted": len(new)}
-            entries.append(entry | _scores(features, fits, specs, study, options))
-            on_scores(_record(study, samples, options, entries, failures, not_saved, leaks))
-        new = fitting.out_of_fold(new, options.repeats)
-        fits |= new
-        if fits:
-            entries[-1] |= _out_of_fold_scores(features, fits, study, options)
-            predictions[name] = predictions_of(
-                samples, {(head, fit.seeds[0]): _mean(fit) for head, fit in fits.items()}
-            )
-        for head, reason in fitting.failures.items():
-            _LOG.warning("%s on %s failed: %s", head, name, reason)
-        new_digests, refused = _save_fits(study, features, new, keys)
-        saved |= digests | new_digests
-        not_saved += refused
-    record = _record(study, samples, options, entries, failures, not_saved, leaks)
-    if not entries:
+        samples = features.samples
+        X = features.X if features.views is None else features.views
+        keys = fit_keys(samples, X, table, seeds=seeds, preprocessing=options.preprocessing)
+        heads = _stored_heads(features, specs, keys, earlier, seeds, options, results)
+        if heads.entry:
+            tell(heads)
+        else:
+            _fit_and_score(heads, features, specs, seeds, options, tell)
+            _save(heads, keys, study.name, _networks(features, study.backbones), results)
+        done.append(heads)
+    record = record_of(*done)
+    if not record["backbones"]:
         reasons = "; ".join(f"{one['head']}: {one['reason']}" for one in record["failures"])
         raise MissingFeaturesError(f"no head could be fitted: {reasons}")
     write_set(
-        study.results / HEADS_REPORT,
+        results / HEADS_REPORT,
         record,
-        {PROBABILITIES: predictions_file(predictions)},
-        kept=saved,
+        {PROBABILITIES: predictions_file({h.backbone: h.predictions() for h in done if h.fits})},
+        kept={name: digest for heads in done for name, digest in heads.files.items()},
         owned=("heads*.csv", "figures/heads-*", "heads/*/*/*"),
     )
     return record
 
 
 def _record(
-    study: Study,
+    study: str,
     samples: Samples,
+    seeds: Sequence[int],
     options: CompareOptions,
-    entries: Sequence[Record],
-    failures: Mapping[str, Mapping[str, str]],
-    not_saved: Sequence[Record],
     leaks: Sequence[Finding],
+    heads: Sequence[_Heads],
 ) -> Record:
     """The record of what is known so far, JSON values."""
+
+    def reasons(name: str) -> list[Record]:
+        return [
+            {"backbone": one.backbone, "head": head, "reason": reason}
+            for one in heads
+            for head, reason in getattr(one, name).items()
+        ]
+
     record: Record = to_jsonable(
         {
             "schema": SCHEMA,
-            "study": study.name,
+            "study": study,
             "classes": samples.classes,
             "positive": samples.classes[1] if len(samples.classes) == 2 else None,
             "baseline": options.baseline,
             "preprocessing": options.preprocessing,
-            "seeds": _seeds(study, options),
+            "seeds": seeds,
             "unlabelled": dict(samples.unlabelled),
             "leaks": [asdict(leak) for leak in leaks],
-            "backbones": entries,
-            "failures": [
-                {"backbone": backbone, "head": head, "reason": reason}
-                for backbone, of_backbone in failures.items()
-                for head, reason in of_backbone.items()
-            ],
-            "not_saved": not_saved,
+            "backbones": [one.entry for one in heads if one.entry],
+            "failures": reasons("failures"),
+            "not_saved": reasons("not_saved"),
         }
     )
     return record
 
 
-def _chosen_specs(study: Study, options: CompareOptions) -> dict[str, HeadSpec]:
+def _chosen(table: Mapping[str, HeadSpec], options: CompareOptions) -> dict[str, HeadSpec]:
     """The heads that are wanted; an unknown name must show before any work."""
-    table = all_heads(study.heads)
     names = tuple(table) if options.heads is None else tuple(dict.fromkeys(options.heads))
     for name in (*names, options.baseline):
         if name not in table:
@@ -219,83 +254,133 @@ def _chosen_specs(study: Study, options: CompareOptions) -> dict[str, HeadSpec]:
     return {name: table[name] for name in names}
 
 
-def _seeds(study: Study, options: CompareOptions) -> tuple[int, ...]:
-    return tuple(range(study.seed, study.seed + max(1, options.seeds)))
-
-
 def _mean(fit: Fit) -> Proba:
     """Probabilities of the ensemble of seeds, ``(N, K)``."""
     return np.asarray(fit.proba.mean(axis=0))
 
 
-# Fitting: the heads of one backbone, from an earlier run where nothing has changed.
+# What an earlier run left, the fits of this one, and what is kept of them.
 
 
-def _fitting(
-    features: FeatureTable, specs: Mapping[str, HeadSpec], study: Study, options: CompareOptions
-) -> Fitting:
+def _earlier(results: Path) -> ResultSet | None:
+    try:
+        return read_set(results / HEADS_REPORT, "heads")
+    except (MissingResultsError, ResultsError):
+        return None
+
+
+def _stored_heads(
+    features: FeatureTable,
+    specs: Mapping[str, HeadSpec],
+    keys: Mapping[str, str],
+    earlier: ResultSet | None,
+    seeds: Sequence[int],
+    options: CompareOptions,
+    results: Path,
+) -> _Heads:
+    """What an earlier run knows: fits of heads, and their entry where it has all of them.
+
+    The fits of heads that are not wanted now stay in place too.
+    """
+    key = _entry_key(features, {name: keys[name] for name in specs}, seeds, options)
+    heads = _Heads(backbone=features.backbone, key=key, samples=features.samples)
+    for name in keys:
+        folder = head_folder(results, features.backbone, name)
+        if stored := read_fit(folder, keys[name]):
+            fit, digests = stored
+            heads.files |= _below(results, folder, digests)
+            if name in specs and (usable := fit.with_folds(options.repeats)):
+                heads.fits[name] = usable
+    heads.fits = {name: heads.fits[name] for name in specs if name in heads.fits}
+    if earlier is None or heads.fits.keys() != specs.keys():
+        return heads
+    for entry in earlier.record["backbones"]:
+        if entry.get("key") == key:
+            heads.entry = entry | {"reused": len(specs), "fitted": 0}
+            figures = _figures(earlier, features.backbone)
+            heads.files |= figures
+            heads.figures = bool(figures)
+    return heads
+
+
+def _entry_key(
+    features: FeatureTable, keys: Mapping[str, str], seeds: Sequence[int], options: CompareOptions
+) -> str:
+    """Hash of all that the entry of a backbone depends on."""
+    settings = (options.baseline, options.repeats, options.thorough, options.draws)
+    code = code_version(Path(__file__).parent)
+    return digest_of([features.backbone, features.samples.classes, keys, seeds, settings, code])
+
+
+def _figures(earlier: ResultSet, backbone: str) -> dict[str, str]:
+    """SHA-256 of the figures of a backbone that are as an earlier run drew them."""
+    try:
+        names = [name for name in earlier.digests if f"-{as_file_name(backbone)}." in name]
+        return {
+            name: earlier.digests[name]
+            for name in names
+            if name.startswith("figures/heads-") and earlier.read(name)
+        }
+    except ResultsError:
+        return {}
+
+
+def _fit_and_score(
+    heads: _Heads,
+    features: FeatureTable,
+    specs: Mapping[str, HeadSpec],
+    seeds: Sequence[int],
+    options: CompareOptions,
+    tell: Callable[[_Heads], None],
+) -> None:
+    """Fit what is missing, score all, and tell; then fit out of fold."""
     data = features.domain(SOURCE, FIT)
-    return Fitting(
+    fitting = Fitting(
         data,
-        specs,
-        seeds=_seeds(study, options),
+        {head: spec for head, spec in specs.items() if head not in heads.fits},
+        seeds=seeds,
         preprocessing=partial(make_preprocessing, options.preprocessing, features.widths),
         limit=options.time_limit,
         views=None if features.views is None else features.views[data.row],
     )
-
-
-def _fit(fitting: Fitting, features: FeatureTable) -> dict[str, Fit]:
-    if not fitting.specs:
-        return {}
     split = features.samples.split
     validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None
-    return fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
+    new = fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
+    stored, heads.failures = heads.fits, fitting.failures
+    heads.fits = {h: fit for h in specs if (fit := stored.get(h) or new.get(h))}
+    if heads.fits:
+        sets = [data for data in eval_sets(features.samples) if data.role != FIT]
+        heads.entry = {
+            "backbone": features.backbone,
+            "reused": len(stored),
+            "fitted": len(new),
+            "key": heads.key,
+            **_scores(sets, heads.fits, specs, seeds[0], options),
+        }
+        tell(heads)
+        heads.fits |= fitting.out_of_fold(new, options.repeats)
+        if options.repeats:
+            heads.entry |= _out_of_fold_scores(fitting.data, sets, heads.fits, seeds[0], options)
+    for head, reason in fitting.failures.items():
+        _LOG.warning("%s on %s failed: %s", head, features.backbone, reason)
 
 
-def _keys(
-    features: FeatureTable, specs: Mapping[str, HeadSpec], study: Study, options: CompareOptions
-) -> dict[str, str]:
-    """What each fit depends on; see :func:`pipeline.heads.fit_cache.fit_key`."""
-    X = features.X if features.views is None else features.views
-    data, seeds = data_digest(features.samples, X), _seeds(study, options)
-    return {
-        name: fit_key(data, spec, seeds=seeds, preprocessing=options.preprocessing)
-        for name, spec in specs.items()
-    }
-
-
-def _read_fits(
-    study: Study, backbone: str, keys: Mapping[str, str], options: CompareOptions
-) -> tuple[dict[str, Fit], dict[str, str]]:
-    """Fits of an earlier run that hold, and the SHA-256 of the files of their heads."""
-    fits: dict[str, Fit] = {}
-    saved: dict[str, str] = {}
-    for name, key in keys.items():
-        folder = head_folder(study.results, backbone, name)
-        if found := read_fit(folder, key, repeats=options.repeats):
-            fits[name], digests = found
-            saved |= _below(study, folder, digests)
-    return fits, saved
-
-
-def _save_fits(
-    study: Study, features: FeatureTable, fits: Mapping[str, Fit], keys: Mapping[str, str]
-) -> tuple[dict[str, str], list[Record]]:
-    """Write every new head.
-
-    Returns:
-        SHA-256 of the files written, by name; and backbone, head and reason of each head that
-        cannot be saved.
-    """
-    samples, not_saved = features.samples, []
-    networks = _networks(study, features.backbone)
-    digests: dict[str, str] = {}
-    for name, fit in fits.items():
-        folder = head_folder(study.results, features.backbone, name)
+def _save(
+    heads: _Heads,
+    keys: Mapping[str, str],
+    study: str,
+    networks: tuple[Network, ...],
+    results: Path,
+) -> None:
+    """Write every new head; one that cannot be saved is named with its reason."""
+    samples = heads.samples
+    for name, fit in heads.fits.items():
+        if not fit.models:  # of an earlier run
+            continue
+        folder = head_folder(results, heads.backbone, name)
         saved = SavedHead(
             head=name,
-            study=study.name,
+            study=study,
             classes=tuple(printable(label) for label in samples.classes),
             networks=networks,
             models=fit.models,
@@ -306,32 +391,32 @@ def _save_fits(
             frame=samples.items[0].reading.frame,
         )
         try:
-            digests |= _below(study, folder, save_head(folder, saved, fit_file(keys[name], fit)))
-        except ModelError as reason:
-            _LOG.warning("%s on %s is not saved: %s", name, features.backbone, reason)
-            not_saved.append({"backbone": features.backbone, "head": name, "reason": str(reason)})
-    return digests, not_saved
+            digests = save_head(folder, saved, fit_file(keys[name], fit))
+            heads.files |= _below(results, folder, digests)
+        except ModelError as cause:
+            _LOG.warning("%s on %s is not saved: %s", name, heads.backbone, cause)
+            heads.not_saved[name] = str(cause)
 
 
-def _below(study: Study, folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
-    """The files of a head under their names below the study's results."""
-    place = folder.relative_to(study.results).as_posix()
+def _below(results: Path, folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
+    """The files of a head under their names below the results."""
+    place = folder.relative_to(results).as_posix()
     return {f"{place}/{name}": digest for name, digest in digests.items()}
 
 
-def _networks(study: Study, backbone: str) -> tuple[Network, ...]:
+def _networks(features: FeatureTable, backbones: Sequence[BackboneChoice]) -> tuple[Network, ...]:
     """The frozen networks behind the features of one backbone, or of several joined by ``+``."""
-    by_name = {choice.name: choice for choice in study.backbones}
-    names = [backbone] if backbone in by_name else backbone.split("+")
+    weights = {choice.name: choice.weights for choice in backbones}
+    names = [features.backbone] if features.backbone in weights else features.backbone.split("+")
     return tuple(
         Network(
-            recipe=store_for(study, choice).recipe,
-            dim=spec_of(choice.name).dim,
-            weights=choice.weights
-            if choice.weights == "imagenet"
-            else str(Path(choice.weights).resolve()),
+            recipe=store.recipe,
+            dim=width,
+            weights=weights[name]
+            if weights[name] == "imagenet"
+            else str(Path(weights[name]).resolve()),
         )
-        for choice in (by_name[name] for name in names)
+        for name, store, width in zip(names, features.stores, features.widths, strict=True)
     )
 
 
@@ -339,14 +424,13 @@ def _networks(study: Study, backbone: str) -> tuple[Network, ...]:
 
 
 def _scores(
-    features: FeatureTable,
+    sets: Sequence[DomainData],
     fits: Mapping[str, Fit],
     specs: Mapping[str, HeadSpec],
-    study: Study,
+    seed: int,
     options: CompareOptions,
 ) -> Record:
-    seed, proba = study.seed, {name: _mean(fit) for name, fit in fits.items()}
-    sets = [data for data in eval_sets(features.samples) if data.role != FIT]
+    proba = {name: _mean(fit) for name, fit in fits.items()}
     with Progress("scores", len(sets), unit="domains") as progress:
         domains = run_parallel(
             [partial(_domain, data, proba, fits, seed, options) for data in sets],
@@ -371,16 +455,21 @@ def _scores(
 
 
 def _out_of_fold_scores(
-    features: FeatureTable, fits: Mapping[str, Fit], study: Study, options: CompareOptions
+    fit_rows: DomainData,
+    sets: Sequence[DomainData],
+    fits: Mapping[str, Fit],
+    seed: int,
+    options: CompareOptions,
 ) -> Record:
     """What is known only of heads that were fitted again out of fold, or asked for."""
-    if not options.repeats:
-        return {}
-    fit_rows = features.domain(SOURCE, FIT)
-    corrected = {"selection_corrected": _selection_corrected(fit_rows, fits, study.seed)}
-    if not options.thorough:
-        return corrected
-    return corrected | _thorough(features, fit_rows, fits, study.seed, options)
+    scores: Record = {"selection_corrected": _selection_corrected(fit_rows, fits, seed)}
+    if options.thorough:
+        spread = run_parallel([partial(_seed_spread, data, fits, seed, options) for data in sets])
+        best = run_parallel([partial(_confidence_sets, data, fits, seed, options) for data in sets])
+        scores["seed_spread"] = [row for rows in spread for row in rows]
+        scores["algorithms"] = list(_algorithms(fit_rows, fits, seed, options))
+        scores["confidence_sets"] = [row for rows in best for row in rows]
+    return scores
 
 
 def _domain(
@@ -468,23 +557,6 @@ def _selection_corrected(data: DomainData, fits: Mapping[str, Fit], seed: int) -
 
 
 # What --thorough adds.
-
-
-def _thorough(
-    features: FeatureTable,
-    fit_rows: DomainData,
-    fits: Mapping[str, Fit],
-    seed: int,
-    options: CompareOptions,
-) -> Record:
-    sets = [data for data in eval_sets(features.samples) if data.role != FIT]
-    spread = run_parallel([partial(_seed_spread, data, fits, seed, options) for data in sets])
-    best = run_parallel([partial(_confidence_sets, data, fits, seed, options) for data in sets])
-    return {
-        "seed_spread": [row for rows in spread for row in rows],
-        "algorithms": list(_algorithms(fit_rows, fits, seed, options)),
-        "confidence_sets": [row for rows in best for row in rows],
-    }
 
 
 def _seed_spread(

@@ -23,8 +23,9 @@ from pipeline.evaluation.selection import bbc_cv
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
+from pipeline.heads.fit_cache import Fit
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.search import Fit, Fitting
+from pipeline.heads.search import Fitting
 from pipeline.randomness import stream
 from pipeline.study import Concatenation, load_study
 from tests.heads.made_up_rows import made_up_rows
@@ -285,8 +286,9 @@ def learnt(model) -> list[dict[str, str]]:
 def test_the_table_is_told_before_the_rest_is_done(study):
     """What is told first is in the record that is returned; the correction comes later."""
     told = []
-    record = compare(study, only("linear", "prior"), told.append)
-    (so_far,) = told
+    record = compare(study, only("linear", "prior"), lambda *given: told.append(given))
+    ((so_far, file),) = told
+    assert file == (study.results / "probabilities.h5").read_bytes()
     assert not so_far["backbones"][0].pop("selection_corrected")
     assert record["backbones"][0].pop("selection_corrected")
     assert so_far == record

@@ -380,5 +380,5 @@ def test_the_stages_write_their_results_in_no_other_way():
         "predict.py",
     }
     others = {"cli.py", "demo/__init__.py", "init.py", "finetune/checkpoint.py", "results.py"}
-    pictures = {"export.py", "report/pictures.py"}  # a temporary file; pictures to look at
+    pictures = {"export.py"}  # a temporary file
     assert callers == stores | others | pictures

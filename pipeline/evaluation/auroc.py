@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr
 
 from pipeline.evaluation.intervals import LEVEL
 
@@ -55,6 +55,8 @@ def _shares(
     Returns:
         Shares of the positive images, and of the negative ones, in [0, 1].
     """
+    from scipy.stats import rankdata  # late: it takes half a second to import
+
     positive, negative = scores[:, is_positive], scores[:, ~is_positive]
     m, n = positive.shape[1], negative.shape[1]
     joint = rankdata(np.hstack([positive, negative]), axis=1)
@@ -87,7 +89,7 @@ def paired_delong(
     difference = float(areas[0] - areas[1])
     error = float(np.sqrt(max(c[0, 0] + c[1, 1] - 2 * c[0, 1], 0.0)))
     if error:
-        return float(2 * norm.sf(abs(difference) / error))
+        return float(2 * ndtr(-abs(difference) / error))
     # One that orders by chance is perfect on all pairs of strangers as often as this.
     pairs = _disjoint_pairs(label, _numbered(group, len(label)))
     return min(1.0, 2 * 0.5**pairs) if difference else 1.0

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtr
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import (
@@ -234,7 +234,7 @@ def _p_of_moves(head: Share, baseline: Share, patients: int) -> float:
     left_out = min(len(moves), patients)
     error = np.sqrt((left_out - 1) / left_out * (moves**2).sum())
     gap = abs(head.estimate - baseline.estimate)
-    return float(2 * student.sf(gap / error, left_out - 1)) if error > 0 else 1.0
+    return float(2 * stdtr(left_out - 1, -gap / error)) if error > 0 else 1.0
 
 
 #: By metric, and whether each image is of a patient of its own.

@@ -104,7 +104,12 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
         MissingResultsError: The stage has not been run.
         ResultsError: See :func:`stored_predictions`.
     """
-    with h5py.File(io.BytesIO(stored_predictions(path)), "r") as file:
+    return predictions_in(stored_predictions(path))
+
+
+def predictions_in(content: bytes) -> dict[str, Predictions]:
+    """By backbone, those of a file with this content."""
+    with h5py.File(io.BytesIO(content), "r") as file:
         return {backbone: _read(file[backbone]) for backbone in file}
 
 

@@ -8,10 +8,12 @@ fitted take the patients as ``groups``. Heads that need torch import it when the
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
 from pipeline.errors import UnknownNameError
+from pipeline.study import CustomHead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +22,7 @@ class HeadSpec:
 
     Attributes:
         make: Seed to an unfitted classifier with the defaults of this project.
-        about: For people, a line.
+        about: A line, from which a person knows what is fitted; another text is another head.
         stochastic: Whether another seed gives another head.
         grid: Parameters to choose between by inner cross-validation, with their values;
             the defaults are taken where it is empty.
@@ -59,95 +61,39 @@ def make_head(name: str, *, seed: int, **parameters: Any) -> Any:
     return HEADS[name].make(seed).set_params(**parameters)
 
 
-def _mlp(seed: int) -> Any:
-    from pipeline.heads.mlp import MLPHead
+def all_heads(custom: tuple[CustomHead, ...]) -> Mapping[str, HeadSpec]:
+    """``HEADS`` and the heads of a study.
 
-    return MLPHead(random_state=seed)
-
-
-def _linear(_: int) -> Any:
-    from pipeline.heads.logistic import make_logistic
-
-    return make_logistic()
+    Raises:
+        StudyError: A head cannot be made as it is written.
+    """
+    added = {head.name: late("pipeline.heads.custom.spec_of")(head) for head in custom}
+    return MappingProxyType({**HEADS, **added})
 
 
-def _linear_path(*arguments: Any) -> Any:
-    from pipeline.heads.logistic import logistic_path
+def late(path: str) -> Callable[..., Any]:
+    """A function or class that is imported when it is called: names alone need no library."""
 
-    return logistic_path(*arguments)
+    def call(*arguments: Any, **parameters: Any) -> Any:
+        module, _, name = path.rpartition(".")
+        return getattr(import_module(module), name)(*arguments, **parameters)
 
-
-def _ridge(_: int) -> Any:
-    from pipeline.heads.closed_form import RidgeHead
-
-    return RidgeHead()
+    return call
 
 
-def _lda(_: int) -> Any:
-    from pipeline.heads.closed_form import DiscriminantHead
-
-    return DiscriminantHead()
+def _always(path: str, **parameters: Any) -> Callable[[int], Any]:
+    return lambda _seed: late(path)(**parameters)
 
 
-def _lda_path(*arguments: Any) -> Any:
-    from pipeline.heads.closed_form import discriminant_path
-
-    return discriminant_path(*arguments)
+def _of_seed(path: str) -> Callable[[int], Any]:
+    return lambda seed: late(path)(random_state=seed)
 
 
-def _prototype(_: int) -> Any:
-    from pipeline.heads.closed_form import PrototypeHead
-
-    return PrototypeHead()
-
-
-def _svm(_: int) -> Any:
-    from pipeline.heads.svm import SVMHead
-
-    return SVMHead()
-
-
-def _knn(_: int) -> Any:
-    from pipeline.heads.neighbours import make_neighbours
-
-    return make_neighbours()
-
-
-def _knn_path(*arguments: Any) -> Any:
-    from pipeline.heads.neighbours import neighbours_path
-
-    return neighbours_path(*arguments)
-
-
-def _forest(seed: int) -> Any:
-    from pipeline.heads.trees import ForestHead
-
-    return ForestHead(random_state=seed)
-
-
-def _boosting(seed: int) -> Any:
-    from pipeline.heads.trees import BoostingHead
-
-    return BoostingHead(random_state=seed)
-
-
-def _naive_bayes(_: int) -> Any:
-    from sklearn.naive_bayes import GaussianNB
-
-    return GaussianNB()
-
-
-def _prior(_: int) -> Any:
-    from sklearn.dummy import DummyClassifier
-
-    return DummyClassifier(strategy="prior")
-
-
-#: To add a head: a factory above and one line here; the contract tests run over the table.
+#: To add a head: one line here; the contract tests run over the table.
 HEADS: Mapping[str, HeadSpec] = MappingProxyType(
     {
         "mlp": HeadSpec(
-            make=_mlp,
+            make=_of_seed("pipeline.heads.mlp.MLPHead"),
             about="Linear(d, 256), ReLU, Dropout(0.5), Linear(256, K)",
             stochastic=True,
             curves=True,
@@ -155,43 +101,58 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         # More features than rows: with scikit-learn's C = 1 the fit split is separated
         # perfectly and the probabilities elsewhere are far too sure.
         "linear": HeadSpec(
-            make=_linear,
+            make=_always("pipeline.heads.logistic.make_logistic"),
             about="logistic regression, its L2 penalty chosen by inner cross-validation",
             grid={"C": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)},
-            path=_linear_path,
+            path=late("pipeline.heads.logistic.logistic_path"),
         ),
         "ridge": HeadSpec(
-            make=_ridge, about="ridge regression on the classes, exact hold-out", groups=True
+            make=_always("pipeline.heads.closed_form.RidgeHead"),
+            about="ridge regression on the classes, exact hold-out",
+            groups=True,
         ),
         "lda": HeadSpec(
-            make=_lda,
+            make=_always("pipeline.heads.closed_form.DiscriminantHead"),
             about="linear discriminant, shrunk by half or as Ledoit and Wolf estimate",
             grid={"shrinkage": ("auto", 0.5)},
-            path=_lda_path,
+            path=late("pipeline.heads.closed_form.discriminant_path"),
         ),
-        "prototype": HeadSpec(make=_prototype, about="nearest class mean by cosine", groups=True),
+        "prototype": HeadSpec(
+            make=_always("pipeline.heads.closed_form.PrototypeHead"),
+            about="nearest class mean by cosine",
+            groups=True,
+        ),
         "svm": HeadSpec(
-            make=_svm, about="support vectors, linear or RBF, sigmoid-calibrated", groups=True
+            make=_always("pipeline.heads.svm.SVMHead"),
+            about="support vectors, linear or RBF, sigmoid-calibrated",
+            groups=True,
         ),
         "knn": HeadSpec(
-            make=_knn,
+            make=_always("pipeline.heads.neighbours.make_neighbours"),
             about="nearest neighbours",
             grid={"n_neighbors": (5, 15, 45)},
-            path=_knn_path,
+            path=late("pipeline.heads.neighbours.neighbours_path"),
         ),
         # No grid: its defaults are hardly ever far from the best.
-        "forest": HeadSpec(make=_forest, about="20 extremely random trees a seed", stochastic=True),
+        "forest": HeadSpec(
+            make=_of_seed("pipeline.heads.trees.ForestHead"),
+            about="20 extremely random trees a seed",
+            stochastic=True,
+        ),
         "boosting": HeadSpec(
-            make=_boosting,
+            make=_of_seed("pipeline.heads.trees.BoostingHead"),
             about="gradient boosting of small trees on 32 components and 64 features",
             stochastic=True,
         ),
         # The smoothing decides how sure it is: with features that repeat each other, far too sure.
         "naive_bayes": HeadSpec(
-            make=_naive_bayes,
+            make=_always("sklearn.naive_bayes.GaussianNB"),
             about="Gaussian naive Bayes",
             grid={"var_smoothing": (1e-9, 1e-2, 1.0)},
         ),
-        "prior": HeadSpec(make=_prior, about="the fit split's class shares, whatever the image"),
+        "prior": HeadSpec(
+            make=_always("sklearn.dummy.DummyClassifier", strategy="prior"),
+            about="the fit split's class shares, whatever the image",
+        ),
     }
 )

@@ -6,20 +6,16 @@ scores of rows that were held out. Targets are smoothed as Platt (1999) does, so
 separated classes have a finite answer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
-
-#: Elements of one block of rows: 8 MB as float64.
-_BLOCK = 1 << 20
-#: How far from 1 the probabilities of an image may add up.
-_ROUNDING = 1e-3
+from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 
 class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -51,45 +47,32 @@ def softmax_or_sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.asarray(softmax(scores.astype(np.float64), axis=-1))
 
 
-def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices that cover the rows of an array of this shape ``(n, d)``, in order."""
-    step = max(1, _BLOCK // max(1, shape[1]))
-    for start in range(0, shape[0], step):
-        yield slice(start, min(shape[0], start + step))
+class BlockScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """One number for each block of columns, so that joined backbones weigh the same.
 
+    Args:
+        widths: Columns of each block, in order.
 
-def predict_in_blocks(
-    model: Any, X: NDArray[np.floating], rows: NDArray[np.intp], *, classes: int
-) -> NDArray[np.float64]:
-    """A classifier's probabilities for some rows of ``(N, d)``, NaN for the others: ``(N, K)``.
-
-    Some rows are predicted at a time, to bound the memory.
-
-    Raises:
-        ValueError: See :func:`check_probabilities`.
+    Attributes:
+        scale_: Root mean variance of each block's columns, repeated, shape ``(d,)``.
     """
-    proba = np.full((len(X), classes), np.nan)
-    for block in row_blocks((len(rows), X.shape[1])):
-        found = np.asarray(model.predict_proba(X[rows[block]]))
-        check_probabilities(found, (len(rows[block]), classes))
-        proba[rows[block]] = found
-    return proba
 
+    def __init__(self, widths: Sequence[int]) -> None:
+        self.widths = widths
 
-def check_probabilities(proba: NDArray[np.floating], shape: tuple[int, int]) -> None:
-    """Refuse what is no probability of each class.
+    def fit(self, X: ArrayLike, _y: object = None) -> Self:
+        """Learn from features ``(n, d)``."""
+        rows = validate_data(self, X, dtype=np.float32)
+        variances = np.split(rows.var(axis=0, dtype=np.float64), np.cumsum(self.widths)[:-1])
+        scales = [np.sqrt(v.mean()) or 1.0 for v in variances]
+        self.scale_ = np.repeat(scales, self.widths).astype(np.float32)
+        return self
 
-    Raises:
-        ValueError: Says what was got.
-    """
-    if proba.shape != shape:
-        raise ValueError(
-            f"it gives probabilities of shape {proba.shape}; images and classes are {shape}"
-        )
-    if not (np.isfinite(proba).all() and (proba >= 0).all()):
-        raise ValueError("its probabilities are not all numbers of 0 or more")
-    if len(proba) and np.abs(proba.sum(axis=1) - 1).max() > _ROUNDING:
-        raise ValueError("its probabilities of an image do not add up to 1")
+    def transform(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Features ``(n, d)`` with every block at the same scale."""
+        check_is_fitted(self)
+        rows: NDArray[np.float32] = validate_data(self, X, dtype=np.float32, reset=False)
+        return rows / self.scale_
 
 
 @dataclass(frozen=True, kw_only=True)

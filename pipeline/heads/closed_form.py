@@ -24,7 +24,8 @@ from scipy.linalg import eigh, solve
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.heads.base import Calibration, Head, fit_calibration, number_classes, row_blocks
+from pipeline.heads.base import Calibration, Head, fit_calibration, number_classes
+from pipeline.heads.preprocessing import row_blocks
 
 PENALTIES = tuple(float(a) for a in np.logspace(0, 6, 13))
 #: Patients of one size are solved together, so many at a time that this many numbers are held.

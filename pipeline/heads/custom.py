@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -54,16 +53,12 @@ class CalibratedHead(Head):
         return np.asarray(self.estimator_.predict_proba(X))
 
 
-def all_heads(custom: tuple[CustomHead, ...]) -> Mapping[str, HeadSpec]:
-    """``HEADS`` and the heads of a study.
+def spec_of(head: CustomHead) -> HeadSpec:
+    """How a head of a study is made.
 
     Raises:
-        StudyError: A head cannot be made as it is written.
+        StudyError: It cannot be made as it is written.
     """
-    return MappingProxyType({**HEADS, **{head.name: _spec(head) for head in custom}})
-
-
-def _spec(head: CustomHead) -> HeadSpec:
     where = f"[head.{head.name}]"
     if head.name in HEADS:
         raise StudyError(f"{where}: the name is taken; choose another than {', '.join(HEADS)}")
@@ -100,7 +95,11 @@ def _estimator(head: CustomHead, where: str) -> HeadSpec:
         return estimator if plain else CalibratedHead(estimator, random_state=seed)
 
     return HeadSpec(
-        make=make, about=head.estimator, stochastic=stochastic, groups=not plain, parallel=False
+        make=make,
+        about=f"{head.estimator} with {given}",
+        stochastic=stochastic,
+        groups=not plain,
+        parallel=False,
     )
 
 

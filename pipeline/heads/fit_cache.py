@@ -9,8 +9,8 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,6 @@ from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.heads import HeadSpec
 from pipeline.heads.save import DESCRIPTION
-from pipeline.heads.search import Fit
 from pipeline.results import read_set
 
 _LOG = logging.getLogger(__name__)
@@ -31,32 +30,74 @@ FILE = "fit.npz"
 _META = ("seeds", "chosen", "path", "curves", "seconds")
 
 
-def data_digest(samples: Samples, X: NDArray[np.float32]) -> str:
-    """SHA-256 of features (of all views), labels, patients, domains and splits."""
-    digest = hashlib.sha256(np.ascontiguousarray(X).data)
-    for array in (samples.label, samples.group, samples.domain, samples.split):
-        digest.update(json.dumps(array.tolist()).encode())
-    return digest.hexdigest()
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A kind of head, fitted.
+
+    Attributes:
+        models: From features as the backbone gave them to ``predict_proba``: one for each
+            seed of a stochastic head, else one. Empty for a fit that was read back.
+        seeds: Of the models.
+        proba: What each model predicts for the images of the study, ``(S, N, K)``; NaN for
+            those that it was fitted to.
+        chosen: Parameters that were chosen by folds, with their values.
+        path: Mean log loss on held-out patients of each choice; empty without a choice.
+        curves: Of the first model: a value for each epoch by name; empty without epochs.
+        out_of_fold: Probabilities by fits that did not see the row's patient, for each
+            division in folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
+            asked for.
+        seconds: Time of its fits, without those that were only for ``out_of_fold``.
+    """
+
+    models: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    proba: NDArray[np.float64]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    path: Sequence[Mapping[str, Any]] = ()
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    out_of_fold: NDArray[np.float64] | None = None
+    seconds: float = 0.0
+
+    def with_folds(self, repeats: int) -> "Fit | None":
+        """The fit with so many divisions in folds; None where it has fewer."""
+        if not repeats or self.out_of_fold is None:
+            return None if repeats else replace(self, out_of_fold=None)
+        enough = len(self.out_of_fold) >= repeats
+        return replace(self, out_of_fold=self.out_of_fold[:repeats]) if enough else None
 
 
-def fit_key(data: str, spec: HeadSpec, *, seeds: Sequence[int], preprocessing: str) -> str:
-    """Hash of all that a fit depends on.
+def fit_keys(
+    samples: Samples,
+    X: NDArray[np.float32],
+    specs: Mapping[str, HeadSpec],
+    *,
+    seeds: Sequence[int],
+    preprocessing: str,
+) -> dict[str, str]:
+    """For each head, a hash of all that its fit depends on.
 
     Args:
-        data: See :func:`data_digest`.
-        spec: Of the head.
+        samples: ``n`` images.
+        X: Their features, ``(n, d)``, or those of ``k`` views, ``(n, k, d)``.
+        specs: By name.
         seeds: That a stochastic head is fitted for.
         preprocessing: Name in the table.
     """
-    settings = {
-        "data": data,
-        "head": repr(spec.make(0)) + repr(sorted(spec.make(0).get_params().items(), key=str)),
-        "grid": repr(dict(spec.grid)),
-        "seeds": list(seeds if spec.stochastic else seeds[:1]),
-        "preprocessing": preprocessing,
-        "code": _code_version(),
+    data = hashlib.sha256(np.ascontiguousarray(X).data)
+    for array in (samples.label, samples.group, samples.domain, samples.split):
+        data.update(json.dumps(array.tolist()).encode())
+    common = [data.hexdigest(), preprocessing, code_version(Path(__file__).parent)]
+    return {
+        name: digest_of(
+            [*common, spec.about, repr(dict(spec.grid)), seeds if spec.stochastic else seeds[:1]]
+        )
+        for name, spec in specs.items()
     }
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def digest_of(values: Sequence[Any]) -> str:
+    """SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def fit_file(key: str, fit: Fit) -> dict[str, bytes]:
@@ -73,13 +114,12 @@ def fit_file(key: str, fit: Fit) -> dict[str, bytes]:
     return {FILE: file.getvalue()}
 
 
-def read_fit(folder: Path, key: str, *, repeats: int) -> tuple[Fit, dict[str, str]] | None:
+def read_fit(folder: Path, key: str) -> tuple[Fit, dict[str, str]] | None:
     """The fit of that key, without its models; None where there is none, or none is whole.
 
     Args:
         folder: Of the saved head.
-        key: See :func:`fit_key`.
-        repeats: Divisions in folds that it must have; 0: it need not have any.
+        key: See :func:`fit_keys`.
 
     Returns:
         The fit, and the SHA-256 of each file of the saved head.
@@ -94,19 +134,23 @@ def read_fit(folder: Path, key: str, *, repeats: int) -> tuple[Fit, dict[str, st
         _LOG.warning("%s. It is fitted again now", cause)
         return None
     meta: dict[str, Any] = json.loads(file["meta"].tobytes())
-    out_of_fold = file["out_of_fold"][:repeats]
-    if meta.pop("key") != key or len(out_of_fold) < repeats:
+    if meta.pop("key") != key:
         return None
-    fit = Fit(models=(), proba=file["proba"], **meta | {"seeds": tuple(meta["seeds"])})
-    digests = {**saved.digests, DESCRIPTION: saved.sha256}
-    return (replace(fit, out_of_fold=out_of_fold) if repeats else fit), digests
+    meta["seeds"], out_of_fold = tuple(meta["seeds"]), file["out_of_fold"]
+    fit = Fit(
+        models=(),
+        proba=file["proba"],
+        out_of_fold=out_of_fold if len(out_of_fold) else None,
+        **meta,
+    )
+    return fit, {**saved.digests, DESCRIPTION: saved.sha256}
 
 
 @cache
-def _code_version() -> str:
-    """Hash of the room's source and of the libraries' versions."""
+def code_version(folder: Path) -> str:
+    """Hash of the source below a folder and of the libraries' versions."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(folder.rglob("*.py")):
         digest.update(file.read_bytes())
     for name in ("numpy", "scipy", "scikit-learn", "torch"):
         digest.update(f"{name} {version(name)} ".encode())

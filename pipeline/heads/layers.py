@@ -15,10 +15,9 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScale
 from torch import Tensor, nn
 
 from pipeline.errors import ExportError
-from pipeline.heads.base import Calibration
+from pipeline.heads.base import BlockScaler, Calibration
 from pipeline.heads.closed_form import DiscriminantHead, PrototypeHead, RidgeHead
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.preprocessing import BlockScaler
 from pipeline.heads.svm import SVMHead
 
 

@@ -26,7 +26,7 @@ TRUSTED = frozenset(
         "pipeline.heads.closed_form.RidgeHead",
         "pipeline.heads.custom.CalibratedHead",
         "pipeline.heads.mlp.MLPHead",
-        "pipeline.heads.preprocessing.BlockScaler",
+        "pipeline.heads.base.BlockScaler",
         "pipeline.heads.svm.SVMHead",
         "pipeline.heads.trees.BoostingHead",
         "pipeline.heads.trees.ForestHead",

@@ -1,49 +1,26 @@
 """What is done to features before a head is fitted to them: one table."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.decomposition import PCA
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
-from sklearn.utils.validation import check_is_fitted, validate_data
+from numpy.typing import NDArray
 
 from pipeline.errors import UnknownNameError
-from pipeline.heads.base import row_blocks
+from pipeline.heads import late
 
 STANDARDISE = "standardise"
+#: Elements of one block of rows: 8 MB as float64.
+_BLOCK = 1 << 20
 
 
-class BlockScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """One number for each block of columns, so that joined backbones weigh the same.
-
-    Args:
-        widths: Columns of each block, in order.
-
-    Attributes:
-        scale_: Root mean variance of each block's columns, repeated, shape ``(d,)``.
-    """
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        self.widths = widths
-
-    def fit(self, X: ArrayLike, _y: object = None) -> Self:
-        """Learn from features ``(n, d)``."""
-        rows = validate_data(self, X, dtype=np.float32)
-        variances = np.split(rows.var(axis=0, dtype=np.float64), np.cumsum(self.widths)[:-1])
-        scales = [np.sqrt(v.mean()) or 1.0 for v in variances]
-        self.scale_ = np.repeat(scales, self.widths).astype(np.float32)
-        return self
-
-    def transform(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Features ``(n, d)`` with every block at the same scale."""
-        check_is_fitted(self)
-        rows: NDArray[np.float32] = validate_data(self, X, dtype=np.float32, reset=False)
-        return rows / self.scale_
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices that cover the rows of an array of this shape ``(n, d)``, in order."""
+    step = max(1, _BLOCK // max(1, shape[1]))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(shape[0], start + step))
 
 
 def fit_in_blocks(transformer: Any, X: NDArray[np.float32], rows: NDArray[np.intp]) -> Any:
@@ -68,18 +45,19 @@ def transform_in_blocks(
     return np.empty((0, X.shape[1]), np.float32) if out is None else out
 
 
-def _pca_whiten() -> PCA:
-    """Directions beyond 99 % of the variance are noise that whitening would blow up."""
-    return PCA(n_components=0.99, whiten=True, svd_solver="covariance_eigh")
-
-
 #: To add one: a line here; it makes an unfitted scikit-learn transformer.
 PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
-        STANDARDISE: StandardScaler,
-        "none": FunctionTransformer,
-        "l2": Normalizer,
-        "pca_whiten": _pca_whiten,
+        STANDARDISE: late("sklearn.preprocessing.StandardScaler"),
+        "none": late("sklearn.preprocessing.FunctionTransformer"),
+        "l2": late("sklearn.preprocessing.Normalizer"),
+        # Directions beyond 99 % of the variance are noise that whitening would blow up.
+        "pca_whiten": partial(
+            late("sklearn.decomposition.PCA"),
+            n_components=0.99,
+            whiten=True,
+            svd_solver="covariance_eigh",
+        ),
     }
 )
 
@@ -96,5 +74,6 @@ def make_preprocessing(name: str, widths: Sequence[int]) -> Any:
         raise UnknownNameError("preprocessing", name, PREPROCESSING)
     transformer = PREPROCESSING[name]()
     if len(widths) > 1 and name != STANDARDISE:
-        return make_pipeline(BlockScaler(tuple(widths)), transformer)
+        scaler = late("pipeline.heads.base.BlockScaler")(tuple(widths))
+        return late("sklearn.pipeline.make_pipeline")(scaler, transformer)
     return transformer

@@ -8,22 +8,21 @@ of all heads are independent jobs, so they keep every core busy.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.pipeline import make_pipeline
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import Fold as FoldRows
 from pipeline.data.patients import patient_folds
-from pipeline.heads import HeadSpec
-from pipeline.heads.base import check_probabilities, predict_in_blocks
+from pipeline.heads import HeadSpec, late
+from pipeline.heads.fit_cache import Fit
 from pipeline.heads.parallel import run_each, run_parallel
-from pipeline.heads.preprocessing import fit_in_blocks, transform_in_blocks
+from pipeline.heads.preprocessing import fit_in_blocks, row_blocks, transform_in_blocks
 from pipeline.progress import Progress
 
 #: Of more rows, or rows times classes, one fold is held out instead of five: it has rows
@@ -32,38 +31,11 @@ MANY_ROWS, MANY_SCORES = 10_000, 100_000
 #: Seconds after which one fit of a head is given up.
 TIME_LIMIT = 600.0
 _TINY = 1e-15
+#: How far from 1 the probabilities of an image may add up.
+_ROUNDING = 1e-3
 _LONGEST_REASON = 300
 Proba = NDArray[np.float64]
 Transformer = Callable[[], Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """A kind of head, fitted.
-
-    Attributes:
-        models: From features as the backbone gave them to ``predict_proba``: one for each
-            seed of a stochastic head, else one. Empty for a fit that was read back.
-        seeds: Of the models.
-        proba: What each model predicts for the images of the study, ``(S, N, K)``; NaN for
-            those that it was fitted to.
-        chosen: Parameters that were chosen by folds, with their values.
-        path: Mean log loss on held-out patients of each choice; empty without a choice.
-        curves: Of the first model: a value for each epoch by name; empty without epochs.
-        out_of_fold: Probabilities by fits that did not see the row's patient, for each
-            division in folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
-            asked for.
-        seconds: Time of its fits, without those that were only for ``out_of_fold``.
-    """
-
-    models: tuple[Any, ...]
-    seeds: tuple[int, ...]
-    proba: NDArray[np.float64]
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    path: Sequence[Mapping[str, Any]] = ()
-    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    out_of_fold: NDArray[np.float64] | None = None
-    seconds: float = 0.0
 
 
 def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:
@@ -275,7 +247,7 @@ class Fitting:
             if spec.curves and seed == self.seeds[0]:
                 more["validation"] = seen
             head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
-            model = make_pipeline(transformer, head)
+            model = late("sklearn.pipeline.make_pipeline")(transformer, head)
             return model, predict_in_blocks(model, X, predicted, classes=int(y.max()) + 1)
 
         jobs = [
@@ -427,3 +399,37 @@ def _path(
         for choice, loss in zip(choices, losses, strict=True)
         if np.isfinite(loss)
     ]
+
+
+def predict_in_blocks(
+    model: Any, X: NDArray[np.floating], rows: NDArray[np.intp], *, classes: int
+) -> NDArray[np.float64]:
+    """A classifier's probabilities for some rows of ``(N, d)``, NaN for the others: ``(N, K)``.
+
+    Some rows are predicted at a time, to bound the memory.
+
+    Raises:
+        ValueError: See :func:`check_probabilities`.
+    """
+    proba = np.full((len(X), classes), np.nan)
+    for block in row_blocks((len(rows), X.shape[1])):
+        found = np.asarray(model.predict_proba(X[rows[block]]))
+        check_probabilities(found, (len(rows[block]), classes))
+        proba[rows[block]] = found
+    return proba
+
+
+def check_probabilities(proba: NDArray[np.floating], shape: tuple[int, int]) -> None:
+    """Refuse what is no probability of each class.
+
+    Raises:
+        ValueError: Says what was got.
+    """
+    if proba.shape != shape:
+        raise ValueError(
+            f"it gives probabilities of shape {proba.shape}; images and classes are {shape}"
+        )
+    if not (np.isfinite(proba).all() and (proba >= 0).all()):
+        raise ValueError("its probabilities are not all numbers of 0 or more")
+    if len(proba) and np.abs(proba.sum(axis=1) - 1).max() > _ROUNDING:
+        raise ValueError("its probabilities of an image do not add up to 1")

@@ -257,10 +257,12 @@ def _fold(text: str, blocks: Sequence[_Block] = (), html: str = "") -> _Block:
 
 def _pictures(study: Study, head: PageHead) -> _Block:
     """Strips of images, by domain."""
+    from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
     from pipeline.report.pictures import as_jpeg, strips
 
     blocks: list[_Block] = [{"kind": "text", "text": _STRIPS.format(head=head.name)}]
-    for strip in strips(study, head):
+    stored = read_predictions(study.results / PROBABILITIES)[head.backbone]
+    for strip in strips(study, head, stored):
         title = f"{strip.domain}: {strip.title}"
         images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in strip.pictures]
         blocks.append({"kind": "strip", "text": title, "images": images})

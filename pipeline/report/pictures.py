@@ -15,20 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cache import disk
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.data.items import Item
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
-from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
-from pipeline.report.figures import FOLDER
+from pipeline.evaluation.predictions import Predictions, predictions_in
+from pipeline.report.figures import ERROR_SHEET, FOLDER
 from pipeline.report.summary import PageHead, page_head
 from pipeline.study import SOURCE, Study
-from pipeline.words import printable
+from pipeline.words import as_file_name, printable
 
-_ERROR_SHEET = "heads-errors.png"
 #: Pictures in a strip.
 _COUNT = 6
 Rows = NDArray[np.intp]
@@ -49,16 +47,14 @@ class Strip:
     pictures: tuple[tuple[str, Pixels], ...]
 
 
-def strips(study: Study, head: PageHead, *, only_errors: bool = False) -> Iterator[Strip]:
+def strips(
+    study: Study, head: PageHead, stored: Predictions, *, only_errors: bool = False
+) -> Iterator[Strip]:
     """For each domain its surest errors and, by class, typical images and some near the border.
 
     Typical is an image whose probability of its class is near the median of the class. Six
     images at most, of different patients; of the source those of validation.
-
-    Raises:
-        MissingResultsError: ``headrace heads`` has not been run.
     """
-    stored = read_predictions(study.results / PROBABILITIES)[head.backbone]
     (proba,) = [values for (name, _), values in stored.proba.items() if name == head.name]
     samples, _ = load_samples(study, SampleOptions(allow_conflicts=True, allow_leaks=True))
     items = dict(zip(samples.key, samples.items, strict=True))
@@ -129,22 +125,24 @@ def readable_by_owner_alone() -> Iterator[None]:
         os.umask(before)
 
 
-def write_error_sheet(study: Study, heads: Mapping[str, Any]) -> None:
-    """Draw the errors that the best head is surest of, for its owner alone to read.
+def error_sheet(study: Study, heads: Mapping[str, Any], file: bytes) -> dict[str, bytes]:
+    """The errors that the best head is surest of, of each domain, as a PNG.
 
     Args:
         study: Its images are read.
         heads: The record of ``headrace heads``.
+        file: Its probabilities.
+
+    Returns:
+        The image by its name below the study's results; none where there is no error to show.
     """
-    head = page_head(heads)
+    if (head := page_head(heads)) is None:
+        return {}
+    stored = predictions_in(file)[head.backbone]
     entries = [
         SheetEntry(pixels=(pixels,), lines=(printable(strip.domain), *text.split(", ", 1)))
-        for strip in (strips(study, head, only_errors=True) if head else ())
+        for strip in strips(study, head, stored, only_errors=True)
         for text, pixels in strip.pictures
     ]
-    file = study.results / FOLDER / _ERROR_SHEET
-    if not entries:
-        disk.unlink(file)  # an older one would show what is no more
-        return
-    with readable_by_owner_alone():
-        disk.publish(file, draw_sheet(entries))
+    name = f"{FOLDER}/{ERROR_SHEET}-{as_file_name(head.backbone)}.png"
+    return {name: draw_sheet(entries)} if entries else {}

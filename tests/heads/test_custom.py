@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import StudyError
-from pipeline.heads.custom import all_heads
+from pipeline.heads import all_heads
 from pipeline.study import CustomHead, load_study
 from tests.heads.made_up_rows import made_up_rows
 

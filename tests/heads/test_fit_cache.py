@@ -1,15 +1,16 @@
 """A fit is used again only where nothing that it depends on has changed."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from pipeline.heads import HEADS, fit_cache
-from pipeline.heads.fit_cache import FILE, fit_file, fit_key, read_fit
+from pipeline.heads.fit_cache import FILE, Fit, fit_file, fit_keys, read_fit
 from pipeline.heads.save import DESCRIPTION
-from pipeline.heads.search import Fit
 from pipeline.results import write_set
+from tests.heads.made_up_rows import made_up_rows
 from tests.result_files import rewrite
 
 FIT = Fit(
@@ -32,51 +33,54 @@ def folder(tmp_path):
 
 def test_a_fit_comes_back_without_its_models(folder):
     """Numbers as they were; as many divisions in folds as are needed."""
-    found, digests = read_fit(folder, "key", repeats=1)
+    found, digests = read_fit(folder, "key")
     assert digests.keys() == {DESCRIPTION, "model.safetensors", FILE}
     assert found.models == ()
     for name in ("seeds", "chosen", "path", "curves", "seconds"):
         assert getattr(found, name) == getattr(FIT, name)
     np.testing.assert_array_equal(found.proba, FIT.proba)
-    np.testing.assert_array_equal(found.out_of_fold, FIT.out_of_fold[:1])
-    assert read_fit(folder, "key", repeats=0)[0].out_of_fold is None
+    np.testing.assert_array_equal(found.with_folds(1).out_of_fold, FIT.out_of_fold[:1])
+    assert found.with_folds(0).out_of_fold is None
+    assert found.with_folds(3) is None
 
 
 def test_what_cannot_be_used_is_no_error(folder):
-    """Another key, too few divisions, a damaged file, a head that is not saved, nothing at all."""
-    assert read_fit(folder, "other", repeats=0) is None
-    assert read_fit(folder, "key", repeats=3) is None
+    """Another key, a damaged file, a head that is not saved, nothing at all."""
+    assert read_fit(folder, "other") is None
     rewrite(folder / DESCRIPTION, files=fit_file("key", replace(FIT, out_of_fold=None)))
-    assert read_fit(folder, "key", repeats=1) is None
-    assert read_fit(folder, "key", repeats=0) is not None
+    assert read_fit(folder, "key")[0].out_of_fold is None
     for name in (FILE, "model.safetensors", DESCRIPTION):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[:-1])
-        assert read_fit(folder, "key", repeats=0) is None
+        assert read_fit(folder, "key") is None
         (folder / name).write_bytes(data)
     (folder / DESCRIPTION).unlink()
-    assert read_fit(folder, "key", repeats=0) is None
+    assert read_fit(folder, "key") is None
 
 
 def test_the_key_moves_with_everything_that_a_fit_depends_on(monkeypatch):
-    """Data, parameters, grid, seeds of a stochastic head, preprocessing, code."""
+    """Features, labels, parameters, grid, seeds of a stochastic head, preprocessing, code."""
+    rows = made_up_rows(n=20)
+    samples = SimpleNamespace(
+        label=rows.label, group=rows.group, domain=rows.group, split=rows.group
+    )
 
-    def key(data="d", spec=HEADS["mlp"], seeds=(0, 1), preprocessing="standardise"):
-        return fit_key(data, spec, seeds=seeds, preprocessing=preprocessing)
+    def key(head="mlp", X=rows.features, samples=samples, seeds=(0, 1), preprocessing="l2", **how):
+        specs = {head: replace(HEADS[head], **how)}
+        return fit_keys(samples, X, specs, seeds=seeds, preprocessing=preprocessing)[head]
 
-    mlp = HEADS["mlp"]
     others = [
-        key(data="e"),
-        key(spec=HEADS["linear"]),
-        key(spec=replace(mlp, make=lambda seed: mlp.make(seed).set_params(hidden=8))),
-        key(spec=replace(mlp, grid={"learning_rate": (1e-4, 1e-3)})),
+        key(X=-rows.features),
+        key(samples=SimpleNamespace(**vars(samples) | {"label": 1 - rows.label})),
+        key("linear"),
+        key(about="mlp with {'hidden': 8}"),
+        key(grid={"learning_rate": (1e-4, 1e-3)}),
         key(seeds=(0, 1, 2)),
-        key(preprocessing="l2"),
+        key(preprocessing="none"),
     ]
-    assert len({key(), *others}) == 7
+    assert len({key(), *others}) == 8
     assert key() == key()
-    same = [key(spec=HEADS["linear"], seeds=seeds) for seeds in ((0,), (0, 1))]
-    assert same[0] == same[1]
+    assert key("linear", seeds=(0,)) == key("linear", seeds=(0, 1))
     first = key()
-    monkeypatch.setattr(fit_cache, "_code_version", lambda: "another")
+    monkeypatch.setattr(fit_cache, "code_version", lambda _: "another")
     assert key() != first

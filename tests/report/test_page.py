@@ -23,7 +23,7 @@ from pipeline.report import parts_of
 from pipeline.report.figures import FIGURES
 from pipeline.report.figures.style import image_bytes, new_figure
 from pipeline.report.page import STAGES, write_page
-from pipeline.report.pictures import SIDE, strips, write_error_sheet
+from pipeline.report.pictures import SIDE, error_sheet, strips
 from pipeline.report.summary import page_head
 from pipeline.report.table import Table, format_value
 from pipeline.study import load_study
@@ -376,7 +376,7 @@ def test_strips_show_what_they_say(study):
     proba = kept.proba[head.name, 0]
     rows = np.flatnonzero(kept.domain == "there")
     wrong = rows[proba[rows].argmax(axis=1) != kept.label[rows]]
-    shown = {s.title: s.pictures for s in strips(study, head) if s.domain == "there"}
+    shown = {s.title: s.pictures for s in strips(study, head, kept) if s.domain == "there"}
     assert ("surest errors" in shown) == bool(len(wrong))
     for text, pixels in shown.get("surest errors", ()):
         assert "called" in text
@@ -395,15 +395,14 @@ def _percent(text, name):
     return 100 - shown if ", called " in text else shown
 
 
-def test_the_sheet_of_errors_is_for_the_owner_alone_and_goes_with_the_errors(study):
-    """It lies beside the figures; without an error there is none."""
-    heads, file = record(study, "heads"), study.results / "figures" / "heads-errors.png"
-    for shift in (1, 0):  # all are wrong, then none
+def test_the_sheet_of_errors_goes_with_the_errors(study):
+    """All are wrong, then none."""
+    heads = record(study, "heads")
+    for shift in (1, 0):
         with predictions(study, "heads", "probabilities.h5") as kept:
             kept.proba[page_head(heads).name, 0][:] = np.eye(2)[(kept.label + shift) % 2]
-        write_error_sheet(study, heads)
-        assert file.exists() == (shift == 1)
-        assert not shift or stat.S_IMODE(file.stat().st_mode) == 0o600
+        file = (study.results / "probabilities.h5").read_bytes()
+        assert list(error_sheet(study, heads, file)) == ["figures/heads-errors-tiny.png"] * shift
 
 
 #: Opens everything, then measures; the title of the page is the result.

@@ -12,13 +12,15 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.errors import MissingResultsError
-from pipeline.evaluation.predictions import Predictions, read_predictions, stored_predictions
+from pipeline.evaluation.predictions import Predictions, predictions_in, stored_predictions
 from pipeline.report.table import Table
 from pipeline.results import ResultSet
 from pipeline.words import as_file_name, printable
 
 _LOG = logging.getLogger(__name__)
 FOLDER = "figures"
+#: Begins the names of pictures of patients; see :mod:`pipeline.report.pictures`.
+ERROR_SHEET = "heads-errors"
 KINDS = ("png", "svg")
 #: Of a PNG, in an inch.
 PNG_DOTS = 200
@@ -150,7 +152,15 @@ class Results:
         return tables
 
 
-def draw(stage: str, record: Mapping[str, Any], results: Path) -> dict[str, bytes]:
+def stored_arrays(stage: str, results: Path) -> bytes:
+    """The file of a stage's probabilities; empty where it has none."""
+    try:
+        return stored_predictions(results / PROBABILITIES[stage])
+    except MissingResultsError:
+        return b""
+
+
+def draw(stage: str, record: Mapping[str, Any], file: bytes) -> dict[str, bytes]:
     """Draw all figures of ``heads``, ``finetune`` or ``shift``.
 
     A figure that cannot be drawn is named in the log with the reason, and the others go on.
@@ -158,17 +168,13 @@ def draw(stage: str, record: Mapping[str, Any], results: Path) -> dict[str, byte
     Args:
         stage: That has just been run.
         record: Its JSON values.
-        results: Where its probabilities are.
+        file: Its probabilities; see :func:`stored_arrays`.
 
     Returns:
-        PNG and SVG of each, by name below ``results``.
+        PNG and SVG of each, by name below the study's results.
     """
     parts = tuple(import_module(f"pipeline.report.{stage}").tables(record))
-    try:
-        file = stored_predictions(results / PROBABILITIES[stage])
-        predictions = read_predictions(results / PROBABILITIES[stage])
-    except MissingResultsError:
-        file, predictions = b"", {}
+    predictions = predictions_in(file) if file else {}
     images: dict[str, bytes] = {}
     for backbone in backbones_of(record):
         of_backbone = Results(
