@@ -41,7 +41,7 @@ heads: $(READY) $(DEMO)  ## Train and compare heads from the store [STUDY=study.
 audit: $(READY) $(DEMO)  ## Look for leaks and confounders before any number [STUDY=study.toml]
 	$(BIN)/headrace audit "$(STUDY)"
 
-shift: $(READY) $(DEMO)  ## Compare the source with each target; fixes that see no label [STUDY=study.toml]
+shift: $(READY) $(DEMO)  ## Compare the source with each target: what is lost, why, what helps [STUDY=study.toml]
 	$(BIN)/headrace shift "$(STUDY)"
 
 finetune: $(READY) $(DEMO)  ## End-to-end and partial fine-tuning, for comparison [STUDY=study.toml]

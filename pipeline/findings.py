@@ -39,7 +39,8 @@ def compare_findings(stage: str, study: Study, records: Mapping[str, Record]) ->
     ]
     tested = [row for row in rows if row["p"] is not None]
     adjusted = iter(holm([row["p"] for row in tested]).tolist())
-    rows = [{**row, "p_adjusted": row["p"] and next(adjusted)} for row in rows]
+    for row in rows:  # p may be 0
+        row["p_adjusted"] = None if row["p"] is None else next(adjusted)
     return {"study": study.name, "stage": stage, "rows": rows}
 
 

@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pipeline import findings
 from pipeline.cli import main
 from pipeline.data.samples import UNLABELLED, load_samples
 from pipeline.evaluation.paired_tests import holm
@@ -123,3 +125,12 @@ def test_a_finding_that_fails_does_not_cost_the_others(study_file):
     assert "Error: Hernia: [source] a has no image of class 'Hernia'" in result.output
     assert "finding 3 of 3: Pleural Effusion" in result.output
     assert Path("results/chest/Pleural_Effusion/heads.json").is_file()
+
+
+def test_a_p_of_zero_is_adjusted_and_takes_no_other_rows_place(monkeypatch):
+    """DeLong's is 0 where many patients are told apart; a row without p stays without."""
+    monkeypatch.setattr(findings, "ROWS", {"heads": lambda _, record: iter(record)})
+    study = SimpleNamespace(name="chest", of_finding=lambda finding: finding)
+    records = {"a": [{"p": 0.0}], "b": [{"p": None}, {"p": 0.02}], "c": [{"p": 0.5}]}
+    rows = findings.compare_findings("heads", study, records)["rows"]
+    assert [row["p_adjusted"] for row in rows] == [0.0, None, 0.04, 0.5]
