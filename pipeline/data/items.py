@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -30,6 +31,7 @@ NO_CLASS = ""
 _TRANSIENT = (errno.EIO, errno.ESTALE)
 _RETRIES = 3
 _PAUSE_SECONDS = 0.1
+_LARGEST_BLOCK = 64
 #: Endings of images in formats that are not read: they are listed, never left out in silence.
 _OTHER_IMAGES = (
     ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi",
@@ -177,8 +179,21 @@ def in_turn(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
 
 def in_threads(function: Callable[[_T], _R], values: Sequence[_T]) -> Iterator[_R]:
     """See :class:`Each`: with a thread for each core of this machine."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(function, values)
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        for answers in pool.map(partial(each_of, function), blocks_of(values, threads)):
+            yield from answers
+
+
+def each_of(function: Callable[[_T], _R], block: Sequence[_T]) -> list[_R]:
+    """What the function returns for each value of a block."""
+    return [function(value) for value in block]
+
+
+def blocks_of(values: Sequence[_T], workers: int) -> list[Sequence[_T]]:
+    """Blocks of values: to hand out each alone would take longer than to read a small file."""
+    size = max(1, min(_LARGEST_BLOCK, len(values) // (4 * workers)))
+    return [values[at : at + size] for at in range(0, len(values), size)]
 
 
 def read_file(file: str, action: Callable[[FileIO], _T]) -> _T:

@@ -349,7 +349,8 @@ def _without_conflicts(samples: Samples, *, allowed: bool) -> Samples:
     rows_of: dict[bytes, list[int]] = defaultdict(list)
     for row in np.flatnonzero(samples.labelled).tolist():
         rows_of[samples.key[row]].append(row)
-    pictures = [rows for rows in rows_of.values() if np.unique(samples.label[rows]).size > 1]
+    copies = [rows for rows in rows_of.values() if len(rows) > 1]
+    pictures = [rows for rows in copies if np.unique(samples.label[rows]).size > 1]
     if not pictures:
         return samples
     named = [" = ".join(samples.name_of(row) for row in rows) for rows in pictures]

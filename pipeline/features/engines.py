@@ -174,10 +174,13 @@ def check_engine(choice: EngineChoice) -> None:
         raise EngineError(_NO_CUDA)
 
 
-def load_early(choice: EngineChoice) -> None:
+def load_early(choice: EngineChoice) -> bool:
     """Begin to load torch and the libraries of a GPU, where one will be used, in a thread.
 
-    They take seconds, in which the files can be read.
+    They take seconds, in which the files can be read, by other processes: this one is busy.
+
+    Returns:
+        Whether they are loaded.
     """
 
     def load() -> None:
@@ -185,8 +188,10 @@ def load_early(choice: EngineChoice) -> None:
 
         load_cuda()
 
-    if choice.device != "cpu" and choice.engine != "openvino" and _has_driver():
+    loads = choice.device != "cpu" and choice.engine != "openvino" and _has_driver()
+    if loads:
         Thread(target=load, name="load").start()
+    return loads
 
 
 def resolve_engine(

@@ -8,6 +8,7 @@ differently, and would make an engine compile twice.
 
 import hashlib
 import logging
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from cache.recipe import check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
 from pipeline.data.images import PixelPolicy, Pixels, decode
 from pipeline.data.items import Item, in_threads
+from pipeline.data.processes import Processes, can_share_memory
 from pipeline.data.samples import SampleOptions, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED
 from pipeline.errors import (
@@ -132,20 +134,29 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
     options = options or ExtractOptions()
     if options.ray is None:
         check_engine(options.engine)
-        if not study.store_root.is_dir():  # otherwise there may be nothing to compute
-            load_early(options.engine)
-        return _extract(study, options)
+        # In a store that is here may be all there is to compute.
+        is_new = not study.store_root.is_dir()
+        with ExitStack() as reading:
+            if is_new and load_early(options.engine) and can_share_memory():
+                each = reading.enter_context(Processes(os.cpu_count() or 1)).each
+            else:
+                each = in_threads
+            gathered = load_samples(study, options.samples, each)
+        return _extract(study, options, gathered)
     from pipeline.features.ray_extract import cluster
 
     with cluster(options.ray) as machines:
-        return _extract(study, options, machines)
+        gathered = load_samples(study, options.samples, machines.each)
+        return _extract(study, options, gathered, machines)
 
 
 def _extract(
-    study: Study, options: ExtractOptions, machines: "Cluster | None" = None
+    study: Study,
+    options: ExtractOptions,
+    gathered: tuple[Samples, tuple[SkippedImage, ...]],
+    machines: "Cluster | None" = None,
 ) -> ExtractReport:
-    each = machines.each if machines else in_threads
-    samples, unreadable = load_samples(study, options.samples, each)
+    samples, unreadable = gathered
     _log_duplicates(samples)
     prepare(study.results)
     # Weights that cannot be had must show before the first backbone has run for an hour.

@@ -28,9 +28,6 @@ _LOG = logging.getLogger(__name__)
 #: What compiling costs, and the share of the network's time that it saves: DenseNet121 on an
 #: H100 took 45 s, and ran at twice the rate.
 _COMPILE_SECONDS, _COMPILE_SAVES = 60.0, 0.4
-#: What it costs that cuDNN tries its algorithms, and the share of the network's time that it
-#: saves.
-_TRIAL_SECONDS, _TRIAL_SAVES = 6.0, 0.15
 
 
 class TorchEngine:
@@ -73,7 +70,6 @@ class TorchEngine:
             if not self._on_cuda:
                 return self._compiled(example, compiling) if compiling == "always" else ""
             to_come = self._seconds_per_batch(example) * images / self.batch_size
-            torch.backends.cudnn.benchmark = to_come * _TRIAL_SAVES > _TRIAL_SECONDS
             pays = compiling == "auto" and to_come * _COMPILE_SAVES > _COMPILE_SECONDS
             compiled = self._compiled(example, compiling) if pays or compiling == "always" else ""
             try:
@@ -173,7 +169,7 @@ class _CudaGraph:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            network(example)  # cuDNN tries its algorithms, and memory is found
+            network(example)  # memory is found
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # Threads that decode may allocate pinned memory meanwhile.

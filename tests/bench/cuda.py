@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from PIL import Image
 
 BACKBONES = ("densenet121", "googlenet")
 #: Side in pixels, colours and number of the generated pictures.
-SETS = {"small": (224, "RGB", 16000), "large": (1600, "L", 3200), "colour": (1600, "RGB", 1920)}
+SETS = {"small": (224, "RGB", 16000), "large": (1600, "L", 6400), "colour": (1600, "RGB", 1920)}
 LOOP = """
 import sys, time, torch, torchvision
 from torch.utils.data import DataLoader
@@ -59,7 +58,8 @@ print(len(data) / (time.perf_counter() - start))
 TIMED = """
 import builtins, functools, json, sys, time
 begun, images_to = float(sys.argv.pop(1)), sys.argv.pop(1)
-steps, batches, plain_import = [["Python", 0.0, time.time() - begun]], [], builtins.__import__
+steps, batches, ends = [["Python", 0.0, time.time() - begun]], [], []
+plain_import = builtins.__import__
 def timed(owner, name, title):
     function = getattr(owner, name)
     @functools.wraps(function)
@@ -105,16 +105,19 @@ for name, title in {
 }.items():
     timed(extract, name, title)
 plain_batches = extract.run_batches
-def run_batches(*given):
-    for keys, rows in plain_batches(*given):
-        yield keys, rows
-        batches.append([time.time() - begun, len(keys)])
+def run_batches(decoded, engine):
+    def submitted():
+        for keys, pixels in decoded:
+            batches.append([time.time() - begun, sum(key is not None for key in keys)])
+            yield keys, pixels
+    yield from plain_batches(submitted(), engine)
+    ends.append(time.time() - begun)
 extract.run_batches = run_batches
 try:
     pipeline.cli.main(standalone_mode=False)
 finally:
-    steps.append(["images", batches[1][0], batches[-1][0]])
-    steps.append(["to the end of the command", batches[-1][0], time.time() - begun])
+    steps.append(["images", batches[1][0], ends[-1]])
+    steps.append(["to the end of the command", ends[-1], time.time() - begun])
     with open(images_to, "w") as file:
         json.dump({"steps": steps, "batches": batches[1:]}, file)  # the canaries are first
 """
@@ -217,7 +220,7 @@ def _packages(work: Path) -> str:
 
 
 def environment(options: argparse.Namespace) -> None:
-    """What the machine is, and the generated pictures."""
+    """What the machine is."""
     import simplejpeg
     import torch
     import torchvision
@@ -227,13 +230,6 @@ def environment(options: argparse.Namespace) -> None:
     print(f"- torch {torch.__version__}, torchvision {torchvision.__version__}")
     print(f"- simplejpeg: {getattr(simplejpeg, '__version__', 'absent, Pillow decodes')}")
     print(f"- OpenVINO: {importlib.util.find_spec('openvino') is not None}")
-    for kind, (side, mode, count) in SETS.items():
-        start = time.perf_counter()
-        number = _count(options, count)
-        _pictures(options.work / kind, side, mode, number)
-        size = sum(f.stat().st_size for f in (options.work / kind).rglob("*.jpg")) / number
-        seconds = time.perf_counter() - start
-        print(f"- {kind}: {number} of {side} px, {mode}, {size / 1000:.0f} kB, {seconds:.1f} s")
     for backbone in BACKBONES:
         _weights(options.work, backbone)
 
@@ -316,10 +312,7 @@ def stores(options: argparse.Namespace) -> None:
     """A store begun on the CPU is continued on the device; kill -9 and resume."""
     from cache.store import FeatureStore, stores_in
 
-    count = _count(options, 4000)
-    few, many = options.work / "begun", options.work / "continued"
-    _take(options.work / "small", few, min(64, count // 2))
-    _take(options.work / "small", many, count)
+    few, many = _images(options, "small", 64), _images(options, "small", 4000)
     study = _study(options.work, few, "googlenet", "begun")
     cpu = _features(study, "cpu", "fp32")
     study.write_text(study.read_text().replace(f'path = "{few}"', f'path = "{many}"'))
@@ -383,13 +376,11 @@ _SLOW_COMMIT = (
 
 
 def forward(options: argparse.Namespace) -> None:
-    """The engine alone on random pixels: what cuDNN's trials of algorithms cost and bring."""
-    import torch
-
+    """The engine alone on random pixels."""
     from pipeline.data.images import PixelPolicy
-    from pipeline.features import torch_engine
     from pipeline.features.engines import EngineChoice, empty_batch, start_engine
     from pipeline.features.frozen import Frozen, build
+    from pipeline.features.torch_engine import load_cuda
 
     class Contiguous(Frozen):
         def to(self, *given, memory_format=None):
@@ -398,29 +389,18 @@ def forward(options: argparse.Namespace) -> None:
         def forward(self, pixels):
             return self.network(self.normalise(pixels).to(self.dtype).contiguous())
 
-    print("| backbone | precision | layout | algorithms tried | images/s | start, s |")
-    print("| - | - | - | - | - | - |")
+    print("| backbone | precision | layout | images/s | start, s |")
+    print("| - | - | - | - | - |")
     ways = [
-        ("densenet121", "fp32", Frozen, 0),
-        ("densenet121", "fp32", Contiguous, 0),
-        ("densenet121", "fp32", Frozen, 10),
-        ("densenet121", "fp32", Frozen, 3),
-        ("densenet121", "bf16", Frozen, 0),
-        ("densenet121", "bf16", Frozen, 3),
-        ("densenet121", "bf16", Frozen, 10),
-        ("densenet121", "tf32", Frozen, 0),
-        ("googlenet", "bf16", Frozen, 0),
-        ("googlenet", "bf16", Frozen, 10),
-        ("googlenet", "fp32", Frozen, 0),
-        ("googlenet", "fp32", Frozen, 10),
+        ("googlenet", "fp32", Frozen),
+        ("googlenet", "fp32", Contiguous),
+        ("densenet121", "fp32", Contiguous),
     ]
     if options.device == "cpu":
-        ways = [("googlenet", "bf16", Frozen, 0), ("googlenet", "fp32", Contiguous, 0)]
+        ways = ways[:2]
     else:
-        torch_engine.load_cuda()
-    for backbone, precision, kind, trials in ways:
-        torch_engine._TRIAL_SAVES = 1e9 if trials else -1
-        torch.backends.cudnn.benchmark_limit = trials or 10
+        load_cuda()
+    for backbone, precision, kind in ways:
         start = time.perf_counter()
         engine = start_engine(
             lambda b=backbone, k=kind: k(build(b, _weights(options.work, b)), PixelPolicy()),
@@ -432,10 +412,7 @@ def forward(options: argparse.Namespace) -> None:
         batch[...] = np.random.default_rng(0).integers(0, 256, batch.shape, np.uint8)
         rate = _engine_rate(engine, batch, seconds=1.5)
         layout = "contiguous" if kind is Contiguous else "channels last"
-        print(
-            f"| {backbone} | {precision} | {layout} | {trials} | {rate:.0f} | {begun:.1f} |",
-            flush=True,
-        )
+        print(f"| {backbone} | {precision} | {layout} | {rate:.0f} | {begun:.1f} |", flush=True)
         engine.close()
         del engine
 
@@ -465,22 +442,14 @@ def decoding(options: argparse.Namespace) -> None:
 
     cores = os.cpu_count()
     print("| pictures | how | images/s |\n| - | - | - |")
-    # glibc gives large blocks back to the kernel, which clears them each time.
-    kept = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
     for kind in SETS:
-        items = _items(options.work / kind)
-        few = dict(islice(items.items(), len(items) // 4))
-        ways = [("stretch", items, cores, {}), ("stretch", items, cores, kept)]
-        ways += [("stretch", few, 0, {}), ("fast", items, cores, {})][: 1 + (kind != "small")]
-        for resize, of, processes, settings in ways:
-            os.environ.update(settings)
+        items = _items(_images(options, kind))
+        ways = [("stretch", cores), ("stretch", 0), ("fast", cores)]
+        for resize, processes in ways[: 2 + (kind != "small")]:
             policy = PixelPolicy(resize=resize)
-            rate = _batches_rate(decode_batches(of, policy, {}, size=256, processes=processes))
-            for name in settings:
-                del os.environ[name]
+            rate = _batches_rate(decode_batches(items, policy, {}, size=256, processes=processes))
             how = f"{processes} processes" if processes else "threads"
-            note = ", memory kept" * bool(settings)
-            print(f"| {kind} | {how}, {resize}{note} | {rate:.0f} |", flush=True)
+            print(f"| {kind} | {how}, {resize} | {rate:.0f} |", flush=True)
         try:
             from pipeline.features.device_decode import device_batches
 
@@ -509,7 +478,9 @@ def nvjpeg(options: argparse.Namespace) -> None:
         return
     print("| pictures | at once | decoded/s | decoded and resized/s |\n| - | - | - | - |")
     for kind in SETS:
-        files = [Path(item.file).read_bytes() for item in _items(options.work / kind, 256).values()]
+        files = [
+            Path(item.file).read_bytes() for item in _items(_images(options, kind, 256)).values()
+        ]
         encoded = [torch.frombuffer(bytearray(f), dtype=torch.uint8) for f in files]
         for at_once in (32, 128, 256):
             rates = []
@@ -547,7 +518,7 @@ def device_pixels(options: argparse.Namespace) -> None:
     print("| pictures | mean grey levels | largest | features, relative L2, median | largest |")
     print("| - | - | - | - | - |")
     for kind in SETS:
-        items = _items(options.work / kind, _count(options, 64))
+        items = _items(_images(options, kind, 64))
         cpu = dict(decode_images(items, PixelPolicy(), {}))
         expected = dict(compute_features(cpu.items(), engine))
         batches = list(
@@ -575,26 +546,24 @@ def device_pixels(options: argparse.Namespace) -> None:
 
 
 def whole_small(options: argparse.Namespace) -> None:
-    """The whole command on small pictures, and the plain loop."""
+    """The whole command on small pictures."""
     cuda = options.device == "cuda"
     ways = [("googlenet", "bf16", "cpu", 8000)]
     if cuda:
         ways = [
-            ("densenet121", "bf16", "cpu", 8000),
-            ("densenet121", "fp32", "cpu", 16000),
-            ("googlenet", "bf16", "cpu", 16000),
-            ("googlenet", "fp32", "cpu", 8000),
             ("densenet121", "bf16", "cpu", 16000),
+            ("googlenet", "bf16", "cpu", 16000),
+            ("densenet121", "fp32", "cpu", 16000),
         ]
-    _whole(options, "small", ways, loop_images=2000)
+    _whole(options, "small", ways)
 
 
 def whole_large(options: argparse.Namespace) -> None:
-    """The whole command on full-size pictures, and the plain loop."""
-    ways = [("googlenet", "bf16", "cpu", 3200)]
+    """The whole command on full-size pictures."""
+    ways = [("googlenet", "bf16", "cpu", 6400)]
     if options.device == "cuda":
-        ways = [("densenet121", "bf16", "gpu", 3200), ("densenet121", "bf16", "cpu", 3200)]
-    _whole(options, "large", ways, loop_images=600)
+        ways = [("densenet121", "bf16", "gpu", 6400), ("densenet121", "bf16", "cpu", 6400)]
+    _whole(options, "large", ways)
 
 
 def whole_compiled(options: argparse.Namespace) -> None:
@@ -603,21 +572,27 @@ def whole_compiled(options: argparse.Namespace) -> None:
     _whole(options, "small", ways, "--compile", "always")
 
 
+def plain_loop(options: argparse.Namespace) -> None:
+    """What a user would otherwise write, with all cores, in bf16."""
+    print("| pictures | backbone | images | images/s |\n| - | - | - | - |")
+    ways = [("small", "densenet121", 2000), ("small", "googlenet", 2000)]
+    for kind, backbone, number in [*ways, ("large", "densenet121", 600)]:
+        images, count = _images(options, kind, number), _count(options, number)
+        loop = _python("-c", LOOP, backbone, str(images), str(count), options.device, "bf16")
+        print(f"| {kind} | {backbone} | {count} | {loop.stdout.split()[-1]} |", flush=True)
+
+
 def _whole(
     options: argparse.Namespace,
     kind: str,
     ways: list[tuple[str, str, str, int]],
     *more: str,
-    loop_images: int = 0,
 ) -> None:
     print("| pictures | backbone | precision | decode | images | whole, s | images/s ", end="")
-    print("| at full speed, images/s | plain loop in bf16, images/s |")
-    print("| - | - | - | - | - | - | - | - | - |", flush=True)
-    loops: dict[str, float] = {}
+    print("| further images/s |\n| - | - | - | - | - | - | - | - |", flush=True)
     for backbone, precision, decode, number in ways:
         count = _count(options, number)
-        images = options.work / f"{kind}-{count}"
-        _take(options.work / kind, images, count)
+        images = _images(options, kind, number)
         study = _study(options.work, images, backbone, f"{kind}-{backbone}-{precision}-{decode}")
         shutil.rmtree(options.work / f"store-{study.stem}", ignore_errors=True)
         given = ["--device", options.device, "--precision", precision, "--decode", decode, *more]
@@ -627,16 +602,11 @@ def _whole(
             "-c", TIMED, str(start), str(times), *("features", str(study)), "--engine=torch", *given
         ).stderr
         seconds = time.time() - start
-        if loop_images and backbone not in loops and precision == "bf16":
-            few = str(_count(options, loop_images))
-            loop = _python("-c", LOOP, backbone, str(images), few, options.device, precision)
-            loops[backbone] = float(loop.stdout.split()[-1])
         record = json.loads(times.read_text())
-        steady = _steady(record["batches"])
-        beside = f"{loops[backbone]:.0f} ({steady / loops[backbone]:.1f} x)" if loops else ""
+        marginal = _marginal(record["batches"])
         print(
             f"| {kind} | {backbone} | {precision} | {decode} | {count} | {seconds:.1f} | "
-            f"{count / seconds:.0f} | {steady:.0f} | {beside} |"
+            f"{count / seconds:.0f} | {marginal:.0f} |"
         )
         for line in notes.splitlines():
             if "waiting for" in line or "torch on" in line:
@@ -646,11 +616,14 @@ def _whole(
         print(f"- {seconds:6.2f} s: the process has ended", flush=True)
 
 
-def _steady(batches: list[list[float]]) -> float:
-    """Images a second after the batches that were decoded while the network started."""
-    first = min(6, len(batches) // 2)
-    seconds = batches[-1][0] - batches[first][0]
-    return sum(n for _, n in batches[first + 1 :]) / max(seconds, 1e-9)
+def _marginal(batches: list[list[float]]) -> float:
+    """Images a second over the second half of the batches, by when the network got each.
+
+    The first few were decoded while it started, and the results of the last come together.
+    """
+    half = len(batches) // 2
+    seconds = batches[-1][0] - batches[half][0]
+    return sum(n for _, n in batches[half + 1 :]) / max(seconds, 1e-9)
 
 
 def finetune(options: argparse.Namespace) -> None:
@@ -667,19 +640,24 @@ def tests(options: argparse.Namespace) -> None:
     rooms = ["tests/features/test_decoding.py"]
     if options.device == "cuda":
         rooms = ["tests/finetune/test_cuda.py", "tests/features"]
-    given = ["-q", "--maxfail=12", "-p", "no:cacheprovider", "-W", "ignore", "-rs"]
+    given = ["-p", "no:cacheprovider", "-W", "ignore", "-rsfE", "--tb=short", "--show-capture=no"]
     if not importlib.util.find_spec("openvino"):
         given += ["-k", "not openvino", "--ignore=tests/features/test_converted.py"]
     if options.device == "cuda" and importlib.util.find_spec("xdist"):
         given += ["-n", "6", "--dist", "loadfile"]
     done = _python("-m", "pytest", *rooms, *given, check=False)
-    for line in done.stdout.splitlines()[-24:]:
-        print(f"- {line}")
+    lines = done.stdout.splitlines()
+    shown = [
+        line for line in lines if line.startswith(("E  ", "tests/", "FAILED", "ERROR", "SKIP"))
+    ]
+    for line in [*shown[-80:], *lines[-2:]]:
+        print(f"- {line[:300]}")
 
 
 SECTIONS = {
     "environment": (environment, 70),
     "whole small": (whole_small, 150),
+    "plain loop": (plain_loop, 90),
     "forward": (forward, 90),
     "whole large": (whole_large, 60),
     "decoding": (decoding, 60),
@@ -710,38 +688,39 @@ def _picture(rng: np.random.Generator, side: int, mode: str) -> np.ndarray:
     return grey if mode == "L" else np.stack([grey, np.roll(grey, 3), 255 - grey // 2], axis=-1)
 
 
-def _pictures(folder: Path, side: int, mode: str, count: int) -> None:
+def _images(options: argparse.Namespace, kind: str, count: int | None = None) -> Path:
     """Different JPEG files in two class folders; few pictures, turned and shifted."""
+    side, mode, most = SETS[kind]
+    count = _count(options, count or most)
+    folder = options.work / f"{kind}-{count}"
+    if folder.exists():
+        return folder
+    start = time.perf_counter()
     rng = np.random.default_rng(side)
     bases = [_picture(rng, side, mode) for _ in range(12)]
-    for kind in "ab":
-        (folder / kind).mkdir(parents=True)
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
 
-    def save(number: int) -> None:
+    def save(number: int) -> int:
         shift, level = number // 12 % 199, number // 12 // 199
         shifted = np.roll(bases[number % 12], (shift, 7 * shift), (0, 1)) // 2 + np.uint8(9 * level)
         file = folder / "ab"[number % 2] / f"p{number // 4:05}_{number}.jpg"
         Image.fromarray(shifted).save(file, quality=85)
+        return file.stat().st_size
 
     with ThreadPoolExecutor() as pool:
-        list(pool.map(save, range(count)))
+        size = sum(pool.map(save, range(count))) / count
+    seconds = time.perf_counter() - start
+    print(f"- {kind}: {count} of {side} px, {mode}, {size / 1000:.0f} kB, {seconds:.1f} s")
+    return folder
 
 
-def _items(folder: Path, count: int | None = None) -> dict:
-    """The first images of a folder by key."""
+def _items(folder: Path) -> dict:
+    """The images of a folder by key."""
     from pipeline.data.sources import read_image, scan
     from pipeline.study import Domain
 
-    return {read_image(item).key: item for item in scan(Domain(path=folder)).items[:count]}
-
-
-def _take(images: Path, target: Path, count: int) -> None:
-    if target.exists():
-        return
-    for kind in "ab":
-        (target / kind).mkdir(parents=True)
-        for file in sorted((images / kind).iterdir())[: count // 2]:
-            os.link(file, target / kind / file.name)
+    return {read_image(item).key: item for item in scan(Domain(path=folder)).items}
 
 
 def _weights(work: Path, backbone: str) -> Path:

@@ -1,6 +1,7 @@
 """Images reach their own rows, in threads and in processes, whatever else is in the batch."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.sources import read_image, scan
 from pipeline.errors import EngineError
-from pipeline.features import decoding
 from pipeline.features.decoding import ONE_COLOUR, decode_batches, decode_images, processes_for
 from pipeline.study import Domain
 from tests.image_files import picture, png, with_files
@@ -67,7 +67,7 @@ def test_a_batch_is_decoded_into_the_array_of_the_engine(items):
 
 def test_a_process_that_ends_stops_the_run(items, monkeypatch):
     """For want of memory, perhaps; nothing waits for it for ever."""
-    monkeypatch.setattr(decoding.sys, "executable", "/bin/true")
+    monkeypatch.setattr(sys, "executable", "/bin/true")
     with pytest.raises(EngineError, match=r"has ended .* enough memory"):
         list(decode_batches(items, POLICY, {}, size=8, processes=1))
 
