@@ -58,7 +58,7 @@ FROM_PIXELS = "pixels"
 
 Proba = NDArray[np.float64]
 #: Metrics at each point between two models, and what the points are.
-_ON_THE_LINE = ("accuracy", "auroc", "log_loss")
+_ON_THE_LINE = ("accuracy", "log_loss")
 _LINE = {"alphas": list(ALPHAS), "BatchNorm": "interpolated as scale and shift"}
 
 
