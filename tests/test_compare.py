@@ -27,6 +27,7 @@ from pipeline.heads.fit_cache import Fit
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.search import Fitting
 from pipeline.randomness import stream
+from pipeline.results import add_files
 from pipeline.study import Concatenation, load_study
 from tests.heads.made_up_rows import made_up_rows
 from tests.made_up_heads import domain, head
@@ -144,6 +145,37 @@ def test_a_second_run_fits_only_what_is_new(study):
     assert quick["selection_corrected"] == {}
     more = compare(study, only("linear", "forest", seeds=3, repeats=2))["backbones"][0]
     assert more["reused"] == 0
+
+
+def test_an_unchanged_run_scores_nothing_again_and_keeps_its_figures(study, monkeypatch):
+    """Another baseline is another table; figures that are damaged are drawn again."""
+    first = compare(study, only("linear", "prior"))
+    figure = "figures/heads-roc-tiny.png"
+    add_files(study.results / "heads.json", first, {figure: b"drawn"}, "heads")
+    told: list[bytes] = []
+
+    def again(**more):
+        return compare(study, only("linear", "prior", **more), lambda _, file: told.append(file))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compare_module, "score_heads", lambda *_: pytest.fail("scored again"))
+        second = again()
+    (one,), (two,) = first["backbones"], second["backbones"]
+    assert two == one | {"reused": 2, "fitted": 0}
+    assert (study.results / figure).read_bytes() == b"drawn"
+    (study.results / figure).write_bytes(b"damaged")
+    assert again() == second
+    assert not (study.results / figure).exists()
+    assert again(baseline="prior")["backbones"][0]["key"] != one["key"]
+    assert [bool(file) for file in told] == [False, True, True]
+
+
+def test_the_fits_of_other_heads_stay(study):
+    """Heads of another run are read back after a run of one."""
+    compare(study, only("linear", "prior"))
+    compare(study, only("prior"))
+    (backbone,) = compare(study, only("linear", "prior"))["backbones"]
+    assert (backbone["reused"], backbone["fitted"]) == (2, 0)
 
 
 def test_two_runs_give_the_same_table(study):
