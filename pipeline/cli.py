@@ -695,9 +695,12 @@ def report(study: Any, *, quiet: bool, images: bool) -> dict[str, Any]:
 @click.argument("images", type=_PATH, nargs=-1, required=True)
 @click.option(
     "--model",
+    "models",
     type=_PATH,
     required=True,
-    help="Folder results/STUDY/heads/BACKBONE/HEAD, or a file of headrace export.",
+    multiple=True,
+    help="Folder results/STUDY/heads/BACKBONE/HEAD, or a file of headrace export; may be repeated, "
+    "as for results/STUDY/FINDING/... of several findings.",
 )
 @_store_option("store")
 @click.option("--weights", type=_PATH, help="File of the backbone's weights, if it moved.")
@@ -714,17 +717,18 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
     """
     from pipeline.predict import predict as run
 
-    model, table = flags.pop("model"), flags.pop("table")
+    models, table = flags.pop("models"), flags.pop("table")
     given = {name: flags.pop(name) for name in ("store", "weights", "strict")}
-    record = run(model, images, engine=_engine(flags), **given)
+    records = {str(model): run(model, images, engine=_engine(flags), **given) for model in models}
     if table is not None:
         from pipeline.report.predict import predictions
         from pipeline.report.table import to_csv
         from pipeline.results import write_file
 
-        write_file(table, to_csv(predictions(record)).encode())
-    _show("predict", record, quiet=quiet)
-    return record
+        write_file(table, to_csv(*map(predictions, records.values())).encode())
+    for record in records.values():
+        _show("predict", record, quiet=quiet)
+    return records if len(records) > 1 else record
 
 
 @main.command("export")

@@ -87,9 +87,15 @@ def test_every_stage_runs_for_each_finding(study_file):
         assert len(table) == rows
         p = [(row["p"], row["p_adjusted"]) for row in table if row["p"] is not None]
         assert [adjusted for _, adjusted in p] == pytest.approx(holm([raw for raw, _ in p]))
-    model = "results/chest/Pleural_Effusion/heads/tiny/linear"
-    predicted = run("predict", "--model", model, "b/images/00004.png", *ENGINE)
-    assert "Pleural Effusion" in predicted
+    models = [f"results/chest/{name}/heads/tiny/linear" for name in ("Edema", "Pleural_Effusion")]
+    asked = [f"--model={model}" for model in models]
+    predicted = json.loads(run("predict", *asked, "b/images", "--csv=p.csv", "--json", *ENGINE))
+    assert [predicted[model]["classes"][1] for model in models] == ["Edema", "Pleural Effusion"]
+    table = Path("p.csv").read_text().splitlines()
+    assert (
+        table[0] == "study,path,key,predicted,not_edema,edema,not_pleural_effusion,pleural_effusion"
+    )
+    assert len(table) == 1 + 2 * IMAGES
 
 
 def test_an_image_counts_for_a_finding_that_is_known_of_it(study_file):

@@ -256,7 +256,7 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
     assert "nowhere.png" in result.output
     assert "here/a/[bold]1.png" in result.output  # a name is no markup
     lines = Path("out/rows.csv").read_text().splitlines()
-    assert lines[0] == "path,key,predicted,a,b"
+    assert lines[0] == "study,path,key,predicted,a,b"
     assert len(lines) == 61
     result = CliRunner().invoke(main, ["predict", *map(str, arguments), *engine, "--json"])
     found = json.loads(result.stdout)

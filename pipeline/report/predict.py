@@ -21,11 +21,11 @@ def tables(record: Record) -> list[Part]:
 
 
 def predictions(record: Record) -> Table:
-    """Every image with the probability of each class, for ``--csv``."""
+    """Every image with the study of the head and the probability of each class, for ``--csv``."""
     names = ("path", "key", "predicted")
     columns = (*map(Column, names), *(Column(name, "share") for name in record["classes"]))
     rows = tuple((*(row[name] for name in names), *row["probability"]) for row in record["rows"])
-    return Table(title="", columns=columns, rows=rows)
+    return Table(title="", columns=columns, rows=rows, about={"study": record["study"]})
 
 
 def _sentences(record: Record) -> list[str]:
