@@ -265,7 +265,8 @@ def _images(
     """Pixels and labels of at most so many images of the first split that has any, spread out."""
     of_source = samples.domain == SOURCE
     rows = next(r for s in splits if len(r := np.flatnonzero(of_source & (samples.split == s))))
-    some = samples.where(rows[np.unique(np.linspace(0, len(rows) - 1, most).astype(int))])
+    spread = np.linspace(0, len(rows) - 1, most).astype(int)
+    some = samples.where(np.isin(np.arange(len(samples)), rows[spread]))
     held = load_pixels(some, policy, folder=study.results)
     return held.batch(np.arange(len(some))).numpy(), held.label
 
@@ -372,9 +373,11 @@ def _rounded(
 
 
 def _quantise(data: bytes, pixels: Pixels) -> bytes:
-    """Weights and activations of convolutions in 8 bits; the head, which magnifies, stays as it is.
+    """Convolutions in 8 bits; the head, which magnifies, stays as it is.
 
-    Weights take 7 of them: on processors without VNNI sums of products of 8 would overflow.
+    What follows a convolution and cuts its range goes with it: before a ReLU6 the range is many
+    times as wide as after, and on that scale little would be left of what passes. Weights take 7
+    bits: on processors without VNNI sums of products of 8 would overflow.
     """
     import onnx
     from onnxruntime import quantization as q
@@ -396,7 +399,7 @@ def _quantise(data: bytes, pixels: Pixels) -> bytes:
             str(prepared),
             str(small),
             Reader(),
-            op_types_to_quantize=["Conv"],
+            op_types_to_quantize=["Conv", "Clip", "Relu"],
             activation_type=q.QuantType.QUInt8,
             reduce_range=True,
             per_channel=True,

@@ -1,0 +1,123 @@
+"""Do views or layers of a frozen network close the gap to fine-tuning it?
+
+    python -m tests.bench.views --study study.toml [--views 8] [--head linear]
+
+One head on the last features, on fixed augmented views of them, on each layer and on all of
+them, beside the networks that `headrace finetune` trained for the study; accuracy and AUROC of
+each domain with 95 % intervals by patient, and differences from the plain head and from the
+first fine-tuned network. Features that the store lacks are computed.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.compare import CompareOptions, compare
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import FIT
+from pipeline.data.samples import load_samples
+from pipeline.errors import MissingResultsError
+from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
+from pipeline.evaluation.metrics import Proba
+from pipeline.evaluation.predictions import (
+    PROBABILITIES,
+    TRAINED_PROBABILITIES,
+    Predictions,
+    read_predictions,
+)
+from pipeline.features.backbones import BACKBONES
+from pipeline.features.extract import extract
+from pipeline.study import AT, Concatenation, Study, load_study
+from pipeline.words import counted
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Extract and fit what is missing, then print a table for each domain."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", type=Path, required=True)
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--head", default="linear")
+    options = parser.parse_args(arguments)
+    study = load_study(options.study)
+    network = study.backbones[0].network
+    study = replace(study, backbones=(network,), concatenations=())
+    by_key = {
+        name: dict(zip(map(bytes, found.key), found.proba[predictor], strict=True))
+        for name, found, predictor in _predictions(study, options.views, options.head)
+    }
+    samples, _ = load_samples(study)
+    for data in eval_sets(samples):
+        if data.role != FIT and data.row is not None:
+            keys = [samples.key[row] for row in data.row]
+            _print(data, {n: np.stack([p[key] for key in keys]) for n, p in by_key.items()})
+
+
+def _predictions(
+    study: Study, views: int, head: str
+) -> Iterator[tuple[str, Predictions, tuple[str, int]]]:
+    """What each variant of the first backbone says of all images, plain first."""
+    (network,) = study.backbones
+    several = replace(network, views=views)
+    layers = [
+        replace(network, name=f"{network.name}{AT}{x}") for x in BACKBONES[network.name].layers
+    ]
+    studies = {
+        "": study,
+        f", {counted(views, 'view')}": replace(study, backbones=(several,)),
+        ", layer": replace(
+            study,
+            backbones=tuple(layers),
+            concatenations=(Concatenation(name="+".join(layer.name for layer in layers)),),
+        ),
+    }
+    for number, (said, variant) in enumerate(studies.items()):
+        written = replace(variant, name=f"{study.name}-variant{number}")
+        extract(written)
+        compare(written, CompareOptions(heads=(head,), repeats=0))
+        for name, found in read_predictions(written.results / PROBABILITIES).items():
+            layer = "all" if "+" in name else name.partition(AT)[2]
+            yield f"{head}{said} {layer}".rstrip(), found, (head, study.seed)
+    try:
+        trained = read_predictions(study.results / TRAINED_PROBABILITIES)
+    except MissingResultsError:
+        print("No network was fine-tuned: headrace finetune STUDY --method full")
+        return
+    found = trained[network.name]
+    for method, seed in sorted(found.proba, key=lambda trained: trained[0] != "full"):
+        yield f"{method}, fine-tuned", found, (method, seed)
+
+
+def _print(data: DomainData, proba: Mapping[str, Proba]) -> None:
+    """Scores with intervals, and points of accuracy from the plain head and from fine-tuning."""
+    names = list(proba)
+    scores = score_heads(data, proba, seed=0)
+    references = [names[0], next((n for n in names if n.endswith("fine-tuned")), names[0])]
+    print(f"\n{data.name} {data.role}: {len(data)} images of {data.patients} patients")
+    print(
+        f"{'':<26}{'accuracy':>21}{'AUROC':>21}"
+        + "".join(f"{f'points from {reference}':>38}" for reference in dict.fromkeys(references))
+    )
+    for name in names:
+        cells = [f"{name:<26}"]
+        for metric in ("accuracy", "auroc"):
+            value = scores[name][metric]
+            cells.append(f"{value.estimate:>7.3f} [{value.low:.3f}, {value.high:.3f}]".rjust(21))
+        for reference in dict.fromkeys(references):
+            found = compare_heads(data, proba, reference, seed=0)["accuracy"].get(name)
+            cells.append("-" if found is None else _points(found))
+        print(cells[0] + "".join(cells[1:3]) + "".join(f"{cell:>38}" for cell in cells[3:]))
+
+
+def _points(found: object) -> str:
+    interval, p = found.interval, found.p_adjusted  # type: ignore[attr-defined]
+    estimate, low, high = (
+        f"{100 * v:+.1f}" for v in (interval.estimate, interval.low, interval.high)
+    )
+    return f"{estimate} [{low}, {high}] p {p:.3f}"
+
+
+if __name__ == "__main__":
+    main()
