@@ -33,9 +33,8 @@ _STROKE = 0.3
 _FLOOR = 1e-3  # logarithms of shares and of noise start here
 #: Share of each side that counts as border, on each end.
 _BORDER = 0.05
-#: Side of the texture, and the scale in its pixels below which detail counts.
-TEXTURE = 32
-_DETAIL = 2.7
+#: Side of the small picture by which near copies are found.
+SMALL = 48
 #: Luminance table of ITU-T T.81, annex K.1, row by row: what libjpeg scales by quality.
 _ANNEX_K = np.array(
     [
@@ -117,14 +116,13 @@ APPEARANCE: Mapping[str, Callable[[_Grey], float]] = MappingProxyType(
 )
 
 #: The facts of one image. Greys are 0 to 255; ``jpeg_quality`` is 1 to 100, NaN where the
-#: file is no JPEG; ``texture`` is its fine detail at a small size, -127 to 127, by which near
-#: copies are found; ``pixels`` the digest of the pixels. The last are those of
-#: :data:`APPEARANCE`.
+#: file is no JPEG; ``small`` is the picture at a small size, by which near copies are found;
+#: ``pixels`` the digest of the pixels. The last are those of :data:`APPEARANCE`.
 FACTS = np.dtype(
     [
         ("key", np.uint8, (32,)),
         ("pixels", np.uint8, (32,)),
-        ("texture", np.int8, (TEXTURE, TEXTURE)),
+        ("small", np.uint8, (SMALL, SMALL)),
         ("height", np.int32),
         ("width", np.int32),
         ("mean", np.float32),
@@ -150,7 +148,7 @@ def facts_of_picture(picture: Image.Image) -> NDArray[Any]:
     greys = picture.convert("L")
     values = np.asarray(greys)
     facts["pixels"] = np.frombuffer(_digest(picture), np.uint8)
-    facts["texture"] = _texture(greys)
+    facts["small"] = greys.resize((SMALL, SMALL), Image.Resampling.BOX)
     facts["height"], facts["width"] = values.shape
     facts["mean"], facts["std"] = values.mean(), values.std()
     facts["border"] = _border_mean(values)
@@ -168,23 +166,6 @@ def _digest(picture: Image.Image) -> bytes:
     digest = hashlib.sha256(f"{values.shape}|".encode())
     digest.update(values.data)
     return digest.digest()
-
-
-def _texture(greys: Image.Image) -> NDArray[np.int8]:
-    """What is brighter and darker than its surroundings, in units of their contrast.
-
-    Brightness, contrast and size of a picture do not change it, nor does the rough anatomy
-    that pictures of different patients share.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    small = greys.resize((TEXTURE, TEXTURE), Image.Resampling.BOX)
-    values = np.asarray(small, np.float64)
-    detail = values - gaussian_filter(values, _DETAIL)
-    contrast = np.sqrt(gaussian_filter(detail**2, _DETAIL))
-    # Where there is hardly any contrast, such as in black margins, there is noise alone.
-    local = detail / (contrast + 0.05 * contrast.max() + 0.25)
-    return np.asarray(np.clip(np.round(32 * local), -127, 127), np.int8)
 
 
 def _border_mean(values: Pixels) -> float:

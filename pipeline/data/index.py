@@ -32,7 +32,7 @@ from pipeline.progress import Progress
 _LOG = logging.getLogger(__name__)
 _KEYS_FORMAT = 3
 #: In the folder's name: whoever measures otherwise writes into another one.
-_FACTS_VERSION = 2
+_FACTS_VERSION = 3
 #: Files of facts that are merged into one when there are more.
 _MOST_FILES = 16
 _DIGEST_BYTES = 32
@@ -142,7 +142,7 @@ class KeyIndex:
 class FactsIndex:
     """Facts of contents, measured once for each.
 
-    Files of the folder ``index/facts-v2``, each written once under a name of its own, so that
+    Files of the folder ``index/facts-v3``, each written once under a name of its own, so that
     two runs at a time lose nothing: records of dtype ``FACTS`` that ``np.load`` can read, then
     the SHA-256 of all before it. They hold no path.
 

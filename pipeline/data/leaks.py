@@ -194,7 +194,7 @@ def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tupl
     roles, ids = roles_of(samples), _picture_ids(samples, facts)
     near: tuple[NearPair, ...] = ()
     if facts is not None:
-        found = find_near_copies(facts["texture"], roles, patients_of(samples))
+        found = find_near_copies(facts["small"], roles, patients_of(samples))
         near = tuple(pair for pair in found if ids[pair.rows[0]] != ids[pair.rows[1]])
     rows_of = _rows_by_role(roles)
     own = {t.name for t in study.targets if t.of_source}

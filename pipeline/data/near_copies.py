@@ -1,13 +1,18 @@
 """Near copies: images of two roles that show one picture, scaled, stored again or brightened.
 
-Each image is described by its texture (:mod:`pipeline.data.facts`), and two textures are
-compared by their correlation, after what the images of their roles have in common (the
-anatomy, the fan of an ultrasound) is taken away. Copies reach 0.9 and more; pictures of
-different patients stay below 0.85 on chest X-rays. Where they do not, the limit of the role
-is higher.
+Each image is kept small (:mod:`pipeline.data.facts`). Two are compared twice:
+
+- By their textures, what is brighter and darker than its surroundings. Their correlation is
+  taken after what the images of their roles have in common (the anatomy, the fan of an
+  ultrasound) is taken away.
+- By their tones, where the textures are rather alike: is the grey of one a function of the grey
+  of the other, as it is after any change of brightness, also one that cut the highlights off?
+
+What reaches the limit of either is a copy. The limits are above what strangers of the same
+role reach.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from types import MappingProxyType
@@ -15,13 +20,23 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.facts import TEXTURE
+from pipeline.data.facts import SMALL
+from pipeline.progress import Progress
 
-#: Correlation from which images count as copies: the least that is ever asked for, and the most.
-_LIMITS = (0.88, 0.95)
+#: Side of the pictures that are compared, and the scale in their pixels below which detail counts.
+_SIDE = 32
+_DETAIL = 2.7
+#: Correlation of textures from which images count as copies: the least that is ever asked for,
+#: and the most. The same for the agreement of tones.
+_LIMITS = np.array([[0.88, 0.95], [0.99, 0.998]])
+#: Correlation of textures from which tones are compared.
+_RATHER_ALIKE = 0.8
 #: The same before the mean is taken away: of two nearly empty pictures nothing else is left.
 _LEAST_RAW = 0.85
-#: Robust standard deviations (in Fisher's z) above what strangers of one role usually reach.
+#: Variance of grey below which a picture has no tones to compare.
+_LEAST_VARIANCE = 4.0
+#: Robust standard deviations (of Fisher's z, or of the log of what is not agreed) above what
+#: strangers of one role usually reach.
 _SPREADS = 5.0
 _MAD_OF_NORMAL = 0.6745
 #: Images of a role whose most similar stranger is looked for.
@@ -30,7 +45,8 @@ _SAMPLE = 500
 _FOR_BASIS, _DIRECTIONS = 2000, 64
 _BLOCK = 1024
 
-Textures = NDArray[np.float32]
+Textures = NDArray[np.int8]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,96 +65,157 @@ class NearPair:
 
 
 def find_near_copies(
-    texture: NDArray[np.int8], roles: NDArray[np.str_], group: NDArray[np.str_]
+    small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
 ) -> tuple[NearPair, ...]:
     """Each image's most similar one of each other role, where it is similar enough.
 
-    The limit of two roles is the higher one of theirs; a third role never moves it.
+    The limits of two roles are the higher ones of theirs; a third role never moves them.
 
     Args:
-        texture: Shape ``(n, TEXTURE, TEXTURE)``.
+        small: The images at a small size, shape ``(n, SMALL, SMALL)``.
         roles: Shape ``(n,)``.
         group: Patient ids, shape ``(n,)``.
 
     Returns:
         Pairs, most similar first, each once.
     """
-    views = {how: _flat(view(texture)) for how, view in VIEWS.items()}
-    whole = views["copy"]
+    textures = {how: _textures(small, how) for how in VIEWS}
+    whole = textures["copy"]
     rows_of = {role: np.flatnonzero(roles == role) for role in dict.fromkeys(roles.tolist())}
-    limit = {role: _limit(whole[rows], group[rows]) for role, rows in rows_of.items()}
-    basis = _basis(_directions(whole, whole.mean(axis=0)))
+    limits = {r: _limits(small[rows], whole[rows], group[rows]) for r, rows in rows_of.items()}
+    basis = _basis(whole)
     best: dict[tuple[int, int], NearPair] = {}
-    for a, b in combinations(rows_of, 2):
-        first, second = rows_of[a], rows_of[b]
-        mean = (whole[first].mean(axis=0) + whole[second].mean(axis=0)) / 2
-        for how in VIEWS:
-            for one, other in {(how, "copy"), ("copy", how)}:
-                pair = views[one][first], views[other][second]
-                for i, j, likeness in _alike(pair, mean, basis, max(limit[a], limit[b])):
-                    low, high = sorted((int(first[i]), int(second[j])))
-                    before = best.get((low, high))
-                    if before is None or before.likeness < likeness:
-                        best[low, high] = NearPair(rows=(low, high), likeness=likeness, how=how)
+    of_two = [
+        (roles, view) for roles in combinations(rows_of, 2) for how in VIEWS for view in _both(how)
+    ]
+    with Progress("near copies", sum(rows_of[a].size for (a, _), _ in of_two)) as progress:
+        for (a, b), (one, other) in of_two:
+            first, second = rows_of[a], rows_of[b]
+            pair = textures[one][first], textures[other][second]
+            mean = (whole[first].mean(axis=0) + whole[second].mean(axis=0)) / 2
+            limit, least_tone = np.maximum(limits[a], limits[b])
+            for i, j, likeness in _alike(pair, mean.astype(np.float32), basis, progress):
+                row, mate = int(first[i]), int(second[j])
+                raw = _directions(pair[0][[i]]) @ _directions(pair[1][[j]]).T
+                if likeness < limit or raw.item() < _LEAST_RAW:
+                    seen = _seen(small[[row]], one), _seen(small[[mate]], other)
+                    if _tones(*seen).item() < least_tone:
+                        continue
+                rows = min(row, mate), max(row, mate)
+                if rows not in best or best[rows].likeness < likeness:
+                    how = one if other == "copy" else other
+                    best[rows] = NearPair(rows=rows, likeness=likeness, how=how)
     return tuple(sorted(best.values(), key=lambda pair: (-pair.likeness, pair.rows)))
 
 
-def _cropped(share: float) -> Callable[[NDArray[np.int8]], NDArray[np.float64]]:
-    """The middle of each texture, stretched to the whole; ``share`` of each side is cut off."""
-
-    def view(texture: NDArray[np.int8]) -> NDArray[np.float64]:
-        at = (TEXTURE - 1) / 2 + (1 - share) * (np.arange(TEXTURE) - (TEXTURE - 1) / 2)
-        low = np.floor(at).astype(np.intp)
-        weights = np.zeros((TEXTURE, TEXTURE))
-        rows = np.arange(TEXTURE)
-        weights[rows, low] = 1 - (at - low)
-        weights[rows, np.minimum(low + 1, TEXTURE - 1)] += at - low
-        return np.asarray(weights @ texture @ weights.T)
-
-    return view
+def _both(how: str) -> list[tuple[str, str]]:
+    """The first or the second image seen so, the other one as it is."""
+    return sorted({(how, "copy"), ("copy", how)})
 
 
-#: How copies are made that are looked for: as it is, as in a mirror, without a margin.
-VIEWS: Mapping[str, Callable[[NDArray[np.int8]], NDArray[np.generic]]] = MappingProxyType(
+def _middle(share: float) -> Floats:
+    """What makes ``_SIDE`` rows of ``SMALL``, by area, when ``share`` of them is cut off."""
+    edges = SMALL * (share / 2 + (1 - share) * np.linspace(0, 1, _SIDE + 1))
+    pixel = np.arange(SMALL)
+    low, high = edges[:-1, None], edges[1:, None]
+    overlap = np.clip(np.minimum(high, pixel + 1) - np.maximum(low, pixel), 0, None)
+    return np.asarray(overlap / (high - low), np.float32)
+
+
+#: How copies are made that are looked for: as it is, as in a mirror, without a margin. What makes
+#: the rows, and what the columns, of the picture that is compared.
+VIEWS: Mapping[str, tuple[Floats, Floats]] = MappingProxyType(
     {
-        "copy": lambda texture: texture,
-        "mirrored": lambda texture: texture[:, :, ::-1],
-        "cropped by 5 %": _cropped(0.05),
-        "cropped by 10 %": _cropped(0.10),
+        "copy": (_middle(0), _middle(0)),
+        "mirrored": (_middle(0), _middle(0)[::-1]),
+        "cropped by 5 %": (_middle(0.05), _middle(0.05)),
+        "cropped by 10 %": (_middle(0.10), _middle(0.10)),
     }
 )
 
 
-def _flat(texture: NDArray[np.generic]) -> Textures:
-    """Each texture as a row of mean 0."""
-    flat = texture.reshape(len(texture), -1).astype(np.float32)
-    return np.asarray(flat - flat.mean(axis=1, keepdims=True))
+def _seen(small: NDArray[np.uint8], how: str) -> Floats:
+    """The pictures in a view, greys of shape ``(n, _SIDE, _SIDE)``."""
+    rows, columns = VIEWS[how]
+    return np.asarray(rows @ small.astype(np.float32) @ columns.T)
 
 
-def _directions(flat: Textures, mean: Textures | float = 0.0) -> Textures:
-    """Rows less a mean, of length 1; one without any detail is 0."""
-    rows = flat - mean
+def _textures(small: NDArray[np.uint8], how: str) -> Textures:
+    """What is brighter and darker than its surroundings, in units of their contrast.
+
+    Brightness and contrast of a picture do not change it, nor does the rough anatomy that
+    pictures of different patients share. Shape ``(n, _SIDE * _SIDE)``.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    found = np.empty((len(small), _SIDE * _SIDE), np.int8)
+    around = (0, _DETAIL, _DETAIL)
+    for start in range(0, len(small), _BLOCK):
+        values = _seen(small[start : start + _BLOCK], how)
+        detail = values - gaussian_filter(values, around)
+        contrast = np.sqrt(gaussian_filter(detail**2, around))
+        # Where there is hardly any contrast, such as in black margins, there is noise alone.
+        floor = 0.05 * contrast.max(axis=(1, 2), keepdims=True) + 0.25
+        local = np.clip(np.round(32 * detail / (contrast + floor)), -127, 127)
+        found[start : start + _BLOCK] = local.reshape(len(values), -1)
+    return found
+
+
+def _tones(a: Floats, b: Floats) -> NDArray[np.float64]:
+    """How far the greys of one picture are a function of those of the other, at most 1.
+
+    One less the ratio of von Neumann: in the order of the one picture's greys, neighbours in the
+    other differ by nothing where there is such a function, by chance where there is none. The
+    better of both directions: the one with its highlights cut off does not tell the other's.
+
+    Args:
+        a: Greys, shape ``(n, _SIDE, _SIDE)``.
+        b: Of as many other pictures.
+    """
+    flat = [values.reshape(len(values), -1).astype(np.float64) for values in (a, b)]
+    found = []
+    for one, other in (flat, flat[::-1]):
+        order = np.argsort(one, axis=1, kind="stable")
+        steps = np.diff(np.take_along_axis(other, order, axis=1), axis=1)
+        found.append(1 - (steps**2).mean(axis=1) / 2 / np.maximum(other.var(axis=1), 1e-9))
+    varied = np.minimum(*(values.var(axis=1) for values in flat)) > _LEAST_VARIANCE
+    return np.where(varied, np.maximum(*found), 0.0)
+
+
+def _directions(textures: Textures, mean: Floats | float = 0.0) -> Floats:
+    """Rows less a mean and their own, of length 1; one without any detail is 0."""
+    rows = textures.astype(np.float32) - mean
+    rows -= rows.mean(axis=1, keepdims=True)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(length > 0, length, 1))
+    rows /= np.where(length > 0, length, 1)
+    return np.asarray(rows)
 
 
-def _limit(flat: Textures, group: NDArray[np.str_]) -> float:
-    """From which correlation images of a role are no strangers that happen to be alike.
+def _limits(
+    small: NDArray[np.uint8], textures: Textures, group: NDArray[np.str_]
+) -> NDArray[np.float64]:
+    """From which likeness, and which agreement of tones, images are no strangers by chance.
 
     Median and median deviation do not notice that some of the role's images are copies.
     """
-    directions = _directions(flat, flat.mean(axis=0))
+    directions = _directions(textures, textures.mean(axis=0).astype(np.float32))
     some = np.random.default_rng(0).permutation(len(directions))[:_SAMPLE]
     same = group[some, None] == group[None]
-    nearest = np.where(same, -1.0, directions[some] @ directions.T).max(axis=1)
-    z = np.arctanh(np.clip(nearest, -0.999, 0.999))
-    spread = np.median(np.abs(z - np.median(z))) / _MAD_OF_NORMAL
-    return float(np.clip(np.tanh(np.median(z) + _SPREADS * spread), *_LIMITS))
+    likeness = np.where(same, -1.0, directions[some] @ directions.T)
+    nearest = likeness.argmax(axis=1)
+    tones = _tones(_seen(small[some], "copy"), _seen(small[nearest], "copy"))
+    likeness = likeness.max(axis=1)
+    z = np.stack([np.arctanh(np.clip(likeness, -0.999, 0.999)), -np.log(1 - tones + 1e-6)])
+    middle = np.median(z, axis=1)
+    spread = np.median(np.abs(z - middle[:, None]), axis=1) / _MAD_OF_NORMAL
+    likely, agreed = middle + _SPREADS * spread
+    return np.asarray(np.clip([np.tanh(likely), 1 - np.exp(-agreed)], *_LIMITS.T))
 
 
-def _basis(directions: Textures) -> Textures:
+def _basis(textures: Textures) -> Floats:
     """About the directions in which textures vary most, orthonormal columns ``(d, k)``."""
-    some = directions[:: -(-len(directions) // _FOR_BASIS)]
+    sample = textures[:: -(-len(textures) // _FOR_BASIS)]
+    some = _directions(sample, sample.mean(axis=0).astype(np.float32))
     basis = np.random.default_rng(0).standard_normal((some.shape[1], _DIRECTIONS))
     for _ in range(3):  # subspace iteration: none of the results depends on how far it goes
         basis = np.linalg.qr(some.T @ (some @ basis.astype(np.float32)))[0]
@@ -146,33 +223,32 @@ def _basis(directions: Textures) -> Textures:
 
 
 def _alike(
-    textures: tuple[Textures, Textures], mean: Textures, basis: Textures, limit: float
+    textures: tuple[Textures, Textures], mean: Floats, basis: Floats, progress: Progress
 ) -> Iterator[tuple[int, int, float]]:
-    """Rows of two sets of which one is the other's most similar, above a limit.
+    """Rows of two sets of which one is the other's most similar, where they are rather alike.
 
     Rows of length 1 with a correlation c are sqrt(2 - 2 c) apart, and projections are never
     farther apart: whatever is farther in few dimensions need not be compared in all of them.
 
     Args:
-        textures: Flat, ``(n, d)`` and ``(m, d)``.
+        textures: ``(n, d)`` and ``(m, d)``.
         mean: What is taken away from both, ``(d,)``.
         basis: Orthonormal columns, ``(d, k)``.
-        limit: Least correlation.
+        progress: Counts the rows of the first.
     """
     a, b = (_directions(flat, mean) for flat in textures)
     coarse, others = a @ basis, b @ basis
-    square = (others**2).sum(axis=1)
+    # One product is all that very many pairs take: -1/2 of their squared distance.
+    half, of_others = (-(x**2).sum(axis=1, keepdims=True) / 2 for x in (coarse, others))
+    coarse = np.hstack([coarse, half, np.ones_like(half)])
+    others = np.hstack([others, np.ones_like(of_others), of_others])
     for start in range(0, len(a), _BLOCK):
-        block = coarse[start : start + _BLOCK]
-        distance = (block**2).sum(axis=1)[:, None] + square - 2 * block @ others.T
-        near = distance <= 2 - 2 * limit + 1e-5
+        near = coarse[start : start + _BLOCK] @ others.T >= _RATHER_ALIKE - 1 - 1e-5
+        progress.advance(len(near))
         rows, mates = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
         if not rows.size:
             continue
         likeness = a[start + rows] @ b[mates].T
         most = (likeness == likeness.max(axis=0)) | (likeness == likeness.max(axis=1)[:, None])
-        for i, j in np.argwhere(most & (likeness >= limit)).tolist():
-            row, mate = int(start + rows[i]), int(mates[j])
-            raw = _directions(textures[0][[row]]) @ _directions(textures[1][[mate]]).T
-            if raw.item() >= _LEAST_RAW:
-                yield row, mate, float(likeness[i, j])
+        for i, j in np.argwhere(most & (likeness >= _RATHER_ALIKE)).tolist():
+            yield int(start + rows[i]), int(mates[j]), float(likeness[i, j])

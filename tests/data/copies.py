@@ -34,24 +34,24 @@ def of_folder(folder: Path, pattern: str | None) -> list[Image.Image]:
     return [Image.open(file).convert("L") for file in one_each.values()]
 
 
-def textures(pictures):
-    """Their textures, ``(n, 32, 32)``."""
-    return np.stack([facts_of_picture(one.convert("L"))["texture"] for one in pictures])
+def small(pictures):
+    """Small pictures, ``(n, SMALL, SMALL)``."""
+    return np.stack([facts_of_picture(one.convert("L"))["small"] for one in pictures])
 
 
 def main(pictures: list[Image.Image]) -> None:
     """Print false alarms, and the recall of each kind of copy."""
-    texture, n = textures(pictures), len(pictures)
+    of_all, n = small(pictures), len(pictures)
     group = np.array([str(i) for i in range(n)])
     role = np.where(np.random.default_rng(0).random(n) < 0.5, "fit", "target")
-    false = find_near_copies(texture, role, group)
+    false = find_near_copies(of_all, role, group)
     print(f"{n} images of different patients: {len(false)} pairs named")
     copied = np.random.default_rng(1).choice(n, min(n, COPIED), replace=False)
     for how, copy in COPIES.items():
-        copies = textures([copy(pictures[k]) for k in copied])
+        copies = small([copy(pictures[k]) for k in copied])
         roles = np.repeat(["fit", "target"], [n, len(copied)])
         pairs = find_near_copies(
-            np.concatenate([texture, copies]), roles, np.r_[group, group[copied]]
+            np.concatenate([of_all, copies]), roles, np.r_[group, group[copied]]
         )
         wanted = {(int(k), n + i) for i, k in enumerate(copied)}
         hit = {pair.rows for pair in pairs} & wanted

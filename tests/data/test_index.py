@@ -35,7 +35,7 @@ def test_facts_are_measured_once(tmp_path, images, monkeypatch):
     again = FactsIndex(tmp_path)
     assert measure(again, images) == {}
     assert again.facts(images[0][::-1]).tobytes() == before[::-1].tobytes()
-    (file,) = (tmp_path / "index" / "facts-v2").iterdir()
+    (file,) = (tmp_path / "index" / "facts-v3").iterdir()
     assert b"p000" not in file.read_bytes()
     assert np.load(file).dtype == FACTS
 
@@ -45,7 +45,7 @@ def test_damaged_facts_count_as_not_there(tmp_path, images, damage):
     """Every byte is checked before any is parsed; what was lost is measured again."""
     index = FactsIndex(tmp_path)
     measure(index, images)
-    (file,) = (tmp_path / "index" / "facts-v2").iterdir()
+    (file,) = (tmp_path / "index" / "facts-v3").iterdir()
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes({"flip": data, "cut": data[:-5], "empty": b"", "other": b"no facts"}[damage])
@@ -104,5 +104,5 @@ def test_two_runs_at_once_lose_nothing_and_many_files_become_one(tmp_path, image
     more = listed(tmp_path / "more").items
     new = [read_image(item).key for item in more]
     measure(FactsIndex(tmp_path), (new, more))
-    assert len(list((tmp_path / "index" / "facts-v2").iterdir())) == 1
+    assert len(list((tmp_path / "index" / "facts-v3").iterdir())) == 1
     assert all(key in FactsIndex(tmp_path) for key in (*keys, *new))
