@@ -1,6 +1,7 @@
-"""What all tests share: counts of what was tried on the store, shown at the very end."""
+"""What all tests share: a tiny study, and counts of what was tried, shown at the very end."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,17 @@ def pytest_configure(config: pytest.Config) -> None:
 def counts(pytestconfig: pytest.Config) -> Counter[str]:
     """Counts for the line in the terminal summary."""
     return pytestconfig.stash[_COUNTS]
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny study; the current folder is its folder."""
+    from tests.tiny import install_tiny_backbone, write_tiny_study
+
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
+    return write_tiny_study(tmp_path)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

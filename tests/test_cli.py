@@ -22,18 +22,9 @@ from pipeline.cli import main
 from pipeline.errors import PipelineError
 from pipeline.features.maintain import describe
 from tests.result_files import forbid_writing, record_of
-from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+from tests.tiny import write_images
 
 ENGINE = ("--engine", "torch", "--device", "cpu", "--batch-size", "4")
-
-
-@pytest.fixture
-def study_file(tmp_path: Path, monkeypatch) -> Path:
-    """A tiny study; the current folder is its folder."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
-    return write_tiny_study(tmp_path)
 
 
 def run(*arguments, code=0):

@@ -11,7 +11,7 @@ from pipeline.errors import StudyError
 from pipeline.init import write_study
 from pipeline.study import load_study
 from tests.image_files import listed, pictures, with_files, with_stack
-from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+from tests.tiny import write_images
 
 
 def items(*paths: str, row: int | None = None) -> list[Item]:
@@ -92,14 +92,6 @@ def test_folders_of_programs_are_never_images(tmp_path):
     listing = listed(tmp_path)
     assert [item.path for item in listing.items] == ["a/1.png", "b/2.png"]
     assert listing.ignored == {"hidden": 2}
-
-
-@pytest.fixture
-def study_file(tmp_path, monkeypatch):
-    """A tiny study; the current folder is its folder."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return write_tiny_study(tmp_path)
 
 
 def with_masks(study_file: Path) -> None:

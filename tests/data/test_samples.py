@@ -23,18 +23,10 @@ from pipeline.data.samples import (
 from pipeline.data.sources import read_image
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
 from pipeline.study import load_study
-from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+from tests.tiny import write_images
 
 COMPOSED = "Lungenentz\u00fcndung"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
-
-
-@pytest.fixture
-def study_file(tmp_path: Path, monkeypatch) -> Path:
-    """A tiny study; the current folder is its folder."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return write_tiny_study(tmp_path)
 
 
 @pytest.fixture

@@ -25,18 +25,10 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import load_features, store_for
 from pipeline.study import load_study
-from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
+from tests.tiny import write_images
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 OPTIONS = ExtractOptions(engine=TORCH)
-
-
-@pytest.fixture
-def study_file(tmp_path: Path, monkeypatch) -> Path:
-    """A tiny study; the current folder is its folder."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return write_tiny_study(tmp_path)
 
 
 @pytest.fixture

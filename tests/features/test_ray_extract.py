@@ -25,7 +25,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import store_for
 from pipeline.study import load_study
-from tests.tiny import install_tiny_backbone, table_with_tiny, tiny_network, write_tiny_study
+from tests.tiny import table_with_tiny, tiny_network
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray uses what it has deprecated itself
 ENGINE = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -129,13 +129,6 @@ def _is_ours(pid: int) -> bool:
     while pid > 1 and pid != os.getpid():
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return pid == os.getpid()
-
-
-@pytest.fixture
-def study_file(tmp_path, monkeypatch) -> Path:
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return write_tiny_study(tmp_path)
 
 
 @pytest.fixture
