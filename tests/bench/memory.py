@@ -22,7 +22,7 @@ from PIL import Image
 COMMANDS = {
     "features (nothing new)": ("features",),
     "heads --quick --only linear": ("heads", "--quick", "--only", "linear", "--no-figures"),
-    "audit --no-shortcuts": ("audit", "--no-shortcuts"),
+    "audit": ("audit",),
     "report": ("report",),
 }
 _PER_PATIENT = 5
@@ -107,8 +107,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _fill(file: Path, width: int) -> None:
-    """Features of every image: its class's mean in noise."""
+    """Features of every image, masked or not: its class's mean in noise."""
     from cache.store import FeatureStore, Writer
+    from pipeline.audit.stage import masked_study
     from pipeline.data.samples import load_samples
     from pipeline.features import load
     from pipeline.study import load_study
@@ -118,14 +119,15 @@ def _fill(file: Path, width: int) -> None:
         study.store_root, "made", load.file_digest(file.with_name("made.pth")), str
     )
     samples, _ = load_samples(study)
-    store = load.store_for(study, study.backbones[0])
     rng = np.random.default_rng(1)
     means = 0.5 * rng.normal(size=(len(samples.classes), width))
-    store.prepare()
-    with Writer(FeatureStore(study.store_root, store.recipe)) as writer:
-        for key, label in zip(samples.key, samples.label, strict=True):
-            row = means[label] + rng.normal(size=width)
-            writer.add(key, row.astype(np.float32))
+    for choice in (*study.backbones, *masked_study(study).backbones):
+        store = load.store_for(study, choice)
+        store.prepare()
+        with Writer(FeatureStore(study.store_root, store.recipe)) as writer:
+            for key, label in zip(samples.key, samples.label, strict=True):
+                row = means[label] + rng.normal(size=width)
+                writer.add(key, row.astype(np.float32))
 
 
 if __name__ == "__main__":
