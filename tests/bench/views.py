@@ -87,14 +87,14 @@ def _predictions(
         return
     found = trained[network.name]
     for method, seed in sorted(found.proba, key=lambda trained: trained[0] != "full"):
-        yield f"{method}, fine-tuned", found, (method, seed)
+        yield f"finetune {method}", found, (method, seed)
 
 
 def _print(data: DomainData, proba: Mapping[str, Proba]) -> None:
     """Scores with intervals, and points of accuracy from the plain head and from fine-tuning."""
     names = list(proba)
     scores = score_heads(data, proba, seed=0)
-    references = [names[0], next((n for n in names if n.endswith("fine-tuned")), names[0])]
+    references = [names[0], next((n for n in names if n.startswith("finetune")), names[0])]
     print(f"\n{data.name} {data.role}: {len(data)} images of {data.patients} patients")
     print(
         f"{'':<26}{'accuracy':>21}{'AUROC':>21}"
