@@ -332,6 +332,7 @@ def _publish(
         return record
     from pipeline import report
     from pipeline.report.figures import ERROR_SHEET
+    from pipeline.report.pictures import readable_by_owner_alone
     from pipeline.results import add_files
 
     _show(stage, record, quiet=quiet, before=before)
@@ -342,10 +343,13 @@ def _publish(
     except Exception as error:  # noqa: BLE001 - the numbers are on disk; figures must not cost them
         _LOG.warning("figures of %s are missing: %s: %s", stage, type(error).__name__, error)
     files = {**report.files(stage, record), **drawn}
-    add_files(study.results / f"{stage}.json", record, files, stage)
-    for name in drawn:
-        if ERROR_SHEET in name:  # patients: not for a team that shares results either
-            (study.results / name).chmod(0o600)
+    # Pictures of patients are not for a team that shares results either.
+    private = {name: image for name, image in drawn.items() if ERROR_SHEET in name}
+    if private:
+        with readable_by_owner_alone():
+            add_files(study.results / f"{stage}.json", record, private, stage)
+    shared = {name: data for name, data in files.items() if name not in private}
+    add_files(study.results / f"{stage}.json", record, shared, stage)
     if drawn:
         place = f"{study.results / 'figures'} ({counted(len(drawn), 'file')})"
         _say(["", f"figures: {place}"], quiet=quiet)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import stat
 from functools import partial
 from types import MappingProxyType
 
@@ -284,20 +286,25 @@ def study_file(tmp_path, monkeypatch):
 
 def test_the_command_draws_unless_told_not_to(study_file, monkeypatch):
     """One line says where figures are; one that fails is a warning and does not fail the stage."""
-    arguments = ["heads", str(study_file), "--only", "prior,linear", "--quick"]
+    monkeypatch.setenv("HEADRACE_SHARED", "1")  # images of patients are private all the same
+    arguments = ["heads", str(study_file), "--only", "prior", "--quick"]
     folder = study_file.parent / "results" / "tiny" / "figures"
     assert CliRunner().invoke(main, [*arguments, "--no-figures"]).exit_code == 0
     assert not folder.exists()
+    before = os.umask(0o022)
     result = CliRunner().invoke(main, arguments)
+    os.umask(before)
     assert result.exit_code == 0
     assert "\nfigures: results/tiny/figures (" in result.stdout
-    assert (folder / "heads-roc-tiny.svg").is_file()
+    names = ("heads-roc-tiny.svg", "heads-errors-tiny.png")
+    modes = [stat.S_IMODE((folder / name).stat().st_mode) for name in names]
+    assert modes == [0o644, 0o600]
 
     def broken(*_):
         raise OSError("no space")
 
     monkeypatch.setattr(cli, "_draw", broken)
-    result = CliRunner().invoke(main, [*arguments, "--baseline", "prior", "--json"])
+    result = CliRunner().invoke(main, [*arguments, "--preprocessing", "none", "--json"])
     assert result.exit_code == 0
     assert "warning: figures of heads are missing: " in result.stderr
     assert json.loads(result.stdout)["backbones"]
