@@ -114,3 +114,13 @@ def test_five_copies_are_found_and_share_their_rows(in_folder):
     assert not skipped
     assert (len(samples), len(set(samples.key))) == (2800, 2795)
     assert samples.classes == ("normal", "pneumonia")
+
+
+def test_a_real_stack_has_the_pixels_of_its_jpeg_files():
+    """The course's stacks are the decoded test files, in the order of their names."""
+    files, rows = listed(DATA / "kermany_test").items, listed(DATA / "course_npy").items
+    rows = sorted(rows, key=lambda item: (item.label, item.row))
+    for file, row in zip(files, rows, strict=True):
+        assert file.label == row.label
+        one, other = (read_image(item).pixels(PixelPolicy()) for item in (file, row))
+        assert (one == other).all()

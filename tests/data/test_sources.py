@@ -18,8 +18,6 @@ from pipeline.errors import ImageError, StudyError
 from pipeline.study import ImageTable, TargetDomain
 from tests.image_files import jpeg, listed, picture, pictures, png, with_files, with_stack
 
-REAL = Path(__file__).parents[3] / "shared/data/cxr"
-needs_real_images = pytest.mark.skipif(not REAL.is_dir(), reason=f"no real X-rays in {REAL}")
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links, FIFOs, sockets of POSIX")
 
 
@@ -236,40 +234,3 @@ def test_a_folder_that_cannot_be_listed_stops_the_run(root, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(StudyError, match=r"pneumonia cannot be listed: Permission denied \(EACC"):
         listed(root)
-
-
-# --- real images
-
-
-@needs_real_images
-def test_all_real_x_rays_decode():
-    """2,800 images of two hospitals: nothing ignored, nothing skipped."""
-    listings = [listed(REAL / name) for name in ("kermany_train", "kermany_test", "nih")]
-    assert [len(listing.items) for listing in listings] == [2000, 400, 400]
-    assert not any(listing.ignored for listing in listings)
-    items = [item for listing in listings for item in listing.items]
-    contents = [read_image(item) for item in items]
-    assert all(c.pixels(PixelPolicy()).shape == (224, 224, 3) for c in contents)
-    assert len(items) - len({c.key for c in contents}) == 5  # the README's identical copies
-
-
-@needs_real_images
-def test_real_images_at_full_resolution_decode():
-    """Large JPEG and PNG files, grey and colour."""
-    for name in ("kermany", "nih"):
-        items = listed(REAL / "full_resolution" / name).items
-        assert len(items) == 40
-        for item in items[::8]:
-            assert np.ptp(read_image(item).pixels(PixelPolicy())) > 100
-
-
-@needs_real_images
-def test_a_real_stack_has_the_pixels_of_its_jpeg_files():
-    """The course's stacks are the decoded test files, in the order of their names."""
-    files, rows = listed(REAL / "kermany_test").items, listed(REAL / "course_npy").items
-    rows = sorted(rows, key=lambda item: (item.label, item.row))
-    for file, row in zip(files, rows, strict=True):
-        assert file.label == row.label
-        assert (
-            read_image(file).pixels(PixelPolicy()) == read_image(row).pixels(PixelPolicy())
-        ).all()
