@@ -9,12 +9,9 @@ import io
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
-from os import cpu_count
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from numpy.typing import NDArray
 from cache import disk
 from cache.errors import WriteFailedError
 from pipeline.data.facts import FACTS
-from pipeline.data.items import Each, Item, RememberedFile
+from pipeline.data.items import Each, Item, RememberedFile, in_threads
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.progress import Progress
@@ -38,7 +35,6 @@ _MOST_FILES = 16
 _DIGEST_BYTES = 32
 #: Measured images that a killed run may lose.
 _SAVE_EVERY_S = 30.0
-_AT_ONCE = 64
 
 
 class KeyIndex:
@@ -211,7 +207,8 @@ class FactsIndex:
         reasons: dict[bytes, str] = {}
         saved = time.monotonic()
         try:
-            for key, result in _measured(missing):
+            measured = in_threads(_facts_or_reason, list(missing.items()))
+            for key, result in zip(missing, measured, strict=True):
                 if isinstance(result, str):
                     reasons[key] = result
                 else:
@@ -229,14 +226,6 @@ def stored_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None
     """Records of all keys, where an audit has measured them all; else None."""
     index = FactsIndex(store_root)
     return index.facts(keys) if all(key in index for key in keys) else None
-
-
-def _measured(missing: dict[bytes, Item]) -> Iterator[tuple[bytes, NDArray[Any] | str]]:
-    with ThreadPoolExecutor(cpu_count(), "measure") as pool:
-        entries = iter(missing.items())
-        while batch := list(islice(entries, _AT_ONCE)):
-            keys = (key for key, _ in batch)
-            yield from zip(keys, pool.map(_facts_or_reason, batch), strict=True)
 
 
 def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
