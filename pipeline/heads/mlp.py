@@ -210,7 +210,9 @@ class _Network:
         drawn = []
         for fan_in, fan_out in pairwise(widths):
             bound = 1 / np.sqrt(fan_in)  # as torch.nn.Linear begins
-            drawn += [rng.uniform(-bound, bound, shape) for shape in ((fan_out, fan_in), fan_out)]
+            # Kept as (in, out): both products of a step take two thirds of the time so.
+            drawn.append(rng.uniform(-bound, bound, (fan_out, fan_in)).T)
+            drawn.append(rng.uniform(-bound, bound, fan_out))
         flat = np.concatenate([part.ravel() for part in drawn]).astype(np.float32)
         self.xp, self.values, self.slopes = xp, to_device(flat), to_device(np.zeros_like(flat))
         ends = np.cumsum([0, *(part.size for part in drawn)])
@@ -233,31 +235,31 @@ class _Network:
         """
         inputs, gates = [X], []
         for W, b, mask in zip(self.weights, self.biases, masks, strict=False):
-            z = inputs[-1] @ W.T
+            z = inputs[-1] @ W
             z += b
             gates.append((z > 0) * mask)
             z *= gates[-1]
             inputs.append(z)
-        z = inputs[-1] @ self.weights[-1].T + self.biases[-1]
+        z = inputs[-1] @ self.weights[-1] + self.biases[-1]
         proba = self.xp.exp(z - self.xp.amax(z, axis=1, keepdims=True))
         proba /= self.xp.sum(proba, axis=1, keepdims=True)
         gradient = (proba - truth) / len(truth)
         for layer in reversed(range(len(self.weights))):
-            self.xp.matmul(gradient.T, inputs[layer], out=self.weight_slopes[layer])
+            self.xp.matmul(inputs[layer].T, gradient, out=self.weight_slopes[layer])
             self.xp.sum(gradient, axis=0, out=self.bias_slopes[layer])
             if layer:
                 # A unit that was dropped or not active has input 0 to this layer.
-                gradient = gradient @ self.weights[layer]
+                gradient = gradient @ self.weights[layer].T
                 gradient *= gates[layer - 1]
         return proba
 
     def layers(self) -> Layers:
         """Copies of the weights ``(d_in, d_out)`` and biases."""
-        arrays = [
-            [np.array(a if self.xp is np else a.cpu().numpy()) for a in pair]
-            for pair in zip(self.weights, self.biases, strict=True)
-        ]
-        return [(np.ascontiguousarray(W.T), b) for W, b in arrays]
+        weights, biases = (
+            [np.array(a if self.xp is np else a.cpu().numpy()) for a in arrays]
+            for arrays in (self.weights, self.biases)
+        )
+        return list(zip(weights, biases, strict=True))
 
 
 class _AdamW:
