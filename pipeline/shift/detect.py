@@ -156,7 +156,7 @@ def run_tests(
     fewest = min(source.patients, target.patients)
     refused = {}
     if fewest < _NEEDED_PATIENTS:
-        why = f"{counted(fewest, 'patient')} in a domain, needs {_NEEDED_PATIENTS}"
+        why = f"a domain has {counted(fewest, 'patient')}, and {_NEEDED_PATIENTS} are needed"
         refused = dict.fromkeys(_NEED_PATIENTS, why)
     values = {name: test(pair) for name, test in TESTS.items() if name not in refused}
     adjusted = dict(zip(values, holm([p for _, p in values.values()]).tolist(), strict=True))

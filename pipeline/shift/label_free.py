@@ -29,13 +29,13 @@ FORMULAS = ("doc", "label_shift")
 #: of the source's images stand for the target's.
 NO_OVERLAP = 0.9
 _ASSUMPTION = (
-    "doc assumes that a score means on the target what it means on the source; label_shift, "
-    "that the images of a class look the same. The range holds where one of them does. Label "
-    "errors, another definition of the label, noise and blur go unseen."
+    "doc holds if a score means the same on the target as on the source; label_shift holds if "
+    "the images of a class look the same. The range holds if either does. It cannot see label "
+    "errors, another definition of the label, noise or blur."
 )
 _OVERLAP = (
-    "The accuracy is not estimated: the features tell nearly every image of the target from "
-    "the source, so the source does not show how right the head is on such images."
+    "The accuracy is not estimated: hardly any image of the source looks like those of the "
+    "target, so the source does not show how often the head is right on them."
 )
 _TINY = 1e-12
 #: Pseudo-counts that keep slope and bias finite where the scores separate the classes.

@@ -210,7 +210,7 @@ def _score_changed(effects: _Effects) -> bool:
 
 def _loss(target: str, loss: Effect, accuracy: Sequence[float]) -> str:
     before, after = (percent(share) for share in accuracy)
-    if loss.low <= 0 <= loss.high:
+    if not (loss.low > 0 or loss.high < 0):
         return (
             f"No loss of accuracy is shown: {before} on the source, {after} on {target}; the loss "
             f"is {_points(loss)}."

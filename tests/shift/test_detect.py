@@ -135,7 +135,7 @@ def test_small_domains_are_refused_by_name():
     """Below 20 patients the tests of features say why; a control has no more patients."""
     tests, _ = detect(*two_domains(np.random.default_rng(17), 60, 12), probabilities, draws=39)
     scores, classifier, distances = tests
-    assert classifier.refused == "12 patients in a domain, needs 20"
+    assert classifier.refused == "a domain has 12 patients, and 20 are needed"
     assert distances.p is distances.p_adjusted is None
     assert scores.p_adjusted == scores.p
     assert classifier.p_null_control is distances.p_positive_control is None

@@ -43,14 +43,3 @@ def embedded(features, *, role="source", images=1, label=None) -> DomainData:
         label=label.astype(np.int64),
         features=features,
     )
-
-
-def clustered_errors(rng, patients, rate, *, role="source") -> DomainData:
-    """Errors of patients with 1 to 5 images, intra-class correlation 0.5."""
-    group = np.repeat(np.arange(patients), rng.integers(1, 6, patients))
-    # An image copies its patient's coin with probability sqrt(0.5), else tosses anew.
-    copied = rng.random(group.size) < np.sqrt(0.5)
-    of_patient = (rng.random(patients) < rate)[group]
-    return outcomes(
-        np.where(copied, of_patient, rng.random(group.size) < rate), group=group, role=role
-    )
