@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,9 +106,6 @@ class SealedLabels:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("sealed labels are kept in memory only and cannot be pickled")
-
-    def __getstate__(self) -> Any:
-        raise TypeError("sealed labels are kept in memory only and cannot be copied")
 
 
 def predict_target(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Predicted:

@@ -3,14 +3,7 @@
 Two columns, source and target: the error of heads that are trained on the target separates
 "the target is harder" from "the head does not transfer" (A. Ng, Machine Learning Yearning,
 ch. 40-43). A head of few patients errs more, so heads of the target are compared with heads
-of as many patients of the source. The rows:
-
-- ``human``: a person on the source, where the study says how often one errs
-- ``source_training``: the head on the source images that it was fitted to
-- ``source_new_patients``: the head on source patients that it was not fitted to
-- ``source_few_patients``: heads of as few source patients as the target has, on others
-- ``target``: the head on the target
-- ``target_trained``: heads trained on the target, on patients that they were not fitted to
+of as many patients of the source.
 """
 
 from collections.abc import Mapping
@@ -34,12 +27,12 @@ from pipeline.words import counted
 
 #: Rows of the table, in its order.
 _ERRORS = (
-    "human",
-    "source_training",
-    "source_new_patients",
-    "source_few_patients",
-    "target",
-    "target_trained",
+    "human",  # a person on the source, where the study says how often one errs
+    "source_training",  # the head on the source images that it was fitted to
+    "source_new_patients",  # the head on source patients that it was not fitted to
+    "source_few_patients",  # heads of as few source patients as the target has, on others
+    "target",  # the head on the target
+    "target_trained",  # heads trained on the target, on patients that they were not fitted to
 )
 #: Step: (to, from). These lead from a person's error to that on the target.
 _CHAIN: Mapping[str, tuple[str, str]] = MappingProxyType(
