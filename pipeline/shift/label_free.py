@@ -247,16 +247,19 @@ def fit_calibration(
         weights: Shape (n,), how much each row counts; 1 when left out.
         start: A calibration nearby.
     """
-    logs, one_hot = _logs(proba), np.eye(proba.shape[1])[label]
-    weights = np.ones(len(label)) if weights is None else weights
-    rows, nothing = np.arange(len(label)), np.eye(proba.shape[1])[0]
+    used = np.ones(len(label), bool) if weights is None else weights > 0
+    logs, label = _logs(proba[used]), label[used]
+    weights = np.ones(len(label)) if weights is None else weights[used]
+    one_hot, nothing = np.eye(proba.shape[1])[label], np.eye(proba.shape[1])[0]
 
     def loss(theta: _Shares) -> tuple[float, _Shares]:
         """With its gradient; slope, then the bias of every class but the first, which stays 0."""
         log_p = log_softmax(theta[0] * logs + np.r_[0.0, theta[1:]], axis=1)
         wrong, moved = weights[:, None] * (np.exp(log_p) - one_hot), theta - nothing
         gradient = np.r_[(wrong * logs).sum(), wrong[:, 1:].sum(axis=0)] + _PENALTY * moved
-        return float(_PENALTY / 2 * moved @ moved - weights @ log_p[rows, label]), gradient
+        return float(
+            _PENALTY / 2 * moved @ moved - weights @ log_p[np.arange(len(label)), label]
+        ), gradient
 
     first = nothing if start is None else np.r_[start.slope, start.bias[1:]]
     options = {"ftol": 1e-16, "gtol": 1e-6}
