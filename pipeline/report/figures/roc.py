@@ -107,7 +107,7 @@ def _draw_square(axes: Axes, title: str, curves: Sequence[_Curve]) -> None:
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=names[0], ylabel=names[1])
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.set_title(printable(title))
+    axes.set_title(shortened(title, 30))
     axes.set_box_aspect(1)
     legend_below(axes)
 

@@ -33,8 +33,6 @@ SHADES = LinearSegmentedColormap.from_list("headrace", ["#FFFFFF", "#56A0D0"])
 #: Inches: a page's text is about this wide.
 WIDTH = 7.2
 SMALL = 7.0
-#: Letters of a name that fit beside or below a panel.
-_LONGEST = 40
 _SETTINGS = {
     "font.family": ["DejaVu Sans"],
     "font.size": 8.0,
@@ -139,10 +137,10 @@ def legend_below(axes: Axes, gap: float = 0.2, **more: Any) -> None:
     axes.legend(frameon=False, **place, **more)
 
 
-def shortened(name: str) -> str:
-    """Both ends of a long name."""
-    text = printable(name)
-    return text if len(text) <= _LONGEST else f"{text[:20].rstrip()} … {text[-18:].lstrip()}"
+def shortened(name: str, most: int = 40) -> str:
+    """Both ends of a name that has more letters than fit beside or below a panel."""
+    text, half = printable(name), most // 2
+    return text if len(text) <= most else f"{text[:half].rstrip()} … {text[2 - half :].lstrip()}"
 
 
 def panels(
