@@ -26,7 +26,7 @@ from pipeline.report.summary import PageHead, headline, lights, models, page_hea
 from pipeline.report.table import Column, Detail, Heading, Legend, Part, Table, to_html
 from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
-from pipeline.words import printable
+from pipeline.words import as_file_name, printable
 
 _PAGE = "report.html"
 #: By command: the file it writes, the version of its layout that is read here, the title of
@@ -266,7 +266,32 @@ def _pictures(study: Study, head: PageHead) -> _Block:
         title = f"{strip.domain}: {strip.title}"
         images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in strip.pictures]
         blocks.append({"kind": "strip", "text": title, "images": images})
+    blocks += _maps(study.results, head)
     return {"name": "images", "title": "Images", "blocks": blocks}
+
+
+def _maps(results: Path, head: PageHead) -> Iterator[_Block]:
+    """The errors that the head is surest of, with maps, as ``headrace explain`` has drawn them."""
+    folder = results / "explain" / as_file_name(f"{head.backbone}-{head.name}")
+    try:
+        explained = read_set(folder / "explain.json", "explain")
+        sheets = {name: explained.read(name) for name in explained.digests if _SHEET in name}
+    except (MissingResultsError, ResultsError) as cause:
+        text = f"No maps of what moved the score: {cause}; for this page with --head {head.name}"
+        yield {"kind": "text", "text": text}
+        return
+    for name, sheet in sheets.items():
+        caption = _ERRORS.format(where=name.removesuffix(_SHEET), head=head.name)
+        block = _figure(sheet, caption)
+        yield block | {"width": int(block["width"] * PNG_DOTS / _PIXELS_PER_INCH)}
+
+
+#: How the files end that ``headrace explain`` draws errors in.
+_SHEET = "-errors.png"
+_ERRORS = (
+    "{where}: errors that {head} is surest of. Red is what moved the score to the class that it "
+    "predicts; below each stand that class with its probability, and the true one."
+)
 
 
 _STRIPS = (

@@ -1,5 +1,6 @@
 """The page: true to its records, inert whatever the names, plain about what is missing."""
 
+import base64
 import html
 import json
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pipeline.audit.contact_sheet import SheetEntry, draw_sheet
 from pipeline.cli import main
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import predictions_file, read_predictions
@@ -26,8 +28,9 @@ from pipeline.report.page import STAGES, write_page
 from pipeline.report.pictures import SIDE, error_sheet, strips
 from pipeline.report.summary import page_head
 from pipeline.report.table import Table, format_value
+from pipeline.results import write_set
 from pipeline.study import load_study
-from pipeline.words import printable
+from pipeline.words import as_file_name, printable
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.result_files import record_of, rewrite
 from tests.tiny import write_tiny_study
@@ -367,6 +370,22 @@ def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, orig
     assert all(re.search(r" \d\d %$", a["alt"]) for a in images)
     files = {path.name for path in original.rglob("*.png") if "figures" not in path.parts}
     assert not [file for file in files if file in text]
+
+
+def test_errors_have_maps_where_they_were_drawn(study):
+    """Until then the page says how; a sheet that was exchanged is not shown."""
+    head = page_head(record(study, "heads"))
+    text = write_page(study, images=True).file.read_text()
+    assert f"run headrace explain STUDY first; for this page with --head {head.name}" in text
+    sheet = draw_sheet([SheetEntry(pixels=(np.zeros((SIDE, SIDE, 3), np.uint8),), lines=("x",))])
+    folder = study.results / "explain" / as_file_name(f"{head.backbone}-{head.name}")
+    write_set(folder / "explain.json", {}, {"there-target-errors.png": sheet, "x-sample.png": b""})
+    page = Page(write_page(study, images=True).file.read_text())
+    maps = [image["src"] for image in page.all("img") if "surest of" in image["alt"]]
+    assert maps == [f"data:image/png;base64,{base64.b64encode(sheet).decode()}"]
+    (folder / "there-target-errors.png").write_bytes(b"another")
+    text = write_page(study, images=True).file.read_text()
+    assert "No maps of what moved the score" in text
 
 
 def test_strips_show_what_they_say(study):
