@@ -10,7 +10,7 @@ DEMO   := $(filter demo/study.toml,$(STUDY))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-cuda bench-heads bench-shift bench-finetune bench-memory bench-views calibration clean
+.PHONY: help setup demo init features heads audit finetune shift report test test-slow lint bench-features bench-cuda bench-heads bench-shift bench-finetune bench-memory bench-views bench-machines calibration clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:[^#]*## /\t/' | expand -t 18
@@ -84,6 +84,9 @@ bench-memory: $(READY)  ## Peak memory and time of the commands on 100,000 image
 
 bench-views: $(READY)  ## Views and layers against fine-tuning [STUDY=study.toml]
 	$(BIN)/python -m tests.bench.views --study "$(STUDY)"
+
+bench-machines: $(READY)  ## What features --ray costs an image; needs headrace[ray]
+	$(BIN)/python -m tests.bench.machines
 
 calibration: $(READY)  ## Which intervals hold the truth, which causes are named: 90 minutes of a core, on all cores
 	$(BIN)/python -m tests.evaluation.coverage

