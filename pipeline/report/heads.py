@@ -22,6 +22,9 @@ _CLINICAL_NOTES = (
     "LR is the likelihood ratio. An interval that ends in - has no upper end.",
 )
 _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
+#: Patients below which the choice of the penalty, which saw all folds, makes a value up to a
+#: point too high (pipeline/evaluation/README.md).
+_FEW_PATIENTS = 300
 
 
 def tables(record: Record) -> list[Part]:
@@ -152,10 +155,11 @@ def _selection_corrected(by_metric: Mapping[str, Record]) -> Iterator[str]:
         for metric, best in by_metric.items()
     ]
     if values:
-        among = next(iter(by_metric.values()))["among"]
+        among, patients = (next(iter(by_metric.values()))[key] for key in ("among", "patients"))
+        optimism = " With so few patients they may be a point too high, as penalties saw them."
         yield (
             f"The best of {among} heads on new patients of the source, corrected for "
-            f"the selection: {', '.join(values)}."
+            f"the selection: {', '.join(values)}.{optimism if patients < _FEW_PATIENTS else ''}"
         )
 
 

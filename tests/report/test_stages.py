@@ -165,6 +165,14 @@ def test_a_score_without_an_interval_says_how_many_patients_one_takes(records):
     assert show("heads", heads).count("Too few patients for an interval of AUROC: 2 of each") == 1
 
 
+@pytest.mark.parametrize(("patients", "said"), [(40, True), (400, False)])
+def test_what_the_penalties_saw_is_said_of_few_patients(records, patients, said):
+    """Of many the value is not measurably too high."""
+    best = {"among": 11, "patients": patients, "estimate": 0.9, "low": 0.8, "high": 0.95}
+    records["heads"]["backbones"][0]["selection_corrected"] = {"accuracy": best}
+    assert ("as penalties saw them" in show("heads", records["heads"])) == said
+
+
 def test_findings_are_grouped_and_advice_stands_once():
     """The worst first; images are named in the file alone."""
     text = show("audit", AUDIT)
