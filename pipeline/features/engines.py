@@ -301,14 +301,17 @@ def _convert(network: "Frozen", batch_size: int) -> "Converted":
     import torch
 
     openvino = _openvino()
-    example = torch.zeros(batch_size, network.size, network.size, 3, dtype=torch.uint8)
+    shape = [batch_size, network.size, network.size, 3]
+    threads = torch.get_num_threads()
+    # The network is run to be traced: on one picture several threads only get in each other's way.
+    torch.set_num_threads(1)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             # torch would rather have it exported, which takes 4 times as long.
             warnings.simplefilter("ignore")
+            example = torch.zeros(1, *shape[1:], dtype=torch.uint8)
             traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]
-        shape = [(list(example.shape), openvino.Type.u8)]
-        model = openvino.convert_model(traced, input=shape)
+        model = openvino.convert_model(traced, input=[(shape, openvino.Type.u8)])
     except RuntimeError as cause:
         # A Ctrl-C inside the converter comes out as its own error.
         if "KeyboardInterrupt" in str(cause):
@@ -317,6 +320,8 @@ def _convert(network: "Frozen", batch_size: int) -> "Converted":
             f"OpenVINO cannot convert this network ({str(cause).splitlines()[0]}): "
             "use --engine torch"
         ) from cause
+    finally:
+        torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
         graph = Path(folder) / "network.xml"
         openvino.save_model(model, graph, compress_to_fp16=False)

@@ -132,9 +132,15 @@ class Frozen(nn.Module):
             modules[name].register_forward_hook(partial(self._pool, layer))
         self.size = policy.size
         self.dtype = torch.float32
+        self.layout = torch.channels_last
         self.views = Views(policy) if policy.views > 1 else None
         self.normalise = Normalise(policy)
         self.eval().requires_grad_(requires_grad=False)
+
+    def place(self, device: torch.device, layout: torch.memory_format) -> None:
+        """Move the network to a device, and run it on images that lie so in memory."""
+        self.layout = layout
+        self.to(device, memory_format=layout)  # type: ignore[call-overload]
 
     def cast(self, dtype: torch.dtype) -> None:
         """Hold the network in another precision, but for its batch normalisation.
@@ -151,7 +157,8 @@ class Frozen(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Features of uint8 pixels ``(n, size, size, 3)``; of ``k`` views ``(n, k, ...)``."""
         seen = pixels if self.views is None else self.views(pixels)
-        last: Tensor = self.network(self.normalise(seen).to(self.dtype))
+        images = self.normalise(seen).to(self.dtype).contiguous(memory_format=self.layout)
+        last: Tensor = self.network(images)
         by_layer = [self._pooled[layer] if layer else last for layer in self.layers]
         features = torch.cat(by_layer, 1) if len(by_layer) > 1 else by_layer[0]
         if self.views is None:

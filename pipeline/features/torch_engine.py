@@ -31,7 +31,7 @@ _COMPILE_SECONDS, _COMPILE_SAVES = 60.0, 0.4
 
 
 class TorchEngine:
-    """torch, channels last in memory.
+    """torch, with images in memory as the device is fastest.
 
     Args:
         build: Builds the network, see :class:`pipeline.features.frozen.Frozen`.
@@ -60,9 +60,10 @@ class TorchEngine:
         network = build()
         if precision == "bf16":
             network.cast(torch.bfloat16)
-        self._network: Callable[[Tensor], Tensor] = network.to(  # type: ignore[call-overload]
-            self._device, memory_format=torch.channels_last
-        )
+        # On an H200 fp32 is 13 % faster so; bf16 and CPUs want the opposite.
+        plain = self._on_cuda and precision == "fp32"
+        network.place(self._device, torch.contiguous_format if plain else torch.channels_last)
+        self._network: Callable[[Tensor], Tensor] = network
         example = torch.zeros(
             (self.batch_size, network.size, network.size, 3), dtype=torch.uint8, device=self._device
         )
