@@ -34,8 +34,8 @@ from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, StudyError
 from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
 from pipeline.evaluation.compare_heads import eval_sets
-from pipeline.export import TrainedModel, choose_backbone, load_trained
-from pipeline.features.load import load_features
+from pipeline.export import TrainedModel, load_trained
+from pipeline.features.load import choose_backbone, load_features
 from pipeline.finetune.data import load_pixels
 from pipeline.heads.layers import head_layers
 from pipeline.progress import Progress

@@ -24,10 +24,15 @@ from torch import Tensor, nn
 from pipeline.data.images import PixelPolicy
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples, load_samples
-from pipeline.errors import ExportError, MissingResultsError, UnknownNameError
+from pipeline.errors import ExportError, MissingResultsError
 from pipeline.evaluation.metrics import score
 from pipeline.features.backbones import weights_file
-from pipeline.features.load import frozen_network, load_features, store_for
+from pipeline.features.load import (
+    choose_backbone,
+    frozen_network,
+    load_features,
+    store_for,
+)
 from pipeline.finetune.cuts import pixel_policy
 from pipeline.finetune.data import load_pixels
 from pipeline.finetune.methods import METHODS
@@ -114,23 +119,6 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as cause:
         raise ExportError(f'{cause.name} is missing: pip install "headrace[onnx]"') from cause
-
-
-def choose_backbone(study: Study, backbone: str | None) -> BackboneChoice:
-    """A backbone of a study by its name, or its only one.
-
-    Raises:
-        ExportError: It has several and none is named, or several joined are.
-        UnknownNameError: It has no such backbone.
-    """
-    names = [choice.name for choice in study.backbones]
-    if backbone is None and len(names) > 1:
-        raise ExportError(f"the study has several backbones; name one: {', '.join(names)}")
-    if backbone is not None and "+" in backbone:
-        raise ExportError(f"{backbone} joins several networks: one file holds one of them")
-    if backbone is not None and backbone not in names:
-        raise UnknownNameError("backbone", backbone, names)
-    return study.backbones[0 if backbone is None else names.index(backbone)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ import numpy as np
 
 from cache.recipe import canonical
 from pipeline.data.samples import SampleOptions, load_samples
-from pipeline.errors import StudyError, UnknownNameError
-from pipeline.features.load import FeatureTable, load_features
+from pipeline.errors import StudyError
+from pipeline.features.load import FeatureTable, choose_backbone, load_features
 from pipeline.results import write_file
-from pipeline.study import BackboneChoice, Study
+from pipeline.study import Study
 from pipeline.words import printable
 
 EXPORT_FORMAT = 1
@@ -38,7 +38,7 @@ def export_study(
         WriteFailedError: The disk refused.
     """
     _check_output(output)
-    choice = _chosen(study, backbone)
+    choice = choose_backbone(study, backbone)
     samples, _ = load_samples(study, options)
     joined = load_features(study, choice, samples)
     write_file(output, _to_bytes(study, joined))
@@ -53,17 +53,6 @@ def _check_output(output: Path) -> None:
                 return
     if output.exists():
         raise StudyError(f"{output} exists and is no export of headrace: choose another name")
-
-
-def _chosen(study: Study, backbone: str | None) -> BackboneChoice:
-    by_name = {choice.name: choice for choice in study.backbones}
-    if backbone is None:
-        if len(by_name) > 1:
-            raise StudyError(f"the study has several backbones; name one of {', '.join(by_name)}")
-        return study.backbones[0]
-    if backbone not in by_name:
-        raise UnknownNameError("backbone of the study", backbone, by_name)
-    return by_name[backbone]
 
 
 def _to_bytes(study: Study, joined: FeatureTable) -> bytes:

@@ -17,6 +17,8 @@ from pipeline.errors import (
     MissingFeaturesError,
     MissingResultsError,
     NoImagesError,
+    StudyError,
+    UnknownNameError,
     WeightsError,
 )
 from pipeline.features.backbones import policy_of, spec_of, weights_file
@@ -80,6 +82,21 @@ class FeatureTable:
             key=np.frombuffer(b"".join(samples.key[i] for i in rows), np.uint8).reshape(-1, 32),
             row=rows,
         )
+
+
+def choose_backbone(study: Study, name: str | None) -> BackboneChoice:
+    """A backbone of a study by its name, or its only one.
+
+    Raises:
+        StudyError: It has several, and none is named.
+        UnknownNameError: It has no such backbone.
+    """
+    by_name = {choice.name: choice for choice in study.backbones}
+    if name is None and len(by_name) > 1:
+        raise StudyError(f"the study has several backbones; name one of {', '.join(by_name)}")
+    if name is not None and name not in by_name:
+        raise UnknownNameError("backbone of the study", name, by_name)
+    return study.backbones[0] if name is None else by_name[name]
 
 
 def load_features(
