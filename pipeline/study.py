@@ -139,10 +139,12 @@ class TargetDomain(Domain):
             folders there are name no class).
         of_source: Whether it is a test part of the source's own data set (``[test.NAME]``),
             so that a patient id means the same person in both.
+        findings: Those of the study that it has labels of; None: all.
     """
 
     labels: str = SEALED
     of_source: bool = False
+    findings: tuple[str, ...] | None = None
 
     @property
     def labelled(self) -> bool:
@@ -314,8 +316,9 @@ class Study:
 
     def of_finding(self, finding: str) -> "Study":
         """The study of one finding, over the images of which it is known whether they have it."""
+        targets = (t for t in self.targets if t.findings is None or finding in t.findings)
         return replace(
-            self.with_label(finding),
+            replace(self, targets=tuple(targets)).with_label(finding),
             name=f"{self.name}/{_folder(finding)}",
             classes=classes_of(finding),
             findings=(),
@@ -378,6 +381,9 @@ def load_study(file: Path) -> Study:
             "[subgroups] needs attributes of the images: write attributes = "
             '"patients.csv" below [source] or a target'
         )
+    for target in study.targets:
+        if unknown := sorted(set(target.findings or ()) - set(study.findings)):
+            table.fail(f"[target.{target.name}] findings: {unknown[0]!r} is none of the study's")
     if not study.findings:
         return study
     if without := [d.name for d in study.domains if d.labelled and d.table is None]:
@@ -577,13 +583,14 @@ def _targets(study: _Table) -> tuple[TargetDomain, ...]:
 def _target(name: str, target: _Table, *, of_source: bool) -> TargetDomain:
     if name == SOURCE:
         target.fail(f"{target.where}: the name {SOURCE!r} is taken by [source]; choose another")
-    target.check_keys(_DOMAIN | {"labels"})
+    target.check_keys(_DOMAIN | {"labels", "findings"})
     if target.values.get("split") == GIVEN:
         target.fail(f'{target.where} split = "given": write the split that it is, such as "test"')
     return TargetDomain(
         name=target.name(name, target.where),
         labels=target.get("labels", allowed=LABELS) or SEALED,
         of_source=of_source,
+        findings=_names(target, "findings", least=1) if "findings" in target.values else None,
         **_domain(target, name),
     )
 

@@ -26,6 +26,7 @@ table = "a/train.csv"
 group = '(patient\\d+)/'
 [target.nih]
 table = "b/entries.csv"
+findings = ["Edema", "Pleural Effusion"]
 values = {"Pleural Effusion" = "Effusion"}
 [store]
 path = "features"
@@ -120,7 +121,7 @@ def test_an_image_counts_for_a_finding_that_is_known_of_it(study_file):
 
 def test_a_finding_that_fails_does_not_cost_the_others(study_file):
     """It is named, and the command fails at the end."""
-    study_file.write_text(STUDY.replace('"Edema",', '"Edema", "Hernia",'))
+    study_file.write_text(STUDY.replace('"Edema",', '"Edema", "Hernia",', 1))
     table = Path("a/train.csv").read_text().replace("Path,", "Path,Hernia,").splitlines()
     lines = [table[0], *(line.replace(".png,", ".png,0,") for line in table[1:])]
     Path("a/train.csv").write_text("\n".join(lines))

@@ -166,6 +166,7 @@ def test_layers_are_backbones_and_so_is_their_concatenation(folder):
         (("[source]", "findings = []\n[source]"), r"findings = \[\]: allowed is a list of one"),
         (("[source]", "findings = ['a']\n[source]"), r"a table: source needs table = FILE"),
         (("[source]", "findings = ['a b', 'A_b']\n[source]"), r"two of them would have one folder"),
+        (('"b"', '"b"\nfindings = ["x"]'), r"\[target.far\] findings: 'x' is none of the study's"),
         (("[source]", "findings = ['a/b']\n[source]"), r"findings: 'a/b': allowed are 1 to 100"),
         (("[source]", "findings = ['a']\nclasses = ['x', 'y']\n[source]"), r"write one of the tw"),
         (("[source]", "[source]\nsplit = 'no.txt'"), r"split: there is no file .*/no\.txt; allow"),

@@ -68,6 +68,7 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
             f"{domain.name}: no image of {table.file} is below {domain.path}{why}. Write images = "
             "FOLDER, where its paths start"
         )
+    table.check_finding(domain, {item.label for item in items.values()})
     if absent:
         _LOG.warning(
             "%s: %s of %s %s not below %s, or their names are there twice; first: %s",
@@ -245,6 +246,20 @@ class _Table:
         if len(fits) > 1:
             fail(self.file, row.line, f"it is of {' and '.join(fits)}; allowed is one class a row")
         return fits[0] if fits else None
+
+    def check_finding(self, domain: Domain, labels: set[str]) -> None:
+        """Refuse a table that does not know the finding: all its images would be without it.
+
+        Raises:
+            StudyError: No cell says that it is there or not, or no text names it.
+        """
+        known = labels - {NO_CLASS} if self._marks else labels & {self.finding}
+        if self.finding and not known:
+            raise StudyError(
+                f"{domain.name}: no row of {self.file} names {self.finding!r}. Write values = "
+                f'{{{self.finding!r} = "NAME"}} with what it is called there; of '
+                "a target, findings = [...] may list those that it knows"
+            )
 
     def _has_finding(self, row: Row) -> bool | None:
         """Whether the finding is marked in its columns, or among texts with ``|`` between."""

@@ -192,6 +192,8 @@ def test_the_part_of_a_list_file_is_taken(root):
     ("text", "sentence"),
     [
         ("path,X\na/1.png,2\n", r"line 2: X is '2'; allowed are 1, 0, and empty or -1 where"),
+        ("path,X\na/1.png,\n", r"source: no row of .*labels\.csv names 'X'\. Write values = \{'X'"),
+        ("path,label\na/1.png,Y|Z\n", r"no row of .* names 'X'.*; of a target, findings = "),
         ("path,Y\na/1.png,1\n", r"which column is the 'X'; .* path, Y\. Write values = \{'X'"),
     ],
 )
