@@ -45,6 +45,8 @@ _BYTES_PER_BLOCK = 512 << 20
 _BLOCKS_PER_WORKER = 4
 #: More cores make a worker larger than 2 GB: OpenVINO runs a batch on each.
 _CORES_PER_WORKER = 4
+#: Decoding takes up to 25 times the bytes of a file, measured: so few files are open at once.
+_OPEN_BYTES = 24 << 20
 #: Ray does a block again whenever its process died; an image that kills must not do so for ever.
 _MOST_TRIES = 4
 #: Ray makes no call by the network that nobody asked for, and prints only what went wrong.
@@ -403,7 +405,11 @@ class _Worker:
         engine, choice = self._started = self._started or self._start(stores)
         unusable: dict[bytes, str] = {}
         same = self._guard.same
-        batches = decoded(dict(block), policy_of(job.choices[0]), unusable, choice)
+        # Of a stack one row is read at a time, which is small.
+        largest = max((item.stat.size for _, item in block if item.row is None), default=1)
+        threads = max(1, min(choice.threads or 1, _OPEN_BYTES // max(largest, 1)))
+        reading = replace(choice, threads=threads)
+        batches = decoded(dict(block), policy_of(job.choices[0]), unusable, reading)
         rows = run_batches(batches, engine)
         write_rows(rows, stores, unusable, self._guard, provenance=engine.provenance())
         return _Written(len(block), unusable, self._guard.same - same, engine.description)
