@@ -23,6 +23,7 @@ from pipeline.export import export_model  # noqa: E402
 from pipeline.features.engines import EngineChoice  # noqa: E402
 from pipeline.features.extract import ExtractOptions, extract  # noqa: E402
 from pipeline.finetune.stage import FinetuneOptions, finetune  # noqa: E402
+from pipeline.heads.save import head_folder  # noqa: E402
 from pipeline.predict import predict as predict_images  # noqa: E402
 from pipeline.study import load_study  # noqa: E402
 from tests.finetune.tiny_trainable import install_trainable_tiny  # noqa: E402
@@ -88,6 +89,28 @@ def test_a_file_gives_the_probabilities_of_the_head(study):
     assert card["tested"][1]["scores"]["accuracy"]["low"] <= 1
     assert card["classes"] == ["a", "b"]
     assert card["trained"] == {"study": "tiny", "images": 32}
+
+
+@pytest.mark.slow  # a graph takes seconds
+@pytest.mark.parametrize("setting", ["views = 2", 'layers = ["1"]'])
+def test_views_and_layers_are_in_the_file(tmp_path, monkeypatch, setting):
+    """It takes the picture as it is, and gives what the head gives to the mean of the views."""
+    install_trainable_tiny(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    file = write_tiny_study(tmp_path)
+    file.write_text(f"{file.read_text()}{setting}\n")
+    study = load_study(file)
+    extract(study, ExtractOptions(engine=TORCH))
+    compare(study, CompareOptions(heads=("linear",)))
+    card = export_model(study, "linear", Path("model.onnx"))
+    assert card["compared"]["largest_difference"] <= 1e-4
+    folder = head_folder(study.results, study.backbones[0].name, "linear")
+    of_head, of_file = (
+        predict_images(model, [Path("there")], store=Path("features"), engine=TORCH)["rows"]
+        for model in (folder, Path("model.onnx"))
+    )
+    for one, other in zip(of_head, of_file, strict=True):
+        np.testing.assert_allclose(one["probability"], other["probability"], atol=1e-4)
 
 
 def test_every_preprocessing_and_three_classes_have_a_graph():

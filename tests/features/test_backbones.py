@@ -373,7 +373,7 @@ def test_layers_of_one_pass_are_what_a_hook_sees(networks, name):
         network.get_submodule(f"{prefix}{layer}").register_forward_hook(
             lambda _, __, output: seen.append(output.mean((2, 3)))
         )
-    pixels = pixels_of(2)
+    pixels = pixels_of(2, 64)
     last = plain_features(network, pixels, name)
     frozen = Frozen(build(name, file), spec_of(name).policy, [*layers, ""])
     features = frozen(torch.from_numpy(pixels)).numpy()

@@ -55,6 +55,7 @@ def install_trainable_tiny(monkeypatch, folder: Path) -> Path:
         policy=PixelPolicy(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         network=_network,
         pretrained=FileWeights(file),
+        layers={"1": 6},
     )
     cut = cuts.Cut(where="after the first stage", split=_split, first_block=("0", "1"))
     monkeypatch.setattr(
