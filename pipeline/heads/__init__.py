@@ -12,7 +12,6 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.errors import UnknownNameError
 from pipeline.study import CustomHead
 
 
@@ -43,22 +42,6 @@ class HeadSpec:
     curves: bool = False
     path: Callable[..., Any] | None = None
     parallel: bool = True
-
-
-def make_head(name: str, *, seed: int, **parameters: Any) -> Any:
-    """An unfitted head.
-
-    Args:
-        name: An entry of ``HEADS``.
-        seed: Used by stochastic heads.
-        parameters: Replace defaults; see the classifier's ``get_params``.
-
-    Raises:
-        UnknownNameError: No such head; the message lists the table.
-    """
-    if name not in HEADS:
-        raise UnknownNameError("head", name, HEADS)
-    return HEADS[name].make(seed).set_params(**parameters)
 
 
 def all_heads(custom: tuple[CustomHead, ...]) -> Mapping[str, HeadSpec]:
@@ -128,7 +111,12 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             groups=True,
         ),
         "knn": HeadSpec(
-            make=_always("pipeline.heads.neighbours.make_neighbours"),
+            make=_always(
+                "sklearn.neighbors.KNeighborsClassifier",
+                n_neighbors=15,
+                weights="distance",
+                algorithm="brute",
+            ),
             about="nearest neighbours",
             grid={"n_neighbors": (5, 15, 45)},
             path=late("pipeline.heads.neighbours.neighbours_path"),

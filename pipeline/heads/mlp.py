@@ -40,7 +40,8 @@ class MLPHead(Head):
             than two classes, both times the number of bits of a class.
         batch_size: Rows per step. None: a power of two that gives 10 to 20 steps an epoch,
             but 32 to 1024.
-        learning_rate: AdamW's. None: 4e-4 for up to 128 rows a step, then with their root.
+        learning_rate: AdamW's. None: 4e-4 for up to 128 rows a step, then with their root;
+            times the bits of a class too, without which 300 classes are hardly learned.
         weight_decay: AdamW's, decoupled.
         random_state: Seed of the initial weights, the order of rows and the dropout.
 
@@ -101,7 +102,7 @@ class MLPHead(Head):
         bits = np.log2(classes)
         batch = self.batch_size or min(1024, max(32, 2 ** int(np.log2(max(1, n / 10)))))
         epochs = self.epochs or min(round(30 * bits), max(7, round(90 * bits * batch / n)))
-        rate = self.learning_rate or 4e-4 * max(1.0, batch / 128) ** 0.5
+        rate = self.learning_rate or 4e-4 * bits * max(1.0, batch / 128) ** 0.5
         return epochs, batch, rate
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:

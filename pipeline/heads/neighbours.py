@@ -5,12 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
-
-
-def make_neighbours() -> KNeighborsClassifier:
-    """An unfitted classifier that weighs a neighbour by one over its distance."""
-    return KNeighborsClassifier(n_neighbors=15, weights="distance", algorithm="brute")
+from sklearn.neighbors import NearestNeighbors
 
 
 def neighbours_path(
@@ -19,7 +14,7 @@ def neighbours_path(
     """Probabilities ``(heads, m, K)`` of other rows ``(m, d)``; NaN where rows are too few.
 
     Args:
-        heads: See :func:`make_neighbours`; they differ in ``n_neighbors``.
+        heads: Unfitted, weighing by one over the distance; they differ in ``n_neighbors``.
         X: Features, shape ``(n, d)``.
         y: Labels 0 to K - 1, shape ``(n,)``.
         other: Features of other rows.

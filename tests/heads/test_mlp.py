@@ -5,6 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from pipeline.heads import mlp
@@ -132,7 +134,14 @@ def test_the_schedule_grows_with_the_rows(n, expected):
     assert MLPHead().schedule(n) == pytest.approx(expected)
     given = MLPHead(epochs=7, batch_size=5, learning_rate=0.1)
     assert given.schedule(n) == (7, 5, 0.1)
-    assert MLPHead().schedule(1600, classes=4)[0] == 14
+    assert MLPHead().schedule(1600, classes=4) == (14, 128, 8e-4)
+
+
+def test_several_classes_are_learnt_as_well_as_two():
+    """Ten digits: without a rate that grows with the classes it is right in .92."""
+    X, y = load_digits(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
+    assert MLPHead().fit(X[::2], y[::2]).score(X[1::2], y[1::2]) > 0.94
 
 
 def test_dropout_keeps_the_share_that_it_says():

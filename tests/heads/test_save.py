@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 
 from cache.recipe import Recipe
 from pipeline.errors import ModelError, ResultsError
-from pipeline.heads import HEADS, make_head
+from pipeline.heads import HEADS
 from pipeline.heads.preprocessing import make_preprocessing
 from pipeline.heads.save import Network, SavedHead, head_folder, load_head, save_head
 from tests import result_files
@@ -36,7 +36,8 @@ def world(classes=2, d=9, n=90):
 
 def fitted(name="linear", *, classes=2, seed=0, preprocessing="standardise"):
     X, y, _ = world(classes)
-    head = make_head(name, seed=seed, **SMALL.get(name, {})) if isinstance(name, str) else name
+    if isinstance(head := name, str):
+        head = HEADS[name].make(seed).set_params(**SMALL.get(name, {}))
     return make_pipeline(make_preprocessing(preprocessing, (9,)), head).fit(X, y)
 
 
