@@ -64,8 +64,8 @@ lint: $(READY)  ## Style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench-features: $(READY)  ## Images/s against a plain DataLoader loop and the bare network
-	$(BIN)/python -m tests.bench.features
+bench-features: $(READY)  ## Images/s against a plain DataLoader loop and the bare network [DEVICE=cpu]
+	$(BIN)/python -m tests.bench.features --device "$(DEVICE)"
 
 bench-cuda: $(READY)  ## All that needs a GPU: correctness, rates, kill and resume
 	$(BIN)/python -m tests.bench.cuda

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from cache.errors import CacheError
 from cache.recipe import Recipe
 from cache.store import ROWS_PER_COMMIT, FeatureStore, gc
-from pipeline.data.items import Item
+from pipeline.data.items import Item, each_of
 from pipeline.errors import EngineError, PipelineError
 from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.engines import Engine, EngineChoice, resolve_engine
@@ -248,7 +248,7 @@ def _answers(
     function: Any = _Worker
     pool: Any = ActorPoolStrategy(size=workers)
     if not isinstance(work, _Job):
-        function = partial(_answer, begin, partial(_each, work))
+        function = partial(_answer, begin, partial(each_of, work))
         pool = TaskPoolStrategy(size=workers)
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         function,
@@ -332,10 +332,6 @@ def _check_folder(block: Sequence[Any]) -> None:
             f"this machine does not see {Path(item.file).parent}: the images must lie in a folder "
             "that all machines of the cluster share, under the same path"
         )
-
-
-def _each(function: Callable[[_T], _R], block: Sequence[_T]) -> list[_R]:
-    return [function(value) for value in block]
 
 
 # What a worker does: start the network once, then write the rows of block after block.

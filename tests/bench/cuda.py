@@ -20,40 +20,15 @@ import sys
 import tempfile
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from tests.bench.features import LOOP, picture, random_weights, write_pictures
 
 BACKBONES, PRECISIONS = ("densenet121", "googlenet"), ("fp32", "tf32", "bf16")
 #: Side in pixels, colours and number of the generated pictures.
 SETS = {"small": (224, "RGB", 16000), "large": (1600, "L", 6400), "colour": (1600, "RGB", 1920)}
-LOOP = """
-import sys, time, torch, torchvision
-from torch.utils.data import DataLoader
-from torchvision import transforms as T
-name, folder, limit, device, precision = sys.argv[1:6]
-extra = {"init_weights": False} if name == "googlenet" else {}
-model = getattr(torchvision.models, name)(weights=None, **extra)
-setattr(model, "fc" if name == "googlenet" else "classifier", torch.nn.Identity())
-model.eval().to(device, memory_format=torch.channels_last)
-torch.backends.cudnn.benchmark = True
-normalise = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-t = T.Compose([T.Resize((224, 224)), T.ToTensor(), normalise])
-data = torchvision.datasets.ImageFolder(folder, t)
-data.samples = data.samples[: int(limit)]
-loader = DataLoader(data, batch_size=128, num_workers=__import__("os").cpu_count(),
-                    pin_memory=device == "cuda", prefetch_factor=4)
-start = time.perf_counter()
-rows = []
-bf16 = torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
-with torch.inference_mode(), bf16:
-    for images, _ in loader:
-        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        rows.append(model(images).float().cpu().numpy())
-print(len(data) / (time.perf_counter() - start))
-"""
 #: The whole command, with the time of each step since the process was asked for.
 TIMED = """
 import builtins, functools, json, sys, time
@@ -231,7 +206,7 @@ def environment(options: argparse.Namespace) -> None:
     print(f"- simplejpeg: {getattr(simplejpeg, '__version__', 'absent, Pillow decodes')}")
     print(f"- OpenVINO: {importlib.util.find_spec('openvino') is not None}")
     for backbone in BACKBONES:
-        _weights(options.work, backbone)
+        random_weights(options.work, backbone)
 
 
 def imports(options: argparse.Namespace) -> None:
@@ -270,11 +245,11 @@ def correctness(options: argparse.Namespace) -> None:
 
     policy = PixelPolicy()
     rng = np.random.default_rng(0)
-    images = [(bytes([i]), _picture(rng, 224, "RGB")) for i in range(24)]
+    images = [(bytes([i]), picture(rng, 224, "RGB")) for i in range(24)]
 
     def rows(backbone: str, device: str, precision: str, compiling: str = "never") -> np.ndarray:
         engine = start_engine(
-            lambda: Frozen(build(backbone, _weights(options.work, backbone)), policy),
+            lambda: Frozen(build(backbone, random_weights(options.work, backbone)), policy),
             EngineChoice(engine="torch", device=device, batch_size=8, compile=compiling),
             precision,
         )
@@ -297,7 +272,7 @@ def correctness(options: argparse.Namespace) -> None:
             if precision == "fp32" and distance.max() > 1e-4:
                 print("- WRONG: more than 1e-4")
     if options.device == "cuda":
-        plain = build("densenet121", _weights(options.work, "densenet121")).cuda()
+        plain = build("densenet121", random_weights(options.work, "densenet121")).cuda()
         tensor = torch.from_numpy(np.stack([p for _, p in images])).cuda()
         with torch.inference_mode():
             features = Frozen(plain, policy).cuda()(tensor).cpu().numpy()
@@ -391,7 +366,7 @@ def forward(options: argparse.Namespace) -> None:
     for backbone, precision in ways:
         start = time.perf_counter()
         engine = start_engine(
-            lambda b=backbone: Frozen(build(b, _weights(options.work, b)), PixelPolicy()),
+            lambda b=backbone: Frozen(build(b, random_weights(options.work, b)), PixelPolicy()),
             EngineChoice(engine="torch", device=options.device, compile="never"),
             precision,
         )
@@ -498,7 +473,7 @@ def device_pixels(options: argparse.Namespace) -> None:
 
     name = BACKBONES[0 if options.device == "cuda" else 1]
     engine = start_engine(
-        lambda: Frozen(build(name, _weights(options.work, name)), PixelPolicy()),
+        lambda: Frozen(build(name, random_weights(options.work, name)), PixelPolicy()),
         EngineChoice(engine="torch", device=options.device, batch_size=32),
         "fp32",
     )
@@ -666,37 +641,16 @@ def _count(options: argparse.Namespace, number: int) -> int:
     return max(32, int(number * options.scale)) // 4 * 4
 
 
-def _picture(rng: np.random.Generator, side: int, mode: str) -> np.ndarray:
-    """Smooth structure with grain, as X-rays have it."""
-    coarse = rng.integers(0, 256, (side // 28 + 2, side // 28 + 2), np.uint8)
-    smooth = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
-    grain = rng.integers(-4, 5, (side, side), np.int16)
-    grey = np.clip(smooth.astype(np.int16) + grain, 0, 255).astype(np.uint8)
-    return grey if mode == "L" else np.stack([grey, np.roll(grey, 3), 255 - grey // 2], axis=-1)
-
-
 def _images(options: argparse.Namespace, kind: str, count: int | None = None) -> Path:
-    """Different JPEG files in two class folders; few pictures, turned and shifted."""
+    """A folder of generated pictures."""
     side, mode, most = SETS[kind]
     count = _count(options, count or most)
     folder = options.work / f"{kind}-{count}"
     if folder.exists():
         return folder
     start = time.perf_counter()
-    rng = np.random.default_rng(side)
-    bases = [_picture(rng, side, mode) for _ in range(12)]
-    for name in "ab":
-        (folder / name).mkdir(parents=True)
-
-    def save(number: int) -> int:
-        shift, level = number // 12 % 199, number // 12 // 199
-        shifted = np.roll(bases[number % 12], (shift, 7 * shift), (0, 1)) // 2 + np.uint8(9 * level)
-        file = folder / "ab"[number % 2] / f"p{number // 4:05}_{number}.jpg"
-        Image.fromarray(shifted).save(file, quality=85)
-        return file.stat().st_size
-
-    with ThreadPoolExecutor() as pool:
-        size = sum(pool.map(save, range(count))) / count
+    write_pictures(folder, side, mode, count)
+    size = sum(file.stat().st_size for file in folder.rglob("*.jpg")) / count
     seconds = time.perf_counter() - start
     print(f"- {kind}: {count} of {side} px, {mode}, {size / 1000:.0f} kB, {seconds:.1f} s")
     return folder
@@ -710,33 +664,12 @@ def _items(folder: Path) -> dict:
     return {read_image(item).key: item for item in scan(Domain(path=folder)).items}
 
 
-def _weights(work: Path, backbone: str) -> Path:
-    """Random, but with statistics that keep the pictures apart."""
-    file = work / f"{backbone}.pth"
-    if file.exists():
-        return file
-    import torch
-    import torchvision
-
-    torch.manual_seed(0)
-    extra = {"init_weights": False} if backbone == "googlenet" else {}
-    network = getattr(torchvision.models, backbone)(weights=None, **extra)
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    with torch.no_grad():
-        for _ in range(3):
-            network.train()(torch.randn(4, 3, 96, 96))
-    torch.save(network.state_dict(), file)
-    return file
-
-
 def _study(work: Path, images: Path, backbone: str, name: str) -> Path:
     file = work / f"{name}.toml"
     file.write_text(
         f'name = "{name}"\n[source]\npath = "{images}"\ngroup = \'^(p\\d+)\'\n'
         f'[store]\npath = "{work}/store-{name}"\n'
-        f'[backbone.{backbone}]\nweights = "{_weights(work, backbone)}"\n'
+        f'[backbone.{backbone}]\nweights = "{random_weights(work, backbone)}"\n'
     )
     return file
 

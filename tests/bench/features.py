@@ -1,57 +1,62 @@
 """Measure stage 1 against what a user would otherwise use, in one run on the same files.
 
-    python -m tests.bench.features [--images FOLDER] [--count 1000] [--repeats 3]
+    python -m tests.bench.features [--device cuda] [--repeats 1] [--images FOLDER]
 
-For each backbone: (a) a plain torchvision/timm DataLoader loop that saves an .npy, (b) the
-engine's bare forward rate, (c) the whole command from image files to committed store, each
-in a process of its own, interleaved, with the median of the repeats. (d) is what each further
-image costs (c): the time of all images less the time of half of them, so that start-up, which
-does not grow with the images, is seen apart. (e) is a second run with ten new images:
-start-up alone, from the network that was kept. Then a second run with nothing new over 100,000
-small files, and the peak memory for few and for many images.
+Each command and each plain torchvision or timm DataLoader loop (channels_last, all cores) is a
+process of its own, from its start to its end; of the repeats the fastest counts. Four questions:
+
+- first run: few images, a network that was never met;
+- bare: many images, start-up included, beside the engine alone on pixels in memory;
+- further: what each further image of full size costs, by the time of many less that of few,
+  beside decoding as Pillow does it to RGB, and with ``resize = "fast"``;
+- again: ten new images in a store that is there, and whether torch was imported.
+
 Random weights serve where none are here: the rate does not depend on them.
 """
 
 import argparse
-import json
 import os
-import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-BACKBONES = ("densenet121", "googlenet", "efficientnet_lite0")
-GOALS = {"densenet121": 2.0, "googlenet": 2.2, "efficientnet_lite0": 4.5}
+LITE = "efficientnet_lite0"
 LOOP = """
-import sys, time, numpy as np, torch, torchvision
+import os, sys, time, torch, torchvision
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
-name, weights, folder, limit = sys.argv[1:5]
+name, folder, limit, device, precision = sys.argv[1:6]
 if name == "efficientnet_lite0":
     import timm
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0)
 else:
-    model = getattr(torchvision.models, name)(weights=None, init_weights=False) \\
-        if name == "googlenet" else getattr(torchvision.models, name)(weights=None)
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    model = getattr(torchvision.models, name)(weights=None, **extra)
     setattr(model, "fc" if name == "googlenet" else "classifier", torch.nn.Identity())
-model.eval().to(memory_format=torch.channels_last)
+model.eval().to(device, memory_format=torch.channels_last)
+torch.backends.cudnn.benchmark = True
 normalise = T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 t = T.Compose([T.Resize((224, 224)), T.ToTensor(), normalise])
 data = torchvision.datasets.ImageFolder(folder, t)
 data.samples = data.samples[: int(limit)]
+cuda = device == "cuda"
+loader = DataLoader(data, batch_size=128 if cuda else 32, num_workers=os.cpu_count(),
+                    pin_memory=cuda, prefetch_factor=4)
 start = time.perf_counter()
 rows = []
-with torch.no_grad():
-    for images, _ in DataLoader(data, batch_size=32, num_workers=2):
-        rows.append(model(images.to(memory_format=torch.channels_last)).numpy())
-np.save(sys.argv[5], np.concatenate(rows))
+bf16 = torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+with torch.inference_mode(), bf16:
+    for images, _ in loader:
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        rows.append(model(images).float().cpu().numpy())
 print(len(data) / (time.perf_counter() - start))
 """
 BARE = """
@@ -62,7 +67,7 @@ from pipeline.features.engines import EngineChoice, start_engine
 from pipeline.features.load import frozen_network
 from pipeline.study import load_study
 choice = load_study(Path(sys.argv[1])).backbones[0]
-engine = start_engine(lambda: frozen_network(choice), EngineChoice(), "fp32")
+engine = start_engine(lambda: frozen_network(choice), EngineChoice(device=sys.argv[3]), "fp32")
 batch = np.random.default_rng(0).integers(0, 256, (engine.batch_size, 224, 224, 3), np.uint8)
 def run(batches):
     waiting = deque()
@@ -77,202 +82,207 @@ batches = int(sys.argv[2]) // engine.batch_size
 start = time.perf_counter()
 run(batches)
 print(batches * engine.batch_size / (time.perf_counter() - start))
+engine.close()
+"""
+COMMAND = """
+import sys
+from pipeline.data import images
+if sys.argv.pop(1) == "pillow":
+    images._decoded_jpeg = lambda image, at_least: image.convert("RGB")
+import pipeline.cli
+pipeline.cli.main(standalone_mode=False)
+print("torch" in sys.modules, file=sys.stderr)
 """
 
 
 def main() -> None:
-    """Run all measurements and print one table."""
+    """Run all measurements and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=Path, help="class folders; default: generated phantoms")
-    parser.add_argument("--count", type=int, default=1000, help="images for the whole command")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--small-files", type=int, default=100_000)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--images", type=Path, help="class folders of full size; default: made")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the images")
     options = parser.parse_args()
+    print(f"{os.cpu_count()} cores, {options.device}\n", flush=True)
+    print("| question | images | beside | ratio | goal |\n| - | - | - | - | - |", flush=True)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
-        work = Path(name)
-        images = _take(options.images or _phantoms(work, options.count), work, options.count)
-        print(f"{os.cpu_count()} cores; {_count(images)} images of {images}", flush=True)
-        for backbone in BACKBONES:
-            _compare(work, images, backbone, options.repeats)
-        _memory(work, images)
-        _second_run(work, options.small_files)
+        for line in _lines(_Bench(Path(name), options)):
+            print(line, flush=True)
 
 
-def _phantoms(work: Path, count: int) -> Path:
-    from pipeline.demo import DemoSpec, write_demo
+def _lines(bench: "_Bench") -> Iterator[str]:
+    for backbone, kind, goal in (("densenet121", "small", 1.5), (LITE, "large", 2.5)):
+        loop, whole = bench.loop(backbone, kind, 300), bench.first(backbone, kind, 300)
+        yield (
+            f"| first run, {backbone}, {kind} | {bench.count(300)} in {whole:.1f} s | "
+            f"plain loop {loop:.1f} s | {loop / whole:.2f} | {goal} |"
+        )
+    for backbone in ("densenet121", LITE):
+        count = bench.count(2000)
+        rate = count / bench.first(backbone, "small", 2000)
+        bare = bench.bare(backbone, 400)
+        yield (
+            f"| all of 224 px, {backbone} | {rate:.1f}/s of {count} | engine alone {bare:.1f}/s | "
+            f"{rate / bare:.2f} | 0.95 |"
+        )
+    pillow = bench.further(LITE, how="pillow")
+    for resize, goal in (("stretch", 1.6), ("fast", 2.5)):
+        rate = bench.further(LITE, resize=resize)
+        yield (
+            f"| further full size, {LITE}, {resize} | {rate:.1f}/s | by Pillow to RGB "
+            f"{pillow:.1f}/s | {rate / pillow:.2f} | {goal} |"
+        )
+    seconds, torch = bench.again(LITE)
+    yield f"| ten new images, {LITE} | {seconds:.1f} s | torch imported: {torch} | | 4 s |"
 
-    write_demo(work / "demo", DemoSpec(n_source=count, n_target=10))
-    return work / "demo" / "hospital_a"
+
+class _Bench:
+    """Runs commands on generated pictures in a folder.
+
+    Args:
+        work: The folder.
+        options: Of the command line.
+    """
+
+    def __init__(self, work: Path, options: argparse.Namespace) -> None:
+        self._work, self._options = work, options
+
+    def count(self, images: int) -> int:
+        return max(16, int(images * self._options.scale)) // 4 * 4
+
+    def loop(self, backbone: str, kind: str, images: int) -> float:
+        """Seconds of the plain loop."""
+        folder = self._images(kind, images)
+        given = [backbone, folder, self.count(images), self._options.device, "fp32"]
+        return min(_timed("-c", LOOP, *given)[0] for _ in range(self._options.repeats))
+
+    def first(self, backbone: str, kind: str, images: int) -> float:
+        """Seconds of the command where the network was never met."""
+        study = self._study(backbone, self._images(kind, images))
+        seconds = []
+        for _ in range(self._options.repeats):
+            shutil.rmtree(self._work / "store", ignore_errors=True)
+            seconds.append(self._command(study)[0])
+        return min(seconds)
+
+    def bare(self, backbone: str, images: int) -> float:
+        """Images a second of the engine on pixels in memory."""
+        study = self._study(backbone, self._images("small", images))
+        given = ["-c", BARE, study, self.count(images), self._options.device]
+        return max(float(_timed(*given)[1].stdout) for _ in range(self._options.repeats))
+
+    def further(self, backbone: str, *, resize: str = "stretch", how: str = "ours") -> float:
+        """Images a second of full size, by the time of 300 less that of 60, once converted."""
+        few, many = 60, 300
+        seconds = {}
+        for images in (few, few, many):
+            study = self._study(backbone, self._images("large", images), resize)
+            for store in (self._work / "store").glob(f"{backbone}*"):
+                shutil.rmtree(store)
+            seconds[images] = self._command(study, how)[0]
+        return (self.count(many) - self.count(few)) / (seconds[many] - seconds[few])
+
+    def again(self, backbone: str) -> tuple[float, str]:
+        """Seconds of a run with ten new images, and whether torch was imported."""
+        folder = self._images("large", 300)
+        study = self._study(backbone, folder)
+        self._command(study)
+        for number, file in enumerate(sorted(folder.rglob("*.jpg"))[:10]):
+            with Image.open(file) as image:
+                turned = image.rotate(180)
+            turned.save(file.with_name(f"new{number}_0.jpg"), quality=90)
+        seconds, done = self._command(study)
+        return seconds, done.stderr.split()[-1]
+
+    def _command(
+        self, study: Path, how: str = "ours"
+    ) -> tuple[float, "subprocess.CompletedProcess[str]"]:
+        given = ["features", study, "--device", self._options.device]
+        return _timed("-c", COMMAND, how, *given)
+
+    def _images(self, kind: str, images: int) -> Path:
+        """Pictures of 224 pixels in colour, or of full size in grey."""
+        count = self.count(images)
+        folder = self._work / f"{kind}-{count}"
+        if not folder.exists() and kind == "large" and self._options.images:
+            _copy(self._options.images, folder, count)
+        elif not folder.exists():
+            write_pictures(folder, *((224, "RGB") if kind == "small" else (1600, "L")), count)
+        return folder
+
+    def _study(self, backbone: str, images: Path, resize: str = "stretch") -> Path:
+        weights = "imagenet" if backbone == LITE else random_weights(self._work, backbone)
+        file = self._work / "study.toml"
+        file.write_text(
+            f'name = "bench"\n[source]\npath = "{images}"\n[store]\npath = "{self._work}/store"\n'
+            f'[backbone.{backbone}]\nweights = "{weights}"\nresize = "{resize}"\n'
+        )
+        return file
 
 
-def _take(folder: Path, work: Path, count: int) -> Path:
-    """The first images of each class, so that all three measure the same files."""
-    for kind in sorted(p for p in folder.iterdir() if p.is_dir()):
-        target = work / "images" / kind.name
-        target.mkdir(parents=True)
+def _timed(*given: object) -> tuple[float, "subprocess.CompletedProcess[str]"]:
+    """Seconds of a Python process from its start to its end."""
+    start = time.perf_counter()
+    command = [sys.executable, *map(str, given)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{command[-3:]} failed:\n{done.stderr}")
+    return time.perf_counter() - start, done
+
+
+def _copy(images: Path, folder: Path, count: int) -> None:
+    """The first images of each of two class folders."""
+    for kind in sorted(p for p in images.iterdir() if p.is_dir())[:2]:
+        (folder / kind.name).mkdir(parents=True)
         for file in sorted(f for f in kind.rglob("*") if f.is_file())[: count // 2]:
-            shutil.copy(file, target / file.name)
-    return work / "images"
+            shutil.copy(file, folder / kind.name / file.name)
 
 
-def _count(folder: Path) -> int:
-    return sum(f.is_file() for f in folder.rglob("*"))
+def picture(rng: np.random.Generator, side: int, mode: str) -> np.ndarray:
+    """Smooth structure with grain, as X-rays have it."""
+    coarse = rng.integers(0, 256, (side // 28 + 2, side // 28 + 2), np.uint8)
+    smooth = np.asarray(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
+    grain = rng.integers(-4, 5, (side, side), np.int16)
+    grey = np.clip(smooth.astype(np.int16) + grain, 0, 255).astype(np.uint8)
+    return grey if mode == "L" else np.stack([grey, np.roll(grey, 3), 255 - grey // 2], axis=-1)
 
 
-def _study(work: Path, images: Path, backbone: str) -> Path:
-    file = work / f"{backbone}.toml"
-    weights = _random_weights(work, backbone)
-    file.write_text(
-        f'name = "bench"\n[source]\npath = "{images}"\n[store]\npath = "store"\n'
-        f"[backbone.{backbone}]\n" + (f'weights = "{weights}"\n' if weights else "")
-    )
-    return file
+def write_pictures(folder: Path, side: int, mode: str, count: int) -> None:
+    """Different JPEG files in two class folders; few pictures, turned and shifted."""
+    rng = np.random.default_rng(side)
+    bases = [picture(rng, side, mode) for _ in range(12)]
+    for name in "ab":
+        (folder / name).mkdir(parents=True)
+
+    def save(number: int) -> None:
+        shift, level = number // 12 % 199, number // 12 // 199
+        shifted = np.roll(bases[number % 12], (shift, 7 * shift), (0, 1)) // 2 + np.uint8(9 * level)
+        file = folder / "ab"[number % 2] / f"p{number // 4:05}_{number}.jpg"
+        Image.fromarray(shifted).save(file, quality=85)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(save, range(count)))
 
 
-def _random_weights(work: Path, backbone: str) -> Path | None:
-    if backbone == "efficientnet_lite0":
-        return None
+def random_weights(work: Path, backbone: str) -> Path:
+    """Random, but with statistics that keep the pictures apart."""
+    file = work / f"{backbone}.pth"
+    if file.exists():
+        return file
     import torch
     import torchvision
 
-    file = work / f"{backbone}.pth"
-    extra = {"init_weights": False} if backbone == "googlenet" else {}
     torch.manual_seed(0)
-    torch.save(getattr(torchvision.models, backbone)(weights=None, **extra).state_dict(), file)
+    extra = {"init_weights": False} if backbone == "googlenet" else {}
+    network = getattr(torchvision.models, backbone)(weights=None, **extra)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    with torch.no_grad():
+        for _ in range(3):
+            network.train()(torch.randn(4, 3, 96, 96))
+    torch.save(network.state_dict(), file)
     return file
-
-
-def _compare(work: Path, images: Path, backbone: str, repeats: int) -> None:
-    study = _study(work, images, backbone)
-    count = _count(images)
-    half = work / "half"
-    if not half.exists():
-        _take_into(images, half, count // 2)
-    loop, bare, whole, further = [], [], [], []
-    for _ in range(repeats):
-        few = str(max(64, count // 4))
-        loop.append(_rate("-c", LOOP, backbone, "", str(images), few, str(work / "loop.npy")))
-        bare.append(_rate("-c", BARE, str(study), str(count // 2)))
-        seconds = _command(work, study)
-        shorter = _command(work, _study(work, half, backbone))
-        whole.append(count / seconds)
-        further.append((count - _count(half)) / (seconds - shorter))
-        _study(work, images, backbone)
-    _command(work, study)
-    cpu, seconds = _ten_new(images, study)
-    mid = statistics.median
-    print(
-        f"{backbone:20} loop {mid(loop):6.1f}/s  bare engine {mid(bare):6.1f}/s  "
-        f"whole command {mid(whole):6.1f}/s  further images {mid(further):6.1f}/s | "
-        f"whole/loop {mid(_ratios(whole, loop)):.2f} (goal {GOALS[backbone]}), "
-        f"whole/bare {mid(_ratios(whole, bare)):.2f}, "
-        f"further/bare {mid(_ratios(further, bare)):.2f} (goal 0.95) | "
-        f"ten new images {seconds:.1f} s, {cpu:.1f} CPU seconds (goal 4)",
-        flush=True,
-    )
-
-
-def _command(work: Path, study: Path) -> float:
-    """Seconds of the whole command, from nothing to a committed store."""
-    shutil.rmtree(work / "store", ignore_errors=True)
-    start = time.perf_counter()
-    report = json.loads(_run("-m", "pipeline.cli", "features", str(study), "--json"))
-    assert report["backbones"][0]["reused"] == 0
-    return time.perf_counter() - start
-
-
-def _ten_new(images: Path, study: Path) -> tuple[float, float]:
-    """CPU seconds, and seconds, of a run in which all but ten images are stored."""
-    kind = next(images.iterdir())
-    new = [file.with_name(f"mirrored_{file.stem}.png") for file in sorted(kind.iterdir())[:10]]
-    for file, name in zip(sorted(kind.iterdir()), new, strict=False):
-        ImageOps.mirror(Image.open(file)).save(name)
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    report = json.loads(_run("-m", "pipeline.cli", "features", str(study), "--json"))
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert report["backbones"][0]["computed"] == len(new)
-    for name in new:
-        name.unlink()
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, seconds
-
-
-def _ratios(a: list[float], b: list[float]) -> list[float]:
-    return [x / y for x, y in zip(a, b, strict=True)]
-
-
-def _memory(work: Path, images: Path) -> None:
-    study = _study(work, images, "efficientnet_lite0")
-    peaks = []
-    for count in (16, _count(images)):
-        few = work / f"few{count}"
-        _take_into(images, few, count)
-        own = work / f"memory{count}.toml"
-        own.write_text(study.read_text().replace(str(images), str(few)))
-        shutil.rmtree(work / "store", ignore_errors=True)
-        code = (
-            "import resource; from pipeline.cli import main; main(standalone_mode=False);"
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-        )
-        out = _run("-c", code, "features", str(own))
-        peaks.append(int(out.splitlines()[-1]) / 1024)
-    print(
-        f"peak memory: {peaks[0]:.0f} MB for 16 images (network and libraries), "
-        f"{peaks[1]:.0f} MB for {_count(images)}: {peaks[1] - peaks[0]:.0f} MB more (goal < 2048)",
-        flush=True,
-    )
-
-
-def _take_into(images: Path, target: Path, count: int) -> None:
-    for kind in images.iterdir():
-        (target / kind.name).mkdir(parents=True)
-        for file in sorted(kind.iterdir())[: count // 2]:
-            shutil.copy(file, target / kind.name / file.name)
-
-
-def _second_run(work: Path, count: int) -> None:
-    """The store is filled with made-up rows: only finding that nothing is new is timed."""
-    import hashlib
-
-    from cache.store import Writer
-    from pipeline.features.load import store_for
-    from pipeline.study import load_study
-
-    folder = work / "small"
-    rng = np.random.default_rng(0)
-    keys = []
-    for i in range(count):
-        kind = folder / f"class{i % 2}"
-        kind.mkdir(parents=True, exist_ok=True)
-        data = rng.bytes(200)
-        (kind / f"p{i:06}.png").write_bytes(data)
-        keys.append(hashlib.sha256(data).digest())
-    study = _study(work, folder, "efficientnet_lite0")
-    loaded = load_study(study)
-    store = store_for(loaded, loaded.backbones[0])
-    store.prepare()
-    with Writer(store) as writer:
-        for start in range(0, count, 1000):
-            rows = rng.normal(size=(1000, 1280)).astype(np.float32)
-            for key, row in zip(keys[start : start + 1000], rows, strict=False):
-                writer.add(key, row)
-    time.sleep(1.1)  # files written within the index's own clock tick are not believed
-    for run in ("first", "second"):
-        start = time.perf_counter()
-        report = json.loads(_run("-m", "pipeline.cli", "features", str(study), "--json"))
-        seconds = time.perf_counter() - start
-        assert report["backbones"][0]["computed"] == 0
-        print(f"{count} small files, nothing new, {run} run: {seconds:.2f} s", flush=True)
-
-
-def _rate(*arguments: str) -> float:
-    return float(_run(*arguments).split()[-1])
-
-
-def _run(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{arguments[-3:]} failed:\n{done.stderr}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""Processes that work for this one: in order, loud, and gone with it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.items import blocks_of, in_threads, list_folder
+from pipeline.data.processes import Processes
+from pipeline.errors import EngineError, StudyError
+
+
+def test_answers_come_in_order_as_from_threads():
+    """Whatever process did which block."""
+    values = [str(i) for i in range(1000)]
+    with Processes(2) as processes:
+        assert list(processes.each(int, values)) == list(in_threads(int, values)) == [*range(1000)]
+
+
+def test_what_a_function_refuses_is_raised_here(tmp_path):
+    """A folder that cannot be listed, for example; the process serves on."""
+    with Processes(1) as processes:
+        with pytest.raises(StudyError, match="cannot be listed: No such file"):
+            list(processes.each(list_folder, [tmp_path / "none"]))
+        assert list(processes.each(len, ["abc"])) == [3]
+
+
+def test_a_process_that_ends_stops_the_run(monkeypatch):
+    """For want of memory, perhaps; nothing waits for it for ever."""
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    with pytest.raises(EngineError, match=r"has ended .* enough memory"), Processes(1) as processes:
+        list(processes.each(len, ["abc"]))
+
+
+def test_no_process_is_left_when_it_is_over():
+    """Of those that were idle too."""
+    with Processes(2) as processes:
+        children = [Path(f"/proc/{p._child.pid}") for p in processes._running]
+        assert all(child.exists() for child in children)
+    assert not any(child.exists() for child in children)
+
+
+@pytest.mark.parametrize(("values", "size"), [(3, 1), (160, 10), (10**5, 64)])
+def test_few_values_are_handed_out_one_by_one(values, size):
+    """And no block is so large that others wait for it at the end."""
+    blocks = blocks_of(range(values), 4)
+    assert max(map(len, blocks)) == size
+    assert sum(map(len, blocks)) == values
