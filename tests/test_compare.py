@@ -23,9 +23,8 @@ from pipeline.evaluation.selection import bbc_cv
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
-from pipeline.heads.fit_cache import Fit
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.search import Fitting
+from pipeline.heads.search import Fit, Fitting
 from pipeline.randomness import stream
 from pipeline.results import add_files
 from pipeline.study import Concatenation, load_study

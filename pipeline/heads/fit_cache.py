@@ -10,7 +10,6 @@ import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,47 +22,12 @@ from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.heads import HeadSpec
 from pipeline.heads.save import DESCRIPTION
+from pipeline.heads.search import Fit
 from pipeline.results import read_set
 
 _LOG = logging.getLogger(__name__)
 FILE = "fit.npz"
 _META = ("seeds", "chosen", "path", "curves", "seconds")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fit:
-    """A kind of head, fitted.
-
-    Attributes:
-        models: From features as the backbone gave them to ``predict_proba``: one for each
-            seed of a stochastic head, else one. Empty for a fit that was read back.
-        seeds: Of the models.
-        proba: What each model predicts for the images of the study, ``(S, N, K)``; NaN for
-            those that it was fitted to.
-        chosen: Parameters that were chosen by folds, with their values.
-        path: Mean log loss on held-out patients of each choice; empty without a choice.
-        curves: Of the first model: a value for each epoch by name; empty without epochs.
-        out_of_fold: Probabilities by fits that did not see the row's patient, for each
-            division in folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
-            asked for.
-        seconds: Time of its fits, without those that were only for ``out_of_fold``.
-    """
-
-    models: tuple[Any, ...]
-    seeds: tuple[int, ...]
-    proba: NDArray[np.float64]
-    chosen: Mapping[str, Any] = field(default_factory=dict)
-    path: Sequence[Mapping[str, Any]] = ()
-    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    out_of_fold: NDArray[np.float64] | None = None
-    seconds: float = 0.0
-
-    def with_folds(self, repeats: int) -> "Fit | None":
-        """The fit with so many divisions in folds; None where it has fewer."""
-        if not repeats or self.out_of_fold is None:
-            return None if repeats else replace(self, out_of_fold=None)
-        enough = len(self.out_of_fold) >= repeats
-        return replace(self, out_of_fold=self.out_of_fold[:repeats]) if enough else None
 
 
 def fit_keys(

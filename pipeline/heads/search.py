@@ -8,7 +8,7 @@ of all heads are independent jobs, so they keep every core busy.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -20,7 +20,6 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import Fold as FoldRows
 from pipeline.data.patients import patient_folds
 from pipeline.heads import HeadSpec, late
-from pipeline.heads.fit_cache import Fit
 from pipeline.heads.parallel import run_each, run_parallel
 from pipeline.heads.preprocessing import fit_in_blocks, row_blocks, transform_in_blocks
 from pipeline.progress import Progress
@@ -36,6 +35,42 @@ _ROUNDING = 1e-3
 _LONGEST_REASON = 300
 Proba = NDArray[np.float64]
 Transformer = Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A kind of head, fitted.
+
+    Attributes:
+        models: From features as the backbone gave them to ``predict_proba``: one for each
+            seed of a stochastic head, else one. Empty for a fit that was read back.
+        seeds: Of the models.
+        proba: What each model predicts for the images of the study, ``(S, N, K)``; NaN for
+            those that it was fitted to.
+        chosen: Parameters that were chosen by folds, with their values.
+        path: Mean log loss on held-out patients of each choice; empty without a choice.
+        curves: Of the first model: a value for each epoch by name; empty without epochs.
+        out_of_fold: Probabilities by fits that did not see the row's patient, for each
+            division in folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
+            asked for.
+        seconds: Time of its fits, without those that were only for ``out_of_fold``.
+    """
+
+    models: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    proba: NDArray[np.float64]
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+    path: Sequence[Mapping[str, Any]] = ()
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    out_of_fold: NDArray[np.float64] | None = None
+    seconds: float = 0.0
+
+    def with_folds(self, repeats: int) -> "Fit | None":
+        """The fit with so many divisions in folds; None where it has fewer."""
+        if not repeats or self.out_of_fold is None:
+            return None if repeats else replace(self, out_of_fold=None)
+        enough = len(self.out_of_fold) >= repeats
+        return replace(self, out_of_fold=self.out_of_fold[:repeats]) if enough else None
 
 
 def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:

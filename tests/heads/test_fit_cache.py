@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.heads import HEADS, fit_cache
-from pipeline.heads.fit_cache import FILE, Fit, fit_file, fit_keys, read_fit
+from pipeline.heads.fit_cache import FILE, fit_file, fit_keys, read_fit
 from pipeline.heads.save import DESCRIPTION
+from pipeline.heads.search import Fit
 from pipeline.results import write_set
 from tests.heads.made_up_rows import made_up_rows
 from tests.result_files import rewrite
