@@ -277,7 +277,7 @@ def _subgroups(target: Record, about: Record) -> Iterator[Table]:
 
 
 def _lowest(groups: Sequence[Record]) -> Iterator[str]:
-    """The lowest group by each metric, and whether it is shown to be below all other images."""
+    """The lowest group by each metric, and how far it is from all other images."""
     keys = ("difference", "difference_low", "difference_high")
     lowest = (
         (name, group["group"], value)
@@ -286,10 +286,9 @@ def _lowest(groups: Sequence[Record]) -> Iterator[str]:
         if (value := group["metrics"].get(metric)) and value["worst"]
     )
     for name, group, value in lowest:
-        sentence = f"{name} is lowest in {group}."
+        sentence = f"{name} is lowest in {group}"
         if value["difference"] is not None:
             points, low, high = (f"{100 * value[key]:+.1f}" for key in keys)
-            shown = "is" if value["difference_high"] < 0 else "is not"
-            sentence += f" It {shown} shown to be below all other images "
-            sentence += f"({points} points, {low} to {high})."
-        yield sentence
+            chance = "" if value["difference_high"] < 0 else "; this may be chance"
+            sentence += f": {points} points from all other images ({low} to {high}){chance}"
+        yield sentence + "."
