@@ -49,6 +49,7 @@ _CORES_PER_WORKER = 4
 _OPEN_BYTES = 24 << 20
 #: Ray does a block again whenever its process died; an image that kills must not do so for ever.
 _MOST_TRIES = 4
+_SECONDS_TO_ANSWER = 10
 #: Ray makes no call by the network that nobody asked for, and prints only what went wrong.
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -74,6 +75,12 @@ def cluster(address: str = "") -> Iterator["Cluster"]:
     """
     if importlib.util.find_spec("ray") is None:
         raise EngineError('Ray is not installed: pip install "headrace[ray]"')
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as cause:
+        raise _no_cluster(address, cause) from cause
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -84,14 +91,18 @@ def cluster(address: str = "") -> Iterator["Cluster"]:
     try:
         ray.init(address or None, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as cause:
-        raise EngineError(
-            f"no cluster of Ray at {address or 'this machine'}: {_first_line(cause)}. Start one "
-            "with: ray start --head, or leave the address out"
-        ) from cause
+        raise _no_cluster(address, cause) from cause
     try:
         yield Cluster()
     finally:
         ray.shutdown()
+
+
+def _no_cluster(address: str, cause: Exception) -> EngineError:
+    return EngineError(
+        f"no cluster of Ray at {address or 'this machine'}: {_first_line(cause)}. Start one with: "
+        "ray start --head, or leave the address out"
+    )
 
 
 @dataclass(frozen=True)

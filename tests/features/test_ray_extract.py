@@ -88,6 +88,13 @@ def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
         extract(None, SPREAD)
 
 
+def test_an_address_where_nothing_answers_is_said_at_once(monkeypatch):
+    """Ray itself tries for minutes."""
+    monkeypatch.setattr(ray_extract.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(EngineError, match=r"no cluster of Ray at 127\.0\.0\.1:1: .*ray start"):
+        extract(None, replace(ALONE, ray="127.0.0.1:1"))
+
+
 # With Ray. Its workers are processes of their own and get the backbone by a hook.
 
 
