@@ -119,8 +119,9 @@ def verify_study(study: Study, sample: int | None, choice: EngineChoice) -> list
 def _holds(recipe: Recipe) -> str:
     if recipe.pooling == "none":
         return f"activations {recipe.cut}"
-    mask = recipe.preprocessing.get("mask")
-    return f"features, mask {mask}" if mask else "features"
+    mask, views = recipe.preprocessing.get("mask"), recipe.preprocessing.get("views")
+    of_views = f", {len(views)} views" if views else ""
+    return f"features, mask {mask}" if mask else f"features{of_views}"
 
 
 def _verified(store: FeatureStore) -> str:
