@@ -148,7 +148,7 @@ class _Bench:
         self._work, self._options = work, options
 
     def count(self, images: int) -> int:
-        return max(16, int(images * self._options.scale)) // 4 * 4
+        return max(4, int(images * self._options.scale)) // 4 * 4
 
     def loop(self, backbone: str, kind: str, images: int) -> float:
         """Seconds of the plain loop."""
