@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from pipeline.data.views import MOST_VIEWS
 from pipeline.errors import StudyError
 from pipeline.words import composed, printable
 
@@ -759,6 +760,9 @@ def _backbone(name: str, table: _Table) -> list[BackboneChoice]:
     }
     if given["weights"] not in (None, "imagenet"):
         given["weights"] = str(table.path("weights", 'allowed: "imagenet" or a file'))
+    views = given["views"]
+    if views is not None and not 1 <= views <= MOST_VIEWS:
+        table.fail(f"{table.where} views = {views}: allowed is 1 to {MOST_VIEWS}")
     choice = BackboneChoice(name=name, **{k: v for k, v in given.items() if v is not None})
     layers = table.get("layers", list)
     if layers is None:

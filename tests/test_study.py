@@ -146,6 +146,8 @@ def test_layers_are_backbones_and_so_is_their_concatenation(folder):
         (("^(p", "^(x)?(p"), r"group = .* captures 2 parts; one is allowed"),
         (("far", "source"), r"the name 'source' is taken"),
         (("121]", "121]\nviews = 'two'"), r"views = 'two': allowed is int"),
+        (("121]", "121]\nviews = 0"), r"\[backbone.densenet121\] views = 0: allowed is 1 to 32"),
+        (("121]", "121]\nviews = 99"), r"views = 99: allowed is 1 to 32"),
         (("121]", "121]\nlayers = []"), r"layers = \[\]: allowed is a list of names of layers"),
         (
             ("121]", '121]\nviews = 2\n[backbone.googlenet]\n[backbone."densenet121+googlenet"]'),
