@@ -118,7 +118,7 @@ def test_every_preprocessing_and_three_classes_have_a_graph():
     import torch
     from sklearn.pipeline import make_pipeline
 
-    from pipeline.heads import make_head
+    from pipeline import heads
     from pipeline.heads.layers import head_layers
     from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
 
@@ -128,7 +128,7 @@ def test_every_preprocessing_and_three_classes_have_a_graph():
     for preprocessing in PREPROCESSING:
         for head in HEADS:
             model = make_pipeline(
-                make_preprocessing(preprocessing, (2, 4)), make_head(head, seed=0)
+                make_preprocessing(preprocessing, (2, 4)), heads.HEADS[head].make(0)
             )
             if head == "svm":
                 model[-1].set_params(candidates=(("linear", 0.1),))
