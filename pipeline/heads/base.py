@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 
@@ -73,6 +74,34 @@ class BlockScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         rows: NDArray[np.float32] = validate_data(self, X, dtype=np.float32, reset=False)
         return rows / self.scale_
+
+
+class Standardiser(StandardScaler):  # type: ignore[misc]
+    """scikit-learn's, but a column that hardly varies is not blown up.
+
+    A filter of the network that answers to no training image leaves a column of almost equal
+    numbers. Divided by their tiny standard deviation, one image that it does answer to would
+    lie ten thousands of deviations out and decide everything. Columns below a hundredth of
+    their backbone's median deviation are divided by that median.
+
+    Args:
+        widths: Columns of each backbone, in order; None: there is one.
+    """
+
+    def __init__(self, widths: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.widths = widths
+
+    def partial_fit(self, X: ArrayLike, y: object = None, sample_weight: object = None) -> Self:
+        """Learn from further features ``(n, d)``; ``fit`` comes here too."""
+        super().partial_fit(X, y, sample_weight)
+        ends = np.cumsum(self.widths or [len(self.var_)])[:-1]
+        for deviation, scale in zip(
+            np.split(np.sqrt(self.var_), ends), np.split(self.scale_, ends), strict=True
+        ):
+            median = np.median(deviation[deviation > 0]) if deviation.any() else 1.0
+            scale[deviation < median / 100] = median  # a view of the attribute
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

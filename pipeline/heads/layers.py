@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer, Normalizer, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, Normalizer
 from torch import Tensor, nn
 
 from pipeline.errors import ExportError
-from pipeline.heads.base import BlockScaler, Calibration
+from pipeline.heads.base import BlockScaler, Calibration, Standardiser
 from pipeline.heads.closed_form import DiscriminantHead, PrototypeHead, RidgeHead
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.svm import SVMHead
@@ -130,7 +130,7 @@ class _NoLayersError(Exception):
 _STEPS: Mapping[type, Callable[[Any], nn.Module]] = MappingProxyType(
     {
         Pipeline: lambda pipe: nn.Sequential(*(_step(step) for _, step in pipe.steps)),
-        StandardScaler: lambda step: _Standardised(step.mean_, step.scale_),
+        Standardiser: lambda step: _Standardised(step.mean_, step.scale_),
         BlockScaler: lambda step: _Standardised(0.0, step.scale_),
         FunctionTransformer: _identity,
         Normalizer: lambda _: _UnitLength(),

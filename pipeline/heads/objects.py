@@ -27,6 +27,7 @@ TRUSTED = frozenset(
         "pipeline.heads.custom.CalibratedHead",
         "pipeline.heads.mlp.MLPHead",
         "pipeline.heads.base.BlockScaler",
+        "pipeline.heads.base.Standardiser",
         "pipeline.heads.svm.SVMHead",
         "pipeline.heads.trees.BoostingHead",
         "pipeline.heads.trees.ForestHead",

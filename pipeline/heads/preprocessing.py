@@ -48,7 +48,7 @@ def transform_in_blocks(
 #: To add one: a line here; it makes an unfitted scikit-learn transformer.
 PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
-        STANDARDISE: late("sklearn.preprocessing.StandardScaler"),
+        STANDARDISE: late("pipeline.heads.base.Standardiser"),
         "none": late("sklearn.preprocessing.FunctionTransformer"),
         "l2": late("sklearn.preprocessing.Normalizer"),
         # Directions beyond 99 % of the variance are noise that whitening would blow up.
@@ -73,7 +73,9 @@ def make_preprocessing(name: str, widths: Sequence[int]) -> Any:
     if name not in PREPROCESSING:
         raise UnknownNameError("preprocessing", name, PREPROCESSING)
     transformer = PREPROCESSING[name]()
-    if len(widths) > 1 and name != STANDARDISE:
+    if name == STANDARDISE:
+        return transformer.set_params(widths=tuple(widths))
+    if len(widths) > 1:
         scaler = late("pipeline.heads.base.BlockScaler")(tuple(widths))
         return late("sklearn.pipeline.make_pipeline")(scaler, transformer)
     return transformer

@@ -35,6 +35,20 @@ def test_each_does_what_it_says():
     np.testing.assert_array_equal(make_preprocessing("none", (8,)).fit_transform(X), X)
 
 
+def test_a_column_that_hardly_varies_decides_nothing():
+    """A new image that its filter answers to lies near the others; the rest has unit variance.
+
+    A backbone of small numbers beside one of large numbers is not taken for dead.
+    """
+    scale = np.array([1, 1, 1, 1, 1e-3, 1e-3, 1e-3, 1e-3])
+    dead = np.array([0, 1e-5, 0, 0, 0, 0, 1e-5, 0])
+    rows = np.random.default_rng(0).normal(size=(200, 8))
+    X = np.asarray(rows * np.where(dead, dead, 1) * scale, np.float32)
+    fitted = make_preprocessing("standardise", (4, 4)).fit(X)
+    np.testing.assert_allclose(fitted.transform(X).std(0)[dead == 0], 1, rtol=1e-4)
+    assert np.abs(fitted.transform((3 * scale)[None].astype(np.float32))).max() < 5
+
+
 def test_an_unknown_name_lists_the_table():
     """The message is built from PREPROCESSING."""
     with pytest.raises(UnknownNameError, match="unknown preprocessing 'l3'; known: standardise"):
