@@ -252,10 +252,9 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
                 _LOG.warning("%s: %s", finding, failure)
                 if failure.record:
                     records[finding] = failure.record
-        result = {
-            "findings": records,
-            "table": _over_findings(function.__name__, whole, records, quiet=quiet),
-        }
+        # Of some findings alone p would be adjusted over too few, in the file of all.
+        table = [] if findings else _over_findings(function.__name__, whole, records, quiet=quiet)
+        result = {"findings": records, "table": table}
         if failures:
             raise FindingsError(failures, result)
         return result
