@@ -367,6 +367,12 @@ def _draw(
     return figures.draw(stage, record, file) | sheet
 
 
+def _prepare_to_draw() -> None:
+    """Import what draws the figures of heads, which takes as long as drawing them."""
+    from pipeline.report import pictures  # noqa: F401
+    from pipeline.report.figures import curves, forest, roc  # noqa: F401
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="headrace")
 def main() -> None:
@@ -501,6 +507,8 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     # A process of its own: drawing would hold Python's lock while heads are fitted out of fold.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        if flags["figures"] and not (loaded.results / "heads.json").exists():
+            pool.submit(_prepare_to_draw)  # a later run may have nothing to draw
 
         def show_scores(so_far: dict[str, Any], file: bytes) -> None:
             if file and flags["figures"]:
