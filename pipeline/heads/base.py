@@ -81,7 +81,7 @@ class Standardiser(StandardScaler):  # type: ignore[misc]
 
     A filter of the network that answers to no training image leaves a column of almost equal
     numbers. Divided by their tiny standard deviation, one image that it does answer to would
-    lie ten thousands of deviations out and decide everything. Columns below a hundredth of
+    lie ten thousands of deviations out and decide everything. Columns below a thousandth of
     their backbone's median deviation are divided by that median.
 
     Args:
@@ -100,7 +100,7 @@ class Standardiser(StandardScaler):  # type: ignore[misc]
             np.split(np.sqrt(self.var_), ends), np.split(self.scale_, ends), strict=True
         ):
             median = np.median(deviation[deviation > 0]) if deviation.any() else 1.0
-            scale[deviation < median / 100] = median  # a view of the attribute
+            scale[deviation < median / 1000] = median  # a view of the attribute
         return self
 
 
