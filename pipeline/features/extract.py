@@ -27,6 +27,7 @@ from cache import disk
 from cache.part import provenance_text
 from cache.recipe import check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
+from pipeline.data.image_tables import warn_of_unnamed_findings
 from pipeline.data.images import PixelPolicy, Pixels, decode
 from pipeline.data.items import Item, in_threads
 from pipeline.data.processes import Processes, can_share_memory
@@ -132,6 +133,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
         SkippedImagesError: ``options.strict`` and an image was skipped.
     """
     options = options or ExtractOptions()
+    warn_of_unnamed_findings(study)
     if options.ray is None:
         check_engine(options.engine)
         # In a store that is here may be all there is to compute.
