@@ -18,7 +18,7 @@ from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.tables import read_lines
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import GIVEN, LIST, Domain, SourceDomain
-from pipeline.words import composed, counted, printable
+from pipeline.words import are, composed, counted, printable
 
 _LOG = logging.getLogger(__name__)
 #: Why an image is refused whose content is not what it was; the next run may take it.
@@ -138,9 +138,16 @@ def _of_split(domain: Domain, listing: Listing) -> Listing:
 def _of_list(domain: Domain, listing: Listing) -> Listing:
     """The images that a text file names, by their paths or the names of their files."""
     names = set(read_lines(Path(domain.split)))
-    items = [i for i in listing.items if {composed(i.path), composed(Path(i.path).name)} & names]
+    named = [{composed(i.path), composed(Path(i.path).name)} & names for i in listing.items]
+    items = [item for item, its_names in zip(listing.items, named, strict=True) if its_names]
     if not items:
         raise StudyError(f"{domain.name}: {domain.split} names no image of {domain.path}")
+    if absent := sorted(names.difference(*named)):
+        _LOG.warning(
+            "%s: %s of %s not below %s; first: %s",
+            *(domain.name, counted(len(absent), "name"), f"{domain.split} {are(len(absent))}"),
+            *(domain.path, printable(absent[0])),
+        )
     other = len(listing.items) - len(items)
     ignored = Counter(listing.ignored) + Counter({"of another split": other})
     return replace(listing, items=tuple(replace(item, split="") for item in items), ignored=ignored)

@@ -1,6 +1,7 @@
 """Tables of images: which column is what, which file a row means, and how a slip is refused."""
 
 import logging
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -175,14 +176,15 @@ def test_a_finding_is_read_from_its_columns_or_from_texts(root, text, values, la
     assert [items[path] for path in ROOT if path in items] == labels
 
 
-def test_the_part_of_a_list_file_is_taken(root):
-    """By path or name; a list of other images is refused."""
+def test_the_part_of_a_list_file_is_taken(root, caplog):
+    """By path or name; names without an image are said; a list of other images is refused."""
     text = "path,label\na/1.png,x\na/2.png,y\nb/3.png,x\n"
     names = root.parent / "list.txt"
-    names.write_text("# of the test part\na/1.png\n\n3.png\n")
+    names.write_text("# of the test part\na/1.png\n\n3.png\n8.png\n")
     listing = scan(domain(root, text, split=str(names)))
     assert [item.path for item in listing.items] == ["a/1.png", "b/3.png"]
     assert listing.ignored["of another split"] == 1
+    assert re.search(r"1 name of .*list\.txt is not below .*; first: 8\.png", caplog.text)
     names.write_text("9.png")
     with pytest.raises(StudyError, match=r"list\.txt names no image of .*images"):
         scan(domain(root, text, split=str(names)))
