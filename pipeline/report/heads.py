@@ -156,7 +156,7 @@ def _selection_corrected(by_metric: Mapping[str, Record]) -> Iterator[str]:
     ]
     if values:
         among, patients = (next(iter(by_metric.values()))[key] for key in ("among", "patients"))
-        optimism = " With so few patients they may be a point too high, as penalties saw them."
+        optimism = " They may be a point too high: penalties were chosen on the same few patients."
         yield (
             f"The best of {among} heads on new patients of the source, corrected for "
             f"the selection: {', '.join(values)}.{optimism if patients < _FEW_PATIENTS else ''}"

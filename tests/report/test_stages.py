@@ -167,7 +167,7 @@ def test_what_the_penalties_saw_is_said_of_few_patients(records, patients, said)
     """Of many the value is not measurably too high."""
     best = {"among": 11, "patients": patients, "estimate": 0.9, "low": 0.8, "high": 0.95}
     records["heads"]["backbones"][0]["selection_corrected"] = {"accuracy": best}
-    assert ("as penalties saw them" in show("heads", records["heads"])) == said
+    assert ("on the same few patients" in show("heads", records["heads"])) == said
 
 
 def test_findings_are_grouped_and_advice_stands_once():
