@@ -133,7 +133,6 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
         SkippedImagesError: ``options.strict`` and an image was skipped.
     """
     options = options or ExtractOptions()
-    warn_of_unnamed_findings(study)
     if options.ray is None:
         check_engine(options.engine)
         # In a store that is here may be all there is to compute.
@@ -159,6 +158,7 @@ def _extract(
     machines: "Cluster | None" = None,
 ) -> ExtractReport:
     samples, unreadable = gathered
+    warn_of_unnamed_findings(study)
     _log_duplicates(samples)
     prepare(study.results)
     # Weights that cannot be had must show before the first backbone has run for an hour.
