@@ -31,7 +31,13 @@ from pipeline.predict import predict as predict_images
 from pipeline.report import show
 from pipeline.study import load_study
 from tests.result_files import forbid_writing, record_of, rewrite
-from tests.tiny import FileWeights, install_tiny_backbone, write_images, write_tiny_study
+from tests.tiny import (
+    FileWeights,
+    install_tiny_backbone,
+    stored_tiny_study,
+    write_images,
+    write_tiny_study,
+)
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 HEADS = ("linear", "forest", "prior", "knn")
@@ -93,12 +99,7 @@ def test_heads_of_views_and_layers_predict_as_they_were_compared(
     tmp_path, monkeypatch, setting, backbone
 ):
     """Of images that are not stored, the network gives the same."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    file = write_tiny_study(tmp_path)
-    file.write_text(f"{file.read_text()}{setting}\n")
-    study = load_study(file)
-    extract(study, ExtractOptions(engine=TORCH))
+    study = load_study(stored_tiny_study(tmp_path, monkeypatch, setting=setting))
     compare(study, CompareOptions(heads=("linear",)))
     kept = read_predictions(study.results / PROBABILITIES)[backbone]
     shutil.rmtree("features")

@@ -72,8 +72,13 @@ def write_images(folder: Path, count: int, *, seed: int = 0, shift: int = 0) -> 
     return folder
 
 
-def stored_tiny_study(folder: Path, monkeypatch, *, source: int, target: int) -> Path:
-    """A study file with the features of its images stored; its folder is the current one."""
+def stored_tiny_study(
+    folder: Path, monkeypatch, *, source: int = 40, target: int = 20, setting: str = ""
+) -> Path:
+    """A study file with the features of its images stored; its folder is the current one.
+
+    ``setting`` is a line of its backbone.
+    """
     from pipeline.features.engines import EngineChoice
     from pipeline.features.extract import ExtractOptions, extract
     from pipeline.study import load_study
@@ -81,6 +86,7 @@ def stored_tiny_study(folder: Path, monkeypatch, *, source: int, target: int) ->
     install_tiny_backbone(monkeypatch, folder)
     monkeypatch.chdir(folder)
     file = write_tiny_study(folder, source=source, target=target)
+    file.write_text(f"{file.read_text()}{setting}\n")
     engine = EngineChoice(engine="torch", device="cpu", batch_size=4)
     extract(load_study(file), ExtractOptions(engine=engine))
     return file

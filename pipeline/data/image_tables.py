@@ -7,7 +7,7 @@ Paths are looked up among the files that are really below the folder of images.
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -68,7 +68,7 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
             f"{domain.name}: no image of {table.file} is below {domain.path}{why}. Write images = "
             "FOLDER, where its paths start"
         )
-    table.check_finding(domain, {item.label for item in items.values()})
+    table.check_finding(domain, (item.label for item in items.values()))
     if absent:
         _LOG.warning(
             "%s: %s of %s %s not below %s, or their names are there twice; first: %s",
@@ -143,8 +143,7 @@ def warn_of_unnamed_findings(study: Study) -> None:
                 continue
             try:
                 table = _Table(domain)
-                labels = {table.label(row) or NO_CLASS for row in table.rows()}
-                table.check_finding(domain, labels)
+                table.check_finding(domain, map(table.label, table.rows()))
             except StudyError as unnamed:
                 _LOG.warning("%s", unnamed)
 
@@ -261,19 +260,27 @@ class _Table:
             fail(self.file, row.line, f"it is of {' and '.join(fits)}; allowed is one class a row")
         return fits[0] if fits else None
 
-    def check_finding(self, domain: Domain, labels: set[str]) -> None:
+    def check_finding(self, domain: Domain, labels: Iterable[str | None]) -> None:
         """Refuse a table that does not know the finding: all its images would be without it.
+
+        Args:
+            domain: Whose table it is.
+            labels: Of its rows; no more are asked for than it takes.
 
         Raises:
             StudyError: No cell says that it is there or not, or no text names it.
         """
-        known = labels - {NO_CLASS} if self._marks else labels & {self.finding}
-        if self.finding and not known:
+        if self.finding and not any(map(self._knows, labels)):
             raise StudyError(
                 f"{domain.name}: no row of {self.file} names {self.finding!r}. Write values = "
                 f'{{{self.finding!r} = "NAME"}} with what it is called there; of '
                 "a target, findings = [...] may list those that it knows"
             )
+
+    def _knows(self, label: str | None) -> bool:
+        if self._marks:
+            return label not in (None, NO_CLASS)
+        return label == self.finding
 
     def _has_finding(self, row: Row) -> bool | None:
         """Whether the finding is marked in its columns, or among texts with ``|`` between."""
