@@ -177,7 +177,7 @@ def compare(
     def record_of(*heads: _Heads) -> Record:
         return _record(study.name, samples, seeds, options, leaks, heads)
 
-    def tell(heads: _Heads) -> None:
+    def announce(heads: _Heads) -> None:
         file = b"" if heads.figures else predictions_file({heads.backbone: heads.predictions()})
         on_scores(record_of(*done, heads), file)
 
@@ -188,9 +188,9 @@ def compare(
         keys = fit_keys(samples, X, table, seeds=seeds, preprocessing=options.preprocessing)
         heads = _stored_heads(features, specs, keys, earlier, seeds, options, results)
         if heads.entry:
-            tell(heads)
+            announce(heads)
         else:
-            _fit_and_score(heads, features, specs, seeds, options, tell)
+            _fit_and_score(heads, features, specs, seeds, options, announce)
             _save(heads, keys, study.name, _networks(features, study.backbones), results)
         done.append(heads)
     record = record_of(*done)
@@ -331,9 +331,9 @@ def _fit_and_score(
     specs: Mapping[str, HeadSpec],
     seeds: Sequence[int],
     options: CompareOptions,
-    tell: Callable[[_Heads], None],
+    announce: Callable[[_Heads], None],
 ) -> None:
-    """Fit what is missing, score all, and tell; then fit out of fold."""
+    """Fit what is missing, score all and announce the scores; then fit out of fold."""
     data = features.domain(SOURCE, FIT)
     fitting = Fitting(
         data,
@@ -357,7 +357,7 @@ def _fit_and_score(
             "key": heads.key,
             **_scores(sets, heads.fits, specs, seeds[0], options),
         }
-        tell(heads)
+        announce(heads)
         heads.fits |= fitting.out_of_fold(new, options.repeats)
         if options.repeats:
             heads.entry |= _out_of_fold_scores(fitting.data, sets, heads.fits, seeds[0], options)
