@@ -183,7 +183,7 @@ def _default_store() -> Path:
 
 def _load(file: Path) -> Any:
     from pipeline.features.backbones import check_backbone_name
-    from pipeline.study import load_study
+    from pipeline.study_file import load_study
 
     study = load_study(file)
     for choice in study.backbones:

@@ -21,7 +21,7 @@ from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import load_features
 from pipeline.finetune.data import load_pixels
 from pipeline.finetune.stage import FinetuneOptions, finetune
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.tiny import install_tiny_backbone, write_tiny_study
 

@@ -29,7 +29,7 @@ from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.report import show
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.result_files import forbid_writing, record_of, rewrite
 from tests.tiny import (
     FileWeights,

@@ -13,8 +13,8 @@ from pipeline.study import (
     ImageTable,
     SourceDomain,
     TargetDomain,
-    load_study,
 )
+from pipeline.study_file import load_study
 
 GOOD = """
 name = "chest"
@@ -148,7 +148,10 @@ def test_layers_are_backbones_and_so_is_their_concatenation(folder):
         (("121]", "121]\nviews = 'two'"), r"views = 'two': allowed is int"),
         (("121]", "121]\nviews = 0"), r"\[backbone.densenet121\] views = 0: allowed is 1 to 32"),
         (("121]", "121]\nviews = 99"), r"views = 99: allowed is 1 to 32"),
-        (("121]", "121]\nlayers = []"), r"layers = \[\]: allowed is a list of names of layers"),
+        (
+            ("121]", "121]\nlayers = []"),
+            r"layers = \[\]: allowed is a list of one or more different",
+        ),
         (
             ("121]", '121]\nviews = 2\n[backbone.googlenet]\n[backbone."densenet121+googlenet"]'),
             r"its parts must have the same number of views",
@@ -162,7 +165,7 @@ def test_layers_are_backbones_and_so_is_their_concatenation(folder):
         (("[source]", "human_error = 0.7\n[source]"), r"human_error = 0.7: allowed is the share"),
         (("[source]", "human_error = nan\n[source]"), r"human_error = nan: allowed is the share"),
         (("[source]", "human_error = 'x'\n[source]"), r"human_error = 'x': allowed is number"),
-        (("[source]", "max_megapixels = 0\n[source]"), r"max_megapixels = 0: allowed is more tha"),
+        (("[source]", "max_megapixels = 0\n[source]"), r"max_megapixels = 0: allowed is 0.001"),
         (("[source]", "seed = true\n[source]"), r"seed = True: allowed is int"),
         (("[source]", "classes = ['a']\n[source]"), r"classes = \['a'\]: allowed is a list of two"),
         (("[source]", "findings = []\n[source]"), r"findings = \[\]: allowed is a list of one"),

@@ -16,7 +16,7 @@ from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import load_features
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.audit_worlds import smooth_study
 from tests.test_cli import run
 from tests.tiny import install_tiny_backbone

@@ -30,7 +30,7 @@ from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import FeatureTable, load_features
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.image_files import facts_of_file, jpeg, picture, png
 from tests.tiny import FileWeights, install_tiny_backbone, write_tiny_study
 

@@ -14,7 +14,7 @@ from pipeline.data.samples import load_samples
 from pipeline.errors import CheckFailedError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.result_files import record_of
 from tests.test_cli import ENGINE, run
 from tests.tiny import install_tiny_backbone, write_tiny_study

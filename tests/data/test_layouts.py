@@ -9,7 +9,7 @@ from pipeline.data.layouts import wrong_layout
 from pipeline.data.samples import load_samples
 from pipeline.errors import StudyError
 from pipeline.init import write_study
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.image_files import listed, pictures, with_files, with_stack
 from tests.tiny import write_images
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pipeline.cli import main
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study import load_study
+from pipeline.study_file import load_study
 from tests.finetune.command import install_repeatable_tiny
 from tests.result_files import record_of
 from tests.tiny import write_tiny_study
