@@ -40,6 +40,9 @@ STEPS: Mapping[str, str] = MappingProxyType(
         "transfer_gap": "transfer gap",
     }
 )
+_FORMULAS: Mapping[str, str] = MappingProxyType(
+    {"atc": "ATC", "doc": "DoC", "label_shift": "label shift", "mlls": "MLLS"}
+)
 METRICS: Mapping[str, str] = MappingProxyType(
     {
         "accuracy": "accuracy",
@@ -237,7 +240,8 @@ def _error_table(target: Record, about: Record) -> Table:
 
 def _estimates(target: Record, about: Record) -> Table:
     estimates = target["accuracy_range"]
-    shares = [{**row, "of": f"share of {row['name']}"} for row in estimates["prevalence"]]
+    rows = [{**row, "of": "accuracy"} for row in estimates["estimates"]]
+    rows += [{**row, "of": f"share of {row['name']}"} for row in estimates["prevalence"]]
     return table_of(
         "Estimates without labels of the target",
         (
@@ -246,7 +250,7 @@ def _estimates(target: Record, about: Record) -> Table:
             Column("%", "percent", interval=True),
             Column("predicted, %", "percent", "As the head assigns them.", field="predicted"),
         ),
-        [*({**row, "of": "accuracy"} for row in estimates["estimates"]), *shares],
+        [{**row, "method": _FORMULAS[row["method"]]} for row in rows],
         notes=(estimates["warning"],),
         key="shift_estimates",
         about=about,

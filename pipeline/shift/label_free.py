@@ -1,7 +1,7 @@
 """Accuracy and class mix of a target, estimated without its labels.
 
-The accuracy cannot be known without labels unless something is assumed. Two formulas with
-different assumptions give a range that holds where either is true. They read calibrated
+The accuracy cannot be known without labels unless something is assumed. Three formulas with
+two assumptions give a range that holds where either is true. They read calibrated
 probabilities of one head: out of fold on the source, as predicted on the target. The
 bootstrap draws patients of both domains and repeats everything, the calibration included.
 """
@@ -23,15 +23,15 @@ from pipeline.evaluation.metrics import weighted_mean
 
 #: Bootstrap draws of the intervals.
 _DRAWS = 200
-#: Names of the two estimates of the accuracy, see :func:`_estimates`.
-FORMULAS = ("doc", "label_shift")
+#: Names of the estimates of the accuracy, see :func:`_estimates`.
+FORMULAS = ("atc", "doc", "label_shift")
 #: Domain classifier AUC above which nothing is estimated. Of two Gaussians with this AUC, 4 %
 #: of the source's images stand for the target's.
 NO_OVERLAP = 0.9
 _ASSUMPTION = (
-    "doc holds if a score means the same on the target as on the source; label_shift holds if "
-    "the images of a class look the same. The range holds if either does. It cannot see label "
-    "errors, another definition of the label, noise or blur."
+    "ATC and DoC hold if a score means the same on the target as on the source. Label shift "
+    "holds if the images of a class look the same. The range spans all three. It cannot see "
+    "label errors, another definition of the label, noise or blur."
 )
 _OVERLAP = (
     "The accuracy is not estimated: hardly any image of the source looks like those of the "
@@ -175,6 +175,8 @@ def _estimates(
 ) -> _Shares:
     """All estimates for b weightings of the rows.
 
+    - ``atc``: share of the target above the confidence below which as many images of the
+      source lie as the head errs on (average thresholded confidence, Garg et al. 2022)
     - ``doc``: the source's accuracy less the drop of the mean confidence (Guillory et al. 2021)
     - ``label_shift``: the source's accuracy in each class, at the class mix of the target
 
@@ -186,7 +188,7 @@ def _estimates(
         start: Calibration to start from.
 
     Returns:
-        Shape (b, 2 + K): accuracy by formula, then the class mix.
+        Shape (b, 3 + K): accuracy by formula, then the class mix.
     """
     label, right = source.labelled(), ~source.wrong()
     fits = [fit_calibration(source.scored(), label, weights=w, start=start) for w in weights_s]
@@ -194,6 +196,14 @@ def _estimates(
         np.stack([fit(data.scored())[np.arange(len(data)), data.predicted()] for fit in fits])
         for data in (source, target)
     )
+    order = sure_s.argsort(axis=1)
+    lowest = np.take_along_axis(weights_s, order, axis=1).cumsum(axis=1)
+    errors = (weights_s * ~right).sum(axis=1, keepdims=True)
+    ordered = np.pad(
+        np.take_along_axis(sure_s, order, axis=1), ((0, 0), (0, 1)), constant_values=np.inf
+    )
+    threshold = np.take_along_axis(ordered, (lowest <= errors).sum(axis=1, keepdims=True), axis=1)
+    atc = _mean(sure_t >= threshold, weights_t)
     drop = _mean(sure_s, weights_s) - _mean(sure_t, weights_t)
     doc = np.clip(_mean(right[None], weights_s) - drop, 0, 1)
     one_hot = np.eye(source.scored().shape[1])[label]
@@ -204,7 +214,7 @@ def _estimates(
         weights=weights_t,
     )
     recall = (weights_s * right) @ one_hot / of_class
-    return np.column_stack([doc, (recall * mix).sum(axis=1), mix])
+    return np.column_stack([atc, doc, (recall * mix).sum(axis=1), mix])
 
 
 def _mean(values: NDArray[np.floating] | NDArray[np.bool_], weights: _Shares) -> _Shares:

@@ -168,9 +168,9 @@ def _target(name, K):
             "not_identifiable": {"avoidable_bias": "no human error is given"},
         },
         "accuracy_range": {
-            "estimates": [{"method": m, **_value(0.85)} for m in ("doc", "label_shift")],
+            "estimates": [{"method": m, **_value(0.85)} for m in ("atc", "doc", "label_shift")],
             "prevalence": [
-                {"name": f"class {k}", "method": "bbse", **_value(1 / K), "predicted": 0.4}
+                {"name": f"class {k}", "method": "mlls", **_value(1 / K), "predicted": 0.4}
                 for k in range(K)
             ],
             "warning": "These estimates assume that a score means the same in both domains.",

@@ -66,15 +66,22 @@ def test_every_estimate_is_too_high_when_a_shortcut_reverses(seed):
 
 
 def test_formulas_are_their_definitions_and_the_range_spans_their_intervals():
-    """DoC: the drop of confidence; label shift: the source's recall at the target's mix."""
+    """ATC: below its threshold lie as many source images as are wrong; DoC: confidence drops.
+
+    Label shift: the source's recall in each class, at the class mix of the target.
+    """
     rng = np.random.default_rng(3)
     source, label = draw_scores(rng, 400)
     target, _ = draw_scores(rng, 300, 0.7)
     calibrate = fit_calibration(source, label)
     right = source.argmax(axis=1) == label
     result = estimated(source, label, target, draws=40)
-    sure = [calibrate(p)[np.arange(len(p)), p.argmax(axis=1)].mean() for p in (source, target)]
-    assert result.accuracy["doc"].estimate == pytest.approx(right.mean() - sure[0] + sure[1])
+    sure, sure_t = (calibrate(p)[np.arange(len(p)), p.argmax(axis=1)] for p in (source, target))
+    off = [abs(np.mean(sure < threshold) - np.mean(~right)) for threshold in sure]
+    above = np.mean(sure_t >= sure[np.argmin(off)])
+    assert result.accuracy["atc"].estimate == pytest.approx(above)
+    drop = sure.mean() - sure_t.mean()
+    assert result.accuracy["doc"].estimate == pytest.approx(right.mean() - drop)
     mix = estimate_prior(calibrate(target), np.bincount(label) / len(label))
     recall = [right[label == k].mean() for k in (0, 1)]
     assert result.accuracy["label_shift"].estimate == pytest.approx(mix @ recall)
