@@ -6,10 +6,8 @@ Errors of ours become one line and an exit code here and nowhere else; :func:`ma
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -488,11 +486,8 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 
     Example: headrace heads study.toml --only linear,mlp --quick
     """
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
     from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
+    from pipeline.data.processes import Processes
 
     options = replace(
         _effort(flags, QUICK, THOROUGH) or CompareOptions(),
@@ -505,16 +500,14 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     shown: list[dict[str, Any]] = []
     drawing: list[Any] = []
     # A process of its own: drawing would hold Python's lock while heads are fitted out of fold.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with Processes(int(flags["figures"])) as processes:
         if flags["figures"] and not (loaded.results / "heads.json").exists():
-            pool.submit(_prepare_to_draw)  # a later run may have nothing to draw
+            processes.submit(_prepare_to_draw)  # a later run may have nothing to draw
 
         def show_scores(so_far: dict[str, Any], file: bytes) -> None:
             if file and flags["figures"]:
                 newest = so_far | {"backbones": so_far["backbones"][-1:]}
-                with suppress(BrokenProcessPool):  # those before it say so
-                    drawing.append(pool.submit(_draw, "heads", newest, loaded, file))
+                drawing.append(processes.submit(_draw, "heads", newest, loaded, file))
             _show("heads", so_far, quiet=quiet, before=shown[-1] if shown else None)
             shown.append(so_far)
 
@@ -913,4 +906,6 @@ def doctor(*, quiet: bool) -> dict[str, Any]:
 
 
 if __name__ == "__main__":  # as torchrun calls it
-    main()
+    from pipeline.cli import main as importable  # no other process could call what is in __main__
+
+    importable()

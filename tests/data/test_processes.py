@@ -1,5 +1,6 @@
 """Processes that work for this one: in order, loud, and gone with it."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,21 @@ def test_what_a_function_refuses_is_raised_here(tmp_path):
         with pytest.raises(StudyError, match="cannot be listed: No such file"):
             list(processes.each(list_folder, [tmp_path / "none"]))
         assert list(processes.each(len, ["abc"])) == [3]
+
+
+def test_a_mistake_in_a_function_is_an_error_here_with_its_text():
+    """The process serves on, and nothing of it reaches the terminal."""
+    with Processes(1) as processes:
+        with pytest.raises(EngineError, match="ValueError: invalid literal for int"):
+            processes.submit(int, "x").result()
+        assert processes.submit(print, "text").result() is None
+
+
+def test_ctrl_c_of_a_terminal_does_not_reach_the_processes():
+    """From their first moment on: else each would print a traceback."""
+    with Processes(1) as processes:
+        child = processes._running[0]._child.pid
+        assert os.getpgid(child) not in (0, os.getpgid(0))
 
 
 def test_a_process_that_ends_stops_the_run(monkeypatch):
