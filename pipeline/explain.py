@@ -9,54 +9,53 @@ the fit split:
 
 For linear heads this is exact: the mean of the map is the score less a constant (class
 activation maps, Zhou et al. 2016). For others it is the same of their tangent (Grad-CAM,
-Selvaraju et al. 2017).
+Selvaraju et al. 2017). Of several views, the map is of the first, the picture as it is.
 
 A map is of places in the last activations, which have seen much around them. The share of its
-positive part that lies in the border says how far a model leans on what lies there; a head of
-the same kind on shuffled labels says what the network alone would do to that share.
+positive part that lies in the border says how far a model leans on what lies there; a linear
+head of shuffled labels on the same features says what the network alone would do to that share.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.base import clone
 from torch import Tensor, nn
 
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
+from pipeline.data.domain import DomainData
 from pipeline.data.images import Pixels
 from pipeline.data.patients import FIT, draw_patients
 from pipeline.data.samples import Samples, load_samples
-from pipeline.errors import ExportError, StudyError
+from pipeline.errors import ExportError, MissingResultsError, StudyError
 from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
 from pipeline.evaluation.compare_heads import eval_sets
-from pipeline.export import TrainedModel, load_trained
+from pipeline.export import load_trained
 from pipeline.features.load import choose_backbone, load_features
 from pipeline.finetune.data import load_pixels
+from pipeline.heads import HEADS
 from pipeline.heads.layers import head_layers
 from pipeline.progress import Progress
 from pipeline.randomness import stream
-from pipeline.results import write_set
+from pipeline.results import read_set, write_set
 from pipeline.study import Study
 from pipeline.words import as_file_name, printable
 
-SCHEMA = 1
+SCHEMA = 2
 #: Images of a class and domain whose maps are measured; pictures on a sheet.
 IMAGES, PICTURES = 100, 12
 #: Side of the middle, and of each corner, as shares of the picture's: as the audit hides them.
 _CENTRE, _CORNER = 0.7, 0.2
 _BATCH = 16
-#: Outputs at the end of a network among which its last activations are looked for.
-_LAST = 8
 #: Below this a map has no mass whose place could be said.
 _NOTHING = 1e-9
 REGIONS = ("border", "corners")
 
 Maps = NDArray[np.float32]
+Proba = NDArray[np.float64]
 
 
 def explain(
@@ -87,30 +86,36 @@ def explain(
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
     choice = choose_backbone(study, backbone)
-    if choice.views > 1:
-        raise ExportError(
-            f"{choice.name} is the mean of {choice.views} views, and a map is of one: draw maps in "
-            "a study without views"
-        )
-    features = load_features(study, choice, load_samples(study)[0])
-    samples = features.samples
+    samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)
-    maps = _Maps(model, device)
-    fit = samples.where(_some(samples, samples.split == FIT, images, study.seed))
-    maps.centre = maps.features(load_pixels(fit, model.policy, folder=study.results).values)
-    shuffled = _shuffled(model, name, features.X, samples, study.seed)
+
+    def drawn(rows: NDArray[Any]) -> tuple[Samples, Tensor]:
+        some = samples.where(_some(samples, rows, images, study.seed))
+        held = load_pixels(some, model.policy, folder=study.results)
+        return some, held.batch(np.arange(len(some)))
+
+    fit, pixels = drawn(samples.split == FIT)
+    maps = ActivationMaps(model.network, pixels, device)
+    shuffled = _shuffled_head(maps.features, fit.label, study.seed)
     folder = study.results / "explain" / as_file_name(f"{choice.name}-{name}")
     domains, sheets = [], {}
     for data in eval_sets(samples):
-        if data.role == FIT or data.row is None:
+        if data.role == FIT:
             continue
-        chosen = np.zeros(len(samples), bool)
-        chosen[data.row] = True
-        some = samples.where(_some(samples, chosen, images, study.seed))
-        found = _look(maps, shuffled, some, study, f"{data.name} {data.role}")
-        domains.append({"domain": data.name, "role": data.role, "rows": found["rows"]})
-        for kind, sheet in found["sheets"].items():
-            sheets[f"{as_file_name(data.name)}-{data.role}-{kind}.png"] = sheet
+        some, pixels = drawn((samples.domain == data.name) & (samples.split == data.role))
+        purpose = f"{data.name} {data.role}"
+        with Progress(f"maps of {purpose}", len(some)) as progress:
+            (proba, of_model), (_, of_shuffled) = maps.of(pixels, model.heads, shuffled)
+            progress.advance(len(some))
+        rows = _shares(some, proba.argmax(1), of_model, of_shuffled, study.seed, purpose)
+        domains.append(
+            {"domain": data.name, "role": data.role, "rows": rows, "audit": _audited(study, data)}
+        )
+        for kind, chosen in _pictured(some, proba, stream(f"sample {purpose}", study.seed)).items():
+            if len(chosen):
+                entries = list(_pairs(pixels.numpy(), of_model, some, proba, chosen))
+                file = f"{as_file_name(data.name)}-{data.role}-{kind}.png"
+                sheets[file] = draw_sheet(entries)
     record = {
         "schema": SCHEMA,
         "study": study.name,
@@ -128,57 +133,68 @@ def explain(
 def _some(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:
     """At most so many of each class among some rows, drawn by the seed."""
     keep = np.zeros(len(samples), bool)
-    for label in np.unique(samples.label[among]):
+    for label in range(len(samples.classes)):
         rows = np.flatnonzero(among & (samples.label == label))
         keep[stream(f"explain {label}", seed).permutation(rows)[:most]] = True
     return keep
 
 
-def _shuffled(
-    model: TrainedModel, name: str, X: NDArray[np.float32], samples: Samples, seed: int
-) -> nn.ModuleList | None:
-    """A head of the same kind, fitted to shuffled labels; None of a fine-tuned network."""
-    if model.saved is None:
-        return None
-    fit = samples.split == FIT
-    label = stream("shuffled labels", seed).permutation(samples.label[fit])
-    return nn.ModuleList([head_layers(clone(model.saved.models[0]).fit(X[fit], label), name)])
+def _shuffled_head(features: Tensor, label: NDArray[np.int64], seed: int) -> nn.ModuleList:
+    """A linear head on features ``(n, d)``, fitted to their labels in another order."""
+    shuffled = stream("shuffled labels", seed).permutation(label)
+    head = HEADS["linear"].make(0).fit(features.cpu().numpy(), shuffled)
+    return nn.ModuleList([head_layers(head, "linear")])
 
 
-class _Maps:
-    """Maps of a model, one batch after another.
+def _audited(study: Study, data: DomainData) -> dict[str, Any]:
+    """AUC of each region alone for the class, as the audit has measured it in a domain."""
+    try:
+        findings = read_set(study.results / "audit.json", "audit").record["findings"]
+    except MissingResultsError:
+        return {}
+    return {
+        finding["check"]: finding["values"]["auc"]
+        for finding in findings
+        if finding["check"] in REGIONS and finding["where"] == data.name
+        if "auc" in finding["values"]
+    }
+
+
+class ActivationMaps:
+    """Maps of a network's last activations, weighted by the slopes of heads.
 
     Args:
-        model: Whose.
+        network: Uint8 pixels ``(n, size, size, 3)`` to features ``(n, d)`` that are a mean over
+            places of the output of a module within, after ReLU or not.
+        pixels: Of images whose mean features a place is compared with.
         device: Where it runs.
 
     Attributes:
-        centre: Mean features, shape ``(d,)``: what a place is compared with.
+        features: Of these images, shape ``(m, d)``.
+
+    Raises:
+        ExportError: The features are no such mean.
     """
 
-    centre: Tensor
+    def __init__(self, network: nn.Module, pixels: Tensor, device: str) -> None:
+        self.device = device
+        self.network = network.to(device).eval().requires_grad_(requires_grad=False)
+        self._module, self._after = _last_activations(self.network, pixels[:2].to(device))
+        parts = torch.split(pixels, _BATCH)
+        self.features = torch.cat([self.network(part.to(device)) for part in parts])
 
-    def __init__(self, model: TrainedModel, device: str) -> None:
-        self.model, self.device = model, device
-        self.network = model.network.to(device).eval().requires_grad_(requires_grad=False)
+    def of(self, pixels: Tensor, *models: nn.ModuleList) -> list[tuple[Proba, Maps]]:
+        """Of each model's heads, probabilities ``(n, K)`` and maps ``(n, h, w)`` of pixels.
 
-    def features(self, pixels: Tensor) -> Tensor:
-        """Mean pooled features of images, shape ``(d,)``."""
-        parts = [self.network(part.to(self.device)) for part in torch.split(pixels, _BATCH)]
-        return torch.cat(parts).mean(0)
-
-    def of(self, pixels: Tensor, *models: nn.ModuleList) -> list[tuple[NDArray[np.float64], Maps]]:
-        """Of each model's heads, probabilities ``(n, K)`` of pixels ``(n, s, s, 3)`` and maps.
-
-        The network, which takes nearly all of the time, looks at each picture once. Maps have
-        the shape ``(n, h, w)``.
+        The network, which takes nearly all of the time, looks at each picture once.
         """
+        centre = self.features.double().mean(0)[:, None, None]
         for heads in models:
             heads.to(self.device).double().eval()
-        parts: list[list[tuple[NDArray[np.float64], Maps]]] = [[] for _ in models]
+        parts: list[list[tuple[Proba, Maps]]] = [[] for _ in models]
         for part in torch.split(pixels, _BATCH):
-            activations, features = _activations(self.network, part.to(self.device))
-            away = activations.double() - self.centre.double()[:, None, None]
+            features, outputs = _outputs(self.network, part.to(self.device), [self._module])
+            away = _by_view(self._after(outputs[self._module]), features)[:, 0].double() - centre
             for heads, of_model in zip(models, parts, strict=True):
                 of_model.append(_proba_and_maps(heads, features.double(), away))
         return [
@@ -187,9 +203,52 @@ class _Maps:
         ]
 
 
-def _proba_and_maps(
-    heads: nn.ModuleList, features: Tensor, away: Tensor
-) -> tuple[NDArray[np.float64], Maps]:
+def _outputs(
+    network: nn.Module, pixels: Tensor, modules: Iterable[nn.Module]
+) -> tuple[Tensor, dict[nn.Module, Tensor]]:
+    """Features of pixels, and images that modules put out last, before others change them."""
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def note(module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
+            outputs.pop(module, None)  # a module that is used twice stands where it is used last
+            outputs[module] = output.clone()
+
+    handles = [module.register_forward_hook(note) for module in modules]
+    try:
+        return network(pixels), outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _by_view(activations: Tensor, features: Tensor) -> Tensor:
+    """Activations ``(n * k, d, h, w)`` of ``k`` views an image as ``(n, k, d, h, w)``."""
+    return activations.reshape(len(features), -1, *activations.shape[1:])
+
+
+def _last_activations(
+    network: nn.Module, pixels: Tensor
+) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The last module whose output, after this function, has the features as its mean.
+
+    Raises:
+        ExportError: There is none.
+    """
+    features, outputs = _outputs(network, pixels, network.modules())
+    for module, output in reversed(outputs.items()):
+        for after in (torch.clone, torch.relu):
+            if output.shape[1] == features.shape[1] and torch.allclose(
+                _by_view(after(output), features).mean((1, 3, 4)), features, rtol=1e-3, atol=1e-4
+            ):
+                return module, after
+    raise ExportError(
+        "the features of this backbone are no mean over places, so a score cannot be divided among "
+        "them: maps are for networks that end in global average pooling"
+    )
+
+
+def _proba_and_maps(heads: nn.ModuleList, features: Tensor, away: Tensor) -> tuple[Proba, Maps]:
     """Of pooled features ``(n, d)``, and of activations less the centre ``(n, d, h, w)``."""
     pooled = features.requires_grad_()
     proba = torch.stack([head(pooled) for head in heads]).mean(0)
@@ -201,78 +260,28 @@ def _proba_and_maps(
     return proba.detach().cpu().numpy(), maps.cpu().numpy()
 
 
-def _activations(network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Last activations ``(n, d, h, w)`` of a network, and the features that are their mean.
-
-    They are found by that: the last tensor of four axes in it whose mean, after ReLU or not, is
-    the features.
-
-    Raises:
-        ExportError: There are none.
-    """
-    seen: deque[Tensor] = deque(maxlen=_LAST)
-
-    def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[-1] > 1:
-            seen.append(output)
-
-    handles = [module.register_forward_hook(note) for module in network.modules()]
-    try:
-        features = network(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for tensor in reversed(seen):
-        for activations in (tensor, tensor.relu()):
-            if activations.shape[1] == features.shape[1] and torch.allclose(
-                activations.mean((2, 3)), features, rtol=1e-3, atol=1e-4
-            ):
-                return activations, features
-    raise ExportError(
-        "the features of this backbone are no mean over places, so a score cannot be divided among "
-        "them: maps are for networks that end in global average pooling"
-    )
-
-
-def _look(
-    maps: _Maps, shuffled: nn.ModuleList | None, some: Samples, study: Study, purpose: str
-) -> dict[str, Any]:
-    """Shares by predicted class, and sheets, of the images of one domain."""
-    pixels = load_pixels(some, maps.model.policy, folder=study.results)
-    images = pixels.batch(np.arange(len(some)))
-    with Progress(f"maps of {purpose}", len(some)) as progress:
-        models = [maps.model.heads, *([] if shuffled is None else [shuffled])]
-        (proba, found), *controls = maps.of(images, *models)
-        progress.advance(len(some))
-    shares = mass_shares(found)
-    control = mass_shares(controls[0][1]) if controls else None
-    predicted = proba.argmax(1)
+def _shares(
+    samples: Samples,
+    predicted: NDArray[np.intp],
+    maps: Maps,
+    shuffled: Maps,
+    seed: int,
+    purpose: str,
+) -> list[dict[str, Any]]:
+    """Where the maps of a model and of a shuffled head lie, by predicted class."""
+    shares = mass_shares(maps)
+    shares |= {f"shuffled_{region}": v for region, v in mass_shares(shuffled).items()}
     rows = []
-    for number, name in enumerate(some.classes):
+    for number, name in enumerate(samples.classes):
         of_class = np.flatnonzero(predicted == number)
-        rows.append(
-            {
-                "class": printable(name),
-                "images": len(of_class),
-                "patients": len(np.unique(some.group[of_class])),
-                **{r: _interval(shares[r], some, of_class, study.seed, purpose) for r in REGIONS},
-                **{
-                    f"shuffled_{r}": _interval(control[r], some, of_class, study.seed, purpose)
-                    for r in REGIONS
-                    if control
-                },
-            }
-        )
-    sure = proba[np.arange(len(some)), predicted]
-    wrong = np.flatnonzero(predicted != some.label)
-    drawn = stream(f"sample {purpose}", study.seed).permutation(len(some))[:PICTURES]
-    chosen = {"errors": wrong[np.argsort(-sure[wrong], kind="stable")][:PICTURES], "sample": drawn}
-    sheets = {
-        kind: draw_sheet(list(_pairs(images.numpy(), found, some, proba, of_kind)))
-        for kind, of_kind in chosen.items()
-        if len(of_kind)
-    }
-    return {"rows": rows, "sheets": sheets}
+        group = samples.group[of_class]
+        intervals = {
+            region: _interval(values[of_class], group, stream(purpose, seed))
+            for region, values in shares.items()
+        }
+        counts = {"images": len(of_class), "patients": len(np.unique(group))}
+        rows.append({"class": printable(name), **counts, **intervals})
+    return rows
 
 
 def mass_shares(maps: Maps) -> dict[str, NDArray[np.float64]]:
@@ -288,10 +297,10 @@ def mass_shares(maps: Maps) -> dict[str, NDArray[np.float64]]:
     positive = np.maximum(maps, 0).astype(np.float64)
     mass = positive.sum((1, 2))
     mass[mass < _NOTHING] = np.nan
-    inside = [_overlap(n, (1 - _CENTRE) / 2, (1 + _CENTRE) / 2) for n in maps.shape[1:]]
+    middle = [_overlap(n, (1 - _CENTRE) / 2, (1 + _CENTRE) / 2) for n in maps.shape[1:]]
     ends = [_overlap(n, 0, _CORNER) + _overlap(n, 1 - _CORNER, 1) for n in maps.shape[1:]]
     return {
-        "border": 1 - np.einsum("nhw,h,w->n", positive, *inside) / mass,
+        "border": 1 - np.einsum("nhw,h,w->n", positive, *middle) / mass,
         "corners": np.einsum("nhw,h,w->n", positive, *ends) / mass,
     }
 
@@ -304,30 +313,29 @@ def _overlap(places: int, low: float, high: float) -> NDArray[np.float64]:
 
 
 def _interval(
-    values: NDArray[np.float64],
-    samples: Samples,
-    rows: NDArray[np.intp],
-    seed: int,
-    purpose: str,
+    shares: NDArray[np.float64], group: NDArray[Any], rng: np.random.Generator
 ) -> dict[str, float | None] | None:
     """Mean over images, with percentiles of draws of patients; None where no map has mass."""
-    rows = rows[np.isfinite(values[rows])]
-    if not len(rows):
+    defined = np.isfinite(shares)
+    if not defined.any():
         return None
-    shares, draws = values[rows], draw_patients(samples.group[rows], stream(purpose, seed))
-    drawn = bootstrap_values([lambda weights: weights @ shares / weights.sum(-1)], draws)
-    low, high = percentile_interval(drawn[0])
-    several = len(draws.patients) > 1
-    bounds = {"low": low, "high": high} if several else {"low": None, "high": None}
-    return {"estimate": float(shares.mean()), **bounds}
+    shares, draws = shares[defined], draw_patients(group[defined], rng)
+    values = bootstrap_values([lambda weights: weights @ shares / weights.sum(-1)], draws)
+    low, high = percentile_interval(values[0]) if len(draws.patients) > 1 else (None, None)
+    return {"estimate": float(shares.mean()), "low": low, "high": high}
+
+
+def _pictured(
+    samples: Samples, proba: Proba, rng: np.random.Generator
+) -> dict[str, NDArray[np.intp]]:
+    """Rows of the sheets: the errors with the highest probability, and some at random."""
+    wrong = np.flatnonzero(proba.argmax(1) != samples.label)
+    surest = wrong[np.argsort(-proba[wrong].max(1), kind="stable")]
+    return {"errors": surest[:PICTURES], "sample": rng.permutation(len(samples))[:PICTURES]}
 
 
 def _pairs(
-    images: Pixels,
-    maps: Maps,
-    samples: Samples,
-    proba: NDArray[np.float64],
-    rows: Sequence[int] | NDArray[np.intp],
+    images: Pixels, maps: Maps, samples: Samples, proba: Proba, rows: NDArray[np.intp]
 ) -> Iterator[SheetEntry]:
     """Each picture beside the same with its map in red; below it what was said of it."""
     for row in rows:

@@ -1,29 +1,30 @@
 """Maps lie where the label is, and say as much as the score does."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
 from pipeline.cli import main
 from pipeline.compare import CompareOptions, compare
-from pipeline.errors import ExportError, StudyError
-from pipeline.explain import _Maps, explain, mass_shares
-from pipeline.export import load_trained
-from pipeline.features import backbones
+from pipeline.errors import ExportError, PipelineError
+from pipeline.explain import ActivationMaps, explain, mass_shares
+from pipeline.features.backbones import BACKBONES, spec_of
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.features.load import load_features
-from pipeline.finetune.data import load_pixels
+from pipeline.features.frozen import Frozen, build
+from pipeline.finetune.methods import METHODS
+from pipeline.finetune.networks import assemble
 from pipeline.finetune.stage import FinetuneOptions, finetune
+from pipeline.results import write_set
 from pipeline.study_file import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
-from tests.tiny import install_tiny_backbone, write_tiny_study
+from tests.tiny import install_tiny_backbone, stored_tiny_study, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 #: Rows and columns of the marker that images of class b have, of 32.
@@ -40,83 +41,125 @@ def _mark(folder, marker):
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
 
 
-def _made(folder, marker, backbone=install_tiny_backbone):
-    """A study of such images with heads; undo what is installed."""
-    install = pytest.MonkeyPatch()
-    backbone(install, folder)
-    install.chdir(folder)
-    file = write_tiny_study(folder)
-    if marker:
-        _mark(folder, marker)
-    study = load_study(file)
-    extract(study, ExtractOptions(engine=TORCH))
-    compare(study, CompareOptions(heads=("linear", "mlp", "knn"), seeds=2))
-    return study, install
+@pytest.fixture
+def marked(tmp_path, monkeypatch):
+    """A function from a marker, a backbone and a line of it to a study with features."""
+
+    def study_of(marker, backbone=install_tiny_backbone, setting=""):
+        backbone(monkeypatch, tmp_path)
+        monkeypatch.setattr("pipeline.explain.PICTURES", 2)
+        monkeypatch.chdir(tmp_path)
+        file = write_tiny_study(tmp_path)
+        file.write_text(f"{file.read_text()}{setting}\n")
+        _mark(tmp_path, marker)
+        study = load_study(file)
+        extract(study, ExtractOptions(engine=TORCH))
+        return study
+
+    return study_of
 
 
-@pytest.mark.parametrize("marker", MARKERS)
-def test_the_map_lies_where_the_label_is(tmp_path, marker):
+@pytest.mark.parametrize(
+    ("marker", "setting"),
+    [("corner", ""), ("spot", ""), ("corner", "views = 2"), ("spot", 'layers = ["1"]')],
+)
+def test_the_map_lies_where_the_label_is(marked, marker, setting):
     """In the corner where the marker is in one, and in the middle where it is a spot.
 
     The marker fills a quarter of each side, the corner of the measure a fifth: 64 % of it.
     """
-    study, install = _made(tmp_path, marker)
+    study = marked(marker, setting=setting)
+    compare(study, CompareOptions(heads=("linear", "mlp"), repeats=0, draws=20))
     records = [explain(study, head) for head in ("linear", "mlp")]
-    install.undo()
     for domain in (domain for record in records for domain in record["domains"]):
-        marked, found = sorted(domain["rows"], key=lambda row: row["class"] == "a")
-        assert marked["images"] > 0
+        with_marker, without = sorted(domain["rows"], key=lambda row: row["class"] == "a")
+        assert with_marker["images"] > 0
         expected = {"corner": (0.64, 0.84), "spot": (0.0, 0.0)}[marker]
         for region, share in zip(("corners", "border"), expected, strict=True):
-            assert marked[region]["estimate"] == pytest.approx(share, abs=0.03)
-            assert marked[region]["low"] <= marked[region]["estimate"] <= marked[region]["high"]
+            assert with_marker[region]["estimate"] == pytest.approx(share, abs=0.03)
+            low, high = with_marker[region]["low"], with_marker[region]["high"]
+            assert low <= with_marker[region]["estimate"] <= high
             # Neither those without a marker nor a head of shuffled labels looks there alone.
-            assert abs(found[region]["estimate"] - share) > 0.1
-            assert abs(marked[f"shuffled_{region}"]["estimate"] - share) > 0.05
+            assert abs(without[region]["estimate"] - share) > 0.1
+            assert abs(with_marker[f"shuffled_{region}"]["estimate"] - share) > 0.05
 
 
-def test_a_fine_tuned_network_is_explained_too(tmp_path):
-    """It has no head of shuffled labels beside it; sheets of pictures are there."""
-    study, install = _made(tmp_path, "corner", install_trainable_tiny)
+def test_a_fine_tuned_network_is_explained_too(marked):
+    """Beside a head of shuffled labels and the audit's test; its sheets are of mode 0600."""
+    study = marked("corner", install_trainable_tiny)
     given = {"epochs": 6, "batch_size": 8, "learning_rate": 0.01}
     finetune(study, FinetuneOptions(methods=("full",), settings=given, device="cpu"))
+    auc = {"estimate": 1.0, "low": 0.9, "high": 1.0}
+    finding = {"check": "corners", "where": "there", "values": {"auc": auc}}
+    write_set(study.results / "audit.json", {"findings": [finding]})
     record = explain(study, "full", images=5)
-    (found,) = (row for row in record["domains"][1]["rows"] if row["class"] == "b")
-    assert found["corners"]["estimate"] > record["even"]["corners"]
-    assert "shuffled_corners" not in found
-    assert sum(row["images"] for row in record["domains"][1]["rows"]) == 10
+    assert [domain["audit"] for domain in record["domains"]] == [{}, {"corners": auc}]
+    target = record["domains"][1]["rows"]
+    (row,) = (row for row in target if row["class"] == "b")
+    assert row["corners"]["estimate"] > record["even"]["corners"]
+    assert row["corners"]["low"] > row["shuffled_corners"]["estimate"]
+    assert sum(row["images"] for row in target) == 10
     folder = Path(record["folder"])
     on_disk = json.loads((folder / "explain.json").read_text())
     assert on_disk["domains"] == record["domains"]
     assert "there-target-sample.png" in on_disk["files"]
     with Image.open(folder / "there-target-sample.png") as sheet:
-        assert sheet.size[0] > 300
+        assert sheet.size[0] > 300  # each beside its map
     assert (folder / "there-target-sample.png").stat().st_mode & 0o077 == 0
-    install.undo()
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A study without markers, in the current folder."""
-    study, install = _made(tmp_path_factory.mktemp("plain"), "")
-    yield study
-    install.undo()
+def adds_up(network, size, dim):
+    """Whether the mean of a linear head's map is its score less that of the mean features."""
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.integers(0, 256, (6, size // 16, size // 16, 3), np.uint8))
+    pixels = coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)
+    maps = ActivationMaps(network, pixels[:4], "cpu")
+    torch.manual_seed(0)
+    heads = nn.ModuleList([nn.Sequential(nn.Linear(dim, 3), nn.Softmax(1))])
+    ((proba, of_head),) = maps.of(pixels, heads)
+    centre = heads[0](maps.features.double().mean(0)[None]).detach().numpy()
+    score = np.log(proba) - np.log(centre)
+    chosen = np.eye(3, dtype=bool)[proba.argmax(1)]
+    expected = score[chosen] - score[~chosen].reshape(-1, 2).mean(1)
+    assert of_head.std((1, 2)).min() > 0
+    np.testing.assert_allclose(of_head.mean((1, 2)), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_map_of_a_linear_head_adds_up_to_its_score(plain, tmp_path):
+def test_the_map_of_a_linear_head_adds_up_to_its_score(tmp_path, monkeypatch):
     """Its mean is the difference of the score from that of the mean features, exactly."""
-    samples = load_features(plain, plain.backbones[0]).samples
-    model = load_trained(plain, plain.backbones[0], "linear", samples)
-    maps = _Maps(model, "cpu")
-    pixels = load_pixels(samples, model.policy, folder=tmp_path).values
-    maps.centre = maps.features(pixels)
-    ((proba, found),) = maps.of(pixels, model.heads)
-    (head,) = model.heads
-    centre = head(maps.centre.double()[None]).detach().numpy()[0]
-    best = proba.argmax(1)
-    logit = np.log(proba[:, 1] / proba[:, 0]) - np.log(centre[1] / centre[0])
-    expected = np.where(best == 1, logit, -logit)
-    np.testing.assert_allclose(found.mean((1, 2)), expected, atol=1e-4)
+    file = install_tiny_backbone(monkeypatch, tmp_path)
+    adds_up(Frozen(build("tiny", file), spec_of("tiny").policy), 32, 8)
+
+
+@pytest.mark.slow  # they are large
+@pytest.mark.parametrize("name", [*BACKBONES, "timm:resnet18"])
+def test_every_backbone_has_maps(name, tmp_path):
+    """Of its features, of each of its layers, and fine-tuned."""
+    from tests.features.test_backbones import reference
+
+    file = tmp_path / "weights.pth"
+    torch.save(reference(name).state_dict(), file)
+    spec = spec_of(name)
+    for layer, dim in {"": spec.dim, **spec.layers}.items():
+        adds_up(Frozen(build(name, file), spec.policy, [layer]), 224, dim)
+    assembly = assemble("full", name, file, policy=spec.policy, classes=2, seed=0)
+    assembly.state()
+    whole = assembly.whole.eval()
+    adds_up(nn.Sequential(whole.entry, whole.backbone), 224, spec.dim)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_networks_of_every_method_have_maps(name, tmp_path, monkeypatch):
+    """But of the fully connected one, which has no places."""
+    file = install_trainable_tiny(monkeypatch, tmp_path)
+    policy = spec_of("tiny").policy
+    whole = assemble(name, "tiny", file, policy=policy, classes=2, seed=0).whole.eval()
+    network = nn.Sequential(whole.entry, whole.backbone)
+    if name == "scratch_mlp":
+        with pytest.raises(ExportError, match="networks that end in global average pooling"):
+            adds_up(network, 32, 8)
+    else:
+        adds_up(network, 32, whole.head[0].in_features)
 
 
 def test_shares_are_of_area_and_of_the_positive_part():
@@ -124,39 +167,31 @@ def test_shares_are_of_area_and_of_the_positive_part():
     even = np.ones((1, 7, 7), np.float32)
     assert mass_shares(even)["border"] == pytest.approx(0.51)
     assert mass_shares(even)["corners"] == pytest.approx(0.16)
-    one = np.full((3, 10, 10), -5, np.float32)
-    one[0, 0, 0] = one[1, 5, 5] = 2
-    assert mass_shares(one)["corners"][:2] == pytest.approx([1, 0])
-    assert mass_shares(one)["border"][:2] == pytest.approx([1, 0])
-    assert np.isnan(mass_shares(one)["border"][2])
+    points = np.full((3, 10, 10), -5, np.float32)
+    points[0, 0, 0] = points[1, 5, 5] = 2
+    assert mass_shares(points)["corners"][:2] == pytest.approx([1, 0])
+    assert mass_shares(points)["border"][:2] == pytest.approx([1, 0])
+    assert np.isnan(mass_shares(points)["border"][2])
 
 
-def test_what_cannot_be_explained_says_why(plain, monkeypatch):
-    """A head without layers, features that are no mean over places, no images."""
-    with pytest.raises(ExportError, match="the head knn has no layers: it compares with"):
-        explain(plain, "knn")
-    with pytest.raises(StudyError, match="images 0: allowed is 1 or more"):
-        explain(plain, "linear", images=0)
-    spec = backbones.BACKBONES["tiny"]
-
-    def with_largest(state):
-        network = spec.network(state)
-        network[2] = nn.AdaptiveMaxPool2d(1)
-        return network
-
-    table = {**backbones.BACKBONES, "tiny": replace(spec, network=with_largest)}
-    monkeypatch.setattr(backbones, "BACKBONES", table)
-    with pytest.raises(ExportError, match="networks that end in global average pooling"):
-        explain(plain, "linear")
-
-
-@pytest.mark.usefixtures("plain")
-def test_the_command_prints_a_table_for_each_domain():
-    """And the record with --json."""
+def test_the_command_prints_a_table_for_each_domain(tmp_path, monkeypatch):
+    """And the record with --json; what cannot be explained says why."""
+    setting = 'layers = ["0", "1"]'
+    study = load_study(stored_tiny_study(tmp_path, monkeypatch, setting=setting))
+    compare(study, CompareOptions(heads=("linear", "knn"), repeats=0, draws=20))
     command = ["explain", "study.toml", "--head", "linear", "--images", "4", "--device", "cpu"]
+    command += ["--backbone", "tiny@1"]
     text = CliRunner().invoke(main, command)
-    found = CliRunner().invoke(main, [*command, "--json"])
-    assert text.exit_code == found.exit_code == 0, text.output
-    assert "tiny: what linear on tiny looks at" in text.output
+    record = CliRunner().invoke(main, [*command, "--json"])
+    assert text.exit_code == record.exit_code == 0, text.output
+    assert "tiny: what linear on tiny@1 looks at" in text.output
     assert "An even map has 0.51 and 0.16." in text.output
-    assert [d["domain"] for d in json.loads(found.stdout)["domains"]] == ["source", "there"]
+    assert "What the border alone predicts: run headrace audit STUDY." in text.output
+    assert [d["domain"] for d in json.loads(record.stdout)["domains"]] == ["source", "there"]
+    for name, options, message in (
+        ("knn", {}, "the head knn has no layers: it compares with"),
+        ("linear", {"images": 0}, "images 0: allowed is 1 or more"),
+        ("linear", {"backbone": "tiny@0+tiny@1"}, "side by side; name one of tiny@0, tiny@1"),
+    ):
+        with pytest.raises(PipelineError, match=message):
+            explain(study, name, **{"backbone": "tiny@1", **options})

@@ -42,7 +42,7 @@ def draw_sheet(entries: Sequence[SheetEntry]) -> bytes:
     for i, entry in enumerate(entries):
         _paste(sheet, (_MARGIN + i % columns * width, _MARGIN + i // columns * height), entry)
     stream = io.BytesIO()
-    sheet.save(stream, "PNG", optimize=True)
+    sheet.save(stream, "PNG")
     return stream.getvalue()
 
 

@@ -88,12 +88,14 @@ def choose_backbone(study: Study, name: str | None) -> BackboneChoice:
     """A backbone of a study by its name, or its only one.
 
     Raises:
-        StudyError: It has several, and none is named.
+        StudyError: It has several, and none is named, or several side by side.
         UnknownNameError: It has no such backbone.
     """
     by_name = {choice.name: choice for choice in study.backbones}
     if name is None and len(by_name) > 1:
         raise StudyError(f"the study has several backbones; name one of {', '.join(by_name)}")
+    if name in {several.name for several in study.concatenations}:
+        raise StudyError(f"{name} is several side by side; name one of {', '.join(by_name)}")
     if name is not None and name not in by_name:
         raise UnknownNameError("backbone of the study", name, by_name)
     return study.backbones[0] if name is None else by_name[name]

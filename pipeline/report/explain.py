@@ -19,8 +19,8 @@ def tables(record: Record) -> list[Part]:
         _LEGEND,
         (
             f"An even map has {record['even']['border']:.2f} and {record['even']['corners']:.2f}. "
-            "More than that, and more than a head of shuffled labels has, is a reason to look at "
-            "the pictures. What the border alone predicts is in headrace audit."
+            "More than that, and more than a linear head of shuffled labels has, is a reason to "
+            "look at the pictures."
         ),
         *_domains(record),
         f"Pictures with their maps, which are patient data: {record['folder']}",
@@ -42,4 +42,16 @@ def _domains(record: Record) -> Iterator[Table]:
             domain["rows"],
             key="explain",
             about={"backbone": record["backbone"], "domain": domain["domain"]},
+            notes=(_audited(domain["audit"]),),
         )
+
+
+def _audited(auc: Record) -> str:
+    """What the shortcut test of the audit says of the same regions."""
+    if not auc:
+        return "What the border alone predicts: run headrace audit STUDY."
+    regions = [
+        f"the {region} alone {value['estimate']:.2f} ({value['low']:.2f} to {value['high']:.2f})"
+        for region, value in auc.items()
+    ]
+    return f"Shortcut test of headrace audit, AUC for the class: {', '.join(regions)}."
