@@ -2,25 +2,29 @@
 
     python -m tests.bench.machines [--images 10000 100000] [--blocks 10000 100000 1000000]
 
-Two tables. The first runs the whole stage on generated files of about 350 bytes with a stand-in
-network, in this process alone and with ``--ray`` on this machine. The second hands out the blocks
-of so many images that are not there to workers that do nothing: what is left is the overhead.
-CPU seconds are those of this process and of all that Ray has started. Each run is a process.
+Two tables of CPU time, of this process and of all that Ray has started. Each row is a process of
+its own. It first does the same with a hundred images, which is the cost of the start; what the others
+cost beyond it is given per image. The first table runs the whole stage on generated files of about
+350 bytes with a stand-in network, in this process alone and with ``--ray`` on this machine. The
+second hands out the blocks of so many images that are not there to workers that do nothing: what
+is left is the overhead of Ray.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.items import FileStat, Item, in_threads
+from pipeline.data.items import Each, FileStat, Item, in_threads
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import scan
 from pipeline.features import backbones, ray_extract
@@ -31,6 +35,8 @@ from tests.image_files import raw_png, rows_of
 from tests.tiny import install_tiny_backbone, table_with_tiny
 
 _CLASSES, _IN_FOLDER = 10, 1000
+#: Whose cost is that of the start.
+_FEW = 100
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -47,26 +53,27 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         os.environ["BENCH_FOLDER"] = folder
-        print(f"{'images':>9} {'':<6}{'listing':>16}{'hashing':>16}{'filling':>16}   wall (CPU) ms")
+        _write(Path(folder) / str(_FEW), _FEW)
+        _print_row("images", "", "start s", "listing", "hashing", "filling   CPU ms an image")
         for images in options.images:
             _write(Path(folder) / str(images), images)
             for how in ("alone", "ray"):
-                values = _child(how, images)
-                cells = "".join(f"{wall:>8.3f} ({cpu:.3f})" for wall, cpu in values)
-                print(f"{images:>9,} {how:<6}{cells}", flush=True)
-        print(f"\n{'images':>9} {'blocks':>7} {'wall':>8} {'CPU':>8} {'driver':>8}   ms an image")
+                _print_row(images, how, *_child(how, images))
+        _print_row("images", "blocks", "start s", "all", "of it the driver   CPU ms an image")
         for images in options.blocks:
-            blocks, wall, cpu, driver = _child("blocks", images)
-            print(
-                f"{images:>9,} {blocks:>7.0f} {wall:>8.4f} {cpu:>8.4f} {driver:>8.4f}", flush=True
-            )
+            _print_row(images, *_child("blocks", images))
 
 
-def _child(how: str, images: int) -> list:
+def _print_row(*cells: object) -> None:
+    texts = [f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells]
+    print("".join(f"{text:>10}" for text in texts), flush=True)
+
+
+def _child(how: str, images: int) -> list[float]:
     command = [sys.executable, "-m", "tests.bench.machines", "--child", how, str(images)]
     environment = os.environ | {"PYTHONPATH": os.getcwd()}  # the workers import this module
-    found = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)
-    return json.loads(found.stdout.splitlines()[-1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _write(folder: Path, images: int) -> None:
@@ -87,31 +94,37 @@ def hook() -> None:
     backbones.BACKBONES = table_with_tiny(Path(os.environ["BENCH_FOLDER"]) / "tiny.pth")
 
 
-def _run(images: int, how: str) -> list[tuple[float, float]]:
-    """Milliseconds an image of listing, hashing and filling: of the clock, and of all CPUs."""
+def _run(images: int, how: str) -> list[float]:
+    """Seconds to start, then milliseconds an image of listing, hashing and filling."""
     import pytest
 
-    top = Path(os.environ["BENCH_FOLDER"])
-    install_tiny_backbone(pytest.MonkeyPatch(), top)
-    os.environ["HEADRACE_FEATURES"] = str(top / f"features-{how}-{images}")
-    study = load_study(top / str(images) / "study.toml")
+    install_tiny_backbone(pytest.MonkeyPatch(), Path(os.environ["BENCH_FOLDER"]))
     engine = EngineChoice(engine="torch", device="cpu", batch_size=64)
     each, options = in_threads, ExtractOptions(engine=engine)
     if how == "ray":
         _start_ray(worker_process_setup_hook=f"{__spec__.name}.hook")
         each, options = ray_extract.Cluster().each, ExtractOptions(engine=engine, ray="")
-        list(each(str, range(8)))  # the processes are there
-    listing = _measured(partial(scan, study.source, each))
-    both = _measured(partial(load_samples, study, each=each))
-    whole = _measured(partial(extract, study, options))
-    return [
-        tuple(1e3 * (b - a) / images for a, b in zip(before, after, strict=True))
-        for before, after in (((0, 0), listing), (listing, both), (listing, whole))
-    ]
+    _steps(_FEW, how, each, options)  # the processes are there
+    start = _steps(_FEW, how, each, options)
+    costs = np.subtract(_steps(images, how, each, options), start) / (images - _FEW)
+    return [sum(start), *(1e3 * costs).tolist()]
 
 
-def _hand_out(images: int, _how: str) -> tuple[float, ...]:
-    """Blocks, then milliseconds an image of the clock, of all CPUs and of this process."""
+def _steps(images: int, how: str, each: Each, options: ExtractOptions) -> list[float]:
+    """CPU seconds of listing, hashing and filling."""
+    top = Path(os.environ["BENCH_FOLDER"])
+    os.environ["HEADRACE_FEATURES"] = str(top / f"features-{how}-{images}")
+    study = load_study(top / str(images) / "study.toml")
+    listing = _cpu_of(partial(scan, study.source, each))
+    shutil.rmtree(study.store_root, ignore_errors=True)
+    both = _cpu_of(partial(load_samples, study, each=each))
+    shutil.rmtree(study.store_root, ignore_errors=True)
+    whole = _cpu_of(partial(extract, study, options))
+    return [listing, both - listing, whole - both]
+
+
+def _hand_out(images: int, _how: str) -> list[float]:
+    """Blocks, seconds to start, then milliseconds an image: of all CPUs, and of this process."""
     top, stat = os.environ["BENCH_FOLDER"], FileStat(350, 0, 0, 0)
     names = [f"class{i // 1000}/p{i // 5}_{i}.png" for i in range(images)]
     items = [
@@ -119,19 +132,19 @@ def _hand_out(images: int, _how: str) -> tuple[float, ...]:
         for i, name in enumerate(names)
     ]
     _start_ray()
-    cluster = ray_extract.Cluster()
-    list(cluster.each(str, range(8)))
-    before = time.process_time()
     share = ray_extract._Share(os.cpu_count(), 1)
     blocks = []
 
-    def hand_out() -> None:
-        blocks.extend(ray_extract._blocks(items, share.workers))
-        assert sum(map(len, ray_extract._answers(blocks, share, _nothing))) == images
+    def hand_out(items: Sequence[tuple[bytes, Item]]) -> None:
+        blocks[:] = ray_extract._blocks(items, share.workers)
+        assert sum(map(len, ray_extract._answers(blocks, share, _nothing))) == len(items)
 
-    wall, cpu = _measured(hand_out)
+    hand_out(items[:_FEW])  # the processes are there
+    start = _cpu_of(partial(hand_out, items[:_FEW]))
+    before = time.process_time()
+    cpu = _cpu_of(partial(hand_out, items))
     driver = time.process_time() - before
-    return (len(blocks), *(1e3 * seconds / images for seconds in (wall, cpu, driver)))
+    return [len(blocks), start, *(1e3 * s / images for s in (cpu - start, driver))]
 
 
 def _nothing(_value: object) -> None:
@@ -146,10 +159,10 @@ def _start_ray(**runtime_env: str) -> None:
     ray.init("local", runtime_env=runtime_env or None, **settings)
 
 
-def _measured(action) -> tuple[float, float]:
-    start, used = time.perf_counter(), _cpu_seconds()
+def _cpu_of(action: Callable[[], object]) -> float:
+    used = _cpu_seconds()
     action()
-    return time.perf_counter() - start, _cpu_seconds() - used
+    return _cpu_seconds() - used
 
 
 def _cpu_seconds() -> float:
