@@ -3,11 +3,11 @@
     python -m tests.bench.machines [--images 10000 100000] [--blocks 10000 100000 1000000]
 
 Two tables of CPU time, of this process and of all that Ray has started. Each row is a process of
-its own. It first does the same with a hundred images, which is the cost of the start; what the others
-cost beyond it is given per image. The first table runs the whole stage on generated files of about
-350 bytes with a stand-in network, in this process alone and with ``--ray`` on this machine. The
-second hands out the blocks of so many images that are not there to workers that do nothing: what
-is left is the overhead of Ray.
+its own. It first does the same with a hundred images, which is the cost of the start; what the
+others cost beyond it is given per image. The first table runs the whole stage on generated files of
+about 350 bytes with a stand-in network, in this process alone and with ``--ray`` on this machine.
+The second hands out the blocks of so many images that are not there to workers that do nothing:
+what is left is the overhead of Ray.
 """
 
 import argparse
