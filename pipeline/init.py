@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.data.arrays import is_archive, scan_archive
+from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive
 from pipeline.data.dicom import is_dicom
 from pipeline.data.image_tables import find_columns, several_findings
 from pipeline.data.images import HEAD_BYTES
@@ -50,6 +50,8 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     lines = [f"name = {_quoted(_study_name(output))}", "seed = 0"]
     if findings := _findings(data[0]):
         notes.append("[source] images have several findings; each is a study of its own")
+        if is_archive(data[0]):
+            notes.append(f"[source] to name a finding write values = {{NAME = {findings[0]!r}}}")
         lines.append(f"findings = {json.dumps(findings, ensure_ascii=False)}")
     lines.append("")
     for table, domain in _domains(data, "" if findings else None):
@@ -86,8 +88,9 @@ def _folder_name(text: str) -> str:
 
 
 def _findings(path: Path) -> list[str]:
-    is_table = path.is_file() and not is_archive(path)
-    return several_findings(path) if is_table else []
+    if not path.is_file():
+        return []
+    return findings_of_archive(path) if is_archive(path) else several_findings(path)
 
 
 def _domains(data: Sequence[Path], finding: str | None) -> Iterator[tuple[str, Domain]]:
@@ -110,11 +113,12 @@ def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]
     if not path.is_file():
         yield _folder_name(path.resolve().name), Domain(path=path)
     elif is_archive(path):
-        splits = {item.split for item in scan_archive(Domain(path=path)).items}
+        domain = Domain(path=path, table=ImageTable(file=path, finding=finding))
+        splits = {item.split for item in scan_archive(domain).items}
         given = {"train", "val"} <= splits
-        yield _folder_name(path.stem), Domain(path=path, split=GIVEN if given else "")
+        yield _folder_name(path.stem), replace(domain, split=GIVEN if given else "")
         if given and "test" in splits:
-            yield "test", Domain(path=path, split="test")
+            yield "test", replace(domain, split="test")
     else:
         rows = read_rows(path)
         header = next(rows, Row(1, []))
@@ -135,7 +139,7 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
     found, listing = _corrected(table, domain, notes)
     notes += _tree(table, listing)
     lines = [f"[{table}]", f"path = {seen(found.path)}"]
-    if found.table:
+    if found.table and not is_archive(found.path):
         columns = found.table.columns.items()
         uses = ", ".join(f"{use} = {_quoted(names[0])}" for use, names in columns)
         lines = [f"[{table}]", f"table = {seen(found.table.file)}", f"columns = {{{uses}}}"]

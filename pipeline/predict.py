@@ -22,6 +22,7 @@ from cache import disk
 from cache.errors import WriteFailedError
 from cache.recipe import META
 from cache.store import FeatureStore
+from pipeline.data.arrays import is_archive, scan_archive
 from pipeline.data.class_folders import images_below
 from pipeline.data.grey_levels import Reading
 from pipeline.data.images import PixelPolicy
@@ -34,7 +35,7 @@ from pipeline.features.engines import EngineChoice, check_engine
 from pipeline.features.extract import fill_stores
 from pipeline.features.load import frozen_network, mean_of_views, recipe_of
 from pipeline.heads.save import Network, load_head
-from pipeline.study import BackboneChoice
+from pipeline.study import BackboneChoice, Domain, ImageTable
 from pipeline.words import counted, printable
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def predict(
     Args:
         model: Folder of a saved head, or a file of ``headrace export``. The latter needs
             onnxruntime and no torch, and neither store, engine nor weights.
-        images: Files, and folders that are searched at any depth.
+        images: Files, ``.npz`` files too, and folders that are searched at any depth.
         store: Folder of the feature stores.
         engine: See :class:`pipeline.features.engines.EngineChoice`.
         weights: File of the backbone's weights, instead of where they were when the head
@@ -243,14 +244,14 @@ def _find_images(
 ) -> tuple[list[_Keyed], list[dict[str, str]]]:
     """Images with their content keys, each file once, and those that cannot be read."""
     pairs, skipped = [], []
-    seen: set[str] = set()
+    seen: set[tuple[str, str, int | None]] = set()
     for given in images:
         items, unread = _items(given)
         skipped += unread
         for item in items:
-            if item.file in seen:
+            if (identity := (item.file, item.split, item.row)) in seen:
                 continue
-            seen.add(item.file)
+            seen.add(identity)
             try:
                 pairs.append((read := replace(item, reading=reading), read_image(read).key))
             except ImageError as cause:
@@ -265,13 +266,14 @@ def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:
     except (OSError, ValueError) as cause:
         reason = system_reason(cause) if isinstance(cause, OSError) else str(cause)
         return [], [_skip(given, f"cannot be read: {reason}")]
-    if given.is_dir():
+    is_file = given.is_file()
+    if given.is_dir() or (is_file and is_archive(given)):
         items, unread = _below(given)
         skipped = [_skip(path, "of a format that is not read: convert to .png") for path in unread]
         if not items and not skipped:
             skipped = [_skip(given, "the folder holds no .jpg, .jpeg or .png file")]
         return items, skipped
-    if not given.is_file():
+    if not is_file:
         return [], [_skip(given, "not a regular file")]
     return [Item(str(given), NO_CLASS, os.path.realpath(given), None, FileStat.of(stat))], []
 
@@ -281,8 +283,12 @@ def _skip(path: object, reason: str) -> dict[str, str]:
 
 
 def _below(folder: Path) -> tuple[list[Item], list[Path]]:
-    """Images that may be read, sorted by path, and those of other formats."""
-    listing = images_below(folder)
+    """Images of a folder or a .npz file, sorted by path, and those of formats that are not read."""
+    if folder.is_dir():
+        listing = images_below(folder)
+    else:
+        table = ImageTable(file=folder, finding="")  # labels are not looked at
+        listing = scan_archive(Domain(path=folder, table=table))
     items = [replace(item, path=str(folder / item.path)) for item in listing.items]
     return items, sorted(folder / path for path in listing.unread)
 

@@ -21,6 +21,8 @@ AT = "@"
 
 #: Ending of a file of image names, as a value of ``split``.
 LIST = ".txt"
+#: Ending of a file of several arrays, as a value of ``path``.
+ARCHIVE = ".npz"
 #: Value of ``split`` by which the source keeps the division that the data come with.
 GIVEN = "given"
 #: Value of ``group`` for patients from the headers of DICOM files.
@@ -39,7 +41,8 @@ class ImageTable:
             hold a 1 where the image is of the class that the column is called. What is not
             named is looked for.
         values: By class, patterns of the cells of the label that mean it; empty: each text
-            is a class. By finding, what this table calls it: a column, or a text of the label.
+            is a class. By finding, what this table calls it: a column (of a ``.npz`` file its
+            number), or a text of the label.
         domain: Text of the domain column in the rows that are taken; empty: all rows.
         finding: The one that is the label, of images that have several; empty: none of them,
             all images are taken without a label. None: each image has one class.
@@ -59,7 +62,7 @@ class Domain:
     Attributes:
         path: Folder of class folders or of ``.npy`` stacks, a ``.npz`` file, or where the
             paths of a table start.
-        table: The table that lists the images, where there is one.
+        table: The table that lists the images, or what the labels of a ``.npz`` file mean.
         split: Which part of the data is taken, as they call it, or a ``.txt`` file with the
             names of its images; ``given``: the source is divided as they are. Empty: all of it.
         group: Regular expression for the patient id in a file's name, or with a ``/`` in it

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from pipeline.data.views import MOST_VIEWS
 from pipeline.errors import StudyError
 from pipeline.study import (
+    ARCHIVE,
     AT,
     COLUMNS,
     DECODERS,
@@ -97,7 +98,9 @@ def load_study(file: Path) -> Study:
     if not study.findings:
         return study
     if without := [d.name for d in study.domains if d.labelled and d.table is None]:
-        table.fail(f"findings are columns of a table: {without[0]} needs table = FILE")
+        table.fail(
+            f"findings are columns of a table: {without[0]} needs table = FILE, or path = FILE.npz"
+        )
     return study.with_label("")
 
 
@@ -296,7 +299,7 @@ def _domain(table: _Table, name: str = "") -> dict[str, Any]:
     images = _image_table(table, name)
     group = _group(table)
     if isinstance(group, dict):
-        if images is None:
+        if images is None or "table" not in table.values:
             table.fail(f"{table.where} group = {group}: a column needs table = FILE")
         images = replace(images, columns={**images.columns, "patient": (group["column"],)})
     return {
@@ -304,7 +307,7 @@ def _domain(table: _Table, name: str = "") -> dict[str, Any]:
         "table": images,
         "split": _split(table),
         "group": None if isinstance(group, dict) else group,
-        "attributes": table.path("attributes", hint) or (images and images.file),
+        "attributes": table.path("attributes", hint) or table.path("table", hint),
         "ignore": table.texts("ignore", 'patterns of paths below it, such as ["*/masks/*"]'),
         "window": _window(table),
         "frame": table.get("frame", allowed=_FRAMES),
@@ -320,7 +323,7 @@ def _split(table: _Table) -> str:
 
 def _path(table: _Table, images: ImageTable | None) -> Path:
     """Where the images are: the folder or ``.npz`` file, or where a table's paths start."""
-    key, other = ("path", "images") if images is None else ("images", "path")
+    key, other = ("images", "path") if "table" in table.values else ("path", "images")
     if other in table.values:
         table.fail(
             f"{table.where} {other}: with a table write images = FOLDER, where its paths start; "
@@ -344,9 +347,13 @@ def _data(table: _Table, key: str, name: str) -> Path:
 def _image_table(table: _Table, name: str) -> ImageTable | None:
     file = table.path("table", "allowed is a CSV, TSV or Parquet file")
     if file is None:
-        if wrong := sorted({"images", "columns", "values", "domain"} & set(table.values)):
+        path = str(table.get("path") or "")
+        is_archive = path.lower().endswith(ARCHIVE)
+        keys = {"images", "columns", "domain"} | (set() if is_archive else {"values"})
+        if wrong := sorted(keys & set(table.values)):
             table.fail(f"{table.where} {wrong[0]}: this goes with table = FILE")
-        return None
+        archive = ImageTable(file=table.file.parent / path, values=_texts(table, "values"))
+        return archive if is_archive else None
     columns = _texts(table, "columns")
     if unknown := sorted(set(columns) - set(COLUMNS)):
         table.fail(

@@ -1,8 +1,8 @@
 """Arrays of images along their first axis: folders of ``.npy`` stacks, and ``.npz`` files.
 
 A stack holds images of one class. A ``.npz`` file is as MedMNIST ships it: ``train_images`` and
-``train_labels``, the same with ``val`` and ``test`` or any other name; labels are whole numbers,
-one an image, and name the classes. Nothing is unpickled.
+``train_labels``, the same with ``val`` and ``test`` or any other name. A column of labels holds
+classes, several columns findings: 1, 0, or -1 where it is not known. Nothing is unpickled.
 
 Rows of stacks are read, not mapped: of a mapped file that gets shorter, or whose disk fails,
 the system kills the process instead of raising an error.
@@ -13,14 +13,15 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from threading import Lock
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -42,7 +43,7 @@ from pipeline.data.items import (
     read_file,
 )
 from pipeline.errors import ImageError, StudyError
-from pipeline.study import Domain
+from pipeline.study import ARCHIVE, Domain, classes_of
 from pipeline.words import composed
 
 _SUFFIXES = (".npy",)
@@ -50,7 +51,7 @@ _IMAGES, _LABELS = "_images", "_labels"
 #: An array of a .npz file is decompressed as a whole, and kept while its rows are read.
 _MAX_BYTES = 4 << 30
 _ONE_AT_A_TIME = Lock()
-_ALLOWED = "allowed are (n, H, W) and (n, H, W, 3), numbers of up to 64 bits"
+_ALLOWED = "allowed are (n, H, W) and (n, H, W, 3 or 1), numbers of up to 64 bits"
 _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
     {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 )
@@ -113,12 +114,60 @@ class _RowContent(Content):
 
 @dataclass(frozen=True)
 class _Header:
-    """Where the rows of a stack are: their number, shape, type, and the first one's offset."""
+    """Of an array in a file: its shape, order and type, and where its first value is."""
 
-    rows: int
     shape: tuple[int, ...]
+    is_fortran: bool
     dtype: "np.dtype[Any]"
     offset: int
+
+
+def _parse_header(stream: IO[bytes]) -> _Header:
+    version = npy.read_magic(stream)
+    if version not in _HEADERS:
+        raise ValueError(f"version {version} of the format")
+    shape, is_fortran, dtype = _HEADERS[version](stream)
+    return _Header(shape, is_fortran, dtype, stream.tell())
+
+
+def _check_images(name: str, header: _Header) -> None:
+    """Refuse an array that is no stack of images."""
+    shape, dtype = header.shape, header.dtype
+    if dtype.hasobject:
+        raise StudyError(f"{name} holds Python objects, which are never loaded; {_ALLOWED}")
+    is_stack = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+    if dtype.kind not in "uif" or dtype.itemsize > 8 or not is_stack:
+        raise StudyError(f"{name} has shape {shape}, {dtype}; {_ALLOWED}")
+    if shape[0] < 1:
+        raise StudyError(f"{name} has shape {shape}: it holds no image")
+    try:
+        check_size(shape[2], shape[1])
+    except ImageError as cause:
+        raise StudyError(f"{name} has shape {shape}: its images are {cause}; {_ALLOWED}") from cause
+
+
+def read(item: Item) -> _RowContent:
+    """Read one image.
+
+    Raises:
+        ImageError: It cannot be read, or the file has changed since it was found.
+    """
+    return _RowContent(read_file(item.file, lambda stream: _row(stream, item)), item.reading)
+
+
+def _row(stream: FileIO, item: Item) -> NDArray[Any]:
+    now = FileStat.of(os.fstat(stream.fileno()))
+    # Not the ctime: a new name or mode leaves every row where it was.
+    if (now.size, now.mtime_ns, now.inode) != (item.stat.size, item.stat.mtime_ns, item.stat.inode):
+        raise ImageError("its stack changed after it was listed; run again")
+    number = item.row or 0
+    if is_archive(Path(item.file)):
+        name = item.path.rpartition("#")[0].rpartition("/")[2] + _IMAGES
+        with _ONE_AT_A_TIME:  # threads would decompress the same array side by side
+            row = np.ascontiguousarray(_array(item.file, item.stat, name)[number])
+    else:
+        row = _row_of_stack(stream, _header(item.file, item.stat), number)
+    return row[..., 0] if row.shape[2:] == (1,) else row
 
 
 # Stacks: files of a folder.
@@ -144,38 +193,6 @@ def scan_stacks(domain: Domain) -> Listing:
     )
 
 
-def read_row(item: Item) -> _RowContent:
-    """Read one row of a stack.
-
-    Raises:
-        ImageError: It cannot be read, or the file has changed since it was found.
-    """
-    return _RowContent(read_file(item.file, lambda stream: _row(stream, item)), item.reading)
-
-
-def _check_unchanged(stream: FileIO, stat: FileStat) -> None:
-    """Refuse a file that is not what it was when it was found."""
-    now = FileStat.of(os.fstat(stream.fileno()))
-    # Not the ctime: a new name or mode leaves every row where it was.
-    if (now.size, now.mtime_ns, now.inode) != (stat.size, stat.mtime_ns, stat.inode):
-        raise ImageError("its stack changed after it was listed; run again")
-
-
-def _check_rows(file: str, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> None:
-    """Refuse an array that is no stack of images."""
-    if dtype.hasobject:
-        raise StudyError(f"{file} holds Python objects, which are never loaded; {_ALLOWED}")
-    is_stack = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
-    if dtype.kind not in "uif" or dtype.itemsize > 8 or not is_stack:
-        raise StudyError(f"{file} has shape {shape}, {dtype}; {_ALLOWED}")
-    if shape[0] < 1:
-        raise StudyError(f"{file} has shape {shape}: it holds no image")
-    try:
-        check_size(shape[2], shape[1])
-    except ImageError as cause:
-        raise StudyError(f"{file} has shape {shape}: its images are {cause}; {_ALLOWED}") from cause
-
-
 def _part_and_class(name: str, domain: Domain) -> tuple[str, str]:
     """``train_normal.npy`` and ``test_normal.npy`` hold the class normal."""
     stem = Path(name).stem
@@ -187,50 +204,42 @@ def _part_and_class(name: str, domain: Domain) -> tuple[str, str]:
 
 
 def _rows(stack: Item, split: str, label: str) -> list[Item]:
-    header = _header(stack.file, stack.stat)
     return [
         replace(stack, path=f"{stack.path}#{row}", label=label, row=row, split=split)
-        for row in range(header.rows)
+        for row in range(_header(stack.file, stack.stat).shape[0])
     ]
 
 
-def _row(stream: FileIO, item: Item) -> NDArray[Any]:
-    _check_unchanged(stream, item.stat)
-    header = _header(item.file, item.stat)
-    length = math.prod(header.shape) * header.dtype.itemsize
-    stream.seek(header.offset + (item.row or 0) * length)
+def _row_of_stack(stream: FileIO, header: _Header, number: int) -> NDArray[Any]:
+    length = math.prod(header.shape[1:]) * header.dtype.itemsize
+    stream.seek(header.offset + number * length)
     data = stream.read(length)
     if len(data) < length:
         raise ImageError("truncated")
-    return np.frombuffer(data, header.dtype).reshape(header.shape)
+    return np.frombuffer(data, header.dtype).reshape(header.shape[1:])
 
 
 @lru_cache(maxsize=64)  # by stat too, so a changed file is never read by an old header
 def _header(file: str, stat: FileStat) -> _Header:
     try:
-        shape, is_fortran, dtype, offset = read_file(file, _parse_header)
+        header = read_file(file, _parse_header)
     except ImageError as cause:
         raise StudyError(f"{file}: {cause}") from cause
     except Exception as cause:  # numpy evaluates what the file says: anything can go wrong
         raise StudyError(f"{file} is not a .npy file, or a damaged one ({cause})") from cause
-    _check_rows(file, shape, dtype)
-    if is_fortran:
+    _check_images(file, header)
+    if header.is_fortran:
         raise StudyError(
             f"{file} is in Fortran order, which spreads an image over the whole file. Save it "
             "again with np.save(file, np.ascontiguousarray(array))"
         )
-    if (declared := offset + math.prod(shape) * dtype.itemsize) > stat.size:
+    needed = header.offset + math.prod(header.shape) * header.dtype.itemsize
+    if needed > stat.size:
         raise StudyError(
-            f"{file} is truncated: shape {shape} needs {declared} bytes, the file has {stat.size}"
+            f"{file} is truncated: shape {header.shape} needs {needed} bytes, the file has "
+            f"{stat.size}"
         )
-    return _Header(shape[0], shape[1:], dtype, offset)
-
-
-def _parse_header(stream: FileIO) -> tuple[tuple[int, ...], bool, "np.dtype[Any]", int]:
-    version = npy.read_magic(stream)
-    if version not in _HEADERS:
-        raise ValueError(f"version {version} of the format")
-    return *_HEADERS[version](stream), stream.tell()
+    return header
 
 
 # Archives: several arrays in one file.
@@ -238,71 +247,119 @@ def _parse_header(stream: FileIO) -> tuple[tuple[int, ...], bool, "np.dtype[Any]
 
 def is_archive(path: Path) -> bool:
     """Whether a domain's path is such a file."""
-    return path.suffix.lower() == ".npz"
+    return path.suffix.lower() == ARCHIVE
 
 
 def scan_archive(domain: Domain) -> Listing:
     """List the images of every split, or without labels all images.
 
     Raises:
-        StudyError: It is damaged or holds something else, or an image has several labels.
+        StudyError: It is damaged or holds something else, or has no such finding.
     """
-    file = os.path.realpath(domain.path)
-    stat = FileStat.of(domain.path.stat())
-    splits = [n.removesuffix(_IMAGES) for n in _names(file, domain) if n.endswith(_IMAGES)]
-    if not splits:
-        raise StudyError(
-            f"{domain.path} holds no array called NAME{_IMAGES}, such as train{_IMAGES}"
-        )
-    items = [item for split in splits for item in _of_part(domain, file, stat, split)]
-    return Listing(items=tuple(sorted(items, key=lambda item: item.path)), ignored={})
+    file, stat = os.path.realpath(domain.path), FileStat.of(domain.path.stat())
+    items, without_class = [], 0
+    for part in _parts(domain.path):
+        with _opened(file, part + _IMAGES) as stream:
+            images = _parse_header(stream)
+        _check_images(f"{domain.path}, {part}{_IMAGES}", images)
+        rows = range(images.shape[0])
+        none: list[str | None] = [NO_CLASS] * len(rows)
+        labels = _labels(domain, part) if domain.labelled else none
+        if len(labels) != len(rows):
+            raise StudyError(
+                f"{domain.path}: {len(rows)} images but {len(labels)} labels of {part}"
+            )
+        without_class += labels.count(None)
+        items += [
+            Item(f"{part}#{row}", label, file, row, stat, split=part)
+            for row, label in zip(rows, labels, strict=True)
+            if label is not None
+        ]
+    ignored = {"without a class of `values`": without_class} if without_class else {}
+    return Listing(items=tuple(sorted(items, key=lambda item: item.path)), ignored=ignored)
 
 
-def read_archived(item: Item) -> _RowContent:
-    """Read one image.
+def findings_of_archive(path: Path) -> list[str]:
+    """Numbers of the columns of its labels, where there are several.
 
     Raises:
-        ImageError: It cannot be read, or the file has changed since it was found.
+        StudyError: It is damaged or holds something else.
     """
-    read_file(item.file, lambda stream: _check_unchanged(stream, item.stat))
-    name = item.path.rpartition("#")[0] + _IMAGES
-    with _ONE_AT_A_TIME:  # threads would decompress the same array side by side
-        images = _array(item.file, item.stat, name)
-    return _RowContent(np.ascontiguousarray(images[item.row or 0]), item.reading)
+    with _opened(str(path), _parts(path)[0] + _LABELS) as stream:
+        shape = _parse_header(stream).shape
+    return [str(k) for k in range(shape[1])] if len(shape) == 2 and shape[1] > 1 else []
 
 
-def _of_part(domain: Domain, file: str, stat: FileStat, split: str) -> Iterator[Item]:
-    images = _array(file, stat, split + _IMAGES)
-    _check_rows(f"{domain.path}, {split}{_IMAGES}", images.shape, images.dtype)
-    labels = _labels(domain, file, stat, split) if domain.labelled else [NO_CLASS] * len(images)
-    if len(labels) != len(images):
-        raise StudyError(f"{domain.path}: {len(images)} images but {len(labels)} labels of {split}")
-    for row, label in enumerate(labels):
-        yield Item(f"{split}#{row}", label, file, row, stat, split=split)
+def check_finding(domain: Domain) -> None:
+    """Refuse a file whose labels have no column for the finding.
+
+    Raises:
+        StudyError: With what to write.
+    """
+    for part in _parts(domain.path):
+        _labels(domain, part)
 
 
-def _labels(domain: Domain, file: str, stat: FileStat, split: str) -> list[str]:
-    labels = _array(file, stat, split + _LABELS)
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "ui":
-        raise StudyError(
-            f"{domain.path}: {split}{_LABELS} has shape {labels.shape}, {labels.dtype}; allowed is "
-            "one whole number an image. Of several findings an image, save one as the labels"
-        )
-    return [str(label) for label in labels.tolist()]
-
-
-def _names(file: str, domain: Domain) -> list[str]:
+def _parts(path: Path) -> list[str]:
+    """Names of the arrays of images, without their ending."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
     except (OSError, zipfile.BadZipFile) as cause:
-        raise StudyError(f"{domain.path} is not a .npz file, or a damaged one ({cause})") from cause
+        raise StudyError(f"{path} is not a .npz file, or a damaged one ({cause})") from cause
+    parts = [name.removesuffix(_IMAGES) for name in names if name.endswith(_IMAGES)]
+    if not parts:
+        raise StudyError(f"{path} holds no array called NAME{_IMAGES}, such as train{_IMAGES}")
+    return parts
 
 
-@lru_cache(maxsize=2)  # by stat too: images and labels of the split that is being read
-def _array(file: str, stat: FileStat, name: str) -> NDArray[Any]:  # noqa: ARG001 - part of the key
+def _labels(domain: Domain, part: str) -> list[str | None]:
+    """Of each image its class; None where ``values`` has none for it."""
+    name = f"{domain.path}: {part}{_LABELS}"
+    stat = FileStat.of(domain.path.stat())
+    labels = _array(os.path.realpath(domain.path), stat, part + _LABELS)
+    if labels.ndim not in (1, 2) or labels.dtype.kind not in "uif":
+        raise StudyError(
+            f"{name} has shape {labels.shape}, {labels.dtype}; allowed are whole numbers, one or "
+            "a row of them for each image"
+        )
+    columns = labels.reshape(len(labels), -1)
+    values = domain.table.values if domain.table else {}
+    if domain.table and domain.table.finding:
+        return _marks(name, columns, domain.table.finding, values)
+    if columns.shape[1] != 1:
+        raise StudyError(
+            f"{name} has shape {labels.shape}, several findings an image. Write above the first "
+            'table findings = ["0", "1"], the numbers of columns, which go from 0 to '
+            f"{columns.shape[1] - 1}"
+        )
+    numbers = [f"{number:g}" for number in columns[:, 0].tolist()]
+    classes = {text: label for label, texts in values.items() for text in texts}
+    return [classes.get(text) if classes else text for text in numbers]
+
+
+def _marks(
+    name: str, columns: NDArray[Any], finding: str, values: Mapping[str, Sequence[str]]
+) -> list[str | None]:
+    """Whether each image has a finding, by its column; no class where that is not known."""
+    (column,) = values.get(finding, (finding,))[:1]
+    if not column.isdecimal() or int(column) >= columns.shape[1]:
+        raise StudyError(
+            f"{name} has columns 0 to {columns.shape[1] - 1}, and none is known as {finding!r}. "
+            f'Write values = {{{finding!r} = "0"}} with the number of its column'
+        )
+    marks = columns[:, int(column)]
+    if unknown := set(marks[~np.isnan(marks)].tolist()) - {-1, 0, 1}:
+        raise StudyError(
+            f"{name}, column {column}, holds {min(unknown):g}; allowed are 1, 0 and -1"
+        )
+    names = dict(zip((0, 1), classes_of(finding), strict=True))
+    return [names.get(mark, NO_CLASS) for mark in marks.tolist()]
+
+
+@contextmanager
+def _opened(file: str, name: str) -> Iterator[IO[bytes]]:
+    """One array of an archive, to be read; whatever is wrong with it is a StudyError."""
     try:
         with zipfile.ZipFile(file) as archive:
             size = archive.getinfo(f"{name}.npy").file_size
@@ -312,10 +369,16 @@ def _array(file: str, stat: FileStat, name: str) -> NDArray[Any]:  # noqa: ARG00
                     "are read from a .npz file: save each class as a stack CLASS.npy"
                 )
             with archive.open(f"{name}.npy") as stream:
-                return npy.read_array(stream, allow_pickle=False)
+                yield stream
     except KeyError as cause:
         raise StudyError(f"{file} has no array {name}") from cause
     except OSError as cause:
         raise ImageError(f"cannot be read: {cause}") from cause
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
         raise StudyError(f"{file}: {name} is damaged, or no plain array ({cause})") from cause
+
+
+@lru_cache(maxsize=2)  # by stat too: arrays of train and validation, say
+def _array(file: str, stat: FileStat, name: str) -> NDArray[Any]:  # noqa: ARG001 - part of the key
+    with _opened(file, name) as stream:
+        return npy.read_array(stream, allow_pickle=False)

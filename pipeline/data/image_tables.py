@@ -16,7 +16,7 @@ from pipeline.data.class_folders import images_below
 from pipeline.data.items import NO_CLASS, Each, Item, Listing, in_turn
 from pipeline.data.tables import Row, check_header, fail, read_rows
 from pipeline.errors import StudyError
-from pipeline.study import COLUMNS, Domain, ImageTable, Study, classes_of
+from pipeline.study import COLUMNS, Domain, ImageTable, classes_of
 from pipeline.words import are, counted, printable
 
 _LOG = logging.getLogger(__name__)
@@ -135,17 +135,14 @@ def find_columns(
     return columns
 
 
-def warn_of_unnamed_findings(study: Study) -> None:
-    """Say which findings a table does not name, before a network has run for an hour."""
-    for finding in study.findings:
-        for domain in study.of_finding(finding).domains:
-            if domain.table is None or not domain.labelled:
-                continue
-            try:
-                table = _Table(domain)
-                table.check_finding(domain, map(table.label, table.rows()))
-            except StudyError as unnamed:
-                _LOG.warning("%s", unnamed)
+def check_finding(domain: Domain) -> None:
+    """Refuse a table that does not know the finding.
+
+    Raises:
+        StudyError: With what to write.
+    """
+    table = _Table(domain)
+    table.check_finding(domain, map(table.label, table.rows()))
 
 
 def several_findings(file: Path) -> list[str]:

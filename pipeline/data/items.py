@@ -252,6 +252,8 @@ class Walk:
         prefix = f"{folder}/" if folder else ""
         for entry in list_folder(os.path.join(self.root, folder)):  # noqa: PTH118 - no Path here
             path = prefix + entry.name
+            if not folder and is_written_here(entry):
+                continue
             if is_hidden(entry):
                 self.ignored["hidden"] += 1
             elif self._is_left_out(path, entry):
@@ -360,6 +362,14 @@ def list_folder(folder: str | Path) -> list["os.DirEntry[str]"]:
 def is_hidden(entry: "os.DirEntry[str]") -> bool:
     """Whether an entry is a program's own: hidden, or a folder of thumbnails or metadata."""
     return entry.name.startswith(".") or entry.name.casefold() in _OF_PROGRAMS
+
+
+def is_written_here(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is the folder of results or of feature stores: no data of the study."""
+    if entry.name == "results":
+        return os.path.realpath(entry.path) == os.path.realpath("results")
+    index = os.path.join(entry.path, "index")  # noqa: PTH118 - no Path here
+    return os.path.isdir(index) and any(Path(entry.path).glob("*/meta.json"))  # noqa: PTH112
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -13,11 +13,20 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pipeline.data import arrays, class_folders, image_tables
-from pipeline.data.items import Content, Each, Item, Listing, in_turn, is_hidden, list_folder
+from pipeline.data.items import (
+    Content,
+    Each,
+    Item,
+    Listing,
+    in_turn,
+    is_hidden,
+    is_written_here,
+    list_folder,
+)
 from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.tables import read_lines
 from pipeline.errors import ImageError, StudyError
-from pipeline.study import GIVEN, LIST, Domain, SourceDomain
+from pipeline.study import GIVEN, LIST, Domain, SourceDomain, Study
 from pipeline.words import are, composed, counted, printable
 
 _LOG = logging.getLogger(__name__)
@@ -71,11 +80,12 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
 
 def _kinds_of(domain: Domain) -> tuple[list[str], list["os.DirEntry[str]"]]:
     """The kinds of input that a domain is, and the visible entries of its folder."""
-    if domain.table is not None:
-        return ["a table"], []
     if arrays.is_archive(domain.path):
         return ["a .npz file"], []
-    entries = [entry for entry in list_folder(domain.path) if not is_hidden(entry)]
+    if domain.table is not None:
+        return ["a table"], []
+    listed = list_folder(domain.path)
+    entries = [entry for entry in listed if not is_hidden(entry) and not is_written_here(entry)]
     signs = {
         "class folders": [class_folders.is_sign(e, labelled=domain.labelled) for e in entries],
         ".npy stacks": map(arrays.is_stack, entries),
@@ -86,13 +96,12 @@ def _kinds_of(domain: Domain) -> tuple[list[str], list["os.DirEntry[str]"]]:
 def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listing:
     """The source, and the images of a second folder or file that are held out."""
     whole = replace(domain, validation=SourceDomain.validation)
-    if domain.table:
-        other = replace(whole, table=replace(domain.table, file=held_out))
-    else:
-        other = replace(whole, path=held_out)
+    is_table = domain.table is not None and not arrays.is_archive(domain.path)
+    table = domain.table and replace(domain.table, file=held_out)
+    other = replace(whole, table=table, path=domain.path if is_table else held_out)
     fit, validation = scan(whole, each), scan(other, each)
     # Where it lies as seen from the source, so that no two images have one name.
-    prefix = "" if domain.table else Path(os.path.relpath(held_out, domain.path)).as_posix() + "/"
+    prefix = "" if is_table else Path(os.path.relpath(held_out, domain.path)).as_posix() + "/"
     items = [replace(item, split=FIT) for item in fit.items]
     items += [replace(item, split=VALIDATION, path=prefix + item.path) for item in validation.items]
     return Listing(
@@ -164,15 +173,23 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
         ImageError: It cannot be read, an input/output error only after three more tries;
             or its content has changed (:data:`CHANGED`).
     """
-    if item.row is None:
-        content: Content = class_folders.read(item)
-    elif arrays.is_archive(Path(item.file)):
-        content = arrays.read_archived(item)
-    else:
-        content = arrays.read_row(item)
+    content: Content = class_folders.read(item) if item.row is None else arrays.read(item)
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content
+
+
+def warn_of_unnamed_findings(study: Study) -> None:
+    """Say which findings a table does not name, before a network has run for an hour."""
+    for finding in study.findings:
+        for domain in study.of_finding(finding).domains:
+            if domain.table is None or not domain.labelled:
+                continue
+            kind = arrays if arrays.is_archive(domain.path) else image_tables
+            try:
+                kind.check_finding(domain)
+            except StudyError as unnamed:
+                _LOG.warning("%s", unnamed)
 
 
 def _described(entries: list["os.DirEntry[str]"]) -> str:

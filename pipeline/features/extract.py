@@ -27,12 +27,11 @@ from cache import disk
 from cache.part import provenance_text
 from cache.recipe import check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
-from pipeline.data.image_tables import warn_of_unnamed_findings
 from pipeline.data.images import PixelPolicy, Pixels, decode
 from pipeline.data.items import Item, in_threads
 from pipeline.data.processes import Processes, can_share_memory
 from pipeline.data.samples import SampleOptions, Samples, SkippedImage, load_samples
-from pipeline.data.sources import CHANGED
+from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
 from pipeline.errors import (
     EngineError,
     NoImagesError,

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline.data.images import PixelPolicy, fitted
 from pipeline.data.sources import read_image, scan
 from pipeline.errors import ImageError, StudyError
-from pipeline.study import GIVEN, SourceDomain
+from pipeline.study import GIVEN, ImageTable, SourceDomain
 from tests.image_files import listed, picture, pictures, with_stack
 
 
@@ -23,10 +23,11 @@ def paths(listing):
     return [item.path for item in listing.items]
 
 
-def test_each_row_of_a_stack_is_an_image(tmp_path):
+@pytest.mark.parametrize("one_channel", [False, True])
+def test_each_row_of_a_stack_is_an_image(tmp_path, one_channel):
     """Grey or colour, with the class in the file's name and the row in the path."""
     grey, colour = pictures(3), np.stack([picture(seed=5), picture(seed=6)])
-    with_stack(tmp_path, "test_normal.npy", grey)
+    with_stack(tmp_path, "test_normal.npy", grey[..., None] if one_channel else grey)
     with_stack(tmp_path, "Pneumonia.npy", colour)
     listing = listed(tmp_path)
     assert [(i.path, i.label, i.row) for i in listing.items] == [
@@ -195,6 +196,46 @@ def test_rows_have_the_label_and_the_split_of_their_arrays(tmp_path):
         assert (read_image(item).pixels(PixelPolicy()) == expected).all()
 
 
+def test_columns_of_labels_are_findings(tmp_path):
+    """By number or by the study's name; 1, 0, and -1 or no number where it is not known."""
+    labels = np.array([[1, 0], [0, 1], [-1, np.nan]])
+    path = npz(tmp_path, train_images=pictures(3), train_labels=labels).path
+    for finding, values, marks in (
+        ("0", {}, ["0", "not 0", ""]),
+        ("Mass", {"Mass": ("1",)}, ["not Mass", "Mass", ""]),
+    ):
+        table = ImageTable(file=path, finding=finding, values=values)
+        assert [i.label for i in scan(SourceDomain(path=path, table=table)).items] == marks
+    for finding, sentence in (
+        ("2", r"columns 0 to 1, and none is known as '2'\. Write values = \{'2' = \"0\"\}"),
+        ("Mass", r"none is known as 'Mass'"),
+    ):
+        with pytest.raises(StudyError, match=sentence):
+            scan(SourceDomain(path=path, table=ImageTable(file=path, finding=finding)))
+    npz(tmp_path, train_images=pictures(1), train_labels=np.array([[7, 0]]))
+    with pytest.raises(StudyError, match=r"column 0, holds 7; allowed are 1, 0 and -1"):
+        scan(SourceDomain(path=path, table=ImageTable(file=path, finding="0")))
+
+
+def test_numbers_of_classes_may_have_names(tmp_path):
+    """Images of others are left out and counted."""
+    path = npz(tmp_path, train_images=pictures(3), train_labels=np.array([[0], [1], [2]])).path
+    table = ImageTable(file=path, values={"well": ("0",), "ill": ("1",)})
+    listing = scan(SourceDomain(path=path, table=table))
+    assert [item.label for item in listing.items] == ["well", "ill"]
+    assert listing.ignored == {"without a class of `values`": 1}
+
+
+def test_a_second_archive_can_be_the_validation(tmp_path):
+    """Its rows are read from it, whatever its arrays are called."""
+    np.savez(tmp_path / "a.npz", train_images=pictures(2), train_labels=np.arange(2))
+    np.savez(tmp_path / "b.npz", train_images=pictures(2, seed=5), train_labels=np.arange(2))
+    source = SourceDomain(path=tmp_path / "a.npz", validation=tmp_path / "b.npz")
+    items = {item.split: read_image(item).picture() for item in scan(source).items[1::2]}
+    assert (np.asarray(items["fit"]) == pictures(2)[1]).all()
+    assert (np.asarray(items["validation"]) == pictures(2, seed=5)[1]).all()
+
+
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
@@ -202,7 +243,7 @@ def test_rows_have_the_label_and_the_split_of_their_arrays(tmp_path):
         ({"train_images": pictures(2)}, r"has no array train_labels"),
         (
             {"train_images": pictures(2), "train_labels": np.zeros((2, 14), int)},
-            r"train_labels has shape \(2, 14\), int64; allowed is one whole number an image",
+            r"train_labels has shape \(2, 14\), several findings an image\. Write .* 0 to 13",
         ),
         (
             {"train_images": pictures(2), "train_labels": np.zeros(3, int)},

@@ -1,5 +1,6 @@
 """Layouts that would be read wrongly are named, with the line that corrects them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,10 @@ import pytest
 from pipeline.data.items import Item
 from pipeline.data.layouts import wrong_layout
 from pipeline.data.samples import load_samples
+from pipeline.data.sources import scan
 from pipeline.errors import StudyError
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
 from pipeline.init import write_study
 from pipeline.study_file import load_study
 from tests.image_files import listed, pictures, with_files, with_stack
@@ -159,3 +163,21 @@ def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     assert "its only folder 'set' holds the folders test, train" in text
     assert "the folders test, train are splits" in text
     assert "[source] 24 images, classes: a, b\n  a     12  p50" in text
+
+
+def test_results_and_stores_beside_the_classes_are_no_data(study_file):
+    """A folder in which headrace has run is read as it was before; others of that name are data."""
+    engine = EngineChoice(engine="torch", device="cpu")
+    text = study_file.read_text().partition("[target")[0].replace("here", ".")
+    study_file.write_text(f'{text}[store]\npath = "kept"\n[backbone.tiny]\n')
+    for label in ("a", "b"):
+        Path("here", label).rename(label)
+    Path("here").rmdir()
+    shutil.rmtree("there")
+    study = load_study(study_file)
+    extract(study, ExtractOptions(engine=engine))
+    write_images(Path("results"), 4)
+    assert load_samples(study)[0].classes == ("a", "b")
+    # The study file and the weights of the tiny network.
+    assert scan(study.source).ignored == {"not a .jpg/.jpeg/.png file": 2}
+    assert len(listed(write_images(Path("other/results"), 4).parent).items) == 4

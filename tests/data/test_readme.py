@@ -13,6 +13,7 @@ from pipeline.data.samples import load_samples
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.init import write_study
+from pipeline.predict import predict
 from pipeline.study import Study
 from pipeline.study_file import load_study
 from tests.image_files import dicom, encoded
@@ -91,6 +92,17 @@ def medmnist() -> None:
     np.savez_compressed("pneumoniamnist.npz", **arrays)
 
 
+def chestmnist() -> None:
+    """Two findings of fourteen can be seen; the second is of a third of the images."""
+    arrays = {}
+    for split, count in (("train", 24), ("val", 8), ("test", 8)):
+        labels = RNG.integers(0, 2, (count, 14)).astype(np.uint8)
+        labels[:, 0], labels[:, 2] = np.arange(count) % 2, np.arange(count) % 3 == 0
+        arrays[f"{split}_labels"] = labels
+        arrays[f"{split}_images"] = np.stack([picture(k)[:28, :28] for k in labels[:, 0]])
+    np.savez_compressed("chestmnist.npz", **arrays)
+
+
 def isic() -> None:
     lines = ["image,MEL,NV,BCC,UNK"]
     for i in range(24):
@@ -155,6 +167,12 @@ LAYOUTS: dict[str, tuple[Callable[[], None], dict[str, int], str, int]] = {
     "NIH ChestX-ray14": (nih, {"source": 16, "nih": 8}, "not Pneumonia Pneumonia", 8),
     "COVID-19 Radiography Database": (covid, {"source": 20}, "COVID Normal", 20),
     "MedMNIST": (medmnist, {"fit": 20, "validation": 8, "official": 8}, "0 1", 28),
+    "ChestMNIST": (
+        chestmnist,
+        {"fit": 24, "validation": 8, "official": 8},
+        "not Atelectasis Atelectasis",
+        32,
+    ),
     "ISIC 2019": (isic, {"source": 21}, "BCC MEL NV", 21),
     "HAM10000": (ham, {"source": 20}, "mel nv", 10),
     "PatchCamelyon (Kaggle)": (pcam, {"source": 20}, "normal tumour", 20),
@@ -202,7 +220,14 @@ def test_a_study_of_the_readme_finds_images_classes_and_patients(name, tmp_path,
 
 @pytest.mark.parametrize(
     "name",
-    ["CheXpert", "MedMNIST", "PatchCamelyon (Kaggle)", "DICOM folders", "NumPy arrays of a course"],
+    [
+        "CheXpert",
+        "MedMNIST",
+        "ChestMNIST",
+        "PatchCamelyon (Kaggle)",
+        "DICOM folders",
+        "NumPy arrays of a course",
+    ],
 )
 def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
     """Features, then a head that tells bright pictures from dark ones."""
@@ -211,6 +236,11 @@ def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
     assert report.backbones[0].skipped == 0
     record = compare(labelled(study), CompareOptions(heads=("linear",), repeats=0, draws=99))
     assert "accuracy" in str(record)
+    if name == "MedMNIST":  # the file itself can be classified, too
+        engine = EngineChoice(engine="torch", device="cpu")
+        head = study.results / "heads/tiny/linear"
+        answer = predict(head, [study.source.path], store=study.store_root, engine=engine)
+        assert (answer["computed"], len(answer["rows"])) == (0, 36)
     # Nothing of a DICOM header is in any file that was written.
     written = [f for folder in ("features", "results") for f in Path(folder).rglob("*")]
     for file in filter(Path.is_file, written):
@@ -221,6 +251,11 @@ def test_each_kind_of_input_runs_to_the_heads(name, tmp_path, monkeypatch):
     ("name", "data", "lines"),
     [
         ("MedMNIST", "pneumoniamnist.npz", ['split = "given"', "[test.test]", 'split = "test"']),
+        (
+            "ChestMNIST",
+            "chestmnist.npz",
+            ['findings = ["0", "1", "2", ', '"13"]', 'split = "given"', "[test.test]"],
+        ),
         (
             "One table for several hospitals",
             "multi/labels.tsv",
