@@ -263,8 +263,18 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
 def _over_findings(
     stage: str, study: Any, records: Mapping[str, Any], *, quiet: bool
 ) -> list[dict[str, Any]]:
-    """Print and write the table over the findings; its rows, none where a stage has no such."""
-    if stage not in ("heads", "shift", "audit") or not records or not _first_process():
+    """Print and write the table over the findings; its rows, none where a stage has no such.
+
+    Of pages it is a page over them.
+    """
+    if not records or not _first_process():
+        return []
+    if stage == "report":
+        from pipeline.report.page import write_index
+
+        page = write_index(study, records)
+        _say([f"{page['file']}: {counted(len(records), 'finding')}"], quiet=quiet)
+    if stage not in ("heads", "shift", "audit"):
         return []
     from pipeline import report
     from pipeline.findings import compare_findings
@@ -689,10 +699,10 @@ def report(study: Any, *, quiet: bool, images: bool) -> dict[str, Any]:
     from pipeline.report.page import write_page
 
     page = write_page(study, images=images)
-    lines = [f"{page.file}: {', '.join(page.stages)} ({page.size / 1e6:.1f} MB)"]
-    lines += [f"not on it: {line}" for line in page.missing]
-    _say([*lines, *(f"warning: {line}" for line in page.stale)], quiet=quiet)
-    return {**asdict(page), "file": str(page.file)}
+    lines = [f"{page['file']}: {', '.join(page['stages'])} ({page['size'] / 1e6:.1f} MB)"]
+    lines += [f"not on it: {line}" for line in page["missing"]]
+    _say([*lines, *(f"warning: {line}" for line in page["stale"])], quiet=quiet)
+    return page
 
 
 @main.command()

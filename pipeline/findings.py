@@ -45,7 +45,7 @@ def compare_findings(stage: str, study: Study, records: Mapping[str, Record]) ->
 
 
 def _of_heads(study: Study, record: Record) -> Iterator[Record]:
-    """Of each domain the AUROC of the best head by validation, tested against 0.5."""
+    """Of each domain the best head by validation; its AUROC is tested against 0.5."""
     predictions = read_predictions(study.results / PROBABILITIES)
     for entry in record["backbones"]:
         kept = predictions[entry["backbone"]]
@@ -65,6 +65,7 @@ def _of_heads(study: Study, record: Record) -> Iterator[Record]:
                 "images": domain["images"],
                 "positive": int(label.sum()),
                 "head": best["head"],
+                "accuracy": best["scores"].get("accuracy"),
                 "auroc": best["scores"].get("auroc"),
                 "p": p,
             }

@@ -1,6 +1,7 @@
 """Several findings an image: every stage runs for each, over the images that it is known of."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,9 +81,13 @@ def test_every_stage_runs_for_each_finding(study_file):
     assert "chest/Edema on tiny, classes not Edema, Edema" in shown
     shifted = json.loads(run("shift", "study.toml", "--quick", "--no-figures", "--json"))
     assert set(shifted["findings"]) == {"Edema", "Pleural Effusion"}
-    run("report", "study.toml")
+    assert "results/chest/report.html: 2 findings" in run("report", "study.toml")
+    index = Path("results/chest/report.html").read_text()
     for name in ("Edema", "Pleural_Effusion"):
-        assert Path(f"results/chest/{name}/report.html").is_file()
+        page = Path(f"results/chest/{name}/report.html").read_text()
+        sentence = re.search('<p class="lead">(.*)</p>', page)[1]
+        assert f'<a href="{name}/report.html">{name.replace("_", " ")}</a>: {sentence}' in index
+        assert index.count(f'<th scope="row">{name.replace("_", " ")}</th>') == 2 + 1 + 4
     for stage, rows in (("heads", 4), ("shift", 2), ("audit", 8)):
         table = json.loads(Path(f"results/chest/findings_{stage}.json").read_text())["rows"]
         assert len(table) == rows

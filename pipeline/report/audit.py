@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pipeline.report.table import Column, Part, Record, Table, table_of
+from pipeline.report.table import Column, Part, Record, Table
 from pipeline.words import counted
 
 _OK = "ok"
@@ -37,7 +37,7 @@ def summary(record: Record) -> str:
 def _severity(record: Record, severity: str) -> Table:
     findings = [f for f in record["findings"] if f["severity"] == severity]
     named = any(f["examples"] for f in findings)
-    return table_of(
+    return Table(
         counted(len(findings), severity),
         (Column("check"), Column("where"), Column("found", field="text")),
         findings,
@@ -64,7 +64,7 @@ def _near_copies(record: Record) -> Iterator[Part]:
     def named(image: Record) -> str:
         return f"{image['path']} ({image['role']}, {image['label']})"
 
-    yield table_of(
+    yield Table(
         "Pairs of nearly equal images in different roles, most alike first",
         (Column("image"), Column("other image"), Column("how"), Column("likeness", "number")),
         [
@@ -74,7 +74,7 @@ def _near_copies(record: Record) -> Iterator[Part]:
         notes=(*([f"{more} more pairs are in audit.json."] if more > 0 else []), files),
     )
     if record["scores"]:
-        yield table_of(
+        yield Table(
             "Accuracy of the linear head with and without the images that should be left out",
             (
                 Column("backbone"),

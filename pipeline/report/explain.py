@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pipeline.report.heads import name_of_domain
-from pipeline.report.table import Column, Heading, Part, Record, Table, table_of
+from pipeline.report.table import Column, Heading, Part, Record, Table
 
 _LEGEND = (
     "Share of the map's mass in the border of the picture (outside of the middle 70 % of each "
@@ -29,7 +29,7 @@ def tables(record: Record) -> list[Part]:
 
 def _domains(record: Record) -> Iterator[Table]:
     for domain in record["domains"]:
-        yield table_of(
+        yield Table(
             name_of_domain(domain),
             (
                 Column("predicted", field="class"),

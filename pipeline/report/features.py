@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.report.table import Column, Part, Record, table_of
+from pipeline.report.table import Column, Part, Record, Table
 from pipeline.words import counted
 
 _SHOWN = 10
@@ -43,7 +43,7 @@ def skipped(images: Sequence[Record], file: str) -> list[Part]:
         for image in images[:_SHOWN]
     ]
     notes = (f"{more} more are in {file}.",) if more > 0 else ()
-    return [table_of("Skipped images", (Column("image"), Column("reason")), rows, notes=notes)]
+    return [Table("Skipped images", (Column("image"), Column("reason")), rows, notes=notes)]
 
 
 def compacted(stores: Mapping[str, Record]) -> list[str]:
@@ -59,7 +59,7 @@ def compacted(stores: Mapping[str, Record]) -> list[str]:
 
 def stores(rows: Sequence[Record]) -> list[Part]:
     """What ``headrace cache ls`` lists, and the stores that cannot be read."""
-    table = table_of(
+    table = Table(
         "",
         (
             *(Column(name) for name in ("store", "holds", "precision")),

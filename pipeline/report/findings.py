@@ -1,7 +1,7 @@
 """The table over the findings of a study, after a stage has run for each."""
 
 from pipeline.report.heads import name_of_domain
-from pipeline.report.table import Column, Part, Record, table_of
+from pipeline.report.table import Column, Part, Record, Table
 
 _P = Column("p", "p", field="p_adjusted")
 _TABLES = {
@@ -13,6 +13,7 @@ _TABLES = {
             Column("images", "count"),
             Column("positive", "count"),
             Column("head"),
+            Column("accuracy", "share", interval=True, field="accuracy"),
             Column("AUROC", "share", interval=True, field="auroc"),
         ),
     ),
@@ -46,7 +47,7 @@ def tables(record: Record) -> list[Part]:
     if not rows:
         return []
     return [
-        table_of(
+        Table(
             f"{record['study']}. {title}; p is adjusted for all rows (Holm)",
             (Column("finding"), *columns, _P),
             rows,

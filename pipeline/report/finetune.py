@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.report.heads import name_of_domain, not_scored
-from pipeline.report.table import Column, Detail, Heading, Legend, Part, Record, Table, table_of
-from pipeline.words import counted
+from pipeline.report.heads import SCORES, domain_table, name_of_domain, not_scored, scored
+from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 
-_LEGEND = Legend(
+_LEGEND = (
     "Points are differences of accuracy from lp, the head on frozen features; p is adjusted for "
     "the number of methods (Holm). Intervals are 95 %, by patient."
 )
@@ -27,12 +26,28 @@ def tables(record: Record) -> list[Part]:
 def _backbone(record: Record, results: Record) -> Iterator[Part]:
     backbone, classes = results["backbone"], ", ".join(record["classes"])
     yield Heading(f"{record['study']} on {backbone}, fine-tuned, classes {classes}")
-    yield _LEGEND
     seconds = {(model["method"], model["seed"]): model["seconds"] for model in results["models"]}
-    for domain in results["domains"]:
-        yield _domain(domain, backbone, seconds)
+    several = len({seed for _, seed in seconds}) > 1
+    columns = (
+        Column("method"),
+        Column("seed", "count", csv_only=not several),
+        *SCORES,
+        Column("train s", "seconds"),
+    )
+    for k, domain in enumerate(results["domains"]):
+        rows = [
+            {
+                **scored(row, row["differences"].get("lp", {})),
+                "train s": seconds[row["method"], row["seed"]],
+            }
+            for row in domain["rows"]
+        ]
+        notes = () if k else (_LEGEND,)
+        yield domain_table(backbone, domain, columns, rows, key="finetune", notes=notes)
     yield from _against_heads(results["domains"], backbone)
     yield _costs(results["models"], backbone)
+    if not several:
+        yield Detail("One seed was trained: a difference between methods may be one of seeds.")
     yield from _caveats(results["models"])
     if results["heads_fitted_to_others"]:
         yield (
@@ -41,37 +56,10 @@ def _backbone(record: Record, results: Record) -> Iterator[Part]:
         )
 
 
-def _domain(domain: Record, backbone: str, seconds: dict[tuple[str, int], float]) -> Table:
-    def row_of(row: Record) -> Record:
-        difference = row["differences"].get("lp", {})
-        compared = {"points": difference, "p": difference.get("p_adjusted")}
-        trained = {"train s": seconds[row["method"], row["seed"]]}
-        return {**row, **row["scores"], **compared, **trained}
-
-    images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
-    several = len({row["seed"] for row in domain["rows"]}) > 1
-    return table_of(
-        f"{name_of_domain(domain)}: {images} of {patients}",
-        (
-            Column("method"),
-            Column("seed", "count", csv_only=not several),
-            Column("accuracy", "share", interval=True, field="accuracy"),
-            Column("AUROC", "share", interval=True, field="auroc"),
-            Column("points", "points", interval=True, field="points"),
-            Column("p", "p"),
-            Column("train s", "seconds"),
-        ),
-        map(row_of, domain["rows"]),
-        key="finetune",
-        about={"backbone": backbone, "domain": domain["domain"], "role": domain["role"]},
-    )
-
-
 def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
     """Methods against the best head of stage 2, on the same images."""
     rows = [
         {
-            **row,
             **difference,
             "method": row["method"],  # of training, not of the interval
             "head": name.removeprefix(_HEADS),
@@ -83,7 +71,7 @@ def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
         if name.startswith(_HEADS)
     ]
     if rows:
-        yield table_of(
+        yield Table(
             "Accuracy against the best head on stored features",
             (
                 Column("method"),
@@ -100,7 +88,8 @@ def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
 
 def _costs(models: Sequence[Record], backbone: str) -> Table:
     rows = [{**m, "trend": m["trend"] or ("too few epochs" if m["epochs"] else "")} for m in models]
-    return table_of(
+    in_the_same_time = "Heads that could be fitted on stored features in the same time."
+    return Table(
         "What was trained, and what it cost",
         (
             Column("method"),
@@ -109,12 +98,7 @@ def _costs(models: Sequence[Record], backbone: str) -> Table:
             Column("epochs", "count"),
             Column("train s", "seconds", field="seconds"),
             Column("images/s", "seconds", field="images_per_second"),
-            Column(
-                "heads",
-                "count",
-                "Heads that could be fitted on stored features in the same time.",
-                field="heads_in_the_same_time",
-            ),
+            Column("heads", "count", in_the_same_time, field="heads_in_the_same_time"),
             Column("loss at the end", field="trend"),
         ),
         rows,
@@ -123,9 +107,7 @@ def _costs(models: Sequence[Record], backbone: str) -> Table:
     )
 
 
-def _caveats(models: Sequence[Record]) -> Iterator[Part]:
-    if len({model["seed"] for model in models}) == 1:
-        yield Detail("One seed was trained: a difference between methods may be one of seeds.")
+def _caveats(models: Sequence[Record]) -> Iterator[str]:
     for model in models:
         if line := model["interpolated"]:
             yield (

@@ -1,19 +1,10 @@
 """What stage 2 found: one table for each domain, then what the best head is worth."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from pipeline.evaluation.intervals import TOO_FEW
-from pipeline.report.table import (
-    Column,
-    Detail,
-    Heading,
-    Legend,
-    Part,
-    Record,
-    Table,
-    format_value,
-    table_of,
-)
+from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, format_value
 from pipeline.words import counted
 
 _CLINICAL_NOTES = (
@@ -22,6 +13,12 @@ _CLINICAL_NOTES = (
     "LR is the likelihood ratio. An interval that ends in - has no upper end.",
 )
 _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
+#: Of :func:`scored` rows.
+SCORES = (
+    *(Column(name, "share", interval=True, field=metric) for metric, name in _NAMES.items()),
+    Column("points", "points", interval=True, field="points"),
+    Column("p", "p"),
+)
 #: Patients below which the choice of the penalty, which saw all folds, makes a value up to a
 #: point too high (pipeline/evaluation/README.md).
 _FEW_PATIENTS = 300
@@ -52,55 +49,69 @@ def not_scored(target: str, images: int) -> str:
     )
 
 
+def name_of_domain(domain: Record) -> str:
+    """``validation`` for those rows of the source, else the name of the domain."""
+    return "validation" if domain["role"] == "validation" else str(domain["domain"])
+
+
+def scored(row: Record, difference: Record) -> Record:
+    """A row of a head or a method for :data:`SCORES`.
+
+    Args:
+        row: With ``scores``.
+        difference: Of its accuracy from the baseline's; empty for the baseline.
+    """
+    return {**row, **row["scores"], "points": difference, "p": difference.get("p_adjusted")}
+
+
+def domain_table(
+    backbone: str, domain: Record, columns: Sequence[Column], rows: Sequence[Record], **more: Any
+) -> Table:
+    """The table of one domain, headed by how many images and patients it has."""
+    images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
+    about = {"backbone": backbone, "domain": domain["domain"], "role": domain["role"]}
+    title = f"{name_of_domain(domain)}: {images} of {patients}"
+    return Table(title, columns, rows, about=about, **more)
+
+
 def _backbone(record: Record, results: Record) -> Iterator[Part]:
     backbone, classes = results["backbone"], ", ".join(record["classes"])
     yield Heading(f"{record['study']} on {backbone}, classes {classes}")
-    yield Legend(
-        f"Points are differences of accuracy from the baseline {record['baseline']}; p is adjusted "
-        "for the number of heads (Holm). Intervals are 95 %, by patient. * best by validation."
-    )
     if results["reused"]:
         reused = counted(results["reused"], "head")
         yield f"{reused} reused from an earlier run, {results['fitted']} fitted."
+    legend = (
+        f"Points are differences of accuracy from the baseline {record['baseline']}; p is adjusted "
+        "for the number of heads (Holm). Intervals are 95 %, by patient. * best by validation."
+    )
     for domain in results["domains"]:
-        about = {"backbone": backbone, "domain": domain["domain"], "role": domain["role"]}
-        yield _domain(results["best"], domain, about)
-        yield from _clinical(domain, about)
+        yield _scores(backbone, results["best"], domain, legend)
+        yield from _clinical(backbone, domain)
+        legend = ""
     yield from _selection_corrected(results["selection_corrected"])
     yield from _seeds(backbone, results["seed_spread"])
     yield from _algorithms(backbone, record["baseline"], results["algorithms"])
     yield from _may_be_best(results["confidence_sets"])
 
 
-def _domain(best: str | None, domain: Record, about: Record) -> Table:
-    def row_of(head: Record) -> Record:
-        difference = head["differences"].get("accuracy", {})
-        compared = {"points": difference, "p": difference.get("p_adjusted")}
-        return {**head, **head["scores"], **compared, "best": head["head"] == best}
-
-    rows = [row_of(head) for head in domain["rows"]]
-    metrics = dict.fromkeys(metric for row in rows for metric in row["scores"])
-    others = [metric for metric in metrics if metric not in _NAMES]
-    images, patients = counted(domain["images"], "image"), counted(domain["patients"], "patient")
-    return table_of(
-        f"{name_of_domain(domain)}: {images} of {patients}",
-        (
-            Column("head"),
-            Column("best", "mark"),
-            *(Column(name, "share", interval=True, field=m) for m, name in _NAMES.items()),
-            Column("points", "points", interval=True, field="points"),
-            Column("p", "p"),
-            Column("fit s", "seconds", field="fit_seconds"),
-            *(Column(m, "number", interval=True, field=m, csv_only=True) for m in others),
-        ),
-        rows,
-        key="heads",
-        about=about,
-        notes=tuple(_too_few(rows)),
+def _scores(backbone: str, best: str | None, domain: Record, legend: str) -> Table:
+    rows = [
+        {**scored(row, row["differences"].get("accuracy", {})), "best": row["head"] == best}
+        for row in domain["rows"]
+    ]
+    others = dict.fromkeys(m for row in domain["rows"] for m in row["scores"] if m not in _NAMES)
+    columns = (
+        Column("head"),
+        Column("best", "mark"),
+        *SCORES,
+        Column("fit s", "seconds", field="fit_seconds"),
+        *(Column(m, "number", interval=True, field=m, csv_only=True) for m in others),
     )
+    notes = tuple(note for note in (_too_few(domain["rows"]), legend) if note)
+    return domain_table(backbone, domain, columns, rows, key="heads", notes=notes)
 
 
-def _too_few(rows: Sequence[Record]) -> Iterator[str]:
+def _too_few(rows: Sequence[Record]) -> str:
     """Which shown scores have no interval, and how many patients would give one."""
     without = {
         name: None
@@ -108,28 +119,21 @@ def _too_few(rows: Sequence[Record]) -> Iterator[str]:
         for m, name in _NAMES.items()
         if row["scores"].get(m, {}).get("method") == TOO_FEW
     }
-    if without:
-        yield (
-            f"Too few patients for an interval of {' and '.join(without)}: 2 of each class are "
-            "needed for any, about 100 for one of 10 points to either side."
-        )
+    needed = "2 of each class are needed for any, about 100 for one of 10 points to either side"
+    names = " and ".join(without)
+    return f"Too few patients for an interval of {names}: {needed}." if without else ""
 
 
-def name_of_domain(domain: Record) -> str:
-    """``validation`` for those rows of the source, else the name of the domain."""
-    return "validation" if domain["role"] == "validation" else str(domain["domain"])
-
-
-def _clinical(domain: Record, about: Record) -> Iterator[Table]:
+def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
     """Net benefit, likelihood ratios and calibration in the large, one row for each head."""
     rows = [{"head": row["head"], **row["clinical"]} for row in domain["rows"] if row["clinical"]]
     if not rows:
         return
-    curve = rows[0]["net_benefit"]
-    for row in rows:
-        row |= {f"at {point['threshold']}": point["head"] for point in row["net_benefit"]}
-    treat_all = {f"at {point['threshold']}": point["treat_all"] for point in curve}
-    yield table_of(
+    treat_all = {f"at {p['threshold']}": p["treat_all"] for p in rows[0]["net_benefit"]}
+    rows = [
+        {**row, **{f"at {p['threshold']}": p["head"] for p in row["net_benefit"]}} for row in rows
+    ]
+    yield Table(
         f"{name_of_domain(domain)}: net benefit by the probability from which one treats, and "
         "what a result says",
         (
@@ -143,7 +147,7 @@ def _clinical(domain: Record, about: Record) -> Iterator[Table]:
         ),
         [*rows, {"head": "treat all", **treat_all}],
         key="heads_clinical",
-        about=about,
+        about={"backbone": backbone, "domain": domain["domain"], "role": domain["role"]},
         notes=_CLINICAL_NOTES,
         detail=True,
     )
@@ -163,10 +167,13 @@ def _selection_corrected(by_metric: Mapping[str, Record]) -> Iterator[str]:
         )
 
 
+# Of ``--thorough``.
+
+
 def _seeds(backbone: str, spread: Sequence[Record]) -> Iterator[Table]:
     rows = [{**row, "where": name_of_domain(row)} for row in spread if row["metric"] == "accuracy"]
     if rows:
-        yield table_of(
+        yield Table(
             f"Does the seed matter? Accuracy over {spread[0]['seeds']} trainings",
             (
                 Column("head"),
@@ -181,23 +188,20 @@ def _seeds(backbone: str, spread: Sequence[Record]) -> Iterator[Table]:
 
 
 def _algorithms(backbone: str, baseline: str, compared: Sequence[Record]) -> Iterator[Table]:
-    rows = sorted(
-        (p for p in compared if p["metric"] == "accuracy"), key=lambda p: -p["difference"]
-    )
+    rows = [row for row in compared if row["metric"] == "accuracy"]
     if rows:
-        yield table_of(
+        equal = f"Within {100 * rows[0]['rope']:.0f} point."
+        yield Table(
             f"Which kind of head suits such data? Refitted on {rows[0]['splits']} folds, accuracy "
             f"against {baseline}",
             (
                 Column("head"),
                 Column("points", "points", field="difference"),
                 Column("P(worse)", "share", field="worse"),
-                Column(
-                    "P(equal)", "share", f"Within {100 * rows[0]['rope']:.0f} point.", field="equal"
-                ),
+                Column("P(equal)", "share", equal, field="equal"),
                 Column("P(better)", "share", field="better"),
             ),
-            rows,
+            sorted(rows, key=lambda row: -row["difference"]),
             key="heads_algorithms",
             about={"backbone": backbone},
         )

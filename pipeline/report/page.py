@@ -8,40 +8,36 @@ import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.report import parts_of
 from pipeline.report.figures import FIGURES, PNG_DOTS, PROBABILITIES, backbones_of, drawn
 from pipeline.report.summary import PageHead, headline, lights, models, page_head
-from pipeline.report.table import Column, Detail, Heading, Legend, Part, Table, to_html
+from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
-from pipeline.words import as_file_name, printable
+from pipeline.words import as_file_name, counted, printable
 
-_PAGE = "report.html"
-#: By command: the file it writes, the version of its layout that is read here, the title of
-#: its section; in the order in which the stages are run.
-STAGES: Mapping[str, tuple[str, int | None, str]] = MappingProxyType(
+PAGE = "report.html"
+#: By command: the layout of its record that is read here, and the title of its section; in the
+#: order of the page. Features are bookkeeping and come with the records, at the end.
+STAGES: Mapping[str, tuple[int | None, str]] = MappingProxyType(
     {
-        "features": ("features.json", None, "Stored features"),
-        "audit": ("audit.json", 4, "Leaks and shortcuts"),
-        "heads": ("heads.json", 6, "Heads on frozen features"),
-        "finetune": ("finetune.json", 4, "Frozen and fine-tuned networks"),
-        "shift": ("shift.json", 8, "From the source to the targets"),
+        "heads": (6, "Heads on frozen features"),
+        "finetune": (4, "Frozen and fine-tuned networks"),
+        "shift": (8, "From the source to the targets"),
+        "audit": (4, "Leaks and shortcuts"),
+        "features": (None, "Stored features"),
     }
 )
-#: In the order of the page; features are bookkeeping and come with the records, at the end.
-_SECTIONS = ("heads", "finetune", "shift", "audit")
 #: Sentences of a part of a section that are not folded.
 _SENTENCES = 2
 #: Figures are drawn for a page of paper; on a screen an inch takes a little more room.
@@ -50,32 +46,17 @@ _PIXELS_PER_INCH = 118
 _SUMMARY_WIDTH = 640
 
 
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """What was written.
-
-    Attributes:
-        file: The page.
-        size: In bytes.
-        stages: Whose records are on it.
-        missing: A line for each stage that is not on it.
-        stale: Signs that records do not belong together; the page begins with them.
-    """
-
-    study: str
-    file: Path
-    size: int
-    stages: tuple[str, ...]
-    missing: tuple[str, ...]
-    stale: tuple[str, ...]
-
-
-def write_page(study: Study, *, images: bool = False) -> Page:
+def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     """Write ``results/<study>/report.html`` from what the stages have left there.
 
     Args:
         study: Whose results.
         images: Whether images of patients are shown; the file then has the mode 0600.
+
+    Returns:
+        JSON values: ``study``, ``file``, its ``size`` in bytes, the ``sentence`` on its first
+        screen, ``stages`` that are on it, a line for each that is ``missing``, and ``stale``:
+        signs that records do not belong together, with which the page begins.
 
     Raises:
         MissingResultsError: No stage has left a record that can be read.
@@ -86,49 +67,90 @@ def write_page(study: Study, *, images: bool = False) -> Page:
     sets, missing = _read(results)
     records = {name: of_stage.record for name, of_stage in sets.items()}
     head = page_head(records.get("heads"))
-    stale = tuple(_contradictions(study, records))
+    stale = list(_contradictions(study, records))
     explained: set[str] = set()
-    sections = [_section(sets[name], head, explained) for name in _SECTIONS if name in sets]
+    sections = [_section(sets[name], head, explained) for name in sets if name != "features"]
     if images and head is not None:
         sections.insert(1, _pictures(study, head))
     sections.append(_bookkeeping(results, records, missing))
+    sentence = headline(records, head)
     page = _render(
         study=study.name,
-        sentence=headline(records, head),
+        sentence=sentence,
         lights=lights(records),
         summary=_summary(records, head),
         images=images,
         sections=sections,
         stale=stale,
-        version=_version(),
-    ).encode()
-    with readable_by_owner_alone() if images else nullcontext():
-        write_file(results / _PAGE, page)
-    return Page(
-        study=study.name,
-        file=results / _PAGE,
-        size=len(page),
-        stages=tuple(name for name in STAGES if name in records),
-        missing=missing,
-        stale=stale,
     )
+    with readable_by_owner_alone() if images else nullcontext():
+        write_file(results / PAGE, page)
+    return {
+        "study": study.name,
+        "file": str(results / PAGE),
+        "size": len(page),
+        "sentence": sentence,
+        "stages": list(records),
+        "missing": missing,
+        "stale": stale,
+    }
 
 
-Records = dict[str, Any]
+def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
+    """Write ``results/<study>/report.html`` over the findings of a study.
+
+    It has the tables over the findings, and of each the sentence of its page and a link to it.
+
+    Args:
+        study: With several findings an image.
+        pages: What :func:`write_page` returned, by finding.
+
+    Returns:
+        JSON values: ``study``, ``file`` and its ``size``.
+    """
+    results = study.results
+    links = [
+        {
+            "href": Path(page["file"]).relative_to(results).as_posix(),
+            "name": name,
+            "sentence": page["sentence"],
+        }
+        for name, page in pages.items()
+    ]
+    sections = [{"name": "pages", "title": "Pages", "blocks": [{"kind": "links", "links": links}]}]
+    for stage in STAGES:
+        file = results / f"findings_{stage}.json"
+        if file.exists():
+            tables = parts_of("findings", read_set(file, stage).record)
+            blocks = [{"kind": "table", "table": table} for table in tables]
+            sections.append({"name": stage, "title": STAGES[stage][1], "blocks": blocks})
+    page = _render(
+        study=study.name,
+        sentence=f"{counted(len(pages), 'finding')} an image; each has a page.",
+        lights=(),
+        summary=None,
+        images=False,
+        sections=[*sections[1:], sections[0]],
+        stale=(),
+    )
+    write_file(results / PAGE, page)
+    return {"study": study.name, "file": str(results / PAGE), "size": len(page)}
 
 
-def _read(results: Path) -> tuple[dict[str, ResultSet], tuple[str, ...]]:
+def _read(results: Path) -> tuple[dict[str, ResultSet], list[str]]:
     """Results by stage, and a line for each stage that has none that can be read."""
     sets: dict[str, ResultSet] = {}
     missing = []
-    for name, (file, layout, _) in STAGES.items():
+    for name, (layout, _) in STAGES.items():
         try:
             of_stage = read_set(_record_file(results, name), name)
             of_stage.check()
             if of_stage.record.get("schema") == layout:
                 sets[name] = of_stage
             else:
-                missing.append(f"{file} is of another version; run headrace {name} STUDY again")
+                missing.append(
+                    f"{name}.json is of another version; run headrace {name} STUDY again"
+                )
         except MissingResultsError:
             missing.append(f"{name} has not been run; run headrace {name} STUDY")
         except ResultsError as cause:
@@ -138,12 +160,12 @@ def _read(results: Path) -> tuple[dict[str, ResultSet], tuple[str, ...]]:
             f"{results} holds nothing to report: {'; '.join(missing)}. "
             "Start with headrace features STUDY, then headrace heads STUDY"
         )
-    return sets, tuple(missing)
+    return sets, missing
 
 
 def _record_file(results: Path, stage: str) -> Path:
     """The features of several findings are stored once, for the whole study."""
-    file = results / STAGES[stage][0]
+    file = results / f"{stage}.json"
     of_all = results.parent / file.name
     return of_all if stage == "features" and of_all.exists() and not file.exists() else file
 
@@ -153,7 +175,7 @@ def _record_file(results: Path, stage: str) -> Path:
 _Block = dict[str, Any]
 
 
-def _summary(records: Records, head: PageHead | None) -> _Block | None:
+def _summary(records: Mapping[str, Record], head: PageHead | None) -> _Block | None:
     """The figure on the first screen."""
     if head is None or not head.accuracy:
         return None
@@ -199,8 +221,8 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
         explained: Sentences on how figures are read that the page has said; grows.
     """
     blocks: list[_Block] = []
-    folded: list[_Block] = []
-    name, backbones = results.stage, backbones_of(results.record)
+    others: list[_Block] = []
+    backbones = backbones_of(results.record)
     shown = head.backbone if head and head.backbone in backbones else "".join(backbones[:1])
     for backbone in sorted(backbones, key=lambda backbone: backbone != shown):
         for figure, image in drawn(results, backbone):
@@ -209,59 +231,47 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
             explained.update(_SENTENCE_END.split(how))
             where = f" Backbone {backbone}." if len(backbones) > 1 else ""
             block = _figure(image, f"{what}{reading}{where}")
-            (blocks if backbone == shown else folded).append(block)
-    if folded:
-        blocks.append(_fold("Figures of other backbones", folded))
-    blocks += _blocks(name, results.record)
-    return {"name": name, "title": STAGES[name][2], "blocks": blocks}
+            (blocks if backbone == shown else others).append(block)
+    blocks += _folded("Figures of other backbones", others)
+    blocks += _blocks(parts_of(results.stage, results.record))
+    return {"name": results.stage, "title": STAGES[results.stage][1], "blocks": blocks}
 
 
-def _blocks(name: str, record: Mapping[str, Any]) -> list[_Block]:
-    return list(_folded(parts_of(name, record)))
-
-
-def _folded(parts: Iterable[Part]) -> Iterator[_Block]:
+def _blocks(parts: Iterable[Part]) -> Iterator[_Block]:
     """Below each heading two sentences and folded tables, then the other sentences, folded."""
     left, more = _SENTENCES, list[_Block]()
     for part in parts:
         if isinstance(part, Table):
-            if part.rows or part.notes:
-                html = Markup(to_html(part))  # noqa: S704 - to_html escapes every text
-                yield _fold(part.title or "Table", html=html)
+            if part.records or part.notes:
+                yield from _folded(part.title or "Table", [{"kind": "table", "table": part}])
         elif isinstance(part, Heading):
-            yield from _more(more)
+            yield from _folded("More", more)
             left, more = _SENTENCES, []
             yield {"kind": "heading", "text": str(part)}
         else:
             sentences = _SENTENCE_END.split(part)
-            visible = 0 if isinstance(part, Detail | Legend) else left
+            visible = 0 if isinstance(part, Detail) else left
             if shown := " ".join(sentences[:visible]):
                 yield {"kind": "text", "text": shown}
             if rest := " ".join(sentences[visible:]):
                 more.append({"kind": "text", "text": rest})
             left = max(0, left - len(sentences)) if visible else left
-    yield from _more(more)
+    yield from _folded("More", more)
 
 
 _SENTENCE_END = re.compile(r"(?<=[^.]\.) (?=[A-Z*])")
 
 
-def _more(blocks: list[_Block]) -> Iterator[_Block]:
-    if blocks:
-        yield _fold("More", blocks)
-
-
-def _fold(text: str, blocks: Sequence[_Block] = (), html: str = "") -> _Block:
-    return {"kind": "fold", "text": text, "blocks": blocks, "html": html}
+def _folded(text: str, blocks: Sequence[_Block]) -> list[_Block]:
+    return [{"kind": "fold", "text": text, "blocks": blocks}] if blocks else []
 
 
 def _pictures(study: Study, head: PageHead) -> _Block:
     """Strips of images, by domain."""
-    from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
     from pipeline.report.pictures import as_jpeg, strips
 
     blocks: list[_Block] = [{"kind": "text", "text": _STRIPS.format(head=head.name)}]
-    stored = read_predictions(study.results / PROBABILITIES)[head.backbone]
+    stored = read_predictions(study.results / PROBABILITIES["heads"])[head.backbone]
     for strip in strips(study, head, stored):
         title = f"{strip.domain}: {strip.title}"
         images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in strip.pictures]
@@ -292,46 +302,38 @@ _ERRORS = (
     "{where}: errors that {head} is surest of. Red is what moved the score to the class that it "
     "predicts; below each stand that class with its probability, and the true one."
 )
-
-
 _STRIPS = (
     "Typical images have the median probability of their class; near the border {head} wavers "
     "between two classes. Below each stands the class that {head} predicts, with its probability."
 )
 
 
-def _bookkeeping(results: Path, records: Records, missing: Sequence[str]) -> _Block:
-    table = Table(
-        title=f"Files in {results.as_posix()}",
-        columns=(Column("stage"), Column("file"), Column("written (UTC)")),
-        rows=tuple(
-            (name, STAGES[name][0], f"{_written(_record_file(results, name)):%Y-%m-%d %H:%M}")
-            for name in records
-        ),
-    )
-    blocks = [{"kind": "text", "text": line} for line in missing]
-    blocks += _folded([table])
+def _bookkeeping(results: Path, records: Mapping[str, Record], missing: Sequence[str]) -> _Block:
+    files = {f"{name}.json": _record_file(results, name) for name in records}
+    rows = [{"file": name, "written (UTC)": _written(file)} for name, file in files.items()]
+    columns = (Column("file"), Column("written (UTC)"))
+    parts: list[Part] = [Table(f"Files in {results.as_posix()}", columns, rows)]
     if "features" in records:
-        blocks += _blocks("features", records["features"])
+        parts += parts_of("features", records["features"])
+    blocks = [*({"kind": "text", "text": line} for line in missing), *_blocks(parts)]
     return {"name": "records", "title": "Records", "blocks": blocks}
 
 
-def _written(file: Path) -> datetime:
-    return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+def _written(file: Path) -> str:
+    return f"{datetime.fromtimestamp(file.stat().st_mtime, UTC):%Y-%m-%d %H:%M}"
 
 
 # Whether the records belong together.
 
 
-def _contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
+def _contradictions(study: Study, records: Mapping[str, Record]) -> Iterator[str]:
     """A sentence for each sign that records are of different data, or older than the study."""
-    files = {name: STAGES[name][0] for name in records}
-    by_file = {"the study file": list(study.classes)} if study.classes else {}
-    by_file |= {files[name]: r["classes"] for name, r in records.items() if "classes" in r}
-    first = next(iter(by_file), "")
-    for file, classes in by_file.items():
-        if classes != by_file[first]:
-            both = f"{', '.join(by_file[first])} in {first}, {', '.join(classes)} in {file}"
+    classes = {"the study file": list(study.classes)} if study.classes else {}
+    classes |= {f"{name}.json": r["classes"] for name, r in records.items() if "classes" in r}
+    first = next(iter(classes), "")
+    for file, names in classes.items():
+        if names != classes[first]:
+            both = f"{', '.join(classes[first])} in {first}, {', '.join(names)} in {file}"
             yield f"classes are {both}"
     domains = {domain.name for domain in study.domains}
     first_with: dict[tuple[str, str], tuple[str, Any]] = {}
@@ -339,12 +341,13 @@ def _contradictions(study: Study, records: Mapping[str, Any]) -> Iterator[str]:
         scored = _images(study.results, name)
         of_record = {domain for _, domain in scored}
         missing, gone = sorted(domains - of_record), sorted(of_record - domains)
-        yield from (f"{domain} is not in {files[name]}" for domain in missing if of_record)
-        yield from (f"{domain} in {files[name]} is not in the study" for domain in gone)
+        yield from (f"{domain} is not in {name}.json" for domain in missing if of_record)
+        yield from (f"{domain} in {name}.json is not in the study" for domain in gone)
         for where, images in sorted(scored.items()):
-            file, others = first_with.setdefault(where, (files[name], images))
+            other, others = first_with.setdefault(where, (name, images))
             if images != others:
-                yield f"{file} and {files[name]} have different images or labels of {where[1]}"
+                both = f"{other}.json and {name}.json"
+                yield f"{both} have different images or labels of {where[1]}"
     yield from _recipes(records)
 
 
@@ -363,7 +366,7 @@ def _images(results: Path, name: str) -> dict[tuple[str, str], list[tuple[bytes,
     return images
 
 
-def _recipes(records: Mapping[str, Any]) -> Iterator[str]:
+def _recipes(records: Mapping[str, Record]) -> Iterator[str]:
     """Fingerprints of the features that shift was computed from, against those stored last."""
     rows = records.get("features", {}).get("backbones", ())
     last = {row["backbone"]: row["fingerprint"] for row in rows}
@@ -380,7 +383,7 @@ def _recipes(records: Mapping[str, Any]) -> Iterator[str]:
         yield f"shift.json was made from other features of {backbone} than features.json"
 
 
-def _render(**values: Any) -> str:
+def _render(**values: Any) -> bytes:
     environment = Environment(
         loader=PackageLoader("pipeline.report"),
         autoescape=True,
@@ -389,18 +392,10 @@ def _render(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(**values)
+    page = environment.get_template("page.html").render(version=version("headrace"), **values)
+    return page.encode()
 
 
 def _printable(value: Any) -> Any:
     """Names may hold what is no text, or turns it round; markup of ours is printable."""
-    if type(value) is str and not value.isprintable():
-        return printable(value)
-    return value
-
-
-def _version() -> str:
-    try:
-        return version("headrace")
-    except PackageNotFoundError:
-        return "(not installed)"
+    return printable(value) if type(value) is str and not value.isprintable() else value

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pipeline.report.features import skipped
-from pipeline.report.table import Column, Part, Record, Table, table_of
+from pipeline.report.table import Column, Part, Record, Table
 from pipeline.words import counted, percent
 
 _PATH_WIDTH = 60
@@ -17,15 +17,19 @@ def tables(record: Record) -> list[Part]:
     ]
     columns = (Column("image"), Column("predicted"), Column("probability", "share"))
     more = skipped(record["skipped"], "the output of --json")
-    return [table_of("", columns, rows), *more, *_sentences(record)]
+    return [Table("", columns, rows), *more, *_sentences(record)]
 
 
 def predictions(record: Record) -> Table:
     """Every image with the study of the head and the probability of each class, for ``--csv``."""
     names = ("path", "key", "predicted")
-    columns = (*map(Column, names), *(Column(name, "share") for name in record["classes"]))
-    rows = tuple((*(row[name] for name in names), *row["probability"]) for row in record["rows"])
-    return Table(title="", columns=columns, rows=rows, about={"study": record["study"]})
+    fields = [f"probability of {name}" for name in record["classes"]]
+    columns = (
+        *map(Column, names),
+        *(Column(c, "share", field=f) for c, f in zip(record["classes"], fields, strict=True)),
+    )
+    rows = [{**row, **dict(zip(fields, row["probability"], strict=True))} for row in record["rows"]]
+    return Table("", columns, rows, about={"study": record["study"]})
 
 
 def _sentences(record: Record) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.report.table import Column, Detail, Heading, Part, Record, Table, table_of
+from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 
 #: Words for the names of the record.
 _EFFECTS: Mapping[str, str] = MappingProxyType(
@@ -137,7 +137,7 @@ def _target(target: Record) -> Iterator[Part]:
         if labelled or key in _WITHOUT_LABELS:
             notes = (target["covariates_summary"],) if key == "covariates" else ()
             more: dict[str, Any] = {"key": f"shift_{key}", "about": about, "notes": notes}
-            yield table_of(title, columns, target[key], detail=True, **more)
+            yield Table(title, columns, target[key], detail=True, **more)
     yield from _subgroups(target, about)
     yield from map(Detail, target["caveats"])
 
@@ -160,7 +160,7 @@ def _effects(target: Record, about: Record) -> Table:
     rows = [row for row in target["effects"] if row["division"] not in unshown]
     attributes = " or ".join(division.removeprefix("by ") for division in unshown)
     note = f"Other shares of groups by {attributes} are not shown to cost accuracy."
-    return table_of(
+    return Table(
         "Why accuracy is lost. Each division splits the same loss in another way",
         (
             Column("division"),
@@ -198,17 +198,17 @@ _METHOD_COLUMNS = (
 
 
 def _adaptation(target: Record, about: Record) -> Iterator[Table]:
-    yield table_of(
+    yield Table(
         "What adaptation gains: fitted on one half of the target, scored on the other",
         _METHOD_COLUMNS,
-        map(_with_p, target["adaptation"]),
+        [_with_p(row) for row in target["adaptation"]],
         key="shift_adaptation",
         about=about,
     )
-    yield table_of(
+    yield Table(
         "What labels of the target gain",
         _METHOD_COLUMNS,
-        map(_with_p, target["label_curve"]),
+        [_with_p(row) for row in target["label_curve"]],
         key="shift_label_curve",
         about=about,
         detail=True,
@@ -223,7 +223,7 @@ def _error_table(target: Record, about: Record) -> Table:
     errors = target["error_table"]
     steps = _named(errors["steps"], STEPS, kind="step")
     unknown = errors["not_identifiable"].items()
-    return table_of(
+    return Table(
         "Error table (after Ng)",
         (
             Column("kind"),
@@ -242,7 +242,7 @@ def _estimates(target: Record, about: Record) -> Table:
     estimates = target["accuracy_range"]
     rows = [{**row, "of": "accuracy"} for row in estimates["estimates"]]
     rows += [{**row, "of": f"share of {row['name']}"} for row in estimates["prevalence"]]
-    return table_of(
+    return Table(
         "Estimates without labels of the target",
         (
             Column("of"),
@@ -262,7 +262,7 @@ def _subgroups(target: Record, about: Record) -> Iterator[Table]:
     for attribute in dict.fromkeys(row["attribute"] for row in target["subgroups"]):
         groups = [row for row in target["subgroups"] if row["attribute"] == attribute]
         on_source = [{f"{m}_source": v["source"] for m, v in g["metrics"].items()} for g in groups]
-        yield table_of(
+        yield Table(
             f"Subgroups by {attribute}, intervals for all groups at once",
             (
                 Column("group"),

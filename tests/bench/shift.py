@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline.data.domain import DomainData
-from pipeline.report.table import Column, Table, to_terminal
+from pipeline.report.table import Column, Table, terminal_text
 from pipeline.shift.adapt_eval import AdaptationPlan, SealedLabels, predict_target, score
 from pipeline.shift.decompose import decompose
 from pipeline.shift.detect import detect
@@ -32,16 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=1024)
     options = parser.parse_args(arguments)
     sizes = [int(n) for n in options.rows.split(",")]
-    found = [_seconds(n, options.width) for n in sizes]
-    columns = [Column(name="step")]
+    seconds = {n: _seconds(n, options.width) for n in sizes}
+    columns = [Column("step")]
     for n in sizes:
-        columns += [Column(name=f"{n} rows, CPU s", kind="seconds"), Column(name="wall s")]
-    rows = tuple(
-        (step, *(part for one in found for part in (one[step][0], f"{one[step][1]:.1f}")))
-        for step in found[0]
-    )
-    title = f"shift, one target, {options.width} features"
-    print(to_terminal(Table(title=title, columns=tuple(columns), rows=rows)))
+        columns += [Column(f"{n} rows, {clock} s", "seconds") for clock in ("CPU", "wall")]
+    rows = [
+        {"step": step}
+        | {f"{n} rows, CPU s": seconds[n][step][0] for n in sizes}
+        | {f"{n} rows, wall s": seconds[n][step][1] for n in sizes}
+        for step in seconds[sizes[0]]
+    ]
+    print(terminal_text([Table(f"shift, one target, {options.width} features", columns, rows)]))
 
 
 def _domain(rng: np.random.Generator, n: int, width: int, role: str) -> DomainData:

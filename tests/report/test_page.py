@@ -110,7 +110,7 @@ def _draw(results: Path):
     image = image_bytes(new_figure(1.0), "png")
     for stage in ("heads", "finetune", "shift"):
         images = {f"figures/{name}-tiny.png": image for name in FIGURES if name.startswith(stage)}
-        rewrite(results / STAGES[stage][0], files=images)
+        rewrite(results / f"{stage}.json", files=images)
 
 
 @pytest.fixture
@@ -122,17 +122,21 @@ def study(original, tmp_path, monkeypatch):
     return load_study(original / "study.toml")
 
 
-def page_of(study) -> Page:
-    return Page(write_page(study).file.read_text())
+def text_of(study, **how) -> str:
+    return Path(write_page(study, **how)["file"]).read_text()
+
+
+def page_of(study, **how) -> Page:
+    return Page(text_of(study, **how))
 
 
 def record(study, stage: str):
-    return record_of(study.results / STAGES[stage][0])
+    return record_of(study.results / f"{stage}.json")
 
 
 def change(study, stage: str, values):
     """Write a record as another run would."""
-    rewrite(study.results / STAGES[stage][0], values)
+    rewrite(study.results / f"{stage}.json", values)
 
 
 def test_the_first_screen_holds_the_name_a_sentence_lights_and_a_figure(study):
@@ -164,7 +168,7 @@ def test_two_sentences_stand_below_a_heading_and_the_others_are_folded(study):
     values = record(study, "shift")
     values["targets"][0]["verdict"] = ["The first.", "The second.", "The third."]
     change(study, "shift", values)
-    text = write_page(study).file.read_text()
+    text = text_of(study)
     assert "<p>The first. The second.</p>" in text
     assert text.index("<summary>More", text.index("The second.")) < text.index("<p>The third.</p>")
 
@@ -185,9 +189,17 @@ def test_every_number_and_sentence_of_a_stage_is_on_the_page(study, stage):
                 assert printable(sentence) in text
 
 
+def test_a_table_has_headers_of_rows_and_numbers_to_the_right(study):
+    """Screen readers get a header for each row and column."""
+    text = text_of(study)
+    assert '<th scope="row">linear</th>' in text
+    assert re.search(r'<th scope="col" class="n">accuracy</th>', text)
+    assert re.search(r'<td class="n">\.\d\d\d \[\.\d\d\d, [.\d]+\]</td>', text)
+
+
 def test_names_cannot_become_markup(study):
     """No script, no handler, nothing loaded from elsewhere, and the name still to be read."""
-    text = write_page(study).file.read_text()
+    text = text_of(study)
     page = Page(text)
     tags = {tag for tag, _ in page.tags}
     assert tags.isdisjoint({"script", "link", "iframe", "object", "embed", "base", "form"})
@@ -206,7 +218,7 @@ def test_no_file_and_no_patient_is_named(study, original):
     """Findings of copies are shown, the copies are not."""
     values = record(study, "audit")
     assert any("_0.png" in finding["examples"] for finding in values["findings"])
-    text = write_page(study).file.read_text()
+    text = text_of(study)
     assert "1 image is a copy of another, to the pixel" in text
     names = {path.name for path in original.rglob("*.png") if "figures" not in path.parts}
     assert len(names) > 50
@@ -229,30 +241,29 @@ def test_the_page_can_be_read_by_everybody(study):
 
 def test_the_same_files_give_the_same_page(study):
     """Nothing of the moment is in it; and it is of a size that can be sent."""
-    first = write_page(study)
-    before = first.file.read_bytes()
-    assert write_page(study).file.read_bytes() == before
-    assert len(before) == first.size < 1_000_000
+    before = text_of(study)
+    assert text_of(study) == before
+    assert len(before.encode()) == write_page(study)["size"] < 1_000_000
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_was_not_run_is_one_line(study, stage):
     """The line names the command; any other stages make a page, also this one alone."""
-    (study.results / STAGES[stage][0]).rename(study.results / "aside")
+    (study.results / f"{stage}.json").rename(study.results / "aside")
     page = page_of(study)
     assert f"{stage} has not been run; run headrace {stage} STUDY" in page.text
     sections = [name for name in (*SECTIONS, "records") if name != stage]
     assert [a["id"] for a in page.all("section")] == sections
     for name in STAGES.keys() - {stage}:
-        (study.results / STAGES[name][0]).unlink()
-    (study.results / "aside").rename(study.results / STAGES[stage][0])
+        (study.results / f"{name}.json").unlink()
+    (study.results / "aside").rename(study.results / f"{stage}.json")
     assert len(re.findall(r"run headrace \w+ STUDY", page_of(study).text)) == len(STAGES) - 1
 
 
 def test_without_any_stage_the_error_says_what_to_run(study):
     """An empty page would help nobody."""
-    for file, *_ in STAGES.values():
-        (study.results / file).unlink()
+    for stage in STAGES:
+        (study.results / f"{stage}.json").unlink()
     with pytest.raises(MissingResultsError, match="headrace features STUDY, then headrace he"):
         write_page(study)
     assert not (study.results / "report.html").exists()
@@ -290,7 +301,7 @@ def predictions(study, stage="shift", file="shift.h5"):
     """Of the tiny backbone, to be changed as another run would."""
     kept = read_predictions(study.results / file)
     yield kept["tiny"]
-    rewrite(study.results / STAGES[stage][0], files={file: predictions_file(kept)})
+    rewrite(study.results / f"{stage}.json", files={file: predictions_file(kept)})
 
 
 def _other_images(study):
@@ -316,9 +327,8 @@ def _fewer_domains(study):
 def test_records_that_do_not_belong_together_come_first(study, meddle, warning):
     """At the top of the page, and by the command."""
     meddle(study)
-    page = write_page(study)
-    assert [line for line in page.stale if warning in line]
-    text = Page(page.file.read_text()).text
+    assert [line for line in write_page(study)["stale"] if warning in line]
+    text = page_of(study).text
     assert text.index("These records may not belong together.") < text.index(warning)
     assert text.index(warning) < text.index("Accuracy")
 
@@ -341,21 +351,22 @@ def test_the_command_says_where_the_page_is(study, original):
     result = CliRunner().invoke(main, ["report", str(original / "study.toml")])
     assert result.exit_code == 0, result.stderr
     first, second = result.stdout.splitlines()
-    assert re.fullmatch(r"results/tiny/report.html: features, heads, .* \(0\.\d MB\)", first)
+    assert re.fullmatch(
+        r"results/tiny/report.html: heads, finetune, shift, features \(0\.\d MB\)", first
+    )
     assert second == "not on it: audit has not been run; run headrace audit STUDY"
     result = CliRunner().invoke(main, ["report", str(original / "study.toml"), "--json"])
     values = json.loads(result.stdout)
     assert values["file"] == "results/tiny/report.html"
-    assert values["stages"] == ["features", "heads", "finetune", "shift"]
+    assert values["stages"] == ["heads", "finetune", "shift", "features"]
 
 
 def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, original):
     """Strips for each domain and class; the page says so on top and has the mode 0600."""
     before = os.umask(0o022)
     try:
-        plain = write_page(study)
-        assert "data:image/jpeg" not in plain.file.read_text()
-        text = write_page(study, images=True).file.read_text()
+        assert "data:image/jpeg" not in text_of(study)
+        text = text_of(study, images=True)
         page = Page(text)
     finally:
         os.umask(before)
@@ -375,16 +386,16 @@ def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, orig
 def test_errors_have_maps_where_they_were_drawn(study):
     """Until then the page says how; a sheet that was exchanged is not shown."""
     head = page_head(record(study, "heads"))
-    text = write_page(study, images=True).file.read_text()
+    text = text_of(study, images=True)
     assert f"run headrace explain STUDY first; for this page with --head {head.name}" in text
     sheet = draw_sheet([SheetEntry(pixels=(np.zeros((SIDE, SIDE, 3), np.uint8),), lines=("x",))])
     folder = study.results / "explain" / as_file_name(f"{head.backbone}-{head.name}")
     write_set(folder / "explain.json", {}, {"there-target-errors.png": sheet, "x-sample.png": b""})
-    page = Page(write_page(study, images=True).file.read_text())
+    page = Page(text_of(study, images=True))
     maps = [image["src"] for image in page.all("img") if "surest of" in image["alt"]]
     assert maps == [f"data:image/png;base64,{base64.b64encode(sheet).decode()}"]
     (folder / "there-target-errors.png").write_bytes(b"another")
-    text = write_page(study, images=True).file.read_text()
+    text = text_of(study, images=True)
     assert "No maps of what moved the score" in text
 
 
@@ -461,7 +472,7 @@ def browse(page: Path, scheme: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_a_browser_shows_all_of_it(study, width, scheme, tmp_path):
     """No sideways scrolling, no message, contrast of text, and the figure on the first screen."""
-    page = write_page(study, images=True).file.resolve()
+    page = Path(write_page(study, images=True)["file"]).resolve()
     assert "CONSOLE" not in browse(page, scheme).stderr
     text = page.read_text().replace("default-src 'none'; ", "")
     text = html.escape(text.replace("</body>", f"<script>{PROBE}</script></body>"))
@@ -481,4 +492,4 @@ def test_a_browser_shows_all_of_it(study, width, scheme, tmp_path):
 def test_the_page_reads_the_layouts_that_are_written(study):
     """Where a layout rises, its tables must be looked at."""
     written = {name: record(study, name).get("schema") for name in STAGES}
-    assert {name: layout for name, (_, layout, _) in STAGES.items()} == written
+    assert {name: layout for name, (layout, _) in STAGES.items()} == written
