@@ -115,7 +115,9 @@ def adds_up(network, size, dim):
     pixels = coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)
     maps = ActivationMaps(network, pixels[:4], "cpu")
     torch.manual_seed(0)
-    heads = nn.ModuleList([nn.Sequential(nn.Linear(dim, 3), nn.Softmax(1))])
+    scores = nn.Linear(dim, 3)
+    scores.weight.data /= maps.features.std()  # no probability of 0
+    heads = nn.ModuleList([nn.Sequential(scores, nn.Softmax(1))])
     ((proba, of_head),) = maps.of(pixels, heads)
     centre = heads[0](maps.features.double().mean(0)[None]).detach().numpy()
     score = np.log(proba) - np.log(centre)
