@@ -8,8 +8,7 @@ file is written its probabilities are compared with those of the model.
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,18 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.data.images import PixelPolicy
+from pipeline.data.domain import DomainData
+from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError
-from pipeline.evaluation.metrics import score
-from pipeline.features.backbones import weights_file
-from pipeline.features.load import (
-    choose_backbone,
-    frozen_network,
-    load_features,
-    store_for,
+from pipeline.evaluation.metrics import Proba, score
+from pipeline.evaluation.predictions import (
+    PROBABILITIES,
+    TRAINED_PROBABILITIES,
+    read_predictions,
 )
+from pipeline.features.backbones import NO_DOWNLOAD, TIMM, weights_file
+from pipeline.features.load import choose_backbone, frozen_network, load_features, store_for
 from pipeline.finetune.cuts import pixel_policy
 from pipeline.finetune.data import load_pixels
 from pipeline.finetune.methods import METHODS
@@ -42,11 +42,10 @@ from pipeline.heads.layers import head_layers
 from pipeline.heads.save import SavedHead, head_folder, load_head
 from pipeline.predict import CARD, INPUT, OUTPUT, run_onnx
 from pipeline.results import read_set, write_file
+from pipeline.shift.calibrate import RULES, calibration, choose_threshold, measure_threshold
 from pipeline.study import SOURCE, BackboneChoice, Study
-from pipeline.words import percent
+from pipeline.words import percent, to_jsonable
 
-Proba = NDArray[np.float64]
-Pixels = NDArray[np.uint8]
 #: Largest difference of a probability between the file and the model.
 TOLERANCE = 1e-4
 #: What an int8 file may lose of accuracy and of AUROC on validation.
@@ -57,10 +56,6 @@ _LIMITS = (
     "Research software, not a medical device: no diagnosis may rest on this.",
     "Probabilities hold for images like those it was trained on; on others see `tested`.",
 )
-_LICENCES = {
-    "imagenet": "pretrained weights: their publisher's licence; ImageNet is for research",
-    "file": "as of the weights file that the study names",
-}
 
 
 def export_model(
@@ -107,7 +102,6 @@ def export_model(
     card["compared"] = {"images": len(pixels), "largest_difference": difference}
     if int8:
         data, card["int8"] = _rounded(study, samples, policy, data, margin)
-    card |= {"limits": list(_LIMITS), "headrace": version("headrace")}
     write_file(file, _with_card(data, card))
     return card
 
@@ -177,6 +171,7 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
             "parameters": dict(head.parameters),
             "trained": {"study": head.study, "images": head.images},
             "tested": _tested(study, "heads", choice.name, "head", name),
+            **_on_validation(study, PROBABILITIES, choice.name, (name, 0)),
         },
     )
 
@@ -184,17 +179,17 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
 def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
     choice = choice.network
     on = choice.name if METHODS[name].pretrained else FROM_PIXELS
-    folder = study.results / "finetune" / f"{name}-{on}-{study.seed}"
-    record = ModelFolder(folder).record()
+    folder = ModelFolder(study.results / "finetune" / f"{name}-{on}-{study.seed}")
+    record = folder.record()
     if record is None:
         raise MissingResultsError(
-            f"{folder} holds no network; first run: headrace finetune STUDY --method {name}"
+            f"{folder.path} holds no network; first run: headrace finetune STUDY --method {name}"
         )
     policy, classes = pixel_policy(choice, None), list(samples.classes)
     identity = record.identity
     if (identity["preprocessing"], identity["classes"]) != (policy.to_json(), classes):
         raise ExportError(
-            f"{folder} was trained on other pixels or classes: run headrace finetune STUDY "
+            f"{folder.path} was trained on other pixels or classes: run headrace finetune STUDY "
             f"--method {name} again"
         )
     file = weights_file(choice.name, choice.weights)
@@ -202,7 +197,7 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
         name, choice.name, file, policy=policy, classes=len(classes), seed=study.seed
     )
     assembly.state()  # without what only helps to train
-    assembly.load(ModelFolder(folder).state())
+    assembly.load(folder.state())
     whole = assembly.whole.eval()
     return TrainedModel(
         network=nn.Sequential(whole.entry, whole.backbone),
@@ -211,11 +206,16 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
         saved=None,
         card={
             **_card(choice, name, samples),
-            "identity": dict(identity),
+            "recipe": dict(identity),
+            "fingerprint": folder.weights_sha256(),
             "trained": {"study": study.name, "images": int((samples.split == FIT).sum())},
             "tested": _tested(study, "finetune", choice.name, "method", name),
+            **_on_validation(study, TRAINED_PROBABILITIES, on, (name, study.seed)),
         },
     )
+
+
+# The model card.
 
 
 def _card(choice: BackboneChoice, name: str, samples: Samples) -> dict[str, Any]:
@@ -228,8 +228,20 @@ def _card(choice: BackboneChoice, name: str, samples: Samples) -> dict[str, Any]
         "window": samples.items[0].reading.window,  # the source comes first
         "frame": samples.items[0].reading.frame,
         "preprocessing": pixel_policy(choice, None).to_json(),
-        "weights_licence": _LICENCES["imagenet" if choice.weights == "imagenet" else "file"],
+        "weights_licence": _licence(choice),
+        "limits": list(_LIMITS),
+        "headrace": version("headrace"),
     }
+
+
+def _licence(choice: BackboneChoice) -> str:
+    """Of the weights that the model was made from."""
+    if choice.weights != "imagenet":
+        return "that of the weights file which the study names"
+    if choice.name.startswith(TIMM):
+        return f"that of {choice.name.removeprefix(TIMM)} on the Hugging Face hub"
+    licence = "Apache-2.0 (timm)" if choice.network.name == NO_DOWNLOAD else "BSD-3 (torchvision)"
+    return f"{licence}; trained on ImageNet, whose images are for non-commercial research"
 
 
 def _tested(
@@ -243,8 +255,33 @@ def _tested(
         if entry["backbone"] == backbone
         for domain in entry["domains"]
         for row in domain["rows"]
-        if row[column] == name
+        if row[column] == name and row.get("seed", study.seed) == study.seed
     ]
+
+
+def _on_validation(
+    study: Study, file: str, backbone: str, trained: tuple[str, int]
+) -> dict[str, Any]:
+    """Calibration, and thresholds of two classes, as a stage's probabilities have them."""
+    stored = read_predictions(study.results / file)[backbone]
+    rows = stored.split == VALIDATION
+    if not rows.any():
+        return {"calibration": None, "thresholds": []}
+    data = DomainData(
+        name=SOURCE,
+        role=VALIDATION,
+        group=stored.patient[rows],
+        label=stored.label[rows],
+        proba=stored.proba[trained][rows],
+    )
+    share = float(np.mean(data.labelled() == 1))
+    two = len(stored.classes) == 2 and 0 < share < 1
+    chosen = {rule: choose_threshold(rule, data) for rule in RULES} if two else {}
+    thresholds = [
+        {"rule": rule, "threshold": value, **measure_threshold(data, value, share)}
+        for rule, value in chosen.items()
+    ]
+    return dict(to_jsonable({"calibration": calibration(data), "thresholds": thresholds}))
 
 
 def _images(
@@ -292,21 +329,13 @@ def _proba(model: TrainedModel, pixels: Pixels) -> Proba:
 # The file.
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the notices of the exporter's own libraries."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _graph(module: nn.Module, policy: PixelPolicy) -> bytes:
     """The serialised graph of a module, checked by onnx."""
     import onnx
 
     example = torch.zeros((2, policy.size, policy.size, 3), dtype=torch.uint8)
     module.eval()
-    with _quiet(), torch.no_grad():
+    with warnings.catch_warnings(action="ignore"), torch.no_grad():
         program = torch.onnx.export(
             module,
             (example,),
@@ -323,7 +352,7 @@ def _graph(module: nn.Module, policy: PixelPolicy) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def _with_card(data: bytes, card: Mapping[str, Any]) -> bytes:
+def _with_card(data: bytes, card: dict[str, Any]) -> bytes:
     import onnx
 
     proto = onnx.load_model_from_string(data)
@@ -379,7 +408,7 @@ def _quantise(data: bytes, pixels: Pixels) -> bytes:
             row = next(self.rows, None)
             return None if row is None else {INPUT: row[None]}
 
-    with TemporaryDirectory() as folder, _quiet():
+    with TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         given, prepared, small = (Path(folder, f"{n}.onnx") for n in ("given", "prepared", "int8"))
         given.write_bytes(data)
         quant_pre_process(str(given), str(prepared), skip_symbolic_shape=True)

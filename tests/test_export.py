@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,14 @@ def test_a_file_gives_the_probabilities_of_the_head(study):
     assert card["tested"][1]["scores"]["accuracy"]["low"] <= 1
     assert card["classes"] == ["a", "b"]
     assert card["trained"] == {"study": "tiny", "images": 32}
+    recipe = json.loads(Path("results/tiny/heads/tiny/mlp/model.json").read_text())["networks"][0]
+    assert card["recipe"] == recipe["recipe"]
+    assert re.fullmatch("[0-9a-f]{64}", card["fingerprint"])
+    assert [row["rule"] for row in card["thresholds"]] == ["youden", "specificity", "sensitivity"]
+    assert card["thresholds"][1]["specificity"]["estimate"] >= 0.9
+    assert card["calibration"]["event"] == "positive"
+    assert 0 <= card["calibration"]["ece"] < 0.5
+    assert card["weights_licence"].startswith("BSD-3")
 
 
 @pytest.mark.slow  # a graph takes seconds
@@ -144,6 +153,9 @@ def test_a_fine_tuned_network_is_one_file_too(study):
     card = export_model(study, "full", Path("full.onnx"))
     assert card["model"] == "full"
     assert [d["role"] for d in card["tested"]] == ["validation", "target"]
+    assert card["recipe"]["settings.epochs"] == 1
+    assert len(card["fingerprint"]) == 64
+    assert len(card["thresholds"]) == 3
     kept = read_predictions(study.results / "finetune.h5")["tiny"]
     expected = {
         key.tobytes().hex(): p for key, p in zip(kept.key, kept.proba["full", 0], strict=True)
