@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive
+from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, scan_stacks
 from pipeline.data.dicom import is_dicom
 from pipeline.data.image_tables import find_columns, several_findings
 from pipeline.data.images import HEAD_BYTES
 from pipeline.data.items import Item, Listing, read_file
-from pipeline.data.layouts import wrong_layout
+from pipeline.data.layouts import folders_in_classes, wrong_layout
 from pipeline.data.sources import scan
 from pipeline.data.tables import Row, read_rows
 from pipeline.errors import StudyError, WeightsError
@@ -109,16 +109,20 @@ def _domains(data: Sequence[Path], finding: str | None) -> Iterator[tuple[str, D
 
 
 def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]:
-    """A folder; the splits of a ``.npz`` file; the hospitals of a table."""
-    if not path.is_file():
-        yield _folder_name(path.resolve().name), Domain(path=path)
-    elif is_archive(path):
-        domain = Domain(path=path, table=ImageTable(file=path, finding=finding))
-        splits = {item.split for item in scan_archive(domain).items}
-        given = {"train", "val"} <= splits
-        yield _folder_name(path.stem), replace(domain, split=GIVEN if given else "")
-        if given and "test" in splits:
+    """A folder; the splits of arrays; the hospitals of a table."""
+    if is_archive(path) or any(path.glob("*.npy")):
+        table = ImageTable(file=path, finding=finding) if is_archive(path) else None
+        domain = Domain(path=path, table=table)
+        items = (scan_archive if table else scan_stacks)(domain).items
+        parts = {item.split for item in items}
+        split = (
+            GIVEN if {"train", "val"} <= parts else "train" if {"train", "test"} <= parts else ""
+        )
+        yield _folder_name(path.stem), replace(domain, split=split)
+        if split and "test" in parts:
             yield "test", replace(domain, split="test")
+    elif not path.is_file():
+        yield _folder_name(path.resolve().name), Domain(path=path)
     else:
         rows = read_rows(path)
         header = next(rows, Row(1, []))
@@ -147,11 +151,11 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
     if found.split:
         lines.append(f"split = {_quoted(found.split)}")
     has_patients = found.table is not None and "patient" in found.table.columns
-    if not has_patients and not is_archive(found.path):
+    if not has_patients and listing.items[0].row is None:
         lines.append(_group_line(listing.items, table, notes))
     if found.ignore:
         lines.append(f"ignore = {json.dumps(found.ignore, ensure_ascii=False)}")
-    if table == "source" and not found.split:
+    if table == "source" and found.split != GIVEN:
         lines.append("validation = 0.2              # held out by patient, stratified by class")
     return [*lines, ""]
 
@@ -167,6 +171,8 @@ def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, Li
             ignore=(*(domain.ignore or ()), *layout.ignore),
         )
         listing = scan(domain)
+    if text := folders_in_classes(listing.items):
+        notes.append(f"[{table}] {text}")
     return domain, listing
 
 
@@ -191,7 +197,7 @@ def _group_line(items: Sequence[Item], table: str, notes: list[str]) -> str:
         if sum(bool(re.search(pattern, name)) for name in names) >= _MOST * len(names):
             return f"group = '{pattern}'"
     begins = read_file(items[0].file, lambda stream: stream.read(HEAD_BYTES))
-    if items[0].row is None and is_dicom(begins):
+    if is_dicom(begins):
         return f'group = {{header = "{HEADER}"}}    # of the DICOM headers, kept as a hash'
     notes.append(
         f"[{table}] give the patient's id as `group`, a regular expression for names such as "

@@ -188,19 +188,22 @@ def scan_stacks(domain: Domain) -> Listing:
     stacks, _ = walk.entries()
     if not stacks:
         raise StudyError(f"{domain.path} holds no .npy stack ({walk.listing().left_out})")
+    has_train = any(stack.path.startswith("train_") for stack in stacks)
     return walk.listing(
-        item for stack in stacks for item in _rows(stack, *_part_and_class(stack.path, domain))
+        item
+        for stack in stacks
+        for item in _rows(stack, *_part_and_class(stack.path, domain, has_train=has_train))
     )
 
 
-def _part_and_class(name: str, domain: Domain) -> tuple[str, str]:
+def _part_and_class(name: str, domain: Domain, *, has_train: bool) -> tuple[str, str]:
     """``train_normal.npy`` and ``test_normal.npy`` hold the class normal."""
     stem = Path(name).stem
     part = next((p for p in ("train", "val", "test") if stem.startswith(f"{p}_")), "")
-    if part == "val" and not domain.split:  # a class may be called val_x; a division is asked for
+    if part == "val" and not has_train:  # a class may be called val_x
         part = ""
     label = composed(stem.removeprefix(f"{part}_") or stem) if domain.labelled else NO_CLASS
-    return part if domain.split else "", label
+    return part, label
 
 
 def _rows(stack: Item, split: str, label: str) -> list[Item]:

@@ -37,7 +37,7 @@ _OTHER_IMAGES = (
     ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi",
 )  # fmt: skip
 #: Folders that network drives and archives of macOS add, and the index of a DICOM disk.
-_OF_PROGRAMS = {"@eadir", "__macosx", "dicomdir"}
+_OF_PROGRAMS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "dicomdir"}
 _DEFAULT = Reading()
 _T = TypeVar("_T")
 _R = TypeVar("_R")

@@ -6,6 +6,8 @@ higher, divided into splits, accompanied by masks, or there twice.
 
 import json
 import logging
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ _SPLITS = [name for names in SPLIT_NAMES.values() for name in names]
 #: A folder with more folders than this holds patients, not classes.
 _MOST_CLASSES = 30
 _MASKS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}
+_MASK_FILE = re.compile(r"(.+)([ _-](?:mask|seg|segmentation|annotation))[ _-]?\d*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +56,21 @@ def wrong_layout(items: Sequence[Item]) -> WrongLayout | None:
     Args:
         items: Images of a domain; rows of stacks have no folders.
     """
-    folders = _folders([item.path for item in items if item.row is None])
-    return _splits(folders) or _classes_again(folders) or _masks(folders) or _too_high(folders)
+    paths = [item.path for item in items if item.row is None]
+    folders = _folders(paths)
+    return (
+        _splits(folders)
+        or _classes_again(folders)
+        or _masks(folders)
+        or _mask_files(paths)
+        or _too_high(folders)
+    )
 
 
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
     """Refuse class folders that would be read as other classes or other images than are meant.
 
-    Splits in the class folders are a warning.
+    Folders that are the same in every class folder are a warning.
 
     Raises:
         StudyError: With the line of the study file that corrects it.
@@ -71,12 +81,28 @@ def check_layout(domain: Domain, items: Sequence[Item]) -> None:
             f"{domain.name}: in {domain.path} {layout.text}. Write {layout.setting(domain.path)}, "
             "or ignore = [] if it is meant as it is"
         )
-    if splits := _splits_below_classes(items):
-        _LOG.warning(
-            "%s: the class folders are divided into %s; all of their images are taken. To leave "
-            'one out, write for example ignore = ["*/%s/*"]',
-            *(domain.name, ", ".join(splits), splits[-1]),
+    if text := folders_in_classes(items):
+        _LOG.warning("%s: %s", domain.name, text)
+
+
+def folders_in_classes(items: Sequence[Item]) -> str:
+    """What to say of splits, or of other folders that are the same, in all classes; or nothing."""
+    folders = _folders([item.path for item in items if item.row is None])
+    below = dict.fromkeys(name for names in folders.values() for name in names)
+    splits = [name for name in below if name.casefold() in _SPLITS]
+    if len(splits) > 1:
+        return (
+            f"the class folders are divided into {', '.join(splits)}; all of their images are "
+            f'taken. To leave one out, write for example ignore = ["*/{splits[-1]}/*"]'
         )
+    same = all(set(names) == set(below) for names in folders.values()) and "" not in below
+    if len(folders) > 1 and same and 1 < len(below) <= _MOST_CLASSES:
+        return (
+            f"each of the class folders {_listed([*folders])} holds the folders {_listed([*below])}"
+            f". If these are the classes, the path is one level too high: add /{next(iter(folders))} "
+            "to it, and make the others targets"
+        )
+    return ""
 
 
 def layout_hint(domain: Domain, items: Sequence[Item]) -> str:
@@ -85,14 +111,6 @@ def layout_hint(domain: Domain, items: Sequence[Item]) -> str:
     if layout is None:
         return ""
     return f". In {domain.path} {layout.text}: perhaps {layout.setting(domain.path)} is meant"
-
-
-def _splits_below_classes(items: Sequence[Item]) -> list[str]:
-    """Names of splits that lie in class folders; their images all count, whatever the split."""
-    folders = _folders([item.path for item in items if item.row is None])
-    below = dict.fromkeys(name for names in folders.values() for name in names)
-    splits = [name for name in below if name.casefold() in _SPLITS]
-    return splits if len(splits) > 1 else []
 
 
 def _folders(paths: Sequence[str]) -> dict[str, list[str]]:
@@ -105,15 +123,17 @@ def _folders(paths: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _splits(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """``train`` and ``test``, each with the classes in it."""
-    splits = [name for name in folders if name.casefold() in _SPLITS]
-    if len(splits) < 2 or any(len(folders[name]) < 2 or "" in folders[name] for name in splits):
+    """``train`` and others with the classes in them; some may hold images without a class."""
+    named = [name for name in folders if name.casefold() in _SPLITS]
+    divided = [name for name in named if len(folders[name]) > 1 and "" not in folders[name]]
+    alone = all(folders[name] == [""] for name in folders if name not in divided)
+    if not divided or len(folders) == 1 or not (len(named) > 1 or alone):
         return None
-    first = min(splits, key=lambda name: _SPLITS.index(name.casefold()))
+    first = min(divided, key=lambda name: _SPLITS.index(name.casefold()))
     return WrongLayout(
-        text=f"the folders {_listed(splits)} are splits, and the classes {_listed(folders[first])} "
-        'lie in them; split = "given" keeps train and validation as they are, and [test.NAME] with '
-        'split = "test" adds a test part',
+        text=f"the folders called {_listed(named)} are splits, and the classes "
+        f'{_listed(folders[first])} lie in them; split = "given" keeps train and validation as '
+        'they are, and [test.NAME] with split = "test" adds a test part',
         path=first,
     )
 
@@ -131,19 +151,35 @@ def _classes_again(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
 
 
 def _masks(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """Masks beside the images of a class."""
+    """Masks beside the images of a class, or beside all classes."""
     masks = {
-        name: None
+        f"*/{_escaped(name)}/*": name
         for below in folders.values()
         for name in below
         if name.casefold() in _MASKS and len(below) > 1
     }
+    if len(folders) > 1:
+        masks |= {f"{_escaped(n)}/*": n for n in folders if n.casefold() in _MASKS}
     if not masks:
         return None
     return WrongLayout(
-        text=f"the class folders have images in folders called {_listed([*masks])}, as if they "
+        text=f"images in folders called {_listed([*masks.values()])} would be taken as if they "
         "were pictures of their own",
-        ignore=tuple(f"*/{_escaped(name)}/*" for name in masks),
+        ignore=tuple(masks),
+    )
+
+
+def _mask_files(paths: Sequence[str]) -> WrongLayout | None:
+    """``1.png`` with ``1_mask.png`` beside it."""
+    stems = {path.rpartition(".")[0] for path in paths}
+    matches = (_MASK_FILE.fullmatch(stem) for stem in stems)
+    endings = Counter(match[2] for match in matches if match and match[1] in stems)
+    if endings.total() < 2:
+        return None
+    return WrongLayout(
+        text=f"{endings.total()} files called as another with {_listed([*endings])} would be taken "
+        "as if they were pictures of their own",
+        ignore=tuple(f"*{ending}*" for ending in sorted(endings)),
     )
 
 

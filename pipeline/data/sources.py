@@ -119,11 +119,11 @@ def _of_split(domain: Domain, listing: Listing) -> Listing:
     if not domain.split and set(found) <= {""}:
         return listing
     if not domain.split:
-        if len(found) > 1:
+        if len(parts := [part for part in found if part]) > 1:
             _LOG.warning(
                 "%s: the data are divided into %s; all are taken. To take a part, write split = "
                 '"%s", or "given" for the source',
-                *(domain.name, ", ".join(map(printable, found)), next(iter(found))),
+                *(domain.name, ", ".join(map(printable, parts)), parts[0]),
             )
         return replace(listing, items=tuple(replace(i, split="") for i in listing.items))
     ours = {name: split for split, names in SPLIT_NAMES.items() for name in names}

@@ -62,7 +62,7 @@ def read_lines(file: Path) -> tuple[str, ...]:
 def check_header(file: Path, header: Row) -> None:
     """Refuse a table in which two columns have one name."""
     names = header.cells
-    if twice := [name for name in names if names.count(name) > 1]:
+    if twice := [name for name in names if name and names.count(name) > 1]:
         fail(file, header.line, f"two columns are called {printable(twice[0])!r}: rename one")
 
 

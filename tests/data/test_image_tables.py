@@ -38,7 +38,7 @@ def rows_of(listing):
 
 def test_a_row_becomes_an_image_with_class_and_patient(root):
     """Whatever its columns are called, where their names are usual."""
-    text = "Image Index,Diagnosis,Patient_ID,age\na/1.png,ill,p1,3\nb/3.png,well,p2,4\n"
+    text = "Image Index,Diagnosis,Patient_ID,,\na/1.png,ill,p1,3,\nb/3.png,well,p2,4,\n"
     listing = scan(domain(root, text))
     assert rows_of(listing) == [("a/1.png", "ill", "p1", ""), ("b/3.png", "well", "p2", "")]
     assert listing.ignored == {"not in the table": 2}

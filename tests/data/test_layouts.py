@@ -44,6 +44,22 @@ WRONG = {
         ["a/1.png", "a/Segmentation [new]/1.png", "a/Mask/1.png", "b/2.png"],
         'ignore = ["*/Mask/*"]',
     ),
+    "splits, one without classes": (
+        ["train/a/1.png", "train/b/2.png", "test/3.png"],
+        'path = "/x/train"',
+    ),
+    "one split, and a folder beside it": (
+        ["train/a/1.png", "train/b/2.png", "figures/3.png"],
+        'path = "/x/train"',
+    ),
+    "masks beside all classes": (
+        ["images/a/1.png", "images/b/2.png", "masks/a/1.png", "masks/b/2.png"],
+        'ignore = ["masks/*"]',
+    ),
+    "masks by the names of their files": (
+        ["a/x (1).png", "a/x (1)_mask.png", "a/x (1)_mask_1.png", "b/y.png", "b/y-seg.png"],
+        'ignore = ["*-seg*", "*_mask*"]',
+    ),
     "the classes again": (
         ["a/1.png", "b/2.png", "augmented data*/a/1.png", "augmented data*/b/2.png"],
         'ignore = ["augmented data[*]/*"]',
@@ -66,6 +82,8 @@ FINE = {
     "a class that is called test": ["test/1.png", "ill/2.png"],
     "folders in classes that all are masks": ["a/masks/1.png", "b/masks/2.png"],
     "a class in another": ["a/1.png", "b/a/2.png"],
+    "arms of a trial with patients": ["test/p1/1.png", "test/p2/2.png", "control/p3/3.png"],
+    "a mask of a face": ["a/oxygen_mask.png", "a/no_mask.png", "b/2.png"],
 }
 
 
@@ -92,10 +110,12 @@ def test_what_matches_a_pattern_is_left_out_and_counted(tmp_path):
 
 def test_folders_of_programs_are_never_images(tmp_path):
     """Thumbnails of network drives, metadata of macOS archives."""
-    with_files(tmp_path, "a/1.png", "a/@eaDir/1.png", "b/2.png", "__MACOSX/a/1.png")
+    with_files(
+        tmp_path, "a/1.png", "a/@eaDir/1.png", "b/2.png", "__MACOSX/a/1.png", "#recycle/1.png"
+    )
     listing = listed(tmp_path)
     assert [item.path for item in listing.items] == ["a/1.png", "b/2.png"]
-    assert listing.ignored == {"hidden": 2}
+    assert listing.ignored == {"hidden": 3}
 
 
 def with_masks(study_file: Path) -> None:
@@ -114,7 +134,7 @@ def test_a_study_of_masks_stops_and_names_the_line(study_file):
     with_masks(study_file)
     with pytest.raises(
         StudyError,
-        match=r"source: in .*here the class folders have images in folders called masks.*"
+        match=r"source: in .*here images in folders called masks would be taken.*"
         r'Write ignore = \["\*/masks/\*"\], or ignore = \[\] if',
     ):
         load_samples(load_study(study_file))
@@ -147,6 +167,19 @@ def test_splits_below_the_classes_are_said(study_file, caplog):
     assert 'ignore = ["*/test/*"]' in caplog.text or 'ignore = ["*/train/*"]' in caplog.text
 
 
+def test_folders_that_are_the_same_in_all_classes_are_said(study_file, caplog):
+    """Two hospitals in one folder look like two classes; they may be meant so."""
+    Path("up").mkdir()
+    for name in ("here", "there"):
+        Path(name).rename(f"up/{name}")
+    study_file.write_text(study_file.read_text().partition("[target")[0].replace("here", "up"))
+    study_file.write_text(study_file.read_text() + "[backbone.tiny]\n")
+    assert load_samples(load_study(study_file))[0].classes == ("here", "there")
+    sentence = "each of the class folders here, there holds the folders a, b. If these are the cl"
+    assert sentence in caplog.text
+    assert any(sentence in note for note in write_study([Path("up")], Path("own.toml"), ["tiny"]))
+
+
 def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     """Splits one level below an unneeded folder, masks beside images: the study runs."""
     for split in ("train", "test"):
@@ -161,7 +194,7 @@ def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     assert len(samples) == 24
     text = "\n".join(notes)
     assert "its only folder 'set' holds the folders test, train" in text
-    assert "the folders test, train are splits" in text
+    assert "the folders called test, train are splits" in text
     assert "[source] 24 images, classes: a, b\n  a     12  p50" in text
 
 
