@@ -99,8 +99,8 @@ def folders_in_classes(items: Sequence[Item]) -> str:
     if len(folders) > 1 and same and 1 < len(below) <= _MOST_CLASSES:
         return (
             f"each of the class folders {_listed([*folders])} holds the folders {_listed([*below])}"
-            f". If these are the classes, the path is one level too high: add /{next(iter(folders))} "
-            "to it, and make the others targets"
+            f". If these are the classes, the path is one level too high: add "
+            f"/{next(iter(folders))} to it, and make the others targets"
         )
     return ""
 
