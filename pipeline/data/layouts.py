@@ -23,6 +23,8 @@ _LOG = logging.getLogger(__name__)
 _SPLITS = [name for names in SPLIT_NAMES.values() for name in names]
 #: A folder with more folders than this holds patients, not classes.
 _MOST_CLASSES = 30
+#: The same for folders that are in each class.
+_MOST_IN_EACH = 10
 _MASKS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}
 _MASK_FILE = re.compile(r"(.+)([ _-](?:mask|seg|segmentation|annotation))[ _-]?\d*", re.IGNORECASE)
 
@@ -96,7 +98,7 @@ def folders_in_classes(items: Sequence[Item]) -> str:
             f'taken. To leave one out, write for example ignore = ["*/{splits[-1]}/*"]'
         )
     same = all(set(names) == set(below) for names in folders.values()) and "" not in below
-    if len(folders) > 1 and same and 1 < len(below) <= _MOST_CLASSES:
+    if len(folders) > 1 and same and 1 < len(below) <= _MOST_IN_EACH:
         return (
             f"each of the class folders {_listed([*folders])} holds the folders {_listed([*below])}"
             f". If these are the classes, the path is one level too high: add "
