@@ -107,7 +107,7 @@ class Share:
             is undefined without one.
         bases: Patient ids of the images that it rests on: one array for a rate, one for
             each class for what is built of classes, such as an area under the ROC curve.
-        by_t: Whether its interval takes the quantile of t, with the patients of the rarest
+        by_t: Whether its intervals take the quantile of t, with the patients of the rarest
             class: for a variance that is too small where these are few, as that of an
             average precision.
     """
@@ -132,6 +132,13 @@ class Share:
         """The jackknife's."""
         left_out = min(len(self.moves), self.patients)
         return float((left_out - 1) / left_out * (self.moves**2).sum())
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of that variance."""
+        if self.by_t:
+            return min(np.unique(base).size for base in self.bases) - 1
+        return self.patients - len(self.bases)
 
     def trials(self) -> float:
         """Independent images that would make it vary as much.
@@ -163,7 +170,7 @@ class Share:
             return float("nan"), float("nan")
         n = self.trials()
         if self.by_t:
-            z *= _student(min(np.unique(base).size for base in self.bases) - 1)
+            z *= _student(self.freedom)
         return agresti_coull(self.estimate * n, n, z=z)
 
     def interval(self) -> Interval:
@@ -223,7 +230,7 @@ def difference_bounds(
     """
     # Wilson's ends, as Newcombe 1998 takes them: shorter than Agresti and Coull's, and enough
     # with the quantile of t, since a difference is not kept from 0 and 1 as a share is.
-    z *= _student(min(one.patients - len(one.bases) for one in (first, second)))
+    z *= _student(min(first.freedom, second.freedom))
     (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials(), s.trials(), z=z) for s in (first, second))
     r = _correlation(first.moves, second.moves) if paired else 0.0
     gap = first.estimate - second.estimate

@@ -27,6 +27,10 @@ from pipeline.progress import Progress
 #: Of more rows, or rows times classes, one fold is held out instead of five: it has rows
 #: enough to choose by, and five would take minutes.
 MANY_ROWS, MANY_SCORES = 10_000, 100_000
+#: Of fewer patients, every fold chooses its parameters anew by its own rows: a choice that the
+#: rows held out had a part in makes a value out of fold up to a point too high (README of
+#: ``pipeline/evaluation``). It takes five times the fits.
+NESTED_BELOW = 300
 #: Seconds after which one fit of a head is given up.
 TIME_LIMIT = 600.0
 _TINY = 1e-15
@@ -152,7 +156,7 @@ class Fitting:
             best = {name: int(np.argmin(loss)) for name, loss in losses.items()}
             chosen = {name: grids[name][best.get(name, 0)] for name in self.alive}
             found = self._fit_all_rows(chosen, X, predicted, validation)
-        # What was chosen once is kept by further divisions: no fold chooses again.
+        # What was chosen once is kept out of fold, where patients are many.
         self._settled = {name: {**chosen[name], **_settled(fit)} for name, fit in found.items()}
         folds = [rows for _, rows in deal_folds(self.data, self.seeds[0])] if best else []
         self._held_out = {
@@ -176,12 +180,16 @@ class Fitting:
             repeats: Divisions in folds.
         """
         found: dict[str, list[Proba]] = {name: [] for name in fits}
+        nested = self.data.patients < NESTED_BELOW
         with Progress("heads, out of fold", unit="fits") as self._progress:
             for repeat in range(repeats):
                 # The folds that parameters were chosen by are those of the first division.
-                known = {} if repeat else {n: p for n, p in self._held_out.items() if n in fits}
+                stored = {} if repeat or nested else self._held_out
+                known = {name: proba for name, proba in stored.items() if name in fits}
                 again = {name: [self._settled[name]] for name in fits if name not in known}
-                fitted = self._divide(again, self.seeds[0] + repeat, what="out of fold")
+                fitted = self._divide(
+                    again, self.seeds[0] + repeat, what="out of fold", nested=nested
+                )
                 for name, proba in {**known, **{n: p[0] for n, p in fitted.items()}}.items():
                     found[name].append(proba)
         return {
@@ -197,7 +205,12 @@ class Fitting:
         return [name for name in self.specs if name not in self.failures]
 
     def _divide(
-        self, choices: Mapping[str, Sequence[Mapping[str, Any]]], seed: int, *, what: str = ""
+        self,
+        choices: Mapping[str, Sequence[Mapping[str, Any]]],
+        seed: int,
+        *,
+        what: str = "",
+        nested: bool = False,
     ) -> dict[str, Proba]:
         """Fit choices of parameters to each fold of one division.
 
@@ -205,6 +218,8 @@ class Fitting:
             choices: Parameters by head.
             seed: Of the division, and of stochastic heads.
             what: Begins the reasons of failures; a division that fails is one of its own.
+            nested: Whether each fold chooses anew, and takes the one choice that is given for a
+                head only where it has too few patients for that.
 
         Returns:
             Probabilities ``(choices, n, K)`` of held-out rows, for each head that every fold
@@ -222,14 +237,10 @@ class Fitting:
             self.failures.update(dict.fromkeys(names, _reason(cause)))
             return {}
         jobs = [(name, fold) for name in choices for fold in folds]
+        fit = _fit_nested if nested else _fit_choices
         found = self._run(
             [
-                (
-                    name,
-                    partial(
-                        _fit_choices, self.specs[name], choices[name], fold, self._fitted_to, seed
-                    ),
-                )
+                (name, partial(fit, self.specs[name], choices[name], fold, self._fitted_to, seed))
                 for name, fold in jobs
             ],
             what,
@@ -385,6 +396,48 @@ def _fit_choices(
     if len(refusals) == len(heads):
         raise refusals[-1]
     return found
+
+
+def _fit_nested(
+    spec: HeadSpec,
+    settled: Sequence[Mapping[str, Any]],
+    fold: _Fold,
+    data: DomainData,
+    seed: int,
+) -> Proba:
+    """Probabilities ``(1, out, K)`` of the rows held out, which have no part in any choice.
+
+    ``settled``, chosen by all rows, is taken where a class has too few patients in the fold to
+    divide it once more.
+    """
+    choices = _choices(spec.grid)
+    try:
+        best = _best_inside(spec, choices, fold, data, seed) if len(choices) > 1 else choices[0]
+        return _fit_choices(spec, [best], fold, data, seed)
+    except ValueError:
+        return _fit_choices(spec, settled, fold, data, seed)
+
+
+def _best_inside(
+    spec: HeadSpec,
+    choices: Sequence[Mapping[str, Any]],
+    fold: _Fold,
+    data: DomainData,
+    seed: int,
+) -> Mapping[str, Any]:
+    """The choice of the lowest log loss in folds of a fold's own rows."""
+    y = data.labelled()
+    by_choice = np.full((len(choices), len(fold.inside), int(y.max()) + 1), np.nan)
+    y = y[fold.inside]
+    for inside, outside in patient_folds(y, data.group[fold.inside], seed=seed):
+        part = _Fold(
+            inside=fold.inside[inside],
+            outside=fold.inside[outside],
+            X_inside=fold.X_inside[inside],
+            X_outside=fold.X_inside[outside],
+        )
+        by_choice[:, outside] = _fit_choices(spec, choices, part, data, seed)
+    return choices[int(np.argmin(_log_losses(by_choice, y)))]
 
 
 def chosen_elsewhere(

@@ -19,9 +19,6 @@ SCORES = (
     Column("points", "points", interval=True, field="points"),
     Column("p", "p"),
 )
-#: Patients below which the choice of the penalty, which saw all folds, makes a value up to a
-#: point too high (pipeline/evaluation/README.md).
-_FEW_PATIENTS = 300
 
 
 def tables(record: Record) -> list[Part]:
@@ -107,7 +104,9 @@ def _scores(backbone: str, best: str | None, domain: Record, legend: str) -> Tab
         Column("fit s", "seconds", field="fit_seconds"),
         *(Column(m, "number", interval=True, field=m, csv_only=True) for m in others),
     )
-    notes = tuple(note for note in (_too_few(domain["rows"]), legend) if note)
+    notes = tuple(
+        note for note in (_too_few(domain["rows"]), _open(domain["rows"]), legend) if note
+    )
     return domain_table(backbone, domain, columns, rows, key="heads", notes=notes)
 
 
@@ -122,6 +121,19 @@ def _too_few(rows: Sequence[Record]) -> str:
     needed = "2 of each class are needed for any, about 100 for one of 10 points to either side"
     names = " and ".join(without)
     return f"Too few patients for an interval of {names}: {needed}." if without else ""
+
+
+def _open(rows: Sequence[Record]) -> str:
+    """How many patients would decide the differences in accuracy that these do not."""
+    needed = {
+        row["head"]: patients
+        for row in rows
+        if (patients := row["differences"].get("accuracy", {}).get("patients_to_settle"))
+    }
+    heads = ", ".join(f"{head} {patients:,}" for head, patients in needed.items())
+    return (
+        f"Patients that would settle a difference which these leave open: {heads}." if heads else ""
+    )
 
 
 def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
@@ -159,15 +171,11 @@ def _selection_corrected(by_metric: Mapping[str, Record]) -> Iterator[str]:
         for metric, best in by_metric.items()
     ]
     if values:
-        among, patients = (next(iter(by_metric.values()))[key] for key in ("among", "patients"))
-        optimism = " They may be a point too high: penalties were chosen on the same few patients."
+        among = next(iter(by_metric.values()))["among"]
         yield (
             f"The best of {among} heads on new patients of the source, corrected for "
-            f"the selection: {', '.join(values)}.{optimism if patients < _FEW_PATIENTS else ''}"
+            f"the selection: {', '.join(values)}."
         )
-
-
-# Of ``--thorough``.
 
 
 def _seeds(backbone: str, spread: Sequence[Record]) -> Iterator[Table]:

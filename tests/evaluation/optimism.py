@@ -1,83 +1,94 @@
-"""How much too good a value out of fold is whose penalty was chosen on all rows of the folds.
+"""How much too good a value out of fold is, by where its penalty was chosen.
 
 A linear head; patients of one to four images, features of 64 columns of which eight tell the
-classes apart. ``python -m tests.evaluation.optimism`` prints the mean over many data sets of
-two values, each less that of a penalty chosen anew inside each fold: of the penalty that is best
-on all rows, and of the one that is best on the other folds, which is what stage 2 takes.
+classes apart. ``python -m tests.evaluation.optimism [RUNS] [--jobs PROCESSES]`` prints means over
+data sets: of the penalty that is best on all rows, and of the one that is best on the other
+folds, each less the value of a penalty chosen anew in each fold; and of that one less what its
+heads reach on 2,000 further patients.
 """
 
-import sys
+from functools import partial
 
 import numpy as np
 
 from pipeline.data.patients import patient_folds
 from pipeline.evaluation.metrics import score
 from pipeline.heads import HEADS
-from pipeline.heads.logistic import make_logistic
+from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.search import chosen_elsewhere
+from tests.simulations import in_processes, parser
 
 PENALTIES = HEADS["linear"].grid["C"]
+METRICS = ("accuracy", "auroc")
 
 
 def data_of(rng, patients: int, distance: float):
     """Features, labels and patients."""
     group = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
     label = (np.arange(patients) % 2)[group]
-    own = rng.normal(size=(patients, 64))[group]
-    X = np.sqrt(0.5) * (own + rng.normal(size=own.shape))
+    effect = rng.normal(size=(patients, 64))[group]
+    X = np.sqrt(0.5) * (effect + rng.normal(size=effect.shape))
     X[:, :8] += distance * (label[:, None] - 0.5)
-    return X, label.astype(np.int64), group.astype(str)
+    return X.astype(np.float32), label.astype(np.int64), group.astype(str)
 
 
-def out_of_fold(X, label, folds, penalty):
-    """Probabilities of heads of the other patients."""
-    proba = np.zeros((len(label), 2))
+def proba_of(X, label, other, penalties=PENALTIES):
+    """Probabilities ``(penalties, m, 2)`` of other rows."""
+    return logistic_path([make_logistic(C) for C in penalties], X, label, other)
+
+
+def by_penalty(X, label, folds):
+    """Held-out probabilities of each penalty."""
+    proba = np.zeros((len(PENALTIES), len(label), 2))
     for inside, outside in folds:
-        head = make_logistic(penalty).fit(X[inside], label[inside])
-        proba[outside] = head.predict_proba(X[outside])
+        proba[:, outside] = proba_of(X[inside], label[inside], X[outside])
     return proba
-
-
-def by_penalty(X, label, group, seed):
-    """Held-out probabilities of each penalty, and the folds."""
-    folds = list(patient_folds(label, group, seed=seed))
-    return np.stack([out_of_fold(X, label, folds, c) for c in PENALTIES]), folds
 
 
 def best_of(proba, label):
     """Number of the penalty of the lowest log loss."""
-    return int(np.argmin([score("log_loss", label, one) for one in proba]))
+    return int(np.argmin([score("log_loss", label, values) for values in proba]))
 
 
-def optimism(rng, patients: int, distance: float):
-    """Accuracy and AUROC of both, less those of a penalty chosen in each fold."""
+def optimism(patients: int, distance: float, seed: int):
+    """Accuracy and AUROC of both above nested ones, and of those above further patients'."""
+    rng = np.random.default_rng([seed, patients])
     X, label, group = data_of(rng, patients, distance)
-    proba, folds = by_penalty(X, label, group, 0)
-    elsewhere = chosen_elsewhere(proba, label, [outside for _, outside in folds])
-    nested = np.zeros_like(elsewhere)
+    further, label_of_further, _ = data_of(rng, 2000, distance)
+    folds = patient_folds(label, group, seed=0)
+    proba = by_penalty(X, label, folds)
+    nested, reached = np.zeros_like(proba[0]), []
     for inside, outside in folds:
-        again, _ = by_penalty(X[inside], label[inside], group[inside], 1)
-        head = make_logistic(PENALTIES[best_of(again, label[inside])])
-        nested[outside] = head.fit(X[inside], label[inside]).predict_proba(X[outside])
-    return [
-        score(m, label, one) - score(m, label, nested)
-        for one in (proba[best_of(proba, label)], elsewhere)
-        for m in ("accuracy", "auroc")
-    ]
+        again = patient_folds(label[inside], group[inside], seed=1)
+        best = best_of(by_penalty(X[inside], label[inside], again), label[inside])
+        both = np.concatenate([X[outside], further])
+        values = proba_of(X[inside], label[inside], both, PENALTIES[best : best + 1])[0]
+        nested[outside] = values[: len(outside)]
+        reached.append([score(m, label_of_further, values[len(outside) :]) for m in METRICS])
+    elsewhere = chosen_elsewhere(proba, label, [outside for _, outside in folds])
+    all_rows, others, chosen_anew = (
+        np.array([score(m, label, values) for m in METRICS])
+        for values in (proba[best_of(proba, label)], elsewhere, nested)
+    )
+    truth = np.mean(reached, axis=0)
+    return np.concatenate([all_rows - chosen_anew, others - chosen_anew, chosen_anew - truth])
 
 
-def main(repeats: int) -> None:
+def main() -> None:
     """Print the optimism in points, with its standard error."""
-    print("| patients | distance | all rows: accuracy | AUROC | other folds: accuracy | AUROC |")
-    print("|---|---|---|---|---|---|")
-    for patients in (40, 100, 300):
-        for distance in (0.4, 0.8):
-            rng = np.random.default_rng(patients)
-            found = 100 * np.array([optimism(rng, patients, distance) for _ in range(repeats)])
-            mean, error = found.mean(axis=0), found.std(axis=0) / np.sqrt(repeats)
-            cells = (f"{m:+.2f} ({e:.2f})" for m, e in zip(mean, error, strict=True))
-            print(f"| {patients} | {distance} | {' | '.join(cells)} |", flush=True)
+    options = parser(__doc__, 100).parse_args()
+    ways = ("all rows", "other folds", "anew in each fold")
+    print("| patients | distance |", *(f"{way}: accuracy | AUROC |" for way in ways))
+    print("|---|---|" + "---|" * 6, flush=True)
+    with in_processes(options.jobs) as run:
+        for patients in (40, 100, 300, 600):
+            for distance in (0.4, 0.8):
+                jobs = (partial(optimism, patients, distance, s) for s in range(options.runs))
+                points = 100 * np.array(list(run(jobs)))
+                error = points.std(axis=0) / np.sqrt(options.runs)
+                cells = (f"{m:+.2f} ({e:.2f})" for m, e in zip(points.mean(0), error, strict=True))
+                print(f"| {patients} | {distance} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
+    main()

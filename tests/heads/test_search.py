@@ -9,7 +9,7 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from pipeline.data.patients import patient_folds
 from pipeline.heads import HEADS, HeadSpec, parallel, search
@@ -89,8 +89,9 @@ def test_the_choice_is_the_lowest_log_loss_on_patients_held_out():
 
 
 @pytest.mark.parametrize("name", ["ridge", "svm", "prototype"])
-def test_what_a_head_chose_itself_is_not_chosen_again_in_a_fold(name):
+def test_of_many_patients_what_a_head_chose_itself_is_not_chosen_again(name, monkeypatch):
     """A fold is fitted with the penalty, or kernel, and the calibration that all rows chose."""
+    monkeypatch.setattr(search, "NESTED_BELOW", 0)
     data = made_up_rows(gap=1.0)
     fits, _ = fit(data, {name: HEADS[name]}, repeats=1)
     model = fits[name].models[0][-1]
@@ -101,6 +102,29 @@ def test_what_a_head_chose_itself_is_not_chosen_again_in_a_fold(name):
     again.fit(scaler.transform(data.features[inside]), data.label[inside])
     expected = again.predict_proba(scaler.transform(data.features[outside]))
     np.testing.assert_allclose(fits[name].out_of_fold[0, outside], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "ridge", "knn"])
+def test_of_few_patients_each_fold_chooses_by_its_own_rows(name):
+    """The same as a whole search in the rows of each fold."""
+    data = made_up_rows(gap=0.5, n=90)
+    fits, _ = fit(data, {name: HEADS[name]}, repeats=1)
+    for inside, outside in patient_folds(data.label, data.group, seed=3):
+        scaler = StandardScaler().fit(data.features[inside])
+        part = data.take(inside).with_(features=scaler.transform(data.features[inside]))
+        alone, _ = fit(part, {name: HEADS[name]}, preprocessing=FunctionTransformer)
+        model = alone[name].models[0]
+        expected = model.predict_proba(scaler.transform(data.features[outside]))
+        np.testing.assert_allclose(fits[name].out_of_fold[0, outside], expected, atol=1e-4)
+
+
+def test_a_fold_of_too_few_patients_to_choose_by_takes_the_choice_of_all_rows():
+    """Two patients of a class: one is left in a fold, which cannot be divided again."""
+    data = made_up_rows(gap=1.0, n=40, each=2)
+    data = data.with_(label=np.isin(data.group, np.unique(data.group)[:2]).astype(np.int64))
+    fits, failures = fit(data, {"linear": HEADS["linear"]}, repeats=1)
+    assert not failures
+    assert np.isfinite(fits["linear"].out_of_fold).all()
 
 
 @pytest.mark.parametrize("name", [name for name, spec in HEADS.items() if spec.path])

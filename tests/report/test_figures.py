@@ -17,6 +17,9 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline import cli
 from pipeline.cli import main
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import draw_patients
+from pipeline.evaluation.clinical import clinical
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.report import figures, parts_of
 from pipeline.report.figures import FIGURES, NothingToDrawError, Results, curves, forest, roc, shift
@@ -190,6 +193,27 @@ def test_the_roc_is_of_the_best_head_with_the_auroc_of_each_domain(tmp_path):
     assert [axes.get_title(loc="left") for axes in draw_one("heads-roc", many).axes] == [
         *("ROC, validation", "ROC, far", "Reliability")
     ]
+
+
+def test_the_net_benefit_is_that_of_the_table(tmp_path):
+    """At the stated thresholds, in each domain; of more classes there is none."""
+    results, _ = results_of("heads", tmp_path, heads=("linear",))
+    kept = results.predictions
+    for axes, domain in zip(
+        draw_one("heads-benefit", results).axes, ("source", "far"), strict=True
+    ):
+        rows = (kept.domain == domain) & (kept.split != "fit")
+        data = DomainData(
+            name=domain, role="target", group=kept.patient[rows], label=kept.label[rows],
+            proba=kept.proba["linear", 0][rows],
+        )  # fmt: skip
+        expected = clinical(data, draw_patients(data.group, np.random.default_rng(0), draws=9))
+        head, treat_all = (x.get_ydata() for x in axes.lines if x.get_marker() == "o")
+        curve = expected["net_benefit"]
+        np.testing.assert_allclose(head, [point["head"] for point in curve])
+        np.testing.assert_allclose(treat_all, [point["treat_all"] for point in curve])
+    with pytest.raises(NothingToDrawError):
+        draw_one("heads-benefit", results_of("heads", tmp_path / "many", K=3)[0])
 
 
 def test_confusions_count_the_images_of_the_file(tmp_path):

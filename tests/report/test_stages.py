@@ -162,12 +162,13 @@ def test_a_score_without_an_interval_says_how_many_patients_one_takes(records):
     assert show("heads", heads).count("Too few patients for an interval of AUROC: 2 of each") == 1
 
 
-@pytest.mark.parametrize(("patients", "said"), [(40, True), (400, False)])
-def test_what_the_penalties_saw_is_said_of_few_patients(records, patients, said):
-    """Of many the value is not measurably too high."""
-    best = {"among": 11, "patients": patients, "estimate": 0.9, "low": 0.8, "high": 0.95}
-    records["heads"]["backbones"][0]["selection_corrected"] = {"accuracy": best}
-    assert ("on the same few patients" in show("heads", records["heads"])) == said
+def test_an_open_difference_says_how_many_patients_would_settle_it(records):
+    """Below the table; what is decided needs none."""
+    rows = records["heads"]["backbones"][0]["domains"][0]["rows"]
+    for row, patients in zip(rows, (1240, None), strict=False):
+        row["differences"]["accuracy"] = {"patients_to_settle": patients}
+    text = show("heads", records["heads"])
+    assert f"which these leave open: {rows[0]['head']} 1,240." in " ".join(text.split())
 
 
 def test_findings_are_grouped_and_advice_stands_once():

@@ -58,6 +58,14 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
                 "line, of 100 images called 80 % probable, 80 are so."
             ),
         ),
+        "heads-benefit": (
+            "roc.benefit",
+            "Is it worth treating by the best head, rather than all or nobody?",
+            (
+                "Net benefit: true positives less false positives times the odds of the threshold, "
+                "per image. The head is worth using where its line is above both grey ones."
+            ),
+        ),
         "heads-confusion": (
             "roc.confusion",
             "Which classes does the best head confuse? Images by true and predicted class.",

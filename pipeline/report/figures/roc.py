@@ -1,6 +1,6 @@
-"""Figures of the best head from the probability of each image: ROC, reliability, confusion."""
+"""Figures of the best head by the probability of each image: ROC, net benefit, confusion."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
+from pipeline.evaluation.clinical import THRESHOLDS, net_benefit
 from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.style import (
     GREY,
@@ -109,6 +110,36 @@ def _draw_square(axes: Axes, title: str, curves: Sequence[_Curve]) -> None:
     axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set_title(shortened(title, 30))
     axes.set_box_aspect(1)
+    legend_below(axes)
+
+
+def benefit(results: Results) -> Figure:
+    """Net benefit of the best head by threshold in each domain; marks where the table has it."""
+    if len(results.classes) > 2:
+        raise NothingToDrawError("net benefit is of two classes")
+    best, scored = _of_best(results)
+    figure, cells = panels(len(scored), height=3.0)
+    for axes, (domain, (label, proba)) in zip(cells, scored.items(), strict=True):
+        _decision_curves(axes, label, {best: proba[:, 1], "treat all": np.ones(len(label))})
+        axes.set_title(shortened(domain, 30))
+    event = printable(results.classes[1])
+    figure.suptitle(f"Net benefit of {printable(best)}; positive: {event}", x=0.01, ha="left")
+    return figure
+
+
+def _decision_curves(
+    axes: Axes, label: NDArray[np.int64], positive: Mapping[str, NDArray[np.floating]]
+) -> None:
+    for k, (name, value) in enumerate(positive.items()):
+        steps = np.linspace(0.01, 0.7, 70)
+        look: dict[str, Any] = {"color": GREY if k else colour(0), "linewidth": 1.1}
+        axes.plot(steps, [net_benefit(label, value, t) for t in steps], label=name, **look)
+        marks = [net_benefit(label, value, t) for t in THRESHOLDS]
+        axes.plot(THRESHOLDS, marks, "o", color=look["color"], markersize=3)
+    axes.axhline(0, color=GREY, linestyle=":", linewidth=1.1, label="treat nobody")
+    most = max(0.01, float((label == 1).mean()))
+    axes.set(xlim=(0, 0.7), ylim=(-0.2 * most, 1.05 * most))
+    axes.set(xlabel="treated from this probability on", ylabel="net benefit")
     legend_below(axes)
 
 
