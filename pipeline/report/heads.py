@@ -131,9 +131,8 @@ def _open(rows: Sequence[Record]) -> str:
         if (patients := row["differences"].get("accuracy", {}).get("patients_to_settle"))
     }
     heads = ", ".join(f"{head} {patients:,}" for head, patients in needed.items())
-    return (
-        f"Patients that would settle a difference which these leave open: {heads}." if heads else ""
-    )
+    text = f"Patients that would settle a difference which these leave open: {heads}."
+    return text if needed else ""
 
 
 def _clinical(backbone: str, domain: Record) -> Iterator[Table]:
@@ -176,6 +175,9 @@ def _selection_corrected(by_metric: Mapping[str, Record]) -> Iterator[str]:
             f"The best of {among} heads on new patients of the source, corrected for "
             f"the selection: {', '.join(values)}."
         )
+
+
+# Of ``--thorough``.
 
 
 def _seeds(backbone: str, spread: Sequence[Record]) -> Iterator[Table]:
