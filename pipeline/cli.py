@@ -813,7 +813,7 @@ def list_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
     from pipeline.report.features import stores
     from pipeline.report.table import terminal_text
 
-    rows = [asdict(row) for row in describe(root)]
+    rows = describe(root)
     _say([terminal_text(stores(rows)) if rows else f"no stores in {root}"], quiet=quiet)
     return {"root": str(root), "stores": rows}
 

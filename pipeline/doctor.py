@@ -30,7 +30,9 @@ def examine(store: Path) -> dict[str, str]:
         "engine": "openvino" if importlib.util.find_spec("openvino") else "torch",
         "stores": str(store.resolve()),
         **{
-            f"weights of {name}": str(spec.pretrained.path() or "not found; downloaded when needed")
+            f"weights of {name}": str(
+                spec.pretrained(download=False) or "not found; downloaded when needed"
+            )
             for name, spec in BACKBONES.items()
         },
     }

@@ -51,6 +51,11 @@ def have(n: int) -> str:
     return "has" if n == 1 else "have"
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error of a library says."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
 def percent(share: float) -> str:
     """A share in per cent, to a tenth."""
     return f"{100 * share:.1f} %"

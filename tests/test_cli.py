@@ -287,7 +287,7 @@ def test_verify_finds_damage(study_file):
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
     text = run("cache", "verify", study_file, code=3).stderr
-    assert "1 damaged part was set aside" in text
+    assert "1 part is damaged or cannot be read" in text
     assert (store / "quarantine" / part.name).exists()
     assert "60 computed" in run("features", study_file, *ENGINE).stdout
 
@@ -492,4 +492,4 @@ def test_stores_of_one_backbone_are_told_apart(tmp_path, cut, pooling, mask, hol
     store = FeatureStore(tmp_path, recipe)
     store.prepare()
     check_canaries(store.path, recipe, np.ones((4, 3), np.float32), provenance={})
-    assert [one.holds for one in describe(tmp_path)] == [holds]
+    assert [row["holds"] for row in describe(tmp_path)] == [holds]

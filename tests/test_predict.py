@@ -284,7 +284,7 @@ def install_two_backbones(patch, folder: Path) -> None:
     """Put ``tiny`` and ``tiny2``, its negative, into the table."""
     install_tiny_backbone(patch, folder)
     spec = backbones.BACKBONES["tiny"]
-    state = torch.load(spec.pretrained.path(), weights_only=True)
+    state = torch.load(spec.pretrained.file, weights_only=True)
     torch.save({"0.weight": -state["0.weight"], "0.bias": state["0.bias"]}, folder / "two.pth")
     other = replace(spec, pretrained=FileWeights(folder / "two.pth"))
     patch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES, "tiny2": other})

@@ -17,10 +17,7 @@ class FileWeights:
 
     file: Path
 
-    def path(self) -> Path:
-        return self.file
-
-    def fetch(self) -> Path:
+    def __call__(self, *, download: bool) -> Path:
         return self.file
 
 

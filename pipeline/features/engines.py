@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import EngineError, UnknownNameError
+from pipeline.words import first_line
 
 if TYPE_CHECKING:
     from pipeline.features.converted import Converted, ConvertedNetwork
@@ -317,8 +318,7 @@ def _convert(network: "Frozen", batch_size: int) -> "Converted":
         if "KeyboardInterrupt" in str(cause):
             raise KeyboardInterrupt from cause
         raise EngineError(
-            f"OpenVINO cannot convert this network ({str(cause).splitlines()[0]}): "
-            "use --engine torch"
+            f"OpenVINO cannot convert this network ({first_line(cause)}): use --engine torch"
         ) from cause
     finally:
         torch.set_num_threads(threads)

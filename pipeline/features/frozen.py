@@ -15,6 +15,7 @@ from pipeline.data.views import affine_map, views_of
 from pipeline.errors import WeightsError
 from pipeline.features.backbones import spec_of
 from pipeline.features.weights import read_state
+from pipeline.words import first_line
 
 
 def build(name: str, file: Path) -> nn.Module:
@@ -27,7 +28,7 @@ def build(name: str, file: Path) -> nn.Module:
     try:
         network = spec_of(name).network(state)
     except (WeightsError, RuntimeError, KeyError, ValueError) as cause:
-        raise WeightsError(f"{file} does not fit {name}: {str(cause).splitlines()[0]}") from cause
+        raise WeightsError(f"{file} does not fit {name}: {first_line(cause)}") from cause
     # In numpy: torch would wake all its threads for each of hundreds of small tensors.
     values = {name: t.float().numpy() for name, t in network.state_dict().items()}
     if bad := [name for name, value in values.items() if not np.isfinite(value).all()]:

@@ -1,9 +1,10 @@
 """What is in the stores, and whether it is whole: ``headrace cache ls`` and ``verify``."""
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -18,56 +19,39 @@ from pipeline.features.engines import CPU_BATCH, Engine, EngineChoice, start_eng
 from pipeline.features.extract import canary_features, compute_features
 from pipeline.features.load import frozen_network, store_for
 from pipeline.study import BackboneChoice, Study
-from pipeline.words import counted
-
-if TYPE_CHECKING:
-    from pipeline.features.frozen import Frozen
+from pipeline.words import are, counted
 
 #: On CPUs. Rounding of one network in one engine with another batch size stays below 2e-6.
 SAMPLE_TOLERANCE = 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreInfo:
-    """One line of ``headrace cache ls``.
+def describe(root: Path) -> list[dict[str, Any]]:
+    """Read every store under a folder; a row for each line of ``headrace cache ls``.
 
-    Attributes:
-        holds: Features of whole images, of masked ones for the audit, or activations within
-            a network for fine-tuning.
-        size: Bytes.
-        error: Why the store cannot be read.
+    Returns:
+        ``store`` (its name), ``holds`` (features of whole images, of masked ones for the audit,
+        or activations within a network), ``precision``, ``rows``, ``parts``, ``size`` in bytes,
+        ``quarantined`` parts, and ``error``, why a store cannot be read.
     """
-
-    store: str
-    backbone: str = ""
-    holds: str = ""
-    precision: str = ""
-    rows: int = 0
-    parts: int = 0
-    size: int = 0
-    quarantined: int = 0
-    error: str = ""
+    return [_described(name, store) for name, store in stores_in(root).items()]
 
 
-def describe(root: Path) -> list[StoreInfo]:
-    """Read every store under a folder and say what is in it."""
-    return [_describe(name, store) for name, store in stores_in(root).items()]
-
-
-def _describe(name: str, store: FeatureStore | StoreFormatError) -> StoreInfo:
+def _described(name: str, store: FeatureStore | StoreFormatError) -> dict[str, Any]:
     if isinstance(store, StoreFormatError):
-        return StoreInfo(store=name, error=str(store))
+        nothing = {"backbone": "", "holds": "", "precision": "", "rows": 0, "parts": 0, "size": 0}
+        return {"store": name, **nothing, "quarantined": 0, "error": str(store)}
     store.scan()
-    return StoreInfo(
-        store=store.path.name,
-        backbone=store.recipe.backbone,
-        holds=_holds(store.recipe),
-        precision=store.recipe.precision,
-        rows=len(store),
-        parts=len(store.parts),
-        size=sum(part.size for part in store.parts.values()),
-        quarantined=len(quarantined(store)),
-    )
+    return {
+        "store": name,
+        "backbone": store.recipe.backbone,
+        "holds": _holds(store.recipe),
+        "precision": store.recipe.precision,
+        "rows": len(store),
+        "parts": len(store.parts),
+        "size": sum(part.size for part in store.parts.values()),
+        "quarantined": len(quarantined(store)),
+        "error": "",
+    }
 
 
 def verify_stores(root: Path) -> list[str]:
@@ -127,11 +111,10 @@ def _holds(recipe: Recipe) -> str:
 def _verified(store: FeatureStore) -> str:
     store.scan()
     if store.damaged:
-        reasons = "; ".join(store.damaged.values())
+        count = len(store.damaged)
         raise CheckFailedError(
-            f"{store.path}: {counted(len(store.damaged), 'damaged part')} "
-            f"{'was' if len(store.damaged) == 1 else 'were'} set aside ({reasons}). "
-            "Run headrace features to compute their rows again"
+            f"{store.path}: {counted(count, 'part')} {are(count)} damaged or cannot be read "
+            f"({'; '.join(store.damaged.values())}). Run headrace features to compute their rows"
         )
     aside = len(quarantined(store))
     earlier = f"; {aside} damaged ones were set aside earlier" if aside else ""
@@ -151,11 +134,9 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
     rng = np.random.default_rng(study.seed)
     picked = [keys[i] for i in rng.permutation(len(keys))[:sample]]
 
-    def network() -> "Frozen":
-        return frozen_network(backbone, store.recipe)
-
     policy = policy_of(backbone)
     other = replace(choice, batch_size=choice.batch_size or CPU_BATCH * 2 - 1)
+    network = partial(frozen_network, backbone, store.recipe)
     with closing(start_engine(network, other, backbone.precision)) as engine:
         canaries = canary_features(engine, policy)
         check_canaries(store.path, store.recipe, canaries, provenance=engine.provenance())

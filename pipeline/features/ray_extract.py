@@ -37,7 +37,7 @@ from pipeline.features.extract import (
 from pipeline.features.load import frozen_network
 from pipeline.progress import Progress
 from pipeline.study import BackboneChoice
-from pipeline.words import counted
+from pipeline.words import counted, first_line
 
 _LOG = logging.getLogger(__name__)
 #: A block is what a worker does at once, and what it does again when it died.
@@ -100,7 +100,7 @@ def cluster(address: str = "") -> Iterator["Cluster"]:
 
 def _no_cluster(address: str, cause: Exception) -> EngineError:
     return EngineError(
-        f"no cluster of Ray at {address or 'this machine'}: {_first_line(cause)}. Start one with: "
+        f"no cluster of Ray at {address or 'this machine'}: {first_line(cause)}. Start one with: "
         "ray start --head, or leave the address out"
     )
 
@@ -153,10 +153,15 @@ class Cluster:
             store.prepare()
             gc(store)
         share = _share(engine)
+        whole_paths = {  # a worker has a current folder of its own
+            choice: replace(choice, weights=str(Path(choice.weights).resolve()))
+            for choice in stores
+            if choice.weights != "imagenet"
+        }
         job = _Job(
             root=store.path.parent.resolve(),
             recipes=tuple(store.recipe for store in stores.values()),
-            choices=tuple(map(_with_whole_path, stores)),
+            choices=tuple(whole_paths.get(choice, choice) for choice in stores),
             engine=replace(engine, threads=share.cores),
         )
         blocks = _blocks(list(missing.items()), share.workers)
@@ -255,7 +260,10 @@ def _answers(
     tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
     rows = [{"number": number, "block": pickle.dumps(b)} for number, b in enumerate(blocks)]
     workers = min(share.workers, len(blocks))
-    begin = partial(_begin, tries)
+
+    def begin(number: int) -> int:
+        return int(ray.get(tries.begin.remote(number)))
+
     function: Any = _Worker
     pool: Any = ActorPoolStrategy(size=workers)
     if not isinstance(work, _Job):
@@ -276,11 +284,11 @@ def _answers(
         for row in dataset.iter_rows():
             answer = pickle.loads(row["answer"])  # noqa: S301 - our own worker
             if isinstance(answer, _Refusal):
-                answer.raise_here()
+                raise answer.as_error()
             yield answer
     except ray.exceptions.RayError as cause:
         raise EngineError(
-            f"Ray gave up: {_first_line(cause)}. What was stored is safe; run again"
+            f"Ray gave up: {first_line(cause)}. What was stored is safe; run again"
         ) from cause
 
 
@@ -291,10 +299,10 @@ class _Refusal:
     text: str
     exit_code: int
 
-    def raise_here(self) -> None:
+    def as_error(self) -> EngineError:
         error = EngineError(self.text)
         error.exit_code = self.exit_code
-        raise error
+        return error
 
 
 class _Tries:
@@ -304,44 +312,43 @@ class _Tries:
         self._begun: Counter[int] = Counter()
 
     def begin(self, number: int) -> int:
-        """Take note of a try; returns how many there are."""
         self._begun[number] += 1
         return self._begun[number]
-
-
-def _begin(tries: Any, number: int) -> int:
-    import ray
-
-    return int(ray.get(tries.begin.remote(number)))
 
 
 def _answer(
     begin: Callable[[int], int], work: Callable[[Sequence[Any]], Any], batch: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Do the work of a batch of Ray Data, which is one block."""
+    """Do the work of a batch of Ray Data, which is one block.
+
+    Args:
+        begin: Takes note of a try of a block by its number; returns how many there are.
+        work: Does a block.
+        batch: Of Ray Data.
+    """
     block = pickle.loads(batch["block"][0])  # noqa: S301 - our own driver
+    item = _item_of(block[0])
     try:
         if begin(int(batch["number"][0])) > _MOST_TRIES:
-            item = _item_of(block[0])
             raise EngineError(
                 f"the process that worked on {counted(len(block), 'image')} from "
                 f"{item.file if item else block[0]} on has died {_MOST_TRIES} times. Is there "
                 "enough memory? Without --ray the image shows that ends it"
             )
-        _check_folder(block)
+        if item:
+            _check_seen(Path(item.file).parent, "images")
         answer = work(block)
     except (PipelineError, CacheError) as error:
         answer = _Refusal(f"{socket.gethostname()}: {error}", error.exit_code)
     return {"answer": [pickle.dumps(answer)]}
 
 
-def _check_folder(block: Sequence[Any]) -> None:
+def _check_seen(folder: Path, what: str) -> None:
     """A machine that does not see the images must not call them unreadable."""
-    item = _item_of(block[0])
-    if item and not Path(item.file).parent.is_dir():
+    if not folder.is_dir():
         raise EngineError(
-            f"this machine does not see {Path(item.file).parent}: the images must lie in a folder "
-            "that all machines of the cluster share, under the same path"
+            f"this machine does not see {folder}: the {what} must lie in a folder that all "
+            "machines of the cluster share, under the same path"
         )
 
 
@@ -370,13 +377,6 @@ class _Job:
         return self.choices[0].mask != "none"
 
 
-def _with_whole_path(choice: BackboneChoice) -> BackboneChoice:
-    """A worker has a current folder of its own."""
-    if choice.weights == "imagenet":
-        return choice
-    return replace(choice, weights=str(Path(choice.weights).resolve()))
-
-
 @dataclass(frozen=True)
 class _Written:
     """What a worker did with one block of so many images."""
@@ -391,7 +391,7 @@ class _Worker:
     """Holds the network of one backbone and writes the rows of one block after the other.
 
     Args:
-        begin: See :class:`_Tries`.
+        begin: See :func:`_answer`.
         job: See :class:`_Job`.
     """
 
@@ -423,11 +423,7 @@ class _Worker:
 
     def _start(self, stores: Sequence[FeatureStore]) -> tuple[Engine, EngineChoice]:
         for store in stores:
-            if not (store.path / "parts").is_dir():
-                raise EngineError(
-                    f"this machine does not see {store.path}: the stores must lie in a folder "
-                    "that all machines of the cluster share, under the same path"
-                )
+            _check_seen(store.path / "parts", "stores")
             gc(store)  # of a worker that was killed on this machine
         choice, recipe = self._job.choices[0], self._job.recipes[0]
         policy = policy_of(choice)
@@ -444,7 +440,3 @@ class _Worker:
             images=ROWS_PER_COMMIT,
         )
         return started, engine
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -23,6 +23,7 @@ from pipeline.features.engines import (
     describe_device,
     provenance_of,
 )
+from pipeline.words import first_line
 
 _LOG = logging.getLogger(__name__)
 #: What compiling costs, and the share of the network's time that it saves: DenseNet121 on an
@@ -76,7 +77,7 @@ class TorchEngine:
             try:
                 self._network = _CudaGraph(self._network, example)
             except RuntimeError as cause:  # a network that waits for the device in its midst
-                _LOG.info("no CUDA graph of this network: %s", str(cause).splitlines()[0])
+                _LOG.info("no CUDA graph of this network: %s", first_line(cause))
                 return compiled
             return f"{compiled}, CUDA graph"
 
@@ -85,7 +86,7 @@ class TorchEngine:
             compiled = torch.compile(self._network)
             compiled(example)
         except Exception as cause:
-            text = (str(cause).splitlines() or [type(cause).__name__])[0]
+            text = first_line(cause)
             if compiling == "always":
                 raise EngineError(f"torch cannot compile this network here: {text}") from cause
             _LOG.warning("the network runs as it is, since torch cannot compile it: %s", text)

