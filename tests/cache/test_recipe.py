@@ -28,12 +28,7 @@ CHANGED = {
 }
 
 
-def test_every_field_of_a_recipe_has_its_case():
-    """A field added to the recipe must be added to the test below."""
-    assert set(CHANGED) == {field.name for field in fields(Recipe)}
-
-
-@pytest.mark.parametrize("field", CHANGED)
+@pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
 def test_each_field_changes_the_fingerprint(field):
     """Two recipes that differ anywhere never share a store, and the difference has a name."""
     other = jobs.recipe_with(**{field: CHANGED[field]})
@@ -41,16 +36,6 @@ def test_each_field_changes_the_fingerprint(field):
     assert other.folder != jobs.RECIPE.folder
     name = "preprocessing.resize" if field == "preprocessing" else field
     assert set(jobs.RECIPE.changes_to(other)) == {name}
-
-
-def test_a_change_is_told_with_both_values():
-    """A person sees what is here and what is there; a key that is absent shows as None."""
-    other = jobs.recipe_with(preprocessing={"resize": 9}, precision="bf16")
-    assert jobs.RECIPE.changes_to(other) == {
-        "precision": ("fp32", "bf16"),
-        "preprocessing.mean": ([0.5], None),
-        "preprocessing.resize": (8, 9),
-    }
 
 
 json_values = st.one_of(
@@ -113,14 +98,6 @@ def test_a_newer_store_is_refused_with_the_way_out(store):
     _edit(store, lambda meta: meta["recipe"].update(format=FORMAT + 1, novelty=1))
     with pytest.raises(StoreFormatError, match=r"format 2, .*up to 1: upgrade it \(pip install"):
         FeatureStore.open(store.path)
-
-
-def test_an_opened_store_is_the_one_that_was_made(store):
-    """``meta.json`` alone tells the recipe."""
-    store.commit(*jobs.rows_of(jobs.all_keys()))
-    opened = FeatureStore.open(store.path)
-    assert (opened.path, opened.recipe) == (store.path, store.recipe)
-    assert opened.keys() == store.keys()
 
 
 def test_the_first_network_founds_the_canaries_and_the_same_one_passes(store):
@@ -194,6 +171,10 @@ DAMAGED = {
     "recipe a number": b'{"recipe": 3}',
     "recipe a list": b'{"recipe": []}',
     "recipe empty": b'{"recipe": {}}',
+    "a field of a wrong kind": json.dumps({"recipe": jobs.RECIPE.to_json() | {"cut": 3}}).encode(),
+    "format of a wrong kind": json.dumps(
+        {"recipe": jobs.RECIPE.to_json() | {"format": "x"}}
+    ).encode(),
 }
 
 
@@ -219,12 +200,3 @@ def test_any_flipped_bit_of_the_meta_file_is_an_error_or_harmless(store):
             assert FeatureStore.open(store.path).recipe == store.recipe
         with suppress(StoreFormatError, CanaryError):
             assert check_canaries(store.path, store.recipe, CANARIES, provenance=CPU) <= 1e-4
-
-
-@pytest.mark.parametrize("value", [3, None, [1], {"resize": [8]}, "x", True])
-@pytest.mark.parametrize("field", CHANGED)
-def test_a_field_of_a_wrong_kind_is_a_plain_error(store, field, value):
-    """Whatever JSON stands in the recipe, opening the store raises nothing else."""
-    _edit(store, lambda meta: meta["recipe"].__setitem__(field, value))
-    with pytest.raises(StoreFormatError):
-        FeatureStore.open(store.path)

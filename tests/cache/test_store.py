@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import sys
-import time
 from dataclasses import replace
 from shutil import copytree
 
@@ -62,13 +61,6 @@ def test_a_part_gives_back_the_very_bits(data, shape, rows):
     assert back.provenance == part.provenance
 
 
-def test_the_same_rows_give_the_same_bytes_at_any_time():
-    """The image holds no time and no other accident: one content, one name."""
-    first = to_bytes(jobs.part_of(KEYS))
-    time.sleep(1.1)
-    assert to_bytes(jobs.part_of(KEYS)) == first
-
-
 def test_rows_come_in_the_order_asked_for(store):
     """A key may repeat, and rows of several parts may mix."""
     store.commit(*jobs.rows_of(KEYS[:5]))
@@ -115,12 +107,6 @@ def test_a_new_file_never_takes_the_place_of_another(tmp_path):
             disk.open_new(tmp_path / name)
     assert (tmp_path / "there").read_text() == "mine"
     assert not (tmp_path / "target").exists()
-
-
-def test_committing_the_same_rows_again_changes_nothing(store):
-    """Two writers with the same rows make one part."""
-    assert store.commit(*jobs.rows_of(KEYS)) == reopened(store).commit(*jobs.rows_of(KEYS))
-    assert len(os.listdir(store.path / "parts")) == 1
 
 
 def test_stores_of_two_recipes_share_a_root_and_no_row(store):
@@ -179,16 +165,6 @@ def test_rows_of_another_shape_never_mix(store):
     (store.path / "parts" / name_of(image)).write_bytes(image)
     with pytest.raises(StoreFormatError, match="one recipe gives one shape"):
         reopened(store).read(KEYS[:5])
-
-
-def test_a_reader_finds_rows_that_another_process_has_compacted(store):
-    """Parts may go at any time, because their rows are in a newer one before."""
-    for start in range(0, 12, 4):
-        store.commit(*jobs.rows_of(KEYS[start : start + 4]))
-    reader = reopened(store)
-    assert len(reader) == 12
-    compact(store)
-    assert np.array_equal(reader.read(KEYS), jobs.rows_of(KEYS)[1])
 
 
 def test_a_scan_during_a_compaction_misses_nothing(store, monkeypatch):

@@ -9,7 +9,6 @@ import pytest
 
 from cache import disk
 from cache import store as upkeep
-from cache.errors import WriteFailedError
 from cache.store import FeatureStore, compact, gc, quarantined
 from tests import cache_jobs as jobs
 
@@ -35,25 +34,6 @@ def parts_of(store):
 def rows_are_right(store, keys=KEYS):
     opened = FeatureStore(store.path.parent, store.recipe)
     return opened.keys() == set(keys) and np.array_equal(opened.read(keys), jobs.rows_of(keys)[1])
-
-
-def test_small_parts_become_one(store):
-    """Rows, and the object that compacted, are as good as before."""
-    commit_in_threes(store)
-    assert compact(store) == 3
-    assert len(parts_of(store)) == 1
-    assert np.array_equal(store.read(KEYS), jobs.rows_of(KEYS)[1])
-    assert rows_are_right(store)
-
-
-def test_compacting_again_does_nothing(store):
-    """One part is compact: it is not even written again."""
-    commit_in_threes(store)
-    compact(store)
-    place = store.path / "parts" / parts_of(store)[0]
-    before = place.stat()
-    assert compact(store) == 0
-    assert place.stat() == before
 
 
 def test_the_order_of_the_commits_leaves_no_trace(store, tmp_path):
@@ -97,44 +77,6 @@ def test_merged_parts_stay_below_the_limit(store, monkeypatch):
     monkeypatch.setattr(upkeep, "MAX_PART_BYTES", 2 * size)
     compact(store)
     assert len(parts_of(store)) == 2
-    assert rows_are_right(store)
-
-
-def test_nothing_to_compact(tmp_path):
-    """An empty store, even one without a folder, is left as it is."""
-    assert compact(FeatureStore(tmp_path, jobs.RECIPE)) == 0
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_crash_between_publishing_and_removing_is_harmless(store, monkeypatch):
-    """Rows stand twice until the next compaction."""
-    commit_in_threes(store)
-
-    def crash(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(disk, "unlink", crash)
-        with pytest.raises(KeyboardInterrupt):
-            compact(store)
-    assert len(parts_of(store)) == 5
-    assert rows_are_right(store)
-    again = FeatureStore(store.path.parent, store.recipe)
-    assert compact(again) == 4
-    assert rows_are_right(again)
-
-
-@pytest.mark.parametrize("name", ["unlink", "fsync_dir", "replace"])
-def test_a_compaction_that_the_disk_refuses_says_so(store, monkeypatch, name):
-    """One error of ours with the file; all rows are still there."""
-    commit_in_threes(store)
-
-    def refuse(*_):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(disk, name, refuse)
-    with pytest.raises(WriteFailedError, match=r"cannot write .*/parts.*Read-only"):
-        compact(store)
     assert rows_are_right(store)
 
 
@@ -183,25 +125,6 @@ def test_garbage_is_what_dead_writers_left_and_what_is_a_day_old(store):
     assert {name for name in os.listdir(store.path) if name != "parts"} == kept
     assert rows_are_right(store)
     assert gc(store) == []
-
-
-def test_own_temporary_files_are_never_garbage():
-    """The name that a writer gives is recognised as alive by the same process."""
-    from pathlib import Path
-
-    assert not disk.is_abandoned(Path("/nowhere") / disk.temporary_name())
-
-
-def test_garbage_that_cannot_be_removed_is_an_error_of_ours(store, monkeypatch):
-    """It names the file."""
-    name = _temporary(store, HOST, DEAD)
-
-    def refuse(*_):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(disk, "unlink", refuse)
-    with pytest.raises(WriteFailedError, match=name):
-        gc(store)
 
 
 def test_a_temporary_file_is_never_data(store):

@@ -41,9 +41,11 @@ def stored(store):
 
 def test_it_commits_at_1024_rows(store):
     """No more than one commit's rows are at risk, and the rest goes on leaving."""
+    output = np.empty(jobs.WIDTH, np.float32)
     with Writer(store) as writer:
-        for key, row in zip(KEYS, ROWS, strict=True):
-            writer.add(key, row)
+        for key in KEYS:
+            output[:] = jobs.row_of(key)  # an engine may use its array again
+            writer.add(key, output)
     assert store.sizes == [1024, 1024, 452]
     assert stored(store) == set(KEYS)
 
@@ -111,11 +113,9 @@ def test_a_disk_that_refuses_is_asked_once(store, monkeypatch):
 
 BAD_ROWS = {
     "NaN": (KEYS[5], np.where(np.arange(6) == 2, np.nan, ROWS[5]), "1 of 1 rows are not finite"),
-    "infinite": (KEYS[5], np.full(6, np.inf, np.float32), "not finite"),
     "float64": (KEYS[5], ROWS[5].astype(float), "float64"),
     "other shape": (KEYS[5], ROWS[5][:1], r"shape \(1,\) among rows of shape \(6,\)"),
     "short key": (KEYS[5][:31], ROWS[5], "32"),
-    "long key": (KEYS[5] + b"x", ROWS[5], "32"),
 }
 
 
@@ -127,16 +127,6 @@ def test_a_bad_row_is_refused_when_it_comes_and_the_good_ones_are_kept(store, ca
         for good in range(5):
             writer.add(KEYS[good], ROWS[good])
         writer.add(key, row.astype(np.float32) if case == "NaN" else row)
-    assert stored(store) == set(KEYS[:5])
-
-
-def test_a_row_belongs_to_the_store_once_it_is_added(store):
-    """An engine may reuse its output array for the next batch."""
-    output = np.empty(jobs.WIDTH, np.float32)
-    with Writer(store) as writer:
-        for key in KEYS[:5]:
-            output[:] = jobs.row_of(key)
-            writer.add(key, output)
     assert stored(store) == set(KEYS[:5])
 
 

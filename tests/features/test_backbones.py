@@ -150,32 +150,6 @@ def test_the_network_is_frozen(networks, name):
     assert state_digest(network) == before
 
 
-def test_googlenet_from_a_local_file_transforms_its_input(networks):
-    """Trap: torchvision sets transform_input only when it is given weights=."""
-    network, file = networks["googlenet"]
-    expected = plain_features(network, pixels_of(2), "googlenet")
-    network.transform_input = False
-    without = plain_features(network, pixels_of(2), "googlenet")
-    network.transform_input = True
-    assert relative_l2(without, expected) > 100 * TOLERANCE
-    assert relative_l2(run(file, "googlenet", "torch", pixels_of(2)), expected) <= TOLERANCE
-
-
-def test_timm_models_are_put_into_eval_mode(networks):
-    """Trap: timm.create_model comes back in train mode."""
-    assert timm.create_model("resnet18").training
-    assert not build("timm:resnet18", networks["timm:resnet18"][1]).training
-
-
-def test_the_pooled_feature_of_densenet_is_after_the_final_relu(networks):
-    """Trap: pooling the last normalisation's output gives negative features."""
-    _, file = networks["densenet121"]
-    features = run(file, "densenet121", "torch", pixels_of(2))
-    assert (features >= 0).all()
-    pooled = build("densenet121", file).features(torch.randn(1, 3, 64, 64)).mean((2, 3))
-    assert (pooled < 0).any()
-
-
 def test_old_densenet_files_load_under_their_old_names(networks, tmp_path):
     """Trap: published files say norm.1 where the module is now called norm1."""
     network, _ = networks["densenet121"]

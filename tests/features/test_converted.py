@@ -57,12 +57,6 @@ def with_new_images(study_file: Path, seed: int):
     return study
 
 
-def test_the_second_run_converts_nothing(study_file, conversions):
-    """Ten new images go through the network that was kept."""
-    with_new_images(study_file, seed=7)
-    assert conversions == []
-
-
 def test_a_kept_network_gives_the_features_of_a_converted_one(study_file, conversions):
     """Bit for bit, and without building the network."""
     study = load_study(study_file)

@@ -18,7 +18,7 @@ from PIL import Image
 
 import pipeline.features.extract as extract_module
 from cache import disk
-from cache.errors import CanaryError, WriteFailedError
+from cache.errors import CanaryError
 from cache.store import FeatureStore
 from pipeline.errors import SkippedImagesError, StudyError
 from pipeline.features.engines import EngineChoice
@@ -76,14 +76,6 @@ def test_layers_and_the_network_itself_come_from_one_pass(study_file, builds):
     plain = load_features(load_study(study_file), study.backbones[0].network).X
     np.testing.assert_allclose(tables[1].X, plain, rtol=1e-6)  # it is pooled last anyway
     assert (plain > tables[0].X).any()  # before the ReLU
-
-
-def test_ten_new_images_cost_ten(study_file):
-    """Only what the store lacks is computed."""
-    study = load_study(study_file)
-    extract(study, OPTIONS)
-    write_images(study_file.parent / "there", 10, seed=7)
-    assert counts(extract(study, OPTIONS)) == (70, 10, 60, 0)
 
 
 def test_moving_renaming_and_relabelling_cost_nothing(study_file, builds):
@@ -230,41 +222,6 @@ def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypa
     with pytest.raises(CanaryError, match="relative L2, allowed 1e-04") as error:
         extract(study, OPTIONS)
     assert error.value.exit_code == 3
-
-
-def test_a_full_disk_is_one_error_and_the_next_run_goes_on(study_file, monkeypatch):
-    """What was committed before stays; the message says what to do."""
-    study = load_study(study_file)
-    real = disk.write
-    calls = []
-
-    def full(descriptor, data):
-        calls.append(len(data))
-        if len(data) > 2000 and len(calls) > 3:
-            raise OSError(28, "No space left on device")
-        return real(descriptor, data)
-
-    monkeypatch.setattr(disk, "write", full)
-    with pytest.raises(WriteFailedError, match=r"No space left.*make room, or choose another"):
-        extract(study, OPTIONS)
-    monkeypatch.setattr(disk, "write", real)
-    assert counts(extract(study, OPTIONS))[1] == 60
-
-
-def test_a_store_that_cannot_be_written_is_said_at_the_start(study_file, monkeypatch, builds):
-    """Before an hour of work, not after; reading goes on working."""
-    study = load_study(study_file)
-    extract(study, OPTIONS)
-    write_images(study_file.parent / "there", 4, seed=9)
-
-    def read_only(_):
-        raise OSError(30, "Read-only file system")
-
-    monkeypatch.setattr(disk, "open_new", read_only)
-    with pytest.raises(WriteFailedError, match="Read-only file system"):
-        extract(study, OPTIONS)
-    assert builds == ["tiny"]
-    assert len(store_for(study, study.backbones[0])) == 60
 
 
 def test_an_interrupt_keeps_what_was_computed(study_file, monkeypatch):
