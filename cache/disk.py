@@ -12,6 +12,7 @@ Files are for their owner alone (0600 in folders 0700), for they hold data of pa
 import errno
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -24,6 +25,7 @@ from typing import Any
 from cache.errors import NotPlainFileError, WriteFailedError
 
 TEMPORARY = ".tmp-"
+_TEMPORARY_NAME = re.compile(r"\.tmp-(?P<host>[^-]*)-(?P<pid>[0-9]+)-[0-9a-f]{32}")
 _ABANDONED_AFTER_S = 24 * 3600
 #: No file that is read whole is larger; a part is far smaller.
 MAX_BYTES = 16 << 30
@@ -267,18 +269,21 @@ def _discard(temporary: Path) -> None:
 
 def temporary_name() -> str:
     """A name with host and process, by which :func:`is_abandoned` decides."""
-    host = socket.gethostname().replace("-", "_").replace(os.sep, "_")
-    return f"{TEMPORARY}{host}-{os.getpid()}-{uuid.uuid4().hex}"
+    return f"{TEMPORARY}{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def _host() -> str:
+    return socket.gethostname().replace("-", "_").replace(os.sep, "_")
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether a temporary file's writer is gone: dead on this host, or a day old."""
-    host, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
-    this_host = temporary_name().removeprefix(TEMPORARY).partition("-")[0]
-    pid = rest.partition("-")[0]
+    """Whether a temporary file of ours has no writer: dead on this host, or a day old."""
+    name = _TEMPORARY_NAME.fullmatch(path.name)
+    if name is None:
+        return False
     # On Windows os.kill would not test but send Ctrl-C: only the age counts there.
-    if host == this_host and pid.isdecimal() and os.name != "nt":
-        return not _is_alive(int(pid))
+    if name["host"] == _host() and os.name != "nt":
+        return not _is_alive(int(name["pid"]))
     try:
         return time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S
     except FileNotFoundError:

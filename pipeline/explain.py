@@ -40,7 +40,7 @@ from pipeline.heads import HEADS
 from pipeline.heads.layers import head_layers
 from pipeline.progress import Progress
 from pipeline.randomness import stream
-from pipeline.results import read_set, write_set
+from pipeline.results import prepare, read_set, write_set
 from pipeline.study import Study
 from pipeline.words import as_file_name, printable
 
@@ -85,6 +85,7 @@ def explain(
     """
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
+    prepare(study.results)
     choice = choose_backbone(study, backbone)
     samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)

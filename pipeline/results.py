@@ -148,11 +148,13 @@ def add_files(
 def write_file(path: Path, data: bytes) -> None:
     """Put a file in place that is a result by itself, then its SHA-256 beside it.
 
-    ``sha256sum -c NAME.sha256`` checks it wherever the two are copied to.
+    ``sha256sum -c NAME.sha256`` checks it wherever the two are copied to. What a dead process
+    left of such a file beside it is removed.
 
     Raises:
         WriteFailedError: The disk refused.
     """
+    disk.remove_abandoned(path.parent)
     line = f"{_sha256(data)}  {path.name}\n"
     disk.publish_all({path: data, path.with_name(f"{path.name}.sha256"): line.encode()})
 

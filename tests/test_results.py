@@ -118,7 +118,6 @@ def _features(folder: Path, run: bytes) -> None:
 
 def _one_file(folder: Path, run: bytes) -> None:
     """As ``report``, ``cache export`` and ``predict --csv`` do it."""
-    prepare(folder)
     write_file(folder / "report.html", run * 99)
 
 

@@ -120,7 +120,10 @@ def test_garbage_is_what_dead_writers_left_and_what_is_a_day_old(store):
     kept = {
         _temporary(store, HOST, os.getpid(), hours=100),
         _temporary(store, "elsewhere", DEAD, hours=23.9),
+        ".tmp-of-somebody-else",
     }
+    (store.path / ".tmp-of-somebody-else").touch()
+    os.utime(store.path / ".tmp-of-somebody-else", (0, 0))
     assert set(gc(store)) == {dead, impossible, old}
     assert {name for name in os.listdir(store.path) if name != "parts"} == kept
     assert rows_are_right(store)
