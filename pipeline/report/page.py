@@ -38,6 +38,8 @@ STAGES: Mapping[str, tuple[int | None, str]] = MappingProxyType(
         "features": (None, "Stored features"),
     }
 )
+#: The head that ``shift`` analyses, whichever is best.
+_LINEAR = "linear"
 #: Sentences of a part of a section that are not folded.
 _SENTENCES = 2
 #: Figures are drawn for a page of paper; on a screen an inch takes a little more room.
@@ -233,6 +235,9 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
             block = _figure(image, f"{what}{reading}{where}")
             (blocks if backbone == shown else others).append(block)
     blocks += _folded("Figures of other backbones", others)
+    if results.stage == "shift" and head and head.name != _LINEAR:
+        text = f"This section is about the head {_LINEAR}; the head of the page is {head.name}."
+        blocks.append({"kind": "text", "text": text})
     blocks += _blocks(parts_of(results.stage, results.record))
     return {"name": results.stage, "title": STAGES[results.stage][1], "blocks": blocks}
 

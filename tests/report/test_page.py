@@ -173,6 +173,16 @@ def test_two_sentences_stand_below_a_heading_and_the_others_are_folded(study):
     assert text.index("<summary>More", text.index("The second.")) < text.index("<p>The third.</p>")
 
 
+@pytest.mark.parametrize("best", ["mlp", "linear"])
+def test_the_section_on_shift_names_its_head_where_it_is_another(study, best):
+    """Two accuracies of one domain would be a riddle."""
+    values = record(study, "heads")
+    values["backbones"][0]["best"] = best
+    change(study, "heads", values)
+    sentence = "This section is about the head linear; the head of the page is mlp."
+    assert (sentence in page_of(study).text) == (best == "mlp")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_number_and_sentence_of_a_stage_is_on_the_page(study, stage):
     """The page has the tables that the terminal and the CSV files are made of."""
