@@ -119,12 +119,14 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         }
         for name, page in pages.items()
     ]
-    sections = [{"name": "pages", "title": "Pages", "blocks": [{"kind": "links", "links": links}]}]
+    blocks: list[_Block] = [{"kind": "links", "links": links}]
+    sections = [{"name": "findings", "title": "Findings", "blocks": blocks}]
     for stage in STAGES:
         file = results / f"findings_{stage}.json"
         if file.exists():
-            tables = parts_of("findings", read_set(file, stage).record)
-            blocks = [{"kind": "table", "table": table} for table in tables]
+            blocks = []
+            for table in parts_of("findings", read_set(file, stage).record):
+                blocks += [{"kind": "text", "text": table.title}, {"kind": "table", "table": table}]
             sections.append({"name": stage, "title": STAGES[stage][1], "blocks": blocks})
     page = _render(
         study=study.name,
@@ -132,7 +134,7 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         lights=(),
         summary=None,
         images=False,
-        sections=[*sections[1:], sections[0]],
+        sections=sections,
         stale=(),
     )
     write_file(results / PAGE, page)

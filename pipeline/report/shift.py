@@ -130,7 +130,7 @@ def _target(target: Record) -> Iterator[Part]:
     yield " ".join(target["verdict"])
     if labelled:
         yield _effects(target, about)
-        yield from _adaptation(target, about)
+        yield _adaptation(target, about)
         yield _error_table(target, about)
     yield _estimates(target, about)
     for key, (title, columns) in _DETAILS.items():
@@ -187,36 +187,22 @@ def _of_groups(effect: str) -> str:
     return f"more errors inside the {effect.removeprefix('within_')} groups"
 
 
-_METHOD_COLUMNS = (
-    Column("method"),
-    Column("target labels", field="target_labels"),
-    Column("accuracy", "share"),
-    Column("AUROC", "share", field="auroc"),
-    Column("points gained", "points", interval=True, field="difference"),
-    Column("p", "p", "Adjusted for the number of methods (Holm)."),
-)
-
-
-def _adaptation(target: Record, about: Record) -> Iterator[Table]:
-    yield Table(
+def _adaptation(target: Record, about: Record) -> Table:
+    rows = target["adaptation"]
+    return Table(
         "What adaptation gains: fitted on one half of the target, scored on the other",
-        _METHOD_COLUMNS,
-        [_with_p(row) for row in target["adaptation"]],
+        (
+            Column("method"),
+            Column("target labels", field="target_labels"),
+            Column("accuracy", "share"),
+            Column("AUROC", "share", field="auroc"),
+            Column("points gained", "points", interval=True, field="difference"),
+            Column("p", "p", "Adjusted for the number of methods (Holm)."),
+        ),
+        [{**row, "p": row["difference"] and row["difference"]["p_adjusted"]} for row in rows],
         key="shift_adaptation",
         about=about,
     )
-    yield Table(
-        "What labels of the target gain",
-        _METHOD_COLUMNS,
-        [_with_p(row) for row in target["label_curve"]],
-        key="shift_label_curve",
-        about=about,
-        detail=True,
-    )
-
-
-def _with_p(row: Record) -> Record:
-    return {**row, "p": row["difference"] and row["difference"]["p_adjusted"]}
 
 
 def _error_table(target: Record, about: Record) -> Table:

@@ -72,7 +72,6 @@ _NEED_LABELS: Mapping[str, Any] = {
     "effects": [],
     "error_table": None,
     "adaptation": [],
-    "label_curve": [],
     "calibration": [],
     "thresholds": [],
     "subgroups": [],
@@ -448,7 +447,6 @@ def _with_labels(
         "effects": list(effects.values()),
         "error_table": errors.record(),
         "adaptation": adaptation.rows,
-        "label_curve": adaptation.label_curve,
         "calibration": [calibration(data) for data in (source, target)],
         "thresholds": transferred_thresholds(
             source, target, prevalence=prevalence, score_changed=conclusion.labels_needed

@@ -148,9 +148,6 @@ def _target(name, K):
         "verdict": [f"Accuracy falls by 10.0 points on {name}."],
         "effects": effects,
         "adaptation": [_method(method, gain) for method, gain in gains.items()],
-        "label_curve": [
-            _method(f"{k} labels per class", gain) for k, gain in ((5, -0.01), (50, 0.09))
-        ],
         "error_table": {
             "errors": [
                 {"name": "source_training", **_value(0.01, 0.005)},

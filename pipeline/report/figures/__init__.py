@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import Predictions, predictions_in, stored_predictions
-from pipeline.report.table import Table
+from pipeline.report import parts_of
+from pipeline.report.table import Part, Table
 from pipeline.results import ResultSet
 from pipeline.words import as_file_name, printable
 
@@ -133,7 +134,7 @@ class Results:
     file: bytes
     backbone: str
     record: Mapping[str, Any]
-    parts: tuple[Any, ...]
+    parts: tuple[Part, ...]
     predictions: Predictions | None
 
     @property
@@ -141,21 +142,26 @@ class Results:
         """Names in label order, fit to be shown."""
         return [printable(name) for name in self.record["classes"]]
 
-    def tables(self, key: str, *, needed: bool = True) -> list[Table]:
+    @property
+    def of_backbone(self) -> Mapping[str, Any]:
+        """What the record has of the backbone."""
+        rows: list[Mapping[str, Any]] = self.record["backbones"]
+        return next(row for row in rows if row["backbone"] == self.backbone)
+
+    def tables(self, key: str) -> list[Table]:
         """Tables with this key about this backbone, for each domain or target.
 
         Raises:
-            NothingToDrawError: There is none with rows, and the figure needs it.
+            NothingToDrawError: There is none with rows.
         """
         tables = [
             part
             for part in self.parts
             if isinstance(part, Table)
-            and part.key == key
-            and part.rows
-            and part.about["backbone"] == self.backbone
+            and (part.key, part.about.get("backbone")) == (key, self.backbone)
+            and part.records
         ]
-        if needed and not tables:
+        if not tables:
             raise NothingToDrawError(f"the record has no table {key}")
         return tables
 
@@ -181,11 +187,11 @@ def draw(stage: str, record: Mapping[str, Any], file: bytes) -> dict[str, bytes]
     Returns:
         PNG and SVG of each, by name below the study's results.
     """
-    parts = tuple(import_module(f"pipeline.report.{stage}").tables(record))
     predictions = predictions_in(file) if file else {}
+    parts = tuple(parts_of(stage, record))
     images: dict[str, bytes] = {}
     for backbone in backbones_of(record):
-        of_backbone = Results(
+        results = Results(
             file=file,
             backbone=backbone,
             record=record,
@@ -194,7 +200,7 @@ def draw(stage: str, record: Mapping[str, Any], file: bytes) -> dict[str, bytes]
         )
         for name in FIGURES:
             if name.startswith(f"{stage}-"):
-                images |= _draw_one(name, of_backbone)
+                images |= _draw_one(name, results)
     return images
 
 

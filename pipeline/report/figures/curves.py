@@ -1,7 +1,6 @@
 """Learning curves by epoch, and accuracy between two networks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,8 +16,8 @@ _SPLITS = (("fit", BLUE), ("validation", VERMILION))
 
 def heads(results: Results) -> Figure:
     """Curves of heads that train in epochs, of their first seed."""
-    of_backbone = next(b for b in results.record["backbones"] if b["backbone"] == results.backbone)
-    return learning_curves({h["head"]: h["curves"] for h in of_backbone["heads"] if h["curves"]})
+    heads = results.of_backbone["heads"]
+    return learning_curves({head["head"]: head["curves"] for head in heads if head["curves"]})
 
 
 def finetune(results: Results) -> Figure:
@@ -26,15 +25,10 @@ def finetune(results: Results) -> Figure:
     names = [f"{split}_{kind}" for split, _ in _SPLITS for kind in _KINDS]
     runs = {
         model["method"]: {name: [epoch.get(name) for epoch in model["curves"]] for name in names}
-        for model in reversed(_models(results))
+        for model in reversed(results.of_backbone["models"])
         if model["curves"]
     }
     return learning_curves(dict(reversed(runs.items())))
-
-
-def _models(results: Results) -> list[Mapping[str, Any]]:
-    backbones = results.record["backbones"]
-    return [m for b in backbones if b["backbone"] == results.backbone for m in b["models"]]
 
 
 def learning_curves(runs: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Figure:
@@ -75,7 +69,8 @@ def _draw_curves(axes: Axes, run: Mapping[str, Sequence[float | None]], kind: st
 
 def alpha(results: Results) -> Figure:
     """Accuracy on the straight line from the linear probe to the fine-tuned network."""
-    between = {m["method"]: m["interpolated"] for m in _models(results) if m["interpolated"]}
+    models = results.of_backbone["models"]
+    between = {m["method"]: m["interpolated"] for m in models if m["interpolated"]}
     if not between:
         raise NothingToDrawError("no method interpolates weights")
     figure, cells = panels(len(between), height=2.4)

@@ -37,8 +37,7 @@ def _of_best(results: Results) -> tuple[str, dict[str, Scored]]:
     Raises:
         NothingToDrawError: They are not stored.
     """
-    of_backbone = next(b for b in results.record["backbones"] if b["backbone"] == results.backbone)
-    best = of_backbone["best"] or of_backbone["heads"][0]["head"]
+    best = results.of_backbone["best"] or results.of_backbone["heads"][0]["head"]
     stored = results.predictions
     if stored is None:
         raise NothingToDrawError(f"no probabilities of {results.backbone} are stored")

@@ -123,19 +123,13 @@ def _bar_panels(of_panel: Mapping[str, Bars], title: str, unit: str) -> Figure:
 def adaptation(results: Results) -> Figure:
     """Points of accuracy that methods and labels of the target gain over the unadapted head."""
     of_panel = {}
-    # The curve holds the methods that use labels, with more of them.
-    tables = results.tables("shift_label_curve", needed=False)
-    curves = {table.about["target"]: table.rows for table in tables}
+    with_labels = {"shade": ORANGE, "marker": "s"}
     for table in results.tables("shift_adaptation"):
-        target = table.about["target"]
-        labels = curves.get(target, ())
-        rows = [*(row for row in table.rows if not (row[1] and labels)), *labels]
-        title = f"{printable(target)}, from {100 * table.values('accuracy')[0]:.1f} %"
-        with_labels = {"shade": ORANGE, "marker": "s"}
+        title = f"{table.about['target']}, from {100 * table.values('accuracy')[0]:.1f} %"
         of_panel[title] = {
-            row[0].replace("_", " "): (row[4], with_labels if row[1] else {})
-            for row in rows
-            if row[4]
+            method.replace("_", " "): (gain, with_labels if labels else {})
+            for method, labels, _, _, gain, _ in table.rows
+            if gain
         }
     return gains(of_panel, "What adaptation gains (orange: with target labels)")
 

@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -63,9 +64,6 @@ _SETTINGS = {
     # Text as outlines looks the same where the font is missing.
     "svg.fonttype": "path",
 }
-#: Belong to the process, not to a figure.
-_NOT_OURS = ("backend", "interactive", "toolbar", "timezone", "webagg", "figure.raise_window")
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -75,8 +73,7 @@ def styled(function: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        ours: Any = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith(_NOT_OURS)}
-        with mpl.rc_context(ours | _SETTINGS):
+        with mpl.style.context(_SETTINGS, after_reset=True):
             return function(*args, **kwargs)
 
     return run
