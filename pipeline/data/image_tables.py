@@ -12,8 +12,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from pipeline.data.class_folders import images_below
-from pipeline.data.items import NO_CLASS, Each, Item, Listing, in_turn
+from pipeline.data.items import NO_CLASS, Each, Item, Listing, images_below, in_turn
 from pipeline.data.tables import Row, check_header, fail, read_rows
 from pipeline.errors import StudyError
 from pipeline.study import COLUMNS, Domain, ImageTable, classes_of

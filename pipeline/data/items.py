@@ -4,6 +4,7 @@ Only what is regular, visible and inside the folder is ever opened.
 """
 
 import errno
+import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
@@ -20,8 +21,19 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.dicom import is_dicom, patient_in
+from pipeline.data.facts import facts_of_picture, jpeg_quality
 from pipeline.data.grey_levels import Depth, Reading
-from pipeline.data.images import HEAD_BYTES, PixelPolicy, Pixels, fitted, is_image
+from pipeline.data.images import (
+    HEAD_BYTES,
+    PixelPolicy,
+    Pixels,
+    depth_of,
+    fitted,
+    is_image,
+    may_be_deep,
+    picture_of,
+)
 from pipeline.errors import ImageError, StudyError
 from pipeline.words import are, composed, counted
 
@@ -32,6 +44,10 @@ _TRANSIENT = (errno.EIO, errno.ESTALE)
 _RETRIES = 3
 _PAUSE_SECONDS = 0.1
 _LARGEST_BLOCK = 64
+#: Endings of the files that are opened; what is in them decides how.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".tif", ".tiff", ".dcm", ".dicom")
+#: An uncompressed image has 8 bytes a pixel at most.
+_MAX_BYTES_PER_PIXEL = 10
 #: Endings of images in formats that are not read: they are listed, never left out in silence.
 _OTHER_IMAGES = (
     ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi",
@@ -163,6 +179,49 @@ class Content(ABC):
     def pixels(self, policy: PixelPolicy) -> Pixels:
         """Shape ``(size, size, 3)``, uint8; see :func:`pipeline.data.images.decode`."""
         return fitted(self.picture(policy.at_least), policy)
+
+
+@dataclass(frozen=True)
+class _FileContent(Content):
+    """An image file in memory; see :class:`Content`."""
+
+    data: bytes
+    reading: Reading
+
+    @property
+    def key(self) -> bytes:
+        """SHA-256 of the file's bytes, and of what is declared for files of more than 8 bits."""
+        digest = hashlib.sha256(self.data).digest()
+        return self.reading.key(digest) if may_be_deep(self.data) else digest
+
+    def remembered(self, salt: bytes | None = None) -> RememberedFile:
+        """See :class:`Content`."""
+        depth = depth_of(self.data, self.reading)
+        patient = patient_in(self.data, salt) if salt and is_dicom(self.data) else ""
+        return RememberedFile(hashlib.sha256(self.data).digest(), depth, patient)
+
+    def picture(self, at_least: int | None = None) -> Image.Image:
+        """See :class:`Content`."""
+        return picture_of(self.data, self.reading, at_least=at_least)
+
+    def facts(self) -> NDArray[Any]:
+        """See :class:`Content`."""
+        facts = facts_of_picture(self.picture())
+        facts["file_bytes"] = len(self.data)
+        facts["jpeg_quality"] = jpeg_quality(self.data, self.reading)
+        return facts
+
+
+def read_image_file(item: Item) -> _FileContent:
+    """Read an image file, once.
+
+    Raises:
+        ImageError: It cannot be read, or no image is that large.
+    """
+    limit = _MAX_BYTES_PER_PIXEL * item.reading.max_pixels
+    if item.stat.size > limit:
+        raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
+    return _FileContent(read_file(item.file, lambda stream: stream.read()), item.reading)
 
 
 class Each(Protocol):
@@ -344,6 +403,15 @@ class Walk:
 
     def _is_inside(self, path: str) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self.root)
+
+
+def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_turn) -> Listing:
+    """All images below a folder, directly in it too, without a class; there may be none.
+
+    Raises:
+        StudyError: A folder cannot be listed.
+    """
+    return Walk(os.path.realpath(folder), SUFFIXES, ignore, by_content=True).below(each)
 
 
 def list_folder(folder: str | Path) -> list["os.DirEntry[str]"]:

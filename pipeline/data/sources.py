@@ -1,27 +1,33 @@
 """The kinds of input there are: which images a domain has, and the content of each.
 
-To add a kind: a module with ``scan`` and ``read``, one entry in ``KINDS``, and what it is known
-by in ``_kinds_of`` and ``read_image``.
+Class folders have their images at any depth; a division that came with the data lies above them,
+as ``train`` and others. To add a kind: one entry in ``KINDS``, and what it is known by in
+``_kinds_of`` and ``read_image``.
 """
 
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from pipeline.data import arrays, class_folders, image_tables
+from pipeline.data import arrays, image_tables
 from pipeline.data.items import (
+    NO_CLASS,
+    SUFFIXES,
     Content,
     Each,
     Item,
     Listing,
+    images_below,
     in_turn,
+    is_folder,
     is_hidden,
     is_written_here,
     list_folder,
+    read_image_file,
 )
 from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.tables import read_lines
@@ -34,12 +40,61 @@ _LOG = logging.getLogger(__name__)
 CHANGED = "changed while the run was under way; run again"
 
 
+# Class folders: each with its images at any depth.
+
+
+def _scan_folders(domain: Domain, each: Each = in_turn) -> Listing:
+    """Find the images of each class; without labels all images, whatever their folders.
+
+    Files are known by their ending, whatever its case, and without one by their first bytes.
+    Links are followed to what is inside the root; a folder that is reached twice within a
+    folder of the root is walked once.
+
+    Args:
+        domain: Where they are.
+        each: How the folders of the root are walked.
+
+    Raises:
+        StudyError: No image, a class without an image, or a folder that cannot be listed.
+    """
+    listing = images_below(domain.path, ignore=domain.ignore or (), each=each)
+    if domain.labelled or domain.split:
+        listing = _by_folder(domain, listing)
+    if not listing.items:
+        what = "class folder" if domain.labelled else "image"
+        raise StudyError(f"{domain.path} holds no {what} ({listing.left_out})")
+    return listing
+
+
+def _by_folder(domain: Domain, listing: Listing) -> Listing:
+    """Images with the label and the split that the folders they lie in are called."""
+    items = []
+    for item in listing.items:
+        *folders, _ = item.path.split("/")
+        split = folders.pop(0) if domain.split and folders else ""
+        if folders or not domain.labelled:
+            label = composed(folders[0]) if domain.labelled else NO_CLASS
+            items.append(replace(item, label=label, split=split))
+    for folder, left_out in listing.empty.items():
+        raise StudyError(
+            f"{domain.path}/{folder}: the class folder holds no image ({left_out}). Put its "
+            "images there, or remove the folder"
+        )
+    ignored = Counter(listing.ignored) + Counter(
+        {"not in a class folder": len(listing.items) - len(items)}
+    )
+    return replace(listing, items=tuple(items), ignored=ignored)
+
+
+# Every kind.
+
+
 #: What lists the images of each kind of input.
 KINDS: Mapping[str, Callable[[Domain, Each], Listing]] = MappingProxyType(
     {
         "a table": image_tables.scan,
         "a .npz file": lambda domain, _: arrays.scan_archive(domain),
-        "class folders": class_folders.scan,
+        "class folders": _scan_folders,
         ".npy stacks": lambda domain, _: arrays.scan_stacks(domain),
     }
 )
@@ -65,16 +120,14 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     if len(kinds) == 1:
         return _of_split(domain, KINDS[kinds[0]](domain, each))
     if domain.labelled:
-        raise StudyError(
-            f"{domain.path} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "
-            "a folder for each class with images at any depth, .npy stacks (n, H, W) or "
-            "(n, H, W, 3), one class a file, a .npz file, or a table = FILE of images. Images of "
-            'a target that nobody has labelled may lie in it as they are, with labels = "absent"'
-        )
+        there, folders = " and ".join(kinds), "a folder for each class with images at any depth"
+        hint = '. Images without labels may lie in a target as they are, with labels = "absent"'
+    else:
+        there, folders, hint = "images and .npy stacks" if kinds else "", "images at any depth", ""
     raise StudyError(
-        f"{domain.path} holds {'images and .npy stacks' if kinds else _described(entries)}; "
-        "allowed for a target without labels is one of: images at any depth, .npy stacks "
-        "(n, H, W) or (n, H, W, 3), a .npz file, or a table = FILE of images"
+        f"{domain.path} holds {there or _described(entries)}; allowed is one of: {folders}, .npy "
+        "stacks (n, H, W) or (n, H, W, 3), one class a file, a .npz file, or a table = FILE of "
+        f"images{hint}"
     )
 
 
@@ -86,11 +139,13 @@ def _kinds_of(domain: Domain) -> tuple[list[str], list["os.DirEntry[str]"]]:
         return ["a table"], []
     listed = list_folder(domain.path)
     entries = [entry for entry in listed if not is_hidden(entry) and not is_written_here(entry)]
-    signs = {
-        "class folders": [class_folders.is_sign(e, labelled=domain.labelled) for e in entries],
-        ".npy stacks": map(arrays.is_stack, entries),
+    folders = any(map(is_folder, entries))
+    images = any(e.name.lower().endswith(SUFFIXES) or "." not in e.name for e in entries)
+    kinds = {
+        "class folders": folders or (images and not domain.labelled),
+        ".npy stacks": any(map(arrays.is_stack, entries)),
     }
-    return [kind for kind, signs_of_kind in signs.items() if any(signs_of_kind)], entries
+    return [kind for kind, is_there in kinds.items() if is_there], entries
 
 
 def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listing:
@@ -113,53 +168,55 @@ def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listin
 
 def _of_split(domain: Domain, listing: Listing) -> Listing:
     """The images of the part that the domain asks for, with the splits of ours."""
+    parts = list(dict.fromkeys(item.split for item in listing.items if item.split))
     if domain.split.endswith(LIST):
-        return _of_list(domain, listing)
-    found = Counter(item.split for item in listing.items)
-    if not domain.split and set(found) <= {""}:
-        return listing
-    if not domain.split:
-        if len(parts := [part for part in found if part]) > 1:
+        items = _named_in_list(domain, listing)
+    elif domain.split:
+        split_of = _splits_of_parts(domain, parts)
+        items = [replace(i, split=split_of[i.split]) for i in listing.items if i.split in split_of]
+    else:
+        items = [replace(i, split="") if i.split else i for i in listing.items]
+        if len(parts) > 1:
             _LOG.warning(
                 "%s: the data are divided into %s; all are taken. To take a part, write split = "
                 '"%s", or "given" for the source',
                 *(domain.name, ", ".join(map(printable, parts)), parts[0]),
             )
-        return replace(listing, items=tuple(replace(i, split="") for i in listing.items))
-    ours = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+    other = Counter({"of another split": len(listing.items) - len(items)})
+    return replace(listing, items=tuple(items), ignored=Counter(listing.ignored) + other)
+
+
+def _splits_of_parts(domain: Domain, parts: Sequence[str]) -> dict[str, str]:
+    """The split of ours that each part is which the domain asks for; empty of a single part."""
     if domain.split == GIVEN:
-        wanted = {name: ours.get(name.casefold(), "") for name in found}
-        wanted = {name: split for name, split in wanted.items() if split in (FIT, VALIDATION)}
+        ours = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+        split_of = {part: ours.get(part.casefold(), "") for part in parts}
+        split_of = {part: split for part, split in split_of.items() if split in (FIT, VALIDATION)}
     else:
-        wanted = {name: "" for name in found if name.casefold() == domain.split.casefold()}
-    if len(set(wanted.values())) < 1 + (domain.split == GIVEN):
+        split_of = {part: "" for part in parts if part.casefold() == domain.split.casefold()}
+    if len(set(split_of.values())) < 1 + (domain.split == GIVEN):
         raise StudyError(
             f'{domain.name}: split = "{domain.split}" finds no such parts; the data have '
-            f'{", ".join(map(printable, found))}. For "given" there must be one of '
+            f'{", ".join(map(printable, parts)) or "none"}. For "given" there must be one of '
             f"{', '.join(SPLIT_NAMES[FIT])} and one of {', '.join(SPLIT_NAMES[VALIDATION])}"
         )
-    items = [replace(i, split=wanted[i.split]) for i in listing.items if i.split in wanted]
-    other = len(listing.items) - len(items)
-    ignored = Counter(listing.ignored) + Counter({"of another split": other})
-    return replace(listing, items=tuple(items), ignored=ignored)
+    return split_of
 
 
-def _of_list(domain: Domain, listing: Listing) -> Listing:
+def _named_in_list(domain: Domain, listing: Listing) -> list[Item]:
     """The images that a text file names, by their paths or the names of their files."""
     names = set(read_lines(Path(domain.split)))
-    named = [{composed(i.path), composed(Path(i.path).name)} & names for i in listing.items]
-    items = [item for item, its_names in zip(listing.items, named, strict=True) if its_names]
+    names_of = {i: {composed(i.path), composed(Path(i.path).name)} & names for i in listing.items}
+    items = [replace(item, split="") for item, its_names in names_of.items() if its_names]
     if not items:
         raise StudyError(f"{domain.name}: {domain.split} names no image of {domain.path}")
-    if absent := sorted(names.difference(*named)):
+    if absent := sorted(names.difference(*names_of.values())):
         _LOG.warning(
             "%s: %s of %s not below %s; first: %s",
             *(domain.name, counted(len(absent), "name"), f"{domain.split} {are(len(absent))}"),
             *(domain.path, printable(absent[0])),
         )
-    other = len(listing.items) - len(items)
-    ignored = Counter(listing.ignored) + Counter({"of another split": other})
-    return replace(listing, items=tuple(replace(item, split="") for item in items), ignored=ignored)
+    return items
 
 
 def read_image(item: Item, key: bytes | None = None) -> Content:
@@ -173,7 +230,7 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
         ImageError: It cannot be read, an input/output error only after three more tries;
             or its content has changed (:data:`CHANGED`).
     """
-    content: Content = class_folders.read(item) if item.row is None else arrays.read(item)
+    content: Content = read_image_file(item) if item.row is None else arrays.read(item)
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content

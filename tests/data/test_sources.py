@@ -130,7 +130,7 @@ def test_stacks_are_taken_whatever_they_are_called(tmp_path):
 def test_a_folder_of_nothing_or_of_both_kinds_is_refused(tmp_path):
     """The message says what may be there."""
     (tmp_path / "x").mkdir()
-    with pytest.raises(StudyError, match=r"holds nothing; allowed for a target without labels"):
+    with pytest.raises(StudyError, match=r"holds nothing; allowed is one of: images at any depth"):
         listed(tmp_path / "x", labelled=False)
     (tmp_path / "x" / "empty").mkdir()
     with pytest.raises(StudyError, match=r"x holds no image \(it is empty\)"):
