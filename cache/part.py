@@ -11,7 +11,6 @@ but a hard one, no external or virtual data, no filter, no shape beyond the byte
 import hashlib
 import io
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.errors import BadFeaturesError, DamagedPartError
-from cache.recipe import FORMAT, canonical
+from cache.recipe import FORMAT
 
 _KEY_BYTES = 32
 NAME = re.compile(r"part-[0-9a-f]{64}\.h5")
@@ -126,13 +125,11 @@ def from_bytes(data: bytes, *, name: str, fingerprint: str) -> Part:
         if isinstance(cause, DamagedPartError):
             raise
         raise DamagedPartError(f"{name}: not a readable part: {cause}") from cause
-    _check_values(name, key, features)
+    try:
+        check_rows(key, features)
+    except BadFeaturesError as cause:
+        raise DamagedPartError(f"{name}: {cause}") from cause
     return Part(key=key, features=features, fingerprint=fingerprint, provenance=provenance)
-
-
-def provenance_text(values: Mapping[str, Any]) -> str:
-    """Provenance as the one JSON spelling that equal values share."""
-    return canonical(dict(values))
 
 
 def _check_schema(file: h5py.File, name: str, fingerprint: str) -> None:
@@ -178,10 +175,3 @@ def _view(dataset: h5py.Dataset, data: bytes) -> NDArray[Any]:
     """The dataset's numbers where they already are: contiguous data has one offset."""
     flat = np.frombuffer(data, dataset.dtype, dataset.size, dataset.id.get_offset())
     return flat.reshape(dataset.shape)
-
-
-def _check_values(name: str, key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
-    try:
-        check_rows(key, features)
-    except BadFeaturesError as cause:
-        raise DamagedPartError(f"{name}: {cause}") from cause

@@ -89,13 +89,12 @@ class Recipe:
 
     def changes_to(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
         """Fields that differ, each with its value in both; nested preprocessing by its key."""
-        ours, theirs = _flat(self.to_json()), _flat(other.to_json())
-        names = sorted(ours.keys() | theirs.keys())
-        # Compared as the fingerprint sees them: 1, 1.0 and true differ, absent is not null.
+        before, after = _spellings(self), _spellings(other)
+        names = sorted(before.keys() | after.keys())
         return {
-            name: (ours.get(name), theirs.get(name))
+            name: (_value(before.get(name)), _value(after.get(name)))
             for name in names
-            if _spelling(ours, name) != _spelling(theirs, name)
+            if before.get(name) != after.get(name)
         }
 
 
@@ -104,13 +103,15 @@ def canonical(values: Any) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _spelling(values: Mapping[str, Any], name: str) -> str | None:
-    return canonical(values[name]) if name in values else None
+def _spellings(recipe: Recipe) -> dict[str, str]:
+    """Fields as the fingerprint sees them: 1, 1.0 and true differ, absent is not null."""
+    values = recipe.to_json()
+    nested = {f"preprocessing.{k}": v for k, v in values.pop("preprocessing").items()}
+    return {name: canonical(value) for name, value in (values | nested).items()}
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {f"preprocessing.{k}": v for k, v in values["preprocessing"].items()}
-    return {k: v for k, v in values.items() if k != "preprocessing"} | nested
+def _value(spelling: str | None) -> Any:
+    return None if spelling is None else json.loads(spelling)
 
 
 # ``meta.json``: the recipe in full, and the canaries.

@@ -158,7 +158,8 @@ class FeatureStore:
         Args:
             key: Shape ``(n, 32)``, uint8, each key once.
             features: Shape ``(n, ...)``, float32, finite.
-            provenance: JSON text; see :func:`cache.part.provenance_text`.
+            provenance: JSON text, one spelling for equal values; see
+                :func:`cache.recipe.canonical`.
 
         Returns:
             Name of the part. The same rows give the same name and are no error.
@@ -229,6 +230,13 @@ class FeatureStore:
             self._remember(name, part, len(data))
         return True
 
+    def load_part(self, name: str) -> Part | None:
+        """A part, checked; None when it is gone, or proves damaged and is set aside."""
+        try:
+            return self._parse(name, disk.read_all(self.path / "parts" / name, MAX_BYTES))
+        except OSError:
+            return None
+
     def _parse(self, name: str, data: bytes) -> Part | None:
         try:
             return from_bytes(data, name=name, fingerprint=self.recipe.fingerprint)
@@ -259,8 +267,7 @@ class FeatureStore:
         rows = part.key.tobytes()
         for row in range(len(part.key)):
             key = rows[32 * row : 32 * row + 32]
-            known = self._row_of.get(key)
-            if known is None or name < known[0]:
+            if name <= self._row_of.get(key, (name,))[0]:
                 self._row_of[key] = (name, row)
         self.parts[name] = PartInfo(
             name=name,
@@ -283,10 +290,7 @@ class FeatureStore:
             wanted_of.setdefault(name, []).append((position, row))
         features = np.full((len(wanted), *(self.row_shape() or (0,))), np.nan, np.float32)
         for name, pairs in wanted_of.items():
-            try:
-                part = self._parse(name, disk.read_all(self.path / "parts" / name, MAX_BYTES))
-            except OSError:
-                return None
+            part = self.load_part(name)
             if part is None:
                 return None
             positions, rows = map(list, zip(*pairs, strict=True))
@@ -309,9 +313,7 @@ def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
     return stores
 
 
-# Buffer rows and commit them often enough: 1024 rows or 30 s, whichever comes first.
-
-
+#: Rows are buffered and committed often enough: 1024 rows or 30 s, whichever comes first.
 ROWS_PER_COMMIT = 1024
 _SECONDS_PER_COMMIT = 30.0
 #: Activations are wider than pooled features: 1024 rows of 512 x 7 x 7 are 100 MB.
@@ -398,9 +400,6 @@ class Writer:
         self._rows = {}
 
 
-# Keep a store small: merge its parts, clear what dead processes left behind.
-
-
 #: A merged part stays below this, so that memory is bounded whatever the number of images.
 MAX_PART_BYTES = 256 << 20
 
@@ -464,12 +463,10 @@ def _merge(store: FeatureStore, group: list[PartInfo]) -> None:
         return
     rows: dict[bytes, NDArray[np.float32]] = {}
     for info in group:
-        try:
-            data = disk.read_all(store.path / "parts" / info.name, MAX_BYTES)
-            part = from_bytes(data, name=info.name, fingerprint=store.recipe.fingerprint)
-        except (OSError, DamagedPartError):
+        part = store.load_part(info.name)
+        if part is None:
             # Another process is compacting the same parts: leave it to that one. Or the
-            # part went bad since the scan: the next scan says so.
+            # part went bad since the scan.
             return
         for key, features in zip(part.key, part.features, strict=True):
             # Parts come by name, and the smallest name is the one that readers believe.

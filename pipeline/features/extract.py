@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
-from cache.part import provenance_text
-from cache.recipe import check_canaries
+from cache.recipe import canonical, check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
 from pipeline.data.images import PixelPolicy, Pixels, decode
 from pipeline.data.items import Item, in_threads
@@ -514,7 +513,7 @@ def write_rows(
         provenance: Of the engine.
         advance: Told how many images more are done.
     """
-    text, edges = provenance_text(provenance), _edges(stores)
+    text, edges = canonical(dict(provenance)), _edges(stores)
     written = done = 0
     with ExitStack() as writing:
         writers = [writing.enter_context(Writer(store, provenance=text)) for store in stores]

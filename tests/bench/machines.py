@@ -35,8 +35,8 @@ from tests.image_files import raw_png, rows_of
 from tests.tiny import install_tiny_backbone, table_with_tiny
 
 _CLASSES, _IN_FOLDER = 10, 1000
-#: Whose cost is that of the start.
-_FEW = 100
+#: Images whose cost is that of the start, the least of so many runs.
+_FEW, _STARTS = 100, 3
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -105,9 +105,9 @@ def _run(images: int, how: str) -> list[float]:
         _start_ray(worker_process_setup_hook=f"{__spec__.name}.hook")
         each, options = ray_extract.Cluster().each, ExtractOptions(engine=engine, ray="")
     _steps(_FEW, how, each, options)  # the processes are there
-    start = _steps(_FEW, how, each, options)
+    start = np.min([_steps(_FEW, how, each, options) for _ in range(_STARTS)], axis=0)
     costs = np.subtract(_steps(images, how, each, options), start) / (images - _FEW)
-    return [sum(start), *(1e3 * costs).tolist()]
+    return [float(start.sum()), *(1e3 * costs).tolist()]
 
 
 def _steps(images: int, how: str, each: Each, options: ExtractOptions) -> list[float]:
@@ -140,7 +140,7 @@ def _hand_out(images: int, _how: str) -> list[float]:
         assert sum(map(len, ray_extract._answers(blocks, share, _nothing))) == len(items)
 
     hand_out(items[:_FEW])  # the processes are there
-    start = _cpu_of(partial(hand_out, items[:_FEW]))
+    start = min(_cpu_of(partial(hand_out, items[:_FEW])) for _ in range(_STARTS))
     before = time.process_time()
     cpu = _cpu_of(partial(hand_out, items))
     driver = time.process_time() - before
