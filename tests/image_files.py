@@ -83,14 +83,18 @@ def grey16(samples: np.ndarray, **chunks: bytes) -> bytes:
 
 
 def dicom(values: np.ndarray, *, bits: int = 12, syntax: str = "", **tags) -> bytes:
-    """A DICOM file of one grey picture or several, with a name and a private tag in its header."""
+    """A DICOM file of one picture or several, with a name and a private tag in its header."""
     import pydicom
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
     header = pydicom.Dataset()
-    header.Rows, header.Columns = values.shape[-2:]
-    header.NumberOfFrames = values.shape[0] if values.ndim == 3 else 1
+    colour = values.shape[-1] == 3
+    header.Rows, header.Columns = values.shape[:2] if colour else values.shape[-2:]
+    header.NumberOfFrames = values.shape[0] if values.ndim == 3 and not colour else 1
     header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+    if colour:
+        header.SamplesPerPixel, header.PhotometricInterpretation = 3, "RGB"
+        header.PlanarConfiguration = 0
     header.BitsAllocated, header.BitsStored, header.HighBit = 8 * values.itemsize, bits, bits - 1
     header.PixelRepresentation = int(values.dtype.kind == "i")
     header.PatientName, header.PatientID = "Doe^Jane", "P-007"

@@ -92,9 +92,7 @@ def compressed(codec: str, syntax: str, values: np.ndarray, **tags) -> bytes:
     }.get(syntax, {})
     stream = getattr(imagecodecs, f"{codec}_encode")(values, **options)
     bits = 12 if values.itemsize == 2 else 8
-    grey = values if values.ndim == 2 else values[..., 0]
-    header = pydicom.dcmread(io.BytesIO(dicom(grey, bits=bits, **tags)))
-    header.SamplesPerPixel = 1 if values.ndim == 2 else 3
+    header = pydicom.dcmread(io.BytesIO(dicom(values, bits=bits, **tags)))
     header.PixelData = encapsulate([stream])
     header.file_meta.TransferSyntaxUID = syntax
     buffer = io.BytesIO()
@@ -140,21 +138,9 @@ def test_a_compressed_picture_of_another_size_is_refused():
 
 def test_colour_is_taken_as_it_is():
     """Ultrasound and dermatoscopes: 8 bits each of red, green, blue."""
-    data = dicom(
-        picture()[..., 0],
-        bits=8,
-        PhotometricInterpretation="RGB",
-        SamplesPerPixel=3,
-        PlanarConfiguration=0,
-    )
-    import pydicom
-
-    header = pydicom.dcmread(io.BytesIO(data))
-    header.PixelData = picture().tobytes()
-    buffer = io.BytesIO()
-    pydicom.dcmwrite(buffer, header)
-    assert (decode(buffer.getvalue(), PixelPolicy(size=64)) == picture()).all()
-    assert depth_of(buffer.getvalue(), Reading()) == EIGHT_BITS
+    data = dicom(picture(), bits=8)
+    assert (decode(data, PixelPolicy(size=64)) == picture()).all()
+    assert depth_of(data, Reading()) == EIGHT_BITS
 
 
 def test_several_frames_are_refused_or_one_is_chosen():

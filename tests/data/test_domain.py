@@ -30,27 +30,10 @@ def test_rows_are_taken_from_every_array():
         assert taken.features[order].tolist() == [[2, 3], [6, 7]]
         np.testing.assert_array_equal(taken.proba[order], data.proba[[1, 3]])
     assert (taken.name, taken.role, len(taken), len(data)) == ("B", "target", 2, 4)
-
-
-def test_what_is_not_known_stays_unknown():
-    """Rows of a sealed target have no labels either."""
-    taken = four_images().sealed().take(np.array([0]))
-    assert taken.label is None
-    assert taken.proba is not None
-
-
-def test_patients_are_counted_not_images():
-    """Two images of one patient are not independent."""
-    data = four_images()
+    assert data.sealed().take(np.array([0])).label is None
     assert (data.patients, data.one_image_per_patient) == (3, False)
-    assert data.take(np.array([0, 1, 3])).one_image_per_patient
-
-
-def test_other_arrays_may_be_put_in():
-    """None keeps what was."""
-    other = four_images().with_(proba=np.full((4, 2), 0.5))
-    assert (other.proba == 0.5).all()
-    assert other.label is not None
+    with pytest.raises(StudyError, match="no images"):
+        data.take(np.array([], int))
 
 
 def test_predictions_and_errors():
@@ -73,12 +56,6 @@ def test_arrays_that_do_not_fit_are_refused(changes, message):
     """The message names the domain and the array."""
     with pytest.raises(StudyError, match=message):
         four_images(**changes)
-
-
-def test_no_images_are_no_domain():
-    """An empty selection is found where it is made."""
-    with pytest.raises(StudyError, match="no images"):
-        four_images().take(np.array([], int))
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipeline.data.image_metadata import split_jpeg, split_png
 from pipeline.data.images import PixelPolicy, decode
-from tests.image_files import SIZE, jpeg, picture, png, turned
+from tests.image_files import SIZE, jpeg, picture, png
 
 AS_IS = PixelPolicy(size=SIZE)
 TURNED = 6
@@ -134,15 +134,6 @@ def test_an_orientation_that_can_be_read_is_followed(name):
     plain = jpeg() if data.startswith(b"\xff") else png()
     upright = np.rot90(decode(plain, AS_IS), -1)
     np.testing.assert_array_equal(decode(data, AS_IS), upright)
-
-
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pillow_reads_the_same_orientation(orientation, file_format):
-    """Its own reader agrees on files that it writes."""
-    data = turned(orientation, file_format, picture())
-    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    np.testing.assert_array_equal(decode(data, AS_IS), np.asarray(upright))
 
 
 def test_the_colours_of_an_adobe_file_stay_as_declared():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.image_tables import find_columns
 from pipeline.data.patients import patients_or_paths
 from pipeline.data.sources import scan
 from pipeline.data.tables import Row, read_rows
@@ -104,10 +103,8 @@ def test_the_file_of_a_row_is_found_or_nothing(root, name, found, caplog):
 def test_paths_from_above_all_begin_alike(root):
     """test/b/3.png is not the train/b/3.png that is there."""
     text = "path,label\ntrain/a/1.png,x\ntrain/b/1.png,y\ntest/b/3.png,y\n"
-    assert [item.path for item in scan(domain(root, text)).items] == [
-        "train/a/1.png",
-        "train/b/1.png",
-    ]
+    found = [item.path for item in scan(domain(root, text)).items]
+    assert found == ["train/a/1.png", "train/b/1.png"]
 
 
 def test_classes_are_renamed_and_others_left_out_by_values(root, caplog):
@@ -228,11 +225,10 @@ def test_a_slip_in_a_table_is_refused_with_file_line_and_remedy(root, text, sent
         scan(domain(root, text))
 
 
-def test_a_named_column_must_be_there(tmp_path):
+def test_a_named_column_must_be_there(root):
     """The message lists those there are."""
-    table = ImageTable(file=tmp_path / "x.csv", columns={"patient": ("pid",)})
     with pytest.raises(StudyError, match=r"no column 'pid'; the columns are path, label"):
-        find_columns(table, Row(1, ["path", "label"]))
+        scan(domain(root, "path,label\n", columns={"patient": ("pid",)}))
 
 
 def test_a_target_without_labels_needs_no_column_of_them(root):

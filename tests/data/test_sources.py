@@ -1,8 +1,9 @@
-"""Which kind of input a folder holds, and how an image is read, whatever the kind."""
+"""Which kind of input a folder holds, which files are images, and how an image is read."""
 
 import errno
 import hashlib
 import os
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,47 +35,9 @@ def paths(listing):
 # --- which kind
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    """A typing mistake in the study file, said as one."""
-    with pytest.raises(StudyError, match=r"nowhere cannot be listed: No such file .*ENOENT"):
-        listed(tmp_path / "nowhere")
-    file = tmp_path / "file.txt"
-    file.write_text("x")
-    with pytest.raises(StudyError, match=r"file\.txt cannot be listed: Not a directory"):
-        listed(file)
-
-
-def test_a_folder_of_neither_kind_says_what_was_found(tmp_path):
-    """Images without class folders are the common mistake."""
-    with pytest.raises(StudyError, match=r"holds nothing; allowed is one of: a folder for each"):
-        listed(tmp_path)
-    with_files(tmp_path, "a.jpg", "b.jpg", "c.PNG")
-    with pytest.raises(StudyError, match=r"holds 2 \.jpg files, 1 \.png file; allowed is"):
-        listed(tmp_path)
-
-
-def test_a_folder_of_both_kinds_is_refused(root):
-    """Guessing which one is meant would drop half of the images."""
-    with_stack(root, "normal.npy", pictures())
-    with pytest.raises(StudyError, match=r"holds class folders and \.npy stacks; allowed is one"):
-        listed(root)
-
-
-@posix_only
-def test_class_folders_that_are_links_out_are_refused_and_named(tmp_path):
-    """The error says that links are the reason."""
-    with_files(tmp_path / "elsewhere/normal", "a.jpg")
-    (tmp_path / "domain").mkdir()
-    (tmp_path / "domain/normal").symlink_to(tmp_path / "elsewhere/normal")
-    with pytest.raises(
-        StudyError, match=r"no class folder \(ignored: 1 x link out of the folder\)"
-    ):
-        listed(tmp_path / "domain")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
-    """The contract that every kind of input keeps."""
+    """The contract that every kind of input keeps, with labels and without."""
     root = with_files(tmp_path / "folders", "b/1.jpg", "b/0.jpg", "a/2.png")
     (tmp_path / "of.csv").write_text("file,class\nb/1.jpg,x\na/2.png,y\nb/0.jpg,x\n")
     np.savez(tmp_path / "x.npz", train_images=pictures(12), train_labels=np.arange(12))
@@ -101,44 +64,171 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
     assert {item.label for item in unlabelled.items} == {""}
 
 
-# --- without labels
+@pytest.mark.parametrize(
+    ("files", "stacks", "labelled", "sentence"),
+    [
+        ([], 0, True, r"holds nothing; allowed is one of: a folder for each class"),
+        (["a.jpg", "b.jpg", "c.PNG"], 0, True, r"holds 2 \.jpg files, 1 \.png file; allowed is"),
+        (["a/1.jpg"], 1, True, r"holds class folders and \.npy stacks; allowed is one"),
+        ([], 0, False, r"holds nothing; allowed is one of: images at any depth"),
+        (["a.png"], 1, False, r"holds images and \.npy stacks; allowed"),
+    ],
+)
+def test_a_folder_of_no_kind_or_of_two_is_refused(tmp_path, files, stacks, labelled, sentence):
+    """What was found, and what may be there; guessing would drop half of the images."""
+    with_files(tmp_path, *files)
+    for _ in range(stacks):
+        with_stack(tmp_path, "normal.npy", pictures())
+    with pytest.raises(StudyError, match=sentence):
+        listed(tmp_path, labelled=labelled)
 
 
-def unlabelled_paths(root):
-    listing = listed(root, labelled=False)
-    assert {item.label for item in listing.items} == {""}
-    return [item.path for item in listing.items]
+def test_a_folder_that_cannot_be_listed_stops_the_run(root, monkeypatch):
+    """A typing mistake, a file, a folder below that is not ours: never fewer images unsaid."""
+    with pytest.raises(StudyError, match=r"nowhere cannot be listed: No such file .*ENOENT"):
+        listed(root / "nowhere")
+    with pytest.raises(StudyError, match=r"a\.jpg cannot be listed: Not a directory"):
+        listed(root / "normal/a.jpg")
+    real = os.scandir
+
+    def refuse(folder):
+        if str(folder).endswith("pneumonia"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StudyError, match=r"pneumonia cannot be listed: Permission denied \(EACC"):
+        listed(root)
 
 
-def test_images_are_taken_flat_and_from_folders_of_any_meaning(tmp_path):
-    """What lies directly in the folder counts; a folder's name is no class."""
+# --- which files
+
+
+def test_every_image_below_a_class_folder_is_found(root):
+    """At any depth, whatever its ending is called, or by its first bytes where it has none."""
+    with_files(root, "normal/x/y/Z.JPEG", "normal/x/c.JPG", "pneumonia/0/d.Png", "x.png/c.jpg")
+    for name, content in {"a.jpe": jpeg(), "b.JFIF": jpeg(), "IM0001": png()}.items():
+        (root / "normal" / name).write_bytes(content)
+    (root / "normal" / "LICENSE").write_text("x")
+    (root / "normal" / "empty").write_bytes(b"")
+    listing = listed(root)
+    assert [(i.label, i.path) for i in listing.items] == [
+        ("normal", "normal/IM0001"),
+        ("normal", "normal/a.jpe"),
+        ("normal", "normal/a.jpg"),
+        ("normal", "normal/b.JFIF"),
+        ("normal", "normal/x/c.JPG"),
+        ("normal", "normal/x/y/Z.JPEG"),
+        ("pneumonia", "pneumonia/0/d.Png"),
+        ("pneumonia", "pneumonia/b.png"),
+        ("x.png", "x.png/c.jpg"),
+    ]
+    assert listing.ignored == {"not a .jpg/.jpeg/.png file": 2}
+
+
+@posix_only
+def test_without_labels_images_are_taken_wherever_they_lie(tmp_path):
+    """A folder's name is no class; a folder that is reached twice is walked once."""
     root = with_files(tmp_path / "x", "b.jpg", "a.PNG", "ward 3/c.jpeg", "ward 3/deep/d.png")
     (root / ".hidden.png").write_bytes(b"")
     (root / "notes.txt").write_text("x")
     (root / "again").symlink_to(root / "ward 3")
-    # A folder that is reached twice is walked once.
-    assert unlabelled_paths(root) == ["a.PNG", "again/c.jpeg", "again/deep/d.png", "b.jpg"]
+    listing = listed(root, labelled=False)
+    assert {item.label for item in listing.items} == {""}
+    assert paths(listing) == ["a.PNG", "again/c.jpeg", "again/deep/d.png", "b.jpg"]
 
 
-def test_stacks_are_taken_whatever_they_are_called(tmp_path):
-    """The name of a stack is no class either."""
-    with_stack(tmp_path / "x", "normal.npy", pictures())
-    with_stack(tmp_path / "x", "test_ill.npy", pictures(2, seed=5))
-    assert len(unlabelled_paths(tmp_path / "x")) == 5
+@posix_only
+def test_what_is_not_taken_is_counted_and_never_opened(root, tmp_path, monkeypatch):
+    """Nothing vanishes without a word, and a FIFO cannot hold up the run."""
+    with_files(root, "loose.jpg", "normal/.hidden.jpg", "normal/.cache/x.jpg")
+    with_files(tmp_path / "elsewhere", "x.jpg")
+    (root / "normal/notes.txt").write_text("x")
+    (root / "pneumonia/old.bmp").write_text("x")
+    os.mkfifo(root / "normal/fifo.jpg")
+    (root / "normal/broken.jpg").symlink_to(root / "normal/nowhere.jpg")
+    (root / "normal/out.jpg").symlink_to(tmp_path / "elsewhere/x.jpg")
+    (root / "normal/out").symlink_to(tmp_path / "elsewhere")
+    (root / "normal/null.png").symlink_to("/dev/null")
+    monkeypatch.chdir(root)  # the address of a socket holds about 100 bytes
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("pneumonia/socket.jpg")
+        listing = listed(root)
+    assert paths(listing) == ["normal/a.jpg", "pneumonia/b.png"]
+    assert listing.ignored == {
+        "not in a class folder": 1,
+        "hidden": 2,
+        "not a .jpg/.jpeg/.png file": 1,
+        "not a regular file": 3,
+        "link out of the folder": 3,
+    }
+    assert listing.unread == ("pneumonia/old.bmp",)
 
 
-def test_a_folder_of_nothing_or_of_both_kinds_is_refused(tmp_path):
-    """The message says what may be there."""
-    (tmp_path / "x").mkdir()
-    with pytest.raises(StudyError, match=r"holds nothing; allowed is one of: images at any depth"):
-        listed(tmp_path / "x", labelled=False)
-    (tmp_path / "x" / "empty").mkdir()
-    with pytest.raises(StudyError, match=r"x holds no image \(it is empty\)"):
-        listed(tmp_path / "x", labelled=False)
-    with_files(tmp_path / "x", "a.png")
-    with_stack(tmp_path / "x", "normal.npy", pictures())
-    with pytest.raises(StudyError, match=r"holds images and \.npy stacks; allowed"):
-        listed(tmp_path / "x", labelled=False)
+@posix_only
+def test_links_inside_the_folder_are_followed(root, tmp_path):
+    """To a file, to a folder, and to a hidden place; the root may be a link itself."""
+    with_files(root, ".store/1.jpg", "pneumonia/deep/c.jpg")
+    (root / "normal/file.jpg").symlink_to("../.store/1.jpg")
+    (root / "normal/folder").symlink_to("../pneumonia/deep")
+    (tmp_path / "alias").symlink_to(root)
+    assert paths(listed(tmp_path / "alias")) == [
+        "normal/a.jpg",
+        "normal/file.jpg",
+        "normal/folder/c.jpg",
+        "pneumonia/b.png",
+        "pneumonia/deep/c.jpg",
+    ]
+
+
+@posix_only
+@pytest.mark.parametrize("target", [".", "..", "../normal", "x/y"])
+def test_a_loop_of_links_ends(root, target):
+    """Each folder is walked once a class, and a link to the root mixes no classes."""
+    with_files(root, "normal/x/y/c.jpg")
+    (root / "normal/x/y/loop").symlink_to(root / "normal" / target)
+    (root / "normal/self").symlink_to("self")
+    listing = listed(root)
+    assert paths(listing) == ["normal/a.jpg", "normal/x/y/c.jpg", "pneumonia/b.png"]
+    assert listing.ignored["folder reached twice"] == 1
+
+
+@posix_only
+def test_doubling_links_do_not_multiply_the_work(root):
+    """Thirty levels of two links each would be a billion folders."""
+    folder = root / "normal"
+    for level in range(30):
+        (folder / f"level{level}").mkdir()
+        for name in "ab":
+            (folder / f"level{level}" / name).symlink_to(root / f"normal/level{level + 1}")
+    (folder / "level30").mkdir()
+    assert paths(listed(root)) == ["normal/a.jpg", "pneumonia/b.png"]
+
+
+@posix_only
+@pytest.mark.parametrize("name", [b"\xff\xfe.jpg", b"new\nline.jpg", b"n" * 251 + b".jpg"])
+def test_a_strange_name_survives(root, name):
+    """Bytes that are no UTF-8, a newline, 255 bytes: the path leads back to the file."""
+    try:
+        Path(os.fsdecode(os.fsencode(root / "normal") + b"/" + name)).write_bytes(jpeg())
+    except OSError as cause:
+        pytest.skip(f"this file system refuses the name: {cause}")
+    item = next(i for i in listed(root).items if os.fsencode(i.path) == b"normal/" + name)
+    assert read_image(item).key == hashlib.sha256(jpeg()).digest()
+
+
+def test_a_class_without_an_image_is_named_with_what_it_holds(root, tmp_path):
+    """An empty class is a mistake; films of another format, and links out, are its reason."""
+    (root / "tuberculosis").mkdir()
+    with pytest.raises(StudyError, match=r"tuberculosis: the class folder holds no image \(it is"):
+        listed(root)
+    (root / "tuberculosis/scan.bmp").write_text("x")
+    with pytest.raises(StudyError, match=r"ignored: 1 \.bmp image is not read: convert"):
+        listed(root)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/normal").symlink_to(root / "normal")
+    with pytest.raises(StudyError, match=r"no class folder \(ignored: 1 x link out of the folder"):
+        listed(tmp_path / "links")
 
 
 # --- reading
@@ -183,33 +273,24 @@ def test_key_and_pixels_come_from_the_same_bytes(root, failing):
     assert opener.calls == 1
 
 
-def test_a_file_that_has_vanished_is_a_reason(root):
-    """Other programs may be at work on the folder."""
+@pytest.mark.parametrize(
+    ("code", "most", "sentence"),
+    [
+        (errno.EIO, 4, r"\(EIO\)"),
+        (errno.ESTALE, 4, r"\(ESTALE\)"),
+        (errno.EACCES, 1, r"^cannot be read: Permission denied \(EACCES\)$"),
+        (errno.ENOENT, 1, r"^cannot be read: No such file or directory \(ENOENT\)$"),
+    ],
+)
+def test_a_passing_error_is_tried_three_times_more(root, failing, code, most, sentence):
+    """Network file systems fail once and work again; of other errors the reason is given."""
     item = listed(root).items[0]
-    Path(item.file).unlink()
-    with pytest.raises(ImageError, match=r"^cannot be read: No such file or directory \(ENOENT\)$"):
-        read_image(item)
-
-
-@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
-def test_a_passing_error_is_tried_three_times_more(root, failing, code):
-    """Network file systems fail once and work again; a broken disk does not."""
-    item = listed(root).items[0]
-    assert failing(code, code, code).calls == 0
+    failing(*[code] * (most - 1))
     assert read_image(item).key == hashlib.sha256(jpeg()).digest()
     opener = failing(*[code] * 9)
-    with pytest.raises(ImageError, match=errno.errorcode[code]):
+    with pytest.raises(ImageError, match=sentence):
         read_image(item)
-    assert opener.calls == 4
-
-
-def test_a_forbidden_file_is_a_reason_at_once(root, failing):
-    """Trying again would not help; the path is not repeated in the reason."""
-    item = listed(root).items[0]
-    opener = failing(errno.EACCES)
-    with pytest.raises(ImageError, match=r"^cannot be read: Permission denied \(EACCES\)$"):
-        read_image(item)
-    assert opener.calls == 1
+    assert opener.calls == most
 
 
 def test_a_file_larger_than_any_image_is_not_read(root, failing):
@@ -220,17 +301,3 @@ def test_a_file_larger_than_any_image_is_not_read(root, failing):
     with pytest.raises(ImageError, match=r"^too large \(600000000 bytes, limit 500000000\)$"):
         read_image(listed(root).items[0])
     assert opener.calls == 0
-
-
-def test_a_folder_that_cannot_be_listed_stops_the_run(root, monkeypatch):
-    """Its images would vanish without a trace otherwise."""
-    real = os.scandir
-
-    def refuse(folder):
-        if str(folder).endswith("pneumonia"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
-        return real(folder)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(StudyError, match=r"pneumonia cannot be listed: Permission denied \(EACC"):
-        listed(root)
