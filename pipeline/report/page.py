@@ -33,7 +33,7 @@ STAGES: Mapping[str, tuple[int | None, str]] = MappingProxyType(
     {
         "heads": (6, "Heads on frozen features"),
         "finetune": (4, "Frozen and fine-tuned networks"),
-        "shift": (8, "From the source to the targets"),
+        "shift": (9, "From the source to the targets"),
         "audit": (4, "Leaks and shortcuts"),
         "features": (None, "Stored features"),
     }
@@ -382,7 +382,7 @@ def _recipes(records: Mapping[str, Record]) -> Iterator[str]:
         backbone
         for target in shift["targets"]
         for backbone, fingerprint in zip(
-            target["backbone"].split("+"), target["provenance"]["inputs"]["recipes"], strict=False
+            target["backbone"].split("+"), target["provenance"]["recipes"], strict=False
         )
         if fingerprint != last.get(backbone, fingerprint)
     }

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
+from pipeline.words import counted
 
 #: Words for the names of the record.
 _EFFECTS: Mapping[str, str] = MappingProxyType(
@@ -63,8 +64,6 @@ _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
                 Column("test", field="name"),
                 Column("statistic", "number"),
                 Column("p", "p", "Adjusted for three tests (Holm).", field="p_adjusted"),
-                Column("p, source halves", "p", "Without a shift.", field="p_null_control"),
-                Column("p, planted shift", "p", "With a shift.", field="p_positive_control"),
                 Column("not run because", field="refused"),
             ),
         ),
@@ -139,7 +138,16 @@ def _target(target: Record) -> Iterator[Part]:
             more: dict[str, Any] = {"key": f"shift_{key}", "about": about, "notes": notes}
             yield Table(title, columns, target[key], detail=True, **more)
     yield from _subgroups(target, about)
+    yield Detail(_sizes(target))
     yield from map(Detail, target["caveats"])
+
+
+def _sizes(target: Record) -> str:
+    return (
+        f"The source has {counted(target['source_images'], 'image')} of "
+        f"{counted(target['source_patients'], 'patient')}, {target['target']} has "
+        f"{counted(target['images'], 'image')} of {counted(target['patients'], 'patient')}."
+    )
 
 
 def _named(rows: Sequence[Record], names: Mapping[str, str], **more: Any) -> list[Record]:
@@ -159,7 +167,7 @@ def _effects(target: Record, about: Record) -> Table:
     ]
     rows = [row for row in target["effects"] if row["division"] not in unshown]
     attributes = " or ".join(division.removeprefix("by ") for division in unshown)
-    note = f"Other shares of groups by {attributes} are not shown to cost accuracy."
+    note = f"Other shares of patients by {attributes} are not shown to cost accuracy."
     return Table(
         "Why accuracy is lost. Each division splits the same loss in another way",
         (
@@ -217,7 +225,7 @@ def _error_table(target: Record, about: Record) -> Table:
             Column("% of images", "percent", interval=True),
         ),
         [*_named(errors["errors"], ERRORS, kind="error"), *steps],
-        notes=tuple(f"{STEPS[step]}: not identifiable, {why}." for step, why in unknown),
+        notes=tuple(f"The {STEPS[step]} is not computed: {why}." for step, why in unknown),
         key="shift_errors",
         about=about,
         detail=True,
@@ -276,7 +284,7 @@ def _lowest(groups: Sequence[Record]) -> Iterator[str]:
         if (value := group["metrics"].get(metric)) and value["worst"]
     )
     for name, group, value in lowest:
-        sentence = f"{name} is lowest in {group}"
+        sentence = f"{name[0].upper()}{name[1:]} is lowest in {group}"
         if value["difference"] is not None:
             points, low, high = (f"{100 * value[key]:+.1f}" for key in keys)
             chance = "" if value["difference_high"] < 0 else "; this may be chance"

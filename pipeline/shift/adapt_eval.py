@@ -67,17 +67,12 @@ class SealedLabels:
         plan_hash: Digest of the plan that was written before any number was seen.
     """
 
-    __slots__ = ("__label", "__plan_hash", "__reads")
+    __slots__ = ("__label", "__plan_hash", "reads")
 
     def __init__(self, label: NDArray[np.integer] | None, plan_hash: str) -> None:
         self.__label = None if label is None else np.array(label)
         self.__plan_hash = plan_hash
-        self.__reads = 0
-
-    @property
-    def reads(self) -> int:
-        """How often the labels were read."""
-        return self.__reads
+        self.reads = 0
 
     def unseal(self, plan_hash: str) -> NDArray[np.int64]:
         """The labels, shape (n,); the reading is counted.
@@ -98,11 +93,11 @@ class SealedLabels:
             raise StudyError(
                 "this target has no labels: methods can adapt to it, but not be scored"
             )
-        self.__reads += 1
+        self.reads += 1
         return self.__label.astype(np.int64)
 
     def __repr__(self) -> str:
-        return f"SealedLabels(reads={self.__reads})"
+        return f"SealedLabels(reads={self.reads})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("sealed labels are kept in memory only and cannot be pickled")
@@ -183,14 +178,13 @@ class AdaptationResult:
     """All methods, compared with the baseline.
 
     Attributes:
-        rows: One for each method, in the plan's order; last, of the rows with labels the
-            fewest that are shown to help, else the most that were tried.
-        label_curve: One for each number of labels that every half can provide.
+        rows: One for each method, in the plan's order; last the fewest labels of the target
+            that are shown to help, else the most that were tried; none where some half of the
+            target can provide none.
         best: The method that looks best, and what it gains when corrected for that choice.
     """
 
     rows: tuple[AdaptationRow, ...]
-    label_curve: tuple[AdaptationRow, ...]
     best: BestMethod | None
 
 
@@ -217,15 +211,12 @@ def score(
     target = target.with_(label=sealed.unseal(plan.digest()))
     baseline = predicted[_BASELINE]
     draws = draw_patients(target.group, np.random.default_rng(6), draws=plan.draws)
-    shots = {f"{k} labels per class": table for k, table in _k_shot(model, target, plan).items()}
+    shots = _k_shot(model, target, plan)
     curve = _rows(shots, baseline, target, draws, target_labels=True)
     rows = _rows(predicted, baseline, target, draws)
-    enough = [row for row in curve if _is_better(row)]
-    return AdaptationResult(
-        rows=(*rows, *(enough[:1] or curve[-1:])),
-        label_curve=curve,
-        best=_best(rows, predicted, target, draws),
-    )
+    helpful = [row for row in curve if _is_better(row)]
+    best = _best(rows, predicted, target, draws)
+    return AdaptationResult(rows=(*rows, *(helpful[:1] or curve[-1:])), best=best)
 
 
 def _is_better(row: AdaptationRow) -> bool:
@@ -233,16 +224,11 @@ def _is_better(row: AdaptationRow) -> bool:
     return gain is not None and verdict(gain["low"], gain["high"], gain["p_adjusted"]) == "better"
 
 
-def _k_shot(
-    model: SourceModel, target: DomainData, plan: AdaptationPlan
-) -> dict[int, NDArray[np.float64]]:
+def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Predicted:
     """Fit the head to k labelled images per class of one half, predict the other.
 
     Only the scale of the features comes from the source: what a few labels are worth by
     themselves. A k that some half cannot provide is left out.
-
-    Returns:
-        By k, shape (seeds, n, K).
     """
     label, folds = target.labelled(), _halves(target, plan)
     available = min(np.bincount(label[fit], minlength=model.classes).min() for fit, _ in folds)
@@ -265,7 +251,7 @@ def _k_shot(
         held = folds[number][1]
         proba = heads.some(slice(v, v + 1)).proba(rows[held])[0]
         tables[which, number // 2, held] = proba
-    return dict(zip(shots, tables, strict=True))
+    return {f"{k} labels per class": table for k, table in zip(shots, tables, strict=True)}
 
 
 def _rows(
@@ -279,27 +265,16 @@ def _rows(
     """Score one family of methods; Holm's correction runs over it, the baseline aside."""
     right, base = {name: _right(t, target) for name, t in tables.items()}, _right(baseline, target)
     gains = {name: hit - base for name, hit in right.items() if name != _BASELINE}
-    p = [
-        float(
-            sign_flip(
-                gain,
-                target.group,
-                np.random.default_rng([zlib.crc32(name.encode()), 6]),
-                draws=len(draws),
-            )
-        )
-        for name, gain in gains.items()
-    ]
+    p_values = []
+    for name, gain in gains.items():
+        rng = np.random.default_rng([zlib.crc32(name.encode()), 6])
+        p_values.append(float(sign_flip(gain, target.group, rng, draws=len(draws))))
     differences = {}
-    for (name, gain), p_one, p_adjusted in zip(gains.items(), p, holm(p).tolist(), strict=True):
-        low, high = percentile_interval(draws.mean(gain))
-        differences[name] = {
-            "estimate": float(gain.mean()),
-            "low": low,
-            "high": high,
-            "p": p_one,
-            "p_adjusted": p_adjusted,
-        }
+    for name, p, p_adjusted in zip(gains, p_values, holm(p_values).tolist(), strict=True):
+        low, high = percentile_interval(draws.mean(gains[name]))
+        estimate = float(gains[name].mean())
+        ends = {"estimate": estimate, "low": low, "high": high}
+        differences[name] = {**ends, "p": p, "p_adjusted": p_adjusted}
     return tuple(
         AdaptationRow(
             method=name,

@@ -47,13 +47,12 @@ def calibration(data: DomainData) -> _Record:
         data: Labels and probabilities that the head did not train on.
 
     Returns:
-        ``domain``; ``event``: what the probabilities are of, ``positive``, or of more than
-        two classes ``right``, that the predicted class is the true one; ``brier``: its Brier
-        score, lower is better; ``miscalibration``: what the best monotone recalibration would
-        win of it, without bins (CORP; Dimitriadis et al. 2021); ``ece``: calibration error, as
-        it is everywhere; ``slope`` and ``intercept`` of the event on logit(p), by maximum
-        likelihood (Cox 1958): below 1 probabilities are too extreme, above 0 the event is more
-        frequent than predicted (at slope 1); None where all events are alike.
+        ``domain``; ``brier``: its Brier score, lower is better; ``miscalibration``: what the
+        best monotone recalibration would win of it, without bins (CORP; Dimitriadis et al.
+        2021); ``ece``: calibration error, as it is everywhere; ``slope`` and ``intercept`` of
+        the event on logit(p), by maximum likelihood (Cox 1958): below 1 probabilities are too
+        extreme, above 0 the event is more frequent than predicted (at slope 1); None where all
+        events are alike.
     """
     proba = np.clip(data.scored(), 0, 1)
     binary = proba.shape[1] == 2
@@ -67,7 +66,6 @@ def calibration(data: DomainData) -> _Record:
         slope, intercept = line.slope, float(line.bias[1])
     return {
         "domain": data.role,
-        "event": "positive" if binary else "right",
         "brier": brier,
         "miscalibration": brier - best,
         "ece": metric("ece", data.labelled(), data.scored()),
@@ -85,12 +83,9 @@ def transferred_thresholds(
 ) -> list[_Record]:
     """Choose a threshold by each rule on the source, and measure it in both domains.
 
-    On the target it stands as it was chosen, and moved without labels in two ways. Under a
-    change of prevalence alone ``none`` keeps sensitivity and specificity, and ``prior`` makes
-    the calls of the prior-corrected probabilities, which keeps the rule of least cost.
-    ``quantile`` calls as large a share positive as on the source: right after a change that
-    keeps the order of the images and their class mix. None of them is right where the meaning
-    of the score has changed.
+    On the target it stands as it was chosen (``none``), and moved to the estimated class mix
+    (``prior``): there it makes the calls of the prior-corrected probabilities, which keeps the
+    rule of least cost. Neither is right where the meaning of the score has changed.
 
     Args:
         source: Labels and out-of-fold probabilities.
@@ -99,38 +94,34 @@ def transferred_thresholds(
         score_changed: Whether the meaning of a score is shown to have changed.
 
     Returns:
-        Rows ``rule``, ``domain``, ``moved_by`` (``none``, ``prior``, ``quantile``),
-        ``threshold``, ``sensitivity``, ``specificity``, ``ppv`` and ``npv`` at the target's
-        prevalence, and ``reliable``: False where it was moved without labels and the score has
-        changed. Nothing for more than two classes, or where a domain has one of them.
+        Rows ``rule``, ``domain``, ``moved_by`` (``none``, ``prior``), ``threshold``,
+        ``sensitivity``, ``specificity``, ``ppv`` and ``npv`` at the target's prevalence, and
+        ``reliable``: False where it was moved without labels and the score has changed.
+        Nothing for more than two classes, or where a domain has one of them.
     """
-    if source.scored().shape[1] != 2:
+    both = (source, target)
+    if source.scored().shape[1] != 2 or any(np.unique(d.labelled()).size < 2 for d in both):
         return []
-    if any(np.unique(data.labelled()).size < 2 for data in (source, target)):
-        return []
-    true_prevalence = float(np.mean(target.labelled() == 1))
+    of_source, of_target = (float(np.mean(data.labelled() == 1)) for data in both)
     rows = []
     for rule in RULES:
         chosen = choose_threshold(rule, source)
-        moved = {
-            "none": chosen,
-            "prior": corrected_threshold(
-                chosen, prevalence, float(np.mean(source.labelled() == 1))
-            ),
-            "quantile": quantile_threshold(chosen, _score(source), _score(target)),
-        }
-        at_work = [(source, "none", chosen), *((target, *way) for way in moved.items())]
-        rows += [
-            {
-                "rule": rule,
-                "domain": data.role,
-                "moved_by": way,
-                "threshold": threshold,
-                **measure_threshold(data, threshold, true_prevalence),
-                "reliable": way == "none" or not score_changed,
-            }
-            for data, way, threshold in at_work
-        ]
+        moved = corrected_threshold(chosen, prevalence, of_source)
+        for data, moved_by, threshold in (
+            (source, "none", chosen),
+            (target, "none", chosen),
+            (target, "prior", moved),
+        ):
+            rows.append(
+                {
+                    "rule": rule,
+                    "domain": data.role,
+                    "moved_by": moved_by,
+                    "threshold": threshold,
+                    **measure_threshold(data, threshold, of_target),
+                    "reliable": moved_by == "none" or not score_changed,
+                }
+            )
     return rows
 
 
@@ -197,22 +188,3 @@ def corrected_threshold(threshold: float, source_prevalence: float, prevalence: 
     """
     odds = logit(np.clip([threshold, source_prevalence, prevalence], _TINY, 1 - _TINY))
     return float(expit(odds[0] + odds[2] - odds[1]))
-
-
-def quantile_threshold(
-    threshold: float, source: NDArray[np.float64], target: NDArray[np.float64]
-) -> float:
-    """Threshold that calls as large a share of the target positive as of the source.
-
-    Args:
-        threshold: Chosen on the source.
-        source: Shape (n,), probabilities.
-        target: Shape (m,), probabilities.
-
-    Returns:
-        In [0, 1], or just above 1 to call none.
-    """
-    calls = round(float((source >= threshold).mean()) * len(target))
-    ordered = np.sort(target.astype(np.float64))[::-1]
-    ends = np.concatenate([[np.nextafter(1.0, 2.0)], ordered, [0.0]])
-    return float((ends[calls] + ends[calls + 1]) / 2)

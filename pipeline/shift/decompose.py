@@ -12,6 +12,7 @@ one set of draws, so that terms of one division stay paired.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,7 @@ def accuracy_loss(source: DomainData, target: DomainData) -> Effect:
         target: Labels and probabilities of the same head.
     """
     errors = [share_of(weighted_mean(data.wrong()), data.group) for data in (target, source)]
-    return _undivided("accuracy_loss", "all", *errors)
+    return _difference("accuracy_loss", "all", *errors)
 
 
 def _auroc_loss(source: DomainData, target: DomainData) -> Effect:
@@ -133,10 +134,10 @@ def _auroc_loss(source: DomainData, target: DomainData) -> Effect:
         )
         for data in (source, target)
     ]
-    return _undivided("auroc_loss", "AUROC", *areas)
+    return _difference("auroc_loss", "AUROC", *areas)
 
 
-def _undivided(name: str, division: str, larger: Share, smaller: Share) -> Effect:
+def _difference(name: str, division: str, larger: Share, smaller: Share) -> Effect:
     """A difference of two shares of different patients."""
     low, high = difference_bounds(larger, smaller, paired=False)
     gap = larger.estimate - smaller.estimate
@@ -159,8 +160,7 @@ def domain_draws(data: DomainData, seed: int, draws: int = DRAWS) -> PatientDraw
 
 def divide(
     division: str,
-    estimates: Mapping[str, float],
-    drawn: Mapping[str, NDArray[np.float64]],
+    terms: Mapping[str, NDArray[np.float64]],
     *,
     edges: Mapping[str, tuple[Rate | None, Rate | None]],
 ) -> dict[str, Effect]:
@@ -168,23 +168,23 @@ def divide(
 
     Args:
         division: Its name.
-        estimates: By term, on the data themselves.
-        drawn: By term, the same in each draw, shape (B,); NaN where undefined.
+        terms: Of the data themselves, then of each draw, shape (1 + B,); NaN where undefined.
         edges: By term, the rates that it starts from and leads to. Where one is 0 or 1 all
             draws agree on it, and the interval is lengthened by what was not seen.
     """
-    shares = _shares_of_largest(np.stack([drawn[name] for name in estimates]))
+    shares = _shares_of_largest(np.stack([values[1:] for values in terms.values()]))
     effects = {}
-    for (name, estimate), share in zip(estimates.items(), shares, strict=True):
+    for (name, values), share in zip(terms.items(), shares, strict=True):
         start, end = (_unseen_room(rate) for rate in edges.get(name, (None, None)))
-        low, high = _lengthened(estimate, percentile_interval(drawn[name]), start, end)
+        estimate = float(values[0])
+        low, high = _lengthened(estimate, percentile_interval(values[1:]), start, end)
         effects[name] = Effect(
             name=name,
             division=division,
             estimate=estimate,
             low=low,
             high=high,
-            largest=float(share) if len(estimates) > 1 else None,
+            largest=float(share) if len(terms) > 1 else None,
         )
     return effects
 
@@ -281,8 +281,7 @@ def _by_group(
     mix, within = ((q - p) * (e_p + e_q) / 2).sum(axis=0), ((e_q - e_p) * (p + q) / 2).sum(axis=0)
     return divide(
         division,
-        {terms[0]: float(mix[0]), terms[1]: float(within[0])},
-        {terms[0]: mix[1:], terms[1]: within[1:]},
+        {terms[0]: mix, terms[1]: within},
         # What a group without an error may yet hold is within it; the mix weighs errors seen.
         edges={terms[1]: (both[0].rate, both[1].rate)},
     )
@@ -302,7 +301,7 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
     confidence, of_target = (outcome.data.scored().max(axis=1) for outcome in (source, target))
     knots, place = np.unique(confidence, return_inverse=True)
 
-    def expected(w_source: NDArray[np.float64], w_target: NDArray[np.float64]) -> float:
+    def expected_error(w_source: NDArray[np.float64], w_target: NDArray[np.float64]) -> float:
         # Sorted once for all draws: scikit-learn's class takes five times as long.
         mass = np.bincount(place, weights=w_source)
         wrong = np.bincount(place, weights=w_source * source.wrong)
@@ -310,13 +309,13 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
         curve = isotonic_regression(wrong[used] / mass[used], weights=mass[used], increasing=False)
         return float(w_target @ np.interp(of_target, knots[used], curve.x) / w_target.sum())
 
-    estimate = expected(np.ones(len(place)), np.ones(len(of_target)))
-    drawn = np.array([expected(*weights) for weights in _paired_weights(source, target)])
+    whole = np.ones(len(place)), np.ones(len(of_target))
+    weights = chain([whole], _paired_weights(source, target))
+    expected = np.array([expected_error(*both) for both in weights])
     e_s, e_t = source.means(source.wrong), target.means(target.wrong)
     return divide(
         "score",
-        {"confidence_shift": estimate - float(e_s[0]), "y_given_score": float(e_t[0]) - estimate},
-        {"confidence_shift": drawn - e_s[1:], "y_given_score": e_t[1:] - drawn},
+        {"confidence_shift": expected - e_s, "y_given_score": e_t - expected},
         edges={"confidence_shift": (source.rate, None), "y_given_score": (None, target.rate)},
     )
 
@@ -339,18 +338,16 @@ def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str,
     scored where it was chosen looks too good.
     """
     best_error = _cross_fitted_error(target.data, seed)
-    best = float(best_error(np.ones((1, len(target.data))))[0])
-    drawn_best = target.draws.apply(best_error)
+    best = np.append(best_error(np.ones((1, len(target.data)))), target.draws.apply(best_error))
     e_s, e_t = (
         outcome.means((outcome.data.scored()[:, 1] >= _THRESHOLD) != (outcome.data.label == 1))
         for outcome in (source, target)
     )
-    start = float(e_s[0])
+    ends = (e_s[0], source.data.patients), (best[0], target.data.patients)
     return divide(
         "threshold",
-        {"threshold": float(e_t[0]) - best, "discrimination": best - start},
-        {"threshold": e_t[1:] - drawn_best, "discrimination": drawn_best - e_s[1:]},
-        edges={"discrimination": ((start, source.data.patients), (best, target.data.patients))},
+        {"threshold": e_t - best, "discrimination": best - e_s},
+        edges={"discrimination": ends},
     )
 
 

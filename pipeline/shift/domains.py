@@ -1,6 +1,6 @@
-"""The head that knows the source alone, and what is asked of domains before they are compared."""
+"""The head that is fitted to the source alone, and a map of both domains in its scale."""
 
-import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,16 +11,9 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import one_patient_hint, patient_folds
-from pipeline.data.samples import Samples
-from pipeline.errors import StudyError
-from pipeline.features.load import FeatureTable
+from pipeline.data.patients import patient_folds
 from pipeline.heads.logistic import make_logistic
-from pipeline.study import SOURCE
-from pipeline.words import counted, printable
 
-#: In a fold and out of it.
-_PATIENTS_OF_A_CLASS = 2
 #: C of the logistic head on standardised features. It is fixed, so that no row selects it.
 INVERSE_PENALTY = 0.01
 
@@ -65,6 +58,12 @@ class SourceModel:
     def predict_proba(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Class probabilities, shape (m, K), of raw features (m, d) of any domain."""
         proba: NDArray[np.float64] = self.head.predict_proba(self.standardise(features))
+        return proba
+
+    def predict_all(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Probabilities (n, K) of all images of a study (n, d); out of fold on the source."""
+        proba = self.predict_proba(features)
+        proba[self.data.row] = self.data.scored()
         return proba
 
     def scored(self, data: DomainData) -> DomainData:
@@ -126,49 +125,6 @@ def _mean_and_scale(
     return mean, np.where(deviation > 0, deviation, 1.0)
 
 
-def source_domain(table: FeatureTable) -> DomainData:
-    """The rows of the source.
-
-    Raises:
-        StudyError: A class has images of too few patients; said before any head is fitted.
-    """
-    source, classes = table.domain(SOURCE), table.samples.classes
-    for k, name in enumerate(classes):
-        patients = np.unique(source.group[source.labelled() == k]).size
-        if patients < _PATIENTS_OF_A_CLASS:
-            raise StudyError(
-                f"class {printable(name)!r} of [source] has images of "
-                f"{counted(patients, 'patient')}, and {_PATIENTS_OF_A_CLASS} are needed: a head "
-                "is tested on patients that it was not fitted to. Add images of others, or leave "
-                f"out fewer; {one_patient_hint(SOURCE)}"
-            )
-    return source
-
-
-def too_few_patients(target: DomainData) -> str | None:
-    """Why a target cannot be compared; None where it has two patients or more."""
-    if target.patients > 1:
-        return None
-    return (
-        f"Images: {len(target)}, all of one patient; a comparison by patient needs two, better 20 "
-        f"or more. Add images of others; {one_patient_hint(f'target.{target.name}')}."
-    )
-
-
-def shared_patients(samples: Samples, source: DomainData, target: DomainData) -> int:
-    """Patient ids that both have; a file's name, of a patient who is not known, is none."""
-    files = [item.path for item in samples.items]
-    return len(np.setdiff1d(np.intersect1d(source.group, target.group), files))
-
-
-def digest_of(data: DomainData) -> str:
-    """SHA-256 of the images of a domain with their labels, in any order, 64 hex digits."""
-    label = np.full(len(data), -1) if data.label is None else data.label
-    keys = () if data.key is None else map(bytes, data.key)
-    lines = sorted(f"{key.hex()} {k}" for key, k in zip(keys, label, strict=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
 # Both domains on a map.
 
 
@@ -178,23 +134,28 @@ _POINTS = 500
 _CLIP = 5.0
 
 
-def feature_map(model: SourceModel, target: DomainData) -> dict[str, NDArray[Any]]:
-    """Project a sample of both domains, of equal weight, on two dimensions.
+def feature_maps(model: SourceModel, targets: Iterable[DomainData]) -> dict[str, NDArray[Any]]:
+    """Project a sample of both domains, of equal weight, on two principal components.
 
     Args:
         model: With the source's rows and scale.
-        target: Features and labels.
+        targets: Features and labels.
 
     Returns:
-        ``embedding`` (n, 2), ``embedding_target`` (n,) bool, ``embedding_label`` (n,).
+        For each target ``TARGET/embedding`` (n, 2), ``TARGET/embedding_target`` (n,) bool,
+        ``TARGET/embedding_label`` (n,).
     """
-    rng = np.random.default_rng(0)
-    parts = [
-        data.take(np.sort(rng.permutation(len(data))[:_POINTS])) for data in (model.data, target)
-    ]
-    rows = np.vstack([model.standardise(part.embedded()) for part in parts]).clip(-_CLIP, _CLIP)
-    return {
-        "embedding": PCA(2, svd_solver="randomized", random_state=0).fit_transform(rows),
-        "embedding_target": np.repeat([False, True], [len(part) for part in parts]),
-        "embedding_label": np.concatenate([part.labelled() for part in parts]),
-    }
+    maps: dict[str, NDArray[Any]] = {}
+    for target in targets:
+        rng = np.random.default_rng(0)
+        parts = [
+            data.take(np.sort(rng.permutation(len(data))[:_POINTS]))
+            for data in (model.data, target)
+        ]
+        rows = np.vstack([model.standardise(part.embedded()) for part in parts])
+        pca = PCA(2, svd_solver="randomized", random_state=0)
+        maps[f"{target.name}/embedding"] = pca.fit_transform(rows.clip(-_CLIP, _CLIP))
+        sizes = [len(part) for part in parts]
+        maps[f"{target.name}/embedding_target"] = np.repeat([False, True], sizes)
+        maps[f"{target.name}/embedding_label"] = np.concatenate([p.labelled() for p in parts])
+    return maps

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, PatientDraws
-from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import Interval, rate_interval, share_of
 from pipeline.evaluation.metrics import weighted_mean
 from pipeline.heads.logistic import fit_weighted
@@ -75,12 +74,7 @@ class ErrorTable:
 
 
 def error_table(
-    model: SourceModel,
-    target: DomainData,
-    *,
-    human: float | None = None,
-    seed: int = 0,
-    draws: int = DRAWS,
+    model: SourceModel, target: DomainData, *, human: float | None = None, seed: int = 0
 ) -> ErrorTable:
     """Fill the table for one target whose labels are open.
 
@@ -89,22 +83,22 @@ def error_table(
         target: Features, labels, and probabilities of that head.
         human: Error of a person on the source, in [0, 1]; None where nobody measured it.
         seed: Of the draws, which are those of :func:`pipeline.shift.decompose.decompose`.
-        draws: Bootstrap draws of patients.
 
     Raises:
-        StudyError: The target has no labels, or the human error is not a rate.
+        StudyError: The target has no labels.
     """
-    if human is not None and not 0 <= human <= 1:
-        raise StudyError(f"the human error is {human}; it must be a rate from 0 to 1")
     source = model.data
     rows = {
         "source_training": model.scored(source),
         "source_new_patients": source,
         "target": target,
     }
-    draws_of = {data.role: domain_draws(data, seed, draws) for data in (source, target)}
+    draws_of = {data.role: domain_draws(data, seed) for data in (source, target)}
     errors = {name: rate_interval(data.wrong(), data.group) for name, data in rows.items()}
-    drawn = {name: draws_of[data.role].mean(data.wrong()) for name, data in rows.items()}
+    levels = {
+        name: np.append(errors[name].estimate, draws_of[data.role].mean(data.wrong()))
+        for name, data in rows.items()
+    }
     reasons = {}
     if human is None:
         reasons["avoidable_bias"] = "no human error is given"
@@ -112,17 +106,17 @@ def error_table(
         errors["human"] = Interval(
             estimate=human, low=np.nan, high=np.nan, images=0, patients=0, method="given"
         )
-        drawn["human"] = np.full(draws, human)
-    steps = _chain(errors, drawn)
+        levels["human"] = np.full(1 + DRAWS, human)
+    steps = _chain(errors, levels)
     # The same number as the loss of accuracy, so the same interval.
     loss = accuracy_loss(source, target)
     steps["mismatch"] = replace(steps["mismatch"], low=loss.low, high=loss.high)
     if why := _too_few(target, model.classes):
         reasons["target_hardness"] = why
     else:
-        of_few, drawn_of_few = _heads_of_few_patients(source, target, draws_of, seed)
+        of_few, levels_of_few = _heads_of_few_patients(source, target, draws_of, seed)
         errors |= of_few
-        steps |= _transfer(steps["mismatch"].estimate, errors, drawn | drawn_of_few)
+        steps |= _transfer(errors, levels | levels_of_few)
     return ErrorTable(
         errors={name: errors[name] for name in _ERRORS if name in errors},
         steps=steps,
@@ -131,33 +125,31 @@ def error_table(
 
 
 def _chain(
-    errors: Mapping[str, Interval], drawn: Mapping[str, NDArray[np.float64]]
+    errors: Mapping[str, Interval], levels: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Effect]:
     chain = {step: ends for step, ends in _CHAIN.items() if set(ends) <= set(errors)}
     return divide(
         "error table",
-        {n: errors[to].estimate - errors[start].estimate for n, (to, start) in chain.items()},
-        {n: drawn[to] - drawn[start] for n, (to, start) in chain.items()},
-        edges={n: (_rate(errors[start]), _rate(errors[to])) for n, (to, start) in chain.items()},
+        {step: levels[to] - levels[start] for step, (to, start) in chain.items()},
+        edges={
+            step: (_rate(errors[start]), _rate(errors[to])) for step, (to, start) in chain.items()
+        },
     )
 
 
 def _transfer(
-    mismatch: float, errors: Mapping[str, Interval], drawn: Mapping[str, NDArray[np.float64]]
+    errors: Mapping[str, Interval], levels: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, Effect]:
     """The two parts of the mismatch: it is the hardness and the gap together."""
-    easy, hard = (errors[name] for name in ("source_few_patients", "target_trained"))
-    hardness = hard.estimate - easy.estimate
-    drawn_hardness = drawn["target_trained"] - drawn["source_few_patients"]
-    drawn_mismatch = drawn["target"] - drawn["source_new_patients"]
+    hardness = levels["target_trained"] - levels["source_few_patients"]
+    mismatch = levels["target"] - levels["source_new_patients"]
+    easy, hard, error = (
+        _rate(errors[name]) for name in ("source_few_patients", "target_trained", "target")
+    )
     return divide(
         "transfer",
         {"target_hardness": hardness, "transfer_gap": mismatch - hardness},
-        {"target_hardness": drawn_hardness, "transfer_gap": drawn_mismatch - drawn_hardness},
-        edges={
-            "target_hardness": (_rate(easy), _rate(hard)),
-            "transfer_gap": (_rate(hard), _rate(errors["target"])),
-        },
+        edges={"target_hardness": (easy, hard), "transfer_gap": (hard, error)},
     )
 
 
@@ -179,23 +171,24 @@ def _too_few(target: DomainData, classes: int) -> str | None:
 def _heads_of_few_patients(
     source: DomainData, target: DomainData, draws_of: Mapping[str, PatientDraws], seed: int
 ) -> tuple[dict[str, Interval], dict[str, NDArray[np.float64]]]:
-    """Errors of heads that are fitted to as few patients of each domain, and their draws."""
+    """Errors of heads that are fitted to as few patients of each domain, with their draws."""
     both = {"source_few_patients": source, "target_trained": target}
     patients = round(_FITTED * min(data.patients for data in both.values()))
     images = min(len(data) / data.patients for data in both.values())
-    errors, drawn, spreads = {}, {}, []
+    errors, levels, spreads = {}, {}, []
     for name, data in both.items():
         rng = stream(f"few patients of the {data.role}", seed)
         tested, error, spread = fit_few_patients(data, patients, rng, images=images)
         group = data.group[tested]
         errors[name] = share_of(weighted_mean(error), group).interval()
-        drawn[name] = draws_of[data.role].of(group).mean(error)
+        drawn = draws_of[data.role].of(group).mean(error)
+        levels[name] = np.append(errors[name].estimate, drawn)
         spreads.append(spread)
     # Other patients to learn from move the errors too: of the target's heads, which share
     # theirs, as much as of one head; of the source's, which do not, the mean of many is taken.
-    moved = stream("patients to learn from", seed).standard_normal(len(drawn["target_trained"]))
-    drawn["target_trained"] += max(spreads) * np.sqrt(1 + 1 / _HEADS) * moved
-    return errors, drawn
+    moved = stream("patients to learn from", seed).standard_normal(DRAWS)
+    levels["target_trained"][1:] += max(spreads) * np.sqrt(1 + 1 / _HEADS) * moved
+    return errors, levels
 
 
 def fit_few_patients(

@@ -8,7 +8,6 @@ read.
 The record, ``shift.json``, is described key by key in the README beside this file.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,8 @@ from pipeline.data.attributes import Grouping, groupings
 from pipeline.data.domain import DomainData
 from pipeline.data.facts import APPEARANCE
 from pipeline.data.index import stored_facts
-from pipeline.data.leaks import Finding, check_leaks, overlaps, refuse_leaks
+from pipeline.data.leaks import check_leaks, overlaps, refuse_leaks
+from pipeline.data.patients import one_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import StudyError
 from pipeline.evaluation.metrics import score as metric
@@ -42,41 +42,29 @@ from pipeline.shift.calibrate import calibration, choose_threshold, transferred_
 from pipeline.shift.covariates import Measures, acquisition_differences, summary
 from pipeline.shift.decompose import decompose
 from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, ShiftTest, detect, images_differ
-from pipeline.shift.domains import (
-    SourceModel,
-    digest_of,
-    feature_map,
-    fit_source,
-    shared_patients,
-    source_domain,
-    too_few_patients,
-)
+from pipeline.shift.domains import SourceModel, feature_maps, fit_source
 from pipeline.shift.error_table import error_table
 from pipeline.shift.label_free import NO_OVERLAP, AccuracyEstimate, estimate_accuracy
 from pipeline.shift.subgroups import subgroups
 from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
 from pipeline.study import SOURCE, Study
-from pipeline.words import to_jsonable
+from pipeline.words import counted, printable, to_jsonable
 
-SCHEMA = 8
+SCHEMA = 9
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
 #: Name of the stage's own head among kept predictions.
 HEAD = ("linear", 0)
+#: In a fold and out of it.
+_PATIENTS_OF_A_CLASS = 2
 #: Numbers of features below which products have one thread: two that wait for each other in
 #: each of many small ones took 166 s of CPU for the demo, which takes 7 s with one.
 LARGE = 1 << 25
 #: What a target without labels has none of.
 _NEED_LABELS: Mapping[str, Any] = {
-    "causes": [],
-    "effects": [],
-    "error_table": None,
-    "adaptation": [],
-    "calibration": [],
-    "thresholds": [],
-    "subgroups": [],
-    "covariates": [],
-    "covariates_summary": None,
+    **dict.fromkeys(("error_table", "covariates_summary")),
+    **dict.fromkeys(("causes", "effects", "adaptation", "calibration"), ()),
+    **dict.fromkeys(("thresholds", "subgroups", "covariates"), ()),
 }
 _Record = dict[str, Any]
 
@@ -122,8 +110,20 @@ class _Description(NamedTuple):
         measures: Of the pictures, by name; None where no audit has measured them.
     """
 
-    groupings: Sequence[Grouping] = ()
-    measures: Measures | None = None
+    groupings: Sequence[Grouping]
+    measures: Measures | None
+
+
+class _Analysis(NamedTuple):
+    """All targets on one backbone: their entries in the record, and what goes to the HDF5 file.
+
+    Without an entry there are neither predictions nor maps.
+    """
+
+    entries: list[_Record]
+    skipped: list[_Record]
+    predictions: Predictions | None = None
+    maps: Mapping[str, NDArray[Any]] | None = None
 
 
 def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
@@ -141,43 +141,21 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     """
     options = options or ShiftOptions()
     if not study.targets:
-        raise StudyError("the study has no [target.NAME]: there is no shift to look at")
+        raise StudyError("the study has no [target.NAME]: add one to compare the source with")
     prepare(study.results)
     samples, _ = load_samples(study, options.samples)
-    entries: list[_Record] = []
-    skipped: list[_Record] = []
-    predictions: dict[str, Predictions] = {}
-    maps: dict[str, Mapping[str, NDArray[Any]]] = {}
+    analyses: dict[str, _Analysis] = {}
     for choice in study.variants:
         table = load_features(study, choice, samples)
-        facts = stored_facts(study.store_root, table.samples.key)
-        findings = check_leaks(study, table.samples, overlaps(study, table.samples, facts), facts)
-        if not options.samples.allow_leaks:
-            refuse_leaks(findings)
-        groups = groupings(study, table.samples)  # before any work: it may refuse a user's file
-        targets = [table.domain(target.name) for target in study.targets]
-        compared = [target for target in targets if not too_few_patients(target)]
-        skipped += [_skipped(table, target) for target in targets if too_few_patients(target)]
-        if not compared:
-            continue
-        source = source_domain(table)
-        model, analysed = _analyse_targets(
-            source,
-            compared,
-            {data.name: _describe(data, groups, facts) for data in (source, *compared)},
-            classes=table.samples.classes,
-            human=study.human_error,
-            options=options,
-            seed=study.seed,
-        )
-        entries += [
-            _in_context(entry, table, source, target, findings)
-            for entry, target in zip(analysed, compared, strict=True)
-        ]
-        predictions[choice.name] = _predictions(model, table)
-        maps[choice.name] = _maps(model, compared)
+        analyses[choice.name] = _analyse_backbone(study, table, options)
+    entries = [entry for analysis in analyses.values() for entry in analysis.entries]
+    skipped = [entry for analysis in analyses.values() for entry in analysis.skipped]
     if not entries:
-        raise _no_target(skipped)
+        reasons = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
+        raise StudyError(" ".join(["no target can be compared.", *reasons]))
+    predictions = {name: a.predictions for name, a in analyses.items() if a.predictions}
+    maps = {name: a.maps for name, a in analyses.items() if a.maps}
+    probabilities = predictions_file(predictions, curves=maps)
     record: _Record = to_jsonable(
         {
             "schema": SCHEMA,
@@ -190,24 +168,69 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     write_set(
         study.results / SHIFT_REPORT,
         record,
-        {SHIFT_PROBABILITIES: predictions_file(predictions, curves=maps)},
+        {SHIFT_PROBABILITIES: probabilities},
         owned=("shift*.csv", "shift.md", "figures/shift-*"),
     )
     return record
 
 
-def _skipped(table: FeatureTable, target: DomainData) -> _Record:
-    return {
-        "backbone": table.backbone,
-        "target": target.name,
-        "images": len(target),
-        "reason": too_few_patients(target),
-    }
+def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) -> _Analysis:
+    """Check the domains, fit the head to the source, and look at all targets side by side."""
+    facts = stored_facts(study.store_root, table.samples.key)
+    findings = check_leaks(study, table.samples, overlaps(study, table.samples, facts), facts)
+    if not options.samples.allow_leaks:
+        refuse_leaks(findings)
+    groups = groupings(study, table.samples)  # before any work: it may refuse a user's file
+    source, *targets = (table.domain(domain.name) for domain in study.domains)
+    skipped = [_skipped(table.backbone, target) for target in targets if target.patients == 1]
+    compared = [target for target in targets if target.patients > 1]
+    if not compared:
+        return _Analysis([], skipped)
+    _check_classes(source, table.samples.classes)
+    with threadpool_limits(1 if table.X.size < LARGE else None):
+        model = fit_source(source)
+        jobs = [
+            partial(
+                analyse_target,
+                model,
+                target,
+                classes=table.samples.classes,
+                descriptions=(_describe(source, groups, facts), _describe(target, groups, facts)),
+                human=study.human_error,
+                options=options,
+                seed=study.seed,
+            )
+            for target in compared
+        ]
+        entries = run_parallel(jobs)
+    for entry, target in zip(entries, compared, strict=True):
+        entry["backbone"] = table.backbone
+        entry["caveats"] = caveats(source, target, findings, samples=table.samples)
+        entry["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
+    maps = feature_maps(model, [target for target in compared if target.label is not None])
+    proba = model.predict_all(table.X)
+    return _Analysis(entries, skipped, predictions_of(table.samples, {HEAD: proba}), maps)
 
 
-def _no_target(skipped: Sequence[Mapping[str, Any]]) -> StudyError:
-    lines = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
-    return StudyError(" ".join(["no target can be compared.", *lines]))
+def _skipped(backbone: str, target: DomainData) -> _Record:
+    reason = (
+        f"Images: {len(target)}, all of one patient; a comparison by patient needs two, better 20 "
+        f"or more. Add images of others; {one_patient_hint(f'target.{target.name}')}."
+    )
+    return {"backbone": backbone, "target": target.name, "images": len(target), "reason": reason}
+
+
+def _check_classes(source: DomainData, classes: Sequence[str]) -> None:
+    """Refuse a source with too few patients of a class, before any head is fitted."""
+    for k, name in enumerate(classes):
+        patients = np.unique(source.group[source.labelled() == k]).size
+        if patients < _PATIENTS_OF_A_CLASS:
+            raise StudyError(
+                f"class {printable(name)!r} of [source] has images of "
+                f"{counted(patients, 'patient')}, and {_PATIENTS_OF_A_CLASS} are needed: a head "
+                "is tested on patients that it was not fitted to. Add images of others, or leave "
+                f"out fewer; {one_patient_hint(SOURCE)}"
+            )
 
 
 def _describe(
@@ -217,81 +240,6 @@ def _describe(
     if facts is not None:
         measures = {name: facts[name][data.row].astype(np.float64) for name in APPEARANCE}
     return _Description(groups.get(data.name, ()), measures)
-
-
-def _analyse_targets(
-    source: DomainData,
-    targets: Sequence[DomainData],
-    descriptions: Mapping[str, _Description],
-    *,
-    classes: Sequence[str],
-    human: float | None,
-    options: ShiftOptions,
-    seed: int,
-) -> tuple[SourceModel, list[_Record]]:
-    """Fit the head to the source, and look at all targets side by side."""
-    numbers = source.embedded().size + sum(target.embedded().size for target in targets)
-    with threadpool_limits(1 if numbers < LARGE else None):
-        model = fit_source(source)
-        jobs = [
-            partial(
-                analyse_target,
-                model,
-                target,
-                classes=classes,
-                descriptions=(descriptions[SOURCE], descriptions[target.name]),
-                human=human,
-                options=options,
-                seed=seed,
-            )
-            for target in targets
-        ]
-        return model, run_parallel(jobs)
-
-
-def _in_context(
-    entry: _Record,
-    table: FeatureTable,
-    source: DomainData,
-    target: DomainData,
-    findings: Sequence[Finding],
-) -> _Record:
-    """The entry of a target with what depends on the whole study."""
-    shared = shared_patients(table.samples, source, target)
-    patients = {"source": source.patients, "target": target.patients}
-    others = set(table.samples.domain.tolist()) - {SOURCE, target.name}
-    recipes = [store.recipe.fingerprint for store in table.stores]
-    return {
-        "backbone": table.backbone,
-        **entry,
-        "shared_patients": shared,
-        "caveats": caveats(shared, patients, findings, others=others),
-        "provenance": {
-            **entry["provenance"],
-            "inputs": {
-                "source": digest_of(source),
-                "target": digest_of(target),
-                "recipes": recipes,
-            },
-        },
-    }
-
-
-def _predictions(model: SourceModel, table: FeatureTable) -> Predictions:
-    """Probabilities of the head: out of fold on the source, as they are elsewhere."""
-    proba = model.predict_proba(table.X)
-    proba[model.data.row] = model.data.scored()
-    return predictions_of(table.samples, {HEAD: proba})
-
-
-def _maps(model: SourceModel, targets: Sequence[DomainData]) -> dict[str, NDArray[Any]]:
-    """By name of the file's dataset, each labelled target on two principal components."""
-    return {
-        f"{target.name}/{name}": values
-        for target in targets
-        if target.label is not None
-        for name, values in feature_map(model, target).items()
-    }
 
 
 def analyse_target(
@@ -318,15 +266,15 @@ def analyse_target(
     Raises:
         StudyError: The domains have too few patients for any test.
     """
-    start, source = time.perf_counter(), model.data
+    source, labelled = model.data, target.label is not None
     plan = AdaptationPlan(seeds=tuple(range(options.seeds)))
     sealed = SealedLabels(target.label, plan.digest())
     blind = model.scored(target.sealed())
-    tests, domain_auc = detect(source, blind, model.predict_proba, draws=options.draws)
+    tests, domain_auc = detect(source, blind, draws=options.draws)
     estimate = estimate_accuracy(source, blind, np.random.default_rng([seed, 11]))
     # An interval wholly above it: then no image of the source says how right the head is.
     withheld = domain_auc.overall.auc.low > NO_OVERLAP
-    if target.label is None:
+    if not labelled:
         details = _without_labels(source, blind.name, tests, None if withheld else estimate)
     else:
         adaptation = score(predict_target(model, blind, plan), sealed, model, blind, plan)
@@ -343,7 +291,7 @@ def analyse_target(
         )
     return {
         "target": target.name,
-        "labelled": target.label is not None,
+        "labelled": labelled,
         "source_images": len(source),
         "source_patients": source.patients,
         "images": len(target),
@@ -352,13 +300,8 @@ def analyse_target(
         "detection": tests,
         "domain_auc": _domain_auc_rows(domain_auc, classes),
         "accuracy_range": estimate.record(classes, withheld=withheld),
-        "provenance": {
-            "seeds": {"study": seed, "permutations": 0, "halves": len(plan.seeds)},
-            # Without labels no method is scored, so there is no plan.
-            "plan": None if target.label is None else plan.digest(),
-            "label_reads": sealed.reads,
-            "seconds": round(time.perf_counter() - start, 2),
-        },
+        # Without labels no method is scored, so there is no plan.
+        "provenance": {"plan": plan.digest() if labelled else None, "label_reads": sealed.reads},
     }
 
 
@@ -376,19 +319,18 @@ def _domain_auc_rows(domain_auc: DomainAUC, classes: Sequence[str]) -> list[_Rec
 def _without_labels(
     source: DomainData, target: str, tests: Sequence[ShiftTest], estimate: AccuracyEstimate | None
 ) -> _Record:
-    accuracy = float((~source.wrong()).mean())
+    scores = _scores(source, None)
     conclusion = verdict_without_labels(
         target,
-        source_accuracy=accuracy,
+        source_accuracy=scores["accuracy"]["source"],
         accuracy_range=None if estimate is None else (estimate.low, estimate.high),
         shifted=[test.name for test in tests if (test.p_adjusted or 1.0) <= LEVEL],
     )
     return {
         **_NEED_LABELS,
+        **scores,
         "verdict": conclusion.sentences,
         "labels_needed": conclusion.labels_needed,
-        "accuracy": {"source": accuracy, "target": None},
-        "auroc": {"source": _auroc(source), "target": None},
     }
 
 
@@ -403,17 +345,9 @@ def _with_labels(
     human: float | None,
     seed: int,
 ) -> _Record:
-    """What labels of the target show.
+    """What the labels of the target show, which are open now.
 
-    Args:
-        model: Of the source.
-        target: With its labels, open now.
-        adaptation: How the methods did.
-        descriptions: See :func:`analyse_target`.
-        differ: Whether the images differ.
-        prevalence: Of the second class, estimated without labels.
-        human: See :func:`analyse_target`.
-        seed: See :func:`analyse_target`.
+    The prevalence of the second class is estimated without them.
     """
     source, (of_source, of_target) = model.data, descriptions
     both = zip(of_source.groupings, of_target.groupings, strict=False)
@@ -422,28 +356,24 @@ def _with_labels(
     effects |= {n: step for n, step in errors.steps.items() if step.division == "transfer"}
     covariates = None
     if of_source.measures is not None and of_target.measures is not None:
-        covariates = acquisition_differences(
-            (source, of_source.measures),
-            (target, of_target.measures),
-            np.random.default_rng([seed, 17]),
-        )
-    accuracy = [float((~data.wrong()).mean()) for data in (source, target)]
-    auroc = [_auroc(data) for data in (source, target)]
+        measured = (source, of_source.measures), (target, of_target.measures)
+        covariates = acquisition_differences(*measured, np.random.default_rng([seed, 17]))
+    scores = _scores(source, target)
     conclusion = verdict(
         target.name,
         effects,
-        accuracy=accuracy,
-        auroc=[area for area in auroc if area is not None] if "auroc_loss" in effects else (),
+        **scores,
         images_differ=differ,
         best=adaptation.best,
         measured=summary(covariates) if any(c.named for c in covariates or ()) else None,
     )
+    threshold = choose_threshold("youden", source) if model.classes == 2 else None
+    groups = (of_source.groupings, of_target.groupings)
     return {
+        **scores,
         "verdict": conclusion.sentences,
         "causes": conclusion.causes,
         "labels_needed": conclusion.labels_needed,
-        "accuracy": dict(zip(("source", "target"), accuracy, strict=True)),
-        "auroc": dict(zip(("source", "target"), auroc, strict=True)),
         "effects": list(effects.values()),
         "error_table": errors.record(),
         "adaptation": adaptation.rows,
@@ -451,19 +381,16 @@ def _with_labels(
         "thresholds": transferred_thresholds(
             source, target, prevalence=prevalence, score_changed=conclusion.labels_needed
         ),
-        "subgroups": subgroups(
-            target,
-            of_target.groupings,
-            threshold=choose_threshold("youden", source) if model.classes == 2 else None,
-            source=source,
-            source_groupings=of_source.groupings,
-            seed=seed,
-        ),
+        "subgroups": subgroups(source, target, groups, threshold=threshold, seed=seed),
         "covariates": covariates or [],
         "covariates_summary": summary(covariates),
     }
 
 
-def _auroc(data: DomainData) -> float | None:
-    """Of the second class; macro one-vs-rest of more; None where a class is absent."""
-    return metric("auroc", data.labelled(), data.scored())
+def _scores(source: DomainData, target: DomainData | None) -> dict[str, _Record]:
+    """Accuracy, and AUROC of the second class (macro of more, None where a class is absent)."""
+    accuracy, auroc = {}, {}
+    for name, data in (("source", source), ("target", target)):
+        accuracy[name] = None if data is None else float((~data.wrong()).mean())
+        auroc[name] = None if data is None else metric("auroc", data.labelled(), data.scored())
+    return {"accuracy": accuracy, "auroc": auroc}

@@ -4,8 +4,7 @@ Intervals hold for all groups at once (max-T), so the worst may be
 picked after looking. Groups and classes with too few patients get a reason, not a number.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.attributes import UNKNOWN, Grouping
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import PatientDraws, WeightedStatistic, leave_out_patients
+from pipeline.data.patients import PatientDraws, leave_out_patients
 from pipeline.evaluation.intervals import Share, simultaneous_differences, simultaneous_intervals
 from pipeline.evaluation.metrics import METRICS, on_all_rows, weighted_ratio
 from pipeline.words import counted
@@ -21,49 +20,58 @@ from pipeline.words import counted
 #: Groups with fewer images or patients get no numbers, and neither does a metric that
 #: needs a class with fewer patients.
 FEW_IMAGES, FEW_PATIENTS = 30, 10
+#: In the order of the report; the last two need a threshold.
+_METRICS = ("accuracy", "auroc", "sensitivity", "specificity")
 _Record = dict[str, Any]
 _Mask = NDArray[np.bool_]
 
 
 def subgroups(
+    source: DomainData,
     target: DomainData,
-    groupings: Sequence[Grouping],
+    groupings: tuple[Sequence[Grouping], Sequence[Grouping]],
     *,
     threshold: float | None,
-    source: DomainData | None = None,
-    source_groupings: Sequence[Grouping] = (),
     seed: int = 0,
 ) -> list[_Record]:
-    """Score every group of a domain whose labels are open.
+    """Score every group of a target whose labels are open, and the same group of the source.
 
     Args:
-        target: Labels and probabilities.
-        groupings: Of its images, one for each attribute.
+        source: Labels and out-of-fold probabilities.
+        target: Labels and probabilities of the same head.
+        groupings: Of the images of both, one for each attribute; none where a domain has no
+            attributes.
         threshold: Chosen on the source, on the second class's probability, for sensitivity
             and specificity; None for more than two classes.
-        source: Labels and out-of-fold probabilities, for the same groups on the source.
-        source_groupings: Of its images.
         seed: Of the multipliers.
 
     Returns:
         Every group of every attribute; what is in one attribute does not depend on others.
-        ``attribute``, ``group``, ``images``, ``patients``; ``prevalence`` of the second of two
-        classes; ``reason``: why it has no numbers, or None; ``metrics``: by name, see
-        :func:`_compare`, and ``source``, the same group's value there, or None.
+        ``attribute``, ``group``, ``images``, ``patients``; ``reason``: why it has no numbers,
+        or None; ``metrics``: by name, see :func:`_compare`, and ``source``, the same group's
+        value there, or None.
     """
     patients = leave_out_patients(target.group)
-    on_source = {grouping.attribute: grouping for grouping in source_groupings}
+    on_source = {grouping.attribute: grouping for grouping in groupings[0]}
     records: list[_Record] = []
-    for grouping in groupings:
+    for grouping in groupings[1]:
         members = _members(grouping)
         reasons = {name: _too_few(target, rows) for name, rows in members.items()}
         large = {name: rows for name, rows in members.items() if not reasons[name]}
-        values = {
-            metric.name: _compare(metric, large, patients, seed)
-            for metric in _metrics(target, threshold)
+        inside = {name: _shares(target, rows, threshold, patients) for name, rows in large.items()}
+        rest = {}
+        if len(large) > 1:
+            rest = {n: _shares(target, ~rows, threshold, patients) for n, rows in large.items()}
+        compared = {
+            metric: _compare(
+                {name: shares[metric] for name, shares in inside.items() if metric in shares},
+                {name: shares[metric] for name, shares in rest.items() if metric in shares},
+                np.random.default_rng([seed, 20]),
+            )
+            for metric in _METRICS
         }
-        elsewhere: Mapping[tuple[str, str], float] = {}
-        if source is not None and grouping.attribute in on_source:
+        elsewhere: Mapping[str, Mapping[str, float]] = {}
+        if grouping.attribute in on_source:
             elsewhere = _estimates(source, on_source[grouping.attribute], threshold)
         records += [
             {
@@ -71,13 +79,10 @@ def subgroups(
                 "group": name,
                 "images": int(rows.sum()),
                 "patients": np.unique(target.group[rows]).size,
-                "prevalence": None
-                if reasons[name] or threshold is None
-                else float(target.labelled()[rows].mean()),
                 "reason": reasons[name],
                 "metrics": {
-                    metric: {**of_groups[name], "source": elsewhere.get((name, metric))}
-                    for metric, of_groups in values.items()
+                    metric: {**of_groups[name], "source": elsewhere.get(name, {}).get(metric)}
+                    for metric, of_groups in compared.items()
                     if name in of_groups
                 },
             }
@@ -99,78 +104,55 @@ def _too_few(data: DomainData, rows: _Mask) -> str | None:
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Metric:
-    """A metric of a domain, for chosen rows.
+def _shares(
+    data: DomainData, rows: _Mask, threshold: float | None, patients: PatientDraws
+) -> dict[str, Share]:
+    """The metrics of chosen rows, but for those that need a class with too few patients.
 
-    Attributes:
-        name: Of the metric.
-        group: Patients of the domain, shape (n,).
-        statistic: For rows the statistic of their weights.
-        bases: Images that it is made of, masks of shape (n,): all, or those of each class.
+    Args:
+        data: Labels and probabilities.
+        rows: Which, shape (n,).
+        threshold: See :func:`subgroups`.
+        patients: Of the domain, each left out once: how much each moves a metric.
     """
-
-    name: str
-    group: NDArray[Any]
-    statistic: Callable[[_Mask], WeightedStatistic]
-    bases: tuple[_Mask, ...]
-
-    def is_defined(self, rows: _Mask) -> bool:
-        """Whether each class that it needs has patients enough."""
-        counts = (np.unique(self.group[rows & base]).size for base in self.bases)
-        return min(counts) >= FEW_PATIENTS
-
-    def estimate(self, rows: _Mask) -> float:
-        """The value itself."""
-        return on_all_rows(self.statistic(rows), int(rows.sum()))
-
-    def share(self, rows: _Mask, patients: PatientDraws) -> Share:
-        """The value with how much each patient moves it."""
-        estimate = self.estimate(rows)
-        left_out = patients.of(self.group[rows]).apply(self.statistic(rows))
-        bases = tuple(self.group[rows & base] for base in self.bases)
-        return Share(estimate=estimate, moves=estimate - left_out, bases=bases)
-
-
-def _metrics(data: DomainData, threshold: float | None) -> list[_Metric]:
-    """Those that the number of classes allows."""
+    data = data.take(rows)
     label, proba = data.labelled(), data.scored()
-
-    def metric(name: str, statistic: Callable[[_Mask], WeightedStatistic], *of: _Mask) -> _Metric:
-        return _Metric(name=name, group=data.group, statistic=statistic, bases=of)
-
-    def rate(name: str, hit: _Mask, of: _Mask) -> _Metric:
-        return metric(name, lambda rows: weighted_ratio((hit & of)[rows], of[rows]), of)
-
-    metrics = [
-        rate("accuracy", ~data.wrong(), np.ones(len(data), np.bool_)),
-        metric(
-            "auroc",
-            lambda rows: METRICS["auroc"](label[rows], proba[rows]),
-            *(label == k for k in range(proba.shape[1])),
-        ),
-    ]
+    of_class = [label == k for k in range(proba.shape[1])]
+    everything = np.ones(len(label), np.bool_)
+    statistics = {
+        "accuracy": (weighted_ratio(~data.wrong(), everything), [everything]),
+        "auroc": (METRICS["auroc"](label, proba), of_class),
+    }
     if threshold is not None:
-        called = proba[:, 1] >= threshold
-        metrics.append(rate("sensitivity", called, label == 1))
-        metrics.append(rate("specificity", ~called, label == 0))
-    return metrics
+        called, (negative, positive) = proba[:, 1] >= threshold, of_class
+        statistics["sensitivity"] = (weighted_ratio(called & positive, positive), [positive])
+        statistics["specificity"] = (weighted_ratio(~called & negative, negative), [negative])
+    shares = {}
+    for name, (statistic, base_rows) in statistics.items():
+        bases = tuple(data.group[base] for base in base_rows)
+        if min(np.unique(base).size for base in bases) >= FEW_PATIENTS:
+            estimate = on_all_rows(statistic, len(label))
+            moves = estimate - patients.of(data.group).apply(statistic)
+            shares[name] = Share(estimate=estimate, moves=moves, bases=bases)
+    return shares
 
 
 def _estimates(
     data: DomainData, grouping: Grouping, threshold: float | None
-) -> dict[tuple[str, str], float]:
-    """Value by (group, metric), where there are enough images."""
+) -> dict[str, dict[str, float]]:
+    """By group, where there are enough images, the value of each metric."""
+    patients = leave_out_patients(data.group)
     return {
-        (name, metric.name): metric.estimate(rows)
-        for metric in _metrics(data, threshold)
-        for name, rows in _members(grouping).items()
-        if not _too_few(data, rows) and metric.is_defined(rows)
+        group: {
+            name: share.estimate for name, share in _shares(data, rows, threshold, patients).items()
+        }
+        for group, rows in _members(grouping).items()
+        if not _too_few(data, rows)
     }
 
 
 def _compare(
-    metric: _Metric, groups: Mapping[str, _Mask], patients: PatientDraws, seed: int
+    inside: Mapping[str, Share], others: Mapping[str, Share], rng: np.random.Generator
 ) -> dict[str, _Record]:
     """One metric in each group and against all other images.
 
@@ -180,17 +162,7 @@ def _compare(
         too few; ``worst``: whether it is the lowest. Images of which the attribute is not
         known are no group to be ranked.
     """
-    rng = np.random.default_rng([seed, 20])
-    inside = {
-        name: metric.share(rows, patients)
-        for name, rows in groups.items()
-        if metric.is_defined(rows)
-    }
-    rest = {
-        name: metric.share(~groups[name], patients)
-        for name in inside
-        if len(inside) > 1 and metric.is_defined(~groups[name])
-    }
+    rest = {name: others[name] for name in inside if len(inside) > 1 and name in others}
     intervals = simultaneous_intervals([*inside.values()], rng)
     apart = simultaneous_differences([(inside[name], rest[name]) for name in rest], rng)
     differences = dict(zip(rest, apart, strict=True))

@@ -6,11 +6,15 @@ which terms a loss has and whether the images differ. Causes that leave the same
 named together.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+
+from pipeline.data.domain import DomainData
 from pipeline.data.leaks import OK, Finding
+from pipeline.data.samples import Samples
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.shift.adapt_eval import BestMethod
 from pipeline.shift.decompose import Effect, dominant
@@ -55,6 +59,7 @@ class Cause:
 _GAP = "A head trained on {target} would err less there, by {points}"
 _HARD = "Even a head trained on {target} errs more there than one on the source, by {points}"
 _ALIKE = "though the images are not shown to differ"
+_OPEN = "These numbers cannot tell them apart."
 #: The interpretation table; :func:`causes_of` has its rules. The README says which kinds of
 #: shift fit each line.
 CAUSES: Mapping[str, Cause] = MappingProxyType(
@@ -70,31 +75,32 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         ),
         "acquisition": Cause(
             sentence=f"{_GAP}, and the images differ.",
-            fits="Images taken in another way fit (exposure, contrast, device), and so do other "
-            "kinds of patients.",
+            fits="Possible reasons: images taken in another way (exposure, contrast, device), or "
+            "other kinds of patients.",
             of_images=True,
         ),
         "acquisition_or_labels": Cause(
             sentence=f"{_GAP}.",
-            fits="Images taken in another way, other kinds of patients and another definition of "
-            "the label all fit; these numbers cannot tell them apart.",
+            fits="Possible reasons: images taken in another way, other kinds of patients, or "
+            f"another definition of the label. {_OPEN}",
             of_images=True,
         ),
         "label_definition": Cause(
-            sentence=f"{_GAP}, {_ALIKE}.", fits="Another definition of the label fits."
+            sentence=f"{_GAP}, {_ALIKE}.",
+            fits="A possible reason: another definition of the label.",
         ),
         "harder_images": Cause(
             sentence=f"{_HARD}, and the images differ.",
-            fits="Noise, blur and harder patients fit; these numbers cannot tell them apart.",
+            fits=f"Possible reasons: noise, blur, or harder patients. {_OPEN}",
             of_images=True,
         ),
         "label_errors": Cause(
             sentence=f"{_HARD}, {_ALIKE}.",
-            fits="Label errors fit, or a disease that is harder to see.",
+            fits="Possible reasons: label errors, or a disease that is harder to see.",
         ),
         "harder_images_or_label_errors": Cause(
             sentence=f"{_HARD}.",
-            fits="Noise, blur, harder patients and label errors all fit.",
+            fits=f"Possible reasons: noise, blur, harder patients, or label errors. {_OPEN}",
             of_images=True,
         ),
     }
@@ -159,8 +165,8 @@ def verdict(
     target: str,
     effects: _Effects,
     *,
-    accuracy: Sequence[float],
-    auroc: Sequence[float] = (),
+    accuracy: Mapping[str, float],
+    auroc: Mapping[str, float | None],
     images_differ: bool | None = None,
     best: BestMethod | None = None,
     measured: str | None = None,
@@ -170,8 +176,8 @@ def verdict(
     Args:
         target: Its name.
         effects: See :func:`causes_of`.
-        accuracy: Of the head on the source, out of fold, and on the target.
-        auroc: The same of its AUROC; empty where it is not compared.
+        accuracy: Of the head on the ``source``, out of fold, and on the ``target``.
+        auroc: The same of its AUROC; it is said where the effects have its loss.
         images_differ: See :func:`causes_of`.
         best: The best adaptation method that uses no target labels.
         measured: A sentence on how the images differ; None where nothing is shown.
@@ -179,8 +185,9 @@ def verdict(
     adaptable = best is not None and best.shown
     causes = causes_of(effects, images_differ=images_differ, adaptable=adaptable)
     sentences = [_loss(target, effects["accuracy_loss"], accuracy)]
-    if auroc:
-        sentences.append(f"AUROC is {auroc[0]:.3f} on the source and {auroc[1]:.3f} on {target}.")
+    if "auroc_loss" in effects:
+        before, after = auroc["source"], auroc["target"]
+        sentences.append(f"AUROC is {before:.3f} on the source and {after:.3f} on {target}.")
     for name, effect in list(causes.items())[:_MOST]:
         attribute = effect.division.removeprefix("by ")
         sentence = CAUSES[name].sentence.format(
@@ -208,8 +215,8 @@ def _score_changed(effects: _Effects) -> bool:
     return effect.low > 0 or effect.high < 0
 
 
-def _loss(target: str, loss: Effect, accuracy: Sequence[float]) -> str:
-    before, after = (percent(share) for share in accuracy)
+def _loss(target: str, loss: Effect, accuracy: Mapping[str, float]) -> str:
+    before, after = percent(accuracy["source"]), percent(accuracy["target"])
     if not (loss.low > 0 or loss.high < 0):
         return (
             f"No loss of accuracy is shown: {before} on the source, {after} on {target}; the loss "
@@ -225,8 +232,8 @@ def _loss(target: str, loss: Effect, accuracy: Sequence[float]) -> str:
 def _gain(best: BestMethod) -> str:
     if best.shown:
         return (
-            f"Without target labels, {best.method} regains {_points(best)}, corrected for the "
-            "choice of the best method."
+            f"Adaptation by {best.method} regains {_points(best)} without target labels, corrected "
+            "for the choice of the best method."
         )
     return (
         "No adaptation method is shown to help without target labels: the best, "
@@ -254,7 +261,7 @@ def verdict_without_labels(
         accuracy_range: Where the accuracy on the target may lie; None where nothing can be said.
         shifted: Tests that show a shift.
     """
-    sentences = [f"{target} has no labels, so the accuracy there cannot be measured."]
+    sentences = [f"The accuracy on {target} cannot be measured: it has no labels."]
     if accuracy_range is None:
         sentences.append(
             "It is not estimated either: hardly any image of the source looks like these. Label "
@@ -263,9 +270,9 @@ def verdict_without_labels(
     else:
         low, high = map(percent, accuracy_range)
         sentences.append(
-            f"It is estimated at {low} to {high} ({percent(source_accuracy)} on the source), if "
-            "only the class mix or the kinds of patients changed: label errors, another "
-            "definition of the label, noise and blur go unseen."
+            f"It is estimated at {low} to {high} ({percent(source_accuracy)} on the source), but "
+            "this estimate cannot see label errors, another definition of the label, noise or "
+            "blur."
         )
         if shifted:
             sentences.append(
@@ -276,35 +283,34 @@ def verdict_without_labels(
 
 
 def caveats(
-    shared_patients: int,
-    patients: Mapping[str, int],
-    leaks: Iterable[Finding],
-    *,
-    others: Collection[str] = (),
+    source: DomainData, target: DomainData, leaks: Iterable[Finding], *, samples: Samples
 ) -> list[str]:
     """Sentences on what limits the numbers of one target.
 
     Args:
-        shared_patients: Ids that both domains have.
-        patients: By domain, how many.
-        leaks: Findings of the checks.
-        others: The other targets, whose findings are not of this one.
+        source: Its patients.
+        target: Its patients.
+        leaks: Findings of the checks; those of other targets are left out.
+        samples: Of the study. The path of an image stands for a patient who is not known.
     """
     sentences = []
-    if shared_patients:
+    paths = [item.path for item in samples.items]
+    shared = len(np.setdiff1d(np.intersect1d(source.group, target.group), paths))
+    if shared:
         sentences.append(
-            f"{counted(shared_patients, 'patient id')} {are(shared_patients)} in both domains: the "
-            "numbering may restart, or the domains share patients, and then the loss is too small."
+            f"{counted(shared, 'patient id')} {are(shared)} in both domains. Either both number "
+            "their patients alike, or they share patients; then the true loss is larger."
         )
     sentences += [
-        f"The {domain} has {counted(count, 'patient')}: intervals by patient are rough, and a test "
-        "that finds nothing shows nothing."
-        for domain, count in patients.items()
-        if count < ROUGH_BELOW
+        f"The {data.role} has {counted(data.patients, 'patient')}. With so few, intervals are "
+        "rough, and a test that finds nothing proves nothing."
+        for data in (source, target)
+        if data.patients < ROUGH_BELOW
     ]
+    others = set(samples.domain.tolist()) - {source.name, target.name}
     sentences += [
         f"{finding.where}: {finding.text}."  # which images, the audit says
         for finding in leaks
-        if finding.severity != OK and not set(others) & set(finding.where.split(" and "))
+        if finding.severity != OK and not others & set(finding.where.split(" and "))
     ]
     return sentences

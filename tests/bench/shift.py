@@ -73,7 +73,7 @@ def _seconds(n: int, width: int) -> dict[str, tuple[float, float]]:
         model = timed("fit the head", partial(fit_source, source))
         opened = model.scored(target)
         blind = opened.sealed()
-        timed("detect", partial(detect, model.data, blind, model.predict_proba, draws=asked.draws))
+        timed("detect", partial(detect, model.data, blind, draws=asked.draws))
         timed("estimate", partial(estimate_accuracy, model.data, blind, rng))
         made = timed("adapt", partial(predict_target, model, blind, plan))
         timed("score methods", partial(score, made, sealed, model, blind, plan))

@@ -145,6 +145,7 @@ def _target(name, K):
         "backbone": "tiny",
         "target": name,
         "labelled": True,
+        "source_images": 80, "source_patients": 40, "images": 80, "patients": 40,
         "verdict": [f"Accuracy falls by 10.0 points on {name}."],
         "effects": effects,
         "adaptation": [_method(method, gain) for method, gain in gains.items()],
@@ -174,8 +175,7 @@ def _target(name, K):
         },
         "detection": [
             {
-                "name": test, "statistic": 1.0, "p_adjusted": 0.003, "p_null_control": 0.4,
-                "p_positive_control": 0.001, "refused": None,
+                "name": test, "statistic": 1.0, "p_adjusted": 0.003, "refused": None,
             }
             for test in ("bbsd_ks", "ridge_c2st", "mmd_aggregated")
         ],
@@ -210,7 +210,7 @@ def _group(attribute, name, number, K):
     few = number == 2
     return {
         "attribute": attribute, "group": name, "images": 60 - 25 * number,
-        "patients": 40 - 15 * number, "prevalence": None, "reason": "too few" if few else None,
+        "patients": 40 - 15 * number, "reason": "too few" if few else None,
         "metrics": {} if few else dict.fromkeys(metrics, value),
     }  # fmt: skip
 

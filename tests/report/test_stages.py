@@ -151,7 +151,7 @@ def test_a_subgroup_is_shown_with_what_is_known_of_it(records):
     """Too few images have a reason, the lowest group a sentence."""
     text = report.markdown_text("x", parts_of("shift", records["shift"]))
     assert "| unknown | 10 | 10 | - | - | - | - | - | - | - | - | too few |" in text
-    assert "accuracy is lowest in M: -10.0 points from all other images (-18.0 to -2.0)." in text
+    assert "Accuracy is lowest in M: -10.0 points from all other images (-18.0 to -2.0)." in text
 
 
 def test_a_score_without_an_interval_says_how_many_patients_one_takes(records):

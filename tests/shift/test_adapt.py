@@ -7,12 +7,10 @@ from threadpoolctl import threadpool_limits
 from pipeline.shift.adapt import (
     ADAPTERS,
     SETTINGS,
-    balanced_statistics,
     coral_map,
     transport_map,
 )
 from pipeline.shift.domains import fit_source
-from pipeline.shift.label_free import fit_calibration
 from tests import shifted_worlds as worlds
 from tests.shift.worlds import embedded
 
@@ -150,15 +148,3 @@ def test_both_maps_carry_one_covariance_to_the_other_and_transport_is_that_of_po
         np.testing.assert_allclose(A.T @ Cs @ A, Ct, atol=1e-12)
     A, _ = gaussian.bures_wasserstein_mapping(np.zeros(6), np.zeros(6), Cs, Ct)
     np.testing.assert_allclose(transport_map(Cs, Ct), A, atol=1e-12)
-
-
-def test_balanced_statistics_are_those_of_the_sources_class_mix():
-    """They are what the target would have with half of its patients ill."""
-    world = worlds.draw("label", 0)
-    model = model_of(world)
-    calibration = fit_calibration(model.data.proba, model.data.label)
-    mean, _, prior = balanced_statistics(model, world.target, calibration)
-    balanced = np.mean([world.target[world.target_labels == k].mean(0) for k in (0, 1)], axis=0)
-    miss, plain = (np.linalg.norm(m - balanced) for m in (mean, world.target.mean(axis=0)))
-    assert miss < plain / 3
-    assert prior[1] == pytest.approx(0.85, abs=0.05)

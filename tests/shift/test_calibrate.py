@@ -17,7 +17,6 @@ from pipeline.shift.calibrate import (
     choose_threshold,
     corrected_threshold,
     measure_threshold,
-    quantile_threshold,
     transferred_thresholds,
 )
 from pipeline.shift.label_free import reweighted
@@ -34,14 +33,15 @@ def test_calibration_is_that_of_scikit_learn():
     row = calibration(data)
     better = IsotonicRegression(out_of_bounds="clip").fit(p, event).predict(p)
     refit = LogisticRegression(C=np.inf, tol=1e-10).fit(logit(p)[:, None], event)
-    assert (row["domain"], row["event"]) == ("source", "positive")
+    assert row["domain"] == "source"
     assert row["brier"] == pytest.approx(brier_score_loss(event, p))
     assert row["miscalibration"] == pytest.approx(row["brier"] - brier_score_loss(event, better))
     assert row["slope"] == pytest.approx(refit.coef_[0, 0], abs=1e-3)
     assert row["intercept"] == pytest.approx(refit.intercept_[0], abs=1e-3)
     assert (row["slope"], row["intercept"]) == pytest.approx((0.6, 0.5), abs=0.1)
     assert row["ece"] == score("ece", data.label, data.proba)
-    assert calibration(outcomes(event))["event"] == "right"
+    three = outcomes(event)  # whether the predicted class is right, of which it is sure
+    assert calibration(three)["brier"] == pytest.approx(event.mean())
 
 
 @pytest.mark.parametrize("p", [[0.0, 0.2, 0.8, 1.0], [1.0, 0.8, 0.2, 0.0]])
@@ -110,35 +110,27 @@ def test_a_corrected_threshold_makes_the_same_calls():
     assert np.array_equal(corrected >= moved, data.proba[:, 1] >= 0.37)
 
 
-def test_each_moved_threshold_is_right_under_its_own_shift():
-    """``prior`` wins accuracy under label shift; ``quantile`` undoes a monotone change."""
-    errors = []
-    for seed in range(20):
-        rng = np.random.default_rng([18, seed])
-        source, target = domain(rng, 1600), domain(rng, 400, role="target", prevalence=0.9)
-        p = source.proba[:, 1], target.proba[:, 1]
-        moved = (corrected_threshold(0.5, 0.9, 0.5), 0.5, quantile_threshold(0.5, *p))
-        errors.append([np.mean((p[1] >= t) != (target.label == 1)) for t in moved])
-    prior, none, quantile = np.mean(errors, axis=0)
-    assert prior < none < quantile
-    target = domain(rng, 400, role="target")
-    changed = expit(logit(target.proba[:, 1].clip(1e-9, 1 - 1e-9)) + 3)
-    tau = quantile_threshold(0.5, p[0], changed)
-    assert np.mean(changed >= tau) == pytest.approx(np.mean(p[0] >= 0.5), abs=1 / 400)
-    right, before = (np.mean((changed >= t) == (target.label == 1)) for t in (tau, 0.5))
-    assert right > before + 0.05
+def test_a_threshold_moved_to_another_class_mix_errs_less_there():
+    """Nine of ten are ill in the target, five of ten in the source."""
+    rng = np.random.default_rng(18)
+    target = domain(rng, 8000, role="target", prevalence=0.9)
+    kept, moved = (
+        np.mean((target.proba[:, 1] >= t) != (target.label == 1))
+        for t in (0.5, corrected_threshold(0.5, 0.9, 0.5))
+    )
+    assert moved < kept - 0.02
 
 
 @pytest.mark.parametrize("changed", [True, False])
 def test_thresholds_moved_without_labels_are_flagged_where_the_score_changed(changed):
-    """The flag is on ``prior`` and ``quantile`` alone, and only after such a change."""
+    """The flag is on ``prior`` alone, and only after such a change."""
     rng = np.random.default_rng(7)
     pair = domain(rng, 300), domain(rng, 300, role="target")
     rows = transferred_thresholds(*pair, prevalence=0.5, score_changed=changed)
     flagged = {row["moved_by"] for row in rows if not row["reliable"]}
-    assert flagged == ({"prior", "quantile"} if changed else set())
+    assert flagged == ({"prior"} if changed else set())
     assert [(row["domain"], row["moved_by"]) for row in rows if row["rule"] == "youden"] == [
-        ("source", "none"), ("target", "none"), ("target", "prior"), ("target", "quantile")
+        ("source", "none"), ("target", "none"), ("target", "prior")
     ]  # fmt: skip
     none = [row for row in rows if row["moved_by"] == "none"]
     assert len({row["threshold"] for row in none}) == len(RULES)

@@ -115,7 +115,7 @@ def test_a_small_target_is_not_called_harder(repeats):
 
 
 def test_what_cannot_be_filled_in_has_a_reason(model):
-    """Few patients of a class, sealed labels, an impossible human error."""
+    """Few patients of a class, sealed labels."""
     target = model.scored(
         embedded(two_classes(np.random.default_rng(6), 160, images=1), role="target")
     )
@@ -126,5 +126,3 @@ def test_what_cannot_be_filled_in_has_a_reason(model):
     )
     with pytest.raises(StudyError, match="needs the labels of target"):
         error_table(model, target.sealed())
-    with pytest.raises(StudyError, match="must be a rate"):
-        error_table(model, target, human=3.0)

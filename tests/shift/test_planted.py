@@ -7,7 +7,6 @@ import pytest
 from pipeline.audit.stage import audit
 from pipeline.demo import SITES, SOURCE, DemoSpec, write_demo
 from pipeline.features.extract import extract
-from pipeline.shift.covariates import CLASS_MIX
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study_file import load_study
 
@@ -20,7 +19,7 @@ HOSPITALS = {
     "bright": ({"exposure": 1.25}, "exposure"),
     "grainy": ({"noise": 0.04}, "noise"),
     "marking": ({"marker_normal": 0.7, "marker_pneumonia": 0.7}, "corner_marks"),
-    "sicker": ({"prevalence": 0.85}, CLASS_MIX),
+    "sicker": ({"prevalence": 0.85}, None),
 }
 PATIENTS = r"group = '^(patient\d+)'"
 
@@ -53,7 +52,7 @@ def targets(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [n for n, (_, cause) in HOSPITALS.items() if cause])
 def test_what_was_made_to_differ_is_named_first(targets, name):
-    """Exposure, noise, markers and prevalence, each by its own name."""
+    """Exposure, noise and markers, each by its name."""
     first = targets[name]["covariates"][0]
     assert first["named"]
     assert first["name"] == HOSPITALS[name][1]
@@ -69,13 +68,4 @@ def test_between_equal_hospitals_nothing_is_named(targets):
 
 def test_the_class_mix_alone_is_no_acquisition_difference(targets):
     """More ill patients make other images, but not another way of taking them."""
-    rows = targets["sicker"]["covariates"]
-    assert [row["name"] for row in rows if row["named"]] == [CLASS_MIX]
-
-
-def test_features_separate_the_domains_where_images_differ(targets):
-    """Nearly always for grain and exposure; hardly where nothing differs."""
-    found = {name: target["domain_auc"][0] for name, target in targets.items()}
-    assert min(found["bright"]["estimate"], found["grainy"]["estimate"]) > 0.95
-    assert found["same"]["p"] > 0.05
-    assert found["same"]["low"] < 0.5
+    assert not [row["name"] for row in targets["sicker"]["covariates"] if row["named"]]

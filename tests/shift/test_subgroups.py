@@ -19,9 +19,11 @@ def divided(member, names=("F", "M")):
     return Grouping(attribute="sex", names=names, member=np.asarray(member, np.int64))
 
 
-def of(data, *groupings, **rest):
+def of(data, *groupings, source=None, source_groupings=(), **rest):
     """Subgroups at a threshold of one half."""
-    return subgroups(data, groupings, **{"threshold": 0.5} | rest)
+    source = data if source is None else source
+    options = {"threshold": 0.5} | rest
+    return subgroups(source, data, (source_groupings, groupings), **options)
 
 
 def worst(groups):
@@ -56,7 +58,6 @@ def test_a_case_counted_by_hand():
     # Of 20 x 20 pairs: 18 ill above all, 2 at 0.3 above 19 and below the one at 0.8.
     assert first["metrics"]["auroc"]["estimate"] == pytest.approx((18 * 20 + 2 * 19) / 400)
     assert second["metrics"]["sensitivity"]["estimate"] == 6 / 15
-    assert (first["prevalence"], second["prevalence"]) == (0.5, 0.5)
     assert worst((first, second)) == {
         "accuracy": "M", "auroc": "F", "sensitivity": "M", "specificity": "F"
     }  # fmt: skip
@@ -107,7 +108,7 @@ def test_few_images_or_patients_have_no_numbers():
     a, b, c, d = groups
     assert a["reason"] == f"too few: {FEW_IMAGES - 1} images, {FEW_IMAGES} needed"
     assert b["reason"] == f"too few: {FEW_PATIENTS - 1} patients, {FEW_PATIENTS} needed"
-    assert (a["metrics"], a["prevalence"], b["metrics"]) == ({}, None, {})
+    assert a["metrics"] == b["metrics"] == {}
     assert (c["reason"], d["reason"]) == (None, None)
     assert set(worst(groups).values()) <= {"c", "d"}
 
@@ -130,7 +131,7 @@ def test_three_classes_have_accuracy_and_macro_auroc():
     p = rng.dirichlet(np.ones(3), 200) + 0.6 * np.eye(3)[label]
     data = scored(p / p.sum(axis=1, keepdims=True), label)
     for group in of(data, divided(np.arange(200) % 2), threshold=None):
-        assert (set(group["metrics"]), group["prevalence"]) == ({"accuracy", "auroc"}, None)
+        assert set(group["metrics"]) == {"accuracy", "auroc"}
 
 
 def test_images_without_a_value_are_never_the_worst_group():
@@ -188,7 +189,7 @@ def coverage(repeats, sizes, reach):
 
 
 @pytest.mark.parametrize(
-    ("repeats", "least"), [(60, 0.85), pytest.param(1000, 0.92, marks=pytest.mark.slow)]
+    ("repeats", "least"), [(20, 0.85), pytest.param(1000, 0.92, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize(
     ("sizes", "reach"), [((160, 100, 80), (1.2, 1.2, 1.2)), ((250, 90), (1.6, 1.0))]

@@ -1,9 +1,12 @@
 """A verdict says what the intervals allow, and nothing else."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from pipeline.data.domain import DomainData
 from pipeline.data.leaks import OK, WARNING, Finding
 from pipeline.shift.adapt_eval import BestMethod
 from pipeline.shift.decompose import Effect
@@ -25,12 +28,22 @@ _HARD = (
 CASES = {
     "class_mix": ("class_mix", True, False, "comes from another mix of the classes. Correct the"),
     "subgroup_mix": ("sex_mix", True, False, "comes from another mix of patients by sex. Groups"),
-    "acquisition": ("transfer_gap", True, True, f"{_GAP}, and the images differ. Images taken in"),
-    "acquisition_or_labels": ("transfer_gap", True, False, f"{_GAP}. Images taken in another way"),
-    "label_definition": ("transfer_gap", False, False, "Another definition of the label fits."),
-    "harder_images": ("target_hardness", True, False, f"{_HARD}, and the images differ. Noise,"),
-    "label_errors": ("target_hardness", False, False, "not shown to differ. Label errors fit,"),
-    "harder_images_or_label_errors": ("target_hardness", None, False, f"{_HARD}. Noise, blur,"),
+    "acquisition": ("transfer_gap", True, True, f"{_GAP}, and the images differ. Possible"),
+    "acquisition_or_labels": (
+        "transfer_gap",
+        True,
+        False,
+        f"{_GAP}. Possible reasons: images taken",
+    ),
+    "label_definition": ("transfer_gap", False, False, "reason: another definition of the label."),
+    "harder_images": ("target_hardness", True, False, f"{_HARD}, and the images differ. Possible"),
+    "label_errors": ("target_hardness", False, False, "differ. Possible reasons: label errors,"),
+    "harder_images_or_label_errors": (
+        "target_hardness",
+        None,
+        False,
+        f"{_HARD}. Possible reasons: noise, blur,",
+    ),
 }
 LOSS = {"estimate": 0.14, "low": 0.10, "high": 0.18, "largest": 1.0}
 GAIN = {"estimate": -0.05, "low": -0.08, "high": -0.02}
@@ -39,7 +52,7 @@ SMALL = INSIDE | {"largest": 1.0}
 BEST = BestMethod(method="coral", estimate=0.045, low=0.02, high=0.07, shown=True)
 
 
-def said(differ=None, *, best=None, accuracy=(0.97, 0.83), auroc=(), measured=None, **changes):
+def said(differ=None, *, best=None, accuracy=(0.97, 0.83), measured=None, **changes):
     """The verdict on a loss of 14 points inside all groups; ``changes`` are values of effects."""
     values = {"accuracy_loss": LOSS, "within_class": INSIDE, "within_sex": INSIDE, **changes}
     nothing = {"estimate": 0.0, "low": -0.02, "high": 0.02, "largest": 0.0}
@@ -47,10 +60,17 @@ def said(differ=None, *, best=None, accuracy=(0.97, 0.83), auroc=(), measured=No
         name: Effect(name=name, division=division, **{**nothing, **values.get(name, {})})
         for name, division in DIVISIONS.items()
     }
+    if "auroc_loss" in changes:
+        effects["auroc_loss"] = Effect(name="auroc_loss", division="AUROC", **changes["auroc_loss"])
     return verdict(
-        "clinic B", effects, accuracy=accuracy, auroc=auroc, images_differ=differ, best=best,
+        "clinic B",
+        effects,
+        accuracy=dict(zip(("source", "target"), accuracy, strict=True)),
+        auroc={"source": 0.97, "target": 0.96},
+        images_differ=differ,
+        best=best,
         measured=measured,
-    )  # fmt: skip
+    )
 
 
 def test_the_cases_here_are_all_there_are():
@@ -63,14 +83,14 @@ def test_an_effect_names_its_cause_and_an_unsure_one_nothing(cause):
     """The interpretation table: what is shown, sentence with interval, what fits."""
     name, differ, adaptable, words = CASES[cause]
     best = BEST if adaptable else None
-    found = said(differ, best=best, **{name: LOSS})
-    assert found.causes == (cause,)
-    assert words in found.sentences[1]
-    assert "14.0 points (95 % CI 10.0 to 18.0)" in found.sentences[1]
+    conclusion = said(differ, best=best, **{name: LOSS})
+    assert conclusion.causes == (cause,)
+    assert words in conclusion.sentences[1]
+    assert "14.0 points (95 % CI 10.0 to 18.0)" in conclusion.sentences[1]
     unsure = {"estimate": 0.14, "low": -0.01, "high": 0.29, "largest": 0.99}
-    found = said(differ, best=best, **{name: unsure})
-    assert found.causes == ()
-    assert "No cause is shown" in found.sentences[1]
+    conclusion = said(differ, best=best, **{name: unsure})
+    assert conclusion.causes == ()
+    assert "No cause is shown" in conclusion.sentences[1]
 
 
 @pytest.mark.parametrize(
@@ -98,9 +118,9 @@ def test_an_effect_names_its_cause_and_an_unsure_one_nothing(cause):
 )  # fmt: skip
 def test_which_of_several_effects_are_causes(differ, changes, causes):
     """Two of them are said at most."""
-    found = said(differ, **changes)
-    assert found.causes == causes
-    assert sum(CAUSES[name].fits in " ".join(found.sentences) for name in causes) == min(
+    conclusion = said(differ, **changes)
+    assert conclusion.causes == causes
+    assert sum(CAUSES[name].fits in " ".join(conclusion.sentences) for name in causes) == min(
         2, len(causes)
     )
 
@@ -115,32 +135,35 @@ def test_which_of_several_effects_are_causes(differ, changes, causes):
 )
 def test_the_first_sentences_are_the_loss_and_auroc(total, accuracy, start, end):
     """A fall, a rise, or nothing shown; both AUROCs where there are any."""
-    found = said(accuracy_loss=total, accuracy=accuracy, auroc=(0.97, 0.96))
-    assert found.sentences[0].startswith(start)
-    assert end in found.sentences[0]
-    assert found.sentences[1] == "AUROC is 0.970 on the source and 0.960 on clinic B."
+    conclusion = said(accuracy_loss=total, accuracy=accuracy, auroc_loss=LOSS)
+    assert conclusion.sentences[0].startswith(start)
+    assert end in conclusion.sentences[0]
+    assert conclusion.sentences[1] == "AUROC is 0.970 on the source and 0.960 on clinic B."
 
 
 @pytest.mark.parametrize("changed", [LOSS | {"largest": 0.5}, GAIN])
 def test_a_changed_score_forbids_what_needs_no_labels(changed):
     """Whether scores mean more or less than on the source."""
-    found = said(y_given_score=changed)
-    assert found.labels_needed
-    assert "Do not use estimates or thresholds" in found.sentences[-1]
+    conclusion = said(y_given_score=changed)
+    assert conclusion.labels_needed
+    assert "Do not use estimates or thresholds" in conclusion.sentences[-1]
     assert not said().labels_needed
 
 
 @pytest.mark.parametrize(("differ", "stands"), [(True, True), (False, False)])
 def test_measures_of_the_images_stand_beside_causes_that_are_of_images(differ, stands):
     """And beside no other."""
-    words = "What differs most is noise."
+    words = "The images differ most in noise."
     assert (words in said(differ, target_hardness=LOSS, measured=words).sentences) == stands
 
 
 @pytest.mark.parametrize(
     ("shown", "words"),
     [
-        (True, "coral regains 4.5 points (95 % CI 2.0 to 7.0), corrected for the choice"),
+        (
+            True,
+            "by coral regains 4.5 points (95 % CI 2.0 to 7.0) without target labels, corrected for",
+        ),
         (False, "shown to help without target labels: the best, coral, changes accuracy by 4.5"),
     ],
 )
@@ -157,10 +180,13 @@ def test_without_labels_the_range_says_what_it_cannot_see():
             "far", source_accuracy=0.95, accuracy_range=accuracy_range, shifted=shifted
         )
 
-    found = unlabelled((0.8, 0.9), [])
-    assert "estimated at 80.0 % to 90.0 % (95.0 % on the source)" in found.sentences[1]
-    assert "noise and blur go unseen" in found.sentences[1]
-    assert not found.labels_needed
+    conclusion = unlabelled((0.8, 0.9), [])
+    assert "estimated at 80.0 % to 90.0 % (95.0 % on the source)" in conclusion.sentences[1]
+    assert (
+        "cannot see label errors, another definition of the label, noise or blur"
+        in conclusion.sentences[1]
+    )
+    assert not conclusion.labels_needed
     doubted = unlabelled((0.8, 0.9), ["mmd"])
     assert "shown to differ (mmd)" in doubted.sentences[2]
     assert doubted.labels_needed
@@ -168,12 +194,26 @@ def test_without_labels_the_range_says_what_it_cannot_see():
 
 
 def test_each_trouble_has_its_caveat():
-    """Shared ids, few patients, what the checks found of this target; else there is none."""
+    """Shared ids, few patients, what the checks conclusion of this target; else there is none.
+
+    The path of an image is no patient that both domains share.
+    """
     fine = Finding(check="copies", severity=OK, where="source", text="no copy")
     shared = replace(fine, severity=WARNING, where="source and far", text="1 patient id")
-    assert caveats(0, {"source": 500, "target": 100}, [fine, shared], others={"far"}) == []
-    texts = caveats(3, {"source": 500, "target": 99}, [fine, shared])
-    pieces = ("3 patient ids are in both", "The target has 99 patients", "source and far: 1 ")
+    items = [SimpleNamespace(path="ill/img_0.png")]
+
+    def said_of(source, target, domains):
+        samples = SimpleNamespace(items=items, domain=np.array(domains))
+        both = (
+            DomainData(name=name, role=role, group=np.array(group))
+            for name, role, group in (("source", "source", source), ("b", "target", target))
+        )
+        return caveats(*both, [fine, shared], samples=samples)
+
+    many = [f"p{i}" for i in range(500)], [f"q{i}" for i in range(100)]
+    assert said_of(*many, ["source", "b", "far"]) == []
+    texts = said_of(many[0], ["ill/img_0.png", "p1", "p2", "p3"], ["source", "b"])
+    pieces = ("3 patient ids are in both", "The target has 4 patients", "source and far: 1 ")
     for text, piece in zip(texts, pieces, strict=True):
         assert piece in text
 
