@@ -154,10 +154,11 @@ def _audited(study: Study, data: DomainData) -> dict[str, Any]:
     except MissingResultsError:
         return {}
     return {
-        finding["check"]: finding["values"]["auc"]
+        region: finding["values"]["auc"]
+        for region in REGIONS
         for finding in findings
-        if finding["check"] in REGIONS and finding["where"] == data.name
-        if "auc" in finding["values"]
+        if (finding["check"], finding["where"]) == (region, data.name)
+        and "auc" in finding["values"]
     }
 
 
