@@ -684,7 +684,7 @@ def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 @click.option(
     "--images",
     is_flag=True,
-    help="Show images of patients: typical ones, near the border, errors. For your eyes only.",
+    help="Show images of patients: typical ones, uncertain ones, errors. For your eyes only.",
 )
 @command
 @each_finding

@@ -310,8 +310,8 @@ _ERRORS = (
     "predicts; below each stand that class with its probability, and the true one."
 )
 _STRIPS = (
-    "Typical images have the median probability of their class; near the border {head} wavers "
-    "between two classes. Below each stands the class that {head} predicts, with its probability."
+    "Typical images have the median probability of their class; of uncertain ones two classes are "
+    "nearly as probable. Below each stands the class that {head} predicts, with its probability."
 )
 
 

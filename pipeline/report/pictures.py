@@ -50,7 +50,7 @@ class Strip:
 def strips(
     study: Study, head: PageHead, stored: Predictions, *, only_errors: bool = False
 ) -> Iterator[Strip]:
-    """For each domain its surest errors and, by class, typical images and some near the border.
+    """For each domain its surest errors and, by class, typical and uncertain images.
 
     Typical is an image whose probability of its class is near the median of the class. Six
     images at most, of different patients; of the source those of validation.
@@ -82,7 +82,7 @@ def _choices(
             away = np.abs(p_class - np.median(p_class))
             other = np.delete(proba[of_class], k, axis=1).max(axis=1)
             yield f"typical of {name}", _first(stored, of_class, away)
-            yield f"{name}, near the border", _first(stored, of_class, np.abs(p_class - other))
+            yield f"{name}, uncertain", _first(stored, of_class, np.abs(p_class - other))
 
 
 def _first(stored: Predictions, rows: Rows, value: NDArray[np.float64]) -> Rows:

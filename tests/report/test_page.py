@@ -385,7 +385,7 @@ def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, orig
     titles = [entry for entry in page.texts if entry.startswith(("validation: ", "there: "))]
     name = printable(HOSTILE[1])
     assert f"validation: typical of {HOSTILE[0]}" in titles
-    assert f"there: {name}, near the border" in titles
+    assert f"there: {name}, uncertain" in titles
     images = [a for a in page.all("img") if a["src"].startswith("data:image/jpeg")]
     assert 4 * 6 <= len(images) <= 10 * 6
     assert all(re.search(r" \d\d %$", a["alt"]) for a in images)
@@ -410,7 +410,7 @@ def test_errors_have_maps_where_they_were_drawn(study):
 
 
 def test_strips_show_what_they_say(study):
-    """Typical: the median of the class; border: no class is sure; errors: surest first."""
+    """Typical: the median of the class; uncertain: no class is sure; errors: surest first."""
     kept = read_predictions(study.results / "probabilities.h5")["tiny"]
     head = page_head(record(study, "heads"))
     proba = kept.proba[head.name, 0]
@@ -425,8 +425,8 @@ def test_strips_show_what_they_say(study):
     percents = [_percent(text, HOSTILE[0]) for text, _ in shown[f"typical of {HOSTILE[0]}"]]
     near = min(abs(100 * of_class - 100 * np.median(of_class)))
     assert abs(percents[0] - 100 * np.median(of_class)) <= near + 1
-    border = [_percent(text, HOSTILE[0]) for text, _ in shown[f"{HOSTILE[0]}, near the border"]]
-    assert abs(border[0] - 50) <= 100 * min(abs(of_class - 0.5)) + 1
+    uncertain = [_percent(text, HOSTILE[0]) for text, _ in shown[f"{HOSTILE[0]}, uncertain"]]
+    assert abs(uncertain[0] - 50) <= 100 * min(abs(of_class - 0.5)) + 1
 
 
 def _percent(text, name):
