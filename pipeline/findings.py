@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
-from pipeline.evaluation.auroc import delong, paired_delong
+from pipeline.evaluation.auroc import paired_delong
+from pipeline.evaluation.intervals import difference_p, share_of
+from pipeline.evaluation.metrics import weighted_auroc
 from pipeline.evaluation.paired_tests import holm
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.shift.stage import HEAD, SHIFT_PROBABILITIES
@@ -77,16 +78,13 @@ def _of_shift(study: Study, record: Record) -> Iterator[Record]:
     for entry in record["targets"]:
         if not entry["labelled"]:
             continue
-        p = None
-        with suppress(ValueError):
-            p = _p_of_loss(predictions[entry["backbone"]], entry["target"])
         yield {
             "backbone": entry["backbone"],
             "target": entry["target"],
             "source_auroc": entry["auroc"]["source"],
             "target_auroc": entry["auroc"]["target"],
             "loss": next((e for e in entry["effects"] if e["name"] == "auroc_loss"), None),
-            "p": p,
+            "p": _p_of_loss(predictions[entry["backbone"]], entry["target"]),
         }
 
 
@@ -109,13 +107,12 @@ ROWS: Mapping[str, Callable[[Study, Record], Iterator[Record]]] = MappingProxyTy
 
 def _p_of_loss(kept: Predictions, target: str) -> float | None:
     """Two-sided p of "source and target have one AUROC"; their patients are not the same."""
-    areas, variances = [], []
+    shares = []
     for name in (SOURCE, target):
         rows = kept.domain == name
-        score = kept.proba[HEAD][rows, 1]
-        area, variance = delong(kept.label[rows], score[None], group=kept.patient[rows])
-        areas.append(area.item())
-        variances.append(variance.item())
-    if not any(variances):  # all images are ordered rightly on both sides
-        return None
-    return float(2 * norm.sf(abs(areas[0] - areas[1]) / np.sqrt(sum(variances))))
+        label, group = kept.label[rows], kept.patient[rows]
+        area = weighted_auroc(label == 1, kept.proba[HEAD][rows, 1])
+        shares.append(share_of(area, group, group[label == 0], group[label == 1]))
+    if not all(np.isfinite(share.moves).all() for share in shares):
+        return None  # a class in one patient or none
+    return difference_p(*shares, paired=False)

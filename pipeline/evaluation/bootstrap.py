@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
 from pipeline.evaluation.intervals import LEVEL, Interval
 from pipeline.evaluation.metrics import on_all_rows
@@ -27,18 +28,44 @@ def bootstrap_values(
     Returns:
         Shape ``(S, B)``; NaN where a draw does not define a statistic.
     """
-    return draws.apply(lambda weights: np.stack([one(weights) for one in statistics]))
+    return draws.apply(lambda weights: np.stack([statistic(weights) for statistic in statistics]))
 
 
 def percentile_interval(
     values: NDArray[np.float64], *, level: float = LEVEL
 ) -> tuple[float, float]:
     """Percentile bounds of bootstrap values; undefined draws (NaN) are left out."""
-    known = values[np.isfinite(values)]
-    if not len(known):
+    defined = values[np.isfinite(values)]
+    if not len(defined):
         return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def interval_of_draws(
+    estimate: float,
+    data: DomainData,
+    values: NDArray[np.float64] | None = None,
+    *,
+    method: str = "patient bootstrap",
+) -> Interval:
+    """A number of some rows with the percentiles of its draws, or without an interval.
+
+    Args:
+        estimate: The number.
+        data: The rows.
+        values: Its draws; None, or none that is defined: the bounds are NaN.
+        method: What was drawn.
+    """
+    low, high = percentile_interval(np.empty(0) if values is None else values)
+    return Interval(
+        estimate=estimate,
+        low=low,
+        high=high,
+        images=len(data),
+        patients=data.patients,
+        method=method if np.isfinite(low) else "none",
+    )
 
 
 def bootstrap_interval(
@@ -47,7 +74,6 @@ def bootstrap_interval(
     rng: np.random.Generator,
     *,
     draws: int = DRAWS,
-    level: float = LEVEL,
 ) -> Interval:
     """Mean over seeds of a statistic, with seeds and patients both drawn again.
 
@@ -59,14 +85,13 @@ def bootstrap_interval(
         group: ``n`` patient ids.
         rng: Source of randomness.
         draws: Number of draws.
-        level: Nominal coverage, 0 to 1.
     """
     drawn = draw_patients(group, rng, draws=draws)
     values = bootstrap_values(statistics, drawn)
     # A seed is drawn as a patient is: each of them is a sample of one.
     seeds = draw_patients(np.arange(len(statistics)), rng, draws=draws).weights()
     means = (seeds * values.T).sum(axis=1) / len(statistics)
-    low, high = percentile_interval(means, level=level)
+    low, high = percentile_interval(means)
     return Interval(
         estimate=float(np.mean([on_all_rows(statistic, len(group)) for statistic in statistics])),
         low=low,
@@ -74,5 +99,4 @@ def bootstrap_interval(
         images=len(group),
         patients=len(drawn.patients),
         method="patient bootstrap" if len(statistics) == 1 else "bootstrap of seeds and patients",
-        level=level,
     )

@@ -5,6 +5,7 @@ better for data like this is another question: ``pipeline.compare`` asks it over
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,8 +22,8 @@ from pipeline.data.patients import (
 )
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.evaluation.auroc import paired_delong
-from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
-from pipeline.evaluation.intervals import Interval, Share, difference_bounds, share_of
+from pipeline.evaluation.bootstrap import bootstrap_values, interval_of_draws
+from pipeline.evaluation.intervals import Interval, Share, difference_bounds
 from pipeline.evaluation.metrics import METRICS, Labels, Proba, is_right, on_all_rows, score
 from pipeline.evaluation.paired_tests import Difference, holm, mcnemar, sign_flip, verdict
 from pipeline.evaluation.selection import ConfidenceSet, confidence_set
@@ -44,11 +45,11 @@ def eval_sets(samples: Samples) -> list[DomainData]:
 
     A domain without labels is left out: nothing can be counted right or wrong in it.
     """
-    found = []
+    sets = []
     for name, role in dict.fromkeys(zip(samples.domain, samples.split, strict=True)):
         row = np.flatnonzero((samples.domain == name) & (samples.split == role))
         if (samples.label[row] != UNLABELLED).any():
-            found.append(
+            sets.append(
                 DomainData(
                     name=str(name),
                     role=str(role),
@@ -57,7 +58,7 @@ def eval_sets(samples: Samples) -> list[DomainData]:
                     row=row,
                 )
             )
-    return found
+    return sets
 
 
 def bases(metric: str, label: Labels, group: NDArray[Any]) -> tuple[NDArray[Any], ...]:
@@ -91,23 +92,23 @@ def score_heads(
         for key, p in proba.items()
         for metric, build in METRICS.items()
     }
-    values = {at: on_all_rows(one, len(data)) for at, one in statistics.items()}
-    found: dict[_Key, dict[str, Interval]] = {
-        key: {m: _interval(data, values[key, m]) for m in METRICS if np.isfinite(values[key, m])}
-        for key in proba
+    values = {at: on_all_rows(statistic, len(data)) for at, statistic in statistics.items()}
+    intervals: dict[_Key, dict[str, Interval]] = {
+        key: {m: interval_of_draws(values[key, m], data) for m in METRICS} for key in proba
     }
-    if data.role == FIT or not proba:
-        return found
-    shares = shares_of(data, {a: s for a, s in statistics.items() if a[1] not in _NO_SHARES})
-    others = [at for at in statistics if at[1] in _NO_SHARES]
-    drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
-    rows = bootstrap_values([statistics[at] for at in others], drawn)
-    for (key, metric), row in zip(others, rows, strict=True):
-        found[key][metric] = _interval(data, values[key, metric], row)
-    for (key, metric), share in shares.items():
-        if metric in found[key]:
-            found[key][metric] = share.interval()
-    return found
+    if data.role != FIT and proba:
+        shares = shares_of(data, {a: s for a, s in statistics.items() if a[1] not in _NO_SHARES})
+        others = [at for at in statistics if at[1] in _NO_SHARES]
+        drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
+        rows = bootstrap_values([statistics[at] for at in others], drawn)
+        for (key, metric), row in zip(others, rows, strict=True):
+            intervals[key][metric] = interval_of_draws(values[key, metric], data, row)
+        for (key, metric), share in shares.items():
+            intervals[key][metric] = share.interval()
+    return {
+        key: {metric: value for metric, value in row.items() if np.isfinite(value.estimate)}
+        for key, row in intervals.items()
+    }
 
 
 def shares_of(
@@ -121,29 +122,16 @@ def shares_of(
     """
     label = data.labelled()
     left_out = bootstrap_values(list(statistics.values()), leave_out_patients(data.group))
-    found = {}
+    shares = {}
     for (at, statistic), row in zip(statistics.items(), left_out, strict=True):
         estimate = on_all_rows(statistic, len(data))
-        found[at] = Share(
+        shares[at] = Share(
             estimate=estimate,
             moves=estimate - row,
             bases=bases(at[1], label, data.group),
             by_t=at[1] == "average_precision",
         )
-    return found
-
-
-def _interval(data: DomainData, value: float, drawn: NDArray[np.float64] | None = None) -> Interval:
-    """A value with the percentiles of its draws, or with no interval where there are none."""
-    low, high = (float("nan"),) * 2 if drawn is None else percentile_interval(drawn)
-    return Interval(
-        estimate=value,
-        low=low,
-        high=high,
-        images=len(data),
-        patients=data.patients,
-        method="patient bootstrap" if np.isfinite([low, high]).all() else "none",
-    )
+    return shares
 
 
 def compare_heads(
@@ -170,16 +158,16 @@ def compare_heads(
     shares = shares_of(
         data, {(head, m): METRICS[m](label, p) for head, p in proba.items() for m in metrics}
     )
-    found = {}
+    differences, heads = {}, [*others, baseline]
     for metric in metrics:
-        several = metric == "auroc" and proba[baseline].shape[1] > 2
-        test, p_of = _TESTS["macro auroc" if several else metric, data.one_image_per_patient]
-        p = p_of(data, [proba[head] for head in others], proba[baseline], seed)
-        found[metric] = {
-            head: _difference(data, shares[head, metric], shares[baseline, metric], test, pair)
-            for head, pair in zip(others, zip(p, holm(p).tolist(), strict=True), strict=True)
+        of_metric = [shares[head, metric] for head in heads]
+        test, p = _p_values(data, of_metric, [proba[head] for head in heads], metric, seed)
+        adjusted = zip(p, holm(p).tolist(), strict=True)
+        differences[metric] = {
+            head: _difference(data, share, of_metric[-1], test, both)
+            for head, share, both in zip(others, of_metric[:-1], adjusted, strict=True)
         }
-    return found
+    return differences
 
 
 def _difference(
@@ -199,53 +187,37 @@ def _difference(
     )
 
 
-def _mcnemar(data: DomainData, heads: Sequence[Proba], baseline: Proba, _seed: int) -> list[float]:
-    label = data.labelled()
-    right = is_right(label, baseline)
-    return [mcnemar(is_right(label, head), right) for head in heads]
+def _p_values(
+    data: DomainData, shares: Sequence[Share], proba: Sequence[Proba], metric: str, seed: int
+) -> tuple[str, list[float]]:
+    """How equality with the last head is tested, and p of each of the others."""
+    label, several = data.labelled(), not data.one_image_per_patient
+    by_patient = " by patient" if several else ""
+    *heads, baseline = proba
+    if metric == "auroc" and baseline.shape[1] > 2:
+        p = [_p_of_moves(share, shares[-1]) for share in shares[:-1]]
+        return f"paired jackknife{by_patient}", p
+    if metric == "auroc":
+        scores = [head[:, 1] for head in heads]
+        p = [paired_delong(label, score, baseline[:, 1], group=data.group) for score in scores]
+        return f"paired DeLong{by_patient}", p
+    right, *others = (is_right(label, head) for head in (baseline, *heads))
+    if several:
+        step = np.array(others, np.float64) - right
+        p = sign_flip(step, data.group, _rng("flips", data, seed)).tolist()
+        return "sign flips by patient", p
+    return "McNemar exact", [mcnemar(other, right) for other in others]
 
 
-def _sign_flip(data: DomainData, heads: Sequence[Proba], baseline: Proba, seed: int) -> list[float]:
-    label = data.labelled()
-    right = np.array([is_right(label, head) for head in heads], np.float64)
-    step = right - is_right(label, baseline)
-    return list(sign_flip(step, data.group, _rng("flips", data, seed)).tolist())
-
-
-def _delong(data: DomainData, heads: Sequence[Proba], baseline: Proba, _seed: int) -> list[float]:
-    label, of_baseline = data.labelled(), baseline[:, 1]
-    return [paired_delong(label, head[:, 1], of_baseline, group=data.group) for head in heads]
-
-
-def _jackknife(
-    data: DomainData, heads: Sequence[Proba], baseline: Proba, _seed: int
-) -> list[float]:
+def _p_of_moves(head: Share, baseline: Share) -> float:
     """P of equal means over classes of one-against-rest AUROCs (Arvesen 1969).
 
     Their covariance would take every pair of classes; leaving out patients gives it at once.
     """
-    label = data.labelled()
-    shares = [share_of(METRICS["auroc"](label, p), data.group) for p in (*heads, baseline)]
-    return [_p_of_moves(share, shares[-1], data.patients) for share in shares[:-1]]
-
-
-def _p_of_moves(head: Share, baseline: Share, patients: int) -> float:
-    moves = head.moves - baseline.moves
-    left_out = min(len(moves), patients)
-    error = np.sqrt((left_out - 1) / left_out * (moves**2).sum())
-    gap = abs(head.estimate - baseline.estimate)
-    return float(2 * stdtr(left_out - 1, -gap / error)) if error > 0 else 1.0
-
-
-#: By metric, and whether each image is of a patient of its own.
-_TESTS = {
-    ("accuracy", True): ("McNemar exact", _mcnemar),
-    ("accuracy", False): ("sign flips by patient", _sign_flip),
-    ("auroc", True): ("paired DeLong", _delong),
-    ("auroc", False): ("paired DeLong by patient", _delong),
-    ("macro auroc", True): ("paired jackknife", _jackknife),
-    ("macro auroc", False): ("paired jackknife by patient", _jackknife),
-}
+    moves, gap = head.moves - baseline.moves, abs(head.estimate - baseline.estimate)
+    variance = replace(head, moves=moves).variance
+    freedom = min(len(moves), head.patients) - 1
+    return float(2 * stdtr(freedom, -gap / np.sqrt(variance))) if variance > 0 else 1.0
 
 
 def _comparable(data: DomainData, proba: Proba) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri, stdtrit  # scipy.stats takes half a second more to import
+from scipy.special import ndtr, ndtri, stdtrit  # scipy.stats takes half a second more to import
 
 from pipeline.data.patients import WeightedStatistic, leave_out_patients
 from pipeline.evaluation.metrics import on_all_rows, weighted_mean
@@ -30,6 +30,8 @@ Z = float(-ndtri((1 - LEVEL) / 2))
 #: see the README beside this file.
 _DOUBT = 1.0
 _ROUNDING = 1e-12
+#: How finely a p is searched, in standard errors.
+_Z_STEP = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,15 +178,14 @@ class Share:
     def interval(self) -> Interval:
         """The share with its 95 % interval."""
         low, high = self.bounds()
-        one_each = self.images == self.patients
-        method = "Agresti-Coull" if one_each else "Agresti-Coull by patient"
+        by_patient = " by patient" if self.images > self.patients else ""
         return Interval(
             estimate=self.estimate,
             low=low,
             high=high,
             images=self.images,
             patients=self.patients,
-            method=method if self._is_defined() else TOO_FEW,
+            method=f"Agresti-Coull{by_patient}" if self._is_defined() else TOO_FEW,
         )
 
     def _is_defined(self) -> bool:
@@ -243,6 +244,24 @@ def difference_bounds(
     return max(-1.0, low), min(1.0, high)
 
 
+def difference_p(first: Share, second: Share, *, paired: bool = True) -> float:
+    """Two-sided p of "no difference": at which level :func:`difference_bounds` just reach 0.
+
+    A variance of either alone would take a share without an error for a certain one.
+
+    Args:
+        first: A share.
+        second: Another one.
+        paired: Whether both have the same patients.
+    """
+    reached, beyond = 0.0, 10.0
+    while beyond - reached > _Z_STEP:
+        z = (reached + beyond) / 2
+        low, high = difference_bounds(first, second, z, paired=paired)
+        reached, beyond = (z, beyond) if low > 0 or high < 0 else (reached, z)
+    return float(2 * ndtr(-reached))
+
+
 # Simultaneous intervals of several shares: that of any one may be picked after a look.
 
 
@@ -277,8 +296,8 @@ def simultaneous_intervals(
     """95 % intervals of shares, which hold together; that of any one may be picked."""
     if not shares:
         return []
-    c = critical_value(np.stack([one.moves for one in shares]), rng)
-    return [one.bounds(c) for one in shares]
+    c = critical_value(np.stack([share.moves for share in shares]), rng)
+    return [share.bounds(c) for share in shares]
 
 
 def simultaneous_differences(
@@ -287,8 +306,8 @@ def simultaneous_differences(
     """95 % intervals of first minus second, which hold together for all pairs."""
     if not pairs:
         return []
-    c = critical_value(np.stack([one.moves - other.moves for one, other in pairs]), rng)
-    return [difference_bounds(one, other, c) for one, other in pairs]
+    c = critical_value(np.stack([first.moves - second.moves for first, second in pairs]), rng)
+    return [difference_bounds(*pair, c) for pair in pairs]
 
 
 def _kish(base: NDArray[Any]) -> float:

@@ -101,12 +101,12 @@ def _weighted_average_precision(
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
         w = weights[:, order]
-        found = np.add.reduceat(w * sign, starts, axis=1)
+        hits = np.add.reduceat(w * sign, starts, axis=1)
         called = np.cumsum(np.add.reduceat(w, starts, axis=1), axis=1)
         # Before the first row that is in the draw nothing is called and nothing found.
-        precision = np.cumsum(found, axis=1) / np.where(called > 0, called, 1)
-        area = (found * precision).sum(axis=1)
-        positives = found.sum(axis=1)
+        precision = np.cumsum(hits, axis=1) / np.where(called > 0, called, 1)
+        area = (hits * precision).sum(axis=1)
+        positives = hits.sum(axis=1)
         return _divided(area, positives, where=(positives > 0) & (positives < called[:, -1]))
 
     return statistic

@@ -77,8 +77,8 @@ def predictions_file(
         curves: By backbone and name, arrays for figures; they lie below ``curves``.
     """
     with h5py.File.in_memory(libver=("earliest", "v108")) as file:
-        for backbone, found in by_backbone.items():
-            _write(file.create_group(backbone), found)
+        for backbone, predictions in by_backbone.items():
+            _write(file.create_group(backbone), predictions)
             for name, values in curves.get(backbone, {}).items():
                 file[f"{backbone}/curves/{name}"] = values
         file.flush()
@@ -113,14 +113,14 @@ def predictions_in(content: bytes) -> dict[str, Predictions]:
         return {backbone: _read(file[backbone]) for backbone in file}
 
 
-def _write(group: Any, found: Predictions) -> None:
-    group.attrs["classes"] = list(found.classes)
+def _write(group: Any, predictions: Predictions) -> None:
+    group.attrs["classes"] = list(predictions.classes)
     for name in ("key", "label", "patient"):
-        group[name] = getattr(found, name)
+        group[name] = getattr(predictions, name)
     for name in ("domain", "split"):
-        texts = [str(value) for value in getattr(found, name)]
+        texts = [str(value) for value in getattr(predictions, name)]
         group.create_dataset(name, data=texts, dtype=h5py.string_dtype())
-    for (name, seed), proba in found.proba.items():
+    for (name, seed), proba in predictions.proba.items():
         group[f"heads/{name}/{seed}"] = proba
 
 

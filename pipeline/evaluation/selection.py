@@ -82,9 +82,9 @@ def _best_out_of_bag(
     """Value out of bag of the best in bag, ``(b,)``; NaN for a draw that lacks one of both."""
     inside = np.stack([statistic(weights) for statistic in statistics])
     outside = np.stack([statistic((weights == 0) * 1.0) for statistic in statistics])
-    known = (np.isfinite(inside) & np.isfinite(outside)).all(axis=0)
-    best = np.where(known, inside, 0.0).argmax(axis=0)
-    return np.where(known, outside[best, np.arange(best.size)], np.nan)
+    defined = (np.isfinite(inside) & np.isfinite(outside)).all(axis=0)
+    best = np.where(defined, inside, 0.0).argmax(axis=0)
+    return np.where(defined, outside[best, np.arange(best.size)], np.nan)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,25 +44,17 @@ _COLUMNS = 128
 class Separability:
     """How well a label can be predicted, by the area under the ROC curve.
 
-    Two things make the AUC of cross-validated classifiers vary: the patients that are
-    predicted and those that taught. A bootstrap of the scores has the first alone; its
-    intervals cover one half in about 83 % of samples of noise, because classifiers of
-    overlapping folds err together and no variance within one sample shows it (Bengio and
-    Grandvalet 2004). Where there is nothing to predict, both together are known exactly: the
-    spread under permutation of the patients.
-
-    So each end of the 95 % interval lies as far from the estimate, in log odds, as the
-    larger of two spreads goes:
+    The AUC of cross-validated classifiers varies with the patients that are predicted and with
+    those that taught. A bootstrap of the scores has the first alone: its intervals cover one
+    half in about 83 % of samples of noise (Bengio and Grandvalet 2004). Each end of the 95 %
+    interval therefore lies as far from the estimate, in log odds, as the larger of two spreads:
 
     - 1.96 standard deviations of a bootstrap of patients with the scores held fixed, over
-      auc (1 - auc), the delta method. It is the spread of a strong signal, which the
-      classifiers of any sample find alike (LeDell, Petersen and van der Laan 2015).
-    - From the 97.5 % quantile q of the AUC under permutation down to one half, as log odds:
-      the lower end is logit(auc) - logit(q), the upper one the same with the 2.5 %
-      quantile. This inverts the permutation test, so the interval holds one half whenever
-      that test does not reject at 5 %, both sides together: in 95 % of samples in which
-      labels say nothing, if patients are exchangeable, however few they are and however
-      many the features. It makes no claim of its own about a signal.
+      auc (1 - auc), the delta method: the spread of a strong signal (LeDell, Petersen and van
+      der Laan 2015).
+    - From the 97.5 % quantile q of the AUC under permutation down to one half: the lower end is
+      logit(auc) - logit(q), the upper one the same with the 2.5 % quantile. This inverts the
+      permutation test, so the interval holds one half whenever that test does not reject.
 
     In simulations (``tests/evaluation/test_separability.py``) 93 to 96 % of the intervals of
     noise hold one half, and 91 to 97 % of those of a signal its mean AUC over samples.

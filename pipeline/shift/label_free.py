@@ -17,12 +17,13 @@ from scipy.special import log_softmax, softmax
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
-from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.bootstrap import interval_of_draws
 from pipeline.evaluation.intervals import Interval, agresti_coull, share_of
 from pipeline.evaluation.metrics import weighted_mean
 
 #: Bootstrap draws of the intervals.
 _DRAWS = 200
+_DRAWN = "bootstrap of patients, both domains"
 #: Names of the estimates of the accuracy, see :func:`_estimates`.
 FORMULAS = ("atc", "doc", "label_shift")
 #: Domain classifier AUC above which nothing is estimated. Of two Gaussians with this AUC, 4 %
@@ -123,7 +124,7 @@ def estimate_accuracy(
         ]
     )
     intervals = [
-        _interval(float(value), values, target)
+        interval_of_draws(float(value), target, values, method=_DRAWN)
         for value, values in zip(estimate, drawn.T, strict=True)
     ]
     trials = share_of(weighted_mean(~source.wrong()), source.group).trials()
@@ -136,18 +137,6 @@ def estimate_accuracy(
         accuracy=accuracy,
         prevalence=tuple(intervals[len(FORMULAS) :]),
         predicted=np.bincount(target.predicted(), minlength=classes) / len(target),
-    )
-
-
-def _interval(estimate: float, drawn: _Shares, target: DomainData) -> Interval:
-    low, high = percentile_interval(drawn)
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        images=len(target),
-        patients=target.patients,
-        method="bootstrap of patients, both domains",
     )
 
 

@@ -73,11 +73,6 @@ def test_delong_refuses_one_class_and_more_than_two(call, y):
         call(np.array(y), np.arange(6.0))
 
 
-def test_one_patient_of_both_classes_bounds_nothing():
-    """Its images may be alike for reasons of its own."""
-    assert lower_bound_of_perfect_auroc(np.array([0, 1]), np.array(["p", "p"])) == 0
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_the_paired_test_equals_mlstatkit(seed):
     """On random data with ties; their z is second minus first."""
@@ -90,24 +85,6 @@ def test_the_paired_test_equals_mlstatkit(seed):
     assert areas == pytest.approx([area_a, area_b])
     assert paired_delong(y, a, b) == pytest.approx(p)
     assert np.sign(areas[0] - areas[1]) == -np.sign(z)
-
-
-def test_delong_equals_its_definition():
-    """Structural components by a double loop, ties counted half, for two scores at once."""
-    rng = np.random.default_rng(2)
-    y = np.r_[np.ones(15, int), np.zeros(25, int)]
-    scores = np.round(rng.normal(size=(2, 40)) + y, 1)
-
-    def psi(a, b):
-        return (a > b) + 0.5 * (a == b)
-
-    v10 = np.array([[np.mean([psi(s[i], s[j]) for j in range(15, 40)]) for i in range(15)]
-                    for s in scores])  # fmt: skip
-    v01 = np.array([[np.mean([psi(s[i], s[j]) for i in range(15)]) for j in range(15, 40)]
-                    for s in scores])  # fmt: skip
-    found = delong(y, scores)
-    np.testing.assert_allclose(found[0], v10.mean(1))
-    np.testing.assert_allclose(found[1], np.cov(v10) / 15 + np.cov(v01) / 25)
 
 
 def test_the_paired_test_by_patient_uses_the_clustered_variance():
@@ -147,15 +124,7 @@ def test_a_perfect_head_has_an_exact_lower_bound():
     assert lower_bound_of_perfect_auroc(y, np.arange(50)) ** 20 == pytest.approx(0.025)
     # Ten patients of both classes make five pairs of ten different patients.
     both = np.tile([0, 1], 10)
-    assert lower_bound_of_perfect_auroc(both, np.repeat(np.arange(10), 2)) ** 5 == pytest.approx(
-        0.025
-    )
-
-
-def test_the_bound_of_a_perfect_head_is_seldom_too_high():
-    """Of heads whose true area is the bound, under 2.5 % look perfect."""
-    rng, y = np.random.default_rng(3), np.repeat([0, 1], 8)
-    bound = lower_bound_of_perfect_auroc(y, np.arange(16))
-    shift = norm.ppf(bound) * np.sqrt(2)  # two unit Gaussians with this area
-    s = rng.normal(size=(4000, 16)) + shift * y
-    assert (s[:, 8:].min(axis=1) > s[:, :8].max(axis=1)).mean() <= 0.025
+    bound = lower_bound_of_perfect_auroc(both, np.repeat(np.arange(10), 2))
+    assert bound**5 == pytest.approx(0.025)
+    # One of both classes bounds nothing: its images may be alike for reasons of its own.
+    assert lower_bound_of_perfect_auroc(np.array([0, 1]), np.array(["p", "p"])) == 0

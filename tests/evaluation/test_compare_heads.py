@@ -19,7 +19,7 @@ from pipeline.evaluation.compare_heads import (
     score_heads,
 )
 from pipeline.evaluation.intervals import rate_interval, share_of
-from pipeline.evaluation.metrics import METRICS, score
+from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import holm, mcnemar, sign_flip
 from pipeline.randomness import stream
 from tests.made_up_heads import domain, head
@@ -81,18 +81,12 @@ def test_every_interval_holds_its_value(classes):
     That one is biased upwards in every draw, so its percentiles may lie above it.
     """
     data = domain(each=3, n=90, classes=classes)
-    for metric, interval in of_one(data, head(data.label, 1.0, classes=classes)).items():
+    intervals = of_one(data, head(data.label, 1.0, classes=classes))
+    missing = {"sensitivity", "specificity"} if classes > 2 else set()  # of which class?
+    assert set(intervals) == set(METRICS) - missing
+    for metric, interval in intervals.items():
         assert interval.low < interval.high, metric
         assert interval.low <= interval.estimate <= interval.high or metric == "ece"
-
-
-def test_more_classes_have_macro_scores():
-    """And no sensitivity: of which class?"""
-    data = domain(classes=3)
-    found = of_one(data, p := head(data.label, 1.0, classes=3))
-    assert set(found) == set(METRICS) - {"sensitivity", "specificity"}
-    assert found["auroc"].estimate == pytest.approx(score("auroc", data.label, p))
-    assert 0 < found["auroc"].low < found["auroc"].estimate < found["auroc"].high < 1
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -165,19 +159,14 @@ def test_independent_images_are_compared_exactly():
 def test_a_row_on_disk_is_flat():
     """Estimate, interval, p and verdict stand side by side."""
     data = domain(n=200, each=2)
-    row = compared(data, heads(data.label))["accuracy"]["h3"].record()
+    found = compared(data, heads(data.label))["accuracy"]
+    row = found["h3"].record()
     assert list(row) == [
         "estimate", "low", "high", "images", "patients", "method", "level",
         "p", "p_adjusted", "test", "verdict", "patients_to_settle",
     ]  # fmt: skip
     assert (row["images"], row["patients"], row["verdict"]) == (200, 100, "better")
-
-
-def test_a_much_better_head_is_better_and_a_worse_one_worse():
-    """The interval lies on the side of the difference."""
-    data = domain(n=200, each=2)
-    found = compared(data, heads(data.label))["accuracy"]
-    assert (found["h3"].verdict, found["h2"].verdict) == ("better", "worse")
+    assert found["h2"].verdict == "worse"
     assert found["h3"].interval.low > 0 > found["h2"].interval.high
 
 
@@ -260,28 +249,6 @@ def test_a_side_on_which_nothing_was_seen_is_not_closed():
     assert 0 < interval.high < 0.02
 
 
-def test_pairs_cover_a_difference_that_few_images_show():
-    """A difference of half a point, often unseen in 60 images, is within 95 % of intervals."""
-    rng, held, data = np.random.default_rng(0), 0, domain()
-    for seed in range(200):
-        right = rng.random((2, 60)) < [[0.995], [0.99]]
-        proba = {f"h{k}": np.eye(2)[np.where(hit, data.label, 1 - data.label)]
-                 for k, hit in enumerate(right)}  # fmt: skip
-        found = compare_heads(data, proba, "h1", seed=seed)
-        interval = found["accuracy"]["h0"].interval
-        held += interval.low <= 0.005 <= interval.high
-    assert held >= 186
-
-
-@pytest.mark.parametrize("classes", [3, 2])
-def test_areas_are_compared_only_of_enough_patients(classes):
-    """Each class is in enough patients."""
-    data = domain(classes=classes, n=24 if classes == 3 else 30, each=1 if classes == 3 else 15)
-    p = {name: head(data.label, 1.0, i, classes) for i, name in enumerate(("h0", "b"))}
-    assert set(compared(data, p)) == {"accuracy"}
-    assert set(confidence_sets(data, p, seed=0, draws=100)) == {"accuracy"}
-
-
 @pytest.mark.parametrize(("patients", "metrics"), [(9, 1), (10, 2)])
 def test_areas_of_a_handful_of_patients_are_not_compared(patients, metrics):
     """A normal law for three positive patients gives p of 1e-25."""
@@ -289,6 +256,7 @@ def test_areas_of_a_handful_of_patients_are_not_compared(patients, metrics):
     data = replace(domain(n=len(y)), label=y)
     found = compared(data, heads(y))
     assert list(found) == ["accuracy", "auroc"][:metrics]
+    assert list(confidence_sets(data, heads(y), seed=0, draws=100)) == list(found)
     assert len(found["accuracy"]) == 3
 
 

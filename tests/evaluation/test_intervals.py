@@ -16,6 +16,7 @@ from pipeline.evaluation.intervals import (
     agresti_coull,
     critical_value,
     difference_bounds,
+    difference_p,
     rate_interval,
     share_of,
     simultaneous_differences,
@@ -184,6 +185,18 @@ def test_a_head_against_itself_may_yet_differ(n, hits):
     assert high == -low >= wilson(0, n)[1] - 1e-12
 
 
+@pytest.mark.parametrize(("first", "second"), [((56, 70), (48, 80)), ((30, 30), (190, 200))])
+def test_p_is_the_level_at_which_the_interval_reaches_zero(first, second):
+    """Of two samples; thirty without an error are no proof that there is none."""
+    shares = rate(*first), rate(*second)
+    p = difference_p(*shares, paired=False)
+    low, high = difference_bounds(*shares, norm.isf(p / 2), paired=False)
+    assert min(abs(low), abs(high)) == pytest.approx(0, abs=1e-5)
+    assert (p < 0.05) == (first == (56, 70))
+    assert difference_p(*shares[::-1], paired=False) == pytest.approx(p, abs=1e-5)
+    assert difference_p(shares[0], shares[0]) == 1
+
+
 # --- several at once
 
 
@@ -191,30 +204,20 @@ def normal(groups, patients, rng):
     return rng.normal(size=(groups, patients)) * np.linspace(0.01, 0.1, groups)[:, None]
 
 
-@pytest.mark.parametrize("groups", [2, 5, 12])
-def test_independent_groups_need_sidaks_width(groups):
-    """Where groups share no patient the largest of G normal errors is known exactly."""
-    moves = np.zeros((groups, 50 * groups))
-    for k, row in enumerate(normal(groups, 50, np.random.default_rng(3))):
-        moves[k, 50 * k : 50 * k + 50] = row
-    sidak = norm.ppf((1 + 0.95 ** (1 / groups)) / 2)
-    found = critical_value(moves, np.random.default_rng(4), draws=50_000)
-    assert found == pytest.approx(sidak, abs=0.03)
-
-
-def test_groups_that_move_together_cost_nothing():
-    """The same errors in each group are one error."""
-    moves = np.tile(normal(1, 60, np.random.default_rng(5)), (6, 1))
-    found = critical_value(moves, np.random.default_rng(6), draws=50_000)
-    assert found == pytest.approx(1.96, abs=0.03)
-
-
-def test_a_perfect_group_counts_as_one_more():
-    """That no patient moves it does not hide that the group could be wrong."""
-    moves = np.stack([normal(1, 60, np.random.default_rng(7))[0], np.zeros(60)])
-    sidak = norm.ppf((1 + np.sqrt(0.95)) / 2)
-    found = critical_value(moves, np.random.default_rng(8), draws=50_000)
-    assert found == pytest.approx(sidak, abs=0.03)
+@pytest.mark.parametrize(
+    ("kind", "independent"), [("alike", 1), ("a perfect one", 2), ("apart", 2), ("apart", 12)]
+)
+def test_groups_need_the_width_of_the_independent_ones_among_them(kind, independent):
+    """Sidak's: that no patient moves a perfect group does not hide that it could be wrong."""
+    row, apart = normal(1, 60, np.random.default_rng(5)), np.eye(independent)
+    moves = {
+        "alike": np.tile(row, (6, 1)),
+        "a perfect one": np.r_[row, 0 * row],
+        "apart": np.kron(apart, row),
+    }[kind]
+    sidak = norm.ppf((1 + 0.95 ** (1 / independent)) / 2)
+    width = critical_value(moves, np.random.default_rng(6), draws=50_000)
+    assert width == pytest.approx(sidak, abs=0.03)
 
 
 def test_one_group_alone_has_its_own_interval():

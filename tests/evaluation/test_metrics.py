@@ -7,8 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from pipeline.data.patients import draw_patients
-from pipeline.evaluation.bootstrap import percentile_interval
-from pipeline.evaluation.metrics import METRICS, score, weighted_auroc, weighted_ratio
+from pipeline.evaluation.metrics import METRICS, score
 
 ORACLES = {
     "accuracy": lambda y, p: sk.accuracy_score(y, p.argmax(1)),
@@ -132,29 +131,3 @@ def test_no_metric_takes_a_missing_label(metric):
     """It would count as wrong, or as the last class."""
     with pytest.raises(ValueError, match="without a label"):
         metric(np.array([0, 1, -1]), np.full((3, 2), 0.5))
-
-
-def test_areas_equal_a_double_loop_with_ties():
-    """Weighted by images and, with weights of ones, scikit-learn's."""
-    rng = np.random.default_rng(1)
-    y = rng.integers(0, 2, 60)
-    s = np.round(rng.normal(size=60) + y, 1)
-    w = rng.integers(0, 4, (5, 60)).astype(float)
-    found = weighted_auroc(y == 1, s)(w)
-    for weights, area in zip(w, found, strict=True):
-        up = down = 0.0
-        for i in np.flatnonzero(y == 1):
-            for j in np.flatnonzero(y == 0):
-                pair = weights[i] * weights[j]
-                up += pair * ((s[i] > s[j]) + 0.5 * (s[i] == s[j]))
-                down += pair
-        assert area == pytest.approx(up / down)
-    assert weighted_auroc(y == 1, s)(np.ones((1, 60)))[0] == pytest.approx(sk.roc_auc_score(y, s))
-
-
-def test_a_share_that_a_draw_does_not_define_is_left_out():
-    """No positive image in a draw: no sensitivity, and not zero."""
-    share = weighted_ratio(np.array([True, False]), np.array([True, False]))
-    values = share(np.array([[1.0, 1.0], [0.0, 2.0]]))
-    assert np.isnan(values[1])
-    assert percentile_interval(values) == (1.0, 1.0)

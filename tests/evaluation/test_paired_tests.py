@@ -14,8 +14,6 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from pipeline.evaluation.auroc import paired_delong
-from pipeline.evaluation.intervals import difference_bounds, share_of
-from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.evaluation.paired_tests import correlated_t, holm, mcnemar, sign_flip, verdict
 
 FULL = 500
@@ -61,24 +59,6 @@ def of_sign_flip(rng) -> float:
     return float(sign_flip(a - b, group, rng, draws=199))
 
 
-def of_mover_accuracy(rng) -> float:
-    y, scores, group = two_equal_heads(rng)
-    a, b = right(y, scores)
-    return _outside(weighted_mean(a), weighted_mean(b), group)
-
-
-def of_mover_area(rng) -> float:
-    y, scores, group = two_equal_heads(rng)
-    a, b = (weighted_auroc(y == 1, s) for s in scores)
-    return _outside(a, b, group, group[y == 0], group[y == 1])
-
-
-def _outside(first, second, group, *bases) -> float:
-    """0 where the interval excludes no difference, so that it counts as a rejection."""
-    low, high = difference_bounds(*(share_of(one, group, *bases) for one in (first, second)))
-    return float(low <= 0 <= high)
-
-
 def of_mcnemar_blind_to_patients(rng) -> float:
     y, scores, _ = two_equal_heads(rng, size=6)
     return mcnemar(*right(y, scores))
@@ -94,8 +74,7 @@ def rejected(test, repeats: int, seed: int = 11) -> float:
     return np.mean([test(rng) < ALPHA for _ in range(repeats)])
 
 
-BY_PATIENT = [of_delong, of_clustered_delong, of_sign_flip,
-          of_mover_accuracy, of_mover_area]  # fmt: skip
+BY_PATIENT = [of_delong, of_clustered_delong, of_sign_flip]
 BLIND = [of_mcnemar_blind_to_patients, of_delong_blind_to_patients]
 
 

@@ -7,7 +7,6 @@ from sklearn.linear_model import Ridge
 from pipeline.data.domain import DomainData
 from pipeline.errors import StudyError
 from pipeline.evaluation.separability import (
-    auc_columns,
     domain_auc,
     ridge_scorer,
     separability,
@@ -24,13 +23,8 @@ NOISE = [
 MORE_NOISE = [
     *NOISE,
     pytest.param(60, 8, 3, False, id="60, three classes"),
-    pytest.param(60, 1280, 2, False, id="60, wider"),
-    pytest.param(160, 8, 2, False, id="160"),
-    pytest.param(160, 8, 2, True, id="160 clustered"),
-    pytest.param(400, 8, 2, False, id="400"),
     pytest.param(400, 8, 2, True, id="400 clustered"),
     pytest.param(160, 8, 3, True, id="160 clustered, three classes"),
-    pytest.param(160, 1280, 2, False, id="160, wide"),
     pytest.param(160, 1280, 2, True, id="160 clustered, wide"),
     pytest.param(400, 1280, 2, False, id="400, wide"),
 ]
@@ -190,14 +184,6 @@ def test_patients_are_not_learned_by_heart():
     assert auc.estimate < 0.6  # of images it would be 1
 
 
-def test_three_classes_average_one_against_the_rest():
-    """A feature that shows one of three classes scores between chance and 1."""
-    rng = np.random.default_rng(9)
-    label = rng.integers(0, 3, 300)
-    features = rng.normal(size=(300, 2)) + 5 * (label == 2)[:, None]
-    assert 0.75 < separability(features, label, np.arange(300)).auc.estimate < 0.9
-
-
 def test_what_cannot_be_predicted_is_refused():
     """NaN and a class of one patient are named."""
     features, label = np.ones((6, 1)), np.array([0, 0, 0, 1, 1, 1])
@@ -221,16 +207,3 @@ def test_ridge_scores_equal_refitting_every_fold_of_every_labelling(width):
     for fit, out in folds:
         refitted[out] = X[out] @ Ridge(alpha=1).fit(X[fit], labels[fit]).coef_.T
     np.testing.assert_allclose(ridge_scorer(features, folds)(labels), refitted, atol=1e-10)
-
-
-@pytest.mark.parametrize("width", [8, 300])
-def test_the_ridge_separates_noise_from_noise_at_one_half(width):
-    """The mean AUC of 500 labellings of 20 samples is 0.5, with few features and with many."""
-    rng = np.random.default_rng(1)
-    areas = []
-    for _ in range(20):
-        labels = rng.random((60, 25)) < 0.5
-        folds = unstratified_folds(np.arange(60), seed=0)
-        scores = ridge_scorer(rng.normal(size=(60, width)), folds)(labels)
-        areas.append(auc_columns(scores, labels))
-    assert abs(np.mean(areas) - 0.5) < 0.015  # an error of 0.11 / sqrt(500) is 0.005
