@@ -9,9 +9,6 @@ from typing import Any
 
 from pipeline.report.table import Part, csv_files, markdown_text, terminal_text
 
-#: Stages whose report is also a Markdown file, with its title.
-_MARKDOWN = {"shift": "Domain shift"}
-
 
 def parts_of(stage: str, record: Mapping[str, Any]) -> list[Part]:
     """Tables and sentences of a stage's record."""
@@ -32,7 +29,7 @@ def show(stage: str, record: Mapping[str, Any], before: Mapping[str, Any] | None
 
 
 def files(stage: str, record: Mapping[str, Any]) -> dict[str, bytes]:
-    """The CSV files of a stage and, where it has one, its Markdown file; by name.
+    """The CSV files of a stage, and ``shift.md``; by name.
 
     Args:
         stage: ``heads``, ``finetune`` or ``shift``.
@@ -40,6 +37,6 @@ def files(stage: str, record: Mapping[str, Any]) -> dict[str, bytes]:
     """
     parts = parts_of(stage, record)
     contents = {f"{key}.csv": text for key, text in csv_files(parts).items()}
-    if title := _MARKDOWN.get(stage):
-        contents[f"{stage}.md"] = markdown_text(f"{title}: {record['study']}", parts)
+    if stage == "shift":
+        contents["shift.md"] = markdown_text(f"Domain shift: {record['study']}", parts)
     return {name: text.encode() for name, text in contents.items()}

@@ -197,19 +197,24 @@ def _summary(records: Mapping[str, Record], head: PageHead | None) -> _Block | N
         "line its 95 % interval over patients."
     )
     image = image_bytes(styled(summary)(series), "png")
-    return _figure(image, caption, f"Accuracy by domain. {numbers}") | {"width": _SUMMARY_WIDTH}
+    return _figure(image, caption, f"Accuracy by domain. {numbers}", width=_SUMMARY_WIDTH)
 
 
-def _figure(png: bytes, caption: str, alt: str = "") -> _Block:
-    """A figure as wide as it is on paper, in pixels of a screen."""
-    inches = int.from_bytes(png[16:20], "big") / PNG_DOTS
+def _figure(png: bytes, caption: str, alt: str = "", width: int = 0) -> _Block:
+    """A figure; where no width in pixels is given, as wide as it is on paper."""
+    on_paper = _PIXELS_PER_INCH * _pixels(png) / PNG_DOTS
     return {
         "kind": "figure",
         "source": _inline(png, "png"),
-        "width": round(_PIXELS_PER_INCH * inches),
+        "width": width or round(on_paper),
         "text": caption,
         "alt": alt or f"{caption} The tables of this section hold its numbers.",
     }
+
+
+def _pixels(png: bytes) -> int:
+    """Its width."""
+    return int.from_bytes(png[16:20], "big")
 
 
 def _inline(image: bytes, kind: str) -> str:
@@ -279,10 +284,9 @@ def _pictures(study: Study, head: PageHead) -> _Block:
 
     blocks: list[_Block] = [{"kind": "text", "text": _STRIPS.format(head=head.name)}]
     stored = read_predictions(study.results / PROBABILITIES["heads"])[head.backbone]
-    for strip in strips(study, head, stored):
-        title = f"{strip.domain}: {strip.title}"
-        images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in strip.pictures]
-        blocks.append({"kind": "strip", "text": title, "images": images})
+    for domain, title, pictures in strips(study, head, stored):
+        images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in pictures]
+        blocks.append({"kind": "strip", "text": f"{domain}: {title}", "images": images})
     blocks += _maps(study.results, head)
     return {"name": "images", "title": "Images", "blocks": blocks}
 
@@ -299,8 +303,7 @@ def _maps(results: Path, head: PageHead) -> Iterator[_Block]:
         return
     for name, sheet in sheets.items():
         caption = _ERRORS.format(where=name.removesuffix(_SHEET), head=head.name)
-        block = _figure(sheet, caption)
-        yield block | {"width": int(block["width"] * PNG_DOTS / _PIXELS_PER_INCH)}
+        yield _figure(sheet, caption, width=_pixels(sheet))
 
 
 #: How the files end that ``headrace explain`` draws errors in.
@@ -335,13 +338,6 @@ def _written(file: Path) -> str:
 
 def _contradictions(study: Study, records: Mapping[str, Record]) -> Iterator[str]:
     """A sentence for each sign that records are of different data, or older than the study."""
-    classes = {"the study file": list(study.classes)} if study.classes else {}
-    classes |= {f"{name}.json": r["classes"] for name, r in records.items() if "classes" in r}
-    first = next(iter(classes), "")
-    for file, names in classes.items():
-        if names != classes[first]:
-            both = f"{', '.join(classes[first])} in {first}, {', '.join(names)} in {file}"
-            yield f"classes are {both}"
     domains = {domain.name for domain in study.domains}
     first_with: dict[tuple[str, str], tuple[str, Any]] = {}
     for name in records:
@@ -354,12 +350,12 @@ def _contradictions(study: Study, records: Mapping[str, Record]) -> Iterator[str
             other, others = first_with.setdefault(where, (name, images))
             if images != others:
                 both = f"{other}.json and {name}.json"
-                yield f"{both} have different images or labels of {where[1]}"
+                yield f"{both} have different images, labels or classes of {where[1]}"
     yield from _recipes(records)
 
 
-def _images(results: Path, name: str) -> dict[tuple[str, str], list[tuple[bytes, int]]]:
-    """Content keys and labels of the images that a stage has scored, by backbone and domain."""
+def _images(results: Path, name: str) -> dict[tuple[str, str], list[tuple[bytes, str]]]:
+    """Content keys and classes of the images that a stage has scored, by backbone and domain."""
     try:
         by_backbone = read_predictions(results / PROBABILITIES[name])
     except (KeyError, MissingResultsError):
@@ -368,8 +364,10 @@ def _images(results: Path, name: str) -> dict[tuple[str, str], list[tuple[bytes,
     for backbone, stored in by_backbone.items():
         for domain in dict.fromkeys(stored.domain.tolist()):
             rows = stored.domain == domain
-            pairs = zip(map(bytes, stored.key[rows]), stored.label[rows].tolist(), strict=True)
-            images[backbone, domain] = sorted(pairs)
+            classes = [stored.classes[k] if k >= 0 else "" for k in stored.label[rows]]
+            images[backbone, domain] = sorted(
+                zip(map(bytes, stored.key[rows]), classes, strict=True)
+            )
     return images
 
 

@@ -8,7 +8,6 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,19 +31,9 @@ _COUNT = 6
 Rows = NDArray[np.intp]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Strip:
-    """Pictures that are alike in one way.
-
-    Attributes:
-        domain: Where they are from.
-        title: What they have in common.
-        pictures: Text below each, and its pixels, ``(SIDE, width, 3)``; those that can be read.
-    """
-
-    domain: str
-    title: str
-    pictures: tuple[tuple[str, Pixels], ...]
+#: Pictures of one domain: its name, what they have in common, and of each that can be read the
+#: text below and its pixels, ``(SIDE, width, 3)``.
+Strip = tuple[str, str, list[tuple[str, Pixels]]]
 
 
 def strips(
@@ -63,9 +52,8 @@ def strips(
         rows = np.flatnonzero(scored)
         name = "validation" if domain == SOURCE else domain
         for title, chosen in _choices(stored, proba, rows, only_errors=only_errors):
-            pictures = tuple(_pictures(stored, proba, chosen, items))
-            if pictures:
-                yield Strip(domain=name, title=title, pictures=pictures)
+            if pictures := list(_pictures(stored, proba, chosen, items)):
+                yield name, title, pictures
 
 
 def _choices(
@@ -140,9 +128,9 @@ def error_sheet(study: Study, heads: Mapping[str, Any], file: bytes) -> dict[str
         return {}
     stored = predictions_in(file)[head.backbone]
     entries = [
-        SheetEntry(pixels=(pixels,), lines=(printable(strip.domain), *text.split(", ", 1)))
-        for strip in strips(study, head, stored, only_errors=True)
-        for text, pixels in strip.pictures
+        SheetEntry(pixels=(pixels,), lines=(printable(domain), *text.split(", ", 1)))
+        for domain, _, pictures in strips(study, head, stored, only_errors=True)
+        for text, pixels in pictures
     ]
     name = f"{FOLDER}/{ERROR_SHEET}-{as_file_name(head.backbone)}.png"
     return {name: draw_sheet(entries)} if entries else {}

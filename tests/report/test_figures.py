@@ -23,7 +23,7 @@ from pipeline.evaluation.clinical import clinical
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.report import figures, parts_of
 from pipeline.report.figures import FIGURES, NothingToDrawError, Results, curves, forest, roc, shift
-from pipeline.report.figures.style import COLOURS, GREY, image_bytes, new_figure, styled
+from pipeline.report.figures.style import COLOURS, image_bytes, new_figure, styled
 from tests.report.made_up import write_comparison, write_heads, write_shift
 from tests.tiny import stored_tiny_study
 
@@ -279,16 +279,6 @@ def test_subgroups_show_the_groups_that_have_numbers(tmp_path):
     assert points(panels["AUROC"], "#0072B2") == pytest.approx([0.85, 0.75])
     names = [t.get_text() for t in panels["accuracy"].get_yticklabels()]
     assert names == ["sex: $F$", "sex: M", "sex: unknown"]
-
-
-def test_the_line_between_two_networks_is_the_files(tmp_path):
-    """Accuracy at every alpha for each domain, and the alpha that validation chose."""
-    results, record = results_of("finetune", tmp_path)
-    axes = draw_one("finetune-alpha", results).axes[0]
-    line = record["backbones"][0]["models"][2]["interpolated"]
-    wanted = [step["domains"][1]["accuracy"] for step in line["curve"]]
-    assert list(axes.lines[1].get_ydata()) == wanted
-    assert points(axes, GREY, "None") == [line["alpha"]]
 
 
 def test_the_figure_of_the_page_shows_every_model_in_every_domain():

@@ -296,10 +296,6 @@ def test_a_record_that_cannot_be_read_is_named(study):
     assert [a["id"] for a in page.all("section")] == ["records"]
 
 
-def _other_classes(study):
-    change(study, "finetune", record(study, "finetune") | {"classes": ["x", "y"]})
-
-
 def _other_features(study):
     values = record(study, "features")
     values["backbones"][0]["fingerprint"] = "0" * 64
@@ -327,8 +323,10 @@ def _fewer_domains(study):
 @pytest.mark.parametrize(
     ("meddle", "warning"),
     [
-        (_other_classes, "x, y in "),
-        (_other_images, "heads.json and shift.json have different images or labels of there"),
+        (
+            _other_images,
+            "heads.json and shift.json have different images, labels or classes of there",
+        ),
         (_other_features, "shift.json was made from other features of tiny than features.json"),
         (_fewer_domains, "there is not in shift.json"),
         (_fewer_domains, "other in shift.json is not in the study"),
@@ -416,7 +414,7 @@ def test_strips_show_what_they_say(study):
     proba = kept.proba[head.name, 0]
     rows = np.flatnonzero(kept.domain == "there")
     wrong = rows[proba[rows].argmax(axis=1) != kept.label[rows]]
-    shown = {s.title: s.pictures for s in strips(study, head, kept) if s.domain == "there"}
+    shown = {s[1]: s[2] for s in strips(study, head, kept) if s[0] == "there"}
     assert ("surest errors" in shown) == bool(len(wrong))
     for text, pixels in shown.get("surest errors", ()):
         assert "called" in text

@@ -63,8 +63,8 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             "roc.benefit",
             "Is it worth treating by the best head, rather than all or nobody?",
             (
-                "Net benefit: true positives less false positives times the odds of the threshold, "
-                "per image. The head is worth using where its line is above both grey ones."
+                "A false positive costs the odds of the threshold. The head is worth using where its "
+                "line is above both grey ones."
             ),
         ),
         "heads-confusion": (
@@ -79,11 +79,6 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             _POINT,
         ),
         "finetune-curves": ("curves.finetune", "Has training of the networks settled?", _EPOCHS),
-        "finetune-alpha": (
-            "curves.alpha",
-            "Is a network between the linear probe and the fine-tuned one better than both?",
-            "The dashed line is the mixture that was chosen on validation.",
-        ),
         "shift-effects": (
             "shift.effects",
             "Why is accuracy lost? The loss of the linear head, divided in several ways.",

@@ -1,4 +1,4 @@
-"""Learning curves by epoch, and accuracy between two networks."""
+"""Learning curves by epoch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.report.figures import NothingToDrawError, Results
-from pipeline.report.figures.style import BLUE, GREY, VERMILION, colour, grid, new_figure, panels
+from pipeline.report.figures.style import BLUE, VERMILION, grid, new_figure
 from pipeline.words import printable
 
 _KINDS = ("loss", "accuracy")
@@ -65,28 +65,3 @@ def _draw_curves(axes: Axes, run: Mapping[str, Sequence[float | None]], kind: st
     ticks = MaxNLocator(6, integer=True, min_n_ticks=1).tick_values(1, last)
     axes.set_xticks([tick for tick in ticks if 1 <= tick <= last and tick % 1 == 0])
     grid(axes, "y")
-
-
-def alpha(results: Results) -> Figure:
-    """Accuracy on the straight line from the linear probe to the fine-tuned network."""
-    models = results.of_backbone["models"]
-    between = {m["method"]: m["interpolated"] for m in models if m["interpolated"]}
-    if not between:
-        raise NothingToDrawError("no method interpolates weights")
-    figure, cells = panels(len(between), height=2.4)
-    for axes, (name, line) in zip(cells, between.items(), strict=True):
-        by_domain: dict[str, dict[float, float]] = {}
-        for step in line["curve"]:
-            for d in step["domains"]:
-                domain = d["domain"] if d["role"] == "target" else d["role"]
-                by_domain.setdefault(domain, {})[step["alpha"]] = d["accuracy"]
-        for number, (domain, values) in enumerate(by_domain.items()):
-            x, y = zip(*sorted(values.items()), strict=True)
-            axes.plot(x, y, "o-", color=colour(number), markersize=3, label=printable(domain))
-        axes.axvline(line["alpha"], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)))
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [line["from"], "0.25", "0.5", "0.75", line["to"]])
-        axes.set(xlabel="alpha", ylabel="accuracy", title=printable(name))
-        axes.legend(frameon=False)
-        grid(axes, "y")
-    figure.suptitle("WiSE-FT: accuracy between the probe and the network", x=0.01, ha="left")
-    return figure
