@@ -63,8 +63,8 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             "roc.benefit",
             "Is it worth treating by the best head, rather than all or nobody?",
             (
-                "A false positive costs the odds of the threshold. The head is worth using where its "
-                "line is above both grey ones."
+                "A false positive costs the odds of the threshold. The head is worth using where "
+                "its line is above both grey ones."
             ),
         ),
         "heads-confusion": (
