@@ -112,7 +112,7 @@ def _measure(study: Study, options: argparse.Namespace) -> Iterator[str]:
         yield f"full, compiled  {rate:9.1f} images/s, {rate / plain:.2f} x; {seconds:.0f} s in all"
         run.given = {**run.given, "compile": False}
     start = time.perf_counter()
-    stored = run.stored(at_cut=True)
+    stored = run.examples("last_block")
     yield f"activations     {len(stored):9d} images in {time.perf_counter() - start:.1f} s, once"
     last = _rate(run, "last_block", np.arange(len(run.samples)), epochs=options.epochs)
     yield f"last_block      {last:9.1f} images/s, {last / full:.1f} x full"
@@ -133,7 +133,8 @@ def _plain_rate(run: Experiment, rows: np.ndarray) -> float:
     network = run.assemble("full").trained.to(device, memory_format=torch.channels_last).train()
     fused = True if device == "cuda" else None
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, fused=fused)
-    pixels, labels = run.pixels.values.to(device), torch.from_numpy(run.samples.label).to(device)
+    pixels = run.examples("full").values.to(device)
+    labels = torch.from_numpy(run.samples.label).to(device)
     steps = np.split(rows, len(rows) // settings.batch_size)
     batches = [torch.from_numpy(step).to(device) for step in steps]
     seconds = []
