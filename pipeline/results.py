@@ -139,10 +139,10 @@ def add_files(
         ResultsError: Another run has replaced the record since.
         WriteFailedError: The disk refused; the set is as it was.
     """
-    there = read_set(file, stage)
-    if there.record != json.loads(json.dumps(record)):
+    before = read_set(file, stage)
+    if before.record != json.loads(json.dumps(record)):
         raise ResultsError(f"{file} is of another run by now: run headrace {stage} STUDY again")
-    write_set(file, record, files, kept=there.digests)
+    write_set(file, record, files, kept=before.digests)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -192,8 +192,8 @@ def _sha256(data: bytes) -> str:
 
 def _clear(folder: Path, owned: Sequence[str], named: set[Path]) -> None:
     """Remove files that an older run left: they would be taken for those of this one."""
-    found = {path for pattern in owned for path in folder.glob(pattern) if path.is_file()}
-    stale = [path for path in found - named if not path.name.startswith(disk.TEMPORARY)]
+    files = {path for pattern in owned for path in folder.glob(pattern) if path.is_file()}
+    stale = [path for path in files - named if not path.name.startswith(disk.TEMPORARY)]
     for parent in {path.parent for path in stale}:
         disk.remove(parent, sorted(path.name for path in stale if path.parent == parent))
         if parent != folder:

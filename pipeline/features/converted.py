@@ -9,11 +9,11 @@ start.
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cache import disk
-from cache.errors import WriteFailedError
 
 _FORMAT = 2
 #: The two files of an OpenVINO network: graph and constants.
@@ -45,11 +45,11 @@ class ConvertedNetwork:
             values = disk.parse_json(head)
             size = int(values["graph"])
             network = body[:size], body[size:]
-            same = values["key"] == self._key | dict(versions)
-            whole = values["sha256"] == _digest(network)
+            valid = values["key"] == self._key | dict(versions)
+            valid &= values["sha256"] == _digest(network)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return network if same and whole else None
+        return network if valid else None
 
     def save(self, network: Converted, versions: Mapping[str, Any]) -> None:
         """Keep a network; a failure costs only time at the next run."""
@@ -58,11 +58,8 @@ class ConvertedNetwork:
             "graph": len(network[0]),
             "sha256": _digest(network),
         }
-        try:
-            disk.make_dir(self._file.parent)
+        with suppress(OSError):
             disk.publish(self._file, json.dumps(head).encode() + b"\n" + b"".join(network))
-        except (OSError, WriteFailedError):
-            return
 
 
 def _digest(network: Converted) -> str:

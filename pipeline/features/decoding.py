@@ -137,7 +137,9 @@ def _decode_shared(request: Request, policy: PixelPolicy) -> list[str | None]:
 
 def _decode_rows(rows: Pixels, request: Request, policy: PixelPolicy) -> list[str | None]:
     """Decode images into rows; returns for each why it cannot be used, or None."""
-    return [_decode_row(row, *one, policy) for row, one in zip(rows, request, strict=True)]
+    return [
+        _decode_row(row, key, item, policy) for row, (key, item) in zip(rows, request, strict=True)
+    ]
 
 
 def _decode_row(row: Pixels, key: bytes, item: Item, policy: PixelPolicy) -> str | None:

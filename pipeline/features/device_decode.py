@@ -65,17 +65,17 @@ def device_batches(
     with (
         ThreadPoolExecutor(_READERS, "read") as pool,
         # On a stream of its own, or decoding would wait for the network and the network for it.
-        ThreadPoolExecutor(_DECODERS, "decode", _own_stream, (device,)) as own,
+        ThreadPoolExecutor(_DECODERS, "decode", _own_stream, (device,)) as decoders,
     ):
 
         def start(chunk: Request) -> Callable[[], Decoded]:
             read = [pool.submit(_read, key, item, policy) for key, item in chunk]
-            return own.submit(lambda: decoder([future.result() for future in read])).result
+            return decoders.submit(lambda: decoder([future.result() for future in read])).result
 
         try:
             yield from started_ahead(items, size, start, unusable)
         finally:
-            own.shutdown(wait=False, cancel_futures=True)
+            decoders.shutdown(wait=False, cancel_futures=True)
             pool.shutdown(wait=False, cancel_futures=True)
     if decoder.on_cpu:
         _LOG.info(
@@ -132,8 +132,8 @@ class _DeviceDecoder:
         reasons: list[str | None] = [p if isinstance(p, str) else None for p in pictures]
         files = [(row, p) for row, p in enumerate(pictures) if isinstance(p, _Picture)]
         with torch.inference_mode():
-            for some in _divided(files, [p.size for _, p in files], _DECODED_AT_ONCE):
-                left = self._fill(pixels, some)
+            for group in _divided(files, [p.size for _, p in files], _DECODED_AT_ONCE):
+                left = self._fill(pixels, group)
                 self.on_cpu += len(left)
                 for row, picture in left:
                     try:
@@ -163,8 +163,8 @@ class _DeviceDecoder:
             else:
                 upright = _TURNS[picture.orientation](image)
                 by_shape[tuple(upright.shape)].append((row, upright))
-        for same in by_shape.values():
-            for group in _divided(same, [image.numel() for _, image in same], _RESIZED_AT_ONCE):
+        for alike in by_shape.values():
+            for group in _divided(alike, [image.numel() for _, image in alike], _RESIZED_AT_ONCE):
                 square = _fitted(torch.stack([image for _, image in group]), self._policy)
                 rows = torch.tensor([row for row, _ in group])
                 pixels[rows] = square.permute(0, 2, 3, 1)  # grey fills three channels
@@ -175,16 +175,16 @@ class _DeviceDecoder:
         with suppress(RuntimeError):
             return list(self._decode(encoded))
         images: list[Tensor | None] = []
-        for one in encoded:  # which of them it was is not said
+        for jpeg in encoded:  # which of them it was is not said
             try:
-                images += self._decode([one])
+                images += self._decode([jpeg])
             except RuntimeError:
                 images.append(None)
         return images
 
     def _decode(self, encoded: list[Tensor]) -> list[Tensor]:
         if self._device == "cpu":
-            return [self._decode_jpeg(one, self._mode) for one in encoded]
+            return [self._decode_jpeg(jpeg, self._mode) for jpeg in encoded]
         decoded: list[Tensor] = self._decode_jpeg(encoded, self._mode, device=self._device)
         return decoded
 

@@ -142,8 +142,8 @@ class OpenVINOEngine:
 
     def provenance(self) -> dict[str, str]:
         """See :class:`Engine`."""
-        own = {"openvino": version("openvino")}
-        return provenance_of("openvino", "cpu", self.batch_size) | own
+        versions = {"openvino": version("openvino")}
+        return provenance_of("openvino", "cpu", self.batch_size) | versions
 
     def close(self) -> None:
         """See :class:`Engine`."""
@@ -160,13 +160,13 @@ def check_engine(choice: EngineChoice) -> None:
         UnknownNameError: The engine, the device or the way to compile is in no table.
         EngineError: It is not installed, or the device is not here.
     """
-    for kind, name, known in (
+    for kind, name, allowed in (
         ("engine", choice.engine, ("auto", *ENGINES)),
         ("device", choice.device, ("auto", *DEVICES)),
         ("compile", choice.compile, COMPILING),
     ):
-        if name not in known:
-            raise UnknownNameError(kind, name, known)
+        if name not in allowed:
+            raise UnknownNameError(kind, name, allowed)
     if choice.engine == "openvino" and not _has_openvino():
         raise EngineError('OpenVINO is not installed: pip install "headrace[cpu]"')
     if choice.batch_size is not None and choice.batch_size < 1:

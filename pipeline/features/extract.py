@@ -57,7 +57,7 @@ from pipeline.features.weights import file_digest
 from pipeline.progress import Progress
 from pipeline.results import prepare, write_set
 from pipeline.study import BackboneChoice, Study
-from pipeline.words import are, counted, have, printable
+from pipeline.words import are, counted, first_line, have, printable
 
 if TYPE_CHECKING:
     from pipeline.features.frozen import Frozen
@@ -157,7 +157,9 @@ def _extract(
 ) -> ExtractReport:
     samples, unreadable = gathered
     warn_of_unnamed_findings(study)
-    _log_duplicates(samples)
+    if copies := len(samples) - len(set(samples.key)):
+        images = f"{counted(copies, 'image')} {are(copies)}"
+        _LOG.info("%s byte-identical to another; each shares its feature row", images)
     prepare(study.results)
     # Weights that cannot be had must show before the first backbone has run for an hour.
     stores = {choice: store_for(study, choice) for choice in study.backbones}
@@ -176,8 +178,13 @@ def _extract(
     )
     write_set(study.results / options.report, asdict(report))
     _check_nothing_is_empty(samples, report.skipped)
-    if options.strict:
-        _refuse_skipped(report.skipped)
+    if options.strict and report.skipped:
+        first, count = report.skipped[0], len(report.skipped)
+        raise SkippedImagesError(
+            f"{counted(count, 'image')} {'was' if count == 1 else 'were'} skipped and --strict is "
+            f"set; first: {first.domain}/{first.path}: {first.reason}. The features of all others "
+            "are stored"
+        )
     return report
 
 
@@ -302,7 +309,7 @@ def fill_stores(
             )
         waited["network"] -= waited["decoding"]  # the one asks for the other
         _log_limit(title, time.monotonic() - begun, waited, started.device_seconds)
-    finish(stores, title, missing, unusable, same=0 if copies else guard.same)
+    finish(stores, title, missing, unusable, duplicates=0 if copies else guard.duplicates)
     return unusable
 
 
@@ -351,7 +358,7 @@ def finish(
     missing: Mapping[bytes, Item],
     unusable: Mapping[bytes, str],
     *,
-    same: int,
+    duplicates: int,
 ) -> None:
     """Merge the parts once all rows are stored, and say what is odd; see :func:`fill_stores`.
 
@@ -360,7 +367,7 @@ def finish(
         title: Of the messages.
         missing: The images that were to be computed, by key.
         unusable: Why some could not be used.
-        same: How many have the features of another image.
+        duplicates: How many have the features of another image.
 
     Raises:
         StudyError: Many images show one colour only.
@@ -368,10 +375,10 @@ def finish(
     for store in stores:
         compact(store)
     _refuse_many_of_one_colour(title, missing, unusable)
-    if same:
+    if duplicates:
         _LOG.warning(
             "%s: %s %s the features of another image: the same pixels in other bytes",
-            *(title, counted(same, "image"), have(same)),
+            *(title, counted(duplicates, "image"), have(duplicates)),
         )
 
 
@@ -464,26 +471,25 @@ def _finished(keys: list[bytes | None], wait: Wait) -> tuple[list[bytes], Featur
     try:
         features = wait()
     except RuntimeError as cause:
-        text = str(cause).splitlines()[0]
+        text = first_line(cause)
         hint = "; try --batch-size with a smaller number" if "memory" in text.lower() else ""
         raise EngineError(f"the engine failed: {text}{hint}") from cause
-    found = [(row, key) for row, key in enumerate(keys) if key is not None]
-    return [key for _, key in found], features[[row for row, _ in found]]
+    usable = [row for row, key in enumerate(keys) if key is not None]
+    return [key for key in keys if key is not None], features[usable]
 
 
 def compute_features(images: Iterable[Image], engine: Engine) -> Iterator[tuple[bytes, Features]]:
     """Key and feature row of images that are in memory; see :func:`run_batches`."""
-    for keys, rows in run_batches(_padded_batches(images, engine.batch_size), engine):
+
+    def batches() -> Iterator[Batch]:
+        iterator = iter(images)
+        while chunk := list(islice(iterator, engine.batch_size)):
+            batch = np.zeros((engine.batch_size, *chunk[0][1].shape), np.uint8)
+            batch[: len(chunk)] = [pixels for _, pixels in chunk]
+            yield [key for key, _ in chunk], batch
+
+    for keys, rows in run_batches(batches(), engine):
         yield from zip(keys, rows, strict=True)
-
-
-def _padded_batches(images: Iterable[Image], size: int) -> Iterator[Batch]:
-    iterator = iter(images)
-    while chunk := list(islice(iterator, size)):
-        batch = np.zeros((size, *chunk[0][1].shape), np.uint8)
-        for row, (_, pixels) in enumerate(chunk):
-            batch[row] = pixels
-        yield [key for key, _ in chunk], batch
 
 
 def canary_features(engine: Engine, policy: PixelPolicy) -> Features:
@@ -543,7 +549,7 @@ class FeatureGuard:
         self._rows = 0
         self._bad = 0
         #: Rows equal to an earlier image's: the same pixels in other bytes, or a dead network.
-        self.same = 0
+        self.duplicates = 0
 
     def objection(self, row: NDArray[np.float32]) -> str | None:
         """Why a feature row must not be stored; None when it may.
@@ -558,10 +564,10 @@ class FeatureGuard:
             self._stop_if_many(self._bad, "give features that are not finite or all zero")
             return "non-finite or all-zero feature"
         digest = hashlib.blake2b(row.tobytes(), digest_size=12).digest()
-        self.same += digest in self._seen
+        self.duplicates += digest in self._seen
         self._seen.add(digest)
         if not self._copies:
-            self._stop_if_many(self.same, "give the same features as another image")
+            self._stop_if_many(self.duplicates, "give the same features as another image")
         return None
 
     def _stop_if_many(self, count: int, what: str) -> None:
@@ -588,14 +594,11 @@ def _refuse_many_of_one_colour(
 
 
 def _warn_if_full(store: FeatureStore, size: int) -> None:
-    needed = int(size * 1.1)
-    free = disk.free_bytes(store.path)
+    needed, free = int(size * 1.1), disk.free_bytes(store.path)
     if free is not None and free < needed:
         _LOG.warning(
             "%s: about %d MB are needed and %d MB are free; what fits will be kept",
-            store.path,
-            needed >> 20,
-            free >> 20,
+            *(store.path, needed >> 20, free >> 20),
         )
 
 
@@ -613,30 +616,12 @@ def _skips(samples: Samples, unusable: Mapping[bytes, str]) -> list[SkippedImage
     ]
 
 
-def _refuse_skipped(skipped: Sequence[SkippedImage]) -> None:
-    if skipped:
-        first = f"{skipped[0].domain}/{skipped[0].path}: {skipped[0].reason}"
-        raise SkippedImagesError(
-            f"{counted(len(skipped), 'image')} {'was' if len(skipped) == 1 else 'were'} skipped "
-            f"and --strict is set; first: {first}. The features of all others are stored"
-        )
-
-
 def _check_nothing_is_empty(samples: Samples, skipped: Sequence[SkippedImage]) -> None:
-    lost = {(skip.domain, skip.path) for skip in skipped}
+    lost = {(skip.domain, skip.path): skip for skip in skipped}
     for domain in dict.fromkeys(samples.domain.tolist()):
         rows = np.flatnonzero(samples.domain == domain)
-        if all((domain, samples.items[i].path) in lost for i in rows):
-            first = next(skip for skip in skipped if skip.domain == domain)
+        reasons = [lost.get((domain, samples.items[i].path)) for i in rows]
+        if (first := reasons[0]) and all(reasons):
             raise NoImagesError(
                 f"{domain}: none of its images can be used; first: {first.path}: {first.reason}"
             )
-
-
-def _log_duplicates(samples: Samples) -> None:
-    copies = len(samples) - len(set(samples.key))
-    if copies:
-        _LOG.info(
-            "%s byte-identical to another; each shares its feature row",
-            f"{counted(copies, 'image')} {are(copies)}",
-        )

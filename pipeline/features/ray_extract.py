@@ -166,16 +166,22 @@ class Cluster:
         )
         blocks = _blocks(list(missing.items()), share.workers)
         unusable: dict[bytes, str] = {}
-        same, engines = 0, set[str]()
+        duplicates, engines = 0, set[str]()
         with Progress(title, len(missing)) as progress:
             for answer in _answers(blocks, share, job):
                 unusable |= answer.unusable
-                same += answer.same
+                duplicates += answer.duplicates
                 progress.advance(answer.images)
                 if answer.engine not in engines:
                     _LOG.info("%s: %s, %s", title, counted(share.workers, "worker"), answer.engine)
                 engines.add(answer.engine)
-        finish(list(stores.values()), title, missing, unusable, same=0 if job.copies else same)
+        finish(
+            list(stores.values()),
+            title,
+            missing,
+            unusable,
+            duplicates=0 if job.copies else duplicates,
+        )
         for store in stores.values():
             lost = sum(key not in store and key not in unusable for key in missing)
             if not lost:
@@ -383,7 +389,7 @@ class _Written:
 
     images: int
     unusable: Mapping[bytes, str]
-    same: int
+    duplicates: int
     engine: str
 
 
@@ -411,7 +417,7 @@ class _Worker:
         stores = [FeatureStore(job.root, recipe).assume_empty() for recipe in job.recipes]
         engine, choice = self._started = self._started or self._start(stores)
         unusable: dict[bytes, str] = {}
-        same = self._guard.same
+        before = self._guard.duplicates
         # Of a stack one row is read at a time, which is small.
         largest = max((item.stat.size for _, item in block if item.row is None), default=1)
         threads = max(1, min(choice.threads or 1, _OPEN_BYTES // max(largest, 1)))
@@ -419,7 +425,7 @@ class _Worker:
         batches = decoded(dict(block), policy_of(job.choices[0]), unusable, reading)
         rows = run_batches(batches, engine)
         write_rows(rows, stores, unusable, self._guard, provenance=engine.provenance())
-        return _Written(len(block), unusable, self._guard.same - same, engine.description)
+        return _Written(len(block), unusable, self._guard.duplicates - before, engine.description)
 
     def _start(self, stores: Sequence[FeatureStore]) -> tuple[Engine, EngineChoice]:
         for store in stores:

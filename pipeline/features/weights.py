@@ -202,6 +202,5 @@ def state_digest_of(
         return digest
     digests[entry] = digest = compute()
     with suppress(OSError):
-        disk.make_dir(file.parent)
         disk.publish(file, json.dumps(digests, indent=1).encode())
     return digest

@@ -158,7 +158,7 @@ def test_a_few_copies_in_a_small_set_are_no_dead_backbone():
     for i in range(30):
         row = np.full(4, 1.0 if i % 3 == 0 else i + 2.0, np.float32)
         assert guard.objection(row) is None
-    assert guard.same == 9
+    assert guard.duplicates == 9
 
 
 def test_openvino_reports_nothing_to_anybody():
