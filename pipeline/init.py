@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, scan_stacks
@@ -96,7 +97,7 @@ def _findings(path: Path) -> list[str]:
 def _domains(data: Sequence[Path], finding: str | None) -> Iterator[tuple[str, Domain]]:
     """``source``, then ``target.NAME`` or ``test.NAME``; equal names get a number."""
     names: list[str] = []
-    for wanted, domain in (found for path in data for found in _domains_of(path, finding)):
+    for wanted, domain in chain.from_iterable(_domains_of(path, finding) for path in data):
         if not names:
             names.append("source")
             yield "source", domain
@@ -140,22 +141,22 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
     def seen(path: Path) -> str:
         return _quoted(Path(os.path.relpath(path.resolve(), output.resolve().parent)).as_posix())
 
-    found, listing = _corrected(table, domain, notes)
+    domain, listing = _corrected(table, domain, notes)
     notes += _tree(table, listing)
-    lines = [f"[{table}]", f"path = {seen(found.path)}"]
-    if found.table and not is_archive(found.path):
-        columns = found.table.columns.items()
+    lines = [f"[{table}]", f"path = {seen(domain.path)}"]
+    if domain.table and not is_archive(domain.path):
+        columns = domain.table.columns.items()
         uses = ", ".join(f"{use} = {_quoted(names[0])}" for use, names in columns)
-        lines = [f"[{table}]", f"table = {seen(found.table.file)}", f"columns = {{{uses}}}"]
-        lines += [f"domain = {_quoted(found.table.domain)}"] if found.table.domain else []
-    if found.split:
-        lines.append(f"split = {_quoted(found.split)}")
-    has_patients = found.table is not None and "patient" in found.table.columns
+        lines = [f"[{table}]", f"table = {seen(domain.table.file)}", f"columns = {{{uses}}}"]
+        lines += [f"domain = {_quoted(domain.table.domain)}"] if domain.table.domain else []
+    if domain.split:
+        lines.append(f"split = {_quoted(domain.split)}")
+    has_patients = domain.table is not None and "patient" in domain.table.columns
     if not has_patients and listing.items[0].row is None:
         lines.append(_group_line(listing.items, table, notes))
-    if found.ignore:
-        lines.append(f"ignore = {json.dumps(found.ignore, ensure_ascii=False)}")
-    if table == "source" and found.split != GIVEN:
+    if domain.ignore:
+        lines.append(f"ignore = {json.dumps(domain.ignore, ensure_ascii=False)}")
+    if table == "source" and domain.split != GIVEN:
         lines.append("validation = 0.2              # held out by patient, stratified by class")
     return [*lines, ""]
 

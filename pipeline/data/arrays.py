@@ -76,11 +76,9 @@ class _RowContent(Content):
         return digest if self.row.dtype == np.uint8 else self.reading.key(digest)
 
     def remembered(self, salt: bytes | None = None) -> RememberedFile:  # noqa: ARG002 - rows have no header
-        """See :class:`pipeline.data.items.Content`."""
         return RememberedFile(self._digest(), self._depth())
 
     def picture(self, at_least: int | None = None) -> Image.Image:  # noqa: ARG002 - as it is
-        """See :class:`pipeline.data.items.Content`."""
         return Image.fromarray(self._levels())
 
     def facts(self) -> NDArray[Any]:

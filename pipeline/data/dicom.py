@@ -203,8 +203,8 @@ def _check_stream(data: bytes, header: Any) -> None:
     if data.startswith(_JPEG_2000):
         fits = data[8:16] == struct.pack(">II", columns, rows)
     else:
-        found = _FRAME_HEADER.search(data)
-        fits = found is not None and found[1] == struct.pack(">HH", rows, columns)
+        frame = _FRAME_HEADER.search(data)
+        fits = frame is not None and frame[1] == struct.pack(">HH", rows, columns)
     if not fits:
         raise ImageError("damaged (its pixels have another size than its header says)")
 

@@ -77,19 +77,11 @@ class DomainData:
 
     def record(self) -> dict[str, Any]:
         """Which rows these are and how many, for the record of a stage."""
-        return {
-            "domain": self.name,
-            "role": self.role,
-            "images": len(self),
-            "patients": self.patients,
-        }
+        counts = {"images": len(self), "patients": self.patients}
+        return {"domain": self.name, "role": self.role, **counts}
 
     def take(self, rows: NDArray[Any]) -> "DomainData":
-        """The chosen rows.
-
-        Args:
-            rows: Row numbers or a mask.
-        """
+        """The chosen rows: by number, or by a mask."""
         return replace(self, **{name: array[rows] for name, array in self._arrays()})
 
     def with_(
@@ -100,43 +92,27 @@ class DomainData:
         proba: NDArray[np.float64] | None = None,
     ) -> "DomainData":
         """The same images with other labels, features or probabilities; None keeps what was."""
-        return replace(
-            self,
-            label=self.label if label is None else label,
-            features=self.features if features is None else features,
-            proba=self.proba if proba is None else proba,
-        )
+        arrays: dict[str, Any] = {"label": label, "features": features, "proba": proba}
+        return replace(self, **{name: a for name, a in arrays.items() if a is not None})
 
     def sealed(self) -> "DomainData":
         """The same images without their labels."""
         return replace(self, label=None)
 
     def labelled(self) -> NDArray[np.int64]:
-        """The labels, shape ``(n,)``.
-
-        Raises:
-            StudyError: They are sealed or absent.
-        """
+        """The labels, shape ``(n,)``; a StudyError where they are sealed or absent."""
         if self.label is None:
             raise StudyError(f"this step needs the labels of {self.name}, which has none")
         return self.label
 
     def scored(self) -> NDArray[np.float64]:
-        """The probabilities, shape ``(n, K)``.
-
-        Raises:
-            ValueError: No head has been applied to these rows yet.
-        """
+        """The probabilities, shape ``(n, K)``; a ValueError before a head is applied."""
         if self.proba is None:
             raise ValueError(f"no head has been applied to {self.name} yet")
         return self.proba
 
     def embedded(self) -> NDArray[np.floating]:
-        """The features, shape ``(n, d)``.
-
-        Raises:
-            ValueError: These rows were made without features.
-        """
+        """The features, shape ``(n, d)``; a ValueError for rows that were made without."""
         if self.features is None:
             raise ValueError(f"the rows of {self.name} were made without features")
         return self.features

@@ -44,12 +44,12 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
         StudyError: A column is missing or unclear, no row is of the domain, no image is
             found, or two rows contradict each other.
     """
-    found = images_below(domain.path, ignore=domain.ignore or (), each=each)
-    look_up, table = _Lookup(found.items), _Table(domain)
+    images = images_below(domain.path, ignore=domain.ignore or (), each=each)
+    look_up, table = _Lookup(images.items), _Table(domain)
     without_class, absent = 0, []
     items: dict[str, Item] = {}
     for row in table.rows():
-        path = table.cell(row, "path")
+        path, patient, split = (table.cell(row, use) for use in ("path", "patient", "split"))
         label = table.label(row) if domain.labelled else NO_CLASS
         without_class += label is None
         if label is None and not table.finding:
@@ -57,7 +57,6 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
         if (image := look_up.find(path)) is None:
             absent.append(path)
             continue
-        patient, split = table.cell(row, "patient"), table.cell(row, "split")
         item = replace(image, path=path, label=label or NO_CLASS, patient=patient, split=split)
         if items.setdefault(image.file, item) != item:
             fail(table.file, row.line, f"{printable(path)} has another row that differs")
@@ -80,9 +79,9 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
             "%s: %s of %s left out: %s",
             *(domain.name, counted(without_class, "row"), table.file, why),
         )
-    ignored = Counter(found.ignored) + Counter({"not in the table": len(found.items) - len(items)})
-    ordered = sorted(items.values(), key=lambda item: item.path)
-    return Listing(items=tuple(ordered), ignored=ignored, unread=found.unread)
+    others = Counter({"not in the table": len(images.items) - len(items)})
+    ordered = tuple(sorted(items.values(), key=lambda item: item.path))
+    return replace(images, items=ordered, ignored=Counter(images.ignored) + others)
 
 
 def find_columns(
@@ -109,28 +108,25 @@ def find_columns(
             fail(table.file, header.line, f"no column {missing[0]!r}; the columns are {shown}")
     for use in COLUMNS:
         fits = [name for name in header.cells if _plain(name) in _USUAL[use]]
-        if use in columns or (use == "label" and not labelled):
+        if use in columns or not fits or (use == "label" and not labelled):
             continue
         if len(fits) > 1:
-            fail(
-                table.file,
-                header.line,
-                f"{', '.join(map(printable, fits))}: which is the {use}? Write "
-                f"columns = {{{use} = {fits[0]!r}}} in the study",
-            )
-        if fits:
-            columns[use] = (fits[0],)
+            question = f"{', '.join(map(printable, fits))}: which is the {use}?"
+            hint = f"Write columns = {{{use} = {fits[0]!r}}} in the study"
+            fail(table.file, header.line, f"{question} {hint}")
+        columns[use] = (fits[0],)
     for use in ("path", "label") if labelled else ("path",):
-        if use not in columns:
-            what, hint = use, f'columns = {{{use} = "NAME"}}'
-            if use == "label" and table.finding:
-                what, hint = repr(table.finding), f'values = {{{table.finding!r} = "NAME"}}'
-            fail(
-                table.file,
-                header.line,
-                f"it is unclear which column is the {what}; the columns are {shown}. "
-                f"Write {hint} in the study",
-            )
+        if use in columns:
+            continue
+        what, hint = use, f'columns = {{{use} = "NAME"}}'
+        if use == "label" and table.finding:
+            what, hint = repr(table.finding), f'values = {{{table.finding!r} = "NAME"}}'
+        fail(
+            table.file,
+            header.line,
+            f"it is unclear which column is the {what}; the columns are {shown}. Write {hint} in "
+            "the study",
+        )
     return columns
 
 
@@ -282,16 +278,16 @@ class _Table:
         """Whether the finding is marked in its columns, or among texts with ``|`` between."""
         if not self._marks:
             texts = self.cell(row, "label").split("|")
-            found = any(fnmatchcase(text.strip(), n) for text in texts for n in self._names)
-            return found if any(texts) else None
+            named = any(fnmatchcase(text.strip(), n) for text in texts for n in self._names)
+            return named if any(texts) else None
         marks = [self._mark(row, at) for at in self._marks]
         return True if True in marks else None if None in marks else False
 
     def _mark(self, row: Row, at: int) -> bool | None:
         cell = _whole(row.cells[at]).lower()
         if cell not in _MARKS:
-            told = f"{self.finding} is {printable(cell)!r}; allowed are 1, 0, and empty or -1"
-            fail(self.file, row.line, f"{told} where it is not known")
+            allowed = "allowed are 1, 0, and empty or -1 where it is not known"
+            fail(self.file, row.line, f"{self.finding} is {printable(cell)!r}; {allowed}")
         return _MARKS[cell]
 
 

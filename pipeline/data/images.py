@@ -94,14 +94,10 @@ class PixelPolicy:
     views: int = 1
 
     def __post_init__(self) -> None:
-        if self.resize not in RESIZES:
-            raise UnknownNameError("resize", self.resize, RESIZES)
-        if self.interpolation not in INTERPOLATIONS:
-            raise UnknownNameError("interpolation", self.interpolation, INTERPOLATIONS)
-        if self.decode not in DECODERS:
-            raise UnknownNameError("decode", self.decode, DECODERS)
-        if self.mask not in MASKS:
-            raise UnknownNameError("mask", self.mask, MASKS)
+        tables = (RESIZES, INTERPOLATIONS, DECODERS, MASKS)
+        for field, table in zip(("resize", "interpolation", "decode", "mask"), tables, strict=True):
+            if getattr(self, field) not in table:
+                raise UnknownNameError(field, getattr(self, field), table)
         if self.size < 1 or not 0 < self.crop_ratio <= 1:
             raise StudyError(
                 f"size {self.size} and crop_ratio {self.crop_ratio}: a size is at least 1 pixel, "
@@ -117,18 +113,17 @@ class PixelPolicy:
 
     def to_json(self) -> dict[str, object]:
         """The whole declaration, for the recipe of the features; JSON types only."""
-        crop = {"crop_ratio": float(self.crop_ratio)} if self.resize == "crop" else {}
-        # Only where there is one: stores without it keep their fingerprint.
-        mask = {} if self.mask == "none" else {"mask": self.mask}
-        decoder = {} if self.decode == "cpu" else {"decode": self.decode}
-        views = {} if self.views == 1 else {"views": views_of(self.views)}
+        # Only where they differ from the default: stores without them keep their fingerprint.
+        optional = {
+            "crop_ratio": float(self.crop_ratio) if self.resize == "crop" else None,
+            "mask": self.mask if self.mask != "none" else None,
+            "decode": self.decode if self.decode != "cpu" else None,
+            "views": views_of(self.views) if self.views > 1 else None,
+        }
         return {
             "size": int(self.size),
             "resize": self.resize,
-            **crop,
-            **mask,
-            **decoder,
-            **views,
+            **{name: value for name, value in optional.items() if value is not None},
             "interpolation": self.interpolation,
             "antialias": True,
             "mean": [float(x) for x in self.mean],
@@ -343,14 +338,13 @@ def _what_instead(data: bytes) -> str:
     for offset, magic, name in _OTHER_IMAGES:
         if data.startswith(magic, offset):
             return f"format not allowed ({name}; allowed are JPEG, PNG, TIFF, DICOM)"
-    for magic, name in _OTHER_FILES:
-        if data[:64].lstrip().lower().startswith(magic):
-            return f"not an image (found {name})"
     head = data[:512]
+    start = head.lstrip().lower()
+    kinds = [name for magic, name in _OTHER_FILES if start.startswith(magic)]
     if not any(head):
-        return "not an image (found only zero bytes)"
+        kinds.append("only zero bytes")
     is_text = all(byte >= ord(" ") or byte in b"\t\r\n\f" for byte in head)
-    return f"not an image (found {'text' if is_text else 'unknown bytes'})"
+    return f"not an image (found {[*kinds, 'text' if is_text else 'unknown bytes'][0]})"
 
 
 _TURNS = {
@@ -367,11 +361,8 @@ _OTHER_IMAGES = (
     (0, b"BM", "BMP"),
     (8, b"WEBP", "WebP"),
     (4, b"ftyp", "AVIF, HEIF or video"),
-    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
-    (0, b"8BPS", "Photoshop"),
+    (4, b"jP  ", "JPEG 2000"),
     (0, b"%PDF", "PDF"),
-    (0, b"%!PS", "PostScript"),
 )
 _OTHER_FILES = (
     (b"<!doctype html", "HTML"),

@@ -195,17 +195,14 @@ class _FileContent(Content):
         return self.reading.key(digest) if may_be_deep(self.data) else digest
 
     def remembered(self, salt: bytes | None = None) -> RememberedFile:
-        """See :class:`Content`."""
         depth = depth_of(self.data, self.reading)
         patient = patient_in(self.data, salt) if salt and is_dicom(self.data) else ""
         return RememberedFile(hashlib.sha256(self.data).digest(), depth, patient)
 
     def picture(self, at_least: int | None = None) -> Image.Image:
-        """See :class:`Content`."""
         return picture_of(self.data, self.reading, at_least=at_least)
 
     def facts(self) -> NDArray[Any]:
-        """See :class:`Content`."""
         facts = facts_of_picture(self.picture())
         facts["file_bytes"] = len(self.data)
         facts["jpeg_quality"] = jpeg_quality(self.data, self.reading)

@@ -89,21 +89,21 @@ def find_near_copies(
         (roles, view) for roles in combinations(rows_of, 2) for how in VIEWS for view in _both(how)
     ]
     with Progress("near copies", sum(rows_of[a].size for (a, _), _ in of_two)) as progress:
-        for (a, b), (one, other) in of_two:
+        for (a, b), (view, other_view) in of_two:
             first, second = rows_of[a], rows_of[b]
-            pair = textures[one][first], textures[other][second]
+            pair = textures[view][first], textures[other_view][second]
             mean = (whole[first].mean(axis=0) + whole[second].mean(axis=0)) / 2
             limit, least_tone = np.maximum(limits[a], limits[b])
             for i, j, likeness in _alike(pair, mean.astype(np.float32), basis, progress):
                 row, mate = int(first[i]), int(second[j])
                 raw = _directions(pair[0][[i]]) @ _directions(pair[1][[j]]).T
                 if likeness < limit or raw.item() < _LEAST_RAW:
-                    seen = _seen(small[[row]], one), _seen(small[[mate]], other)
-                    if _tones(*seen).item() < least_tone:
+                    greys = _seen(small[[row]], view), _seen(small[[mate]], other_view)
+                    if _tones(*greys).item() < least_tone:
                         continue
                 rows = min(row, mate), max(row, mate)
                 if rows not in best or best[rows].likeness < likeness:
-                    how = one if other == "copy" else other
+                    how = view if other_view == "copy" else other_view
                     best[rows] = NearPair(rows=rows, likeness=likeness, how=how)
     return tuple(sorted(best.values(), key=lambda pair: (-pair.likeness, pair.rows)))
 
@@ -148,7 +148,7 @@ def _textures(small: NDArray[np.uint8], how: str) -> Textures:
     """
     from scipy.ndimage import gaussian_filter
 
-    found = np.empty((len(small), _SIDE * _SIDE), np.int8)
+    textures = np.empty((len(small), _SIDE * _SIDE), np.int8)
     around = (0, _DETAIL, _DETAIL)
     for start in range(0, len(small), _BLOCK):
         values = _seen(small[start : start + _BLOCK], how)
@@ -157,8 +157,8 @@ def _textures(small: NDArray[np.uint8], how: str) -> Textures:
         # Where there is hardly any contrast, such as in black margins, there is noise alone.
         floor = 0.05 * contrast.max(axis=(1, 2), keepdims=True) + 0.25
         local = np.clip(np.round(32 * detail / (contrast + floor)), -127, 127)
-        found[start : start + _BLOCK] = local.reshape(len(values), -1)
-    return found
+        textures[start : start + _BLOCK] = local.reshape(len(values), -1)
+    return textures
 
 
 def _tones(a: Floats, b: Floats) -> NDArray[np.float64]:
@@ -173,13 +173,13 @@ def _tones(a: Floats, b: Floats) -> NDArray[np.float64]:
         b: Of as many other pictures.
     """
     flat = [values.reshape(len(values), -1).astype(np.float64) for values in (a, b)]
-    found = []
-    for one, other in (flat, flat[::-1]):
-        order = np.argsort(one, axis=1, kind="stable")
+    agreement = []
+    for ordering, other in (flat, flat[::-1]):
+        order = np.argsort(ordering, axis=1, kind="stable")
         steps = np.diff(np.take_along_axis(other, order, axis=1), axis=1)
-        found.append(1 - (steps**2).mean(axis=1) / 2 / np.maximum(other.var(axis=1), 1e-9))
+        agreement.append(1 - (steps**2).mean(axis=1) / 2 / np.maximum(other.var(axis=1), 1e-9))
     varied = np.minimum(*(values.var(axis=1) for values in flat)) > _LEAST_VARIANCE
-    return np.where(varied, np.maximum(*found), 0.0)
+    return np.where(varied, np.maximum(*agreement), 0.0)
 
 
 def _directions(textures: Textures, mean: Floats | float = 0.0) -> Floats:

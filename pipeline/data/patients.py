@@ -175,10 +175,10 @@ def patient_folds(
         dealt = GroupKFold(count, shuffle=True, random_state=seed).split(rows, groups=group)
     else:
         dealt = _stratified_folds(np.unique(label, return_inverse=True)[1], group, count, seed)
-    found = list(dealt)
-    if label is not None and any(np.unique(label[in_]).size < len(classes) for in_, _ in found):
+    divided = list(dealt)
+    if label is not None and any(np.unique(label[in_]).size < len(classes) for in_, _ in divided):
         raise StudyError("a class has too few patients of its own: a fold has them all")
-    return found
+    return divided
 
 
 def _stratified_folds(

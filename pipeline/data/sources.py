@@ -119,15 +119,14 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     kinds, entries = _kinds_of(domain)
     if len(kinds) == 1:
         return _of_split(domain, KINDS[kinds[0]](domain, each))
+    folders, hint = "images at any depth", ""
     if domain.labelled:
-        there, folders = " and ".join(kinds), "a folder for each class with images at any depth"
+        folders = "a folder for each class with images at any depth"
         hint = '. Images without labels may lie in a target as they are, with labels = "absent"'
-    else:
-        there, folders, hint = "images and .npy stacks" if kinds else "", "images at any depth", ""
     raise StudyError(
-        f"{domain.path} holds {there or _described(entries)}; allowed is one of: {folders}, .npy "
-        "stacks (n, H, W) or (n, H, W, 3), one class a file, a .npz file, or a table = FILE of "
-        f"images{hint}"
+        f"{domain.path} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "
+        f"{folders}, .npy stacks (n, H, W) or (n, H, W, 3), one class a file, a .npz file, or a "
+        f"table = FILE of images{hint}"
     )
 
 

@@ -71,7 +71,7 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
         (["a.jpg", "b.jpg", "c.PNG"], 0, True, r"holds 2 \.jpg files, 1 \.png file; allowed is"),
         (["a/1.jpg"], 1, True, r"holds class folders and \.npy stacks; allowed is one"),
         ([], 0, False, r"holds nothing; allowed is one of: images at any depth"),
-        (["a.png"], 1, False, r"holds images and \.npy stacks; allowed"),
+        (["a.png"], 1, False, r"holds class folders and \.npy stacks; allowed"),
     ],
 )
 def test_a_folder_of_no_kind_or_of_two_is_refused(tmp_path, files, stacks, labelled, sentence):
