@@ -44,6 +44,13 @@ STEPS: Mapping[str, str] = MappingProxyType(
 _FORMULAS: Mapping[str, str] = MappingProxyType(
     {"atc": "ATC", "doc": "DoC", "label_shift": "label shift", "mlls": "MLLS"}
 )
+_TESTS: Mapping[str, str] = MappingProxyType(
+    {
+        "bbsd_ks": "scores of the head (BBSD)",
+        "ridge_c2st": "features, linear classifier (C2ST)",
+        "mmd_aggregated": "features, distances (MMD)",
+    }
+)
 METRICS: Mapping[str, str] = MappingProxyType(
     {
         "accuracy": "accuracy",
@@ -136,7 +143,8 @@ def _target(target: Record) -> Iterator[Part]:
         if labelled or key in _WITHOUT_LABELS:
             notes = (target["covariates_summary"],) if key == "covariates" else ()
             more: dict[str, Any] = {"key": f"shift_{key}", "about": about, "notes": notes}
-            yield Table(title, columns, target[key], detail=True, **more)
+            rows = _named(target[key], _TESTS) if key == "detection" else target[key]
+            yield Table(title, columns, rows, detail=True, **more)
     yield from _subgroups(target, about)
     yield Detail(_sizes(target))
     yield from map(Detail, target["caveats"])

@@ -324,7 +324,7 @@ def _without_labels(
         target,
         source_accuracy=scores["accuracy"]["source"],
         accuracy_range=None if estimate is None else (estimate.low, estimate.high),
-        shifted=[test.name for test in tests if (test.p_adjusted or 1.0) <= LEVEL],
+        shifted=any(test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in tests),
     )
     return {
         **_NEED_LABELS,

@@ -6,7 +6,7 @@ which terms a loss has and whether the images differ. Causes that leave the same
 named together.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -230,14 +230,15 @@ def _loss(target: str, loss: Effect, accuracy: Mapping[str, float]) -> str:
 
 
 def _gain(best: BestMethod) -> str:
+    method = best.method.replace("_", " ")
     if best.shown:
         return (
-            f"Adaptation by {best.method} regains {_points(best)} without target labels, corrected "
+            f"Adaptation by {method} regains {_points(best)} without target labels, corrected "
             "for the choice of the best method."
         )
     return (
         "No adaptation method is shown to help without target labels: the best, "
-        f"{best.method}, changes accuracy by {_points(best)}."
+        f"{method}, changes accuracy by {_points(best)}."
     )
 
 
@@ -251,7 +252,7 @@ def verdict_without_labels(
     *,
     source_accuracy: float,
     accuracy_range: tuple[float, float] | None,
-    shifted: Sequence[str],
+    shifted: bool,
 ) -> Verdict:
     """Turn what can be said of a target without labels into sentences.
 
@@ -259,7 +260,7 @@ def verdict_without_labels(
         target: Its name.
         source_accuracy: Of the head, out of fold.
         accuracy_range: Where the accuracy on the target may lie; None where nothing can be said.
-        shifted: Tests that show a shift.
+        shifted: Whether a test shows a shift.
     """
     sentences = [f"The accuracy on {target} cannot be measured: it has no labels."]
     if accuracy_range is None:
@@ -276,10 +277,10 @@ def verdict_without_labels(
         )
         if shifted:
             sentences.append(
-                f"The source and {target} are shown to differ ({', '.join(shifted)}): label some "
-                f"images of {target} before you rely on the estimate."
+                f"The source and {target} are shown to differ: label some images of {target} "
+                "before you rely on the estimate."
             )
-    return Verdict(sentences=tuple(sentences), labels_needed=bool(shifted))
+    return Verdict(sentences=tuple(sentences), labels_needed=shifted)
 
 
 def caveats(
