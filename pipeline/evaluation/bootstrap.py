@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, PatientDraws, WeightedStatistic, draw_patients
-from pipeline.evaluation.intervals import LEVEL, Interval
+from pipeline.evaluation.intervals import LEVEL, Interval, wilson
 from pipeline.evaluation.metrics import on_all_rows
 
 
@@ -40,6 +40,19 @@ def percentile_interval(
         return float("nan"), float("nan")
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def mean_bounds(values: NDArray[np.floating], draws: PatientDraws) -> tuple[float, float]:
+    """Percentile bounds of a mean of differences, each in [-1, 1].
+
+    Where all are equal, those of images that were not drawn may yet be others: of as many
+    patients, so many more as Wilson's bound of a rate of 0 allows.
+    """
+    low, high = percentile_interval(draws.mean(values))
+    if np.ptp(values) == 0:
+        room = wilson(0, len(draws.patients))[1]
+        low, high = max(-1.0, low - room), min(1.0, high + room)
+    return low, high
 
 
 def interval_of_draws(

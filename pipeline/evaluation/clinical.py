@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import PatientDraws
-from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.bootstrap import mean_bounds
 from pipeline.evaluation.intervals import Share, share_of
 from pipeline.evaluation.metrics import METRICS
 
@@ -32,7 +32,7 @@ def clinical(data: DomainData, drawn: PatientDraws) -> dict[str, Any] | None:
     label, positive = data.labelled(), data.scored()[:, 1]
     if data.scored().shape[1] != 2 or np.unique(label).size < 2:
         return None
-    low, high = percentile_interval(drawn.mean(label - positive))
+    low, high = mean_bounds(label - positive, drawn)
     recall = {
         metric: share_of(METRICS[metric](label, data.scored()), data.group, data.group[label == of])
         for metric, of in (("sensitivity", 1), ("specificity", 0))

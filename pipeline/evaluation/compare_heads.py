@@ -76,7 +76,8 @@ def score_heads(
     """Every metric that the labels define, for each head, with its interval.
 
     Shares have the interval of :class:`Share`. Brier score, log loss and calibration error,
-    which are no shares, have percentiles of draws of patients, the same draws for all heads.
+    which are no shares, have percentiles of draws of patients, the same draws for all heads,
+    and no interval where all draws are equal.
     On the fit split no interval is given: what a head says of rows that it was trained on is
     no sample of what it says of others.
 
@@ -102,7 +103,8 @@ def score_heads(
         drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
         rows = bootstrap_values([statistics[at] for at in others], drawn)
         for (key, metric), row in zip(others, rows, strict=True):
-            intervals[key][metric] = interval_of_draws(values[key, metric], data, row)
+            if np.ptp(row):  # else no image differs, and draws say nothing of others
+                intervals[key][metric] = interval_of_draws(values[key, metric], data, row)
         for (key, metric), share in shares.items():
             intervals[key][metric] = share.interval()
     return {

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import DRAWS, Fold, PatientDraws, draw_patients, patient_folds
 from pipeline.errors import CheckFailedError, StudyError
-from pipeline.evaluation.bootstrap import percentile_interval
+from pipeline.evaluation.bootstrap import mean_bounds
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.paired_tests import ALPHA, holm, sign_flip, verdict
 from pipeline.heads.logistic import fit_weighted
@@ -271,7 +271,7 @@ def _rows(
         p_values.append(float(sign_flip(gain, target.group, rng, draws=len(draws))))
     differences = {}
     for name, p, p_adjusted in zip(gains, p_values, holm(p_values).tolist(), strict=True):
-        low, high = percentile_interval(draws.mean(gains[name]))
+        low, high = mean_bounds(gains[name], draws)
         estimate = float(gains[name].mean())
         ends = {"estimate": estimate, "low": low, "high": high}
         differences[name] = {**ends, "p": p, "p_adjusted": p_adjusted}

@@ -7,7 +7,7 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
 from pipeline.evaluation.clinical import THRESHOLDS, clinical, net_benefit
 from pipeline.evaluation.compare_heads import compare_heads
-from pipeline.evaluation.intervals import Interval
+from pipeline.evaluation.intervals import Interval, wilson
 from pipeline.evaluation.paired_tests import patients_to_settle
 
 
@@ -65,6 +65,9 @@ def test_calibration_in_the_large_is_observed_less_predicted():
     assert off["estimate"] == pytest.approx(label.mean() - 0.4)
     assert off["high"] < 0 < found(label, np.full(600, 0.2))["observed_minus_predicted"]["high"]
     assert found(np.zeros(9, int), np.zeros(9)) is None
+    label = np.repeat([0, 1], 20)  # surely and rightly called: one of the next may not be
+    sure = found(label, label * 1.0)["observed_minus_predicted"]
+    assert sure["high"] == -sure["low"] == wilson(0, 40)[1]
 
 
 def test_so_many_patients_settle_a_comparison():
