@@ -53,10 +53,10 @@ from pipeline.evaluation.selection import bbc_cv
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.heads import HeadSpec, all_heads
 from pipeline.heads.fit_cache import code_version, digest_of, fit_file, fit_keys, read_fit
-from pipeline.heads.parallel import run_parallel
 from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_preprocessing
 from pipeline.heads.save import Network, SavedHead, head_folder, save_head
 from pipeline.heads.search import TIME_LIMIT, Fit, Fitting, deal_folds
+from pipeline.parallel import run_parallel
 from pipeline.progress import Progress
 from pipeline.randomness import stream
 from pipeline.results import ResultSet, prepare, read_set, write_set

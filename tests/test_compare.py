@@ -311,7 +311,7 @@ def learnt(model) -> list[dict[str, str]]:
     """A digest of all that a model has learnt, without the curves of rows that it only saw."""
     return [
         {k: joblib.hash(v) for k, v in vars(step).items() if k != "curves_"}
-        for _, step in model.steps
+        for step in (model.preprocessing, model.head)
     ]
 
 

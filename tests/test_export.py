@@ -125,9 +125,9 @@ def test_views_and_layers_are_in_the_file(tmp_path, monkeypatch, setting):
 def test_every_preprocessing_and_three_classes_have_a_graph():
     """Against the fitted pipelines themselves, on made-up features."""
     import torch
-    from sklearn.pipeline import make_pipeline
 
     from pipeline import heads
+    from pipeline.heads.base import PreprocessedHead
     from pipeline.heads.layers import head_layers
     from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
 
@@ -136,11 +136,11 @@ def test_every_preprocessing_and_three_classes_have_a_graph():
     X = (rng.normal(size=(90, 6)) + 2 * np.eye(6)[label]).astype(np.float32)
     for preprocessing in PREPROCESSING:
         for head in HEADS:
-            model = make_pipeline(
+            model = PreprocessedHead(
                 make_preprocessing(preprocessing, (2, 4)), heads.HEADS[head].make(0)
             )
             if head == "svm":
-                model[-1].set_params(candidates=(("linear", 0.1),))
+                model.head.set_params(candidates=(("linear", 0.1),))
             model.fit(X, label)
             found = head_layers(model, head)(torch.from_numpy(X)).detach().numpy()
             np.testing.assert_allclose(found, model.predict_proba(X), atol=1e-4)

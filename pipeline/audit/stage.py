@@ -40,7 +40,7 @@ from pipeline.errors import MissingFeaturesError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import FeatureTable, load_features
-from pipeline.heads.parallel import run_parallel
+from pipeline.parallel import run_parallel
 from pipeline.progress import Progress
 from pipeline.results import prepare, write_set
 from pipeline.study import Study

@@ -30,8 +30,6 @@ class HeadSpec:
         path: From heads that differ in the grid's parameters, rows, labels and other rows to
             the probabilities of the other rows by each head, faster than one at a time; None:
             each is fitted alone.
-        parallel: Whether fits may run at the same time. Those of some of scikit-learn's
-            estimators share a random generator.
     """
 
     make: Callable[[int], Any]
@@ -41,7 +39,6 @@ class HeadSpec:
     groups: bool = False
     curves: bool = False
     path: Callable[..., Any] | None = None
-    parallel: bool = True
 
 
 def all_heads(custom: tuple[CustomHead, ...]) -> Mapping[str, HeadSpec]:
@@ -139,7 +136,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             grid={"var_smoothing": (1e-9, 1e-2, 1.0)},
         ),
         "prior": HeadSpec(
-            make=_always("sklearn.dummy.DummyClassifier", strategy="prior"),
+            make=_always("pipeline.heads.base.PriorHead"),
             about="the fit split's class shares, whatever the image",
         ),
     }

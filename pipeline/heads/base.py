@@ -1,54 +1,138 @@
-"""What the project's own heads share: classes, probabilities, and calibration of scores.
+"""What the heads share: scikit-learn's contract, checked features, scalers, preprocessing."""
 
-A calibration is ``p = softmax(a s + b)`` with one scale ``a >= 0`` for all classes and, where
-asked for, one offset for each: with two classes this is Platt's sigmoid. It is fitted to
-scores of rows that were held out. Targets are smoothed as Platt (1999) does, so that
-separated classes have a finite answer.
-"""
-
+import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 
-class Head(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A classifier with ``predict_proba`` whose fit leaves ``classes_``."""
+class Parameters:
+    """scikit-learn's contract without scikit-learn, which takes a second to import.
+
+    The constructor stores its arguments under their names; ``clone`` works.
+    """
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002 - as there
+        """Arguments of the constructor by name; none has parameters of its own."""
+        del deep
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Change some of them.
+
+        Raises:
+            ValueError: The constructor takes no such argument.
+        """
+        if unknown := parameters.keys() - self.get_params().keys():
+            raise ValueError(f"{type(self).__name__} has no parameter {', '.join(sorted(unknown))}")
+        vars(self).update(parameters)
+        return self
+
+
+class Head(Parameters):
+    """A classifier with ``predict_proba`` whose fit leaves ``classes_``.
+
+    Attributes:
+        classes_: Class labels, shape ``(K,)``.
+        n_features_in_: Width of the features that it was fitted to.
+    """
 
     classes_: NDArray[Any]
+    n_features_in_: int
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
+        raise NotImplementedError
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Most probable class of each row, shape ``(n,)``."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
+    def score(self, X: ArrayLike, y: ArrayLike) -> float:
+        """Accuracy on features ``(n, d)`` and labels ``(n,)``."""
+        return float((self.predict(X) == np.asarray(y)).mean())
 
-def number_classes(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """Class labels ``(K,)``, and the number of each row's class, ``(n,)``.
+    def _rows_to_fit(
+        self, X: ArrayLike, y: ArrayLike
+    ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+        """Checked features ``(n, d)`` and the number of each row's class, ``(n,)``.
+
+        Raises:
+            ValueError: Not finite, shapes that do not fit, or one class only.
+        """
+        rows = check_features(X)
+        if len(rows) != len(np.asarray(y)):
+            raise ValueError(f"{len(rows)} rows of features for {len(np.asarray(y))} labels")
+        self.n_features_in_ = rows.shape[1]
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"one class only ({self.classes_[0]}); a head needs two or more")
+        return rows, labels
+
+    def _rows(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Checked features of as many columns as the fit had."""
+        return check_features(X, self.n_features_in_)
+
+
+def check_features(X: ArrayLike, width: int | None = None) -> NDArray[np.float32]:
+    """Features ``(n, d)`` as float32.
 
     Raises:
-        ValueError: One class only.
+        ValueError: Another shape or width, or a value that is not finite.
     """
-    classes, numbers = np.unique(y, return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(f"one class only ({classes[0]}); a head needs two or more")
-    return classes, numbers
+    rows = np.asarray(X, np.float32)
+    if rows.ndim != 2 or width not in (None, rows.shape[1]):
+        raise ValueError(f"features of shape {rows.shape}; allowed: (rows, {width or 'columns'})")
+    # One sum is enough to see it, unless finite values add up to more than float32 holds.
+    if not np.isfinite(rows.sum()) and not np.isfinite(rows).all():
+        raise ValueError("the features hold values that are not finite")
+    return rows
 
 
-def softmax_or_sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities ``(..., K)`` of scores ``(..., K)``, or ``(..., 1)`` of two classes."""
-    if scores.shape[-1] == 1:
-        scores = np.concatenate([np.zeros_like(scores), scores], axis=-1)
-    return np.asarray(softmax(scores.astype(np.float64), axis=-1))
+class PriorHead(Head):
+    """The class shares of the fit split, whatever the image."""
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Count labels ``(n,)``."""
+        _, labels = self._rows_to_fit(X, y)
+        self.shares_ = np.bincount(labels) / len(labels)
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """The shares ``(n, K)`` for each row of features ``(n, d)``."""
+        return np.tile(self.shares_, (len(self._rows(X)), 1))
 
 
-class BlockScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class PreprocessedHead(Parameters):
+    """A head behind its preprocessing: what is saved, and predicts.
+
+    Args:
+        preprocessing: A transformer.
+        head: A classifier with ``predict_proba``.
+    """
+
+    def __init__(self, preprocessing: Any, head: Any) -> None:
+        self.preprocessing = preprocessing
+        self.head = head
+
+    @property
+    def classes_(self) -> NDArray[Any]:
+        """Class labels, shape ``(K,)``."""
+        return np.asarray(self.head.classes_)
+
+    def fit(self, X: NDArray[np.floating], y: ArrayLike) -> Self:
+        """Fit both to features ``(n, d)`` as the backbone gave them, and labels ``(n,)``."""
+        self.head.fit(self.preprocessing.fit(X).transform(X), y)
+        return self
+
+    def predict_proba(self, X: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
+        return np.asarray(self.head.predict_proba(self.preprocessing.transform(X)))
+
+
+class BlockScaler(Parameters):
     """One number for each block of columns, so that joined backbones weigh the same.
 
     Args:
@@ -63,21 +147,18 @@ class BlockScaler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: ArrayLike, _y: object = None) -> Self:
         """Learn from features ``(n, d)``."""
-        rows = validate_data(self, X, dtype=np.float32)
-        variances = np.split(rows.var(axis=0, dtype=np.float64), np.cumsum(self.widths)[:-1])
-        scales = [np.sqrt(v.mean()) or 1.0 for v in variances]
+        variance = check_features(X).var(axis=0, dtype=np.float64)
+        scales = [np.sqrt(v.mean()) or 1.0 for v in np.split(variance, np.cumsum(self.widths)[:-1])]
         self.scale_ = np.repeat(scales, self.widths).astype(np.float32)
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Features ``(n, d)`` with every block at the same scale."""
-        check_is_fitted(self)
-        rows: NDArray[np.float32] = validate_data(self, X, dtype=np.float32, reset=False)
-        return rows / self.scale_
+        return check_features(X, len(self.scale_)) / self.scale_
 
 
-class Standardiser(StandardScaler):  # type: ignore[misc]
-    """scikit-learn's, but a column that hardly varies is not blown up.
+class Standardiser(Parameters):
+    """Columns of mean 0 and variance 1, but a column that hardly varies is not blown up.
 
     A filter of the network that answers to no training image leaves a column of almost equal
     numbers. Divided by their tiny standard deviation, one image that it does answer to would
@@ -86,78 +167,47 @@ class Standardiser(StandardScaler):  # type: ignore[misc]
 
     Args:
         widths: Columns of each backbone, in order; None: there is one.
+
+    Attributes:
+        mean_: Of each column, shape ``(d,)``.
+        scale_: What it is divided by, shape ``(d,)``.
     """
 
     def __init__(self, widths: Sequence[int] | None = None) -> None:
-        super().__init__()
         self.widths = widths
 
-    def partial_fit(self, X: ArrayLike, y: object = None, sample_weight: object = None) -> Self:
-        """Learn from further features ``(n, d)``; ``fit`` comes here too."""
-        super().partial_fit(X, y, sample_weight)
-        ends = np.cumsum(self.widths or [len(self.var_)])[:-1]
-        for deviation, scale in zip(
-            np.split(np.sqrt(self.var_), ends), np.split(self.scale_, ends), strict=True
-        ):
-            median = np.median(deviation[deviation > 0]) if deviation.any() else 1.0
-            scale[deviation < median / 1000] = median  # a view of the attribute
+    def fit(self, X: ArrayLike, _y: object = None) -> Self:
+        """Learn from features ``(n, d)``."""
+        self.n_samples_seen_ = 0
+        return self.partial_fit(X)
+
+    def partial_fit(self, X: ArrayLike, _y: object = None) -> Self:
+        """Learn from further features ``(n, d)``."""
+        rows = check_features(X)
+        if not getattr(self, "n_samples_seen_", 0):
+            self.n_samples_seen_, self.mean_, self.var_ = (
+                0,
+                np.zeros(rows.shape[1]),
+                np.zeros(rows.shape[1]),
+            )
+        # Means and variances of two sets of rows make those of both (Chan and others 1983).
+        mean, share = (
+            rows.mean(axis=0, dtype=np.float64),
+            len(rows) / (self.n_samples_seen_ + len(rows)),
+        )
+        step = mean - self.mean_
+        variance = np.square(rows - mean).mean(axis=0)
+        self.var_ = (1 - share) * (self.var_ + share * step**2) + share * variance
+        self.mean_ = self.mean_ + share * step
+        self.n_samples_seen_ += len(rows)
+        self.scale_ = np.sqrt(self.var_)
+        for scale in np.split(self.scale_, np.cumsum(self.widths or [rows.shape[1]])[:-1]):
+            median = np.median(scale[scale > 0]) if scale.any() else 1.0
+            scale[scale < median / 1000] = median  # a view of the attribute
         return self
 
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """A fitted map from scores to probabilities.
-
-    Attributes:
-        scale: Not negative: a higher score never means a lower probability.
-        offset: Shape ``(K,)``.
-        loss: Mean log loss of the rows that it was fitted to, in nats.
-    """
-
-    scale: float
-    offset: NDArray[np.float64]
-    loss: float
-
-    def proba(self, scores: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Probabilities ``(n, K)`` of scores ``(n, K)``."""
-        return np.asarray(softmax(self.scale * scores + self.offset, axis=1))
-
-
-def fit_calibration(
-    scores: NDArray[np.floating], y: NDArray[np.integer], *, offsets: bool = True
-) -> Calibration:
-    """Fit the map by maximum likelihood.
-
-    Args:
-        scores: Of rows that the scorer was not fitted to, shape ``(n, K)``; rows that are not
-            finite are left out.
-        y: Labels 0 to K - 1, shape ``(n,)``.
-        offsets: Whether each class has an offset; without them only the scale is fitted.
-
-    Raises:
-        ValueError: No row is left, or one class only.
-    """
-    finite = np.isfinite(scores).all(axis=1)
-    scores, y = np.asarray(scores, np.float64)[finite], y[finite]
-    counts = np.bincount(y, minlength=scores.shape[1])
-    if (counts > 0).sum() < 2:
-        raise ValueError("the held-out rows are of one class only: no probability can be fitted")
-    # A common unit: the optimiser must not care whether scores are margins or cosines.
-    unit = float((scores - scores.mean(axis=1, keepdims=True)).std()) or 1.0
-    scores = scores / unit
-    targets = np.repeat((1 / (counts + len(counts)))[y][:, None], len(counts), axis=1)
-    targets[np.arange(len(y)), y] *= counts[y] + 1
-
-    def objective(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        log_p = log_softmax(x[0] * scores + x[1:], axis=1)
-        gradient = (np.exp(log_p) - targets) / len(y)
-        slope = np.r_[(gradient * scores).sum(), gradient.sum(axis=0) * offsets]
-        return float(-(targets * log_p).sum() / len(y)), slope
-
-    start = np.r_[1.0, np.zeros(len(counts))]
-    bounds = [(0, None), *[(None, None)] * len(counts)]
-    options = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9}
-    x = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
-    log_p = log_softmax(x[0] * scores + x[1:], axis=1)
-    loss = -float(log_p[np.arange(len(y)), y].mean())
-    return Calibration(scale=float(x[0] / unit), offset=x[1:], loss=loss)
+    def transform(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Features ``(n, d)`` less the mean, over the scale."""
+        rows = check_features(X, len(self.mean_)) - self.mean_.astype(np.float32)
+        rows /= self.scale_.astype(np.float32)
+        return rows

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 
 from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError, UnknownNameError
@@ -39,6 +38,7 @@ class CalibratedHead(Head):
         Raises:
             ValueError: A class has fewer than two patients, or what the estimator says.
         """
+        from sklearn.base import clone
         from sklearn.calibration import CalibratedClassifierCV
 
         self.classes_, labels = np.unique(y, return_inverse=True)
@@ -99,7 +99,6 @@ def _estimator(head: CustomHead, where: str) -> HeadSpec:
         about=f"{head.estimator} with {given}",
         stochastic=stochastic,
         groups=not plain,
-        parallel=False,
     )
 
 

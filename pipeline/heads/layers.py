@@ -15,7 +15,8 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer
 from torch import Tensor, nn
 
 from pipeline.errors import ExportError
-from pipeline.heads.base import BlockScaler, Calibration, Standardiser
+from pipeline.heads.base import BlockScaler, PreprocessedHead, Standardiser
+from pipeline.heads.calibration import Calibration
 from pipeline.heads.closed_form import DiscriminantHead, PrototypeHead, RidgeHead
 from pipeline.heads.mlp import MLPHead
 from pipeline.heads.svm import SVMHead
@@ -129,6 +130,9 @@ class _NoLayersError(Exception):
 #: By type of a fitted step. To add one: a line here.
 _STEPS: Mapping[type, Callable[[Any], nn.Module]] = MappingProxyType(
     {
+        PreprocessedHead: lambda model: nn.Sequential(
+            _step(model.preprocessing), _step(model.head)
+        ),
         Pipeline: lambda pipe: nn.Sequential(*(_step(step) for _, step in pipe.steps)),
         Standardiser: lambda step: _Standardised(step.mean_, step.scale_),
         BlockScaler: lambda step: _Standardised(0.0, step.scale_),

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.heads.base import softmax_or_sigmoid
-from pipeline.heads.parallel import run_parallel
+from pipeline.parallel import run_parallel
 
 #: Weightings that one job solves, one after the other.
 _SERIES = 25
@@ -49,6 +49,13 @@ def logistic_path(
     for head in sorted(heads, key=lambda head: float(head.C)):
         before = _fit_from(before, head, X, y)
     return np.stack([head.predict_proba(other) for head in heads])
+
+
+def softmax_or_sigmoid(scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities ``(..., K)`` of scores ``(..., K)``, or ``(..., 1)`` of two classes."""
+    if scores.shape[-1] == 1:
+        scores = np.concatenate([np.zeros_like(scores), scores], axis=-1)
+    return np.asarray(softmax(scores.astype(np.float64), axis=-1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.heads.base import Head, number_classes
+from pipeline.heads.base import Head
 from pipeline.randomness import stream
 
 #: Rows that are put in the order of their steps at once.
@@ -87,8 +86,7 @@ class MLPHead(Head):
             ValueError: Not finite, shapes that do not fit, one class only, or a setting that
                 is not allowed.
         """
-        rows, y = validate_data(self, X, y, dtype=np.float32)
-        self.classes_, labels = number_classes(y)
+        rows, labels = self._rows_to_fit(X, y)
         if self.depth < 1 or self.hidden < 1 or not 0 <= self.dropout < 1:
             raise ValueError(
                 f"hidden {self.hidden}, depth {self.depth}, dropout {self.dropout}: allowed are "
@@ -107,8 +105,7 @@ class MLPHead(Head):
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities ``(n, K)`` of features ``(n, d)``; nothing is dropped."""
-        check_is_fitted(self)
-        return _proba(self.layers_, validate_data(self, X, dtype=np.float32, reset=False))
+        return _proba(self.layers_, self._rows(X))
 
 
 def _proba(layers: Layers, X: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -20,14 +20,16 @@ from pipeline.errors import ModelError
 
 TRUSTED = frozenset(
     {
-        "pipeline.heads.base.Calibration",
+        "pipeline.heads.base.BlockScaler",
+        "pipeline.heads.base.PreprocessedHead",
+        "pipeline.heads.base.PriorHead",
+        "pipeline.heads.base.Standardiser",
+        "pipeline.heads.calibration.Calibration",
         "pipeline.heads.closed_form.DiscriminantHead",
         "pipeline.heads.closed_form.PrototypeHead",
         "pipeline.heads.closed_form.RidgeHead",
         "pipeline.heads.custom.CalibratedHead",
         "pipeline.heads.mlp.MLPHead",
-        "pipeline.heads.base.BlockScaler",
-        "pipeline.heads.base.Standardiser",
         "pipeline.heads.svm.SVMHead",
         "pipeline.heads.trees.BoostingHead",
         "pipeline.heads.trees.ForestHead",
@@ -166,11 +168,15 @@ def _type(name: str, *, estimators: bool = True) -> Any:
     Raises:
         ModelError: It is not.
     """
-    from sklearn.base import BaseEstimator
-
     module, _, last = name.rpartition(".")
     if name in TRUSTED or (estimators and module.startswith("sklearn.")):
         kind = getattr(import_module(module), last)
-        if name in TRUSTED or (isinstance(kind, type) and issubclass(kind, BaseEstimator)):
+        if name in TRUSTED or (isinstance(kind, type) and issubclass(kind, _estimator())):
             return kind
     raise ModelError(f"it holds objects of types that are not trusted: {name}")
+
+
+def _estimator() -> type:
+    from sklearn.base import BaseEstimator  # a second to import
+
+    return BaseEstimator  # type: ignore[no-any-return]

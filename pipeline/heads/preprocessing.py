@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UnknownNameError
 from pipeline.heads import late
+from pipeline.heads.base import BlockScaler, Standardiser
 
 STANDARDISE = "standardise"
 #: Elements of one block of rows: 8 MB as float64.
@@ -48,7 +49,7 @@ def transform_in_blocks(
 #: To add one: a line here; it makes an unfitted scikit-learn transformer.
 PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
-        STANDARDISE: late("pipeline.heads.base.Standardiser"),
+        STANDARDISE: Standardiser,
         "none": late("sklearn.preprocessing.FunctionTransformer"),
         "l2": late("sklearn.preprocessing.Normalizer"),
         # Directions beyond 99 % of the variance are noise that whitening would blow up.
@@ -76,6 +77,6 @@ def make_preprocessing(name: str, widths: Sequence[int]) -> Any:
     if name == STANDARDISE:
         return transformer.set_params(widths=tuple(widths))
     if len(widths) > 1:
-        scaler = late("pipeline.heads.base.BlockScaler")(tuple(widths))
+        scaler = BlockScaler(tuple(widths))
         return late("sklearn.pipeline.make_pipeline")(scaler, transformer)
     return transformer

@@ -29,7 +29,7 @@ from pipeline.heads.objects import from_bytes, to_bytes
 from pipeline.results import ResultSet, read_set, write_set
 from pipeline.words import as_file_name
 
-FORMAT = 4
+FORMAT = 5
 MODEL, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -84,8 +84,8 @@ class SavedHead:
     @property
     def contains_training_features(self) -> bool:
         """Whether features of the images that it was fitted on are in it."""
-        steps = [step for model in self.models for step in getattr(model, "steps", [("", model)])]
-        estimators = [getattr(step, "estimator_", step) for _, step in steps]
+        heads = [getattr(model, "head", model) for model in self.models]
+        estimators = [getattr(head, "estimator_", head) for head in heads]
         return any(
             len(getattr(estimator, name, ())) > 0
             for estimator in estimators

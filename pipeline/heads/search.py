@@ -8,6 +8,7 @@ of all heads are independent jobs, so they keep every core busy.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -19,9 +20,10 @@ from numpy.typing import NDArray
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import Fold as FoldRows
 from pipeline.data.patients import patient_folds
-from pipeline.heads import HeadSpec, late
-from pipeline.heads.parallel import run_each, run_parallel
+from pipeline.heads import HeadSpec
+from pipeline.heads.base import PreprocessedHead
 from pipeline.heads.preprocessing import fit_in_blocks, row_blocks, transform_in_blocks
+from pipeline.parallel import run_each, run_parallel
 from pipeline.progress import Progress
 
 #: Of more rows, or rows times classes, one fold is held out instead of five: it has rows
@@ -39,6 +41,8 @@ _ROUNDING = 1e-3
 _LONGEST_REASON = 300
 Proba = NDArray[np.float64]
 Transformer = Callable[[], Any]
+#: Of a head by name.
+Job = tuple[str, Callable[[], Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,29 +152,47 @@ class Fitting:
         Returns:
             By head, without those in ``failures``.
         """
+        for spec in self.specs.values():
+            with suppress(Exception):  # whoever fits it says so
+                spec.make(self.seeds[0])  # imported here once, and not in every process
         grids = {name: _choices(spec.grid) for name, spec in self.specs.items()}
         searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
+        chosen = {name: grid[0] for name, grid in grids.items() if name not in searched}
         with Progress("heads", unit="fits") as self._progress:
-            by_choice = self._divide(searched, self.seeds[0])
+            folds = self._folds(self.seeds[0]) if searched else []
+            whole = self._whole(X, predicted, validation)
+            # What needs no choice is fitted beside the folds of what does.
+            jobs = self._jobs_of_seeds(chosen, whole)
+            of_folds = self._jobs_of_folds(searched, folds, self.seeds[0])
+            results = self._run([*jobs, *of_folds])
+            by_choice = self._held_out_proba(searched, folds, results[len(jobs) :])
             losses = {name: _log_losses(p, self.data.labelled()) for name, p in by_choice.items()}
-            best = {name: int(np.argmin(loss)) for name, loss in losses.items()}
-            chosen = {name: grids[name][best.get(name, 0)] for name in self.alive}
-            found = self._fit_all_rows(chosen, X, predicted, validation)
-        # What was chosen once is kept out of fold, where patients are many.
-        self._settled = {name: {**chosen[name], **_settled(fit)} for name, fit in found.items()}
-        folds = [rows for _, rows in deal_folds(self.data, self.seeds[0])] if best else []
-        self._held_out = {
-            name: chosen_elsewhere(by_choice[name], self.data.labelled(), folds) for name in best
-        }
-        return {
-            name: replace(
-                fit,
-                chosen={**chosen[name], **getattr(fit.models[0][-1], "best_params_", {})},
-                path=_path(fit.models[0], searched.get(name, ()), losses.get(name)),
+            best = {name: grids[name][int(np.argmin(loss))] for name, loss in losses.items()}
+            jobs_of_chosen = self._jobs_of_seeds(best, whole)
+            results = [*results[: len(jobs)], *self._run(jobs_of_chosen)]
+        chosen |= best
+        fits: dict[str, Fit] = {}
+        for name in self.alive:
+            of_head = [i for i, (job, _) in enumerate([*jobs, *jobs_of_chosen]) if job == name]
+            models, proba = zip(*(results[i] for i in of_head), strict=True)
+            head = models[0].head
+            # What was chosen once is kept out of fold, where patients are many.
+            self._settled[name] = {**chosen[name], **getattr(head, "settled_params_", {})}
+            fits[name] = Fit(
+                models=models,
+                seeds=tuple(self.seeds[: len(models)]),
+                proba=np.stack(proba),
+                chosen={**chosen[name], **getattr(head, "best_params_", {})},
+                path=_path(head, searched.get(name, ()), losses.get(name)),
+                curves=getattr(head, "curves_", {}),
                 seconds=self.seconds[name],
             )
-            for name, fit in found.items()
+        rows = [fold.outside for fold in folds]
+        self._held_out = {
+            name: chosen_elsewhere(proba, self.data.labelled(), rows)
+            for name, proba in by_choice.items()
         }
+        return fits
 
     def out_of_fold(self, fits: Mapping[str, Fit], repeats: int) -> dict[str, Fit]:
         """The fits with ``out_of_fold``, where every fold of every division bears the head.
@@ -179,22 +201,26 @@ class Fitting:
             fits: See :meth:`fit`.
             repeats: Divisions in folds.
         """
-        found: dict[str, list[Proba]] = {name: [] for name in fits}
+        by_head: dict[str, list[Proba]] = {name: [] for name in fits}
         nested = self.data.patients < NESTED_BELOW
         with Progress("heads, out of fold", unit="fits") as self._progress:
             for repeat in range(repeats):
                 # The folds that parameters were chosen by are those of the first division.
                 stored = {} if repeat or nested else self._held_out
-                known = {name: proba for name, proba in stored.items() if name in fits}
-                again = {name: [self._settled[name]] for name in fits if name not in known}
-                fitted = self._divide(
-                    again, self.seeds[0] + repeat, what="out of fold", nested=nested
-                )
-                for name, proba in {**known, **{n: p[0] for n, p in fitted.items()}}.items():
-                    found[name].append(proba)
+                held_out = {name: proba for name, proba in stored.items() if name in fits}
+                again = {name: [self._settled[name]] for name in fits if name not in held_out}
+                folds = self._folds(self.seeds[0] + repeat, "out of fold") if again else []
+                fit = _fit_nested if nested else _fit_choices
+                jobs = self._jobs_of_folds(again, folds, self.seeds[0] + repeat, fit)
+                results = self._run(jobs, "out of fold")
+                for name, proba in self._held_out_proba(again, folds, results).items():
+                    held_out[name] = proba[0]
+                for name, proba in held_out.items():
+                    by_head[name].append(proba)
         return {
             name: replace(
-                fit, out_of_fold=np.stack(found[name]) if len(found[name]) == repeats > 0 else None
+                fit,
+                out_of_fold=np.stack(by_head[name]) if len(by_head[name]) == repeats > 0 else None,
             )
             for name, fit in fits.items()
         }
@@ -204,76 +230,82 @@ class Fitting:
         """Heads without a failure."""
         return [name for name in self.specs if name not in self.failures]
 
-    def _divide(
-        self,
-        choices: Mapping[str, Sequence[Mapping[str, Any]]],
-        seed: int,
-        *,
-        what: str = "",
-        nested: bool = False,
-    ) -> dict[str, Proba]:
-        """Fit choices of parameters to each fold of one division.
-
-        Args:
-            choices: Parameters by head.
-            seed: Of the division, and of stochastic heads.
-            what: Begins the reasons of failures; a division that fails is one of its own.
-            nested: Whether each fold chooses anew, and takes the one choice that is given for a
-                head only where it has too few patients for that.
-
-        Returns:
-            Probabilities ``(choices, n, K)`` of held-out rows, for each head that every fold
-            bears.
-        """
-        if not choices:
-            return {}
-        y = self.data.labelled()
-        try:
-            folds = run_parallel(
-                [partial(self._preprocess, *rows) for rows in deal_folds(self.data, seed)]
-            )
-        except (ValueError, MemoryError) as cause:
-            names = [what] if what else choices
-            self.failures.update(dict.fromkeys(names, _reason(cause)))
-            return {}
-        jobs = [(name, fold) for name in choices for fold in folds]
-        fit = _fit_nested if nested else _fit_choices
-        found = self._run(
-            [
-                (name, partial(fit, self.specs[name], choices[name], fold, self._fitted_to, seed))
-                for name, fold in jobs
-            ],
-            what,
-        )
-        shape = len(y), int(y.max()) + 1
-        proba = {name: np.full((len(params), *shape), np.nan) for name, params in choices.items()}
-        for (name, fold), of_fold in zip(jobs, found, strict=True):
-            if of_fold is not None:
-                proba[name][:, fold.outside] = of_fold
-        return {name: values for name, values in proba.items() if name in self.alive}
-
     def _rows_of_views(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Where the views of some rows are among those that heads are fitted to."""
         return (rows[:, None] * self._views + np.arange(self._views)).ravel()
 
-    def _preprocess(self, inside: NDArray[np.intp], outside: NDArray[np.intp]) -> "_Fold":
-        rows, X = self._rows_of_views(inside), self._fitted_to.embedded()
-        transformer = fit_in_blocks(self.preprocessing(), X, rows)
-        return _Fold(
-            inside=rows,
-            outside=outside,
-            X_inside=transform_in_blocks(transformer, X, rows),
-            X_outside=transform_in_blocks(transformer, self.data.embedded(), outside),
-        )
+    def _folds(self, seed: int, what: str = "") -> list["_Fold"]:
+        """The folds of one division, preprocessed; empty where they cannot be dealt.
 
-    def _fit_all_rows(
+        Args:
+            seed: Of the division.
+            what: A failure is one of this name; without it, of the heads with a choice.
+        """
+        try:
+            dealt = deal_folds(self.data, seed)
+            X, insides = (
+                self._fitted_to.embedded(),
+                [self._rows_of_views(rows) for rows, _ in dealt],
+            )
+            transformers = run_parallel(
+                [partial(fit_in_blocks, self.preprocessing(), X, rows) for rows in insides]
+            )
+        except (ValueError, MemoryError) as cause:
+            names = (
+                [what] if what else [n for n, s in self.specs.items() if len(_choices(s.grid)) > 1]
+            )
+            self.failures.update(dict.fromkeys(names, _reason(cause)))
+            return []
+        return [
+            _Fold(
+                inside=rows,
+                outside=outside,
+                X_inside=transform_in_blocks(transformer, X, rows),
+                X_outside=transform_in_blocks(transformer, self.data.embedded(), outside),
+            )
+            for transformer, rows, (_, outside) in zip(transformers, insides, dealt, strict=True)
+        ]
+
+    def _jobs_of_folds(
         self,
-        chosen: Mapping[str, Mapping[str, Any]],
-        X: NDArray[np.float32],
-        predicted: NDArray[np.intp],
-        validation: DomainData | None,
-    ) -> dict[str, Fit]:
-        """Every seed of every head on all rows, at the parameters that were chosen."""
+        choices: Mapping[str, Sequence[Mapping[str, Any]]],
+        folds: Sequence["_Fold"],
+        seed: int,
+        fit: Callable[..., Proba] | None = None,
+    ) -> list[Job]:
+        """A job for each head and fold, which fits every choice of parameters."""
+        return [
+            (
+                name,
+                partial(fit or _fit_choices, self.specs[name], grid, fold, self._fitted_to, seed),
+            )
+            for name, grid in choices.items()
+            for fold in folds
+        ]
+
+    def _held_out_proba(
+        self,
+        choices: Mapping[str, Sequence[Mapping[str, Any]]],
+        folds: Sequence["_Fold"],
+        results: Sequence[Any],
+    ) -> dict[str, Proba]:
+        """Probabilities ``(choices, n, K)`` of held-out rows, of heads that every fold bears."""
+        y = self.data.labelled()
+        by_head: dict[str, Proba] = {}
+        of_fold = iter(results)
+        for name, grid in choices.items():
+            proba = np.full((len(grid), len(y), int(y.max()) + 1), np.nan)
+            for fold in folds:
+                if (held_out := next(of_fold)) is not None:
+                    proba[:, fold.outside] = held_out
+            if folds and name in self.alive:
+                by_head[name] = proba
+        return by_head
+
+    def _whole(
+        self, X: NDArray[np.float32], predicted: NDArray[np.intp], validation: DomainData | None
+    ) -> Callable[[str, Mapping[str, Any], int], tuple[Any, Proba]] | None:
+        """What fits a head to all rows for a seed; None where these cannot be preprocessed."""
         data = self._fitted_to
         try:
             every = np.arange(len(data))
@@ -282,62 +314,63 @@ class Fitting:
             y = data.labelled()
         except (ValueError, MemoryError) as cause:
             self.failures.update(dict.fromkeys(self.alive, _reason(cause)))
-            return {}
+            return None
         seen = None
-        if validation is not None and any(self.specs[name].curves for name in self.alive):
+        if validation is not None and any(spec.curves for spec in self.specs.values()):
             seen = (transformer.transform(validation.embedded()), validation.labelled())
 
-        def fit(name: str, seed: int) -> tuple[Any, Proba]:
+        def fit(name: str, parameters: Mapping[str, Any], seed: int) -> tuple[Any, Proba]:
             spec = self.specs[name]
             more: dict[str, Any] = {"groups": data.group} if spec.groups else {}
             if spec.curves and seed == self.seeds[0]:
                 more["validation"] = seen
-            head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
-            model = late("sklearn.pipeline.make_pipeline")(transformer, head)
+            head = spec.make(seed).set_params(**parameters).fit(rows, y, **more)
+            model = PreprocessedHead(transformer, head)
             return model, predict_in_blocks(model, X, predicted, classes=int(y.max()) + 1)
 
-        jobs = [
-            (name, seed)
-            for name in self.alive
-            for seed in (self.seeds if self.specs[name].stochastic else self.seeds[:1])
-        ]
-        results = self._run([(name, partial(fit, name, seed)) for name, seed in jobs])
-        fits = {}
-        for name in self.alive:
-            fitted = [(seed, *results[i]) for i, (of, seed) in enumerate(jobs) if of == name]
-            seeds, models, proba = zip(*fitted, strict=True)
-            curves = getattr(models[0][-1], "curves_", {})
-            fits[name] = Fit(models=models, seeds=seeds, proba=np.stack(proba), curves=curves)
-        return fits
+        return fit
 
-    def _run(self, jobs: Sequence[tuple[str, Callable[[], Any]]], what: str = "") -> list[Any]:
+    def _jobs_of_seeds(
+        self,
+        chosen: Mapping[str, Mapping[str, Any]],
+        fit: Callable[[str, Mapping[str, Any], int], tuple[Any, Proba]] | None,
+    ) -> list[Job]:
+        """A job for each head and seed, on all rows."""
+        return [
+            (name, partial(fit, name, parameters, seed))
+            for name, parameters in chosen.items()
+            for seed in (self.seeds if self.specs[name].stochastic else self.seeds[:1])
+            if fit is not None
+        ]
+
+    def _run(self, jobs: Sequence[Job], what: str = "") -> list[Any]:
         """What the jobs of heads return, in their order; None for one that failed."""
         results: list[Any] = [None] * len(jobs)
         self._progress.expect(len(jobs))
 
-        def run(number: int) -> None:
-            name, job = jobs[number]
-            if name not in self.failures:
-                start = time.perf_counter()
-                results[number] = job()
-                self.seconds[name] += time.perf_counter() - start
-
-        def done(names: Sequence[str], number: int, outcome: object) -> None:
+        def done(number: int, outcome: Any) -> None:
             self._progress.advance()
+            name = jobs[number][0]
             if isinstance(outcome, BaseException):
                 reason = _reason(outcome)
-                self.failures[names[number]] = f"{what}: {reason}" if what else reason
+                self.failures[name] = f"{what}: {reason}" if what else reason
+            elif outcome is not None:
+                results[number], seconds = outcome
+                self.seconds[name] += seconds
 
-        alone = [i for i, (name, _) in enumerate(jobs) if not self.specs[name].parallel]
-        together = [i for i in range(len(jobs)) if i not in alone]
-        for numbers, workers in ((together, None), (alone, 1)):
-            run_each(
-                [partial(run, i) for i in numbers],
-                workers=workers,
-                limit=self.limit,
-                done=partial(done, [jobs[i][0] for i in numbers]),
-            )
+        run_each(
+            [partial(_timed, job) for _, job in jobs],
+            limit=self.limit,
+            done=done,
+            skip=lambda number: jobs[number][0] in self.failures,
+        )
         return results
+
+
+def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
+    """What a job returns, and its seconds."""
+    start = time.perf_counter()
+    return job(), time.perf_counter() - start
 
 
 def _choices(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -346,7 +379,9 @@ def _choices(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 def _reason(cause: BaseException) -> str:
     """What is shown of an exception; its kind too where that is a surprise."""
-    expected = isinstance(cause, ValueError | TimeoutError | np.linalg.LinAlgError)
+    expected = isinstance(
+        cause, ValueError | TimeoutError | ChildProcessError | np.linalg.LinAlgError
+    )
     text = " ".join(str(cause).split())[:_LONGEST_REASON]
     return text if expected and text else f"{type(cause).__name__}: {text}".rstrip(": ")
 
@@ -471,17 +506,12 @@ def _log_losses(by_choice: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]
     return np.where(np.isfinite(loss), loss, np.inf)
 
 
-def _settled(fit: Fit) -> dict[str, Any]:
-    """Constructor parameters that make a head's own choice again."""
-    return dict(getattr(fit.models[0][-1], "settled_params_", {}))
-
-
 def _path(
-    model: Any, choices: Sequence[Mapping[str, Any]], losses: NDArray[np.float64] | None
+    head: Any, choices: Sequence[Mapping[str, Any]], losses: NDArray[np.float64] | None
 ) -> list[Mapping[str, Any]]:
     """The log loss of each choice, by folds or by the head's own hold-out."""
     if losses is None:
-        return list(getattr(model[-1], "path_", ()))
+        return list(getattr(head, "path_", ()))
     return [
         {**choice, "log_loss": float(loss)}
         for choice, loss in zip(choices, losses, strict=True)

@@ -11,10 +11,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.svm import SVC
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.data.patients import patient_folds
-from pipeline.heads.base import Calibration, Head, fit_calibration, number_classes
+from pipeline.heads.base import Head
+from pipeline.heads.calibration import Calibration, fit_calibration
 
 #: Kernel and C. Of rows in many dimensions a linear kernel separates with little C, and the
 #: scores of RBF saturate.
@@ -36,7 +36,7 @@ class SVMHead(Head):
         classes_: Class labels, shape ``(K,)``.
         support_vectors_: Rows that the scores are made from, float32 of shape ``(s, d)``.
         gamma_: Of the RBF kernel: one over the features' number and variance.
-        calibration_: See :class:`pipeline.heads.base.Calibration`.
+        calibration_: See :class:`pipeline.heads.calibration.Calibration`.
         best_params_: The chosen candidate.
         settled_params_: What the constructor takes to make the same choice again.
     """
@@ -59,8 +59,7 @@ class SVMHead(Head):
             ValueError: Not finite, shapes that do not fit, one class only, or a class with
                 fewer than two patients.
         """
-        rows, y = validate_data(self, X, y, dtype=np.float32)
-        self.classes_, labels = number_classes(y)
+        rows, labels = self._rows_to_fit(X, y)
         patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
         if len(rows) > MOST_ROWS:
             parts = -(-len(rows) // MOST_ROWS)
@@ -110,8 +109,7 @@ class SVMHead(Head):
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, dtype=np.float32, reset=False)
+        rows = self._rows(X)
         inner = (rows @ self.support_vectors_.T).astype(np.float64)
         if self.best_params_["kernel"] == "rbf":
             squares, of_support = (

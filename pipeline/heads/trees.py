@@ -16,9 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.tree import ExtraTreeClassifier
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.heads.base import Head, number_classes
+from pipeline.heads.base import Head
 from pipeline.randomness import stream
 
 
@@ -55,8 +54,7 @@ class ForestHead(Head):
         Raises:
             ValueError: Not finite, shapes that do not fit, or one class only.
         """
-        rows, y = validate_data(self, X, y, dtype=np.float32)
-        self.classes_, labels = number_classes(y)
+        rows, labels = self._rows_to_fit(X, y)
         seeds = stream("forest", self.random_state).integers(0, 2**31, self.n_estimators)
         self.trees_ = [
             ExtraTreeClassifier(
@@ -70,8 +68,7 @@ class ForestHead(Head):
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Mean of the trees' class shares, ``(n, K)``, of features ``(n, d)``."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, dtype=np.float32, reset=False)
+        rows = self._rows(X)
         total = sum(tree.predict_proba(rows, check_input=False) for tree in self.trees_)
         return np.asarray(total / len(self.trees_))
 
@@ -115,15 +112,15 @@ class BoostingHead(Head):
         """Fit features ``(n, d)`` to labels ``(n,)``.
 
         Raises:
-            ValueError: Not finite, or shapes that do not fit.
+            ValueError: Not finite, shapes that do not fit, or one class only.
         """
-        rows, y = validate_data(self, X, y, dtype=np.float32)
+        rows, labels = self._rows_to_fit(X, y)
         # The same inputs for every seed: only the trees are stochastic.
         self.pca_ = PCA(
             min(self.components, *rows.shape), svd_solver="randomized", iterated_power=2,
             random_state=0,
         ).fit(rows)  # fmt: skip
-        self.columns_ = np.argsort(-_separation(rows, y), kind="stable")[: self.columns]
+        self.columns_ = np.argsort(-_separation(rows, labels), kind="stable")[: self.columns]
         # Stopping early would hold rows out without regard to patients.
         self.trees_ = HistGradientBoostingClassifier(
             learning_rate=self.learning_rate,
@@ -133,14 +130,12 @@ class BoostingHead(Head):
             max_bins=63,
             early_stopping=False,
             random_state=self.random_state,
-        ).fit(self._inputs(rows), y)
-        self.classes_ = self.trees_.classes_
+        ).fit(self._inputs(rows), labels)
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
-        check_is_fitted(self)
-        rows = validate_data(self, X, dtype=np.float32, reset=False)
+        rows = self._rows(X)
         return np.asarray(self.trees_.predict_proba(self._inputs(rows)))
 
     def _inputs(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from pipeline.evaluation.bootstrap import mean_bounds
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.paired_tests import ALPHA, holm, sign_flip, verdict
 from pipeline.heads.logistic import fit_weighted
-from pipeline.heads.parallel import run_parallel
+from pipeline.parallel import run_parallel
 from pipeline.shift.adapt import ADAPTERS, SETTINGS
 from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 

@@ -29,7 +29,7 @@ from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.evaluation.separability import DomainAUC
 from pipeline.features.load import FeatureTable, load_features
-from pipeline.heads.parallel import run_parallel
+from pipeline.parallel import run_parallel
 from pipeline.results import prepare, write_set
 from pipeline.shift.adapt_eval import (
     AdaptationPlan,

@@ -38,9 +38,9 @@ from pipeline.data.domain import DomainData
 from pipeline.heads import HEADS
 from pipeline.heads.logistic import logistic_path, make_logistic
 from pipeline.heads.mlp import MLPHead
-from pipeline.heads.parallel import run_each, run_parallel
 from pipeline.heads.preprocessing import make_preprocessing
 from pipeline.heads.search import Fitting
+from pipeline.parallel import run_each, run_parallel
 
 PENALTIES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)
 GROWING = ("linear", "ridge", "lda", "mlp", "knn")

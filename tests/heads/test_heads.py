@@ -31,7 +31,7 @@ def test_a_head_keeps_scikit_learns_contract(name, classes):
     np.testing.assert_allclose(head.predict_proba(X[::-1].copy())[::-1], p, atol=1e-6)
     np.testing.assert_array_equal(clone(head).fit(X, y, **more).predict_proba(X), p)
     if name != "prior":
-        assert head.score(X, y) > 0.9
+        assert (head.predict(X) == y).mean() > 0.9
         with pytest.raises(ValueError, match="features"):
             head.predict_proba(X[:, :5])
 

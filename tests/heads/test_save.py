@@ -10,11 +10,11 @@ from safetensors.numpy import save
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
 from cache.recipe import Recipe
 from pipeline.errors import ModelError, ResultsError
 from pipeline.heads import HEADS
+from pipeline.heads.base import PreprocessedHead
 from pipeline.heads.preprocessing import make_preprocessing
 from pipeline.heads.save import Network, SavedHead, head_folder, load_head, save_head
 from tests import result_files
@@ -38,7 +38,7 @@ def fitted(name="linear", *, classes=2, seed=0, preprocessing="standardise"):
     X, y, _ = world(classes)
     if isinstance(head := name, str):
         head = HEADS[name].make(seed).set_params(**SMALL.get(name, {}))
-    return make_pipeline(make_preprocessing(preprocessing, (9,)), head).fit(X, y)
+    return PreprocessedHead(make_preprocessing(preprocessing, (9,)), head).fit(X, y)
 
 
 def saved(*models, classes=2, **more):
@@ -123,7 +123,7 @@ def test_a_foreign_type_in_a_file_is_named_and_never_built(name, tmp_path, monke
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format": 1}, "has format 1, this headrace reads 4: install"),
+        ({"format": 1}, "has format 1, this headrace reads 5: install"),
         ({"classes": None}, "model.json is damaged"),
         ({"networks": [{}]}, "model.json is damaged"),
         ({"images": "many"}, "model.json is damaged"),

@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+from pipeline import parallel
 from pipeline.data.patients import patient_folds
-from pipeline.heads import HEADS, HeadSpec, parallel, search
+from pipeline.heads import HEADS, HeadSpec, search
 from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
 from pipeline.heads.search import Fitting, deal_folds
 from tests.heads.made_up_rows import made_up_rows
@@ -61,13 +62,13 @@ def test_heads_learn_from_all_views_and_predict_the_mean_of_them():
 def test_without_repeats_only_heads_with_a_choice_are_fitted_to_folds(monkeypatch):
     """What --quick leaves out is left out, not made cheaper."""
     divided = []
-    divide = Fitting._divide
+    jobs_of_folds = Fitting._jobs_of_folds
 
-    def watched(fitting, choices, *rest, **more):
+    def watched(fitting, choices, *rest):
         divided.extend(choices)
-        return divide(fitting, choices, *rest, **more)
+        return jobs_of_folds(fitting, choices, *rest)
 
-    monkeypatch.setattr(Fitting, "_divide", watched)
+    monkeypatch.setattr(Fitting, "_jobs_of_folds", watched)
     fits, _ = fit(made_up_rows(), {"linear": HEADS["linear"], "lr": PLAIN})
     assert divided == ["linear"]
     assert {one.out_of_fold for one in fits.values()} == {None}
@@ -94,7 +95,7 @@ def test_of_many_patients_what_a_head_chose_itself_is_not_chosen_again(name, mon
     monkeypatch.setattr(search, "NESTED_BELOW", 0)
     data = made_up_rows(gap=1.0)
     fits, _ = fit(data, {name: HEADS[name]}, repeats=1)
-    model = fits[name].models[0][-1]
+    model = fits[name].models[0].head
     assert model.settled_params_["calibration"] is model.calibration_
     inside, outside = patient_folds(data.label, data.group, seed=3)[0]
     scaler = StandardScaler().fit(data.features[inside])
@@ -188,14 +189,11 @@ def test_a_path_that_answers_nonsense_is_a_failure_too():
     assert "shape" in failures["short"]
 
 
-# What stops an endless fit may arrive inside a callback, which Python reports and ignores.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("parallel", [True, False])
-def test_a_head_that_fails_is_listed_and_the_others_go_on(parallel):
+def test_a_head_that_fails_is_listed_and_the_others_go_on():
     """Whatever it raises, nonsense, or no end; whether on folds or on all rows."""
     data = made_up_rows(n=40)
     bad = {
-        name: HeadSpec(make=lambda _, how=how: Bad(how), about="", parallel=parallel)
+        name: HeadSpec(make=lambda _, how=how: Bad(how), about="")
         for name, (how, _) in WAYS.items()
     }
     chooses = replace(bad["nan"], grid={"how": ("nan", "sum")})
@@ -216,15 +214,17 @@ def test_a_class_of_one_patient_is_a_reason_for_every_head_that_needs_folds():
     assert "one patient alone" in failures["linear"]
 
 
+class NotInFolds(DummyClassifier):
+    """Needs all rows."""
+
+    def fit(self, X, y):
+        if len(X) < 120:
+            raise np.linalg.LinAlgError("singular")
+        return super().fit(X, y)
+
+
 def test_a_head_that_fails_out_of_fold_keeps_its_scores():
     """It is no candidate for the best; so is none where the folds cannot be dealt."""
-
-    class NotInFolds(DummyClassifier):
-        def fit(self, X, y):
-            if len(X) < 120:
-                raise np.linalg.LinAlgError("singular")
-            return super().fit(X, y)
-
     bad = HeadSpec(make=lambda _: NotInFolds(strategy="prior"), about="")
     fits, failures = fit(made_up_rows(), {"bad": bad, "lr": PLAIN}, repeats=1)
     assert failures == {"bad": "out of fold: singular"}

@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from pipeline.data.attributes import Grouping
 from pipeline.data.domain import DomainData
-from pipeline.heads.parallel import run_parallel
+from pipeline.parallel import run_parallel
 from pipeline.shift.adapt_eval import AdaptationPlan, SealedLabels, predict_target, score
 from pipeline.shift.decompose import decompose
 from pipeline.shift.detect import images_differ, run_tests

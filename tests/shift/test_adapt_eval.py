@@ -64,7 +64,7 @@ def test_no_row_is_predicted_by_a_model_that_saw_it(world, monkeypatch):
         return [predictor(part) for part in parts]
 
     monkeypatch.setattr(adapt_eval, "ADAPTERS", {**ADAPTERS, "spy": spy})
-    tables = predict_target(model, target, replace(PLAN, methods=("source_only", "spy")))
+    tables = predict_target(model, target, replace(PLAN, methods=("spy",)))
     assert sum(map(len, seen)) == sum(predicted) == 2 * len(target)
     assert all(len(np.unique(target.group[part])) * 2 == len(part) for part in seen)
     assert np.isfinite(tables["spy"]).all()

@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
+from scipy.optimize import isotonic_regression
 
 from pipeline.evaluation.clinical import THRESHOLDS, net_benefit
 from pipeline.report.figures import NothingToDrawError, Results
@@ -76,10 +75,24 @@ def heads(results: Results) -> Figure:
 def _roc(positive: NDArray[np.bool_], score: NDArray[Any], name: str) -> _Curve:
     if positive.all() or not positive.any():
         return np.empty(0), np.empty(0), f"{name}: one class only", ()
-    false, true, _ = roc_curve(positive, score)
+    false, true = _rates(positive, score)
     chosen = score > 1 / 2
     mark = (float(chosen[~positive].mean()), float(chosen[positive].mean()))
-    return false, true, f"{roc_auc_score(positive, score):.3f}  {name}", [mark]
+    return false, true, f"{np.diff(false) @ (true[1:] + true[:-1]) / 2:.3f}  {name}", [mark]
+
+
+def _rates(
+    positive: NDArray[np.bool_], score: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares of the negative and of the positive images that each threshold calls positive.
+
+    scikit-learn's ``roc_curve``, whose import would take as long as drawing all figures.
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]  # of each score
+    true = np.r_[0, np.cumsum(positive[order])[last]]
+    false = np.r_[0, last + 1] - true
+    return false / false[-1], true / true[-1]
 
 
 def _reliability(scored: Scored, name: str) -> _Curve:
@@ -90,8 +103,9 @@ def _reliability(scored: Scored, name: str) -> _Curve:
     label, proba = scored
     binary = proba.shape[1] == 2
     event, p = (label == 1, proba[:, 1]) if binary else (proba.argmax(1) == label, proba.max(1))
-    fit = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(p, event)
-    return fit.X_thresholds_, fit.y_thresholds_, name, ()
+    values, place, images = np.unique(p, return_inverse=True, return_counts=True)
+    observed = np.bincount(place, weights=event) / images
+    return values, isotonic_regression(observed, weights=images).x, name, ()
 
 
 def _draw_square(axes: Axes, title: str, curves: Sequence[_Curve]) -> None:
@@ -160,7 +174,7 @@ def confusion(results: Results) -> Figure:
 
 
 def _matrix(axes: Axes, label: NDArray[Any], proba: NDArray[Any], K: int) -> None:
-    counts = confusion_matrix(label, proba.argmax(axis=1), labels=range(K))
+    counts = np.bincount(label * K + proba.argmax(axis=1), minlength=K * K).reshape(K, K)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
     for spine in axes.spines.values():

@@ -1,0 +1,102 @@
+"""Jobs at the same time give what jobs one after the other give, and nothing outlives them."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+from pipeline import parallel
+from pipeline.parallel import run_each, run_parallel
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    """Whatever this machine has; afterwards no process is left."""
+    monkeypatch.setattr(parallel, "_cores", lambda: 2)
+    yield
+    assert not multiprocessing.active_children()
+
+
+def threads():
+    np.eye(2) @ np.eye(2)
+    return {pool["num_threads"] for pool in threadpool_info()}
+
+
+def test_two_jobs_run_at_once_and_answer_in_their_order():
+    """Each waits for the other, which one after the other would never end."""
+    meet = multiprocessing.get_context("fork").Barrier(2, timeout=20)
+
+    def job(number):
+        meet.wait()
+        return number
+
+    assert run_parallel([lambda: job(1), lambda: job(2)]) == [1, 2]
+
+
+def test_a_job_has_one_core_and_starts_no_further_processes():
+    """Two cores are two jobs, at whatever depth: BLAS and OpenMP too; here nothing changes."""
+    before = threads()
+    jobs = [lambda: (os.getpid(), run_parallel([os.getpid, os.getpid]), threads())] * 3
+    for process, inner, of_job in run_parallel(jobs):
+        assert process != os.getpid()
+        assert (inner, of_job) == ([process] * 2, {1})
+    assert run_each([threads], limit=60) == [before]  # alone it has all cores
+    assert threads() == before
+
+
+def test_an_error_is_raised_with_the_place_where_it_arose():
+    """Also one that cannot be made again from its message."""
+
+    class TwoArgumentsError(Exception):
+        def __init__(self, kind, text):
+            super().__init__(f"{kind}: {text}")
+
+    def fails(error):
+        raise error
+
+    with pytest.raises(ValueError, match="singular") as caught:
+        run_parallel([lambda: fails(ValueError("singular"))] * 2)
+    assert "in fails" in caught.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="TwoArgumentsError: solver: singular"):
+        run_parallel([lambda: fails(TwoArgumentsError("solver", "singular"))] * 2)
+
+
+def test_a_job_that_never_ends_is_given_up_and_its_place_taken():
+    """Each is told of once, and what is no longer wanted is left out."""
+    done = []
+
+    def endless():
+        while True:
+            time.sleep(0.001)
+
+    jobs = [endless, endless, lambda: 1, lambda: 2]
+    outcomes = run_each(
+        jobs, limit=0.5, done=lambda number, _: done.append(number), skip=lambda number: number == 3
+    )
+    assert outcomes[2:] == [1, None]
+    assert all("did not end within 0.5 s" in str(late) for late in outcomes[:2])
+    assert sorted(done) == list(range(4))
+
+
+def test_a_process_that_dies_costs_its_own_job_alone():
+    """As when memory runs out."""
+    died, *others = run_each([lambda: os.kill(os.getpid(), signal.SIGKILL), int, int])
+    assert str(died) == "its process has ended (-9): is there enough memory?"
+    assert others == [0, 0]
+
+
+def test_ctrl_c_ends_the_jobs_without_a_word_of_them(capfd):
+    """The terminal sends it to every process."""
+
+    def interrupted(*_):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGINT)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_each([lambda: time.sleep(60), int, int], done=interrupted)
+    assert capfd.readouterr() == ("", "")
