@@ -1,11 +1,19 @@
 """Long work is never silent; short work says nothing."""
 
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import progress
+from pipeline.compare import QUICK, compare
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
 from pipeline.progress import Progress
+from pipeline.study_file import load_study
+from tests.tiny import install_tiny_backbone
 
 
 @pytest.mark.parametrize("done", [0, 3])
@@ -34,3 +42,29 @@ def test_long_work_ends_with_its_rate(monkeypatch, capsys):
     with Progress("facts", 2) as shown:
         shown.advance(2)
     assert capsys.readouterr().err.startswith("facts: 2/2, ")
+
+
+@pytest.mark.slow
+def test_heads_of_three_hundred_classes_are_never_silent(tmp_path, monkeypatch, capsys):
+    """2,400 images; a line every few seconds, where no terminal is."""
+    rng = np.random.default_rng(0)
+    for i in range(2400):
+        folder = tmp_path / "here" / f"class{i % 300:03}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.clip(rng.normal(60 + i % 300 * 0.4, 25, (40, 40)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"p{i}_0.png")
+    (tmp_path / "study.toml").write_text(
+        'name = "many"\n[source]\npath = "here"\ngroup = \'^(p\\d+)\'\n[backbone.tiny]\n'
+    )
+    install_tiny_backbone(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    study = load_study(tmp_path / "study.toml")
+    extract(study, ExtractOptions(engine=EngineChoice(engine="torch", device="cpu")))
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 1)
+    capsys.readouterr()
+    start = time.process_time()
+    compare(study, replace(QUICK, heads=("linear", "ridge")))
+    assert time.process_time() - start < 60
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("heads")]
+    assert len(lines) > 2
+    assert "/3, " in lines[-1]
