@@ -108,54 +108,46 @@ def _groups_of_images(
     key, groups = read_attributes(file, attributes, table)
     if table and isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
         groups |= read_attributes(domain.validation, attributes, table)[1]
-    keys = _keys_of_images(domain, file, key, samples)
-    missing = sum(name not in groups for name in keys)
-    if missing == len(keys):
+    names = _names_of_images(domain, file, key, samples)
+    missing = sum(name not in groups for name in names)
+    if missing == len(names):
+        first = printable(next(iter(groups), "missing"))
         raise StudyError(
-            f"{file}: none of its {len(groups)} rows names an image of "
-            f"{domain.name}; its first {key} is {_first(list(groups))}, the first in "
-            f"{domain.path} is {_first(keys)}: write them alike"
+            f"{file}: none of its {len(groups)} rows names an image of {domain.name}; its first "
+            f"{key} is {first}, the first in {domain.path} is {printable(names[0])}: write them "
+            "alike"
         )
     if missing:
         _LOG.warning(
             "%s: %d of %s %s no row in %s and count as %s",
-            *(domain.name, missing, counted(len(keys), "image"), have(missing), file, UNKNOWN),
+            *(domain.name, missing, counted(len(names), "image"), have(missing), file, UNKNOWN),
         )
-    nothing = (UNKNOWN,) * len(attributes)
-    return [groups.get(name, nothing) for name in keys]
+    return [groups.get(name, (UNKNOWN,) * len(attributes)) for name in names]
 
 
-def _keys_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> list[str]:
+def _names_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> list[str]:
     """What each image is called in the file; patients by name, before copies join them."""
-    rows = np.flatnonzero(samples.domain == domain.name)
-    items = [samples.items[row] for row in rows]
+    items = [samples.items[row] for row in np.flatnonzero(samples.domain == domain.name)]
     if key == "path":
         return [composed(item.path) for item in items]
     patients = patients_of_items(domain, items)
-    if domain.group is None and not any(patients):
-        raise StudyError(
-            f"{file} has rows by patient, but {domain.name} has no `group` pattern that finds "
-            "a patient in a file's name: give one in the study file, or rows by path"
-        )
+    reason = ""
     if domain.group == HEADER:
-        raise StudyError(
-            f"{file} has rows by patient, but patients of DICOM headers are known as hashes only: "
-            "give rows by path"
+        reason = "patients of DICOM headers are known as hashes only: give rows by path"
+    elif domain.group is None and not any(patients):
+        reason = (
+            f"{domain.name} has no `group` pattern that finds a patient in a file's name: give "
         )
+        reason += "one in the study file, or rows by path"
+    if reason:
+        raise StudyError(f"{file} has rows by patient, but {reason}")
     return [patient or item.path for patient, item in zip(patients, items, strict=True)]
-
-
-def _first(keys: Sequence[str]) -> str:
-    return printable(keys[0]) if keys else "missing"
-
-
-# The CSV file.
 
 
 def read_attributes(
     file: Path, attributes: Sequence[Attribute], table: ImageTable | None = None
 ) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """Read the groups of every image or patient.
+    """Read the groups of every image or patient from a table.
 
     Args:
         file: UTF-8 CSV with a header, whose first column is ``path`` or ``patient``; an empty
@@ -164,7 +156,7 @@ def read_attributes(
         table: The domain's, where this is its file: then its column of paths is the key.
 
     Returns:
-        The name of the first column; then, by its values, the name of the group by each
+        ``path`` or ``patient``; then, by path or patient, the name of the group by each
         attribute, in their order.
 
     Raises:
@@ -174,59 +166,51 @@ def read_attributes(
     rows = read_rows(file)
     header = next(rows, Row(1, []))
     check_header(file, header)
-    at, columns = _columns(file, header, attributes, table)
-    name = header.cells[at]
+    key_name = _key_column(file, header, attributes, table)
+    key_at, *columns = map(header.cells.index, (key_name, *(a.name for a in attributes)))
     groups: dict[str, tuple[str, ...]] = {}
     first_of: dict[str, tuple[int, list[str]]] = {}
     for row in rows:
-        key = row.cells[at]
+        key, values = row.cells[key_at], [row.cells[column] for column in columns]
         if not key:
-            fail(file, row.line, f"the {name} is empty: give it, or remove the line")
-        values = [row.cells[column] for column in columns]
-        first_line, first = first_of.setdefault(key, (row.line, values))
-        for attribute, before, value in zip(attributes, first, values, strict=True):
-            if before != value:
-                other = "" if name == "path" else ", or give a row for each image, by its path"
-                fail(
-                    file,
-                    row.line,
-                    f"the same {name} as in line {first_line} with another {attribute.name}: "
-                    f"keep one{other}",
-                )
-        groups[key] = tuple(
-            _group(file, row.line, attribute, value)
-            for attribute, value in zip(attributes, values, strict=True)
-        )
-    return "path" if table else name, groups
+            fail(file, row.line, f"the {key_name} is empty: give it, or remove the line")
+        line, first = first_of.setdefault(key, (row.line, values))
+        if values != first:
+            differs = next(
+                a.name for a, x, y in zip(attributes, first, values, strict=True) if x != y
+            )
+            other = "" if key_name == "path" else ", or give a row for each image, by its path"
+            what = f"the same {key_name} as in line {line} with another {differs}"
+            fail(file, row.line, f"{what}: keep one{other}")
+        pairs = zip(attributes, values, strict=True)
+        groups[key] = tuple(_group(file, row.line, attribute, value) for attribute, value in pairs)
+    return "path" if table else key_name, groups
 
 
-def _columns(
+def _key_column(
     file: Path, header: Row, attributes: Sequence[Attribute], table: ImageTable | None
-) -> tuple[int, list[int]]:
-    """Where the key stands, and the attributes."""
+) -> str:
+    """The column that says whose a row is; refuses a header without it or an attribute's."""
     names = header.cells
     shown = ", ".join(map(printable, names)) or "nothing"
     key = find_columns(table, header, labelled=False)["path"][0] if table else "".join(names[:1])
     if not table and key not in _KEYS:
-        fail(
-            file,
-            header.line,
-            f"the columns are {shown}; allowed as the first is {' or '.join(_KEYS)}, and "
-            "columns are separated by commas: name the column that says whose the row is",
-        )
+        allowed = f"allowed as the first is {' or '.join(_KEYS)}, and columns are separated by "
+        allowed += "commas: name the column that says whose the row is"
+        fail(file, header.line, f"the columns are {shown}; {allowed}")
     for attribute in attributes:
         if attribute.name not in names or attribute.name == key:
             fail(
                 file,
                 header.line,
-                f"there is no column {attribute.name!r} for [subgroups]; the columns are "
-                f"{shown}. Add it, with empty cells where nothing is known, or take it out of "
-                "[subgroups]",
+                f"there is no column {attribute.name!r} for [subgroups]; the columns are {shown}. "
+                "Add it, with empty cells where nothing is known, or take it out of [subgroups]",
             )
-    return names.index(key), [names.index(attribute.name) for attribute in attributes]
+    return key
 
 
 def _group(file: Path, line: int, attribute: Attribute, value: str) -> str:
+    """The group of one cell."""
     if not value:
         return UNKNOWN
     if attribute.edges is None:
@@ -236,10 +220,7 @@ def _group(file: Path, line: int, attribute: Attribute, value: str) -> str:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        fail(
-            file,
-            line,
-            f"{attribute.name} is {printable(value)!r}, but [subgroups] {attribute.name} has "
-            "bins: allowed are numbers, and an empty cell for what is not known",
-        )
+        bins = f"[subgroups] {attribute.name} has bins: allowed are numbers, and an empty cell for "
+        bins += "what is not known"
+        fail(file, line, f"{attribute.name} is {printable(value)!r}, but {bins}")
     return attribute.bin_of(number)
