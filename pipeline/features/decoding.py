@@ -7,13 +7,15 @@ that it shares with this process.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.data.arrays import is_archive
 from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.data.items import Item
 from pipeline.data.processes import Processes, can_share_memory, shared_memory
@@ -28,17 +30,22 @@ _WINDOW, _BATCHES = 256, 3
 _ROWS_PER_REQUEST = 16
 #: Below this, starting processes takes longer than they save.
 _IMAGES_FOR_PROCESSES = 1000
+_LARGE_FILE = 1 << 28
 ONE_COLOUR = "all pixels have one colour"
 Request = Sequence[tuple[bytes, Item]]
 #: Why each image cannot be used, or None; and the pixels of the batch.
 Decoded = tuple[list[str | None], Any]
 
 
-def processes_for(device: str, images: int) -> int:
-    """How many processes should decode; 0 where threads do."""
+def processes_for(device: str, items: Collection[Item]) -> int:
+    """How many processes should decode these images; 0 where threads do."""
     cores = os.cpu_count() or 1
-    many = device == "cuda" and images >= _IMAGES_FOR_PROCESSES and cores > 2
-    return cores if many and can_share_memory() else 0
+    many = device == "cuda" and len(items) >= _IMAGES_FOR_PROCESSES and cores > 2
+    if not many or not can_share_memory():
+        return 0
+    # Each process would unpack the whole of a .npz file.
+    large = {item.file for item in items if item.row is not None and item.stat.size > _LARGE_FILE}
+    return 0 if any(is_archive(Path(file)) for file in large) else cores
 
 
 def decode_batches(

@@ -397,7 +397,7 @@ def decoded(
             unusable,
             size=size,
             empty=empty_batch(engine.device),
-            processes=processes_for(engine.device, len(missing)),
+            processes=processes_for(engine.device, missing.values()),
             threads=engine.threads,
         )
     if engine.device != "cuda":

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.items import FileStat, Item
 from pipeline.data.sources import read_image, scan
 from pipeline.features.decoding import ONE_COLOUR, decode_batches, decode_images, processes_for
 from pipeline.study import Domain
@@ -64,7 +65,11 @@ def test_a_batch_is_decoded_into_the_array_of_the_engine(items):
 
 
 def test_processes_serve_a_gpu_with_many_images(monkeypatch):
-    """Elsewhere threads are as fast and start at once."""
+    """Elsewhere threads are as fast; of a large .npz file each process would unpack all."""
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    given = [("cpu", 10**6), ("cuda", 100), ("cuda", 10**6)]
-    assert [processes_for(*one) for one in given] == [0, 0, 16]
+    stat = FileStat(1 << 30, 0, 0, 0)
+    image, stack, archive = (
+        Item("", "", file, row, stat) for file, row in (("a", None), ("b.npy", 0), ("c.npz", 0))
+    )
+    assert [processes_for("cpu", [image] * 2000), processes_for("cuda", [image] * 100)] == [0, 0]
+    assert [processes_for("cuda", [item] * 2000) for item in (image, stack, archive)] == [16, 16, 0]
