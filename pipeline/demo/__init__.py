@@ -6,7 +6,6 @@ are phantoms: nothing in them says anything about patients.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,8 +19,8 @@ SITES = ("hospital_a", "hospital_b")
 STUDY = "study.toml"
 _PARTIAL = "study.toml.partial"
 _TITLE = "# Generated chest radiographs of two hospitals; written by `headrace demo`."
-#: What a demo may have written: anything else in the folder is somebody's own.
-_OWN = re.compile(
+#: What a demo may have written: anything else in the folder is somebody else's.
+_WRITTEN = re.compile(
     rf"study\.toml(\.partial)?|({'|'.join(SITES)})\.csv|"
     rf"({'|'.join(SITES)})(/({'|'.join(CLASSES)})(/patient\d+_\d+\.png)?)?"
 )
@@ -80,10 +79,10 @@ def cohort(spec: DemoSpec, site: str) -> list[tuple[Patient, int]]:
         Patients with their number of images, 1 to 3, which add up to the hospital's.
         No patient is at both hospitals: the source has the odd numbers.
     """
-    first = 1 + SITES.index(site)
-    hospital, images = ((spec.source, spec.n_source), (spec.target, spec.n_target))[first - 1]
+    number, hospital, images = (
+        (1, spec.source, spec.n_source) if site == SITES[0] else (2, spec.target, spec.n_target)
+    )
     counts: dict[Patient, int] = {}
-    number = first
     while (left := images - sum(counts.values())) > 0:
         patient = Patient(name=f"patient{number:04d}", label=CLASSES[0], seed=spec.seed)
         counts[patient] = min(left, int(patient.stream("visits").integers(1, 4)))
@@ -115,60 +114,50 @@ def write_demo(
     Raises:
         StudyError: The folder holds something that no demo wrote; nothing is changed.
     """
-    stale = _own_files(folder)
+    stale = _older_demo(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The study comes last: where it exists, its images are complete. Until then its
-    # text says to the next run that what it finds is a demo, cut short.
+    # text says to the next run that what it meets is a demo, cut short.
     partial = folder / _PARTIAL
     partial.write_text(_study_text(spec, backbone), encoding="utf-8", newline="\n")
     for path in stale:
         path.unlink(missing_ok=True)
-    for site in SITES:
-        _write_site(folder / site, spec, site)
-        attributes = _attributes_text(patient for patient, _ in cohort(spec, site))
-        (folder / f"{site}.csv").write_text(attributes, encoding="utf-8", newline="\n")
+    for site, hospital in zip(SITES, (spec.source, spec.target), strict=True):
+        patients = cohort(spec, site)
+        for label in CLASSES:
+            (folder / site / label).mkdir(parents=True, exist_ok=True)
+        for patient, images in patients:
+            drawn = chest(patient)
+            for visit in range(1, images + 1):
+                image = expose(drawn, patient, hospital, visit=visit, size=spec.size)
+                path = folder / site / patient.label / f"{patient.name}_{visit}.png"
+                # Level 1: grain hardly compresses, and the default level takes 3 x as long.
+                Image.fromarray(image).save(path, compress_level=1)
+        lines = ["patient,sex,age", *(_attributes(patient) for patient, _ in patients), ""]
+        (folder / f"{site}.csv").write_text("\n".join(lines), encoding="utf-8", newline="\n")
     return partial.replace(folder / STUDY)
 
 
-def _own_files(folder: Path) -> list[Path]:
+def _older_demo(folder: Path) -> list[Path]:
     """List the files of an older demo; refuse a folder that holds anything else."""
     if folder.exists() and not folder.is_dir():
         raise StudyError(f"{folder} is a file; the demo needs a folder: choose another name")
-    paths = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
-    is_demo = any(_has_title(folder / name) for name in (STUDY, _PARTIAL))
-    for path in paths:
-        if not (is_demo and _OWN.fullmatch(path.as_posix())):
+    studies = [path for name in (STUDY, _PARTIAL) if (path := folder / name).is_file()]
+    is_demo = any(study.read_bytes().startswith(_TITLE.encode()) for study in studies)
+    paths = sorted(folder.rglob("*"))
+    for path in (path.relative_to(folder) for path in paths):
+        if not (is_demo and _WRITTEN.fullmatch(path.as_posix())):
             raise StudyError(
                 f"{folder} holds {path}, which no demo wrote; allowed is a new or empty folder, "
                 "or an older demo alone: choose another folder"
             )
-    return [folder / path for path in paths if (folder / path).is_file() and path.name != _PARTIAL]
+    return [path for path in paths if path.is_file() and path.name != _PARTIAL]
 
 
-def _has_title(study: Path) -> bool:
-    return study.is_file() and study.read_bytes().startswith(_TITLE.encode())
-
-
-def _write_site(folder: Path, spec: DemoSpec, site: str) -> None:
-    hospital = (spec.source, spec.target)[SITES.index(site)]
-    for label in CLASSES:
-        (folder / label).mkdir(parents=True, exist_ok=True)
-    for patient, images in cohort(spec, site):
-        drawn = chest(patient)
-        for visit in range(1, images + 1):
-            image = expose(drawn, patient, hospital, visit=visit, size=spec.size)
-            path = folder / patient.label / f"{patient.name}_{visit}.png"
-            # Level 1: grain hardly compresses, and the default level takes 3 x as long.
-            Image.fromarray(image).save(path, compress_level=1)
-
-
-def _attributes_text(patients: Iterable[Patient]) -> str:
+def _attributes(patient: Patient) -> str:
     """Sex and age, drawn apart from all that is in the pictures: no group is worse in truth."""
-    lines = ["patient,sex,age"]
-    for patient in patients:
-        rng = patient.stream("attributes")
-        lines.append(f"{patient.name},{'FM'[rng.integers(2)]},{rng.integers(18, 91)}")
-    return "\n".join(lines) + "\n"
+    rng = patient.stream("attributes")
+    return f"{patient.name},{'FM'[rng.integers(2)]},{rng.integers(18, 91)}"
 
 
 def _study_text(spec: DemoSpec, backbone: str) -> str:

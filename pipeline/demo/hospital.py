@@ -33,7 +33,7 @@ VIEW: Mapping[str, tuple[float, float]] = MappingProxyType(
 class Hospital:
     """How one hospital takes and stores radiographs. The defaults are the source's.
 
-    ``dataclasses.replace(hospital, gamma=1.4)`` is a hospital with one known difference.
+    ``dataclasses.replace(hospital, gamma=1.4)`` is a hospital with one declared difference.
 
     Attributes:
         exposure: Gain on the grey value (0 to 1, bright is dense) before it is cut at

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from pipeline.words import printable
 
 Rows = NDArray[np.intp]
 Labels = NDArray[np.int64]
+T = TypeVar("T")
 
 #: Pixels up to this size are kept in memory: 28,000 images of 224 x 224. More lie in a file,
 #: of which the system keeps in memory what it can.
@@ -187,7 +188,7 @@ class Batch:
 
     inputs: Tensor
     labels: Tensor
-    factor: float = 1.0
+    factor: float
     images: int
     images_of_all: int
 
@@ -212,12 +213,12 @@ def fit_batches(
     def load(start: int) -> Batch:
         of_all = rows[start : start + size]
         shared, factor = group.share(of_all)
-        inputs = _on_device(fit.batch(shared), settings.device)
+        inputs, labels = _examples(fit, shared, settings.device)
         if settings.augmentation == "light":
             inputs = augment_lightly(inputs, settings.seed, epoch, shared)
         return Batch(
             inputs=inputs,
-            labels=_on_device(torch.from_numpy(fit.label[shared]), settings.device),
+            labels=labels,
             factor=factor,
             images=len(shared) if factor else 0,
             images_of_all=len(of_all),
@@ -228,21 +229,22 @@ def fit_batches(
 
 def plain_batches(
     examples: Held, settings: TrainingSettings, group: Group | None = None
-) -> Iterator[Batch]:
-    """All examples in their order; of a group, each process gets every size-th batch."""
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and labels in their order; of a group, each process gets every size-th batch."""
     group, size = group or Group(), settings.batch_size
 
-    def load(start: int) -> Batch:
+    def load(start: int) -> tuple[Tensor, Tensor]:
         rows = np.arange(start, min(start + size, len(examples)))
-        return Batch(
-            inputs=_on_device(examples.batch(rows), settings.device),
-            labels=_on_device(torch.from_numpy(examples.label[rows]), settings.device),
-            images=len(rows),
-            images_of_all=len(rows),
-        )
+        return _examples(examples, rows, settings.device)
 
     starts = range(0, len(examples), size)
     return _ahead(load, starts[group.rank :: group.size], settings.device)
+
+
+def _examples(examples: Held, rows: Rows, device: str) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of some examples, on the device."""
+    labels = torch.from_numpy(examples.label[rows])
+    return _on_device(examples.batch(rows), device), _on_device(labels, device)
 
 
 def augment_lightly(pixels: Tensor, seed: int, epoch: int, rows: Rows) -> Tensor:
@@ -291,9 +293,9 @@ def _on_device(tensor: Tensor, device: str | torch.device) -> Tensor:
     return tensor
 
 
-def _ahead(load: Callable[[int], Batch], starts: Iterable[int], device: str) -> Iterator[Batch]:
+def _ahead(load: Callable[[int], T], starts: Iterable[int], device: str) -> Iterator[T]:
     """Load in another thread, a few batches ahead of the one that is used; in order."""
-    waiting: deque[Future[Batch]] = deque()
+    waiting: deque[Future[T]] = deque()
 
     def on_this_gpu() -> None:  # a new thread would be on the first one
         if device.startswith("cuda"):

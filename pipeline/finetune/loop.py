@@ -157,8 +157,8 @@ def predict(
     with torch_settings(settings), torch.no_grad():
         model.to(device).eval()
         rows = [
-            main_logits(model(batch.inputs)).double().softmax(1).cpu().numpy()
-            for batch in plain_batches(examples, settings)
+            main_logits(model(inputs)).double().softmax(1).cpu().numpy()
+            for inputs, _ in plain_batches(examples, settings)
         ]
         proba: NDArray[np.float64] = np.concatenate(rows)
         return proba
@@ -248,11 +248,11 @@ def _score(model: nn.Module, examples: Held, settings: TrainingSettings) -> tupl
     model.eval()
     torch.backends.cudnn.benchmark = False
     with torch.no_grad():
-        for batch in plain_batches(examples, settings, parallel.group()):
+        for inputs, labels in plain_batches(examples, settings, parallel.group()):
             with autocast(settings):
-                logits = main_logits(model(batch.inputs))
-            losses = cross_entropy(logits.double(), batch.labels, reduction="sum")
-            right = (logits.argmax(1) == batch.labels).double().sum()
+                logits = main_logits(model(inputs))
+            losses = cross_entropy(logits.double(), labels, reduction="sum")
+            right = (logits.argmax(1) == labels).double().sum()
             totals += torch.stack([losses, right])
     loss, hits = parallel.summed(totals).tolist()
     return loss / len(examples), hits / len(examples)

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import deque
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 
@@ -31,12 +32,11 @@ BACKBONES, PRECISIONS = ("densenet121", "googlenet"), ("fp32", "tf32", "bf16")
 SETS = {"small": (224, "RGB", 16000), "large": (1600, "L", 6400), "colour": (1600, "RGB", 1920)}
 #: The whole command, with the time of each step since the process was asked for.
 TIMED = """
-import builtins, functools, json, sys, time
+import functools, json, sys, time
 begun, images_to = float(sys.argv.pop(1)), sys.argv.pop(1)
 steps, batches, ends = [["Python", 0.0, time.time() - begun]], [], []
-plain_import = builtins.__import__
-def timed(owner, name, title):
-    function = getattr(owner, name)
+def timed(module, name, title):
+    function = getattr(module, name)
     @functools.wraps(function)
     def run(*given, **named):
         start = time.time() - begun
@@ -44,28 +44,7 @@ def timed(owner, name, title):
             return function(*given, **named)
         finally:
             steps.append([title, start, time.time() - begun])
-    setattr(owner, name, run)
-INSIDE = {
-    "pipeline.features.torch_engine": [
-        ("load_cuda", "context and cuDNN, in a thread"),
-        ("TorchEngine._start", "network: built, on the device, recorded"),
-        ("TorchEngine._seconds_per_batch", "network: its first two batches"),
-        ("_CudaGraph.__init__", "network: recorded as a CUDA graph")],
-    "pipeline.features.frozen": [
-        ("build", "network built"), ("state_digest", "digest of the network")],
-}
-def importing(name, *given, **named):
-    first = name in ("torch", "torchvision") and name not in sys.modules
-    start = time.time() - begun
-    module = plain_import(name, *given, **named)
-    if first:
-        steps.append([f"import {name}", start, time.time() - begun])
-    if name in INSIDE:
-        for path, title in INSIDE.pop(name):
-            *owner, last = path.split(".")
-            timed(functools.reduce(getattr, owner, sys.modules[name]), last, title)
-    return module
-builtins.__import__ = importing
+    setattr(module, name, run)
 import pipeline.cli
 from pipeline.features import extract
 steps.append(["import headrace", steps[0][2], time.time() - begun])
@@ -74,7 +53,7 @@ for name, title in {
     "store_for": "digest of the weights",
     "resolve_engine": "engine chosen",
     "_first_usable": "first batch decoded",
-    "start_engine": "engine started",
+    "start_engine": "engine started: torch imported, network built and recorded",
     "canary_features": "canaries",
     "compact": "store tidied",
 }.items():
@@ -96,6 +75,10 @@ finally:
     with open(images_to, "w") as file:
         json.dump({"steps": steps, "batches": batches[1:]}, file)  # the canaries are first
 """
+#: Stores that are committed often, so that a kill finds some of them.
+SLOW_COMMIT = (
+    "import sys, cache.store as s; s.ROWS_PER_COMMIT = 16;from pipeline.cli import main; main()"
+)
 
 
 def main() -> None:
@@ -136,15 +119,11 @@ def _run_section(
     command = [sys.executable, "-m", "tests.bench.cuda", *given, "--scale", str(options.scale)]
     _write(options.out, f"\n## {name}\n")
     with (options.out / "log.txt").open("a") as log:
-        child = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        timer = _killer(child, limit if options.device == "cuda" else 8 * limit)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        child = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+        seconds = limit if options.device == "cuda" else 8 * limit
+        timer = Timer(seconds, lambda: os.killpg(child.pid, signal.SIGKILL))
+        timer.start()
         lines: deque[str] = deque(maxlen=25)
         for line in child.stdout:
             log.write(line)
@@ -157,14 +136,6 @@ def _run_section(
     if code:
         _write(options.out, f"\nFAILED (exit code {code}):\n```\n{''.join(lines)}```\n")
     _write(options.out, f"\n({time.monotonic() - start:.1f} s)\n")
-
-
-def _killer(child: "subprocess.Popen[str]", limit: int):
-    from threading import Timer
-
-    timer = Timer(limit, lambda: os.killpg(child.pid, signal.SIGKILL))
-    timer.start()
-    return timer
 
 
 def _write(out: Path, text: str) -> None:
@@ -207,30 +178,6 @@ def environment(options: argparse.Namespace) -> None:
     print(f"- OpenVINO: {importlib.util.find_spec('openvino') is not None}")
     for backbone in BACKBONES:
         random_weights(options.work, backbone)
-
-
-def imports(options: argparse.Namespace) -> None:
-    """What cannot be left out of a start, each in a fresh process."""
-    device = options.device
-    ways = {
-        "torch": "import torch",
-        "torch, and torchvision as headrace imports it": "import torch; "
-        "from pipeline.features.backbones import _torchvision; _torchvision()",
-        "torch, and torchvision as it is": "import torch, torchvision",
-        "torch, and a tensor on the device": f"import torch; torch.zeros(1, device='{device}')",
-        "torch, and a convolution on the device": "import torch; x = torch.zeros("
-        f"(1, 3, 16, 16), device='{device}'); torch.nn.functional.conv2d(x, x[:, :, :3, :3]).cpu()",
-        "pipeline.cli": "import pipeline.cli",
-        "a process that decodes": "from pipeline.features import decoding",
-    }
-    print("| imported | first, s | again, s |\n| - | - | - |")
-    for name, code in ways.items():
-        seconds = []
-        for _ in range(2):
-            start = time.perf_counter()
-            _python("-c", code)
-            seconds.append(time.perf_counter() - start)
-        print(f"| {name} | {seconds[0]:.2f} | {seconds[1]:.2f} |", flush=True)
 
 
 def correctness(options: argparse.Namespace) -> None:
@@ -285,8 +232,6 @@ def correctness(options: argparse.Namespace) -> None:
 
 def stores(options: argparse.Namespace) -> None:
     """A store begun on the CPU is continued on the device; kill -9 and resume."""
-    from cache.store import FeatureStore, stores_in
-
     few, many = _images(options, "small", 64), _images(options, "small", 4000)
     study = _study(options.work, few, "googlenet", "begun")
     cpu = _features(study, "cpu", "fp32")
@@ -297,57 +242,28 @@ def stores(options: argparse.Namespace) -> None:
         f"- begun on the CPU ({cpu['backbones'][0]['computed']}), continued on the device: "
         f"{row['reused']} reused, {row['computed']} computed"
     )
-    checked = _cli(
-        "cache",
-        "verify",
-        str(study),
-        "--sample",
-        "50",
-        "--device",
-        "cpu",
-        "--engine",
-        "torch",
-        check=False,
-    )
-    print(
-        f"- verified on the CPU: {checked.stdout.strip() or checked.stderr[-300:]}".replace(
-            "\n", "; "
-        )
-    )
+    ways = ["--sample", "50", "--device", "cpu", "--engine", "torch"]
+    checked = _cli("cache", "verify", str(study), *ways, check=False)
+    verdict = checked.stdout.strip() or checked.stderr[-300:]
+    print(f"- verified on the CPU: {verdict}".replace("\n", "; "))
 
-    shutil.rmtree(options.work / "store-begun", ignore_errors=True)
+    root = options.work / "store-begun"
+    shutil.rmtree(root, ignore_errors=True)
     child = subprocess.Popen(
-        [sys.executable, "-c", _SLOW_COMMIT, "features", str(study), "--device", options.device],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=Path.cwd(),
+        [sys.executable, "-c", SLOW_COMMIT, "features", str(study), "--device", options.device],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    committed = 0
-    while child.poll() is None and not committed:
+    while child.poll() is None and not any(root.glob("*/parts/*")):
         time.sleep(0.02)
-        found = (
-            stores_in(options.work / "store-begun")
-            if (options.work / "store-begun").exists()
-            else {}
-        )
-        committed = sum(
-            len(list((s.path / "parts").iterdir()))
-            for s in found.values()
-            if isinstance(s, FeatureStore) and (s.path / "parts").exists()
-        )
     child.kill()
-    child.communicate()
+    child.wait()
     row = _features(study, options.device, "fp32")["backbones"][0]
     whole = row["reused"] + row["computed"] == row["images_in"]
     print(
         f"- kill -9 after the first commit: {row['reused']} kept, {row['computed']} computed, "
         f"{'whole' if whole and row['reused'] else 'NOT AS IT SHOULD BE'}"
     )
-
-
-_SLOW_COMMIT = (
-    "import sys, cache.store as s; s.ROWS_PER_COMMIT = 16;from pipeline.cli import main; main()"
-)
 
 
 def forward(options: argparse.Namespace) -> None:
@@ -380,8 +296,6 @@ def forward(options: argparse.Namespace) -> None:
 
 
 def _engine_rate(engine, batch, *, seconds: float) -> float:
-    from collections import deque
-
     waiting, done = deque(), 0
     for _ in range(engine.depth):
         engine.submit(batch)()
@@ -428,39 +342,6 @@ def _batches_rate(batches) -> float:
     return 256 * (len(ends) - 2) / max(ends[-2] - ends[0], 1e-9) if len(ends) > 2 else 0.0
 
 
-def nvjpeg(options: argparse.Namespace) -> None:
-    """What torchvision's decoder on the device and the resize there can do at most."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    from pipeline.data.images import PixelPolicy
-    from pipeline.features.device_decode import _fitted
-
-    if options.device == "cpu":
-        return
-    print("| pictures | at once | decoded/s | decoded and resized/s |\n| - | - | - | - |")
-    for kind in SETS:
-        files = [
-            Path(item.file).read_bytes() for item in _items(_images(options, kind, 256)).values()
-        ]
-        encoded = [torch.frombuffer(bytearray(f), dtype=torch.uint8) for f in files]
-        for at_once in (32, 128, 256):
-            rates = []
-            for resized in (False, True):
-                for _ in range(2):
-                    torch.cuda.synchronize()
-                    start = time.perf_counter()
-                    for at in range(0, 256, at_once):
-                        images = decode_jpeg(
-                            encoded[at : at + at_once], ImageReadMode.UNCHANGED, device="cuda"
-                        )
-                        for part in range(0, at_once if resized else 0, 32):
-                            _fitted(torch.stack(images[part : part + 32]), PixelPolicy())
-                    torch.cuda.synchronize()
-                rates.append(256 / (time.perf_counter() - start))
-            print(f"| {kind} | {at_once} | {rates[0]:.0f} | {rates[1]:.0f} |", flush=True)
-
-
 def device_pixels(options: argparse.Namespace) -> None:
     """How far pixels and features of the device's decoder are from the CPU's."""
     from cache.recipe import relative_l2_rows
@@ -483,13 +364,10 @@ def device_pixels(options: argparse.Namespace) -> None:
         items = _items(_images(options, kind, 64))
         cpu = dict(decode_images(items, PixelPolicy(), {}))
         expected = dict(compute_features(cpu.items(), engine))
-        batches = list(
-            device_batches(items, PixelPolicy(decode="gpu"), {}, size=32, device=options.device)
-        )
-        found = {
-            k: row
-            for keys, rows in run_batches(batches, engine)
-            for k, row in zip(keys, rows, strict=True)
+        policy = PixelPolicy(decode="gpu")
+        batches = list(device_batches(items, policy, {}, size=32, device=options.device))
+        rows = {
+            k: row for part in run_batches(batches, engine) for k, row in zip(*part, strict=True)
         }
         moved = np.concatenate(
             [
@@ -499,39 +377,10 @@ def device_pixels(options: argparse.Namespace) -> None:
                 if key
             ]
         )
-        far = relative_l2_rows(
-            np.stack([found[k] for k in cpu]), np.stack([expected[k] for k in cpu])
-        )
+        far = relative_l2_rows(*(np.stack([of[k] for k in cpu]) for of in (rows, expected)))
         print(f"| {kind} | {moved.mean():.3f} | {moved.max()} ", end="")
         print(f"| {np.median(far):.1e} | {far.max():.1e} |", flush=True)
     engine.close()
-
-
-def whole_small(options: argparse.Namespace) -> None:
-    """The whole command on small pictures."""
-    cuda = options.device == "cuda"
-    ways = [("googlenet", "bf16", "cpu", 8000)]
-    if cuda:
-        ways = [
-            ("densenet121", "bf16", "cpu", 16000),
-            ("googlenet", "bf16", "cpu", 16000),
-            ("densenet121", "fp32", "cpu", 16000),
-        ]
-    _whole(options, "small", ways)
-
-
-def whole_large(options: argparse.Namespace) -> None:
-    """The whole command on full-size pictures."""
-    ways = [("googlenet", "bf16", "cpu", 6400)]
-    if options.device == "cuda":
-        ways = [("densenet121", "bf16", "gpu", 6400), ("densenet121", "bf16", "cpu", 6400)]
-    _whole(options, "large", ways)
-
-
-def whole_compiled(options: argparse.Namespace) -> None:
-    """The whole command with a network that torch compiles."""
-    ways = [("densenet121", "bf16", "cpu", 16000)] if options.device == "cuda" else []
-    _whole(options, "small", ways, "--compile", "always")
 
 
 def plain_loop(options: argparse.Namespace) -> None:
@@ -544,14 +393,12 @@ def plain_loop(options: argparse.Namespace) -> None:
         print(f"| {kind} | {backbone} | {count} | {loop.stdout.split()[-1]} |", flush=True)
 
 
-def _whole(
-    options: argparse.Namespace,
-    kind: str,
-    ways: list[tuple[str, str, str, int]],
-    *more: str,
-) -> None:
+def whole(options: argparse.Namespace, kind: str, on_cuda: list[tuple], *more: str) -> None:
+    """The whole command: backbone, precision, decoder and number of images of each run."""
     print("| pictures | backbone | precision | decode | images | whole, s | images/s ", end="")
     print("| further images/s |\n| - | - | - | - | - | - | - | - |", flush=True)
+    without = [] if more else [("googlenet", "bf16", "cpu", 6400)]
+    ways = on_cuda if options.device == "cuda" else without
     for backbone, precision, decode, number in ways:
         count = _count(options, number)
         images = _images(options, kind, number)
@@ -616,21 +463,29 @@ def tests(options: argparse.Namespace) -> None:
         print(f"- {line[:300]}")
 
 
+SMALL = [
+    ("densenet121", "bf16", "cpu", 16000),
+    ("googlenet", "bf16", "cpu", 16000),
+    ("densenet121", "fp32", "cpu", 16000),
+]
+LARGE = [("densenet121", "bf16", "gpu", 6400), ("densenet121", "bf16", "cpu", 6400)]
+#: By name: what it runs, and its seconds at most on a GPU.
 SECTIONS = {
     "environment": (environment, 70),
-    "whole small": (whole_small, 150),
+    "whole small": (lambda options: whole(options, "small", SMALL), 150),
     "plain loop": (plain_loop, 90),
     "forward": (forward, 90),
-    "whole large": (whole_large, 60),
+    "whole large": (lambda options: whole(options, "large", LARGE), 60),
     "decoding": (decoding, 60),
-    "imports": (imports, 50),
     "tests": (tests, 90),
-    "whole compiled": (whole_compiled, 75),
+    "whole compiled": (
+        lambda options: whole(options, "small", SMALL[:1], "--compile", "always"),
+        75,
+    ),
     "stores": (stores, 70),
     "correctness": (correctness, 60),
     "finetune": (finetune, 90),
     "device pixels": (device_pixels, 30),
-    "nvJPEG": (nvjpeg, 30),
 }
 
 
@@ -675,18 +530,8 @@ def _study(work: Path, images: Path, backbone: str, name: str) -> Path:
 
 
 def _features(study: Path, device: str, precision: str) -> dict:
-    done = _cli(
-        "features",
-        str(study),
-        "--device",
-        device,
-        "--engine",
-        "torch",
-        "--precision",
-        precision,
-        "--json",
-    )
-    return json.loads(done.stdout)
+    ways = ["--device", device, "--engine", "torch", "--precision", precision, "--json"]
+    return json.loads(_cli("features", str(study), *ways).stdout)
 
 
 def _cli(*given: str, check: bool = True) -> "subprocess.CompletedProcess[str]":

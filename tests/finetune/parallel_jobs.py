@@ -1,6 +1,6 @@
 """What ``torchrun`` starts in tests: one process of a group of two, on gloo.
 
-Usage: ``parallel_jobs.py JOB FOLDER``; each rank leaves ``JOB-<rank>.json`` there.
+Usage: ``parallel_jobs.py FOLDER``; each rank leaves ``<rank>.json`` there.
 """
 
 import json
@@ -27,36 +27,31 @@ SETTINGS = TrainingSettings(
 def curves(*, norm=False, dropout=0.0, settings=SETTINGS, **options):
     """Train on 11 images; losses and accuracies, and every final weight, as JSON."""
     model = small_net(norm=norm, dropout=dropout)
-    found = train(model, Pictures(11), Pictures(7, seed=1), settings, **options)
-    rows = [[r.fit_loss, r.fit_accuracy, r.validation_loss, r.validation_accuracy] for r in found]
+    epochs = train(model, Pictures(11), Pictures(7, seed=1), settings, **options)
+    rows = [[e.fit_loss, e.fit_accuracy, e.validation_loss, e.validation_accuracy] for e in epochs]
     weights = {name: value.double().tolist() for name, value in tensors(model).items()}
     return {"rows": rows, "weights": weights}
 
 
 def _compared(folder):
     """Trainings that one process does too; the test left checkpoints of two that were cut off."""
-    found = {"plain": curves()}
-    found["norm and dropout"] = curves(
+    answers = {"plain": curves()}
+    answers["norm and dropout"] = curves(
         norm=True, dropout=0.5, settings=replace(SETTINGS, patience=1)
     )
-    found["taken over"] = curves(checkpoints=Checkpoints(folder / "taken over", IDENTITY))
-    own = folder / f"own-{parallel.group().rank}"
+    answers["taken over"] = curves(checkpoints=Checkpoints(folder / "taken over", IDENTITY))
+    alone = folder / f"alone-{parallel.group().rank}"
     try:
-        curves(checkpoints=Checkpoints(own, IDENTITY))
+        curves(checkpoints=Checkpoints(alone, IDENTITY))
     except EngineError as error:
-        found["error"] = str(error)
-    return found
+        answers["error"] = str(error)
+    return answers
 
-
-#: By the name on the command line.
-JOBS = {"compared": _compared}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    name, where = sys.argv[1], Path(sys.argv[2])
+    where = Path(sys.argv[1])
     with parallel.joined("cpu") as device:
         assert device == "cpu"
-        answer = JOBS[name](where)
-        answer["group"] = asdict(parallel.group())
-    rank_ = os.environ["RANK"]
-    (where / f"{name}-{rank_}.json").write_text(json.dumps(answer))
+        answer = {**_compared(where), "group": asdict(parallel.group())}
+    (where / f"{os.environ['RANK']}.json").write_text(json.dumps(answer))

@@ -1,24 +1,19 @@
 """The command itself under ``torchrun``: two processes leave the results of one."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.study_file import load_study
 from tests.finetune.command import install_repeatable_tiny
+from tests.finetune.conftest import TORCH, torchrun
 from tests.result_files import record_of
 from tests.tiny import write_tiny_study
 
-ROOT = Path(__file__).parents[2]
 #: Of 32 images, seven steps: shares of 3 and 2 images, and one of one image each.
 OPTIONS = ["--method", "full", "--epochs", "2", "--batch-size", "5", "--learning-rate", "0.01"]
 OPTIONS += ["--device", "cpu", "--no-figures", "--json"]
@@ -30,46 +25,28 @@ def alone(tmp_path, monkeypatch):
     install_repeatable_tiny(monkeypatch, tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
     study = write_tiny_study(tmp_path)
-    engine = EngineChoice(engine="torch", device="cpu", batch_size=4)
-    extract(load_study(study), ExtractOptions(engine=engine))
+    extract(load_study(study), ExtractOptions(engine=TORCH))
     done = CliRunner().invoke(main, ["finetune", str(study), *OPTIONS])
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
 
 def _torchrun(folder, *arguments):
-    """The command in two processes, with a folder of results of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.finetune.command", str(folder), *arguments]
-    command += ["finetune", str(folder.parent / "study.toml"), *OPTIONS]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    folder.mkdir(exist_ok=True)
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    """The command in two processes, with a folder of results to itself."""
+    study = str(folder.parent / "study.toml")
+    return torchrun(folder, "command", str(folder), *arguments, "finetune", study, *OPTIONS)
 
 
-def _check_same_curve(found, alone):
+def _check_same_curve(*records):
     """Loss and accuracy of every epoch, within 1e-5."""
     names = ["fit_loss", "fit_accuracy", "validation_loss", "validation_accuracy"]
-    curves = [
-        np.array(
-            [
-                [epoch[name] for name in names]
-                for epoch in report["backbones"][0]["models"][0]["curves"]
-            ]
-        )
-        for report in (found, alone)
-    ]
-    assert curves[0].shape == (2, 4)
-    assert np.abs(curves[0] - curves[1]).max() < 1e-5
-    assert abs(curves[1][0, 0] - curves[1][1, 0]) > 1e-3  # or it would say nothing
+    group, alone = (
+        np.array([[epoch[name] for name in names] for epoch in models[0]["curves"]])
+        for models in (record["backbones"][0]["models"] for record in records)
+    )
+    assert group.shape == (2, 4)
+    assert np.abs(group - alone).max() < 1e-5
+    assert abs(alone[0, 0] - alone[1, 0]) > 1e-3  # or it would say nothing
 
 
 @pytest.mark.slow  # as are two starts of torchrun; one is in the tests of the loop
@@ -77,10 +54,10 @@ def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
     """Same loss curve; the first process alone prints, tells of epochs, and writes, once."""
     done = _torchrun(tmp_path / "group")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    _check_same_curve(found, alone)
+    record = json.loads(done.stdout)
+    _check_same_curve(record, alone)
     kept = tmp_path / "group" / "results" / "tiny" / "finetune.json"
-    assert record_of(kept) == found
+    assert record_of(kept) == record
     assert done.stderr.count("epoch 1/2: ") == done.stderr.count("full on tiny") == 1
     published = [
         json.loads((tmp_path / "group" / f"published-{rank}.json").read_text()) for rank in (0, 1)
