@@ -27,23 +27,12 @@ from pipeline.demo.phantom import Patient, chest
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.separability import Separability
 from pipeline.features import backbones
-from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.study_file import load_study
+from tests.audit.conftest import TORCH
 from tests.image_files import facts_of_file, jpeg, picture, png
-from tests.tiny import FileWeights, install_tiny_backbone, write_tiny_study
-
-TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
-
-
-@pytest.fixture
-def study_file(tmp_path: Path, monkeypatch) -> Path:
-    """A tiny study of 80 images in the source and 40 in the target, in the current folder."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
-    return write_tiny_study(tmp_path, source=80, target=40)
+from tests.tiny import FileWeights
 
 
 def marker_network(state):

@@ -12,23 +12,11 @@ from pipeline.audit.stage import SAMPLES, audit
 from pipeline.data.leaks import LEAK, NOTE, OK, Finding, refuse_leaks
 from pipeline.data.samples import load_samples
 from pipeline.errors import CheckFailedError
-from pipeline.features.engines import EngineChoice
-from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.extract import extract
 from pipeline.study_file import load_study
+from tests.audit.conftest import TORCH
 from tests.result_files import record_of
 from tests.test_cli import ENGINE, run
-from tests.tiny import install_tiny_backbone, write_tiny_study
-
-TORCH = ExtractOptions(engine=EngineChoice(engine="torch", device="cpu", batch_size=8))
-
-
-@pytest.fixture
-def study_file(tmp_path: Path, monkeypatch) -> Path:
-    """A tiny study of 80 images in the source and 40 in the target, in the current folder."""
-    install_tiny_backbone(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HEADRACE_FEATURES", raising=False)
-    return write_tiny_study(tmp_path, source=80, target=40)
 
 
 def in_role(samples, split, label):

@@ -1,7 +1,5 @@
 """The demo is the same on every machine, and its hospitals differ as they declare."""
 
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -68,7 +66,7 @@ def test_study_file_is_one_that_headrace_reads(demo, tmp_path):
     assert (study.source.path, study.source.validation) == (demo / "hospital_a", 0.2)
     assert [(t.name, t.path) for t in study.targets] == [("hospital_b", demo / "hospital_b")]
     assert {d.group for d in study.domains} == {r"^(patient\d+)"}
-    assert [(one.name, one.edges) for one in study.subgroups] == [("sex", None), ("age", (40, 65))]
+    assert [(s.name, s.edges) for s in study.subgroups] == [("sex", None), ("age", (40, 65))]
     for domain, site in zip(study.domains, SITES, strict=True):
         _, groups = read_attributes(domain.attributes, study.subgroups)
         assert set(groups) == {patient.name for patient, _ in cohort(SMALL, site)}
@@ -128,10 +126,9 @@ def test_what_only_looks_like_a_demo_is_refused(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_text("mine")
     (tmp_path / "study.toml").write_text('name = "mine"')
-    with pytest.raises(StudyError, match="which no demo wrote"):
-        write_demo(tmp_path, TINY)
-    with pytest.raises(StudyError, match="is a file; the demo needs a folder: choose another"):
-        write_demo(path, TINY)
+    for folder, message in ((tmp_path, "no demo wrote"), (path, "is a file; .* choose another")):
+        with pytest.raises(StudyError, match=message):
+            write_demo(folder, TINY)
     assert path.read_text() == "mine"
     with pytest.raises(StudyError, match="seed = -1; allowed is 0 or more"):
         DemoSpec(seed=-1)
@@ -201,15 +198,15 @@ def test_exposure_is_a_gain_cut_at_white_and_gamma_an_exponent():
         assert np.abs(grey(gamma=gamma) - plain**gamma)[plain > 0.1].max() < 0.01
 
 
-@pytest.mark.parametrize("noise", [0.02, 0.06])
-def test_noise_has_the_declared_deviation_and_no_structure(noise):
+def test_noise_has_the_declared_deviation_and_no_structure():
     """What noise adds is white, of the declared deviation, away from black and white."""
     plain = grey()
-    added = grey(noise=noise) - plain
-    grain = added[(plain > 0.3) & (plain < 0.7)]
-    assert grain.std() == pytest.approx(noise, rel=0.05)
-    assert abs(grain.mean()) < 0.1 * noise
-    assert abs(np.corrcoef(added[:, 1:].ravel(), added[:, :-1].ravel())[0, 1]) < 0.02
+    for noise in (0.02, 0.06):
+        added = grey(noise=noise) - plain
+        grain = added[(plain > 0.3) & (plain < 0.7)]
+        assert grain.std() == pytest.approx(noise, rel=0.05)
+        assert abs(grain.mean()) < 0.1 * noise
+        assert abs(np.corrcoef(added[:, 1:].ravel(), added[:, :-1].ravel())[0, 1]) < 0.02
 
 
 def test_blur_takes_detail_and_leaves_brightness():
@@ -240,17 +237,11 @@ def test_marker_lies_in_the_corner_and_changes_nothing_else():
         assert changed[plain != changed].min() > 0.9
 
 
-@pytest.mark.parametrize(("label", "wanted"), [(CLASSES[0], 0.2), (CLASSES[1], 0.9)])
-def test_marker_comes_as_often_as_declared_for_each_class(label, wanted):
+def test_marker_comes_as_often_as_declared_for_each_class():
     """A shortcut is as strong as the two probabilities say."""
     hospital = Hospital(noise=0.0, marker_normal=0.2, marker_pneumonia=0.9)
     air = np.zeros((CANVAS, CANVAS), dtype=np.float32)
-    people = [other(number, label=label) for number in range(300)]
-    seen = np.mean([expose(air, patient, hospital, size=64).max() > 200 for patient in people])
-    assert seen == pytest.approx(wanted, abs=4 * np.sqrt(wanted * (1 - wanted) / 300))
-
-
-def test_demo_needs_no_torch():
-    """Importing the generator loads no network library."""
-    code = "import sys, pipeline.demo; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    for label, wanted in zip(CLASSES, (0.2, 0.9), strict=True):
+        people = [other(number, label=label) for number in range(300)]
+        seen = np.mean([expose(air, p, hospital, size=64).max() > 200 for p in people])
+        assert seen == pytest.approx(wanted, abs=4 * np.sqrt(wanted * (1 - wanted) / 300))
