@@ -33,8 +33,7 @@ from pipeline.evaluation.predictions import (
 )
 from pipeline.features.backbones import NO_DOWNLOAD, TIMM, weights_file
 from pipeline.features.load import choose_backbone, frozen_network, load_features, store_for
-from pipeline.finetune.cuts import pixel_policy
-from pipeline.finetune.data import load_pixels
+from pipeline.finetune.data import load_pixels, pixel_policy
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import assemble
 from pipeline.finetune.runs import FROM_PIXELS, ModelFolder

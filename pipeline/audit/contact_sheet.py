@@ -7,8 +7,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.images import Pixels
@@ -16,7 +14,7 @@ from pipeline.data.images import Pixels
 SIDE = 160
 _ABREAST = 6
 _GAP, _MARGIN, _LINE = 4, 14, 15
-_INK, _WHITE, _GREY = 32, 255, 200
+_INK = (32, 32, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,32 +33,20 @@ def draw_sheet(entries: Sequence[SheetEntry]) -> bytes:
     """
     pictures = len(entries[0].pixels)
     columns = min(_ABREAST // pictures, len(entries))
-    width = pictures * (SIDE + _GAP) - _GAP + _MARGIN
-    height = SIDE + _LINE * len(entries[0].lines) + _MARGIN
+    room = pictures * (SIDE + _GAP) - _GAP
+    width, height = room + _MARGIN, SIDE + _LINE * len(entries[0].lines) + _MARGIN
     rows = -(-len(entries) // columns)
-    sheet = Image.new("RGB", (_MARGIN + columns * width, _MARGIN + rows * height), (_WHITE,) * 3)
+    sheet = Image.new("RGB", (_MARGIN + columns * width, _MARGIN + rows * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
     for i, entry in enumerate(entries):
-        _paste(sheet, (_MARGIN + i % columns * width, _MARGIN + i // columns * height), entry)
+        left, top = _MARGIN + i % columns * width, _MARGIN + i // columns * height
+        for number, pixels in enumerate(entry.pixels):
+            sheet.paste(Image.fromarray(pixels), (left + number * (SIDE + _GAP), top))
+        for number, line in enumerate(entry.lines):
+            text = line
+            while pen.textlength(text, font=font) > room:
+                text = text[:-2] + "…"
+            pen.text((left, top + SIDE + 2 + number * _LINE), text, fill=_INK, font=font)
     stream = io.BytesIO()
     sheet.save(stream, "PNG")
     return stream.getvalue()
-
-
-def missing_picture() -> NDArray[np.uint8]:
-    """What stands in for a picture that can no longer be read: grey."""
-    return np.full((SIDE, SIDE, 3), _GREY, np.uint8)
-
-
-def _paste(sheet: Image.Image, at: tuple[int, int], entry: SheetEntry) -> None:
-    left, top = at
-    for number, pixels in enumerate(entry.pixels):
-        sheet.paste(Image.fromarray(pixels), (left + number * (SIDE + _GAP), top))
-    pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=12)
-    room = len(entry.pixels) * (SIDE + _GAP) - _GAP
-    for line, whole in enumerate(entry.lines):
-        text = whole
-        while pen.textlength(text, font=font) > room:
-            text = text[:-2] + "…"
-        y = top + SIDE + 2 + line * _LINE
-        pen.text((left, y), text, fill=(_INK,) * 3, font=font)

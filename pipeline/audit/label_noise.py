@@ -29,7 +29,7 @@ from pipeline.words import are, counted
 
 LABELS = "label noise"
 _SHOWN = 3
-#: Enough to see that a head knows anything at all.
+#: Enough to see that a head predicts anything at all.
 _DRAWS = 199
 _LEVEL = 0.025
 _INVERSE_PENALTY = 1e-2
@@ -47,9 +47,8 @@ def confident_class(label: NDArray[np.integer], proba: NDArray[np.floating]) -> 
     Returns:
         Shape ``(n,)``; the most probable where the head is confident of several, -1 of none.
     """
-    means = [
-        proba[label == k, k].mean() if (label == k).any() else np.inf for k in range(proba.shape[1])
-    ]
+    is_k = label[:, None] == np.arange(proba.shape[1])
+    means = [proba[rows, k].mean() if rows.any() else np.inf for k, rows in enumerate(is_k.T)]
     confident = np.where(proba >= np.array(means), proba, -np.inf)
     return np.where(np.isfinite(confident).any(axis=1), confident.argmax(axis=1), -1)
 
@@ -104,11 +103,10 @@ def expected_false(
         proba: Shape ``(n, K)``.
         rows: The listed images.
     """
-    safe = np.log(np.clip(proba, 1e-12, 1.0))
-    own = safe[np.arange(len(label)), label]
-    others = safe.copy()
-    others[np.arange(len(label)), label] = -np.inf
-    odds, total = own - others.max(axis=1), 0.0
+    others, at = np.log(np.clip(proba, 1e-12, 1.0)), (np.arange(len(label)), label)
+    given = others[at]
+    others[at] = -np.inf
+    odds, total = given - others.max(axis=1), 0.0
     for k in np.unique(label[rows]).tolist():
         of_class = odds[label == k]
         centre = np.median(of_class)
@@ -124,8 +122,8 @@ def _out_of_fold(
     """Probabilities of linear heads of the other patients, shape ``(n, K)``.
 
     Raises:
-        StudyError: They know nothing, and would be confident of the wrong class as often as
-            of the right one; or there are too few patients to see.
+        StudyError: They predict nothing, and would be confident of the wrong class as often
+            as of the right one; or there are too few patients to see.
     """
     result = separability(features, label, group, draws=_DRAWS)
     if result.p > _LEVEL:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet, missing_picture
+from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import LEAK, Overlap, conflicting_rows, roles_of
 from pipeline.data.near_copies import NearPair
@@ -24,6 +24,8 @@ from pipeline.study import Study
 _HEAD = ("linear", 0)
 #: Pairs on the contact sheet; the record has all.
 _ON_SHEET = 20
+#: In the place of a picture that can no longer be read.
+_GREY = 200
 
 Record = Mapping[str, Any]
 
@@ -56,11 +58,11 @@ def rows_to_leave_out(
     pictures with several labels.
     """
     marked = np.zeros(len(samples), np.bool_)
-    for one in overlap:
-        if one.learns and (one.severity == LEAK or one.near):
-            marked[one.rows] = True
-    for same in conflicting_rows(samples, facts):
-        marked[same] = True
+    for shared in overlap:
+        if shared.learns and (shared.severity == LEAK or shared.near):
+            marked[shared.rows] = True
+    for rows in conflicting_rows(samples, facts):
+        marked[rows] = True
     return marked
 
 
@@ -81,17 +83,14 @@ def contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
         try:
             return read_image(samples.items[row]).pixels(PixelPolicy(size=SIDE))
         except ImageError:
-            return missing_picture()
-
-    def caption(row: int) -> str:
-        return f"{roles[row]}: {samples.class_of(row)}"
+            return np.full((SIDE, SIDE, 3), _GREY, np.uint8)
 
     sheet = [
         SheetEntry(
-            pixels=(picture(pair.rows[0]), picture(pair.rows[1])),
+            pixels=tuple(picture(row) for row in pair.rows),
             lines=(
                 f"{number}. {pair.how}, likeness {pair.likeness:.3f}",
-                " | ".join(caption(row) for row in pair.rows),
+                " | ".join(f"{roles[row]}: {samples.class_of(row)}" for row in pair.rows),
             ),
         )
         for number, pair in enumerate(pairs[:_ON_SHEET], start=1)
@@ -141,9 +140,6 @@ def _by_role(
 
 
 def _scores(samples: Samples, proba: NDArray[np.float64], rows: NDArray[np.bool_]) -> Record:
-    label = samples.label[rows]
-    right = is_right(label, proba[rows])
-    return {
-        "accuracy": rate_interval(right, samples.group[rows]).record(),
-        "auroc": score("auroc", label, proba[rows]),
-    }
+    label, proba = samples.label[rows], proba[rows]
+    accuracy = rate_interval(is_right(label, proba), samples.group[rows])
+    return {"accuracy": accuracy.record(), "auroc": score("auroc", label, proba)}

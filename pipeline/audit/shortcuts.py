@@ -40,6 +40,8 @@ _HIGH_DOMAIN_AUC = 0.9
 #: AUC above which what should not show the label is a shortcut.
 _HIGH_LABEL_AUC = 0.6
 _FACTS = "size, greys, file size and quality"
+#: Permutations inside a class, of which an interval is made, but no p that is adjusted.
+_CLASS_DRAWS = 199
 #: Single facts that are named.
 _STRONGEST = 2
 _LABEL_ADVICE = (
@@ -79,8 +81,7 @@ class ShortcutTest:
         check: Its name.
         where: The domain or domains.
         claim: The sentence that holds where the test is positive.
-        result: None where it was not possible; then ``reason`` says why.
-        reason: See there.
+        result: The AUC and its p, or the reason why there is none.
         high: AUC from which on it is a warning.
         advice: What to do then.
         details: What to say after the AUC.
@@ -92,8 +93,7 @@ class ShortcutTest:
     check: str
     where: str
     claim: str
-    result: Separability | None = None
-    reason: StudyError | None = None
+    result: Separability | StudyError
     high: float = _HIGH_LABEL_AUC
     advice: str = _LABEL_ADVICE
     details: str = ""
@@ -107,15 +107,14 @@ def judge(tests: Sequence[ShortcutTest]) -> list[Finding]:
 
     Several tests on clean data would otherwise warn in every sixth audit.
     """
-    results = [test.result for test in tests if test.result is not None]
-    adjusted = iter(holm([result.p for result in results]).tolist())
-    findings = []
-    for test in tests:
-        if test.reason is not None:
-            findings.append(impossible(test.check, test.where, test.reason))
-        if test.result is not None:
-            findings.append(_finding(test, test.result, next(adjusted), len(results)))
-    return findings
+    values = [test.result.p for test in tests if isinstance(test.result, Separability)]
+    adjusted = iter(holm(values).tolist())
+    return [
+        impossible(test.check, test.where, test.result)
+        if isinstance(test.result, StudyError)
+        else _finding(test, test.result, next(adjusted), len(values))
+        for test in tests
+    ]
 
 
 def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> Finding:
@@ -124,19 +123,19 @@ def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> 
     strong = shown and max(auc.estimate, test.strongest) > test.high and not test.expected
     unsure = not shown and auc.low <= 1 / 2 and auc.high > _HIGH_DOMAIN_AUC
     if shown:
-        said = f"{test.claim}: {text}{test.expected and f'; {test.expected}'}"
+        sentence = f"{test.claim}: {text}{test.expected and f'; {test.expected}'}"
     elif unsure:
-        said = f"it is open whether {test.claim}: {text}; too few patients to say"
+        sentence = f"it is open whether {test.claim}: {text}; too few patients to say"
     elif auc.low > 1 / 2:
-        said = f"it is not shown that {test.claim}: {text}; p {p:.2f}, adjusted for "
-        said += counted(tests, "test")
+        sentence = f"it is not shown that {test.claim}: {text}; p {p:.2f}, adjusted for "
+        sentence += counted(tests, "test")
     else:
-        said = f"no sign that {test.claim}: {text}"
+        sentence = f"no sign that {test.claim}: {text}"
     return Finding(
         check=test.check,
         severity=WARNING if strong else NOTE if shown or unsure else OK,
         where=test.where,
-        text=said,
+        text=sentence,
         advice=test.advice if strong else "",
         share=max(0.0, 2 * max(auc.estimate, test.strongest) - 1),
         values={**asdict(result), "p_adjusted": p, **test.values},
@@ -153,32 +152,31 @@ def domain_tests(table: FeatureTable) -> list[Job]:
 
 
 def _domain_test(table: FeatureTable, name: str) -> ShortcutTest:
-    claim = f"a classifier separates them by the features of {table.backbone}"
-    where = f"{SOURCE} and {name}"
+    common: dict[str, Any] = {
+        "check": DOMAIN,
+        "where": f"{SOURCE} and {name}",
+        "claim": f"a classifier separates them by the features of {table.backbone}",
+    }
     target = table.domain(name)
     try:
-        result = domain_auc(table.domain(SOURCE), target)
+        result = domain_auc(table.domain(SOURCE), target, class_draws=_CLASS_DRAWS)
     except StudyError as reason:
-        return ShortcutTest(check=DOMAIN, where=where, claim=claim, reason=reason)
+        return ShortcutTest(**common, result=reason)
     by_class = dict(zip(table.samples.classes, result.by_class, strict=False))
-    tested = {label: inside for label, inside in by_class.items() if inside is not None}
-    inside = "; ".join(f"{label} {_text(one.auc)}" for label, one in tested.items())
+    tested = {label: inside.auc for label, inside in by_class.items() if inside is not None}
+    inside = "; ".join(f"{label} {_text(auc)}" for label, auc in tested.items())
     no_labels = f"{name} has no labels, so not by class"
     return ShortcutTest(
-        check=DOMAIN,
-        where=where,
-        claim=claim,
+        **common,
         result=result.overall,
         high=_HIGH_DOMAIN_AUC,
         advice=_DOMAIN_ADVICE,
         details="; inside the classes: "
         + (no_labels if target.label is None else inside or "too few patients"),
-        strongest=max(
-            (one.auc.estimate for one in tested.values() if one.auc.low > 1 / 2), default=0.0
-        ),
+        strongest=max((auc.estimate for auc in tested.values() if auc.low > 1 / 2), default=0.0),
         values={
             "backbone": table.backbone,
-            "by_class": {k: one and asdict(one) for k, one in by_class.items()},
+            "by_class": {label: inside and asdict(inside) for label, inside in by_class.items()},
         },
     )
 
@@ -213,7 +211,7 @@ def _facts_and_domain(samples: Samples, facts: NDArray[Any], target: str) -> Sho
         claim=f"the domain can be predicted from {_FACTS}",
         high=_HIGH_DOMAIN_AUC,
         advice=_STORE_ALIKE,
-        **_tried(_matrix(facts[rows]), is_target, patients_of(samples)[rows]),
+        **_result(_matrix(facts[rows]), is_target, patients_of(samples)[rows]),
     )
 
 
@@ -246,25 +244,23 @@ def _label_test(
     samples: Samples, check: str, domain: str, claim: str, X: NDArray[np.floating]
 ) -> ShortcutTest:
     rows = samples.domain == domain
-    words = [
-        set(name.lower().replace("_", " ").replace("-", " ").split()) for name in samples.classes
-    ]
-    parts = sum(bool(name & _WHOLE_PICTURE) for name in words)
+    words = (re.split(r"[\s_-]+", name.lower()) for name in samples.classes)
+    parts = sum(not _WHOLE_PICTURE.isdisjoint(name) for name in words)
     return ShortcutTest(
         check=check,
         where=domain,
         claim=claim,
         expected="expected of classes that are parts of the body" if parts > 1 else "",
-        **_tried(X, samples.label[rows], samples.group[rows]),
+        **_result(X, samples.label[rows], samples.group[rows]),
     )
 
 
-def _tried(*data: NDArray[Any]) -> dict[str, Any]:
-    """The result of a test, or the reason why there is none."""
+def _result(*data: NDArray[Any]) -> dict[str, Any]:
+    """The result of a test, and what to say after it."""
     try:
         result = separability(*data)
     except StudyError as reason:
-        return {"reason": reason}
+        return {"result": reason}
     of, images = len(data[0]), result.auc.images
     drawn = f", from {images} of {counted(of, 'image')}, drawn by patient"
     return {"result": result, "details": drawn if images < of else ""}
@@ -310,7 +306,7 @@ def _strongest(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
         return float(np.abs(auc - 1 / 2).max(initial=0))
 
     alone = {name: strength(values) for name, values in fact_columns(facts).items()}
-    best = sorted(alone, key=lambda name: -alone[name])[:_STRONGEST]
+    best = sorted(alone, key=alone.__getitem__, reverse=True)[:_STRONGEST]
     named = ", ".join(f"{name} {1 / 2 + alone[name]:.2f}" for name in best)
     # A single fact is given for the class that it separates best, all together for all classes.
     single = "of one class, alone" if np.unique(label).size > 2 else "alone"

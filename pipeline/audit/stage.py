@@ -8,7 +8,6 @@ and those of the contact sheet once more; all else comes from the store.
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -109,10 +108,10 @@ def audit(
         *untested(used, list(dict.fromkeys([FACTS, LABELS, *of_masks]))),
         *missing,
     ]
-    findings.sort(key=lambda found: (SEVERITIES.index(found.severity), -found.share))
+    findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -finding.share))
     counts = Counter(finding.severity for finding in findings)
     leave_out = rows_to_leave_out(used, shared, facts)
-    pairs = [pair for one in shared for pair in one.near]
+    pairs = [pair for overlap in shared for pair in overlap.near]
     record = {
         "schema": SCHEMA,
         "study": study.name,
@@ -125,7 +124,9 @@ def audit(
         "measured": measured,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    _write(study, record, contact_sheet(used, pairs))
+    sheet = contact_sheet(used, pairs)
+    files = {} if sheet is None else {CONTACT_SHEET: sheet}
+    write_set(study.results / AUDIT_REPORT, record, files, owned=(CONTACT_SHEET,))
     return record
 
 
@@ -164,8 +165,3 @@ def _mask_tests(study: Study, samples: Samples) -> tuple[list[Job], list[Finding
                 )
             )
     return tests, missing
-
-
-def _write(study: Study, record: Mapping[str, Any], sheet: bytes | None) -> None:
-    files = {} if sheet is None else {CONTACT_SHEET: sheet}
-    write_set(study.results / AUDIT_REPORT, record, files, owned=(CONTACT_SHEET,))

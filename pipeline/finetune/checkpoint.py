@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from pipeline.errors import CheckpointError
 from pipeline.finetune.methods import TrainingSettings
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 3
+_FORMAT = 4
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{64})\.safetensors")
 _MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
 
@@ -45,7 +45,6 @@ class EpochRow:
         validation_accuracy: Likewise, 0 to 1.
         seconds: Wall time of the training steps.
         images_per_second: Images trained on a second of ``seconds``.
-        learning_rate: At the last step.
     """
 
     epoch: int
@@ -55,27 +54,17 @@ class EpochRow:
     validation_accuracy: float
     seconds: float
     images_per_second: float
-    learning_rate: float
-
-    def line(self, epochs: int) -> str:
-        """For people, of so many epochs: ``epoch 3/10: loss 0.213, accuracy 0.931, ...``."""
-        return (
-            f"epoch {self.epoch + 1}/{epochs}: loss {self.fit_loss:.3f}, accuracy "
-            f"{self.fit_accuracy:.3f}, validation {self.validation_loss:.3f} / "
-            f"{self.validation_accuracy:.3f}, {self.images_per_second:.1f} images/s"
-        )
 
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where a training stands; all of it is in every checkpoint.
+    """Where a training stands; all of it is in every checkpoint, JSON types only.
 
     Attributes:
         epoch: Under way, from 0.
         step: The next one within the epoch.
         totals: Loss, right answers and images so far in the epoch.
         seconds: Trained so far in the epoch.
-        rate: Learning rate of the last step.
         rows: The epochs that are over.
         finished: Whether all of the training is over.
     """
@@ -84,18 +73,8 @@ class TrainingState:
     step: int = 0
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     seconds: float = 0.0
-    rate: float = 0.0
     rows: list[EpochRow] = field(default_factory=list)
     finished: bool = False
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """From what :meth:`to_json` gave."""
-        return cls(**{**values, "rows": [EpochRow(**row) for row in values["rows"]]})
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON types; floats keep every bit."""
-        return asdict(self)
 
     def begin_epoch(self) -> None:
         """Turn to the next epoch."""
@@ -118,10 +97,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one training, in a folder of its own.
+    """The checkpoints of one training, in a folder for them alone.
 
     Args:
-        folder: Is created when needed; nothing else may be kept in it.
+        folder: Is created when needed.
         identity: What makes this training the one it is: study, method, weights, data.
         seconds: Time between checkpoints within an epoch.
     """
@@ -131,7 +110,7 @@ class Checkpoints:
         self._identity = identity
         self._seconds = seconds
         self._last = time.monotonic()
-        self._newest = ""  # name of the one that is known to be whole
+        self._newest = ""  # name of the last that was seen to be whole
 
     def due(self) -> bool:
         """Whether the time between checkpoints has passed."""
@@ -152,7 +131,7 @@ class Checkpoints:
         names = [name for name in disk.listdir(self.folder) if _NAME.fullmatch(name)]
         for name in reversed(names):
             try:
-                content, checkpoint = self._read(name)
+                identity, checkpoint = self._read(name)
             except (OSError, ValueError, KeyError) as cause:
                 _LOG.warning(
                     "%s is damaged (%s); going on from the checkpoint before it",
@@ -160,7 +139,7 @@ class Checkpoints:
                     cause,
                 )
                 continue
-            self._check(content["identity"], {**self._identity, **(run or {})})
+            self._check(identity, {**self._identity, **(run or {})})
             self._newest, self._last = name, time.monotonic()
             return checkpoint
         if names:
@@ -179,7 +158,7 @@ class Checkpoints:
         """Put a checkpoint in place and keep the one before it.
 
         Args:
-            state: JSON types.
+            state: JSON types; floats keep every bit.
             tensors: On any device; equal storage under two names is written twice.
             run: Kept beside the identity; :meth:`load` compares it.
 
@@ -188,7 +167,11 @@ class Checkpoints:
         """
         identity = {**self._identity, **(run or {})}
         content = {"format": _FORMAT, "identity": identity, "state": state}
-        plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+        # As safetensors takes them: on the CPU, dense, row by row, each with its storage.
+        plain = {
+            name: t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+            for name, t in tensors.items()
+        }
         data = save(plain, metadata={"json": json.dumps(content)})
         matches = [_NAME.fullmatch(name) for name in disk.listdir(self.folder)]
         number = 1 + max((int(match[1]) for match in matches if match), default=0)
@@ -198,7 +181,7 @@ class Checkpoints:
         self._newest, self._last = name, time.monotonic()
 
     def _read(self, name: str) -> tuple[dict[str, Any], Checkpoint]:
-        """One checkpoint, every byte checked."""
+        """Identity and content of one checkpoint, every byte checked."""
         data, sha256 = disk.read_all(self.folder / name), name[-76:-12]
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError("its bytes are not those that were written")
@@ -206,7 +189,8 @@ class Checkpoints:
         content: dict[str, Any] = disk.parse_json(header["__metadata__"]["json"])
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {content['format']}, this version reads {_FORMAT}")
-        return content, Checkpoint(state=content["state"], tensors=load(data), sha256=sha256)
+        checkpoint = Checkpoint(state=content["state"], tensors=load(data), sha256=sha256)
+        return content["identity"], checkpoint
 
     def _check(self, has: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         plain: Mapping[str, Any] = json.loads(json.dumps(wanted))  # tuples are lists in JSON
@@ -230,11 +214,6 @@ class Checkpoints:
             disk.remove(self.folder, stale)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """As safetensors takes it: on the CPU, dense, row by row, with storage of its own."""
-    return tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
-
-
 # From a training under way to what a checkpoint keeps of it, and back, bit for bit.
 
 
@@ -247,14 +226,13 @@ def describe_training(
     two such trainings are to each other.
     """
     shapes = [[name, list(t.shape), str(t.dtype)] for name, t in model.state_dict().items()]
-    named = dict(model.named_parameters())
-    trained = [name for name, parameter in named.items() if parameter.requires_grad]
+    trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     return {
         **{f"settings.{name}": value for name, value in asdict(settings).items()},
         "settings.device": torch.device(settings.device).type,
         "network": _digest(repr(shapes).encode()),
-        "trained parameters": sum(named[name].numel() for name in trained),
-        "trained layers": _digest(repr(trained).encode()),
+        "trained parameters": sum(trained.values()),
+        "trained layers": _digest(repr(list(trained)).encode()),
         **{
             f"{name} labels": f"{len(label)} labels, SHA-256 {_digest(label.tobytes())}"
             for name, label in labels.items()
@@ -291,16 +269,19 @@ def restore(
     device = next(model.parameters()).device
     model.load_state_dict(_under(checkpoint.tensors, _MODEL))
     best = {name: value.to(device) for name, value in _under(checkpoint.tensors, _BEST).items()}
-    state: dict[int, dict[str, Any]] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _under(checkpoint.tensors, _OPTIMISER).items():
         number, key = name.split(".")
-        state.setdefault(int(number), {})[key] = value
-    if state:
-        optimiser.load_state_dict(
-            {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
-        )
-        _lay_out(optimiser)
-    return TrainingState.from_json(checkpoint.state), best
+        moments.setdefault(int(number), {})[key] = value
+    if moments:
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
+        # Files hold tensors row by row; torch's fast path wants them laid out as parameters.
+        for parameter, values in optimiser.state.items():
+            for key, value in values.items():
+                if value.shape == parameter.shape:
+                    values[key] = torch.empty_like(parameter).copy_(value)
+    rows = [EpochRow(**row) for row in checkpoint.state["rows"]]
+    return TrainingState(**{**checkpoint.state, "rows": rows}), best
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -309,11 +290,3 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
         for name, value in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def _lay_out(optimiser: Optimizer) -> None:
-    """Files hold tensors row by row; torch's fast path wants moments laid out as parameters."""
-    for parameter, values in optimiser.state.items():
-        for key, value in values.items():
-            if value.shape == parameter.shape:
-                values[key] = torch.empty_like(parameter).copy_(value)

@@ -1,7 +1,8 @@
-"""What the training loop reads: rows held in memory, in a file or on the device.
+"""What the training loop reads: pixels and stored rows, held in memory, a file or the device.
 
-Each image is held once, by its content key; splits and domains are views. Batches are made
-ready while the last step runs, and are augmented on the device that trains.
+Each image is held once, by its content key; splits and domains are views. The frozen part of
+a backbone runs once over each image, and its rows are kept in a store. Batches are made ready
+while the last step runs, and are augmented on the device that trains.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, TypeVar
@@ -21,15 +22,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from cache.store import FeatureStore
 from pipeline.data.images import PixelPolicy
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
 from pipeline.data.views import DEGREES, SIDE, affine_map
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, NoImagesError
+from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.decoding import decode_images
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import fill_stores
+from pipeline.features.frozen import Frozen, build
+from pipeline.features.load import check_weights, store_for
 from pipeline.finetune.distributed import Group
 from pipeline.finetune.methods import TrainingSettings
+from pipeline.finetune.networks import cut_of
 from pipeline.progress import Progress
+from pipeline.study import BackboneChoice, Study
 from pipeline.words import printable
 
 Rows = NDArray[np.intp]
@@ -38,7 +47,9 @@ T = TypeVar("T")
 
 #: Pixels up to this size are kept in memory: 28,000 images of 224 x 224. More lie in a file,
 #: of which the system keeps in memory what it can.
-HELD_BYTES = 4 << 30
+PIXEL_BYTES = 4 << 30
+#: Stored rows up to this size are read into memory: 80,000 images of 512 x 7 x 7.
+ROW_BYTES = 8 << 30
 #: Share of CUDA's free memory that held rows may take; the rest is for the network.
 _DEVICE_SHARE = 0.5
 #: Batches made ready ahead of the step.
@@ -74,13 +85,6 @@ class Held:
         return Held(self.values, self._at[rows], self.label[rows])
 
 
-def number_keys(samples: Samples) -> tuple[list[bytes], Rows]:
-    """Each content key once, and for each sample the number of its key, shape ``(n,)``."""
-    number: dict[bytes, int] = {}
-    at = [number.setdefault(key, len(number)) for key in samples.key]
-    return list(number), np.array(at, np.intp)
-
-
 def hold(values: NDArray[Any], at: Rows, label: Labels, device: str = "cpu") -> Held:
     """Rows held on the device where half of its free memory takes them, else in memory."""
     tensor = torch.from_numpy(values)
@@ -91,6 +95,13 @@ def hold(values: NDArray[Any], at: Rows, label: Labels, device: str = "cpu") -> 
     return Held(tensor, at, label)
 
 
+def _number_keys(samples: Samples) -> tuple[list[bytes], Rows]:
+    """Each content key once, and for each sample the number of its key, shape ``(n,)``."""
+    number: dict[bytes, int] = {}
+    at = [number.setdefault(key, len(number)) for key in samples.key]
+    return list(number), np.array(at, np.intp)
+
+
 def load_pixels(
     samples: Samples, policy: PixelPolicy, *, folder: Path, device: str = "cpu"
 ) -> Held:
@@ -99,14 +110,14 @@ def load_pixels(
     Args:
         samples: Of which each is usable; see :func:`pipeline.features.load.load_features`.
         policy: From bytes to pixels.
-        folder: Holds what takes more than ``HELD_BYTES``, in a file.
+        folder: Holds what takes more than ``PIXEL_BYTES``, in a file.
         device: Where they are trained on.
 
     Raises:
         ImageError: An image cannot be used any more.
         OSError: No space for the file.
     """
-    keys, at = number_keys(samples)
+    keys, at = _number_keys(samples)
     first = dict(zip(reversed(samples.key), reversed(samples.items), strict=True))
     values = _pixel_array((len(keys), policy.size, policy.size, 3), folder)
     row_of = {key: row for row, key in enumerate(keys)}
@@ -115,27 +126,14 @@ def load_pixels(
         for key, pixels in decode_images({key: first[key] for key in keys}, policy, unusable):
             values[row_of[key]] = pixels
             progress.advance()
-    refuse_unusable(unusable, first)
+    _refuse_unusable(unusable, first)
     return hold(values, at, samples.label, device)
-
-
-def refuse_unusable(unusable: Mapping[bytes, str], items: Mapping[bytes, Item]) -> None:
-    """Stop where an image went bad: a method must not train on fewer images than it says.
-
-    Raises:
-        ImageError: There is one.
-    """
-    for key, reason in unusable.items():
-        raise ImageError(
-            f"{printable(items[key].path)} cannot be used ({reason}); run headrace features STUDY "
-            "again, which lists such images"
-        )
 
 
 def _pixel_array(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
     """In memory, or in a file without a name, which goes when it is not used any more."""
     size = math.prod(shape)
-    if size <= HELD_BYTES:
+    if size <= PIXEL_BYTES:
         return np.empty(shape, np.uint8)
     with TemporaryFile(dir=folder) as file:
         if hasattr(os, "posix_fallocate"):  # a disk that is full is an error here, not later
@@ -143,32 +141,123 @@ def _pixel_array(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
         return np.memmap(file, np.uint8, "w+", shape=shape)
 
 
+def _refuse_unusable(unusable: Mapping[bytes, str], items: Mapping[bytes, Item]) -> None:
+    """Stop where an image went bad: a method must not train on fewer images than it says."""
+    for key, reason in unusable.items():
+        raise ImageError(
+            f"{printable(items[key].path)} cannot be used ({reason}); run headrace features STUDY "
+            "again, which lists such images"
+        )
+
+
+# The rows of the frozen part, computed once and read back for every epoch.
+
+
+def pixel_policy(choice: BackboneChoice, size: int | None) -> PixelPolicy:
+    """From bytes to the pixels that a backbone sees; without a size, those of its own."""
+    policy = policy_of(replace(choice, decode="cpu", views=1))
+    return policy if size is None else replace(policy, size=size)
+
+
+def frozen_store(
+    study: Study, choice: BackboneChoice, *, size: int | None = None, at_cut: bool
+) -> FeatureStore:
+    """The store of a frozen part; nothing is built where the weights have been loaded before.
+
+    Args:
+        study: Where stores are.
+        choice: The backbone as the study asks for it.
+        size: Side of the images, pixels; None takes the backbone's.
+        at_cut: The part before the cut, its maps unpooled; else the whole backbone.
+
+    Raises:
+        NoCutError: The backbone has no cut.
+        WeightsError: The weights are not here and cannot be fetched, or do not fit.
+    """
+    recipe = store_for(study, choice).recipe
+    recipe = replace(recipe, preprocessing=pixel_policy(choice, size).to_json())
+    if at_cut:
+        recipe = replace(recipe, cut=cut_of(choice.name).where, pooling="none")
+    return FeatureStore(study.store_root, recipe)
+
+
+def stored_rows(
+    study: Study,
+    choice: BackboneChoice,
+    samples: Samples,
+    *,
+    size: int | None = None,
+    at_cut: bool,
+    engine: EngineChoice,
+    device: str = "cpu",
+) -> Held:
+    """Rows of all samples, in their order; what the store lacks is computed now, once.
+
+    Args:
+        study: Where stores are.
+        choice: The backbone.
+        samples: Of which each is usable.
+        size: See :func:`frozen_store`; so ``at_cut``.
+        at_cut: Activations before the cut; else pooled features.
+        engine: Computes what is missing.
+        device: Where the rows are trained on.
+
+    Raises:
+        NoImagesError: They need more memory than ``ROW_BYTES``.
+        ImageError: An image cannot be used any more.
+        PipelineError: See ``pipeline.features.extract``.
+    """
+    store = frozen_store(study, choice, size=size, at_cut=at_cut)
+    policy, weights = pixel_policy(choice, size), weights_file(choice.name, choice.weights)
+
+    def frozen_part() -> Frozen:
+        network = build(choice.name, weights)
+        check_weights(network, store.recipe)
+        return Frozen(cut_of(choice.name).split(network)[0] if at_cut else network, policy)
+
+    pairs = zip(samples.key, samples.items, strict=True)
+    missing = {key: item for key, item in pairs if key not in store}
+    if missing:
+        title = f"{choice.name} {store.recipe.cut}"
+        unusable = fill_stores(
+            *([store], missing),
+            build=frozen_part,
+            weights=weights,
+            policy=policy,
+            engine=engine,
+            title=title,
+        )
+        _refuse_unusable(unusable, missing)
+    keys, at = _number_keys(samples)
+    needed = len(keys) * math.prod(store.row_shape() or ()) * 4
+    if needed > ROW_BYTES:
+        raise NoImagesError(
+            f"the activations of {len(keys)} images take {needed / 1e9:.0f} GB and at most "
+            f"{ROW_BYTES / 1e9:.0f} GB are held in memory: use --limit or a smaller --image-size"
+        )
+    return hold(store.read(keys), at, samples.label, device)
+
+
 def limit_images(samples: Samples, limit: int | None, seed: int) -> Samples:
     """At most ``limit`` images of each split of each domain, by class in their proportion.
 
-    Which they are depends on the seed and on each image's key alone, so a smaller limit
-    takes a part of what a larger one takes.
-
-    Args:
-        samples: Of a whole study.
-        limit: At least one image of each class of a split is kept; None takes all.
-        seed: Of the draw.
+    At least one image of each class of a split is kept. Which they are depends on the seed and
+    on each image's key alone, so a smaller limit takes a part of what a larger one takes.
     """
     if limit is None:
         return samples
+
+    def rank(row: int) -> bytes:
+        return hashlib.sha256(b"%d|limit|%s" % (seed, samples.key[row])).digest()
+
     keep = np.zeros(len(samples), bool)
     for domain, split in dict.fromkeys(zip(samples.domain, samples.split, strict=True)):
         rows = np.flatnonzero((samples.domain == domain) & (samples.split == split))
         share = min(1.0, limit / len(rows))
         for k in np.unique(samples.label[rows]):
-            of_class = rows[samples.label[rows] == k].tolist()
-            ranked = sorted(of_class, key=lambda row: _rank(seed, samples.key[row]))
-            keep[ranked[: max(1, round(share * len(of_class)))]] = True
+            of_class = sorted(rows[samples.label[rows] == k].tolist(), key=rank)
+            keep[of_class[: max(1, round(share * len(of_class)))]] = True
     return samples.where(keep)
-
-
-def _rank(seed: int, key: bytes) -> bytes:
-    return hashlib.sha256(b"%d|limit|%s" % (seed, key)).digest()
 
 
 # The steps of an epoch: which images, in which order, on the device.
@@ -257,20 +346,11 @@ def augment_lightly(pixels: Tensor, seed: int, epoch: int, rows: Rows) -> Tensor
         pixels: Uint8 of shape ``(m, s, s, 3)``.
         seed: Of the training.
         epoch: From 0.
-        rows: Which examples they are, shape ``(m,)``; each has its own draw.
-
-    Raises:
-        ValueError: Stored activations instead of pixels.
+        rows: Which examples they are, shape ``(m,)``; each has a draw of its own.
     """
-    if pixels.dtype != torch.uint8:
-        raise ValueError(
-            f"augmentation light works on pixels, uint8 (n, s, s, 3), got {pixels.dtype} of shape "
-            f"{tuple(pixels.shape)}: stored activations cannot be augmented; use none"
-        )
     maps = torch.from_numpy(np.stack([_light_map(seed, epoch, int(row)) for row in rows]))
     images = pixels.permute(0, 3, 1, 2).float()
-    maps = _on_device(maps, pixels.device)
-    grid = affine_grid(maps, list(images.shape), align_corners=False)
+    grid = affine_grid(_on_device(maps, pixels.device), list(images.shape), align_corners=False)
     moved = grid_sample(images, grid, padding_mode="border", align_corners=False)
     return moved.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 

@@ -41,39 +41,29 @@ def torch_settings(settings: TrainingSettings) -> Iterator[None]:
     Raises:
         EngineError: A precision that the device does not have; see also :func:`named_errors`.
     """
-    device = torch.device(settings.device)
-    on_cuda = device.type == "cuda"
-    if settings.precision == "tf32" and not on_cuda:
+    device, tf32 = torch.device(settings.device), settings.precision == "tf32"
+    on_cuda, repeatable = device.type == "cuda", settings.deterministic
+    if tf32 and not on_cuda:
         raise EngineError(f"tf32 is a precision of CUDA devices, not of {device.type}: use fp32")
-    tf32, repeatable = settings.precision == "tf32", settings.deterministic
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(named_errors(settings.device, settings.batch_size))
-            stack.enter_context(torch.random.fork_rng([device] if on_cuda else []))
-            flags = torch.backends.cudnn.flags(
-                enabled=True, benchmark=False, deterministic=repeatable, allow_tf32=tf32
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    with ExitStack() as stack:
+        stack.enter_context(named_errors(settings.device, settings.batch_size))
+        stack.enter_context(torch.random.fork_rng([device] if on_cuda else []))
+        stack.enter_context(
+            cudnn.flags(enabled=True, benchmark=False, deterministic=repeatable, allow_tf32=tf32)
+        )
+        stack.callback(setattr, matmul, "allow_tf32", matmul.allow_tf32)
+        matmul.allow_tf32 = tf32
+        if on_cuda and repeatable:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+            stack.callback(
+                torch.use_deterministic_algorithms,
+                torch.are_deterministic_algorithms_enabled(),
+                warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
             )
-            stack.enter_context(flags)
-            if on_cuda and repeatable:
-                stack.enter_context(_repeatable_algorithms())
-            yield
-    finally:
-        matmul.allow_tf32 = before
-
-
-@contextmanager
-def _repeatable_algorithms() -> Iterator[None]:
-    """Of torch's own kernels; one that has none of this kind warns and is used."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    try:
+            # A kernel of torch that has no repeatable algorithm warns and is used.
+            torch.use_deterministic_algorithms(mode=True, warn_only=True)
         yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -28,6 +29,12 @@ from pipeline.finetune.networks import BATCH_NORMS, main_logits, training_loss
 from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)
+#: Of weights; biases and the parameters of norms have none.
+WEIGHT_DECAY = 1e-4
+#: Share of all steps in which the rate rises from 0; a cosine takes it back to 0 afterwards.
+WARMUP = 0.1
+#: Largest norm of the gradient of all parameters together.
+CLIP = 1.0
 
 
 # One loop, read from top to bottom, is easier to trust than its pieces would be.
@@ -85,7 +92,7 @@ def train(  # noqa: C901, PLR0915
         def save() -> None:
             if checkpoints and group.rank == 0:
                 tensors = pack_tensors(model, best, None if now.finished else optimiser)
-                checkpoints.save(now.to_json(), tensors, identity)
+                checkpoints.save(asdict(now), tensors, identity)
 
         if group.rank == 0:
             done = now.epoch * len(fit) + now.step * settings.batch_size
@@ -95,11 +102,9 @@ def train(  # noqa: C901, PLR0915
             totals = torch.tensor(now.totals, dtype=torch.float64, device=device)
             before, start = now.seconds, time.perf_counter()
             for batch in fit_batches(fit, settings, group, epoch=epoch, first=now.step):
-                at = epoch * steps + now.step
-                share = share_of_rate(at, settings.epochs * steps, settings.warmup)
-                now.rate = share * settings.learning_rate
+                share = share_of_rate(epoch * steps + now.step, settings.epochs * steps)
                 for parameters in optimiser.param_groups:
-                    parameters["lr"] = now.rate
+                    parameters["lr"] = share * settings.learning_rate
                 seed_generators(dropout_seed(settings.seed, epoch, now.step, group.rank), device)
                 whole = batch.images_of_all == settings.batch_size
                 torch.backends.cudnn.benchmark = whole and not settings.deterministic
@@ -108,8 +113,7 @@ def train(  # noqa: C901, PLR0915
                     loss = training_loss(output, batch.labels)
                 optimiser.zero_grad()
                 (loss * batch.factor).backward()  # type: ignore[no-untyped-call]
-                if settings.clip:
-                    nn.utils.clip_grad_norm_(trained, settings.clip)
+                nn.utils.clip_grad_norm_(trained, CLIP)
                 optimiser.step()
                 hits = (main_logits(output).argmax(1) == batch.labels).double().mean()
                 tally = torch.stack([loss.detach().double(), hits, torch.ones_like(hits)])
@@ -125,7 +129,6 @@ def train(  # noqa: C901, PLR0915
             now.seconds = before + time.perf_counter() - start
             parallel.take_buffers_of_first(model)
             row = _epoch_row(model, now, validation, settings)
-            _LOG.info("%s", row.line(settings.epochs))
             now.rows.append(row)
             now.begin_epoch()
             if settings.patience and best_epoch(now.rows) == epoch:
@@ -164,20 +167,19 @@ def predict(
         return proba
 
 
-def share_of_rate(step: int, steps: int, warmup: float) -> float:
+def share_of_rate(step: int, steps: int) -> float:
     """Share of the highest learning rate at a step: a straight rise, then a half cosine.
 
     Args:
         step: From 0.
-        steps: Of the whole training.
-        warmup: Share of ``steps`` in which it rises, rounded up to whole steps.
+        steps: Of the whole training; ``WARMUP`` of them, rounded up, rise.
 
     Returns:
-        More than 0 and at most 1; 1 at the last step of the rise, or the first of all.
-        The cosine would reach 0 at step ``steps``, the first that is not taken (Loshchilov
-        and Hutter 2017, without restarts).
+        More than 0 and at most 1; 1 at the last step of the rise. The cosine would reach 0
+        at step ``steps``, the first that is not taken (Loshchilov and Hutter 2017, without
+        restarts).
     """
-    rise = math.ceil(warmup * steps)
+    rise = math.ceil(WARMUP * steps)
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
@@ -186,11 +188,11 @@ def share_of_rate(step: int, steps: int, warmup: float) -> float:
 def set_train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
     """Training mode, but for what is frozen.
 
-    A module that has parameters, its own or of modules within it, none of which is
-    trained, is in eval mode with all that it contains: its BatchNorm keeps its running
-    statistics, and its dropout drops nothing. A module without any parameter (ReLU,
-    dropout, a norm without weights) is as the module around it. See
-    :class:`TrainingSettings` for ``keep_statistics``.
+    A module none of whose parameters is trained, those of modules within it included, is in
+    eval mode with all that it contains: its BatchNorm keeps its running statistics, and its
+    dropout drops nothing. A module without any parameter (ReLU, dropout, a norm without
+    weights) is as the module around it. See :class:`TrainingSettings` for
+    ``keep_statistics``.
     """
     model.train()
     for module in model.modules():
@@ -208,7 +210,7 @@ def _optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
     ]
     fused = True if settings.device.startswith("cuda") else None
@@ -227,10 +229,10 @@ def best_epoch(rows: Sequence[EpochRow]) -> int:
 def _epoch_row(
     model: nn.Module, now: TrainingState, validation: Held, settings: TrainingSettings
 ) -> EpochRow:
-    """The epoch that has just been trained, and its validation."""
+    """The epoch that has just been trained, and its validation, which are logged."""
     validation_loss, validation_accuracy = _score(model, validation, settings)
     loss, hits, images = now.totals
-    return EpochRow(
+    row = EpochRow(
         epoch=now.epoch,
         fit_loss=loss / images,
         fit_accuracy=hits / images,
@@ -238,8 +240,13 @@ def _epoch_row(
         validation_accuracy=validation_accuracy,
         seconds=now.seconds,
         images_per_second=images / now.seconds,
-        learning_rate=now.rate,
     )
+    _LOG.info(
+        f"epoch {now.epoch + 1}/{settings.epochs}: loss {row.fit_loss:.3f}, accuracy "
+        f"{row.fit_accuracy:.3f}, validation {validation_loss:.3f} / {validation_accuracy:.3f}, "
+        f"{row.images_per_second:.1f} images/s"
+    )
+    return row
 
 
 def _score(model: nn.Module, examples: Held, settings: TrainingSettings) -> tuple[float, float]:

@@ -34,11 +34,7 @@ class TrainingSettings:
         batch_size: Images a step, over all processes together; the last step of an
             epoch takes what is left.
         learning_rate: The highest, reached at the end of the warm-up; more than 0.
-        weight_decay: Of weights; biases and the parameters of norms have none.
         optimiser: Entry of ``OPTIMISERS``; SGD has Nesterov momentum of 0.9.
-        warmup: Share of all steps in which the rate rises from 0, in [0, 1); a cosine
-            takes it back to 0 afterwards.
-        clip: Largest norm of the gradient of all parameters together; 0: no limit.
         patience: Epochs without a better validation loss before it stops, and the model
             goes back to the best; 0: never, and it keeps the last weights.
         augmentation: Entry of ``AUGMENTATIONS``.
@@ -61,10 +57,7 @@ class TrainingSettings:
     epochs: int = 10
     batch_size: int = _REFERENCE_BATCH
     learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
     optimiser: str = "adamw"
-    warmup: float = 0.1
-    clip: float = 1.0
     patience: int = 0
     augmentation: str = "none"
     keep_statistics: bool = False
@@ -82,17 +75,14 @@ class TrainingSettings:
         ):
             if (name := getattr(self, kind)) not in table:
                 raise UnknownNameError(kind, name, table)
-        for name, fine, allowed in (
-            ("epochs", self.epochs >= 1, "1 or more"),
-            ("batch_size", self.batch_size >= 1, "1 or more"),
-            ("learning_rate", self.learning_rate > 0, "more than 0"),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("warmup", 0 <= self.warmup < 1, "from 0 to below 1"),
-            ("clip", self.clip >= 0, "0 (no limit) or more"),
-            ("patience", self.patience >= 0, "0 (never stop early) or more"),
-            ("seed", self.seed >= 0, "0 or more"),
+        for name, allowed, is_allowed in (
+            ("epochs", "1 or more", self.epochs >= 1),
+            ("batch_size", "1 or more", self.batch_size >= 1),
+            ("learning_rate", "more than 0", self.learning_rate > 0),
+            ("patience", "0 (never stop early) or more", self.patience >= 0),
+            ("seed", "0 or more", self.seed >= 0),
         ):
-            if not fine:
+            if not is_allowed:
                 raise StudyError(f"{name} {getattr(self, name)}: allowed is {allowed}")
 
 
@@ -102,7 +92,7 @@ FEATURES, ACTIVATIONS, PIXELS = "features", "activations", "pixels"
 HEAD, ALL, TAIL = "head", "all", "last stage, head"
 BATCH_NORM, FIRST_BLOCK = "BatchNorm, head", "first stage, head"
 #: Pretrained weights are moved a little; new ones learn at the default rate.
-_PRETRAINED_RATE = 1e-4
+_PRETRAINED = MappingProxyType({"learning_rate": 1e-4})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,28 +138,27 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             about="the last stage, from stored activations of the frozen prefix",
             moves=TAIL,
             reads=ACTIVATIONS,
-            settings={"learning_rate": _PRETRAINED_RATE},
+            settings=_PRETRAINED,
         ),
         "bn_only": Method(
-            about="BatchNorm alone, surgical fine-tuning (Lee et al. 2023)",
-            moves=BATCH_NORM,
+            about="BatchNorm alone, surgical fine-tuning (Lee et al. 2023)", moves=BATCH_NORM
         ),
         "first_block": Method(
             about="stem and first stage alone, surgical fine-tuning (Lee et al. 2023)",
             moves=FIRST_BLOCK,
-            settings={"learning_rate": _PRETRAINED_RATE},
+            settings=_PRETRAINED,
         ),
         "full": Method(
             about="all weights, end to end, with a new head",
             moves=ALL,
-            settings={"learning_rate": _PRETRAINED_RATE},
+            settings=_PRETRAINED,
         ),
         # The head of lp was fitted to features under the running statistics. Under those of a
         # batch of radiographs the features are others: the start would be lost at once.
         "lp_ft": Method(
             about="all weights, beginning with the head of lp (Kumar et al. 2022)",
             moves=ALL,
-            settings={"learning_rate": _PRETRAINED_RATE, "keep_statistics": True},
+            settings={**_PRETRAINED, "keep_statistics": True},
             starts_from=("lp",),
         ),
         "wise_ft": Method(
@@ -199,11 +188,14 @@ _EVERY = "all"
 BASELINE = "lp"
 
 
-def named_methods(names: Sequence[str]) -> set[str]:
-    """The methods that names stand for, without those that they start from.
+def select_methods(names: Sequence[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The methods to run in the table's order, and those of them that the user named.
 
     Args:
         names: Entries of ``METHODS``, or ``all``; none means ``QUICK``.
+
+    Returns:
+        The methods with those that they start from; the methods without these.
 
     Raises:
         UnknownNameError: A name is in no table.
@@ -211,20 +203,12 @@ def named_methods(names: Sequence[str]) -> set[str]:
     for name in names:
         if name not in (*METHODS, _EVERY):
             raise UnknownNameError("method", name, [*METHODS, _EVERY])
-    return set(METHODS) if _EVERY in names else set(names or QUICK)
-
-
-def select_methods(names: Sequence[str]) -> tuple[str, ...]:
-    """The methods to run, those that others start from among them, in the table's order.
-
-    Raises:
-        UnknownNameError: A name is in no table.
-    """
-    wanted = named_methods(names)
+    named = frozenset(METHODS if _EVERY in names else names or QUICK)
+    wanted = set(named)
     for name in reversed(list(METHODS)):  # a method starts from earlier ones only
         if name in wanted:
             wanted |= set(METHODS[name].starts_from)
-    return tuple(name for name in METHODS if name in wanted)
+    return tuple(name for name in METHODS if name in wanted), named
 
 
 def resolve_settings(
@@ -258,15 +242,16 @@ def resolve_settings(
         UnknownNameError: A name is in no table.
         StudyError: A number is out of its range.
     """
-    fixed = () if named else ("epochs", "learning_rate")
+    on_cuda, fixed = device.startswith("cuda"), () if named else ("epochs", "learning_rate")
     user = {key: value for key, value in given.items() if value is not None and key not in fixed}
     if METHODS[name].reads != PIXELS:
         user["augmentation"] = "none"
+    sizes = [size for size in _CUDA_BATCHES if on_cuda and images >= FEWEST_STEPS * size]
     defaults = {
         "seed": seed,
         "device": device,
-        "precision": precision if device.startswith("cuda") else "fp32",
-        "batch_size": _default_batch_size(device, images),
+        "precision": precision if on_cuda else "fp32",
+        "batch_size": max(sizes, default=_REFERENCE_BATCH),
     }
     settings = TrainingSettings(**{**defaults, **METHODS[name].settings, **user})
     if "learning_rate" in user:
@@ -274,10 +259,3 @@ def resolve_settings(
     ratio = settings.batch_size / _REFERENCE_BATCH
     factor = ratio if settings.optimiser == "sgd" else math.sqrt(ratio)
     return replace(settings, learning_rate=factor * settings.learning_rate)
-
-
-def _default_batch_size(device: str, images: int) -> int:
-    """Images a step where the user gives no number; see ``_CUDA_BATCHES``."""
-    sizes = _CUDA_BATCHES if device.startswith("cuda") else ()
-    enough = (size for size in sizes if images >= FEWEST_STEPS * size)
-    return next(enough, _REFERENCE_BATCH)

@@ -1,4 +1,4 @@
-"""Networks that can be trained: normalisation, backbone and head in one module.
+"""Networks that can be trained, whole or in part: normalisation, backbone and head.
 
 Weights come through ``pipeline.features.backbones``, by the same reading of the same files, so a
 network that is about to be trained gives the features that the store holds. Initial
@@ -17,18 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.images import PixelPolicy
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, NoCutError
 from pipeline.features.backbones import spec_of
 from pipeline.features.frozen import Normalise, build
-from pipeline.features.weights import State, read_state
-from pipeline.finetune.cuts import cut_of
+from pipeline.features.weights import read_state
 from pipeline.finetune.methods import (
     ACTIVATIONS,
     ALL,
     BATCH_NORM,
     FEATURES,
     FIRST_BLOCK,
-    HEAD,
     METHODS,
     TAIL,
 )
@@ -80,40 +78,22 @@ def _new_head(dim: int, classes: int, seed: int) -> nn.Module:
         )
 
 
-def _add_auxiliary(name: str, backbone: Any, file: Path, *, classes: int, seed: int) -> None:
-    """Give GoogLeNet the auxiliary classifiers that its weights file holds.
+def _add_auxiliary(backbone: Any, file: Path, classes: int, seed: int) -> None:
+    """Give GoogLeNet the auxiliary classifiers of its weights file, with new last layers."""
+    from torchvision.models.googlenet import InceptionAux
 
-    Args:
-        name: Of the backbone; any but ``googlenet`` stays as it is.
-        backbone: Changed in place.
-        file: Its weights; the last layer of each auxiliary classifier is new.
-        classes: Number of classes.
-        seed: Of the new layers.
-    """
-    state = read_state(file) if name == "googlenet" else {}
+    state = read_state(file)
     if not any(key.startswith("aux") for key in state):
         return
     with _drawn_from(seed, "auxiliary"):
-        backbone.aux1 = _auxiliary(state, "aux1.", 512, classes)
-        backbone.aux2 = _auxiliary(state, "aux2.", 528, classes)
+        for name, channels in (("aux1", 512), ("aux2", 528)):
+            auxiliary = InceptionAux(channels, classes)
+            prefix = f"{name}."
+            stored = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+            new = {k: t for k, t in auxiliary.state_dict().items() if k.startswith("fc2.")}
+            auxiliary.load_state_dict(stored | new)
+            setattr(backbone, name, auxiliary)
     backbone.aux_logits = True
-
-
-def _remove_auxiliary(backbone: Any) -> None:
-    """Take them away again: they help to train and never predict."""
-    if getattr(backbone, "aux_logits", False):
-        backbone.aux1 = backbone.aux2 = None
-        backbone.aux_logits = False
-
-
-def _auxiliary(state: State, prefix: str, channels: int, classes: int) -> nn.Module:
-    from torchvision.models.googlenet import InceptionAux
-
-    auxiliary = InceptionAux(channels, classes)
-    stored = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-    new = {k: t for k, t in auxiliary.state_dict().items() if k.startswith("fc2.")}
-    auxiliary.load_state_dict(stored | new)
-    return auxiliary  # type: ignore[no-any-return]
 
 
 def _small_cnn(policy: PixelPolicy, classes: int, seed: int) -> Classifier:
@@ -157,15 +137,14 @@ def check_image_size(network: nn.Module, size: int, default: int) -> None:
     """Refuse an image size that a network was not made for, before anything is computed.
 
     Args:
-        network: From uint8 pixels to logits.
+        network: From uint8 pixels to logits; is left in eval mode.
         size: Side of the images, pixels.
         default: The side that it has without --image-size.
 
     Raises:
-        EngineError: It cannot take them: a transformer takes its own size alone, and of
-            tiny images the pooling leaves nothing.
+        EngineError: It cannot take them: a transformer takes one size alone, and of tiny
+            images the pooling leaves nothing.
     """
-    was_training = network.training
     network.eval()
     try:
         with torch.no_grad():
@@ -176,7 +155,6 @@ def check_image_size(network: nn.Module, size: int, default: int) -> None:
             f"the network cannot take images of {size} x {size} pixels ({reason}); try another "
             f"--image-size, or leave it out for {default} x {default}"
         ) from cause
-    network.train(was_training)
 
 
 @contextmanager
@@ -186,6 +164,113 @@ def _drawn_from(seed: int, purpose: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(digest[:7]))
         yield
+
+
+# Where a backbone is cut for partial fine-tuning: a frozen prefix, and the tail that moves.
+# Both hold the backbone's modules: what is trained in the tail is trained in the backbone.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How one backbone is taken apart.
+
+    Attributes:
+        where: The cut in words, as the recipe of the stored activations names it.
+        split: The pooled network of :func:`pipeline.features.frozen.build` to prefix and
+            tail; ``tail(prefix(images))`` are the network's features.
+        first_block: Names of the modules of the stem and the first stage.
+    """
+
+    where: str
+    split: Callable[[Any], tuple[nn.Module, nn.Module]]
+    first_block: tuple[str, ...]
+
+
+def cut_of(backbone: str) -> Cut:
+    """The cut of a backbone.
+
+    Raises:
+        NoCutError: It has none; the message lists those that have one.
+    """
+    if backbone not in CUTS:
+        raise NoCutError(
+            f"{backbone} has no cut, so no part of it can be trained alone; "
+            f"backbones with a cut: {', '.join(CUTS)}; the method full needs none"
+        )
+    return CUTS[backbone]
+
+
+def _densenet121(network: Any) -> tuple[nn.Module, nn.Module]:
+    """512 x 7 x 7 of 224 x 224 pixels; the final ReLU and pooling as in its ``forward``."""
+    features = dict(network.features.named_children())
+    at = list(features).index("transition3") + 1
+    closing = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(1)]
+    modules = list(features.values())
+    return nn.Sequential(*modules[:at]), nn.Sequential(*modules[at:], *closing)
+
+
+def _googlenet(network: Any) -> tuple[nn.Module, nn.Module]:
+    """832 x 7 x 7; its own change of the input's normalisation belongs to the prefix."""
+    modules = dict(network.named_children())
+    at = list(modules).index("maxpool4") + 1
+    prefix = list(modules.values())[:at]
+    tail = [network.inception5a, network.inception5b, network.avgpool, nn.Flatten(1)]
+    return nn.Sequential(_TransformInput(network), *prefix), nn.Sequential(*tail)
+
+
+class _TransformInput(nn.Module):
+    """GoogLeNet's own step from ImageNet's normalisation to (x - 0.5) / 0.5."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self._step = network._transform_input  # noqa: SLF001 - torchvision has no other name for it
+
+    def forward(self, images: Tensor) -> Tensor:
+        changed: Tensor = self._step(images)
+        return changed
+
+
+def _resnet50(network: Any) -> tuple[nn.Module, nn.Module]:
+    """1024 x 14 x 14."""
+    modules = list(network.children())
+    at = modules.index(network.layer4)
+    tail = nn.Sequential(network.layer4, network.avgpool, nn.Flatten(1))
+    return nn.Sequential(*modules[:at]), tail
+
+
+def _efficientnet_lite0(network: Any) -> tuple[nn.Module, nn.Module]:
+    """192 x 7 x 7; the tail is the last stage and the convolution after it."""
+    stages = list(network.blocks)
+    prefix = nn.Sequential(network.conv_stem, network.bn1, *stages[:-1])
+    tail = nn.Sequential(stages[-1], network.conv_head, network.bn2, network.global_pool)
+    return prefix, tail
+
+
+#: To add a backbone: a function above and an entry here.
+CUTS: Mapping[str, Cut] = MappingProxyType(
+    {
+        "densenet121": Cut(
+            where="after transition3",
+            split=_densenet121,
+            first_block=tuple(
+                f"features.{name}" for name in ("conv0", "norm0", "denseblock1", "transition1")
+            ),
+        ),
+        "googlenet": Cut(
+            where="after maxpool4",
+            split=_googlenet,
+            first_block=("conv1", "conv2", "conv3", "inception3a", "inception3b"),
+        ),
+        "resnet50": Cut(
+            where="before layer4", split=_resnet50, first_block=("conv1", "bn1", "layer1")
+        ),
+        "efficientnet_lite0": Cut(
+            where="before the last stage",
+            split=_efficientnet_lite0,
+            first_block=("conv_stem", "bn1", "blocks.0"),
+        ),
+    }
+)
 
 
 # For each method the network that is trained, and the whole network that it is part of.
@@ -205,8 +290,11 @@ class Assembly:
     trained: Classifier
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors of the whole network, without what only helps to train."""
-        _remove_auxiliary(self.whole.backbone)
+        """All tensors of the whole network; auxiliary classifiers, which never predict, go."""
+        backbone: Any = self.whole.backbone
+        if getattr(backbone, "aux_logits", False):
+            backbone.aux1 = backbone.aux2 = None
+            backbone.aux_logits = False
         return dict(self.whole.state_dict())
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -215,11 +303,8 @@ class Assembly:
         Raises:
             RuntimeError: It is of another network.
         """
-        auxiliary = {
-            name: tensor
-            for name, tensor in self.whole.state_dict().items()
-            if name.startswith("backbone.aux")
-        }
+        present = self.whole.state_dict()
+        auxiliary = {name: t for name, t in present.items() if name.startswith("backbone.aux")}
         self.whole.load_state_dict({**auxiliary, **state})
 
 
@@ -244,53 +329,40 @@ def assemble(
     method = METHODS[name]
     if method.pretrained:
         network: Any = build(backbone, file)
-        if method.moves == ALL and method.trains:
-            _add_auxiliary(backbone, network, file, classes=classes, seed=seed)
+        if backbone == "googlenet" and method.moves == ALL and method.trains:
+            _add_auxiliary(network, file, classes, seed)
         head = _new_head(spec_of(backbone).dim, classes, seed)
         whole = Classifier(Normalise(policy), network, head)
     else:
         whole = _SCRATCH[name](policy, classes, seed)
     whole.requires_grad_(requires_grad=False)
-    for parameter in [*whole.head.parameters(), *_MOVES[method.moves](whole.backbone, backbone)]:
-        parameter.requires_grad = True
-    return Assembly(whole=whole, trained=_view(whole, method.reads, backbone))
-
-
-def _view(whole: Classifier, reads: str, backbone: str) -> Classifier:
-    if reads == FEATURES:
-        return Classifier(nn.Identity(), nn.Identity(), whole.head)
-    if reads == ACTIVATIONS:
+    for module in [whole.head, *_moving(whole.backbone, method.moves, backbone)]:
+        module.requires_grad_()
+    trained = whole
+    if method.reads == FEATURES:
+        trained = Classifier(nn.Identity(), nn.Identity(), whole.head)
+    elif method.reads == ACTIVATIONS:
         _, tail = cut_of(backbone).split(whole.backbone)
-        return Classifier(nn.Identity(), tail, whole.head)
-    return whole
+        trained = Classifier(nn.Identity(), tail, whole.head)
+    return Assembly(whole=whole, trained=trained)
 
 
-def _batch_norms(network: nn.Module, backbone: str) -> list[nn.Parameter]:
-    norms = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
-    if not norms:
-        raise EngineError(f"{backbone} has no BatchNorm: bn_only has nothing to move in it")
-    return [parameter for norm in norms for parameter in norm.parameters()]
+def _moving(network: nn.Module, moves: str, backbone: str) -> list[nn.Module]:
+    """Modules of the backbone that move with the head."""
+    if moves == ALL:
+        return [network]
+    if moves == TAIL:
+        return [cut_of(backbone).split(network)[1]]
+    if moves == FIRST_BLOCK:
+        return [network.get_submodule(part) for part in cut_of(backbone).first_block]
+    if moves == BATCH_NORM:
+        norms: list[nn.Module] = [m for m in network.modules() if isinstance(m, BATCH_NORMS)]
+        if not norms:
+            raise EngineError(f"{backbone} has no BatchNorm: bn_only has nothing to move in it")
+        return norms
+    return []
 
 
-def _tail(network: nn.Module, backbone: str) -> list[nn.Parameter]:
-    return list(cut_of(backbone).split(network)[1].parameters())
-
-
-def _first_block(network: nn.Module, backbone: str) -> list[nn.Parameter]:
-    parts = cut_of(backbone).first_block
-    return [p for part in parts for p in network.get_submodule(part).parameters()]
-
-
-#: Which parameters of the backbone move with the head.
-_MOVES: Mapping[str, Callable[[nn.Module, str], list[nn.Parameter]]] = MappingProxyType(
-    {
-        HEAD: lambda *_: [],
-        ALL: lambda network, _: list(network.parameters()),
-        TAIL: _tail,
-        BATCH_NORM: _batch_norms,
-        FIRST_BLOCK: _first_block,
-    }
-)
 #: The networks that start from nothing.
 _SCRATCH: Mapping[str, Callable[[PixelPolicy, int, int], Classifier]] = MappingProxyType(
     {"scratch_cnn": _small_cnn, "scratch_mlp": _small_mlp}

@@ -30,7 +30,6 @@ from pipeline.evaluation.predictions import (
 )
 from pipeline.features.load import load_features
 from pipeline.finetune import distributed as parallel
-from pipeline.finetune.cuts import cut_of
 from pipeline.finetune.data import limit_images
 from pipeline.finetune.distributed import choose_device
 from pipeline.finetune.methods import (
@@ -38,10 +37,10 @@ from pipeline.finetune.methods import (
     FIRST_BLOCK,
     METHODS,
     TAIL,
-    named_methods,
     resolve_settings,
     select_methods,
 )
+from pipeline.finetune.networks import cut_of
 from pipeline.finetune.runs import (
     FROM_PIXELS,
     Experiment,
@@ -56,7 +55,7 @@ from pipeline.study import Study
 from pipeline.words import to_jsonable
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 4
+SCHEMA = 5
 #: Head of stage 2 that has the form of the heads here; break-even counts these.
 _HEAD = "mlp"
 #: Epochs at the end that :func:`trend` uses, and the fewest that say anything: of three, a
@@ -112,7 +111,8 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
         MissingFeaturesError: Stage 1 has not been run.
         PipelineError: See the modules this calls.
     """
-    names = select_methods(options.methods)
+    names, named = select_methods(options.methods)
+    folder = study.results / f"finetune{options.tag}"
     _check(study, names, options.settings)
     prepare(study.results)
     with parallel.joined(choose_device(options.device)) as device:
@@ -124,11 +124,11 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
                 study=study,
                 choice=choice.network,
                 samples=limit_images(usable, options.limit, study.seed),
-                folder=study.results / f"finetune{options.tag}",
+                folder=folder,
                 device=device,
                 image_size=options.image_size,
                 given=options.settings,
-                named=frozenset(named_methods(options.methods)),
+                named=named,
             )
             for name in names:
                 if METHODS[name].pretrained or not tables:
@@ -136,19 +136,18 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
                     run_method(run, name)
             tables[run.choice.name] = run.samples
         tables[FROM_PIXELS] = next(iter(tables.values()))
-        models = _kept_models(study.results / f"finetune{options.tag}", tables)
+        models = _kept_models(folder, tables)
         record = {**evaluate(study, tables, models), "trial": options.tag}
         if parallel.group().rank == 0:
-            _write(study.results / f"finetune{options.tag}", record, tables, models)
+            _write(folder, record, tables, models)
     return record
 
 
 def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> None:
     """What cannot work must show before the first method has trained for an hour."""
-    for choice in study.backbones:
-        for name in names:
-            if METHODS[name].moves in (TAIL, FIRST_BLOCK):
-                cut_of(choice.network.name)
+    if any(METHODS[name].moves in (TAIL, FIRST_BLOCK) for name in names):
+        for choice in study.backbones:
+            cut_of(choice.network.name)
     for name in METHODS:  # also where no method uses a setting
         resolve_settings(name, settings)
     with suppress(MissingResultsError):
@@ -164,14 +163,14 @@ def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
         record = model.record()
         if record is None or record.method not in METHODS or record.backbone not in tables:
             continue
-        if digests[record.backbone] != record.samples:
+        if digests[record.backbone] == record.samples:
+            models.append((record, model.probabilities()))
+        else:
             _LOG.warning(
                 "%s: the study's images have changed since, so it is not in the comparison; "
                 "run --method %s again",
                 *(name, record.method),
             )
-            continue
-        models.append((record, model.probabilities()))
     order = [*tables, *METHODS]
     return sorted(
         models, key=lambda m: (*map(order.index, (m[0].backbone, m[0].method)), m[0].seed)
@@ -181,10 +180,10 @@ def _kept_models(folder: Path, tables: Mapping[str, Samples]) -> list[Model]:
 def _write(
     stem: Path, record: Mapping[str, Any], tables: Mapping[str, Samples], models: Sequence[Model]
 ) -> None:
-    proba: dict[str, dict[tuple[str, int], Proba]] = {}
-    for model, of_model in models:
-        proba.setdefault(model.backbone, {})[model.method, model.seed] = of_model
-    predictions = {name: predictions_of(tables[name], values) for name, values in proba.items()}
+    by_backbone: dict[str, dict[tuple[str, int], Proba]] = {}
+    for model, proba in models:
+        by_backbone.setdefault(model.backbone, {})[model.method, model.seed] = proba
+    predictions = {name: predictions_of(tables[name], p) for name, p in by_backbone.items()}
     write_set(
         stem.with_name(f"{stem.name}.json"),
         record,
@@ -214,12 +213,13 @@ def evaluate(
         chosen = [model for model in models if model[0].backbone in names]
         if not chosen or backbone == FROM_PIXELS:
             continue
-        best = _best_head(study.results, backbone, heads.get(backbone, {}), samples)
+        of_backbone = heads.get(backbone, {})
+        best = _best_head(study.results, backbone, of_backbone.get("best"), samples)
         evaluated = [data for data in eval_sets(samples) if data.role != FIT]
         entries.append(
             {
                 "backbone": backbone,
-                "models": [_model_row(model, heads.get(backbone, {})) for model, _ in chosen],
+                "models": [_model_row(model, of_backbone) for model, _ in chosen],
                 "domains": [_domain(data, chosen, best, study.seed) for data in evaluated],
                 # None of them can be compared with a network that saw other images.
                 "heads_fitted_to_others": best is None,
@@ -237,28 +237,31 @@ def evaluate(
 def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a model without its identity, and what follows from it.
 
-    Interpolation trains nothing: its seconds are those of the model at its end.
+    Interpolation trains nothing: its seconds are those of the model at its end. Heads in the
+    same time are perceptrons of stage 2: None where it has not run, for the baseline, and for
+    networks of their own.
     """
-    values = asdict(record)
-    identity = values.pop("identity")
-    del values["samples"]
-    trains, seconds = METHODS[record.method].trains, sum(row["seconds"] for row in record.curves)
-    curves = record.curves if trains else []
+    method, values = METHODS[record.method], asdict(record)
+    del values["identity"], values["samples"]
+    seconds = sum(row["seconds"] for row in record.curves)
+    curves = record.curves if method.trains else []
     images = sum(row["seconds"] * row["images_per_second"] for row in curves)
+    # frozen_online costs every epoch the same: what as many epochs as lp has would cost.
+    more = METHODS[BASELINE].settings["epochs"]
+    is_short = record.method == "frozen_online" and len(curves) < more
+    each = [row["fit_seconds"] for row in heads.get("heads", ()) if row["head"] == _HEAD]
+    is_beside = record.method != BASELINE and record.backbone != FROM_PIXELS and sum(each)
     return {
         **values,
-        "moved": METHODS[record.method].moves,
-        "settings": {
-            key.removeprefix("settings."): value
-            for key, value in identity.items()
-            if key.startswith("settings.")
-        },
-        "epochs": len(curves) if trains else None,
+        "moved": method.moves,
+        "epochs": len(curves) if method.trains else None,
         "seconds": seconds,
-        "images_per_second": images / seconds if trains else None,
+        "images_per_second": images / seconds if method.trains else None,
         "trend": trend([row["validation_loss"] for row in curves]),
-        "extrapolated": _extrapolated(record.method, len(curves), seconds),
-        "heads_in_the_same_time": _heads_in(seconds, record, heads),
+        "extrapolated": (
+            {"epochs": more, "seconds": seconds / len(curves) * more} if is_short else None
+        ),
+        "heads_in_the_same_time": int(seconds / np.mean(each)) if is_beside else None,
         "curves": curves,
     }
 
@@ -277,36 +280,16 @@ def trend(validation_loss: Sequence[float]) -> str | None:
         ``falling`` or ``rising`` (it fits the training images at the cost of others) where the
         slope is above that and twice its error; else ``noisy``. None of fewer epochs.
     """
-    from scipy.stats import linregress  # half a second, which no process that only trains needs
-
     last = validation_loss[-_LAST:]
     if len(last) < _LAST:
         return None
-    line = linregress(range(_LAST), last)
-    still = _STILL * float(np.mean(last))
-    if max(abs(line.slope), line.stderr) <= still:
+    (slope, _), covariance = np.polyfit(range(_LAST), last, 1, cov=True)
+    error, still = np.sqrt(covariance[0, 0]), _STILL * np.mean(last)
+    if max(abs(slope), error) <= still:
         return "flat"
-    if abs(line.slope) > max(still, 2 * line.stderr):
-        return "falling" if line.slope < 0 else "rising"
+    if abs(slope) > max(still, 2 * error):
+        return "falling" if slope < 0 else "rising"
     return "noisy"
-
-
-def _extrapolated(method: str, epochs: int, seconds: float) -> dict[str, float] | None:
-    """``frozen_online`` costs every epoch the same: what as many epochs as lp has would cost."""
-    more = METHODS[BASELINE].settings["epochs"]
-    if method != "frozen_online" or epochs >= more:
-        return None
-    return {"epochs": more, "seconds": seconds / epochs * more}
-
-
-def _heads_in(seconds: float, record: Record, heads: Mapping[str, Any]) -> int | None:
-    """How many perceptrons of stage 2 are fitted in the seconds of a training.
-
-    None for the baseline, for networks of their own, and where stage 2 has not run.
-    """
-    each = [row["fit_seconds"] for row in heads.get("heads", ()) if row["head"] == _HEAD]
-    fair = record.method != BASELINE and record.backbone != FROM_PIXELS
-    return int(seconds / np.mean(each)) if fair and sum(each) else None
 
 
 def _domain(
@@ -318,23 +301,22 @@ def _domain(
     differences: dict[tuple[str, int], dict[str, Any]] = {at: {} for at in proba}
     for number in dict.fromkeys(number for _, number in proba):
         same_seed = {method: p for (method, n), p in proba.items() if n == number}
-        lp = {BASELINE: same_seed[BASELINE]} if BASELINE in same_seed else {}
-        for name, base in {**lp, **{k: p[data.row] for k, p in (best or {}).items()}}.items():
+        baselines = {name: p for name, p in same_seed.items() if name == BASELINE}
+        baselines |= {name: p[data.row] for name, p in (best or {}).items()}
+        for name, base in baselines.items():
             compared = compare_heads(data, {**same_seed, name: base}, name, seed=seed)
             for method, difference in compared["accuracy"].items():
                 differences[method, number][name] = difference.record()
-    return {
-        **data.record(),
-        "rows": [
-            {
-                "method": method,
-                "seed": number,
-                "scores": to_jsonable(scores[method, number]),
-                "differences": differences[method, number],
-            }
-            for method, number in proba
-        ],
-    }
+    rows = [
+        {
+            "method": method,
+            "seed": number,
+            "scores": to_jsonable(scores[method, number]),
+            "differences": differences[method, number],
+        }
+        for method, number in proba
+    ]
+    return {**data.record(), "rows": rows}
 
 
 def _heads_record(results: Path) -> dict[str, Any]:
@@ -347,7 +329,7 @@ def _heads_record(results: Path) -> dict[str, Any]:
 
 
 def _best_head(
-    results: Path, backbone: str, heads: Mapping[str, Any], samples: Samples
+    results: Path, backbone: str, name: str | None, samples: Samples
 ) -> dict[str, Proba] | None:
     """The head of stage 2 with the best validation accuracy, for these samples.
 
@@ -362,7 +344,6 @@ def _best_head(
         stored = read_predictions(results / PROBABILITIES)[backbone]
     except (MissingResultsError, KeyError):
         return {}
-    name = heads.get("best")
     row_of = {key.tobytes(): row for row, key in enumerate(stored.key)}
     fit = {key for key, split in zip(samples.key, samples.split, strict=True) if split == FIT}
     if {key for key, row in row_of.items() if stored.split[row] == FIT} != fit:

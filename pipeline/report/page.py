@@ -32,7 +32,7 @@ PAGE = "report.html"
 STAGES: Mapping[str, tuple[int | None, str]] = MappingProxyType(
     {
         "heads": (6, "Heads on frozen features"),
-        "finetune": (4, "Frozen and fine-tuned networks"),
+        "finetune": (5, "Frozen and fine-tuned networks"),
         "shift": (9, "From the source to the targets"),
         "audit": (4, "Leaks and shortcuts"),
         "features": (None, "Stored features"),

@@ -1,4 +1,4 @@
-"""What the loop reads: pixels held or decoded anew, limits, and small random changes."""
+"""What the loop reads: pixels and stored rows, held once; limits, and small random changes."""
 
 import errno
 import os
@@ -10,15 +10,21 @@ import pytest
 import torch
 
 import pipeline.finetune.data as data_module
+from cache.store import FeatureStore
 from pipeline.data.samples import load_samples
-from pipeline.errors import ImageError
-from pipeline.finetune.cuts import pixel_policy, stored_rows
+from pipeline.errors import ImageError, NoImagesError
+from pipeline.features.frozen import Frozen, build
+from pipeline.features.load import store_for
 from pipeline.finetune.data import (
     augment_lightly,
+    frozen_store,
     hold,
     limit_images,
     load_pixels,
+    pixel_policy,
+    stored_rows,
 )
+from pipeline.finetune.networks import cut_of
 from tests.finetune.conftest import TORCH
 from tests.finetune.jobs import Pictures
 
@@ -35,12 +41,26 @@ def policy(study):
     return pixel_policy(study.backbones[0], None)
 
 
+def activations(study, samples, **options):
+    """Of a study's only backbone, at the cut unless it is said otherwise."""
+    options = {"at_cut": True, "engine": TORCH, **options}
+    return stored_rows(study, study.backbones[0], samples, **options)
+
+
+def store_of(study, **options):
+    """Where they are kept."""
+    return frozen_store(study, study.backbones[0], at_cut=True, **options)
+
+
+# Pixels
+
+
 def test_pixels_are_the_same_in_memory_and_in_a_file(samples, policy, tmp_path, monkeypatch):
     """Their size decides where, never what; the file has no name that could stay behind."""
     rows, batch = np.array([9, 2, 30, 59]), np.array([3, 0])
     in_memory = load_pixels(samples, policy, folder=tmp_path)
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(data_module, "HELD_BYTES", 0)
+    monkeypatch.setattr(data_module, "PIXEL_BYTES", 0)
     in_file = load_pixels(samples, policy, folder=tmp_path)
     assert sorted(tmp_path.iterdir()) == before
     assert torch.equal(in_memory.values, in_file.values)
@@ -48,14 +68,9 @@ def test_pixels_are_the_same_in_memory_and_in_a_file(samples, policy, tmp_path, 
     assert in_memory.batch(batch).shape == (2, 32, 32, 3)
     np.testing.assert_array_equal(in_file.take(rows).label, samples.label[rows])
 
-
-def test_a_disk_without_space_for_pixels_is_an_error(samples, policy, tmp_path, monkeypatch):
-    """Before anything is decoded; a write into the mapped file would kill the process."""
-
-    def full(*_):
+    def full(*_):  # a write into the mapped file would kill the process
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(data_module, "HELD_BYTES", 0)
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(OSError, match="No space"):
         load_pixels(samples, policy, folder=tmp_path)
@@ -80,7 +95,63 @@ def test_an_image_that_went_bad_is_named(study, samples, policy, tmp_path):
     with pytest.raises(ImageError, match=message):
         load_pixels(samples, policy, folder=tmp_path)
     with pytest.raises(ImageError, match=message):
-        stored_rows(study, study.backbones[0], samples, at_cut=True, engine=TORCH)
+        activations(study, samples)
+
+
+# Stored rows
+
+
+def test_the_prefix_runs_once_over_each_image(study, policy, tmp_path, monkeypatch):
+    """Rows are those of the prefix; a second run builds nothing; copies of an image share one."""
+    first = sorted((tmp_path / "here" / "a").iterdir())[0]
+    first.with_name("p1000_copy.png").write_bytes(first.read_bytes())
+    samples, _ = load_samples(study)
+    taken = activations(study, samples)
+    rows, everything = np.array([7, 3, 41]), np.arange(61)
+    frozen = Frozen(cut_of("tiny").split(build("tiny", tmp_path / "tiny.pth"))[0], policy)
+    expected = frozen(load_pixels(samples, policy, folder=tmp_path).batch(rows))
+    torch.testing.assert_close(taken.take(rows).batch(np.arange(3)), expected)
+    np.testing.assert_array_equal(taken.take(rows).label, samples.label[rows])
+    monkeypatch.setattr(data_module, "build", None)
+    assert torch.equal(activations(study, samples).batch(everything), taken.batch(everything))
+    assert len(store_of(study)) == 60
+    assert taken.batch(everything).shape == (61, 6, 8, 8)
+
+
+def test_cut_and_pooling_are_in_the_recipe(study, samples):
+    """Activations and pooled features can never be taken for each other."""
+    recipe = store_of(study).recipe
+    changes = store_for(study, study.backbones[0]).recipe.changes_to(recipe)
+    assert changes == {
+        "cut": ("before the classifier", "after the first stage"),
+        "pooling": ("global average", "none"),
+    }
+    activations(study, samples)
+    opened = FeatureStore.open(store_of(study).path)
+    assert (len(opened), opened.recipe.pooling) == (60, "none")
+    # The size is part of the preprocessing, so of the recipe.
+    assert recipe.changes_to(store_of(study, size=16).recipe) == {"preprocessing.size": (32, 16)}
+    smaller = activations(study, samples, size=16)
+    assert smaller.batch(np.arange(2)).shape == (2, 6, 4, 4)
+
+
+def test_pooled_features_are_those_of_stage_1(stored, monkeypatch):
+    """At the backbone's size the linear probe reads what is there already."""
+    samples, _ = load_samples(stored)
+    monkeypatch.setattr(data_module, "build", None)
+    taken = activations(stored, samples, at_cut=False)
+    rows = store_for(stored, stored.backbones[0]).read(samples.key)
+    np.testing.assert_array_equal(taken.batch(np.arange(60)).numpy(), rows)
+
+
+def test_more_than_memory_should_hold_is_refused(study, samples, monkeypatch):
+    """The limit is said, and what to do."""
+    monkeypatch.setattr(data_module, "ROW_BYTES", 1000)
+    with pytest.raises(NoImagesError, match="activations of 60 images take .*use --limit"):
+        activations(study, samples)
+
+
+# Limits and augmentation
 
 
 def test_a_limit_keeps_every_split_and_class(samples):
@@ -119,17 +190,10 @@ def test_light_is_small():
     """Half are mirrored; what is bright on the left and below stays below, and mostly whole."""
     image = torch.zeros(1, 40, 40, 3, dtype=torch.uint8)
     image[:, 24:36, 4:16] = 200
-    found = augment_lightly(image.expand(400, -1, -1, -1), 0, 0, np.arange(400)).float()
-    left, right = found[:, :, :20].sum((1, 2, 3)), found[:, :, 20:].sum((1, 2, 3))
-    mirrored = (right > left).float().mean().item()
-    assert 0.4 < mirrored < 0.6
-    assert (found[:, 20:].sum((1, 2, 3)) > 4 * found[:, :20].sum((1, 2, 3))).all()
-    size = found.sum((1, 2, 3)) / image.float().sum()
+    light = augment_lightly(image.expand(400, -1, -1, -1), 0, 0, np.arange(400)).float()
+    left, right = light[:, :, :20].sum((1, 2, 3)), light[:, :, 20:].sum((1, 2, 3))
+    assert 0.4 < (right > left).float().mean().item() < 0.6
+    assert (light[:, 20:].sum((1, 2, 3)) > 4 * light[:, :20].sum((1, 2, 3))).all()
+    size = light.sum((1, 2, 3)) / image.float().sum()
     assert 0.75 < size.min() < size.max() < 1.5
-    assert found.max() == 200
-
-
-def test_stored_activations_cannot_be_augmented():
-    """The error says so, and what to take."""
-    with pytest.raises(ValueError, match=r"works on pixels.*float32 of shape \(4, 8\).*use none"):
-        augment_lightly(torch.zeros(4, 8), 0, 0, np.arange(4))
+    assert light.max() == 200

@@ -12,9 +12,8 @@ from pipeline.errors import EngineError, NoCutError
 from pipeline.features import backbones
 from pipeline.features.backbones import spec_of
 from pipeline.features.frozen import Frozen, build
-from pipeline.finetune.cuts import CUTS, cut_of
 from pipeline.finetune.loop import set_train_mode
-from pipeline.finetune.networks import assemble, main_logits, training_loss
+from pipeline.finetune.networks import CUTS, assemble, cut_of, main_logits, training_loss
 from tests.finetune.tiny_trainable import install_trainable_tiny
 
 #: Of one image of 224 x 224 at the cut.

@@ -10,12 +10,11 @@ from torch import nn
 
 from pipeline.data.patients import FIT
 from pipeline.data.samples import load_samples
-from pipeline.finetune.cuts import cut_of, pixel_policy, stored_rows
-from pipeline.finetune.data import load_pixels
+from pipeline.finetune.data import load_pixels, pixel_policy, stored_rows
 from pipeline.finetune.loop import train
 from pipeline.finetune.methods import TrainingSettings
-from pipeline.finetune.networks import Classifier, assemble
-from pipeline.finetune.runs import Experiment, run_method
+from pipeline.finetune.networks import Classifier, assemble, cut_of
+from pipeline.finetune.runs import Experiment, fold_norms, interpolate, run_method
 from pipeline.study_file import load_study
 from tests.finetune.conftest import TORCH
 from tests.tiny import write_tiny_study
@@ -152,3 +151,40 @@ def test_the_weights_are_kept_with_what_made_them(run):
     assert record.identity["method"] == "full"
     assert record.identity["settings.learning_rate"] == 1e-3
     assert not (folder / "checkpoints").exists()
+
+
+# WiSE-FT
+
+
+def _normed(seed):
+    """A network whose BatchNorm has seen something."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    with torch.no_grad():
+        network[1].running_mean.normal_()
+        network[1].running_var.uniform_(1e-4, 2)
+        network[1].weight.normal_()
+        network[1].bias.normal_()
+    return network.eval()
+
+
+def test_the_line_between_two_models_is_straight_also_through_batch_norm():
+    """Folding changes no output; halfway is the mean of two norms; counters are the second's."""
+    images, network, other = torch.randn(2, 3, 8, 8), _normed(0), _normed(1)
+    other.load_state_dict(fold_norms(network.state_dict(), network))
+    torch.testing.assert_close(other(images), network(images))
+    second = _normed(0)
+    with torch.no_grad():
+        second[1].running_var.mul_(1e-3)
+    norms = [nn.Sequential(n[1]) for n in (network, second)]
+    states = [fold_norms(norm.state_dict(), norm) for norm in norms]
+    x = torch.randn(2, 4, 5, 5)
+    expected = sum(norm(x) for norm in norms) / 2
+    norms[0].load_state_dict(interpolate(*states, 0.5))
+    torch.testing.assert_close(norms[0](x), expected)
+    first = {"w": torch.tensor([0.0, 2.0]), "n": torch.tensor(3)}
+    last = {"w": torch.tensor([1.0, 4.0]), "n": torch.tensor(5)}
+    for alpha, between in ((0.0, [0.0, 2.0]), (0.25, [0.25, 2.5]), (1.0, [1.0, 4.0])):
+        point = interpolate(first, last, alpha)
+        torch.testing.assert_close(point["w"], torch.tensor(between))
+        assert point["n"] == 5

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from pipeline.data.images import PixelPolicy
 from pipeline.features import backbones
-from pipeline.finetune import cuts
+from pipeline.finetune import networks
 from tests.tiny import FileWeights
 
 
@@ -57,9 +57,9 @@ def install_trainable_tiny(monkeypatch, folder: Path) -> Path:
         pretrained=FileWeights(file),
         layers={"1": 6},
     )
-    cut = cuts.Cut(where="after the first stage", split=_split, first_block=("0", "1"))
+    cut = networks.Cut(where="after the first stage", split=_split, first_block=("0", "1"))
     monkeypatch.setattr(
         backbones, "BACKBONES", MappingProxyType({**backbones.BACKBONES, "tiny": spec})
     )
-    monkeypatch.setattr(cuts, "CUTS", MappingProxyType({**cuts.CUTS, "tiny": cut}))
+    monkeypatch.setattr(networks, "CUTS", MappingProxyType({**networks.CUTS, "tiny": cut}))
     return file
