@@ -22,7 +22,6 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.patients import FIT, VALIDATION
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ResultsError
-from pipeline.evaluation.compare_heads import eval_sets
 from pipeline.evaluation.metrics import score
 from pipeline.features.backbones import spec_of, weights_file
 from pipeline.features.engines import EngineChoice
@@ -45,7 +44,7 @@ from pipeline.results import ResultSet, read_set, write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = 4
+_FORMAT = 5
 _STAGE = "finetune"
 _RECORD, _WEIGHTS, _PROBABILITIES = "model.json", "model.safetensors", "probabilities.safetensors"
 _CHECKPOINTS = "checkpoints"  # folder in that of a model, while it is trained
@@ -69,8 +68,8 @@ class Record:
         samples: Digest of the images, labels and splits that the probabilities are of.
         trainable_parameters: Numbers that could move, the head's among them.
         curves: A row for each epoch; see :class:`pipeline.finetune.checkpoint.EpochRow`.
-        interpolated: Of a model between two others, ``from``, ``to``, ``alpha`` and ``curve``;
-            all else is then of the second.
+        interpolated: Of a model between two others, ``from``, ``to`` and ``alpha``; all else
+            is then of the second.
     """
 
     method: str
@@ -350,26 +349,14 @@ def _interpolate(run: Experiment, name: str, assembly: Assembly) -> tuple[Record
         assembly.load(interpolate(start, stop, alpha))
         return ends[alpha][rows] if alpha in ends else run.predict(name, assembly, rows)
 
-    held_out = run.samples.split != FIT
-    domains = eval_sets(run.samples.where(held_out))
-    curve: list[dict[str, Any]] = []
-    for alpha in ALPHAS:
-        proba = proba_at(alpha, np.flatnonzero(held_out))
-        points = [
-            {
-                "domain": data.name,
-                "role": data.role,
-                **{m: score(m, data.labelled(), proba[data.row]) for m in ("accuracy", "log_loss")},
-            }
-            for data in domains
-        ]
-        curve.append({"alpha": alpha, "domains": points})
-    losses = [d["log_loss"] for p in curve for d in p["domains"] if d["role"] == VALIDATION]
+    rows = run.rows(VALIDATION)
+    label = run.samples.label[rows]
+    losses: list[Any] = [score("log_loss", label, proba_at(alpha, rows)) for alpha in ALPHAS]
     alpha = ALPHAS[int(np.argmin(losses))]
     record = second.record()
     if record is None:
         raise AssertionError(f"{second.path} was trained before")
-    line = {"from": BASELINE, "to": record.method, "alpha": alpha, "curve": curve}
+    line = {"from": BASELINE, "to": record.method, "alpha": alpha}
     proba = proba_at(alpha, np.arange(len(run.samples)))
     return replace(record, method=name, interpolated=line), proba
 

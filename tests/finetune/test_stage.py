@@ -4,7 +4,6 @@ import json
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -96,18 +95,15 @@ def test_every_method_has_its_row_with_every_number(stored):
     online = models(record)["frozen_online"]
     assert online["extrapolated"]["epochs"] == 30
     assert online["extrapolated"]["seconds"] == pytest.approx(10 * online["seconds"])
-    # WiSE-FT: eleven points of the line, its ends are the models, validation chooses.
+    # WiSE-FT: validation chooses a point of the line, which is no worse than its ends.
     line = models(record)["wise_ft"]["interpolated"]
     assert (line["from"], line["to"]) == ("lp", "lp_ft")
-    assert [point["alpha"] for point in line["curve"]] == list(ALPHAS)
-    assert {tuple(d["role"] for d in p["domains"]) for p in line["curve"]} == {
-        ("validation", "target")
+    assert line["alpha"] in ALPHAS
+    loss = {
+        name: row["scores"]["log_loss"]["estimate"]
+        for (name, _), row in rows(record, "source").items()
     }
-    losses = [point["domains"][0]["log_loss"] for point in line["curve"]]
-    assert line["alpha"] == ALPHAS[int(np.argmin(losses))]
-    for end, method in ((0, "lp"), (-1, "lp_ft")):
-        accuracy = rows(record, "there")[method, 0]["scores"]["accuracy"]["estimate"]
-        assert line["curve"][end]["domains"][1]["accuracy"] == pytest.approx(accuracy)
+    assert loss["wise_ft"] <= min(loss["lp"], loss["lp_ft"]) + 1e-9
 
 
 def test_numbers_are_those_of_the_kept_probabilities(stored):
