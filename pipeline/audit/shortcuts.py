@@ -102,7 +102,7 @@ class ShortcutTest:
     values: Mapping[str, Any] = field(default_factory=dict)
 
 
-def judge(tests: Sequence[ShortcutTest]) -> list[Finding]:
+def findings_of(tests: Sequence[ShortcutTest]) -> list[Finding]:
     """Findings of all tests of an audit; p is adjusted over them (Holm).
 
     Several tests on clean data would otherwise warn in every sixth audit.

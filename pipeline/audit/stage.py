@@ -28,7 +28,7 @@ from pipeline.audit.shortcuts import (
     Job,
     domain_tests,
     fact_tests,
-    judge,
+    findings_of,
     mask_tests,
     untested,
 )
@@ -103,7 +103,7 @@ def audit(
     of_masks = [test.check for test in tests[len(jobs) - len(masked) :]]
     findings = [
         *check_leaks(study, used, shared, facts),
-        *judge(tests),
+        *findings_of(tests),
         *labels,
         *untested(used, list(dict.fromkeys([FACTS, LABELS, *of_masks]))),
         *missing,

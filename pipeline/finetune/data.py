@@ -164,11 +164,8 @@ def frozen_store(
 ) -> FeatureStore:
     """The store of a frozen part; nothing is built where the weights have been loaded before.
 
-    Args:
-        study: Where stores are.
-        choice: The backbone as the study asks for it.
-        size: Side of the images, pixels; None takes the backbone's.
-        at_cut: The part before the cut, its maps unpooled; else the whole backbone.
+    It is the part before the cut, its maps unpooled, or the whole backbone, for images whose
+    sides have ``size`` pixels; None takes the backbone's.
 
     Raises:
         NoCutError: The backbone has no cut.
@@ -191,16 +188,9 @@ def stored_rows(
     engine: EngineChoice,
     device: str = "cpu",
 ) -> Held:
-    """Rows of all samples, in their order; what the store lacks is computed now, once.
+    """Rows of all samples, in their order, from :func:`frozen_store`, held on the device.
 
-    Args:
-        study: Where stores are.
-        choice: The backbone.
-        samples: Of which each is usable.
-        size: See :func:`frozen_store`; so ``at_cut``.
-        at_cut: Activations before the cut; else pooled features.
-        engine: Computes what is missing.
-        device: Where the rows are trained on.
+    What the store lacks is computed now by the engine, once.
 
     Raises:
         NoImagesError: They need more memory than ``ROW_BYTES``.

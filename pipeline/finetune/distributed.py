@@ -212,21 +212,14 @@ def wait_for_all(device: str) -> None:
 def check_same(value: int, device: torch.device, what: str) -> None:
     """Stop when processes see different things, before they wait for each other forever.
 
-    Args:
-        value: Of 63 bits.
-        device: Where the group communicates.
-        what: What it describes, for the message.
-
     Raises:
-        EngineError: They have different values.
+        EngineError: Their values, of up to 63 bits, differ; the message says of what.
     """
     if group().size == 1:
         return
-    low = torch.tensor(value, dtype=torch.int64, device=device)
-    high = low.clone()
-    distributed.all_reduce(low, distributed.ReduceOp.MIN)
-    distributed.all_reduce(high, distributed.ReduceOp.MAX)
-    if not torch.equal(low, high):
+    ends = torch.tensor([value, -value], dtype=torch.int64, device=device)
+    distributed.all_reduce(ends, distributed.ReduceOp.MAX)
+    if ends.sum().item() != 0:  # the largest, and minus the smallest
         raise EngineError(
             f"the processes see different {what}: all machines need the same data and one shared "
             "results folder"

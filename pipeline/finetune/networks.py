@@ -315,10 +315,10 @@ def assemble(
 
     Args:
         name: Entry of ``METHODS``.
-        backbone: Name of the backbone.
-        file: Its weights.
+        backbone: Its name in the table; unused by networks that start from nothing.
+        file: The backbone's weights.
         policy: From bytes to the pixels that it sees.
-        classes: Number of classes.
+        classes: How many logits it has.
         seed: Of what is new in it.
 
     Raises:

@@ -143,7 +143,7 @@ class Experiment:
     """One backbone on the images of a study: what its methods share, made when first needed.
 
     Attributes:
-        study: The study.
+        study: Where images and stores are.
         choice: The backbone.
         samples: Usable images, in one order for all methods.
         folder: Where models are kept.
@@ -364,9 +364,7 @@ def _interpolate(run: Experiment, name: str, assembly: Assembly) -> tuple[Record
 def fold_norms(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The same function, with every BatchNorm's statistics taken into its scale and shift.
 
-    Args:
-        state: Of the network.
-        network: Says which modules are BatchNorms, and their epsilon.
+    The network says which modules are BatchNorms, and their epsilon.
     """
     folded = dict(state)
     for name, module in network.named_modules():

@@ -61,9 +61,9 @@ def test_scores_are_given_with_and_without_copies(copied_study):
 
 def test_a_leak_of_near_copies_is_said_everywhere_and_can_be_left_out(copied_study):
     """By the audit's exit code, above the table of heads, by shift; and no more afterwards."""
-    said = run("audit", copied_study, "--no-shortcuts", "--write-exclude", "out.txt", code=3)
-    assert "source fit and there: 3 near copies are in both" in said.stderr
-    assert said.stdout.count("lists the images") == 1
+    shown = run("audit", copied_study, "--no-shortcuts", "--write-exclude", "out.txt", code=3)
+    assert "source fit and there: 3 near copies are in both" in shown.stderr
+    assert shown.stdout.count("lists the images") == 1
     assert read_lines(Path("out.txt")) == COPIED
     with Image.open("results/smooth/near_copies.png") as sheet:
         assert sheet.width > 2 * (2 * SIDE)

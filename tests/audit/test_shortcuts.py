@@ -14,7 +14,7 @@ from pipeline.audit.shortcuts import (
     domain_tests,
     fact_columns,
     fact_tests,
-    judge,
+    findings_of,
     mask_tests,
 )
 from pipeline.audit.stage import audit, masked_study
@@ -142,11 +142,11 @@ def test_what_few_patients_cannot_show_is_no_warning(study_file):
     table = FeatureTable(
         backbone="tiny", stores=(), widths=(2,), samples=samples, X=apart.astype(np.float32)
     )
-    (domain,) = judge([test() for test in domain_tests(table)])
+    (domain,) = findings_of([test() for test in domain_tests(table)])
     facts = np.zeros(len(samples), FACTS)
     facts["height"] = facts["width"] = facts["file_bytes"] = 40
     facts["mean"] = apart[:, 0]
-    *_, stored = judge([test() for test in fact_tests(samples, facts)])
+    *_, stored = findings_of([test() for test in fact_tests(samples, facts)])
     for finding in (domain, stored):
         assert finding.where == "source and there"
         assert finding.values["auc"]["estimate"] > 0.9
@@ -174,8 +174,8 @@ def judged(values, others=0, **given):
         result = Separability(auc=interval, p=p)
         return ShortcutTest(check="border", where="x", claim="it shows", result=result, **given)
 
-    found, *_ = judge([test(*values, **given)] + others * [test(0.5, 0.4, 0.6, 0.5)])
-    return found
+    finding, *_ = findings_of([test(*values, **given)] + others * [test(0.5, 0.4, 0.6, 0.5)])
+    return finding
 
 
 @pytest.mark.parametrize(
@@ -191,12 +191,12 @@ def judged(values, others=0, **given):
 )
 def test_no_sentence_contradicts_its_interval(values, given, severity, text):
     """What is shown is said, what is strong is a warning; p is adjusted over all tests."""
-    found = judged(values, **given)
-    assert found.severity == severity
-    assert found.text.startswith(text)
-    assert bool(found.advice) == (severity == WARNING)
+    finding = judged(values, **given)
+    assert finding.severity == severity
+    assert finding.text.startswith(text)
+    assert bool(finding.advice) == (severity == WARNING)
     if "others" in given:
-        assert found.text.endswith("p 0.06, adjusted for 6 tests")
+        assert finding.text.endswith("p 0.06, adjusted for 6 tests")
 
 
 def test_classes_that_are_parts_of_the_body_may_show_in_the_border(study_file):
@@ -204,6 +204,6 @@ def test_classes_that_are_parts_of_the_body_may_show_in_the_border(study_file):
     samples, _ = load_samples(load_study(study_file))
     samples = replace(samples, classes=("hand", "chest x-ray"))
     signal = np.where(samples.labelled, samples.label, 0)[:, None] + 0.01 * np.arange(3)
-    found, *_ = judge([test() for test in mask_tests(samples, signal, "centre")])
-    assert found.severity == NOTE
-    assert found.text.endswith("expected of classes that are parts of the body")
+    finding, *_ = findings_of([test() for test in mask_tests(samples, signal, "centre")])
+    assert finding.severity == NOTE
+    assert finding.text.endswith("expected of classes that are parts of the body")

@@ -35,8 +35,8 @@ def test_a_clean_study_has_no_leak(study_file):
     """Every check of leaks is ok, and the command ends well."""
     run("features", study_file, *ENGINE)
     result = json.loads(run("audit", study_file, "--no-shortcuts", "--json").stdout)
-    found = {f["check"]: f["severity"] for f in result["findings"]}
-    assert {found[name] for name in ("overlap", "label conflicts")} == {OK}
+    severities = {f["check"]: f["severity"] for f in result["findings"]}
+    assert {severities[name] for name in ("overlap", "label conflicts")} == {OK}
     assert result["counts"][LEAK] == 0
     assert record_of(Path("results/tiny/audit.json")) == result
 
@@ -87,8 +87,8 @@ def test_warnings_are_said_once(study_file):
     text = study_file.read_text().replace("group = '^(p\\d+)'\n", "")
     study_file.write_text(text)
     run("features", study_file, *ENGINE)
-    said = run("audit", study_file, "--shortcuts", *ENGINE).stderr.splitlines()
-    about = [line for line in said if "no `group` pattern" in line]
+    lines = run("audit", study_file, "--shortcuts", *ENGINE).stderr.splitlines()
+    about = [line for line in lines if "no `group` pattern" in line]
     assert [line.split(":")[1].strip() for line in about] == ["source", "there"]
 
 

@@ -200,10 +200,10 @@ def correctness(options: argparse.Namespace) -> None:
             EngineChoice(engine="torch", device=device, batch_size=8, compile=compiling),
             precision,
         )
-        found = np.stack([row for _, row in compute_features(images, engine)])
+        computed = np.stack([row for _, row in compute_features(images, engine)])
         print(f"{engine.description}", flush=True)
         engine.close()
-        return found
+        return computed
 
     print("| backbone | precision | relative L2 against the CPU, median | largest |")
     print("| - | - | - | - |")

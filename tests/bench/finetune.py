@@ -122,8 +122,8 @@ def _rate(run: Experiment, name: str, rows: np.ndarray, *, epochs: int) -> float
     """Images/s of the fastest pass."""
     settings = replace(run.settings(name), epochs=epochs)
     examples = run.examples(name).take(rows)
-    one = examples.take(np.arange(1))  # to validate on
-    epoch_rows = train(run.assemble(name).trained, examples, one, settings)
+    first = examples.take(np.arange(1))  # to validate on
+    epoch_rows = train(run.assemble(name).trained, examples, first, settings)
     return max(row.images_per_second for row in epoch_rows)
 
 

@@ -46,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     network = study.backbones[0].network
     study = replace(study, backbones=(network,), concatenations=())
     by_key = {
-        name: dict(zip(map(bytes, found.key), found.proba[predictor], strict=True))
-        for name, found, predictor in _predictions(study, options.views, options.head)
+        name: dict(zip(map(bytes, stored.key), stored.proba[predictor], strict=True))
+        for name, stored, predictor in _predictions(study, options.views, options.head)
     }
     samples, _ = load_samples(study)
     for data in eval_sets(samples):
@@ -74,21 +74,21 @@ def _predictions(
             concatenations=(Concatenation(name="+".join(layer.name for layer in layers)),),
         ),
     }
-    for number, (said, variant) in enumerate(studies.items()):
+    for number, (suffix, variant) in enumerate(studies.items()):
         written = replace(variant, name=f"{study.name}-variant{number}")
         extract(written)
         compare(written, CompareOptions(heads=(head,), repeats=0))
-        for name, found in read_predictions(written.results / PROBABILITIES).items():
+        for name, stored in read_predictions(written.results / PROBABILITIES).items():
             layer = "all" if "+" in name else name.partition(AT)[2]
-            yield f"{head}{said} {layer}".rstrip(), found, (head, study.seed)
+            yield f"{head}{suffix} {layer}".rstrip(), stored, (head, study.seed)
     try:
         trained = read_predictions(study.results / TRAINED_PROBABILITIES)
     except MissingResultsError:
         print("No network was fine-tuned: headrace finetune STUDY --method full")
         return
-    found = trained[network.name]
-    for method, seed in sorted(found.proba, key=lambda trained: trained[0] != "full"):
-        yield f"finetune {method}", found, (method, seed)
+    stored = trained[network.name]
+    for method, seed in sorted(stored.proba, key=lambda trained: trained[0] != "full"):
+        yield f"finetune {method}", stored, (method, seed)
 
 
 def _print(data: DomainData, proba: Mapping[str, Proba]) -> None:
@@ -107,13 +107,13 @@ def _print(data: DomainData, proba: Mapping[str, Proba]) -> None:
             value = scores[name][metric]
             cells.append(f"{value.estimate:>7.3f} [{value.low:.3f}, {value.high:.3f}]".rjust(21))
         for reference in dict.fromkeys(references):
-            found = compare_heads(data, proba, reference, seed=0)["accuracy"].get(name)
-            cells.append("-" if found is None else _points(found))
+            difference = compare_heads(data, proba, reference, seed=0)["accuracy"].get(name)
+            cells.append("-" if difference is None else _points(difference))
         print(cells[0] + "".join(cells[1:3]) + "".join(f"{cell:>38}" for cell in cells[3:]))
 
 
-def _points(found: object) -> str:
-    interval, p = found.interval, found.p_adjusted  # type: ignore[attr-defined]
+def _points(difference: object) -> str:
+    interval, p = difference.interval, difference.p_adjusted  # type: ignore[attr-defined]
     estimate, low, high = (
         f"{100 * v:+.1f}" for v in (interval.estimate, interval.low, interval.high)
     )

@@ -51,19 +51,6 @@ class Pictures:
         return torch.from_numpy(self.pixels[rows])
 
 
-class Rows:
-    """Stored activations: any array, with labels."""
-
-    def __init__(self, X, label):
-        self.X, self.label = X, label
-
-    def __len__(self):
-        return len(self.label)
-
-    def batch(self, rows):
-        return torch.from_numpy(self.X[rows])
-
-
 class SmallNet(nn.Module):
     """Pixels to two logits; dropout and, where asked for, BatchNorm on the way."""
 

@@ -36,10 +36,10 @@ def trained(settings=SETTINGS, dropout=0.0, **options):
 
 def test_a_training_is_near_that_of_the_cpu():
     """In fp32, with the augmentation on the device; rows and batches are on it too."""
-    (found, rows), (expected, of_cpu) = trained(), trained(replace(SETTINGS, device="cpu"))
+    (actual, rows), (expected, of_cpu) = trained(), trained(replace(SETTINGS, device="cpu"))
     assert held().batch(np.arange(3)).device.type == DEVICE
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-3)
+        torch.testing.assert_close(actual[name], value, rtol=1e-2, atol=2e-3)
     losses = [[row.validation_loss for row in h] for h in (rows, of_cpu)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-2)
 
@@ -47,11 +47,11 @@ def test_a_training_is_near_that_of_the_cpu():
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_other_precisions_are_near_fp32(precision):
     """Weights stay float32, and predictions are computed in it."""
-    found, rows = trained(replace(SETTINGS, precision=precision))
+    actual, rows = trained(replace(SETTINGS, precision=precision))
     expected, _ = trained()
     for name, value in expected.items():
-        assert found[name].dtype == value.dtype
-        torch.testing.assert_close(found[name], value, rtol=0.1, atol=0.02)
+        assert actual[name].dtype == value.dtype
+        torch.testing.assert_close(actual[name], value, rtol=0.1, atol=0.02)
     assert all(np.isfinite(row.fit_loss) for row in rows)
 
 
@@ -78,9 +78,9 @@ def test_a_training_that_was_cut_off_goes_on_bit_for_bit(tmp_path):
 def test_compiled_steps_are_near_plain_ones():
     """The last step of an epoch is not compiled; all count."""
     settings = replace(SETTINGS, batch_size=16, augmentation="none")
-    found, rows = trained(replace(settings, compile=True))
+    actual, rows = trained(replace(settings, compile=True))
     for name, value in trained(settings)[0].items():
-        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=2e-3)
+        torch.testing.assert_close(actual[name], value, rtol=1e-2, atol=2e-3)
     assert all(np.isfinite(row.fit_loss) for row in rows)
 
 
@@ -106,9 +106,9 @@ def test_the_augmentation_is_that_of_the_cpu():
     """Within one grey level, which is rounding."""
     pixels, rows = torch.from_numpy(Pictures(20, side=32).pixels), np.arange(20)
     expected = augment_lightly(pixels, 1, 2, rows).int()
-    found = augment_lightly(pixels.to(DEVICE), 1, 2, rows).cpu().int()
-    assert (found - expected).abs().max() <= 1
-    assert (found != expected).float().mean() < 0.01
+    actual = augment_lightly(pixels.to(DEVICE), 1, 2, rows).cpu().int()
+    assert (actual - expected).abs().max() <= 1
+    assert (actual != expected).float().mean() < 0.01
 
 
 def test_predictions_are_near_those_of_the_cpu():

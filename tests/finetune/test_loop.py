@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pipeline.errors import EngineError
-from pipeline.finetune.data import order
+from pipeline.finetune.data import hold, order
 from pipeline.finetune.loop import (
     WARMUP,
     best_epoch,
@@ -22,7 +22,7 @@ from pipeline.finetune.loop import (
 )
 from pipeline.finetune.methods import OPTIMISERS, TrainingSettings
 from pipeline.progress import Progress
-from tests.finetune.jobs import Pictures, Rows, same, small_net, tensors
+from tests.finetune.jobs import Pictures, same, small_net, tensors
 
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, seed=3)
 
@@ -48,16 +48,21 @@ def test_the_rate_rises_and_falls_as_torchs_schedules(steps):
         optimiser.step()
         fall.step()
     expected = [*np.linspace(0, 1, rise + 1)[1:], *falling]
-    found = [share_of_rate(step, steps) for step in range(steps)]
-    assert found == pytest.approx(expected, abs=1e-12)
-    assert max(found) == 1
-    assert min(found) > 0
+    actual = [share_of_rate(step, steps) for step in range(steps)]
+    assert actual == pytest.approx(expected, abs=1e-12)
+    assert max(actual) == 1
+    assert min(actual) > 0
+
+
+def _rows(values, label):
+    """Stored activations: any array, with labels."""
+    return hold(values, np.arange(len(values)), label)
 
 
 def _activations(count=10):
     """Float64, so that a gradient of exactly zero (a bias before a BatchNorm) stays near it."""
     rng = np.random.default_rng(0)
-    return Rows(rng.normal(size=(count, 3, 5, 5)), np.arange(count) % 2)
+    return _rows(rng.normal(size=(count, 3, 5, 5)), np.arange(count) % 2)
 
 
 def _small_float64_net():
@@ -96,9 +101,9 @@ def test_the_steps_are_those_of_a_plain_torch_loop(name, monkeypatch):
             optimiser.step()
             losses[-1] += loss.item() * len(batch) / 10
             step += 1
-    found, rows_ = _trained(_small_float64_net(), settings, fit)
+    actual, rows_ = _trained(_small_float64_net(), settings, fit)
     for key, value in tensors(plain).items():
-        torch.testing.assert_close(found[key], value, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(actual[key], value, rtol=1e-7, atol=1e-9)
     assert [row.fit_loss for row in rows_] == pytest.approx(losses, rel=1e-7)
 
 
@@ -138,7 +143,7 @@ def test_a_head_on_a_frozen_body_equals_the_head_on_its_stored_output():
     from_store = small_net().head
     stored = online.body(torch.from_numpy(fit.pixels).permute(0, 3, 1, 2).float().div(255))
     _trained(online, fit=fit)
-    _trained(from_store, fit=Rows(stored.numpy(), fit.label))
+    _trained(from_store, fit=_rows(stored.numpy(), fit.label))
     for name, value in from_store.state_dict().items():
         torch.testing.assert_close(online.head.state_dict()[name], value, rtol=0, atol=1e-6)
 
@@ -193,8 +198,8 @@ def test_patience_stops_and_goes_back_to_the_best_weights():
     assert rows[-1].validation_loss == pytest.approx(_loss(model, _against()))
 
 
-class Told(Progress):
-    """Counts what it is told of."""
+class Counted(Progress):
+    """Counts what it hears of."""
 
     expected = done = 0
 
@@ -208,9 +213,9 @@ class Told(Progress):
 def test_the_rows_tell_what_happened():
     """Numbers of each epoch, right answers as predict gives them, time, rate, progress."""
     model, validation, start = small_net(), Pictures(7, seed=2), time.perf_counter()
-    fit, told = Pictures(10, pause=0.005), Told("training")
-    _, rows = _trained(model, fit=fit, validation=validation, progress=told)
-    assert told.expected == told.done == 20
+    fit, counted = Pictures(10, pause=0.005), Counted("training")
+    _, rows = _trained(model, fit=fit, validation=validation, progress=counted)
+    assert counted.expected == counted.done == 20
     assert 0 < sum(row.seconds for row in rows) < time.perf_counter() - start
     assert [row.epoch for row in rows] == [0, 1]
     for row in rows:
@@ -258,9 +263,9 @@ def test_full_batches_are_compiled_and_the_last_is_not(monkeypatch):
         return lambda batch: shapes.append(len(batch)) or network(batch)
 
     monkeypatch.setattr(torch, "compile", compiled)
-    found, _ = _trained(small_net(), replace(SETTINGS, compile=True))
+    actual, _ = _trained(small_net(), replace(SETTINGS, compile=True))
     assert shapes == [4] * 4
-    assert same(found, _trained(small_net())[0])
+    assert same(actual, _trained(small_net())[0])
     assert shapes == [4] * 4
 
 
@@ -291,6 +296,6 @@ _REFUSED = [
 @pytest.mark.parametrize(("model", "settings", "value", "error", "message"), _REFUSED)
 def test_an_error_says_what_to_try(model, settings, value, error, message):
     """Memory, one image alone in a step, a precision, a loss that diverged; others pass."""
-    fit = Rows(np.full((5, 8), value, np.float32), np.arange(5) % 2)
+    fit = _rows(np.full((5, 8), value, np.float32), np.arange(5) % 2)
     with pytest.raises(error, match=message):
         _trained(model, replace(SETTINGS, **settings), fit)

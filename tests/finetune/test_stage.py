@@ -60,8 +60,8 @@ def models(record):
 
 def rows(record, domain):
     """Of one domain, by method and seed."""
-    (found,) = (d for d in record["backbones"][0]["domains"] if d["domain"] == domain)
-    return {(row["method"], row["seed"]): row for row in found["rows"]}
+    (entry,) = (d for d in record["backbones"][0]["domains"] if d["domain"] == domain)
+    return {(row["method"], row["seed"]): row for row in entry["rows"]}
 
 
 def baselines(record):
@@ -120,11 +120,11 @@ def test_numbers_are_those_of_the_kept_probabilities(stored):
         assert accuracy["low"] <= accuracy["estimate"] == pytest.approx(right[method].mean())
     for domain in ("source", "there"):
         differences = {name: row["differences"] for (name, _), row in rows(record, domain).items()}
-        assert [list(found) for found in differences.values()] == [[], ["lp"], ["lp"]]
-    found = differences["last_block"]["lp"]
-    assert found["estimate"] == pytest.approx(right["last_block"].mean() - right["lp"].mean())
-    assert found["low"] <= found["estimate"] <= found["high"]
-    assert 0 < found["p"] <= found["p_adjusted"] <= 1
+        assert [list(difference) for difference in differences.values()] == [[], ["lp"], ["lp"]]
+    difference = differences["last_block"]["lp"]
+    assert difference["estimate"] == pytest.approx(right["last_block"].mean() - right["lp"].mean())
+    assert difference["low"] <= difference["estimate"] <= difference["high"]
+    assert 0 < difference["p"] <= difference["p_adjusted"] <= 1
 
 
 def test_a_target_without_labels_is_predicted_and_not_scored(stored):
@@ -146,7 +146,7 @@ def test_methods_are_compared_with_the_best_head_of_stage_2(stored):
     record = finetune(stored, only("lp", "full"))
     assert baselines(record) == {"lp", "heads/mlp"}
     (backbone,) = json.loads((stored.results / "heads.json").read_text())["backbones"]
-    (seconds,) = [one["fit_seconds"] for one in backbone["heads"] if one["head"] == "mlp"]
+    (seconds,) = [head["fit_seconds"] for head in backbone["heads"] if head["head"] == "mlp"]
     lp, full = models(record).values()
     assert lp["heads_in_the_same_time"] is None
     assert full["heads_in_the_same_time"] == int(full["seconds"] / seconds)
@@ -284,9 +284,9 @@ def test_the_command_runs_the_stage_and_prints_the_table(stored, tmp_path):
     number = r"\d\.\d{3}"
     shape = rf"epoch 1/1: loss {number}, accuracy {number}, validation {number} / {number}, \d+"
     assert len(re.findall(shape, text.output)) == 2
-    found = CliRunner().invoke(main, [*command, "--json", "--precision", "bf16"])
-    assert found.exit_code == 0, found.output
-    record = json.loads(found.stdout)
+    shown = CliRunner().invoke(main, [*command, "--json", "--precision", "bf16"])
+    assert shown.exit_code == 0, shown.output
+    record = json.loads(shown.stdout)
     assert record == record_of(stored.results / "finetune.json")
     assert models(record)["lp"]["epochs"] == 1
     kept = record_of(stored.results / "finetune" / "lp-tiny-0" / "model.json")
