@@ -58,18 +58,7 @@ def subgroups(
         members = _members(grouping)
         reasons = {name: _too_few(target, rows) for name, rows in members.items()}
         large = {name: rows for name, rows in members.items() if not reasons[name]}
-        inside = {name: _shares(target, rows, threshold, patients) for name, rows in large.items()}
-        rest = {}
-        if len(large) > 1:
-            rest = {n: _shares(target, ~rows, threshold, patients) for n, rows in large.items()}
-        compared = {
-            metric: _compare(
-                {name: shares[metric] for name, shares in inside.items() if metric in shares},
-                {name: shares[metric] for name, shares in rest.items() if metric in shares},
-                np.random.default_rng([seed, 20]),
-            )
-            for metric in _METRICS
-        }
+        compared = _by_metric(target, large, threshold, patients, seed)
         elsewhere: Mapping[str, Mapping[str, float]] = {}
         if grouping.attribute in on_source:
             elsewhere = _estimates(source, on_source[grouping.attribute], threshold)
@@ -89,6 +78,28 @@ def subgroups(
             for name, rows in members.items()
         ]
     return records
+
+
+def _by_metric(
+    target: DomainData,
+    groups: Mapping[str, _Mask],
+    threshold: float | None,
+    patients: PatientDraws,
+    seed: int,
+) -> dict[str, dict[str, _Record]]:
+    """By metric, what :func:`_compare` says of each group that is large enough."""
+    inside = {name: _shares(target, rows, threshold, patients) for name, rows in groups.items()}
+    rest: dict[str, dict[str, Share]] = {}
+    if len(groups) > 1:
+        rest = {name: _shares(target, ~rows, threshold, patients) for name, rows in groups.items()}
+    return {
+        metric: _compare(
+            {name: shares[metric] for name, shares in inside.items() if metric in shares},
+            {name: shares[metric] for name, shares in rest.items() if metric in shares},
+            np.random.default_rng([seed, 20]),
+        )
+        for metric in _METRICS
+    }
 
 
 def _members(grouping: Grouping) -> dict[str, _Mask]:
