@@ -27,13 +27,12 @@ from torch import Tensor, nn
 
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.domain import DomainData
-from pipeline.data.images import Pixels
 from pipeline.data.patients import FIT, draw_patients
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, StudyError
 from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
 from pipeline.evaluation.compare_heads import eval_sets
-from pipeline.export import load_trained
+from pipeline.export import TrainedModel, load_trained
 from pipeline.features.load import choose_backbone, load_features
 from pipeline.finetune.data import load_pixels
 from pipeline.heads import HEADS
@@ -90,33 +89,35 @@ def explain(
     samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)
 
-    def drawn(rows: NDArray[Any]) -> tuple[Samples, Tensor]:
-        some = samples.where(_some(samples, rows, images, study.seed))
+    def pixels_of(some: Samples) -> Tensor:
         held = load_pixels(some, model.policy, folder=study.results)
-        return some, held.batch(np.arange(len(some)))
+        return held.batch(np.arange(len(some)))
 
-    fit, pixels = drawn(samples.split == FIT)
-    maps = ActivationMaps(model.network, pixels, device)
+    fit = samples.where(_some(samples, samples.split == FIT, images, study.seed))
+    maps = ActivationMaps(model.network, pixels_of(fit), device)
     shuffled = _shuffled_head(maps.features, fit.label, study.seed)
     folder = study.results / "explain" / as_file_name(f"{choice.name}-{name}")
-    domains, sheets = [], {}
+    domains: list[dict[str, Any]] = []
+    sheets: dict[str, bytes] = {}
     for data in eval_sets(samples):
         if data.role == FIT:
             continue
-        some, pixels = drawn((samples.domain == data.name) & (samples.split == data.role))
-        purpose = f"{data.name} {data.role}"
-        with Progress(f"maps of {purpose}", len(some)) as progress:
-            (proba, of_model), (_, of_shuffled) = maps.of(pixels, model.heads, shuffled)
+        of_domain = (samples.domain == data.name) & (samples.split == data.role)
+        some = samples.where(_some(samples, of_domain, images, study.seed))
+        with Progress(f"maps of {data.name} {data.role}", len(some)) as progress:
+            (proba, of_model), (_, of_shuffled) = maps.of(pixels_of(some), model.heads, shuffled)
             progress.advance(len(some))
-        rows = _shares(some, proba.argmax(1), of_model, of_shuffled, study.seed, purpose)
+        rows = _shares(some, proba.argmax(1), of_model, of_shuffled, study.seed)
         domains.append(
             {"domain": data.name, "role": data.role, "rows": rows, "audit": _audited(study, data)}
         )
-        for kind, chosen in _pictured(some, proba, stream(f"sample {purpose}", study.seed)).items():
-            if len(chosen):
-                entries = list(_pairs(pixels.numpy(), of_model, some, proba, chosen))
+        for kind, chosen in _pictured(samples, of_domain, model, study.seed).items():
+            if chosen.any():
+                of_kind = samples.where(chosen)
+                pixels = pixels_of(of_kind)
+                ((proba, of_model),) = maps.of(pixels, model.heads)
                 file = f"{as_file_name(data.name)}-{data.role}-{kind}.png"
-                sheets[file] = draw_sheet(entries)
+                sheets[file] = draw_sheet(list(_pairs(of_kind, pixels, proba, of_model)))
     record = {
         "schema": SCHEMA,
         "study": study.name,
@@ -138,6 +139,25 @@ def _some(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> N
         rows = np.flatnonzero(among & (samples.label == label))
         keep[stream(f"explain {label}", seed).permutation(rows)[:most]] = True
     return keep
+
+
+def _pictured(
+    samples: Samples, among: NDArray[np.bool_], model: TrainedModel, seed: int
+) -> dict[str, NDArray[np.bool_]]:
+    """Some rows at random, and the errors with the highest probability, as it was stored."""
+    stored = model.stored
+    proba_of = dict(zip(map(bytes, stored.key), stored.proba[model.trained], strict=True))
+    rows = np.flatnonzero(among & (samples.label >= 0))
+    proba = [proba_of.get(samples.key[row]) for row in rows]
+    errors = {
+        row: p.max()
+        for row, p in zip(rows, proba, strict=True)
+        if p is not None and p.argmax() != samples.label[row]
+    }
+    number = np.arange(len(samples))
+    surest = sorted(errors, key=lambda row: -errors[row])[:PICTURES]
+    sample = stream("sample", seed).permutation(rows)[:PICTURES]
+    return {"errors": np.isin(number, surest), "sample": np.isin(number, sample)}
 
 
 def _shuffled_head(features: Tensor, label: NDArray[np.int64], seed: int) -> nn.ModuleList:
@@ -268,7 +288,6 @@ def _shares(
     maps: Maps,
     shuffled: Maps,
     seed: int,
-    purpose: str,
 ) -> list[dict[str, Any]]:
     """Where the maps of a model and of a shuffled head lie, by predicted class."""
     shares = mass_shares(maps)
@@ -278,7 +297,7 @@ def _shares(
         of_class = np.flatnonzero(predicted == number)
         group = samples.group[of_class]
         intervals = {
-            region: _interval(values[of_class], group, stream(purpose, seed))
+            region: _interval(values[of_class], group, stream("shares of maps", seed))
             for region, values in shares.items()
         }
         counts = {"images": len(of_class), "patients": len(np.unique(group))}
@@ -327,21 +346,10 @@ def _interval(
     return {"estimate": float(shares.mean()), "low": low, "high": high}
 
 
-def _pictured(
-    samples: Samples, proba: Proba, rng: np.random.Generator
-) -> dict[str, NDArray[np.intp]]:
-    """Rows of the sheets: the errors with the highest probability, and some at random."""
-    wrong = np.flatnonzero(proba.argmax(1) != samples.label)
-    surest = wrong[np.argsort(-proba[wrong].max(1), kind="stable")]
-    return {"errors": surest[:PICTURES], "sample": rng.permutation(len(samples))[:PICTURES]}
-
-
-def _pairs(
-    images: Pixels, maps: Maps, samples: Samples, proba: Proba, rows: NDArray[np.intp]
-) -> Iterator[SheetEntry]:
-    """Each picture beside the same with its map in red; below it what was said of it."""
-    for row in rows:
-        picture = Image.fromarray(images[row]).resize((SIDE, SIDE))
+def _pairs(samples: Samples, pixels: Tensor, proba: Proba, maps: Maps) -> Iterator[SheetEntry]:
+    """Each picture beside the same with its map in red, surest first; below it what was said."""
+    for row in np.argsort(-proba.max(1), kind="stable"):
+        picture = Image.fromarray(pixels[row].numpy()).resize((SIDE, SIDE))
         heat = np.maximum(maps[row], 0) / max(float(maps[row].max()), _NOTHING)
         wide = Image.fromarray((255 * heat).astype(np.uint8)).resize(
             (SIDE, SIDE), Image.Resampling.BILINEAR

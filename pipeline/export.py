@@ -29,6 +29,8 @@ from pipeline.evaluation.metrics import Proba, score
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
     TRAINED_PROBABILITIES,
+    Predictions,
+    Trained,
     read_predictions,
 )
 from pipeline.features.backbones import NO_DOWNLOAD, TIMM, weights_file
@@ -123,6 +125,8 @@ class TrainedModel:
         heads: Each from features to probabilities ``(n, K)``; their mean is the model's.
         policy: From files to pixels.
         saved: The saved head, where it is one.
+        stored: The probabilities of the study's images by all models of its stage.
+        trained: Which of them are this model's.
         card: What is known of it; JSON types.
     """
 
@@ -130,6 +134,8 @@ class TrainedModel:
     heads: nn.ModuleList
     policy: PixelPolicy
     saved: SavedHead | None
+    stored: Predictions
+    trained: Trained
     card: dict[str, Any]
 
 
@@ -158,11 +164,14 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
             f"the head {name} takes other features than the study has now: run headrace heads again"
         )
     network: nn.Module = frozen_network(choice, recipe)
+    stored = read_predictions(study.results / PROBABILITIES)[choice.name]
     return TrainedModel(
         network=network if choice.views == 1 else nn.Sequential(network, _MeanOfViews()),
         heads=nn.ModuleList(head_layers(model, name) for model in head.models),
         policy=pixel_policy(choice, None),
         saved=head,
+        stored=stored,
+        trained=(name, 0),
         card={
             **_card(choice, name, samples),
             "recipe": recipe.to_json(),
@@ -170,7 +179,7 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
             "parameters": dict(head.parameters),
             "trained": {"study": head.study, "images": head.images},
             "tested": _tested(study, "heads", choice.name, "head", name),
-            **_on_validation(study, PROBABILITIES, choice.name, (name, 0)),
+            **_on_validation(stored, (name, 0)),
         },
     )
 
@@ -198,18 +207,21 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
     assembly.state()  # without what only helps to train
     assembly.load(folder.state())
     whole = assembly.whole.eval()
+    stored = read_predictions(study.results / TRAINED_PROBABILITIES)[on]
     return TrainedModel(
         network=nn.Sequential(whole.entry, whole.backbone),
         heads=nn.ModuleList([nn.Sequential(whole.head, nn.Softmax(dim=1))]),
         policy=policy,
         saved=None,
+        stored=stored,
+        trained=(name, study.seed),
         card={
             **_card(choice, name, samples),
             "recipe": dict(identity),
             "fingerprint": folder.weights_sha256(),
             "trained": {"study": study.name, "images": int((samples.split == FIT).sum())},
-            "tested": _tested(study, "finetune", choice.name, "method", name),
-            **_on_validation(study, TRAINED_PROBABILITIES, on, (name, study.seed)),
+            "tested": _tested(study, "finetune", on, "method", name),
+            **_on_validation(stored, (name, study.seed)),
         },
     )
 
@@ -258,11 +270,8 @@ def _tested(
     ]
 
 
-def _on_validation(
-    study: Study, file: str, backbone: str, trained: tuple[str, int]
-) -> dict[str, Any]:
-    """Calibration, and thresholds of two classes, as a stage's probabilities have them."""
-    stored = read_predictions(study.results / file)[backbone]
+def _on_validation(stored: Predictions, trained: Trained) -> dict[str, Any]:
+    """Calibration, and thresholds of two classes."""
     rows = stored.split == VALIDATION
     if not rows.any():
         return {"calibration": None, "thresholds": []}

@@ -52,6 +52,7 @@ def marked(tmp_path, monkeypatch):
         file = write_tiny_study(tmp_path)
         file.write_text(f"{file.read_text()}{setting}\n")
         _mark(tmp_path, marker)
+        (tmp_path / "there/b/p2000_1.png").rename(tmp_path / "there/a/p2000_1.png")  # an error
         study = load_study(file)
         extract(study, ExtractOptions(engine=TORCH))
         return study
@@ -106,6 +107,9 @@ def test_a_fine_tuned_network_is_explained_too(marked):
     with Image.open(folder / "there-target-sample.png") as sheet:
         assert sheet.size[0] > 300  # each beside its map
     assert (folder / "there-target-sample.png").stat().st_mode & 0o077 == 0
+    # The error is shown, whichever images are measured.
+    assert all(row["images"] <= 2 for row in explain(study, "full", images=1)["domains"][1]["rows"])
+    assert (folder / "there-target-errors.png").exists()
 
 
 def adds_up(network, size, dim):

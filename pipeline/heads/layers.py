@@ -153,6 +153,7 @@ _REASONS = {
     "forest": "it is made of trees",
     "boosting": "it is made of trees",
     "prior": "it looks at no image",
+    "naive_bayes": "it compares densities, and layers for these are not written",
 }
 
 

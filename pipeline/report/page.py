@@ -302,7 +302,8 @@ def _maps(results: Path, head: PageHead) -> Iterator[_Block]:
         yield {"kind": "text", "text": text}
         return
     for name, sheet in sheets.items():
-        caption = _ERRORS.format(where=name.removesuffix(_SHEET), head=head.name)
+        where = name.removesuffix(_SHEET).removesuffix("-target").replace("source-", "")
+        caption = _ERRORS.format(where=where, head=head.name)
         yield _figure(sheet, caption, width=_pixels(sheet))
 
 
