@@ -1,7 +1,6 @@
 """Results on disk: those of one run, whole, or refused with the command that mends them."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -353,14 +352,6 @@ def test_a_file_by_itself_can_be_checked_anywhere(tmp_path):
     write_file(tmp_path / "out.h5", b"data")
     line = (tmp_path / "out.h5.sha256").read_text()
     assert line == f"{hashlib.sha256(b'data').hexdigest()}  out.h5\n"
-
-
-def test_a_record_is_plain_json(tmp_path):
-    """Whoever reads it needs nothing of ours."""
-    write_set(tmp_path / "a.json", {"x": 1}, {"b.csv": b"1"})
-    values = json.loads((tmp_path / "a.json").read_text())
-    assert values["x"] == 1
-    assert values["files"] == {"b.csv": hashlib.sha256(b"1").hexdigest()}
 
 
 def test_the_stages_write_their_results_in_no_other_way():

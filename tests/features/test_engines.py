@@ -74,16 +74,9 @@ def test_several_batches_are_under_way_at_once():
     assert recorder.log[:4] == ["submit"] * 3 + ["wait"]
 
 
-def test_auto_takes_openvino_on_a_cpu():
-    """The fast engine is the default where it is installed."""
-    started = tiny("auto")
-    assert started.description.startswith("OpenVINO")
-    assert engines.fallback_note(started) is None
-    started.close()
-
-
 def test_auto_falls_back_to_torch_and_says_so(monkeypatch):
-    """Without OpenVINO a user hears what would make it faster."""
+    """Without OpenVINO, the default, a user hears what would make it faster."""
+    assert tiny("auto").description.startswith("OpenVINO")
     monkeypatch.setattr(engines, "_has_openvino", lambda: False)
     started = tiny("auto")
     assert started.description.startswith("torch on cpu")
@@ -133,23 +126,15 @@ def test_running_out_of_memory_names_the_option():
         list(compute_features(images(2), Full()))
 
 
-def test_the_guard_objects_to_rows_that_cannot_be_features():
-    """NaN, infinity and all zeros never reach a store; one of them stops no run."""
-    guard = FeatureGuard()
-    for value in (np.nan, np.inf, 0.0):
-        assert "feature" in guard.objection(np.full(4, value, np.float32))
-    assert guard.objection(np.ones(4, np.float32)) is None
-
-
 def test_a_dead_backbone_stops_the_run():
-    """More than one row in a hundred equal to another image's: not these weights."""
+    """More than one row in a hundred equal to another image's, or none at all."""
     guard = FeatureGuard()
     with pytest.raises(EngineError, match="the backbone looks dead"):
         for _ in range(50):
             guard.objection(np.ones(4, np.float32))
     with pytest.raises(EngineError, match="not finite or all zero"):
-        for _ in range(50):
-            guard.objection(np.zeros(4, np.float32))
+        for value in [np.nan, np.inf, 0.0] * 20:
+            assert "feature" in guard.objection(np.full(4, value, np.float32))
 
 
 def test_a_few_copies_in_a_small_set_are_no_dead_backbone():

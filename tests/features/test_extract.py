@@ -20,7 +20,7 @@ import pipeline.features.extract as extract_module
 from cache import disk
 from cache.errors import CanaryError
 from cache.store import FeatureStore
-from pipeline.errors import SkippedImagesError, StudyError
+from pipeline.errors import StudyError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import load_features, store_for
@@ -172,15 +172,6 @@ def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):
     assert list(shares) == ["starting", "decoding", "network", "writing"]
     assert 97 <= sum(shares.values()) <= 103
     assert line.endswith(f"the limit is {max(shares, key=shares.get)}")
-
-
-def test_strict_makes_a_skip_an_error_after_the_rest_is_safe(study_file):
-    """Nothing that was computed is thrown away for it."""
-    (study_file.parent / "here" / "a" / "p1_text.png").write_text("no image")
-    study = load_study(study_file)
-    with pytest.raises(SkippedImagesError, match="1 image was skipped and --strict"):
-        extract(study, ExtractOptions(engine=TORCH, strict=True))
-    assert counts(extract(study, OPTIONS)) == (61, 0, 60, 1)
 
 
 def test_an_image_that_changes_under_way_is_never_filed_under_the_old_key(study_file, monkeypatch):
