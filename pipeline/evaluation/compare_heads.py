@@ -223,14 +223,10 @@ def _p_of_moves(head: Share, baseline: Share) -> float:
 
 
 def _comparable(data: DomainData, proba: Proba) -> list[str]:
-    area = _patients_of_class(data, proba.shape[1]) >= _AUROC_PATIENTS
-    return [metric for metric in COMPARED_BY if metric != "auroc" or area]
-
-
-def _patients_of_class(data: DomainData, classes: int) -> int:
-    """Patients of the rarest class."""
+    """Metrics to compare by; no area where the rarest class is in too few patients."""
     label = data.labelled()
-    return min(len(np.unique(data.group[label == k])) for k in range(classes))
+    rarest = min(len(np.unique(data.group[label == k])) for k in range(proba.shape[1]))
+    return [metric for metric in COMPARED_BY if metric != "auroc" or rarest >= _AUROC_PATIENTS]
 
 
 def confidence_sets(

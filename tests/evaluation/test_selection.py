@@ -72,15 +72,6 @@ def heads(rng, gain, n: int = 150):
     return [weighted_mean(hard + rng.normal(size=n) * 0.5 + g) for g in gain]
 
 
-def test_the_confidence_set_keeps_the_best_and_drops_the_surely_worse():
-    """And p of the best is 1."""
-    rng = np.random.default_rng(3)
-    found = confidence_set(heads(rng, [0.0, 0.0, -2.0, 1.5, 1.5]), np.arange(150), rng)
-    assert found.members == (3, 4)
-    assert found.p.max() == 1
-    assert found.alpha == 0.1
-
-
 def plain_confidence_set(score, often):
     """Hansen's elimination by T_max, head by head and draw by draw."""
     heads, p = list(range(score.shape[1])), {}
