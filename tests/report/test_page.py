@@ -32,11 +32,9 @@ from pipeline.results import write_set
 from pipeline.study_file import load_study
 from pipeline.words import as_file_name, printable
 from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.report.tiny_run import HOSTILE
 from tests.result_files import record_of, rewrite
-from tests.tiny import write_tiny_study
 
-#: Class names that try to become markup, to leave an attribute, and to turn the text round.
-HOSTILE = ("<script>alert(1)", 'b" onmouseover="x\u202e{{7*7}}')
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ENDLESS = {"br", "meta", "img", "link", "hr", "input"}
 SECTIONS = ["heads", "finetune", "shift", "audit"]
@@ -76,33 +74,12 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A study whose names are hostile, with a copied image and every stage run once."""
-    folder = tmp_path_factory.mktemp("study")
-    with pytest.MonkeyPatch.context() as patch:
-        install_trainable_tiny(patch, folder)
-        patch.chdir(folder)
-        patch.delenv("HEADRACE_FEATURES", raising=False)
-        file = write_tiny_study(folder, source=60, target=40)
-        for domain in ("here", "there"):
-            for plain, hostile in zip("ab", HOSTILE, strict=True):
-                (folder / domain / plain).rename(folder / domain / hostile)
-        image = min((folder / "here" / HOSTILE[0]).iterdir())
-        shutil.copy(image, image.with_name(f"{image.stem}<img src=x onerror=y>.png"))
-        for command in (
-            ["features", "--engine", "torch"],
-            ["audit", "--no-shortcuts"],
-            ["heads", "--only", "linear,prior,mlp", "--no-figures"],
-            ["finetune", "--method", "lp", "--method", "last_block", "--epochs", "2", *CPU],
-            ["shift", "--quick", "--no-figures"],
-        ):
-            done = CliRunner().invoke(main, [command[0], str(file), *command[1:]])
-            assert done.exit_code == 0, done.output
-        _draw(folder / "results" / "tiny")
-        yield folder
-
-
-CPU = ["--device", "cpu", "--no-figures"]
+def drawn(original, tmp_path_factory):
+    """A copy of the results with all figures."""
+    folder = tmp_path_factory.mktemp("drawn") / "results"
+    shutil.copytree(original / "results", folder)
+    _draw(folder / "tiny")
+    return folder
 
 
 def _draw(results: Path):
@@ -114,9 +91,9 @@ def _draw(results: Path):
 
 
 @pytest.fixture
-def study(original, tmp_path, monkeypatch):
+def study(original, drawn, tmp_path, monkeypatch):
     """A copy of the results to do things to; the current folder holds it."""
-    shutil.copytree(original / "results", tmp_path / "results")
+    shutil.copytree(drawn, tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     install_trainable_tiny(monkeypatch, tmp_path)
     return load_study(original / "study.toml")
@@ -312,12 +289,12 @@ def predictions(study, stage="shift", file="shift.h5"):
 
 def _other_images(study):
     with predictions(study) as kept:
-        kept.label[kept.domain == "there"] ^= 1
+        kept.label[kept.domain == "far"] ^= 1
 
 
 def _fewer_domains(study):
     with predictions(study) as kept:
-        kept.domain[kept.domain == "there"] = "other"
+        kept.domain[kept.domain == "far"] = "other"
 
 
 @pytest.mark.parametrize(
@@ -325,10 +302,10 @@ def _fewer_domains(study):
     [
         (
             _other_images,
-            "heads.json and shift.json have different images, labels or classes of there",
+            "heads.json and shift.json have different images, labels or classes of far",
         ),
         (_other_features, "shift.json was made from other features of tiny than features.json"),
-        (_fewer_domains, "there is not in shift.json"),
+        (_fewer_domains, "far is not in shift.json"),
         (_fewer_domains, "other in shift.json is not in the study"),
     ],
 )
@@ -380,10 +357,10 @@ def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, orig
         os.umask(before)
     assert text.index("This page shows images of patients.") < text.index("<h1>")
     assert stat.S_IMODE((study.results / "report.html").stat().st_mode) == 0o600
-    titles = [entry for entry in page.texts if entry.startswith(("validation: ", "there: "))]
+    titles = [entry for entry in page.texts if entry.startswith(("validation: ", "far: "))]
     name = printable(HOSTILE[1])
     assert f"validation: typical of {HOSTILE[0]}" in titles
-    assert f"there: {name}, uncertain" in titles
+    assert f"far: {name}, uncertain" in titles
     images = [a for a in page.all("img") if a["src"].startswith("data:image/jpeg")]
     assert 4 * 6 <= len(images) <= 10 * 6
     assert all(re.search(r" \d\d %$", a["alt"]) for a in images)
@@ -398,11 +375,11 @@ def test_errors_have_maps_where_they_were_drawn(study):
     assert f"run headrace explain STUDY first; for this page with --head {head.name}" in text
     sheet = draw_sheet([SheetEntry(pixels=(np.zeros((SIDE, SIDE, 3), np.uint8),), lines=("x",))])
     folder = study.results / "explain" / as_file_name(f"{head.backbone}-{head.name}")
-    write_set(folder / "explain.json", {}, {"there-target-errors.png": sheet, "x-sample.png": b""})
+    write_set(folder / "explain.json", {}, {"far-target-errors.png": sheet, "x-sample.png": b""})
     page = Page(text_of(study, images=True))
     maps = [image["src"] for image in page.all("img") if "surest of" in image["alt"]]
     assert maps == [f"data:image/png;base64,{base64.b64encode(sheet).decode()}"]
-    (folder / "there-target-errors.png").write_bytes(b"another")
+    (folder / "far-target-errors.png").write_bytes(b"another")
     text = text_of(study, images=True)
     assert "No maps of what moved the score" in text
 
@@ -412,9 +389,9 @@ def test_strips_show_what_they_say(study):
     kept = read_predictions(study.results / "probabilities.h5")["tiny"]
     head = page_head(record(study, "heads"))
     proba = kept.proba[head.name, 0]
-    rows = np.flatnonzero(kept.domain == "there")
+    rows = np.flatnonzero(kept.domain == "far")
     wrong = rows[proba[rows].argmax(axis=1) != kept.label[rows]]
-    shown = {s[1]: s[2] for s in strips(study, head, kept) if s[0] == "there"}
+    shown = {s[1]: s[2] for s in strips(study, head, kept) if s[0] == "far"}
     assert ("surest errors" in shown) == bool(len(wrong))
     for text, pixels in shown.get("surest errors", ()):
         assert "called" in text
