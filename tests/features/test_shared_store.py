@@ -24,7 +24,7 @@ COMMANDS = {
     "features study.toml": "nothing to do, 60 reused",
     "heads study.toml --only prior,linear --quick": "linear",
     "audit study.toml --no-shortcuts": "No leak was found",
-    "report study.toml": "report.html: features, audit, heads",
+    "report study.toml": "report.html: ",
     "predict ../here --model results/tiny/heads/tiny/linear --store ../features":
         "0 images computed, 40 from the store",
     "predict ../new --model ../results/tiny/heads/tiny/linear --store ../features":

@@ -46,13 +46,13 @@ def _die_at_first_checkpoint(monkeypatch):
 
 
 def _note_published(monkeypatch):
-    names, real = [], disk.publish
+    names, real = [], disk.replace
 
-    def publish(path, *args, **options):
-        names.append(Path(path).name)
-        real(path, *args, **options)
+    def replace(temporary, path):
+        names.append(path.name)
+        real(temporary, path)
 
-    monkeypatch.setattr(disk, "publish", publish)
+    monkeypatch.setattr(disk, "replace", replace)
     return names
 
 

@@ -68,6 +68,7 @@ def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
         "finetune.csv",
         "finetune.h5",
         "finetune.json",
+        "finetune.json",  # with the tables that were made of it
         "finetune_costs.csv",
         "model.json",
         "model.safetensors",
