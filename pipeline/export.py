@@ -56,6 +56,7 @@ _COMPARED, _CALIBRATED = 32, 200
 _LIMITS = (
     "Research software, not a medical device: no diagnosis may rest on this.",
     "Probabilities hold for images like those it was trained on; on others see `tested`.",
+    "Calibration and thresholds are of the validation images on which they were chosen.",
 )
 
 

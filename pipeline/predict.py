@@ -74,8 +74,8 @@ def predict(
         The record, JSON values: the head with its study and classes; ``rows`` in the order of
         the images, each with path, content key, predicted class and the probability of each
         class; ``class_folders``, see :func:`_by_class_folder`; ``skipped`` images with their
-        reasons; ``computed``, how many went through a
-        network, since the store did not hold them.
+        reasons; ``computed``, how many went through a network, since the store did not hold
+        them.
 
     Raises:
         ModelError: The head cannot be used, or its network would be another one.
@@ -108,9 +108,7 @@ def predict(
             )
             features.append(rows_of)
             computed |= new
-    good = [(item, key) for item, key in pairs if key not in unusable]
-    skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
-    _check_usable(good, skipped, "The features of all others are stored", strict=strict)
+    good = _usable(pairs, unusable, skipped, "The features of all others are stored", strict=strict)
     blocks = [mean_of_views(np.stack([rows_of[key] for _, key in good])) for rows_of in features]
     proba = head.predict_proba(np.concatenate(blocks, axis=1))
     return {
@@ -120,7 +118,8 @@ def predict(
         "images": head.images,
         "contains_training_features": head.contains_training_features,
         "computed": len(computed),
-        **_answers(head.classes, good, proba, skipped),
+        **_answers(head.classes, good, proba),
+        "skipped": skipped,
     }
 
 
@@ -130,7 +129,10 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
         data = model.read_bytes()
     except OSError as cause:
         raise ModelError(f"{model} cannot be read: {cause.strerror or cause}") from cause
-    card = _read_card(data, str(model))
+    text = _session(data, str(model)).get_modelmeta().custom_metadata_map.get(CARD)
+    if text is None:
+        raise ModelError(f"{model} has no model card of headrace: write it with `headrace export`")
+    card = json.loads(text)
     declared = card["preprocessing"]
     names = {f.name for f in fields(PixelPolicy)}
     policy = PixelPolicy(**{name: value for name, value in declared.items() if name in names})
@@ -140,9 +142,7 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
     pairs, skipped = _find_images(images, reading)
     unusable: dict[bytes, str] = {}
     decoded = dict(decode_images({key: item for item, key in pairs}, policy, unusable))
-    good = [(item, key) for item, key in pairs if key in decoded]
-    skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
-    _check_usable(good, skipped, "No image was classified", strict=strict)
+    good = _usable(pairs, unusable, skipped, "No image was classified", strict=strict)
     proba = run_onnx(data, np.stack([decoded[key] for _, key in good]))
     return {
         "head": card["model"],
@@ -151,21 +151,9 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
         "images": card["trained"]["images"],
         "contains_training_features": False,
         "computed": len(decoded),
-        **_answers(card["classes"], good, proba, skipped),
+        **_answers(card["classes"], good, proba),
+        "skipped": skipped,
     }
-
-
-def _read_card(data: bytes, name: str) -> dict[str, Any]:
-    """The model card in an ONNX file.
-
-    Raises:
-        ModelError: It is none of ours, or onnxruntime is not installed.
-    """
-    text = _session(data, name).get_modelmeta().custom_metadata_map.get(CARD)
-    if text is None:
-        raise ModelError(f"{name} has no model card of headrace: write it with `headrace export`")
-    card: dict[str, Any] = json.loads(text)
-    return card
 
 
 def run_onnx(data: bytes, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -190,9 +178,17 @@ def _session(data: bytes, name: str) -> Any:
         raise ModelError(f"{name} is no ONNX file: {str(cause)[:100]}") from cause
 
 
-def _check_usable(
-    good: Sequence[_Keyed], skipped: Sequence[dict[str, str]], others: str, *, strict: bool
-) -> None:
+def _usable(
+    pairs: Sequence[_Keyed],
+    unusable: dict[bytes, str],
+    skipped: list[dict[str, str]],
+    others: str,
+    *,
+    strict: bool,
+) -> list[_Keyed]:
+    """Images that can be used; the others go to the skipped ones."""
+    skipped += [_skip(item.path, unusable[key]) for item, key in pairs if key in unusable]
+    good = [(item, key) for item, key in pairs if key not in unusable]
     first = f"first: {skipped[0]['path']}: {skipped[0]['reason']}" if skipped else ""
     if not good:
         raise NoImagesError(
@@ -202,13 +198,11 @@ def _check_usable(
     if strict and skipped:
         count = counted(len(skipped), "image")
         raise SkippedImagesError(f"{count} cannot be used and --strict is set; {first}. {others}")
+    return good
 
 
 def _answers(
-    classes: Sequence[str],
-    good: Sequence[_Keyed],
-    proba: NDArray[np.float64],
-    skipped: Sequence[dict[str, str]],
+    classes: Sequence[str], good: Sequence[_Keyed], proba: NDArray[np.float64]
 ) -> dict[str, Any]:
     """What is said of each image."""
     rows = [
@@ -220,8 +214,7 @@ def _answers(
         }
         for (item, key), p in zip(good, proba, strict=True)
     ]
-    folders = _by_class_folder(rows, classes)
-    return {"classes": [*classes], "rows": rows, "class_folders": folders, "skipped": [*skipped]}
+    return {"classes": [*classes], "rows": rows, "class_folders": _by_class_folder(rows, classes)}
 
 
 def _by_class_folder(
