@@ -45,7 +45,7 @@ def clinical(data: DomainData, drawn: PatientDraws) -> dict[str, Any] | None:
         }
         for threshold in THRESHOLDS
     ]
-    ratios = likelihood_ratios(recall["sensitivity"], recall["specificity"])
+    ratios = _likelihood_ratios(recall["sensitivity"], recall["specificity"])
     names = ("estimate", "low", "high")
     large = (float((label - positive).mean()), low, high)
     return {
@@ -70,7 +70,7 @@ def net_benefit(
     return float(((label == 1) & treated).mean() - weight * ((label == 0) & treated).mean())
 
 
-def likelihood_ratios(
+def _likelihood_ratios(
     sensitivity: Share, specificity: Share
 ) -> dict[str, tuple[float, float, float]]:
     """Estimate and 95 % interval of LR+ and LR-; infinite where the other group is never called.

@@ -21,7 +21,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import FOLDS, Fold, draw_patients, patient_folds
+from pipeline.data.patients import Fold, draw_patients, patient_folds
 from pipeline.errors import StudyError
 from pipeline.evaluation.auroc import lower_bound_of_perfect_auroc
 from pipeline.evaluation.intervals import Interval
@@ -113,7 +113,8 @@ def separability(
     patient = np.unique(patient[rows], return_inverse=True)[1]
     draws = min(draws, max(_FEWEST_DRAWS, _CELLS // len(label)))
     permuted = permuted_labels(label, patient_units(label, patient), draws=draws, seed=seed)
-    folds = unstratified_folds(patient, seed=seed)
+    # Stratified folds would depend on the observed labels, and those could not be permuted.
+    folds = patient_folds(None, patient, seed=seed)
     drawn = draw_patients(patient, np.random.default_rng([seed, 7]), draws=draws)
     present = np.unique(label)
     # Two classes mirror each other, so the second alone says it all.
@@ -123,7 +124,7 @@ def separability(
     for k in positives:
         is_k = permuted == k
         scores = scores_of(is_k)
-        null += auc_columns(scores, is_k)
+        null += _auc_columns(scores, is_k)
         resampled += drawn.apply(weighted_auroc(is_k[:, 0], scores[:, 0]))
     # Divided once: six times a sixth is not 1, and a perfect AUC would not be seen as one.
     null, resampled = null / positives.size, resampled / positives.size
@@ -249,19 +250,6 @@ def permutation_p(statistics: NDArray[np.float64]) -> float:
     return float((1 + np.count_nonzero(null >= threshold)) / statistics.size)
 
 
-def unstratified_folds(unit: NDArray[Any], *, seed: int) -> list[Fold]:
-    """Folds by patient, dealt without looking at their labels.
-
-    Stratified folds would depend on the observed labels and break exchangeability with the
-    permuted ones.
-
-    Args:
-        unit: Shape (n,), patient of each row.
-        seed: Seed of the deal.
-    """
-    return patient_folds(None, unit, folds=FOLDS, seed=seed)
-
-
 def ridge_scorer(
     features: NDArray[np.floating], folds: Sequence[Fold]
 ) -> Callable[[NDArray[Any]], NDArray[np.float64]]:
@@ -275,7 +263,7 @@ def ridge_scorer(
 
     Args:
         features: Shape (n, d), raw; standardised over all rows, without labels.
-        folds: From :func:`unstratified_folds`.
+        folds: Dealt without looking at the labels.
 
     Returns:
         A function of targets, shape (n, B), one labelling per column. It gives scores of
@@ -310,16 +298,8 @@ def ridge_scorer(
     return scores_of
 
 
-def auc_columns(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Area under the ROC curve of every column; ties count one half.
-
-    Args:
-        scores: Shape (n, B).
-        labels: Shape (n, B), each column with both values.
-
-    Returns:
-        Shape (B,), in [0, 1].
-    """
+def _auc_columns(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Area under the ROC curve of every column ``(n, B)``, shape (B,); ties count one half."""
     rank_sums = np.empty(labels.shape[1])
     for start in range(0, labels.shape[1], _COLUMNS):
         columns = slice(start, start + _COLUMNS)

@@ -5,12 +5,12 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from pipeline.data.domain import DomainData
+from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError
 from pipeline.evaluation.separability import (
     domain_auc,
     ridge_scorer,
     separability,
-    unstratified_folds,
 )
 
 #: Patients, features, classes, whether a patient has one to five images that are alike.
@@ -188,7 +188,7 @@ def test_ridge_scores_equal_refitting_every_fold_of_every_labelling(width):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, width)) * rng.uniform(0.1, 10, width) + 5
     labels = rng.random((60, 4)) < 0.4
-    folds = unstratified_folds(np.arange(60) // 2, seed=3)
+    folds = patient_folds(None, np.arange(60) // 2, seed=3)
     X = (features - features.mean(0)) / features.std(0) / np.sqrt(width)
     refitted = np.empty(labels.shape)
     for fit, out in folds:
