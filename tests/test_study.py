@@ -193,6 +193,8 @@ def test_layers_are_backbones_and_so_is_their_concatenation(folder):
         (("[source]", "[source]\nwindow = 3"), r"window = 3: allowed is a list"),
         (("[source]", "[source]\nframe = 'last'"), r"frame = 'last': allowed are first, middle"),
         (("'^(p\\d+)'", "{column = 'x'}"), r"group = .*: a column needs table = FILE"),
+        (('path = "b"', "path = 'x.npz'\ncolumns = {}"), r"columns: this goes with table = FILE"),
+        (('path = "b"', "path = 'x.npz'\ngroup = {column = 'x'}"), r"a column needs table = FILE"),
         (("'^(p\\d+)'", "{header = 'PatientName'}"), r"group = .*\{header = \"PatientID\"\}"),
         (('"chest"', f'"{"x" * 300}"'), r"name 'x{119}\.\.\.: allowed are 1 to 100 letters"),
         (('"chest"', '"CON"'), r"name 'CON': Windows keeps this name for a device"),
