@@ -40,8 +40,9 @@ _HIGH_DOMAIN_AUC = 0.9
 #: AUC above which what should not show the label is a shortcut.
 _HIGH_LABEL_AUC = 0.6
 _FACTS = "size, greys, file size and quality"
-#: Permutations inside a class, of which an interval is made, but no p that is adjusted.
-_CLASS_DRAWS = 199
+#: Permutations of a test, at least, and for each test of an audit: with fewer no p could be
+#: below 5 % once it is adjusted. Inside a class an interval is made of them, but no p.
+_DRAWS, _DRAWS_A_TEST, _CLASS_DRAWS = 499, 40, 199
 #: Single facts that are named.
 _STRONGEST = 2
 _LABEL_ADVICE = (
@@ -142,8 +143,14 @@ def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> 
     )
 
 
-#: A test that is still to be run.
-Job = Callable[[], ShortcutTest]
+#: A test that is still to be run; takes ``draws``, the number of permutations.
+Job = Callable[..., ShortcutTest]
+
+
+def with_draws(jobs: Sequence[Job]) -> list[Job]:
+    """The tests of an audit, with so many permutations that each can be positive."""
+    draws = max(_DRAWS, _DRAWS_A_TEST * len(jobs))
+    return [partial(job, draws=draws) for job in jobs]
 
 
 def domain_tests(table: FeatureTable) -> list[Job]:
@@ -151,7 +158,7 @@ def domain_tests(table: FeatureTable) -> list[Job]:
     return [partial(_domain_test, table, name) for name in _targets(table.samples)]
 
 
-def _domain_test(table: FeatureTable, name: str) -> ShortcutTest:
+def _domain_test(table: FeatureTable, name: str, *, draws: int = _DRAWS) -> ShortcutTest:
     common: dict[str, Any] = {
         "check": DOMAIN,
         "where": f"{SOURCE} and {name}",
@@ -159,7 +166,7 @@ def _domain_test(table: FeatureTable, name: str) -> ShortcutTest:
     }
     target = table.domain(name)
     try:
-        result = domain_auc(table.domain(SOURCE), target, class_draws=_CLASS_DRAWS)
+        result = domain_auc(table.domain(SOURCE), target, draws=draws, class_draws=_CLASS_DRAWS)
     except StudyError as reason:
         return ShortcutTest(**common, result=reason)
     by_class = dict(zip(table.samples.classes, result.by_class, strict=False))
@@ -195,14 +202,18 @@ def fact_tests(samples: Samples, facts: NDArray[Any]) -> list[Job]:
     ]
 
 
-def _facts_and_label(samples: Samples, facts: NDArray[Any], domain: str) -> ShortcutTest:
+def _facts_and_label(
+    samples: Samples, facts: NDArray[Any], domain: str, *, draws: int = _DRAWS
+) -> ShortcutTest:
     rows = samples.domain == domain
     strongest = _strongest(facts[rows], samples.label[rows])
     claim = f"the label can be predicted from {_FACTS}{strongest}"
-    return _label_test(samples, FACTS, domain, claim, _matrix(facts[rows]))
+    return _label_test(samples, FACTS, domain, claim, _matrix(facts[rows]), draws=draws)
 
 
-def _facts_and_domain(samples: Samples, facts: NDArray[Any], target: str) -> ShortcutTest:
+def _facts_and_domain(
+    samples: Samples, facts: NDArray[Any], target: str, *, draws: int = _DRAWS
+) -> ShortcutTest:
     rows = np.isin(samples.domain, [SOURCE, target])
     is_target = (samples.domain[rows] == target).astype(int)
     return ShortcutTest(
@@ -211,7 +222,7 @@ def _facts_and_domain(samples: Samples, facts: NDArray[Any], target: str) -> Sho
         claim=f"the domain can be predicted from {_FACTS}",
         high=_HIGH_DOMAIN_AUC,
         advice=_STORE_ALIKE,
-        **_result(_matrix(facts[rows]), is_target, patients_of(samples)[rows]),
+        **_result(_matrix(facts[rows]), is_target, patients_of(samples)[rows], draws=draws),
     )
 
 
@@ -241,7 +252,13 @@ def untested(samples: Samples, checks: Sequence[str]) -> list[Finding]:
 
 
 def _label_test(
-    samples: Samples, check: str, domain: str, claim: str, X: NDArray[np.floating]
+    samples: Samples,
+    check: str,
+    domain: str,
+    claim: str,
+    X: NDArray[np.floating],
+    *,
+    draws: int = _DRAWS,
 ) -> ShortcutTest:
     rows = samples.domain == domain
     words = (re.split(r"[\s_-]+", name.lower()) for name in samples.classes)
@@ -251,14 +268,14 @@ def _label_test(
         where=domain,
         claim=claim,
         expected="expected of classes that are parts of the body" if parts > 1 else "",
-        **_result(X, samples.label[rows], samples.group[rows]),
+        **_result(X, samples.label[rows], samples.group[rows], draws=draws),
     )
 
 
-def _result(*data: NDArray[Any]) -> dict[str, Any]:
+def _result(*data: NDArray[Any], draws: int) -> dict[str, Any]:
     """The result of a test, and what to say after it."""
     try:
-        result = separability(*data)
+        result = separability(*data, draws=draws)
     except StudyError as reason:
         return {"result": reason}
     of, images = len(data[0]), result.auc.images

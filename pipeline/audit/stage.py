@@ -31,6 +31,7 @@ from pipeline.audit.shortcuts import (
     findings_of,
     mask_tests,
     untested,
+    with_draws,
 )
 from pipeline.data.index import FactsIndex
 from pipeline.data.leaks import NOTE, SEVERITIES, Finding, check_leaks, overlaps
@@ -95,7 +96,7 @@ def audit(
     shared = overlaps(study, used, facts)
     masked, missing = _mask_tests(study, samples) if shortcuts else ([], [])
     jobs = [job for table in tables for job in domain_tests(table)]
-    jobs += [*fact_tests(used, facts), *masked]
+    jobs = with_draws([*jobs, *fact_tests(used, facts), *masked])
     checks = label_checks(used, first.X)
     with Progress("tests", len(jobs) + len(checks), unit="tests") as progress:
         done: list[Any] = run_parallel([*jobs, *checks], done=progress.advance)

@@ -207,7 +207,10 @@ def evaluate(
         2, on the same images. Networks of their own stand beside the first backbone.
         ``unlabelled``: images of each target without labels.
     """
-    heads, entries, first = _heads_record(study.results), [], next(iter(tables))
+    entries, first, heads = [], next(iter(tables)), {}
+    with suppress(MissingResultsError):
+        stage_2 = read_set(study.results / "heads.json", "heads").record
+        heads = {entry["backbone"]: entry for entry in stage_2["backbones"]}
     for backbone, samples in tables.items():
         names = (backbone, FROM_PIXELS) if backbone == first else (backbone,)
         chosen = [model for model in models if model[0].backbone in names]
@@ -317,15 +320,6 @@ def _domain(
         for method, number in proba
     ]
     return {**data.record(), "rows": rows}
-
-
-def _heads_record(results: Path) -> dict[str, Any]:
-    """What ``heads.json`` says of each backbone; empty where stage 2 has not run."""
-    try:
-        entries = read_set(results / "heads.json", "heads").record["backbones"]
-    except MissingResultsError:
-        return {}
-    return {entry["backbone"]: entry for entry in entries}
 
 
 def _best_head(

@@ -16,6 +16,7 @@ from pipeline.audit.shortcuts import (
     fact_tests,
     findings_of,
     mask_tests,
+    with_draws,
 )
 from pipeline.audit.stage import audit, masked_study
 from pipeline.data.facts import FACTS
@@ -197,6 +198,14 @@ def test_no_sentence_contradicts_its_interval(values, given, severity, text):
     assert bool(finding.advice) == (severity == WARNING)
     if "others" in given:
         assert finding.text.endswith("p 0.06, adjusted for 6 tests")
+
+
+@pytest.mark.parametrize("tests", [1, 12, 28, 100])
+def test_an_audit_of_many_tests_can_still_warn(tests):
+    """The smallest p that permutations give is below 5 % after the adjustment for all."""
+    draws = with_draws([lambda draws: draws] * tests)[0]()
+    values = (0.99, 0.98, 1.0, 1 / (draws + 1))
+    assert judged(values, others=tests - 1).severity == WARNING
 
 
 def test_classes_that_are_parts_of_the_body_may_show_in_the_border(study_file):

@@ -136,18 +136,6 @@ def test_training_mode_stops_at_what_is_frozen():
     assert [m.training for m in half.modules()] == [True, False, False, True]
 
 
-def test_a_head_on_a_frozen_body_equals_the_head_on_its_stored_output():
-    """Same seed, same order, same dropout: the store changes nothing."""
-    online, fit = small_net(), Pictures(10)
-    online.body.eval().requires_grad_(requires_grad=False)
-    from_store = small_net().head
-    stored = online.body(torch.from_numpy(fit.pixels).permute(0, 3, 1, 2).float().div(255))
-    _trained(online, fit=fit)
-    _trained(from_store, fit=_rows(stored.numpy(), fit.label))
-    for name, value in from_store.state_dict().items():
-        torch.testing.assert_close(online.head.state_dict()[name], value, rtol=0, atol=1e-6)
-
-
 # By the seed alone
 
 
