@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.evaluation.intervals import ROUGH_BELOW
+from pipeline.report.heads import name_of_domain
 
 Record = Mapping[str, Any]
 #: By stage.
@@ -55,15 +56,11 @@ def page_head(heads: Record | None) -> PageHead | None:
 def _accuracy(domains: Sequence[Record], head: str) -> dict[str, Interval]:
     """By domain, of one head; empty where it was not fitted."""
     return {
-        _domain(domain): _interval(row["scores"]["accuracy"])
+        name_of_domain(domain): _interval(row["scores"]["accuracy"])
         for domain in domains
         for row in domain["rows"]
         if row["head"] == head
     }
-
-
-def _domain(row: Record) -> str:
-    return "validation" if row["role"] == "validation" else str(row["domain"])
 
 
 def _interval(value: Record) -> Interval:
@@ -80,7 +77,7 @@ def models(records: Records, head: PageHead) -> dict[str, Mapping[str, Interval]
         for row in domain["rows"]:
             if row["method"] != "lp":
                 accuracy = trained.setdefault(f"{row['method']}, fine-tuned", {})
-                accuracy.setdefault(_domain(domain), _interval(row["scores"]["accuracy"]))
+                accuracy.setdefault(name_of_domain(domain), _interval(row["scores"]["accuracy"]))
     if trained:
         best = max(trained, key=lambda name: trained[name].get("validation", (0.0,))[0])
         series[best] = trained[best]
