@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.predictions import read_predictions
@@ -40,6 +40,8 @@ STAGES: Mapping[str, tuple[int | None, str]] = MappingProxyType(
 )
 #: The head that ``shift`` analyses, whichever is best.
 _LINEAR = "linear"
+#: What a section is made of, as the template takes it.
+_Block = dict[str, Any]
 #: Sentences of a part of a section that are not folded.
 _SENTENCES = 2
 #: Figures are drawn for a page of paper; on a screen an inch takes a little more room.
@@ -63,8 +65,6 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     Raises:
         MissingResultsError: No stage has left a record that can be read.
     """
-    from pipeline.report.pictures import readable_by_owner_alone
-
     results = study.results
     sets, missing = _read(results)
     records = {name: of_stage.record for name, of_stage in sets.items()}
@@ -75,27 +75,16 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     if images and head is not None:
         sections.insert(1, _pictures(study, head))
     sections.append(_bookkeeping(results, records, missing))
-    sentence = headline(records, head)
-    page = _render(
-        study=study.name,
-        sentence=sentence,
-        lights=lights(records),
-        summary=_summary(records, head),
+    written = _write(
+        study,
         images=images,
+        lights=lights(records),
         sections=sections,
+        sentence=headline(records, head),
         stale=stale,
+        summary=_summary(records, head),
     )
-    with readable_by_owner_alone() if images else nullcontext():
-        write_file(results / PAGE, page)
-    return {
-        "study": study.name,
-        "file": str(results / PAGE),
-        "size": len(page),
-        "sentence": sentence,
-        "stages": list(records),
-        "missing": missing,
-        "stale": stale,
-    }
+    return {**written, "stages": list(records), "missing": missing, "stale": stale}
 
 
 def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
@@ -108,37 +97,36 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         pages: What :func:`write_page` returned, by finding.
 
     Returns:
-        JSON values: ``study``, ``file`` and its ``size``.
+        JSON values: ``study``, ``file``, its ``size`` in bytes, and the ``sentence`` on it.
     """
-    results = study.results
-    links = [
+    blocks: list[_Block] = [
         {
-            "href": Path(page["file"]).relative_to(results).as_posix(),
-            "name": name,
-            "sentence": page["sentence"],
+            "kind": "link",
+            "to": Path(page["file"]).relative_to(study.results).as_posix(),
+            "name": finding,
+            "text": page["sentence"],
         }
-        for name, page in pages.items()
+        for finding, page in pages.items()
     ]
-    blocks: list[_Block] = [{"kind": "links", "links": links}]
     sections = [{"name": "findings", "title": "Findings", "blocks": blocks}]
-    for stage in STAGES:
-        file = results / f"findings_{stage}.json"
-        if file.exists():
-            blocks = []
-            for table in parts_of("findings", read_set(file, stage).record):
-                blocks += [{"kind": "text", "text": table.title}, {"kind": "table", "table": table}]
-            sections.append({"name": stage, "title": STAGES[stage][1], "blocks": blocks})
-    page = _render(
-        study=study.name,
-        sentence=f"{counted(len(pages), 'finding')} an image; each has a page.",
-        lights=(),
-        summary=None,
-        images=False,
-        sections=sections,
-        stale=(),
-    )
-    write_file(results / PAGE, page)
-    return {"study": study.name, "file": str(results / PAGE), "size": len(page)}
+    for stage, (_, title) in STAGES.items():
+        try:
+            record = read_set(study.results / f"findings_{stage}.json", stage).record
+            blocks = list(_unfolded(parts_of("findings", record)))
+        except MissingResultsError:
+            continue
+        except ResultsError as cause:
+            blocks = [{"kind": "text", "text": str(cause)}]
+        sections.append({"name": stage, "title": title, "blocks": blocks})
+    sentence = f"{counted(len(pages), 'finding')} an image; each has a page."
+    return _write(study, sections=sections, sentence=sentence)
+
+
+def _unfolded(parts: Iterable[Part]) -> Iterator[_Block]:
+    for part in parts:
+        if isinstance(part, Table):
+            yield {"kind": "text", "text": part.title}
+            yield {"kind": "table", "table": part}
 
 
 def _read(results: Path) -> tuple[dict[str, ResultSet], list[str]]:
@@ -175,8 +163,6 @@ def _record_file(results: Path, stage: str) -> Path:
 
 
 # Blocks: what a section is made of, as the template takes them.
-
-_Block = dict[str, Any]
 
 
 def _summary(records: Mapping[str, Record], head: PageHead | None) -> _Block | None:
@@ -389,17 +375,26 @@ def _recipes(records: Mapping[str, Record]) -> Iterator[str]:
         yield f"shift.json was made from other features of {backbone} than features.json"
 
 
-def _render(**values: Any) -> bytes:
+def _write(
+    study: Study, *, images: bool = False, sentence: str, sections: Sequence[_Block], **values: Any
+) -> dict[str, Any]:
+    """Fill the template and put the page in place; what is known of it."""
+    from pipeline.report.pictures import readable_by_owner_alone
+
     environment = Environment(
         loader=PackageLoader("pipeline.report"),
         autoescape=True,
-        undefined=StrictUndefined,
         finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html").render(version=version("headrace"), **values)
-    return page.encode()
+    values |= {"study": study.name, "images": images, "sentence": sentence, "sections": sections}
+    template = environment.get_template("page.html")
+    page = template.render(version=version("headrace"), **values).encode()
+    file = study.results / PAGE
+    with readable_by_owner_alone() if images else nullcontext():
+        write_file(file, page)
+    return {"study": study.name, "file": str(file), "size": len(page), "sentence": sentence}
 
 
 def _printable(value: Any) -> Any:
