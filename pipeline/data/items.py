@@ -431,10 +431,12 @@ def is_hidden(entry: "os.DirEntry[str]") -> bool:
 
 def is_written_here(entry: "os.DirEntry[str]") -> bool:
     """Whether an entry is the folder of results or of feature stores: no data of the study."""
+    if not is_folder(entry):
+        return False
     if entry.name == "results":
         return os.path.realpath(entry.path) == os.path.realpath("results")
-    index = os.path.join(entry.path, "index")  # noqa: PTH118 - no Path here
-    return os.path.isdir(index) and any(Path(entry.path).glob("*/meta.json"))  # noqa: PTH112
+    folder = Path(entry.path)
+    return (folder / "index").is_dir() and any(folder.glob("*/meta.json"))
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:

@@ -63,14 +63,22 @@ def test_the_classes_can_be_put_in_another_order(study_file):
 
 
 def test_a_second_look_reads_no_file(study_file, reads):
-    """Unchanged files are known by their stat."""
+    """Unless it is told to, or the index is damaged; it names no file, hence no person."""
     time.sleep(0.05)  # files written within the clock tick of the look are not remembered
-    first, _ = load_samples(load_study(study_file))
+    study = load_study(study_file)
+    first, _ = load_samples(study)
     assert len(reads) == 60
-    reads.clear()
-    again, _ = load_samples(load_study(study_file))
-    assert reads == []
-    assert again.key == first.key
+    assert load_samples(study)[0].key == first.key
+    assert len(reads) == 60
+    load_samples(study, SampleOptions(rehash=True))
+    assert len(reads) == 120
+    indexes = list((study_file.parent / "features" / "index").iterdir())
+    for file in indexes:
+        assert b"p1000" not in file.read_bytes()
+        file.write_text("{")
+    load_samples(study)
+    assert len(reads) == 180
+    assert indexes
 
 
 def test_an_edit_that_keeps_size_and_mtime_is_seen(study_file):
@@ -86,34 +94,6 @@ def test_an_edit_that_keeps_size_and_mtime_is_seen(study_file):
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     after, _ = load_samples(load_study(study_file))
     assert sum(a != b for a, b in zip(before.key, after.key, strict=True)) == 1
-
-
-def test_rehash_believes_nothing(study_file, reads):
-    """With --rehash each file is read again."""
-    study = load_study(study_file)
-    load_samples(study)
-    load_samples(study)
-    reads.clear()
-    load_samples(study, SampleOptions(rehash=True))
-    assert len(reads) == 60
-
-
-def test_the_index_holds_no_file_name(study_file):
-    """Names of medical images can name people."""
-    load_samples(load_study(study_file))
-    indexes = list((study_file.parent / "features" / "index").iterdir())
-    assert indexes
-    assert not any(b"p1000" in file.read_bytes() for file in indexes)
-
-
-def test_a_damaged_index_only_costs_time(study_file, reads):
-    """It is derived, so it is thrown away."""
-    load_samples(load_study(study_file))
-    for file in (study_file.parent / "features" / "index").iterdir():
-        file.write_text("{")
-    reads.clear()
-    load_samples(load_study(study_file))
-    assert len(reads) == 60
 
 
 def test_copies_keep_their_rows_and_stay_on_one_side(study_file):
@@ -380,16 +360,6 @@ def test_a_list_that_empties_a_domain_or_a_class_is_refused_and_named(study_file
         load_samples(study)
 
 
-def test_a_line_that_names_no_image_is_refused(study_file):
-    """The message names the line and shows how one looks."""
-    study = excluding(study_file, "source/a/p1000_0.jpg\n")
-    with pytest.raises(
-        StudyError,
-        match=r"not.txt names 'source/a/p1000_0.jpg' \(1 such.*or no longer there.*source/",
-    ):
-        load_samples(study)
-
-
 def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):
     """It is left out either way, and still listed among the skipped."""
 
@@ -405,9 +375,12 @@ def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):
     assert [skip.path for skip in skipped] == ["a/p2000_0.png"]
 
 
-def test_a_list_that_is_not_there_or_not_text_is_refused(study_file):
-    """Where the study is read, or where the list is."""
-    study = excluding(study_file, "")
+def test_a_list_of_other_names_or_no_text_or_not_there_is_refused(study_file):
+    """Where the study is read, or where the list is; with the line that names no image."""
+    study = excluding(study_file, "source/a/p1000_0.jpg\n")
+    sentence = r"not.txt names 'source/a/p1000_0.jpg' \(1 such.*or no longer there.*source/"
+    with pytest.raises(StudyError, match=sentence):
+        load_samples(study)
     (study_file.parent / "not.txt").write_bytes(b"\xff\xfe\x80")
     with pytest.raises(StudyError, match="is not UTF-8"):
         load_samples(study)
