@@ -28,7 +28,7 @@ _TABLES = {
         ),
     ),
     "audit": (
-        "Tests for shortcuts of each finding",
+        "Tests for shortcuts of each finding; p: AUC against 0.5",
         (
             Column("where"),
             Column("check"),
@@ -48,7 +48,7 @@ def tables(record: Record) -> list[Part]:
         return []
     return [
         Table(
-            f"{record['study']}. {title}; p is adjusted for all rows (Holm)",
+            f"{title}, adjusted for all rows (Holm)",
             (Column("finding"), *columns, _P),
             rows,
             key=f"findings_{record['stage']}",

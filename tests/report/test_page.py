@@ -24,7 +24,7 @@ from pipeline.evaluation.predictions import predictions_file, read_predictions
 from pipeline.report import parts_of
 from pipeline.report.figures import FIGURES
 from pipeline.report.figures.style import image_bytes, new_figure
-from pipeline.report.page import STAGES, write_page
+from pipeline.report.page import STAGES, write_index, write_page
 from pipeline.report.pictures import SIDE, error_sheet, strips
 from pipeline.report.summary import page_head
 from pipeline.report.table import Table, format_value
@@ -261,6 +261,16 @@ def test_a_record_that_cannot_be_read_is_named(study):
     assert f"{figure} is not the file that finetune.json was written with" in page.text
     assert "Run headrace finetune STUDY again" in page.text
     assert [a["id"] for a in page.all("section")] == ["records"]
+
+
+def test_an_index_over_findings_names_a_table_that_is_damaged(study):
+    """The other tables and the links are there."""
+    (study.results / "findings_heads.json").write_text("{")
+    written = write_page(study)
+    page = Page(Path(write_index(study, {"Edema": written})["file"]).read_text())
+    assert "findings_heads.json is not as headrace heads writes it" in page.text
+    assert [a["href"] for a in page.all("a")] == ["#findings", "#heads", "report.html"]
+    assert f"Edema : {written['sentence']}" in page.text
 
 
 def _other_features(study):
