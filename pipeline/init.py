@@ -116,9 +116,8 @@ def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]
         domain = Domain(path=path, table=table)
         items = (scan_archive if table else scan_stacks)(domain).items
         parts = {item.split for item in items}
-        split = (
-            GIVEN if {"train", "val"} <= parts else "train" if {"train", "test"} <= parts else ""
-        )
+        split = "train" if {"train", "test"} <= parts else ""
+        split = GIVEN if {"train", "val"} <= parts else split
         yield _folder_name(path.stem), replace(domain, split=split)
         if split and "test" in parts:
             yield "test", replace(domain, split="test")
@@ -172,7 +171,7 @@ def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, Li
             ignore=(*(domain.ignore or ()), *layout.ignore),
         )
         listing = scan(domain)
-    if text := folders_in_classes(listing.items):
+    if not domain.table and (text := folders_in_classes(listing.items)):
         notes.append(f"[{table}] {text}")
     return domain, listing
 
