@@ -1,8 +1,9 @@
 """How often intervals hold the truth, in worlds whose truth is known.
 
 Patients have 1 to 8 images that resemble each other: half of the variance of a score, or of
-whether an image is right, is the patient's (intra-class correlation 0.5). Prints the table of
-the README: ``python -m tests.evaluation.coverage [RUNS] [NAME ...] [--jobs PROCESSES]``.
+whether an image is right, is the patient's (intra-class correlation 0.5). Prints the tables of
+the README: ``python -m tests.evaluation.coverage [RUNS] [NAME ...] [--jobs PROCESSES]``; without
+names also how often the tests reject equal heads.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from pipeline.evaluation.compare_heads import shares_of
 from pipeline.evaluation.intervals import difference_bounds, rate_interval
 from pipeline.evaluation.metrics import METRICS, score, weighted_mean
 from pipeline.evaluation.selection import bbc_cv
+from tests.evaluation.test_paired_tests import BLIND, BY_PATIENT, rejected
 from tests.simulations import in_processes, parser
 
 PATIENTS = (10, 30, 100, 400)
@@ -194,6 +196,17 @@ def main() -> None:
             shown = f"{truth[0]:.2f} - {truth[1]:.2f}" if isinstance(truth, tuple) else truth
             texts = " | ".join(next(cells) for _ in PATIENTS)
             print(f"| {name.replace('_', ' ')} | {shown} | {texts} |", flush=True)
+        if options.names == [*WORLDS]:
+            print_rejections(options.runs, run)
+
+
+def print_rejections(runs: int, run: Callable) -> None:
+    """A line for each test: how often p is below 0.05 for two equal heads."""
+    print("\n| test | rejects equal heads, % |\n|---|---|")
+    tests = (*BY_PATIENT, *BLIND)
+    for test, rate in zip(tests, run(partial(rejected, test, runs) for test in tests), strict=True):
+        name = test.__name__.removeprefix("of_").replace("_", " ")
+        print(f"| {name} | {100 * rate:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
