@@ -153,8 +153,9 @@ def test_the_roc_is_of_the_best_head_with_the_auroc_of_each_domain(results):
     for k, (domain, split) in enumerate((("source", "validation"), ("far", "target"))):
         rows = (kept.domain == domain) & (kept.split == split)
         positive, score = kept.label[rows] == 1, kept.proba[best, 0][rows, 1]
-        text = roc.get_legend().texts[k].get_text()
-        assert text.startswith(f"{roc_auc_score(positive, score):.3f}  ")
+        auroc, name = roc.get_legend().texts[k].get_text().split()
+        assert float(auroc) == pytest.approx(roc_auc_score(positive, score), abs=0.000501)
+        assert name == ("validation", "far")[k]
         (mark,) = [x for x in roc.lines if x.get_marker() == "o" and x.get_color() == COLOURS[k]]
         assert mark.get_ydata() == [np.mean(score[positive] > 0.5)]
     assert len(reliability.lines) == 3
