@@ -254,8 +254,9 @@ def test_cache_ls_verify_compact(study_file):
     assert (row["rows"], row["parts"], row["backbone"]) == (60, 1, "tiny")
     assert row["holds"] == "features"
     assert "60 rows in 1 part, every byte checked" in run("cache", "verify", *root).stdout
-    (Path(root[1]) / row["store"] / ".tmp-elsewhere-1-0").touch()
-    os.utime(Path(root[1]) / row["store"] / ".tmp-elsewhere-1-0", (0, 0))
+    left = Path(root[1]) / row["store"] / f".tmp-elsewhere-1-{'0' * 32}"
+    left.touch()
+    os.utime(left, (0, 0))
     found = run("cache", "compact", *root).stdout
     assert ": 0 parts fewer, 1 temporary file removed" in found
     assert "no stores in nowhere" in run("cache", "ls", "--store", "nowhere").stdout
