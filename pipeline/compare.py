@@ -104,14 +104,27 @@ QUICK = CompareOptions(repeats=0, draws=500)
 THOROUGH = CompareOptions(seeds=10, repeats=5, thorough=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What all backbones share: the study, what is asked for, and what an earlier run left."""
+
+    study: Study
+    options: CompareOptions
+    table: Mapping[str, HeadSpec]
+    specs: Mapping[str, HeadSpec]
+    seeds: tuple[int, ...]
+    earlier: ResultSet | None
+
+
 @dataclass(kw_only=True)
 class _Heads:
-    """What is known of the heads on one backbone.
+    """The heads on one backbone.
 
     Attributes:
         backbone: Its name, or the names of several.
-        key: Hash of all that the entry depends on.
         samples: The images that have its features.
+        key: Hash of all that the entry depends on.
+        fit_keys: By head, hash of all that its fit depends on.
         entry: Of the record; None until a head is scored.
         fits: By head.
         failures: Reason by head.
@@ -121,8 +134,9 @@ class _Heads:
     """
 
     backbone: str
-    key: str
     samples: Samples
+    key: str
+    fit_keys: Mapping[str, str]
     entry: Record | None = None
     fits: dict[str, Fit] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -132,8 +146,13 @@ class _Heads:
 
     def predictions(self) -> Predictions:
         """Of every image, by each head."""
-        proba = {(head, fit.seeds[0]): _mean(fit) for head, fit in self.fits.items()}
+        proba = {(head, fit.seeds[0]): fit.mean_proba for head, fit in self.fits.items()}
         return predictions_of(self.samples, proba)
+
+    def add_files(self, results: Path, folder: Path, digests: Mapping[str, str]) -> None:
+        """Take note of the files of a head's folder."""
+        place = folder.relative_to(results).as_posix()
+        self.files |= {f"{place}/{name}": digest for name, digest in digests.items()}
 
 
 def compare(
@@ -151,10 +170,10 @@ def compare(
     Args:
         study: Where features and results are.
         options: How the stage runs; None: the defaults.
-        on_scores: Gets the record as far as it is known when the heads of a backbone are scored,
-            before any is fitted out of fold or saved; and the content of a file of that
-            backbone's probabilities, so that its figures can be drawn meanwhile. It is empty
-            where those of an earlier run stay.
+        on_scores: Gets the record so far when the heads of a backbone are scored, before any
+            is fitted out of fold or saved; and the content of a file of that backbone's
+            probabilities, so that its figures can be drawn meanwhile. It is empty where those
+            of an earlier run stay.
 
     Returns:
         The record; also written to ``results/<study>/heads.json``. The probability of each
@@ -164,152 +183,95 @@ def compare(
         UnknownNameError: A head or preprocessing is in no table.
         MissingFeaturesError: Stage 1 has not been run, or no head could be fitted.
     """
-    options, results = options or CompareOptions(), study.results
-    table = all_heads(study.heads)
-    specs = _chosen(table, options)
-    seeds = tuple(range(study.seed, study.seed + max(1, options.seeds)))
-    prepare(results)
-    samples, _ = load_samples(study, options.samples)
+    run = _plan(study, options or CompareOptions())
+    prepare(study.results)
+    samples, _ = load_samples(study, run.options.samples)
     leaks = find_leaks(study, samples)
-    earlier = _earlier(results)
-    done: list[_Heads] = []
-
-    def record_of(*heads: _Heads) -> Record:
-        return _record(study.name, samples, seeds, options, leaks, heads)
+    scored: list[_Heads] = []
 
     def announce(heads: _Heads) -> None:
         file = b"" if heads.figures else predictions_file({heads.backbone: heads.predictions()})
-        on_scores(record_of(*done, heads), file)
+        on_scores(_record(run, samples, leaks, [*scored, heads]), file)
 
     for choice in study.variants:
         features = load_features(study, choice, samples)
         samples = features.samples
-        X = features.X if features.views is None else features.views
-        keys = fit_keys(samples, X, table, seeds=seeds, preprocessing=options.preprocessing)
-        heads = _stored_heads(features, specs, keys, earlier, seeds, options, results)
+        heads = _reuse(run, features)
         if heads.entry:
             announce(heads)
         else:
-            _fit_and_score(heads, features, specs, seeds, options, announce)
-            _save(heads, keys, study.name, _networks(features, study.backbones), results)
-        done.append(heads)
-    record = record_of(*done)
+            fitting = _fit(run, heads, features)
+            if heads.fits:
+                _score(run, heads, fitting, announce)
+            _save(run, heads, features)
+        scored.append(heads)
+    record = _record(run, samples, leaks, scored)
     if not record["backbones"]:
         reasons = "; ".join(f"{one['head']}: {one['reason']}" for one in record["failures"])
         raise MissingFeaturesError(f"no head could be fitted: {reasons}")
     write_set(
-        results / HEADS_REPORT,
+        study.results / HEADS_REPORT,
         record,
-        {PROBABILITIES: predictions_file({h.backbone: h.predictions() for h in done if h.fits})},
-        kept={name: digest for heads in done for name, digest in heads.files.items()},
+        {PROBABILITIES: predictions_file({h.backbone: h.predictions() for h in scored if h.fits})},
+        kept={name: digest for heads in scored for name, digest in heads.files.items()},
         owned=("heads*.csv", "figures/heads-*", "heads/*/*/*"),
     )
     return record
 
 
-def _record(
-    study: str,
-    samples: Samples,
-    seeds: Sequence[int],
-    options: CompareOptions,
-    leaks: Sequence[Finding],
-    heads: Sequence[_Heads],
-) -> Record:
-    """The record of what is known so far, JSON values."""
-
-    def reasons(name: str) -> list[Record]:
-        return [
-            {"backbone": one.backbone, "head": head, "reason": reason}
-            for one in heads
-            for head, reason in getattr(one, name).items()
-        ]
-
-    record: Record = to_jsonable(
-        {
-            "schema": SCHEMA,
-            "study": study,
-            "classes": samples.classes,
-            "positive": samples.classes[1] if len(samples.classes) == 2 else None,
-            "baseline": options.baseline,
-            "preprocessing": options.preprocessing,
-            "seeds": seeds,
-            "unlabelled": dict(samples.unlabelled),
-            "leaks": [asdict(leak) for leak in leaks],
-            "backbones": [one.entry for one in heads if one.entry],
-            "failures": reasons("failures"),
-            "not_saved": reasons("not_saved"),
-        }
-    )
-    return record
-
-
-def _chosen(table: Mapping[str, HeadSpec], options: CompareOptions) -> dict[str, HeadSpec]:
-    """The heads that are wanted; an unknown name must show before any work."""
+def _plan(study: Study, options: CompareOptions) -> _Run:
+    """What is to be done; an unknown name must show before any work."""
+    table = all_heads(study.heads)
     names = tuple(table) if options.heads is None else tuple(dict.fromkeys(options.heads))
     for name in (*names, options.baseline):
         if name not in table:
             raise UnknownNameError("head", name, table)
     if options.preprocessing not in PREPROCESSING:
         raise UnknownNameError("preprocessing", options.preprocessing, PREPROCESSING)
-    return {name: table[name] for name in names}
-
-
-def _mean(fit: Fit) -> Proba:
-    """Probabilities of the ensemble of seeds, ``(N, K)``."""
-    return np.asarray(fit.proba.mean(axis=0))
-
-
-# What an earlier run left, the fits of this one, and what is kept of them.
-
-
-def _earlier(results: Path) -> ResultSet | None:
     try:
-        return read_set(results / HEADS_REPORT, "heads")
+        earlier = read_set(study.results / HEADS_REPORT, "heads")
     except (MissingResultsError, ResultsError):
-        return None
+        earlier = None
+    return _Run(
+        study=study,
+        options=options,
+        table=table,
+        specs={name: table[name] for name in names},
+        seeds=tuple(range(study.seed, study.seed + max(1, options.seeds))),
+        earlier=earlier,
+    )
 
 
-def _stored_heads(
-    features: FeatureTable,
-    specs: Mapping[str, HeadSpec],
-    keys: Mapping[str, str],
-    earlier: ResultSet | None,
-    seeds: Sequence[int],
-    options: CompareOptions,
-    results: Path,
-) -> _Heads:
-    """What an earlier run knows: fits of heads, and their entry where it has all of them.
+def _reuse(run: _Run, features: FeatureTable) -> _Heads:
+    """What an earlier run left: fits of heads, and their entry where it has all of them.
 
-    The fits of heads that are not wanted now stay in place too.
+    The fits of heads that are not asked for stay in place too.
     """
-    key = _entry_key(features, {name: keys[name] for name in specs}, seeds, options)
-    heads = _Heads(backbone=features.backbone, key=key, samples=features.samples)
+    options, results, samples = run.options, run.study.results, features.samples
+    X = features.X if features.views is None else features.views
+    keys = fit_keys(samples, X, run.table, seeds=run.seeds, preprocessing=options.preprocessing)
+    settings = (options.baseline, options.repeats, options.thorough, options.draws)
+    code = code_version(Path(__file__).parent)
+    of_specs = {name: keys[name] for name in run.specs}
+    key = digest_of([features.backbone, samples.classes, of_specs, run.seeds, settings, code])
+    heads = _Heads(backbone=features.backbone, samples=samples, key=key, fit_keys=keys)
+    usable: dict[str, Fit] = {}
     for name in keys:
         folder = head_folder(results, features.backbone, name)
         if stored := read_fit(folder, keys[name]):
             fit, digests = stored
-            heads.files |= _below(results, folder, digests)
-            if name in specs and (usable := fit.with_folds(options.repeats)):
-                heads.fits[name] = usable
-    heads.fits = {name: heads.fits[name] for name in specs if name in heads.fits}
-    if earlier is None or heads.fits.keys() != specs.keys():
-        return heads
-    for entry in earlier.record["backbones"]:
-        if entry.get("key") == key:
-            heads.entry = entry | {"reused": len(specs), "fitted": 0}
-            figures = _figures(earlier, features.backbone)
-            heads.files |= figures
-            heads.figures = bool(figures)
+            heads.add_files(results, folder, digests)
+            if with_folds := fit.with_folds(options.repeats):
+                usable[name] = with_folds
+    heads.fits = {name: usable[name] for name in run.specs if name in usable}
+    if run.earlier and heads.fits.keys() == run.specs.keys():
+        for entry in run.earlier.record["backbones"]:
+            if entry.get("key") == key:
+                heads.entry = entry | {"reused": len(run.specs), "fitted": 0}
+                figures = _figures(run.earlier, features.backbone)
+                heads.files |= figures
+                heads.figures = bool(figures)
     return heads
-
-
-def _entry_key(
-    features: FeatureTable, keys: Mapping[str, str], seeds: Sequence[int], options: CompareOptions
-) -> str:
-    """Hash of all that the entry of a backbone depends on."""
-    settings = (options.baseline, options.repeats, options.thorough, options.draws)
-    code = code_version(Path(__file__).parent)
-    return digest_of([features.backbone, features.samples.classes, keys, seeds, settings, code])
 
 
 def _figures(earlier: ResultSet, backbone: str) -> dict[str, str]:
@@ -325,64 +287,57 @@ def _figures(earlier: ResultSet, backbone: str) -> dict[str, str]:
         return {}
 
 
-def _fit_and_score(
-    heads: _Heads,
-    features: FeatureTable,
-    specs: Mapping[str, HeadSpec],
-    seeds: Sequence[int],
-    options: CompareOptions,
-    announce: Callable[[_Heads], None],
-) -> None:
-    """Fit what is missing, score all and announce the scores; then fit out of fold."""
-    data = features.domain(SOURCE, FIT)
+def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
+    """Fit the heads that no earlier run left."""
+    data, split = features.domain(SOURCE, FIT), features.samples.split
     fitting = Fitting(
         data,
-        {head: spec for head, spec in specs.items() if head not in heads.fits},
-        seeds=seeds,
-        preprocessing=partial(make_preprocessing, options.preprocessing, features.widths),
-        limit=options.time_limit,
+        {head: spec for head, spec in run.specs.items() if head not in heads.fits},
+        seeds=run.seeds,
+        preprocessing=partial(make_preprocessing, run.options.preprocessing, features.widths),
+        limit=run.options.time_limit,
         views=None if features.views is None else features.views[data.row],
     )
-    split = features.samples.split
     validation = features.domain(SOURCE, VALIDATION) if (split == VALIDATION).any() else None
-    new = fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
-    stored, heads.failures = heads.fits, fitting.failures
-    heads.fits = {h: fit for h in specs if (fit := stored.get(h) or new.get(h))}
-    if heads.fits:
-        sets = [data for data in eval_sets(features.samples) if data.role != FIT]
-        heads.entry = {
-            "backbone": features.backbone,
-            "reused": len(stored),
-            "fitted": len(new),
-            "key": heads.key,
-            **_scores(sets, heads.fits, specs, seeds[0], options),
-        }
-        announce(heads)
-        heads.fits |= fitting.out_of_fold(new, options.repeats)
-        if options.repeats:
-            heads.entry |= _out_of_fold_scores(fitting.data, sets, heads.fits, seeds[0], options)
-    for head, reason in fitting.failures.items():
-        _LOG.warning("%s on %s failed: %s", head, features.backbone, reason)
+    fits = heads.fits | fitting.fit(features.X, np.flatnonzero(split != FIT), validation)
+    heads.fits = {name: fits[name] for name in run.specs if name in fits}
+    heads.failures = fitting.failures
+    return fitting
 
 
-def _save(
-    heads: _Heads,
-    keys: Mapping[str, str],
-    study: str,
-    networks: tuple[Network, ...],
-    results: Path,
-) -> None:
+def _score(run: _Run, heads: _Heads, fitting: Fitting, announce: Callable[[_Heads], None]) -> None:
+    """Score all heads and announce the scores; then fit the new ones out of fold."""
+    sets = [data for data in eval_sets(heads.samples) if data.role != FIT]
+    new = {name: fit for name, fit in heads.fits.items() if fit.models}
+    heads.entry = {
+        "backbone": heads.backbone,
+        "reused": len(heads.fits) - len(new),
+        "fitted": len(new),
+        "key": heads.key,
+        **_scores(sets, heads.fits, run.specs, run.seeds[0], run.options),
+    }
+    announce(heads)
+    heads.fits |= fitting.out_of_fold(new, run.options.repeats)
+    if run.options.repeats:
+        heads.entry |= _out_of_fold_scores(
+            fitting.data, sets, heads.fits, run.seeds[0], run.options
+        )
+
+
+def _save(run: _Run, heads: _Heads, features: FeatureTable) -> None:
     """Write every new head; one that cannot be saved is named with its reason."""
-    samples = heads.samples
+    samples, results = heads.samples, run.study.results
+    for name, reason in heads.failures.items():
+        _LOG.warning("%s on %s failed: %s", name, heads.backbone, reason)
     for name, fit in heads.fits.items():
         if not fit.models:  # of an earlier run
             continue
         folder = head_folder(results, heads.backbone, name)
-        saved = SavedHead(
+        head = SavedHead(
             head=name,
-            study=study,
+            study=run.study.name,
             classes=tuple(printable(label) for label in samples.classes),
-            networks=networks,
+            networks=_networks(features, run.study.backbones),
             models=fit.models,
             seeds=fit.seeds,
             parameters=fit.chosen,
@@ -391,17 +346,12 @@ def _save(
             frame=samples.items[0].reading.frame,
         )
         try:
-            digests = save_head(folder, saved, fit_file(keys[name], fit))
-            heads.files |= _below(results, folder, digests)
+            heads.add_files(
+                results, folder, save_head(folder, head, fit_file(heads.fit_keys[name], fit))
+            )
         except ModelError as cause:
             _LOG.warning("%s on %s is not saved: %s", name, heads.backbone, cause)
             heads.not_saved[name] = str(cause)
-
-
-def _below(results: Path, folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
-    """The files of a head under their names below the results."""
-    place = folder.relative_to(results).as_posix()
-    return {f"{place}/{name}": digest for name, digest in digests.items()}
 
 
 def _networks(features: FeatureTable, backbones: Sequence[BackboneChoice]) -> tuple[Network, ...]:
@@ -420,6 +370,37 @@ def _networks(features: FeatureTable, backbones: Sequence[BackboneChoice]) -> tu
     )
 
 
+def _record(
+    run: _Run, samples: Samples, leaks: Sequence[Finding], heads: Sequence[_Heads]
+) -> Record:
+    """The record so far, JSON values."""
+
+    def reasons(name: str) -> list[Record]:
+        return [
+            {"backbone": one.backbone, "head": head, "reason": reason}
+            for one in heads
+            for head, reason in getattr(one, name).items()
+        ]
+
+    record: Record = to_jsonable(
+        {
+            "schema": SCHEMA,
+            "study": run.study.name,
+            "classes": samples.classes,
+            "positive": samples.classes[1] if len(samples.classes) == 2 else None,
+            "baseline": run.options.baseline,
+            "preprocessing": run.options.preprocessing,
+            "seeds": run.seeds,
+            "unlabelled": dict(samples.unlabelled),
+            "leaks": [asdict(leak) for leak in leaks],
+            "backbones": [one.entry for one in heads if one.entry],
+            "failures": reasons("failures"),
+            "not_saved": reasons("not_saved"),
+        }
+    )
+    return record
+
+
 # Evaluation: the entry of one backbone in the record.
 
 
@@ -430,7 +411,7 @@ def _scores(
     seed: int,
     options: CompareOptions,
 ) -> Record:
-    proba = {name: _mean(fit) for name, fit in fits.items()}
+    proba = {name: fit.mean_proba for name, fit in fits.items()}
     with Progress("scores", len(sets), unit="domains") as progress:
         domains = run_parallel(
             [partial(_domain, data, proba, fits, seed, options) for data in sets],
@@ -590,7 +571,7 @@ def _confidence_sets(
     data: DomainData, fits: Mapping[str, Fit], seed: int, options: CompareOptions
 ) -> list[Record]:
     """The heads that may be the best of a domain, by metric."""
-    proba = {name: _mean(fit)[data.row] for name, fit in fits.items()}
+    proba = {name: fit.mean_proba[data.row] for name, fit in fits.items()}
     names = list(proba)
     by_metric = confidence_sets(data, proba, seed=seed, draws=options.draws)
     return [

@@ -120,12 +120,14 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         ),
         # No grid: its defaults are hardly ever far from the best.
         "forest": HeadSpec(
-            make=_of_seed("pipeline.heads.trees.ForestHead"),
+            make=lambda seed: late("sklearn.ensemble.ExtraTreesClassifier")(
+                n_estimators=20, random_state=seed
+            ),
             about="20 extremely random trees a seed",
             stochastic=True,
         ),
         "boosting": HeadSpec(
-            make=_of_seed("pipeline.heads.trees.BoostingHead"),
+            make=_of_seed("pipeline.heads.boosting.BoostingHead"),
             about="gradient boosting of small trees on 32 components and 64 features",
             stochastic=True,
         ),

@@ -170,12 +170,12 @@ def load_head(folder: Path) -> SavedHead:
     folder = (folder.parent if folder.name == DESCRIPTION else folder).absolute()
     try:
         try:
-            found = read_set(folder / DESCRIPTION, "heads")
+            saved = read_set(folder / DESCRIPTION, "heads")
         except MissingResultsError as cause:
             raise ModelError(_missing(folder)) from cause
         _check_named(folder)
-        _check_format(found.record.get("format"))
-        return _head(found.record, _models(found))
+        _check_format(saved.record.get("format"))
+        return _head(saved.record, _models(saved))
     except ModelError as cause:
         raise ModelError(f"{folder}: {cause}") from cause
 
@@ -207,14 +207,14 @@ def _missing(folder: Path) -> str:
     )
 
 
-def _models(found: ResultSet) -> tuple[Any, ...]:
+def _models(saved: ResultSet) -> tuple[Any, ...]:
     """The fitted estimators, after the file's digest was checked."""
     try:
-        return tuple(from_bytes(found.read(MODEL)))
+        return tuple(from_bytes(saved.read(MODEL)))
     except (ModelError, TypeError) as cause:
         raise ModelError(
             f"{MODEL} cannot be read: {cause}. It was written with scikit-learn "
-            f"{found.record.get('scikit-learn')}, here is {version('scikit-learn')}. Open only "
+            f"{saved.record.get('scikit-learn')}, here is {version('scikit-learn')}. Open only "
             "files that `headrace heads` wrote, or run it again"
         ) from cause
 

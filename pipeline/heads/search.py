@@ -2,7 +2,7 @@
 
 Folds serve two questions. Which parameters of a grid have the lowest log loss on patients
 that were held out; and, out of fold, which head is the best (see ``evaluation.selection``).
-Each fold is preprocessed by its own rows, and no patient is on both of its sides. All fits
+Each fold is preprocessed by its own rows, and no patient is both inside and outside. All fits
 of all heads are independent jobs, so they keep every core busy.
 """
 
@@ -72,6 +72,11 @@ class Fit:
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     out_of_fold: NDArray[np.float64] | None = None
     seconds: float = 0.0
+
+    @property
+    def mean_proba(self) -> Proba:
+        """Probabilities of the ensemble of seeds, ``(N, K)``."""
+        return np.asarray(self.proba.mean(axis=0))
 
     def with_folds(self, repeats: int) -> "Fit | None":
         """The fit with so many divisions in folds; None where it has fewer."""
@@ -160,12 +165,17 @@ class Fitting:
         chosen = {name: grid[0] for name, grid in grids.items() if name not in searched}
         with Progress("heads", unit="fits") as self._progress:
             folds = self._folds(self.seeds[0]) if searched else []
+            outside = [fold.outside for fold in folds]
+            of_folds = self._jobs_of_folds(searched, folds, self.seeds[0])
+            many = len(folds) == 1  # then the fold and all rows are not held at the same time
+            held_out = self._run(of_folds) if many else []
+            if many:
+                del folds, of_folds[:]
             whole = self._whole(X, predicted, validation)
             # What needs no choice is fitted beside the folds of what does.
             jobs = self._jobs_of_seeds(chosen, whole)
-            of_folds = self._jobs_of_folds(searched, folds, self.seeds[0])
             results = self._run([*jobs, *of_folds])
-            by_choice = self._held_out_proba(searched, folds, results[len(jobs) :])
+            by_choice = self._held_out_proba(searched, outside, held_out or results[len(jobs) :])
             losses = {name: _log_losses(p, self.data.labelled()) for name, p in by_choice.items()}
             best = {name: grids[name][int(np.argmin(loss))] for name, loss in losses.items()}
             jobs_of_chosen = self._jobs_of_seeds(best, whole)
@@ -187,9 +197,8 @@ class Fitting:
                 curves=getattr(head, "curves_", {}),
                 seconds=self.seconds[name],
             )
-        rows = [fold.outside for fold in folds]
         self._held_out = {
-            name: chosen_elsewhere(proba, self.data.labelled(), rows)
+            name: chosen_elsewhere(proba, self.data.labelled(), outside)
             for name, proba in by_choice.items()
         }
         return fits
@@ -213,7 +222,8 @@ class Fitting:
                 fit = _fit_nested if nested else _fit_choices
                 jobs = self._jobs_of_folds(again, folds, self.seeds[0] + repeat, fit)
                 results = self._run(jobs, "out of fold")
-                for name, proba in self._held_out_proba(again, folds, results).items():
+                outside = [fold.outside for fold in folds]
+                for name, proba in self._held_out_proba(again, outside, results).items():
                     held_out[name] = proba[0]
                 for name, proba in held_out.items():
                     by_head[name].append(proba)
@@ -286,7 +296,7 @@ class Fitting:
     def _held_out_proba(
         self,
         choices: Mapping[str, Sequence[Mapping[str, Any]]],
-        folds: Sequence["_Fold"],
+        outside: Sequence[NDArray[np.intp]],
         results: Sequence[Any],
     ) -> dict[str, Proba]:
         """Probabilities ``(choices, n, K)`` of held-out rows, of heads that every fold bears."""
@@ -295,10 +305,10 @@ class Fitting:
         of_fold = iter(results)
         for name, grid in choices.items():
             proba = np.full((len(grid), len(y), int(y.max()) + 1), np.nan)
-            for fold in folds:
+            for rows in outside:
                 if (held_out := next(of_fold)) is not None:
-                    proba[:, fold.outside] = held_out
-            if folds and name in self.alive:
+                    proba[:, rows] = held_out
+            if outside and name in self.alive:
                 by_head[name] = proba
         return by_head
 
@@ -419,18 +429,18 @@ def _fit_choices(
             if np.isfinite(proba).any():  # else the rows are too few for it
                 check_probabilities(proba, shape)
         return along
-    found, refusals = np.full((len(heads), *shape), np.nan), []
+    held_out, refusals = np.full((len(heads), *shape), np.nan), []
     for number, head in enumerate(heads):
         try:
             head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
             proba = np.asarray(head.predict_proba(fold.X_outside))
             check_probabilities(proba, shape)
-            found[number] = proba
+            held_out[number] = proba
         except ValueError as refusal:
             refusals.append(refusal)
     if len(refusals) == len(heads):
         raise refusals[-1]
-    return found
+    return held_out
 
 
 def _fit_nested(
@@ -488,14 +498,14 @@ def chosen_elsewhere(
         y: Labels, ``(n,)``.
         folds: Rows of each fold.
     """
-    found = np.full(by_choice.shape[1:], np.nan)
+    held_out = np.full(by_choice.shape[1:], np.nan)
     for rows in folds:
         others = by_choice.copy()
         others[:, rows] = np.nan
         if not np.isfinite(others).any():  # of very many rows one fold alone is held out
             others = by_choice
-        found[rows] = by_choice[int(np.argmin(_log_losses(others, y)))][rows]
-    return found
+        held_out[rows] = by_choice[int(np.argmin(_log_losses(others, y)))][rows]
+    return held_out
 
 
 def _log_losses(by_choice: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -531,9 +541,9 @@ def predict_in_blocks(
     """
     proba = np.full((len(X), classes), np.nan)
     for block in row_blocks((len(rows), X.shape[1])):
-        found = np.asarray(model.predict_proba(X[rows[block]]))
-        check_probabilities(found, (len(rows[block]), classes))
-        proba[rows[block]] = found
+        of_block = np.asarray(model.predict_proba(X[rows[block]]))
+        check_probabilities(of_block, (len(rows[block]), classes))
+        proba[rows[block]] = of_block
     return proba
 
 

@@ -1,7 +1,4 @@
-"""Trees: a forest of extremely random ones, and gradient boosting on a few columns.
-
-The forest is grown here from scikit-learn's single trees: its own forests pass each tree
-through joblib, which changes the warnings of the whole process, and these fits run in threads.
+"""Gradient boosting on a few columns.
 
 Boosting spends nearly all its time on histograms of features that say much the same. It is
 given 32 principal components and the 64 features that differ most between the classes: on
@@ -15,62 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.tree import ExtraTreeClassifier
 
 from pipeline.heads.base import Head
-from pipeline.randomness import stream
-
-
-class ForestHead(Head):
-    """Extremely random trees (Geurts 2006): half the time of a random forest, and no worse.
-
-    Args:
-        n_estimators: Trees.
-        max_features: Features that a split is chosen from, as scikit-learn has it.
-        min_samples_leaf: Rows of a leaf at least.
-        random_state: Seed of the trees.
-
-    Attributes:
-        classes_: Class labels, shape ``(K,)``.
-        trees_: Fitted, of scikit-learn.
-    """
-
-    def __init__(
-        self,
-        *,
-        n_estimators: int = 20,
-        max_features: str | float | None = "sqrt",
-        min_samples_leaf: int = 1,
-        random_state: int = 0,
-    ) -> None:
-        self.n_estimators = n_estimators
-        self.max_features = max_features
-        self.min_samples_leaf = min_samples_leaf
-        self.random_state = random_state
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit features ``(n, d)`` to labels ``(n,)``.
-
-        Raises:
-            ValueError: Not finite, shapes that do not fit, or one class only.
-        """
-        rows, labels = self._rows_to_fit(X, y)
-        seeds = stream("forest", self.random_state).integers(0, 2**31, self.n_estimators)
-        self.trees_ = [
-            ExtraTreeClassifier(
-                max_features=self.max_features,
-                min_samples_leaf=self.min_samples_leaf,
-                random_state=int(seed),
-            ).fit(rows, labels, check_input=False)
-            for seed in seeds
-        ]
-        return self
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Mean of the trees' class shares, ``(n, K)``, of features ``(n, d)``."""
-        rows = self._rows(X)
-        total = sum(tree.predict_proba(rows, check_input=False) for tree in self.trees_)
-        return np.asarray(total / len(self.trees_))
 
 
 class BoostingHead(Head):
