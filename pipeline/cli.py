@@ -231,7 +231,7 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(function)
     def run(study: Path, *, findings: tuple[str, ...], quiet: bool, **flags: Any) -> Any:
-        from pipeline.errors import FindingsError, PipelineError
+        from pipeline.errors import PartsError, PipelineError
 
         whole = _load(study)
         parts = _parts(whole, findings)
@@ -254,7 +254,7 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
         table = [] if findings else _over_findings(function.__name__, whole, records, quiet=quiet)
         result = {"findings": records, "table": table}
         if failures:
-            raise FindingsError(failures, result)
+            raise PartsError(failures, result)
         return result
 
     return run

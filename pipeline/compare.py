@@ -29,6 +29,7 @@ from pipeline.errors import (
     ModelError,
     ResultsError,
     UnknownNameError,
+    WeightsError,
 )
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.clinical import clinical
@@ -135,8 +136,8 @@ class _Heads:
 
     backbone: str
     samples: Samples
-    key: str
-    fit_keys: Mapping[str, str]
+    key: str = ""
+    fit_keys: Mapping[str, str] = field(default_factory=dict)
     entry: Record | None = None
     fits: dict[str, Fit] = field(default_factory=dict)
     failures: Mapping[str, str] = field(default_factory=dict)
@@ -162,10 +163,10 @@ def compare(
 ) -> Record:
     """Fit heads on every backbone of a study and score them on every domain.
 
-    A head that fails is listed with its reason, and the others go on. A head that an earlier
-    run fitted to the same features with the same settings is not fitted again; where that is
-    true of all heads of a backbone, and nothing else has changed, their scores and figures
-    are those of the earlier run.
+    A head that fails is listed with its reason, and the others go on; so is a backbone without
+    features. A head that an earlier run fitted to the same features with the same settings is
+    not fitted again; where that is true of all heads of a backbone, and nothing else has
+    changed, their scores and figures are those of the earlier run.
 
     Args:
         study: Where features and results are.
@@ -194,7 +195,13 @@ def compare(
         on_scores(_record(run, samples, leaks, [*scored, heads]), file)
 
     for choice in study.variants:
-        features = load_features(study, choice, samples)
+        try:
+            features = load_features(study, choice, samples)
+        except (MissingFeaturesError, WeightsError) as reason:
+            _LOG.warning("%s is left out: %s", choice.name, reason)
+            failures = {"all heads": str(reason)}
+            scored.append(_Heads(backbone=choice.name, samples=samples, failures=failures))
+            continue
         samples = features.samples
         heads = _reuse(run, features)
         if heads.entry:

@@ -100,11 +100,13 @@ class UnknownNameError(PipelineError, KeyError):
         return str(self.args[0])
 
 
-class FindingsError(PipelineError, RuntimeError):
-    """A stage failed for some findings of a study; it was run for all."""
+class PartsError(PipelineError, RuntimeError):
+    """A stage failed for some findings or backbones of a study; it was run for all."""
 
-    def __init__(self, failures: Mapping[str, PipelineError], record: Mapping[str, Any]) -> None:
-        """Name each finding with its reason; the exit code is the one of the first."""
+    def __init__(
+        self, failures: Mapping[str, Exception], record: Mapping[str, Any] | None = None
+    ) -> None:
+        """Name each part with its reason; the exit code is the one of the first."""
         super().__init__("; ".join(f"{name}: {reason}" for name, reason in failures.items()))
-        self.exit_code = next(iter(failures.values())).exit_code
+        self.exit_code = getattr(next(iter(failures.values())), "exit_code", 1)
         self.record = record

@@ -202,6 +202,17 @@ def test_a_head_that_fails_is_reported_and_the_others_go_on(study, monkeypatch):
         compare(study, only("knn"))
 
 
+def test_a_backbone_without_features_is_reported_and_the_others_go_on(study):
+    """As a head that fails is."""
+    tiny = study.backbones[0]
+    two = replace(study, backbones=(replace(tiny, precision="bf16"), tiny))
+    record = compare(two, only("prior"))
+    assert [entry["backbone"] for entry in record["backbones"]] == ["tiny"]
+    (failure,) = record["failures"]
+    assert failure["head"] == "all heads"
+    assert "have no features of tiny yet" in failure["reason"]
+
+
 def test_backbones_side_by_side_are_a_variant_like_any_other(study):
     """Twice the columns, the same images, an entry of its own; stage 1 knows nothing of it."""
     tiny = study.backbones[0]

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from itertools import chain, islice
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
+from cache.errors import CanaryError
 from cache.recipe import canonical, check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
 from pipeline.data.images import PixelPolicy, Pixels, decode
@@ -34,6 +35,8 @@ from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
 from pipeline.errors import (
     EngineError,
     NoImagesError,
+    PartsError,
+    PipelineError,
     SkippedImagesError,
     StudyError,
 )
@@ -127,6 +130,7 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
         The report, which is also written to ``results/<study>/features.json``.
 
     Raises:
+        PartsError: Some backbones failed; the others were run.
         PipelineError: See the modules this calls; a full disk is a ``cache`` error.
         SkippedImagesError: ``options.strict`` and an image was skipped.
     """
@@ -161,18 +165,22 @@ def _extract(
         images = f"{counted(copies, 'image')} {are(copies)}"
         _LOG.info("%s byte-identical to another; each shares its feature row", images)
     prepare(study.results)
-    # Weights that cannot be had must show before the first backbone has run for an hour.
-    stores = {choice: store_for(study, choice) for choice in study.backbones}
     networks = defaultdict[BackboneChoice, dict[BackboneChoice, FeatureStore]](dict)
-    for choice, store in stores.items():
-        networks[replace(choice, name=choice.network.name)][choice] = store
+    failures: dict[str, Exception] = {}
+    for choice in study.backbones:
+        # Weights that cannot be had must show before the first backbone has run for an hour.
+        with _go_on(choice, failures):
+            networks[replace(choice, name=choice.network.name)][choice] = store_for(study, choice)
     backbones, skipped = [], list(unreadable)
-    for of_network in networks.values():
-        rows, unusable = _extract_network(
-            of_network, samples, options.engine, unreadable=len(unreadable), machines=machines
-        )
-        backbones += rows
-        skipped += unusable
+    for choice, of_network in networks.items():
+        with _go_on(choice, failures):
+            rows, unusable = _extract_network(
+                of_network, samples, options.engine, unreadable=len(unreadable), machines=machines
+            )
+            backbones += rows
+            skipped += unusable
+    if failures and not backbones:
+        raise next(iter(failures.values()))
     report = ExtractReport(
         study=study.name, backbones=tuple(backbones), skipped=tuple(dict.fromkeys(skipped))
     )
@@ -185,7 +193,19 @@ def _extract(
             f"set; first: {first.domain}/{first.path}: {first.reason}. The features of all others "
             "are stored"
         )
+    if failures:
+        raise PartsError(failures)
     return report
+
+
+@contextmanager
+def _go_on(choice: BackboneChoice, failures: dict[str, Exception]) -> Iterator[None]:
+    """Take note of a backbone that fails: the others are run, and the command fails at the end."""
+    try:
+        yield
+    except (PipelineError, CanaryError) as failure:
+        failures[choice.name] = failure
+        _LOG.warning("%s: %s", choice.name, failure)
 
 
 def _extract_network(

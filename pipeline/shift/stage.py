@@ -8,6 +8,7 @@ read.
 The record, ``shift.json``, is described key by key in the README beside this file.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +25,7 @@ from pipeline.data.index import stored_facts
 from pipeline.data.leaks import check_leaks, overlaps, refuse_leaks
 from pipeline.data.patients import one_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
-from pipeline.errors import StudyError
+from pipeline.errors import MissingFeaturesError, PipelineError, StudyError, WeightsError
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.evaluation.separability import DomainAUC
@@ -50,6 +51,7 @@ from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
 from pipeline.study import SOURCE, Study
 from pipeline.words import counted, printable, to_jsonable
 
+_LOG = logging.getLogger(__name__)
 SCHEMA = 9
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
@@ -146,8 +148,13 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     samples, _ = load_samples(study, options.samples)
     analyses: dict[str, _Analysis] = {}
     for choice in study.variants:
-        table = load_features(study, choice, samples)
-        analyses[choice.name] = _analyse_backbone(study, table, options)
+        try:
+            table = load_features(study, choice, samples)
+        except (MissingFeaturesError, WeightsError) as reason:
+            skipped = [_skipped(choice.name, target.name, 0, reason) for target in study.targets]
+            analyses[choice.name] = _Analysis([], skipped)
+        else:
+            analyses[choice.name] = _analyse_backbone(study, table, options)
     entries = [entry for analysis in analyses.values() for entry in analysis.entries]
     skipped = [entry for analysis in analyses.values() for entry in analysis.skipped]
     if not entries:
@@ -182,7 +189,11 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
         refuse_leaks(findings)
     groups = groupings(study, table.samples)  # before any work: it may refuse a user's file
     source, *targets = (table.domain(domain.name) for domain in study.domains)
-    skipped = [_skipped(table.backbone, target) for target in targets if target.patients == 1]
+    skipped = [
+        _skipped(table.backbone, target.name, len(target), _one_patient(target))
+        for target in targets
+        if target.patients == 1
+    ]
     compared = [target for target in targets if target.patients > 1]
     if not compared:
         return _Analysis([], skipped)
@@ -191,7 +202,7 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
         model = fit_source(source)
         jobs = [
             partial(
-                analyse_target,
+                _entry_or_reason,
                 model,
                 target,
                 classes=table.samples.classes,
@@ -202,22 +213,41 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
             )
             for target in compared
         ]
-        entries = run_parallel(jobs)
-    for entry, target in zip(entries, compared, strict=True):
+        outcomes = run_parallel(jobs)
+    entries = []
+    for entry, target in zip(outcomes, compared, strict=True):
+        if isinstance(entry, str):
+            skipped.append(_skipped(table.backbone, target.name, len(target), entry))
+            continue
+        entries.append(entry)
         entry["backbone"] = table.backbone
         entry["caveats"] = caveats(source, target, findings, samples=table.samples)
         entry["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
+    if not entries:
+        return _Analysis([], skipped)
     maps = feature_maps(model, [target for target in compared if target.label is not None])
     proba = model.predict_all(table.X)
     return _Analysis(entries, skipped, predictions_of(table.samples, {HEAD: proba}), maps)
 
 
-def _skipped(backbone: str, target: DomainData) -> _Record:
-    reason = (
+def _entry_or_reason(*arguments: Any, **named: Any) -> _Record | str:
+    """The entry of a target, or why it has none: the other targets are compared all the same."""
+    try:
+        return analyse_target(*arguments, **named)
+    except PipelineError as reason:
+        return str(reason)
+
+
+def _skipped(backbone: str, target: str, images: int, reason: object) -> _Record:
+    _LOG.warning("%s on %s is not compared: %s", target, backbone, reason)
+    return {"backbone": backbone, "target": target, "images": images, "reason": str(reason)}
+
+
+def _one_patient(target: DomainData) -> str:
+    return (
         f"Images: {len(target)}, all of one patient; a comparison by patient needs two, better 20 "
         f"or more. Add images of others; {one_patient_hint(f'target.{target.name}')}."
     )
-    return {"backbone": backbone, "target": target.name, "images": len(target), "reason": reason}
 
 
 def _check_classes(source: DomainData, classes: Sequence[str]) -> None:

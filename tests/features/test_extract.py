@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import pipeline.features.extract as extract_module
 from cache import disk
 from cache.errors import CanaryError
 from cache.store import FeatureStore
-from pipeline.errors import StudyError
+from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import load_features, store_for
@@ -76,6 +77,31 @@ def test_layers_and_the_network_itself_come_from_one_pass(study_file, builds):
     plain = load_features(load_study(study_file), study.backbones[0].network).X
     np.testing.assert_allclose(tables[1].X, plain, rtol=1e-6)  # it is pooled last anyway
     assert (plain > tables[0].X).any()  # before the ReLU
+
+
+def test_a_backbone_that_fails_does_not_cost_the_others(study_file, builds, monkeypatch):
+    """Of three, one has no weights and one an engine that breaks; at the end the command fails."""
+    lost = '[backbone.densenet121]\nweights = "lost.pth"\n[backbone."tiny@0"]\n'
+    (study_file.parent / "lost.pth").write_bytes(b"no weights")
+    study_file.write_text(study_file.read_text() + lost)
+    study = load_study(study_file)
+    real = extract_module.frozen_network
+
+    def broken(choice, *given, **named):
+        if choice.name == "tiny@0":
+            raise EngineError("the engine broke")
+        return real(choice, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_module, "frozen_network", broken)
+        patch.setattr(extract_module, "replace", lambda choice, **_: choice)  # one pass for each
+        with pytest.raises(PartsError, match=r"densenet121: .*lost\.pth.*; tiny@0: the engine b"):
+            extract(study, OPTIONS)
+    assert len(store_for(study, study.backbones[0])) == 60
+    (row,) = json.loads((study.results / "features.json").read_text())["backbones"]
+    assert (row["backbone"], row["computed"]) == ("tiny", 60)
+    with pytest.raises(WeightsError, match=r"lost\.pth"):
+        extract(replace(study, backbones=study.backbones[1:2]), OPTIONS)
 
 
 def test_moving_renaming_and_relabelling_cost_nothing(study_file, builds):

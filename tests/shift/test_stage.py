@@ -286,6 +286,24 @@ def test_a_target_of_one_patient_is_left_out_and_said(study):
         analyse(only(study, "far", group="^(p)"), SHORT)
 
 
+def test_a_target_or_backbone_that_fails_does_not_cost_the_others(study, monkeypatch):
+    """Each is named with its reason."""
+    real = stage.analyse_target
+
+    def broken(model, target, **named):
+        if target.name == "far":
+            raise StudyError("too strange")
+        return real(model, target, **named)
+
+    monkeypatch.setattr(stage, "analyse_target", broken)
+    tiny = study.backbones[0]
+    record = analyse(replace(study, backbones=(replace(tiny, precision="bf16"), tiny)), SHORT)
+    assert [target["target"] for target in record["targets"]] == ["there"]
+    *no_features, far = record["not_compared"]
+    assert all("no features of tiny" in skipped["reason"] for skipped in no_features)
+    assert (far["target"], far["reason"]) == ("far", "too strange")
+
+
 # --- refusals
 
 
