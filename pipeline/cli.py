@@ -463,13 +463,18 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 
     Example: headrace features study.toml
     """
+    from pipeline.errors import PartsError
     from pipeline.features.extract import ExtractOptions, extract
 
     loaded = _with_recipe(_load(study), flags)
     strict, ray = flags.pop("strict"), flags.pop("ray")
     samples = _samples(rehash=flags.pop("rehash"), allow_conflicts=flags.pop("allow_conflicts"))
     options = ExtractOptions(engine=_engine(flags), samples=samples, strict=strict, ray=ray)
-    record = asdict(extract(loaded, options))
+    try:
+        record = asdict(extract(loaded, options))
+    except PartsError as failure:
+        _show("features", failure.record or {}, quiet=quiet)
+        raise
     _show("features", record, quiet=quiet)
     return {"study": record["study"], "backbones": list(record["backbones"])}
 

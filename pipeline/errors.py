@@ -103,9 +103,7 @@ class UnknownNameError(PipelineError, KeyError):
 class PartsError(PipelineError, RuntimeError):
     """A stage failed for some findings or backbones of a study; it was run for all."""
 
-    def __init__(
-        self, failures: Mapping[str, Exception], record: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, failures: Mapping[str, Exception], record: Mapping[str, Any]) -> None:
         """Name each part with its reason; the exit code is the one of the first."""
         super().__init__("; ".join(f"{name}: {reason}" for name, reason in failures.items()))
         self.exit_code = getattr(next(iter(failures.values())), "exit_code", 1)

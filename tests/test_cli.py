@@ -404,13 +404,19 @@ def test_a_damaged_memory_of_weights_founds_no_store(study_file):
     assert "Delete index/weights.json" in result.stderr
 
 
-def test_weights_of_every_backbone_are_looked_for_first(study_file, monkeypatch, tmp_path):
-    """An hour of the first backbone must not come before the error of the second."""
+def test_weights_that_are_missing_are_said_first_and_cost_no_other_backbone(
+    study_file, monkeypatch, tmp_path
+):
+    """An hour of the first backbone does not come before what is wrong with the second."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", _no_network)
     study_file.write_text(study_file.read_text() + "[backbone.googlenet]\n")
-    assert "googlenet are not here" in run("features", study_file, *ENGINE, code=1).stderr
-    assert not [p for p in (study_file.parent / "features").iterdir() if p.name != "index"]
+    first = run("features", study_file, *ENGINE, code=1)
+    lines = first.stderr
+    warned = lines.index("warning: googlenet: the ImageNet weights of googlenet are not here")
+    assert warned < lines.index("tiny: torch") < lines.index("Error: googlenet: ")
+    assert "60 computed" in first.stdout
+    assert "60 reused" in run("features", study_file, *ENGINE, code=1).stdout
 
 
 def _no_network(*_, **__):

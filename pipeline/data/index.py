@@ -1,6 +1,6 @@
-"""What is remembered of images between runs: keys of files, facts of contents.
+"""What is remembered of images between runs: keys of files, facts of contents, near copies.
 
-Both indexes lie in ``index/`` below the feature stores and are disposable: what is damaged,
+All of it lies in ``index/`` below the feature stores and is disposable: what is damaged,
 or of another version, counts as not there, and a disk that is full costs only time.
 """
 
@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import astuple
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cache import disk
 from cache.errors import WriteFailedError
 from pipeline.data.facts import FACTS
 from pipeline.data.items import Each, Item, RememberedFile, in_threads
+from pipeline.data.near_copies import NearPair, find_near_copies
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.progress import Progress
@@ -32,6 +34,7 @@ _KEYS_FORMAT = 3
 _FACTS_VERSION = 3
 #: Files of facts that are merged into one when there are more.
 _MOST_FILES = 16
+_NEAR_VERSION = 1
 _DIGEST_BYTES = 32
 #: Measured images that a killed run may lose.
 _SAVE_EVERY_S = 30.0
@@ -226,6 +229,30 @@ def stored_facts(store_root: Path, keys: Sequence[bytes]) -> NDArray[Any] | None
     """Records of all keys, where an audit has measured them all; else None."""
     index = FactsIndex(store_root)
     return index.facts(keys) if all(key in index for key in keys) else None
+
+
+def near_copies(
+    store_root: Path, small: NDArray[np.uint8], roles: NDArray[np.str_], group: NDArray[np.str_]
+) -> tuple[NearPair, ...]:
+    """See :func:`find_near_copies`; every stage asks, and the same images are compared once."""
+    content = hashlib.sha256(small.tobytes())
+    for names in (roles, group):
+        content.update(json.dumps(names.tolist()).encode())
+    file = store_root / "index" / f"near-v{_NEAR_VERSION}" / f"{content.hexdigest()[:24]}.json"
+    with suppress(OSError, ValueError):
+        data = disk.read_all(file)
+        body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() == digest:
+            return tuple(
+                NearPair(rows=(a, b), likeness=likeness, how=how)
+                for (a, b), likeness, how in json.loads(body)
+            )
+    pairs = find_near_copies(small, roles, group)
+    body = json.dumps([astuple(pair) for pair in pairs]).encode()
+    with suppress(OSError, WriteFailedError):
+        disk.make_dir(file.parent)
+        disk.publish(file, body + hashlib.sha256(body).digest())
+    return pairs
 
 
 def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.index import stored_facts
-from pipeline.data.near_copies import NearPair, find_near_copies
+from pipeline.data.index import near_copies, stored_facts
+from pipeline.data.near_copies import NearPair
 from pipeline.data.patients import TARGET
 from pipeline.data.samples import Samples
 from pipeline.errors import CheckFailedError, UnknownNameError
@@ -85,8 +85,8 @@ def labelled_domains(samples: Samples) -> Iterator[tuple[str, NDArray[np.bool_]]
 def find_leaks(study: Study, samples: Samples) -> list[Finding]:
     """The leaks that can be known without reading an image: all, once an audit has read them."""
     facts = stored_facts(study.store_root, samples.key)
-    found = check_leaks(study, samples, overlaps(study, samples, facts), facts)
-    return [finding for finding in found if finding.severity == LEAK]
+    findings = check_leaks(study, samples, overlaps(study, samples, facts), facts)
+    return [finding for finding in findings if finding.severity == LEAK]
 
 
 def refuse_leaks(findings: Iterable[Finding]) -> None:
@@ -194,18 +194,18 @@ def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tupl
     roles, ids = roles_of(samples), _picture_ids(samples, facts)
     near: tuple[NearPair, ...] = ()
     if facts is not None:
-        found = find_near_copies(facts["small"], roles, patients_of(samples))
-        near = tuple(pair for pair in found if ids[pair.rows[0]] != ids[pair.rows[1]])
+        pairs = near_copies(study.store_root, facts["small"], roles, patients_of(samples))
+        near = tuple(pair for pair in pairs if ids[pair.rows[0]] != ids[pair.rows[1]])
     rows_of = _rows_by_role(roles)
-    own = {t.name for t in study.targets if t.of_source}
-    of_source = {role for role in rows_of if role in own or role.startswith(_OF_SOURCE)}
+    tests = {target.name for target in study.targets if target.of_source}
+    of_source = {role for role in rows_of if role in tests or role.startswith(_OF_SOURCE)}
     made = (
         _overlap(
             samples, ids, near, (a, b), (rows_of[a], rows_of[b]), same_people={a, b} <= of_source
         )
         for a, b in combinations(rows_of, 2)
     )
-    return tuple(one for one in made if one is not None)
+    return tuple(overlap for overlap in made if overlap is not None)
 
 
 def _overlap(
@@ -218,15 +218,15 @@ def _overlap(
     same_people: bool,
 ) -> Overlap | None:
     first, second = rows
-    known = {ids[row]: row for row in first.tolist()}
-    copies = tuple((known[ids[row]], row) for row in second.tolist() if ids[row] in known)
-    in_first, in_second = (set(side.tolist()) for side in rows)
+    row_of = {ids[row]: row for row in first.tolist()}
+    copies = tuple((row_of[ids[row]], row) for row in second.tolist() if ids[row] in row_of)
+    in_first, in_second = (set(of_role.tolist()) for of_role in rows)
     pairs = []
     for pair in near:
         a, b = pair.rows if pair.rows[0] in in_first else pair.rows[::-1]
         if a in in_first and b in in_second:
             pairs.append(pair)
-    patients = np.intersect1d(_known_patients(samples, first), _known_patients(samples, second))
+    patients = np.intersect1d(_named_patients(samples, first), _named_patients(samples, second))
     if not (copies or pairs or patients.size):
         return None
     together = [*copies, *(pair.rows for pair in pairs)]
@@ -251,10 +251,10 @@ def _overlap(
     )
 
 
-def _known_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_]:
+def _named_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_]:
     """Patients of some images; an image that is its own patient has none."""
-    known = [row for row in rows.tolist() if samples.group[row] != samples.items[row].path]
-    return np.unique(samples.group[known])
+    named = [row for row in rows.tolist() if samples.group[row] != samples.items[row].path]
+    return np.unique(samples.group[named])
 
 
 def _overlap_finding(samples: Samples, overlap: Overlap) -> Finding:
@@ -320,7 +320,7 @@ def check_leaks(
     seen = counted(np.unique(patients_of(samples)).size, "patient")
     none = _fine(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
     return [
-        *([_overlap_finding(samples, one) for one in overlap] or [none]),
+        *([_overlap_finding(samples, shared) for shared in overlap] or [none]),
         *(finding for domain in study.domains for finding in _without_patient(domain, samples)),
         *_check_copies(samples, ids),
         _check_conflicts(samples, ids),

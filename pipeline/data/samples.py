@@ -304,14 +304,14 @@ def _leave_out(study: Study, samples: Samples, unused: Collection[str]) -> Sampl
     if study.exclude is None:
         return samples
     names = [composed(samples.name_of(row)) for row in range(len(samples))]
-    excluded = np.isin(names, _known_exclusions(study.exclude, names, map(composed, unused)))
+    excluded = np.isin(names, _exclusions(study.exclude, names, map(composed, unused)))
     count = int(excluded.sum())
     _LOG.warning("%s %s left out, as %s says", counted(count, "image"), are(count), study.exclude)
     _check_something_stays(study.exclude, samples, excluded)
     return samples.where(~excluded)
 
 
-def _known_exclusions(file: Path, names: Sequence[str], unused: Iterable[str]) -> tuple[str, ...]:
+def _exclusions(file: Path, names: Sequence[str], unused: Iterable[str]) -> tuple[str, ...]:
     """Lines of the file; one that names no image is a slip, another study's, or gone."""
     excluded = read_lines(file)
     if unknown := sorted(set(excluded) - set(names) - set(unused)):

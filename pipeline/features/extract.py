@@ -194,7 +194,7 @@ def _extract(
             "are stored"
         )
     if failures:
-        raise PartsError(failures)
+        raise PartsError(failures, asdict(report))
     return report
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from cache import disk
 from pipeline.data import index as index_module
-from pipeline.data.facts import FACTS
+from pipeline.data.facts import FACTS, SMALL
 from pipeline.data.index import FactsIndex
 from pipeline.data.sources import CHANGED, read_image
 from pipeline.progress import Progress
@@ -103,3 +103,26 @@ def test_two_runs_at_once_lose_nothing_and_many_files_become_one(tmp_path, image
     measure(FactsIndex(tmp_path), (new, more))
     assert len(list((tmp_path / "index" / "facts-v3").iterdir())) == 1
     assert all(key in FactsIndex(tmp_path) for key in (*keys, *new))
+
+
+def test_near_copies_are_looked_for_once(tmp_path, monkeypatch):
+    """Of the same images in the same roles; what is damaged is not believed."""
+    small = np.random.default_rng(0).integers(0, 255, (40, SMALL, SMALL), np.uint8)
+    small[21] = small[3]
+    roles, group = np.repeat(["fit", "far"], 20), np.arange(40).astype(str)
+    (pair,) = index_module.near_copies(tmp_path, small, roles, group)
+    assert pair.rows == (3, 21)
+    (file,) = (tmp_path / "index").glob("near-*/*")
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "find_near_copies", None)
+        assert index_module.near_copies(tmp_path, small, roles, group) == (pair,)
+        with pytest.raises(TypeError):
+            index_module.near_copies(tmp_path, small, roles[::-1], group)
+    data = bytearray(file.read_bytes())
+    data[3] ^= 1
+    file.write_bytes(data)
+    assert index_module.near_copies(tmp_path, small, roles, group) == (pair,)
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.write_text("in the way")  # what cannot be kept is only found again
+    assert index_module.near_copies(tmp_path, small, roles, group) == (pair,)
