@@ -58,7 +58,7 @@ def _scan_folders(domain: Domain, each: Each = in_turn) -> Listing:
         StudyError: No image, a class without an image, or a folder that cannot be listed.
     """
     listing = images_below(domain.path, ignore=domain.ignore or (), each=each)
-    if domain.labelled or domain.split:
+    if domain.labelled or _is_folder_split(domain):
         listing = _by_folder(domain, listing)
     if not listing.items:
         what = "class folder" if domain.labelled else "image"
@@ -66,12 +66,17 @@ def _scan_folders(domain: Domain, each: Each = in_turn) -> Listing:
     return listing
 
 
+def _is_folder_split(domain: Domain) -> bool:
+    """Whether the split is a folder above those of the classes."""
+    return bool(domain.split) and not domain.split.endswith(LIST)
+
+
 def _by_folder(domain: Domain, listing: Listing) -> Listing:
     """Images with the label and the split that the folders they lie in are called."""
     items = []
     for item in listing.items:
         *folders, _ = item.path.split("/")
-        split = folders.pop(0) if domain.split and folders else ""
+        split = folders.pop(0) if _is_folder_split(domain) and folders else ""
         if folders or not domain.labelled:
             label = composed(folders[0]) if domain.labelled else NO_CLASS
             items.append(replace(item, label=label, split=split))
