@@ -334,9 +334,14 @@ def _labels(domain: Domain, part: str) -> list[str | None]:
             'table findings = ["0", "1"], the numbers of columns, which go from 0 to '
             f"{columns.shape[1] - 1}"
         )
-    numbers = [f"{number:g}" for number in columns[:, 0].tolist()]
+    numbers = [_text_of(number) for number in columns[:, 0].tolist()]
     classes = {text: label for label, texts in values.items() for text in texts}
     return [classes.get(text) if classes else text for text in numbers]
+
+
+def _text_of(number: float) -> str:
+    """As a person writes it; a whole number keeps all its digits, as a float too."""
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def _marks(

@@ -230,6 +230,15 @@ def test_numbers_of_classes_may_have_names(tmp_path):
     assert listing.ignored == {"without a class of `values`": 1}
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.float64])
+def test_a_code_of_many_digits_is_a_class_of_its_own(tmp_path, dtype):
+    """Codes such as those of SNOMED; neighbours are not merged, and ``values`` finds them."""
+    codes = np.array([233604007, 233604008, 0]).astype(dtype)
+    path = npz(tmp_path, train_images=pictures(3), train_labels=codes).path
+    labels = [item.label for item in scan(SourceDomain(path=path)).items]
+    assert labels == ["233604007", "233604008", "0"]
+
+
 def test_a_second_archive_can_be_the_validation(tmp_path):
     """Its rows are read from it, whatever its arrays are called."""
     np.savez(tmp_path / "a.npz", train_images=pictures(2), train_labels=np.arange(2))
