@@ -165,14 +165,15 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
             f"the head {name} takes other features than the study has now: run headrace heads again"
         )
     network: nn.Module = frozen_network(choice, recipe)
-    stored = read_predictions(study.results / PROBABILITIES)[choice.name]
+    trained = name, head.seeds[0]
+    stored = _stored(study.results / PROBABILITIES, choice.name, trained, "heads STUDY")
     return TrainedModel(
         network=network if choice.views == 1 else nn.Sequential(network, _MeanOfViews()),
         heads=nn.ModuleList(head_layers(model, name) for model in head.models),
         policy=pixel_policy(choice, None),
         saved=head,
         stored=stored,
-        trained=(name, 0),
+        trained=trained,
         card={
             **_card(choice, name, samples),
             "recipe": recipe.to_json(),
@@ -180,7 +181,7 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
             "parameters": dict(head.parameters),
             "trained": {"study": head.study, "images": head.images},
             "tested": _tested(study, "heads", choice.name, "head", name),
-            **_on_validation(stored, (name, 0)),
+            **_on_validation(stored, trained),
         },
     )
 
@@ -208,23 +209,41 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
     assembly.state()  # without what only helps to train
     assembly.load(folder.state())
     whole = assembly.whole.eval()
-    stored = read_predictions(study.results / TRAINED_PROBABILITIES)[on]
+    trained = name, study.seed
+    command = f"finetune STUDY --method {name}"
+    stored = _stored(study.results / TRAINED_PROBABILITIES, on, trained, command)
     return TrainedModel(
         network=nn.Sequential(whole.entry, whole.backbone),
         heads=nn.ModuleList([nn.Sequential(whole.head, nn.Softmax(dim=1))]),
         policy=policy,
         saved=None,
         stored=stored,
-        trained=(name, study.seed),
+        trained=trained,
         card={
             **_card(choice, name, samples),
             "recipe": dict(identity),
             "fingerprint": folder.weights_sha256(),
             "trained": {"study": study.name, "images": int((samples.split == FIT).sum())},
             "tested": _tested(study, "finetune", on, "method", name),
-            **_on_validation(stored, (name, study.seed)),
+            **_on_validation(stored, trained),
         },
     )
+
+
+def _stored(file: Path, backbone: str, trained: Trained, command: str) -> Predictions:
+    """The stored probabilities of all models on a backbone, this one among them.
+
+    Raises:
+        MissingResultsError: It is not among them; says which command stores it.
+    """
+    stored = read_predictions(file).get(backbone)
+    if stored is None or trained not in stored.proba:
+        name, seed = trained
+        raise MissingResultsError(
+            f"{file} has no probabilities of {name} on {backbone} with seed {seed}; first run: "
+            f"headrace {command}"
+        )
+    return stored
 
 
 # The model card.

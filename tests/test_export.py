@@ -18,13 +18,22 @@ pytest.importorskip("onnxscript")
 import pipeline.export as export_module  # noqa: E402 - not without onnx
 from pipeline.cli import main  # noqa: E402
 from pipeline.compare import CompareOptions, compare  # noqa: E402
-from pipeline.errors import ExportError, ModelError, PipelineError  # noqa: E402
-from pipeline.export import export_model  # noqa: E402
+from pipeline.data.samples import load_samples  # noqa: E402
+from pipeline.errors import (  # noqa: E402
+    ExportError,
+    MissingResultsError,
+    ModelError,
+    PipelineError,
+)
+from pipeline.evaluation.predictions import predictions_file  # noqa: E402
+from pipeline.export import export_model, load_trained  # noqa: E402
 from pipeline.features.engines import EngineChoice  # noqa: E402
 from pipeline.features.extract import ExtractOptions, extract  # noqa: E402
+from pipeline.features.load import load_features  # noqa: E402
 from pipeline.finetune.stage import FinetuneOptions, finetune  # noqa: E402
 from pipeline.heads.save import head_folder  # noqa: E402
 from pipeline.predict import predict as predict_images  # noqa: E402
+from pipeline.results import read_set, write_set  # noqa: E402
 from pipeline.study_file import load_study  # noqa: E402
 from tests.finetune.tiny_trainable import install_trainable_tiny  # noqa: E402
 from tests.tiny import write_images, write_tiny_study  # noqa: E402
@@ -163,6 +172,31 @@ def test_a_fine_tuned_network_is_one_file_too(study):
     for row in rows:
         assert row["probability"] == pytest.approx(expected[row["key"]], abs=1e-4)
     assert len(rows) == 40
+
+
+def test_a_study_of_another_seed_has_models_too(study):
+    """Stored probabilities are found under its seed; where they are not, the command is named."""
+    file = Path("study.toml")
+    file.write_text("seed = 3\n" + file.read_text())
+    other = load_study(file)
+    given = {"epochs": 1, "batch_size": 8}
+    finetune(other, FinetuneOptions(methods=("full",), settings=given, device="cpu"))
+    compare(other, CompareOptions(heads=("mlp", "linear"), seeds=2, repeats=0, draws=20))
+    compare(other, CompareOptions(heads=("mlp",), seeds=2, repeats=0, draws=20))
+    choice = other.backbones[0]
+    samples = load_features(other, choice, load_samples(other)[0]).samples
+    for name in ("mlp", "full"):
+        model = load_trained(other, choice, name, samples)
+        assert model.trained == (name, 3)
+        assert len(model.card["thresholds"]) == 3
+    # The saved head of an earlier run is still there, its probabilities are not.
+    with pytest.raises(MissingResultsError, match="of linear on tiny with seed 3; first run: head"):
+        load_trained(other, choice, "linear", samples)
+    kept = read_set(other.results / "finetune.json", "finetune")
+    files = {"finetune.h5": predictions_file({})}
+    write_set(other.results / "finetune.json", kept.record, files)
+    with pytest.raises(MissingResultsError, match="first run: headrace finetune STUDY --method fu"):
+        load_trained(other, choice, "full", samples)
 
 
 def test_the_file_is_used_without_torch_and_scikit_learn(study):

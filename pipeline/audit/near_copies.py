@@ -21,7 +21,7 @@ from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_pre
 from pipeline.study import Study
 
 #: Whose scores are given.
-_HEAD = ("linear", 0)
+_HEAD = "linear"
 #: Pairs on the contact sheet; the record has all.
 _ON_SHEET = 20
 #: In the place of a picture that can no longer be read.
@@ -116,17 +116,17 @@ def scores_without(study: Study, samples: Samples, marked: NDArray[np.bool_]) ->
     return [
         record
         for backbone, stored in predictions.items()
-        if _HEAD in stored.proba
-        for record in _by_role(backbone, stored, samples, marked)
+        if (_HEAD, study.seed) in stored.proba
+        for record in _by_role(backbone, stored, study.seed, samples, marked)
     ]
 
 
 def _by_role(
-    backbone: str, stored: Predictions, samples: Samples, marked: NDArray[np.bool_]
+    backbone: str, stored: Predictions, seed: int, samples: Samples, marked: NDArray[np.bool_]
 ) -> Iterator[Record]:
     row_of = {bytes(key): row for row, key in enumerate(stored.key)}
     predicted = np.array([key in row_of for key in samples.key])
-    proba = stored.proba[_HEAD][[row_of.get(key, 0) for key in samples.key]]
+    proba = stored.proba[_HEAD, seed][[row_of.get(key, 0) for key in samples.key]]
     roles = roles_of(samples)
     for role in dict.fromkeys(roles[marked].tolist()):
         rows = predicted & (roles == role)
