@@ -97,7 +97,8 @@ def _findings(path: Path) -> list[str]:
 def _domains(data: Sequence[Path], finding: str | None) -> Iterator[tuple[str, Domain]]:
     """``source``, then ``target.NAME`` or ``test.NAME``; equal names get a number."""
     names: list[str] = []
-    for wanted, domain in chain.from_iterable(_domains_of(path, finding) for path in data):
+    each = (_domains_of(path, finding, divided=at == 0) for at, path in enumerate(data))
+    for wanted, domain in chain.from_iterable(each):
         if not names:
             names.append("source")
             yield "source", domain
@@ -109,13 +110,13 @@ def _domains(data: Sequence[Path], finding: str | None) -> Iterator[tuple[str, D
         yield f"{'test' if domain.split == 'test' else 'target'}.{_key(name)}", domain
 
 
-def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]:
-    """A folder; the splits of arrays; the hospitals of a table."""
+def _domains_of(path: Path, finding: str | None, *, divided: bool) -> Iterator[tuple[str, Domain]]:
+    """A folder; arrays, the source ``divided`` as they came; the hospitals of a table."""
     if is_archive(path) or any(path.glob("*.npy")):
         table = ImageTable(file=path, finding=finding) if is_archive(path) else None
         domain = Domain(path=path, table=table)
-        items = (scan_archive if table else scan_stacks)(domain).items
-        parts = {item.split for item in items}
+        list_images = scan_archive if table else scan_stacks
+        parts = {item.split for item in list_images(domain).items} if divided else set()
         split = "train" if {"train", "test"} <= parts else ""
         split = GIVEN if {"train", "val"} <= parts else split
         yield _folder_name(path.stem), replace(domain, split=split)

@@ -19,8 +19,11 @@ from cache.errors import CacheError
 from cache.recipe import Recipe, check_canaries
 from cache.store import FeatureStore
 from pipeline.cli import main
+from pipeline.data.samples import load_samples
 from pipeline.errors import PipelineError
 from pipeline.features.maintain import describe
+from pipeline.study_file import load_study
+from tests.image_files import pictures, with_stack
 from tests.result_files import forbid_writing, record_of
 from tests.tiny import write_images
 
@@ -459,6 +462,42 @@ def test_init_gives_equal_folder_names_a_number(study_file):
     assert "[target.xray]" in text
     assert "[target.xray_2]" in text
     assert "56 computed" in run("features", "own.toml", *ENGINE).stdout
+
+
+def in_archive(path: Path, parts: dict[str, np.ndarray]) -> Path:
+    """Parts of two classes as arrays of one file."""
+    labels = {f"{part}_labels": np.arange(len(rows)) % 2 for part, rows in parts.items()}
+    np.savez(path, **{f"{part}_images": rows for part, rows in parts.items()}, **labels)
+    return path.with_suffix(".npz")
+
+
+def in_stacks(path: Path, parts: dict[str, np.ndarray]) -> Path:
+    """Parts of two classes as a folder of stacks."""
+    for part, rows in parts.items():
+        for label in (0, 1):
+            with_stack(path, f"{part}_{label}.npy", rows[label::2])
+    return path
+
+
+@pytest.mark.parametrize("saved", [in_archive, in_stacks])
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_init_divides_only_the_first_of_several_hospitals(study_file, saved, has_validation):
+    """The test part of a second one is no test part of the source; it is a whole target."""
+    counts = {"train": 20, **({"val": 8} if has_validation else {}), "test": 6}
+    given = [
+        saved(
+            study_file.parent / name,
+            {part: pictures(n, seed=at + 50 * i) for i, (part, n) in enumerate(counts.items())},
+        )
+        for name, at in (("oslo", 0), ("bergen", 500))
+    ]
+    run("init", *given, "--output", "own.toml", "--backbone", "tiny")
+    samples, _ = load_samples(load_study(Path("own.toml")))
+    images = {str(name): int((samples.domain == name).sum()) for name in np.unique(samples.domain)}
+    total = sum(counts.values())
+    assert images == {"source": total - 6, "test": 6, "bergen": total}
+    assert f"{2 * total} computed" in run("features", "own.toml", *ENGINE).stdout
+    run("heads", "own.toml", "--quick", "--only", "linear,prior", "--no-figures")
 
 
 def test_heads_quick_and_thorough(study_file, monkeypatch):
