@@ -256,11 +256,18 @@ def _reuse(run: _Run, features: FeatureTable) -> _Heads:
     """
     options, results, samples = run.options, run.study.results, features.samples
     X = features.X if features.views is None else features.views
-    keys = fit_keys(samples, X, run.table, seeds=run.seeds, preprocessing=options.preprocessing)
+    keys = fit_keys(
+        samples,
+        X,
+        run.table,
+        seeds=run.seeds,
+        preprocessing=options.preprocessing,
+        networks=_networks(features, run.study.backbones),
+    )
     settings = (options.baseline, options.repeats, options.thorough, options.draws)
     code = code_version(Path(__file__).parent)
     of_specs = {name: keys[name] for name in run.specs}
-    key = digest_of([features.backbone, samples.classes, of_specs, run.seeds, settings, code])
+    key = digest_of([features.backbone, of_specs, run.seeds, settings, code])
     heads = _Heads(backbone=features.backbone, samples=samples, key=key, fit_keys=keys)
     usable: dict[str, Fit] = {}
     for name in keys:

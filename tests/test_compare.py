@@ -24,6 +24,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads import HEADS
 from pipeline.heads.mlp import MLPHead
+from pipeline.heads.save import head_folder, load_head
 from pipeline.heads.search import Fit, Fitting
 from pipeline.randomness import stream
 from pipeline.results import add_files
@@ -168,6 +169,20 @@ def test_an_unchanged_run_scores_nothing_again_and_keeps_its_figures(study, monk
     assert not (study.results / figure).exists()
     assert again(baseline="prior")["backbones"][0]["key"] != one["key"]
     assert [bool(file) for file in told] == [False, True, True]
+
+
+def test_a_class_of_another_name_is_in_the_saved_heads(study, monkeypatch):
+    """Labels and features are the same, but ``predict`` tells people the name."""
+    compare(study, only("linear", "prior"))
+    load = compare_module.load_features
+
+    def renamed(*arguments):
+        features = load(*arguments)
+        return replace(features, samples=replace(features.samples, classes=("a", "ill")))
+
+    monkeypatch.setattr(compare_module, "load_features", renamed)
+    compare(study, only("linear", "prior"))
+    assert load_head(head_folder(study.results, "tiny", "linear")).classes == ("a", "ill")
 
 
 def test_the_fits_of_other_heads_stay(study):

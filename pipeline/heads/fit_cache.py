@@ -2,7 +2,8 @@
 
 A fit is used again only if everything that it depends on is the same: features, labels,
 patients, splits, settings, and the code and libraries that fitted it. All of these are in
-its key. A saved head that is not whole is no error: the head is fitted again.
+its key, and what is saved with the head beside: the names of the classes, where the weights
+are, how files are read. A saved head that is not whole is no error: the head is fitted again.
 """
 
 import hashlib
@@ -18,15 +19,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import randomness
+from pipeline.data import patients
 from pipeline.data.samples import Samples
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.heads import HeadSpec
-from pipeline.heads.save import DESCRIPTION
+from pipeline.heads.save import DESCRIPTION, Network
 from pipeline.heads.search import Fit
 from pipeline.results import read_set
 
 _LOG = logging.getLogger(__name__)
 FILE = "fit.npz"
+#: The code that a fit depends on: folders and files.
+CODE = (
+    Path(__file__).parent,
+    Path(patients.__file__),  # deals the folds
+    Path(randomness.__file__),
+)
 _META = ("seeds", "chosen", "path", "curves", "seconds")
 
 
@@ -37,8 +46,9 @@ def fit_keys(
     *,
     seeds: Sequence[int],
     preprocessing: str,
+    networks: Sequence[Network],
 ) -> dict[str, str]:
-    """For each head, a hash of all that its fit depends on.
+    """For each head, a hash of all that its fit and its ``model.json`` depend on.
 
     Args:
         samples: ``n`` images.
@@ -46,11 +56,18 @@ def fit_keys(
         specs: By name.
         seeds: That a stochastic head is fitted for.
         preprocessing: Name in the table.
+        networks: That the features are of.
     """
     data = hashlib.sha256(np.ascontiguousarray(X).data)
     for array in (samples.label, samples.group, samples.domain, samples.split):
         data.update(json.dumps(array.tolist()).encode())
-    common = [data.hexdigest(), preprocessing, code_version(Path(__file__).parent)]
+    reading = samples.items[0].reading  # the source comes first
+    saved = {
+        "classes": samples.classes,
+        "networks": [network.to_json() for network in networks],
+        "reading": [reading.window, reading.frame],
+    }
+    common = [data.hexdigest(), preprocessing, code_version(*CODE), saved]
     return {
         name: digest_of(
             [*common, spec.about, repr(dict(spec.grid)), seeds if spec.stochastic else seeds[:1]]
@@ -111,11 +128,12 @@ def read_fit(folder: Path, key: str) -> tuple[Fit, dict[str, str]] | None:
 
 
 @cache
-def code_version(folder: Path) -> str:
-    """Hash of the source below a folder and of the libraries' versions."""
+def code_version(*places: Path) -> str:
+    """Hash of source files, of those below folders, and of the libraries' versions."""
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(file.read_bytes())
+    for place in places:
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.read_bytes())
     for name in ("numpy", "scipy", "scikit-learn", "torch"):
         digest.update(f"{name} {version(name)} ".encode())
     return digest.hexdigest()

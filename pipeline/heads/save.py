@@ -47,6 +47,10 @@ class Network:
     dim: int
     weights: str
 
+    def to_json(self) -> dict[str, Any]:
+        """As ``model.json`` has it."""
+        return {**asdict(self), "recipe": self.recipe.to_json()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SavedHead:
@@ -142,9 +146,7 @@ def save_head(
         "head": head.head,
         "study": head.study,
         "classes": list(head.classes),
-        "networks": [
-            {**asdict(network), "recipe": network.recipe.to_json()} for network in head.networks
-        ],
+        "networks": [network.to_json() for network in head.networks],
         "seeds": list(head.seeds),
         "parameters": dict(head.parameters),
         "images": head.images,

@@ -1,14 +1,19 @@
 """A fit is used again only where nothing that it depends on has changed."""
 
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pipeline.heads import HEADS, fit_cache
+from cache.recipe import Recipe
+from pipeline import randomness
+from pipeline.data import patients
+from pipeline.data.grey_levels import Reading
+from pipeline.heads import HEADS, fit_cache, mlp
 from pipeline.heads.fit_cache import FILE, fit_file, fit_keys, read_fit
-from pipeline.heads.save import DESCRIPTION
+from pipeline.heads.save import DESCRIPTION, Network
 from pipeline.heads.search import Fit
 from pipeline.results import write_set
 from tests.heads.made_up_rows import made_up_rows
@@ -60,28 +65,64 @@ def test_what_cannot_be_used_is_no_error(folder):
 
 
 def test_the_key_moves_with_everything_that_a_fit_depends_on(monkeypatch):
-    """Features, labels, parameters, grid, seeds of a stochastic head, preprocessing, code."""
+    """Features, labels, parameters, grid, seeds of a stochastic head, preprocessing, code.
+
+    And what is saved beside the fit: classes, the place of the weights, how files are read.
+    """
     rows = made_up_rows(n=20)
     samples = SimpleNamespace(
-        label=rows.label, group=rows.group, domain=rows.group, split=rows.group
+        **dict.fromkeys(("group", "domain", "split"), rows.group),
+        label=rows.label,
+        classes=("healthy", "ill"),
+        items=[SimpleNamespace(reading=Reading())],
     )
+    recipe = Recipe(backbone="b", cut="c", pooling="p", weights="00", preprocessing={})
+    network = Network(recipe=recipe, dim=8, weights="here.pth")
 
-    def key(head="mlp", X=rows.features, samples=samples, seeds=(0, 1), preprocessing="l2", **how):
-        specs = {head: replace(HEADS[head], **how)}
-        return fit_keys(samples, X, specs, seeds=seeds, preprocessing=preprocessing)[head]
+    def key(
+        head="mlp",
+        X=rows.features,
+        changed=MappingProxyType({}),
+        seeds=(0, 1),
+        preprocessing="l2",
+        network=network,
+        **how,
+    ):
+        return fit_keys(
+            SimpleNamespace(**vars(samples) | changed),
+            X,
+            {head: replace(HEADS[head], **how)},
+            seeds=seeds,
+            preprocessing=preprocessing,
+            networks=[network],
+        )[head]
 
     others = [
         key(X=-rows.features),
-        key(samples=SimpleNamespace(**vars(samples) | {"label": 1 - rows.label})),
+        key(changed={"label": 1 - rows.label}),
+        key(changed={"classes": ("healthy", "tuberculosis")}),
+        key(changed={"items": [SimpleNamespace(reading=Reading(window=(0, 9)))]}),
+        key(changed={"items": [SimpleNamespace(reading=Reading(frame="first"))]}),
+        key(network=replace(network, weights="there.pth")),
+        key(network=replace(network, recipe=replace(recipe, weights="01"))),
         key("linear"),
         key(about="mlp with {'hidden': 8}"),
         key(grid={"learning_rate": (1e-4, 1e-3)}),
         key(seeds=(0, 1, 2)),
         key(preprocessing="none"),
     ]
-    assert len({key(), *others}) == 8
+    assert len({key(), *others}) == 13
     assert key() == key()
     assert key("linear", seeds=(0,)) == key("linear", seeds=(0, 1))
     first = key()
-    monkeypatch.setattr(fit_cache, "code_version", lambda _: "another")
+    monkeypatch.setattr(fit_cache, "code_version", lambda *_: "another")
     assert key() != first
+
+
+def test_the_code_of_folds_and_of_randomness_is_in_the_key(monkeypatch):
+    """Beside that of the heads: other folds or other draws are another fit."""
+    hashed = set()
+    monkeypatch.setattr(Path, "read_bytes", lambda file: hashed.add(file) or b"")
+    fit_cache.code_version.__wrapped__(*fit_cache.CODE)
+    for module in (fit_cache, mlp, patients, randomness):
+        assert Path(module.__file__) in hashed
