@@ -102,7 +102,7 @@ def run_each(
     Args:
         jobs: See :func:`run_parallel`. One alone has all cores.
         limit: Seconds after which a job is given up, with a ``TimeoutError``. Not kept where
-            the system does not fork.
+            there are no forks: on macOS and Windows, in a worker, and after CUDA was started.
         done: Called after each job with its number and what it returned or raised.
         skip: Whether the job of a number is no longer wanted, asked before it begins; what
             there is of it then is None.
@@ -115,6 +115,11 @@ def run_each(
             done(number, outcomes[-1])
         return outcomes
     return _run_in_workers(jobs, workers, limit, done, skip)
+
+
+def in_worker() -> bool:
+    """Whether this process is a worker: one of several, and a fork, which CUDA is not for."""
+    return _in_worker
 
 
 def _run_in_workers(

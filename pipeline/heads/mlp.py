@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
 from pipeline.heads.base import Head
+from pipeline.parallel import in_worker
 from pipeline.randomness import stream
 
 #: Rows that are put in the order of their steps at once.
@@ -154,9 +155,10 @@ def _train(
 def _arrays() -> tuple[Any, Callable[[NDArray[np.float32]], Any]]:
     """The library that trains, and what brings an array to it.
 
-    On CUDA it is torch. On a CPU numpy is as fast, and starts two seconds earlier.
+    On CUDA it is torch. On a CPU numpy is as fast, and starts two seconds earlier. A worker has
+    no CUDA: each would hold a context of its own on the device.
     """
-    if shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists():
+    if not in_worker() and (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
         import torch
 
         if torch.cuda.is_available():

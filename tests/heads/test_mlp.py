@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.heads import mlp
 from pipeline.heads.mlp import MLPHead, _scale
+from pipeline.parallel import run_each
 from pipeline.randomness import stream
 from tests.heads.made_up_rows import made_up_rows
 
@@ -33,6 +34,19 @@ def test_training_equals_torch_with_the_same_draws(depth, classes, library, monk
     for (weights, bias), layer in zip(head.layers_, layers, strict=True):
         np.testing.assert_allclose(weights, layer.weight.detach().numpy().T, atol=1e-5)
         np.testing.assert_allclose(bias, layer.bias.detach().numpy(), atol=1e-5)
+
+
+def test_cuda_is_for_this_process_and_not_for_its_workers(monkeypatch):
+    """Each worker would hold a context of its own on the device."""
+    monkeypatch.setattr(mlp.shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)  # so that it may fork
+
+    def library():
+        return mlp._arrays()[0].__name__
+
+    assert library() == "torch"
+    assert run_each([library], limit=60) == ["numpy"]
 
 
 def _torch_training(head, features, label, classes):
