@@ -27,7 +27,7 @@ from pipeline.data.grey_levels import Reading
 from pipeline.data.images import PixelPolicy
 from pipeline.data.items import NO_CLASS, FileStat, Item, images_below, system_reason
 from pipeline.data.sources import read_image
-from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError
+from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError, StudyError
 from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import EngineChoice, check_engine
@@ -237,6 +237,7 @@ def _find_images(
     """Images with their content keys, each file once, and those that cannot be read."""
     pairs, skipped = [], []
     seen: set[tuple[str, str, int | None]] = set()
+    damaged: dict[tuple[str, str], StudyError] = {}
     for given in images:
         items, unread = _items(given)
         skipped += unread
@@ -245,8 +246,13 @@ def _find_images(
                 continue
             seen.add(identity)
             try:
+                if reason := damaged.get(identity[:2]):
+                    raise reason
                 pairs.append((read := replace(item, reading=reading), read_image(read).key))
             except ImageError as cause:
+                skipped.append(_skip(item.path, str(cause)))
+            except StudyError as cause:  # each row of an array would decompress it again
+                damaged[identity[:2]] = cause
                 skipped.append(_skip(item.path, str(cause)))
     return pairs, skipped
 
@@ -259,7 +265,9 @@ def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:
         reason = system_reason(cause) if isinstance(cause, OSError) else str(cause)
         return [], [_skip(given, f"cannot be read: {reason}")]
     is_file = given.is_file()
-    if given.is_dir() or (is_file and is_archive(given)):
+    if is_file and is_archive(given):
+        return _in_archive(given)
+    if given.is_dir():
         items, unread = _below(given)
         skipped = [_skip(path, "of a format that is not read: convert to .png") for path in unread]
         if not items and not skipped:
@@ -274,13 +282,18 @@ def _skip(path: object, reason: str) -> dict[str, str]:
     return {"path": printable(str(path)), "reason": reason}
 
 
+def _in_archive(file: Path) -> tuple[list[Item], list[dict[str, str]]]:
+    """Images of a .npz file, whose labels are not looked at; or why it cannot be used."""
+    try:
+        listing = scan_archive(Domain(path=file, table=ImageTable(file=file, finding="")))
+    except (ImageError, StudyError) as cause:
+        return [], [_skip(file, str(cause))]
+    return [replace(item, path=str(file / item.path)) for item in listing.items], []
+
+
 def _below(folder: Path) -> tuple[list[Item], list[Path]]:
-    """Images of a folder or a .npz file, sorted by path, and those of formats that are not read."""
-    if folder.is_dir():
-        listing = images_below(folder)
-    else:
-        table = ImageTable(file=folder, finding="")  # labels are not looked at
-        listing = scan_archive(Domain(path=folder, table=table))
+    """Images of a folder, sorted by path, and those of formats that are not read."""
+    listing = images_below(folder)
     items = [replace(item, path=str(folder / item.path)) for item in listing.items]
     return items, sorted(folder / path for path in listing.unread)
 

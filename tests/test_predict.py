@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pipeline.predict as predict_module
 from cache.errors import CanaryError
 from pipeline.cli import main
 from pipeline.compare import CompareOptions, compare
+from pipeline.data import arrays
 from pipeline.errors import (
     MissingResultsError,
     ModelError,
@@ -30,6 +32,7 @@ from pipeline.heads.save import head_folder
 from pipeline.predict import predict as predict_images
 from pipeline.report import show
 from pipeline.study_file import load_study
+from tests.image_files import pictures
 from tests.result_files import forbid_writing, record_of, rewrite
 from tests.tiny import (
     FileWeights,
@@ -132,6 +135,30 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
         predict(folder("linear"), given, strict=True)
     with pytest.raises(NoImagesError, match=r"no image to classify.*not an image"):
         predict(folder("linear"), [Path("new/a/text.png")])
+
+
+def test_a_damaged_archive_is_skipped_and_the_rest_goes_on(compared, monkeypatch):
+    """As a whole where it cannot be listed; else each image of an array that is damaged."""
+    Path("no.npz").write_bytes(b"PK\x03\x04 no archive")
+    np.savez_compressed("half.npz", a_images=pictures(3), b_images=pictures(2, seed=5))
+    with zipfile.ZipFile("half.npz") as archive:
+        data_begins = archive.getinfo("a_images.npy").header_offset + 2000
+    data = bytearray(Path("half.npz").read_bytes())
+    data[data_begins : data_begins + 99] = bytes(99)
+    Path("half.npz").write_bytes(data)
+    opened, real = [], arrays._opened
+    monkeypatch.setattr(
+        arrays, "_opened", lambda *array: (opened.append(array[1]), real(*array))[1]
+    )
+    record = predict(folder("linear"), [Path("no.npz"), Path("half.npz"), Path("there")])
+    assert [row["path"] for row in record["rows"][:2]] == ["half.npz/b#0", "half.npz/b#1"]
+    assert len(record["rows"]) == 26
+    whole, *rows = record["skipped"]
+    assert whole["path"] == "no.npz"
+    assert "no.npz is not a .npz file, or a damaged one" in whole["reason"]
+    assert [skip["path"] for skip in rows] == [f"half.npz/a#{row}" for row in range(3)]
+    assert all("a_images is damaged" in skip["reason"] for skip in rows)
+    assert opened.count("a_images") == 2, "its header, and once in vain"
 
 
 def test_images_in_folders_of_classes_are_counted(compared):
