@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -306,7 +305,7 @@ def _parts(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as cause:
+    except (OSError, NotImplementedError, zipfile.BadZipFile) as cause:
         raise StudyError(f"{path} is not a .npz file, or a damaged one ({cause})") from cause
     parts = [name.removesuffix(_IMAGES) for name in names if name.endswith(_IMAGES)]
     if not parts:
@@ -363,24 +362,29 @@ def _marks(
     return [names.get(mark, NO_CLASS) for mark in marks.tolist()]
 
 
+def _check_bytes(name: str, size: int) -> None:
+    if size > _MAX_BYTES:
+        raise StudyError(
+            f"{name} has {size >> 30} GB, more than the {_MAX_BYTES >> 30} GB that are read from a "
+            ".npz file: save each class as a stack CLASS.npy"
+        )
+
+
 @contextmanager
 def _opened(file: str, name: str) -> Iterator[IO[bytes]]:
     """One array of an archive, to be read; whatever is wrong with it is a StudyError."""
     try:
         with zipfile.ZipFile(file) as archive:
-            size = archive.getinfo(f"{name}.npy").file_size
-            if size > _MAX_BYTES:
-                raise StudyError(
-                    f"{file}: {name} has {size >> 30} GB, more than the {_MAX_BYTES >> 30} GB that "
-                    "are read from a .npz file: save each class as a stack CLASS.npy"
-                )
+            _check_bytes(f"{file}: {name}", archive.getinfo(f"{name}.npy").file_size)
             with archive.open(f"{name}.npy") as stream:
                 yield stream
     except KeyError as cause:
         raise StudyError(f"{file} has no array {name}") from cause
     except OSError as cause:
         raise ImageError(f"cannot be read: {cause}") from cause
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as cause:
+    except StudyError:
+        raise
+    except Exception as cause:  # zipfile's and numpy's reading of it: anything can go wrong
         raise StudyError(f"{file}: {name} is damaged, or no plain array ({cause})") from cause
 
 

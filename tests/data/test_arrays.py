@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +281,20 @@ def test_an_archive_of_another_form_is_refused(tmp_path, arrays, sentence):
         source.path.write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(StudyError, match=sentence):
         scan(source)
+
+
+def test_whatever_is_wrong_with_an_archive_it_is_named(tmp_path):
+    """A header that numpy's parser stumbles over; a compression that Python has not."""
+    file = npz(tmp_path, train_images=pictures(1)).path
+    whole = file.read_bytes()
+    entry = whole.index(b"PK\x01\x02")
+    strange = whole[: entry + 10] + bytes([99]) + whole[entry + 11 :]
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("train_images.npy", npy.magic(1, 0) + b"\x02\x00{(")
+    for data in (file.read_bytes(), strange):
+        file.write_bytes(data)
+        with pytest.raises(StudyError, match=r"x\.npz: train_images is damaged, or no plain array"):
+            listed(file, labelled=False)
 
 
 def test_a_file_that_changed_is_not_mixed_with_what_it_was(tmp_path):
