@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -154,7 +155,7 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         WriteFailedError: The disk refused.
     """
-    disk.remove_abandoned(path.parent)
+    _clean(path.parent)
     line = f"{_sha256(data)}  {path.name}\n"
     disk.publish_all({path: data, path.with_name(f"{path.name}.sha256"): line.encode()})
 
@@ -167,6 +168,12 @@ def prepare(results: Path) -> None:
     """
     disk.check_writable(results)
     for folder in {path.parent for path in results.rglob(f"{disk.TEMPORARY}*")}:
+        _clean(folder)
+
+
+def _clean(folder: Path) -> None:
+    """Remove what dead processes left; in a sticky folder another user's file has to stay."""
+    with suppress(OSError):
         disk.remove_abandoned(folder)
 
 

@@ -1,5 +1,6 @@
 """Results on disk: those of one run, whole, or refused with the command that mends them."""
 
+import errno
 import hashlib
 import os
 import re
@@ -332,6 +333,23 @@ def test_only_what_dead_processes_left_is_cleared(tmp_path):
             (folder / name).touch()
     prepare(tmp_path)
     assert left(tmp_path) == {alive, f"heads/net/{alive}"}
+
+
+def test_what_another_user_left_does_not_stop_a_stage(tmp_path, monkeypatch):
+    """In a sticky folder it cannot be removed; cleaning is a courtesy."""
+    foreign = tmp_path / disk.temporary_name().replace(f"-{os.getpid()}-", f"-{DEAD}-")
+    foreign.touch()
+    real = disk.unlink
+
+    def unlink(path):
+        if path == foreign:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+        real(path)
+
+    monkeypatch.setattr(disk, "unlink", unlink)
+    prepare(tmp_path)
+    write_file(tmp_path / "out.csv", b"x")
+    assert left(tmp_path) == {foreign.name, "out.csv", "out.csv.sha256"}
 
 
 def test_results_are_for_their_owner_alone(tmp_path):
