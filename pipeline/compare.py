@@ -27,9 +27,9 @@ from pipeline.errors import (
     MissingFeaturesError,
     MissingResultsError,
     ModelError,
+    PipelineError,
     ResultsError,
     UnknownNameError,
-    WeightsError,
 )
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.clinical import clinical
@@ -51,7 +51,7 @@ from pipeline.evaluation.predictions import (
     predictions_of,
 )
 from pipeline.evaluation.selection import bbc_cv
-from pipeline.features.load import FeatureTable, load_features
+from pipeline.features.load import FeatureTable, feature_tables
 from pipeline.heads import HeadSpec, all_heads
 from pipeline.heads.fit_cache import code_version, digest_of, fit_file, fit_keys, read_fit
 from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_preprocessing
@@ -194,13 +194,9 @@ def compare(
         file = b"" if heads.figures else predictions_file({heads.backbone: heads.predictions()})
         on_scores(_record(run, samples, leaks, [*scored, heads]), file)
 
-    for choice in study.variants:
-        try:
-            features = load_features(study, choice, samples)
-        except (MissingFeaturesError, WeightsError) as reason:
-            _LOG.warning("%s is left out: %s", choice.name, reason)
-            failures = {"all heads": str(reason)}
-            scored.append(_Heads(backbone=choice.name, samples=samples, failures=failures))
+    for backbone, features in feature_tables(study, samples):
+        if isinstance(features, PipelineError):
+            scored.append(_left_out(run, backbone, samples, features))
             continue
         samples = features.samples
         heads = _reuse(run, features)
@@ -246,6 +242,18 @@ def _plan(study: Study, options: CompareOptions) -> _Run:
         specs={name: table[name] for name in names},
         seeds=tuple(range(study.seed, study.seed + max(1, options.seeds))),
         earlier=earlier,
+    )
+
+
+def _left_out(run: _Run, backbone: str, samples: Samples, reason: PipelineError) -> _Heads:
+    """A backbone without features; its heads of an earlier run stay on the disk."""
+    folder = f"heads/{as_file_name(backbone)}/"
+    earlier = run.earlier.digests if run.earlier else {}
+    return _Heads(
+        backbone=backbone,
+        samples=samples,
+        failures={"all heads": str(reason)},
+        files={name: digest for name, digest in earlier.items() if name.startswith(folder)},
     )
 
 

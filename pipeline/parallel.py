@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from pipeline.errors import EngineError
+
 T = TypeVar("T")
 _FORKS = sys.platform == "linux"
 _in_worker = False
@@ -58,7 +60,7 @@ class _Worker:
         except (EOFError, ConnectionError):
             self._process.join()
             code = self._process.exitcode
-            return ChildProcessError(f"its process has ended ({code}): is there enough memory?")
+            return EngineError(f"a process has ended ({code}): is there enough memory?")
 
     def is_alive(self) -> bool:
         """Whether it can be asked for more."""

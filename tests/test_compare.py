@@ -12,10 +12,11 @@ import pytest
 
 import pipeline.compare as compare_module
 import pipeline.features.backbones as backbones_module
+import pipeline.features.load as load_module
 from cache.store import FeatureStore
 from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
 from pipeline.data.patients import FIT
-from pipeline.errors import MissingFeaturesError, UnknownNameError
+from pipeline.errors import MissingFeaturesError, UnknownNameError, WeightsError
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.metrics import METRICS
 from pipeline.evaluation.paired_tests import correlated_t
@@ -228,6 +229,20 @@ def test_a_backbone_without_features_is_reported_and_the_others_go_on(study):
     assert "have no features of tiny yet" in failure["reason"]
 
 
+def test_a_backbone_that_is_left_out_keeps_its_heads(study):
+    """Its weights may be on a disk that is not mounted today."""
+    two = replace(study, backbones=(study.backbones[0], replace(study.backbones[0], name="tiny2")))
+    extract(two, OPTIONS)
+    compare(two, only("linear"))
+    (model,) = study.results.glob("heads/tiny2/linear/model.json")
+    lost = replace(two.backbones[1], weights=str(study.results / "not mounted.pth"))
+    record = compare(replace(two, backbones=(two.backbones[0], lost)), only("linear"))
+    assert [entry["backbone"] for entry in record["backbones"]] == ["tiny"]
+    assert model.exists()
+    with pytest.raises(WeightsError, match="not mounted"):
+        compare(replace(two, backbones=(lost,)), only("linear"))
+
+
 def test_backbones_side_by_side_are_a_variant_like_any_other(study):
     """Twice the columns, the same images, an entry of its own; stage 1 knows nothing of it."""
     tiny = study.backbones[0]
@@ -276,7 +291,7 @@ def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
         label[target[0]] = 1
         return replace(features, samples=replace(features.samples, label=label))
 
-    monkeypatch.setattr(compare_module, "load_features", rare)
+    monkeypatch.setattr(load_module, "load_features", rare)
     row = rows_of(compare(study, only("linear", "prior")), "target")["prior"]
     assert set(row["differences"]) == {"accuracy"}
 
@@ -302,7 +317,7 @@ def other_features(features):
 
 def fitted(study, monkeypatch, change=lambda features: features):
     """Every fit, and whatever the record says that rests on the fit split alone."""
-    load, fits = compare_module.load_features, {}
+    load, fits = load_module.load_features, {}
 
     class Watched(Fitting):
         def out_of_fold(self, *arguments):
@@ -310,7 +325,7 @@ def fitted(study, monkeypatch, change=lambda features: features):
             return dict(fits)
 
     with monkeypatch.context() as patched:
-        patched.setattr(compare_module, "load_features", lambda *given: change(load(*given)))
+        patched.setattr(load_module, "load_features", lambda *given: change(load(*given)))
         patched.setattr(compare_module, "Fitting", Watched)
         record = compare(study, replace(SMALL, thorough=True, repeats=2))
     (backbone,) = record["backbones"]

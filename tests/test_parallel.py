@@ -85,7 +85,7 @@ def test_a_job_that_never_ends_is_given_up_and_its_place_taken():
 def test_a_process_that_dies_costs_its_own_job_alone():
     """As when memory runs out."""
     died, *others = run_each([lambda: os.kill(os.getpid(), signal.SIGKILL), int, int])
-    assert str(died) == "its process has ended (-9): is there enough memory?"
+    assert str(died) == "a process has ended (-9): is there enough memory?"
     assert others == [0, 0]
 
 

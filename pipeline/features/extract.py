@@ -204,7 +204,9 @@ def _go_on(choice: BackboneChoice, failures: dict[str, Exception]) -> Iterator[N
     try:
         yield
     except (PipelineError, CanaryError) as failure:
-        failures[choice.name] = failure
+        # Its traceback would keep the engine and its memory, which the next backbone needs.
+        failures[choice.name] = failure.with_traceback(None)
+        failure.__cause__ = failure.__context__ = None
         _LOG.warning("%s: %s", choice.name, failure)
 
 
@@ -354,9 +356,11 @@ def start_network(
         fingerprint=replace(recipe, cut=cuts).fingerprint,
         weights=file_digest(weights),
     )
-    started = start_engine(build, engine, recipe.precision, converted=converted, images=images)
+    with _named_failure():
+        started = start_engine(build, engine, recipe.precision, converted=converted, images=images)
     try:
-        canaries = np.split(canary_features(started, policy), _edges(stores), axis=-1)
+        with _named_failure():
+            canaries = np.split(canary_features(started, policy), _edges(stores), axis=-1)
         for store, rows in zip(stores, canaries, strict=True):
             check_canaries(store.path, store.recipe, rows, provenance=started.provenance())
             _warn_if_full(store, images * rows[0].nbytes)
@@ -487,13 +491,22 @@ def run_batches(batches: Iterable[Batch], engine: Engine) -> Iterator[tuple[list
         yield _finished(*under_way.popleft())
 
 
-def _finished(keys: list[bytes | None], wait: Wait) -> tuple[list[bytes], Features]:
+@contextmanager
+def _named_failure() -> Iterator[None]:
+    """What torch and OpenVINO raise, as an error of ours."""
     try:
-        features = wait()
+        yield
+    except PipelineError:
+        raise
     except RuntimeError as cause:
         text = first_line(cause)
         hint = "; try --batch-size with a smaller number" if "memory" in text.lower() else ""
         raise EngineError(f"the engine failed: {text}{hint}") from cause
+
+
+def _finished(keys: list[bytes | None], wait: Wait) -> tuple[list[bytes], Features]:
+    with _named_failure():
+        features = wait()
     usable = [row for row, key in enumerate(keys) if key is not None]
     return [key for key in keys if key is not None], features[usable]
 

@@ -1,7 +1,7 @@
 """Samples joined to their features, and the store that a study's choice of backbone means."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from pipeline.errors import (
     MissingFeaturesError,
     MissingResultsError,
     NoImagesError,
+    PipelineError,
     StudyError,
     UnknownNameError,
     WeightsError,
@@ -145,6 +146,30 @@ def load_features(
         X=mean_of_views(rows),
         views=rows if rows.ndim == 3 else None,
     )
+
+
+def feature_tables(
+    study: Study, samples: Samples
+) -> Iterator[tuple[str, FeatureTable | PipelineError]]:
+    """By name, the features of each backbone of a study, or why it has none.
+
+    Raises:
+        MissingFeaturesError: No backbone has features.
+        WeightsError: The same, and those of the first are not here.
+    """
+    reasons: list[PipelineError] = []
+    for choice in study.variants:
+        try:
+            table = load_features(study, choice, samples)
+        except (MissingFeaturesError, WeightsError) as reason:
+            _LOG.warning("%s is left out: %s", choice.name, reason)
+            reasons.append(reason)
+            yield choice.name, reason
+        else:
+            samples = table.samples
+            yield choice.name, table
+    if len(reasons) == len(study.variants):
+        raise reasons[0]
 
 
 def mean_of_views(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import Fold as FoldRows
 from pipeline.data.patients import patient_folds
+from pipeline.errors import EngineError
 from pipeline.heads import HeadSpec
 from pipeline.heads.base import PreprocessedHead
 from pipeline.heads.preprocessing import fit_in_blocks, row_blocks, transform_in_blocks
@@ -389,9 +390,7 @@ def _choices(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 def _reason(cause: BaseException) -> str:
     """What is shown of an exception; its kind too where that is a surprise."""
-    expected = isinstance(
-        cause, ValueError | TimeoutError | ChildProcessError | np.linalg.LinAlgError
-    )
+    expected = isinstance(cause, ValueError | TimeoutError | EngineError | np.linalg.LinAlgError)
     text = " ".join(str(cause).split())[:_LONGEST_REASON]
     return text if expected and text else f"{type(cause).__name__}: {text}".rstrip(": ")
 

@@ -25,11 +25,11 @@ from pipeline.data.index import stored_facts
 from pipeline.data.leaks import check_leaks, overlaps, refuse_leaks
 from pipeline.data.patients import one_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
-from pipeline.errors import MissingFeaturesError, PipelineError, StudyError, WeightsError
+from pipeline.errors import PipelineError, StudyError
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.evaluation.separability import DomainAUC
-from pipeline.features.load import FeatureTable, load_features
+from pipeline.features.load import FeatureTable, feature_tables
 from pipeline.parallel import run_parallel
 from pipeline.results import prepare, write_set
 from pipeline.shift.adapt_eval import (
@@ -147,14 +147,12 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     prepare(study.results)
     samples, _ = load_samples(study, options.samples)
     analyses: dict[str, _Analysis] = {}
-    for choice in study.variants:
-        try:
-            table = load_features(study, choice, samples)
-        except (MissingFeaturesError, WeightsError) as reason:
-            skipped = [_skipped(choice.name, target.name, 0, reason) for target in study.targets]
-            analyses[choice.name] = _Analysis([], skipped)
+    for backbone, table in feature_tables(study, samples):
+        if isinstance(table, PipelineError):
+            skipped = [_skipped(backbone, target.name, 0, table) for target in study.targets]
+            analyses[backbone] = _Analysis([], skipped)
         else:
-            analyses[choice.name] = _analyse_backbone(study, table, options)
+            analyses[backbone] = _analyse_backbone(study, table, options)
     entries = [entry for analysis in analyses.values() for entry in analysis.entries]
     skipped = [entry for analysis in analyses.values() for entry in analysis.skipped]
     if not entries:
@@ -239,7 +237,6 @@ def _entry_or_reason(*arguments: Any, **named: Any) -> _Record | str:
 
 
 def _skipped(backbone: str, target: str, images: int, reason: object) -> _Record:
-    _LOG.warning("%s on %s is not compared: %s", target, backbone, reason)
     return {"backbone": backbone, "target": target, "images": images, "reason": str(reason)}
 
 

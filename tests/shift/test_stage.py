@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
+import pipeline.features.load as load_module
 from pipeline import report
 from pipeline.errors import StudyError
 from pipeline.evaluation.predictions import read_predictions
@@ -228,7 +229,7 @@ def test_other_labels_of_the_target_move_no_prediction(study, monkeypatch):
         monkeypatch.setattr(stage, name, keeping(getattr(stage, name)))
     monkeypatch.setattr(stage, "score", stop)
     for load in (load_features, relabelled):
-        monkeypatch.setattr(stage, "load_features", load)
+        monkeypatch.setattr(load_module, "load_features", load)
         with pytest.raises(StillSealedError):
             analyse(only(study, "there"), SHORT)
     assert len(made) == 6
@@ -263,7 +264,7 @@ def few_in(domain: str, patients: dict[int, int], table: FeatureTable) -> Featur
 def test_a_few_patients_go_through(study, monkeypatch, domain, patients, labels):
     """Two of a target are enough for every step, and two of a class of the source."""
     monkeypatch.setattr(
-        stage, "load_features", lambda *given: few_in(domain, patients, load_features(*given))
+        load_module, "load_features", lambda *given: few_in(domain, patients, load_features(*given))
     )
     asked = replace(only(study, "there", labels=labels), subgroups=())
     (target,) = targets_of(asked)
