@@ -102,7 +102,8 @@ def run_each(
     """What the jobs return or raise, in their order.
 
     Args:
-        jobs: See :func:`run_parallel`. One alone has all cores.
+        jobs: See :func:`run_parallel`. One alone has all cores, where it does not use
+            OpenMP.
         limit: Seconds after which a job is given up, with a ``TimeoutError``. Not kept where
             there are no forks: on macOS and Windows, in a worker, and after CUDA was started.
         done: Called after each job with its number and what it returned or raised.
@@ -180,7 +181,9 @@ def _serve(
     global _in_worker  # noqa: PLW0603 - it is true of the whole process
     _in_worker = True
     parents.close()
-    with threadpool_limits(threads), suppress(EOFError, BrokenPipeError):
+    # A fork has none of the threads of OpenMP, and would wait for a second one without end.
+    openmp = threadpool_limits(1, user_api="openmp")
+    with openmp, threadpool_limits(threads, user_api="blas"), suppress(EOFError, BrokenPipeError):
         while True:
             pipe.send_bytes(_pickled(_outcome(jobs[pipe.recv()])))
 
