@@ -1,6 +1,8 @@
-"""Images as they are found: what a folder holds, and the one way in which a file is read.
+"""Image files: which ones a folder holds, and each in memory, read once and decoded.
 
-Only what is regular, visible and inside the folder is ever opened.
+A walk opens only what is regular, visible and inside the folder. :func:`read_file` is the one
+way in which a file is read; the key, the picture and the facts of an image come from the same
+bytes (:class:`Content`).
 """
 
 import errno
