@@ -19,6 +19,8 @@ from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_pre
 from pipeline.shift.stage import HEAD, SHIFT_PROBABILITIES
 from pipeline.study import SOURCE, Study
 
+#: Version of the layout of ``findings_<stage>.json``; it rises when a field changes its meaning.
+SCHEMA = 1
 Record = dict[str, Any]
 
 
@@ -42,7 +44,7 @@ def compare_findings(stage: str, study: Study, records: Mapping[str, Record]) ->
     adjusted = iter(holm([row["p"] for row in tested]).tolist())
     for row in rows:  # p may be 0
         row["p_adjusted"] = None if row["p"] is None else next(adjusted)
-    return {"study": study.name, "stage": stage, "rows": rows}
+    return {"schema": SCHEMA, "study": study.name, "stage": stage, "rows": rows}
 
 
 def _of_heads(study: Study, record: Record) -> Iterator[Record]:

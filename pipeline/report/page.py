@@ -38,6 +38,8 @@ STAGES: Mapping[str, tuple[int | None, str]] = MappingProxyType(
         "features": (None, "Stored features"),
     }
 )
+#: The layout of a table over findings that is read here.
+FINDINGS_LAYOUT = 1
 #: The head that ``shift`` analyses, whichever is best.
 _LINEAR = "linear"
 #: What a section is made of, as the template takes it.
@@ -112,7 +114,11 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
     for stage, (_, title) in STAGES.items():
         try:
             record = read_set(study.results / f"findings_{stage}.json", stage).record
-            blocks = list(_unfolded(parts_of("findings", record)))
+            if record.get("schema") == FINDINGS_LAYOUT:
+                blocks = list(_unfolded(parts_of("findings", record)))
+            else:
+                text = _of_another_version(f"findings_{stage}.json", stage)
+                blocks = [{"kind": "text", "text": text}]
         except MissingResultsError:
             continue
         except ResultsError as cause:
@@ -140,9 +146,7 @@ def _read(results: Path) -> tuple[dict[str, ResultSet], list[str]]:
             if of_stage.record.get("schema") == layout:
                 sets[name] = of_stage
             else:
-                missing.append(
-                    f"{name}.json is of another version; run headrace {name} STUDY again"
-                )
+                missing.append(_of_another_version(f"{name}.json", name))
         except MissingResultsError:
             missing.append(f"{name} has not been run; run headrace {name} STUDY")
         except ResultsError as cause:
@@ -153,6 +157,10 @@ def _read(results: Path) -> tuple[dict[str, ResultSet], list[str]]:
             "Start with headrace features STUDY, then headrace heads STUDY"
         )
     return sets, missing
+
+
+def _of_another_version(file: str, stage: str) -> str:
+    return f"{file} is of another version; run headrace {stage} STUDY again"
 
 
 def _record_file(results: Path, stage: str) -> Path:

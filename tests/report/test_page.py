@@ -21,10 +21,11 @@ from pipeline.audit.contact_sheet import SheetEntry, draw_sheet
 from pipeline.cli import main
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import predictions_file, read_predictions
+from pipeline.findings import compare_findings
 from pipeline.report import parts_of
 from pipeline.report.figures import FIGURES
 from pipeline.report.figures.style import image_bytes, new_figure
-from pipeline.report.page import STAGES, write_index, write_page
+from pipeline.report.page import FINDINGS_LAYOUT, STAGES, write_index, write_page
 from pipeline.report.pictures import SIDE, error_sheet, strips
 from pipeline.report.summary import page_head
 from pipeline.report.table import Table, format_value
@@ -273,6 +274,16 @@ def test_an_index_over_findings_names_a_table_that_is_damaged(study):
     assert f"Edema : {written['sentence']}" in page.text
 
 
+def test_an_index_over_findings_names_a_table_of_another_version(study):
+    """Its rows may have other fields; a table without a version is older than all."""
+    file = study.results / "findings_heads.json"
+    table = {"study": "tiny", "stage": "heads", "rows": [{"finding": "Edema"}]}
+    for version in ({}, {"schema": FINDINGS_LAYOUT + 1}):
+        write_set(file, version | table)
+        page = Page(Path(write_index(study, {"Edema": write_page(study)})["file"]).read_text())
+        assert "findings_heads.json is of another version; run headrace heads STUDY" in page.text
+
+
 def _other_features(study):
     values = record(study, "features")
     values["backbones"][0]["fingerprint"] = "0" * 64
@@ -477,3 +488,4 @@ def test_the_page_reads_the_layouts_that_are_written(study):
     """Where a layout rises, its tables must be looked at."""
     written = {name: record(study, name).get("schema") for name in STAGES}
     assert {name: layout for name, (layout, _) in STAGES.items()} == written
+    assert compare_findings("heads", study, {})["schema"] == FINDINGS_LAYOUT
