@@ -5,13 +5,13 @@ p values are small by chance: they are adjusted over all rows of the table (Holm
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from pipeline.evaluation.auroc import paired_delong
+from pipeline.evaluation.compare_heads import AUROC_PATIENTS
 from pipeline.evaluation.intervals import difference_p, share_of
 from pipeline.evaluation.metrics import weighted_auroc
 from pipeline.evaluation.paired_tests import holm
@@ -57,10 +57,9 @@ def _of_heads(study: Study, record: Record) -> Iterator[Record]:
             best = domain["rows"][0]
             rows = (kept.domain == domain["domain"]) & (kept.split == domain["role"])
             label, score = kept.label[rows], proba[best["head"]][rows, 1]
-            p = None
-            with suppress(ValueError):  # too few patients
-                chance = np.full(len(score), 1 / 2)
-                p = paired_delong(label, score, chance, group=kept.patient[rows])
+            patient, chance = kept.patient[rows], np.full(len(score), 1 / 2)
+            rarest = min(np.unique(patient[label == k]).size for k in (0, 1))
+            is_tested = rarest >= AUROC_PATIENTS
             yield {
                 "backbone": entry["backbone"],
                 "domain": domain["domain"],
@@ -70,7 +69,7 @@ def _of_heads(study: Study, record: Record) -> Iterator[Record]:
                 "head": best["head"],
                 "accuracy": best["scores"].get("accuracy"),
                 "auroc": best["scores"].get("auroc"),
-                "p": p,
+                "p": paired_delong(label, score, chance, group=patient) if is_tested else None,
             }
 
 

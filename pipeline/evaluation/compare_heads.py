@@ -33,9 +33,9 @@ from pipeline.randomness import stream
 COMPARED_BY = ("accuracy", "auroc")
 #: Metrics that are no share of images.
 _NO_SHARES = ("brier", "log_loss", "ece")
-#: Patients of each class that a comparison by AUROC needs: of fewer the normal law of DeLong's
+#: Patients of each class that a test by AUROC needs: of fewer the normal law of DeLong's
 #: test is not to be believed, and p may be 1e-25 for three patients.
-_AUROC_PATIENTS = 10
+AUROC_PATIENTS = 10
 
 _Key = TypeVar("_Key", bound=Hashable)
 
@@ -226,7 +226,7 @@ def _comparable(data: DomainData, proba: Proba) -> list[str]:
     """Metrics to compare by; no area where the rarest class is in too few patients."""
     label = data.labelled()
     rarest = min(len(np.unique(data.group[label == k])) for k in range(proba.shape[1]))
-    return [metric for metric in COMPARED_BY if metric != "auroc" or rarest >= _AUROC_PATIENTS]
+    return [metric for metric in COMPARED_BY if metric != "auroc" or rarest >= AUROC_PATIENTS]
 
 
 def confidence_sets(
