@@ -175,13 +175,13 @@ def test_an_unchanged_run_scores_nothing_again_and_keeps_its_figures(study, monk
 def test_a_class_of_another_name_is_in_the_saved_heads(study, monkeypatch):
     """Labels and features are the same, but ``predict`` tells people the name."""
     compare(study, only("linear", "prior"))
-    load = compare_module.load_features
+    load = load_module.load_features
 
     def renamed(*arguments):
         features = load(*arguments)
         return replace(features, samples=replace(features.samples, classes=("a", "ill")))
 
-    monkeypatch.setattr(compare_module, "load_features", renamed)
+    monkeypatch.setattr(load_module, "load_features", renamed)
     compare(study, only("linear", "prior"))
     assert load_head(head_folder(study.results, "tiny", "linear")).classes == ("a", "ill")
 
@@ -281,7 +281,7 @@ def test_another_preprocessing_is_another_fit(study):
 
 def test_one_image_of_a_class_costs_no_table(study, monkeypatch):
     """No variance, so no comparison by AUROC; everything else is there."""
-    load = compare_module.load_features
+    load = load_module.load_features
 
     def rare(*arguments):
         features = load(*arguments)
