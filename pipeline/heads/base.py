@@ -15,7 +15,7 @@ class Parameters:
     """
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: FBT001, FBT002 - as there
-        """Arguments of the constructor by name; none has parameters of its own."""
+        """Arguments of the constructor by name, whatever ``deep``; not the parameters of these."""
         del deep
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 

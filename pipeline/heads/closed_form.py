@@ -161,7 +161,7 @@ class RidgeHead(Head):
     Attributes:
         classes_: Class labels, shape ``(K,)``.
         best_params_: The chosen penalty.
-        settled_params_: What the constructor takes to make the same choice again.
+        fixed_params_: What the constructor takes to make the same choice again.
         coef_: Shape ``(d, K)``.
         intercept_: Shape ``(K,)``.
         calibration_: See :class:`pipeline.heads.calibration.Calibration`.
@@ -204,7 +204,7 @@ class RidgeHead(Head):
         ]
         self.best_params_ = {"penalty": self.penalties[best]}
         self.calibration_ = calibrations[best]
-        self.settled_params_ = {
+        self.fixed_params_ = {
             "penalties": (self.penalties[best],),
             "calibration": self.calibration_,
         }
@@ -336,7 +336,7 @@ class PrototypeHead(Head):
         classes_: Class labels, shape ``(K,)``.
         means_: Mean of the unit rows of each class, shape ``(K, d)``.
         calibration_: See :class:`pipeline.heads.calibration.Calibration`; its offsets are zero.
-        settled_params_: What the constructor takes to make the same choice again.
+        fixed_params_: What the constructor takes to make the same choice again.
     """
 
     def __init__(self, *, calibration: Calibration | None = None) -> None:
@@ -359,7 +359,7 @@ class PrototypeHead(Head):
             patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
             held_out = _held_out_cosines(rows, share, sums, patients)
             self.calibration_ = fit_calibration(held_out, labels, offsets=False)
-        self.settled_params_ = {"calibration": self.calibration_}
+        self.fixed_params_ = {"calibration": self.calibration_}
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:

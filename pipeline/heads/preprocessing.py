@@ -46,7 +46,8 @@ def transform_in_blocks(
     return np.empty((0, X.shape[1]), np.float32) if out is None else out
 
 
-#: To add one: a line here; it makes an unfitted scikit-learn transformer.
+#: To add one: a line here, which makes an unfitted transformer: one of scikit-learn's, or one
+#: with its ``fit`` and ``transform``, whose type is then named in ``objects.TRUSTED``.
 PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
     {
         STANDARDISE: Standardiser,

@@ -95,8 +95,8 @@ def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:
     """
     label = data.labelled()
     folds = patient_folds(label, data.group, seed=seed)
-    many = len(data) > MANY_ROWS or len(data) * (label.max() + 1) > MANY_SCORES
-    return folds[:1] if many else folds
+    large = len(data) > MANY_ROWS or len(data) * (label.max() + 1) > MANY_SCORES
+    return folds[:1] if large else folds
 
 
 class Fitting:
@@ -138,7 +138,7 @@ class Fitting:
         self.seeds, self.preprocessing, self.limit = seeds, preprocessing, limit
         self.failures: dict[str, str] = {}
         self.seconds = dict.fromkeys(specs, 0.0)
-        self._settled: dict[str, Mapping[str, Any]] = {}
+        self._fixed: dict[str, Mapping[str, Any]] = {}
         self._held_out: dict[str, Proba] = {}
         self._progress: Progress
 
@@ -167,19 +167,19 @@ class Fitting:
         with Progress("heads", unit="fits") as self._progress:
             folds = self._folds(self.seeds[0]) if searched else []
             outside = [fold.outside for fold in folds]
-            of_folds = self._jobs_of_folds(searched, folds, self.seeds[0])
-            many = len(folds) == 1  # then the fold and all rows are not held at the same time
-            held_out = self._run(of_folds) if many else []
-            if many:
-                del folds, of_folds[:]
-            whole = self._whole(X, predicted, validation)
+            fold_jobs = self._jobs_of_folds(searched, folds, self.seeds[0])
+            one_fold = len(folds) == 1  # then it and all rows are not held at the same time
+            held_out = self._run(fold_jobs) if one_fold else []
+            if one_fold:
+                del folds, fold_jobs[:]
+            fit_all_rows = self._prepare_all_rows(X, predicted, validation)
             # What needs no choice is fitted beside the folds of what does.
-            jobs = self._jobs_of_seeds(chosen, whole)
-            results = self._run([*jobs, *of_folds])
+            jobs = self._jobs_of_seeds(chosen, fit_all_rows)
+            results = self._run([*jobs, *fold_jobs])
             by_choice = self._held_out_proba(searched, outside, held_out or results[len(jobs) :])
             losses = {name: _log_losses(p, self.data.labelled()) for name, p in by_choice.items()}
             best = {name: grids[name][int(np.argmin(loss))] for name, loss in losses.items()}
-            jobs_of_chosen = self._jobs_of_seeds(best, whole)
+            jobs_of_chosen = self._jobs_of_seeds(best, fit_all_rows)
             results = [*results[: len(jobs)], *self._run(jobs_of_chosen)]
         chosen |= best
         fits: dict[str, Fit] = {}
@@ -188,7 +188,7 @@ class Fitting:
             models, proba = zip(*(results[i] for i in of_head), strict=True)
             head = models[0].head
             # What was chosen once is kept out of fold, where patients are many.
-            self._settled[name] = {**chosen[name], **getattr(head, "settled_params_", {})}
+            self._fixed[name] = {**chosen[name], **getattr(head, "fixed_params_", {})}
             fits[name] = Fit(
                 models=models,
                 seeds=tuple(self.seeds[: len(models)]),
@@ -205,7 +205,7 @@ class Fitting:
         return fits
 
     def out_of_fold(self, fits: Mapping[str, Fit], repeats: int) -> dict[str, Fit]:
-        """The fits with ``out_of_fold``, where every fold of every division bears the head.
+        """The fits with ``out_of_fold``, where the head could be fitted in every fold.
 
         Args:
             fits: See :meth:`fit`.
@@ -218,7 +218,7 @@ class Fitting:
                 # The folds that parameters were chosen by are those of the first division.
                 stored = {} if repeat or nested else self._held_out
                 held_out = {name: proba for name, proba in stored.items() if name in fits}
-                again = {name: [self._settled[name]] for name in fits if name not in held_out}
+                again = {name: [self._fixed[name]] for name in fits if name not in held_out}
                 folds = self._folds(self.seeds[0] + repeat, "out of fold") if again else []
                 fit = _fit_nested if nested else _fit_choices
                 jobs = self._jobs_of_folds(again, folds, self.seeds[0] + repeat, fit)
@@ -300,20 +300,20 @@ class Fitting:
         outside: Sequence[NDArray[np.intp]],
         results: Sequence[Any],
     ) -> dict[str, Proba]:
-        """Probabilities ``(choices, n, K)`` of held-out rows, of heads that every fold bears."""
+        """Probabilities ``(choices, n, K)`` of held-out rows, of heads fitted in every fold."""
         y = self.data.labelled()
         by_head: dict[str, Proba] = {}
-        of_fold = iter(results)
+        remaining = iter(results)
         for name, grid in choices.items():
             proba = np.full((len(grid), len(y), int(y.max()) + 1), np.nan)
             for rows in outside:
-                if (held_out := next(of_fold)) is not None:
+                if (held_out := next(remaining)) is not None:
                     proba[:, rows] = held_out
             if outside and name in self.alive:
                 by_head[name] = proba
         return by_head
 
-    def _whole(
+    def _prepare_all_rows(
         self, X: NDArray[np.float32], predicted: NDArray[np.intp], validation: DomainData | None
     ) -> Callable[[str, Mapping[str, Any], int], tuple[Any, Proba]] | None:
         """What fits a head to all rows for a seed; None where these cannot be preprocessed."""
@@ -414,10 +414,10 @@ def _fit_choices(
 ) -> Proba:
     """Probabilities ``(choices, out, K)`` of the rows held out.
 
-    A choice that the rows of a fold cannot bear (more neighbours than rows) has NaN.
+    A choice that cannot be fitted to the rows of a fold (more neighbours than rows) has NaN.
 
     Raises:
-        ValueError: They can bear none.
+        ValueError: None can be fitted.
     """
     y, group = data.labelled()[fold.inside], data.group[fold.inside]
     shape = len(fold.outside), int(data.labelled().max()) + 1
@@ -444,14 +444,14 @@ def _fit_choices(
 
 def _fit_nested(
     spec: HeadSpec,
-    settled: Sequence[Mapping[str, Any]],
+    fixed: Sequence[Mapping[str, Any]],
     fold: _Fold,
     data: DomainData,
     seed: int,
 ) -> Proba:
     """Probabilities ``(1, out, K)`` of the rows held out, which have no part in any choice.
 
-    ``settled``, chosen by all rows, is taken where a class has too few patients in the fold to
+    ``fixed``, chosen by all rows, are taken where a class has too few patients in the fold to
     divide it once more.
     """
     choices = _choices(spec.grid)
@@ -459,7 +459,7 @@ def _fit_nested(
         best = _best_inside(spec, choices, fold, data, seed) if len(choices) > 1 else choices[0]
         return _fit_choices(spec, [best], fold, data, seed)
     except ValueError:
-        return _fit_choices(spec, settled, fold, data, seed)
+        return _fit_choices(spec, fixed, fold, data, seed)
 
 
 def _best_inside(
@@ -508,7 +508,7 @@ def chosen_elsewhere(
 
 
 def _log_losses(by_choice: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Mean log loss of each choice on the rows held out; infinite where a fold cannot bear it."""
+    """Mean log loss of each choice on the rows held out; infinite where a fold could not fit it."""
     held_out = np.flatnonzero(np.isfinite(by_choice).all(axis=2).any(axis=0))
     of_label = by_choice[:, held_out, y[held_out]]
     loss = -np.log(np.maximum(of_label, _TINY)).mean(axis=1)

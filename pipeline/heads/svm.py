@@ -38,7 +38,7 @@ class SVMHead(Head):
         gamma_: Of the RBF kernel: one over the features' number and variance.
         calibration_: See :class:`pipeline.heads.calibration.Calibration`.
         best_params_: The chosen candidate.
-        settled_params_: What the constructor takes to make the same choice again.
+        fixed_params_: What the constructor takes to make the same choice again.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SVMHead(Head):
             best = int(np.argmin([calibration.loss for calibration in calibrations]))
             self.calibration_, (kernel, C) = calibrations[best], self.candidates[best]
         self.best_params_ = {"kernel": kernel, "C": C}
-        self.settled_params_ = {
+        self.fixed_params_ = {
             "candidates": ((kernel, C),),
             "calibration": self.calibration_,
         }

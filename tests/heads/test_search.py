@@ -96,10 +96,10 @@ def test_of_many_patients_what_a_head_chose_itself_is_not_chosen_again(name, mon
     data = made_up_rows(gap=1.0)
     fits, _ = fit(data, {name: HEADS[name]}, repeats=1)
     model = fits[name].models[0].head
-    assert model.settled_params_["calibration"] is model.calibration_
+    assert model.fixed_params_["calibration"] is model.calibration_
     inside, outside = patient_folds(data.label, data.group, seed=3)[0]
     scaler = StandardScaler().fit(data.features[inside])
-    again = HEADS[name].make(3).set_params(**model.settled_params_)
+    again = HEADS[name].make(3).set_params(**model.fixed_params_)
     again.fit(scaler.transform(data.features[inside]), data.label[inside])
     expected = again.predict_proba(scaler.transform(data.features[outside]))
     np.testing.assert_allclose(fits[name].out_of_fold[0, outside], expected, atol=1e-6)
@@ -141,7 +141,7 @@ def test_a_path_gives_what_its_heads_give_one_at_a_time(name):
         np.testing.assert_allclose(proba, alone.predict_proba(other), atol=2e-3)
 
 
-def test_a_choice_that_the_rows_cannot_bear_is_not_chosen():
+def test_a_choice_that_cannot_be_fitted_is_not_chosen():
     """Forty rows have no 45 neighbours in a fold; the head is fitted with fewer."""
     fits, _ = fit(made_up_rows(n=40, each=1), {"knn": HEADS["knn"]})
     assert fits["knn"].chosen["n_neighbors"] in {5, 15}
