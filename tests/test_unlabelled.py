@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
-from pipeline.data import leaks
+from pipeline.data import index
 from pipeline.data.near_copies import NearPair
 from pipeline.data.samples import UNLABELLED
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
@@ -92,7 +92,7 @@ def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatc
         rows = (int(np.flatnonzero(roles == "source fit")[0]), len(roles) - 1)
         return (NearPair(rows=rows, likeness=1.0, how="copy"),)
 
-    monkeypatch.setattr(leaks, "find_near_copies", one_pair)
+    monkeypatch.setattr(index, "find_near_copies", one_pair)
     report = audit(study, shortcuts=False)
     (pair,) = report["near_copies"]
     assert [image["label"] for image in pair["images"]] == ["a", "no label"]
