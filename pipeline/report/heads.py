@@ -131,7 +131,7 @@ def _open(rows: Sequence[Record]) -> str:
         if (patients := row["differences"].get("accuracy", {}).get("patients_to_settle"))
     }
     heads = ", ".join(f"{head} {patients:,}" for head, patients in needed.items())
-    text = f"Patients that would settle a difference which these leave open: {heads}."
+    text = f"Patients that would decide the differences left open: {heads}."
     return text if needed else ""
 
 

@@ -151,7 +151,7 @@ def test_an_open_difference_says_how_many_patients_would_settle_it(records):
         patients = {"mlp": 1240}.get(row["head"])
         row["differences"]["accuracy"] = {"patients_to_settle": patients}
     text = show("heads", records["heads"])
-    assert "which these leave open: mlp 1,240." in " ".join(text.split())
+    assert "decide the differences left open: mlp 1,240." in " ".join(text.split())
 
 
 def test_findings_are_grouped_and_advice_stands_once():
