@@ -349,6 +349,7 @@ def _score(run: _Run, heads: _Heads, fitting: Fitting, announce: Callable[[_Head
 def _save(run: _Run, heads: _Heads, features: FeatureTable) -> None:
     """Write every new head; one that cannot be saved is named with its reason."""
     samples, results = heads.samples, run.study.results
+    networks = _networks(features, run.study.backbones)
     for name, reason in heads.failures.items():
         _LOG.warning("%s on %s failed: %s", name, heads.backbone, reason)
     for name, fit in heads.fits.items():
@@ -359,7 +360,7 @@ def _save(run: _Run, heads: _Heads, features: FeatureTable) -> None:
             head=name,
             study=run.study.name,
             classes=tuple(printable(label) for label in samples.classes),
-            networks=_networks(features, run.study.backbones),
+            networks=networks,
             models=fit.models,
             seeds=fit.seeds,
             parameters=fit.chosen,

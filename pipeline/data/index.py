@@ -240,13 +240,10 @@ def near_copies(
         content.update(json.dumps(names.tolist()).encode())
     file = store_root / "index" / f"near-v{_NEAR_VERSION}" / f"{content.hexdigest()[:24]}.json"
     with suppress(OSError, ValueError):
-        data = disk.read_all(file)
-        body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-        if hashlib.sha256(body).digest() == digest:
-            return tuple(
-                NearPair(rows=(a, b), likeness=likeness, how=how)
-                for (a, b), likeness, how in json.loads(body)
-            )
+        return tuple(
+            NearPair(rows=(a, b), likeness=likeness, how=how)
+            for (a, b), likeness, how in json.loads(_read_checked(file))
+        )
     pairs = find_near_copies(small, roles, group)
     body = json.dumps([astuple(pair) for pair in pairs]).encode()
     with suppress(OSError, WriteFailedError):
@@ -266,17 +263,26 @@ def _facts_or_reason(entry: tuple[bytes, Item]) -> NDArray[Any] | str:
 
 
 def _read_facts(file: Path) -> NDArray[Any]:
-    """What was kept, if every byte of it is as it was written; nothing is parsed before."""
-    try:
-        data = disk.read_all(file)
-        body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-        if hashlib.sha256(body).digest() == digest:
-            records = np.load(io.BytesIO(body), allow_pickle=False)
-            if records.dtype == FACTS:
-                return np.asarray(records)
-    except (OSError, ValueError):
-        pass
+    """What was kept; none of a file that is damaged or of another version."""
+    with suppress(OSError, ValueError):
+        records = np.load(io.BytesIO(_read_checked(file)), allow_pickle=False)
+        if records.dtype == FACTS:
+            return np.asarray(records)
     return np.empty(0, FACTS)
+
+
+def _read_checked(file: Path) -> bytes:
+    """What was written before its digest; nothing is parsed before every byte is checked.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is damaged.
+    """
+    data = disk.read_all(file)
+    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        raise ValueError(f"{file} is damaged")
+    return body
 
 
 def _content_or_reason(item: Item, *, salt: bytes | None) -> RememberedFile | str:
