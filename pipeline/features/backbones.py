@@ -146,13 +146,22 @@ def _fill(network: "torch.nn.Module", state: State) -> None:
             if len(shape) == 4 and (given[1], shape[1]) == (1, 3):
                 hint = f"; for pictures of one channel there is {ONE_CHANNEL}"
             raise WeightsError(f"{name} has shape {given}, the network's has {shape}{hint}")
-    lacks, knows_not = network.load_state_dict(state, strict=False)
+    # Assigned, not copied: to copy, torch wakes all its threads for each of hundreds of tensors.
+    values = {k: t.to(wanted[k].dtype) if k in wanted else t for k, t in state.items()}
+    lacks, knows_not = network.load_state_dict(values, strict=False, assign=True)
     if lacks or knows_not:
         raise WeightsError(
             f"it has {len(both)} of the network's {len(wanted)} tensors"
             + (f", not {lacks[0]}" if lacks else "")
             + (f", and {len(knows_not)} others, such as {knows_not[0]}" if knows_not else "")
         )
+
+
+def _without_values() -> "torch.device":
+    """A network built inside draws no first values: the file has them all."""
+    import torch
+
+    return torch.device("meta")
 
 
 def _identity() -> "torch.nn.Module":
@@ -167,10 +176,11 @@ def _densenet121(state: State, *, channels: int = 3) -> "torch.nn.Module":
 
     # Files published before 2018 say norm.1 where the module is now called norm1.
     old = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
-    network = _torchvision().densenet121(weights=None)
-    if channels != 3:
-        first = network.features.conv0
-        network.features.conv0 = nn.Conv2d(channels, first.out_channels, 7, 2, 3, bias=False)
+    with _without_values():
+        network = _torchvision().densenet121(weights=None)
+        if channels != 3:
+            first = network.features.conv0
+            network.features.conv0 = nn.Conv2d(channels, first.out_channels, 7, 2, 3, bias=False)
     _load(network, {old.sub(r"\1\2", name): t for name, t in state.items()}, "classifier")
     return network  # type: ignore[no-any-return]
 
@@ -194,16 +204,18 @@ def _googlenet(state: State) -> "torch.nn.Module":
     ``transform_input`` is part of the network: torchvision sets it only when it is
     given its own ``weights=``, and without it features move by 129 % in norm.
     """
-    network = _torchvision().googlenet(
-        weights=None, transform_input=True, aux_logits=False, init_weights=False
-    )
+    with _without_values():
+        network = _torchvision().googlenet(
+            weights=None, transform_input=True, aux_logits=False, init_weights=False
+        )
     _load(network, {k: t for k, t in state.items() if not k.startswith("aux")}, "fc")
     network.dropout = _identity()
     return network  # type: ignore[no-any-return]
 
 
 def _resnet50(state: State) -> "torch.nn.Module":
-    network = _torchvision().resnet50(weights=None)
+    with _without_values():
+        network = _torchvision().resnet50(weights=None)
     _load(network, state, "fc")
     return network  # type: ignore[no-any-return]
 
