@@ -34,12 +34,21 @@ def trained(settings=SETTINGS, dropout=0.0, **options):
     return {name: value.cpu() for name, value in tensors(model).items()}, rows
 
 
+def assert_near(actual, expected, *, rtol=1e-2, atol=2e-3):
+    """Weights, but for the bias before the BatchNorm, and its mean, which take each other out.
+
+    The gradient of that bias is rounding alone, and Adam makes whole steps of it.
+    """
+    for name in expected.keys() - {"body.0.bias", "body.1.running_mean"}:
+        assert actual[name].dtype == expected[name].dtype
+        torch.testing.assert_close(actual[name], expected[name], rtol=rtol, atol=atol)
+
+
 def test_a_training_is_near_that_of_the_cpu():
     """In fp32, with the augmentation on the device; rows and batches are on it too."""
     (actual, rows), (expected, of_cpu) = trained(), trained(replace(SETTINGS, device="cpu"))
     assert held().batch(np.arange(3)).device.type == DEVICE
-    for name, value in expected.items():
-        torch.testing.assert_close(actual[name], value, rtol=1e-2, atol=2e-3)
+    assert_near(actual, expected)
     losses = [[row.validation_loss for row in h] for h in (rows, of_cpu)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-2)
 
@@ -48,10 +57,7 @@ def test_a_training_is_near_that_of_the_cpu():
 def test_other_precisions_are_near_fp32(precision):
     """Weights stay float32, and predictions are computed in it."""
     actual, rows = trained(replace(SETTINGS, precision=precision))
-    expected, _ = trained()
-    for name, value in expected.items():
-        assert actual[name].dtype == value.dtype
-        torch.testing.assert_close(actual[name], value, rtol=0.1, atol=0.02)
+    assert_near(actual, trained()[0], rtol=0.1, atol=0.02)
     assert all(np.isfinite(row.fit_loss) for row in rows)
 
 
@@ -79,8 +85,7 @@ def test_compiled_steps_are_near_plain_ones():
     """The last step of an epoch is not compiled; all count."""
     settings = replace(SETTINGS, batch_size=16, augmentation="none")
     actual, rows = trained(replace(settings, compile=True))
-    for name, value in trained(settings)[0].items():
-        torch.testing.assert_close(actual[name], value, rtol=1e-2, atol=2e-3)
+    assert_near(actual, trained(settings)[0])
     assert all(np.isfinite(row.fit_loss) for row in rows)
 
 
