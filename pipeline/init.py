@@ -15,7 +15,7 @@ from pipeline.data.images import HEAD_BYTES
 from pipeline.data.items import Item, Listing, read_file
 from pipeline.data.layouts import folders_in_classes, wrong_layout
 from pipeline.data.sources import scan
-from pipeline.data.tables import Row, read_rows
+from pipeline.data.tables import SUFFIXES, Row, read_rows
 from pipeline.errors import StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable
@@ -48,6 +48,7 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     notes: list[str] = []
     for name in backbones:
         check_backbone_name(name)
+    data = [_table_of_images(path, notes) or path for path in data]
     lines = [f"name = {_quoted(_study_name(output))}", "seed = 0"]
     if findings := _findings(data[0]):
         notes.append("[source] images have several findings; each is a study of its own")
@@ -60,6 +61,21 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return notes
+
+
+def _table_of_images(path: Path, notes: list[str]) -> Path | None:
+    """The table in a folder whose images are of no classes of their own; None elsewhere."""
+    tables = [f for f in path.glob("*") if f.suffix.lower() in SUFFIXES] if path.is_dir() else []
+    if not tables or len({item.label for item in scan(Domain(path=path)).items}) > 1:
+        return None
+    names = ", ".join(sorted(printable(table.name) for table in tables))
+    if len(tables) > 1:
+        raise StudyError(
+            f"{path} has no class folders, and tables: {names}. Give the one that has the classes: "
+            f"headrace init {path / 'NAME.csv'}"
+        )
+    notes.append(f"{path} has no class folders; the classes are taken from {names}")
+    return tables[0]
 
 
 def default_backbone() -> tuple[str, str]:

@@ -23,7 +23,8 @@ _LOG = logging.getLogger(__name__)
 _USUAL = {
     "path": ("path", "filepath", "imagepath", "filename", "file", "image", "imageindex", "imageid",
              "imagename", "dicompath", "isicid", "id"),
-    "label": ("label", "class", "target", "diagnosis", "finding", "findinglabels", "category"),
+    "label": ("label", "class", "target", "diagnosis", "finding", "findinglabels", "category",
+              "dx"),
     "patient": ("patient", "patientid", "subject", "subjectid", "patientnumber"),
     "domain": ("domain", "site", "hospital", "center", "centre", "institution"),
     "split": ("split", "fold", "subset", "partition"),
@@ -79,7 +80,8 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
             "%s: %s of %s left out: %s",
             *(domain.name, counted(without_class, "row"), table.file, why),
         )
-    others = Counter({"not in the table": len(images.items) - len(items)})
+    rows = "its rows of the table" if domain.table and domain.table.domain else "the table"
+    others = Counter({f"not in {rows}": len(images.items) - len(items)})
     ordered = tuple(sorted(items.values(), key=lambda item: item.path))
     return replace(images, items=ordered, ignored=Counter(images.ignored) + others)
 

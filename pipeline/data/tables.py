@@ -14,6 +14,7 @@ from pipeline.words import composed, printable
 
 _SEPARATORS = {".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
+SUFFIXES = (".csv", *_SEPARATORS, *_PARQUET)
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,19 @@ def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     assert "[source] 24 images, classes: a, b\n  a     12  p50" in text
 
 
+def test_init_takes_the_classes_from_a_table_beside_images_without_class_folders(tmp_path):
+    """As the HAM10000 set comes, whose classes are in the column dx; two tables are asked about."""
+    with_files(tmp_path / "img", "p1.png", "p2.png")
+    table = tmp_path / "metadata.csv"
+    table.write_text("image_id,dx,site\np1,nevus,vienna\np2,melanoma,vienna\n")
+    notes = write_study([tmp_path], tmp_path / "own.toml", ["densenet121"])
+    assert f"{tmp_path} has no class folders; the classes are taken from metadata.csv" in notes
+    assert load_study(tmp_path / "own.toml").source.table.file.samefile(table)
+    table.with_name("test.csv").write_text("image_id,dx\n")
+    with pytest.raises(StudyError, match=r"tables: metadata.csv, test.csv. Give the one"):
+        write_study([tmp_path], tmp_path / "other.toml", ["densenet121"])
+
+
 def test_results_and_stores_beside_the_classes_are_no_data(study_file):
     """A folder in which headrace has run is read as it was before; others of that name are data."""
     engine = EngineChoice(engine="torch", device="cpu")
