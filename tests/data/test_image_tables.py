@@ -129,9 +129,11 @@ def test_a_class_may_be_the_column_that_holds_a_one(root):
 
 
 def test_one_table_serves_several_hospitals(root):
-    """Each takes its rows; a name that is none of them is refused with those there are."""
+    """Each takes its rows, and does not name the others'; a name of none of them is refused."""
     text = "path,label,site\na/1.png,x,A\na/2.png,y,A\nb/3.png,x,B\n"
-    assert len(scan(domain(root, text, domain="A")).items) == 2
+    listing = scan(domain(root, text, domain="A"))
+    assert len(listing.items) == 2
+    assert listing.ignored == {"not in the table": 1}
     assert len(scan(domain(root, text, domain="B")).items) == 1
     with pytest.raises(StudyError, match=r"no row of domain 'C'; it has A, B"):
         scan(domain(root, text, domain="C"))
