@@ -151,3 +151,13 @@ def test_expected_false_alarms_are_those_of_classes_that_overlap(distance, least
         expected += finding.values.get("expected_false", 0.0)
     assert least <= listed <= most
     assert expected == pytest.approx(listed, rel=0.2, abs=10)
+
+
+def test_a_list_of_nothing_but_expected_false_alarms_is_no_finding():
+    """Classes that overlap widely: the images are counted, and not listed to be read again."""
+    truth = np.random.default_rng(0).permutation(np.arange(300) % 3)
+    features = np.random.default_rng(1).normal(size=(300, 3)) + np.eye(3)[truth]
+    (finding,) = check_labels(table(truth), features)
+    assert finding.severity == OK
+    assert "no more than they confuse where all labels are right" in finding.text
+    assert not finding.values
