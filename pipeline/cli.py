@@ -231,7 +231,7 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     @wraps(function)
     def run(study: Path, *, findings: tuple[str, ...], quiet: bool, **flags: Any) -> Any:
-        from pipeline.errors import PartsError, PipelineError
+        from pipeline.errors import PartsError, go_on
 
         whole = _load(study)
         parts = _parts(whole, findings)
@@ -240,16 +240,13 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
         if len(parts) > 1 and flags.get("write_exclude"):
             raise click.UsageError("--write-exclude writes the images of one --finding")
         records: dict[str, Any] = {}
-        failures: dict[str, PipelineError] = {}
+        failures: dict[str, Exception] = {}
         for number, (finding, part) in enumerate(parts.items(), start=1):
             _LOG.info("finding %d of %d: %s", number, len(parts), finding)
-            try:
+            with go_on(finding, failures):
                 records[finding] = function(part, quiet=quiet, **flags)
-            except PipelineError as failure:
-                failures[finding] = failure
-                _LOG.warning("%s: %s", finding, failure)
-                if failure.record:
-                    records[finding] = failure.record
+            if record := getattr(failures.get(finding), "record", None):
+                records[finding] = record
         # Of some findings alone p would be adjusted over too few, in the file of all.
         table = [] if findings else _over_findings(function.__name__, whole, records, quiet=quiet)
         result = {"findings": records, "table": table}
@@ -456,7 +453,6 @@ def init(
     "machine has, or on this machine alone. Images and stores lie in shared folders.",
 )
 @_strict_option
-@_conflicts_option
 @command
 def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """Run the frozen networks over images that are not stored yet.
@@ -467,9 +463,8 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     from pipeline.features.extract import ExtractOptions, extract
 
     loaded = _with_recipe(_load(study), flags)
-    strict, ray = flags.pop("strict"), flags.pop("ray")
-    samples = _samples(rehash=flags.pop("rehash"), allow_conflicts=flags.pop("allow_conflicts"))
-    options = ExtractOptions(engine=_engine(flags), samples=samples, strict=strict, ray=ray)
+    given = {name: flags.pop(name) for name in ("rehash", "strict", "ray")}
+    options = ExtractOptions(engine=_engine(flags), **given)
     try:
         record = asdict(extract(loaded, options))
     except PartsError as failure:

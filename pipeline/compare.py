@@ -27,7 +27,6 @@ from pipeline.errors import (
     MissingFeaturesError,
     MissingResultsError,
     ModelError,
-    PipelineError,
     ResultsError,
     UnknownNameError,
 )
@@ -67,7 +66,7 @@ from pipeline.words import as_file_name, printable, to_jsonable
 _LOG = logging.getLogger(__name__)
 HEADS_REPORT = "heads.json"
 #: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
-SCHEMA = 6
+SCHEMA = 7
 Record = dict[str, Any]
 
 
@@ -195,7 +194,7 @@ def compare(
         on_scores(_record(run, samples, leaks, [*scored, heads]), file)
 
     for backbone, features in feature_tables(study, samples):
-        if isinstance(features, PipelineError):
+        if isinstance(features, Exception):
             scored.append(_left_out(run, backbone, samples, features))
             continue
         samples = features.samples
@@ -245,7 +244,7 @@ def _plan(study: Study, options: CompareOptions) -> _Run:
     )
 
 
-def _left_out(run: _Run, backbone: str, samples: Samples, reason: PipelineError) -> _Heads:
+def _left_out(run: _Run, backbone: str, samples: Samples, reason: Exception) -> _Heads:
     """A backbone without features; its heads of an earlier run stay on the disk."""
     folder = f"heads/{as_file_name(backbone)}/"
     earlier = run.earlier.digests if run.earlier else {}
@@ -415,6 +414,7 @@ def _record(
             "preprocessing": run.options.preprocessing,
             "seeds": run.seeds,
             "unlabelled": dict(samples.unlabelled),
+            "failed_targets": samples.reasons,
             "leaks": [asdict(leak) for leak in leaks],
             "backbones": [one.entry for one in heads if one.entry],
             "failures": reasons("failures"),

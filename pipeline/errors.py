@@ -2,11 +2,16 @@
 
 Each says what was got, what is allowed and what to do next, and derives from the
 builtin that a Python caller would expect. The command line turns them into one
-line and an exit code; nothing else catches them.
+line and an exit code; before it, :func:`go_on` alone catches them, where one part of
+many must not cost the others.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+_LOG = logging.getLogger(__name__)
 
 
 class PipelineError(Exception):
@@ -100,8 +105,27 @@ class UnknownNameError(PipelineError, KeyError):
         return str(self.args[0])
 
 
+@contextmanager
+def go_on(part: str, failures: dict[str, Exception]) -> Iterator[None]:
+    """Take note of a part that fails, a target or a backbone, and say it: the others go on.
+
+    A full disk stops everything: it would fail them too.
+    """
+    from cache.errors import CacheError, WriteFailedError  # the store's array libraries come along
+
+    try:
+        yield
+    except WriteFailedError:
+        raise
+    except (PipelineError, CacheError) as failure:
+        # Its traceback would keep the engine and its memory, which the next backbone needs.
+        failures[part] = failure.with_traceback(None)
+        failure.__cause__ = failure.__context__ = None
+        _LOG.warning("%s: %s", part, failure)
+
+
 class PartsError(PipelineError, RuntimeError):
-    """A stage failed for some findings or backbones of a study; it was run for all."""
+    """A stage failed for some findings, targets or backbones of a study; it was run for all."""
 
     def __init__(self, failures: Mapping[str, Exception], record: Mapping[str, Any]) -> None:
         """Name each part with its reason; the exit code is the one of the first."""

@@ -175,13 +175,16 @@ class _Table:
             self.fail(f"{self.where} {key} = {value!r}: allowed is a list of {what}")
         return tuple(value)
 
-    def path(self, key: str, hint: str) -> Path | None:
-        """The file that a key names, which must be there; None where the key is missing."""
+    def path(self, key: str, hint: str, *, later: bool = False) -> Path | None:
+        """The file that a key names; None where the key is missing.
+
+        It must be there, or is looked for ``later``, when it is read.
+        """
         name = self.get(key)
         if name is None:
             return None
         file = self.file.parent / str(name)
-        if not os.path.isfile(file):  # noqa: PTH113 - of what no path can be, Path raises
+        if not later and not os.path.isfile(file):  # noqa: PTH113 - of what no path can be, Path raises
             self.fail(f"{self.where} {key}: there is no file {_short(str(file))}; {hint}")
         return file
 
@@ -303,11 +306,11 @@ def _domain(table: _Table, name: str = "") -> dict[str, Any]:
             table.fail(f"{table.where} group = {group}: a column needs table = FILE")
         images = replace(images, columns={**images.columns, "patient": (group["column"],)})
     return {
-        "path": _path(table, images),
+        "path": _path(table, images, later=bool(name)),
         "table": images,
         "split": _split(table),
         "group": None if isinstance(group, dict) else group,
-        "attributes": table.path("attributes", hint) or table.path("table", hint),
+        "attributes": table.path("attributes", hint) or table.path("table", hint, later=True),
         "ignore": table.texts("ignore", 'patterns of paths below it, such as ["*/masks/*"]'),
         "window": _window(table),
         "frame": table.get("frame", allowed=_FRAMES),
@@ -321,8 +324,11 @@ def _split(table: _Table) -> str:
     return str(table.path("split", "allowed is a text file with a name of an image a line"))
 
 
-def _path(table: _Table, images: ImageTable | None) -> Path:
-    """Where the images are: the folder or ``.npz`` file, or where a table's paths start."""
+def _path(table: _Table, images: ImageTable | None, *, later: bool) -> Path:
+    """Where the images are: the folder or ``.npz`` file, or where a table's paths start.
+
+    Of a target they are looked for when they are read: then one fails, and not the study.
+    """
     key, other = ("images", "path") if "table" in table.values else ("path", "images")
     if other in table.values:
         table.fail(
@@ -331,7 +337,7 @@ def _path(table: _Table, images: ImageTable | None) -> Path:
         )
     path = table.get(key)
     if path is not None:
-        return _data(table, key, path)
+        return table.file.parent / path if later else _data(table, key, path)
     if images is None:
         table.fail(f'{table.where} has no path; write path = "FOLDER" or table = "FILE"')
     return images.file.parent
@@ -345,7 +351,7 @@ def _data(table: _Table, key: str, name: str) -> Path:
 
 
 def _image_table(table: _Table, name: str) -> ImageTable | None:
-    file = table.path("table", "allowed is a CSV, TSV or Parquet file")
+    file = table.path("table", "allowed is a CSV, TSV or Parquet file", later=bool(name))
     if file is None:
         path = str(table.get("path") or "")
         is_archive = path.lower().endswith(ARCHIVE)

@@ -248,6 +248,25 @@ def test_images_added_since_are_not_quietly_left_out(study_file):
     assert "4 of 65 images" in run("heads", study_file, "--only", "prior", code=5).stderr
 
 
+def test_a_target_that_cannot_be_used_is_named_by_every_stage(study_file):
+    """The others are extracted, scored, compared and audited all the same."""
+    text = study_file.read_text() + '[target.gone]\npath = "gone"\n'
+    study_file.write_text(text)
+    failed = run("features", study_file, *ENGINE, code=1)
+    assert "gone is not there" in failed.stderr
+    assert "gone" in record_of(Path("results/tiny/features.json"))["failures"]
+    assert "gone has no scores" in run("heads", study_file, "--only", "linear", "--quick").stdout
+    record = record_of(Path("results/tiny/heads.json"))
+    assert "is not there" in record["failed_targets"]["gone"]
+    assert [d["domain"] for d in record["backbones"][0]["domains"]] == ["source", "there"]
+    run("shift", study_file, "--quick", "--no-figures")
+    assert [
+        row["target"] for row in record_of(Path("results/tiny/shift.json"))["not_compared"]
+    ] == ["gone"]
+    audited = run("audit", study_file, "--no-shortcuts", *ENGINE)
+    assert re.search(r"all checks +gone +not checked", audited.stdout)
+
+
 def test_cache_ls_verify_compact(study_file):
     """Each says what it found, also as JSON."""
     run("features", study_file, *ENGINE)
@@ -373,8 +392,8 @@ def test_nothing_usable_is_exit_code_two(study_file):
         file.write_text(f"no image {file}")
     result = run("features", study_file, *ENGINE, code=2)
     assert "there: none of its images can be used; first: " in result.stderr
-    result = run("heads", study_file, "--only", "prior", code=2)
-    assert "there: none of the images" in result.stderr
+    result = run("heads", study_file, "--only", "prior")
+    assert "there has no scores" in result.stdout
 
 
 def test_a_bad_image_that_was_replaced_is_not_left_out(study_file):

@@ -85,7 +85,7 @@ def test_the_file_says_what_is_returned(study):
     """results/<name>/heads.json for whoever reads it next."""
     record = compare(study, only("prior", "linear", "mlp"))
     assert record_of(study.results / "heads.json") == record
-    assert (record["schema"], record["study"], record["positive"]) == (6, "tiny", "b")
+    assert (record["schema"], record["study"], record["positive"]) == (7, "tiny", "b")
     (backbone,) = record["backbones"]
     by_head = {one["head"]: one for one in backbone["heads"]}
     assert by_head["linear"]["chosen"]["C"] in HEADS["linear"].grid["C"]

@@ -139,7 +139,7 @@ def test_layers_are_backbones_and_so_is_their_concatenation(folder):
     [
         (("name =", "nmae ="), r"unknown key 'nmae' in the study; allowed: backbone, classes"),
         (("group =", "grop ="), r"unknown key 'grop' in \[source\]; allowed: attributes, bits"),
-        (('path = "b"', 'path = "c"'), r"\[target.far\] path: there is no folder .*/c"),
+        (('path = "a"', 'path = "c"'), r"\[source\] path: there is no folder .*/c"),
         (('path = "a"', ""), r"\[source\] has no path"),
         (("[source]", "[sauce]"), r"unknown key 'sauce'"),
         (("^(p", "^((p"), r"group = .* is not a regular expression"),
@@ -198,8 +198,8 @@ def test_layers_are_backbones_and_so_is_their_concatenation(folder):
         (("'^(p\\d+)'", "{header = 'PatientName'}"), r"group = .*\{header = \"PatientID\"\}"),
         (('"chest"', f'"{"x" * 300}"'), r"name 'x{119}\.\.\.: allowed are 1 to 100 letters"),
         (('"chest"', '"CON"'), r"name 'CON': Windows keeps this name for a device"),
-        (('path = "b"', 'path = "b\\u0000"'), r"there is no folder .*b\\x00"),
-        (('path = "b"', f'path = "{"b" * 5000}"'), r"there is no folder .{,121}\.\.\.$"),
+        (('path = "a"', 'path = "b\\u0000"'), r"there is no folder .*b\\x00"),
+        (('path = "a"', f'path = "{"b" * 5000}"'), r"there is no folder .{,121}\.\.\.$"),
         (("[source]", "x = \0\n[source]"), r"is not a TOML file: .{,200}$"),
         (("[source]", f"x = {'[' * 3000}\n[source]"), r"its brackets are nested too deep"),
         (

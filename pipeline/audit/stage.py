@@ -34,12 +34,12 @@ from pipeline.audit.shortcuts import (
     with_draws,
 )
 from pipeline.data.index import FactsIndex
-from pipeline.data.leaks import NOTE, SEVERITIES, Finding, check_leaks, overlaps
-from pipeline.data.samples import SampleOptions, Samples, load_samples
-from pipeline.errors import MissingFeaturesError
+from pipeline.data.leaks import NOTE, SEVERITIES, WARNING, Finding, check_leaks, overlaps
+from pipeline.data.samples import ALL_IMAGES, Samples, load_samples
+from pipeline.errors import MissingFeaturesError, go_on
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.features.load import FeatureTable, load_features
+from pipeline.features.load import FeatureTable, feature_tables, load_features
 from pipeline.parallel import run_parallel
 from pipeline.progress import Progress
 from pipeline.results import prepare, write_set
@@ -50,8 +50,6 @@ _LOG = logging.getLogger(__name__)
 AUDIT_REPORT = "audit.json"
 CONTACT_SHEET = "near_copies.png"
 SCHEMA = 4
-#: An audit lists leaks and conflicts instead of stopping at the first.
-SAMPLES = SampleOptions(allow_conflicts=True, allow_leaks=True)
 
 
 def masked_study(study: Study) -> Study:
@@ -86,15 +84,19 @@ def audit(
     """
     start = time.perf_counter()
     prepare(study.results)
-    samples, _ = load_samples(study, SAMPLES)
-    tables = [load_features(study, choice, samples) for choice in study.backbones]
+    samples, _ = load_samples(study, ALL_IMAGES)
+    loaded = dict(feature_tables(replace(study, concatenations=()), samples))
+    tables = [table for table in loaded.values() if isinstance(table, FeatureTable)]
+    failures = {n: reason for n, reason in loaded.items() if isinstance(reason, Exception)}
+    failures |= tables[0].samples.failures
     if shortcuts and engine is not None:
-        options = ExtractOptions(engine=engine, samples=SAMPLES, report="features_masked.json")
-        extract(masked_study(study), options)
+        options = ExtractOptions(engine=engine, report="features_masked.json")
+        with go_on("masked pictures", {}):
+            extract(masked_study(study), options)
     first, facts, measured = _with_facts(study, tables[0])
     used = first.samples
     shared = overlaps(study, used, facts)
-    masked, missing = _mask_tests(study, samples) if shortcuts else ([], [])
+    masked, missing = _mask_tests(study, tables[0].samples) if shortcuts else ([], [])
     jobs = [job for table in tables for job in domain_tests(table)]
     jobs = with_draws([*jobs, *fact_tests(used, facts), *masked])
     checks = label_checks(used, first.X)
@@ -108,6 +110,7 @@ def audit(
         *labels,
         *untested(used, list(dict.fromkeys([FACTS, LABELS, *of_masks]))),
         *missing,
+        *(_not_checked(part, reason) for part, reason in failures.items()),
     ]
     findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -finding.share))
     counts = Counter(finding.severity for finding in findings)
@@ -129,6 +132,11 @@ def audit(
     files = {} if sheet is None else {CONTACT_SHEET: sheet}
     write_set(study.results / AUDIT_REPORT, record, files, owned=(CONTACT_SHEET,))
     return record
+
+
+def _not_checked(part: str, reason: Exception) -> Finding:
+    text = f"not checked: {reason}"
+    return Finding(check="all checks", severity=WARNING, where=part, text=text)
 
 
 def _with_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArray[Any], int]:

@@ -8,9 +8,8 @@ or moving an image costs nothing.
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -25,7 +24,7 @@ from pipeline.data.patients import FIT, TARGET, patients_or_paths
 from pipeline.data.sources import scan
 from pipeline.data.split import join_duplicates, split_source
 from pipeline.data.tables import read_lines
-from pipeline.errors import CheckFailedError, NoImagesError, StudyError
+from pipeline.errors import CheckFailedError, NoImagesError, StudyError, go_on
 from pipeline.progress import Progress
 from pipeline.study import HEADER, SOURCE, Domain, Study
 from pipeline.words import are, composed, counted, have, printable
@@ -61,6 +60,7 @@ class Samples:
         domain: Shape ``(n,)``: ``source`` or the target's name.
         split: Shape ``(n,)``: ``fit``, ``validation`` or ``target``.
         classes: Class names in label order.
+        failures: Why a target has no samples, by its name: it must not cost the others.
     """
 
     items: tuple[Item, ...]
@@ -70,6 +70,7 @@ class Samples:
     domain: NDArray[np.str_]
     split: NDArray[np.str_]
     classes: tuple[str, ...]
+    failures: Mapping[str, Exception] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -83,6 +84,11 @@ class Samples:
     def unlabelled(self) -> dict[str, int]:
         """Images of each target without labels."""
         return dict(Counter(self.domain[~self.labelled].tolist()))
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """The failures as a record has them."""
+        return {target: str(failure) for target, failure in self.failures.items()}
 
     def class_of(self, row: int) -> str:
         """Name of the class of a sample, in words if it has none."""
@@ -104,6 +110,7 @@ class Samples:
             domain=self.domain[rows],
             split=self.split[rows],
             classes=self.classes,
+            failures=self.failures,
         )
 
 
@@ -122,10 +129,16 @@ class SampleOptions:
     allow_leaks: bool = False
 
 
+#: Every image, for what is no score: features, and an audit, which lists what is wrong.
+ALL_IMAGES = SampleOptions(allow_conflicts=True, allow_leaks=True)
+
+
 def load_samples(
     study: Study, options: SampleOptions | None = None, each: Each = in_threads
 ) -> tuple[Samples, tuple[SkippedImage, ...]]:
     """Find and key every image of a study, and split the source by patient.
+
+    A target of which nothing can be used is one of the samples' ``failures``.
 
     Args:
         study: Where the images are.
@@ -136,20 +149,55 @@ def load_samples(
         The samples, and the images that could not be read.
 
     Raises:
-        StudyError: Classes that do not fit.
+        StudyError: Classes of the source that do not fit.
         CheckFailedError: Identical images in the source and a target.
-        NoImagesError: No image of a domain could be read.
+        NoImagesError: No image of the source could be read.
     """
     options = options or SampleOptions()
+    failures: dict[str, Exception] = {}
     with Progress("reading files") as progress:
-        domains = [_key_images(study, domain, options, progress, each) for domain in study.domains]
-    classes = _class_names(study, domains)
-    samples = _concatenate([_label_and_split(study, keyed, classes) for keyed in domains])
+        domains = [_key_images(study, study.source, options, progress, each)]
+        classes = _class_names(study, domains[0])
+        parts = [_label_and_split(study, domains[0], classes)]
+        for target in study.targets:
+            with go_on(target.name, failures):
+                domains.append(_key_images(study, target, options, progress, each))
+                _check_classes(domains[-1], classes)
+                parts.append(_label_and_split(study, domains[-1], classes))
+    samples = replace(_concatenate(parts), failures=failures)
     skipped = tuple(image for keyed in domains for image in keyed.skipped)
     samples = _leave_out(study, samples, {name for keyed in domains for name in keyed.unused})
     samples = _without_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
-    return samples, skipped
+    return without_empty(study, samples), skipped
+
+
+def without_empty(study: Study, samples: Samples) -> Samples:
+    """The same samples; targets that have none left are among their failures.
+
+    Raises:
+        NoImagesError: The source has none left, or none of a class to learn from.
+    """
+    fit = samples.split == FIT
+    _check_any_left(study, samples.domain == SOURCE, f"[source] {study.source.path}")
+    for k, name in enumerate(samples.classes):
+        what = f"class {printable(name)} to learn from"
+        _check_any_left(study, fit & (samples.label == k), what)
+    failures = dict(samples.failures)
+    for target in study.targets:
+        if target.name not in failures:
+            with go_on(target.name, failures):
+                _check_any_left(study, samples.domain == target.name, str(target.path))
+    return replace(samples, failures=failures)
+
+
+def _check_any_left(study: Study, rows: NDArray[np.bool_], what: str) -> None:
+    if not rows.any():
+        excluded = study.exclude and f"; {study.exclude} leaves out others: take lines out of it"
+        raise NoImagesError(
+            f"no image of {what} is left. headrace features lists those that cannot be "
+            f"used{excluded or ''}"
+        )
 
 
 # Scan and key.
@@ -224,11 +272,11 @@ def _with_content(item: Item, found: RememberedFile, reading: Reading) -> Item:
 # Classes and split.
 
 
-def _class_names(study: Study, domains: Sequence[_KeyedDomain]) -> tuple[str, ...]:
-    """Class names in label order; every labelled domain must keep to those of the source."""
+def _class_names(study: Study, source: _KeyedDomain) -> tuple[str, ...]:
+    """Class names in label order, those that the source has images of."""
     if not study.source.labelled:
         return ()
-    in_source = sorted({item.label for item in domains[0].items})
+    in_source = sorted({item.label for item in source.items})
     classes = study.classes or tuple(in_source)
     if missing := sorted(set(classes) - set(in_source)):
         raise StudyError(f"[source] {study.source.path} has no image of class {missing[0]!r}")
@@ -236,17 +284,21 @@ def _class_names(study: Study, domains: Sequence[_KeyedDomain]) -> tuple[str, ..
         raise StudyError(
             f"[source] {study.source.path} has one class only ({classes[0]!r}); a head needs two. "
             "Expected are class folders, one per class, in that folder"
-            f"{layout_hint(study.source, domains[0].items)}"
+            f"{layout_hint(study.source, source.items)}"
         )
-    for keyed in domains:
-        labels = {item.label for item in keyed.items} if keyed.domain.labelled else set()
-        if extra := sorted(labels - set(classes)):
-            raise StudyError(
-                f"{keyed.domain.path} has class {extra[0]!r}; the study's classes are "
-                f"{', '.join(classes)}. Rename or remove the folder, or list it in `classes`"
-                f"{layout_hint(keyed.domain, keyed.items)}"
-            )
+    _check_classes(source, classes)
     return classes
+
+
+def _check_classes(keyed: _KeyedDomain, classes: Sequence[str]) -> None:
+    """Every labelled domain must keep to the classes of the source."""
+    labels = {item.label for item in keyed.items} if keyed.domain.labelled else set()
+    if extra := sorted(labels - set(classes)):
+        raise StudyError(
+            f"{keyed.domain.path} has class {extra[0]!r}; the study's classes are "
+            f"{', '.join(classes)}. Rename or remove the folder, or list it in `classes`"
+            f"{layout_hint(keyed.domain, keyed.items)}"
+        )
 
 
 def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]) -> Samples:
@@ -304,37 +356,19 @@ def _leave_out(study: Study, samples: Samples, unused: Collection[str]) -> Sampl
     if study.exclude is None:
         return samples
     names = [composed(samples.name_of(row)) for row in range(len(samples))]
-    excluded = np.isin(names, _exclusions(study.exclude, names, map(composed, unused)))
+    lines = read_lines(study.exclude)
+    not_here = tuple(f"{name}/" for name in samples.failures)
+    unknown = set(lines) - {*names, *map(composed, unused)}
+    # A line that names no image is a slip, another study's, or gone.
+    if slips := sorted(line for line in unknown if not line.startswith(not_here)):
+        raise StudyError(
+            f"exclude: {study.exclude} names {slips[0]!r} ({len(slips)} such lines), which is no "
+            f"image of the study, or no longer there; allowed are lines such as {names[0]}"
+        )
+    excluded = np.isin(names, lines)
     count = int(excluded.sum())
     _LOG.warning("%s %s left out, as %s says", counted(count, "image"), are(count), study.exclude)
-    _check_something_stays(study.exclude, samples, excluded)
     return samples.where(~excluded)
-
-
-def _exclusions(file: Path, names: Sequence[str], unused: Iterable[str]) -> tuple[str, ...]:
-    """Lines of the file; one that names no image is a slip, another study's, or gone."""
-    excluded = read_lines(file)
-    if unknown := sorted(set(excluded) - set(names) - set(unused)):
-        raise StudyError(
-            f"exclude: {file} names {unknown[0]!r} ({len(unknown)} such lines), which is no image "
-            f"of the study, or no longer there; allowed are lines such as {names[0]}"
-        )
-    return excluded
-
-
-def _check_something_stays(file: Path, samples: Samples, excluded: NDArray[np.bool_]) -> None:
-    parts = {f"image of {name}": samples.domain == name for name in np.unique(samples.domain)}
-    fit = samples.split == FIT
-    parts |= {
-        f"image of class {printable(name)} that heads are fitted to": fit & (samples.label == k)
-        for k, name in enumerate(samples.classes)
-    }
-    for what, rows in parts.items():
-        if rows.any() and excluded[rows].all():
-            raise NoImagesError(
-                f"exclude: {file} leaves out all {int(rows.sum())} and so every {what}; "
-                "take some of its lines out, or the domain or class out of the study"
-            )
 
 
 def _name(domain: str, path: str) -> str:
@@ -380,7 +414,8 @@ def _check_leaks(samples: Samples, *, allowed: bool) -> None:
         return
     message = (
         f"{counted(len(leaks), 'image')} of a target {are(len(leaks))} also in the source: "
-        f"{'; '.join(leaks[:_SHOWN])}. Remove them from one of the two"
+        f"{'; '.join(leaks[:_SHOWN])}. Remove them from one of the two, or let headrace "
+        "audit STUDY --write-exclude FILE list them for `exclude` in the study file"
     )
     if not allowed:
         raise CheckFailedError(message)

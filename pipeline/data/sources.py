@@ -121,6 +121,9 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     """
     if isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
         return _with_validation(domain, domain.validation, each)
+    for path in (domain.path, domain.table.file if domain.table else domain.path):
+        if not os.path.exists(path):  # noqa: PTH110 - of what no path can be, Path raises
+            raise StudyError(f"{printable(str(path))} is not there: is its disk connected?")
     kinds, entries = _kinds_of(domain)
     if len(kinds) == 1:
         return _of_split(domain, KINDS[kinds[0]](domain, each))

@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import disk
-from cache.errors import CanaryError
 from cache.recipe import canonical, check_canaries
 from cache.store import FeatureStore, Writer, compact, gc
 from pipeline.data.images import PixelPolicy, Pixels, decode
 from pipeline.data.items import Item, in_threads
 from pipeline.data.processes import Processes, can_share_memory
-from pipeline.data.samples import SampleOptions, Samples, SkippedImage, load_samples
+from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples
 from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
 from pipeline.errors import (
     EngineError,
@@ -39,6 +38,7 @@ from pipeline.errors import (
     PipelineError,
     SkippedImagesError,
     StudyError,
+    go_on,
 )
 from pipeline.features.backbones import policy_of, spec_of, weights_file
 from pipeline.features.converted import ConvertedNetwork
@@ -59,7 +59,7 @@ from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
 from pipeline.features.weights import file_digest
 from pipeline.progress import Progress
 from pipeline.results import prepare, write_set
-from pipeline.study import BackboneChoice, Study
+from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import are, counted, first_line, have, printable
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class ExtractOptions:
 
     Attributes:
         engine: See :class:`pipeline.features.engines.EngineChoice`.
-        samples: See :class:`pipeline.data.samples.SampleOptions`.
+        rehash: Read every file again instead of believing the index of known files.
         strict: Whether a skipped image is an error once all good ones are safe.
         report: Name of the report below the study's results.
         ray: Address of a cluster of Ray to run on, see
@@ -92,7 +92,7 @@ class ExtractOptions:
     """
 
     engine: EngineChoice = field(default_factory=EngineChoice)
-    samples: SampleOptions = field(default_factory=SampleOptions)
+    rehash: bool = False
     strict: bool = False
     report: str = FEATURES_REPORT
     ray: str | None = None
@@ -116,11 +116,13 @@ class BackboneReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractReport:
-    """What one run did: a row for each backbone, and every skipped image."""
+    """What one run did: a row for each backbone, every skipped image, and what failed, and why."""
 
+    schema: int = 1
     study: str
     backbones: tuple[BackboneReport, ...]
     skipped: tuple[SkippedImage, ...]
+    failures: Mapping[str, str]
 
 
 def extract(study: Study, options: ExtractOptions | None = None) -> ExtractReport:
@@ -130,11 +132,12 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
         The report, which is also written to ``results/<study>/features.json``.
 
     Raises:
-        PartsError: Some backbones failed; the others were run.
+        PartsError: Some backbones or targets failed; the others were run.
         PipelineError: See the modules this calls; a full disk is a ``cache`` error.
         SkippedImagesError: ``options.strict`` and an image was skipped.
     """
     options = options or ExtractOptions()
+    wanted = replace(ALL_IMAGES, rehash=options.rehash)
     if options.ray is None:
         check_engine(options.engine)
         # In a store that is here may be all there is to compute.
@@ -144,12 +147,12 @@ def extract(study: Study, options: ExtractOptions | None = None) -> ExtractRepor
                 each = reading.enter_context(Processes(os.cpu_count() or 1)).each
             else:
                 each = in_threads
-            gathered = load_samples(study, options.samples, each)
+            gathered = load_samples(study, wanted, each)
         return _extract(study, options, gathered)
     from pipeline.features.ray_extract import cluster
 
     with cluster(options.ray) as machines:
-        gathered = load_samples(study, options.samples, machines.each)
+        gathered = load_samples(study, wanted, machines.each)
         return _extract(study, options, gathered, machines)
 
 
@@ -166,26 +169,31 @@ def _extract(
         _LOG.info("%s byte-identical to another; each shares its feature row", images)
     prepare(study.results)
     networks = defaultdict[BackboneChoice, dict[BackboneChoice, FeatureStore]](dict)
-    failures: dict[str, Exception] = {}
+    failed: dict[str, Exception] = {}
     for choice in study.backbones:
         # Weights that cannot be had must show before the first backbone has run for an hour.
-        with _go_on(choice, failures):
+        with go_on(choice.name, failed):
             networks[replace(choice, name=choice.network.name)][choice] = store_for(study, choice)
     backbones, skipped = [], list(unreadable)
     for choice, of_network in networks.items():
-        with _go_on(choice, failures):
+        with go_on(choice.name, failed):
             rows, unusable = _extract_network(
                 of_network, samples, options.engine, unreadable=len(unreadable), machines=machines
             )
             backbones += rows
             skipped += unusable
-    if failures and not backbones:
-        raise next(iter(failures.values()))
+    if failed and not backbones:
+        raise next(iter(failed.values()))
+    failures = {**samples.failures, **failed, **_emptied(samples, skipped)}
     report = ExtractReport(
-        study=study.name, backbones=tuple(backbones), skipped=tuple(dict.fromkeys(skipped))
+        study=study.name,
+        backbones=tuple(backbones),
+        skipped=tuple(dict.fromkeys(skipped)),
+        failures={part: str(failure) for part, failure in failures.items()},
     )
     write_set(study.results / options.report, asdict(report))
-    _check_nothing_is_empty(samples, report.skipped)
+    if SOURCE in failures:
+        raise failures[SOURCE]
     if options.strict and report.skipped:
         first, count = report.skipped[0], len(report.skipped)
         raise SkippedImagesError(
@@ -196,18 +204,6 @@ def _extract(
     if failures:
         raise PartsError(failures, asdict(report))
     return report
-
-
-@contextmanager
-def _go_on(choice: BackboneChoice, failures: dict[str, Exception]) -> Iterator[None]:
-    """Take note of a backbone that fails: the others are run, and the command fails at the end."""
-    try:
-        yield
-    except (PipelineError, CanaryError) as failure:
-        # Its traceback would keep the engine and its memory, which the next backbone needs.
-        failures[choice.name] = failure.with_traceback(None)
-        failure.__cause__ = failure.__context__ = None
-        _LOG.warning("%s: %s", choice.name, failure)
 
 
 def _extract_network(
@@ -649,12 +645,16 @@ def _skips(samples: Samples, unusable: Mapping[bytes, str]) -> list[SkippedImage
     ]
 
 
-def _check_nothing_is_empty(samples: Samples, skipped: Sequence[SkippedImage]) -> None:
+def _emptied(samples: Samples, skipped: Sequence[SkippedImage]) -> dict[str, Exception]:
+    """Domains that lost all their images, with the reason."""
+    failures: dict[str, Exception] = {}
     lost = {(skip.domain, skip.path): skip for skip in skipped}
     for domain in dict.fromkeys(samples.domain.tolist()):
         rows = np.flatnonzero(samples.domain == domain)
         reasons = [lost.get((domain, samples.items[i].path)) for i in rows]
         if (first := reasons[0]) and all(reasons):
-            raise NoImagesError(
-                f"{domain}: none of its images can be used; first: {first.path}: {first.reason}"
-            )
+            with go_on(domain, failures):
+                raise NoImagesError(
+                    f"none of its images can be used; first: {first.path}: {first.reason}"
+                )
+    return failures

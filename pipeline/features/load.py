@@ -12,15 +12,14 @@ from cache.recipe import Recipe
 from cache.store import FeatureStore
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT, TARGET, VALIDATION
-from pipeline.data.samples import Samples, load_samples
+from pipeline.data.samples import Samples, load_samples, without_empty
 from pipeline.errors import (
     MissingFeaturesError,
     MissingResultsError,
-    NoImagesError,
-    PipelineError,
     StudyError,
     UnknownNameError,
     WeightsError,
+    go_on,
 )
 from pipeline.features.backbones import policy_of, spec_of, weights_file
 from pipeline.features.weights import file_digest, state_digest_of
@@ -134,8 +133,7 @@ def load_features(
     if not stored.all():
         out = int((~stored).sum())
         _LOG.warning("%s %s left out", counted(out, "unusable image"), are(out))
-    samples = samples.where(stored)
-    _check_nothing_is_empty(study, samples)
+    samples = without_empty(study, samples.where(stored))
     blocks = [store.read(samples.key) for store in stores]
     rows = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=-1)
     return FeatureTable(
@@ -150,26 +148,22 @@ def load_features(
 
 def feature_tables(
     study: Study, samples: Samples
-) -> Iterator[tuple[str, FeatureTable | PipelineError]]:
+) -> Iterator[tuple[str, FeatureTable | Exception]]:
     """By name, the features of each backbone of a study, or why it has none.
 
     Raises:
         MissingFeaturesError: No backbone has features.
         WeightsError: The same, and those of the first are not here.
     """
-    reasons: list[PipelineError] = []
+    failures: dict[str, Exception] = {}
     for choice in study.variants:
-        try:
+        table = None
+        with go_on(choice.name, failures):
             table = load_features(study, choice, samples)
-        except (MissingFeaturesError, WeightsError) as reason:
-            _LOG.warning("%s is left out: %s", choice.name, reason)
-            reasons.append(reason)
-            yield choice.name, reason
-        else:
             samples = table.samples
-            yield choice.name, table
-    if len(reasons) == len(study.variants):
-        raise reasons[0]
+        yield choice.name, table or failures[choice.name]
+    if len(failures) == len(study.variants):
+        raise next(iter(failures.values()))
 
 
 def mean_of_views(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -245,20 +239,6 @@ def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:
             f"{recipe.weights[:16]}...): the file changed during the run, or its remembered digest "
             "is damaged. Delete index/weights.json beside the stores and run again"
         )
-
-
-def _check_nothing_is_empty(study: Study, samples: Samples) -> None:
-    """A domain that lost all its images must not vanish from the table."""
-    for domain in study.domains:
-        if not (samples.domain == domain.name).any():
-            raise NoImagesError(
-                f"{domain.name}: none of the images in {domain.path} can be used; "
-                "headrace features lists the reasons"
-            )
-    fit = samples.label[samples.split == FIT]
-    for k, name in enumerate(samples.classes):
-        if not (fit == k).any():
-            raise NoImagesError(f"no usable image of class {name!r} is left to learn from")
 
 
 def _reported_unusable(study: Study) -> set[str]:

@@ -55,7 +55,7 @@ from pipeline.study import Study
 from pipeline.words import to_jsonable
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 5
+SCHEMA = 6
 #: Head of stage 2 that has the form of the heads here; break-even counts these.
 _HEAD = "mlp"
 #: Epochs at the end that :func:`trend` uses, and the fewest that say anything: of three, a
@@ -205,7 +205,7 @@ def evaluate(
         ``domains`` off the fit split, with a row for each model: ``scores``, an interval for
         each metric, and ``differences`` of accuracy from ``lp`` and from the best head of stage
         2, on the same images. Networks of their own stand beside the first backbone.
-        ``unlabelled``: images of each target without labels.
+        ``unlabelled``: images of each target without labels; ``failed_targets``: reasons.
     """
     entries, first, heads = [], next(iter(tables)), {}
     with suppress(MissingResultsError):
@@ -234,6 +234,7 @@ def evaluate(
         "classes": list(tables[first].classes),
         "backbones": entries,
         "unlabelled": tables[first].unlabelled,
+        "failed_targets": tables[first].reasons,
     }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.report.table import Column, Part, Record, Table
+from pipeline.report.table import Column, Detail, Part, Record, Table
 from pipeline.words import counted
 
 _SHOWN = 10
@@ -13,6 +13,7 @@ def tables(record: Record) -> list[Part]:
     return [
         *(_backbone(row) for row in record["backbones"]),
         *skipped(record["skipped"], "features.json"),
+        *(Detail(f"{part} failed: {reason}") for part, reason in record["failures"].items()),
     ]
 
 

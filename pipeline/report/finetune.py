@@ -20,7 +20,7 @@ def tables(record: Record) -> list[Part]:
     parts: list[Part] = []
     for results in record["backbones"]:
         parts += _backbone(record, results)
-    return [*parts, *(not_scored(name, images) for name, images in record["unlabelled"].items())]
+    return parts + not_scored(record)
 
 
 def _backbone(record: Record, results: Record) -> Iterator[Part]:

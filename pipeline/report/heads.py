@@ -29,7 +29,7 @@ def tables(record: Record) -> list[Part]:
     ]
     for results in record["backbones"]:
         parts += _backbone(record, results)
-    parts += [not_scored(name, images) for name, images in record["unlabelled"].items()]
+    parts += not_scored(record)
     parts += [f"{f['head']} on {f['backbone']} failed: {f['reason']}" for f in record["failures"]]
     parts += [
         Detail(f"{head['head']} on {head['backbone']} has no model file: {head['reason']}")
@@ -38,12 +38,13 @@ def tables(record: Record) -> list[Part]:
     return parts
 
 
-def not_scored(target: str, images: int) -> str:
-    """Why no table has a row for a target without labels."""
-    return (
+def not_scored(record: Record) -> list[str]:
+    """Why tables have no row for targets without labels, and for those that cannot be used."""
+    return [
         f"{target}: {counted(images, 'image')} without labels. The probabilities are stored, "
         "but no score can be computed."
-    )
+        for target, images in record["unlabelled"].items()
+    ] + [f"{target} has no scores: {why}" for target, why in record["failed_targets"].items()]
 
 
 def name_of_domain(domain: Record) -> str:

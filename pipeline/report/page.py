@@ -29,13 +29,13 @@ from pipeline.words import as_file_name, counted, printable
 PAGE = "report.html"
 #: By command: the layout of its record that is read here, and the title of its section; in the
 #: order of the page. Features are bookkeeping and come with the records, at the end.
-STAGES: Mapping[str, tuple[int | None, str]] = MappingProxyType(
+STAGES: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
-        "heads": (6, "Heads on frozen features"),
-        "finetune": (5, "Frozen and fine-tuned networks"),
+        "heads": (7, "Heads on frozen features"),
+        "finetune": (6, "Frozen and fine-tuned networks"),
         "shift": (9, "From the source to the targets"),
         "audit": (4, "Leaks and shortcuts"),
-        "features": (None, "Stored features"),
+        "features": (1, "Stored features"),
     }
 )
 #: The layout of a table over findings that is read here.

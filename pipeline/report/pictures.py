@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.images import PixelPolicy, Pixels
 from pipeline.data.items import Item
-from pipeline.data.samples import SampleOptions, load_samples
+from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError
 from pipeline.evaluation.predictions import Predictions, predictions_in
@@ -45,7 +45,7 @@ def strips(
     images at most, of different patients; of the source those of validation.
     """
     (proba,) = [values for (name, _), values in stored.proba.items() if name == head.name]
-    samples, _ = load_samples(study, SampleOptions(allow_conflicts=True, allow_leaks=True))
+    samples, _ = load_samples(study, ALL_IMAGES)
     items = dict(zip(samples.key, samples.items, strict=True))
     for domain in dict.fromkeys(stored.domain[stored.split != "fit"].tolist()):
         scored = (stored.domain == domain) & (stored.split != "fit") & (stored.label >= 0)

@@ -148,7 +148,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     samples, _ = load_samples(study, options.samples)
     analyses: dict[str, _Analysis] = {}
     for backbone, table in feature_tables(study, samples):
-        if isinstance(table, PipelineError):
+        if isinstance(table, Exception):
             skipped = [_skipped(backbone, target.name, 0, table) for target in study.targets]
             analyses[backbone] = _Analysis([], skipped)
         else:
@@ -186,8 +186,10 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
     if not options.samples.allow_leaks:
         refuse_leaks(findings)
     groups = groupings(study, table.samples)  # before any work: it may refuse a user's file
-    source, *targets = (table.domain(domain.name) for domain in study.domains)
-    skipped = [
+    failures = table.samples.failures
+    source, *targets = (table.domain(d.name) for d in study.domains if d.name not in failures)
+    skipped = [_skipped(table.backbone, name, 0, why) for name, why in failures.items()]
+    skipped += [
         _skipped(table.backbone, target.name, len(target), _one_patient(target))
         for target in targets
         if target.patients == 1

@@ -1,14 +1,15 @@
 """The audit as a whole: its record, its exit codes, and what it needs."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.audit.stage import SAMPLES, audit
+import pipeline.audit.stage as stage_module
+from pipeline.audit.stage import audit
+from pipeline.data.index import FactsIndex
 from pipeline.data.leaks import LEAK, NOTE, OK, Finding, refuse_leaks
 from pipeline.data.samples import load_samples
 from pipeline.errors import CheckFailedError
@@ -17,6 +18,7 @@ from pipeline.study_file import load_study
 from tests.audit.conftest import TORCH
 from tests.result_files import record_of
 from tests.test_cli import ENGINE, run
+from tests.tiny import write_images
 
 
 def in_role(samples, split, label):
@@ -67,12 +69,28 @@ def test_the_shift_stage_refuses_a_leak_that_an_audit_found(study_file):
     assert not Path("results/tiny/shift.json").exists()
 
 
+def test_an_audit_without_features_is_refused_before_any_work(study_file, monkeypatch):
+    """Exit code 5 and the command to run, where all or some images have none."""
+
+    def measured(*_):
+        raise AssertionError("an image was measured")
+
+    monkeypatch.setattr(FactsIndex, "measure", measured)
+    monkeypatch.setattr(stage_module, "extract", measured)
+    for missing in (120, 4):
+        refused = run("audit", study_file, *ENGINE, code=5)
+        assert f"{missing} of " in refused.stderr
+        assert "first run: headrace features" in refused.stderr
+        run("features", study_file, *ENGINE)
+        write_images(Path("there"), 4, seed=9)
+
+
 def test_identical_files_of_source_and_target_are_listed_and_not_only_the_first_error(study_file):
     """An audit goes on where features and heads stop, and says the same with code 3."""
     (image,) = list(Path("here/a").glob("p1000_0.png"))
     Path("there/a/p9000_0.png").write_bytes(image.read_bytes())
     study = load_study(study_file)
-    extract(study, replace(TORCH, samples=SAMPLES))
+    extract(study, TORCH)
     with pytest.raises(CheckFailedError, match="1 image of a target is also in the source"):
         load_samples(study)
     report = audit(study, shortcuts=False)

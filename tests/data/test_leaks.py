@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.audit.stage import SAMPLES
 from pipeline.data.leaks import (
     LEAK,
     NOTE,
@@ -19,7 +18,7 @@ from pipeline.data.leaks import (
     overlaps,
     refuse_leaks,
 )
-from pipeline.data.samples import load_samples
+from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.errors import CheckFailedError, UnknownNameError
 from pipeline.study_file import load_study
 from tests.audit_worlds import facts_of, smooth_study
@@ -77,7 +76,7 @@ def test_one_picture_under_two_labels_is_listed(study_file):
     """A warning with both paths; copies within a role are a note."""
     Path("there/b/p2000_98.png").write_bytes(Path("there/a/p2000_0.png").read_bytes())
     study = load_study(study_file)
-    samples, _ = load_samples(study, SAMPLES)
+    samples, _ = load_samples(study, ALL_IMAGES)
     (conflict,) = findings_of(study, samples, "label conflicts")
     assert (conflict.severity, conflict.where) == (WARNING, "all roles")
     assert conflict.values["pictures"] == [["there/a/p2000_0.png", "there/b/p2000_98.png"]]
@@ -99,7 +98,7 @@ def test_so_many_near_copies_are_a_leak(tmp_path, monkeypatch, copied, severity,
     how = ("recompressed", "scaled by 1/2", "brightened")
     study_file = smooth_study(tmp_path, [(4 + k, 8 + k, how[k]) for k in range(copied)])
     study = load_study(study_file)
-    samples, _ = load_samples(study, SAMPLES)
+    samples, _ = load_samples(study, ALL_IMAGES)
     samples = replace(samples, split=np.where(samples.domain == "source", "fit", "target"))
     (found,) = findings_of(study, samples, facts=facts_of(study_file, samples))
     assert (found.severity, found.text) == (severity, text)
@@ -120,7 +119,7 @@ def test_ids_for_which_a_picture_speaks_are_a_leak(tmp_path, monkeypatch):
     text = study_file.read_text().replace("^(p\\w+)", "^(p[a-z]+[0-9]+)")
     study_file.write_text(text)
     study = load_study(study_file)
-    samples, _ = load_samples(study, SAMPLES)
+    samples, _ = load_samples(study, ALL_IMAGES)
     samples = replace(samples, split=np.where(samples.domain == "source", "fit", "target"))
     (leak,) = findings_of(study, samples, facts=facts_of(study_file, samples))
     assert (leak.severity, leak.values["joined"]) == (LEAK, 1)
@@ -132,7 +131,7 @@ def test_a_pixel_copy_is_a_leak_and_can_be_refused(study_file):
     """The error names both files and what to do; without facts only equal files are known."""
     study = load_study(study_file)
     shutil.copy(next(Path("here/a").iterdir()), "there/a/p9000_0.png")
-    samples, _ = load_samples(study, SAMPLES)
+    samples, _ = load_samples(study, ALL_IMAGES)
     (leak,) = find_leaks(study, samples)
     assert (leak.severity, leak.text) == (LEAK, "1 equal picture is in both")
     with pytest.raises(CheckFailedError, match=r"= there/a/p9000_0.png\. .*--write-exclude FILE"):
@@ -157,7 +156,7 @@ def test_two_targets_that_share_a_picture_are_a_warning(study_file):
         study_file.read_text() + "[target.further]\npath = 'further'\ngroup = '^(p\\d+)'\n"
     )
     study = load_study(study_file)
-    samples, _ = load_samples(study, SAMPLES)
+    samples, _ = load_samples(study, ALL_IMAGES)
     (found,) = findings_of(study, samples)
     assert (found.severity, found.where) == (WARNING, "there and further")
 

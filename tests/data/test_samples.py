@@ -1,6 +1,7 @@
 """The samples: classes, patients, copies, leaks, exclusions, and the index of known files."""
 
 import os
+import re
 import shutil
 import time
 import unicodedata
@@ -134,11 +135,41 @@ def test_an_image_in_source_and_target_is_a_leak(study_file):
     assert e.value.exit_code == 3
 
 
-def test_a_class_of_a_target_must_be_a_class_of_the_source(study_file):
-    """The message lists the source's classes."""
-    shutil.copytree(study_file.parent / "there" / "a", study_file.parent / "there" / "c")
-    with pytest.raises(StudyError, match=r"class 'c'; the study's classes are a, b"):
-        load_samples(load_study(study_file))
+def _spoil(folder, how):
+    """A folder as no study can use it."""
+    if how == "wrong classes":
+        shutil.copytree(folder / "a", folder / "c")
+    else:
+        shutil.rmtree(folder)
+    if how == "empty":
+        folder.mkdir()
+
+
+BAD_TARGETS = {
+    "not there": "there is not there: is its disk connected",
+    "empty": "there holds nothing; allowed is one of",
+    "wrong classes": r"class 'c'; the study's classes are a, b",
+}
+
+
+@pytest.mark.parametrize("how", BAD_TARGETS)
+def test_a_target_that_cannot_be_used_costs_no_other(study_file, how):
+    """It is named with its reason, and may be listed in `exclude`; the source must be usable."""
+    shutil.copytree("there", "further")
+    text = study_file.read_text() + '[target.further]\npath = "further"\n'
+    study_file.write_text(text)
+    before, _ = load_samples(load_study(study_file))
+    _spoil(Path("there"), how)
+    samples, _ = load_samples(excluding(study_file, "there/a/p2000_0.png\n"))
+    assert re.search(BAD_TARGETS[how], samples.reasons["there"])
+    assert [*samples.reasons] == ["there"]
+    others = before.where(before.domain != "there")
+    assert samples.items == others.items
+    _spoil(Path("here"), how)
+    (study_file.parent / "not.txt").write_text("")
+    if how != "wrong classes":  # of the source they are classes
+        with pytest.raises((StudyError, NoImagesError)):
+            load_samples(load_study(study_file))
 
 
 def test_the_limit_of_pixels_can_be_set(study_file):
@@ -339,25 +370,18 @@ def test_the_name_that_is_printed_is_the_line_that_leaves_an_image_out(study_fil
     assert not {after.name_of(row) for row in range(len(after))} & set(gone)
 
 
-@pytest.mark.parametrize(
-    ("gone", "what"),
-    [
-        (lambda s: s.domain == "there", "leaves out all 20 and so every image of there"),
-        (
-            lambda s: (s.split == "fit") & (s.label == 1),
-            "every image of class b that heads are fitted to",
-        ),
-    ],
-)
-def test_a_list_that_empties_a_domain_or_a_class_is_refused_and_named(study_file, gone, what):
-    """Not the stage that would miss the images."""
+def test_a_list_that_empties_a_target_or_a_class_is_named(study_file):
+    """The target is left out with this reason; without a class nothing can be learned."""
     before, _ = load_samples(load_study(study_file))
-    names = [before.name_of(row) for row in np.flatnonzero(gone(before))]
-    study = excluding(study_file, exclusions_text(names))
-    with pytest.raises(
-        NoImagesError, match=rf"exclude: .*not\.txt .*{what}.*take some of its lines"
-    ):
-        load_samples(study)
+    names = np.array([before.name_of(row) for row in range(len(before))])
+    samples, _ = load_samples(
+        excluding(study_file, exclusions_text(names[before.domain == "there"]))
+    )
+    assert re.search(r"^no image of .*there is left\..*not\.txt leaves", samples.reasons["there"])
+    learned = (before.split == FIT) & (before.label == 1)
+    (study_file.parent / "not.txt").write_text(exclusions_text(names[learned]))
+    with pytest.raises(NoImagesError, match=r"no image of class b to learn from is left.*not\.txt"):
+        load_samples(load_study(study_file))
 
 
 def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):

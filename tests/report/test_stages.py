@@ -44,6 +44,7 @@ AUDIT = {
     "scores": [], "leave_out": ["there/y.png"],
 }  # fmt: skip
 FEATURES = {
+    "failures": {"far": "it is empty"},
     "study": "made up",
     "backbones": [
         {
