@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.evaluation.auroc import paired_delong
 from pipeline.evaluation.compare_heads import AUROC_PATIENTS
@@ -58,8 +59,6 @@ def _of_heads(study: Study, record: Record) -> Iterator[Record]:
             rows = (kept.domain == domain["domain"]) & (kept.split == domain["role"])
             label, score = kept.label[rows], proba[best["head"]][rows, 1]
             patient, chance = kept.patient[rows], np.full(len(score), 1 / 2)
-            rarest = min(np.unique(patient[label == k]).size for k in (0, 1))
-            is_tested = rarest >= AUROC_PATIENTS
             yield {
                 "backbone": entry["backbone"],
                 "domain": domain["domain"],
@@ -69,7 +68,9 @@ def _of_heads(study: Study, record: Record) -> Iterator[Record]:
                 "head": best["head"],
                 "accuracy": best["scores"].get("accuracy"),
                 "auroc": best["scores"].get("auroc"),
-                "p": paired_delong(label, score, chance, group=patient) if is_tested else None,
+                "p": paired_delong(label, score, chance, group=patient)
+                if _is_tested(label, patient)
+                else None,
             }
 
 
@@ -112,8 +113,13 @@ def _p_of_loss(kept: Predictions, target: str) -> float | None:
     for name in (SOURCE, target):
         rows = kept.domain == name
         label, group = kept.label[rows], kept.patient[rows]
+        if not _is_tested(label, group):
+            return None
         area = weighted_auroc(label == 1, kept.proba[HEAD][rows, 1])
         shares.append(share_of(area, group, group[label == 0], group[label == 1]))
-    if not all(np.isfinite(share.moves).all() for share in shares):
-        return None  # a class in one patient or none
     return difference_p(*shares, paired=False)
+
+
+def _is_tested(label: NDArray[np.int64], patient: NDArray[np.int64]) -> bool:
+    """Whether both classes have patients enough for a test of an AUROC."""
+    return min(np.unique(patient[label == k]).size for k in (0, 1)) >= AUROC_PATIENTS

@@ -157,13 +157,14 @@ def test_a_p_of_zero_is_adjusted_and_takes_no_other_rows_place(monkeypatch):
     assert [row["p_adjusted"] for row in rows] == [0.0, None, 0.04, 0.5]
 
 
+@pytest.mark.parametrize("stage", ["heads", "shift"])
 @pytest.mark.parametrize(("patients", "is_tested"), [(9, False), (10, True)])
-def test_an_auroc_of_few_patients_is_not_tested(monkeypatch, patients, is_tested):
+def test_an_auroc_of_few_patients_is_not_tested(monkeypatch, stage, patients, is_tested):
     """As heads are compared: of fewer the normal law of DeLong's test is not to be believed."""
-    label = np.repeat([0, 1], [30, patients])
+    label = np.tile(np.repeat([0, 1], [30, patients]), 2)
     score = np.random.default_rng(0).normal(label)
     kept = SimpleNamespace(
-        domain=np.full(len(label), "far"),
+        domain=np.repeat(["source", "far"], len(label) // 2),
         split=np.full(len(label), "target"),
         label=label,
         patient=np.arange(len(label)),
@@ -172,6 +173,13 @@ def test_an_auroc_of_few_patients_is_not_tested(monkeypatch, patients, is_tested
     monkeypatch.setattr(findings, "read_predictions", lambda _: {"tiny": kept})
     best = {"head": "linear", "scores": {}}
     domain = {"domain": "far", "role": "target", "images": len(label), "rows": [best]}
-    record = {"backbones": [{"backbone": "tiny", "domains": [domain]}]}
-    (row,) = findings.ROWS["heads"](SimpleNamespace(results=Path()), record)
+    target = {
+        "backbone": "tiny",
+        "target": "far",
+        "labelled": True,
+        "effects": [],
+        "auroc": {"source": 0.8, "target": 0.8},
+    }
+    record = {"backbones": [{"backbone": "tiny", "domains": [domain]}], "targets": [target]}
+    (row,) = findings.ROWS[stage](SimpleNamespace(results=Path()), record)
     assert (row["p"] is not None) == is_tested

@@ -23,14 +23,24 @@ from pipeline.data.patients import (
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.evaluation.auroc import paired_delong
 from pipeline.evaluation.bootstrap import bootstrap_values, interval_of_draws
-from pipeline.evaluation.intervals import Interval, Share, difference_bounds
-from pipeline.evaluation.metrics import METRICS, Labels, Proba, is_right, on_all_rows, score
+from pipeline.evaluation.intervals import Interval, Share, difference_bounds, mean_interval
+from pipeline.evaluation.metrics import (
+    METRICS,
+    Labels,
+    Proba,
+    is_right,
+    on_all_rows,
+    score,
+    weighted_ratio,
+)
 from pipeline.evaluation.paired_tests import Difference, holm, mcnemar, sign_flip, verdict
 from pipeline.evaluation.selection import ConfidenceSet, confidence_set
 from pipeline.randomness import stream
 
 #: Metrics that heads are compared by.
 COMPARED_BY = ("accuracy", "auroc")
+#: Metrics of the images of one class.
+_OF_CLASS = {"sensitivity": 1, "specificity": 0, "average_precision": 1}
 #: Metrics that are no share of images.
 _NO_SHARES = ("brier", "log_loss", "ece")
 #: Patients of each class that a test by AUROC needs: of fewer the normal law of DeLong's
@@ -38,6 +48,9 @@ _NO_SHARES = ("brier", "log_loss", "ece")
 AUROC_PATIENTS = 10
 
 _Key = TypeVar("_Key", bound=Hashable)
+_Patients = tuple[NDArray[Any], ...]
+_Part = tuple[WeightedStatistic, _Patients]
+"""A statistic and the patients that it rests on."""
 
 
 def eval_sets(samples: Samples) -> list[DomainData]:
@@ -61,23 +74,53 @@ def eval_sets(samples: Samples) -> list[DomainData]:
     return sets
 
 
-def bases(metric: str, label: Labels, group: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """Patients that a metric rests on: of all images, of one class, or of each class by itself."""
+def bases(metric: str, label: Labels, group: NDArray[Any]) -> _Patients:
+    """Patients that a metric rests on: of all images, of one class, or of each class by itself.
+
+    An average precision is a mean over the positive images, so it rests on their patients.
+    """
     if metric == "accuracy":
         return (group,)
-    if metric in ("sensitivity", "specificity"):
-        return (group[label == (metric == "sensitivity")],)
+    if metric in _OF_CLASS:
+        return (group[label == _OF_CLASS[metric]],)
     return tuple(group[label == k] for k in np.unique(label))
 
 
+def _parts(metric: str, label: Labels, proba: Proba, group: NDArray[Any]) -> list[_Part]:
+    """The shares whose mean is a metric, each with the patients that it rests on."""
+    called, classes = proba.argmax(axis=1), range(proba.shape[1])
+    if metric in ("balanced_accuracy", "f1"):
+        among = {k: label == k for k in classes}
+        if metric == "f1":  # 2 J / (1 + J), J of the images that are or are called so
+            among = {k: rows | (called == k) for k, rows in among.items() if len(classes) > 2 or k}
+        return [
+            (weighted_ratio((label == k) & (called == k), rows), (group[rows],))
+            for k, rows in among.items()
+            if rows.any()
+        ]
+    if len(classes) == 2 or metric not in ("auroc", "average_precision"):
+        return [(METRICS[metric](label, proba), bases(metric, label, group))]
+    against_rest = [
+        ((label == k).astype(np.int64), np.column_stack([1 - proba[:, k], proba[:, k]]))
+        for k in classes
+    ]
+    return [(METRICS[metric](one, p), bases(metric, one, group)) for one, p in against_rest]
+
+
 def score_heads(
-    data: DomainData, proba: Mapping[_Key, Proba], *, seed: int, draws: int = DRAWS
+    data: DomainData,
+    proba: Mapping[_Key, Proba],
+    *,
+    seed: int,
+    draws: int = DRAWS,
+    metrics: Sequence[str] = tuple(METRICS),
 ) -> dict[_Key, dict[str, Interval]]:
     """Every metric that the labels define, for each head, with its interval.
 
-    Shares have the interval of :class:`Share`. Brier score, log loss and calibration error,
-    which are no shares, have percentiles of draws of patients, the same draws for all heads,
-    and no interval where all draws are equal.
+    Shares have the interval of :class:`Share`, and means of them that of
+    :func:`mean_interval`. Brier score, log loss and calibration error, which are no shares,
+    have percentiles of draws of patients, the same draws for all heads, and no interval where
+    all draws are equal.
     On the fit split no interval is given: what a head says of rows that it was trained on is
     no sample of what it says of others.
 
@@ -86,53 +129,54 @@ def score_heads(
         proba: Of its rows, shape ``(n, K)``, for each head.
         seed: Of the study.
         draws: Bootstrap draws of patients.
+        metrics: Entries of ``METRICS``.
     """
     label = data.labelled()
-    statistics = {
-        (key, metric): build(label, p)
-        for key, p in proba.items()
-        for metric, build in METRICS.items()
-    }
+    statistics = {(key, m): METRICS[m](label, p) for key, p in proba.items() for m in metrics}
     values = {at: on_all_rows(statistic, len(data)) for at, statistic in statistics.items()}
-    intervals: dict[_Key, dict[str, Interval]] = {
-        key: {m: interval_of_draws(values[key, m], data) for m in METRICS} for key in proba
-    }
+    intervals = {at: interval_of_draws(value, data) for at, value in values.items()}
     if data.role != FIT and proba:
-        shares = shares_of(data, {a: s for a, s in statistics.items() if a[1] not in _NO_SHARES})
+        parts = {
+            (key, metric, number): part
+            for key, metric in statistics
+            if metric not in _NO_SHARES
+            for number, part in enumerate(_parts(metric, label, proba[key], data.group))
+        }
+        by_metric: dict[tuple[_Key, str], list[Share]] = {}
+        for (key, metric, _), share in shares_of(data, parts).items():
+            reported = replace(share, reported=_f1) if metric == "f1" else share
+            by_metric.setdefault((key, metric), []).append(reported)
+        for at, shares in by_metric.items():
+            interval = mean_interval(shares) if len(shares) > 1 else shares[0].interval()
+            intervals[at] = replace(interval, estimate=values[at])
         others = [at for at in statistics if at[1] in _NO_SHARES]
         drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
-        rows = bootstrap_values([statistics[at] for at in others], drawn)
-        for (key, metric), row in zip(others, rows, strict=True):
+        rows = bootstrap_values([statistics[at] for at in others], drawn) if others else ()
+        for at, row in zip(others, rows, strict=True):
             if np.ptp(row):  # else no image differs, and draws say nothing of others
-                intervals[key][metric] = interval_of_draws(values[key, metric], data, row)
-        for (key, metric), share in shares.items():
-            intervals[key][metric] = share.interval()
+                intervals[at] = interval_of_draws(values[at], data, row)
     return {
-        key: {metric: value for metric, value in row.items() if np.isfinite(value.estimate)}
-        for key, row in intervals.items()
+        key: {m: intervals[key, m] for m in metrics if np.isfinite(values[key, m])} for key in proba
     }
 
 
-def shares_of(
-    data: DomainData, statistics: Mapping[tuple[_Key, str], WeightedStatistic]
-) -> dict[tuple[_Key, str], Share]:
+def _f1(jaccard: float) -> float:
+    return 2 * jaccard / (1 + jaccard)
+
+
+def shares_of(data: DomainData, parts: Mapping[_Key, _Part]) -> dict[_Key, Share]:
     """Statistics as shares, every patient left out once for all of them.
 
     Args:
-        data: Rows with labels.
-        statistics: By head and metric; of its rows.
+        data: Rows.
+        parts: Statistics of its rows in [0, 1], each with the patients that it rests on.
     """
-    label = data.labelled()
-    left_out = bootstrap_values(list(statistics.values()), leave_out_patients(data.group))
+    statistics = [statistic for statistic, _ in parts.values()]
+    left_out = bootstrap_values(statistics, leave_out_patients(data.group))
     shares = {}
-    for (at, statistic), row in zip(statistics.items(), left_out, strict=True):
+    for (key, (statistic, patients)), row in zip(parts.items(), left_out, strict=True):
         estimate = on_all_rows(statistic, len(data))
-        shares[at] = Share(
-            estimate=estimate,
-            moves=estimate - row,
-            bases=bases(at[1], label, data.group),
-            by_t=at[1] == "average_precision",
-        )
+        shares[key] = Share(estimate=estimate, moves=estimate - row, bases=patients)
     return shares
 
 
@@ -158,7 +202,12 @@ def compare_heads(
     if not others:
         return {metric: {} for metric in metrics}
     shares = shares_of(
-        data, {(head, m): METRICS[m](label, p) for head, p in proba.items() for m in metrics}
+        data,
+        {
+            (head, m): (METRICS[m](label, p), bases(m, label, data.group))
+            for head, p in proba.items()
+            for m in metrics
+        },
     )
     differences, heads = {}, [*others, baseline]
     for metric in metrics:

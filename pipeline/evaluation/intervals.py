@@ -8,13 +8,18 @@ zero: where no patient moves the share, because no error was seen, the patients 
 are the trials.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr, ndtri, stdtrit  # scipy.stats takes half a second more to import
+from scipy.special import (
+    betaincinv,
+    ndtr,
+    ndtri,
+    stdtrit,
+)  # scipy.stats takes half a second more to import
 
 from pipeline.data.patients import WeightedStatistic, leave_out_patients
 from pipeline.evaluation.metrics import on_all_rows, weighted_mean
@@ -83,20 +88,18 @@ def wilson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
-def agresti_coull(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
-    """Interval of a rate that covers near 0 and 1 as well (Agresti and Coull 1998).
-
-    Its centre is Wilson's; it is a little longer, and much safer for rates near 0 or 1.
+def clopper_pearson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
+    """Interval of a rate that holds at least as often as it says (Clopper and Pearson 1934).
 
     Args:
         hits: 0 to ``n``, see :func:`wilson`.
         n: Above 0.
-        z: Half its width in standard errors.
+        z: Half the width, in standard errors, of an interval of as high a level.
     """
-    trials = n + z * z
-    centre = (hits + z * z / 2) / trials
-    half = z * np.sqrt(centre * (1 - centre) / trials)
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+    tail = float(ndtr(-z))
+    low = float(betaincinv(hits, n - hits + 1, tail)) if hits > _ROUNDING else 0.0
+    high = float(betaincinv(hits + 1, n - hits, 1 - tail)) if n - hits > _ROUNDING else 1.0
+    return low, high
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +112,13 @@ class Share:
             is undefined without one.
         bases: Patient ids of the images that it rests on: one array for a rate, one for
             each class for what is built of classes, such as an area under the ROC curve.
-        by_t: Whether its intervals take the quantile of t, with the patients of the rarest
-            class: for a variance that is too small where these are few, as that of an
-            average precision.
+        reported: The rising function of it that its own interval is of.
     """
 
     estimate: float
     moves: NDArray[np.float64]
     bases: tuple[NDArray[Any], ...]
-    by_t: bool = False
+    reported: Callable[[float], float] = float
 
     @property
     def images(self) -> int:
@@ -138,8 +139,6 @@ class Share:
     @property
     def freedom(self) -> int:
         """Degrees of freedom of that variance."""
-        if self.by_t:
-            return min(np.unique(base).size for base in self.bases) - 1
         return self.patients - len(self.bases)
 
     def trials(self) -> float:
@@ -165,27 +164,25 @@ class Share:
     def bounds(self, z: float = Z) -> tuple[float, float]:
         """Where it may lie, ``z`` standard errors to either side; NaN for one patient's images.
 
-        It is Agresti and Coull's interval with :meth:`trials` (Korn and Graubard 1998 take an
-        effective number of trials in the same way).
+        It is Clopper and Pearson's interval with :meth:`trials` (Korn and Graubard 1998).
         """
         if not self._is_defined():
             return float("nan"), float("nan")
         n = self.trials()
-        if self.by_t:
-            z *= _student(self.freedom)
-        return agresti_coull(self.estimate * n, n, z=z)
+        low, high = clopper_pearson(self.estimate * n, n, z=z)
+        return self.reported(low), self.reported(high)
 
     def interval(self) -> Interval:
         """The share with its 95 % interval."""
         low, high = self.bounds()
         by_patient = " by patient" if self.images > self.patients else ""
         return Interval(
-            estimate=self.estimate,
+            estimate=self.reported(self.estimate),
             low=low,
             high=high,
             images=self.images,
             patients=self.patients,
-            method=f"Agresti-Coull{by_patient}" if self._is_defined() else TOO_FEW,
+            method=f"Clopper-Pearson{by_patient}" if self._is_defined() else TOO_FEW,
         )
 
     def _is_defined(self) -> bool:
@@ -215,6 +212,35 @@ def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
     return share_of(weighted_mean(hit), group).interval()
 
 
+def mean_interval(parts: Sequence[Share]) -> Interval:
+    """A mean of shares of the same patients, such as the rates of the classes, with its interval.
+
+    Each end is as far as all may move that way, given how much they move together when a
+    patient is left out (MOVER; Zou and Donner 2008). What one class shows of itself where no
+    error was seen in it is so not hidden by what another shows.
+    """
+    estimates = np.array([part.reported(part.estimate) for part in parts])
+    ends = np.array([part.bounds() for part in parts]).T
+    moves = np.stack([part.moves for part in parts])
+    length = np.sqrt((moves**2).sum(axis=1))[:, None]
+    unit = np.divide(moves, length, out=np.zeros_like(moves), where=length > _ROUNDING)
+    together = unit @ unit.T
+    np.fill_diagonal(together, 1.0)
+    gaps = np.abs(ends - estimates)
+    below, above = (
+        float(np.sqrt(np.clip(gap @ together @ gap, 0, None))) / len(parts) for gap in gaps
+    )
+    mean = float(estimates.mean())
+    return Interval(
+        estimate=mean,
+        low=float(np.clip(mean - below, 0, 1)),
+        high=float(np.clip(mean + above, 0, 1)),
+        images=sum(part.images for part in parts),
+        patients=np.unique(np.concatenate([base for part in parts for base in part.bases])).size,
+        method="MOVER by patient" if np.isfinite(gaps).all() else TOO_FEW,
+    )
+
+
 def difference_bounds(
     first: Share, second: Share, z: float = Z, *, paired: bool = True
 ) -> tuple[float, float]:
@@ -229,7 +255,7 @@ def difference_bounds(
         z: Half the width in standard errors.
         paired: Whether both have the same patients; those of two domains are independent.
     """
-    # Wilson's ends, as Newcombe 1998 takes them: shorter than Agresti and Coull's, and enough
+    # Wilson's ends, as Newcombe 1998 takes them: shorter than Clopper and Pearson's, and enough
     # with the quantile of t, since a difference is not kept from 0 and 1 as a share is.
     z *= _student(min(first.freedom, second.freedom))
     (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials(), s.trials(), z=z) for s in (first, second))

@@ -18,7 +18,7 @@ from scipy.special import log_softmax, softmax
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import draw_patients
 from pipeline.evaluation.bootstrap import interval_of_draws
-from pipeline.evaluation.intervals import Interval, agresti_coull, share_of
+from pipeline.evaluation.intervals import Interval, clopper_pearson, share_of
 from pipeline.evaluation.metrics import weighted_mean
 
 #: Bootstrap draws of the intervals.
@@ -147,7 +147,7 @@ def _with_outcomes(expected: Interval, trials: float) -> Interval:
     the source's effective ones for each patient. Both distances add as independent errors.
     """
     a = expected.estimate
-    low, high = agresti_coull(a * trials, trials)
+    low, high = clopper_pearson(a * trials, trials)
     return replace(
         expected,
         low=max(0.0, a - float(np.hypot(a - expected.low, a - low))),

@@ -89,11 +89,6 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
             sentence=f"{_GAP}, {_ALIKE}.",
             fits="A possible reason: another definition of the label.",
         ),
-        "harder_images": Cause(
-            sentence=f"{_HARD}, and the images differ.",
-            fits=f"Possible reasons: noise, blur, or harder patients. {_OPEN}",
-            of_images=True,
-        ),
         "label_errors": Cause(
             sentence=f"{_HARD}, {_ALIKE}.",
             fits="Possible reasons: label errors, or a disease that is harder to see.",
@@ -105,15 +100,13 @@ CAUSES: Mapping[str, Cause] = MappingProxyType(
         ),
     }
 )
-#: Which cause an effect stands for where the images differ, do not, or may.
-_OF_EFFECT: Mapping[tuple[str, bool | None], str] = MappingProxyType(
+#: Which cause an effect stands for where the images may differ, and where nothing hints at it.
+#: Images that differ for one reason may have wrong labels for another, so a difference that is
+#: shown excludes no label errors.
+_OF_EFFECT: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
-        ("transfer_gap", True): "acquisition_or_labels",
-        ("transfer_gap", False): "label_definition",
-        ("transfer_gap", None): "acquisition_or_labels",
-        ("target_hardness", True): "harder_images",
-        ("target_hardness", False): "label_errors",
-        ("target_hardness", None): "harder_images_or_label_errors",
+        "transfer_gap": ("acquisition_or_labels", "label_definition"),
+        "target_hardness": ("harder_images_or_label_errors", "label_errors"),
     }
 )
 
@@ -143,9 +136,9 @@ def causes_of(
     inside = [effect for effect in effects.values() if effect.name.startswith("within_")]
     rest = {}
     if all(effect.low > 0 for effect in inside):
-        for name in ("transfer_gap", "target_hardness"):
+        for name, (differing, alike) in _OF_EFFECT.items():
             if name in effects and effects[name].low > 0:
-                rest[_OF_EFFECT[name, images_differ]] = effects[name]
+                rest[alike if images_differ is False else differing] = effects[name]
     if images_differ and adaptable and "acquisition_or_labels" in rest:
         rest["acquisition"] = rest.pop("acquisition_or_labels")
     return {

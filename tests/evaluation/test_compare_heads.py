@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from MLstatkit import Delong_test
-from scipy.stats import t as student
 
 from pipeline.data.items import Item
 from pipeline.data.samples import UNLABELLED, Samples
@@ -59,19 +58,46 @@ def test_shares_have_their_interval_and_the_rest_percentiles(each):
     by_class = [data.group[data.label == k] for k in (0, 1)]
     area = share_of(METRICS["auroc"](data.label, p), data.group, *by_class)
     assert found["auroc"] == area.interval()
-    # Its variance is too small where few patients are positive: the quantile of t.
-    precision = share_of(METRICS["average_precision"](data.label, p), data.group, *by_class)
-    patients = min(len(np.unique(of)) for of in by_class)
-    longer = precision.bounds(student.isf(0.025, patients - 1))
-    assert ends(found["average_precision"]) == pytest.approx(longer)
-    share = "Agresti-Coull" if each == 1 else "Agresti-Coull by patient"
+    precision = share_of(
+        METRICS["average_precision"](data.label, p), data.group, data.group[positive]
+    )
+    assert ends(found["average_precision"]) == pytest.approx(precision.bounds())
+    share = "Clopper-Pearson" if each == 1 else "Clopper-Pearson by patient"
     assert {metric: interval.method for metric, interval in found.items()} == {
         m: "patient bootstrap" if m in ("brier", "log_loss", "ece") else share for m in METRICS
-    }
+    } | {"balanced_accuracy": "MOVER by patient"}
     alone = bootstrap_interval(
         [METRICS["brier"](data.label, p)], data.group, stream("scores B target", 0)
     )
     assert found["brier"] == alone
+
+
+def test_f1_has_the_interval_of_a_rate():
+    """Of the right calls among the images that are positive or called so: F1 = 2 J / (1 + J)."""
+    data = domain(each=3)
+    p = head(data.label, 0.5)
+    found, called = of_one(data, p)["f1"], p.argmax(1) == 1
+    either = called | (data.label == 1)
+    rate = rate_interval((called & (data.label == 1))[either], data.group[either])
+    assert ends(found) == pytest.approx([2 * end / (1 + end) for end in ends(rate)])
+
+
+@pytest.mark.parametrize("wrong", [0, 4])
+def test_the_mean_of_two_classes_is_as_open_as_both(wrong):
+    """Labels by patient: the squares of both distances add, also where a class has no error."""
+    group = np.repeat(np.arange(24), 2)
+    data = replace(domain(n=48), group=group, label=(group < 4).astype(int))
+    called = np.where(
+        (np.arange(48) < wrong) | (np.arange(48) % 9 == 8), 1 - data.label, data.label
+    )
+    found = of_one(data, np.eye(2)[called])
+    both = [found["sensitivity"], found["specificity"]]
+    low, high = (
+        np.hypot(*(getattr(one, end) - one.estimate for one in both)) / 2 for end in ("low", "high")
+    )
+    middle = found["balanced_accuracy"]
+    assert middle.estimate - middle.low == pytest.approx(low)
+    assert middle.high == pytest.approx(min(1, middle.estimate + high))
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -115,7 +141,7 @@ def test_what_one_class_does_not_define_is_left_out_and_no_number():
     data = replace(domain(), label=np.ones(60, int))
     found = of_one(data, head(data.label, 1.0))
     assert {"auroc", "average_precision", "specificity"}.isdisjoint(found)
-    assert found["sensitivity"].method == "Agresti-Coull"
+    assert found["sensitivity"].method == "Clopper-Pearson"
 
 
 def test_a_class_in_one_patient_has_no_variance():

@@ -5,7 +5,14 @@ import pytest
 from scipy.stats import binom
 
 from pipeline.evaluation.intervals import rate_interval
-from tests.evaluation.coverage import PATIENTS, WORLDS, coverage, patients_of, right_by_patient
+from tests.evaluation.coverage import (
+    PATIENTS,
+    WORLDS,
+    coverage,
+    patients_of,
+    right_by_patient,
+    samples,
+)
 
 #: Of a goal of 95 %; above it an interval may be long where patients are few.
 LEAST = 0.93
@@ -43,7 +50,7 @@ def test_intervals_hold_the_truth_in_a_thousand_samples(name, truth, patients):
     """From 10 to 400 patients; AUROCs of 10 patients are not compared, and not asked for."""
     if name == "difference in AUROC" and patients == 10:
         pytest.skip("below 10 patients of each class no AUROCs are compared")
-    repeats = 1000 if patients < 400 else 400
+    repeats = samples(1000, patients)
     held, _, width = coverage(WORLDS[name][0], patients, truth, repeats)
     assert held >= least(repeats)
     assert width > 0

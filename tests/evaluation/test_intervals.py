@@ -13,7 +13,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from pipeline.evaluation.intervals import (
     TOO_FEW,
     Share,
-    agresti_coull,
+    clopper_pearson,
     critical_value,
     difference_bounds,
     difference_p,
@@ -45,7 +45,7 @@ def test_intervals_of_independent_trials_equal_other_code(hits, n, level):
     z = norm.isf((1 - level) / 2)
     expected = binomtest(hits, n).proportion_ci(confidence_level=level, method="wilson")
     assert wilson(hits, n, z=z) == pytest.approx(tuple(expected), abs=1e-12)
-    for ours, theirs in ((wilson, "wilson"), (agresti_coull, "agresti_coull")):
+    for ours, theirs in ((wilson, "wilson"), (clopper_pearson, "beta")):
         low, high = proportion_confint(hits, n + 0.5, alpha=1 - level, method=theirs)
         assert ours(hits, n + 0.5, z=z) == pytest.approx((max(low, 0), min(high, 1)), abs=1e-12)
 
@@ -60,9 +60,9 @@ def test_wilson_refuses_what_is_no_rate():
 def test_with_one_image_per_patient_the_images_are_the_trials(hits, n):
     """The textbook's interval."""
     found = rate(hits, n).interval()
-    assert (found.low, found.high) == pytest.approx(agresti_coull(hits, n))
+    assert (found.low, found.high) == pytest.approx(clopper_pearson(hits, n))
     assert (found.estimate, found.images, found.patients) == (hits / n, n, n)
-    assert found.method == "Agresti-Coull"
+    assert found.method == "Clopper-Pearson"
     assert rate_interval(*right_of(hits, n)) == found
 
 
@@ -72,7 +72,7 @@ def test_images_that_agree_within_patients_count_once(hits):
     many = rate(hits, 40, size=5)
     assert many.trials() == pytest.approx(40)
     assert many.bounds() == pytest.approx(rate(hits, 40).bounds())
-    assert (many.images, many.interval().method) == (200, "Agresti-Coull by patient")
+    assert (many.images, many.interval().method) == (200, "Clopper-Pearson by patient")
 
 
 def test_images_that_do_not_resemble_each_other_count_nearly_one_by_one():
@@ -232,17 +232,17 @@ def test_one_group_alone_has_its_own_interval():
 
 @pytest.mark.parametrize("repeats", [120, pytest.param(4000, marks=pytest.mark.slow)])
 def test_the_interval_of_a_group_picked_as_the_worst_holds(repeats):
-    """With 8 groups alike, the interval of one alone holds far less often for the lowest."""
-    truth, n, once, alone = 0.9, 80, 0, 0
+    """With 24 groups alike, the interval of one alone holds far less often for the lowest."""
+    count, truth, n, once, alone = 24, 0.9, 80, 0, 0
     rng = np.random.default_rng(10)
     for _ in range(repeats):
         groups = []
-        for k, hits in enumerate(rng.random((8, n)) < truth):
+        for k, hits in enumerate(rng.random((count, n)) < truth):
             share = share_of(weighted_mean(hits), np.arange(n))
-            moves = np.zeros((8, n))
+            moves = np.zeros((count, n))
             moves[k] = share.moves
             groups.append(Share(estimate=share.estimate, moves=moves.ravel(), bases=share.bases))
-        worst = min(range(8), key=lambda k, groups=groups: groups[k].estimate)
+        worst = min(range(count), key=lambda k, groups=groups: groups[k].estimate)
         low, high = simultaneous_intervals(groups, rng)[worst]
         once += low <= truth <= high
         low, high = groups[worst].bounds()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.intervals import agresti_coull
+from pipeline.evaluation.intervals import clopper_pearson
 from pipeline.evaluation.metrics import weighted_auroc, weighted_mean
 from pipeline.evaluation.selection import bbc_cv, confidence_set
 
@@ -32,7 +32,7 @@ def test_the_best_of_heads_without_an_error_is_not_certain():
     heads = [weighted_mean(np.ones(40))] * 5
     found = bbc_cv(heads, np.arange(40), np.random.default_rng(0)).interval
     assert (found.estimate, found.high) == (1, 1)
-    assert (found.low, found.high) == pytest.approx(agresti_coull(40, 40))
+    assert (found.low, found.high) == pytest.approx(clopper_pearson(40, 40))
 
 
 def test_the_interval_of_the_best_is_longer_where_the_choice_varies():

@@ -58,8 +58,8 @@ class Change(NamedTuple):
     chosen: float = 0.0
 
 
+HARDER = "harder_images_or_label_errors"
 OF_IMAGES = ("acquisition", "acquisition_or_labels")
-HARDER = ("harder_images", "harder_images_or_label_errors")
 #: By kind: the property, its strengths, and the causes that fit it.
 KINDS: Mapping[str, tuple[str, tuple, tuple[str, ...]]] = {
     "none": ("ill", (0.3,), ()),
@@ -67,11 +67,11 @@ KINDS: Mapping[str, tuple[str, tuple, tuple[str, ...]]] = {
     "scanner offset": ("offset", (0.4, 0.8, 1.2), OF_IMAGES),
     "contrast": ("contrast", (0.7, 0.5, 0.3), OF_IMAGES),
     "concept": ("turned", (30, 60, 90), ("label_definition", "acquisition_or_labels")),
-    "noise": ("noise", (0.7, 1.1, 1.5), (*HARDER, *OF_IMAGES)),
-    "blur": ("blur", (2, 3, 4), (*HARDER, *OF_IMAGES)),
-    "label noise": ("flipped", (0.1, 0.2, 0.3), ("label_errors", "harder_images_or_label_errors")),
+    "noise": ("noise", (0.7, 1.1, 1.5), (HARDER, *OF_IMAGES)),
+    "blur": ("blur", (2, 3, 4), (HARDER, *OF_IMAGES)),
+    "label noise": ("flipped", (0.1, 0.2, 0.3), ("label_errors", HARDER)),
     "subgroup mix": ("old", (0.5, 0.7, 0.9), ("subgroup_mix",)),
-    "subgroup mix, no attribute": ("old", (0.5, 0.7, 0.9), (*HARDER, *OF_IMAGES)),
+    "subgroup mix, no attribute": ("old", (0.5, 0.7, 0.9), (HARDER, *OF_IMAGES)),
 }
 #: Shifts under which the accuracy is estimated without labels, and one that goes unseen.
 UNLABELLED: Mapping[str, Change] = {

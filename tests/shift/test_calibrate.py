@@ -7,7 +7,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss
 
-from pipeline.evaluation.intervals import agresti_coull
+from pipeline.evaluation.intervals import clopper_pearson
 from pipeline.evaluation.metrics import score
 from pipeline.shift.calibrate import (
     RULES,
@@ -94,7 +94,7 @@ def test_a_threshold_is_measured_by_counts():
     data = domain(np.random.default_rng(13), 300, prevalence=0.3)
     called, ill = data.proba[:, 1] >= 0.6, data.label == 1
     row = measure_threshold(data, 0.6, float(ill.mean()))
-    bounds = agresti_coull(int(called[ill].sum()), int(ill.sum()))
+    bounds = clopper_pearson(int(called[ill].sum()), int(ill.sum()))
     assert (row["sensitivity"]["low"], row["sensitivity"]["high"]) == pytest.approx(bounds)
     assert row["specificity"]["estimate"] == pytest.approx(np.mean(~called[~ill]))
     assert row["ppv"] == pytest.approx(ill[called].mean())

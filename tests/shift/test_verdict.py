@@ -36,11 +36,10 @@ CASES = {
         f"{_GAP}. Possible reasons: images taken",
     ),
     "label_definition": ("transfer_gap", False, False, "reason: another definition of the label."),
-    "harder_images": ("target_hardness", True, False, f"{_HARD}, and the images differ. Possible"),
     "label_errors": ("target_hardness", False, False, "differ. Possible reasons: label errors,"),
     "harder_images_or_label_errors": (
         "target_hardness",
-        None,
+        True,
         False,
         f"{_HARD}. Possible reasons: noise, blur,",
     ),
@@ -97,7 +96,7 @@ def test_an_effect_names_its_cause_and_an_unsure_one_nothing(cause):
         (
             True,
             {"class_mix": SMALL, "target_hardness": SMALL, "transfer_gap": LOSS},
-            ("class_mix", "acquisition_or_labels", "harder_images"),
+            ("class_mix", "acquisition_or_labels", "harder_images_or_label_errors"),
         ),
         # Another mix alone makes the target harder: that is no second cause.
         *(
