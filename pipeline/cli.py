@@ -729,11 +729,18 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
 
     Example: headrace predict --model results/demo/heads/densenet121/linear new/1.png
     """
+    from pipeline.errors import PartsError, go_on
     from pipeline.predict import predict as run
 
     models, table = flags.pop("models"), flags.pop("table")
     given = {name: flags.pop(name) for name in ("store", "weights", "strict")}
-    records = {str(model): run(model, images, engine=_engine(flags), **given) for model in models}
+    records: dict[str, Any] = {}
+    failures: dict[str, Exception] = {}
+    for model in models:
+        with go_on(str(model), failures):
+            records[str(model)] = run(model, images, engine=_engine(flags), **given)
+    if not records:
+        raise next(iter(failures.values()))
     if table is not None:
         from pipeline.report.predict import predictions
         from pipeline.report.table import to_csv
@@ -742,6 +749,8 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
         write_file(table, to_csv(*map(predictions, records.values())).encode())
     for record in records.values():
         _show("predict", record, quiet=quiet)
+    if failures:
+        raise PartsError(failures, records)
     return records if len(records) > 1 else record
 
 

@@ -271,6 +271,16 @@ def test_the_command_prints_a_table_and_writes_a_csv(compared):
     assert record["skipped"][0]["path"] == "nowhere.png"
 
 
+def test_a_model_that_cannot_be_used_costs_no_other(compared):
+    """Of several: the others answer, and the exit code is that of the failure."""
+    good, bad = (str(compared.results / "heads" / "tiny" / head) for head in ("linear", "gone"))
+    command = ["predict", "there", "--model", bad, "--model", good, "--json", "--engine", "torch"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 5
+    assert [*json.loads(result.stdout)] == [good]
+    assert "gone" in result.stderr
+
+
 def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, monkeypatch):
     """In heads.json, with the reason; the others are saved."""
     from pipeline.heads import objects

@@ -7,6 +7,7 @@ groups and their counts is written anywhere.
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pipeline.data.image_tables import find_columns
 from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import Samples
 from pipeline.data.tables import Row, check_header, fail, read_rows
-from pipeline.errors import StudyError
+from pipeline.errors import StudyError, go_on
 from pipeline.study import HEADER, Attribute, Domain, ImageTable, SourceDomain, Study
 from pipeline.words import composed, counted, have, printable
 
@@ -47,27 +48,32 @@ class Grouping:
     member: NDArray[np.int64]
 
 
-def groupings(study: Study, samples: Samples) -> Mapping[str, tuple[Grouping, ...]]:
+def groupings(
+    study: Study, samples: Samples, failures: dict[str, Exception]
+) -> Mapping[str, tuple[Grouping, ...]]:
     """Divide the images of each domain that has a file of attributes.
 
     Args:
         study: Its ``subgroups`` say by what.
         samples: Of the study.
+        failures: Of targets; gets the reason of each whose file is not what it should be.
 
     Returns:
         By domain, one for each attribute of the study; a domain without a file is missing.
 
     Raises:
-        StudyError: A file is not what it should be, none of its rows names an image, or an
-            attribute has too many groups.
+        StudyError: The source's file is not what it should be, none of its rows names an image,
+            or an attribute has too many groups.
     """
     if not study.subgroups:
         return {}
-    groups = {
-        domain.name: _groups_of_images(domain, domain.attributes, study.subgroups, samples)
-        for domain in study.domains
-        if domain.attributes is not None
-    }
+    groups = {}
+    for domain in study.domains:
+        if domain.attributes is not None and domain.name not in failures:
+            with nullcontext() if domain is study.source else go_on(domain.name, failures):
+                groups[domain.name] = _groups_of_images(
+                    domain, domain.attributes, study.subgroups, samples
+                )
     names = [
         _group_names(study, attribute, {row[i] for rows in groups.values() for row in rows})
         for i, attribute in enumerate(study.subgroups)

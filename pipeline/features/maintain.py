@@ -12,7 +12,7 @@ from cache.errors import StoreFormatError
 from cache.recipe import CANARY_TOLERANCE, Recipe, check_canaries, relative_l2_rows
 from cache.store import FeatureStore, quarantined, stores_in
 from pipeline.data.samples import load_samples
-from pipeline.errors import CheckFailedError, MissingFeaturesError
+from pipeline.errors import CheckFailedError, MissingFeaturesError, PartsError, go_on
 from pipeline.features.backbones import policy_of
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import CPU_BATCH, Engine, EngineChoice, start_engine
@@ -89,14 +89,18 @@ def verify_study(study: Study, sample: int | None, choice: EngineChoice) -> list
         Lines that say what was compared and how far apart it was.
 
     Raises:
-        CheckFailedError: A part is damaged, or a feature differs by more than 1e-5, or than
-            ``CANARY_TOLERANCE`` where a GPU computed or the precision is not fp32.
+        PartsError: Of some backbones a part is damaged, or a feature differs by more than 1e-5,
+            or than ``CANARY_TOLERANCE`` where a GPU computed or the precision is not fp32.
     """
-    lines = []
+    lines: list[str] = []
+    failures: dict[str, Exception] = {}
     for backbone in study.backbones:
-        lines.append(_verified(store_for(study, backbone)))
-        if sample:
-            lines.append(_recomputed(study, backbone, sample, choice))
+        with go_on(backbone.name, failures):
+            lines.append(_verified(store_for(study, backbone)))
+            if sample:
+                lines.append(_recomputed(study, backbone, sample, choice))
+    if failures:
+        raise PartsError(failures, {"checks": lines})
     return lines
 
 

@@ -8,7 +8,7 @@ comparison: the record is made of all models that are kept.
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cache import disk
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import SampleOptions, Samples, load_samples
-from pipeline.errors import MissingResultsError
+from pipeline.errors import MissingResultsError, go_on
 from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
@@ -118,12 +118,16 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
     with parallel.joined(choose_device(options.device)) as device:
         samples, _ = load_samples(study, options.samples)
         tables: dict[str, Samples] = {}
+        failures: dict[str, Exception] = {}
         for choice in {b.network: b for b in study.backbones}.values():
-            usable = load_features(study, choice, samples).samples
+            with _part(choice.name, failures):
+                samples = load_features(study, choice, samples).samples
+            if choice.name in failures:
+                continue
             run = Experiment(
                 study=study,
                 choice=choice.network,
-                samples=limit_images(usable, options.limit, study.seed),
+                samples=limit_images(samples, options.limit, study.seed),
                 folder=folder,
                 device=device,
                 image_size=options.image_size,
@@ -133,14 +137,24 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
             for name in names:
                 if METHODS[name].pretrained or not tables:
                     _LOG.info("%s on %s", name, run.backbone(name))
-                    run_method(run, name)
+                    with _part(f"{name} on {run.backbone(name)}", failures):
+                        run_method(run, name)
             tables[run.choice.name] = run.samples
-        tables[FROM_PIXELS] = next(iter(tables.values()))
+        if tables:
+            tables[FROM_PIXELS] = next(iter(tables.values()))
         models = _kept_models(folder, tables)
+        if failures and not models:
+            raise next(iter(failures.values()))
         record = {**evaluate(study, tables, models), "trial": options.tag}
+        record["failures"] = {part: str(reason) for part, reason in failures.items()}
         if parallel.group().rank == 0:
             _write(folder, record, tables, models)
     return record
+
+
+def _part(name: str, failures: dict[str, Exception]) -> AbstractContextManager[None]:
+    """What may fail alone; of several processes all stop, or the others would wait for one."""
+    return go_on(name, failures) if parallel.group().size == 1 else nullcontext()
 
 
 def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> None:

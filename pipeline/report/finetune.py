@@ -20,7 +20,8 @@ def tables(record: Record) -> list[Part]:
     parts: list[Part] = []
     for results in record["backbones"]:
         parts += _backbone(record, results)
-    return parts + not_scored(record)
+    parts += not_scored(record)
+    return parts + [f"{part} failed: {reason}" for part, reason in record["failures"].items()]
 
 
 def _backbone(record: Record, results: Record) -> Iterator[Part]:

@@ -185,8 +185,8 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
     findings = check_leaks(study, table.samples, overlaps(study, table.samples, facts), facts)
     if not options.samples.allow_leaks:
         refuse_leaks(findings)
-    groups = groupings(study, table.samples)  # before any work: it may refuse a user's file
-    failures = table.samples.failures
+    failures = dict(table.samples.failures)
+    groups = groupings(study, table.samples, failures)  # it may refuse a user's file
     source, *targets = (table.domain(d.name) for d in study.domains if d.name not in failures)
     skipped = [_skipped(table.backbone, name, 0, why) for name, why in failures.items()]
     skipped += [

@@ -101,7 +101,7 @@ def divided(tmp_path: Path, monkeypatch):
         file.write_text(text.replace("[store]", f"[subgroups]\n{look}\n[store]"))
         study = load_study(file)
         samples, _ = load_samples(study)
-        return groupings(study, samples), samples
+        return groupings(study, samples, {}), samples
 
     return divide
 
@@ -145,6 +145,16 @@ def test_rows_that_name_no_image_are_an_error_with_both_spellings(divided):
         divided("path,sex\nhere/a/x.png,F\n")
 
 
+def test_a_bad_file_of_a_target_costs_the_target_alone(divided):
+    """Its reason is among the failures; the others are divided."""
+    divided("patient,sex\np1000,M\n", "path,sex\na/p2000_0.png,X\n")
+    Path("there.csv").write_text("name,sex\nx,F\n")
+    study, failures = load_study(Path("study.toml")), {}
+    groups = groupings(study, load_samples(study)[0], failures)
+    assert [*groups] == ["source"]
+    assert "allowed as the first is path or patient" in str(failures["there"])
+
+
 def test_rows_by_patient_need_a_pattern_that_finds_patients(divided):
     """Without one there are no ids to compare with."""
     with pytest.raises(StudyError, match=r"source has no `group` pattern .*, or rows by path"):
@@ -161,4 +171,4 @@ def test_more_texts_than_groups_ask_for_bins(divided):
     Path("here.csv").write_text("path,age\n" + "".join(rows[: MOST_GROUPS + 1]))
     study = load_study(Path("study.toml"))
     with pytest.raises(StudyError, match=r"age has 13 .*give bins .*age = \[18, 40, 65\]"):
-        groupings(study, load_samples(study)[0])
+        groupings(study, load_samples(study)[0], {})

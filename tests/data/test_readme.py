@@ -214,7 +214,7 @@ def test_a_study_of_the_readme_finds_images_classes_and_patients(name, tmp_path,
     assert not skipped
     assert " ".join(samples.classes) == classes
     assert len(set(samples.group[samples.domain == "source"])) == patients
-    for groups in groupings(study, samples).values():
+    for groups in groupings(study, samples, {}).values():
         assert "unknown" not in groups[0].names
 
 

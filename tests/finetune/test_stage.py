@@ -11,6 +11,7 @@ from torch import nn
 
 import pipeline.finetune.loop as loop_module
 import pipeline.finetune.runs as runs_module
+import pipeline.finetune.stage as stage_module
 from pipeline.cli import main
 from pipeline.compare import CompareOptions, compare
 from pipeline.errors import (
@@ -138,6 +139,23 @@ def test_a_target_without_labels_is_predicted_and_not_scored(stored):
     assert set(kept.label[far]) == {-1}
     for proba in kept.proba.values():
         assert proba[far].sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_method_that_fails_costs_no_other(stored, monkeypatch):
+    """Its reason is in the record; where nothing is left, it is the error."""
+    real = stage_module.run_method
+
+    def run(experiment, name):
+        if name == "last_block":
+            raise EngineError("out of memory")
+        real(experiment, name)
+
+    monkeypatch.setattr(stage_module, "run_method", run)
+    with pytest.raises(EngineError, match="out of memory"):
+        finetune(stored, only("last_block", limit=4))
+    record = finetune(stored, only("last_block", "full"))
+    assert record["failures"] == {"last_block on tiny": "out of memory"}
+    assert "full" in models(record)
 
 
 def test_methods_are_compared_with_the_best_head_of_stage_2(stored):
