@@ -196,7 +196,7 @@ def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, Li
 def _tree(table: str, listing: Listing) -> Iterator[str]:
     """The classes with their numbers of images and first names of files."""
     names: dict[str, list[str]] = {}
-    for item in listing.items:
+    for item in sorted(listing.items, key=lambda item: item.label):
         names.setdefault(printable(item.label), []).append(PurePosixPath(item.path).name)
     classes = f", classes: {', '.join(names)}" if any(names) else ""
     yield f"[{table}] {counted(len(listing.items), 'image')}{classes}"
