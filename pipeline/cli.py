@@ -368,8 +368,8 @@ def _draw(
     from pipeline.report.pictures import error_sheet
 
     file = figures.stored_arrays(stage, study.results) if file is None else file
-    sheet = error_sheet(study, record, file) if stage == "heads" else {}
-    return figures.draw(stage, record, file) | sheet
+    sheet = {"of the surest errors": partial(error_sheet, study, record, file)}
+    return figures.draw(stage, record, file, sheet if stage == "heads" else {})
 
 
 def _prepare_to_draw() -> None:
@@ -496,16 +496,8 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 
     Example: headrace heads study.toml --only linear,mlp --quick
     """
-    from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare
     from pipeline.data.processes import Processes
 
-    options = replace(
-        _effort(flags, QUICK, THOROUGH) or CompareOptions(),
-        heads=None if flags["only"] is None else tuple(h.strip() for h in flags["only"].split(",")),
-        baseline=flags["baseline"],
-        preprocessing=flags["preprocessing"],
-        samples=_samples(allow_conflicts=flags["allow_conflicts"]),
-    )
     loaded = _with_recipe(study, flags)
     shown: list[dict[str, Any]] = []
     drawing: list[Any] = []
@@ -513,6 +505,17 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     with Processes(int(flags["figures"])) as processes:
         if flags["figures"] and not (loaded.results / "heads.json").exists():
             processes.submit(_prepare_to_draw)  # a later run may have nothing to draw
+        from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare  # meanwhile
+
+        options = replace(
+            _effort(flags, QUICK, THOROUGH) or CompareOptions(),
+            heads=None
+            if flags["only"] is None
+            else tuple(name.strip() for name in flags["only"].split(",")),
+            baseline=flags["baseline"],
+            preprocessing=flags["preprocessing"],
+            samples=_samples(allow_conflicts=flags["allow_conflicts"]),
+        )
 
         def show_scores(so_far: dict[str, Any], file: bytes) -> None:
             if file and flags["figures"]:

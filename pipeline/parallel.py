@@ -4,8 +4,12 @@ The processes are forks of this one: they see its arrays without a copy, and non
 Python's lock. Two threads that fit heads are 1.2 times as fast as one, two forks 1.9 times.
 What macOS and Windows offer instead would import everything again, so there jobs are done one
 after the other, each by all cores.
+
+Decoders (``pipeline.data.processes``) are no forks: they are started beside torch, whose threads
+a fork would lack, and have memory of their own for pixels.
 """
 
+import io
 import multiprocessing
 import os
 import pickle
@@ -18,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from threading import Thread
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -26,16 +31,20 @@ from pipeline.errors import EngineError
 
 T = TypeVar("T")
 _FORKS = sys.platform == "linux"
+#: Seconds between two looks at what is done beside.
+_GLANCE = 0.02
+_LATE = "it did not end within {:g} s"
 _in_worker = False
 
 
 class _Worker:
     """A fork of this process that does jobs, one after the other, as it is asked to."""
 
-    def __init__(self, jobs: Sequence[Callable[[], Any]], threads: int | None) -> None:
+    def __init__(self, jobs: Sequence[Callable[[], Any]], shared: Sequence[Any]) -> None:
         fork = multiprocessing.get_context("fork")
         self.pipe, other = fork.Pipe()
-        arguments = jobs, threads, other, self.pipe
+        self._shared = shared
+        arguments = jobs, shared, other, self.pipe
         self._process = fork.Process(target=_serve, args=arguments, daemon=True)
         # Ctrl-C is this process's alone.
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -56,7 +65,7 @@ class _Worker:
     def answer(self) -> Any:
         """What the job has returned, or the exception that it has raised."""
         try:
-            return pickle.loads(self.pipe.recv_bytes())  # noqa: S301 - our own fork
+            return _unpickled(self.pipe.recv_bytes(), self._shared)
         except (EOFError, ConnectionError):
             self._process.join()
             code = self._process.exitcode
@@ -98,26 +107,34 @@ def run_each(
     limit: float | None = None,
     done: Callable[[int, T | BaseException | None], None] = lambda _number, _outcome: None,
     skip: Callable[[int], bool] = lambda _number: False,
+    beside: Callable[[], object] | None = None,
+    shared: Sequence[Any] = (),
 ) -> list[T | BaseException | None]:
     """What the jobs return or raise, in their order.
 
     Args:
         jobs: See :func:`run_parallel`. One alone has all cores, where it does not use
             OpenMP.
-        limit: Seconds after which a job is given up, with a ``TimeoutError``. Not kept where
-            there are no forks: on macOS and Windows, in a worker, and after CUDA was started.
+        limit: Seconds after which a job is given up, with a ``TimeoutError``. Where there are
+            no forks (macOS, Windows, a worker, after CUDA was started) it goes on unheeded,
+            on its core, until this process ends.
         done: Called after each job with its number and what it returned or raised.
         skip: Whether the job of a number is no longer wanted, asked before it begins; what
             there is of it then is None.
+        beside: What this process does on one of the cores meanwhile; it must not raise. All of
+            it is done when this returns.
+        shared: Arrays of this process that what the jobs return may hold; they do not travel.
     """
     workers = min(len(jobs), _cores())
     if not _may_fork() or not jobs or (workers < 2 and limit is None):
+        if beside:
+            beside()
         outcomes: list[Any] = []
         for number, job in enumerate(jobs):
-            outcomes.append(None if skip(number) else _outcome(job))
+            outcomes.append(None if skip(number) else _outcome_within(job, limit))
             done(number, outcomes[-1])
         return outcomes
-    return _run_in_workers(jobs, workers, limit, done, skip)
+    return _run_in_workers(jobs, limit, done, skip, beside, shared)
 
 
 def in_worker() -> bool:
@@ -127,37 +144,39 @@ def in_worker() -> bool:
 
 def _run_in_workers(
     jobs: Sequence[Callable[[], Any]],
-    workers: int,
     limit: float | None,
     done: Callable[[int, Any], None],
     skip: Callable[[int], bool],
+    beside: Callable[[], object] | None,
+    shared: Sequence[Any],
 ) -> list[Any]:
     waiting = deque(range(len(jobs)))
     outcomes: list[Any] = [None] * len(jobs)
     idle: list[_Worker] = []
     busy: dict[_Worker, tuple[int, float]] = {}
+    thread = Thread(target=beside)
     try:
+        # A fork made while a thread imports would wait for its locks without end: first these.
+        idle += [_Worker(jobs, shared) for _ in range(min(len(jobs), max(1, _cores() - 1)))]
+        if beside:
+            thread.start()
         while waiting or busy:
-            while waiting and len(busy) < workers:
+            while waiting and len(busy) < max(1, _cores() - thread.is_alive()):
                 number = waiting.popleft()
                 if skip(number):
                     done(number, None)
                     continue
-                worker = idle.pop() if idle else _Worker(jobs, None if len(jobs) == 1 else 1)
+                worker = idle.pop() if idle else _new_worker(jobs, shared, thread)
                 busy[worker] = number, time.monotonic()
                 worker.ask(number)
-            if not busy:
-                break
-            ready = wait(
-                [worker.pipe for worker in busy],
-                None if limit is None else _seconds_left(busy, limit),
-            )
+            seconds = _GLANCE if thread.is_alive() else _seconds_left(busy, limit)
+            ready = wait([worker.pipe for worker in busy], seconds)
             for worker, (number, start) in list(busy.items()):
                 if worker.pipe in ready:
                     outcomes[number] = worker.answer()
                 elif limit is not None and time.monotonic() - start > limit:
                     worker.end()
-                    outcomes[number] = TimeoutError(f"it did not end within {limit:g} s")
+                    outcomes[number] = TimeoutError(_LATE.format(limit))
                 else:
                     continue
                 del busy[worker]
@@ -167,15 +186,30 @@ def _run_in_workers(
     finally:
         for worker in (*idle, *busy):
             worker.end()
+        _wait_for(thread)
     return outcomes
 
 
-def _seconds_left(busy: dict[_Worker, tuple[int, float]], limit: float) -> float:
+def _new_worker(
+    jobs: Sequence[Callable[[], Any]], shared: Sequence[Any], thread: Thread
+) -> _Worker:
+    _wait_for(thread)
+    return _Worker(jobs, shared)
+
+
+def _wait_for(thread: Thread) -> None:
+    if thread.is_alive():
+        thread.join()
+
+
+def _seconds_left(busy: dict[_Worker, tuple[int, float]], limit: float | None) -> float | None:
+    if limit is None or not busy:
+        return None if busy else 0
     return max(0.01, min(start for _, start in busy.values()) + limit - time.monotonic())
 
 
 def _serve(
-    jobs: Sequence[Callable[[], Any]], threads: int | None, pipe: Connection, parents: Connection
+    jobs: Sequence[Callable[[], Any]], shared: Sequence[Any], pipe: Connection, parents: Connection
 ) -> None:
     """What a worker does, until the pipe's other end is closed."""
     global _in_worker  # noqa: PLW0603 - it is true of the whole process
@@ -183,9 +217,10 @@ def _serve(
     parents.close()
     # A fork has none of the threads of OpenMP, and would wait for a second one without end.
     openmp = threadpool_limits(1, user_api="openmp")
-    with openmp, threadpool_limits(threads, user_api="blas"), suppress(EOFError, BrokenPipeError):
+    blas = threadpool_limits(None if len(jobs) == 1 else 1, user_api="blas")
+    with openmp, blas, suppress(EOFError, BrokenPipeError):
         while True:
-            pipe.send_bytes(_pickled(_outcome(jobs[pipe.recv()])))
+            pipe.send_bytes(_pickled(_outcome(jobs[pipe.recv()]), shared))
 
 
 def _outcome(job: Callable[[], T]) -> T | BaseException:
@@ -197,17 +232,53 @@ def _outcome(job: Callable[[], T]) -> T | BaseException:
         return cause
 
 
-def _pickled(outcome: Any) -> bytes:
+def _outcome_within(job: Callable[[], Any], limit: float | None) -> Any:
+    """The same without a fork, by a thread that nobody waits for any longer."""
+    if limit is None:
+        return _outcome(job)
+    outcomes: list[Any] = []
+    thread = Thread(target=lambda: outcomes.append(_outcome(job)), daemon=True)
+    thread.start()
+    thread.join(limit)
+    return outcomes[0] if outcomes else TimeoutError(_LATE.format(limit))
+
+
+class _Pickler(pickle.Pickler):
+    """Writes the numbers of shared arrays in place of them."""
+
+    shared: Sequence[Any] = ()
+
+    def persistent_id(self, value: Any) -> int | None:
+        return next((k for k, array in enumerate(self.shared) if array is value), None)
+
+
+class _Unpickler(pickle.Unpickler):
+    shared: Sequence[Any] = ()
+
+    def persistent_load(self, number: Any) -> Any:
+        return self.shared[number]
+
+
+def _pickled(outcome: Any, shared: Sequence[Any]) -> memoryview:
     if isinstance(outcome, BaseException):  # a traceback is not pickled, a note is
         outcome.add_note("".join(traceback.format_exception(outcome)))
+    file = io.BytesIO()
+    pickler = _Pickler(file, pickle.HIGHEST_PROTOCOL)
+    pickler.shared = shared
     try:
-        data = pickle.dumps(outcome, pickle.HIGHEST_PROTOCOL)
+        pickler.dump(outcome)
         if isinstance(outcome, BaseException):
-            pickle.loads(data)  # noqa: S301 - not every exception can be made again
+            _unpickled(file.getvalue(), shared)  # not every exception can be made again
     except Exception as cause:  # noqa: BLE001 - whatever cannot be sent
         what = outcome if isinstance(outcome, BaseException) else cause
-        return pickle.dumps(RuntimeError(f"{type(what).__name__}: {what}"))
-    return data
+        return memoryview(pickle.dumps(RuntimeError(f"{type(what).__name__}: {what}")))
+    return file.getbuffer()
+
+
+def _unpickled(data: bytes, shared: Sequence[Any]) -> Any:
+    unpickler = _Unpickler(io.BytesIO(data))
+    unpickler.shared = shared
+    return unpickler.load()
 
 
 def _may_fork() -> bool:

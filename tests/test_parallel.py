@@ -118,3 +118,34 @@ def test_ctrl_c_ends_the_jobs_without_a_word_of_them(capfd):
     with pytest.raises(KeyboardInterrupt):
         run_each([lambda: time.sleep(60), int, int], done=interrupted)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_done_beside_is_done_while_a_job_runs():
+    """On one core each; a job that begins later sees what it has done, and so does this process."""
+    ready, done = multiprocessing.get_context("fork").Event(), []
+
+    def beside():
+        assert ready.wait(20)
+        done.append(True)
+
+    assert run_each([ready.set, lambda: len(done)], limit=20, beside=beside) == [None, 0]
+    assert run_each([lambda: len(done)], limit=20) == [1]
+    assert run_each([], beside=lambda: done.append(True)) == []
+    assert len(done) == 2
+
+
+def test_shared_arrays_do_not_travel():
+    """Nor do what holds them; others are copies."""
+    shared, other = np.ones(3), np.ones(3)
+    ((held, copied),) = run_each([lambda: ({"rows": shared}, other)], limit=20, shared=[shared])
+    assert held["rows"] is shared
+    assert copied is not other
+    np.testing.assert_array_equal(copied, other)
+
+
+def test_without_forks_a_job_is_given_up_too(monkeypatch):
+    """As on macOS and Windows; the next is done meanwhile."""
+    monkeypatch.setattr(parallel, "_FORKS", False)
+    late, two = run_each([lambda: time.sleep(2), lambda: 2], limit=0.1)
+    assert str(late) == "it did not end within 0.1 s"
+    assert two == 2

@@ -26,6 +26,7 @@ class HeadSpec:
         grid: Parameters to choose between by inner cross-validation, with their values;
             the defaults are taken where it is empty.
         groups: Whether ``fit`` takes the patients of the rows, because it holds some out.
+        scikit_learn: Whether it needs scikit-learn, which takes a second to import.
         curves: Whether ``fit`` takes validation rows, to note how the training went.
         path: From heads that differ in the grid's parameters, rows, labels and other rows to
             the probabilities of the other rows by each head, faster than one at a time; None:
@@ -37,6 +38,7 @@ class HeadSpec:
     stochastic: bool = False
     grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     groups: bool = False
+    scikit_learn: bool = False
     curves: bool = False
     path: Callable[..., Any] | None = None
 
@@ -82,6 +84,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         # perfectly and the probabilities elsewhere are far too sure.
         "linear": HeadSpec(
             make=_always("pipeline.heads.logistic.make_logistic"),
+            scikit_learn=True,
             about="logistic regression, its L2 penalty chosen by inner cross-validation",
             grid={"C": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0, 10.0)},
             path=late("pipeline.heads.logistic.logistic_path"),
@@ -104,6 +107,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
         ),
         "svm": HeadSpec(
             make=_always("pipeline.heads.svm.SVMHead"),
+            scikit_learn=True,
             about="support vectors, linear or RBF, sigmoid-calibrated",
             groups=True,
         ),
@@ -114,6 +118,7 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
                 weights="distance",
                 algorithm="brute",
             ),
+            scikit_learn=True,
             about="nearest neighbours",
             grid={"n_neighbors": (5, 15, 45)},
             path=late("pipeline.heads.neighbours.neighbours_path"),
@@ -123,17 +128,20 @@ HEADS: Mapping[str, HeadSpec] = MappingProxyType(
             make=lambda seed: late("sklearn.ensemble.ExtraTreesClassifier")(
                 n_estimators=20, random_state=seed
             ),
+            scikit_learn=True,
             about="20 extremely random trees a seed",
             stochastic=True,
         ),
         "boosting": HeadSpec(
             make=_of_seed("pipeline.heads.boosting.BoostingHead"),
+            scikit_learn=True,
             about="gradient boosting of small trees on 32 components and 64 features",
             stochastic=True,
         ),
         # The smoothing decides how sure it is: with features that repeat each other, far too sure.
         "naive_bayes": HeadSpec(
             make=_always("sklearn.naive_bayes.GaussianNB"),
+            scikit_learn=True,
             about="Gaussian naive Bayes",
             grid={"var_smoothing": (1e-9, 1e-2, 1.0)},
         ),

@@ -98,6 +98,7 @@ def _estimator(head: CustomHead, where: str) -> HeadSpec:
         make=make,
         about=f"{head.estimator} with {given}",
         stochastic=stochastic,
+        scikit_learn=True,
         groups=not plain,
     )
 

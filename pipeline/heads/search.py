@@ -140,6 +140,8 @@ class Fitting:
         self.seconds = dict.fromkeys(specs, 0.0)
         self._fixed: dict[str, Mapping[str, Any]] = {}
         self._held_out: dict[str, Proba] = {}
+        self._shared: tuple[NDArray[np.float32], ...] = ()
+        self._imported = False
         self._progress: Progress
 
     def fit(
@@ -158,9 +160,7 @@ class Fitting:
         Returns:
             By head, without those in ``failures``.
         """
-        for spec in self.specs.values():
-            with suppress(Exception):  # whoever fits it says so
-                spec.make(self.seeds[0])  # imported here once, and not in every process
+        self._import(scikit_learn=False)
         grids = {name: _choices(spec.grid) for name, spec in self.specs.items()}
         searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
         chosen = {name: grid[0] for name, grid in grids.items() if name not in searched}
@@ -323,6 +323,7 @@ class Fitting:
             transformer = fit_in_blocks(self.preprocessing(), data.embedded(), every)
             rows = transform_in_blocks(transformer, data.embedded(), every)
             y = data.labelled()
+            self._shared = (rows,)  # a head that keeps its rows keeps these
         except (ValueError, MemoryError) as cause:
             self.failures.update(dict.fromkeys(self.alive, _reason(cause)))
             return None
@@ -358,10 +359,23 @@ class Fitting:
         """What the jobs of heads return, in their order; None for one that failed."""
         results: list[Any] = [None] * len(jobs)
         self._progress.expect(len(jobs))
+        # Those that need scikit-learn wait for its import, beside the others.
+        late = {number for number, (name, _) in enumerate(jobs) if self.specs[name].scikit_learn}
+        if self._imported:
+            late.clear()
+        for numbers in (sorted({*range(len(jobs))} - late), sorted(late)):
+            self._run_together([(number, *jobs[number]) for number in numbers], results, what)
+            self._imported = True
+        return results
 
-        def done(number: int, outcome: Any) -> None:
+    def _run_together(
+        self, jobs: Sequence[tuple[int, str, Callable[[], Any]]], results: list[Any], what: str
+    ) -> None:
+        """Put what numbered jobs of heads return in its place."""
+
+        def done(at: int, outcome: Any) -> None:
             self._progress.advance()
-            name = jobs[number][0]
+            number, name, _ = jobs[at]
             if isinstance(outcome, BaseException):
                 reason = _reason(outcome)
                 self.failures[name] = f"{what}: {reason}" if what else reason
@@ -370,12 +384,20 @@ class Fitting:
                 self.seconds[name] += seconds
 
         run_each(
-            [partial(_timed, job) for _, job in jobs],
+            [partial(_timed, job) for _, _, job in jobs],
             limit=self.limit,
             done=done,
-            skip=lambda number: jobs[number][0] in self.failures,
+            skip=lambda at: jobs[at][1] in self.failures,
+            beside=None if self._imported else partial(self._import, scikit_learn=True),
+            shared=self._shared,
         )
-        return results
+
+    def _import(self, *, scikit_learn: bool) -> None:
+        """Make each head once: what it imports is then in every fork."""
+        for spec in self.specs.values():
+            if spec.scikit_learn == scikit_learn:
+                with suppress(Exception):  # whoever fits it says so
+                    spec.make(self.seeds[0])
 
 
 def _timed(job: Callable[[], Any]) -> tuple[Any, float]:

@@ -89,6 +89,14 @@ def test_the_choice_is_the_lowest_log_loss_on_patients_held_out():
     assert chosen[0] < chosen[1] / 10
 
 
+def test_neighbours_keep_the_rows_that_they_were_fitted_to_without_a_copy():
+    """Their features would be pickled, sent and read: three times the memory."""
+    data = made_up_rows(gap=1.0)
+    fitting = Fitting(data, {"knn": HEADS["knn"]}, seeds=(3,), preprocessing=StandardScaler)
+    kept = fitting.fit(data.features, np.arange(len(data)))["knn"].models[0].head._fit_X
+    assert any(kept is rows for rows in fitting._shared)
+
+
 @pytest.mark.parametrize("name", ["ridge", "svm", "prototype"])
 def test_of_many_patients_what_a_head_chose_itself_is_not_chosen_again(name, monkeypatch):
     """A fold is fitted with the penalty, or kernel, and the calibration that all rows chose."""

@@ -19,7 +19,7 @@ from pipeline import cli
 from pipeline.cli import main
 from pipeline.report import figures
 from pipeline.report.figures import FIGURES, NothingToDrawError, curves, forest, roc, shift
-from pipeline.report.figures.style import BLUE, COLOURS, image_bytes, new_figure, styled
+from pipeline.report.figures.style import BLUE, COLOURS, image_bytes, panels, styled
 from tests.report.tiny_run import many, results_of
 from tests.tiny import stored_tiny_study
 
@@ -118,7 +118,11 @@ def test_a_figure_that_fails_is_named_and_costs_no_other(records, logged, monkey
     def empty(_):
         raise NothingToDrawError("nothing here")
 
-    for name, make in (("broken", broken), ("empty", empty), ("good", lambda _: new_figure(1.0))):
+    for name, make in (
+        ("broken", broken),
+        ("empty", empty),
+        ("good", lambda _: panels(1, height=1)[0]),
+    ):
         monkeypatch.setattr(forest, name, make, raising=False)
     table = {f"heads-{name}": (f"forest.{name}", "", "") for name in ("broken", "empty", "good")}
     monkeypatch.setattr(figures, "FIGURES", MappingProxyType(table))

@@ -4,8 +4,9 @@ matplotlib is imported only when a figure is drawn: the page needs names and cap
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import Predictions, predictions_in, stored_predictions
+from pipeline.parallel import run_each
 from pipeline.report import parts_of
 from pipeline.report.table import Part, Table
 from pipeline.results import ResultSet
@@ -169,8 +171,13 @@ def stored_arrays(stage: str, results: Path) -> bytes:
         return b""
 
 
-def draw(stage: str, record: Mapping[str, Any], file: bytes) -> dict[str, bytes]:
-    """Draw all figures of ``heads``, ``finetune`` or ``shift``.
+def draw(
+    stage: str,
+    record: Mapping[str, Any],
+    file: bytes,
+    beside: Mapping[str, Callable[[], dict[str, bytes]]] = MappingProxyType({}),
+) -> dict[str, bytes]:
+    """Draw all figures of ``heads``, ``finetune`` or ``shift``, one on each core.
 
     A figure that cannot be drawn is named in the log with the reason, and the others go on.
 
@@ -178,13 +185,14 @@ def draw(stage: str, record: Mapping[str, Any], file: bytes) -> dict[str, bytes]
         stage: That has just been run.
         record: Its JSON values.
         file: Its probabilities; see :func:`stored_arrays`.
+        beside: By name, what else is drawn at the same time, and returns such images too.
 
     Returns:
         PNG and SVG of each, by name below the study's results.
     """
     predictions = predictions_in(file) if file else {}
     parts = tuple(parts_of(stage, record))
-    images: dict[str, bytes] = {}
+    jobs: dict[str, Callable[[], dict[str, bytes]]] = {**beside}
     for backbone in backbones_of(record):
         results = Results(
             file=file,
@@ -195,7 +203,14 @@ def draw(stage: str, record: Mapping[str, Any], file: bytes) -> dict[str, bytes]
         )
         for name in FIGURES:
             if name.startswith(f"{stage}-"):
-                images |= _draw_one(name, results)
+                jobs[f"{name} of {backbone}"] = partial(_draw_one, name, results)
+    images: dict[str, bytes] = {}
+    for name, drawn in zip(jobs, run_each(list(jobs.values())), strict=True):
+        if isinstance(drawn, dict):
+            images |= drawn
+        else:  # the numbers are on disk; this costs one figure
+            level = logging.DEBUG if isinstance(drawn, NothingToDrawError) else logging.WARNING
+            _LOG.log(level, "figure %s is not drawn: %s: %s", name, type(drawn).__name__, drawn)
     return images
 
 
@@ -210,14 +225,8 @@ def _draw_one(name: str, results: Results) -> dict[str, bytes]:
 
     module, function = FIGURES[name][0].split(".")
     make = getattr(import_module(f"pipeline.report.figures.{module}"), function)
-    try:
-        figure = styled(make)(results)
-        return {_file(name, results.backbone, kind): image_bytes(figure, kind) for kind in KINDS}
-    except Exception as error:  # noqa: BLE001 - the numbers are on disk; this costs one figure
-        level = logging.DEBUG if isinstance(error, NothingToDrawError) else logging.WARNING
-        reason = f"{type(error).__name__}: {error}"
-        _LOG.log(level, "figure %s of %s is not drawn: %s", name, results.backbone, reason)
-        return {}
+    figure = styled(make)(results)
+    return {_file(name, results.backbone, kind): image_bytes(figure, kind) for kind in KINDS}
 
 
 def _file(name: str, backbone: str, kind: str) -> str:

@@ -103,10 +103,11 @@ def _fix_layout(figure: Figure) -> None:
     The solver of the layout may end in other last bits each time, depending on where its
     variables lie in memory; many panels make that likely, and an SVG shows it.
     """
-    if figure.get_layout_engine() is None:
+    engine = figure.get_layout_engine()
+    if engine is None:
         return
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    engine.execute(figure)
+    figure.set_layout_engine(None)  # with "none", each file would be drawn once more before
     for axes in figure.axes:
         left, bottom, width, height = (round(float(x), 6) for x in axes.get_position().bounds)
         axes.set_position((left, bottom, width, height))
