@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from pipeline.data.domain import mean_and_scale
 from pipeline.data.leaks import NOTE, OK, Finding, impossible, labelled_domains
 from pipeline.data.patients import patient_folds
 from pipeline.data.samples import Samples
@@ -133,8 +134,8 @@ def _out_of_fold(
             "the features do not predict the label better than chance, AUC "
             f"{result.auc.estimate:.2f} (p {result.p:.3f} by permutation of patients)"
         )
-    spread = features.std(axis=0, dtype=np.float64)
-    X = (features - features.mean(axis=0, dtype=np.float64)) / np.where(spread > 0, spread, 1.0)
+    mean, scale = mean_and_scale(features)
+    X = (features - mean) / scale
     proba = np.zeros((len(label), int(label.max()) + 1))
     # Stratified: a head that saw no patient of a class would be confident of the others.
     for inside, outside in patient_folds(label, group, seed=0):

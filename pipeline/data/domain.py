@@ -129,3 +129,12 @@ class DomainData:
         for field in fields(self):
             if field.name not in ("name", "role") and getattr(self, field.name) is not None:
                 yield field.name, getattr(self, field.name)
+
+
+def mean_and_scale(
+    features: NDArray[np.floating],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each feature (n, d); of one that does not vary, 1."""
+    deviation = features.std(axis=0, dtype=np.float64)
+    mean = np.asarray(features.mean(axis=0, dtype=np.float64))
+    return mean, np.where(deviation > 0, deviation, 1.0)

@@ -20,7 +20,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
-from pipeline.data.domain import DomainData
+from pipeline.data.domain import DomainData, mean_and_scale
 from pipeline.data.patients import Fold, draw_patients, patient_folds
 from pipeline.errors import StudyError
 from pipeline.evaluation.auroc import lower_bound_of_perfect_auroc
@@ -270,7 +270,9 @@ def ridge_scorer(
         that shape: row i of column b is x_i'w of a ridge (penalty 1, free intercept) fitted
         to column b without the fold of row i; 0 is the score of the mean row.
     """
-    X = _standardised(features)
+    mean, scale = mean_and_scale(features)
+    # Divided by sqrt(d), so that a penalty of 1 means the same for every d.
+    X = np.ascontiguousarray((features - mean) / (scale * np.sqrt(features.shape[1])))
     if X.shape[0] < X.shape[1]:
         # Same inner products in n instead of d columns, hence the same ridge.
         X = np.ascontiguousarray(np.asarray(np.linalg.qr(X.T, mode="r")).T)
@@ -308,18 +310,6 @@ def _auc_columns(scores: NDArray[np.float64], labels: NDArray[np.bool_]) -> NDAr
     positives = labels.sum(axis=0)
     negatives = labels.shape[0] - positives
     return np.asarray((rank_sums - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def _standardised(features: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Each feature with mean 0 and variance 1 over all rows, then divided by sqrt(d).
-
-    Dividing by sqrt(d) makes a penalty of 1 mean the same for every d. Features that do not
-    vary become 0.
-    """
-    centred = features - features.mean(axis=0, dtype=np.float64)
-    scale = centred.std(axis=0)
-    scale[scale == 0] = np.inf
-    return np.ascontiguousarray(centred / (scale * np.sqrt(features.shape[1])), dtype=np.float64)
 
 
 def _interval(null: NDArray[np.float64], resampled: NDArray[np.float64]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from pipeline.data.domain import DomainData
+from pipeline.data.domain import DomainData, mean_and_scale
 from pipeline.data.patients import patient_folds
 from pipeline.heads.logistic import make_logistic
 
@@ -97,7 +97,7 @@ def fit_source(data: DomainData) -> SourceModel:
         StudyError: A class has too few patients for folds.
     """
     features, label = data.embedded(), data.labelled()
-    mean, scale = _mean_and_scale(features)
+    mean, scale = mean_and_scale(features)
     rows = (features - mean) / scale
     proba = np.zeros((len(label), label.max() + 1))
     for fit, held in patient_folds(label, data.group, seed=0):
@@ -113,16 +113,8 @@ def fit_source(data: DomainData) -> SourceModel:
 
 def standardised(features: NDArray[np.floating]) -> NDArray[np.float32]:
     """Features (n, d) scaled by their own mean and standard deviation."""
-    mean, scale = _mean_and_scale(features)
+    mean, scale = mean_and_scale(features)
     return np.asarray((features - mean) / scale, np.float32)
-
-
-def _mean_and_scale(
-    features: NDArray[np.floating],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    deviation = features.std(axis=0, dtype=np.float64)
-    mean = np.asarray(features.mean(axis=0, dtype=np.float64))
-    return mean, np.where(deviation > 0, deviation, 1.0)
 
 
 # Both domains on a map.
