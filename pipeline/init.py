@@ -5,16 +5,18 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, scan_stacks
 from pipeline.data.dicom import is_dicom
 from pipeline.data.image_tables import find_columns, several_findings
 from pipeline.data.images import HEAD_BYTES
-from pipeline.data.items import Item, Listing, read_file
+from pipeline.data.items import NO_CLASS, Item, Listing, images_below, read_file
 from pipeline.data.layouts import folders_in_classes, wrong_layout
+from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.sources import scan
 from pipeline.data.tables import SUFFIXES, Row, read_rows
 from pipeline.errors import StudyError, WeightsError
@@ -28,9 +30,13 @@ _PATIENT_PATTERNS = (
     r"^(person\d+|(?:NORMAL2-)?IM-\d+)",
     r"^(\d{8})_\d{3}",
 )
+#: A numbered folder in that of the class.
+_PATIENT_FOLDER = r"^[^/]+/([^/]*\d\d[^/]*)/"
 _MOST = 0.95
 #: Names of files that are shown of each class.
 _SHOWN = 3
+#: Rows of a table in which the names of images are looked for.
+_ROWS = 100
 _PREFERRED = "densenet121"
 
 
@@ -57,7 +63,7 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
             notes.append(f"[source] to name a finding write values = {{NAME = {findings[0]!r}}}")
         lines.append(f"findings = {json.dumps(findings, ensure_ascii=False)}")
     lines.append("")
-    for table, domain in _domains(data, "" if findings else None):
+    for table, domain in _domains(data, "" if findings else None, notes):
         lines += _domain_lines(table, domain, output, notes)
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -113,46 +119,60 @@ def _findings(path: Path) -> list[str]:
     return findings_of_archive(path) if is_archive(path) else several_findings(path)
 
 
-def _domains(data: Sequence[Path], finding: str | None) -> Iterator[tuple[str, Domain]]:
-    """``source``, then ``target.NAME`` or ``test.NAME``; equal names get a number."""
+def _domains(
+    data: Sequence[Path], finding: str | None, notes: list[str]
+) -> Iterator[tuple[str, Domain]]:
+    """``source``, its ``test.test`` where it has one, ``target.NAME``; equal names get a number."""
     names: list[str] = []
-    each = (_domains_of(path, finding, divided=at == 0) for at, path in enumerate(data))
-    for wanted, domain in chain.from_iterable(each):
-        if not names:
-            names.append("source")
-            yield "source", domain
-            continue
-        name = wanted
+    for wanted, whole in chain.from_iterable(_domains_of(path, finding) for path in data):
+        name = wanted if names else "source"
         while name in names:
             name = f"{wanted}_{len(names)}"
+        table = f"target.{_key(name)}" if names else "source"
         names.append(name)
-        yield f"{'test' if domain.split == 'test' else 'target'}.{_key(name)}", domain
-
-
-def _domains_of(path: Path, finding: str | None, *, divided: bool) -> Iterator[tuple[str, Domain]]:
-    """A folder; arrays, the source ``divided`` as they came; the hospitals of a table."""
-    if is_archive(path) or any(path.glob("*.npy")):
-        table = ImageTable(file=path, finding=finding) if is_archive(path) else None
-        domain = Domain(path=path, table=table)
-        list_images = scan_archive if table else scan_stacks
-        parts = {item.split for item in list_images(domain).items} if divided else set()
-        split = "train" if {"train", "test"} <= parts else ""
-        split = GIVEN if {"train", "val"} <= parts else split
-        yield _folder_name(path.stem), replace(domain, split=split)
+        domain, parts = _corrected(table, whole, notes)
+        split = "" if names[1:] else parts.get(FIT, "")
+        if split and VALIDATION in parts:
+            split = GIVEN
+        yield table, replace(domain, split=split)
         if split and "test" in parts:
-            yield "test", replace(domain, split="test")
+            names.append("test")
+            yield "test.test", replace(domain, split=parts["test"])
+
+
+def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]:
+    """A folder, arrays, or the hospitals of a table."""
+    if is_archive(path):
+        table = ImageTable(file=path, finding=finding)
+        yield _folder_name(path.stem), Domain(path=path, table=table)
     elif not path.is_file():
         yield _folder_name(path.resolve().name), Domain(path=path)
     else:
         rows = read_rows(path)
         header = next(rows, Row(1, []))
-        table = ImageTable(file=path, finding=finding)
+        table = ImageTable(file=path, columns=_path_column(path), finding=finding)
         labelled = Domain(path=path, table=table).labelled
         table = replace(table, columns=find_columns(table, header, labelled=labelled))
         at = [header.cells.index(name) for name in table.columns.get("domain", ())]
-        for hospital in dict.fromkeys(row.cells[at[0]] if at else "" for row in rows):
+        hospitals = dict.fromkeys(row.cells[at[0]] if at else "" for row in rows)
+        for hospital in [name for name in hospitals if name or not at]:
             domain = Domain(path=path.parent, table=replace(table, domain=hospital))
             yield _folder_name(hospital or path.stem), domain
+
+
+def _path_column(file: Path) -> dict[str, tuple[str, ...]]:
+    """The column in whose cells the names of images stand, where none is called like that."""
+    header, *rows = [*islice(read_rows(file), _ROWS)] or [Row(1, [])]
+    with suppress(StudyError):
+        find_columns(ImageTable(file=file), header, labelled=False)
+        return {}
+    images = [PurePosixPath(item.path) for item in images_below(file.parent).items]
+    names = {name for path in images for name in (str(path), path.name, path.stem)}
+    columns = zip(*(row.cells for row in rows), strict=True)
+    for column, cells in zip(header.cells, columns, strict=False):
+        if sum(cell in names for cell in cells) >= _MOST * len(cells):
+            return {"path": (column,)}
+    return {}
 
 
 def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) -> list[str]:
@@ -160,8 +180,13 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
     def seen(path: Path) -> str:
         return _quoted(Path(os.path.relpath(path.resolve(), output.resolve().parent)).as_posix())
 
-    domain, listing = _corrected(table, domain, notes)
+    listing = scan(domain)
     notes += _tree(table, listing)
+    if table == "source" and len({item.label for item in listing.items} - {NO_CLASS}) == 1:
+        raise StudyError(
+            f"{domain.path} has one class only ({listing.items[0].label}); a head needs two. Give "
+            "the folder that has the class folders in it, or the table that names the classes"
+        )
     lines = [f"[{table}]", f"path = {seen(domain.path)}"]
     if domain.table and not is_archive(domain.path):
         columns = domain.table.columns.items()
@@ -172,7 +197,7 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
         lines.append(f"split = {_quoted(domain.split)}")
     has_patients = domain.table is not None and "patient" in domain.table.columns
     if not has_patients and listing.items[0].row is None:
-        lines.append(_group_line(listing.items, table, notes))
+        lines.append(_group_line(domain, listing.items, table, notes))
     if domain.ignore:
         lines.append(f"ignore = {json.dumps(domain.ignore, ensure_ascii=False)}")
     if table == "source" and domain.split != GIVEN:
@@ -180,20 +205,42 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
     return [*lines, ""]
 
 
-def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, Listing]:
-    """The domain with the path and patterns that its layout needs, and what it holds."""
-    listing = scan(domain)
-    while not domain.table and (layout := wrong_layout(listing.items)):
+def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, dict[str, str]]:
+    """The domain with the path and patterns that its layout needs; its parts, as they are called.
+
+    Parts are known of folders that hold their classes, and of arrays.
+    """
+    if is_archive(domain.path) or (domain.path.is_dir() and any(domain.path.glob("*.npy"))):
+        list_arrays = scan_archive if is_archive(domain.path) else scan_stacks
+        return domain, _parts({item.split for item in list_arrays(domain).items})
+    if domain.table:
+        return domain, {}
+    while layout := wrong_layout(scan(domain).items):
+        if table == "source" and layout.splits:
+            notes.append(f"[source] the data are divided into {', '.join(layout.splits)}")
+            parts = _parts(layout.splits)
+            inner = replace(domain, split=next(iter(parts.values())))
+            if wrong := wrong_layout(scan(inner).items, in_splits=True):
+                notes.append(f"[source] {wrong.text}; written: {wrong.setting(domain.path)}")
+                domain = replace(domain, ignore=wrong.ignore)
+            return domain, parts
+        if not (layout.path or layout.ignore):
+            raise StudyError(f"in {domain.path} {layout.text}. Give headrace init a table instead")
         notes.append(f"[{table}] {layout.text}; written: {layout.setting(domain.path)}")
         domain = replace(
             domain,
             path=domain.path / layout.path,
             ignore=(*(domain.ignore or ()), *layout.ignore),
         )
-        listing = scan(domain)
-    if not domain.table and (text := folders_in_classes(listing.items)):
+    if text := folders_in_classes(scan(domain).items):
         notes.append(f"[{table}] {text}")
-    return domain, listing
+    return domain, {}
+
+
+def _parts(names: Iterable[str]) -> dict[str, str]:
+    """By the split of ours, what a data set calls it."""
+    ours = {name: split for split, others in SPLIT_NAMES.items() for name in others}
+    return {ours[name.casefold()]: name for name in names if name.casefold() in ours}
 
 
 def _tree(table: str, listing: Listing) -> Iterator[str]:
@@ -211,7 +258,11 @@ def _tree(table: str, listing: Listing) -> Iterator[str]:
         yield f"  {listing.left_out}"
 
 
-def _group_line(items: Sequence[Item], table: str, notes: list[str]) -> str:
+def _group_line(domain: Domain, items: Sequence[Item], table: str, notes: list[str]) -> str:
+    folders = [re.search(_PATIENT_FOLDER, item.path) for item in items]
+    if not (domain.split or domain.table) and (first := folders[0]) and all(folders):
+        notes.append(f"[{table}] the folders in the classes are taken as patients, as {first[1]}")
+        return f"group = '{_PATIENT_FOLDER}'"
     names = [PurePosixPath(item.path).name for item in items]
     for pattern in _PATIENT_PATTERNS:
         if sum(bool(re.search(pattern, name)) for name in names) >= _MOST * len(names):

@@ -108,7 +108,8 @@ def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | 
     count = sum(depth in deep for depth in depths)
     if not tops:
         if NO_RANGE in deep or len(deep) > 1:
-            _ask(domain, f"{counted(count, 'image')} do not say by one rule what is black and what")
+            what = "of real or signed numbers, or of DICOM without one window, do not say"
+            _ask(domain, f"{counted(count, 'image')} {what} what is black and what")
         return None
     top = max(tops)
     if tops != deep:
@@ -133,5 +134,5 @@ def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | 
 def _ask(domain: Domain, what: str) -> None:
     raise StudyError(
         f"{domain.name}: {what} is white. Write for this domain bits = 12 (or 14, 16), or "
-        "window = [BLACK, WHITE] with the two values"
+        "window = [BLACK, WHITE] with the two values, such as [0, 1]"
     )

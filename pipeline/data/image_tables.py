@@ -29,6 +29,7 @@ _USUAL = {
     "domain": ("domain", "site", "hospital", "center", "centre", "institution"),
     "split": ("split", "fold", "subset", "partition"),
 }  # fmt: skip
+_WHERE = "in the study, or name it so in the table"
 _YES = ("1", "true", "yes")
 #: What the cell of a finding says; None: it is not known. -1 is the uncertain of CheXpert.
 _MARKS = {
@@ -64,8 +65,8 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     if not items:
         why = f"; first: {printable(absent[0])}" if absent else ", or no row has a class"
         raise StudyError(
-            f"{domain.name}: no image of {table.file} is below {domain.path}{why}. Write images = "
-            "FOLDER, where its paths start"
+            f"{domain.name}: no image of {table.file} is below {domain.path}, or their names are "
+            f"there twice{why}. Write images = FOLDER, where its paths start"
         )
     table.check_finding(domain, (item.label for item in items.values()))
     if absent:
@@ -115,7 +116,7 @@ def find_columns(
             continue
         if len(fits) > 1:
             question = f"{', '.join(map(printable, fits))}: which is the {use}?"
-            hint = f"Write columns = {{{use} = {fits[0]!r}}} in the study"
+            hint = f"Write columns = {{{use} = {fits[0]!r}}} {_WHERE}"
             fail(table.file, header.line, f"{question} {hint}")
         columns[use] = (fits[0],)
     for use in ("path", "label") if labelled else ("path",):
@@ -127,8 +128,8 @@ def find_columns(
         fail(
             table.file,
             header.line,
-            f"it is unclear which column is the {what}; the columns are {shown}. Write {hint} in "
-            "the study",
+            f"it is unclear which column is the {what}; the columns are {shown}. Write {hint} "
+            f"{_WHERE}",
         )
     return columns
 

@@ -8,14 +8,14 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.data.items import Item
 from pipeline.data.patients import SPLIT_NAMES
 from pipeline.errors import StudyError
-from pipeline.study import Domain
+from pipeline.study import LIST, Domain
 from pipeline.words import printable
 
 _LOG = logging.getLogger(__name__)
@@ -37,35 +37,48 @@ class WrongLayout:
         text: What is there, a sentence without its full stop.
         path: The folder below the domain's that has the classes; empty where it is the same.
         ignore: Patterns of paths to leave out.
+        splits: Folders of a divided data set, as they are called.
         silent: Whether it would be read without an error.
     """
 
     text: str
     path: str = ""
     ignore: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
     silent: bool = True
 
     def setting(self, root: Path) -> str:
         """The line of the study file that corrects it, for a domain of this folder."""
+        if not (self.path or self.ignore):
+            return "table = FILE, a CSV with the columns path, label and patient"
         if self.path:
             return f"path = {json.dumps(str(root / self.path), ensure_ascii=False)}"
         return f"ignore = {json.dumps(self.ignore, ensure_ascii=False)}"
 
 
-def wrong_layout(items: Sequence[Item]) -> WrongLayout | None:
+def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayout | None:
     """What is wrong with the layout of class folders; None where nothing is seen.
 
     Args:
         items: Images of a domain; rows of stacks have no folders.
+        in_splits: Whether the class folders lie in those of splits.
     """
     paths = [item.path for item in items if item.row is None]
+    if in_splits:
+        paths = [path.partition("/")[2] for path in paths]
+        folders = _folders(paths)
+        layout = _classes_again(folders) or _masks(folders) or _mask_files(paths)
+        return layout and replace(
+            layout, ignore=tuple(f"*/{pattern.removeprefix('*/')}" for pattern in layout.ignore)
+        )
     folders = _folders(paths)
     return (
         _splits(folders)
         or _classes_again(folders)
         or _masks(folders)
         or _mask_files(paths)
-        or _too_high(folders)
+        or _patients(folders)
+        or _too_high(paths)
     )
 
 
@@ -77,13 +90,14 @@ def check_layout(domain: Domain, items: Sequence[Item]) -> None:
     Raises:
         StudyError: With the line of the study file that corrects it.
     """
-    layout = wrong_layout(items)
+    in_splits = bool(domain.split) and not domain.split.endswith(LIST)
+    layout = wrong_layout(items, in_splits=in_splits)
     if layout is not None and layout.silent:
         raise StudyError(
             f"{domain.name}: in {domain.path} {layout.text}. Write {layout.setting(domain.path)}, "
             "or ignore = [] if it is meant as it is"
         )
-    if text := folders_in_classes(items):
+    if not in_splits and (text := folders_in_classes(items)):
         _LOG.warning("%s: %s", domain.name, text)
 
 
@@ -137,6 +151,7 @@ def _splits(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
         f'{_listed(folders[first])} lie in them; split = "given" keeps train and validation as '
         'they are, and [test.NAME] with split = "test" adds a test part',
         path=first,
+        splits=tuple(named),
     )
 
 
@@ -185,15 +200,34 @@ def _mask_files(paths: Sequence[str]) -> WrongLayout | None:
     )
 
 
-def _too_high(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
-    """One folder, in which the classes lie."""
-    if len(folders) != 1:
-        return None
-    ((name, below),) = folders.items()
-    if not 2 <= len(below) <= _MOST_CLASSES or "" in below:
+def _patients(folders: Mapping[str, Sequence[str]]) -> WrongLayout | None:
+    """Folders of patients, with the classes in them or in their names."""
+    if not _numbered(folders):
         return None
     return WrongLayout(
-        text=f"its only folder {printable(name)!r} holds the folders {_listed(below)}",
+        text=f"the folders {_listed([*folders])} are numbered as patients are, and each would be "
+        "a class"
+    )
+
+
+def _numbered(names: Collection[str]) -> bool:
+    """Whether names are a number of three digits or more, with the same text around it."""
+    texts = {re.sub(r"\d{3,}", "", name, count=1) for name in names}
+    return len(names) > 2 and len(texts) == 1 and not texts & set(names)
+
+
+def _too_high(paths: Sequence[str]) -> WrongLayout | None:
+    """One folder, or one in another, in which the classes lie."""
+    above, folders = list[str](), _folders(paths)
+    while len(folders) == 1 and "" not in next(iter(folders.values())):
+        above += folders
+        paths = [path.partition("/")[2] for path in paths]
+        folders = _folders(paths)
+    if not above or not 2 <= len(folders) <= _MOST_CLASSES or _numbered(folders):
+        return None
+    name = "/".join(above)
+    return WrongLayout(
+        text=f"its only folder {printable(name)!r} holds the folders {_listed([*folders])}",
         path=name,
         silent=False,
     )

@@ -14,6 +14,7 @@ from pipeline.words import composed, printable
 
 _SEPARATORS = {".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
+_NO_TABLES = (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".xml", ".zip")
 SUFFIXES = (".csv", *_SEPARATORS, *_PARQUET)
 
 
@@ -41,6 +42,11 @@ def read_rows(file: Path) -> Iterator[Row]:
         StudyError: It cannot be read, is not UTF-8 or no such table, or a row has another
             number of cells than the header.
     """
+    if file.suffix.lower() in _NO_TABLES:
+        raise StudyError(
+            f"{file} is not read: allowed are CSV, TSV and Parquet. Save a sheet of Excel as "
+            '"CSV UTF-8"'
+        )
     rows = _parquet(file) if file.suffix.lower() in _PARQUET else _text_rows(file)
     width = 0
     for row in rows:

@@ -1,12 +1,15 @@
 """Layouts that would be read wrongly are named, with the line that corrects them."""
 
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.data.items import Item
 from pipeline.data.layouts import wrong_layout
+from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import load_samples
 from pipeline.data.sources import scan
 from pipeline.errors import StudyError
@@ -24,6 +27,11 @@ def items(*paths: str, row: int | None = None) -> list[Item]:
 
 WRONG = {
     "one level too high": (["set/a/1.png", "set/b/2.png"], 'path = "/x/set"'),
+    "two levels too high": (["set/images/a/1.png", "set/images/b/2.png"], 'path = "/x/set/images"'),
+    "folders of patients": (
+        ["p0001/a/1.png", "p0002/b/2.png", "p0003/a/1.png"],
+        "table = FILE, a CSV with the columns path, label and patient",
+    ),
     "splits with the classes in them": (
         ["test/a/1.png", "test/b/2.png", "Train/a/3.png", "Train/b/4.png"],
         'path = "/x/Train"',
@@ -76,6 +84,7 @@ def test_a_wrong_layout_is_seen_and_its_line_is_proposed(name):
 
 FINE = {
     "classes": ["a/1.png", "b/2.png"],
+    "classes with numbers": ["grade1/1.png", "grade2/2.png", "grade3/3.png"],
     "patients in classes": ["a/p1/1.png", "a/p2/2.png", "b/p1/3.png"],
     "one class of many patients": [f"a/p{i}/1.png" for i in range(40)],
     "one class of loose images": ["a/1.png", "a/x/2.png"],
@@ -181,20 +190,26 @@ def test_folders_that_are_the_same_in_all_classes_are_said(study_file, caplog):
 
 
 def test_init_finds_the_classes_and_writes_what_it_found(study_file):
-    """Splits one level below an unneeded folder, masks beside images: the study runs."""
+    """Splits one level below an unneeded folder, masks beside images: the study runs.
+
+    The test part is one of its own; without the pattern for the masks the study is refused.
+    """
     for split in ("train", "test"):
         write_images(Path("raw/set", split), 24, seed=len(split))
         for label in ("a", "b"):
             with_files(Path("raw/set", split, label, "masks"), "m.png")
     notes = write_study([Path("raw")], Path("own.toml"), ["tiny"])
     study = load_study(Path("own.toml"))
-    assert study.source.path.resolve() == Path("raw/set/train").resolve()
+    assert study.source.path.resolve() == Path("raw/set").resolve()
     assert study.source.ignore == ("*/masks/*",)
     samples, _ = load_samples(study)
-    assert len(samples) == 24
+    assert Counter(samples.domain.tolist()) == {"source": 24, "test": 24}
+    assert study.targets[0].of_source
+    with pytest.raises(StudyError, match=r"called masks would be taken .*Write ignore = \["):
+        load_samples(replace(study, source=replace(study.source, ignore=None)))
     text = "\n".join(notes)
     assert "its only folder 'set' holds the folders test, train" in text
-    assert "the folders called test, train are splits" in text
+    assert "the data are divided into test, train" in text
     assert "[source] 24 images, classes: a, b\n  a     12  p50" in text
 
 
@@ -209,6 +224,55 @@ def test_init_takes_the_classes_from_a_table_beside_images_without_class_folders
     table.with_name("test.csv").write_text("image_id,dx\n")
     with pytest.raises(StudyError, match=r"tables: metadata.csv, test.csv. Give the one"):
         write_study([tmp_path], tmp_path / "other.toml", ["densenet121"])
+
+
+def test_init_finds_the_column_of_the_images_by_its_cells(tmp_path):
+    """Whatever it is called; rows of no hospital are of none."""
+    with_files(tmp_path / "img", *(f"{k}.png" for k in range(6)))
+    rows = [f"{k},{'ab'[k % 2]},{('Oslo', 'Bergen', '')[k // 2]}\n" for k in range(6)]
+    (tmp_path / "t.csv").write_text("id_code,label,hospital\n" + "".join(rows))
+    write_study([tmp_path / "t.csv"], tmp_path / "own.toml", ["densenet121"])
+    study = load_study(tmp_path / "own.toml")
+    assert study.source.table.columns["path"] == ("id_code",)
+    assert [d.table.domain for d in study.domains] == ["Oslo", "Bergen"]
+
+
+def test_init_takes_numbered_folders_in_the_classes_as_patients(tmp_path):
+    """Names such as image1.jpg say nothing of a patient."""
+    paths = [f"data/{c}/patient{p:03}/image1.png" for c in "ab" for p in range(3)]
+    with_files(tmp_path, *paths)
+    write_study([tmp_path / "data"], tmp_path / "own.toml", ["densenet121"])
+    source = load_study(tmp_path / "own.toml").source
+    patients = patients_of_items(source, scan(source).items)
+    assert set(patients) == {"patient000", "patient001", "patient002"}
+
+
+@pytest.mark.parametrize(
+    ("paths", "sentence"),
+    [
+        (["x/p001/1.png", "x/p002/1.png", "x/p003/1.png"], "one class only .x.; a head needs two"),
+        (["p001/1.png", "p002/1.png", "p003/1.png"], "p002, p003 are numbered as patients are"),
+    ],
+)
+def test_init_refuses_folders_without_classes(tmp_path, paths, sentence):
+    """The study would stop at once; each patient would be a class."""
+    with_files(tmp_path / "data", *paths)
+    with pytest.raises(StudyError, match=sentence):
+        write_study([tmp_path / "data"], tmp_path / "own.toml", ["densenet121"])
+
+
+def test_classes_that_differ_in_capitals_alone_are_refused(tmp_path):
+    """Benign and benign are two spellings, unless the study lists both."""
+    with_files(
+        tmp_path / "data", *(f"{c}/{c}{k}.png" for c in ("Ill", "ill", "well") for k in (1, 2))
+    )
+    text = '[source]\npath = "data"\n[backbone.densenet121]\n'
+    file = tmp_path / "own.toml"
+    file.write_text(text)
+    with pytest.raises(StudyError, match="has the classes A and a: give them one name"):
+        load_samples(load_study(file))
+    file.write_text(f'classes = ["A", "a", "b"]\n{text}')
+    assert load_samples(load_study(file))[0].classes == ("A", "a", "b")
 
 
 def test_results_and_stores_beside_the_classes_are_no_data(study_file):
