@@ -6,7 +6,8 @@ Nothing here imports torch before a network is built.
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -273,33 +274,40 @@ def _timm_network(name: str, state: State) -> "torch.nn.Module":
     return network  # type: ignore[no-any-return]
 
 
-def _torchvision() -> Any:
-    """``torchvision.models``, in a tenth of the time.
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Import what asks for torch's compiler, which takes longer to import than torch, without it.
 
-    An operator of torchvision's that no backbone here has imports torch's compiler to ask whether
-    it may be compiled, which takes longer than torch itself. Meanwhile there is none.
+    torchvision asks whether an operator may be compiled that no backbone here has; timm marks
+    three functions of its NaFlexViT as not to be compiled.
     """
     names = ("torch._dynamo", "torch._dynamo.utils")
-    if "torchvision" not in sys.modules and names[0] not in sys.modules:
-        compiler, utils = (ModuleType(name) for name in names)
-        vars(utils)["is_compile_supported"] = lambda _: False
-        sys.modules |= dict(zip(names, (compiler, utils), strict=True))
-        try:
-            import torchvision  # noqa: F401
-        finally:
-            for name in names:
-                del sys.modules[name]
-    from torchvision import models
+    if names[0] in sys.modules:
+        yield
+        return
+    compiler, utils = (ModuleType(name) for name in names)
+    vars(compiler)["disable"] = lambda function, *_, **__: function
+    vars(utils)["is_compile_supported"] = lambda _: False
+    sys.modules |= dict(zip(names, (compiler, utils), strict=True))
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
+
+def _torchvision() -> Any:
+    with _without_compiler():
+        from torchvision import models
     return models
 
 
 def _require_timm() -> Any:
-    _torchvision()  # timm imports it
-    try:
-        import timm
-    except ImportError as cause:
-        raise WeightsError('this backbone needs timm: pip install "headrace[zoo]"') from cause
+    with _without_compiler():
+        try:
+            import timm
+        except ImportError as cause:
+            raise WeightsError('this backbone needs timm: pip install "headrace[zoo]"') from cause
     return timm
 
 

@@ -1,6 +1,8 @@
 """Frozen networks: features as the plain forward gives them, frozen for sure, traps shut."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -356,3 +358,16 @@ def test_layers_of_one_pass_are_what_a_hook_sees(networks, name):
     parts = np.split(features, np.cumsum([*layers.values()]), axis=1)
     for part, of_hook in zip(parts, expected, strict=True):
         assert relative_l2(part, of_hook) <= TOLERANCE
+
+
+def test_networks_are_built_without_the_compiler_which_is_there_when_it_is_asked_for():
+    """It takes longer to import than torch; torchvision and timm would."""
+    code = (
+        "import sys\n"
+        "from pipeline.features.backbones import _require_timm\n"
+        "_require_timm().create_model('tf_efficientnet_lite0')\n"
+        "assert 'torchvision' in sys.modules and 'torch._dynamo' not in sys.modules\n"
+        "import torch\n"
+        "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
