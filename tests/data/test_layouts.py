@@ -263,9 +263,10 @@ def test_init_refuses_folders_without_classes(tmp_path, paths, sentence):
 
 def test_classes_that_differ_in_capitals_alone_are_refused(tmp_path):
     """Benign and benign are two spellings, unless the study lists both."""
-    with_files(
-        tmp_path / "data", *(f"{c}/{c}{k}.png" for c in ("Ill", "ill", "well") for k in (1, 2))
-    )
+    data = write_images(tmp_path / "data", 24)
+    (data / "A").mkdir()
+    for image in sorted((data / "a").iterdir())[6:]:
+        image.rename(data / "A" / image.name)
     text = '[source]\npath = "data"\n[backbone.densenet121]\n'
     file = tmp_path / "own.toml"
     file.write_text(text)
