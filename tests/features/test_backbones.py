@@ -360,14 +360,13 @@ def test_layers_of_one_pass_are_what_a_hook_sees(networks, name):
         assert relative_l2(part, of_hook) <= TOLERANCE
 
 
-def test_networks_are_built_without_the_compiler_which_is_there_when_it_is_asked_for():
+def test_networks_are_built_without_the_compiler_and_leave_nothing_in_its_place():
     """It takes longer to import than torch; torchvision and timm would."""
     code = (
         "import sys\n"
         "from pipeline.features.backbones import _require_timm\n"
         "_require_timm().create_model('tf_efficientnet_lite0')\n"
-        "assert 'torchvision' in sys.modules and 'torch._dynamo' not in sys.modules\n"
         "import torch\n"
-        "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2\n"
+        "assert 'torch._dynamo' not in sys.modules and '_dynamo' not in vars(torch)\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
