@@ -150,11 +150,12 @@ def score_heads(
             interval = mean_interval(shares) if len(shares) > 1 else shares[0].interval()
             intervals[at] = replace(interval, estimate=values[at])
         others = [at for at in statistics if at[1] in _NO_SHARES]
-        drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
-        rows = bootstrap_values([statistics[at] for at in others], drawn) if others else ()
-        for at, row in zip(others, rows, strict=True):
-            if np.ptp(row):  # else no image differs, and draws say nothing of others
-                intervals[at] = interval_of_draws(values[at], data, row)
+        if others:
+            drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
+            rows = bootstrap_values([statistics[at] for at in others], drawn)
+            for at, row in zip(others, rows, strict=True):
+                if np.ptp(row):  # else no image differs, and draws say nothing of others
+                    intervals[at] = interval_of_draws(values[at], data, row)
     return {
         key: {m: intervals[key, m] for m in metrics if np.isfinite(values[key, m])} for key in proba
     }
