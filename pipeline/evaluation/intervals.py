@@ -31,9 +31,6 @@ ROUGH_BELOW = 100
 TOO_FEW = "too few patients"
 #: Standard errors to either side of an estimate, at that level.
 Z = float(-ndtri((1 - LEVEL) / 2))
-#: How many patients' worth of doubt a variance that few patients carry has. Chosen by coverage;
-#: see the README beside this file.
-_DOUBT = 1.0
 _ROUNDING = 1e-12
 #: How finely a p is searched, in standard errors.
 _Z_STEP = 1e-6
@@ -144,11 +141,11 @@ class Share:
     def trials(self) -> float:
         """Independent images that would make it vary as much.
 
-        The variance is the jackknife's. Where few patients carry it, it is itself uncertain,
-        and mixed with the largest one that it could be, that of patients whose images are
-        all alike (Kish 1965); the more patients carry it, the less. Carriers are counted by
-        the participation ratio of their squared moves. Where no patient moves the estimate,
-        the patients are the trials.
+        The variance is the jackknife's. Where c patients carry it, it has c - 1 degrees of
+        freedom, and counts so often against the largest one that it could be, that of
+        patients whose images are all alike (Kish 1965), which counts once. Carriers are
+        counted by the participation ratio of their squared moves. Where no patient moves the
+        estimate, the patients are the trials.
         """
         alike = len(self.bases) ** 2 / sum(1 / _kish(base) for base in self.bases)
         largest, square = self.estimate * (1 - self.estimate) / alike, self.moves**2
@@ -158,7 +155,7 @@ class Share:
         if len(self.bases) == 1:  # a rate: between images all alike and all independent
             variance = min(max(variance, largest * alike / self.images), largest)
         carriers = square.sum() ** 2 / (square**2).sum()
-        mixed = (carriers * variance + _DOUBT * largest) / (carriers + _DOUBT)
+        mixed = ((carriers - 1) * variance + largest) / carriers
         return float(self.estimate * (1 - self.estimate) / mixed)
 
     def bounds(self, z: float = Z) -> tuple[float, float]:
