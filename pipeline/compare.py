@@ -435,11 +435,21 @@ def _scores(
     options: CompareOptions,
 ) -> Record:
     proba = {name: fit.mean_proba for name, fit in fits.items()}
-    with Progress("scores", len(sets), unit="domains") as progress:
-        domains = run_parallel(
-            [partial(_domain, data, proba, fits, seed, options) for data in sets],
-            done=progress.advance,
-        )
+    with Progress("scores", 2 * len(sets), unit="tables") as progress:
+        jobs: list[Callable[[], Any]] = [
+            partial(part, data, proba, fits, seed, options)
+            for part in (_rows, _differences)
+            for data in sets
+        ]
+        done = run_parallel(jobs, done=progress.advance)
+    rows, differences = done[: len(sets)], done[len(sets) :]
+    domains = [
+        {
+            **data.record(),
+            "rows": [{**row, "differences": by_head[row["head"]]} for row in of_domain],
+        }
+        for data, of_domain, by_head in zip(sets, rows, differences, strict=True)
+    ]
     best = None
     for data in sets:
         if data.role == VALIDATION:
@@ -476,39 +486,46 @@ def _out_of_fold_scores(
     return scores
 
 
-def _domain(
+def _rows(
     data: DomainData,
     proba: Mapping[str, Proba],
     fits: Mapping[str, Fit],
     seed: int,
     options: CompareOptions,
-) -> Record:
-    """A row for each head: scores with intervals, and differences from the baseline."""
+) -> list[Record]:
+    """A row for each head: scores with intervals, and what a clinician asks."""
     of_domain = {name: p[data.row] for name, p in proba.items()}
     scores = score_heads(data, of_domain, seed=seed, draws=options.draws)
     drawn = draw_patients(
         data.group, stream(f"clinical {data.name} {data.role}", seed), draws=options.draws
     )
-    differences: Mapping[str, Mapping[str, Any]] = {}
-    if options.baseline in of_domain and len(of_domain) > 1:
-        differences = compare_heads(data, of_domain, options.baseline, seed=seed)
-    return {
-        **data.record(),
-        "rows": [
-            {
-                "head": name,
-                "fit_seconds": round(fits[name].seconds, 3),
-                "scores": {m: _short(interval.record()) for m, interval in scores[name].items()},
-                "clinical": clinical(data.with_(proba=of_domain[name]), drawn),
-                "differences": {
-                    metric: _short(by_head[name].record())
-                    for metric, by_head in differences.items()
-                    if name in by_head
-                },
-            }
-            for name in of_domain
-        ],
-    }
+    return [
+        {
+            "head": name,
+            "fit_seconds": round(fits[name].seconds, 3),
+            "scores": {m: _short(interval.record()) for m, interval in scores[name].items()},
+            "clinical": clinical(data.with_(proba=of_domain[name]), drawn),
+        }
+        for name in of_domain
+    ]
+
+
+def _differences(
+    data: DomainData,
+    proba: Mapping[str, Proba],
+    _fits: object,
+    seed: int,
+    options: CompareOptions,
+) -> dict[str, Record]:
+    """Differences from the baseline, by head and metric."""
+    by_head: dict[str, Record] = {name: {} for name in proba}
+    if options.baseline in proba and len(proba) > 1:
+        of_domain = {name: p[data.row] for name, p in proba.items()}
+        by_metric = compare_heads(data, of_domain, options.baseline, seed=seed)
+        for metric, differences in by_metric.items():
+            for name, difference in differences.items():
+                by_head[name][metric] = _short(difference.record())
+    return by_head
 
 
 def _short(record: Mapping[str, Any]) -> Record:

@@ -10,6 +10,7 @@ are the trials.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -122,18 +123,18 @@ class Share:
         """Images that it is made of."""
         return sum(map(len, self.bases))
 
-    @property
+    @cached_property
     def patients(self) -> int:
         """Patients of these images."""
         return len(np.unique(np.concatenate(self.bases)))
 
-    @property
+    @cached_property
     def variance(self) -> float:
         """The jackknife's."""
         left_out = min(len(self.moves), self.patients)
         return float((left_out - 1) / left_out * (self.moves**2).sum())
 
-    @property
+    @cached_property
     def freedom(self) -> int:
         """Degrees of freedom of that variance."""
         return self.patients - len(self.bases)
@@ -147,6 +148,10 @@ class Share:
         counted by the participation ratio of their squared moves. Where no patient moves the
         estimate, the patients are the trials.
         """
+        return self._trials
+
+    @cached_property
+    def _trials(self) -> float:
         alike = len(self.bases) ** 2 / sum(1 / _kish(base) for base in self.bases)
         largest, square = self.estimate * (1 - self.estimate) / alike, self.moves**2
         if largest <= _ROUNDING or square.sum() <= _ROUNDING**2:

@@ -123,8 +123,10 @@ def _weighted_ece(
     ends = np.r_[0, 1 + np.flatnonzero(np.r_[steps[1:] != steps[:-1], True])]
 
     def statistic(weights: Weights) -> NDArray[np.float64]:
-        w = np.pad(weights[:, order], ((0, 0), (1, 0)))
-        rows, drift = np.cumsum(w, axis=1), np.cumsum(w * np.r_[0.0, gap], axis=1)
+        rows, drift = np.zeros((2, len(weights), 1 + gap.size))
+        w = weights[:, order]
+        np.cumsum(w, axis=1, out=rows[:, 1:])
+        np.cumsum(np.multiply(w, gap, out=w), axis=1, out=drift[:, 1:])
         if ends.size <= gap.size:  # a copy of both that is not needed without ties
             rows, drift = rows[:, ends], drift[:, ends]
         # The sum of the gaps over the first t repeated rows is linear in t between two

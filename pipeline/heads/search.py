@@ -142,6 +142,8 @@ class Fitting:
         self._held_out: dict[str, Proba] = {}
         self._shared: tuple[NDArray[np.float32], ...] = ()
         self._imported = False
+        # Of each seed: a fitted transformer for each fold, rows inside, rows outside.
+        self._divisions: dict[int, list[tuple[Any, NDArray[np.intp], NDArray[np.intp]]]] = {}
         self._progress: Progress
 
     def fit(
@@ -253,14 +255,13 @@ class Fitting:
             what: A failure is one of this name; without it, of the heads with a choice.
         """
         try:
-            dealt = deal_folds(self.data, seed)
-            X, insides = (
-                self._fitted_to.embedded(),
-                [self._rows_of_views(rows) for rows, _ in dealt],
-            )
-            transformers = run_parallel(
-                [partial(fit_in_blocks, self.preprocessing(), X, rows) for rows in insides]
-            )
+            X = self._fitted_to.embedded()
+            if seed not in self._divisions:
+                dealt = deal_folds(self.data, seed)
+                insides = [self._rows_of_views(rows) for rows, _ in dealt]
+                jobs = [partial(fit_in_blocks, self.preprocessing(), X, rows) for rows in insides]
+                outsides = [rows for _, rows in dealt]
+                self._divisions[seed] = [*zip(run_parallel(jobs), insides, outsides, strict=True)]
         except (ValueError, MemoryError) as cause:
             names = (
                 [what] if what else [n for n, s in self.specs.items() if len(_choices(s.grid)) > 1]
@@ -274,7 +275,7 @@ class Fitting:
                 X_inside=transform_in_blocks(transformer, X, rows),
                 X_outside=transform_in_blocks(transformer, self.data.embedded(), outside),
             )
-            for transformer, rows, (_, outside) in zip(transformers, insides, dealt, strict=True)
+            for transformer, rows, outside in self._divisions[seed]
         ]
 
     def _jobs_of_folds(
