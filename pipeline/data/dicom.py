@@ -154,7 +154,8 @@ def _checked(header: Any) -> str:
         raise ImageError("DICOM without pixels, such as a report") from cause
     if kind not in (*_GREY, *_COLOUR) or bits not in (8, 16) or (kind in _COLOUR and bits != 8):
         raise ImageError(
-            f"DICOM of {bits} bits {kind[:20]}: allowed are grey, and colour of 8 bits"
+            f"DICOM of {kind[:20]} with {bits} bits: allowed are grey of 8 or 16 bits, and RGB or "
+            "YBR of 8"
         )
     return kind
 

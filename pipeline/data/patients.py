@@ -103,7 +103,7 @@ def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
         )
     elif unknown:
         _LOG.warning(
-            "%s: %d of %d names do not match the group pattern, each counts as its own patient; "
+            "%s: `group` finds no patient in %d of %d images, each counts as its own patient; "
             "first: %s",
             *(domain.name, len(unknown), len(items), unknown[0]),
         )

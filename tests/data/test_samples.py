@@ -216,7 +216,7 @@ def test_missing_patients_are_said(study_file, caplog):
     (study_file.parent / "here" / "a" / "p1000_0.png").rename("here/a/nobody.png")
     study_file.write_text(text)
     load_samples(load_study(study_file))
-    assert "source: 1 of 40 names do not match the group pattern" in caplog.text
+    assert "source: `group` finds no patient in 1 of 40 images" in caplog.text
     assert "first: a/nobody.png" in caplog.text
 
 
