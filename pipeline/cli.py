@@ -658,6 +658,7 @@ def finetune(study: Any, *, quiet: bool, figures: bool, **flags: Any) -> dict[st
 
 
 @main.command()
+@click.option("--head", help="One of the compared heads; default: the best on validation.")
 @_effort_options
 @_recipe_options
 @_conflicts_option
@@ -668,7 +669,7 @@ def finetune(study: Any, *, quiet: bool, figures: bool, **flags: Any) -> dict[st
 def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target.
 
-    Is there a shift, what does it cost, what helps?
+    Is there a shift, what does it cost the best head, what helps?
 
     Example: headrace shift study.toml
     """
@@ -676,7 +677,7 @@ def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 
     effort = _effort(flags, QUICK, THOROUGH) or ShiftOptions()
     accepted = {name: flags[name] for name in ("allow_conflicts", "allow_leaks")}
-    options = replace(effort, samples=_samples(**accepted))
+    options = replace(effort, samples=_samples(**accepted), head=flags["head"])
     loaded = _with_recipe(study, flags)
     record = analyse(loaded, options)
     draw = partial(_draw, "shift", record, loaded) if flags["figures"] else dict

@@ -145,8 +145,12 @@ class _Heads:
     figures: bool = False
 
     def predictions(self) -> Predictions:
-        """Of every image, by each head."""
-        proba = {(head, fit.seeds[0]): fit.mean_proba for head, fit in self.fits.items()}
+        """Of every image, by each head; out of fold, else NaN, of those that it was fitted to."""
+        fitted_to, proba = self.samples.split == FIT, {}
+        for head, fit in self.fits.items():
+            proba[head, fit.seeds[0]] = of_head = fit.mean_proba
+            if fit.out_of_fold is not None:
+                of_head[fitted_to] = fit.out_of_fold[0]
         return predictions_of(self.samples, proba)
 
     def add_files(self, results: Path, folder: Path, digests: Mapping[str, str]) -> None:

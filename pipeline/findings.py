@@ -17,7 +17,7 @@ from pipeline.evaluation.intervals import difference_p, share_of
 from pipeline.evaluation.metrics import weighted_auroc
 from pipeline.evaluation.paired_tests import holm
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
-from pipeline.shift.stage import HEAD, SHIFT_PROBABILITIES
+from pipeline.shift.stage import SHIFT_PROBABILITIES
 from pipeline.study import SOURCE, Study
 
 #: Version of the layout of ``findings_<stage>.json``; it rises when a field changes its meaning.
@@ -86,6 +86,7 @@ def _of_shift(study: Study, record: Record) -> Iterator[Record]:
             "source_auroc": entry["auroc"]["source"],
             "target_auroc": entry["auroc"]["target"],
             "loss": next((e for e in entry["effects"] if e["name"] == "auroc_loss"), None),
+            "head": entry["head"],
             "p": _p_of_loss(predictions[entry["backbone"]], entry["target"]),
         }
 
@@ -110,12 +111,13 @@ ROWS: Mapping[str, Callable[[Study, Record], Iterator[Record]]] = MappingProxyTy
 def _p_of_loss(kept: Predictions, target: str) -> float | None:
     """Two-sided p of "source and target have one AUROC"; their patients are not the same."""
     shares = []
+    ((_, proba),) = kept.proba.items()  # of the analysed head
     for name in (SOURCE, target):
-        rows = kept.domain == name
+        rows = (kept.domain == name) & np.isfinite(proba[:, 1])
         label, group = kept.label[rows], kept.patient[rows]
         if not _is_tested(label, group):
             return None
-        area = weighted_auroc(label == 1, kept.proba[HEAD][rows, 1])
+        area = weighted_auroc(label == 1, proba[rows, 1])
         shares.append(share_of(area, group, group[label == 0], group[label == 1]))
     return difference_p(*shares, paired=False)
 

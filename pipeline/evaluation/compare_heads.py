@@ -317,6 +317,14 @@ def best_by_validation(data: DomainData, proba: Mapping[str, Proba]) -> str:
     return max(proba, key=rank)
 
 
+def head_of_entry(entry: Mapping[str, Any]) -> str:
+    """The head that a backbone's entry in ``heads.json`` is about.
+
+    It is the best by validation; without validation, the first.
+    """
+    return str(entry["best"] or entry["heads"][0]["head"])
+
+
 def _rng(purpose: str, data: DomainData, seed: int) -> np.random.Generator:
     """Randomness for one purpose on one domain: no other purpose or domain moves it."""
     return stream(f"{purpose} {data.name} {data.role}", seed)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from pipeline.report.table import Part, csv_files, markdown_text, terminal_text
+from pipeline.report.table import Part, csv_files, terminal_text
 
 
 def parts_of(stage: str, record: Mapping[str, Any]) -> list[Part]:
@@ -29,14 +29,11 @@ def show(stage: str, record: Mapping[str, Any], before: Mapping[str, Any] | None
 
 
 def files(stage: str, record: Mapping[str, Any]) -> dict[str, bytes]:
-    """The CSV files of a stage, and ``shift.md``; by name.
+    """The CSV files of a stage, by name.
 
     Args:
         stage: ``heads``, ``finetune`` or ``shift``.
         record: Its JSON values.
     """
-    parts = parts_of(stage, record)
-    contents = {f"{key}.csv": text for key, text in csv_files(parts).items()}
-    if stage == "shift":
-        contents["shift.md"] = markdown_text(f"Domain shift: {record['study']}", parts)
-    return {name: text.encode() for name, text in contents.items()}
+    contents = csv_files(parts_of(stage, record))
+    return {f"{key}.csv": text.encode() for key, text in contents.items()}

@@ -22,6 +22,7 @@ _TABLES = {
         (
             Column("backbone"),
             Column("target"),
+            Column("head"),
             Column("source", "share", field="source_auroc"),
             Column("on target", "share", field="target_auroc"),
             Column("loss", "points", interval=True, field="loss"),

@@ -33,15 +33,13 @@ STAGES: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
         "heads": (7, "Heads on frozen features"),
         "finetune": (6, "Frozen and fine-tuned networks"),
-        "shift": (9, "From the source to the targets"),
+        "shift": (10, "From the source to the targets"),
         "audit": (4, "Leaks and shortcuts"),
         "features": (1, "Stored features"),
     }
 )
 #: The layout of a table over findings that is read here.
 FINDINGS_LAYOUT = 1
-#: The head that ``shift`` analyses, whichever is best.
-_LINEAR = "linear"
 #: What a section is made of, as the template takes it.
 _Block = dict[str, Any]
 #: Sentences of a part of a section that are not folded.
@@ -80,7 +78,7 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     written = _write(
         study,
         images=images,
-        lights=lights(records),
+        lights=lights(records, head),
         sections=sections,
         sentence=headline(records, head),
         stale=stale,
@@ -190,7 +188,7 @@ def _summary(records: Mapping[str, Record], head: PageHead | None) -> _Block | N
         "others for comparison. A point is the share of images that are classified rightly, the "
         "line its 95 % interval over patients."
     )
-    image = image_bytes(styled(summary)(series), "png")
+    image = image_bytes(styled(summary)(series))
     return _figure(image, caption, f"Accuracy by domain. {numbers}", width=_SUMMARY_WIDTH)
 
 
@@ -236,8 +234,9 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
             block = _figure(image, f"{what}{reading}{where}")
             (blocks if backbone == shown else others).append(block)
     blocks += _folded("Figures of other backbones", others)
-    if results.stage == "shift" and head and head.name != _LINEAR:
-        text = f"This section is about the head {_LINEAR}; the head of the page is {head.name}."
+    analysed = {t["backbone"]: t["head"] for t in results.record.get("targets", ())}.get(shown)
+    if head and analysed not in (None, head.name):
+        text = f"This section is about the head {analysed}; the head of the page is {head.name}."
         blocks.append({"kind": "text", "text": text})
     blocks += _blocks(parts_of(results.stage, results.record))
     return {"name": results.stage, "title": STAGES[results.stage][1], "blocks": blocks}

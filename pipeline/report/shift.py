@@ -22,7 +22,7 @@ _EFFECTS: Mapping[str, str] = MappingProxyType(
         "auroc_loss": "AUROC lost",
     }
 )
-ERRORS: Mapping[str, str] = MappingProxyType(
+_ERRORS: Mapping[str, str] = MappingProxyType(
     {
         "human": "human, source",
         "source_training": "source, training images",
@@ -32,7 +32,7 @@ ERRORS: Mapping[str, str] = MappingProxyType(
         "target_trained": "target, heads trained on it",
     }
 )
-STEPS: Mapping[str, str] = MappingProxyType(
+_STEPS: Mapping[str, str] = MappingProxyType(
     {
         "avoidable_bias": "avoidable bias",
         "variance": "variance",
@@ -120,6 +120,8 @@ def tables(record: Record) -> list[Part]:
     """The parts of a report on ``shift.json``; a terminal is shown the first ones of a target."""
     parts: list[Part] = []
     for target in record["targets"]:
+        if target["about_head"] not in parts:  # of several targets, once
+            parts.append(target["about_head"])
         parts += _target(target)
     parts += [
         f"{pair['target']} on {pair['backbone']} was not compared: {pair['reason']}"
@@ -216,6 +218,7 @@ def _adaptation(target: Record, about: Record) -> Table:
             Column("p", "p", "Adjusted for the number of methods (Holm)."),
         ),
         [{**row, "p": row["difference"] and row["difference"]["p_adjusted"]} for row in rows],
+        notes=("All methods start from a linear head; source_only is that head, not adapted.",),
         key="shift_adaptation",
         about=about,
     )
@@ -223,7 +226,7 @@ def _adaptation(target: Record, about: Record) -> Table:
 
 def _error_table(target: Record, about: Record) -> Table:
     errors = target["error_table"]
-    steps = _named(errors["steps"], STEPS, kind="step")
+    steps = _named(errors["steps"], _STEPS, kind="step")
     unknown = errors["not_identifiable"].items()
     return Table(
         "Error table (after Ng)",
@@ -232,8 +235,11 @@ def _error_table(target: Record, about: Record) -> Table:
             Column("of", field="name"),
             Column("% of images", "percent", interval=True),
         ),
-        [*_named(errors["errors"], ERRORS, kind="error"), *steps],
-        notes=tuple(f"The {STEPS[step]} is not computed: {why}." for step, why in unknown),
+        [*_named(errors["errors"], _ERRORS, kind="error"), *steps],
+        notes=(
+            "Heads of few patients and those trained on the target are linear ones.",
+            *(f"The {_STEPS[step]} is not computed: {why}." for step, why in unknown),
+        ),
         key="shift_errors",
         about=about,
         detail=True,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.evaluation.compare_heads import head_of_entry
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.report.heads import name_of_domain
 
@@ -48,7 +49,7 @@ def page_head(heads: Record | None) -> PageHead | None:
     best = [
         PageHead(name=name, backbone=b["backbone"], accuracy=_accuracy(b["domains"], name))
         for b in heads["backbones"]
-        if (name := b["best"] or b["heads"][0]["head"])
+        if (name := head_of_entry(b))
     ]
     return max(best, key=lambda head: head.accuracy.get("validation", (0.0,))[0])
 
@@ -99,7 +100,7 @@ def headline(records: Records, head: PageHead | None) -> str:
     if head is None:
         sentences.append("No head has been compared yet.")
     else:
-        effects = _effects(records.get("shift", {"targets": ()}), head.backbone)
+        effects = _effects(records.get("shift"), head)
         sentences += _accuracies(head, effects)
         sentences += _regained(effects)
     if leaks == 0:
@@ -107,12 +108,12 @@ def headline(records: Records, head: PageHead | None) -> str:
     return " ".join(sentences)
 
 
-def _effects(shift: Record, backbone: str) -> dict[str, dict[str, Record]]:
-    """Why accuracy is lost, by target and name of the effect."""
+def _effects(shift: Record | None, head: PageHead) -> dict[str, dict[str, Record]]:
+    """Why the head of the page loses accuracy, by target and name of the effect."""
     return {
         target["target"]: {effect["name"]: effect for effect in target["effects"]}
-        for target in shift["targets"]
-        if target["backbone"] == backbone and target["effects"]
+        for target in (shift["targets"] if shift else ())
+        if (target["backbone"], target["head"]) == (head.backbone, head.name) and target["effects"]
     }
 
 
@@ -176,12 +177,12 @@ def _list(values: Sequence[str]) -> str:
 Light = tuple[str, str, str]
 
 
-def lights(records: Records) -> list[Light]:
+def lights(records: Records, head: PageHead | None) -> list[Light]:
     """What must be right before numbers are believed."""
     return [
         ("Leaks", *_leaks(_count_leaks(records))),
         ("Shortcuts", *_shortcuts(records.get("audit"))),
-        ("Shift", *_shift(records.get("shift"))),
+        ("Shift", *_shift(records.get("shift"), head)),
         ("Enough patients", *_patients(records.get("heads"))),
     ]
 
@@ -208,13 +209,13 @@ def _shortcuts(audit: Record | None) -> tuple[str, str]:
     return "unknown", "open" if findings else "not tested"
 
 
-def _shift(shift: Record | None) -> tuple[str, str]:
+def _shift(shift: Record | None, head: PageHead | None) -> tuple[str, str]:
     """Whether accuracy is shown to fall on a target, else whether its images differ."""
     targets = shift["targets"] if shift else ()
-    losses = [e for t in targets for e in t["effects"] if e["name"] == "accuracy_loss"]
     if not targets:
         return "unknown", "not analysed"
-    if any(effect["low"] > 0 for effect in losses):
+    effects = _effects(shift, head).values() if head else ()
+    if any(of_target["accuracy_loss"]["low"] > 0 for of_target in effects):
         return "bad", "accuracy falls"
     tests = [test for target in targets for test in target["detection"]]
     if any(test["p_adjusted"] is not None and test["p_adjusted"] <= 0.05 for test in tests):

@@ -1,7 +1,7 @@
-"""A table of results, and how it is shown: on a terminal, as Markdown, as CSV and on the page.
+"""A table of results, and how it is shown: on a terminal, as CSV and on the page.
 
 Each stage has a module beside this one that turns its JSON record into a list of parts: tables
-and sentences. All four outputs are made from that list; ``templates/page.html`` makes the HTML.
+and sentences. All three outputs are made from that list; ``templates/page.html`` makes the HTML.
 A number is formatted by the kind of its column, here and nowhere else.
 """
 
@@ -54,7 +54,7 @@ class Column:
     Attributes:
         name: The header; in a CSV file in lower case, with underscores.
         kind: A key of :data:`NUMBERS`, ``text``, or ``mark`` (a star where the value is true).
-        help: One sentence for readers; Markdown and the page show it below the table.
+        help: One sentence for readers; the page shows it below the table.
         interval: Whether the values are (estimate, low, high). CSV files have three columns.
         csv_only: Whether people are not shown it.
         field: Of the record's row; empty: the name, or, for an interval, the row's own
@@ -220,43 +220,6 @@ def _wrapped(sentence: str) -> str:
     text = printable(sentence).replace(" %", "\N{NO-BREAK SPACE}%")
     lines = textwrap.fill(text, _SENTENCE_WIDTH, break_on_hyphens=False)
     return lines.replace("\N{NO-BREAK SPACE}", " ")
-
-
-def markdown_text(title: str, parts: Iterable[Part]) -> str:
-    """A document with all parts, details too."""
-    texts = [f"# {_in_markdown(title)}"]
-    for part in parts:
-        if isinstance(part, Table):
-            texts += _to_markdown(part)
-        else:
-            texts.append(f"{'## ' * isinstance(part, Heading)}{_in_markdown(part)}")
-    return "\n\n".join(text for text in texts if text) + "\n"
-
-
-def _to_markdown(table: Table) -> list[str]:
-    """A title, a table of Markdown, and its notes as a list."""
-
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(map(_in_markdown, cells))} |"
-
-    columns, rows = table.shown()
-    rule = "".join("--:|" if column.is_number else "---|" for column in columns)
-    grid = [line(column.header for column in columns), f"|{rule}", *map(line, rows)]
-    return [
-        f"### {_in_markdown(table.title)}" if table.title else "",
-        "\n".join(grid) if rows else "",
-        "\n".join(f"- {_in_markdown(note)}" for note in table.legend()),
-    ]
-
-
-#: What Markdown may take for more than a character; a bracket that no address follows, an
-#: underscore inside a word and an & before a space are themselves already.
-_MARKUP = re.compile(r"\](?=[(\[:])|[\\`*~$|<]|&(?=\S)|(?<![^\W_])_|_(?=_*(?:\W|$))")
-
-
-def _in_markdown(text: str) -> str:
-    """A text with names in it as it stands: no links, code, emphasis, formulas or tags."""
-    return _MARKUP.sub(r"\\\g<0>", printable(text))
 
 
 def csv_files(parts: Iterable[Part]) -> dict[str, str]:

@@ -74,27 +74,37 @@ class ErrorTable:
 
 
 def error_table(
-    model: SourceModel, target: DomainData, *, human: float | None = None, seed: int = 0
+    model: SourceModel,
+    target: DomainData,
+    *,
+    source: DomainData | None = None,
+    training: DomainData | None = None,
+    human: float | None = None,
+    seed: int = 0,
 ) -> ErrorTable:
     """Fill the table for one target whose labels are open.
 
     Args:
-        model: The source with its head.
-        target: Features, labels, and probabilities of that head.
+        model: The source with a linear head.
+        target: Features, labels, and probabilities of the head in question.
+        source: The same of images that the head was not fitted to; None: of the model's head.
+        training: The same of those that it was fitted to.
         human: Error of a person on the source, in [0, 1]; None where nobody measured it.
         seed: Of the draws, which are those of :func:`pipeline.shift.decompose.decompose`.
 
     Raises:
         StudyError: The target has no labels.
     """
-    source = model.data
+    source = model.data if source is None else source
+    training = model.scored(model.data) if training is None else training
     rows = {
-        "source_training": model.scored(source),
+        "source_training": training,
         "source_new_patients": source,
         "target": target,
     }
     draws_of = {data.role: domain_draws(data, seed) for data in (source, target)}
     errors = {name: rate_interval(data.wrong(), data.group) for name, data in rows.items()}
+    draws_of[training.role] = _draws_of_training(training, source, draws_of[source.role], seed)
     levels = {
         name: np.append(errors[name].estimate, draws_of[data.role].mean(data.wrong()))
         for name, data in rows.items()
@@ -122,6 +132,15 @@ def error_table(
         steps=steps,
         not_identifiable=reasons,
     )
+
+
+def _draws_of_training(
+    training: DomainData, source: DomainData, draws: PatientDraws, seed: int
+) -> PatientDraws:
+    """Those of the source where they hold all these patients, else draws of their own."""
+    if np.isin(training.group, source.group).all():
+        return draws.of(training.group)
+    return domain_draws(training, seed)
 
 
 def _chain(

@@ -1,16 +1,16 @@
 """Stage 4: why a head is worse on a target, and what helps; from the features in the store.
 
-Read from top to bottom: what is loaded and checked, the head that knows the source alone, then
-each target. Until every adaptation method has predicted a target, its labels are sealed; after
-that they measure, and heads that are fitted to them are a diagnosis and no result. No image is
-read.
+Read from top to bottom: what is loaded and checked, the head in question, then each target. The
+adaptation methods start from a linear head of their own. Until each has predicted a target, its
+labels are sealed; after that they measure, and heads that are fitted to them are a diagnosis and
+no result. No image is read.
 
 The record, ``shift.json``, is described key by key in the README beside this file.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,8 +43,9 @@ from pipeline.shift.calibrate import calibration, choose_threshold, transferred_
 from pipeline.shift.covariates import Measures, acquisition_differences, summary
 from pipeline.shift.decompose import decompose
 from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, ShiftTest, detect, images_differ
-from pipeline.shift.domains import SourceModel, feature_maps, fit_source
+from pipeline.shift.domains import feature_maps, fit_source
 from pipeline.shift.error_table import error_table
+from pipeline.shift.head import FEWEST_PATIENTS, AnalysedHead, analysed_head
 from pipeline.shift.label_free import NO_OVERLAP, AccuracyEstimate, estimate_accuracy
 from pipeline.shift.subgroups import subgroups
 from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
@@ -52,13 +53,9 @@ from pipeline.study import SOURCE, Study
 from pipeline.words import counted, printable, to_jsonable
 
 _LOG = logging.getLogger(__name__)
-SCHEMA = 9
+SCHEMA = 10
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
-#: Name of the stage's own head among kept predictions.
-HEAD = ("linear", 0)
-#: In a fold and out of it.
-_PATIENTS_OF_A_CLASS = 2
 #: Numbers of features below which products have one thread: two that wait for each other in
 #: each of many small ones took 166 s of CPU for the demo, which takes 7 s with one.
 LARGE = 1 << 25
@@ -78,11 +75,13 @@ class ShiftOptions:
     Attributes:
         draws: Permutations of each test, 19 at least: of fewer none gives p <= 0.05.
         seeds: Divisions of the target into halves for the adaptation methods, 1 at least.
+        head: Which of the compared heads is analysed; None: the best on validation.
         samples: See :class:`pipeline.data.samples.SampleOptions`.
     """
 
     draws: int = DRAWS
     seeds: int = 5
+    head: str | None = None
     samples: SampleOptions = field(default_factory=SampleOptions)
 
     def __post_init__(self) -> None:
@@ -133,7 +132,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
 
     Returns:
         The record, JSON values; also written to ``results/<study>/shift.json``, and the
-        probabilities of its head with the map of the features to ``shift.h5``.
+        probabilities of the head with the map of the features to ``shift.h5``.
 
     Raises:
         StudyError: The study has no target that could be compared, or the source has too
@@ -174,6 +173,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         study.results / SHIFT_REPORT,
         record,
         {SHIFT_PROBABILITIES: probabilities},
+        # shift.md is of an older headrace.
         owned=("shift*.csv", "shift.md", "figures/shift-*"),
     )
     return record
@@ -200,13 +200,15 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
     _check_classes(source, table.samples.classes)
     with threadpool_limits(1 if table.X.size < LARGE else None):
         model = fit_source(source)
+        head = analysed_head(study, table, model, options.head)
+        of_source = _describe(source, head.source, groups, facts)
         jobs = [
             partial(
                 _entry_or_reason,
-                model,
+                head,
                 target,
                 classes=table.samples.classes,
-                descriptions=(_describe(source, groups, facts), _describe(target, groups, facts)),
+                descriptions=(of_source, _describe(target, target, groups, facts)),
                 human=study.human_error,
                 options=options,
                 seed=study.seed,
@@ -221,13 +223,14 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
             continue
         entries.append(entry)
         entry["backbone"] = table.backbone
-        entry["caveats"] = caveats(source, target, findings, samples=table.samples)
+        entry |= {"head": head.name, "about_head": head.about}
+        entry["caveats"] = caveats(head.source, target, findings, samples=table.samples)
         entry["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
     if not entries:
         return _Analysis([], skipped)
     maps = feature_maps(model, [target for target in compared if target.label is not None])
-    proba = model.predict_all(table.X)
-    return _Analysis(entries, skipped, predictions_of(table.samples, {HEAD: proba}), maps)
+    kept = predictions_of(table.samples, {head.trained: head.proba})
+    return _Analysis(entries, skipped, kept, maps)
 
 
 def _entry_or_reason(*arguments: Any, **named: Any) -> _Record | str:
@@ -253,26 +256,32 @@ def _check_classes(source: DomainData, classes: Sequence[str]) -> None:
     """Refuse a source with too few patients of a class, before any head is fitted."""
     for k, name in enumerate(classes):
         patients = np.unique(source.group[source.labelled() == k]).size
-        if patients < _PATIENTS_OF_A_CLASS:
+        if patients < FEWEST_PATIENTS:
             raise StudyError(
                 f"class {printable(name)!r} of [source] has images of "
-                f"{counted(patients, 'patient')}, and {_PATIENTS_OF_A_CLASS} are needed: a head "
+                f"{counted(patients, 'patient')}, and {FEWEST_PATIENTS} are needed: a head "
                 "is tested on patients that it was not fitted to. Add images of others, or leave "
                 f"out fewer; {one_patient_hint(SOURCE)}"
             )
 
 
 def _describe(
-    data: DomainData, groups: Mapping[str, Sequence[Grouping]], facts: NDArray[Any] | None
+    domain: DomainData,
+    data: DomainData,
+    groups: Mapping[str, Sequence[Grouping]],
+    facts: NDArray[Any] | None,
 ) -> _Description:
+    """Of some rows of a domain."""
+    rows = np.isin(np.asarray(domain.row), np.asarray(data.row))
+    of_rows = [replace(g, member=g.member[rows]) for g in groups.get(data.name, ())]
     measures = None
     if facts is not None:
         measures = {name: facts[name][data.row].astype(np.float64) for name in APPEARANCE}
-    return _Description(groups.get(data.name, ()), measures)
+    return _Description(of_rows, measures)
 
 
 def analyse_target(
-    model: SourceModel,
+    head: AnalysedHead,
     target: DomainData,
     *,
     classes: Sequence[str],
@@ -284,7 +293,7 @@ def analyse_target(
     """The entry of one target in the record.
 
     Args:
-        model: Of the source.
+        head: The head in question.
         target: Features; and labels, which stay sealed until every method has predicted.
         classes: Their names.
         descriptions: Of the images of source and target.
@@ -295,10 +304,10 @@ def analyse_target(
     Raises:
         StudyError: The domains have too few patients for any test.
     """
-    source, labelled = model.data, target.label is not None
+    source, model, labelled = head.source, head.linear, target.label is not None
     plan = AdaptationPlan(seeds=tuple(range(options.seeds)))
     sealed = SealedLabels(target.label, plan.digest())
-    blind = model.scored(target.sealed())
+    blind = head.scored(target.sealed())
     tests, domain_auc = detect(source, blind, draws=options.draws)
     estimate = estimate_accuracy(source, blind, np.random.default_rng([seed, 11]))
     # An interval wholly above it: then no image of the source says how right the head is.
@@ -309,7 +318,7 @@ def analyse_target(
         adaptation = score(predict_target(model, blind, plan), sealed, model, blind, plan)
         # From here on the labels are open: no prediction that is scored comes after.
         details = _with_labels(
-            model,
+            head,
             blind.with_(label=sealed.unseal(plan.digest())),
             adaptation,
             descriptions,
@@ -364,7 +373,7 @@ def _without_labels(
 
 
 def _with_labels(
-    model: SourceModel,
+    head: AnalysedHead,
     target: DomainData,
     adaptation: AdaptationResult,
     descriptions: tuple[_Description, _Description],
@@ -378,10 +387,12 @@ def _with_labels(
 
     The prevalence of the second class is estimated without them.
     """
-    source, (of_source, of_target) = model.data, descriptions
+    source, (of_source, of_target) = head.source, descriptions
     both = zip(of_source.groupings, of_target.groupings, strict=False)
     effects = decompose(source, target, groupings=both, seed=seed)
-    errors = error_table(model, target, human=human, seed=seed)
+    errors = error_table(
+        head.linear, target, source=source, training=head.training, human=human, seed=seed
+    )
     effects |= {n: step for n, step in errors.steps.items() if step.division == "transfer"}
     covariates = None
     if of_source.measures is not None and of_target.measures is not None:
@@ -396,7 +407,7 @@ def _with_labels(
         best=adaptation.best,
         measured=summary(covariates) if any(c.named for c in covariates or ()) else None,
     )
-    threshold = choose_threshold("youden", source) if model.classes == 2 else None
+    threshold = choose_threshold("youden", source) if target.scored().shape[1] == 2 else None
     groups = (of_source.groupings, of_target.groupings)
     return {
         **scores,

@@ -226,12 +226,12 @@ def _gain(best: BestMethod) -> str:
     method = best.method.replace("_", " ")
     if best.shown:
         return (
-            f"Adaptation by {method} regains {_points(best)} without target labels, corrected "
-            "for the choice of the best method."
+            f"Adaptation by {method} gives a linear head {_points(best)} without target labels, "
+            "corrected for the choice of the best method."
         )
     return (
-        "No adaptation method is shown to help without target labels: the best, "
-        f"{method}, changes accuracy by {_points(best)}."
+        "No adaptation method is shown to help a linear head without target labels: the best, "
+        f"{method}, changes its accuracy by {_points(best)}."
     )
 
 

@@ -35,13 +35,14 @@ def value(estimate, width=0.03):
     return {"estimate": estimate, "low": estimate - width, "high": estimate + width}
 
 
-def shift_of(loss, gap, target="b", p=0.5):
+def shift_of(loss, gap, target="b", p=0.5, head="mlp"):
     effects = {"accuracy_loss": loss, "transfer_gap": gap}
     return {
         "targets": [
             {
                 "backbone": "net0",
                 "target": target,
+                "head": head,
                 "effects": [{"name": name, **value(size)} for name, size in effects.items()],
                 "detection": [{"p_adjusted": p}],
             }
@@ -98,6 +99,14 @@ def say(accuracy, **more):
             (
                 "Accuracy falls from 96 % on new patients of the source to 94 % on b. "
                 "Training on b is not shown to regain the loss."
+            ),
+        ),
+        (
+            {"source": 0.96, "b": 0.94},
+            {"shift": shift_of(0.05, 0.04, head="svm")},
+            (
+                "Accuracy is 96 % on new patients of the source. "
+                "It is 94 % on b, where no loss is shown."
             ),
         ),
         (
@@ -178,7 +187,7 @@ def test_the_head_of_the_page_is_the_best_on_validation_of_all_backbones():
 )
 def test_each_light_has_a_word(records, words):
     """Green, orange, red or unknown, for those who see no colour too."""
-    shown = lights(records)
+    shown = lights(records, page_head(records.get("heads")))
     names, states, shown_words = map(list, zip(*shown, strict=True))
     assert names == ["Leaks", "Shortcuts", "Shift", "Enough patients"]
     assert shown_words == words

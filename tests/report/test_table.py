@@ -2,11 +2,8 @@
 
 import csv
 import io
-import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.report.table import (
     Column,
@@ -15,7 +12,6 @@ from pipeline.report.table import (
     Table,
     csv_files,
     format_value,
-    markdown_text,
     terminal_text,
     to_csv,
 )
@@ -53,7 +49,7 @@ TABLE = Table(
     key="heads",
     about={"domain": "source"},
 )
-#: Names that rich, Markdown or HTML would take for markup.
+#: Names that rich or HTML would take for markup.
 NAMES = ["[/old]", "[red]ill[/red]", ":smile:", "a\\[b]", "<b>", "a|b", "*x*", "_y_", "`c`", "$d$"]
 
 
@@ -106,15 +102,6 @@ def test_no_number_is_cut_where_words_are_long():
     assert "-45.5 [-51.5, -39.3]" in text
 
 
-def test_markdown_has_the_numbers_of_the_terminal():
-    """The same texts, and what a column means."""
-    lines = markdown_text("x", [TABLE]).splitlines()[2:]
-    assert lines[0] == "### validation: 400 images"
-    assert lines[4] == "| mlp | \\* | .960 [.939, .978] | +0.5 [-0.7, +1.3] | 1.00 | 40.8 |"
-    assert lines[-2] == "- The baseline is linear; see headrace heads."
-    assert lines[-1] == "- points: Against the baseline."
-
-
 def test_csv_has_every_digit_and_a_column_for_each_bound():
     """Columns without values are there too: a file has the same columns in every study."""
     rows = list(csv.DictReader(io.StringIO(to_csv(TABLE))))
@@ -162,31 +149,20 @@ def test_a_terminal_shows_a_name_as_it_is(name):
     assert lines == [name] * 4
 
 
-@given(st.text(min_size=1, max_size=12))
-def test_a_cell_of_markdown_stays_one_cell(name):
-    """Whatever bytes a folder's name holds: two bars that are not escaped, one line."""
-    line = markdown_text("x", [of_names(name)]).splitlines()[4]
-    assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) == 2
-    assert "<" not in line.replace("\\<", "")
-
-
 def test_details_are_not_on_the_terminal():
-    """They are in the document; a terminal has the headings and the sentences."""
+    """They are on the page; a terminal has the headings and the sentences."""
     hidden = Table("hidden", (Column("x"),), [{"x": "1"}], detail=True)
     parts = [Heading("b on net"), "Accuracy falls.", Detail("One seed."), hidden, TABLE]
     text = terminal_text(parts)
     assert text.startswith("b on net\n\nAccuracy falls.\n\nvalidation: 400 images\n")
     assert "hidden" not in text
     assert "One seed." not in text
-    document = markdown_text("Shift", parts)
-    assert document.startswith("# Shift\n\n## b on net\n\nAccuracy falls.\n\nOne seed.\n\n### hid")
 
 
 def test_a_table_without_rows_shows_its_title_and_notes():
     """An empty grid says nothing; a CSV file still has its header."""
     empty = Table("t", (Column("x", "p"),), [], notes=("None.",))
     assert terminal_text([empty]) == "t\nNone."
-    assert markdown_text("x", [empty]) == "# x\n\n### t\n\n- None.\n"
     assert to_csv(empty) == "x\n"
 
 

@@ -24,7 +24,6 @@ _LOG = logging.getLogger(__name__)
 FOLDER = "figures"
 #: Begins the names of pictures of patients; see :mod:`pipeline.report.pictures`.
 ERROR_SHEET = "heads-errors"
-KINDS = ("png", "svg")
 #: Of a PNG, in an inch.
 PNG_DOTS = 200
 #: By stage, the file of the probabilities of each image.
@@ -83,17 +82,12 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         "finetune-curves": ("curves.finetune", "Has training of the networks settled?", _EPOCHS),
         "shift-effects": (
             "shift.effects",
-            "Why is accuracy lost? The loss of the linear head, divided in several ways.",
+            "Why is accuracy lost? The loss of the head, divided in several ways.",
             f"Bars of one colour add up to the loss, the dashed line. {_BAR}",
-        ),
-        "shift-errors": (
-            "shift.error_table",
-            "Where do errors of the linear head arise? Error table (after Ng).",
-            f"Grey: errors. Coloured: the steps between them. {_BAR}",
         ),
         "shift-adaptation": (
             "shift.adaptation",
-            "What helps on the target? Points of accuracy gained over the unchanged linear head.",
+            "What helps on the target? Points of accuracy that a linear head gains by adaptation.",
             f"Orange squares use labels of the target. {_POINT}",
         ),
         "shift-map": (
@@ -106,7 +100,7 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
         ),
         "shift-subgroups": (
             "shift.subgroups",
-            "Does the linear head fail a group of patients?",
+            "Does the head fail a group of patients?",
             "A point is the target, a tick the source. Groups without a mark have too few images.",
         ),
     }
@@ -188,7 +182,7 @@ def draw(
         beside: By name, what else is drawn at the same time, and returns such images too.
 
     Returns:
-        PNG and SVG of each, by name below the study's results.
+        PNG of each, by name below the study's results.
     """
     predictions = predictions_in(file) if file else {}
     parts = tuple(parts_of(stage, record))
@@ -225,17 +219,16 @@ def _draw_one(name: str, results: Results) -> dict[str, bytes]:
 
     module, function = FIGURES[name][0].split(".")
     make = getattr(import_module(f"pipeline.report.figures.{module}"), function)
-    figure = styled(make)(results)
-    return {_file(name, results.backbone, kind): image_bytes(figure, kind) for kind in KINDS}
+    return {_file(name, results.backbone): image_bytes(styled(make)(results))}
 
 
-def _file(name: str, backbone: str, kind: str) -> str:
-    return f"{FOLDER}/{name}-{as_file_name(backbone)}.{kind}"
+def _file(name: str, backbone: str) -> str:
+    return f"{FOLDER}/{name}-{as_file_name(backbone)}.png"
 
 
 def drawn(results: ResultSet, backbone: str) -> Iterator[tuple[str, bytes]]:
     """Name of each figure of a stage, and its PNG."""
     for name in FIGURES:
-        file = _file(name, backbone, "png")
+        file = _file(name, backbone)
         if name.startswith(f"{results.stage}-") and file in results.digests:
             yield name, results.read(file)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from pipeline.evaluation.clinical import THRESHOLDS, net_benefit
+from pipeline.evaluation.compare_heads import head_of_entry
 from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.style import (
     GREY,
@@ -36,7 +37,7 @@ def _of_best(results: Results) -> tuple[str, dict[str, Scored]]:
     Raises:
         NothingToDrawError: They are not stored.
     """
-    best = results.of_backbone["best"] or results.of_backbone["heads"][0]["head"]
+    best = head_of_entry(results.of_backbone)
     stored = results.predictions
     if stored is None:
         raise NothingToDrawError(f"no probabilities of {results.backbone} are stored")

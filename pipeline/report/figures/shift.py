@@ -1,4 +1,4 @@
-"""Figures of the shift: errors and effects, adaptation, features, subgroups."""
+"""Figures of the shift: effects, adaptation, features, subgroups."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -15,12 +15,10 @@ from pipeline.report.figures import NothingToDrawError, Results
 from pipeline.report.figures.forest import draw_intervals, gains, name_rows
 from pipeline.report.figures.style import (
     BLUE,
-    GREEN,
     GREY,
     INK,
     MARKERS,
     ORANGE,
-    PURPLE,
     SMALL,
     VERMILION,
     colour,
@@ -30,44 +28,12 @@ from pipeline.report.figures.style import (
     panels,
     shortened,
 )
-from pipeline.report.shift import ERRORS, METRICS, STEPS
+from pipeline.report.shift import METRICS
 from pipeline.report.table import Table
 from pipeline.words import printable
 
-#: By name, lines of the error table from above; steps with what they begin at the end of.
-_CHAIN: Mapping[str, tuple[str, ...]] = {
-    ERRORS["human"]: (),
-    STEPS["avoidable_bias"]: (ERRORS["human"],),
-    ERRORS["source_training"]: (),
-    STEPS["variance"]: (ERRORS["source_training"],),
-    ERRORS["source_new_patients"]: (),
-    STEPS["mismatch"]: (ERRORS["source_new_patients"],),
-    ERRORS["target"]: (),
-    STEPS["target_hardness"]: (ERRORS["source_new_patients"],),
-    STEPS["transfer_gap"]: (ERRORS["source_new_patients"], STEPS["target_hardness"]),
-}
-#: These divide the mismatch.
-_PARTS = (STEPS["target_hardness"], STEPS["transfer_gap"])
 #: By name of a row: where its bar begins, (estimate, low, high), the colour; shares of images.
 Bars = Mapping[str, tuple[float, Any, str]]
-
-
-def error_table(results: Results) -> Figure:
-    """Ng's table as steps from the error on training images to that on the target."""
-    tables = results.tables("shift_errors")
-    bars = {printable(table.about["target"]): _chain(table) for table in tables}
-    return _bar_panels(bars, "Errors and the steps between them", "error, % of images")
-
-
-def _chain(table: Table) -> Bars:
-    rows = dict(zip(table.values("of"), table.values("% of images"), strict=True))
-    bars = {}
-    for name, before in _CHAIN.items():
-        if {name, *before} <= rows.keys():
-            step = PURPLE if name in _PARTS else VERMILION if rows[name][0] >= 0 else GREEN
-            start = sum(rows[earlier][0] for earlier in before)
-            bars[name] = (start, rows[name], step if before else GREY)
-    return bars
 
 
 def effects(results: Results) -> Figure:

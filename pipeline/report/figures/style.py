@@ -59,10 +59,6 @@ _SETTINGS = {
     "ytick.labelcolor": INK,
     "ytick.labelsize": SMALL,
     "savefig.dpi": float(PNG_DOTS),
-    # Without a salt the ids in an SVG are random.
-    "svg.hashsalt": "headrace",
-    # Text as outlines looks the same where the font is missing.
-    "svg.fonttype": "path",
 }
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,12 +84,11 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 @styled
-def image_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as ``png`` (200 dots an inch) or ``svg``; equal figures, equal bytes."""
+def image_bytes(figure: Figure) -> bytes:
+    """The figure as PNG; equal figures, equal bytes."""
     _fix_layout(figure)
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}[kind]
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata=metadata)
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -101,7 +96,7 @@ def _fix_layout(figure: Figure) -> None:
     """Lay the figure out once, in places that are the same in every run.
 
     The solver of the layout may end in other last bits each time, depending on where its
-    variables lie in memory; many panels make that likely, and an SVG shows it.
+    variables lie in memory; many panels make that likely.
     """
     engine = figure.get_layout_engine()
     if engine is None:

@@ -1,0 +1,169 @@
+"""Which head a shift is analysed of: the best of the comparison, unless another is asked for.
+
+Its probabilities are those that ``headrace heads`` has stored: of targets and validation by the
+saved head, of the images that it was fitted to out of fold. So the numbers of a shift are those
+of the comparison. Where there is no comparison, a linear head is fitted, and the record says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.domain import DomainData
+from pipeline.data.patients import FIT
+from pipeline.data.samples import Samples
+from pipeline.errors import MissingResultsError, ModelError, UnknownNameError
+from pipeline.evaluation.compare_heads import head_of_entry
+from pipeline.evaluation.predictions import PROBABILITIES, Predictions, Trained, predictions_in
+from pipeline.features.load import FeatureTable
+from pipeline.heads.save import head_folder, load_head
+from pipeline.results import ResultSet, read_set
+from pipeline.shift.domains import SourceModel
+from pipeline.study import SOURCE, Study
+from pipeline.words import counted
+
+#: The head that is fitted where none was compared.
+LINEAR = "linear"
+#: In a fold and out of it.
+FEWEST_PATIENTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysedHead:
+    """A head with its probabilities of all images of a study.
+
+    Attributes:
+        trained: Its name, and the seed that its probabilities are stored under.
+        about: A sentence for people: which head it is, and why this one.
+        proba: Of all images of the study, ``(N, K)``; NaN of those that it was fitted to where
+            they were never held out.
+        source: The images of the source that are not NaN, with these probabilities.
+        training: The images that it was fitted to, with its probabilities of them.
+        linear: A linear head of the whole source, which the adaptation methods start from.
+    """
+
+    trained: Trained
+    about: str
+    proba: NDArray[np.float64]
+    source: DomainData
+    training: DomainData
+    linear: SourceModel
+
+    @property
+    def name(self) -> str:
+        """Of the head."""
+        return self.trained[0]
+
+    def scored(self, target: DomainData) -> DomainData:
+        """A target of the study with this head's probabilities."""
+        return target.with_(proba=self.proba[target.row])
+
+
+def analysed_head(
+    study: Study, table: FeatureTable, linear: SourceModel, wanted: str | None
+) -> AnalysedHead:
+    """The head that was asked for, else the best of the comparison, else the linear one.
+
+    Args:
+        study: With its results.
+        table: Features of all its images on one backbone.
+        linear: A head of the source, which is taken where none was compared.
+        wanted: Name of a compared head; None: the best one on validation.
+
+    Raises:
+        MissingResultsError: A head is asked for, and cannot be taken from the comparison.
+        UnknownNameError: It was not compared.
+    """
+    try:
+        compared = read_set(study.results / "heads.json", "heads")
+        return _compared(study, table, linear, compared, wanted)
+    except (MissingResultsError, ModelError) as cause:
+        if wanted not in (None, LINEAR):
+            raise MissingResultsError(f"the head {wanted} cannot be analysed: {cause}") from cause
+        return AnalysedHead(
+            trained=(LINEAR, 0),
+            about=(
+                f"On {table.backbone} the head is a linear one, fitted for this analysis, because "
+                f"{cause}."
+            ),
+            proba=linear.predict_all(table.X),
+            source=linear.data,
+            training=linear.scored(linear.data),
+            linear=linear,
+        )
+
+
+def _compared(
+    study: Study,
+    table: FeatureTable,
+    linear: SourceModel,
+    compared: ResultSet,
+    wanted: str | None,
+) -> AnalysedHead:
+    """See :func:`analysed_head`; refuses a comparison of other images or features."""
+    again = f"run headrace {compared.stage} STUDY again"
+    entries = [e for e in compared.record["backbones"] if e["backbone"] == table.backbone]
+    if not entries:
+        raise MissingResultsError(f"no heads were compared on {table.backbone}; {again}")
+    names = [head["head"] for head in entries[0]["heads"]]
+    name = wanted or head_of_entry(entries[0])
+    if name not in names:
+        raise UnknownNameError("head of the comparison", name, names)
+    stored = predictions_in(compared.read(PROBABILITIES))[table.backbone]
+    head = load_head(head_folder(study.results, table.backbone, name))
+    recipes = [network.recipe for network in head.networks]
+    if not _same(stored, table.samples) or recipes != [store.recipe for store in table.stores]:
+        raise MissingResultsError(f"heads were compared on other images or features; {again}")
+    trained = name, head.seeds[0]
+    proba, source, fit = stored.proba[trained], table.domain(SOURCE), table.domain(SOURCE, FIT)
+    held_out = np.asarray(np.isfinite(proba[source.row]).all(axis=1))
+    tested = source.take(held_out)
+    few = [
+        np.unique(tested.group[tested.label == k]).size < FEWEST_PATIENTS
+        for k in range(len(stored.classes))
+    ]
+    if any(few):
+        raise MissingResultsError(
+            f"{name} was tested on too few patients of the source; run headrace heads STUDY "
+            "without --quick"
+        )
+    return AnalysedHead(
+        trained=trained,
+        about=f"On {table.backbone} the head is {name}, {_why(entries[0], wanted, len(names))}."
+        + _of_source(len(tested), len(source)),
+        proba=proba,
+        source=tested.with_(proba=proba[tested.row]),
+        training=fit.with_(proba=head.predict_proba(np.asarray(fit.embedded(), np.float32))),
+        linear=linear,
+    )
+
+
+def _same(stored: Predictions, samples: Samples) -> bool:
+    """Whether these are the same images with the same labels in the same roles."""
+    return (
+        [bytes(key) for key in stored.key] == list(samples.key)
+        and np.array_equal(stored.label, samples.label)
+        and np.array_equal(stored.domain, samples.domain)
+        and np.array_equal(stored.split, samples.split)
+    )
+
+
+def _why(entry: Mapping[str, Any], wanted: str | None, compared: int) -> str:
+    if wanted:
+        return "as asked for"
+    if entry["best"]:
+        return f"the best of {compared} on validation"
+    return f"the first of {compared}, as there is no validation to choose by"
+
+
+def _of_source(tested: int, images: int) -> str:
+    """What is said where not all images of the source were held out."""
+    if tested == images:
+        return ""
+    return (
+        f" The source is the {counted(tested, 'image')} that it was tested on; headrace heads "
+        "without --quick tests it on more."
+    )

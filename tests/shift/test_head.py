@@ -1,0 +1,91 @@
+"""The head of a shift: the best of the comparison, with the probabilities that are stored there."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline import report
+from pipeline.compare import QUICK, CompareOptions, compare
+from pipeline.errors import MissingResultsError, UnknownNameError
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.study_file import load_study
+from tests.tiny import stored_tiny_study
+
+SHORT = ShiftOptions(draws=19, seeds=1)
+HEADS = ("linear", "ridge", "lda", "prior")
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Two small hospitals, whose features are stored."""
+    return load_study(stored_tiny_study(tmp_path, monkeypatch, source=120, target=60))
+
+
+def shift(study, **options):
+    """The record, and its only target."""
+    record = analyse(study, replace(SHORT, **options))
+    return record, record["targets"][0]
+
+
+@pytest.mark.parametrize("wanted", [None, "prior"])
+def test_numbers_of_the_shift_are_those_of_the_comparison(study, wanted):
+    """Of the best head, or of the one asked for; the source out of fold."""
+    compared = compare(study, CompareOptions(heads=HEADS))["backbones"][0]
+    name = wanted or compared["best"]
+    record, target = shift(study, head=wanted)
+    assert target["head"] == name
+    assert f"the head is {name}, " in target["about_head"]
+    assert target["about_head"] in " ".join(report.show("shift", record).split())
+    scores = {
+        (d["domain"], row["head"]): row["scores"] for d in compared["domains"] for row in d["rows"]
+    }
+    of_head = scores["there", name]["accuracy"]["estimate"]
+    assert target["accuracy"]["target"] == pytest.approx(of_head)
+    kept, stored = (read_predictions(study.results / f)["tiny"] for f in _FILES)
+    ((trained, proba),) = kept.proba.items()
+    np.testing.assert_array_equal(proba, stored.proba[trained])
+    assert np.isfinite(proba).all()
+    source = kept.domain == "source"
+    right = (proba[source].argmax(1) == kept.label[source]).mean()
+    assert target["accuracy"]["source"] == pytest.approx(right)
+    assert target["source_images"] == source.sum()
+    errors = {row["name"]: row["estimate"] for row in target["error_table"]["errors"]}
+    assert errors["target"] == pytest.approx(1 - of_head)
+
+
+_FILES = ("shift.h5", "probabilities.h5")
+
+
+def test_after_a_quick_comparison_the_source_is_what_was_held_out(study):
+    """Validation alone: what the head was fitted to says nothing about new patients."""
+    compare(study, replace(QUICK, heads=HEADS))
+    _, target = shift(study)
+    kept = read_predictions(study.results / "shift.h5")["tiny"]
+    assert target["source_images"] == (kept.split == "validation").sum() < 120
+    assert f"the {target['source_images']} images that it was tested on" in target["about_head"]
+
+
+def test_without_a_comparison_a_linear_head_is_fitted_and_that_is_said(study):
+    """What cannot be had is refused where it was asked for by name."""
+    record, target = shift(study)
+    assert target["head"] == "linear"
+    assert "fitted for this analysis, because there is no " in target["about_head"]
+    assert target["about_head"] in " ".join(report.show("shift", record).split())
+    with pytest.raises(
+        MissingResultsError, match="mlp cannot be analysed: there is no .*heads.json"
+    ):
+        shift(study, head="mlp")
+
+
+def test_a_comparison_of_other_images_is_not_used(study):
+    """Other patients in validation: what is stored is not what the study has now."""
+    compare(study, replace(QUICK, heads=("ridge",)))
+    other = replace(study, seed=1)
+    _, target = shift(other)
+    assert "because heads were compared on other images or features" in target["about_head"]
+    with pytest.raises(
+        UnknownNameError, match="unknown head of the comparison 'mlp'; known: ridge"
+    ):
+        shift(study, head="mlp")
