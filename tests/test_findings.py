@@ -177,6 +177,7 @@ def test_an_auroc_of_few_patients_is_not_tested(monkeypatch, stage, patients, is
         "backbone": "tiny",
         "target": "far",
         "labelled": True,
+        "head": "linear",
         "effects": [],
         "auroc": {"source": 0.8, "target": 0.8},
     }

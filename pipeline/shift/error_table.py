@@ -97,17 +97,18 @@ def error_table(
     """
     source = model.data if source is None else source
     training = model.scored(model.data) if training is None else training
+    # All patients of the source are drawn: the head may have been tested on some of them.
+    draws_of = {data.role: domain_draws(data, seed) for data in (model.data, target)}
+    of_source, of_target = draws_of.values()
     rows = {
-        "source_training": training,
-        "source_new_patients": source,
-        "target": target,
+        "source_training": (training, of_source),
+        "source_new_patients": (source, of_source),
+        "target": (target, of_target),
     }
-    draws_of = {data.role: domain_draws(data, seed) for data in (source, target)}
-    errors = {name: rate_interval(data.wrong(), data.group) for name, data in rows.items()}
-    draws_of[training.role] = _draws_of_training(training, source, draws_of[source.role], seed)
+    errors = {name: rate_interval(data.wrong(), data.group) for name, (data, _) in rows.items()}
     levels = {
-        name: np.append(errors[name].estimate, draws_of[data.role].mean(data.wrong()))
-        for name, data in rows.items()
+        name: np.append(errors[name].estimate, draws.of(data.group).mean(data.wrong()))
+        for name, (data, draws) in rows.items()
     }
     reasons = {}
     if human is None:
@@ -124,7 +125,7 @@ def error_table(
     if why := _too_few(target, model.classes):
         reasons["target_hardness"] = why
     else:
-        of_few, levels_of_few = _heads_of_few_patients(source, target, draws_of, seed)
+        of_few, levels_of_few = _heads_of_few_patients(model.data, target, draws_of, seed)
         errors |= of_few
         steps |= _transfer(errors, levels | levels_of_few)
     return ErrorTable(
@@ -132,15 +133,6 @@ def error_table(
         steps=steps,
         not_identifiable=reasons,
     )
-
-
-def _draws_of_training(
-    training: DomainData, source: DomainData, draws: PatientDraws, seed: int
-) -> PatientDraws:
-    """Those of the source where they hold all these patients, else draws of their own."""
-    if np.isin(training.group, source.group).all():
-        return draws.of(training.group)
-    return domain_draws(training, seed)
 
 
 def _chain(
