@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import Finding, find_leaks
@@ -41,7 +42,7 @@ from pipeline.evaluation.compare_heads import (
     eval_sets,
     score_heads,
 )
-from pipeline.evaluation.metrics import METRICS, Proba, on_all_rows, score
+from pipeline.evaluation.metrics import METRICS, Labels, Proba, on_all_rows, score
 from pipeline.evaluation.paired_tests import ROPE, correlated_t
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
@@ -566,19 +567,27 @@ def _selection_corrected(data: DomainData, fits: Mapping[str, Fit], seed: int) -
         return {}
     held_out = np.isfinite(np.stack(list(proba.values()))).all(axis=(0, 2))
     label, group = data.labelled()[held_out], data.group[held_out]
-    values = {}
-    for metric in COMPARED_BY:
-        statistics = [METRICS[metric](label, p[held_out]) for p in proba.values()]
-        if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
-            continue
-        best = bbc_cv(statistics, group, stream("selection", seed), *bases(metric, label, group))
-        values[metric] = {
-            "head": list(proba)[best.chosen],
-            "among": len(proba),
-            "apparent": best.apparent,
-            **best.interval.record(),
-        }
-    return values
+    jobs = [
+        partial(_best_of, metric, {h: p[held_out] for h, p in proba.items()}, label, group, seed)
+        for metric in COMPARED_BY
+    ]
+    by_metric = zip(COMPARED_BY, run_parallel(jobs), strict=True)
+    return {metric: best for metric, best in by_metric if best}
+
+
+def _best_of(
+    metric: str, proba: Mapping[str, Proba], label: Labels, group: NDArray[Any], seed: int
+) -> Record | None:
+    statistics = [METRICS[metric](label, p) for p in proba.values()]
+    if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
+        return None
+    best = bbc_cv(statistics, group, stream("selection", seed), *bases(metric, label, group))
+    return {
+        "head": list(proba)[best.chosen],
+        "among": len(proba),
+        "apparent": best.apparent,
+        **best.interval.record(),
+    }
 
 
 # What --thorough adds.

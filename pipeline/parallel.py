@@ -9,6 +9,7 @@ Decoders (``pipeline.data.processes``) are no forks: they are started beside tor
 a fork would lack, and have memory of their own for pixels.
 """
 
+import gc
 import io
 import multiprocessing
 import os
@@ -21,11 +22,12 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from threading import Thread
 from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from pipeline.errors import EngineError
 
@@ -45,6 +47,7 @@ class _Worker:
         self.pipe, other = fork.Pipe()
         self._shared = shared
         arguments = jobs, shared, other, self.pipe
+        _thread_pools(len(sys.modules))  # looked for once, and not in every fork
         self._process = fork.Process(target=_serve, args=arguments, daemon=True)
         # Ctrl-C is this process's alone.
         signals = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -216,11 +219,17 @@ def _serve(
     _in_worker = True
     parents.close()
     # A fork has none of the threads of OpenMP, and would wait for a second one without end.
-    openmp = threadpool_limits(1, user_api="openmp")
-    blas = threadpool_limits(None if len(jobs) == 1 else 1, user_api="blas")
-    with openmp, blas, suppress(EOFError, BrokenPipeError):
+    limits = {"openmp": 1, "blas": None if len(jobs) == 1 else 1}
+    gc.freeze()  # to look through all that the parent holds would copy it
+    with _thread_pools(len(sys.modules)).limit(limits=limits), suppress(EOFError, BrokenPipeError):
         while True:
             pipe.send_bytes(_pickled(_outcome(jobs[pipe.recv()]), shared))
+
+
+@lru_cache(maxsize=1)
+def _thread_pools(_modules: int) -> ThreadpoolController:
+    """Those of BLAS and OpenMP, which come with modules."""
+    return ThreadpoolController()
 
 
 def _outcome(job: Callable[[], T]) -> T | BaseException:

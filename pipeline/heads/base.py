@@ -196,7 +196,8 @@ class Standardiser(Parameters):
             len(rows) / (self.n_samples_seen_ + len(rows)),
         )
         step = mean - self.mean_
-        variance = np.square(rows - mean).mean(axis=0)
+        deviation = rows - mean
+        variance = np.square(deviation, out=deviation).mean(axis=0)
         self.var_ = (1 - share) * (self.var_ + share * step**2) + share * variance
         self.mean_ = self.mean_ + share * step
         self.n_samples_seen_ += len(rows)

@@ -24,7 +24,7 @@ from pipeline.errors import EngineError
 from pipeline.heads import HeadSpec
 from pipeline.heads.base import PreprocessedHead
 from pipeline.heads.preprocessing import fit_in_blocks, row_blocks, transform_in_blocks
-from pipeline.parallel import run_each, run_parallel
+from pipeline.parallel import run_each
 from pipeline.progress import Progress
 
 #: Of more rows, or rows times classes, one fold is held out instead of five: it has rows
@@ -142,8 +142,6 @@ class Fitting:
         self._held_out: dict[str, Proba] = {}
         self._shared: tuple[NDArray[np.float32], ...] = ()
         self._imported = False
-        # Of each seed: a fitted transformer for each fold, rows inside, rows outside.
-        self._divisions: dict[int, list[tuple[Any, NDArray[np.intp], NDArray[np.intp]]]] = {}
         self._progress: Progress
 
     def fit(
@@ -256,12 +254,8 @@ class Fitting:
         """
         try:
             X = self._fitted_to.embedded()
-            if seed not in self._divisions:
-                dealt = deal_folds(self.data, seed)
-                insides = [self._rows_of_views(rows) for rows, _ in dealt]
-                jobs = [partial(fit_in_blocks, self.preprocessing(), X, rows) for rows in insides]
-                outsides = [rows for _, rows in dealt]
-                self._divisions[seed] = [*zip(run_parallel(jobs), insides, outsides, strict=True)]
+            dealt = [(self._rows_of_views(rows), out) for rows, out in deal_folds(self.data, seed)]
+            transformers = [fit_in_blocks(self.preprocessing(), X, rows) for rows, _ in dealt]
         except (ValueError, MemoryError) as cause:
             names = (
                 [what] if what else [n for n, s in self.specs.items() if len(_choices(s.grid)) > 1]
@@ -275,7 +269,7 @@ class Fitting:
                 X_inside=transform_in_blocks(transformer, X, rows),
                 X_outside=transform_in_blocks(transformer, self.data.embedded(), outside),
             )
-            for transformer, rows, outside in self._divisions[seed]
+            for transformer, (rows, outside) in zip(transformers, dealt, strict=True)
         ]
 
     def _jobs_of_folds(
