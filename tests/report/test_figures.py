@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
+from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
 from pipeline import cli
@@ -156,6 +157,11 @@ def test_the_roc_is_of_the_best_head_with_the_auroc_of_each_domain(results):
         assert name == ("validation", "far")[k]
         (mark,) = [x for x in roc.lines if x.get_marker() == "o" and x.get_color() == COLOURS[k]]
         assert mark.get_ydata() == [np.mean(score[positive] > 0.5)]
+        line = reliability.lines[k]
+        values = np.unique(score)
+        expected = IsotonicRegression().fit(score, positive).predict(values)
+        np.testing.assert_array_equal(line.get_xdata(), values)
+        np.testing.assert_allclose(line.get_ydata(), expected, atol=1e-12)
     assert len(reliability.lines) == 3
     several = draw_one("heads-roc", results_of(results, "heads", classes=3))
     titles = [axes.get_title(loc="left") for axes in several.axes]

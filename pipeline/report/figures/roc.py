@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from pipeline.evaluation.clinical import THRESHOLDS, net_benefit
 from pipeline.evaluation.compare_heads import head_of_entry
@@ -106,7 +105,22 @@ def _reliability(scored: Scored, name: str) -> _Curve:
     event, p = (label == 1, proba[:, 1]) if binary else (proba.argmax(1) == label, proba.max(1))
     values, place, images = np.unique(p, return_inverse=True, return_counts=True)
     observed = np.bincount(place, weights=event) / images
-    return values, isotonic_regression(observed, weights=images).x, name, ()
+    return values, _monotone(observed, images), name, ()
+
+
+def _monotone(shares: NDArray[np.float64], images: NDArray[np.integer]) -> NDArray[np.float64]:
+    """The nearest shares that never fall: neighbours that do are pooled.
+
+    SciPy's ``isotonic_regression``, whose import would take as long as drawing a figure.
+    """
+    pools: list[tuple[float, int, int]] = []  # the sum of each, its images, its values
+    for share, count in zip(shares.tolist(), images.tolist(), strict=True):
+        pool = share * count, count, 1
+        while pools and pools[-1][0] * pool[1] >= pool[0] * pools[-1][1]:
+            before = pools.pop()
+            pool = before[0] + pool[0], before[1] + pool[1], before[2] + pool[2]
+        pools.append(pool)
+    return np.repeat([total / count for total, count, _ in pools], [size for *_, size in pools])
 
 
 def _draw_square(axes: Axes, title: str, curves: Sequence[_Curve]) -> None:
