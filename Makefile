@@ -88,7 +88,7 @@ bench-views: $(READY)  ## Views and layers against fine-tuning [STUDY=study.toml
 bench-machines: $(READY)  ## What features --ray costs an image; needs headrace[ray]
 	$(BIN)/python -m tests.bench.machines
 
-calibration: $(READY)  ## Which intervals hold the truth, which causes are named: 90 minutes of a core, on all cores
+calibration: $(READY)  ## Which intervals hold the truth, which causes are named: 25 minutes of a core, on all cores
 	$(BIN)/python -m tests.evaluation.coverage
 	$(BIN)/python -m tests.shift.causes
 

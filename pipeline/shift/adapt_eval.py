@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 
 _BASELINE = "source_only"
 """The method that every other is compared with."""
+_Record = dict[str, Any]
 _Predicted = Mapping[str, NDArray[np.float64]]
 """By method, shape (seeds, n, K): cross-fitted probabilities of a target."""
 
@@ -134,26 +135,6 @@ def _halves(target: DomainData, plan: AdaptationPlan) -> list[Fold]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptationRow:
-    """One method on the target.
-
-    Attributes:
-        method: Entry of ``ADAPTERS``, or how many labels a head of the target had.
-        accuracy: Mean over the divisions, in [0, 1].
-        auroc: Mean over the divisions, macro one-vs-rest; None where a class is absent.
-        difference: Of the accuracy to the baseline's: ``estimate``, ``low``, ``high``, ``p``
-            and ``p_adjusted``; None for the baseline itself.
-        target_labels: Whether labels of the target were used.
-    """
-
-    method: str
-    accuracy: float
-    auroc: float | None
-    difference: Mapping[str, float] | None
-    target_labels: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class BestMethod:
     """The method that gains most, which looks better than it is.
 
@@ -178,13 +159,13 @@ class AdaptationResult:
     """All methods, compared with the baseline.
 
     Attributes:
-        rows: One for each method, in the plan's order; last the fewest labels of the target
-            that are shown to help, else the most that were tried; none where some half of the
-            target can provide none.
+        rows: One for each method, in the plan's order, see :func:`_rows`; last the fewest
+            labels of the target that are shown to help, else the most that were tried; none
+            where some half of the target can provide none.
         best: The method that looks best, and what it gains when corrected for that choice.
     """
 
-    rows: tuple[AdaptationRow, ...]
+    rows: tuple[_Record, ...]
     best: BestMethod | None
 
 
@@ -219,8 +200,8 @@ def score(
     return AdaptationResult(rows=(*rows, *(helpful[:1] or curve[-1:])), best=best)
 
 
-def _is_better(row: AdaptationRow) -> bool:
-    gain = row.difference
+def _is_better(row: _Record) -> bool:
+    gain = row["difference"]
     return gain is not None and verdict(gain["low"], gain["high"], gain["p_adjusted"]) == "better"
 
 
@@ -261,8 +242,16 @@ def _rows(
     draws: PatientDraws,
     *,
     target_labels: bool = False,
-) -> tuple[AdaptationRow, ...]:
-    """Score one family of methods; Holm's correction runs over it, the baseline aside."""
+) -> tuple[_Record, ...]:
+    """Score one family of methods; Holm's correction runs over it, the baseline aside.
+
+    Returns:
+        ``method``: entry of ``ADAPTERS``, or how many labels a head of the target had;
+        ``accuracy`` and ``auroc``, means over the divisions (macro one-vs-rest; None where a
+        class is absent); ``difference`` of the accuracy to the baseline's: ``estimate``,
+        ``low``, ``high``, ``p`` and ``p_adjusted``, None for the baseline itself;
+        ``target_labels``: whether labels of the target were used.
+    """
     right, base = {name: _right(t, target) for name, t in tables.items()}, _right(baseline, target)
     gains = {name: hit - base for name, hit in right.items() if name != _BASELINE}
     p_values = []
@@ -276,26 +265,27 @@ def _rows(
         ends = {"estimate": estimate, "low": low, "high": high}
         differences[name] = {**ends, "p": p, "p_adjusted": p_adjusted}
     return tuple(
-        AdaptationRow(
-            method=name,
-            accuracy=float(right[name].mean()),
-            auroc=_mean_auroc(target.labelled(), table),
-            difference=differences.get(name),
-            target_labels=target_labels,
-        )
+        {
+            "method": name,
+            "accuracy": float(right[name].mean()),
+            "auroc": _mean_auroc(target.labelled(), table),
+            "difference": differences.get(name),
+            "target_labels": target_labels,
+        }
         for name, table in tables.items()
     )
 
 
 def _best(
-    rows: tuple[AdaptationRow, ...], tables: _Predicted, target: DomainData, draws: PatientDraws
+    rows: tuple[_Record, ...], tables: _Predicted, target: DomainData, draws: PatientDraws
 ) -> BestMethod | None:
     """The best method at the mean gain out of bag of whatever is best in bag.
 
     That is bootstrap bias correction (Tsamardinos et al. 2018). The interval is the method's
-    own, moved to the corrected gain.
+    own, and its lower end moves with the gain. The upper one stays: where one method is truly
+    the best, the choice costs nothing, and the corrected gain is too low.
     """
-    methods = {row.method: row.difference for row in rows if row.difference is not None}
+    methods = {row["method"]: row["difference"] for row in rows if row["difference"]}
     if not methods:
         return None
     base = _right(tables[_BASELINE], target)
@@ -303,13 +293,13 @@ def _best(
     unseen = replace(draws, counts=(draws.counts == 0).astype(np.uint8))
     inside, outside = (np.stack([d.mean(gain) for gain in gains]) for d in (draws, unseen))
     # Where no patient is left out of a draw, it says nothing.
-    corrected = np.nanmean(outside[inside.argmax(axis=0), np.arange(len(draws))])
+    corrected = float(np.nanmean(outside[inside.argmax(axis=0), np.arange(len(draws))]))
     name = list(methods)[int(gains.mean(axis=1).argmax())]
     apparent = methods[name]
-    moved = float(corrected) - apparent["estimate"]
-    estimate, low, high = (apparent[key] + moved for key in ("estimate", "low", "high"))
+    low = apparent["low"] + corrected - apparent["estimate"]
+    high = max(apparent["high"], apparent["high"] + corrected - apparent["estimate"])
     shown = low > 0 and apparent["p_adjusted"] <= ALPHA
-    return BestMethod(method=name, estimate=estimate, low=low, high=high, shown=shown)
+    return BestMethod(method=name, estimate=corrected, low=low, high=high, shown=shown)
 
 
 def _right(table: NDArray[np.float64], target: DomainData) -> NDArray[np.float64]:

@@ -175,7 +175,7 @@ def rates(
 
 def main() -> None:
     """Print which causes are named, and how often the range without labels holds."""
-    options = parser(__doc__, 200)
+    options = parser(__doc__, 40)
     options.add_argument("kinds", nargs="*", default=[*KINDS], help="All where left out.")
     chosen = options.parse_args()
     with in_processes(chosen.jobs) as run:

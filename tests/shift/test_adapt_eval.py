@@ -72,15 +72,15 @@ def test_no_row_is_predicted_by_a_model_that_saw_it(world, monkeypatch):
 
 def test_every_method_has_its_row_and_the_fewest_labels_that_help_the_last(result):
     """The baseline is compared with nothing; p is adjusted by Holm."""
-    assert [row.method for row in result.rows[:-1]] == list(ADAPTERS)
-    assert result.rows[-1].method in {f"{k} labels per class" for k in PLAN.shots}
-    assert [row.target_labels for row in result.rows] == [False] * len(ADAPTERS) + [True]
+    assert [row["method"] for row in result.rows[:-1]] == list(ADAPTERS)
+    assert result.rows[-1]["method"] in {f"{k} labels per class" for k in PLAN.shots}
+    assert [row["target_labels"] for row in result.rows] == [False] * len(ADAPTERS) + [True]
     base, better = result.rows[0], result.rows[1]
-    assert base.difference is None
-    assert better.difference["estimate"] == pytest.approx(better.accuracy - base.accuracy)
-    assert better.difference["low"] > 0
+    assert base["difference"] is None
+    assert better["difference"]["estimate"] == pytest.approx(better["accuracy"] - base["accuracy"])
+    assert better["difference"]["low"] > 0
     p, adjusted = zip(
-        *((row.difference["p"], row.difference["p_adjusted"]) for row in result.rows[1:-1]),
+        *((row["difference"]["p"], row["difference"]["p_adjusted"]) for row in result.rows[1:-1]),
         strict=True,
     )
     np.testing.assert_allclose(adjusted, multipletests(p, method="holm")[1])
@@ -97,9 +97,9 @@ def test_numbers_of_a_row_are_means_over_the_divisions(world, result):
             proba[held] = predictor(target.features[held])
         accuracy.append(np.mean(proba.argmax(axis=1) == label))
         auroc.append(roc_auc_score(label, proba[:, 1]))
-    row = next(row for row in result.rows if row.method == "coral")
-    assert (row.accuracy, row.auroc) == pytest.approx((np.mean(accuracy), np.mean(auroc)))
-    assert scored(world, BASE, np.zeros(200, int)).rows[0].auroc is None  # a class is absent
+    row = next(row for row in result.rows if row["method"] == "coral")
+    assert (row["accuracy"], row["auroc"]) == pytest.approx((np.mean(accuracy), np.mean(auroc)))
+    assert scored(world, BASE, np.zeros(200, int)).rows[0]["auroc"] is None  # a class is absent
 
 
 def test_heads_with_labels_are_fitted_to_so_many_images_of_each_class(world, monkeypatch):
@@ -123,7 +123,7 @@ def test_heads_with_labels_are_fitted_to_so_many_images_of_each_class(world, mon
         assert np.bincount(label[images]).tolist() == [5, 5]
         alone = model.fit(rows[images], label[images])
         right[held] += alone.predict(rows[held]) == label[held]
-    assert row.accuracy == pytest.approx(right.mean() / len(plan.seeds))
+    assert row["accuracy"] == pytest.approx(right.mean() / len(plan.seeds))
 
 
 def made_up_best(world, seed, gain=0.01, patients=300):
@@ -141,7 +141,7 @@ def made_up_best(world, seed, gain=0.01, patients=300):
     plan = replace(PLAN, seeds=(0,), shots=())
     sealed = SealedLabels(np.ones(patients, int), plan.digest())
     result = score(tables, sealed, world[0], target, plan)
-    return result.best, max(row.difference["estimate"] for row in result.rows[1:])
+    return result.best, max(row["difference"]["estimate"] for row in result.rows[1:])
 
 
 def test_the_gain_of_the_best_method_is_corrected_for_the_choice(world):
@@ -158,16 +158,16 @@ def test_the_labels_that_are_needed_are_the_fewest_that_are_shown_to_help(world)
     model, target, label = world
     plan = replace(BASE, shots=(5, 10, 25, 40), draws=500)
     row = scored(world, plan, 1 - label).rows[-1]
-    assert row.difference["low"] > 0
-    assert row.difference["p_adjusted"] < 0.05
-    fewer = tuple(k for k in plan.shots if k < int(row.method.split()[0]))
+    assert row["difference"]["low"] > 0
+    assert row["difference"]["p_adjusted"] < 0.05
+    fewer = tuple(k for k in plan.shots if k < int(row["method"].split()[0]))
     for k in fewer:
-        alone = scored(world, replace(plan, shots=(k,)), 1 - label).rows[-1].difference
+        alone = scored(world, replace(plan, shots=(k,)), 1 - label).rows[-1]["difference"]
         # One p of four is adjusted by at most four.
         assert alone["low"] <= 0 or 4 * alone["p"] >= 0.05
     truth = model.predict_proba(target.features).argmax(axis=1)
     perfect = scored(world, replace(plan, shots=(2, 5)), truth)
-    assert perfect.rows[-1].method == "5 labels per class"
+    assert perfect.rows[-1]["method"] == "5 labels per class"
 
 
 def test_copies_of_each_image_add_no_confidence(world):
@@ -176,7 +176,7 @@ def test_copies_of_each_image_add_no_confidence(world):
     differences = []
     for times in (1, 4):
         copied, label = world[1].take(np.repeat(np.arange(200), times)), np.repeat(world[2], times)
-        differences.append(scored(world, plan, label, copied).rows[1].difference)
+        differences.append(scored(world, plan, label, copied).rows[1]["difference"])
     assert differences[1] == pytest.approx(differences[0])
 
 
