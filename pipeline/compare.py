@@ -535,7 +535,7 @@ def _differences(
 
 def _short(record: Mapping[str, Any]) -> Record:
     """Without what the domain or the report says once for all."""
-    return {k: v for k, v in record.items() if k not in ("images", "patients", "level")}
+    return {k: v for k, v in record.items() if k not in ("images", "patients")}
 
 
 def _order(domains: Sequence[Record], best: str | None) -> list[str]:

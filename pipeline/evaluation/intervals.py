@@ -39,7 +39,7 @@ _Z_STEP = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate with its interval.
+    """An estimate with its 95 % interval.
 
     Attributes:
         low: Lower bound; NaN where no interval can be given.
@@ -48,7 +48,6 @@ class Interval:
         patients: How many they are of.
         method: How the interval was made; ``TOO_FEW`` where one patient, or one of a class,
             cannot give any; ``none`` of rows that heads were fitted to.
-        level: Its nominal coverage.
     """
 
     estimate: float
@@ -57,7 +56,6 @@ class Interval:
     images: int
     patients: int
     method: str
-    level: float = LEVEL
 
     def record(self) -> dict[str, Any]:
         """One flat row."""

@@ -191,7 +191,7 @@ def test_a_row_on_disk_is_flat():
     found = compared(data, heads(data.label))["accuracy"]
     row = found["h3"].record()
     assert list(row) == [
-        "estimate", "low", "high", "images", "patients", "method", "level",
+        "estimate", "low", "high", "images", "patients", "method",
         "p", "p_adjusted", "test", "verdict", "patients_to_settle",
     ]  # fmt: skip
     assert (row["images"], row["patients"], row["verdict"]) == (200, 100, "better")
