@@ -24,13 +24,21 @@ from pipeline.errors import ImageError, StudyError
 _PREAMBLE = 128
 _PIXELS = "PixelData"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_PALETTE = "PALETTE COLOR"
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_OF_8_BITS = (*_COLOUR, _PALETTE)
+#: Bits of a value, by the kinds of pixels that are read.
+_BITS = dict.fromkeys(_GREY, (8, 16)) | dict.fromkeys(_OF_8_BITS, (8,))
 #: All that is read of a file but its patient.
 _TAGS = [
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
     "VOILUTFunction", "VOILUTSequence",
+    *(
+        f"{colour}PaletteColorLookupTable{part}"
+        for colour in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")
+    ),
 ]  # fmt: skip
 _SALT_BYTES = 32
 #: Codecs of imagecodecs by transfer syntax; all others are pydicom's.
@@ -63,7 +71,9 @@ def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
     kind = _checked(header)
     frame = reading.frame_of(int(header.get("NumberOfFrames") or 1))
     pixels = _decoded(header, frame)
-    if kind in _COLOUR:
+    if kind == _PALETTE:
+        pixels = _coloured(pixels, header)
+    if kind in _OF_8_BITS:
         return Image.fromarray(pixels.astype(np.uint8))
     levels = _levels(pixels, header, reading)
     return Image.fromarray(255 - levels if kind == "MONOCHROME1" else levels)
@@ -87,7 +97,7 @@ def dicom_depth(data: bytes) -> int:
         ImageError: It has no pixels, or of a kind that is not read.
     """
     header = _read(data, _TAGS)
-    if _checked(header) in _COLOUR:
+    if _checked(header) in _OF_8_BITS:
         return EIGHT_BITS
     if header.get("VOILUTSequence") or header.get("WindowWidth") is not None:
         return OWN_WINDOW
@@ -152,10 +162,10 @@ def _checked(header: Any) -> str:
         _ = int(header.Rows), int(header.Columns), int(header.PixelRepresentation)
     except (AttributeError, TypeError, ValueError) as cause:
         raise ImageError("DICOM without pixels, such as a report") from cause
-    if kind not in (*_GREY, *_COLOUR) or bits not in (8, 16) or (kind in _COLOUR and bits != 8):
+    if bits not in _BITS.get(kind, ()):
         raise ImageError(
-            f"DICOM of {kind[:20]} with {bits} bits: allowed are grey of 8 or 16 bits, and RGB or "
-            "YBR of 8"
+            f"DICOM of {kind[:20]} with {bits} bits: allowed are grey of 8 or 16 bits, and RGB, "
+            "YBR or a palette of 8"
         )
     return kind
 
@@ -208,6 +218,17 @@ def _check_stream(data: bytes, header: Any) -> None:
         fits = frame is not None and frame[1] == struct.pack(">HH", rows, columns)
     if not fits:
         raise ImageError("damaged (its pixels have another size than its header says)")
+
+
+def _coloured(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
+    """Red, green and blue of 8 bits, from the palette of the file."""
+    from pydicom.pixels import apply_color_lut
+
+    try:
+        colours = apply_color_lut(pixels, header)
+    except Exception as cause:  # hostile bytes make it raise anything
+        raise ImageError(f"damaged palette ({type(cause).__name__})") from cause
+    return np.asarray(colours >> 8 * (colours.itemsize - 1))
 
 
 def _levels(pixels: NDArray[Any], header: Any, reading: Reading) -> NDArray[np.uint8]:
