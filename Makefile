@@ -38,7 +38,7 @@ features: $(READY) $(DEMO)  ## Run the frozen backbones once over what the store
 heads: $(READY) $(DEMO)  ## Train and compare heads from the store [STUDY=study.toml]
 	$(BIN)/headrace heads "$(STUDY)"
 
-audit: $(READY) $(DEMO)  ## Look for leaks and confounders before any number [STUDY=study.toml]
+audit: $(READY) $(DEMO)  ## Look for leaks and shortcuts before any number [STUDY=study.toml]
 	$(BIN)/headrace audit "$(STUDY)"
 
 shift: $(READY) $(DEMO)  ## Compare the source with each target: what is lost, why, what helps [STUDY=study.toml]
