@@ -24,6 +24,8 @@ from tests.simulations import in_processes, parser
 PATIENTS = (10, 30, 100, 400)
 TRUTHS = (0.8, 0.95, 0.99)
 PAIRS = ((0.85, 0.8), (0.95, 0.95), (0.95, 0.85), (0.99, 0.97))
+#: Distances of the classes of unequal patients.
+APART = (1.0, 3.0)
 RIGHT = "right or wrong"
 SCORED = (
     *("accuracy", "balanced_accuracy", "sensitivity", "specificity"),
@@ -136,6 +138,46 @@ def of_gap(metric: str) -> Callable:
     return world
 
 
+def unequal(rng, patients: int):
+    """Patients of very unequal numbers of images, 15 % positive; noise with heavy tails."""
+    group = np.repeat(np.arange(patients), 1 + rng.poisson(rng.gamma(0.5, 6, patients)))
+    own = rng.standard_t(4, patients)[group] / np.sqrt(2)
+    return group, labels_by_patient(rng, group, 0.15), own + 0.6 * rng.logistic(size=len(group))
+
+
+@cache
+def expected_unequal(metric: str, reach: float) -> float:
+    """The metric of such a head on very many patients."""
+    _, label, value = unequal(np.random.default_rng(0), 60_000)
+    return score(metric, label, proba_of(value + reach * (2 * label - 1)))
+
+
+def of_unequal(metric: str) -> Callable:
+    """Interval and truth of a metric of a head whose classes lie so far apart."""
+
+    def world(rng, patients: int, reach: float):
+        group, label, value = unequal(rng, patients)
+        data = DomainData(name="simulated", role="target", group=group, label=label)
+        proba = proba_of(value + reach * (2 * label - 1))
+        found = score_heads(data, {0: proba}, seed=0, metrics=(metric,))[0][metric]
+        return found.low, found.high, expected_unequal(metric, reach)
+
+    return world
+
+
+def of_unequal_difference(metric: str) -> Callable:
+    """The same of the difference to a head whose classes are a fifth nearer."""
+
+    def world(rng, patients: int, reach: float):
+        group, label, value = unequal(rng, patients)
+        both = (reach, 0.8 * reach)
+        shares = [share(metric, label, group, value + one * (2 * label - 1)) for one in both]
+        first, second = (expected_unequal(metric, one) for one in both)
+        return *difference_bounds(*shares), first - second
+
+    return world
+
+
 def of_best(heads: int) -> Callable:
     """The same of the best of equally good heads."""
 
@@ -159,6 +201,14 @@ WORLDS = {
     "gap in accuracy to 100 other patients": (of_gap("accuracy"), PAIRS),
     "gap in AUROC to 100 other patients": (of_gap("auroc"), PAIRS),
     "best of 11 equal heads": (of_best(11), TRUTHS),
+    **{
+        f"{metric}, unequal patients": (of_unequal(metric), APART)
+        for metric in ("balanced_accuracy", "sensitivity", "f1", "average_precision")
+    },
+    "difference in average precision, unequal patients": (
+        of_unequal_difference("average_precision"),
+        APART,
+    ),
 }
 
 
