@@ -19,12 +19,12 @@ import sys
 import time
 import traceback
 import warnings
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection, wait
 from threading import Thread
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -42,7 +42,7 @@ _in_worker = False
 class _Worker:
     """A fork of this process that does jobs, one after the other, as it is asked to."""
 
-    def __init__(self, jobs: Sequence[Callable[[], Any]], shared: Sequence[Any]) -> None:
+    def __init__(self, jobs: Sequence[Callable[..., Any]], shared: Sequence[Any]) -> None:
         fork = multiprocessing.get_context("fork")
         self.pipe, other = fork.Pipe()
         self._shared = shared
@@ -60,10 +60,10 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         other.close()
 
-    def ask(self, number: int) -> None:
+    def ask(self, number: int, arguments: tuple[Any, ...]) -> None:
         """Have it do a job; before the next question its answer must be taken."""
         with suppress(BrokenPipeError):  # the answer says so
-            self.pipe.send(number)
+            self.pipe.send((number, arguments))
 
     def answer(self) -> Any:
         """What the job has returned, or the exception that it has raised."""
@@ -105,11 +105,13 @@ def run_parallel(
 
 
 def run_each(
-    jobs: Sequence[Callable[[], T]],
+    jobs: Sequence[Callable[..., T]],
     *,
+    only: Sequence[int] | None = None,
     limit: float | None = None,
     done: Callable[[int, T | BaseException | None], None] = lambda _number, _outcome: None,
-    skip: Callable[[int], bool] = lambda _number: False,
+    given: Callable[[int], tuple[Any, ...] | None] = lambda _number: (),
+    after: Mapping[int, Sequence[int]] = MappingProxyType({}),
     beside: Callable[[], object] | None = None,
     shared: Sequence[Any] = (),
 ) -> list[T | BaseException | None]:
@@ -118,26 +120,30 @@ def run_each(
     Args:
         jobs: See :func:`run_parallel`. One alone has all cores, where it does not use
             OpenMP.
+        only: Numbers of those that are done, in the order in which they begin; None: all.
         limit: Seconds after which a job is given up, with a ``TimeoutError``. Where there are
             no forks (macOS, Windows, a worker, after CUDA was started) it goes on unheeded,
             on its core, until this process ends.
         done: Called after each job with its number and what it returned or raised.
-        skip: Whether the job of a number is no longer wanted, asked before it begins; what
-            there is of it then is None.
+        given: What the job of a number is called with, asked before it begins. None: it is no
+            longer wanted, and what there is of it then is None.
+        after: By number of a job, earlier ones that must have been done before it begins.
         beside: What this process does on one of the cores meanwhile; it must not raise. All of
             it is done when this returns.
         shared: Arrays of this process that what the jobs return may hold; they do not travel.
     """
-    workers = min(len(jobs), _cores())
-    if not _may_fork() or not jobs or (workers < 2 and limit is None):
+    numbers = list(range(len(jobs)) if only is None else only)
+    workers = min(len(numbers), _cores())
+    if not _may_fork() or not numbers or (workers < 2 and limit is None):
         if beside:
             beside()
-        outcomes: list[Any] = []
-        for number, job in enumerate(jobs):
-            outcomes.append(None if skip(number) else _outcome_within(job, limit))
-            done(number, outcomes[-1])
+        outcomes: list[Any] = [None] * len(jobs)
+        for number in numbers:
+            if (arguments := given(number)) is not None:
+                outcomes[number] = _outcome_within(partial(jobs[number], *arguments), limit)
+            done(number, outcomes[number])
         return outcomes
-    return _run_in_workers(jobs, limit, done, skip, beside, shared)
+    return _run_in_workers(jobs, numbers, limit, done, given, after, beside, shared)
 
 
 def in_worker() -> bool:
@@ -146,32 +152,34 @@ def in_worker() -> bool:
 
 
 def _run_in_workers(
-    jobs: Sequence[Callable[[], Any]],
+    jobs: Sequence[Callable[..., Any]],
+    waiting: list[int],
     limit: float | None,
     done: Callable[[int, Any], None],
-    skip: Callable[[int], bool],
+    given: Callable[[int], tuple[Any, ...] | None],
+    after: Mapping[int, Sequence[int]],
     beside: Callable[[], object] | None,
     shared: Sequence[Any],
 ) -> list[Any]:
-    waiting = deque(range(len(jobs)))
     outcomes: list[Any] = [None] * len(jobs)
     idle: list[_Worker] = []
     busy: dict[_Worker, tuple[int, float]] = {}
     thread = Thread(target=beside)
     try:
         # A fork made while a thread imports would wait for its locks without end: first these.
-        idle += [_Worker(jobs, shared) for _ in range(min(len(jobs), max(1, _cores() - 1)))]
+        idle += [_Worker(jobs, shared) for _ in range(min(len(waiting), max(1, _cores() - 1)))]
         if beside:
             thread.start()
         while waiting or busy:
-            while waiting and len(busy) < max(1, _cores() - thread.is_alive()):
-                number = waiting.popleft()
-                if skip(number):
+            room = max(1, _cores() - thread.is_alive())
+            while len(busy) < room and (number := _next(waiting, busy, after)) is not None:
+                waiting.remove(number)
+                if (arguments := given(number)) is None:
                     done(number, None)
                     continue
                 worker = idle.pop() if idle else _new_worker(jobs, shared, thread)
                 busy[worker] = number, time.monotonic()
-                worker.ask(number)
+                worker.ask(number, arguments)
             seconds = _GLANCE if thread.is_alive() else _seconds_left(busy, limit)
             ready = wait([worker.pipe for worker in busy], seconds)
             for worker, (number, start) in list(busy.items()):
@@ -193,8 +201,18 @@ def _run_in_workers(
     return outcomes
 
 
+def _next(
+    waiting: Sequence[int],
+    busy: Mapping[_Worker, tuple[int, float]],
+    after: Mapping[int, Sequence[int]],
+) -> int | None:
+    """The first job that waits for no other."""
+    not_done = {*waiting, *(number for number, _ in busy.values())}
+    return next((n for n in waiting if not_done.isdisjoint(after.get(n, ()))), None)
+
+
 def _new_worker(
-    jobs: Sequence[Callable[[], Any]], shared: Sequence[Any], thread: Thread
+    jobs: Sequence[Callable[..., Any]], shared: Sequence[Any], thread: Thread
 ) -> _Worker:
     _wait_for(thread)
     return _Worker(jobs, shared)
@@ -212,7 +230,7 @@ def _seconds_left(busy: dict[_Worker, tuple[int, float]], limit: float | None) -
 
 
 def _serve(
-    jobs: Sequence[Callable[[], Any]], shared: Sequence[Any], pipe: Connection, parents: Connection
+    jobs: Sequence[Callable[..., Any]], shared: Sequence[Any], pipe: Connection, parents: Connection
 ) -> None:
     """What a worker does, until the pipe's other end is closed."""
     global _in_worker  # noqa: PLW0603 - it is true of the whole process
@@ -223,7 +241,8 @@ def _serve(
     gc.freeze()  # to look through all that the parent holds would copy it
     with _thread_pools(len(sys.modules)).limit(limits=limits), suppress(EOFError, BrokenPipeError):
         while True:
-            pipe.send_bytes(_pickled(_outcome(jobs[pipe.recv()]), shared))
+            number, arguments = pipe.recv()
+            pipe.send_bytes(_pickled(_outcome(partial(jobs[number], *arguments)), shared))
 
 
 @lru_cache(maxsize=1)

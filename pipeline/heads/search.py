@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ _LONGEST_REASON = 300
 Proba = NDArray[np.float64]
 Transformer = Callable[[], Any]
 #: Of a head by name.
-Job = tuple[str, Callable[[], Any]]
+Job = tuple[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,28 +165,50 @@ class Fitting:
         grids = {name: _choices(spec.grid) for name, spec in self.specs.items()}
         searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
         chosen = {name: grid[0] for name, grid in grids.items() if name not in searched}
+        y = self.data.labelled()
+        losses: dict[str, NDArray[np.float64]] = {}
+
+        def choose(name: str, held_out: Sequence[Any]) -> Mapping[str, Any]:
+            """The best parameters of a head by its rows held out in each fold."""
+            if name in chosen:
+                return chosen[name]
+            proba = self._held_out_proba({name: searched[name]}, outside, held_out)[name]
+            losses[name] = _log_losses(proba, y)
+            self._held_out[name] = chosen_elsewhere(proba, y, outside)
+            chosen[name] = searched[name][int(np.argmin(losses[name]))]
+            return chosen[name]
+
         with Progress("heads", unit="fits") as self._progress:
             folds = self._folds(self.seeds[0]) if searched else []
             outside = [fold.outside for fold in folds]
             fold_jobs = self._jobs_of_folds(searched, folds, self.seeds[0])
-            one_fold = len(folds) == 1  # then it and all rows are not held at the same time
-            held_out = self._run(fold_jobs) if one_fold else []
-            if one_fold:
+            if len(folds) == 1:  # then it and all rows are not held at the same time
+                held_out = dict(zip(searched, self._run(fold_jobs), strict=True))
+                for name in searched.keys() & set(self.alive):
+                    choose(name, [held_out[name]])
                 del folds, fold_jobs[:]
-            fit_all_rows = self._prepare_all_rows(X, predicted, validation)
-            # What needs no choice is fitted beside the folds of what does.
-            jobs = self._jobs_of_seeds(chosen, fit_all_rows)
-            results = self._run([*jobs, *fold_jobs])
-            by_choice = self._held_out_proba(searched, outside, held_out or results[len(jobs) :])
-            losses = {name: _log_losses(p, self.data.labelled()) for name, p in by_choice.items()}
-            best = {name: grids[name][int(np.argmin(loss))] for name, loss in losses.items()}
-            jobs_of_chosen = self._jobs_of_seeds(best, fit_all_rows)
-            results = [*results[: len(jobs)], *self._run(jobs_of_chosen)]
-        chosen |= best
+            fit = self._prepare_all_rows(X, predicted, validation)
+            # What needs no choice is fitted beside the folds of what does, which is fitted next.
+            given = self._jobs_of_seeds(fit, chosen)
+            open_ = self._jobs_of_seeds(
+                fit, {name: None for name in searched if name not in chosen}
+            )
+            jobs = [*given, *fold_jobs, *open_]
+            after = {
+                len(given) + len(fold_jobs) + number: [
+                    len(given) + fold for fold, (head, _) in enumerate(fold_jobs) if head == name
+                ]
+                for number, (name, _) in enumerate(open_)
+            }
+            results = self._run(jobs, after=after, choose=choose)
         fits: dict[str, Fit] = {}
         for name in self.alive:
-            of_head = [i for i, (job, _) in enumerate([*jobs, *jobs_of_chosen]) if job == name]
-            models, proba = zip(*(results[i] for i in of_head), strict=True)
+            fitted = [
+                result
+                for (head, job), result in zip(jobs, results, strict=True)
+                if head == name and (head, job) not in fold_jobs
+            ]
+            models, proba = zip(*fitted, strict=True)
             head = models[0].head
             # What was chosen once is kept out of fold, where patients are many.
             self._fixed[name] = {**chosen[name], **getattr(head, "fixed_params_", {})}
@@ -198,10 +221,6 @@ class Fitting:
                 curves=getattr(head, "curves_", {}),
                 seconds=self.seconds[name],
             )
-        self._held_out = {
-            name: chosen_elsewhere(proba, self.data.labelled(), outside)
-            for name, proba in by_choice.items()
-        }
         return fits
 
     def out_of_fold(self, fits: Mapping[str, Fit], repeats: int) -> dict[str, Fit]:
@@ -310,7 +329,7 @@ class Fitting:
 
     def _prepare_all_rows(
         self, X: NDArray[np.float32], predicted: NDArray[np.intp], validation: DomainData | None
-    ) -> Callable[[str, Mapping[str, Any], int], tuple[Any, Proba]] | None:
+    ) -> Callable[[str, int, Mapping[str, Any]], tuple[Any, Proba]] | None:
         """What fits a head to all rows for a seed; None where these cannot be preprocessed."""
         data = self._fitted_to
         try:
@@ -326,7 +345,7 @@ class Fitting:
         if validation is not None and any(spec.curves for spec in self.specs.values()):
             seen = (transformer.transform(validation.embedded()), validation.labelled())
 
-        def fit(name: str, parameters: Mapping[str, Any], seed: int) -> tuple[Any, Proba]:
+        def fit(name: str, seed: int, parameters: Mapping[str, Any]) -> tuple[Any, Proba]:
             spec = self.specs[name]
             more: dict[str, Any] = {"groups": data.group} if spec.groups else {}
             if spec.curves and seed == self.seeds[0]:
@@ -339,38 +358,43 @@ class Fitting:
 
     def _jobs_of_seeds(
         self,
-        chosen: Mapping[str, Mapping[str, Any]],
-        fit: Callable[[str, Mapping[str, Any], int], tuple[Any, Proba]] | None,
+        fit: Callable[[str, int, Mapping[str, Any]], tuple[Any, Proba]] | None,
+        chosen: Mapping[str, Mapping[str, Any] | None],
     ) -> list[Job]:
-        """A job for each head and seed, on all rows."""
+        """A job for each head and seed, on all rows; it takes parameters that are None there."""
         return [
-            (name, partial(fit, name, parameters, seed))
+            (name, partial(fit, name, seed, *([] if parameters is None else [parameters])))
             for name, parameters in chosen.items()
             for seed in (self.seeds if self.specs[name].stochastic else self.seeds[:1])
             if fit is not None
         ]
 
-    def _run(self, jobs: Sequence[Job], what: str = "") -> list[Any]:
-        """What the jobs of heads return, in their order; None for one that failed."""
+    def _run(
+        self,
+        jobs: Sequence[Job],
+        what: str = "",
+        *,
+        after: Mapping[int, Sequence[int]] = MappingProxyType({}),
+        choose: Callable[[str, Sequence[Any]], Mapping[str, Any]] | None = None,
+    ) -> list[Any]:
+        """What the jobs of heads return, in their order; None for one that failed.
+
+        Args:
+            jobs: See there.
+            what: Begins the reason of a failure.
+            after: By number of a job, those of its head that come before.
+            choose: Makes the parameters of such a job of what those return.
+        """
         results: list[Any] = [None] * len(jobs)
         self._progress.expect(len(jobs))
         # Those that need scikit-learn wait for its import, beside the others.
         late = {number for number, (name, _) in enumerate(jobs) if self.specs[name].scikit_learn}
         if self._imported:
             late.clear()
-        for numbers in (sorted({*range(len(jobs))} - late), sorted(late)):
-            self._run_together([(number, *jobs[number]) for number in numbers], results, what)
-            self._imported = True
-        return results
 
-    def _run_together(
-        self, jobs: Sequence[tuple[int, str, Callable[[], Any]]], results: list[Any], what: str
-    ) -> None:
-        """Put what numbered jobs of heads return in its place."""
-
-        def done(at: int, outcome: Any) -> None:
+        def done(number: int, outcome: Any) -> None:
             self._progress.advance()
-            number, name, _ = jobs[at]
+            name = jobs[number][0]
             if isinstance(outcome, BaseException):
                 reason = _reason(outcome)
                 self.failures[name] = f"{what}: {reason}" if what else reason
@@ -378,14 +402,27 @@ class Fitting:
                 results[number], seconds = outcome
                 self.seconds[name] += seconds
 
-        run_each(
-            [partial(_timed, job) for _, _, job in jobs],
-            limit=self.limit,
-            done=done,
-            skip=lambda at: jobs[at][1] in self.failures,
-            beside=None if self._imported else partial(self._import, scikit_learn=True),
-            shared=self._shared,
-        )
+        def given(number: int) -> tuple[Any, ...] | None:
+            name = jobs[number][0]
+            if name in self.failures:
+                return None
+            if choose and number in after:
+                return (choose(name, [results[fold] for fold in after[number]]),)
+            return ()
+
+        for numbers in (sorted({*range(len(jobs))} - late), sorted(late)):
+            run_each(
+                [partial(_timed, job) for _, job in jobs],
+                only=numbers,
+                limit=self.limit,
+                done=done,
+                given=given,
+                after=after,
+                beside=None if self._imported else partial(self._import, scikit_learn=True),
+                shared=self._shared,
+            )
+            self._imported = True
+        return results
 
     def _import(self, *, scikit_learn: bool) -> None:
         """Make each head once: what it imports is then in every fork."""
@@ -395,10 +432,10 @@ class Fitting:
                     spec.make(self.seeds[0])
 
 
-def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
+def _timed(job: Callable[..., Any], *parameters: Any) -> tuple[Any, float]:
     """What a job returns, and its seconds."""
     start = time.perf_counter()
-    return job(), time.perf_counter() - start
+    return job(*parameters), time.perf_counter() - start
 
 
 def _choices(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
