@@ -743,7 +743,7 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
     records: dict[str, Any] = {}
     failures: dict[str, Exception] = {}
     for model in models:
-        with go_on(str(model), failures):
+        with go_on(str(model), failures, alone=len(models) == 1):
             records[str(model)] = run(model, images, engine=_engine(flags), **given)
     if not records:
         raise next(iter(failures.values()))

@@ -106,10 +106,10 @@ class UnknownNameError(PipelineError, KeyError):
 
 
 @contextmanager
-def go_on(part: str, failures: dict[str, Exception]) -> Iterator[None]:
+def go_on(part: str, failures: dict[str, Exception], *, alone: bool = False) -> Iterator[None]:
     """Take note of a part that fails, a target or a backbone, and say it: the others go on.
 
-    A full disk stops everything: it would fail them too.
+    A full disk stops everything: it would fail them too. So does a part that is ``alone``.
     """
     from cache.errors import CacheError, WriteFailedError  # the store's array libraries come along
 
@@ -118,6 +118,8 @@ def go_on(part: str, failures: dict[str, Exception]) -> Iterator[None]:
     except WriteFailedError:
         raise
     except (PipelineError, CacheError) as failure:
+        if alone:
+            raise
         # Its traceback would keep the engine and its memory, which the next backbone needs.
         failures[part] = failure.with_traceback(None)
         failure.__cause__ = failure.__context__ = None

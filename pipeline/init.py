@@ -30,8 +30,6 @@ _PATIENT_PATTERNS = (
     r"^(person\d+|(?:NORMAL2-)?IM-\d+)",
     r"^(\d{8})_\d{3}",
 )
-#: A numbered folder in that of the class.
-_PATIENT_FOLDER = r"^[^/]+/([^/]*\d\d[^/]*)/"
 _MOST = 0.95
 #: Names of files that are shown of each class.
 _SHOWN = 3
@@ -259,10 +257,11 @@ def _tree(table: str, listing: Listing) -> Iterator[str]:
 
 
 def _group_line(domain: Domain, items: Sequence[Item], table: str, notes: list[str]) -> str:
-    folders = [re.search(_PATIENT_FOLDER, item.path) for item in items]
-    if not (domain.split or domain.table) and (first := folders[0]) and all(folders):
-        notes.append(f"[{table}] the folders in the classes are taken as patients, as {first[1]}")
-        return f"group = '{_PATIENT_FOLDER}'"
+    in_path = r"/(patient\d+)/" if domain.split or domain.table else r"^[^/]+/([^/]*\d\d[^/]*)/"
+    folders = [re.search(in_path, item.path) for item in items]
+    if all(folders) and (first := folders[0]):
+        notes.append(f"[{table}] folders called as {printable(first[1])} are taken as patients")
+        return f"group = '{in_path}'"
     names = [PurePosixPath(item.path).name for item in items]
     for pattern in _PATIENT_PATTERNS:
         if sum(bool(re.search(pattern, name)) for name in names) >= _MOST * len(names):

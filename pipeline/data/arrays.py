@@ -43,7 +43,7 @@ from pipeline.data.items import (
 )
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import ARCHIVE, Domain, classes_of
-from pipeline.words import composed
+from pipeline.words import composed, printable
 
 _SUFFIXES = (".npy",)
 _IMAGES, _LABELS = "_images", "_labels"
@@ -309,7 +309,10 @@ def _parts(path: Path) -> list[str]:
         raise StudyError(f"{path} is not a .npz file, or a damaged one ({cause})") from cause
     parts = [name.removesuffix(_IMAGES) for name in names if name.endswith(_IMAGES)]
     if not parts:
-        raise StudyError(f"{path} holds no array called NAME{_IMAGES}, such as train{_IMAGES}")
+        raise StudyError(
+            f"{path} holds no array called NAME{_IMAGES}, such as train{_IMAGES} beside "
+            f"train{_LABELS}; it has {', '.join(map(printable, names[:10])) or 'none'}"
+        )
     return parts
 
 

@@ -7,7 +7,6 @@ groups and their counts is written anywhere.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def groupings(
     groups = {}
     for domain in study.domains:
         if domain.attributes is not None and domain.name not in failures:
-            with nullcontext() if domain is study.source else go_on(domain.name, failures):
+            with go_on(domain.name, failures, alone=domain is study.source):
                 groups[domain.name] = _groups_of_images(
                     domain, domain.attributes, study.subgroups, samples
                 )

@@ -52,7 +52,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".jpe", ".jfif", ".tif", ".tiff", ".dcm", "
 _MAX_BYTES_PER_PIXEL = 10
 #: Endings of images in formats that are not read: they are listed, never left out in silence.
 _OTHER_IMAGES = (
-    ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi",
+    ".bmp", ".gif", ".webp", ".jp2", ".heic", ".nii", ".nii.gz", ".svs", ".ndpi", ".npy", ".mha",
+    ".nrrd",
 )  # fmt: skip
 #: Folders that network drives and archives of macOS add, and the index of a DICOM disk.
 _OF_PROGRAMS = {"@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "dicomdir"}
@@ -128,7 +129,10 @@ class Listing:
     @property
     def unread_text(self) -> str:
         """How many images of which formats are not read, and what to do."""
-        endings = Counter(Path(path).suffix.lower() for path in self.unread)
+        endings = Counter(
+            max((e for e in _OTHER_IMAGES if path.lower().endswith(e)), key=len)
+            for path in self.unread
+        )
         images = ", ".join(counted(n, f"{ending} image") for ending, n in sorted(endings.items()))
         return f"{images} {are(len(self.unread))} not read: convert to .png"
 
@@ -320,14 +324,15 @@ class Walk:
                 self.ignored["link out of the folder"] += 1
             elif is_folder(entry):
                 folders.append(path)
+            elif entry.name.lower().endswith(self.suffixes) or self._begins_as_image(entry):
+                if stat := _stat_of_regular(entry):
+                    files.append(Item(path, NO_CLASS, entry.path, None, stat))
+                else:
+                    self.ignored["not a regular file"] += 1
             elif entry.name.lower().endswith(_OTHER_IMAGES):
                 self.unread.append(path)
-            elif not (entry.name.lower().endswith(self.suffixes) or self._begins_as_image(entry)):
-                self.ignored[f"not a {'/'.join(self.suffixes[:3])} file"] += 1  # the usual endings
-            elif stat := _stat_of_regular(entry):
-                files.append(Item(path, NO_CLASS, entry.path, None, stat))
             else:
-                self.ignored["not a regular file"] += 1
+                self.ignored[f"not a {'/'.join(self.suffixes[:3])} file"] += 1  # the usual endings
         return files, sorted(folders)
 
     def below(self, each: Each) -> Listing:

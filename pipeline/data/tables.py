@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from cache import disk
+from pipeline.data.items import SUFFIXES as IMAGES
 from pipeline.data.items import system_reason
 from pipeline.errors import StudyError
 from pipeline.words import composed, printable
 
 _SEPARATORS = {".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
-_NO_TABLES = (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".xml", ".zip")
+_NO_TABLES = (".xlsx", ".xls", ".ods", ".json", ".xml", ".zip", ".gz", ".tar", *IMAGES)
 SUFFIXES = (".csv", *_SEPARATORS, *_PARQUET)
 
 
@@ -44,8 +45,8 @@ def read_rows(file: Path) -> Iterator[Row]:
     """
     if file.suffix.lower() in _NO_TABLES:
         raise StudyError(
-            f"{file} is not read: allowed are CSV, TSV and Parquet. Save a sheet of Excel as "
-            '"CSV UTF-8"'
+            f"{file} is not read: a table is a CSV, TSV or Parquet file. Save a sheet of Excel as "
+            '"CSV UTF-8"; unpack an archive; of an image give the folder above its class folder'
         )
     rows = _parquet(file) if file.suffix.lower() in _PARQUET else _text_rows(file)
     width = 0

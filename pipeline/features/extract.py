@@ -172,11 +172,11 @@ def _extract(
     failed: dict[str, Exception] = {}
     for choice in study.backbones:
         # Weights that cannot be had must show before the first backbone has run for an hour.
-        with go_on(choice.name, failed):
+        with go_on(choice.name, failed, alone=len(study.backbones) == 1):
             networks[replace(choice, name=choice.network.name)][choice] = store_for(study, choice)
     backbones, skipped = [], list(unreadable)
     for choice, of_network in networks.items():
-        with go_on(choice.name, failed):
+        with go_on(choice.name, failed, alone=len(study.backbones) == 1):
             rows, unusable = _extract_network(
                 of_network, samples, options.engine, unreadable=len(unreadable), machines=machines
             )

@@ -158,7 +158,7 @@ def feature_tables(
     failures: dict[str, Exception] = {}
     for choice in study.variants:
         table = None
-        with go_on(choice.name, failures):
+        with go_on(choice.name, failures, alone=len(study.variants) == 1):
             table = load_features(study, choice, samples)
             samples = table.samples
         yield choice.name, table or failures[choice.name]

@@ -8,7 +8,7 @@ comparison: the record is made of all models that are kept.
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,8 +119,10 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
         samples, _ = load_samples(study, options.samples)
         tables: dict[str, Samples] = {}
         failures: dict[str, Exception] = {}
+        # Of several processes all stop at once, or the others would wait for one.
+        alone = parallel.group().size > 1
         for choice in {b.network: b for b in study.backbones}.values():
-            with _part(choice.name, failures):
+            with go_on(choice.name, failures, alone=alone):
                 samples = load_features(study, choice, samples).samples
             if choice.name in failures:
                 continue
@@ -137,7 +139,7 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
             for name in names:
                 if METHODS[name].pretrained or not tables:
                     _LOG.info("%s on %s", name, run.backbone(name))
-                    with _part(f"{name} on {run.backbone(name)}", failures):
+                    with go_on(f"{name} on {run.backbone(name)}", failures, alone=alone):
                         run_method(run, name)
             tables[run.choice.name] = run.samples
         if tables:
@@ -150,11 +152,6 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
         if parallel.group().rank == 0:
             _write(folder, record, tables, models)
     return record
-
-
-def _part(name: str, failures: dict[str, Exception]) -> AbstractContextManager[None]:
-    """What may fail alone; of several processes all stop, or the others would wait for one."""
-    return go_on(name, failures) if parallel.group().size == 1 else nullcontext()
 
 
 def _check(study: Study, names: Sequence[str], settings: Mapping[str, Any]) -> None:

@@ -23,10 +23,10 @@ SCORES = (
 
 def tables(record: Record) -> list[Part]:
     """The parts of a report on ``heads.json``."""
-    parts: list[Part] = [
-        f"Do not trust these numbers. {leak['where']}: {leak['text']}. {leak['advice']}."
-        for leak in record["leaks"]
-    ]
+    parts: list[Part] = []
+    if leaks := record["leaks"]:
+        seen = "; ".join(f"{leak['where']}: {leak['text']}" for leak in leaks)
+        parts.append(f"Do not trust these numbers. {seen}. {leaks[0]['advice']}.")
     for results in record["backbones"]:
         parts += _backbone(record, results)
     parts += not_scored(record)
