@@ -38,7 +38,6 @@ from pipeline.evaluation.compare_heads import (
     bases,
     best_by_validation,
     compare_heads,
-    confidence_sets,
     eval_sets,
     score_heads,
 )
@@ -50,7 +49,7 @@ from pipeline.evaluation.predictions import (
     predictions_file,
     predictions_of,
 )
-from pipeline.evaluation.selection import bbc_cv
+from pipeline.evaluation.selection import ALPHA, bbc_cv, confidence_set
 from pipeline.features.load import FeatureTable, feature_tables
 from pipeline.heads import HeadSpec, all_heads
 from pipeline.heads.fit_cache import code_version, digest_of, fit_file, fit_keys, read_fit
@@ -484,10 +483,10 @@ def _out_of_fold_scores(
     scores: Record = {"selection_corrected": _selection_corrected(fit_rows, fits, seed)}
     if options.thorough:
         spread = run_parallel([partial(_seed_spread, data, fits, seed, options) for data in sets])
-        best = run_parallel([partial(_confidence_sets, data, fits, seed, options) for data in sets])
+        best = run_parallel([partial(_confidence_set, data, fits, seed, options) for data in sets])
         scores["seed_spread"] = [row for rows in spread for row in rows]
         scores["algorithms"] = list(_algorithms(fit_rows, fits, seed, options))
-        scores["confidence_sets"] = [row for rows in best for row in rows]
+        scores["confidence_sets"] = best
     return scores
 
 
@@ -620,24 +619,19 @@ def _seed_spread(
     return rows
 
 
-def _confidence_sets(
+def _confidence_set(
     data: DomainData, fits: Mapping[str, Fit], seed: int, options: CompareOptions
-) -> list[Record]:
-    """The heads that may be the best of a domain, by metric."""
-    proba = {name: fit.mean_proba[data.row] for name, fit in fits.items()}
-    names = list(proba)
-    by_metric = confidence_sets(data, proba, seed=seed, draws=options.draws)
-    return [
-        {
-            "domain": data.name,
-            "role": data.role,
-            "metric": metric,
-            "members": [names[k] for k in confidence.members],
-            "p": dict(zip(names, confidence.p.tolist(), strict=True)),
-            "alpha": confidence.alpha,
-        }
-        for metric, confidence in by_metric.items()
-    ]
+) -> Record:
+    """The heads that may have the best accuracy on a domain."""
+    label, names = data.labelled(), list(fits)
+    members = confidence_set(
+        [METRICS["accuracy"](label, fit.mean_proba[data.row]) for fit in fits.values()],
+        data.group,
+        stream(f"confidence set {data.name} {data.role}", seed),
+        draws=options.draws,
+    )
+    record = {"domain": data.name, "role": data.role, "alpha": ALPHA}
+    return {**record, "members": [names[k] for k in members]}
 
 
 def _algorithms(

@@ -34,7 +34,6 @@ from pipeline.evaluation.metrics import (
     weighted_ratio,
 )
 from pipeline.evaluation.paired_tests import Difference, holm, mcnemar, sign_flip, verdict
-from pipeline.evaluation.selection import ConfidenceSet, confidence_set
 from pipeline.randomness import stream
 
 #: Metrics that heads are compared by.
@@ -277,29 +276,6 @@ def _comparable(data: DomainData, proba: Proba) -> list[str]:
     label = data.labelled()
     rarest = min(len(np.unique(data.group[label == k])) for k in range(proba.shape[1]))
     return [metric for metric in COMPARED_BY if metric != "auroc" or rarest >= AUROC_PATIENTS]
-
-
-def confidence_sets(
-    data: DomainData, proba: Mapping[str, Proba], *, seed: int, draws: int = DRAWS
-) -> dict[str, ConfidenceSet]:
-    """The heads that may be the best, by metric; numbers are places in ``proba``.
-
-    Args:
-        data: Rows with labels.
-        proba: Of its rows, shape ``(n, K)``, for each head.
-        seed: Of the study.
-        draws: Bootstrap draws of patients.
-    """
-    label, heads = data.labelled(), list(proba.values())
-    return {
-        metric: confidence_set(
-            [METRICS[metric](label, p) for p in heads],
-            data.group,
-            _rng("confidence set", data, seed),
-            draws=draws,
-        )
-        for metric in _comparable(data, heads[0])
-    }
 
 
 def best_by_validation(data: DomainData, proba: Mapping[str, Proba]) -> str:

@@ -87,19 +87,8 @@ def _best_out_of_bag(
     return np.where(defined, outside[best, np.arange(best.size)], np.nan)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConfidenceSet:
-    """Heads among which the best is, with a probability of ``1 - alpha`` or more.
-
-    Attributes:
-        members: Numbers of the heads that stay, ascending.
-        p: Of each head, shape ``(M,)``: it stays at every alpha below.
-        alpha: Chance that the best is not among the members.
-    """
-
-    members: tuple[int, ...]
-    p: NDArray[np.float64]
-    alpha: float
+#: Chance that the best head is not among those that may be the best.
+ALPHA = 0.1
 
 
 def confidence_set(
@@ -108,30 +97,30 @@ def confidence_set(
     rng: np.random.Generator,
     *,
     draws: int = DRAWS,
-    alpha: float = 0.1,
-) -> ConfidenceSet:
-    """Model confidence set (Hansen, Lunde and Nason 2011), by patient.
+) -> list[int]:
+    """Heads that may be the best: the model confidence set (Hansen, Lunde and Nason 2011).
 
-    The worst head is dropped as long as the rest are surely not all equally good.
+    By patient; the worst head is dropped as long as the rest are surely not all equally good.
 
     Args:
         statistics: Of ``M`` heads on the same images, larger is better.
         group: ``n`` patient ids.
         rng: Source of randomness.
         draws: Bootstrap draws of patients.
-        alpha: Chance of losing the best, 0 to 1.
+
+    Returns:
+        Their numbers, ascending.
     """
     scores = np.array([on_all_rows(statistic, len(group)) for statistic in statistics])
     values = bootstrap_values(statistics, draw_patients(group, rng, draws=draws))
     values = values[:, np.isfinite(values).all(axis=0)]
-    p, alive, reached = np.ones(len(scores)), list(range(len(scores))), 0.0
+    alive = list(range(len(scores)))
     while len(alive) > 1:
         worst, chance = _worst(scores[alive], values[alive])
-        # A head stays at most as surely as those dropped before it: p never falls.
-        reached = max(reached, chance)
-        p[alive.pop(worst)] = reached
-    members = tuple(int(k) for k in np.flatnonzero(p > alpha))
-    return ConfidenceSet(members=members, p=p, alpha=alpha)
+        if chance > ALPHA:
+            break
+        del alive[worst]
+    return alive
 
 
 def _worst(scores: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[int, float]:

@@ -220,9 +220,8 @@ def _algorithms(backbone: str, baseline: str, compared: Sequence[Record]) -> Ite
 
 def _may_be_best(sets: Sequence[Record]) -> Iterator[str]:
     for candidates in sets:
-        if candidates["metric"] == "accuracy":
-            sure = f"{100 * (1 - candidates['alpha']):.0f} % confidence"
-            yield (
-                f"{name_of_domain(candidates)}: the best head is one of these ({sure}): "
-                f"{', '.join(candidates['members'])}."
-            )
+        sure = f"{100 * (1 - candidates['alpha']):.0f} % confidence"
+        yield (
+            f"{name_of_domain(candidates)}: the best head is one of these ({sure}): "
+            f"{', '.join(candidates['members'])}."
+        )

@@ -13,7 +13,6 @@ from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.compare_heads import (
     best_by_validation,
     compare_heads,
-    confidence_sets,
     eval_sets,
     score_heads,
 )
@@ -285,18 +284,7 @@ def test_areas_of_a_handful_of_patients_are_not_compared(patients, metrics):
     data = replace(domain(n=len(y)), label=y)
     found = compared(data, heads(y))
     assert list(found) == ["accuracy", "auroc"][:metrics]
-    assert list(confidence_sets(data, heads(y), seed=0, draws=100)) == list(found)
     assert len(found["accuracy"]) == 3
-
-
-def test_the_confidence_set_holds_the_best_and_not_the_surely_worse():
-    """By place, with p of each head."""
-    data = domain(n=200)
-    found = confidence_sets(data, heads(data.label), seed=0, draws=300)
-    assert set(found) == {"accuracy", "auroc"}
-    for one in found.values():
-        assert one.members == (3,)
-        assert one.p[3] == 1
 
 
 def test_the_best_is_the_most_accurate_and_of_equals_the_better_calibrated():
