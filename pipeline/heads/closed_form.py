@@ -15,7 +15,6 @@ calibration are chosen from these, so no fold is ever fitted.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -33,27 +32,12 @@ _HELD = 1 << 20
 _TINY = 1e-12
 
 
-@dataclass(frozen=True, kw_only=True)
-class RidgePath:
-    """All penalties of one ridge regression.
-
-    Attributes:
-        coef: Shape ``(P, d, K)``.
-        intercept: Shape ``(P, K)``.
-        held_out: What a fit without the row's group predicts for each row, ``(P, n, K)``.
-    """
-
-    coef: NDArray[np.float64]
-    intercept: NDArray[np.float64]
-    held_out: NDArray[np.float64]
-
-
 def ridge_path(
     X: NDArray[np.floating],
     Y: NDArray[np.floating],
     penalties: NDArray[np.floating],
     groups: NDArray[Any] | None = None,
-) -> RidgePath:
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Solve every penalty, and leave every group out exactly.
 
     Args:
@@ -61,6 +45,10 @@ def ridge_path(
         Y: Targets, shape ``(n, K)``.
         penalties: Shape ``(P,)``, positive; of the sum of squares, as scikit-learn's ``alpha``.
         groups: Patients, shape ``(n,)``; None: every row is its own.
+
+    Returns:
+        Coefficients ``(P, d, K)``, intercepts ``(P, K)``, and what a fit without the row's
+        group predicts for each row, ``(P, n, K)``.
     """
     wide = len(X) < X.shape[1]
     centre, mean = X.mean(axis=0, dtype=np.float64), Y.mean(axis=0)
@@ -91,7 +79,7 @@ def ridge_path(
         H = (pairs.reshape(-1, len(values)) @ hat.T).reshape(*pairs.shape[:3], -1) + 1 / len(X)
         left = np.eye(rows.shape[1]) - np.moveaxis(H, -1, 0)
         held_out[:, rows] = Y[rows] - np.linalg.solve(left, residual)
-    return RidgePath(coef=coef, intercept=mean - centre @ coef, held_out=held_out)
+    return coef, mean - centre @ coef, held_out
 
 
 def ridge(
@@ -194,8 +182,8 @@ class RidgeHead(Head):
             self.calibration_ = self.calibration
             return self
         patients = None if groups is None else np.asarray(groups)
-        path = ridge_path(rows, targets, np.asarray(self.penalties), patients)
-        calibrations = [fit_calibration(scores, labels) for scores in path.held_out]
+        coef, intercept, held_out = ridge_path(rows, targets, np.asarray(self.penalties), patients)
+        calibrations = [fit_calibration(scores, labels) for scores in held_out]
         losses = [calibration.loss for calibration in calibrations]
         best = int(np.argmin(losses))
         self.path_ = [
@@ -208,7 +196,7 @@ class RidgeHead(Head):
             "penalties": (self.penalties[best],),
             "calibration": self.calibration_,
         }
-        self.coef_, self.intercept_ = path.coef[best], path.intercept[best]
+        self.coef_, self.intercept_ = coef[best], intercept[best]
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -365,8 +353,8 @@ class PrototypeHead(Head):
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
         rows = self._rows(X)
-        length = np.maximum(np.linalg.norm(self.means_, axis=1), _TINY)
-        return self.calibration_.proba(rows @ self.means_.T / length / _norms(rows)[:, None])
+        cosines = rows @ self.means_.T / _norms(self.means_) / _norms(rows)[:, None]
+        return self.calibration_.proba(cosines)
 
 
 def _held_out_cosines(
@@ -383,13 +371,11 @@ def _held_out_cosines(
     for at in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
         of_patient = rows[at].astype(np.float64)
         left = sums - share[at].T @ of_patient
-        length = np.maximum(np.linalg.norm(left, axis=1), _TINY)
-        norm = np.maximum(np.linalg.norm(of_patient, axis=1), _TINY)
-        cosines[at] = of_patient @ left.T / length / norm[:, None]
+        cosines[at] = of_patient @ left.T / _norms(left) / _norms(of_patient)[:, None]
         cosines[np.ix_(at, present == (share[at] > 0).sum(axis=0))] = np.nan
     return cosines
 
 
-def _norms(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+def _norms(rows: NDArray[np.floating]) -> NDArray[np.float64]:
     squares = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
     return np.asarray(np.maximum(np.sqrt(squares), _TINY))

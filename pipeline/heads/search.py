@@ -201,6 +201,7 @@ class Fitting:
                 for number, (name, _) in enumerate(open_)
             }
             results = self._run(jobs, after=after, choose=choose)
+        self._shared = ()  # so that they do not outlive the heads that keep them
         fits: dict[str, Fit] = {}
         for name in self.alive:
             fitted = [

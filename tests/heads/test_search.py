@@ -89,12 +89,17 @@ def test_the_choice_is_the_lowest_log_loss_on_patients_held_out():
     assert chosen[0] < chosen[1] / 10
 
 
-def test_neighbours_keep_the_rows_that_they_were_fitted_to_without_a_copy():
+def test_neighbours_keep_the_rows_that_they_were_fitted_to_without_a_copy(monkeypatch):
     """Their features would be pickled, sent and read: three times the memory."""
-    data = made_up_rows(gap=1.0)
-    fitting = Fitting(data, {"knn": HEADS["knn"]}, seeds=(3,), preprocessing=StandardScaler)
-    kept = fitting.fit(data.features, np.arange(len(data)))["knn"].models[0].head._fit_X
-    assert any(kept is rows for rows in fitting._shared)
+    data, shared = made_up_rows(gap=1.0), []
+
+    def watched(jobs, **more):
+        shared.extend(more["shared"])
+        return parallel.run_each(jobs, **more)
+
+    monkeypatch.setattr(search, "run_each", watched)
+    fits, _ = fit(data, {"knn": HEADS["knn"]})
+    assert any(fits["knn"].models[0].head._fit_X is rows for rows in shared)
 
 
 @pytest.mark.parametrize("name", ["ridge", "svm", "prototype"])
