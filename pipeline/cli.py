@@ -787,13 +787,17 @@ def export_onnx(
 
 
 @main.command()
-@click.option("--head", required=True, help="A head, or a method of fine-tuning.")
-@click.option("--backbone", help="Needed when the study has several.")
+@click.option(
+    "--head", help="A head, or a method of fine-tuning; default: the best head on validation."
+)
+@click.option("--backbone", help="Needed when the study has several and a head is named.")
 @click.option("--images", default=100, show_default=True, help="Of each class of each domain.")
 @_device_option
 @command
 @each_finding
-def explain(study: Any, *, quiet: bool, head: str, device: str, **flags: Any) -> dict[str, Any]:
+def explain(
+    study: Any, *, quiet: bool, head: str | None, device: str, **flags: Any
+) -> dict[str, Any]:
     """Draw maps of what a model looks at.
 
     How much of them lies in the border is measured. The pictures are of the surest errors and of

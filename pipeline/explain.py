@@ -31,7 +31,7 @@ from pipeline.data.patients import FIT, draw_patients
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, StudyError
 from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
-from pipeline.evaluation.compare_heads import eval_sets
+from pipeline.evaluation.compare_heads import best_of_backbones, eval_sets
 from pipeline.export import TrainedModel, load_trained
 from pipeline.features.load import choose_backbone, load_features
 from pipeline.finetune.data import load_pixels
@@ -59,7 +59,7 @@ Proba = NDArray[np.float64]
 
 def explain(
     study: Study,
-    name: str,
+    name: str | None = None,
     *,
     backbone: str | None = None,
     images: int = IMAGES,
@@ -69,8 +69,8 @@ def explain(
 
     Args:
         study: Where it was trained.
-        name: A head, or a method of fine-tuning.
-        backbone: Needed where the study has several.
+        name: A head, or a method of fine-tuning; None: the head that is best on validation.
+        backbone: Needed where the study has several, and a name is given.
         images: Of each class of each domain, at most.
         device: ``cpu`` or ``cuda``.
 
@@ -85,6 +85,8 @@ def explain(
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
     prepare(study.results)
+    if name is None:
+        backbone, name = best_of_backbones(read_set(study.results / "heads.json", "heads").record)
     choice = choose_backbone(study, backbone)
     samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)

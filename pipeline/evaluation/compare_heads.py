@@ -16,6 +16,7 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import (
     DRAWS,
     FIT,
+    VALIDATION,
     WeightedStatistic,
     draw_patients,
     leave_out_patients,
@@ -299,6 +300,27 @@ def head_of_entry(entry: Mapping[str, Any]) -> str:
     It is the best by validation; without validation, the first.
     """
     return str(entry["best"] or entry["heads"][0]["head"])
+
+
+def best_of_backbones(heads: Mapping[str, Any]) -> tuple[str, str]:
+    """Backbone and head of ``heads.json`` with the highest accuracy on validation.
+
+    Without validation it is the first of the first backbone.
+    """
+
+    def on_validation(entry: Mapping[str, Any]) -> float:
+        return max(
+            (
+                row["scores"]["accuracy"]["estimate"]
+                for domain in entry["domains"]
+                for row in domain["rows"]
+                if (domain["role"], row["head"]) == (VALIDATION, head_of_entry(entry))
+            ),
+            default=0.0,
+        )
+
+    entry = max(heads["backbones"], key=on_validation)
+    return str(entry["backbone"]), head_of_entry(entry)
 
 
 def _rng(purpose: str, data: DomainData, seed: int) -> np.random.Generator:

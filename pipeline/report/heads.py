@@ -13,9 +13,11 @@ _CLINICAL_NOTES = (
     "LR is the likelihood ratio. An interval that ends in - has no upper end.",
 )
 _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
+_AUROC = "How often an ill patient's image scores above a healthy one's: 1 always, 0.5 by chance."
 #: Of :func:`scored` rows.
 SCORES = (
-    *(Column(name, "share", interval=True, field=metric) for metric, name in _NAMES.items()),
+    Column("accuracy", "share", interval=True),
+    Column("AUROC", "share", _AUROC, interval=True, field="auroc"),
     Column("points", "points", interval=True, field="points"),
     Column("p", "p"),
 )

@@ -20,11 +20,21 @@ from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.report import parts_of
 from pipeline.report.figures import FIGURES, PNG_DOTS, PROBABILITIES, backbones_of, drawn
-from pipeline.report.summary import PageHead, headline, lights, models, page_head
+from pipeline.report.summary import (
+    Interval,
+    PageHead,
+    aurocs_of_findings,
+    headline,
+    headline_of_findings,
+    lights,
+    lights_of_findings,
+    models,
+    page_head,
+)
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
-from pipeline.words import as_file_name, counted, printable
+from pipeline.words import as_file_name, printable
 
 PAGE = "report.html"
 #: By command: the layout of its record that is read here, and the title of its section; in the
@@ -58,8 +68,8 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
         images: Whether images of patients are shown; the file then has the mode 0600.
 
     Returns:
-        JSON values: ``study``, ``file``, its ``size`` in bytes, the ``sentence`` on its first
-        screen, ``stages`` that are on it, a line for each that is ``missing``, and ``stale``:
+        JSON values: ``study``, ``file``, its ``size`` in bytes, ``sentence`` and ``lights`` of its
+        first screen, ``stages`` that are on it, a line for each that is ``missing``, and ``stale``:
         signs that records do not belong together, with which the page begins.
 
     Raises:
@@ -90,7 +100,8 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
 def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
     """Write ``results/<study>/report.html`` over the findings of a study.
 
-    It has the tables over the findings, and of each the sentence of its page and a link to it.
+    Its first screen is like theirs. Below it are of each finding the sentence of its page and a
+    link to it, and the tables over the findings.
 
     Args:
         study: With several findings an image.
@@ -109,11 +120,13 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         for finding, page in pages.items()
     ]
     sections = [{"name": "findings", "title": "Findings", "blocks": blocks}]
+    tables: dict[str, Record] = {}
     for stage, (_, title) in STAGES.items():
         try:
             record = read_set(study.results / f"findings_{stage}.json", stage).record
             if record.get("schema") == FINDINGS_LAYOUT:
                 blocks = list(_unfolded(parts_of("findings", record)))
+                tables[stage] = record
             else:
                 text = _of_another_version(f"findings_{stage}.json", stage)
                 blocks = [{"kind": "text", "text": text}]
@@ -122,8 +135,14 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         except ResultsError as cause:
             blocks = [{"kind": "text", "text": str(cause)}]
         sections.append({"name": stage, "title": title, "blocks": blocks})
-    sentence = f"{counted(len(pages), 'finding')} an image; each has a page."
-    return _write(study, sections=sections, sentence=sentence)
+    series = aurocs_of_findings(tables.get("heads"))
+    return _write(
+        study,
+        sections=sections,
+        sentence=headline_of_findings(len(pages), series, tables.get("shift")),
+        lights=lights_of_findings(page["lights"] for page in pages.values()),
+        summary=_summary_of_findings(series),
+    )
 
 
 def _unfolded(parts: Iterable[Part]) -> Iterator[_Block]:
@@ -190,6 +209,25 @@ def _summary(records: Mapping[str, Record], head: PageHead | None) -> _Block | N
     )
     image = image_bytes(styled(summary)(series))
     return _figure(image, caption, f"Accuracy by domain. {numbers}", width=_SUMMARY_WIDTH)
+
+
+def _summary_of_findings(series: Mapping[str, Mapping[str, Interval]]) -> _Block | None:
+    """AUROC by finding, a colour for each domain."""
+    if not series:
+        return None
+    from pipeline.report.figures.forest import summary
+    from pipeline.report.figures.style import image_bytes, styled
+
+    numbers = "; ".join(
+        f"{domain}: {', '.join(f'{name} {value[0]:.2f}' for name, value in values.items())}"
+        for domain, values in series.items()
+    )
+    caption = (
+        "AUROC of the best head of each finding on validation: how often an image with the finding "
+        "scores above one without it; 0.5 is chance. The line is its 95 % interval over patients."
+    )
+    image = image_bytes(styled(summary)(series, "AUROC"))
+    return _figure(image, caption, f"AUROC by finding. {numbers}", width=_SUMMARY_WIDTH)
 
 
 def _figure(png: bytes, caption: str, alt: str = "", width: int = 0) -> _Block:
@@ -291,7 +329,7 @@ def _maps(results: Path, head: PageHead) -> Iterator[_Block]:
         explained = read_set(folder / "explain.json", "explain")
         sheets = {name: explained.read(name) for name in explained.digests if _SHEET in name}
     except (MissingResultsError, ResultsError) as cause:
-        text = f"No maps of what moved the score: {cause}; for this page with --head {head.name}"
+        text = f"No maps of what moved the score: {cause}."
         yield {"kind": "text", "text": text}
         return
     for name, sheet in sheets.items():
@@ -401,7 +439,8 @@ def _write(
     file = study.results / PAGE
     with readable_by_owner_alone() if images else nullcontext():
         write_file(file, page)
-    return {"study": study.name, "file": str(file), "size": len(page), "sentence": sentence}
+    first_screen = {"sentence": sentence, "lights": values["lights"]}
+    return {"study": study.name, "file": str(file), "size": len(page), **first_screen}
 
 
 def _printable(value: Any) -> Any:

@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def strips(
     """For each domain its surest errors and, by class, typical and uncertain images.
 
     Typical is an image whose probability of its class is near the median of the class. Six
-    images at most, of different patients; of the source those of validation.
+    images, of different patients as far as there are so many; of the source those of validation.
     """
     (proba,) = [values for (name, _), values in stored.proba.items() if name == head.name]
     samples, _ = load_samples(study, ALL_IMAGES)
@@ -52,32 +53,35 @@ def strips(
         rows = np.flatnonzero(scored)
         name = "validation" if domain == SOURCE else domain
         for title, chosen in _choices(stored, proba, rows, only_errors=only_errors):
-            if pictures := list(_pictures(stored, proba, chosen, items)):
-                yield name, title, pictures
+            readable = _pictures(stored, proba, chosen, items)
+            if pictures := list(islice(readable, _COUNT)):
+                shown, images = len(pictures), len(chosen)
+                yield name, title if shown == _COUNT else f"{title}, {shown} of {images}", pictures
 
 
 def _choices(
     stored: Predictions, proba: NDArray[np.float64], rows: Rows, *, only_errors: bool
 ) -> Iterator[tuple[str, Rows]]:
-    """Title and rows of each strip of one domain."""
+    """Title of each strip of one domain, and its rows, the first ones best."""
     p = proba[rows]
     wrong = p.argmax(axis=1) != stored.label[rows]
-    yield "surest errors", _first(stored, rows[wrong], -p[wrong].max(axis=1))
+    yield "surest errors", _sorted(stored, rows[wrong], -p[wrong].max(axis=1))
     for k, name in enumerate(() if only_errors else stored.classes):
         of_class = rows[stored.label[rows] == k]
         if len(of_class):
             p_class = proba[of_class, k]
             away = np.abs(p_class - np.median(p_class))
             other = np.delete(proba[of_class], k, axis=1).max(axis=1)
-            yield f"typical of {name}", _first(stored, of_class, away)
-            yield f"{name}, uncertain", _first(stored, of_class, np.abs(p_class - other))
+            yield f"typical of {name}", _sorted(stored, of_class, away)
+            yield f"{name}, uncertain", _sorted(stored, of_class, np.abs(p_class - other))
 
 
-def _first(stored: Predictions, rows: Rows, value: NDArray[np.float64]) -> Rows:
-    """Rows of the lowest values, each of another patient."""
+def _sorted(stored: Predictions, rows: Rows, value: NDArray[np.float64]) -> Rows:
+    """Rows by their values from below, the first of each patient before all others."""
     ordered = rows[np.argsort(value, kind="stable")]
     _, first = np.unique(stored.patient[ordered], return_index=True)
-    return ordered[np.sort(first)[:_COUNT]]
+    is_first = np.isin(np.arange(len(ordered)), first)
+    return ordered[np.argsort(~is_first, kind="stable")]
 
 
 def _pictures(

@@ -34,15 +34,20 @@ _ERRORS: Mapping[str, str] = MappingProxyType(
 )
 _STEPS: Mapping[str, str] = MappingProxyType(
     {
-        "avoidable_bias": "avoidable bias",
-        "variance": "variance",
-        "mismatch": "domain mismatch",
-        "target_hardness": "target hardness",
-        "transfer_gap": "transfer gap",
+        "avoidable_bias": "avoidable bias: training images less human",
+        "variance": "variance: new patients less training images",
+        "mismatch": "domain mismatch: target less new patients of the source",
+        "target_hardness": "target hardness: heads trained on it less those of as few patients",
+        "transfer_gap": "transfer gap: the rest of the mismatch",
     }
 )
 _FORMULAS: Mapping[str, str] = MappingProxyType(
-    {"atc": "ATC", "doc": "DoC", "label_shift": "label shift", "mlls": "MLLS"}
+    {
+        "atc": "share of sure images (ATC)",
+        "doc": "mean confidence (DoC)",
+        "label_shift": "class frequencies (label shift)",
+        "mlls": "frequencies that fit the scores best (MLLS)",
+    }
 )
 _TESTS: Mapping[str, str] = MappingProxyType(
     {
@@ -70,7 +75,12 @@ _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
             (
                 Column("test", field="name"),
                 Column("statistic", "number"),
-                Column("p", "p", "Adjusted for three tests (Holm).", field="p_adjusted"),
+                Column(
+                    "p",
+                    "p",
+                    "Small where domains differ; adjusted for three tests (Holm).",
+                    field="p_adjusted",
+                ),
                 Column("not run because", field="refused"),
             ),
         ),
@@ -90,11 +100,13 @@ _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
             "Calibration",
             (
                 Column("domain"),
-                Column("Brier score", "number", field="brier"),
+                Column("Brier score", "number", "Mean squared error; 0 is best.", field="brier"),
                 Column("miscalibration", "number", "What recalibration would remove of it."),
-                Column("ECE", "number", field="ece"),
+                Column(
+                    "ECE", "number", "Calibration error: how far from true they are.", field="ece"
+                ),
                 Column("slope", "number", "Below 1: scores are too extreme."),
-                Column("intercept", "number"),
+                Column("intercept", "number", "Above 0: scores are too low."),
             ),
         ),
         "thresholds": (
@@ -106,9 +118,9 @@ _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
                 Column("threshold", "share"),
                 Column("sensitivity, %", "percent", interval=True, field="sensitivity"),
                 Column("specificity, %", "percent", interval=True, field="specificity"),
-                Column("PPV", "share", field="ppv"),
-                Column("NPV", "share", field="npv"),
-                Column("reliable"),
+                Column("PPV", "share", "Share of positive calls that are right.", field="ppv"),
+                Column("NPV", "share", "Share of negative calls that are right.", field="npv"),
+                Column("reliable", help="No: a score means another risk on the target."),
             ),
         ),
     }
@@ -238,7 +250,7 @@ def _error_table(target: Record, about: Record) -> Table:
         [*_named(errors["errors"], _ERRORS, kind="error"), *steps],
         notes=(
             "Heads of few patients and those trained on the target are linear ones.",
-            *(f"The {_STEPS[step]} is not computed: {why}." for step, why in unknown),
+            *(f"{_STEPS[step]}: not computed, {why}." for step, why in unknown),
         ),
         key="shift_errors",
         about=about,

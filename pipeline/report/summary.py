@@ -3,13 +3,14 @@
 All of it is about one head, the one that is best on validation among all backbones.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.compare_heads import head_of_entry
+from pipeline.evaluation.compare_heads import best_of_backbones
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.report.heads import name_of_domain
+from pipeline.words import counted
 
 Record = Mapping[str, Any]
 #: By stage.
@@ -39,19 +40,16 @@ class PageHead:
 
 
 def page_head(heads: Record | None) -> PageHead | None:
-    """The best head on validation; of the first backbone where there is no validation.
+    """The best head on validation.
 
     Args:
         heads: The record of ``headrace heads``, where there is one.
     """
     if heads is None:
         return None
-    best = [
-        PageHead(name=name, backbone=b["backbone"], accuracy=_accuracy(b["domains"], name))
-        for b in heads["backbones"]
-        if (name := head_of_entry(b))
-    ]
-    return max(best, key=lambda head: head.accuracy.get("validation", (0.0,))[0])
+    backbone, name = best_of_backbones(heads)
+    accuracy = _accuracy(_of_backbone(heads, backbone), name)
+    return PageHead(name=name, backbone=backbone, accuracy=accuracy)
 
 
 def _accuracy(domains: Sequence[Record], head: str) -> dict[str, Interval]:
@@ -229,3 +227,71 @@ def _patients(heads: Record | None) -> tuple[str, str]:
         return "unknown", "not counted"
     fewest = min(counts)
     return ("good", "yes") if fewest >= ROUGH_BELOW else ("warn", f"only {fewest} in one domain")
+
+
+# Over several findings an image.
+
+
+def aurocs_of_findings(heads: Record | None) -> dict[str, dict[str, Interval]]:
+    """By domain, first validation, the AUROC of the best head of each finding.
+
+    Args:
+        heads: The table over the findings, where there is one; of several backbones each finding
+            has the one whose best head is best on validation.
+    """
+    rows = [{**row, "domain": name_of_domain(row)} for row in (heads["rows"] if heads else ())]
+    best: dict[str, tuple[float, str]] = {}
+    for row in rows:
+        if row["domain"] == "validation":
+            accuracy = row["accuracy"]["estimate"]
+            best[row["finding"]] = max(
+                best.get(row["finding"], (-1.0, "")), (accuracy, row["backbone"])
+            )
+    series: dict[str, dict[str, Interval]] = {}
+    for row in rows:
+        _, backbone = best.get(row["finding"], (0.0, row["backbone"]))
+        if row["auroc"] and row["backbone"] == backbone:
+            series.setdefault(row["domain"], {})[row["finding"]] = _interval(row["auroc"])
+    return series
+
+
+def headline_of_findings(
+    count: int, series: Mapping[str, Mapping[str, Interval]], shift: Record | None
+) -> str:
+    """What a study of several findings found, in two or three short sentences."""
+    sentences = [f"{counted(count, 'finding')} an image, each with a page of its own."]
+    spans = [
+        f"{_span(values)} on {_PATIENTS.get(domain, domain)}" for domain, values in series.items()
+    ]
+    if spans:
+        sentences.append(f"AUROC is {_list(spans)}.")
+    fallen: dict[str, list[str]] = {}
+    for row in shift["rows"] if shift else ():
+        if row["p_adjusted"] is not None and row["p_adjusted"] <= 0.05 and row["loss"]["low"] > 0:
+            fallen.setdefault(row["target"], []).append(row["finding"])
+    sentences += [
+        f"It is shown to fall on {target} for {_list(list(dict.fromkeys(findings)))}."
+        for target, findings in fallen.items()
+    ]
+    return " ".join(sentences)
+
+
+def _span(values: Mapping[str, Interval]) -> str:
+    """From the finding with the lowest value to that with the highest."""
+    low, high = (f(values, key=lambda name: values[name][0]) for f in (min, max))
+    ends = [f"{values[name][0]:.2f} ({name})" for name in dict.fromkeys((low, high))]
+    return " to ".join(ends)
+
+
+def lights_of_findings(pages: Iterable[Sequence[Light]]) -> list[Light]:
+    """Of each light the worst among the findings, and of how many it is."""
+    lights = []
+    for same in zip(*pages, strict=True):
+        name, state, word = min(same, key=lambda light: _WORST.index(light[1]))
+        alike = sum(light[1] == state for light in same)
+        whole = word if alike == len(same) else f"{word} ({alike} of {len(same)} findings)"
+        lights.append((name, state, whole))
+    return lights
+
+
+_WORST = ("bad", "warn", "unknown", "good")

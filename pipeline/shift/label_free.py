@@ -30,8 +30,9 @@ FORMULAS = ("atc", "doc", "label_shift")
 #: of the source's images stand for the target's.
 NO_OVERLAP = 0.9
 _ASSUMPTION = (
-    "ATC and DoC hold if a score means the same on the target as on the source. Label shift "
-    "holds if the images of a class look the same. The range spans all three. It cannot see "
+    "The estimates by sure images and by mean confidence hold if a score means the same on the "
+    "target as on the source. The one by class frequencies holds if the images of a class look "
+    "the same. The range spans all three. It cannot see "
     "label errors, another definition of the label, noise or blur."
 )
 _OVERLAP = (

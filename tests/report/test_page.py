@@ -267,13 +267,34 @@ def test_a_record_that_cannot_be_read_is_named(study):
 
 
 def test_an_index_over_findings_names_a_table_that_is_damaged(study):
-    """The other tables and the links are there."""
+    """The other tables, the first screen and the links are there."""
     (study.results / "findings_heads.json").write_text("{")
     written = write_page(study)
     page = Page(Path(write_index(study, {"Edema": written})["file"]).read_text())
     assert "findings_heads.json is not as headrace heads writes it" in page.text
     assert [a["href"] for a in page.all("a")] == ["#findings", "#heads", "report.html"]
     assert f"Edema : {written['sentence']}" in page.text
+    assert "1 finding an image, each with a page of its own." in page.text
+    assert not page.all("img")
+
+
+def test_an_index_over_findings_has_a_first_screen_like_the_pages(study):
+    """A sentence, a figure of AUROC, four lights; then the links and the tables."""
+    row = {"backbone": "tiny", "role": "target", "domain": "far", "images": 9, "positive": 4}
+    row |= {"head": "lda", "p": None, "p_adjusted": None, "accuracy": None}
+    auroc = {"estimate": 0.81, "low": 0.7, "high": 0.9}
+    rows = [{**row, "finding": name, "auroc": auroc} for name in ("Edema", "Mass")]
+    table = {"schema": FINDINGS_LAYOUT, "study": "tiny", "stage": "heads", "rows": rows}
+    write_set(study.results / "findings_heads.json", table)
+    written = write_page(study)
+    index = write_index(study, dict.fromkeys(["Edema", "Mass"], written))
+    page = Page(Path(index["file"]).read_text())
+    tags = [tag for tag, _ in page.tags]
+    assert tags.index("h1") < tags.index("strong") < tags.index("img") < tags.index("nav")
+    assert "AUROC is 0.81 (Edema) on far." in page.text
+    assert page.all("img")[0]["alt"] == "AUROC by finding. far: Edema 0.81, Mass 0.81"
+    words = [word for _, _, word in written["lights"]]
+    assert all(word in page.text for word in words)
 
 
 def test_an_index_over_findings_names_a_table_of_another_version(study):
@@ -384,7 +405,8 @@ def test_errors_have_maps_where_they_were_drawn(study):
     """Until then the page says how; a sheet that was exchanged is not shown."""
     head = page_head(record(study, "heads"))
     text = text_of(study, images=True)
-    assert f"run headrace explain STUDY first; for this page with --head {head.name}" in text
+    assert "No maps of what moved the score: there is no" in text
+    assert "run headrace explain STUDY first" in text
     sheet = draw_sheet([SheetEntry(pixels=(np.zeros((SIDE, SIDE, 3), np.uint8),), lines=("x",))])
     folder = study.results / "explain" / as_file_name(f"{head.backbone}-{head.name}")
     write_set(folder / "explain.json", {}, {"far-target-errors.png": sheet, "x-sample.png": b""})
@@ -404,8 +426,10 @@ def test_strips_show_what_they_say(study):
     rows = np.flatnonzero(kept.domain == "far")
     wrong = rows[proba[rows].argmax(axis=1) != kept.label[rows]]
     shown = {s[1]: s[2] for s in strips(study, head, kept) if s[0] == "far"}
-    assert ("surest errors" in shown) == bool(len(wrong))
-    for text, pixels in shown.get("surest errors", ()):
+    errors = next((title for title in shown if title.startswith("surest errors")), None)
+    assert bool(errors) == bool(len(wrong))
+    assert (errors or "").endswith(f", {len(wrong)} of {len(wrong)}") == (0 < len(wrong) < 6)
+    for text, pixels in shown.get(errors, ()):
         assert "called" in text
         assert pixels.shape == (SIDE, SIDE, 3)
     of_class = proba[rows[kept.label[rows] == 0], 0]

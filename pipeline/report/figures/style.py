@@ -99,7 +99,7 @@ def _fix_layout(figure: Figure) -> None:
     variables lie in memory; many panels make that likely.
     """
     engine = figure.get_layout_engine()
-    if engine is None:
+    if engine is None or not figure.axes:
         return
     engine.execute(figure)
     figure.set_layout_engine(None)  # with "none", each file would be drawn once more before
