@@ -8,7 +8,7 @@ or moving an image costs nothing.
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Self
@@ -103,15 +103,11 @@ class Samples:
     def where(self, mask: NDArray[np.bool_]) -> Self:
         """The samples where ``mask``, of shape ``(n,)``, is true."""
         rows = np.flatnonzero(mask)
-        return type(self)(
+        return replace(
+            self,
             items=tuple(self.items[i] for i in rows),
             key=tuple(self.key[i] for i in rows),
-            label=self.label[rows],
-            group=self.group[rows],
-            domain=self.domain[rows],
-            split=self.split[rows],
-            classes=self.classes,
-            failures=self.failures,
+            **{name: getattr(self, name)[rows] for name in ("label", "group", "domain", "split")},
         )
 
 
@@ -165,9 +161,18 @@ def load_samples(
                 domains.append(_key_images(study, target, options, progress, each))
                 _check_classes(domains[-1], classes)
                 parts.append(_label_and_split(study, domains[-1], classes))
-    samples = replace(_concatenate(parts), failures=failures)
+    samples = Samples(
+        items=tuple(item for part in parts for item in part.items),
+        key=tuple(key for part in parts for key in part.key),
+        label=np.concatenate([part.label for part in parts]),
+        group=np.concatenate([part.group for part in parts]),
+        domain=np.concatenate([part.domain for part in parts]),
+        split=np.concatenate([part.split for part in parts]),
+        classes=classes,
+        failures=failures,
+    )
     skipped = tuple(image for keyed in domains for image in keyed.skipped)
-    samples = _leave_out(study, samples, {name for keyed in domains for name in keyed.unused})
+    samples = _leave_out(study, samples, (name for keyed in domains for name in keyed.unused))
     samples = _without_conflicts(samples, allowed=options.allow_conflicts)
     _check_leaks(samples, allowed=options.allow_leaks)
     return without_empty(study, samples), skipped
@@ -333,18 +338,6 @@ def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]
     )
 
 
-def _concatenate(parts: Sequence[Samples]) -> Samples:
-    return Samples(
-        items=tuple(item for part in parts for item in part.items),
-        key=tuple(key for part in parts for key in part.key),
-        label=np.concatenate([part.label for part in parts]),
-        group=np.concatenate([part.group for part in parts]),
-        domain=np.concatenate([part.domain for part in parts]),
-        split=np.concatenate([part.split for part in parts]),
-        classes=parts[0].classes,
-    )
-
-
 # Images that a study leaves out by name: near copies, for example, as the audit lists them.
 
 
@@ -359,7 +352,7 @@ def exclusions_text(names: Iterable[str]) -> str:
     return _EXCLUSIONS_HEAD + "".join(f"{name}\n" for name in sorted(set(names)))
 
 
-def _leave_out(study: Study, samples: Samples, unused: Collection[str]) -> Samples:
+def _leave_out(study: Study, samples: Samples, unused: Iterable[str]) -> Samples:
     """Without what the study excludes; after the split, so that the others stay in theirs."""
     if study.exclude is None:
         return samples
