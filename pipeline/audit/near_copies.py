@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.images import PixelPolicy
-from pipeline.data.leaks import LEAK, Overlap, conflicting_rows, roles_of
+from pipeline.data.leaks import LEAK, Overlap, picture_ids, roles_of
 from pipeline.data.near_copies import NearPair
 from pipeline.data.patients import FIT
 from pipeline.data.samples import Samples
@@ -61,7 +61,7 @@ def rows_to_leave_out(
     for shared in overlap:
         if shared.learns and (shared.severity == LEAK or shared.near):
             marked[shared.rows] = True
-    for rows in conflicting_rows(samples, facts):
+    for rows in samples.conflicts(picture_ids(samples, facts).tolist()):
         marked[rows] = True
     return marked
 

@@ -118,7 +118,7 @@ def patients_of(samples: Samples) -> NDArray[np.str_]:
     return np.char.add(np.char.add(samples.domain, "|"), samples.group)
 
 
-def _picture_ids(samples: Samples, facts: NDArray[Any] | None) -> NDArray[np.str_]:
+def picture_ids(samples: Samples, facts: NDArray[Any] | None) -> NDArray[np.str_]:
     """What is equal for equal pictures, shape ``(n,)``.
 
     The digest of the pixels; without facts the content key, which tells byte-identical
@@ -191,7 +191,7 @@ def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tupl
         facts: Records of dtype ``FACTS``, shape ``(n,)``. Without them only files that are
             equal byte by byte count as one picture.
     """
-    roles, ids = roles_of(samples), _picture_ids(samples, facts)
+    roles, ids = roles_of(samples), picture_ids(samples, facts)
     near: tuple[NearPair, ...] = ()
     if facts is not None:
         pairs = near_copies(study.store_root, facts["small"], roles, patients_of(samples))
@@ -316,7 +316,7 @@ def check_leaks(
         overlap: See :func:`overlaps`.
         facts: See there.
     """
-    ids = _picture_ids(samples, facts)
+    ids = picture_ids(samples, facts)
     seen = counted(np.unique(patients_of(samples)).size, "patient")
     none = _fine(_OVERLAP, f"no patient and no picture is in two roles ({seen})")
     return [
@@ -368,22 +368,9 @@ def _check_copies(samples: Samples, ids: NDArray[np.str_]) -> Iterator[Finding]:
         )
 
 
-def conflicting_rows(samples: Samples, facts: NDArray[Any] | None = None) -> list[list[int]]:
-    """Rows of each picture that has several labels."""
-    return _conflicts(samples, _picture_ids(samples, facts))
-
-
-def _conflicts(samples: Samples, ids: NDArray[np.str_]) -> list[list[int]]:
-    return [
-        same
-        for same in _rows_by_picture(ids, np.flatnonzero(samples.labelled))
-        if np.unique(samples.label[same]).size > 1
-    ]
-
-
 def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
     """The same picture under two labels: one of them is wrong."""
-    conflicts = _conflicts(samples, ids)
+    conflicts = samples.conflicts(ids.tolist())
     if not conflicts:
         return _fine(_CONFLICTS, "copies of one picture have one label")
     pictures = [[samples.name_of(row) for row in same] for same in conflicts]

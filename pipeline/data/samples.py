@@ -8,7 +8,7 @@ or moving an image costs nothing.
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Self
@@ -99,6 +99,17 @@ class Samples:
     def name_of(self, row: int) -> str:
         """Domain and path of a sample, as it is printed and as a study's ``exclude`` lists it."""
         return _name(str(self.domain[row]), self.items[row].path)
+
+    def conflicts(self, picture: Sequence[Hashable]) -> list[list[int]]:
+        """Rows of each picture that has several labels.
+
+        Args:
+            picture: ``n`` values, equal for equal pictures.
+        """
+        rows_of: dict[Hashable, list[int]] = defaultdict(list)
+        for row in np.flatnonzero(self.labelled).tolist():
+            rows_of[picture[row]].append(row)
+        return [rows for rows in rows_of.values() if len({*self.label[rows].tolist()}) > 1]
 
     def where(self, mask: NDArray[np.bool_]) -> Self:
         """The samples where ``mask``, of shape ``(n,)``, is true."""
@@ -381,11 +392,7 @@ def _name(domain: str, path: str) -> str:
 
 def _without_conflicts(samples: Samples, *, allowed: bool) -> Samples:
     """Without identical images that have different labels: nobody knows which one is right."""
-    rows_of: dict[bytes, list[int]] = defaultdict(list)
-    for row in np.flatnonzero(samples.labelled).tolist():
-        rows_of[samples.key[row]].append(row)
-    copies = [rows for rows in rows_of.values() if len(rows) > 1]
-    pictures = [rows for rows in copies if np.unique(samples.label[rows]).size > 1]
+    pictures = samples.conflicts(samples.key)
     if not pictures:
         return samples
     named = [" = ".join(samples.name_of(row) for row in rows) for rows in pictures]
