@@ -145,7 +145,7 @@ _strict_option = click.option(
 )
 _backbone_option = click.option("--backbone", help="Needed when the study has several.")
 _effort_options = _all_of(
-    click.option("--quick", is_flag=True, help="Less resampling, for a first look."),
+    click.option("--quick", is_flag=True, help="Less resampling, fewer seeds: for a first look."),
     click.option("--thorough", is_flag=True, help="More seeds, folds and draws; takes minutes."),
 )
 _device_option = click.option(

@@ -100,7 +100,7 @@ class CompareOptions:
     samples: SampleOptions = field(default_factory=SampleOptions)
 
 
-QUICK = CompareOptions(repeats=0, draws=500)
+QUICK = CompareOptions(seeds=1, repeats=0, draws=500)
 THOROUGH = CompareOptions(seeds=10, repeats=5, thorough=True)
 
 

@@ -8,8 +8,8 @@ with the images' shares summed within each patient, and equals it for one image 
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from pipeline.evaluation.intervals import LEVEL
 
@@ -89,7 +89,7 @@ def paired_delong(
     difference = float(areas[0] - areas[1])
     error = float(np.sqrt(max(c[0, 0] + c[1, 1] - 2 * c[0, 1], 0.0)))
     if error:
-        return float(2 * ndtr(-abs(difference) / error))
+        return float(2 * scipy.special.ndtr(-abs(difference) / error))
     # One that orders by chance is perfect on all pairs of strangers as often as this.
     pairs = _disjoint_pairs(label, _numbered(group, len(label)))
     return min(1.0, 2 * 0.5**pairs) if difference else 1.0

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import stdtr
 
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import (
@@ -269,7 +269,9 @@ def _p_of_moves(head: Share, baseline: Share) -> float:
     moves, gap = head.moves - baseline.moves, abs(head.estimate - baseline.estimate)
     variance = replace(head, moves=moves).variance
     freedom = min(len(moves), head.patients) - 1
-    return float(2 * stdtr(freedom, -gap / np.sqrt(variance))) if variance > 0 else 1.0
+    return (
+        float(2 * scipy.special.stdtr(freedom, -gap / np.sqrt(variance))) if variance > 0 else 1.0
+    )
 
 
 def _comparable(data: DomainData, proba: Proba) -> list[str]:

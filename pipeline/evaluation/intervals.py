@@ -14,13 +14,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import scipy  # its parts are imported when they are called: to draw takes none
 from numpy.typing import NDArray
-from scipy.special import (
-    betaincinv,
-    ndtr,
-    ndtri,
-    stdtrit,
-)  # scipy.stats takes half a second more to import
 
 from pipeline.data.patients import WeightedStatistic, leave_out_patients
 from pipeline.evaluation.metrics import on_all_rows, weighted_mean
@@ -31,7 +26,7 @@ ROUGH_BELOW = 100
 #: Method of an interval that cannot be given.
 TOO_FEW = "too few patients"
 #: Standard errors to either side of an estimate, at that level.
-Z = float(-ndtri((1 - LEVEL) / 2))
+Z = 1.959963984540054  # -ndtri((1 - LEVEL) / 2)
 _ROUNDING = 1e-12
 #: How finely a p is searched, in standard errors.
 _Z_STEP = 1e-6
@@ -92,9 +87,13 @@ def clopper_pearson(hits: float, n: float, *, z: float = Z) -> tuple[float, floa
         n: Above 0.
         z: Half the width, in standard errors, of an interval of as high a level.
     """
-    tail = float(ndtr(-z))
-    low = float(betaincinv(hits, n - hits + 1, tail)) if hits > _ROUNDING else 0.0
-    high = float(betaincinv(hits + 1, n - hits, 1 - tail)) if n - hits > _ROUNDING else 1.0
+    tail = float(scipy.special.ndtr(-z))
+    low = float(scipy.special.betaincinv(hits, n - hits + 1, tail)) if hits > _ROUNDING else 0.0
+    high = (
+        float(scipy.special.betaincinv(hits + 1, n - hits, 1 - tail))
+        if n - hits > _ROUNDING
+        else 1.0
+    )
     return low, high
 
 
@@ -285,7 +284,7 @@ def difference_p(first: Share, second: Share, *, paired: bool = True) -> float:
         z = (reached + beyond) / 2
         low, high = difference_bounds(first, second, z, paired=paired)
         reached, beyond = (z, beyond) if low > 0 or high < 0 else (reached, z)
-    return float(2 * ndtr(-reached))
+    return float(2 * scipy.special.ndtr(-reached))
 
 
 # Simultaneous intervals of several shares: that of any one may be picked after a look.
@@ -344,7 +343,7 @@ def _kish(base: NDArray[Any]) -> float:
 
 def _student(freedom: int) -> float:
     """How much longer an interval is whose variance is estimated from few patients."""
-    return float(-stdtrit(max(1, freedom), (1 - LEVEL) / 2) / Z)
+    return float(-scipy.special.stdtrit(max(1, freedom), (1 - LEVEL) / 2) / Z)
 
 
 def _length(a: float, b: float, r: float) -> float:

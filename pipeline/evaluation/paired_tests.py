@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtri
 
 from pipeline.evaluation.intervals import Interval, Z
 
@@ -70,7 +70,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     differ = only_first + only_second
-    return min(1.0, 2 * float(bdtr(min(only_first, only_second), differ, 0.5)))
+    return min(1.0, 2 * float(scipy.special.bdtr(min(only_first, only_second), differ, 0.5)))
 
 
 def sign_flip(
@@ -173,7 +173,7 @@ def patients_to_settle(interval: Interval) -> int | None:
     samples. None where none would do: the difference is near one point.
     """
     half, gap = (interval.high - interval.low) / 2, abs(interval.estimate)
-    longer = (Z + ndtri(_POWER)) / Z * half
+    longer = (Z + scipy.special.ndtri(_POWER)) / Z * half
     room = max(gap, ROPE - gap)
     if not math.isfinite(half) or room <= 0:
         return None
