@@ -184,8 +184,9 @@ class Fitting:
             fold_jobs = self._jobs_of_folds(searched, folds, self.seeds[0])
             if len(folds) == 1:  # then it and all rows are not held at the same time
                 held_out = dict(zip(searched, self._run(fold_jobs), strict=True))
-                for name in searched.keys() & set(self.alive):
-                    choose(name, [held_out[name]])
+                for name in self.alive:
+                    if name in searched:
+                        choose(name, [held_out[name]])
                 del folds, fold_jobs[:]
             fit = self._prepare_all_rows(X, predicted, validation)
             # What needs no choice is fitted beside the folds of what does, which is fitted next.
@@ -202,27 +203,42 @@ class Fitting:
             }
             results = self._run(jobs, after=after, choose=choose)
         self._shared = ()  # so that they do not outlive the heads that keep them
-        fits: dict[str, Fit] = {}
-        for name in self.alive:
-            fitted = [
-                result
-                for (head, job), result in zip(jobs, results, strict=True)
-                if head == name and (head, job) not in fold_jobs
-            ]
-            models, proba = zip(*fitted, strict=True)
-            head = models[0].head
-            # What was chosen once is kept out of fold, where patients are many.
-            self._fixed[name] = {**chosen[name], **getattr(head, "fixed_params_", {})}
-            fits[name] = Fit(
-                models=models,
-                seeds=tuple(self.seeds[: len(models)]),
-                proba=np.stack(proba),
-                chosen={**chosen[name], **getattr(head, "best_params_", {})},
-                path=_path(head, searched.get(name, ()), losses.get(name)),
-                curves=getattr(head, "curves_", {}),
-                seconds=self.seconds[name],
+        fitted = [
+            (head, result)
+            for (head, job), result in zip(jobs, results, strict=True)
+            if (head, job) not in fold_jobs
+        ]
+        return {
+            name: self._fit_of(
+                name,
+                [result for head, result in fitted if head == name],
+                chosen[name],
+                _path(searched.get(name, ()), losses.get(name)),
             )
-        return fits
+            for name in self.alive
+        }
+
+    def _fit_of(
+        self,
+        name: str,
+        fitted: Sequence[tuple[Any, Proba]],
+        chosen: Mapping[str, Any],
+        path: Sequence[Mapping[str, Any]],
+    ) -> Fit:
+        """A head's models and predictions with what they say of themselves."""
+        models, proba = zip(*fitted, strict=True)
+        head = models[0].head
+        # What was chosen once is kept out of fold, where patients are many.
+        self._fixed[name] = {**chosen, **getattr(head, "fixed_params_", {})}
+        return Fit(
+            models=models,
+            seeds=tuple(self.seeds[: len(models)]),
+            proba=np.stack(proba),
+            chosen={**chosen, **getattr(head, "best_params_", {})},
+            path=path or list(getattr(head, "path_", ())),  # of the head's own hold-out
+            curves=getattr(head, "curves_", {}),
+            seconds=self.seconds[name],
+        )
 
     def out_of_fold(self, fits: Mapping[str, Fit], repeats: int) -> dict[str, Fit]:
         """The fits with ``out_of_fold``, where the head could be fitted in every fold.
@@ -571,16 +587,11 @@ def _log_losses(by_choice: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]
 
 
 def _path(
-    head: Any, choices: Sequence[Mapping[str, Any]], losses: NDArray[np.float64] | None
+    choices: Sequence[Mapping[str, Any]], losses: NDArray[np.float64] | None
 ) -> list[Mapping[str, Any]]:
-    """The log loss of each choice, by folds or by the head's own hold-out."""
-    if losses is None:
-        return list(getattr(head, "path_", ()))
-    return [
-        {**choice, "log_loss": float(loss)}
-        for choice, loss in zip(choices, losses, strict=True)
-        if np.isfinite(loss)
-    ]
+    """The log loss of each choice on the rows held out."""
+    by_choice = zip(choices, [] if losses is None else losses, strict=False)
+    return [{**choice, "log_loss": float(loss)} for choice, loss in by_choice if loss < np.inf]
 
 
 def predict_in_blocks(

@@ -140,8 +140,9 @@ def _linear(options: argparse.Namespace) -> None:
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 seconds = _alternate(actions, options.repeats)
             rows.append((f"{n} x {d}, {cores} cores", *seconds.values(), *losses.values()))
+            # Ours is scikit-learn's default solver: it stays as long as no other is faster.
             ratio = seconds["ours"] / seconds["newton"]
-            GOALS.append((f"linear by newton-cg, {n} x {d}, {cores} cores", 0.5, ratio))
+            GOALS.append((f"linear by newton-cg, {n} x {d}, {cores} cores", 1.0, ratio))
     _table(
         "linear: seconds of 10 penalties x 5 folds",
         ("", "ours", "newton-cg", "Logistic..CV", "log loss", "of newton-cg"),
