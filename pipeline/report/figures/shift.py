@@ -49,7 +49,9 @@ def effects(results: Results) -> Figure:
         }
         for table in tables
     }
-    figure = _bar_panels(bars, "Why accuracy is lost", "points of accuracy lost")
+    heads = (t["head"] for t in results.record["targets"] if t["backbone"] == results.backbone)
+    title = f"Why accuracy of {printable(next(heads))} is lost"
+    figure = _bar_panels(bars, title, "points of accuracy lost")
     for axes, rows in zip(figure.axes, bars.values(), strict=False):
         total = 100 * next(iter(rows.values()))[1][0]
         axes.axvline(total, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
@@ -97,7 +99,7 @@ def adaptation(results: Results) -> Figure:
             for method, labels, _, _, gain, _ in table.rows
             if gain
         }
-    return gains(of_panel, "What adaptation gains (orange: with target labels)")
+    return gains(of_panel, "What adaptation gains a linear head (orange: with target labels)")
 
 
 def feature_map(results: Results) -> Figure:
