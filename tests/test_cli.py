@@ -520,14 +520,14 @@ def test_init_divides_only_the_first_of_several_hospitals(study_file, saved, has
 
 
 def test_heads_quick_and_thorough(study_file, monkeypatch):
-    """Three seeds and one division in folds; no folds and fewer draws; ten seeds and five."""
+    """Three seeds and one division in folds; one, no folds and fewer draws; ten and five."""
     options = []
     monkeypatch.setattr("pipeline.compare.compare", lambda _, given, *__: options.append(given))
     for more in ([], ["--quick"], ["--thorough"]):
         CliRunner().invoke(main, ["heads", str(study_file), "--only", "linear, mlp", *more])
     assert [(o.seeds, o.repeats, o.draws, o.thorough) for o in options] == [
         (3, 1, 2000, False),
-        (3, 0, 500, False),
+        (1, 0, 500, False),
         (10, 5, 2000, True),
     ]
     assert {o.heads for o in options} == {("linear", "mlp")}
