@@ -438,6 +438,8 @@ def _scores(
     seed: int,
     options: CompareOptions,
 ) -> Record:
+    import scipy.special  # noqa: F401 - for all intervals, once and not in every fork
+
     proba = {name: fit.mean_proba for name, fit in fits.items()}
     with Progress("scores", 2 * len(sets), unit="tables") as progress:
         jobs: list[Callable[[], Any]] = [
