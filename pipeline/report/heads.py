@@ -16,7 +16,7 @@ _NAMES = {"accuracy": "accuracy", "auroc": "AUROC"}
 _AUROC = "How often an ill patient's image scores above a healthy one's: 1 always, 0.5 by chance."
 #: Of :func:`scored` rows.
 SCORES = (
-    Column("accuracy", "share", interval=True),
+    Column("accuracy", "share", interval=True, field="accuracy"),
     Column("AUROC", "share", _AUROC, interval=True, field="auroc"),
     Column("points", "points", interval=True, field="points"),
     Column("p", "p"),
