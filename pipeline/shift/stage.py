@@ -173,8 +173,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         study.results / SHIFT_REPORT,
         record,
         {SHIFT_PROBABILITIES: probabilities},
-        # shift.md is of an older headrace.
-        owned=("shift*.csv", "shift.md", "figures/shift-*"),
+        owned=("shift*.csv", "figures/shift-*"),
     )
     return record
 
