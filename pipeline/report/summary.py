@@ -1,6 +1,7 @@
 """What a study found, at a glance: the head of the page, one sentence, four lights.
 
-All of it is about one head, the one that is best on validation among all backbones.
+All of it is about one head, the one that is best on validation among all backbones; only the
+light of shift warns of a loss of any head that was analysed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -120,20 +121,28 @@ def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> 
     source, *targets = head.accuracy.items()
     level = f"{_percent(source[1])} on {_PATIENTS.get(source[0], source[0])}"
     falls: list[str] = []
-    others: list[str] = []
+    no_loss: list[str] = []
+    untested: list[str] = []
     for target, value in targets:
-        loss = effects[target]["accuracy_loss"]["low"] > 0 if target in effects else False
+        loss = target in effects and _loses(effects[target])
         fell = value[0] < source[1][0] and (loss or _apart(value, source[1]))
+        others = untested if loss or target not in effects else no_loss
         (falls if fell else others).append(f"{_percent(value)} on {target}")
     if falls:
         yield f"Accuracy falls from {level} to {_list(falls)}."
     else:
         yield f"Accuracy is {level}."
-    if others:
-        yield f"It is {_list(others)}, where no loss is shown."
+    if no_loss:
+        yield f"It is {_list(no_loss)}, where no loss is shown."
+    if untested:
+        yield f"It is {_list(untested)}."
 
 
 _PATIENTS = {"validation": "new patients of the source"}
+
+
+def _loses(effects: Mapping[str, Record]) -> bool:
+    return bool(effects["accuracy_loss"]["low"] > 0)
 
 
 def _apart(lower: Interval, upper: Interval) -> bool:
@@ -208,16 +217,18 @@ def _shortcuts(audit: Record | None) -> tuple[str, str]:
 
 
 def _shift(shift: Record | None, head: PageHead | None) -> tuple[str, str]:
-    """Whether accuracy is shown to fall on a target, else whether its images differ."""
+    """Whether any head is shown to lose accuracy on a target, else whether its images differ."""
     targets = shift["targets"] if shift else ()
     if not targets:
         return "unknown", "not analysed"
-    effects = _effects(shift, head).values() if head else ()
-    if any(of_target["accuracy_loss"]["low"] > 0 for of_target in effects):
+    effects = [(t["target"], {e["name"]: e for e in t["effects"]}) for t in targets if t["effects"]]
+    if any(_loses(of_target) for _, of_target in effects):
         return "bad", "accuracy falls"
     tests = [test for target in targets for test in target["detection"]]
     if any(test["p_adjusted"] is not None and test["p_adjusted"] <= 0.05 for test in tests):
         return "warn", "images differ"
+    if head and {target for target, _ in effects} - _effects(shift, head).keys():
+        return "unknown", "another head analysed"
     return "good", "none shown"
 
 

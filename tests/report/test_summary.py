@@ -85,7 +85,7 @@ def say(accuracy, **more):
             {},
             (
                 "Accuracy falls from 96 % on new patients of the source to 82 % on b. "
-                "It is 95 % on c, where no loss is shown."
+                "It is 95 % on c."
             ),
         ),
         (
@@ -112,6 +112,11 @@ def say(accuracy, **more):
         (
             {"source": 0.96, "b": 0.94},
             {"shift": shift_of(0.05, 0.04, head="svm")},
+            "Accuracy is 96 % on new patients of the source. It is 94 % on b.",
+        ),
+        (
+            {"source": 0.96, "b": 0.94},
+            {"shift": shift_of(0.02, 0.01)},
             (
                 "Accuracy is 96 % on new patients of the source. "
                 "It is 94 % on b, where no loss is shown."
@@ -165,6 +170,22 @@ def test_the_head_of_the_page_is_the_best_on_validation_of_all_backbones():
     assert {name: of["b"][0] for name, of in series.items()} == {
         "svm": 0.5, "linear": 0.6, "full, fine-tuned": 0.7,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shift", "light"),
+    [
+        (shift_of(0.2, 0.1, head="linear"), ("bad", "accuracy falls")),
+        (shift_of(0.02, 0.0, head="linear"), ("unknown", "another head analysed")),
+        (shift_of(0.02, 0.0, head="linear", p=0.01), ("warn", "images differ")),
+        (shift_of(0.02, 0.0), ("good", "none shown")),
+    ],
+)
+def test_a_loss_of_another_head_is_no_green_light(shift, light):
+    """Shift may have analysed a head that is not the head of the page."""
+    heads = heads_of({"mlp": {"source": 0.9, "b": 0.8}})
+    shown = lights({"heads": heads, "shift": shift}, page_head(heads))
+    assert ("Shift", *light) in shown
 
 
 @pytest.mark.parametrize(
