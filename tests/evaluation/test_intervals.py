@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm, t
-from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+from scipy.stats import beta, binomtest, norm, t
 
 from pipeline.evaluation.intervals import (
     TOO_FEW,
@@ -41,13 +40,19 @@ def rate(hits, n, size=1):
 @pytest.mark.parametrize(("hits", "n"), HITS)
 @pytest.mark.parametrize("level", [0.95, 0.8])
 def test_intervals_of_independent_trials_equal_other_code(hits, n, level):
-    """Those of scipy and statsmodels, whole numbers of trials or not."""
+    """Those of scipy; of a trial and a half, what defines them: a score, and tails of a Beta."""
     z = norm.isf((1 - level) / 2)
-    expected = binomtest(hits, n).proportion_ci(confidence_level=level, method="wilson")
-    assert wilson(hits, n, z=z) == pytest.approx(tuple(expected), abs=1e-12)
-    for ours, theirs in ((wilson, "wilson"), (clopper_pearson, "beta")):
-        low, high = proportion_confint(hits, n + 0.5, alpha=1 - level, method=theirs)
-        assert ours(hits, n + 0.5, z=z) == pytest.approx((max(low, 0), min(high, 1)), abs=1e-12)
+    for ours, method in ((wilson, "wilson"), (clopper_pearson, "exact")):
+        expected = binomtest(hits, n).proportion_ci(confidence_level=level, method=method)
+        assert ours(hits, n, z=z) == pytest.approx(tuple(expected), abs=1e-12)
+    n += 0.5
+    for end in wilson(hits, n, z=z):
+        if 0 < end < 1:
+            assert (hits / n - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n)
+    low, high = clopper_pearson(hits, n, z=z)
+    tail = (1 - level) / 2
+    assert low == pytest.approx(beta.ppf(tail, hits, n - hits + 1) if hits else 0.0)
+    assert high == pytest.approx(beta.isf(tail, hits + 1, n - hits))
 
 
 def test_wilson_refuses_what_is_no_rate():
@@ -150,17 +155,19 @@ def test_no_interval_has_a_width_of_zero(metric, right):
 
 
 def test_a_difference_of_independent_rates_is_newcombes():
-    """Method 10 of Newcombe 1998, as statsmodels has it: 56/70 against 48/80, his example (a).
+    """Method 10 of Newcombe 1998: 56/70 against 48/80, his example (a).
 
     With the quantile of t for the patients of the smaller sample.
     """
     first, second = rate(56, 70), rate(48, 80)
     first = replace(first, moves=np.append(first.moves, np.zeros(80)))
     second = replace(second, moves=np.append(np.zeros(70), second.moves))
-    alpha = 2 * norm.sf(t.isf(0.025, 69))
-    expected = confint_proportions_2indep(
-        56, 70, 48, 80, method="newcomb", compare="diff", alpha=alpha
+    level = 1 - 2 * norm.sf(t.isf(0.025, 69))
+    (l1, u1), (l2, u2) = (
+        binomtest(hits, n).proportion_ci(confidence_level=level, method="wilson")
+        for hits, n in ((56, 70), (48, 80))
     )
+    expected = (0.2 - np.hypot(0.8 - l1, u2 - 0.6), 0.2 + np.hypot(u1 - 0.8, 0.6 - l2))
     assert difference_bounds(first, second) == pytest.approx(expected, abs=1e-3)
     assert expected == pytest.approx((0.0524, 0.3339), abs=3e-3)
 
