@@ -35,6 +35,7 @@ from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.clinical import clinical
 from pipeline.evaluation.compare_heads import (
     COMPARED_BY,
+    HEADS_SCHEMA,
     bases,
     best_by_validation,
     compare_heads,
@@ -65,8 +66,6 @@ from pipeline.words import as_file_name, printable, to_jsonable
 
 _LOG = logging.getLogger(__name__)
 HEADS_REPORT = "heads.json"
-#: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
-SCHEMA = 7
 Record = dict[str, Any]
 
 
@@ -410,7 +409,7 @@ def _record(
 
     record: Record = to_jsonable(
         {
-            "schema": SCHEMA,
+            "schema": HEADS_SCHEMA,
             "study": run.study.name,
             "classes": samples.classes,
             "positive": samples.classes[1] if len(samples.classes) == 2 else None,

@@ -6,6 +6,7 @@ better for data like this is another question: ``pipeline.compare`` asks it over
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.data.patients import (
     leave_out_patients,
 )
 from pipeline.data.samples import UNLABELLED, Samples
+from pipeline.errors import MissingResultsError
 from pipeline.evaluation.auroc import paired_delong
 from pipeline.evaluation.bootstrap import bootstrap_values, interval_of_draws
 from pipeline.evaluation.intervals import Interval, Share, difference_bounds, mean_interval
@@ -36,7 +38,10 @@ from pipeline.evaluation.metrics import (
 )
 from pipeline.evaluation.paired_tests import Difference, holm, mcnemar, sign_flip, verdict
 from pipeline.randomness import stream
+from pipeline.results import ResultSet, read_set
 
+#: Version of the layout of ``heads.json``; it rises when a field changes its meaning.
+HEADS_SCHEMA = 7
 #: Metrics that heads are compared by.
 COMPARED_BY = ("accuracy", "auroc")
 #: Metrics of the images of one class.
@@ -294,6 +299,21 @@ def best_by_validation(data: DomainData, proba: Mapping[str, Proba]) -> str:
         return accuracy or 0.0, -(loss or 0.0)
 
     return max(proba, key=rank)
+
+
+def compared_heads(results: Path) -> ResultSet:
+    """``heads.json`` in the results of a study.
+
+    Raises:
+        MissingResultsError: There is none, or it is of another version.
+        ResultsError: It is damaged.
+    """
+    heads = read_set(results / "heads.json", "heads")
+    if heads.record.get("schema") != HEADS_SCHEMA:
+        raise MissingResultsError(
+            f"{heads.file} is of another version: run headrace heads STUDY again"
+        )
+    return heads
 
 
 def head_of_entry(entry: Mapping[str, Any]) -> str:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import Samples
-from pipeline.errors import MissingResultsError, ModelError, UnknownNameError
-from pipeline.evaluation.compare_heads import head_of_entry
+from pipeline.errors import MissingResultsError, ModelError, ResultsError, UnknownNameError
+from pipeline.evaluation.compare_heads import compared_heads, head_of_entry
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, Trained, predictions_in
 from pipeline.features.load import FeatureTable
 from pipeline.heads.save import head_folder, load_head
-from pipeline.results import ResultSet, read_set
+from pipeline.results import ResultSet
 from pipeline.shift.domains import SourceModel
 from pipeline.study import SOURCE, Study
 from pipeline.words import counted
@@ -78,9 +78,9 @@ def analysed_head(
         UnknownNameError: It was not compared.
     """
     try:
-        compared = read_set(study.results / "heads.json", "heads")
+        compared = compared_heads(study.results)
         return _compared(study, table, linear, compared, wanted)
-    except (MissingResultsError, ModelError) as cause:
+    except (MissingResultsError, ModelError, ResultsError) as cause:
         if wanted not in (None, LINEAR):
             raise MissingResultsError(f"the head {wanted} cannot be analysed: {cause}") from cause
         return AnalysedHead(

@@ -11,6 +11,7 @@ from pipeline.errors import MissingResultsError, UnknownNameError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study_file import load_study
+from tests.result_files import rewrite
 from tests.tiny import stored_tiny_study
 
 SHORT = ShiftOptions(draws=19, seeds=1)
@@ -77,6 +78,24 @@ def test_without_a_comparison_a_linear_head_is_fitted_and_that_is_said(study):
         MissingResultsError, match="mlp cannot be analysed: there is no .*heads.json"
     ):
         shift(study, head="mlp")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda results: (results / "heads.json").write_text("{}"), "heads.json is not as "),
+        (lambda results: (results / "probabilities.h5").unlink(), "probabilities.h5 is not the "),
+        (lambda results: rewrite(results / "heads.json", {"schema": 6}), "is of another version"),
+    ],
+)
+def test_results_that_cannot_be_read_do_not_stop_a_shift(study, damage, said):
+    """A linear head in place of the best one, and the reason is said."""
+    compare(study, replace(QUICK, heads=("ridge",)))
+    damage(study.results)
+    _, target = shift(study)
+    assert (target["head"], said in target["about_head"]) == ("linear", True)
+    with pytest.raises(MissingResultsError, match=f"the head ridge cannot be analysed: .*{said}"):
+        shift(study, head="ridge")
 
 
 def test_a_comparison_of_other_images_is_not_used(study):
