@@ -69,18 +69,32 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
 
 
 def _table_of_images(path: Path, notes: list[str]) -> Path | None:
-    """The table in a folder whose images are of no classes of their own; None elsewhere."""
+    """The table in a folder whose images are of one class at most; None elsewhere."""
     tables = [f for f in path.glob("*") if f.suffix.lower() in SUFFIXES] if path.is_dir() else []
     if not tables or len({item.label for item in scan(Domain(path=path)).items}) > 1:
         return None
+    tables = [table for table in tables if _names_classes(table)]
     names = ", ".join(sorted(printable(table.name) for table in tables))
     if len(tables) > 1:
         raise StudyError(
             f"{path} has no class folders, and tables: {names}. Give the one that has the classes: "
             f"headrace init {path / 'NAME.csv'}"
         )
+    if not tables:
+        return None
     notes.append(f"{path} has no class folders; the classes are taken from {names}")
     return tables[0]
+
+
+def _names_classes(file: Path) -> bool:
+    """Whether a table has images and their classes, or findings: others may lie beside images."""
+    header = next(read_rows(file), Row(1, []))
+    try:
+        findings = several_findings(file)
+        find_columns(ImageTable(file=file), header, labelled=not findings)
+    except StudyError:
+        return False
+    return True
 
 
 def default_backbone() -> tuple[str, str]:

@@ -221,6 +221,8 @@ def test_init_takes_the_classes_from_a_table_beside_images_without_class_folders
     notes = write_study([tmp_path], tmp_path / "own.toml", ["densenet121"])
     assert f"{tmp_path} has no class folders; the classes are taken from metadata.csv" in notes
     assert load_study(tmp_path / "own.toml").source.table.file.samefile(table)
+    table.with_name("log.csv").write_text("time,who\n1,2\n")
+    write_study([tmp_path], tmp_path / "third.toml", ["densenet121"])
     table.with_name("test.csv").write_text("image_id,dx\n")
     with pytest.raises(StudyError, match=r"tables: metadata.csv, test.csv. Give the one"):
         write_study([tmp_path], tmp_path / "other.toml", ["densenet121"])
