@@ -375,7 +375,8 @@ def _contradictions(study: Study, records: Mapping[str, Record]) -> Iterator[str
     for name in records:
         scored = _images(study.results, name)
         of_record = {domain for _, domain in scored}
-        missing, gone = sorted(domains - of_record), sorted(of_record - domains)
+        missing = sorted(domains - of_record - _not_used(records[name]))
+        gone = sorted(of_record - domains)
         yield from (f"{domain} is not in {name}.json" for domain in missing if of_record)
         yield from (f"{domain} in {name}.json is not in the study" for domain in gone)
         for where, images in sorted(scored.items()):
@@ -384,6 +385,12 @@ def _contradictions(study: Study, records: Mapping[str, Record]) -> Iterator[str
                 both = f"{other}.json and {name}.json"
                 yield f"{both} have different images, labels or classes of {where[1]}"
     yield from _recipes(records)
+
+
+def _not_used(record: Record) -> set[str]:
+    """Targets that a stage had to leave out; its section says why."""
+    left_out = {pair["target"] for pair in record.get("not_compared", ())}
+    return left_out | set(record.get("failed_targets", ()))
 
 
 def _images(results: Path, name: str) -> dict[tuple[str, str], list[tuple[bytes, str]]]:

@@ -351,6 +351,26 @@ def test_records_that_do_not_belong_together_come_first(study, meddle, warnings)
     assert text.index(warnings[-1]) < text.index("Accuracy")
 
 
+@pytest.mark.parametrize(
+    ("stage", "file", "left_out"),
+    [
+        ("heads", "probabilities.h5", {"failed_targets": {"far": "it is empty"}}),
+        (
+            "shift",
+            "shift.h5",
+            {"not_compared": [{"target": "far", "backbone": "tiny", "reason": "it is empty"}]},
+        ),
+    ],
+)
+def test_a_target_that_was_left_out_is_no_contradiction(study, stage, file, left_out):
+    """Its reason stands in the section of the stage, once."""
+    with predictions(study, stage, file) as kept:
+        kept.domain[kept.domain == "far"] = "source"
+    change(study, stage, record(study, stage) | left_out)
+    assert "far is not in" not in str(write_page(study)["stale"])
+    assert page_of(study).text.count("it is empty") == 1
+
+
 def test_a_leak_stands_before_every_number(study):
     """Numbers of a study with a leak are not to be trusted."""
     values = record(study, "audit")
