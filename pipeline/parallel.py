@@ -42,11 +42,13 @@ _in_worker = False
 class _Worker:
     """A fork of this process that does jobs, one after the other, as it is asked to."""
 
-    def __init__(self, jobs: Sequence[Callable[..., Any]], shared: Sequence[Any]) -> None:
+    def __init__(
+        self, jobs: Sequence[Callable[..., Any]], shared: Sequence[Any], *, alone: bool
+    ) -> None:
         fork = multiprocessing.get_context("fork")
         self.pipe, other = fork.Pipe()
         self._shared = shared
-        arguments = jobs, shared, other, self.pipe
+        arguments = jobs, shared, other, self.pipe, alone
         _thread_pools(len(sys.modules))  # looked for once, and not in every fork
         self._process = fork.Process(target=_serve, args=arguments, daemon=True)
         # Ctrl-C is this process's alone.
@@ -163,11 +165,12 @@ def _run_in_workers(
 ) -> list[Any]:
     outcomes: list[Any] = [None] * len(jobs)
     idle: list[_Worker] = []
+    new_worker = partial(_Worker, jobs, shared, alone=len(waiting) == 1)
     busy: dict[_Worker, tuple[int, float]] = {}
     thread = Thread(target=beside)
     try:
         # A fork made while a thread imports would wait for its locks without end: first these.
-        idle += [_Worker(jobs, shared) for _ in range(min(len(waiting), max(1, _cores() - 1)))]
+        idle += [new_worker() for _ in range(min(len(waiting), max(1, _cores() - 1)))]
         if beside:
             thread.start()
         while waiting or busy:
@@ -177,7 +180,7 @@ def _run_in_workers(
                 if (arguments := given(number)) is None:
                     done(number, None)
                     continue
-                worker = idle.pop() if idle else _new_worker(jobs, shared, thread)
+                worker = idle.pop() if idle else _after(thread, new_worker)
                 busy[worker] = number, time.monotonic()
                 worker.ask(number, arguments)
             seconds = _GLANCE if thread.is_alive() else _seconds_left(busy, limit)
@@ -211,11 +214,9 @@ def _next(
     return next((n for n in waiting if not_done.isdisjoint(after.get(n, ()))), None)
 
 
-def _new_worker(
-    jobs: Sequence[Callable[..., Any]], shared: Sequence[Any], thread: Thread
-) -> _Worker:
+def _after(thread: Thread, new_worker: Callable[[], _Worker]) -> _Worker:
     _wait_for(thread)
-    return _Worker(jobs, shared)
+    return new_worker()
 
 
 def _wait_for(thread: Thread) -> None:
@@ -230,14 +231,18 @@ def _seconds_left(busy: dict[_Worker, tuple[int, float]], limit: float | None) -
 
 
 def _serve(
-    jobs: Sequence[Callable[..., Any]], shared: Sequence[Any], pipe: Connection, parents: Connection
+    jobs: Sequence[Callable[..., Any]],
+    shared: Sequence[Any],
+    pipe: Connection,
+    parents: Connection,
+    alone: bool,  # noqa: FBT001 - handed on by position
 ) -> None:
     """What a worker does, until the pipe's other end is closed."""
     global _in_worker  # noqa: PLW0603 - it is true of the whole process
     _in_worker = True
     parents.close()
     # A fork has none of the threads of OpenMP, and would wait for a second one without end.
-    limits = {"openmp": 1, "blas": None if len(jobs) == 1 else 1}
+    limits = {"openmp": 1, "blas": None if alone else 1}
     gc.freeze()  # to look through all that the parent holds would copy it
     with _thread_pools(len(sys.modules)).limit(limits=limits), suppress(EOFError, BrokenPipeError):
         while True:

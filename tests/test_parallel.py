@@ -60,7 +60,7 @@ def test_a_job_alone_has_all_cores_but_for_openmp():
 
     openmp, blas = (partial(threads, api) for api in ("openmp", "blas"))
     before = openmp(), blas()
-    ((proba, *of_job),) = run_each([job], limit=60)
+    (_, (proba, *of_job)) = run_each([job, job], only=[1], limit=60)
     np.testing.assert_array_equal(proba, expected)
     assert of_job == [{1}, before[1]]
     assert (openmp(), blas()) == before
