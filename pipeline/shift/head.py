@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import Samples
-from pipeline.errors import MissingResultsError, ModelError, ResultsError, UnknownNameError
+from pipeline.errors import MissingResultsError, ModelError, ResultsError
 from pipeline.evaluation.compare_heads import compared_heads, head_of_entry
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, Trained, predictions_in
 from pipeline.features.load import FeatureTable
@@ -75,7 +75,6 @@ def analysed_head(
 
     Raises:
         MissingResultsError: A head is asked for, and cannot be taken from the comparison.
-        UnknownNameError: It was not compared.
     """
     try:
         compared = compared_heads(study.results)
@@ -111,29 +110,34 @@ def _compared(
     names = [head["head"] for head in entries[0]["heads"]]
     name = wanted or head_of_entry(entries[0])
     if name not in names:
-        raise UnknownNameError("head of the comparison", name, names)
+        raise MissingResultsError(
+            f"{name} is not among the heads compared on {table.backbone}: {', '.join(names)}"
+        )
     stored = predictions_in(compared.read(PROBABILITIES))[table.backbone]
     head = load_head(head_folder(study.results, table.backbone, name))
-    recipes = [network.recipe for network in head.networks]
-    if not _same(stored, table.samples) or recipes != [store.recipe for store in table.stores]:
+    recipes, rows = [network.recipe for network in head.networks], _rows(stored, table.samples)
+    if not rows or recipes != [store.recipe for store in table.stores]:
         raise MissingResultsError(f"heads were compared on other images or features; {again}")
     trained = name, head.seeds[0]
-    proba, source, fit = stored.proba[trained], table.domain(SOURCE), table.domain(SOURCE, FIT)
-    held_out = np.asarray(np.isfinite(proba[source.row]).all(axis=1))
-    tested = source.take(held_out)
+    source, fit = table.domain(SOURCE), table.domain(SOURCE, FIT)
+    proba = stored.proba[trained][rows]
+    held_out = np.asarray(np.isfinite(proba).all(axis=1))
+    tested = source.take(held_out[source.row])
+    # Of many images it holds out one fold alone, so that no advice would be true.
+    more = "; headrace heads STUDY without --quick tests it on more"
+    more = "" if held_out[fit.row].any() else more
     few = [
         np.unique(tested.group[tested.label == k]).size < FEWEST_PATIENTS
         for k in range(len(stored.classes))
     ]
     if any(few):
-        raise MissingResultsError(
-            f"{name} was tested on too few patients of the source; run headrace heads STUDY "
-            "without --quick"
-        )
+        raise MissingResultsError(f"{name} was tested on too few patients of the source{more}")
+    about = f"On {table.backbone} the head is {name}, {_why(entries[0], wanted, len(names))}."
+    if len(tested) < len(source):
+        about += f" The source is the {counted(len(tested), 'image')} that it was tested on{more}."
     return AnalysedHead(
         trained=trained,
-        about=f"On {table.backbone} the head is {name}, {_why(entries[0], wanted, len(names))}."
-        + _of_source(len(tested), len(source)),
+        about=about,
         proba=proba,
         source=tested.with_(proba=proba[tested.row]),
         training=fit.with_(proba=head.predict_proba(np.asarray(fit.embedded(), np.float32))),
@@ -141,14 +145,19 @@ def _compared(
     )
 
 
-def _same(stored: Predictions, samples: Samples) -> bool:
-    """Whether these are the same images with the same labels in the same roles."""
-    return (
-        [bytes(key) for key in stored.key] == list(samples.key)
-        and np.array_equal(stored.label, samples.label)
-        and np.array_equal(stored.domain, samples.domain)
-        and np.array_equal(stored.split, samples.split)
-    )
+def _rows(stored: Predictions, samples: Samples) -> list[int]:
+    """Where each image is stored, in the same order; none where a label or role is another.
+
+    The source must be the same; images of targets may be gone.
+    """
+    parts = [
+        list(zip(map(bytes, part.key), part.label, part.domain, part.split, strict=True))
+        for part in (stored, samples)
+    ]
+    left = enumerate(parts[0])
+    rows = [next((row for row, image in left if image == wanted), -1) for wanted in parts[1]]
+    same_source = (stored.domain == SOURCE).sum() == (samples.domain == SOURCE).sum()
+    return rows if same_source and -1 not in rows else []
 
 
 def _why(entry: Mapping[str, Any], wanted: str | None, compared: int) -> str:
@@ -157,13 +166,3 @@ def _why(entry: Mapping[str, Any], wanted: str | None, compared: int) -> str:
     if entry["best"]:
         return f"the best of {compared} on validation"
     return f"the first of {compared}, as there is no validation to choose by"
-
-
-def _of_source(tested: int, images: int) -> str:
-    """What is said where not all images of the source were held out."""
-    if tested == images:
-        return ""
-    return (
-        f" The source is the {counted(tested, 'image')} that it was tested on; headrace heads "
-        "without --quick tests it on more."
-    )

@@ -7,8 +7,9 @@ import pytest
 
 from pipeline import report
 from pipeline.compare import QUICK, CompareOptions, compare
-from pipeline.errors import MissingResultsError, UnknownNameError
+from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import read_predictions
+from pipeline.heads import search
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study_file import load_study
 from tests.result_files import rewrite
@@ -68,6 +69,32 @@ def test_after_a_quick_comparison_the_source_is_what_was_held_out(study):
     assert f"the {target['source_images']} images that it was tested on" in target["about_head"]
 
 
+def test_of_many_images_one_fold_is_the_source_and_no_more_are_promised(study, monkeypatch):
+    """Without --quick, which would be of no use."""
+    monkeypatch.setattr(search, "MANY_ROWS", 50)
+    compare(study, CompareOptions(heads=("ridge",)))
+    _, target = shift(study)
+    said = f"The source is the {target['source_images']} images that it was tested on."
+    assert target["source_images"] < 120
+    assert target["about_head"].endswith(said)
+
+
+def test_a_target_that_is_lost_leaves_the_head_of_the_others(study):
+    """What is stored of them holds, also where single images of a target are gone."""
+    far = replace(study.targets[0], name="far")
+    compare(replace(study, targets=(far, *study.targets)), replace(QUICK, heads=("ridge",)))
+    listed = study.results / "lost.txt"
+    listed.write_text("there/a/p2000_0.png\n")
+    _, target = shift(replace(study, exclude=listed))
+    assert (target["head"], target["images"]) == ("ridge", 59)
+    kept, stored = (read_predictions(study.results / f)["tiny"] for f in _FILES)
+    ((trained, proba),) = kept.proba.items()
+    rows = np.isin(stored.domain, ("source", "there"))
+    rows[np.flatnonzero(stored.domain == "there")[0]] = False
+    np.testing.assert_array_equal(proba, stored.proba[trained][rows])
+    assert np.all(kept.key == stored.key[rows])
+
+
 def test_without_a_comparison_a_linear_head_is_fitted_and_that_is_said(study):
     """What cannot be had is refused where it was asked for by name."""
     record, target = shift(study)
@@ -105,6 +132,13 @@ def test_a_comparison_of_other_images_is_not_used(study):
     _, target = shift(other)
     assert "because heads were compared on other images or features" in target["about_head"]
     with pytest.raises(
-        UnknownNameError, match="unknown head of the comparison 'mlp'; known: ridge"
+        MissingResultsError, match="mlp is not among the heads compared on tiny: ridge"
     ):
         shift(study, head="mlp")
+
+
+def test_the_linear_head_is_had_by_name_whatever_was_compared(study):
+    """As it is where nothing was compared."""
+    compare(study, replace(QUICK, heads=("ridge",)))
+    _, target = shift(study, head="linear")
+    assert "because linear is not among the heads compared" in target["about_head"]
