@@ -788,7 +788,8 @@ def export_onnx(
 
 @main.command()
 @click.option(
-    "--head", help="A head, or a method of fine-tuning; default: the best head on validation."
+    "--head",
+    help="A head, or a method of fine-tuning; default: the best on validation that has layers.",
 )
 @click.option("--backbone", help="Needed when the study has several and a head is named.")
 @click.option("--images", default=100, show_default=True, help="Of each class of each domain.")

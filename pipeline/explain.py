@@ -16,7 +16,7 @@ positive part that lies in the border says how far a model leans on what lies th
 head of shuffled labels on the same features says what the network alone would do to that share.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,23 +27,24 @@ from torch import Tensor, nn
 
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import FIT, draw_patients
+from pipeline.data.patients import FIT, VALIDATION, draw_patients
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, StudyError
 from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
-from pipeline.evaluation.compare_heads import best_of_backbones, eval_sets
+from pipeline.evaluation.compare_heads import best_of_backbones, compared_heads, eval_sets
 from pipeline.export import TrainedModel, load_trained
 from pipeline.features.load import choose_backbone, load_features
 from pipeline.finetune.data import load_pixels
 from pipeline.heads import HEADS
 from pipeline.heads.layers import head_layers
+from pipeline.heads.save import head_folder, load_head
 from pipeline.progress import Progress
 from pipeline.randomness import stream
 from pipeline.results import prepare, read_set, write_set
 from pipeline.study import Study
 from pipeline.words import as_file_name, printable
 
-SCHEMA = 2
+SCHEMA = 3
 #: Images of a class and domain whose maps are measured; pictures on a sheet.
 IMAGES, PICTURES = 100, 12
 #: Side of the middle, and of each corner, as shares of the picture's: as the audit hides them.
@@ -69,7 +70,8 @@ def explain(
 
     Args:
         study: Where it was trained.
-        name: A head, or a method of fine-tuning; None: the head that is best on validation.
+        name: A head, or a method of fine-tuning; None: of the heads that have layers, on one
+            backbone, the best on validation.
         backbone: Needed where the study has several, and a name is given.
         images: Of each class of each domain, at most.
         device: ``cpu`` or ``cuda``.
@@ -85,8 +87,9 @@ def explain(
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
     prepare(study.results)
+    instead_of = None
     if name is None:
-        backbone, name = best_of_backbones(read_set(study.results / "heads.json", "heads").record)
+        backbone, name, instead_of = _default_head(study, backbone)
     choice = choose_backbone(study, backbone)
     samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)
@@ -125,6 +128,7 @@ def explain(
         "study": study.name,
         "head": name,
         "backbone": choice.name,
+        "instead_of": instead_of,
         "classes": [printable(label) for label in samples.classes],
         "even": {"border": 1 - _CENTRE**2, "corners": 4 * _CORNER**2},
         "domains": domains,
@@ -132,6 +136,55 @@ def explain(
     }
     write_set(folder / "explain.json", record, sheets, owned=("*.png",))
     return record
+
+
+def _default_head(study: Study, backbone: str | None) -> tuple[str, str, Mapping[str, str] | None]:
+    """Backbone and name of a head, and where it is not the best on validation: which is, why."""
+    record = compared_heads(study.results).record
+    single = {choice.name for choice in study.backbones}
+    if backbone is not None:
+        single = {choose_backbone(study, backbone).name}
+        record = {**record, "backbones": _of(record["backbones"], single)}
+    entries = _of(record["backbones"], single)
+    if not entries:
+        raise MissingResultsError(
+            f"no head was compared on {', '.join(sorted(single))}: run headrace heads STUDY"
+        )
+    best, reason = best_of_backbones(record), ""
+    if best[0] not in single:
+        reason = "it is on several backbones side by side"
+    not_saved = {(f["backbone"], f["head"]) for f in record["not_saved"]}
+    for on, name in _by_validation(entries):
+        if (on, name) in not_saved:
+            reason = reason or "it has no model file"
+            continue
+        try:
+            head_layers(load_head(head_folder(study.results, on, name)).models[0], name)
+        except ExportError as cause:
+            reason = reason or str(cause)
+            continue
+        if (on, name) == best:
+            return on, name, None
+        return on, name, {"backbone": best[0], "head": best[1], "reason": reason}
+    raise ExportError(f"no compared head can be explained. The best is {best[1]}: {reason}")
+
+
+def _of(entries: Iterable[dict[str, Any]], backbones: set[str]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if entry["backbone"] in backbones]
+
+
+def _by_validation(entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Backbone and name of all heads: the best, then by accuracy on validation."""
+    best = best_of_backbones({"backbones": entries})
+    accuracy = {(e["backbone"], head["head"]): 0.0 for e in entries for head in e["heads"]}
+    accuracy |= {
+        (entry["backbone"], row["head"]): row["scores"]["accuracy"]["estimate"]
+        for entry in entries
+        for domain in entry["domains"]
+        if domain["role"] == VALIDATION
+        for row in domain["rows"]
+    }
+    return sorted(accuracy, key=lambda head: (head != best, -accuracy[head]))
 
 
 def _some(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:

@@ -21,9 +21,11 @@ from pipeline.features.frozen import Frozen, build
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import assemble
 from pipeline.finetune.stage import FinetuneOptions, finetune
+from pipeline.report import parts_of
 from pipeline.results import write_set
 from pipeline.study_file import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.result_files import record_of, rewrite
 from tests.tiny import install_tiny_backbone, stored_tiny_study, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -178,6 +180,31 @@ def test_shares_are_of_area_and_of_the_positive_part():
     assert mass_shares(points)["corners"][:2] == pytest.approx([1, 0])
     assert mass_shares(points)["border"][:2] == pytest.approx([1, 0])
     assert np.isnan(mass_shares(points)["border"][2])
+
+
+def test_without_a_name_the_best_head_that_has_layers_is_explained(tmp_path, monkeypatch):
+    """On the backbone that is named; why it is not the best of all is said."""
+    setting = 'layers = ["0", "1"]'
+    study = load_study(stored_tiny_study(tmp_path, monkeypatch, setting=setting))
+    compare(study, CompareOptions(heads=("knn", "linear"), repeats=0, draws=20))
+    values = record_of(study.results / "heads.json")
+    for entry in values["backbones"]:
+        entry["best"] = "knn"
+        for row in (row for domain in entry["domains"] for row in domain["rows"]):
+            accuracy = {"tiny@0": 0.5, "tiny@1": 0.6}.get(entry["backbone"], 0.7)
+            row["scores"]["accuracy"]["estimate"] = accuracy + 0.2 * (row["head"] == "knn")
+    rewrite(study.results / "heads.json", values)
+    record = explain(study, images=2)
+    assert (record["backbone"], record["head"]) == ("tiny@1", "linear")
+    reason = "it is on several backbones side by side"
+    best = {"backbone": "tiny@0+tiny@1", "head": "knn", "reason": reason}
+    assert record["instead_of"] == best
+    assert f"knn on tiny@0+tiny@1, cannot be explained: {reason}" in str(
+        parts_of("explain", record)
+    )
+    record = explain(study, images=2, backbone="tiny@0")
+    assert (record["backbone"], record["head"]) == ("tiny@0", "linear")
+    assert record["instead_of"]["reason"].startswith("the head knn has no layers: it compares")
 
 
 def test_the_command_prints_a_table_for_each_domain(tmp_path, monkeypatch):

@@ -324,9 +324,8 @@ def _pictures(study: Study, head: PageHead) -> _Block:
 
 def _maps(results: Path, head: PageHead) -> Iterator[_Block]:
     """The errors that the head is surest of, with maps, as ``headrace explain`` has drawn them."""
-    folder = results / "explain" / as_file_name(f"{head.backbone}-{head.name}")
     try:
-        explained = read_set(folder / "explain.json", "explain")
+        explained = _explained(results / "explain", head)
         sheets = {name: explained.read(name) for name in explained.digests if _SHEET in name}
     except (MissingResultsError, ResultsError) as cause:
         text = f"No maps of what moved the score: {cause}."
@@ -334,8 +333,20 @@ def _maps(results: Path, head: PageHead) -> Iterator[_Block]:
         return
     for name, sheet in sheets.items():
         where = name.removesuffix(_SHEET).removesuffix("-target").replace("source-", "")
-        caption = _ERRORS.format(where=where, head=head.name)
+        model = explained.record.get("head", head.name)
+        caption = _ERRORS.format(where=where, head=model)
         yield _figure(sheet, caption, width=_pixels(sheet))
+
+
+def _explained(folder: Path, head: PageHead) -> ResultSet:
+    """Of the head, or of the best that has layers where it has none."""
+    file = folder / as_file_name(f"{head.backbone}-{head.name}") / "explain.json"
+    others = [] if file.exists() else sorted(folder.glob("*/explain.json"))
+    for other in (read_set(path, "explain") for path in others):
+        best = other.record.get("instead_of") or {}
+        if (best.get("backbone"), best.get("head")) == (head.backbone, head.name):
+            return other
+    return read_set(file, "explain")
 
 
 #: How the files end that ``headrace explain`` draws errors in.

@@ -428,6 +428,12 @@ def test_errors_have_maps_where_they_were_drawn(study):
     assert "No maps of what moved the score: there is no" in text
     assert "run headrace explain STUDY first" in text
     sheet = draw_sheet([SheetEntry(pixels=(np.zeros((SIDE, SIDE, 3), np.uint8),), lines=("x",))])
+    best = {"backbone": head.backbone, "head": head.name, "reason": "it has no layers"}
+    for name, instead_of in (("one", best), ("another", {**best, "head": "svm"})):
+        values = {"head": name, "instead_of": instead_of}
+        file = study.results / "explain" / name / "explain.json"
+        write_set(file, values, {"far-target-errors.png": sheet})
+    assert "errors that one is surest of" in text_of(study, images=True)
     folder = study.results / "explain" / as_file_name(f"{head.backbone}-{head.name}")
     write_set(folder / "explain.json", {}, {"far-target-errors.png": sheet, "x-sample.png": b""})
     page = Page(text_of(study, images=True))
