@@ -1,6 +1,6 @@
-"""Copies as an audit lists them, and what they are worth to the scores of a head."""
+"""Copies as an audit lists them, and the images that should be left out for them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,12 @@ from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import LEAK, Overlap, picture_ids, roles_of
 from pipeline.data.near_copies import NearPair
-from pipeline.data.patients import FIT
 from pipeline.data.samples import Samples
 from pipeline.data.sources import read_image
 from pipeline.data.tables import read_lines
-from pipeline.errors import ImageError, MissingResultsError
-from pipeline.evaluation.intervals import rate_interval
-from pipeline.evaluation.metrics import is_right, score
-from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
+from pipeline.errors import ImageError
 from pipeline.study import Study
 
-#: Whose scores are given.
-_HEAD = "linear"
 #: Pairs on the contact sheet; the record has all.
 _ON_SHEET = 20
 #: In the place of a picture that can no longer be read.
@@ -96,50 +90,3 @@ def contact_sheet(samples: Samples, pairs: Sequence[NearPair]) -> bytes | None:
         for number, pair in enumerate(pairs[:_ON_SHEET], start=1)
     ]
     return draw_sheet(sheet) if sheet else None
-
-
-def scores_without(study: Study, samples: Samples, marked: NDArray[np.bool_]) -> list[Record]:
-    """Scores of stage 2's linear head with and without images that should be left out.
-
-    Returns:
-        For each backbone and role: ``all_images`` and ``without_copies``, each with
-        ``accuracy`` (an interval) and ``auroc``. Empty where there is none or stage 2
-        has not run.
-    """
-    marked = marked & samples.labelled & (samples.split != FIT)
-    if not marked.any():
-        return []
-    try:
-        predictions = read_predictions(study.results / PROBABILITIES)
-    except MissingResultsError:
-        return []
-    return [
-        record
-        for backbone, stored in predictions.items()
-        if (_HEAD, study.seed) in stored.proba
-        for record in _by_role(backbone, stored, study.seed, samples, marked)
-    ]
-
-
-def _by_role(
-    backbone: str, stored: Predictions, seed: int, samples: Samples, marked: NDArray[np.bool_]
-) -> Iterator[Record]:
-    row_of = {bytes(key): row for row, key in enumerate(stored.key)}
-    predicted = np.array([key in row_of for key in samples.key])
-    proba = stored.proba[_HEAD, seed][[row_of.get(key, 0) for key in samples.key]]
-    roles = roles_of(samples)
-    for role in dict.fromkeys(roles[marked].tolist()):
-        rows = predicted & (roles == role)
-        if (rows & ~marked).any():
-            yield {
-                "backbone": backbone,
-                "role": role,
-                "all_images": _scores(samples, proba, rows),
-                "without_copies": _scores(samples, proba, rows & ~marked),
-            }
-
-
-def _scores(samples: Samples, proba: NDArray[np.float64], rows: NDArray[np.bool_]) -> Record:
-    label, proba = samples.label[rows], proba[rows]
-    accuracy = rate_interval(is_right(label, proba), samples.group[rows])
-    return {"accuracy": accuracy.record(), "auroc": score("auroc", label, proba)}

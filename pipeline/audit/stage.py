@@ -20,7 +20,6 @@ from pipeline.audit.near_copies import (
     listed_pairs,
     names_to_leave_out,
     rows_to_leave_out,
-    scores_without,
 )
 from pipeline.audit.shortcuts import (
     FACTS,
@@ -123,7 +122,6 @@ def audit(
         "images": len(used),
         "findings": [asdict(finding) for finding in findings],
         "near_copies": listed_pairs(used, pairs),
-        "scores": scores_without(study, used, leave_out),
         "leave_out": names_to_leave_out(study, used, leave_out),
         "measured": measured,
         "seconds": round(time.perf_counter() - start, 2),

@@ -73,17 +73,3 @@ def _near_copies(record: Record) -> Iterator[Part]:
         ],
         notes=(*([f"{more} more pairs are in audit.json."] if more > 0 else []), files),
     )
-    if record["scores"]:
-        yield Table(
-            "Accuracy of the linear head with and without the images that should be left out",
-            (
-                Column("backbone"),
-                Column("role"),
-                Column("all images", "share", interval=True, field="all_images"),
-                Column("without them", "share", interval=True, field="without_copies"),
-            ),
-            [
-                {**row, **{k: row[k]["accuracy"] for k in ("all_images", "without_copies")}}
-                for row in record["scores"]
-            ],
-        )

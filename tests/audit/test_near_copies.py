@@ -1,4 +1,4 @@
-"""Copies: shown side by side, listed to be left out, and their weight in the scores."""
+"""Copies: shown side by side, and listed to be left out."""
 
 import json
 from io import BytesIO
@@ -7,15 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
-from pipeline.audit.stage import audit
 from pipeline.data.tables import read_lines
-from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.features.load import load_features
 from pipeline.study_file import load_study
 from tests.audit_worlds import smooth_study
 from tests.test_cli import run
@@ -29,7 +25,7 @@ TORCH = EngineChoice(engine="torch", device="cpu", batch_size=8)
 
 @pytest.fixture
 def copied_study(tmp_path, monkeypatch):
-    """Three copies of fit in the target, with stage 2's probabilities."""
+    """Three copies of fit in the target."""
     install_tiny_backbone(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)
     kinds = ("scaled by 1/2", "recompressed", "mirrored")
@@ -40,25 +36,6 @@ def copied_study(tmp_path, monkeypatch):
     extract(study, ExtractOptions(engine=TORCH))
     run("heads", study_file, "--only", "linear", "--quick")
     return study_file
-
-
-def test_scores_are_given_with_and_without_copies(copied_study):
-    """From stage 2's probabilities, of any seed: those of scikit-learn on the rows that stay."""
-    copied_study.write_text("seed = 3\n" + copied_study.read_text())
-    run("heads", copied_study, "--only", "linear", "--quick")
-    study = load_study(copied_study)
-    (row,) = [r for r in audit(study, shortcuts=False)["scores"] if r["role"] == "there"]
-    accuracy = [row[of]["accuracy"] for of in ("all_images", "without_copies")]
-    assert [interval["images"] for interval in accuracy] == [80, 77]
-    assert accuracy[0]["low"] < accuracy[0]["estimate"] < accuracy[0]["high"]
-    stored = read_predictions(study.results / PROBABILITIES)["tiny"]
-    in_target = stored.domain == "there"
-    names = [i.path for i in load_features(study, study.backbones[0]).samples.items]
-    stay = in_target & ~np.isin(names, [name.removeprefix("there/") for name in COPIED])
-    for rows, of in ((in_target, "all_images"), (stay, "without_copies")):
-        proba, label = stored.proba["linear", 3][rows], stored.label[rows]
-        assert row[of]["auroc"] == pytest.approx(roc_auc_score(label, proba[:, 1]))
-        assert row[of]["accuracy"]["estimate"] == (proba.argmax(axis=1) == label).mean()
 
 
 def test_a_leak_of_near_copies_is_said_everywhere_and_can_be_left_out(copied_study):
