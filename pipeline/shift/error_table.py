@@ -90,7 +90,7 @@ def error_table(
         source: The same of images that the head was not fitted to; None: of the model's head.
         training: The same of those that it was fitted to.
         human: Error of a person on the source, in [0, 1]; None where nobody measured it.
-        seed: Of the draws, which are those of :func:`pipeline.shift.decompose.decompose`.
+        seed: Of the draws.
 
     Raises:
         StudyError: The target has no labels.

@@ -25,7 +25,7 @@ from pipeline.data.index import stored_facts
 from pipeline.data.leaks import check_leaks, overlaps, refuse_leaks
 from pipeline.data.patients import one_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
-from pipeline.errors import PipelineError, StudyError
+from pipeline.errors import PipelineError, StudyError, go_on
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
 from pipeline.evaluation.separability import DomainAUC
@@ -146,14 +146,22 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     prepare(study.results)
     samples, _ = load_samples(study, options.samples)
     analyses: dict[str, _Analysis] = {}
+    failures: dict[str, Exception] = {}
     for backbone, table in feature_tables(study, samples):
-        if isinstance(table, Exception):
-            skipped = [_skipped(backbone, target.name, 0, table) for target in study.targets]
-            analyses[backbone] = _Analysis([], skipped)
-        else:
-            analyses[backbone] = _analyse_backbone(study, table, options)
+        with go_on(backbone, failures, alone=len(study.variants) == 1):
+            if isinstance(table, Exception):
+                failures[backbone] = table
+            else:
+                analyses[backbone] = _analyse_backbone(study, table, options)
+    if not analyses:
+        raise next(iter(failures.values()))
     entries = [entry for analysis in analyses.values() for entry in analysis.entries]
-    skipped = [entry for analysis in analyses.values() for entry in analysis.skipped]
+    skipped = [
+        _skipped(backbone, target.name, 0, why)
+        for backbone, why in failures.items()
+        for target in study.targets
+    ]
+    skipped += [entry for analysis in analyses.values() for entry in analysis.skipped]
     if not entries:
         reasons = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
         raise StudyError(" ".join(["no target can be compared.", *reasons]))

@@ -11,6 +11,7 @@ from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.heads import search
 from pipeline.shift.stage import ShiftOptions, analyse
+from pipeline.study import Concatenation
 from pipeline.study_file import load_study
 from tests.result_files import rewrite
 from tests.tiny import stored_tiny_study
@@ -142,3 +143,16 @@ def test_the_linear_head_is_had_by_name_whatever_was_compared(study):
     compare(study, replace(QUICK, heads=("ridge",)))
     _, target = shift(study, head="linear")
     assert "because linear is not among the heads compared" in target["about_head"]
+
+
+def test_a_head_that_one_backbone_lacks_does_not_cost_the_others(study):
+    """Its targets are named with the reason; where no backbone has it, that is the error."""
+    compare(study, replace(QUICK, heads=("ridge",)))
+    both = replace(study, concatenations=(Concatenation(name="tiny+tiny"),))
+    record, target = shift(both, head="ridge")
+    assert (target["backbone"], target["head"], len(record["targets"])) == ("tiny", "ridge", 1)
+    (left,) = record["not_compared"]
+    assert (left["backbone"], left["target"]) == ("tiny+tiny", "there")
+    assert "no heads were compared on tiny+tiny" in left["reason"]
+    with pytest.raises(MissingResultsError, match="mlp is not among the heads compared on tiny"):
+        shift(both, head="mlp")
