@@ -639,6 +639,7 @@ _FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
 @each_finding
 def finetune(study: Any, *, quiet: bool, figures: bool, **flags: Any) -> dict[str, Any]:
     """See ``_FINETUNE_HELP``."""
+    from pipeline.errors import PartsError, PipelineError
     from pipeline.finetune.stage import FinetuneOptions
     from pipeline.finetune.stage import finetune as run
 
@@ -653,9 +654,11 @@ def finetune(study: Any, *, quiet: bool, figures: bool, **flags: Any) -> dict[st
     record = run(study, options)
     if not record["trial"]:
         draw = partial(_draw, "finetune", record, study) if figures else dict
-        return _publish("finetune", record, study, quiet=quiet, draw=draw)
-    if _first_process():  # tables and figures on disk are of the whole run
+        _publish("finetune", record, study, quiet=quiet, draw=draw)
+    elif _first_process():  # tables and figures on disk are of the whole run
         _show("finetune", record, quiet=quiet)
+    if failures := record["failures"]:
+        raise PartsError({part: PipelineError(why) for part, why in failures.items()}, record)
     return record
 
 

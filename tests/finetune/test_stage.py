@@ -142,7 +142,7 @@ def test_a_target_without_labels_is_predicted_and_not_scored(stored):
 
 
 def test_a_method_that_fails_costs_no_other(stored, monkeypatch):
-    """Its reason is in the record; where nothing is left, it is the error."""
+    """Its reason is in the record, and the command fails; of nothing left it is the error."""
     real = stage_module.run_method
 
     def run(experiment, name):
@@ -156,6 +156,12 @@ def test_a_method_that_fails_costs_no_other(stored, monkeypatch):
     record = finetune(stored, only("last_block", "full"))
     assert record["failures"] == {"last_block on tiny": "out of memory"}
     assert "full" in models(record)
+    command = ["finetune", "study.toml", "--method", "full", "--method", "last_block"]
+    command += ["--epochs", "3", "--batch-size", "8", "--device", "cpu", "--no-figures"]
+    ended = CliRunner().invoke(main, command)
+    assert ended.exit_code == 1
+    assert "Error: last_block on tiny: out of memory" in ended.stderr
+    assert "full" in ended.stdout
 
 
 def test_methods_are_compared_with_the_best_head_of_stage_2(stored):
