@@ -138,6 +138,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         StudyError: The study has no target that could be compared, or the source has too
             few patients.
         MissingFeaturesError: Stage 1 has not been run.
+        MissingResultsError: A head is asked for that was compared on no backbone.
         CheckFailedError: A patient or an image is in two roles.
     """
     options = options or ShiftOptions()
