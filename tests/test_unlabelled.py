@@ -85,8 +85,7 @@ def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(stud
 
 
 def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatch):
-    """No class is made up for them, and what they cost is told of labelled roles alone."""
-    compare(study, CompareOptions(heads=("linear",), seeds=1))
+    """No class is made up for them."""
 
     def one_pair(_, roles, __):
         rows = (int(np.flatnonzero(roles == "source fit")[0]), len(roles) - 1)
@@ -96,7 +95,6 @@ def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatc
     report = audit(study, shortcuts=False)
     (pair,) = report["near_copies"]
     assert [image["label"] for image in pair["images"]] == ["a", "no label"]
-    assert report["scores"] == []
 
 
 @pytest.mark.parametrize("few", ["there", "far"])
