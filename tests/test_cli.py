@@ -254,7 +254,7 @@ def test_a_target_that_cannot_be_used_is_named_by_every_stage(study_file):
     study_file.write_text(text)
     failed = run("features", study_file, *ENGINE, code=1)
     assert "gone is not there" in failed.stderr
-    assert "gone" in record_of(Path("results/tiny/features.json"))["failures"]
+    assert "target.gone" in record_of(Path("results/tiny/features.json"))["failures"]
     assert "gone has no scores" in run("heads", study_file, "--only", "linear", "--quick").stdout
     record = record_of(Path("results/tiny/heads.json"))
     assert "is not there" in record["failed_targets"]["gone"]

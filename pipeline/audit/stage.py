@@ -86,8 +86,8 @@ def audit(
     samples, _ = load_samples(study, ALL_IMAGES)
     loaded = dict(feature_tables(replace(study, concatenations=()), samples))
     tables = [table for table in loaded.values() if isinstance(table, FeatureTable)]
-    failures = {n: reason for n, reason in loaded.items() if isinstance(reason, Exception)}
-    failures |= tables[0].samples.failures
+    failures = [(n, reason) for n, reason in loaded.items() if isinstance(reason, Exception)]
+    failures += tables[0].samples.failures.items()  # a target may have the name of a backbone
     if shortcuts and engine is not None:
         options = ExtractOptions(engine=engine, report="features_masked.json")
         with go_on("masked pictures", {}):
@@ -109,7 +109,7 @@ def audit(
         *labels,
         *untested(used, list(dict.fromkeys([FACTS, LABELS, *of_masks]))),
         *missing,
-        *(_not_checked(part, reason) for part, reason in failures.items()),
+        *(_not_checked(part, reason) for part, reason in failures),
     ]
     findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -finding.share))
     counts = Counter(finding.severity for finding in findings)

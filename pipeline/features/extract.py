@@ -172,11 +172,11 @@ def _extract(
     failed: dict[str, Exception] = {}
     for choice in study.backbones:
         # Weights that cannot be had must show before the first backbone has run for an hour.
-        with go_on(choice.name, failed, alone=len(study.backbones) == 1):
+        with go_on(_part(choice), failed, alone=len(study.backbones) == 1):
             networks[replace(choice, name=choice.network.name)][choice] = store_for(study, choice)
     backbones, skipped = [], list(unreadable)
     for choice, of_network in networks.items():
-        with go_on(choice.name, failed, alone=len(study.backbones) == 1):
+        with go_on(_part(choice), failed, alone=len(study.backbones) == 1):
             rows, unusable = _extract_network(
                 of_network, samples, options.engine, unreadable=len(unreadable), machines=machines
             )
@@ -184,7 +184,8 @@ def _extract(
             skipped += unusable
     if failed and not backbones:
         raise next(iter(failed.values()))
-    failures = {**samples.failures, **failed, **_emptied(samples, skipped)}
+    of_domains = {**samples.failures, **_emptied(samples, skipped)}
+    failures = {d if d == SOURCE else f"target.{d}": why for d, why in of_domains.items()} | failed
     report = ExtractReport(
         study=study.name,
         backbones=tuple(backbones),
@@ -204,6 +205,11 @@ def _extract(
     if failures:
         raise PartsError(failures, asdict(report))
     return report
+
+
+def _part(choice: BackboneChoice) -> str:
+    """As the study file calls it: a target may have the same name."""
+    return f"backbone.{choice.name}"
 
 
 def _extract_network(

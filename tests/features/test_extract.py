@@ -21,6 +21,7 @@ import pipeline.features.extract as extract_module
 from cache import disk
 from cache.errors import CanaryError
 from cache.store import FeatureStore
+from pipeline.audit.stage import audit
 from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
@@ -95,13 +96,28 @@ def test_a_backbone_that_fails_does_not_cost_the_others(study_file, builds, monk
     with monkeypatch.context() as patch:
         patch.setattr(extract_module, "frozen_network", broken)
         patch.setattr(extract_module, "replace", lambda choice, **_: choice)  # one pass for each
-        with pytest.raises(PartsError, match=r"densenet121: .*lost\.pth.*; tiny@0: the engine b"):
+        failures = r"\.densenet121: .*lost\.pth.*; backbone\.tiny@0: the engine b"
+        with pytest.raises(PartsError, match=failures):
             extract(study, OPTIONS)
     assert len(store_for(study, study.backbones[0])) == 60
     (row,) = json.loads((study.results / "features.json").read_text())["backbones"]
     assert (row["backbone"], row["computed"]) == ("tiny", 60)
     with pytest.raises(WeightsError, match=r"lost\.pth"):
         extract(replace(study, backbones=study.backbones[1:2]), OPTIONS)
+
+
+def test_a_target_and_a_backbone_of_one_name_fail_each_for_itself(study_file):
+    """Neither reason takes the place of the other, here and in the audit."""
+    lost = '[backbone.densenet121]\nweights = "lost.pth"\n[target.densenet121]\npath = "gone"\n'
+    (study_file.parent / "lost.pth").write_bytes(b"no weights")
+    study_file.write_text(study_file.read_text() + lost)
+    study = load_study(study_file)
+    with pytest.raises(PartsError) as error:
+        extract(study, OPTIONS)
+    assert {*error.value.record["failures"]} == {"target.densenet121", "backbone.densenet121"}
+    findings = audit(study, shortcuts=False)["findings"]
+    texts = [f["text"] for f in findings if f["where"] == "densenet121"]
+    assert sorted("gone" in text for text in texts) == [False, True]
 
 
 def test_moving_renaming_and_relabelling_cost_nothing(study_file, builds):
