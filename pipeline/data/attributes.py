@@ -55,14 +55,15 @@ def groupings(
     Args:
         study: Its ``subgroups`` say by what.
         samples: Of the study.
-        failures: Of targets; gets the reason of each whose file is not what it should be.
+        failures: Of targets; gets the reason of each whose file is not what it should be, or has
+            too many groups.
 
     Returns:
         By domain, one for each attribute of the study; a domain without a file is missing.
 
     Raises:
         StudyError: The source's file is not what it should be, none of its rows names an image,
-            or an attribute has too many groups.
+            or an attribute has too many groups there.
     """
     if not study.subgroups:
         return {}
@@ -74,7 +75,7 @@ def groupings(
                     domain, domain.attributes, study.subgroups, samples
                 )
     names = [
-        _group_names(study, attribute, {row[i] for rows in groups.values() for row in rows})
+        _group_names(attribute, {row[i] for rows in groups.values() for row in rows})
         for i, attribute in enumerate(study.subgroups)
     ]
     return {
@@ -90,19 +91,11 @@ def groupings(
     }
 
 
-def _group_names(study: Study, attribute: Attribute, present: set[str]) -> tuple[str, ...]:
+def _group_names(attribute: Attribute, present: set[str]) -> tuple[str, ...]:
     last = (UNKNOWN,) if UNKNOWN in present else ()
     if attribute.edges is not None:
         return (*attribute.bins(), *last)
-    names = sorted(present - {UNKNOWN})
-    if len(names) > MOST_GROUPS:
-        files = ", ".join(str(d.attributes) for d in study.domains if d.attributes is not None)
-        raise StudyError(
-            f"{attribute.name} has {len(names)} different texts in {files}; allowed are "
-            f"{MOST_GROUPS} groups. If they are numbers, give bins in the study file, such as "
-            f"[subgroups] {attribute.name} = [18, 40, 65]; else join some of them"
-        )
-    return (*names, *last)
+    return (*sorted(present - {UNKNOWN}), *last)
 
 
 def _groups_of_images(
@@ -127,7 +120,16 @@ def _groups_of_images(
             "%s: %d of %s %s no row in %s and count as %s",
             *(domain.name, missing, counted(len(names), "image"), have(missing), file, UNKNOWN),
         )
-    return [groups.get(name, (UNKNOWN,) * len(attributes)) for name in names]
+    rows = [groups.get(name, (UNKNOWN,) * len(attributes)) for name in names]
+    for attribute, texts in zip(attributes, map(set, zip(*rows, strict=True)), strict=True):
+        count = len(texts - {UNKNOWN})
+        if attribute.edges is None and count > MOST_GROUPS:
+            raise StudyError(
+                f"{attribute.name} has {count} different texts in {file}; allowed are "
+                f"{MOST_GROUPS} groups. If they are numbers, give bins in the study file, such as "
+                f"[subgroups] {attribute.name} = [18, 40, 65]; else join some of them"
+            )
+    return rows
 
 
 def _names_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> list[str]:

@@ -172,3 +172,17 @@ def test_more_texts_than_groups_ask_for_bins(divided):
     study = load_study(Path("study.toml"))
     with pytest.raises(StudyError, match=r"age has 13 .*give bins .*age = \[18, 40, 65\]"):
         groupings(study, load_samples(study)[0], {})
+
+
+def test_too_many_texts_of_a_target_cost_no_other_domain(divided, monkeypatch):
+    """Each file is counted alone: two with different names may have more together."""
+    monkeypatch.setattr("pipeline.data.attributes.MOST_GROUPS", 5)
+    texts = [f"{'ab'[i % 2]}/p2{i // 4:03}_{i}.png,{i}\n" for i in range(6)]
+    divided("path,age\na/p1000_0.png,x\n", "path,age\n" + texts[0], look="age = true")
+    study = load_study(Path("study.toml"))
+    for count, refused in ((5, []), (6, ["there"])):
+        Path("there.csv").write_text("path,age\n" + "".join(texts[:count]))
+        failures = {}
+        assert "source" in groupings(study, load_samples(study)[0], failures)
+        assert [*failures] == refused
+    assert "age has 6 different texts in" in str(failures["there"])
