@@ -397,7 +397,9 @@ def _without_conflicts(samples: Samples, *, allowed: bool) -> Samples:
         return samples
     named = [" = ".join(samples.name_of(row) for row in rows) for rows in pictures]
     more = len(pictures) - _SHOWN
-    what = "kept" if allowed else "left out; --allow-conflicts keeps them"
+    what = "left out; --allow-conflicts keeps them"
+    if allowed:
+        what = "kept here; without --allow-conflicts heads, finetune and shift leave them out"
     _LOG.warning(
         "%s several labels: %s%s. All their images are %s",
         f"{counted(len(pictures), 'picture')} {have(len(pictures))}",

@@ -124,6 +124,7 @@ def test_identical_images_of_two_classes_are_left_out_and_named(study_file, capl
     )
     table, _ = load_samples(load_study(study_file), SampleOptions(allow_conflicts=True))
     assert len(table) == 61
+    assert "kept here; without --allow-conflicts heads, finetune and shift leave" in caplog.text
 
 
 def test_an_image_in_source_and_target_is_a_leak(study_file):
