@@ -20,7 +20,12 @@ from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT
 from pipeline.data.samples import SampleOptions, Samples, load_samples
 from pipeline.errors import MissingResultsError, go_on
-from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
+from pipeline.evaluation.compare_heads import (
+    compare_heads,
+    compared_heads,
+    eval_sets,
+    score_heads,
+)
 from pipeline.evaluation.predictions import (
     PROBABILITIES,
     predictions_file,
@@ -50,7 +55,7 @@ from pipeline.finetune.runs import (
     digest_of,
     run_method,
 )
-from pipeline.results import prepare, read_set, write_set
+from pipeline.results import prepare, write_set
 from pipeline.study import Study
 from pipeline.words import to_jsonable
 
@@ -220,8 +225,8 @@ def evaluate(
     """
     entries, first, heads = [], next(iter(tables)), {}
     with suppress(MissingResultsError):
-        stage_2 = read_set(study.results / "heads.json", "heads").record
-        heads = {entry["backbone"]: entry for entry in stage_2["backbones"]}
+        compared = compared_heads(study.results).record["backbones"]
+        heads = {entry["backbone"]: entry for entry in compared}
     for backbone, samples in tables.items():
         names = (backbone, FROM_PIXELS) if backbone == first else (backbone,)
         chosen = [model for model in models if model[0].backbone in names]
