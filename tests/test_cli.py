@@ -435,8 +435,8 @@ def test_weights_that_are_missing_are_said_first_and_cost_no_other_backbone(
     study_file.write_text(study_file.read_text() + "[backbone.googlenet]\n")
     first = run("features", study_file, *ENGINE, code=1)
     lines = first.stderr
-    warned = lines.index("warning: googlenet: the ImageNet weights of googlenet are not here")
-    assert warned < lines.index("tiny: torch") < lines.index("Error: googlenet: ")
+    warned = lines.index("warning: backbone.googlenet: the ImageNet weights of googlenet are not")
+    assert warned < lines.index("tiny: torch") < lines.index("Error: backbone.googlenet: ")
     assert "60 computed" in first.stdout
     assert "60 reused" in run("features", study_file, *ENGINE, code=1).stdout
 
