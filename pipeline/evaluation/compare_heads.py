@@ -152,7 +152,8 @@ def score_heads(
             reported = replace(share, reported=_f1) if metric == "f1" else share
             by_metric.setdefault((key, metric), []).append(reported)
         for at, shares in by_metric.items():
-            interval = mean_interval(shares) if len(shares) > 1 else shares[0].interval()
+            several = len(shares) > 1
+            interval = mean_interval(shares, images=len(data)) if several else shares[0].interval()
             intervals[at] = replace(interval, estimate=values[at])
         others = [at for at in statistics if at[1] in _NO_SHARES]
         if others:
@@ -237,7 +238,7 @@ def _difference(
         high=high,
         images=len(data),
         patients=data.patients,
-        method="MOVER by patient",
+        method="MOVER by patient" if len(data) > data.patients else "MOVER",
     )
     return Difference(
         interval=interval, p=p[0], p_adjusted=p[1], test=test, verdict=verdict(low, high, p[1])

@@ -211,12 +211,16 @@ def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
     return share_of(weighted_mean(hit), group).interval()
 
 
-def mean_interval(parts: Sequence[Share]) -> Interval:
+def mean_interval(parts: Sequence[Share], *, images: int) -> Interval:
     """A mean of shares of the same patients, such as the rates of the classes, with its interval.
 
     Each end is as far as all may move that way, given how much they move together when a
     patient is left out (MOVER; Zou and Donner 2008). What one class shows of itself where no
     error was seen in it is so not hidden by what another shows.
+
+    Args:
+        parts: The shares; an image may be in several.
+        images: How many images they rest on together.
     """
     estimates = np.array([part.reported(part.estimate) for part in parts])
     ends = np.array([part.bounds() for part in parts]).T
@@ -230,13 +234,15 @@ def mean_interval(parts: Sequence[Share]) -> Interval:
         float(np.sqrt(np.clip(gap @ together @ gap, 0, None))) / len(parts) for gap in gaps
     )
     mean = float(estimates.mean())
+    patients = np.unique(np.concatenate([base for part in parts for base in part.bases])).size
+    by_patient = " by patient" if images > patients else ""
     return Interval(
         estimate=mean,
         low=float(np.clip(mean - below, 0, 1)),
         high=float(np.clip(mean + above, 0, 1)),
-        images=sum(part.images for part in parts),
-        patients=np.unique(np.concatenate([base for part in parts for base in part.bases])).size,
-        method="MOVER by patient" if np.isfinite(gaps).all() else TOO_FEW,
+        images=images,
+        patients=patients,
+        method=f"MOVER{by_patient}" if np.isfinite(gaps).all() else TOO_FEW,
     )
 
 
