@@ -28,7 +28,8 @@ def tables(record: Record) -> list[Part]:
     parts: list[Part] = []
     if leaks := record["leaks"]:
         seen = "; ".join(f"{leak['where']}: {leak['text']}" for leak in leaks)
-        parts.append(f"Do not trust these numbers. {seen}. {leaks[0]['advice']}.")
+        advice = ". ".join(dict.fromkeys(leak["advice"] for leak in leaks))
+        parts.append(f"Do not trust these numbers. {seen}. {advice}.")
     for results in record["backbones"]:
         parts += _backbone(record, results)
     parts += not_scored(record)

@@ -93,6 +93,16 @@ def test_heads_are_in_one_order_with_the_best_marked(records):
     assert validation.values("best") == far.values("best") == [True, False, False]
 
 
+def test_every_advice_on_leaks_is_given_once(records):
+    """Two kinds of leaks take two steps."""
+    leaks = [
+        {"where": f"source {k}", "text": f"{k} copies", "advice": advice}
+        for k, advice in enumerate(("Remove them", "Divide them by patient", "Remove them"))
+    ]
+    first = show("heads", records["heads"] | {"leaks": leaks}).split("\n\n")[0]
+    assert " ".join(first.split()).endswith("2 copies. Remove them. Divide them by patient.")
+
+
 def test_effects_and_methods_are_all_that_a_terminal_is_shown_of_a_target(records):
     """Everything else is in the files."""
     (target,) = records["shift"]["targets"]
