@@ -158,13 +158,6 @@ def _fill(network: "torch.nn.Module", state: State) -> None:
         )
 
 
-def _without_values() -> "torch.device":
-    """A network built inside draws no first values: the file has them all."""
-    import torch
-
-    return torch.device("meta")
-
-
 def _identity() -> "torch.nn.Module":
     from torch import nn
 
@@ -177,11 +170,10 @@ def _densenet121(state: State, *, channels: int = 3) -> "torch.nn.Module":
 
     # Files published before 2018 say norm.1 where the module is now called norm1.
     old = re.compile(r"(.*denselayer\d+\.(?:norm|conv))\.([12]\..+)")
-    with _without_values():
-        network = _torchvision().densenet121(weights=None)
-        if channels != 3:
-            first = network.features.conv0
-            network.features.conv0 = nn.Conv2d(channels, first.out_channels, 7, 2, 3, bias=False)
+    network = _torchvision().densenet121(weights=None)
+    if channels != 3:
+        first = network.features.conv0
+        network.features.conv0 = nn.Conv2d(channels, first.out_channels, 7, 2, 3, bias=False)
     _load(network, {old.sub(r"\1\2", name): t for name, t in state.items()}, "classifier")
     return network  # type: ignore[no-any-return]
 
@@ -205,18 +197,16 @@ def _googlenet(state: State) -> "torch.nn.Module":
     ``transform_input`` is part of the network: torchvision sets it only when it is
     given its own ``weights=``, and without it features move by 129 % in norm.
     """
-    with _without_values():
-        network = _torchvision().googlenet(
-            weights=None, transform_input=True, aux_logits=False, init_weights=False
-        )
+    network = _torchvision().googlenet(
+        weights=None, transform_input=True, aux_logits=False, init_weights=False
+    )
     _load(network, {k: t for k, t in state.items() if not k.startswith("aux")}, "fc")
     network.dropout = _identity()
     return network  # type: ignore[no-any-return]
 
 
 def _resnet50(state: State) -> "torch.nn.Module":
-    with _without_values():
-        network = _torchvision().resnet50(weights=None)
+    network = _torchvision().resnet50(weights=None)
     _load(network, state, "fc")
     return network  # type: ignore[no-any-return]
 
