@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import FIT, VALIDATION, draw_patients
+from pipeline.data.patients import FIT, draw_patients
 from pipeline.data.samples import Samples, load_samples
 from pipeline.errors import ExportError, MissingResultsError, StudyError
 from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
-from pipeline.evaluation.compare_heads import best_of_backbones, compared_heads, eval_sets
+from pipeline.evaluation.compare_heads import compared_heads, eval_sets, heads_by_validation
 from pipeline.export import TrainedModel, load_trained
 from pipeline.features.load import choose_backbone, load_features
 from pipeline.finetune.data import load_pixels
@@ -150,11 +150,11 @@ def _default_head(study: Study, backbone: str | None) -> tuple[str, str, Mapping
         raise MissingResultsError(
             f"no head was compared on {', '.join(sorted(single))}: run headrace heads STUDY"
         )
-    best, reason = best_of_backbones(record), ""
+    best, reason = heads_by_validation(record["backbones"])[0], ""
     if best[0] not in single:
         reason = "it is on several backbones side by side"
     not_saved = {(f["backbone"], f["head"]) for f in record["not_saved"]}
-    for on, name in _by_validation(entries):
+    for on, name in heads_by_validation(entries):
         if (on, name) in not_saved:
             reason = reason or "it has no model file"
             continue
@@ -171,20 +171,6 @@ def _default_head(study: Study, backbone: str | None) -> tuple[str, str, Mapping
 
 def _of(entries: Iterable[dict[str, Any]], backbones: set[str]) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["backbone"] in backbones]
-
-
-def _by_validation(entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Backbone and name of all heads: the best, then by accuracy on validation."""
-    best = best_of_backbones({"backbones": entries})
-    accuracy = {(e["backbone"], head["head"]): 0.0 for e in entries for head in e["heads"]}
-    accuracy |= {
-        (entry["backbone"], row["head"]): row["scores"]["accuracy"]["estimate"]
-        for entry in entries
-        for domain in entry["domains"]
-        if domain["role"] == VALIDATION
-        for row in domain["rows"]
-    }
-    return sorted(accuracy, key=lambda head: (head != best, -accuracy[head]))
 
 
 def _some(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:

@@ -325,25 +325,22 @@ def head_of_entry(entry: Mapping[str, Any]) -> str:
     return str(entry["best"] or entry["heads"][0]["head"])
 
 
-def best_of_backbones(heads: Mapping[str, Any]) -> tuple[str, str]:
-    """Backbone and head of ``heads.json`` with the highest accuracy on validation.
+def heads_by_validation(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Backbone and head of entries in ``heads.json``, by accuracy on validation.
 
-    Without validation it is the first of the first backbone.
+    Of equal ones the head that an entry is about comes first; so does that of the first entry
+    where there is no validation.
     """
-
-    def on_validation(entry: Mapping[str, Any]) -> float:
-        return max(
-            (
-                row["scores"]["accuracy"]["estimate"]
-                for domain in entry["domains"]
-                for row in domain["rows"]
-                if (domain["role"], row["head"]) == (VALIDATION, head_of_entry(entry))
-            ),
-            default=0.0,
-        )
-
-    entry = max(heads["backbones"], key=on_validation)
-    return str(entry["backbone"]), head_of_entry(entry)
+    about = {(entry["backbone"], head_of_entry(entry)) for entry in entries}
+    accuracy = {(e["backbone"], head["head"]): 0.0 for e in entries for head in e["heads"]}
+    accuracy |= {
+        (entry["backbone"], row["head"]): row["scores"]["accuracy"]["estimate"]
+        for entry in entries
+        for domain in entry["domains"]
+        if domain["role"] == VALIDATION
+        for row in domain["rows"]
+    }
+    return sorted(accuracy, key=lambda head: (-accuracy[head], head not in about))
 
 
 def _rng(purpose: str, data: DomainData, seed: int) -> np.random.Generator:

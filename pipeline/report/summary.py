@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation.compare_heads import best_of_backbones
+from pipeline.evaluation.compare_heads import heads_by_validation
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.report.heads import name_of_domain
 from pipeline.words import counted
@@ -48,7 +48,7 @@ def page_head(heads: Record | None) -> PageHead | None:
     """
     if heads is None:
         return None
-    backbone, name = best_of_backbones(heads)
+    backbone, name = heads_by_validation(heads["backbones"])[0]
     accuracy = _accuracy(_of_backbone(heads, backbone), name)
     return PageHead(name=name, backbone=backbone, accuracy=accuracy)
 
