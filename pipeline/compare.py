@@ -442,9 +442,8 @@ def _scores(
     proba = {name: fit.mean_proba for name, fit in fits.items()}
     with Progress("scores", 2 * len(sets), unit="tables") as progress:
         jobs: list[Callable[[], Any]] = [
-            partial(part, data, proba, fits, seed, options)
-            for part in (_rows, _differences)
-            for data in sets
+            *(partial(_rows, data, proba, fits, seed, options) for data in sets),
+            *(partial(_differences, data, proba, seed, options) for data in sets),
         ]
         done = run_parallel(jobs, done=progress.advance)
     rows, differences = done[: len(sets)], done[len(sets) :]
@@ -518,7 +517,6 @@ def _rows(
 def _differences(
     data: DomainData,
     proba: Mapping[str, Proba],
-    _fits: object,
     seed: int,
     options: CompareOptions,
 ) -> dict[str, Record]:

@@ -110,10 +110,14 @@ def headline(records: Records, head: PageHead | None) -> str:
 def _effects(shift: Record | None, head: PageHead) -> dict[str, dict[str, Record]]:
     """Why the head of the page loses accuracy, by target and name of the effect."""
     return {
-        target["target"]: {effect["name"]: effect for effect in target["effects"]}
+        target["target"]: _by_name(target)
         for target in (shift["targets"] if shift else ())
         if (target["backbone"], target["head"]) == (head.backbone, head.name) and target["effects"]
     }
+
+
+def _by_name(target: Record) -> dict[str, Record]:
+    return {effect["name"]: effect for effect in target["effects"]}
 
 
 def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
@@ -221,13 +225,13 @@ def _shift(shift: Record | None, head: PageHead | None) -> tuple[str, str]:
     targets = shift["targets"] if shift else ()
     if not targets:
         return "unknown", "not analysed"
-    effects = [(t["target"], {e["name"]: e for e in t["effects"]}) for t in targets if t["effects"]]
-    if any(_loses(of_target) for _, of_target in effects):
+    explained = [target for target in targets if target["effects"]]
+    if any(_loses(_by_name(target)) for target in explained):
         return "bad", "accuracy falls"
     tests = [test for target in targets for test in target["detection"]]
     if any(test["p_adjusted"] is not None and test["p_adjusted"] <= 0.05 for test in tests):
         return "warn", "images differ"
-    if head and {target for target, _ in effects} - _effects(shift, head).keys():
+    if head and {target["target"] for target in explained} - _effects(shift, head).keys():
         return "unknown", "another head analysed"
     return "good", "none shown"
 
