@@ -24,21 +24,15 @@ from pipeline.errors import ImageError, StudyError
 _PREAMBLE = 128
 _PIXELS = "PixelData"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
-_PALETTE = "PALETTE COLOR"
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_OF_8_BITS = (*_COLOUR, _PALETTE)
 #: Bits of a value, by the kinds of pixels that are read.
-_BITS = dict.fromkeys(_GREY, (8, 16)) | dict.fromkeys(_OF_8_BITS, (8,))
+_BITS = dict.fromkeys(_GREY, (8, 16)) | dict.fromkeys(_COLOUR, (8,))
 #: All that is read of a file but its patient.
 _TAGS = [
     "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "WindowCenter", "WindowWidth",
     "VOILUTFunction", "VOILUTSequence",
-    *(
-        f"{colour}PaletteColorLookupTable{part}"
-        for colour in ("Red", "Green", "Blue") for part in ("Descriptor", "Data")
-    ),
 ]  # fmt: skip
 _SALT_BYTES = 32
 #: Codecs of imagecodecs by transfer syntax; all others are pydicom's.
@@ -71,9 +65,7 @@ def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
     kind = _checked(header)
     frame = reading.frame_of(int(header.get("NumberOfFrames") or 1))
     pixels = _decoded(header, frame)
-    if kind == _PALETTE:
-        pixels = _coloured(pixels, header)
-    if kind in _OF_8_BITS:
+    if kind in _COLOUR:
         return Image.fromarray(pixels.astype(np.uint8))
     levels = _levels(pixels, header, reading)
     return Image.fromarray(255 - levels if kind == "MONOCHROME1" else levels)
@@ -97,7 +89,7 @@ def dicom_depth(data: bytes) -> int:
         ImageError: It has no pixels, or of a kind that is not read.
     """
     header = _read(data, _TAGS)
-    if _checked(header) in _OF_8_BITS:
+    if _checked(header) in _COLOUR:
         return EIGHT_BITS
     if header.get("VOILUTSequence") or header.get("WindowWidth") is not None:
         return OWN_WINDOW
@@ -164,8 +156,8 @@ def _checked(header: Any) -> str:
         raise ImageError("DICOM without pixels, such as a report") from cause
     if bits not in _BITS.get(kind, ()):
         raise ImageError(
-            f"DICOM of {kind[:20]} with {bits} bits: allowed are grey of 8 or 16 bits, and RGB, "
-            "YBR or a palette of 8"
+            f"DICOM of {kind[:20]} with {bits} bits: allowed are grey of 8 or 16 bits, and "
+            "RGB or YBR of 8"
         )
     return kind
 
@@ -220,19 +212,8 @@ def _check_stream(data: bytes, header: Any) -> None:
         raise ImageError("damaged (its pixels have another size than its header says)")
 
 
-def _coloured(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
-    """Red, green and blue of 8 bits, from the palette of the file."""
-    from pydicom.pixels import apply_color_lut
-
-    try:
-        colours = apply_color_lut(pixels, header)
-    except Exception as cause:  # hostile bytes make it raise anything
-        raise ImageError(f"damaged palette ({type(cause).__name__})") from cause
-    return np.asarray(colours >> 8 * (colours.itemsize - 1))
-
-
 def _levels(pixels: NDArray[Any], header: Any, reading: Reading) -> NDArray[np.uint8]:
-    from pydicom.pixels import apply_modality_lut, apply_voi
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
     if header.PixelRepresentation and pixels.dtype.kind == "u":  # codecs do not know signs
         unused = 8 * pixels.itemsize - int(header.BitsStored)
@@ -244,23 +225,10 @@ def _levels(pixels: NDArray[Any], header: Any, reading: Reading) -> NDArray[np.u
         bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
         return scaled(apply_voi(values, header), (0, 2**bits - 1))
     if header.get("WindowWidth") is not None:
-        return _windowed(values, header)
+        # It is of rescaled values, and its range shall be that of grey levels.
+        header.BitsStored, header.PixelRepresentation = 8, 0
+        header.RescaleSlope = header.RescaleIntercept = header.ModalityLUTSequence = None
+        return scaled(apply_windowing(values, header), (0, 255))
     ends = np.array([0, 2 ** int(header.BitsStored) - 1], pixels.dtype)
     low, high = sorted(apply_modality_lut(ends, header).astype(float).tolist())
     return scaled(values, (low, high))
-
-
-def _windowed(values: NDArray[Any], header: Any) -> NDArray[np.uint8]:
-    """The first window of a header, by the formulas of DICOM PS3.3 C.11.2.1."""
-    centre, width = (
-        float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
-        for value in (header.WindowCenter, header.WindowWidth)
-    )
-    form = str(header.get("VOILUTFunction") or "LINEAR")
-    if form == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    if width <= 0:
-        raise ImageError(f"DICOM with a window of width {width:g}")
-    if form == "SIGMOID":
-        return scaled(1 / (1 + np.exp(-4 * (values - centre) / width)), (0, 1))
-    return scaled(values, (centre - width / 2, centre + width / 2))

@@ -5,11 +5,8 @@ EXIF, colour profiles, thumbnails and texts never make a picture unusable, and n
 theirs reaches the user.
 """
 
-import re
 import struct
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
 from struct import unpack_from
 
 from pipeline.errors import ImageError
@@ -23,12 +20,8 @@ _PNG_MAGIC_BYTES = 8
 _CHUNK_FRAME = 12  # a PNG chunk is its data and 4 bytes each of length, name and CRC
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
-_METADATA_CHUNKS = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
-_LONGEST_TEXT = 1 << 20
-
 _SCAN, _APP1 = 0xDA, 0xE1
-_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
-_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_EXIF = b"Exif\0\0"
 
 
 def split_jpeg(data: bytes) -> tuple[bytes, int]:
@@ -37,7 +30,7 @@ def split_jpeg(data: bytes) -> tuple[bytes, int]:
     Of the application segments only JFIF and Adobe are kept, by which a decoder knows the
     colours. Where the structure is broken, the rest is kept for the decoder to refuse.
     """
-    kept, exif, xmp = [data[:2]], b"", b""
+    kept, exif = [data[:2]], b""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = unpack_from(">BH", data, at + 1)
@@ -47,14 +40,12 @@ def split_jpeg(data: bytes) -> tuple[bytes, int]:
         body = data[at + 4 : end]
         if marker == _APP1 and body.startswith(_EXIF):
             exif += body.removeprefix(_EXIF)
-        elif marker == _APP1 and body.startswith(_XMP):
-            xmp += body
         if _is_needed(marker, body):
             kept.append(data[at:end])
         at = end
     if sum(map(len, kept)) < at:  # a file from which nothing is cut is not copied either
         data = b"".join([*kept, memoryview(data)[at:]])
-    return data, _of_exif(exif) or _of_xmp(xmp)
+    return data, _orientation(exif)
 
 
 def split_png(data: bytes) -> tuple[bytes, int]:
@@ -66,7 +57,7 @@ def split_png(data: bytes) -> tuple[bytes, int]:
     Raises:
         ImageError: Truncated, damaged, or of several frames.
     """
-    kept, metadata = [data[:_PNG_MAGIC_BYTES]], []
+    kept, exif = [data[:_PNG_MAGIC_BYTES]], b""
     at, name = _PNG_MAGIC_BYTES, b""
     while name != b"IEND":
         if at + _CHUNK_FRAME > len(data):
@@ -84,41 +75,10 @@ def split_png(data: bytes) -> tuple[bytes, int]:
             raise ImageError(
                 f"{frames} frames: which one is meant cannot be known; save the one as a file"
             )
-        elif name in _METADATA_CHUNKS:
-            metadata.append((name, bytes(body)))
+        elif name == b"eXIf":
+            exif = bytes(body).removeprefix(_EXIF)
         at = end + 4
-    return b"".join(kept), _of_chunks(metadata)
-
-
-def _of_chunks(metadata: Sequence[tuple[bytes, bytes]]) -> int:
-    """The orientation in the chunks of a PNG file."""
-    exif, texts = b"", {}
-    for name, body in metadata:
-        if name == b"eXIf":
-            exif = body.removeprefix(_EXIF)
-        else:
-            keyword, text = _text(name, body)
-            texts[keyword] = text
-    if not exif:  # ImageMagick writes it as a text: a head of three lines, then hexadecimal
-        with suppress(ValueError):
-            lines = texts.get(b"Raw profile type exif", b"").split(b"\n")[3:]
-            exif = bytes.fromhex(b"".join(lines).decode("latin-1")).removeprefix(_EXIF)
-    return _of_exif(exif) or _of_xmp(texts.get(b"XML:com.adobe.xmp", b""))
-
-
-def _text(chunk: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Keyword and text of a chunk; empty where it cannot be unpacked."""
-    keyword, _, text = body.partition(b"\0")
-    packed = chunk == b"zTXt"
-    if chunk == b"iTXt":  # flag, method, language, translated keyword
-        packed = text[:1] == b"\1"
-        text = text[:2] + text[2:].split(b"\0", 2)[-1]
-    if packed:
-        with suppress(zlib.error):
-            start = 2 if chunk == b"iTXt" else 1
-            return keyword, zlib.decompressobj().decompress(text[start:], _LONGEST_TEXT)
-        return b"", b""
-    return keyword, text
+    return b"".join(kept), _orientation(exif)
 
 
 def _is_needed(marker: int, body: bytes) -> bool:
@@ -130,14 +90,8 @@ def _is_needed(marker: int, body: bytes) -> bool:
     return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
 
 
-def _of_xmp(xmp: bytes) -> int:
-    """The orientation in XMP; upright where there is none."""
-    match = _XMP_ORIENTATION.search(xmp)
-    return int(match[1]) if match else _UPRIGHT
-
-
-def _of_exif(exif: bytes) -> int | None:
-    """The orientation in the first directory of a TIFF structure; None where none can be read."""
+def _orientation(exif: bytes) -> int:
+    """The orientation in the first directory of a TIFF structure; upright where none is there."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     try:
         (start,) = unpack_from(f"{order}I", exif, 4)
@@ -149,4 +103,4 @@ def _of_exif(exif: bytes) -> int | None:
                 return value if 1 <= value <= 8 else _UPRIGHT
     except struct.error:  # cut short, or of another order
         pass
-    return None
+    return _UPRIGHT

@@ -143,21 +143,6 @@ def test_colour_is_taken_as_it_is():
     assert depth_of(data, Reading()) == EIGHT_BITS
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_a_palette_gives_the_colours(bits):
-    """Ultrasound, with entries of 8 or of 16 bits."""
-    codes = np.arange(4096).reshape(64, 64).astype(np.uint8)
-    tables = [np.arange(256) ^ mask for mask in (0, 0x55, 0xFF)]
-    tags = {"PhotometricInterpretation": "PALETTE COLOR"}
-    for colour, table in zip(("Red", "Green", "Blue"), tables, strict=True):
-        entries = table.astype(np.uint8) if bits == 8 else (table * 257).astype("<u2")
-        tags[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
-        tags[f"{colour}PaletteColorLookupTableData"] = entries.tobytes()
-    data = dicom(codes, bits=8, **tags)
-    assert (decode(data, PixelPolicy(size=64)) == np.stack([t[codes] for t in tables], -1)).all()
-    assert depth_of(data, Reading()) == EIGHT_BITS
-
-
 def test_several_frames_are_refused_or_one_is_chosen():
     """The first, or the one in the middle."""
     frames = np.stack([np.full((32, 32), 1000 * k, np.uint16) + RAMP[:32, :32] for k in range(4)])
@@ -173,11 +158,7 @@ def test_several_frames_are_refused_or_one_is_chosen():
     [
         (dicom(RAMP, Rows=20_000, Columns=20_000), r"too large \(20000 x 20000, limit 50 Mpx"),
         (dicom(RAMP, PhotometricInterpretation="PALETTE COLOR"), "PALETTE COLOR with 16 bits"),
-        (
-            dicom((RAMP >> 4).astype(np.uint8), bits=8, PhotometricInterpretation="PALETTE COLOR"),
-            "damaged palette",
-        ),
-        (dicom(RAMP, WindowCenter=5, WindowWidth=0), "window of width -1"),
+        (dicom(RAMP, WindowCenter=5, WindowWidth=0), "^damaged .*Window Width must be greater"),
         (dicom(RAMP)[:-3000], "^damaged"),
         (dicom(RAMP)[:300], "^(damaged DICOM|DICOM without pixels)"),
     ],

@@ -32,10 +32,6 @@ RATIONAL = tiff(
 )
 
 
-XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-PROFILE = b"\nexif\n      58\n" + (b"Exif\0\0" + RATIONAL).hex().encode()
-
-
 def segment(marker: int, body: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
@@ -111,20 +107,7 @@ READABLE = {
     + segment(0xE1, b"Exif\0\0" + RATIONAL[20:])
     + jpeg()[2:],
     "in a chunk of its own": with_chunk(b"eXIf", RATIONAL),
-    "in XMP": with_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP),
-    "in XMP of PNG": with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
-    "in packed XMP of PNG": with_chunk(
-        b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + zlib.compress(XMP)
-    ),
-    "in a text of PNG": with_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(PROFILE)),
 }
-
-
-@pytest.mark.parametrize("name", [name for name in READABLE if "XMP" in name or "text" in name])
-def test_pillow_finds_the_same_orientation_in_texts(name):
-    """It is the reader that others use."""
-    exif = Image.open(io.BytesIO(READABLE[name])).getexif()
-    assert exif[0x0112] == TURNED
 
 
 @pytest.mark.parametrize("name", READABLE)
