@@ -138,14 +138,14 @@ _conflicts_option = click.option(
     "--allow-conflicts", is_flag=True, help="Keep identical images that are in two classes."
 )
 _figures_option = click.option(
-    "--figures/--no-figures", default=True, show_default=True, help="Draw the results."
+    "--figures/--no-figures", default=None, help="Draw the results; default: unless --quick."
 )
 _strict_option = click.option(
     "--strict", is_flag=True, help="An image that cannot be used is an error."
 )
 _backbone_option = click.option("--backbone", help="Needed when the study has several.")
 _effort_options = _all_of(
-    click.option("--quick", is_flag=True, help="Less resampling, fewer seeds: for a first look."),
+    click.option("--quick", is_flag=True, help="Less resampling, fewer seeds, no figures."),
     click.option("--thorough", is_flag=True, help="More seeds, folds and draws; takes minutes."),
 )
 _device_option = click.option(
@@ -301,6 +301,12 @@ def _effort(flags: Mapping[str, Any], quick: Any, thorough: Any) -> Any:
     if flags["quick"] and flags["thorough"]:
         raise click.UsageError("--quick and --thorough exclude each other")
     return quick if flags["quick"] else thorough if flags["thorough"] else None
+
+
+def _drawn_too(flags: Mapping[str, Any]) -> bool:
+    """Whether figures are asked for; with --quick they would take a third of the time."""
+    drawn = flags["figures"]
+    return not flags.get("quick") if drawn is None else bool(drawn)
 
 
 def _say(lines: Iterable[str], *, quiet: bool) -> None:
@@ -504,8 +510,9 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     shown: list[dict[str, Any]] = []
     drawing: list[Any] = []
     # A process of its own: drawing would hold Python's lock while heads are fitted out of fold.
-    with Processes(int(flags["figures"])) as processes:
-        if flags["figures"] and not (loaded.results / "heads.json").exists():
+    figures = _drawn_too(flags)
+    with Processes(int(figures)) as processes:
+        if figures and not (loaded.results / "heads.json").exists():
             processes.submit(_prepare_to_draw)  # a later run may have nothing to draw
         from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare  # meanwhile
 
@@ -520,7 +527,7 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
         )
 
         def show_scores(so_far: dict[str, Any], file: bytes) -> None:
-            if file and flags["figures"]:
+            if file and figures:
                 newest = so_far | {"backbones": so_far["backbones"][-1:]}
                 drawing.append(processes.submit(_draw, "heads", newest, loaded, file))
             _show("heads", so_far, quiet=quiet, before=shown[-1] if shown else None)
@@ -637,12 +644,13 @@ _FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
 @_figures_option
 @command
 @each_finding
-def finetune(study: Any, *, quiet: bool, figures: bool, **flags: Any) -> dict[str, Any]:
+def finetune(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     """See ``_FINETUNE_HELP``."""
     from pipeline.errors import PartsError, PipelineError
     from pipeline.finetune.stage import FinetuneOptions
     from pipeline.finetune.stage import finetune as run
 
+    figures = _drawn_too({"figures": flags.pop("figures")})
     options = FinetuneOptions(
         methods=flags.pop("methods"),
         image_size=flags.pop("image_size"),
@@ -685,7 +693,7 @@ def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     options = replace(effort, samples=_samples(**accepted), head=flags["head"])
     loaded = _with_recipe(study, flags)
     record = analyse(loaded, options)
-    draw = partial(_draw, "shift", record, loaded) if flags["figures"] else dict
+    draw = partial(_draw, "shift", record, loaded) if _drawn_too(flags) else dict
     return _publish("shift", record, loaded, quiet=quiet, draw=draw)
 
 
