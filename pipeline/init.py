@@ -5,20 +5,19 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, scan_stacks
 from pipeline.data.dicom import is_dicom
 from pipeline.data.image_tables import find_columns, several_findings
 from pipeline.data.images import HEAD_BYTES
-from pipeline.data.items import NO_CLASS, Item, Listing, images_below, read_file
-from pipeline.data.layouts import folders_in_classes, wrong_layout
+from pipeline.data.items import NO_CLASS, Item, Listing, read_file
+from pipeline.data.layouts import splits_in_classes, wrong_layout
 from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.sources import scan
-from pipeline.data.tables import SUFFIXES, Row, read_rows
+from pipeline.data.tables import Row, read_rows
 from pipeline.errors import StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable
@@ -33,8 +32,6 @@ _PATIENT_PATTERNS = (
 _MOST = 0.95
 #: Names of files that are shown of each class.
 _SHOWN = 3
-#: Rows of a table in which the names of images are looked for.
-_ROWS = 100
 _PREFERRED = "densenet121"
 
 
@@ -53,7 +50,6 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     notes: list[str] = []
     for name in backbones:
         check_backbone_name(name)
-    data = [_table_of_images(path, notes) or path for path in data]
     lines = [f"name = {_quoted(_study_name(output))}", "seed = 0"]
     if findings := _findings(data[0]):
         notes.append("[source] images have several findings; each is a study of its own")
@@ -66,35 +62,6 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return notes
-
-
-def _table_of_images(path: Path, notes: list[str]) -> Path | None:
-    """The table in a folder whose images are of one class at most; None elsewhere."""
-    tables = [f for f in path.glob("*") if f.suffix.lower() in SUFFIXES] if path.is_dir() else []
-    if not tables or len({item.label for item in scan(Domain(path=path)).items}) > 1:
-        return None
-    tables = [table for table in tables if _names_classes(table)]
-    names = ", ".join(sorted(printable(table.name) for table in tables))
-    if len(tables) > 1:
-        raise StudyError(
-            f"{path} has no class folders, and tables: {names}. Give the one that has the classes: "
-            f"headrace init {path / 'NAME.csv'}"
-        )
-    if not tables:
-        return None
-    notes.append(f"{path} has no class folders; the classes are taken from {names}")
-    return tables[0]
-
-
-def _names_classes(file: Path) -> bool:
-    """Whether a table has images and their classes, or findings: others may lie beside images."""
-    header = next(read_rows(file), Row(1, []))
-    try:
-        findings = several_findings(file)
-        find_columns(ImageTable(file=file), header, labelled=not findings)
-    except StudyError:
-        return False
-    return True
 
 
 def default_backbone() -> tuple[str, str]:
@@ -162,7 +129,7 @@ def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]
     else:
         rows = read_rows(path)
         header = next(rows, Row(1, []))
-        table = ImageTable(file=path, columns=_path_column(path), finding=finding)
+        table = ImageTable(file=path, finding=finding)
         labelled = Domain(path=path, table=table).labelled
         table = replace(table, columns=find_columns(table, header, labelled=labelled))
         at = [header.cells.index(name) for name in table.columns.get("domain", ())]
@@ -170,21 +137,6 @@ def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]
         for hospital in [name for name in hospitals if name or not at]:
             domain = Domain(path=path.parent, table=replace(table, domain=hospital))
             yield _folder_name(hospital or path.stem), domain
-
-
-def _path_column(file: Path) -> dict[str, tuple[str, ...]]:
-    """The column in whose cells the names of images stand, where none is called like that."""
-    header, *rows = [*islice(read_rows(file), _ROWS)] or [Row(1, [])]
-    with suppress(StudyError):
-        find_columns(ImageTable(file=file), header, labelled=False)
-        return {}
-    images = [PurePosixPath(item.path) for item in images_below(file.parent).items]
-    names = {name for path in images for name in (str(path), path.name, path.stem)}
-    columns = zip(*(row.cells for row in rows), strict=True)
-    for column, cells in zip(header.cells, columns, strict=False):
-        if sum(cell in names for cell in cells) >= _MOST * len(cells):
-            return {"path": (column,)}
-    return {}
 
 
 def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) -> list[str]:
@@ -244,7 +196,7 @@ def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, di
             path=domain.path / layout.path,
             ignore=(*(domain.ignore or ()), *layout.ignore),
         )
-    if text := folders_in_classes(scan(domain).items):
+    if text := splits_in_classes(scan(domain).items):
         notes.append(f"[{table}] {text}")
     return domain, {}
 

@@ -7,7 +7,7 @@ Paths are looked up among the files that are really below the folder of images.
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 #: Names by which a column is known, without spaces, lines and capitals.
 _USUAL = {
     "path": ("path", "filepath", "imagepath", "filename", "file", "image", "imageindex", "imageid",
-             "imagename", "dicompath", "isicid", "id"),
+             "imagename", "dicompath", "isicid", "id", "idcode"),
     "label": ("label", "class", "target", "diagnosis", "finding", "findinglabels", "category",
               "dx"),
     "patient": ("patient", "patientid", "subject", "subjectid", "patientnumber"),
@@ -68,7 +68,12 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
             f"{domain.name}: no image of {table.file} is below {domain.path}, or their names are "
             f"there twice{why}. Write images = FOLDER, where its paths start"
         )
-    table.check_finding(domain, (item.label for item in items.values()))
+    if table.finding and not any(table.knows(item.label) for item in items.values()):
+        raise StudyError(
+            f"{domain.name}: no row of {table.file} names {table.finding!r}. Write values = "
+            f'{{{table.finding!r} = "NAME"}} with what it is called there; of a target, '
+            "findings = [...] may list those that it knows"
+        )
     if absent:
         _LOG.warning(
             "%s: %s of %s %s not below %s, or their names are there twice; first: %s",
@@ -132,16 +137,6 @@ def find_columns(
             f"{_WHERE}",
         )
     return columns
-
-
-def check_finding(domain: Domain) -> None:
-    """Refuse a table that does not know the finding.
-
-    Raises:
-        StudyError: With what to write.
-    """
-    table = _Table(domain)
-    table.check_finding(domain, map(table.label, table.rows()))
 
 
 def several_findings(file: Path) -> list[str]:
@@ -260,27 +255,9 @@ class _Table:
             fail(self.file, row.line, f"it is of {' and '.join(fits)}; allowed is one class a row")
         return fits[0] if fits else None
 
-    def check_finding(self, domain: Domain, labels: Iterable[str | None]) -> None:
-        """Refuse a table that does not know the finding: all its images would be without it.
-
-        Args:
-            domain: Whose table it is.
-            labels: Of its rows; no more are asked for than it takes.
-
-        Raises:
-            StudyError: No cell says that it is there or not, or no text names it.
-        """
-        if self.finding and not any(map(self._knows, labels)):
-            raise StudyError(
-                f"{domain.name}: no row of {self.file} names {self.finding!r}. Write values = "
-                f'{{{self.finding!r} = "NAME"}} with what it is called there; of '
-                "a target, findings = [...] may list those that it knows"
-            )
-
-    def _knows(self, label: str | None) -> bool:
-        if self._marks:
-            return label not in (None, NO_CLASS)
-        return label == self.finding
+    def knows(self, label: str) -> bool:
+        """Whether a label shows that the table names the finding."""
+        return label != NO_CLASS if self._marks else label == self.finding
 
     def _has_finding(self, row: Row) -> bool | None:
         """Whether the finding is marked in its columns, or among texts with ``|`` between."""

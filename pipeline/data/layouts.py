@@ -23,8 +23,6 @@ _LOG = logging.getLogger(__name__)
 _SPLITS = [name for names in SPLIT_NAMES.values() for name in names]
 #: A folder with more folders than this holds patients, not classes.
 _MOST_CLASSES = 30
-#: The same for folders that are in each class.
-_MOST_IN_EACH = 10
 _MASKS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}
 _MASK_FILE = re.compile(r"(.+)([ _-](?:mask|seg|segmentation|annotation))[ _-]?\d*", re.IGNORECASE)
 
@@ -85,7 +83,7 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
     """Refuse class folders that would be read as other classes or other images than are meant.
 
-    Folders that are the same in every class folder are a warning.
+    Splits within the class folders are a warning.
 
     Raises:
         StudyError: With the line of the study file that corrects it.
@@ -97,12 +95,12 @@ def check_layout(domain: Domain, items: Sequence[Item]) -> None:
             f"{domain.name}: in {domain.path} {layout.text}. Write {layout.setting(domain.path)}, "
             "or ignore = [] if it is meant as it is"
         )
-    if not in_splits and (text := folders_in_classes(items)):
+    if not in_splits and (text := splits_in_classes(items)):
         _LOG.warning("%s: %s", domain.name, text)
 
 
-def folders_in_classes(items: Sequence[Item]) -> str:
-    """What to say of splits, or of other folders that are the same, in all classes; or nothing."""
+def splits_in_classes(items: Sequence[Item]) -> str:
+    """What to say of splits within the class folders, or nothing."""
     folders = _folders([item.path for item in items if item.row is None])
     below = dict.fromkeys(name for names in folders.values() for name in names)
     splits = [name for name in below if name.casefold() in _SPLITS]
@@ -110,13 +108,6 @@ def folders_in_classes(items: Sequence[Item]) -> str:
         return (
             f"the class folders are divided into {', '.join(splits)}; all of their images are "
             f'taken. To leave one out, write for example ignore = ["*/{splits[-1]}/*"]'
-        )
-    same = all(set(names) == set(below) for names in folders.values()) and "" not in below
-    if len(folders) > 1 and same and 1 < len(below) <= _MOST_IN_EACH:
-        return (
-            f"each of the class folders {_listed([*folders])} holds the folders {_listed([*below])}"
-            f". If these are the classes, the path is one level too high: add "
-            f"/{next(iter(folders))} to it, and make the others targets"
         )
     return ""
 

@@ -32,7 +32,7 @@ from pipeline.data.items import (
 from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.tables import read_lines
 from pipeline.errors import ImageError, StudyError
-from pipeline.study import GIVEN, LIST, Domain, SourceDomain, Study
+from pipeline.study import GIVEN, LIST, Domain, SourceDomain
 from pipeline.words import are, composed, counted, printable
 
 _LOG = logging.getLogger(__name__)
@@ -241,19 +241,6 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content
-
-
-def warn_of_unnamed_findings(study: Study) -> None:
-    """Say which findings a table does not name, before a network has run for an hour."""
-    for finding in study.findings:
-        for domain in study.of_finding(finding).domains:
-            if domain.table is None or not domain.labelled:
-                continue
-            kind = arrays if arrays.is_archive(domain.path) else image_tables
-            try:
-                kind.check_finding(domain)
-            except StudyError as unnamed:
-                _LOG.warning("%s", unnamed)
 
 
 def _described(entries: list["os.DirEntry[str]"]) -> str:

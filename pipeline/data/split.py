@@ -18,9 +18,6 @@ from pipeline.study import SourceDomain
 from pipeline.words import counted, have, printable
 
 _LOG = logging.getLogger(__name__)
-#: Warn where validation holds less than this share of what was asked for, or more than its
-#: inverse.
-_FAR = 2 / 3
 
 
 def split_source(
@@ -52,12 +49,10 @@ def split_source(
         return np.full(len(label), FIT)
     if isinstance(source.validation, float) and not source.is_given:
         split = split_by_patient(label, group, share=source.validation, seed=seed, names=classes)
-        _warn_share(source.validation, split)
     else:
         split = given
         _check_splits(label, split, classes)
         _warn_given(group, split)
-    _warn_folds(classes, label, group, split)
     return split
 
 
@@ -84,33 +79,6 @@ def _warn_given(group: Sequence[str], split: NDArray[np.str_]) -> None:
             "source: %s %s images in both fit and validation of the given division, so the numbers "
             "of validation are too good; validation = 0.2 without split divides by patient",
             *(counted(len(both), "patient"), have(len(both))),
-        )
-
-
-def _warn_folds(
-    classes: Sequence[str], label: NDArray[np.int64], group: Sequence[str], split: NDArray[np.str_]
-) -> None:
-    """Warn of classes that have one patient in the fit split, so that no fold can omit one."""
-    fit = split == FIT
-    pairs = {*zip(label[fit].tolist(), np.asarray(group)[fit].tolist(), strict=True)}
-    patients = Counter(k for k, _ in pairs)
-    single = [printable(name) for k, name in enumerate(classes) if patients[k] == 1]
-    if single:
-        _LOG.warning(
-            "one patient in the fit split has all images of %s: heads whose parameters are chosen "
-            "by folds of patients need two, so most will fail; add images of other patients",
-            ", ".join(single),
-        )
-
-
-def _warn_share(share: float, split: NDArray[np.str_]) -> None:
-    """Warn where validation is far from the share of the source's images asked for."""
-    actual = float((split == VALIDATION).mean())
-    if not _FAR <= actual / share <= 1 / _FAR:
-        _LOG.warning(
-            "source: validation holds %.0f %% of the images where %.0f %% were asked for, because "
-            "patients stay whole and are few or large",
-            *(100 * actual, 100 * share),
         )
 
 

@@ -176,19 +176,6 @@ def test_splits_below_the_classes_are_said(study_file, caplog):
     assert 'ignore = ["*/test/*"]' in caplog.text or 'ignore = ["*/train/*"]' in caplog.text
 
 
-def test_folders_that_are_the_same_in_all_classes_are_said(study_file, caplog):
-    """Two hospitals in one folder look like two classes; they may be meant so."""
-    Path("up").mkdir()
-    for name in ("here", "there"):
-        Path(name).rename(f"up/{name}")
-    study_file.write_text(study_file.read_text().partition("[target")[0].replace("here", "up"))
-    study_file.write_text(study_file.read_text() + "[backbone.tiny]\n")
-    assert load_samples(load_study(study_file))[0].classes == ("here", "there")
-    sentence = "each of the class folders here, there holds the folders a, b. If these are the cl"
-    assert sentence in caplog.text
-    assert any(sentence in note for note in write_study([Path("up")], Path("own.toml"), ["tiny"]))
-
-
 def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     """Splits one level below an unneeded folder, masks beside images: the study runs.
 
@@ -213,32 +200,6 @@ def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     assert "[source] 24 images, classes: a, b\n  a     12  p50" in text
 
 
-def test_init_takes_the_classes_from_a_table_beside_images_without_class_folders(tmp_path):
-    """As the HAM10000 set comes, whose classes are in the column dx; two tables are asked about."""
-    with_files(tmp_path / "img", "p1.png", "p2.png")
-    table = tmp_path / "metadata.csv"
-    table.write_text("image_id,dx,site\np1,nevus,vienna\np2,melanoma,vienna\n")
-    notes = write_study([tmp_path], tmp_path / "own.toml", ["densenet121"])
-    assert f"{tmp_path} has no class folders; the classes are taken from metadata.csv" in notes
-    assert load_study(tmp_path / "own.toml").source.table.file.samefile(table)
-    table.with_name("log.csv").write_text("time,who\n1,2\n")
-    write_study([tmp_path], tmp_path / "third.toml", ["densenet121"])
-    table.with_name("test.csv").write_text("image_id,dx\n")
-    with pytest.raises(StudyError, match=r"tables: metadata.csv, test.csv. Give the one"):
-        write_study([tmp_path], tmp_path / "other.toml", ["densenet121"])
-
-
-def test_init_finds_the_column_of_the_images_by_its_cells(tmp_path):
-    """Whatever it is called; rows of no hospital are of none."""
-    with_files(tmp_path / "img", *(f"{k}.png" for k in range(6)))
-    rows = [f"{k},{'ab'[k % 2]},{('Oslo', 'Bergen', '')[k // 2]}\n" for k in range(6)]
-    (tmp_path / "t.csv").write_text("id_code,label,hospital\n" + "".join(rows))
-    write_study([tmp_path / "t.csv"], tmp_path / "own.toml", ["densenet121"])
-    study = load_study(tmp_path / "own.toml")
-    assert study.source.table.columns["path"] == ("id_code",)
-    assert [d.table.domain for d in study.domains] == ["Oslo", "Bergen"]
-
-
 def test_init_takes_numbered_folders_in_the_classes_as_patients(tmp_path):
     """Names such as image1.jpg say nothing of a patient."""
     paths = [f"data/{c}/patient{p:03}/image1.png" for c in "ab" for p in range(3)]
@@ -261,21 +222,6 @@ def test_init_refuses_folders_without_classes(tmp_path, paths, sentence):
     with_files(tmp_path / "data", *paths)
     with pytest.raises(StudyError, match=sentence):
         write_study([tmp_path / "data"], tmp_path / "own.toml", ["densenet121"])
-
-
-def test_classes_that_differ_in_capitals_alone_are_refused(tmp_path):
-    """Benign and benign are two spellings, unless the study lists both."""
-    data = write_images(tmp_path / "data", 24)
-    (data / "A").mkdir()
-    for image in sorted((data / "a").iterdir())[6:]:
-        image.rename(data / "A" / image.name)
-    text = '[source]\npath = "data"\n[backbone.densenet121]\n'
-    file = tmp_path / "own.toml"
-    file.write_text(text)
-    with pytest.raises(StudyError, match="has the classes A and a: give them one name"):
-        load_samples(load_study(file))
-    file.write_text(f'classes = ["A", "a", "b"]\n{text}')
-    assert load_samples(load_study(file))[0].classes == ("A", "a", "b")
 
 
 def test_results_and_stores_beside_the_classes_are_no_data(study_file):

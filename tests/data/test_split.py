@@ -1,16 +1,13 @@
 """The split of the source: by patient, stratified, the same whatever is added; and as it came."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.patients import FIT, VALIDATION
-from pipeline.data.split import join_duplicates, split_by_patient, split_source
+from pipeline.data.patients import VALIDATION
+from pipeline.data.split import join_duplicates, split_by_patient
 from pipeline.errors import StudyError
-from pipeline.study import GIVEN, SourceDomain
 from tests.data.test_patients import arrays, cohorts
 
 
@@ -98,23 +95,3 @@ def test_patients_that_share_an_image_become_one_transitively():
     joined = join_duplicates(group, key)
     assert len(set(joined[:4])) == 1
     assert joined[4] == "d"
-
-
-def test_a_class_of_one_patient_to_learn_from_is_named(caplog):
-    """Two patients, of whom one is held out, leave one."""
-    source = SourceDomain(path=Path("x"), split=GIVEN)
-    label, group, classes = np.array([0, 0, 0, 1, 1]), [*"abcde"], ("ill", "well")
-    split = np.array([FIT, FIT, VALIDATION, FIT, VALIDATION])
-    kept = split_source(source, label, group, given=split, classes=classes, seed=0)
-    assert (kept == split).all()
-    assert "has all images of well: heads" in caplog.text
-
-
-@pytest.mark.parametrize(("patients", "said"), [(2, True), (20, False)])
-def test_a_share_far_from_what_was_asked_for_is_said(patients, said, caplog):
-    """One of two patients is half of the images, where a fifth was asked for."""
-    label = np.arange(200) // 100
-    group = [f"{k}-{i % patients}" for i, k in enumerate(label)]
-    source = SourceDomain(path=Path("x"), validation=0.2)
-    split_source(source, label, group, given=label, classes=("ill", "well"), seed=0)
-    assert ("validation holds 50 % of the images" in caplog.text) == said
