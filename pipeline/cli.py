@@ -176,12 +176,14 @@ def _store_option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
 
 
 def _default_store() -> Path:
-    return Path(os.environ.get("HEADRACE_FEATURES") or "features")
+    from pipeline.study import default_store
+
+    return default_store()
 
 
 def _load(file: Path) -> Any:
     from pipeline.features.backbones import check_backbone_name
-    from pipeline.study_file import load_study
+    from pipeline.study import load_study
 
     study = load_study(file)
     for choice in study.backbones:

@@ -34,7 +34,7 @@ from pipeline.finetune.stage import FinetuneOptions, finetune  # noqa: E402
 from pipeline.heads.save import head_folder  # noqa: E402
 from pipeline.predict import predict as predict_images  # noqa: E402
 from pipeline.results import read_set, write_set  # noqa: E402
-from pipeline.study_file import load_study  # noqa: E402
+from pipeline.study import load_study  # noqa: E402
 from tests.finetune.tiny_trainable import install_trainable_tiny  # noqa: E402
 from tests.tiny import write_images, write_tiny_study  # noqa: E402
 

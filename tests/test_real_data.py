@@ -15,7 +15,7 @@ from pipeline.data.sources import read_image
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import frozen_network, store_for
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.image_files import listed
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "cxr"

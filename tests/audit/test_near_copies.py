@@ -12,7 +12,7 @@ from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.tables import read_lines
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.audit_worlds import smooth_study
 from tests.test_cli import run
 from tests.tiny import install_tiny_backbone

@@ -30,7 +30,7 @@ from pipeline.evaluation.separability import Separability
 from pipeline.features import backbones
 from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, load_features
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.audit.conftest import TORCH
 from tests.image_files import facts_of_file, jpeg, picture, png
 from tests.tiny import FileWeights

@@ -14,7 +14,7 @@ from pipeline.data.leaks import LEAK, NOTE, OK, Finding, refuse_leaks
 from pipeline.data.samples import load_samples
 from pipeline.errors import CheckFailedError
 from pipeline.features.extract import extract
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.audit.conftest import TORCH
 from tests.result_files import record_of
 from tests.test_cli import ENGINE, run

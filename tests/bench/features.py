@@ -65,7 +65,7 @@ from collections import deque
 from pathlib import Path
 from pipeline.features.engines import EngineChoice, start_engine
 from pipeline.features.load import frozen_network
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 choice = load_study(Path(sys.argv[1])).backbones[0]
 engine = start_engine(lambda: frozen_network(choice), EngineChoice(device=sys.argv[3]), "fp32")
 batch = np.random.default_rng(0).integers(0, 256, (engine.batch_size, 224, 224, 3), np.uint8)

@@ -30,7 +30,7 @@ from pipeline.data.sources import scan
 from pipeline.features import backbones, ray_extract
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.image_files import raw_png, rows_of
 from tests.tiny import install_tiny_backbone, table_with_tiny
 

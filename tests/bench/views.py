@@ -30,8 +30,7 @@ from pipeline.evaluation.predictions import (
 )
 from pipeline.features.backbones import BACKBONES
 from pipeline.features.extract import extract
-from pipeline.study import AT, Concatenation, Study
-from pipeline.study_file import load_study
+from pipeline.study import AT, Concatenation, Study, load_study
 from pipeline.words import counted
 
 

@@ -19,7 +19,7 @@ from pipeline.data.images import PixelPolicy, decode, depth_of
 from pipeline.data.items import Item
 from pipeline.data.samples import load_samples
 from pipeline.errors import ImageError, StudyError
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.image_files import dicom, picture
 from tests.tiny import install_tiny_backbone
 

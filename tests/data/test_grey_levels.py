@@ -15,8 +15,7 @@ from pipeline.errors import ImageError, StudyError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.predict import predict
-from pipeline.study import Domain
-from pipeline.study_file import load_study
+from pipeline.study import Domain, load_study
 from tests.image_files import encoded, grey16, picture
 from tests.tiny import install_tiny_backbone
 

@@ -16,7 +16,7 @@ from pipeline.errors import StudyError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.init import write_study
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.image_files import listed, pictures, with_files, with_stack
 from tests.tiny import write_images
 

@@ -20,7 +20,7 @@ from pipeline.data.leaks import (
 )
 from pipeline.data.samples import ALL_IMAGES, load_samples
 from pipeline.errors import CheckFailedError, UnknownNameError
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.audit_worlds import facts_of, smooth_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
 

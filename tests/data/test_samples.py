@@ -23,7 +23,7 @@ from pipeline.data.samples import (
 )
 from pipeline.data.sources import read_image
 from pipeline.errors import CheckFailedError, ImageError, NoImagesError, StudyError
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.tiny import write_images
 
 COMPOSED = "Lungenentz\u00fcndung"

@@ -13,7 +13,7 @@ from pipeline.demo import SITES, SOURCE, DemoSpec, cohort, write_demo
 from pipeline.demo.hospital import Hospital, expose
 from pipeline.demo.phantom import CANVAS, CLASSES, REACH, Patient, chest
 from pipeline.errors import StudyError
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 
 SMALL = DemoSpec(n_source=12, n_target=8)
 #: Enough where it is written several times.

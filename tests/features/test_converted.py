@@ -16,7 +16,7 @@ from pipeline.features.engines import EngineChoice, start_engine
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import frozen_network, store_for
 from pipeline.features.weights import file_digest
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.tiny import install_tiny_backbone, write_images, write_tiny_study
 
 OPENVINO = ExtractOptions(engine=EngineChoice(engine="openvino", device="cpu", batch_size=4))
@@ -148,7 +148,7 @@ def test_a_second_run_does_not_import_torch(study_file):
         "b.BACKBONES = types.MappingProxyType({**b.BACKBONES, 'tiny': spec});"
         "from pipeline.features.extract import ExtractOptions, extract;"
         "from pipeline.features.engines import EngineChoice;"
-        "from pipeline.study_file import load_study;"
+        "from pipeline.study import load_study;"
         "options = ExtractOptions(engine=EngineChoice(device='cpu', batch_size=4));"
         "report = extract(load_study(Path('study.toml')), options);"
         "assert report.backbones[0].computed == 10, report;"

@@ -15,8 +15,7 @@ from pipeline.features.decoding import ONE_COLOUR
 from pipeline.features.device_decode import device_batches
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study import Domain
-from pipeline.study_file import load_study
+from pipeline.study import Domain, load_study
 from tests.image_files import jpeg, picture, png, turned
 from tests.tiny import install_tiny_backbone, write_tiny_study
 

@@ -26,7 +26,7 @@ from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import load_features, store_for
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.tiny import write_images
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
@@ -286,7 +286,7 @@ def test_kill_dash_nine_costs_at_most_one_commit(tmp_path):
     )
     script = (
         "import sys, pytest; from pathlib import Path;"
-        "from tests.tiny import install_tiny_backbone; from pipeline.study_file import load_study;"
+        "from tests.tiny import install_tiny_backbone; from pipeline.study import load_study;"
         "import pipeline.features.extract as e; from pipeline.features.engines import EngineChoice;"
         "import cache.disk as d, cache.store as s, time;"
         "folder = Path(sys.argv[1]); m = pytest.MonkeyPatch();"

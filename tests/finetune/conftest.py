@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.tiny import write_tiny_study
 

@@ -15,7 +15,7 @@ from pipeline.finetune.loop import train
 from pipeline.finetune.methods import TrainingSettings
 from pipeline.finetune.networks import Classifier, assemble, cut_of
 from pipeline.finetune.runs import Experiment, fold_norms, interpolate, run_method
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.finetune.conftest import TORCH
 from tests.tiny import write_tiny_study
 

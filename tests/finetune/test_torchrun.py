@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.features.extract import ExtractOptions, extract
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 from tests.finetune.command import install_repeatable_tiny
 from tests.finetune.conftest import TORCH, torchrun
 from tests.result_files import record_of

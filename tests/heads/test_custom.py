@@ -5,8 +5,7 @@ import pytest
 
 from pipeline.errors import StudyError
 from pipeline.heads import all_heads
-from pipeline.study import CustomHead
-from pipeline.study_file import load_study
+from pipeline.study import CustomHead, load_study
 from tests.heads.made_up_rows import made_up_rows
 
 GOOD = """

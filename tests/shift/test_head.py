@@ -11,8 +11,7 @@ from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.heads import search
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study import Concatenation
-from pipeline.study_file import load_study
+from pipeline.study import Concatenation, load_study
 from tests.result_files import rewrite
 from tests.tiny import stored_tiny_study
 

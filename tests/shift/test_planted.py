@@ -8,7 +8,7 @@ from pipeline.audit.stage import audit
 from pipeline.demo import SITES, SOURCE, DemoSpec, write_demo
 from pipeline.features.extract import extract
 from pipeline.shift.stage import ShiftOptions, analyse
-from pipeline.study_file import load_study
+from pipeline.study import load_study
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("timm", reason="the backbone with weights at hand is timm's")
