@@ -419,11 +419,11 @@ def demo(folder: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
 
     Example: headrace demo demo
     """
-    from pipeline.demo import DemoSpec, write_demo
+    from pipeline.demo import write_demo
     from pipeline.init import default_backbone
 
     backbone, why = default_backbone()
-    study = write_demo(folder, DemoSpec(seed=seed), backbone=backbone)
+    study = write_demo(folder, seed=seed, backbone=backbone)
     _say([f"{study}: backbone {backbone}, because {why}"], quiet=quiet)
     return {"study": str(study), "backbone": backbone, "because": why}
 

@@ -1,8 +1,7 @@
 """Draw one generated chest: its anatomy, and its pneumonia if it has one.
 
 A drawing is a map of attenuation, as X-rays would meet it on their way through the
-body, on a square canvas that is a little larger than the film. How a hospital turns
-it into grey values is none of this module's business (:mod:`pipeline.demo`).
+body, on a square canvas that is a little larger than the film.
 
 Chest coordinates: ``x`` to the image's right, which is the patient's left, ``y``
 downwards, both in half widths of the film, so the film spans -1 to 1; ``r = |x|``.
@@ -20,20 +19,20 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 Plane = NDArray[np.floating]
-Traits = Mapping[str, float]
+_Traits = Mapping[str, float]
 
 CLASSES = ("normal", "pneumonia")
 #: Canvas edge in pixels, and the chest coordinate of that edge.
 CANVAS = 320
 REACH = 1.2
-SHORTEST_VESSEL = 0.045
+_SHORTEST_VESSEL = 0.045
 #: Share of faint opacities, and the depth of lung in which opacities are centred.
-FAINT = 0.12
-DEEP = 0.6
+_FAINT = 0.12
+_DEEP = 0.6
 
 #: One row per trait in which chests differ: (mean, standard deviation), in chest
 #: coordinates where the name is a length.
-TRAITS: Mapping[str, tuple[float, float]] = MappingProxyType(
+_TRAITS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "girth": (0.98, 0.05),  # half width of the trunk
         "shoulder": (-0.66, 0.04),  # height at which the shoulders end
@@ -80,7 +79,7 @@ class Patient:
         text = repr((self.seed, self.name, *purpose)).encode()
         return np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest()[:16]))
 
-    def traits(self, table: Mapping[str, tuple[float, float]], *purpose: str | int) -> Traits:
+    def traits(self, table: Mapping[str, tuple[float, float]], *purpose: str | int) -> _Traits:
         """Draw one value per row (mean, standard deviation), cut at two deviations."""
         draws = np.clip(self.stream(*purpose).standard_normal(len(table)), -2, 2)
         rows = zip(table.items(), draws, strict=True)
@@ -88,16 +87,12 @@ class Patient:
 
 
 def chest(patient: Patient) -> NDArray[np.float32]:
-    """Draw a patient's attenuation map.
+    """A patient's attenuation, float32 ``(CANVAS, CANVAS)``.
 
-    Args:
-        patient: Whom to draw.
-
-    Returns:
-        Float32 ``(CANVAS, CANVAS)``: 0 in air, about 0.9 through the abdomen, up to
-        about 1.7 where heart, spine and ribs lie behind each other.
+    0 in air, about 0.9 through the abdomen, up to about 1.7 where heart, spine and ribs lie
+    behind each other.
     """
-    traits = patient.traits(TRAITS, "anatomy")
+    traits = patient.traits(_TRAITS, "anatomy")
     lung = _lung(traits)
     heart = _heart(traits)
     attenuation = _trunk(traits) * traits["thickness"]
@@ -137,7 +132,7 @@ def _ellipse(centre: tuple[float, float], axes: tuple[float, float], tilt: float
     return np.asarray(along**2 + across**2, dtype=np.float32)
 
 
-def _trunk(traits: Traits) -> Plane:
+def _trunk(traits: _Traits) -> Plane:
     """Soft tissue: an elliptical cylinder with shoulders, a neck and arms held a little away."""
     x, y = _axes()
     r = np.abs(x)
@@ -153,14 +148,14 @@ def _trunk(traits: Traits) -> Plane:
     return np.asarray((neck**6 + body**6) ** (1 / 6), dtype=np.float32)
 
 
-def _wall(traits: Traits) -> Plane:
+def _wall(traits: _Traits) -> Plane:
     """Distance inwards from the lateral wall of the thorax, which closes at the apex."""
     x, y = _axes()
     down = np.clip((y - traits["apex"]) / (traits["diaphragm"] + 0.3 - traits["apex"]), 0, 1)
     return np.asarray(traits["width"] * np.sqrt(1 - (1 - down) ** 2.6) - np.abs(x))
 
 
-def _lung(traits: Traits) -> Plane:
+def _lung(traits: _Traits) -> Plane:
     """How much air lies in the way: 0 outside the lungs, towards 1 deep inside."""
     x, y = _axes()
     r = np.abs(x)
@@ -175,7 +170,7 @@ def _lung(traits: Traits) -> Plane:
     return np.asarray(_edge(inside, 0.007) * (0.45 + 0.55 * deep), dtype=np.float32)
 
 
-def _heart(traits: Traits) -> Plane:
+def _heart(traits: _Traits) -> Plane:
     """Thickness of heart, trunk and aortic knob, 0 to 1; most of it on the patient's left."""
     size, top = traits["heart"], traits["diaphragm"] - 0.2
     shadows = (
@@ -188,7 +183,7 @@ def _heart(traits: Traits) -> Plane:
     return np.asarray(ndimage.gaussian_filter(np.max(thick, axis=0), 2.0))
 
 
-def _mediastinum(traits: Traits) -> Plane:
+def _mediastinum(traits: _Traits) -> Plane:
     """Great vessels in the middle, and the dark trachea above its fork."""
     x, y = _axes()
     dx = np.abs(x - 0.5 * traits["midline"])
@@ -196,7 +191,7 @@ def _mediastinum(traits: Traits) -> Plane:
     return np.asarray(0.1 * np.exp(-((dx / 0.15) ** 2)) - 0.09 * trachea)
 
 
-def _spine(traits: Traits) -> Plane:
+def _spine(traits: _Traits) -> Plane:
     """A column of vertebrae with brighter end plates and dark discs between them."""
     x, y = _axes()
     step = y / traits["vertebra"]
@@ -207,7 +202,7 @@ def _spine(traits: Traits) -> Plane:
     return np.asarray(column * (0.16 + 1.6 * plates))
 
 
-def _ribs(traits: Traits) -> Plane:
+def _ribs(traits: _Traits) -> Plane:
     """Posterior ribs, fainter anterior ones, and the bright rim where they turn round."""
     x, y = _axes()
     r = np.abs(x)
@@ -231,7 +226,7 @@ def _comb(index: Plane, count: int) -> Plane:
     return np.asarray(bar * ((nearest >= 0) & (nearest < count)))
 
 
-def _clavicles(traits: Traits) -> Plane:
+def _clavicles(traits: _Traits) -> Plane:
     """Two S-shaped bars from the breastbone to the shoulders."""
     x, y = _axes()
     r = np.abs(x)
@@ -262,7 +257,7 @@ def _branch(
     length: float,
 ) -> None:
     """Draw one vessel from ``start`` (x, y, direction in radians) and its two children."""
-    if length < SHORTEST_VESSEL:
+    if length < _SHORTEST_VESSEL:
         return
     x, y, angle = start
     end = (x + length * np.cos(angle), y + length * np.sin(angle))
@@ -285,13 +280,13 @@ def _texture(rng: np.random.Generator, scales: tuple[float, ...]) -> Plane:
 def _opacities(rng: np.random.Generator, lung: Plane) -> Plane:
     """Share of air lost: two to five soft, ragged clouds, mostly low, some of them faint."""
     x, y = _axes()
-    weight = (lung > DEEP) * np.exp(1.8 * y)
+    weight = (lung > _DEEP) * np.exp(1.8 * y)
     places = rng.choice(lung.size, size=rng.integers(2, 6), p=(weight / weight.sum()).ravel())
     cloud = np.zeros_like(lung)
     for place in places:
         centre = (float(x.flat[place]), float(y.flat[place]))
         axes = tuple(rng.uniform(0.14, 0.32, 2))
-        strength = rng.uniform(0.8, 1.6) if rng.random() > FAINT else 0.35
+        strength = rng.uniform(0.8, 1.6) if rng.random() > _FAINT else 0.35
         cloud += strength * np.exp(-_ellipse(centre, axes, rng.uniform(0, np.pi)))
     ragged = np.clip(1 + 0.5 * _texture(rng, (3, 6, 12)), 0, None)
     return np.asarray(1 - np.exp(-cloud * ragged), dtype=np.float32)

@@ -23,7 +23,7 @@ from pipeline.data.facts import FACTS
 from pipeline.data.images import PixelPolicy
 from pipeline.data.leaks import NOTE, OK, WARNING
 from pipeline.data.samples import load_samples
-from pipeline.demo.hospital import Hospital, expose
+from pipeline.demo import Hospital, expose
 from pipeline.demo.phantom import Patient, chest
 from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.separability import Separability

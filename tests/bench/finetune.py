@@ -25,7 +25,7 @@ import torch
 import torchvision
 
 from pipeline.data.samples import load_samples
-from pipeline.demo import DemoSpec, write_demo
+from pipeline.demo import write_demo
 from pipeline.finetune.distributed import autocast, torch_settings
 from pipeline.finetune.loop import train
 from pipeline.finetune.networks import training_loss
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         flush=True,
     )
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
-        write_demo(Path(folder, "demo"), DemoSpec(n_source=options.images, n_target=1))
+        write_demo(Path(folder, "demo"), n_source=options.images, n_target=1)
         for backbone in options.backbone or BACKBONES:
             study = _study(Path(folder), backbone)
             for line in _measure(study, options):

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.data.facts import facts_of_picture
 from pipeline.data.near_copies import find_near_copies
 from pipeline.data.patients import patient_of
-from pipeline.demo.hospital import Hospital, expose
+from pipeline.demo import Hospital, expose
 from pipeline.demo.phantom import CLASSES, Patient, chest
 from tests.audit_worlds import COPIES
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.audit.stage import audit
-from pipeline.demo import SITES, SOURCE, DemoSpec, write_demo
+from pipeline.demo import SITES, SOURCE, write_demo
 from pipeline.features.extract import extract
 from pipeline.shift.stage import ShiftOptions, analyse
 from pipeline.study import load_study
@@ -30,8 +30,7 @@ def write_hospitals(folder, n_source, n_target):
     for name, (change, _) in HOSPITALS.items():
         target = replace(SOURCE, **change)
         images = n_source if name == "same" else 1
-        spec = DemoSpec(seed=3, n_source=images, n_target=n_target, target=target)
-        write_demo(folder / name, spec)
+        write_demo(folder / name, seed=3, n_source=images, n_target=n_target, target=target)
         lines += [f"[target.{name}]", f'path = "{name}/{SITES[1]}"', PATIENTS]
     (folder / "study.toml").write_text("\n".join([*lines, "[backbone.efficientnet_lite0]", ""]))
     return load_study(folder / "study.toml")

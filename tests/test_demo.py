@@ -1,6 +1,5 @@
 """The demo is the same on every machine, and its hospitals differ as they declare."""
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,15 +8,12 @@ from PIL import Image
 from scipy import ndimage
 
 from pipeline.data.attributes import read_attributes
-from pipeline.demo import SITES, SOURCE, DemoSpec, cohort, write_demo
-from pipeline.demo.hospital import Hospital, expose
+from pipeline.demo import SITES, SOURCE, Hospital, cohort, expose, write_demo
 from pipeline.demo.phantom import CANVAS, CLASSES, REACH, Patient, chest
 from pipeline.errors import StudyError
 from pipeline.study import load_study
 
-SMALL = DemoSpec(n_source=12, n_target=8)
-#: Enough where it is written several times.
-TINY = DemoSpec(n_source=4, n_target=3, size=48)
+TINY = {"n_source": 4, "n_target": 3}
 QUIET = Hospital(noise=0.0)
 PATIENT = Patient(name="patient0001", label="normal")
 
@@ -40,98 +36,71 @@ def grey(patient=PATIENT, visit=1, **hospital):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    write_demo(folder, SMALL)
+    """The folder of a small demo; nobody changes it."""
+    folder = tmp_path_factory.mktemp("demo") / "new" / "demo"
+    write_demo(folder, **TINY)
     return folder
 
 
-def test_images_are_grey_png_of_the_declared_size(demo):
-    """8-bit grey, 224 x 224, of what the patient's chest and the hospital give."""
+def test_images_are_grey_png_of_what_the_patient_and_the_hospital_give(demo):
+    """8-bit grey, 224 x 224."""
     images = sorted(demo.rglob("*.png"))
-    assert len(images) == 20
+    assert len(images) == 7
     for path in images:
         with Image.open(path) as image:
             assert (image.format, image.mode, image.size) == ("PNG", "L", (224, 224))
             assert np.asarray(image).std() > 30
-    patient, _ = cohort(SMALL, "hospital_a")[0]
+    patient = next(iter(cohort(SOURCE, 4, first=1, seed=0)))
     path = demo / "hospital_a" / patient.label / f"{patient.name}_1.png"
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), expose(chest(patient), patient, SOURCE))
 
 
-def test_study_file_is_one_that_headrace_reads(demo, tmp_path):
-    """Both hospitals, the patient pattern, the seed, the attributes and the backbone."""
+def test_study_file_is_one_that_headrace_reads(demo):
+    """Both hospitals, the patient pattern, the attributes and the backbone."""
     study = load_study(demo / "study.toml")
     assert (study.name, study.seed) == ("demo", 0)
     assert (study.source.path, study.source.validation) == (demo / "hospital_a", 0.2)
     assert [(t.name, t.path) for t in study.targets] == [("hospital_b", demo / "hospital_b")]
-    assert {d.group for d in study.domains} == {r"^(patient\d+)"}
     assert [(s.name, s.edges) for s in study.subgroups] == [("sex", None), ("age", (40, 65))]
     for domain, site in zip(study.domains, SITES, strict=True):
+        assert domain.group == r"^(patient\d+)"
         _, groups = read_attributes(domain.attributes, study.subgroups)
-        assert set(groups) == {patient.name for patient, _ in cohort(SMALL, site)}
-    file = write_demo(tmp_path, replace(TINY, seed=3), backbone="densenet121")
-    assert [b.name for b in load_study(file).backbones] == ["densenet121"]
-    assert load_study(file).seed == 3
+        assert set(groups) == {p.name.split("_")[0] for p in (demo / site).rglob("*.png")}
 
 
-def test_same_spec_gives_the_same_bytes_and_another_seed_others(tmp_path):
-    """Here or elsewhere; nothing of a larger or an older demo stays."""
-    first = files(write_demo(tmp_path / "one", TINY).parent)
-    write_demo(tmp_path / "two", replace(TINY, seed=1, n_source=9))
-    assert not set(first.values()) & set(files(tmp_path / "two").values())
-    write_demo(tmp_path / "two", TINY)
-    assert first == files(tmp_path / "two")
-    assert Counter(path.parts[0] for path in first) == {
-        "hospital_a": 4, "hospital_a.csv": 1, "hospital_b": 3, "hospital_b.csv": 1,
-        "study.toml": 1,
-    }  # fmt: skip
+def test_equal_arguments_give_equal_bytes_and_another_seed_others(demo, tmp_path):
+    """Whatever the folder."""
+    write_demo(tmp_path / "again", **TINY)
+    assert files(demo) == files(tmp_path / "again")
+    study = load_study(write_demo(tmp_path / "other", seed=1, backbone="densenet121", **TINY))
+    assert not set(files(demo).values()) & set(files(tmp_path / "other").values())
+    assert (study.seed, study.backbones[0].name) == (1, "densenet121")
 
 
-def test_interrupted_demo_has_no_study_and_can_be_written_again(tmp_path, monkeypatch):
-    """A demo cut short shows no study file, and the next run completes it."""
-    write_demo(tmp_path / "whole", TINY)
-    write_demo(tmp_path / "cut", replace(TINY, seed=5))
+def test_an_interrupted_demo_leaves_nothing(tmp_path, monkeypatch):
+    """So the same command can be run again."""
 
     def full_disk(*_args, **_settings):
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Image.Image, "save", full_disk)
-        with pytest.raises(OSError, match="No space"):
-            write_demo(tmp_path / "cut", TINY)
-    assert not (tmp_path / "cut" / "study.toml").exists()
-    write_demo(tmp_path / "cut", TINY)
-    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_demo(tmp_path / "demo", **TINY)
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "name", ["notes.txt", "hospital_a/normal/scan.png", "hospital_c/x.png", "hospital_b/x/y.png"]
-)
-def test_folder_with_a_foreign_file_is_refused_untouched(tmp_path, name):
-    """Beside an older demo, too, somebody's own file stops the writing before it starts."""
-    write_demo(tmp_path, TINY)
-    path = tmp_path / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("mine")
-    before = files(tmp_path)
-    with pytest.raises(StudyError, match="which no demo wrote; allowed is a new or empty folder"):
-        write_demo(tmp_path, replace(TINY, seed=1))
-    assert files(tmp_path) == before
-
-
-def test_what_only_looks_like_a_demo_is_refused(tmp_path):
-    """The study file must say so; a file is no folder; a seed is not negative."""
-    path = tmp_path / "hospital_a" / "normal" / "patient0001_1.png"
-    path.parent.mkdir(parents=True)
-    path.write_text("mine")
-    (tmp_path / "study.toml").write_text('name = "mine"')
-    for folder, message in ((tmp_path, "no demo wrote"), (path, "is a file; .* choose another")):
-        with pytest.raises(StudyError, match=message):
-            write_demo(folder, TINY)
-    assert path.read_text() == "mine"
-    with pytest.raises(StudyError, match="seed = -1; allowed is 0 or more"):
-        DemoSpec(seed=-1)
+def test_what_is_there_already_is_refused_untouched(tmp_path):
+    """A folder or a file; a seed is not negative."""
+    file = tmp_path / "demo" / "study.toml"
+    file.parent.mkdir()
+    file.write_text("mine")
+    for place in (file, file.parent):
+        with pytest.raises(StudyError, match="is there already: remove it, or choose another"):
+            write_demo(place, **TINY)
+    assert files(tmp_path) == {file.relative_to(tmp_path): b"mine"}
+    with pytest.raises(StudyError, match="seed -1: allowed is 0 or more"):
+        write_demo(tmp_path / "new", seed=-1)
 
 
 # --- patients
@@ -140,31 +109,29 @@ def test_what_only_looks_like_a_demo_is_refused(tmp_path):
 @pytest.mark.parametrize("prevalence", [0.1, 0.35, 0.8])
 def test_counts_are_the_declared_ones(prevalence):
     """Images add up exactly, pneumonia to within two images, 1 to 3 images a patient."""
-    hospital = Hospital(prevalence=prevalence)
-    spec = DemoSpec(seed=3, source=hospital, target=hospital)
     names = []
-    for site, images in zip(SITES, (spec.n_source, spec.n_target), strict=True):
-        people = cohort(spec, site)
-        assert sum(count for _, count in people) == images
-        assert {count for _, count in people} == {1, 2, 3}
-        ill = sum(count for patient, count in people if patient.label == "pneumonia")
+    for first, images in ((1, 400), (2, 200)):
+        people = cohort(Hospital(prevalence=prevalence), images, first=first, seed=3)
+        assert sum(people.values()) == images
+        assert set(people.values()) == {1, 2, 3}
+        ill = sum(count for patient, count in people.items() if patient.label == "pneumonia")
         assert abs(ill - prevalence * images) <= 2
-        names += [patient.name for patient, _ in people]
+        names += [patient.name for patient in people]
     assert len(set(names)) == len(names)  # no patient is at both hospitals
 
 
 def test_neither_prevalence_nor_more_images_move_the_patients_before():
     """The same patients come as often; those who were ill at a low prevalence stay so."""
-    low, high = (
-        dict(cohort(DemoSpec(source=Hospital(prevalence=p)), "hospital_a")) for p in (0.3, 0.6)
-    )
+    low, high = (cohort(Hospital(prevalence=p), 400, first=1, seed=0) for p in (0.3, 0.6))
     assert [(p.name, n) for p, n in low.items()] == [(p.name, n) for p, n in high.items()]
     ill_low, ill_high = ({p.name for p in who if p.label == CLASSES[1]} for who in (low, high))
     assert len(ill_low - ill_high) <= 2
     assert len(ill_high) > 1.5 * len(ill_low)
-    fewer = cohort(DemoSpec(n_source=50), "hospital_a")[:-1]  # the last may have been cut short
-    more = cohort(DemoSpec(n_source=100), "hospital_a")[: len(fewer)]
-    assert [(p.name, n) for p, n in fewer] == [(p.name, n) for p, n in more]
+    fewer, more = (
+        [(p.name, count) for p, count in cohort(SOURCE, images, first=1, seed=0).items()]
+        for images in (50, 100)
+    )
+    assert fewer[:-1] == more[: len(fewer) - 1]  # the last may have been cut short
 
 
 def test_pneumonia_adds_density_inside_the_lungs_only():
@@ -199,7 +166,7 @@ def test_exposure_is_a_gain_cut_at_white_and_gamma_an_exponent():
 
 
 def test_noise_has_the_declared_deviation_and_no_structure():
-    """What noise adds is white, of the declared deviation, away from black and white."""
+    """White, away from black and white."""
     plain = grey()
     for noise in (0.02, 0.06):
         added = grey(noise=noise) - plain
@@ -209,16 +176,12 @@ def test_noise_has_the_declared_deviation_and_no_structure():
         assert abs(np.corrcoef(added[:, 1:].ravel(), added[:, :-1].ravel())[0, 1]) < 0.02
 
 
-def test_blur_takes_detail_and_leaves_brightness():
-    """Blur lowers the fine structure a Gaussian of that width lowers, and not the mean."""
+def test_blur_takes_detail_and_field_of_view_is_a_zoom_about_the_centre():
+    """A Gaussian of that width leaves brightness; at 2 the picture is its enlarged middle."""
     plain, soft = grey()[20:-20, 20:-20], grey(blur=1.5)[20:-20, 20:-20]
     assert soft.mean() == pytest.approx(plain.mean(), abs=0.002)
     expected = ndimage.gaussian_filter(plain, 1.5)[8:-8, 8:-8]
     assert np.abs(soft[8:-8, 8:-8] - expected).max() < 0.015
-
-
-def test_field_of_view_is_a_zoom_about_the_centre():
-    """At 2 the picture is the enlarged middle of the picture at 1."""
     middle = Image.fromarray(grey()[56:168, 56:168].astype(np.float32))
     enlarged = np.asarray(middle.resize((224, 224), Image.Resampling.BILINEAR))
     inner = (slice(20, -20), slice(30, -30))  # clear of the collimator's border
@@ -227,7 +190,7 @@ def test_field_of_view_is_a_zoom_about_the_centre():
 
 
 def test_marker_lies_in_the_corner_and_changes_nothing_else():
-    """The marker is bright and stays in the upper right ninth of the picture."""
+    """It is bright and stays in the upper right of the picture."""
     for number in range(1, 8):
         plain, changed = grey(other(number)), grey(other(number), marker_normal=1.0)
         rows, columns = np.nonzero(plain != changed)
