@@ -285,8 +285,8 @@ def _reuse(run: _Run, features: FeatureTable) -> _Heads:
         if stored := read_fit(folder, keys[name]):
             fit, digests = stored
             heads.add_files(results, folder, digests)
-            if with_folds := fit.with_folds(options.repeats):
-                usable[name] = with_folds
+            if options.repeats <= (0 if fit.out_of_fold is None else len(fit.out_of_fold)):
+                usable[name] = fit
     heads.fits = {name: usable[name] for name in run.specs if name in usable}
     if run.earlier and heads.fits.keys() == run.specs.keys():
         for entry in run.earlier.record["backbones"]:

@@ -19,12 +19,11 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from multiprocessing.connection import Connection, wait
 from threading import Thread
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -62,10 +61,10 @@ class _Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         other.close()
 
-    def ask(self, number: int, arguments: tuple[Any, ...]) -> None:
+    def ask(self, number: int) -> None:
         """Have it do a job; before the next question its answer must be taken."""
         with suppress(BrokenPipeError):  # the answer says so
-            self.pipe.send((number, arguments))
+            self.pipe.send(number)
 
     def answer(self) -> Any:
         """What the job has returned, or the exception that it has raised."""
@@ -109,11 +108,9 @@ def run_parallel(
 def run_each(
     jobs: Sequence[Callable[..., T]],
     *,
-    only: Sequence[int] | None = None,
     limit: float | None = None,
     done: Callable[[int, T | BaseException | None], None] = lambda _number, _outcome: None,
-    given: Callable[[int], tuple[Any, ...] | None] = lambda _number: (),
-    after: Mapping[int, Sequence[int]] = MappingProxyType({}),
+    is_wanted: Callable[[int], bool] = lambda _number: True,
     beside: Callable[[], object] | None = None,
     shared: Sequence[Any] = (),
 ) -> list[T | BaseException | None]:
@@ -122,30 +119,26 @@ def run_each(
     Args:
         jobs: See :func:`run_parallel`. One alone has all cores, where it does not use
             OpenMP.
-        only: Numbers of those that are done, in the order in which they begin; None: all.
         limit: Seconds after which a job is given up, with a ``TimeoutError``. Where there are
             no forks (macOS, Windows, a worker, after CUDA was started) it goes on unheeded,
             on its core, until this process ends.
         done: Called after each job with its number and what it returned or raised.
-        given: What the job of a number is called with, asked before it begins. None: it is no
-            longer wanted, and what there is of it then is None.
-        after: By number of a job, earlier ones that must have been done before it begins.
+        is_wanted: Asked before the job of a number begins; what is not wanted gives None.
         beside: What this process does on one of the cores meanwhile; it must not raise. All of
             it is done when this returns.
         shared: Arrays of this process that what the jobs return may hold; they do not travel.
     """
-    numbers = list(range(len(jobs)) if only is None else only)
-    workers = min(len(numbers), _cores())
-    if not _may_fork() or not numbers or (workers < 2 and limit is None):
+    workers = min(len(jobs), _cores())
+    if not _may_fork() or not jobs or (workers < 2 and limit is None):
         if beside:
             beside()
         outcomes: list[Any] = [None] * len(jobs)
-        for number in numbers:
-            if (arguments := given(number)) is not None:
-                outcomes[number] = _outcome_within(partial(jobs[number], *arguments), limit)
+        for number, job in enumerate(jobs):
+            if is_wanted(number):
+                outcomes[number] = _outcome_within(job, limit)
             done(number, outcomes[number])
         return outcomes
-    return _run_in_workers(jobs, numbers, limit, done, given, after, beside, shared)
+    return _run_in_workers(jobs, limit, done, is_wanted, beside, shared)
 
 
 def in_worker() -> bool:
@@ -155,15 +148,14 @@ def in_worker() -> bool:
 
 def _run_in_workers(
     jobs: Sequence[Callable[..., Any]],
-    waiting: list[int],
     limit: float | None,
     done: Callable[[int, Any], None],
-    given: Callable[[int], tuple[Any, ...] | None],
-    after: Mapping[int, Sequence[int]],
+    is_wanted: Callable[[int], bool],
     beside: Callable[[], object] | None,
     shared: Sequence[Any],
 ) -> list[Any]:
     outcomes: list[Any] = [None] * len(jobs)
+    waiting = list(range(len(jobs)))
     idle: list[_Worker] = []
     new_worker = partial(_Worker, jobs, shared, alone=len(waiting) == 1)
     busy: dict[_Worker, tuple[int, float]] = {}
@@ -175,14 +167,14 @@ def _run_in_workers(
             thread.start()
         while waiting or busy:
             room = max(1, _cores() - thread.is_alive())
-            while len(busy) < room and (number := _next(waiting, busy, after)) is not None:
-                waiting.remove(number)
-                if (arguments := given(number)) is None:
+            while len(busy) < room and waiting:
+                number = waiting.pop(0)
+                if not is_wanted(number):
                     done(number, None)
                     continue
                 worker = idle.pop() if idle else _after(thread, new_worker)
                 busy[worker] = number, time.monotonic()
-                worker.ask(number, arguments)
+                worker.ask(number)
             seconds = _GLANCE if thread.is_alive() else _seconds_left(busy, limit)
             ready = wait([worker.pipe for worker in busy], seconds)
             for worker, (number, start) in list(busy.items()):
@@ -202,16 +194,6 @@ def _run_in_workers(
             worker.end()
         _wait_for(thread)
     return outcomes
-
-
-def _next(
-    waiting: Sequence[int],
-    busy: Mapping[_Worker, tuple[int, float]],
-    after: Mapping[int, Sequence[int]],
-) -> int | None:
-    """The first job that waits for no other."""
-    not_done = {*waiting, *(number for number, _ in busy.values())}
-    return next((n for n in waiting if not_done.isdisjoint(after.get(n, ()))), None)
 
 
 def _after(thread: Thread, new_worker: Callable[[], _Worker]) -> _Worker:
@@ -246,8 +228,7 @@ def _serve(
     gc.freeze()  # to look through all that the parent holds would copy it
     with _thread_pools(len(sys.modules)).limit(limits=limits), suppress(EOFError, BrokenPipeError):
         while True:
-            number, arguments = pipe.recv()
-            pipe.send_bytes(_pickled(_outcome(partial(jobs[number], *arguments)), shared))
+            pipe.send_bytes(_pickled(_outcome(jobs[pipe.recv()]), shared))
 
 
 @lru_cache(maxsize=1)

@@ -60,7 +60,7 @@ def test_a_job_alone_has_all_cores_but_for_openmp():
 
     openmp, blas = (partial(threads, api) for api in ("openmp", "blas"))
     before = openmp(), blas()
-    (_, (proba, *of_job)) = run_each([job, job], only=[1], limit=60)
+    ((proba, *of_job),) = run_each([job], limit=60)
     np.testing.assert_array_equal(proba, expected)
     assert of_job == [{1}, before[1]]
     assert (openmp(), blas()) == before
@@ -96,7 +96,7 @@ def test_a_job_that_never_ends_is_given_up_and_its_place_taken():
         jobs,
         limit=0.5,
         done=lambda number, _: done.append(number),
-        given=lambda number: None if number == 3 else (),
+        is_wanted=lambda number: number != 3,
     )
     assert outcomes[2:] == [1, None]
     assert all("did not end within 0.5 s" in str(late) for late in outcomes[:2])
@@ -152,24 +152,3 @@ def test_without_forks_a_job_is_given_up_too(monkeypatch):
     late, two = run_each([lambda: time.sleep(2), lambda: 2], limit=0.1)
     assert str(late) == "it did not end within 0.1 s"
     assert two == 2
-
-
-def test_a_job_begins_after_others_with_what_they_gave():
-    """Its arguments are made of it; a job between them is not held up."""
-    outcomes, order = {}, []
-
-    def done(number, outcome):
-        order.append(number)
-        outcomes[number] = outcome
-
-    jobs = [lambda: time.sleep(0.2) or 3, lambda: 4, lambda x, y: x * y, lambda: 5]
-    for only in (None, [1, 0, 2]):
-        found = run_each(
-            jobs,
-            only=only,
-            done=done,
-            after={2: (0, 1)},
-            given=lambda number: (outcomes[0], outcomes[1]) if number == 2 else (),
-        )
-        assert found == [3, 4, 12, 5 if only is None else None]
-    assert order[:4] == [1, 3, 0, 2]

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,13 +79,6 @@ class Fit:
         """Probabilities of the ensemble of seeds, ``(N, K)``."""
         return np.asarray(self.proba.mean(axis=0))
 
-    def with_folds(self, repeats: int) -> "Fit | None":
-        """The fit with so many divisions in folds; None where it has fewer."""
-        if not repeats or self.out_of_fold is None:
-            return None if repeats else replace(self, out_of_fold=None)
-        enough = len(self.out_of_fold) >= repeats
-        return replace(self, out_of_fold=self.out_of_fold[:repeats]) if enough else None
-
 
 def deal_folds(data: DomainData, seed: int) -> list[FoldRows]:
     """Row numbers (in, out) of each fold; of many rows only the first of the folds.
@@ -141,7 +133,6 @@ class Fitting:
         self.seconds = dict.fromkeys(specs, 0.0)
         self._fixed: dict[str, Mapping[str, Any]] = {}
         self._held_out: dict[str, Proba] = {}
-        self._shared: tuple[NDArray[np.float32], ...] = ()
         self._imported = False
         self._progress: Progress
 
@@ -164,57 +155,22 @@ class Fitting:
         self._import(scikit_learn=False)
         grids = {name: _choices(spec.grid) for name, spec in self.specs.items()}
         searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
-        chosen = {name: grid[0] for name, grid in grids.items() if name not in searched}
-        y = self.data.labelled()
-        losses: dict[str, NDArray[np.float64]] = {}
-
-        def choose(name: str, held_out: Sequence[Any]) -> Mapping[str, Any]:
-            """The best parameters of a head by its rows held out in each fold."""
-            if name in chosen:
-                return chosen[name]
-            proba = self._held_out_proba({name: searched[name]}, outside, held_out)[name]
-            losses[name] = _log_losses(proba, y)
-            self._held_out[name] = chosen_elsewhere(proba, y, outside)
-            chosen[name] = searched[name][int(np.argmin(losses[name]))]
-            return chosen[name]
-
+        paths: dict[str, list[Mapping[str, Any]]] = {}
         with Progress("heads", unit="fits") as self._progress:
-            folds = self._folds(self.seeds[0]) if searched else []
-            outside = [fold.outside for fold in folds]
-            fold_jobs = self._jobs_of_folds(searched, folds, self.seeds[0])
-            if len(folds) == 1:  # then it and all rows are not held at the same time
-                held_out = dict(zip(searched, self._run(fold_jobs), strict=True))
-                for name in self.alive:
-                    if name in searched:
-                        choose(name, [held_out[name]])
-                del folds, fold_jobs[:]
-            fit = self._prepare_all_rows(X, predicted, validation)
-            # What needs no choice is fitted beside the folds of what does, which is fitted next.
-            given = self._jobs_of_seeds(fit, chosen)
-            open_ = self._jobs_of_seeds(
-                fit, {name: None for name in searched if name not in chosen}
-            )
-            jobs = [*given, *fold_jobs, *open_]
-            after = {
-                len(given) + len(fold_jobs) + number: [
-                    len(given) + fold for fold, (head, _) in enumerate(fold_jobs) if head == name
+            outside, held_out = self._hold_out(searched, self.seeds[0])
+            for name, proba in held_out.items():
+                losses = _log_losses(proba, self.data.labelled())
+                paths[name] = [
+                    {**choice, "log_loss": float(loss)}
+                    for choice, loss in zip(searched[name], losses, strict=True)
+                    if loss < np.inf
                 ]
-                for number, (name, _) in enumerate(open_)
-            }
-            results = self._run(jobs, after=after, choose=choose)
-        self._shared = ()  # so that they do not outlive the heads that keep them
-        fitted = [
-            (head, result)
-            for (head, job), result in zip(jobs, results, strict=True)
-            if (head, job) not in fold_jobs
-        ]
+                grids[name] = [searched[name][int(np.argmin(losses))]]
+                self._held_out[name] = chosen_elsewhere(proba, self.data.labelled(), outside)
+            chosen = {name: grids[name][0] for name in self.alive}
+            fitted = self._fit_to_all_rows(chosen, X, predicted, validation)
         return {
-            name: self._fit_of(
-                name,
-                [result for head, result in fitted if head == name],
-                chosen[name],
-                _path(searched.get(name, ()), losses.get(name)),
-            )
+            name: self._fit_of(name, fitted[name], chosen[name], paths.get(name, ()))
             for name in self.alive
         }
 
@@ -253,17 +209,14 @@ class Fitting:
             for repeat in range(repeats):
                 # The folds that parameters were chosen by are those of the first division.
                 stored = {} if repeat or nested else self._held_out
-                held_out = {name: proba for name, proba in stored.items() if name in fits}
-                again = {name: [self._fixed[name]] for name in fits if name not in held_out}
-                folds = self._folds(self.seeds[0] + repeat, "out of fold") if again else []
+                again = {name: [self._fixed[name]] for name in fits if name not in stored}
                 fit = _fit_nested if nested else _fit_choices
-                jobs = self._jobs_of_folds(again, folds, self.seeds[0] + repeat, fit)
-                results = self._run(jobs, "out of fold")
-                outside = [fold.outside for fold in folds]
-                for name, proba in self._held_out_proba(again, outside, results).items():
-                    held_out[name] = proba[0]
-                for name, proba in held_out.items():
-                    by_head[name].append(proba)
+                _, held_out = self._hold_out(again, self.seeds[0] + repeat, "out of fold", fit)
+                for name in fits:
+                    if name in stored:
+                        by_head[name].append(stored[name])
+                    elif name in held_out:
+                        by_head[name].append(held_out[name][0])
         return {
             name: replace(
                 fit,
@@ -281,23 +234,48 @@ class Fitting:
         """Where the views of some rows are among those that heads are fitted to."""
         return (rows[:, None] * self._views + np.arange(self._views)).ravel()
 
-    def _folds(self, seed: int, what: str = "") -> list["_Fold"]:
-        """The folds of one division, preprocessed; empty where they cannot be dealt.
+    def _hold_out(
+        self,
+        choices: Mapping[str, Sequence[Mapping[str, Any]]],
+        seed: int,
+        what: str = "",
+        fit: Callable[..., Proba] | None = None,
+    ) -> tuple[list[NDArray[np.intp]], dict[str, Proba]]:
+        """Fit every choice of parameters of each head to each fold of one division.
 
-        Args:
-            seed: Of the division.
-            what: A failure is one of this name; without it, of the heads with a choice.
+        Returns:
+            The rows held out of each fold, and the probabilities ``(choices, n, K)`` of those
+            by head, of heads that were fitted in every fold.
         """
+        if not choices:
+            return [], {}
         try:
-            X = self._fitted_to.embedded()
-            dealt = [(self._rows_of_views(rows), out) for rows, out in deal_folds(self.data, seed)]
-            transformers = [fit_in_blocks(self.preprocessing(), X, rows) for rows, _ in dealt]
+            folds = self._folds(seed)
         except (ValueError, MemoryError) as cause:
-            names = (
-                [what] if what else [n for n, s in self.specs.items() if len(_choices(s.grid)) > 1]
-            )
-            self.failures.update(dict.fromkeys(names, _reason(cause)))
-            return []
+            self.failures.update(dict.fromkeys([what] if what else choices, _reason(cause)))
+            return [], {}
+        fit = fit or _fit_choices
+        results = self._run(
+            [
+                (name, partial(fit, self.specs[name], grid, fold, self._fitted_to, seed))
+                for name, grid in choices.items()
+                for fold in folds
+            ],
+            what,
+        )
+        shape = len(self.data), int(self.data.labelled().max()) + 1
+        held_out: dict[str, Proba] = {}
+        for name, of_folds in results.items():
+            held_out[name] = np.full((len(choices[name]), *shape), np.nan)
+            for fold, proba in zip(folds, of_folds, strict=True):
+                held_out[name][:, fold.outside] = proba
+        return [fold.outside for fold in folds], held_out
+
+    def _folds(self, seed: int) -> list["_Fold"]:
+        """The folds of one division, preprocessed."""
+        X = self._fitted_to.embedded()
+        dealt = [(self._rows_of_views(rows), out) for rows, out in deal_folds(self.data, seed)]
+        transformers = [fit_in_blocks(self.preprocessing(), X, rows) for rows, _ in dealt]
         return [
             _Fold(
                 inside=rows,
@@ -308,138 +286,84 @@ class Fitting:
             for transformer, (rows, outside) in zip(transformers, dealt, strict=True)
         ]
 
-    def _jobs_of_folds(
+    def _fit_to_all_rows(
         self,
-        choices: Mapping[str, Sequence[Mapping[str, Any]]],
-        folds: Sequence["_Fold"],
-        seed: int,
-        fit: Callable[..., Proba] | None = None,
-    ) -> list[Job]:
-        """A job for each head and fold, which fits every choice of parameters."""
-        return [
-            (
-                name,
-                partial(fit or _fit_choices, self.specs[name], grid, fold, self._fitted_to, seed),
-            )
-            for name, grid in choices.items()
-            for fold in folds
-        ]
-
-    def _held_out_proba(
-        self,
-        choices: Mapping[str, Sequence[Mapping[str, Any]]],
-        outside: Sequence[NDArray[np.intp]],
-        results: Sequence[Any],
-    ) -> dict[str, Proba]:
-        """Probabilities ``(choices, n, K)`` of held-out rows, of heads fitted in every fold."""
-        y = self.data.labelled()
-        by_head: dict[str, Proba] = {}
-        remaining = iter(results)
-        for name, grid in choices.items():
-            proba = np.full((len(grid), len(y), int(y.max()) + 1), np.nan)
-            for rows in outside:
-                if (held_out := next(remaining)) is not None:
-                    proba[:, rows] = held_out
-            if outside and name in self.alive:
-                by_head[name] = proba
-        return by_head
-
-    def _prepare_all_rows(
-        self, X: NDArray[np.float32], predicted: NDArray[np.intp], validation: DomainData | None
-    ) -> Callable[[str, int, Mapping[str, Any]], tuple[Any, Proba]] | None:
-        """What fits a head to all rows for a seed; None where these cannot be preprocessed."""
+        chosen: Mapping[str, Mapping[str, Any]],
+        X: NDArray[np.float32],
+        predicted: NDArray[np.intp],
+        validation: DomainData | None,
+    ) -> dict[str, list[tuple[Any, Proba]]]:
+        """Model and predictions for each seed of each head; none where rows are not prepared."""
         data = self._fitted_to
         try:
             every = np.arange(len(data))
             transformer = fit_in_blocks(self.preprocessing(), data.embedded(), every)
             rows = transform_in_blocks(transformer, data.embedded(), every)
             y = data.labelled()
-            self._shared = (rows,)  # a head that keeps its rows keeps these
         except (ValueError, MemoryError) as cause:
             self.failures.update(dict.fromkeys(self.alive, _reason(cause)))
-            return None
+            return {}
         seen = None
         if validation is not None and any(spec.curves for spec in self.specs.values()):
             seen = (transformer.transform(validation.embedded()), validation.labelled())
 
-        def fit(name: str, seed: int, parameters: Mapping[str, Any]) -> tuple[Any, Proba]:
+        def fit(name: str, seed: int) -> tuple[Any, Proba]:
             spec = self.specs[name]
             more: dict[str, Any] = {"groups": data.group} if spec.groups else {}
             if spec.curves and seed == self.seeds[0]:
                 more["validation"] = seen
-            head = spec.make(seed).set_params(**parameters).fit(rows, y, **more)
+            head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
             model = PreprocessedHead(transformer, head)
             return model, predict_in_blocks(model, X, predicted, classes=int(y.max()) + 1)
 
-        return fit
-
-    def _jobs_of_seeds(
-        self,
-        fit: Callable[[str, int, Mapping[str, Any]], tuple[Any, Proba]] | None,
-        chosen: Mapping[str, Mapping[str, Any] | None],
-    ) -> list[Job]:
-        """A job for each head and seed, on all rows; it takes parameters that are None there."""
-        return [
-            (name, partial(fit, name, seed, *([] if parameters is None else [parameters])))
-            for name, parameters in chosen.items()
+        jobs = [
+            (name, partial(fit, name, seed))
+            for name in chosen
             for seed in (self.seeds if self.specs[name].stochastic else self.seeds[:1])
-            if fit is not None
         ]
+        return self._run(jobs, shared=[rows])  # a head that keeps its rows keeps these
 
     def _run(
-        self,
-        jobs: Sequence[Job],
-        what: str = "",
-        *,
-        after: Mapping[int, Sequence[int]] = MappingProxyType({}),
-        choose: Callable[[str, Sequence[Any]], Mapping[str, Any]] | None = None,
-    ) -> list[Any]:
-        """What the jobs of heads return, in their order; None for one that failed.
+        self, jobs: Sequence[Job], what: str = "", *, shared: Sequence[Any] = ()
+    ) -> dict[str, list[Any]]:
+        """What the jobs of each head return, of heads of which none failed.
 
         Args:
             jobs: See there.
             what: Begins the reason of a failure.
-            after: By number of a job, those of its head that come before.
-            choose: Makes the parameters of such a job of what those return.
+            shared: See :func:`pipeline.parallel.run_each`.
         """
-        results: list[Any] = [None] * len(jobs)
+        results: dict[str, list[Any]] = {name: [] for name, _ in jobs}
         self._progress.expect(len(jobs))
         # Those that need scikit-learn wait for its import, beside the others.
-        late = {number for number, (name, _) in enumerate(jobs) if self.specs[name].scikit_learn}
-        if self._imported:
-            late.clear()
+        late = {name for name in results if self.specs[name].scikit_learn and not self._imported}
+        for waits in (False, True):
+            part = [job for job in jobs if (job[0] in late) == waits]
+            names = [name for name, _ in part]
 
-        def done(number: int, outcome: Any) -> None:
-            self._progress.advance()
-            name = jobs[number][0]
-            if isinstance(outcome, BaseException):
-                reason = _reason(outcome)
-                self.failures[name] = f"{what}: {reason}" if what else reason
-            elif outcome is not None:
-                results[number], seconds = outcome
-                self.seconds[name] += seconds
+            def done(number: int, outcome: Any, names: Sequence[str] = names) -> None:
+                self._progress.advance()
+                if isinstance(outcome, BaseException):
+                    reason = _reason(outcome)
+                    self.failures[names[number]] = f"{what}: {reason}" if what else reason
 
-        def given(number: int) -> tuple[Any, ...] | None:
-            name = jobs[number][0]
-            if name in self.failures:
-                return None
-            if choose and number in after:
-                return (choose(name, [results[fold] for fold in after[number]]),)
-            return ()
+            def is_wanted(number: int, names: Sequence[str] = names) -> bool:
+                return names[number] not in self.failures
 
-        for numbers in (sorted({*range(len(jobs))} - late), sorted(late)):
-            run_each(
-                [partial(_timed, job) for _, job in jobs],
-                only=numbers,
+            outcomes = run_each(
+                [partial(_timed, job) for _, job in part],
                 limit=self.limit,
                 done=done,
-                given=given,
-                after=after,
+                is_wanted=is_wanted,
                 beside=None if self._imported else partial(self._import, scikit_learn=True),
-                shared=self._shared,
+                shared=shared,
             )
             self._imported = True
-        return results
+            for name, outcome in zip(names, outcomes, strict=True):
+                if isinstance(outcome, tuple):
+                    results[name].append(outcome[0])
+                    self.seconds[name] += outcome[1]
+        return {name: of_head for name, of_head in results.items() if name not in self.failures}
 
     def _import(self, *, scikit_learn: bool) -> None:
         """Make each head once: what it imports is then in every fork."""
@@ -584,14 +508,6 @@ def _log_losses(by_choice: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]
     of_label = by_choice[:, held_out, y[held_out]]
     loss = -np.log(np.maximum(of_label, _TINY)).mean(axis=1)
     return np.where(np.isfinite(loss), loss, np.inf)
-
-
-def _path(
-    choices: Sequence[Mapping[str, Any]], losses: NDArray[np.float64] | None
-) -> list[Mapping[str, Any]]:
-    """The log loss of each choice on the rows held out."""
-    by_choice = zip(choices, [] if losses is None else losses, strict=False)
-    return [{**choice, "log_loss": float(loss)} for choice, loss in by_choice if loss < np.inf]
 
 
 def predict_in_blocks(

@@ -38,16 +38,14 @@ def folder(tmp_path):
 
 
 def test_a_fit_comes_back_without_its_models(folder):
-    """Numbers as they were; as many divisions in folds as are needed."""
+    """Numbers as they were."""
     found, digests = read_fit(folder, "key")
     assert digests.keys() == {DESCRIPTION, "model.safetensors", FILE}
     assert found.models == ()
     for name in ("seeds", "chosen", "path", "curves", "seconds"):
         assert getattr(found, name) == getattr(FIT, name)
     np.testing.assert_array_equal(found.proba, FIT.proba)
-    np.testing.assert_array_equal(found.with_folds(1).out_of_fold, FIT.out_of_fold[:1])
-    assert found.with_folds(0).out_of_fold is None
-    assert found.with_folds(3) is None
+    np.testing.assert_array_equal(found.out_of_fold, FIT.out_of_fold)
 
 
 def test_what_cannot_be_used_is_no_error(folder):

@@ -61,14 +61,13 @@ def test_heads_learn_from_all_views_and_predict_the_mean_of_them():
 
 def test_without_repeats_only_heads_with_a_choice_are_fitted_to_folds(monkeypatch):
     """What --quick leaves out is left out, not made cheaper."""
-    divided = []
-    jobs_of_folds = Fitting._jobs_of_folds
+    divided, hold_out = [], Fitting._hold_out
 
     def watched(fitting, choices, *rest):
         divided.extend(choices)
-        return jobs_of_folds(fitting, choices, *rest)
+        return hold_out(fitting, choices, *rest)
 
-    monkeypatch.setattr(Fitting, "_jobs_of_folds", watched)
+    monkeypatch.setattr(Fitting, "_hold_out", watched)
     fits, _ = fit(made_up_rows(), {"linear": HEADS["linear"], "lr": PLAIN})
     assert divided == ["linear"]
     assert {one.out_of_fold for one in fits.values()} == {None}
