@@ -65,6 +65,8 @@ from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import as_file_name, printable, to_jsonable
 
 _LOG = logging.getLogger(__name__)
+#: What the printed table shows; all other scores are computed after it.
+_SHOWN = ("accuracy", "auroc")
 HEADS_REPORT = "heads.json"
 Record = dict[str, Any]
 
@@ -341,6 +343,12 @@ def _score(run: _Run, heads: _Heads, fitting: Fitting, announce: Callable[[_Head
         **_scores(sets, heads.fits, run.specs, run.seeds[0], run.options),
     }
     announce(heads)
+    proba = {name: fit.mean_proba for name, fit in heads.fits.items()}
+    jobs = [partial(_more_scores, data, proba, run.seeds[0], run.options) for data in sets]
+    for domain, more in zip(heads.entry["domains"], run_parallel(jobs), strict=True):
+        for row in domain["rows"]:
+            row["scores"] |= more[row["head"]]["scores"]
+            row["clinical"] = more[row["head"]]["clinical"]
     heads.fits |= fitting.out_of_fold(new, run.options.repeats)
     if run.options.repeats:
         heads.entry |= _out_of_fold_scores(
@@ -440,19 +448,29 @@ def _scores(
     import scipy.special  # noqa: F401 - for all intervals, once and not in every fork
 
     proba = {name: fit.mean_proba for name, fit in fits.items()}
-    with Progress("scores", 2 * len(sets), unit="tables") as progress:
-        jobs: list[Callable[[], Any]] = [
-            *(partial(_rows, data, proba, fits, seed, options) for data in sets),
-            *(partial(_differences, data, proba, seed, options) for data in sets),
-        ]
+    jobs: list[Callable[[], Any]] = [
+        *(partial(_row_scores, data, proba, _SHOWN, seed, options) for data in sets),
+        *(partial(_differences, data, proba, seed, options) for data in sets),
+    ]
+    with Progress("scores", len(jobs), unit="tables") as progress:
         done = run_parallel(jobs, done=progress.advance)
-    rows, differences = done[: len(sets)], done[len(sets) :]
     domains = [
         {
             **data.record(),
-            "rows": [{**row, "differences": by_head[row["head"]]} for row in of_domain],
+            "rows": [
+                {
+                    "head": name,
+                    "fit_seconds": round(fit.seconds, 3),
+                    "scores": scores[name],
+                    "differences": differences[name],
+                    "clinical": None,
+                }
+                for name, fit in fits.items()
+            ],
         }
-        for data, of_domain, by_head in zip(sets, rows, differences, strict=True)
+        for data, scores, differences in zip(
+            sets, done[: len(sets)], done[len(sets) :], strict=True
+        )
     ]
     best = None
     for data in sets:
@@ -490,28 +508,34 @@ def _out_of_fold_scores(
     return scores
 
 
-def _rows(
+def _row_scores(
     data: DomainData,
     proba: Mapping[str, Proba],
-    fits: Mapping[str, Fit],
+    metrics: Sequence[str],
     seed: int,
     options: CompareOptions,
-) -> list[Record]:
-    """A row for each head: scores with intervals, and what a clinician asks."""
+) -> dict[str, Record]:
+    """Scores in a domain with intervals, by head and metric."""
     of_domain = {name: p[data.row] for name, p in proba.items()}
-    scores = score_heads(data, of_domain, seed=seed, draws=options.draws)
-    drawn = draw_patients(
-        data.group, stream(f"clinical {data.name} {data.role}", seed), draws=options.draws
-    )
-    return [
-        {
-            "head": name,
-            "fit_seconds": round(fits[name].seconds, 3),
-            "scores": {m: _short(interval.record()) for m, interval in scores[name].items()},
-            "clinical": clinical(data.with_(proba=of_domain[name]), drawn),
-        }
-        for name in of_domain
-    ]
+    scores = score_heads(data, of_domain, seed=seed, draws=options.draws, metrics=metrics)
+    return {
+        name: {metric: _short(interval.record()) for metric, interval in of_head.items()}
+        for name, of_head in scores.items()
+    }
+
+
+def _more_scores(
+    data: DomainData, proba: Mapping[str, Proba], seed: int, options: CompareOptions
+) -> dict[str, Record]:
+    """By head, what the printed table does not show: other scores, what a clinician asks."""
+    metrics = [metric for metric in METRICS if metric not in _SHOWN]
+    scores = _row_scores(data, proba, metrics, seed, options)
+    rng = stream(f"clinical {data.name} {data.role}", seed)
+    drawn = draw_patients(data.group, rng, draws=options.draws)
+    return {
+        name: {"scores": scores[name], "clinical": clinical(data.with_(proba=p[data.row]), drawn)}
+        for name, p in proba.items()
+    }
 
 
 def _differences(
