@@ -133,7 +133,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
     assert len(reasons) == 5
     with pytest.raises(SkippedImagesError, match="5 images cannot be used and --strict"):
         predict(folder("linear"), given, strict=True)
-    with pytest.raises(NoImagesError, match=r"no image to classify.*not an image"):
+    with pytest.raises(NoImagesError, match=r"no image to classify.*not a JPEG"):
         predict(folder("linear"), [Path("new/a/text.png")])
 
 
