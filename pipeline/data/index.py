@@ -29,12 +29,8 @@ from pipeline.errors import ImageError
 from pipeline.progress import Progress
 
 _LOG = logging.getLogger(__name__)
-_KEYS_FORMAT = 3
-#: In the folder's name: whoever measures otherwise writes into another one.
-_FACTS_VERSION = 3
-#: Files of facts that are merged into one when there are more.
-_MOST_FILES = 16
-_NEAR_VERSION = 1
+#: In the names of files and folders: whoever writes otherwise writes into another one.
+_KEYS_VERSION, _FACTS_VERSION, _NEAR_VERSION = 4, 3, 1
 _DIGEST_BYTES = 32
 #: Measured images that a killed run may lose.
 _SAVE_EVERY_S = 30.0
@@ -61,8 +57,8 @@ class KeyIndex:
         self, store_root: Path, domain: Path, *, salt: bytes | None = None, rehash: bool = False
     ) -> None:
         self._folder, self._salt = store_root / "index", salt
-        name = str(domain.resolve()) + (f"|{_sha256(salt.hex())}" if salt else "")
-        self._file = self._folder / f"{_short_hash(name)}.json"
+        name = str(domain.resolve()) + (f"|{hashlib.sha256(salt).hexdigest()}" if salt else "")
+        self._file = self._folder / f"{_short_hash(name)}-v{_KEYS_VERSION}.json"
         self._entries: dict[str, Any] = {} if rehash else self._load()
 
     def contents(
@@ -107,35 +103,26 @@ class KeyIndex:
     def _stamp(self) -> int | None:
         """Now, by the clock of the disk, in ns; None where nothing can be written."""
         file = self._folder / disk.temporary_name()
-        try:
+        with suppress(OSError):
             disk.make_dir(self._folder)
             disk.close(disk.open_new(file))
             stamp = file.stat().st_mtime_ns
             disk.unlink(file)
-        except OSError:
-            return None
-        return stamp
+            return stamp
+        return None
 
     def _save(self, new: dict[str, list[Any]], stamp: int) -> None:
         """Write what was learned since the stamp, without the racy entries."""
         safe = {k: v for k, v in new.items() if max(v[1:3]) < stamp}
         # Read again: another run may have saved its own meanwhile.
         others = {k: v for k, v in self._load().items() if k not in new}
-        text = _canonical(self._entries | others | safe)
-        head = f'{{"format":{_KEYS_FORMAT},"sha256":"{_sha256(text)}","entries":'
         with suppress(WriteFailedError):
-            disk.publish(self._file, f"{head}{text}}}".encode())
+            _write_checked(self._file, json.dumps(self._entries | others | safe).encode())
 
     def _load(self) -> dict[str, Any]:
-        """What was saved, if every byte of it is as it was written."""
-        try:
-            index = disk.read_json(self._file)
-            entries: dict[str, Any] = index["entries"]
-            digest = _sha256(_canonical(entries))
-            whole = index["format"] == _KEYS_FORMAT and index["sha256"] == digest
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return {}
-        return entries if whole else {}
+        with suppress(OSError, ValueError):
+            return dict(json.loads(_read_checked(self._file)))
+        return {}
 
 
 class FactsIndex:
@@ -151,10 +138,8 @@ class FactsIndex:
 
     def __init__(self, store_root: Path) -> None:
         self._folder = store_root / "index" / f"facts-v{_FACTS_VERSION}"
-        self._files = sorted(self._folder.glob("*.npy"))
-        self._records = np.concatenate(
-            [np.empty(0, FACTS), *(_read_facts(file) for file in self._files)]
-        )
+        files = sorted(self._folder.glob("*.npy"))
+        self._records = np.concatenate([np.empty(0, FACTS), *map(_read_facts, files)])
         self._row_of = {bytes(key): row for row, key in enumerate(self._records["key"])}
 
     def __contains__(self, key: bytes) -> bool:
@@ -175,21 +160,13 @@ class FactsIndex:
             return
         self._row_of |= {bytes(r["key"]): len(self._records) + row for row, r in enumerate(new)}
         self._records = np.concatenate([self._records, np.array(new, FACTS)])
-        merge = len(self._files) >= _MOST_FILES
         stream = io.BytesIO()
-        np.save(stream, self._records if merge else self._records[-len(new) :], allow_pickle=False)
-        data = stream.getvalue()
-        digest = hashlib.sha256(data)
-        file = self._folder / f"{digest.hexdigest()[:24]}.npy"
+        np.save(stream, self._records[-len(new) :], allow_pickle=False)
+        name = hashlib.sha256(stream.getvalue()).hexdigest()[:24]
         try:
-            disk.make_dir(self._folder)
-            disk.publish(file, data + digest.digest())
-            for merged in self._files if merge else ():
-                disk.unlink(merged)
-        except (OSError, WriteFailedError) as cause:
+            _write_checked(self._folder / f"{name}.npy", stream.getvalue())
+        except WriteFailedError as cause:
             _LOG.warning("the facts of the images cannot be kept: %s", cause)
-            return
-        self._files = [file] if merge else [*self._files, file]
 
     def measure(
         self, keys: Sequence[bytes], items: Sequence[Item], progress: Progress
@@ -245,10 +222,8 @@ def near_copies(
             for (a, b), likeness, how in json.loads(_read_checked(file))
         )
     pairs = find_near_copies(small, roles, group)
-    body = json.dumps([astuple(pair) for pair in pairs]).encode()
-    with suppress(OSError, WriteFailedError):
-        disk.make_dir(file.parent)
-        disk.publish(file, body + hashlib.sha256(body).digest())
+    with suppress(WriteFailedError):
+        _write_checked(file, json.dumps([astuple(pair) for pair in pairs]).encode())
     return pairs
 
 
@@ -269,6 +244,10 @@ def _read_facts(file: Path) -> NDArray[Any]:
         if records.dtype == FACTS:
             return np.asarray(records)
     return np.empty(0, FACTS)
+
+
+def _write_checked(file: Path, body: bytes) -> None:
+    disk.publish(file, body + hashlib.sha256(body).digest())
 
 
 def _read_checked(file: Path) -> bytes:
@@ -305,14 +284,6 @@ def _stat_values(item: Item) -> list[int]:
     return [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode]
 
 
-def _canonical(entries: dict[str, Any]) -> str:
-    return json.dumps(entries, separators=(",", ":"), sort_keys=True)
-
-
 def _short_hash(path: str) -> str:
     data = path.encode("utf-8", "surrogateescape")
     return hashlib.blake2b(data, digest_size=12).hexdigest()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

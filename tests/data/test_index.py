@@ -89,20 +89,13 @@ def test_a_full_disk_costs_the_memory_and_not_the_facts(tmp_path, images, monkey
     assert len(index.facts(images[0])) == 24
 
 
-def test_two_runs_at_once_lose_nothing_and_many_files_become_one(tmp_path, images, monkeypatch):
+def test_two_runs_at_once_lose_nothing(tmp_path, images):
     """Each opened its index before the other had saved anything."""
     keys, items = images
     runs = [FactsIndex(tmp_path) for _ in range(3)]
     for run, part in zip(runs, (slice(8), slice(4, 16), slice(16, 24)), strict=True):
         measure(run, (keys[part], items[part]))
     assert all(key in FactsIndex(tmp_path) for key in keys)
-    monkeypatch.setattr(index_module, "_MOST_FILES", 3)
-    write_images(tmp_path / "more", 4, seed=9)
-    more = listed(tmp_path / "more").items
-    new = [read_image(item).key for item in more]
-    measure(FactsIndex(tmp_path), (new, more))
-    assert len(list((tmp_path / "index" / "facts-v3").iterdir())) == 1
-    assert all(key in FactsIndex(tmp_path) for key in (*keys, *new))
 
 
 def test_near_copies_are_looked_for_once(tmp_path, monkeypatch):
