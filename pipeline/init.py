@@ -11,13 +11,12 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, scan_stacks
 from pipeline.data.dicom import is_dicom
-from pipeline.data.image_tables import find_columns, several_findings
 from pipeline.data.images import HEAD_BYTES
 from pipeline.data.items import NO_CLASS, Item, Listing, read_file
 from pipeline.data.layouts import splits_in_classes, wrong_layout
 from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.sources import scan
-from pipeline.data.tables import Row, read_rows
+from pipeline.data.tables import Row, find_columns, read_rows, several_findings
 from pipeline.errors import StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from pipeline.data.views import MOST_VIEWS
 from pipeline.errors import StudyError
 from pipeline.words import composed, printable
 
@@ -23,6 +22,7 @@ SEALED, ABSENT = LABELS = ("sealed", "absent")
 PRECISIONS = ("fp32", "tf32", "bf16")
 RESIZES = ("stretch", "crop", "fast")
 DECODERS = ("cpu", "gpu")
+MOST_VIEWS = 32
 #: Between the name of a network and that of a layer of it.
 AT = "@"
 #: Ending of a file of image names, as a value of ``split``; of a file of arrays, of ``path``.
@@ -37,7 +37,7 @@ COLUMNS = ("path", "label", "patient", "domain", "split")
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTable:
-    """A table with a row for each image; see :mod:`pipeline.data.image_tables`.
+    """A table with a row for each image; see :mod:`pipeline.data.tables`.
 
     Attributes:
         file: CSV, TSV or Parquet.

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.image_tables import find_columns
 from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import Samples
-from pipeline.data.tables import Row, check_header, fail, read_rows
+from pipeline.data.tables import Row, check_header, fail, find_columns, read_rows
 from pipeline.errors import StudyError, go_on
 from pipeline.study import HEADER, Attribute, Domain, ImageTable, SourceDomain, Study
 from pipeline.words import composed, counted, have, printable

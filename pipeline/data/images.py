@@ -15,8 +15,12 @@ objects to goes through Pillow, whose reasons are given.
 """
 
 import io
+import math
+import struct
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from struct import unpack_from
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -30,9 +34,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.data.dicom import dicom_depth, dicom_picture, dicom_size, is_dicom
 from pipeline.data.grey_levels import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Reading, scaled
-from pipeline.data.image_metadata import split_jpeg, split_png
-from pipeline.data.views import MOST_VIEWS, views_of
 from pipeline.errors import ImageError, StudyError, UnknownNameError
+from pipeline.randomness import stream
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
 _JPEG_END = b"\xff\xd9"
@@ -76,11 +79,11 @@ class PixelPolicy:
         mask: What is hidden of the whole picture before it is resized, to test what the
             rest predicts alone: ``none``; ``centre``: the middle 70 % of each side is black;
             ``corners``: only the four corners, 20 % of each side, put together.
-        views: How many views the network sees of each picture; see :mod:`pipeline.data.views`.
+        views: How many views the network sees of each picture; see :func:`views_of`.
 
     Raises:
         UnknownNameError: ``resize``, ``interpolation``, ``decode`` or ``mask`` is in no table.
-        StudyError: ``size``, ``crop_ratio`` or ``views`` is out of range.
+        StudyError: ``size`` or ``crop_ratio`` is out of range.
     """
 
     size: int = 224
@@ -103,8 +106,6 @@ class PixelPolicy:
                 f"size {self.size} and crop_ratio {self.crop_ratio}: a size is at least 1 pixel, "
                 "a crop_ratio is more than 0 and at most 1"
             )
-        if not 1 <= self.views <= MOST_VIEWS:
-            raise StudyError(f"views {self.views}: allowed is 1 to {MOST_VIEWS}")
 
     @property
     def at_least(self) -> int | None:
@@ -363,6 +364,104 @@ _OTHER_FILES = (
 )
 
 
+# Files without the metadata that no pixel depends on: broken or hostile EXIF, colour profiles,
+# thumbnails and texts never make a picture unusable, and no warning of theirs reaches the user.
+
+_UPRIGHT = 1
+_ORIENTATION = 0x0112
+#: Sizes of the integer types of TIFF: BYTE, SHORT, LONG.
+_INTEGERS = {1: "B", 3: "H", 4: "I"}
+
+_PNG_MAGIC_BYTES = 8
+_CHUNK_FRAME = 12  # a PNG chunk is its data and 4 bytes each of length, name and CRC
+_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+
+_SCAN, _APP1 = 0xDA, 0xE1
+_EXIF = b"Exif\0\0"
+
+
+def split_jpeg(data: bytes) -> tuple[bytes, int]:
+    """A JPEG file without metadata, and its orientation, 1 to 8.
+
+    Of the application segments only JFIF and Adobe are kept, by which a decoder knows the
+    colours. Where the structure is broken, the rest is kept for the decoder to refuse.
+    """
+    kept, exif = [data[:2]], b""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = unpack_from(">BH", data, at + 1)
+        end = at + 2 + length
+        if marker == _SCAN or not 0xC0 <= marker <= 0xFE or length < 2 or end > len(data):
+            break
+        body = data[at + 4 : end]
+        if marker == _APP1 and body.startswith(_EXIF):
+            exif += body.removeprefix(_EXIF)
+        if _is_needed(marker, body):
+            kept.append(data[at:end])
+        at = end
+    if sum(map(len, kept)) < at:  # a file from which nothing is cut is not copied either
+        data = b"".join([*kept, memoryview(data)[at:]])
+    return data, _orientation(exif)
+
+
+def split_png(data: bytes) -> tuple[bytes, int]:
+    """A PNG file without metadata, and its orientation, 1 to 8.
+
+    Every chunk is checked: Pillow alone checks neither the CRC of the pixel data nor that the
+    end is there.
+
+    Raises:
+        ImageError: Truncated, damaged, or of several frames.
+    """
+    kept, exif = [data[:_PNG_MAGIC_BYTES]], b""
+    at, name = _PNG_MAGIC_BYTES, b""
+    while name != b"IEND":
+        if at + _CHUNK_FRAME > len(data):
+            raise ImageError("truncated")
+        length, name = unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            raise ImageError("truncated")
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != unpack_from(">I", data, end)[0]:
+            raise ImageError(f"damaged (wrong checksum of PNG chunk at byte {at})")
+        body = memoryview(data)[at + 8 : end]
+        if name in _PIXEL_CHUNKS:
+            kept.append(data[at : end + 4])
+        elif name == b"acTL" and length >= 4 and (frames := unpack_from(">I", body)[0]) > 1:
+            raise ImageError(
+                f"{frames} frames: which one is meant cannot be known; save the one as a file"
+            )
+        elif name == b"eXIf":
+            exif = bytes(body).removeprefix(_EXIF)
+        at = end + 4
+    return b"".join(kept), _orientation(exif)
+
+
+def _is_needed(marker: int, body: bytes) -> bool:
+    """Whether a decoder needs a segment; too short ones count for none."""
+    if marker == 0xE0:
+        return body.startswith(b"JFIF\0") and len(body) >= 12
+    if marker == 0xEE:
+        return body.startswith(b"Adobe") and len(body) >= 12
+    return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
+
+
+def _orientation(exif: bytes) -> int:
+    """The orientation in the first directory of a TIFF structure; upright where none is there."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    try:
+        (start,) = unpack_from(f"{order}I", exif, 4)
+        (entries,) = unpack_from(f"{order}H", exif, start)
+        for at in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind, count = unpack_from(f"{order}HHI", exif, at)
+            if tag == _ORIENTATION and count == 1 and kind in _INTEGERS:
+                value = int(unpack_from(f"{order}{_INTEGERS[kind]}", exif, at + 8)[0])
+                return value if 1 <= value <= 8 else _UPRIGHT
+    except struct.error:  # cut short, or of another order
+        pass
+    return _UPRIGHT
+
+
 # From any mode to eight bits.
 
 
@@ -478,3 +577,52 @@ DECODERS = ("cpu", "gpu")
 INTERPOLATIONS: Mapping[str, Image.Resampling] = MappingProxyType(
     {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 )
+
+
+# Fixed augmented views of a picture: their numbers are in the recipe.
+
+
+#: Largest rotation either way, degrees; smallest side of the crop, as a share; largest change
+#: of brightness.
+DEGREES, SIDE, _BRIGHTER = 10.0, 0.85, 0.15
+
+
+def views_of(count: int) -> list[dict[str, float]]:
+    """The first so many views; JSON types.
+
+    The first is the picture as it is, and every second one is mirrored left and right. A
+    mirrored chest has its heart on the right: harmless for opacities, wrong for a label that
+    means a side.
+    """
+    plain = {"mirror": 0, "degrees": 0.0, "side": 1.0, "right": 0.0, "down": 0.0, "brightness": 1.0}
+    return [plain, *map(_drawn, range(1, count))]
+
+
+def _drawn(number: int) -> dict[str, float]:
+    draw = stream("view", number)
+    side = round(draw.uniform(SIDE, 1), 3)
+    return {
+        "mirror": number % 2,
+        "degrees": round(draw.uniform(-DEGREES, DEGREES), 2),
+        "side": side,
+        "right": round(draw.uniform(side - 1, 1 - side), 3),
+        "down": round(draw.uniform(side - 1, 1 - side), 3),
+        "brightness": round(draw.uniform(1 - _BRIGHTER, 1 + _BRIGHTER), 3),
+    }
+
+
+def affine_map(
+    *, mirror: float, degrees: float, side: float, right: float, down: float
+) -> NDArray[np.float32]:
+    """From places in a view to places in the picture, both -1 to 1; shape ``(2, 3)``.
+
+    Args:
+        mirror: Whether left and right change places.
+        degrees: Of the rotation.
+        side: Of the part that is seen, as a share of the picture's.
+        right: Where its middle lies.
+        down: Likewise.
+    """
+    sign, angle = 1 - 2 * mirror, math.radians(degrees)
+    cos, sin = side * math.cos(angle), side * math.sin(angle)
+    return np.array([[sign * cos, -sin, right], [sign * sin, cos, down]], np.float32)

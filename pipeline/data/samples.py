@@ -20,9 +20,15 @@ from pipeline.data.grey_levels import MAX_PIXELS, Reading, window_of
 from pipeline.data.index import KeyIndex
 from pipeline.data.items import Each, Item, RememberedFile, in_threads
 from pipeline.data.layouts import check_layout, layout_hint
-from pipeline.data.patients import FIT, TARGET, patients_or_paths
+from pipeline.data.patients import (
+    FIT,
+    TARGET,
+    VALIDATION,
+    join_duplicates,
+    patients_or_paths,
+    split_by_patient,
+)
 from pipeline.data.sources import scan
-from pipeline.data.split import join_duplicates, split_source
 from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError, go_on
 from pipeline.progress import Progress
@@ -233,7 +239,7 @@ class _KeyedDomain:
 def _key_images(
     study: Study, domain: Domain, options: SampleOptions, progress: Progress, each: Each
 ) -> _KeyedDomain:
-    """Scan a domain; read the images that the index does not know."""
+    """The images that can be read, all by one rule; of the others the reason is known."""
     listing = scan(domain, each)
     if domain.labelled and domain.ignore is None and not domain.table:
         check_layout(domain, listing.items)
@@ -246,43 +252,35 @@ def _key_images(
     items = [_with_content(item, RememberedFile(b""), reading) for item in listing.items]
     salt = salt_of(study.store_root) if domain.group == HEADER else None
     index = KeyIndex(study.store_root, domain.path, salt=salt, rehash=options.rehash)
-    return _without_unreadable(domain, items, index.contents(items, each, progress))
-
-
-def _without_unreadable(
-    domain: Domain, items: Sequence[Item], contents: Sequence[RememberedFile | str]
-) -> _KeyedDomain:
-    """The images that can be read, all by one rule; of the others the reason is known."""
-    pairs = list(zip(items, contents, strict=True))
-    readable = [(item, found) for item, found in pairs if isinstance(found, RememberedFile)]
+    contents = list(zip(items, index.contents(items, each, progress), strict=True))
     skipped = tuple(
-        SkippedImage(domain=domain.name, path=item.path, reason=str(found))
-        for item, found in pairs
-        if not isinstance(found, RememberedFile)
+        SkippedImage(domain=domain.name, path=item.path, reason=content)
+        for item, content in contents
+        if isinstance(content, str)
     )
+    readable = [(item, content) for item, content in contents if not isinstance(content, str)]
     if not readable:
         raise NoImagesError(
             f"{domain.path}: none of its {len(items)} images can be read; first reason: "
             f"{skipped[0].path}: {skipped[0].reason}"
         )
-    window = window_of(domain, [found.depth for _, found in readable])
-    reading = replace(readable[0][0].reading, window=window)
-    # Without images of which a finding is not known: the rule above is the one of all findings.
+    # One rule for all images, also for those of which a finding is not known.
+    reading = replace(reading, window=window_of(domain, [file.depth for _, file in readable]))
     used = [pair for pair in readable if pair[0].label or not domain.labelled]
-    paths = {item.path for item in items} - {item.path for item, _ in used}
+    unused = {item.path for item in items} - {item.path for item, _ in used}
     return _KeyedDomain(
         domain=domain,
-        items=tuple(_with_content(item, found, reading) for item, found in used),
-        key=tuple(found.key(reading) for _, found in used),
+        items=tuple(_with_content(item, file, reading) for item, file in used),
+        key=tuple(file.key(reading) for _, file in used),
         skipped=skipped,
-        unused=tuple(_name(domain.name, path) for path in paths),
+        unused=tuple(_name(domain.name, path) for path in unused),
     )
 
 
-def _with_content(item: Item, found: RememberedFile, reading: Reading) -> Item:
-    if item.reading == reading and not found.patient:
+def _with_content(item: Item, file: RememberedFile, reading: Reading) -> Item:
+    if item.reading == reading and not file.patient:
         return item
-    return replace(item, reading=reading, patient=item.patient or found.patient)
+    return replace(item, reading=reading, patient=item.patient or file.patient)
 
 
 # Classes and split.
@@ -326,10 +324,7 @@ def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]
     split = np.full(len(group), TARGET)
     if keyed.domain.name == SOURCE:
         group = join_duplicates(group, keyed.key)
-        given = np.array([item.split for item in keyed.items])
-        split = split_source(
-            study.source, label, group, given=given, classes=classes, seed=study.seed
-        )
+        split = _source_split(study, label, group, [i.split for i in keyed.items], classes)
     return Samples(
         items=keyed.items,
         key=keyed.key,
@@ -339,6 +334,41 @@ def _label_and_split(study: Study, keyed: _KeyedDomain, classes: tuple[str, ...]
         split=split,
         classes=classes,
     )
+
+
+def _source_split(
+    study: Study,
+    label: NDArray[np.int64],
+    group: Sequence[str],
+    given: Sequence[str],
+    classes: Sequence[str],
+) -> NDArray[np.str_]:
+    """The split of each image of the source; ``fit`` throughout one without labels.
+
+    A division that came with the data must have each class in both parts; patients, and copies of
+    an image, that are in both are said.
+    """
+    share = study.source.validation
+    if not study.source.labelled:
+        return np.full(len(label), FIT)
+    if isinstance(share, float) and not study.source.is_given:
+        return split_by_patient(label, group, share=share, seed=study.seed, names=classes)
+    split, patients = np.array(given), np.array(group)
+    for part in (FIT, VALIDATION):
+        if missing := sorted(set(range(len(classes))) - set(label[split == part].tolist())):
+            raise StudyError(
+                f"source: the {part} part of the given division has no image of class "
+                f"{printable(classes[missing[0]])!r}. Give a share instead, such as "
+                "validation = 0.2, without split"
+            )
+    both = np.intersect1d(patients[split == FIT], patients[split == VALIDATION])
+    if both.size:
+        _LOG.warning(
+            "source: %s %s images in both fit and validation of the given division, so the numbers "
+            "of validation are too good; validation = 0.2 without split divides by patient",
+            *(counted(both.size, "patient"), have(both.size)),
+        )
+    return split
 
 
 # Images that a study leaves out by name: near copies, for example, as the audit lists them.

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from pipeline.data import arrays, image_tables
+from pipeline.data import arrays
 from pipeline.data.items import (
     NO_CLASS,
     SUFFIXES,
@@ -30,7 +30,7 @@ from pipeline.data.items import (
     read_image_file,
 )
 from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
-from pipeline.data.tables import read_lines
+from pipeline.data.tables import read_lines, scan_table
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import GIVEN, LIST, Domain, SourceDomain
 from pipeline.words import are, composed, counted, printable
@@ -97,7 +97,7 @@ def _by_folder(domain: Domain, listing: Listing) -> Listing:
 #: What lists the images of each kind of input.
 KINDS: Mapping[str, Callable[[Domain, Each], Listing]] = MappingProxyType(
     {
-        "a table": image_tables.scan,
+        "a table": scan_table,
         "a .npz file": lambda domain, _: arrays.scan_archive(domain),
         "class folders": _scan_folders,
         ".npy stacks": lambda domain, _: arrays.scan_stacks(domain),

@@ -1,18 +1,46 @@
-"""Tables as files: CSV, TSV and Parquet become a header and rows of texts."""
+"""Tables as files, and tables with a row for each image: its path, class, patient, hospital, split.
+
+CSV, TSV and Parquet become a header and rows of texts. Columns are those that the study names, or
+are known by their names. Paths are looked up among the files that are really below the folder.
+"""
 
 import csv
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 from cache import disk
+from pipeline.data.items import NO_CLASS, Each, Item, Listing, images_below, in_turn, system_reason
 from pipeline.data.items import SUFFIXES as IMAGES
-from pipeline.data.items import system_reason
 from pipeline.errors import StudyError
-from pipeline.words import composed, printable
+from pipeline.study import COLUMNS, Domain, ImageTable, classes_of
+from pipeline.words import are, composed, counted, printable
 
+_LOG = logging.getLogger(__name__)
+#: Names by which a column is known, without spaces, lines and capitals.
+_USUAL = {
+    "path": ("path", "filepath", "imagepath", "filename", "file", "image", "imageindex", "imageid",
+             "imagename", "dicompath", "isicid", "id", "idcode"),
+    "label": ("label", "class", "target", "diagnosis", "finding", "findinglabels", "category",
+              "dx"),
+    "patient": ("patient", "patientid", "subject", "subjectid", "patientnumber"),
+    "domain": ("domain", "site", "hospital", "center", "centre", "institution"),
+    "split": ("split", "fold", "subset", "partition"),
+}  # fmt: skip
+_WHERE = "in the study, or name it so in the table"
+_YES = ("1", "true", "yes")
+#: What the cell of a finding says; None: it is not known. -1 is the uncertain of CheXpert.
+_MARKS = {
+    **dict.fromkeys(_YES, True),
+    **dict.fromkeys(("0", "false", "no"), False),
+    **dict.fromkeys(("", "-1", "nan"), None),
+}
 _SEPARATORS = {".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
 _NO_TABLES = (".xlsx", ".xls", ".ods", ".json", ".xml", ".zip", ".gz", ".tar", *IMAGES)
@@ -123,3 +151,252 @@ def _parquet(file: Path) -> Iterator[Row]:
     columns = [column.to_pylist() for column in table.columns]
     for line, values in enumerate(zip(*columns, strict=True), start=2):
         yield Row(line, [composed("" if v is None else str(v).strip()) for v in values])
+
+
+# A row for each image.
+
+
+def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
+    """The images that rows of the domain name and that are there.
+
+    Raises:
+        StudyError: A column is missing or unclear, no row is of the domain, no image is
+            found, or two rows contradict each other.
+    """
+    images = images_below(domain.path, ignore=domain.ignore or (), each=each)
+    look_up, table = _Lookup(images.items), _Table(domain)
+    without_class, absent = 0, []
+    items: dict[str, Item] = {}
+    for row in table.rows():
+        path, patient, split = (table.cell(row, use) for use in ("path", "patient", "split"))
+        label = table.label(row) if domain.labelled else NO_CLASS
+        without_class += label is None
+        if label is None and not table.finding:
+            continue
+        if (image := look_up.find(path)) is None:
+            absent.append(path)
+            continue
+        item = replace(image, path=path, label=label or NO_CLASS, patient=patient, split=split)
+        if items.setdefault(image.file, item) != item:
+            fail(table.file, row.line, f"{printable(path)} has another row that differs")
+    if not items:
+        why = f"; first: {printable(absent[0])}" if absent else ", or no row has a class"
+        raise StudyError(
+            f"{domain.name}: no image of {table.file} is below {domain.path}, or their names are "
+            f"there twice{why}. Write images = FOLDER, where its paths start"
+        )
+    if table.finding and not any(table.knows(item.label) for item in items.values()):
+        raise StudyError(
+            f"{domain.name}: no row of {table.file} names {table.finding!r}. Write values = "
+            f'{{{table.finding!r} = "NAME"}} with what it is called there; of a target, '
+            "findings = [...] may list those that it knows"
+        )
+    if absent:
+        _LOG.warning(
+            "%s: %s of %s %s not below %s, or their names are there twice; first: %s",
+            *(domain.name, counted(len(absent), "image"), table.file, are(len(absent))),
+            *(domain.path, printable(absent[0])),
+        )
+    if without_class:
+        why = f"{table.finding} is empty or -1" if table.finding else "without a class of the study"
+        _LOG.warning(
+            "%s: %s of %s left out: %s",
+            *(domain.name, counted(without_class, "row"), table.file, why),
+        )
+    # Images of other hospitals in the same table are no news.
+    elsewhere = {image.file for path in table.of_others if (image := look_up.find(path))}
+    others = Counter({"not in the table": len(images.items) - len(elsewhere | items.keys())})
+    ordered = tuple(sorted(items.values(), key=lambda item: item.path))
+    return replace(images, items=ordered, ignored=Counter(images.ignored) + others)
+
+
+def find_columns(
+    table: ImageTable, header: Row, *, labelled: bool = True
+) -> dict[str, tuple[str, ...]]:
+    """What each column is for: as the study says, else by its name.
+
+    Args:
+        table: Of the study.
+        header: Its first row.
+        labelled: Whether a label is needed.
+
+    Returns:
+        Names of columns, by what they are for; what is not there is missing.
+
+    Raises:
+        StudyError: A column is missing, or two fit.
+    """
+    check_header(table.file, header)
+    shown = ", ".join(map(printable, header.cells)) or "nothing"
+    columns = dict(table.columns)
+    for names in columns.values():
+        if missing := [name for name in names if name not in header.cells]:
+            fail(table.file, header.line, f"no column {missing[0]!r}; the columns are {shown}")
+    for use in COLUMNS:
+        fits = [name for name in header.cells if _plain(name) in _USUAL[use]]
+        if use in columns or not fits or (use == "label" and not labelled):
+            continue
+        if len(fits) > 1:
+            question = f"{', '.join(map(printable, fits))}: which is the {use}?"
+            hint = f"Write columns = {{{use} = {fits[0]!r}}} {_WHERE}"
+            fail(table.file, header.line, f"{question} {hint}")
+        columns[use] = (fits[0],)
+    for use in ("path", "label") if labelled else ("path",):
+        if use in columns:
+            continue
+        what, hint = use, f'columns = {{{use} = "NAME"}}'
+        if use == "label" and table.finding:
+            what, hint = repr(table.finding), f'values = {{{table.finding!r} = "NAME"}}'
+        fail(
+            table.file,
+            header.line,
+            f"it is unclear which column is the {what}; the columns are {shown}. Write {hint} "
+            f"{_WHERE}",
+        )
+    return columns
+
+
+def several_findings(file: Path) -> list[str]:
+    """Findings that the images of a table seem to have several of; none where each has a class.
+
+    They are texts of the label with ``|`` between, or columns that hold marks alone.
+    """
+    header, *rows = [*read_rows(file)] or [Row(1, [])]
+    columns = dict(zip(header.cells, zip(*(row.cells for row in rows), strict=True), strict=False))
+    for name, cells in columns.items():
+        if _plain(name) in _USUAL["label"]:
+            texts = {text.strip() for cell in cells for text in cell.split("|")}
+            return sorted(texts - {"No Finding", ""}) if any("|" in c for c in cells) else []
+    marks = {name: [_whole(cell).lower() for cell in cells] for name, cells in columns.items()}
+    marks = {n: m for n, m in marks.items() if set(m) <= {*_MARKS} and set(m) & {*_YES}}
+    is_class = all(
+        sum(mark in _YES for mark in row) == 1 for row in zip(*marks.values(), strict=True)
+    )
+    return [] if is_class else [*marks]
+
+
+class _Lookup:
+    """Finds the file that a table means.
+
+    Tables often leave out the ending, begin their paths above the folder (then all with the
+    same folders), or give a bare name wherever the file lies. A name of two files is neither.
+    """
+
+    def __init__(self, images: Sequence[Item]) -> None:
+        self._by_path = {image.path: image for image in images}
+        self._by_name: dict[str, Item | None] = {}
+        for image in images:
+            path = PurePosixPath(image.path)
+            for name in {path.name, path.stem, str(path.with_suffix(""))}:
+                self._by_name[name] = None if name in self._by_name else image
+        self._above: int | None = None
+        self._prefix: list[str] = []
+
+    def find(self, path: str) -> Item | None:
+        """The image, or None where none fits, or several do."""
+        if image := self._by_path.get(path) or self._by_name.get(path):
+            return image
+        parts = path.replace("\\", "/").split("/")
+        starts = range(1, len(parts)) if self._above is None else [self._above]
+        for start in starts:
+            image = self._by_path.get("/".join(parts[start:]))
+            if image and (self._above is None or parts[:start] == self._prefix):
+                self._above, self._prefix = start, parts[:start]
+                return image
+        return None
+
+
+class _Table:
+    """The table of a domain: its rows, and what their cells mean.
+
+    Args:
+        domain: Has a table.
+    """
+
+    def __init__(self, domain: Domain) -> None:
+        assert domain.table is not None  # noqa: S101 - the kind of input says so
+        self._domain, self._table = domain, domain.table
+        self.file = domain.table.file
+        self._rows = read_rows(self.file)
+        header = next(self._rows, Row(1, []))
+        self.finding = self._table.finding or ""
+        #: Paths in the rows of other domains, once all rows were read.
+        self.of_others: set[str] = set()
+        self._names = self._table.values.get(self.finding, (self.finding,))
+        marks = [at for at, name in enumerate(header.cells) if name in self._names]
+        self._marks = marks if self.finding else []
+        columns = find_columns(self._table, header, labelled=domain.labelled and not self._marks)
+        self._at = {use: header.cells.index(names[0]) for use, names in columns.items()}
+        self._classes = {n: header.cells.index(n) for n in columns.get("label", ())}
+
+    def rows(self) -> Iterator[Row]:
+        """Rows of the domain."""
+        wanted = self._table.domain
+        if not wanted:
+            if "domain" in self._table.columns:
+                name = self._domain.name
+                raise StudyError(f'{name}: a domain column is named; write domain = "TEXT"')
+            yield from self._rows
+            return
+        if "domain" not in self._at:
+            raise StudyError(f'{self.file} has no domain column; write columns = {{domain = "X"}}')
+        others: set[str] = set()
+        for row in self._rows:
+            others.add(name := self.cell(row, "domain"))
+            if name == wanted:
+                yield row
+            else:
+                self.of_others.add(self.cell(row, "path"))
+        if wanted not in others:
+            names = ", ".join(sorted(map(printable, others))[:10])
+            raise StudyError(f"{self.file} has no row of domain {wanted!r}; it has {names}")
+
+    def cell(self, row: Row, use: str) -> str:
+        """What stands in a row for one use; empty where there is no such column."""
+        return row.cells[self._at[use]] if use in self._at else ""
+
+    def label(self, row: Row) -> str | None:
+        """The class of a row; None where it has none of those that are asked for."""
+        if self.finding:
+            present = self._has_finding(row)
+            return None if present is None else classes_of(self.finding)[present]
+        values = self._table.values
+        if len(self._classes) > 1:
+            fits = [k for k, at in self._classes.items() if _whole(row.cells[at]).lower() in _YES]
+        elif values:
+            cell = _whole(self.cell(row, "label"))
+            fits = [k for k, texts in values.items() if any(fnmatchcase(cell, t) for t in texts)]
+        else:
+            fits = [cell] if (cell := _whole(self.cell(row, "label"))) else []
+        if len(fits) > 1:
+            fail(self.file, row.line, f"it is of {' and '.join(fits)}; allowed is one class a row")
+        return fits[0] if fits else None
+
+    def knows(self, label: str) -> bool:
+        """Whether a label shows that the table names the finding."""
+        return label != NO_CLASS if self._marks else label == self.finding
+
+    def _has_finding(self, row: Row) -> bool | None:
+        """Whether the finding is marked in its columns, or among texts with ``|`` between."""
+        if not self._marks:
+            texts = self.cell(row, "label").split("|")
+            named = any(fnmatchcase(text.strip(), n) for text in texts for n in self._names)
+            return named if any(texts) else None
+        marks = [self._mark(row, at) for at in self._marks]
+        return True if True in marks else None if None in marks else False
+
+    def _mark(self, row: Row, at: int) -> bool | None:
+        cell = _whole(row.cells[at]).lower()
+        if cell not in _MARKS:
+            allowed = "allowed are 1, 0, and empty or -1 where it is not known"
+            fail(self.file, row.line, f"{self.finding} is {printable(cell)!r}; {allowed}")
+        return _MARKS[cell]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_\-]", "", name).casefold()
+
+
+def _whole(cell: str) -> str:
+    """``1.0`` is 1: programs write whole numbers as decimals where some are missing."""
+    return cell[:-2] if re.fullmatch(r"-?\d+\.0", cell) else cell

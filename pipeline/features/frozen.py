@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
-from pipeline.data.images import PixelPolicy
-from pipeline.data.views import affine_map, views_of
+from pipeline.data.images import PixelPolicy, affine_map, views_of
 from pipeline.errors import WeightsError
 from pipeline.features.backbones import spec_of
 from pipeline.features.weights import read_state

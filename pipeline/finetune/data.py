@@ -23,10 +23,9 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from cache.store import FeatureStore
-from pipeline.data.images import PixelPolicy
+from pipeline.data.images import DEGREES, SIDE, PixelPolicy, affine_map
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
-from pipeline.data.views import DEGREES, SIDE, affine_map
 from pipeline.errors import ImageError, NoImagesError
 from pipeline.features.backbones import policy_of, weights_file
 from pipeline.features.decoding import decode_images

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.image_metadata import split_jpeg, split_png
-from pipeline.data.images import PixelPolicy, decode
+from pipeline.data.images import PixelPolicy, decode, split_jpeg, split_png
 from tests.image_files import SIZE, jpeg, picture, png
 
 AS_IS = PixelPolicy(size=SIZE)

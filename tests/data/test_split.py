@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.patients import VALIDATION
-from pipeline.data.split import join_duplicates, split_by_patient
+from pipeline.data.patients import VALIDATION, join_duplicates, split_by_patient
 from pipeline.errors import StudyError
 from tests.data.test_patients import arrays, cohorts
 
