@@ -792,10 +792,11 @@ def export_onnx(
     Example: headrace export study.toml model.onnx --head linear
     """
     from pipeline.export import export_model
+    from pipeline.report.predict import exported
 
     card = export_model(_load_one(study, finding), head, file, **flags)
-    _say([f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)", ""], quiet=quiet)
-    _show("export", card, quiet=quiet)
+    size = f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)"
+    _say([size, *exported(card)], quiet=quiet)
     return card
 
 

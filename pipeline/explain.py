@@ -16,7 +16,7 @@ positive part that lies in the border says how far a model leans on what lies th
 head of shuffled labels on the same features says what the network alone would do to that share.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from pipeline.audit.contact_sheet import SIDE, SheetEntry, draw_sheet
 from pipeline.data.domain import DomainData
 from pipeline.data.patients import FIT, draw_patients
 from pipeline.data.samples import Samples, load_samples
-from pipeline.errors import ExportError, MissingResultsError, StudyError
+from pipeline.errors import ExportError, MissingResultsError, ModelError, StudyError
 from pipeline.evaluation.bootstrap import bootstrap_values, percentile_interval
 from pipeline.evaluation.compare_heads import compared_heads, eval_sets, heads_by_validation
 from pipeline.export import TrainedModel, load_trained
@@ -44,7 +44,7 @@ from pipeline.results import prepare, read_set, write_set
 from pipeline.study import Study
 from pipeline.words import as_file_name, printable
 
-SCHEMA = 3
+SCHEMA = 4
 #: Images of a class and domain whose maps are measured; pictures on a sheet.
 IMAGES, PICTURES = 100, 12
 #: Side of the middle, and of each corner, as shares of the picture's: as the audit hides them.
@@ -70,8 +70,8 @@ def explain(
 
     Args:
         study: Where it was trained.
-        name: A head, or a method of fine-tuning; None: of the heads that have layers, on one
-            backbone, the best on validation.
+        name: A head, or a method of fine-tuning; None: of the heads that have layers, the best
+            on validation.
         backbone: Needed where the study has several, and a name is given.
         images: Of each class of each domain, at most.
         device: ``cpu`` or ``cuda``.
@@ -87,9 +87,8 @@ def explain(
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
     prepare(study.results)
-    instead_of = None
     if name is None:
-        backbone, name, instead_of = _default_head(study, backbone)
+        backbone, name = _best_with_layers(study, backbone)
     choice = choose_backbone(study, backbone)
     samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)
@@ -110,7 +109,7 @@ def explain(
         of_domain = (samples.domain == data.name) & (samples.split == data.role)
         some = samples.where(_some(samples, of_domain, images, study.seed))
         with Progress(f"maps of {data.name} {data.role}", len(some)) as progress:
-            (proba, of_model), (_, of_shuffled) = maps.of(pixels_of(some), model.heads, shuffled)
+            (proba, of_model), (_, of_shuffled) = maps.of(pixels_of(some), model.head, shuffled)
             progress.advance(len(some))
         rows = _shares(some, proba.argmax(1), of_model, of_shuffled, study.seed)
         domains.append(
@@ -120,7 +119,7 @@ def explain(
             if chosen.any():
                 of_kind = samples.where(chosen)
                 pixels = pixels_of(of_kind)
-                ((proba, of_model),) = maps.of(pixels, model.heads)
+                ((proba, of_model),) = maps.of(pixels, model.head)
                 file = f"{as_file_name(data.name)}-{data.role}-{kind}.png"
                 sheets[file] = draw_sheet(list(_pairs(of_kind, pixels, proba, of_model)))
     record = {
@@ -128,7 +127,6 @@ def explain(
         "study": study.name,
         "head": name,
         "backbone": choice.name,
-        "instead_of": instead_of,
         "classes": [printable(label) for label in samples.classes],
         "even": {"border": 1 - _CENTRE**2, "corners": 4 * _CORNER**2},
         "domains": domains,
@@ -138,39 +136,22 @@ def explain(
     return record
 
 
-def _default_head(study: Study, backbone: str | None) -> tuple[str, str, Mapping[str, str] | None]:
-    """Backbone and name of a head, and where it is not the best on validation: which is, why."""
-    record = compared_heads(study.results).record
-    single = {choice.name for choice in study.backbones}
+def _best_with_layers(study: Study, backbone: str | None) -> tuple[str, str]:
+    """Backbone and name of the head that is best on validation of those that have layers."""
+    names = [choice.name for choice in study.backbones]
     if backbone is not None:
-        single = {choose_backbone(study, backbone).name}
-        record = {**record, "backbones": _of(record["backbones"], single)}
-    entries = _of(record["backbones"], single)
-    if not entries:
-        raise MissingResultsError(
-            f"no head was compared on {', '.join(sorted(single))}: run headrace heads STUDY"
-        )
-    best, reason = heads_by_validation(record["backbones"])[0], ""
-    if best[0] not in single:
-        reason = "it is on several backbones side by side"
-    not_saved = {(f["backbone"], f["head"]) for f in record["not_saved"]}
-    for on, name in heads_by_validation(entries):
-        if (on, name) in not_saved:
-            reason = reason or "it has no model file"
-            continue
+        names = [choose_backbone(study, backbone).name]
+    compared = compared_heads(study.results).record["backbones"]
+    reasons = []
+    for on, name in heads_by_validation([e for e in compared if e["backbone"] in names]):
         try:
             head_layers(load_head(head_folder(study.results, on, name)).models[0], name)
-        except ExportError as cause:
-            reason = reason or str(cause)
-            continue
-        if (on, name) == best:
-            return on, name, None
-        return on, name, {"backbone": best[0], "head": best[1], "reason": reason}
-    raise ExportError(f"no compared head can be explained. The best is {best[1]}: {reason}")
-
-
-def _of(entries: Iterable[dict[str, Any]], backbones: set[str]) -> list[dict[str, Any]]:
-    return [entry for entry in entries if entry["backbone"] in backbones]
+        except (ExportError, ModelError) as cause:
+            reasons.append(str(cause))
+        else:
+            return on, name
+    reason = reasons[0] if reasons else f"none was compared on {', '.join(names)}"
+    raise ExportError(f"no head can be explained: {reason}. Run headrace heads STUDY --only linear")
 
 
 def _some(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:
@@ -201,11 +182,11 @@ def _pictured(
     return {"errors": np.isin(number, surest), "sample": np.isin(number, sample)}
 
 
-def _shuffled_head(features: Tensor, label: NDArray[np.int64], seed: int) -> nn.ModuleList:
+def _shuffled_head(features: Tensor, label: NDArray[np.int64], seed: int) -> nn.Module:
     """A linear head on features ``(n, d)``, fitted to their labels in another order."""
     shuffled = stream("shuffled labels", seed).permutation(label)
     head = HEADS["linear"].make(0).fit(features.cpu().numpy(), shuffled)
-    return nn.ModuleList([head_layers(head, "linear")])
+    return head_layers(head, "linear")
 
 
 def _audited(study: Study, data: DomainData) -> dict[str, Any]:
@@ -246,23 +227,23 @@ class ActivationMaps:
         parts = torch.split(pixels, _BATCH)
         self.features = torch.cat([self.network(part.to(device)) for part in parts])
 
-    def of(self, pixels: Tensor, *models: nn.ModuleList) -> list[tuple[Proba, Maps]]:
-        """Of each model's heads, probabilities ``(n, K)`` and maps ``(n, h, w)`` of pixels.
+    def of(self, pixels: Tensor, *heads: nn.Module) -> list[tuple[Proba, Maps]]:
+        """Of each head, probabilities ``(n, K)`` and maps ``(n, h, w)`` of pixels.
 
         The network, which takes nearly all of the time, looks at each picture once.
         """
         centre = self.features.double().mean(0)[:, None, None]
-        for heads in models:
-            heads.to(self.device).double().eval()
-        parts: list[list[tuple[Proba, Maps]]] = [[] for _ in models]
+        for head in heads:
+            head.to(self.device).double().eval()
+        parts: list[list[tuple[Proba, Maps]]] = [[] for _ in heads]
         for part in torch.split(pixels, _BATCH):
             features, outputs = _outputs(self.network, part.to(self.device), [self._module])
             away = _by_view(self._after(outputs[self._module]), features)[:, 0].double() - centre
-            for heads, of_model in zip(models, parts, strict=True):
-                of_model.append(_proba_and_maps(heads, features.double(), away))
+            for head, of_head in zip(heads, parts, strict=True):
+                of_head.append(_proba_and_maps(head, features.double(), away))
         return [
-            (np.concatenate([p for p, _ in of_model]), np.concatenate([m for _, m in of_model]))
-            for of_model in parts
+            (np.concatenate([p for p, _ in of_head]), np.concatenate([m for _, m in of_head]))
+            for of_head in parts
         ]
 
 
@@ -311,10 +292,10 @@ def _last_activations(
     )
 
 
-def _proba_and_maps(heads: nn.ModuleList, features: Tensor, away: Tensor) -> tuple[Proba, Maps]:
+def _proba_and_maps(head: nn.Module, features: Tensor, away: Tensor) -> tuple[Proba, Maps]:
     """Of pooled features ``(n, d)``, and of activations less the centre ``(n, d, h, w)``."""
     pooled = features.requires_grad_()
-    proba = torch.stack([head(pooled) for head in heads]).mean(0)
+    proba = head(pooled)
     logits = proba.clamp_min(1e-300).log()
     chosen = nn.functional.one_hot(proba.argmax(1), logits.shape[1]).to(logits.dtype)
     others = (1 - chosen) / (logits.shape[1] - 1)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -93,7 +94,7 @@ def export_model(
     samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)
     policy, card = model.policy, model.card
-    data = _graph(_Averaged(model.network, model.heads), policy)
+    data = _graph(nn.Sequential(model.network, model.head), policy)
     pixels, _ = _images(study, samples, policy, (VALIDATION, FIT), _COMPARED)
     difference = float(np.abs(run_onnx(data, pixels) - _proba(model, pixels)).max())
     if difference > TOLERANCE:
@@ -109,12 +110,9 @@ def export_model(
 
 
 def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as cause:
-        raise ExportError(f'{cause.name} is missing: pip install "headrace[onnx]"') from cause
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(name) is None:
+            raise ExportError(f'{name} is missing: pip install "headrace[onnx]"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +121,7 @@ class TrainedModel:
 
     Attributes:
         network: Uint8 pixels ``(n, size, size, 3)`` to pooled features ``(n, d)``.
-        heads: Each from features to probabilities ``(n, K)``; their mean is the model's.
+        head: From features to probabilities ``(n, K)``.
         policy: From files to pixels.
         saved: The saved head, where it is one.
         stored: The probabilities of the study's images by all models of its stage.
@@ -132,7 +130,7 @@ class TrainedModel:
     """
 
     network: nn.Module
-    heads: nn.ModuleList
+    head: nn.Module
     policy: PixelPolicy
     saved: SavedHead | None
     stored: Predictions
@@ -169,7 +167,7 @@ def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -
     stored = _stored(study.results / PROBABILITIES, choice.name, trained, "heads STUDY")
     return TrainedModel(
         network=network if choice.views == 1 else nn.Sequential(network, _MeanOfViews()),
-        heads=nn.ModuleList(head_layers(model, name) for model in head.models),
+        head=_Mean(head_layers(model, name) for model in head.models),
         policy=pixel_policy(choice, None),
         saved=head,
         stored=stored,
@@ -214,7 +212,7 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
     stored = _stored(study.results / TRAINED_PROBABILITIES, on, trained, command)
     return TrainedModel(
         network=nn.Sequential(whole.entry, whole.backbone),
-        heads=nn.ModuleList([nn.Sequential(whole.head, nn.Softmax(dim=1))]),
+        head=nn.Sequential(whole.head, nn.Softmax(dim=1)),
         policy=policy,
         saved=None,
         stored=stored,
@@ -331,17 +329,11 @@ class _MeanOfViews(nn.Module):
         return features.mean(1)
 
 
-class _Averaged(nn.Module):
+class _Mean(nn.ModuleList):
     """The mean probability of heads, one for each seed, on the same features."""
 
-    def __init__(self, network: nn.Module, heads: nn.ModuleList) -> None:
-        super().__init__()
-        self.network = network
-        self.heads = heads
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        features = self.network(pixels)
-        return torch.stack([head(features) for head in self.heads]).mean(0)
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.stack([head(features) for head in self]).mean(0)
 
 
 def _proba(model: TrainedModel, pixels: Pixels) -> Proba:
@@ -350,7 +342,7 @@ def _proba(model: TrainedModel, pixels: Pixels) -> Proba:
         features = model.network(torch.from_numpy(pixels))
         if model.saved:
             return model.saved.predict_proba(features.numpy())
-        proba: Proba = model.heads[0](features).double().numpy()
+        proba: Proba = model.head(features).double().numpy()
         return proba
 
 

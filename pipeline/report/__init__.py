@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from pipeline.report.table import Part, csv_files, terminal_text
+from pipeline.report.table import Part, Table, terminal_text, to_csv
 
 
 def parts_of(stage: str, record: Mapping[str, Any]) -> list[Part]:
@@ -17,23 +17,15 @@ def parts_of(stage: str, record: Mapping[str, Any]) -> list[Part]:
 
 
 def show(stage: str, record: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
-    """The text that a terminal is shown.
-
-    Args:
-        stage: Of the record.
-        record: Its JSON values.
-        before: An earlier record of the same run: what was shown of it is not shown again.
-    """
+    """The text that a terminal is shown; not again what it was shown of an earlier record."""
     earlier = parts_of(stage, before) if before else []
     return terminal_text(part for part in parts_of(stage, record) if part not in earlier)
 
 
 def files(stage: str, record: Mapping[str, Any]) -> dict[str, bytes]:
-    """The CSV files of a stage, by name.
-
-    Args:
-        stage: ``heads``, ``finetune`` or ``shift``.
-        record: Its JSON values.
-    """
-    contents = csv_files(parts_of(stage, record))
-    return {f"{key}.csv": text.encode() for key, text in contents.items()}
+    """The CSV files of a stage, by name; tables of one key stand below one another."""
+    by_key: dict[str, list[Table]] = {}
+    for part in parts_of(stage, record):
+        if isinstance(part, Table) and part.key:
+            by_key.setdefault(part.key, []).append(part)
+    return {f"{key}.csv": to_csv(*tables).encode() for key, tables in by_key.items()}

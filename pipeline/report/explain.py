@@ -16,7 +16,6 @@ def tables(record: Record) -> list[Part]:
     """The parts of a report on ``explain.json``; see :func:`pipeline.explain.explain`."""
     return [
         Heading(f"{record['study']}: what {record['head']} on {record['backbone']} looks at"),
-        *_instead(record["instead_of"]),
         _LEGEND,
         (
             f"An even map has {record['even']['border']:.2f} and {record['even']['corners']:.2f}. "
@@ -26,15 +25,6 @@ def tables(record: Record) -> list[Part]:
         *_domains(record),
         f"Pictures with their maps, which are patient data: {record['folder']}",
     ]
-
-
-def _instead(best: Record | None) -> Iterator[str]:
-    """Why the best head is not the one."""
-    if best:
-        yield (
-            f"The best head on validation, {best['head']} on {best['backbone']}, cannot be "
-            f"explained: {best['reason']}. This is the best of those that can."
-        )
 
 
 def _domains(record: Record) -> Iterator[Table]:

@@ -32,6 +32,17 @@ def predictions(record: Record) -> Table:
     return Table("", columns, rows, about={"study": record["study"]})
 
 
+def exported(card: Record) -> list[str]:
+    """What ``headrace export`` says: how near the file is to the model, and its limits."""
+    largest = card["compared"]["largest_difference"]
+    lines = [f"Probabilities differ from the model's by {largest:.0e} at most."]
+    for metric, name in (("accuracy", "Accuracy"), ("auroc", "AUROC")):
+        if both := card.get("int8", {}).get(metric):
+            values = f"{both['float32']:.3f}, with 8 bits {both['int8']:.3f}"
+            lines.append(f"{name} on validation: {values}.")
+    return [*lines, *card["limits"]]
+
+
 def _sentences(record: Record) -> list[str]:
     stored = max(len(record["rows"]) - record["computed"], 0)
     head = (

@@ -41,11 +41,7 @@ class PageHead:
 
 
 def page_head(heads: Record | None) -> PageHead | None:
-    """The best head on validation.
-
-    Args:
-        heads: The record of ``headrace heads``, where there is one.
-    """
+    """The best head on validation in the record of ``headrace heads``, where there is one."""
     if heads is None:
         return None
     backbone, name = heads_by_validation(heads["backbones"])[0]
@@ -123,7 +119,8 @@ def _by_name(target: Record) -> dict[str, Record]:
 def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
     """Accuracy on the source, and where it falls from that."""
     source, *targets = head.accuracy.items()
-    level = f"{_percent(source[1])} on {_PATIENTS.get(source[0], source[0])}"
+    of_source = {"validation": "new patients of the source"}.get(source[0], source[0])
+    level = f"{_percent(source[1])} on {of_source}"
     falls: list[str] = []
     no_loss: list[str] = []
     untested: list[str] = []
@@ -140,9 +137,6 @@ def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> 
         yield f"It is {_list(no_loss)}, where no loss is shown."
     if untested:
         yield f"It is {_list(untested)}."
-
-
-_PATIENTS = {"validation": "new patients of the source"}
 
 
 def _loses(effects: Mapping[str, Record]) -> bool:
@@ -247,55 +241,18 @@ def _patients(heads: Record | None) -> tuple[str, str]:
 # Over several findings an image.
 
 
-def aurocs_of_findings(heads: Record | None) -> dict[str, dict[str, Interval]]:
-    """By domain, first validation, the AUROC of the best head of each finding.
-
-    Args:
-        heads: The table over the findings, where there is one; of several backbones each finding
-            has the one whose best head is best on validation.
-    """
-    rows = [{**row, "domain": name_of_domain(row)} for row in (heads["rows"] if heads else ())]
-    best: dict[str, tuple[float, str]] = {}
-    for row in rows:
-        if row["domain"] == "validation":
-            accuracy = row["accuracy"]["estimate"]
-            best[row["finding"]] = max(
-                best.get(row["finding"], (-1.0, "")), (accuracy, row["backbone"])
-            )
-    series: dict[str, dict[str, Interval]] = {}
-    for row in rows:
-        _, backbone = best.get(row["finding"], (0.0, row["backbone"]))
-        if row["auroc"] and row["backbone"] == backbone:
-            series.setdefault(row["domain"], {})[row["finding"]] = _interval(row["auroc"])
-    return series
-
-
-def headline_of_findings(
-    count: int, series: Mapping[str, Mapping[str, Interval]], shift: Record | None
-) -> str:
-    """What a study of several findings found, in two or three short sentences."""
+def headline_of_findings(count: int, shift: Record | None) -> str:
+    """How many findings there are, and where the AUROC of which is shown to fall."""
     sentences = [f"{counted(count, 'finding')} an image, each with a page of its own."]
-    spans = [
-        f"{_span(values)} on {_PATIENTS.get(domain, domain)}" for domain, values in series.items()
-    ]
-    if spans:
-        sentences.append(f"AUROC is {_list(spans)}.")
-    fallen: dict[str, list[str]] = {}
+    fallen: dict[str, dict[str, None]] = {}
     for row in shift["rows"] if shift else ():
         if row["p_adjusted"] is not None and row["p_adjusted"] <= 0.05 and row["loss"]["low"] > 0:
-            fallen.setdefault(row["target"], []).append(row["finding"])
+            fallen.setdefault(row["target"], {})[row["finding"]] = None
     sentences += [
-        f"It is shown to fall on {target} for {_list(list(dict.fromkeys(findings)))}."
+        f"AUROC is shown to fall on {target} for {_list([*findings])}."
         for target, findings in fallen.items()
     ]
     return " ".join(sentences)
-
-
-def _span(values: Mapping[str, Interval]) -> str:
-    """From the finding with the lowest value to that with the highest."""
-    low, high = (f(values, key=lambda name: values[name][0]) for f in (min, max))
-    ends = [f"{values[name][0]:.2f} ({name})" for name in dict.fromkeys((low, high))]
-    return " to ".join(ends)
 
 
 def lights_of_findings(pages: Iterable[Sequence[Light]]) -> list[Light]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.words import printable, zero_noise
 
-#: JSON values of a stage, or of one row in them.
+#: JSON values of a stage, or of a row in them.
 Record = Mapping[str, Any]
 
 #: Columns of a terminal that every table fits, and those that sentences fill.
@@ -33,7 +33,7 @@ def _share(value: float) -> str:
 
 #: How the numbers of a kind of column are written. ``percent`` and ``points`` take shares;
 #: ``change`` is a signed number. Columns of any other kind hold text.
-NUMBERS: Mapping[str, Callable[[float], str]] = MappingProxyType(
+_NUMBERS: Mapping[str, Callable[[float], str]] = MappingProxyType(
     {
         "share": _share,
         "percent": lambda value: f"{100 * value:.1f}",
@@ -53,7 +53,7 @@ class Column:
 
     Attributes:
         name: The header; in a CSV file in lower case, with underscores.
-        kind: A key of :data:`NUMBERS`, ``text``, or ``mark`` (a star where the value is true).
+        kind: A key of :data:`_NUMBERS`, ``text``, or ``mark`` (a star where the value is true).
         help: One sentence for readers; the page shows it below the table.
         interval: Whether the values are (estimate, low, high). CSV files have three columns.
         csv_only: Whether people are not shown it.
@@ -76,7 +76,7 @@ class Column:
     @property
     def is_number(self) -> bool:
         """Whether the values stand to the right."""
-        return self.kind in NUMBERS
+        return self.kind in _NUMBERS
 
     def of(self, row: Record) -> Any:
         """The value of this column in a row of a record; None where the row has none."""
@@ -112,7 +112,10 @@ class Table:
 
     @property
     def rows(self) -> list[tuple[Any, ...]]:
-        """A value for each column: text, a number, a bool, (estimate, low, high), or None."""
+        """A value for each column: text, a number, a bool, (estimate, low, high), or None.
+
+        Bounds may be None; None is what is not known.
+        """
         return [tuple(column.of(record) for column in self.columns) for record in self.records]
 
     def values(self, name: str) -> list[Any]:
@@ -156,23 +159,17 @@ Part = Table | str
 
 
 def format_value(value: Any, kind: str) -> str:
-    """A value of a column as people read it.
-
-    Args:
-        value: Text, a number, a bool, (estimate, low, high) with bounds that may be None, or
-            None for what is not known.
-        kind: As in :class:`Column`.
-    """
+    """A value of a column as people read it; see :attr:`Table.rows` and :attr:`Column.kind`."""
     if kind == "mark":
         return _BEST if value else ""
     if value is None:
-        return _UNKNOWN if kind in NUMBERS else ""
+        return _UNKNOWN if kind in _NUMBERS else ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, str) or kind not in NUMBERS:
+    if isinstance(value, str) or kind not in _NUMBERS:
         return printable(str(value))
     values = value if isinstance(value, tuple) else (value,)
-    texts = (_UNKNOWN if v is None else NUMBERS[kind](zero_noise(v)) for v in values)
+    texts = (_UNKNOWN if v is None else _NUMBERS[kind](zero_noise(v)) for v in values)
     estimate, *bounds = texts
     return estimate if {*bounds} <= {_UNKNOWN} else f"{estimate} [{', '.join(bounds)}]"
 
@@ -188,10 +185,7 @@ def terminal_text(parts: Iterable[Part]) -> str:
 
 
 def _to_terminal(table: Table) -> str:
-    """Lines without colour; where they are too long, words are broken and numbers are not.
-
-    A number that lacks digits is another number.
-    """
+    """Lines without colour; where they are too long, words are broken and numbers are not."""
     from rich import box
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -220,15 +214,6 @@ def _wrapped(sentence: str) -> str:
     text = printable(sentence).replace(" %", "\N{NO-BREAK SPACE}%")
     lines = textwrap.fill(text, _SENTENCE_WIDTH, break_on_hyphens=False)
     return lines.replace("\N{NO-BREAK SPACE}", " ")
-
-
-def csv_files(parts: Iterable[Part]) -> dict[str, str]:
-    """Contents of CSV files by their stems; tables of one key stand below one another."""
-    by_key: dict[str, list[Table]] = {}
-    for part in parts:
-        if isinstance(part, Table) and part.key:
-            by_key.setdefault(part.key, []).append(part)
-    return {key: to_csv(*tables) for key, tables in by_key.items()}
 
 
 def to_csv(*tables: Table) -> str:

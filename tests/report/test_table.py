@@ -10,7 +10,6 @@ from pipeline.report.table import (
     Detail,
     Heading,
     Table,
-    csv_files,
     format_value,
     terminal_text,
     to_csv,
@@ -119,13 +118,13 @@ def of_names(*names, title=""):
     return Table(title, (Column("x"),), [{"x": name} for name in names])
 
 
-def test_tables_of_one_key_share_a_file():
-    """The rows of every target stand below one another; a table without a key has no file."""
+def test_tables_of_one_key_stand_below_one_another():
+    """The rows of every target; columns that a table lacks are empty."""
     first, second = (
-        Table("", (Column("x"),), [{"x": name}], key="k", about={"target": name}) for name in "ab"
+        Table("", (Column("x"), Column(name)), [{"x": name}], about={"target": name})
+        for name in "ab"
     )
-    parts = [first, "a sentence", of_names("y"), second]
-    assert csv_files(parts) == {"k": "target,x\na,a\nb,b\n"}
+    assert to_csv(first, second) == "target,x,a,b\na,a,,\nb,b,,\n"
 
 
 @pytest.mark.parametrize("name", ["=cmd|'/c calc'!A0", "+1", "-1+2", "@SUM(A1)"])

@@ -24,8 +24,6 @@ _LOG = logging.getLogger(__name__)
 FOLDER = "figures"
 #: Begins the names of pictures of patients; see :mod:`pipeline.report.pictures`.
 ERROR_SHEET = "heads-errors"
-#: Of a PNG, in an inch.
-PNG_DOTS = 200
 #: By stage, the file of the probabilities of each image.
 PROBABILITIES: Mapping[str, str] = MappingProxyType(
     {"heads": "probabilities.h5", "finetune": "finetune.h5", "shift": "shift.h5"}

@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from pipeline.report.figures import PNG_DOTS
 from pipeline.words import printable
 
 #: Okabe and Ito's colours, told apart with every kind of colour vision; yellow is left
@@ -58,7 +57,7 @@ _SETTINGS = {
     "ytick.color": GREY,
     "ytick.labelcolor": INK,
     "ytick.labelsize": SMALL,
-    "savefig.dpi": float(PNG_DOTS),
+    "savefig.dpi": 200.0,
 }
 P = ParamSpec("P")
 R = TypeVar("R")
