@@ -29,10 +29,10 @@ from PIL import Image
 
 from pipeline.data.facts import facts_of_picture
 from pipeline.data.grey_levels import NO_RANGE, Depth, Reading, scaled
-from pipeline.data.images import Pixels, check_size
+from pipeline.data.images import PixelPolicy, Pixels, check_size, fitted
 from pipeline.data.items import (
     NO_CLASS,
-    Content,
+    FileContent,
     FileStat,
     Item,
     Listing,
@@ -57,8 +57,8 @@ _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class _RowContent(Content):
-    """An image of a stack in memory; see :class:`pipeline.data.items.Content`.
+class _RowContent:
+    """An image of a stack in memory; see :class:`pipeline.data.items.FileContent`.
 
     Attributes:
         row: Shape ``(H, W)`` or ``(H, W, 3)``, any numbers, C order.
@@ -80,8 +80,11 @@ class _RowContent(Content):
     def picture(self, at_least: int | None = None) -> Image.Image:  # noqa: ARG002 - as it is
         return Image.fromarray(self._levels())
 
+    def pixels(self, policy: PixelPolicy) -> Pixels:
+        return fitted(self.picture(), policy)
+
     def facts(self) -> NDArray[Any]:
-        """See :class:`pipeline.data.items.Content`; its bytes are those of 8 bits."""
+        """Its bytes are those of 8 bits."""
         facts = facts_of_picture(self.picture())
         facts["file_bytes"], facts["jpeg_quality"] = self.row.size, np.nan
         return facts
@@ -107,6 +110,10 @@ class _RowContent(Content):
                 f"values of {self.row.dtype} have no range; write window = [BLACK, WHITE]"
             )
         return scaled(self.row, window)
+
+
+#: An image in memory.
+Content = FileContent | _RowContent
 
 
 @dataclass(frozen=True)

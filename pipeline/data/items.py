@@ -1,15 +1,13 @@
 """Image files: which ones a folder holds, and each in memory, read once and decoded.
 
 A walk opens only what is regular, visible and inside the folder. :func:`read_file` is the one
-way in which a file is read; the key, the picture and the facts of an image come from the same
-bytes (:class:`Content`).
+way in which a file is read; key, picture and facts come from the same bytes.
 """
 
 import errno
 import hashlib
 import os
 import time
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,41 +153,12 @@ class RememberedFile(NamedTuple):
         return self.digest if self.depth is None else reading.key(self.digest)
 
 
-class Content(ABC):
-    """An image in memory: the bytes that are hashed are the bytes that are decoded.
+@dataclass(frozen=True)
+class FileContent:
+    """An image file in memory: the bytes that are hashed are the bytes that are decoded.
 
     Whatever is asked of it raises ImageError where the image cannot be used.
     """
-
-    @property
-    @abstractmethod
-    def key(self) -> bytes:
-        """Content key, 32 bytes."""
-
-    @abstractmethod
-    def remembered(self, salt: bytes | None = None) -> RememberedFile:
-        """What is remembered of it.
-
-        Args:
-            salt: To hash the patient of its header; None: patients are not asked for.
-        """
-
-    @abstractmethod
-    def picture(self, at_least: int | None = None) -> Image.Image:
-        """As it is before resizing; see :func:`pipeline.data.images.picture_of`."""
-
-    @abstractmethod
-    def facts(self) -> NDArray[Any]:
-        """A record of :data:`pipeline.data.facts.FACTS`, but for its key."""
-
-    def pixels(self, policy: PixelPolicy) -> Pixels:
-        """Shape ``(size, size, 3)``, uint8; see :func:`pipeline.data.images.decode`."""
-        return fitted(self.picture(policy.at_least), policy)
-
-
-@dataclass(frozen=True)
-class _FileContent(Content):
-    """An image file in memory; see :class:`Content`."""
 
     data: bytes
     reading: Reading
@@ -201,21 +170,28 @@ class _FileContent(Content):
         return self.reading.key(digest) if may_be_deep(self.data) else digest
 
     def remembered(self, salt: bytes | None = None) -> RememberedFile:
+        """What is remembered of it; the patient of its header only where there is a salt."""
         depth = depth_of(self.data, self.reading)
         patient = patient_in(self.data, salt) if salt and is_dicom(self.data) else ""
         return RememberedFile(hashlib.sha256(self.data).digest(), depth, patient)
 
     def picture(self, at_least: int | None = None) -> Image.Image:
+        """As it is before resizing; see :func:`pipeline.data.images.picture_of`."""
         return picture_of(self.data, self.reading, at_least=at_least)
 
+    def pixels(self, policy: PixelPolicy) -> Pixels:
+        """Shape ``(size, size, 3)``, uint8; see :func:`pipeline.data.images.decode`."""
+        return fitted(self.picture(policy.at_least), policy)
+
     def facts(self) -> NDArray[Any]:
+        """A record of :data:`pipeline.data.facts.FACTS`, but for its key."""
         facts = facts_of_picture(self.picture())
         facts["file_bytes"] = len(self.data)
         facts["jpeg_quality"] = jpeg_quality(self.data, self.reading)
         return facts
 
 
-def read_image_file(item: Item) -> _FileContent:
+def read_image_file(item: Item) -> FileContent:
     """Read an image file, once.
 
     Raises:
@@ -224,7 +200,7 @@ def read_image_file(item: Item) -> _FileContent:
     limit = _MAX_BYTES_PER_PIXEL * item.reading.max_pixels
     if item.stat.size > limit:
         raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
-    return _FileContent(read_file(item.file, lambda stream: stream.read()), item.reading)
+    return FileContent(read_file(item.file, lambda stream: stream.read()), item.reading)
 
 
 class Each(Protocol):
@@ -343,12 +319,8 @@ class Walk:
         """
         items, folders = self.entries()
         first = {self._identity(folder): folder for folder in reversed(folders)}
-        if twice := len(folders) - len(first):
-            self.ignored["folder reached twice"] += twice
-        empty = {}
-        for folder, tree in zip(
-            sorted(first.values()), each(self.tree, sorted(first.values())), strict=True
-        ):
+        folders, empty = sorted(first.values()), {}
+        for folder, tree in zip(folders, each(self.tree, folders), strict=True):
             items += tree.items
             self.ignored.update(tree.ignored)
             self.unread.extend(tree.unread)

@@ -17,7 +17,6 @@ from pipeline.data import arrays
 from pipeline.data.items import (
     NO_CLASS,
     SUFFIXES,
-    Content,
     Each,
     Item,
     Listing,
@@ -226,7 +225,7 @@ def _named_in_list(domain: Domain, listing: Listing) -> list[Item]:
     return items
 
 
-def read_image(item: Item, key: bytes | None = None) -> Content:
+def read_image(item: Item, key: bytes | None = None) -> arrays.Content:
     """Read an image, once: its key and its pixels come from the same bytes.
 
     Args:
@@ -237,7 +236,7 @@ def read_image(item: Item, key: bytes | None = None) -> Content:
         ImageError: It cannot be read, an input/output error only after three more tries;
             or its content has changed (:data:`CHANGED`).
     """
-    content: Content = read_image_file(item) if item.row is None else arrays.read(item)
+    content: arrays.Content = read_image_file(item) if item.row is None else arrays.read(item)
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content

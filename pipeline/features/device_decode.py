@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from pipeline.data.arrays import Content
 from pipeline.data.images import PixelPolicy, Pixels, plain_jpeg
-from pipeline.data.items import Content, Item
+from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import EngineError, ImageError
 from pipeline.features.decoding import (
