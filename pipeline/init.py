@@ -13,7 +13,7 @@ from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, 
 from pipeline.data.dicom import is_dicom
 from pipeline.data.images import HEAD_BYTES
 from pipeline.data.items import NO_CLASS, Item, Listing, read_file
-from pipeline.data.layouts import splits_in_classes, wrong_layout
+from pipeline.data.layouts import folders_in_classes, wrong_layout
 from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.sources import scan
 from pipeline.data.tables import Row, find_columns, read_rows, several_findings
@@ -195,7 +195,7 @@ def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, di
             path=domain.path / layout.path,
             ignore=(*(domain.ignore or ()), *layout.ignore),
         )
-    if text := splits_in_classes(scan(domain).items):
+    if text := folders_in_classes(scan(domain).items):
         notes.append(f"[{table}] {text}")
     return domain, {}
 

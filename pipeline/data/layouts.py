@@ -83,7 +83,7 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
     """Refuse class folders that would be read as other classes or other images than are meant.
 
-    Splits within the class folders are a warning.
+    Folders that are the same in every class folder are a warning.
 
     Raises:
         StudyError: With the line of the study file that corrects it.
@@ -95,12 +95,12 @@ def check_layout(domain: Domain, items: Sequence[Item]) -> None:
             f"{domain.name}: in {domain.path} {layout.text}. Write {layout.setting(domain.path)}, "
             "or ignore = [] if it is meant as it is"
         )
-    if not in_splits and (text := splits_in_classes(items)):
+    if not in_splits and (text := folders_in_classes(items)):
         _LOG.warning("%s: %s", domain.name, text)
 
 
-def splits_in_classes(items: Sequence[Item]) -> str:
-    """What to say of splits within the class folders, or nothing."""
+def folders_in_classes(items: Sequence[Item]) -> str:
+    """What to say of splits, or of other folders that are the same, in all classes; or nothing."""
     folders = _folders([item.path for item in items if item.row is None])
     below = dict.fromkeys(name for names in folders.values() for name in names)
     splits = [name for name in below if name.casefold() in _SPLITS]
@@ -108,6 +108,13 @@ def splits_in_classes(items: Sequence[Item]) -> str:
         return (
             f"the class folders are divided into {', '.join(splits)}; all of their images are "
             f'taken. To leave one out, write for example ignore = ["*/{splits[-1]}/*"]'
+        )
+    same = all(set(names) == set(below) for names in folders.values()) and "" not in below
+    if len(folders) > 1 and same and 1 < len(below) <= _MOST_CLASSES:
+        return (
+            f"each of the class folders {_listed([*folders])} holds the folders {_listed([*below])}"
+            f". If these are the classes, the path is one level too high: add "
+            f"/{next(iter(folders))} to it, and make the others targets"
         )
     return ""
 

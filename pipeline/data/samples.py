@@ -10,6 +10,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -292,6 +293,12 @@ def _class_names(study: Study, source: _KeyedDomain) -> tuple[str, ...]:
         return ()
     in_source = sorted({item.label for item in source.items})
     classes = study.classes or tuple(in_source)
+    for name, other in pairwise(sorted(in_source, key=str.casefold)):
+        if not study.classes and name.casefold() == other.casefold():
+            raise StudyError(
+                f"[source] {study.source.path} has the classes {name} and {other}: give them one "
+                "name, or list both in `classes`"
+            )
     if missing := sorted(set(classes) - set(in_source)):
         raise StudyError(f"[source] {study.source.path} has no image of class {missing[0]!r}")
     if len(classes) < 2:

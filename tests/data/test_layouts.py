@@ -176,6 +176,34 @@ def test_splits_below_the_classes_are_said(study_file, caplog):
     assert 'ignore = ["*/test/*"]' in caplog.text or 'ignore = ["*/train/*"]' in caplog.text
 
 
+def test_folders_that_are_the_same_in_all_classes_are_said(study_file, caplog):
+    """Two hospitals in one folder look like two classes; they may be meant so."""
+    Path("up").mkdir()
+    for name in ("here", "there"):
+        Path(name).rename(f"up/{name}")
+    study_file.write_text(study_file.read_text().partition("[target")[0].replace("here", "up"))
+    study_file.write_text(study_file.read_text() + "[backbone.tiny]\n")
+    assert load_samples(load_study(study_file))[0].classes == ("here", "there")
+    sentence = "each of the class folders here, there holds the folders a, b. If these are the cl"
+    assert sentence in caplog.text
+    assert any(sentence in note for note in write_study([Path("up")], Path("own.toml"), ["tiny"]))
+
+
+def test_classes_that_differ_in_capitals_alone_are_refused(tmp_path):
+    """Benign and benign are two spellings, unless the study lists both."""
+    data = write_images(tmp_path / "data", 24)
+    (data / "A").mkdir()
+    for image in sorted((data / "a").iterdir())[6:]:
+        image.rename(data / "A" / image.name)
+    text = '[source]\npath = "data"\n[backbone.densenet121]\n'
+    file = tmp_path / "own.toml"
+    file.write_text(text)
+    with pytest.raises(StudyError, match="has the classes A and a: give them one name"):
+        load_samples(load_study(file))
+    file.write_text(f'classes = ["A", "a", "b"]\n{text}')
+    assert load_samples(load_study(file))[0].classes == ("A", "a", "b")
+
+
 def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     """Splits one level below an unneeded folder, masks beside images: the study runs.
 
