@@ -28,7 +28,7 @@ from pipeline.data.images import PixelPolicy
 from pipeline.data.items import NO_CLASS, FileStat, Item, images_below, system_reason
 from pipeline.data.sources import read_image
 from pipeline.errors import ImageError, ModelError, NoImagesError, SkippedImagesError, StudyError
-from pipeline.features.backbones import policy_of, weights_file
+from pipeline.features.backbones import policy_of
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import EngineChoice, check_engine
 from pipeline.features.extract import fill_stores
@@ -333,7 +333,6 @@ def _rows_of(
             [target],
             missing,
             build=lambda: _frozen_network(choice, network),
-            weights=weights_file(choice.name, choice.weights),
             policy=policy_of(choice),
             engine=engine,
             title=choice.name,

@@ -1,14 +1,20 @@
 """How a frozen network is run: the table of engines, the choice among them, and OpenVINO.
 
-Nothing here imports torch unless it has to; its engine is in ``torch_engine``.
+Nothing here imports torch unless it has to; its engine is in ``torch_engine``. OpenVINO's own
+form of a network is kept beside the stores: to convert it takes 4 to 20 s of CPU time, to read
+it back 0.2 s. That file is disposable: one that is damaged, or of other versions, is made again.
 """
 
 import ctypes
+import hashlib
 import importlib.util
+import json
+import logging
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,17 +25,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cache import disk
 from pipeline.errors import EngineError, UnknownNameError
 from pipeline.words import first_line
 
 if TYPE_CHECKING:
-    from pipeline.features.converted import Converted, ConvertedNetwork
     from pipeline.features.frozen import Frozen
 
+_LOG = logging.getLogger(__name__)
 Features = NDArray[np.float32]
 Wait = Callable[[], Features]
 #: Builds the network; an engine calls it only if it has to, for it imports torch.
 Build = Callable[[], "Frozen"]
+#: The two files of an OpenVINO network: graph and constants.
+Converted = tuple[bytes, bytes]
+_FORMAT = 3
 DEVICES = ("cpu", "cuda")
 #: Large enough for full speed, small enough that 2 GB of memory hold all batches under way.
 CPU_BATCH = 8
@@ -93,17 +103,12 @@ class OpenVINOEngine:
     Args:
         build: Builds the network; called only where no converted form is kept.
         batch_size: Images per batch.
-        converted: Where the converted form is kept; None: nowhere.
+        kept: Of the converted form, see :func:`start_engine`.
         threads: Cores that it uses; None: all.
     """
 
     def __init__(
-        self,
-        build: Build,
-        batch_size: int,
-        *,
-        converted: "ConvertedNetwork | None" = None,
-        threads: int | None = None,
+        self, build: Build, batch_size: int, *, kept: Path | None, threads: int | None
     ) -> None:
         self.batch_size = batch_size
         self.device_seconds: dict[str, float] = {}
@@ -111,11 +116,11 @@ class OpenVINOEngine:
         core = _openvino().Core()
         # A batch has one size, and so has the graph. Torch decides how it is exported.
         key = {"batch": batch_size, "openvino": version("openvino"), "torch": version("torch")}
-        network = converted.load(key) if converted else None
+        network = _load(kept, key) if kept else None
         if network is None:
             network = _convert(build(), batch_size)
-            if converted:
-                converted.save(network, key)
+            if kept:
+                _save(kept, key, network)
         # Without the precision hint a CPU with bfloat16 units would use them.
         settings = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
@@ -228,6 +233,11 @@ def resolve_engine(
     name = choice.engine
     if name == "auto":
         name = "openvino" if exact_cpu and _has_openvino() else "torch"
+        if exact_cpu and name == "torch":
+            _LOG.warning(
+                "OpenVINO is not installed, so torch runs the network, at a half to a fifth of the "
+                'rate. To install it: pip install "headrace[cpu]"'
+            )
     if name == "openvino" and not exact_cpu:
         raise EngineError(
             f"OpenVINO runs here in fp32 on the CPU, not in {precision} on {device}: "
@@ -243,7 +253,7 @@ def start_engine(
     choice: EngineChoice,
     precision: str,
     *,
-    converted: "ConvertedNetwork | None" = None,
+    kept: Path | None = None,
     images: int = _LARGEST_CUDA_BATCH,
 ) -> Engine:
     """The engine that the choice comes to on this machine, ready to run.
@@ -252,7 +262,7 @@ def start_engine(
         build: Builds the network; not called where its converted form is kept.
         choice: See :class:`EngineChoice`.
         precision: Of the recipe.
-        converted: Where the converted form is kept; None: nowhere.
+        kept: File of the converted form of this very network; None: it is not kept.
         images: How many are to come.
 
     Raises:
@@ -262,7 +272,7 @@ def start_engine(
     choice = resolve_engine(choice, precision, images=images)
     if choice.engine == "openvino":
         batch_size = choice.batch_size or CPU_BATCH
-        return OpenVINOEngine(build, batch_size, converted=converted, threads=choice.threads)
+        return OpenVINOEngine(build, batch_size, kept=kept, threads=choice.threads)
     from pipeline.features.torch_engine import TorchEngine
 
     return TorchEngine(build, choice, precision, images=images)
@@ -287,17 +297,39 @@ def _cuda_batch(images: int, size: int) -> int:
     return min(1 << (largest.bit_length() - 1), 1 << max(3, (images - 1).bit_length()))
 
 
-def fallback_note(engine: Engine) -> str | None:
-    """What would make the network faster, where ``auto`` had to take torch on a CPU."""
-    if not engine.description.startswith("torch on cpu") or _has_openvino():
+def _load(file: Path, versions: Mapping[str, Any]) -> Converted | None:
+    """The converted network, if these versions kept it and no byte of it has changed."""
+    try:
+        head, _, body = disk.read_all(file).partition(b"\n")
+        values = disk.parse_json(head)
+        network = body[: values["graph"]], body[values["graph"] :]
+        valid = values["key"] == _key(file, versions) and values["sha256"] == _digest(network)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return (
-        "OpenVINO is not installed, so torch runs the network, at a half to a fifth of the "
-        'rate. To install it: pip install "headrace[cpu]"'
-    )
+    return network if valid else None
 
 
-def _convert(network: "Frozen", batch_size: int) -> "Converted":
+def _save(file: Path, versions: Mapping[str, Any], network: Converted) -> None:
+    """Keep a converted network; a failure costs only time at the next run."""
+    key, size = _key(file, versions), len(network[0])
+    head = json.dumps({"key": key, "graph": size, "sha256": _digest(network)})
+    with suppress(OSError):
+        disk.publish(file, head.encode() + b"\n" + b"".join(network))
+
+
+def _key(file: Path, versions: Mapping[str, Any]) -> dict[str, Any]:
+    return {"format": _FORMAT, "network": file.stem, **versions}
+
+
+def _digest(network: Converted) -> str:
+    """Of both files and of where the first one ends."""
+    digest = hashlib.sha256(b"%d" % len(network[0]))
+    for part in network:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _convert(network: "Frozen", batch_size: int) -> Converted:
     """The network in OpenVINO's form, as files: read back, they always round alike."""
     import torch
 

@@ -17,7 +17,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -37,42 +36,35 @@ from pipeline.errors import (
     PartsError,
     PipelineError,
     SkippedImagesError,
-    StudyError,
     go_on,
 )
-from pipeline.features.backbones import policy_of, spec_of, weights_file
-from pipeline.features.converted import ConvertedNetwork
-from pipeline.features.decoding import ONE_COLOUR, Batch, decode_batches, processes_for
+from pipeline.features.backbones import policy_of, spec_of
+from pipeline.features.decoding import Batch, decode_batches, processes_for
 from pipeline.features.engines import (
+    Build,
     Engine,
     EngineChoice,
     Features,
     Wait,
     check_engine,
     empty_batch,
-    fallback_note,
     load_early,
     resolve_engine,
     start_engine,
 )
 from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
-from pipeline.features.weights import file_digest
 from pipeline.progress import Progress
 from pipeline.results import prepare, write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
-from pipeline.words import are, counted, first_line, have, printable
+from pipeline.words import are, counted, first_line
 
 if TYPE_CHECKING:
-    from pipeline.features.frozen import Frozen
     from pipeline.features.ray_extract import Cluster
 
 _LOG = logging.getLogger(__name__)
 #: From this many rows on, this share of them is suspicious.
 _FEW, _SHARE_OF_FEW = 20, 0.5
 _MANY, _SHARE_OF_MANY = 1000, 0.01
-#: A picture that is black, white or fully transparent shows nothing; more than this share of
-#: them, and so many, are no accident.
-_FEW_OF_ONE_COLOUR, _SHARE_OF_ONE_COLOUR = 3, 0.01
 
 Image = tuple[bytes, Pixels]
 _T = TypeVar("_T")
@@ -83,12 +75,12 @@ class ExtractOptions:
     """How stage 1 runs.
 
     Attributes:
-        engine: See :class:`pipeline.features.engines.EngineChoice`.
+        engine: What the networks run on.
         rehash: Read every file again instead of believing the index of known files.
         strict: Whether a skipped image is an error once all good ones are safe.
         report: Name of the report below the study's results.
-        ray: Address of a cluster of Ray to run on, see
-            :func:`pipeline.features.ray_extract.cluster`; None: this process does all.
+        ray: Address for :func:`pipeline.features.ray_extract.cluster`; None: this process does
+            all.
     """
 
     engine: EngineChoice = field(default_factory=EngineChoice)
@@ -226,8 +218,9 @@ def _extract_network(
     in_all = set.intersection(*before.values())
     pairs = zip(samples.key, samples.items, strict=True)
     missing = {key: item for key, item in pairs if key not in in_all}
-    masked, layers = choice.mask != "none", [choice.layer for choice in choices]
-    title = ", ".join(choice.name for choice in choices) + f", {choice.mask}" * masked
+    layers = [choice.layer for choice in choices]
+    title = ", ".join(choice.name for choice in choices)
+    title += f", {choice.mask}" if choice.mask != "none" else ""
     unusable: dict[bytes, str] = {}
     if missing and machines:
         unusable = machines.fill_stores(stores, missing, engine=engine, title=title)
@@ -236,11 +229,9 @@ def _extract_network(
             list(stores.values()),
             missing,
             build=lambda: frozen_network(choice, stores[choice].recipe, layers=layers),
-            weights=weights_file(choice.name, choice.weights),
             policy=policy_of(choice),
             engine=engine,
             title=title,
-            copies=masked,
         )
     skipped, seconds = _skips(samples, unusable), time.monotonic() - start
     reports = []
@@ -268,12 +259,10 @@ def fill_stores(
     stores: Sequence[FeatureStore],
     missing: Mapping[bytes, Item],
     *,
-    build: Callable[[], "Frozen"],
-    weights: Path,
+    build: Build,
     policy: PixelPolicy,
     engine: EngineChoice,
     title: str,
-    copies: bool = False,
 ) -> dict[bytes, str]:
     """Compute and commit the rows of images that stores of one network lack, in one pass.
 
@@ -281,12 +270,9 @@ def fill_stores(
         stores: Where the rows go: one for each layer, in the order of the network's features.
         missing: Images by content key.
         build: Builds the network; called only if an engine needs it.
-        weights: File of its weights.
         policy: From bytes to the pixels that the network takes.
         engine: What the user asks for.
         title: Of the progress bar and the messages.
-        copies: Whether many images may have the row of another: masked pictures often do,
-            since many have four black corners.
 
     Returns:
         Why images could not be used, by key.
@@ -310,37 +296,34 @@ def fill_stores(
         if engine.device == "cpu" and not decoding.result():
             return unusable
         started = start_network(
-            stores, build=build, weights=weights, policy=policy, engine=engine, images=len(missing)
+            stores, build=build, policy=policy, engine=engine, images=len(missing)
         )
     with closing(started):
         if not (first := decoding.result()):
             return unusable
         _LOG.info("%s: %s", title, started.description)
-        if note := fallback_note(started):
-            _LOG.warning("%s", note)
         waited = defaultdict[str, float](float, starting=time.monotonic() - begun)
         computed = run_batches(_timed(chain(first, batches), waited, "decoding"), started)
-        guard = FeatureGuard(copies=copies)
         with Progress(title, len(missing)) as progress:
             write_rows(
                 _timed(computed, waited, "network"),
                 stores,
                 unusable,
-                guard,
+                FeatureGuard(policy),
                 provenance=started.provenance(),
                 advance=progress.advance,
             )
         waited["network"] -= waited["decoding"]  # the one asks for the other
         _log_limit(title, time.monotonic() - begun, waited, started.device_seconds)
-    finish(stores, title, missing, unusable, duplicates=0 if copies else guard.duplicates)
+    for store in stores:
+        compact(store)
     return unusable
 
 
 def start_network(
     stores: Sequence[FeatureStore],
     *,
-    build: Callable[[], "Frozen"],
-    weights: Path,
+    build: Build,
     policy: PixelPolicy,
     engine: EngineChoice,
     images: int,
@@ -352,13 +335,10 @@ def start_network(
     """
     recipe = stores[0].recipe
     cuts = ", ".join(store.recipe.cut for store in stores)
-    converted = ConvertedNetwork(
-        stores[0].path.parent,
-        fingerprint=replace(recipe, cut=cuts).fingerprint,
-        weights=file_digest(weights),
-    )
+    name = f"{replace(recipe, cut=cuts).fingerprint[:16]}.openvino"
+    kept = stores[0].path.parent / "index" / "networks" / name
     with _named_failure():
-        started = start_engine(build, engine, recipe.precision, converted=converted, images=images)
+        started = start_engine(build, engine, recipe.precision, kept=kept, images=images)
     try:
         with _named_failure():
             canaries = np.split(canary_features(started, policy), _edges(stores), axis=-1)
@@ -375,36 +355,6 @@ def _edges(stores: Sequence[FeatureStore]) -> list[int]:
     """Where the features of the second and every later store begin."""
     edges = np.cumsum([spec_of(store.recipe.backbone).dim for store in stores])[:-1]
     return [int(edge) for edge in edges]
-
-
-def finish(
-    stores: Sequence[FeatureStore],
-    title: str,
-    missing: Mapping[bytes, Item],
-    unusable: Mapping[bytes, str],
-    *,
-    duplicates: int,
-) -> None:
-    """Merge the parts once all rows are stored, and say what is odd; see :func:`fill_stores`.
-
-    Args:
-        stores: With the rows.
-        title: Of the messages.
-        missing: The images that were to be computed, by key.
-        unusable: Why some could not be used.
-        duplicates: How many have the features of another image.
-
-    Raises:
-        StudyError: Many images show one colour only.
-    """
-    for store in stores:
-        compact(store)
-    _refuse_many_of_one_colour(title, missing, unusable)
-    if duplicates:
-        _LOG.warning(
-            "%s: %s %s the features of another image: the same pixels in other bytes",
-            *(title, counted(duplicates, "image"), have(duplicates)),
-        )
 
 
 def decoded(
@@ -574,16 +524,13 @@ class FeatureGuard:
     """Finds features that cannot be right before they reach the store.
 
     Args:
-        copies: Whether many images may have the features of another.
+        policy: Of the pixels. Masked pictures are often equal: many have four black corners.
     """
 
-    def __init__(self, *, copies: bool = False) -> None:
-        self._copies = copies
+    def __init__(self, policy: PixelPolicy) -> None:
+        self._may_be_equal = policy.mask != "none"
         self._seen: set[bytes] = set()
-        self._rows = 0
-        self._bad = 0
-        #: Rows equal to an earlier image's: the same pixels in other bytes, or a dead network.
-        self.duplicates = 0
+        self._rows = self._bad = self._duplicates = 0
 
     def objection(self, row: NDArray[np.float32]) -> str | None:
         """Why a feature row must not be stored; None when it may.
@@ -598,10 +545,10 @@ class FeatureGuard:
             self._stop_if_many(self._bad, "give features that are not finite or all zero")
             return "non-finite or all-zero feature"
         digest = hashlib.blake2b(row.tobytes(), digest_size=12).digest()
-        self.duplicates += digest in self._seen
+        self._duplicates += digest in self._seen
         self._seen.add(digest)
-        if not self._copies:
-            self._stop_if_many(self.duplicates, "give the same features as another image")
+        if not self._may_be_equal:
+            self._stop_if_many(self._duplicates, "give the same features as another image")
         return None
 
     def _stop_if_many(self, count: int, what: str) -> None:
@@ -612,19 +559,6 @@ class FeatureGuard:
                 f"{count} of {self._rows} images {what}: the backbone looks dead. "
                 "Are these its weights?"
             )
-
-
-def _refuse_many_of_one_colour(
-    title: str, missing: Mapping[bytes, Item], unusable: Mapping[bytes, str]
-) -> None:
-    """More than a few black pictures are a mistake of an export, not of single pictures."""
-    empty = [key for key, reason in unusable.items() if reason == ONE_COLOUR]
-    if len(empty) >= _FEW_OF_ONE_COLOUR and len(empty) > _SHARE_OF_ONE_COLOUR * len(missing):
-        raise StudyError(
-            f"{title}: {len(empty)} of {counted(len(missing), 'image')} show one colour only, more "
-            f"than {_SHARE_OF_ONE_COLOUR:.0%}; first: {printable(missing[empty[0]].path)}. Export "
-            "them again, or list them in the file of the study's `exclude`"
-        )
 
 
 def _warn_if_full(store: FeatureStore, size: int) -> None:

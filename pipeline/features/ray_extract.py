@@ -17,19 +17,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cache.errors import CacheError
 from cache.recipe import Recipe
-from cache.store import ROWS_PER_COMMIT, FeatureStore, gc
+from cache.store import ROWS_PER_COMMIT, FeatureStore, compact, gc
 from pipeline.data.items import Item, each_of
 from pipeline.errors import EngineError, PipelineError
-from pipeline.features.backbones import policy_of, weights_file
+from pipeline.features.backbones import policy_of
 from pipeline.features.engines import Engine, EngineChoice, resolve_engine
 from pipeline.features.extract import (
     FeatureGuard,
     decoded,
-    finish,
     run_batches,
     start_network,
     write_rows,
@@ -47,7 +46,7 @@ _BLOCKS_PER_WORKER = 4
 _CORES_PER_WORKER = 4
 #: Decoding takes up to 25 times the bytes of a file, measured: so few files are open at once.
 _OPEN_BYTES = 24 << 20
-#: Ray does a block again whenever its process died; an image that kills must not do so for ever.
+#: Ray does a block again when its process died; an image that kills must not do so for ever.
 _MOST_TRIES = 4
 _SECONDS_TO_ANSWER = 10
 #: Ray makes no call by the network that nobody asked for, and prints only what went wrong.
@@ -105,15 +104,8 @@ def _no_cluster(address: str, cause: Exception) -> EngineError:
     )
 
 
-@dataclass(frozen=True)
-class _Share:
-    """What one worker gets of the cluster.
-
-    Attributes:
-        workers: How many fit.
-        cores: Of each.
-        gpus: Of each, 0 or 1.
-    """
+class _Share(NamedTuple):
+    """How many workers fit into the cluster, and what each of them gets."""
 
     workers: int
     cores: int
@@ -166,30 +158,22 @@ class Cluster:
         )
         blocks = _blocks(list(missing.items()), share.workers)
         unusable: dict[bytes, str] = {}
-        duplicates, engines = 0, set[str]()
+        engines = set[str]()
         with Progress(title, len(missing)) as progress:
-            for answer in _answers(blocks, share, job):
-                unusable |= answer.unusable
-                duplicates += answer.duplicates
-                progress.advance(answer.images)
-                if answer.engine not in engines:
-                    _LOG.info("%s: %s, %s", title, counted(share.workers, "worker"), answer.engine)
-                engines.add(answer.engine)
-        finish(
-            list(stores.values()),
-            title,
-            missing,
-            unusable,
-            duplicates=0 if job.copies else duplicates,
-        )
+            for images, reasons, engine_name in _answers(blocks, share, job):
+                unusable |= reasons
+                progress.advance(images)
+                if engine_name not in engines:
+                    _LOG.info("%s: %s, %s", title, counted(share.workers, "worker"), engine_name)
+                engines.add(engine_name)
         for store in stores.values():
-            lost = sum(key not in store and key not in unusable for key in missing)
-            if not lost:
-                continue
-            raise EngineError(
-                f"{store.path}: the features of {counted(lost, 'image')} were written on another "
-                "machine and are not here. Every machine must see the same folder under this path"
-            )
+            compact(store)
+            if lost := sum(key not in store and key not in unusable for key in missing):
+                raise EngineError(
+                    f"{store.path}: the features of {counted(lost, 'image')} were written on "
+                    "another machine and are not here. Every machine must see the same folder "
+                    "under this path"
+                )
         return unusable
 
 
@@ -263,6 +247,7 @@ def _answers(
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
+    # Ray's own limit of tries is used up while it finds out that a machine has died.
     tries = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Tries).remote()
     rows = [{"number": number, "block": pickle.dumps(b)} for number, b in enumerate(blocks)]
     workers = min(share.workers, len(blocks))
@@ -325,13 +310,7 @@ class _Tries:
 def _answer(
     begin: Callable[[int], int], work: Callable[[Sequence[Any]], Any], batch: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Do the work of a batch of Ray Data, which is one block.
-
-    Args:
-        begin: Takes note of a try of a block by its number; returns how many there are.
-        work: Does a block.
-        batch: Of Ray Data.
-    """
+    """Do the work of a batch of Ray Data, which is one block; ``begin`` counts its tries."""
     block = pickle.loads(batch["block"][0])  # noqa: S301 - our own driver
     item = _item_of(block[0])
     try:
@@ -377,62 +356,38 @@ class _Job:
     choices: tuple[BackboneChoice, ...]
     engine: EngineChoice
 
-    @property
-    def copies(self) -> bool:
-        """Whether many images may have the row of another."""
-        return self.choices[0].mask != "none"
-
-
-@dataclass(frozen=True)
-class _Written:
-    """What a worker did with one block of so many images."""
-
-    images: int
-    unusable: Mapping[bytes, str]
-    duplicates: int
-    engine: str
-
 
 class _Worker:
-    """Holds the network of one backbone and writes the rows of one block after the other.
-
-    Args:
-        begin: See :func:`_answer`.
-        job: See :class:`_Job`.
-    """
+    """Holds the network of one backbone and writes the rows of one block after the other."""
 
     def __init__(self, begin: Callable[[int], int], job: _Job) -> None:
-        self._begin = begin
-        self._job = job
-        self._guard = FeatureGuard(copies=job.copies)
+        self._begin, self._job, self._policy = begin, job, policy_of(job.choices[0])
+        self._guard = FeatureGuard(self._policy)
         self._started: tuple[Engine, EngineChoice] | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Write the rows of the block that is in a batch of Ray Data."""
         return _answer(self._begin, self._write, batch)
 
-    def _write(self, block: Sequence[tuple[bytes, Item]]) -> _Written:
-        job = self._job
+    def _write(self, block: Sequence[tuple[bytes, Item]]) -> tuple[int, dict[bytes, str], str]:
+        """How many images these were, which could not be used and why, and the engine."""
         # The driver knows that these rows are missing: no part need be read.
-        stores = [FeatureStore(job.root, recipe).assume_empty() for recipe in job.recipes]
+        stores = [FeatureStore(self._job.root, r).assume_empty() for r in self._job.recipes]
         engine, choice = self._started = self._started or self._start(stores)
         unusable: dict[bytes, str] = {}
-        before = self._guard.duplicates
         # Of a stack one row is read at a time, which is small.
         largest = max((item.stat.size for _, item in block if item.row is None), default=1)
         threads = max(1, min(choice.threads or 1, _OPEN_BYTES // max(largest, 1)))
         reading = replace(choice, threads=threads)
-        batches = decoded(dict(block), policy_of(job.choices[0]), unusable, reading)
-        rows = run_batches(batches, engine)
+        rows = run_batches(decoded(dict(block), self._policy, unusable, reading), engine)
         write_rows(rows, stores, unusable, self._guard, provenance=engine.provenance())
-        return _Written(len(block), unusable, self._guard.duplicates - before, engine.description)
+        return len(block), unusable, engine.description
 
     def _start(self, stores: Sequence[FeatureStore]) -> tuple[Engine, EngineChoice]:
         for store in stores:
             _check_seen(store.path / "parts", "stores")
             gc(store)  # of a worker that was killed on this machine
-        choice, recipe = self._job.choices[0], self._job.recipes[0]
-        policy = policy_of(choice)
+        (choice, *_), (recipe, *_), policy = self._job.choices, self._job.recipes, self._policy
         engine = resolve_engine(
             self._job.engine, recipe.precision, size=policy.size, views=policy.views
         )
@@ -440,7 +395,6 @@ class _Worker:
         started = start_network(
             stores,
             build=partial(frozen_network, choice, recipe, layers=layers),
-            weights=weights_file(choice.name, choice.weights),
             policy=policy,
             engine=engine,
             images=ROWS_PER_COMMIT,

@@ -211,7 +211,6 @@ def stored_rows(
         unusable = fill_stores(
             *([store], missing),
             build=frozen_part,
-            weights=weights,
             policy=policy,
             engine=engine,
             title=title,

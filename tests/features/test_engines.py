@@ -1,21 +1,28 @@
-"""Engines and the stream: overlapped, padded, in order, loud when something is wrong."""
+"""Engines: padded, in order, loud when something is wrong; a converted network is kept."""
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from cache import disk
 from pipeline.data.images import PixelPolicy
 from pipeline.errors import EngineError, UnknownNameError
 from pipeline.features import engines
 from pipeline.features.engines import ENGINES, EngineChoice, start_engine
-from pipeline.features.extract import FeatureGuard, compute_features
+from pipeline.features.extract import ExtractOptions, FeatureGuard, compute_features, extract
 from pipeline.features.frozen import Frozen
+from pipeline.study import load_study
+from tests.tiny import write_images
 
 POLICY = PixelPolicy(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+OPENVINO = ExtractOptions(engine=EngineChoice(engine="openvino", device="cpu", batch_size=4))
 
 
 class Tiny(nn.Module):
@@ -30,33 +37,24 @@ def images(count: int) -> list[tuple[bytes, np.ndarray]]:
     return [(bytes([i]), rng.integers(0, 256, (8, 8, 3), np.uint8)) for i in range(count)]
 
 
-def tiny(engine: str, *, batch_size: int = 4):
-    choice = EngineChoice(engine=engine, device="cpu", batch_size=batch_size)
-    return start_engine(lambda: Frozen(Tiny(), POLICY), choice, "fp32")
+def tiny(engine: str, precision: str = "fp32", network: nn.Module | None = None, **choice):
+    given = EngineChoice(**{"engine": engine, "device": "cpu", "batch_size": 4, **choice})
+    return start_engine(lambda: Frozen(network or Tiny(), POLICY), given, precision)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("count", [1, 3, 4, 5, 41])
-def test_each_image_gets_its_own_row_whatever_the_batch(engine, count):
-    """Padding never leaks into rows, and order is kept over many batches under way."""
-    given = images(count)
-    started = tiny(engine)
-    found = list(compute_features(given, started))
-    started.close()
-    assert [key for key, _ in found] == [key for key, _ in given]
-    for (_, row), (_, pixels) in zip(found, given, strict=True):
-        np.testing.assert_allclose(row, pixels.mean((0, 1)) / 127.5 - 1, atol=1e-5)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_every_batch_has_one_size(engine, monkeypatch):
-    """Ragged batches would round differently and compile twice."""
-    started = tiny(engine)
-    sizes = []
+@pytest.mark.parametrize("count", [1, 4, 5, 41])
+def test_each_image_gets_its_own_row_whatever_the_batch(engine, count, monkeypatch):
+    """Batches have one size; padding never leaks into rows, and order is kept."""
+    given, started, sizes = images(count), tiny(engine), []
     submit = started.submit
     monkeypatch.setattr(started, "submit", lambda p: sizes.append(len(p)) or submit(p))
-    list(compute_features(images(10), started))
-    assert sizes == [4, 4, 4]
+    computed = list(compute_features(given, started))
+    started.close()
+    assert sizes == [4] * -(-count // 4)
+    assert [key for key, _ in computed] == [key for key, _ in given]
+    for (_, row), (_, pixels) in zip(computed, given, strict=True):
+        np.testing.assert_allclose(row, pixels.mean((0, 1)) / 127.5 - 1, atol=1e-5)
 
 
 def test_several_batches_are_under_way_at_once():
@@ -74,40 +72,38 @@ def test_several_batches_are_under_way_at_once():
     assert recorder.log[:4] == ["submit"] * 3 + ["wait"]
 
 
-def test_auto_falls_back_to_torch_and_says_so(monkeypatch):
+def test_auto_falls_back_to_torch_and_says_so(monkeypatch, caplog):
     """Without OpenVINO, the default, a user hears what would make it faster."""
     assert tiny("auto").description.startswith("OpenVINO")
     monkeypatch.setattr(engines, "_has_openvino", lambda: False)
     started = tiny("auto")
     assert started.description.startswith("torch on cpu")
-    assert 'pip install "headrace[cpu]"' in engines.fallback_note(started)
+    assert 'pip install "headrace[cpu]"' in caplog.text
     started.close()
     with pytest.raises(EngineError, match="OpenVINO is not installed"):
-        tiny("openvino")
+        engines.check_engine(EngineChoice(engine="openvino"))
 
 
 def test_bf16_runs_in_torch_and_is_really_less_precise():
     """Another precision is another recipe because its features differ."""
-    network = Frozen(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(1)), POLICY)
-    choice = EngineChoice(engine="auto", device="cpu", batch_size=4)
-    rows = {}
+    network, rows = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(1)), {}
     for precision in ("fp32", "bf16"):
-        started = start_engine(lambda: network, choice, precision)
+        started = tiny("auto", precision, network)
         rows[precision] = np.stack([row for _, row in compute_features(images(4), started)])
         started.close()
     distance = np.linalg.norm(rows["fp32"] - rows["bf16"]) / np.linalg.norm(rows["fp32"])
     assert 1e-4 < distance < 5e-2
     with pytest.raises(EngineError, match="use --engine torch"):
-        start_engine(lambda: network, EngineChoice(engine="openvino", device="cpu"), "bf16")
+        tiny("openvino", "bf16")
 
 
 def test_unknown_engines_and_absent_devices_are_refused():
     """With the table's names, and before any work."""
     with pytest.raises(UnknownNameError, match="known: auto, openvino, torch"):
-        tiny("onnx")
+        engines.check_engine(EngineChoice(engine="onnx"))
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="no CUDA device is here"):
-            start_engine(lambda: Frozen(Tiny(), POLICY), EngineChoice(device="cuda"), "fp32")
+            tiny("auto", device="cuda")
 
 
 def test_running_out_of_memory_names_the_option():
@@ -128,22 +124,17 @@ def test_running_out_of_memory_names_the_option():
 
 def test_a_dead_backbone_stops_the_run():
     """More than one row in a hundred equal to another image's, or none at all."""
-    guard = FeatureGuard()
+    guard = FeatureGuard(POLICY)
     with pytest.raises(EngineError, match="the backbone looks dead"):
         for _ in range(50):
             guard.objection(np.ones(4, np.float32))
     with pytest.raises(EngineError, match="not finite or all zero"):
         for value in [np.nan, np.inf, 0.0] * 20:
             assert "feature" in guard.objection(np.full(4, value, np.float32))
-
-
-def test_a_few_copies_in_a_small_set_are_no_dead_backbone():
-    """Ten re-saved copies of one picture among thirty are said, not refused."""
-    guard = FeatureGuard()
-    for i in range(30):
+    guard = FeatureGuard(POLICY)
+    for i in range(30):  # ten copies of one picture in a small set are no dead backbone
         row = np.full(4, 1.0 if i % 3 == 0 else i + 2.0, np.float32)
         assert guard.objection(row) is None
-    assert guard.duplicates == 9
 
 
 def test_openvino_reports_nothing_to_anybody():
@@ -166,8 +157,7 @@ def test_openvino_reports_nothing_to_anybody():
     [
         (80 << 30, 10_000, 224, 256),  # as large as pays
         (80 << 30, 30, 224, 32),  # not far above the images
-        (8 << 30, 10_000, 224, 128),  # what half of the memory takes
-        (8 << 30, 10_000, 518, 16),  # of larger pictures fewer
+        (8 << 30, 10_000, 518, 16),  # what half of the memory takes
         (1 << 20, 10_000, 224, 1),
     ],
 )
@@ -179,20 +169,107 @@ def test_a_cuda_batch_fits_the_memory_and_the_images(monkeypatch, free, images, 
 
 def test_compiling_is_asked_for_and_said(monkeypatch):
     """Where torch cannot, `always` is an error in a line."""
-
-    def start(**choice):
-        given = EngineChoice(engine="torch", device="cpu", batch_size=4, **choice)
-        engine = start_engine(lambda: Frozen(Tiny(), POLICY), given, "fp32")
-        engine.close()
-        return engine.description
-
     monkeypatch.setattr(torch, "compile", lambda network: network)
-    assert "compiled" not in start()
-    assert start(compile="always").endswith(", compiled")
+    assert "compiled" not in tiny("torch").description
+    assert tiny("torch", compile="always").description.endswith(", compiled")
 
     def no_compiler(_):
         raise RuntimeError("no C++ compiler\nmore lines")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(EngineError, match="cannot compile this network here: no C.. compiler$"):
-        start(compile="always")
+        tiny("torch", compile="always")
+
+
+# The converted network that is kept beside the stores.
+
+
+@pytest.fixture
+def conversions(study_file, monkeypatch) -> list[int]:
+    """Batch sizes of the networks that are converted once the study's features are stored."""
+    extract(load_study(study_file), OPENVINO)
+    made, real = [], engines._convert
+    monkeypatch.setattr(
+        engines, "_convert", lambda network, size: made.append(size) or real(network, size)
+    )
+    return made
+
+
+def kept() -> Path:
+    """The one converted network."""
+    (file,) = Path("features/index/networks").iterdir()
+    return file
+
+
+def add_images(study_file: Path, seed: int) -> None:
+    """Ten images, and their features."""
+    write_images(study_file.parent / "there", 10, seed=seed)
+    assert extract(load_study(study_file), OPENVINO).backbones[0].computed == 10
+
+
+@pytest.mark.parametrize("damage", ["none", "flip", "cut", "empty", "head", "versions"])
+def test_a_damaged_network_or_one_of_other_versions_is_made_again(study_file, conversions, damage):
+    """No byte of it is believed; the file is whole afterwards."""
+    whole = kept().read_bytes()
+    head, _, body = whole.partition(b"\n")
+    data, values = bytearray(whole), json.loads(head)
+    data[-9] ^= 1
+    values["key"]["torch"] = "another"
+    kept().write_bytes(
+        {
+            "none": whole,
+            "flip": data,
+            "cut": whole[:-5],
+            "empty": b"",
+            "head": whole.replace(b'"graph": ', b'"graph": 1', 1),
+            "versions": json.dumps(values).encode() + b"\n" + body,
+        }[damage]
+    )
+    for seed in (7, 8):
+        add_images(study_file, seed)
+        assert conversions == ([] if damage == "none" else [4])
+    assert {"format", "network", "openvino", "torch", "batch"} == set(values["key"])
+
+
+def test_other_weights_have_a_network_of_their_own(study_file, conversions):
+    """The kept network of the old weights is never run for the new ones."""
+    state = torch.load("tiny.pth", weights_only=True)
+    torch.save(state | {"0.bias": state["0.bias"] + 1}, "tiny.pth")
+    assert extract(load_study(study_file), OPENVINO).backbones[0].computed == 60
+    assert conversions == [4]
+    assert len(list(Path("features/index/networks").iterdir())) == 2
+
+
+def test_a_network_that_cannot_be_kept_costs_only_time(study_file, conversions, monkeypatch):
+    """A full disk ends no run for it."""
+    kept().unlink()
+    publish = disk.publish
+
+    def full(path, *given, **named):
+        if path.suffix == ".openvino":
+            raise OSError(28, "No space left on device")
+        return publish(path, *given, **named)
+
+    monkeypatch.setattr(disk, "publish", full)
+    add_images(study_file, seed=7)
+    add_images(study_file, seed=8)
+    assert conversions == [4, 4]
+
+
+def test_a_second_run_does_not_import_torch(study_file, conversions):
+    """Importing it takes longer than ten images."""
+    write_images(study_file.parent / "there", 10, seed=7)
+    code = (
+        "import sys; from pathlib import Path; import pytest;"
+        "import pipeline.features.backbones as b; from tests.tiny import table_with_tiny;"
+        "b.BACKBONES = table_with_tiny(Path('tiny.pth'));"
+        "from pipeline.features.extract import ExtractOptions, extract;"
+        "from pipeline.features.engines import EngineChoice;"
+        "from pipeline.study import load_study;"
+        "options = ExtractOptions(engine=EngineChoice(device='cpu', batch_size=4));"
+        "report = extract(load_study(Path('study.toml')), options);"
+        "assert report.backbones[0].computed == 10, report;"
+        "assert not {'torch', 'sklearn', 'matplotlib'} & set(sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)

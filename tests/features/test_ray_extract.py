@@ -77,19 +77,17 @@ def test_a_worker_has_a_gpu_where_there_is_one(monkeypatch):
 
 
 def test_what_a_worker_refuses_arrives_with_its_machine_and_exit_code(tmp_path):
-    """A full disk; a machine that does not see the images; a block that kills its process."""
+    """A full disk; a machine that does not see the images."""
 
     def refuse(block):
         raise WriteFailedError(tmp_path, OSError(28, "No space left"), needed=1, free=0)
 
-    block = [item(1, "/elsewhere/x.png")]
-    for values, tries, message, code in (
-        (["folder"], 1, "No space left", 4),
-        (block, 1, "does not see /elsewhere: the images must lie in", 1),
-        (block, 5, "1 image from /elsewhere/x.png on has died 4 times. Is there enough memory", 1),
+    for values, message, code in (
+        (["folder"], "No space left", 4),
+        ([item(1, "/elsewhere/x.png")], "does not see /elsewhere: the images must lie in", 1),
     ):
         batch = {"number": [0], "block": [pickle.dumps(values)]}
-        answer = ray_extract._answer(lambda _, n=tries: n, refuse, batch)["answer"][0]
+        answer = ray_extract._answer(lambda _: 1, refuse, batch)["answer"][0]
         with pytest.raises(EngineError, match=f"{socket.gethostname()}: .*{message}") as refusal:
             raise pickle.loads(answer).as_error()  # noqa: S301 - just made
         assert refusal.value.exit_code == code
@@ -220,6 +218,22 @@ def test_the_store_is_that_of_one_machine(study_file, start_ray, capsys, gpus):
     assert report.skipped == expected.skipped
     assert report.backbones[0].computed == expected.backbones[0].computed == 60
     assert "tiny: 61/61" in capsys.readouterr().err
+
+
+def die(path):
+    """What an image does that takes all memory."""
+    with Path(path).open("a") as file:
+        file.write("x")
+    os._exit(1)
+
+
+@pytest.mark.slow
+def test_a_block_that_kills_its_process_does_not_do_so_for_ever(start_ray, tmp_path):
+    """Ray does it a few times; what to do next is said."""
+    start_ray()
+    with pytest.raises(EngineError, match=r"1 image from .*/tries on has died 4 times\. Is there"):
+        list(ray_extract.Cluster().each(die, [str(tmp_path / "tries")]))
+    assert len((tmp_path / "tries").read_text()) == 4
 
 
 def wait_for(condition, seconds: float = 300.0):
