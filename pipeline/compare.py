@@ -53,9 +53,18 @@ from pipeline.evaluation.predictions import (
 from pipeline.evaluation.selection import ALPHA, bbc_cv, confidence_set
 from pipeline.features.load import FeatureTable, feature_tables
 from pipeline.heads import HeadSpec, all_heads
-from pipeline.heads.fit_cache import code_version, digest_of, fit_file, fit_keys, read_fit
 from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_preprocessing
-from pipeline.heads.save import Network, SavedHead, head_folder, save_head
+from pipeline.heads.save import (
+    Network,
+    SavedHead,
+    code_version,
+    digest_of,
+    fit_file,
+    fit_keys,
+    head_folder,
+    read_fit,
+    save_head,
+)
 from pipeline.heads.search import TIME_LIMIT, Fit, Fitting, deal_folds
 from pipeline.parallel import run_parallel
 from pipeline.progress import Progress

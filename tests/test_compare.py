@@ -198,7 +198,7 @@ def test_two_runs_give_the_same_table(study):
     """Seeded by purpose: same study, same numbers, fitted anew."""
     values = []
     for _ in range(2):
-        for file in study.results.glob("heads/*/*/fit.npz"):
+        for file in study.results.glob("heads/*/*/fit.safetensors"):
             file.unlink()
         record = compare(study, SMALL)
         assert record["backbones"][0]["fitted"] == len(HEADS)

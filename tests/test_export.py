@@ -144,12 +144,14 @@ def test_every_preprocessing_and_three_classes_have_a_graph():
     X = (rng.normal(size=(90, 6)) + 2 * np.eye(6)[label]).astype(np.float32)
     for preprocessing in PREPROCESSING:
         for head in HEADS:
-            model = PreprocessedHead(
-                make_preprocessing(preprocessing, (2, 4)), heads.HEADS[head].make(0)
+            transformer, fitted = (
+                make_preprocessing(preprocessing, (2, 4)),
+                heads.HEADS[head].make(0),
             )
             if head == "svm":
-                model.head.set_params(candidates=(("linear", 0.1),))
-            model.fit(X, label)
+                fitted.set_params(candidates=(("linear", 0.1),))
+            rows = transformer.fit(X).transform(X)
+            model = PreprocessedHead(transformer, fitted.fit(rows, label))
             proba = head_layers(model, head)(torch.from_numpy(X)).detach().numpy()
             np.testing.assert_allclose(proba, model.predict_proba(X), atol=1e-4)
 

@@ -75,7 +75,7 @@ def _heads(folder: Path, run: bytes) -> None:
     kept = {}
     for name in names:
         place = f"heads/net/{name}"
-        files = {"model.safetensors": run * 9, "fit.npz": run}
+        files = {"model.safetensors": run * 9, "fit.safetensors": run}
         written = write_set(folder / place / "model.json", {"head": name}, files)
         kept |= {f"{place}/{file}": digest for file, digest in written.items()}
     owned = ("heads*.csv", "figures/heads-*", "heads/*/*/*")

@@ -122,39 +122,9 @@ class PreprocessedHead(Parameters):
         """Class labels, shape ``(K,)``."""
         return np.asarray(self.head.classes_)
 
-    def fit(self, X: NDArray[np.floating], y: ArrayLike) -> Self:
-        """Fit both to features ``(n, d)`` as the backbone gave them, and labels ``(n,)``."""
-        self.head.fit(self.preprocessing.fit(X).transform(X), y)
-        return self
-
     def predict_proba(self, X: NDArray[np.floating]) -> NDArray[np.float64]:
         """Class probabilities ``(n, K)`` of features ``(n, d)``."""
         return np.asarray(self.head.predict_proba(self.preprocessing.transform(X)))
-
-
-class BlockScaler(Parameters):
-    """One number for each block of columns, so that joined backbones weigh the same.
-
-    Args:
-        widths: Columns of each block, in order.
-
-    Attributes:
-        scale_: Root mean variance of each block's columns, repeated, shape ``(d,)``.
-    """
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        self.widths = widths
-
-    def fit(self, X: ArrayLike, _y: object = None) -> Self:
-        """Learn from features ``(n, d)``."""
-        variance = check_features(X).var(axis=0, dtype=np.float64)
-        scales = [np.sqrt(v.mean()) or 1.0 for v in np.split(variance, np.cumsum(self.widths)[:-1])]
-        self.scale_ = np.repeat(scales, self.widths).astype(np.float32)
-        return self
-
-    def transform(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Features ``(n, d)`` with every block at the same scale."""
-        return check_features(X, len(self.scale_)) / self.scale_
 
 
 class Standardiser(Parameters):

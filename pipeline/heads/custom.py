@@ -4,53 +4,11 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError, UnknownNameError
 from pipeline.heads import HEADS, HeadSpec
-from pipeline.heads.base import Head
 from pipeline.study import CustomHead
-
-
-class CalibratedHead(Head):
-    """A classifier without probabilities, calibrated on patients that were held out.
-
-    Args:
-        estimator: Unfitted classifier of scikit-learn with ``decision_function``.
-        random_state: Of the folds.
-
-    Attributes:
-        classes_: Class labels, shape ``(K,)``.
-        estimator_: Of scikit-learn: fitted on all rows, with a sigmoid fitted out of fold.
-    """
-
-    def __init__(self, estimator: Any, *, random_state: int = 0) -> None:
-        self.estimator = estimator
-        self.random_state = random_state
-
-    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
-        """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
-
-        Raises:
-            ValueError: A class has fewer than two patients, or what the estimator says.
-        """
-        from sklearn.base import clone
-        from sklearn.calibration import CalibratedClassifierCV
-
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        patients = np.arange(len(labels)) if groups is None else np.asarray(groups)
-        folds = patient_folds(labels, patients, seed=self.random_state)
-        calibrated = CalibratedClassifierCV(clone(self.estimator), cv=folds, ensemble=False)
-        self.estimator_ = calibrated.fit(X, labels)
-        return self
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Class probabilities ``(n, K)`` of features ``(n, d)``."""
-        return np.asarray(self.estimator_.predict_proba(X))
 
 
 def spec_of(head: CustomHead) -> HeadSpec:
@@ -87,19 +45,14 @@ def _estimator(head: CustomHead, where: str) -> HeadSpec:
     missing = [p.name for p in allowed.values() if p.default is p.empty and p.name not in given]
     if missing:
         raise StudyError(f"{where}: {head.estimator} needs {', '.join(missing)}")
+    if not hasattr(kind(**given), "predict_proba"):
+        raise StudyError(f"{where}: {head.estimator} gives no probabilities; choose one that does")
     stochastic = "random_state" in allowed and "random_state" not in given
-    plain = hasattr(kind(**given), "predict_proba")
-
-    def make(seed: int) -> Any:
-        estimator = kind(**given, **({"random_state": seed} if stochastic else {}))
-        return estimator if plain else CalibratedHead(estimator, random_state=seed)
-
     return HeadSpec(
-        make=make,
+        make=lambda seed: kind(**given, **({"random_state": seed} if stochastic else {})),
         about=f"{head.estimator} with {given}",
         stochastic=stochastic,
         scikit_learn=True,
-        groups=not plain,
     )
 
 

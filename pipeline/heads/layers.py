@@ -15,7 +15,7 @@ from sklearn.preprocessing import FunctionTransformer, Normalizer
 from torch import Tensor, nn
 
 from pipeline.errors import ExportError
-from pipeline.heads.base import BlockScaler, PreprocessedHead, Standardiser
+from pipeline.heads.base import PreprocessedHead, Standardiser
 from pipeline.heads.calibration import Calibration
 from pipeline.heads.closed_form import DiscriminantHead, PrototypeHead, RidgeHead
 from pipeline.heads.mlp import MLPHead
@@ -135,7 +135,6 @@ _STEPS: Mapping[type, Callable[[Any], nn.Module]] = MappingProxyType(
         ),
         Pipeline: lambda pipe: nn.Sequential(*(_step(step) for _, step in pipe.steps)),
         Standardiser: lambda step: _Standardised(step.mean_, step.scale_),
-        BlockScaler: lambda step: _Standardised(0.0, step.scale_),
         FunctionTransformer: _identity,
         Normalizer: lambda _: _UnitLength(),
         PCA: lambda step: _linear(*_whitening(step)),

@@ -20,7 +20,6 @@ from pipeline.errors import ModelError
 
 TRUSTED = frozenset(
     {
-        "pipeline.heads.base.BlockScaler",
         "pipeline.heads.base.PreprocessedHead",
         "pipeline.heads.base.PriorHead",
         "pipeline.heads.base.Standardiser",
@@ -29,7 +28,6 @@ TRUSTED = frozenset(
         "pipeline.heads.closed_form.DiscriminantHead",
         "pipeline.heads.closed_form.PrototypeHead",
         "pipeline.heads.closed_form.RidgeHead",
-        "pipeline.heads.custom.CalibratedHead",
         "pipeline.heads.mlp.MLPHead",
         "pipeline.heads.svm.SVMHead",
         "sklearn._loss._loss.CyHalfBinomialLoss",
@@ -39,8 +37,6 @@ TRUSTED = frozenset(
         "sklearn._loss.link.MultinomialLogit",
         "sklearn._loss.loss.HalfBinomialLoss",
         "sklearn._loss.loss.HalfMultinomialLoss",
-        "sklearn.calibration._CalibratedClassifier",
-        "sklearn.calibration._SigmoidCalibration",
         "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
         "sklearn.tree._tree.Tree",
     }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UnknownNameError
 from pipeline.heads import late
-from pipeline.heads.base import BlockScaler, Standardiser
+from pipeline.heads.base import Standardiser
 
 STANDARDISE = "standardise"
 #: Elements of one block of rows: 8 MB as float64.
@@ -67,17 +67,17 @@ PREPROCESSING: Mapping[str, Callable[[], Any]] = MappingProxyType(
 def make_preprocessing(name: str, widths: Sequence[int]) -> Any:
     """An unfitted transformer of features whose backbones have these widths.
 
-    Several backbones are brought to one scale first; to standardise is to do so already.
+    Of several backbones the columns are standardised first, so that all weigh the same.
 
     Raises:
         UnknownNameError: No such preprocessing; the message lists the table.
     """
     if name not in PREPROCESSING:
         raise UnknownNameError("preprocessing", name, PREPROCESSING)
-    transformer = PREPROCESSING[name]()
+    standardiser = Standardiser(tuple(widths))
     if name == STANDARDISE:
-        return transformer.set_params(widths=tuple(widths))
-    if len(widths) > 1:
-        scaler = BlockScaler(tuple(widths))
-        return late("sklearn.pipeline.make_pipeline")(scaler, transformer)
-    return transformer
+        return standardiser
+    transformer = PREPROCESSING[name]()
+    if len(widths) == 1 or name == "none":
+        return transformer
+    return late("sklearn.pipeline.make_pipeline")(standardiser, transformer)

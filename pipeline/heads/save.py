@@ -1,19 +1,24 @@
-"""A saved head on disk: ``model.safetensors`` has the fitted estimators, ``model.json`` the rest.
+"""A saved head on disk: fitted estimators, what describes them, and what their fit has shown.
 
-The estimators are built by ``pipeline.heads.objects``: of types that are trusted, without
-pickle. The JSON is the record of a set (see ``pipeline.results``), so a damaged or exchanged
-file is refused before a single object of it is built; beside other results, a head that
-``heads.json`` does not name is refused too. Nobody checks the nodes of a tree: open a head
-with trees only from somebody you trust.
+``model.safetensors`` has the estimators, built of types that are trusted, without pickle (see
+``pipeline.heads.objects``). Nobody checks the nodes of a tree: open a head with trees only from
+somebody you trust. ``model.json`` is the record of the set (see ``pipeline.results``): a damaged
+or exchanged file is refused before a single object of it is built, and so is, beside other
+results, a head that ``heads.json`` does not name. ``fit.safetensors`` has what a later run of
+``heads`` needs so that it does not fit the head again: it does only where all that the fit
+depends on is the same.
 
-No name of a patient and no path of an image is in either file. Heads that compare with
-their training images keep the features of these, which are data about patients: the JSON
-says so in ``contains_training_features``.
+No name of a patient and no path of an image is in these files. Heads that compare with their
+training images keep the features of these, which are data about patients: the JSON says so in
+``contains_training_features``.
 """
 
+import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,13 +29,21 @@ from numpy.typing import NDArray
 from cache import disk
 from cache.errors import StoreFormatError
 from cache.recipe import Recipe
-from pipeline.errors import MissingResultsError, ModelError
+from pipeline import randomness
+from pipeline.data import patients
+from pipeline.data.samples import Samples
+from pipeline.errors import MissingResultsError, ModelError, ResultsError
+from pipeline.heads import HeadSpec
 from pipeline.heads.objects import from_bytes, to_bytes
-from pipeline.results import ResultSet, read_set, write_set
+from pipeline.heads.search import Fit
+from pipeline.results import read_set, write_set
 from pipeline.words import as_file_name
 
+_LOG = logging.getLogger(__name__)
 FORMAT = 5
-MODEL, DESCRIPTION = "model.safetensors", "model.json"
+MODEL, DESCRIPTION, FIT_FILE = "model.safetensors", "model.json", "fit.safetensors"
+#: The code that a fit depends on; the second deals the folds.
+_CODE = (Path(__file__).parent, Path(patients.__file__), Path(randomness.__file__))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +102,9 @@ class SavedHead:
     def contains_training_features(self) -> bool:
         """Whether features of the images that it was fitted on are in it."""
         heads = [getattr(model, "head", model) for model in self.models]
-        estimators = [getattr(head, "estimator_", head) for head in heads]
         return any(
-            len(getattr(estimator, name, ())) > 0
-            for estimator in estimators
+            len(getattr(head, name, ())) > 0
+            for head in heads
             for name in ("_fit_X", "support_vectors_")
         )
 
@@ -105,20 +117,15 @@ class SavedHead:
         if X.ndim != 2 or X.shape[1] != self.dim:
             raise ModelError(f"features of shape {X.shape}: the head takes (n, {self.dim})")
         try:
-            proba = mean_proba(self.models, X)
+            proba = [np.asarray(model.predict_proba(X), np.float64) for model in self.models]
+            mean = proba[0] if len(proba) == 1 else np.mean(proba, axis=0)
         except Exception as cause:
             raise ModelError(
                 f"the head cannot be applied ({cause}): fit it again with `headrace heads`"
             ) from cause
-        if proba.shape[1] != len(self.classes) or not np.isfinite(proba).all():
+        if mean.shape[1] != len(self.classes) or not np.isfinite(mean).all():
             raise ModelError("the head gives no probabilities: its file is damaged; fit it again")
-        return proba
-
-
-def mean_proba(models: Sequence[Any], X: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Mean class probabilities ``(n, K)`` of fitted classifiers on features ``(n, d)``."""
-    proba = [np.asarray(model.predict_proba(X), np.float64) for model in models]
-    return proba[0] if len(proba) == 1 else np.mean(proba, axis=0)
+        return mean
 
 
 def head_folder(results: Path, backbone: str, head: str) -> Path:
@@ -139,19 +146,13 @@ def save_head(
         WriteFailedError: The disk refused.
     """
     data = to_bytes(list(head.models))
+    values = {name: value for name, value in vars(head).items() if name != "models"}
     description = {
         "format": FORMAT,
         "headrace": version("headrace"),
         "scikit-learn": version("scikit-learn"),
-        "head": head.head,
-        "study": head.study,
-        "classes": list(head.classes),
+        **values,
         "networks": [network.to_json() for network in head.networks],
-        "seeds": list(head.seeds),
-        "parameters": dict(head.parameters),
-        "images": head.images,
-        "window": head.window,
-        "frame": head.frame,
         "contains_training_features": head.contains_training_features,
     }
     description = json.loads(json.dumps(description, default=str))
@@ -171,23 +172,28 @@ def load_head(folder: Path) -> SavedHead:
     """
     folder = (folder.parent if folder.name == DESCRIPTION else folder).absolute()
     try:
-        try:
-            saved = read_set(folder / DESCRIPTION, "heads")
-        except MissingResultsError as cause:
-            raise ModelError(_missing(folder)) from cause
-        _check_named(folder)
-        _check_format(saved.record.get("format"))
-        return _head(saved.record, _models(saved))
-    except ModelError as cause:
-        raise ModelError(f"{folder}: {cause}") from cause
-
-
-def _check_format(written: object) -> None:
-    if written != FORMAT:
+        saved = read_set(folder / DESCRIPTION, "heads")
+    except MissingResultsError as cause:
+        raise ModelError(f"{folder}: {_missing(folder)}") from cause
+    _check_named(folder)
+    values, data = saved.record, saved.read(MODEL)
+    if values.get("format") != FORMAT:
         raise ModelError(
-            f"it has format {written}, this headrace reads {FORMAT}: install the version that "
-            "wrote it, or run `headrace heads` again"
+            f"{folder}: it has format {values.get('format')}, this headrace reads {FORMAT}: "
+            "install the version that wrote it, or run `headrace heads` again"
         )
+    try:
+        return _head(values, tuple(from_bytes(data)))
+    except ModelError as cause:
+        raise ModelError(
+            f"{folder}: {MODEL} cannot be read: {cause}. It was written with scikit-learn "
+            f"{values.get('scikit-learn')}, here is {version('scikit-learn')}. Open only "
+            "files that `headrace heads` wrote, or run it again"
+        ) from cause
+    except (KeyError, TypeError, ValueError, AttributeError, StoreFormatError) as cause:
+        raise ModelError(
+            f"{folder}: {DESCRIPTION} is damaged ({type(cause).__name__}: {cause})"
+        ) from cause
 
 
 def _check_named(folder: Path) -> None:
@@ -209,39 +215,101 @@ def _missing(folder: Path) -> str:
     )
 
 
-def _models(saved: ResultSet) -> tuple[Any, ...]:
-    """The fitted estimators, after the file's digest was checked."""
-    try:
-        return tuple(from_bytes(saved.read(MODEL)))
-    except (ModelError, TypeError) as cause:
-        raise ModelError(
-            f"{MODEL} cannot be read: {cause}. It was written with scikit-learn "
-            f"{saved.record.get('scikit-learn')}, here is {version('scikit-learn')}. Open only "
-            "files that `headrace heads` wrote, or run it again"
-        ) from cause
-
-
 def _head(values: Mapping[str, Any], models: tuple[Any, ...]) -> SavedHead:
-    try:
-        networks = tuple(
-            Network(
-                recipe=Recipe.from_json(network["recipe"]),
-                dim=int(network["dim"]),
-                weights=str(network["weights"]),
-            )
+    return SavedHead(
+        head=str(values["head"]),
+        study=str(values["study"]),
+        classes=tuple(map(str, values["classes"])),
+        networks=tuple(
+            Network(**network | {"recipe": Recipe.from_json(network["recipe"])})
             for network in values["networks"]
+        ),
+        models=models,
+        seeds=tuple(map(int, values["seeds"])),
+        parameters=dict(values["parameters"]),
+        images=int(values["images"]),
+        window=tuple(window) if (window := values.get("window")) else None,
+        frame=values.get("frame"),
+    )
+
+
+# What a fit has shown, so that the head is not fitted again.
+
+
+def fit_keys(
+    samples: Samples,
+    X: NDArray[np.float32],
+    specs: Mapping[str, HeadSpec],
+    *,
+    seeds: Sequence[int],
+    preprocessing: str,
+    networks: Sequence[Network],
+) -> dict[str, str]:
+    """For each head, a hash of all that its fit and its ``model.json`` depend on.
+
+    Args:
+        samples: ``n`` images.
+        X: Their features, ``(n, d)``, or those of ``k`` views, ``(n, k, d)``.
+        specs: By name.
+        seeds: That a stochastic head is fitted for.
+        preprocessing: Name in the table.
+        networks: That the features are of.
+    """
+    data = hashlib.sha256(np.ascontiguousarray(X).data)
+    for array in (samples.label, samples.group, samples.domain, samples.split):
+        data.update(json.dumps(array.tolist()).encode())
+    reading = samples.items[0].reading  # the source comes first
+    described = [samples.classes, [n.to_json() for n in networks], reading.window, reading.frame]
+    common = [data.hexdigest(), preprocessing, code_version(*_CODE), described]
+    return {
+        name: digest_of(
+            [*common, spec.about, repr(dict(spec.grid)), seeds if spec.stochastic else seeds[:1]]
         )
-        return SavedHead(
-            head=str(values["head"]),
-            study=str(values["study"]),
-            classes=tuple(map(str, values["classes"])),
-            networks=networks,
-            models=models,
-            seeds=tuple(map(int, values["seeds"])),
-            parameters=dict(values["parameters"]),
-            images=int(values["images"]),
-            window=tuple(window) if (window := values.get("window")) else None,
-            frame=values.get("frame"),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, StoreFormatError) as cause:
-        raise ModelError(f"{DESCRIPTION} is damaged ({type(cause).__name__}: {cause})") from cause
+        for name, spec in specs.items()
+    }
+
+
+def digest_of(values: Sequence[Any]) -> str:
+    """SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+@cache
+def code_version(*places: Path) -> str:
+    """Hash of source files, of those below folders, and of the libraries' versions."""
+    digest = hashlib.sha256()
+    for place in places:
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.read_bytes())
+    for name in ("numpy", "scipy", "scikit-learn", "torch"):
+        digest.update(f"{name} {version(name)} ".encode())
+    return digest.hexdigest()
+
+
+def fit_file(key: str, fit: Fit) -> dict[str, bytes]:
+    """Name and content of the file of a fit, which is saved beside its head."""
+    return {FIT_FILE: to_bytes(vars(replace(fit, models=())) | {"key": key})}
+
+
+def read_fit(folder: Path, key: str) -> tuple[Fit, dict[str, str]] | None:
+    """The fit of that key, without its models; None where there is none, or none is whole.
+
+    Args:
+        folder: Of the saved head.
+        key: See :func:`fit_keys`.
+
+    Returns:
+        The fit, and the SHA-256 of each file of the saved head.
+    """
+    try:
+        saved = read_set(folder / DESCRIPTION, "heads")
+        saved.check()
+        values = from_bytes(saved.read(FIT_FILE)) if FIT_FILE in saved.digests else {}
+    except MissingResultsError:
+        return None
+    except (ResultsError, ModelError) as cause:
+        _LOG.warning("%s. It is fitted again now", cause)
+        return None
+    if values.pop("key", None) != key:
+        return None
+    return Fit(**values), {**saved.digests, DESCRIPTION: saved.sha256}

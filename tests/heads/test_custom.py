@@ -1,6 +1,5 @@
 """Heads and concatenations of backbones that a study file adds."""
 
-import numpy as np
 import pytest
 
 from pipeline.errors import StudyError
@@ -8,15 +7,16 @@ from pipeline.heads import all_heads
 from pipeline.study import CustomHead, load_study
 from tests.heads.made_up_rows import made_up_rows
 
+CLASS = "sklearn.neighbors.KNeighborsClassifier"
 GOOD = """
 [source]
 path = "."
 [backbone.densenet121]
 [backbone.googlenet]
 [backbone."densenet121+googlenet"]
-[head.my_svm]
-estimator = "sklearn.svm.NuSVC"
-nu = 0.3
+[head.near]
+estimator = "sklearn.neighbors.KNeighborsClassifier"
+n_neighbors = 7
 [head.small]
 base = "mlp"
 hidden = 8
@@ -38,11 +38,9 @@ def test_a_study_adds_heads_and_concatenations(tmp_path):
     table = all_heads(study.heads)
     assert table["small"].make(0).hidden == 8
     rows = made_up_rows()
-    svm = table["my_svm"].make(0)
-    assert svm.estimator.nu == 0.3
-    svm.fit(rows.features, rows.label, groups=rows.group)
-    assert svm.score(rows.features, rows.label) > 0.9
-    np.testing.assert_allclose(svm.predict_proba(rows.features).sum(1), 1)
+    added = table["near"].make(0)
+    assert added.n_neighbors == 7
+    assert added.fit(rows.features, rows.label).score(rows.features, rows.label) > 0.9
 
 
 def test_a_parameter_that_is_given_is_not_searched_for():
@@ -56,17 +54,18 @@ def test_a_parameter_that_is_given_is_not_searched_for():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("nu = 0.3", "mu = 0.3"), r"unknown parameter 'mu' in \[head.my_svm\]; allowed: .*nu"),
-        (("sklearn.svm.NuSVC", "os.path.join"), r"allowed is sklearn.MODULE.CLASS"),
-        (("sklearn.svm.NuSVC", "sklearn.svm._classes.NuSVC"), r"allowed is sklearn.MODULE"),
-        (("sklearn.svm.NuSVC", "sklearn.svm.SVR"), r"is no classifier of scikit-learn"),
-        (("sklearn.svm.NuSVC", "sklearn.svm.NoSVC"), r"scikit-learn has none"),
-        (("sklearn.svm.NuSVC", "sklearn.ensemble.VotingClassifier"), r"unknown parameter 'nu'"),
-        (("my_svm", "svm"), r"\[head.svm\]: the name is taken"),
+        (("n_neighbors", "k"), r"unknown parameter 'k' in \[head.near\]; allowed: .*n_neighbors"),
+        ((CLASS, "os.path.join"), r"allowed is sklearn.MODULE.CLASS"),
+        ((CLASS, "sklearn.svm._classes.SVC"), r"allowed is sklearn.MODULE"),
+        ((CLASS, "sklearn.neighbors.KNeighborsRegressor"), r"is no classifier of scikit-learn"),
+        ((CLASS, "sklearn.neighbors.None"), r"scikit-learn has none"),
+        ((CLASS, "sklearn.ensemble.VotingClassifier"), r"unknown parameter 'n_neighbors'"),
+        ((f'{CLASS}"\nn_neighbors = 7', 'sklearn.svm.LinearSVC"'), r"gives no probabilities"),
+        (("head.near", "head.svm"), r"\[head.svm\]: the name is taken"),
         (('base = "mlp"', 'base = "lstm"'), r"unknown base 'lstm'; known: mlp"),
         (('base = "mlp"', ""), r"write either estimator"),
         (("hidden = 8", "hiden = 8"), r"unknown parameter 'hiden' .* hidden"),
-        (('"densenet121+googlenet"', '"densenet121+resnet50"'), r"'resnet50' must stand once"),
+        (('"densenet121+googlenet"', '"densenet121+resnet50"'), r"must stand once"),
         (('"densenet121+googlenet"', '"densenet121+densenet121"'), r"must stand once"),
     ],
 )

@@ -11,9 +11,8 @@ from cache.recipe import Recipe
 from pipeline import randomness
 from pipeline.data import patients
 from pipeline.data.grey_levels import Reading
-from pipeline.heads import HEADS, fit_cache, mlp
-from pipeline.heads.fit_cache import FILE, fit_file, fit_keys, read_fit
-from pipeline.heads.save import DESCRIPTION, Network
+from pipeline.heads import HEADS, mlp, save
+from pipeline.heads.save import DESCRIPTION, FIT_FILE, Network, fit_file, fit_keys, read_fit
 from pipeline.heads.search import Fit
 from pipeline.results import write_set
 from tests.heads.made_up_rows import made_up_rows
@@ -40,7 +39,7 @@ def folder(tmp_path):
 def test_a_fit_comes_back_without_its_models(folder):
     """Numbers as they were."""
     found, digests = read_fit(folder, "key")
-    assert digests.keys() == {DESCRIPTION, "model.safetensors", FILE}
+    assert digests.keys() == {DESCRIPTION, "model.safetensors", FIT_FILE}
     assert found.models == ()
     for name in ("seeds", "chosen", "path", "curves", "seconds"):
         assert getattr(found, name) == getattr(FIT, name)
@@ -53,7 +52,7 @@ def test_what_cannot_be_used_is_no_error(folder):
     assert read_fit(folder, "other") is None
     rewrite(folder / DESCRIPTION, files=fit_file("key", replace(FIT, out_of_fold=None)))
     assert read_fit(folder, "key")[0].out_of_fold is None
-    for name in (FILE, "model.safetensors", DESCRIPTION):
+    for name in (FIT_FILE, "model.safetensors", DESCRIPTION):
         data = (folder / name).read_bytes()
         (folder / name).write_bytes(data[:-1])
         assert read_fit(folder, "key") is None
@@ -113,7 +112,7 @@ def test_the_key_moves_with_everything_that_a_fit_depends_on(monkeypatch):
     assert key() == key()
     assert key("linear", seeds=(0,)) == key("linear", seeds=(0, 1))
     first = key()
-    monkeypatch.setattr(fit_cache, "code_version", lambda *_: "another")
+    monkeypatch.setattr(save, "code_version", lambda *_: "another")
     assert key() != first
 
 
@@ -121,6 +120,6 @@ def test_the_code_of_folds_and_of_randomness_is_in_the_key(monkeypatch):
     """Beside that of the heads: other folds or other draws are another fit."""
     hashed = set()
     monkeypatch.setattr(Path, "read_bytes", lambda file: hashed.add(file) or b"")
-    fit_cache.code_version.__wrapped__(*fit_cache.CODE)
-    for module in (fit_cache, mlp, patients, randomness):
+    save.code_version.__wrapped__(*save._CODE)
+    for module in (save, mlp, patients, randomness):
         assert Path(module.__file__) in hashed

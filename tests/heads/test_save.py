@@ -38,7 +38,8 @@ def fitted(name="linear", *, classes=2, seed=0, preprocessing="standardise"):
     X, y, _ = world(classes)
     if isinstance(head := name, str):
         head = HEADS[name].make(seed).set_params(**SMALL.get(name, {}))
-    return PreprocessedHead(make_preprocessing(preprocessing, (9,)), head).fit(X, y)
+    transformer = make_preprocessing(preprocessing, (9,)).fit(X)
+    return PreprocessedHead(transformer, head.fit(transformer.transform(X), y))
 
 
 def saved(*models, classes=2, **more):
