@@ -36,10 +36,11 @@ from pipeline.errors import (
     PartsError,
     PipelineError,
     SkippedImagesError,
+    StudyError,
     go_on,
 )
 from pipeline.features.backbones import policy_of, spec_of
-from pipeline.features.decoding import Batch, decode_batches, processes_for
+from pipeline.features.decoding import ONE_COLOUR, Batch, decode_batches, processes_for
 from pipeline.features.engines import (
     Build,
     Engine,
@@ -56,7 +57,7 @@ from pipeline.features.load import FEATURES_REPORT, frozen_network, store_for
 from pipeline.progress import Progress
 from pipeline.results import prepare, write_set
 from pipeline.study import SOURCE, BackboneChoice, Study
-from pipeline.words import are, counted, first_line
+from pipeline.words import are, counted, first_line, printable
 
 if TYPE_CHECKING:
     from pipeline.features.ray_extract import Cluster
@@ -65,6 +66,8 @@ _LOG = logging.getLogger(__name__)
 #: From this many rows on, this share of them is suspicious.
 _FEW, _SHARE_OF_FEW = 20, 0.5
 _MANY, _SHARE_OF_MANY = 1000, 0.01
+#: More than this share of black, white or transparent pictures, and so many, are no accident.
+_FEW_OF_ONE_COLOUR, _SHARE_OF_ONE_COLOUR = 3, 0.01
 
 Image = tuple[bytes, Pixels]
 _T = TypeVar("_T")
@@ -233,6 +236,7 @@ def _extract_network(
             engine=engine,
             title=title,
         )
+    _refuse_many_of_one_colour(title, missing, unusable)
     skipped, seconds = _skips(samples, unusable), time.monotonic() - start
     reports = []
     for choice, store in stores.items():
@@ -559,6 +563,19 @@ class FeatureGuard:
                 f"{count} of {self._rows} images {what}: the backbone looks dead. "
                 "Are these its weights?"
             )
+
+
+def _refuse_many_of_one_colour(
+    title: str, missing: Mapping[bytes, Item], unusable: Mapping[bytes, str]
+) -> None:
+    """More than a few black pictures are a mistake of an export; the others' rows are stored."""
+    empty = [key for key, reason in unusable.items() if reason == ONE_COLOUR]
+    if len(empty) >= _FEW_OF_ONE_COLOUR and len(empty) > _SHARE_OF_ONE_COLOUR * len(missing):
+        raise StudyError(
+            f"{title}: {len(empty)} of {counted(len(missing), 'image')} show one colour only, more "
+            f"than {_SHARE_OF_ONE_COLOUR:.0%}; first: {printable(missing[empty[0]].path)}. Export "
+            "them again, or list them in the file of the study's `exclude`"
+        )
 
 
 def _warn_if_full(store: FeatureStore, size: int) -> None:

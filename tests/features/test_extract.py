@@ -22,7 +22,7 @@ from cache import disk
 from cache.errors import CanaryError
 from cache.store import FeatureStore
 from pipeline.audit.stage import audit
-from pipeline.errors import EngineError, PartsError, WeightsError
+from pipeline.errors import EngineError, PartsError, StudyError, WeightsError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.load import load_features, store_for
@@ -193,6 +193,16 @@ def test_pictures_of_one_colour_are_named_and_not_stored(study_file):
     assert {skip.path: skip.reason for skip in report.skipped} == {
         f"a/p1_{name}.png": "all pixels have one colour" for name in ("black", "clear")
     }
+
+
+def test_many_pictures_of_one_colour_stop_the_run(study_file):
+    """More than 1 %: an export went wrong. What could be computed is stored."""
+    for level in range(3):
+        one_colour(study_file.parent / "here" / "a" / f"p1_{level}.png", level)
+    study = load_study(study_file)
+    with pytest.raises(StudyError, match=r"3 of 63 images show one colour only, .* a/p1_0\.png"):
+        extract(study, OPTIONS)
+    assert len(store_for(study, study.backbones[0])) == 60
 
 
 def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):
