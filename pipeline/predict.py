@@ -1,8 +1,8 @@
 """Classify new images: with a saved head through the feature store, or with an ONNX file.
 
-Images are known by their content: one whose features the store has, from whatever study,
-is not computed again, and new features are committed. Nothing is learned here; of
-images in folders of classes, right ones are counted.
+Images are known by their content: one whose features the store has, from whatever study, is
+not computed again, and new features are committed. Of images in folders of classes, right
+ones are counted.
 """
 
 import json
@@ -11,9 +11,10 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,10 +37,6 @@ from pipeline.features.load import frozen_network, mean_of_views, recipe_of
 from pipeline.heads.save import Network, load_head
 from pipeline.study import BackboneChoice, Domain, ImageTable
 from pipeline.words import counted, printable
-
-if TYPE_CHECKING:
-    from pipeline.features.frozen import Frozen
-
 
 _LOG = logging.getLogger(__name__)
 #: Of an ONNX file: key of the model card in its metadata, names of input and output.
@@ -65,7 +62,7 @@ def predict(
             onnxruntime and no torch, and neither store, engine nor weights.
         images: Files, ``.npz`` files too, and folders that are searched at any depth.
         store: Folder of the feature stores.
-        engine: See :class:`pipeline.features.engines.EngineChoice`.
+        engine: What the user asks for.
         weights: File of the backbone's weights, instead of where they were when the head
             was fitted; must have the same digest.
         strict: Whether an image that cannot be used is an error once all others are safe.
@@ -73,12 +70,12 @@ def predict(
     Returns:
         The record, JSON values: the head with its study and classes; ``rows`` in the order of
         the images, each with path, content key, predicted class and the probability of each
-        class; ``class_folders``, see :func:`_by_class_folder`; ``skipped`` images with their
-        reasons; ``computed``, how many went through a network, since the store did not hold
-        them.
+        class; ``class_folders``, images and right predictions of each class, empty unless all
+        images lie in folders of classes; ``skipped`` images with their reasons; ``computed``,
+        how many went through a network, since the store did not hold them.
 
     Raises:
-        ModelError: The head cannot be used, or its network would be another one.
+        ModelError: The head cannot be used, or its features would be others.
         WeightsError: The network's weights cannot be had, or are others.
         NoImagesError: No image is left that can be used.
         SkippedImagesError: ``strict`` and an image cannot be used.
@@ -108,7 +105,7 @@ def predict(
             )
             features.append(rows_of)
             computed |= new
-    good = _usable(pairs, unusable, skipped, "The features of all others are stored", strict=strict)
+    good = _usable(pairs, unusable, skipped, strict=strict)
     blocks = [mean_of_views(np.stack([rows_of[key] for _, key in good])) for rows_of in features]
     proba = head.predict_proba(np.concatenate(blocks, axis=1))
     return {
@@ -142,7 +139,7 @@ def _predict_file(model: Path, images: Sequence[Path], *, strict: bool) -> dict[
     pairs, skipped = _find_images(images, reading)
     unusable: dict[bytes, str] = {}
     decoded = dict(decode_images({key: item for item, key in pairs}, policy, unusable))
-    good = _usable(pairs, unusable, skipped, "No image was classified", strict=strict)
+    good = _usable(pairs, unusable, skipped, strict=strict)
     proba = run_onnx(data, np.stack([decoded[key] for _, key in good]))
     return {
         "head": card["model"],
@@ -182,7 +179,6 @@ def _usable(
     pairs: Sequence[_Keyed],
     unusable: dict[bytes, str],
     skipped: list[dict[str, str]],
-    others: str,
     *,
     strict: bool,
 ) -> list[_Keyed]:
@@ -197,14 +193,14 @@ def _usable(
         )
     if strict and skipped:
         count = counted(len(skipped), "image")
-        raise SkippedImagesError(f"{count} cannot be used and --strict is set; {first}. {others}")
+        raise SkippedImagesError(f"{count} cannot be used and --strict is set; {first}")
     return good
 
 
 def _answers(
     classes: Sequence[str], good: Sequence[_Keyed], proba: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """What is said of each image."""
+    """What is said of each image, and how much of it is right."""
     rows = [
         {
             "path": printable(item.path),
@@ -214,21 +210,14 @@ def _answers(
         }
         for (item, key), p in zip(good, proba, strict=True)
     ]
-    return {"classes": [*classes], "rows": rows, "class_folders": _by_class_folder(rows, classes)}
-
-
-def _by_class_folder(
-    rows: Sequence[dict[str, Any]], classes: Sequence[str]
-) -> dict[str, dict[str, int]]:
-    """Images and right predictions of each class; empty unless all lie in folders of classes."""
     counts = {name: {"images": 0, "right": 0} for name in classes}
     for row in rows:
-        folder = Path(row["path"]).parent.name
-        if folder not in counts:
-            return {}
+        if (folder := Path(row["path"]).parent.name) not in counts:
+            counts = {}
+            break
         counts[folder]["images"] += 1
         counts[folder]["right"] += row["predicted"] == folder
-    return counts
+    return {"classes": [*classes], "rows": rows, "class_folders": counts}
 
 
 def _find_images(
@@ -261,41 +250,28 @@ def _items(given: Path) -> tuple[list[Item], list[dict[str, str]]]:
     """What a path stands for, and what it does not; a FIFO is never opened."""
     try:
         stat = given.stat()
+        if given.is_dir():
+            listing = images_below(given)
+        elif not given.is_file():
+            return [], [_skip(given, "not a regular file")]
+        elif is_archive(given):  # its labels are not looked at
+            listing = scan_archive(Domain(path=given, table=ImageTable(file=given, finding="")))
+        else:
+            item = Item(str(given), NO_CLASS, os.path.realpath(given), None, FileStat.of(stat))
+            return [item], []
     except (OSError, ValueError) as cause:
         reason = system_reason(cause) if isinstance(cause, OSError) else str(cause)
         return [], [_skip(given, f"cannot be read: {reason}")]
-    is_file = given.is_file()
-    if is_file and is_archive(given):
-        return _in_archive(given)
-    if given.is_dir():
-        items, unread = _below(given)
-        skipped = [_skip(path, "of a format that is not read: convert to .png") for path in unread]
-        if not items and not skipped:
-            skipped = [_skip(given, "the folder holds no .jpg, .jpeg or .png file")]
-        return items, skipped
-    if not is_file:
-        return [], [_skip(given, "not a regular file")]
-    return [Item(str(given), NO_CLASS, os.path.realpath(given), None, FileStat.of(stat))], []
+    items = [replace(item, path=str(given / item.path)) for item in listing.items]
+    unread = "of a format that is not read: convert to .png"
+    skipped = [_skip(given / path, unread) for path in sorted(listing.unread)]
+    if not items and not skipped:
+        skipped = [_skip(given, "the folder holds no .jpg, .jpeg or .png file")]
+    return items, skipped
 
 
 def _skip(path: object, reason: str) -> dict[str, str]:
     return {"path": printable(str(path)), "reason": reason}
-
-
-def _in_archive(file: Path) -> tuple[list[Item], list[dict[str, str]]]:
-    """Images of a .npz file, whose labels are not looked at; or why it cannot be used."""
-    try:
-        listing = scan_archive(Domain(path=file, table=ImageTable(file=file, finding="")))
-    except (ImageError, StudyError) as cause:
-        return [], [_skip(file, str(cause))]
-    return [replace(item, path=str(file / item.path)) for item in listing.items], []
-
-
-def _below(folder: Path) -> tuple[list[Item], list[Path]]:
-    """Images of a folder, sorted by path, and those of formats that are not read."""
-    listing = images_below(folder)
-    items = [replace(item, path=str(folder / item.path)) for item in listing.items]
-    return items, sorted(folder / path for path in listing.unread)
 
 
 def _rows_of(
@@ -308,19 +284,10 @@ def _rows_of(
     engine: EngineChoice,
     weights: Path | None,
 ) -> tuple[dict[bytes, NDArray[np.float32]], set[bytes]]:
-    """Features of all images that can be used, in a network's eyes.
+    """Features of images by content key, and the keys of those that were computed.
 
-    Args:
-        network: Whose features.
-        images: Which are wanted.
-        unusable: Gets the reasons of images that cannot be used.
-        root: Folder of the stores.
-        scratch: A folder that takes what a store that can only be read does not hold.
-        engine: What the user asks for.
-        weights: File of the network's weights, where the user names one.
-
-    Returns:
-        Rows by content key, and the keys of the images that were computed.
+    The reasons of images that cannot be used go to ``unusable``; ``scratch`` takes the features
+    that a store which may only be read does not.
     """
     choice = _choice(network, weights)
     store = FeatureStore(root, network.recipe)
@@ -332,7 +299,7 @@ def _rows_of(
         unusable |= fill_stores(
             [target],
             missing,
-            build=lambda: _frozen_network(choice, network),
+            build=partial(frozen_network, choice, network.recipe),
             policy=policy_of(choice),
             engine=engine,
             title=choice.name,
@@ -380,21 +347,3 @@ def _choice(network: Network, weights: Path | None) -> BackboneChoice:
             "in this headrace. Run `headrace heads` again"
         )
     return choice
-
-
-def _frozen_network(choice: BackboneChoice, network: Network) -> "Frozen":
-    """The network, if its weights are those that the head was fitted with.
-
-    Raises:
-        ModelError: They are others.
-    """
-    from pipeline.features.frozen import state_digest
-
-    frozen = frozen_network(choice)
-    if state_digest(frozen.network) != network.recipe.weights:
-        raise ModelError(
-            f"the weights of {choice.name} ({choice.weights}) are not those that the head was "
-            f"fitted with (SHA-256 {network.recipe.weights[:16]}...): give theirs with "
-            "--weights FILE"
-        )
-    return frozen

@@ -23,6 +23,7 @@ from pipeline.errors import (
     NoImagesError,
     ResultsError,
     SkippedImagesError,
+    WeightsError,
 )
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features import backbones
@@ -182,7 +183,7 @@ def test_other_weights_are_refused_and_the_right_ones_may_lie_elsewhere(compared
     state = torch.load("tiny.pth", weights_only=True)
     Path("tiny.pth").replace("moved.pth")
     torch.save(state | {"0.bias": state["0.bias"] + 1}, "tiny.pth")
-    with pytest.raises(ModelError, match=r"are not those that the head was fitted with.*--weights"):
+    with pytest.raises(WeightsError, match=r"are not those of the features.*--weights"):
         predict(folder("linear"), [Path("new")])
     record = predict(folder("linear"), [Path("new")], weights=Path("moved.pth"))
     assert record["computed"] == 2

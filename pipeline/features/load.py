@@ -236,8 +236,8 @@ def check_weights(network: "torch.nn.Module", recipe: Recipe) -> None:
     if state_digest(network) != recipe.weights:
         raise WeightsError(
             f"the weights of {recipe.backbone} are not those of the features (SHA-256 "
-            f"{recipe.weights[:16]}...): the file changed during the run, or its remembered digest "
-            "is damaged. Delete index/weights.json beside the stores and run again"
+            f"{recipe.weights[:16]}...). Give the file that they were made with (in predict by "
+            "--weights), or, if it is, delete index/weights.json beside the stores and run again"
         )
 
 
