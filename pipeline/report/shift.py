@@ -67,7 +67,7 @@ METRICS: Mapping[str, str] = MappingProxyType(
 
 
 #: Tables whose rows are those of the record, by its key: title and columns. A terminal leaves
-#: them out; those of :data:`_WITHOUT_LABELS` are there for targets without labels too.
+#: them out.
 _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
     {
         "detection": (
@@ -83,10 +83,6 @@ _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
                 ),
                 Column("not run because", field="refused"),
             ),
-        ),
-        "domain_auc": (
-            "Domain classifier: how well features tell the source from the target",
-            (Column("among"), Column("AUC", "share", interval=True), Column("p", "p")),
         ),
         "covariates": (
             "Acquisition differences, in standard deviations within classes",
@@ -125,7 +121,6 @@ _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
         ),
     }
 )
-_WITHOUT_LABELS = ("detection", "domain_auc")
 
 
 def tables(record: Record) -> list[Part]:
@@ -154,7 +149,7 @@ def _target(target: Record) -> Iterator[Part]:
         yield _error_table(target, about)
     yield _estimates(target, about)
     for key, (title, columns) in _DETAILS.items():
-        if labelled or key in _WITHOUT_LABELS:
+        if labelled or key == "detection":
             notes = (target["covariates_summary"],) if key == "covariates" else ()
             more: dict[str, Any] = {"key": f"shift_{key}", "about": about, "notes": notes}
             rows = _named(target[key], _TESTS) if key == "detection" else target[key]
@@ -268,7 +263,6 @@ def _estimates(target: Record, about: Record) -> Table:
             Column("of"),
             Column("method"),
             Column("%", "percent", interval=True),
-            Column("predicted, %", "percent", "As the head assigns them.", field="predicted"),
         ),
         [{**row, "method": _FORMULAS[row["method"]]} for row in rows],
         notes=(estimates["warning"],),

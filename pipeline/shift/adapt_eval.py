@@ -1,9 +1,8 @@
 """Compare the adaptation methods on a target whose labels are opened once, after all predictions.
 
-The plan (methods, divisions, settings) is hashed before any label is read. Each method adapts
-to one half of the target's patients and predicts the other half, for several divisions. Then
-the labels are opened under that plan, and every method is compared with the head that was not
-adapted, paired by patient. A last comparison shows how many labels would help as much.
+The plan is hashed before any label is read. Each method adapts to one half of the target's
+patients and predicts the other half, for several divisions. Then the labels are opened under
+that plan, and every method is compared with the head that was not adapted, paired by patient.
 """
 
 import hashlib
@@ -28,8 +27,8 @@ from pipeline.parallel import run_parallel
 from pipeline.shift.adapt import ADAPTERS, SETTINGS
 from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 
+#: The method that every other is compared with.
 _BASELINE = "source_only"
-"""The method that every other is compared with."""
 _Record = dict[str, Any]
 _Predicted = Mapping[str, NDArray[np.float64]]
 """By method, shape (seeds, n, K): cross-fitted probabilities of a target."""
@@ -59,9 +58,7 @@ class AdaptationPlan:
 
 
 class SealedLabels:
-    """Labels of a target that only a declared plan can open.
-
-    They live in memory only: neither printing nor pickling shows them.
+    """Labels of a target that only a declared plan opens; neither printing nor pickling does.
 
     Args:
         label: Shape (n,), integers; None if the target has no labels.
@@ -141,10 +138,9 @@ class BestMethod:
     Attributes:
         method: Entry of ``ADAPTERS``.
         estimate: Gain in accuracy, corrected for the choice among the methods.
-        low: Lower end of its interval.
+        low: Lower end of its 95 % interval.
         high: Upper end.
-        shown: Whether it surely helps: the interval lies above 0 and the adjusted p-value is
-            at most 0.05.
+        shown: Whether it lies above 0, and the adjusted p-value is at most 0.05.
     """
 
     method: str
@@ -154,36 +150,26 @@ class BestMethod:
     shown: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdaptationResult:
-    """All methods, compared with the baseline.
-
-    Attributes:
-        rows: One for each method, in the plan's order, see :func:`_rows`; last the fewest
-            labels of the target that are shown to help, else the most that were tried; none
-            where some half of the target can provide none.
-        best: The method that looks best, and what it gains when corrected for that choice.
-    """
-
-    rows: tuple[_Record, ...]
-    best: BestMethod | None
-
-
 def score(
     predicted: _Predicted,
     sealed: SealedLabels,
     model: SourceModel,
     target: DomainData,
     plan: AdaptationPlan,
-) -> AdaptationResult:
+) -> tuple[list[_Record], BestMethod | None]:
     """Open the labels and compare every method with the baseline.
 
     Args:
         predicted: From :func:`predict_target`.
         sealed: Labels of the target, numbered like the source's.
-        model: Head of the source, whose scale the k-shot heads take.
-        target: The domain that was predicted.
-        plan: The plan of the predictions.
+        model: See :func:`predict_target`.
+        target: See there.
+        plan: See there.
+
+    Returns:
+        A row for each method, in the plan's order, see :func:`_rows`; last the fewest labels of
+        the target that are shown to help, else the most that were tried; none where some half
+        of the target can provide none. And the method that looks best.
 
     Raises:
         CheckFailedError: The labels were sealed under another plan.
@@ -195,14 +181,13 @@ def score(
     shots = _k_shot(model, target, plan)
     curve = _rows(shots, baseline, target, draws, target_labels=True)
     rows = _rows(predicted, baseline, target, draws)
-    helpful = [row for row in curve if _is_better(row)]
-    best = _best(rows, predicted, target, draws)
-    return AdaptationResult(rows=(*rows, *(helpful[:1] or curve[-1:])), best=best)
-
-
-def _is_better(row: _Record) -> bool:
-    gain = row["difference"]
-    return gain is not None and verdict(gain["low"], gain["high"], gain["p_adjusted"]) == "better"
+    gains = [row["difference"] for row in curve]
+    helpful = [
+        row
+        for row, gain in zip(curve, gains, strict=True)
+        if verdict(gain["low"], gain["high"], gain["p_adjusted"]) == "better"
+    ]
+    return [*rows, *(helpful[:1] or curve[-1:])], _best(rows, predicted, target, draws)
 
 
 def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Predicted:
@@ -226,12 +211,10 @@ def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Pr
     # One head for each k and half: they share the rows, and which are shown is a weight.
     weights = shown.reshape(-1, len(label))
     heads = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=weights)
+    proba = heads.proba(rows).reshape(len(shots), len(folds), len(label), model.classes)
     tables = np.empty((len(shots), len(plan.seeds), len(label), model.classes))
-    for v in range(len(weights)):
-        which, number = divmod(v, len(folds))
-        held = folds[number][1]
-        proba = heads.some(slice(v, v + 1)).proba(rows[held])[0]
-        tables[which, number // 2, held] = proba
+    for number, (_, held) in enumerate(folds):
+        tables[:, number // 2, held] = proba[:, number, held]
     return {f"{k} labels per class": table for k, table in zip(shots, tables, strict=True)}
 
 
@@ -242,7 +225,7 @@ def _rows(
     draws: PatientDraws,
     *,
     target_labels: bool = False,
-) -> tuple[_Record, ...]:
+) -> list[_Record]:
     """Score one family of methods; Holm's correction runs over it, the baseline aside.
 
     Returns:
@@ -264,7 +247,7 @@ def _rows(
         estimate = float(gains[name].mean())
         ends = {"estimate": estimate, "low": low, "high": high}
         differences[name] = {**ends, "p": p, "p_adjusted": p_adjusted}
-    return tuple(
+    return [
         {
             "method": name,
             "accuracy": float(right[name].mean()),
@@ -273,11 +256,11 @@ def _rows(
             "target_labels": target_labels,
         }
         for name, table in tables.items()
-    )
+    ]
 
 
 def _best(
-    rows: tuple[_Record, ...], tables: _Predicted, target: DomainData, draws: PatientDraws
+    rows: list[_Record], tables: _Predicted, target: DomainData, draws: PatientDraws
 ) -> BestMethod | None:
     """The best method at the mean gain out of bag of whatever is best in bag.
 

@@ -7,7 +7,7 @@ each other, and permuting single images would reject too often.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
@@ -17,11 +17,9 @@ from sklearn.metrics import euclidean_distances
 
 from pipeline.data.domain import DomainData
 from pipeline.errors import StudyError
+from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.paired_tests import holm
 from pipeline.evaluation.separability import (
-    DomainAUC,
-    Separability,
-    domain_auc,
     patient_units,
     permutation_p,
     permuted_labels,
@@ -33,8 +31,6 @@ from pipeline.words import counted
 TESTS = ("bbsd_ks", "ridge_c2st", "mmd_aggregated")
 #: Permutations of each test.
 DRAWS = 999
-#: Permutations of the AUC inside each class, at most.
-_CLASS_DRAWS = 199
 #: Level of the tests.
 LEVEL = 0.05
 #: Adjusted p-values at which the images surely differ, and above which nothing hints at it.
@@ -44,7 +40,7 @@ FEWEST_DRAWS = math.ceil(1 / LEVEL) - 1
 #: Below this many patients in a domain, the tests of the features are refused.
 _NEEDED_PATIENTS = 20
 #: Multiples of the median distance that serve as bandwidths of the Gaussian kernels; each is
-#: half of the one before, which :func:`_kernels` relies on.
+#: half of the one before.
 BANDWIDTHS = (4.0, 2.0, 1.0, 0.5, 0.25)
 #: Rows and columns of a tile: 512 x 512 float64 stays in a core's cache.
 _TILE = 512
@@ -73,83 +69,50 @@ class ShiftTest:
 
 def detect(
     source: DomainData, target: DomainData, *, draws: int = DRAWS, seed: int = 0
-) -> tuple[list[ShiftTest], DomainAUC]:
-    """Test whether two domains differ.
+) -> tuple[list[ShiftTest], Interval]:
+    """Test whether two domains differ. Labels are not looked at.
 
     Args:
-        source: Features, labels, and probabilities out of fold, so that they are
-            exchangeable with the target's when nothing has shifted.
-        target: Features, and probabilities of the same head. Labels are not looked at.
+        source: Features, and probabilities out of fold, so that they are exchangeable with the
+            target's when nothing has shifted.
+        target: Features, and probabilities of the same head.
         draws: Permutations of each test.
         seed: Seed of permutations and folds.
 
     Returns:
-        The tests, and how well a classifier predicts the domain from the features.
+        The tests, and the AUC of the classifier that predicts the domain from the features.
 
     Raises:
         StudyError: The domains have too few patients for any p-value.
     """
-    refuse_hopeless(source.patients, target.patients)
-    few = min(draws, _CLASS_DRAWS)
-    auc = domain_auc(source, target.sealed(), draws=draws, class_draws=few, seed=seed)
-    # The classifier's AUC and its permutations are those of the test: they are made once.
-    return run_tests(source, target, draws=draws, seed=seed, classifier=auc.overall), auc
-
-
-def refuse_hopeless(source_patients: int, target_patients: int) -> None:
-    """Refuse a test whose smallest possible p-value is above its level.
-
-    Raises:
-        StudyError: Too few permutations of these patients are distinct.
-    """
-    distinct = math.comb(source_patients + target_patients, target_patients)
+    distinct = math.comb(source.patients + target.patients, target.patients)
     if 1 / distinct > LEVEL:
         raise StudyError(
-            f"{source_patients} source and {counted(target_patients, 'target patient')} can be "
+            f"{source.patients} source and {counted(target.patients, 'target patient')} can be "
             f"permuted in {counted(distinct, 'way')}, so no p-value can fall below "
             f"{1 / distinct:.3g} (level {LEVEL:g}): add patients, or give patient ids if images "
             "were taken for one patient"
         )
-
-
-def run_tests(
-    source: DomainData,
-    target: DomainData,
-    *,
-    draws: int = DRAWS,
-    seed: int = 0,
-    classifier: Separability | None = None,
-) -> list[ShiftTest]:
-    """The tests alone; see :func:`detect`.
-
-    Args:
-        source: See :func:`detect`.
-        target: See :func:`detect`.
-        draws: Permutations of each test.
-        seed: See :func:`detect`.
-        classifier: Of the domain; fitted here where left out.
-    """
-    is_target = np.arange(len(source) + len(target)) >= len(source)
-    unit = patient_units(is_target, np.concatenate([source.group, target.group]))
-    permuted = permuted_labels(is_target, unit, draws=draws, seed=seed)
-    fewest = min(source.patients, target.patients)
-    results: dict[str, tuple[float, float]] = {}
+    domain = np.repeat([0, 1], [len(source), len(target)])
+    unit = patient_units(domain, np.concatenate([source.group, target.group]))
+    permuted = permuted_labels(domain == 1, unit, draws=draws, seed=seed)
+    features = np.concatenate([source.embedded(), target.embedded()])
+    classifier = separability(features, domain, unit, draws=draws, seed=seed)
     distances = largest_ks(np.concatenate([source.scored(), target.scored()]), permuted)
-    results["bbsd_ks"] = float(distances[0]), permutation_p(distances)
+    results = {"bbsd_ks": (float(distances[0]), permutation_p(distances))}
+    fewest = min(source.patients, target.patients)
     if fewest >= _NEEDED_PATIENTS:
-        features = np.concatenate([source.embedded(), target.embedded()])
-        classifier = classifier or separability(
-            features, is_target.astype(np.int64), unit, draws=draws, seed=seed
-        )
         results["ridge_c2st"] = classifier.auc.estimate, classifier.p
         scores = _standard_scores(mmd_statistics(features, permuted, unit))
         results["mmd_aggregated"] = float(scores[0]), permutation_p(scores)
     adjusted = holm([p for _, p in results.values()])
     refused = f"a domain has {counted(fewest, 'patient')}, and {_NEEDED_PATIENTS} are needed"
-    return [
+    tests = [
         ShiftTest(name=name, statistic=statistic, p=p, p_adjusted=float(corrected))
         for (name, (statistic, p)), corrected in zip(results.items(), adjusted, strict=True)
-    ] + [ShiftTest(name=name, refused=refused) for name in TESTS if name not in results]
+    ]
+    tests += [ShiftTest(name=name, refused=refused) for name in TESTS if name not in results]
+    return tests, classifier.auc
 
 
 def _standard_scores(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -175,9 +138,6 @@ def images_differ(tests: Iterable[ShiftTest]) -> bool | None:
     return False if None not in p and least > _NO_HINT else None
 
 
-# The statistics, for all permutations at once.
-
-
 def largest_ks(proba: NDArray[np.floating], labels: NDArray[np.bool_]) -> NDArray[np.float64]:
     """The largest Kolmogorov-Smirnov distance over the classes (BBSD, Lipton et al. 2018).
 
@@ -193,26 +153,20 @@ def largest_ks(proba: NDArray[np.floating], labels: NDArray[np.bool_]) -> NDArra
     n, n_target = len(labels), labels.sum(axis=0)
     # A target row adds n_s to the gap between the distribution functions, a source row takes
     # n_t: integers, so that equal distances are equal exactly and ties are counted as such.
-    # The largest partial sum is n_s n_t <= n^2 / 4.
-    integer = np.int32 if n**2 / 4 < np.iinfo(np.int32).max else np.int64
-    steps = labels * integer(n) - n_target.astype(integer)
+    steps = labels * n - n_target
     columns = proba.T[1:] if proba.shape[1] == 2 else proba.T  # two classes mirror each other
-    largest = np.zeros(labels.shape[1], dtype=integer)
+    largest = np.zeros_like(n_target)
     for values in columns:
         order = np.argsort(values, kind="stable")
         gaps = np.cumsum(steps[order], axis=0, out=steps[order])
         # Only the last of a run of equal values is a point of the distribution function.
         gaps = gaps[np.append(np.diff(values[order]) > 0, [True])]
         largest = np.maximum(largest, np.maximum(gaps.max(axis=0), -gaps.min(axis=0)))
-    return np.asarray(largest / (n_target * (n - n_target)).astype(np.float64))
+    return np.asarray(largest / (n_target * (n - n_target)))
 
 
 def mmd_statistics(
-    features: NDArray[np.floating],
-    labels: NDArray[np.bool_],
-    unit: NDArray[np.intp],
-    *,
-    tile: int = _TILE,
+    features: NDArray[np.floating], labels: NDArray[np.bool_], unit: NDArray[np.intp]
 ) -> NDArray[np.float64]:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012) of each bandwidth.
 
@@ -225,23 +179,26 @@ def mmd_statistics(
             scaled by itself, so rotating the features changes no distance.
         labels: Shape (n, B), True for the target.
         unit: Shape (n,), patient of each row.
-        tile: Rows of a tile; changes memory and time, not the result.
 
     Returns:
         Shape (5, B), by :data:`BANDWIDTHS`; may be negative.
     """
     order = np.argsort(unit, kind="stable")
-    rows, unit = _scaled(features)[order], unit[order]
-    labels = labels[order]
-    median = median_distance(rows)
+    rows = features[order] - features.mean(axis=0, dtype=np.float64)
+    rows, unit, labels = rows / (np.sqrt(np.mean(rows**2)) or 1.0), unit[order], labels[order]
+    median = _median_distance(rows)
     within, sums = np.zeros((2, len(BANDWIDTHS), labels.shape[1]))
     total = np.zeros((len(BANDWIDTHS), 1))
-    spans = [slice(start, start + tile) for start in range(0, len(rows), tile)]
+    spans = [slice(start, start + _TILE) for start in range(0, len(rows), _TILE)]
     for a, b in combinations_with_replacement(spans, 2):
         squared = euclidean_distances(rows[a], None if a == b else rows[b], squared=True)
         first_a, first_b = (np.flatnonzero(np.diff(unit[s], prepend=-1)) for s in (a, b))
         t_a, t_b = (labels[s][f].astype(np.float64) for s, f in ((a, first_a), (b, first_b)))
-        for i, kernel in enumerate(_kernels(squared, median)):
+        kernel = np.exp(squared / (-2 * (BANDWIDTHS[0] * median) ** 2))
+        for i in range(len(BANDWIDTHS)):
+            if i:  # half the bandwidth is the kernel to the power 4
+                kernel **= 2
+                kernel **= 2
             joined = np.add.reduceat(np.add.reduceat(kernel, first_a, axis=0), first_b, axis=1)
             form = (t_a * (joined @ t_b)).sum(axis=0)
             within[i] += form if a == b else 2 * form
@@ -254,24 +211,7 @@ def mmd_statistics(
     return np.asarray(pairs_t + pairs_s - 2 * across / (n_t * n_s))
 
 
-def _kernels(squared: NDArray[np.float64], median: float) -> Iterator[NDArray[np.float64]]:
-    """Gaussian kernels of :data:`BANDWIDTHS`; half the bandwidth is the kernel to the power 4."""
-    kernel = np.exp(squared / (-2 * (BANDWIDTHS[0] * median) ** 2))
-    for number in range(len(BANDWIDTHS)):
-        if number:
-            kernel **= 2
-            kernel **= 2
-        yield kernel
-
-
-def _scaled(features: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Centre the rows, and divide all by one number so that their mean square is 1."""
-    centred = np.asarray(features - features.mean(axis=0, dtype=np.float64), dtype=np.float64)
-    scale = np.sqrt(np.mean(centred**2))
-    return centred / scale if scale > 0 else centred
-
-
-def median_distance(rows: NDArray[np.float64]) -> float:
+def _median_distance(rows: NDArray[np.float64]) -> float:
     """Median Euclidean distance between two rows; 1 if more than half of the pairs coincide.
 
     Of many rows, those at evenly spaced ranks of the norm stand for all: a choice that

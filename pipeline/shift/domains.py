@@ -26,7 +26,7 @@ class SourceModel:
         data: The source: raw features, labels, and ``proba`` out of fold by patient, so that
             they are exchangeable with a target's where nothing has shifted.
         mean: Of the raw features, shape (d,).
-        scale: Their standard deviations, 1 where a feature does not vary, shape (d,).
+        scale: See :func:`mean_and_scale`.
         head: Fitted to all rows of the source, standardised.
     """
 
@@ -109,15 +109,6 @@ def fit_source(data: DomainData) -> SourceModel:
         scale=scale,
         head=make_logistic(INVERSE_PENALTY, tol=1e-6).fit(rows, label),
     )
-
-
-def standardised(features: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Features (n, d) scaled by their own mean and standard deviation."""
-    mean, scale = mean_and_scale(features)
-    return np.asarray((features - mean) / scale, np.float32)
-
-
-# Both domains on a map.
 
 
 #: Images of each domain: more points would hide one another.

@@ -1,9 +1,8 @@
 """The error table after Ng: who errs how often on which images, and what the steps mean.
 
-Two columns, source and target: the error of heads that are trained on the target separates
-"the target is harder" from "the head does not transfer" (A. Ng, Machine Learning Yearning,
-ch. 40-43). A head of few patients errs more, so heads of the target are compared with heads
-of as many patients of the source.
+The error of heads that are trained on the target separates "the target is harder" from "the
+head does not transfer" (A. Ng, Machine Learning Yearning, ch. 40-43). A head of few patients
+errs more, so they are compared with heads of as many patients of the source.
 """
 
 from collections.abc import Mapping
@@ -14,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.domain import DomainData
+from pipeline.data.domain import DomainData, mean_and_scale
 from pipeline.data.patients import DRAWS, PatientDraws
 from pipeline.evaluation.intervals import Interval, rate_interval, share_of
 from pipeline.evaluation.metrics import weighted_mean
 from pipeline.heads.logistic import fit_weighted
 from pipeline.randomness import stream
 from pipeline.shift.decompose import Effect, Rate, accuracy_loss, divide, domain_draws
-from pipeline.shift.domains import INVERSE_PENALTY, SourceModel, standardised
+from pipeline.shift.domains import INVERSE_PENALTY
 from pipeline.words import counted
 
 #: Rows of the table, in its order.
@@ -55,8 +54,7 @@ class ErrorTable:
 
     Attributes:
         errors: By an entry of :data:`_ERRORS`; a person's has no bounds.
-        steps: Those of :data:`_CHAIN`, then ``target_hardness`` and ``transfer_gap``, which add
-            up to the mismatch.
+        steps: Those of :data:`_CHAIN`, then ``target_hardness`` and ``transfer_gap``.
         not_identifiable: Step to the reason why there is no number.
     """
 
@@ -74,20 +72,20 @@ class ErrorTable:
 
 
 def error_table(
-    model: SourceModel,
+    whole: DomainData,
     target: DomainData,
     *,
-    source: DomainData | None = None,
-    training: DomainData | None = None,
+    source: DomainData,
+    training: DomainData,
     human: float | None = None,
     seed: int = 0,
 ) -> ErrorTable:
     """Fill the table for one target whose labels are open.
 
     Args:
-        model: The source with a linear head.
+        whole: The source: features and labels.
         target: Features, labels, and probabilities of the head in question.
-        source: The same of images that the head was not fitted to; None: of the model's head.
+        source: Labels and probabilities of source images that the head was not fitted to.
         training: The same of those that it was fitted to.
         human: Error of a person on the source, in [0, 1]; None where nobody measured it.
         seed: Of the draws.
@@ -95,11 +93,8 @@ def error_table(
     Raises:
         StudyError: The target has no labels.
     """
-    source = model.data if source is None else source
-    training = model.scored(model.data) if training is None else training
     # All patients of the source are drawn: the head may have been tested on some of them.
-    draws_of = {data.role: domain_draws(data, seed) for data in (model.data, target)}
-    of_source, of_target = draws_of.values()
+    of_source, of_target = (domain_draws(data, seed) for data in (whole, target))
     rows = {
         "source_training": (training, of_source),
         "source_new_patients": (source, of_source),
@@ -110,6 +105,9 @@ def error_table(
         name: np.append(errors[name].estimate, draws.of(data.group).mean(data.wrong()))
         for name, (data, draws) in rows.items()
     }
+    # The rates that a step starts from and leads to; a person's is given, so it has no room.
+    rates: dict[str, Rate | None]
+    rates = {name: (error.estimate, error.patients) for name, error in errors.items()}
     reasons = {}
     if human is None:
         reasons["avoidable_bias"] = "no human error is given"
@@ -117,17 +115,36 @@ def error_table(
         errors["human"] = Interval(
             estimate=human, low=np.nan, high=np.nan, images=0, patients=0, method="given"
         )
-        levels["human"] = np.full(1 + DRAWS, human)
-    steps = _chain(errors, levels)
+        levels["human"], rates["human"] = np.full(1 + DRAWS, human), None
+    chain = {step: ends for step, ends in _CHAIN.items() if set(ends) <= set(errors)}
+    steps = divide(
+        "error table",
+        {step: levels[to] - levels[start] for step, (to, start) in chain.items()},
+        edges={step: (rates[start], rates[to]) for step, (to, start) in chain.items()},
+    )
     # The same number as the loss of accuracy, so the same interval.
     loss = accuracy_loss(source, target)
     steps["mismatch"] = replace(steps["mismatch"], low=loss.low, high=loss.high)
-    if why := _too_few(target, model.classes):
-        reasons["target_hardness"] = why
+    least = min(
+        np.unique(target.group[target.labelled() == k]).size
+        for k in range(source.scored().shape[1])
+    )
+    if least < _FEWEST:
+        reasons["target_hardness"] = (
+            f"a class has {counted(least, 'patient')} on the target, and {_FEWEST} are needed to "
+            "train a head"
+        )
     else:
-        of_few, levels_of_few = _heads_of_few_patients(model.data, target, draws_of, seed)
-        errors |= of_few
-        steps |= _transfer(errors, levels | levels_of_few)
+        domains, draws = (whole, target), (of_source, of_target)
+        (easy, levels_s), (hard, levels_t) = _heads_of_few_patients(domains, draws, seed)
+        errors |= {"source_few_patients": easy, "target_trained": hard}
+        start, middle = ((error.estimate, error.patients) for error in (easy, hard))
+        hardness, mismatch = levels_t - levels_s, levels["target"] - levels["source_new_patients"]
+        steps |= divide(
+            "transfer",
+            {"target_hardness": hardness, "transfer_gap": mismatch - hardness},
+            edges={"target_hardness": (start, middle), "transfer_gap": (middle, rates["target"])},
+        )
     return ErrorTable(
         errors={name: errors[name] for name in _ERRORS if name in errors},
         steps=steps,
@@ -135,71 +152,26 @@ def error_table(
     )
 
 
-def _chain(
-    errors: Mapping[str, Interval], levels: Mapping[str, NDArray[np.float64]]
-) -> dict[str, Effect]:
-    chain = {step: ends for step, ends in _CHAIN.items() if set(ends) <= set(errors)}
-    return divide(
-        "error table",
-        {step: levels[to] - levels[start] for step, (to, start) in chain.items()},
-        edges={
-            step: (_rate(errors[start]), _rate(errors[to])) for step, (to, start) in chain.items()
-        },
-    )
-
-
-def _transfer(
-    errors: Mapping[str, Interval], levels: Mapping[str, NDArray[np.float64]]
-) -> dict[str, Effect]:
-    """The two parts of the mismatch: it is the hardness and the gap together."""
-    hardness = levels["target_trained"] - levels["source_few_patients"]
-    mismatch = levels["target"] - levels["source_new_patients"]
-    easy, hard, error = (
-        _rate(errors[name]) for name in ("source_few_patients", "target_trained", "target")
-    )
-    return divide(
-        "transfer",
-        {"target_hardness": hardness, "transfer_gap": mismatch - hardness},
-        edges={"target_hardness": (easy, hard), "transfer_gap": (hard, error)},
-    )
-
-
-def _rate(error: Interval) -> Rate | None:
-    """An error and its patients; a person's has none, for it is given."""
-    return (error.estimate, error.patients) if error.images else None
-
-
-def _too_few(target: DomainData, classes: int) -> str | None:
-    """Why no head can be trained on a target; None where one can."""
-    label = target.labelled()
-    least = min(np.unique(target.group[label == k]).size for k in range(classes))
-    if least >= _FEWEST:
-        return None
-    few = counted(least, "patient")
-    return f"a class has {few} on the target, and {_FEWEST} are needed to train a head"
-
-
 def _heads_of_few_patients(
-    source: DomainData, target: DomainData, draws_of: Mapping[str, PatientDraws], seed: int
-) -> tuple[dict[str, Interval], dict[str, NDArray[np.float64]]]:
+    both: tuple[DomainData, DomainData], draws: tuple[PatientDraws, PatientDraws], seed: int
+) -> list[tuple[Interval, NDArray[np.float64]]]:
     """Errors of heads that are fitted to as few patients of each domain, with their draws."""
-    both = {"source_few_patients": source, "target_trained": target}
-    patients = round(_FITTED * min(data.patients for data in both.values()))
-    images = min(len(data) / data.patients for data in both.values())
-    errors, levels, spreads = {}, {}, []
-    for name, data in both.items():
+    patients = round(_FITTED * min(data.patients for data in both))
+    images = min(len(data) / data.patients for data in both)
+    results, spreads = [], []
+    for data, drawn in zip(both, draws, strict=True):
         rng = stream(f"few patients of the {data.role}", seed)
         tested, error, spread = fit_few_patients(data, patients, rng, images=images)
         group = data.group[tested]
-        errors[name] = share_of(weighted_mean(error), group).interval()
-        drawn = draws_of[data.role].of(group).mean(error)
-        levels[name] = np.append(errors[name].estimate, drawn)
+        interval = share_of(weighted_mean(error), group).interval()
+        levels = np.append(interval.estimate, drawn.of(group).mean(error))
+        results.append((interval, levels))
         spreads.append(spread)
     # Other patients to learn from move the errors too: of the target's heads, which share
     # theirs, as much as of one head; of the source's, which do not, the mean of many is taken.
     moved = stream("patients to learn from", seed).standard_normal(DRAWS)
-    levels["target_trained"][1:] += max(spreads) * np.sqrt(1 + 1 / _HEADS) * moved
-    return errors, levels
+    results[1][1][1:] += max(spreads) * np.sqrt(1 + 1 / _HEADS) * moved
+    return results
 
 
 def fit_few_patients(
@@ -220,9 +192,9 @@ def fit_few_patients(
         heads: How many heads.
 
     Returns:
-        The ``n`` images that some head was not fitted to, a mask; for each of these the share
-        of the heads not fitted to it that err on it, shape (n,); and the standard deviation
-        of a head's error over the patients that it is fitted to.
+        A mask of the images that some head was not fitted to; of these the share of such heads
+        that err on each; and the standard deviation of a head's error over the patients that it
+        is fitted to.
     """
     label = data.labelled()
     names, member = np.unique(data.group, return_inverse=True)
@@ -234,7 +206,9 @@ def fit_few_patients(
         if np.unique(label[fitted]).size == classes:
             chosen.append((fitted, seen))
     fitted_to, seen_by = (np.stack(masks) for masks in zip(*chosen, strict=True))
-    rows = standardised(data.embedded())
+    features = data.embedded()
+    mean, scale = mean_and_scale(features)
+    rows = np.asarray((features - mean) / scale, np.float32)
     fits = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=fitted_to.astype(np.float64))
     tested = np.asarray(~seen_by.all(axis=0))
     wrong = np.where(seen_by, np.nan, fits.proba(rows).argmax(axis=2) != label)[:, tested]

@@ -1,13 +1,11 @@
 """Which head a shift is analysed of: the best of the comparison, unless another is asked for.
 
-Its probabilities are those that ``headrace heads`` has stored: of targets and validation by the
-saved head, of the images that it was fitted to out of fold. So the numbers of a shift are those
-of the comparison. Where there is no comparison, a linear head is fitted, and the record says so.
+Its probabilities are those that ``headrace heads`` has stored, of the images that it was fitted
+to out of fold: the numbers of a shift are those of the comparison. Where there is none, a linear
+head is fitted, and the record says so.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +68,7 @@ def analysed_head(
     Args:
         study: With its results.
         table: Features of all its images on one backbone.
-        linear: A head of the source, which is taken where none was compared.
+        linear: A head of the source.
         wanted: Name of a compared head; None: the best one on validation.
 
     Raises:
@@ -123,18 +121,18 @@ def _compared(
     proba = stored.proba[trained][rows]
     held_out = np.asarray(np.isfinite(proba).all(axis=1))
     tested = source.take(held_out[source.row])
-    # Of many images it holds out one fold alone, so that no advice would be true.
-    more = "; headrace heads STUDY without --quick tests it on more"
-    more = "" if held_out[fit.row].any() else more
-    few = [
-        np.unique(tested.group[tested.label == k]).size < FEWEST_PATIENTS
-        for k in range(len(stored.classes))
-    ]
-    if any(few):
-        raise MissingResultsError(f"{name} was tested on too few patients of the source{more}")
-    about = f"On {table.backbone} the head is {name}, {_why(entries[0], wanted, len(names))}."
+    for k in range(len(stored.classes)):
+        if np.unique(tested.group[tested.label == k]).size < FEWEST_PATIENTS:
+            raise MissingResultsError(
+                f"{name} was tested on too few patients of the source; run headrace "
+                f"{compared.stage} STUDY without --quick"
+            )
+    why = "as asked for" if wanted else f"the best of {len(names)} on validation"
+    if not wanted and not entries[0]["best"]:
+        why = f"the first of {len(names)}, as there is no validation to choose by"
+    about = f"On {table.backbone} the head is {name}, {why}."
     if len(tested) < len(source):
-        about += f" The source is the {counted(len(tested), 'image')} that it was tested on{more}."
+        about += f" The source is the {counted(len(tested), 'image')} that it was tested on."
     return AnalysedHead(
         trained=trained,
         about=about,
@@ -158,11 +156,3 @@ def _rows(stored: Predictions, samples: Samples) -> list[int]:
     rows = [next((row for row, image in left if image == wanted), -1) for wanted in parts[1]]
     same_source = (stored.domain == SOURCE).sum() == (samples.domain == SOURCE).sum()
     return rows if same_source and -1 not in rows else []
-
-
-def _why(entry: Mapping[str, Any], wanted: str | None, compared: int) -> str:
-    if wanted:
-        return "as asked for"
-    if entry["best"]:
-        return f"the best of {compared} on validation"
-    return f"the first of {compared}, as there is no validation to choose by"

@@ -1,9 +1,8 @@
 """Accuracy and class mix of a target, estimated without its labels.
 
-The accuracy cannot be known without labels unless something is assumed. Three formulas with
-two assumptions give a range that holds where either is true. They read calibrated
-probabilities of one head: out of fold on the source, as predicted on the target. The
-bootstrap draws patients of both domains and repeats everything, the calibration included.
+Three formulas with two assumptions give a range that holds where either is true. They read
+calibrated probabilities of one head, which are out of fold on the source. The bootstrap draws
+patients of both domains and repeats everything, the calibration included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,12 +57,10 @@ class AccuracyEstimate:
         accuracy: By formula of :data:`FORMULAS`, each with a 95 % interval of the accuracy on
             these images. It holds if the formula's assumption does.
         prevalence: Share of each class in the target (MLLS), in label order.
-        predicted: Share of each class as the head assigns them.
     """
 
     accuracy: Mapping[str, Interval]
     prevalence: tuple[Interval, ...]
-    predicted: _Shares
 
     @property
     def low(self) -> float:
@@ -76,24 +73,15 @@ class AccuracyEstimate:
         return max(interval.high for interval in self.accuracy.values())
 
     def record(self, classes: Sequence[str], *, withheld: bool) -> dict[str, Any]:
-        """As ``shift.json`` has it.
-
-        Args:
-            classes: Their names.
-            withheld: Whether the domains hardly overlap, so that no accuracy is given.
-        """
-        shares = zip(classes, self.prevalence, self.predicted, strict=True)
+        """As ``shift.json`` has it; without an accuracy where it is ``withheld``."""
+        accuracy = {} if withheld else self.accuracy
         return {
             "low": None if withheld else self.low,
             "high": None if withheld else self.high,
-            "estimates": [
-                {"method": method, **accuracy.ends()}
-                for method, accuracy in self.accuracy.items()
-                if not withheld
-            ],
+            "estimates": [{"method": name, **of.ends()} for name, of in accuracy.items()],
             "prevalence": [
-                {"name": name, "method": "mlls", **share.ends(), "predicted": called}
-                for name, share, called in shares
+                {"name": name, "method": "mlls", **share.ends()}
+                for name, share in zip(classes, self.prevalence, strict=True)
             ],
             "warning": _OVERLAP if withheld else _ASSUMPTION,
         }
@@ -128,24 +116,20 @@ def estimate_accuracy(
         interval_of_draws(float(value), target, values, method=_DRAWN)
         for value, values in zip(estimate, drawn.T, strict=True)
     ]
+    # Patients of the target are right together as those of the source are.
     trials = share_of(weighted_mean(~source.wrong()), source.group).trials()
     trials *= target.patients / source.patients
     accuracy = {
         name: _with_outcomes(interval, trials)
         for name, interval in zip(FORMULAS, intervals, strict=False)
     }
-    return AccuracyEstimate(
-        accuracy=accuracy,
-        prevalence=tuple(intervals[len(FORMULAS) :]),
-        predicted=np.bincount(target.predicted(), minlength=classes) / len(target),
-    )
+    return AccuracyEstimate(accuracy=accuracy, prevalence=tuple(intervals[len(FORMULAS) :]))
 
 
 def _with_outcomes(expected: Interval, trials: float) -> Interval:
-    """Where the accuracy may lie if it is expected in an interval, and so many images tell.
+    """Where the accuracy may lie that is expected in an interval, of so many effective trials.
 
-    Patients of the target are right together as those of the source are, so the trials are
-    the source's effective ones for each patient. Both distances add as independent errors.
+    Both distances add as independent errors.
     """
     a = expected.estimate
     low, high = clopper_pearson(a * trials, trials)
@@ -163,22 +147,14 @@ def _estimates(
     weights_t: _Shares,
     start: "Calibration",
 ) -> _Shares:
-    """All estimates for b weightings of the rows.
+    """All estimates for b weightings, (b, n) and (b, m), of the rows; shape (b, 3 + K).
 
     - ``atc``: share of the target above the confidence below which as many images of the
       source lie as the head errs on (average thresholded confidence, Garg et al. 2022)
     - ``doc``: the source's accuracy less the drop of the mean confidence (Guillory et al. 2021)
     - ``label_shift``: the source's accuracy in each class, at the class mix of the target
 
-    Args:
-        source: ``n`` images.
-        target: ``m`` images.
-        weights_s: Shape (b, n), how much each image of the source counts.
-        weights_t: Shape (b, m).
-        start: Calibration to start from.
-
-    Returns:
-        Shape (b, 3 + K): accuracy by formula, then the class mix.
+    The class mix of the target follows them. Calibrations start from one nearby.
     """
     label, right = source.labelled(), ~source.wrong()
     fits = [fit_calibration(source.scored(), label, weights=w, start=start) for w in weights_s]
@@ -210,9 +186,6 @@ def _estimates(
 def _mean(values: NDArray[np.floating] | NDArray[np.bool_], weights: _Shares) -> _Shares:
     """Weighted mean of each row, shape (b,)."""
     return np.asarray((values * weights).sum(axis=1) / weights.sum(axis=1))
-
-
-# Calibration by bias-corrected temperature scaling.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,9 +242,6 @@ def fit_calibration(
 
 def _logs(proba: NDArray[np.floating]) -> _Shares:
     return np.log(np.clip(np.asarray(proba, dtype=np.float64), _TINY, None))
-
-
-# The class mix of a target.
 
 
 def reweighted(proba: NDArray[np.floating], class_weights: NDArray[np.floating]) -> _Shares:

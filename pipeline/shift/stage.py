@@ -8,7 +8,6 @@ no result. No image is read.
 The record, ``shift.json``, is described key by key in the README beside this file.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,13 +27,12 @@ from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import PipelineError, StudyError, go_on
 from pipeline.evaluation.metrics import score as metric
 from pipeline.evaluation.predictions import Predictions, predictions_file, predictions_of
-from pipeline.evaluation.separability import DomainAUC
 from pipeline.features.load import FeatureTable, feature_tables
 from pipeline.parallel import run_parallel
 from pipeline.results import prepare, write_set
 from pipeline.shift.adapt_eval import (
     AdaptationPlan,
-    AdaptationResult,
+    BestMethod,
     SealedLabels,
     predict_target,
     score,
@@ -42,17 +40,16 @@ from pipeline.shift.adapt_eval import (
 from pipeline.shift.calibrate import calibration, choose_threshold, transferred_thresholds
 from pipeline.shift.covariates import Measures, acquisition_differences, summary
 from pipeline.shift.decompose import decompose
-from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, ShiftTest, detect, images_differ
+from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, detect, images_differ
 from pipeline.shift.domains import feature_maps, fit_source
 from pipeline.shift.error_table import error_table
 from pipeline.shift.head import FEWEST_PATIENTS, AnalysedHead, analysed_head
-from pipeline.shift.label_free import NO_OVERLAP, AccuracyEstimate, estimate_accuracy
+from pipeline.shift.label_free import NO_OVERLAP, estimate_accuracy
 from pipeline.shift.subgroups import subgroups
 from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
 from pipeline.study import SOURCE, Study
 from pipeline.words import counted, printable, to_jsonable
 
-_LOG = logging.getLogger(__name__)
 SCHEMA = 10
 SHIFT_REPORT = "shift.json"
 SHIFT_PROBABILITIES = "shift.h5"
@@ -66,6 +63,8 @@ _NEED_LABELS: Mapping[str, Any] = {
     **dict.fromkeys(("thresholds", "subgroups", "covariates"), ()),
 }
 _Record = dict[str, Any]
+_Description = tuple[Sequence[Grouping], Measures | None]
+"""Groupings of a domain's images, and measures of its pictures where an audit made them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +84,11 @@ class ShiftOptions:
     samples: SampleOptions = field(default_factory=SampleOptions)
 
     def __post_init__(self) -> None:
-        """Refuse numbers with which nothing can be said.
-
-        Raises:
-            StudyError: There are too few.
-        """
-        for name, least, why in (
-            ("draws", FEWEST_DRAWS, "of fewer no test could reject"),
-            ("seeds", 1, "a method adapts to one half of the target and is scored on the other"),
-        ):
-            if (got := getattr(self, name)) < least:
-                raise StudyError(f"{name} = {got}: ask for {least} or more; {why}")
+        if self.draws < FEWEST_DRAWS or self.seeds < 1:
+            raise StudyError(
+                f"draws = {self.draws}, seeds = {self.seeds}: ask for {FEWEST_DRAWS} draws or "
+                "more, of fewer no test could reject, and for 1 seed or more"
+            )
 
 
 #: Fewer draws for a first look; more where a number must hardly move.
@@ -103,28 +96,20 @@ QUICK = ShiftOptions(draws=199, seeds=2)
 THOROUGH = ShiftOptions(draws=4999, seeds=30)
 
 
-class _Description(NamedTuple):
-    """What is known of the images of a domain beside their features.
+class _Analysis(NamedTuple):
+    """All targets on one backbone.
 
     Attributes:
-        groupings: By each attribute of the study; empty for a domain without attributes.
-        measures: Of the pictures, by name; None where no audit has measured them.
-    """
-
-    groupings: Sequence[Grouping]
-    measures: Measures | None
-
-
-class _Analysis(NamedTuple):
-    """All targets on one backbone: their entries in the record, and what goes to the HDF5 file.
-
-    Without an entry there are neither predictions nor maps.
+        entries: In the record.
+        reasons: By target, why it has no entry.
+        predictions: Of the head; None without an entry.
+        maps: See :func:`feature_maps`.
     """
 
     entries: list[_Record]
-    skipped: list[_Record]
+    reasons: dict[str, object]
     predictions: Predictions | None = None
-    maps: Mapping[str, NDArray[Any]] | None = None
+    maps: Mapping[str, NDArray[Any]] = {}
 
 
 def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
@@ -149,26 +134,28 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
     analyses: dict[str, _Analysis] = {}
     failures: dict[str, Exception] = {}
     for backbone, table in feature_tables(study, samples):
+        if isinstance(table, Exception):
+            failures[backbone] = table
+            continue
         with go_on(backbone, failures, alone=len(study.variants) == 1):
-            if isinstance(table, Exception):
-                failures[backbone] = table
-            else:
-                analyses[backbone] = _analyse_backbone(study, table, options)
+            analyses[backbone] = _analyse_backbone(study, table, options)
     if not analyses:
         raise next(iter(failures.values()))
-    entries = [entry for analysis in analyses.values() for entry in analysis.entries]
+    names = [target.name for target in study.targets]
+    reasons = {backbone: dict.fromkeys(names, why) for backbone, why in failures.items()}
     skipped = [
-        _skipped(backbone, target.name, 0, why)
-        for backbone, why in failures.items()
-        for target in study.targets
+        {"backbone": backbone, "target": target, "reason": str(why)}
+        for backbone, by_target in (reasons | {b: a.reasons for b, a in analyses.items()}).items()
+        for target, why in by_target.items()
     ]
-    skipped += [entry for analysis in analyses.values() for entry in analysis.skipped]
+    entries = [entry for analysis in analyses.values() for entry in analysis.entries]
     if not entries:
-        reasons = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
-        raise StudyError(" ".join(["no target can be compared.", *reasons]))
-    predictions = {name: a.predictions for name, a in analyses.items() if a.predictions}
-    maps = {name: a.maps for name, a in analyses.items() if a.maps}
-    probabilities = predictions_file(predictions, curves=maps)
+        lines = dict.fromkeys(f"{entry['target']}: {entry['reason']}" for entry in skipped)
+        raise StudyError(" ".join(["no target can be compared.", *lines]))
+    probabilities = predictions_file(
+        {name: a.predictions for name, a in analyses.items() if a.predictions},
+        curves={name: a.maps for name, a in analyses.items()},
+    )
     record: _Record = to_jsonable(
         {
             "schema": SCHEMA,
@@ -196,15 +183,11 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
     failures = dict(table.samples.failures)
     groups = groupings(study, table.samples, failures)  # it may refuse a user's file
     source, *targets = (table.domain(d.name) for d in study.domains if d.name not in failures)
-    skipped = [_skipped(table.backbone, name, 0, why) for name, why in failures.items()]
-    skipped += [
-        _skipped(table.backbone, target.name, len(target), _one_patient(target))
-        for target in targets
-        if target.patients == 1
-    ]
+    reasons: dict[str, object] = {**failures}
+    reasons |= {target.name: _one_patient(target) for target in targets if target.patients == 1}
     compared = [target for target in targets if target.patients > 1]
     if not compared:
-        return _Analysis([], skipped)
+        return _Analysis([], reasons)
     _check_classes(source, table.samples.classes)
     with threadpool_limits(1 if table.X.size < LARGE else None):
         model = fit_source(source)
@@ -225,20 +208,23 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
         ]
         outcomes = run_parallel(jobs)
     entries = []
+    names = {target.name for target in study.targets}
     for entry, target in zip(outcomes, compared, strict=True):
         if isinstance(entry, str):
-            skipped.append(_skipped(table.backbone, target.name, len(target), entry))
+            reasons[target.name] = entry
             continue
         entries.append(entry)
-        entry["backbone"] = table.backbone
-        entry |= {"head": head.name, "about_head": head.about}
-        entry["caveats"] = caveats(head.source, target, findings, samples=table.samples)
+        others = names - {target.name}
+        about = [f for f in findings if not others & set(f.where.split(" and "))]
+        entry |= {"backbone": table.backbone, "head": head.name, "about_head": head.about}
+        entry["caveats"] = caveats(head.source, target, about)
         entry["provenance"]["recipes"] = [store.recipe.fingerprint for store in table.stores]
     if not entries:
-        return _Analysis([], skipped)
+        return _Analysis([], reasons)
     maps = feature_maps(model, [target for target in compared if target.label is not None])
-    kept = predictions_of(table.samples, {head.trained: head.proba})
-    return _Analysis(entries, skipped, kept, maps)
+    return _Analysis(
+        entries, reasons, predictions_of(table.samples, {head.trained: head.proba}), maps
+    )
 
 
 def _entry_or_reason(*arguments: Any, **named: Any) -> _Record | str:
@@ -247,10 +233,6 @@ def _entry_or_reason(*arguments: Any, **named: Any) -> _Record | str:
         return analyse_target(*arguments, **named)
     except PipelineError as reason:
         return str(reason)
-
-
-def _skipped(backbone: str, target: str, images: int, reason: object) -> _Record:
-    return {"backbone": backbone, "target": target, "images": images, "reason": str(reason)}
 
 
 def _one_patient(target: DomainData) -> str:
@@ -282,10 +264,9 @@ def _describe(
     """Of some rows of a domain."""
     rows = np.isin(np.asarray(domain.row), np.asarray(data.row))
     of_rows = [replace(g, member=g.member[rows]) for g in groups.get(data.name, ())]
-    measures = None
-    if facts is not None:
-        measures = {name: facts[name][data.row].astype(np.float64) for name in APPEARANCE}
-    return _Description(of_rows, measures)
+    if facts is None:
+        return of_rows, None
+    return of_rows, {name: facts[name][data.row].astype(np.float64) for name in APPEARANCE}
 
 
 def analyse_target(
@@ -319,22 +300,24 @@ def analyse_target(
     tests, domain_auc = detect(source, blind, draws=options.draws)
     estimate = estimate_accuracy(source, blind, np.random.default_rng([seed, 11]))
     # An interval wholly above it: then no image of the source says how right the head is.
-    withheld = domain_auc.overall.auc.low > NO_OVERLAP
+    accuracy_range = estimate.record(classes, withheld=domain_auc.low > NO_OVERLAP)
     if not labelled:
-        details = _without_labels(source, blind.name, tests, None if withheld else estimate)
+        shifted = any(test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in tests)
+        details = _without_labels(source, blind.name, accuracy_range, shifted=shifted)
     else:
-        adaptation = score(predict_target(model, blind, plan), sealed, model, blind, plan)
+        rows, best = score(predict_target(model, blind, plan), sealed, model, blind, plan)
         # From here on the labels are open: no prediction that is scored comes after.
         details = _with_labels(
             head,
             blind.with_(label=sealed.unseal(plan.digest())),
-            adaptation,
             descriptions,
+            best=best,
             differ=images_differ(tests),
             prevalence=estimate.prevalence[1].estimate,
             human=human,
             seed=seed,
         )
+        details["adaptation"] = rows
     return {
         "target": target.name,
         "labelled": labelled,
@@ -344,48 +327,32 @@ def analyse_target(
         "patients": target.patients,
         **details,
         "detection": tests,
-        "domain_auc": _domain_auc_rows(domain_auc, classes),
-        "accuracy_range": estimate.record(classes, withheld=withheld),
+        "accuracy_range": accuracy_range,
         # Without labels no method is scored, so there is no plan.
         "provenance": {"plan": plan.digest() if labelled else None, "label_reads": sealed.reads},
     }
 
 
-def _domain_auc_rows(domain_auc: DomainAUC, classes: Sequence[str]) -> list[_Record]:
-    """The domain classifier on all images, and inside each class that has patients enough."""
-    by_class = dict(zip(classes, domain_auc.by_class, strict=False))
-    among = {"all images": domain_auc.overall, **by_class}
-    return [
-        {"among": name, **classifier.auc.ends(), "p": classifier.p}
-        for name, classifier in among.items()
-        if classifier is not None
-    ]
-
-
 def _without_labels(
-    source: DomainData, target: str, tests: Sequence[ShiftTest], estimate: AccuracyEstimate | None
+    source: DomainData, target: str, accuracy_range: _Record, *, shifted: bool
 ) -> _Record:
     scores = _scores(source, None)
-    conclusion = verdict_without_labels(
+    ends = accuracy_range["low"], accuracy_range["high"]
+    sentences = verdict_without_labels(
         target,
         source_accuracy=scores["accuracy"]["source"],
-        accuracy_range=None if estimate is None else (estimate.low, estimate.high),
-        shifted=any(test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in tests),
+        accuracy_range=None if None in ends else ends,
+        shifted=shifted,
     )
-    return {
-        **_NEED_LABELS,
-        **scores,
-        "verdict": conclusion.sentences,
-        "labels_needed": conclusion.labels_needed,
-    }
+    return {**_NEED_LABELS, **scores, "verdict": sentences, "labels_needed": shifted}
 
 
 def _with_labels(
     head: AnalysedHead,
     target: DomainData,
-    adaptation: AdaptationResult,
     descriptions: tuple[_Description, _Description],
     *,
+    best: BestMethod | None,
     differ: bool | None,
     prevalence: float,
     human: float | None,
@@ -395,28 +362,27 @@ def _with_labels(
 
     The prevalence of the second class is estimated without them.
     """
-    source, (of_source, of_target) = head.source, descriptions
-    both = zip(of_source.groupings, of_target.groupings, strict=False)
+    source, ((groups_s, measures_s), (groups_t, measures_t)) = head.source, descriptions
+    both = zip(groups_s, groups_t, strict=False)
     effects = decompose(source, target, groupings=both, seed=seed)
     errors = error_table(
-        head.linear, target, source=source, training=head.training, human=human, seed=seed
+        head.linear.data, target, source=source, training=head.training, human=human, seed=seed
     )
     effects |= {n: step for n, step in errors.steps.items() if step.division == "transfer"}
     covariates = None
-    if of_source.measures is not None and of_target.measures is not None:
-        measured = (source, of_source.measures), (target, of_target.measures)
-        covariates = acquisition_differences(*measured, np.random.default_rng([seed, 17]))
+    if measures_s is not None and measures_t is not None:
+        rng = np.random.default_rng([seed, 17])
+        covariates = acquisition_differences((source, measures_s), (target, measures_t), rng)
     scores = _scores(source, target)
     conclusion = verdict(
         target.name,
         effects,
         **scores,
         images_differ=differ,
-        best=adaptation.best,
+        best=best,
         measured=summary(covariates) if any(c.named for c in covariates or ()) else None,
     )
     threshold = choose_threshold("youden", source) if target.scored().shape[1] == 2 else None
-    groups = (of_source.groupings, of_target.groupings)
     return {
         **scores,
         "verdict": conclusion.sentences,
@@ -424,12 +390,13 @@ def _with_labels(
         "labels_needed": conclusion.labels_needed,
         "effects": list(effects.values()),
         "error_table": errors.record(),
-        "adaptation": adaptation.rows,
         "calibration": [calibration(data) for data in (source, target)],
         "thresholds": transferred_thresholds(
             source, target, prevalence=prevalence, score_changed=conclusion.labels_needed
         ),
-        "subgroups": subgroups(source, target, groups, threshold=threshold, seed=seed),
+        "subgroups": subgroups(
+            source, target, (groups_s, groups_t), threshold=threshold, seed=seed
+        ),
         "covariates": covariates or [],
         "covariates_summary": summary(covariates),
     }

@@ -1,24 +1,20 @@
 """Say in a few sentences why a target is worse, and what may help.
 
 A cause is named only where the loss is shown and so is the effect that stands for it; else
-the text says that nothing is shown, which is not the same as "no difference". Numbers show
-which terms a loss has and whether the images differ. Causes that leave the same numbers are
-named together.
+the text says that nothing is shown, which is not the same as "no difference". Causes that
+leave the same numbers are named together.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-
-import numpy as np
+from typing import NamedTuple
 
 from pipeline.data.domain import DomainData
 from pipeline.data.leaks import OK, Finding
-from pipeline.data.samples import Samples
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.shift.adapt_eval import BestMethod
 from pipeline.shift.decompose import Effect, dominant
-from pipeline.words import are, counted, percent
+from pipeline.words import counted, percent
 
 _Effects = Mapping[str, Effect]
 
@@ -26,9 +22,8 @@ _Effects = Mapping[str, Effect]
 _MOST = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What may be said of one target.
+class Verdict(NamedTuple):
+    """What may be said of one labelled target.
 
     Attributes:
         sentences: Most important first.
@@ -36,13 +31,12 @@ class Verdict:
         labels_needed: Whether estimates and thresholds made without labels must not be used.
     """
 
-    sentences: tuple[str, ...]
-    causes: tuple[str, ...] = ()
-    labels_needed: bool = False
+    sentences: list[str]
+    causes: tuple[str, ...]
+    labels_needed: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cause:
+class Cause(NamedTuple):
     """What is said of a cause.
 
     Attributes:
@@ -65,37 +59,35 @@ _OPEN = "These numbers cannot tell them apart."
 CAUSES: Mapping[str, Cause] = MappingProxyType(
     {
         "class_mix": Cause(
-            sentence="Most of the loss, {points}, comes from another mix of the classes.",
-            fits="Correct the probabilities for the class mix of the target.",
+            "Most of the loss, {points}, comes from another mix of the classes.",
+            "Correct the probabilities for the class mix of the target.",
         ),
         "subgroup_mix": Cause(
-            sentence="Most of the loss, {points}, comes from another mix of patients by "
-            "{attribute}.",
-            fits="Groups in which the head errs more are more frequent: train with more of them.",
+            "Most of the loss, {points}, comes from another mix of patients by {attribute}.",
+            "Groups in which the head errs more are more frequent: train with more of them.",
         ),
         "acquisition": Cause(
-            sentence=f"{_GAP}, and the images differ.",
-            fits="Possible reasons: images taken in another way (exposure, contrast, device), or "
+            f"{_GAP}, and the images differ.",
+            "Possible reasons: images taken in another way (exposure, contrast, device), or "
             "other kinds of patients.",
             of_images=True,
         ),
         "acquisition_or_labels": Cause(
-            sentence=f"{_GAP}.",
-            fits="Possible reasons: images taken in another way, other kinds of patients, or "
+            f"{_GAP}.",
+            "Possible reasons: images taken in another way, other kinds of patients, or "
             f"another definition of the label. {_OPEN}",
             of_images=True,
         ),
         "label_definition": Cause(
-            sentence=f"{_GAP}, {_ALIKE}.",
-            fits="A possible reason: another definition of the label.",
+            f"{_GAP}, {_ALIKE}.", "A possible reason: another definition of the label."
         ),
         "label_errors": Cause(
-            sentence=f"{_HARD}, {_ALIKE}.",
-            fits="Possible reasons: label errors, or a disease that is harder to see.",
+            f"{_HARD}, {_ALIKE}.",
+            "Possible reasons: label errors, or a disease that is harder to see.",
         ),
         "harder_images_or_label_errors": Cause(
-            sentence=f"{_HARD}.",
-            fits=f"Possible reasons: noise, blur, harder patients, or label errors. {_OPEN}",
+            f"{_HARD}.",
+            f"Possible reasons: noise, blur, harder patients, or label errors. {_OPEN}",
             of_images=True,
         ),
     }
@@ -130,9 +122,11 @@ def causes_of(
         return {}
     mixes: dict[str, Effect] = {}
     for division in dict.fromkeys(effect.division for effect in effects.values()):
-        if (mix := _mix(effects, division)) is not None:
+        term = dominant(effects.values(), division)
+        if term is not None and term.endswith("_mix"):
             name = "class_mix" if division == "class" else "subgroup_mix"
-            mixes[name] = max(mix, mixes.get(name, mix), key=lambda effect: effect.estimate)
+            pair = (effects[term], mixes.get(name, effects[term]))
+            mixes[name] = max(pair, key=lambda effect: effect.estimate)
     inside = [effect for effect in effects.values() if effect.name.startswith("within_")]
     rest = {}
     if all(effect.low > 0 for effect in inside):
@@ -146,12 +140,6 @@ def causes_of(
         for group in (mixes, rest)
         for name, effect in sorted(group.items(), key=lambda pair: -pair[1].estimate)
     }
-
-
-def _mix(effects: _Effects, division: str) -> Effect | None:
-    """The mix of a division, if it is surely most of the loss."""
-    name = f"{division.removeprefix('by ')}_mix"
-    return effects[name] if dominant(effects.values(), division) == name else None
 
 
 def verdict(
@@ -175,9 +163,10 @@ def verdict(
         best: The best adaptation method that uses no target labels.
         measured: A sentence on how the images differ; None where nothing is shown.
     """
+    loss = effects["accuracy_loss"]
     adaptable = best is not None and best.shown
     causes = causes_of(effects, images_differ=images_differ, adaptable=adaptable)
-    sentences = [_loss(target, effects["accuracy_loss"], accuracy)]
+    sentences = [_loss(target, loss, accuracy)]
     if "auroc_loss" in effects:
         before, after = auroc["source"], auroc["target"]
         sentences.append(f"AUROC is {before:.3f} on the source and {after:.3f} on {target}.")
@@ -189,23 +178,18 @@ def verdict(
         sentences.append(f"{sentence} {CAUSES[name].fits}")
     if measured and any(CAUSES[name].of_images for name in causes):
         sentences.append(measured)
-    if not causes and effects["accuracy_loss"].low > 0:
+    if not causes and loss.low > 0:
         sentences.append("No cause is shown: no part of the loss is surely above zero.")
     if best is not None:
         sentences.append(_gain(best))
-    changed = _score_changed(effects)
+    # The meaning of a score may have changed for the better or the worse.
+    changed = effects["y_given_score"].low > 0 or effects["y_given_score"].high < 0
     if changed:
         sentences.append(
             f"The same score means another risk on {target} than on the source. Do not use "
             f"estimates or thresholds that were made without labels of {target}."
         )
-    return Verdict(sentences=tuple(sentences), causes=tuple(causes), labels_needed=changed)
-
-
-def _score_changed(effects: _Effects) -> bool:
-    """Whether the meaning of a score is shown to have changed, for the better or the worse."""
-    effect = effects["y_given_score"]
-    return effect.low > 0 or effect.high < 0
+    return Verdict(sentences, tuple(causes), changed)
 
 
 def _loss(target: str, loss: Effect, accuracy: Mapping[str, float]) -> str:
@@ -246,7 +230,7 @@ def verdict_without_labels(
     source_accuracy: float,
     accuracy_range: tuple[float, float] | None,
     shifted: bool,
-) -> Verdict:
+) -> list[str]:
     """Turn what can be said of a target without labels into sentences.
 
     Args:
@@ -261,50 +245,28 @@ def verdict_without_labels(
             "It is not estimated either: hardly any image of the source looks like these. Label "
             "some of them."
         )
-    else:
-        low, high = map(percent, accuracy_range)
+        return sentences
+    low, high = map(percent, accuracy_range)
+    sentences.append(
+        f"It is estimated at {low} to {high} ({percent(source_accuracy)} on the source), but "
+        "this estimate cannot see label errors, another definition of the label, noise or "
+        "blur."
+    )
+    if shifted:
         sentences.append(
-            f"It is estimated at {low} to {high} ({percent(source_accuracy)} on the source), but "
-            "this estimate cannot see label errors, another definition of the label, noise or "
-            "blur."
+            f"The source and {target} are shown to differ: label some images of {target} "
+            "before you rely on the estimate."
         )
-        if shifted:
-            sentences.append(
-                f"The source and {target} are shown to differ: label some images of {target} "
-                "before you rely on the estimate."
-            )
-    return Verdict(sentences=tuple(sentences), labels_needed=shifted)
+    return sentences
 
 
-def caveats(
-    source: DomainData, target: DomainData, leaks: Iterable[Finding], *, samples: Samples
-) -> list[str]:
-    """Sentences on what limits the numbers of one target.
-
-    Args:
-        source: Its patients.
-        target: Its patients.
-        leaks: Findings of the checks; those of other targets are left out.
-        samples: Of the study. The path of an image stands for a patient who is not known.
-    """
-    sentences = []
-    paths = [item.path for item in samples.items]
-    shared = len(np.setdiff1d(np.intersect1d(source.group, target.group), paths))
-    if shared:
-        sentences.append(
-            f"{counted(shared, 'patient id')} {are(shared)} in both domains. Either both number "
-            "their patients alike, or they share patients; then the true loss is larger."
-        )
-    sentences += [
+def caveats(source: DomainData, target: DomainData, findings: Iterable[Finding]) -> list[str]:
+    """Sentences on what limits the numbers of one target: few patients, and what checks found."""
+    few = [
         f"The {data.role} has {counted(data.patients, 'patient')}. With so few, intervals are "
         "rough, and a test that finds nothing proves nothing."
         for data in (source, target)
         if data.patients < ROUGH_BELOW
     ]
-    others = set(samples.domain.tolist()) - {source.name, target.name}
-    sentences += [
-        f"{finding.where}: {finding.text}."  # which images, the audit says
-        for finding in leaks
-        if finding.severity != OK and not others & set(finding.where.split(" and "))
-    ]
-    return sentences
+    # Which images, the audit says.
+    return few + [f"{f.where}: {f.text}." for f in findings if f.severity != OK]

@@ -78,7 +78,8 @@ def _seconds(n: int, width: int) -> dict[str, tuple[float, float]]:
         made = timed("adapt", partial(predict_target, model, blind, plan))
         timed("score methods", partial(score, made, sealed, model, blind, plan))
         timed("decompose", partial(decompose, model.data, opened))
-        timed("error table", partial(error_table, model, opened))
+        given = {"source": model.data, "training": model.scored(model.data)}
+        timed("error table", partial(error_table, model.data, opened, **given))
     seconds["all"] = (time.process_time() - start[0], time.perf_counter() - start[1])
     return seconds
 

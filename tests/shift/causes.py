@@ -20,7 +20,7 @@ from pipeline.data.domain import DomainData
 from pipeline.parallel import run_parallel
 from pipeline.shift.adapt_eval import AdaptationPlan, SealedLabels, predict_target, score
 from pipeline.shift.decompose import decompose
-from pipeline.shift.detect import images_differ, run_tests
+from pipeline.shift.detect import detect, images_differ
 from pipeline.shift.domains import fit_source
 from pipeline.shift.error_table import error_table
 from pipeline.shift.label_free import estimate_accuracy
@@ -142,10 +142,11 @@ def named(seed: int, change: Change, *, attribute: bool = True, patients: int = 
     blind = target.sealed()
     plan = AdaptationPlan(seeds=(0,), shots=())
     sealed = SealedLabels(target.label, plan.digest())
-    best = score(predict_target(model, blind, plan), sealed, model, blind, plan).best
+    _, best = score(predict_target(model, blind, plan), sealed, model, blind, plan)
     effects = decompose(model.data, target, groupings=[ages] if attribute else [], draws=500)
-    effects |= error_table(model, target).steps
-    differ = images_differ(run_tests(model.data, blind, draws=199))
+    training = model.scored(model.data)
+    effects |= error_table(model.data, target, source=model.data, training=training).steps
+    differ = images_differ(detect(model.data, blind, draws=199)[0])
     adaptable = best is not None and best.shown
     return list(causes_of(effects, images_differ=differ, adaptable=adaptable))[:2]
 

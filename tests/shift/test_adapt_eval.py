@@ -34,14 +34,14 @@ def world():
 
 
 def scored(world, plan=PLAN, label=None, target=None):
-    """The result under a plan."""
+    """The rows under a plan."""
     model, target, truth = world[0], world[1] if target is None else target, world[2]
     sealed = SealedLabels(truth if label is None else label, plan.digest())
-    return score(predict_target(model, target, plan), sealed, model, target, plan)
+    return score(predict_target(model, target, plan), sealed, model, target, plan)[0]
 
 
 @pytest.fixture(scope="module")
-def result(world):
+def rows(world):
     return scored(world)
 
 
@@ -70,23 +70,23 @@ def test_no_row_is_predicted_by_a_model_that_saw_it(world, monkeypatch):
     assert np.isfinite(tables["spy"]).all()
 
 
-def test_every_method_has_its_row_and_the_fewest_labels_that_help_the_last(result):
+def test_every_method_has_its_row_and_the_fewest_labels_that_help_the_last(rows):
     """The baseline is compared with nothing; p is adjusted by Holm."""
-    assert [row["method"] for row in result.rows[:-1]] == list(ADAPTERS)
-    assert result.rows[-1]["method"] in {f"{k} labels per class" for k in PLAN.shots}
-    assert [row["target_labels"] for row in result.rows] == [False] * len(ADAPTERS) + [True]
-    base, better = result.rows[0], result.rows[1]
+    assert [row["method"] for row in rows[:-1]] == list(ADAPTERS)
+    assert rows[-1]["method"] in {f"{k} labels per class" for k in PLAN.shots}
+    assert [row["target_labels"] for row in rows] == [False] * len(ADAPTERS) + [True]
+    base, better = rows[:2]
     assert base["difference"] is None
     assert better["difference"]["estimate"] == pytest.approx(better["accuracy"] - base["accuracy"])
     assert better["difference"]["low"] > 0
     p, adjusted = zip(
-        *((row["difference"]["p"], row["difference"]["p_adjusted"]) for row in result.rows[1:-1]),
+        *((row["difference"]["p"], row["difference"]["p_adjusted"]) for row in rows[1:-1]),
         strict=True,
     )
     np.testing.assert_allclose(adjusted, holm(p))
 
 
-def test_numbers_of_a_row_are_means_over_the_divisions(world, result):
+def test_numbers_of_a_row_are_means_over_the_divisions(world, rows):
     """Accuracy and AUROC as scikit-learn has them, from predictions made by hand."""
     model, target, label = world
     accuracy, auroc = [], []
@@ -97,9 +97,9 @@ def test_numbers_of_a_row_are_means_over_the_divisions(world, result):
             proba[held] = predictor(target.features[held])
         accuracy.append(np.mean(proba.argmax(axis=1) == label))
         auroc.append(roc_auc_score(label, proba[:, 1]))
-    row = next(row for row in result.rows if row["method"] == "coral")
+    row = next(row for row in rows if row["method"] == "coral")
     assert (row["accuracy"], row["auroc"]) == pytest.approx((np.mean(accuracy), np.mean(auroc)))
-    assert scored(world, BASE, np.zeros(200, int)).rows[0]["auroc"] is None  # a class is absent
+    assert scored(world, BASE, np.zeros(200, int))[0]["auroc"] is None  # a class is absent
 
 
 def test_heads_with_labels_are_fitted_to_so_many_images_of_each_class(world, monkeypatch):
@@ -112,7 +112,7 @@ def test_heads_with_labels_are_fitted_to_so_many_images_of_each_class(world, mon
         return fit_weighted(rows, labels, C=C, weights=weights)
 
     monkeypatch.setattr(adapt_eval, "fit_weighted", watched)
-    _, row = scored(world, plan).rows
+    _, row = scored(world, plan)
     rows, right = model.standardise(target.features), np.zeros(200)
     halves = [
         fold for s in plan.seeds for fold in patient_folds(None, target.group, folds=2, seed=s)
@@ -140,8 +140,8 @@ def made_up_best(world, seed, gain=0.01, patients=300):
         tables[name] = np.eye(2)[hit.astype(int)][None]
     plan = replace(PLAN, seeds=(0,), shots=())
     sealed = SealedLabels(np.ones(patients, int), plan.digest())
-    result = score(tables, sealed, world[0], target, plan)
-    return result.best, max(row["difference"]["estimate"] for row in result.rows[1:])
+    rows, best = score(tables, sealed, world[0], target, plan)
+    return best, max(row["difference"]["estimate"] for row in rows[1:])
 
 
 def test_the_gain_of_the_best_method_is_corrected_for_the_choice(world):
@@ -157,17 +157,17 @@ def test_the_labels_that_are_needed_are_the_fewest_that_are_shown_to_help(world)
     """Where the source's head is turned round a few labels do; where it is perfect, none."""
     model, target, label = world
     plan = replace(BASE, shots=(5, 10, 25, 40), draws=500)
-    row = scored(world, plan, 1 - label).rows[-1]
+    row = scored(world, plan, 1 - label)[-1]
     assert row["difference"]["low"] > 0
     assert row["difference"]["p_adjusted"] < 0.05
     fewer = tuple(k for k in plan.shots if k < int(row["method"].split()[0]))
     for k in fewer:
-        alone = scored(world, replace(plan, shots=(k,)), 1 - label).rows[-1]["difference"]
+        alone = scored(world, replace(plan, shots=(k,)), 1 - label)[-1]["difference"]
         # One p of four is adjusted by at most four.
         assert alone["low"] <= 0 or 4 * alone["p"] >= 0.05
     truth = model.predict_proba(target.features).argmax(axis=1)
     perfect = scored(world, replace(plan, shots=(2, 5)), truth)
-    assert perfect.rows[-1]["method"] == "5 labels per class"
+    assert perfect[-1]["method"] == "5 labels per class"
 
 
 def test_copies_of_each_image_add_no_confidence(world):
@@ -176,7 +176,7 @@ def test_copies_of_each_image_add_no_confidence(world):
     differences = []
     for times in (1, 4):
         copied, label = world[1].take(np.repeat(np.arange(200), times)), np.repeat(world[2], times)
-        differences.append(scored(world, plan, label, copied).rows[1]["difference"])
+        differences.append(scored(world, plan, label, copied)[1]["difference"])
     assert differences[1] == pytest.approx(differences[0])
 
 

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline.errors import StudyError
 from pipeline.evaluation.intervals import rate_interval
 from pipeline.shift.decompose import decompose, dominant
-from pipeline.shift.domains import INVERSE_PENALTY, fit_source, standardised
+from pipeline.shift.domains import INVERSE_PENALTY, fit_source
 from pipeline.shift.error_table import error_table, fit_few_patients
 from tests.shift.worlds import embedded
 
@@ -35,9 +35,15 @@ def reversed_target(model):
     return model.scored(embedded(features, role="target", images=4))
 
 
+def table_of(model, target, **options):
+    """With the model's head of the whole source."""
+    training = model.scored(model.data)
+    return error_table(model.data, target, source=model.data, training=training, **options)
+
+
 def test_every_step_leads_from_one_error_to_the_next(model, reversed_target):
     """A head of the target does as well as ever: the loss is transfer, not hardness."""
-    table = error_table(model, reversed_target, human=0.01, seed=1)
+    table = table_of(model, reversed_target, human=0.01, seed=1)
     level = {name: error.estimate for name, error in table.errors.items()}
     steps = table.steps
     assert list(level) == [
@@ -63,7 +69,7 @@ def test_every_step_leads_from_one_error_to_the_next(model, reversed_target):
 
 def test_the_table_and_the_decomposition_draw_the_same_patients(model, reversed_target):
     """One number has one interval, wherever it stands; a human error that nobody gave has none."""
-    table = error_table(model, reversed_target, seed=4)
+    table = table_of(model, reversed_target, seed=4)
     effect = decompose(model.data, reversed_target, seed=4)["accuracy_loss"]
     step = table.steps["mismatch"]
     assert (step.estimate, step.low, step.high) == (effect.estimate, effect.low, effect.high)
@@ -76,7 +82,8 @@ def test_the_table_and_the_decomposition_draw_the_same_patients(model, reversed_
 def test_heads_of_few_patients_equal_a_loop_over_single_heads(model):
     """Each is fitted to whole patients and tested on the others."""
     tested, error, _ = fit_few_patients(model.data, 20, np.random.default_rng(0), heads=5)
-    rng, rows, label = np.random.default_rng(0), standardised(model.data.features), model.data.label
+    features, label = model.data.features, model.data.label
+    rng, rows = np.random.default_rng(0), (features - features.mean(0)) / features.std(0)
     wrong = np.full((5, 240), np.nan)
     for errs in wrong:
         fitted = np.isin(model.data.group, rng.permutation(60)[:20])
@@ -97,7 +104,7 @@ def of_one_hospital(seed, patients):
         for n, role in ((200, "source"), (patients, "target"))
     )
     model = fit_source(source)
-    return error_table(model, model.scored(target), seed=seed).steps
+    return table_of(model, model.scored(target), seed=seed).steps
 
 
 @pytest.mark.parametrize("repeats", [8, pytest.param(200, marks=pytest.mark.slow)])
@@ -119,10 +126,10 @@ def test_what_cannot_be_filled_in_has_a_reason(model):
     target = model.scored(
         embedded(two_classes(np.random.default_rng(6), 160, images=1), role="target")
     )
-    table = error_table(model, target.take(np.r_[:8, 8:160:2]))
+    table = table_of(model, target.take(np.r_[:8, 8:160:2]))
     assert not set(TRANSFER) & set(table.steps)
     assert table.not_identifiable["target_hardness"] == (
         "a class has 4 patients on the target, and 5 are needed to train a head"
     )
     with pytest.raises(StudyError, match="needs the labels of target"):
-        error_table(model, target.sealed())
+        table_of(model, target.sealed())
