@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from functools import partial, wraps
 from pathlib import Path
@@ -40,8 +41,7 @@ def _first_process() -> bool:
 def command(function: Callable[..., Any]) -> Callable[..., None]:
     """Options and error handling that every command has: ``--json`` and ``--debug``.
 
-    The function returns JSON values, which ``--json`` prints, and gets ``quiet``: whether
-    it should print no text.
+    The function returns JSON values, which ``--json`` prints in place of its text.
     """
 
     @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -50,7 +50,8 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     def run(*, as_json: bool, debug: bool, **arguments: Any) -> None:
         _log_to_stderr(foreign=debug)
         try:
-            result = function(quiet=as_json, **arguments)
+            with redirect_stdout(None if as_json else sys.stdout):
+                result = function(**arguments)
             if as_json and _first_process():
                 click.echo(json.dumps(result, indent=1))
         except BrokenPipeError:
@@ -181,20 +182,17 @@ def _default_store() -> Path:
     return default_store()
 
 
-def _load(file: Path) -> Any:
+def _load(file: Path, flags: dict[str, Any]) -> Any:
+    """The study with the recipe that the flags ask for; these are taken from them."""
     from pipeline.features.backbones import check_backbone_name
     from pipeline.study import load_study
 
     study = load_study(file)
     for choice in study.backbones:
         check_backbone_name(choice.name)
-    return study
-
-
-def _with_recipe(study: Any, flags: dict[str, Any]) -> Any:
-    """The study with the recipe that the flags ask for; these are taken from them."""
-    recipe = {name: flags.pop(name, None) for name in ("precision", "decode")}
-    return study.with_recipe(**recipe)
+    if "decode" not in flags:
+        return study
+    return study.with_recipe(precision=flags.pop("precision"), decode=flags.pop("decode"))
 
 
 def _parts(study: Any, wanted: Sequence[str]) -> dict[str, Any]:
@@ -212,10 +210,10 @@ _finding_option = click.option(
 )
 
 
-def _load_one(file: Path, finding: str | None) -> Any:
-    """The study, of one finding where it has several."""
-    study = _load(file)
-    parts = _parts(study, [finding] if finding else [])
+def _load_one(file: Path, flags: dict[str, Any]) -> Any:
+    """The study, of one finding where it has several; see :func:`_load`."""
+    finding = flags.pop("finding")
+    parts = _parts(_load(file, flags), [finding] if finding else [])
     if len(parts) > 1:
         raise click.UsageError(f"choose one with --finding: {', '.join(parts)}")
     return next(iter(parts.values()))
@@ -232,13 +230,13 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
         "--finding", "findings", multiple=True, help="One of several an image; default: each."
     )
     @wraps(function)
-    def run(study: Path, *, findings: tuple[str, ...], quiet: bool, **flags: Any) -> Any:
+    def run(study: Path, *, findings: tuple[str, ...], **flags: Any) -> Any:
         from pipeline.errors import PartsError, go_on
 
-        whole = _load(study)
+        whole = _load(study, flags)
         parts = _parts(whole, findings)
         if not whole.findings:
-            return function(whole, quiet=quiet, **flags)
+            return function(whole, **flags)
         if len(parts) > 1 and flags.get("write_exclude"):
             raise click.UsageError("--write-exclude writes the images of one --finding")
         records: dict[str, Any] = {}
@@ -246,11 +244,11 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
         for number, (finding, part) in enumerate(parts.items(), start=1):
             _LOG.info("finding %d of %d: %s", number, len(parts), finding)
             with go_on(finding, failures):
-                records[finding] = function(part, quiet=quiet, **flags)
+                records[finding] = function(part, **flags)
             if record := getattr(failures.get(finding), "record", None):
                 records[finding] = record
         # Of some findings alone p would be adjusted over too few, in the file of all.
-        table = [] if findings else _over_findings(function.__name__, whole, records, quiet=quiet)
+        table = [] if findings else _over_findings(function.__name__, whole, records)
         result = {"findings": records, "table": table}
         if failures:
             raise PartsError(failures, result)
@@ -259,9 +257,7 @@ def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _over_findings(
-    stage: str, study: Any, records: Mapping[str, Any], *, quiet: bool
-) -> list[dict[str, Any]]:
+def _over_findings(stage: str, study: Any, records: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Print and write the table over the findings; its rows, none where a stage has no such.
 
     Of pages it is a page over them.
@@ -272,7 +268,7 @@ def _over_findings(
         from pipeline.report.page import write_index
 
         page = write_index(study, records)
-        _say([f"{page['file']}: {counted(len(records), 'finding')}"], quiet=quiet)
+        click.echo(f"{page['file']}: {counted(len(records), 'finding')}")
     if stage not in ("heads", "shift", "audit"):
         return []
     from pipeline import report
@@ -280,16 +276,18 @@ def _over_findings(
     from pipeline.results import write_set
 
     table = compare_findings(stage, study, records)
-    _show("findings", table, quiet=quiet)
+    _show("findings", table)
     file = study.results / f"findings_{stage}.json"
     write_set(file, table, report.files("findings", table))
     return table["rows"]  # type: ignore[no-any-return]
 
 
-def _samples(**flags: bool) -> Any:
+def _samples(flags: dict[str, Any]) -> Any:
+    """Which conflicts and leaks are accepted; these are taken from the flags."""
     from pipeline.data.samples import SampleOptions
 
-    return SampleOptions(**flags)
+    names = [name for name in flags if name in ("allow_conflicts", "allow_leaks")]
+    return SampleOptions(**{name: flags.pop(name) for name in names})
 
 
 def _engine(flags: Mapping[str, Any]) -> Any:
@@ -311,23 +309,15 @@ def _drawn_too(flags: Mapping[str, Any]) -> bool:
     return not flags.get("quick") if drawn is None else bool(drawn)
 
 
-def _say(lines: Iterable[str], *, quiet: bool) -> None:
-    if not quiet:
-        click.echo("\n".join(lines))
-
-
 def _show(
-    stage: str,
-    record: Mapping[str, Any],
-    *,
-    quiet: bool,
-    before: Mapping[str, Any] | None = None,
+    stage: str, record: Mapping[str, Any], *, before: Mapping[str, Any] | None = None
 ) -> None:
-    if not quiet:
-        from pipeline import report
+    if sys.stdout is None:  # as JSON
+        return
+    from pipeline import report
 
-        if text := report.show(stage, record, before):
-            click.echo(f"\n{text}" if before else text)
+    if text := report.show(stage, record, before):
+        click.echo(f"\n{text}" if before else text)
 
 
 def _publish(
@@ -335,7 +325,6 @@ def _publish(
     record: dict[str, Any],
     study: Any,
     *,
-    quiet: bool,
     draw: Callable[[], Mapping[str, bytes]],
     before: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -347,8 +336,7 @@ def _publish(
     from pipeline.report.pictures import readable_by_owner_alone
     from pipeline.results import add_files
 
-    _show(stage, record, quiet=quiet, before=before)
-    sys.stdout.flush()  # to be read while matplotlib is imported and the figures are drawn
+    _show(stage, record, before=before)
     drawn: Mapping[str, bytes] = {}
     try:
         drawn = draw()
@@ -363,8 +351,7 @@ def _publish(
     shared = {name: data for name, data in files.items() if name not in private}
     add_files(study.results / f"{stage}.json", record, shared, stage)
     if drawn:
-        place = f"{study.results / 'figures'} ({counted(len(drawn), 'file')})"
-        _say(["", f"figures: {place}"], quiet=quiet)
+        click.echo(f"\nfigures: {study.results / 'figures'} ({counted(len(drawn), 'file')})")
     return record
 
 
@@ -412,9 +399,8 @@ def main() -> None:
 
 @main.command()
 @click.argument("folder", type=_PATH, default=Path("demo"))
-@click.option("--seed", default=0, show_default=True)
 @command
-def demo(folder: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
+def demo(folder: Path) -> dict[str, Any]:
     """Write generated chest X-rays of two hospitals, for a try.
 
     Example: headrace demo demo
@@ -423,8 +409,8 @@ def demo(folder: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
     from pipeline.init import default_backbone
 
     backbone, why = default_backbone()
-    study = write_demo(folder, seed=seed, backbone=backbone)
-    _say([f"{study}: backbone {backbone}, because {why}"], quiet=quiet)
+    study = write_demo(folder, backbone=backbone)
+    click.echo(f"{study}: backbone {backbone}, because {why}")
     return {"study": str(study), "backbone": backbone, "because": why}
 
 
@@ -433,9 +419,7 @@ def demo(folder: Path, seed: int, *, quiet: bool) -> dict[str, Any]:
 @click.option("--output", type=_PATH, default=Path("study.toml"), show_default=True)
 @click.option("--backbone", "backbones", multiple=True, default=("densenet121",), show_default=True)
 @command
-def init(
-    data: tuple[Path, ...], output: Path, backbones: tuple[str, ...], *, quiet: bool
-) -> dict[str, Any]:
+def init(data: tuple[Path, ...], output: Path, backbones: tuple[str, ...]) -> dict[str, Any]:
     """Write a study file for folders of images.
 
     The first folder is the source, the others are targets.
@@ -445,7 +429,7 @@ def init(
     from pipeline.init import write_study
 
     notes = write_study(data, output, backbones)
-    _say([f"wrote {output}", *notes], quiet=quiet)
+    click.echo("\n".join([f"wrote {output}", *notes]))
     return {"study": str(output), "notes": notes}
 
 
@@ -464,7 +448,7 @@ def init(
 )
 @_strict_option
 @command
-def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
+def features(study: Path, **flags: Any) -> dict[str, Any]:
     """Run the frozen networks over images that are not stored yet.
 
     Example: headrace features study.toml
@@ -472,15 +456,15 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     from pipeline.errors import PartsError
     from pipeline.features.extract import ExtractOptions, extract
 
-    loaded = _with_recipe(_load(study), flags)
+    loaded = _load(study, flags)
     given = {name: flags.pop(name) for name in ("rehash", "strict", "ray")}
     options = ExtractOptions(engine=_engine(flags), **given)
     try:
         record = asdict(extract(loaded, options))
     except PartsError as failure:
-        _show("features", failure.record or {}, quiet=quiet)
+        _show("features", failure.record or {})
         raise
-    _show("features", record, quiet=quiet)
+    _show("features", record)
     return {"study": record["study"], "backbones": list(record["backbones"])}
 
 
@@ -501,20 +485,19 @@ def features(study: Path, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 @_figures_option
 @command
 @each_finding
-def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
+def heads(study: Any, **flags: Any) -> dict[str, Any]:
     """Fit heads on stored features and compare them.
 
     Example: headrace heads study.toml --only linear,mlp --quick
     """
     from pipeline.data.processes import Processes
 
-    loaded = _with_recipe(study, flags)
     shown: list[dict[str, Any]] = []
     drawing: list[Any] = []
     # A process of its own: drawing would hold Python's lock while heads are fitted out of fold.
     figures = _drawn_too(flags)
     with Processes(int(figures)) as processes:
-        if figures and not (loaded.results / "heads.json").exists():
+        if figures and not (study.results / "heads.json").exists():
             processes.submit(_prepare_to_draw)  # a later run may have nothing to draw
         from pipeline.compare import QUICK, THOROUGH, CompareOptions, compare  # meanwhile
 
@@ -525,21 +508,21 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
             else tuple(name.strip() for name in flags["only"].split(",")),
             baseline=flags["baseline"],
             preprocessing=flags["preprocessing"],
-            samples=_samples(allow_conflicts=flags["allow_conflicts"]),
+            samples=_samples(flags),
         )
 
         def show_scores(so_far: dict[str, Any], file: bytes) -> None:
             if file and figures:
                 newest = so_far | {"backbones": so_far["backbones"][-1:]}
-                drawing.append(processes.submit(_draw, "heads", newest, loaded, file))
-            _show("heads", so_far, quiet=quiet, before=shown[-1] if shown else None)
+                drawing.append(processes.submit(_draw, "heads", newest, study, file))
+            _show("heads", so_far, before=shown[-1] if shown else None)
             shown.append(so_far)
 
         def drawn() -> dict[str, bytes]:
             return {name: image for one in drawing for name, image in one.result().items()}
 
-        record = compare(loaded, options, show_scores)
-        return _publish("heads", record, loaded, quiet=quiet, draw=drawn, before=shown[-1])
+        record = compare(study, options, show_scores)
+        return _publish("heads", record, study, draw=drawn, before=shown[-1])
 
 
 @main.command()
@@ -562,7 +545,6 @@ def heads(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 def audit(
     study: Any,
     *,
-    quiet: bool,
     shortcuts: bool,
     write_exclude: Path | None,
     **flags: Any,
@@ -580,11 +562,11 @@ def audit(
     from pipeline.data.samples import exclusions_text
     from pipeline.errors import CheckFailedError
 
-    record = run(_with_recipe(study, flags), shortcuts=shortcuts, engine=_engine(flags))
+    record = run(study, shortcuts=shortcuts, engine=_engine(flags))
     if write_exclude is not None:
         disk.make_dir(write_exclude.absolute().parent)
         disk.publish(write_exclude, exclusions_text(record["leave_out"]).encode())
-    _show("audit", record, quiet=quiet)
+    _show("audit", record)
     try:
         refuse_leaks(Finding(**finding) for finding in record["findings"])
     except CheckFailedError as leak:
@@ -646,7 +628,7 @@ _FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
 @_figures_option
 @command
 @each_finding
-def finetune(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
+def finetune(study: Any, **flags: Any) -> dict[str, Any]:
     """See ``_FINETUNE_HELP``."""
     from pipeline.errors import PartsError, PipelineError
     from pipeline.finetune.stage import FinetuneOptions
@@ -658,15 +640,15 @@ def finetune(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
         image_size=flags.pop("image_size"),
         limit=flags.pop("limit"),
         device=flags.pop("device"),
-        samples=_samples(allow_conflicts=flags.pop("allow_conflicts")),
+        samples=_samples(flags),
         settings=flags,
     )
     record = run(study, options)
     if not record["trial"]:
         draw = partial(_draw, "finetune", record, study) if figures else dict
-        _publish("finetune", record, study, quiet=quiet, draw=draw)
+        _publish("finetune", record, study, draw=draw)
     elif _first_process():  # tables and figures on disk are of the whole run
-        _show("finetune", record, quiet=quiet)
+        _show("finetune", record)
     if failures := record["failures"]:
         raise PartsError({part: PipelineError(why) for part, why in failures.items()}, record)
     return record
@@ -681,7 +663,7 @@ def finetune(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 @_figures_option
 @command
 @each_finding
-def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
+def shift(study: Any, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target.
 
     Is there a shift, what does it cost the best head, what helps?
@@ -691,12 +673,10 @@ def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
     from pipeline.shift.stage import QUICK, THOROUGH, ShiftOptions, analyse
 
     effort = _effort(flags, QUICK, THOROUGH) or ShiftOptions()
-    accepted = {name: flags[name] for name in ("allow_conflicts", "allow_leaks")}
-    options = replace(effort, samples=_samples(**accepted), head=flags["head"])
-    loaded = _with_recipe(study, flags)
-    record = analyse(loaded, options)
-    draw = partial(_draw, "shift", record, loaded) if _drawn_too(flags) else dict
-    return _publish("shift", record, loaded, quiet=quiet, draw=draw)
+    options = replace(effort, samples=_samples(flags), head=flags["head"])
+    record = analyse(study, options)
+    draw = partial(_draw, "shift", record, study) if _drawn_too(flags) else dict
+    return _publish("shift", record, study, draw=draw)
 
 
 @main.command()
@@ -707,7 +687,7 @@ def shift(study: Any, *, quiet: bool, **flags: Any) -> dict[str, Any]:
 )
 @command
 @each_finding
-def report(study: Any, *, quiet: bool, images: bool) -> dict[str, Any]:
+def report(study: Any, *, images: bool) -> dict[str, Any]:
     """Write one HTML page of all results.
 
     A stage that has not been run is named. The page is one file: it loads nothing and runs no
@@ -720,7 +700,7 @@ def report(study: Any, *, quiet: bool, images: bool) -> dict[str, Any]:
     page = write_page(study, images=images)
     lines = [f"{page['file']}: {', '.join(page['stages'])} ({page['size'] / 1e6:.1f} MB)"]
     lines += [f"not on it: {line}" for line in page["missing"]]
-    _say([*lines, *(f"warning: {line}" for line in page["stale"])], quiet=quiet)
+    click.echo("\n".join([*lines, *(f"warning: {line}" for line in page["stale"])]))
     return page
 
 
@@ -741,7 +721,7 @@ def report(study: Any, *, quiet: bool, images: bool) -> dict[str, Any]:
 @_strict_option
 @_engine_options
 @command
-def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str, Any]:
+def predict(images: tuple[Path, ...], **flags: Any) -> dict[str, Any]:
     """Classify new images with a saved model.
 
     Images are files, or folders that are searched. Research software, not a medical device.
@@ -767,7 +747,7 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
 
         write_file(table, to_csv(*map(predictions, records.values())).encode())
     for record in records.values():
-        _show("predict", record, quiet=quiet)
+        _show("predict", record)
     if failures:
         raise PartsError(failures, records)
     return records if len(records) > 1 else record
@@ -782,9 +762,7 @@ def predict(images: tuple[Path, ...], *, quiet: bool, **flags: Any) -> dict[str,
 @click.option("--int8", is_flag=True, help="Round to 8 bits; its loss on validation is measured.")
 @click.option("--margin", default=0.01, show_default=True, help="What --int8 may lose, 0 to 1.")
 @command
-def export_onnx(
-    study: Path, file: Path, *, head: str, finding: str | None, quiet: bool, **flags: Any
-) -> dict[str, Any]:
+def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str, Any]:
     """Write a trained model as one ONNX file.
 
     Its model card is inside.
@@ -794,9 +772,9 @@ def export_onnx(
     from pipeline.export import export_model
     from pipeline.report.predict import exported
 
-    card = export_model(_load_one(study, finding), head, file, **flags)
+    card = export_model(_load_one(study, flags), head, file, **flags)
     size = f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)"
-    _say([size, *exported(card)], quiet=quiet)
+    click.echo("\n".join([size, *exported(card)]))
     return card
 
 
@@ -810,9 +788,7 @@ def export_onnx(
 @_device_option
 @command
 @each_finding
-def explain(
-    study: Any, *, quiet: bool, head: str | None, device: str, **flags: Any
-) -> dict[str, Any]:
+def explain(study: Any, *, head: str | None, device: str, **flags: Any) -> dict[str, Any]:
     """Draw maps of what a model looks at.
 
     How much of them lies in the border is measured. The pictures are of the surest errors and of
@@ -824,7 +800,7 @@ def explain(
     from pipeline.finetune.distributed import choose_device
 
     record = run(study, head, device=choose_device(device), **flags)
-    _show("explain", record, quiet=quiet)
+    _show("explain", record)
     return record
 
 
@@ -836,7 +812,7 @@ def cache_group() -> None:
 @cache_group.command("ls")
 @_store_option("root")
 @command
-def list_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
+def list_stores(root: Path) -> dict[str, Any]:
     """List the stores with their rows, parts and sizes.
 
     Damaged parts that were set aside are counted.
@@ -848,7 +824,7 @@ def list_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
     from pipeline.report.table import terminal_text
 
     rows = describe(root)
-    _say([terminal_text(stores(rows)) if rows else f"no stores in {root}"], quiet=quiet)
+    click.echo(terminal_text(stores(rows)) if rows else f"no stores in {root}")
     return {"root": str(root), "stores": rows}
 
 
@@ -858,9 +834,7 @@ def list_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
 @click.option("--sample", type=click.IntRange(min=1), help="Recompute so many stored images.")
 @_engine_options
 @command
-def verify(
-    study: Path | None, *, root: Path, sample: int | None, quiet: bool, **engine: Any
-) -> dict[str, Any]:
+def verify(study: Path | None, *, root: Path, sample: int | None, **engine: Any) -> dict[str, Any]:
     """Check every byte of the stores.
 
     With a study and --sample, features of some of its images are computed again and compared.
@@ -874,15 +848,15 @@ def verify(
     if study is None:
         lines = verify_stores(root)
     else:
-        lines = verify_study(_load(study), sample, _engine(engine))
-    _say(lines, quiet=quiet)
+        lines = verify_study(_load(study, {}), sample, _engine(engine))
+    click.echo("\n".join(lines))
     return {"checks": lines}
 
 
 @cache_group.command("compact")
 @_store_option("root")
 @command
-def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
+def compact_stores(root: Path) -> dict[str, Any]:
     """Merge the small parts of each store.
 
     Temporary files of dead processes are removed. Damaged parts that were set aside stay.
@@ -899,7 +873,7 @@ def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
             done[name] = {"error": str(store)}
         else:
             done[name] = {"removed": gc(store), "parts_fewer": compact(store)}
-    _say(report.compacted(done) or [f"no stores in {root}"], quiet=quiet)
+    click.echo("\n".join(report.compacted(done) or [f"no stores in {root}"]))
     return {"root": str(root), "stores": done}
 
 
@@ -911,32 +885,21 @@ def compact_stores(root: Path, *, quiet: bool) -> dict[str, Any]:
 @_recipe_options
 @_conflicts_option
 @command
-def export(
-    study: Path,
-    output: Path,
-    *,
-    backbone: str | None,
-    finding: str | None,
-    allow_conflicts: bool,
-    quiet: bool,
-    **flags: Any,
-) -> dict[str, Any]:
+def export(study: Path, output: Path, *, backbone: str | None, **flags: Any) -> dict[str, Any]:
     """Write features, labels, patients and splits as one HDF5 file.
 
     Example: headrace cache export study.toml out.h5 --backbone densenet121
     """
     from pipeline.features.export import export_study
 
-    samples = _samples(allow_conflicts=allow_conflicts)
-    loaded = _with_recipe(_load_one(study, finding), flags)
-    rows = export_study(loaded, backbone, output, samples)
-    _say([f"wrote {output}: {counted(rows, 'row')}; it names files and patients"], quiet=quiet)
+    rows = export_study(_load_one(study, flags), backbone, output, _samples(flags))
+    click.echo(f"wrote {output}: {counted(rows, 'row')}; it names files and patients")
     return {"output": str(output), "rows": rows}
 
 
 @main.command()
 @command
-def doctor(*, quiet: bool) -> dict[str, Any]:
+def doctor() -> dict[str, Any]:
     """List versions, devices, engines and weights on this machine.
 
     Example: headrace doctor
@@ -945,8 +908,8 @@ def doctor(*, quiet: bool) -> dict[str, Any]:
 
     findings = examine(_default_store())
     width = max(map(len, findings))
-    _say((f"{name:<{width}}  {value}" for name, value in findings.items()), quiet=quiet)
-    return dict(findings)
+    click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in findings.items()))
+    return findings
 
 
 if __name__ == "__main__":  # as torchrun calls it

@@ -206,7 +206,7 @@ import logging, warnings
 from pipeline import cli
 @cli.main.command()
 @cli.command
-def speak(quiet):
+def speak():
     warnings.warn("foreign warning")
     logging.getLogger("foreign").warning("foreign log")
 cli.main(["speak", "{flag}"])
