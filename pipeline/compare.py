@@ -586,7 +586,6 @@ def _description(name: str, fit: Fit, spec: HeadSpec) -> Record:
         "seeds": len(fit.seeds),
         "fit_seconds": round(fit.seconds, 3),
         "chosen": dict(fit.chosen),
-        "path": list(fit.path),
         "curves": dict(fit.curves),
     }
 

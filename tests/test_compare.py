@@ -329,7 +329,7 @@ def fitted(study, monkeypatch, change=lambda features: features):
         patched.setattr(compare_module, "Fitting", Watched)
         record = compare(study, replace(SMALL, thorough=True, repeats=2))
     (backbone,) = record["backbones"]
-    heads = [{k: one[k] for k in ("head", "chosen", "path")} for one in backbone["heads"]]
+    heads = [{k: one[k] for k in ("head", "chosen")} for one in backbone["heads"]]
     return fits, (backbone["selection_corrected"], backbone["algorithms"], heads)
 
 

@@ -153,7 +153,6 @@ class RidgeHead(Head):
         coef_: Shape ``(d, K)``.
         intercept_: Shape ``(K,)``.
         calibration_: See :class:`pipeline.heads.calibration.Calibration`.
-        path_: Held-out log loss of every penalty.
     """
 
     def __init__(
@@ -184,12 +183,7 @@ class RidgeHead(Head):
         patients = None if groups is None else np.asarray(groups)
         coef, intercept, held_out = ridge_path(rows, targets, np.asarray(self.penalties), patients)
         calibrations = [fit_calibration(scores, labels) for scores in held_out]
-        losses = [calibration.loss for calibration in calibrations]
-        best = int(np.argmin(losses))
-        self.path_ = [
-            {"penalty": penalty, "log_loss": loss}
-            for penalty, loss in zip(self.penalties, losses, strict=True)
-        ]
+        best = int(np.argmin([calibration.loss for calibration in calibrations]))
         self.best_params_ = {"penalty": self.penalties[best]}
         self.calibration_ = calibrations[best]
         self.fixed_params_ = {

@@ -41,9 +41,6 @@ _TINY = 1e-15
 _ROUNDING = 1e-3
 _LONGEST_REASON = 300
 Proba = NDArray[np.float64]
-Transformer = Callable[[], Any]
-#: Of a head by name.
-Job = tuple[str, Callable[..., Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +54,6 @@ class Fit:
         proba: What each model predicts for the images of the study, ``(S, N, K)``; NaN for
             those that it was fitted to.
         chosen: Parameters that were chosen by folds, with their values.
-        path: Mean log loss on held-out patients of each choice; empty without a choice.
         curves: Of the first model: a value for each epoch by name; empty without epochs.
         out_of_fold: Probabilities by fits that did not see the row's patient, for each
             division in folds, ``(R, n, K)``; NaN for rows that were never held out. None: not
@@ -69,7 +65,6 @@ class Fit:
     seeds: tuple[int, ...]
     proba: NDArray[np.float64]
     chosen: Mapping[str, Any] = field(default_factory=dict)
-    path: Sequence[Mapping[str, Any]] = ()
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     out_of_fold: NDArray[np.float64] | None = None
     seconds: float = 0.0
@@ -117,7 +112,7 @@ class Fitting:
         specs: Mapping[str, HeadSpec],
         *,
         seeds: Sequence[int],
-        preprocessing: Transformer,
+        preprocessing: Callable[[], Any],
         limit: float = TIME_LIMIT,
         views: NDArray[np.float32] | None = None,
     ) -> None:
@@ -155,31 +150,18 @@ class Fitting:
         self._import(scikit_learn=False)
         grids = {name: _choices(spec.grid) for name, spec in self.specs.items()}
         searched = {name: grid for name, grid in grids.items() if len(grid) > 1}
-        paths: dict[str, list[Mapping[str, Any]]] = {}
         with Progress("heads", unit="fits") as self._progress:
             outside, held_out = self._hold_out(searched, self.seeds[0])
             for name, proba in held_out.items():
-                losses = _log_losses(proba, self.data.labelled())
-                paths[name] = [
-                    {**choice, "log_loss": float(loss)}
-                    for choice, loss in zip(searched[name], losses, strict=True)
-                    if loss < np.inf
-                ]
-                grids[name] = [searched[name][int(np.argmin(losses))]]
-                self._held_out[name] = chosen_elsewhere(proba, self.data.labelled(), outside)
+                y = self.data.labelled()
+                grids[name] = [searched[name][int(np.argmin(_log_losses(proba, y)))]]
+                self._held_out[name] = chosen_elsewhere(proba, y, outside)
             chosen = {name: grids[name][0] for name in self.alive}
             fitted = self._fit_to_all_rows(chosen, X, predicted, validation)
-        return {
-            name: self._fit_of(name, fitted[name], chosen[name], paths.get(name, ()))
-            for name in self.alive
-        }
+        return {name: self._fit_of(name, fitted[name], chosen[name]) for name in self.alive}
 
     def _fit_of(
-        self,
-        name: str,
-        fitted: Sequence[tuple[Any, Proba]],
-        chosen: Mapping[str, Any],
-        path: Sequence[Mapping[str, Any]],
+        self, name: str, fitted: Sequence[tuple[Any, Proba]], chosen: Mapping[str, Any]
     ) -> Fit:
         """A head's models and predictions with what they say of themselves."""
         models, proba = zip(*fitted, strict=True)
@@ -191,7 +173,6 @@ class Fitting:
             seeds=tuple(self.seeds[: len(models)]),
             proba=np.stack(proba),
             chosen={**chosen, **getattr(head, "best_params_", {})},
-            path=path or list(getattr(head, "path_", ())),  # of the head's own hold-out
             curves=getattr(head, "curves_", {}),
             seconds=self.seconds[name],
         )
@@ -324,12 +305,16 @@ class Fitting:
         return self._run(jobs, shared=[rows])  # a head that keeps its rows keeps these
 
     def _run(
-        self, jobs: Sequence[Job], what: str = "", *, shared: Sequence[Any] = ()
+        self,
+        jobs: Sequence[tuple[str, Callable[[], Any]]],
+        what: str = "",
+        *,
+        shared: Sequence[Any] = (),
     ) -> dict[str, list[Any]]:
         """What the jobs of each head return, of heads of which none failed.
 
         Args:
-            jobs: See there.
+            jobs: Each with the name of its head.
             what: Begins the reason of a failure.
             shared: See :func:`pipeline.parallel.run_each`.
         """
@@ -373,10 +358,10 @@ class Fitting:
                     spec.make(self.seeds[0])
 
 
-def _timed(job: Callable[..., Any], *parameters: Any) -> tuple[Any, float]:
+def _timed(job: Callable[[], Any]) -> tuple[Any, float]:
     """What a job returns, and its seconds."""
     start = time.perf_counter()
-    return job(*parameters), time.perf_counter() - start
+    return job(), time.perf_counter() - start
 
 
 def _choices(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -410,9 +395,6 @@ def _fit_choices(
     """Probabilities ``(choices, out, K)`` of the rows held out.
 
     A choice that cannot be fitted to the rows of a fold (more neighbours than rows) has NaN.
-
-    Raises:
-        ValueError: None can be fitted.
     """
     y, group = data.labelled()[fold.inside], data.group[fold.inside]
     shape = len(fold.outside), int(data.labelled().max()) + 1
@@ -423,18 +405,12 @@ def _fit_choices(
             if np.isfinite(proba).any():  # else the rows are too few for it
                 check_probabilities(proba, shape)
         return along
-    held_out, refusals = np.full((len(heads), *shape), np.nan), []
-    for number, head in enumerate(heads):
-        try:
-            head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
-            proba = np.asarray(head.predict_proba(fold.X_outside))
-            check_probabilities(proba, shape)
-            held_out[number] = proba
-        except ValueError as refusal:
-            refusals.append(refusal)
-    if len(refusals) == len(heads):
-        raise refusals[-1]
-    return held_out
+    held_out = []
+    for head in heads:
+        head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
+        held_out.append(np.asarray(head.predict_proba(fold.X_outside)))
+        check_probabilities(held_out[-1], shape)
+    return np.stack(held_out)
 
 
 def _fit_nested(

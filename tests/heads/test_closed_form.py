@@ -73,7 +73,7 @@ def test_the_penalty_is_chosen_with_patients_held_out():
     X = np.repeat(rng.normal(size=(40, 60)), 4, 0) + 0.05 * rng.normal(size=(160, 60))
     y = np.repeat(np.arange(40) % 2, 4)  # nothing to learn but the patients themselves
     heads = RidgeHead().fit(X, y, np.repeat(np.arange(40), 4)), RidgeHead().fit(X, y)
-    patients, images = (min(step["log_loss"] for step in head.path_) for head in heads)
+    patients, images = (head.calibration_.loss for head in heads)
     assert patients > 0.6 > images
 
 

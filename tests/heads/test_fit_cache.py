@@ -23,7 +23,6 @@ FIT = Fit(
     seeds=(0, 1),
     proba=np.arange(12.0).reshape(2, 3, 2),
     chosen={"C": 0.1, "kernel": "rbf"},
-    path=[{"C": 0.1, "log_loss": np.float64(0.5)}],
     curves={"fit_loss": [0.7, 0.5]},
     out_of_fold=np.full((2, 3, 2), np.nan),
     seconds=1.5,
@@ -41,7 +40,7 @@ def test_a_fit_comes_back_without_its_models(folder):
     found, digests = read_fit(folder, "key")
     assert digests.keys() == {DESCRIPTION, "model.safetensors", FIT_FILE}
     assert found.models == ()
-    for name in ("seeds", "chosen", "path", "curves", "seconds"):
+    for name in ("seeds", "chosen", "curves", "seconds"):
         assert getattr(found, name) == getattr(FIT, name)
     np.testing.assert_array_equal(found.proba, FIT.proba)
     np.testing.assert_array_equal(found.out_of_fold, FIT.out_of_fold)

@@ -72,7 +72,6 @@ def test_without_repeats_only_heads_with_a_choice_are_fitted_to_folds(monkeypatc
     assert divided == ["linear"]
     assert {one.out_of_fold for one in fits.values()} == {None}
     assert fits["linear"].chosen["C"] in HEADS["linear"].grid["C"]
-    assert [step["C"] for step in fits["linear"].path] == list(HEADS["linear"].grid["C"])
 
 
 def test_the_choice_is_the_lowest_log_loss_on_patients_held_out():
@@ -157,7 +156,6 @@ def test_a_choice_that_cannot_be_fitted_is_not_chosen():
     """Forty rows have no 45 neighbours in a fold; the head is fitted with fewer."""
     fits, _ = fit(made_up_rows(n=40, each=1), {"knn": HEADS["knn"]})
     assert fits["knn"].chosen["n_neighbors"] in {5, 15}
-    assert len(fits["knn"].path) == 2
 
 
 class Bad(DummyClassifier):
