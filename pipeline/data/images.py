@@ -34,7 +34,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.data.dicom import dicom_depth, dicom_picture, dicom_size, is_dicom
 from pipeline.data.grey_levels import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Reading, scaled
-from pipeline.errors import ImageError, StudyError, UnknownNameError
+from pipeline.errors import ImageError
 from pipeline.randomness import stream
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
@@ -80,10 +80,6 @@ class PixelPolicy:
             rest predicts alone: ``none``; ``centre``: the middle 70 % of each side is black;
             ``corners``: only the four corners, 20 % of each side, put together.
         views: How many views the network sees of each picture; see :func:`views_of`.
-
-    Raises:
-        UnknownNameError: ``resize``, ``interpolation``, ``decode`` or ``mask`` is in no table.
-        StudyError: ``size`` or ``crop_ratio`` is out of range.
     """
 
     size: int = 224
@@ -95,17 +91,6 @@ class PixelPolicy:
     decode: str = "cpu"
     mask: str = "none"
     views: int = 1
-
-    def __post_init__(self) -> None:
-        tables = (RESIZES, INTERPOLATIONS, DECODERS, MASKS)
-        for field, table in zip(("resize", "interpolation", "decode", "mask"), tables, strict=True):
-            if getattr(self, field) not in table:
-                raise UnknownNameError(field, getattr(self, field), table)
-        if self.size < 1 or not 0 < self.crop_ratio <= 1:
-            raise StudyError(
-                f"size {self.size} and crop_ratio {self.crop_ratio}: a size is at least 1 pixel, "
-                "a crop_ratio is more than 0 and at most 1"
-            )
 
     @property
     def at_least(self) -> int | None:
@@ -491,8 +476,6 @@ def _from_deep(image: Image.Image, window: tuple[float, float] | None) -> Image.
         levels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     else:
         levels = scaled(values, window)
-    if (clear := image.info.get("transparency")) is not None:
-        levels[values == clear] = 0
     if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         levels = 255 - levels
     return Image.fromarray(levels)
@@ -573,7 +556,6 @@ RESIZES: Mapping[str, Callable[[Image.Image, PixelPolicy], Image.Image]] = Mappi
 MASKS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
     {"none": _whole, "centre": _without_centre, "corners": _corners_alone}
 )
-DECODERS = ("cpu", "gpu")
 INTERPOLATIONS: Mapping[str, Image.Resampling] = MappingProxyType(
     {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 )

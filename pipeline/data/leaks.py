@@ -18,7 +18,7 @@ from pipeline.data.index import near_copies, stored_facts
 from pipeline.data.near_copies import NearPair
 from pipeline.data.patients import TARGET
 from pipeline.data.samples import Samples
-from pipeline.errors import CheckFailedError, UnknownNameError
+from pipeline.errors import CheckFailedError
 from pipeline.study import SOURCE, Domain, Study
 from pipeline.words import are, counted
 
@@ -50,9 +50,6 @@ class Finding:
         share: How much it would change: the share of the images that it is about, or the way
             of an AUC from chance to certainty; 0 to 1. Findings are sorted by it.
         values: The numbers and lists behind the sentence, JSON values.
-
-    Raises:
-        UnknownNameError: The severity is in no table.
     """
 
     check: str
@@ -63,10 +60,6 @@ class Finding:
     advice: str = ""
     share: float = 0.0
     values: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.severity not in SEVERITIES:
-            raise UnknownNameError("severity", self.severity, SEVERITIES)
 
 
 def impossible(check: str, where: str, reason: Exception) -> Finding:

@@ -32,8 +32,6 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _SECONDS_FOR_A_NAME = 0.5
 #: A pattern that finds no patient in more than this share of the images is a wrong one.
 _MOST = 0.5
-#: Images from which on one patient with half of them is suspicious.
-_ENOUGH = 10
 
 
 def patient_of(path: str, pattern: str | None) -> str | None:
@@ -82,7 +80,7 @@ def patients_of_items(domain: Domain, items: Sequence["Item"]) -> list[str | Non
 def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
     """Patient id of each image; one without a patient is its own, by its path.
 
-    Warns where patients are not known, or where one has too many images.
+    Warns where patients are not known.
 
     Raises:
         StudyError: More than half of the images have no patient, where some are asked for.
@@ -108,13 +106,6 @@ def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
             "first: %s",
             *(domain.name, len(unknown), len(items), unknown[0]),
         )
-    for patient, images in Counter(filter(None, patients)).most_common(1):
-        if _ENOUGH <= len(items) <= 2 * images:
-            _LOG.warning(
-                "%s: %d of %d images are of one patient, %s: does the group pattern take the whole "
-                "of a patient's id?",
-                *(domain.name, images, len(items), printable(patient)),
-            )
     return [patient or item.path for patient, item in zip(patients, items, strict=True)]
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -43,22 +42,6 @@ def test_each_row_of_a_stack_is_an_image(tmp_path, one_channel):
         expected = fitted(Image.fromarray(row), PixelPolicy())
         assert (read_image(item).pixels(PixelPolicy()) == expected).all()
         assert item.stat.size == Path(item.file).stat().st_size
-
-
-@pytest.mark.parametrize(
-    ("name", "label"),
-    [
-        ("test_normal.npy", "normal"),
-        ("train_normal.npy", "normal"),
-        ("normal.npy", "normal"),
-        ("train_test_x.npy", "test_x"),
-        ("latest_normal.npy", "latest_normal"),
-        ("test_.npy", "test_"),
-    ],
-)
-def test_the_class_of_a_stack_is_its_name(tmp_path, name, label):
-    """Without the prefix that says which split it came from, and never empty."""
-    assert listed(with_stack(tmp_path, name, pictures(1))).items[0].label == label
 
 
 def test_the_parts_of_stacks_are_said_and_written_by_init(tmp_path, caplog):
@@ -239,16 +222,6 @@ def test_a_code_of_many_digits_is_a_class_of_its_own(tmp_path, dtype):
     assert labels == ["233604007", "233604008", "0"]
 
 
-def test_a_second_archive_can_be_the_validation(tmp_path):
-    """Its rows are read from it, whatever its arrays are called."""
-    np.savez(tmp_path / "a.npz", train_images=pictures(2), train_labels=np.arange(2))
-    np.savez(tmp_path / "b.npz", train_images=pictures(2, seed=5), train_labels=np.arange(2))
-    source = SourceDomain(path=tmp_path / "a.npz", validation=tmp_path / "b.npz")
-    items = {item.split: read_image(item).picture() for item in scan(source).items[1::2]}
-    assert (np.asarray(items["fit"]) == pictures(2)[1]).all()
-    assert (np.asarray(items["validation"]) == pictures(2, seed=5)[1]).all()
-
-
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
@@ -280,27 +253,3 @@ def test_an_archive_of_another_form_is_refused(tmp_path, arrays, sentence):
         source.path.write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(StudyError, match=sentence):
         scan(source)
-
-
-def test_whatever_is_wrong_with_an_archive_it_is_named(tmp_path):
-    """A header that numpy's parser stumbles over; a compression that Python has not."""
-    file = npz(tmp_path, train_images=pictures(1)).path
-    whole = file.read_bytes()
-    entry = whole.index(b"PK\x01\x02")
-    strange = whole[: entry + 10] + bytes([99]) + whole[entry + 11 :]
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("train_images.npy", npy.magic(1, 0) + b"\x02\x00{(")
-    for data in (file.read_bytes(), strange):
-        file.write_bytes(data)
-        with pytest.raises(StudyError, match=r"x\.npz: train_images is damaged, or no plain array"):
-            listed(file, labelled=False)
-
-
-def test_a_file_that_changed_is_not_mixed_with_what_it_was(tmp_path):
-    """The next run takes it as it is."""
-    arrays = {"train_images": pictures(2), "train_labels": np.arange(2)}
-    npz(tmp_path, **arrays)
-    item = listed(tmp_path / "x.npz").items[0]
-    npz(tmp_path, **arrays, val_images=pictures(2), val_labels=np.arange(2))
-    with pytest.raises(ImageError, match="changed after it was listed"):
-        read_image(item)

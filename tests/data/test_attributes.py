@@ -4,7 +4,6 @@ import logging
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.data.attributes import MOST_GROUPS, UNKNOWN, groupings, read_attributes
@@ -118,22 +117,6 @@ def test_patients_and_paths_find_their_images(divided):
     assert there.names[there.member[paths["there"].index("a/p2000_0.png")]] == "X"
 
 
-def test_images_without_a_row_are_counted_and_said(divided, caplog):
-    """They are a group of their own and not left out."""
-    found, _ = divided("patient,sex\np1000,M\n")
-    assert np.bincount(found["source"][0].member).tolist() == [4, 20]
-    assert "there" not in found
-    assert "source: 20 of 24 images have no row in " in caplog.text
-
-
-def test_bins_are_all_there_in_their_order(divided):
-    """From below, though no image be in one."""
-    rows = "".join(f"p10{i:02},{50 - i}\n" for i in range(6))
-    found, _ = divided(f"patient,age\n{rows}", look="age = [18, 48]")
-    assert found["source"][0].names == ("< 18", "18 to < 48", "48 or more")
-    assert np.bincount(found["source"][0].member).tolist() == [0, 12, 12]
-
-
 def test_rows_that_name_no_image_are_an_error_with_both_spellings(divided):
     """Silently, everybody would be unknown."""
     with pytest.raises(
@@ -171,17 +154,3 @@ def test_more_texts_than_groups_ask_for_bins(divided):
     study = load_study(Path("study.toml"))
     with pytest.raises(StudyError, match=r"age has 13 .*give bins .*age = \[18, 40, 65\]"):
         groupings(study, load_samples(study)[0], {})
-
-
-def test_too_many_texts_of_a_target_cost_no_other_domain(divided, monkeypatch):
-    """Each file is counted alone: two with different names may have more together."""
-    monkeypatch.setattr("pipeline.data.attributes.MOST_GROUPS", 5)
-    texts = [f"{'ab'[i % 2]}/p2{i // 4:03}_{i}.png,{i}\n" for i in range(6)]
-    divided("path,age\na/p1000_0.png,x\n", "path,age\n" + texts[0], look="age = true")
-    study = load_study(Path("study.toml"))
-    for count, refused in ((5, []), (6, ["there"])):
-        Path("there.csv").write_text("path,age\n" + "".join(texts[:count]))
-        failures = {}
-        assert "source" in groupings(study, load_samples(study)[0], failures)
-        assert [*failures] == refused
-    assert "age has 6 different texts in" in str(failures["there"])

@@ -118,9 +118,3 @@ def test_noise_is_the_standard_deviation_of_the_grain(sigma):
     film = np.rint(255 * (0.5 + sigma * rng.standard_normal((200, 200))))
     noise = appearance(np.clip(film, 0, 255).astype(np.uint8))["noise"]
     assert np.exp(noise) - 1e-3 == pytest.approx(sigma, rel=0.05)
-
-
-def test_a_large_picture_is_averaged_down_first():
-    """Doubling every pixel of a picture of 300 changes nothing: 600 is halved again."""
-    pixels = np.kron(scene(), np.ones((4, 4), np.uint8))[:300, :300]
-    assert appearance(np.kron(pixels, np.ones((2, 2), np.uint8))) == appearance(pixels)

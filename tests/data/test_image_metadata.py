@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data.images import PixelPolicy, decode, split_jpeg, split_png
+from pipeline.data.images import PixelPolicy, decode, split_jpeg
 from tests.image_files import SIZE, jpeg, picture, png
 
 AS_IS = PixelPolicy(size=SIZE)
@@ -126,14 +126,6 @@ def test_the_colours_of_an_adobe_file_stay_as_declared():
     assert b"Adobe" in content
     as_pillow = Image.open(io.BytesIO(data)).convert("RGB")
     np.testing.assert_array_equal(decode(data, AS_IS), np.asarray(as_pillow))
-
-
-def test_a_file_loses_nothing_but_metadata():
-    """The scan of a JPEG and the chunks of a PNG file come through byte by byte."""
-    content, orientation = split_jpeg(with_exif(RATIONAL))
-    assert (content, orientation) == (jpeg(), TURNED)
-    content, orientation = split_png(with_chunk(b"eXIf", RATIONAL))
-    assert (content, orientation) == (png(), TURNED)
 
 
 @settings(max_examples=150, deadline=None)

@@ -227,12 +227,6 @@ def test_a_slip_in_a_table_is_refused_with_file_line_and_remedy(root, text, sent
         scan(domain(root, text))
 
 
-def test_a_named_column_must_be_there(root):
-    """The message lists those there are."""
-    with pytest.raises(StudyError, match=r"no column 'pid'; the columns are path, label"):
-        scan(domain(root, "path,label\n", columns={"patient": ("pid",)}))
-
-
 def test_a_target_without_labels_needs_no_column_of_them(root):
     """Patients are still known."""
     table = domain(root, "path,patient\na/1.png,p1\n").table

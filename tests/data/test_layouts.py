@@ -17,7 +17,7 @@ from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.init import write_study
 from pipeline.study import load_study
-from tests.image_files import listed, pictures, with_files, with_stack
+from tests.image_files import listed, with_files
 from tests.tiny import write_images
 
 
@@ -100,13 +100,6 @@ FINE = {
 def test_a_layout_that_is_fine_raises_no_alarm(name):
     """What people have and mean."""
     assert wrong_layout(items(*FINE[name])) is None
-
-
-def test_rows_of_stacks_have_no_layout(tmp_path):
-    """Their names hold classes, not folders."""
-    with_stack(tmp_path, "train_a.npy", pictures(2))
-    with_stack(tmp_path, "test_a.npy", pictures(2, seed=4))
-    assert wrong_layout(listed(tmp_path).items) is None
 
 
 def test_what_matches_a_pattern_is_left_out_and_counted(tmp_path):

@@ -12,14 +12,13 @@ from pipeline.data.leaks import (
     NOTE,
     OK,
     WARNING,
-    Finding,
     check_leaks,
     find_leaks,
     overlaps,
     refuse_leaks,
 )
 from pipeline.data.samples import ALL_IMAGES, load_samples
-from pipeline.errors import CheckFailedError, UnknownNameError
+from pipeline.errors import CheckFailedError
 from pipeline.study import load_study
 from tests.audit_worlds import facts_of, smooth_study
 from tests.tiny import install_tiny_backbone, write_tiny_study
@@ -159,9 +158,3 @@ def test_two_targets_that_share_a_picture_are_a_warning(study_file):
     samples, _ = load_samples(study, ALL_IMAGES)
     (found,) = findings_of(study, samples)
     assert (found.severity, found.where) == (WARNING, "there and further")
-
-
-def test_an_unknown_severity_is_refused():
-    """The message lists the known ones."""
-    with pytest.raises(UnknownNameError, match="known: leak, warning, note, ok"):
-        Finding(check="x", severity="bad", where="y", text="z")

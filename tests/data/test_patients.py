@@ -1,22 +1,17 @@
 """Patients: their ids, the folds and the draws by patient."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data import patients as patients_module
-from pipeline.data.items import Item
 from pipeline.data.patients import (
     draw_patients,
     patient_folds,
     patient_of,
-    patients_or_paths,
 )
 from pipeline.errors import StudyError
-from pipeline.study import Domain
 
 cohorts = st.lists(
     st.tuples(st.integers(0, 1), st.integers(0, 30)), min_size=8, max_size=120
@@ -41,16 +36,6 @@ def arrays(rows):
 def test_the_patient_is_read_from_the_files_name(path, pattern, patient):
     """First group, else the whole match; the folder plays no part."""
     assert patient_of(path, pattern) == patient
-
-
-@pytest.mark.parametrize(("images", "said"), [(9, False), (10, True)])
-def test_a_patient_with_half_of_the_images_is_doubted(images, said, caplog):
-    """Of a few images it is no wonder."""
-    names = ["site1"] * (images - images // 2) + [f"p{i}" for i in range(images // 2)]
-    items = [Item(f"x/{name}_{i}.png", "x", "", None, None) for i, name in enumerate(names)]
-    domain = Domain(name="far", path=Path("far"), group=r"^(\w+)_")
-    assert patients_or_paths(domain, items) == names
-    assert ("images are of one patient, site1" in caplog.text) == said
 
 
 def apart(folds, group) -> bool:

@@ -28,11 +28,6 @@ def same(left, right, tolerance=0):
 # --- colour and depth
 
 
-def test_a_picture_of_the_right_size_is_not_resampled():
-    """Stretch changes nothing where nothing needs to change."""
-    same(decode(png(), AS_IS), picture())
-
-
 def jpeg_files():
     """Every kind of JPEG file that the fast decoder might decode otherwise than Pillow."""
     image = Image.fromarray(picture(333, 257))
@@ -117,14 +112,6 @@ def test_an_inverted_cmyk_jpeg_has_the_pixels_of_another_decoder(transform):
     same(decode(data, AS_IS), by_torchvision(data), tolerance=3)
 
 
-@pytest.mark.parametrize("inks", [(0, 0, 0, 0), (255, 0, 0, 0), (30, 90, 200, 60), (0, 0, 0, 255)])
-def test_flat_inks_have_the_colour_of_the_formula(inks):
-    """Red is (255 - c)(255 - k) / 255, and so on: no ink is white."""
-    data = jpeg(Image.new("CMYK", (SIZE, SIZE), inks), quality=100, subsampling=0)
-    expected = [(255 - c) * (255 - inks[3]) / 255 for c in inks[:3]]
-    assert np.abs(decode(data, AS_IS).mean((0, 1)) - expected).max() < 2
-
-
 @pytest.mark.parametrize("policy", [AS_IS, PixelPolicy(size=32), replace(AS_IS, resize="crop")])
 def test_grey_is_replicated_to_three_equal_channels(policy):
     """And has the pixels that the same image has when it is stored as colour."""
@@ -176,15 +163,6 @@ def test_sixteen_bit_grey_is_scaled_and_never_clipped():
     same(pixels[..., 0], np.rint(values / 257))
     # Black is black in any number of bits, so it is not mistaken for 12.
     assert not decode(grey16(np.zeros((SIZE, SIZE), np.uint16)), AS_IS).any()
-
-
-def test_a_clear_value_in_sixteen_bits_is_black():
-    """Transparency of the 16-bit form."""
-    values = np.full((SIZE, SIZE), 40_000, np.uint16)
-    values[5] = 50_000
-    pixels = decode(grey16(values, tRNS=struct.pack(">H", 50_000)), AS_IS)
-    assert not pixels[5].any()
-    assert (np.delete(pixels, 5, axis=0) == 156).all()
 
 
 def test_sixteen_bit_colour_keeps_the_high_byte():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.items import blocks_of, in_threads, list_folder
+from pipeline.data.items import in_threads, list_folder
 from pipeline.data.processes import Processes
 from pipeline.errors import EngineError, StudyError
 
@@ -54,11 +54,3 @@ def test_no_process_is_left_when_it_is_over():
         children = [Path(f"/proc/{p._child.pid}") for p in processes._running]
         assert all(child.exists() for child in children)
     assert not any(child.exists() for child in children)
-
-
-@pytest.mark.parametrize(("values", "size"), [(3, 1), (160, 10), (10**5, 64)])
-def test_few_values_are_handed_out_one_by_one(values, size):
-    """And no block is so large that others wait for it at the end."""
-    blocks = blocks_of(range(values), 4)
-    assert max(map(len, blocks)) == size
-    assert sum(map(len, blocks)) == values

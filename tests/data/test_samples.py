@@ -18,7 +18,6 @@ from pipeline.data.patients import FIT, TARGET, VALIDATION
 from pipeline.data.samples import (
     UNLABELLED,
     SampleOptions,
-    exclusions_text,
     load_samples,
 )
 from pipeline.data.sources import read_image
@@ -51,16 +50,6 @@ def test_every_image_is_in_the_table_once(study_file):
     assert table.group[0] == "p1000"
     paths = [item.path for item in table.items if item.path.startswith("a/")]
     assert (table.label[[item.path in paths for item in table.items]] == 0).all()
-
-
-def test_the_classes_can_be_put_in_another_order(study_file):
-    """The study's order is the order of the labels."""
-    text = study_file.read_text()
-    study_file.write_text('classes = ["b", "a"]\n' + text)
-    table, _ = load_samples(load_study(study_file))
-    assert table.classes == ("b", "a")
-    assert {item.label for item in table.items if item.path[0] == "b"} == {"b"}
-    assert (table.label == [item.path[0] == "a" for item in table.items]).all()
 
 
 def test_a_second_look_reads_no_file(study_file, reads):
@@ -356,33 +345,6 @@ def test_named_images_are_left_out_and_the_others_keep_their_split(study_file):
     assert after.items == tuple(before.items[row] for row in rows)
     for field in ("label", "group", "domain", "split"):
         np.testing.assert_array_equal(getattr(after, field), getattr(before, field)[rows])
-
-
-def test_the_name_that_is_printed_is_the_line_that_leaves_an_image_out(study_file):
-    """Whatever is in it: the audit, messages and the list have one form of a name."""
-    for name in ("p2001_é [1].png", "p2001_new\nline.png", "p2001_\udcff.png"):
-        copy = Path("there/a") / name
-        copy.write_bytes(Path("there/a/p2000_0.png").read_bytes())
-    before, _ = load_samples(load_study(study_file))
-    odd = [row for row, item in enumerate(before.items) if "p2001_" in item.path]
-    gone = [before.name_of(row) for row in odd]
-    after, _ = load_samples(excluding(study_file, exclusions_text(gone)))
-    assert len(after) == len(before) - len(odd)
-    assert not {after.name_of(row) for row in range(len(after))} & set(gone)
-
-
-def test_a_list_that_empties_a_target_or_a_class_is_named(study_file):
-    """The target is left out with this reason; without a class nothing can be learned."""
-    before, _ = load_samples(load_study(study_file))
-    names = np.array([before.name_of(row) for row in range(len(before))])
-    samples, _ = load_samples(
-        excluding(study_file, exclusions_text(names[before.domain == "there"]))
-    )
-    assert re.search(r"^no image of .*there is left\..*not\.txt leaves", samples.reasons["there"])
-    learned = (before.split == FIT) & (before.label == 1)
-    (study_file.parent / "not.txt").write_text(exclusions_text(names[learned]))
-    with pytest.raises(NoImagesError, match=r"no image of class b to learn from is left.*not\.txt"):
-        load_samples(load_study(study_file))
 
 
 def test_a_listed_image_may_have_become_unreadable(study_file, monkeypatch):

@@ -194,18 +194,6 @@ def test_a_loop_of_links_ends(root, target):
 
 
 @posix_only
-def test_doubling_links_do_not_multiply_the_work(root):
-    """Thirty levels of two links each would be a billion folders."""
-    folder = root / "normal"
-    for level in range(30):
-        (folder / f"level{level}").mkdir()
-        for name in "ab":
-            (folder / f"level{level}" / name).symlink_to(root / f"normal/level{level + 1}")
-    (folder / "level30").mkdir()
-    assert paths(listed(root)) == ["normal/a.jpg", "pneumonia/b.png"]
-
-
-@posix_only
 @pytest.mark.parametrize("name", [b"\xff\xfe.jpg", b"new\nline.jpg", b"n" * 251 + b".jpg"])
 def test_a_strange_name_survives(root, name):
     """Bytes that are no UTF-8, a newline, 255 bytes: the path leads back to the file."""
