@@ -143,7 +143,6 @@ class Overlap:
         copies: Rows of equal pictures.
         near: Near copies.
         joined: How many of these pictures have the same patient id or file name too.
-        names: File names that are in both.
         images: Images of the second role.
         rows: Those of them that the first role knows already.
     """
@@ -154,7 +153,6 @@ class Overlap:
     copies: tuple[tuple[int, int], ...]
     near: tuple[NearPair, ...]
     joined: int
-    names: int
     images: int
     rows: NDArray[np.intp]
 
@@ -238,7 +236,6 @@ def _overlap(
         copies=copies,
         near=tuple(pairs),
         joined=joined,
-        names=len({names[row] for row in in_first} & {names[row] for row in in_second}),
         images=second.size,
         rows=second[leaked],
     )
@@ -252,34 +249,23 @@ def _named_patients(samples: Samples, rows: NDArray[np.intp]) -> NDArray[np.str_
 
 def _overlap_finding(samples: Samples, overlap: Overlap) -> Finding:
     near, copies, patients = (len(x) for x in (overlap.near, overlap.copies, overlap.patients))
-    seen = [
-        f"{counted(copies, 'equal picture')}" if copies else "",
-        f"{counted(near, 'near copy', 'near copies')}" if near else "",
-        f"{counted(patients, 'patient' if overlap.same_people else 'patient id')}"
-        if patients
-        else "",
-        f"{counted(overlap.names, 'file name')}" if overlap.names and (near or copies) else "",
-    ]
-    listed = [text for text in seen if text]
-    count = f"{', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else listed[0]
+    person = "patient" if overlap.same_people else "patient id"
+    evidence = (
+        (copies, "equal picture", "equal pictures"),
+        (near, "near copy", "near copies"),
+        (patients, person, f"{person}s"),
+    )
+    listed = [counted(*kind) for kind in evidence if kind[0]]
     pairs = [*overlap.copies, *(pair.rows for pair in overlap.near)]
     names = [" = ".join(samples.name_of(row) for row in pair) for pair in pairs]
     return Finding(
         check=_OVERLAP,
         severity=overlap.severity,
         where=" and ".join(overlap.roles),
-        text=f"{count} {are(len(listed) + copies + near + patients - 1)} in both",
+        text=f"{' and '.join(listed)} {are(copies + near + patients)} in both",
         examples=_first_of(names),
         advice=_ADVICE[overlap.severity],
         share=len(overlap.rows) / overlap.images if pairs or overlap.same_people else 0.0,
-        values={
-            "patients": patients,
-            "copies": copies,
-            "near_copies": near,
-            "joined": overlap.joined,
-            "file_names": overlap.names,
-            "images": len(overlap.rows),
-        },
     )
 
 
@@ -337,7 +323,6 @@ def _without_patient(domain: Domain, samples: Samples) -> Iterator[Finding]:
         advice="Write `group` in the study so that it finds the patient in every name; until "
         "then images of one patient may be in two roles, and intervals are too short",
         share=count / rows.size,
-        values={"images_without_patient": count, "images": int(rows.size)},
     )
 
 
@@ -357,7 +342,6 @@ def _check_copies(samples: Samples, ids: NDArray[np.str_]) -> Iterator[Finding]:
             examples=_first_of([" = ".join(names) for names in pictures]),
             advice="Each counts on its own; remove copies if that is not meant",
             share=extra / rows.size,
-            values={"copies": extra, "pictures": pictures},
         )
 
 
@@ -375,7 +359,6 @@ def _check_conflicts(samples: Samples, ids: NDArray[np.str_]) -> Finding:
         examples=_first_of([" and ".join(names) for names in pictures]),
         advice=f"Remove what is labelled wrongly, or all of them: {_EXCLUDE}",
         share=sum(map(len, conflicts)) / len(samples),
-        values={"pictures": pictures},
     )
 
 

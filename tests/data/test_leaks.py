@@ -49,7 +49,6 @@ def test_a_patient_in_fit_and_validation_is_a_leak(study_file):
     (leak,) = findings_of(study, replace(samples, group=group))
     assert (leak.severity, leak.text) == (LEAK, "1 patient is in both")
     assert leak.where == "source fit and source validation"
-    assert leak.values["images"] == (samples.group == samples.group[held]).sum()
     (clean,) = findings_of(study, samples)
     assert (clean.severity, clean.where) == (OK, "all roles")
 
@@ -78,7 +77,7 @@ def test_one_picture_under_two_labels_is_listed(study_file):
     samples, _ = load_samples(study, ALL_IMAGES)
     (conflict,) = findings_of(study, samples, "label conflicts")
     assert (conflict.severity, conflict.where) == (WARNING, "all roles")
-    assert conflict.values["pictures"] == [["there/a/p2000_0.png", "there/b/p2000_98.png"]]
+    assert conflict.examples == "there/a/p2000_0.png and there/b/p2000_98.png"
     (copies,) = findings_of(study, samples, "copies")
     assert (copies.severity, copies.where) == (NOTE, "there")
 
@@ -121,9 +120,9 @@ def test_ids_for_which_a_picture_speaks_are_a_leak(tmp_path, monkeypatch):
     samples, _ = load_samples(study, ALL_IMAGES)
     samples = replace(samples, split=np.where(samples.domain == "source", "fit", "target"))
     (leak,) = findings_of(study, samples, facts=facts_of(study_file, samples))
-    assert (leak.severity, leak.values["joined"]) == (LEAK, 1)
+    assert leak.severity == LEAK
     assert leak.text == "1 near copy and 2 patient ids are in both"
-    assert leak.values["images"] == 3
+    assert leak.share == 3 / 80
 
 
 def test_a_pixel_copy_is_a_leak_and_can_be_refused(study_file):
@@ -144,7 +143,7 @@ def test_ids_within_one_data_set_are_people(study_file):
     study = replace(study, targets=(replace(study.targets[0], of_source=True),))
     (leak,) = findings_of(study, load_samples(study)[0])
     assert (leak.severity, leak.text) == (LEAK, "1 patient is in both")
-    assert leak.values["images"] == 1
+    assert leak.share == 1 / 41
     assert "hospital" not in f"{leak.text} {leak.advice}"
 
 
