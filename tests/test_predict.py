@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ from pipeline.errors import (
     WeightsError,
 )
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
-from pipeline.features import backbones
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.heads.save import head_folder
@@ -36,7 +34,6 @@ from pipeline.study import load_study
 from tests.image_files import pictures
 from tests.result_files import forbid_writing, record_of, rewrite
 from tests.tiny import (
-    FileWeights,
     install_tiny_backbone,
     stored_tiny_study,
     write_images,
@@ -102,16 +99,19 @@ def test_images_of_the_study_get_the_probabilities_of_the_comparison(compared, h
 def test_heads_of_views_and_layers_predict_as_they_were_compared(
     tmp_path, monkeypatch, setting, backbone
 ):
-    """Of images that are not stored, the network gives the same."""
-    study = load_study(stored_tiny_study(tmp_path, monkeypatch, setting=setting))
-    compare(study, CompareOptions(heads=("linear",)))
+    """Of images that are not stored, the networks give the same, and then keep it."""
+    head = '[head.bayes]\nestimator = "sklearn.naive_bayes.GaussianNB"'
+    study = load_study(stored_tiny_study(tmp_path, monkeypatch, setting=f"{setting}\n{head}"))
+    compare(study, CompareOptions(heads=("linear", "bayes")))
     kept = read_predictions(study.results / PROBABILITIES)[backbone]
     shutil.rmtree("features")
-    folder = head_folder(study.results, backbone, "linear")
-    proba_of = {row["key"]: row["probability"] for row in predict(folder, [Path("there")])["rows"]}
     rows = np.flatnonzero(kept.domain == "there")
-    given = [proba_of[kept.key[row].tobytes().hex()] for row in rows]
-    np.testing.assert_allclose(given, kept.proba["linear", 0][rows], atol=1e-6)
+    for name, computed in (("linear", len(rows)), ("bayes", 0)):
+        record = predict(head_folder(study.results, backbone, name), [Path("there")])
+        assert record["computed"] == computed
+        proba_of = {row["key"]: row["probability"] for row in record["rows"]}
+        given = [proba_of[kept.key[row].tobytes().hex()] for row in rows]
+        np.testing.assert_allclose(given, kept.proba[name, 0][rows], atol=1e-6)
 
 
 def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(compared):
@@ -177,8 +177,6 @@ def test_images_in_folders_of_classes_are_counted(compared):
 
 def test_other_weights_are_refused_and_the_right_ones_may_lie_elsewhere(compared, monkeypatch):
     """The digest decides, never the path."""
-    import torch
-
     write_images(Path("new"), 2, seed=9)
     state = torch.load("tiny.pth", weights_only=True)
     Path("tiny.pth").replace("moved.pth")
@@ -280,84 +278,3 @@ def test_a_model_that_cannot_be_used_costs_no_other(compared):
     assert result.exit_code == 5
     assert [*json.loads(result.stdout)] == [good]
     assert "gone" in result.stderr
-
-
-def test_a_head_that_cannot_be_saved_is_named_and_leaves_no_old_file(compared, monkeypatch):
-    """In heads.json, with the reason; the others are saved."""
-    from pipeline.heads import objects
-
-    trusted = [name for name in objects.TRUSTED if not name.endswith(".Tree")]
-    monkeypatch.setattr(objects, "TRUSTED", trusted)
-    compare(compared, CompareOptions(heads=("forest", "prior"), seeds=3))
-    (unsaved,) = json.loads(Path("results/tiny/heads.json").read_text())["not_saved"]
-    assert unsaved["head"] == "forest"
-    assert "types that are not trusted: sklearn.tree" in unsaved["reason"]
-    assert (folder("prior") / "model.json").exists()
-    with pytest.raises(ModelError, match=r"there is no model.json"):
-        predict(folder("forest"), [Path("here")])
-
-
-def install_two_backbones(patch, folder: Path) -> None:
-    """Put ``tiny`` and ``tiny2``, its negative, into the table."""
-    install_tiny_backbone(patch, folder)
-    spec = backbones.BACKBONES["tiny"]
-    state = torch.load(spec.pretrained.file, weights_only=True)
-    torch.save({"0.weight": -state["0.weight"], "0.bias": state["0.bias"]}, folder / "two.pth")
-    other = replace(spec, pretrained=FileWeights(folder / "two.pth"))
-    patch.setattr(backbones, "BACKBONES", {**backbones.BACKBONES, "tiny2": other})
-
-
-@pytest.fixture(scope="module")
-def made_of_two(tmp_path_factory) -> Path:
-    """Folder of a tiny study with heads on two networks, and on both side by side."""
-    folder = tmp_path_factory.mktemp("two")
-    with pytest.MonkeyPatch.context() as patch:
-        install_two_backbones(patch, folder)
-        patch.chdir(folder)
-        file = write_tiny_study(folder, source=80, target=24)
-        file.write_text(
-            file.read_text() + '[backbone.tiny2]\n[backbone."tiny+tiny2"]\n'
-            '[head.bayes]\nestimator = "sklearn.naive_bayes.GaussianNB"\n'
-            '[head.strict]\nbase = "linear"\nC = 0.001\n'
-        )
-        study = load_study(file)
-        extract(study, ExtractOptions(engine=TORCH))
-        heads = ("linear", "bayes", "strict", "mlp")
-        compare(study, CompareOptions(heads=heads, seeds=2, repeats=0, draws=20))
-    return folder
-
-
-@pytest.fixture
-def two_networks(made_of_two: Path, tmp_path: Path, monkeypatch):
-    """A copy of it, in the current folder."""
-    shutil.copytree(made_of_two, tmp_path, dirs_exist_ok=True)
-    install_two_backbones(monkeypatch, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return load_study(tmp_path / "study.toml")
-
-
-@pytest.mark.usefixtures("two_networks")
-def test_a_head_on_two_networks_says_what_the_comparison_said():
-    """Columns in the study's order; a custom head like any other."""
-    kept = read_predictions(Path("results/tiny/probabilities.h5"))["tiny+tiny2"]
-    row_of = {key.tobytes().hex(): i for i, key in enumerate(kept.key)}
-    for head in ("linear", "bayes", "strict", "mlp"):
-        record = predict(Path("results/tiny/heads/tiny+tiny2") / head, [Path("there")])
-        assert (record["computed"], len(record["rows"])) == (0, 24)
-        expected = kept.proba[head, 0][[row_of[row["key"]] for row in record["rows"]]]
-        given = [row["probability"] for row in record["rows"]]
-        np.testing.assert_allclose(given, expected, atol=1e-6)
-
-
-@pytest.mark.usefixtures("two_networks")
-def test_a_new_image_goes_through_both_networks_once():
-    """Each keeps its features of it."""
-    write_images(Path("new"), 6, seed=9)
-    place = Path("results/tiny/heads/tiny+tiny2/linear")
-    first = predict(place, [Path("new")])
-    assert first["computed"] == 6
-    assert [row["predicted"] for row in first["rows"]] == ["a"] * 3 + ["b"] * 3
-    again = predict(place, [Path("new")])
-    assert (again["computed"], again["rows"]) == (0, first["rows"])
-    alone = predict(Path("results/tiny/heads/tiny2/linear"), [Path("new")])
-    assert alone["computed"] == 0

@@ -6,13 +6,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pipeline.audit.stage import audit
 from pipeline.compare import CompareOptions, compare
-from pipeline.data import index
-from pipeline.data.near_copies import NearPair
 from pipeline.data.samples import UNLABELLED
 from pipeline.evaluation.predictions import PROBABILITIES, read_predictions
 from pipeline.features.engines import EngineChoice
@@ -84,19 +81,6 @@ def test_the_audit_tests_what_needs_no_label_and_names_what_it_did_not_test(stud
     assert "far/copy.png" in leak["examples"]
 
 
-def test_near_copies_without_labels_are_listed_without_a_class(study, monkeypatch):
-    """No class is made up for them."""
-
-    def one_pair(_, roles, __):
-        rows = (int(np.flatnonzero(roles == "source fit")[0]), len(roles) - 1)
-        return (NearPair(rows=rows, likeness=1.0, how="copy"),)
-
-    monkeypatch.setattr(index, "find_near_copies", one_pair)
-    report = audit(study, shortcuts=False)
-    (pair,) = report["near_copies"]
-    assert [image["label"] for image in pair["images"]] == ["a", "no label"]
-
-
 @pytest.mark.parametrize("few", ["there", "far"])
 def test_a_target_of_one_patient_is_left_out_and_said(study, few):
     """With labels or without; the other is compared, and nothing else hides it."""
@@ -107,7 +91,6 @@ def test_a_target_of_one_patient_is_left_out_and_said(study, few):
     (left,) = written["not_compared"]
     assert (left["target"], left["backbone"]) == (few, "tiny")
     compare(study, CompareOptions(heads=("linear",), repeats=0))
-    written_page = write_page(study)
     written_page = write_page(study)
     page = html.unescape(Path(written_page["file"]).read_text())
     for text in (show("shift", written), page):
@@ -120,7 +103,6 @@ def test_the_report_page_has_the_estimate_and_sees_no_contradiction(study):
     """A target that no table of scores can hold is none that a record lacks."""
     compare(study, CompareOptions(heads=("linear",), repeats=0))
     _, far = analyse(study, SHORT)["targets"]
-    written_page = write_page(study)
     written_page = write_page(study)
     page = html.unescape(Path(written_page["file"]).read_text())
     assert all(sentence in page for sentence in far["verdict"])

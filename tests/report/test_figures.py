@@ -93,17 +93,6 @@ def test_a_users_settings_are_left_alone_and_change_nothing(results, records):
         assert draw() == plain
 
 
-def test_what_is_not_in_the_files_is_left_out(results, records, logged):
-    """No empty figure; the reason is in the log."""
-    for head in records["heads"]["backbones"][0]["heads"]:
-        head["curves"] = {}
-    file = figures.stored_arrays("heads", results)
-    images = figures.draw("heads", records["heads"], file)
-    assert "figures/heads-roc-tiny.png" in images
-    assert "figures/heads-curves-tiny.png" not in images
-    assert "heads-curves of tiny is not drawn: NothingToDrawError: there are no" in logged.text
-
-
 def test_a_figure_that_fails_is_named_and_costs_no_other(records, logged, monkeypatch):
     """An error in one figure is a warning with its name; the next one is drawn."""
 
@@ -191,18 +180,6 @@ def test_confusions_count_the_images_of_the_file(results):
     counts = [((label == i) & (called == j)).sum() for i in range(3) for j in range(3)]
     texts = [int(text.get_text()) for text in draw_one("heads-confusion", of_heads).axes[1].texts]
     assert texts == [count for count in counts if count]
-
-
-@pytest.mark.parametrize(
-    ("epochs", "ticks"), [(1, {1}), (3, {1, 2, 3}), (30, {5, 10, 15, 20, 25, 30})]
-)
-def test_epochs_are_whole_and_counted_from_one(epochs, ticks):
-    """There is no epoch 0, and nothing between two of them."""
-    loss = [1 / k for k in range(1, epochs + 1)]
-    run = {"fit_loss": loss, "fit_accuracy": [0.5] * epochs, "validation_loss": loss[::-1]}
-    axes = styled(curves.learning_curves)({"full": run}).axes[0]
-    assert set(axes.get_xticks()) == ticks
-    assert [list(line.get_ydata()) for line in axes.lines] == [loss, loss[::-1]]
 
 
 def test_effects_of_one_colour_add_up_to_the_loss(results):

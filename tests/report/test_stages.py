@@ -11,7 +11,7 @@ from pipeline import report
 from pipeline.evaluation.intervals import TOO_FEW
 from pipeline.report import parts_of, show
 from pipeline.report.predict import predictions
-from pipeline.report.table import Table, to_csv
+from pipeline.report.table import to_csv
 from tests.report.tiny_run import many
 
 #: Words that nobody outside the project would use.
@@ -83,24 +83,6 @@ def test_a_target_takes_forty_lines_at_most(records, stage, targets):
         for domain in record["backbones"][0]["domains"]:
             domain["rows"] += [{**domain["rows"][0], "head": name} for name in "abcdefgh"]
     assert len(show(stage, record).splitlines()) <= 40 * targets
-
-
-def test_heads_are_in_one_order_with_the_best_marked(records):
-    """The order is the validation's in every table; the mark is on one head."""
-    tables = [part for part in parts_of("heads", records["heads"]) if isinstance(part, Table)]
-    validation, far = [table for table in tables if table.key == "heads"]
-    assert validation.values("head") == far.values("head")
-    assert validation.values("best") == far.values("best") == [True, False, False]
-
-
-def test_every_advice_on_leaks_is_given_once(records):
-    """Two kinds of leaks take two steps."""
-    leaks = [
-        {"where": f"source {k}", "text": f"{k} copies", "advice": advice}
-        for k, advice in enumerate(("Remove them", "Divide them by patient", "Remove them"))
-    ]
-    first = show("heads", records["heads"] | {"leaks": leaks}).split("\n\n")[0]
-    assert " ".join(first.split()).endswith("2 copies. Remove them. Divide them by patient.")
 
 
 def test_effects_and_methods_are_all_that_a_terminal_is_shown_of_a_target(records):

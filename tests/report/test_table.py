@@ -92,15 +92,6 @@ def test_a_terminal_shows_what_is_known_with_numbers_to_the_right():
     assert lines[-1] == "The baseline is linear; see headrace heads."
 
 
-def test_no_number_is_cut_where_words_are_long():
-    """A name takes several lines instead."""
-    rows = [{**row, "head": "x" * 200} for row in RECORDS]
-    text = terminal_text([Table("", TABLE.columns, rows)])
-    assert max(map(len, text.splitlines())) <= 120
-    assert ".960 [.939, .978]" in text
-    assert "-45.5 [-51.5, -39.3]" in text
-
-
 def test_csv_has_every_digit_and_a_column_for_each_bound():
     """Columns without values are there too: a file has the same columns in every study."""
     rows = list(csv.DictReader(io.StringIO(to_csv(TABLE))))
@@ -163,15 +154,3 @@ def test_a_table_without_rows_shows_its_title_and_notes():
     empty = Table("t", (Column("x", "p"),), [], notes=("None.",))
     assert terminal_text([empty]) == "t\nNone."
     assert to_csv(empty) == "x\n"
-
-
-def test_an_interval_is_the_rows_own_or_that_of_a_field():
-    """What a row lacks is not known."""
-    rows = [{**interval(0.9, 0.8, 0.95), "gain": None}, {**interval(None), "gain": interval(0.1)}]
-    columns = (
-        Column("accuracy", "share", interval=True),
-        Column("points", "points", interval=True, field="gain"),
-    )
-    table = Table("t", columns, rows)
-    assert table.rows == [((0.9, 0.8, 0.95), None), (None, (0.1, None, None))]
-    assert table.values("points") == [None, (0.1, None, None)]
