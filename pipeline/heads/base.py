@@ -34,6 +34,9 @@ class Parameters:
 class Head(Parameters):
     """A classifier with ``predict_proba`` whose fit leaves ``classes_``.
 
+    ``fit`` raises a ValueError for features that are not finite, shapes that do not fit, and
+    labels of one class only.
+
     Attributes:
         classes_: Class labels, shape ``(K,)``.
         n_features_in_: Width of the features that it was fitted to.
@@ -57,11 +60,7 @@ class Head(Parameters):
     def _rows_to_fit(
         self, X: ArrayLike, y: ArrayLike
     ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-        """Checked features ``(n, d)`` and the number of each row's class, ``(n,)``.
-
-        Raises:
-            ValueError: Not finite, shapes that do not fit, or one class only.
-        """
+        """Checked features ``(n, d)`` and the number of each row's class, ``(n,)``."""
         rows = check_features(X)
         if len(rows) != len(np.asarray(y)):
             raise ValueError(f"{len(rows)} rows of features for {len(np.asarray(y))} labels")
@@ -131,9 +130,8 @@ class Standardiser(Parameters):
     """Columns of mean 0 and variance 1, but a column that hardly varies is not blown up.
 
     A filter of the network that answers to no training image leaves a column of almost equal
-    numbers. Divided by their tiny standard deviation, one image that it does answer to would
-    lie ten thousands of deviations out and decide everything. Columns below a thousandth of
-    their backbone's median deviation are divided by that median.
+    numbers: over their tiny deviation, one image that it does answer to would decide everything.
+    Columns below a thousandth of their backbone's median deviation are divided by that median.
 
     Args:
         widths: Columns of each backbone, in order; None: there is one.
@@ -155,16 +153,11 @@ class Standardiser(Parameters):
         """Learn from further features ``(n, d)``."""
         rows = check_features(X)
         if not getattr(self, "n_samples_seen_", 0):
-            self.n_samples_seen_, self.mean_, self.var_ = (
-                0,
-                np.zeros(rows.shape[1]),
-                np.zeros(rows.shape[1]),
-            )
+            self.n_samples_seen_ = 0
+            self.mean_, self.var_ = np.zeros((2, rows.shape[1]))
         # Means and variances of two sets of rows make those of both (Chan and others 1983).
-        mean, share = (
-            rows.mean(axis=0, dtype=np.float64),
-            len(rows) / (self.n_samples_seen_ + len(rows)),
-        )
+        mean = rows.mean(axis=0, dtype=np.float64)
+        share = len(rows) / (self.n_samples_seen_ + len(rows))
         step = mean - self.mean_
         deviation = rows - mean
         variance = np.square(deviation, out=deviation).mean(axis=0)

@@ -28,7 +28,6 @@ class BoostingHead(Head):
         random_state: Seed of the trees.
 
     Attributes:
-        classes_: Class labels, shape ``(K,)``.
         columns_: Numbers of the features that are used beside the components.
         pca_: Features to components.
         trees_: Fitted, of scikit-learn.
@@ -52,11 +51,7 @@ class BoostingHead(Head):
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit features ``(n, d)`` to labels ``(n,)``.
-
-        Raises:
-            ValueError: Not finite, shapes that do not fit, or one class only.
-        """
+        """Fit features ``(n, d)`` to labels ``(n,)``."""
         rows, labels = self._rows_to_fit(X, y)
         # The same inputs for every seed: only the trees are stochastic.
         self.pca_ = PCA(

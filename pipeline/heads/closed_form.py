@@ -36,7 +36,7 @@ def ridge_path(
     X: NDArray[np.floating],
     Y: NDArray[np.floating],
     penalties: NDArray[np.floating],
-    groups: NDArray[Any] | None = None,
+    groups: NDArray[Any],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Solve every penalty, and leave every group out exactly.
 
@@ -44,7 +44,7 @@ def ridge_path(
         X: Features, shape ``(n, d)``; no float64 copy of all is made unless ``n < d``.
         Y: Targets, shape ``(n, K)``.
         penalties: Shape ``(P,)``, positive; of the sum of squares, as scikit-learn's ``alpha``.
-        groups: Patients, shape ``(n,)``; None: every row is its own.
+        groups: Patients, shape ``(n,)``.
 
     Returns:
         Coefficients ``(P, d, K)``, intercepts ``(P, K)``, and what a fit without the row's
@@ -68,7 +68,7 @@ def ridge_path(
     # (p, r, K): what a row of Z is multiplied with for its fitted values.
     fitting = hat[:, :, None] * projected
     held_out = np.empty((len(penalties), *Y.shape))
-    for rows in _same_sized_groups(groups, len(X), len(values) + len(penalties)):
+    for rows in _same_sized_groups(groups, len(values) + len(penalties)):
         at = rows.ravel()
         Z = vectors[at] if wide else (X[at] - centre) @ vectors
         fitted = np.einsum("nr,prk->pnk", Z, fitting, optimize=True) + mean
@@ -98,13 +98,9 @@ def _scatter(
     centres: NDArray[np.floating],
     labels: NDArray[np.intp] | None = None,
 ) -> NDArray[np.float64]:
-    """Sum of the outer products of rows less their centre, shape ``(d, d)``.
+    """Sum ``(d, d)`` of the outer products of rows less the centre of all, or of their label.
 
-    Args:
-        X: Shape ``(n, d)``.
-        centres: One for all, ``(d,)``, or one for each label, ``(K, d)``; products of some
-            rows at a time have its precision, their sum float64.
-        labels: Shape ``(n,)``.
+    Products of some rows at a time have the centres' precision, their sum float64.
     """
     total = np.zeros((X.shape[1], X.shape[1]))
     for rows in row_blocks(X.shape):
@@ -121,11 +117,9 @@ def _transposed_times(X: NDArray[np.floating], v: NDArray[Any]) -> NDArray[np.fl
     return total
 
 
-def _same_sized_groups(
-    groups: NDArray[Any] | None, n: int, width: int
-) -> Iterator[NDArray[np.intp]]:
+def _same_sized_groups(groups: NDArray[Any], width: int) -> Iterator[NDArray[np.intp]]:
     """Row numbers ``(G, m)`` of groups that all have ``m`` rows; pairs of rows are held."""
-    numbers = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    numbers = np.unique(groups, return_inverse=True)[1]
     order = np.argsort(numbers, kind="stable")
     sizes = np.bincount(numbers)
     starts = np.cumsum(sizes) - sizes
@@ -147,12 +141,11 @@ class RidgeHead(Head):
         calibration: Of an earlier fit, for one penalty: nothing is held out then.
 
     Attributes:
-        classes_: Class labels, shape ``(K,)``.
         best_params_: The chosen penalty.
         fixed_params_: What the constructor takes to make the same choice again.
         coef_: Shape ``(d, K)``.
         intercept_: Shape ``(K,)``.
-        calibration_: See :class:`pipeline.heads.calibration.Calibration`.
+        calibration_: Scores to probabilities.
     """
 
     def __init__(
@@ -168,8 +161,7 @@ class RidgeHead(Head):
         """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
 
         Raises:
-            ValueError: Not finite, shapes that do not fit, one class only, or a penalty
-                that is not positive.
+            ValueError: A penalty that is not positive, or see :class:`Head`.
         """
         rows, labels = self._rows_to_fit(X, y)
         if min(self.penalties, default=0) <= 0:
@@ -180,7 +172,7 @@ class RidgeHead(Head):
             self.coef_, self.intercept_ = ridge(rows, targets, penalty)
             self.calibration_ = self.calibration
             return self
-        patients = None if groups is None else np.asarray(groups)
+        patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
         coef, intercept, held_out = ridge_path(rows, targets, np.asarray(self.penalties), patients)
         calibrations = [fit_calibration(scores, labels) for scores in held_out]
         best = int(np.argmin([calibration.loss for calibration in calibrations]))
@@ -212,7 +204,6 @@ class DiscriminantHead(Head):
             as Ledoit and Wolf (2004) estimate it, of columns at the same scale.
 
     Attributes:
-        classes_: Class labels, shape ``(K,)``.
         coef_: Shape ``(d, K)``.
         intercept_: Shape ``(K,)``.
     """
@@ -227,8 +218,7 @@ class DiscriminantHead(Head):
         """Fit features ``(n, d)`` to labels ``(n,)``.
 
         Raises:
-            ValueError: Not finite, shapes that do not fit, one class only, or a shrinkage
-                that is not allowed.
+            ValueError: A shrinkage that is not allowed, or see :class:`Head`.
             LinAlgError: No row differs from its class's mean.
         """
         _fit_discriminants([self], X, y)
@@ -243,14 +233,7 @@ class DiscriminantHead(Head):
 def discriminant_path(
     heads: Sequence[DiscriminantHead], X: ArrayLike, y: ArrayLike, other: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Probabilities ``(heads, m, K)`` of other rows by heads that differ in their shrinkage.
-
-    Args:
-        heads: Unfitted.
-        X: Features, shape ``(n, d)``.
-        y: Labels, shape ``(n,)``.
-        other: Features of other rows, ``(m, d)``.
-    """
+    """Fit heads that differ in their shrinkage; their probabilities ``(heads, m, K)`` of others."""
     _fit_discriminants(heads, X, y)
     return np.stack([head.predict_proba(other) for head in heads])
 
@@ -267,42 +250,38 @@ def _fit_discriminants(heads: Sequence[DiscriminantHead], X: ArrayLike, y: Array
     # Products in float32 take half the time, and change a probability by a millionth.
     covariance = _scatter(rows, means.astype(np.float32), labels) / len(rows)
     for head in heads:
-        shrunk = _shrink(covariance, rows, means, labels, head.shrinkage)
+        shrunk = _shrunk(covariance, rows, means, labels, head.shrinkage)
         head.coef_ = cho_solve(cho_factor(shrunk.T, overwrite_a=True), means.T)
         head.intercept_ = np.log(counts / len(rows)) - (means.T * head.coef_).sum(axis=0) / 2
 
 
-def _shrink(
+def _shrunk(
     covariance: NDArray[np.float64],
     X: NDArray[np.float32],
     means: NDArray[np.float64],
     labels: NDArray[np.intp],
-    shrinkage: float | str,
+    share: float | str,
 ) -> NDArray[np.float64]:
     """The covariance of rows around the means of their classes, shrunk."""
-    if not isinstance(shrinkage, str):
-        return _shrunk(covariance, shrinkage)
-    scale = np.sqrt(covariance.diagonal())
-    # A constant column has a deviation of rounding errors.
-    scale[scale <= 1e-6 * np.abs(means).max(axis=0)] = 1
-    correlation = covariance / np.outer(scale, scale)
-    # Ledoit and Wolf 2004, lemma 3.3: the share with the least expected squared error.
-    n, d = X.shape
-    fourth = sum(
-        float((np.square((X[rows] - means[labels[rows]]) / scale).sum(axis=1) ** 2).sum()) / n
-        for rows in row_blocks(X.shape)
-    )
-    total, trace = float(np.square(correlation).sum()), float(correlation.trace())
-    spread = (total - trace**2 / d) / d
-    error = min((fourth - total) / (d * n), spread)
-    share = error / spread if error > 0 else 0.0
-    return np.asarray(_shrunk(correlation, share) * np.outer(scale, scale))
-
-
-def _shrunk(covariance: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    shrunk: NDArray[np.float64] = (1 - share) * covariance
+    scale = np.ones(len(covariance))
+    if isinstance(share, str):
+        scale = np.sqrt(covariance.diagonal())
+        # A constant column has a deviation of rounding errors.
+        scale[scale <= 1e-6 * np.abs(means).max(axis=0)] = 1
+        covariance = covariance / np.outer(scale, scale)
+        # Ledoit and Wolf 2004, lemma 3.3: the share with the least expected squared error.
+        n, d = X.shape
+        fourth = sum(
+            float((np.square((X[rows] - means[labels[rows]]) / scale).sum(axis=1) ** 2).sum()) / n
+            for rows in row_blocks(X.shape)
+        )
+        total, trace = float(np.square(covariance).sum()), float(covariance.trace())
+        spread = (total - trace**2 / d) / d
+        error = min((fourth - total) / (d * n), spread)
+        share = error / spread if error > 0 else 0.0
+    shrunk = (1 - share) * covariance
     np.fill_diagonal(shrunk, shrunk.diagonal() + share * covariance.trace() / len(covariance))
-    return shrunk
+    return np.asarray(shrunk * np.outer(scale, scale))
 
 
 class PrototypeHead(Head):
@@ -315,9 +294,8 @@ class PrototypeHead(Head):
         calibration: Of an earlier fit: nothing is held out then.
 
     Attributes:
-        classes_: Class labels, shape ``(K,)``.
         means_: Mean of the unit rows of each class, shape ``(K, d)``.
-        calibration_: See :class:`pipeline.heads.calibration.Calibration`; its offsets are zero.
+        calibration_: Cosines to probabilities; its offsets are zero.
         fixed_params_: What the constructor takes to make the same choice again.
     """
 
@@ -325,11 +303,7 @@ class PrototypeHead(Head):
         self.calibration = calibration
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
-        """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
-
-        Raises:
-            ValueError: Not finite, shapes that do not fit, or one class only.
-        """
+        """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole."""
         rows, labels = self._rows_to_fit(X, y)
         of_class = np.eye(len(self.classes_))[labels]
         share = of_class / _norms(rows)[:, None]

@@ -46,7 +46,6 @@ class MLPHead(Head):
         random_state: Seed of the initial weights, the order of rows and the dropout.
 
     Attributes:
-        classes_: Class labels, shape ``(K,)``.
         layers_: Weights ``(d_in, d_out)`` and bias ``(d_out,)`` of each layer, float32.
         curves_: By name (``fit_loss``, ``fit_accuracy``, and ``validation_*`` where such rows
             were given), a value for each epoch; losses in nats. Those of the fit rows are
@@ -84,8 +83,7 @@ class MLPHead(Head):
                 their loss and accuracy are noted. They reach no weight.
 
         Raises:
-            ValueError: Not finite, shapes that do not fit, one class only, or a setting that
-                is not allowed.
+            ValueError: A setting that is not allowed, or see :class:`Head`.
         """
         rows, labels = self._rows_to_fit(X, y)
         if self.depth < 1 or self.hidden < 1 or not 0 <= self.dropout < 1:
@@ -132,7 +130,8 @@ def _train(
     for _ in range(epochs):
         loss, hits = 0.0, 0.0
         order = rng.permutation(len(X))
-        masks = _draw_masks(rng, len(X), widths[1:-1])
+        # Bytes, because as numbers the masks of 200,000 rows would be as large as the rows.
+        masks = [rng.integers(0, 256, (len(X), width), np.uint8) for width in widths[1:-1]]
         # A step takes slices: the rows of many steps are put in their order at once.
         size = batch * max(1, _SHUFFLED // batch)
         for start in range(0, len(X), size):
@@ -179,14 +178,6 @@ def _note(curves: dict[str, list[float]], rows: str, loss: float, accuracy: floa
     curves.setdefault(f"{rows}_accuracy", []).append(accuracy)
 
 
-def _draw_masks(rng: np.random.Generator, n: int, hidden: list[int]) -> list[NDArray[np.uint8]]:
-    """For each hidden layer a random byte a unit, ``(n, width)``.
-
-    Bytes, because as numbers the masks of 200,000 rows would be as large as the rows.
-    """
-    return [rng.integers(0, 256, (n, width), np.uint8) for width in hidden]
-
-
 def _scale(drawn: NDArray[np.uint8], dropout: float) -> NDArray[np.float32]:
     """0 for what is dropped and 1 / (share that is kept) for the rest, of random bytes.
 
@@ -226,12 +217,9 @@ class _Network:
         )
 
     def gradients(self, X: Any, truth: Any, masks: list[Any]) -> Any:
-        """Put the gradients of one batch in place; its probabilities ``(batch, K)``.
+        """Put the gradients of a batch and its one-hot labels in place; its probabilities.
 
-        Args:
-            X: Features of the batch.
-            truth: One-hot labels.
-            masks: For each hidden layer, what the units are multiplied with.
+        The units of each hidden layer are multiplied with its mask.
         """
         inputs, gates = [X], []
         for W, b, mask in zip(self.weights, self.biases, masks, strict=False):

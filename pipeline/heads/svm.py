@@ -33,10 +33,9 @@ class SVMHead(Head):
             than ``MOST_ROWS`` rows.
 
     Attributes:
-        classes_: Class labels, shape ``(K,)``.
         support_vectors_: Rows that the scores are made from, float32 of shape ``(s, d)``.
         gamma_: Of the RBF kernel: one over the features' number and variance.
-        calibration_: See :class:`pipeline.heads.calibration.Calibration`.
+        calibration_: Scores to probabilities.
         best_params_: The chosen candidate.
         fixed_params_: What the constructor takes to make the same choice again.
     """
@@ -56,8 +55,7 @@ class SVMHead(Head):
         """Fit features ``(n, d)`` to labels ``(n,)``, patients ``(n,)`` held out whole.
 
         Raises:
-            ValueError: Not finite, shapes that do not fit, one class only, or a class with
-                fewer than two patients.
+            ValueError: A class with fewer than two patients, or see :class:`Head`.
         """
         rows, labels = self._rows_to_fit(X, y)
         patients = np.arange(len(rows)) if groups is None else np.asarray(groups)
