@@ -111,8 +111,7 @@ def _groups_of_images(
         first = printable(next(iter(groups), "missing"))
         raise StudyError(
             f"{file}: none of its {len(groups)} rows names an image of {domain.name}; its first "
-            f"{key} is {first}, the first in {domain.path} is {printable(names[0])}: write them "
-            "alike"
+            f"{key} is {first}, that of the images {printable(names[0])}: write them alike"
         )
     if missing:
         _LOG.warning(
@@ -137,16 +136,13 @@ def _names_of_images(domain: Domain, file: Path, key: str, samples: Samples) -> 
     if key == "path":
         return [composed(item.path) for item in items]
     patients = patients_of_items(domain, items)
-    reason = ""
-    if domain.group == HEADER:
-        reason = "patients of DICOM headers are known as hashes only: give rows by path"
-    elif domain.group is None and not any(patients):
-        reason = (
-            f"{domain.name} has no `group` pattern that finds a patient in a file's name: give "
+    if domain.group == HEADER or not any(patients):
+        why = "of DICOM headers are known as hashes only"
+        if domain.group != HEADER:
+            why = "are found by no `group` pattern: give one in the study file"
+        raise StudyError(
+            f"{file} has rows by patient, but patients of {domain.name} {why}, or rows by path"
         )
-        reason += "one in the study file, or rows by path"
-    if reason:
-        raise StudyError(f"{file} has rows by patient, but {reason}")
     return [patient or item.path for patient, item in zip(patients, items, strict=True)]
 
 
@@ -156,9 +152,8 @@ def read_attributes(
     """Read the groups of every image or patient from a table.
 
     Args:
-        file: UTF-8 CSV with a header, whose first column is ``path`` or ``patient``; an empty
-            cell is unknown. Columns of other attributes are not looked at.
-        attributes: At least one.
+        file: Its first column is ``path`` or ``patient``; an empty cell is unknown.
+        attributes: At least one; columns of others are not looked at.
         table: The domain's, where this is its file: then its column of paths is the key.
 
     Returns:
@@ -166,8 +161,8 @@ def read_attributes(
         attribute, in their order.
 
     Raises:
-        StudyError: It cannot be read, is not UTF-8 or not CSV, lacks a column, has a key
-            twice with different values, or text where a number should be.
+        StudyError: It is no such table, lacks a column, has a key twice with different values,
+            or text where a number should be.
     """
     rows = read_rows(file)
     header = next(rows, Row(1, []))
@@ -175,21 +170,15 @@ def read_attributes(
     key_name = _key_column(file, header, attributes, table)
     key_at, *columns = map(header.cells.index, (key_name, *(a.name for a in attributes)))
     groups: dict[str, tuple[str, ...]] = {}
-    first_of: dict[str, tuple[int, list[str]]] = {}
     for row in rows:
-        key, values = row.cells[key_at], [row.cells[column] for column in columns]
-        if not key:
+        if not (key := row.cells[key_at]):
             fail(file, row.line, f"the {key_name} is empty: give it, or remove the line")
-        line, first = first_of.setdefault(key, (row.line, values))
-        if values != first:
-            differs = next(
-                a.name for a, x, y in zip(attributes, first, values, strict=True) if x != y
-            )
+        pairs = zip(attributes, columns, strict=True)
+        group = tuple(_group(file, row.line, a, row.cells[column]) for a, column in pairs)
+        if groups.setdefault(key, group) != group:
             other = "" if key_name == "path" else ", or give a row for each image, by its path"
-            what = f"the same {key_name} as in line {line} with another {differs}"
+            what = f"an earlier line says other things of the same {key_name}"
             fail(file, row.line, f"{what}: keep one{other}")
-        pairs = zip(attributes, values, strict=True)
-        groups[key] = tuple(_group(file, row.line, attribute, value) for attribute, value in pairs)
     return "path" if table else key_name, groups
 
 
@@ -201,17 +190,12 @@ def _key_column(
     shown = ", ".join(map(printable, names)) or "nothing"
     key = find_columns(table, header, labelled=False)["path"][0] if table else "".join(names[:1])
     if not table and key not in _KEYS:
-        allowed = f"allowed as the first is {' or '.join(_KEYS)}, and columns are separated by "
-        allowed += "commas: name the column that says whose the row is"
-        fail(file, header.line, f"the columns are {shown}; {allowed}")
+        why = f"allowed as the first is {' or '.join(_KEYS)}, which says whose the row is"
+        fail(file, header.line, f"the columns, separated by commas, are {shown}; {why}")
     for attribute in attributes:
         if attribute.name not in names or attribute.name == key:
-            fail(
-                file,
-                header.line,
-                f"there is no column {attribute.name!r} for [subgroups]; the columns are {shown}. "
-                "Add it, with empty cells where nothing is known, or take it out of [subgroups]",
-            )
+            what = f"no column {attribute.name!r} for [subgroups]; the columns are {shown}"
+            fail(file, header.line, f"{what}. Add it, or take it out of [subgroups]")
     return key
 
 
@@ -226,7 +210,6 @@ def _group(file: Path, line: int, attribute: Attribute, value: str) -> str:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        bins = f"[subgroups] {attribute.name} has bins: allowed are numbers, and an empty cell for "
-        bins += "what is not known"
-        fail(file, line, f"{attribute.name} is {printable(value)!r}, but {bins}")
+        what = f"{attribute.name} is {printable(value)!r}, but has bins in [subgroups]"
+        fail(file, line, f"{what}: allowed are numbers, and an empty cell for what is not known")
     return attribute.bin_of(number)

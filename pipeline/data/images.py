@@ -1,17 +1,12 @@
 """From the bytes of an image file to pixels, by a declared policy.
 
-Only JPEG, PNG, TIFF and DICOM are opened, whatever the file is called, and everything about a file
-that cannot be trusted ends in one exception: ``ImageError``, whose message is the
-reason to list. Decoding runs in many threads, so nothing here touches process-wide
-state: no warning filter, no ``Image.MAX_IMAGE_PIXELS``, no ``LOAD_TRUNCATED_IMAGES``.
-
-Pillow's readers are called directly and not through ``Image.open``, which warns about large
-images, and a warning can be made an error only for all threads at once; so the size is read
-from the header and checked here, before anything is decoded.
+Only JPEG, PNG, TIFF and DICOM are opened, whatever the file is called, and whatever is wrong with
+one is an ``ImageError``, whose message is the reason to list. Decoding runs in many threads, so no
+process-wide state is touched: Pillow's readers are called directly, because ``Image.open`` warns
+of large images, and the size is checked here before anything is decoded.
 
 The scan of an ordinary JPEG file is decoded by simplejpeg: the same pixels as Pillow's, since
-both are libjpeg-turbo, in 0.4 of the time at 224 x 224, and without Python's lock. What it
-objects to goes through Pillow, whose reasons are given.
+both are libjpeg-turbo, in 0.4 of the time at 224 x 224, and without Python's lock.
 """
 
 import io
@@ -130,18 +125,11 @@ def decode(data: bytes, policy: PixelPolicy, reading: Reading = _DEFAULT) -> Pix
     Damage in a PNG file is always found. Damage inside the scan of a JPEG file cannot be
     told from image content, because the format has no checksum.
 
-    Args:
-        data: The whole file.
-        policy: See :class:`PixelPolicy`.
-        reading: Of its domain.
-
     Returns:
         Shape ``(size, size, 3)``, 0 to 255, red first, read-only.
 
     Raises:
-        ImageError: With the reason: empty, no image, a format that is not allowed,
-            truncated, damaged, too large, too small, too long, several frames, 12 bits
-            stored in 16.
+        ImageError: With the reason, such as truncated, too large, or 12 bits stored in 16.
     """
     return fitted(picture_of(data, reading, at_least=policy.at_least), policy)
 
@@ -154,8 +142,7 @@ def picture_of(
     Args:
         data: The whole file.
         reading: Of its domain.
-        at_least: A JPEG file may be decoded smaller, to sides of so many pixels; None: at its
-            own size.
+        at_least: A JPEG file may be decoded smaller, to sides of so many pixels.
 
     Raises:
         ImageError: As :func:`decode`.
@@ -226,18 +213,14 @@ _ADVICE = "; max_megapixels in the study sets it"
 def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, int]:
     """Open a JPEG, PNG or TIFF file; its pixels are decoded when they are first asked for.
 
-    Of several pictures in one JPEG file, as phones write them, this is the first.
-
-    Args:
-        data: The whole file. All of a PNG file is checked against its checksums here.
-        reading: Of its domain.
+    Of several pictures in one JPEG file, as phones write them, this is the first. All of a PNG
+    file is checked against its checksums.
 
     Returns:
         The image as it is stored, and its orientation, 1 (upright) to 8, as EXIF counts.
 
     Raises:
-        ImageError: Empty, no image, a format that is not allowed, several frames, too
-            large, too small, too long; a PNG file that is truncated or damaged.
+        ImageError: As :func:`decode`.
     """
     if not data:
         raise ImageError("empty file")
@@ -292,11 +275,7 @@ def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:
 
 
 def check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS, advice: str = "") -> None:
-    """Refuse an image by its size, in pixels, before any of it is decoded.
-
-    Raises:
-        ImageError: It is too large, too small or too long.
-    """
+    """Refuse an image by its size, in pixels, with an ImageError, before any of it is decoded."""
     short, long = sorted((width, height))
     if width * height > max_pixels:
         limit = f"limit {max_pixels / 1_000_000:g} Mpx"
@@ -308,10 +287,7 @@ def check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS, advice:
 
 
 def _reason(data: bytes, cause: Exception) -> str:
-    """The reason to list where Pillow gives up on a file of an allowed format.
-
-    Damage inside the scan of a JPEG file goes unseen: the format has no checksum.
-    """
+    """The reason to list where Pillow gives up on a file of an allowed format."""
     text = str(cause).splitlines()[0][:120] if str(cause) else type(cause).__name__
     cut_short = "truncated" in text.lower() or _JPEG_END not in data
     if data.startswith(b"\xff") and cut_short:
@@ -495,12 +471,9 @@ def _depth(image: Image.Image) -> int:
 
 
 def fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
-    """Bring a picture of mode L or RGB to the square that a network sees.
+    """Bring a picture of mode L or RGB to the square that a network sees, as :func:`decode`.
 
     Grey is resized as one channel and replicated afterwards.
-
-    Returns:
-        Shape ``(size, size, 3)``, 0 to 255, red first, read-only.
     """
     square = RESIZES[policy.resize](MASKS[policy.mask](image), policy)
     return np.asarray(square if square.mode == "RGB" else square.convert("RGB"))
@@ -570,11 +543,11 @@ DEGREES, SIDE, _BRIGHTER = 10.0, 0.85, 0.15
 
 
 def views_of(count: int) -> list[dict[str, float]]:
-    """The first so many views; JSON types.
+    """The numbers of the first so many views, in any recipe; JSON types.
 
-    The first is the picture as it is, and every second one is mirrored left and right. A
-    mirrored chest has its heart on the right: harmless for opacities, wrong for a label that
-    means a side.
+    The first is the picture as it is, and every second one is mirrored left and right, which is
+    wrong for a label that means a side. ``side`` is that of the part that is seen, as a share of
+    the picture's; ``right`` and ``down`` say where its middle lies.
     """
     plain = {"mirror": 0, "degrees": 0.0, "side": 1.0, "right": 0.0, "down": 0.0, "brightness": 1.0}
     return [plain, *map(_drawn, range(1, count))]
@@ -596,15 +569,7 @@ def _drawn(number: int) -> dict[str, float]:
 def affine_map(
     *, mirror: float, degrees: float, side: float, right: float, down: float
 ) -> NDArray[np.float32]:
-    """From places in a view to places in the picture, both -1 to 1; shape ``(2, 3)``.
-
-    Args:
-        mirror: Whether left and right change places.
-        degrees: Of the rotation.
-        side: Of the part that is seen, as a share of the picture's.
-        right: Where its middle lies.
-        down: Likewise.
-    """
+    """From places in a view (see :func:`views_of`) to those in the picture; -1 to 1, ``(2, 3)``."""
     sign, angle = 1 - 2 * mirror, math.radians(degrees)
     cos, sin = side * math.cos(angle), side * math.sin(angle)
     return np.array([[sign * cos, -sin, right], [sign * sin, cos, down]], np.float32)

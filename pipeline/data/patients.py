@@ -67,11 +67,7 @@ def _compiled(pattern: str) -> Any:
 
 
 def patients_of_items(domain: Domain, items: Sequence["Item"]) -> list[str | None]:
-    """Patient id of each image of a domain: of its header, its pattern, or a table's column.
-
-    Returns:
-        None where there is none.
-    """
+    """Patient id of each image, of its header, its pattern, or a table's column; or None."""
     if domain.group is None or domain.group == HEADER:
         return [item.patient or None for item in items]
     return [patient_of(item.path, domain.group) for item in items]
@@ -118,11 +114,7 @@ def _place_of_id(domain: Domain) -> str:
 
 
 def one_patient_hint(table: str) -> str:
-    """What else may be amiss where images are of too few patients.
-
-    Args:
-        table: Of the study file: ``source`` or ``target.NAME``.
-    """
+    """What else may be amiss where images of a table of the study file are of too few patients."""
     return f"if these are of several patients, the group pattern of [{table}] takes them for one"
 
 
@@ -160,14 +152,14 @@ def split_by_patient(
     """Hold out whole patients, stratified by the classes that a patient's images have.
 
     Patients whose mixture of classes is rare, so that its share would be less than one of
-    them, are divided class by class instead, see :func:`_by_rarest_class`.
+    them, are divided class by class instead.
 
     Args:
         label: Shape ``(n,)``.
         group: ``n`` patient ids.
         share: Share of the images that validation should have in each stratum, in (0, 1).
         seed: Of the study.
-        names: Of the classes in label order, for the message; their numbers where left out.
+        names: Of the classes in label order, for the message.
 
     Returns:
         ``fit`` or ``validation``, shape ``(n,)``.
@@ -210,13 +202,8 @@ def _by_rarest_class(
     """Who is held out of patients with rare mixtures (iterative stratification).
 
     The class with the fewest patients left is divided first, so that none is used up by
-    more frequent ones (Sechidis, Tsoumakas and Vlahavas 2011).
-
-    Args:
-        rare: In the order in which they are drawn.
-        classes: Of every patient.
-        held_out: Patients that are held out already.
-        share: Share of the patients of each class that validation should have.
+    more frequent ones (Sechidis, Tsoumakas and Vlahavas 2011). ``held_out`` are patients that
+    are held out already.
     """
     total = Counter(k for mixture in classes.values() for k in mixture)
     held = Counter(k for patient in held_out for k in classes[patient])
@@ -256,7 +243,7 @@ def _check_both_splits(
     for k in np.unique(label).tolist():
         if len(set(split[label == k])) < 2:
             patients = len({p for p, c in zip(group, label.tolist(), strict=True) if c == k})
-            name = repr(printable(names[k])) if names else f"number {k}"
+            name = repr(printable(names[k] if names else str(k)))
             why = "too few to" if patients == 1 else "and with this seed they do not"
             seed = "" if patients == 1 else ", or take another seed"
             raise StudyError(
@@ -388,11 +375,7 @@ class PatientDraws:
         return len(self.counts)
 
     def of(self, group: NDArray[Any]) -> "PatientDraws":
-        """The same draws for other rows of these patients.
-
-        Args:
-            group: Shape ``(m,)``; every patient must be among ``patients``.
-        """
+        """The same draws for other rows, whose patients (m,) are all among ``patients``."""
         return replace(self, member=np.searchsorted(self.patients, group))
 
     def weights(self, which: slice = slice(None)) -> Weights:
@@ -417,11 +400,7 @@ class PatientDraws:
         return np.concatenate(parts, axis=-1)
 
     def mean(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """Mean in each draw of a number per row, shape ``(B,)``; NaN for a draw of no rows.
-
-        Args:
-            values: Shape ``(n,)``.
-        """
+        """Mean in each draw of a number per row (n,), shape ``(B,)``; NaN for a draw of no rows."""
         sums, rows = (
             np.bincount(self.member, weights=each, minlength=len(self.patients))
             for each in (values, None)
@@ -461,10 +440,9 @@ def draw_patients(
 
     Args:
         group: ``n`` patient ids.
-        rng: Source of randomness; the same state gives the same draws.
-        draws: Number of draws, ``B``.
-        label: Shape ``(n,)``: a draw that lacks one of these classes is drawn anew, so that
-            a head can be fitted to each.
+        rng: Of the draws.
+        draws: How many.
+        label: Shape ``(n,)``: a draw that lacks one of these classes is drawn anew.
     """
     patients, member = np.unique(np.asarray(group), return_inverse=True)
     share = np.full(patients.size, 1 / patients.size)
