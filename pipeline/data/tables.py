@@ -157,12 +157,7 @@ def _parquet(file: Path) -> Iterator[Row]:
 
 
 def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
-    """The images that rows of the domain name and that are there.
-
-    Raises:
-        StudyError: A column is missing or unclear, no row is of the domain, no image is
-            found, or two rows contradict each other.
-    """
+    """The images that rows of the domain name and that are there; what is wrong is a StudyError."""
     images = images_below(domain.path, ignore=domain.ignore or (), each=each)
     look_up, table = _Lookup(images.items), _Table(domain)
     without_class, absent = 0, []
@@ -203,9 +198,7 @@ def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
             "%s: %s of %s left out: %s",
             *(domain.name, counted(without_class, "row"), table.file, why),
         )
-    # Images of other hospitals in the same table are no news.
-    elsewhere = {image.file for path in table.of_others if (image := look_up.find(path))}
-    others = Counter({"not in the table": len(images.items) - len(elsewhere | items.keys())})
+    others = Counter({"in no row that is taken": len(images.items) - len(items)})
     ordered = tuple(sorted(items.values(), key=lambda item: item.path))
     return replace(images, items=ordered, ignored=Counter(images.ignored) + others)
 
@@ -213,18 +206,10 @@ def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
 def find_columns(
     table: ImageTable, header: Row, *, labelled: bool = True
 ) -> dict[str, tuple[str, ...]]:
-    """What each column is for: as the study says, else by its name.
-
-    Args:
-        table: Of the study.
-        header: Its first row.
-        labelled: Whether a label is needed.
-
-    Returns:
-        Names of columns, by what they are for; what is not there is missing.
+    """Names of columns by what they are for: as the study says, else by their names.
 
     Raises:
-        StudyError: A column is missing, or two fit.
+        StudyError: A column that is needed is missing, or two fit.
     """
     check_header(table.file, header)
     shown = ", ".join(map(printable, header.cells)) or "nothing"
@@ -247,12 +232,8 @@ def find_columns(
         what, hint = use, f'columns = {{{use} = "NAME"}}'
         if use == "label" and table.finding:
             what, hint = repr(table.finding), f'values = {{{table.finding!r} = "NAME"}}'
-        fail(
-            table.file,
-            header.line,
-            f"it is unclear which column is the {what}; the columns are {shown}. Write {hint} "
-            f"{_WHERE}",
-        )
+        question = f"it is unclear which column is the {what}; the columns are {shown}"
+        fail(table.file, header.line, f"{question}. Write {hint} {_WHERE}")
     return columns
 
 
@@ -307,11 +288,7 @@ class _Lookup:
 
 
 class _Table:
-    """The table of a domain: its rows, and what their cells mean.
-
-    Args:
-        domain: Has a table.
-    """
+    """The table of a domain: its rows, and what their cells mean."""
 
     def __init__(self, domain: Domain) -> None:
         assert domain.table is not None  # noqa: S101 - the kind of input says so
@@ -320,8 +297,6 @@ class _Table:
         self._rows = read_rows(self.file)
         header = next(self._rows, Row(1, []))
         self.finding = self._table.finding or ""
-        #: Paths in the rows of other domains, once all rows were read.
-        self.of_others: set[str] = set()
         self._names = self._table.values.get(self.finding, (self.finding,))
         marks = [at for at, name in enumerate(header.cells) if name in self._names]
         self._marks = marks if self.finding else []
@@ -345,8 +320,6 @@ class _Table:
             others.add(name := self.cell(row, "domain"))
             if name == wanted:
                 yield row
-            else:
-                self.of_others.add(self.cell(row, "path"))
         if wanted not in others:
             names = ", ".join(sorted(map(printable, others))[:10])
             raise StudyError(f"{self.file} has no row of domain {wanted!r}; it has {names}")

@@ -127,7 +127,7 @@ def test_rows_that_name_no_image_are_an_error_with_both_spellings(divided):
     """Silently, everybody would be unknown."""
     with pytest.raises(
         StudyError,
-        match="none of its 1 rows names an image of source; its first path is here/a/x.png, the "
+        match="none of its 1 rows names an image of source; its first path is here/a/x.png, "
         r"that of the images a/p1000_0.png: write them alike",
     ):
         divided("path,sex\nhere/a/x.png,F\n")

@@ -40,7 +40,7 @@ def test_a_row_becomes_an_image_with_class_and_patient(root):
     text = "Image Index,Diagnosis,Patient_ID,,\na/1.png,ill,p1,3,\nb/3.png,well,p2,4,\n"
     listing = scan(domain(root, text))
     assert rows_of(listing) == [("a/1.png", "ill", "p1", ""), ("b/3.png", "well", "p2", "")]
-    assert listing.ignored == {"not in the table": 2}
+    assert listing.ignored == {"in no row that is taken": 2}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_one_table_serves_several_hospitals(root):
     text = "path,label,site\na/1.png,x,A\na/2.png,y,A\nb/3.png,x,B\n"
     listing = scan(domain(root, text, domain="A"))
     assert len(listing.items) == 2
-    assert listing.ignored == {"not in the table": 1}
+    assert listing.ignored == {"in no row that is taken": 2}
     assert len(scan(domain(root, text, domain="B")).items) == 1
     with pytest.raises(StudyError, match=r"no row of domain 'C'; it has A, B"):
         scan(domain(root, text, domain="C"))
