@@ -631,19 +631,11 @@ _FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
 def finetune(study: Any, **flags: Any) -> dict[str, Any]:
     """See ``_FINETUNE_HELP``."""
     from pipeline.errors import PartsError, PipelineError
-    from pipeline.finetune.stage import FinetuneOptions
     from pipeline.finetune.stage import finetune as run
 
     figures = _drawn_too({"figures": flags.pop("figures")})
-    options = FinetuneOptions(
-        methods=flags.pop("methods"),
-        image_size=flags.pop("image_size"),
-        limit=flags.pop("limit"),
-        device=flags.pop("device"),
-        samples=_samples(flags),
-        settings=flags,
-    )
-    record = run(study, options)
+    given = {name: flags.pop(name) for name in ("methods", "image_size", "limit", "device")}
+    record = run(study, **given, options=_samples(flags), settings=flags)
     if not record["trial"]:
         draw = partial(_draw, "finetune", record, study) if figures else dict
         _publish("finetune", record, study, draw=draw)
@@ -797,7 +789,7 @@ def explain(study: Any, *, head: str | None, device: str, **flags: Any) -> dict[
     Example: headrace explain study.toml --head linear
     """
     from pipeline.explain import explain as run
-    from pipeline.finetune.distributed import choose_device
+    from pipeline.features.engines import choose_device
 
     record = run(study, head, device=choose_device(device), **flags)
     _show("explain", record)

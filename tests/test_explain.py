@@ -20,7 +20,7 @@ from pipeline.features.extract import ExtractOptions, extract
 from pipeline.features.frozen import Frozen, build
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import assemble
-from pipeline.finetune.stage import FinetuneOptions, finetune
+from pipeline.finetune.stage import finetune
 from pipeline.results import write_set
 from pipeline.study import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
@@ -90,7 +90,7 @@ def test_a_fine_tuned_network_is_explained_too(marked):
     """Beside a head of shuffled labels and the audit's test; its sheets are of mode 0600."""
     study = marked("corner", install_trainable_tiny)
     given = {"epochs": 6, "batch_size": 8, "learning_rate": 0.01}
-    finetune(study, FinetuneOptions(methods=("full",), settings=given, device="cpu"))
+    finetune(study, methods=("full",), settings=given, device="cpu")
     auc = {"estimate": 1.0, "low": 0.9, "high": 1.0}
     finding = {"check": "corners", "where": "there", "values": {"auc": auc}}
     write_set(study.results / "audit.json", {"findings": [finding]})

@@ -30,7 +30,7 @@ from pipeline.export import export_model, load_trained  # noqa: E402
 from pipeline.features.engines import EngineChoice  # noqa: E402
 from pipeline.features.extract import ExtractOptions, extract  # noqa: E402
 from pipeline.features.load import load_features  # noqa: E402
-from pipeline.finetune.stage import FinetuneOptions, finetune  # noqa: E402
+from pipeline.finetune.stage import finetune  # noqa: E402
 from pipeline.heads.save import head_folder  # noqa: E402
 from pipeline.predict import predict as predict_images  # noqa: E402
 from pipeline.results import read_set, write_set  # noqa: E402
@@ -55,7 +55,7 @@ def made(tmp_path_factory) -> Path:
         options = {"seeds": 2, "repeats": 0, "draws": 20}
         compare(study, CompareOptions(heads=("linear", "mlp", "forest", "knn"), **options))
         given = {"epochs": 1, "batch_size": 8}
-        finetune(study, FinetuneOptions(methods=("full",), settings=given, device="cpu"))
+        finetune(study, methods=("full",), settings=given, device="cpu")
         write_images(folder / "new", 6, seed=9)
         export_model(study, "mlp", folder / "mlp.onnx")
     return folder
@@ -182,7 +182,7 @@ def test_a_study_of_another_seed_has_models_too(study):
     file.write_text("seed = 3\n" + file.read_text())
     other = load_study(file)
     given = {"epochs": 1, "batch_size": 8}
-    finetune(other, FinetuneOptions(methods=("full",), settings=given, device="cpu"))
+    finetune(other, methods=("full",), settings=given, device="cpu")
     compare(other, CompareOptions(heads=("mlp", "linear"), seeds=2, repeats=0, draws=20))
     compare(other, CompareOptions(heads=("mlp",), seeds=2, repeats=0, draws=20))
     choice = other.backbones[0]

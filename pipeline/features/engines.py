@@ -223,10 +223,7 @@ def resolve_engine(
     """
     check_engine(choice)
     device = choice.device
-    if device == "auto":
-        device = "cuda" if choice.engine != "openvino" and _has_cuda() else "cpu"
-    elif device == "cuda" and not _has_cuda():
-        raise EngineError(_NO_CUDA)
+    device = choose_device("cpu" if choice.engine == "openvino" and device == "auto" else device)
     if precision == "tf32" and device != "cuda":
         raise EngineError(f"tf32 is a precision of CUDA devices, not of {device}: use fp32")
     exact_cpu = device == "cpu" and precision == "fp32"
@@ -276,6 +273,19 @@ def start_engine(
     from pipeline.features.torch_engine import TorchEngine
 
     return TorchEngine(build, choice, precision, images=images)
+
+
+def choose_device(name: str) -> str:
+    """``cpu`` or ``cuda``, from ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        EngineError: CUDA is asked for, and there is none.
+    """
+    if name == "auto":
+        return "cuda" if _has_cuda() else "cpu"
+    if name == "cuda" and not _has_cuda():
+        raise EngineError(_NO_CUDA)
+    return name
 
 
 def empty_batch(device: str) -> Callable[..., Any]:

@@ -34,17 +34,17 @@ _MODEL, _BEST, _OPTIMISER = "model.", "best.", "optimiser."
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
-    """One epoch.
+    """One epoch, from 0.
 
     Attributes:
         epoch: From 0.
         fit_loss: Mean loss of the epoch's images as they were trained on: weights still
-            moving, with dropout and augmentation; nats.
-        fit_accuracy: Likewise, 0 to 1.
-        validation_loss: Mean cross-entropy after the epoch, nothing dropped.
-        validation_accuracy: Likewise, 0 to 1.
+            moving, with dropout and augmentation; nats. So is the accuracy.
+        fit_accuracy: 0 to 1.
+        validation_loss: Mean cross-entropy after the epoch, nothing dropped; nats.
+        validation_accuracy: 0 to 1.
         seconds: Wall time of the training steps.
-        images_per_second: Images trained on a second of ``seconds``.
+        images_per_second: Of that time.
     """
 
     epoch: int
@@ -83,13 +83,7 @@ class TrainingState:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One whole checkpoint.
-
-    Attributes:
-        state: What the training noted of itself; JSON types.
-        tensors: By name, on the CPU, contiguous.
-        sha256: Of the file.
-    """
+    """One whole checkpoint: JSON values, tensors on the CPU, and the SHA-256 of the file."""
 
     state: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
@@ -117,9 +111,7 @@ class Checkpoints:
         return time.monotonic() - self._last >= self._seconds
 
     def load(self, run: Mapping[str, Any] | None = None) -> Checkpoint | None:
-        """The newest whole checkpoint; None when there is none at all.
-
-        A damaged one is passed over with a warning.
+        """The newest whole checkpoint; a damaged one is passed over with a warning.
 
         Args:
             run: Settings and data besides the identity, as :meth:`save` was given them.
@@ -159,7 +151,7 @@ class Checkpoints:
 
         Args:
             state: JSON types; floats keep every bit.
-            tensors: On any device; equal storage under two names is written twice.
+            tensors: On any device, by name.
             run: Kept beside the identity; :meth:`load` compares it.
 
         Raises:
@@ -259,11 +251,7 @@ def pack_tensors(
 def restore(
     checkpoint: Checkpoint | None, model: nn.Module, optimiser: Optimizer
 ) -> tuple[TrainingState, dict[str, Tensor]]:
-    """Bring model and optimiser to a checkpoint.
-
-    Returns:
-        Where the training stands, and the best weights so far, if ``patience`` needs them.
-    """
+    """Bring model and optimiser to a checkpoint: where it stands, and the best weights so far."""
     if checkpoint is None:
         return TrainingState(), {}
     device = next(model.parameters()).device

@@ -1,8 +1,7 @@
 """What the training loop reads: pixels and stored rows, held in memory, a file or the device.
 
-Each image is held once, by its content key; splits and domains are views. The frozen part of
-a backbone runs once over each image, and its rows are kept in a store. Batches are made ready
-while the last step runs, and are augmented on the device that trains.
+Each image is held once, by its content key; splits and domains are views. Batches are made
+ready while the last step runs, and are augmented on the device that trains.
 """
 
 import hashlib
@@ -73,10 +72,7 @@ class Held:
         return len(self._at)
 
     def batch(self, rows: Rows) -> Tensor:
-        """A copy of some examples, shape ``(m, ...)``, where the values are.
-
-        Called by one thread at a time, which is not the caller of the loop.
-        """
+        """A copy of some examples, shape ``(m, ...)``, where the values are."""
         return self.values[_on_device(torch.from_numpy(self._at[rows]), self.values.device)]
 
     def take(self, rows: Rows) -> "Held":
@@ -161,10 +157,13 @@ def pixel_policy(choice: BackboneChoice, size: int | None) -> PixelPolicy:
 def frozen_store(
     study: Study, choice: BackboneChoice, *, size: int | None = None, at_cut: bool
 ) -> FeatureStore:
-    """The store of a frozen part; nothing is built where the weights have been loaded before.
+    """The store of the part before the cut, its maps unpooled, or of the whole backbone.
 
-    It is the part before the cut, its maps unpooled, or the whole backbone, for images whose
-    sides have ``size`` pixels; None takes the backbone's.
+    Args:
+        study: Where stores are.
+        choice: The backbone.
+        size: Side of the images, pixels; None takes the backbone's.
+        at_cut: Whether it is that of the part.
 
     Raises:
         NoCutError: The backbone has no cut.
@@ -187,9 +186,7 @@ def stored_rows(
     engine: EngineChoice,
     device: str = "cpu",
 ) -> Held:
-    """Rows of all samples, in their order, from :func:`frozen_store`, held on the device.
-
-    What the store lacks is computed now by the engine, once.
+    """Rows of all samples from :func:`frozen_store`; what it lacks is computed now, once.
 
     Raises:
         NoImagesError: They need more memory than ``ROW_BYTES``.
@@ -253,11 +250,11 @@ def limit_images(samples: Samples, limit: int | None, seed: int) -> Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one process computes in one step.
+    """What one process computes in one step; inputs and labels are on the device.
 
     Attributes:
-        inputs: On the device; images of floats as channels_last.
-        labels: Shape ``(m,)``, likewise.
+        inputs: Images of floats as channels_last.
+        labels: Shape ``(m,)``.
         factor: Of the mean loss; see :meth:`pipeline.finetune.distributed.Group.share`.
         images: Of the batch that count: 0 where one only fills a place.
         images_of_all: Images of this step in all processes.
@@ -327,8 +324,8 @@ def _examples(examples: Held, rows: Rows, device: str) -> tuple[Tensor, Tensor]:
 def augment_lightly(pixels: Tensor, seed: int, epoch: int, rows: Rows) -> Tensor:
     """Mirror left and right, rotate and crop in one bilinear resampling, where the pixels are.
 
-    What a rotation brings in from outside repeats the edge. A mirrored chest has its
-    heart on the right: harmless for opacities, wrong for a label that means a side.
+    What a rotation brings in from outside repeats the edge. No ``light`` for a label that means
+    a side: a mirrored chest has its heart on the right.
 
     Args:
         pixels: Uint8 of shape ``(m, s, s, 3)``.

@@ -16,27 +16,11 @@ from pipeline.finetune.methods import TrainingSettings
 from pipeline.words import counted
 
 
-def choose_device(name: str) -> str:
-    """``cpu`` or ``cuda``, from ``auto``, ``cpu`` or ``cuda``.
-
-    Raises:
-        EngineError: CUDA is asked for, and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if available else "cpu"
-    if name == "cuda" and not available:
-        raise EngineError("there is no CUDA device: use --device cpu or auto")
-    return name
-
-
 @contextmanager
 def torch_settings(settings: TrainingSettings) -> Iterator[None]:
     """Everything process-wide that a training needs, put back at the end.
 
-    Torch's generators are the caller's again afterwards. TF32 is used only where it was
-    asked for (cuDNN would use it unasked). On CUDA ``deterministic`` asks for repeatable
-    algorithms; the loop measures which are the fastest otherwise.
+    TF32 is used only where it was asked for: cuDNN would use it unasked.
 
     Raises:
         EngineError: A precision that the device does not have; see also :func:`named_errors`.
@@ -71,8 +55,7 @@ def named_errors(device: str, batch_size: int) -> Iterator[None]:
     """Turn what torch says of a batch that does not fit into what can be done about it.
 
     Raises:
-        EngineError: Out of memory, or one image alone in a step, for a BatchNorm that
-            needs more.
+        EngineError: Out of memory, or one image alone for a BatchNorm.
     """
     try:
         yield
@@ -115,12 +98,7 @@ def autocast(settings: TrainingSettings) -> torch.autocast:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The processes that train together.
-
-    Attributes:
-        rank: This process, from 0.
-        size: How many there are.
-    """
+    """The processes that train together: which this is, from 0, and how many there are."""
 
     rank: int = 0
     size: int = 1
@@ -150,11 +128,8 @@ def group() -> Group:
 def joined(device: str) -> Iterator[str]:
     """Join the group that ``torchrun`` describes in the environment, and leave it at the end.
 
-    Args:
-        device: ``cpu`` or ``cuda``.
-
     Yields:
-        The device of this process: ``cuda:<local rank>`` on CUDA, else ``device``.
+        The device of this process: ``cuda:<local rank>`` on CUDA, else ``cpu``.
 
     Raises:
         EngineError: More processes on this machine than it has GPUs.

@@ -49,16 +49,15 @@ def train(  # noqa: C901, PLR0915
 ) -> list[EpochRow]:
     """Train what is trainable of a model, in place; go on where a checkpoint stands.
 
-    In a group of processes (:mod:`pipeline.finetune.distributed`) all of them call this with
-    the same arguments, and end with the same weights and numbers.
+    In a group of processes all of them call this with the same arguments, and end with the same
+    weights and numbers.
 
     Args:
-        model: Takes a batch of the examples; parameters without ``requires_grad`` and the
-            running statistics beside them stay as they are (:func:`set_train_mode`). It is
-            moved to the device, and its images are laid out channels_last.
+        model: Takes a batch of the examples and is moved to the device; parameters without
+            ``requires_grad`` and the running statistics beside them stay as they are.
         fit: To learn from.
         validation: Scored after each epoch, for the history and for early stopping.
-        settings: See :class:`TrainingSettings`.
+        settings: Of the training.
         checkpoints: Where to keep and find them; a finished training is not run again.
         progress: Gets every image that was trained on.
 
@@ -67,9 +66,9 @@ def train(  # noqa: C901, PLR0915
         those of ``best_epoch`` with ``patience``, else of the last.
 
     Raises:
-        EngineError: A precision that the device does not have; out of memory (the message
-            names a batch size to try); a loss that is not finite.
-        CheckpointError: The checkpoint is of another training; see :class:`Checkpoints`.
+        EngineError: A precision that the device does not have; out of memory; a loss that is
+            not finite.
+        CheckpointError: The checkpoint is of another training.
     """
     device, group = torch.device(settings.device), parallel.group()
     labels = {"fit": fit.label, "validation": validation.label}
@@ -188,11 +187,9 @@ def share_of_rate(step: int, steps: int) -> float:
 def set_train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
     """Training mode, but for what is frozen.
 
-    A module none of whose parameters is trained, those of modules within it included, is in
-    eval mode with all that it contains: its BatchNorm keeps its running statistics, and its
-    dropout drops nothing. A module without any parameter (ReLU, dropout, a norm without
-    weights) is as the module around it. See :class:`TrainingSettings` for
-    ``keep_statistics``.
+    A module none of whose parameters is trained is in eval mode with all that it contains: its
+    BatchNorm keeps its running statistics, and its dropout drops nothing. A module without any
+    parameter (ReLU, dropout, a norm without weights) is as the module around it.
     """
     model.train()
     for module in model.modules():
@@ -203,11 +200,7 @@ def set_train_mode(model: nn.Module, *, keep_statistics: bool = False) -> None:
 
 
 def _optimiser(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Of what is trainable, in two groups: with weight decay and without.
-
-    A parameter with one axis is a bias or belongs to a norm; pulling either to zero
-    shrinks no function that could overfit, it moves the network's scale.
-    """
+    """Of what is trainable; what has one axis is a bias or a norm's, and has no weight decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": WEIGHT_DECAY},

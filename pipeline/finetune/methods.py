@@ -30,24 +30,20 @@ class TrainingSettings:
     """One training.
 
     Attributes:
-        epochs: Passes over the images, at most; 1 or more.
-        batch_size: Images a step, over all processes together; the last step of an
-            epoch takes what is left.
-        learning_rate: The highest, reached at the end of the warm-up; more than 0.
+        epochs: Passes over the images, at most.
+        batch_size: Images a step, over all processes together.
+        learning_rate: The highest, reached at the end of the warm-up.
         optimiser: Entry of ``OPTIMISERS``; SGD has Nesterov momentum of 0.9.
         patience: Epochs without a better validation loss before it stops, and the model
             goes back to the best; 0: never, and it keeps the last weights.
         augmentation: Entry of ``AUGMENTATIONS``.
         keep_statistics: BatchNorm uses its running statistics and leaves them as they are,
             while its scale and shift are trained.
-        seed: Of order, augmentation and dropout; 0 or more. Not of the initial weights,
-            which the model brings along.
+        seed: Of order, augmentation and dropout; the model brings its initial weights along.
         device: ``cpu``, ``cuda`` or ``cuda:<n>``.
         precision: Entry of ``PRECISIONS``.
-        deterministic: On CUDA: the same bits from the same seed, at the price of the fastest
-            algorithms. The CPU does so in any case.
-        compile: Steps of full batches through ``torch.compile``: a minute at the start for
-            faster steps.
+        deterministic: On CUDA: the same bits from the same seed, as the CPU gives in any case.
+        compile: Steps of full batches go through ``torch.compile``.
 
     Raises:
         UnknownNameError: A name is in no table.
@@ -231,8 +227,8 @@ def resolve_settings(
     Args:
         name: Entry of ``METHODS``.
         given: What the user gives, by name of the setting; None is not given.
-        named: Whether the user named this method. If not, it is one that others start from,
-            and keeps its own epochs and learning rate.
+        named: Whether the user named this method; one that others start from keeps its own
+            epochs and learning rate.
         seed: The study's.
         device: Where it runs.
         precision: The study's, for CUDA; elsewhere it is fp32 unless the user says otherwise.

@@ -43,15 +43,10 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Classifier(nn.Module):
-    """What is trained: ``entry`` to ``backbone`` to ``head``.
+    """From a batch by ``entry`` to images, by ``backbone`` to features, by ``head`` to logits.
 
     In train mode a backbone with auxiliary classifiers gives their outputs too; the
     result is then a tuple of logits, the head's first.
-
-    Args:
-        entry: From what a batch holds to the backbone's input.
-        backbone: To pooled features ``(n, d)``.
-        head: To logits ``(n, K)``.
     """
 
     def __init__(self, entry: nn.Module, backbone: nn.Module, head: nn.Module) -> None:
@@ -134,12 +129,7 @@ def training_loss(output: Any, labels: Tensor) -> Tensor:
 
 
 def check_image_size(network: nn.Module, size: int, default: int) -> None:
-    """Refuse an image size that a network was not made for, before anything is computed.
-
-    Args:
-        network: From uint8 pixels to logits; is left in eval mode.
-        size: Side of the images, pixels.
-        default: The side that it has without --image-size.
+    """Refuse an image size, in pixels, that a network was not made for, before any work.
 
     Raises:
         EngineError: It cannot take them: a transformer takes one size alone, and of tiny
@@ -176,8 +166,7 @@ class Cut:
 
     Attributes:
         where: The cut in words, as the recipe of the stored activations names it.
-        split: The pooled network of :func:`pipeline.features.frozen.build` to prefix and
-            tail; ``tail(prefix(images))`` are the network's features.
+        split: The network to prefix and tail; ``tail(prefix(images))`` are its features.
         first_block: Names of the modules of the stem and the first stage.
     """
 
@@ -317,7 +306,7 @@ def assemble(
         name: Entry of ``METHODS``.
         backbone: Its name in the table; unused by networks that start from nothing.
         file: The backbone's weights.
-        policy: From bytes to the pixels that it sees.
+        policy: Size, mean and standard deviation of its images.
         classes: How many logits it has.
         seed: Of what is new in it.
 

@@ -63,7 +63,7 @@ class Record:
     Attributes:
         method: Entry of ``METHODS``.
         backbone: Its name; ``pixels`` for a network of its own.
-        seed: Of new weights, order, augmentation and dropout.
+        seed: Of all that is drawn.
         identity: All that determines the model, beside the libraries.
         samples: Digest of the images, labels and splits that the probabilities are of.
         trainable_parameters: Numbers that could move, the head's among them.
@@ -83,11 +83,7 @@ class Record:
 
 
 class ModelFolder:
-    """Where one trained model lies.
-
-    Args:
-        path: ``results/<study>/finetune/<method>-<backbone>-<seed>``.
-    """
+    """Where one trained model lies: ``results/<study>/finetune/<method>-<backbone>-<seed>``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -226,11 +222,7 @@ class Experiment:
         return ModelFolder(self.folder / f"{name}-{self.backbone(name)}-{seed}")
 
     def assemble(self, name: str) -> Assembly:
-        """The network of a method, with nothing trained in it.
-
-        Raises:
-            EngineError: It cannot take images of this size.
-        """
+        """The network of a method, with nothing trained in it."""
         assembly = assemble(
             name,
             self.choice.name,
@@ -278,8 +270,8 @@ def digest_of(samples: Samples) -> str:
 def run_method(run: Experiment, name: str) -> None:
     """Make the model of a method, unless it is there already, and keep it with its predictions.
 
-    A method that was not named, but that others start from, is taken as it is there,
-    however it was trained: whoever wants another names it.
+    A method that was not named, but that others start from, is taken as it is there, however
+    it was trained.
 
     Raises:
         CheckpointError: A training of another identity was cut off in its folder.
@@ -362,10 +354,7 @@ def _interpolate(run: Experiment, name: str, assembly: Assembly) -> tuple[Record
 
 
 def fold_norms(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The same function, with every BatchNorm's statistics taken into its scale and shift.
-
-    The network says which modules are BatchNorms, and their epsilon.
-    """
+    """The same function, with every BatchNorm's statistics taken into its scale and shift."""
     folded = dict(state)
     for name, module in network.named_modules():
         if isinstance(module, BATCH_NORMS) and module.affine:

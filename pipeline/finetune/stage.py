@@ -1,16 +1,16 @@
 """Stage 3: train heads, parts and whole networks on the same images and compare them.
 
 Methods see the fit split; the validation split decides early stopping and the alpha of
-WiSE-FT, targets decide nothing. Each model is kept as soon as it is trained, so a run that is
-cut off goes on where it was, and a run of one method leaves those of others in the
-comparison: the record is made of all models that are kept.
+WiSE-FT, targets decide nothing. Each model is kept as soon as it is trained; the record is made
+of all models that are kept, also by earlier runs.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,10 +33,10 @@ from pipeline.evaluation.predictions import (
     read_predictions,
     stored_predictions,
 )
+from pipeline.features.engines import choose_device
 from pipeline.features.load import load_features
 from pipeline.finetune import distributed as parallel
 from pipeline.finetune.data import limit_images
-from pipeline.finetune.distributed import choose_device
 from pipeline.finetune.methods import (
     BASELINE,
     FIRST_BLOCK,
@@ -63,8 +63,7 @@ _LOG = logging.getLogger(__name__)
 SCHEMA = 6
 #: Head of stage 2 that has the form of the heads here; break-even counts these.
 _HEAD = "mlp"
-#: Epochs at the end that :func:`trend` uses, and the fewest that say anything: of three, a
-#: line leaves one degree of freedom to tell a slope from scatter.
+#: Epochs at the end that :func:`trend` uses.
 _LAST = 5
 #: Share of the mean loss by which an epoch may still change it.
 _STILL = 0.01
@@ -74,41 +73,32 @@ _STAGE_2 = "heads/"
 Model = tuple[Record, Proba]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneOptions:
-    """How stage 3 runs.
+def finetune(
+    study: Study,
+    *,
+    methods: Sequence[str] = (),
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    image_size: int | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    options: SampleOptions | None = None,
+) -> dict[str, Any]:
+    """Train methods on every backbone of a study, and compare all that were ever trained.
 
-    Attributes:
+    Args:
+        study: Where images and stores are.
         methods: Entries of ``METHODS``, or ``all``; none takes ``QUICK``.
         settings: Values of ``TrainingSettings`` that the user gives, by name; None is not
             given. Epochs and learning rate are for the methods named, all else for all.
         image_size: Side of the images, pixels; None takes the backbone's.
         limit: At most so many images of each split of each domain; None takes all.
         device: ``auto``, ``cpu`` or ``cuda``.
-        samples: See :class:`pipeline.data.samples.SampleOptions`.
-    """
-
-    methods: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    image_size: int | None = None
-    limit: int | None = None
-    device: str = "auto"
-    samples: SampleOptions = field(default_factory=SampleOptions)
-
-    @property
-    def tag(self) -> str:
-        """Ends the names of results: a trial with fewer or smaller images has files of its own."""
-        size = f"-{self.image_size}px" if self.image_size else ""
-        return f"-limit{self.limit}{size}" if self.limit else size
-
-
-def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
-    """Train methods on every backbone of a study, and compare all that were ever trained.
+        options: Which samples are accepted.
 
     Returns:
-        The record, see :func:`evaluate`; ``trial`` says what was left out. It is also written to
-        ``results/<study>/finetune.json``, and the probability of each class for each image to
-        ``finetune.h5`` beside it.
+        The record, see :func:`evaluate`; ``trial`` says what was left out, and ends the names
+        of the results. It is also written to ``results/<study>/finetune.json``, and the
+        probability of each class for each image to ``finetune.h5`` beside it.
 
     Raises:
         UnknownNameError: A method is in no table.
@@ -116,12 +106,13 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
         MissingFeaturesError: Stage 1 has not been run.
         PipelineError: See the modules this calls.
     """
-    names, named = select_methods(options.methods)
-    folder = study.results / f"finetune{options.tag}"
-    _check(study, names, options.settings)
+    names, named = select_methods(methods)
+    trial = (f"-limit{limit}" if limit else "") + (f"-{image_size}px" if image_size else "")
+    folder = study.results / f"finetune{trial}"
+    _check(study, names, settings)
     prepare(study.results)
-    with parallel.joined(choose_device(options.device)) as device:
-        samples, _ = load_samples(study, options.samples)
+    with parallel.joined(choose_device(device)) as process_device:
+        samples, _ = load_samples(study, options)
         tables: dict[str, Samples] = {}
         failures: dict[str, Exception] = {}
         # Of several processes all stop at once, or the others would wait for one.
@@ -134,11 +125,11 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
             run = Experiment(
                 study=study,
                 choice=choice.network,
-                samples=limit_images(samples, options.limit, study.seed),
+                samples=limit_images(samples, limit, study.seed),
                 folder=folder,
-                device=device,
-                image_size=options.image_size,
-                given=options.settings,
+                device=process_device,
+                image_size=image_size,
+                given=settings,
                 named=named,
             )
             for name in names:
@@ -152,7 +143,7 @@ def finetune(study: Study, options: FinetuneOptions) -> dict[str, Any]:
         models = _kept_models(folder, tables)
         if failures and not models:
             raise next(iter(failures.values()))
-        record = {**evaluate(study, tables, models), "trial": options.tag}
+        record = {**evaluate(study, tables, models), "trial": trial}
         record["failures"] = {part: str(reason) for part, reason in failures.items()}
         if parallel.group().rank == 0:
             _write(folder, record, tables, models)
@@ -258,17 +249,13 @@ def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a model without its identity, and what follows from it.
 
     Interpolation trains nothing: its seconds are those of the model at its end. Heads in the
-    same time are perceptrons of stage 2: None where it has not run, for the baseline, and for
-    networks of their own.
+    same time are perceptrons of stage 2, where it has run.
     """
     method, values = METHODS[record.method], asdict(record)
     del values["identity"], values["samples"]
     seconds = sum(row["seconds"] for row in record.curves)
     curves = record.curves if method.trains else []
     images = sum(row["seconds"] * row["images_per_second"] for row in curves)
-    # frozen_online costs every epoch the same: what as many epochs as lp has would cost.
-    more = METHODS[BASELINE].settings["epochs"]
-    is_short = record.method == "frozen_online" and len(curves) < more
     each = [row["fit_seconds"] for row in heads.get("heads", ()) if row["head"] == _HEAD]
     is_beside = record.method != BASELINE and record.backbone != FROM_PIXELS and sum(each)
     return {
@@ -278,9 +265,6 @@ def _model_row(record: Record, heads: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "images_per_second": images / seconds if method.trains else None,
         "trend": trend([row["validation_loss"] for row in curves]),
-        "extrapolated": (
-            {"epochs": more, "seconds": seconds / len(curves) * more} if is_short else None
-        ),
         "heads_in_the_same_time": int(seconds / np.mean(each)) if is_beside else None,
         "curves": curves,
     }
@@ -342,14 +326,10 @@ def _domain(
 def _best_head(
     results: Path, backbone: str, name: str | None, samples: Samples
 ) -> dict[str, Proba] | None:
-    """The head of stage 2 with the best validation accuracy, for these samples.
+    """Probabilities, by its name, of stage 2's best head on validation, for these samples.
 
-    Rows are joined by content key.
-
-    Returns:
-        Its probabilities by its name; empty where stage 2 has not run on all of these images;
-        None where it has fitted its heads to others: a network that saw 40 images is not to be
-        compared with a head that saw 400.
+    Empty where stage 2 has not run on all of these images; None where it has fitted its heads
+    to others: a network that saw 40 images is not to be compared with a head that saw 400.
     """
     try:
         stored = read_predictions(results / PROBABILITIES)[backbone]

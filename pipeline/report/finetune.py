@@ -115,8 +115,3 @@ def _caveats(models: Sequence[Record]) -> Iterator[str]:
                 f"{model['method']}: alpha {line['alpha']:.1f} was chosen on validation, between "
                 f"{line['from']} and {line['to']}."
             )
-        if more := model["extrapolated"]:
-            yield (
-                f"{model['method']} was trained for timing alone: {more['epochs']} epochs would "
-                f"take about {more['seconds']:.0f} s."
-            )

@@ -26,18 +26,17 @@ from pipeline.evaluation.predictions import read_predictions
 from pipeline.features.extract import ExtractOptions, extract
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.runs import ALPHAS
-from pipeline.finetune.stage import FinetuneOptions, finetune, trend
+from pipeline.finetune.stage import finetune, trend
 from tests.finetune.conftest import TORCH
 from tests.result_files import record_of
 from tests.tiny import write_images
 
 
 def only(*methods, limit=None, image_size=None, device="cpu", **settings):
-    """Options for some methods, three epochs each."""
+    """Arguments for some methods, three epochs each."""
     given = {"epochs": 3, "batch_size": 8, **settings}
-    return FinetuneOptions(
-        methods=methods, limit=limit, image_size=image_size, device=device, settings=given
-    )
+    names = {"limit": limit, "image_size": image_size, "device": device}
+    return {"methods": methods, "settings": given, **names}
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def baselines(record):
 
 def test_every_method_has_its_row_with_every_number(stored):
     """What moved, what it does on each domain, what it cost, how it ended; also on disk."""
-    record = finetune(stored, only("all"))
+    record = finetune(stored, **only("all"))
     assert record == record_of(stored.results / "finetune.json")
     assert list(models(record)) == list(METHODS)
     for name, model in models(record).items():
@@ -92,10 +91,6 @@ def test_every_method_has_its_row_with_every_number(stored):
     backbones = {name: model["backbone"] for name, model in models(record).items()}
     assert backbones["full"] == "tiny"
     assert backbones["scratch_cnn"] == backbones["scratch_mlp"] == "pixels"
-    # frozen_online exists to be timed: 30 epochs, from the rate of 3.
-    online = models(record)["frozen_online"]
-    assert online["extrapolated"]["epochs"] == 30
-    assert online["extrapolated"]["seconds"] == pytest.approx(10 * online["seconds"])
     # WiSE-FT: validation chooses a point of the line, which is no worse than its ends.
     line = models(record)["wise_ft"]["interpolated"]
     assert (line["from"], line["to"]) == ("lp", "lp_ft")
@@ -109,7 +104,7 @@ def test_every_method_has_its_row_with_every_number(stored):
 
 def test_numbers_are_those_of_the_kept_probabilities(stored):
     """finetune.h5 has a row for each image under its key, and the record says what it says."""
-    record = finetune(stored, only("lp", "last_block", "scratch_mlp"))
+    record = finetune(stored, **only("lp", "last_block", "scratch_mlp"))
     kept = read_predictions(stored.results / "finetune.h5")
     assert set(kept) == {"tiny", "pixels"}
     assert set(kept["tiny"].proba) == {("lp", 0), ("last_block", 0)}
@@ -131,7 +126,7 @@ def test_numbers_are_those_of_the_kept_probabilities(stored):
 def test_a_target_without_labels_is_predicted_and_not_scored(stored):
     """Its probabilities are in the file, in no row; the labelled domains go on."""
     blind = replace(stored, targets=(replace(stored.targets[0], labels="absent"),))
-    record = finetune(blind, only("lp", "full", "wise_ft"))
+    record = finetune(blind, **only("lp", "full", "wise_ft"))
     assert record["unlabelled"] == {"there": 20}
     assert [d["domain"] for d in record["backbones"][0]["domains"]] == ["source"]
     kept = read_predictions(stored.results / "finetune.h5")["tiny"]
@@ -152,8 +147,8 @@ def test_a_method_that_fails_costs_no_other(stored, monkeypatch):
 
     monkeypatch.setattr(stage_module, "run_method", run)
     with pytest.raises(EngineError, match="out of memory"):
-        finetune(stored, only("last_block", limit=4))
-    record = finetune(stored, only("last_block", "full"))
+        finetune(stored, **only("last_block", limit=4))
+    record = finetune(stored, **only("last_block", "full"))
     assert record["failures"] == {"last_block on tiny": "out of memory"}
     assert "full" in models(record)
     command = ["finetune", "study.toml", "--method", "full", "--method", "last_block"]
@@ -167,7 +162,7 @@ def test_a_method_that_fails_costs_no_other(stored, monkeypatch):
 def test_methods_are_compared_with_the_best_head_of_stage_2(stored):
     """Chosen by validation, joined by content key; a trial is not compared with full heads."""
     compare(stored, CompareOptions(heads=("prior", "mlp"), seeds=2))
-    record = finetune(stored, only("lp", "full"))
+    record = finetune(stored, **only("lp", "full"))
     assert baselines(record) == {"lp", "heads/mlp"}
     (backbone,) = json.loads((stored.results / "heads.json").read_text())["backbones"]
     (seconds,) = [head["fit_seconds"] for head in backbone["heads"] if head["head"] == "mlp"]
@@ -175,21 +170,21 @@ def test_methods_are_compared_with_the_best_head_of_stage_2(stored):
     assert lp["heads_in_the_same_time"] is None
     assert full["heads_in_the_same_time"] == int(full["seconds"] / seconds)
     # Heads that saw all images are no baseline for a trial with fewer.
-    trial = finetune(stored, only("lp", "full", limit=4))
+    trial = finetune(stored, **only("lp", "full", limit=4))
     assert baselines(trial) == {"lp"}
     assert trial["backbones"][0]["heads_fitted_to_others"]
     # Smaller images are the same images, and a limit above their number leaves none out.
-    whole = finetune(stored, only("lp", "full", limit=999, image_size=16))
+    whole = finetune(stored, **only("lp", "full", limit=999, image_size=16))
     assert baselines(whole) == {"lp", "heads/mlp"}
     assert not whole["backbones"][0]["heads_fitted_to_others"]
 
 
 def test_a_run_of_one_method_keeps_the_results_of_others(stored, trainings):
     """The comparison is made of all kept models, each seed has its row, none is trained twice."""
-    finetune(stored, only("lp"))
-    finetune(stored, only("last_block"))
-    finetune(stored, only("lp", "last_block"))
-    record = finetune(stored, only("lp", seed=5))
+    finetune(stored, **only("lp"))
+    finetune(stored, **only("last_block"))
+    finetune(stored, **only("lp", "last_block"))
+    record = finetune(stored, **only("lp", seed=5))
     assert trainings == ["lp-tiny-0", "last_block-tiny-0", "lp-tiny-5"]
     assert list(rows(record, "there")) == [("lp", 0), ("lp", 5), ("last_block", 0)]
     assert len(read_predictions(stored.results / "finetune.h5")["tiny"].proba) == 3
@@ -200,9 +195,9 @@ def test_a_run_of_one_method_keeps_the_results_of_others(stored, trainings):
 
 def test_a_trial_with_fewer_or_smaller_images_touches_no_real_result(stored):
     """It has files of its own, named by what it left out."""
-    finetune(stored, only("lp"))
+    finetune(stored, **only("lp"))
     before = (stored.results / "finetune.json").read_bytes()
-    record = finetune(stored, only("lp", limit=4, image_size=16))
+    record = finetune(stored, **only("lp", limit=4, image_size=16))
     assert (stored.results / "finetune.json").read_bytes() == before
     assert record_of(stored.results / "finetune-limit4-16px.json") == record
     assert [d["images"] for d in record["backbones"][0]["domains"]] == [4, 4]
@@ -225,38 +220,38 @@ def _cut_off(monkeypatch, epoch_that_dies):
 
 def test_a_killed_training_goes_on_to_the_same_model(stored, monkeypatch):
     """From its checkpoint, bit for bit; with other settings it is refused, with the field."""
-    finetune(stored, only("full"))
+    finetune(stored, **only("full"))
     folder = stored.results / "finetune" / "full-tiny-0"
     expected = (folder / "model.safetensors").read_bytes()
     (folder / "model.json").unlink()
     with monkeypatch.context() as patch:
         assert _cut_off(patch, 2) == []
         with pytest.raises(KeyboardInterrupt):
-            finetune(stored, only("full"))
+            finetune(stored, **only("full"))
     with pytest.raises(CheckpointError, match=r"batch_size 8, asked for is 4; .* delete the"):
-        finetune(stored, only("full", batch_size=4))
+        finetune(stored, **only("full", batch_size=4))
     epochs = _cut_off(monkeypatch, None)
-    finetune(stored, only("full"))
+    finetune(stored, **only("full"))
     assert epochs == [2]
     assert (folder / "model.safetensors").read_bytes() == expected
 
 
 def test_new_target_images_cost_no_training_and_select_nothing(stored, tmp_path, trainings, caplog):
     """What was learned stands, other models are set aside; trained anew, they are the same."""
-    finetune(stored, only("lp", "last_block", "scratch_mlp"))
+    finetune(stored, **only("lp", "last_block", "scratch_mlp"))
     names = ("last_block-tiny-0", "scratch_mlp-pixels-0")
     folders = [stored.results / "finetune" / name for name in names]
     before = [(folder / "model.safetensors").read_bytes() for folder in folders]
     write_images(tmp_path / "there", 10, seed=9, shift=-60)
     extract(stored, ExtractOptions(engine=TORCH))
-    record = finetune(stored, only("lp", "scratch_mlp"))
+    record = finetune(stored, **only("lp", "scratch_mlp"))
     assert list(models(record)) == ["lp", "scratch_mlp"]
     assert "run --method last_block again" in caplog.text
     assert record["backbones"][0]["domains"][-1]["images"] == 30
     assert len(trainings) == 3
     for folder in folders:
         (folder / "model.json").unlink()
-    finetune(stored, only("last_block", "scratch_mlp"))
+    finetune(stored, **only("last_block", "scratch_mlp"))
     assert len(trainings) == 5
     assert [(folder / "model.safetensors").read_bytes() for folder in folders] == before
 
@@ -269,13 +264,15 @@ def test_what_cannot_work_shows_before_any_work(stored, trainings):
         (only("lp", epochs=0), StudyError, "epochs 0: allowed is 1 or more"),
     ):
         with pytest.raises(error, match=message):
-            finetune(stored, options)
+            finetune(stored, **options)
     if not torch.cuda.is_available():
         with pytest.raises(EngineError, match="no CUDA device"):
-            finetune(stored, only("lp", device="cuda"))
+            finetune(stored, **only("lp", device="cuda"))
     other = replace(stored.backbones[0], name="timm:resnet18")
     with pytest.raises(NoCutError, match=r"timm:resnet18 has no cut.*tiny"):
-        finetune(replace(stored, backbones=(stored.backbones[0], other)), only("lp", "last_block"))
+        finetune(
+            replace(stored, backbones=(stored.backbones[0], other)), **only("lp", "last_block")
+        )
     assert trainings == []
 
 
@@ -293,7 +290,7 @@ def test_a_size_that_a_network_cannot_take_is_refused(stored, trainings, monkeyp
     stores = len(list(stored.store_root.iterdir()))
     for method in ("lp", "full", "scratch_cnn"):
         with pytest.raises(EngineError, match=message):
-            finetune(stored, only(method, image_size=8))
+            finetune(stored, **only(method, image_size=8))
     assert trainings == []
     assert len(list(stored.store_root.iterdir())) == stores
 
@@ -324,10 +321,10 @@ def test_the_command_runs_the_stage_and_prints_the_table(stored, tmp_path):
 
 def test_a_model_that_others_start_from_is_taken_as_it_is_there(stored, trainings):
     """It keeps its own epochs, and a line from lp to a short lp_ft trains neither again."""
-    before = models(finetune(stored, only("lp_ft", epochs=1)))
+    before = models(finetune(stored, **only("lp_ft", epochs=1)))
     epochs = {name: model["epochs"] for name, model in before.items()}
     assert epochs == {"lp": METHODS["lp"].settings["epochs"], "lp_ft": 1}
-    after = models(finetune(stored, FinetuneOptions(methods=("wise_ft",), device="cpu")))
+    after = models(finetune(stored, methods=("wise_ft",), device="cpu"))
     assert after.keys() == {"lp", "lp_ft", "wise_ft"}
     assert {name: after[name] for name in before} == before
     assert trainings == ["lp-tiny-0", "lp_ft-tiny-0"]
