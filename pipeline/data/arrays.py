@@ -151,11 +151,7 @@ def _check_images(name: str, header: _Header) -> None:
 
 
 def read(item: Item) -> _RowContent:
-    """Read one image.
-
-    Raises:
-        ImageError: It cannot be read, or the file has changed since it was found.
-    """
+    """Read one image; an ImageError where the file has changed since it was listed."""
     return _RowContent(read_file(item.file, lambda stream: _row(stream, item)), item.reading)
 
 
@@ -183,11 +179,7 @@ def is_stack(entry: "os.DirEntry[str]") -> bool:
 
 
 def scan_stacks(domain: Domain) -> Listing:
-    """Find the rows of each stack; ``test_normal.npy`` and ``normal.npy`` are one class.
-
-    Raises:
-        StudyError: A stack that is damaged, or of another shape or dtype than allowed.
-    """
+    """Find the rows of each stack; ``test_normal.npy`` and ``normal.npy`` are one class."""
     walk = Walk(os.path.realpath(domain.path), _SUFFIXES, domain.ignore or ())
     stacks, _ = walk.entries()
     if not stacks:
@@ -258,11 +250,7 @@ def is_archive(path: Path) -> bool:
 
 
 def scan_archive(domain: Domain) -> Listing:
-    """List the images of every split, or without labels all images.
-
-    Raises:
-        StudyError: It is damaged or holds something else, or has no such finding.
-    """
+    """List the images of every split, or without labels all images."""
     file, stat = os.path.realpath(domain.path), FileStat.of(domain.path.stat())
     items, without_class = [], 0
     for part in _parts(domain.path):
@@ -287,11 +275,7 @@ def scan_archive(domain: Domain) -> Listing:
 
 
 def findings_of_archive(path: Path) -> list[str]:
-    """Numbers of the columns of its labels, where there are several.
-
-    Raises:
-        StudyError: It is damaged or holds something else.
-    """
+    """Numbers of the columns of its labels, where there are several."""
     with _opened(str(path), _parts(path)[0] + _LABELS) as stream:
         shape = _parse_header(stream).shape
     return [str(k) for k in range(shape[1])] if len(shape) == 2 and shape[1] > 1 else []

@@ -54,12 +54,9 @@ def is_dicom(data: bytes) -> bool:
 def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
     """The picture that a viewer would show, of mode L or RGB.
 
-    Rescale slope and intercept, then the declared window, or the file's; MONOCHROME1 is
-    inverted. Without any window the whole range of the stored bits is shown.
-
-    Raises:
-        ImageError: No pixels, a kind that is not read, several frames and none chosen, or no
-            decoder for its compression.
+    Rescale slope and intercept, then the declared window, or the file's; MONOCHROME1 is inverted.
+    Without any window the whole range of the stored bits is shown. What is not read is an
+    ImageError.
     """
     header = _read(data, [*_TAGS, _PIXELS])
     kind = _checked(header)
@@ -72,22 +69,14 @@ def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
 
 
 def dicom_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, of the header.
-
-    Raises:
-        ImageError: It does not say.
-    """
+    """Width and height in pixels, of the header."""
     header = _read(data, _TAGS)
     _checked(header)
     return int(header.Columns), int(header.Rows)
 
 
 def dicom_depth(data: bytes) -> int:
-    """What the file says of its values; see :mod:`pipeline.data.grey_levels`.
-
-    Raises:
-        ImageError: It has no pixels, or of a kind that is not read.
-    """
+    """What the file says of its values; see :mod:`pipeline.data.grey_levels`."""
     header = _read(data, _TAGS)
     if _checked(header) in _COLOUR:
         return EIGHT_BITS
@@ -97,12 +86,7 @@ def dicom_depth(data: bytes) -> int:
 
 
 def patient_in(data: bytes, salt: bytes) -> str:
-    """The patient of a file as a hash; empty where the header has none.
-
-    Args:
-        data: The whole file.
-        salt: Of the store; without it, short ids could be found by trying all.
-    """
+    """The patient of a file as a hash, salted since short ids are found by trying; or empty."""
     patient = str(_read(data, ["PatientID"]).get("PatientID") or "").strip()
     if not patient:
         return ""
@@ -113,9 +97,6 @@ def salt_of(store_root: Path) -> bytes:
     """The secret by which the patients of a store are hashed; made when first asked for.
 
     It decides who is held out for validation, so it lies beside the stores and is kept.
-
-    Raises:
-        StudyError: It is damaged.
     """
     file = store_root / "patients.salt"
     if not file.exists():

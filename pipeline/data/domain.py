@@ -40,12 +40,7 @@ class DomainData:
     row: NDArray[np.intp] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse arrays that do not describe the same images.
-
-        Raises:
-            StudyError: Lengths differ, there are no rows, a number is not finite, or a label
-                is no class.
-        """
+        """Refuse with a StudyError arrays that do not describe the same images."""
         lengths = {name: len(array) for name, array in self._arrays()}
         if set(lengths.values()) != {len(self.group)}:
             raise StudyError(f"{self.name}: every array needs one row per image, got {lengths}")

@@ -136,13 +136,10 @@ FACTS = np.dtype(
 
 
 def facts_of_picture(picture: Image.Image) -> NDArray[Any]:
-    """Facts of a picture at its own size, mode L or RGB; its key and those of the file stay 0.
+    """One record of ``FACTS`` of a picture of mode L or RGB; its key and those of the file stay 0.
 
-    For the measures of appearance, what is twice as large as a network's input, or larger,
-    is averaged down first: finer grain does not count.
-
-    Returns:
-        One record of dtype ``FACTS``, shape ``()``.
+    For the measures of appearance, what is twice as large as a network's input, or larger, is
+    averaged down first: finer grain does not count.
     """
     facts = np.zeros((), FACTS)
     greys = picture.convert("L")
@@ -180,9 +177,6 @@ def jpeg_quality(data: bytes, reading: Reading = _DEFAULT) -> float:
     """The libjpeg quality, 1 to 100, whose luminance table is nearest to the file's.
 
     Exact for files of libjpeg; NaN for what is no JPEG.
-
-    Raises:
-        ImageError: The file has no such table.
     """
     if not data.startswith(b"\xff\xd8"):
         return float("nan")

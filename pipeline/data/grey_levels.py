@@ -51,36 +51,20 @@ class Reading:
     max_pixels: int = MAX_PIXELS
 
     def key(self, content: bytes) -> bytes:
-        """Key of a file under this rule: features made by another are never taken for it.
-
-        Args:
-            content: SHA-256 of the file; it stays as it is where nothing is declared.
-        """
+        """Key of a file with this SHA-256: features made by another rule are never taken for it."""
         if self.window is None and self.frame is None:
             return content
         return hashlib.sha256(content + f"{self.window}|{self.frame}".encode()).digest()
 
     def frame_of(self, frames: int) -> int:
-        """Which of several frames is read.
-
-        Raises:
-            ImageError: There are several, and none is chosen.
-        """
+        """Which of several frames is read; an ImageError where none is chosen."""
         if frames > 1 and self.frame is None:
             raise ImageError(f'{frames} frames; choose with frame = "first" or "middle"')
         return frames // 2 if self.frame == "middle" else 0
 
 
 def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
-    """Bring values to 0 to 255; what lies outside the window is black or white.
-
-    Args:
-        values: Of any shape and number type.
-        window: The values that become 0 and 255.
-
-    Raises:
-        ImageError: Some values are no numbers.
-    """
+    """Bring values to 0 to 255; an ImageError where some are no numbers."""
     low, high = window
     levels = (values.astype(np.float64) - low) * (255 / (high - low))
     if not np.isfinite(levels).all():
@@ -91,15 +75,7 @@ def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint
 def window_of(domain: Domain, depths: Sequence[Depth]) -> tuple[float, float] | None:
     """The window for all images of a domain: as declared, or guessed from their largest values.
 
-    Args:
-        domain: Whose images they are.
-        depths: Of its images.
-
-    Returns:
-        None: formats say themselves what is white.
-
-    Raises:
-        StudyError: It is unclear, and what to declare.
+    None where formats say themselves what is white; a StudyError says what to declare.
     """
     deep = {depth for depth in depths if depth is not None and depth != EIGHT_BITS}
     if domain.window is not None or not deep:

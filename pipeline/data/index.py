@@ -39,17 +39,15 @@ _SAVE_EVERY_S = 30.0
 class KeyIndex:
     """What is known of the files of one domain, so that a second run reads no image.
 
-    It knows files only by a hash of their path, because names of medical images can name
-    people. It is believed where size, times and inode agree *and* the file was last touched
-    before the hashing began: a file changed within the clock tick in which it was hashed
-    would look the same afterwards (git calls such entries racy). Racy entries are never
-    written.
+    It knows files only by a hash of their path, because names of medical images can name people.
+    It is believed where size, times and inode agree *and* the file was last touched before the
+    hashing began: a file changed within the clock tick in which it was hashed would look the same
+    afterwards (git calls such entries racy). Racy entries are never written.
 
     Args:
-        store_root: Folder of the feature stores; the index lies in ``index/`` there.
+        store_root: Folder of the feature stores.
         domain: Root folder of the domain's files.
-        salt: By which patients are hashed, where headers are asked for them; another salt
-            has another index.
+        salt: By which patients of headers are hashed; another salt has another index.
         rehash: Believe nothing that is remembered.
     """
 
@@ -64,16 +62,7 @@ class KeyIndex:
     def contents(
         self, items: Sequence[Item], each: Each, progress: Progress
     ) -> list[RememberedFile | str]:
-        """What is in each file: as it is remembered, or read now and then remembered.
-
-        Args:
-            items: ``n`` images of the domain.
-            each: How files are read.
-            progress: Told how many files are to be read, and of each that was.
-
-        Returns:
-            Of a file that cannot be used the reason.
-        """
+        """What is in each file, remembered or read now; of one that cannot be used the reason."""
         contents: dict[int, RememberedFile | str] = {}
         for row, item in enumerate(items):
             if remembered := self._remembered(item):
@@ -128,12 +117,8 @@ class KeyIndex:
 class FactsIndex:
     """Facts of contents, measured once for each.
 
-    Files of the folder ``index/facts-v3``, each written once under a name of its own, so that
-    two runs at a time lose nothing: records of dtype ``FACTS`` that ``np.load`` can read, then
-    the SHA-256 of all before it. They hold no path.
-
-    Args:
-        store_root: Folder of the feature stores.
+    Files of one folder, each written once under a name of its own, so that two runs at a time lose
+    nothing: records of dtype ``FACTS``, as of ``np.save``, then the SHA-256 of all before it.
     """
 
     def __init__(self, store_root: Path) -> None:
@@ -146,11 +131,7 @@ class FactsIndex:
         return key in self._row_of
 
     def facts(self, keys: Iterable[bytes]) -> NDArray[Any]:
-        """Records in the order asked for; a key may repeat.
-
-        Raises:
-            KeyError: The facts of a key are not known.
-        """
+        """Records in the order asked for; a key may repeat."""
         return np.asarray(self._records[[self._row_of[key] for key in keys]])
 
     def add(self, records: Sequence[NDArray[Any]]) -> None:
@@ -171,12 +152,7 @@ class FactsIndex:
     def measure(
         self, keys: Sequence[bytes], items: Sequence[Item], progress: Progress
     ) -> dict[bytes, str]:
-        """Measure what is not known yet; what is done is kept while going on.
-
-        Args:
-            keys: ``n`` content keys.
-            items: Where each image is.
-            progress: Told how many images are to be measured, and of each that was.
+        """Measure what is not known yet, of ``n`` keys and items; what is done is kept meanwhile.
 
         Returns:
             Reason by key for the images that cannot be measured.
@@ -251,12 +227,7 @@ def _write_checked(file: Path, body: bytes) -> None:
 
 
 def _read_checked(file: Path) -> bytes:
-    """What was written before its digest; nothing is parsed before every byte is checked.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is damaged.
-    """
+    """What was written before its digest; a ValueError where any byte of it is damaged."""
     data = disk.read_all(file)
     body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:

@@ -192,11 +192,7 @@ class FileContent:
 
 
 def read_image_file(item: Item) -> FileContent:
-    """Read an image file, once.
-
-    Raises:
-        ImageError: It cannot be read, or no image is that large.
-    """
+    """Read an image file, once; an ImageError where it cannot be read or is too large."""
     limit = _MAX_BYTES_PER_PIXEL * item.reading.max_pixels
     if item.stat.size > limit:
         raise ImageError(f"too large ({item.stat.size} bytes, limit {limit})")
@@ -235,11 +231,7 @@ def blocks_of(values: Sequence[_T], workers: int) -> list[Sequence[_T]]:
 
 
 def read_file(file: str, action: Callable[[FileIO], _T]) -> _T:
-    """Open a file, without a buffer, for one action; try again where that may help.
-
-    Raises:
-        ImageError: The system's reason: permission, vanished, input/output error.
-    """
+    """Open a file for one action, with tries; an ImageError gives the reason of the system."""
     tries = 0
     while True:
         try:
@@ -279,13 +271,7 @@ class Walk:
     unread: list[str] = field(default_factory=list)
 
     def entries(self, folder: str = "") -> tuple[list[Item], list[str]]:
-        """Files, as items without a label, and sub-folders directly in a folder.
-
-        Paths are relative to the root.
-
-        Raises:
-            StudyError: The folder cannot be listed.
-        """
+        """Files, as items without a label, and sub-folders directly in a folder below the root."""
         files, folders = [], []
         prefix = f"{folder}/" if folder else ""
         for entry in list_folder(os.path.join(self.root, folder)):  # noqa: PTH118 - no Path here
@@ -312,11 +298,7 @@ class Walk:
         return files, sorted(folders)
 
     def below(self, each: Each) -> Listing:
-        """All files below the root; the folders in it are walked side by side.
-
-        Raises:
-            StudyError: A folder cannot be listed.
-        """
+        """All files below the root; the folders in it are walked side by side."""
         items, folders = self.entries()
         first = {self._identity(folder): folder for folder in reversed(folders)}
         folders, empty = sorted(first.values()), {}
@@ -331,11 +313,7 @@ class Walk:
     def tree(self, folder: str) -> Listing:
         """All files below a folder of the root; this walk takes no note of what is left out.
 
-        Each folder is walked once. The root counts as walked already: a link to it would mix
-        the classes.
-
-        Raises:
-            StudyError: A folder cannot be listed.
+        Each folder is walked once. The root counts as walked: a link to it would mix the classes.
         """
         walk, items = replace(self, ignored=Counter(), unread=[]), []
         walked, waiting = {self._identity("")}, [folder]
@@ -382,20 +360,12 @@ class Walk:
 
 
 def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_turn) -> Listing:
-    """All images below a folder, directly in it too, without a class; there may be none.
-
-    Raises:
-        StudyError: A folder cannot be listed.
-    """
+    """All images below a folder, directly in it too, without a class; there may be none."""
     return Walk(os.path.realpath(folder), SUFFIXES, ignore, by_content=True).below(each)
 
 
 def list_folder(folder: str | Path) -> list["os.DirEntry[str]"]:
-    """All entries of a folder.
-
-    Raises:
-        StudyError: The folder cannot be listed.
-    """
+    """All entries of a folder; a StudyError where it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)

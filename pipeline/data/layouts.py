@@ -83,10 +83,7 @@ def wrong_layout(items: Sequence[Item], *, in_splits: bool = False) -> WrongLayo
 def check_layout(domain: Domain, items: Sequence[Item]) -> None:
     """Refuse class folders that would be read as other classes or other images than are meant.
 
-    Folders that are the same in every class folder are a warning.
-
-    Raises:
-        StudyError: With the line of the study file that corrects it.
+    The StudyError has the line that corrects it; splits within class folders are a warning.
     """
     in_splits = bool(domain.split) and not domain.split.endswith(LIST)
     layout = wrong_layout(items, in_splits=in_splits)

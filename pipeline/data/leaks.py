@@ -1,8 +1,7 @@
 """Leaks: what is in two roles at once, a patient, a picture, or nearly a picture.
 
 A role is a split of the source or a target. For each two roles all evidence is joined: equal
-patient ids, equal pictures, near copies, equal file names. All checks of the audit report in
-the same form, a :class:`Finding`.
+patient ids, equal pictures, near copies, equal file names.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -83,11 +82,7 @@ def find_leaks(study: Study, samples: Samples) -> list[Finding]:
 
 
 def refuse_leaks(findings: Iterable[Finding]) -> None:
-    """Stop where a leak was found.
-
-    Raises:
-        CheckFailedError: With every leak and what to do about the first.
-    """
+    """Stop where a leak was found, with a CheckFailedError that names every leak."""
     leaks = [finding for finding in findings if finding.severity == LEAK]
     if not leaks:
         return
@@ -112,10 +107,9 @@ def patients_of(samples: Samples) -> NDArray[np.str_]:
 
 
 def picture_ids(samples: Samples, facts: NDArray[Any] | None) -> NDArray[np.str_]:
-    """What is equal for equal pictures, shape ``(n,)``.
+    """What is equal for equal pictures, shape ``(n,)``: the digest of the pixels.
 
-    The digest of the pixels; without facts the content key, which tells byte-identical
-    files alone.
+    Without facts it is the content key, which tells byte-identical files alone.
     """
     keys = samples.key if facts is None else facts["pixels"]
     return np.array([bytes(key).hex() for key in keys])
@@ -176,11 +170,8 @@ class Overlap:
 def overlaps(study: Study, samples: Samples, facts: NDArray[Any] | None) -> tuple[Overlap, ...]:
     """What each two roles have in common, where they have anything.
 
-    Args:
-        study: Which targets belong to the source's own data set.
-        samples: ``n`` samples.
-        facts: Records of dtype ``FACTS``, shape ``(n,)``. Without them only files that are
-            equal byte by byte count as one picture.
+    Without ``facts``, records of dtype ``FACTS`` (n,), only files that are equal byte by byte count
+    as one picture.
     """
     roles, ids = roles_of(samples), picture_ids(samples, facts)
     near: tuple[NearPair, ...] = ()
@@ -287,14 +278,7 @@ def check_leaks(
     overlap: Sequence[Overlap],
     facts: NDArray[Any] | None = None,
 ) -> list[Finding]:
-    """Patients and pictures in two roles: what must be known before any number.
-
-    Args:
-        study: Where the patient patterns are.
-        samples: ``n`` samples.
-        overlap: See :func:`overlaps`.
-        facts: See there.
-    """
+    """Patients and pictures in two roles: what must be known before any number."""
     ids = picture_ids(samples, facts)
     seen = counted(np.unique(patients_of(samples)).size, "patient")
     none = _fine(_OVERLAP, f"no patient and no picture is in two roles ({seen})")

@@ -167,10 +167,6 @@ def _tones(a: Floats, b: Floats) -> NDArray[np.float64]:
     One less the ratio of von Neumann: in the order of the one picture's greys, neighbours in the
     other differ by nothing where there is such a function, by chance where there is none. The
     better of both directions: the one with its highlights cut off does not tell the other's.
-
-    Args:
-        a: Greys, shape ``(n, _SIDE, _SIDE)``.
-        b: Of as many other pictures.
     """
     flat = [values.reshape(len(values), -1).astype(np.float64) for values in (a, b)]
     agreement = []
@@ -227,14 +223,9 @@ def _alike(
 ) -> Iterator[tuple[int, int, float]]:
     """Rows of two sets of which one is the other's most similar, where they are rather alike.
 
-    Rows of length 1 with a correlation c are sqrt(2 - 2 c) apart, and projections are never
-    farther apart: whatever is farther in few dimensions need not be compared in all of them.
-
-    Args:
-        textures: ``(n, d)`` and ``(m, d)``.
-        mean: What is taken away from both, ``(d,)``.
-        basis: Orthonormal columns, ``(d, k)``.
-        progress: Counts the rows of the first.
+    Rows of length 1 with a correlation c are sqrt(2 - 2 c) apart, and projections on the
+    orthonormal ``basis`` (d, k) are never farther apart: whatever is farther in few dimensions
+    need not be compared in all of them. ``mean`` (d,) is taken away from both.
     """
     a, b = (_directions(flat, mean) for flat in textures)
     coarse, others = a @ basis, b @ basis

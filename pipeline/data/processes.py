@@ -36,12 +36,7 @@ def can_share_memory() -> bool:
 
 
 class Processes:
-    """Context manager: processes that call functions; they end when it is left.
-
-    Args:
-        count: How many.
-        memory: Bytes that each of them shares with this process.
-    """
+    """Context manager: processes, each with shared bytes, that call functions until it is left."""
 
     def __init__(self, count: int, *, memory: int = 0) -> None:
         self._running = [Process(memory) for _ in range(count)]
@@ -86,11 +81,7 @@ class Processes:
 
 
 class Process:
-    """See :class:`Processes`.
-
-    Attributes:
-        shared: The memory that it shares with this process, uint8.
-    """
+    """See :class:`Processes`; ``shared`` is its memory, uint8."""
 
     def __init__(self, memory: int) -> None:
         descriptors = [os.memfd_create("headrace")] if memory else []

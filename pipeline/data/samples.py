@@ -107,11 +107,7 @@ class Samples:
         return _name(str(self.domain[row]), self.items[row].path)
 
     def conflicts(self, picture: Sequence[Hashable]) -> list[list[int]]:
-        """Rows of each picture that has several labels.
-
-        Args:
-            picture: ``n`` values, equal for equal pictures.
-        """
+        """Rows of each picture that has several labels; ``picture`` is equal for equal pictures."""
         rows_of: dict[Hashable, list[int]] = defaultdict(list)
         for row in np.flatnonzero(self.labelled).tolist():
             rows_of[picture[row]].append(row)
@@ -153,11 +149,6 @@ def load_samples(
     """Find and key every image of a study, and split the source by patient.
 
     A target of which nothing can be used is one of the samples' ``failures``.
-
-    Args:
-        study: Where the images are.
-        options: See :class:`SampleOptions`.
-        each: How folders are listed and files are read.
 
     Returns:
         The samples, and the images that could not be read.

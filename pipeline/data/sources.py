@@ -46,15 +46,7 @@ def _scan_folders(domain: Domain, each: Each = in_turn) -> Listing:
     """Find the images of each class; without labels all images, whatever their folders.
 
     Files are known by their ending, whatever its case, and without one by their first bytes.
-    Links are followed to what is inside the root; a folder that is reached twice within a
-    folder of the root is walked once.
-
-    Args:
-        domain: Where they are.
-        each: How the folders of the root are walked.
-
-    Raises:
-        StudyError: No image, a class without an image, or a folder that cannot be listed.
+    Links are followed to what is inside the root.
     """
     listing = images_below(domain.path, ignore=domain.ignore or (), each=each)
     if domain.labelled or _is_folder_split(domain):
@@ -107,16 +99,11 @@ KINDS: Mapping[str, Callable[[Domain, Each], Listing]] = MappingProxyType(
 def scan(domain: Domain, each: Each = in_turn) -> Listing:
     """List the images of one domain, by the kind of input that it is.
 
-    Of a source that is divided as it came, each image has the split ``fit`` or
-    ``validation``; otherwise none has.
-
-    Args:
-        domain: Where they are.
-        each: How the folders in it are walked.
+    Of a source that is divided as it came, each image has the split ``fit`` or ``validation``;
+    otherwise none has.
 
     Raises:
-        StudyError: No such folder; no kind of input or several in it; a class without
-            an image; a stack or table that cannot be used; no image of the split asked for.
+        StudyError: No such folder, no kind of input or several in it, or one that cannot be used.
     """
     if isinstance(domain, SourceDomain) and isinstance(domain.validation, Path):
         return _with_validation(domain, domain.validation, each)
@@ -228,13 +215,8 @@ def _named_in_list(domain: Domain, listing: Listing) -> list[Item]:
 def read_image(item: Item, key: bytes | None = None) -> arrays.Content:
     """Read an image, once: its key and its pixels come from the same bytes.
 
-    Args:
-        item: Where it is.
-        key: The content key that it must still have; None takes any.
-
     Raises:
-        ImageError: It cannot be read, an input/output error only after three more tries;
-            or its content has changed (:data:`CHANGED`).
+        ImageError: It cannot be read, or has another content key than the one given.
     """
     content: arrays.Content = read_image_file(item) if item.row is None else arrays.read(item)
     if key is not None and content.key != key:
