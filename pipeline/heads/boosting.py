@@ -6,12 +6,14 @@ given 32 principal components and the 64 features that differ most between the c
 0.1 s; all 1,280 features give 0.987 and 0.976 in 1.1 s, components alone 0.985 and 0.960.
 """
 
+import warnings
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.feature_selection import f_classif
 
 from pipeline.heads.base import Head
 
@@ -80,15 +82,8 @@ class BoostingHead(Head):
         return np.hstack([rows[:, self.columns_], self.pca_.transform(rows)])
 
 
-def _separation(X: NDArray[np.float32], y: ArrayLike) -> NDArray[np.float64]:
+def _separation(X: NDArray[np.float32], y: NDArray[np.intp]) -> NDArray[np.float64]:
     """Variance between the classes by variance within, of each column; 0 of a constant one."""
-    mean, variance = X.mean(axis=0, dtype=np.float64), X.var(axis=0, dtype=np.float64)
-    between = np.zeros(X.shape[1])
-    classes, labels = np.unique(y, return_inverse=True)
-    for k in range(len(classes)):
-        of_class = X[labels == k]
-        between += len(of_class) / len(X) * (of_class.mean(axis=0, dtype=np.float64) - mean) ** 2
-    within = np.maximum(variance - between, 0)
-    ratio = np.zeros_like(between)
-    np.divide(between, within, out=ratio, where=within > 1e-12)
-    return ratio
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of constant columns
+        return np.asarray(np.nan_to_num(f_classif(X, y)[0]))

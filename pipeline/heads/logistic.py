@@ -70,22 +70,19 @@ class WeightedFits:
     coef: NDArray[np.floating]
     intercept: NDArray[np.floating]
 
-    def proba(self, X: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Class probabilities ``(V, n, K)`` of features ``(n, d)``."""
-        V, K, d = self.coef.shape
-        scores = (X @ self.coef.reshape(-1, d).T).reshape(len(X), V, K).swapaxes(0, 1)
-        return softmax_or_sigmoid(scores + self.intercept[:, None])
-
-    def some(self, which: slice) -> "WeightedFits":
-        """Some of the fits."""
-        return WeightedFits(coef=self.coef[which], intercept=self.intercept[which])
+    def proba(self, X: NDArray[np.floating], which: slice = slice(None)) -> NDArray[np.float64]:
+        """Class probabilities ``(V, n, K)`` of features ``(n, d)`` by some of the fits."""
+        coef, intercept = self.coef[which], self.intercept[which]
+        V, K, d = coef.shape
+        scores = (X @ coef.reshape(-1, d).T).reshape(len(X), V, K).swapaxes(0, 1)
+        return softmax_or_sigmoid(scores + intercept[:, None])
 
 
 def fit_weighted(
     X: NDArray[np.floating],
     y: NDArray[np.integer],
     *,
-    C: float | NDArray[np.floating],
+    C: float,
     weights: NDArray[np.number],
 ) -> WeightedFits:
     """Fit the same rows under many weightings, such as those of a bootstrap.
@@ -93,7 +90,7 @@ def fit_weighted(
     Args:
         X: Features, shape ``(n, d)``; float32 takes a third of the time of float64.
         y: Labels 0 to K - 1, shape ``(n,)``.
-        C: Inverse strength of the penalty, positive; one for all, or of shape ``(V,)``.
+        C: Inverse strength of the penalty, positive.
         weights: Shape ``(V, n)``, not negative.
 
     Raises:
@@ -101,7 +98,7 @@ def fit_weighted(
     """
     rows = np.ascontiguousarray(X)
     tol = 1e-4 if rows.dtype == np.float32 else 1e-6
-    penalties, classes = np.broadcast_to(C, len(weights)), len(np.unique(y))
+    classes = len(np.unique(y))
 
     def fit(start: int) -> list[LogisticRegression]:
         fitted: list[LogisticRegression] = []
@@ -110,7 +107,7 @@ def fit_weighted(
             if len(np.unique(y[used])) < classes:
                 raise ValueError(f"weighting {v} leaves a class without rows; a head needs all")
             before = fitted[-1] if fitted else None
-            head = make_logistic(float(penalties[v]), tol=tol)
+            head = make_logistic(C, tol=tol)
             weight = weights[v][used]
             fitted.append(_fit_from(before, head, rows[used], y[used], sample_weight=weight))
         return fitted

@@ -394,7 +394,11 @@ def _fit_choices(
 ) -> Proba:
     """Probabilities ``(choices, out, K)`` of the rows held out.
 
-    A choice that cannot be fitted to the rows of a fold (more neighbours than rows) has NaN.
+    A choice that cannot be fitted to the rows of a fold (more neighbours than rows), or gives
+    no probabilities (naive Bayes without smoothing), has NaN.
+
+    Raises:
+        ValueError: None can be fitted.
     """
     y, group = data.labelled()[fold.inside], data.group[fold.inside]
     shape = len(fold.outside), int(data.labelled().max()) + 1
@@ -405,12 +409,18 @@ def _fit_choices(
             if np.isfinite(proba).any():  # else the rows are too few for it
                 check_probabilities(proba, shape)
         return along
-    held_out = []
-    for head in heads:
-        head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
-        held_out.append(np.asarray(head.predict_proba(fold.X_outside)))
-        check_probabilities(held_out[-1], shape)
-    return np.stack(held_out)
+    held_out, refusals = np.full((len(heads), *shape), np.nan), []
+    for number, head in enumerate(heads):
+        try:
+            head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
+            proba = np.asarray(head.predict_proba(fold.X_outside))
+            check_probabilities(proba, shape)
+            held_out[number] = proba
+        except ValueError as refusal:
+            refusals.append(refusal)
+    if len(refusals) == len(heads):
+        raise refusals[-1]
+    return held_out
 
 
 def _fit_nested(

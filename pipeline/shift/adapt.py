@@ -229,8 +229,7 @@ def _importance_weighting(model: SourceModel, target: _Rows, parts: _Parts) -> l
     heads = fit_weighted(rows[:n], label, C=INVERSE_PENALTY, weights=ratios)
 
     def predictor(v: int) -> _Predictor:
-        head = heads.some(slice(v, v + 1))
-        return lambda features: head.proba(model.standardise(features))[0]
+        return lambda features: heads.proba(model.standardise(features), slice(v, v + 1))[0]
 
     return [predictor(v) for v in range(len(parts))]
 
