@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 from pipeline.words import counted
 
-#: Words for the names of the record.
+#: Words for the effects of the record.
 _EFFECTS: Mapping[str, str] = MappingProxyType(
     {
         "accuracy_loss": "accuracy lost",
@@ -22,7 +22,8 @@ _EFFECTS: Mapping[str, str] = MappingProxyType(
         "auroc_loss": "AUROC lost",
     }
 )
-_ERRORS: Mapping[str, str] = MappingProxyType(
+#: Words for errors, steps, estimates and tests.
+_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "human": "human, source",
         "source_training": "source, training images",
@@ -30,27 +31,15 @@ _ERRORS: Mapping[str, str] = MappingProxyType(
         "source_few_patients": "source, heads of as few patients",
         "target": "target",
         "target_trained": "target, heads trained on it",
-    }
-)
-_STEPS: Mapping[str, str] = MappingProxyType(
-    {
         "avoidable_bias": "avoidable bias: training images less human",
         "variance": "variance: new patients less training images",
         "mismatch": "domain mismatch: target less new patients of the source",
         "target_hardness": "target hardness: heads trained on it less those of as few patients",
         "transfer_gap": "transfer gap: the rest of the mismatch",
-    }
-)
-_FORMULAS: Mapping[str, str] = MappingProxyType(
-    {
         "atc": "share of sure images (ATC)",
         "doc": "mean confidence (DoC)",
         "label_shift": "class frequencies (label shift)",
         "mlls": "frequencies that fit the scores best (MLLS)",
-    }
-)
-_TESTS: Mapping[str, str] = MappingProxyType(
-    {
         "bbsd_ks": "scores of the head (BBSD)",
         "ridge_c2st": "features, linear classifier (C2ST)",
         "mmd_aggregated": "features, distances (MMD)",
@@ -75,12 +64,7 @@ _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
             (
                 Column("test", field="name"),
                 Column("statistic", "number"),
-                Column(
-                    "p",
-                    "p",
-                    "Small where domains differ; adjusted for three tests (Holm).",
-                    field="p_adjusted",
-                ),
+                Column("p", "p", "Adjusted for three tests (Holm).", field="p_adjusted"),
                 Column("not run because", field="refused"),
             ),
         ),
@@ -98,9 +82,7 @@ _DETAILS: Mapping[str, tuple[str, tuple[Column, ...]]] = MappingProxyType(
                 Column("domain"),
                 Column("Brier score", "number", "Mean squared error; 0 is best.", field="brier"),
                 Column("miscalibration", "number", "What recalibration would remove of it."),
-                Column(
-                    "ECE", "number", "Calibration error: how far from true they are.", field="ece"
-                ),
+                Column("ECE", "number", "Calibration error; 0 is best.", field="ece"),
                 Column("slope", "number", "Below 1: scores are too extreme."),
                 Column("intercept", "number", "Above 0: scores are too low."),
             ),
@@ -152,34 +134,34 @@ def _target(target: Record) -> Iterator[Part]:
         if labelled or key == "detection":
             notes = (target["covariates_summary"],) if key == "covariates" else ()
             more: dict[str, Any] = {"key": f"shift_{key}", "about": about, "notes": notes}
-            rows = _named(target[key], _TESTS) if key == "detection" else target[key]
+            rows = _named(target[key]) if key == "detection" else target[key]
             yield Table(title, columns, rows, detail=True, **more)
     yield from _subgroups(target, about)
-    yield Detail(_sizes(target))
-    yield from map(Detail, target["caveats"])
-
-
-def _sizes(target: Record) -> str:
-    return (
+    yield Detail(
         f"The source has {counted(target['source_images'], 'image')} of "
         f"{counted(target['source_patients'], 'patient')}, {target['target']} has "
         f"{counted(target['images'], 'image')} of {counted(target['patients'], 'patient')}."
     )
+    yield from map(Detail, target["caveats"])
 
 
-def _named(rows: Sequence[Record], names: Mapping[str, str], **more: Any) -> list[Record]:
+def _named(rows: Sequence[Record], names: Mapping[str, str] = _NAMES, **more: Any) -> list[Record]:
     """Rows with names for people."""
     return [{**row, "name": names[row["name"]], **more} for row in rows]
 
 
 def _effects(target: Record, about: Record) -> Table:
-    effects = [row["name"] for row in target["effects"]]
-    names = {**{name: _of_groups(name) for name in effects}, **_EFFECTS}
+    names = dict(_EFFECTS)
+    for row in target["effects"]:
+        if row["division"].startswith("by "):
+            attribute = row["division"].removeprefix("by ")
+            names[f"{attribute}_mix"] = f"other shares of {attribute} groups"
+            names[f"within_{attribute}"] = f"more errors inside the {attribute} groups"
     # Attributes whose other mix of groups is not shown to cost anything are one sentence.
     unshown = [
         row["division"]
         for row in target["effects"]
-        if row["name"].endswith("_mix") and row["division"].startswith("by ")
+        if row["division"] == f"by {row['name'].removesuffix('_mix')}"
         if row["low"] <= 0 <= row["high"]
     ]
     rows = [row for row in target["effects"] if row["division"] not in unshown]
@@ -205,13 +187,6 @@ def _effects(target: Record, about: Record) -> Table:
     )
 
 
-def _of_groups(effect: str) -> str:
-    """The mix of an attribute's groups, or the loss inside them."""
-    if effect.endswith("_mix"):
-        return f"other shares of {effect.removesuffix('_mix')} groups"
-    return f"more errors inside the {effect.removeprefix('within_')} groups"
-
-
 def _adaptation(target: Record, about: Record) -> Table:
     rows = target["adaptation"]
     return Table(
@@ -233,7 +208,6 @@ def _adaptation(target: Record, about: Record) -> Table:
 
 def _error_table(target: Record, about: Record) -> Table:
     errors = target["error_table"]
-    steps = _named(errors["steps"], _STEPS, kind="step")
     unknown = errors["not_identifiable"].items()
     return Table(
         "Error table (after Ng)",
@@ -242,10 +216,10 @@ def _error_table(target: Record, about: Record) -> Table:
             Column("of", field="name"),
             Column("% of images", "percent", interval=True),
         ),
-        [*_named(errors["errors"], _ERRORS, kind="error"), *steps],
+        [*_named(errors["errors"], kind="error"), *_named(errors["steps"], kind="step")],
         notes=(
             "Heads of few patients and those trained on the target are linear ones.",
-            *(f"{_STEPS[step]}: not computed, {why}." for step, why in unknown),
+            *(f"{_NAMES[step]}: not computed, {why}." for step, why in unknown),
         ),
         key="shift_errors",
         about=about,
@@ -259,12 +233,8 @@ def _estimates(target: Record, about: Record) -> Table:
     rows += [{**row, "of": f"share of {row['name']}"} for row in estimates["prevalence"]]
     return Table(
         "Estimates without labels of the target",
-        (
-            Column("of"),
-            Column("method"),
-            Column("%", "percent", interval=True),
-        ),
-        [{**row, "method": _FORMULAS[row["method"]]} for row in rows],
+        (Column("of"), Column("method"), Column("%", "percent", interval=True)),
+        [{**row, "method": _NAMES[row["method"]]} for row in rows],
         notes=(estimates["warning"],),
         key="shift_estimates",
         about=about,

@@ -1,8 +1,7 @@
 """Domain adaptation methods: a model of the source and unlabelled target rows give a predictor.
 
-Every method starts from the same logistic head of the source, and none sees a label of the
-target. A method adapts to several parts of a target in one call (both halves of several
-divisions), because what the parts share is then computed once.
+A method adapts to several parts of a target in one call (both halves of several divisions),
+because what the parts share is then computed once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,9 +53,6 @@ def _source_only(model: SourceModel, _target: _Rows, parts: _Parts) -> list[_Pre
     return [model.predict_proba] * len(parts)
 
 
-# Scale features by statistics of the target.
-
-
 def _standardisation(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Standardise the target by its own statistics, mixed with the source's.
 
@@ -77,7 +73,7 @@ def _balanced_standardisation(model: SourceModel, target: _Rows, parts: _Parts) 
     calibration = _calibration(model)
 
     def adapted(rows: _Rows) -> _Predictor:
-        mean, scale, prior = balanced_statistics(model, rows, calibration)
+        mean, scale, prior = _balanced_statistics(model, rows, calibration)
         return lambda features: reweighted(
             calibration(_proba(model, (features - mean) / scale)), prior / model.prior
         )
@@ -85,24 +81,16 @@ def _balanced_standardisation(model: SourceModel, target: _Rows, parts: _Parts) 
     return [adapted(target[part]) for part in parts]
 
 
-def balanced_statistics(
+def _balanced_statistics(
     model: SourceModel, target: _Rows, calibration: Calibration
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Estimate target mean and spread as if it had the source's class mix.
+    """Mean (d,), scale (d,) of the target at the source's class mix, and its own class mix (K,).
 
     Plain target statistics confuse "more ill patients" with "brighter images". Here each
     class has its own mean and variance, weighted by the head's responsibilities, and the
     classes are put together at the source's shares. Responsibilities and statistics are
     improved in turns, starting from the plain statistics. The head is calibrated first:
-    with a strongly penalised one, which is unsure, the turns stop short of the target's class mix.
-
-    Args:
-        model: Head of the source.
-        target: Shape (m, d), raw.
-        calibration: Of the head's probabilities.
-
-    Returns:
-        Mean (d,), scale (d,) > 0, and the target's own class mix (K,).
+    with an unsure one the turns stop short of the target's class mix.
     """
     rows = np.asarray(target, dtype=np.float64)
     squares, weights = rows**2, model.head.coef_.T
@@ -124,9 +112,6 @@ def balanced_statistics(
     return mean, scale, prior
 
 
-# Make the first two moments of the domains alike.
-
-
 def _coral(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:
     """Give the source the target's mean and covariance, and fit the head there (CORAL)."""
     return _moved(model, target, parts, coral_map)
@@ -138,12 +123,7 @@ def _linear_transport(model: SourceModel, target: _Rows, parts: _Parts) -> list[
 
 
 def coral_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CORAL's map Cs^-1/2 Ct^1/2 (Sun et al. 2016), applied from the right.
-
-    Args:
-        source: Covariance of the source, shape (d, d), positive definite.
-        target: Covariance of the target.
-    """
+    """CORAL's map Cs^-1/2 Ct^1/2 (Sun et al. 2016) of two covariances (d, d), from the right."""
     return _power(source, -0.5) @ _power(target, 0.5)
 
 
@@ -151,12 +131,7 @@ def transport_map(source: NDArray[np.float64], target: NDArray[np.float64]) -> N
     """The optimal linear map Cs^-1/2 (Cs^1/2 Ct Cs^1/2)^1/2 Cs^-1/2, symmetric.
 
     Of all linear maps that carry one Gaussian to the other it moves rows least (Flamary et
-    al. 2020). POT has it as ``ot.gaussian.bures_wasserstein_mapping``; it is a compiled
-    package of 33 MB for these two lines, so it is what the tests compare with.
-
-    Args:
-        source: Covariance of the source, shape (d, d), positive definite.
-        target: Covariance of the target.
+    al. 2020). POT has it too, a compiled package of 33 MB that the tests compare with.
     """
     root, inverse = _power(source, 0.5), _power(source, -0.5)
     return inverse @ _power(root @ target @ root, 0.5) @ inverse
@@ -200,9 +175,6 @@ def _power(covariance: NDArray[np.float64], exponent: float) -> NDArray[np.float
     values, vectors = np.linalg.eigh(covariance)
     floor = values.max() * np.finfo(np.float64).eps
     return np.asarray((vectors * np.maximum(values, floor) ** exponent) @ vectors.T)
-
-
-# Weight the rows or the classes of the source.
 
 
 def _importance_weighting(model: SourceModel, target: _Rows, parts: _Parts) -> list[_Predictor]:

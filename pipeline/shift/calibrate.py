@@ -48,11 +48,9 @@ def calibration(data: DomainData) -> _Record:
 
     Returns:
         ``domain``; ``brier``: its Brier score, lower is better; ``miscalibration``: what the
-        best monotone recalibration would win of it, without bins (CORP; Dimitriadis et al.
-        2021); ``ece``: calibration error, as it is everywhere; ``slope`` and ``intercept`` of
-        the event on logit(p), by maximum likelihood (Cox 1958): below 1 probabilities are too
-        extreme, above 0 the event is more frequent than predicted (at slope 1); None where all
-        events are alike.
+        best monotone recalibration would win of it (CORP; Dimitriadis et al. 2021); ``ece``:
+        calibration error; ``slope`` and ``intercept`` of the event on logit(p), by maximum
+        likelihood (Cox 1958), None where all events are alike.
     """
     proba = np.clip(data.scored(), 0, 1)
     binary = proba.shape[1] == 2
@@ -83,9 +81,8 @@ def transferred_thresholds(
 ) -> list[_Record]:
     """Choose a threshold by each rule on the source, and measure it in both domains.
 
-    On the target it stands as it was chosen (``none``), and moved to the estimated class mix
-    (``prior``): there it makes the calls of the prior-corrected probabilities, which keeps the
-    rule of least cost. Neither is right where the meaning of the score has changed.
+    On the target it stands as it was chosen, and moved to the estimated class mix, where it
+    makes the calls of the prior-corrected probabilities.
 
     Args:
         source: Labels and out-of-fold probabilities.
@@ -103,26 +100,23 @@ def transferred_thresholds(
     if source.scored().shape[1] != 2 or any(np.unique(d.labelled()).size < 2 for d in both):
         return []
     of_source, of_target = (float(np.mean(data.labelled() == 1)) for data in both)
-    rows = []
+    thresholds = []
     for rule in RULES:
         chosen = choose_threshold(rule, source)
+        thresholds += [(rule, "none", source, chosen), (rule, "none", target, chosen)]
         moved = corrected_threshold(chosen, prevalence, of_source)
-        for data, moved_by, threshold in (
-            (source, "none", chosen),
-            (target, "none", chosen),
-            (target, "prior", moved),
-        ):
-            rows.append(
-                {
-                    "rule": rule,
-                    "domain": data.role,
-                    "moved_by": moved_by,
-                    "threshold": threshold,
-                    **measure_threshold(data, threshold, of_target),
-                    "reliable": moved_by == "none" or not score_changed,
-                }
-            )
-    return rows
+        thresholds.append((rule, "prior", target, moved))
+    return [
+        {
+            "rule": rule,
+            "domain": data.role,
+            "moved_by": moved_by,
+            "threshold": threshold,
+            **measure_threshold(data, threshold, of_target),
+            "reliable": moved_by == "none" or not score_changed,
+        }
+        for rule, moved_by, data, threshold in thresholds
+    ]
 
 
 def choose_threshold(rule: str, source: DomainData) -> float:

@@ -1,8 +1,8 @@
 """Acquisition differences: which measures of the images differ between two domains.
 
-Measures are compared within each class, so that a hospital with more ill patients does not
-seem to expose its films differently. A difference is named only where its whole simultaneous
-interval lies beyond half a standard deviation: in large data sets everything differs a little.
+Measures are compared within each class: more ill patients are no other exposure. A difference
+is named only where its whole simultaneous interval lies beyond half a standard deviation: in
+large data sets everything differs a little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from pipeline.evaluation.intervals import LEVEL
 
 #: A medium difference, in standard deviations (Cohen 1988): what lies inside is not named.
 _MEDIUM = 0.5
-#: Beyond so many standard deviations nothing overlaps, and the number would say no more.
+#: A difference is at most so many standard deviations: beyond, nothing overlaps.
 _MOST = 10.0
 #: Patients of a domain below which draws of them are too much alike for anything to be named.
 _FEWEST = 10
@@ -34,12 +34,10 @@ class Covariate:
 
     Attributes:
         name: Of the measure.
-        estimate: Mean over the classes of (target - source) in pooled standard deviations, 10
-            of them at most.
+        estimate: Mean over the classes of (target - source) in pooled standard deviations.
         low: Lower bound of the interval, simultaneous over all differences (Bonferroni).
         high: Upper bound.
-        named: Whether the interval lies beyond what is never named, and both domains have 10
-            patients.
+        named: Whether it is worth a sentence; both domains need 10 patients for that.
     """
 
     name: str
@@ -55,10 +53,10 @@ def acquisition_differences(
     rng: np.random.Generator,
     draws: int = DRAWS,
 ) -> list[Covariate]:
-    """Compare two domains; the named differences come first, the largest before the others.
+    """Compare labelled domains; the named differences come first, then by size.
 
     Args:
-        source: Its images with their labels, and what was measured in each.
+        source: Its images, and what was measured in each.
         target: The same of the target.
         rng: Draws patients.
         draws: Bootstrap draws.
@@ -111,13 +109,7 @@ def _within_classes(
     values: tuple[NDArray[np.float64], ...],
     weights: Sequence[Weights],
 ) -> NDArray[np.float64]:
-    """Cohen's d of a measure, mean over the classes that both domains have, shape (B,).
-
-    Args:
-        labels: Of source and target.
-        values: The measure in source and target.
-        weights: Of the rows of both domains, (B, n) and (B, m).
-    """
+    """Cohen's d of a measure, mean over the classes that both domains have, shape (B,)."""
     steps = []
     for k in np.intersect1d(labels[0], labels[1]):
         (mean_s, var_s), (mean_t, var_t) = (

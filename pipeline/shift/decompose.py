@@ -1,18 +1,14 @@
 """Take the loss of accuracy between two domains apart: by group, by score, by threshold.
 
 The loss is error(target) - error(source). Each division splits it into two terms that add
-up to it: what another mix of the classes, or of groups of patients, costs and what is lost
-within them (Kitagawa 1955); what scores nearer to the threshold cost and what a changed
-meaning of the score costs; what the source's threshold costs and what no threshold regains.
-Divisions are views of one loss and do not add to each other.
-
-Patients of source and target are drawn independently. Within a domain all statistics share
-one set of draws, so that terms of one division stay paired.
+up to it; divisions are views of one loss and do not add to each other. Patients of source and
+target are drawn independently. Within a domain all statistics share one set of draws, so that
+terms of one division stay paired.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +52,7 @@ class Effect:
         estimate: On the data themselves.
         low: Lower end of the 95 % interval, by patient.
         high: Upper end.
-        largest: Share of the draws in which it is the largest term of its division; None
-            where it stands alone.
+        largest: Share of the draws in which it is the largest of its division; None if alone.
     """
 
     name: str
@@ -96,7 +91,10 @@ def decompose(
     Raises:
         StudyError: Labels are absent.
     """
-    both = (_outcome(source, seed, draws), _outcome(target, seed, draws))
+    both = (
+        _Outcome(source, source.wrong(), domain_draws(source, seed, draws)),
+        _Outcome(target, target.wrong(), domain_draws(target, seed, draws)),
+    )
     labels = (source.labelled(), target.labelled())
     effects = {
         "accuracy_loss": accuracy_loss(source, target),
@@ -114,18 +112,12 @@ def decompose(
 
 
 def accuracy_loss(source: DomainData, target: DomainData) -> Effect:
-    """The error on the target minus that on the source: the loss that is divided.
-
-    Args:
-        source: Labels and probabilities that the head did not train on.
-        target: Labels and probabilities of the same head.
-    """
+    """The error on the target minus that on the source, of labelled and scored rows."""
     errors = [share_of(weighted_mean(data.wrong()), data.group) for data in (target, source)]
     return _difference("accuracy_loss", "all", *errors)
 
 
 def _auroc_loss(source: DomainData, target: DomainData) -> Effect:
-    """AUROC on the source minus that on the target."""
     areas = [
         share_of(
             weighted_auroc(data.labelled() == 1, data.scored()[:, 1]),
@@ -138,7 +130,7 @@ def _auroc_loss(source: DomainData, target: DomainData) -> Effect:
 
 
 def _difference(name: str, division: str, larger: Share, smaller: Share) -> Effect:
-    """A difference of two shares of different patients."""
+    """Of different patients."""
     low, high = difference_bounds(larger, smaller, paired=False)
     gap = larger.estimate - smaller.estimate
     return Effect(name=name, division=division, estimate=gap, low=low, high=high)
@@ -199,7 +191,7 @@ def _shares_of_largest(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _unseen_room(rate: Rate | None) -> tuple[float, float]:
-    """How far below and above itself a rate may be; (0, 0) where draws have a spread."""
+    """How far below and above itself a rate may be; nothing where draws have a spread."""
     if rate is None or rate[0] not in (0, 1):
         return 0.0, 0.0
     room = wilson(0, rate[1])[1]  # the highest rate that may well be of which none was seen
@@ -224,8 +216,7 @@ def _lengthened(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     """A labelled domain with what the head got wrong and the draws of its patients."""
 
     data: DomainData
@@ -239,10 +230,6 @@ class _Outcome:
     def means(self, hit: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Of all rows, then of each draw, shape ``(1 + B,)``."""
         return np.append(hit.mean(), self.draws.mean(hit))
-
-
-def _outcome(data: DomainData, seed: int, draws: int) -> _Outcome:
-    return _Outcome(data=data, wrong=data.wrong(), draws=domain_draws(data, seed, draws))
 
 
 def _comparable(source: DomainData, of_source: Grouping, of_target: Grouping) -> bool:
@@ -309,24 +296,16 @@ def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:
         curve = isotonic_regression(wrong[used] / mass[used], weights=mass[used], increasing=False)
         return float(w_target @ np.interp(of_target, knots[used], curve.x) / w_target.sum())
 
-    whole = np.ones(len(place)), np.ones(len(of_target))
-    weights = chain([whole], _paired_weights(source, target))
-    expected = np.array([expected_error(*both) for both in weights])
+    expected = [expected_error(np.ones(len(place)), np.ones(len(of_target)))]
+    for which in max(source, target, key=lambda outcome: len(outcome.data)).draws.blocks():
+        drawn = zip(source.draws.weights(which), target.draws.weights(which), strict=True)
+        expected += [expected_error(*weights) for weights in drawn]
     e_s, e_t = source.means(source.wrong), target.means(target.wrong)
     return divide(
         "score",
-        {"confidence_shift": expected - e_s, "y_given_score": e_t - expected},
+        {"confidence_shift": np.subtract(expected, e_s), "y_given_score": e_t - expected},
         edges={"confidence_shift": (source.rate, None), "y_given_score": (None, target.rate)},
     )
-
-
-def _paired_weights(
-    source: _Outcome, target: _Outcome
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Row weights of both domains for each draw, ``(n_S,)`` and ``(n_T,)``."""
-    larger = max(source, target, key=lambda outcome: len(outcome.data))
-    for which in larger.draws.blocks():
-        yield from zip(source.draws.weights(which), target.draws.weights(which), strict=True)
 
 
 def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str, Effect]:
@@ -334,8 +313,7 @@ def _by_threshold(source: _Outcome, target: _Outcome, *, seed: int) -> dict[str,
 
     threshold = e_T(tau_S) - e_T(tau_T): what the source's threshold costs; discrimination =
     e_T(tau_T) - e_S(tau_S): what no threshold regains. tau_T is found on one half of the
-    target's patients and scored on the other, and found again in each draw: a threshold
-    scored where it was chosen looks too good.
+    target's patients and scored on the other, in each draw anew.
     """
     best_error = _cross_fitted_error(target.data, seed)
     best = np.append(best_error(np.ones((1, len(target.data)))), target.draws.apply(best_error))

@@ -23,8 +23,7 @@ class SourceModel:
     """A logistic head of the source, with everything that was fitted on the source.
 
     Attributes:
-        data: The source: raw features, labels, and ``proba`` out of fold by patient, so that
-            they are exchangeable with a target's where nothing has shifted.
+        data: The source: raw features, labels, and ``proba`` out of fold by patient.
         mean: Of the raw features, shape (d,).
         scale: See :func:`mean_and_scale`.
         head: Fitted to all rows of the source, standardised.
@@ -120,13 +119,9 @@ _CLIP = 5.0
 def feature_maps(model: SourceModel, targets: Iterable[DomainData]) -> dict[str, NDArray[Any]]:
     """Project a sample of both domains, of equal weight, on two principal components.
 
-    Args:
-        model: With the source's rows and scale.
-        targets: Features and labels.
-
     Returns:
-        For each target ``TARGET/embedding`` (n, 2), ``TARGET/embedding_target`` (n,) bool,
-        ``TARGET/embedding_label`` (n,).
+        For each labelled target ``TARGET/embedding`` (n, 2), ``TARGET/embedding_target`` (n,)
+        bool, ``TARGET/embedding_label`` (n,).
     """
     maps: dict[str, NDArray[Any]] = {}
     for target in targets:

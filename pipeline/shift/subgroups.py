@@ -39,23 +39,21 @@ def subgroups(
     Args:
         source: Labels and out-of-fold probabilities.
         target: Labels and probabilities of the same head.
-        groupings: Of the images of both, one for each attribute; none where a domain has no
-            attributes.
+        groupings: Of the images of both, one for each attribute.
         threshold: Chosen on the source, on the second class's probability, for sensitivity
             and specificity; None for more than two classes.
         seed: Of the multipliers.
 
     Returns:
-        Every group of every attribute; what is in one attribute does not depend on others.
-        ``attribute``, ``group``, ``images``, ``patients``; ``reason``: why it has no numbers,
-        or None; ``metrics``: by name, see :func:`_compare`, and ``source``, the same group's
-        value there, or None.
+        Every group of every attribute: ``attribute``, ``group``, ``images``, ``patients``;
+        ``reason`` why it has no numbers, or None; ``metrics`` by name, see :func:`_compare`,
+        and ``source``, the same group's value there, or None.
     """
     patients = leave_out_patients(target.group)
     on_source = {grouping.attribute: grouping for grouping in groupings[0]}
     records: list[_Record] = []
     for grouping in groupings[1]:
-        members = _members(grouping)
+        members = {name: grouping.member == k for k, name in enumerate(grouping.names)}
         reasons = {name: _too_few(target, rows) for name, rows in members.items()}
         large = {name: rows for name, rows in members.items() if not reasons[name]}
         compared = _by_metric(target, large, threshold, patients, seed)
@@ -87,7 +85,7 @@ def _by_metric(
     patients: PatientDraws,
     seed: int,
 ) -> dict[str, dict[str, _Record]]:
-    """By metric, what :func:`_compare` says of each group that is large enough."""
+    """By metric and large group, see :func:`_compare`."""
     inside = {name: _shares(target, rows, threshold, patients) for name, rows in groups.items()}
     rest: dict[str, dict[str, Share]] = {}
     if len(groups) > 1:
@@ -102,10 +100,6 @@ def _by_metric(
     }
 
 
-def _members(grouping: Grouping) -> dict[str, _Mask]:
-    return {name: grouping.member == k for k, name in enumerate(grouping.names)}
-
-
 def _too_few(data: DomainData, rows: _Mask) -> str | None:
     images, patients = int(rows.sum()), np.unique(data.group[rows]).size
     if images < FEW_IMAGES:
@@ -118,14 +112,7 @@ def _too_few(data: DomainData, rows: _Mask) -> str | None:
 def _shares(
     data: DomainData, rows: _Mask, threshold: float | None, patients: PatientDraws
 ) -> dict[str, Share]:
-    """The metrics of chosen rows, but for those that need a class with too few patients.
-
-    Args:
-        data: Labels and probabilities.
-        rows: Which, shape (n,).
-        threshold: See :func:`subgroups`.
-        patients: Of the domain, each left out once: how much each moves a metric.
-    """
+    """The metrics of chosen rows, but for those that need a class with too few patients."""
     data = data.take(rows)
     label, proba = data.labelled(), data.scored()
     of_class = [label == k for k in range(proba.shape[1])]
@@ -152,26 +139,24 @@ def _estimates(
     data: DomainData, grouping: Grouping, threshold: float | None
 ) -> dict[str, dict[str, float]]:
     """By group, where there are enough images, the value of each metric."""
-    patients = leave_out_patients(data.group)
-    return {
-        group: {
-            name: share.estimate for name, share in _shares(data, rows, threshold, patients).items()
-        }
-        for group, rows in _members(grouping).items()
-        if not _too_few(data, rows)
-    }
+    patients, values = leave_out_patients(data.group), {}
+    for k, group in enumerate(grouping.names):
+        rows = grouping.member == k
+        if not _too_few(data, rows):
+            shares = _shares(data, rows, threshold, patients)
+            values[group] = {name: share.estimate for name, share in shares.items()}
+    return values
 
 
 def _compare(
     inside: Mapping[str, Share], others: Mapping[str, Share], rng: np.random.Generator
 ) -> dict[str, _Record]:
-    """One metric in each group and against all other images.
+    """One metric in each group and against all other images, for all groups at once.
 
     Returns:
-        By group: ``estimate``, ``low``, ``high``, for all groups at once; ``difference`` to
-        all other images with ``difference_low`` and ``difference_high``, None where those are
-        too few; ``worst``: whether it is the lowest. Images of which the attribute is not
-        known are no group to be ranked.
+        By group: ``estimate``, ``low``, ``high``; ``difference`` to all other images with
+        ``difference_low`` and ``difference_high``, None where those are too few; ``worst``:
+        whether it is the lowest of those whose attribute is known.
     """
     rest = {name: others[name] for name in inside if len(inside) > 1 and name in others}
     intervals = simultaneous_intervals([*inside.values()], rng)

@@ -32,59 +32,39 @@ from pipeline.report.shift import METRICS
 from pipeline.report.table import Table
 from pipeline.words import printable
 
-#: By name of a row: where its bar begins, (estimate, low, high), the colour; shares of images.
-Bars = Mapping[str, tuple[float, Any, str]]
-
 
 def effects(results: Results) -> Figure:
     """Points of accuracy lost by each effect; those of one colour add up to the loss."""
     tables = results.tables("shift_effects")
-    shares = dict.fromkeys(row[0] for table in tables for row in table.rows if row[0] != "AUROC")
-    shades = {division: colour(k - 1) if k else GREY for k, division in enumerate(shares)}
-    bars = {
-        printable(table.about["target"]): {
-            name: (0.0, value, shades[division])
-            for division, name, value in (row[:3] for row in table.rows)
-            if division in shades and value
-        }
-        for table in tables
-    }
-    heads = (t["head"] for t in results.record["targets"] if t["backbone"] == results.backbone)
-    title = f"Why accuracy of {printable(next(heads))} is lost"
-    figure = _bar_panels(bars, title, "points of accuracy lost")
-    for axes, rows in zip(figure.axes, bars.values(), strict=False):
-        total = 100 * next(iter(rows.values()))[1][0]
-        axes.axvline(total, color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=0)
-    return figure
-
-
-def _bar_panels(of_panel: Mapping[str, Bars], title: str, unit: str) -> Figure:
-    names = list(dict.fromkeys(name for bars in of_panel.values() for name in bars))
-    height = 0.5 + 0.24 * len(names)
-    figure, cells = panels(len(of_panel), height=height, extra=0.6, sharey=True)
-    for axes, (panel, bars) in zip(cells, of_panel.items(), strict=True):
-        for name, (start, value, shade) in bars.items():
-            at = len(names) - 1 - names.index(name)
-            axes.barh(at, 100 * value[0], left=100 * start, height=0.62, color=shade)
-            ends = [100 * (start + share) for share in (0.0, *value) if share is not None]
-            if len(ends) == 4:
-                axes.plot(ends[2:], [at, at], color=INK, linewidth=0.9)
-            text = f"{100 * value[0]:{'.1f' if shade == GREY else '+.1f'}}"
+    rows_of = [[row[:3] for row in t.rows if row[0] != "AUROC" and row[2]] for t in tables]
+    divisions = list(dict.fromkeys(row[0] for rows in rows_of for row in rows))
+    names = list(dict.fromkeys(row[1] for rows in rows_of for row in rows))
+    figure, cells = panels(len(tables), height=0.5 + 0.24 * len(names), extra=0.6, sharey=True)
+    for axes, table, rows in zip(cells, tables, rows_of, strict=True):
+        for division, name, shares in rows:
+            k, at = divisions.index(division), len(names) - 1 - names.index(name)
+            points, *ends = (100 * share for share in shares if share is not None)
+            axes.barh(at, points, height=0.62, color=colour(k - 1) if k else GREY)
+            axes.plot(ends, [at] * len(ends), color=INK, linewidth=0.9)
             axes.annotate(
-                text,
-                (max(ends), at),
+                f"{points:+.1f}" if k else f"{points:.1f}",
+                (max(0.0, points, *ends), at),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
                 fontsize=SMALL,
             )
         name_rows(axes, names)
-        axes.set_title(panel)
+        axes.set_title(printable(table.about["target"]))
         axes.margins(x=0.16)
         axes.axvline(0, color=GREY, linewidth=0.6)
+        axes.axvline(
+            100 * rows[0][2][0], color=GREY, linewidth=0.8, linestyle=(0, (3, 2)), zorder=0
+        )
         grid(axes)
-    figure.suptitle(title, x=0.01, ha="left")
-    figure.supxlabel(f"{unit}, with 95 % intervals", fontsize=8)
+    heads = (t["head"] for t in results.record["targets"] if t["backbone"] == results.backbone)
+    figure.suptitle(f"Why accuracy of {printable(next(heads))} is lost", x=0.01, ha="left")
+    figure.supxlabel("points of accuracy lost, with 95 % intervals", fontsize=8)
     return figure
 
 
