@@ -370,9 +370,9 @@ def _draw(
 def _prepare_to_draw() -> None:
     """Import what draws the figures of heads, which takes as long as drawing them; read fonts."""
     from pipeline.report import pictures  # noqa: F401
-    from pipeline.report.figures import curves, forest, roc, style  # noqa: F401
+    from pipeline.report.figures import curves, forest, style  # noqa: F401
 
-    style.image_bytes(style.panels(1, height=1)[0])
+    style.png_of(style.new_figure, 1.0)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

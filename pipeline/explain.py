@@ -45,14 +45,13 @@ from pipeline.study import Study
 from pipeline.words import as_file_name, printable
 
 SCHEMA = 4
-#: Images of a class and domain whose maps are measured; pictures on a sheet.
-IMAGES, PICTURES = 100, 12
+#: Pictures on a sheet.
+PICTURES = 12
 #: Side of the middle, and of each corner, as shares of the picture's: as the audit hides them.
 _CENTRE, _CORNER = 0.7, 0.2
 _BATCH = 16
 #: Below this a map has no mass whose place could be said.
 _NOTHING = 1e-9
-REGIONS = ("border", "corners")
 
 Maps = NDArray[np.float32]
 Proba = NDArray[np.float64]
@@ -63,7 +62,7 @@ def explain(
     name: str | None = None,
     *,
     backbone: str | None = None,
-    images: int = IMAGES,
+    images: int = 100,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Measure where the maps of a model lie, and draw those of its surest errors and of others.
@@ -155,7 +154,7 @@ def _best_with_layers(study: Study, backbone: str | None) -> tuple[str, str]:
 
 
 def _some(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:
-    """At most so many of each class among some rows, drawn by the seed."""
+    """At most so many of each class among some rows."""
     keep = np.zeros(len(samples), bool)
     for label in range(len(samples.classes)):
         rows = np.flatnonzero(among & (samples.label == label))
@@ -197,7 +196,7 @@ def _audited(study: Study, data: DomainData) -> dict[str, Any]:
         return {}
     return {
         region: finding["values"]["auc"]
-        for region in REGIONS
+        for region in ("border", "corners")
         for finding in findings
         if (finding["check"], finding["where"]) == (region, data.name)
         and "auc" in finding["values"]
@@ -210,11 +209,8 @@ class ActivationMaps:
     Args:
         network: Uint8 pixels ``(n, size, size, 3)`` to features ``(n, d)`` that are a mean over
             places of the output of a module within, after ReLU or not.
-        pixels: Of images whose mean features a place is compared with.
+        pixels: Of images with whose mean features, ``(m, d)`` in ``features``, a place is compared.
         device: Where it runs.
-
-    Attributes:
-        features: Of these images, shape ``(m, d)``.
 
     Raises:
         ExportError: The features are no such mean.
@@ -274,11 +270,7 @@ def _by_view(activations: Tensor, features: Tensor) -> Tensor:
 def _last_activations(
     network: nn.Module, pixels: Tensor
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
-    """The last module whose output, after this function, has the features as its mean.
-
-    Raises:
-        ExportError: There is none.
-    """
+    """The last module whose output, after this function, has the features as its mean."""
     features, outputs = _outputs(network, pixels, network.modules())
     for module, output in reversed(outputs.items()):
         for after in (torch.clone, torch.relu):
@@ -305,11 +297,7 @@ def _proba_and_maps(head: nn.Module, features: Tensor, away: Tensor) -> tuple[Pr
 
 
 def _shares(
-    samples: Samples,
-    predicted: NDArray[np.intp],
-    maps: Maps,
-    shuffled: Maps,
-    seed: int,
+    samples: Samples, predicted: NDArray[np.intp], maps: Maps, shuffled: Maps, seed: int
 ) -> list[dict[str, Any]]:
     """Where the maps of a model and of a shuffled head lie, by predicted class."""
     shares = mass_shares(maps)
@@ -328,14 +316,10 @@ def _shares(
 
 
 def mass_shares(maps: Maps) -> dict[str, NDArray[np.float64]]:
-    """Share of each map's positive part that lies in a region, 0 to 1; NaN of an empty map.
+    """Share of the positive part of each of ``n`` maps that lies in a region; NaN of an empty one.
 
-    Args:
-        maps: Shape ``(n, h, w)``.
-
-    Returns:
-        ``border``, outside of the middle 70 % of each side, and ``corners``, 20 % of each side;
-        a place of the map counts by the part of it that lies there.
+    ``border`` is outside of the middle 70 % of each side, ``corners`` are 20 % of each side; a
+    place of the map counts by the part of it that lies there.
     """
     positive = np.maximum(maps, 0).astype(np.float64)
     mass = positive.sum((1, 2))

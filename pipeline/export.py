@@ -89,7 +89,9 @@ def export_model(
             that loses too much; onnx is not installed.
         ModelError: The head cannot be read.
     """
-    _require_onnx()
+    for module in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(module) is None:
+            raise ExportError(f'{module} is missing: pip install "headrace[onnx]"')
     choice = choose_backbone(study, backbone)
     samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)
@@ -105,14 +107,12 @@ def export_model(
     card["compared"] = {"images": len(pixels), "largest_difference": difference}
     if int8:
         data, card["int8"] = _rounded(study, samples, policy, data, margin)
-    write_file(file, _with_card(data, card))
+    import onnx
+
+    proto = onnx.load_model_from_string(data)
+    onnx.helper.set_model_props(proto, {CARD: json.dumps(card, allow_nan=False)})
+    write_file(file, proto.SerializeToString())
     return card
-
-
-def _require_onnx() -> None:
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        if find_spec(name) is None:
-            raise ExportError(f'{name} is missing: pip install "headrace[onnx]"')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +139,7 @@ class TrainedModel:
 
 
 def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
-    """A head of stage 2 or a network of stage 3, as layers.
-
-    Args:
-        study: Where it was trained.
-        choice: The backbone.
-        name: A head, or a method of fine-tuning.
-        samples: Of the study.
+    """A head of stage 2 or a network of stage 3, as layers; by name of head or method.
 
     Raises:
         ExportError: It has no layers, or was trained on other pixels or classes.
@@ -229,11 +223,7 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
 
 
 def _stored(file: Path, backbone: str, trained: Trained, command: str) -> Predictions:
-    """The stored probabilities of all models on a backbone, this one among them.
-
-    Raises:
-        MissingResultsError: It is not among them; says which command stores it.
-    """
+    """The stored probabilities of all models on a backbone, this one among them."""
     stored = read_predictions(file).get(backbone)
     if stored is None or trained not in stored.proba:
         name, seed = trained
@@ -248,7 +238,6 @@ def _stored(file: Path, backbone: str, trained: Trained, command: str) -> Predic
 
 
 def _card(choice: BackboneChoice, name: str, samples: Samples) -> dict[str, Any]:
-    """What is said of every model."""
     return {
         "model": name,
         "backbone": choice.name,
@@ -264,7 +253,6 @@ def _card(choice: BackboneChoice, name: str, samples: Samples) -> dict[str, Any]
 
 
 def _licence(choice: BackboneChoice) -> str:
-    """Of the weights that the model was made from."""
     if choice.weights != "imagenet":
         return "that of the weights file which the study names"
     if choice.name.startswith(TIMM):
@@ -323,9 +311,7 @@ def _images(
 
 
 class _MeanOfViews(nn.Module):
-    """Features ``(n, k, d)`` to those that a head takes, ``(n, d)``."""
-
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:  # (n, k, d) to (n, d)
         return features.mean(1)
 
 
@@ -356,7 +342,7 @@ def _graph(module: nn.Module, policy: PixelPolicy) -> bytes:
     example = torch.zeros((2, policy.size, policy.size, 3), dtype=torch.uint8)
     module.eval()
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             module,
             (example,),
             dynamo=True,
@@ -365,29 +351,15 @@ def _graph(module: nn.Module, policy: PixelPolicy) -> bytes:
             output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("n")},),
         )
-    if program is None:
-        raise AssertionError("the exporter gives a program")
     proto = program.model_proto
     onnx.checker.check_model(proto, full_check=True)
-    return bytes(proto.SerializeToString())
-
-
-def _with_card(data: bytes, card: dict[str, Any]) -> bytes:
-    import onnx
-
-    proto = onnx.load_model_from_string(data)
-    onnx.helper.set_model_props(proto, {CARD: json.dumps(card, allow_nan=False)})
     return bytes(proto.SerializeToString())
 
 
 def _rounded(
     study: Study, samples: Samples, policy: PixelPolicy, data: bytes, margin: float
 ) -> tuple[bytes, dict[str, Any]]:
-    """The graph in int8, and what that costs on validation.
-
-    Raises:
-        ExportError: More than the margin, or there is no validation split.
-    """
+    """The graph in int8, and what that costs on validation."""
     if not (samples.split == VALIDATION).any():
         raise ExportError("int8 needs a validation split, on which its loss can be measured")
     fit, _ = _images(study, samples, policy, (FIT,), _CALIBRATED)

@@ -26,15 +26,9 @@ Record = dict[str, Any]
 
 
 def compare_findings(stage: str, study: Study, records: Mapping[str, Record]) -> Record:
-    """The table over the findings of one run of a stage.
+    """The table over the findings of one run of a stage, of its records by finding.
 
-    Args:
-        stage: A key of ``ROWS``.
-        study: With findings.
-        records: Of the stage, by finding.
-
-    Returns:
-        ``rows``, each with ``p`` and ``p_adjusted``, None where it cannot be tested.
+    It has ``rows``, each with ``p`` and ``p_adjusted``, None where it cannot be tested.
     """
     rows = [
         {"finding": finding, **row}

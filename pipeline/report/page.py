@@ -191,7 +191,7 @@ def _inline(image: bytes, kind: str) -> str:
 def _summary(series: Mapping[str, Mapping[str, Any]], head: PageHead) -> _Block:
     """The figure on the first screen."""
     from pipeline.report.figures.forest import summary
-    from pipeline.report.figures.style import image_bytes, styled
+    from pipeline.report.figures.style import png_of
 
     numbers = "; ".join(
         f"{name}: {', '.join(f'{d} {100 * value[0]:.1f} %' for d, value in values.items())}"
@@ -202,7 +202,7 @@ def _summary(series: Mapping[str, Mapping[str, Any]], head: PageHead) -> _Block:
         "others for comparison. A point is the share of images that are classified rightly, the "
         "line its 95 % interval over patients."
     )
-    return _figure(image_bytes(styled(summary)(series)), caption, f"Accuracy by domain. {numbers}")
+    return _figure(png_of(summary, series), caption, f"Accuracy by domain. {numbers}")
 
 
 def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> _Block:

@@ -24,7 +24,7 @@ from pipeline.evaluation.predictions import predictions_file, read_predictions
 from pipeline.findings import compare_findings
 from pipeline.report import parts_of
 from pipeline.report.figures import FIGURES
-from pipeline.report.figures.style import image_bytes, new_figure
+from pipeline.report.figures.style import new_figure, png_of
 from pipeline.report.page import FINDINGS_LAYOUT, STAGES, write_index, write_page
 from pipeline.report.pictures import SIDE, error_sheet, strips
 from pipeline.report.summary import page_head
@@ -85,7 +85,7 @@ def drawn(original, tmp_path_factory):
 
 def _draw(results: Path):
     """Stands for what the stages draw, in no time."""
-    image = image_bytes(new_figure(1.0))
+    image = png_of(new_figure, 1.0)
     for stage in ("heads", "finetune", "shift"):
         images = {f"figures/{name}-tiny.png": image for name in FIGURES if name.startswith(stage)}
         rewrite(results / f"{stage}.json", files=images)

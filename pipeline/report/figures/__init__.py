@@ -50,7 +50,7 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             _POINT,
         ),
         "heads-roc": (
-            "roc.heads",
+            "curves.roc",
             "How well does the best head separate the classes, and are its probabilities true?",
             (
                 "ROC: the nearer to the upper left corner, the better; on the grey line the head "
@@ -59,7 +59,7 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             ),
         ),
         "heads-benefit": (
-            "roc.benefit",
+            "curves.benefit",
             "Is it worth treating by the best head, rather than all or nobody?",
             (
                 "A false positive costs the odds of the threshold. The head is worth using where "
@@ -67,7 +67,7 @@ FIGURES: Mapping[str, tuple[str, str, str]] = MappingProxyType(
             ),
         ),
         "heads-confusion": (
-            "roc.confusion",
+            "curves.confusion",
             "Which classes does the best head confuse? Images by true and predicted class.",
             "Each row holds the images of one class; those on the diagonal are classified rightly.",
         ),
@@ -115,9 +115,9 @@ class Results:
 
     Attributes:
         record: The stage's JSON values.
-        parts: Its tables; see :mod:`pipeline.report.table`.
+        parts: Its tables and sentences.
         predictions: Probabilities of each image; None where none are stored.
-        file: HDF5 file of these, and of other arrays that are drawn; its bytes.
+        file: Bytes of the HDF5 file of these, and of other arrays that are drawn.
     """
 
     file: bytes
@@ -138,11 +138,7 @@ class Results:
         return next(row for row in rows if row["backbone"] == self.backbone)
 
     def tables(self, key: str) -> list[Table]:
-        """Tables with this key about this backbone, for each domain or target.
-
-        Raises:
-            NothingToDrawError: There is none with rows.
-        """
+        """Tables with this key about this backbone that have rows; at least one, or it raises."""
         tables = [
             part
             for part in self.parts
@@ -213,11 +209,11 @@ def backbones_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def _draw_one(name: str, results: Results) -> dict[str, bytes]:
-    from pipeline.report.figures.style import image_bytes, styled
+    from pipeline.report.figures.style import png_of
 
     module, function = FIGURES[name][0].split(".")
     make = getattr(import_module(f"pipeline.report.figures.{module}"), function)
-    return {_file(name, results.backbone): image_bytes(styled(make)(results))}
+    return {_file(name, results.backbone): png_of(make, results)}
 
 
 def _file(name: str, backbone: str) -> str:

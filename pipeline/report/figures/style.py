@@ -1,14 +1,12 @@
 """How every figure looks, and how it becomes the same bytes each time.
 
-Figures are objects of their own: no pyplot, no canvas of a user. Settings hold while a
-figure is made or written and are given back afterwards, so that neither the user's
-settings change our figures nor ours change the user's.
+Figures are objects of their own: no pyplot, no canvas of a user. Neither do the user's settings
+change our figures, nor ours the user's.
 """
 
 import io
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.style
@@ -59,19 +57,11 @@ _SETTINGS = {
     "ytick.labelsize": SMALL,
     "savefig.dpi": 200.0,
 }
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
-def styled(function: Callable[P, R]) -> Callable[P, R]:
-    """Run with our settings, whatever the user's are, and give those back."""
-
-    @wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        with mpl.style.context(_SETTINGS, after_reset=True):
-            return function(*args, **kwargs)
-
-    return run
+def styled() -> Any:
+    """A context in which our settings hold, whatever the user's are."""
+    return mpl.style.context(_SETTINGS, after_reset=True)
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
@@ -82,21 +72,18 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
     return figure
 
 
-@styled
-def image_bytes(figure: Figure) -> bytes:
-    """The figure as PNG; equal figures, equal bytes."""
-    _fix_layout(figure)
+def png_of(make: Callable[..., Figure], *arguments: Any) -> bytes:
+    """The figure that a function makes, as PNG; equal figures, equal bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with styled():
+        figure = make(*arguments)
+        _fix_layout(figure)
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
 def _fix_layout(figure: Figure) -> None:
-    """Lay the figure out once, in places that are the same in every run.
-
-    The solver of the layout may end in other last bits each time, depending on where its
-    variables lie in memory; many panels make that likely.
-    """
+    """Lay the figure out once: the solver of the layout may end in other last bits each time."""
     engine = figure.get_layout_engine()
     if engine is None or not figure.axes:
         return
@@ -138,13 +125,13 @@ def shortened(name: str, most: int = 40) -> str:
 def panels(
     count: int, *, height: float, extra: float = 0.5, width: float = 0, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many panels: three abreast, four as two and two.
+    """A figure of so many panels, at least one: three abreast, four as two and two.
 
     Args:
-        count: At least 1.
-        height: Of one row of panels, in inches.
-        extra: For the titles of the figure, in inches.
-        width: Of one panel, in inches; 0: they fill the page, and one alone two thirds.
+        count: Of the panels.
+        height: Of one row of panels, in inches; so are all lengths.
+        extra: For the titles of the figure.
+        width: Of one panel; 0: they fill the page, and one alone two thirds.
         sharey: Whether all have one vertical axis.
     """
     columns = 2 if count == 4 else min(count, 3)
