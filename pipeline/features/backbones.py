@@ -40,13 +40,13 @@ class Spec:
     Attributes:
         dim: Width of the pooled feature.
         policy: From pixels to network input.
-        network: State dict to the network in eval mode, which maps float32 images
-            ``(n, 3, size, size)`` to pooled features ``(n, dim)``.
+        network: State dict to the network, which maps float32 images ``(n, 3, size, size)`` to
+            pooled features ``(n, dim)``.
         pretrained: File of the ImageNet weights, or None when it is not here; called with
             ``download``, and then raises what the transport raises.
         cut: Where the network ends.
-        layers: Width of each layer whose features may be taken instead, by its name within
-            the network.
+        pooling: How the features are pooled.
+        layers: Width of each layer whose features may be taken instead, by its name.
     """
 
     dim: int
@@ -74,11 +74,7 @@ def spec_of(name: str) -> Spec:
 
 
 def check_backbone_name(name: str) -> None:
-    """Refuse a name that is in no table, without building anything.
-
-    Raises:
-        UnknownNameError: See above.
-    """
+    """Refuse a name that is in no table, without building anything; see :func:`spec_of`."""
     if name.startswith(TIMM) and name != TIMM:
         return
     network, at, layer = name.partition(AT)
@@ -133,11 +129,7 @@ def _load(network: "torch.nn.Module", state: State, classifier: str) -> None:
 
 
 def _fill(network: "torch.nn.Module", state: State) -> None:
-    """Load a state dict that must fit exactly.
-
-    Raises:
-        WeightsError: In a line, how far it does not.
-    """
+    """Load a state dict that must fit exactly; the error says in a line how far it does not."""
     wanted = network.state_dict()
     both = [name for name in wanted if name in state]
     for name in both:
@@ -192,10 +184,10 @@ def _mean_of_channels(_: "torch.nn.Module", images: "tuple[torch.Tensor]") -> "t
 
 
 def _googlenet(state: State) -> "torch.nn.Module":
-    """GoogLeNet as its ImageNet weights were trained.
+    """GoogLeNet as its ImageNet weights were trained: with ``transform_input``.
 
-    ``transform_input`` is part of the network: torchvision sets it only when it is
-    given its own ``weights=``, and without it features move by 129 % in norm.
+    torchvision sets it only when it is given its own ``weights=``; without it features move by
+    129 % in norm.
     """
     network = _torchvision().googlenet(
         weights=None, transform_input=True, aux_logits=False, init_weights=False
@@ -268,8 +260,7 @@ def _timm_network(name: str, state: State) -> "torch.nn.Module":
 def _without_compiler() -> Iterator[None]:
     """Import what asks for torch's compiler, which takes longer to import than torch, without it.
 
-    torchvision asks whether an operator may be compiled that no backbone here has; timm marks
-    three functions of its NaFlexViT as not to be compiled.
+    torchvision and timm only mark functions with it that no backbone here has.
     """
     names = ("torch._dynamo", "torch._dynamo.utils")
     if names[0] in sys.modules:

@@ -1,8 +1,7 @@
 """Images decoded ahead of the engine, straight into its batches: in threads, or in processes.
 
-Threads serve a few cores. They share one Python lock, which lets through about a thousand
-small pictures a second, so a fast device is fed by processes. Each of those decodes into memory
-that it shares with this process.
+Threads share one Python lock, which lets through about a thousand small pictures a second, so a
+fast device is fed by processes, which decode into memory that they share with this one.
 """
 
 import os
@@ -112,7 +111,7 @@ def started_ahead(
         items: By content key.
         size: Images in a batch.
         start: Starts one batch; returns what waits for it.
-        unusable: Gets the reason of each image that is left out, by key.
+        unusable: See :func:`decode_batches`.
     """
     waiting: deque[tuple[list[bytes], Callable[[], Decoded]]] = deque()
     todo = iter(items.items())

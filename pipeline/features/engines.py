@@ -59,7 +59,7 @@ class EngineChoice:
         device: ``auto``, ``cpu`` or ``cuda``.
         batch_size: Images per batch; None: as the device and its memory allow.
         compile: ``auto``, ``never`` or ``always``: whether torch compiles the network.
-        threads: Cores that decoding and OpenVINO use; None: all. Torch has a setting of its own.
+        threads: Cores that decoding and OpenVINO use; None: all.
     """
 
     engine: str = "auto"
@@ -85,10 +85,7 @@ class Engine(Protocol):
     device_seconds: dict[str, float]
 
     def submit(self, batch: Any) -> Wait:
-        """Start on uint8 pixels ``(batch_size, size, size, 3)``; do not wait.
-
-        The pixels must stay as they are until the result is there.
-        """
+        """Start on uint8 pixels ``(batch_size, size, size, 3)``, which must stay as they are."""
 
     def provenance(self) -> dict[str, str]:
         """Engine, device, batch size and versions, for the parts and the canaries."""
@@ -98,14 +95,7 @@ class Engine(Protocol):
 
 
 class OpenVINOEngine:
-    """OpenVINO on a CPU, in float32: 1.6 to 5 times torch's rate.
-
-    Args:
-        build: Builds the network; called only where no converted form is kept.
-        batch_size: Images per batch.
-        kept: Of the converted form, see :func:`start_engine`.
-        threads: Cores that it uses; None: all.
-    """
+    """OpenVINO on a CPU, in float32: 1.6 to 5 times torch's rate; see :func:`start_engine`."""
 
     def __init__(
         self, build: Build, batch_size: int, *, kept: Path | None, threads: int | None
@@ -183,10 +173,7 @@ def check_engine(choice: EngineChoice) -> None:
 def load_early(choice: EngineChoice) -> bool:
     """Begin to load torch and the libraries of a GPU, where one will be used, in a thread.
 
-    They take seconds, in which the files can be read, by other processes: this one is busy.
-
-    Returns:
-        Whether they are loaded.
+    It takes seconds, in which other processes can read the files; returns whether it is done.
     """
 
     def load() -> None:
@@ -371,11 +358,8 @@ def _convert(network: "Frozen", batch_size: int) -> Converted:
 
 
 def _openvino() -> Any:
-    """OpenVINO without its telemetry, which would report each conversion by the network.
-
-    A tool for patient images makes no call that its user did not ask for. With its
-    telemetry package marked as absent, OpenVINO takes a stub of its own.
-    """
+    """OpenVINO without its telemetry, which would report each conversion by the network."""
+    # Where that package is marked as absent, it takes a stub of its own.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
@@ -407,7 +391,7 @@ def _has_cuda() -> bool:
 
 
 def describe_device(device: str) -> str:
-    """For people, and for the provenance of a part."""
+    """For people."""
     if device == "cuda":
         import torch
 

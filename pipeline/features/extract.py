@@ -425,14 +425,7 @@ def _log_limit(
 
 
 def run_batches(batches: Iterable[Batch], engine: Engine) -> Iterator[tuple[list[bytes], Features]]:
-    """Run the engine over batches, several under way at once.
-
-    Args:
-        batches: As :func:`pipeline.features.decoding.decode_batches` yields them.
-        engine: Ready to run.
-
-    Yields:
-        Keys, and a float32 feature row for each, shape ``(m, ...)``.
+    """Keys and float32 feature rows ``(m, ...)`` of batches, several of them under way at once.
 
     Raises:
         EngineError: The engine failed, for example for want of memory.
@@ -541,7 +534,7 @@ class FeatureGuard:
 
         Raises:
             EngineError: Most rows so far, or more than 1 % of many, are bad or equal to
-                that of another image: the network or its weights are broken.
+                that of another image.
         """
         self._rows += 1
         if not np.isfinite(row).all() or not row.any():

@@ -45,13 +45,7 @@ def state_digest(network: nn.Module) -> str:
 
 
 class Normalise(nn.Module):
-    """Uint8 pixels ``(n, size, size, 3)`` to the backbone's images ``(n, 3, size, size)``.
-
-    In the precision that the module was moved to.
-
-    Args:
-        policy: Mean and standard deviation are taken from it.
-    """
+    """Uint8 pixels ``(n, size, size, 3)`` to the backbone's images ``(n, 3, size, size)``."""
 
     mean: Tensor
     std: Tensor
@@ -73,9 +67,6 @@ class Views(nn.Module):
     """Pixels ``(n, size, size, 3)`` to their views ``(n * k, size, size, 3)``, in floats.
 
     What a rotation brings in from outside repeats the edge.
-
-    Args:
-        policy: Size and number of views are taken from it.
     """
 
     grids: Tensor

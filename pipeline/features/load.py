@@ -46,8 +46,7 @@ class FeatureTable:
         stores: Where the features came from, one for each backbone.
         widths: Columns of each backbone; their sum is ``d``.
         samples: ``n`` samples, all with features.
-        X: Float32 features of shape ``(n, d)``, as the backbone gave them; of several views
-            their mean.
+        X: Float32 features of shape ``(n, d)``; of several views their mean.
         views: Of each of ``k`` views, shape ``(n, k, d)``; None where there is one.
     """
 
@@ -104,14 +103,11 @@ def choose_backbone(study: Study, name: str | None) -> BackboneChoice:
 def load_features(
     study: Study, choice: BackboneChoice | Concatenation, samples: Samples | None = None
 ) -> FeatureTable:
-    """Read the features of all usable samples of a study.
-
-    Images that stage 1 reported as unusable are left out. The features of several
-    backbones are put side by side.
+    """Read the features of all samples of a study but those that stage 1 reported as unusable.
 
     Args:
         study: Where images and stores are.
-        choice: Whose features.
+        choice: Whose features; of several backbones they are put side by side.
         samples: Of the study, where they are gathered for several backbones; None: now.
 
     Raises:
@@ -215,7 +211,7 @@ def frozen_network(
         layers: Whose features come out, side by side; None: those of the choice.
 
     Raises:
-        WeightsError: See :func:`store_for` and :func:`check_weights`.
+        WeightsError: The weights cannot be had, do not fit, or are not those of the recipe.
     """
     from pipeline.features.frozen import Frozen, build
 

@@ -29,9 +29,8 @@ def describe(root: Path) -> list[dict[str, Any]]:
     """Read every store under a folder; a row for each line of ``headrace cache ls``.
 
     Returns:
-        ``store`` (its name), ``holds`` (features of whole images, of masked ones for the audit,
-        or activations within a network), ``precision``, ``rows``, ``parts``, ``size`` in bytes,
-        ``quarantined`` parts, and ``error``, why a store cannot be read.
+        Its name, what it holds, ``precision``, ``rows``, ``parts``, ``size`` in bytes,
+        ``quarantined`` parts, and ``error``, why it cannot be read.
     """
     return [_described(name, store) for name, store in stores_in(root).items()]
 
@@ -55,10 +54,7 @@ def _described(name: str, store: FeatureStore | StoreFormatError) -> dict[str, A
 
 
 def verify_stores(root: Path) -> list[str]:
-    """Check every byte of every store.
-
-    Returns:
-        A line for each store.
+    """Check every byte of every store; a line for each.
 
     Raises:
         CheckFailedError: Parts are damaged; they have been set aside.

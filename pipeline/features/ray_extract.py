@@ -1,9 +1,8 @@
 """Stage 1 on many machines: the same decoding, engines and writer as workers of Ray Data.
 
 The parts of a store are immutable and named by their content, so workers write side by side
-into a folder that all machines share, and nobody coordinates them. A block that runs twice,
-because its worker or machine died, leaves the same rows twice, which is harmless. Folders are
-listed and files are hashed in the same way.
+into a folder that all machines share, and a block that runs twice, because its worker or machine
+died, is harmless. Folders are listed and files are hashed in the same way.
 """
 
 import importlib.util
@@ -342,14 +341,7 @@ def _check_seen(folder: Path, what: str) -> None:
 
 @dataclass(frozen=True)
 class _Job:
-    """What the workers must know of one backbone.
-
-    Attributes:
-        root: Folder of the stores.
-        recipes: Of each store.
-        choices: The layer of the network that each is of.
-        engine: What the user asks for, and the cores that a worker may use.
-    """
+    """What the workers must know of one network: its stores, and the layer that each is of."""
 
     root: Path
     recipes: tuple[Recipe, ...]

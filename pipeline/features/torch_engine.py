@@ -32,15 +32,7 @@ _COMPILE_SECONDS, _COMPILE_SAVES = 60.0, 0.4
 
 
 class TorchEngine:
-    """torch, with images in memory as the device is fastest.
-
-    Args:
-        build: Builds the network, see :class:`pipeline.features.frozen.Frozen`.
-        choice: Device, batch size, and whether to compile.
-        precision: ``fp32``, ``tf32`` or ``bf16``; the last has its weights in bfloat16, but for
-            those of batch normalisation.
-        images: How many are to come.
-    """
+    """torch, with images in memory as the device is fastest; see :func:`engines.start_engine`."""
 
     def __init__(self, build: Build, choice: EngineChoice, precision: str, *, images: int) -> None:
         self.batch_size = choice.batch_size or 1
@@ -156,10 +148,6 @@ class TorchEngine:
 
 class _CudaGraph:
     """A network on batches of one shape, recorded once: one launch a batch, and no Python.
-
-    Args:
-        network: On the device.
-        example: A batch on the device.
 
     Raises:
         RuntimeError: The network does something that cannot be recorded.

@@ -115,13 +115,7 @@ def _unwrapped(content: Any, file: Path) -> State:
 
 
 def hub_file(network: str, name: str, *, download: bool) -> Path | None:
-    """Torchvision's file in torch's hub cache; torch is imported only to fetch it.
-
-    Args:
-        network: As torchvision names its table of weights.
-        name: Of the file; its last 8 digits begin the file's SHA-256.
-        download: Fetch it if it is not here.
-    """
+    """Torchvision's file in torch's hub cache; torch is imported only to fetch it."""
     # As torch.hub.get_dir has it.
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{cache}/torch"
@@ -166,10 +160,7 @@ def timm_file(name: str, hub_id: str | None, *, download: bool) -> Path | None:
 
 @contextmanager
 def _download_limits() -> Iterator[None]:
-    """A host that never answers must not hold a run for ever, and stdout is for results.
-
-    torch sets no limit and prints what it downloads.
-    """
+    """A host that never answers must not hold a run for ever, and stdout is for results."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SECONDS_TO_ANSWER)
     try:
@@ -186,12 +177,6 @@ def state_digest_of(
 
     The memory, ``index/weights.json`` beside the stores, is disposable: one that is damaged or
     cannot be written costs only time.
-
-    Args:
-        store_root: Folder of the feature stores.
-        name: Backbone that the file is loaded into.
-        file_sha256: Of the weights file.
-        compute: Loads the file into the network and digests it.
     """
     file, entry = store_root / "index" / "weights.json", f"{name} v{_LOADING}: {file_sha256}"
     try:
