@@ -106,8 +106,8 @@ def read_all(path: Path, most: int = MAX_BYTES) -> bytes:
     """Read a whole file once: what is checked is then what is parsed.
 
     Raises:
-        NotPlainFileError: It is a folder, a FIFO, a device or a link, or has more than
-            ``most`` bytes. None of it was read.
+        NotPlainFileError: It is a folder, a FIFO, a device or a link, or has more than ``most``
+            bytes. None of it was read.
     """
     # A FIFO without a writer would hold an open that blocks for ever.
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -134,21 +134,12 @@ def read_all(path: Path, most: int = MAX_BYTES) -> bytes:
 
 
 def read_json(path: Path, most: int = MAX_JSON_BYTES) -> Any:
-    """Values of a JSON file.
-
-    Raises:
-        OSError: It cannot be read, or see :func:`read_all`.
-        ValueError: It is no JSON, or is nested deeper than anything we write.
-    """
+    """Values of a JSON file; see :func:`read_all` and :func:`parse_json`."""
     return parse_json(read_all(path, most))
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Values of a JSON text.
-
-    Raises:
-        ValueError: It is no JSON, or is nested deeper than anything we write.
-    """
+    """Values of a JSON text; a ValueError where it is none, or is nested too deeply."""
     try:
         return json.loads(data)
     except RecursionError as cause:
@@ -174,14 +165,13 @@ def publish_all(contents: Mapping[Path, bytes], *, scratch: Path | None = None) 
     """Put whole files in place, one after the other, once all of them are on the disk.
 
     Args:
-        contents: By final name, the complete content. Folders are made, older files replaced.
-        scratch: Folder of the temporary files, on the same file system; default: beside
-            the final places.
+        contents: By final name, the content. Folders are made, older files replaced.
+        scratch: Folder of the temporary files, on the same file system; None: beside them.
 
     Raises:
-        WriteFailedError: Any step failed. The temporary files are removed. A failed
-            fsync is never repeated on the same file: a second one may report success
-            although the data is lost (the kernel drops the error with the page).
+        WriteFailedError: Any step failed; the temporary files are removed. A failed fsync is never
+            repeated on the same file: a second one may report success although the data is lost
+            (the kernel drops the error with the page).
     """
     waiting: dict[Path, Path] = {}
     try:
@@ -201,11 +191,7 @@ def publish_all(contents: Mapping[Path, bytes], *, scratch: Path | None = None) 
 
 
 def check_writable(folder: Path) -> None:
-    """Find out now, not after an hour of work, that a folder cannot be written.
-
-    Raises:
-        WriteFailedError: A one-byte file could not be written there.
-    """
+    """Find out now, not after an hour of work, that a folder cannot be written."""
     temporary = folder / temporary_name()
     try:
         make_dir(folder)
@@ -218,11 +204,7 @@ def check_writable(folder: Path) -> None:
 
 
 def remove(folder: Path, names: list[str]) -> None:
-    """Remove files of a folder, durably.
-
-    Raises:
-        WriteFailedError: A file could not be removed; those after it are still there.
-    """
+    """Remove files of a folder, durably; those after one that cannot be are still there."""
     path = folder
     try:
         for name in names:
@@ -234,11 +216,7 @@ def remove(folder: Path, names: list[str]) -> None:
 
 
 def remove_abandoned(folder: Path) -> list[str]:
-    """Remove temporary files of a folder whose writer is gone; returns their names.
-
-    Raises:
-        WriteFailedError: One could not be removed.
-    """
+    """Remove temporary files of a folder whose writer is gone; returns their names."""
     temporary = [name for name in listdir(folder) if name.startswith(TEMPORARY)]
     abandoned = [name for name in temporary if is_abandoned(folder / name)]
     if abandoned:

@@ -54,13 +54,7 @@ def name_of(data: bytes) -> str:
 
 
 def check_rows(key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
-    """Refuse rows that must never be stored.
-
-    Raises:
-        BadFeaturesError: Not float32, not finite, no rows, another number of keys than
-            rows, a key that is not 32 bytes, or one that stands there twice; or too much
-            for one part.
-    """
+    """Refuse with a BadFeaturesError rows that must never be stored."""
     if features.dtype != np.float32 or features.ndim < 2 or not features.size:
         raise BadFeaturesError(
             f"features must be float32 of shape (n, ...) with n > 0, got {features.dtype} "
@@ -81,11 +75,7 @@ def check_rows(key: NDArray[np.uint8], features: NDArray[np.float32]) -> None:
 
 
 def to_bytes(part: Part) -> bytes:
-    """Build the HDF5 image of a part.
-
-    Raises:
-        BadFeaturesError: See :func:`check_rows`.
-    """
+    """Build the HDF5 image of a part; its rows are checked by :func:`check_rows`."""
     check_rows(part.key, part.features)
     with h5py.File.in_memory(libver=_LIBVER) as file:
         file.create_dataset("features", data=part.features.astype("<f4", copy=False))
@@ -100,18 +90,10 @@ def to_bytes(part: Part) -> bytes:
 
 
 def from_bytes(data: bytes, *, name: str, fingerprint: str) -> Part:
-    """Read a part back from bytes that were read once.
-
-    Args:
-        data: The file's bytes.
-        name: The file's name, which must be their SHA-256.
-        fingerprint: Of the recipe the part must belong to.
-
-    Returns:
-        The rows; both arrays are views into ``data``, so nothing is copied.
+    """Read a part back from bytes that were read once; its arrays are views into them.
 
     Raises:
-        DamagedPartError: Name, schema, recipe or values are not what they must be.
+        DamagedPartError: Name (their SHA-256), schema, recipe or values are not what they must be.
     """
     if name_of(data) != name:
         raise DamagedPartError(f"{name}: its SHA-256 is not its name: the file was damaged")

@@ -62,11 +62,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Read a recipe back.
-
-        Raises:
-            StoreFormatError: It was written by a newer version, or is not a recipe.
-        """
+        """Read a recipe back; a StoreFormatError where it is a newer one, or none."""
         if not isinstance(values, Mapping):
             raise StoreFormatError(f"not a recipe: {values!r}")
         written = values.get("format")
@@ -75,16 +71,11 @@ class Recipe:
                 f"the store has format {written}, this headrace reads up to {FORMAT}: "
                 "upgrade it (pip install --upgrade headrace)"
             )
-        types: dict[str, Any] = {
-            field.name: get_origin(field.type) or field.type for field in fields(cls)
-        }
+        types: dict[str, Any] = {f.name: get_origin(f.type) or f.type for f in fields(cls)}
         wrong = values.keys() ^ types.keys()
         wrong |= {n for n in values.keys() & types.keys() if not isinstance(values[n], types[n])}
         if wrong:
-            raise StoreFormatError(
-                f"not a recipe: it has {sorted(values)}, a recipe has {sorted(types)}; "
-                f"not as they must be: {sorted(wrong)}"
-            )
+            raise StoreFormatError(f"not a recipe: {sorted(wrong)} are not as they must be")
         return cls(**values)
 
     def changes_to(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
@@ -125,11 +116,7 @@ CANARY_TOLERANCE: Mapping[str, float] = MappingProxyType({"fp32": 1e-4, "tf32": 
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Recipe of the store in a folder.
-
-    Raises:
-        StoreFormatError: There is no readable ``meta.json``, or it is a newer one.
-    """
+    """Recipe of the store in a folder; a StoreFormatError where ``meta.json`` is not readable."""
     try:
         recipe = disk.read_json(path / META)["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as cause:
@@ -138,11 +125,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def check_canaries(
-    path: Path,
-    recipe: Recipe,
-    features: NDArray[np.float32],
-    *,
-    provenance: Mapping[str, Any],
+    path: Path, recipe: Recipe, features: NDArray[np.float32], *, provenance: Mapping[str, Any]
 ) -> float:
     """Compare the network in hand with the one that made a store, or found the store.
 
@@ -182,10 +165,7 @@ def check_canaries(
 
 
 def relative_l2(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Largest ``|a - b| / |b|`` over the rows of two arrays of shape ``(n, ...)``.
-
-    Infinite when the shapes differ or a row is not finite.
-    """
+    """Largest ``|a - b| / |b|`` of the rows (n, ...); infinite where shapes differ."""
     if a.shape != b.shape:
         return float("inf")
     return float(relative_l2_rows(a, b).max(initial=0.0))

@@ -12,10 +12,9 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -72,11 +71,7 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open an existing store by its folder.
-
-        Raises:
-            StoreFormatError: The folder has no readable ``meta.json``, or a newer one.
-        """
+        """Open an existing store by its folder; a StoreFormatError where that is none."""
         store = cls(path.parent, read_recipe(path))
         if store.path != path:
             raise StoreFormatError(
@@ -123,13 +118,7 @@ class FeatureStore:
         self._scanned = True
 
     def read(self, keys: Iterable[bytes]) -> NDArray[np.float32]:
-        """Features in the order asked for; a key may repeat.
-
-        Args:
-            keys: ``n`` keys of 32 bytes.
-
-        Returns:
-            Float32 array of shape ``(n, ...)``, as the backbone gave it.
+        """Features (n, ...) of ``n`` keys, float32, in the order asked for; a key may repeat.
 
         Raises:
             MissingRowsError: Some keys are not here, or their part proved damaged.
@@ -137,7 +126,8 @@ class FeatureStore:
         wanted = list(keys)
         self._scan_once()
         for _ in range(_RESCANS):
-            self._require(wanted)
+            if missing := sum(key not in self._row_of for key in wanted):
+                raise MissingRowsError(self.path, missing, len(wanted))
             features = self._gather(wanted)
             if features is not None:
                 return features
@@ -147,19 +137,14 @@ class FeatureStore:
         raise MissingRowsError(self.path, len(wanted), len(wanted))
 
     def commit(
-        self,
-        key: NDArray[np.uint8],
-        features: NDArray[np.float32],
-        *,
-        provenance: str = "{}",
+        self, key: NDArray[np.uint8], features: NDArray[np.float32], *, provenance: str = "{}"
     ) -> str:
         """Make rows durable as one new part; when this returns, they are safe.
 
         Args:
             key: Shape ``(n, 32)``, uint8, each key once.
             features: Shape ``(n, ...)``, float32, finite.
-            provenance: JSON text, one spelling for equal values; see
-                :func:`cache.recipe.canonical`.
+            provenance: JSON text in the spelling of :func:`cache.recipe.canonical`.
 
         Returns:
             Name of the part. The same rows give the same name and are no error.
@@ -173,12 +158,8 @@ class FeatureStore:
                 f"rows of shape {features.shape[1:]} cannot join {self.path}, "
                 f"whose rows have shape {self.row_shape()}"
             )
-        part = Part(
-            key=key,
-            features=features,
-            fingerprint=self.recipe.fingerprint,
-            provenance=provenance,
-        )
+        fingerprint = self.recipe.fingerprint
+        part = Part(key=key, features=features, fingerprint=fingerprint, provenance=provenance)
         data = to_bytes(part)
         name = name_of(data)
         disk.publish(self.path / "parts" / name, data, scratch=self.path)
@@ -186,11 +167,7 @@ class FeatureStore:
         return name
 
     def prepare(self) -> None:
-        """Make the folders and try a write, so that a full or read-only disk shows now.
-
-        Raises:
-            WriteFailedError: The store cannot be written.
-        """
+        """Make the folders and try a write, so that a full or read-only disk shows now."""
         try:
             disk.make_dir(self.path / "parts")
             # Whoever made a folder or renamed a part may have been killed before the sync.
@@ -270,17 +247,8 @@ class FeatureStore:
             if name <= self._row_of.get(key, (name,))[0]:
                 self._row_of[key] = (name, row)
         self.parts[name] = PartInfo(
-            name=name,
-            rows=len(part.key),
-            size=size,
-            row_shape=shape,
-            provenance=part.provenance,
+            name=name, rows=len(part.key), size=size, row_shape=shape, provenance=part.provenance
         )
-
-    def _require(self, wanted: list[bytes]) -> None:
-        missing = sum(key not in self._row_of for key in wanted)
-        if missing:
-            raise MissingRowsError(self.path, missing, len(wanted))
 
     def _gather(self, wanted: list[bytes]) -> NDArray[np.float32] | None:
         """Rows by position, one part in memory at a time; None when a part proves unusable."""
@@ -299,10 +267,7 @@ class FeatureStore:
 
 
 def stores_in(root: Path) -> dict[str, FeatureStore | StoreFormatError]:
-    """All stores under a folder, by name, or why one cannot be opened.
-
-    Folders without ``meta.json`` are none.
-    """
+    """Stores under a folder, by name, or why one cannot be opened."""
     stores: dict[str, FeatureStore | StoreFormatError] = {}
     for name in disk.listdir(root):
         if (root / name / "meta.json").is_file():
@@ -326,43 +291,26 @@ class Writer:
     Args:
         store: Where the rows go; :meth:`FeatureStore.prepare` must have been called.
         provenance: JSON text kept with each part.
-        clock: Seconds that only grow.
 
     Rows whose key is already in the store or in the buffer are dropped: the first
     one stands. On leaving, the rest is committed, unless the disk has refused a write.
     """
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        *,
-        provenance: str = "{}",
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, store: FeatureStore, *, provenance: str = "{}") -> None:
         self._store = store
         self._provenance = provenance
-        self._clock = clock
         self._rows: dict[bytes, NDArray[np.float32]] = {}
         self._since = 0.0
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if not isinstance(error, WriteFailedError):
             self.commit()
 
     def add(self, key: bytes, features: NDArray[np.float32]) -> None:
-        """Buffer one row of any shape, and commit when it is time.
-
-        Args:
-            key: 32 bytes.
-            features: Shape ``(...)``, float32, finite; copied, so the caller may reuse it.
+        """Buffer a copy of one row, float32 of any shape, and commit when it is time.
 
         Raises:
             BadFeaturesError: This row is not fit to be stored; those before it are kept.
@@ -375,13 +323,13 @@ class Writer:
             raise BadFeaturesError(f"a row of shape {features.shape} among rows of shape {shape}")
         check_rows(np.frombuffer(key, np.uint8)[None], features[None])
         if not self._rows:
-            self._since = self._clock()
+            self._since = time.monotonic()
         self._rows[key] = features.copy()
         size = len(self._rows)
         if (
             size >= ROWS_PER_COMMIT
             or size * features.nbytes >= BYTES_PER_COMMIT
-            or self._clock() - self._since >= _SECONDS_PER_COMMIT
+            or time.monotonic() - self._since >= _SECONDS_PER_COMMIT
         ):
             self.commit()
 
@@ -405,16 +353,10 @@ MAX_PART_BYTES = 256 << 20
 
 
 def compact(store: FeatureStore) -> int:
-    """Merge small parts of the same provenance; each key is kept once.
+    """Merge small parts of the same provenance; returns how many parts fewer there are.
 
-    The merged part is put in place first and the old ones are removed after, so a
-    kill in between leaves the same rows twice, which is harmless.
-
-    Returns:
-        How many parts fewer there are.
-
-    Raises:
-        WriteFailedError: The disk refused; all rows are still there.
+    Each key is kept once. The merged part is put in place first and the old ones are removed after,
+    so a kill in between leaves the same rows twice, which is harmless.
     """
     store.scan()
     before = len(store.parts)
@@ -427,11 +369,7 @@ def compact(store: FeatureStore) -> int:
 def gc(store: FeatureStore) -> list[str]:
     """Remove temporary files whose writer is dead on this host, or that are a day old.
 
-    Returns:
-        Names of what was removed. Files in ``quarantine/`` are left for a person.
-
-    Raises:
-        WriteFailedError: One could not be removed.
+    Returns their names. Files in ``quarantine/`` are left for a person.
     """
     folders = (store.path, store.path / "parts")
     return [name for folder in folders for name in disk.remove_abandoned(folder)]

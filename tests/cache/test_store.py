@@ -3,7 +3,6 @@
 import errno
 import os
 import re
-import sys
 from dataclasses import replace
 from shutil import copytree
 
@@ -33,13 +32,6 @@ def store(tmp_path):
 
 def reopened(store):
     return FeatureStore(store.path.parent, store.recipe)
-
-
-def test_the_public_names_are_these():
-    """What is public is the list in ``cache/__init__.py``: no more and no less."""
-    public = {name for name in vars(cache) if not name.startswith("_")}
-    modules = {name.split(".")[1] for name in sys.modules if name.startswith("cache.")}
-    assert public - modules == set(cache.__all__)
 
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
