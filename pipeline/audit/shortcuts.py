@@ -166,16 +166,18 @@ def _domain_test(table: FeatureTable, name: str, *, draws: int = _DRAWS) -> Shor
     }
     target = table.domain(name)
     try:
-        result = domain_auc(table.domain(SOURCE), target, draws=draws, class_draws=_CLASS_DRAWS)
+        overall, classes = domain_auc(
+            table.domain(SOURCE), target, draws=draws, class_draws=_CLASS_DRAWS
+        )
     except StudyError as reason:
         return ShortcutTest(**common, result=reason)
-    by_class = dict(zip(table.samples.classes, result.by_class, strict=False))
+    by_class = dict(zip(table.samples.classes, classes, strict=False))
     tested = {label: inside.auc for label, inside in by_class.items() if inside is not None}
     inside = "; ".join(f"{label} {_text(auc)}" for label, auc in tested.items())
     no_labels = f"{name} has no labels, so not by class"
     return ShortcutTest(
         **common,
-        result=result.overall,
+        result=overall,
         high=_HIGH_DOMAIN_AUC,
         advice=_DOMAIN_ADVICE,
         details="; inside the classes: "

@@ -45,43 +45,24 @@ class Separability:
     """How well a label can be predicted, by the area under the ROC curve.
 
     The AUC of cross-validated classifiers varies with the patients that are predicted and with
-    those that taught. A bootstrap of the scores has the first alone: its intervals cover one
-    half in about 83 % of samples of noise (Bengio and Grandvalet 2004). Each end of the 95 %
-    interval therefore lies as far from the estimate, in log odds, as the larger of two spreads:
+    those that taught; a bootstrap of the scores has the first alone, and covers one half in
+    about 83 % of samples of noise (Bengio and Grandvalet 2004). Each end of the 95 % interval
+    therefore lies as far from the estimate, in log odds, as the larger of two spreads:
 
     - 1.96 standard deviations of a bootstrap of patients with the scores held fixed, over
-      auc (1 - auc), the delta method: the spread of a strong signal (LeDell, Petersen and van
-      der Laan 2015).
+      auc (1 - auc), the delta method (LeDell, Petersen and van der Laan 2015).
     - From the 97.5 % quantile q of the AUC under permutation down to one half: the lower end is
-      logit(auc) - logit(q), the upper one the same with the 2.5 % quantile. This inverts the
-      permutation test, so the interval holds one half whenever that test does not reject.
-
-    In simulations (``tests/evaluation/test_separability.py``) 93 to 96 % of the intervals of
-    noise hold one half, and 91 to 97 % of those of a signal its mean AUC over samples.
+      logit(auc) - logit(q), the upper one the same with the 2.5 % quantile. So the interval
+      holds one half whenever the permutation test does not reject.
 
     Attributes:
         auc: Out of fold; of more than two classes each against the rest, averaged. Of many
             classes and very many images it rests on a sample of patients.
-        p: Share of permutations of the patients that give as large an AUC, the observed one
-            among them: one-sided, at least 1 / (draws + 1).
+        p: One-sided, by permutation of the patients.
     """
 
     auc: Interval
     p: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class DomainAUC:
-    """How well the domain of an image can be predicted from its features.
-
-    Attributes:
-        overall: Of all images.
-        by_class: The same inside each class; None where a domain has fewer than two of its
-            patients.
-    """
-
-    overall: Separability
-    by_class: tuple[Separability | None, ...]
 
 
 def separability(
@@ -146,25 +127,22 @@ def separability(
 
 
 def domain_auc(
-    source: DomainData,
-    target: DomainData,
-    *,
-    draws: int = _DRAWS,
-    class_draws: int | None = None,
-    seed: int = 0,
-) -> DomainAUC:
+    source: DomainData, target: DomainData, *, draws: int = _DRAWS, class_draws: int = _DRAWS
+) -> tuple[Separability, list[Separability | None]]:
     """Predict the domain of an image from its features, overall and inside each class.
 
     Overall alone would confuse "another scanner" with "more ill patients".
 
     Args:
-        source: Rows with features.
+        source: Rows with features and labels.
         target: Rows with as many features; the same patient id in both domains is two
-            patients. An image of either is in the class of its label; where a domain has no
-            labels, in the predicted one, and in none where it has no probabilities either.
+            patients.
         draws: Of all images, see :func:`separability`.
-        class_draws: Inside each class; as many where left out.
-        seed: See :func:`separability`.
+        class_draws: Inside each class.
+
+    Returns:
+        Of all images, and of each class; None where a domain has fewer than two of its
+        patients, or no labels.
 
     Raises:
         StudyError: See :func:`separability`; a domain has fewer than two patients.
@@ -172,39 +150,25 @@ def domain_auc(
     features = np.concatenate([source.embedded(), target.embedded()])
     domain = np.repeat(np.array([0, 1]), [len(source), len(target)])
     patient = patient_units(domain, np.concatenate([source.group, target.group]))
-    label = np.concatenate([_classes(source), _classes(target)])
+    unknown = np.full(len(target), -1)
+    label = np.r_[source.labelled(), unknown if target.label is None else target.label]
 
     def inside(rows: NDArray[np.bool_]) -> Separability | None:
         if _fewest_patients(domain[rows], patient[rows]) < 2:
             return None
-        drawn = draws if class_draws is None else class_draws
-        return separability(features[rows], domain[rows], patient[rows], draws=drawn, seed=seed)
+        return separability(features[rows], domain[rows], patient[rows], draws=class_draws)
 
-    return DomainAUC(
-        overall=separability(features, domain, patient, draws=draws, seed=seed),
-        by_class=tuple(inside(label == k) for k in range(int(label.max()) + 1)),
+    return (
+        separability(features, domain, patient, draws=draws),
+        [inside(label == k) for k in range(int(label.max()) + 1)],
     )
 
 
-def _classes(domain: DomainData) -> NDArray[np.int64]:
-    """Labels, else predicted classes, else -1; shape (n,)."""
-    if domain.label is not None:
-        return domain.label
-    return np.full(len(domain), -1) if domain.proba is None else domain.predicted()
-
-
 def patient_units(label: NDArray[Any], group: NDArray[Any]) -> NDArray[np.intp]:
-    """Number the patients 0, 1, ... in an order that does not depend on the rows'.
+    """Number (n,) of each row's patient, in an order that does not depend on the rows'.
 
     A patient under two labels (found in both domains) counts once under each: the test then
     still runs, and ``pipeline.data.leaks`` is what reports the overlap of domains.
-
-    Args:
-        label: Shape (n,), what is to be permuted: True for rows of the target, or 0 to K - 1.
-        group: Shape (n,), patient ids, text or integers.
-
-    Returns:
-        Shape (n,), the unit of each row.
     """
     codes = np.unique(group, return_inverse=True)[1]
     return np.unique((int(label.max()) + 1) * codes + label, return_inverse=True)[1]
@@ -213,16 +177,13 @@ def patient_units(label: NDArray[Any], group: NDArray[Any]) -> NDArray[np.intp]:
 def permuted_labels(
     label: NDArray[Any], unit: NDArray[np.intp], *, draws: int, seed: int
 ) -> NDArray[Any]:
-    """Permute the labels of whole patients again and again.
+    """Labels (n, B + 1) whose patients were permuted B times; column 0 is what was observed.
 
     Args:
         label: Shape (n,), equal within a unit.
         unit: Shape (n,), from :func:`patient_units`.
         draws: Number B of permutations.
         seed: Seed of the permutations.
-
-    Returns:
-        Shape (n, B + 1), of the label's dtype. Column 0 is what was observed.
     """
     of_unit = np.zeros(unit.max() + 1, dtype=label.dtype)
     of_unit[unit] = label
@@ -232,16 +193,10 @@ def permuted_labels(
 
 
 def permutation_p(statistics: NDArray[np.float64]) -> float:
-    """The permutation p-value (1 + #{T_b >= T_0}) / (B + 1).
-
-    The observed labels count as one of the draws; without the 1 the test would reject too
-    often (Phipson and Smyth 2010).
+    """The permutation p-value (1 + #{T_b >= T_0}) / (B + 1) of Phipson and Smyth 2010.
 
     Args:
         statistics: Shape (B + 1,), observed value first; large means "different".
-
-    Returns:
-        A value in [1 / (B + 1), 1].
     """
     observed, null = statistics[0], statistics[1:]
     # A permutation equivalent to the observed one must count as a tie even when its sums
@@ -257,9 +212,8 @@ def ridge_scorer(
 
     The scores are x'w, without the intercept: where a fold holds many positives, the others
     hold few, so intercepts would rank the folds against the labels and hold the AUC of noise
-    below one half. Without any intercept in the fit the error is the other one: rows and
-    labels centred over all of them hand the held-out sums to the fit, and the AUC of noise
-    rises above one half (0.535 of 60 rows with 400 features, 0.498 by these scores).
+    below one half. Without any intercept in the fit it rises above one half (0.535 of 60 rows
+    with 400 features, 0.498 by these scores).
 
     Args:
         features: Shape (n, d), raw; standardised over all rows, without labels.
