@@ -204,15 +204,6 @@ def test_columns_of_labels_are_findings(tmp_path):
         scan(SourceDomain(path=path, table=ImageTable(file=path, finding="0")))
 
 
-def test_numbers_of_classes_may_have_names(tmp_path):
-    """Images of others are left out and counted."""
-    path = npz(tmp_path, train_images=pictures(3), train_labels=np.array([[0], [1], [2]])).path
-    table = ImageTable(file=path, values={"well": ("0",), "ill": ("1",)})
-    listing = scan(SourceDomain(path=path, table=table))
-    assert [item.label for item in listing.items] == ["well", "ill"]
-    assert listing.ignored == {"without a class of `values`": 1}
-
-
 @pytest.mark.parametrize("dtype", [np.int64, np.float64])
 def test_a_code_of_many_digits_is_a_class_of_its_own(tmp_path, dtype):
     """Codes such as those of SNOMED; neighbours are not merged, and ``values`` finds them."""

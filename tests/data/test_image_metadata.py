@@ -53,28 +53,15 @@ def with_chunk(name: bytes, body: bytes) -> bytes:
 BOMB = zlib.compress(bytes(3_000_000))
 HARMLESS = {
     "EXIF that is no TIFF": with_exif(b"garbage that is no TIFF"),
-    "EXIF that is empty": with_exif(b""),
     "EXIF that is cut": with_exif(b"II*\0\x08\0\0\0\x05\0"),
-    "EXIF with an offset far away": with_exif(b"II*\0\xff\xff\xff\x7f"),
-    "EXIF with a text as orientation": with_exif(tiff((0x0112, 2, 4, b"abc\0"))),
     "EXIF with two orientations": with_exif(tiff((0x0112, 3, 2, struct.pack("<HH", 6, 3)))),
-    "EXIF with orientation 99": with_exif(tiff((0x0112, 3, 1, struct.pack("<HH", 99, 0)))),
     "a directory of pictures that is none": with_segment(0xE2, b"MPF\0garbage"),
-    "a directory of no pictures": with_segment(0xE2, b"MPF\0" + tiff((0xB001, 4, 1, bytes(4)))),
-    "Photoshop data that are cut": with_segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04"),
-    "a colour profile without content": with_segment(0xE2, b"ICC_PROFILE\0"),
-    "a second JFIF segment that is cut": with_segment(0xE0, b"JFIF\0"),
     "an Adobe segment that is cut": with_segment(0xEE, b"Adobe"),
     "a comment that looks like markers": with_segment(0xFE, b"\xff\xfe\x00"),
     "a compressed text that is a bomb": with_chunk(b"zTXt", b"k\0\0" + BOMB),
-    "an international text that is a bomb": with_chunk(b"iTXt", b"k\0\1\0\0\0" + BOMB),
     "a colour profile that is a bomb": with_chunk(b"iCCP", b"k\0\0" + BOMB),
-    "a colour profile of another method": with_chunk(b"iCCP", b"k\0\5xx"),
     "a resolution that is cut": with_chunk(b"pHYs", b"\0"),
-    "a gamma that is cut": with_chunk(b"gAMA", b""),
-    "EXIF in PNG that is no TIFF": with_chunk(b"eXIf", b"garbage"),
     "an animation of one frame": with_chunk(b"acTL", struct.pack(">II", 1, 0)),
-    "a frame that is cut": with_chunk(b"fcTL", b"\0"),
 }
 
 
@@ -91,13 +78,9 @@ def test_metadata_that_is_not_needed_changes_nothing(name):
 
 READABLE = {
     "beside a rational of -1/0": with_exif(RATIONAL),
-    "beside a count beyond the file": with_exif(
-        tiff(ORIENTATION, (0x829A, 5, 0xFFFFFFFF, struct.pack("<I", 8)))
-    ),
     "in big-endian order": with_exif(
         tiff((0x0112, 3, 1, struct.pack(">HH", TURNED, 0)), order=">")
     ),
-    "as a long number": with_exif(tiff((0x0112, 4, 1, struct.pack("<I", TURNED)))),
     "before the directory is cut": with_exif(
         tiff(ORIENTATION)[:-4].replace(b"\1\0\x12", b"\5\0\x12")
     ),

@@ -219,20 +219,6 @@ def test_a_class_without_an_image_is_named_with_what_it_holds(root, tmp_path):
         listed(tmp_path / "links")
 
 
-def test_a_list_of_images_leaves_their_class_folders_as_they_are(tmp_path):
-    """The first folder is a part of the data only where the split is called as a folder is."""
-    root = with_files(tmp_path / "x", "a/1.png", "a/patient7/2.png", "b/3.png")
-    (tmp_path / "list.txt").write_text("a/1.png\n2.png\n3.png\n")
-    listing = listed(root, split=str(tmp_path / "list.txt"))
-    assert [(i.path, i.label) for i in listing.items] == [
-        ("a/1.png", "a"),
-        ("a/patient7/2.png", "a"),
-        ("b/3.png", "b"),
-    ]
-    (root / "empty").mkdir()
-    assert listed(root, labelled=False, split=str(tmp_path / "list.txt")).items
-
-
 # --- reading
 
 
