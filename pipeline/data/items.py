@@ -35,7 +35,7 @@ from pipeline.data.images import (
     picture_of,
 )
 from pipeline.errors import ImageError, StudyError
-from pipeline.words import are, composed, counted
+from pipeline.words import are, composed, counted, printable
 
 #: Label of an image that has no class.
 NO_CLASS = ""
@@ -126,13 +126,9 @@ class Listing:
 
     @property
     def unread_text(self) -> str:
-        """How many images of which formats are not read, and what to do."""
-        endings = Counter(
-            max((e for e in _OTHER_IMAGES if path.lower().endswith(e)), key=len)
-            for path in self.unread
-        )
-        images = ", ".join(counted(n, f"{ending} image") for ending, n in sorted(endings.items()))
-        return f"{images} {are(len(self.unread))} not read: convert to .png"
+        """How many images are of formats that are not read, and what to do."""
+        images, first = counted(len(self.unread), "image"), printable(self.unread[0])
+        return f"{images} such as {first} {are(len(self.unread))} not read: convert to .png"
 
 
 class RememberedFile(NamedTuple):

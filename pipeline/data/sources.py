@@ -110,7 +110,7 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
     for path in (domain.path, domain.table.file if domain.table else domain.path):
         if not os.path.exists(path):  # noqa: PTH110 - of what no path can be, Path raises
             raise StudyError(f"{printable(str(path))} is not there: is its disk connected?")
-    kinds, entries = _kinds_of(domain)
+    kinds = _kinds_of(domain)
     if len(kinds) == 1:
         return _of_split(domain, KINDS[kinds[0]](domain, each))
     folders, hint = "images at any depth", ""
@@ -118,18 +118,18 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
         folders = "a folder for each class with images at any depth"
         hint = '. Images without labels may lie in a target as they are, with labels = "absent"'
     raise StudyError(
-        f"{domain.path} holds {' and '.join(kinds) or _described(entries)}; allowed is one of: "
+        f"{domain.path} holds {' and '.join(kinds) or 'no input'}; allowed is one of: "
         f"{folders}, .npy stacks (n, H, W) or (n, H, W, 3), one class a file, a .npz file, or a "
         f"table = FILE of images{hint}"
     )
 
 
-def _kinds_of(domain: Domain) -> tuple[list[str], list["os.DirEntry[str]"]]:
-    """The kinds of input that a domain is, and the visible entries of its folder."""
+def _kinds_of(domain: Domain) -> list[str]:
+    """The kinds of input that a domain is."""
     if arrays.is_archive(domain.path):
-        return ["a .npz file"], []
+        return ["a .npz file"]
     if domain.table is not None:
-        return ["a table"], []
+        return ["a table"]
     listed = list_folder(domain.path)
     entries = [entry for entry in listed if not is_hidden(entry) and not is_written_here(entry)]
     folders = any(map(is_folder, entries))
@@ -138,7 +138,7 @@ def _kinds_of(domain: Domain) -> tuple[list[str], list["os.DirEntry[str]"]]:
         "class folders": folders or (images and not domain.labelled),
         ".npy stacks": any(map(arrays.is_stack, entries)),
     }
-    return [kind for kind, is_there in kinds.items() if is_there], entries
+    return [kind for kind, is_there in kinds.items() if is_there]
 
 
 def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listing:
@@ -222,10 +222,3 @@ def read_image(item: Item, key: bytes | None = None) -> arrays.Content:
     if key is not None and content.key != key:
         raise ImageError(CHANGED)
     return content
-
-
-def _described(entries: list["os.DirEntry[str]"]) -> str:
-    endings = Counter(Path(entry.name).suffix.lower() or "other" for entry in entries)
-    return (
-        ", ".join(counted(n, f"{ending} file") for ending, n in endings.most_common(4)) or "nothing"
-    )

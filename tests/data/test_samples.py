@@ -137,7 +137,7 @@ def _spoil(folder, how):
 
 BAD_TARGETS = {
     "not there": "there is not there: is its disk connected",
-    "empty": "there holds nothing; allowed is one of",
+    "empty": "there holds no input; allowed is one of",
     "wrong classes": r"class 'c'; the study's classes are a, b",
 }
 
@@ -194,7 +194,7 @@ def test_images_of_other_formats_are_said(study_file, caplog):
     for name in ("a.BMP", "b.bmp", "c.webp", "notes.csv"):
         (folder / name).write_bytes(b"")
     load_samples(load_study(study_file))
-    assert "source: 2 .bmp images, 1 .webp image are not read: convert to .png" in caplog.text
+    assert "source: 3 images such as " in caplog.text
 
 
 def test_missing_patients_are_said(study_file, caplog):

@@ -67,10 +67,10 @@ def test_every_kind_lists_sorted_items_that_can_be_read(kind, tmp_path):
 @pytest.mark.parametrize(
     ("files", "stacks", "labelled", "sentence"),
     [
-        ([], 0, True, r"holds nothing; allowed is one of: a folder for each class"),
-        (["a.jpg", "b.jpg", "c.PNG"], 0, True, r"holds 2 \.jpg files, 1 \.png file; allowed is"),
+        ([], 0, True, r"holds no input; allowed is one of: a folder for each class"),
+        (["a.jpg", "b.jpg", "c.PNG"], 0, True, r"holds no input; allowed is"),
         (["a/1.jpg"], 1, True, r"holds class folders and \.npy stacks; allowed is one"),
-        ([], 0, False, r"holds nothing; allowed is one of: images at any depth"),
+        ([], 0, False, r"holds no input; allowed is one of: images at any depth"),
         (["a.png"], 1, False, r"holds class folders and \.npy stacks; allowed"),
     ],
 )
@@ -211,7 +211,9 @@ def test_a_class_without_an_image_is_named_with_what_it_holds(root, tmp_path):
     with pytest.raises(StudyError, match=r"tuberculosis: the class folder holds no image \(it is"):
         listed(root)
     (root / "tuberculosis/scan.bmp").write_text("x")
-    with pytest.raises(StudyError, match=r"ignored: 1 \.bmp image is not read: convert"):
+    with pytest.raises(
+        StudyError, match=r"ignored: 1 image such as tub.*\.bmp is not read: convert"
+    ):
         listed(root)
     (tmp_path / "links").mkdir()
     (tmp_path / "links/normal").symlink_to(root / "normal")
