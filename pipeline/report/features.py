@@ -30,12 +30,7 @@ def _backbone(row: Record) -> str:
 
 
 def skipped(images: Sequence[Record], file: str) -> list[Part]:
-    """The first images that could not be used, with their reasons.
-
-    Args:
-        images: With ``path``, ``reason`` and maybe ``domain``.
-        file: Where all of them are listed.
-    """
+    """The first images that could not be used, with their reasons; all are in a file."""
     if not images:
         return []
     more = len(images) - _SHOWN

@@ -9,8 +9,6 @@ _LEGEND = (
     "Points are differences of accuracy from lp, the head on frozen features; p is adjusted for "
     "the number of methods (Holm). Intervals are 95 %, by patient."
 )
-#: Before the name of a head that methods are compared with.
-_HEADS = "heads/"
 
 
 def tables(record: Record) -> list[Part]:
@@ -63,13 +61,13 @@ def _against_heads(domains: Sequence[Record], backbone: str) -> Iterator[Table]:
         {
             **difference,
             "method": row["method"],  # of training, not of the interval
-            "head": name.removeprefix(_HEADS),
+            "head": name.removeprefix("heads/"),
             "where": name_of_domain(domain),
         }
         for domain in domains
         for row in domain["rows"]
         for name, difference in row["differences"].items()
-        if name.startswith(_HEADS)
+        if name.startswith("heads/")
     ]
     if rows:
         yield Table(

@@ -82,7 +82,7 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
         raise MissingResultsError(f"{study.results} holds nothing to report: {'; '.join(missing)}")
     records = {stage: results.record for stage, results in sets.items()}
     head = page_head(records.get("heads"))
-    stale = [*_different_images(sets.values()), *_other_features(records)]
+    stale = list(_different_images(sets.values()))
     explained: set[str] = set()
     sections = [_section(sets[name], head, explained) for name in sets if name != "features"]
     if images and head is not None:
@@ -320,9 +320,6 @@ def _written(results: ResultSet) -> str:
     return f"{datetime.fromtimestamp(results.file.stat().st_mtime, UTC):%Y-%m-%d %H:%M}"
 
 
-# Whether the records belong together.
-
-
 def _different_images(sets: Iterable[ResultSet]) -> Iterator[str]:
     """A sentence for each domain of which two stages have scored other images or classes."""
     first: dict[tuple[str, str], tuple[str, Any]] = {}
@@ -338,22 +335,6 @@ def _different_images(sets: Iterable[ResultSet]) -> Iterator[str]:
                 if images != others:
                     both = f"{stage}.json and {results.stage}.json"
                     yield f"{both} have different images, labels or classes of {domain}"
-
-
-def _other_features(records: Mapping[str, Record]) -> Iterator[str]:
-    """A sentence for each backbone whose features were stored anew after shift."""
-    rows = records.get("features", {}).get("backbones", ())
-    last = {row["backbone"]: row["fingerprint"] for row in rows}
-    analysed = {
-        pair
-        for target in records.get("shift", {}).get("targets", ())
-        for pair in zip(
-            target["backbone"].split("+"), target["provenance"]["recipes"], strict=False
-        )
-    }
-    for backbone, fingerprint in sorted(analysed):
-        if fingerprint != last.get(backbone, fingerprint):
-            yield f"shift.json was made from other features of {backbone} than features.json"
 
 
 def _write(

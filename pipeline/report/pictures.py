@@ -1,7 +1,7 @@
 """Pictures of a study: what its classes look like, and the errors that a head is surest of.
 
 They show patients: files that hold them are readable by their owner alone. A picture is the
-whole image, stretched to a square; no file and no patient is named.
+whole image as a square; no file and no patient is named.
 """
 
 import io
@@ -101,7 +101,7 @@ def _pictures(
 
 
 def as_jpeg(pixels: Pixels) -> bytes:
-    """Small enough for a page with a hundred of them."""
+    """A file small enough for a page with a hundred of them."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=80)
     return file.getvalue()
@@ -118,15 +118,12 @@ def readable_by_owner_alone() -> Iterator[None]:
 
 
 def error_sheet(study: Study, heads: Mapping[str, Any], file: bytes) -> dict[str, bytes]:
-    """The errors that the best head is surest of, of each domain, as a PNG.
+    """The errors that the best head is surest of, of each domain, as a PNG by its name.
 
     Args:
         study: Its images are read.
         heads: The record of ``headrace heads``.
         file: Its probabilities.
-
-    Returns:
-        The image by its name below the study's results; none where there is no error to show.
     """
     if (head := page_head(heads)) is None:
         return {}

@@ -6,16 +6,11 @@ from pipeline.report.features import skipped
 from pipeline.report.table import Column, Part, Record, Table
 from pipeline.words import counted, percent
 
-_PATH_WIDTH = 60
-
 
 def tables(record: Record) -> list[Part]:
     """The parts of a report on what ``headrace predict --json`` prints."""
-    rows = [
-        {**row, "image": _end(row["path"]), "probability": max(row["probability"])}
-        for row in record["rows"]
-    ]
-    columns = (Column("image"), Column("predicted"), Column("probability", "share"))
+    rows = [{**row, "probability": max(row["probability"])} for row in record["rows"]]
+    columns = (Column("image", field="path"), Column("predicted"), Column("probability", "share"))
     more = skipped(record["skipped"], "the output of --json")
     return [Table("", columns, rows), *more, *_sentences(record)]
 
@@ -66,8 +61,3 @@ def _accuracy(folders: Mapping[str, Mapping[str, int]]) -> list[str]:
         return []
     by_class = ", ".join(f"{name} {c['right']} of {c['images']}" for name, c in folders.items())
     return [f"Right by folder: {right} of {images} ({percent(right / images)}); {by_class}."]
-
-
-def _end(path: str) -> str:
-    """The end of a long path tells two images apart."""
-    return path if len(path) <= _PATH_WIDTH else "..." + path[3 - _PATH_WIDTH :]

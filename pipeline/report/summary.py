@@ -1,19 +1,18 @@
 """What a study found, at a glance: the head of the page, one sentence, four lights.
 
-All of it is about one head, the one that is best on validation among all backbones; only the
-light of shift warns of a loss of any head that was analysed.
+All of it is about the head that is best on validation among all backbones; only the light of
+shift warns of a loss of any head that was analysed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.evaluation.compare_heads import heads_by_validation
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.report.heads import name_of_domain
+from pipeline.report.table import Record
 from pipeline.words import counted
 
-Record = Mapping[str, Any]
 #: By stage.
 Records = Mapping[str, Record]
 #: (estimate, low, high).
@@ -21,19 +20,11 @@ Interval = tuple[float, float | None, float | None]
 
 #: Checks of the audit that show a shortcut: something but the disease predicts the label.
 _SHORTCUTS = ("file properties", "border", "corners")
-#: A loss that another head regains by this share is regained for the most part.
-_MOST, _SOME = 2 / 3, 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageHead:
-    """The head that a page is about.
-
-    Attributes:
-        name: Of the head.
-        backbone: Of its features.
-        accuracy: (estimate, low, high) by domain, first on validation.
-    """
+    """The head that a page is about, and its accuracy by domain, first on validation."""
 
     name: str
     backbone: str
@@ -50,7 +41,6 @@ def page_head(heads: Record | None) -> PageHead | None:
 
 
 def _accuracy(domains: Sequence[Record], head: str) -> dict[str, Interval]:
-    """By domain, of one head; empty where it was not fitted."""
     return {
         name_of_domain(domain): _interval(row["scores"]["accuracy"])
         for domain in domains
@@ -88,17 +78,13 @@ def _of_backbone(record: Record | None, backbone: str) -> list[Record]:
 
 def headline(records: Records, head: PageHead | None) -> str:
     """What a study found, in a few short sentences."""
-    leaks = _count_leaks(records)
-    sentences = []
-    if leaks:
-        sentences.append("Images or patients leak: do not trust the numbers on this page.")
-    if head is None:
-        sentences.append("No head has been compared yet.")
-    else:
+    leaks, sentences = _count_leaks(records), ["No head has been compared yet."]
+    if head is not None:
         effects = _effects(records.get("shift"), head)
-        sentences += _accuracies(head, effects)
-        sentences += _regained(effects)
-    if leaks == 0:
+        sentences = [*_accuracies(head, effects), *_regained(effects)]
+    if leaks:
+        sentences.insert(0, "Images or patients leak: do not trust the numbers on this page.")
+    elif leaks == 0:
         sentences.append("No leak was found.")
     return " ".join(sentences)
 
@@ -144,12 +130,11 @@ def _loses(effects: Mapping[str, Record]) -> bool:
 
 
 def _apart(lower: Interval, upper: Interval) -> bool:
-    """Whether the intervals do not overlap."""
     return lower[2] is not None and upper[1] is not None and lower[2] < upper[1]
 
 
 def _regained(effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
-    """How much of each shown loss a head that is trained on the target would regain."""
+    """How much of each loss a head that is trained on the target would regain."""
     regained: dict[str, list[str]] = {}
     not_shown = []
     for target, of_target in effects.items():
@@ -157,7 +142,7 @@ def _regained(effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
         if gap is None or loss["low"] <= 0:
             continue
         share = gap["estimate"] / loss["estimate"]
-        how = "most" if share >= _MOST else "part" if share >= _SOME else "little"
+        how = "most" if share >= 2 / 3 else "part" if share >= 1 / 3 else "little"
         if gap["low"] > 0:
             regained.setdefault(how, []).append(target)
         else:
@@ -215,7 +200,6 @@ def _shortcuts(audit: Record | None) -> tuple[str, str]:
 
 
 def _shift(shift: Record | None, head: PageHead | None) -> tuple[str, str]:
-    """Whether any head is shown to lose accuracy on a target, else whether its images differ."""
     targets = shift["targets"] if shift else ()
     if not targets:
         return "unknown", "not analysed"

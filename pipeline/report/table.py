@@ -1,8 +1,7 @@
 """A table of results, and how it is shown: on a terminal, as CSV and on the page.
 
 Each stage has a module beside this one that turns its JSON record into a list of parts: tables
-and sentences. All three outputs are made from that list; ``templates/page.html`` makes the HTML.
-A number is formatted by the kind of its column, here and nowhere else.
+and sentences. All outputs are made from that list; ``templates/page.html`` makes the HTML.
 """
 
 import csv
@@ -20,9 +19,7 @@ from pipeline.words import printable, zero_noise
 #: JSON values of a stage, or of a row in them.
 Record = Mapping[str, Any]
 
-#: Columns of a terminal that every table fits, and those that sentences fill.
-_WIDTH, _SENTENCE_WIDTH = 120, 100
-_BEST, _UNKNOWN = "*", "-"
+_UNKNOWN = "-"
 
 
 def _share(value: float) -> str:
@@ -55,7 +52,7 @@ class Column:
         name: The header; in a CSV file in lower case, with underscores.
         kind: A key of :data:`_NUMBERS`, ``text``, or ``mark`` (a star where the value is true).
         help: One sentence for readers; the page shows it below the table.
-        interval: Whether the values are (estimate, low, high). CSV files have three columns.
+        interval: Whether the values are (estimate, low, high).
         csv_only: Whether people are not shown it.
         field: Of the record's row; empty: the name, or, for an interval, the row's own
             ``estimate``, ``low`` and ``high``.
@@ -161,7 +158,7 @@ Part = Table | str
 def format_value(value: Any, kind: str) -> str:
     """A value of a column as people read it; see :attr:`Table.rows` and :attr:`Column.kind`."""
     if kind == "mark":
-        return _BEST if value else ""
+        return "*" if value else ""
     if value is None:
         return _UNKNOWN if kind in _NUMBERS else ""
     if isinstance(value, bool):
@@ -202,7 +199,7 @@ def _to_terminal(table: Table) -> str:
         for row in rows:
             grid.add_row(*row)
         # ``[bold]`` and ``:smile:`` are names like others.
-        console = Console(width=_WIDTH, no_color=True, markup=False, emoji=False, highlight=False)
+        console = Console(width=120, no_color=True, markup=False, emoji=False, highlight=False)
         with console.capture() as capture:
             console.print(grid)
         lines += [line.rstrip() for line in capture.get().splitlines() if line.strip()]
@@ -212,15 +209,14 @@ def _to_terminal(table: Table) -> str:
 def _wrapped(sentence: str) -> str:
     """A sentence as lines of a terminal; a number and its % stay together."""
     text = printable(sentence).replace(" %", "\N{NO-BREAK SPACE}%")
-    lines = textwrap.fill(text, _SENTENCE_WIDTH, break_on_hyphens=False)
+    lines = textwrap.fill(text, 100, break_on_hyphens=False)
     return lines.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def to_csv(*tables: Table) -> str:
     """A header and the rows of all tables below it; numbers have all their digits.
 
-    Names of groups, classes and files are the user's: text that would be a formula gets an
-    apostrophe in front, which spreadsheets do not show.
+    Text that would be a formula gets an apostrophe in front, which spreadsheets do not show.
     """
     columns = [
         [*table.about, *(name for column in table.columns for name in _csv_names(column))]

@@ -197,31 +197,6 @@ def test_effects_of_one_colour_add_up_to_the_loss(results):
     assert [sum(widths) for widths in totals.values()] == pytest.approx([loss] * len(totals))
 
 
-def test_methods_that_use_labels_of_the_target_stand_apart(results):
-    """Gains in points; the unadapted head is the line at 0."""
-    of_shift = results_of(results, "shift")
-    _, *rows, labelled = of_shift.record["targets"][0]["adaptation"]
-    axes = draw_one("shift-adaptation", of_shift).axes[0]
-    assert points(axes, BLUE) == pytest.approx(
-        [100 * row["difference"]["estimate"] for row in rows]
-    )
-    gain = 100 * labelled["difference"]["estimate"]
-    assert points(axes, "#E69F00", "s") == pytest.approx([gain])
-    assert [t.get_text() for t in axes.get_yticklabels()][-1] == labelled["method"]
-
-
-def test_subgroups_show_the_groups_that_have_numbers(results):
-    """A mark for each, at its value."""
-    of_shift = results_of(results, "shift")
-    groups = of_shift.record["targets"][0]["subgroups"]
-    panels = {x.get_title(loc="left"): x for x in draw_one("shift-subgroups", of_shift).axes}
-    assert list(panels) == ["accuracy", "AUROC", "sensitivity", "specificity"]
-    values = [g["metrics"]["accuracy"]["estimate"] for g in groups if g["metrics"]]
-    assert points(panels["accuracy"], BLUE) == pytest.approx(values)
-    names = [t.get_text() for t in panels["accuracy"].get_yticklabels()]
-    assert names == ["sex: $F$", "sex: M", "sex: unknown"]
-
-
 def test_the_figure_of_the_page_shows_every_model_in_every_domain():
     """A point and a number for each."""
     series = {"mlp": {"validation": (0.9, 0.8, 0.95), "b": (0.7, None, None)}, "linear": {}}

@@ -147,10 +147,3 @@ def test_details_are_not_on_the_terminal():
     assert text.startswith("b on net\n\nAccuracy falls.\n\nvalidation: 400 images\n")
     assert "hidden" not in text
     assert "One seed." not in text
-
-
-def test_a_table_without_rows_shows_its_title_and_notes():
-    """An empty grid says nothing; a CSV file still has its header."""
-    empty = Table("t", (Column("x", "p"),), [], notes=("None.",))
-    assert terminal_text([empty]) == "t\nNone."
-    assert to_csv(empty) == "x\n"

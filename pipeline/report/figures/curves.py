@@ -39,11 +39,7 @@ _Curve = tuple[NDArray[np.float64], NDArray[np.float64], str, Sequence[tuple[flo
 
 
 def _of_best(results: Results) -> tuple[str, dict[str, Scored]]:
-    """The head that is best on validation, and its probabilities in each domain.
-
-    Raises:
-        NothingToDrawError: They are not stored.
-    """
+    """The head that is best on validation, and its probabilities in each domain."""
     best = head_of_entry(results.of_backbone)
     stored = results.predictions
     if stored is None:
@@ -58,10 +54,7 @@ def _of_best(results: Results) -> tuple[str, dict[str, Scored]]:
 
 
 def roc(results: Results) -> Figure:
-    """ROC of the best head in each domain, of each class where there are more than two.
-
-    Beside it the reliability of its probabilities.
-    """
+    """ROC of the best head by domain, of each of more than two classes; beside it reliability."""
     best, scored = _of_best(results)
     squares: dict[str, list[_Curve]] = {}
     for domain, (label, proba) in scored.items():
@@ -212,12 +205,7 @@ def finetune(results: Results) -> Figure:
 
 
 def _learning_curves(runs: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Figure:
-    """A row of two panels for each model.
-
-    Args:
-        runs: By title, values by epoch under ``fit_loss``, ``validation_accuracy`` and so on;
-            a curve with a value that is None is left out.
-    """
+    """A row of two panels for each model, of values by epoch under ``fit_loss`` and so on."""
     if not runs:
         raise NothingToDrawError("there are no curves by epoch")
     figure = new_figure(0.4 + (2.0 if len(runs) < 3 else 1.5) * len(runs))

@@ -36,7 +36,7 @@ def finetune(results: Results) -> Figure:
 
 
 def _against(results: Results, key: str, column: str, baseline: str) -> Figure:
-    """The head that knows class frequencies alone is left out: it would press the others flat."""
+    """Without the head that knows class frequencies alone: it would press the others flat."""
     of_panel: dict[str, Rows] = {}
     for table in results.tables(key):
         names = table.values(column)
@@ -55,9 +55,6 @@ def gains(of_panel: Mapping[str, Rows], title: str) -> Figure:
     Args:
         of_panel: Shares of images by title of the panel and name of the row.
         title: Of the figure.
-
-    Raises:
-        NothingToDrawError: There is no row.
     """
     names = list(dict.fromkeys(name for rows in of_panel.values() for name in rows))
     if not names:
@@ -77,7 +74,6 @@ def gains(of_panel: Mapping[str, Rows], title: str) -> Figure:
 
 
 def _percent(interval: Interval) -> Interval:
-    """Of shares; bounds may be None."""
     low, high = (None if bound is None else 100 * bound for bound in interval[1:])
     return 100 * interval[0], low, high
 
@@ -95,22 +91,12 @@ def draw_intervals(
     *,
     shade: str = BLUE,
     marker: str = "o",
-    label: str = "",
 ) -> None:
-    """A point and its interval at each height, above a pale grid.
-
-    Args:
-        axes: A panel whose vertical axis counts rows.
-        rows: Height and (estimate, low, high) of each; bounds may be None.
-        shade: Colour.
-        marker: Of matplotlib.
-        label: For a legend.
-    """
+    """A point and its interval, whose bounds may be None, at each height, above a pale grid."""
     for height, (value, low, high) in rows:
         if low is not None and high is not None:
             axes.plot([low, high], [height, height], color=shade, linewidth=1.2)
-        axes.plot([value], [height], marker, color=shade, markersize=4, label=label)
-        label = ""
+        axes.plot([value], [height], marker, color=shade, markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     grid(axes)
 
