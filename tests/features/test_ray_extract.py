@@ -93,18 +93,18 @@ def test_what_a_worker_refuses_arrives_with_its_machine_and_exit_code(tmp_path):
         assert refusal.value.exit_code == code
 
 
-def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
-    """One line, before any work."""
-    monkeypatch.setattr(ray_extract.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=re.escape('pip install "headrace[ray]"')):
-        extract(None, SPREAD)
-
-
-def test_an_address_where_nothing_answers_is_said_at_once(monkeypatch):
-    """Ray itself tries for minutes."""
-    monkeypatch.setattr(ray_extract.importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(EngineError, match=r"no cluster of Ray at 127\.0\.0\.1:1: .*ray start"):
-        extract(None, replace(ALONE, ray="127.0.0.1:1"))
+@pytest.mark.parametrize(
+    ("there", "address", "message"),
+    [
+        (None, "", re.escape('pip install "headrace[ray]"')),
+        (True, "127.0.0.1:1", r"no cluster of Ray at 127\.0\.0\.1:1: .*ray start"),
+    ],
+)
+def test_without_ray_or_a_cluster_the_message_says_what_to_do(monkeypatch, there, address, message):
+    """One line, before any work; Ray itself would try for minutes."""
+    monkeypatch.setattr(ray_extract.importlib.util, "find_spec", lambda _: there)
+    with pytest.raises(EngineError, match=message):
+        extract(None, replace(ALONE, ray=address))
 
 
 # With Ray. Its workers are processes of their own and get the backbone by a hook.

@@ -265,24 +265,3 @@ def test_a_tensor_comes_back_bit_for_bit(tmp_path, tensor):
         assert found.tensors[name].dtype == tensor.dtype
         bits = [t.contiguous().reshape(-1).view(torch.uint8) for t in (found.tensors[name], tensor)]
         assert torch.equal(*bits)
-
-
-def test_a_checkpoint_is_due_after_its_time(tmp_path, monkeypatch):
-    """Not before, and again only after the next save."""
-    clock = [100.0]
-    monkeypatch.setattr("pipeline.finetune.checkpoint.time.monotonic", lambda: clock[0])
-    checkpoints = Checkpoints(tmp_path, {}, seconds=60)
-    clock[0] += 59
-    assert not checkpoints.due()
-    clock[0] += 1
-    assert checkpoints.due()
-    checkpoints.save({}, {})
-    assert not checkpoints.due()
-
-
-def test_litter_of_a_dead_process_is_cleared_away(tmp_path, nursery, whole):
-    """A temporary file that a kill left is removed by the next save."""
-    fault = Fault(call=9, kind="kill before")
-    nursery.run(tmp_path / "t", tmp_path / "log", fault=fault)
-    assert [name[:5] for name in os.listdir(tmp_path / "t")] == [".tmp-"]
-    _check_goes_on(tmp_path / "t", whole)
