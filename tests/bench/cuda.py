@@ -4,8 +4,7 @@
     python -m tests.bench.cuda --out FOLDER --device cpu --scale 0.01     to try the script
 
 Each section is a process of its own with a time limit, so one that fails or hangs costs itself
-alone; what it prints, or its traceback, is in ``FOLDER/cuda.md`` as soon as it is there. Python
-packages that the machine lacks may lie as wheels in ``.whl`` of the current folder.
+alone; what it prints, or its traceback, is in ``FOLDER/cuda.md`` as soon as it is there.
 Weights are random: neither a rate nor an agreement depends on them.
 """
 
@@ -30,50 +29,23 @@ from tests.bench.features import LOOP, picture, random_weights, write_pictures
 BACKBONES, PRECISIONS = ("densenet121", "googlenet"), ("fp32", "tf32", "bf16")
 #: Side in pixels, colours and number of the generated pictures.
 SETS = {"small": (224, "RGB", 16000), "large": (1600, "L", 6400), "colour": (1600, "RGB", 1920)}
-#: The whole command, with the time of each step since the process was asked for.
+#: The whole command; when the network got each batch, and how many images were in it.
 TIMED = """
-import functools, json, sys, time
-begun, images_to = float(sys.argv.pop(1)), sys.argv.pop(1)
-steps, batches, ends = [["Python", 0.0, time.time() - begun]], [], []
-def timed(module, name, title):
-    function = getattr(module, name)
-    @functools.wraps(function)
-    def run(*given, **named):
-        start = time.time() - begun
-        try:
-            return function(*given, **named)
-        finally:
-            steps.append([title, start, time.time() - begun])
-    setattr(module, name, run)
+import json, sys, time
+begun, times_to = float(sys.argv.pop(1)), sys.argv.pop(1)
 import pipeline.cli
 from pipeline.features import extract
-steps.append(["import headrace", steps[0][2], time.time() - begun])
-for name, title in {
-    "load_samples": "files listed and hashed",
-    "store_for": "digest of the weights",
-    "resolve_engine": "engine chosen",
-    "_first_usable": "first batch decoded",
-    "start_engine": "engine started: torch imported, network built and recorded",
-    "canary_features": "canaries",
-    "compact": "store tidied",
-}.items():
-    timed(extract, name, title)
-plain_batches = extract.run_batches
-def run_batches(decoded, engine):
+batches, run_batches = [], extract.run_batches
+def timed(decoded, engine):
     def submitted():
         for keys, pixels in decoded:
             batches.append([time.time() - begun, sum(key is not None for key in keys)])
             yield keys, pixels
-    yield from plain_batches(submitted(), engine)
-    ends.append(time.time() - begun)
-extract.run_batches = run_batches
-try:
-    pipeline.cli.main(standalone_mode=False)
-finally:
-    steps.append(["images", batches[1][0], ends[-1]])
-    steps.append(["to the end of the command", ends[-1], time.time() - begun])
-    with open(images_to, "w") as file:
-        json.dump({"steps": steps, "batches": batches[1:]}, file)  # the canaries are first
+    yield from run_batches(submitted(), engine)
+extract.run_batches = timed
+pipeline.cli.main(standalone_mode=False)
+with open(times_to, "w") as file:
+    json.dump(batches[1:], file)  # the canaries are first
 """
 #: Stores that are committed often, so that a kill finds some of them.
 SLOW_COMMIT = (
@@ -99,8 +71,7 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="headrace-cuda-") as work:
-        environment = os.environ | {"PYTHONPATH": _packages(Path(work)), "PYTHONWARNINGS": "ignore"}
-        environment |= {"HEADRACE_BENCH": "1", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
         begun = time.monotonic()
         for name, (_, limit) in SECTIONS.items():
             if options.only and name not in options.only.split(","):
@@ -144,37 +115,17 @@ def _write(out: Path, text: str) -> None:
         file.write(text)
 
 
-def _packages(work: Path) -> str:
-    """A path on which everything that headrace imports is found, and the current folder."""
-    site = work / "site"
-    site.mkdir()
-    wheels = sorted(str(wheel) for wheel in Path(".whl").glob("*.whl"))
-    if wheels:
-        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
-        subprocess.run([*pip, "--no-compile", "--target", str(site), *wheels], check=False)
-    if not (importlib.util.find_spec("rich") or (site / "rich").exists()):
-        import pip._vendor.rich
-
-        shutil.copytree(Path(pip._vendor.rich.__file__).parent, site / "rich")
-    if not (importlib.util.find_spec("simplejpeg") or (site / "simplejpeg").exists()):
-        # Pillow decodes instead: the same pixels, more slowly.
-        (site / "simplejpeg.py").write_text("def decode_jpeg(*_):\n    raise ValueError\n")
-    return os.pathsep.join([str(site), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
-
-
 # The sections.
 
 
 def environment(options: argparse.Namespace) -> None:
     """What the machine is."""
-    import simplejpeg
     import torch
     import torchvision
 
     name = torch.cuda.get_device_name() if options.device == "cuda" else "no GPU"
     print(f"- {name}, {os.cpu_count()} cores, Python {sys.version.split()[0]}")
     print(f"- torch {torch.__version__}, torchvision {torchvision.__version__}")
-    print(f"- simplejpeg: {getattr(simplejpeg, '__version__', 'absent, Pillow decodes')}")
     print(f"- OpenVINO: {importlib.util.find_spec('openvino') is not None}")
     for backbone in BACKBONES:
         random_weights(options.work, backbone)
@@ -393,36 +344,31 @@ def plain_loop(options: argparse.Namespace) -> None:
         print(f"| {kind} | {backbone} | {count} | {loop.stdout.split()[-1]} |", flush=True)
 
 
-def whole(options: argparse.Namespace, kind: str, on_cuda: list[tuple], *more: str) -> None:
+def whole(options: argparse.Namespace, kind: str, on_cuda: list[tuple]) -> None:
     """The whole command: backbone, precision, decoder and number of images of each run."""
     print("| pictures | backbone | precision | decode | images | whole, s | images/s ", end="")
     print("| further images/s |\n| - | - | - | - | - | - | - | - |", flush=True)
-    without = [] if more else [("googlenet", "bf16", "cpu", 6400)]
-    ways = on_cuda if options.device == "cuda" else without
+    ways = on_cuda if options.device == "cuda" else [("googlenet", "bf16", "cpu", 6400)]
     for backbone, precision, decode, number in ways:
         count = _count(options, number)
         images = _images(options, kind, number)
         study = _study(options.work, images, backbone, f"{kind}-{backbone}-{precision}-{decode}")
         shutil.rmtree(options.work / f"store-{study.stem}", ignore_errors=True)
-        given = ["--device", options.device, "--precision", precision, "--decode", decode, *more]
+        given = ["--device", options.device, "--precision", precision, "--decode", decode]
         times = options.work / "times.json"
         start = time.time()
         notes = _python(
             "-c", TIMED, str(start), str(times), *("features", str(study)), "--engine=torch", *given
         ).stderr
         seconds = time.time() - start
-        record = json.loads(times.read_text())
-        marginal = _marginal(record["batches"])
+        marginal = _marginal(json.loads(times.read_text()))
         print(
             f"| {kind} | {backbone} | {precision} | {decode} | {count} | {seconds:.1f} | "
             f"{count / seconds:.0f} | {marginal:.0f} |"
         )
         for line in notes.splitlines():
             if "waiting for" in line or "torch on" in line:
-                print(f"- {line.strip()}")
-        for title, begun, ended in sorted(record["steps"], key=lambda step: step[1]):
-            print(f"- {begun:6.2f} to {ended:6.2f} s: {title}")
-        print(f"- {seconds:6.2f} s: the process has ended", flush=True)
+                print(f"- {line.strip()}", flush=True)
 
 
 def _marginal(batches: list[list[float]]) -> float:
@@ -451,7 +397,7 @@ def tests(options: argparse.Namespace) -> None:
         rooms = ["tests/finetune/test_cuda.py", "tests/features"]
     given = ["-p", "no:cacheprovider", "-W", "ignore", "-rsfE", "--tb=short", "--show-capture=no"]
     if not importlib.util.find_spec("openvino"):
-        given += ["-k", "not openvino", "--ignore=tests/features/test_converted.py"]
+        given += ["-k", "not openvino and not network"]
     if options.device == "cuda" and importlib.util.find_spec("xdist"):
         given += ["-n", "6", "--dist", "loadfile"]
     done = _python("-m", "pytest", *rooms, *given, check=False)
@@ -478,10 +424,6 @@ SECTIONS = {
     "whole large": (lambda options: whole(options, "large", LARGE), 60),
     "decoding": (decoding, 60),
     "tests": (tests, 90),
-    "whole compiled": (
-        lambda options: whole(options, "small", SMALL[:1], "--compile", "always"),
-        75,
-    ),
     "stores": (stores, 70),
     "correctness": (correctness, 60),
     "finetune": (finetune, 90),
