@@ -144,56 +144,87 @@ def load_trained(study: Study, choice: BackboneChoice, name: str, samples: Sampl
     Raises:
         ExportError: It has no layers, or was trained on other pixels or classes.
         ModelError: The head cannot be read.
-        MissingResultsError: It has not been trained.
+        MissingResultsError: It has not been trained, or its probabilities are not stored.
     """
-    return (_fine_tuned if name in METHODS else _frozen)(study, choice, name, samples)
-
-
-def _frozen(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
-    head = load_head(head_folder(study.results, choice.name, name))
-    recipe = store_for(study, choice).recipe
-    if [network.recipe for network in head.networks] != [recipe]:
-        raise ExportError(
-            f"the head {name} takes other features than the study has now: run headrace heads again"
+    saved, on = None, choice.name
+    if name in METHODS:
+        choice = choice.network
+        on = choice.name if METHODS[name].pretrained else FROM_PIXELS
+        stage, column, file, seed = "finetune", "method", TRAINED_PROBABILITIES, study.seed
+        network, head, about = _fine_tuned(study, choice, name, on, samples)
+    else:
+        saved = load_head(head_folder(study.results, on, name))
+        stage, column, file, seed = "heads", "head", PROBABILITIES, saved.seeds[0]
+        network, head, about = _frozen(study, choice, saved)
+    stored = read_predictions(study.results / file).get(on)
+    if stored is None or (name, seed) not in stored.proba:
+        option = "" if saved else f" --method {name}"
+        raise MissingResultsError(
+            f"{file} has no probabilities of {name} on {on} with seed {seed}; first run: headrace "
+            f"{stage} STUDY{option}"
         )
-    network: nn.Module = frozen_network(choice, recipe)
-    trained = name, head.seeds[0]
-    stored = _stored(study.results / PROBABILITIES, choice.name, trained, "heads STUDY")
+    policy, reading = pixel_policy(choice, None), samples.items[0].reading  # source comes first
+    card = {
+        "model": name,
+        "backbone": choice.name,
+        "classes": list(samples.classes),
+        "decision": "the class with the largest probability",
+        "window": reading.window,
+        "frame": reading.frame,
+        "preprocessing": policy.to_json(),
+        "weights_licence": _licence(choice),
+        "limits": list(_LIMITS),
+        "headrace": version("headrace"),
+        **about,
+        "tested": _tested(study, stage, on, column, name),
+        **_on_validation(stored, (name, seed)),
+    }
     return TrainedModel(
-        network=network if choice.views == 1 else nn.Sequential(network, _MeanOfViews()),
-        head=_Mean(head_layers(model, name) for model in head.models),
-        policy=pixel_policy(choice, None),
-        saved=head,
+        network=network,
+        head=head,
+        policy=policy,
+        saved=saved,
         stored=stored,
-        trained=trained,
-        card={
-            **_card(choice, name, samples),
-            "recipe": recipe.to_json(),
-            "fingerprint": recipe.fingerprint,
-            "parameters": dict(head.parameters),
-            "trained": {"study": head.study, "images": head.images},
-            "tested": _tested(study, "heads", choice.name, "head", name),
-            **_on_validation(stored, trained),
-        },
+        trained=(name, seed),
+        card=card,
     )
 
 
-def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Samples) -> TrainedModel:
-    choice = choice.network
-    on = choice.name if METHODS[name].pretrained else FROM_PIXELS
+def _frozen(
+    study: Study, choice: BackboneChoice, saved: SavedHead
+) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    """Network and head of a saved head, and what the card says of it."""
+    recipe = store_for(study, choice).recipe
+    if [network.recipe for network in saved.networks] != [recipe]:
+        raise ExportError(
+            f"the head {saved.head} takes other features than the study has now: run headrace "
+            "heads again"
+        )
+    network: nn.Module = frozen_network(choice, recipe)
+    about = {
+        "recipe": recipe.to_json(),
+        "fingerprint": recipe.fingerprint,
+        "parameters": dict(saved.parameters),
+        "trained": {"study": saved.study, "images": saved.images},
+    }
+    if choice.views > 1:
+        network = nn.Sequential(network, _MeanOfViews())
+    return network, _Mean(head_layers(model, saved.head) for model in saved.models), about
+
+
+def _fine_tuned(
+    study: Study, choice: BackboneChoice, name: str, on: str, samples: Samples
+) -> tuple[nn.Module, nn.Module, dict[str, Any]]:
+    """The same of a fine-tuned network."""
     folder = ModelFolder(study.results / "finetune" / f"{name}-{on}-{study.seed}")
     record = folder.record()
+    again = f"run headrace finetune STUDY --method {name}"
     if record is None:
-        raise MissingResultsError(
-            f"{folder.path} holds no network; first run: headrace finetune STUDY --method {name}"
-        )
+        raise MissingResultsError(f"{folder.path} holds no network: {again}")
     policy, classes = pixel_policy(choice, None), list(samples.classes)
     identity = record.identity
     if (identity["preprocessing"], identity["classes"]) != (policy.to_json(), classes):
-        raise ExportError(
-            f"{folder.path} was trained on other pixels or classes: run headrace finetune STUDY "
-            f"--method {name} again"
-        )
+        raise ExportError(f"{folder.path} was trained on other pixels or classes: {again}")
     file = weights_file(choice.name, choice.weights)
     assembly = assemble(
         name, choice.name, file, policy=policy, classes=len(classes), seed=study.seed
@@ -201,55 +232,16 @@ def _fine_tuned(study: Study, choice: BackboneChoice, name: str, samples: Sample
     assembly.state()  # without what only helps to train
     assembly.load(folder.state())
     whole = assembly.whole.eval()
-    trained = name, study.seed
-    command = f"finetune STUDY --method {name}"
-    stored = _stored(study.results / TRAINED_PROBABILITIES, on, trained, command)
-    return TrainedModel(
-        network=nn.Sequential(whole.entry, whole.backbone),
-        head=nn.Sequential(whole.head, nn.Softmax(dim=1)),
-        policy=policy,
-        saved=None,
-        stored=stored,
-        trained=trained,
-        card={
-            **_card(choice, name, samples),
-            "recipe": dict(identity),
-            "fingerprint": folder.weights_sha256(),
-            "trained": {"study": study.name, "images": int((samples.split == FIT).sum())},
-            "tested": _tested(study, "finetune", on, "method", name),
-            **_on_validation(stored, trained),
-        },
-    )
-
-
-def _stored(file: Path, backbone: str, trained: Trained, command: str) -> Predictions:
-    """The stored probabilities of all models on a backbone, this one among them."""
-    stored = read_predictions(file).get(backbone)
-    if stored is None or trained not in stored.proba:
-        name, seed = trained
-        raise MissingResultsError(
-            f"{file} has no probabilities of {name} on {backbone} with seed {seed}; first run: "
-            f"headrace {command}"
-        )
-    return stored
+    about = {
+        "recipe": dict(identity),
+        "fingerprint": folder.weights_sha256(),
+        "trained": {"study": study.name, "images": int((samples.split == FIT).sum())},
+    }
+    network = nn.Sequential(whole.entry, whole.backbone)
+    return network, nn.Sequential(whole.head, nn.Softmax(dim=1)), about
 
 
 # The model card.
-
-
-def _card(choice: BackboneChoice, name: str, samples: Samples) -> dict[str, Any]:
-    return {
-        "model": name,
-        "backbone": choice.name,
-        "classes": list(samples.classes),
-        "decision": "the class with the largest probability",
-        "window": samples.items[0].reading.window,  # the source comes first
-        "frame": samples.items[0].reading.frame,
-        "preprocessing": pixel_policy(choice, None).to_json(),
-        "weights_licence": _licence(choice),
-        "limits": list(_LIMITS),
-        "headrace": version("headrace"),
-    }
 
 
 def _licence(choice: BackboneChoice) -> str:

@@ -243,7 +243,7 @@ def test_int8_is_measured_and_refused_above_the_margin(study, graph_of_mlp):
     [
         ("forest", {}, "forest has no layers: it is made of trees. Heads that have: linear"),
         ("knn", {}, "features of its training images, which are data about patients"),
-        ("last_block", {}, "first run: headrace finetune STUDY --method last_block"),
+        ("last_block", {}, "run headrace finetune STUDY --method last_block"),
         ("boosting", {}, "there is no model.json"),
         ("linear", {"backbone": "other"}, "unknown backbone of the study 'other'; known: tiny"),
     ],
