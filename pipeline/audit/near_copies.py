@@ -46,11 +46,7 @@ def listed_pairs(samples: Samples, pairs: Sequence[NearPair]) -> list[Record]:
 def rows_to_leave_out(
     samples: Samples, overlap: Sequence[Overlap], facts: NDArray[Any]
 ) -> NDArray[np.bool_]:
-    """Images that should not be scored, shape ``(n,)``.
-
-    What a role knows of an earlier one, where a head is fitted or chosen in that; and
-    pictures with several labels.
-    """
+    """Images that a head may know, and pictures with several labels; shape ``(n,)``."""
     marked = np.zeros(len(samples), np.bool_)
     for shared in overlap:
         if shared.learns and (shared.severity == LEAK or shared.near):

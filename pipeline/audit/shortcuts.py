@@ -1,8 +1,7 @@
 """Shortcut tests: can the domain or the label be predicted from what should not show it?
 
 The domain from the features; the label from properties of the file, from the border of the
-picture and from its corners. What a classifier can predict is not yet what a head uses, but
-nothing in the features keeps the head from using it.
+picture and from its corners. What a classifier can predict, a head may use.
 """
 
 import re
@@ -34,7 +33,7 @@ from pipeline.features.load import FeatureTable
 from pipeline.study import SOURCE
 from pipeline.words import counted
 
-DOMAIN, FACTS, DOMAIN_FROM_FACTS = "domain", "file properties", "domain from file properties"
+FACTS = "file properties"
 #: AUC above which features may stand for the domain.
 _HIGH_DOMAIN_AUC = 0.9
 #: AUC above which what should not show the label is a shortcut.
@@ -76,7 +75,7 @@ MASKED: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class ShortcutTest:
-    """One test before it is judged beside the others.
+    """One test, before its p is adjusted.
 
     Attributes:
         check: Its name.
@@ -86,8 +85,8 @@ class ShortcutTest:
         high: AUC from which on it is a warning.
         advice: What to do then.
         details: What to say after the AUC.
-        strongest: The highest AUC of its parts, where there are some.
-        expected: Why a positive test is no warning here.
+        strongest: The highest AUC inside the classes.
+        expected: Why a positive test is no warning.
         values: Further numbers.
     """
 
@@ -104,10 +103,7 @@ class ShortcutTest:
 
 
 def findings_of(tests: Sequence[ShortcutTest]) -> list[Finding]:
-    """Findings of all tests of an audit; p is adjusted over them (Holm).
-
-    Several tests on clean data would otherwise warn in every sixth audit.
-    """
+    """Findings of all tests of an audit; p is adjusted over them (Holm)."""
     values = [test.result.p for test in tests if isinstance(test.result, Separability)]
     adjusted = iter(holm(values).tolist())
     return [
@@ -160,7 +156,7 @@ def domain_tests(table: FeatureTable) -> list[Job]:
 
 def _domain_test(table: FeatureTable, name: str, *, draws: int = _DRAWS) -> ShortcutTest:
     common: dict[str, Any] = {
-        "check": DOMAIN,
+        "check": "domain",
         "where": f"{SOURCE} and {name}",
         "claim": f"a classifier separates them by the features of {table.backbone}",
     }
@@ -174,14 +170,16 @@ def _domain_test(table: FeatureTable, name: str, *, draws: int = _DRAWS) -> Shor
     by_class = dict(zip(table.samples.classes, classes, strict=False))
     tested = {label: inside.auc for label, inside in by_class.items() if inside is not None}
     inside = "; ".join(f"{label} {_text(auc)}" for label, auc in tested.items())
-    no_labels = f"{name} has no labels, so not by class"
+    if target.label is None:
+        details = f"; inside the classes: {name} has no labels, so not by class"
+    else:
+        details = f"; inside the classes: {inside or 'too few patients'}"
     return ShortcutTest(
         **common,
         result=overall,
         high=_HIGH_DOMAIN_AUC,
         advice=_DOMAIN_ADVICE,
-        details="; inside the classes: "
-        + (no_labels if target.label is None else inside or "too few patients"),
+        details=details,
         strongest=max((auc.estimate for auc in tested.values() if auc.low > 1 / 2), default=0.0),
         values={
             "backbone": table.backbone,
@@ -197,34 +195,27 @@ def fact_tests(samples: Samples, facts: NDArray[Any]) -> list[Job]:
         samples: ``n`` samples.
         facts: Records of dtype ``FACTS``, shape ``(n,)``.
     """
-    labels = [name for name, _ in labelled_domains(samples)]
-    return [
-        *(partial(_facts_and_label, samples, facts, name) for name in labels),
-        *(partial(_facts_and_domain, samples, facts, name) for name in _targets(samples)),
-    ]
+    jobs: list[Job] = []
+    for name, rows in labelled_domains(samples):
+        claim = f"the label can be predicted from {_FACTS}"
+        claim += _strongest(facts[rows], samples.label[rows])
+        jobs.append(partial(_label_test, samples, FACTS, name, claim, _matrix(facts[rows])))
+    for name in _targets(samples):
+        rows = np.isin(samples.domain, [SOURCE, name])
+        is_target = (samples.domain[rows] == name).astype(int)
+        data = _matrix(facts[rows]), is_target, patients_of(samples)[rows]
+        jobs.append(partial(_facts_and_domain, name, *data))
+    return jobs
 
 
-def _facts_and_label(
-    samples: Samples, facts: NDArray[Any], domain: str, *, draws: int = _DRAWS
-) -> ShortcutTest:
-    rows = samples.domain == domain
-    strongest = _strongest(facts[rows], samples.label[rows])
-    claim = f"the label can be predicted from {_FACTS}{strongest}"
-    return _label_test(samples, FACTS, domain, claim, _matrix(facts[rows]), draws=draws)
-
-
-def _facts_and_domain(
-    samples: Samples, facts: NDArray[Any], target: str, *, draws: int = _DRAWS
-) -> ShortcutTest:
-    rows = np.isin(samples.domain, [SOURCE, target])
-    is_target = (samples.domain[rows] == target).astype(int)
+def _facts_and_domain(target: str, *data: NDArray[Any], draws: int = _DRAWS) -> ShortcutTest:
     return ShortcutTest(
-        check=DOMAIN_FROM_FACTS,
+        check="domain from file properties",
         where=f"{SOURCE} and {target}",
         claim=f"the domain can be predicted from {_FACTS}",
         high=_HIGH_DOMAIN_AUC,
         advice=_STORE_ALIKE,
-        **_result(_matrix(facts[rows]), is_target, patients_of(samples)[rows], draws=draws),
+        **_result(*data, draws=draws),
     )
 
 
@@ -285,11 +276,11 @@ def _result(*data: NDArray[Any], draws: int) -> dict[str, Any]:
     return {"result": result, "details": drawn if images < of else ""}
 
 
-def fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
+def _fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
     """The facts that a shortcut test may learn from, each of shape ``(n,)`` and finite.
 
-    Sizes are logarithms, because a doubling means the same at any size. What does not
-    vary is left out; a picture that is no JPEG has the mean quality of those that are.
+    Sizes are logarithms. What does not vary is left out; a picture that is no JPEG has the
+    mean quality of those that are.
     """
     is_jpeg = np.isfinite(facts["jpeg_quality"])
     quality = facts["jpeg_quality"].astype(np.float64)
@@ -305,7 +296,7 @@ def fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
         "JPEG quality": np.where(is_jpeg, quality, usual),
         "is JPEG": is_jpeg.astype(np.float64),
     }
-    return MappingProxyType({name: v for name, v in columns.items() if np.ptp(v) > 0})
+    return {name: values for name, values in columns.items() if np.ptp(values) > 0}
 
 
 def _text(auc: Interval) -> str:
@@ -324,7 +315,7 @@ def _strongest(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
         auc = (ranks - n * (n + 1) / 2) / (n * (len(label) - n))
         return float(np.abs(auc - 1 / 2).max(initial=0))
 
-    alone = {name: strength(values) for name, values in fact_columns(facts).items()}
+    alone = {name: strength(values) for name, values in _fact_columns(facts).items()}
     best = sorted(alone, key=alone.__getitem__, reverse=True)[:_STRONGEST]
     named = ", ".join(f"{name} {1 / 2 + alone[name]:.2f}" for name in best)
     # A single fact is given for the class that it separates best, all together for all classes.
@@ -333,7 +324,7 @@ def _strongest(facts: NDArray[Any], label: NDArray[np.int64]) -> str:
 
 
 def _matrix(facts: NDArray[Any]) -> NDArray[np.float64]:
-    varying = list(fact_columns(facts).values())
+    varying = list(_fact_columns(facts).values())
     return np.stack(varying, axis=1) if varying else np.zeros((len(facts), 1))
 
 

@@ -1,8 +1,7 @@
 """The audit: all checks of a study that must come before any of its numbers.
 
-Leaks between roles, labels that contradict each other or are doubtful, domains and labels
-that can be predicted from what should not show them. Each image is read once, for its facts,
-and those of the contact sheet once more; all else comes from the store.
+Each image is read once, for its facts, and those of the contact sheet once more; all else comes
+from the store.
 """
 
 import logging
@@ -73,10 +72,9 @@ def audit(
 
     Returns:
         The record, which is also written to ``results/<study>/audit.json``: ``findings``, the
-        worst first; ``counts`` of them by severity; ``near_copies``; ``scores`` of the linear
-        head with and without these; ``leave_out``, images that should not be scored and what
-        the study excludes already; ``measured``, images whose facts were not stored before.
-        Beside it, where there are near copies, a contact sheet of the first.
+        worst first; ``counts`` of them by severity; ``near_copies``; ``leave_out``, images that
+        should not be scored and what the study excludes already; ``measured``, images whose
+        facts were not stored before. Beside it, a contact sheet of the first near copies.
 
     Raises:
         MissingFeaturesError: Stage 1 has not been run.
@@ -103,13 +101,17 @@ def audit(
         done: list[Any] = run_parallel([*jobs, *checks], done=progress.advance)
     tests, labels = done[: len(jobs)], done[len(jobs) :]
     of_masks = [test.check for test in tests[len(jobs) - len(masked) :]]
+    unchecked = [
+        Finding(check="all checks", severity=WARNING, where=part, text=f"not checked: {reason}")
+        for part, reason in failures
+    ]
     findings = [
         *check_leaks(study, used, shared, facts),
         *findings_of(tests),
         *labels,
         *untested(used, list(dict.fromkeys([FACTS, LABELS, *of_masks]))),
         *missing,
-        *(_not_checked(part, reason) for part, reason in failures),
+        *unchecked,
     ]
     findings.sort(key=lambda finding: (SEVERITIES.index(finding.severity), -finding.share))
     counts = Counter(finding.severity for finding in findings)
@@ -130,11 +132,6 @@ def audit(
     files = {} if sheet is None else {CONTACT_SHEET: sheet}
     write_set(study.results / AUDIT_REPORT, record, files, owned=(CONTACT_SHEET,))
     return record
-
-
-def _not_checked(part: str, reason: Exception) -> Finding:
-    text = f"not checked: {reason}"
-    return Finding(check="all checks", severity=WARNING, where=part, text=text)
 
 
 def _with_facts(study: Study, table: FeatureTable) -> tuple[FeatureTable, NDArray[Any], int]:

@@ -24,9 +24,9 @@ from pipeline.study import SOURCE, Study
 from pipeline.words import counted
 
 #: The head that is fitted where none was compared.
-LINEAR = "linear"
-#: In a fold and out of it.
-FEWEST_PATIENTS = 2
+_LINEAR = "linear"
+#: Patients of a class that the head was tested on, at least.
+_FEWEST_PATIENTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +78,10 @@ def analysed_head(
         compared = compared_heads(study.results)
         return _compared(study, table, linear, compared, wanted)
     except (MissingResultsError, ModelError, ResultsError) as cause:
-        if wanted not in (None, LINEAR):
+        if wanted not in (None, _LINEAR):
             raise MissingResultsError(f"the head {wanted} cannot be analysed: {cause}") from cause
         return AnalysedHead(
-            trained=(LINEAR, 0),
+            trained=(_LINEAR, 0),
             about=(
                 f"On {table.backbone} the head is a linear one, fitted for this analysis, because "
                 f"{cause}."
@@ -122,7 +122,7 @@ def _compared(
     held_out = np.asarray(np.isfinite(proba).all(axis=1))
     tested = source.take(held_out[source.row])
     for k in range(len(stored.classes)):
-        if np.unique(tested.group[tested.label == k]).size < FEWEST_PATIENTS:
+        if np.unique(tested.group[tested.label == k]).size < _FEWEST_PATIENTS:
             raise MissingResultsError(
                 f"{name} was tested on too few patients of the source; run headrace "
                 f"{compared.stage} STUDY without --quick"

@@ -43,12 +43,12 @@ from pipeline.shift.decompose import decompose
 from pipeline.shift.detect import DRAWS, FEWEST_DRAWS, LEVEL, detect, images_differ
 from pipeline.shift.domains import feature_maps, fit_source
 from pipeline.shift.error_table import error_table
-from pipeline.shift.head import FEWEST_PATIENTS, AnalysedHead, analysed_head
+from pipeline.shift.head import AnalysedHead, analysed_head
 from pipeline.shift.label_free import NO_OVERLAP, estimate_accuracy
 from pipeline.shift.subgroups import subgroups
 from pipeline.shift.verdict import caveats, verdict, verdict_without_labels
-from pipeline.study import SOURCE, Study
-from pipeline.words import counted, printable, to_jsonable
+from pipeline.study import Study
+from pipeline.words import to_jsonable
 
 SCHEMA = 10
 SHIFT_REPORT = "shift.json"
@@ -97,14 +97,7 @@ THOROUGH = ShiftOptions(draws=4999, seeds=30)
 
 
 class _Analysis(NamedTuple):
-    """All targets on one backbone.
-
-    Attributes:
-        entries: In the record.
-        reasons: By target, why it has no entry.
-        predictions: Of the head; None without an entry.
-        maps: See :func:`feature_maps`.
-    """
+    """Entries of targets on one backbone, why others have none, and what the HDF5 file gets."""
 
     entries: list[_Record]
     reasons: dict[str, object]
@@ -184,11 +177,16 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
     groups = groupings(study, table.samples, failures)  # it may refuse a user's file
     source, *targets = (table.domain(d.name) for d in study.domains if d.name not in failures)
     reasons: dict[str, object] = {**failures}
-    reasons |= {target.name: _one_patient(target) for target in targets if target.patients == 1}
+    for target in targets:
+        if target.patients == 1:
+            reasons[target.name] = (
+                f"Images: {len(target)}, all of one patient; a comparison by patient needs two, "
+                "better 20 or more. Add images of others; "
+                f"{one_patient_hint(f'target.{target.name}')}."
+            )
     compared = [target for target in targets if target.patients > 1]
     if not compared:
         return _Analysis([], reasons)
-    _check_classes(source, table.samples.classes)
     with threadpool_limits(1 if table.X.size < LARGE else None):
         model = fit_source(source)
         head = analysed_head(study, table, model, options.head)
@@ -233,26 +231,6 @@ def _entry_or_reason(*arguments: Any, **named: Any) -> _Record | str:
         return analyse_target(*arguments, **named)
     except PipelineError as reason:
         return str(reason)
-
-
-def _one_patient(target: DomainData) -> str:
-    return (
-        f"Images: {len(target)}, all of one patient; a comparison by patient needs two, better 20 "
-        f"or more. Add images of others; {one_patient_hint(f'target.{target.name}')}."
-    )
-
-
-def _check_classes(source: DomainData, classes: Sequence[str]) -> None:
-    """Refuse a source with too few patients of a class, before any head is fitted."""
-    for k, name in enumerate(classes):
-        patients = np.unique(source.group[source.labelled() == k]).size
-        if patients < FEWEST_PATIENTS:
-            raise StudyError(
-                f"class {printable(name)!r} of [source] has images of "
-                f"{counted(patients, 'patient')}, and {FEWEST_PATIENTS} are needed: a head "
-                "is tested on patients that it was not fitted to. Add images of others, or leave "
-                f"out fewer; {one_patient_hint(SOURCE)}"
-            )
 
 
 def _describe(

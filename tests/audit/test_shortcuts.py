@@ -12,7 +12,6 @@ from pipeline.audit.shortcuts import (
     MASKED,
     ShortcutTest,
     domain_tests,
-    fact_columns,
     fact_tests,
     findings_of,
     mask_tests,
@@ -32,7 +31,6 @@ from pipeline.features.extract import extract
 from pipeline.features.load import FeatureTable, load_features
 from pipeline.study import load_study
 from tests.audit.conftest import TORCH
-from tests.image_files import facts_of_file, jpeg, picture, png
 from tests.tiny import FileWeights
 
 
@@ -154,15 +152,6 @@ def test_what_few_patients_cannot_show_is_no_warning(study_file):
         assert (finding.severity, finding.advice) == (NOTE, "")
         assert finding.text.endswith("too few patients to say")
     assert "it is open whether the domain can be predicted" in stored.text
-
-
-def test_columns_of_facts_are_finite_and_vary():
-    """What every image shares tells nothing and is left out; NaN reaches no classifier."""
-    facts = [facts_of_file(png(picture(40, 60))), facts_of_file(jpeg(picture(30, 60)))]
-    columns = fact_columns(np.array(facts, FACTS))
-    assert "width" not in columns
-    assert {"height", "aspect", "mean grey", "file size", "is JPEG"} <= columns.keys()
-    assert all(np.isfinite(values).all() for values in columns.values())
 
 
 def judged(values, others=0, **given):

@@ -7,11 +7,9 @@ from scipy.special import softmax
 
 from pipeline.data.patients import draw_patients
 from pipeline.shift.label_free import (
-    FORMULAS,
     estimate_accuracy,
     estimate_prior,
     fit_calibration,
-    reweighted,
 )
 from tests.score_worlds import draw_scores
 from tests.shift.worlds import scored
@@ -26,24 +24,6 @@ def estimated(source, label, target, *, draws=2, seed=0, groups=(None, None)):
 def accuracy(proba, label):
     """Share of right predictions."""
     return float(np.mean(proba.argmax(axis=1) == label))
-
-
-@pytest.mark.parametrize("repeats", [25, pytest.param(300, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("prevalence", "names"), [(0.5, list(FORMULAS)), (0.8, ["label_shift"])])
-def test_estimates_are_right_where_their_assumption_holds(repeats, prevalence, names):
-    """Two samples of one population, overconfident: all; another class mix: label_shift."""
-    off = []
-    for repeat in range(repeats):
-        rng = np.random.default_rng([1, repeat])
-        source, label = draw_scores(rng, 1600, slope=1.5)
-        target, truth = draw_scores(rng, 400, prevalence, slope=1.5)
-        estimates = estimated(source, label, target).accuracy
-        off.append([estimates[name].estimate - accuracy(target, truth) for name in names])
-    off = np.array(off)
-    sd = np.sqrt(0.923 * 0.077 / 400)
-    # Both the source's 1600 and the target's 400 labels are drawn: 1.1 to 1.5 of that sd.
-    assert np.all(np.mean(np.abs(off) < 2 * sd, axis=0) > 0.75)
-    assert np.all(np.abs(off.mean(axis=0)) < 0.004 + 4 * off.std(axis=0) / np.sqrt(repeats))
 
 
 def test_formulas_are_their_definitions_and_the_range_spans_their_intervals():
@@ -68,11 +48,7 @@ def test_formulas_are_their_definitions_and_the_range_spans_their_intervals():
     assert result.accuracy["label_shift"].estimate == pytest.approx(mix @ recall)
     assert sum(share.estimate for share in result.prevalence) == pytest.approx(1)
     intervals = result.accuracy.values()
-    assert all(one.low < one.estimate < one.high for one in intervals)
-    record = result.record(("well", "ill"), withheld=False)
-    assert (record["low"], record["high"]) == (
-        min(one.low for one in intervals), max(one.high for one in intervals)
-    )  # fmt: skip
+    assert result.low == min(interval.low for interval in intervals) < above
     withheld = result.record(("well", "ill"), withheld=True)
     assert (withheld["low"], withheld["high"], withheld["estimates"]) == (None, None, [])
     assert "not estimated" in withheld["warning"]
@@ -102,14 +78,14 @@ def test_odd_heads_have_estimates_too():
     label = np.array([rng.choice(3, p=row) for row in source])
     result = estimated(source, label, rng.dirichlet([1, 1, 3], 100), draws=20)
     shares = (*result.accuracy.values(), *result.prevalence)
-    assert all(0 <= one.low <= one.high <= 1 for one in shares)
+    assert all(0 <= share.low <= share.high <= 1 for share in shares)
     label = np.arange(60) % 2
     sure = np.clip(0.5 + (label - 0.5) * rng.uniform(0.5, 1, 60), 0, 1)
     perfect = np.column_stack([1 - sure, sure])
     assert estimated(perfect, label, perfect, draws=20).high == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize("repeats", [25, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repeats", [15, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("prevalence", [0.5, 0.8])
 def test_the_range_holds_what_labels_would_show(repeats, prevalence):
     """In nine of ten samples and more, with another class mix or without; the mix in eight."""
@@ -145,9 +121,8 @@ def test_calibration_is_the_maximum_of_the_likelihood(classes):
         return np.log(proba[np.arange(1500), label]).sum()
 
     best = likelihood(fit.slope, fit.bias)
-    for step in np.eye(classes)[1:] * 0.02:
-        assert max(likelihood(fit.slope, fit.bias + s * step) for s in (-1, 1)) < best
-    assert max(likelihood(fit.slope + s, fit.bias) for s in (-0.02, 0.02)) < best
+    for slope, step in ((0.02, 0), (-0.02, 0), *((0, s) for s in 0.02 * np.eye(classes)[1:])):
+        assert likelihood(fit.slope + slope, fit.bias + step) < best
     assert fit.slope == pytest.approx(3, rel=0.1)
     np.testing.assert_allclose(fit.bias, 3 * (bias[0] - bias), atol=0.4)
 
@@ -163,20 +138,3 @@ def test_the_class_mix_is_the_most_likely_one(prevalence):
 
     best = minimize_scalar(loss, bounds=(0, 1), method="bounded", options={"xatol": 1e-10}).x
     assert estimate_prior(target, p)[1] == pytest.approx(best, abs=1e-6)
-
-
-def test_weighted_class_mixes_of_a_batch_are_those_of_repeated_rows():
-    """Of five classes, some of them absent from the target."""
-    rng = np.random.default_rng(8)
-    proba = rng.dirichlet([0.3, 0.3, 0.3, 0.02, 0.02], 200)
-    prior, weights = np.full(5, 0.2), rng.integers(0, 4, (6, 200))
-    batch = estimate_prior(proba, np.tile(prior, (6, 1)), weights=weights)
-    for mix, times in zip(batch, weights, strict=True):
-        alone = estimate_prior(np.repeat(proba, times, axis=0), prior)
-        np.testing.assert_allclose(mix, alone, atol=1e-6)
-
-
-def test_a_row_that_is_surely_of_a_class_without_weight_keeps_its_probability():
-    """0 / 0 is no probability: every row still sums to one."""
-    rows = np.array([[1.0, 0.0], [0.5, 0.5]])
-    np.testing.assert_array_equal(reweighted(rows, np.array([0.0, 2.0])), [[1, 0], [0, 1]])

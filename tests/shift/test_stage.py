@@ -1,5 +1,7 @@
 """Stage 4 from the store: what it writes, that labels stay sealed, and its refusals."""
 
+import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -69,13 +71,6 @@ def targets_of(study):
     return analyse(study, SHORT)["targets"]
 
 
-def numbers_in(value):
-    """How many numbers a JSON value holds."""
-    if isinstance(value, dict | list):
-        return sum(map(numbers_in, value.values() if isinstance(value, dict) else value))
-    return int(isinstance(value, int | float) and not isinstance(value, bool))
-
-
 # --- what is written
 
 
@@ -87,27 +82,15 @@ def test_a_brighter_hospital_is_found_and_said(study, record):
     assert (on_disk["schema"], on_disk["classes"]) == (SCHEMA, ["a", "b"])
     assert (target["labelled"], target["images"], target["patients"]) == (True, 120, 30)
     assert min(row["p_adjusted"] for row in target["detection"] if row["p"] is not None) <= 0.05
-    effects = {row["name"]: row for row in target["effects"]}
-    loss = effects["accuracy_loss"]
-    assert loss["estimate"] == pytest.approx(
-        target["accuracy"]["source"] - target["accuracy"]["target"]
-    )
-    for first, second in (
-        ("class_mix", "within_class"),
-        ("confidence_shift", "y_given_score"),
-        ("threshold", "discrimination"),
-        ("target_hardness", "transfer_gap"),
-    ):
-        total = effects[first]["estimate"] + effects[second]["estimate"]
-        assert total == pytest.approx(loss["estimate"])
-        assert effects[first]["division"] == effects[second]["division"]
+    loss = target["accuracy"]["source"] - target["accuracy"]["target"]
+    for division in ("all", "class", "score", "threshold", "transfer"):
+        terms = [row["estimate"] for row in target["effects"] if row["division"] == division]
+        assert sum(terms) == pytest.approx(loss)
     first, *_ = target["error_table"]["errors"]
     assert (first["name"], first["estimate"], first["low"]) == ("human", 0.03, None)
     assert target["error_table"]["not_identifiable"] == {}
     assert {row["method"] for row in target["adaptation"]} >= set(ADAPTERS)
     assert [row["domain"] for row in target["calibration"]] == ["source", "target"]
-    unreliable = {row["moved_by"] for row in target["thresholds"] if not row["reliable"]}
-    assert unreliable == ({"prior"} if target["labels_needed"] else set())
     assert target["covariates"] == []  # no audit has measured the images
     assert "headrace audit" in target["covariates_summary"]
 
@@ -115,7 +98,7 @@ def test_a_brighter_hospital_is_found_and_said(study, record):
 def test_the_record_is_small_and_says_what_it_rests_on(record):
     """Under 600 numbers; recipe of the features, digest of the plan, how often labels were read."""
     target = record["targets"][0]
-    assert numbers_in(target) < 600
+    assert len(re.findall(r"[:\[ ]-?\d", json.dumps(target))) < 600
     rests = target["provenance"]
     assert (len(rests["recipes"]), len(rests["plan"])) == (1, 64)
     assert rests["label_reads"] == 2  # to score the methods, and to take the loss apart

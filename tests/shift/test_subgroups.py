@@ -124,16 +124,6 @@ def test_a_class_with_few_patients_has_no_sensitivity():
     assert groups[1]["metrics"]["sensitivity"]["difference"] is None
 
 
-def test_three_classes_have_accuracy_and_macro_auroc():
-    """There is no threshold and no positive class."""
-    rng = np.random.default_rng(2)
-    label = rng.integers(0, 3, 200)
-    p = rng.dirichlet(np.ones(3), 200) + 0.6 * np.eye(3)[label]
-    data = scored(p / p.sum(axis=1, keepdims=True), label)
-    for group in of(data, divided(np.arange(200) % 2), threshold=None):
-        assert set(group["metrics"]) == {"accuracy", "auroc"}
-
-
 def test_images_without_a_value_are_never_the_worst_group():
     """Nobody can be sent to look at patients of whom nothing is known; the rest are ranked."""
     label = np.tile(np.repeat([0, 1], 20), 3)

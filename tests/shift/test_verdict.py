@@ -17,31 +17,20 @@ DIVISIONS = {
     "within_sex": "by sex", "confidence_shift": "score", "y_given_score": "score",
     "target_hardness": "transfer", "transfer_gap": "transfer",
 }  # fmt: skip
-#: Cause: the effect that is shown, whether the images differ, whether a method helps, and the
-#: sentences.
 _GAP = "A head trained on clinic B would err less there, by 14.0 points (95 % CI 10.0 to 18.0)"
 _HARD = (
     "Even a head trained on clinic B errs more there than one on the source, by 14.0 points "
     "(95 % CI 10.0 to 18.0)"
 )
+#: The effect that is shown, whether the images differ, whether a method helps, the sentence.
 CASES = {
-    "class_mix": ("class_mix", True, False, "comes from another mix of the classes. Correct the"),
-    "subgroup_mix": ("sex_mix", True, False, "comes from another mix of patients by sex. Groups"),
+    "class_mix": ("class_mix", True, False, "another mix of the classes. Correct the"),
+    "subgroup_mix": ("sex_mix", True, False, "another mix of patients by sex. Groups"),
     "acquisition": ("transfer_gap", True, True, f"{_GAP}, and the images differ. Possible"),
-    "acquisition_or_labels": (
-        "transfer_gap",
-        True,
-        False,
-        f"{_GAP}. Possible reasons: images taken",
-    ),
+    "acquisition_or_labels": ("transfer_gap", True, False, f"{_GAP}. Possible reasons: images"),
     "label_definition": ("transfer_gap", False, False, "reason: another definition of the label."),
     "label_errors": ("target_hardness", False, False, "differ. Possible reasons: label errors,"),
-    "harder_images_or_label_errors": (
-        "target_hardness",
-        True,
-        False,
-        f"{_HARD}. Possible reasons: noise, blur,",
-    ),
+    "harder_images_or_label_errors": ("target_hardness", True, False, f"{_HARD}. Possible reas"),
 }
 LOSS = {"estimate": 0.14, "low": 0.10, "high": 0.18, "largest": 1.0}
 GAIN = {"estimate": -0.05, "low": -0.08, "high": -0.02}
@@ -143,26 +132,18 @@ def test_a_changed_score_forbids_what_needs_no_labels(changed):
     assert not said().labels_needed
 
 
-@pytest.mark.parametrize(("differ", "stands"), [(True, True), (False, False)])
-def test_measures_of_the_images_stand_beside_causes_that_are_of_images(differ, stands):
+def test_measures_of_the_images_stand_beside_causes_that_are_of_images():
     """And beside no other."""
     words = "The images differ most in noise."
-    assert (words in said(differ, target_hardness=LOSS, measured=words).sentences) == stands
+    for differ in (True, False):
+        assert (words in said(differ, target_hardness=LOSS, measured=words).sentences) == differ
 
 
-@pytest.mark.parametrize(
-    ("shown", "words"),
-    [
-        (
-            True,
-            "by coral gives a linear head 4.5 points (95 % CI 2.0 to 7.0) without target labels",
-        ),
-        (False, "shown to help a linear head without target labels: the best, coral, changes"),
-    ],
-)
-def test_the_best_method_is_said_with_its_corrected_gain(shown, words):
+def test_the_best_method_is_said_with_its_corrected_gain():
     """Whether it is shown to help or not, so that lucky gains are not the only ones told."""
-    assert words in said(best=replace(BEST, shown=shown)).sentences[-1]
+    gain = said(best=BEST).sentences[-1]
+    assert "coral gives a linear head 4.5 points (95 % CI 2.0 to 7.0) without target" in gain
+    assert "method is shown to help" in said(best=replace(BEST, shown=False)).sentences[-1]
 
 
 def test_without_labels_the_range_says_what_it_cannot_see():
