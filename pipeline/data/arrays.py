@@ -49,7 +49,7 @@ _SUFFIXES = (".npy",)
 _IMAGES, _LABELS = "_images", "_labels"
 #: An array of a .npz file is decompressed as a whole, and kept while its rows are read.
 _MAX_BYTES = 4 << 30
-_ONE_AT_A_TIME = Lock()
+_UNPACKING = Lock()
 _ALLOWED = "allowed are (n, H, W) and (n, H, W, 3 or 1), numbers of up to 64 bits"
 _HEADERS: Mapping[tuple[int, int], Callable[..., Any]] = MappingProxyType(
     {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -163,7 +163,7 @@ def _row(stream: FileIO, item: Item) -> NDArray[Any]:
     number = item.row or 0
     if is_archive(Path(item.file)):
         name = item.path.rpartition("#")[0].rpartition("/")[2] + _IMAGES
-        with _ONE_AT_A_TIME:  # threads would decompress the same array side by side
+        with _UNPACKING:  # threads would decompress the same array side by side
             row = np.ascontiguousarray(_array(item.file, item.stat, name)[number])
     else:
         row = _row_of_stack(stream, _header(item.file, item.stat), number)
@@ -184,27 +184,16 @@ def scan_stacks(domain: Domain) -> Listing:
     stacks, _ = walk.entries()
     if not stacks:
         raise StudyError(f"{domain.path} holds no .npy stack ({walk.listing().left_out})")
-    has_train = any(stack.path.startswith("train_") for stack in stacks)
-    return walk.listing(
-        item
-        for stack in stacks
-        for item in _rows(stack, *_part_and_class(stack.path, domain, has_train=has_train))
-    )
+    return walk.listing(item for stack in stacks for item in _rows(stack, domain))
 
 
-def _part_and_class(name: str, domain: Domain, *, has_train: bool) -> tuple[str, str]:
-    """``train_normal.npy`` and ``test_normal.npy`` hold the class normal."""
-    stem = Path(name).stem
+def _rows(stack: Item, domain: Domain) -> list[Item]:
+    """The images of a stack; ``train_normal.npy`` and ``test_normal.npy`` hold the class normal."""
+    stem = Path(stack.path).stem
     part = next((p for p in ("train", "val", "test") if stem.startswith(f"{p}_")), "")
-    if part == "val" and not has_train:  # a class may be called val_x
-        part = ""
     label = composed(stem.removeprefix(f"{part}_") or stem) if domain.labelled else NO_CLASS
-    return part, label
-
-
-def _rows(stack: Item, split: str, label: str) -> list[Item]:
     return [
-        replace(stack, path=f"{stack.path}#{row}", label=label, row=row, split=split)
+        replace(stack, path=f"{stack.path}#{row}", label=label, row=row, split=part)
         for row in range(_header(stack.file, stack.stat).shape[0])
     ]
 

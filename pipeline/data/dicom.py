@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cache import disk
-from pipeline.data.grey_levels import BITS_STORED, EIGHT_BITS, NO_RANGE, OWN_WINDOW, Reading, scaled
+from pipeline.data.grey_levels import (
+    BITS_STORED,
+    EIGHT_BITS,
+    FILE_WINDOW,
+    NO_RANGE,
+    Reading,
+    scaled,
+)
 from pipeline.errors import ImageError, StudyError
 
 _PREAMBLE = 128
@@ -81,7 +88,7 @@ def dicom_depth(data: bytes) -> int:
     if _checked(header) in _COLOUR:
         return EIGHT_BITS
     if header.get("VOILUTSequence") or header.get("WindowWidth") is not None:
-        return OWN_WINDOW
+        return FILE_WINDOW
     return NO_RANGE if header.PixelRepresentation else BITS_STORED - int(header.BitsStored)
 
 

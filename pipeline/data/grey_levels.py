@@ -30,7 +30,7 @@ _LEAST_TOP = 0.75  # share of the range that the largest value must reach for a 
 #: largest value, or one of these.
 Depth = int | None
 EIGHT_BITS = 0  # of a format that may have more
-OWN_WINDOW = -1  # DICOM with a window
+FILE_WINDOW = -1  # DICOM with a window
 NO_RANGE = -2  # signed, real, or without a limit: a window must be declared
 #: DICOM without a window: this minus its number of bits.
 BITS_STORED = -100

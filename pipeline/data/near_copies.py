@@ -195,11 +195,11 @@ def _limits(
     Median and median deviation do not notice that some of the role's images are copies.
     """
     directions = _directions(textures, textures.mean(axis=0).astype(np.float32))
-    some = np.random.default_rng(0).permutation(len(directions))[:_SAMPLE]
-    same = group[some, None] == group[None]
-    likeness = np.where(same, -1.0, directions[some] @ directions.T)
+    sample = np.random.default_rng(0).permutation(len(directions))[:_SAMPLE]
+    same = group[sample, None] == group[None]
+    likeness = np.where(same, -1.0, directions[sample] @ directions.T)
     nearest = likeness.argmax(axis=1)
-    tones = _tones(_seen(small[some], "copy"), _seen(small[nearest], "copy"))
+    tones = _tones(_seen(small[sample], "copy"), _seen(small[nearest], "copy"))
     likeness = likeness.max(axis=1)
     z = np.stack([np.arctanh(np.clip(likeness, -0.999, 0.999)), -np.log(1 - tones + 1e-6)])
     middle = np.median(z, axis=1)
@@ -211,10 +211,10 @@ def _limits(
 def _basis(textures: Textures) -> Floats:
     """About the directions in which textures vary most, orthonormal columns ``(d, k)``."""
     sample = textures[:: -(-len(textures) // _FOR_BASIS)]
-    some = _directions(sample, sample.mean(axis=0).astype(np.float32))
-    basis = np.random.default_rng(0).standard_normal((some.shape[1], _DIRECTIONS))
+    directions = _directions(sample, sample.mean(axis=0).astype(np.float32))
+    basis = np.random.default_rng(0).standard_normal((directions.shape[1], _DIRECTIONS))
     for _ in range(3):  # subspace iteration: none of the results depends on how far it goes
-        basis = np.linalg.qr(some.T @ (some @ basis.astype(np.float32)))[0]
+        basis = np.linalg.qr(directions.T @ (directions @ basis.astype(np.float32)))[0]
     return np.ascontiguousarray(basis, np.float32)
 
 

@@ -323,9 +323,9 @@ def _stratified_folds(
     shuffled = rng.permutation(len(counts))
     by_spread = shuffled[np.argsort(-np.std(counts[shuffled], axis=1), kind="stable")]
     filled, fold_of = np.zeros((count, len(size))), np.empty(len(counts), np.intp)
-    one_fold = np.eye(count)[:, :, None]
+    unit = np.eye(count)[:, :, None]
     for i in by_spread:
-        tried = filled + one_fold * counts[i]
+        tried = filled + unit * counts[i]
         spread = np.std(tried / size, axis=1).mean(axis=1).tolist()
         rows = filled.sum(axis=1).tolist()
         best = 0
@@ -381,10 +381,6 @@ class PatientDraws:
     def weights(self, which: slice = slice(None)) -> Weights:
         """How often each row is in each of some draws, shape ``(b, n)``."""
         return self.counts[which].astype(np.float64)[:, self.member]
-
-    def rows(self, draw: int) -> NDArray[np.intp]:
-        """Numbers of the rows in one draw, ascending, each as often as it was drawn."""
-        return np.repeat(np.arange(len(self.member)), self.counts[draw][self.member])
 
     def blocks(self) -> Iterator[slice]:
         """The draws in order, so many at a time that their weights take about 2 MB."""
@@ -452,7 +448,7 @@ def draw_patients(
     while missing := draws - sum(map(len, kept)):
         # One byte will do: of more than 255 patients none is ever drawn so often.
         counts = rng.multinomial(patients.size, share, size=missing).astype(np.uint8)
-        for those in with_class:
-            counts = counts[counts[:, those].any(axis=1)]
+        for members in with_class:
+            counts = counts[counts[:, members].any(axis=1)]
         kept.append(counts)
     return PatientDraws(patients=patients, counts=np.concatenate(kept), member=member)

@@ -14,7 +14,7 @@ from pydicom.uid import (
 )
 
 from pipeline.data.dicom import patient_in, salt_of
-from pipeline.data.grey_levels import EIGHT_BITS, OWN_WINDOW, Reading
+from pipeline.data.grey_levels import EIGHT_BITS, FILE_WINDOW, Reading
 from pipeline.data.images import PixelPolicy, decode, depth_of
 from pipeline.data.items import Item
 from pipeline.data.samples import load_samples
@@ -78,7 +78,7 @@ def test_a_lookup_table_of_values_is_followed():
         setattr(table, name, value)
     data = dicom(RAMP, VOILUTSequence=[table])
     assert np.abs(shown(data) - (255 - RAMP / 4095 * 255)).max() <= 1
-    assert depth_of(data, Reading()) == OWN_WINDOW
+    assert depth_of(data, Reading()) == FILE_WINDOW
 
 
 def compressed(codec: str, syntax: str, values: np.ndarray, **tags) -> bytes:

@@ -62,8 +62,11 @@ def test_the_bootstrap_repeats_everything_on_drawn_patients():
     groups = np.arange(200) // 2, np.arange(90) // 3
     once = estimated(source, label, target, draws=1, seed=7, groups=groups)
     again = np.random.default_rng(7)
-    s = draw_patients(groups[0], again, draws=1, label=label).rows(0)
-    t = draw_patients(groups[1], again, draws=1).rows(0)
+    weights = (
+        draw_patients(groups[0], again, draws=1, label=label).weights()[0].astype(int),
+        draw_patients(groups[1], again, draws=1).weights()[0].astype(int),
+    )
+    s, t = (np.repeat(np.arange(drawn.size), drawn) for drawn in weights)
     alone = estimated(source[s], label[s], target[t])
     for drawn, repeated in zip(once.prevalence, alone.prevalence, strict=True):
         assert drawn.low == pytest.approx(repeated.estimate, abs=1e-7)
