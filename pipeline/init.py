@@ -13,9 +13,8 @@ from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, 
 from pipeline.data.dicom import is_dicom
 from pipeline.data.images import HEAD_BYTES
 from pipeline.data.items import NO_CLASS, Item, Listing, read_file
-from pipeline.data.layouts import folders_in_classes, wrong_layout
 from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
-from pipeline.data.sources import scan
+from pipeline.data.sources import folders_in_classes, scan, wrong_layout
 from pipeline.data.tables import Row, find_columns, read_rows, several_findings
 from pipeline.errors import StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file

@@ -20,7 +20,6 @@ from pipeline.data.dicom import salt_of
 from pipeline.data.grey_levels import MAX_PIXELS, Reading, window_of
 from pipeline.data.index import KeyIndex
 from pipeline.data.items import Each, Item, RememberedFile, in_threads
-from pipeline.data.layouts import check_layout, layout_hint
 from pipeline.data.patients import (
     FIT,
     TARGET,
@@ -29,7 +28,7 @@ from pipeline.data.patients import (
     patients_or_paths,
     split_by_patient,
 )
-from pipeline.data.sources import scan
+from pipeline.data.sources import check_layout, layout_hint, scan
 from pipeline.data.tables import read_lines
 from pipeline.errors import CheckFailedError, NoImagesError, StudyError, go_on
 from pipeline.progress import Progress

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.data.items import Item
-from pipeline.data.layouts import wrong_layout
 from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import load_samples
-from pipeline.data.sources import scan
+from pipeline.data.sources import scan, wrong_layout
 from pipeline.errors import StudyError
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
