@@ -46,14 +46,14 @@ from pipeline.words import as_file_name, printable
 
 SCHEMA = 4
 #: Pictures on a sheet.
-PICTURES = 12
+_PICTURES = 12
 #: Side of the middle, and of each corner, as shares of the picture's: as the audit hides them.
 _CENTRE, _CORNER = 0.7, 0.2
 _BATCH = 16
 #: Below this a map has no mass whose place could be said.
 _NOTHING = 1e-9
 
-Maps = NDArray[np.float32]
+_Maps = NDArray[np.float32]
 Proba = NDArray[np.float64]
 
 
@@ -176,8 +176,8 @@ def _pictured(
         if p is not None and p.argmax() != samples.label[row]
     }
     number = np.arange(len(samples))
-    surest = sorted(errors, key=lambda row: -errors[row])[:PICTURES]
-    sample = stream("sample", seed).permutation(rows)[:PICTURES]
+    surest = sorted(errors, key=lambda row: -errors[row])[:_PICTURES]
+    sample = stream("sample", seed).permutation(rows)[:_PICTURES]
     return {"errors": np.isin(number, surest), "sample": np.isin(number, sample)}
 
 
@@ -204,7 +204,7 @@ def _audited(study: Study, data: DomainData) -> dict[str, Any]:
 
 
 class ActivationMaps:
-    """Maps of a network's last activations, weighted by the slopes of heads.
+    """_Maps of a network's last activations, weighted by the slopes of heads.
 
     Args:
         network: Uint8 pixels ``(n, size, size, 3)`` to features ``(n, d)`` that are a mean over
@@ -223,7 +223,7 @@ class ActivationMaps:
         parts = torch.split(pixels, _BATCH)
         self.features = torch.cat([self.network(part.to(device)) for part in parts])
 
-    def of(self, pixels: Tensor, *heads: nn.Module) -> list[tuple[Proba, Maps]]:
+    def of(self, pixels: Tensor, *heads: nn.Module) -> list[tuple[Proba, _Maps]]:
         """Of each head, probabilities ``(n, K)`` and maps ``(n, h, w)`` of pixels.
 
         The network, which takes nearly all of the time, looks at each picture once.
@@ -231,7 +231,7 @@ class ActivationMaps:
         centre = self.features.double().mean(0)[:, None, None]
         for head in heads:
             head.to(self.device).double().eval()
-        parts: list[list[tuple[Proba, Maps]]] = [[] for _ in heads]
+        parts: list[list[tuple[Proba, _Maps]]] = [[] for _ in heads]
         for part in torch.split(pixels, _BATCH):
             features, outputs = _outputs(self.network, part.to(self.device), [self._module])
             away = _by_view(self._after(outputs[self._module]), features)[:, 0].double() - centre
@@ -284,7 +284,7 @@ def _last_activations(
     )
 
 
-def _proba_and_maps(head: nn.Module, features: Tensor, away: Tensor) -> tuple[Proba, Maps]:
+def _proba_and_maps(head: nn.Module, features: Tensor, away: Tensor) -> tuple[Proba, _Maps]:
     """Of pooled features ``(n, d)``, and of activations less the centre ``(n, d, h, w)``."""
     pooled = features.requires_grad_()
     proba = head(pooled)
@@ -297,7 +297,7 @@ def _proba_and_maps(head: nn.Module, features: Tensor, away: Tensor) -> tuple[Pr
 
 
 def _shares(
-    samples: Samples, predicted: NDArray[np.intp], maps: Maps, shuffled: Maps, seed: int
+    samples: Samples, predicted: NDArray[np.intp], maps: _Maps, shuffled: _Maps, seed: int
 ) -> list[dict[str, Any]]:
     """Where the maps of a model and of a shuffled head lie, by predicted class."""
     shares = mass_shares(maps)
@@ -315,7 +315,7 @@ def _shares(
     return rows
 
 
-def mass_shares(maps: Maps) -> dict[str, NDArray[np.float64]]:
+def mass_shares(maps: _Maps) -> dict[str, NDArray[np.float64]]:
     """Share of the positive part of each of ``n`` maps that lies in a region; NaN of an empty one.
 
     ``border`` is outside of the middle 70 % of each side, ``corners`` are 20 % of each side; a
@@ -352,7 +352,7 @@ def _interval(
     return {"estimate": float(shares.mean()), "low": low, "high": high}
 
 
-def _pairs(samples: Samples, pixels: Tensor, proba: Proba, maps: Maps) -> Iterator[SheetEntry]:
+def _pairs(samples: Samples, pixels: Tensor, proba: Proba, maps: _Maps) -> Iterator[SheetEntry]:
     """Each picture beside the same with its map in red, surest first; below it what was said."""
     for row in np.argsort(-proba.max(1), kind="stable"):
         picture = Image.fromarray(pixels[row].numpy()).resize((SIDE, SIDE))

@@ -49,9 +49,7 @@ from pipeline.study import SOURCE, BackboneChoice, Study
 from pipeline.words import percent, to_jsonable
 
 #: Largest difference of a probability between the file and the model.
-TOLERANCE = 1e-4
-#: What an int8 file may lose of accuracy and of AUROC on validation.
-MARGIN = 0.01
+_TOLERANCE = 1e-4
 #: Images that are compared; images of the fit split that the ranges of int8 are taken from.
 _COMPARED, _CALIBRATED = 32, 200
 _LIMITS = (
@@ -68,7 +66,7 @@ def export_model(
     *,
     backbone: str | None = None,
     int8: bool = False,
-    margin: float = MARGIN,
+    margin: float = 0.01,
 ) -> dict[str, Any]:
     """Write the ONNX file of a head of stage 2, or of a network of stage 3.
 
@@ -99,10 +97,10 @@ def export_model(
     data = _graph(nn.Sequential(model.network, model.head), policy)
     pixels, _ = _images(study, samples, policy, (VALIDATION, FIT), _COMPARED)
     difference = float(np.abs(run_onnx(data, pixels) - _proba(model, pixels)).max())
-    if difference > TOLERANCE:
+    if difference > _TOLERANCE:
         raise ExportError(
             f"the file would differ from the model by {difference:.1e} in a probability; at most "
-            f"{TOLERANCE:.0e} is allowed. Please report it with the backbone and the head"
+            f"{_TOLERANCE:.0e} is allowed. Please report it with the backbone and the head"
         )
     card["compared"] = {"images": len(pixels), "largest_difference": difference}
     if int8:

@@ -29,17 +29,17 @@ from pipeline.words import as_file_name, printable
 
 #: Pictures in a strip.
 _COUNT = 6
-Rows = NDArray[np.intp]
+_Rows = NDArray[np.intp]
 
 
 #: Pictures of one domain: its name, what they have in common, and of each that can be read the
 #: text below and its pixels, ``(SIDE, width, 3)``.
-Strip = tuple[str, str, list[tuple[str, Pixels]]]
+_Strip = tuple[str, str, list[tuple[str, Pixels]]]
 
 
 def strips(
     study: Study, head: PageHead, stored: Predictions, *, only_errors: bool = False
-) -> Iterator[Strip]:
+) -> Iterator[_Strip]:
     """For each domain its surest errors and, by class, typical and uncertain images.
 
     Typical is an image whose probability of its class is near the median of the class. Six
@@ -60,8 +60,8 @@ def strips(
 
 
 def _choices(
-    stored: Predictions, proba: NDArray[np.float64], rows: Rows, *, only_errors: bool
-) -> Iterator[tuple[str, Rows]]:
+    stored: Predictions, proba: NDArray[np.float64], rows: _Rows, *, only_errors: bool
+) -> Iterator[tuple[str, _Rows]]:
     """Title of each strip of one domain, and its rows, the first ones best."""
     p = proba[rows]
     wrong = p.argmax(axis=1) != stored.label[rows]
@@ -76,8 +76,8 @@ def _choices(
             yield f"{name}, uncertain", _sorted(stored, of_class, np.abs(p_class - other))
 
 
-def _sorted(stored: Predictions, rows: Rows, value: NDArray[np.float64]) -> Rows:
-    """Rows by their values from below, the first of each patient before all others."""
+def _sorted(stored: Predictions, rows: _Rows, value: NDArray[np.float64]) -> _Rows:
+    """_Rows by their values from below, the first of each patient before all others."""
     ordered = rows[np.argsort(value, kind="stable")]
     _, first = np.unique(stored.patient[ordered], return_index=True)
     is_first = np.isin(np.arange(len(ordered)), first)
@@ -85,7 +85,7 @@ def _sorted(stored: Predictions, rows: Rows, value: NDArray[np.float64]) -> Rows
 
 
 def _pictures(
-    stored: Predictions, proba: NDArray[np.float64], rows: Rows, items: Mapping[bytes, Item]
+    stored: Predictions, proba: NDArray[np.float64], rows: _Rows, items: Mapping[bytes, Item]
 ) -> Iterator[tuple[str, Pixels]]:
     policy = PixelPolicy(size=SIDE, resize="stretch")
     for row in rows:

@@ -14,7 +14,7 @@ from pipeline.report.table import Record
 from pipeline.words import counted
 
 #: By stage.
-Records = Mapping[str, Record]
+_Records = Mapping[str, Record]
 #: (estimate, low, high).
 Interval = tuple[float, float | None, float | None]
 
@@ -53,7 +53,7 @@ def _interval(value: Record) -> Interval:
     return value["estimate"], value["low"], value["high"]
 
 
-def models(records: Records, head: PageHead) -> dict[str, Mapping[str, Interval]]:
+def models(records: _Records, head: PageHead) -> dict[str, Mapping[str, Interval]]:
     """Accuracy by domain of the head of the page, the linear one, the best trained network."""
     series: dict[str, Mapping[str, Interval]] = {head.name: head.accuracy}
     if linear := _accuracy(_of_backbone(records["heads"], head.backbone), "linear"):
@@ -76,7 +76,7 @@ def _of_backbone(record: Record | None, backbone: str) -> list[Record]:
     return [domain for b in backbones if b["backbone"] == backbone for domain in b["domains"]]
 
 
-def headline(records: Records, head: PageHead | None) -> str:
+def headline(records: _Records, head: PageHead | None) -> str:
     """What a study found, in a few short sentences."""
     leaks, sentences = _count_leaks(records), ["No head has been compared yet."]
     if head is not None:
@@ -164,10 +164,10 @@ def _list(values: Sequence[str]) -> str:
 
 #: What was looked at; ``good``, ``warn``, ``bad`` or ``unknown``; the word for those who see no
 #: colour.
-Light = tuple[str, str, str]
+_Light = tuple[str, str, str]
 
 
-def lights(records: Records, head: PageHead | None) -> list[Light]:
+def lights(records: _Records, head: PageHead | None) -> list[_Light]:
     """What must be right before numbers are believed."""
     return [
         ("Leaks", *_leaks(_count_leaks(records))),
@@ -177,7 +177,7 @@ def lights(records: Records, head: PageHead | None) -> list[Light]:
     ]
 
 
-def _count_leaks(records: Records) -> int | None:
+def _count_leaks(records: _Records) -> int | None:
     """Findings of the audit, or what the heads were fitted in spite of; None: not checked."""
     in_heads = len(records["heads"].get("leaks", ())) if "heads" in records else 0
     return int(records["audit"]["counts"]["leak"]) if "audit" in records else in_heads or None
@@ -239,7 +239,7 @@ def headline_of_findings(count: int, shift: Record | None) -> str:
     return " ".join(sentences)
 
 
-def lights_of_findings(pages: Iterable[Sequence[Light]]) -> list[Light]:
+def lights_of_findings(pages: Iterable[Sequence[_Light]]) -> list[_Light]:
     """Of each light the worst among the findings, and of how many it is."""
     lights = []
     for same in zip(*pages, strict=True):

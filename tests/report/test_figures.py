@@ -21,7 +21,7 @@ from pipeline.cli import main
 from pipeline.report import figures
 from pipeline.report.figures import FIGURES, NothingToDrawError, curves, forest, shift
 from pipeline.report.figures.style import BLUE, COLOURS, panels, png_of, styled
-from tests.report.tiny_run import many, results_of
+from tests.report.tiny_run import results_of
 from tests.tiny import stored_tiny_study
 
 FUNCTIONS = {"forest": forest, "curves": curves, "shift": shift}
@@ -75,15 +75,6 @@ def test_every_figure_is_drawn_the_same_twice(name, results):
     assert mpl.__version__.encode() not in image
     for text in draw_one(name, of_stage).findobj(Text):
         assert not text.get_text() or contrast(text.get_color()) >= 4.5, text
-
-
-@pytest.mark.parametrize("stage", ["heads", "shift", "finetune"])
-def test_many_fit(stage, results, records, logged):
-    """Twenty heads, three targets, names of any kind."""
-    record = many(stage, records[stage])
-    images = figures.draw(stage, record, figures.stored_arrays(stage, results))
-    assert len(images) == sum(name.startswith(stage) for name in FIGURES) - (stage == "heads")
-    assert not [entry for entry in logged.records if entry.levelno >= logging.WARNING]
 
 
 def test_a_users_settings_are_left_alone_and_change_nothing(results, records):

@@ -73,25 +73,3 @@ def results_of(folder: Path, stage: str, *, classes: int = 2) -> Results:
         stored = replace(stored, classes=(*HOSTILE, "c"), label=stored.label + third, proba=proba)
     parts = tuple(parts_of(stage, record))
     return Results(file=file, backbone="tiny", record=record, parts=parts, predictions=stored)
-
-
-def many(stage: str, record: dict) -> dict:
-    """The record with twenty heads or six methods, and two more targets with odd names."""
-    targets = ("$\\frac{$", "a_b$c$")
-    if stage == "shift":
-        record["targets"] += [{**record["targets"][0], "target": name} for name in targets]
-        return record
-    name, models, count = {"heads": ("head", "heads", 17), "finetune": ("method", "models", 4)}[
-        stage
-    ]
-
-    def more(rows: list[dict]) -> list[dict]:
-        return [*rows, *({**rows[-1], name: f"{name} {k}"} for k in range(count))]
-
-    (results,) = record["backbones"]
-    results[models] = more(results[models])
-    *_, target = results["domains"]
-    results["domains"] += [{**target, "domain": name} for name in targets]
-    for domain in results["domains"]:
-        domain["rows"] = more(domain["rows"])
-    return record
