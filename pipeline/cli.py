@@ -16,14 +16,7 @@ from typing import Any
 
 import click
 
-from pipeline.finetune.methods import (
-    AUGMENTATIONS,
-    METHODS,
-    OPTIMISERS,
-    PRECISIONS,
-    QUICK,
-    TrainingSettings,
-)
+from pipeline.finetune.methods import AUGMENTATIONS, METHODS, OPTIMISERS, PRECISIONS, QUICK
 from pipeline.words import counted
 
 _LOG = logging.getLogger(__name__)
@@ -122,18 +115,19 @@ def _all_of(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Call
     return decorate
 
 
+def _choice(name: str, values: Sequence[str], text: str, default: str | None = None) -> Any:
+    shown, kind = default is not None, click.Choice(list(values))
+    return click.option(name, type=kind, default=default, show_default=shown, help=text)
+
+
+def _count(name: str, text: str) -> Any:
+    return click.option(name, type=click.IntRange(min=1), help=text)
+
+
 _study_argument = click.argument("study", type=_PATH)
 _recipe_options = _all_of(
-    click.option(
-        "--precision",
-        type=click.Choice(["fp32", "tf32", "bf16"]),
-        help="Default: the study's; every precision has its own stores.",
-    ),
-    click.option(
-        "--decode",
-        type=click.Choice(["cpu", "gpu"]),
-        help="Default: the study's; what a GPU decodes has its own stores.",
-    ),
+    _choice("--precision", PRECISIONS, "Default: the study's; each has its own stores."),
+    _choice("--decode", ["cpu", "gpu"], "Default: the study's; each has its own stores."),
 )
 _conflicts_option = click.option(
     "--allow-conflicts", is_flag=True, help="Keep identical images that are in two classes."
@@ -149,19 +143,16 @@ _effort_options = _all_of(
     click.option("--quick", is_flag=True, help="Less resampling, fewer seeds, no figures."),
     click.option("--thorough", is_flag=True, help="More seeds, folds and draws; takes minutes."),
 )
-_device_option = click.option(
-    "--device", default="auto", help="auto, cpu or cuda.", show_default=True
-)
+_device_option = _choice("--device", ["auto", "cpu", "cuda"], "What the network runs on.", "auto")
 _engine_options = _all_of(
-    click.option("--engine", default="auto", help="auto, openvino or torch.", show_default=True),
+    _choice("--engine", ["auto", "openvino", "torch"], "What runs the network.", "auto"),
     _device_option,
-    click.option("--batch-size", type=click.IntRange(min=1), help="Images in one batch."),
-    click.option(
+    _count("--batch-size", "Images in one batch."),
+    _choice(
         "--compile",
-        type=click.Choice(["auto", "never", "always"]),
-        default="auto",
-        show_default=True,
-        help="Whether torch compiles the network; auto: where so many images pay for it.",
+        ["auto", "never", "always"],
+        "Whether torch compiles the network; auto: where so many images pay for it.",
+        "auto",
     ),
 )
 
@@ -589,29 +580,20 @@ _FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
 
 @main.command(help=_FINETUNE_HELP)
 @click.option("--method", "methods", multiple=True, help="A method, or all; may be repeated.")
-@click.option("--epochs", type=int, help="Passes over the images, for the methods named.")
+@_count("--epochs", "Passes over the images, for the methods named.")
 @click.option(
     "--learning-rate",
     type=float,
     help="For the methods named; default: the method's, times the root of batch size / 32.",
 )
-@click.option(
+@_count(
     "--batch-size",
-    type=int,
-    help="Images in one step; default 32, on CUDA 64 or 128 where an epoch then has 20 steps.",
+    "Images in one step; default 32, on CUDA 64 or 128 where an epoch then has 20 steps.",
 )
-@click.option("--image-size", type=click.IntRange(min=1), help="Side in pixels, for a trial.")
-@click.option("--limit", type=click.IntRange(min=1), help="Images of each split, for a trial.")
-@click.option(
-    "--optimiser",
-    type=click.Choice(OPTIMISERS),
-    help=f"Default {TrainingSettings.optimiser}; the learning rates of the methods are for it.",
-)
-@click.option(
-    "--augmentation",
-    type=click.Choice(AUGMENTATIONS),
-    help=f"Of methods that read pixels; default {TrainingSettings.augmentation}.",
-)
+@_count("--image-size", "Side in pixels, for a trial.")
+@_count("--limit", "Images of each split, for a trial.")
+@_choice("--optimiser", OPTIMISERS, "Default adamw, which the learning rates are for.")
+@_choice("--augmentation", AUGMENTATIONS, "Of methods that read pixels; default none.")
 @click.option(
     "--patience",
     type=int,
@@ -619,9 +601,7 @@ _FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
 )
 @click.option("--seed", type=int, help="Default: the study's.")
 @_device_option
-@click.option(
-    "--precision", type=click.Choice(PRECISIONS), help="Default: the study's on CUDA, else fp32."
-)
+@_choice("--precision", PRECISIONS, "Default: the study's on CUDA, else fp32.")
 @click.option("--deterministic", is_flag=True, help="On CUDA: the same bits each time; slower.")
 @click.option("--compile", is_flag=True, help="torch.compile: a minute first, then faster steps.")
 @_conflicts_option
@@ -823,7 +803,7 @@ def list_stores(root: Path) -> dict[str, Any]:
 @cache_group.command()
 @click.argument("study", type=_PATH, required=False)
 @_store_option("root")
-@click.option("--sample", type=click.IntRange(min=1), help="Recompute so many stored images.")
+@_count("--sample", "Recompute so many stored images.")
 @_engine_options
 @command
 def verify(study: Path | None, *, root: Path, sample: int | None, **engine: Any) -> dict[str, Any]:

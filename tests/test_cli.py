@@ -127,7 +127,7 @@ REFUSED = [
     (["features"], 2, "Missing argument"),
     (["heads", "STUDY", "--quick", "--thorough"], 2, "--quick and --thorough exclude each"),
     (["shift", "STUDY", "--quick", "--thorough"], 2, "--quick and --thorough exclude each"),
-    (["features", "STUDY", "--device", "tpu"], 1, "unknown device 'tpu'; known: auto, cpu, cuda"),
+    (["features", "STUDY", "--device", "tpu"], 2, "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
     (["features", "STUDY", "--device", "cpu", "--precision", "tf32"], 1, "tf32 is a precision of"),
     (["heads", "STUDY", "--only", "lienar"], 1, "unknown head 'lienar'; known: mlp, linear"),
     (["heads", "STUDY", "--baseline", "x"], 1, "unknown head 'x'; known: "),
