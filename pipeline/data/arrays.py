@@ -37,7 +37,7 @@ from pipeline.data.items import (
     Item,
     Listing,
     RememberedFile,
-    Walk,
+    files_in,
     is_folder,
     read_file,
 )
@@ -180,11 +180,12 @@ def is_stack(entry: "os.DirEntry[str]") -> bool:
 
 def scan_stacks(domain: Domain) -> Listing:
     """Find the rows of each stack; ``test_normal.npy`` and ``normal.npy`` are one class."""
-    walk = Walk(os.path.realpath(domain.path), _SUFFIXES, domain.ignore or ())
-    stacks, _ = walk.entries()
-    if not stacks:
-        raise StudyError(f"{domain.path} holds no .npy stack ({walk.listing().left_out})")
-    return walk.listing(item for stack in stacks for item in _rows(stack, domain))
+    root = os.path.realpath(domain.path)
+    files, _ = files_in(root, suffixes=_SUFFIXES, ignore=domain.ignore or ())
+    if not files.items:
+        raise StudyError(f"{domain.path} holds no .npy stack ({files.left_out})")
+    items = [item for stack in files.items for item in _rows(stack, domain)]
+    return replace(files, items=tuple(sorted(items, key=lambda item: item.path)))
 
 
 def _rows(stack: Item, domain: Domain) -> list[Item]:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -115,6 +115,17 @@ class Listing:
     ignored: Mapping[str, int]
     unread: tuple[str, ...] = ()
     empty: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, listings: Sequence["Listing"]) -> "Listing":
+        """All that some hold."""
+        ignored = Counter[str]()
+        for listing in listings:
+            ignored.update(listing.ignored)
+        items = (item for listing in listings for item in listing.items)
+        unread = (path for listing in listings for path in listing.unread)
+        ordered = tuple(sorted(items, key=lambda item: item.path))
+        return cls(items=ordered, ignored=ignored, unread=tuple(unread))
 
     @property
     def left_out(self) -> str:
@@ -246,118 +257,97 @@ def system_reason(cause: OSError) -> str:
     return f"{cause.strerror or type(cause).__name__} ({code})"
 
 
-@dataclass(frozen=True)
-class Walk:
-    """A walk through the folders below one root.
-
-    Attributes:
-        root: Absolute, without links.
-        suffixes: Lower-case endings of the files to take, such as ``.jpg``.
-        ignore: Patterns of paths to leave out; ``*`` matches any characters, ``/`` too.
-        by_content: Whether files without an ending are taken that begin as images do.
-        ignored: Number of entries left out so far, by reason.
-        unread: Paths of images in formats that are not read; not in ``ignored``.
-    """
-
-    root: str
-    suffixes: tuple[str, ...]
-    ignore: tuple[str, ...] = ()
-    by_content: bool = False
-    ignored: Counter[str] = field(default_factory=Counter)
-    unread: list[str] = field(default_factory=list)
-
-    def entries(self, folder: str = "") -> tuple[list[Item], list[str]]:
-        """Files, as items without a label, and sub-folders directly in a folder below the root."""
-        files, folders = [], []
-        prefix = f"{folder}/" if folder else ""
-        for entry in list_folder(os.path.join(self.root, folder)):  # noqa: PTH118 - no Path here
-            path = prefix + entry.name
-            if not folder and is_written_here(entry):
-                continue
-            if is_hidden(entry):
-                self.ignored["hidden"] += 1
-            elif self._is_left_out(path, entry):
-                self.ignored["left out by `ignore`"] += 1
-            elif entry.is_symlink() and not self._is_inside(entry.path):
-                self.ignored["link out of the folder"] += 1
-            elif is_folder(entry):
-                folders.append(path)
-            elif entry.name.lower().endswith(self.suffixes) or self._begins_as_image(entry):
-                if stat := _stat_of_regular(entry):
-                    files.append(Item(path, NO_CLASS, entry.path, None, stat))
-                else:
-                    self.ignored["not a regular file"] += 1
-            elif entry.name.lower().endswith(_OTHER_IMAGES):
-                self.unread.append(path)
-            else:
-                self.ignored[f"not a {'/'.join(self.suffixes[:3])} file"] += 1  # the usual endings
-        return files, sorted(folders)
-
-    def below(self, each: Each) -> Listing:
-        """All files below the root; the folders in it are walked side by side."""
-        items, folders = self.entries()
-        first = {self._identity(folder): folder for folder in reversed(folders)}
-        folders, empty = sorted(first.values()), {}
-        for folder, tree in zip(folders, each(self.tree, folders), strict=True):
-            items += tree.items
-            self.ignored.update(tree.ignored)
-            self.unread.extend(tree.unread)
-            if not tree.items:
-                empty[folder] = tree.left_out
-        return replace(self.listing(items), empty=empty)
-
-    def tree(self, folder: str) -> Listing:
-        """All files below a folder of the root; this walk takes no note of what is left out.
-
-        Each folder is walked once. The root counts as walked: a link to it would mix the classes.
-        """
-        walk, items = replace(self, ignored=Counter(), unread=[]), []
-        walked, waiting = {self._identity("")}, [folder]
-        while waiting:
-            folder = waiting.pop()
-            if (identity := self._identity(folder)) in walked:
-                walk.ignored["folder reached twice"] += 1
-                continue
-            walked.add(identity)
-            files, folders = walk.entries(folder)
-            items += files
-            waiting += reversed(folders)
-        return walk.listing(items)
-
-    def listing(self, items: Iterable[Item] = ()) -> Listing:
-        """These items, in the order of their paths, beside what was left out."""
-        ordered = sorted(items, key=lambda item: item.path)
-        return Listing(items=tuple(ordered), ignored=dict(self.ignored), unread=tuple(self.unread))
-
-    def _identity(self, folder: str) -> tuple[int, int]:
-        """Device and inode: equal for two paths of one folder."""
-        try:
-            stat = os.stat(os.path.join(self.root, folder))  # noqa: PTH116, PTH118 - as above
-        except OSError as cause:
-            raise StudyError(f"{self.root}/{folder}: {system_reason(cause)}") from cause
-        return stat.st_dev, stat.st_ino
-
-    def _begins_as_image(self, entry: "os.DirEntry[str]") -> bool:
-        """Whether a regular file without an ending begins as an image does."""
-        if not self.by_content or "." in entry.name or _stat_of_regular(entry) is None:
-            return False
-        try:
-            return is_image(read_file(entry.path, lambda stream: stream.read(HEAD_BYTES)))
-        except ImageError:
-            return False
-
-    def _is_left_out(self, path: str, entry: "os.DirEntry[str]") -> bool:
-        """Whether a pattern matches the path; a folder's ends with ``/`` for ``masks/*``."""
-        name = composed(f"{path}/" if self.ignore and is_folder(entry) else path)
-        return any(fnmatchcase(name, composed(pattern)) for pattern in self.ignore)
-
-    def _is_inside(self, path: str) -> bool:
-        return Path(os.path.realpath(path)).is_relative_to(self.root)
-
-
 def images_below(folder: Path, *, ignore: tuple[str, ...] = (), each: Each = in_turn) -> Listing:
-    """All images below a folder, directly in it too, without a class; there may be none."""
-    return Walk(os.path.realpath(folder), SUFFIXES, ignore, by_content=True).below(each)
+    """All images below a folder, directly in it too, without a class; there may be none.
+
+    The folders in it are walked side by side. ``ignore`` are patterns of paths to leave out; ``*``
+    matches any characters, ``/`` too.
+    """
+    root = os.path.realpath(folder)
+    directly, folders = files_in(root, ignore=ignore)
+    folders = sorted({_identity(root, path): path for path in reversed(folders)}.values())
+    trees = list(each(partial(_images_in_tree, root, ignore), folders))
+    empty = {
+        path: tree.left_out for path, tree in zip(folders, trees, strict=True) if not tree.items
+    }
+    return replace(Listing.joined([directly, *trees]), empty=empty)
+
+
+def _images_in_tree(root: str, ignore: tuple[str, ...], folder: str) -> Listing:
+    """Each folder is walked once. The root counts as walked: a link to it would mix the classes."""
+    listings, walked, waiting = [], {_identity(root, "")}, [folder]
+    while waiting:
+        folder = waiting.pop()
+        if (identity := _identity(root, folder)) in walked:
+            listings.append(Listing(items=(), ignored={"folder reached twice": 1}))
+            continue
+        walked.add(identity)
+        listing, folders = files_in(root, folder, ignore=ignore)
+        listings.append(listing)
+        waiting += reversed(folders)
+    return Listing.joined(listings)
+
+
+def files_in(
+    root: str,
+    folder: str = "",
+    *,
+    suffixes: tuple[str, ...] = SUFFIXES,
+    ignore: tuple[str, ...] = (),
+) -> tuple[Listing, list[str]]:
+    """Files, without a label, and sub-folders directly in a folder below a root without links.
+
+    Of images, those without an ending are taken too that begin as images do.
+    """
+    files, folders, unread, ignored = list[Item](), list[str](), list[str](), Counter[str]()
+    for entry in list_folder(os.path.join(root, folder)):  # noqa: PTH118 - no Path here
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        name = entry.name.lower()
+        if not folder and is_written_here(entry):
+            continue
+        if is_hidden(entry):
+            ignored["hidden"] += 1
+        elif _is_left_out(path, entry, ignore):
+            ignored["left out by `ignore`"] += 1
+        elif entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(root):
+            ignored["link out of the folder"] += 1
+        elif is_folder(entry):
+            folders.append(path)
+        elif name.endswith(suffixes) or (suffixes is SUFFIXES and _begins_as_image(entry)):
+            if stat := _stat_of_regular(entry):
+                files.append(Item(path, NO_CLASS, entry.path, None, stat))
+            else:
+                ignored["not a regular file"] += 1
+        elif name.endswith(_OTHER_IMAGES):
+            unread.append(path)
+        else:
+            ignored[f"not a {'/'.join(suffixes[:3])} file"] += 1  # the usual endings
+    return Listing(items=tuple(files), ignored=ignored, unread=tuple(unread)), sorted(folders)
+
+
+def _identity(root: str, folder: str) -> tuple[int, int]:
+    """Device and inode: equal for two paths of one folder."""
+    try:
+        stat = os.stat(os.path.join(root, folder))  # noqa: PTH116, PTH118 - as above
+    except OSError as cause:
+        raise StudyError(f"{root}/{folder}: {system_reason(cause)}") from cause
+    return stat.st_dev, stat.st_ino
+
+
+def _begins_as_image(entry: "os.DirEntry[str]") -> bool:
+    """Whether a regular file without an ending begins as an image does."""
+    if "." in entry.name or _stat_of_regular(entry) is None:
+        return False
+    try:
+        return is_image(read_file(entry.path, lambda stream: stream.read(HEAD_BYTES)))
+    except ImageError:
+        return False
+
+
+def _is_left_out(path: str, entry: "os.DirEntry[str]", ignore: tuple[str, ...]) -> bool:
+    """Whether a pattern matches the path; a folder's ends with ``/`` for ``masks/*``."""
+    name = composed(f"{path}/" if ignore and is_folder(entry) else path)
+    return any(fnmatchcase(name, composed(pattern)) for pattern in ignore)
 
 
 def list_folder(folder: str | Path) -> list["os.DirEntry[str]"]:

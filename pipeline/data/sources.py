@@ -373,12 +373,10 @@ def _with_validation(domain: SourceDomain, held_out: Path, each: Each) -> Listin
     fit, validation = scan(whole, each), scan(other, each)
     # Where it lies as seen from the source, so that no two images have one name.
     prefix = "" if is_table else Path(os.path.relpath(held_out, domain.path)).as_posix() + "/"
-    items = [replace(item, split=FIT) for item in fit.items]
-    items += [replace(item, split=VALIDATION, path=prefix + item.path) for item in validation.items]
-    return Listing(
-        items=tuple(sorted(items, key=lambda item: item.path)),
-        ignored=Counter(fit.ignored) + Counter(validation.ignored),
-        unread=fit.unread + validation.unread,
+    items = (replace(item, split=FIT) for item in fit.items)
+    others = (replace(i, split=VALIDATION, path=prefix + i.path) for i in validation.items)
+    return Listing.joined(
+        [replace(fit, items=tuple(items)), replace(validation, items=tuple(others))]
     )
 
 
