@@ -39,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 #: Label of an image of a target without labels. It is no class and no metric may meet it:
 #: what counts right and wrong refuses it, and stages leave such domains out where they begin.
 UNLABELLED = -1
+_ARRAYS = ("label", "group", "domain", "split")
 #: Pairs of images that a message names.
 _SHOWN = 5
 
@@ -119,7 +120,7 @@ class Samples:
             self,
             items=tuple(self.items[i] for i in rows),
             key=tuple(self.key[i] for i in rows),
-            **{name: getattr(self, name)[rows] for name in ("label", "group", "domain", "split")},
+            **{name: getattr(self, name)[rows] for name in _ARRAYS},
         )
 
 
@@ -171,12 +172,9 @@ def load_samples(
     samples = Samples(
         items=tuple(item for part in parts for item in part.items),
         key=tuple(key for part in parts for key in part.key),
-        label=np.concatenate([part.label for part in parts]),
-        group=np.concatenate([part.group for part in parts]),
-        domain=np.concatenate([part.domain for part in parts]),
-        split=np.concatenate([part.split for part in parts]),
         classes=classes,
         failures=failures,
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS},
     )
     skipped = tuple(image for keyed in domains for image in keyed.skipped)
     samples = _leave_out(study, samples, (name for keyed in domains for name in keyed.unused))

@@ -105,12 +105,6 @@ def test_a_measure_follows_its_cause_and_ignores_those_of_others(name, follows, 
     assert all(abs(moved(name, **changes)) < 0.2 for changes in ignores)
 
 
-def test_blur_lowers_the_sharpness():
-    """The grain, which comes after, would hide it: so it is taken away here."""
-    plain, soft = (appearance(scene(grain=0.0, blur=blur))["sharpness"] for blur in (0.0, 3.0))
-    assert soft < plain - 0.3
-
-
 @pytest.mark.parametrize("sigma", [0.01, 0.03, 0.08])
 def test_noise_is_the_standard_deviation_of_the_grain(sigma):
     """On a flat mid-grey film, within 5 %."""

@@ -75,12 +75,6 @@ def test_the_window_decides_what_is_white(name):
     assert np.abs(pixels[..., 0] - RAMP / 4095 * 255).max() <= 1
 
 
-def test_real_values_need_a_window():
-    """Nobody can tell what is white."""
-    with pytest.raises(ImageError, match=r"no range; write window = \[BLACK, WHITE\]"):
-        decode(FILES["float TIFF"], PixelPolicy(size=64))
-
-
 def test_white_is_zero_in_some_tiff_files():
     """Of 8 and of 16 bits."""
     for values in (picture()[..., 0], picture()[..., 0].astype(np.uint16) * 257):

@@ -55,15 +55,6 @@ def test_folds_keep_patients_apart_and_show_every_class(rows, seed, most):
     assert all(set(label[in_]) == {0, 1} for in_, _ in folds)
 
 
-def test_halves_without_labels_are_of_as_many_patients():
-    """Labels play no part, so sealed targets have halves too; the seed does."""
-    group = np.repeat(np.arange(30), 3)
-    (a, b), (c, d) = patient_folds(None, group, folds=2, seed=0)
-    assert apart([(a, b), (c, d)], group)
-    assert len(set(group[b])) == len(set(group[d])) == 15
-    assert not np.array_equal(b, patient_folds(None, group, folds=2, seed=1)[0][1])
-
-
 def test_no_class_lies_whole_in_one_fold():
     """Folds of equal size would do so here: two patients of class 1 are the lightest."""
     group = np.repeat(np.arange(7), [4, 4, 4, 4, 2, 1, 1])

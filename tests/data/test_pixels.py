@@ -136,15 +136,6 @@ def test_transparency_is_composited_on_black():
         assert not pixels[:8].any()
 
 
-def test_a_transparent_palette_entry_is_black():
-    """The colour of a clear entry is hidden too; the others keep theirs."""
-    palette = bytes([200, 10, 10, 10, 200, 10])
-    index = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % 2
-    data = raw_png(SIZE, SIZE, 8, 3, PLTE=palette, tRNS=b"\xff\x00", IDAT=rows_of(np.uint8(index)))
-    expected = np.where(index[..., None] == 0, np.uint8([200, 10, 10]), np.uint8(0))
-    same(decode(data, AS_IS), expected)
-
-
 @pytest.mark.parametrize(("colour", "key"), [(0, (40,)), (2, (40, 50, 60))], ids=["grey", "colour"])
 def test_a_transparent_colour_is_black(colour, key):
     """PNG can name one grey or one colour as clear, without an alpha channel."""

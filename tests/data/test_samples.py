@@ -188,15 +188,6 @@ def test_a_domain_without_one_readable_image_is_an_error(study_file, monkeypatch
     assert e.value.exit_code == 2
 
 
-def test_images_of_other_formats_are_said(study_file, caplog):
-    """A folder of slides or films must not lose half of them in silence."""
-    folder = next(p for p in load_study(study_file).source.path.iterdir() if p.is_dir())
-    for name in ("a.BMP", "b.bmp", "c.webp", "notes.csv"):
-        (folder / name).write_bytes(b"")
-    load_samples(load_study(study_file))
-    assert "source: 3 images such as " in caplog.text
-
-
 def test_missing_patients_are_said(study_file, caplog):
     """Without a pattern, and with one that does not fit, a user hears it."""
     text = study_file.read_text()
@@ -228,18 +219,6 @@ def test_a_pattern_that_never_ends_is_stopped_and_named(study_file):
     with pytest.raises(StudyError, match=r"takes more than 0\.5 s for a/aaa.*choices that overlap"):
         load_samples(load_study(study_file))
     assert time.monotonic() - start < 20
-
-
-def test_a_pattern_with_a_slash_is_searched_in_the_path(study_file):
-    """Patients may be folders."""
-    for image in [*Path("here").rglob("*.png")]:
-        patient = image.parent / image.name[:5]
-        patient.mkdir(exist_ok=True)
-        image.rename(patient / image.name[6:])
-    text = study_file.read_text().replace("^(p\\d+)'\n[target", "/(p\\d+)/'\n[target")
-    study_file.write_text(text)
-    samples, _ = load_samples(load_study(study_file))
-    assert set(samples.group[samples.domain == "source"]) == {f"p10{i:02}" for i in range(10)}
 
 
 def test_names_are_compared_in_one_unicode_form(study_file):
@@ -297,21 +276,6 @@ def test_a_given_division_is_kept_and_who_crosses_it_is_said(study_file, setting
     assert len({samples.name_of(row) for row in range(len(samples))}) == len(samples)
     said = "source: 1 patient has images in both fit and validation of the given division"
     assert (said in caplog.text) == crossing
-
-
-def test_a_part_of_the_data_can_be_taken(study_file):
-    """By a target too, with or without labels."""
-    divided(study_file, crossing=False)
-    text = study_file.read_text().replace('path = "here"', 'path = "here"\nsplit = "Train"')
-    more = '[test.own]\npath = "here"\nsplit = "valid"\n[target.bare]\npath = "there"\n'
-    more += 'labels = "absent"\nsplit = "a"\n'
-    study_file.write_text(text + more)
-    study = load_study(study_file)
-    assert [target.of_source for target in study.targets] == [True, False, False]
-    samples, _ = load_samples(study)
-    counts = {name: int((samples.domain == name).sum()) for name in ("source", "own", "bare")}
-    assert counts == {"source": 32, "own": 8, "bare": 10}
-    assert set(samples.split[samples.domain == "source"]) == {FIT, VALIDATION}
 
 
 def test_a_class_that_a_given_part_lacks_is_refused(study_file):
