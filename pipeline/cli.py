@@ -352,8 +352,10 @@ def _draw(
     """Figures of a stage, of the arrays in its file; None: as it is on disk."""
     from pipeline.report import figures
     from pipeline.report.pictures import error_sheet
+    from pipeline.results import read_set
 
-    file = figures.stored_arrays(stage, study.results) if file is None else file
+    if file is None:
+        file = figures.stored_arrays(read_set(study.results / f"{stage}.json", stage))
     sheet = {"of the surest errors": partial(error_sheet, study, record, file)}
     return figures.draw(stage, record, file, sheet if stage == "heads" else {})
 

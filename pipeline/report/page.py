@@ -17,9 +17,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from pipeline.errors import MissingResultsError, ResultsError
-from pipeline.evaluation.predictions import predictions_in, read_predictions
+from pipeline.evaluation.predictions import predictions_in
 from pipeline.report import parts_of
-from pipeline.report.figures import FIGURES, PROBABILITIES, backbones_of, drawn
+from pipeline.report.figures import FIGURES, backbones_of, drawn, stored_arrays
 from pipeline.report.heads import name_of_domain
 from pipeline.report.summary import (
     PageHead,
@@ -86,7 +86,7 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
     explained: set[str] = set()
     sections = [_section(sets[name], head, explained) for name in sets if name != "features"]
     if images and head is not None:
-        sections.insert(1, _pictures(study, head))
+        sections.insert(1, _pictures(study, sets["heads"], head))
     sections.append(_bookkeeping(sets, missing))
     written = _write(
         study,
@@ -259,12 +259,12 @@ def _blocks(parts: Iterable[Part]) -> Iterator[_Block]:
 _SENTENCE_END = re.compile(r"(?<=[^.]\.) (?=[A-Z*])")
 
 
-def _pictures(study: Study, head: PageHead) -> _Block:
+def _pictures(study: Study, heads: ResultSet, head: PageHead) -> _Block:
     """Strips of images by domain, then maps of errors."""
     from pipeline.report.pictures import as_jpeg, strips
 
     blocks = [_text(_STRIPS.format(head=head.name))]
-    stored = read_predictions(study.results / PROBABILITIES["heads"])[head.backbone]
+    stored = predictions_in(stored_arrays(heads))[head.backbone]
     for domain, title, pictures in strips(study, head, stored):
         images = [(_inline(as_jpeg(pixels), "jpeg"), text) for text, pixels in pictures]
         blocks.append({"kind": "strip", "text": f"{domain}: {title}", "images": images})
@@ -324,9 +324,8 @@ def _different_images(sets: Iterable[ResultSet]) -> Iterator[str]:
     """A sentence for each domain of which two stages have scored other images or classes."""
     first: dict[tuple[str, str], tuple[str, Any]] = {}
     for results in sets:
-        file = PROBABILITIES.get(results.stage, "")
-        stored = predictions_in(results.read(file)) if file in results.digests else {}
-        for backbone, of in stored.items():
+        file = stored_arrays(results)
+        for backbone, of in predictions_in(file).items() if file else ():
             for domain in dict.fromkeys(of.domain.tolist()):
                 rows = of.domain == domain
                 classes = [of.classes[k] if k >= 0 else "" for k in of.label[rows]]

@@ -21,6 +21,7 @@ from pipeline.cli import main
 from pipeline.report import figures
 from pipeline.report.figures import FIGURES, NothingToDrawError, curves, forest, shift
 from pipeline.report.figures.style import BLUE, COLOURS, panels, png_of, styled
+from pipeline.results import read_set
 from tests.report.tiny_run import results_of
 from tests.tiny import stored_tiny_study
 
@@ -79,7 +80,7 @@ def test_every_figure_is_drawn_the_same_twice(name, results):
 
 def test_a_users_settings_are_left_alone_and_change_nothing(results, records):
     """Nothing global of matplotlib moves, and a user's own settings do not reach a figure."""
-    file = figures.stored_arrays("heads", results)
+    file = figures.stored_arrays(read_set(results / "heads.json", "heads"))
     draw = partial(figures.draw, "heads", records["heads"], file)
     before = dict(mpl.rcParams)
     plain = draw()

@@ -11,7 +11,7 @@ from pipeline.cli import main
 from pipeline.evaluation.predictions import predictions_in
 from pipeline.report import parts_of
 from pipeline.report.figures import Results, stored_arrays
-from tests.result_files import record_of
+from pipeline.results import read_set
 from tests.tiny import write_images
 
 #: Class names that try to become markup, to leave an attribute, and to turn the text round.
@@ -63,7 +63,8 @@ def run_every_stage(folder: Path) -> None:
 
 def results_of(folder: Path, stage: str, *, classes: int = 2) -> Results:
     """Of one stage; as if half of the second class were of a third one, where that is wanted."""
-    record, file = record_of(folder / f"{stage}.json"), stored_arrays(stage, folder)
+    results = read_set(folder / f"{stage}.json", stage)
+    record, file = results.record, stored_arrays(results)
     stored = predictions_in(file).get("tiny")
     if classes == 3:
         record["classes"].append("c")

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pipeline.errors import MissingResultsError
-from pipeline.evaluation.predictions import Predictions, predictions_in, stored_predictions
+from pipeline.evaluation.predictions import Predictions, predictions_in
 from pipeline.parallel import run_each
 from pipeline.report import parts_of
 from pipeline.report.table import Part, Table
@@ -24,10 +22,6 @@ _LOG = logging.getLogger(__name__)
 FOLDER = "figures"
 #: Begins the names of pictures of patients; see :mod:`pipeline.report.pictures`.
 ERROR_SHEET = "heads-errors"
-#: By stage, the file of the probabilities of each image.
-PROBABILITIES: Mapping[str, str] = MappingProxyType(
-    {"heads": "probabilities.h5", "finetune": "finetune.h5", "shift": "shift.h5"}
-)
 
 _POINT = (
     "A point is the estimate and the line through it its 95 % interval over patients. Where the "
@@ -151,12 +145,9 @@ class Results:
         return tables
 
 
-def stored_arrays(stage: str, results: Path) -> bytes:
+def stored_arrays(results: ResultSet) -> bytes:
     """The file of a stage's probabilities; empty where it has none."""
-    try:
-        return stored_predictions(results / PROBABILITIES[stage])
-    except MissingResultsError:
-        return b""
+    return next((results.read(name) for name in results.digests if name.endswith(".h5")), b"")
 
 
 def draw(
