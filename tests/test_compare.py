@@ -370,8 +370,8 @@ def test_the_table_is_told_before_the_rest_is_done(study):
         assert np.isfinite(late.proba[trained]).all()
     assert not so_far["backbones"][0].pop("selection_corrected")
     assert record["backbones"][0].pop("selection_corrected")
-    for domain in record["backbones"][0]["domains"]:
-        for row in domain["rows"]:
+    for entry in record["backbones"][0]["domains"]:
+        for row in entry["rows"]:
             shown = {metric: row["scores"].pop(metric) for metric in ("accuracy", "auroc")}
             assert row["scores"]
             row |= {"scores": shown, "clinical": None}
