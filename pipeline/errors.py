@@ -44,10 +44,6 @@ class WeightsError(PipelineError, OSError):
     """Weights cannot be had, or do not fit the network."""
 
 
-class NoCutError(PipelineError, LookupError):
-    """A part of a backbone is asked for, and nothing says where it could be cut."""
-
-
 class EngineError(PipelineError, RuntimeError):
     """The asked-for engine or device is not there, or failed."""
 

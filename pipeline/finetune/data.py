@@ -166,7 +166,7 @@ def frozen_store(
         at_cut: Whether it is that of the part.
 
     Raises:
-        NoCutError: The backbone has no cut.
+        StudyError: The backbone has no cut.
         WeightsError: The weights are not here and cannot be fetched, or do not fit.
     """
     recipe = store_for(study, choice).recipe

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.images import PixelPolicy
-from pipeline.errors import EngineError, NoCutError
+from pipeline.errors import EngineError, StudyError
 from pipeline.features.backbones import spec_of
 from pipeline.features.frozen import Normalise, build
 from pipeline.features.weights import read_state
@@ -179,10 +179,10 @@ def cut_of(backbone: str) -> Cut:
     """The cut of a backbone.
 
     Raises:
-        NoCutError: It has none; the message lists those that have one.
+        StudyError: It has none; the message lists those that have one.
     """
     if backbone not in CUTS:
-        raise NoCutError(
+        raise StudyError(
             f"{backbone} has no cut, so no part of it can be trained alone; "
             f"backbones with a cut: {', '.join(CUTS)}; the method full needs none"
         )
@@ -311,7 +311,7 @@ def assemble(
         seed: Of what is new in it.
 
     Raises:
-        NoCutError: The backbone has no cut, and the method trains a part of it.
+        StudyError: The backbone has no cut, and the method trains a part of it.
         EngineError: The method moves BatchNorm and the backbone has none.
         WeightsError: See :func:`pipeline.features.frozen.build`.
     """

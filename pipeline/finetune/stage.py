@@ -102,7 +102,7 @@ def finetune(
 
     Raises:
         UnknownNameError: A method is in no table.
-        NoCutError: A part of a backbone is to be trained that has no cut.
+        StudyError: A part of a backbone is to be trained that has no cut.
         MissingFeaturesError: Stage 1 has not been run.
         PipelineError: See the modules this calls.
     """

@@ -16,7 +16,6 @@ from pipeline.finetune.loop import (
     WARMUP,
     best_epoch,
     predict,
-    set_train_mode,
     share_of_rate,
     train,
 )
@@ -119,21 +118,6 @@ def test_what_is_frozen_keeps_every_bit_and_the_rest_moves(frozen):
     after, _ = _trained(model)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.startswith("head.") or not frozen}
-
-
-def test_training_mode_stops_at_what_is_frozen():
-    """Frozen modules evaluate with all within them; without parameters, as what is around."""
-    block = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.Dropout())
-    half = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout())
-    half[0].requires_grad_(requires_grad=False)
-    model = nn.Sequential(block.requires_grad_(requires_grad=False), half, nn.ReLU())
-    set_train_mode(model)
-    assert [m.training for m in block.modules()] == [False] * 4
-    assert [m.training for m in half.modules()] == [True, False, True, True]
-    assert model.training
-    assert model[2].training
-    set_train_mode(model, keep_statistics=True)
-    assert [m.training for m in half.modules()] == [True, False, False, True]
 
 
 # By the seed alone

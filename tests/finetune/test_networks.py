@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import EngineError, NoCutError
+from pipeline.errors import EngineError, StudyError
 from pipeline.features import backbones
 from pipeline.features.backbones import spec_of
 from pipeline.features.frozen import Frozen, build
@@ -89,7 +89,7 @@ def test_the_parts_are_the_network_and_the_network_is_the_frozen_one(name, weigh
 
 def test_a_backbone_without_a_cut_says_which_have_one():
     """The error lists the table and what can be done instead."""
-    with pytest.raises(NoCutError, match=r"timm:vit has no cut.*densenet121.*full needs none"):
+    with pytest.raises(StudyError, match=r"timm:vit has no cut.*densenet121.*full needs none"):
         cut_of("timm:vit")
 
 

@@ -49,16 +49,21 @@ def _check_same_curve(*records):
     assert abs(alone[0, 0] - alone[1, 0]) > 1e-3  # or it would say nothing
 
 
-@pytest.mark.slow  # as are two starts of torchrun; one is in the tests of the loop
-def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
-    """Same loss curve; the first process alone prints, tells of epochs, and writes, once."""
-    done = _torchrun(tmp_path / "group")
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
-    _check_same_curve(record, alone)
-    kept = tmp_path / "group" / "results" / "tiny" / "finetune.json"
-    assert record_of(kept) == record
-    assert done.stderr.count("epoch 1/2: ") == done.stderr.count("full on tiny") == 1
+@pytest.mark.slow  # two starts of torchrun; one is in the tests of the loop
+def test_the_command_killed_in_two_processes_goes_on(alone, tmp_path):
+    """Run again, it trains the second epoch alone, and the curve is that of one process.
+
+    The first process alone prints, tells of epochs, and writes, once.
+    """
+    killed = _torchrun(tmp_path / "group", "--die")
+    assert "exitcode  : -9" in killed.stderr
+    assert "epoch 1/2: " in killed.stderr
+    again = _torchrun(tmp_path / "group")
+    assert again.returncode == 0, again.stderr
+    assert "epoch 1/2: " not in again.stderr
+    assert again.stderr.count("epoch 2/2: ") == again.stderr.count("full on tiny") == 1
+    record = json.loads(again.stdout)
+    assert record_of(tmp_path / "group" / "results" / "tiny" / "finetune.json") == record
     published = [
         json.loads((tmp_path / "group" / f"published-{rank}.json").read_text()) for rank in (0, 1)
     ]
@@ -74,16 +79,4 @@ def test_the_command_in_two_processes_finds_what_one_finds(alone, tmp_path):
         "model.safetensors",
         "probabilities.safetensors",
     ]
-
-
-@pytest.mark.slow
-def test_the_command_killed_in_two_processes_goes_on(alone, tmp_path):
-    """Run again, it trains the second epoch alone, and the curve is that of one process."""
-    killed = _torchrun(tmp_path / "group", "--die")
-    assert "exitcode  : -9" in killed.stderr
-    assert "epoch 1/2: " in killed.stderr
-    again = _torchrun(tmp_path / "group")
-    assert again.returncode == 0, again.stderr
-    assert "epoch 1/2: " not in again.stderr
-    assert "epoch 2/2: " in again.stderr
-    _check_same_curve(json.loads(again.stdout), alone)
+    _check_same_curve(record, alone)
