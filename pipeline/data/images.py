@@ -13,11 +13,11 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from struct import unpack_from
 from types import MappingProxyType
-from typing import TypeVar
 
 import numpy as np
 import simplejpeg
@@ -51,7 +51,6 @@ _CENTRE = 0.7
 _CORNER = 0.2
 
 Pixels = NDArray[np.uint8]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +146,10 @@ def picture_of(
     Raises:
         ImageError: As :func:`decode`.
     """
-
-    def decoded() -> Image.Image:
+    with _reasons(data):
         image = _picture(data, reading, at_least)
         image.load()
-        return image
-
-    return _guarded(data, decoded)
+    return image
 
 
 def depth_of(data: bytes, reading: Reading) -> Depth:
@@ -162,11 +158,10 @@ def depth_of(data: bytes, reading: Reading) -> Depth:
     Raises:
         ImageError: It may have more than 8 bits, and cannot be decoded.
     """
-    if is_dicom(data):
-        return _guarded(data, lambda: dicom_depth(data))
     if not may_be_deep(data):
         return None
-    return _guarded(data, lambda: _depth(open_image(data, reading)[0]))
+    with _reasons(data):
+        return dicom_depth(data) if is_dicom(data) else _depth(open_image(data, reading)[0])
 
 
 def may_be_deep(data: bytes) -> bool:
@@ -192,10 +187,11 @@ def _picture(data: bytes, reading: Reading, at_least: int | None) -> Image.Image
     return _in_eight_bits(image if turn is None else image.transpose(turn), reading.window)
 
 
-def _guarded(data: bytes, action: Callable[[], _T]) -> _T:
-    """The result of an action on a file; whatever goes wrong is an ImageError."""
+@contextmanager
+def _reasons(data: bytes) -> Iterator[None]:
+    """Whatever goes wrong with a file is an ImageError."""
     try:
-        return action()
+        yield
     except ImageError:
         raise
     except MemoryError as cause:
