@@ -695,5 +695,5 @@ def _algorithms(
                 "difference": float(difference.mean()),
                 "splits": len(difference),
                 "rope": ROPE,
-                **asdict(correlated_t(difference, runs=options.repeats)),
+                **correlated_t(difference, runs=options.repeats),
             }

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.auroc import paired_delong
 from pipeline.evaluation.compare_heads import AUROC_PATIENTS
 from pipeline.evaluation.intervals import difference_p, share_of
 from pipeline.evaluation.metrics import weighted_auroc
-from pipeline.evaluation.paired_tests import holm
+from pipeline.evaluation.paired_tests import holm, paired_delong
 from pipeline.evaluation.predictions import PROBABILITIES, Predictions, read_predictions
 from pipeline.shift.stage import SHIFT_PROBABILITIES
 from pipeline.study import SOURCE, Study
@@ -113,7 +112,7 @@ def _p_of_loss(kept: Predictions, target: str) -> float | None:
             return None
         area = weighted_auroc(label == 1, proba[rows, 1])
         shares.append(share_of(area, group, group[label == 0], group[label == 1]))
-    return difference_p(*shares, paired=False)
+    return difference_p(*shares)
 
 
 def _is_tested(label: NDArray[np.int64], patient: NDArray[np.int64]) -> bool:

@@ -422,9 +422,7 @@ def test_algorithms_are_compared_over_all_folds_of_all_divisions():
     rows = list(compare_module._algorithms(data, fits, 7, options))
     row = next(r for r in rows if (r["head"], r["metric"]) == ("c", "accuracy"))
     expected = correlated_t(right["c"] - right["a"], runs=2)
-    assert (row["worse"], row["equal"], row["better"]) == pytest.approx(
-        (expected.worse, expected.equal, expected.better)
-    )
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
     assert row["difference"] == pytest.approx((right["c"] - right["a"]).mean())
     back = compare_module._algorithms(data, fits, 7, replace(options, baseline="c"))
     turned = next(r for r in back if (r["head"], r["metric"]) == ("a", "accuracy"))

@@ -24,7 +24,6 @@ from pipeline.data.patients import (
 )
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.errors import MissingResultsError
-from pipeline.evaluation.auroc import paired_delong
 from pipeline.evaluation.bootstrap import bootstrap_values, interval_of_draws
 from pipeline.evaluation.intervals import Interval, Share, difference_bounds, mean_interval
 from pipeline.evaluation.metrics import (
@@ -36,7 +35,14 @@ from pipeline.evaluation.metrics import (
     score,
     weighted_ratio,
 )
-from pipeline.evaluation.paired_tests import Difference, holm, mcnemar, sign_flip, verdict
+from pipeline.evaluation.paired_tests import (
+    Difference,
+    holm,
+    mcnemar,
+    paired_delong,
+    sign_flip,
+    verdict,
+)
 from pipeline.randomness import stream
 from pipeline.results import ResultSet, read_set
 

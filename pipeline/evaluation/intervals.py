@@ -68,12 +68,7 @@ def wilson(hits: float, n: float, *, z: float = Z) -> tuple[float, float]:
         hits: 0 to ``n``; neither need be whole, if ``n`` is an effective number.
         n: Above 0.
         z: Half its width in standard errors.
-
-    Raises:
-        ValueError: ``hits`` is not in 0 to ``n``, or ``n`` is 0.
     """
-    if not 0 <= hits <= n or n == 0:
-        raise ValueError(f"{hits} hits of {n}: allowed are 0 to n hits of at least 1 trial")
     rate, centre = hits / n, (hits + z * z / 2) / (n + z * z)
     half = z / (n + z * z) * np.sqrt(n * rate * (1 - rate) + z * z / 4)
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
@@ -136,6 +131,7 @@ class Share:
         """Degrees of freedom of that variance."""
         return self.patients - len(self.bases)
 
+    @cached_property
     def trials(self) -> float:
         """Independent images that would make it vary as much.
 
@@ -145,10 +141,6 @@ class Share:
         counted by the participation ratio of their squared moves. Where no patient moves the
         estimate, the patients are the trials.
         """
-        return self._trials
-
-    @cached_property
-    def _trials(self) -> float:
         alike = len(self.bases) ** 2 / sum(1 / _kish(base) for base in self.bases)
         largest, square = self.estimate * (1 - self.estimate) / alike, self.moves**2
         if largest <= _ROUNDING or square.sum() <= _ROUNDING**2:
@@ -163,12 +155,12 @@ class Share:
     def bounds(self, z: float = Z) -> tuple[float, float]:
         """Where it may lie, ``z`` standard errors to either side; NaN for one patient's images.
 
-        It is Clopper and Pearson's interval with :meth:`trials` (Korn and Graubard 1998).
+        It is Clopper and Pearson's interval with ``trials`` (Korn and Graubard 1998).
         """
         if not self._is_defined():
             return float("nan"), float("nan")
-        n = self.trials()
-        low, high = clopper_pearson(self.estimate * n, n, z=z)
+        hits = self.estimate * self.trials
+        low, high = clopper_pearson(hits, self.trials, z=z)
         return self.reported(low), self.reported(high)
 
     def interval(self) -> Interval:
@@ -202,12 +194,7 @@ def share_of(statistic: WeightedStatistic, group: NDArray[Any], *bases: NDArray[
 
 
 def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:
-    """A rate with its interval, by patient.
-
-    Args:
-        hit: Shape ``(n,)``, n >= 1.
-        group: Shape ``(n,)``, patients.
-    """
+    """The rate of ``hit``, shape ``(n,)``, of images of these patients, with its interval."""
     return share_of(weighted_mean(hit), group).interval()
 
 
@@ -215,8 +202,7 @@ def mean_interval(parts: Sequence[Share], *, images: int) -> Interval:
     """A mean of shares of the same patients, such as the rates of the classes, with its interval.
 
     Each end is as far as all may move that way, given how much they move together when a
-    patient is left out (MOVER; Zou and Donner 2008). What one class shows of itself where no
-    error was seen in it is so not hidden by what another shows.
+    patient is left out (MOVER; Zou and Donner 2008).
 
     Args:
         parts: The shares; an image may be in several.
@@ -251,19 +237,13 @@ def difference_bounds(
 ) -> tuple[float, float]:
     """Where first minus second may lie: MOVER (Zou and Donner 2008).
 
-    Each end is as far as the two may move in opposite directions, given how much they move
-    together when a patient is left out.
-
-    Args:
-        first: A share.
-        second: Another one.
-        z: Half the width in standard errors.
-        paired: Whether both have the same patients; those of two domains are independent.
+    ``z`` is half the width in standard errors; ``paired`` whether both have the same patients:
+    those of two domains are independent.
     """
     # Wilson's ends, as Newcombe 1998 takes them: shorter than Clopper and Pearson's, and enough
     # with the quantile of t, since a difference is not kept from 0 and 1 as a share is.
     z *= _student(min(first.freedom, second.freedom))
-    (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials(), s.trials(), z=z) for s in (first, second))
+    (l1, u1), (l2, u2) = (wilson(s.estimate * s.trials, s.trials, z=z) for s in (first, second))
     r = _correlation(first.moves, second.moves) if paired else 0.0
     gap = first.estimate - second.estimate
     low = gap - _length(first.estimate - l1, u2 - second.estimate, r)
@@ -275,20 +255,16 @@ def difference_bounds(
     return max(-1.0, low), min(1.0, high)
 
 
-def difference_p(first: Share, second: Share, *, paired: bool = True) -> float:
-    """Two-sided p of "no difference": at which level :func:`difference_bounds` just reach 0.
+def difference_p(first: Share, second: Share) -> float:
+    """Two-sided p of "two sets of patients have the same share".
 
-    A variance of either alone would take a share without an error for a certain one.
-
-    Args:
-        first: A share.
-        second: Another one.
-        paired: Whether both have the same patients.
+    It is the level at which :func:`difference_bounds` just reach 0: a variance of either alone
+    would take a share without an error for a certain one.
     """
     reached, beyond = 0.0, 10.0
     while beyond - reached > _Z_STEP:
         z = (reached + beyond) / 2
-        low, high = difference_bounds(first, second, z, paired=paired)
+        low, high = difference_bounds(first, second, z, paired=False)
         reached, beyond = (z, beyond) if low > 0 or high < 0 else (reached, z)
     return float(2 * scipy.special.ndtr(-reached))
 
@@ -302,17 +278,14 @@ def critical_value(
     """Half width, in standard errors, at which the 95 % intervals of all groups hold at once.
 
     The largest of the groups' standardised errors is drawn with normal multipliers of the
-    patients (Chernozhukov, Chetverikov and Kato 2013). A group that no patient moves (every
-    image right) says nothing of its spread; it counts as a normal error that is independent
-    of the others, which is never too little.
+    patients (Chernozhukov, Chetverikov and Kato 2013), and not below that of one interval. A
+    group that no patient moves (every image right) says nothing of its spread; it counts as a
+    normal error that is independent of the others, which is never too little.
 
     Args:
         moves: Shape (G, P), of the same patients.
         rng: Source of the multipliers.
         draws: Number of draws.
-
-    Returns:
-        Not below that of a single interval.
     """
     length = np.sqrt((moves**2).sum(axis=1))[:, None]
     errors = moves @ rng.standard_normal((moves.shape[1], draws))

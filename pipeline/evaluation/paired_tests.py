@@ -1,9 +1,8 @@
 """Which of two heads is better: tests on the same images.
 
 Two questions, never mixed: whether one *trained* head is better on this population
-(predictions are fixed: :func:`mcnemar`, :func:`sign_flip`, and ``auroc.paired_delong``),
-and whether one *algorithm* is better for data like this (training varies:
-:func:`correlated_t`).
+(predictions are fixed: :func:`mcnemar`, :func:`sign_flip`, :func:`paired_delong`), and whether
+one *algorithm* is better for data like this (training varies: :func:`correlated_t`).
 """
 
 import math
@@ -52,15 +51,6 @@ class Difference:
         return {**values.pop("interval"), **values, "patients_to_settle": settled}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Posterior:
-    """Probability that the first is worse, practically equal, better; sums to 1."""
-
-    worse: float
-    equal: float
-    better: float
-
-
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     """Exact two-sided p of paired right and wrong answers (McNemar 1947).
 
@@ -101,11 +91,114 @@ def sign_flip(
     return ((1 + reached) / (draws + 1)).reshape(difference.shape[:-1])
 
 
+def delong(
+    label: NDArray[np.integer],
+    scores: NDArray[np.floating],
+    *,
+    group: NDArray[Any],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """AUROCs of ``m`` scores on the same images, ``(m,)``, and their covariance ``(m, m)``.
+
+    In O(n log n) as X. Sun and W. Xu (IEEE SPL 2014). Several images of a patient have N.
+    Obuchowski's variance (Biometrics 1997): DeLong's, with the images' shares summed within
+    each patient.
+
+    Args:
+        label: Shape ``(n,)``, 0 or 1.
+        scores: Shape ``(m, n)``; larger means class 1.
+        group: Patient of each image.
+
+    Raises:
+        ValueError: Not two classes, or one of them in fewer than two patients.
+    """
+    patient = np.unique(group, return_inverse=True)[1]
+    is_positive = label == 1
+    patients = [np.unique(patient[label == k]).size for k in (0, 1)]
+    if set(np.unique(label)) != {0, 1} or min(patients) < 2:
+        raise ValueError(
+            "DeLong's variance needs labels 0 and 1, each in two patients or more; got labels "
+            f"{np.unique(label)}, patients of 0 and 1 {patients}"
+        )
+    v10, v01 = _shares(is_positive, scores)
+    m, n = v10.shape[1], v01.shape[1]
+    area = v10.mean(axis=1)
+    up = _patient_sums(v10 - area[:, None], patient[is_positive], patient) / m
+    down = _patient_sums(v01 - area[:, None], patient[~is_positive], patient) / n
+    cross = up @ down.T  # 0 unless a patient has images of both classes
+    covariance = (
+        _unbiased(patient[is_positive]) * (up @ up.T)
+        + _unbiased(patient[~is_positive]) * (down @ down.T)
+        + _unbiased(patient) * (cross + cross.T)
+    )
+    return area, covariance
+
+
+def _shares(
+    is_positive: NDArray[np.bool_], scores: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each positive, and each negative image: the share of the others ordered rightly to it."""
+    from scipy.stats import rankdata  # late: it takes half a second to import
+
+    positive, negative = scores[:, is_positive], scores[:, ~is_positive]
+    m, n = positive.shape[1], negative.shape[1]
+    joint = rankdata(np.hstack([positive, negative]), axis=1)
+    # Midranks within and across the classes.
+    v10 = (joint[:, :m] - rankdata(positive, axis=1)) / n
+    v01 = 1 - (joint[:, m:] - rankdata(negative, axis=1)) / m
+    return v10, v01
+
+
+def paired_delong(
+    label: NDArray[np.integer],
+    first: NDArray[np.floating],
+    second: NDArray[np.floating],
+    *,
+    group: NDArray[Any],
+) -> float:
+    """Two-sided p of "two scores of the same images have the same AUROC" (DeLong 1988).
+
+    Args:
+        label: Shape ``(n,)``, 0 or 1.
+        first: Shape ``(n,)``; larger means class 1.
+        second: Another score of the same images.
+        group: Patient of each image.
+
+    Raises:
+        ValueError: See :func:`delong`.
+    """
+    areas, c = delong(label, np.stack([first, second]), group=group)
+    difference = float(areas[0] - areas[1])
+    error = float(np.sqrt(max(c[0, 0] + c[1, 1] - 2 * c[0, 1], 0.0)))
+    if error:
+        return float(2 * scipy.special.ndtr(-abs(difference) / error))
+    # One that orders by chance is perfect on all pairs of strangers as often as this.
+    pairs = disjoint_pairs(label, group)
+    return min(1.0, 2 * 0.5**pairs) if difference else 1.0
+
+
+def _patient_sums(
+    share: NDArray[np.float64], patient: NDArray[np.intp], everyone: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Sum ``(m, n)`` within patients, ``(m, P)``; a patient without such images has 0."""
+    patients = int(everyone.max()) + 1
+    return np.stack([np.bincount(patient, weights=row, minlength=patients) for row in share])
+
+
+def _unbiased(patient: NDArray[np.intp]) -> float:
+    count = np.unique(patient).size
+    return count / (count - 1)
+
+
+def disjoint_pairs(label: NDArray[np.integer], patient: NDArray[Any]) -> int:
+    """How many pairs of a positive and a negative image there are that share no patient."""
+    up, down = np.unique(patient[label == 1]), np.unique(patient[label == 0])
+    return int(min(up.size, down.size, np.union1d(up, down).size // 2))
+
+
 def holm(p: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
     """Adjusted p values that control the family-wise error (Holm 1979).
 
-    Five lines in place of statsmodels' ``multipletests``, which collects all garbage of the
-    process at each call: 70 ms for two p values, and more beside a loaded torch.
+    Statsmodels' ``multipletests`` collects all garbage of the process at each call, in 70 ms.
     """
     values = np.asarray(p, np.float64)
     order = np.argsort(values, kind="stable")
@@ -115,33 +208,28 @@ def holm(p: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
     return adjusted
 
 
-def correlated_t(difference: NDArray[np.floating], *, runs: int, rope: float = ROPE) -> Posterior:
+def correlated_t(difference: NDArray[np.floating], *, runs: int) -> dict[str, float]:
     """Bayesian correlated t-test over repeated cross-validation (Corani and Benavoli 2015).
 
     Its posterior is the sampling distribution of the corrected resampled t-test (Nadeau and
     Bengio 2003): splits of one data set are not independent, so their variance is inflated.
 
     Args:
-        difference: Shape ``(J,)``: first minus second on each fold of each run.
+        difference: Shape ``(J,)``, J >= 2: first minus second on each fold of each run.
         runs: How many times the folds were dealt; J is a multiple of it.
-        rope: Half width of the region of practical equivalence.
 
-    Raises:
-        ValueError: One split only.
+    Returns:
+        Probability that the first is worse, practically equal, better; sums to 1.
     """
-    if len(difference) < 2:
-        raise ValueError(
-            f"a test over splits needs the differences of 2 or more splits; got {len(difference)}"
-        )
     import baycomp  # takes 1.6 s to import, and only a thorough comparison needs it
 
     # It takes second minus first.
     nothing = np.zeros(len(difference))
-    worse, equal, better = baycomp.CorrelatedTTest.probs(nothing, difference, rope, runs=runs)
-    return Posterior(worse=float(worse), equal=float(equal), better=float(better))
+    worse, equal, better = baycomp.CorrelatedTTest.probs(nothing, difference, ROPE, runs=runs)
+    return {"worse": float(worse), "equal": float(equal), "better": float(better)}
 
 
-def verdict(low: float, high: float, p_adjusted: float = 0.0, *, rope: float = ROPE) -> str:
+def verdict(low: float, high: float, p_adjusted: float) -> str:
     """What a difference allows to be said.
 
     Args:
@@ -149,15 +237,13 @@ def verdict(low: float, high: float, p_adjusted: float = 0.0, *, rope: float = R
         high: Upper end.
         p_adjusted: Adjusted over the comparisons of the table, so that one head of many is
             not called better by chance.
-        rope: Half width of the region of practical equivalence.
 
     Returns:
-        ``equivalent`` where the whole interval is within the region of practical
-        equivalence; ``better`` or ``worse`` where 0 is outside and ``p_adjusted`` is below
-        ``ALPHA``; otherwise ``inconclusive``, because not finding a difference is not
-        finding that there is none.
+        ``equivalent`` where the whole interval is within one point; ``better`` or ``worse``
+        where 0 is outside and ``p_adjusted`` is below ``ALPHA``; otherwise ``inconclusive``,
+        because not finding a difference is not finding that there is none.
     """
-    if -rope <= low and high <= rope:
+    if low >= -ROPE and high <= ROPE:
         return "equivalent"
     if p_adjusted < ALPHA and (low > 0 or high < 0):
         return "better" if low > 0 else "worse"

@@ -117,7 +117,7 @@ def estimate_accuracy(
         for value, values in zip(estimate, drawn.T, strict=True)
     ]
     # Patients of the target are right together as those of the source are.
-    trials = share_of(weighted_mean(~source.wrong()), source.group).trials()
+    trials = share_of(weighted_mean(~source.wrong()), source.group).trials
     trials *= target.patients / source.patients
     accuracy = {
         name: _with_outcomes(interval, trials)

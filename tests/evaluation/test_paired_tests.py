@@ -6,11 +6,21 @@ same on fewer repeats, inside the binomial band of their number.
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest
+from MLstatkit import Delong_test
+from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
 
-from pipeline.evaluation.auroc import paired_delong
-from pipeline.evaluation.paired_tests import correlated_t, holm, mcnemar, sign_flip, verdict
+from pipeline.evaluation.intervals import share_of
+from pipeline.evaluation.metrics import weighted_auroc
+from pipeline.evaluation.paired_tests import (
+    correlated_t,
+    delong,
+    holm,
+    mcnemar,
+    paired_delong,
+    sign_flip,
+    verdict,
+)
 
 ALPHA = 0.05
 
@@ -40,7 +50,7 @@ def of_mcnemar(rng) -> float:
 
 def of_delong(rng) -> float:
     y = np.arange(150) % 2
-    return paired_delong(y, *(rng.normal(size=(2, 150)) + y))
+    return paired_delong(y, *(rng.normal(size=(2, 150)) + y), group=np.arange(150))
 
 
 def of_clustered_delong(rng) -> float:
@@ -61,7 +71,7 @@ def of_mcnemar_blind_to_patients(rng) -> float:
 
 def of_delong_blind_to_patients(rng) -> float:
     y, scores, _ = two_equal_heads(rng, size=6)
-    return paired_delong(y, *scores)
+    return paired_delong(y, *scores, group=np.arange(len(y)))
 
 
 def rejected(test, repeats: int, seed: int = 11) -> float:
@@ -87,21 +97,14 @@ def test_a_test_blind_to_patients_rejects_too_often(test):
     assert rejected(test, 120) > band(120)[1]
 
 
-def test_one_split_gives_no_test():
-    """A variance needs two."""
-    with pytest.raises(ValueError, match="2 or more splits; got 1"):
-        correlated_t(np.array([0.1]), runs=1)
-
-
-@pytest.mark.parametrize("rope", [0.01, 0.03])
-def test_the_correlated_t_test_equals_its_formula(rope):
+def test_the_correlated_t_test_equals_its_formula():
     """Corani and Benavoli 2015: a Student posterior with Nadeau and Bengio's variance."""
     d = np.random.default_rng(0).normal(0.01, 0.02, 25)
     scale = np.sqrt(d.var(ddof=1) * (1 / 25 + (1 / 5) / (1 - 1 / 5)))
-    found = correlated_t(d, runs=5, rope=rope)
-    assert found.worse == pytest.approx(student.cdf((-rope - d.mean()) / scale, 24))
-    assert found.better == pytest.approx(student.sf((rope - d.mean()) / scale, 24))
-    assert found.worse + found.equal + found.better == pytest.approx(1)
+    found = correlated_t(d, runs=5)
+    assert found["worse"] == pytest.approx(student.cdf((-0.01 - d.mean()) / scale, 24))
+    assert found["better"] == pytest.approx(student.sf((0.01 - d.mean()) / scale, 24))
+    assert sum(found.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -148,3 +151,96 @@ def test_holm_rejects_what_stepping_down_rejects():
 def test_a_tie_is_equivalent_or_inconclusive_and_never_no_difference(low, high, p, word):
     """Not finding a difference is not finding that there is none; one of many needs a small p."""
     assert verdict(low, high, p) == word
+
+
+# DeLong by patient: against its definition, and other code.
+
+
+def clustered(seed: int = 0, patients: int = 30):
+    """Patients of 1 to 4 images, some of both classes, rounded scores that tie."""
+    rng = np.random.default_rng(seed)
+    group = np.repeat(np.arange(patients), rng.integers(1, 5, patients))
+    y = rng.integers(0, 2, len(group))
+    own = rng.normal(size=patients)[group]
+    scores = np.stack([np.round(own + rng.normal(size=len(y)) + k * y, 1) for k in (0.8, 1.6)])
+    return y, scores, group
+
+
+def obuchowski(y, scores, group):
+    """The paper's formulas, image by image."""
+    pos, neg = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+    psi = [[[(s[i] > s[j]) + 0.5 * (s[i] == s[j]) for j in neg] for i in pos] for s in scores]
+    v10, v01 = np.mean(psi, axis=2), np.mean(psi, axis=1)
+    area = v10.mean(axis=1)
+    m, n = len(pos), len(neg)
+    s10 = s01 = s11 = np.zeros((len(scores), len(scores)))
+    for g in np.unique(group):
+        x = np.array([np.sum(v[group[pos] == g] - a) for v, a in zip(v10, area, strict=True)])
+        z = np.array([np.sum(v[group[neg] == g] - a) for v, a in zip(v01, area, strict=True)])
+        s10, s01 = s10 + np.outer(x, x), s01 + np.outer(z, z)
+        s11 = s11 + np.outer(x, z) + np.outer(z, x)
+    i10, i01, i = (len(np.unique(group[rows])) for rows in (pos, neg, range(len(y))))
+    covariance = s10 * i10 / (i10 - 1) / m**2 + s01 * i01 / (i01 - 1) / n**2
+    return area, covariance + s11 * i / (i - 1) / (m * n)
+
+
+def test_the_clustered_variance_equals_its_definition():
+    """Obuchowski 1997 by loops, for two scores at once."""
+    y, scores, group = clustered()
+    area, covariance = obuchowski(y, scores, group)
+    found = delong(y, scores, group=group)
+    np.testing.assert_allclose(found[0], area)
+    np.testing.assert_allclose(found[1], covariance)
+
+
+@pytest.mark.parametrize("y", [[0] * 6, [1] * 6, [0, 1, 2, 0, 1, 2], [0, 0, 0, 0, 0, 1]])
+def test_delong_refuses_one_class_and_more_than_two_and_a_class_of_one_patient(y):
+    """It has no variance there."""
+    with pytest.raises(ValueError, match="needs labels 0 and 1"):
+        paired_delong(np.array(y), np.arange(6.0), np.arange(6.0), group=np.arange(6))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_paired_test_equals_mlstatkit(seed):
+    """On random data with ties; their z is second minus first."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, 80)
+    a, b = np.round(rng.normal(size=80) + y, 1), np.round(rng.normal(size=80) + 0.5 * y, 1)
+    z, p, *_, area_a, area_b, info = Delong_test(y, a, b)
+    assert info["method"] == "delong"
+    areas, _ = delong(y, np.stack([a, b]), group=np.arange(80))
+    assert areas == pytest.approx([area_a, area_b])
+    assert paired_delong(y, a, b, group=np.arange(80)) == pytest.approx(p)
+    assert np.sign(areas[0] - areas[1]) == -np.sign(z)
+
+
+def test_the_paired_test_by_patient_uses_the_clustered_variance():
+    """And p from its z; which head is the first, and the order of images, change nothing."""
+    y, scores, group = clustered()
+    area, c = obuchowski(y, scores, group)
+    spread = np.sqrt(c[0, 0] + c[1, 1] - 2 * c[0, 1])
+    expected = 2 * norm.cdf(-abs(area[0] - area[1]) / spread)
+    order = np.random.default_rng(3).permutation(len(y))
+    for found in (
+        paired_delong(y, *scores, group=group),
+        paired_delong(y, *scores[::-1], group=group),
+        paired_delong(y[order], *scores[:, order], group=group[order]),
+    ):
+        assert found == pytest.approx(expected)
+
+
+def test_the_jackknife_by_patient_has_nearly_the_clustered_variance():
+    """Two roads to the variance of one area."""
+    y, scores, group = clustered(2, patients=150)
+    _, covariance = delong(y, scores, group=group)
+    share = share_of(weighted_auroc(y == 1, scores[0]), group, group[y == 0], group[y == 1])
+    assert share.variance == pytest.approx(covariance[0, 0], rel=0.03)
+
+
+@pytest.mark.parametrize("n", [2, 10])
+def test_heads_without_spread_are_as_sure_as_so_many_pairs(n):
+    """Perfect against always wrong: a coin is perfect on n pairs once in 2 to the n."""
+    y = np.repeat([0, 1], n)
+    patients = np.arange(2 * n)
+    assert paired_delong(y, y * 1.0, -1.0 * y, group=patients) == 2 * 0.5**n
+    assert paired_delong(y, y * 1.0, y * 2.0, group=patients) == 1.0

@@ -9,6 +9,7 @@ from pipeline.data.patients import patient_folds
 from pipeline.errors import StudyError
 from pipeline.evaluation.separability import (
     domain_auc,
+    lower_bound_of_perfect_auroc,
     ridge_scorer,
     separability,
 )
@@ -194,3 +195,15 @@ def test_ridge_scores_equal_refitting_every_fold_of_every_labelling(width):
     for fit, out in folds:
         refitted[out] = X[out] @ Ridge(alpha=1).fit(X[fit], labels[fit]).coef_.T
     np.testing.assert_allclose(ridge_scorer(features, folds)(labels), refitted, atol=1e-10)
+
+
+def test_a_perfect_head_has_an_exact_lower_bound():
+    """Matched pairs, k of them, are all ordered rightly with chance A^k: at the bound, 2.5 %."""
+    y = np.repeat([0, 1], [30, 20])
+    assert lower_bound_of_perfect_auroc(y, np.arange(50)) ** 20 == pytest.approx(0.025)
+    # Ten patients of both classes make five pairs of ten different patients.
+    both = np.tile([0, 1], 10)
+    bound = lower_bound_of_perfect_auroc(both, np.repeat(np.arange(10), 2))
+    assert bound**5 == pytest.approx(0.025)
+    # One of both classes bounds nothing: its images may be alike for reasons of its own.
+    assert lower_bound_of_perfect_auroc(np.array([0, 1]), np.array(["p", "p"])) == 0
