@@ -27,7 +27,6 @@ from pipeline.parallel import run_parallel
 from pipeline.shift.adapt import ADAPTERS, SETTINGS
 from pipeline.shift.domains import INVERSE_PENALTY, SourceModel
 
-#: The method that every other is compared with.
 _BASELINE = "source_only"
 _Record = dict[str, Any]
 _Predicted = Mapping[str, NDArray[np.float64]]
@@ -39,7 +38,7 @@ class AdaptationPlan:
     """Everything that could be chosen, written down before any target label is read.
 
     Attributes:
-        methods: Entries of ``ADAPTERS``; the baseline ``source_only`` is among them.
+        methods: Entries of ``ADAPTERS``, with ``source_only``, to which all are compared.
         seeds: One division of the target into halves for each.
         shots: Labelled target images of each class, for the rows that do use labels.
         draws: Bootstrap draws and sign flips.
@@ -62,7 +61,7 @@ class SealedLabels:
 
     Args:
         label: Shape (n,), integers; None if the target has no labels.
-        plan_hash: Digest of the plan that was written before any number was seen.
+        plan_hash: Digest of the plan.
     """
 
     __slots__ = ("__label", "__plan_hash", "reads")
@@ -75,11 +74,8 @@ class SealedLabels:
     def unseal(self, plan_hash: str) -> NDArray[np.int64]:
         """The labels, shape (n,); the reading is counted.
 
-        Args:
-            plan_hash: Digest of the plan in hand.
-
         Raises:
-            CheckFailedError: The plan was changed after the labels were sealed.
+            CheckFailedError: The plan in hand is not the one that they were sealed under.
             StudyError: The target has no labels.
         """
         if plan_hash != self.__plan_hash:
@@ -106,7 +102,7 @@ def predict_target(model: SourceModel, target: DomainData, plan: AdaptationPlan)
 
     Args:
         model: Head of the source.
-        target: Features and patients, of whom there are two; labels are not looked at.
+        target: Features of two patients or more; labels are not looked at.
         plan: Methods and seeds.
     """
     features, folds = target.embedded(), _halves(target, plan)
@@ -124,11 +120,8 @@ def predict_target(model: SourceModel, target: DomainData, plan: AdaptationPlan)
 
 def _halves(target: DomainData, plan: AdaptationPlan) -> list[Fold]:
     """Both halves of each seed, one after the other: rows to adapt to, rows to predict."""
-    return [
-        fold
-        for seed in plan.seeds
-        for fold in patient_folds(None, target.group, folds=2, seed=seed)
-    ]
+    halves = (patient_folds(None, target.group, folds=2, seed=seed) for seed in plan.seeds)
+    return [fold for folds in halves for fold in folds]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,16 +153,15 @@ def score(
     """Open the labels and compare every method with the baseline.
 
     Args:
-        predicted: From :func:`predict_target`.
+        predicted: From :func:`predict_target`, of the same model, target and plan.
         sealed: Labels of the target, numbered like the source's.
-        model: See :func:`predict_target`.
-        target: See there.
-        plan: See there.
+        model: Head of the source.
+        target: Features.
+        plan: Under which the labels were sealed.
 
     Returns:
-        A row for each method, in the plan's order, see :func:`_rows`; last the fewest labels of
-        the target that are shown to help, else the most that were tried; none where some half
-        of the target can provide none. And the method that looks best.
+        A row for each method, see :func:`_rows`; last the fewest labels of the target that are
+        shown to help, else the most that were tried, if a half has any. And the best method.
 
     Raises:
         CheckFailedError: The labels were sealed under another plan.
@@ -191,10 +183,9 @@ def score(
 
 
 def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Predicted:
-    """Fit the head to k labelled images per class of one half, predict the other.
+    """Fit heads to k labelled images per class of one half, in the source's scale; test the other.
 
-    Only the scale of the features comes from the source: what a few labels are worth by
-    themselves. A k that some half cannot provide is left out.
+    A k that some half cannot provide is left out.
     """
     label, folds = target.labelled(), _halves(target, plan)
     available = min(np.bincount(label[fit], minlength=model.classes).min() for fit, _ in folds)
@@ -229,10 +220,8 @@ def _rows(
     """Score one family of methods; Holm's correction runs over it, the baseline aside.
 
     Returns:
-        ``method``: entry of ``ADAPTERS``, or how many labels a head of the target had;
-        ``accuracy`` and ``auroc``, means over the divisions (macro one-vs-rest; None where a
-        class is absent); ``difference`` of the accuracy to the baseline's: ``estimate``,
-        ``low``, ``high``, ``p`` and ``p_adjusted``, None for the baseline itself;
+        ``method``; ``accuracy`` and ``auroc``, means over the divisions (None where a class is
+        absent); ``difference`` of the accuracy to the baseline's, None for the baseline itself;
         ``target_labels``: whether labels of the target were used.
     """
     right, base = {name: _right(t, target) for name, t in tables.items()}, _right(baseline, target)
@@ -244,8 +233,7 @@ def _rows(
     differences = {}
     for name, p, p_adjusted in zip(gains, p_values, holm(p_values).tolist(), strict=True):
         low, high = mean_bounds(gains[name], draws)
-        estimate = float(gains[name].mean())
-        ends = {"estimate": estimate, "low": low, "high": high}
+        ends = {"estimate": float(gains[name].mean()), "low": low, "high": high}
         differences[name] = {**ends, "p": p, "p_adjusted": p_adjusted}
     return [
         {
@@ -264,9 +252,9 @@ def _best(
 ) -> BestMethod | None:
     """The best method at the mean gain out of bag of whatever is best in bag.
 
-    That is bootstrap bias correction (Tsamardinos et al. 2018). The interval is the method's
-    own, and its lower end moves with the gain. The upper one stays: where one method is truly
-    the best, the choice costs nothing, and the corrected gain is too low.
+    That is bootstrap bias correction (Tsamardinos et al. 2018). The lower end of the method's
+    interval moves with the gain. The upper one stays: where one method is truly the best, the
+    corrected gain is too low.
     """
     methods = {row["method"]: row["difference"] for row in rows if row["difference"]}
     if not methods:

@@ -41,10 +41,7 @@ RULES: Mapping[str, Callable[[_Rates, _Rates], _Rates]] = MappingProxyType(
 
 
 def calibration(data: DomainData) -> _Record:
-    """Measure the calibration of one domain.
-
-    Args:
-        data: Labels and probabilities that the head did not train on.
+    """Measure the calibration of labelled rows that the head did not train on.
 
     Returns:
         ``domain``; ``brier``: its Brier score, lower is better; ``miscalibration``: what the
@@ -120,14 +117,9 @@ def transferred_thresholds(
 
 
 def choose_threshold(rule: str, source: DomainData) -> float:
-    """Choose a threshold on the source.
+    """The threshold on the second of two classes that a rule of :data:`RULES` chooses.
 
-    Args:
-        rule: A key of :data:`RULES`.
-        source: Labels of two classes, and out-of-fold probabilities.
-
-    Returns:
-        The middle between two neighbouring probabilities; 0 calls all positive, above 1 none.
+    It is the middle between two neighbouring probabilities; 0 calls all positive, above 1 none.
     """
     false, true, values = (
         array[::-1]
@@ -140,12 +132,9 @@ def choose_threshold(rule: str, source: DomainData) -> float:
 
 
 def measure_threshold(data: DomainData, threshold: float, prevalence: float) -> _Record:
-    """Apply a threshold in a domain.
+    """Sensitivity, specificity and, at a prevalence in [0, 1], the predictive values.
 
-    Args:
-        data: Labels of two classes, and probabilities.
-        threshold: Positive is called where the probability is at least this.
-        prevalence: At which predictive values are given, in [0, 1].
+    Positive is called where the probability is at least the threshold.
     """
     called, positive = _score(data) >= threshold, data.labelled() == 1
     sensitivity = rate_interval(called[positive], data.group[positive])
@@ -172,13 +161,8 @@ def _score(data: DomainData) -> NDArray[np.float64]:
 def corrected_threshold(threshold: float, source_prevalence: float, prevalence: float) -> float:
     """Threshold for prior-corrected probabilities that calls the same images as before.
 
-    Correcting a probability for another prevalence adds log odds(prevalence) - log
-    odds(source prevalence) to its logit; a threshold must move along.
-
-    Args:
-        threshold: For the probabilities as the source has them.
-        source_prevalence: In (0, 1).
-        prevalence: In (0, 1), to which probabilities are corrected.
+    Correcting a probability from one prevalence in (0, 1) to another adds the difference of their
+    log odds to its logit; a threshold must move along.
     """
     odds = logit(np.clip([threshold, source_prevalence, prevalence], _TINY, 1 - _TINY))
     return float(expit(odds[0] + odds[2] - odds[1]))

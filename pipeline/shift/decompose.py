@@ -82,11 +82,8 @@ def decompose(
         draws: Bootstrap draws of patients.
 
     Returns:
-        By name: ``accuracy_loss``; of division ``class`` ``class_mix`` and ``within_class``;
-        the same of each attribute, such as ``sex_mix`` and ``within_sex`` of ``by sex``;
-        of ``score`` ``confidence_shift`` and ``y_given_score``; and where there are two
-        classes and both domains show both, of ``threshold`` ``threshold`` and
-        ``discrimination``, and ``auroc_loss``, which needs no threshold.
+        By name; the README beside this file lists them by division. The threshold and the AUROC
+        need two classes, and both in both domains.
 
     Raises:
         StudyError: Labels are absent.
@@ -167,16 +164,15 @@ def divide(
     shares = _shares_of_largest(np.stack([values[1:] for values in terms.values()]))
     effects = {}
     for (name, values), share in zip(terms.items(), shares, strict=True):
-        start, end = (_unseen_room(rate) for rate in edges.get(name, (None, None)))
-        estimate = float(values[0])
-        low, high = _lengthened(estimate, percentile_interval(values[1:]), start, end)
+        rates = edges.get(name, (None, None))
+        low, high = _lengthened(float(values[0]), percentile_interval(values[1:]), *rates)
         effects[name] = Effect(
             name=name,
             division=division,
-            estimate=estimate,
+            estimate=float(values[0]),
             low=low,
             high=high,
-            largest=float(share) if len(terms) > 1 else None,
+            largest=float(share),
         )
     return effects
 
@@ -190,26 +186,22 @@ def _shares_of_largest(table: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(wins / max(1, defined.shape[1]), dtype=np.float64)
 
 
-def _unseen_room(rate: Rate | None) -> tuple[float, float]:
-    """How far below and above itself a rate may be; nothing where draws have a spread."""
-    if rate is None or rate[0] not in (0, 1):
-        return 0.0, 0.0
-    room = wilson(0, rate[1])[1]  # the highest rate that may well be of which none was seen
-    return (room, 0.0) if rate[0] else (0.0, room)
-
-
 def _lengthened(
-    estimate: float,
-    interval: tuple[float, float],
-    start: tuple[float, float],
-    end: tuple[float, float],
+    estimate: float, interval: tuple[float, float], start: Rate | None, end: Rate | None
 ) -> tuple[float, float]:
-    """An interval of end - start, each of which may be further below and above than drawn.
+    """An interval of end - start, where a rate of 0 or 1 may yet be another.
 
     Each end moves out as independent errors add, the square of its distance from the
     estimate and the square of what is missing (MOVER; Zou and Donner 2008).
     """
-    (low, high), below, above = interval, np.hypot(end[0], start[1]), np.hypot(end[1], start[0])
+    (low, high), below, above = interval, 0.0, 0.0
+    for rate, is_end in ((start, False), (end, True)):
+        if rate is not None and rate[0] in (0, 1):
+            room = wilson(0, rate[1])[1]  # the highest rate that may well be of which none was seen
+            if (rate[0] == 1) == is_end:
+                below = float(np.hypot(below, room))
+            else:
+                above = float(np.hypot(above, room))
     return (
         max(-1.0, estimate - float(np.hypot(estimate - low, below))) if below else low,
         min(1.0, estimate + float(np.hypot(high - estimate, above))) if above else high,

@@ -1,9 +1,8 @@
 """Do the source and a target differ? Three two-sample tests by permutation of patients.
 
 The tests look at the head's scores (BBSD-KS), at what a classifier finds in the features
-(C2ST), and at distances between features (MMD). Each compares the observed statistic with
-its values after the domains of whole patients were permuted: images of one patient resemble
-each other, and permuting single images would reject too often.
+(C2ST), and at distances between features (MMD). The domains of whole patients are permuted:
+permuting single images, which resemble each other, would reject too often.
 """
 
 import math
@@ -73,11 +72,10 @@ def detect(
     """Test whether two domains differ. Labels are not looked at.
 
     Args:
-        source: Features, and probabilities out of fold, so that they are exchangeable with the
-            target's when nothing has shifted.
+        source: Features, and probabilities out of fold, as those of the target are.
         target: Features, and probabilities of the same head.
         draws: Permutations of each test.
-        seed: Seed of permutations and folds.
+        seed: Of permutations and folds.
 
     Returns:
         The tests, and the AUC of the classifier that predicts the domain from the features.
@@ -118,8 +116,7 @@ def detect(
 def _standard_scores(statistics: NDArray[np.float64]) -> NDArray[np.float64]:
     """The largest standard score of several statistics (k, B) in each permutation, shape (B,).
 
-    Observed and permuted labels are scored alike, so the test keeps its level without
-    splitting the data (the idea of MMDAgg, Schrab et al. 2023).
+    It keeps the level without splitting the data (the idea of MMDAgg, Schrab et al. 2023).
     """
     spread = statistics.std(axis=1, keepdims=True)
     spread[spread == 0] = np.inf
@@ -175,8 +172,7 @@ def mmd_statistics(
     every permutation, so their part of a tile is added up before it is multiplied.
 
     Args:
-        features: Shape (n, d). They are centred and divided by one number; no feature is
-            scaled by itself, so rotating the features changes no distance.
+        features: Shape (n, d).
         labels: Shape (n, B), True for the target.
         unit: Shape (n,), patient of each row.
 
@@ -212,13 +208,10 @@ def mmd_statistics(
 
 
 def _median_distance(rows: NDArray[np.float64]) -> float:
-    """Median Euclidean distance between two rows; 1 if more than half of the pairs coincide.
+    """Median Euclidean distance between two centred rows; 1 if most pairs coincide.
 
     Of many rows, those at evenly spaced ranks of the norm stand for all: a choice that
     depends neither on their order nor on a rotation.
-
-    Args:
-        rows: Shape (n, d), centred.
     """
     if len(rows) > _MEDIAN_ROWS:
         by_norm = np.argsort(np.einsum("ij,ij->i", rows, rows), kind="stable")

@@ -105,7 +105,7 @@ def error_table(
         name: np.append(errors[name].estimate, draws.of(data.group).mean(data.wrong()))
         for name, (data, draws) in rows.items()
     }
-    # The rates that a step starts from and leads to; a person's is given, so it has no room.
+    # A person's error is given: it has no patients, and no interval.
     rates: dict[str, Rate | None]
     rates = {name: (error.estimate, error.patients) for name, error in errors.items()}
     reasons = {}

@@ -36,8 +36,8 @@ class AnalysedHead:
     Attributes:
         trained: Its name, and the seed that its probabilities are stored under.
         about: A sentence for people: which head it is, and why this one.
-        proba: Of all images of the study, ``(N, K)``; NaN of those that it was fitted to where
-            they were never held out.
+        proba: Of all images of the study, ``(N, K)``; NaN where it was fitted to an image that
+            was never held out.
         source: The images of the source that are not NaN, with these probabilities.
         training: The images that it was fitted to, with its probabilities of them.
         linear: A linear head of the whole source, which the adaptation methods start from.

@@ -22,7 +22,6 @@ from pipeline.evaluation.metrics import weighted_mean
 
 #: Bootstrap draws of the intervals.
 _DRAWS = 200
-_DRAWN = "bootstrap of patients, both domains"
 #: Names of the estimates of the accuracy, see :func:`_estimates`.
 FORMULAS = ("atc", "doc", "label_shift")
 #: Domain classifier AUC above which nothing is estimated. Of two Gaussians with this AUC, 4 %
@@ -31,8 +30,8 @@ NO_OVERLAP = 0.9
 _ASSUMPTION = (
     "The estimates by sure images and by mean confidence hold if a score means the same on the "
     "target as on the source. The one by class frequencies holds if the images of a class look "
-    "the same. The range spans all three. It cannot see "
-    "label errors, another definition of the label, noise or blur."
+    "the same. The range spans all three. It cannot see label errors, another definition of the "
+    "label, noise or blur."
 )
 _OVERLAP = (
     "The accuracy is not estimated: hardly any image of the source looks like those of the "
@@ -113,7 +112,7 @@ def estimate_accuracy(
         ]
     )
     intervals = [
-        interval_of_draws(float(value), target, values, method=_DRAWN)
+        interval_of_draws(float(value), target, values)
         for value, values in zip(estimate, drawn.T, strict=True)
     ]
     # Patients of the target are right together as those of the source are.
@@ -127,10 +126,7 @@ def estimate_accuracy(
 
 
 def _with_outcomes(expected: Interval, trials: float) -> Interval:
-    """Where the accuracy may lie that is expected in an interval, of so many effective trials.
-
-    Both distances add as independent errors.
-    """
+    """Where the accuracy of so many trials may lie that is expected in an interval (MOVER)."""
     a = expected.estimate
     low, high = clopper_pearson(a * trials, trials)
     return replace(
@@ -165,9 +161,8 @@ def _estimates(
     order = sure_s.argsort(axis=1)
     lowest = np.take_along_axis(weights_s, order, axis=1).cumsum(axis=1)
     errors = (weights_s * ~right).sum(axis=1, keepdims=True)
-    ordered = np.pad(
-        np.take_along_axis(sure_s, order, axis=1), ((0, 0), (0, 1)), constant_values=np.inf
-    )
+    ordered = np.take_along_axis(sure_s, order, axis=1)
+    ordered = np.pad(ordered, ((0, 0), (0, 1)), constant_values=np.inf)
     threshold = np.take_along_axis(ordered, (lowest <= errors).sum(axis=1, keepdims=True), axis=1)
     atc = _mean(sure_t >= threshold, weights_t)
     drop = _mean(sure_s, weights_s) - _mean(sure_t, weights_t)
@@ -217,12 +212,12 @@ def fit_calibration(
     Args:
         proba: Shape (n, K), out of fold.
         label: Shape (n,), 0 to K - 1.
-        weights: Shape (n,), how much each row counts; 1 when left out.
+        weights: Shape (n,); 1 when left out.
         start: A calibration nearby.
     """
-    used = np.ones(len(label), bool) if weights is None else weights > 0
-    logs, label = _logs(proba[used]), label[used]
-    weights = np.ones(len(label)) if weights is None else weights[used]
+    weights = np.ones(len(label)) if weights is None else weights
+    used = weights > 0
+    logs, label, weights = _logs(proba[used]), label[used], weights[used]
     one_hot, nothing = np.eye(proba.shape[1])[label], np.eye(proba.shape[1])[0]
 
     def loss(theta: _Shares) -> tuple[float, _Shares]:
@@ -245,13 +240,9 @@ def _logs(proba: NDArray[np.floating]) -> _Shares:
 
 
 def reweighted(proba: NDArray[np.floating], class_weights: NDArray[np.floating]) -> _Shares:
-    """Probabilities under another class mix, shape (m, K).
+    """Probabilities (m, K) times the weights (K,) of the classes, as probabilities again.
 
     A row that is surely of classes without weight stays as it is: 0 / 0 says nothing.
-
-    Args:
-        proba: Shape (m, K).
-        class_weights: Shape (K,), share of each class in the target over that in the source.
     """
     weighted = np.asarray(proba * class_weights, dtype=np.float64)
     total = weighted.sum(axis=1, keepdims=True)
@@ -265,18 +256,15 @@ def estimate_prior(
     *,
     weights: NDArray[np.floating] | None = None,
 ) -> _Shares:
-    """The target's class mix by expectation maximisation (MLLS, Saerens et al. 2002).
+    """The target's class mix (..., K) by EM (MLLS, Saerens et al. 2002).
 
-    Two steps of EM show where a third would lead; a longer step in that direction is taken
-    where it makes the target more likely (SQUAREM, Varadhan and Roland 2008).
+    Two steps show where a third would lead; a longer step in that direction is taken where it
+    makes the target more likely (SQUAREM, Varadhan and Roland 2008).
 
     Args:
         proba: Shape (..., m, K), calibrated source posteriors of target rows.
         source_prior: Shape (..., K), all > 0.
-        weights: Shape (..., m), how much each row counts; 1 when left out.
-
-    Returns:
-        Shape (..., K), sums to 1.
+        weights: Shape (..., m); 1 when left out.
     """
     prior = np.asarray(source_prior, dtype=np.float64)
     ratio = proba / prior[..., None, :]
@@ -287,10 +275,8 @@ def estimate_prior(
         if np.abs(second - first).max() < _EM_TOLERANCE:
             break
         change, bend = first - prior, second - 2 * first + prior
-        length = np.linalg.norm(change, axis=-1) / np.clip(
-            np.linalg.norm(bend, axis=-1), _TINY, None
-        )
-        length = np.maximum(1.0, length)[..., None]
+        steps, bends = (np.linalg.norm(x, axis=-1, keepdims=True) for x in (change, bend))
+        length = np.maximum(1.0, steps / np.clip(bends, _TINY, None))
         far = np.maximum(prior + 2 * length * change + length**2 * bend, second / 10)
         far /= far.sum(axis=-1, keepdims=True)
         (after_far, at_far), (after_second, at_second) = (

@@ -113,8 +113,7 @@ def analyse(study: Study, options: ShiftOptions | None = None) -> _Record:
         probabilities of the head with the map of the features to ``shift.h5``.
 
     Raises:
-        StudyError: The study has no target that could be compared, or the source has too
-            few patients.
+        StudyError: No target can be compared, or the source has too few patients.
         MissingFeaturesError: Stage 1 has not been run.
         MissingResultsError: A head is asked for that was compared on no backbone.
         CheckFailedError: A patient or an image is in two roles.

@@ -23,12 +23,10 @@ _MOST = 2
 
 
 class Verdict(NamedTuple):
-    """What may be said of one labelled target.
+    """What may be said of one labelled target, the most important first.
 
-    Attributes:
-        sentences: Most important first.
-        causes: Keys of :data:`CAUSES` that the numbers allow to name, the likeliest first.
-        labels_needed: Whether estimates and thresholds made without labels must not be used.
+    Estimates and thresholds that were made without labels must not be used where these are
+    needed. Causes are keys of :data:`CAUSES`.
     """
 
     sentences: list[str]
@@ -158,7 +156,7 @@ def verdict(
         target: Its name.
         effects: See :func:`causes_of`.
         accuracy: Of the head on the ``source``, out of fold, and on the ``target``.
-        auroc: The same of its AUROC; it is said where the effects have its loss.
+        auroc: The same of its AUROC.
         images_differ: See :func:`causes_of`.
         best: The best adaptation method that uses no target labels.
         measured: A sentence on how the images differ; None where nothing is shown.
@@ -200,10 +198,8 @@ def _loss(target: str, loss: Effect, accuracy: Mapping[str, float]) -> str:
             f"is {_points(loss)}."
         )
     change, sign = ("falls", 1) if loss.low > 0 else ("rises", -1)
-    return (
-        f"Accuracy {change} from {before} on the source to {after} on {target}, by "
-        f"{_points(loss, sign)}."
-    )
+    points = _points(loss, sign)
+    return f"Accuracy {change} from {before} on the source to {after} on {target}, by {points}."
 
 
 def _gain(best: BestMethod) -> str:
@@ -236,7 +232,7 @@ def verdict_without_labels(
     Args:
         target: Its name.
         source_accuracy: Of the head, out of fold.
-        accuracy_range: Where the accuracy on the target may lie; None where nothing can be said.
+        accuracy_range: Where the accuracy on the target may lie; None: nothing can be said.
         shifted: Whether a test shows a shift.
     """
     sentences = [f"The accuracy on {target} cannot be measured: it has no labels."]

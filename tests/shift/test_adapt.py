@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from pipeline.heads.logistic import make_logistic
 from pipeline.shift.adapt import (
     ADAPTERS,
     SETTINGS,
     coral_map,
     transport_map,
 )
-from pipeline.shift.domains import fit_source
+from pipeline.shift.domains import INVERSE_PENALTY, fit_source
 from tests import shifted_worlds as worlds
 from tests.shift.worlds import embedded
 
@@ -130,10 +131,12 @@ def test_importance_weighting_is_a_head_fitted_to_the_flattened_and_clipped_odds
     rows, label = model.standardise(target), model.data.label
     domain = np.repeat([0, 1], [300, 100])
     balance = 400 / (2 * np.bincount(domain))
-    classifier = model.fit(np.vstack([model.standard, rows]), domain, balance[domain])
+    head = make_logistic(INVERSE_PENALTY)
+    classifier = head.fit(np.vstack([model.standard, rows]), domain, balance[domain])
     ratio = np.exp(classifier.decision_function(model.standard)) ** SETTINGS["ratio_exponent"]
     ratio = np.minimum(ratio, np.quantile(ratio, SETTINGS["ratio_clip"]))
-    expected = model.fit(model.standard, label, ratio / ratio.mean()).predict_proba(rows)
+    head = make_logistic(INVERSE_PENALTY)
+    expected = head.fit(model.standard, label, ratio / ratio.mean()).predict_proba(rows)
     proba = adapted("importance_weighting", model, target)
     np.testing.assert_allclose(proba, expected, atol=2e-3)
 
