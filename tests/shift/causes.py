@@ -116,13 +116,13 @@ def _diseases(rng, patients: int, change: Change):
     """Strengths of the two findings by patient, and the label at the share of ill ones."""
     wanted = rng.permutation(patients) < round(change.ill * patients)
     angle = np.deg2rad(change.turned)
-    findings, found = np.zeros((patients, 2)), np.zeros(patients, bool)
-    while not found.all():
+    findings, done = np.zeros((patients, 2)), np.zeros(patients, bool)
+    while not done.all():
         drawn = 1.5 * rng.normal(size=(patients, 2))
         axis = drawn @ [np.cos(angle), np.sin(angle)]
         fits = (rng.random(patients) < expit(6 * (axis - 0.8))) == wanted
-        findings[fits & ~found] = drawn[fits & ~found]
-        found |= fits
+        findings[fits & ~done] = drawn[fits & ~done]
+        done |= fits
     flipped = rng.random(patients) < change.flipped
     return findings, wanted ^ flipped
 
@@ -168,10 +168,10 @@ def rates(
     jobs = [
         partial(named, seed, change, attribute=attribute, patients=patients) for seed in range(runs)
     ]
-    found = list(run(jobs))
-    hits = np.mean([any(cause in right for cause in causes) for causes in found])
-    wrong = np.mean([any(cause not in right for cause in causes) for causes in found])
-    return hits, wrong, Counter(cause for causes in found for cause in causes)
+    results = list(run(jobs))
+    hits = np.mean([any(cause in right for cause in causes) for causes in results])
+    wrong = np.mean([any(cause not in right for cause in causes) for causes in results])
+    return hits, wrong, Counter(cause for causes in results for cause in causes)
 
 
 def main() -> None:
@@ -180,41 +180,28 @@ def main() -> None:
     options.add_argument("kinds", nargs="*", default=[*KINDS], help="All where left out.")
     chosen = options.parse_args()
     with in_processes(chosen.jobs) as run:
-        print_causes(chosen.runs, chosen.kinds, run)
-        print_estimates(chosen.runs, run)
-
-
-def print_causes(runs: int, kinds: list[str], run: Callable) -> None:
-    """A line for each kind of shift and strength."""
-    print(f"{runs} pairs of hospitals a line; standard error of a share at most", end=" ")
-    print(f"{50 / np.sqrt(runs):.0f} %, of 5 % {100 * np.sqrt(0.0475 / runs):.0f} %.\n")
-    print("| kind of shift | strength | right cause, % | not named, % | wrong cause, % | named |")
-    print("|---|---|---|---|---|---|")
-    for kind in kinds:
-        field, strengths, _ = KINDS[kind]
-        lines = [(s, 200) for s in strengths] + ([(0.3, 30)] if kind == "none" else [])
-        for strength, patients in lines:
-            hits, wrong, causes = rates(kind, strength, runs, patients, run)
-            shown = ", ".join(f"{cause} {count}" for cause, count in causes.most_common())
-            size = f" ({patients} patients)" if kind == "none" else ""
-            print(
-                f"| {kind}{size} | {field} {strength} | {100 * hits:.0f} | "
-                f"{100 * (1 - hits):.0f} | {100 * wrong:.0f} | {shown} |",
-                flush=True,
-            )
-
-
-def print_estimates(runs: int, run: Callable) -> None:
-    """A line for each shift under which the accuracy is estimated without labels."""
-    print("\n| shift | accuracy held by the range, % of 30 / 100 / 400 patients | width |")
-    print("|---|---|---|")
-    for name, change in UNLABELLED.items():
-        found = [
-            np.mean(list(run(partial(estimated, s, change, n) for s in range(runs))), axis=0)
-            for n in (30, 100, 400)
-        ]
-        held, width = (" / ".join(f"{100 * one[k]:.0f}" for one in found) for k in (0, 1))
-        print(f"| {name} | {held} | {width} |", flush=True)
+        error = 50 / np.sqrt(chosen.runs)
+        print(f"{chosen.runs} pairs of hospitals a line: standard errors at most {error:.0f} %.\n")
+        print("| kind of shift | strength, patients | right cause, % | wrong cause, % | named |")
+        print("|---|---|---|---|---|")
+        for kind in chosen.kinds:
+            field, strengths, _ = KINDS[kind]
+            lines = [(s, 200) for s in strengths] + ([(0.3, 30)] if kind == "none" else [])
+            for strength, patients in lines:
+                hits, wrong, causes = rates(kind, strength, chosen.runs, patients, run)
+                shown = ", ".join(f"{cause} {count}" for cause, count in causes.most_common())
+                numbers = f"{100 * hits:.0f} | {100 * wrong:.0f} | {shown}"
+                print(f"| {kind} | {field} {strength}, {patients} | {numbers} |", flush=True)
+        print("\n| shift | accuracy held by the range, % of 30 / 100 / 400 patients | width |")
+        print("|---|---|---|")
+        for name, change in UNLABELLED.items():
+            jobs = [
+                [partial(estimated, s, change, n) for s in range(chosen.runs)]
+                for n in (30, 100, 400)
+            ]
+            shares = [100 * np.mean(list(run(of_size)), axis=0) for of_size in jobs]
+            held, width = (" / ".join(f"{s[k]:.0f}" for s in shares) for k in (0, 1))
+            print(f"| {name} | {held} | {width} |", flush=True)
 
 
 if __name__ == "__main__":

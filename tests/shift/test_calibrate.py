@@ -53,9 +53,6 @@ def test_separable_rows_have_a_steep_line_and_equal_events_none(p):
     assert calibration(scored(p, np.ones(4)))["slope"] is None
 
 
-# --- thresholds
-
-
 def domain(rng, n, *, role="source", prevalence=0.5, decimals=12):
     """Scores are exact posteriors at prevalence 0.5; the classes overlap."""
     data = world(rng, n, role=role, prevalence=prevalence, reach=1.2)

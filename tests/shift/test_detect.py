@@ -1,7 +1,5 @@
 """Domain shift is found where it was planted, and nowhere else."""
 
-import tracemalloc
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -10,7 +8,7 @@ from scipy.spatial.distance import pdist
 import pipeline.shift.detect as detect_module
 from pipeline.data.domain import DomainData
 from pipeline.errors import StudyError
-from pipeline.evaluation.separability import patient_units, permutation_p, permuted_labels
+from pipeline.evaluation.separability import permuted_labels
 from pipeline.shift.detect import (
     BANDWIDTHS,
     LEVEL,
@@ -101,20 +99,6 @@ def test_small_domains_are_refused():
         assert test.p is test.p_adjusted is None
 
 
-def test_the_order_of_rows_changes_nothing():
-    """The statistics are the same for shuffled images."""
-    rng = np.random.default_rng(5)
-    pair = two_domains(rng, shift=0.3, clustered=True)
-    shuffled = [data.take(rng.permutation(len(data))) for data in pair]
-    both = (detect(*domains, draws=39)[0] for domains in (pair, shuffled))
-    for test, other in zip(*both, strict=True):
-        assert test.statistic == pytest.approx(other.statistic, rel=1e-6)
-        assert (test.p, test.name) == (other.p, other.name)
-
-
-# --- the statistics
-
-
 @pytest.mark.parametrize("classes", [2, 3])
 def test_the_score_distance_is_the_largest_over_the_classes_with_ties(classes):
     """It is scipy's KS distance of the worst class."""
@@ -125,15 +109,11 @@ def test_the_score_distance_is_the_largest_over_the_classes_with_ties(classes):
         assert distance == pytest.approx(max(each))
 
 
-def mean_kernel(a, b, width, *, skip_same=False):
-    """Average a Gaussian kernel over all pairs by a double loop."""
-    values = [
-        np.exp(-((x - y) @ (x - y)) / (2 * width**2))
-        for i, x in enumerate(a)
-        for j, y in enumerate(b)
-        if not (skip_same and i == j)
-    ]
-    return np.mean(values)
+def mean_kernel(a, b, width):
+    """Average a Gaussian kernel over all pairs of different images by a double loop."""
+    return np.mean(
+        [np.exp(-((x - y) @ (x - y)) / (2 * width**2)) for x in a for y in b if x is not y]
+    )
 
 
 @pytest.mark.parametrize("tile", [5, 512])
@@ -148,24 +128,8 @@ def test_mmd_equals_a_double_loop(monkeypatch, tile):
     monkeypatch.setattr(detect_module, "_TILE", tile)
     statistics, median = mmd_statistics(features, labels, unit), np.median(pdist(rows))
     for column, label in enumerate(labels.T):
-        a, b = rows[label], rows[~label]
+        a, b = list(rows[label]), list(rows[~label])
         for row, factor in enumerate(BANDWIDTHS):
             width = factor * median
-            within = sum(mean_kernel(x, x, width, skip_same=True) for x in (a, b))
-            expected = within - 2 * mean_kernel(a, b, width)
+            expected = sum(mean_kernel(x, x, width) for x in (a, b)) - 2 * mean_kernel(a, b, width)
             assert statistics[row, column] == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.slow
-def test_twenty_thousand_rows_need_no_square_matrix():
-    """MMD of 20,000 images stays far below the 1.6 GB of a float32 n x n matrix."""
-    rng = np.random.default_rng(21)
-    features, is_target = rng.normal(size=(20_000, 64)), np.arange(20_000) >= 16_000
-    unit = patient_units(is_target, np.arange(20_000))
-    labels = permuted_labels(is_target, unit, draws=49, seed=0)
-    tracemalloc.start()
-    statistics = mmd_statistics(features + 0.05 * is_target[:, None], labels, unit)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 600e6
-    assert permutation_p(statistics[0]) == pytest.approx(0.02)

@@ -106,9 +106,6 @@ def test_the_range_holds_what_labels_would_show(repeats, prevalence):
     assert mix_held >= 0.8
 
 
-# --- calibration and class mix
-
-
 @pytest.mark.parametrize("classes", [2, 4])
 def test_calibration_is_the_maximum_of_the_likelihood(classes):
     """No step from it makes the labels likelier; the truth is found again."""

@@ -71,9 +71,6 @@ def targets_of(study):
     return analyse(study, SHORT)["targets"]
 
 
-# --- what is written
-
-
 def test_a_brighter_hospital_is_found_and_said(study, record):
     """Tests, effects, table and methods are in the file, and agree with one another."""
     target = record["targets"][0]
@@ -162,9 +159,6 @@ def test_groups_of_the_target_stand_beside_those_of_the_source(study, record):
         assert without[name] == target[name]
 
 
-# --- sealed labels
-
-
 class StillSealedError(Exception):
     """Raised by a test where the labels are about to be opened."""
 
@@ -205,9 +199,6 @@ def test_other_labels_of_the_target_move_no_prediction(study, monkeypatch):
     assert len(made) == 6
     for before, after in zip(made[:3], made[3:], strict=True):
         np.testing.assert_equal(to_jsonable(before), to_jsonable(after))
-
-
-# --- few patients
 
 
 def few_in(domain: str, patients: dict[int, int], table: FeatureTable) -> FeatureTable:
@@ -260,9 +251,6 @@ def test_a_target_or_backbone_that_fails_does_not_cost_the_others(study, monkeyp
     *no_features, far = record["not_compared"]
     assert all("no features of tiny" in skipped["reason"] for skipped in no_features)
     assert (far["target"], far["reason"]) == ("far", "too strange")
-
-
-# --- refusals
 
 
 def test_what_cannot_be_compared_is_refused(study, monkeypatch, tmp_path):

@@ -85,19 +85,6 @@ def test_the_same_group_of_the_source_stands_beside(change, values):
     assert tuple(group["metrics"]["accuracy"]["source"] for group in groups) == values
 
 
-def test_neither_the_order_of_rows_nor_another_attribute_moves_a_number():
-    """Patients are drawn by their ids; attributes are apart."""
-    rng = np.random.default_rng(1)
-    data, member = clustered(rng, (90, 60), (1.3, 1.0))
-    order = rng.permutation(len(data))
-    other = divided(np.arange(150) % 2, names=("even", "odd"))
-    before, after = of(data, divided(member)), of(data.take(order), divided(member[order]))
-    for group, shuffled in zip(before, after, strict=True):
-        for name in METRICS:
-            assert group["metrics"][name] == pytest.approx(shuffled["metrics"][name], abs=1e-9)
-    assert before == of(data, other, divided(member))[2:]
-
-
 def test_few_images_or_patients_have_no_numbers():
     """One image less than enough, and enough images of too few patients."""
     member = np.repeat(np.arange(4), (FEW_IMAGES - 1, FEW_IMAGES, FEW_IMAGES, 60))

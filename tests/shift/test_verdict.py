@@ -176,9 +176,6 @@ def test_few_patients_and_what_checks_found_are_caveats():
     assert second == "source and b: 1 patient id."
 
 
-# --- on generated hospitals
-
-
 @pytest.mark.parametrize(
     ("kind", "strength"), [("prevalence", 0.9), ("scanner offset", 1.2), ("label noise", 0.3)]
 )
