@@ -24,6 +24,7 @@ _MISTAKE, _INTERRUPTED = 70, 130
 #: Longer messages lose their middle: the beginning says what is wrong, the end what to do.
 _LONGEST = 1500
 _PATH = click.Path(path_type=Path)
+_Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _first_process() -> bool:
@@ -104,7 +105,7 @@ def _log_to_stderr(*, foreign: bool) -> None:
         logger.propagate = False
 
 
-def _all_of(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _all_of(*options: _Option) -> _Option:
     """Several options as one decorator, in the order of the help text."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,12 +116,12 @@ def _all_of(*options: Callable[..., Any]) -> Callable[[Callable[..., Any]], Call
     return decorate
 
 
-def _choice(name: str, values: Sequence[str], text: str, default: str | None = None) -> Any:
+def _choice(name: str, values: Sequence[str], text: str, default: str | None = None) -> _Option:
     shown, kind = default is not None, click.Choice(list(values))
     return click.option(name, type=kind, default=default, show_default=shown, help=text)
 
 
-def _count(name: str, text: str) -> Any:
+def _count(name: str, text: str) -> _Option:
     return click.option(name, type=click.IntRange(min=1), help=text)
 
 
@@ -157,20 +158,18 @@ _engine_options = _all_of(
 )
 
 
-def _store_option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(
-        "--store",
-        name,
-        type=_PATH,
-        default=_default_store,
-        help="Folder of the stores; default: HEADRACE_FEATURES, or features.",
-    )
-
-
 def _default_store() -> Path:
     from pipeline.study import default_store
 
     return default_store()
+
+
+_store_option = click.option(
+    "--store",
+    type=_PATH,
+    default=_default_store,
+    help="Folder of the stores; default: HEADRACE_FEATURES, or features.",
+)
 
 
 def _load(file: Path, flags: dict[str, Any]) -> Any:
@@ -536,11 +535,7 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
 @command
 @each_finding
 def audit(
-    study: Any,
-    *,
-    shortcuts: bool,
-    write_exclude: Path | None,
-    **flags: Any,
+    study: Any, *, shortcuts: bool, write_exclude: Path | None, **flags: Any
 ) -> dict[str, Any]:
     """Look for leaks and shortcuts before any number is believed. A leak is exit code 3.
 
@@ -689,7 +684,7 @@ def report(study: Any, *, images: bool) -> dict[str, Any]:
     help="Folder results/STUDY/heads/BACKBONE/HEAD, or a file of headrace export; may be repeated, "
     "as for results/STUDY/FINDING/... of several findings.",
 )
-@_store_option("store")
+@_store_option
 @click.option("--weights", type=_PATH, help="File of the backbone's weights, if it moved.")
 @click.option("--csv", "table", type=_PATH, help="Also write the rows to this file.")
 @_strict_option
@@ -784,9 +779,9 @@ def cache_group() -> None:
 
 
 @cache_group.command("ls")
-@_store_option("root")
+@_store_option
 @command
-def list_stores(root: Path) -> dict[str, Any]:
+def list_stores(store: Path) -> dict[str, Any]:
     """List the stores with their rows, parts and sizes.
 
     Damaged parts that were set aside are counted.
@@ -797,18 +792,18 @@ def list_stores(root: Path) -> dict[str, Any]:
     from pipeline.report.features import stores
     from pipeline.report.table import terminal_text
 
-    rows = describe(root)
-    click.echo(terminal_text(stores(rows)) if rows else f"no stores in {root}")
-    return {"root": str(root), "stores": rows}
+    rows = describe(store)
+    click.echo(terminal_text(stores(rows)) if rows else f"no stores in {store}")
+    return {"root": str(store), "stores": rows}
 
 
 @cache_group.command()
 @click.argument("study", type=_PATH, required=False)
-@_store_option("root")
+@_store_option
 @_count("--sample", "Recompute so many stored images.")
 @_engine_options
 @command
-def verify(study: Path | None, *, root: Path, sample: int | None, **engine: Any) -> dict[str, Any]:
+def verify(study: Path | None, *, store: Path, sample: int | None, **engine: Any) -> dict[str, Any]:
     """Check every byte of the stores.
 
     With a study and --sample, features of some of its images are computed again and compared.
@@ -820,7 +815,7 @@ def verify(study: Path | None, *, root: Path, sample: int | None, **engine: Any)
     if sample and not study:
         raise click.UsageError("--sample needs a STUDY: it knows where the images are")
     if study is None:
-        lines = verify_stores(root)
+        lines = verify_stores(store)
     else:
         lines = verify_study(_load(study, {}), sample, _engine(engine))
     click.echo("\n".join(lines))
@@ -828,9 +823,9 @@ def verify(study: Path | None, *, root: Path, sample: int | None, **engine: Any)
 
 
 @cache_group.command("compact")
-@_store_option("root")
+@_store_option
 @command
-def compact_stores(root: Path) -> dict[str, Any]:
+def compact_stores(store: Path) -> dict[str, Any]:
     """Merge the small parts of each store.
 
     Temporary files of dead processes are removed. Damaged parts that were set aside stay.
@@ -842,13 +837,13 @@ def compact_stores(root: Path) -> dict[str, Any]:
     from pipeline.report import features as report
 
     done: dict[str, dict[str, Any]] = {}
-    for name, store in stores_in(root).items():
-        if isinstance(store, CacheError):
-            done[name] = {"error": str(store)}
+    for name, each in stores_in(store).items():
+        if isinstance(each, CacheError):
+            done[name] = {"error": str(each)}
         else:
-            done[name] = {"removed": gc(store), "parts_fewer": compact(store)}
-    click.echo("\n".join(report.compacted(done) or [f"no stores in {root}"]))
-    return {"root": str(root), "stores": done}
+            done[name] = {"removed": gc(each), "parts_fewer": compact(each)}
+    click.echo("\n".join(report.compacted(done) or [f"no stores in {store}"]))
+    return {"root": str(store), "stores": done}
 
 
 @cache_group.command()
