@@ -24,7 +24,6 @@ from pipeline.report.heads import name_of_domain
 from pipeline.report.summary import (
     PageHead,
     headline,
-    headline_of_findings,
     lights,
     lights_of_findings,
     models,
@@ -33,7 +32,7 @@ from pipeline.report.summary import (
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
-from pipeline.words import as_file_name, printable
+from pipeline.words import as_file_name, counted, printable
 
 #: By command: the layout of its record that is read here, and the title of its section; in the
 #: order of the page. Features are bookkeeping and come with the records, at the end.
@@ -123,15 +122,14 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         for finding, page in pages.items()
     ]
     sections: list[_Block] = [{"name": "findings", "title": "Findings", "blocks": links}]
-    records: dict[str, Record] = {}
     for stage in ("heads", "shift", "audit"):
         try:
             file = study.results / f"findings_{stage}.json"
-            records[stage] = _read(file, stage, FINDINGS_LAYOUT).record
-            tables = [p for p in parts_of("findings", records[stage]) if isinstance(p, Table)]
+            record = _read(file, stage, FINDINGS_LAYOUT).record
             blocks = [
                 block
-                for table in tables
+                for table in parts_of("findings", record)
+                if isinstance(table, Table)
                 for block in (_text(table.title), {"kind": "table", "table": table})
             ]
         except MissingResultsError:
@@ -142,7 +140,7 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
     return _write(
         study,
         sections=sections,
-        sentence=headline_of_findings(len(pages), records.get("shift")),
+        sentence=f"{counted(len(pages), 'finding')} an image, each with a page of its own.",
         lights=lights_of_findings(page["lights"] for page in pages.values()),
     )
 
@@ -226,10 +224,6 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
             block = _figure(image, f"{what}{reading}{where}")
             (blocks if backbone == shown else others).append(block)
     blocks += _folded("Figures of other backbones", others)
-    analysed = {t["backbone"]: t["head"] for t in results.record.get("targets", ())}.get(shown)
-    if head and analysed not in (None, head.name):
-        about = f"This section is about the head {analysed}; the head of the page is {head.name}."
-        blocks.append(_text(about))
     blocks += _blocks(parts_of(results.stage, results.record))
     return {"name": results.stage, "title": STAGES[results.stage][1], "blocks": blocks}
 

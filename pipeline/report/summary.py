@@ -11,7 +11,6 @@ from pipeline.evaluation.compare_heads import heads_by_validation
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.report.heads import name_of_domain
 from pipeline.report.table import Record
-from pipeline.words import counted
 
 #: By stage.
 _Records = Mapping[str, Record]
@@ -223,20 +222,6 @@ def _patients(heads: Record | None) -> tuple[str, str]:
 
 
 # Over several findings an image.
-
-
-def headline_of_findings(count: int, shift: Record | None) -> str:
-    """How many findings there are, and where the AUROC of which is shown to fall."""
-    sentences = [f"{counted(count, 'finding')} an image, each with a page of its own."]
-    fallen: dict[str, dict[str, None]] = {}
-    for row in shift["rows"] if shift else ():
-        if row["p_adjusted"] is not None and row["p_adjusted"] <= 0.05 and row["loss"]["low"] > 0:
-            fallen.setdefault(row["target"], {})[row["finding"]] = None
-    sentences += [
-        f"AUROC is shown to fall on {target} for {_list([*findings])}."
-        for target, findings in fallen.items()
-    ]
-    return " ".join(sentences)
 
 
 def lights_of_findings(pages: Iterable[Sequence[_Light]]) -> list[_Light]:

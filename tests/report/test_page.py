@@ -153,18 +153,6 @@ def test_two_sentences_stand_below_a_heading_and_the_others_are_folded(study):
     assert text.index("<summary>More", text.index("The second.")) < text.index("<p>The third.</p>")
 
 
-@pytest.mark.parametrize("analysed", ["mlp", "linear"])
-def test_the_section_on_shift_names_its_head_where_it_is_another(study, analysed):
-    """Two accuracies of one domain would be a riddle."""
-    heads, shift = (record(study, name) for name in ("heads", "shift"))
-    heads["backbones"][0]["best"] = "mlp"
-    shift["targets"][0]["head"] = analysed
-    change(study, "heads", heads)
-    change(study, "shift", shift)
-    sentence = "This section is about the head linear; the head of the page is mlp."
-    assert (sentence in page_of(study).text) == (analysed == "linear")
-
-
 def test_every_number_and_sentence_of_a_stage_is_on_the_page(study):
     """The page has the tables that the terminal and the CSV files are made of."""
     text = " ".join(page_of(study).text.split())

@@ -4,7 +4,6 @@ import pytest
 
 from pipeline.report.summary import (
     headline,
-    headline_of_findings,
     lights,
     lights_of_findings,
     models,
@@ -206,18 +205,6 @@ def test_each_light_has_a_word(records, words):
     assert names == ["Leaks", "Shortcuts", "Shift", "Enough patients"]
     assert shown_words == words
     assert {*states} <= {"good", "warn", "bad", "unknown"}
-
-
-def test_over_findings_it_is_said_of_which_the_auroc_is_shown_to_fall():
-    """Where the adjusted p and the interval both say so."""
-    losses = [("Edema", 0.01, 0.2), ("Mass", 0.04, 0.04), ("Mass", 0.02, 0.03), ("Hernia", 0, 0.01)]
-    rows = [
-        {"finding": f, "target": "b", "loss": {"low": low}, "p_adjusted": p} for f, low, p in losses
-    ]
-    assert headline_of_findings(2, {"rows": rows}) == (
-        "2 findings an image, each with a page of its own. AUROC is shown to fall on b for Mass."
-    )
-    assert headline_of_findings(1, None) == "1 finding an image, each with a page of its own."
 
 
 def test_of_each_light_the_worst_of_the_findings_is_shown():
