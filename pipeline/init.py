@@ -15,7 +15,7 @@ from pipeline.data.images import HEAD_BYTES
 from pipeline.data.items import NO_CLASS, Item, Listing, read_file
 from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
 from pipeline.data.sources import folders_in_classes, scan, wrong_layout
-from pipeline.data.tables import Row, find_columns, read_rows, several_findings
+from pipeline.data.tables import find_columns, read_table, several_findings
 from pipeline.errors import StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable
@@ -125,8 +125,7 @@ def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]
     elif not path.is_file():
         yield _folder_name(path.resolve().name), Domain(path=path)
     else:
-        rows = read_rows(path)
-        header = next(rows, Row(1, []))
+        header, rows = read_table(path)
         table = ImageTable(file=path, finding=finding)
         labelled = Domain(path=path, table=table).labelled
         table = replace(table, columns=find_columns(table, header, labelled=labelled))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.patients import patients_of_items
 from pipeline.data.samples import Samples
-from pipeline.data.tables import Row, check_header, fail, find_columns, read_rows
+from pipeline.data.tables import Row, fail, find_columns, read_table
 from pipeline.errors import StudyError, go_on
 from pipeline.study import HEADER, Attribute, Domain, ImageTable, SourceDomain, Study
 from pipeline.words import composed, counted, have, printable
@@ -164,9 +164,7 @@ def read_attributes(
         StudyError: It is no such table, lacks a column, has a key twice with different values,
             or text where a number should be.
     """
-    rows = read_rows(file)
-    header = next(rows, Row(1, []))
-    check_header(file, header)
+    header, rows = read_table(file)
     key_name = _key_column(file, header, attributes, table)
     key_at, *columns = map(header.cells.index, (key_name, *(a.name for a in attributes)))
     groups: dict[str, tuple[str, ...]] = {}

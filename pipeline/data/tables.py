@@ -17,7 +17,6 @@ from typing import NoReturn
 
 from cache import disk
 from pipeline.data.items import NO_CLASS, Each, Item, Listing, images_below, in_turn, system_reason
-from pipeline.data.items import SUFFIXES as IMAGES
 from pipeline.errors import StudyError
 from pipeline.study import COLUMNS, Domain, ImageTable, classes_of
 from pipeline.words import are, composed, counted, printable
@@ -43,8 +42,6 @@ _MARKS = {
 }
 _SEPARATORS = {".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
-_NO_TABLES = (".xlsx", ".xls", ".ods", ".json", ".xml", ".zip", ".gz", ".tar", *IMAGES)
-SUFFIXES = (".csv", *_SEPARATORS, *_PARQUET)
 
 
 @dataclass(frozen=True)
@@ -60,26 +57,27 @@ class Row:
     cells: list[str]
 
 
-def read_rows(file: Path) -> Iterator[Row]:
-    """The header, then every row that is not blank.
+def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
+    """The header, and every row that is not blank.
 
     Args:
         file: UTF-8 CSV with commas (or semicolons, where the header has no comma), ``.tsv``,
             or ``.parquet``.
 
     Raises:
-        StudyError: It cannot be read, is not UTF-8 or no such table, or a row has another
-            number of cells than the header.
+        StudyError: It cannot be read, is not UTF-8 or no such table, two columns have one name,
+            or a row has another number of cells than the header.
     """
-    if file.suffix.lower() in _NO_TABLES:
-        raise StudyError(
-            f"{file} is not read: a table is a CSV, TSV or Parquet file. Save a sheet of Excel as "
-            '"CSV UTF-8"; unpack an archive; of an image give the folder above its class folder'
-        )
     rows = _parquet(file) if file.suffix.lower() in _PARQUET else _text_rows(file)
-    width = 0
+    header = next(rows, Row(1, []))
+    names = header.cells
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        fail(file, header.line, f"two columns are called {printable(twice[0])!r}: rename one")
+    return header, _of_one_width(file, rows, len(names))
+
+
+def _of_one_width(file: Path, rows: Iterator[Row], width: int) -> Iterator[Row]:
     for row in rows:
-        width = width or len(row.cells)
         if len(row.cells) != width:
             fail(file, row.line, f"{len(row.cells)} cells, but the header has {width}")
         yield row
@@ -93,13 +91,6 @@ def read_lines(file: Path) -> tuple[str, ...]:
     """
     lines = _text(file).splitlines()
     return tuple(composed(line) for line in lines if line.strip() and not line.startswith("#"))
-
-
-def check_header(file: Path, header: Row) -> None:
-    """Refuse a table in which two columns have one name."""
-    names = header.cells
-    if twice := [name for name in names if name and names.count(name) > 1]:
-        fail(file, header.line, f"two columns are called {printable(twice[0])!r}: rename one")
 
 
 def fail(file: Path, line: int, message: str) -> NoReturn:
@@ -211,7 +202,6 @@ def find_columns(
     Raises:
         StudyError: A column that is needed is missing, or two fit.
     """
-    check_header(table.file, header)
     shown = ", ".join(map(printable, header.cells)) or "nothing"
     columns = dict(table.columns)
     for names in columns.values():
@@ -242,7 +232,7 @@ def several_findings(file: Path) -> list[str]:
 
     They are texts of the label with ``|`` between, or columns that hold marks alone.
     """
-    header, *rows = [*read_rows(file)] or [Row(1, [])]
+    header, rows = read_table(file)
     columns = dict(zip(header.cells, zip(*(row.cells for row in rows), strict=True), strict=False))
     for name, cells in columns.items():
         if _plain(name) in _USUAL["label"]:
@@ -294,8 +284,7 @@ class _Table:
         assert domain.table is not None  # noqa: S101 - the kind of input says so
         self._domain, self._table = domain, domain.table
         self.file = domain.table.file
-        self._rows = read_rows(self.file)
-        header = next(self._rows, Row(1, []))
+        header, self._rows = read_table(self.file)
         self.finding = self._table.finding or ""
         self._names = self._table.values.get(self.finding, (self.finding,))
         marks = [at for at, name in enumerate(header.cells) if name in self._names]

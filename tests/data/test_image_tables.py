@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.patients import patients_or_paths
 from pipeline.data.sources import scan
-from pipeline.data.tables import Row, read_rows
+from pipeline.data.tables import Row, read_table
 from pipeline.errors import StudyError
 from pipeline.study import GIVEN, ImageTable, SourceDomain, TargetDomain
 from tests.image_files import with_files
@@ -60,15 +60,15 @@ def test_parquet_is_read_as_the_same_texts(tmp_path):
 
     columns = {"path": ["a", None], "age": [3, None], "mark": [1.0, 0.5]}
     parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
-    rows = list(read_rows(tmp_path / "t.parquet"))
-    assert rows == [
+    header, rows = read_table(tmp_path / "t.parquet")
+    assert [header, *rows] == [
         Row(1, ["path", "age", "mark"]),
         Row(2, ["a", "3", "1.0"]),
         Row(3, ["", "", "0.5"]),
     ]
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(StudyError, match=r"bad\.parquet is no Parquet file"):
-        list(read_rows(tmp_path / "bad.parquet"))
+        read_table(tmp_path / "bad.parquet")
 
 
 @pytest.mark.parametrize(
