@@ -51,18 +51,11 @@ def groupings(
 ) -> Mapping[str, tuple[Grouping, ...]]:
     """Divide the images of each domain that has a file of attributes.
 
-    Args:
-        study: Its ``subgroups`` say by what.
-        samples: Of the study.
-        failures: Of targets; gets the reason of each whose file is not what it should be, or has
-            too many groups.
+    What is wrong with the file of a target is added to ``failures``; with that of the source it is
+    a StudyError.
 
     Returns:
         By domain, one for each attribute of the study; a domain without a file is missing.
-
-    Raises:
-        StudyError: The source's file is not what it should be, none of its rows names an image,
-            or an attribute has too many groups there.
     """
     if not study.subgroups:
         return {}
@@ -157,12 +150,7 @@ def read_attributes(
         table: The domain's, where this is its file: then its column of paths is the key.
 
     Returns:
-        ``path`` or ``patient``; then, by path or patient, the name of the group by each
-        attribute, in their order.
-
-    Raises:
-        StudyError: It is no such table, lacks a column, has a key twice with different values,
-            or text where a number should be.
+        ``path`` or ``patient``; then, by path or patient, the group by each attribute.
     """
     header, rows = read_table(file)
     key_name = _key_column(file, header, attributes, table)

@@ -136,15 +136,9 @@ def decode(data: bytes, policy: PixelPolicy, reading: Reading = _DEFAULT) -> Pix
 def picture_of(
     data: bytes, reading: Reading = _DEFAULT, *, at_least: int | None = None
 ) -> Image.Image:
-    """Decode a file to the picture before it is resized: upright, of mode L or RGB.
+    """Decode a file, see :func:`decode`, to the picture before it is resized: upright, L or RGB.
 
-    Args:
-        data: The whole file.
-        reading: Of its domain.
-        at_least: A JPEG file may be decoded smaller, to sides of so many pixels.
-
-    Raises:
-        ImageError: As :func:`decode`.
+    A JPEG file may be decoded smaller, to sides of ``at_least`` so many pixels.
     """
     with _reasons(data):
         image = _picture(data, reading, at_least)
@@ -153,11 +147,7 @@ def picture_of(
 
 
 def depth_of(data: bytes, reading: Reading) -> Depth:
-    """What a file holds beyond 8 bits; see :mod:`pipeline.data.grey_levels`.
-
-    Raises:
-        ImageError: It may have more than 8 bits, and cannot be decoded.
-    """
+    """What a file holds beyond 8 bits; see :mod:`pipeline.data.grey_levels`."""
     if not may_be_deep(data):
         return None
     with _reasons(data):
@@ -214,9 +204,6 @@ def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, i
 
     Returns:
         The image as it is stored, and its orientation, 1 (upright) to 8, as EXIF counts.
-
-    Raises:
-        ImageError: As :func:`decode`.
     """
     if not data:
         raise ImageError("empty file")
@@ -364,11 +351,8 @@ def split_jpeg(data: bytes) -> tuple[bytes, int]:
 def split_png(data: bytes) -> tuple[bytes, int]:
     """A PNG file without metadata, and its orientation, 1 to 8.
 
-    Every chunk is checked: Pillow alone checks neither the CRC of the pixel data nor that the
-    end is there.
-
-    Raises:
-        ImageError: Truncated, damaged, or of several frames.
+    Every chunk is checked: Pillow alone checks neither the CRC of the pixel data nor that the end
+    is there.
     """
     kept, exif = [data[:_PNG_MAGIC_BYTES]], b""
     at, name = _PNG_MAGIC_BYTES, b""

@@ -35,14 +35,11 @@ _MOST = 0.5
 
 
 def patient_of(path: str, pattern: str | None) -> str | None:
-    """Patient id of an image: first group of the pattern, else the whole match.
+    """Patient id of an image: first group of the pattern, else the whole match, or None.
 
-    The pattern is searched in the file's name; one with a ``/`` in the path below the
-    domain's folder. None when there is no pattern or it does not match.
-
-    Raises:
-        StudyError: The search takes too long: of some patterns its time doubles with each
-            letter of the name.
+    The pattern is searched in the file's name; one with a ``/`` in the path below the domain's
+    folder. A StudyError where that takes too long: of some patterns the time doubles with each
+    letter of the name.
     """
     if pattern is None:
         return None
@@ -74,9 +71,7 @@ def patients_of_items(domain: Domain, items: Sequence["Item"]) -> list[str | Non
 
 
 def patients_or_paths(domain: Domain, items: Sequence["Item"]) -> list[str]:
-    """Patient id of each image; one without a patient is its own, by its path.
-
-    Warns where patients are not known.
+    """Patient id of each image; one without a patient is its own, by its path, and that is said.
 
     Raises:
         StudyError: More than half of the images have no patient, where some are asked for.
@@ -162,10 +157,7 @@ def split_by_patient(
         names: Of the classes in label order, for the message.
 
     Returns:
-        ``fit`` or ``validation``, shape ``(n,)``.
-
-    Raises:
-        StudyError: A class has too few patients to be on both sides.
+        ``fit`` or ``validation``, shape ``(n,)``; a StudyError where a class cannot be in both.
     """
     images = Counter(group)
     classes: dict[str, set[int]] = defaultdict(set)
@@ -252,19 +244,18 @@ def patient_folds(
 ) -> list[Fold]:
     """Row numbers (in, out) of each fold; no patient is in two, and all rows are out once.
 
-    Halves are two folds: the rows out of the first, and those out of the second. Folds are
-    fewer where a class has fewer patients than that.
+    Halves are two folds: the rows out of the first, and those out of the second. Folds are fewer
+    where a class has fewer patients than that.
 
     Args:
-        label: Shape ``(n,)``: the folds are stratified by it, and each class is in every
-            ``in``. None: patients are dealt without regard to classes.
+        label: Shape ``(n,)``: the folds are stratified by it, and each class is in every ``in``.
+            None: patients are dealt without regard to classes.
         group: Patients, shape ``(n,)``.
         folds: How many at most, two or more.
         seed: Of the deal.
 
     Raises:
-        StudyError: A class has fewer than two patients, or lies in one fold however it is
-            dealt; there are fewer than two patients.
+        StudyError: There, or in a class, are fewer than two patients; or one fold has a whole class.
     """
     classes = [] if label is None else np.unique(label).tolist()
     patients = [len(np.unique(group[label == k])) for k in classes] or [len(np.unique(group))]

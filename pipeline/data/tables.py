@@ -61,12 +61,11 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
     """The header, and every row that is not blank.
 
     Args:
-        file: UTF-8 CSV with commas (or semicolons, where the header has no comma), ``.tsv``,
-            or ``.parquet``.
+        file: UTF-8 CSV with commas (or semicolons, where the header has no comma), ``.tsv``, or
+            ``.parquet``.
 
     Raises:
-        StudyError: It cannot be read, is not UTF-8 or no such table, two columns have one name,
-            or a row has another number of cells than the header.
+        StudyError: It is no such table, or its columns or rows do not fit its header.
     """
     rows = _parquet(file) if file.suffix.lower() in _PARQUET else _text_rows(file)
     header = next(rows, Row(1, []))
@@ -84,11 +83,7 @@ def _of_one_width(file: Path, rows: Iterator[Row], width: int) -> Iterator[Row]:
 
 
 def read_lines(file: Path) -> tuple[str, ...]:
-    """The lines of a text file in composed Unicode form, without comments and blank ones.
-
-    Raises:
-        StudyError: It cannot be read, or is not UTF-8.
-    """
+    """The lines of a UTF-8 text file in composed Unicode form, without comments and blank ones."""
     lines = _text(file).splitlines()
     return tuple(composed(line) for line in lines if line.strip() and not line.startswith("#"))
 
@@ -197,11 +192,7 @@ def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
 def find_columns(
     table: ImageTable, header: Row, *, labelled: bool = True
 ) -> dict[str, tuple[str, ...]]:
-    """Names of columns by what they are for: as the study says, else by their names.
-
-    Raises:
-        StudyError: A column that is needed is missing, or two fit.
-    """
+    """Names of columns by what they are for, as the study says or as they are usually called."""
     shown = ", ".join(map(printable, header.cells)) or "nothing"
     columns = dict(table.columns)
     for names in columns.values():
