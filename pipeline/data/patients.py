@@ -255,7 +255,7 @@ def patient_folds(
         seed: Of the deal.
 
     Raises:
-        StudyError: There, or in a class, are fewer than two patients; or one fold has a whole class.
+        StudyError: There or in a class are fewer than two patients; or one fold has a whole class.
     """
     classes = [] if label is None else np.unique(label).tolist()
     patients = [len(np.unique(group[label == k])) for k in classes] or [len(np.unique(group))]
