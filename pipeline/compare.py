@@ -31,7 +31,12 @@ from pipeline.errors import (
     ResultsError,
     UnknownNameError,
 )
-from pipeline.evaluation.bootstrap import bootstrap_interval
+from pipeline.evaluation.bootstrap import (
+    SET_ALPHA,
+    bbc_cv,
+    bootstrap_interval,
+    confidence_set,
+)
 from pipeline.evaluation.clinical import clinical
 from pipeline.evaluation.compare_heads import (
     COMPARED_BY,
@@ -50,7 +55,6 @@ from pipeline.evaluation.predictions import (
     predictions_file,
     predictions_of,
 )
-from pipeline.evaluation.selection import ALPHA, bbc_cv, confidence_set
 from pipeline.features.load import FeatureTable, feature_tables
 from pipeline.heads import HeadSpec, all_heads
 from pipeline.heads.preprocessing import PREPROCESSING, STANDARDISE, make_preprocessing
@@ -611,12 +615,14 @@ def _best_of(
     statistics = [METRICS[metric](label, p) for p in proba.values()]
     if not np.isfinite([on_all_rows(statistic, len(label)) for statistic in statistics]).all():
         return None
-    best = bbc_cv(statistics, group, stream("selection", seed), *bases(metric, label, group))
+    chosen, apparent, interval = bbc_cv(
+        statistics, group, stream("selection", seed), *bases(metric, label, group)
+    )
     return {
-        "head": list(proba)[best.chosen],
+        "head": list(proba)[chosen],
         "among": len(proba),
-        "apparent": best.apparent,
-        **best.interval.record(),
+        "apparent": apparent,
+        **interval.record(),
     }
 
 
@@ -661,7 +667,7 @@ def _confidence_set(
         stream(f"confidence set {data.name} {data.role}", seed),
         draws=options.draws,
     )
-    record = {"domain": data.name, "role": data.role, "alpha": ALPHA}
+    record = {"domain": data.name, "role": data.role, "alpha": SET_ALPHA}
     return {**record, "members": [names[k] for k in members]}
 
 

@@ -1,7 +1,7 @@
 """Fit heads to the fit split: parameters by folds of patients, then every seed on all rows.
 
 Folds serve two questions. Which parameters of a grid have the lowest log loss on patients
-that were held out; and, out of fold, which head is the best (see ``evaluation.selection``).
+that were held out; and, out of fold, which head is the best (``evaluation.bootstrap``).
 Each fold is preprocessed by its own rows, and no patient is both inside and outside. All fits
 of all heads are independent jobs, so they keep every core busy.
 """

@@ -14,10 +14,10 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from pipeline.data.domain import DomainData
+from pipeline.evaluation.bootstrap import bbc_cv
 from pipeline.evaluation.compare_heads import bases, score_heads, shares_of
 from pipeline.evaluation.intervals import difference_bounds, rate_interval
 from pipeline.evaluation.metrics import METRICS, score, weighted_mean
-from pipeline.evaluation.selection import bbc_cv
 from tests.evaluation.test_paired_tests import BLIND, BY_PATIENT, rejected
 from tests.simulations import in_processes, parser
 
@@ -184,7 +184,7 @@ def of_best(heads: int) -> Callable:
     def world(rng, patients: int, truth: float):
         group = patients_of(rng, patients)
         all_of = [weighted_mean(right_by_patient(rng, group, truth)) for _ in range(heads)]
-        found = bbc_cv(all_of, group, rng, draws=100).interval
+        *_, found = bbc_cv(all_of, group, rng, draws=100)
         return found.low, found.high, truth
 
     return world
