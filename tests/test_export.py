@@ -8,33 +8,36 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 
-onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-
-import pipeline.export as export_module  # noqa: E402 - not without onnx
-from pipeline.cli import main  # noqa: E402
-from pipeline.compare import CompareOptions, compare  # noqa: E402
-from pipeline.data.samples import load_samples  # noqa: E402
-from pipeline.errors import (  # noqa: E402
+import pipeline.export as export_module
+from pipeline import heads
+from pipeline.cli import main
+from pipeline.compare import CompareOptions, compare
+from pipeline.data.samples import load_samples
+from pipeline.errors import (
     ExportError,
     MissingResultsError,
     ModelError,
     PipelineError,
 )
-from pipeline.export import export_model, load_trained  # noqa: E402
-from pipeline.features.engines import EngineChoice  # noqa: E402
-from pipeline.features.extract import ExtractOptions, extract  # noqa: E402
-from pipeline.features.load import load_features  # noqa: E402
-from pipeline.finetune.stage import finetune  # noqa: E402
-from pipeline.heads.save import head_folder  # noqa: E402
-from pipeline.predict import predict as predict_images  # noqa: E402
-from pipeline.study import load_study  # noqa: E402
-from tests.finetune.tiny_trainable import install_trainable_tiny  # noqa: E402
-from tests.tiny import write_images, write_tiny_study  # noqa: E402
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.export import export_model, load_trained
+from pipeline.features.engines import EngineChoice
+from pipeline.features.extract import ExtractOptions, extract
+from pipeline.features.load import load_features
+from pipeline.finetune.stage import finetune
+from pipeline.heads.base import PreprocessedHead
+from pipeline.heads.layers import head_layers
+from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
+from pipeline.heads.save import head_folder
+from pipeline.predict import predict as predict_images
+from pipeline.study import load_study
+from tests.finetune.tiny_trainable import install_trainable_tiny
+from tests.tiny import write_images, write_tiny_study
 
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 HEADS = ("linear", "ridge", "lda", "mlp", "prototype", "svm")
@@ -130,13 +133,6 @@ def test_views_and_layers_are_in_the_file(tmp_path, monkeypatch, setting):
 
 def test_every_preprocessing_and_three_classes_have_a_graph():
     """Against the fitted pipelines themselves, on made-up features."""
-    import torch
-
-    from pipeline import heads
-    from pipeline.heads.base import PreprocessedHead
-    from pipeline.heads.layers import head_layers
-    from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
-
     rng = np.random.default_rng(0)
     label = np.arange(90) % 3
     X = (rng.normal(size=(90, 6)) + 2 * np.eye(6)[label]).astype(np.float32)
@@ -156,8 +152,6 @@ def test_every_preprocessing_and_three_classes_have_a_graph():
 
 def test_a_fine_tuned_network_is_one_file_too(study):
     """As the probabilities that stage 3 kept."""
-    from pipeline.evaluation.predictions import read_predictions
-
     card = export_model(study, "full", Path("full.onnx"))
     assert card["model"] == "full"
     assert [d["role"] for d in card["tested"]] == ["validation", "target"]

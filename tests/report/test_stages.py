@@ -1,8 +1,6 @@
 """What people are shown of each stage: short, plain, and the same numbers everywhere."""
 
 import csv
-import io
-import json
 import re
 
 import pytest
@@ -10,8 +8,6 @@ import pytest
 from pipeline import report
 from pipeline.evaluation.intervals import TOO_FEW
 from pipeline.report import show
-from pipeline.report.predict import predictions
-from pipeline.report.table import to_csv
 
 #: Words that nobody outside the project would use.
 RIDDLES = re.compile(
@@ -55,21 +51,12 @@ FEATURES = {
         {"domain": "far", "path": f"{k}.png", "reason": "not an image"} for k in range(12)
     ],
 }  # fmt: skip
-PREDICT = {
-    "head": "linear", "backbone": "tiny", "study": "made up", "images": 40, "computed": 1,
-    "classes": ["a", "=b"], "contains_training_features": True,
-    "rows": [
-        {"path": "x" * 70 + "/1.png", "key": "00", "predicted": "a", "probability": [0.9, 0.1]},
-        {"path": "2.png", "key": "01", "predicted": "=b", "probability": [0.25, 0.75]},
-    ],
-    "skipped": [{"path": "3.png", "reason": "not an image"}], "class_folders": {},
-}  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", ["heads", "finetune", "shift", "audit", "features", "predict"])
+@pytest.mark.parametrize("stage", ["heads", "finetune", "shift", "audit", "features"])
 def test_the_text_fits_a_terminal_and_uses_the_fields_words(records, stage):
     """No line is longer than 120 columns, and no word needs a glossary of ours."""
-    text = show(stage, (records | {"predict": PREDICT, "audit": AUDIT})[stage])
+    text = show(stage, (records | {"audit": AUDIT})[stage])
     assert max(map(len, text.splitlines())) <= 120
     assert not RIDDLES.findall(text)
 
@@ -81,20 +68,6 @@ def test_a_target_takes_forty_lines_at_most(records, stage):
         for domain in records["heads"]["backbones"][0]["domains"]:
             domain["rows"] += [{**domain["rows"][0], "head": name} for name in "abcdefgh"]
     assert len(show(stage, records[stage]).splitlines()) <= 40
-
-
-def test_a_target_without_labels_has_estimates(records):
-    """And none of the tables that need labels."""
-    (target,) = records["shift"]["targets"]
-    target["labelled"] = False
-    for key in ("effects", "adaptation", "calibration", "thresholds", "subgroups", "covariates"):
-        target[key] = []
-    target["error_table"] = None
-    text = show("shift", records["shift"])
-    assert "far on tiny, without labels" in text
-    estimate = target["accuracy_range"]["estimates"][0]
-    assert f"{100 * estimate['estimate']:.1f} [{100 * estimate['low']:.1f}, " in text
-    assert "Why accuracy is lost" not in text
 
 
 def test_files_have_the_numbers_of_the_record(records):
@@ -142,17 +115,3 @@ def test_features_count_what_was_done_and_skipped():
     assert "2 more are in features.json." in text
     again = FEATURES["backbones"][0] | {"computed": 0}
     assert "tiny: nothing to do" in show("features", FEATURES | {"backbones": [again]})
-
-
-def test_predictions_show_the_path_and_a_warning():
-    """The file has all of it, and text that would be a formula is none."""
-    text = show("predict", PREDICT)
-    assert re.search(r"^ x+/1\.png +a +\.900$", text, re.MULTILINE)
-    assert re.search(r"^ 2\.png +=b +\.750$", text, re.MULTILINE)
-    assert "1 image computed, 1 from the store." in text
-    assert "treat it as patient data" in text
-    assert "not a medical device" in text
-    rows = list(csv.DictReader(io.StringIO(to_csv(predictions(PREDICT)))))
-    assert [float(row["a"]) for row in rows] == [0.9, 0.25]
-    assert rows[1]["predicted"] == "'=b"
-    json.dumps(PREDICT)
