@@ -1,25 +1,16 @@
 """Facts of images: right, the same for the same picture, each moved by its own cause."""
 
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
 from pipeline.data.facts import APPEARANCE, facts_of_picture, jpeg_quality
-from tests.image_files import facts_of_file
+from tests.image_files import encoded, facts_of_file
 
 SIZE = 96
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 60), np.uint8)
-
-
-def encoded(pixels, kind="PNG", **options):
-    """The bytes of a file with these pixels."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def facts_of_array(pixels):
@@ -31,7 +22,7 @@ def test_the_facts_are_those_of_the_picture():
     """Against numpy, on a picture whose border is known."""
     pixels = GREY.copy()
     pixels[:2], pixels[-2:], pixels[:, :3], pixels[:, -3:] = 7, 7, 7, 7
-    data = encoded(pixels)
+    data = encoded(pixels, "PNG")
     facts = facts_of_file(data)
     assert (facts["height"], facts["width"], facts["file_bytes"]) == (40, 60, len(data))
     assert facts["mean"] == pytest.approx(pixels.mean())
@@ -50,9 +41,9 @@ def test_the_quality_of_a_libjpeg_file_is_read_from_its_tables(quality):
 def test_the_same_pixels_have_one_digest_whatever_the_file():
     """Another compression, three equal channels, a row of a stack; one grey level is another."""
     same = [
-        facts_of_file(encoded(GREY, compress_level=1)),
-        facts_of_file(encoded(GREY, compress_level=9)),
-        facts_of_file(encoded(np.stack([GREY] * 3, 2))),
+        facts_of_file(encoded(GREY, "PNG", compress_level=1)),
+        facts_of_file(encoded(GREY, "PNG", compress_level=9)),
+        facts_of_file(encoded(np.stack([GREY] * 3, 2), "PNG")),
         facts_of_array(GREY),
     ]
     assert len({bytes(facts["pixels"]) for facts in same}) == 1
