@@ -45,14 +45,14 @@ def install_tiny_backbone(monkeypatch, folder: Path) -> Path:
     return file
 
 
-def table_with_tiny(file: Path, network=tiny_network):
+def table_with_tiny(file: Path, network=tiny_network, layers=MappingProxyType({"0": 8, "1": 8})):
     """The table of backbones and ``tiny``, whose weights are a file."""
     spec = backbones.Spec(
         dim=8,
         policy=PixelPolicy(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
         network=network,
         pretrained=FileWeights(file),
-        layers={"0": 8, "1": 8},
+        layers=layers,
     )
     return MappingProxyType({**backbones.BACKBONES, "tiny": spec})
 

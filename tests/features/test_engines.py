@@ -238,6 +238,7 @@ def test_other_weights_have_a_network_of_their_own(study_file, conversions):
     assert extract(load_study(study_file), OPENVINO).backbones[0].computed == 60
     assert conversions == [4]
     assert len(list(Path("features/index/networks").iterdir())) == 2
+    assert len([p for p in Path("features").iterdir() if p.name != "index"]) == 2
 
 
 def test_a_network_that_cannot_be_kept_costs_only_time(study_file, conversions, monkeypatch):

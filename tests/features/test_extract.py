@@ -120,24 +120,17 @@ def test_a_target_and_a_backbone_of_one_name_fail_each_for_itself(study_file):
     assert sorted("gone" in text for text in texts) == [False, True]
 
 
-def test_moving_renaming_and_relabelling_cost_nothing(study_file, builds):
-    """The key is the content; labels are not in the store."""
+def test_moving_copying_and_relabelling_cost_nothing(study_file, builds):
+    """The key is the content; labels are not in the store. Of copies both rows are counted."""
     study = load_study(study_file)
     extract(study, OPTIONS)
     here = study_file.parent / "here"
     moved = sorted((here / "a").iterdir())[0]
     moved.rename(here / "b" / "p1000_moved.png")
-    assert counts(extract(study, OPTIONS)) == (60, 0, 60, 0)
-    assert builds == ["tiny"]
-
-
-def test_copies_are_computed_once_and_counted_twice(study_file):
-    """Both rows of the table are kept, one row of features is."""
-    first = sorted((study_file.parent / "here" / "a").iterdir())[0]
-    shutil.copy(first, first.with_name("p1000_copy.png"))
-    study = load_study(study_file)
-    assert counts(extract(study, OPTIONS)) == (61, 61, 0, 0)
+    shutil.copy(here / "b" / "p1000_moved.png", here / "b" / "p1000_copy.png")
+    assert counts(extract(study, OPTIONS)) == (61, 0, 61, 0)
     assert len(store_for(study, study.backbones[0])) == 60
+    assert builds == ["tiny"]
 
 
 def test_the_features_are_those_of_the_image(study_file):
@@ -231,18 +224,6 @@ def test_an_image_that_changes_under_way_is_never_filed_under_the_old_key(study_
     report = extract(study, OPTIONS)
     assert counts(report) == (60, 59, 0, 1)
     assert "changed while the run was under way" in report.skipped[0].reason
-
-
-def test_other_weights_are_another_store(study_file):
-    """The old features stay where they are; nothing is mixed."""
-    study = load_study(study_file)
-    extract(study, OPTIONS)
-    state = torch.load(study_file.parent / "tiny.pth", weights_only=True)
-    state["0.bias"] += 0.5
-    torch.save(state, study_file.parent / "tiny.pth")
-    assert counts(extract(study, OPTIONS)) == (60, 60, 0, 0)
-    stores = [p for p in (study_file.parent / "features").iterdir() if p.name != "index"]
-    assert len(stores) == 2
 
 
 def test_a_network_that_says_something_else_is_not_mixed_in(study_file, monkeypatch):

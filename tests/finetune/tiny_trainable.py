@@ -3,10 +3,9 @@
 from pathlib import Path
 from types import MappingProxyType
 
-from pipeline.data.images import PixelPolicy
 from pipeline.features import backbones
 from pipeline.finetune import networks
-from tests.tiny import FileWeights
+from tests.tiny import table_with_tiny
 
 
 def deep_tiny():
@@ -50,16 +49,8 @@ def install_trainable_tiny(monkeypatch, folder: Path) -> Path:
             network[1].running_mean += 0.1
             network[4].running_var *= 0.7
     torch.save(network.state_dict(), file)
-    spec = backbones.Spec(
-        dim=8,
-        policy=PixelPolicy(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-        network=_network,
-        pretrained=FileWeights(file),
-        layers={"1": 6},
-    )
+    table = table_with_tiny(file, _network, {"1": 6})
     cut = networks.Cut(where="after the first stage", split=_split, first_block=("0", "1"))
-    monkeypatch.setattr(
-        backbones, "BACKBONES", MappingProxyType({**backbones.BACKBONES, "tiny": spec})
-    )
+    monkeypatch.setattr(backbones, "BACKBONES", table)
     monkeypatch.setattr(networks, "CUTS", MappingProxyType({**networks.CUTS, "tiny": cut}))
     return file
