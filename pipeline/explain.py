@@ -81,7 +81,6 @@ def explain(
 
     Raises:
         ExportError: The model has no layers, or its features are no mean over places.
-        PipelineError: See the modules this calls.
     """
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
@@ -126,7 +125,6 @@ def explain(
         "study": study.name,
         "head": name,
         "backbone": choice.name,
-        "classes": [printable(label) for label in samples.classes],
         "even": {"border": 1 - _CENTRE**2, "corners": 4 * _CORNER**2},
         "domains": domains,
         "folder": str(folder),
@@ -204,7 +202,7 @@ def _audited(study: Study, data: DomainData) -> dict[str, Any]:
 
 
 class ActivationMaps:
-    """_Maps of a network's last activations, weighted by the slopes of heads.
+    """Maps of a network's last activations, weighted by the slopes of heads.
 
     Args:
         network: Uint8 pixels ``(n, size, size, 3)`` to features ``(n, d)`` that are a mean over
@@ -310,8 +308,7 @@ def _shares(
             region: _interval(values[of_class], group, stream("shares of maps", seed))
             for region, values in shares.items()
         }
-        counts = {"images": len(of_class), "patients": len(np.unique(group))}
-        rows.append({"class": printable(name), **counts, **intervals})
+        rows.append({"class": printable(name), "images": len(of_class), **intervals})
     return rows
 
 

@@ -85,24 +85,14 @@ def predict(
     engine = engine or EngineChoice()
     check_engine(engine)
     head = load_head(model)
-    if weights and len(head.networks) > 1:
-        raise ModelError(
-            f"{model} takes {len(head.networks)} networks; one weights file cannot be for all"
-        )
     pairs, skipped = _find_images(images, Reading(window=head.window, frame=head.frame))
     unusable: dict[bytes, str] = {}
     features, computed = [], set()
     with TemporaryDirectory(prefix="headrace-") as scratch:
         for network in head.networks:
-            rows_of, new = _rows_of(
-                network,
-                pairs,
-                unusable,
-                root=store,
-                scratch=Path(scratch),
-                engine=engine,
-                weights=weights,
-            )
+            choice = _choice(network, weights)
+            stores = FeatureStore(store, network.recipe), Path(scratch)
+            rows_of, new = _rows_of(choice, pairs, unusable, *stores, engine=engine)
             features.append(rows_of)
             computed |= new
     good = _usable(pairs, unusable, skipped, strict=strict)
@@ -275,22 +265,19 @@ def _skip(path: object, reason: str) -> dict[str, str]:
 
 
 def _rows_of(
-    network: Network,
+    choice: BackboneChoice,
     images: Sequence[_Keyed],
     unusable: dict[bytes, str],
-    *,
-    root: Path,
+    store: FeatureStore,
     scratch: Path,
+    *,
     engine: EngineChoice,
-    weights: Path | None,
 ) -> tuple[dict[bytes, NDArray[np.float32]], set[bytes]]:
     """Features of images by content key, and the keys of those that were computed.
 
     The reasons of images that cannot be used go to ``unusable``; ``scratch`` takes the features
     that a store which may only be read does not.
     """
-    choice = _choice(network, weights)
-    store = FeatureStore(root, network.recipe)
     missing = {key: item for item, key in images if key not in store and key not in unusable}
     stored = [key for _, key in images if key in store]
     rows = dict(zip(stored, store.read(stored), strict=True))
@@ -299,7 +286,7 @@ def _rows_of(
         unusable |= fill_stores(
             [target],
             missing,
-            build=partial(frozen_network, choice, network.recipe),
+            build=partial(frozen_network, choice, store.recipe),
             policy=policy_of(choice),
             engine=engine,
             title=choice.name,

@@ -77,7 +77,7 @@ def _choices(
 
 
 def _sorted(stored: Predictions, rows: _Rows, value: NDArray[np.float64]) -> _Rows:
-    """_Rows by their values from below, the first of each patient before all others."""
+    """Rows by their values from below, the first of each patient before all others."""
     ordered = rows[np.argsort(value, kind="stable")]
     _, first = np.unique(stored.patient[ordered], return_index=True)
     is_first = np.isin(np.arange(len(ordered)), first)
