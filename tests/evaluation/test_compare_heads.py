@@ -8,7 +8,6 @@ from MLstatkit import Delong_test
 
 from pipeline.data.items import Item
 from pipeline.data.samples import UNLABELLED, Samples
-from pipeline.errors import StudyError
 from pipeline.evaluation.bootstrap import bootstrap_interval
 from pipeline.evaluation.compare_heads import (
     best_by_validation,
@@ -145,23 +144,6 @@ def test_what_one_class_does_not_define_is_left_out_and_no_number():
     assert found["sensitivity"].method == "Clopper-Pearson"
 
 
-def test_a_class_in_one_patient_has_no_variance():
-    """Its area is a number without an interval."""
-    data = domain(n=40, each=4)
-    data = replace(data, group=np.where(data.label == 1, "p1", data.group))
-    found = of_one(data, head(data.label, 1.0))["auroc"]
-    assert np.isfinite(found.estimate)
-    assert (found.method, np.isnan(found.low)) == ("too few patients", True)
-
-
-def test_another_head_beside_it_changes_no_interval():
-    """Heads share the draws; dropping one moves none of the others'."""
-    data = domain(each=2)
-    p = {seed: head(data.label, 1.0, seed) for seed in range(3)}
-    together = score_heads(data, p, seed=0, draws=200)
-    assert together[1] == score_heads(data, {1: p[1]}, seed=0, draws=200)[1]
-
-
 # --- pairs of heads
 
 
@@ -184,20 +166,6 @@ def test_independent_images_are_compared_exactly():
         assert set(rows) == {"h1", "h2", "h3"}
         adjusted = holm([one.p for one in rows.values()])
         assert [one.p_adjusted for one in rows.values()] == pytest.approx(adjusted)
-
-
-def test_a_row_on_disk_is_flat():
-    """Estimate, interval, p and verdict stand side by side."""
-    data = domain(n=200, each=2)
-    found = compared(data, heads(data.label))["accuracy"]
-    row = found["h3"].record()
-    assert list(row) == [
-        "estimate", "low", "high", "images", "patients", "method",
-        "p", "p_adjusted", "test", "verdict", "patients_to_settle",
-    ]  # fmt: skip
-    assert (row["images"], row["patients"], row["verdict"]) == (200, 100, "better")
-    assert found["h2"].verdict == "worse"
-    assert found["h3"].interval.low > 0 > found["h2"].interval.high
 
 
 def test_images_of_one_patient_are_compared_by_patient():
@@ -317,9 +285,3 @@ def test_each_labelled_domain_is_evaluated_in_each_role():
         ("source", "fit", [0]), ("B", "target", [1, 4]), ("source", "validation", [2]),
     ]  # fmt: skip
     assert found[1].label.tolist() == [1, 0]
-
-
-def test_images_without_labels_are_refused():
-    """What slips through would count as wrong."""
-    with pytest.raises(StudyError, match="needs the labels of B"):
-        score_heads(domain().sealed(), {}, seed=0)

@@ -18,7 +18,6 @@ from pipeline.evaluation.intervals import (
     difference_p,
     rate_interval,
     share_of,
-    simultaneous_differences,
     simultaneous_intervals,
     wilson,
 )
@@ -131,20 +130,6 @@ def test_what_is_undefined_without_a_patient_has_no_interval():
     assert rate_interval(np.array([True, False]), np.array([7, 7])).method == TOO_FEW
 
 
-@pytest.mark.parametrize("metric", [m for m in METRICS if m not in ("brier", "log_loss", "ece")])
-@pytest.mark.parametrize("right", [True, False])
-def test_no_interval_has_a_width_of_zero(metric, right):
-    """Ten patients, all right or all wrong: one of the next may be otherwise."""
-    label = np.arange(20) // 2 % 2
-    called = label if right else 1 - label
-    group = np.arange(20) // 2
-    bases = [group[label == k] for k in (0, 1)]
-    found = share_of(METRICS[metric](label, np.eye(2)[called]), group, *bases).interval()
-    assert found.high - found.low > 0.1
-    if right or metric != "average_precision":  # which is never 0
-        assert (found.high if right else found.low) == found.estimate == right
-
-
 # --- differences
 
 
@@ -219,16 +204,6 @@ def test_groups_need_the_width_of_the_independent_ones_among_them(kind, independ
     sidak = norm.ppf((1 + 0.95 ** (1 / independent)) / 2)
     width = critical_value(moves, np.random.default_rng(6), draws=50_000)
     assert width == pytest.approx(sidak, abs=0.03)
-
-
-def test_one_group_alone_has_its_own_interval():
-    """And of no group there is none."""
-    one, rng = rate(30, 40), np.random.default_rng(9)
-    assert simultaneous_intervals([one], rng)[0] == pytest.approx(one.bounds(), abs=0.01)
-    pair = (one, rate(20, 40))
-    found = simultaneous_differences([pair], rng)[0]
-    assert found == pytest.approx(difference_bounds(*pair), abs=0.01)
-    assert simultaneous_intervals([], rng) == simultaneous_differences([], rng) == []
 
 
 @pytest.mark.parametrize("repeats", [120, pytest.param(4000, marks=pytest.mark.slow)])

@@ -6,12 +6,9 @@ same on fewer repeats, inside the binomial band of their number.
 
 import numpy as np
 import pytest
-from MLstatkit import Delong_test
 from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
 
-from pipeline.evaluation.intervals import share_of
-from pipeline.evaluation.metrics import weighted_auroc
 from pipeline.evaluation.paired_tests import (
     correlated_t,
     delong,
@@ -200,20 +197,6 @@ def test_delong_refuses_one_class_and_more_than_two_and_a_class_of_one_patient(y
         paired_delong(np.array(y), np.arange(6.0), np.arange(6.0), group=np.arange(6))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_paired_test_equals_mlstatkit(seed):
-    """On random data with ties; their z is second minus first."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 2, 80)
-    a, b = np.round(rng.normal(size=80) + y, 1), np.round(rng.normal(size=80) + 0.5 * y, 1)
-    z, p, *_, area_a, area_b, info = Delong_test(y, a, b)
-    assert info["method"] == "delong"
-    areas, _ = delong(y, np.stack([a, b]), group=np.arange(80))
-    assert areas == pytest.approx([area_a, area_b])
-    assert paired_delong(y, a, b, group=np.arange(80)) == pytest.approx(p)
-    assert np.sign(areas[0] - areas[1]) == -np.sign(z)
-
-
 def test_the_paired_test_by_patient_uses_the_clustered_variance():
     """And p from its z; which head is the first, and the order of images, change nothing."""
     y, scores, group = clustered()
@@ -227,14 +210,6 @@ def test_the_paired_test_by_patient_uses_the_clustered_variance():
         paired_delong(y[order], *scores[:, order], group=group[order]),
     ):
         assert found == pytest.approx(expected)
-
-
-def test_the_jackknife_by_patient_has_nearly_the_clustered_variance():
-    """Two roads to the variance of one area."""
-    y, scores, group = clustered(2, patients=150)
-    _, covariance = delong(y, scores, group=group)
-    share = share_of(weighted_auroc(y == 1, scores[0]), group, group[y == 0], group[y == 1])
-    assert share.variance == pytest.approx(covariance[0, 0], rel=0.03)
 
 
 @pytest.mark.parametrize("n", [2, 10])

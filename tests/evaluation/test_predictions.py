@@ -5,7 +5,6 @@ import pytest
 
 from pipeline.data.items import Item
 from pipeline.data.samples import Samples
-from pipeline.errors import MissingResultsError
 from pipeline.evaluation.predictions import predictions_file, predictions_of, read_predictions
 from pipeline.results import write_set
 
@@ -46,9 +45,3 @@ def test_no_patient_and_no_path_is_in_the_file(samples):
     content = predictions_file({"net": predictions_of(samples, {})})
     assert b"mrs-a" not in content
     assert b"a.png" not in content
-
-
-def test_a_missing_file_says_what_to_do(tmp_path):
-    """The stage that writes it has not been run."""
-    with pytest.raises(MissingResultsError, match="run headrace finetune STUDY first"):
-        read_predictions(tmp_path / "finetune-limit9.h5")

@@ -112,13 +112,8 @@ def test_a_perfect_auc_has_a_bound_that_grows_with_the_patients():
     assert 0.5 < few.auc.low < 0.8
     assert 0.95 < many.auc.low < 1
     assert many.p == pytest.approx(1 / 500)
-
-
-@pytest.mark.parametrize("classes", [6, 10])
-def test_a_perfect_auc_of_many_classes_has_a_bound_too(classes):
-    """Rounding of a mean over the classes hides it for no number of them."""
-    label = np.repeat(np.arange(classes), 10)
-    auc = separability(np.eye(classes)[label], label, np.arange(label.size)).auc
+    label = np.repeat(np.arange(6), 10)  # six times a sixth is not 1
+    auc = separability(np.eye(6)[label], label, np.arange(60)).auc
     assert auc.estimate == auc.high == 1
     assert 0.5 < auc.low < 0.8
 

@@ -75,9 +75,3 @@ def test_a_mistake_is_refused_with_what_is_allowed(tmp_path, change, sentence):
     assert text != GOOD
     with pytest.raises(StudyError, match=sentence):
         all_heads(load_study(write(tmp_path, text)).heads)
-
-
-def test_a_base_of_the_same_name_is_no_way_round_the_table():
-    """Also where no file was read."""
-    with pytest.raises(StudyError, match="the name is taken"):
-        all_heads((CustomHead(name="mlp", base="mlp"),))

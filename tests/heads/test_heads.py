@@ -51,3 +51,20 @@ def test_one_class_cannot_be_learnt(name):
     """The message says which one was got."""
     with pytest.raises(ValueError, match=r"one class only \(1\)"):
         HEADS[name].make(0).fit(np.eye(4, dtype=np.float32), np.ones(4, int))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("ridge", {"penalties": (1.0, 0.0)}),
+        ("lda", {"shrinkage": "none"}),
+        ("lda", {"shrinkage": 1.5}),
+        ("mlp", {"depth": 0}),
+        ("mlp", {"hidden": 0}),
+        ("mlp", {"dropout": 1.0}),
+    ],
+)
+def test_a_setting_that_is_not_allowed_is_refused(name, setting):
+    """What is allowed is in the message."""
+    with pytest.raises(ValueError, match="allowed are"):
+        HEADS[name].make(0).set_params(**setting).fit(np.eye(4), [0, 1, 0, 1])

@@ -1,23 +1,43 @@
 """Saved heads: the same probabilities after reading, and files that are refused with a reason."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save
+from safetensors.numpy import save as safetensors
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.linear_model import LogisticRegression
 
 from cache.recipe import Recipe
+from pipeline import randomness
+from pipeline.data import patients
+from pipeline.data.grey_levels import Reading
 from pipeline.errors import ModelError, ResultsError
-from pipeline.heads import HEADS
+from pipeline.heads import HEADS, mlp, save
 from pipeline.heads.base import PreprocessedHead
-from pipeline.heads.preprocessing import make_preprocessing
-from pipeline.heads.save import Network, SavedHead, head_folder, load_head, save_head
+from pipeline.heads.preprocessing import PREPROCESSING, make_preprocessing
+from pipeline.heads.save import (
+    DESCRIPTION,
+    FIT_FILE,
+    Network,
+    SavedHead,
+    fit_file,
+    fit_keys,
+    head_folder,
+    load_head,
+    read_fit,
+    save_head,
+)
+from pipeline.heads.search import Fit
+from pipeline.results import write_set
 from tests import result_files
+from tests.heads.made_up_rows import made_up_rows
 
 RECIPE = Recipe(
     backbone="tiny", cut="end", pooling="mean", weights="0" * 64, preprocessing={"size": 32}
@@ -52,24 +72,17 @@ def saved(*models, classes=2, **more):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("name", HEADS)
-def test_a_head_is_the_same_to_the_last_bit_after_saving(name, classes, tmp_path):
-    """Every head of the table, and two seeds of it as their mean."""
-    models = [fitted(name, classes=classes, seed=seed) for seed in (0, 1)]
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [*((name, "standardise") for name in HEADS), *(("linear", how) for how in PREPROCESSING)],
+)
+def test_a_head_is_the_same_to_the_last_bit_after_saving(name, how, classes, tmp_path):
+    """Every head and every preprocessing of the tables, and two seeds as their mean."""
+    models = [fitted(name, classes=classes, seed=seed, preprocessing=how) for seed in (0, 1)]
     save_head(tmp_path / "m", saved(*models, classes=classes))
     other = world(classes)[2]
     expected = np.mean([model.predict_proba(other) for model in models], axis=0)
     np.testing.assert_array_equal(load_head(tmp_path / "m").predict_proba(other), expected)
-
-
-@pytest.mark.parametrize("preprocessing", ["standardise", "none", "l2", "pca_whiten"])
-def test_the_preprocessing_is_part_of_the_saved_head(preprocessing, tmp_path):
-    """Features come as the backbone gave them."""
-    model = fitted("linear", preprocessing=preprocessing)
-    save_head(tmp_path / "m", saved(model))
-    other = world()[2]
-    found = load_head(tmp_path / "m").predict_proba(other)
-    np.testing.assert_array_equal(found, model.predict_proba(other))
 
 
 def test_the_description_comes_back_as_it_was_given(tmp_path):
@@ -116,7 +129,7 @@ def test_a_foreign_type_in_a_file_is_named_and_never_built(name, tmp_path, monke
     for structure in ({"object": name, "state": {}}, {"built": name, "arguments": [], "state": 0}):
         save_head(tmp_path / "m", saved(fitted()))
         text = np.frombuffer(json.dumps({"list": [structure]}).encode(), np.uint8)
-        rewrite(tmp_path / "m", save({"structure": text}))
+        rewrite(tmp_path / "m", safetensors({"structure": text}))
         with pytest.raises(ModelError, match=rf"not trusted: {name}.*Open only files that"):
             load_head(tmp_path / "m")
 
@@ -197,12 +210,6 @@ def test_features_of_another_width_are_refused():
         saved(fitted()).predict_proba(world()[0][:, :4])
 
 
-def test_a_head_of_other_classes_is_refused():
-    """Three probabilities for two names."""
-    with pytest.raises(ModelError, match="gives no probabilities"):
-        saved(fitted("lda", classes=3), classes=2).predict_proba(world(3)[2])
-
-
 def test_a_custom_head_of_trees_is_saved(tmp_path):
     """Trees are trusted by name."""
     model = fitted(ExtraTreesClassifier(5, random_state=0))
@@ -210,3 +217,99 @@ def test_a_custom_head_of_trees_is_saved(tmp_path):
     other = world()[2]
     found = load_head(tmp_path / "m").predict_proba(other)
     np.testing.assert_array_equal(found, model.predict_proba(other))
+
+
+# What a fit has shown.
+
+
+FIT = Fit(
+    models=("never written",),
+    seeds=(0, 1),
+    proba=np.arange(12.0).reshape(2, 3, 2),
+    chosen={"C": 0.1, "kernel": "rbf"},
+    curves={"fit_loss": [0.7, 0.5]},
+    out_of_fold=np.full((2, 3, 2), np.nan),
+    seconds=1.5,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_set(tmp_path / DESCRIPTION, {}, {"model.safetensors": b"x", **fit_file("key", FIT)})
+    return tmp_path
+
+
+def test_a_fit_comes_back_without_its_models(folder):
+    """Numbers as they were."""
+    found, digests = read_fit(folder, "key")
+    assert digests.keys() == {DESCRIPTION, "model.safetensors", FIT_FILE}
+    assert found.models == ()
+    for name in ("seeds", "chosen", "curves", "seconds"):
+        assert getattr(found, name) == getattr(FIT, name)
+    np.testing.assert_array_equal(found.proba, FIT.proba)
+    np.testing.assert_array_equal(found.out_of_fold, FIT.out_of_fold)
+
+
+def test_what_cannot_be_used_is_no_error(folder):
+    """Another key, a damaged file, a head that is not saved, nothing at all."""
+    assert read_fit(folder, "other") is None
+    result_files.rewrite(
+        folder / DESCRIPTION, files=fit_file("key", replace(FIT, out_of_fold=None))
+    )
+    assert read_fit(folder, "key")[0].out_of_fold is None
+    for name in (FIT_FILE, "model.safetensors", DESCRIPTION):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[:-1])
+        assert read_fit(folder, "key") is None
+        (folder / name).write_bytes(data)
+    (folder / DESCRIPTION).unlink()
+    assert read_fit(folder, "key") is None
+
+
+def test_the_key_moves_with_everything_that_a_fit_depends_on(monkeypatch):
+    """Features, labels, parameters, grid, seeds of a stochastic head, preprocessing, code.
+
+    And what is saved beside the fit: classes, the place of the weights, how files are read.
+    """
+    rows = made_up_rows(n=20)
+    samples = {
+        **dict.fromkeys(("group", "domain", "split"), rows.group),
+        "label": rows.label,
+        "classes": ("healthy", "ill"),
+        "items": [SimpleNamespace(reading=Reading())],
+    }
+    network = Network(recipe=RECIPE, dim=8, weights="here.pth")
+
+    def key(head="mlp", changed=MappingProxyType({}), how=MappingProxyType({}), **more):
+        given = {"X": rows.features, "seeds": (0, 1), "preprocessing": "l2", "networks": [network]}
+        specs = {head: replace(HEADS[head], **how)}
+        return fit_keys(SimpleNamespace(**samples | changed), specs=specs, **given | more)[head]
+
+    others = [
+        key(X=-rows.features),
+        key(changed={"label": 1 - rows.label}),
+        key(changed={"classes": ("healthy", "tuberculosis")}),
+        key(changed={"items": [SimpleNamespace(reading=Reading(window=(0, 9)))]}),
+        key(changed={"items": [SimpleNamespace(reading=Reading(frame="first"))]}),
+        key(networks=[replace(network, weights="there.pth")]),
+        key(networks=[replace(network, recipe=replace(RECIPE, weights="01"))]),
+        key("linear"),
+        key(how={"about": "mlp with {'hidden': 8}"}),
+        key(how={"grid": {"learning_rate": (1e-4, 1e-3)}}),
+        key(seeds=(0, 1, 2)),
+        key(preprocessing="none"),
+    ]
+    assert len({key(), *others}) == 13
+    assert key("linear", seeds=(0,)) == key("linear", seeds=(0, 1))
+    first = key()
+    monkeypatch.setattr(save, "code_version", lambda *_: "another")
+    assert key() != first
+
+
+def test_the_code_of_folds_and_of_randomness_is_in_the_key(monkeypatch):
+    """Beside that of the heads: other folds or other draws are another fit."""
+    hashed = set()
+    monkeypatch.setattr(Path, "read_bytes", lambda file: hashed.add(file) or b"")
+    save.code_version.__wrapped__(*save._CODE)
+    for module in (save, mlp, patients, randomness):
+        assert Path(module.__file__) in hashed

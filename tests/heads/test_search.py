@@ -59,21 +59,6 @@ def test_heads_learn_from_all_views_and_predict_the_mean_of_them():
     np.testing.assert_allclose(fits["lr"].proba[0], again.predict_proba(data.features), atol=1e-5)
 
 
-def test_without_repeats_only_heads_with_a_choice_are_fitted_to_folds(monkeypatch):
-    """What --quick leaves out is left out, not made cheaper."""
-    divided, hold_out = [], Fitting._hold_out
-
-    def watched(fitting, choices, *rest):
-        divided.extend(choices)
-        return hold_out(fitting, choices, *rest)
-
-    monkeypatch.setattr(Fitting, "_hold_out", watched)
-    fits, _ = fit(made_up_rows(), {"linear": HEADS["linear"], "lr": PLAIN})
-    assert divided == ["linear"]
-    assert {one.out_of_fold for one in fits.values()} == {None}
-    assert fits["linear"].chosen["C"] in HEADS["linear"].grid["C"]
-
-
 def test_the_choice_is_the_lowest_log_loss_on_patients_held_out():
     """Images of a patient that are nearly the same must not vouch for each other."""
     rng = np.random.default_rng(3)
@@ -189,14 +174,6 @@ WAYS = {
     "shape": ("shape", "shape"),
     "sum": ("sum", "do not add up to 1"),
 }
-
-
-def test_a_path_that_answers_nonsense_is_a_failure_too():
-    """Numbers of too few classes must not end the comparison."""
-    short = replace(HEADS["knn"], path=lambda heads, X, y, other: np.ones((3, len(other), 1)))
-    fits, failures = fit(made_up_rows(n=40), {"short": short, "lr": PLAIN})
-    assert set(fits) == {"lr"}
-    assert "shape" in failures["short"]
 
 
 def test_a_head_that_fails_is_listed_and_the_others_go_on():
