@@ -804,20 +804,20 @@ def list_stores(store: Path) -> dict[str, Any]:
 @_engine_options
 @command
 def verify(study: Path | None, *, store: Path, sample: int | None, **engine: Any) -> dict[str, Any]:
-    """Check every byte of the stores.
+    """Check every byte of the stores, those of a study if one is given.
 
-    With a study and --sample, features of some of its images are computed again and compared.
+    With --sample, features of some of its images are computed again and compared.
 
     Example: headrace cache verify study.toml --sample 300
     """
-    from pipeline.features.maintain import verify_stores, verify_study
+    from pipeline.features.maintain import recompute, verify_stores
 
     if sample and not study:
         raise click.UsageError("--sample needs a STUDY: it knows where the images are")
-    if study is None:
-        lines = verify_stores(store)
-    else:
-        lines = verify_study(_load(study, {}), sample, _engine(engine))
+    loaded: Any = study and _load(study, {})
+    lines = verify_stores(loaded.store_root if loaded else store)
+    if sample:
+        lines += recompute(loaded, sample, _engine(engine))
     click.echo("\n".join(lines))
     return {"checks": lines}
 

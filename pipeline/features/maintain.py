@@ -64,37 +64,45 @@ def verify_stores(root: Path) -> list[str]:
         if isinstance(store, StoreFormatError):
             faults.append(f"{name}: {store}")
             continue
-        try:
-            lines.append(_verified(store))
-        except CheckFailedError as fault:
-            faults.append(str(fault))
+        store.scan()
+        if count := len(store.damaged):
+            faults.append(
+                f"{store.path}: {counted(count, 'part')} {are(count)} damaged or cannot be read "
+                f"({'; '.join(store.damaged.values())}). Run headrace features to compute their "
+                "rows"
+            )
+            continue
+        aside = len(quarantined(store))
+        earlier = f"; {aside} damaged ones were set aside earlier" if aside else ""
+        parts = counted(len(store.parts), "part")
+        lines.append(
+            f"{name}: {counted(len(store), 'row')} in {parts}, every byte checked{earlier}"
+        )
     if faults:
         raise CheckFailedError("; ".join([*faults, *lines]))
     return lines or [f"no stores in {root}"]
 
 
-def verify_study(study: Study, sample: int | None, choice: EngineChoice) -> list[str]:
-    """Check the stores of a study and recompute some of its images.
+def recompute(study: Study, sample: int, choice: EngineChoice) -> list[str]:
+    """Compute so many stored images of a study again, and compare.
 
     Args:
         study: Knows where the images are.
-        sample: How many stored images to recompute for each backbone; None: none.
+        sample: How many, for each backbone.
         choice: Engine for that; its batch size is changed on purpose.
 
     Returns:
         Lines that say what was compared and how far apart it was.
 
     Raises:
-        PartsError: Of some backbones a part is damaged, or a feature differs by more than 1e-5,
-            or than ``CANARY_TOLERANCE`` where a GPU computed or the precision is not fp32.
+        PartsError: Of some backbones a feature differs by more than 1e-5, or than
+            ``CANARY_TOLERANCE`` where a GPU computed or the precision is not fp32.
     """
     lines: list[str] = []
     failures: dict[str, Exception] = {}
     for backbone in study.backbones:
         with go_on(backbone.name, failures):
-            lines.append(_verified(store_for(study, backbone)))
-            if sample:
-                lines.append(_recomputed(study, backbone, sample, choice))
+            lines.append(_recomputed(study, backbone, sample, choice))
     if failures:
         raise PartsError(failures, {"checks": lines})
     return lines
@@ -106,22 +114,6 @@ def _holds(recipe: Recipe) -> str:
     mask, views = recipe.preprocessing.get("mask"), recipe.preprocessing.get("views")
     of_views = f", {len(views)} views" if views else ""
     return f"features, mask {mask}" if mask else f"features{of_views}"
-
-
-def _verified(store: FeatureStore) -> str:
-    store.scan()
-    if store.damaged:
-        count = len(store.damaged)
-        raise CheckFailedError(
-            f"{store.path}: {counted(count, 'part')} {are(count)} damaged or cannot be read "
-            f"({'; '.join(store.damaged.values())}). Run headrace features to compute their rows"
-        )
-    aside = len(quarantined(store))
-    earlier = f"; {aside} damaged ones were set aside earlier" if aside else ""
-    return (
-        f"{store.path.name}: {counted(len(store), 'row')} in {counted(len(store.parts), 'part')}, "
-        f"every byte checked{earlier}"
-    )
 
 
 def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: EngineChoice) -> str:
