@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import study as study_module
-from pipeline.data.images import RESIZES
 from pipeline.errors import StudyError
 from pipeline.study import (
     Attribute,
@@ -218,8 +216,3 @@ def test_what_is_no_study_file_says_how_to_get_one(folder):
     file.write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(StudyError, match="not a TOML file"):
         load_study(file)
-
-
-def test_the_ways_to_resize_are_those_of_the_pixel_policy():
-    """The study stands below the images and cannot read their table."""
-    assert set(study_module.RESIZES) == set(RESIZES)

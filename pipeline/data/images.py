@@ -13,11 +13,10 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from struct import unpack_from
-from types import MappingProxyType
 
 import numpy as np
 import simplejpeg
@@ -455,12 +454,18 @@ def fitted(image: Image.Image, policy: PixelPolicy) -> Pixels:
 
     Grey is resized as one channel and replicated afterwards.
     """
-    square = RESIZES[policy.resize](MASKS[policy.mask](image), policy)
+    masked = _masked(image, policy.mask)
+    if policy.resize == "crop":
+        square = _crop(masked, policy)
+    else:
+        square = _resized(masked, (policy.size, policy.size), policy)
     return np.asarray(square if square.mode == "RGB" else square.convert("RGB"))
 
 
-def _whole(image: Image.Image) -> Image.Image:
-    return image
+def _masked(image: Image.Image, mask: str) -> Image.Image:
+    if mask == "centre":
+        return _without_centre(image)
+    return _corners_alone(image) if mask == "corners" else image
 
 
 def _without_centre(image: Image.Image) -> Image.Image:
@@ -483,10 +488,6 @@ def _corners_alone(image: Image.Image) -> Image.Image:
     return together
 
 
-def _stretch(image: Image.Image, policy: PixelPolicy) -> Image.Image:
-    return _resized(image, (policy.size, policy.size), policy)
-
-
 def _crop(image: Image.Image, policy: PixelPolicy) -> Image.Image:
     """The same integers as torchvision's Resize and CenterCrop."""
     target = round(policy.size / policy.crop_ratio)
@@ -499,19 +500,9 @@ def _crop(image: Image.Image, policy: PixelPolicy) -> Image.Image:
 
 def _resized(image: Image.Image, size: tuple[int, int], policy: PixelPolicy) -> Image.Image:
     """Pillow copies an image that has the size already; this does not."""
-    return image if image.size == size else image.resize(size, INTERPOLATIONS[policy.interpolation])
-
-
-RESIZES: Mapping[str, Callable[[Image.Image, PixelPolicy], Image.Image]] = MappingProxyType(
-    {"stretch": _stretch, "crop": _crop, "fast": _stretch}
-)
-#: To add a mask: one function above and one line here; each has a store of its own.
-MASKS: Mapping[str, Callable[[Image.Image], Image.Image]] = MappingProxyType(
-    {"none": _whole, "centre": _without_centre, "corners": _corners_alone}
-)
-INTERPOLATIONS: Mapping[str, Image.Resampling] = MappingProxyType(
-    {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-)
+    if image.size == size:
+        return image
+    return image.resize(size, Image.Resampling[policy.interpolation.upper()])
 
 
 # Fixed augmented views of a picture: their numbers are in the recipe.

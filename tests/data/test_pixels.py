@@ -12,7 +12,7 @@ from torchvision import io as torchvision_io
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from pipeline.data.images import INTERPOLATIONS, PixelPolicy, decode
+from pipeline.data.images import PixelPolicy, decode
 from pipeline.errors import ImageError
 from tests.image_files import SIZE, grey16, jpeg, picture, png, raw_png, rows_of, turned
 
@@ -186,7 +186,7 @@ def test_exif_orientation_is_followed(orientation):
 # --- geometry
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("shape", [(224, 224), (300, 400), (513, 200), (100, 90)])
 def test_crop_is_what_torchvision_does(shape, interpolation):
     """Resize(256) and CenterCrop(224): the pixels that ImageNet weights were trained on."""
@@ -198,7 +198,7 @@ def test_crop_is_what_torchvision_does(shape, interpolation):
     same(decode(png(pixels), policy), np.asarray(reference(Image.fromarray(pixels))))
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("shape", [(300, 400), (1000, 230), (90, 100)])
 def test_stretch_is_antialiased_interpolation(shape, interpolation):
     """Torch's own implementation of it, within rounding.
