@@ -77,17 +77,8 @@ MASKED: Mapping[str, tuple[str, str]] = MappingProxyType(
 class ShortcutTest:
     """One test, before its p is adjusted.
 
-    Attributes:
-        check: Its name.
-        where: The domain or domains.
-        claim: The sentence that holds where the test is positive.
-        result: The AUC and its p, or the reason why there is none.
-        high: AUC from which on it is a warning.
-        advice: What to do then.
-        details: What to say after the AUC.
-        strongest: The highest AUC inside the classes.
-        expected: Why a positive test is no warning.
-        values: Further numbers.
+    Its ``claim`` holds where it is positive. From the AUC ``high`` on, of all images or, as
+    ``strongest``, inside a class, it is a warning with ``advice``, unless it is ``expected``.
     """
 
     check: str
@@ -139,8 +130,8 @@ def _finding(test: ShortcutTest, result: Separability, p: float, tests: int) -> 
     )
 
 
-#: A test that is still to be run; takes ``draws``, the number of permutations.
 Job = Callable[..., ShortcutTest]
+"""A test that is still to be run; takes ``draws``, the number of permutations."""
 
 
 def with_draws(jobs: Sequence[Job]) -> list[Job]:
@@ -277,10 +268,9 @@ def _result(*data: NDArray[Any], draws: int) -> dict[str, Any]:
 
 
 def _fact_columns(facts: NDArray[Any]) -> Mapping[str, NDArray[np.float64]]:
-    """The facts that a shortcut test may learn from, each of shape ``(n,)`` and finite.
+    """The facts that a shortcut test may learn from, each finite, of shape ``(n,)``, and varying.
 
-    Sizes are logarithms. What does not vary is left out; a picture that is no JPEG has the
-    mean quality of those that are.
+    A picture that is no JPEG has the mean quality of those that are.
     """
     is_jpeg = np.isfinite(facts["jpeg_quality"])
     quality = facts["jpeg_quality"].astype(np.float64)

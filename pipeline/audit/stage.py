@@ -68,7 +68,7 @@ def audit(
         study: Its features must be stored.
         shortcuts: Whether border and corners are tested, see :func:`masked_study`.
         engine: What makes the features of the masked pictures, where they are not stored;
-            None: then nothing, and these tests are left out.
+            None: nothing does, and these tests are left out.
 
     Returns:
         The record, which is also written to ``results/<study>/audit.json``: ``findings``, the

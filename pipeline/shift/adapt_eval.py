@@ -126,14 +126,10 @@ def _halves(target: DomainData, plan: AdaptationPlan) -> list[Fold]:
 
 @dataclass(frozen=True, kw_only=True)
 class BestMethod:
-    """The method that gains most, which looks better than it is.
+    """The method that gains most accuracy, with its gain corrected for that choice.
 
-    Attributes:
-        method: Entry of ``ADAPTERS``.
-        estimate: Gain in accuracy, corrected for the choice among the methods.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-        shown: Whether it lies above 0, and the adjusted p-value is at most 0.05.
+    It is ``shown`` to help where the 95 % interval lies above 0 and the adjusted p-value is at
+    most 0.05.
     """
 
     method: str

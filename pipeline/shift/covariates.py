@@ -21,7 +21,7 @@ from pipeline.evaluation.intervals import LEVEL
 _MEDIUM = 0.5
 #: A difference is at most so many standard deviations: beyond, nothing overlaps.
 _MOST = 10.0
-#: Patients of a domain below which draws of them are too much alike for anything to be named.
+#: Patients of a domain below which draws of them are too much alike.
 _FEWEST = 10
 
 Measures = Mapping[str, NDArray[np.float64]]
@@ -30,14 +30,10 @@ Measures = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Covariate:
-    """One property of the images, target against source.
+    """Mean over the classes of (target - source) of a measure, in pooled standard deviations.
 
-    Attributes:
-        name: Of the measure.
-        estimate: Mean over the classes of (target - source) in pooled standard deviations.
-        low: Lower bound of the interval, simultaneous over all differences (Bonferroni).
-        high: Upper bound.
-        named: Whether it is worth a sentence; both domains need 10 patients for that.
+    Its bounds are simultaneous over all measures (Bonferroni). It is ``named`` where it is worth
+    a sentence; both domains need 10 patients for that.
     """
 
     name: str

@@ -31,12 +31,12 @@ from pipeline.randomness import stream
 
 #: A term is called the cause only if it is the largest in this share of the draws.
 _DOMINANT = 0.9
+_TINY = 1e-300
 #: Positive is called where the second class's probability is at least this.
 _THRESHOLD = 0.5
-#: Patients of a group that show how well the head does in it.
-_FEW_PATIENTS = 10
-#: Share of a target that a group may have of which the source shows too little.
-_FEW_IMAGES = 0.05
+#: Patients of a group that show how well the head does in it; share of a target that a group may
+#: have of which the source has fewer.
+_FEW_PATIENTS, _FEW_IMAGES = 10, 0.05
 
 Rate = tuple[float, int]
 """An error rate and in how many patients it was seen."""
@@ -44,15 +44,10 @@ Rate = tuple[float, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One term of a loss, as a share of the images; above 0 it is a loss on the target.
+    """One term of a division of the loss, a share of the images; above 0 the target loses.
 
-    Attributes:
-        name: Of the term.
-        division: Which split of the loss it belongs to.
-        estimate: On the data themselves.
-        low: Lower end of the 95 % interval, by patient.
-        high: Upper end.
-        largest: Share of the draws in which it is the largest of its division; None if alone.
+    The interval is 95 %, by patient. ``largest`` is the share of the draws in which it is the
+    largest of its division; None where it is alone.
     """
 
     name: str
@@ -127,7 +122,6 @@ def _auroc_loss(source: DomainData, target: DomainData) -> Effect:
 
 
 def _difference(name: str, division: str, larger: Share, smaller: Share) -> Effect:
-    """Of different patients."""
     low, high = difference_bounds(larger, smaller, paired=False)
     gap = larger.estimate - smaller.estimate
     return Effect(name=name, division=division, estimate=gap, low=low, high=high)
@@ -255,7 +249,7 @@ def _by_group(
         )
         for outcome, member in zip(both, members, strict=True)
     )
-    e_p, e_q = _ratio(wrong_p, p), _ratio(wrong_q, q)
+    e_p, e_q = wrong_p / np.maximum(p, _TINY), wrong_q / np.maximum(q, _TINY)
     e_p, e_q = np.where(p > 0, e_p, e_q), np.where(q > 0, e_q, e_p)
     mix, within = ((q - p) * (e_p + e_q) / 2).sum(axis=0), ((e_q - e_p) * (p + q) / 2).sum(axis=0)
     return divide(
@@ -264,10 +258,6 @@ def _by_group(
         # What a group without an error may yet hold is within it; the mix weighs errors seen.
         edges={terms[1]: (both[0].rate, both[1].rate)},
     )
-
-
-def _ratio(over: NDArray[np.float64], under: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(over, under, out=np.zeros_like(over), where=under > 0)
 
 
 def _by_score(source: _Outcome, target: _Outcome) -> dict[str, Effect]:

@@ -49,14 +49,9 @@ _MEDIAN_ROWS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftTest:
-    """One test of "both domains are alike".
+    """One of :data:`TESTS` of "both domains are alike", by permutation; or why it is refused.
 
-    Attributes:
-        name: Entry of :data:`TESTS`.
-        statistic: Observed value; None if refused.
-        p: Permutation p-value; None if refused.
-        p_adjusted: The same, adjusted over the tests (Holm).
-        refused: Why there is no value.
+    ``p_adjusted`` is adjusted over the tests (Holm).
     """
 
     name: str

@@ -6,9 +6,9 @@ errs more, so they are compared with heads of as many patients of the source.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,15 +48,8 @@ _FITTED = 0.8
 _FEWEST = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class ErrorTable:
-    """Errors, the steps between them, and the steps that cannot be known.
-
-    Attributes:
-        errors: By an entry of :data:`_ERRORS`; a person's has no bounds.
-        steps: Those of :data:`_CHAIN`, then ``target_hardness`` and ``transfer_gap``.
-        not_identifiable: Step to the reason why there is no number.
-    """
+class ErrorTable(NamedTuple):
+    """Errors by an entry of :data:`_ERRORS`, steps between them, and why a step is not known."""
 
     errors: Mapping[str, Interval]
     steps: Mapping[str, Effect]
@@ -145,11 +138,7 @@ def error_table(
             {"target_hardness": hardness, "transfer_gap": mismatch - hardness},
             edges={"target_hardness": (start, middle), "transfer_gap": (middle, rates["target"])},
         )
-    return ErrorTable(
-        errors={name: errors[name] for name in _ERRORS if name in errors},
-        steps=steps,
-        not_identifiable=reasons,
-    )
+    return ErrorTable({name: errors[name] for name in _ERRORS if name in errors}, steps, reasons)
 
 
 def _heads_of_few_patients(

@@ -53,8 +53,7 @@ class AccuracyEstimate:
     """What the scores of a target say about its accuracy and its classes.
 
     Attributes:
-        accuracy: By formula of :data:`FORMULAS`, each with a 95 % interval of the accuracy on
-            these images. It holds if the formula's assumption does.
+        accuracy: By formula of :data:`FORMULAS`, each with a 95 % interval.
         prevalence: Share of each class in the target (MLLS), in label order.
     """
 
@@ -185,12 +184,7 @@ def _mean(values: NDArray[np.floating] | NDArray[np.bool_], weights: _Shares) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Bias-corrected temperature scaling: softmax(slope * log p + bias).
-
-    Attributes:
-        slope: 1 / temperature.
-        bias: Shape (K,), 0 for the first class.
-    """
+    """Bias-corrected temperature scaling: softmax(slope * log p + bias), bias (K,)."""
 
     slope: float
     bias: _Shares

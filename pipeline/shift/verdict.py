@@ -25,8 +25,8 @@ _MOST = 2
 class Verdict(NamedTuple):
     """What may be said of one labelled target, the most important first.
 
-    Estimates and thresholds that were made without labels must not be used where these are
-    needed. Causes are keys of :data:`CAUSES`.
+    Causes are keys of :data:`CAUSES`. Estimates and thresholds that were made without labels must
+    not be used where ``labels_needed``.
     """
 
     sentences: list[str]
@@ -35,13 +35,7 @@ class Verdict(NamedTuple):
 
 
 class Cause(NamedTuple):
-    """What is said of a cause.
-
-    Attributes:
-        sentence: With places for ``{target}``, its ``{points}`` and the ``{attribute}``.
-        fits: What it may be, and what to do.
-        of_images: Whether measures of the images may tell more.
-    """
+    """What is said of a cause, what it may be, and whether measures of the images tell more."""
 
     sentence: str
     fits: str
