@@ -29,7 +29,7 @@ from PIL import Image
 
 from pipeline.data.facts import facts_of_picture
 from pipeline.data.grey_levels import NO_RANGE, Depth, Reading, scaled
-from pipeline.data.images import PixelPolicy, Pixels, check_size, fitted
+from pipeline.data.images import PixelPolicy, Pixels, fitted
 from pipeline.data.items import (
     NO_CLASS,
     FileContent,
@@ -145,7 +145,7 @@ def _check_images(name: str, header: _Header) -> None:
     if shape[0] < 1:
         raise StudyError(f"{name} has shape {shape}: it holds no image")
     try:
-        check_size(shape[2], shape[1])
+        Reading().check_size(shape[2], shape[1])
     except ImageError as cause:
         raise StudyError(f"{name} has shape {shape}: its images are {cause}; {_ALLOWED}") from cause
 

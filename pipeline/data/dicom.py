@@ -67,19 +67,13 @@ def dicom_picture(data: bytes, reading: Reading) -> Image.Image:
     """
     header = _read(data, [*_TAGS, _PIXELS])
     kind = _checked(header)
+    reading.check_size(int(header.Columns), int(header.Rows))
     frame = reading.frame_of(int(header.get("NumberOfFrames") or 1))
     pixels = _decoded(header, frame)
     if kind in _COLOUR:
         return Image.fromarray(pixels.astype(np.uint8))
     levels = _levels(pixels, header, reading)
     return Image.fromarray(255 - levels if kind == "MONOCHROME1" else levels)
-
-
-def dicom_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels, of the header."""
-    header = _read(data, _TAGS)
-    _checked(header)
-    return int(header.Columns), int(header.Rows)
 
 
 def dicom_depth(data: bytes) -> int:
@@ -107,7 +101,6 @@ def salt_of(store_root: Path) -> bytes:
     """
     file = store_root / "patients.salt"
     if not file.exists():
-        disk.make_dir(store_root)
         disk.publish(file, secrets.token_hex(_SALT_BYTES).encode())
     try:
         return bytes.fromhex(disk.read_all(file).decode())

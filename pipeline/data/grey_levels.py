@@ -21,6 +21,8 @@ from pipeline.words import counted
 _LOG = logging.getLogger(__name__)
 #: Of an image, unless a study allows more.
 MAX_PIXELS = 50_000_000
+_MIN_SIDE = 16
+_MAX_ASPECT = 50
 #: Bits that detectors have; of 16, the whole range is used without a word.
 _USUAL_BITS = (10, 12, 14)
 _ALL_BITS = 16
@@ -61,6 +63,18 @@ class Reading:
         if frames > 1 and self.frame is None:
             raise ImageError(f'{frames} frames; choose with frame = "first" or "middle"')
         return frames // 2 if self.frame == "middle" else 0
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse an image by its size, in pixels, with an ImageError, before it is decoded."""
+        short, long = sorted((width, height))
+        if width * height > self.max_pixels:
+            limit = f"limit {self.max_pixels / 1e6:g} Mpx; max_megapixels in the study sets it"
+            raise ImageError(f"too large ({width} x {height}, {limit})")
+        if short < _MIN_SIDE:
+            why = f"smallest side allowed is {_MIN_SIDE}"
+            raise ImageError(f"too small ({width} x {height}, {why})")
+        if long > _MAX_ASPECT * short:
+            raise ImageError(f"too long ({width} x {height}, limit {_MAX_ASPECT} to 1)")
 
 
 def scaled(values: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:

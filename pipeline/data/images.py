@@ -26,8 +26,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from pipeline.data.dicom import dicom_depth, dicom_picture, dicom_size, is_dicom
-from pipeline.data.grey_levels import EIGHT_BITS, MAX_PIXELS, NO_RANGE, Depth, Reading, scaled
+from pipeline.data.dicom import dicom_depth, dicom_picture, is_dicom
+from pipeline.data.grey_levels import EIGHT_BITS, NO_RANGE, Depth, Reading, scaled
 from pipeline.errors import ImageError
 from pipeline.randomness import stream
 
@@ -38,8 +38,6 @@ _TIFF = (b"II*\x00", b"MM\x00*")
 HEAD_BYTES = 132
 _WHITE_IS_ZERO, _PHOTOMETRIC = 0, 262
 _DEFAULT = Reading()
-_MIN_SIDE = 16
-_MAX_ASPECT = 50
 _TWELVE_BITS = 1 << 12
 _SIXTEEN_BITS = (1 << 16) - 1
 _DEEP_MODES = ("I", "F")
@@ -167,7 +165,6 @@ def is_image(head: bytes) -> bool:
 def _picture(data: bytes, reading: Reading, at_least: int | None) -> Image.Image:
     """Upright, of mode L or RGB."""
     if is_dicom(data):
-        check_size(*dicom_size(data), max_pixels=reading.max_pixels, advice=_ADVICE)
         return dicom_picture(data, reading)
     image, orientation = open_image(data, reading)
     if isinstance(image, JpegImageFile):
@@ -190,9 +187,6 @@ def _reasons(data: bytes) -> Iterator[None]:
 
 
 # From bytes to an image: what is opened, and the reason to give where a file is not.
-
-
-_ADVICE = "; max_megapixels in the study sets it"
 
 
 def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, int]:
@@ -218,7 +212,7 @@ def open_image(data: bytes, reading: Reading = _DEFAULT) -> tuple[Image.Image, i
             image.seek(frame)
     else:
         raise ImageError(_what_instead(data))
-    check_size(*image.size, max_pixels=reading.max_pixels, advice=_ADVICE)
+    reading.check_size(*image.size)
     return image, orientation
 
 
@@ -254,18 +248,6 @@ def _decoded_jpeg(image: JpegImageFile, at_least: int | None) -> Image.Image:
     except ValueError:  # what is damaged is Pillow's to judge
         return image
     return Image.fromarray(pixels[..., 0] if image.mode == "L" else pixels)
-
-
-def check_size(width: int, height: int, *, max_pixels: int = MAX_PIXELS, advice: str = "") -> None:
-    """Refuse an image by its size, in pixels, with an ImageError, before any of it is decoded."""
-    short, long = sorted((width, height))
-    if width * height > max_pixels:
-        limit = f"limit {max_pixels / 1_000_000:g} Mpx"
-        raise ImageError(f"too large ({width} x {height}, {limit}{advice})")
-    if short < _MIN_SIDE:
-        raise ImageError(f"too small ({width} x {height}, smallest side allowed is {_MIN_SIDE})")
-    if long > _MAX_ASPECT * short:
-        raise ImageError(f"too long ({width} x {height}, limit {_MAX_ASPECT} to 1)")
 
 
 def _reason(data: bytes, cause: Exception) -> str:
