@@ -17,13 +17,13 @@ from sklearn.feature_selection import f_classif
 
 from pipeline.heads.base import Head
 
+_COMPONENTS, _COLUMNS = 32, 64
+
 
 class BoostingHead(Head):
     """Small trees on histograms; see scikit-learn's ``HistGradientBoostingClassifier``.
 
     Args:
-        components: Principal components at most.
-        columns: Features at most, those that differ most between the classes.
         learning_rate: Share of each tree that is added.
         max_iter: Trees, for each class where there are more than two.
         max_leaf_nodes: Leaves of a tree.
@@ -38,15 +38,11 @@ class BoostingHead(Head):
     def __init__(
         self,
         *,
-        components: int = 32,
-        columns: int = 64,
         learning_rate: float = 0.2,
         max_iter: int = 50,
         max_leaf_nodes: int = 8,
         random_state: int = 0,
     ) -> None:
-        self.components = components
-        self.columns = columns
         self.learning_rate = learning_rate
         self.max_iter = max_iter
         self.max_leaf_nodes = max_leaf_nodes
@@ -57,10 +53,12 @@ class BoostingHead(Head):
         rows, labels = self._rows_to_fit(X, y)
         # The same inputs for every seed: only the trees are stochastic.
         self.pca_ = PCA(
-            min(self.components, *rows.shape), svd_solver="randomized", iterated_power=2,
+            min(_COMPONENTS, *rows.shape),
+            svd_solver="randomized",
+            iterated_power=2,
             random_state=0,
-        ).fit(rows)  # fmt: skip
-        self.columns_ = np.argsort(-_separation(rows, labels), kind="stable")[: self.columns]
+        ).fit(rows)
+        self.columns_ = np.argsort(-_separation(rows, labels), kind="stable")[:_COLUMNS]
         # Stopping early would hold rows out without regard to patients.
         self.trees_ = HistGradientBoostingClassifier(
             learning_rate=self.learning_rate,

@@ -34,16 +34,13 @@ def make_logistic(C: float = 1.0, *, tol: float = 1e-4) -> LogisticRegression:
 def logistic_path(
     heads: Sequence[Any], X: NDArray[np.float32], y: NDArray[np.integer], other: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Fit logistic regressions that differ in ``C``, from the strongest penalty to the weakest.
+    """Fit logistic regressions that differ in ``C``; their probabilities ``(heads, m, K)``.
 
     Args:
         heads: Unfitted, see :func:`make_logistic`.
         X: Features, shape ``(n, d)``.
         y: Labels 0 to K - 1, shape ``(n,)``.
-        other: Features of other rows, ``(m, d)``.
-
-    Returns:
-        Probabilities ``(heads, m, K)`` of the other rows.
+        other: Features of the rows that are predicted, ``(m, d)``.
     """
     before = None
     for head in sorted(heads, key=lambda head: float(head.C)):

@@ -5,6 +5,7 @@ and one core trains one head: several heads are trained at the same time, one on
 """
 
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -76,14 +77,8 @@ class MLPHead(Head):
     def fit(self, X: ArrayLike, y: ArrayLike, validation: Rows | None = None) -> Self:
         """Train on features ``(n, d)`` and labels ``(n,)``.
 
-        Args:
-            X: Features.
-            y: Labels.
-            validation: Other features, and the numbers of their classes: after each epoch
-                their loss and accuracy are noted. They reach no weight.
-
-        Raises:
-            ValueError: A setting that is not allowed, or see :class:`Head`.
+        Of validation rows, with the numbers of their classes, loss and accuracy are noted after
+        each epoch; they reach no weight. A setting that is not allowed is a ValueError.
         """
         rows, labels = self._rows_to_fit(X, y)
         if self.depth < 1 or self.hidden < 1 or not 0 <= self.dropout < 1:
@@ -126,7 +121,7 @@ def _train(
     network = _Network(widths, rng, xp=xp, to_device=to_device)
     optimiser = _AdamW(network.values, network.slopes, rate=rate, decay=head.weight_decay, xp=xp)
     rows, truths = to_device(X), to_device(np.eye(classes, dtype=np.float32)[y])
-    curves: dict[str, list[float]] = {}
+    curves = defaultdict(list)
     for _ in range(epochs):
         loss, hits = 0.0, 0.0
         order = rng.permutation(len(X))
@@ -145,17 +140,19 @@ def _train(
                 of_label = xp.sum(proba * truth[step], axis=1)
                 loss -= xp.sum(xp.log(of_label + _TINY))
                 hits += xp.sum(of_label == xp.amax(proba, axis=1))
-        _note(curves, "fit", float(loss) / len(X), float(hits) / len(X))
+        noted = {"fit": (float(loss) / len(X), float(hits) / len(X))}
         if validation is not None:
-            _note(curves, "validation", *_loss_and_accuracy(network.layers(), *validation))
-    return network.layers(), curves
+            noted["validation"] = _loss_and_accuracy(network.layers(), *validation)
+        for name, (mean_loss, accuracy) in noted.items():
+            curves[f"{name}_loss"].append(mean_loss)
+            curves[f"{name}_accuracy"].append(accuracy)
+    return network.layers(), dict(curves)
 
 
 def _arrays() -> tuple[Any, Callable[[NDArray[np.float32]], Any]]:
-    """The library that trains, and what brings an array to it.
+    """The library that trains, and what brings an array to it: torch on CUDA, else numpy.
 
-    On CUDA it is torch. On a CPU numpy is as fast, and starts two seconds earlier. A worker has
-    no CUDA: each would hold a context of its own on the device.
+    A worker has no CUDA: each would hold a context of its own on the device.
     """
     if not in_worker() and (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
         import torch
@@ -171,11 +168,6 @@ def _loss_and_accuracy(
     proba = _proba(layers, X)
     loss = -np.log(np.maximum(proba[np.arange(len(y)), y], 1e-15)).mean()
     return float(loss), float((proba.argmax(axis=1) == y).mean())
-
-
-def _note(curves: dict[str, list[float]], rows: str, loss: float, accuracy: float) -> None:
-    curves.setdefault(f"{rows}_loss", []).append(loss)
-    curves.setdefault(f"{rows}_accuracy", []).append(accuracy)
 
 
 def _scale(drawn: NDArray[np.uint8], dropout: float) -> NDArray[np.float32]:

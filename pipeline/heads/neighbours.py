@@ -13,11 +13,7 @@ def neighbours_path(
 ) -> NDArray[np.float64]:
     """Probabilities ``(heads, m, K)`` of other rows ``(m, d)``; NaN where rows are too few.
 
-    Args:
-        heads: Unfitted, weighing by one over the distance; they differ in ``n_neighbors``.
-        X: Features, shape ``(n, d)``.
-        y: Labels 0 to K - 1, shape ``(n,)``.
-        other: Features of other rows.
+    The heads weigh by one over the distance, and differ in ``n_neighbors``.
     """
     counts = [head.n_neighbors for head in heads]
     most = min(max(counts), len(X))

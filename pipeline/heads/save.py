@@ -136,10 +136,7 @@ def head_folder(results: Path, backbone: str, head: str) -> Path:
 def save_head(
     folder: Path, head: SavedHead, beside: Mapping[str, bytes] | None = None
 ) -> dict[str, str]:
-    """Write a head, and files that belong to it; an older one there is replaced.
-
-    Returns:
-        SHA-256 of each file, by name.
+    """Write a head, and files beside it; SHA-256 of each by name. An older one is replaced.
 
     Raises:
         ModelError: It holds objects of types that :func:`load_head` would refuse.
@@ -251,7 +248,7 @@ def fit_keys(
         samples: ``n`` images.
         X: Their features, ``(n, d)``, or those of ``k`` views, ``(n, k, d)``.
         specs: By name.
-        seeds: That a stochastic head is fitted for.
+        seeds: Of stochastic heads.
         preprocessing: Name in the table.
         networks: That the features are of.
     """
@@ -292,14 +289,9 @@ def fit_file(key: str, fit: Fit) -> dict[str, bytes]:
 
 
 def read_fit(folder: Path, key: str) -> tuple[Fit, dict[str, str]] | None:
-    """The fit of that key, without its models; None where there is none, or none is whole.
+    """The fit of that key in a saved head's folder, without its models, and SHA-256 by file.
 
-    Args:
-        folder: Of the saved head.
-        key: See :func:`fit_keys`.
-
-    Returns:
-        The fit, and the SHA-256 of each file of the saved head.
+    None where there is none, or none is whole.
     """
     try:
         saved = read_set(folder / DESCRIPTION, "heads")

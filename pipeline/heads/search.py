@@ -96,9 +96,8 @@ class Fitting:
         seeds: A stochastic head is fitted for each; the first also deals the folds.
         preprocessing: Makes an unfitted transformer.
         limit: Seconds after which one fit of a head is given up.
-        views: Features of each of ``k`` views of the rows, ``(n, k, d)``: heads are fitted to
-            all of them, and what is held out is predicted by the features in ``data``, their
-            mean. None: to those alone.
+        views: ``(n, k, d)``: heads are fitted to all ``k`` views of the rows, and what is held
+            out is predicted by the features in ``data``, their mean. None: to those alone.
 
     Attributes:
         failures: The reason for each head that has no fit, or none out of fold: whatever it
@@ -224,9 +223,8 @@ class Fitting:
     ) -> tuple[list[NDArray[np.intp]], dict[str, Proba]]:
         """Fit every choice of parameters of each head to each fold of one division.
 
-        Returns:
-            The rows held out of each fold, and the probabilities ``(choices, n, K)`` of those
-            by head, of heads that were fitted in every fold.
+        The rows held out of each fold, and by head their probabilities ``(choices, n, K)``; of
+        heads that were fitted in every fold.
         """
         if not choices:
             return [], {}
@@ -295,7 +293,7 @@ class Fitting:
                 more["validation"] = seen
             head = spec.make(seed).set_params(**chosen[name]).fit(rows, y, **more)
             model = PreprocessedHead(transformer, head)
-            return model, predict_in_blocks(model, X, predicted, classes=int(y.max()) + 1)
+            return model, _predict_in_blocks(model, X, predicted, classes=int(y.max()) + 1)
 
         jobs = [
             (name, partial(fit, name, seed))
@@ -313,10 +311,7 @@ class Fitting:
     ) -> dict[str, list[Any]]:
         """What the jobs of each head return, of heads of which none failed.
 
-        Args:
-            jobs: Each with the name of its head.
-            what: Begins the reason of a failure.
-            shared: See :func:`pipeline.parallel.run_each`.
+        ``what`` begins the reason of a failure; a job stands with the name of its head.
         """
         results: dict[str, list[Any]] = {name: [] for name, _ in jobs}
         self._progress.expect(len(jobs))
@@ -407,14 +402,14 @@ def _fit_choices(
         along = np.asarray(spec.path(heads, fold.X_inside, y, fold.X_outside))
         for proba in along:
             if np.isfinite(proba).any():  # else the rows are too few for it
-                check_probabilities(proba, shape)
+                _check_probabilities(proba, shape)
         return along
     held_out, refusals = np.full((len(heads), *shape), np.nan), []
     for number, head in enumerate(heads):
         try:
             head.fit(fold.X_inside, y, **({"groups": group} if spec.groups else {}))
             proba = np.asarray(head.predict_proba(fold.X_outside))
-            check_probabilities(proba, shape)
+            _check_probabilities(proba, shape)
             held_out[number] = proba
         except ValueError as refusal:
             refusals.append(refusal)
@@ -470,9 +465,6 @@ def chosen_elsewhere(
 ) -> Proba:
     """Held-out probabilities ``(n, K)`` where no row has a say in the choice made for its fold.
 
-    Those of the choice that is best on all rows would be too good: see the README of
-    ``pipeline/evaluation``.
-
     Args:
         by_choice: Of rows held out, ``(choices, n, K)``.
         y: Labels, ``(n,)``.
@@ -496,30 +488,20 @@ def _log_losses(by_choice: Proba, y: NDArray[np.integer]) -> NDArray[np.float64]
     return np.where(np.isfinite(loss), loss, np.inf)
 
 
-def predict_in_blocks(
+def _predict_in_blocks(
     model: Any, X: NDArray[np.floating], rows: NDArray[np.intp], *, classes: int
 ) -> NDArray[np.float64]:
-    """A classifier's probabilities for some rows of ``(N, d)``, NaN for the others: ``(N, K)``.
-
-    Some rows are predicted at a time, to bound the memory.
-
-    Raises:
-        ValueError: See :func:`check_probabilities`.
-    """
+    """A classifier's probabilities for some rows of ``(N, d)``, NaN for the others: ``(N, K)``."""
     proba = np.full((len(X), classes), np.nan)
     for block in row_blocks((len(rows), X.shape[1])):
         of_block = np.asarray(model.predict_proba(X[rows[block]]))
-        check_probabilities(of_block, (len(rows[block]), classes))
+        _check_probabilities(of_block, (len(rows[block]), classes))
         proba[rows[block]] = of_block
     return proba
 
 
-def check_probabilities(proba: NDArray[np.floating], shape: tuple[int, int]) -> None:
-    """Refuse what is no probability of each class.
-
-    Raises:
-        ValueError: Says what was got.
-    """
+def _check_probabilities(proba: NDArray[np.floating], shape: tuple[int, int]) -> None:
+    """Refuse what is no probability of each class, by a ValueError that says what was got."""
     if proba.shape != shape:
         raise ValueError(
             f"it gives probabilities of shape {proba.shape}; images and classes are {shape}"
