@@ -26,7 +26,7 @@ class SheetEntry:
 
 
 def draw_sheet(entries: Sequence[SheetEntry]) -> bytes:
-    """The sheet as a PNG file, six pictures abreast; all entries have as many pictures and lines."""
+    """The sheet as a PNG file, six pictures abreast; all entries have as many of them."""
     pictures = len(entries[0].pixels)
     columns = min(_ABREAST // pictures, len(entries))
     room = pictures * (SIDE + _GAP) - _GAP

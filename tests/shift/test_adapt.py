@@ -24,10 +24,9 @@ def model_of(world, rows=1600):
     return fit_source(embedded(source, label=label, images=4))
 
 
-def adapted(name, model, target, part=None):
-    """Probabilities of the target by a method that was adapted to all of it, or to a part."""
-    part = np.arange(len(target)) if part is None else part
-    (predictor,) = ADAPTERS[name](model, target, [part])
+def adapted(name, model, target):
+    """Probabilities of the target by a method that was adapted to all of it."""
+    (predictor,) = ADAPTERS[name](model, target, [np.arange(len(target))])
     return predictor(target)
 
 
