@@ -54,7 +54,8 @@ def test_heads_of_three_hundred_classes_are_never_silent(tmp_path, monkeypatch, 
         pixels = np.clip(rng.normal(60 + i % 300 * 0.4, 25, (40, 40)), 0, 255)
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"p{i}_0.png")
     (tmp_path / "study.toml").write_text(
-        'name = "many"\n[source]\npath = "here"\ngroup = \'^(p\\d+)\'\n[backbone.tiny]\n'
+        'name = "many"\n[source]\npath = "here"\nignore = []\n'
+        "group = '^(p\\d+)'\n[backbone.tiny]\n"
     )
     install_tiny_backbone(monkeypatch, tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,9 @@
 """Measure stage 1 against what a user would otherwise use, in one run on the same files.
 
-    python -m tests.bench.features [--device cuda] [--repeats 1] [--images FOLDER]
+    python -m tests.bench.features [--device cuda] [--scale 1.0]
 
 Each command and each plain torchvision or timm DataLoader loop (channels_last, all cores) is a
-process of its own, from its start to its end; of the repeats the fastest counts. Four questions:
+process of its own, from its start to its end. Four questions:
 
 - first run: few images, a network that was never met;
 - bare: many images, start-up included, beside the engine alone on pixels in memory;
@@ -99,8 +99,6 @@ def main() -> None:
     """Run all measurements and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--images", type=Path, help="class folders of full size; default: made")
-    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the images")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {options.device}\n", flush=True)
@@ -137,12 +135,7 @@ def _lines(bench: "_Bench") -> Iterator[str]:
 
 
 class _Bench:
-    """Runs commands on generated pictures in a folder.
-
-    Args:
-        work: The folder.
-        options: Of the command line.
-    """
+    """Runs commands on generated pictures in a folder."""
 
     def __init__(self, work: Path, options: argparse.Namespace) -> None:
         self._work, self._options = work, options
@@ -154,22 +147,19 @@ class _Bench:
         """Seconds of the plain loop."""
         folder = self._images(kind, images)
         given = [backbone, folder, self.count(images), self._options.device, "fp32"]
-        return min(_timed("-c", LOOP, *given)[0] for _ in range(self._options.repeats))
+        return _timed("-c", LOOP, *given)[0]
 
     def first(self, backbone: str, kind: str, images: int) -> float:
         """Seconds of the command where the network was never met."""
         study = self._study(backbone, self._images(kind, images))
-        seconds = []
-        for _ in range(self._options.repeats):
-            shutil.rmtree(self._work / "store", ignore_errors=True)
-            seconds.append(self._command(study)[0])
-        return min(seconds)
+        shutil.rmtree(self._work / "store", ignore_errors=True)
+        return self._command(study)[0]
 
     def bare(self, backbone: str, images: int) -> float:
         """Images a second of the engine on pixels in memory."""
         study = self._study(backbone, self._images("small", images))
         given = ["-c", BARE, study, self.count(images), self._options.device]
-        return max(float(_timed(*given)[1].stdout) for _ in range(self._options.repeats))
+        return float(_timed(*given)[1].stdout)
 
     def further(self, backbone: str, *, resize: str = "stretch", how: str = "ours") -> float:
         """Images a second of full size, by the time of 300 less that of 60, once converted."""
@@ -204,9 +194,7 @@ class _Bench:
         """Pictures of 224 pixels in colour, or of full size in grey."""
         count = self.count(images)
         folder = self._work / f"{kind}-{count}"
-        if not folder.exists() and kind == "large" and self._options.images:
-            _copy(self._options.images, folder, count)
-        elif not folder.exists():
+        if not folder.exists():
             write_pictures(folder, *((224, "RGB") if kind == "small" else (1600, "L")), count)
         return folder
 
@@ -228,14 +216,6 @@ def _timed(*given: object) -> tuple[float, "subprocess.CompletedProcess[str]"]:
     if done.returncode:
         sys.exit(f"{command[-3:]} failed:\n{done.stderr}")
     return time.perf_counter() - start, done
-
-
-def _copy(images: Path, folder: Path, count: int) -> None:
-    """The first images of each of two class folders."""
-    for kind in sorted(p for p in images.iterdir() if p.is_dir())[:2]:
-        (folder / kind.name).mkdir(parents=True)
-        for file in sorted(f for f in kind.rglob("*") if f.is_file())[: count // 2]:
-            shutil.copy(file, folder / kind.name / file.name)
 
 
 def picture(rng: np.random.Generator, side: int, mode: str) -> np.ndarray:

@@ -85,7 +85,8 @@ def _write(folder: Path, images: int) -> None:
         pixels = rng.integers(0, 256, (16, 16), np.uint8)
         (place / f"p{i // 5}_{i}.png").write_bytes(raw_png(16, 16, 8, 0, IDAT=rows_of(pixels)))
     (folder / "study.toml").write_text(
-        f'name = "many"\n[source]\npath = "{folder}/here"\ngroup = \'(p\\d+)_\'\n[backbone.tiny]\n'
+        f'name = "many"\n[source]\npath = "{folder}/here"\nignore = []\n'
+        "group = '(p\\d+)_'\n[backbone.tiny]\n"
     )
 
 

@@ -1,6 +1,6 @@
 """Peak memory and time of the commands on 100,000 small images of 20,000 patients, 100 classes.
 
-    python -m tests.bench.memory [--images 100000] [--classes 100] [--width 256] [--folder KEPT]
+    python -m tests.bench.memory [--images 100000] [--classes 100] [--width 256]
 
 The images have about 200 bytes, the features are generated: class means in noise. Each
 command runs as a child process, so that the peak is its own (Linux). A fifth of the images is
@@ -33,16 +33,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("images", 100_000), ("classes", 100), ("width", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--folder", type=Path, help="Written once and kept.")
     parser.add_argument("--child", nargs="+")
     options = parser.parse_args()
     if options.child:
         _run(options)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        if not (folder / "study.toml").exists():
-            _write_study(folder, options.images, options.classes)
+        folder = Path(temporary)
+        _write_study(folder, options.images, options.classes)
         _measure(folder, ["fill"], options.width)
         print(f"{'command':<30} {'wall s':>8} {'CPU s':>8} {'peak MB':>8}")
         for title, command in COMMANDS.items():
@@ -60,8 +58,8 @@ def _write_study(folder: Path, images: int, classes: int) -> None:
         pixels = rng.integers(0, 16, (16, 16), np.uint8)
         Image.fromarray(pixels * 16).save(place / f"{domain}{patient:05}_{i}.png")
     (folder / "study.toml").write_text(
-        'name = "large"\n[source]\npath = "here"\ngroup = \'^(here\\d+)\'\n'
-        "[target.there]\npath = \"there\"\ngroup = '^(there\\d+)'\n"
+        'name = "large"\n[source]\npath = "here"\nignore = []\ngroup = \'^(here\\d+)\'\n'
+        "[target.there]\npath = \"there\"\nignore = []\ngroup = '^(there\\d+)'\n"
         '[store]\npath = "features"\n[backbone.made]\n'
     )
 
