@@ -204,26 +204,18 @@ def _summary(series: Mapping[str, Mapping[str, Any]], head: PageHead) -> _Block:
 
 
 def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> _Block:
-    """Figures of the backbone of the head of the page, then the parts; other figures are folded.
+    """Figures of the backbone of the head of the page, else of the first; then the parts.
 
-    Args:
-        results: Of one stage.
-        head: Of the page.
-        explained: Sentences on how figures are read that the page has said; grows.
+    What the page has said on how figures are read is in ``explained``, which grows.
     """
     blocks: list[_Block] = []
-    others: list[_Block] = []
     backbones = backbones_of(results.record)
     shown = head.backbone if head and head.backbone in backbones else "".join(backbones[:1])
-    for backbone in sorted(backbones, key=lambda backbone: backbone != shown):
-        for figure, image in drawn(results, backbone):
-            _, what, how = FIGURES[figure]
-            reading = "".join(f" {s}" for s in _SENTENCE_END.split(how) if s not in explained)
-            explained.update(_SENTENCE_END.split(how))
-            where = f" Backbone {backbone}." if len(backbones) > 1 else ""
-            block = _figure(image, f"{what}{reading}{where}")
-            (blocks if backbone == shown else others).append(block)
-    blocks += _folded("Figures of other backbones", others)
+    for figure, image in drawn(results, shown):
+        _, what, how = FIGURES[figure]
+        reading = [s for s in _SENTENCE_END.split(how) if s not in explained]
+        explained.update(reading)
+        blocks.append(_figure(image, " ".join([what, *reading])))
     blocks += _blocks(parts_of(results.stage, results.record))
     return {"name": results.stage, "title": STAGES[results.stage][1], "blocks": blocks}
 
