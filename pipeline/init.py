@@ -13,7 +13,7 @@ from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, 
 from pipeline.data.dicom import is_dicom
 from pipeline.data.images import HEAD_BYTES
 from pipeline.data.items import NO_CLASS, Item, Listing, read_file
-from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
+from pipeline.data.patients import FIT, SPLIT_OF, VALIDATION
 from pipeline.data.sources import folders_in_classes, scan, wrong_layout
 from pipeline.data.tables import find_columns, read_table, several_findings
 from pipeline.errors import StudyError, WeightsError
@@ -176,7 +176,8 @@ def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, di
         return domain, _parts({item.split for item in list_arrays(domain).items})
     if domain.table:
         return domain, {}
-    while layout := wrong_layout(scan(domain).items):
+    items = scan(domain).items
+    while layout := wrong_layout(items):
         if table == "source" and layout.splits:
             notes.append(f"[source] the data are divided into {', '.join(layout.splits)}")
             parts = _parts(layout.splits)
@@ -188,20 +189,17 @@ def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, di
         if not (layout.path or layout.ignore):
             raise StudyError(f"in {domain.path} {layout.text}. Give headrace init a table instead")
         notes.append(f"[{table}] {layout.text}; written: {layout.setting(domain.path)}")
-        domain = replace(
-            domain,
-            path=domain.path / layout.path,
-            ignore=(*(domain.ignore or ()), *layout.ignore),
-        )
-    if text := folders_in_classes(scan(domain).items):
+        ignore = (*(domain.ignore or ()), *layout.ignore)
+        domain = replace(domain, path=domain.path / layout.path, ignore=ignore)
+        items = scan(domain).items
+    if text := folders_in_classes(items):
         notes.append(f"[{table}] {text}")
     return domain, {}
 
 
 def _parts(names: Iterable[str]) -> dict[str, str]:
     """By the split of ours, what a data set calls it."""
-    ours = {name: split for split, others in SPLIT_NAMES.items() for name in others}
-    return {ours[name.casefold()]: name for name in names if name.casefold() in ours}
+    return {SPLIT_OF[name.casefold()]: name for name in names if name.casefold() in SPLIT_OF}
 
 
 def _tree(table: str, listing: Listing) -> Iterator[str]:

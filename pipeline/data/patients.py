@@ -29,6 +29,7 @@ SPLIT_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "test": ("test", "testing"),
     }
 )
+SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _SECONDS_FOR_A_NAME = 0.5
 #: A pattern that finds no patient in more than this share of the images is a wrong one.
 _MOST = 0.5

@@ -30,7 +30,7 @@ from pipeline.data.items import (
     list_folder,
     read_image_file,
 )
-from pipeline.data.patients import FIT, SPLIT_NAMES, VALIDATION
+from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION
 from pipeline.data.tables import read_lines, scan_table
 from pipeline.errors import ImageError, StudyError
 from pipeline.study import GIVEN, LIST, Domain, SourceDomain
@@ -40,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 #: Why an image is refused whose content is not what it was; the next run may take it.
 CHANGED = "changed while the run was under way; run again"
 #: Names of folders that hold splits; the first that is there is proposed.
-_SPLITS = [name for names in SPLIT_NAMES.values() for name in names]
+_SPLITS = [*SPLIT_OF]
 #: A folder with more folders than this holds patients, not classes.
 _MOST_CLASSES = 30
 _MASKS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}
@@ -403,8 +403,7 @@ def _of_split(domain: Domain, listing: Listing) -> Listing:
 def _splits_of_parts(domain: Domain, parts: Sequence[str]) -> dict[str, str]:
     """The split of ours that each part is which the domain asks for; empty of a single part."""
     if domain.split == GIVEN:
-        ours = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-        split_of = {part: ours.get(part.casefold(), "") for part in parts}
+        split_of = {part: SPLIT_OF.get(part.casefold(), "") for part in parts}
         split_of = {part: split for part, split in split_of.items() if split in (FIT, VALIDATION)}
     else:
         split_of = {part: "" for part in parts if part.casefold() == domain.split.casefold()}
