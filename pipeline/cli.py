@@ -873,7 +873,7 @@ def doctor() -> dict[str, Any]:
 
     Example: headrace doctor
     """
-    from pipeline.doctor import examine
+    from pipeline.features.maintain import examine
 
     findings = examine(_default_store())
     width = max(map(len, findings))

@@ -1,8 +1,12 @@
-"""What is in the stores, and whether it is whole: ``headrace cache ls`` and ``verify``."""
+"""What is in the stores and on this machine: ``headrace cache ls``, ``verify`` and ``doctor``."""
 
+import importlib.util
+import os
+import platform
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from cache.recipe import CANARY_TOLERANCE, Recipe, check_canaries, relative_l2_r
 from cache.store import FeatureStore, quarantined, stores_in
 from pipeline.data.samples import load_samples
 from pipeline.errors import CheckFailedError, MissingFeaturesError, PartsError, go_on
-from pipeline.features.backbones import policy_of
+from pipeline.features.backbones import BACKBONES, policy_of
 from pipeline.features.decoding import decode_images
 from pipeline.features.engines import CPU_BATCH, Engine, EngineChoice, start_engine
 from pipeline.features.extract import canary_features, compute_features
@@ -23,6 +27,10 @@ from pipeline.words import are, counted
 
 #: On CPUs. Rounding of one network in one engine with another batch size stays below 2e-6.
 SAMPLE_TOLERANCE = 1e-5
+_PACKAGES = (
+    *("headrace", "torch", "torchvision", "openvino", "timm"),
+    *("h5py", "scikit-learn", "pillow"),
+)
 
 
 def describe(root: Path) -> list[dict[str, Any]]:
@@ -157,3 +165,31 @@ def _saw_a_gpu(store: FeatureStore, engine: Engine) -> bool:
     """Whether one of the two computed on CUDA, which adds in another order."""
     made_on = [part.provenance for part in store.parts.values()]
     return any("cuda" in text for text in (engine.description, *made_on))
+
+
+def examine(store: Path) -> dict[str, str]:
+    """What a bug report needs to know: versions, devices, engines, the stores' folder, weights."""
+    import torch
+
+    weights = {
+        f"weights of {name}": str(
+            spec.pretrained(download=False) or "not found; downloaded when needed"
+        )
+        for name, spec in BACKBONES.items()
+    }
+    return {
+        "python": platform.python_version(),
+        "cpu": f"{os.cpu_count()} cores",
+        **{package: _version(package) for package in _PACKAGES},
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "engine": "openvino" if importlib.util.find_spec("openvino") else "torch",
+        "stores": str(store.resolve()),
+        **weights,
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
