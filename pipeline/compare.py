@@ -346,7 +346,7 @@ def _fit(run: _Run, heads: _Heads, features: FeatureTable) -> Fitting:
 
 def _score(run: _Run, heads: _Heads, fitting: Fitting, announce: Callable[[_Heads], None]) -> None:
     """Score all heads and announce the scores; then fit the new ones out of fold."""
-    sets = [data for data in eval_sets(heads.samples) if data.role != FIT]
+    sets = eval_sets(heads.samples)
     new = {name: fit for name, fit in heads.fits.items() if fit.models}
     heads.entry = {
         "backbone": heads.backbone,

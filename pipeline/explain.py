@@ -102,8 +102,6 @@ def explain(
     domains: list[dict[str, Any]] = []
     sheets: dict[str, bytes] = {}
     for data in eval_sets(samples):
-        if data.role == FIT:
-            continue
         of_domain = (samples.domain == data.name) & (samples.split == data.role)
         some = samples.where(_some(samples, of_domain, images, study.seed))
         with Progress(f"maps of {data.name} {data.role}", len(some)) as progress:

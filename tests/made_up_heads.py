@@ -5,12 +5,12 @@ import numpy as np
 from pipeline.data.domain import DomainData
 
 
-def domain(*, n: int = 60, each: int = 1, role: str = "target", classes: int = 2) -> DomainData:
+def domain(*, n: int = 60, each: int = 1, classes: int = 2) -> DomainData:
     """``n`` images, ``each`` of a patient, the classes in turn by patient."""
     patient = np.arange(n) // each
     return DomainData(
         name="B",
-        role=role,
+        role="target",
         label=patient % classes,
         group=np.array([f"p{i:03}" for i in patient]),
         row=np.arange(n),

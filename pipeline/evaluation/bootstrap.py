@@ -29,15 +29,7 @@ SET_ALPHA = 0.1
 def bootstrap_values(
     statistics: Sequence[WeightedStatistic], draws: PatientDraws
 ) -> NDArray[np.float64]:
-    """Values of several statistics on the same draws.
-
-    Args:
-        statistics: ``S`` of them, for example one for each head.
-        draws: Of the patients whose rows the statistics take.
-
-    Returns:
-        Shape ``(S, B)``; NaN where a draw does not define a statistic.
-    """
+    """Values ``(S, B)`` of several statistics on the same draws; NaN where undefined."""
     return draws.apply(lambda weights: np.stack([statistic(weights) for statistic in statistics]))
 
 
@@ -68,12 +60,12 @@ def mean_bounds(values: NDArray[np.floating], draws: PatientDraws) -> tuple[floa
 def interval_of_draws(
     estimate: float,
     data: DomainData,
-    values: NDArray[np.float64] | None = None,
+    values: NDArray[np.float64],
     *,
     method: str = "patient bootstrap",
 ) -> Interval:
     """A number of some rows with the percentiles of its draws; without any, of NaN."""
-    low, high = percentile_interval(np.empty(0) if values is None else values)
+    low, high = percentile_interval(values)
     return Interval(
         estimate=estimate,
         low=low,

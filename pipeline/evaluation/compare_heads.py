@@ -67,12 +67,12 @@ _Part = tuple[WeightedStatistic, _Patients]
 def eval_sets(samples: Samples) -> list[DomainData]:
     """Each domain in each role, in order of appearance, with its rows' numbers in ``row``.
 
-    A domain without labels is left out: nothing can be counted right or wrong in it.
+    Without the fit split, whose rows heads were trained on, and domains without labels.
     """
     sets = []
     for name, role in dict.fromkeys(zip(samples.domain, samples.split, strict=True)):
         row = np.flatnonzero((samples.domain == name) & (samples.split == role))
-        if (samples.label[row] != UNLABELLED).any():
+        if role != FIT and (samples.label[row] != UNLABELLED).any():
             sets.append(
                 DomainData(
                     name=str(name),
@@ -132,8 +132,6 @@ def score_heads(
     :func:`mean_interval`. Brier score, log loss and calibration error, which are no shares,
     have percentiles of draws of patients, the same draws for all heads, and no interval where
     all draws are equal.
-    On the fit split no interval is given: what a head says of rows that it was trained on is
-    no sample of what it says of others.
 
     Args:
         data: Rows with labels.
@@ -145,29 +143,27 @@ def score_heads(
     label = data.labelled()
     statistics = {(key, m): METRICS[m](label, p) for key, p in proba.items() for m in metrics}
     values = {at: on_all_rows(statistic, len(data)) for at, statistic in statistics.items()}
-    intervals = {at: interval_of_draws(value, data) for at, value in values.items()}
-    if data.role != FIT and proba:
-        parts = {
-            (key, metric, number): part
-            for key, metric in statistics
-            if metric not in _NO_SHARES
-            for number, part in enumerate(_parts(metric, label, proba[key], data.group))
-        }
-        by_metric: dict[tuple[_Key, str], list[Share]] = {}
-        for (key, metric, _), share in shares_of(data, parts).items():
-            reported = replace(share, reported=_f1) if metric == "f1" else share
-            by_metric.setdefault((key, metric), []).append(reported)
-        for at, shares in by_metric.items():
-            several = len(shares) > 1
-            interval = mean_interval(shares, images=len(data)) if several else shares[0].interval()
-            intervals[at] = replace(interval, estimate=values[at])
-        others = [at for at in statistics if at[1] in _NO_SHARES]
-        if others:
-            drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
-            rows = bootstrap_values([statistics[at] for at in others], drawn)
-            for at, row in zip(others, rows, strict=True):
-                if np.ptp(row):  # else no image differs, and draws say nothing of others
-                    intervals[at] = interval_of_draws(values[at], data, row)
+    intervals: dict[tuple[_Key, str], Interval] = {}
+    parts = {
+        (key, metric, number): part
+        for key, metric in statistics
+        if metric not in _NO_SHARES
+        for number, part in enumerate(_parts(metric, label, proba[key], data.group))
+    }
+    by_metric: dict[tuple[_Key, str], list[Share]] = {}
+    for (key, metric, _), share in shares_of(data, parts).items():
+        reported = replace(share, reported=_f1) if metric == "f1" else share
+        by_metric.setdefault((key, metric), []).append(reported)
+    for at, shares in by_metric.items():
+        several = len(shares) > 1
+        interval = mean_interval(shares, images=len(data)) if several else shares[0].interval()
+        intervals[at] = replace(interval, estimate=values[at])
+    if others := [at for at in statistics if at[1] in _NO_SHARES]:
+        drawn = draw_patients(data.group, _rng("scores", data, seed), draws=draws)
+        rows = bootstrap_values([statistics[at] for at in others], drawn)
+        for at, row in zip(others, rows, strict=True):
+            # Where no image differs draws say nothing of others.
+            intervals[at] = interval_of_draws(values[at], data, row if np.ptp(row) else row[:0])
     return {
         key: {m: intervals[key, m] for m in metrics if np.isfinite(values[key, m])} for key in proba
     }
@@ -184,6 +180,8 @@ def shares_of(data: DomainData, parts: Mapping[_Key, _Part]) -> dict[_Key, Share
         data: Rows.
         parts: Statistics of its rows in [0, 1], each with the patients that it rests on.
     """
+    if not parts:
+        return {}
     statistics = [statistic for statistic, _ in parts.values()]
     left_out = bootstrap_values(statistics, leave_out_patients(data.group))
     shares = {}

@@ -42,7 +42,7 @@ class Interval:
         images: How many it rests on.
         patients: How many they are of.
         method: How the interval was made; ``TOO_FEW`` where one patient, or one of a class,
-            cannot give any; ``none`` of rows that heads were fitted to.
+            cannot give any; ``none`` where all draws are equal.
     """
 
     estimate: float

@@ -225,7 +225,7 @@ def evaluate(
             continue
         of_backbone = heads.get(backbone, {})
         best = _best_head(study.results, backbone, of_backbone.get("best"), samples)
-        evaluated = [data for data in eval_sets(samples) if data.role != FIT]
+        evaluated = eval_sets(samples)
         entries.append(
             {
                 "backbone": backbone,

@@ -17,7 +17,6 @@ import numpy as np
 
 from pipeline.compare import CompareOptions, compare
 from pipeline.data.domain import DomainData
-from pipeline.data.patients import FIT
 from pipeline.data.samples import load_samples
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.compare_heads import compare_heads, eval_sets, score_heads
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     samples, _ = load_samples(study)
     for data in eval_sets(samples):
-        if data.role != FIT and data.row is not None:
+        if data.row is not None:
             keys = [samples.key[row] for row in data.row]
             _print(data, {n: np.stack([p[key] for key in keys]) for n, p in by_key.items()})
 

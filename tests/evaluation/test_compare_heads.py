@@ -128,14 +128,6 @@ def test_all_right_is_not_certainty(classes):
             assert interval.low < 0.95
 
 
-def test_the_rows_that_a_head_was_trained_on_have_no_interval():
-    """Being right on them is no sample of being right elsewhere."""
-    data = domain(role="fit")
-    found = of_one(data, head(data.label, 1.0))
-    assert {interval.method for interval in found.values()} == {"none"}
-    assert all(np.isnan([interval.low, interval.high]).all() for interval in found.values())
-
-
 def test_what_one_class_does_not_define_is_left_out_and_no_number():
     """One class only: no area, no specificity of images that are not there."""
     data = replace(domain(), label=np.ones(60, int))
@@ -282,6 +274,6 @@ def test_each_labelled_domain_is_evaluated_in_each_role():
     )
     found = eval_sets(samples)
     assert [(one.name, one.role, one.row.tolist()) for one in found] == [
-        ("source", "fit", [0]), ("B", "target", [1, 4]), ("source", "validation", [2]),
+        ("B", "target", [1, 4]), ("source", "validation", [2]),
     ]  # fmt: skip
-    assert found[1].label.tolist() == [1, 0]
+    assert found[0].label.tolist() == [1, 0]
