@@ -20,12 +20,18 @@ from pipeline.data.patients import (
     VALIDATION,
     WeightedStatistic,
     draw_patients,
-    leave_out_patients,
 )
 from pipeline.data.samples import UNLABELLED, Samples
 from pipeline.errors import MissingResultsError
 from pipeline.evaluation.bootstrap import bootstrap_values, interval_of_draws
-from pipeline.evaluation.intervals import Interval, Share, difference_bounds, mean_interval
+from pipeline.evaluation.intervals import (
+    Interval,
+    Patients,
+    Share,
+    difference_bounds,
+    mean_interval,
+    shares_of,
+)
 from pipeline.evaluation.metrics import (
     METRICS,
     Labels,
@@ -59,9 +65,8 @@ _NO_SHARES = ("brier", "log_loss", "ece")
 AUROC_PATIENTS = 10
 
 _Key = TypeVar("_Key", bound=Hashable)
-_Patients = tuple[NDArray[Any], ...]
-_Part = tuple[WeightedStatistic, _Patients]
-"""A statistic and the patients that it rests on."""
+#: A statistic and the patients that it rests on.
+_Part = tuple[WeightedStatistic, Patients]
 
 
 def eval_sets(samples: Samples) -> list[DomainData]:
@@ -85,7 +90,7 @@ def eval_sets(samples: Samples) -> list[DomainData]:
     return sets
 
 
-def bases(metric: str, label: Labels, group: NDArray[Any]) -> _Patients:
+def bases(metric: str, label: Labels, group: NDArray[Any]) -> Patients:
     """Patients that a metric rests on: of all images, of one class, or of each class by itself.
 
     An average precision is a mean over the positive images, so it rests on their patients.
@@ -151,7 +156,7 @@ def score_heads(
         for number, part in enumerate(_parts(metric, label, proba[key], data.group))
     }
     by_metric: dict[tuple[_Key, str], list[Share]] = {}
-    for (key, metric, _), share in shares_of(data, parts).items():
+    for (key, metric, _), share in shares_of(data.group, parts).items():
         reported = replace(share, reported=_f1) if metric == "f1" else share
         by_metric.setdefault((key, metric), []).append(reported)
     for at, shares in by_metric.items():
@@ -171,24 +176,6 @@ def score_heads(
 
 def _f1(jaccard: float) -> float:
     return 2 * jaccard / (1 + jaccard)
-
-
-def shares_of(data: DomainData, parts: Mapping[_Key, _Part]) -> dict[_Key, Share]:
-    """Statistics as shares, every patient left out once for all of them.
-
-    Args:
-        data: Rows.
-        parts: Statistics of its rows in [0, 1], each with the patients that it rests on.
-    """
-    if not parts:
-        return {}
-    statistics = [statistic for statistic, _ in parts.values()]
-    left_out = bootstrap_values(statistics, leave_out_patients(data.group))
-    shares = {}
-    for (key, (statistic, patients)), row in zip(parts.items(), left_out, strict=True):
-        estimate = on_all_rows(statistic, len(data))
-        shares[key] = Share(estimate=estimate, moves=estimate - row, bases=patients)
-    return shares
 
 
 def compare_heads(
@@ -213,7 +200,7 @@ def compare_heads(
     if not others:
         return {metric: {} for metric in metrics}
     shares = shares_of(
-        data,
+        data.group,
         {
             (head, m): (METRICS[m](label, p), bases(m, label, data.group))
             for head, p in proba.items()

@@ -8,10 +8,10 @@ zero: where no patient moves the share, because no error was seen, the patients 
 are the trials.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy  # its parts are imported when they are called: to draw takes none
@@ -27,6 +27,8 @@ ROUGH_BELOW = 100
 TOO_FEW = "too few patients"
 #: Standard errors to either side of an estimate, at that level.
 Z = 1.959963984540054  # -ndtri((1 - LEVEL) / 2)
+Patients = tuple[NDArray[Any], ...]
+_Key = TypeVar("_Key", bound=Hashable)
 _ROUNDING = 1e-12
 #: How finely a p is searched, in standard errors.
 _Z_STEP = 1e-6
@@ -107,7 +109,7 @@ class Share:
 
     estimate: float
     moves: NDArray[np.float64]
-    bases: tuple[NDArray[Any], ...]
+    bases: Patients
     reported: Callable[[float], float] = float
 
     @property
@@ -180,17 +182,30 @@ class Share:
         return bool(np.isfinite(self.moves).all()) and self.patients > 1
 
 
-def share_of(statistic: WeightedStatistic, group: NDArray[Any], *bases: NDArray[Any]) -> Share:
-    """A share with the jackknife by patient.
+def shares_of(
+    group: NDArray[Any], parts: Mapping[_Key, tuple[WeightedStatistic, Patients]]
+) -> dict[_Key, Share]:
+    """Statistics in [0, 1] as shares, every patient left out once for all of them.
 
     Args:
-        statistic: Of row weights, in [0, 1].
         group: Patient of each row.
-        bases: See :class:`Share`; all rows if none is given.
+        parts: Statistics of the weights of these rows, each with its :class:`Share`'s ``bases``.
     """
-    estimate = on_all_rows(statistic, len(group))
-    moves = estimate - leave_out_patients(group).apply(statistic)
-    return Share(estimate=estimate, moves=moves, bases=bases or (group,))
+    if not parts:
+        return {}
+    left_out = leave_out_patients(group).apply(
+        lambda weights: np.stack([statistic(weights) for statistic, _ in parts.values()])
+    )
+    shares = {}
+    for (key, (statistic, bases)), values in zip(parts.items(), left_out, strict=True):
+        estimate = on_all_rows(statistic, len(group))
+        shares[key] = Share(estimate=estimate, moves=estimate - values, bases=bases)
+    return shares
+
+
+def share_of(statistic: WeightedStatistic, group: NDArray[Any], *bases: NDArray[Any]) -> Share:
+    """One of :func:`shares_of`; it rests on all rows where no bases are given."""
+    return shares_of(group, {None: (statistic, bases or (group,))})[None]
 
 
 def rate_interval(hit: NDArray[np.bool_], group: NDArray[Any]) -> Interval:

@@ -87,8 +87,6 @@ def _structure(value: Any, arrays: dict[str, NDArray[np.uint8]]) -> Any:
 
 
 def _structure_of_object(value: Any, arrays: dict[str, NDArray[np.uint8]]) -> dict[str, Any]:
-    if isinstance(value, np.random.RandomState):
-        return {"random": _structure(value.get_state(), arrays)}
     if isinstance(value, np.random.Generator):
         return {"generator": _structure(value.bit_generator.state, arrays)}
     name = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -139,11 +137,8 @@ def _array(data: NDArray[np.uint8], kind: Any, shape: list[int], *, columns: boo
 
 
 def _build(structure: Mapping[str, Any], arrays: Mapping[str, NDArray[np.uint8]]) -> Any:
-    if "random" in structure:
-        built: Any = np.random.RandomState()
-        built.set_state(_object(structure["random"], arrays))
-    elif "generator" in structure:
-        built = np.random.default_rng()
+    if "generator" in structure:
+        built: Any = np.random.default_rng()
         built.bit_generator.state = _object(structure["generator"], arrays)
     elif "object" in structure:
         kind = _type(structure["object"])

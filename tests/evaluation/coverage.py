@@ -15,8 +15,8 @@ from scipy.stats import norm
 
 from pipeline.data.domain import DomainData
 from pipeline.evaluation.bootstrap import bbc_cv
-from pipeline.evaluation.compare_heads import bases, score_heads, shares_of
-from pipeline.evaluation.intervals import difference_bounds, rate_interval
+from pipeline.evaluation.compare_heads import bases, score_heads
+from pipeline.evaluation.intervals import difference_bounds, rate_interval, share_of
 from pipeline.evaluation.metrics import METRICS, score, weighted_mean
 from tests.evaluation.test_paired_tests import BLIND, BY_PATIENT, rejected
 from tests.simulations import in_processes, parser
@@ -68,9 +68,7 @@ def proba_of(value):
 
 def share(metric: str, label, group, value):
     """The metric of a head that gives these values."""
-    data = DomainData(name="simulated", role="target", group=group, label=label)
-    part = METRICS[metric](label, proba_of(value)), bases(metric, label, group)
-    return shares_of(data, {metric: part})[metric]
+    return share_of(METRICS[metric](label, proba_of(value)), group, *bases(metric, label, group))
 
 
 @cache
