@@ -42,11 +42,7 @@ class ResultSet:
     stage: str
 
     def read(self, name: str) -> bytes:
-        """A file of the set.
-
-        Raises:
-            ResultsError: The record does not name it, or it is another file now.
-        """
+        """A file of the set; a ResultsError where it is not the one that the record names."""
         path = self.file.parent / name
         try:
             data = disk.read_all(path)
@@ -60,11 +56,7 @@ class ResultSet:
         return data
 
     def check(self) -> None:
-        """Read every file of the set.
-
-        Raises:
-            ResultsError: One is not what the record says.
-        """
+        """Read every file of the set, as :meth:`read`."""
         for name in self.digests:
             self.read(name)
 
@@ -161,11 +153,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def prepare(results: Path) -> None:
-    """Begin a stage: a folder that can be written, without what dead processes left in it.
-
-    Raises:
-        WriteFailedError: The disk refused.
-    """
+    """Begin a stage: a folder that can be written, without what dead processes left in it."""
     disk.check_writable(results)
     for folder in {path.parent for path in results.rglob(f"{disk.TEMPORARY}*")}:
         _clean(folder)

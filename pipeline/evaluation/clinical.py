@@ -60,10 +60,7 @@ def net_benefit(
 ) -> float:
     """True positives less weighted false positives, a share of all images; nobody treated: 0.
 
-    Args:
-        label: Shape ``(n,)``, 0 or 1.
-        positive: Probability of class 1, shape ``(n,)``.
-        threshold: Probability from which on one treats, in (0, 1).
+    ``positive`` are probabilities of class 1; one treats from the ``threshold`` on, in (0, 1).
     """
     treated = positive >= threshold
     weight = threshold / (1 - threshold)

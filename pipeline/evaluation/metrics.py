@@ -23,15 +23,9 @@ _ECE_BINS = 15
 
 
 def score(metric: str, label: Labels, proba: Proba) -> float | None:
-    """The value of a metric; None where the labels do not define it.
+    """The value of an entry of ``METRICS`` for labels ``(n,)`` and probabilities ``(n, K)``.
 
-    Args:
-        metric: An entry of ``METRICS``.
-        label: Shape ``(n,)``, 0 to K - 1.
-        proba: Shape ``(n, K)``.
-
-    Raises:
-        ValueError: An image has no label.
+    None where the labels do not define it; a ValueError where an image has none.
     """
     value = on_all_rows(METRICS[metric](label, proba), len(label))
     return value if np.isfinite(value) else None
@@ -43,11 +37,7 @@ def on_all_rows(statistic: WeightedStatistic, n: int) -> float:
 
 
 def is_right(label: Labels, proba: Proba) -> NDArray[np.bool_]:
-    """Whether each image's most probable class is its own, shape ``(n,)``.
-
-    Raises:
-        ValueError: An image has no label.
-    """
+    """Whether each image's most probable class is its own, shape ``(n,)``."""
     _refuse_unlabelled(label)
     return np.asarray(proba.argmax(axis=1) == label)
 

@@ -52,12 +52,7 @@ class Difference:
 
 
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Exact two-sided p of paired right and wrong answers (McNemar 1947).
-
-    Args:
-        first: Shape ``(n,)``: whether the first head is right.
-        second: The same for the second, on the same images.
-    """
+    """Exact two-sided p of paired right and wrong answers ``(n,)`` (McNemar 1947)."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     differ = only_first + only_second
     return min(1.0, 2 * float(scipy.special.bdtr(min(only_first, only_second), differ, 0.5)))
@@ -155,16 +150,9 @@ def paired_delong(
     *,
     group: NDArray[Any],
 ) -> float:
-    """Two-sided p of "two scores of the same images have the same AUROC" (DeLong 1988).
+    """Two-sided p of "two scores ``(n,)`` of the same images have the same AUROC" (DeLong 1988).
 
-    Args:
-        label: Shape ``(n,)``, 0 or 1.
-        first: Shape ``(n,)``; larger means class 1.
-        second: Another score of the same images.
-        group: Patient of each image.
-
-    Raises:
-        ValueError: See :func:`delong`.
+    Arguments and errors are those of :func:`delong`.
     """
     areas, c = delong(label, np.stack([first, second]), group=group)
     difference = float(areas[0] - areas[1])

@@ -98,12 +98,7 @@ def stored_predictions(path: Path) -> bytes:
 
 
 def read_predictions(path: Path) -> dict[str, Predictions]:
-    """By backbone.
-
-    Raises:
-        MissingResultsError: The stage has not been run.
-        ResultsError: See :func:`stored_predictions`.
-    """
+    """By backbone; errors as :func:`stored_predictions`."""
     return predictions_in(stored_predictions(path))
 
 
