@@ -209,7 +209,7 @@ def _load_one(file: Path, flags: dict[str, Any]) -> Any:
     return next(iter(parts.values()))
 
 
-def each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
+def _each_finding(function: Callable[..., Any]) -> Callable[..., Any]:
     """Run a stage for a study, or for each of its findings; then a table over them.
 
     One that fails does not cost the others; the command fails at the end.
@@ -476,7 +476,7 @@ def features(study: Path, **flags: Any) -> dict[str, Any]:
 @_conflicts_option
 @_figures_option
 @command
-@each_finding
+@_each_finding
 def heads(study: Any, **flags: Any) -> dict[str, Any]:
     """Fit heads on stored features and compare them.
 
@@ -533,7 +533,7 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
 @_engine_options
 @_recipe_options
 @command
-@each_finding
+@_each_finding
 def audit(
     study: Any, *, shortcuts: bool, write_exclude: Path | None, **flags: Any
 ) -> dict[str, Any]:
@@ -604,7 +604,7 @@ _FINETUNE_HELP = f"""Train parts of networks and whole ones, and compare them.
 @_conflicts_option
 @_figures_option
 @command
-@each_finding
+@_each_finding
 def finetune(study: Any, **flags: Any) -> dict[str, Any]:
     """See ``_FINETUNE_HELP``."""
     from pipeline.errors import PartsError, PipelineError
@@ -631,7 +631,7 @@ def finetune(study: Any, **flags: Any) -> dict[str, Any]:
 @click.option("--allow-leaks", is_flag=True, help="Go on although two roles share images.")
 @_figures_option
 @command
-@each_finding
+@_each_finding
 def shift(study: Any, **flags: Any) -> dict[str, Any]:
     """Compare the source with each target.
 
@@ -655,7 +655,7 @@ def shift(study: Any, **flags: Any) -> dict[str, Any]:
     help="Show images of patients: typical ones, uncertain ones, errors. For your eyes only.",
 )
 @command
-@each_finding
+@_each_finding
 def report(study: Any, *, images: bool) -> dict[str, Any]:
     """Write one HTML page of all results.
 
@@ -756,7 +756,7 @@ def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str
 @click.option("--images", default=100, show_default=True, help="Of each class of each domain.")
 @_device_option
 @command
-@each_finding
+@_each_finding
 def explain(study: Any, *, head: str | None, device: str, **flags: Any) -> dict[str, Any]:
     """Draw maps of what a model looks at.
 

@@ -299,7 +299,7 @@ class Study:
         targets = (t for t in self.targets if t.findings is None or finding in t.findings)
         return replace(
             replace(self, targets=tuple(targets)).with_label(finding),
-            name=f"{self.name}/{folder_of(finding)}",
+            name=f"{self.name}/{_folder_of(finding)}",
             classes=classes_of(finding),
             findings=(),
         )
@@ -332,7 +332,7 @@ def classes_of(finding: str) -> tuple[str, str]:
     return f"not {finding}", finding
 
 
-def folder_of(finding: str) -> str:
+def _folder_of(finding: str) -> str:
     """Name of the folder of a finding's results."""
     return finding.replace(" ", "_")
 
@@ -523,7 +523,7 @@ def _findings(study: _Table) -> tuple[str, ...]:
     findings = study.names("findings") or ()
     if findings and "classes" in study.values:
         study.fail("has findings and classes: write one of the two")
-    folders = {study.check_name(folder_of(name), "findings:").casefold() for name in findings}
+    folders = {study.check_name(_folder_of(name), "findings:").casefold() for name in findings}
     if len(folders) < len(findings):
         study.fail(f"has findings = {[*findings]}: two of them would have one folder")
     return findings

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TIMM = "timm:"
 NO_DOWNLOAD = "efficientnet_lite0"
-ONE_CHANNEL = "densenet121_xray"
+_ONE_CHANNEL = "densenet121_xray"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def _fill(network: "torch.nn.Module", state: State) -> None:
         if given != shape:
             hint = ""
             if len(shape) == 4 and (given[1], shape[1]) == (1, 3):
-                hint = f"; for pictures of one channel there is {ONE_CHANNEL}"
+                hint = f"; for pictures of one channel there is {_ONE_CHANNEL}"
             raise WeightsError(f"{name} has shape {given}, the network's has {shape}{hint}")
     # Assigned, not copied: to copy, torch wakes all its threads for each of hundreds of tensors.
     values = {k: t.to(wanted[k].dtype) if k in wanted else t for k, t in state.items()}
@@ -304,14 +304,14 @@ BACKBONES: Mapping[str, Spec] = MappingProxyType(
             pretrained=partial(hub_file, "DenseNet121", "densenet121-a639ec97.pth"),
             layers=_OF_DENSENET121,
         ),
-        ONE_CHANNEL: Spec(
+        _ONE_CHANNEL: Spec(
             dim=1024,
             # Their pixels go from -1024 to 1024; with resize = "crop", the centre as they take it.
             policy=PixelPolicy(crop_ratio=1.0, mean=_HALVES, std=(0.5 / 1024,) * 3),
             network=_densenet121_xray,
             pretrained=partial(
                 unpublished_file,
-                f'write [backbone.{ONE_CHANNEL}] weights = "FILE", the state dict of '
+                f'write [backbone.{_ONE_CHANNEL}] weights = "FILE", the state dict of '
                 "torchxrayvision.models.DenseNet",
             ),
             layers=_OF_DENSENET121,

@@ -38,15 +38,13 @@ Wait = Callable[[], Features]
 #: Builds the network; an engine calls it only if it has to, for it imports torch.
 Build = Callable[[], "Frozen"]
 #: The two files of an OpenVINO network: graph and constants.
-Converted = tuple[bytes, bytes]
+_Converted = tuple[bytes, bytes]
 _FORMAT = 3
-DEVICES = ("cpu", "cuda")
 #: Large enough for full speed, small enough that 2 GB of memory hold all batches under way.
 CPU_BATCH = 8
 _LARGEST_CUDA_BATCH = 256
 #: Of the free memory of a GPU; what DenseNet121 takes for a pixel of a picture in fp32, and more.
 _SHARE_OF_MEMORY, _BYTES_PER_PIXEL = 0.5, 640
-COMPILING = ("auto", "never", "always")
 _NO_CUDA = "no CUDA device is here: use --device cpu, or leave it at auto"
 
 
@@ -94,7 +92,7 @@ class Engine(Protocol):
         """Let go of threads and device memory."""
 
 
-class OpenVINOEngine:
+class _OpenVINOEngine:
     """OpenVINO on a CPU, in float32: 1.6 to 5 times torch's rate; see :func:`start_engine`."""
 
     def __init__(
@@ -157,8 +155,8 @@ def check_engine(choice: EngineChoice) -> None:
     """
     for kind, name, allowed in (
         ("engine", choice.engine, ("auto", *ENGINES)),
-        ("device", choice.device, ("auto", *DEVICES)),
-        ("compile", choice.compile, COMPILING),
+        ("device", choice.device, ("auto", "cpu", "cuda")),
+        ("compile", choice.compile, ("auto", "never", "always")),
     ):
         if name not in allowed:
             raise UnknownNameError(kind, name, allowed)
@@ -256,7 +254,7 @@ def start_engine(
     choice = resolve_engine(choice, precision, images=images)
     if choice.engine == "openvino":
         batch_size = choice.batch_size or CPU_BATCH
-        return OpenVINOEngine(build, batch_size, kept=kept, threads=choice.threads)
+        return _OpenVINOEngine(build, batch_size, kept=kept, threads=choice.threads)
     from pipeline.features.torch_engine import TorchEngine
 
     return TorchEngine(build, choice, precision, images=images)
@@ -294,7 +292,7 @@ def _cuda_batch(images: int, size: int) -> int:
     return min(1 << (largest.bit_length() - 1), 1 << max(3, (images - 1).bit_length()))
 
 
-def _load(file: Path, versions: Mapping[str, Any]) -> Converted | None:
+def _load(file: Path, versions: Mapping[str, Any]) -> _Converted | None:
     """The converted network, if these versions kept it and no byte of it has changed."""
     try:
         head, _, body = disk.read_all(file).partition(b"\n")
@@ -306,7 +304,7 @@ def _load(file: Path, versions: Mapping[str, Any]) -> Converted | None:
     return network if valid else None
 
 
-def _save(file: Path, versions: Mapping[str, Any], network: Converted) -> None:
+def _save(file: Path, versions: Mapping[str, Any], network: _Converted) -> None:
     """Keep a converted network; a failure costs only time at the next run."""
     key, size = _key(file, versions), len(network[0])
     head = json.dumps({"key": key, "graph": size, "sha256": _digest(network)})
@@ -318,7 +316,7 @@ def _key(file: Path, versions: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": _FORMAT, "network": file.stem, **versions}
 
 
-def _digest(network: Converted) -> str:
+def _digest(network: _Converted) -> str:
     """Of both files and of where the first one ends."""
     digest = hashlib.sha256(b"%d" % len(network[0]))
     for part in network:
@@ -326,7 +324,7 @@ def _digest(network: Converted) -> str:
     return digest.hexdigest()
 
 
-def _convert(network: "Frozen", batch_size: int) -> Converted:
+def _convert(network: "Frozen", batch_size: int) -> _Converted:
     """The network in OpenVINO's form, as files: read back, they always round alike."""
     import torch
 

@@ -26,7 +26,7 @@ from pipeline.study import BackboneChoice, Study
 from pipeline.words import are, counted
 
 #: On CPUs. Rounding of one network in one engine with another batch size stays below 2e-6.
-SAMPLE_TOLERANCE = 1e-5
+_SAMPLE_TOLERANCE = 1e-5
 _PACKAGES = (
     *("headrace", "torch", "torchvision", "openvino", "timm"),
     *("h5py", "scikit-learn", "pillow"),
@@ -154,7 +154,7 @@ def _recomputed(study: Study, backbone: BackboneChoice, sample: int, choice: Eng
         f"relative L2 median {np.median(distance):.1e}, largest {distance.max():.1e}"
     )
     exact = backbone.precision == "fp32" and not _saw_a_gpu(store, engine)
-    allowed = SAMPLE_TOLERANCE if exact else CANARY_TOLERANCE[backbone.precision]
+    allowed = _SAMPLE_TOLERANCE if exact else CANARY_TOLERANCE[backbone.precision]
     if distance.max() > allowed:
         worst = stored[list(pairs)[int(distance.argmax())]].path
         raise CheckFailedError(f"{line}, allowed {allowed:.0e}; worst: {worst}")
