@@ -7,6 +7,7 @@ from scipy.special import softmax
 
 from pipeline.data.patients import draw_patients
 from pipeline.shift.label_free import (
+    FORMULAS,
     estimate_accuracy,
     estimate_prior,
     fit_calibration,
@@ -24,6 +25,24 @@ def estimated(source, label, target, *, draws=2, seed=0, groups=(None, None)):
 def accuracy(proba, label):
     """Share of right predictions."""
     return float(np.mean(proba.argmax(axis=1) == label))
+
+
+@pytest.mark.parametrize("repeats", [25, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("prevalence", "names"), [(0.5, list(FORMULAS)), (0.8, ["label_shift"])])
+def test_estimates_are_right_where_their_assumption_holds(repeats, prevalence, names):
+    """Two samples of one population, overconfident: all; another class mix: label_shift."""
+    off = []
+    for repeat in range(repeats):
+        rng = np.random.default_rng([1, repeat])
+        source, label = draw_scores(rng, 1600, slope=1.5)
+        target, truth = draw_scores(rng, 400, prevalence, slope=1.5)
+        estimates = estimated(source, label, target).accuracy
+        off.append([estimates[name].estimate - accuracy(target, truth) for name in names])
+    off = np.array(off)
+    sd = np.sqrt(0.923 * 0.077 / 400)
+    # Both the source's 1600 and the target's 400 labels are drawn: 1.1 to 1.5 of that sd.
+    assert np.all(np.mean(np.abs(off) < 2 * sd, axis=0) > 0.75)
+    assert np.all(np.abs(off.mean(axis=0)) < 0.004 + 4 * off.std(axis=0) / np.sqrt(repeats))
 
 
 def test_formulas_are_their_definitions_and_the_range_spans_their_intervals():
@@ -138,3 +157,14 @@ def test_the_class_mix_is_the_most_likely_one(prevalence):
 
     best = minimize_scalar(loss, bounds=(0, 1), method="bounded", options={"xatol": 1e-10}).x
     assert estimate_prior(target, p)[1] == pytest.approx(best, abs=1e-6)
+
+
+def test_weighted_class_mixes_of_a_batch_are_those_of_repeated_rows():
+    """Of five classes, some of them absent from the target."""
+    rng = np.random.default_rng(8)
+    proba = rng.dirichlet([0.3, 0.3, 0.3, 0.02, 0.02], 200)
+    prior, weights = np.full(5, 0.2), rng.integers(0, 4, (6, 200))
+    batch = estimate_prior(proba, np.tile(prior, (6, 1)), weights=weights)
+    for mix, times in zip(batch, weights, strict=True):
+        alone = estimate_prior(np.repeat(proba, times, axis=0), prior)
+        np.testing.assert_allclose(mix, alone, atol=1e-6)
