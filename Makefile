@@ -25,7 +25,7 @@ $(READY): pyproject.toml
 
 demo: demo/study.toml features heads  ## Generated X-rays of two hospitals: write them, then features and heads
 
-demo/study.toml: $(READY)
+demo/study.toml: | $(READY)
 	$(BIN)/headrace demo demo
 
 init: $(READY)  ## Write study.toml for own images: make init DATA="hospital_a hospital_b"

@@ -804,7 +804,7 @@ def list_stores(store: Path) -> dict[str, Any]:
 @_engine_options
 @command
 def verify(study: Path | None, *, store: Path, sample: int | None, **engine: Any) -> dict[str, Any]:
-    """Check every byte of the stores, those of a study if one is given.
+    """Check every byte of the stores, with a study of all that are in its folder of stores.
 
     With --sample, features of some of its images are computed again and compared.
 

@@ -236,7 +236,7 @@ def _extract_network(
             engine=engine,
             title=title,
         )
-    _refuse_many_of_one_colour(title, missing, unusable)
+    _refuse_many_of_one_colour(title, missing, unusable, images=len(set(samples.key)))
     skipped, seconds = _skips(samples, unusable), time.monotonic() - start
     reports = []
     for choice, store in stores.items():
@@ -559,13 +559,16 @@ class FeatureGuard:
 
 
 def _refuse_many_of_one_colour(
-    title: str, missing: Mapping[bytes, Item], unusable: Mapping[bytes, str]
+    title: str, missing: Mapping[bytes, Item], unusable: Mapping[bytes, str], *, images: int
 ) -> None:
-    """More than a few black pictures are a mistake of an export; the others' rows are stored."""
+    """More than a few black pictures are a mistake of an export; the others' rows are stored.
+
+    The share is of all images: a later run misses these alone.
+    """
     empty = [key for key, reason in unusable.items() if reason == ONE_COLOUR]
-    if len(empty) >= _FEW_OF_ONE_COLOUR and len(empty) > _SHARE_OF_ONE_COLOUR * len(missing):
+    if len(empty) >= _FEW_OF_ONE_COLOUR and len(empty) > _SHARE_OF_ONE_COLOUR * images:
         raise StudyError(
-            f"{title}: {len(empty)} of {counted(len(missing), 'image')} show one colour only, more "
+            f"{title}: {len(empty)} of {counted(images, 'image')} show one colour only, more "
             f"than {_SHARE_OF_ONE_COLOUR:.0%}; first: {printable(missing[empty[0]].path)}. Export "
             "them again, or list them in the file of the study's `exclude`"
         )

@@ -198,10 +198,11 @@ def _k_shot(model: SourceModel, target: DomainData, plan: AdaptationPlan) -> _Pr
     # One head for each k and half: they share the rows, and which are shown is a weight.
     weights = shown.reshape(-1, len(label))
     heads = fit_weighted(rows, label, C=INVERSE_PENALTY, weights=weights)
-    proba = heads.proba(rows).reshape(len(shots), len(folds), len(label), model.classes)
     tables = np.empty((len(shots), len(plan.seeds), len(label), model.classes))
-    for number, (_, held) in enumerate(folds):
-        tables[:, number // 2, held] = proba[:, number, held]
+    for v in range(len(weights)):  # one by one: all at once take much memory
+        which, number = divmod(v, len(folds))
+        held = folds[number][1]
+        tables[which, number // 2, held] = heads.proba(rows[held], slice(v, v + 1))[0]
     return {f"{k} labels per class": table for k, table in zip(shots, tables, strict=True)}
 
 

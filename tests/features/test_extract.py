@@ -188,7 +188,7 @@ def test_pictures_of_one_colour_are_named_and_not_stored(study_file):
     }
 
 
-def test_many_pictures_of_one_colour_stop_the_run(study_file):
+def test_many_pictures_of_one_colour_stop_the_run(study_file, monkeypatch):
     """More than 1 %: an export went wrong. What could be computed is stored."""
     for level in range(3):
         one_colour(study_file.parent / "here" / "a" / f"p1_{level}.png", level)
@@ -196,6 +196,9 @@ def test_many_pictures_of_one_colour_stop_the_run(study_file):
     with pytest.raises(StudyError, match=r"3 of 63 images show one colour only, .* a/p1_0\.png"):
         extract(study, OPTIONS)
     assert len(store_for(study, study.backbones[0])) == 60
+    # Of fewer, a second run misses these alone, and they are no more than they were.
+    monkeypatch.setattr("pipeline.features.extract._SHARE_OF_ONE_COLOUR", 0.1)
+    assert len(extract(study, OPTIONS).skipped) == 3
 
 
 def test_what_the_images_waited_for_is_said_at_the_end(study_file, caplog):

@@ -45,6 +45,31 @@ def rows(world):
     return scored(world)
 
 
+def test_no_row_is_predicted_by_a_model_that_saw_it(world, monkeypatch):
+    """Cross-fitting by patient: each row once a seed, by a model adapted to other patients."""
+    model, target, _ = world
+    seen, predicted = [], []
+
+    def spy(_model, features, parts):
+        seen.extend(parts)
+
+        def predictor(part):
+            def predict(rows):
+                predicted.append(len(rows))
+                assert not (rows[:, None] == features[part][None]).all(axis=2).any()
+                return model.predict_proba(rows)
+
+            return predict
+
+        return [predictor(part) for part in parts]
+
+    monkeypatch.setattr(adapt_eval, "ADAPTERS", {**ADAPTERS, "spy": spy})
+    tables = predict_target(model, target, replace(PLAN, methods=("spy",)))
+    assert sum(map(len, seen)) == sum(predicted) == 2 * len(target)
+    assert all(len(np.unique(target.group[part])) * 2 == len(part) for part in seen)
+    assert np.isfinite(tables["spy"]).all()
+
+
 def test_every_method_has_its_row_and_the_fewest_labels_that_help_the_last(rows):
     """The baseline is compared with nothing; p is adjusted by Holm."""
     assert [row["method"] for row in rows[:-1]] == list(ADAPTERS)
