@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from click.testing import CliRunner
@@ -39,6 +38,9 @@ from pipeline.study import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
 from tests.tiny import write_images, write_tiny_study
 
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
 TORCH = EngineChoice(engine="torch", device="cpu", batch_size=4)
 HEADS = ("linear", "ridge", "lda", "mlp", "prototype", "svm")
 ROOT = Path(__file__).parents[1]

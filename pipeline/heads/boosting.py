@@ -84,4 +84,5 @@ def _separation(X: NDArray[np.float32], y: NDArray[np.intp]) -> NDArray[np.float
     """Variance between the classes by variance within, of each column; 0 of a constant one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constant columns
-        return np.asarray(np.nan_to_num(f_classif(X, y)[0]))
+        ratio = np.nan_to_num(f_classif(X, y)[0])
+    return np.where(np.ptp(X, axis=0) > 0, ratio, 0.0)
