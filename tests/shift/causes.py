@@ -182,15 +182,15 @@ def main() -> None:
     with in_processes(chosen.jobs) as run:
         error = 50 / np.sqrt(chosen.runs)
         print(f"{chosen.runs} pairs of hospitals a line: standard errors at most {error:.0f} %.\n")
-        print("| kind of shift | strength, patients | right cause, % | wrong cause, % | named |")
-        print("|---|---|---|---|---|")
+        print("| kind of shift | strength, patients | right, % | not named, % | wrong, % | named |")
+        print("|---|---|---|---|---|---|")
         for kind in chosen.kinds:
             field, strengths, _ = KINDS[kind]
             lines = [(s, 200) for s in strengths] + ([(0.3, 30)] if kind == "none" else [])
             for strength, patients in lines:
                 hits, wrong, causes = rates(kind, strength, chosen.runs, patients, run)
                 shown = ", ".join(f"{cause} {count}" for cause, count in causes.most_common())
-                numbers = f"{100 * hits:.0f} | {100 * wrong:.0f} | {shown}"
+                numbers = f"{100 * hits:.0f} | {100 - 100 * hits:.0f} | {100 * wrong:.0f} | {shown}"
                 print(f"| {kind} | {field} {strength}, {patients} | {numbers} |", flush=True)
         print("\n| shift | accuracy held by the range, % of 30 / 100 / 400 patients | width |")
         print("|---|---|---|")
