@@ -413,6 +413,8 @@ def _from_deep(image: Image.Image, window: tuple[float, float] | None) -> Image.
         levels = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     else:
         levels = scaled(values, window)
+    if (clear := image.info.get("transparency")) is not None:
+        levels[values == clear] = 0
     if isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         levels = 255 - levels
     return Image.fromarray(levels)

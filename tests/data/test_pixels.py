@@ -156,6 +156,15 @@ def test_sixteen_bit_grey_is_scaled_and_never_clipped():
     assert not decode(grey16(np.zeros((SIZE, SIZE), np.uint16)), AS_IS).any()
 
 
+def test_a_clear_value_in_sixteen_bits_is_black():
+    """Transparency of the 16-bit form."""
+    values = np.full((SIZE, SIZE), 40_000, np.uint16)
+    values[5] = 50_000
+    pixels = decode(grey16(values, tRNS=struct.pack(">H", 50_000)), AS_IS)
+    assert not pixels[5].any()
+    assert (np.delete(pixels, 5, axis=0) == 156).all()
+
+
 def test_sixteen_bit_colour_keeps_the_high_byte():
     """As the policy declares it."""
     values = (picture().astype(np.uint16) << 8) + 77
