@@ -11,10 +11,11 @@ both are libjpeg-turbo, in 0.4 of the time at 224 x 224, and without Python's lo
 
 import io
 import math
+import re
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from struct import unpack_from
 
@@ -300,9 +301,13 @@ _INTEGERS = {1: "B", 3: "H", 4: "I"}
 _PNG_MAGIC_BYTES = 8
 _CHUNK_FRAME = 12  # a PNG chunk is its data and 4 bytes each of length, name and CRC
 _PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+_METADATA_CHUNKS = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
+_PNG_XMP = b"XML:com.adobe.xmp"
+_LONGEST_TEXT = 1 << 20
 
 _SCAN, _APP1 = 0xDA, 0xE1
-_EXIF = b"Exif\0\0"
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 
 def split_jpeg(data: bytes) -> tuple[bytes, int]:
@@ -311,7 +316,7 @@ def split_jpeg(data: bytes) -> tuple[bytes, int]:
     Of the application segments only JFIF and Adobe are kept, by which a decoder knows the
     colours. Where the structure is broken, the rest is kept for the decoder to refuse.
     """
-    kept, exif = [data[:2]], b""
+    kept, exif, xmp = [data[:2]], b"", b""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = unpack_from(">BH", data, at + 1)
@@ -321,12 +326,14 @@ def split_jpeg(data: bytes) -> tuple[bytes, int]:
         body = data[at + 4 : end]
         if marker == _APP1 and body.startswith(_EXIF):
             exif += body.removeprefix(_EXIF)
+        elif marker == _APP1 and body.startswith(_XMP):
+            xmp += body
         if _is_needed(marker, body):
             kept.append(data[at:end])
         at = end
     if sum(map(len, kept)) < at:  # a file from which nothing is cut is not copied either
         data = b"".join([*kept, memoryview(data)[at:]])
-    return data, _orientation(exif)
+    return data, _orientation(exif, xmp)
 
 
 def split_png(data: bytes) -> tuple[bytes, int]:
@@ -335,7 +342,7 @@ def split_png(data: bytes) -> tuple[bytes, int]:
     Every chunk is checked: Pillow alone checks neither the CRC of the pixel data nor that the end
     is there.
     """
-    kept, exif = [data[:_PNG_MAGIC_BYTES]], b""
+    kept, metadata = [data[:_PNG_MAGIC_BYTES]], dict[bytes, bytes]()
     at, name = _PNG_MAGIC_BYTES, b""
     while name != b"IEND":
         if at + _CHUNK_FRAME > len(data):
@@ -353,10 +360,35 @@ def split_png(data: bytes) -> tuple[bytes, int]:
             raise ImageError(
                 f"{frames} frames: which one is meant cannot be known; save the one as a file"
             )
-        elif name == b"eXIf":
-            exif = bytes(body).removeprefix(_EXIF)
+        elif name in _METADATA_CHUNKS:
+            keyword, text = _text(name, bytes(body))
+            metadata[keyword] = text
         at = end + 4
-    return b"".join(kept), _orientation(exif)
+    return b"".join(kept), _orientation(_exif_of_png(metadata), metadata.get(_PNG_XMP, b""))
+
+
+def _text(chunk: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """Keyword and text of a chunk of metadata; empty where it cannot be unpacked."""
+    if chunk == b"eXIf":
+        return chunk, body
+    keyword, _, text = body.partition(b"\0")
+    packed = chunk == b"zTXt"
+    text = text[1:] if packed else text  # the method
+    if chunk == b"iTXt":  # flag, method, language, translated keyword
+        packed = text[:1] == b"\1"
+        text = text[2:].split(b"\0", 2)[-1]
+    with suppress(zlib.error):
+        return keyword, zlib.decompressobj().decompress(text, _LONGEST_TEXT) if packed else text
+    return b"", b""
+
+
+def _exif_of_png(metadata: Mapping[bytes, bytes]) -> bytes:
+    """EXIF of a chunk, or of ImageMagick's text: a head of three lines, then hexadecimal."""
+    exif = metadata.get(b"eXIf", b"")
+    with suppress(ValueError):
+        lines = metadata.get(b"Raw profile type exif", b"").split(b"\n")[3:]
+        exif = exif or bytes.fromhex(b"".join(lines).decode("latin-1"))
+    return exif.removeprefix(_EXIF)
 
 
 def _is_needed(marker: int, body: bytes) -> bool:
@@ -368,8 +400,8 @@ def _is_needed(marker: int, body: bytes) -> bool:
     return not (0xE0 <= marker <= 0xEF or marker == 0xFE)
 
 
-def _orientation(exif: bytes) -> int:
-    """The orientation in the first directory of a TIFF structure; upright where none is there."""
+def _orientation(exif: bytes, xmp: bytes) -> int:
+    """The orientation in the first directory of EXIF, else in XMP; upright where none is there."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     try:
         (start,) = unpack_from(f"{order}I", exif, 4)
@@ -381,7 +413,8 @@ def _orientation(exif: bytes) -> int:
                 return value if 1 <= value <= 8 else _UPRIGHT
     except struct.error:  # cut short, or of another order
         pass
-    return _UPRIGHT
+    match = _XMP_ORIENTATION.search(xmp)
+    return int(match[1]) if match else _UPRIGHT
 
 
 # From any mode to eight bits.

@@ -124,6 +124,13 @@ def test_hostile_bytes_give_pixels_or_a_reason(name, mutations, filter_action):
         assert outcome.shape == (SIZE, SIZE, 3)
 
 
+def test_pillow_running_out_of_memory_is_a_reason(monkeypatch):
+    """One image too many for the machine does not stop the run."""
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(ImageError, match="not enough memory"):
+        decode(png(), AS_IS)
+
+
 @pytest.mark.parametrize("name", ["huge.png", "huge.jpg"])
 def test_a_bomb_is_refused_before_it_is_decoded(name, monkeypatch):
     """The header is enough."""
@@ -241,6 +248,8 @@ def test_metadata_that_is_not_needed_changes_nothing(name):
     np.testing.assert_array_equal(pixels, decode(plain, AS_IS))
 
 
+XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+PROFILE = b"\nexif\n      58\n" + (b"Exif\0\0" + RATIONAL).hex().encode()
 READABLE = {
     "beside a rational of -1/0": with_exif(RATIONAL),
     "in big-endian order": with_exif(
@@ -254,7 +263,20 @@ READABLE = {
     + segment(0xE1, b"Exif\0\0" + RATIONAL[20:])
     + jpeg()[2:],
     "in a chunk of its own": with_chunk(b"eXIf", RATIONAL),
+    "in XMP": with_segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP),
+    "in XMP of PNG": with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP),
+    "in packed XMP of PNG": with_chunk(
+        b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + zlib.compress(XMP)
+    ),
+    "in a text of PNG": with_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(PROFILE)),
 }
+
+
+@pytest.mark.parametrize("name", [name for name in READABLE if "XMP" in name or "text" in name])
+def test_pillow_finds_the_same_orientation_in_texts(name):
+    """It is the reader that others use."""
+    exif = Image.open(io.BytesIO(READABLE[name])).getexif()
+    assert exif[0x0112] == TURNED
 
 
 @pytest.mark.parametrize("name", READABLE)
