@@ -79,6 +79,7 @@ def test_every_stage_runs_for_each_finding(study_file):
     run("audit", "study.toml", "--no-shortcuts")
     shown = run("heads", "study.toml", "--quick", "--only", "linear,prior", "--no-figures")
     assert "chest/Edema on tiny, classes not Edema, Edema" in shown
+    assert shown.count("\nvalidation: ") == shown.count("\nnih: ") == 2  # each table once
     shifted = json.loads(run("shift", "study.toml", "--quick", "--no-figures", "--json"))
     assert set(shifted["findings"]) == {"Edema", "Pleural Effusion"}
     assert "results/chest/report.html: 2 findings" in run("report", "study.toml")

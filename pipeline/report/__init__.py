@@ -18,8 +18,11 @@ def parts_of(stage: str, record: Mapping[str, Any]) -> list[Part]:
 
 def show(stage: str, record: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> str:
     """The text that a terminal is shown; not again what it was shown of an earlier record."""
-    earlier = parts_of(stage, before) if before else []
-    return terminal_text(part for part in parts_of(stage, record) if part not in earlier)
+    texts = [terminal_text([part]) for part in parts_of(stage, record)]
+    for part in parts_of(stage, before) if before else ():
+        if (text := terminal_text([part])) in texts:
+            texts.remove(text)  # once: tables of two backbones may be equal
+    return "\n\n".join(filter(None, texts))
 
 
 def files(stage: str, record: Mapping[str, Any]) -> dict[str, bytes]:

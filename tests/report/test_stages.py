@@ -2,6 +2,7 @@
 
 import csv
 import re
+from copy import deepcopy
 
 import pytest
 
@@ -51,6 +52,18 @@ FEATURES = {
         {"domain": "far", "path": f"{k}.png", "reason": "not an image"} for k in range(12)
     ],
 }  # fmt: skip
+
+
+def test_what_was_shown_is_not_shown_again(records):
+    """More scores in the record show nothing new; a second backbone is shown, though equal."""
+    heads = records["heads"]
+    backbone = deepcopy(heads["backbones"][0])
+    for row in backbone["domains"][0]["rows"]:
+        row["scores"]["brier"] = row["clinical"] = None
+    before = heads | {"backbones": [backbone]}
+    assert show("heads", heads, before) == ""
+    twice = heads | {"backbones": 2 * heads["backbones"]}
+    assert show("heads", twice, before) == show("heads", heads)
 
 
 @pytest.mark.parametrize("stage", ["heads", "finetune", "shift", "audit", "features"])
