@@ -200,7 +200,7 @@ _finding_option = click.option(
 )
 
 
-def _load_one(file: Path, flags: dict[str, Any]) -> Any:
+def _load_finding(file: Path, flags: dict[str, Any]) -> Any:
     """The study, of one finding where it has several; see :func:`_load`."""
     finding = flags.pop("finding")
     parts = _parts(_load(file, flags), [finding] if finding else [])
@@ -511,7 +511,7 @@ def heads(study: Any, **flags: Any) -> dict[str, Any]:
             shown.append(so_far)
 
         def drawn() -> dict[str, bytes]:
-            return {name: image for one in drawing for name, image in one.result().items()}
+            return {name: image for job in drawing for name, image in job.result().items()}
 
         record = compare(study, options, show_scores)
         return _publish("heads", record, study, draw=drawn, before=shown[-1])
@@ -741,7 +741,7 @@ def export_onnx(study: Path, file: Path, *, head: str, **flags: Any) -> dict[str
     from pipeline.export import export_model
     from pipeline.report.predict import exported
 
-    card = export_model(_load_one(study, flags), head, file, **flags)
+    card = export_model(_load_finding(study, flags), head, file, **flags)
     size = f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)"
     click.echo("\n".join([size, *exported(card)]))
     return card
@@ -861,7 +861,7 @@ def export(study: Path, output: Path, *, backbone: str | None, **flags: Any) -> 
     """
     from pipeline.features.export import export_study
 
-    rows = export_study(_load_one(study, flags), backbone, output, _samples(flags))
+    rows = export_study(_load_finding(study, flags), backbone, output, _samples(flags))
     click.echo(f"wrote {output}: {counted(rows, 'row')}; it names files and patients")
     return {"output": str(output), "rows": rows}
 

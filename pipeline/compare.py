@@ -227,7 +227,7 @@ def compare(
         scored.append(heads)
     record = _record(run, samples, leaks, scored)
     if not record["backbones"]:
-        reasons = "; ".join(f"{one['head']}: {one['reason']}" for one in record["failures"])
+        reasons = "; ".join(f"{f['head']}: {f['reason']}" for f in record["failures"])
         raise MissingFeaturesError(f"no head could be fitted: {reasons}")
     write_set(
         study.results / HEADS_REPORT,
@@ -423,9 +423,9 @@ def _record(
 
     def reasons(name: str) -> list[Record]:
         return [
-            {"backbone": one.backbone, "head": head, "reason": reason}
-            for one in heads
-            for head, reason in getattr(one, name).items()
+            {"backbone": fitted.backbone, "head": head, "reason": reason}
+            for fitted in heads
+            for head, reason in getattr(fitted, name).items()
         ]
 
     record: Record = to_jsonable(
@@ -440,7 +440,7 @@ def _record(
             "unlabelled": dict(samples.unlabelled),
             "failed_targets": samples.reasons,
             "leaks": [asdict(leak) for leak in leaks],
-            "backbones": [one.entry for one in heads if one.entry],
+            "backbones": [fitted.entry for fitted in heads if fitted.entry],
             "failures": reasons("failures"),
             "not_saved": reasons("not_saved"),
         }

@@ -66,7 +66,7 @@ class DomainData:
         return len(np.unique(self.group))
 
     @property
-    def one_image_per_patient(self) -> bool:
+    def has_single_images(self) -> bool:
         """Whether each image is of a patient of its own."""
         return self.patients == len(self)
 

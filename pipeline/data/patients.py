@@ -109,7 +109,7 @@ def _place_of_id(domain: Domain) -> str:
     return "It is searched in the file's name, and with a / in it in the path below the folder"
 
 
-def one_patient_hint(table: str) -> str:
+def single_patient_hint(table: str) -> str:
     """What else may be amiss where images of a table of the study file are of too few patients."""
     return f"if these are of several patients, the group pattern of [{table}] takes them for one"
 
@@ -222,7 +222,7 @@ def _check_both_splits(
             raise StudyError(
                 f"class {name} of [source] has images of {counted(patients, 'patient')}, {why} "
                 f"stand on both sides of a split by patient. Add images of others{seed}; "
-                f"{one_patient_hint('source')}"
+                f"{single_patient_hint('source')}"
             )
 
 

@@ -72,10 +72,10 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
     names = header.cells
     if twice := [name for name in names if name and names.count(name) > 1]:
         fail(file, header.line, f"two columns are called {printable(twice[0])!r}: rename one")
-    return header, _of_one_width(file, rows, len(names))
+    return header, _of_equal_width(file, rows, len(names))
 
 
-def _of_one_width(file: Path, rows: Iterator[Row], width: int) -> Iterator[Row]:
+def _of_equal_width(file: Path, rows: Iterator[Row], width: int) -> Iterator[Row]:
     for row in rows:
         if len(row.cells) != width:
             fail(file, row.line, f"{len(row.cells)} cells, but the header has {width}")

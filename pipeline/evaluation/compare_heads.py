@@ -120,7 +120,7 @@ def _parts(metric: str, label: Labels, proba: Proba, group: NDArray[Any]) -> lis
         ((label == k).astype(np.int64), np.column_stack([1 - proba[:, k], proba[:, k]]))
         for k in classes
     ]
-    return [(METRICS[metric](one, p), bases(metric, one, group)) for one, p in against_rest]
+    return [(METRICS[metric](is_k, p), bases(metric, is_k, group)) for is_k, p in against_rest]
 
 
 def score_heads(
@@ -240,7 +240,7 @@ def _p_values(
     data: DomainData, shares: Sequence[Share], proba: Sequence[Proba], metric: str, seed: int
 ) -> tuple[str, list[float]]:
     """How equality with the last head is tested, and p of each of the others."""
-    label, several = data.labelled(), not data.one_image_per_patient
+    label, several = data.labelled(), not data.has_single_images
     by_patient = " by patient" if several else ""
     *heads, baseline = proba
     if metric == "auroc" and baseline.shape[1] > 2:

@@ -30,7 +30,7 @@ _ROWS_PER_REQUEST = 16
 #: Below this, starting processes takes longer than they save.
 _IMAGES_FOR_PROCESSES = 1000
 _LARGE_FILE = 1 << 28
-ONE_COLOUR = "all pixels have one colour"
+CONSTANT = "all pixels have one colour"
 Request = Sequence[tuple[bytes, Item]]
 #: Why each image cannot be used, or None; and the pixels of the batch.
 Decoded = tuple[list[str | None], Any]
@@ -155,12 +155,12 @@ def _decode_row(row: Pixels, key: bytes, item: Item, policy: PixelPolicy) -> str
     except ImageError as reason:
         row[...] = 0
         return str(reason)
-    if policy.mask == "none" and _has_one_colour(row):
-        return ONE_COLOUR
+    if policy.mask == "none" and _is_constant(row):
+        return CONSTANT
     return None
 
 
-def _has_one_colour(pixels: Pixels) -> bool:
+def _is_constant(pixels: Pixels) -> bool:
     """A few pixels tell it of nearly every picture."""
     colour = pixels[0, 0]
     return bool((pixels[::16, ::16] == colour).all() and (pixels == colour).all())

@@ -23,7 +23,7 @@ from pipeline.data.items import Item
 from pipeline.data.sources import read_image
 from pipeline.errors import EngineError, ImageError
 from pipeline.features.decoding import (
-    ONE_COLOUR,
+    CONSTANT,
     Batch,
     Decoded,
     Request,
@@ -66,7 +66,7 @@ def device_batches(
     with (
         ThreadPoolExecutor(_READERS, "read") as pool,
         # On a stream of its own, or decoding would wait for the network and the network for it.
-        ThreadPoolExecutor(_DECODERS, "decode", _own_stream, (device,)) as decoders,
+        ThreadPoolExecutor(_DECODERS, "decode", _cuda_stream, (device,)) as decoders,
     ):
 
         def start(chunk: Request) -> Callable[[], Decoded]:
@@ -85,7 +85,7 @@ def device_batches(
         )
 
 
-def _own_stream(device: str) -> None:
+def _cuda_stream(device: str) -> None:
     if device == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
@@ -145,10 +145,10 @@ class _DeviceDecoder:
                 if not isinstance(other, str | _Picture):
                     self.on_cpu += 1
                     pixels[row] = torch.from_numpy(other.copy())
-            one_colour = (pixels == pixels[:, :1, :1]).flatten(1).all(1).tolist()
+            constant = (pixels == pixels[:, :1, :1]).flatten(1).all(1).tolist()
         for row, reason in enumerate(reasons):
-            if reason is None and one_colour[row]:
-                reasons[row] = ONE_COLOUR
+            if reason is None and constant[row]:
+                reasons[row] = CONSTANT
         return reasons, pixels
 
     def _fill(

@@ -40,7 +40,7 @@ from pipeline.errors import (
     go_on,
 )
 from pipeline.features.backbones import policy_of, spec_of
-from pipeline.features.decoding import ONE_COLOUR, Batch, decode_batches, processes_for
+from pipeline.features.decoding import CONSTANT, Batch, decode_batches, processes_for
 from pipeline.features.engines import (
     Build,
     Engine,
@@ -67,7 +67,7 @@ _LOG = logging.getLogger(__name__)
 _FEW, _SHARE_OF_FEW = 20, 0.5
 _MANY, _SHARE_OF_MANY = 1000, 0.01
 #: More than this share of black, white or transparent pictures, and so many, are no accident.
-_FEW_OF_ONE_COLOUR, _SHARE_OF_ONE_COLOUR = 3, 0.01
+_FEW_CONSTANT, _SHARE_CONSTANT = 3, 0.01
 
 Image = tuple[bytes, Pixels]
 _T = TypeVar("_T")
@@ -236,7 +236,7 @@ def _extract_network(
             engine=engine,
             title=title,
         )
-    _refuse_many_of_one_colour(title, missing, unusable, images=len(set(samples.key)))
+    _refuse_many_constant(title, missing, unusable, images=len(set(samples.key)))
     skipped, seconds = _skips(samples, unusable), time.monotonic() - start
     reports = []
     for choice, store in stores.items():
@@ -558,18 +558,18 @@ class FeatureGuard:
             )
 
 
-def _refuse_many_of_one_colour(
+def _refuse_many_constant(
     title: str, missing: Mapping[bytes, Item], unusable: Mapping[bytes, str], *, images: int
 ) -> None:
     """More than a few black pictures are a mistake of an export; the others' rows are stored.
 
     The share is of all images: a later run misses these alone.
     """
-    empty = [key for key, reason in unusable.items() if reason == ONE_COLOUR]
-    if len(empty) >= _FEW_OF_ONE_COLOUR and len(empty) > _SHARE_OF_ONE_COLOUR * images:
+    empty = [key for key, reason in unusable.items() if reason == CONSTANT]
+    if len(empty) >= _FEW_CONSTANT and len(empty) > _SHARE_CONSTANT * images:
         raise StudyError(
             f"{title}: {len(empty)} of {counted(images, 'image')} show one colour only, more "
-            f"than {_SHARE_OF_ONE_COLOUR:.0%}; first: {printable(missing[empty[0]].path)}. Export "
+            f"than {_SHARE_CONSTANT:.0%}; first: {printable(missing[empty[0]].path)}. Export "
             "them again, or list them in the file of the study's `exclude`"
         )
 

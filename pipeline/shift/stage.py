@@ -22,7 +22,7 @@ from pipeline.data.domain import DomainData
 from pipeline.data.facts import APPEARANCE
 from pipeline.data.index import stored_facts
 from pipeline.data.leaks import check_leaks, overlaps, refuse_leaks
-from pipeline.data.patients import one_patient_hint
+from pipeline.data.patients import single_patient_hint
 from pipeline.data.samples import SampleOptions, load_samples
 from pipeline.errors import PipelineError, StudyError, go_on
 from pipeline.evaluation.metrics import score as metric
@@ -181,7 +181,7 @@ def _analyse_backbone(study: Study, table: FeatureTable, options: ShiftOptions) 
             reasons[target.name] = (
                 f"Images: {len(target)}, all of one patient; a comparison by patient needs two, "
                 "better 20 or more. Add images of others; "
-                f"{one_patient_hint(f'target.{target.name}')}."
+                f"{single_patient_hint(f'target.{target.name}')}."
             )
     compared = [target for target in targets if target.patients > 1]
     if not compared:

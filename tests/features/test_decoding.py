@@ -9,7 +9,7 @@ import pytest
 from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.items import FileStat, Item
 from pipeline.data.sources import read_image, scan
-from pipeline.features.decoding import ONE_COLOUR, decode_batches, decode_images, processes_for
+from pipeline.features.decoding import CONSTANT, decode_batches, decode_images, processes_for
 from pipeline.study import Domain
 from tests.image_files import picture, png, with_files
 
@@ -47,7 +47,7 @@ def test_each_image_is_decoded_into_its_row(items, processes):
             assert not row.any()
     assert not rows[23:].any()
     assert sorted(reason[:20] for reason in unusable.values()) == sorted(
-        [ONE_COLOUR[:20], "not a JPEG, PNG, TIF", "changed while the ru"]
+        [CONSTANT[:20], "not a JPEG, PNG, TIF", "changed while the ru"]
     )
     assert list(dict(decode_images(items, POLICY, {}))) == [key for key in keys if key]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.data.images import PixelPolicy, decode
 from pipeline.data.sources import read_image, scan
 from pipeline.errors import EngineError
-from pipeline.features.decoding import ONE_COLOUR
+from pipeline.features.decoding import CONSTANT
 from pipeline.features.device_decode import device_batches
 from pipeline.features.engines import EngineChoice
 from pipeline.features.extract import ExtractOptions, extract
@@ -29,7 +29,7 @@ PLAIN = {
 }
 ON_CPU = {"cmyk": jpeg(Image.fromarray(picture()).convert("CMYK")), "png": png()}
 UNUSABLE = {
-    "black": (jpeg(np.zeros((50, 50), np.uint8)), ONE_COLOUR),
+    "black": (jpeg(np.zeros((50, 50), np.uint8)), CONSTANT),
     "cut": (jpeg(picture(50, 50))[:-400], "truncated"),
     "text": (b"no image", "not a JPEG, PNG, TIFF or DICOM file (found text)"),
 }

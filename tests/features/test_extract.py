@@ -197,7 +197,7 @@ def test_many_pictures_of_one_colour_stop_the_run(study_file, monkeypatch):
         extract(study, OPTIONS)
     assert len(store_for(study, study.backbones[0])) == 60
     # Of fewer, a second run misses these alone, and they are no more than they were.
-    monkeypatch.setattr("pipeline.features.extract._SHARE_OF_ONE_COLOUR", 0.1)
+    monkeypatch.setattr("pipeline.features.extract._SHARE_CONSTANT", 0.1)
     assert len(extract(study, OPTIONS).skipped) == 3
 
 

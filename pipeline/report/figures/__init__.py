@@ -182,7 +182,7 @@ def draw(
         )
         for name in FIGURES:
             if name.startswith(f"{stage}-"):
-                jobs[f"{name} of {backbone}"] = partial(_draw_one, name, results)
+                jobs[f"{name} of {backbone}"] = partial(_draw_figure, name, results)
     images: dict[str, bytes] = {}
     for name, drawn in zip(jobs, run_each(list(jobs.values())), strict=True):
         if isinstance(drawn, dict):
@@ -199,7 +199,7 @@ def backbones_of(record: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(row["backbone"] for row in rows if isinstance(row, Mapping)))
 
 
-def _draw_one(name: str, results: Results) -> dict[str, bytes]:
+def _draw_figure(name: str, results: Results) -> dict[str, bytes]:
     from pipeline.report.figures.style import png_of
 
     module, function = FIGURES[name][0].split(".")
