@@ -148,7 +148,7 @@ def split_by_patient(
     """Hold out whole patients, stratified by the classes that a patient's images have.
 
     Patients whose mixture of classes is rare, so that its share would be less than one of
-    them, are held out as their rarest classes need it.
+    them, are divided class by class instead.
 
     Args:
         label: Shape ``(n,)``.
@@ -176,7 +176,7 @@ def split_by_patient(
         else:
             held_out.update(patients[: _cut([images[p] for p in patients], share)])
     rare.sort(key=lambda patient: _draw(seed, patient))
-    held_out |= _of_rare_mixtures(rare, classes, held_out, share)
+    held_out |= _by_rarest_class(rare, classes, held_out, share)
     split = np.array([VALIDATION if patient in held_out else FIT for patient in group])
     _check_both_splits(label, group, split, names)
     return split
@@ -189,24 +189,36 @@ def _cut(sizes: list[int], share: float) -> int:
     return min(best, len(sizes) - 1)
 
 
-def _of_rare_mixtures(
+def _by_rarest_class(
     rare: list[str], classes: Mapping[str, set[int]], held_out: set[str], share: float
 ) -> set[str]:
     """Who else is held out, of patients with rare mixtures in the order in which they are drawn.
 
-    Until the rarest class of a patient has its share, and each of his classes somebody, in
-    validation; as long as each keeps somebody in fit.
+    Iterative stratification: the class with the fewest patients left is divided first, so that
+    none is used up by more frequent ones (Sechidis, Tsoumakas and Vlahavas 2011).
     """
     total = Counter(k for mixture in classes.values() for k in mixture)
     held = Counter(k for patient in held_out for k in classes[patient])
-    chosen = set()
-    for patient in rare:
-        mixture = classes[patient]
-        rarest = min(mixture, key=lambda k: (total[k], k))
-        wanted = held[rarest] < round(share * total[rarest]) or not all(held[k] for k in mixture)
-        if wanted and all(total[k] - held[k] > 1 for k in mixture):
-            chosen.add(patient)
-            held.update(mixture)
+    chosen: set[str] = set()
+
+    def hold_out(patients: list[str]) -> None:
+        chosen.update(patients)
+        held.update(k for patient in patients for k in classes[patient])
+
+    waiting = rare
+    while waiting:
+        left = Counter(k for patient in waiting for k in classes[patient])
+        k = min(left, key=lambda k: (left[k], k))
+        of_class = [patient for patient in waiting if k in classes[patient]]
+        stays = left[k] + held[k] == total[k]  # one at least has to stay in fit
+        wanted = min(max(1, round(share * total[k])) - held[k], len(of_class) - stays)
+        hold_out(of_class[: max(0, wanted)])
+        waiting = [patient for patient in waiting if k not in classes[patient]]
+    for k in sorted(total):
+        if not held[k]:  # rarer classes have used all its patients
+            fit = total - held
+            spare = [p for p in rare if k in classes[p] and all(fit[c] > 1 for c in classes[p])]
+            hold_out(spare[:1])
     return chosen
 
 

@@ -42,6 +42,8 @@ UNLABELLED = -1
 _ARRAYS = ("label", "group", "domain", "split")
 #: Pairs of images that a message names.
 _SHOWN = 5
+#: Warn where validation has less than this share of what was asked for, or more than its inverse.
+_FAR = 2 / 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,7 +349,15 @@ def _source_split(
     if not study.source.labelled:
         return np.full(len(label), FIT)
     if isinstance(share, float) and not study.source.is_given:
-        return split_by_patient(label, group, share=share, seed=study.seed, names=classes)
+        split = split_by_patient(label, group, share=share, seed=study.seed, names=classes)
+        held_out = float((split == VALIDATION).mean())
+        if not _FAR <= held_out / share <= 1 / _FAR:
+            _LOG.warning(
+                "source: validation holds %.0f %% of the images where %.0f %% were asked for, "
+                "because patients stay whole and are few or large",
+                *(100 * held_out, 100 * share),
+            )
+        return split
     split, patients = np.array(given), np.array(group)
     for part in (FIT, VALIDATION):
         if missing := sorted(set(range(len(classes))) - set(label[split == part].tolist())):

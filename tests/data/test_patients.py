@@ -182,6 +182,17 @@ def test_patients_with_mixtures_of_many_classes_are_split(seed, size):
     assert 0.1 < held_out.mean() < 0.4
 
 
+def test_patients_with_rare_mixtures_are_not_held_out_in_excess():
+    """Where the rarest class asks for a patient, the others of his classes have him too."""
+    shares = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        label, group = rng.integers(14, size=500), rng.integers(100, size=500).astype(str)
+        split = split_by_patient(label, list(group), share=0.2, seed=seed)
+        shares.append((split == VALIDATION).mean())
+    assert np.mean(shares) == pytest.approx(0.2, abs=0.02)
+
+
 def test_a_class_with_one_patient_cannot_be_split():
     """The message names the class, counts in words, and speaks of the pattern, the usual cause."""
     label, group = np.array([0, 0, 1, 1]), ["a", "b", "c", "c"]

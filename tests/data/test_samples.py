@@ -298,6 +298,17 @@ def excluding(study_file: Path, text: str):
     return load_study(study_file)
 
 
+@pytest.mark.parametrize(
+    ("group", "is_said"), [(r"^p100(?=[0-4])|^p10(?=0[5-9])", True), (r"^(p\d+)", False)]
+)
+def test_a_share_far_from_what_was_asked_for_is_said(study_file, group, is_said, caplog):
+    """One of two patients is half of the images, where a fifth was asked for."""
+    study_file.write_text(study_file.read_text().replace(r"^(p\d+)", group, 1))
+    load_samples(load_study(study_file))
+    said = "validation holds 50 % of the images where 20 % were asked for"
+    assert (said in caplog.text) == is_said
+
+
 def test_named_images_are_left_out_and_the_others_keep_their_split(study_file):
     """Of both domains; comments and empty lines say nothing."""
     before, _ = load_samples(load_study(study_file))
