@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from cache import disk
 from pipeline.data.items import NO_CLASS, Each, Item, Listing, images_below, in_turn, system_reason
+from pipeline.data.items import SUFFIXES as IMAGES
 from pipeline.errors import StudyError
 from pipeline.study import COLUMNS, Domain, ImageTable, classes_of
 from pipeline.words import are, composed, counted, printable
@@ -42,6 +43,8 @@ _MARKS = {
 }
 _SEPARATORS = {".tsv": "\t", ".tab": "\t"}
 _PARQUET = (".parquet", ".pq")
+SUFFIXES = (".csv", *_SEPARATORS, *_PARQUET)
+_NO_TABLES = (".xlsx", ".xls", ".ods", ".json", ".xml", ".zip", ".gz", ".tar", *IMAGES)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ def read_table(file: Path) -> tuple[Row, Iterator[Row]]:
     Raises:
         StudyError: It is no such table, or its columns or rows do not fit its header.
     """
+    if file.suffix.lower() in _NO_TABLES:
+        raise StudyError(
+            f"{file} is not read: a table is a CSV, TSV or Parquet file. Save a sheet of Excel as "
+            '"CSV UTF-8"; unpack an archive; of an image give the folder above its class folder'
+        )
     rows = _parquet(file) if file.suffix.lower() in _PARQUET else _text_rows(file)
     header = next(rows, Row(1, []))
     names = header.cells

@@ -12,6 +12,7 @@ from pipeline.data.patients import patients_or_paths
 from pipeline.data.sources import scan
 from pipeline.data.tables import Row, read_table
 from pipeline.errors import StudyError
+from pipeline.init import write_study
 from pipeline.study import GIVEN, ImageTable, SourceDomain, TargetDomain
 from tests.image_files import with_files
 
@@ -225,6 +226,14 @@ def test_a_slip_in_a_table_is_refused_with_file_line_and_remedy(root, text, sent
     """Never read as something else."""
     with pytest.raises(StudyError, match=sentence):
         scan(domain(root, text))
+
+
+@pytest.mark.parametrize("name", ["sheet.xlsx", "a/1.PNG"])
+def test_what_is_no_table_is_refused_by_its_ending(tmp_path, name):
+    """With the endings that are tables, and what to do."""
+    with_files(tmp_path, name)
+    with pytest.raises(StudyError, match=r"is not read: a table is a CSV, TSV or Parquet file"):
+        write_study([tmp_path / name], tmp_path / "own.toml", ["densenet121"])
 
 
 def test_a_target_without_labels_needs_no_column_of_them(root):
