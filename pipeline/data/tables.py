@@ -192,7 +192,10 @@ def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
             "%s: %s of %s left out: %s",
             *(domain.name, counted(without_class, "row"), table.file, why),
         )
-    others = Counter({"in no row that is taken": len(images.items) - len(items)})
+    # Images of other hospitals in the same table are no news.
+    elsewhere = {image.file for path in table.of_others if (image := look_up.find(path))}
+    untaken = len(images.items) - len(elsewhere | items.keys())
+    others = Counter({"in no row that is taken": untaken})
     ordered = tuple(sorted(items.values(), key=lambda item: item.path))
     return replace(images, items=ordered, ignored=Counter(images.ignored) + others)
 
@@ -285,6 +288,8 @@ class _Table:
         self.file = domain.table.file
         header, self._rows = read_table(self.file)
         self.finding = self._table.finding or ""
+        #: Paths in the rows of other domains, once all rows were read.
+        self.of_others: set[str] = set()
         self._names = self._table.values.get(self.finding, (self.finding,))
         marks = [at for at, name in enumerate(header.cells) if name in self._names]
         self._marks = marks if self.finding else []
@@ -308,6 +313,8 @@ class _Table:
             others.add(name := self.cell(row, "domain"))
             if name == wanted:
                 yield row
+            else:
+                self.of_others.add(self.cell(row, "path"))
         if wanted not in others:
             names = ", ".join(sorted(map(printable, others))[:10])
             raise StudyError(f"{self.file} has no row of domain {wanted!r}; it has {names}")
