@@ -85,8 +85,9 @@ def explain(
     if images < 1:
         raise StudyError(f"images {images}: allowed is 1 or more")
     prepare(study.results)
+    instead_of = None
     if name is None:
-        backbone, name = _best_with_layers(study, backbone)
+        backbone, name, instead_of = _best_with_layers(study, backbone)
     choice = choose_backbone(study, backbone)
     samples = load_features(study, choice, load_samples(study)[0]).samples
     model = load_trained(study, choice, name, samples)
@@ -123,6 +124,7 @@ def explain(
         "study": study.name,
         "head": name,
         "backbone": choice.name,
+        "instead_of": instead_of,
         "even": {"border": 1 - _CENTRE**2, "corners": 4 * _CORNER**2},
         "domains": domains,
         "folder": str(folder),
@@ -131,22 +133,30 @@ def explain(
     return record
 
 
-def _best_with_layers(study: Study, backbone: str | None) -> tuple[str, str]:
-    """Backbone and name of the head that is best on validation of those that have layers."""
+def _best_with_layers(study: Study, backbone: str | None) -> tuple[str, str, dict[str, str] | None]:
+    """Backbone and name of the head that is best on validation of those that have layers.
+
+    Where another is better: which ``head``, on which ``backbone``, and the ``reason``.
+    """
     names = [choice.name for choice in study.backbones]
+    compared = compared_heads(study.results).record["backbones"]
     if backbone is not None:
         names = [choose_backbone(study, backbone).name]
-    compared = compared_heads(study.results).record["backbones"]
-    reasons = []
-    for on, name in heads_by_validation([e for e in compared if e["backbone"] in names]):
-        try:
-            head_layers(load_head(head_folder(study.results, on, name)).models[0], name)
-        except (ExportError, ModelError) as cause:
-            reasons.append(str(cause))
-        else:
-            return on, name
-    reason = reasons[0] if reasons else f"none was compared on {', '.join(names)}"
-    raise ExportError(f"no head can be explained: {reason}. Run headrace heads STUDY --only linear")
+        compared = [entry for entry in compared if entry["backbone"] in names]
+    better: list[dict[str, str]] = []
+    for on, name in heads_by_validation(compared):
+        reason = "it is on several backbones side by side"
+        if on in names:
+            try:
+                head_layers(load_head(head_folder(study.results, on, name)).models[0], name)
+            except (ExportError, ModelError) as cause:
+                reason = str(cause)
+            else:
+                return on, name, better[0] if better else None
+        better.append({"backbone": on, "head": name, "reason": reason})
+    reasons = [head["reason"] for head in better] or [f"none was compared on {', '.join(names)}"]
+    why = "; ".join(dict.fromkeys(reasons))
+    raise ExportError(f"no head can be explained: {why}. Run headrace heads STUDY --only linear")
 
 
 def _some(samples: Samples, among: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.bool_]:

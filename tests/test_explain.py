@@ -21,6 +21,7 @@ from pipeline.features.frozen import Frozen, build
 from pipeline.finetune.methods import METHODS
 from pipeline.finetune.networks import assemble
 from pipeline.finetune.stage import finetune
+from pipeline.report.explain import tables
 from pipeline.results import write_set
 from pipeline.study import load_study
 from tests.finetune.tiny_trainable import install_trainable_tiny
@@ -193,9 +194,13 @@ def test_without_a_name_the_best_head_that_has_layers_is_explained(tmp_path, mon
             accuracy = {"tiny@0": 0.5, "tiny@1": 0.6}.get(entry["backbone"], 0.7)
             row["scores"]["accuracy"]["estimate"] = accuracy + 0.2 * (row["head"] == "knn")
     rewrite(study.results / "heads.json", values)
-    for backbone, expected in ((None, "tiny@1"), ("tiny@0", "tiny@0")):
+    for backbone, expected, best, reason in (
+        (None, "tiny@1", "tiny@0+tiny@1", "it is on several backbones side by side"),
+        ("tiny@0", "tiny@0", "tiny@0", "the head knn has no layers: it compares with"),
+    ):
         record = explain(study, images=2, backbone=backbone)
         assert (record["backbone"], record["head"]) == (expected, "linear")
+        assert f"on validation, knn on {best}, has no maps: {reason}" in str(tables(record))
     compare(study, CompareOptions(heads=("knn",), baseline="knn", repeats=0, draws=20))
     with pytest.raises(ExportError, match="the head knn has no layers.* STUDY --only linear"):
         explain(study, images=2)

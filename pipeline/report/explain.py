@@ -16,6 +16,7 @@ def tables(record: Record) -> list[Part]:
     """The parts of a report on ``explain.json``; see :func:`pipeline.explain.explain`."""
     return [
         Heading(f"{record['study']}: what {record['head']} on {record['backbone']} looks at"),
+        *better_head(record),
         _LEGEND,
         (
             f"An even map has {record['even']['border']:.2f} and {record['even']['corners']:.2f}. "
@@ -25,6 +26,16 @@ def tables(record: Record) -> list[Part]:
         *_domains(record),
         f"Pictures with their maps, which are patient data: {record['folder']}",
     ]
+
+
+def better_head(record: Record) -> Iterator[str]:
+    """Why the head that is best on validation is not the one."""
+    if best := record["instead_of"]:
+        yield (
+            f"The best head on validation, {best['head']} on {best['backbone']}, has no maps: "
+            f"{best['reason']}. {record['head']} on {record['backbone']} is the best of those "
+            "that have."
+        )
 
 
 def _domains(record: Record) -> Iterator[Table]:

@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader
 from pipeline.errors import MissingResultsError, ResultsError
 from pipeline.evaluation.predictions import predictions_in
 from pipeline.report import parts_of
+from pipeline.report.explain import better_head
 from pipeline.report.figures import FIGURES, backbones_of, drawn, stored_arrays
 from pipeline.report.heads import name_of_domain
 from pipeline.report.summary import (
@@ -264,14 +265,18 @@ def _pictures(study: Study, heads: ResultSet, head: PageHead) -> _Block:
 def _maps(folder: Path, head: PageHead) -> list[_Block]:
     """The errors that the head is surest of, as ``headrace explain`` has drawn them.
 
-    Where the head has no layers, of the model that was explained.
+    Where the head has no layers, of the best that has, which is said.
     """
     file = folder / as_file_name(f"{head.backbone}-{head.name}") / "explain.json"
-    explained = read_set(
-        file if file.exists() else next(iter(sorted(folder.glob("*/explain.json"))), file),
-        "explain",
-    )
-    return [
+    blocks: list[_Block] = []
+    if not file.exists():
+        for other in sorted(folder.glob("*/explain.json")):
+            record = read_set(other, "explain").record
+            best = record.get("instead_of") or {}
+            if (best.get("backbone"), best.get("head")) == (head.backbone, head.name):
+                file, blocks = other, [_text(why) for why in better_head(record)]
+    explained = read_set(file, "explain")
+    return blocks + [
         _figure(
             explained.read(sheet),
             _ERRORS.format(where=name_of_domain(domain), head=explained.record["head"]),

@@ -325,19 +325,28 @@ def test_images_are_shown_to_the_owner_alone_and_only_when_asked_for(study, orig
 def test_errors_have_maps_where_they_were_drawn(study):
     """Until then the page says how; a sheet that was exchanged is not shown."""
     head = page_head(record(study, "heads"))
-    text = text_of(study, images=True)
-    assert "No maps of what moved the score: there is no" in text
-    assert "run headrace explain STUDY first" in text
+    assert "No maps of what moved the score: there is no" in text_of(study, images=True)
     sheet = draw_sheet([SheetEntry(pixels=(np.zeros((SIDE, SIDE, 3), np.uint8),), lines=("x",))])
     files = {"far-target-errors.png": sheet, "far-target-sample.png": b""}
-    for name in ("another", head.name):
+    best = {"backbone": head.backbone, "head": head.name, "reason": "it has no layers"}
+    for name, instead_of, shown in (
+        ("full", None, ""),  # another model was asked for by its name
+        ("knn", {**best, "head": "svm"}, ""),
+        ("ridge", best, "ridge"),
+        (head.name, None, head.name),
+    ):
         folder = study.results / "explain" / as_file_name(f"{head.backbone}-{name}")
-        values = {"head": name, "domains": [{"domain": "far", "role": "target"}]}
+        values = {"head": name, "backbone": head.backbone, "instead_of": instead_of}
+        values["domains"] = [{"domain": "far", "role": "target"}]
         write_set(folder / "explain.json", values, files)
         page = Page(text_of(study, images=True))
-        (maps,) = [image for image in page.all("img") if "surest of" in image["alt"]]
-        assert maps["alt"].startswith(f"far: errors that {name} is surest of")
-        assert maps["src"] == f"data:image/png;base64,{base64.b64encode(sheet).decode()}"
+        maps = [image for image in page.all("img") if "surest of" in image["alt"]]
+        assert [image["alt"].split(" is surest")[0] for image in maps] == (
+            [f"far: errors that {shown}"] if shown else []
+        )
+        assert ("run headrace explain STUDY first" in page.text) == (not shown)
+        assert ("has no maps: it has no layers. ridge on tiny" in page.text) == (shown == "ridge")
+    assert maps[0]["src"] == f"data:image/png;base64,{base64.b64encode(sheet).decode()}"
     (folder / "far-target-errors.png").write_bytes(b"another")
     assert "No maps of what moved the score" in text_of(study, images=True)
 
