@@ -82,7 +82,7 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
         raise MissingResultsError(f"{study.results} holds nothing to report: {'; '.join(missing)}")
     records = {stage: results.record for stage, results in sets.items()}
     head = page_head(records.get("heads"))
-    stale = list(_different_images(sets.values()))
+    stale = list(_contradictions(study, sets))
     explained: set[str] = set()
     sections = [_section(sets[name], head, explained) for name in sets if name != "features"]
     if images and head is not None:
@@ -311,20 +311,39 @@ def _written(results: ResultSet) -> str:
     return f"{datetime.fromtimestamp(results.file.stat().st_mtime, UTC):%Y-%m-%d %H:%M}"
 
 
-def _different_images(sets: Iterable[ResultSet]) -> Iterator[str]:
-    """A sentence for each domain of which two stages have scored other images or classes."""
-    first: dict[tuple[str, str], tuple[str, Any]] = {}
-    for results in sets:
-        file = stored_arrays(results)
+def _contradictions(study: Study, sets: Mapping[str, ResultSet]) -> Iterator[str]:
+    """A sentence for each sign that records are of different data, or older than the study."""
+    in_study, first = {d.name for d in study.domains}, dict[tuple[str, str], tuple[str, Any]]()
+    for stage, results in sets.items():
+        file, scored = stored_arrays(results), set[str]()
         for backbone, of in predictions_in(file).items() if file else ():
+            scored.update(of.domain.tolist())
             for domain in dict.fromkeys(of.domain.tolist()):
                 rows = of.domain == domain
                 classes = [of.classes[k] if k >= 0 else "" for k in of.label[rows]]
                 images = sorted(zip(map(bytes, of.key[rows]), classes, strict=True))
-                stage, others = first.setdefault((backbone, domain), (results.stage, images))
+                other, others = first.setdefault((backbone, domain), (stage, images))
                 if images != others:
-                    both = f"{stage}.json and {results.stage}.json"
+                    both = f"{other}.json and {stage}.json"
                     yield f"{both} have different images, labels or classes of {domain}"
+        left_out = {pair["target"] for pair in results.record.get("not_compared", ())}
+        left_out.update(results.record.get("failed_targets", ()))
+        if scored:
+            gone, missing = scored - in_study, in_study - scored - left_out
+            yield from (f"{domain} is not in {stage}.json" for domain in sorted(missing))
+            yield from (f"{domain} in {stage}.json is not in the study" for domain in sorted(gone))
+    stored = sets["features"].record["backbones"] if "features" in sets else ()
+    newest = {row["backbone"]: row["fingerprint"] for row in stored}
+    made_from = {
+        (backbone, fingerprint)
+        for target in (sets["shift"].record["targets"] if "shift" in sets else ())
+        for backbone, fingerprint in zip(
+            target["backbone"].split("+"), target["provenance"]["recipes"], strict=False
+        )
+    }
+    for backbone, fingerprint in sorted(made_from):
+        if newest.get(backbone, fingerprint) != fingerprint:
+            yield f"shift.json was made from other features of {backbone} than features.json"
 
 
 def _write(

@@ -273,15 +273,58 @@ def predictions(study, stage="shift", file="shift.h5"):
     rewrite(study.results / f"{stage}.json", files={file: predictions_file(kept)})
 
 
-def test_records_of_different_images_are_named_at_the_top(study):
-    """And by the command."""
+def _other_labels(study):
     with predictions(study) as kept:
         kept.label[kept.domain == "far"] ^= 1
-    (warning,) = write_page(study)["stale"]
-    assert warning == "heads.json and shift.json have different images, labels or classes of far"
+
+
+def _another_domain(study):
+    with predictions(study) as kept:
+        kept.domain[kept.domain == "far"] = "other"
+
+
+def _other_features(study):
+    (row,) = record(study, "features")["backbones"]
+    change(study, "features", {"backbones": [{**row, "fingerprint": "0" * 64}]})
+
+
+@pytest.mark.parametrize(
+    ("meddle", "warnings"),
+    [
+        (
+            _other_labels,
+            ["heads.json and shift.json have different images, labels or classes of far"],
+        ),
+        (_another_domain, ["far is not in shift.json", "other in shift.json is not in the study"]),
+        (_other_features, ["shift.json was made from other features of tiny than features.json"]),
+    ],
+)
+def test_records_that_do_not_belong_together_are_named_at_the_top(study, meddle, warnings):
+    """And by the command."""
+    meddle(study)
+    assert write_page(study)["stale"] == warnings
     text = page_of(study).text
-    assert text.index("These records may not belong together.") < text.index(warning)
-    assert text.index(warning) < text.index("Accuracy")
+    assert text.index("These records may not belong together.") < text.index(warnings[0])
+    assert text.index(warnings[-1]) < text.index("Accuracy")
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "left_out"),
+    [
+        ("heads", "probabilities.h5", {"failed_targets": {"far": "it is empty"}}),
+        (
+            "shift",
+            "shift.h5",
+            {"not_compared": [{"target": "far", "backbone": "tiny", "reason": "it is empty"}]},
+        ),
+    ],
+)
+def test_a_target_that_a_stage_left_out_is_no_contradiction(study, stage, file, left_out):
+    """Its section says why."""
+    with predictions(study, stage, file) as kept:
+        kept.domain[kept.domain == "far"] = "source"
+    change(study, stage, record(study, stage) | left_out)
+    assert "far is not in" not in str(write_page(study)["stale"])
 
 
 def test_the_command_says_where_the_page_is(study, original):
