@@ -105,6 +105,15 @@ def test_every_stage_runs_for_each_finding(study_file):
     assert len(table) == 1 + 2 * IMAGES
 
 
+def test_a_misspelt_finding_shows_before_the_network_runs(study_file):
+    """The others go on, so it is a warning of ``features``."""
+    study_file.write_text(STUDY.replace('"Edema"', '"Edma"'))
+    result = CliRunner().invoke(main, ["features", str(study_file), *ENGINE])
+    assert result.exit_code == 0
+    assert "a/train.csv line 1: it is unclear which column is the 'Edma'" in result.stderr
+    assert "nih: no row of b/entries.csv names 'Edma'" in result.stderr
+
+
 def test_an_image_counts_for_a_finding_that_is_known_of_it(study_file):
     """The study itself has all images and no label; what is empty or -1 is left out and said."""
     study = load_study(study_file)

@@ -271,6 +271,12 @@ def findings_of_archive(path: Path) -> list[str]:
     return [str(k) for k in range(shape[1])] if len(shape) == 2 and shape[1] > 1 else []
 
 
+def check_finding(domain: Domain) -> None:
+    """Refuse an archive whose labels have no column for the finding of its domain."""
+    for part in _parts(domain.path):
+        _labels(domain, part)
+
+
 def _parts(path: Path) -> list[str]:
     """Names of the arrays of images, without their ending."""
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from pipeline.data import arrays
+from pipeline.data import arrays, tables
 from pipeline.data.items import (
     NO_CLASS,
     SUFFIXES,
@@ -33,7 +33,7 @@ from pipeline.data.items import (
 from pipeline.data.patients import FIT, SPLIT_NAMES, SPLIT_OF, VALIDATION
 from pipeline.data.tables import read_lines, scan_table
 from pipeline.errors import ImageError, StudyError
-from pipeline.study import GIVEN, LIST, Domain, SourceDomain
+from pipeline.study import GIVEN, LIST, Domain, SourceDomain, Study
 from pipeline.words import are, composed, counted, printable
 
 _LOG = logging.getLogger(__name__)
@@ -345,6 +345,17 @@ def scan(domain: Domain, each: Each = in_turn) -> Listing:
         f"{folders}, .npy stacks (n, H, W) or (n, H, W, 3), one class a file, a .npz file, or a "
         f"table = FILE of images{hint}"
     )
+
+
+def warn_of_unnamed_findings(study: Study) -> None:
+    """Say which findings a table does not name, before a network has run for an hour."""
+    for finding in study.findings:
+        for domain in study.of_finding(finding).domains:
+            if domain.table is not None and domain.labelled:
+                try:
+                    (arrays if arrays.is_archive(domain.path) else tables).check_finding(domain)
+                except (StudyError, ImageError) as unnamed:
+                    _LOG.warning("%s", unnamed)
 
 
 def _kinds_of(domain: Domain) -> list[str]:

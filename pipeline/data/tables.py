@@ -9,7 +9,7 @@ import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -174,12 +174,7 @@ def scan_table(domain: Domain, each: Each = in_turn) -> Listing:
             f"{domain.name}: no image of {table.file} is below {domain.path}, or their names are "
             f"there twice{why}. Write images = FOLDER, where its paths start"
         )
-    if table.finding and not any(table.knows(item.label) for item in items.values()):
-        raise StudyError(
-            f"{domain.name}: no row of {table.file} names {table.finding!r}. Write values = "
-            f'{{{table.finding!r} = "NAME"}} with what it is called there; of a target, '
-            "findings = [...] may list those that it knows"
-        )
+    table.check_finding(item.label for item in items.values())
     if absent:
         _LOG.warning(
             "%s: %s of %s %s not below %s, or their names are there twice; first: %s",
@@ -227,6 +222,12 @@ def find_columns(
         question = f"it is unclear which column is the {what}; the columns are {shown}"
         fail(table.file, header.line, f"{question}. Write {hint} {_WHERE}")
     return columns
+
+
+def check_finding(domain: Domain) -> None:
+    """Refuse a table that does not know the finding of its domain; no image is looked for."""
+    table = _Table(domain)
+    table.check_finding(map(table.label, table.rows()))
 
 
 def several_findings(file: Path) -> list[str]:
@@ -340,9 +341,18 @@ class _Table:
             fail(self.file, row.line, f"it is of {' and '.join(fits)}; allowed is one class a row")
         return fits[0] if fits else None
 
-    def knows(self, label: str) -> bool:
-        """Whether a label shows that the table names the finding."""
-        return label != NO_CLASS if self._marks else label == self.finding
+    def check_finding(self, labels: Iterable[str | None]) -> None:
+        """Refuse a table none of whose rows has or lacks the finding; it takes as few as it needs.
+
+        All images of a table that does not name it would be without it.
+        """
+        wanted = classes_of(self.finding) if self._marks else (self.finding,)
+        if self.finding and not any(label in wanted for label in labels):
+            raise StudyError(
+                f"{self._domain.name}: no row of {self.file} names {self.finding!r}. Write values "
+                f'= {{{self.finding!r} = "NAME"}} with what it is called there; of a target, '
+                "findings = [...] may list those that it knows"
+            )
 
     def _has_finding(self, row: Row) -> bool | None:
         """Whether the finding is marked in its columns, or among texts with ``|`` between."""

@@ -29,7 +29,7 @@ from pipeline.data.images import PixelPolicy, Pixels, decode
 from pipeline.data.items import Item, in_threads
 from pipeline.data.processes import Processes, can_share_memory
 from pipeline.data.samples import ALL_IMAGES, Samples, SkippedImage, load_samples
-from pipeline.data.sources import CHANGED
+from pipeline.data.sources import CHANGED, warn_of_unnamed_findings
 from pipeline.errors import (
     EngineError,
     NoImagesError,
@@ -158,6 +158,7 @@ def _extract(
     machines: "Cluster | None" = None,
 ) -> ExtractReport:
     samples, unreadable = gathered
+    warn_of_unnamed_findings(study)
     if copies := len(samples) - len(set(samples.key)):
         images = f"{counted(copies, 'image')} {are(copies)}"
         _LOG.info("%s byte-identical to another; each shares its feature row", images)
