@@ -24,7 +24,9 @@ from pipeline.report.figures import FIGURES, backbones_of, drawn, stored_arrays
 from pipeline.report.heads import name_of_domain
 from pipeline.report.summary import (
     PageHead,
+    aurocs_of_findings,
     headline,
+    headline_of_findings,
     lights,
     lights_of_findings,
     models,
@@ -33,7 +35,7 @@ from pipeline.report.summary import (
 from pipeline.report.table import Column, Detail, Heading, Part, Record, Table
 from pipeline.results import ResultSet, read_set, write_file
 from pipeline.study import Study
-from pipeline.words import as_file_name, counted, printable
+from pipeline.words import as_file_name, printable
 
 #: By command: the layout of its record that is read here, and the title of its section; in the
 #: order of the page. Features are bookkeeping and come with the records, at the end.
@@ -103,8 +105,8 @@ def write_page(study: Study, *, images: bool = False) -> dict[str, Any]:
 def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
     """Write ``results/<study>/report.html`` over the findings of a study.
 
-    It has of each finding the sentence of its page and a link to it, then the tables over the
-    findings.
+    Its first screen is like theirs. Below it are of each finding the sentence of its page and a
+    link to it, then the tables over the findings.
 
     Args:
         study: With several findings an image.
@@ -123,10 +125,12 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
         for finding, page in pages.items()
     ]
     sections: list[_Block] = [{"name": "findings", "title": "Findings", "blocks": links}]
+    series: dict[str, Any] = {}
     for stage in ("heads", "shift", "audit"):
         try:
             file = study.results / f"findings_{stage}.json"
             record = _read(file, stage, FINDINGS_LAYOUT).record
+            series |= aurocs_of_findings(record["rows"]) if stage == "heads" else {}
             blocks = [
                 block
                 for table in parts_of("findings", record)
@@ -141,8 +145,9 @@ def write_index(study: Study, pages: Mapping[str, Record]) -> dict[str, Any]:
     return _write(
         study,
         sections=sections,
-        sentence=f"{counted(len(pages), 'finding')} an image, each with a page of its own.",
+        sentence=headline_of_findings(len(pages), series),
         lights=lights_of_findings(page["lights"] for page in pages.values()),
+        summary=_summary_of_findings(series) if series else None,
     )
 
 
@@ -204,6 +209,22 @@ def _summary(series: Mapping[str, Mapping[str, Any]], head: PageHead) -> _Block:
     return _figure(png_of(summary, series), caption, f"Accuracy by domain. {numbers}")
 
 
+def _summary_of_findings(series: Mapping[str, Mapping[str, Any]]) -> _Block:
+    """AUROC by finding, a colour for each domain."""
+    from pipeline.report.figures.forest import summary
+    from pipeline.report.figures.style import png_of
+
+    numbers = "; ".join(
+        f"{domain}: {', '.join(f'{name} {value[0]:.2f}' for name, value in values.items())}"
+        for domain, values in series.items()
+    )
+    caption = (
+        "AUROC of the best head of each finding on validation: how often an image with the finding "
+        "scores above one without it; 0.5 is chance. The line is its 95 % interval over patients."
+    )
+    return _figure(png_of(summary, series, "AUROC"), caption, f"AUROC by finding. {numbers}")
+
+
 def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> _Block:
     """Figures of the backbone of the head of the page, else of the first; then the parts.
 
@@ -217,6 +238,8 @@ def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> 
         reading = [s for s in _SENTENCE_END.split(how) if s not in explained]
         explained.update(reading)
         blocks.append(_figure(image, " ".join([what, *reading])))
+    if blocks and len(backbones) > 1:
+        blocks.append(_text(f"Backbone {shown}. Figures of the others are in the folder figures."))
     blocks += _blocks(parts_of(results.stage, results.record))
     return {"name": results.stage, "title": STAGES[results.stage][1], "blocks": blocks}
 

@@ -11,6 +11,7 @@ from pipeline.evaluation.compare_heads import heads_by_validation
 from pipeline.evaluation.intervals import ROUGH_BELOW
 from pipeline.report.heads import name_of_domain
 from pipeline.report.table import Record
+from pipeline.words import counted
 
 #: By stage.
 _Records = Mapping[str, Record]
@@ -104,8 +105,7 @@ def _by_name(target: Record) -> dict[str, Record]:
 def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> Iterator[str]:
     """Accuracy on the source, and where it falls from that."""
     source, *targets = head.accuracy.items()
-    of_source = {"validation": "new patients of the source"}.get(source[0], source[0])
-    level = f"{_percent(source[1])} on {of_source}"
+    level = f"{_percent(source[1])} on {_PATIENTS.get(source[0], source[0])}"
     falls: list[str] = []
     no_loss: list[str] = []
     untested: list[str] = []
@@ -122,6 +122,9 @@ def _accuracies(head: PageHead, effects: Mapping[str, Mapping[str, Record]]) -> 
         yield f"It is {_list(no_loss)}, where no loss is shown."
     if untested:
         yield f"It is {_list(untested)}."
+
+
+_PATIENTS = {"validation": "new patients of the source"}
 
 
 def _loses(effects: Mapping[str, Record]) -> bool:
@@ -222,6 +225,35 @@ def _patients(heads: Record | None) -> tuple[str, str]:
 
 
 # Over several findings an image.
+
+
+def aurocs_of_findings(rows: Sequence[Record]) -> dict[str, dict[str, Interval]]:
+    """By domain, first validation, the AUROC of each finding.
+
+    Args:
+        rows: Of the table over the findings of ``headrace heads``; of several backbones each
+            finding has the one that is best on validation.
+    """
+    on_validation = [row for row in reversed(rows) if row["role"] == "validation"]
+    on_validation.sort(key=lambda row: row["accuracy"]["estimate"])
+    best = {row["finding"]: row["backbone"] for row in on_validation}
+    series: dict[str, dict[str, Interval]] = {}
+    for row in rows:
+        if row["auroc"] and row["backbone"] == best.get(row["finding"], row["backbone"]):
+            series.setdefault(name_of_domain(row), {})[row["finding"]] = _interval(row["auroc"])
+    return series
+
+
+def headline_of_findings(count: int, series: Mapping[str, Mapping[str, Interval]]) -> str:
+    """How many findings a study has, and their lowest and highest AUROC in each domain."""
+    ranges = []
+    for domain, values in series.items():
+        ordered = sorted(values, key=lambda name: values[name][0])
+        ends = dict.fromkeys((ordered[0], ordered[-1]))
+        span = " to ".join(f"{values[name][0]:.2f} ({name})" for name in ends)
+        ranges.append(f"{span} on {_PATIENTS.get(domain, domain)}")
+    sentences = [f"{counted(count, 'finding')} an image, each with a page of its own."]
+    return " ".join([*sentences, *([f"AUROC is {_list(ranges)}."] if ranges else [])])
 
 
 def lights_of_findings(pages: Iterable[Sequence[_Light]]) -> list[_Light]:

@@ -135,6 +135,15 @@ def test_the_first_screen_holds_the_name_a_sentence_lights_and_a_figure(study):
     assert text_of(study) == text_of(study)  # nothing of the moment is in it
 
 
+def test_figures_of_other_backbones_are_not_on_the_page(study):
+    """It says where they are."""
+    values = record(study, "shift")
+    values["targets"] += [{**values["targets"][0], "backbone": "other"}]
+    change(study, "shift", values)
+    sentence = "Backbone tiny. Figures of the others are in the folder figures."
+    assert page_of(study).text.count(sentence) == 1
+
+
 def test_how_a_figure_is_read_is_said_once(study):
     """The first time that one of its kind occurs."""
     text = page_of(study).text
@@ -244,18 +253,20 @@ def test_a_record_that_cannot_be_read_is_named(study):
 
 
 def test_an_index_over_findings_has_a_first_screen_like_the_pages(study):
-    """A sentence and four lights; then the links, and tables or why there are none."""
+    """A sentence, four lights, a figure; then the links, and tables or why there are none."""
     row = {"backbone": "tiny", "role": "target", "domain": "far", "images": 9, "positive": 4}
-    row |= {"head": "lda", "p": None, "p_adjusted": None, "accuracy": None, "auroc": None}
-    table = {"schema": FINDINGS_LAYOUT, "stage": "heads", "rows": [row | {"finding": "Edema"}]}
+    row |= {"head": "lda", "p": None, "p_adjusted": None, "accuracy": None, "finding": "Edema"}
+    row["auroc"] = {"estimate": 0.81, "low": 0.7, "high": None}
+    table = {"schema": FINDINGS_LAYOUT, "stage": "heads", "rows": [row]}
     write_set(study.results / "findings_heads.json", table)
     write_set(study.results / "findings_shift.json", table | {"schema": 99})
     (study.results / "findings_audit.json").write_text("{")
     written = write_page(study)
     page = Page(Path(write_index(study, {"Edema": written})["file"]).read_text())
     tags = [tag for tag, _ in page.tags]
-    assert tags.index("h1") < tags.index("strong") < tags.index("nav")
-    assert "1 finding an image, each with a page of its own." in page.text
+    assert tags.index("h1") < tags.index("strong") < tags.index("img") < tags.index("nav")
+    assert "each with a page of its own. AUROC is 0.81 (Edema) on far." in page.text
+    assert [a["alt"] for a in page.all("img")] == ["AUROC by finding. far: Edema 0.81"]
     assert all(word in page.text for _, _, word in written["lights"])
     links = ["#findings", "#heads", "#shift", "#audit", "report.html"]
     assert [a["href"] for a in page.all("a")] == links

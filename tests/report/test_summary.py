@@ -3,7 +3,9 @@
 import pytest
 
 from pipeline.report.summary import (
+    aurocs_of_findings,
     headline,
+    headline_of_findings,
     lights,
     lights_of_findings,
     models,
@@ -205,6 +207,31 @@ def test_each_light_has_a_word(records, words):
     assert names == ["Leaks", "Shortcuts", "Shift", "Enough patients"]
     assert shown_words == words
     assert {*states} <= {"good", "warn", "bad", "unknown"}
+
+
+def test_over_findings_the_range_of_aurocs_is_said():
+    """Of each finding that backbone counts whose best head is best on validation."""
+    rows = [
+        {"finding": finding, "backbone": backbone, "domain": domain, "role": role}
+        | {"accuracy": value(accuracy), "auroc": value(auroc)}
+        for finding, backbone, accuracy, on_source, on_target in (
+            ("Edema", "net0", 0.9, 0.95, 0.9),
+            ("Edema", "net1", 0.8, 0.99, 0.99),
+            ("Mass", "net0", 0.9, 0.7, 0.6),
+        )
+        for domain, role, auroc in (
+            ("source", "validation", on_source),
+            ("b", "target", on_target),
+        )
+    ]
+    series = aurocs_of_findings(rows)
+    assert series["b"] == {"Edema": (0.9, 0.87, 0.93), "Mass": (0.6, 0.57, 0.63)}
+    assert headline_of_findings(2, series) == (
+        "2 findings an image, each with a page of its own. AUROC is 0.70 (Mass) to 0.95 (Edema) on "
+        "new patients of the source and 0.60 (Mass) to 0.90 (Edema) on b."
+    )
+    of_one = {"b": {"Mass": (0.6, None, None)}}
+    assert headline_of_findings(1, of_one).endswith("page of its own. AUROC is 0.60 (Mass) on b.")
 
 
 def test_of_each_light_the_worst_of_the_findings_is_shown():

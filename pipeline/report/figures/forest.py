@@ -101,13 +101,16 @@ def draw_intervals(
     grid(axes)
 
 
-def summary(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
+def summary(series: Mapping[str, Mapping[str, Interval]], measure: str = "accuracy") -> Figure:
     """Accuracy by domain, a colour and a marker for each model: the figure of the page.
 
     Args:
-        series: By name of the model, its accuracy by domain; of the first in every domain.
+        series: By name of the model, its accuracy by domain; over findings: by domain, the AUROC
+            by finding.
+        measure: ``accuracy``, which is shown in percent, or ``AUROC``, which is not.
     """
-    domains = list(next(iter(series.values())))
+    domains = list(dict.fromkeys(domain for values in series.values() for domain in values))
+    in_percent = measure == "accuracy"
     # Narrow, so that it can be read on a phone.
     figure = new_figure(0.65 + len(domains) * (0.2 + 0.16 * len(series)), 4.2)
     axes = figure.subplots()
@@ -115,17 +118,19 @@ def summary(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
         shift = 0.7 * ((len(series) - 1) / 2 - number) / len(series)
         look = {"shade": colour(number), "marker": MARKERS[number % len(MARKERS)]}
         shown = [
-            (len(domains) - 1 - domains.index(d) + shift, _percent(v)) for d, v in values.items()
+            (len(domains) - 1 - domains.index(d) + shift, _percent(v) if in_percent else v)
+            for d, v in values.items()
         ]
         draw_intervals(axes, shown, **look)
         axes.plot([], [], color=look["shade"], marker=look["marker"], label=printable(name))
         for height, (value, *_) in shown:
             place = axes.get_yaxis_transform()
-            axes.text(1.01, height, f"{value:.1f}", transform=place, va="center")
+            text = f"{value:.1f}" if in_percent else f"{value:.2f}"
+            axes.text(1.01, height, text, transform=place, va="center")
     name_rows(axes, domains)
     axes.tick_params(axis="y", labelsize=8.5)
     axes.set_ylim(-0.5, len(domains) - 0.5)
-    axes.set_xlabel("accuracy in %, with 95 % interval")
+    axes.set_xlabel(f"{measure}{' in %' * in_percent}, with 95 % interval")
     ncols = 1 if max(map(len, series)) > 24 else 3
     figure.legend(loc="outside upper left", ncols=ncols, frameon=False, fontsize=8)
     return figure
