@@ -4,18 +4,20 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from pipeline.data.arrays import findings_of_archive, is_archive, scan_archive, scan_stacks
 from pipeline.data.dicom import is_dicom
 from pipeline.data.images import HEAD_BYTES
-from pipeline.data.items import NO_CLASS, Item, Listing, read_file
+from pipeline.data.items import NO_CLASS, Item, Listing, images_below, read_file
 from pipeline.data.patients import FIT, SPLIT_OF, VALIDATION
 from pipeline.data.sources import folders_in_classes, scan, wrong_layout
-from pipeline.data.tables import find_columns, read_table, several_findings
+from pipeline.data.tables import SUFFIXES, Row, find_columns, read_table, several_findings
 from pipeline.errors import StudyError, WeightsError
 from pipeline.features.backbones import NO_DOWNLOAD, check_backbone_name, weights_file
 from pipeline.study import GIVEN, HEADER, Domain, ImageTable
@@ -30,7 +32,11 @@ _PATIENT_PATTERNS = (
 _MOST = 0.95
 #: Names of files that are shown of each class.
 _SHOWN = 3
+#: Rows of a table in which the names of images are looked for.
+_ROWS = 100
 _PREFERRED = "densenet121"
+
+_Read = Callable[[Path], tuple[Row, list[Row]]]
 
 
 def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) -> list[str]:
@@ -48,18 +54,51 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
     notes: list[str] = []
     for name in backbones:
         check_backbone_name(name)
+    read = cache(_header_and_rows)
+    data = [_table_of_images(path, read, notes) or path for path in data]
     lines = [f"name = {_quoted(_study_name(output))}", "seed = 0"]
-    if findings := _findings(data[0]):
+    if findings := _findings(data[0], read):
         notes.append("[source] images have several findings; each is a study of its own")
         if is_archive(data[0]):
             notes.append(f"[source] to name a finding write values = {{NAME = {findings[0]!r}}}")
         lines.append(f"findings = {json.dumps(findings, ensure_ascii=False)}")
     lines.append("")
-    for table, domain in _domains(data, "" if findings else None, notes):
+    for table, domain in _domains(data, "" if findings else None, read, notes):
         lines += _domain_lines(table, domain, output, notes)
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return notes
+
+
+def _header_and_rows(file: Path) -> tuple[Row, list[Row]]:
+    header, rows = read_table(file)
+    return header, [*rows]
+
+
+def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
+    """The table in a folder whose images have no class folders; None elsewhere."""
+    tables = [f for f in path.glob("*") if f.suffix.lower() in SUFFIXES] if path.is_dir() else []
+    tables = sorted(table for table in tables if _names_classes(table, read))
+    images = images_below(path).items if tables else ()
+    if not images or len({i.path.partition("/")[0] for i in images if "/" in i.path}) > 1:
+        return None
+    names = ", ".join(printable(table.name) for table in tables)
+    if len(tables) > 1:
+        raise StudyError(
+            f"{path} has no class folders, and tables: {names}. Give the one that has the classes: "
+            f"headrace init {path / 'NAME.csv'}"
+        )
+    notes.append(f"{path} has no class folders; the classes are taken from {names}")
+    return tables[0]
+
+
+def _names_classes(file: Path, read: _Read) -> bool:
+    """Whether a table has images and their classes, or findings: others may lie beside images."""
+    with suppress(StudyError):
+        header, rows = read(file)
+        find_columns(ImageTable(file=file), header, labelled=not several_findings(header, rows))
+        return True
+    return False
 
 
 def default_backbone() -> tuple[str, str]:
@@ -90,18 +129,18 @@ def _folder_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._-") or "study"
 
 
-def _findings(path: Path) -> list[str]:
+def _findings(path: Path, read: _Read) -> list[str]:
     if not path.is_file():
         return []
-    return findings_of_archive(path) if is_archive(path) else several_findings(path)
+    return findings_of_archive(path) if is_archive(path) else several_findings(*read(path))
 
 
 def _domains(
-    data: Sequence[Path], finding: str | None, notes: list[str]
+    data: Sequence[Path], finding: str | None, read: _Read, notes: list[str]
 ) -> Iterator[tuple[str, Domain]]:
     """``source``, its ``test.test`` where it has one, ``target.NAME``; equal names get a number."""
     names: list[str] = []
-    for wanted, whole in chain.from_iterable(_domains_of(path, finding) for path in data):
+    for wanted, whole in chain.from_iterable(_domains_of(path, finding, read) for path in data):
         name = wanted if names else "source"
         while name in names:
             name = f"{wanted}_{len(names)}"
@@ -117,7 +156,7 @@ def _domains(
             yield "test.test", replace(domain, split=parts["test"])
 
 
-def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]:
+def _domains_of(path: Path, finding: str | None, read: _Read) -> Iterator[tuple[str, Domain]]:
     """A folder, arrays, or the hospitals of a table."""
     if is_archive(path):
         table = ImageTable(file=path, finding=finding)
@@ -125,8 +164,9 @@ def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]
     elif not path.is_file():
         yield _folder_name(path.resolve().name), Domain(path=path)
     else:
-        header, rows = read_table(path)
-        table = ImageTable(file=path, finding=finding)
+        header, rows = read(path)
+        columns = _path_column(path, header, rows[:_ROWS])
+        table = ImageTable(file=path, columns=columns, finding=finding)
         labelled = Domain(path=path, table=table).labelled
         table = replace(table, columns=find_columns(table, header, labelled=labelled))
         at = [header.cells.index(name) for name in table.columns.get("domain", ())]
@@ -134,6 +174,20 @@ def _domains_of(path: Path, finding: str | None) -> Iterator[tuple[str, Domain]]
         for hospital in [name for name in hospitals if name or not at]:
             domain = Domain(path=path.parent, table=replace(table, domain=hospital))
             yield _folder_name(hospital or path.stem), domain
+
+
+def _path_column(file: Path, header: Row, rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
+    """The column in whose cells the names of images stand, where none is called like that."""
+    with suppress(StudyError):
+        find_columns(ImageTable(file=file), header, labelled=False)
+        return {}
+    images = [PurePosixPath(item.path) for item in images_below(file.parent).items]
+    names = {name for path in images for name in (str(path), path.name, path.stem)}
+    columns = zip(*(row.cells for row in rows), strict=True)
+    for column, cells in zip(header.cells, columns, strict=False):
+        if sum(cell in names for cell in cells) >= _MOST * len(cells):
+            return {"path": (column,)}
+    return {}
 
 
 def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) -> list[str]:

@@ -230,12 +230,11 @@ def check_finding(domain: Domain) -> None:
     table.check_finding(map(table.label, table.rows()))
 
 
-def several_findings(file: Path) -> list[str]:
+def several_findings(header: Row, rows: Sequence[Row]) -> list[str]:
     """Findings that the images of a table seem to have several of; none where each has a class.
 
     They are texts of the label with ``|`` between, or columns that hold marks alone.
     """
-    header, rows = read_table(file)
     columns = dict(zip(header.cells, zip(*(row.cells for row in rows), strict=True), strict=False))
     for name, cells in columns.items():
         if _plain(name) in _USUAL["label"]:

@@ -486,6 +486,33 @@ def test_init_finds_the_classes_and_writes_what_it_found(study_file):
     assert "[source] 24 images, classes: a, b\n  a     12  p50" in text
 
 
+@pytest.mark.parametrize("folder", ["img/", ""], ids=["above", "beside"])
+def test_init_takes_the_classes_from_a_table_of_images_without_class_folders(tmp_path, folder):
+    """As HAM10000 comes, with its classes in the column dx; other tables may lie there, too."""
+    with_files(tmp_path, f"{folder}p1.png", f"{folder}p2.png")
+    table = tmp_path / "metadata.csv"
+    table.write_text("image_id,dx,site\np1,nevus,vienna\np2,melanoma,vienna\n")
+    notes = write_study([tmp_path], tmp_path / "own.toml", ["densenet121"])
+    assert f"{tmp_path} has no class folders; the classes are taken from metadata.csv" in notes
+    assert load_study(tmp_path / "own.toml").source.table.file.samefile(table)
+    table.with_name("log.csv").write_text("time,who\n1,2\n3\n")
+    write_study([tmp_path], tmp_path / "third.toml", ["densenet121"])
+    table.with_name("test.csv").write_text("image_id,dx\n")
+    with pytest.raises(StudyError, match=r"tables: metadata.csv, test.csv. Give the one"):
+        write_study([tmp_path], tmp_path / "other.toml", ["densenet121"])
+
+
+def test_init_finds_the_column_of_the_images_by_its_cells(tmp_path):
+    """Whatever it is called; rows of no hospital are of none."""
+    with_files(tmp_path / "img", *(f"{k}.png" for k in range(6)))
+    rows = [f"{k},{'ab'[k % 2]},{('Oslo', 'Bergen', '')[k // 2]}\n" for k in range(6)]
+    (tmp_path / "t.csv").write_text("slide,label,hospital\n" + "".join(rows))
+    write_study([tmp_path / "t.csv"], tmp_path / "own.toml", ["densenet121"])
+    study = load_study(tmp_path / "own.toml")
+    assert study.source.table.columns["path"] == ("slide",)
+    assert [d.table.domain for d in study.domains] == ["Oslo", "Bergen"]
+
+
 def test_init_takes_numbered_folders_in_the_classes_as_patients(tmp_path):
     """Names such as image1.jpg say nothing of a patient."""
     paths = [f"data/{c}/patient{p:03}/image1.png" for c in "ab" for p in range(3)]
