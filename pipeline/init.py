@@ -63,8 +63,8 @@ def write_study(data: Sequence[Path], output: Path, backbones: Iterable[str]) ->
             notes.append(f"[source] to name a finding write values = {{NAME = {findings[0]!r}}}")
         lines.append(f"findings = {json.dumps(findings, ensure_ascii=False)}")
     lines.append("")
-    for table, domain in _domains(data, "" if findings else None, read, notes):
-        lines += _domain_lines(table, domain, output, notes)
+    for table, domain, listing in _domains(data, "" if findings else None, read, notes):
+        lines += _domain_lines(table, domain, listing or scan(domain), output, notes)
     lines += [f"[backbone.{_key(name)}]" for name in dict.fromkeys(backbones)]
     output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return notes
@@ -137,8 +137,11 @@ def _findings(path: Path, read: _Read) -> list[str]:
 
 def _domains(
     data: Sequence[Path], finding: str | None, read: _Read, notes: list[str]
-) -> Iterator[tuple[str, Domain]]:
-    """``source``, its ``test.test`` where it has one, ``target.NAME``; equal names get a number."""
+) -> Iterator[tuple[str, Domain, Listing | None]]:
+    """``source``, its ``test.test`` where it has one, ``target.NAME``; equal names get a number.
+
+    With what it holds, where that was looked at.
+    """
     names: list[str] = []
     for wanted, whole in chain.from_iterable(_domains_of(path, finding, read) for path in data):
         name = wanted if names else "source"
@@ -146,14 +149,14 @@ def _domains(
             name = f"{wanted}_{len(names)}"
         table = f"target.{_key(name)}" if names else "source"
         names.append(name)
-        domain, parts = _corrected(table, whole, notes)
+        domain, parts, listing = _corrected(table, whole, notes)
         split = "" if names[1:] else parts.get(FIT, "")
         if split and VALIDATION in parts:
             split = GIVEN
-        yield table, replace(domain, split=split)
+        yield table, replace(domain, split=split), None if split else listing
         if split and "test" in parts:
             names.append("test")
-            yield "test.test", replace(domain, split=parts["test"])
+            yield "test.test", replace(domain, split=parts["test"]), None
 
 
 def _domains_of(path: Path, finding: str | None, read: _Read) -> Iterator[tuple[str, Domain]]:
@@ -190,12 +193,13 @@ def _path_column(file: Path, header: Row, rows: Sequence[Row]) -> dict[str, tupl
     return {}
 
 
-def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) -> list[str]:
+def _domain_lines(
+    table: str, domain: Domain, listing: Listing, output: Path, notes: list[str]
+) -> list[str]:
     # As seen from the study file, so that both can move together.
     def seen(path: Path) -> str:
         return _quoted(Path(os.path.relpath(path.resolve(), output.resolve().parent)).as_posix())
 
-    listing = scan(domain)
     notes += _tree(table, listing)
     if table == "source" and len({item.label for item in listing.items} - {NO_CLASS}) == 1:
         raise StudyError(
@@ -220,18 +224,21 @@ def _domain_lines(table: str, domain: Domain, output: Path, notes: list[str]) ->
     return [*lines, ""]
 
 
-def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, dict[str, str]]:
+def _corrected(
+    table: str, domain: Domain, notes: list[str]
+) -> tuple[Domain, dict[str, str], Listing | None]:
     """The domain with the path and patterns that its layout needs; its parts, as they are called.
 
-    Parts are known of folders that hold their classes, and of arrays.
+    Parts are known of folders that hold their classes, and of arrays; what a domain holds is known
+    of class folders without parts.
     """
     if is_archive(domain.path) or (domain.path.is_dir() and any(domain.path.glob("*.npy"))):
         list_arrays = scan_archive if is_archive(domain.path) else scan_stacks
-        return domain, _parts({item.split for item in list_arrays(domain).items})
+        return domain, _parts({item.split for item in list_arrays(domain).items}), None
     if domain.table:
-        return domain, {}
-    items = scan(domain).items
-    while layout := wrong_layout(items):
+        return domain, {}, None
+    listing = scan(domain)
+    while layout := wrong_layout(listing.items):
         if table == "source" and layout.splits:
             notes.append(f"[source] the data are divided into {', '.join(layout.splits)}")
             parts = _parts(layout.splits)
@@ -239,16 +246,16 @@ def _corrected(table: str, domain: Domain, notes: list[str]) -> tuple[Domain, di
             if wrong := wrong_layout(scan(inner).items, in_splits=True):
                 notes.append(f"[source] {wrong.text}; written: {wrong.setting(domain.path)}")
                 domain = replace(domain, ignore=wrong.ignore)
-            return domain, parts
+            return domain, parts, None
         if not (layout.path or layout.ignore):
             raise StudyError(f"in {domain.path} {layout.text}. Give headrace init a table instead")
         notes.append(f"[{table}] {layout.text}; written: {layout.setting(domain.path)}")
         ignore = (*(domain.ignore or ()), *layout.ignore)
         domain = replace(domain, path=domain.path / layout.path, ignore=ignore)
-        items = scan(domain).items
-    if text := folders_in_classes(items):
+        listing = scan(domain)
+    if text := folders_in_classes(listing.items):
         notes.append(f"[{table}] {text}")
-    return domain, {}
+    return domain, {}, listing
 
 
 def _parts(names: Iterable[str]) -> dict[str, str]:
