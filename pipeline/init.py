@@ -80,9 +80,15 @@ def _table_of_images(path: Path, read: _Read, notes: list[str]) -> Path | None:
     tables = [f for f in path.glob("*") if f.suffix.lower() in SUFFIXES] if path.is_dir() else []
     tables = sorted(table for table in tables if _names_classes(table, read))
     images = images_below(path).items if tables else ()
-    if not images or len({i.path.partition("/")[0] for i in images if "/" in i.path}) > 1:
+    if not images:
         return None
     names = ", ".join(printable(table.name) for table in tables)
+    if len({i.path.partition("/")[0] for i in images if "/" in i.path}) > 1:
+        notes.append(
+            f"the folders in {path} are taken as the classes; if these are in {names}, run "
+            f"headrace init {path / tables[0].name}"
+        )
+        return None
     if len(tables) > 1:
         raise StudyError(
             f"{path} has no class folders, and tables: {names}. Give the one that has the classes: "

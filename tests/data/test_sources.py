@@ -502,6 +502,15 @@ def test_init_takes_the_classes_from_a_table_of_images_without_class_folders(tmp
         write_study([tmp_path], tmp_path / "other.toml", ["densenet121"])
 
 
+def test_init_says_that_a_table_beside_class_folders_may_have_the_classes(tmp_path):
+    """Images in two folders that are no classes look like class folders."""
+    with_files(tmp_path / "set", "part_1/p1.png", "part_2/p2.png")
+    table = tmp_path / "set" / "meta.csv"
+    table.write_text("image_id,dx\np1,nevus\np2,melanoma\n")
+    notes = write_study([tmp_path / "set"], tmp_path / "own.toml", ["densenet121"])
+    assert any(f"in meta.csv, run headrace init {table}" in note for note in notes)
+
+
 def test_init_finds_the_column_of_the_images_by_its_cells(tmp_path):
     """Whatever it is called; rows of no hospital are of none."""
     with_files(tmp_path / "img", *(f"{k}.png" for k in range(6)))
