@@ -210,8 +210,8 @@ def _summary(series: Mapping[str, Mapping[str, Any]], head: PageHead) -> _Block:
 
 
 def _summary_of_findings(series: Mapping[str, Mapping[str, Any]]) -> _Block:
-    """AUROC by finding, a colour for each domain."""
-    from pipeline.report.figures.forest import summary
+    """The figure on the first screen over several findings."""
+    from pipeline.report.figures.forest import aurocs
     from pipeline.report.figures.style import png_of
 
     numbers = "; ".join(
@@ -220,9 +220,10 @@ def _summary_of_findings(series: Mapping[str, Mapping[str, Any]]) -> _Block:
     )
     caption = (
         "AUROC of the best head of each finding on validation: how often an image with the finding "
-        "scores above one without it; 0.5 is chance. The line is its 95 % interval over patients."
+        "scores above one without it; the grey line is chance. The thin line is its 95 % interval "
+        "over patients."
     )
-    return _figure(png_of(summary, series, "AUROC"), caption, f"AUROC by finding. {numbers}")
+    return _figure(png_of(aurocs, series), caption, f"AUROC by finding. {numbers}")
 
 
 def _section(results: ResultSet, head: PageHead | None, explained: set[str]) -> _Block:

@@ -197,6 +197,16 @@ def test_the_figure_of_the_page_shows_every_model_in_every_domain():
     assert [text.get_text() for text in axes.texts] == ["90.0", "70.0"]
 
 
+def test_the_figure_over_findings_shows_each_in_every_domain():
+    """At its height, though a domain lacks one, on one scale; the line is at chance."""
+    series = {"validation": {"Edema": (0.9, 0.8, 1.0)}, "b": {"Mass": (0.7, None, None)}}
+    for axes, value, height in zip(forest.aurocs(series).axes, (0.9, 0.7), (1, 0), strict=True):
+        line, *_, point = axes.lines
+        assert list(line.get_xdata()) == [0.5, 0.5]
+        assert (*axes.get_xlim(),) == pytest.approx((0.475, 1.025))
+        assert (*point.get_xdata(), *point.get_ydata()) == (value, height)
+
+
 @pytest.fixture
 def study_file(tmp_path, monkeypatch):
     """A tiny study whose features are stored; the current folder is its folder."""

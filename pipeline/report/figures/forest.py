@@ -49,12 +49,36 @@ def _against(results: Results, key: str, column: str, baseline: str) -> Figure:
     return gains(of_panel, f"Accuracy against {baseline}")
 
 
-def gains(of_panel: Mapping[str, Rows], title: str) -> Figure:
-    """A panel for each domain, a row for each name, in points of accuracy around 0.
+def aurocs(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
+    """AUROC of each finding by domain, a line at chance: the figure of the page over findings."""
+    of_panel: dict[str, Rows] = {
+        domain: {finding: (value, {}) for finding, value in values.items()}
+        for domain, values in series.items()
+    }
+    figure = gains(of_panel, "AUROC by finding", "AUROC", line=0.5, scale=1)
+    of_domains = figure.axes[: len(series)]
+    left, right = zip(*(axes.get_xlim() for axes in of_domains), strict=True)
+    for axes in of_domains:  # side by side they are compared
+        axes.set_xlim(min(left), max(right))
+    return figure
+
+
+def gains(
+    of_panel: Mapping[str, Rows],
+    title: str,
+    measure: str = "points of accuracy gained",
+    *,
+    line: float = 0,
+    scale: float = 100,
+) -> Figure:
+    """A panel for each domain, a row for each name, around a line.
 
     Args:
         of_panel: Shares of images by title of the panel and name of the row.
         title: Of the figure.
+        measure: What the axis shows.
+        line: Where the measure says that there is nothing.
+        scale: By which shares are multiplied.
     """
     names = list(dict.fromkeys(name for rows in of_panel.values() for name in rows))
     if not names:
@@ -62,20 +86,20 @@ def gains(of_panel: Mapping[str, Rows], title: str) -> Figure:
     height = 0.45 + 0.2 * len(names)
     figure, cells = panels(len(of_panel), height=height, extra=0.7, sharey=True)
     for axes, (panel, rows) in zip(cells, of_panel.items(), strict=True):
-        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.axvline(line, color=GREY, linewidth=0.8)
         for name, (value, look) in rows.items():
             at = float(len(names) - 1 - names.index(name))
-            draw_intervals(axes, [(at, _percent(value))], **look)
+            draw_intervals(axes, [(at, _percent(value, scale))], **look)
         name_rows(axes, names)
         axes.set_title(printable(panel))
     figure.suptitle(printable(title), x=0.01, ha="left")
-    figure.supxlabel("points of accuracy gained, with 95 % interval", fontsize=8)
+    figure.supxlabel(f"{measure}, with 95 % interval", fontsize=8)
     return figure
 
 
-def _percent(interval: Interval) -> Interval:
-    low, high = (None if bound is None else 100 * bound for bound in interval[1:])
-    return 100 * interval[0], low, high
+def _percent(interval: Interval, scale: float = 100) -> Interval:
+    low, high = (None if bound is None else scale * bound for bound in interval[1:])
+    return scale * interval[0], low, high
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -101,16 +125,13 @@ def draw_intervals(
     grid(axes)
 
 
-def summary(series: Mapping[str, Mapping[str, Interval]], measure: str = "accuracy") -> Figure:
+def summary(series: Mapping[str, Mapping[str, Interval]]) -> Figure:
     """Accuracy by domain, a colour and a marker for each model: the figure of the page.
 
     Args:
-        series: By name of the model, its accuracy by domain; over findings: by domain, the AUROC
-            by finding.
-        measure: ``accuracy``, which is shown in percent, or ``AUROC``, which is not.
+        series: By name of the model, its accuracy by domain; of the first in every domain.
     """
-    domains = list(dict.fromkeys(domain for values in series.values() for domain in values))
-    in_percent = measure == "accuracy"
+    domains = list(next(iter(series.values())))
     # Narrow, so that it can be read on a phone.
     figure = new_figure(0.65 + len(domains) * (0.2 + 0.16 * len(series)), 4.2)
     axes = figure.subplots()
@@ -118,19 +139,17 @@ def summary(series: Mapping[str, Mapping[str, Interval]], measure: str = "accura
         shift = 0.7 * ((len(series) - 1) / 2 - number) / len(series)
         look = {"shade": colour(number), "marker": MARKERS[number % len(MARKERS)]}
         shown = [
-            (len(domains) - 1 - domains.index(d) + shift, _percent(v) if in_percent else v)
-            for d, v in values.items()
+            (len(domains) - 1 - domains.index(d) + shift, _percent(v)) for d, v in values.items()
         ]
         draw_intervals(axes, shown, **look)
         axes.plot([], [], color=look["shade"], marker=look["marker"], label=printable(name))
         for height, (value, *_) in shown:
             place = axes.get_yaxis_transform()
-            text = f"{value:.1f}" if in_percent else f"{value:.2f}"
-            axes.text(1.01, height, text, transform=place, va="center")
+            axes.text(1.01, height, f"{value:.1f}", transform=place, va="center")
     name_rows(axes, domains)
     axes.tick_params(axis="y", labelsize=8.5)
     axes.set_ylim(-0.5, len(domains) - 0.5)
-    axes.set_xlabel(f"{measure}{' in %' * in_percent}, with 95 % interval")
+    axes.set_xlabel("accuracy in %, with 95 % interval")
     ncols = 1 if max(map(len, series)) > 24 else 3
     figure.legend(loc="outside upper left", ncols=ncols, frameon=False, fontsize=8)
     return figure
